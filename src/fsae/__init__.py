@@ -1,0 +1,1 @@
+"""Experiments with sparse autoencoders on language-model activations, configured by Hydra."""

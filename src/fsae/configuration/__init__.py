@@ -1,0 +1,1 @@
+"""Settings: their schema, how YAML becomes them, and what must hold between them."""

@@ -1,0 +1,1 @@
+"""What a trained autoencoder is worth on held-out data."""

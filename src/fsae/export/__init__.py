@@ -1,0 +1,1 @@
+"""Autoencoders in and out of SAELens' file format."""

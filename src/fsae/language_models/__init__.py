@@ -1,0 +1,1 @@
+"""Language models as sources of activations: what we need of one, where it is read, how it is opened."""

@@ -1,0 +1,1 @@
+"""An objective as a sum of named terms over a forward record."""

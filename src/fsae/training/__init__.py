@@ -1,0 +1,1 @@
+"""The loop that minimises an objective, its state, and how it survives interruption."""
