@@ -1,0 +1,203 @@
+"""What every autoencoder has: weights, one typed forward record, and one class for training and inference."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fsae.autoencoders.codes import Codes
+
+
+class DecoderNorm(Enum):
+    """What holds the decoder's rows: `unit` renormalises them after every step, `free` lets sparsity terms weigh each
+    code by its row's norm, so that a code cannot be made cheap by a long row."""
+
+    unit = "unit"
+    free = "free"
+
+
+class EncoderInit(Enum):
+    """`transpose` starts the encoder as the decoder's transpose, `random` draws it on its own."""
+
+    transpose = "transpose"
+    random = "random"
+
+
+class BiasInit(Enum):
+    """Where `b_dec` starts: zeros, or the mean or geometric median of the first activations."""
+
+    zeros = "zeros"
+    mean = "mean"
+    geometric_median = "geometric_median"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderSettings(ABC):
+    """What every architecture lets one choose.
+
+    Attributes:
+        expansion: d_sae as a multiple of d_in, used where `d_sae` is null.
+        d_sae: number of latents, or null.
+        apply_b_dec_to_input: subtract b_dec from the input before encoding.
+        decoder_norm: what holds the decoder's rows.
+        encoder_init: how W_enc starts.
+        init_norm: norm of the decoder's rows at the start (1 under `decoder_norm: unit`).
+        b_dec_init: where b_dec starts.
+    """
+
+    expansion: float = 8.0
+    d_sae: int | None = None
+    apply_b_dec_to_input: bool = True
+    decoder_norm: DecoderNorm = DecoderNorm.unit
+    encoder_init: EncoderInit = EncoderInit.transpose
+    init_norm: float = 1.0
+    b_dec_init: BiasInit = BiasInit.geometric_median
+
+    # Fields of the forward record beyond the common ones; loss terms name those they need.
+    provides: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self):
+        if self.d_sae is not None and self.d_sae < 1:
+            raise ValueError(f"arch.d_sae is {self.d_sae}; a dictionary needs at least one latent")
+        if self.expansion <= 0:
+            raise ValueError(f"arch.expansion is {self.expansion}; it must be positive")
+        if self.init_norm <= 0:
+            raise ValueError(f"arch.init_norm is {self.init_norm}; it must be positive")
+        if self.decoder_norm is DecoderNorm.unit and self.init_norm != 1.0:
+            raise ValueError(
+                f"arch.init_norm is {self.init_norm} but arch.decoder_norm is unit, which makes it 1 after one step; "
+                "set arch.decoder_norm=free"
+            )
+
+    def width(self, d_in: int) -> int:
+        """Number of latents for inputs of width d_in."""
+        return self.d_sae if self.d_sae is not None else round(self.expansion * d_in)
+
+    def check_width(self, d_in: int) -> None:
+        """Raise ValueError where a choice cannot hold for inputs of width d_in."""
+
+    @abstractmethod
+    def build(self, d_in: int, generator: torch.Generator) -> "Autoencoder":
+        """An autoencoder with fresh weights, drawn from `generator`."""
+
+
+@dataclass(frozen=True, eq=False)
+class AffineMap:
+    """inputs @ weight + bias, multiplied out only by who needs every entry."""
+
+    inputs: Float[Tensor, "batch d_in"]
+    weight: Float[Tensor, "d_in d_sae"]
+    bias: Float[Tensor, " d_sae"]
+
+    def dense(self) -> Float[Tensor, "batch d_sae"]:
+        return torch.addmm(self.bias, self.inputs, self.weight)
+
+    def at(self, latents: Tensor) -> Float[Tensor, "batch latents"]:
+        """Only the named latents' columns."""
+        return torch.addmm(self.bias[latents], self.inputs, self.weight[:, latents])
+
+
+@dataclass(frozen=True, eq=False)
+class ForwardRecord:
+    """Everything a forward pass knows; losses and metrics read it and need no branch per architecture.
+
+    Attributes:
+        inputs: (batch, d_in) what was encoded, as given.
+        pre_activations: (batch, d_sae) as an affine map of the encoder's input. For gated: the magnitude path.
+        codes: (batch, d_sae).
+        reconstruction: (batch, d_in).
+        W_dec: (d_sae, d_in).
+        b_dec: (d_in,).
+        code_weights: (d_sae,) what a unit of each code is worth to a sparsity term: decoder norms under `free`,
+            None (all one) under `unit`.
+        gate: gated only: the rectified gate pre-activations, which carry the sparsity loss and the auxiliary path.
+        active: jumprelu only: 1 where a code is on, with the straight-through gradient to the thresholds.
+    """
+
+    inputs: Float[Tensor, "batch d_in"]
+    pre_activations: AffineMap
+    codes: Codes
+    reconstruction: Float[Tensor, "batch d_in"]
+    W_dec: Float[Tensor, "d_sae d_in"]
+    b_dec: Float[Tensor, " d_in"]
+    code_weights: Float[Tensor, " d_sae"] | None = None
+    gate: Codes | None = None
+    active: Codes | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """What an architecture's encoder returns; the base class completes it to a `ForwardRecord`."""
+
+    codes: Codes
+    pre_activations: AffineMap
+    extra: dict[str, Codes] = field(default_factory=dict)
+
+
+class Autoencoder(nn.Module, ABC):
+    """A sparse autoencoder: x -> codes -> codes @ W_dec + b_dec.
+
+    W_enc is (d_in, d_sae) and W_dec (d_sae, d_in). W_enc is held transposed in memory, because the sparse products
+    read and write whole rows of one latent in both matrices.
+    """
+
+    W_enc: nn.Parameter
+    W_dec: nn.Parameter
+    b_dec: nn.Parameter
+
+    def __init__(self, d_in: int, settings: AutoencoderSettings, generator: torch.Generator):
+        super().__init__()
+        self.settings = settings
+        self.d_in = d_in
+        self.d_sae = settings.width(d_in)
+        rows = torch.randn(self.d_sae, d_in, generator=generator)
+        rows *= settings.init_norm / rows.norm(dim=1, keepdim=True)
+        self.W_dec = nn.Parameter(rows)
+        if settings.encoder_init is EncoderInit.transpose:
+            encoder_rows = rows.clone()
+        else:
+            encoder_rows = torch.randn(self.d_sae, d_in, generator=generator) / d_in**0.5
+        self.W_enc = nn.Parameter(encoder_rows.T)
+        self.b_dec = nn.Parameter(torch.zeros(d_in))
+
+    @abstractmethod
+    def encode(self, x: Float[Tensor, "batch d_in"], sparse: bool = False) -> Encoding:
+        """Codes of x; with `sparse` they hold only the entries that may be non-zero. The numbers are the same."""
+
+    def forward(self, x: Float[Tensor, "batch d_in"], sparse: bool = False) -> ForwardRecord:
+        encoding = self.encode(x, sparse)
+        free = self.settings.decoder_norm is DecoderNorm.free
+        return ForwardRecord(
+            inputs=x,
+            pre_activations=encoding.pre_activations,
+            codes=encoding.codes,
+            reconstruction=self.decode(encoding.codes),
+            W_dec=self.W_dec,
+            b_dec=self.b_dec,
+            code_weights=self.W_dec.norm(dim=1) if free else None,
+            **encoding.extra,
+        )
+
+    def decode(self, codes: Codes) -> Float[Tensor, "batch d_in"]:
+        """codes @ W_dec + b_dec."""
+        return codes.decode(self.W_dec) + self.b_dec
+
+    def encoder_input(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+        """x, less b_dec where the settings say so."""
+        return x - self.b_dec if self.settings.apply_b_dec_to_input else x
+
+    @torch.no_grad()
+    def normalise_decoder(self) -> None:
+        """Give every decoder row unit norm, as `decoder_norm: unit` wants after each step."""
+        self.W_dec /= self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8)
+
+    @torch.no_grad()
+    def project_decoder_gradient(self) -> None:
+        """Remove from the decoder's gradient what would only change its rows' norms (they are renormalised)."""
+        grad = self.W_dec.grad
+        assert grad is not None
+        grad.addcmul_((grad * self.W_dec).sum(dim=1, keepdim=True), self.W_dec, value=-1.0)

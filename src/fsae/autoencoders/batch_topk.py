@@ -1,0 +1,70 @@
+"""The BatchTopK autoencoder (Bussmann et al. 2024, arXiv 2412.06410)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fsae.autoencoders.base import AffineMap, Autoencoder, Encoding
+from fsae.autoencoders.codes import Pattern, linear_codes
+from fsae.autoencoders.topk import KSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchTopKSettings(KSettings):
+    """On average k active latents a sample: in training the k x batch largest of the whole batch, afterwards those
+    above a threshold learned meanwhile.
+
+    Attributes:
+        threshold_decay: weight of the past in the moving average of the smallest active code.
+    """
+
+    threshold_decay: float = 0.99
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.threshold_decay < 1:
+            raise ValueError(f"arch.threshold_decay is {self.threshold_decay}; it must be in [0, 1)")
+
+    def build(self, d_in: int, generator: torch.Generator) -> "BatchTopK":
+        return BatchTopK(d_in, self, generator)
+
+
+class BatchTopK(Autoencoder):
+    """codes = relu(pre) at the k x batch largest entries of the batch (training) or above `threshold` (inference)."""
+
+    settings: BatchTopKSettings
+    threshold: Tensor
+
+    def __init__(self, d_in: int, settings: BatchTopKSettings, generator: torch.Generator):
+        super().__init__(d_in, settings, generator)
+        self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
+        # One number, kept in float32: the smallest code that a batch lets through, averaged over batches. Negative
+        # means that no batch was seen.
+        self.register_buffer("threshold", torch.tensor(-1.0))
+
+    def encode(self, x: Tensor, sparse: bool = False) -> Encoding:
+        inputs = self.encoder_input(x)
+        if sparse:
+            raw = linear_codes(inputs, self.W_enc, lambda products: Pattern.of_mask(self._mask(products + self.b_enc)))
+            codes = raw.with_values(torch.relu(raw.values + raw.columns(self.b_enc)))
+        else:
+            raw = linear_codes(inputs, self.W_enc)
+            pre = raw.values + self.b_enc
+            codes = raw.with_values(torch.relu(pre) * self._mask(pre.detach()))
+        return Encoding(codes, AffineMap(inputs, self.W_enc, self.b_enc))
+
+    def _mask(self, pre: Tensor) -> Tensor:
+        if not self.training:
+            return pre > self.threshold.clamp_min(0)
+        total = self.settings.k * pre.shape[0]
+        smallest = pre.flatten().topk(total, sorted=False).values.min().clamp_min(0)
+        self._remember(smallest)
+        # At or above the smallest one kept: ties beyond k x batch are let in rather than chosen between.
+        return (pre >= smallest) & (pre > 0)
+
+    @torch.no_grad()
+    def _remember(self, smallest: Tensor) -> None:
+        decay = self.settings.threshold_decay
+        averaged = decay * self.threshold + (1 - decay) * smallest
+        self.threshold.copy_(torch.where(self.threshold < 0, smallest, averaged))

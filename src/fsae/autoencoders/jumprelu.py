@@ -1,0 +1,79 @@
+"""The JumpReLU autoencoder (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fsae.autoencoders.base import AffineMap, Autoencoder, AutoencoderSettings, Encoding
+from fsae.autoencoders.codes import Pattern, linear_codes
+from fsae.autoencoders.straight_through import jump_relu, step
+
+
+@dataclass(frozen=True, kw_only=True)
+class JumpReLUSettings(AutoencoderSettings):
+    """A ReLU with a learned threshold per latent.
+
+    Attributes:
+        init_threshold: every threshold at the start, in units of the scaled activations.
+        bandwidth: width of the kernel that estimates the thresholds' gradient, in the same units.
+    """
+
+    init_threshold: float = 0.1
+    bandwidth: float = 0.1
+
+    provides: ClassVar[frozenset[str]] = frozenset({"active"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.init_threshold <= 0:
+            raise ValueError(f"arch.init_threshold is {self.init_threshold}; it must be positive (its log is learned)")
+        if self.bandwidth <= 0:
+            raise ValueError(f"arch.bandwidth is {self.bandwidth}; it must be positive")
+
+    def build(self, d_in: int, generator: torch.Generator) -> "JumpReLU":
+        return JumpReLU(d_in, self, generator)
+
+
+class JumpReLU(Autoencoder):
+    """codes = pre 1[pre > threshold], pre = (x - b_dec) W_enc + b_enc.
+
+    The log of the threshold is learned, so it stays positive; it stays in float32 whatever the other weights are,
+    because a step of a small learning rate would be lost in bfloat16.
+    """
+
+    settings: JumpReLUSettings
+
+    def __init__(self, d_in: int, settings: JumpReLUSettings, generator: torch.Generator):
+        super().__init__(d_in, settings, generator)
+        self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
+        self.log_threshold = nn.Parameter(torch.full((self.d_sae,), math.log(settings.init_threshold)))
+
+    @property
+    def threshold(self) -> Tensor:
+        """(d_sae,) thresholds."""
+        return self.log_threshold.exp()
+
+    def encode(self, x: Tensor, sparse: bool = False) -> Encoding:
+        inputs = self.encoder_input(x)
+        raw = linear_codes(inputs, self.W_enc, self._select if sparse else None)
+        pre = raw.values + raw.columns(self.b_enc)
+        threshold = raw.columns(self.threshold)
+        if raw.pattern is None:
+            threshold = threshold.expand_as(pre)
+        bandwidth = self.settings.bandwidth
+        codes = raw.with_values(jump_relu(pre, threshold, bandwidth))
+        active = raw.with_values(step(pre, threshold, bandwidth))
+        return Encoding(codes, AffineMap(inputs, self.W_enc, self.b_enc), {"active": active})
+
+    def _select(self, products: Tensor) -> Pattern:
+        # Below the threshold but within the kernel the code is zero and its threshold still has a gradient.
+        return Pattern.of_mask(products > self.threshold - self.settings.bandwidth / 2 - self.b_enc)
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        if self.log_threshold.dtype in (torch.bfloat16, torch.float16):
+            self.log_threshold.data = self.log_threshold.data.float()
+        return self

@@ -1,0 +1,34 @@
+"""The ReLU autoencoder (Cunningham et al. 2023, arXiv 2309.08600; Bricken et al. 2023)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fsae.autoencoders.base import AffineMap, Autoencoder, AutoencoderSettings, Encoding
+from fsae.autoencoders.codes import Pattern, linear_codes
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandardSettings(AutoencoderSettings):
+    """codes = relu(x W_enc + b_enc)."""
+
+    def build(self, d_in: int, generator: torch.Generator) -> "Standard":
+        return Standard(d_in, self, generator)
+
+
+class Standard(Autoencoder):
+    """codes = relu((x - b_dec) W_enc + b_enc)."""
+
+    def __init__(self, d_in: int, settings: StandardSettings, generator: torch.Generator):
+        super().__init__(d_in, settings, generator)
+        self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
+
+    def encode(self, x: Tensor, sparse: bool = False) -> Encoding:
+        inputs = self.encoder_input(x)
+        raw = linear_codes(inputs, self.W_enc, self._select if sparse else None)
+        codes = raw.with_values(torch.relu(raw.values + raw.columns(self.b_enc)))
+        return Encoding(codes, AffineMap(inputs, self.W_enc, self.b_enc))
+
+    def _select(self, products: Tensor) -> Pattern:
+        return Pattern.of_mask(products > -self.b_enc)
