@@ -1,0 +1,54 @@
+"""Terms that give gradient to what the main reconstruction cannot reach: a gate, dead latents."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fsae.autoencoders.base import ForwardRecord
+from fsae.losses.term import LossTerm, Measured, Moment
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateReconstruction(LossTerm):
+    """|x - (relu(gate) W_dec + b_dec)|^2 with decoder and bias detached (arXiv 2404.16014, eq. 8).
+
+    Detached, so that the auxiliary path trains the gate and cannot pull the decoder.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"gate"})
+
+    def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
+        assert record.gate is not None
+        through_gate = record.gate.decode(record.W_dec.detach()) + record.b_dec.detach()
+        return Measured((record.inputs - through_gate).square().sum(1).mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuxK(LossTerm):
+    """What the k strongest dead latents of each sample could explain of the residual (arXiv 2406.04093, A.2).
+
+    |e - z_dead W_dec|^2 with the residual e = x - x_hat detached, no bias, times min(dead / k, 1) so that a few dead
+    latents are not asked to explain everything.
+
+    Attributes:
+        k: dead latents a sample; null for half the input's width.
+    """
+
+    weight: float = 1 / 32
+    k: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.k is not None and self.k < 1:
+            raise ValueError(f"loss.auxiliary.k is {self.k}; it must be at least 1, or null for half the input's width")
+
+    def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
+        dead = moment.dead_latents
+        if dead.numel() == 0:
+            return Measured(record.inputs.new_zeros(()))
+        wanted = self.k if self.k is not None else max(1, record.inputs.shape[1] // 2)
+        k = min(wanted, dead.numel())
+        values, places = record.pre_activations.at(dead).topk(k, dim=1, sorted=False)
+        codes = values.new_zeros(values.shape[0], dead.numel()).scatter(1, places, values)
+        residual = (record.inputs - record.reconstruction).detach()
+        error = residual - codes @ record.W_dec[dead]
+        return Measured(error.square().sum(1).mean() * min(dead.numel() / wanted, 1.0))

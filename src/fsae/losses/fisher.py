@@ -1,0 +1,204 @@
+"""The Fisher penalty: the off-diagonal of a Fisher information matrix over the latents.
+
+    F = (1/B) sum_b g_b g_b^T,    penalty = sum_{i != j} F_ij^2,
+
+where g_b is a per-sample gradient over the latents. What it is the gradient of is the penalty's `form`. No form builds
+the d_sae x d_sae matrix: with K = G G^T, the (B, B) inner products of the samples' gradients,
+
+    sum_ij F_ij^2 = |K|^2 / B^2,    F_ii = (1/B) sum_b g_bi^2,
+
+and K is cheap where the g_b are as sparse as the codes. Where g is dense but low-rank (form `pre`) there is a second
+exact way through (d_in + 1)^2 matrices, and the cheaper one is taken.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fsae.autoencoders.base import AffineMap, ForwardRecord
+from fsae.autoencoders.codes import Codes
+from fsae.losses.term import LossTerm, Measured, Moment
+
+
+class FisherForm(Enum):
+    """What g is the gradient of, and with respect to what.
+
+    pre: sum h^2 in the pre-activations h, so g = 2h. FisherSAE's first version and its README.
+    post: sum f^2 in the codes f, so g = 2f.
+    correlation: as `post`, then g centred over the batch and each latent's column divided by its norm over the batch:
+        F = correlation / B. FisherSAE's code as finally released.
+    reconstruction: |x - x_hat|^2 / 2 in the pre-activations: the empirical Fisher matrix of a unit Gaussian decoder.
+        The activation's derivative is 1 where a code is on and 0 elsewhere, in every architecture here, so
+        g = 1[f != 0] (x_hat - x) W_dec^T.
+    """
+
+    pre = "pre"
+    post = "post"
+    correlation = "correlation"
+    reconstruction = "reconstruction"
+
+
+class FisherEstimator(Enum):
+    """`batch` is the definition applied to the batch, which is positive even for independent latents (about
+    n^2 / (B - 1) for normalised columns). `unbiased` takes pairs of different samples only,
+
+        1/(B(B-1)) sum_{b != c} [ (g_b . g_c)^2 - sum_i g_bi^2 g_ci^2 ],
+
+    whose mean over batches is the population's value (for `correlation`, up to the normalisation by the batch)."""
+
+    batch = "batch"
+    unbiased = "unbiased"
+
+
+class FisherSums(NamedTuple):
+    """sum_{i != j} F_ij^2 and sum_i F_ii^2, both scalars under one estimator."""
+
+    off_diagonal: Tensor
+    diagonal: Tensor
+
+    @property
+    def ratio(self) -> Tensor:
+        """Off-diagonal over diagonal: free of units, so comparable between runs. 0 where nothing is active."""
+        return torch.where(self.diagonal != 0, self.off_diagonal / self.diagonal, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fisher(LossTerm):
+    """sum_{i != j} F_ij^2 over the batch, and beside it `fisher_ratio`, the same over sum_i F_ii^2.
+
+    Attributes:
+        form: which Fisher matrix.
+        estimator: the batch's own value, or the population's without bias.
+    """
+
+    form: FisherForm = FisherForm.reconstruction
+    estimator: FisherEstimator = FisherEstimator.batch
+
+    def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
+        sums = fisher_sums(record, self.form, self.estimator)
+        return Measured(sums.off_diagonal, {"fisher_ratio": sums.ratio.detach()})
+
+
+def fisher_sums(record: ForwardRecord, form: FisherForm, estimator: FisherEstimator) -> FisherSums:
+    """The two sums over the Fisher matrix of one batch, differentiable in everything the record depends on.
+
+    Raises:
+        ValueError: the unbiased estimator of a batch of one sample.
+    """
+    if estimator is FisherEstimator.unbiased and record.inputs.shape[0] < 2:
+        raise ValueError("loss.fisher.estimator=unbiased needs at least two samples a batch; raise trainer.batch_size")
+    match form:
+        case FisherForm.pre:
+            moments = _affine_moments(record.pre_activations)
+        case FisherForm.post:
+            moments = _moments(record.codes.map(lambda f: 2 * f))
+        case FisherForm.correlation:
+            moments = _normalised_moments(record.codes)
+        case FisherForm.reconstruction:
+            moments = _moments(_reconstruction_gradient(record))
+    return moments.sums(estimator)
+
+
+class _Moments(NamedTuple):
+    """All that both estimators need of per-sample gradients g (B, n)."""
+
+    batch: int
+    gram: Tensor  # sum_bc (g_b . g_c)^2
+    gram_diagonal: Tensor  # sum_b |g_b|^4
+    column: Tensor  # sum_i (sum_b g_bi^2)^2
+    fourth: Tensor  # sum_bi g_bi^4
+
+    def sums(self, estimator: FisherEstimator) -> FisherSums:
+        B = self.batch
+        if estimator is FisherEstimator.batch:
+            return FisherSums((self.gram - self.column) / B**2, self.column / B**2)
+        pairs = B * (B - 1)
+        diagonal = (self.column - self.fourth) / pairs
+        return FisherSums((self.gram - self.gram_diagonal) / pairs - diagonal, diagonal)
+
+
+def _moments(g: Codes) -> _Moments:
+    batch, width = g.shape
+    squares = g.map(torch.square)
+    columns = squares.column_sums()
+    if g.pattern is None and width < batch:
+        # Fewer latents than samples: the (n, n) matrix is the smaller of the two, and has the same norm.
+        gram = (g.values.T @ g.values).square().sum()
+    else:
+        gram = g.gram().square().sum()
+    return _Moments(batch, gram, squares.row_sums().square().sum(), columns.square().sum(), squares.values.square().sum())
+
+
+def _reconstruction_gradient(record: ForwardRecord) -> Codes:
+    on = (record.codes.values != 0).to(record.reconstruction.dtype)
+    residual = record.reconstruction - record.inputs
+    sampled = record.codes.sample(residual, record.W_dec)
+    return sampled.with_values(sampled.values * on)
+
+
+def _affine_moments(pre: AffineMap) -> _Moments:
+    """Moments of g = 2h for h = inputs @ weight + bias, without the Gram matrix of the batch where that is dearer.
+
+    With X = [inputs, 1], W = [weight; bias], C = X'X and M = WW': |HH'|^2 = tr(CMCM) and sum_b h_bi^2 = w_i' C w_i.
+    """
+    batch, d_in = pre.inputs.shape
+    h = pre.dense()
+    if batch <= d_in:
+        return _moments(Codes(2 * h))
+    X = torch.cat([pre.inputs, pre.inputs.new_ones(batch, 1)], dim=1)
+    W = torch.cat([pre.weight, pre.bias.unsqueeze(0)])
+    CM = (X.T @ X) @ (W @ W.T)
+    squares = (2 * h).square()
+    return _Moments(
+        batch,
+        16 * (CM * CM.T).sum(),
+        squares.sum(1).square().sum(),
+        squares.sum(0).square().sum(),
+        squares.square().sum(),
+    )
+
+
+def _normalised_moments(codes: Codes) -> _Moments:
+    """Moments of g = (2f - mean) / (|2f - mean| + 1e-8), columns over the batch.
+
+    With S = 2f / norm and m = mean / norm the centred Gram matrix is SS' - (Sm)1' - 1(Sm)' + m'm: centring costs a
+    rank-one correction, and S stays as sparse as the codes.
+    """
+    batch = codes.shape[0]
+    doubled = codes.map(lambda f: 2 * f)
+    if codes.pattern is None:
+        centred = doubled.values - doubled.values.mean(0)
+        return _moments(Codes(centred / _column_norms(centred.square().sum(0))))
+    mean = doubled.column_sums() / batch
+    # sum_b (f - mean)^2, from the entries there are and the zeros there are not.
+    counts = doubled.map(torch.ones_like).column_sums()
+    deviations = doubled.with_values((doubled.values - doubled.columns(mean)).square()).column_sums()
+    norms = _column_norms(deviations + (batch - counts) * mean.square())
+    scaled = doubled.with_values(doubled.values / doubled.columns(norms))
+    m = mean / norms
+    absent = batch - counts
+
+    def over_entries(power: int) -> Tensor:
+        """sum_b (s_bi - m_i)^power by column, entries and absent zeros together."""
+        there = scaled.with_values((scaled.values - scaled.columns(m)) ** power).column_sums()
+        return there + absent * (-m) ** power
+
+    projections = scaled.with_values(scaled.values * scaled.columns(m)).row_sums()
+    gram = scaled.gram() - projections - projections.unsqueeze(1) + m.square().sum()
+    return _Moments(
+        batch,
+        gram.square().sum(),
+        gram.diagonal().square().sum(),
+        over_entries(2).square().sum(),
+        over_entries(4).sum(),
+    )
+
+
+def _column_norms(sums_of_squares: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
+    """Norms plus 1e-8, with gradient 0 where a column is constant (the square root's own is infinite there)."""
+    alive = sums_of_squares > 0
+    return torch.where(alive, sums_of_squares, 1.0).sqrt() * alive + 1e-8

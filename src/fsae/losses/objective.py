@@ -1,0 +1,67 @@
+"""The objective: a sum of named terms over a forward record."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fsae.autoencoders.base import AutoencoderSettings, ForwardRecord
+from fsae.losses.term import LossTerm, Moment
+
+
+@dataclass(frozen=True, eq=False)
+class Losses:
+    """One batch's objective.
+
+    Attributes:
+        total: differentiable scalar.
+        parts: detached scalars by name: `<term>` raw, `<term>_weighted`, and what terms measure beside.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+class Objective:
+    """sum_t weight_t(progress) term_t(record).
+
+    Args:
+        terms: by name, as in the config's `loss` group.
+    """
+
+    def __init__(self, terms: dict[str, LossTerm]):
+        self.terms = terms
+
+    def __call__(self, record: ForwardRecord, moment: Moment, progress: float, measure_all: bool) -> Losses:
+        """Evaluate the terms.
+
+        Args:
+            record: forward record of one batch.
+            moment: what terms need to know beyond it.
+            progress: share of the training that is done, 0 to 1.
+            measure_all: also evaluate terms whose weight is 0 now, to log them.
+        """
+        total = record.reconstruction.new_zeros(())
+        parts: dict[str, Tensor] = {}
+        for name, term in self.terms.items():
+            weight = term.weight_at(progress)
+            if weight == 0 and not measure_all:
+                continue
+            with torch.set_grad_enabled(weight != 0 and torch.is_grad_enabled()):
+                measured = term.measure(record, moment)
+            if weight != 0:
+                total = total + weight * measured.value
+            value = measured.value.detach()
+            parts |= {name: value, f"{name}_weighted": weight * value, **measured.beside}
+        return Losses(total, parts | {"loss": total.detach()})
+
+
+def check_terms(terms: dict[str, LossTerm], arch: AutoencoderSettings) -> None:
+    """Raise ValueError where a term reads something that the architecture's record does not hold."""
+    for name, term in terms.items():
+        missing = term.needs - arch.provides
+        if missing:
+            raise ValueError(
+                f"loss.{name} ({type(term).__name__}) needs a forward record with {', '.join(sorted(missing))}, which "
+                f"arch {type(arch).__name__.removesuffix('Settings')} does not have; choose another loss group or arch"
+            )

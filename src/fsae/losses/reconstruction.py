@@ -1,0 +1,15 @@
+"""How far the reconstruction is from its target."""
+
+from dataclasses import dataclass
+
+from fsae.autoencoders.base import ForwardRecord
+from fsae.losses.term import LossTerm, Measured, Moment
+
+
+@dataclass(frozen=True, kw_only=True)
+class SquaredError(LossTerm):
+    """|x - x_hat|^2 summed over the input's dimensions, averaged over the batch, in scaled units."""
+
+    def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
+        error = record.inputs - record.reconstruction
+        return Measured(error.square().sum(1).mean())

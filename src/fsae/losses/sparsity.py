@@ -1,0 +1,73 @@
+"""Pressure toward few active latents."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from fsae.autoencoders.base import ForwardRecord
+from fsae.losses.term import LossTerm, Measured, Moment
+
+
+@dataclass(frozen=True, kw_only=True)
+class L1(LossTerm):
+    """sum_i f_i |W_dec_i| averaged over the batch; for gated, of the rectified gate (arXiv 2404.16014, eq. 8)."""
+
+    def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
+        codes = record.gate if record.gate is not None else record.codes
+        values = codes.values.abs()
+        if record.code_weights is not None:
+            values = values * codes.columns(record.code_weights)
+        return Measured(values.sum() / codes.shape[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepL0(LossTerm):
+    """The number of active latents, with the straight-through gradient to thresholds (arXiv 2407.14435, eq. 9)."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"active"})
+
+    def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
+        assert record.active is not None
+        return Measured(record.active.values.sum() / record.active.shape[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetL0(LossTerm):
+    """(l0 / target - 1)^2, which settles at a chosen sparsity (arXiv 2407.14435, appendix F).
+
+    Attributes:
+        target: wanted mean number of active latents.
+    """
+
+    target: float = 64.0
+
+    needs: ClassVar[frozenset[str]] = frozenset({"active"})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.target <= 0:
+            raise ValueError(f"loss.sparsity.target is {self.target}; it must be positive")
+
+    def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
+        assert record.active is not None
+        l0 = record.active.values.sum() / record.active.shape[0]
+        return Measured((l0 / self.target - 1).square(), {"sparsity_l0": l0.detach()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TanhL0(LossTerm):
+    """sum_i tanh(c f_i |W_dec_i|) averaged over the batch, a smooth count (Anthropic, January 2025 update).
+
+    Attributes:
+        scale: c; the larger, the closer to a count.
+    """
+
+    scale: float = 4.0
+
+    def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
+        codes = record.codes
+        values = codes.values.abs()
+        if record.code_weights is not None:
+            values = values * codes.columns(record.code_weights)
+        return Measured(torch.tanh(self.scale * values).sum() / codes.shape[0])

@@ -1,0 +1,58 @@
+"""A loss term: one named number taken from a forward record, with a weight and a warm-up."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from fsae.autoencoders.base import ForwardRecord
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A term's raw value (a scalar, differentiable) and further numbers worth logging beside it, by name."""
+
+    value: Tensor
+    beside: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """What a term may need to know beyond the record.
+
+    Attributes:
+        dead_latents: (dead,) indices of latents that have not fired for long; empty if none.
+    """
+
+    dead_latents: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossTerm(ABC):
+    """A named part of the objective. Its settings are the term: there is nothing else to hold.
+
+    Attributes:
+        weight: factor in the objective; 0 measures the term without training on it.
+        warm_up: share of the training tokens over which the weight rises linearly from 0.
+    """
+
+    weight: float = 1.0
+    warm_up: float = 0.0
+
+    # Optional fields of the forward record that the term reads; architectures say which they provide.
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self):
+        if not 0 <= self.warm_up <= 1:
+            raise ValueError(f"{type(self).__name__}.warm_up is {self.warm_up}; it is a share of training, 0 to 1")
+
+    @abstractmethod
+    def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
+        """The term's raw value for one batch, before its weight."""
+
+    def weight_at(self, progress: float) -> float:
+        """The weight once a share `progress` (0 to 1) of the training is done."""
+        if self.warm_up == 0:
+            return self.weight
+        return self.weight * min(1.0, progress / self.warm_up)
