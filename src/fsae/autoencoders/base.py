@@ -149,6 +149,10 @@ class Autoencoder(nn.Module, ABC):
     W_dec: nn.Parameter
     b_dec: nn.Parameter
 
+    # Parameters and buffers that stay in float32 when the others go to a shorter type, because small steps would be
+    # lost there.
+    float32_names: ClassVar[tuple[str, ...]] = ()
+
     def __init__(self, d_in: int, settings: AutoencoderSettings, generator: torch.Generator):
         super().__init__()
         self.settings = settings
@@ -189,6 +193,15 @@ class Autoencoder(nn.Module, ABC):
     def encoder_input(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """x, less b_dec where the settings say so."""
         return x - self.b_dec if self.settings.apply_b_dec_to_input else x
+
+    def _apply(self, fn, recurse=True):
+        before = {name: getattr(self, name).data for name in self.float32_names}
+        super()._apply(fn, recurse)
+        for name, tensor in before.items():
+            moved = getattr(self, name)
+            if moved.dtype in (torch.bfloat16, torch.float16):
+                moved.data = tensor.to(moved.device, torch.float32)
+        return self
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:

@@ -1,6 +1,7 @@
 """The BatchTopK autoencoder (Bussmann et al. 2024, arXiv 2412.06410)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,11 +36,12 @@ class BatchTopK(Autoencoder):
 
     settings: BatchTopKSettings
     threshold: Tensor
+    float32_names: ClassVar[tuple[str, ...]] = ("threshold",)
 
     def __init__(self, d_in: int, settings: BatchTopKSettings, generator: torch.Generator):
         super().__init__(d_in, settings, generator)
         self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
-        # One number, kept in float32: the smallest code that a batch lets through, averaged over batches. Negative
+        # One number: the smallest code that a batch lets through, averaged over batches. Negative
         # means that no batch was seen.
         self.register_buffer("threshold", torch.tensor(-1.0))
 
@@ -66,5 +68,6 @@ class BatchTopK(Autoencoder):
     @torch.no_grad()
     def _remember(self, smallest: Tensor) -> None:
         decay = self.settings.threshold_decay
+        smallest = smallest.to(self.threshold.dtype)
         averaged = decay * self.threshold + (1 - decay) * smallest
         self.threshold.copy_(torch.where(self.threshold < 0, smallest, averaged))

@@ -12,6 +12,7 @@ made of the other two:
 On torch's own operators all three are sums over bags of rows (`embedding_bag`), which read only the rows they need.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,16 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+# The most entries that a dense slice of (d_sae, batch) may have while the Gram matrix's gradient is taken: about the
+# size of the weights of a wide dictionary.
+_SLICE_ENTRIES = 2**24
+
+with warnings.catch_warnings():
+    # torch says once a process that CSR tensors are in beta; here only their product is used, and tested. Said now,
+    # with nobody listening, it is not said in the middle of a run.
+    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+    torch.empty(0, 0).to_sparse_csr()
 
 
 class Pattern:
@@ -151,9 +162,9 @@ class _Gram(torch.autograd.Function):
         symmetric = grads[0] + grads[0].T
         order, rows, starts = pattern.by_column
         # (codes' @ symmetric) would be (n, B); only its entries at the pattern are wanted, so take it in slices of
-        # rows of the batch that keep the slice near the size of the weights.
+        # rows of the batch.
         result = torch.empty_like(values)
-        step = max(1, min(pattern.batch, 2**24 // max(1, pattern.width)))
+        step = max(1, min(pattern.batch, _SLICE_ENTRIES // pattern.width))
         for begin in range(0, pattern.batch, step):
             end = min(begin + step, pattern.batch)
             products = _sum_rows(symmetric[:, begin:end], rows, starts, values[order])
@@ -225,10 +236,11 @@ class Codes:
         return Codes(_Sample.apply(X, W_dec, self.pattern, None), self.pattern)  # pyright: ignore[reportArgumentType]
 
     def gram(self) -> Float[Tensor, "batch batch"]:
-        """codes @ codes.T."""
+        """codes @ codes.T, in float32 where the codes are in less (there is no sparse product in bfloat16)."""
+        values = self.values.to(torch.promote_types(self.values.dtype, torch.float32))
         if self.pattern is None:
-            return self.values @ self.values.T
-        return _Gram.apply(self.values, self.pattern)  # pyright: ignore[reportReturnType]
+            return values @ values.T
+        return _Gram.apply(values, self.pattern)  # pyright: ignore[reportReturnType]
 
 
 def linear_codes(
@@ -248,5 +260,6 @@ def linear_codes(
     with torch.no_grad():
         products = x @ W_enc
         pattern = select(products)
-        known = products.reshape(-1)[pattern.rows * pattern.width + pattern.columns]
+        # Under autocast the product is in bfloat16; the values, and so their gradients, are in the weights' type.
+        known = products.reshape(-1)[pattern.rows * pattern.width + pattern.columns].to(W_enc.dtype)
     return Codes(_Sample.apply(x, W_enc.T, pattern, known), pattern)  # pyright: ignore[reportArgumentType]

@@ -45,6 +45,7 @@ class JumpReLU(Autoencoder):
     """
 
     settings: JumpReLUSettings
+    float32_names: ClassVar[tuple[str, ...]] = ("log_threshold",)
 
     def __init__(self, d_in: int, settings: JumpReLUSettings, generator: torch.Generator):
         super().__init__(d_in, settings, generator)
@@ -70,10 +71,7 @@ class JumpReLU(Autoencoder):
 
     def _select(self, products: Tensor) -> Pattern:
         # Below the threshold but within the kernel the code is zero and its threshold still has a gradient.
-        return Pattern.of_mask(products > self.threshold - self.settings.bandwidth / 2 - self.b_enc)
-
-    def _apply(self, fn, recurse=True):
-        super()._apply(fn, recurse)
-        if self.log_threshold.dtype in (torch.bfloat16, torch.float16):
-            self.log_threshold.data = self.log_threshold.data.float()
-        return self
+        # The limit is compared with products, not with pre-activations: let in what rounding may put on either side.
+        lowest = self.threshold - self.settings.bandwidth / 2 - self.b_enc
+        rounding = torch.finfo(products.dtype).eps * (self.threshold + self.settings.bandwidth + self.b_enc.abs())
+        return Pattern.of_mask(products > lowest - 4 * rounding)

@@ -64,7 +64,7 @@ class TopK(Autoencoder):
             raw = linear_codes(inputs, self.W_enc, lambda products: self._select(products + self.b_enc))
             codes = raw.with_values(self.activation(raw.values + raw.columns(self.b_enc)))
         else:
-            pre = pre_activations.dense()
+            pre = linear_codes(inputs, self.W_enc).values + self.b_enc
             chosen = torch.zeros_like(pre, dtype=torch.bool).scatter_(1, self._indices(pre.detach()), True)
             codes = Codes(self.activation(pre) * chosen)
         return Encoding(codes, pre_activations)

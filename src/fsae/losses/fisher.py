@@ -123,6 +123,7 @@ class _Moments(NamedTuple):
 
 def _moments(g: Codes) -> _Moments:
     batch, width = g.shape
+    g = g.map(_wide)
     squares = g.map(torch.square)
     columns = squares.column_sums()
     if g.pattern is None and width < batch:
@@ -131,6 +132,11 @@ def _moments(g: Codes) -> _Moments:
     else:
         gram = g.gram().square().sum()
     return _Moments(batch, gram, squares.row_sums().square().sum(), columns.square().sum(), squares.values.square().sum())
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float32 at least: the off-diagonal sum is the difference of two close ones."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _reconstruction_gradient(record: ForwardRecord) -> Codes:
@@ -146,6 +152,7 @@ def _affine_moments(pre: AffineMap) -> _Moments:
     With X = [inputs, 1], W = [weight; bias], C = X'X and M = WW': |HH'|^2 = tr(CMCM) and sum_b h_bi^2 = w_i' C w_i.
     """
     batch, d_in = pre.inputs.shape
+    pre = AffineMap(_wide(pre.inputs), _wide(pre.weight), _wide(pre.bias))
     h = pre.dense()
     if batch <= d_in:
         return _moments(Codes(2 * h))
@@ -166,21 +173,22 @@ def _normalised_moments(codes: Codes) -> _Moments:
     """Moments of g = (2f - mean) / (|2f - mean| + 1e-8), columns over the batch.
 
     With S = 2f / norm and m = mean / norm the centred Gram matrix is SS' - (Sm)1' - 1(Sm)' + m'm: centring costs a
-    rank-one correction, and S stays as sparse as the codes.
+    rank-one correction, and S stays as sparse as the codes. Columns without a zero are centred in place: they would
+    not get sparser, and where they hardly vary the correction would be a difference of huge numbers.
     """
     batch = codes.shape[0]
-    doubled = codes.map(lambda f: 2 * f)
+    doubled = codes.map(lambda f: 2 * _wide(f))
     if codes.pattern is None:
         centred = doubled.values - doubled.values.mean(0)
         return _moments(Codes(centred / _column_norms(centred.square().sum(0))))
     mean = doubled.column_sums() / batch
     # sum_b (f - mean)^2, from the entries there are and the zeros there are not.
-    counts = doubled.map(torch.ones_like).column_sums()
+    absent = batch - doubled.map(torch.ones_like).column_sums()
     deviations = doubled.with_values((doubled.values - doubled.columns(mean)).square()).column_sums()
-    norms = _column_norms(deviations + (batch - counts) * mean.square())
-    scaled = doubled.with_values(doubled.values / doubled.columns(norms))
-    m = mean / norms
-    absent = batch - counts
+    norms = _column_norms(deviations + absent * mean.square())
+    centre = torch.where(absent == 0, mean, 0.0)
+    scaled = doubled.with_values((doubled.values - doubled.columns(centre)) / doubled.columns(norms))
+    m = (mean - centre) / norms
 
     def over_entries(power: int) -> Tensor:
         """sum_b (s_bi - m_i)^power by column, entries and absent zeros together."""

@@ -43,11 +43,14 @@ class Objective:
         """
         total = record.reconstruction.new_zeros(())
         parts: dict[str, Tensor] = {}
+        device = record.inputs.device.type
         for name, term in self.terms.items():
             weight = term.weight_at(progress)
             if weight == 0 and not measure_all:
                 continue
-            with torch.set_grad_enabled(weight != 0 and torch.is_grad_enabled()):
+            differentiated = weight != 0 and torch.is_grad_enabled()
+            # Autocast ends where the losses begin: they are sums over thousands of entries, in float32.
+            with torch.set_grad_enabled(differentiated), torch.autocast(device, enabled=False):
                 measured = term.measure(record, moment)
             if weight != 0:
                 total = total + weight * measured.value

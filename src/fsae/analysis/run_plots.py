@@ -1,0 +1,73 @@
+"""Pictures of one run, from the files in its folder: how training went, and how often its latents fire."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from fsae.tracking.spool import read_metrics
+
+# What a reader looks at first, with the axis it is best read on.
+CURVES = (
+    ("train/fvu", "fraction of variance unexplained", "log"),
+    ("train/l0", "active latents per vector (l0)", "log"),
+    ("train/fisher_ratio", "Fisher off-diagonal / diagonal", "log"),
+    ("train/dead_share", "share of dead latents", "linear"),
+)
+
+
+def plot_training(metrics: Path, picture: Path) -> None:
+    """The logged curves of a run against the vectors it has seen.
+
+    Args:
+        metrics: its `metrics.jsonl`.
+        picture: the PNG to write.
+    """
+    series: dict[str, tuple[list[int], list[float]]] = {}
+    for record in read_metrics(metrics):
+        for name, value in record.metrics.items():
+            steps, values = series.setdefault(name, ([], []))
+            steps.append(record.step)
+            values.append(value)
+    figure, axes = plt.subplots(2, 2, figsize=(10, 6), layout="constrained")
+    for axis, (name, title, scale) in zip(axes.flat, CURVES, strict=True):
+        steps, values = series.get(name, ([], []))
+        axis.plot(np.array(steps) / 1e6, values, color="tab:blue")
+        if scale == "log" and any(value > 0 for value in values):
+            axis.set_yscale("log")
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("training vectors (millions)")
+        axis.grid(alpha=0.3)
+    _save(figure, picture)
+
+
+def plot_firing(frequencies: Sequence[float], picture: Path) -> None:
+    """Histogram of how often each latent fires on held-out data, on a log axis; dead latents are named beside it.
+
+    Args:
+        frequencies: (d_sae,) share of vectors on which each latent is active.
+        picture: the PNG to write.
+    """
+    shares = np.asarray(frequencies, dtype=float)
+    alive = shares[shares > 0]
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    if len(alive):
+        axis.hist(np.log10(alive), bins=60, color="tab:blue")
+    axis.set_xlabel("log10 of the share of held-out vectors on which a latent is active")
+    axis.set_ylabel("latents")
+    axis.set_title(
+        f"{len(alive):,} of {len(shares):,} latents fire; {len(shares) - len(alive):,} never do", fontsize=10
+    )
+    axis.grid(alpha=0.3)
+    _save(figure, picture)
+
+
+def _save(figure: plt.Figure, picture: Path) -> None:
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(picture, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,155 @@
+"""The schema: which settings there are, and how composed YAML becomes real, frozen settings objects.
+
+Each component's settings stand beside it as a frozen dataclass. Here they are gathered into `RunSettings` and stored
+under `schema/...`, where the YAML files take them from, so that unknown keys and wrong types fail at composition.
+"""
+
+from dataclasses import dataclass, fields, is_dataclass, make_dataclass
+from enum import Enum
+from typing import Any, cast
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from fsae.autoencoders.base import AutoencoderSettings
+from fsae.autoencoders.batch_topk import BatchTopKSettings
+from fsae.autoencoders.gated import GatedSettings
+from fsae.autoencoders.jumprelu import JumpReLUSettings
+from fsae.autoencoders.standard import StandardSettings
+from fsae.autoencoders.topk import AbsTopKSettings, TopKSettings
+from fsae.evaluation.settings import EvaluationSettings
+from fsae.language_models.settings import ModelSettings
+from fsae.language_models.sites import Site
+from fsae.losses.auxiliary import AuxK, GateReconstruction
+from fsae.losses.fisher import Fisher
+from fsae.losses.reconstruction import SquaredError
+from fsae.losses.sparsity import L1, StepL0, TanhL0, TargetL0
+from fsae.losses.term import LossTerm
+from fsae.sources.activations import ActivationSourceSettings
+from fsae.sources.documents import DatasetSettings
+from fsae.tracking.tracker import TrackingSettings
+from fsae.training.settings import AdamSettings
+
+
+class Task(Enum):
+    """`train` makes an autoencoder and evaluates it; `eval` reads one from `sae.path` and evaluates it."""
+
+    train = "train"
+    eval = "eval"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathsSettings:
+    """Absolute folders: everything is written below `outputs`."""
+
+    outputs: str
+    runs: str
+    sweeps: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaeSettings:
+    """An existing autoencoder: `path` is a folder in SAELens' format."""
+
+    path: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Everything that one run is told.
+
+    Attributes:
+        task: what to do.
+        name: of the run, in its folder's name and in MLflow; null for one made from the settings.
+        seed: of the weights, the data's order and every other draw.
+    """
+
+    task: Task
+    name: str | None
+    seed: int
+    paths: PathsSettings
+    model: ModelSettings
+    site: Site
+    dataset: DatasetSettings
+    source: ActivationSourceSettings
+    arch: AutoencoderSettings
+    loss: dict[str, LossTerm]
+    trainer: AdamSettings
+    eval: EvaluationSettings
+    tracking: TrackingSettings
+    sae: SaeSettings
+
+
+SCHEMAS: dict[str, type] = {
+    "paths/paths": PathsSettings,
+    "model/model": ModelSettings,
+    "site/site": Site,
+    "dataset/dataset": DatasetSettings,
+    "source/activations": ActivationSourceSettings,
+    "arch/standard": StandardSettings,
+    "arch/gated": GatedSettings,
+    "arch/jumprelu": JumpReLUSettings,
+    "arch/topk": TopKSettings,
+    "arch/batch_topk": BatchTopKSettings,
+    "arch/abs_topk": AbsTopKSettings,
+    "loss/squared_error": SquaredError,
+    "loss/l1": L1,
+    "loss/step_l0": StepL0,
+    "loss/tanh_l0": TanhL0,
+    "loss/target_l0": TargetL0,
+    "loss/gate_reconstruction": GateReconstruction,
+    "loss/aux_k": AuxK,
+    "loss/fisher": Fisher,
+    "trainer/adam": AdamSettings,
+    "eval/eval": EvaluationSettings,
+    "tracking/tracking": TrackingSettings,
+    "sae/sae": SaeSettings,
+}
+
+
+def register_schemas() -> None:
+    """Store every schema where the YAML files refer to it."""
+    store = ConfigStore.instance()
+    for path, schema in SCHEMAS.items():
+        group, name = path.split("/")
+        store.store(name=name, node=_writable(schema), group=f"schema/{group}")
+    # At the root the groups are untyped: OmegaConf would make a node of the declared base class before the chosen
+    # schema arrives. `settings_of` checks their types afterwards.
+    root = [
+        (f.name, f.type, MISSING) if f.name in ("task", "name", "seed") else (f.name, Any, MISSING)
+        for f in fields(RunSettings)
+    ]
+    store.store(name="run_schema", node=make_dataclass("RunSettings", root))
+
+
+def _writable(schema: type) -> DictConfig:
+    """A node of a frozen dataclass that YAML and overrides may still change: OmegaConf makes such nodes read-only."""
+    node = OmegaConf.structured(schema)
+    OmegaConf.set_readonly(node, None)
+    return node
+
+
+def settings_of(config: DictConfig) -> RunSettings:
+    """Real settings objects of a composed config; their own range checks run here.
+
+    Raises:
+        ValueError: a value is missing or out of range, or a group holds something else than its schema.
+    """
+    values: dict[str, Any] = {}
+    for f in fields(RunSettings):
+        node = config[f.name]
+        values[f.name] = OmegaConf.to_object(node) if OmegaConf.is_config(node) else node
+    for f in fields(RunSettings):
+        expected = f.type
+        if is_dataclass(expected) and not isinstance(values[f.name], cast(type, expected)):
+            raise ValueError(
+                f"{f.name} is not a {cast(type, expected).__name__}; a YAML file of this group begins with "
+                f"`defaults: [/schema/{f.name}@_here_: ..., _self_]`"
+            )
+    for name, term in values["loss"].items():
+        if not isinstance(term, LossTerm):
+            raise ValueError(
+                f"loss.{name} is not a loss term; give it a schema in the YAML file's defaults, "
+                f"for instance `/schema/loss@{name}: l1`"
+            )
+    return RunSettings(**values)

@@ -1,0 +1,88 @@
+"""How far the latents of a batch are from independent: the Fisher penalty and the codes' correlation, held out."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fsae.autoencoders.base import AffineMap, ForwardRecord
+from fsae.losses.fisher import Fisher, FisherEstimator, FisherForm, FisherSums, fisher_sums
+
+
+class FisherMetric:
+    """Means over batches, all of one size B: these are statistics of a batch, and their expectations depend on B.
+
+    The first batch sets B and batches of another size are left out: the partial one at the end of a data set.
+
+    fisher: sum_{i != j} F_ij^2 under the run's form and estimator, in the units of the autoencoder that is evaluated.
+    fisher_ratio: the mean of that sum over the mean of sum_i F_ii^2; free of the activations' unit.
+    fisher_batch: B, without which the batch estimator's values cannot be compared.
+    code_correlation: mean_{i != j} r_ij^2 over pairs of latents whose codes vary in the batch, r_ij their correlation
+        coefficient over the batch. 0 where fewer than two vary.
+    code_correlation_excess: that less 1 / (B - 1), which it is on average for independent latents.
+    """
+
+    def __init__(self, fisher: Fisher, device: torch.device):
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        self._form, self._estimator = fisher.form, fisher.estimator
+        self._batch: int | None = None
+        self._batches = 0
+        self._off_diagonal = zero.clone()
+        self._diagonal = zero.clone()
+        self._correlation = zero.clone()
+
+    def update(self, record: ForwardRecord) -> None:
+        """Add one batch.
+
+        Raises:
+            ValueError: the first batch has one sample only.
+        """
+        batch = record.inputs.shape[0]
+        if self._batch is None:
+            if batch < 2:
+                raise ValueError(
+                    "the held-out part has a single vector; correlations between latents need at least two"
+                )
+            self._batch = batch
+        if batch != self._batch:
+            return
+        record = _in_float64(record)
+        sums = fisher_sums(record, self._form, self._estimator)
+        self._off_diagonal += sums.off_diagonal
+        self._diagonal += sums.diagonal
+        if (self._form, self._estimator) != (FisherForm.correlation, FisherEstimator.batch):
+            sums = fisher_sums(record, FisherForm.correlation, FisherEstimator.batch)
+        self._correlation += _mean_squared_correlation(sums, batch)
+        self._batches += 1
+
+    def compute(self) -> dict[str, float]:
+        assert self._batch is not None
+        correlation = (self._correlation / self._batches).item()
+        return {
+            "fisher": (self._off_diagonal / self._batches).item(),
+            "fisher_ratio": FisherSums(self._off_diagonal, self._diagonal).ratio.item(),
+            "fisher_batch": float(self._batch),
+            "code_correlation": correlation,
+            "code_correlation_excess": correlation - 1 / (self._batch - 1),
+        }
+
+
+def _mean_squared_correlation(sums: FisherSums, batch: int) -> Tensor:
+    """sum_{i != j} r_ij^2 / (n (n - 1)), from the sums over F = r / B; r_ii is 1 for the n latents that vary."""
+    varying = (sums.diagonal * batch**2).round()
+    pairs = varying * (varying - 1)
+    return torch.where(pairs > 0, sums.off_diagonal * batch**2 / pairs, 0.0)
+
+
+def _in_float64(record: ForwardRecord) -> ForwardRecord:
+    """What the Fisher sums read, in float64: the off-diagonal is a difference of sums of fourth powers over all pairs
+    of samples, and raw activations with norms of 1e4 and more are common."""
+    pre = record.pre_activations
+    return replace(
+        record,
+        inputs=record.inputs.double(),
+        pre_activations=AffineMap(pre.inputs.double(), pre.weight.double(), pre.bias.double()),
+        codes=record.codes.map(Tensor.double),
+        reconstruction=record.reconstruction.double(),
+        W_dec=record.W_dec.double(),
+    )

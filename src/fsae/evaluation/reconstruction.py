@@ -1,0 +1,63 @@
+"""How close reconstructions are to what they reconstruct."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fsae.autoencoders.base import ForwardRecord
+
+
+class ReconstructionMetric:
+    """Errors of x_hat against x, over all samples b of the held-out set.
+
+    mse: mean_b |x_b - x_hat_b|^2, summed over dimensions.
+    fvu: sum_b |x_b - x_hat_b|^2 / sum_b |x_b - mean(x)|^2, the fraction of variance unexplained; the mean is that of
+        the whole set. 1 - fvu is sae_lens' explained variance.
+    l2_ratio: mean_b |x_hat_b| / |x_b|, below 1 where reconstructions shrink. Samples with x_b = 0 are left out.
+    cosine: mean_b cos(x_b, x_hat_b), 0 for x_hat_b = 0. Samples with x_b = 0 are left out.
+    """
+
+    def __init__(self, d_in: int, device: torch.device):
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        self.samples = 0
+        self._mean = torch.zeros(d_in, dtype=torch.float64, device=device)
+        self._squared_deviation = zero.clone()
+        self._squared_error = zero.clone()
+        self._ratio = zero.clone()
+        self._cosine = zero.clone()
+        self._nonzero = zero.clone()
+
+    @property
+    def mean_input(self) -> Float[Tensor, " d_in"]:
+        """The mean of all inputs so far, in float64."""
+        return self._mean
+
+    def update(self, record: ForwardRecord) -> None:
+        x, x_hat = record.inputs.double(), record.reconstruction.double()
+        self._squared_error += (x - x_hat).square().sum()
+        self._add_deviation(x)
+
+        norm, norm_hat = x.norm(dim=1), x_hat.norm(dim=1)
+        self._nonzero += torch.count_nonzero(norm)
+        self._ratio += torch.where(norm > 0, norm_hat / norm, 0.0).sum()
+        product = norm * norm_hat
+        self._cosine += torch.where(product > 0, (x * x_hat).sum(1) / product, 0.0).sum()
+
+    def compute(self) -> dict[str, float]:
+        return {
+            "fvu": (self._squared_error / self._squared_deviation).item(),
+            "mse": (self._squared_error / self.samples).item(),
+            "cosine": (self._cosine / self._nonzero).item(),
+            "l2_ratio": (self._ratio / self._nonzero).item(),
+        }
+
+    def _add_deviation(self, x: Float[Tensor, "batch d_in"]) -> None:
+        # Chan, Golub and LeVeque's update. E|x|^2 - |E x|^2 would cancel where activations have a large mean.
+        batch = x.shape[0]
+        mean = x.mean(0)
+        shift = mean - self._mean
+        total = self.samples + batch
+        self._squared_deviation += (x - mean).square().sum()
+        self._squared_deviation += shift.square().sum() * (self.samples * batch / total)
+        self._mean += shift * (batch / total)
+        self.samples = total

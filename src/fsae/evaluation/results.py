@@ -1,0 +1,50 @@
+"""A run's held-out results: as a table to read and as flat names to compare."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+# Every metric of the evaluation, in the order in which they are shown.
+MEANINGS = {
+    "fvu": "fraction of variance unexplained",
+    "mse": "squared error, summed over dimensions",
+    "cosine": "cosine of reconstruction and input",
+    "l2_ratio": "|reconstruction| / |input|",
+    "l0": "active latents a sample",
+    "l1": "sum of |code| x |decoder row|",
+    "dead_share": "latents that never fire",
+    "dense_share": "latents on for more than 10 % of samples",
+    "fisher": "off-diagonal squares of the Fisher matrix, summed",
+    "fisher_ratio": "the same over the diagonal's squares",
+    "fisher_batch": "samples a batch, for these two",
+    "code_correlation": "mean squared correlation of two latents",
+    "code_correlation_excess": "the same less its value by chance",
+    "decoder_max_cosine": "cosine of a decoder row and its nearest other",
+    "ce_recovered_zero": "cross-entropy recovered, against zeros at the site",
+    "ce_recovered_mean": "cross-entropy recovered, against the mean activation",
+    "kl": "KL(model || model with reconstruction), nats a token",
+    "ce_base": "cross-entropy of the model, nats a token",
+    "ce_spliced": "with the reconstruction at the site",
+    "ce_zero": "with zeros at the site",
+    "ce_mean": "with the mean activation at the site",
+}
+
+
+def results_table(scalars: Mapping[str, float]) -> str:
+    """Aligned lines of name, value and meaning, in the order of `MEANINGS`, without a newline at the end."""
+    assert scalars.keys() <= MEANINGS.keys()
+    rows = [(name, f"{scalars[name]:.4g}", meaning) for name, meaning in MEANINGS.items() if name in scalars]
+    names, values = (max(len(row[column]) for row in rows) for column in (0, 1))
+    return "\n".join(f"{name:<{names}}  {value:>{values}}  {meaning}" for name, value, meaning in rows)
+
+
+def flat_results(scalars: Mapping[str, float]) -> dict[str, Any]:
+    """`eval/<metric>` to its value, as strict JSON can hold it.
+
+    What is not finite becomes null, and `notes` says under the same name what it was; without such a value there is no
+    `notes`.
+    """
+    results: dict[str, Any] = {f"eval/{name}": value for name, value in scalars.items()}
+    notes = {name: f"not finite: {value}" for name, value in results.items() if not math.isfinite(value)}
+    results |= dict.fromkeys(notes)
+    return results | {"notes": notes} if notes else results

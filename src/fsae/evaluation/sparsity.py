@@ -1,0 +1,75 @@
+"""How many latents are on, how strongly, and how often each one is."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fsae.autoencoders.base import ForwardRecord
+
+# A latent that is on for more than this share of the samples counts as dense.
+DENSE = 0.1
+
+
+class SparsityMetric:
+    """Activity of the codes f over all samples b and latents i of the held-out set. A latent is on where f_bi != 0.
+
+    l0: mean_b #{i : f_bi != 0}.
+    l1: mean_b sum_i |f_bi| |W_dec_i|; with decoder rows of unit norm it is sae_lens' l1.
+    dead_share: share of latents that are on for no sample.
+    dense_share: share of latents that are on for more than a tenth of the samples.
+    """
+
+    def __init__(self, d_sae: int, device: torch.device):
+        self._samples = 0
+        self._fired = torch.zeros(d_sae, dtype=torch.float64, device=device)
+        self._l1 = torch.zeros((), dtype=torch.float64, device=device)
+
+    @property
+    def firing_frequency(self) -> Float[Tensor, " d_sae"]:
+        """Share of the samples that each latent is on for, in float64."""
+        return self._fired / self._samples
+
+    def update(self, record: ForwardRecord) -> None:
+        codes = record.codes
+        self._samples += codes.shape[0]
+        self._fired += codes.map(lambda f: (f != 0).to(f.dtype)).column_sums()
+        norms = record.W_dec.norm(dim=1)
+        self._l1 += (codes.values.abs() * codes.columns(norms)).sum(dtype=torch.float64)
+
+    def compute(self) -> dict[str, float]:
+        frequency = self.firing_frequency
+        return {
+            "l0": (self._fired.sum() / self._samples).item(),
+            "l1": (self._l1 / self._samples).item(),
+            "dead_share": (frequency == 0).double().mean().item(),
+            "dense_share": (frequency > DENSE).double().mean().item(),
+        }
+
+
+class DensityHistogram(NamedTuple):
+    """How many latents fire how often: what an activation-density plot draws.
+
+    edges: (bins + 1,) log10 of the firing frequency, ten bins a decade, the last one ending at 0 (always on).
+    counts: (bins,) latents whose frequency is in [edge, next edge); the last bin includes 0.
+    dead: latents that never fire, which have no logarithm.
+    """
+
+    edges: list[float]
+    counts: list[int]
+    dead: int
+
+
+def density_histogram(firing_frequency: Float[Tensor, " d_sae"], samples: int) -> DensityHistogram:
+    """The histogram of log10 firing frequencies measured on `samples` samples, none of which is below 1 / samples."""
+    decades = max(1, math.ceil(math.log10(samples)))
+    bins = 10 * decades
+    frequency = firing_frequency.cpu()
+    logs = frequency[frequency > 0].log10()
+    # The tolerance keeps a frequency whose logarithm is an edge, rounded, in the bin that begins there.
+    places = (logs * 10 + bins + 1e-9).floor().long().clamp_max(bins - 1)
+    counts = torch.bincount(places, minlength=bins)
+    edges = [(place - bins) / 10 for place in range(bins + 1)]
+    return DensityHistogram(edges, counts.tolist(), int((frequency == 0).sum()))

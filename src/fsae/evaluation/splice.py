@@ -1,0 +1,142 @@
+"""What the language model loses with the reconstruction in the place of its activations."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fsae.autoencoders.base import Autoencoder
+from fsae.evaluation.finiteness import check_finite
+from fsae.language_models.sites import Site
+
+# Entries of log-softmax held at once, in float32; logits of a whole batch may be several gigabytes.
+_CHUNK_ENTRIES = 2**25
+
+Replacement = Callable[[Float[Tensor, "row position d_in"]], Tensor]
+
+
+class SpliceableModel(Protocol):
+    """All that the splice needs of a language model."""
+
+    def logits(
+        self, tokens: Int[Tensor, "row position"], replace: tuple[Site, Replacement] | None = None
+    ) -> Float[Tensor, "row position vocabulary"]:
+        """Logits of one forward pass, with the activations at a site replaced by a function of them."""
+        ...
+
+
+@torch.no_grad()
+def evaluate_splice(
+    model: SpliceableModel,
+    site: Site,
+    autoencoder: Autoencoder,
+    tokens: Int[Tensor, "row position"],
+    keep: Bool[Tensor, "row position"],
+    mean_activation: Float[Tensor, " d_in"],
+    rows_at_once: int,
+) -> dict[str, float]:
+    """Cross-entropy and divergence, in nats a token, of the model with something else at the site.
+
+    Everything acts, and is counted, at kept positions only: the model keeps its own activations elsewhere in every
+    variant (sae_lens ablates at all positions; with nothing left out it is the same). Every sum runs over all tokens.
+
+    ce_base: mean of -log p(next token) over kept positions that have a next token.
+    ce_spliced: the same with the reconstruction at the kept positions.
+    ce_zero, ce_mean: the same with zeros, or with the mean activation, at the kept positions.
+    ce_recovered_zero: (ce_zero - ce_spliced) / (ce_zero - ce_base), 1 where nothing is lost; sae_lens' ce_loss_score.
+    ce_recovered_mean: the same with ce_mean.
+    kl: mean over kept positions of KL(p_base || p_spliced).
+
+    Args:
+        model: runs one forward pass a variant, four in all.
+        site: where the autoencoder was trained.
+        autoencoder: in eval mode and in raw units.
+        tokens: held-out rows.
+        keep: positions that count for the autoencoder, as in training.
+        mean_activation: mean at the site over held-out vectors.
+        rows_at_once: rows a forward pass; two sets of their logits are held at a time.
+
+    Raises:
+        ValueError: no kept position has a next token, or activations at the site are not finite.
+    """
+    assert not autoencoder.training
+    if not keep[:, :-1].any():
+        raise ValueError(
+            f"none of the {tokens.numel()} held-out tokens can be predicted from a kept position; "
+            "raise eval.splice_tokens or give the dataset more text"
+        )
+    device = autoencoder.W_dec.device
+    keep, tokens = keep.to(device), tokens.to(device)
+    sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in ("base", "spliced", "zero", "mean")}
+    divergence = torch.zeros((), dtype=torch.float64, device=device)
+
+    for begin in range(0, tokens.shape[0], rows_at_once):
+        rows = slice(begin, begin + rows_at_once)
+        row_tokens, row_keep = tokens[rows], keep[rows]
+        reconstruct = _at(row_keep, lambda x: _reconstruct(autoencoder, x, site))
+        base, spliced = model.logits(row_tokens), model.logits(row_tokens, (site, reconstruct))
+        sums["base"] += _cross_entropy(base, row_tokens, row_keep)
+        sums["spliced"] += _cross_entropy(spliced, row_tokens, row_keep)
+        divergence += _divergence(base, spliced, row_keep)
+        del base, spliced
+        ablations = {"zero": torch.zeros_like, "mean": lambda x: mean_activation.to(x).expand_as(x)}
+        for name, ablation in ablations.items():
+            logits = model.logits(row_tokens, (site, _at(row_keep, ablation)))
+            sums[name] += _cross_entropy(logits, row_tokens, row_keep)
+            del logits
+
+    predictions = keep[:, :-1].sum()
+    ce = {name: total / predictions for name, total in sums.items()}
+    return {
+        "ce_recovered_zero": ((ce["zero"] - ce["spliced"]) / (ce["zero"] - ce["base"])).item(),
+        "ce_recovered_mean": ((ce["mean"] - ce["spliced"]) / (ce["mean"] - ce["base"])).item(),
+        "kl": (divergence / keep.sum()).item(),
+        **{f"ce_{name}": value.item() for name, value in ce.items()},
+    }
+
+
+def _at(keep: Bool[Tensor, "row position"], function: Callable[[Tensor], Tensor]) -> Replacement:
+    """Apply `function` to the vectors at the kept positions and leave the others as they are."""
+
+    def replacement(activations: Tensor) -> Tensor:
+        kept = keep.to(activations.device)
+        replaced = activations.clone()
+        replaced[kept] = function(activations[kept]).to(activations)
+        return replaced
+
+    return replacement
+
+
+def _reconstruct(autoencoder: Autoencoder, x: Float[Tensor, "vectors d_in"], site: Site) -> Tensor:
+    check_finite(x, f"activations at {site} of the rows that the reconstruction is spliced into")
+    return autoencoder(x.to(autoencoder.W_dec), sparse=True).reconstruction
+
+
+def _cross_entropy(logits: Tensor, tokens: Tensor, keep: Tensor) -> Tensor:
+    """The sum of -log p(next token) over kept positions that have one."""
+    flat = logits[:, :-1].flatten(0, 1)
+    targets = tokens[:, 1:].flatten().to(flat.device)
+    total = torch.zeros((), dtype=torch.float64, device=flat.device)
+    for places in _chunks(keep[:, :-1], flat):
+        # Promoted before the softmax: bfloat16 logits have three digits.
+        total += F.cross_entropy(flat[places].float(), targets[places], reduction="none").sum(dtype=torch.float64)
+    return total.to(tokens.device)
+
+
+def _divergence(base: Tensor, spliced: Tensor, keep: Tensor) -> Tensor:
+    """The sum of KL(p_base || p_spliced) over kept positions."""
+    base, spliced = base.flatten(0, 1), spliced.flatten(0, 1)
+    total = torch.zeros((), dtype=torch.float64, device=base.device)
+    for places in _chunks(keep, base):
+        log_p, log_q = base[places].float().log_softmax(1), spliced[places].float().log_softmax(1)
+        total += (log_p.exp() * (log_p - log_q)).sum(1).sum(dtype=torch.float64)
+    return total.to(keep.device)
+
+
+def _chunks(keep: Tensor, logits: Float[Tensor, "places vocabulary"]) -> tuple[Tensor, ...]:
+    """The kept places in portions whose log-softmax fits in memory."""
+    places = keep.flatten().nonzero().squeeze(1).to(logits.device)
+    return places.split(max(1, _CHUNK_ENTRIES // logits.shape[1]))

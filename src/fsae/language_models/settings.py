@@ -1,0 +1,64 @@
+"""The settings of a language model: where its weights are, and how they are run."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Package(Enum):
+    """Models that need no hub: two that install from the package registry, and a tiny random one made on the spot."""
+
+    smollm2_135m = "smollm2_135m"
+    gemma3_270m = "gemma3_270m"
+    tiny = "tiny"
+
+
+class DType(Enum):
+    """The floating-point type of the weights and so of the activations."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Device(Enum):
+    """Where the model runs; `auto` is the GPU if there is one. CUDA_VISIBLE_DEVICES chooses among several."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """One language model; exactly one of `package` and `path` says where it comes from.
+
+    Attributes:
+        name: what runs and tables call it.
+        path: a folder in Hugging Face's layout, or a name on its hub.
+        revision: branch, tag or commit of a hub model; None is the default branch.
+        package: a model that needs no hub.
+        batch_size: sequences per forward pass.
+
+    Raises:
+        ValueError: both or neither of `package` and `path` are set, a revision without a path, a batch size below 1.
+    """
+
+    name: str
+    path: str | None = None
+    revision: str | None = None
+    package: Package | None = None
+    dtype: DType = DType.float32
+    device: Device = Device.auto
+    batch_size: int = 8
+
+    def __post_init__(self):
+        if (self.path is None) == (self.package is None):
+            found = "both are null" if self.path is None else f"found {self.path!r} and {self.package}"
+            raise ValueError(
+                f"model.path and model.package: set exactly one ({found}); a package is one of "
+                f"{', '.join(package.name for package in Package)}; set the other one to null"
+            )
+        if self.revision is not None and self.path is None:
+            raise ValueError(f"model.revision is {self.revision!r}, but a packaged model has none; leave it null")
+        if self.batch_size < 1:
+            raise ValueError(f"model.batch_size is {self.batch_size}; it counts sequences, so it must be at least 1")

@@ -1,0 +1,73 @@
+"""Progress of long work: a live bar on a terminal, and plain lines in the run's log either way."""
+
+import logging
+import sys
+import time
+
+from tqdm import tqdm
+
+log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class Progress:
+    """Counts units of work towards a total; shows rate and time left.
+
+    Args:
+        label: what is being done.
+        total: units in all.
+        unit: what one unit is.
+        done: units that an earlier process did already.
+    """
+
+    def __init__(self, label: str, total: int, unit: str = "tokens", done: int = 0):
+        self.label, self.total, self.unit, self.done = label, total, unit, done
+        self._begin, self._done_at_begin, self._last_line = time.monotonic(), done, time.monotonic()
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            desc=label,
+            unit=f" {unit}",
+            unit_scale=True,
+            smoothing=0.1,
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        )
+
+    def advance(self, units: int) -> None:
+        """Note that `units` more are done."""
+        self.done += units
+        self._bar.update(units)
+        if time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._line()
+
+    def show(self, **numbers: float) -> None:
+        """Show these numbers beside the bar."""
+        self._bar.set_postfix({name: f"{value:.4g}" for name, value in numbers.items()}, refresh=False)
+        self._numbers = numbers
+
+    def rate(self) -> float:
+        """Units a second since this process began."""
+        return (self.done - self._done_at_begin) / max(1e-9, self.seconds())
+
+    def seconds(self) -> float:
+        """Time since this process began the work."""
+        return time.monotonic() - self._begin
+
+    def close(self) -> None:
+        self._bar.close()
+        self._line()
+
+    _numbers: dict[str, float] = {}  # noqa: RUF012 (replaced, never changed)
+
+    def _line(self) -> None:
+        self._last_line = time.monotonic()
+        rate = self.rate()
+        left = (self.total - self.done) / rate if rate > 0 else float("inf")
+        numbers = "".join(f", {name} {value:.4g}" for name, value in self._numbers.items())
+        log.info(
+            "%s: %s of %s %s (%.0f %%), %.0f %s/s, %.0f s left%s",
+            self.label, f"{self.done:,}", f"{self.total:,}", self.unit, 100 * self.done / max(1, self.total),
+            rate, self.unit, left, numbers,
+        )  # fmt: skip

@@ -1,0 +1,95 @@
+"""The entry point: compose the settings, check them, hand over.
+
+    python -m fsae.run model=gemma2b arch=gated
+
+It holds no class and no dataclass: a cluster launcher pickles this module by value.
+"""
+
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fsae.configuration.checks import check
+from fsae.configuration.conf_folder import conf_folder
+from fsae.configuration.refusal import explain, record_refusal
+from fsae.configuration.resolvers import deciding_settings, flat_settings, register_resolvers
+from fsae.configuration.schema import register_schemas, settings_of
+from fsae.tracking.status import Failure, RunState, mark
+
+log = logging.getLogger(__name__)
+
+register_schemas()
+register_resolvers()
+
+
+@hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
+def run(config: DictConfig) -> float | None:
+    """One job. Returns what a sweeper may minimise: the held-out fraction of variance unexplained."""
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    single = hydra_config.mode is RunMode.RUN
+    try:
+        try:
+            settings = settings_of(config)
+            check(settings)
+        except (ValueError, OmegaConfBaseException) as error:
+            mark(folder, RunState.refused, Failure(kind=type(error).__name__, message=explain(error)))
+            raise
+        # Imported only now: what it needs takes seconds, and wrong settings shall be told at once.
+        from fsae.run_experiment import Origin, run_experiment
+
+        origin = Origin(
+            folder=folder,
+            config_yaml=OmegaConf.to_yaml(OmegaConf.create(OmegaConf.to_container(config, resolve=True))),
+            overrides=list(hydra_config.overrides.task),
+            deciding=deciding_settings(config),
+            flat=flat_settings(config),
+        )
+        return run_experiment(settings, origin).get("eval/fvu")
+    except BaseException as error:
+        if not single or isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        sys.exit(_report(error))
+
+
+def _report(error: BaseException) -> int:
+    """Say once what ended a single run; returns the exit status."""
+    log.debug("", exc_info=error)
+    name = type(error).__name__
+    if name == "Interrupted":
+        log.warning("%s; the same command goes on from the saved state", error)
+        return 143 if "SIGTERM" in str(error) else 130
+    if isinstance(error, ValueError | OSError | OmegaConfBaseException):
+        log.error("%s", explain(error))
+    else:
+        log.error("%s", "".join(traceback.format_exception(error)))
+    return 1
+
+
+def main() -> None:
+    """`python -m fsae.run`, and the console script `fsae`."""
+    wants_traceback = "HYDRA_FULL_ERROR" in os.environ
+    # Hydra then raises instead of printing, so that a refused composition is told and recorded as everything else.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        run()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if wants_traceback:
+            raise
+        message = explain(error)
+        record_refusal(message, type(error).__name__)
+        print(f"fsae: {message}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

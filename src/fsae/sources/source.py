@@ -1,0 +1,44 @@
+"""A source of training vectors: what everything after it may know of where they come from."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Inputs and what they shall be turned into; for an autoencoder both are the same tensor."""
+
+    inputs: Float[Tensor, "batch d_in"]
+    targets: Float[Tensor, "batch d_out"]
+
+
+class Source(Protocol):
+    """A resumable stream of shuffled training vectors, and a held-out part.
+
+    Attributes:
+        d_in: width of the vectors.
+        unit: what one vector is, for axes and progress ("tokens", "samples").
+    """
+
+    d_in: int
+    unit: str
+
+    def first_vectors(self) -> Float[Tensor, "vectors d_in"]:
+        """Raw vectors of the training part, to measure scale and centre on; the stream's first ones."""
+        ...
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Raw training batches without end, from the position on."""
+        ...
+
+    def held_out(self, count: int, batch_size: int) -> Iterator[Float[Tensor, "batch d_in"]]:
+        """At least one and at most `count` raw vectors of the held-out part, always the same ones."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position: enough to go on with exactly the batch that would have come next."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...

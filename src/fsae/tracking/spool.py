@@ -1,0 +1,122 @@
+"""`metrics.jsonl`: one JSON line a logging call, on disk before any server hears of it."""
+
+import json
+import math
+import os
+import posixpath
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+# What MLflow accepts as a metric's name on every system. A name it refuses would hold up all that follow it.
+METRIC_NAME = re.compile(r"[\w.\- /]{1,250}")
+
+
+@dataclass(frozen=True)
+class MetricRecord:
+    """One line: the values logged at `step`, `time_ms` after 1970; `end` is the byte at which the next line starts."""
+
+    time_ms: int
+    step: int
+    metrics: dict[str, float]
+    end: int
+
+
+class MetricLog:
+    """Appends to a `metrics.jsonl`; every line reaches the operating system at once, so that a kill loses none.
+
+    Args:
+        path: the file, made when it is not there.
+        position: bytes to keep, from the checkpoint that is resumed; what was logged after it is dropped.
+
+    Raises:
+        ValueError: the file is shorter than `position`.
+    """
+
+    def __init__(self, path: Path, position: int = 0) -> None:
+        self.path = path
+        self._known_names: set[str] = set()
+        self._file = path.open("ab")
+        self.truncate_to(position)
+
+    def append(self, metrics: Mapping[str, float], step: int) -> None:
+        """Write one line.
+
+        Raises:
+            ValueError: a name that MLflow would refuse.
+            OSError: no space is left.
+        """
+        for name in metrics.keys() - self._known_names:
+            if not METRIC_NAME.fullmatch(name) or posixpath.normpath(name) != name or name.startswith(("..", "/")):
+                raise ValueError(
+                    f"metric name {name!r}: use letters, digits, and _ - . / or spaces, "
+                    "at most 250 of them, as in train/l0"
+                )
+            self._known_names.add(name)
+        record = {
+            "time_ms": time.time_ns() // 1_000_000,
+            "step": step,
+            "metrics": {name: _to_json(value) for name, value in metrics.items()},
+        }
+        self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+
+    def position(self) -> int:
+        """Bytes written, after making sure that they survive a crash of the machine."""
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def truncate_to(self, position: int) -> None:
+        """Drop every line after the first `position` bytes.
+
+        Raises:
+            ValueError: the file is shorter than that.
+        """
+        size = self._file.seek(0, os.SEEK_END)
+        if size < position:
+            raise ValueError(
+                f"{self.path} has {size} bytes, and the checkpoint was saved when it had {position}: "
+                "restore the file, or delete the checkpoints to start anew"
+            )
+        self._file.truncate(position)
+        self._file.seek(position)
+
+    def close(self) -> None:
+        """Make the lines safe on disk and close the file; again is harmless."""
+        if not self._file.closed:
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+
+def read_metrics(path: Path, start: int = 0) -> Iterator[MetricRecord]:
+    """The records from byte `start` on, in the order of logging; a last line that is still being written is left out.
+
+    Raises:
+        ValueError: a complete line is not a record.
+        FileNotFoundError: there is no such file.
+    """
+    with path.open("rb") as file:
+        file.seek(start)
+        end = start
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            begin, end = end, end + len(line)
+            try:
+                record = json.loads(line)
+                # float() reads the names of the non-finite values as `_to_json` writes them.
+                metrics = {name: float(value) for name, value in record["metrics"].items()}
+                yield MetricRecord(time_ms=record["time_ms"], step=record["step"], metrics=metrics, end=end)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"{path}: the line at byte {begin} is not a record of metrics: {line[:80]!r}"
+                ) from error
+
+
+def _to_json(value: float) -> float | str:
+    # JSON has no numbers for these, and a reader other than Python's stops at a bare NaN.
+    if math.isfinite(value):
+        return float(value)
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

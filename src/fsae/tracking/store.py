@@ -1,0 +1,134 @@
+"""Which MLflow store a run is logged to, how it is opened, and how a person looks at it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SERVER_SCHEMES = ("http", "https")
+DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
+
+# One request fails fast instead of holding the uploader for minutes: it tries again by itself.
+MLFLOW_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
+def resolve_uri(setting: str | None, outputs: Path) -> str:
+    """The store to use: the setting, else MLFLOW_TRACKING_URI, else `outputs`/mlflow.db; a SQLite path made absolute.
+
+    Raises:
+        ValueError: not a tracking server and not a database.
+    """
+    if setting:
+        return checked_uri(setting, "tracking.uri")
+    if inherited := os.environ.get("MLFLOW_TRACKING_URI"):
+        return checked_uri(inherited, "MLFLOW_TRACKING_URI")
+    return f"sqlite:///{outputs.absolute() / 'mlflow.db'}"
+
+
+def checked_uri(uri: str, origin: str) -> str:
+    """The URI with a SQLite path made absolute, so that it means the same in a job with another working directory.
+
+    Raises:
+        ValueError: not a tracking server and not a database; says that the URI came from `origin`.
+    """
+    scheme = _scheme(uri)
+    if scheme not in SERVER_SCHEMES + DATABASE_SCHEMES:
+        raise ValueError(
+            f"{origin}={without_password(uri)}: MLflow's store of plain files is no longer maintained; give a server "
+            "(http://127.0.0.1:5000) or a database (sqlite:////absolute/mlflow.db, postgresql://user@host/name)"
+        )
+    if scheme != "sqlite":
+        return uri
+    dialect, found, rest = uri.partition(":///")
+    path, mark, query = rest.partition("?")
+    if not found or path in ("", ":memory:"):
+        raise ValueError(f"{origin}={uri}: name a file, as in sqlite:////absolute/path/mlflow.db")
+    return f"{dialect}:///{Path(path).absolute()}{mark}{query}"
+
+
+def artifact_root(uri: str, outputs: Path) -> Path | None:
+    """Where artifacts lie: beside a SQLite file, in `outputs` for another database; None where a server decides."""
+    if _scheme(uri) in SERVER_SCHEMES:
+        return None
+    database = _sqlite_file(uri)
+    return (database.parent if database else outputs.absolute()) / "mlartifacts"
+
+
+def without_password(uri: str) -> str:
+    """The URI fit to be shown and written down."""
+    parts = urlsplit(uri)
+    if parts.password is None:
+        return uri
+    user_and_host = parts.netloc.replace(f":{parts.password}@", "@")
+    return urlunsplit(parts._replace(netloc=user_and_host))
+
+
+def ui_command(uri: str) -> str:
+    """What opens the store in a browser: a shell command, or for a server its address."""
+    if _scheme(uri) in SERVER_SCHEMES:
+        return without_password(uri)
+    return f"mlflow ui --backend-store-uri {shlex.quote(without_password(uri))} --host 127.0.0.1"
+
+
+def run_link(uri: str, experiment_id: str, run_id: str) -> str:
+    """The address of a run's page, for a database in the UI that `ui_command` starts."""
+    base = without_password(uri).rstrip("/") if _scheme(uri) in SERVER_SCHEMES else "http://127.0.0.1:5000"
+    # Without the workflow type the page opens in the mode for language-model applications.
+    return f"{base}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+
+
+def open_store(uri: str) -> MlflowClient:
+    """A client for the store; a SQLite file that is not there yet is made first. Imports MLflow (2 s).
+
+    Raises:
+        mlflow.exceptions.MlflowException: the store cannot be opened.
+    """
+    for name, value in MLFLOW_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    database = _sqlite_file(uri)
+    if database and not database.exists():
+        create_database(database)
+    return MlflowClient(tracking_uri=uri)
+
+
+def create_database(path: Path) -> None:
+    """Make a fresh MLflow SQLite file, unless there is one; any number of processes may try at once.
+
+    MLflow's own migration of an empty file fails in all processes but one when several start it, and a kill in its
+    middle leaves a file that never opens again: so one process at a time, and aside.
+    """
+    import logging
+
+    from filelock import FileLock
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if path.exists():
+            return
+        beside = path.with_name(path.name + ".new")
+        beside.unlink(missing_ok=True)
+        MlflowClient(tracking_uri=f"sqlite:///{beside}").search_experiments(max_results=1)
+        beside.replace(path)
+
+
+def _scheme(uri: str) -> str:
+    return uri.partition("://")[0].partition("+")[0] if "://" in uri else ""
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    return Path(uri.partition(":///")[2].partition("?")[0]) if _scheme(uri) == "sqlite" else None

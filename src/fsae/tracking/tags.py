@@ -1,0 +1,59 @@
+"""Where a run came from: code, command, machine, job. Tags by which MLflow's table is filtered."""
+
+import os
+import platform
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+
+def run_tags(overrides: Sequence[str]) -> dict[str, str]:
+    """The tags of a run that this process starts with these overrides. What cannot be known is left out."""
+    return {
+        "mlflow.source.name": " ".join(["python -m fsae.run", *overrides]),
+        "mlflow.source.type": "LOCAL",
+        "fsae.overrides": " ".join(overrides),
+        "fsae.version": version("fsae"),
+        "fsae.torch": version("torch"),
+        "fsae.host": socket.gethostname(),
+        "fsae.platform": platform.platform(),
+        **git_tags(),
+        **scheduler_tags(os.environ),
+    }
+
+
+def git_tags() -> dict[str, str]:
+    """Commit and dirty flag of the repository that this code is in, else of the working directory's; else nothing."""
+    here = Path(__file__)
+    # Installed into an environment, the code may lie inside a repository that does not track it.
+    own = _git(here.parent, "ls-files", "--error-unmatch", here.name) is not None
+    repository = here.parent if own else Path.cwd()
+    commit = _git(repository, "rev-parse", "HEAD")
+    if commit is None:
+        return {}
+    changes = _git(repository, "status", "--porcelain")
+    # MLflow shows its own tag as the run's source version.
+    return {"mlflow.source.git.commit": commit, "fsae.git_dirty": str(bool(changes)).lower()}
+
+
+def scheduler_tags(environment: Mapping[str, str]) -> dict[str, str]:
+    """The cluster job: Slurm (array jobs as ARRAY_TASK, as Slurm writes them), PBS or LSF; else nothing."""
+    if "SLURM_JOB_ID" in environment:
+        array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
+        return {"fsae.job": f"slurm {array}_{task}" if array and task else f"slurm {environment['SLURM_JOB_ID']}"}
+    for scheduler, variable in (("pbs", "PBS_JOBID"), ("lsf", "LSB_JOBID")):
+        if variable in environment:
+            return {"fsae.job": f"{scheduler} {environment[variable]}"}
+    return {}
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(directory), *arguments], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

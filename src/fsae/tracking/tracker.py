@@ -1,0 +1,88 @@
+"""A run's tracking: every value goes to `metrics.jsonl`, and a process beside the run carries it from there to MLflow."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from fsae.tracking.run_folder import RunFolder
+from fsae.tracking.spool import MetricLog
+from fsae.tracking.store import checked_uri
+from fsae.tracking.uploader import Uploader
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingSettings:
+    """Where a run's numbers go besides its folder.
+
+    Attributes:
+        mlflow: log to MLflow; without it only the folder's files are written.
+        uri: the MLflow store; null takes MLFLOW_TRACKING_URI, or else mlflow.db in the outputs folder.
+        experiment: MLflow's experiment.
+        flush_seconds: how long the end of a run may wait for MLflow.
+    """
+
+    mlflow: bool = True
+    uri: str | None = None
+    experiment: str = "fsae"
+    flush_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.uri:
+            checked_uri(self.uri, "tracking.uri")
+        if not self.experiment:
+            raise ValueError("tracking.experiment is empty: name the MLflow experiment, as in tracking.experiment=fsae")
+        if not self.flush_seconds >= 0:
+            raise ValueError(f"tracking.flush_seconds={self.flush_seconds}: give 0 or more seconds")
+
+
+class Tracker:
+    """Records a run's values and, where MLflow is on, has them uploaded behind the run's back.
+
+    Use it as a context, and `mark` how the run ended before leaving it: that is what MLflow is told.
+
+    Args:
+        folder: the run's folder, described (`describe_run`) where MLflow is on.
+        uri: the MLflow store (`resolve_uri`), or None for no MLflow.
+        flush_seconds: how long `finish` may wait for MLflow.
+        position: from the checkpoint that is resumed; what was logged after it is dropped, and logged again.
+
+    Raises:
+        ValueError: `metrics.jsonl` is shorter than `position`.
+    """
+
+    def __init__(self, folder: Path, *, uri: str | None, flush_seconds: float, position: int = 0) -> None:
+        self._metrics = MetricLog(RunFolder(folder).metrics, position)
+        self._flush_seconds = flush_seconds
+        self._uploader = Uploader(folder, uri) if uri else None
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record values at `step` (tokens, or samples where the data is not text).
+
+        A name is logged at most once a step, and its steps rise.
+
+        Raises:
+            ValueError: a name that MLflow would refuse.
+            OSError: no space is left.
+        """
+        self._metrics.append(metrics, step)
+
+    def position(self) -> int:
+        """Bytes recorded and safe on disk: what a checkpoint keeps."""
+        return self._metrics.position()
+
+    def finish(self) -> None:
+        """Close the file and give MLflow `flush_seconds` to take the rest; says what remains. Again is harmless."""
+        self._metrics.close()
+        if self._uploader:
+            self._uploader.finish(self._flush_seconds)
+            self._uploader = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.finish()

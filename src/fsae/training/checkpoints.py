@@ -1,0 +1,72 @@
+"""Checkpoints of a run: one file, replaced whole, so that a kill at any moment leaves a good one."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class Checkpoints:
+    """The latest state of a run in its folder.
+
+    Args:
+        folder: the run's `checkpoints/`.
+        config: flattened settings that decide what is trained; kept in the file and compared on loading.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, str]):
+        self.path = folder / "latest.pt"
+        self._config = config
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write aside, flush to the disk, rename.
+
+        Raises:
+            OSError: no space is left; the last checkpoint is untouched.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        aside = self.path.with_suffix(".partial")
+        try:
+            with aside.open("wb") as file:
+                torch.save({"config": self._config, "state": state}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(self.path)
+        except (OSError, RuntimeError) as error:
+            # torch reports a full disk as a RuntimeError of its zip writer.
+            aside.unlink(missing_ok=True)
+            raise OSError(
+                f"cannot write the checkpoint {self.path}: {error}; the last one is untouched. Free space on that disk "
+                "and start the same command again, it goes on from there"
+            ) from error
+
+    def load(self) -> dict[str, Any] | None:
+        """The saved state, or None where there is none.
+
+        Raises:
+            ValueError: the file is damaged, or was made under other settings.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            saved = torch.load(self.path, map_location="cpu", weights_only=True)
+            config, state = saved["config"], saved["state"]
+        except Exception as error:
+            raise ValueError(
+                f"the checkpoint {self.path} is damaged ({type(error).__name__}: {str(error).splitlines()[0]}); "
+                "delete it to start this run from the beginning"
+            ) from error
+        differing = sorted(
+            key for key in config.keys() | self._config.keys() if config.get(key) != self._config.get(key)
+        )
+        if differing:
+            lines = "\n".join(
+                f"  {key}: {config.get(key, '(absent)')} in the checkpoint, {self._config.get(key, '(absent)')} now"
+                for key in differing
+            )
+            raise ValueError(
+                f"the checkpoint {self.path} belongs to a run with other settings:\n{lines}\n"
+                "use the settings it was made with, or another run folder"
+            )
+        return state

@@ -1,0 +1,31 @@
+"""What is logged of a training batch beside its losses."""
+
+import torch
+from torch import Tensor
+
+from fsae.autoencoders.base import ForwardRecord
+
+
+@torch.no_grad()
+def batch_measures(record: ForwardRecord, scale: float) -> dict[str, Tensor]:
+    """Scalars of one training batch in raw activation units, under the names that evaluation uses on held-out data.
+
+    l0: active latents a sample. l1: sum_i |f_i| |W_dec_i|. mse: squared error summed over dimensions.
+    l2_ratio: mean |x_hat| / |x|. fvu: squared error over the batch's variance.
+
+    Args:
+        scale: what the raw activations were multiplied by.
+    """
+    codes, x, x_hat = record.codes, record.inputs, record.reconstruction
+    values = codes.values.abs()
+    if record.code_weights is not None:
+        values = values * codes.columns(record.code_weights)
+    error = (x - x_hat).square().sum()
+    batch = x.shape[0]
+    return {
+        "l0": torch.count_nonzero(codes.values) / batch,
+        "l1": values.sum() / (batch * scale),
+        "mse": error / (batch * scale**2),
+        "l2_ratio": (x_hat.norm(dim=1) / x.norm(dim=1).clamp_min(1e-12)).mean(),
+        "fvu": error / (x - x.mean(0)).square().sum().clamp_min(1e-12),
+    }

@@ -1,0 +1,139 @@
+"""One autoencoder in training, with everything that is its own."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fsae.autoencoders.base import Autoencoder, DecoderNorm
+from fsae.losses.objective import Objective
+from fsae.losses.term import Moment
+from fsae.training.dead_latents import DeadLatents, resample
+from fsae.training.measures import batch_measures
+from fsae.training.settings import AdamSettings
+
+# Sparse products win on CPU below a density of a few per cent. Two bounds, so that a density between them does not
+# make a run go to and fro (the numbers are the same either way).
+SPARSE_BELOW = 0.025
+DENSE_ABOVE = 0.05
+
+
+class Member:
+    """An autoencoder, its objective, optimiser, dead latents, generator, and sums of what it measured.
+
+    Args:
+        autoencoder: with weights in scaled units.
+        objective: what is minimised.
+        settings: how.
+        scale: what raw activations are multiplied by before they come here.
+        seed: of draws made in training.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, objective: Objective, settings: AdamSettings, scale: float, seed: int):
+        self.autoencoder, self.objective, self.settings, self.scale = autoencoder, objective, settings, scale
+        device = autoencoder.W_dec.device
+        self.dead = DeadLatents(autoencoder.d_sae, settings.dead_after).to(device)
+        self.optimiser = torch.optim.Adam(
+            autoencoder.parameters(), lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=True
+        )
+        self.generator = torch.Generator().manual_seed(seed)
+        self.resampled = 0
+        # Architectures with a fixed k know their density; the others start dense.
+        k = getattr(autoencoder.settings, "k", None)
+        self.sparse = k is not None and k / autoencoder.d_sae < SPARSE_BELOW
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def step(self, x: Tensor, step: int) -> None:
+        """One optimiser step on scaled inputs x (batch, d_in); `step` counts from 0. Waits for nothing."""
+        settings, autoencoder = self.settings, self.autoencoder
+        record = autoencoder(x, self.sparse)
+        progress = step / settings.steps
+        last_of_interval = (step + 1) % settings.log_every == 0
+        losses = self.objective(record, Moment(self.dead.indices), progress, measure_all=last_of_interval)
+        losses.total.backward()
+        unit_norm = autoencoder.settings.decoder_norm is DecoderNorm.unit
+        if unit_norm:
+            autoencoder.project_decoder_gradient()
+        if settings.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(autoencoder.parameters(), settings.clip_norm, foreach=True)
+        for group in self.optimiser.param_groups:
+            group["lr"] = settings.lr_at(step)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        if unit_norm:
+            autoencoder.normalise_decoder()
+        self.dead.update(record.codes)
+        self._remember(losses.parts | batch_measures(record, self.scale))
+        if self._resamples_after(step):
+            self.resampled += resample(autoencoder, self.optimiser, self.dead, record, self.generator)
+
+    def read_interval(self) -> dict[str, float]:
+        """Means over the steps since the last call; waits for the device, once.
+
+        The list of dead latents is refreshed and the products are chosen anew by the density that was measured.
+        """
+        names = list(self._sums)
+        sums = torch.stack([self._sums[name].double() for name in names]).tolist() if names else []
+        means = {name: total / self._counts[name] for name, total in zip(names, sums, strict=True)}
+        self._sums, self._counts = {}, {}
+        self.dead.refresh()
+        means["dead_share"] = self.dead.indices.numel() / self.autoencoder.d_sae
+        if self.settings.resample_every is not None:
+            means["resampled"] = float(self.resampled)
+        if "l0" in means:
+            self._choose_products(means["l0"] / self.autoencoder.d_sae)
+        return means
+
+    def check_finite(self, step: int) -> None:
+        """Raise ValueError where a loss since the last logging was not finite. Waits for the device."""
+        loss = self._sums.get("loss")
+        if loss is not None and not torch.isfinite(loss):
+            raise ValueError(
+                f"the loss became {loss.item()} by step {step} (batches of {self.settings.batch_size}); lower "
+                "trainer.lr, raise trainer.warm_up or set trainer.clip_norm. The last checkpoint is from before it"
+            )
+
+    def _choose_products(self, density: float) -> None:
+        on_cpu = self.autoencoder.W_dec.device.type == "cpu"
+        fixed_k = hasattr(self.autoencoder.settings, "k")
+        if density < SPARSE_BELOW and (on_cpu or fixed_k):
+            # Elsewhere finding the active codes would make every step wait for the device.
+            self.sparse = True
+        elif density > DENSE_ABOVE:
+            self.sparse = False
+
+    def _remember(self, scalars: dict[str, Tensor]) -> None:
+        for name, value in scalars.items():
+            known = self._sums.get(name)
+            self._sums[name] = value.detach().clone() if known is None else known + value.detach()
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def _resamples_after(self, step: int) -> bool:
+        every = self.settings.resample_every
+        if every is None or step + 1 > 0.8 * self.settings.steps:
+            return False
+        seen = (step + 1) * self.settings.batch_size
+        return seen // every > (seen - self.settings.batch_size) // every
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "autoencoder": self.autoencoder.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "dead": self.dead.state_dict(),
+            "dead_indices": self.dead.indices,
+            "generator": self.generator.get_state(),
+            "resampled": self.resampled,
+            "sparse": self.sparse,
+            "sums": self._sums,
+            "counts": self._counts,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.autoencoder.load_state_dict(state["autoencoder"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.dead.load_state_dict(state["dead"])
+        self.dead.indices = state["dead_indices"]
+        self.generator.set_state(state["generator"])
+        self.resampled, self.sparse = state["resampled"], state["sparse"]
+        self._sums, self._counts = dict(state["sums"]), dict(state["counts"])

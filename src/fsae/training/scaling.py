@@ -1,0 +1,31 @@
+"""The one factor between raw activations and what an autoencoder is trained on."""
+
+from enum import Enum
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+ROWS_AT_ONCE = 65_536
+
+
+class Scale(Enum):
+    """What activations are multiplied by in training: `sqrt_d` makes their mean norm sqrt(d_in), so that learning
+    rates and loss weights carry over between models and sites; `none` leaves them."""
+
+    sqrt_d = "sqrt_d"
+    none = "none"
+
+
+def scale_of(vectors: Float[Tensor, "vectors d_in"], kind: Scale) -> float:
+    """The factor, measured on raw vectors of the training part.
+
+    Raises:
+        ValueError: all vectors are zero.
+    """
+    if kind is Scale.none:
+        return 1.0
+    total = sum(float(part.float().norm(dim=1).double().sum()) for part in torch.split(vectors, ROWS_AT_ONCE))
+    if total == 0:
+        raise ValueError("every activation is zero at this site; choose another site, or trainer.activation_scale=none")
+    return vectors.shape[1] ** 0.5 * len(vectors) / total

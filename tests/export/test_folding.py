@@ -1,0 +1,112 @@
+import pytest
+import torch
+
+from fsae.autoencoders.base import Autoencoder, DecoderNorm
+from fsae.autoencoders.batch_topk import BatchTopK
+from fsae.export.folding import fold
+from tests.architectures import build, each_architecture, relative_error, samples, with_weights
+
+SCALE = 0.37
+COMPETING = {"topk", "abs_topk", "batch_topk"}
+
+
+def trained(arch: str, **changes) -> Autoencoder:
+    """An autoencoder in evaluation mode whose threshold, if it is learned in a buffer, lets about half through."""
+    autoencoder = build(arch, **changes).eval()
+    if isinstance(autoencoder, BatchTopK):
+        autoencoder.threshold.fill_(0.5)
+    return autoencoder
+
+
+@each_architecture
+@pytest.mark.parametrize("decoder_norm", list(DecoderNorm))
+@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
+@pytest.mark.parametrize("sparse", [True, False])
+def test_folded_takes_raw_activations_and_gives_the_same_reconstruction(
+    arch, decoder_norm, apply_b_dec_to_input, sparse
+):
+    autoencoder = trained(arch, decoder_norm=decoder_norm, apply_b_dec_to_input=apply_b_dec_to_input)
+    x = samples(200)
+    with torch.no_grad():
+        before = autoencoder(x * SCALE, sparse)
+        after = fold(autoencoder, SCALE)(x, sparse)
+    assert relative_error(after.reconstruction, before.reconstruction / SCALE) < 1e-12
+    on = before.codes.dense() != 0
+    assert on.any()
+    assert not on.all()
+    assert torch.equal(after.codes.dense() != 0, on)
+
+
+@each_architecture
+def test_codes_times_row_norms_are_lengths_in_raw_units(arch):
+    autoencoder = trained(arch, decoder_norm=DecoderNorm.free)
+    folded = fold(autoencoder, SCALE)
+    x = samples(50)
+    with torch.no_grad():
+        scaled = autoencoder(x * SCALE).codes.dense() * autoencoder.W_dec.norm(dim=1)
+        raw = folded(x).codes.dense() * folded.W_dec.norm(dim=1)
+    assert relative_error(raw, scaled / SCALE) < 1e-12
+
+
+@each_architecture
+def test_rows_become_unit_where_that_keeps_the_choice_of_latents(arch):
+    autoencoder = trained(arch, decoder_norm=DecoderNorm.free)
+    norms = fold(autoencoder, SCALE).W_dec.norm(dim=1)
+    wanted = autoencoder.W_dec.norm(dim=1) if arch in COMPETING else torch.ones_like(norms)
+    assert relative_error(norms, wanted) < 1e-12
+
+
+@each_architecture
+def test_unit_rows_give_an_l1_in_raw_units(arch):
+    autoencoder = trained(arch)
+    autoencoder.normalise_decoder()
+    x = samples(50)
+    with torch.no_grad():
+        scaled, raw = autoencoder(x * SCALE).codes.row_sums(), fold(autoencoder, SCALE)(x).codes.row_sums()
+    assert relative_error(raw, scaled / SCALE) < 1e-12
+
+
+@each_architecture
+def test_the_original_is_left_as_it_was(arch):
+    autoencoder = build(arch)
+    before = {name: tensor.clone() for name, tensor in autoencoder.state_dict().items()}
+    folded = fold(autoencoder, SCALE)
+    assert autoencoder.training
+    assert not folded.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in autoencoder.state_dict().items())
+    # The sparse products read whole rows of one latent: the encoder stays transposed in memory.
+    assert folded.W_enc.T.is_contiguous()
+
+
+def test_jumprelu_by_hand():
+    # Scaled by 1/2, x = 6 becomes 3: pre = 3 * 1 - 1 = 2 > threshold 1.5, so the code is 2 and the reconstruction
+    # (2 * 4 + 1) / (1/2) = 18. The row's norm is 4 and the scale 1/2, so a unit of code is worth 4 / (1/2) = 8:
+    # W_enc = 1 * 4, b_enc = -1 * 8, threshold = 1.5 * 8, code = 6 * 4 - 8 = 16, and 16 * 1 + 1 / (1/2) = 18.
+    autoencoder = with_weights(
+        "jumprelu",
+        {
+            "W_enc": [[1.0]],
+            "b_enc": [-1.0],
+            "W_dec": [[4.0]],
+            "b_dec": [1.0],
+            "log_threshold": [torch.tensor(1.5).log().item()],
+        },
+        decoder_norm=DecoderNorm.free,
+        apply_b_dec_to_input=False,
+    )
+    folded = fold(autoencoder, 0.5)
+    weights = [folded.get_parameter(name).item() for name in ("W_enc", "b_enc", "W_dec", "b_dec")]
+    assert weights == pytest.approx([4, -8, 1, 2])
+    assert folded.get_parameter("log_threshold").exp().item() == pytest.approx(12)
+    assert folded(torch.tensor([[6.0]], dtype=torch.float64)).reconstruction.item() == pytest.approx(18)
+
+
+def test_a_row_of_zeros_stays_one():
+    autoencoder = trained("standard", decoder_norm=DecoderNorm.free)
+    with torch.no_grad():
+        autoencoder.W_dec[3] = 0
+        x = samples(20)
+        folded = fold(autoencoder, SCALE)
+        assert torch.equal(folded.W_dec[3], torch.zeros(5, dtype=torch.float64))
+        wanted = autoencoder(x * SCALE).reconstruction / SCALE
+        assert relative_error(folded(x).reconstruction, wanted) < 1e-12

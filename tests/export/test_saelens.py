@@ -1,0 +1,238 @@
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fsae.autoencoders.base import Autoencoder
+from fsae.autoencoders.batch_topk import BatchTopK
+from fsae.export.saelens import Provenance, load_saelens, save_saelens
+from tests.architectures import build, each_architecture, relative_error, samples
+
+PROVENANCE = Provenance(
+    model_name="tiny", hook_name="blocks.1.hook_resid_mid", context_size=16, prepend_bos=True, dataset_path="here"
+)
+
+
+def trained(arch: str, **changes) -> Autoencoder:
+    autoencoder = build(arch, dtype=torch.float32, **changes).eval()
+    if isinstance(autoencoder, BatchTopK):
+        autoencoder.threshold.fill_(0.5)
+    return autoencoder
+
+
+def written(folder: Path, arch: str = "standard") -> Path:
+    save_saelens(trained(arch), folder / "sae", PROVENANCE)
+    return folder / "sae"
+
+
+def change_config(folder: Path, **changes) -> None:
+    config = json.loads((folder / "cfg.json").read_text()) | changes
+    (folder / "cfg.json").write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+
+
+def change_weights(folder: Path, **changes) -> None:
+    tensors = load_file(folder / "sae_weights.safetensors") | changes
+    save_file({k: v for k, v in tensors.items() if v is not None}, folder / "sae_weights.safetensors")
+
+
+@each_architecture
+@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
+def test_read_back_it_encodes_and_reconstructs_the_same(tmp_path, arch, apply_b_dec_to_input):
+    autoencoder = trained(arch, apply_b_dec_to_input=apply_b_dec_to_input)
+    save_saelens(autoencoder, tmp_path / "sae", PROVENANCE)
+    loaded = load_saelens(tmp_path / "sae")
+    x = samples(100, dtype=torch.float32)
+    with torch.no_grad():
+        wanted, got = autoencoder(x), loaded(x)
+    assert not loaded.training
+    assert relative_error(got.codes.dense(), wanted.codes.dense()) < 1e-6
+    assert relative_error(got.reconstruction, wanted.reconstruction) < 1e-6
+
+
+@each_architecture
+def test_names_and_shapes_are_saelens_own(tmp_path, arch):
+    folder = written(tmp_path, arch)
+    shapes = {name: tuple(tensor.shape) for name, tensor in load_file(folder / "sae_weights.safetensors").items()}
+    common = {"W_enc": (5, 13), "W_dec": (13, 5), "b_dec": (5,)}
+    of_architecture = {
+        "standard": ("standard", {"b_enc"}),
+        "gated": ("gated", {"b_gate", "b_mag", "r_mag"}),
+        "jumprelu": ("jumprelu", {"b_enc", "threshold"}),
+        "topk": ("topk", {"b_enc"}),
+        "batch_topk": ("jumprelu", {"b_enc", "threshold"}),
+        "abs_topk": ("abstopk", {"b_enc"}),
+    }
+    word, per_latent = of_architecture[arch]
+    assert shapes == common | dict.fromkeys(per_latent, (13,))
+    config = json.loads((folder / "cfg.json").read_text())
+    assert (config["architecture"], config["d_in"], config["d_sae"]) == (word, 5, 13)
+    assert config["normalize_activations"] == "none"
+    assert config.get("k") == (3 if arch in ("topk", "abs_topk") else None)
+    assert config["metadata"]["hook_name"] == "blocks.1.hook_resid_mid"
+
+
+@pytest.mark.parametrize(("hook", "reshaping"), [("attn.hook_z", "hook_z"), ("hook_attn_out", "none")])
+def test_heads_are_reshaped_for_attn_z_alone(tmp_path, hook, reshaping):
+    save_saelens(trained("standard"), tmp_path / "sae", Provenance(hook_name=f"blocks.0.{hook}"))
+    assert json.loads((tmp_path / "sae" / "cfg.json").read_text())["reshape_activations"] == reshaping
+    load_saelens(tmp_path / "sae")
+
+
+def test_firing_frequencies_are_kept_as_log10(tmp_path):
+    frequency = torch.tensor([0.0, 0.001, 1.0] + [0.1] * 10)
+    save_saelens(trained("standard"), tmp_path / "sae", PROVENANCE, firing_frequency=frequency)
+    sparsity = load_file(tmp_path / "sae" / "sparsity.safetensors")["sparsity"]
+    assert sparsity[:3].tolist() == pytest.approx([-10, -3, 0], abs=1e-5)
+
+
+def test_saving_again_replaces_the_folder_whole(tmp_path):
+    folder = written(tmp_path, "gated")
+    (folder / "sparsity.safetensors").touch()
+    written(tmp_path, "standard")
+    assert sorted(path.name for path in folder.iterdir()) == ["cfg.json", "sae_weights.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["sae"]
+
+
+def test_a_full_disk_leaves_the_earlier_folder(tmp_path):
+    folder = written(tmp_path, "standard")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    large = trained("standard", d_in=64, d_sae=256)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Python ignores the signal, so a write beyond the limit fails as one to a full disk does.
+    assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"cannot write the autoencoder to .*sae.*free space"):
+            save_saelens(large, folder, PROVENANCE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["sae"]
+
+
+KILLED_WHILE_WRITING = """
+import os, sys
+from pathlib import Path
+import fsae.export.saelens as saelens
+from tests.export.test_saelens import PROVENANCE, trained
+
+def save_half(tensors, path):
+    path.write_bytes(b"half")
+    os.kill(os.getpid(), 9)
+
+saelens.save_file = save_half
+saelens.save_saelens(trained("gated"), Path(sys.argv[1]), PROVENANCE)
+"""
+
+
+def test_a_kill_while_writing_leaves_the_earlier_folder(tmp_path):
+    folder = written(tmp_path, "standard")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": f"{root / 'src'}{os.pathsep}{root}"}
+    done = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, str(folder)], env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    # And the next save is not hindered by what was left beside it.
+    save_saelens(trained("gated"), folder, PROVENANCE)
+    assert [path.name for path in tmp_path.iterdir()] == ["sae"]
+
+
+def test_a_missing_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere is not a folder"):
+        load_saelens(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["cfg.json", "sae_weights.safetensors"])
+def test_a_missing_file(tmp_path, name):
+    folder = written(tmp_path)
+    (folder / name).unlink()
+    with pytest.raises(ValueError, match=f"sae has no {name}"):
+        load_saelens(folder)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -1])
+def test_truncated_weights(tmp_path, kept):
+    path = written(tmp_path) / "sae_weights.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"sae_weights.safetensors is truncated or damaged"):
+        load_saelens(path.parent)
+
+
+@pytest.mark.parametrize("text", ['{"d_in": 5,', "", "[]"])
+def test_a_damaged_config(tmp_path, text):
+    folder = written(tmp_path)
+    (folder / "cfg.json").write_text(text)
+    with pytest.raises(ValueError, match=r"cfg.json .*download it again"):
+        load_saelens(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"b_enc": None}, r"has no b_enc; it holds W_dec, W_enc, b_dec"),
+        ({"W_enc": torch.zeros(13, 5)}, r"W_enc is \(13, 5\), by cfg.json it should be \(5, 13\)"),
+        ({"W_skip": torch.zeros(5, 5)}, r"holds W_skip, which this architecture has no use for"),
+        ({"scaling_factor": torch.full((13,), 2.0)}, r"holds scaling_factor"),
+    ],
+)
+def test_wrong_tensors(tmp_path, changes, message):
+    folder = written(tmp_path)
+    change_weights(folder, **changes)
+    with pytest.raises(ValueError, match=message):
+        load_saelens(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "temporal"}, r"'temporal' is not known; known are standard, gated, jumprelu, topk, abstopk"),
+        ({"activation_fn_str": "tanh-relu"}, r"activation function 'tanh-relu' is not known"),
+        ({"normalize_activations": "layer_norm"}, r"normalize_activations is 'layer_norm'.*not supported"),
+        ({"normalize_activations": "expected_average_only_in"}, r"the factor is not in the file"),
+        ({"reshape_activations": "hook_q"}, r"reshape_activations is 'hook_q'"),
+        ({"finetuning_scaling_factor": True}, r"finetuning_scaling_factor is set"),
+        ({"d_sae": ...}, r"d_sae is None; it must be a positive whole number"),
+        ({"d_in": 6}, r"W_enc is \(5, 13\), by cfg.json it should be \(6, 13\)"),
+        ({"architecture": "topk"}, r"k is None"),
+        ({"architecture": "topk", "k": 14}, r"k is 14, more than the 13 latents"),
+    ],
+)
+def test_configs_that_cannot_be_honoured(tmp_path, changes, message):
+    folder = written(tmp_path)
+    change_config(folder, **changes)
+    with pytest.raises(ValueError, match=message):
+        load_saelens(folder)
+
+
+def test_topk_that_chooses_by_contribution_is_folded(tmp_path):
+    autoencoder = trained("topk")
+    save_saelens(autoencoder, tmp_path / "sae", PROVENANCE)
+    change_config(tmp_path / "sae", rescale_acts_by_decoder_norm=True)
+    x = samples(100, dtype=torch.float32)
+    loaded = load_saelens(tmp_path / "sae")
+    with torch.no_grad():
+        # The definition: the k largest of relu(pre) * norm are kept, and decoded by unit rows.
+        norms = autoencoder.W_dec.norm(dim=1)
+        lengths = autoencoder(x).pre_activations.dense() * norms
+        codes = torch.where(lengths >= lengths.topk(3, dim=1).values[:, -1:], lengths.relu(), 0)
+        got = loaded(x)
+        assert relative_error(got.codes.dense(), codes) < 1e-5
+        assert relative_error(got.reconstruction, (codes / norms) @ autoencoder.W_dec + autoencoder.b_dec) < 1e-5
+
+
+def test_a_threshold_below_zero_acts_as_zero(tmp_path):
+    folder = written(tmp_path, "jumprelu")
+    change_weights(folder, threshold=torch.full((13,), -0.2))
+    weights = load_file(folder / "sae_weights.safetensors")
+    x = samples(50, dtype=torch.float32)
+    with torch.no_grad():
+        codes = load_saelens(folder)(x).codes.dense()
+    assert relative_error(codes, torch.relu((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"])) < 1e-5

@@ -1,0 +1,461 @@
+"""The penalty's closed forms against its definition: per-sample gradients by autograd, the full matrix, double loops."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fsae.autoencoders import codes as codes_module
+from fsae.autoencoders.base import AffineMap, Autoencoder, ForwardRecord
+from fsae.autoencoders.codes import Codes, Pattern
+from fsae.autoencoders.jumprelu import JumpReLUSettings
+from fsae.autoencoders.topk import KSettings
+from fsae.losses.fisher import Fisher, FisherEstimator, FisherForm, fisher_sums
+from fsae.losses.term import Moment
+from tests.architectures import ARCHITECTURES, build, each_architecture, gradients, relative_error, samples, twin
+
+NO_DEAD = Moment(dead_latents=torch.tensor([], dtype=torch.int64))
+each_form = pytest.mark.parametrize("form", list(FisherForm), ids=lambda form: form.name)
+each_estimator = pytest.mark.parametrize("estimator", list(FisherEstimator), ids=lambda estimator: estimator.name)
+each_path = pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+
+
+# --- The definition, written from the parameters without anything of the package's forward pass. ---------------------
+
+
+def pre_activations(autoencoder: Autoencoder, x: Tensor, arch: str) -> tuple[Tensor, Tensor]:
+    """(batch, d_sae) pre-activations, and for gated the gate's (else the same ones)."""
+    p = dict(autoencoder.named_parameters())
+    inputs = x - p["b_dec"] if autoencoder.settings.apply_b_dec_to_input else x
+    products = inputs @ p["W_enc"]
+    if arch == "gated":
+        return products * p["r_mag"].exp() + p["b_mag"], products + p["b_gate"]
+    return products + p["b_enc"], products + p["b_enc"]
+
+
+def selected(h: Tensor, gate: Tensor, autoencoder: Autoencoder, arch: str) -> Tensor:
+    """(batch, d_sae) bool: what the architecture lets on apart from rectifying; held fixed where gradients are taken."""
+    settings = autoencoder.settings
+    h = h.detach()
+    match arch:
+        case "standard":
+            return torch.ones_like(h, dtype=torch.bool)
+        case "gated":
+            return gate.detach() > 0
+        case "jumprelu":
+            return h > autoencoder.get_parameter("log_threshold").detach().exp()
+    assert isinstance(settings, KSettings)
+    if arch == "batch_topk":
+        kth = h.flatten().sort(descending=True).values[settings.k * h.shape[0] - 1]
+        return h >= kth
+    score = h.abs() if arch == "abs_topk" else h
+    kth = score.sort(dim=1, descending=True).values[:, settings.k - 1 : settings.k]
+    return score >= kth
+
+
+def activation(h: Tensor, chosen: Tensor, autoencoder: Autoencoder, arch: str) -> Tensor:
+    """Codes from pre-activations, with the straight-through gradient of jumprelu's thresholds."""
+    if arch == "abs_topk":
+        return h * chosen
+    if arch != "jumprelu":
+        return torch.relu(h) * chosen
+    assert isinstance(autoencoder.settings, JumpReLUSettings)
+    width = autoencoder.settings.bandwidth
+    threshold = autoencoder.get_parameter("log_threshold").exp()
+    fixed = threshold.detach()
+    kernel = ((h.detach() - fixed).abs() < width / 2).to(h.dtype)
+    # Worth 0, with derivative -(threshold / width) in the threshold where the kernel is on.
+    return h * chosen - fixed / width * kernel * (threshold - fixed)
+
+
+def per_sample_gradients(autoencoder: Autoencoder, x: Tensor, arch: str, form: FisherForm) -> Tensor:
+    """(batch, d_sae) the g_b, differentiable in every parameter."""
+    h, gate = pre_activations(autoencoder, x, arch)
+    chosen = selected(h, gate, autoencoder, arch)
+    if form is FisherForm.pre:
+        return torch.autograd.grad(h.square().sum(), h, create_graph=True)[0]
+    if form is FisherForm.reconstruction:
+
+        def loss(h_b: Tensor, chosen_b: Tensor, x_b: Tensor) -> Tensor:
+            x_hat = activation(h_b, chosen_b, autoencoder, arch) @ autoencoder.W_dec + autoencoder.b_dec
+            return 0.5 * (x_b - x_hat).square().sum()
+
+        return torch.func.vmap(torch.func.grad(loss))(h, chosen, x)
+    f = activation(h, chosen, autoencoder, arch)
+    g = torch.autograd.grad(f.square().sum(), f, create_graph=True)[0]
+    if form is FisherForm.post:
+        return g
+    g = g - g.mean(0)
+    # A constant column's norm has no gradient; nor does the definition need one, since its g is 0.
+    norms = torch.stack([column.norm() if column.any() else column.sum() * 0 for column in g.T])
+    return g / (norms + 1e-8)
+
+
+def definition(g: Tensor, estimator: FisherEstimator) -> tuple[Tensor, Tensor]:
+    """Off-diagonal and diagonal sums from full matrices."""
+    batch, width = g.shape
+    outside = ~torch.eye(width, dtype=torch.bool)
+    if estimator is FisherEstimator.batch:
+        F = g.T @ g / batch
+        return F[outside].square().sum(), F.diagonal().square().sum()
+    each = [torch.outer(g_b, g_b) for g_b in g]
+    total = torch.zeros(width, width, dtype=g.dtype)
+    for b, F_b in enumerate(each):
+        for c, F_c in enumerate(each):
+            if b != c:
+                total = total + F_b * F_c
+    total = total / (batch * (batch - 1))
+    return total[outside].sum(), total.diagonal().sum()
+
+
+# --- Equality in float64. --------------------------------------------------------------------------------------------
+
+
+# d_in 5 and d_sae 13: fewer samples than inputs, between the two, and more samples than latents.
+@pytest.mark.parametrize("batch", [4, 9, 17])
+@each_architecture
+@each_form
+@each_estimator
+@each_path
+def test_value_and_gradients_are_the_definition(
+    arch: str, form: FisherForm, estimator: FisherEstimator, sparse: bool, batch: int
+):
+    autoencoder, x = build(arch), samples(batch)
+    off_diagonal, diagonal = definition(per_sample_gradients(autoencoder, x, arch, form), estimator)
+    sums = fisher_sums(twin(autoencoder)(x, sparse=sparse), form, estimator)
+    assert relative_error(sums.off_diagonal, off_diagonal) < 1e-10
+    assert relative_error(sums.diagonal, diagonal) < 1e-10
+
+    measuring = twin(autoencoder)
+    found = Fisher(form=form, estimator=estimator).measure(measuring(x, sparse=sparse), NO_DEAD)
+    torch.testing.assert_close(found.value, off_diagonal, rtol=1e-10, atol=1e-12)
+    ratio = off_diagonal / diagonal
+    torch.testing.assert_close(found.beside["fisher_ratio"], ratio.detach(), rtol=1e-9, atol=1e-12)
+    got, wanted = gradients(found.value, measuring), gradients(off_diagonal, autoencoder)
+    for name in wanted:
+        assert relative_error(got[name], wanted[name]) < 1e-10, name
+
+
+@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
+@each_architecture
+def test_every_parameter_that_should_gets_gradient(arch: str, apply_b_dec_to_input: bool):
+    # Without it, agreement with the definition could be agreement about zero.
+    for form in FisherForm:
+        autoencoder = build(arch, apply_b_dec_to_input=apply_b_dec_to_input)
+        found = gradients(Fisher(form=form).measure(autoencoder(samples(9)), NO_DEAD).value, autoencoder)
+        silent = {name for name, grad in found.items() if not grad.any()}
+        wanted = {"b_gate"} if arch == "gated" else set()
+        if form is not FisherForm.reconstruction:
+            wanted |= {"W_dec"} if apply_b_dec_to_input else {"W_dec", "b_dec"}
+        if form is FisherForm.pre and arch == "jumprelu":
+            wanted |= {"log_threshold"}
+        assert silent == wanted, form
+
+
+@each_form
+@each_estimator
+@each_path
+def test_by_hand(form: FisherForm, estimator: FisherEstimator, sparse: bool):
+    # Two latents, codes [1 0], [1 2], [0 3]; as pre-activations the absent ones are -1.
+    codes = torch.tensor([[1.0, 0.0], [1.0, 2.0], [0.0, 3.0]], dtype=torch.float64)
+    h = torch.tensor([[1.0, -1.0], [1.0, 2.0], [-1.0, 3.0]], dtype=torch.float64)
+    record = ForwardRecord(
+        inputs=torch.tensor([[2.0], [2.0], [2.0]], dtype=torch.float64),
+        pre_activations=AffineMap(h, torch.eye(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)),
+        codes=sparse_of(codes) if sparse else Codes(codes),
+        reconstruction=torch.tensor([[3.0], [1.0], [5.0]], dtype=torch.float64),
+        W_dec=torch.tensor([[1.0], [2.0]], dtype=torch.float64),
+        b_dec=torch.zeros(1, dtype=torch.float64),
+    )
+    # Products g_b1 g_b2 of the two columns, sample by sample:
+    match form:
+        case FisherForm.pre:  # 2h: [2 -2], [2 4], [-2 6]
+            products = [-4.0, 8.0, -12.0]
+        case FisherForm.post:  # 2f: [2 0], [2 4], [0 6]
+            products = [0.0, 8.0, 0.0]
+        case FisherForm.correlation:
+            # Columns less their means (2/3, 5/3): (1 1 -2)/3 with norm sqrt(6)/3; (-5 1 4)/3 with norm sqrt(42)/3.
+            # The factor 2 cancels. Products over sqrt(252): -5, 1, -8; correlation -12 / sqrt(252) = -0.756.
+            products = [value / 252**0.5 for value in (-5.0, 1.0, -8.0)]
+        case FisherForm.reconstruction:  # residuals 1, -1, 3; times [1 2] where on: [1 0], [-1 -2], [0 6]
+            products = [0.0, 2.0, 0.0]
+    if estimator is FisherEstimator.batch:
+        # F_12 = sum / 3, and it occurs twice.
+        wanted = 2 * (sum(products) / 3) ** 2
+    else:
+        # Twice the mean over the six ordered pairs of different samples.
+        wanted = 2 * (sum(products) ** 2 - sum(value**2 for value in products)) / 6
+    got = Fisher(form=form, estimator=estimator).measure(record, NO_DEAD).value
+    # The 1e-8 beside the norms is all that differs.
+    assert float(got) == pytest.approx(wanted, rel=1e-7, abs=1e-12)
+
+
+def sparse_of(matrix: Tensor) -> Codes:
+    pattern = Pattern.of_mask(matrix != 0)
+    return Codes(matrix[pattern.rows, pattern.columns], pattern)
+
+
+def record_of(codes: Codes) -> ForwardRecord:
+    """A record for the forms that look at codes alone."""
+    empty = codes.values.new_zeros(codes.shape[0], 1)
+    W = codes.values.new_zeros(codes.shape[1], 1)
+    return ForwardRecord(empty, AffineMap(empty, W.T, W[:, 0]), codes, empty, W, W[0])
+
+
+@pytest.mark.parametrize("batch", [5, 40])
+def test_both_ways_of_pre_agree(batch: int):
+    # The same pre-activations as an affine map of a narrow input, whose moments are taken through (d_in + 1)^2
+    # matrices at 40 samples, and of a wide one (zeros appended), where they go through the batch's Gram matrix.
+    def value(pad: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        inputs, weight, bias = samples(batch, 6), samples(6, 20, seed=2), samples(1, 20, seed=3)[0]
+        leaves = (inputs.requires_grad_(), weight.requires_grad_(), bias.requires_grad_())
+        wide = AffineMap(
+            torch.nn.functional.pad(inputs, (0, pad)), torch.nn.functional.pad(weight, (0, 0, 0, pad)), bias
+        )
+        record = record_of(Codes(inputs.new_zeros(batch, 20)))
+        record = ForwardRecord(**{**vars(record), "pre_activations": wide})
+        sums = [fisher_sums(record, FisherForm.pre, estimator) for estimator in FisherEstimator]
+        total = sums[0].off_diagonal + 3 * sums[1].off_diagonal + 5 * sums[1].diagonal
+        return total, torch.autograd.grad(total, leaves)
+
+    (narrow, narrow_gradients), (wide, wide_gradients) = value(0), value(60)
+    torch.testing.assert_close(narrow, wide, rtol=1e-12, atol=0)
+    torch.testing.assert_close(narrow_gradients, wide_gradients, rtol=1e-11, atol=1e-9)
+
+
+# --- What the forms mean. --------------------------------------------------------------------------------------------
+
+
+@each_path
+def test_correlation_is_the_squared_correlation_of_codes(sparse: bool):
+    codes = (samples(30, 11) - 0.5).clamp_min(0)
+    got = fisher_sums(
+        record_of(sparse_of(codes) if sparse else Codes(codes)), FisherForm.correlation, FisherEstimator.batch
+    )
+    correlation = torch.corrcoef(codes.T)
+    wanted = (correlation.square().sum() - 11) / 30**2
+    torch.testing.assert_close(got.off_diagonal, wanted, rtol=1e-6, atol=0)
+    torch.testing.assert_close(got.diagonal, torch.tensor(11 / 30**2, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+@each_path
+def test_correlation_does_not_depend_on_each_latents_scale_and_offset(sparse: bool):
+    codes = samples(30, 11).clamp_min(0)
+    scales = torch.linspace(0.01, 100, 11, dtype=torch.float64)
+
+    def value(matrix: Tensor) -> float:
+        record = record_of(sparse_of(matrix) if sparse else Codes(matrix))
+        return float(fisher_sums(record, FisherForm.correlation, FisherEstimator.batch).off_diagonal)
+
+    assert value(codes * scales) == pytest.approx(value(codes), rel=1e-5)
+    assert value(codes + 7) == pytest.approx(value(codes), rel=1e-6)
+
+
+@pytest.mark.parametrize("form", [FisherForm.pre, FisherForm.post], ids=lambda form: form.name)
+@each_estimator
+def test_ratio_is_free_of_scale(form: FisherForm, estimator: FisherEstimator):
+    autoencoder = build("standard", apply_b_dec_to_input=False)
+    sums = fisher_sums(autoencoder(samples(20)), form, estimator)
+    with torch.no_grad():
+        autoencoder.W_enc *= 7
+        autoencoder.get_parameter("b_enc").mul_(7)
+    scaled = fisher_sums(autoencoder(samples(20)), form, estimator)
+    # g is of first order in the codes, F of second, its square of fourth: 7^4 = 2401.
+    torch.testing.assert_close(scaled.off_diagonal, 2401 * sums.off_diagonal)
+    torch.testing.assert_close(scaled.ratio, sums.ratio)
+
+
+def test_ratio_is_zero_where_nothing_is_active():
+    for codes in (Codes(torch.zeros(5, 7)), sparse_of(torch.zeros(5, 7))):
+        for estimator in FisherEstimator:
+            for form in (FisherForm.post, FisherForm.correlation, FisherForm.reconstruction):
+                sums = fisher_sums(record_of(codes), form, estimator)
+                assert float(sums.off_diagonal) == float(sums.ratio) == 0
+
+
+def test_latents_that_are_never_on_together_cost_nothing_but_correlate():
+    # One latent a sample: no product of two codes is ever non-zero. Their correlation is negative all the same.
+    codes = torch.diag(torch.arange(1.0, 7.0, dtype=torch.float64))
+    for form in (FisherForm.post, FisherForm.correlation):
+        value = fisher_sums(record_of(Codes(codes)), form, FisherEstimator.batch).off_diagonal
+        if form is FisherForm.post:
+            assert float(value) == 0
+        else:
+            # Each pair's correlation is -1/(B-1) = -.2: 30 pairs * .04 / 36.
+            assert float(value) == pytest.approx(30 * 0.04 / 36, rel=1e-6)
+
+
+def test_floor_of_the_batch_estimate():
+    # Normalised columns of a batch of B lie in B - 1 dimensions, so sum_ij corr_ij^2 >= n^2 / (B - 1), which is also
+    # the expectation for independent latents. At the published setting, n = 12288, B = 100, theta = 1e-2:
+    # 1e-2 / 100^2 * (12288^2 / 99 - 12288) = 1.513. Nothing that keeps every latent varying can go below.
+    codes = Codes(samples(100, 12288, dtype=torch.float32))
+    floor = 1e-2 / 100**2 * (12288**2 / 99 - 12288)
+    assert floor == pytest.approx(1.513, abs=5e-4)
+    independent = 1e-2 * float(
+        fisher_sums(record_of(codes), FisherForm.correlation, FisherEstimator.batch).off_diagonal
+    )
+    assert floor * (1 - 1e-4) < independent < floor * 1.02
+    # Silencing half of the latents is what still lowers it: to (n/2)^2 / 99, a quarter.
+    codes.values[:, ::2] = 0
+    halved = 1e-2 * float(fisher_sums(record_of(codes), FisherForm.correlation, FisherEstimator.batch).off_diagonal)
+    assert halved == pytest.approx(independent / 4, rel=0.02)
+
+
+def test_floor_is_met_by_no_estimate_of_different_samples():
+    codes = Codes(samples(100, 3000))
+    batch, unbiased = (
+        float(fisher_sums(record_of(codes), FisherForm.correlation, estimator).off_diagonal)
+        for estimator in FisherEstimator
+    )
+    # The population's value is 0 here. What is left of the floor is the normalisation by the batch itself, 1/B of it.
+    assert abs(unbiased) < 0.03 * batch
+
+
+@pytest.mark.parametrize(
+    "form", [FisherForm.pre, FisherForm.post, FisherForm.reconstruction], ids=lambda form: form.name
+)
+@each_path
+def test_unbiased_is_the_populations_value_in_the_mean(form: FisherForm, sparse: bool):
+    # A population of 400 samples and 1500 batches of 4 drawn from it with replacement, independently.
+    autoencoder, population = build("topk", 6, 20, seed=3), samples(400, 6, seed=4)
+    with torch.no_grad():
+        truth = fisher_sums(autoencoder(population), form, FisherEstimator.batch)
+        generator = torch.Generator().manual_seed(5)
+        found: dict[FisherEstimator, list[tuple[float, float]]] = {estimator: [] for estimator in FisherEstimator}
+        for _ in range(1500):
+            record = autoencoder(population[torch.randint(400, (4,), generator=generator)], sparse=sparse)
+            for estimator, values in found.items():
+                sums = fisher_sums(record, form, estimator)
+                values.append((float(sums.off_diagonal), float(sums.diagonal)))
+    for part, true in enumerate((float(truth.off_diagonal), float(truth.diagonal))):
+        for estimator, values in found.items():
+            drawn = torch.tensor([pair[part] for pair in values], dtype=torch.float64)
+            deviation = (float(drawn.mean()) - true) / (float(drawn.std()) / len(drawn) ** 0.5)
+            if estimator is FisherEstimator.unbiased:
+                assert abs(deviation) < 3.5
+            else:
+                assert deviation > 10
+
+
+# --- Columns without variance, and batches without activity. ---------------------------------------------------------
+
+
+@each_path
+@each_estimator
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_dead_and_constant_columns_give_finite_gradients(sparse: bool, estimator: FisherEstimator, dtype: torch.dtype):
+    matrix = samples(8, 6).clamp_min(0)
+    matrix[:, 1] = 0  # dead
+    matrix[:, 2] = 0.75  # constant and on
+    matrix[:, 3] = 0
+    matrix[4, 3] = 2  # on once
+    without = matrix[:, [0, 3, 4, 5]]
+
+    def measured(values: Tensor) -> tuple[Tensor, Tensor]:
+        codes = sparse_of(values.to(dtype)) if sparse else Codes(values.to(dtype))
+        leaf = codes.values.detach().requires_grad_()
+        sums = fisher_sums(record_of(codes.with_values(leaf)), FisherForm.correlation, estimator)
+        (grad,) = torch.autograd.grad(sums.off_diagonal, leaf)
+        return sums.off_diagonal.detach(), codes.with_values(grad).dense()
+
+    value, grad = measured(matrix)
+    wanted, wanted_grad = measured(without)
+    assert torch.isfinite(grad).all()
+    # Columns without variance correlate with nothing: as if they were not there.
+    torch.testing.assert_close(value, wanted, rtol=1e-5, atol=0)
+    torch.testing.assert_close(grad[:, [0, 3, 4, 5]], wanted_grad, rtol=1e-4, atol=1e-7)
+    assert not grad[:, 1].any()
+
+
+@each_path
+def test_latents_on_everywhere_and_hardly_varying_are_centred_exactly(sparse: bool):
+    # A mean a thousand times the deviation: the rank-one correction alone would lose six digits of float32's seven.
+    codes = samples(50, 8)
+    shifted = (codes * 1e-3 + 1).to(torch.float32)
+    record = record_of(sparse_of(shifted) if sparse else Codes(shifted))
+    got = fisher_sums(record, FisherForm.correlation, FisherEstimator.batch).off_diagonal
+    wanted = (torch.corrcoef(shifted.double().T).square().sum() - 8) / 50**2
+    # What float32 keeps of a deviation of 1e-3 beside 1 is 1e-4 of it.
+    assert float(got) == pytest.approx(float(wanted), rel=1e-3)
+
+
+@each_form
+def test_unbiased_needs_two_samples(form: FisherForm):
+    with pytest.raises(ValueError, match="at least two samples"):
+        Fisher(form=form, estimator=FisherEstimator.unbiased).measure(build("standard")(samples(1)), NO_DEAD)
+
+
+# --- What is never built. --------------------------------------------------------------------------------------------
+
+
+class Allocations(TorchDispatchMode):
+    """The number of entries of every tensor that any operator returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes: list[tuple[int, str]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor):
+                held = tensor.values() if tensor.layout is torch.sparse_csr else tensor
+                self.sizes.append((held.numel(), str(func)))
+        return result
+
+    def at_least(self, entries: int) -> list[str]:
+        return [name for size, name in self.sizes if size >= entries]
+
+
+def recorded(work: Callable[[], None]) -> Allocations:
+    allocations = Allocations()
+    with allocations:
+        work()
+    return allocations
+
+
+def test_allocations_are_seen():
+    seen = recorded(lambda: (samples(3, 50).T @ samples(3, 50)).sum().requires_grad_().backward())
+    assert seen.at_least(2500)
+    assert not seen.at_least(2501)
+
+
+WIDE, BATCH = 20_000, 24
+
+
+@each_architecture
+@each_path
+def test_nothing_of_width_squared_is_built(arch: str, sparse: bool):
+    autoencoder = build(arch, 8, WIDE, dtype=torch.float32)
+    for form in FisherForm:
+        for estimator in FisherEstimator:
+
+            def work(form: FisherForm = form, estimator: FisherEstimator = estimator) -> None:
+                record = autoencoder(samples(BATCH, 8, dtype=torch.float32), sparse=sparse)
+                fisher_sums(record, form, estimator).off_diagonal.backward()
+
+            # The largest are batch x d_sae, a 800th of d_sae squared.
+            assert not recorded(work).at_least(BATCH * WIDE + 1), (form, estimator)
+
+
+@pytest.mark.parametrize("arch", sorted(ARCHITECTURES.keys() - {"standard", "gated", "jumprelu"}))
+@pytest.mark.parametrize(
+    "form", [FisherForm.post, FisherForm.correlation, FisherForm.reconstruction], ids=lambda f: f.name
+)
+@each_estimator
+def test_sparse_codes_are_never_spread_over_the_width(
+    arch: str, form: FisherForm, estimator: FisherEstimator, monkeypatch: pytest.MonkeyPatch
+):
+    # At 3 of 20,000 latents on, everything after the encoder's product stays below a tenth of batch x d_sae once the
+    # Gram matrix's gradient is taken in slices of that size; d_in is small, so that the weights are below it, too.
+    monkeypatch.setattr(codes_module, "_SLICE_ENTRIES", BATCH * WIDE // 12)
+    autoencoder = build(arch, 2, WIDE, dtype=torch.float32)
+    record = autoencoder(samples(BATCH, 2, dtype=torch.float32), sparse=True)
+
+    def work() -> None:
+        fisher_sums(record, form, estimator).off_diagonal.backward()
+
+    assert not recorded(work).at_least(BATCH * WIDE // 10)

@@ -1,0 +1,130 @@
+"""Sparsity terms by hand, what they pull on, and what they cannot reach."""
+
+import math
+
+import pytest
+import torch
+
+from fsae.autoencoders.base import DecoderNorm
+from fsae.losses.sparsity import L1, StepL0, TanhL0, TargetL0
+from fsae.losses.term import Measured, Moment
+from tests.architectures import build, each_architecture, gradients, samples, with_weights
+
+NO_DEAD = Moment(dead_latents=torch.tensor([], dtype=torch.int64))
+each_path = pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+
+# Codes of the standard architecture: [1 2] and [0 .5]. Decoder norms 5 and 2.
+X = torch.tensor([[1.0, 2.0], [-1.0, 0.5]], dtype=torch.float64)
+WEIGHTS = {"W_enc": [[1.0, 0.0], [0.0, 1.0]], "W_dec": [[3.0, 4.0], [0.0, 2.0]]}
+
+
+def measured(term, arch: str, sparse: bool, weights: dict | None = None, **changes) -> Measured:
+    return term.measure(with_weights(arch, weights or WEIGHTS, **changes)(X, sparse=sparse), NO_DEAD)
+
+
+def number(found: Measured) -> float:
+    return float(found.value.detach())
+
+
+@each_path
+def test_l1_by_hand(sparse: bool):
+    # (1 + 2 + .5) / 2;  with decoder norms (5 + 4 + 1) / 2.
+    assert number(measured(L1(), "standard", sparse)) == pytest.approx(1.75)
+    assert number(measured(L1(), "standard", sparse, decoder_norm=DecoderNorm.free)) == pytest.approx(5)
+
+
+@each_path
+def test_l1_of_signed_codes_is_of_their_magnitude(sparse: bool):
+    # All of [1 2] and [-1 .5]: (1 + 2 + 1 + .5) / 2.
+    assert number(measured(L1(), "abs_topk", sparse, k=2)) == pytest.approx(2.25)
+
+
+@each_path
+def test_l1_of_gated_is_of_the_rectified_gate(sparse: bool):
+    weights = WEIGHTS | {"b_gate": [1.5, 0.0], "b_mag": [7.0, 7.0]}
+    # Gates [2.5 2] and [.5 .5], whatever the magnitudes are: 5.5 / 2; with norms (12.5 + 4 + 2.5 + 1) / 2.
+    assert number(measured(L1(), "gated", sparse, weights)) == pytest.approx(2.75)
+    assert number(measured(L1(), "gated", sparse, weights, decoder_norm=DecoderNorm.free)) == pytest.approx(10)
+
+
+@each_path
+def test_tanh_by_hand(sparse: bool):
+    # (tanh 2 + tanh 4 + tanh 1) / 2 at scale 2;  with norms (tanh 10 + tanh 8 + tanh 2) / 2.
+    wanted = (math.tanh(2) + math.tanh(4) + math.tanh(1)) / 2
+    assert number(measured(TanhL0(scale=2.0), "standard", sparse)) == pytest.approx(wanted)
+    wanted = (math.tanh(10) + math.tanh(8) + math.tanh(2)) / 2
+    assert number(measured(TanhL0(scale=2.0), "standard", sparse, decoder_norm=DecoderNorm.free)) == pytest.approx(
+        wanted
+    )
+
+
+@each_path
+@each_architecture
+def test_tanh_of_a_large_scale_counts(arch: str, sparse: bool):
+    autoencoder = build(arch)
+    record = autoencoder(samples(20), sparse=sparse)
+    count = float((record.codes.dense() != 0).sum(1).double().mean())
+    assert number(TanhL0(scale=1e6).measure(record, NO_DEAD)) == pytest.approx(count, rel=1e-3)
+
+
+JUMP = WEIGHTS | {"log_threshold": [math.log(0.9), math.log(0.4)]}
+
+
+@each_path
+def test_step_and_target_by_hand(sparse: bool):
+    # Thresholds [.9 .4] against [1 2] and [-1 .5]: three codes on in two samples.
+    assert number(measured(StepL0(), "jumprelu", sparse, JUMP)) == 1.5
+    found = measured(TargetL0(target=4.0), "jumprelu", sparse, JUMP)
+    # (1.5 / 4 - 1)^2 = .625^2
+    assert number(found) == pytest.approx(0.390625)
+    assert float(found.beside["sparsity_l0"]) == 1.5
+
+
+@each_path
+@pytest.mark.parametrize(("target", "direction"), [(1.0, 1), (4.0, -1), (1.5, 0)])
+def test_target_moves_thresholds_toward_it(target: float, direction: int, sparse: bool):
+    # Within the kernel of 0.4: 1 of .9 and .5 of .4. Too many active: descent must raise thresholds, so the gradient
+    # is negative; too few: positive. d = 2 (l0/t - 1) / t * -threshold / bandwidth / batch.
+    autoencoder = with_weights("jumprelu", JUMP)
+    value = TargetL0(target=target).measure(autoencoder(X, sparse=sparse), NO_DEAD).value
+    found = gradients(value, autoencoder)["log_threshold"]
+    factor = 2 * (1.5 / target - 1) / target
+    wanted = -factor * torch.tensor([0.9, 0.4], dtype=torch.float64) / 0.4 / 2
+    torch.testing.assert_close(found, wanted)
+    assert (found.sign() == -direction).all()
+
+
+@each_architecture
+@pytest.mark.parametrize("term", [L1(), TanhL0()], ids=repr)
+def test_descent_makes_codes_smaller(term, arch: str):
+    autoencoder = build(arch).eval()
+    before = term.measure(autoencoder(samples(20)), NO_DEAD).value
+    found = gradients(before, autoencoder)
+    with torch.no_grad():
+        for name, parameter in autoencoder.named_parameters():
+            parameter -= 1e-6 * found[name]
+    after = term.measure(autoencoder(samples(20)), NO_DEAD).value
+    steepness = sum(float(grad.square().sum()) for grad in found.values())
+    if arch == "jumprelu":
+        # A step in what is on moves the value by jumps, which the true gradient in the codes leaves out: the
+        # thresholds' part is an estimate, so only the direction of the rest is asked for.
+        steepness -= float(found["log_threshold"].square().sum())
+        assert float(after.detach()) < float(before.detach())
+    else:
+        assert float((before - after).detach()) == pytest.approx(1e-6 * steepness, rel=1e-3)
+
+
+@each_path
+def test_l1_on_no_active_code_is_zero_with_finite_gradients(sparse: bool):
+    weights = {name: value for name, value in WEIGHTS.items()} | {"b_enc": [-9.0, -9.0]}
+    for norm in DecoderNorm:
+        autoencoder = with_weights("standard", weights, decoder_norm=norm)
+        for term in (L1(), TanhL0()):
+            value = term.measure(autoencoder(X, sparse=sparse), NO_DEAD).value
+            assert float(value.detach()) == 0
+            assert all(torch.isfinite(grad).all() for grad in gradients(value, autoencoder).values())
+
+
+def test_target_that_cannot_hold():
+    with pytest.raises(ValueError, match=r"loss\.sparsity\.target is 0\.0"):
+        TargetL0(target=0.0)

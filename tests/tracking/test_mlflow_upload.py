@@ -1,0 +1,260 @@
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from fsae.tracking.mlflow_upload import MlflowUpload, RunDescription, describe_run, read_description
+from fsae.tracking.run_folder import RunFolder, write_json
+from fsae.tracking.spool import MetricLog
+from fsae.tracking.status import Failure, RunState, mark
+
+Describe = Callable[..., RunDescription]
+
+
+def runs(uri: str) -> list[Run]:
+    client = MlflowClient(uri)
+    return list(client.search_runs([experiment.experiment_id for experiment in client.search_experiments()]))
+
+
+def history(uri: str, name: str) -> list[tuple[int, float]]:
+    (run,) = runs(uri)
+    return [(metric.step, metric.value) for metric in MlflowClient(uri).get_metric_history(run.info.run_id, name)]
+
+
+def test_a_run_from_its_folder_only(
+    sqlite_uri: str, run_folder: Path, describe: Describe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # Left behind by a program that started this one; following it would mix two runs.
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    folder = RunFolder(run_folder)
+    description = describe(sqlite_uri, params={"arch.name": "gated", "long": "x" * 9000}, tags={"fsae.job": "slurm 7"})
+    started = mark(run_folder, RunState.running)
+    log = MetricLog(folder.metrics)
+    for step in range(300):
+        log.append({f"train/{name}": step + name / 10 for name in range(7)}, step=step * 512)
+    log.append({"train/loss": math.nan, "train/peak": math.inf}, step=300 * 512)
+    folder.config.write_text("seed: 3\n")
+    folder.sae.mkdir()
+    (folder.sae / "cfg.json").write_text("{}")
+    write_json(folder.results, {"eval/fvu": 0.125, "eval/note": "text"})
+    ended = mark(run_folder, RunState.finished)
+
+    upload = MlflowUpload(run_folder, sqlite_uri, description)
+    assert upload.send_metrics() == 300 * 7 + 2
+    assert upload.close()
+
+    (run,) = runs(sqlite_uri)
+    assert run.info.run_name == "gated"
+    assert run.info.status == "FINISHED"
+    assert run.info.start_time == int(started.started.timestamp() * 1000)
+    assert ended.ended is not None
+    assert run.info.end_time == int(ended.ended.timestamp() * 1000)
+    assert run.data.params == {"arch.name": "gated", "long": "x" * 6000}
+    assert run.data.tags["fsae.job"] == "slurm 7"
+    assert run.data.tags["fsae.state"] == "finished"
+    assert "| eval/fvu | 0.125 |" in run.data.tags["mlflow.note.content"]
+    for name in range(7):
+        assert history(sqlite_uri, f"train/{name}") == [(step * 512, step + name / 10) for step in range(300)]
+    ((_, loss),) = history(sqlite_uri, "train/loss")
+    assert math.isnan(loss)
+    ((_, peak),) = history(sqlite_uri, "train/peak")
+    assert peak > 1e308
+    # Artifacts lie beside the database; nothing appears in the working directory.
+    place = tmp_path / "outputs" / "mlartifacts" / run.info.run_id / "artifacts"
+    found = sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
+    assert found == ["config.yaml", "results.json", "sae/cfg.json", "status.json"]
+    assert upload.link == (
+        f"http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+        "?workflowType=machine_learning"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
+
+    again = MlflowUpload(run_folder, sqlite_uri, description)
+    assert again.send_metrics() == 0
+    assert not again.close()
+    assert len(runs(sqlite_uri)) == 1
+
+
+def test_requests_stay_within_mlflows_limit(
+    sqlite_uri: str, run_folder: Path, describe: Describe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    original = MlflowClient.log_batch
+
+    def counted(self: MlflowClient, run_id: str, metrics: list = [], **rest: object) -> None:  # noqa: B006
+        sizes.append(len(metrics))
+        original(self, run_id, metrics=metrics, **rest)  # pyright: ignore
+
+    monkeypatch.setattr(MlflowClient, "log_batch", counted)
+    log = MetricLog(RunFolder(run_folder).metrics)
+    for step in range(5):
+        log.append({f"a/{n}": 1.0 for n in range(400)}, step=step)
+    log.append({f"b/{n}": 1.0 for n in range(2100)}, step=5)
+    assert MlflowUpload(run_folder, sqlite_uri, describe(sqlite_uri)).send_metrics() == 5 * 400 + 2100
+    # The parameters first; then whole records while they fit (2 x 400), and the one that never fits in parts.
+    assert sizes == [0, 800, 800, 400, 1000, 1000, 100]
+
+
+@pytest.mark.parametrize(
+    ("state", "failure", "status"),
+    [
+        (RunState.failed, Failure(kind="FloatingPointError", message="the loss is NaN at step 3"), "FAILED"),
+        (RunState.refused, Failure(kind="ValueError", message="k=9 above d_sae=8"), "FAILED"),
+        (RunState.interrupted, None, "KILLED"),
+    ],
+)
+def test_how_a_run_ended(
+    sqlite_uri: str, run_folder: Path, describe: Describe, state: RunState, failure: Failure | None, status: str
+) -> None:
+    mark(run_folder, RunState.running)
+    mark(run_folder, state, failure)
+    upload = MlflowUpload(run_folder, sqlite_uri, describe(sqlite_uri))
+    assert upload.close()
+    (run,) = runs(sqlite_uri)
+    assert (run.info.status, run.data.tags["fsae.state"]) == (status, state.value)
+    if failure:
+        assert f"{failure.kind}: {failure.message}" in run.data.tags["mlflow.note.content"]
+
+
+def test_a_resumed_run_goes_on_as_the_same_mlflow_run_with_nothing_doubled(
+    sqlite_uri: str, run_folder: Path, describe: Describe
+) -> None:
+    metrics = RunFolder(run_folder).metrics
+    description = describe(sqlite_uri)
+    mark(run_folder, RunState.running)
+    log = MetricLog(metrics)
+    log.append({"train/l0": 1.0}, step=1)
+    position = log.position()
+    log.append({"train/l0": 2.0, "train/seconds": 0.5}, step=2)
+    log.append({"train/l0": 3.0}, step=3)
+    killed = MlflowUpload(run_folder, sqlite_uri, description)
+    killed.send_metrics()
+    mark(run_folder, RunState.interrupted)
+    assert killed.close()
+
+    # Resumed from the checkpoint after step 1: the same steps again, at another time, with another stopwatch reading.
+    mark(run_folder, RunState.running)
+    log = MetricLog(metrics, position)
+    resumed = MlflowUpload(run_folder, sqlite_uri, describe(sqlite_uri, uid=description.uid))
+    log.append({"train/l0": 2.0, "train/seconds": 0.7}, step=2)
+    log.append({"train/l0": 3.0, "eval/fvu": 0.2}, step=3)
+    log.append({"train/l0": 4.0, "train/seconds": 0.8}, step=4)
+    assert resumed.send_metrics() == 3
+    assert runs(sqlite_uri)[0].info.status == "RUNNING"
+    assert history(sqlite_uri, "train/l0") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
+    assert history(sqlite_uri, "train/seconds") == [(2, 0.5), (4, 0.8)]
+    # Logged at a step that MLflow has of other metrics, and not of this one.
+    assert history(sqlite_uri, "eval/fvu") == [(3, 0.2)]
+    mark(run_folder, RunState.finished)
+    assert resumed.close()
+    assert runs(sqlite_uri)[0].info.status == "FINISHED"
+
+
+def test_an_answer_that_got_lost_does_not_double_the_batch(
+    sqlite_uri: str, run_folder: Path, describe: Describe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = MetricLog(RunFolder(run_folder).metrics)
+    for step in range(50):
+        log.append({"train/l0": float(step)}, step=step)
+    upload = MlflowUpload(run_folder, sqlite_uri, describe(sqlite_uri))
+    original = MlflowClient.log_batch
+
+    def stored_and_then_cut_off(self: MlflowClient, *args: object, **kwargs: object) -> None:
+        original(self, *args, **kwargs)  # pyright: ignore
+        if kwargs.get("metrics"):
+            raise ConnectionError("cut off")
+
+    monkeypatch.setattr(MlflowClient, "log_batch", stored_and_then_cut_off)
+    with pytest.raises(ConnectionError):
+        upload.send_metrics()
+    assert upload.unsent() == 50
+    monkeypatch.setattr(MlflowClient, "log_batch", original)
+    upload.send_metrics()
+    assert upload.unsent() == 0
+    assert history(sqlite_uri, "train/l0") == [(step, float(step)) for step in range(50)]
+
+
+def test_a_killed_run_is_closed_as_killed_and_a_running_one_is_left_alone(
+    sqlite_uri: str, run_folder: Path, describe: Describe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark(run_folder, RunState.running)
+    upload = MlflowUpload(run_folder, sqlite_uri, describe(sqlite_uri))
+    assert not upload.close()
+    assert runs(sqlite_uri)[0].info.status == "RUNNING"
+
+    def no_such_process(pid: int, signal: int) -> None:
+        raise ProcessLookupError
+
+    monkeypatch.setattr("fsae.tracking.status.os.kill", no_such_process)
+    assert upload.close()
+    (run,) = runs(sqlite_uri)
+    assert (run.info.status, run.data.tags["fsae.state"]) == ("KILLED", "killed")
+
+
+def test_changed_parameters_of_a_resumed_run_do_not_hold_it_up(
+    sqlite_uri: str, run_folder: Path, describe: Describe
+) -> None:
+    first = describe(sqlite_uri, params={"tracking.flush_seconds": 30})
+    MlflowUpload(run_folder, sqlite_uri, first).send_metrics()
+    again = describe(sqlite_uri, params={"tracking.flush_seconds": 5, "new": 1}, uid=first.uid)
+    MlflowUpload(run_folder, sqlite_uri, again).send_metrics()
+    (run,) = runs(sqlite_uri)
+    # MLflow never changes a parameter; the config.yaml among the artifacts is the last word.
+    assert run.data.params == {"tracking.flush_seconds": "30", "new": "1"}
+
+
+def test_a_folder_is_one_run_until_its_parameters_change(describe: Describe, sqlite_uri: str) -> None:
+    first = describe(sqlite_uri)
+    assert describe(sqlite_uri).uid == first.uid
+    assert describe(sqlite_uri, uid="from the checkpoint", params={"seed": 4}).uid == "from the checkpoint"
+    assert describe(sqlite_uri, params={"seed": 5}).uid not in (first.uid, "from the checkpoint")
+
+
+def test_a_password_is_not_written_down(run_folder: Path, tmp_path: Path) -> None:
+    describe_run(
+        run_folder,
+        uri="https://me:secret@host",
+        outputs=tmp_path,
+        experiment="fsae",
+        run_name="gated",
+        params={},
+        tags={},
+    )
+    assert "secret" not in RunFolder(run_folder).tracking.read_text()
+    assert read_description(run_folder).uri == "https://me@host"
+
+
+def test_a_folder_that_is_no_run_is_named(run_folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"is not a run's folder: it holds no tracking\.json"):
+        read_description(run_folder)
+    RunFolder(run_folder).tracking.write_text('{"uid": ')
+    with pytest.raises(ValueError, match="does not describe a run"):
+        read_description(run_folder)
+
+
+def test_an_experiment_made_by_another_run_in_between_is_used(
+    sqlite_uri: str, run_folder: Path, describe: Describe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = MlflowClient(sqlite_uri).create_experiment("fsae")
+    original = MlflowClient.get_experiment_by_name
+    asked: list[str] = []
+
+    def not_yet_there(self: MlflowClient, name: str) -> object:
+        asked.append(name)
+        return None if len(asked) == 1 else original(self, name)
+
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", not_yet_there)
+    MlflowUpload(run_folder, sqlite_uri, describe(sqlite_uri)).send_metrics()
+    assert [run.info.experiment_id for run in runs(sqlite_uri)] == [made]
+
+
+def test_mlflow_is_not_imported_before_it_is_needed() -> None:
+    program = (
+        "import sys, fsae.sync, fsae.tracking.tracker, fsae.tracking.tags; print({'mlflow', 'torch'} & {*sys.modules})"
+    )
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "set()"

@@ -1,0 +1,207 @@
+import logging
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Server  # pyright: ignore
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from fsae.tracking import tracker as tracker_module
+from fsae.tracking.interface import MetricSink
+from fsae.tracking.mlflow_upload import RunDescription
+from fsae.tracking.run_folder import RunFolder
+from fsae.tracking.spool import read_metrics
+from fsae.tracking.status import RunState, mark
+from fsae.tracking.tracker import Tracker, TrackingSettings, sync_command
+
+Describe = Callable[..., RunDescription]
+
+
+@pytest.fixture(autouse=True)
+def _quick_uploads(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(tracker_module, "SECONDS_BETWEEN_UPLOADS", 0.1)
+    monkeypatch.setattr(tracker_module, "LONGEST_SECONDS_BETWEEN_TRIES", 0.5)
+    caplog.set_level(logging.INFO, logger="fsae")
+
+
+def only_run(uri: str) -> Run:
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    return run
+
+
+def steps(uri: str, name: str) -> list[int]:
+    return [metric.step for metric in MlflowClient(uri).get_metric_history(only_run(uri).info.run_id, name)]
+
+
+def log_steps(sink: MetricSink, first: int, last: int) -> list[float]:
+    """Ten values a step; how long each call took, in seconds."""
+    seconds = []
+    for step in range(first, last):
+        begin = time.perf_counter()
+        sink.log({f"train/{n}": step + n / 10 for n in range(10)}, step=step)
+        seconds.append(time.perf_counter() - begin)
+        time.sleep(0.001)
+    return seconds
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_without_mlflow_there_is_the_file_alone(run_folder: Path) -> None:
+    with Tracker(run_folder, uri=None, flush_seconds=30.0) as tracker:
+        tracker.log({"train/l0": 3.0}, step=7)
+        assert tracker.position() == RunFolder(run_folder).metrics.stat().st_size
+    assert [path.name for path in run_folder.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_run_is_seen_in_mlflow_while_it_goes_on_and_closed_at_its_end(
+    sqlite_uri: str, run_folder: Path, describe: Describe, caplog: pytest.LogCaptureFixture
+) -> None:
+    describe(sqlite_uri)
+    mark(run_folder, RunState.running)
+    with Tracker(run_folder, uri=sqlite_uri, flush_seconds=30.0) as tracker:
+        log_steps(tracker, 0, 20)
+        wait_for(
+            lambda: "has every value" in caplog.text or bool(MlflowClient(sqlite_uri).get_experiment_by_name("fsae"))
+        )
+        wait_for(lambda: len(steps(sqlite_uri, "train/0")) == 20)
+        assert only_run(sqlite_uri).info.status == "RUNNING"
+        log_steps(tracker, 20, 30)
+        mark(run_folder, RunState.finished)
+    assert steps(sqlite_uri, "train/9") == list(range(30))
+    run = only_run(sqlite_uri)
+    assert run.info.status == "FINISHED"
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"in MLflow: http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+        "?workflowType=machine_learning"
+    )
+
+
+def test_a_run_that_fails_before_its_first_value_is_in_mlflow_too(
+    sqlite_uri: str, run_folder: Path, describe: Describe
+) -> None:
+    describe(sqlite_uri)
+
+    def run() -> None:
+        with Tracker(run_folder, uri=sqlite_uri, flush_seconds=30.0):
+            try:
+                raise ValueError("no text")
+            except ValueError:
+                mark(run_folder, RunState.failed)
+                raise
+
+    with pytest.raises(ValueError, match="no text"):
+        run()
+    assert only_run(sqlite_uri).info.status == "FAILED"
+
+
+def test_the_server_is_killed_and_comes_back_nothing_lost_none_doubled_no_waiting(
+    server: Server, run_folder: Path, describe: Describe, caplog: pytest.LogCaptureFixture
+) -> None:
+    database = f"sqlite:///{server.database}"
+    server.start()
+    server.wait_until_up()
+    describe(server.uri)
+    folder = RunFolder(run_folder)
+    mark(run_folder, RunState.running)
+    with Tracker(run_folder, uri=server.uri, flush_seconds=30.0) as tracker:
+        seconds = log_steps(tracker, 0, 300)
+        wait_for(lambda: MlflowClient(database).get_experiment_by_name("fsae") is not None)
+        wait_for(lambda: len(steps(database, "train/0")) >= 300)
+        server.kill()
+        seconds += log_steps(tracker, 300, 1200)
+        wait_for(lambda: "does not take" in caplog.text)
+        server.start()
+        server.wait_until_up()
+        seconds += log_steps(tracker, 1200, 1500)
+        wait_for(lambda: "is back" in caplog.text)
+        folder.config.write_text("seed: 3\n")
+        mark(run_folder, RunState.finished)
+
+    for n in range(10):
+        assert steps(database, f"train/{n}") == list(range(1500))
+    assert only_run(database).info.status == "FINISHED"
+    run_id = only_run(server.uri).info.run_id
+    assert {file.path for file in MlflowClient(server.uri).list_artifacts(run_id)} == {"config.yaml", "status.json"}
+    # Said once when it went, once when it came back, and where the run is now.
+    assert [record.getMessage().split(" (")[0].split(": ")[0] for record in caplog.records] == [
+        "MLflow",
+        "MLflow",
+        "in MLflow",
+    ]
+    assert Counter(record.levelname for record in caplog.records) == {"WARNING": 1, "INFO": 2}
+    assert sync_command(run_folder) in caplog.records[0].getMessage()
+    # The thread takes turns with the interpreter, so a single call may be late; none waits for a request.
+    seconds.sort()
+    assert seconds[int(0.99 * len(seconds))] < 0.005
+    assert seconds[-1] < 1.0
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_a_run_ends_in_time_with_no_server_or_a_hanging_one(
+    hangs: bool, run_folder: Path, describe: Describe, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        if hangs:
+            listener.listen()
+        uri = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        describe(uri)
+        mark(run_folder, RunState.running)
+        begin = time.monotonic()
+        with Tracker(run_folder, uri=uri, flush_seconds=1.0) as tracker:
+            seconds = log_steps(tracker, 0, 200)
+            mark(run_folder, RunState.finished)
+        assert time.monotonic() - begin < 4.0
+    assert sorted(seconds)[198] < 0.005
+    assert len(list(read_metrics(RunFolder(run_folder).metrics))) == 200
+    last = caplog.records[-1]
+    assert last.levelname == "WARNING"
+    assert last.getMessage() == (
+        f"not in MLflow ({uri}) yet: 2000 values and the artifacts. Nothing is lost; "
+        f"send them with: python -m fsae.sync '{run_folder}'"
+    )
+    assert len(caplog.records) == (1 if hangs else 2)
+
+
+def test_a_resumed_tracker_goes_on_from_the_checkpoints_position(
+    sqlite_uri: str, run_folder: Path, describe: Describe
+) -> None:
+    describe(sqlite_uri)
+    mark(run_folder, RunState.running)
+    with Tracker(run_folder, uri=sqlite_uri, flush_seconds=30.0) as tracker:
+        log_steps(tracker, 0, 10)
+        position = tracker.position()
+        log_steps(tracker, 10, 15)
+        mark(run_folder, RunState.interrupted)
+    mark(run_folder, RunState.running)
+    with Tracker(run_folder, uri=sqlite_uri, flush_seconds=30.0, position=position) as tracker:
+        log_steps(tracker, 10, 20)
+        mark(run_folder, RunState.finished)
+    assert steps(sqlite_uri, "train/3") == list(range(20))
+    assert [record.step for record in read_metrics(RunFolder(run_folder).metrics)] == list(range(20))
+    assert only_run(sqlite_uri).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"uri": "file:///tmp/mlruns"}, r"tracking\.uri=.*give a server"),
+        ({"experiment": ""}, r"tracking\.experiment is empty"),
+        ({"flush_seconds": -1.0}, r"tracking\.flush_seconds=-1\.0: give 0 or more"),
+        ({"flush_seconds": float("nan")}, r"tracking\.flush_seconds=nan"),
+    ],
+)
+def test_wrong_settings_are_named(wrong: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrackingSettings(**wrong)
