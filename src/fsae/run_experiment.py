@@ -3,7 +3,6 @@
 import json
 import logging
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from fsae.losses.objective import Objective
 from fsae.sources.activations import ActivationSource
 from fsae.sources.documents import Part, open_documents
 from fsae.sources.tokens import PackedTokens
-from fsae.tracking.mlflow_upload import describe_run, read_description
+from fsae.tracking.mlflow_upload import describe_run
 from fsae.tracking.run_folder import RunFolder, write_json
 from fsae.tracking.status import Failure, RunState, mark
 from fsae.tracking.store import resolve_uri, ui_command
@@ -109,24 +108,24 @@ def _outcome(folder: Path) -> Iterator[None]:
 
 
 def _tracker(settings: RunSettings, origin: Origin, folder: RunFolder, state: dict[str, Any] | None) -> Tracker:
-    uri = None
-    if settings.tracking.mlflow:
-        outputs = Path(settings.paths.outputs)
-        uri = resolve_uri(settings.tracking.uri, outputs)
-        # The folder keeps its name in MLflow: a resumed run goes on in the same MLflow run.
-        uid = read_description(folder.path).uid if folder.tracking.exists() else uuid.uuid4().hex
-        describe_run(
-            folder.path,
-            uri=uri,
-            outputs=outputs,
-            experiment=settings.tracking.experiment,
-            run_name=folder.path.name,
-            uid=uid,
-            params=origin.flat,
-            tags=run_tags(origin.overrides),
-        )
-    position = state["metrics_position"] if state is not None else 0
-    return Tracker(folder.path, uri=uri, flush_seconds=settings.tracking.flush_seconds, position=position)
+    outputs = Path(settings.paths.outputs)
+    uri = resolve_uri(settings.tracking.uri, outputs)
+    # Also without MLflow, so that the run can be sent there later.
+    describe_run(
+        folder.path,
+        uri=uri,
+        outputs=outputs,
+        experiment=settings.tracking.experiment,
+        run_name=folder.path.name,
+        params=origin.flat,
+        tags=run_tags(origin.overrides),
+    )
+    return Tracker(
+        folder.path,
+        uri=uri if settings.tracking.mlflow else None,
+        flush_seconds=settings.tracking.flush_seconds,
+        position=state["metrics_position"] if state is not None else 0,
+    )
 
 
 @dataclass
@@ -165,7 +164,8 @@ class _Run:
         if autoencoder.d_in != source.d_in:
             raise ValueError(
                 f"the autoencoder in {self.settings.sae.path} reads vectors of width {autoencoder.d_in}, but "
-                f"{self.settings.site} of {model.name} has width {source.d_in}; choose the model and site it was made for"
+                f"{self.settings.site} of {model.name} has width {source.d_in}; choose the model and site it was "
+                "made for"
             )
         return self._finish(*self._evaluate(autoencoder.to(model.device), model, source), step=0)
 

@@ -142,8 +142,6 @@ def odd_batch(case: str, autoencoder: Autoencoder) -> Tensor:
                 for name, parameter in autoencoder.named_parameters():
                     if name == "W_enc":
                         parameter[:, 1::2] = parameter[:, 0:-1:2]
-                    elif name == "W_dec":
-                        parameter[1::2] = parameter[0:-1:2]
                     elif name != "b_dec":
                         parameter[1::2] = parameter[0:-1:2]
         case "evaluation":

@@ -50,7 +50,7 @@ def test_gate_reconstruction_cannot_pull_the_decoder(sparse: bool, apply_b_dec_t
 
 @each_path
 def test_aux_k_by_hand(sparse: bool):
-    # topk with k=1: pre-activations [3 1 2 -1], latent 0 alone is on. x_hat = 3 [1 0] = [3 0], e = [3 4] - [3 0] = [0 4].
+    # topk with k=1: pre-activations [3 1 2 -1], latent 0 alone is on. x_hat = 3 [1 0], e = [3 4] - [3 0] = [0 4].
     weights = {
         "W_enc": [[1.0, 0.0, 0.0, 0.0], [0.0, 0.25, 0.5, -0.25]],
         "W_dec": [[1.0, 0.0], [0.0, 1.0], [0.0, 1.5], [1.0, 0.0]],

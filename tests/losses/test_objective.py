@@ -192,8 +192,9 @@ def test_fisher_of_a_bfloat16_model_is_summed_in_float32(arch: str, form: Fisher
 
 
 @pytest.mark.parametrize(
-    ("term", "arch", "field"), [(StepL0(), "topk", "active"), (TargetL0(), "gated", "active"), (GateReconstruction(), "jumprelu", "gate")]
-)  # fmt: skip
+    ("term", "arch", "field"),
+    [(StepL0(), "topk", "active"), (TargetL0(), "gated", "active"), (GateReconstruction(), "jumprelu", "gate")],
+)
 def test_terms_that_an_architecture_cannot_be_measured_with(term: LossTerm, arch: str, field: str):
     kind = type(settings_of(arch)).__name__.removesuffix("Settings")
     message = rf"loss\.sparsity \({type(term).__name__}\) needs a forward record with {field}, which arch {kind}"

@@ -116,7 +116,7 @@ def test_descent_makes_codes_smaller(term, arch: str):
 
 @each_path
 def test_l1_on_no_active_code_is_zero_with_finite_gradients(sparse: bool):
-    weights = {name: value for name, value in WEIGHTS.items()} | {"b_enc": [-9.0, -9.0]}
+    weights = WEIGHTS | {"b_enc": [-9.0, -9.0]}
     for norm in DecoderNorm:
         autoencoder = with_weights("standard", weights, decoder_norm=norm)
         for term in (L1(), TanhL0()):

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Server  # pyright: ignore
 from mlflow import MlflowClient
 
 from fsae.sync import main
@@ -13,6 +12,7 @@ from fsae.tracking.run_folder import RunFolder
 from fsae.tracking.spool import MetricLog
 from fsae.tracking.status import RunState, mark
 from fsae.tracking.tracker import Tracker
+from tests.tracking.mlflow_server import Server
 
 Describe = Callable[..., RunDescription]
 

@@ -6,25 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Server  # pyright: ignore
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from fsae.tracking import tracker as tracker_module
 from fsae.tracking.interface import MetricSink
-from fsae.tracking.mlflow_upload import RunDescription
+from fsae.tracking.mlflow_upload import RunDescription, sync_command
 from fsae.tracking.run_folder import RunFolder
 from fsae.tracking.spool import read_metrics
 from fsae.tracking.status import RunState, mark
-from fsae.tracking.tracker import Tracker, TrackingSettings, sync_command
+from fsae.tracking.tracker import Tracker, TrackingSettings
+from tests.tracking.mlflow_server import Server
 
 Describe = Callable[..., RunDescription]
 
 
 @pytest.fixture(autouse=True)
 def _quick_uploads(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(tracker_module, "SECONDS_BETWEEN_UPLOADS", 0.1)
-    monkeypatch.setattr(tracker_module, "LONGEST_SECONDS_BETWEEN_TRIES", 0.5)
+    monkeypatch.setattr("fsae.tracking.uploader.SECONDS_BETWEEN_UPLOADS", 0.1)
     caplog.set_level(logging.INFO, logger="fsae")
 
 

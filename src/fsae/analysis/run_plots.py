@@ -60,9 +60,8 @@ def plot_firing(frequencies: Sequence[float], picture: Path) -> None:
         axis.hist(np.log10(alive), bins=60, color="tab:blue")
     axis.set_xlabel("log10 of the share of held-out vectors on which a latent is active")
     axis.set_ylabel("latents")
-    axis.set_title(
-        f"{len(alive):,} of {len(shares):,} latents fire; {len(shares) - len(alive):,} never do", fontsize=10
-    )
+    dead = len(shares) - len(alive)
+    axis.set_title(f"{len(alive):,} of {len(shares):,} latents fire; {dead:,} never do", fontsize=10)
     axis.grid(alpha=0.3)
     _save(figure, picture)
 

@@ -22,8 +22,6 @@ def check(settings: RunSettings) -> None:
     if shape is not None:
         shape.check_site(settings.site, settings.model.name)
         settings.arch.check_width(shape.width(settings.site))
-    if settings.arch.d_sae is not None:
-        settings.arch.check_width(0)
     check_terms(settings.loss, settings.arch)
     if settings.source.buffer_tokens < settings.trainer.batch_size:
         raise ValueError(

@@ -30,10 +30,8 @@ def flat_settings(config: DictConfig) -> dict[str, str]:
     for group in config:
         if group != "hydra":
             node = config[group]
-            walk(
-                str(group),
-                OmegaConf.to_container(node, resolve=True, enum_to_str=True) if OmegaConf.is_config(node) else node,
-            )
+            plain = OmegaConf.to_container(node, resolve=True, enum_to_str=True) if OmegaConf.is_config(node) else node
+            walk(str(group), plain)
     return flat
 
 
@@ -48,11 +46,8 @@ def _run_folder(*, _root_: DictConfig) -> str:
     Where that folder holds a finished run the next free number is added, so that nothing finished is overwritten.
     """
     digest = hashlib.sha256(json.dumps(deciding_settings(_root_), sort_keys=True).encode()).hexdigest()[:8]
-    choices = OmegaConf.to_container(_root_.hydra.runtime.choices) if "hydra" in _root_ else {}
-    assert isinstance(choices, dict)
-    name = (
-        _root_.name or f"{_root_.model.name}-{_root_.site.name.name}.{_root_.site.layer}-{choices.get('arch', 'run')}"
-    )
+    arch = _root_.hydra.runtime.choices.arch
+    name = _root_.name or f"{_root_.model.name}-{_root_.site.name.name}.{_root_.site.layer}-{arch}"
     if _root_.task.name == "eval":
         name = f"eval-{name}"
     runs = Path(_root_.paths.runs)

@@ -15,6 +15,9 @@ from fsae.evaluation.reconstruction import ReconstructionMetric
 from fsae.evaluation.sparsity import SparsityMetric
 from fsae.losses.fisher import Fisher
 
+# Above this share of entries the products between samples, whose cost rises with its square, are faster dense.
+_CHEAP_SHARE = 0.05
+
 
 @dataclass(frozen=True, eq=False)
 class VectorEvaluation:
@@ -43,8 +46,8 @@ def evaluate_vectors(
         autoencoder: in eval mode and in raw units, that is with the activation scale folded into its weights.
         batches: raw activations; all of one size but for a smaller last one.
         fisher: names the form and the estimator of `fisher` and `fisher_ratio`.
-        sparse: keep only the entries of the codes that may be non-zero; the numbers are the same, and it is much
-            cheaper once few latents are on.
+        sparse: keep only the entries of the codes that may be non-zero, unless a batch shows that they are too many for
+            it to be cheaper. The numbers are the same.
 
     Raises:
         ValueError: no vectors or a single one, or activations that are not finite (how many and where).
@@ -56,7 +59,11 @@ def evaluate_vectors(
     metrics = (reconstruction, sparsity, FisherMetric(fisher, device))
     for index, batch in enumerate(batches):
         check_finite(batch, f"batch {index} of the held-out vectors")
-        record = autoencoder(batch.to(autoencoder.W_dec), sparse)
+        x = batch.to(autoencoder.W_dec)
+        record = autoencoder(x, sparse)
+        if sparse and record.codes.values.numel() > _CHEAP_SHARE * batch.shape[0] * autoencoder.d_sae:
+            sparse = False
+            record = autoencoder(x, sparse)
         for metric in metrics:
             metric.update(record)
     if reconstruction.samples == 0:

@@ -126,12 +126,16 @@ def _moments(g: Codes) -> _Moments:
     g = g.map(_wide)
     squares = g.map(torch.square)
     columns = squares.column_sums()
-    if g.pattern is None and width < batch:
-        # Fewer latents than samples: the (n, n) matrix is the smaller of the two, and has the same norm.
-        gram = (g.values.T @ g.values).square().sum()
-    else:
-        gram = g.gram().square().sum()
-    return _Moments(batch, gram, squares.row_sums().square().sum(), columns.square().sum(), squares.values.square().sum())
+    # With fewer latents than samples the (n, n) matrix is the smaller of the two, and has the same norm.
+    few_latents = g.pattern is None and width < batch
+    products = g.values.T @ g.values if few_latents else g.gram()
+    return _Moments(
+        batch,
+        products.square().sum(),
+        squares.row_sums().square().sum(),
+        columns.square().sum(),
+        squares.values.square().sum(),
+    )
 
 
 def _wide(tensor: Tensor) -> Tensor:

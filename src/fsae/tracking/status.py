@@ -53,14 +53,7 @@ class RunStatus:
             return False
         if self.host != socket.gethostname():
             return True
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            # The process is there and belongs to somebody else.
-            return True
-        return True
+        return _exists(self.pid)
 
 
 def mark(folder: Path, state: RunState, failure: Failure | None = None) -> RunStatus:
@@ -115,3 +108,16 @@ def read_status(folder: Path) -> RunStatus | None:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a run's status ({error!r}): restore it, or delete it to start anew") from error
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        # It is there and belongs to somebody else.
+        return True
+    # A dead process stays listed until whoever started it asks for its exit status.
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"

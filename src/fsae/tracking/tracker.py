@@ -1,4 +1,4 @@
-"""A run's tracking: every value goes to `metrics.jsonl`, and a process beside the run carries it from there to MLflow."""
+"""A run's tracking: every value goes to `metrics.jsonl`, and from there to MLflow by a process beside the run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

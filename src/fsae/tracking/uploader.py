@@ -7,6 +7,7 @@ lock waits milliseconds to get it back. A process costs the run nothing, and it 
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -118,8 +119,9 @@ def follow(upload: MlflowUpload, say: Callable[[int, str], None], pause: float, 
         failures = 0
         return True
 
-    while not over.wait(pause * min(2**failures, LONGEST_PAUSE)):
+    while not over.is_set():
         attempt()
+        over.wait(pause * min(2**failures, LONGEST_PAUSE))
     return attempt()
 
 
@@ -128,6 +130,9 @@ def main() -> int:
     # Standard output carries one JSON object a line and must not carry what a library prints.
     words = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    # A scheduler signals every process of a job; when this one may stop is the run's to say.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     # The run comes first wherever the two share a processor.
     os.nice(10)
     folder, pause = Path(sys.argv[1]), float(sys.argv[2])

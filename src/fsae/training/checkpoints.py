@@ -57,9 +57,8 @@ class Checkpoints:
                 f"the checkpoint {self.path} is damaged ({type(error).__name__}: {str(error).splitlines()[0]}); "
                 "delete it to start this run from the beginning"
             ) from error
-        differing = sorted(
-            key for key in config.keys() | self._config.keys() if config.get(key) != self._config.get(key)
-        )
+        keys = config.keys() | self._config.keys()
+        differing = sorted(key for key in keys if config.get(key) != self._config.get(key))
         if differing:
             lines = "\n".join(
                 f"  {key}: {config.get(key, '(absent)')} in the checkpoint, {self._config.get(key, '(absent)')} now"

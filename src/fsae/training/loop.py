@@ -84,7 +84,12 @@ class TrainingRun:
             self.tracker.log({f"train/{name}": value for name, value in means.items()}, tokens)
 
     def save(self) -> None:
-        """Write a checkpoint of everything; refuses a state whose loss is not finite, so that the last good one stays."""
+        """Write a checkpoint of everything.
+
+        Raises:
+            ValueError: a loss is not finite; the last good checkpoint stays.
+            OSError: no space is left; likewise.
+        """
         for member in self.members:
             member.check_finite(self.step)
         self.checkpoints.save(
