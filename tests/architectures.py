@@ -84,3 +84,12 @@ def relative_error(got: Tensor, wanted: Tensor) -> float:
 def entries(codes: Codes) -> Tensor:
     """(batch, d_sae) bool: the entries that the codes hold, zero or not."""
     return Codes(torch.ones_like(codes.values), codes.pattern).dense() != 0
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread():
+    """One thread: on tensors this small several only wait for each other, for minutes where the machine is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

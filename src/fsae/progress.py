@@ -24,6 +24,7 @@ class Progress:
     def __init__(self, label: str, total: int, unit: str = "tokens", done: int = 0):
         self.label, self.total, self.unit, self.done = label, total, unit, done
         self._begin, self._done_at_begin, self._last_line = time.monotonic(), done, time.monotonic()
+        self._numbers: dict[str, float] = {}
         self._bar = tqdm(
             total=total,
             initial=done,
@@ -56,10 +57,9 @@ class Progress:
         return time.monotonic() - self._begin
 
     def close(self) -> None:
+        """Remove the bar and say how far it came."""
         self._bar.close()
         self._line()
-
-    _numbers: dict[str, float] = {}  # noqa: RUF012 (replaced, never changed)
 
     def _line(self) -> None:
         self._last_line = time.monotonic()

@@ -7,8 +7,8 @@ It holds no class and no dataclass: a cluster launcher pickles this module by va
 
 import logging
 import os
+import signal
 import sys
-import traceback
 from pathlib import Path
 
 import hydra
@@ -17,6 +17,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from fsae.configuration.checks import check
 from fsae.configuration.conf_folder import conf_folder
@@ -24,8 +25,14 @@ from fsae.configuration.refusal import explain, record_refusal
 from fsae.configuration.resolvers import deciding_settings, flat_settings, register_resolvers
 from fsae.configuration.schema import register_schemas, settings_of
 from fsae.tracking.status import Failure, RunState, mark
+from fsae.training.interruption import Interrupted
 
 log = logging.getLogger(__name__)
+
+# What people can mend: told without a traceback.
+MENDABLE = (ValueError, OSError, HydraException, OmegaConfBaseException, YAMLError)
+# Marks an error of a sweep's job that was told when the job ended.
+TOLD = "told"
 
 register_schemas()
 register_resolvers()
@@ -36,7 +43,6 @@ def run(config: DictConfig) -> float | None:
     """One job. Returns what a sweeper may minimise: the held-out fraction of variance unexplained."""
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
-    single = hydra_config.mode is RunMode.RUN
     try:
         try:
             settings = settings_of(config)
@@ -55,24 +61,25 @@ def run(config: DictConfig) -> float | None:
             flat=flat_settings(config),
         )
         return run_experiment(settings, origin).get("eval/fvu")
-    except BaseException as error:
-        if not single or isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
-        sys.exit(_report(error))
+    except Interrupted as interrupted:
+        # Also in a sweep: who stops the process does not mean one job of it.
+        log.warning("%s; the same command goes on from the saved state", interrupted)
+        sys.exit(128 + signal.Signals[interrupted.signal_name])
+    except Exception as error:
+        _tell(error)
+        if hydra_config.mode is RunMode.RUN:
+            sys.exit(1)
+        # Hydra keeps it until the sweep's other jobs have run.
+        error.add_note(TOLD)
+        raise
 
 
-def _report(error: BaseException) -> int:
-    """Say once what ended a single run; returns the exit status."""
-    log.debug("", exc_info=error)
-    name = type(error).__name__
-    if name == "Interrupted":
-        log.warning("%s; the same command goes on from the saved state", error)
-        return 143 if "SIGTERM" in str(error) else 130
-    if isinstance(error, ValueError | OSError | OmegaConfBaseException):
+def _tell(error: Exception) -> None:
+    """Say what ended a job: in one message where it is for people to mend, else with the traceback."""
+    if isinstance(error, MENDABLE):
         log.error("%s", explain(error))
     else:
-        log.error("%s", "".join(traceback.format_exception(error)))
-    return 1
+        log.error("", exc_info=error)
 
 
 def main() -> None:
@@ -82,12 +89,16 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         run()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except Exception as error:
         if wants_traceback:
             raise
+        if TOLD in getattr(error, "__notes__", ()):
+            sys.exit(1)
+        if not isinstance(error, MENDABLE):
+            raise
         message = explain(error)
-        record_refusal(message, type(error).__name__)
         print(f"fsae: {message}", file=sys.stderr)
+        record_refusal(message, type(error).__name__)
         sys.exit(1)
 
 

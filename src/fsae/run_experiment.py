@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fsae.analysis.run_plots import plot_firing, plot_training
 from fsae.autoencoders.base import Autoencoder
-from fsae.autoencoders.initialisation import centre_decoder_bias
+from fsae.autoencoders.initialisation import initialise_from
 from fsae.configuration.schema import RunSettings, Task
 from fsae.evaluation.results import flat_results, results_table
 from fsae.evaluation.splice import evaluate_splice
@@ -28,7 +28,7 @@ from fsae.losses.objective import Objective
 from fsae.sources.activations import ActivationSource
 from fsae.sources.documents import Part, open_documents
 from fsae.sources.tokens import PackedTokens
-from fsae.tracking.mlflow_upload import describe_run
+from fsae.tracking.mlflow_upload import describe_run, read_description
 from fsae.tracking.run_folder import RunFolder, write_json
 from fsae.tracking.status import Failure, RunState, mark
 from fsae.tracking.store import resolve_uri, ui_command
@@ -119,6 +119,8 @@ def _tracker(settings: RunSettings, origin: Origin, folder: RunFolder, state: di
         run_name=folder.path.name,
         params=origin.flat,
         tags=run_tags(origin.overrides),
+        # A resumed run goes on in the same MLflow run.
+        uid=read_description(folder.path).uid if state is not None else None,
     )
     return Tracker(
         folder.path,
@@ -210,7 +212,7 @@ class _Run:
         )  # fmt: skip
         if state is None:
             scale = scale_of(source.first_vectors(), settings.trainer.activation_scale)
-            centre_decoder_bias(autoencoder, source.first_vectors(), scale)
+            initialise_from(autoencoder, source.first_vectors(), scale)
         else:
             scale = state["scale"]
         member = Member(autoencoder, Objective(settings.loss), settings.trainer, scale, settings.seed)

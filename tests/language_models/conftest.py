@@ -1,15 +1,29 @@
-"""Models that several test files open."""
+"""Models that several tests read, opened once."""
+
+import functools
 
 import pytest
+import torch
 
 from fsae.language_models.settings import ModelSettings, Package
 from fsae.language_models.transformer_lens_model import TransformerLensModel, open_language_model
 
 
-def opened(package: Package, **settings) -> TransformerLensModel:
-    return open_language_model(ModelSettings(name=package.name, package=package, **settings))
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Small tensors on a shared machine: threads would wait for one another most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@functools.cache
+def opened(package: Package) -> TransformerLensModel:
+    """A packaged model, two rows to a forward pass."""
+    return open_language_model(ModelSettings(name=package.name, package=package, batch_size=2))
 
 
 @pytest.fixture(scope="session")
 def tiny() -> TransformerLensModel:
-    return opened(Package.tiny, batch_size=2)
+    return opened(Package.tiny)

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from fsae.language_models.settings import Device, DType, ModelSettings, Package
-from fsae.language_models.shape import shape_of
 from fsae.language_models.sites import Site, SiteName
 from fsae.language_models.transformer_lens_model import TransformerLensModel, open_language_model
+from tests.language_models.conftest import opened
 
 LAYER = 2
 EVERY_SITE = [Site(name=name, layer=LAYER) for name in SiteName]
@@ -81,21 +81,16 @@ def folder_of(tmp_path_factory):
 )
 def model(request, folder_of) -> TransformerLensModel:
     if request.param in Package.__members__:
-        settings = ModelSettings(name=request.param, package=Package[request.param], batch_size=2)
-    else:
-        settings = ModelSettings(name=request.param, path=str(folder_of(request.param)), batch_size=2)
-    model = open_language_model(settings)
-    # What was known before it was opened is true.
-    assert shape_of(settings) == model.shape
-    return model
+        return opened(Package[request.param])
+    return open_language_model(ModelSettings(name=request.param, path=str(folder_of(request.param)), batch_size=2))
 
 
 @pytest.fixture(scope="module")
 def tokens(model):
-    ids = model.tokenise([TEXT])[0][: 24 if model.bos_id is None else 23]
+    """Two rows that differ."""
+    ids = model.tokenise([TEXT])[0][:12]
     start = [] if model.bos_id is None else [model.bos_id]
-    reverse = [*start, *reversed(ids)]
-    return torch.tensor([[*start, *ids], reverse, [*start, *ids]])
+    return torch.tensor([[*start, *ids], [*start, *reversed(ids)]])
 
 
 def sites_of(model) -> list[Site]:
@@ -111,14 +106,11 @@ def cross_entropy(logits, tokens) -> float:
 
 
 def test_activations_are_those_of_a_full_forward_pass(model, tokens):
-    _, cache = model._bridge.run_with_cache(tokens)
+    _, cache = model._bridge.run_with_cache(tokens, names_filter=[site.hook_name for site in sites_of(model)])
     for site in sites_of(model):
         read = model.activations(tokens, [site])[site]
         assert read.shape == (*tokens.shape, model.width(site))
-        # Chunks of two rows against three at once: the same numbers up to the order of sums.
-        torch.testing.assert_close(read, cache[site.hook_name].flatten(2), atol=2e-4, rtol=1e-4)
-        in_chunks = torch.cat([model._bridge.run_with_cache(t)[1][site.hook_name] for t in tokens.split(2)])
-        assert torch.equal(read, in_chunks.flatten(2))
+        assert torch.equal(read, cache[site.hook_name].flatten(2))
         assert read.std(dim=(0, 1)).min() > 0
     assert hooks_left(model) == 0
 
@@ -137,6 +129,13 @@ def test_the_streams_parts_add_up(model, tokens):
     if not model.shape.parallel:
         middle = read[SiteName.resid_pre] + read[SiteName.attn_out]
         torch.testing.assert_close(read[SiteName.resid_mid], middle, atol=1e-3, rtol=1e-4)
+
+
+def test_rows_beyond_one_forward_pass(tiny):
+    tokens = torch.arange(40).view(5, 8)
+    site = Site(name=SiteName.attn_z, layer=1)
+    one_by_one = torch.cat([tiny.activations(row[None], [site])[site] for row in tokens])
+    torch.testing.assert_close(tiny.activations(tokens, [site])[site], one_by_one)
 
 
 def test_the_pass_stops_at_the_site(model, tokens):
@@ -177,7 +176,7 @@ def test_without_the_stream_only_later_layers_are_left(model, tokens):
     torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
     # Rows 0 and 1 hold different tokens; what they differ in came through the stream.
     torch.testing.assert_close(after[0], after[1], atol=1e-4, rtol=1e-4)
-    assert (model.logits(tokens)[0] - model.logits(tokens)[1]).abs().max() > 0.1
+    assert torch.diff(model.logits(tokens), dim=0).abs().max() > 0.1
 
 
 def test_resid_mid_is_taken_out_of_the_stream_too(model, tokens):
@@ -191,14 +190,14 @@ def test_resid_mid_is_taken_out_of_the_stream_too(model, tokens):
     assert (without - only_mlp).abs().max() > 0.1
     # Adding a vector in the middle is adding it at the end, but for what the MLP makes of it; taken from its output:
     change = torch.randn(model.shape.d_model, generator=torch.Generator().manual_seed(0))
-    read = model.activations(tokens, [middle])[middle]
-    mlp = model._bridge.run_with_cache(tokens)[1][f"blocks.{LAYER}.hook_mlp_out"]
+    mlp_out = Site(name=SiteName.mlp_out, layer=LAYER)
+    read, mlp = model.activations(tokens, [middle, mlp_out]).values()
     changed = {}
 
     def keep_mlp(x, hook):
         changed["mlp"] = x
 
-    model._bridge.hook_dict[f"blocks.{LAYER}.hook_mlp_out"].add_hook(keep_mlp)
+    model._bridge.hook_dict[mlp_out.hook_name].add_hook(keep_mlp)
     try:
         added = model.logits(tokens, (middle, lambda x: x + change))
     finally:
@@ -212,7 +211,7 @@ def test_resid_mid_is_taken_out_of_the_stream_too(model, tokens):
 @pytest.mark.embedded
 @pytest.mark.parametrize("package", [Package.smollm2_135m, Package.gemma3_270m])
 def test_embedded_models_know_language_and_forget_it_without_the_stream(package):
-    model = open_language_model(ModelSettings(name=package.name, package=package))
+    model = opened(package)
     ids = model.tokenise([TEXT])[0][:47]
     tokens = torch.tensor([[model.separator_id if model.bos_id is None else model.bos_id, *ids]])
     uniform = math.log(model.d_vocab)
@@ -223,11 +222,10 @@ def test_embedded_models_know_language_and_forget_it_without_the_stream(package)
 
 @pytest.mark.embedded
 def test_special_tokens_of_embedded_models():
-    smollm2 = open_language_model(ModelSettings(name="smollm2", package=Package.smollm2_135m))
+    smollm2, gemma = opened(Package.smollm2_135m), opened(Package.gemma3_270m)
     # 1 is <|im_start|>, which the tokenizer calls its BOS and never puts before a text.
     assert (smollm2.bos_id, smollm2.separator_id) == (None, 0)
     assert {0, 1, 2} <= smollm2.special_ids
-    gemma = open_language_model(ModelSettings(name="gemma", package=Package.gemma3_270m))
     assert (gemma.bos_id, gemma.separator_id) == (2, 1)
     assert {0, 1, 2} <= gemma.special_ids
     assert not set(gemma.tokenise(["def f():\n\n\treturn 1\n"])[0]) & gemma.special_ids

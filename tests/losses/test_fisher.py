@@ -1,4 +1,4 @@
-"""The penalty's closed forms against its definition: per-sample gradients by autograd, the full matrix, double loops."""
+"""The penalty's closed forms against its definition: gradients by autograd, the full matrix, double loops."""
 
 from collections.abc import Callable
 
@@ -13,8 +13,9 @@ from fsae.autoencoders.codes import Codes, Pattern
 from fsae.autoencoders.jumprelu import JumpReLUSettings
 from fsae.autoencoders.topk import KSettings
 from fsae.losses.fisher import Fisher, FisherEstimator, FisherForm, fisher_sums
+from fsae.losses.reconstruction import SquaredError
 from fsae.losses.term import Moment
-from tests.architectures import ARCHITECTURES, build, each_architecture, gradients, relative_error, samples, twin
+from tests.architectures import build, each_architecture, gradients, relative_error, samples, twin
 
 NO_DEAD = Moment(dead_latents=torch.tensor([], dtype=torch.int64))
 each_form = pytest.mark.parametrize("form", list(FisherForm), ids=lambda form: form.name)
@@ -36,7 +37,7 @@ def pre_activations(autoencoder: Autoencoder, x: Tensor, arch: str) -> tuple[Ten
 
 
 def selected(h: Tensor, gate: Tensor, autoencoder: Autoencoder, arch: str) -> Tensor:
-    """(batch, d_sae) bool: what the architecture lets on apart from rectifying; held fixed where gradients are taken."""
+    """(batch, d_sae) bool: what may be on, apart from rectifying; held fixed where gradients are taken."""
     settings = autoencoder.settings
     h = h.detach()
     match arch:
@@ -113,8 +114,8 @@ def definition(g: Tensor, estimator: FisherEstimator) -> tuple[Tensor, Tensor]:
 # --- Equality in float64. --------------------------------------------------------------------------------------------
 
 
-# d_in 5 and d_sae 13: fewer samples than inputs, between the two, and more samples than latents.
-@pytest.mark.parametrize("batch", [4, 9, 17])
+# d_in 5 and d_sae 13: no more samples than inputs, between the two, and more samples than latents.
+@pytest.mark.parametrize("batch", [5, 9, 17])
 @each_architecture
 @each_form
 @each_estimator
@@ -124,15 +125,17 @@ def test_value_and_gradients_are_the_definition(
 ):
     autoencoder, x = build(arch), samples(batch)
     off_diagonal, diagonal = definition(per_sample_gradients(autoencoder, x, arch, form), estimator)
-    sums = fisher_sums(twin(autoencoder)(x, sparse=sparse), form, estimator)
-    assert relative_error(sums.off_diagonal, off_diagonal) < 1e-10
-    assert relative_error(sums.diagonal, diagonal) < 1e-10
-
     measuring = twin(autoencoder)
-    found = Fisher(form=form, estimator=estimator).measure(measuring(x, sparse=sparse), NO_DEAD)
-    torch.testing.assert_close(found.value, off_diagonal, rtol=1e-10, atol=1e-12)
-    ratio = off_diagonal / diagonal
-    torch.testing.assert_close(found.beside["fisher_ratio"], ratio.detach(), rtol=1e-9, atol=1e-12)
+    record = measuring(x, sparse=sparse)
+    sums = fisher_sums(record, form, estimator)
+    # The off-diagonal sum may be a small difference, so both are held against the sum over the whole matrix.
+    whole = float((off_diagonal.abs() + diagonal.abs()).detach())
+    torch.testing.assert_close(sums.off_diagonal, off_diagonal, rtol=1e-10, atol=1e-12 * whole)
+    torch.testing.assert_close(sums.diagonal, diagonal, rtol=1e-10, atol=1e-12 * whole)
+    found = Fisher(form=form, estimator=estimator).measure(record, NO_DEAD)
+    assert torch.equal(found.value, sums.off_diagonal)
+    ratio = (off_diagonal / diagonal).detach()
+    torch.testing.assert_close(found.beside["fisher_ratio"], ratio, rtol=1e-10, atol=1e-12)
     got, wanted = gradients(found.value, measuring), gradients(off_diagonal, autoencoder)
     for name in wanted:
         assert relative_error(got[name], wanted[name]) < 1e-10, name
@@ -259,7 +262,7 @@ def test_ratio_is_free_of_scale(form: FisherForm, estimator: FisherEstimator):
     autoencoder = build("standard", apply_b_dec_to_input=False)
     sums = fisher_sums(autoencoder(samples(20)), form, estimator)
     with torch.no_grad():
-        autoencoder.W_enc *= 7
+        autoencoder.W_enc.mul_(7)
         autoencoder.get_parameter("b_enc").mul_(7)
     scaled = fisher_sums(autoencoder(samples(20)), form, estimator)
     # g is of first order in the codes, F of second, its square of fourth: 7^4 = 2401.
@@ -317,16 +320,15 @@ def test_floor_is_met_by_no_estimate_of_different_samples():
 @pytest.mark.parametrize(
     "form", [FisherForm.pre, FisherForm.post, FisherForm.reconstruction], ids=lambda form: form.name
 )
-@each_path
-def test_unbiased_is_the_populations_value_in_the_mean(form: FisherForm, sparse: bool):
-    # A population of 400 samples and 1500 batches of 4 drawn from it with replacement, independently.
+def test_unbiased_is_the_populations_value_in_the_mean(form: FisherForm):
+    # A population of 400 samples and 600 batches of 4 drawn from it with replacement, independently.
     autoencoder, population = build("topk", 6, 20, seed=3), samples(400, 6, seed=4)
     with torch.no_grad():
         truth = fisher_sums(autoencoder(population), form, FisherEstimator.batch)
         generator = torch.Generator().manual_seed(5)
         found: dict[FisherEstimator, list[tuple[float, float]]] = {estimator: [] for estimator in FisherEstimator}
-        for _ in range(1500):
-            record = autoencoder(population[torch.randint(400, (4,), generator=generator)], sparse=sparse)
+        for _ in range(600):
+            record = autoencoder(population[torch.randint(400, (4,), generator=generator)])
             for estimator, values in found.items():
                 sums = fisher_sums(record, form, estimator)
                 values.append((float(sums.off_diagonal), float(sums.diagonal)))
@@ -337,7 +339,7 @@ def test_unbiased_is_the_populations_value_in_the_mean(form: FisherForm, sparse:
             if estimator is FisherEstimator.unbiased:
                 assert abs(deviation) < 3.5
             else:
-                assert deviation > 10
+                assert deviation > 7
 
 
 # --- Columns without variance, and batches without activity. ---------------------------------------------------------
@@ -423,7 +425,7 @@ def test_allocations_are_seen():
     assert not seen.at_least(2501)
 
 
-WIDE, BATCH = 20_000, 24
+WIDE, BATCH = 5_000, 24
 
 
 @each_architecture
@@ -437,25 +439,29 @@ def test_nothing_of_width_squared_is_built(arch: str, sparse: bool):
                 record = autoencoder(samples(BATCH, 8, dtype=torch.float32), sparse=sparse)
                 fisher_sums(record, form, estimator).off_diagonal.backward()
 
-            # The largest are batch x d_sae, a 800th of d_sae squared.
+            # The largest are batch x d_sae, a 200th of d_sae squared.
             assert not recorded(work).at_least(BATCH * WIDE + 1), (form, estimator)
 
 
-@pytest.mark.parametrize("arch", sorted(ARCHITECTURES.keys() - {"standard", "gated", "jumprelu"}))
+@each_architecture
 @pytest.mark.parametrize(
-    "form", [FisherForm.post, FisherForm.correlation, FisherForm.reconstruction], ids=lambda f: f.name
+    "form", [FisherForm.post, FisherForm.correlation, FisherForm.reconstruction], ids=lambda form: form.name
 )
 @each_estimator
 def test_sparse_codes_are_never_spread_over_the_width(
     arch: str, form: FisherForm, estimator: FisherEstimator, monkeypatch: pytest.MonkeyPatch
 ):
-    # At 3 of 20,000 latents on, everything after the encoder's product stays below a tenth of batch x d_sae once the
+    # With few of 5,000 latents on, everything after the encoder's product stays below a tenth of batch x d_sae once the
     # Gram matrix's gradient is taken in slices of that size; d_in is small, so that the weights are below it, too.
     monkeypatch.setattr(codes_module, "_SLICE_ENTRIES", BATCH * WIDE // 12)
     autoencoder = build(arch, 2, WIDE, dtype=torch.float32)
+    with torch.no_grad():
+        autoencoder.get_parameter("b_gate" if arch == "gated" else "b_enc").sub_(4)
     record = autoencoder(samples(BATCH, 2, dtype=torch.float32), sparse=True)
+    assert 0 < record.codes.values.numel() < BATCH * WIDE // 50
 
     def work() -> None:
-        fisher_sums(record, form, estimator).off_diagonal.backward()
+        penalty = fisher_sums(record, form, estimator).off_diagonal
+        (penalty + SquaredError().measure(record, NO_DEAD).value).backward()
 
     assert not recorded(work).at_least(BATCH * WIDE // 10)

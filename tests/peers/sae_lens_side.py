@@ -87,22 +87,27 @@ class TokenStore:
         return torch.stack([next(self.batches) for _ in range(batch_size)])
 
 
-@torch.no_grad()
-def evaluate(folder: str, model_folder: str, tokens_file: str, out: str) -> None:
-    """Write sae_lens' numbers as JSON; TOKENS holds `tokens` (rows, context), `batch_rows` and `ignore` (ids)."""
+def evaluate(model_folder: str, *folders: str) -> None:
+    """Write FOLDER/theirs.json: sae_lens' numbers for FOLDER/sae on the tokens in FOLDER/tokens.safetensors."""
     from transformer_lens.model_bridge import TransformerBridge
 
-    given = load_file(tokens_file)
-    tokens, batch_rows = given["tokens"], int(given["batch_rows"])
-    sae = SAE.load_from_disk(folder)
-    if sae.cfg.reshape_activations == "hook_z":
-        # As sae_lens' run_evals does: these functions concatenate the heads themselves.
-        sae.turn_off_forward_pass_hook_z_reshaping()
     model = TransformerBridge.boot_transformers(model_folder, device="cpu", dtype=torch.float32)
+    for folder in map(Path, folders):
+        sae = SAE.load_from_disk(folder / "sae")
+        numbers = evaluation(sae, model, **load_file(folder / "tokens.safetensors"))
+        (folder / "theirs.json").write_text(json.dumps(numbers))
+
+
+@torch.no_grad()
+def evaluation(sae, model, tokens, batch_rows, ignore) -> dict:
+    """sae_lens' numbers on tokens (rows, context), `batch_rows` at a time, without the token ids to ignore."""
+    if sae.cfg.reshape_activations == "hook_z":
+        # As sae_lens' run_evals does: the two functions below concatenate the heads themselves.
+        sae.turn_off_forward_pass_hook_z_reshaping()
     common = {
-        "n_batches": len(tokens) // batch_rows,
-        "eval_batch_size_prompts": batch_rows,
-        "ignore_tokens": given["ignore"].tolist(),
+        "n_batches": len(tokens) // int(batch_rows),
+        "eval_batch_size_prompts": int(batch_rows),
+        "ignore_tokens": ignore.tolist(),
         "model_kwargs": {},
     }
     scalars, features = get_sparsity_and_variance_metrics(
@@ -119,8 +124,7 @@ def evaluate(folder: str, model_folder: str, tokens_file: str, out: str) -> None
     spliced = get_downstream_reconstruction_metrics(
         sae, model, TokenStore(tokens), ActivationScaler(), compute_kl=True, compute_ce_loss=True, **common
     )
-    density = {"feature_density": features["feature_density"]}
-    Path(out).write_text(json.dumps(scalars | spliced | density))
+    return scalars | spliced | {"feature_density": features["feature_density"]}
 
 
 if __name__ == "__main__":

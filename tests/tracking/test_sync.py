@@ -70,7 +70,7 @@ def test_many_folders_one_of_them_wrong(
 
 
 def test_another_store_by_option(
-    sqlite_uri: str, run_folder: Path, describe: Describe, capsys: pytest.CaptureFixture[str]
+    sqlite_uri: str, run_folder: Path, describe: Describe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     describe("http://127.0.0.1:9")
     MetricLog(RunFolder(run_folder).metrics).append({"a": 1.0}, step=1)
@@ -78,6 +78,9 @@ def test_another_store_by_option(
     assert main([str(run_folder), "--tracking-uri", "mlruns"]) == 2
     assert "--tracking-uri=mlruns" in capsys.readouterr().err
     assert main([str(run_folder), "--tracking-uri", sqlite_uri]) == 0
+    # The artifacts go to that store's place, not to the working directory.
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
+    assert len(list((tmp_path / "outputs" / "mlartifacts").rglob("status.json"))) == 1
     assert steps(sqlite_uri, "a") == [1]
 
 

@@ -1,7 +1,8 @@
 import logging
 import socket
+import subprocess
+import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,13 +28,18 @@ def _quick_uploads(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFix
 
 
 def only_run(uri: str) -> Run:
-    client = MlflowClient(uri)
-    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    (run,) = runs(uri)
     return run
 
 
+def runs(uri: str) -> list[Run]:
+    client = MlflowClient(uri)
+    return list(client.search_runs([experiment.experiment_id for experiment in client.search_experiments()]))
+
+
 def steps(uri: str, name: str) -> list[int]:
-    return [metric.step for metric in MlflowClient(uri).get_metric_history(only_run(uri).info.run_id, name)]
+    history = [MlflowClient(uri).get_metric_history(run.info.run_id, name) for run in runs(uri)]
+    return [metric.step for metrics in history for metric in metrics]
 
 
 def log_steps(sink: MetricSink, first: int, last: int) -> list[float]:
@@ -68,9 +74,6 @@ def test_a_run_is_seen_in_mlflow_while_it_goes_on_and_closed_at_its_end(
     mark(run_folder, RunState.running)
     with Tracker(run_folder, uri=sqlite_uri, flush_seconds=30.0) as tracker:
         log_steps(tracker, 0, 20)
-        wait_for(
-            lambda: "has every value" in caplog.text or bool(MlflowClient(sqlite_uri).get_experiment_by_name("fsae"))
-        )
         wait_for(lambda: len(steps(sqlite_uri, "train/0")) == 20)
         assert only_run(sqlite_uri).info.status == "RUNNING"
         log_steps(tracker, 20, 30)
@@ -114,7 +117,6 @@ def test_the_server_is_killed_and_comes_back_nothing_lost_none_doubled_no_waitin
     mark(run_folder, RunState.running)
     with Tracker(run_folder, uri=server.uri, flush_seconds=30.0) as tracker:
         seconds = log_steps(tracker, 0, 300)
-        wait_for(lambda: MlflowClient(database).get_experiment_by_name("fsae") is not None)
         wait_for(lambda: len(steps(database, "train/0")) >= 300)
         server.kill()
         seconds += log_steps(tracker, 300, 1200)
@@ -132,44 +134,57 @@ def test_the_server_is_killed_and_comes_back_nothing_lost_none_doubled_no_waitin
     run_id = only_run(server.uri).info.run_id
     assert {file.path for file in MlflowClient(server.uri).list_artifacts(run_id)} == {"config.yaml", "status.json"}
     # Said once when it went, once when it came back, and where the run is now.
-    assert [record.getMessage().split(" (")[0].split(": ")[0] for record in caplog.records] == [
-        "MLflow",
-        "MLflow",
-        "in MLflow",
-    ]
-    assert Counter(record.levelname for record in caplog.records) == {"WARNING": 1, "INFO": 2}
-    assert sync_command(run_folder) in caplog.records[0].getMessage()
-    # The thread takes turns with the interpreter, so a single call may be late; none waits for a request.
+    went, back, end = caplog.records
+    assert went.levelname == "WARNING"
+    assert sync_command(run_folder) in went.getMessage()
+    assert back.getMessage() == f"MLflow ({server.uri}) is back and up to date"
+    assert end.getMessage().startswith(f"in MLflow: {server.uri}/#/experiments/")
+    # A single call may be late on a busy machine; none waits for a request.
     seconds.sort()
     assert seconds[int(0.99 * len(seconds))] < 0.005
     assert seconds[-1] < 1.0
 
 
-@pytest.mark.parametrize("hangs", [True, False])
-def test_a_run_ends_in_time_with_no_server_or_a_hanging_one(
-    hangs: bool, run_folder: Path, describe: Describe, caplog: pytest.LogCaptureFixture
+def test_a_run_ends_in_time_though_the_server_hangs(
+    run_folder: Path, describe: Describe, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        if hangs:
-            listener.listen()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
         uri = f"http://127.0.0.1:{listener.getsockname()[1]}"
         describe(uri)
         mark(run_folder, RunState.running)
         begin = time.monotonic()
-        with Tracker(run_folder, uri=uri, flush_seconds=1.0) as tracker:
+        with Tracker(run_folder, uri=uri, flush_seconds=4.0) as tracker:
             seconds = log_steps(tracker, 0, 200)
             mark(run_folder, RunState.finished)
-        assert time.monotonic() - begin < 4.0
-    assert sorted(seconds)[198] < 0.005
+        assert 4.0 < time.monotonic() - begin < 8.0
+    assert sorted(seconds)[190] < 0.005
     assert len(list(read_metrics(RunFolder(run_folder).metrics))) == 200
-    last = caplog.records[-1]
-    assert last.levelname == "WARNING"
-    assert last.getMessage() == (
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == (
         f"not in MLflow ({uri}) yet: 2000 values and the artifacts. Nothing is lost; "
         f"send them with: python -m fsae.sync '{run_folder}'"
     )
-    assert len(caplog.records) == (1 if hangs else 2)
+
+
+def test_what_a_killed_run_logged_last_is_still_delivered(
+    sqlite_uri: str, run_folder: Path, describe: Describe
+) -> None:
+    describe(sqlite_uri)
+    program = f"""
+import os, pathlib, signal
+from fsae.tracking.status import RunState, mark
+from fsae.tracking.tracker import Tracker
+folder = pathlib.Path({str(run_folder)!r})
+mark(folder, RunState.running)
+tracker = Tracker(folder, uri={sqlite_uri!r}, flush_seconds=30.0)
+for step in range(1000):
+    tracker.log({{"train/l0": float(step)}}, step)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", program], check=False)
+    wait_for(lambda: [run.info.status for run in runs(sqlite_uri)] == ["KILLED"])
+    assert steps(sqlite_uri, "train/l0") == list(range(1000))
 
 
 def test_a_resumed_tracker_goes_on_from_the_checkpoints_position(

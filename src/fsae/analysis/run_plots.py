@@ -1,16 +1,17 @@
 """Pictures of one run, from the files in its folder: how training went, and how often its latents fire."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 
-matplotlib.use("agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from fsae.tracking.spool import read_metrics
+
+# matplotlib announces its font cache, in the run's log.
+logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
 # What a reader looks at first, with the axis it is best read on.
 CURVES = (
@@ -34,7 +35,8 @@ def plot_training(metrics: Path, picture: Path) -> None:
             steps, values = series.setdefault(name, ([], []))
             steps.append(record.step)
             values.append(value)
-    figure, axes = plt.subplots(2, 2, figsize=(10, 6), layout="constrained")
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    axes = figure.subplots(2, 2)
     for axis, (name, title, scale) in zip(axes.flat, CURVES, strict=True):
         steps, values = series.get(name, ([], []))
         axis.plot(np.array(steps) / 1e6, values, color="tab:blue")
@@ -55,7 +57,8 @@ def plot_firing(frequencies: Sequence[float], picture: Path) -> None:
     """
     shares = np.asarray(frequencies, dtype=float)
     alive = shares[shares > 0]
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
     if len(alive):
         axis.hist(np.log10(alive), bins=60, color="tab:blue")
     axis.set_xlabel("log10 of the share of held-out vectors on which a latent is active")
@@ -66,7 +69,6 @@ def plot_firing(frequencies: Sequence[float], picture: Path) -> None:
     _save(figure, picture)
 
 
-def _save(figure: plt.Figure, picture: Path) -> None:
+def _save(figure: Figure, picture: Path) -> None:
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=120)
-    plt.close(figure)

@@ -77,12 +77,30 @@ class AutoencoderSettings(ABC):
         """Number of latents for inputs of width d_in."""
         return self.d_sae if self.d_sae is not None else round(self.expansion * d_in)
 
-    def check_width(self, d_in: int) -> None:
+    def check_width(self, d_in: int) -> None:  # noqa: B027
         """Raise ValueError where a choice cannot hold for inputs of width d_in."""
 
     @abstractmethod
     def build(self, d_in: int, generator: torch.Generator) -> "Autoencoder":
         """An autoencoder with fresh weights, drawn from `generator`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RectifiedSettings(AutoencoderSettings):
+    """What the architectures share that switch each latent on by itself.
+
+    Attributes:
+        init_density: share of the first vectors on which each latent fires at the start (its bias is set so); null
+            leaves the biases at zero, and about half of all latents on. A small share makes the first steps sparse,
+            and no latent begins dead.
+    """
+
+    init_density: float | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.init_density is not None and not 0 < self.init_density < 1:
+            raise ValueError(f"arch.init_density is {self.init_density}; it is a share, between 0 and 1, or null")
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +224,7 @@ class Autoencoder(nn.Module, ABC):
     @torch.no_grad()
     def normalise_decoder(self) -> None:
         """Give every decoder row unit norm, as `decoder_norm: unit` wants after each step."""
-        self.W_dec /= self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8)
+        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8))
 
     @torch.no_grad()
     def project_decoder_gradient(self) -> None:

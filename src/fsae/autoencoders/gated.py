@@ -6,12 +6,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fsae.autoencoders.base import AffineMap, Autoencoder, AutoencoderSettings, Encoding
+from fsae.autoencoders.base import AffineMap, Autoencoder, Encoding, RectifiedSettings
 from fsae.autoencoders.codes import Pattern, linear_codes
 
 
 @dataclass(frozen=True, kw_only=True)
-class GatedSettings(AutoencoderSettings):
+class GatedSettings(RectifiedSettings):
     """A gate decides which latents are on, a magnitude path sharing its directions decides how much."""
 
     provides: ClassVar[frozenset[str]] = frozenset({"gate"})

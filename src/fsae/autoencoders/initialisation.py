@@ -1,24 +1,49 @@
-"""Where a decoder's bias starts: a centre of the first activations."""
+"""What an autoencoder starts from besides random directions: statistics of the first activations."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.autoencoders.base import Autoencoder, BiasInit
+from fsae.autoencoders.base import Autoencoder, BiasInit, RectifiedSettings
+from fsae.autoencoders.gated import Gated
+from fsae.autoencoders.jumprelu import JumpReLU
 
-# The geometric median of this many vectors is as good as that of all, and takes a fraction of a second.
-SAMPLE = 16_384
+# Statistics of this many vectors are as good as those of all, and take about a second.
+SAMPLE = 8192
+LATENTS_AT_ONCE = 1024
 ITERATIONS = 50
 
 
 @torch.no_grad()
-def centre_decoder_bias(autoencoder: Autoencoder, vectors: Float[Tensor, "vectors d_in"], scale: float) -> None:
-    """Set b_dec as `arch.b_dec_init` says, from raw vectors and the factor that training multiplies them by."""
-    kind = autoencoder.settings.b_dec_init
-    if kind is BiasInit.zeros:
-        return
+def initialise_from(autoencoder: Autoencoder, vectors: Float[Tensor, "vectors d_in"], scale: float) -> None:
+    """Set the biases as `arch.b_dec_init` and `arch.init_density` say.
+
+    Args:
+        autoencoder: with fresh weights.
+        vectors: raw vectors of the training part.
+        scale: what training multiplies them by.
+    """
     sample = vectors[:: max(1, len(vectors) // SAMPLE)].float() * scale
-    autoencoder.b_dec.copy_(sample.mean(0) if kind is BiasInit.mean else geometric_median(sample))
+    settings = autoencoder.settings
+    if settings.b_dec_init is BiasInit.mean:
+        autoencoder.b_dec.copy_(sample.mean(0))
+    elif settings.b_dec_init is BiasInit.geometric_median:
+        autoencoder.b_dec.copy_(geometric_median(sample))
+    if isinstance(settings, RectifiedSettings) and settings.init_density is not None:
+        _set_density(autoencoder, sample, settings.init_density)
+
+
+def _set_density(autoencoder: Autoencoder, vectors: Tensor, density: float) -> None:
+    """Set each latent's bias to where a share `density` of the vectors switches it on."""
+    bias = autoencoder.get_parameter("b_gate" if isinstance(autoencoder, Gated) else "b_enc")
+    inputs = autoencoder.encoder_input(vectors)
+    kept = max(1, round((1 - density) * len(vectors)))
+    for begin in range(0, autoencoder.d_sae, LATENTS_AT_ONCE):
+        latents = slice(begin, begin + LATENTS_AT_ONCE)
+        products = (inputs @ autoencoder.W_enc[:, latents]).T
+        bias[latents] = -products.kthvalue(kept, dim=1).values
+    if isinstance(autoencoder, JumpReLU):
+        bias += autoencoder.threshold
 
 
 def geometric_median(vectors: Float[Tensor, "vectors d_in"]) -> Float[Tensor, " d_in"]:

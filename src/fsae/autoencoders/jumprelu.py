@@ -7,13 +7,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fsae.autoencoders.base import AffineMap, Autoencoder, AutoencoderSettings, Encoding
+from fsae.autoencoders.base import AffineMap, Autoencoder, Encoding, RectifiedSettings
 from fsae.autoencoders.codes import Pattern, linear_codes
 from fsae.autoencoders.straight_through import jump_relu, step
 
 
 @dataclass(frozen=True, kw_only=True)
-class JumpReLUSettings(AutoencoderSettings):
+class JumpReLUSettings(RectifiedSettings):
     """A ReLU with a learned threshold per latent.
 
     Attributes:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fsae.autoencoders.base import AffineMap, Autoencoder, AutoencoderSettings, Encoding
+from fsae.autoencoders.base import AffineMap, Autoencoder, Encoding, RectifiedSettings
 from fsae.autoencoders.codes import Pattern, linear_codes
 
 
 @dataclass(frozen=True, kw_only=True)
-class StandardSettings(AutoencoderSettings):
+class StandardSettings(RectifiedSettings):
     """codes = relu(x W_enc + b_enc)."""
 
     def build(self, d_in: int, generator: torch.Generator) -> "Standard":

@@ -1,53 +1,87 @@
 """Settings that cannot be composed: said in one message, and recorded although there is no run to record it in."""
 
 import difflib
-import json
 import os
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from fsae.configuration.schema import SCHEMAS
+from fsae.tracking.run_folder import RunFolder, write_json
 
 
 def explain(error: BaseException) -> str:
-    """What is wrong, where, and what would be right; without a traceback."""
+    """What is wrong, where, and what would be right; without a traceback.
+
+    Hydra names the override and OmegaConf, the cause behind it, says what is the matter.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, OverrideParseException):
+            return f"{cause.override}: not an override Hydra can read ({_first_line(cause)}); as in trainer.lr=1e-3"
+        if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
+            return _unknown_choice(cause)
+        if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
+            return _unknown_key(cause)
+        if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+            line = _first_line(cause)
+            return f"{cause.full_key}: {'it must not be null' if line.endswith('is not Optional') else line}"
+    return str(error).strip()
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, ConfigKeyError) and cause.full_key:
-            return _unknown_key(cause)
+        yield cause
         cause = cause.__cause__
-    text = str(error).strip()
-    if isinstance(error, OmegaConfBaseException) and error.full_key:
-        return f"{error.full_key}: {text.splitlines()[0]}"
-    return text
 
 
-def _unknown_key(error: ConfigKeyError) -> str:
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _unknown_choice(error: MissingConfigException) -> str:
+    group, _, choice = str(error.missing_cfg_file).rpartition("/")
+    options = error.options or []
+    rest = f"{group} has: {', '.join(options)}" if options else f"there is no {group} yet"
+    where = f"--config-dir=FOLDER adds choices of your own, here as FOLDER/{group}/{choice}.yaml"
+    return f"{group}={choice}: there is no such choice{_near(choice, options)}\n{rest}; {where}"
+
+
+def _unknown_key(error: OmegaConfBaseException) -> str:
     full_key = str(error.full_key)
     parent, _, key = full_key.rpartition(".")
     schema = next((schema for schema in SCHEMAS.values() if schema is error.object_type), None)
-    known = sorted(schema.__dataclass_fields__) if schema is not None else _children(error)
-    if not known:
-        return str(error).strip()
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"; did you mean {f'{parent}.' if parent else ''}{near[0]}?" if near else ""
+    known = sorted(field.name for field in fields(schema)) if schema is not None else _children(error)
     of = f" ({schema.__name__})" if schema is not None else ""
-    return f"{full_key}: there is no such setting{hint}\n{parent or 'the root'}{of} has: {', '.join(known)}"
+    prefix = f"{parent}." if parent else ""
+    return (
+        f"{full_key}: there is no such setting{_near(key, known, prefix)}\n"
+        f"{parent or 'the root'}{of} has: {', '.join(known)}"
+    )
 
 
-def _children(error: ConfigKeyError) -> list[str]:
+def _near(word: str, known: Iterable[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
+
+
+def _children(error: OmegaConfBaseException) -> list[str]:
     node = error.parent_node
     return sorted(str(key) for key in node) if node is not None and hasattr(node, "keys") else []  # pyright: ignore[reportGeneralTypeIssues]
 
 
 def record_refusal(message: str, kind: str) -> None:
-    """Write `status.json` into the outputs folder: settings that do not compose have no run folder of their own."""
+    """Write `status.json` into the outputs folder: settings that do not compose have no run folder of their own.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
     outputs = Path(os.environ.get("FSAE_OUTPUTS", "outputs")).expanduser()
     outputs.mkdir(parents=True, exist_ok=True)
     now = datetime.now(UTC).isoformat()
     content = {"state": "refused", "ended": now, "failure": {"kind": kind, "message": message}}
-    partial = outputs / "status.json.partial"
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(outputs / "status.json")
+    write_json(RunFolder(outputs).status, content)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from enum import Enum
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -23,15 +24,15 @@ def flat_settings(config: DictConfig) -> dict[str, str]:
     def walk(prefix: str, value: object) -> None:
         if isinstance(value, dict) and value:
             for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else str(key), inner)
+                walk(f"{prefix}.{key}", inner)
         else:
+            value = value.name if isinstance(value, Enum) else value
             flat[prefix] = value if isinstance(value, str) else json.dumps(value, default=str)
 
     for group in config:
         if group != "hydra":
             node = config[group]
-            plain = OmegaConf.to_container(node, resolve=True, enum_to_str=True) if OmegaConf.is_config(node) else node
-            walk(str(group), plain)
+            walk(str(group), OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node)
     return flat
 
 
@@ -45,10 +46,12 @@ def _run_folder(*, _root_: DictConfig) -> str:
 
     Where that folder holds a finished run the next free number is added, so that nothing finished is overwritten.
     """
-    digest = hashlib.sha256(json.dumps(deciding_settings(_root_), sort_keys=True).encode()).hexdigest()[:8]
-    arch = _root_.hydra.runtime.choices.arch
-    name = _root_.name or f"{_root_.model.name}-{_root_.site.name.name}.{_root_.site.layer}-{arch}"
-    if _root_.task.name == "eval":
+    deciding = deciding_settings(_root_)
+    digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
+    # Read from the flat text: a YAML file without its schema is refused later, with a better message.
+    site = f"{deciding['site.name']}.{deciding['site.layer']}"
+    name = _root_.name or f"{deciding['model.name']}-{site}-{_root_.hydra.runtime.choices.arch}"
+    if deciding["task"] == "eval":
         name = f"eval-{name}"
     runs = Path(_root_.paths.runs)
     folder, number = f"{name}-{digest}", 1

@@ -133,8 +133,13 @@ def settings_of(config: DictConfig) -> RunSettings:
     """Real settings objects of a composed config; their own range checks run here.
 
     Raises:
-        ValueError: a value is missing or out of range, or a group holds something else than its schema.
+        ValueError: a value is missing or out of range, a key was added that no schema has, or a group holds something
+            else than its schema.
     """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ValueError(f"{missing[0]} is not set; add {missing[0]}=... to the command")
+    _refuse_unknown(config, {f.name for f in fields(RunSettings)} | {"hydra"}, "")
     values: dict[str, Any] = {}
     for f in fields(RunSettings):
         node = config[f.name]
@@ -153,3 +158,15 @@ def settings_of(config: DictConfig) -> RunSettings:
                 f"for instance `/schema/loss@{name}: l1`"
             )
     return RunSettings(**values)
+
+
+def _refuse_unknown(node: DictConfig, known: set[str], prefix: str) -> None:
+    """Raise ValueError for a key that `+key=value` put where no schema has it; OmegaConf lets those in."""
+    for key in node:
+        full_key = f"{prefix}{key}"
+        if known and key not in known:
+            raise ValueError(f"{full_key}: there is no such setting; {prefix or 'the root'} has: {', '.join(sorted(known))}")
+        child = node[key]
+        if isinstance(child, DictConfig):
+            kind = OmegaConf.get_type(child)
+            _refuse_unknown(child, {f.name for f in fields(kind)} if is_dataclass(kind) else set(), f"{full_key}.")

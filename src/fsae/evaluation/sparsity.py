@@ -1,8 +1,5 @@
 """How many latents are on, how strongly, and how often each one is."""
 
-import math
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -47,29 +44,3 @@ class SparsityMetric:
             "dead_share": (frequency == 0).double().mean().item(),
             "dense_share": (frequency > DENSE).double().mean().item(),
         }
-
-
-class DensityHistogram(NamedTuple):
-    """How many latents fire how often: what an activation-density plot draws.
-
-    edges: (bins + 1,) log10 of the firing frequency, ten bins a decade, the last one ending at 0 (always on).
-    counts: (bins,) latents whose frequency is in [edge, next edge); the last bin includes 0.
-    dead: latents that never fire, which have no logarithm.
-    """
-
-    edges: list[float]
-    counts: list[int]
-    dead: int
-
-
-def density_histogram(firing_frequency: Float[Tensor, " d_sae"], samples: int) -> DensityHistogram:
-    """The histogram of log10 firing frequencies measured on `samples` samples, none of which is below 1 / samples."""
-    decades = max(1, math.ceil(math.log10(samples)))
-    bins = 10 * decades
-    frequency = firing_frequency.cpu()
-    logs = frequency[frequency > 0].log10()
-    # The tolerance keeps a frequency whose logarithm is an edge, rounded, in the bin that begins there.
-    places = (logs * 10 + bins + 1e-9).floor().long().clamp_max(bins - 1)
-    counts = torch.bincount(places, minlength=bins)
-    edges = [(place - bins) / 10 for place in range(bins + 1)]
-    return DensityHistogram(edges, counts.tolist(), int((frequency == 0).sum()))

@@ -26,7 +26,7 @@ class VectorEvaluation:
     Attributes:
         scalars: every metric by name, in raw activation units.
         samples: number of held-out vectors.
-        firing_frequency: (d_sae,) share of them that each latent is on for; `density_histogram` takes it and `samples`.
+        firing_frequency: (d_sae,) share of them that each latent is on for; times `samples` it is a count.
         mean_activation: (d_in,) mean of the vectors, which mean ablation puts in their place.
     """
 

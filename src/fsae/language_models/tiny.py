@@ -50,14 +50,19 @@ def _random_llama(d_vocab: int):
         eos_token_id=0,
         pad_token_id=0,
     )
-    model = LlamaForCausalLM(config)
+    # Without memory there is nothing to initialise, so that a run's own random draws stay what they are.
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    model.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             # The usual initialisation (0.02) leaves every layer near the embedding; variance-keeping matrices let
-            # attention and MLPs move the stream, so that layers and tokens differ. Norm weights stay 1.
+            # attention and MLPs move the stream, so that layers and tokens differ.
             if "embed_tokens" in name:
                 weight.normal_(generator=generator)
             elif weight.dim() == 2:
                 weight.normal_(std=1 / math.sqrt(weight.shape[1]), generator=generator)
+            else:
+                weight.fill_(1.0)
     return model

@@ -87,6 +87,8 @@ class TransformerLensModel:
 
     def tokenise(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of each text, without special tokens."""
+        if not texts:
+            return []  # which the tokenizer cannot take
         # `verbose` warns of texts beyond the context limit; packing cuts them into rows.
         encoded = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
         return encoded["input_ids"]

@@ -128,7 +128,7 @@ class Documents(Iterator[Document]):
         self._seen = self._kept = 0
 
     def __next__(self) -> Document:
-        for row in self._rows:
+        while (row := self._next_row()) is not None:
             self._seen += 1
             document = self._document(row)
             if _part_of(document.content, self._settings.held_out) is self._part:
@@ -147,6 +147,15 @@ class Documents(Iterator[Document]):
         self._dataset.load_state_dict(state["rows"])
         self._rows = iter(self._dataset)
         self._seen, self._kept = state["seen"], state["kept"]
+
+    def _next_row(self) -> dict[str, Any] | None:
+        try:
+            return next(self._rows, None)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"data set {self.name} could not be read on after row {self._seen} of "
+                f"{_whereabouts(self._settings)}: {_first_line(error)}"
+            ) from error
 
     def _document(self, row: dict[str, Any]) -> Document:
         settings = self._settings
@@ -223,7 +232,9 @@ def _open_files(settings: DatasetSettings, files: list[str]) -> "IterableDataset
     if settings.format in (DatasetFormat.text, DatasetFormat.python_source):
         reader = {"sample_by": "document", "encoding_errors": "replace"}
         return _load(settings, "text", data_files=data_files, split="train", **reader)
-    return _load(settings, settings.format.value, data_files=data_files, split="train")
+    # Left to itself the parquet reader takes a row group at a time, and fails on a file that has none.
+    reader = {"batch_size": 1000} if settings.format is DatasetFormat.parquet else {}
+    return _load(settings, settings.format.value, data_files=data_files, split="train", **reader)
 
 
 def _load(settings: DatasetSettings, path: str, **arguments: Any) -> "IterableDataset":
@@ -236,7 +247,7 @@ def _load(settings: DatasetSettings, path: str, **arguments: Any) -> "IterableDa
     except (OSError, ValueError, RuntimeError) as error:
         # No such configuration or split, no data files, a loading script: datasets says which in its first line.
         raise ValueError(
-            f"data set {settings.name} could not be opened from {_whereabouts(settings)}: {str(error).splitlines()[0]}"
+            f"data set {settings.name} could not be opened from {_whereabouts(settings)}: {_first_line(error)}"
         ) from error
     finally:
         if not bars:
@@ -291,6 +302,10 @@ def _whereabouts(settings: DatasetSettings) -> str:
     if settings.format is DatasetFormat.hub:
         details.append(f"split={settings.split}")
     return f"{settings.path} ({', '.join(details)})" if details else str(settings.path)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _part_of(content: str | list[int], held_out: float) -> Part:

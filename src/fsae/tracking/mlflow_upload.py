@@ -45,13 +45,13 @@ class RunDescription:
     Attributes:
         uid: names the run over resumes and uploads.
         uri: the MLflow store, without a password.
-        artifact_root: where artifacts go, None where a server decides.
+        outputs: the outputs folder, where artifacts go unless the store has its own place for them.
         params: the flattened configuration.
     """
 
     uid: str
     uri: str
-    artifact_root: str | None
+    outputs: str
     experiment: str
     run_name: str
     params: dict[str, str]
@@ -82,11 +82,10 @@ def describe_run(
     if uid is None and RunFolder(folder).tracking.exists():
         earlier = read_description(folder)
         uid = earlier.uid if earlier.params == params else None
-    root = artifact_root(uri, outputs)
     description = RunDescription(
         uid=uid or uuid.uuid4().hex,
         uri=without_password(uri),
-        artifact_root=str(root) if root else None,
+        outputs=str(outputs.absolute()),
         experiment=experiment,
         run_name=run_name,
         params=params,
@@ -222,13 +221,13 @@ class MlflowUpload:
         from mlflow.exceptions import MlflowException
 
         name = self.description.experiment
-        root = self.description.artifact_root
+        root = artifact_root(self.uri, Path(self.description.outputs))
         if experiment := client.get_experiment_by_name(name):
             return experiment.experiment_id
         try:
             return client.create_experiment(
                 name,
-                artifact_location=Path(root).as_uri() if root else None,
+                artifact_location=root.as_uri() if root else None,
                 tags={"mlflow.experimentKind": "custom_model_development"},
             )
         except MlflowException:

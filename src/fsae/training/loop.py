@@ -61,7 +61,7 @@ class TrainingRun:
                     member.step(x, self.step)
                 self.step += 1
                 progress.advance(size)
-                if self.step % settings.log_every == 0 or self.step == settings.steps:
+                if settings.logs_after(self.step - 1):
                     self._log(progress)
                 if self.interruption.signal_name is not None:
                     self.save()

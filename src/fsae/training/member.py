@@ -49,7 +49,7 @@ class Member:
         settings, autoencoder = self.settings, self.autoencoder
         record = autoencoder(x, self.sparse)
         progress = step / settings.steps
-        last_of_interval = (step + 1) % settings.log_every == 0
+        last_of_interval = settings.logs_after(step)
         losses = self.objective(record, Moment(self.dead.indices), progress, measure_all=last_of_interval)
         losses.total.backward()
         unit_norm = autoencoder.settings.decoder_norm is DecoderNorm.unit
@@ -86,12 +86,14 @@ class Member:
         return means
 
     def check_finite(self, step: int) -> None:
-        """Raise ValueError where a loss since the last logging was not finite. Waits for the device."""
-        loss = self._sums.get("loss")
-        if loss is not None and not torch.isfinite(loss):
+        """Raise ValueError where a loss since the last logging, or a weight, is not finite. Waits for the device."""
+        found = {"loss": self._sums.get("loss"), **dict(self.autoencoder.named_parameters())}
+        # Weights too: a gradient that is not finite spoils them a step before the loss shows it.
+        bad = [name for name, tensor in found.items() if tensor is not None and not torch.isfinite(tensor).all()]
+        if bad:
             raise ValueError(
-                f"the loss became {loss.item()} by step {step} (batches of {self.settings.batch_size}); lower "
-                "trainer.lr, raise trainer.warm_up or set trainer.clip_norm. The last checkpoint is from before it"
+                f"{', '.join(bad)} became infinite or NaN by step {step} (batches of {self.settings.batch_size}); "
+                "lower trainer.lr, raise trainer.warm_up or set trainer.clip_norm. The last checkpoint is from before it"
             )
 
     def _choose_products(self, density: float) -> None:
@@ -133,7 +135,9 @@ class Member:
         self.autoencoder.load_state_dict(state["autoencoder"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.dead.load_state_dict(state["dead"])
-        self.dead.indices = state["dead_indices"]
+        device = self.dead.tokens_since_fired.device
+        self.dead.indices = state["dead_indices"].to(device)
         self.generator.set_state(state["generator"])
         self.resampled, self.sparse = state["resampled"], state["sparse"]
-        self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
+        self._sums = {name: total.to(device) for name, total in state["sums"].items()}
+        self._counts = dict(state["counts"])

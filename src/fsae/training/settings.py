@@ -73,3 +73,7 @@ class AdamSettings:
         rising = min(1.0, (step + 1) / warm_up) if warm_up > 0 else 1.0
         falling = min(1.0, (self.steps - step) / decay) if decay > 0 else 1.0
         return self.lr * rising * falling
+
+    def logs_after(self, step: int) -> bool:
+        """Whether a step, counted from 0, is the last of a logging interval."""
+        return (step + 1) % self.log_every == 0 or step + 1 == self.steps

@@ -1,0 +1,205 @@
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from fsae.autoencoders.base import Autoencoder
+from fsae.autoencoders.standard import StandardSettings
+from fsae.evaluation import splice
+from fsae.evaluation.splice import evaluate_splice
+from fsae.language_models.sites import Site, SiteName
+from tests.architectures import build, each_architecture
+
+SITE = Site(name=SiteName.resid_post, layer=2)
+VOCABULARY, D_IN, ROWS, CONTEXT = 11, 5, 7, 6
+
+
+class OneLayerModel:
+    """Logits of a running mean of embeddings: positions see the ones before, as in a language model."""
+
+    def __init__(self, seed: int = 0, dtype: torch.dtype = torch.float64):
+        generator = torch.Generator().manual_seed(seed)
+        self.embedding = torch.randn(VOCABULARY, D_IN, generator=generator, dtype=torch.float64).to(dtype)
+        self.unembedding = torch.randn(D_IN, VOCABULARY, generator=generator, dtype=torch.float64).to(dtype)
+        self.rows_seen: list[int] = []
+
+    def activations(self, tokens: Tensor) -> Tensor:
+        return self.embedding[tokens]
+
+    def logits(self, tokens: Tensor, replace: tuple[Site, Callable[[Tensor], Tensor]] | None = None) -> Tensor:
+        self.rows_seen.append(len(tokens))
+        x = self.activations(tokens)
+        if replace is not None:
+            site, function = replace
+            assert site == SITE
+            with torch.inference_mode():
+                x = function(x)
+        steps = torch.arange(1, x.shape[1] + 1, dtype=x.dtype).unsqueeze(1)
+        return 3 * (x.cumsum(1) / steps) @ self.unembedding
+
+
+def some_tokens() -> Tensor:
+    return torch.randint(VOCABULARY, (ROWS, CONTEXT), generator=torch.Generator().manual_seed(5))
+
+
+def some_kept() -> Tensor:
+    """All but the first position of each row and every token 3."""
+    keep = some_tokens() != 3
+    keep[:, 0] = False
+    return keep
+
+
+def identity() -> Autoencoder:
+    """Reconstructs everything: x = relu(x) - relu(-x)."""
+    autoencoder = StandardSettings(d_sae=2 * D_IN).build(D_IN, torch.Generator()).double().eval()
+    rows = torch.cat([torch.eye(D_IN), -torch.eye(D_IN)])
+    with torch.no_grad():
+        autoencoder.W_dec.copy_(rows)
+        autoencoder.W_enc.copy_(rows.T)
+    return autoencoder
+
+
+def constant(value: Tensor) -> Autoencoder:
+    """Reconstructs `value` whatever comes."""
+    autoencoder = StandardSettings(d_sae=2).build(D_IN, torch.Generator()).double().eval()
+    with torch.no_grad():
+        autoencoder.W_dec.zero_()
+        autoencoder.b_dec.copy_(value)
+    return autoencoder
+
+
+def evaluated(autoencoder: Autoencoder, keep: Tensor | None = None, rows_at_once: int = 3) -> dict[str, float]:
+    model, tokens = OneLayerModel(), some_tokens()
+    keep = torch.ones_like(tokens, dtype=torch.bool) if keep is None else keep
+    mean = model.activations(tokens)[keep].mean(0)
+    return evaluate_splice(model, SITE, autoencoder, tokens, keep, mean, rows_at_once)
+
+
+@each_architecture
+@pytest.mark.parametrize("masked", [False, True], ids=["all_kept", "some_kept"])
+def test_against_one_pass_with_all_logits(arch, masked):
+    autoencoder, model, tokens = build(arch, D_IN).eval(), OneLayerModel(), some_tokens()
+    keep = some_kept() if masked else torch.ones_like(tokens, dtype=torch.bool)
+    x = model.activations(tokens)
+    with torch.no_grad():
+        vectors = {
+            "base": x,
+            "spliced": autoencoder(x.flatten(0, 1)).reconstruction.view_as(x),
+            "zero": torch.zeros_like(x),
+            "mean": x[keep].mean(0).expand_as(x),
+        }
+    log_p, ce = {}, {}
+    for name, vector in vectors.items():
+        replaced = torch.where(keep.unsqueeze(2), vector, x)
+        log_p[name] = model.logits(tokens, (SITE, lambda _, replaced=replaced: replaced)).log_softmax(2)
+        of_next = log_p[name][:, :-1].gather(2, tokens[:, 1:].unsqueeze(2)).squeeze(2)
+        ce[name] = -of_next[keep[:, :-1]].mean().item()
+    divergences = (log_p["base"].exp() * (log_p["base"] - log_p["spliced"])).sum(2)
+
+    numbers = evaluated(autoencoder, keep)
+    wanted = {f"ce_{name}": value for name, value in ce.items()}
+    wanted["kl"] = divergences[keep].mean().item()
+    wanted["ce_recovered_zero"] = (ce["zero"] - ce["spliced"]) / (ce["zero"] - ce["base"])
+    wanted["ce_recovered_mean"] = (ce["mean"] - ce["spliced"]) / (ce["mean"] - ce["base"])
+    # The softmax is taken in float32.
+    assert numbers == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+
+
+def test_by_hand():
+    # One token of two is as likely as the other, until the activation is doubled: softmax(0, ln 3) = (1/4, 3/4).
+    class TwoTokens:
+        def logits(self, tokens, replace=None):
+            x = torch.ones(*tokens.shape, 1)
+            x = x if replace is None else replace[1](x)
+            return torch.cat([torch.zeros_like(x), (x - 1) * math.log(3)], dim=2)
+
+    doubling = StandardSettings(d_sae=1).build(1, torch.Generator()).eval()
+    with torch.no_grad():
+        doubling.W_enc.fill_(1)
+        doubling.W_dec.fill_(2)
+    tokens = torch.tensor([[0, 1, 1, 0]])
+    numbers = evaluate_splice(TwoTokens(), SITE, doubling, tokens, tokens >= 0, torch.tensor([3.0]), 1)
+    assert numbers["ce_base"] == pytest.approx(math.log(2))
+    # Next tokens 1, 1, 0 at probabilities 3/4, 3/4, 1/4.
+    assert numbers["ce_spliced"] == pytest.approx((2 * math.log(4 / 3) + math.log(4)) / 3)
+    # Zeros: softmax(0, -ln 3) = (3/4, 1/4). The mean, 3: softmax(0, ln 9) = (1/10, 9/10).
+    assert numbers["ce_zero"] == pytest.approx((2 * math.log(4) + math.log(4 / 3)) / 3)
+    assert numbers["ce_mean"] == pytest.approx((2 * math.log(10 / 9) + math.log(10)) / 3)
+    assert numbers["kl"] == pytest.approx(0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75))
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 2, 7, 100])
+@pytest.mark.parametrize("chunk_entries", [1, 3 * VOCABULARY, 2**25])
+def test_portions_change_nothing(monkeypatch, rows_at_once, chunk_entries):
+    autoencoder = build("standard", D_IN).eval()
+    whole = evaluated(autoencoder, some_kept(), rows_at_once=ROWS)
+    monkeypatch.setattr(splice, "_CHUNK_ENTRIES", chunk_entries)
+    assert evaluated(autoencoder, some_kept(), rows_at_once) == pytest.approx(whole, rel=1e-6)
+
+
+def test_one_forward_pass_a_variant():
+    model, tokens = OneLayerModel(), some_tokens()
+    evaluate_splice(model, SITE, identity(), tokens, tokens >= 0, torch.zeros(D_IN), rows_at_once=4)
+    assert model.rows_seen == [4] * 4 + [3] * 4
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all_kept", "some_kept"])
+def test_a_perfect_reconstruction_loses_nothing(masked):
+    numbers = evaluated(identity(), some_kept() if masked else None)
+    assert numbers["ce_recovered_zero"] == pytest.approx(1)
+    assert numbers["ce_recovered_mean"] == pytest.approx(1)
+    assert numbers["kl"] == pytest.approx(0, abs=1e-9)
+
+
+def test_reconstructing_zeros_or_the_mean_recovers_nothing():
+    model, tokens = OneLayerModel(), some_tokens()
+    zero = evaluated(constant(torch.zeros(D_IN)))
+    assert zero["ce_recovered_zero"] == pytest.approx(0)
+    assert zero["ce_spliced"] == zero["ce_zero"]
+    mean = evaluated(constant(model.activations(tokens).flatten(0, 1).mean(0)))
+    assert mean["ce_recovered_mean"] == pytest.approx(0, abs=1e-6)
+
+
+def test_positions_left_out_keep_the_models_own_activations():
+    tokens, seen = some_tokens(), []
+
+    class Recording(OneLayerModel):
+        def logits(self, tokens, replace=None):
+            if replace is not None:
+                x = self.activations(tokens)
+                seen.append((x, replace[1](x)))
+            return super().logits(tokens, replace)
+
+    keep = some_kept()
+    mean = torch.full((D_IN,), 0.5, dtype=torch.float64)
+    evaluate_splice(Recording(), SITE, constant(mean + 1), tokens, keep, mean, rows_at_once=ROWS)
+    assert len(seen) == 3
+    for (x, replaced), value in zip(seen, (mean + 1, torch.zeros(D_IN), mean), strict=True):
+        assert torch.equal(replaced[~keep], x[~keep])
+        assert torch.equal(replaced[keep], value.double().expand_as(replaced[keep]))
+
+
+def test_a_model_in_half_precision_is_summed_in_single():
+    model, tokens = OneLayerModel(dtype=torch.bfloat16), some_tokens()
+    numbers = evaluate_splice(model, SITE, identity().float(), tokens, tokens >= 0, torch.zeros(D_IN), 2)
+    of_next = model.logits(tokens).float().log_softmax(2)[:, :-1].gather(2, tokens[:, 1:].unsqueeze(2))
+    assert numbers["ce_base"] == pytest.approx(-of_next.mean().item(), rel=1e-6)
+    # bfloat16 values pass through the float32 autoencoder unchanged.
+    assert numbers["kl"] == 0
+
+
+@pytest.mark.parametrize("kept", [[], [CONTEXT - 1]], ids=["none", "last_only"])
+def test_nothing_to_predict_is_refused(kept):
+    keep = torch.zeros(ROWS, CONTEXT, dtype=torch.bool)
+    keep[:, kept] = True
+    with pytest.raises(ValueError, match=f"none of the {ROWS * CONTEXT} held-out tokens"):
+        evaluated(identity(), keep)
+
+
+def test_activations_that_are_no_numbers_are_refused():
+    model, tokens = OneLayerModel(), some_tokens()
+    model.embedding[tokens[0, 2]] = math.nan
+    with pytest.raises(ValueError, match=r"activations at resid_post\.2 .* not finite"):
+        evaluate_splice(model, SITE, identity(), tokens, tokens >= 0, torch.zeros(D_IN), 2)

@@ -1,0 +1,108 @@
+import math
+
+import pytest
+import torch
+
+from fsae.autoencoders.batch_topk import BatchTopK
+from fsae.autoencoders.standard import StandardSettings
+from fsae.evaluation.results import MEANINGS
+from fsae.evaluation.vectors import evaluate_vectors
+from fsae.losses.fisher import Fisher, FisherForm
+from tests.architectures import build, each_architecture, samples
+
+SPLICED = {name for name in MEANINGS if name.startswith("ce_")} | {"kl"}
+
+
+@each_architecture
+def test_gives_every_metric_and_each_has_a_meaning(arch):
+    autoencoder = build(arch, dtype=torch.float32).eval()
+    evaluation = evaluate_vectors(autoencoder, samples(70, dtype=torch.float32).split(20), Fisher())
+    assert evaluation.scalars.keys() == MEANINGS.keys() - SPLICED
+    assert all(map(math.isfinite, evaluation.scalars.values()))
+    assert evaluation.samples == 70
+    assert evaluation.scalars["l0"] == pytest.approx(evaluation.firing_frequency.sum().item())
+
+
+@each_architecture
+def test_against_the_whole_set_at_once(arch):
+    autoencoder, x = build(arch).eval(), samples(64)
+    numbers = evaluate_vectors(autoencoder, x.split(16), Fisher()).scalars
+    with torch.no_grad():
+        record = autoencoder(x)
+    x_hat, f = record.reconstruction, record.codes.dense()
+    error = (x - x_hat).square().sum()
+    wanted = {
+        "mse": error / 64,
+        "fvu": error / (x - x.mean(0)).square().sum(),
+        "l2_ratio": (x_hat.norm(dim=1) / x.norm(dim=1)).mean(),
+        "cosine": torch.cosine_similarity(x, x_hat).mean(),
+        "l0": (f != 0).double().sum(1).mean(),
+        "l1": (f.abs() @ autoencoder.W_dec.detach().norm(dim=1)).mean(),
+        "dead_share": (f == 0).all(0).double().mean(),
+        "dense_share": ((f != 0).double().mean(0) > 0.1).double().mean(),
+    }
+    for name, value in wanted.items():
+        assert numbers[name] == pytest.approx(value.item(), rel=1e-9), name
+
+
+@each_architecture
+@pytest.mark.parametrize("form", list(FisherForm), ids=lambda form: form.name)
+def test_sparse_and_dense_agree(arch, form):
+    # At most 3 of 100 latents are on, where the architecture says so; the others fall back to dense codes.
+    autoencoder = build(arch, d_sae=100).eval()
+    if isinstance(autoencoder, BatchTopK):
+        autoencoder.threshold.fill_(6.0)
+    batches = samples(60).split(20)
+    dense = evaluate_vectors(autoencoder, batches, Fisher(form=form), sparse=False).scalars
+    sparse = evaluate_vectors(autoencoder, batches, Fisher(form=form)).scalars
+    assert sparse == pytest.approx(dense, rel=1e-8, abs=1e-12)
+
+
+@pytest.mark.parametrize(("k", "asked"), [(3, [True, True, True]), (10, [True, False, False, False])])
+def test_codes_with_many_entries_are_made_dense(k, asked):
+    autoencoder = build("topk", d_sae=100, k=k).eval()
+    paths = []
+    autoencoder.register_forward_pre_hook(lambda _, arguments: paths.append(arguments[1]))
+    evaluate_vectors(autoencoder, samples(60).split(20), Fisher())
+    assert paths == asked
+
+
+def test_mean_activation_is_of_the_whole_set():
+    x = samples(50) + 3
+    evaluation = evaluate_vectors(build("standard").eval(), x.split(16), Fisher())
+    assert evaluation.mean_activation.tolist() == pytest.approx(x.mean(0).tolist())
+
+
+def test_a_perfect_dictionary_of_opposite_pairs():
+    # x = relu(x) - relu(-x): rows +e_i and -e_i reconstruct everything, with one of each pair on.
+    autoencoder = StandardSettings(d_sae=8).build(4, torch.Generator()).eval()
+    rows = torch.cat([torch.eye(4), -torch.eye(4)])
+    with torch.no_grad():
+        autoencoder.W_dec.copy_(rows)
+        autoencoder.W_enc.copy_(rows.T)
+    numbers = evaluate_vectors(autoencoder, samples(40, 4, dtype=torch.float32).split(20), Fisher()).scalars
+    assert numbers["fvu"] == pytest.approx(0, abs=1e-12)
+    assert numbers["l0"] == 4
+    assert numbers["cosine"] == pytest.approx(1)
+    # The Fisher matrix is made of residuals, of which there are none.
+    assert numbers["fisher"] == pytest.approx(0, abs=1e-20)
+    assert numbers["decoder_max_cosine"] == 0
+
+
+def test_no_gradient_is_kept():
+    evaluation = evaluate_vectors(build("gated").eval(), samples(20).split(10), Fisher())
+    assert not evaluation.firing_frequency.requires_grad
+    assert not evaluation.mean_activation.requires_grad
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_activations_that_are_no_numbers_are_refused(bad):
+    x = samples(40)
+    x[25, 3] = bad
+    with pytest.raises(ValueError, match=r"batch 1 of the held-out vectors: 1 of 100 .* vector 5, dimension 3"):
+        evaluate_vectors(build("standard").eval(), x.split(20), Fisher())
+
+
+def test_an_empty_set_is_refused():
+    with pytest.raises(ValueError, match="no vectors"):
+        evaluate_vectors(build("standard").eval(), [], Fisher())

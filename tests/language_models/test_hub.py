@@ -1,0 +1,186 @@
+"""One clear answer within seconds, whatever the hub does; each in a process of its own, as the libraries read the
+hub's address when they are imported."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fsae.language_models.embedded import embedded_folder
+from fsae.language_models.hub import is_hub_name, local_model_folder
+from fsae.language_models.settings import Package
+from tests.language_models.fake_hub import COMMIT, fake_hub
+
+QUESTIONS = """
+import json, sys
+from fsae.language_models.hub import RepoKind, is_offline, require_repo
+answers = []
+for repo, revision, kind in json.loads(sys.argv[1]):
+    try:
+        require_repo(repo, revision=revision, kind=RepoKind[kind])
+        answers.append(None)
+    except ValueError as error:
+        answers.append(str(error))
+print(json.dumps([is_offline(), answers]))
+"""
+
+OPEN_GPT2 = """
+from fsae.language_models.settings import ModelSettings
+from fsae.language_models.shape import shape_of
+settings = ModelSettings(name="gpt2", path="gpt2")
+print(shape_of(settings).num_layers)
+from fsae.language_models.transformer_lens_model import open_language_model
+model = open_language_model(settings)
+import torch
+print(list(model.logits(torch.zeros(1, 3, dtype=torch.long)).shape))
+"""
+
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))}
+
+
+def run(code: str, *arguments: str, home: Path, endpoint: str, **environment: str) -> tuple[str, str, float]:
+    began = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**ENVIRONMENT, "HF_HOME": str(home), "HF_ENDPOINT": endpoint, **environment},
+        cwd=home,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return result.stdout, result.stderr, time.monotonic() - began
+
+
+def ask(home: Path, endpoint: str, *questions: tuple[str, str | None, str], **environment: str):
+    output, errors, seconds = run(QUESTIONS, json.dumps(questions), home=home, endpoint=endpoint, **environment)
+    assert output, errors
+    offline, answers = json.loads(output)
+    return answers, offline, seconds
+
+
+@pytest.fixture
+def closed_port() -> str:
+    """An address where nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.fixture
+def silent_hub():
+    """An address that takes connections and never answers."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@pytest.fixture
+def cached_gpt2(tmp_path) -> Path:
+    """A home of Hugging Face's libraries with a small random model in its cache, called gpt2."""
+    import torch
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    repo = tmp_path / "hub" / "models--gpt2"
+    snapshot = repo / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(COMMIT)
+    sizes = {"n_layer": 3, "n_embd": 16, "n_head": 2, "vocab_size": 257, "n_positions": 32}
+    with torch.random.fork_rng(devices=[]):
+        model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+    model.save_pretrained(snapshot)
+    AutoTokenizer.from_pretrained(embedded_folder(Package.tiny)).save_pretrained(snapshot)
+    return tmp_path
+
+
+def test_what_the_hub_answers_is_told(tmp_path):
+    questions = {
+        ("owner/open", None, "model"): None,
+        ("owner/open", None, "dataset"): None,
+        ("owner/open", "no-such-branch", "model"): "model.path: owner/open has no revision 'no-such-branch'",
+        ("owner/open", "no-such-branch", "dataset"): "dataset.path: owner/open has no revision 'no-such-branch'",
+        ("owner/gated", None, "model"): "model.path: owner/gated is gated; accept its terms at {hub}/owner/gated and",
+        ("owner/gated", None, "dataset"): "dataset.path: owner/gated is gated; accept its terms at {hub}/datasets/",
+        ("owner/missing", None, "model"): "model.path: {hub} has no model 'owner/missing'; check the spelling",
+        ("owner/missing", None, "dataset"): "dataset.path: {hub} has no dataset 'owner/missing'; check the spelling",
+        ("owner/no-model", None, "model"): "model.path: owner/no-model holds no config.json",
+    }
+    with fake_hub() as hub:
+        answers, offline, _ = ask(tmp_path, hub, *questions)
+    # A hub that answers is no reason to go offline.
+    assert not offline
+    for question, expected, answer in zip(questions, questions.values(), answers, strict=True):
+        if expected is None:
+            assert answer is None, question
+        else:
+            assert answer.startswith(expected.format(hub=hub)), question
+            assert "\n" not in answer
+            assert ("HF_TOKEN" in answer) == ("gated" in answer or "missing" in answer)
+
+
+def test_a_hub_in_trouble_is_one_that_cannot_be_asked(tmp_path):
+    with fake_hub() as hub:
+        (answer,), offline, _ = ask(tmp_path, hub, ("owner/broken", None, "model"))
+    assert "cannot be asked (HfHubHTTPError: Server error '503" in answer
+    assert offline
+
+
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+def test_no_network_is_told_at_once(tmp_path, closed_port, kind):
+    (answer,), offline, seconds = ask(tmp_path, closed_port, ("gpt2", None, kind))
+    assert answer.startswith(f"{kind}.path: gpt2 is not ")
+    assert f"{closed_port} cannot be asked" in answer
+    assert "check the network, the proxy or HF_ENDPOINT" in answer
+    assert {"model": "model=smollm2_135m", "dataset": "dataset=python_source"}[kind] in answer
+    assert offline
+    assert seconds < 15
+
+
+def test_a_hub_that_never_answers_is_given_up(tmp_path, silent_hub):
+    (answer,), _, seconds = ask(tmp_path, silent_hub, ("gpt2", None, "model"))
+    assert "cannot be asked" in answer
+    assert seconds < 15
+
+
+def test_the_offline_flag_is_named_as_the_reason(tmp_path, closed_port):
+    (answer,), _, _ = ask(tmp_path, closed_port, ("gpt2", None, "model"), HF_HUB_OFFLINE="1")
+    assert "cannot be asked (HF_HUB_OFFLINE is set); unset it" in answer
+
+
+def test_a_cached_model_opens_by_its_name_without_a_network(cached_gpt2, closed_port):
+    output, errors, _ = run(OPEN_GPT2, home=cached_gpt2, endpoint=closed_port)
+    assert output.splitlines() == ["3", "[1, 3, 257]"], errors
+
+
+def test_a_model_that_is_cached_in_part_fails_at_once(cached_gpt2, closed_port):
+    snapshot = next((cached_gpt2 / "hub" / "models--gpt2" / "snapshots").iterdir())
+    (snapshot / "model.safetensors").unlink()
+    output, errors, seconds = run(OPEN_GPT2, home=cached_gpt2, endpoint=closed_port)
+    assert output.splitlines() == ["3"]
+    assert "ValueError: model.path: gpt2 could not be opened" in errors
+    # Imports take 6 s of it. The libraries' own retries would take 23 s more.
+    assert seconds < 25
+
+
+def test_a_folder_of_that_name_wins_over_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert local_model_folder("gpt2") is None
+    (tmp_path / "gpt2").mkdir()
+    (tmp_path / "gpt2" / "config.json").write_text("{}")
+    assert local_model_folder("gpt2") == Path("gpt2")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "google/gemma-2b", "EleutherAI/pythia-70m", "a_b/c.d-e"])
+def test_names_of_repositories(name):
+    assert is_hub_name(name)
+
+
+@pytest.mark.parametrize("path", ["/models/gpt2", "./gpt2", "../gpt2", "~/gpt2", "a/b/c", "", "gpt2/", "data/*.json"])
+def test_paths_are_no_names_of_repositories(path):
+    assert not is_hub_name(path)

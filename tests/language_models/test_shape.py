@@ -1,0 +1,94 @@
+"""What is known of a model before it is loaded."""
+
+import json
+
+import pytest
+
+from fsae.language_models.settings import ModelSettings, Package
+from fsae.language_models.shape import Shape, shape_of
+from fsae.language_models.sites import Site, SiteName
+from tests.language_models.conftest import opened
+
+
+@pytest.mark.parametrize(
+    "package",
+    [
+        Package.tiny,
+        pytest.param(Package.smollm2_135m, marks=pytest.mark.embedded),
+        pytest.param(Package.gemma3_270m, marks=pytest.mark.embedded),
+    ],
+)
+def test_the_table_of_packaged_models_is_true(package):
+    assert shape_of(ModelSettings(name="it", package=package)) == opened(package).shape
+
+
+# The keys are those of the models' own config.json files.
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        pytest.param(
+            {"model_type": "gpt2", "n_layer": 12, "n_embd": 768, "n_head": 12},
+            Shape(num_layers=12, d_model=768, d_heads=768),
+            id="gpt2",
+        ),
+        pytest.param(
+            {"model_type": "gpt_neo", "num_layers": 1, "hidden_size": 1024, "num_heads": 16},
+            Shape(num_layers=1, d_model=1024, d_heads=1024),
+            id="gpt_neo",
+        ),
+        pytest.param(
+            {
+                "model_type": "gpt_neox",
+                "num_hidden_layers": 6,
+                "hidden_size": 512,
+                "num_attention_heads": 8,
+                "use_parallel_residual": True,
+            },
+            Shape(num_layers=6, d_model=512, d_heads=512, parallel=True),
+            id="pythia",
+        ),
+        pytest.param(
+            {"num_hidden_layers": 26, "hidden_size": 2304, "num_attention_heads": 8, "head_dim": 256},
+            Shape(num_layers=26, d_model=2304, d_heads=2048),
+            id="gemma2",
+        ),
+        pytest.param(
+            {"text_config": {"num_hidden_layers": 34, "hidden_size": 2560, "num_attention_heads": 8, "head_dim": 256}},
+            Shape(num_layers=34, d_model=2560, d_heads=2048),
+            id="with_images",
+        ),
+        pytest.param({"model_type": "something_else"}, None, id="unknown"),
+    ],
+)
+def test_the_shape_in_a_config_json(tmp_path, config, shape):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert shape_of(ModelSettings(name="it", path=str(tmp_path))) == shape
+
+
+def test_a_hub_model_that_was_never_downloaded_has_no_known_shape(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert shape_of(ModelSettings(name="it", path="no-such-owner/no-such-model")) is None
+
+
+def test_widths():
+    shape = Shape(num_layers=1, d_model=640, d_heads=1024)
+    widths = {name: shape.width(Site(name=name, layer=0)) for name in SiteName}
+    assert widths.pop(SiteName.attn_z) == 1024
+    assert set(widths.values()) == {640}
+
+
+def test_sites_that_a_model_does_not_have_are_refused():
+    parallel = Shape(num_layers=2, d_model=8, d_heads=8, parallel=True)
+    parallel.check_site(Site(name=SiteName.resid_pre, layer=1), "it")
+    with pytest.raises(ValueError, match="site.layer is 2, but model it has 2 layers, 0 to 1"):
+        parallel.check_site(Site(name=SiteName.resid_pre, layer=2), "it")
+    with pytest.raises(ValueError, match="site.name is resid_mid, but in model it .* mlp_out"):
+        parallel.check_site(Site(name=SiteName.resid_mid, layer=0), "it")
+
+
+def test_folders_that_are_no_models_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no config.json"):
+        shape_of(ModelSettings(name="it", path=str(tmp_path)))
+    for path in (str(tmp_path / "missing"), "./missing", "a/b/c"):
+        with pytest.raises(ValueError, match="is no folder on this machine .* and no hub name"):
+            shape_of(ModelSettings(name="it", path=path))
