@@ -26,7 +26,17 @@ run: setup  ## train, evaluate, log and export the default Fisher SAE (ARGS="arc
 	$(BIN)/python -m fsae.run $(ARGS)
 
 test: setup  ## the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/peers
+
+# The peers live in an environment of their own, never in ours.
+.venv-peers/.installed: tests/peers/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet -c tests/peers/requirements.txt torch
+	.venv-peers/bin/python -m pip install --quiet -r tests/peers/requirements.txt
+	@touch $@
+
+test-peers: setup .venv-peers/.installed  ## agreement with sae_lens, in its own environment
+	FSAE_REQUIRE_PEERS=1 $(BIN)/python -m pytest tests/peers
 
 lint: setup  ## ruff
 	$(BIN)/ruff check .

@@ -10,10 +10,10 @@ COMMIT = "0" * 40
 
 
 class _Answers(BaseHTTPRequestHandler):
-    def do_HEAD(self):  # noqa: N802 - http.server's name
+    def do_HEAD(self):
         self._answer()
 
-    def do_GET(self):  # noqa: N802 - http.server's name
+    def do_GET(self):
         self._answer()
 
     def _answer(self):

@@ -14,7 +14,9 @@ from tests.language_models.conftest import opened
 LAYER = 2
 EVERY_SITE = [Site(name=name, layer=LAYER) for name in SiteName]
 STREAM = [site for site in EVERY_SITE if site.name.value.startswith("resid")]
-TEXT = "def mean(values):\n    # Add them up and divide by how many there are.\n    return sum(values) / len(values)\n" * 2
+TEXT = (
+    "def mean(values):\n    # Add them up and divide by how many there are.\n    return sum(values) / len(values)\n" * 2
+)
 
 
 def families() -> dict:
@@ -24,7 +26,9 @@ def families() -> dict:
     size = {"hidden_size": 32, "num_attention_heads": 4, "vocab_size": 257}
     gemma = {**size, "num_hidden_layers": 4, "intermediate_size": 64, "num_key_value_heads": 1, "head_dim": 16}
     return {
-        "gpt2": lambda: t.GPT2LMHeadModel(t.GPT2Config(n_layer=4, n_embd=32, n_head=4, vocab_size=257, n_positions=256)),
+        "gpt2": lambda: t.GPT2LMHeadModel(
+            t.GPT2Config(n_layer=4, n_embd=32, n_head=4, vocab_size=257, n_positions=256)
+        ),
         "gpt_neo": lambda: t.GPTNeoForCausalLM(
             t.GPTNeoConfig(
                 num_layers=4,
@@ -233,7 +237,7 @@ def test_special_tokens_of_embedded_models():
 
 def test_tokenise(tiny):
     # Bytes sorted by the printable letter that stands for them: '!' is the first, after the separator.
-    assert tiny.tokenise(["!\"", "", "b"]) == [[1, 2], [], [66]]
+    assert tiny.tokenise(['!"', "", "b"]) == [[1, 2], [], [66]]
     assert (tiny.bos_id, tiny.separator_id, tiny.special_ids) == (None, 0, {0})
     assert tiny.tokenise([]) == []
 

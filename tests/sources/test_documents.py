@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fsae.sources.documents import DatasetFormat, DatasetSettings, Document, Documents, Part, open_documents
+from fsae.sources.documents import DatasetFormat, DatasetSettings, Document, Part, open_documents
 from tests.language_models.fake_hub import fake_hub
 
 STORIES = [f"Story {i}: once upon a time there were {i} tokens." for i in range(200)]
@@ -94,7 +94,11 @@ def test_copies_of_a_document_fall_on_the_same_side(tmp_path):
 def test_the_share_grows_the_held_out_part(tmp_path):
     settings = write_text(tmp_path)
     parts = [
-        set(contents(DatasetSettings(name="s", format=settings.format, path=settings.path, held_out=share), Part.held_out))
+        set(
+            contents(
+                DatasetSettings(name="s", format=settings.format, path=settings.path, held_out=share), Part.held_out
+            )
+        )
         for share in (0.1, 0.5, 0.9)
     ]
     assert parts[0] < parts[1] < parts[2]
@@ -143,7 +147,9 @@ def test_closing_in_the_middle_takes_no_time(tmp_path):
 
 
 def test_labels_are_kept(tmp_path):
-    write_parquet(tmp_path / "data" / "train-0.parquet", {"func": STORIES, "target": [len(s) % 2 == 0 for s in STORIES]})
+    write_parquet(
+        tmp_path / "data" / "train-0.parquet", {"func": STORIES, "target": [len(s) % 2 == 0 for s in STORIES]}
+    )
     settings = DatasetSettings(
         name="devign", format=DatasetFormat.hub, path=str(tmp_path), text_column="func", label_column="target"
     )
@@ -243,7 +249,7 @@ def test_paths_that_lead_nowhere(tmp_path):
 
 def test_files_that_are_broken(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
-    assert "mine could not be read on after row 0 of" in failure(format=DatasetFormat.parquet, path=str(tmp_path))
+    assert "mine could not be opened from" in failure(format=DatasetFormat.parquet, path=str(tmp_path))
     (tmp_path / "a.jsonl").write_text('{"text": "whole"}\n{"text": "cut')
     assert "mine could not be read on after row" in failure(format=DatasetFormat.json, path=str(tmp_path))
 
@@ -259,7 +265,7 @@ def test_columns_that_are_not_there(tmp_path):
 
 def test_splits_and_configurations_that_are_not_there(tmp_path):
     where = {"format": DatasetFormat.hub, "path": write_hub_copy(tmp_path).path}
-    assert 'Bad split: test' in failure(**where, split="test")
+    assert "Bad split: test" in failure(**where, split="test")
     assert "python" in failure(**where, config="python")
 
 
@@ -327,7 +333,9 @@ def open_on_hub(path: str, endpoint: str, home: Path) -> tuple[str, float]:
 
 def test_a_hub_data_set_without_a_network_is_refused_at_once(tmp_path):
     answer, seconds = open_on_hub("roneneldan/TinyStories", "http://127.0.0.1:9", tmp_path)
-    assert answer.startswith("dataset.path: roneneldan/TinyStories is not on this machine and http://127.0.0.1:9 cannot")
+    assert answer.startswith(
+        "dataset.path: roneneldan/TinyStories is not on this machine and http://127.0.0.1:9 cannot"
+    )
     assert seconds < 15
 
 
@@ -335,5 +343,3 @@ def test_a_gated_data_set_is_refused(tmp_path):
     with fake_hub() as hub:
         answer, _ = open_on_hub("owner/gated", hub, tmp_path)
     assert answer.startswith("dataset.path: owner/gated is gated; accept its terms at")
-
-

@@ -1,0 +1,158 @@
+"""How long a training step takes, against the floor that no exact method can go below: the encoder's own product.
+
+    python -m benchmarks.step                     # 768 -> 12,288, batch 4,096, 64 active latents
+    python -m benchmarks.step --d-sae 4096 --batch 1024 --repeats 3
+
+Three tables, every row's variants measured in turns in one process, so that a drifting machine hits all alike:
+whole steps per architecture, sparse and dense, over the encoder's product; whole steps with the Fisher term over the
+same step without it; and the Fisher term alone over the d_sae x d_sae matrix built in full.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fsae.autoencoders.base import AutoencoderSettings
+from fsae.autoencoders.batch_topk import BatchTopKSettings
+from fsae.autoencoders.gated import GatedSettings
+from fsae.autoencoders.initialisation import initialise_from
+from fsae.autoencoders.jumprelu import JumpReLUSettings
+from fsae.autoencoders.standard import StandardSettings
+from fsae.autoencoders.topk import AbsTopKSettings, TopKSettings
+from fsae.losses.auxiliary import AuxK, GateReconstruction
+from fsae.losses.fisher import Fisher, FisherEstimator, FisherForm, fisher_sums
+from fsae.losses.objective import Objective
+from fsae.losses.reconstruction import SquaredError
+from fsae.losses.sparsity import L1, StepL0
+from fsae.losses.term import LossTerm
+from fsae.training.member import Member
+from fsae.training.settings import AdamSettings
+
+
+def architectures(d_sae: int, k: int) -> dict[str, tuple[AutoencoderSettings, dict[str, LossTerm]]]:
+    """Every architecture with its usual loss, at about k active latents from the first step on."""
+    density = k / d_sae
+    reconstruction = {"reconstruction": SquaredError()}
+    return {
+        "standard": (StandardSettings(d_sae=d_sae, init_density=density), reconstruction | {"sparsity": L1()}),
+        "gated": (
+            GatedSettings(d_sae=d_sae, init_density=density),
+            reconstruction | {"sparsity": L1(), "auxiliary": GateReconstruction()},
+        ),
+        "jumprelu": (JumpReLUSettings(d_sae=d_sae, init_density=density), reconstruction | {"sparsity": StepL0()}),
+        "topk": (TopKSettings(d_sae=d_sae, k=k), reconstruction | {"auxiliary": AuxK()}),
+        "batch_topk": (BatchTopKSettings(d_sae=d_sae, k=k), reconstruction | {"auxiliary": AuxK()}),
+        "abs_topk": (AbsTopKSettings(d_sae=d_sae, k=k), reconstruction | {"auxiliary": AuxK()}),
+    }
+
+
+def stepper(settings: AutoencoderSettings, terms: dict[str, LossTerm], x: Tensor, sparse: bool) -> Callable[[], object]:
+    """A function that makes one whole optimiser step on x."""
+    autoencoder = settings.build(x.shape[1], torch.Generator().manual_seed(0)).to(x.device)
+    initialise_from(autoencoder, x, scale=1.0)
+    # A step too small to move anything keeps the density what it is while the clock runs.
+    trainer = AdamSettings(tokens=10**9, batch_size=len(x), lr=1e-12, log_every=10**6)
+    member = Member(autoencoder, Objective(terms), trainer, scale=1.0, seed=0)
+    member.sparse = sparse
+    steps = iter(range(10**6))
+    return lambda: member.step(x, next(steps))
+
+
+def medians(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each variant, one run of each in turn; the first turn warms up and does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(repeats + 1):
+        for name, run in variants.items():
+            _wait()
+            begin = time.perf_counter()
+            run()
+            _wait()
+            if turn > 0:
+                seconds[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def fisher_built(g: Tensor) -> Tensor:
+    """The penalty by its definition, through the whole (d_sae, d_sae) matrix."""
+    F = g.T @ g / g.shape[0]
+    return (F - torch.diag(F.diagonal())).square().sum()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--d-in", type=int, default=768)
+    parser.add_argument("--d-sae", type=int, default=12_288)
+    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--k", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--arch", nargs="*", default=None, help="only these architectures")
+    parser.add_argument("--no-dense", action="store_true", help="leave out the dense steps, which are slow")
+    args = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x = torch.randn(args.batch, args.d_in, generator=torch.Generator().manual_seed(1)).to(device)
+    machine = torch.cuda.get_device_name() if device == "cuda" else f"{platform.processor() or platform.machine()}"
+    print(
+        f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}; d_in {args.d_in}, "
+        f"d_sae {args.d_sae}, batch {args.batch}, {args.k} active; medians of {args.repeats} turns\n"
+    )
+    chosen = architectures(args.d_sae, args.k)
+    if args.arch:
+        chosen = {name: chosen[name] for name in args.arch}
+    weights = torch.randn(args.d_sae, args.d_in, device=device).T
+    print(f"{'whole step':<12}{'encoder':>10}{'sparse':>10}{'dense':>10}{'sparse/encoder':>16}{'dense/sparse':>14}")
+    for name, (settings, terms) in chosen.items():
+        variants = {"encoder": lambda: x @ weights, "sparse": stepper(settings, terms, x, sparse=True)}
+        if not args.no_dense:
+            variants["dense"] = stepper(settings, terms, x, sparse=False)
+        t = medians(variants, args.repeats)
+        dense = t.get("dense", float("nan"))
+        print(
+            f"{name:<12}{t['encoder']:>9.3f}s{t['sparse']:>9.3f}s{dense:>9.3f}s"
+            f"{t['sparse'] / t['encoder']:>16.2f}{dense / t['sparse']:>14.1f}"
+        )
+    print(f"\n{'with Fisher':<30}{'without':>10}{'with':>10}{'with/without':>14}")
+    name, (settings, terms) = next(iter(chosen.items())) if args.arch else ("topk", chosen["topk"])
+    for form in FisherForm:
+        t = medians(
+            {
+                "without": stepper(settings, terms, x, sparse=True),
+                "with": stepper(settings, terms | {"fisher": Fisher(form=form, weight=1e-12)}, x, sparse=True),
+            },
+            args.repeats,
+        )
+        print(f"{name + ', ' + form.value:<30}{t['without']:>9.3f}s{t['with']:>9.3f}s{t['with'] / t['without']:>14.2f}")
+    print(f"\n{'Fisher term alone':<30}{'built':>10}{'ours':>10}{'built/ours':>14}")
+    for batch in sorted({min(100, args.batch), args.batch}):
+        autoencoder = settings.build(args.d_in, torch.Generator().manual_seed(0)).to(device)
+        initialise_from(autoencoder, x, scale=1.0)
+        for form in (FisherForm.pre, FisherForm.post):
+            record = autoencoder(x[:batch], sparse=True)
+            g = (2 * (record.pre_activations if form is FisherForm.pre else record.codes).dense()).detach()
+            g.requires_grad_()
+            leaves = [p for p in autoencoder.parameters() if p.requires_grad]
+
+            def ours(record=record, form=form, leaves=leaves) -> None:
+                value = fisher_sums(record, form, FisherEstimator.batch).off_diagonal
+                torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
+
+            def built(g=g) -> None:
+                torch.autograd.grad(fisher_built(g), g)
+
+            t = medians({"built": built, "ours": ours}, max(1, args.repeats // 2))
+            print(
+                f"{f'{form.value}, batch {batch}':<30}{t['built']:>9.3f}s{t['ours']:>9.3f}s{t['built'] / t['ours']:>14.1f}"
+            )
+
+
+if __name__ == "__main__":
+    main()

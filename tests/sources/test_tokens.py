@@ -1,0 +1,202 @@
+"""Packing, with a vocabulary in which a letter is its place in the alphabet."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from fsae.sources import tokens as tokens_module
+from fsae.sources.documents import DatasetFormat, DatasetSettings, Part, open_documents
+from fsae.sources.tokens import PackedTokens
+
+SEPARATOR, BOS = 0, 27
+
+
+class Alphabet:
+    """a is 1, z is 26; 0 separates documents, 27 begins rows where `bos_id` says so; '?' is a special token, 28."""
+
+    name = "alphabet"
+    d_vocab = 29
+    context_limit = 16
+    separator_id = SEPARATOR
+    # A tokenizer may have more special tokens than the model has ids.
+    special_ids = frozenset({BOS, 28, 31})
+
+    def __init__(self, bos_id: int | None = None):
+        self.bos_id = bos_id
+        self.batches: list[int] = []
+
+    def tokenise(self, texts: Sequence[str]) -> list[list[int]]:
+        self.batches.append(len(texts))
+        return [[28 if letter == "?" else ord(letter) - ord("a") + 1 for letter in text] for text in texts]
+
+
+def letters(rows: torch.Tensor) -> list[str]:
+    return ["".join("|" if i == SEPARATOR else "^" if i == BOS else chr(i + 96) for i in row) for row in rows.tolist()]
+
+
+@pytest.fixture
+def packed(tmp_path: Path):
+    """Packs these documents; all of them are in the training part."""
+
+    def pack(contents: list, vocabulary=None, *, rows=2, context=4, exclude=True, repeat=False) -> PackedTokens:
+        (tmp_path / "a.jsonl").write_text("".join(json.dumps({"it": content}) + "\n" for content in contents))
+        column = "text_column" if isinstance(contents[0], str) else "tokens_column"
+        settings = DatasetSettings(
+            name="mine",
+            format=DatasetFormat.json,
+            path=str(tmp_path),
+            held_out=1e-12,
+            **{"text_column": None, "tokens_column": None, column: "it"},
+        )
+        return PackedTokens(
+            open_documents(settings, Part.train, seed=0),
+            vocabulary or Alphabet(),
+            rows=rows,
+            context=context,
+            exclude_special_tokens=exclude,
+            repeat=repeat,
+        )
+
+    return pack
+
+
+def test_documents_are_joined_by_separators_and_cut_into_rows(packed):
+    # abc|de|fghi|  ->  abc| de|f ghi|  ->  blocks of two rows and of one
+    blocks = [letters(tokens) for tokens, _ in packed(["abc", "de", "fghi"])]
+    assert blocks == [["abc|", "de|f"], ["ghi|"]]
+
+
+def test_what_does_not_fill_a_row_is_left_out(packed):
+    # abcde|fg|  is 9 ids: two rows of four, and one id too many.
+    assert [letters(tokens) for tokens, _ in packed(["abcde", "fg"])] == [["abcd", "e|fg"]]
+
+
+def test_a_row_begins_with_bos_where_the_model_wants_one(packed):
+    blocks = list(packed(["abcde", "fg"], Alphabet(bos_id=BOS), rows=5))
+    assert [letters(tokens) for tokens, _ in blocks] == [["^abc", "^de|", "^fg|"]]
+
+
+def test_the_mask_leaves_out_special_tokens(packed):
+    (tokens, keep), *_ = packed(["abcde", "?g"], Alphabet(bos_id=BOS), rows=3)
+    assert tokens.tolist() == [[27, 1, 2, 3], [27, 4, 5, 0], [27, 28, 7, 0]]
+    assert keep.tolist() == [[False, True, True, True], [False, True, True, False], [False, False, True, False]]
+    assert keep.dtype is torch.bool
+
+
+def test_the_mask_can_keep_them(packed):
+    (_, keep), *_ = packed(["abcde", "?g"], Alphabet(bos_id=BOS), rows=3, exclude=False)
+    assert keep.all()
+
+
+def test_empty_documents_add_nothing_but_their_separator(packed):
+    assert [letters(tokens) for tokens, _ in packed(["ab", "", "c"])] == [["ab||"]]
+
+
+def test_text_that_repeats_goes_on_in_the_middle_of_a_row(packed):
+    # abc|de| is 7 ids; rows of 4 go through it without a gap: abc| de|a bc|d e|ab c|de |abc ...
+    text = packed(["abc", "de"], repeat=True)
+    rows = []
+    for _ in range(7):
+        tokens, _keep = next(text)
+        assert tokens.shape == (2, 4)
+        rows += letters(tokens)
+    assert "".join(rows) == ("abc|de|" * 8)
+    # 56 ids are 8 epochs: the 8th was begun, so the text started again seven times.
+    assert text.epoch == 7
+
+
+def test_blocks_longer_than_the_text(packed):
+    tokens, _ = next(packed(["abc"], repeat=True, rows=5))
+    assert letters(tokens) == ["abc|"] * 5
+
+
+def test_token_ids_of_a_data_set_are_taken_as_they_are(packed):
+    (tokens, keep), *_ = packed([[1, 2, 3], [27, 5], [6, 7, 8]], Alphabet(bos_id=BOS))
+    assert tokens.tolist() == [[1, 2, 3, 27], [5, 6, 7, 8]]
+    assert keep.tolist() == [[True, True, True, False], [True] * 4]
+
+
+@pytest.mark.parametrize("bos_id", [None, BOS])
+@pytest.mark.parametrize("repeat", [False, True])
+def test_going_on_from_a_saved_position(packed, monkeypatch, bos_id, repeat):
+    # A few documents at a time, so that positions in the middle of the data set occur.
+    monkeypatch.setattr(tokens_module, "_BATCH_CHARACTERS", 20)
+    contents = ["abcdefghijklmnopqrstuvwxyz"[i % 20 : i % 20 + i % 6] for i in range(40)]
+    settings = {"vocabulary": Alphabet(bos_id), "rows": 3, "context": 5, "repeat": repeat}
+
+    def blocks(text: PackedTokens, count: int) -> list[torch.Tensor]:
+        return [tokens for (tokens, _), _ in zip(text, range(count), strict=False)]
+
+    for done in range(0, 12, 3):
+        text = packed(contents, **settings)
+        blocks(text, done)
+        # As a checkpoint would hold it.
+        file = io.BytesIO()
+        torch.save(text.state_dict(), file)
+        file.seek(0)
+        rest = blocks(text, 6)
+        resumed = packed(contents, **settings)
+        resumed.load_state_dict(torch.load(file, weights_only=True))
+        again = blocks(resumed, 6)
+        assert len(rest) == len(again)
+        assert all(torch.equal(a, b) for a, b in zip(rest, again, strict=True))
+        assert resumed.epoch == text.epoch
+        assert not repeat or len(rest) == 6
+
+
+def test_a_saved_position_is_a_copy(packed):
+    text = packed(["abcdefghijklmnopq"], repeat=True)
+    state = text.state_dict()
+    first = next(text)[0]
+    text.load_state_dict(state)
+    assert torch.equal(next(text)[0], first)
+    # ... and holds what is left over, not all that was read.
+    assert text.state_dict()["pending"].untyped_storage().nbytes() == 8 * (18 - 8)
+
+
+def test_a_finished_text_can_be_read_again_from_its_start(packed):
+    text = packed(["abcdefgh"])
+    start = text.state_dict()
+    first = [letters(tokens) for tokens, _ in text]
+    assert next(text, None) is None
+    text.load_state_dict(start)
+    assert [letters(tokens) for tokens, _ in text] == first
+
+
+def test_documents_are_tokenised_in_batches(packed, monkeypatch):
+    monkeypatch.setattr(tokens_module, "_BATCH_CHARACTERS", 10)
+    vocabulary = Alphabet()
+    list(packed(["abcd"] * 7, vocabulary))
+    # Three of four letters reach ten; 3 + 3 + 1, and nothing at the end.
+    assert [size for size in vocabulary.batches if size] == [3, 3, 1]
+
+
+@pytest.mark.parametrize("repeat", [False, True])
+def test_text_shorter_than_one_row_is_refused(packed, repeat):
+    with pytest.raises(ValueError, match="mine: its whole text is 4 tokens, shorter than one context of 6; use more"):
+        next(packed(["a", "b"], context=6, repeat=repeat))
+
+
+def test_a_context_beyond_the_models_limit_is_refused(packed):
+    with pytest.raises(ValueError, match="dataset.context is 17, but model alphabet takes at most 16 tokens"):
+        packed(["abc"], context=17)
+
+
+@pytest.mark.parametrize("wrong", [29, -1])
+def test_token_ids_of_another_tokenizer_are_refused(packed, wrong):
+    with pytest.raises(ValueError, match=f"mine holds the token id {wrong}, but model alphabet has 29 ids"):
+        next(packed([[1, 2, 3], [4, wrong]]))
+
+
+def test_a_language_model_is_a_vocabulary(packed):
+    from fsae.language_models.settings import Package
+    from tests.language_models.conftest import opened
+
+    model = opened(Package.tiny)
+    tokens, keep = next(packed(["def f(): pass", "x = 1"], model, rows=1, context=16))
+    assert model._tokenizer.decode(tokens[0].tolist()) == "def f(): pass<|endoftext|>x "
+    assert keep[0].tolist() == [True] * 13 + [False] + [True] * 2
