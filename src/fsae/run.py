@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import hydra
@@ -98,7 +99,9 @@ def main() -> None:
             raise
         message = explain(error)
         print(f"fsae: {message}", file=sys.stderr)
-        record_refusal(message, type(error).__name__)
+        # The outputs folder may be what is wrong, and that was told.
+        with suppress(OSError):
+            record_refusal(message, type(error).__name__)
         sys.exit(1)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,7 +92,7 @@ def cached_gpt2(tmp_path) -> Path:
     snapshot.mkdir(parents=True)
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text(COMMIT)
-    sizes = {"n_layer": 3, "n_embd": 16, "n_head": 2, "vocab_size": 257, "n_positions": 32}
+    sizes: dict[str, Any] = {"n_layer": 3, "n_embd": 16, "n_head": 2, "vocab_size": 257, "n_positions": 32}
     with torch.random.fork_rng(devices=[]):
         model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
     model.save_pretrained(snapshot)

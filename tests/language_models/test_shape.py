@@ -80,15 +80,15 @@ def test_widths():
 def test_sites_that_a_model_does_not_have_are_refused():
     parallel = Shape(num_layers=2, d_model=8, d_heads=8, parallel=True)
     parallel.check_site(Site(name=SiteName.resid_pre, layer=1), "it")
-    with pytest.raises(ValueError, match="site.layer is 2, but model it has 2 layers, 0 to 1"):
+    with pytest.raises(ValueError, match=r"site.layer is 2, but model it has 2 layers, 0 to 1"):
         parallel.check_site(Site(name=SiteName.resid_pre, layer=2), "it")
-    with pytest.raises(ValueError, match="site.name is resid_mid, but in model it .* mlp_out"):
+    with pytest.raises(ValueError, match=r"site.name is resid_mid, but in model it .* mlp_out"):
         parallel.check_site(Site(name=SiteName.resid_mid, layer=0), "it")
 
 
 def test_folders_that_are_no_models_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no config.json"):
+    with pytest.raises(ValueError, match=r"holds no config.json"):
         shape_of(ModelSettings(name="it", path=str(tmp_path)))
     for path in (str(tmp_path / "missing"), "./missing", "a/b/c"):
-        with pytest.raises(ValueError, match="is no folder on this machine .* and no hub name"):
+        with pytest.raises(ValueError, match=r"is no folder on this machine .* and no hub name"):
             shape_of(ModelSettings(name="it", path=path))

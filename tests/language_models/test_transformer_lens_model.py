@@ -1,6 +1,8 @@
-"""Every site of every embedded model, and of small random models of the hub's families, is read and replaced rightly."""
+"""Every site of every embedded model, and of small random models of the hub's families, is read and replaced."""
 
 import math
+import socket
+from typing import Any
 
 import pytest
 import torch
@@ -14,17 +16,21 @@ from tests.language_models.conftest import opened
 LAYER = 2
 EVERY_SITE = [Site(name=name, layer=LAYER) for name in SiteName]
 STREAM = [site for site in EVERY_SITE if site.name.value.startswith("resid")]
-TEXT = (
-    "def mean(values):\n    # Add them up and divide by how many there are.\n    return sum(values) / len(values)\n" * 2
-)
+TEXT = "def mean(values):\n    # Add them up and divide by how many.\n    return sum(values) / len(values)\n" * 2
 
 
 def families() -> dict:
     """The architectures of the hub models in conf/model, small and random: name to a function that makes one."""
     import transformers as t
 
-    size = {"hidden_size": 32, "num_attention_heads": 4, "vocab_size": 257}
-    gemma = {**size, "num_hidden_layers": 4, "intermediate_size": 64, "num_key_value_heads": 1, "head_dim": 16}
+    size: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "vocab_size": 257}
+    gemma: dict[str, Any] = {
+        **size,
+        "num_hidden_layers": 4,
+        "intermediate_size": 64,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+    }
     return {
         "gpt2": lambda: t.GPT2LMHeadModel(
             t.GPT2Config(n_layer=4, n_embd=32, n_head=4, vocab_size=257, n_positions=256)
@@ -233,6 +239,13 @@ def test_special_tokens_of_embedded_models():
     assert (gemma.bos_id, gemma.separator_id) == (2, 1)
     assert {0, 1, 2} <= gemma.special_ids
     assert not set(gemma.tokenise(["def f():\n\n\treturn 1\n"])[0]) & gemma.special_ids
+
+
+def test_opening_a_folder_asks_nobody(monkeypatch):
+    asked = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: asked.append(host) or [])
+    open_language_model(ModelSettings(name="tiny", package=Package.tiny))
+    assert asked == []
 
 
 def test_tokenise(tiny):

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -135,6 +136,13 @@ def test_rewinding(stories):
     assert list(documents) == first
 
 
+def test_reading_files_asks_nobody(stories, monkeypatch):
+    asked = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: asked.append(host) or [])
+    next(open_documents(stories, Part.train, 0))
+    assert asked == []
+
+
 def test_closing_in_the_middle_takes_no_time(tmp_path):
     """datasets sleeps 5 s when a shuffled parquet stream is closed; ours is not shuffled that way."""
     documents = open_documents(write_parquet_files(tmp_path), Part.train, seed=0)
@@ -184,7 +192,8 @@ def test_a_split_a_configuration_and_a_data_folder_of_a_local_copy(tmp_path):
     )
     assert contents(validation, Part.held_out) == ["only for validation"]
 
-    card = "---\nconfigs:\n- config_name: java\n  data_files: java/*.parquet\n- config_name: c\n  data_files: c/*.parquet\n---\n"
+    files = "".join(f"- config_name: {name}\n  data_files: {name}/*.parquet\n" for name in ("java", "c"))
+    card = f"---\nconfigs:\n{files}---\n"
     write_parquet(tmp_path / "two" / "java" / "0.parquet", {"text": ["class A {}"]})
     write_parquet(tmp_path / "two" / "c" / "0.parquet", {"text": ["int a;"]})
     (tmp_path / "two" / "README.md").write_text(card)

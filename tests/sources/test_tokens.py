@@ -182,7 +182,7 @@ def test_text_shorter_than_one_row_is_refused(packed, repeat):
 
 
 def test_a_context_beyond_the_models_limit_is_refused(packed):
-    with pytest.raises(ValueError, match="dataset.context is 17, but model alphabet takes at most 16 tokens"):
+    with pytest.raises(ValueError, match=r"dataset.context is 17, but model alphabet takes at most 16 tokens"):
         packed(["abc"], context=17)
 
 

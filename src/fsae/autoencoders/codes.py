@@ -12,8 +12,7 @@ made of the other two:
 On torch's own operators all three are sums over bags of rows (`embedding_bag`), which read only the rows they need.
 """
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,15 +21,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# The most entries that a dense slice of (d_sae, batch) may have while the Gram matrix's gradient is taken: about the
+# The most entries that a dense slice of (d_sae, batch) may have while the Gram matrix is taken: about the
 # size of the weights of a wide dictionary.
 _SLICE_ENTRIES = 2**24
-
-with warnings.catch_warnings():
-    # torch says once a process that CSR tensors are in beta; here only their product is used, and tested. Said now,
-    # with nobody listening, it is not said in the middle of a run.
-    warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-    torch.empty(0, 0).to_sparse_csr()
 
 
 class Pattern:
@@ -143,17 +136,22 @@ class _Sample(torch.autograd.Function):
 
 
 class _Gram(torch.autograd.Function):
-    """The (B, B) inner products between sparse rows."""
+    """The (B, B) inner products between sparse rows.
+
+    Both directions go through a (d_sae, rows) matrix, a slice of the batch's rows at a time so that it stays small.
+    """
 
     @staticmethod
     def forward(ctx, values, pattern):
         ctx.save_for_backward(values)
         ctx.pattern = pattern
-        order, rows, starts = pattern.by_column
-        size = (pattern.batch, pattern.width)
-        by_row = torch.sparse_csr_tensor(pattern.offsets, pattern.columns, values, size, check_invariants=False)
-        by_column = torch.sparse_csr_tensor(starts, rows, values[order], size[::-1], check_invariants=False)
-        return (by_row @ by_column).to_dense()
+        products = []
+        for begin, end, entries in _row_slices(pattern):
+            transposed = values.new_zeros(pattern.width * (end - begin))
+            transposed[pattern.columns[entries] * (end - begin) + pattern.rows[entries] - begin] = values[entries]
+            table = transposed.view(pattern.width, end - begin)
+            products.append(_sum_rows(table, pattern.columns, pattern.offsets, values))
+        return torch.cat(products, dim=1)
 
     @staticmethod
     def backward(ctx, *grads):
@@ -161,16 +159,21 @@ class _Gram(torch.autograd.Function):
         pattern: Pattern = ctx.pattern
         symmetric = grads[0] + grads[0].T
         order, rows, starts = pattern.by_column
-        # (codes' @ symmetric) would be (n, B); only its entries at the pattern are wanted, so take it in slices of
-        # rows of the batch.
         result = torch.empty_like(values)
-        step = max(1, min(pattern.batch, _SLICE_ENTRIES // pattern.width))
-        for begin in range(0, pattern.batch, step):
-            end = min(begin + step, pattern.batch)
+        for begin, end, entries in _row_slices(pattern):
+            # (codes' @ symmetric) for these rows; only its entries at the pattern are wanted.
             products = _sum_rows(symmetric[:, begin:end], rows, starts, values[order])
-            entries = slice(int(pattern.offsets[begin]), int(pattern.offsets[end]))
             result[entries] = products[pattern.columns[entries], pattern.rows[entries] - begin]
         return result, None
+
+
+def _row_slices(pattern: Pattern) -> Iterator[tuple[int, int, slice]]:
+    """Slices of rows and their entries, such that d_sae x rows stays within `_SLICE_ENTRIES`."""
+    step = max(1, min(pattern.batch, _SLICE_ENTRIES // pattern.width))
+    starts = pattern.offsets[:-1][::step].tolist() if step < pattern.batch else [0]
+    ends = [*starts[1:], pattern.columns.shape[0]]
+    for number, (first, last) in enumerate(zip(starts, ends, strict=True)):
+        yield number * step, min((number + 1) * step, pattern.batch), slice(first, last)
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,7 +239,7 @@ class Codes:
         return Codes(_Sample.apply(X, W_dec, self.pattern, None), self.pattern)  # pyright: ignore[reportArgumentType]
 
     def gram(self) -> Float[Tensor, "batch batch"]:
-        """codes @ codes.T, in float32 where the codes are in less (there is no sparse product in bfloat16)."""
+        """codes @ codes.T, in float32 where the codes are in less: its squares are summed."""
         values = self.values.to(torch.promote_types(self.values.dtype, torch.float32))
         if self.pattern is None:
             return values @ values.T

@@ -139,7 +139,7 @@ def settings_of(config: DictConfig) -> RunSettings:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ValueError(f"{missing[0]} is not set; add {missing[0]}=... to the command")
-    _refuse_unknown(config, {f.name for f in fields(RunSettings)} | {"hydra"}, "")
+    _refuse_unknown(config, {f.name for f in fields(RunSettings)}, "")
     values: dict[str, Any] = {}
     for f in fields(RunSettings):
         node = config[f.name]
@@ -160,13 +160,15 @@ def settings_of(config: DictConfig) -> RunSettings:
     return RunSettings(**values)
 
 
-def _refuse_unknown(node: DictConfig, known: set[str], prefix: str) -> None:
+def _refuse_unknown(node: DictConfig, known: set[str], path: str) -> None:
     """Raise ValueError for a key that `+key=value` put where no schema has it; OmegaConf lets those in."""
     for key in node:
-        full_key = f"{prefix}{key}"
+        full_key = f"{path}.{key}" if path else str(key)
         if known and key not in known:
-            raise ValueError(f"{full_key}: there is no such setting; {prefix or 'the root'} has: {', '.join(sorted(known))}")
+            raise ValueError(
+                f"{full_key}: there is no such setting; {path or 'the root'} has: {', '.join(sorted(known))}"
+            )
         child = node[key]
         if isinstance(child, DictConfig):
             kind = OmegaConf.get_type(child)
-            _refuse_unknown(child, {f.name for f in fields(kind)} if is_dataclass(kind) else set(), f"{full_key}.")
+            _refuse_unknown(child, {f.name for f in fields(kind)} if is_dataclass(kind) else set(), full_key)

@@ -239,7 +239,10 @@ def _open_files(settings: DatasetSettings, files: list[str]) -> "IterableDataset
 
 def _load(settings: DatasetSettings, path: str, **arguments: Any) -> "IterableDataset":
     import datasets
+    from datasets import config
 
+    # Otherwise opening files on this machine, too, asks the hub to count it.
+    setattr(config, "HF_UPDATE_DOWNLOAD_COUNTS", False)  # noqa: B010
     bars = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:

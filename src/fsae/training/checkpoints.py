@@ -53,9 +53,9 @@ class Checkpoints:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
             config, state = saved["config"], saved["state"]
         except Exception as error:
+            reason = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
             raise ValueError(
-                f"the checkpoint {self.path} is damaged ({type(error).__name__}: {str(error).splitlines()[0]}); "
-                "delete it to start this run from the beginning"
+                f"the checkpoint {self.path} is damaged ({reason}); delete it to start this run from the beginning"
             ) from error
         keys = config.keys() | self._config.keys()
         differing = sorted(key for key in keys if config.get(key) != self._config.get(key))

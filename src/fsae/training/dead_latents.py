@@ -50,7 +50,8 @@ def resample(
 
     Each takes an input of the batch, drawn with probability proportional to its squared loss; its decoder row becomes
     the direction of that input, its encoder column the same direction at a fifth of the live latents' mean norm, its
-    biases zero; a jumprelu's threshold becomes the live ones' mean. Adam's moments of all of these start over.
+    biases zero; a jumprelu's threshold becomes the live ones' mean. Adam's moments of all of these start over. Where
+    latents compete for k places the encoder column has the whole mean norm: at a fifth it would win none.
 
     Returns:
         How many latents were drawn anew.
@@ -67,13 +68,14 @@ def resample(
     directions = directions / directions.norm(dim=1, keepdim=True).clamp_min(1e-8)
     encoder_norm = autoencoder.W_enc.norm(dim=0)[alive].mean() if alive.any() else torch.ones(())
     decoder_norm = autoencoder.W_dec.norm(dim=1)[alive].mean() if alive.any() else torch.ones(())
+    share = 1.0 if hasattr(autoencoder.settings, "k") else 0.2
     for name, parameter in autoencoder.named_parameters():
         if name == "b_dec":
             continue
         if name == "W_dec":
             parameter[dead.indices] = directions * decoder_norm
         elif name == "W_enc":
-            parameter[:, dead.indices] = directions.T * encoder_norm * 0.2
+            parameter[:, dead.indices] = directions.T * encoder_norm * share
         elif name == "log_threshold":
             parameter[dead.indices] = parameter[alive].mean() if alive.any() else parameter.mean()
         else:

@@ -93,7 +93,7 @@ class Member:
         if bad:
             raise ValueError(
                 f"{', '.join(bad)} became infinite or NaN by step {step} (batches of {self.settings.batch_size}); "
-                "lower trainer.lr, raise trainer.warm_up or set trainer.clip_norm. The last checkpoint is from before it"
+                "lower trainer.lr, raise trainer.warm_up or set trainer.clip_norm; the last checkpoint is from before"
             )
 
     def _choose_products(self, density: float) -> None:

@@ -1,5 +1,6 @@
 """Settings of training by gradient steps."""
 
+import math
 from dataclasses import dataclass
 
 from fsae.training.scaling import Scale
@@ -41,8 +42,8 @@ class AdamSettings:
 
     def __post_init__(self):
         for name in ("tokens", "batch_size", "lr", "dead_after", "log_every"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be positive")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be positive and finite")
         for name in ("warm_up", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}; it is a share of training, 0 to 1")
@@ -55,9 +56,9 @@ class AdamSettings:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be in [0, 1)")
         for name in ("clip_norm", "resample_every"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise ValueError(f"trainer.{name} is {value}; it must be positive, or null")
-        if self.checkpoint_seconds < 0:
+        if not self.checkpoint_seconds >= 0:
             raise ValueError(f"trainer.checkpoint_seconds is {self.checkpoint_seconds}; it must not be negative")
         if self.tokens < self.batch_size:
             raise ValueError(f"trainer.tokens ({self.tokens}) is less than one batch ({self.batch_size})")

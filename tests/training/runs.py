@@ -1,0 +1,146 @@
+"""Small trainings of every architecture, from fresh objects, as a process makes them at its start."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fsae.losses.auxiliary import AuxK, GateReconstruction
+from fsae.losses.fisher import Fisher
+from fsae.losses.objective import Objective
+from fsae.losses.reconstruction import SquaredError
+from fsae.losses.sparsity import L1, StepL0
+from fsae.losses.term import LossTerm
+from fsae.sources.source import Source
+from fsae.tracking.run_folder import RunFolder
+from fsae.tracking.spool import read_metrics
+from fsae.tracking.tracker import Tracker
+from fsae.training.checkpoints import Checkpoints
+from fsae.training.interruption import Interruption
+from fsae.training.loop import TrainingRun
+from fsae.training.member import Member
+from fsae.training.settings import AdamSettings
+from tests.architectures import settings_of
+from tests.streams import D_IN, activation_source
+
+D_SAE = 24
+SCALE = 0.8
+BATCH = 16
+STEPS = 27
+
+NEVER = 1e9
+EACH_STEP = 0.0
+
+
+def adam(**changes: Any) -> AdamSettings:
+    """27 steps of 16; logged every 5, so that the last interval is a short one; latents die and are drawn anew."""
+    given: dict[str, Any] = {
+        "tokens": STEPS * BATCH,
+        "batch_size": BATCH,
+        "lr": 0.01,
+        "warm_up": 0.2,
+        "decay": 0.2,
+        "dead_after": 2 * BATCH,
+        "resample_every": 7 * BATCH,
+        "log_every": 5,
+        "checkpoint_seconds": NEVER,
+    }
+    return AdamSettings(**(given | changes))
+
+
+def terms(arch: str) -> dict[str, LossTerm]:
+    """What the architecture's own loss group has, and a Fisher penalty that trains."""
+    own: dict[str, dict[str, LossTerm]] = {
+        "standard": {"sparsity": L1(weight=0.3, warm_up=0.5)},
+        "gated": {"sparsity": L1(weight=0.3, warm_up=0.5), "auxiliary": GateReconstruction()},
+        "jumprelu": {"sparsity": StepL0(weight=0.1, warm_up=0.5)},
+    }
+    with_k: dict[str, LossTerm] = {"auxiliary": AuxK(k=2)}
+    fisher = Fisher(weight=1e-3, warm_up=0.3)
+    return {"reconstruction": SquaredError(), **own.get(arch, with_k), "fisher": fisher}
+
+
+def member(arch: str, settings: AdamSettings, loss: dict[str, LossTerm] | None = None, **changes: Any) -> Member:
+    """A member with fresh weights, a quarter of its latents dead; `changes` are the architecture's settings."""
+    autoencoder = settings_of(arch, d_sae=D_SAE, **changes).build(D_IN, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for name, parameter in autoencoder.named_parameters():
+            # Where latents are chosen by magnitude a low bias would put them first, so there they get no weight.
+            if name == "W_enc" and arch == "abs_topk":
+                parameter[:, : D_SAE // 4] *= 1e-3
+            elif name in ("b_enc", "b_gate") and arch != "abs_topk":
+                parameter[: D_SAE // 4] = -20.0
+    return Member(autoencoder, Objective(loss if loss is not None else terms(arch)), settings, SCALE, seed=3)
+
+
+class StopsAt(Interruption):
+    """A signal that comes during a certain step."""
+
+    def __init__(self, step: int | None):
+        super().__init__()
+        self.step, self.run = step, None
+
+    @property
+    def signal_name(self) -> str | None:
+        return "SIGTERM" if self.run is not None and self.run.step == self.step else None
+
+    @signal_name.setter
+    def signal_name(self, value: str | None) -> None:
+        assert value is None
+
+
+def training_run(
+    arch: str,
+    folder: Path,
+    settings: AdamSettings | None = None,
+    stop_at: int | None = None,
+    source: Source | None = None,
+    trained: Member | None = None,
+) -> TrainingRun:
+    """All parts anew, and the state from `folder` where it holds a checkpoint."""
+    settings = settings or adam()
+    folder.mkdir(exist_ok=True)
+    checkpoints = Checkpoints(RunFolder(folder).checkpoints, {"arch": arch})
+    state = checkpoints.load()
+    position = state["metrics_position"] if state else 0
+    tracker = Tracker(folder, uri=None, flush_seconds=0, position=position)
+    interruption = StopsAt(stop_at)
+    members = [trained or member(arch, settings)]
+    run = TrainingRun(
+        members, source or activation_source(), SCALE, settings, tracker, checkpoints, interruption
+    )
+    interruption.run = run
+    if state is not None:
+        run.load(state)
+    return run
+
+
+def saved(folder: Path) -> dict[str, Any]:
+    """The state in a folder's checkpoint, without the length of its metrics file (the speed's digits vary)."""
+    state = torch.load(RunFolder(folder).checkpoints / "latest.pt", weights_only=True)["state"]
+    return {name: value for name, value in state.items() if name != "metrics_position"}
+
+
+def logged(folder: Path) -> list[tuple[int, dict[str, float]]]:
+    """What is in a folder's metrics file, without the speed."""
+    return [
+        (record.step, {name: value for name, value in record.metrics.items() if "per_second" not in name})
+        for record in read_metrics(RunFolder(folder).metrics)
+    ]
+
+
+def differences(a: Any, b: Any, where: str = "state") -> list[str]:
+    """The places at which two states are not the same, bit for bit."""
+    if isinstance(a, Tensor):
+        same = isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+        return [] if same else [where]
+    if isinstance(a, dict):
+        if not isinstance(b, dict) or a.keys() != b.keys():
+            return [where]
+        return [found for key in a for found in differences(a[key], b[key], f"{where}.{key}")]
+    if isinstance(a, list):
+        if not isinstance(b, list) or len(a) != len(b):
+            return [where]
+        return [found for i, (x, y) in enumerate(zip(a, b, strict=True)) for found in differences(x, y, f"{where}.{i}")]
+    return [] if a == b else [where]

@@ -1,0 +1,118 @@
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from fsae.training import checkpoints as module
+from fsae.training.checkpoints import Checkpoints
+
+STATE = {"step": 3, "weights": torch.arange(6.0).reshape(2, 3), "names": ["a", "b"], "text": {"position": 4}}
+CONFIG = {"arch.k": "64", "seed": "0"}
+
+
+def test_a_state_comes_back_as_it_was(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", CONFIG)
+    assert checkpoints.load() is None
+    checkpoints.save(STATE)
+    loaded = Checkpoints(tmp_path / "checkpoints", dict(reversed(CONFIG.items()))).load()
+    assert loaded is not None
+    assert torch.equal(loaded.pop("weights"), STATE["weights"])
+    assert loaded == {"step": 3, "names": ["a", "b"], "text": {"position": 4}}
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["latest.pt"]
+
+
+def test_a_full_disk_leaves_the_last_one(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path, CONFIG)
+    checkpoints.save(STATE)
+    # A real one: whatever is written to this device does not fit.
+    (tmp_path / "latest.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"cannot write the checkpoint .*latest\.pt: .*the last one is untouched. Free"):
+        checkpoints.save(STATE | {"step": 4, "weights": torch.zeros(1000, 1000)})
+    loaded = checkpoints.load()
+    assert loaded is not None
+    assert loaded["step"] == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["latest.pt"]
+    checkpoints.save(STATE | {"step": 5})
+    assert (checkpoints.load() or {})["step"] == 5
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64 vs 0")])
+def test_a_write_that_fails_half_way_leaves_the_last_one(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    checkpoints = Checkpoints(tmp_path, CONFIG)
+    checkpoints.save(STATE)
+
+    def half(content, file):
+        file.write(b"half of it")
+        raise error
+
+    monkeypatch.setattr(module.torch, "save", half)
+    with pytest.raises(OSError, match=re.escape(str(error.args[-1]))):
+        checkpoints.save(STATE | {"step": 4})
+    assert (checkpoints.load() or {})["step"] == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["latest.pt"]
+
+
+def test_a_kill_within_a_write_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    checkpoints = Checkpoints(tmp_path, CONFIG)
+    checkpoints.save(STATE)
+
+    def killed(content, file):
+        file.write(b"half of it")
+        # What no handler in between turns into something else.
+        raise SystemExit(137)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(module.torch, "save", killed)
+        checkpoints.save(STATE | {"step": 4})
+    assert (checkpoints.load() or {})["step"] == 3
+    checkpoints.save(STATE | {"step": 5})
+    assert (checkpoints.load() or {})["step"] == 5
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_truncated_file_is_named_and_not_overwritten(share: float, tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path, CONFIG)
+    checkpoints.save(STATE | {"weights": torch.zeros(1000)})
+    whole = checkpoints.path.read_bytes()
+    checkpoints.path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match=r"the checkpoint .*latest\.pt is damaged .*delete it to start this run"):
+        checkpoints.load()
+    assert checkpoints.path.read_bytes() == whole[: int(share * len(whole))]
+
+
+def test_a_file_of_something_else_is_damaged_too(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path, CONFIG)
+    torch.save({"step": 3}, checkpoints.path)
+    with pytest.raises(ValueError, match="is damaged"):
+        checkpoints.load()
+
+
+class Payload:
+    """Unpickling it would call a function of the file's choice."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path(__file__).with_name("unpickled"),))
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path, CONFIG)
+    torch.save({"config": CONFIG, "state": Payload()}, checkpoints.path)
+    with pytest.raises(ValueError, match="is damaged"):
+        checkpoints.load()
+    assert not Path(__file__).with_name("unpickled").exists()
+
+
+def test_another_config_is_refused_by_the_keys_that_differ(tmp_path: Path):
+    Checkpoints(tmp_path, CONFIG | {"trainer.lr": "0.001", "dataset.path": "/a"}).save(STATE)
+    with pytest.raises(ValueError, match="belongs to a run with other settings") as caught:
+        Checkpoints(tmp_path, CONFIG | {"trainer.lr": "0.002", "loss.fisher.weight": "1"}).load()
+    lines = str(caught.value).splitlines()
+    assert lines[1:-1] == [
+        "  dataset.path: /a in the checkpoint, (absent) now",
+        "  loss.fisher.weight: (absent) in the checkpoint, 1 now",
+        "  trainer.lr: 0.001 in the checkpoint, 0.002 now",
+    ]
+    assert "another run folder" in lines[-1]

@@ -1,0 +1,193 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from fsae.sources.source import Batch
+from fsae.training.interruption import Interrupted
+from tests.architectures import each_architecture
+from tests.training.runs import (
+    BATCH,
+    D_SAE,
+    EACH_STEP,
+    NEVER,
+    STEPS,
+    adam,
+    differences,
+    logged,
+    member,
+    saved,
+    training_run,
+)
+
+# A buffer gives two passes of four batches, and values are logged every five steps and at the end.
+STOPS = {
+    "within a pass and an interval": 3,
+    "between two passes": 4,
+    "after a logged step": 5,
+    "before a new buffer": 8,
+    "after the first batch of a new buffer": 9,
+    "within a later buffer": 22,
+    "before the last step": STEPS - 1,
+}
+
+
+@each_architecture
+def test_a_stopped_and_resumed_training_is_the_uninterrupted_one_bit_for_bit(arch: str, tmp_path: Path):
+    training_run(arch, tmp_path / "whole").train()
+    reference = saved(tmp_path / "whole")
+    # It would show nothing if nothing had happened.
+    assert reference["members"][0]["resampled"] > 0
+    assert reference["source"]["index"] == 3
+    for where, step in STOPS.items():
+        folder = tmp_path / f"stopped at {step}"
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            training_run(arch, folder, stop_at=step).train()
+        assert saved(folder)["step"] == step
+        training_run(arch, folder).train()
+        assert not differences(saved(folder), reference), where
+        assert logged(folder) == logged(tmp_path / "whole"), where
+
+
+@each_architecture
+def test_the_state_survives_a_stop_at_every_single_step(arch: str, tmp_path: Path):
+    training_run(arch, tmp_path / "whole").train()
+    folder = tmp_path / "stopped"
+    for step in range(1, STEPS):
+        with pytest.raises(Interrupted):
+            training_run(arch, folder, stop_at=step).train()
+    training_run(arch, folder).train()
+    assert not differences(saved(folder), saved(tmp_path / "whole"))
+    assert logged(folder) == logged(tmp_path / "whole")
+
+
+def test_after_a_kill_what_was_logged_since_the_checkpoint_is_logged_once(tmp_path: Path):
+    training_run("topk", tmp_path / "whole").train()
+    folder = tmp_path / "killed"
+    # Eleven steps and their two logged lines are lost with the process.
+    with pytest.raises(Interrupted):
+        training_run("topk", folder, stop_at=3).train()
+    killed = training_run("topk", folder)
+
+    def power_cut() -> None:
+        raise SystemError("power cut")
+
+    killed.checkpoints.save = lambda state: power_cut()
+    killed.interruption.step = 14  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(SystemError):
+        killed.train()
+    assert [step for step, _ in logged(folder)] == [5 * BATCH, 10 * BATCH]
+    training_run("topk", folder).train()
+    assert logged(folder) == logged(tmp_path / "whole")
+    assert not differences(saved(folder), saved(tmp_path / "whole"))
+
+
+def test_a_finished_training_is_not_trained_again(tmp_path: Path):
+    training_run("standard", tmp_path).train()
+    before = saved(tmp_path)
+    again = training_run("standard", tmp_path)
+    again.train()
+    assert again.step == STEPS
+    assert not differences(before, saved(tmp_path))
+
+
+def test_checkpoints_are_as_many_as_asked_for(tmp_path: Path):
+    for seconds, wanted in ((EACH_STEP, STEPS), (NEVER, 1)):
+        run = training_run("standard", tmp_path / str(seconds), adam(checkpoint_seconds=seconds))
+        steps: list[int] = []
+        save = run.checkpoints.save
+        run.checkpoints.save = lambda state, steps=steps, save=save: (steps.append(state["step"]), save(state))[1]
+        run.train()
+        assert len(steps) == wanted
+        assert steps[-1] == STEPS
+
+
+def test_logged_values_are_means_over_all_steps_of_their_interval(tmp_path: Path):
+    for every in (1, 5):
+        training_run("standard", tmp_path / str(every), adam(log_every=every, resample_every=None)).train()
+    single, means = dict(logged(tmp_path / "1")), dict(logged(tmp_path / "5"))
+    assert list(means) == [step * BATCH for step in (5, 10, 15, 20, 25, 27)]
+    begin = 0
+    for tokens, mean in means.items():
+        end = tokens // BATCH
+        steps = [single[step * BATCH] for step in range(begin + 1, end + 1)]
+        for name in ("loss", "l0", "l1", "mse", "fvu", "l2_ratio", "reconstruction"):
+            values = [values[f"train/{name}"] for values in steps]
+            assert mean[f"train/{name}"] == pytest.approx(sum(values) / len(values), rel=1e-5), name
+        # These are no means: what holds at the interval's end.
+        for name in ("lr", "dead_share"):
+            assert mean[f"train/{name}"] == steps[-1][f"train/{name}"], name
+        begin = end
+
+
+def test_a_penalty_of_weight_0_is_measured_at_every_logged_step(tmp_path: Path):
+    from fsae.losses.fisher import Fisher
+    from fsae.losses.reconstruction import SquaredError
+
+    loss = {"reconstruction": SquaredError(), "fisher": Fisher(weight=0.0)}
+    settings = adam(resample_every=None)
+    training_run("standard", tmp_path / "measured", settings, trained=member("standard", settings, loss)).train()
+    loss.pop("fisher")
+    training_run("standard", tmp_path / "without", settings, trained=member("standard", settings, loss)).train()
+    for _, values in logged(tmp_path / "measured"):
+        assert values["train/fisher"] > 0
+        assert values["train/fisher_weighted"] == 0
+        assert values["train/fisher_ratio"] > 0
+    # Measuring does not train.
+    weights = [saved(tmp_path / name)["members"][0]["autoencoder"] for name in ("measured", "without")]
+    assert not differences(*weights)
+
+
+class Rising:
+    """Vectors of ones until a step, then of a number whose square is beyond float32."""
+
+    d_in, unit = 6, "samples"
+
+    def __init__(self, until: int):
+        self.until, self.given = until, 0
+
+    def batches(self, batch_size: int):
+        while True:
+            self.given += 1
+            vectors = torch.ones(batch_size, self.d_in) * (1.0 if self.given <= self.until else 1e30)
+            yield Batch(vectors, vectors)
+
+    def state_dict(self):
+        return {"given": self.given}
+
+
+@pytest.mark.parametrize("seconds", [EACH_STEP, NEVER])
+def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_good_checkpoint(seconds: float, tmp_path: Path):
+    source = Rising(until=3)
+    run = training_run("standard", tmp_path, adam(checkpoint_seconds=seconds), source=source)  # pyright: ignore
+    with pytest.raises(ValueError, match=r"loss.* became infinite or NaN by step [45] .*lower trainer\.lr"):
+        run.train()
+    if seconds == EACH_STEP:
+        state = saved(tmp_path)
+        assert state["step"] == 3
+        assert all(weight.isfinite().all() for weight in state["members"][0]["autoencoder"].values())
+    else:
+        assert not run.checkpoints.path.exists()
+
+
+def test_a_gradient_that_is_not_finite_is_not_saved_though_the_loss_is(tmp_path: Path):
+    settings = adam(checkpoint_seconds=EACH_STEP)
+    trained = member("standard", settings)
+    run = training_run("standard", tmp_path, settings, trained=trained)
+    trained.autoencoder.W_enc.register_hook(lambda gradient: gradient * (math.nan if run.step == 6 else 1.0))
+    with pytest.raises(ValueError, match=r"W_enc.*by step 7"):
+        run.train()
+    assert saved(tmp_path)["step"] == 6
+
+
+def test_tokens_are_the_axis_and_the_unit_names_the_speed(tmp_path: Path):
+    run = training_run("standard", tmp_path)
+    run.train()
+    from fsae.tracking.spool import read_metrics
+
+    last = list(read_metrics(tmp_path / "metrics.jsonl"))[-1]
+    assert last.step == STEPS * BATCH
+    assert last.metrics["train/tokens_per_second"] > 0
+    assert 0 <= last.metrics["train/dead_share"] <= 1
+    assert last.metrics["train/l0"] <= D_SAE

@@ -1,0 +1,198 @@
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from fsae.autoencoders.base import DecoderNorm
+from fsae.losses.reconstruction import SquaredError
+from fsae.training.member import DENSE_ABOVE, SPARSE_BELOW, Member
+from tests.architectures import each_architecture
+from tests.streams import D_IN
+from tests.training.runs import BATCH, D_SAE, STEPS, adam, differences, member
+
+
+def batches(count: int, seed: int = 5) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(BATCH, D_IN, generator=generator) for _ in range(count)]
+
+
+@each_architecture
+def test_sparse_products_train_to_the_same_weights_as_dense_ones(arch: str):
+    trained: dict[bool, Member] = {}
+    for sparse in (False, True):
+        trained[sparse] = member(arch, adam())
+        for step, x in enumerate(batches(STEPS)):
+            trained[sparse].sparse = sparse
+            trained[sparse].step(x, step)
+            if adam().logs_after(step):
+                trained[sparse].read_interval()
+    for name, weight in trained[False].autoencoder.named_parameters():
+        error = (trained[True].autoencoder.get_parameter(name) - weight).abs().max()
+        assert error < 1e-4 * weight.abs().max().clamp_min(0.01), name
+    assert trained[True].resampled == trained[False].resampled > 0
+
+
+def with_active(count: int, d_sae: int = 200) -> Member:
+    """A standard autoencoder in which exactly `count` of 200 latents are always on."""
+    from tests.architectures import settings_of
+
+    settings = adam(lr=1e-30, clip_norm=None, resample_every=None)
+    autoencoder = settings_of("standard", d_sae=d_sae).build(D_IN, torch.Generator().manual_seed(0))
+    from fsae.losses.objective import Objective
+
+    made = Member(autoencoder, Objective({"reconstruction": SquaredError()}), settings, 1.0, seed=0)
+    activate(made, count)
+    return made
+
+
+def activate(made: Member, count: int) -> None:
+    bias = made.autoencoder.get_parameter("b_enc")
+    bias.data.fill_(-100.0)
+    bias.data[:count] = 100.0
+
+
+def test_products_are_chosen_by_the_measured_density_and_do_not_go_to_and_fro():
+    assert SPARSE_BELOW == 0.025
+    assert DENSE_ABOVE == 0.05
+    trained = with_active(200)
+    assert not trained.sparse
+    # Shares of 4, 2, 4, 6 and 4 per cent.
+    for count, wanted in ((8, False), (4, True), (8, True), (12, False), (8, False)):
+        activate(trained, count)
+        trained.step(batches(1)[0], 0)
+        assert trained.read_interval()["l0"] == count
+        assert trained.sparse is wanted, count
+
+
+@pytest.mark.parametrize(("k", "sparse"), [(4, True), (8, False)])
+def test_where_k_is_fixed_the_first_step_knows(k: int, sparse: bool):
+    assert member("topk", adam(), k=k).sparse is False
+    from fsae.losses.objective import Objective
+    from tests.architectures import settings_of
+
+    autoencoder = settings_of("topk", d_sae=200, k=k).build(D_IN, torch.Generator())
+    assert Member(autoencoder, Objective({}), adam(), 1.0, seed=0).sparse is sparse
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_the_choice_survives_a_checkpoint(sparse: bool):
+    one, other = with_active(8), with_active(8)
+    one.sparse, other.sparse = sparse, not sparse
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    assert other.sparse is sparse
+
+
+@each_architecture
+def test_a_state_taken_over_is_the_same_state(arch: str):
+    one = member(arch, adam())
+    for step, x in enumerate(batches(13)):
+        one.step(x, step)
+        if adam().logs_after(step):
+            one.read_interval()
+    state = copy.deepcopy(one.state_dict())
+    other = member(arch, adam())
+    assert differences(state, other.state_dict())
+    other.load_state_dict(copy.deepcopy(state))
+    assert not differences(state, other.state_dict())
+    # And does not share anything with where it came from.
+    other.step(batches(1)[0], 13)
+    assert not differences(state, copy.deepcopy(one.state_dict()))
+
+
+@each_architecture
+def test_unit_decoders_stay_at_norm_1_and_free_ones_do_not(arch: str):
+    for norm in DecoderNorm:
+        trained = member(arch, adam(), decoder_norm=norm)
+        for step, x in enumerate(batches(10)):
+            trained.step(x, step)
+            norms = trained.autoencoder.W_dec.norm(dim=1)
+            if norm is DecoderNorm.unit:
+                assert torch.allclose(norms, torch.ones(D_SAE), atol=1e-6)
+        if norm is DecoderNorm.free:
+            assert (norms - 1).abs().max() > 1e-3
+
+
+def gradients_seen(trained: Member, x: Tensor, step: int) -> dict[str, Tensor]:
+    """What the optimiser is given in one step."""
+    seen: dict[str, Tensor] = {}
+
+    def look(*_: object) -> None:
+        for name, parameter in trained.autoencoder.named_parameters():
+            assert parameter.grad is not None
+            seen[name] = parameter.grad.clone()
+
+    handle = trained.optimiser.register_step_pre_hook(look)
+    trained.step(x, step)
+    handle.remove()
+    return seen
+
+
+@each_architecture
+def test_the_whole_gradient_is_clipped(arch: str):
+    x = 30 * batches(1)[0]
+    whole = gradients_seen(member(arch, adam(clip_norm=None)), x, 0)
+    clipped = gradients_seen(member(arch, adam(clip_norm=0.5)), x, 0)
+    norm = torch.cat([gradient.flatten() for gradient in whole.values()]).norm()
+    assert norm > 0.5
+    for name in whole:
+        assert torch.allclose(clipped[name], whole[name] * 0.5 / norm, rtol=1e-4, atol=1e-7), name
+    # What is short enough already stays as it is.
+    assert not differences(whole, gradients_seen(member(arch, adam(clip_norm=2.0 * float(norm))), x, 0))
+
+
+@each_architecture
+def test_a_unit_decoder_gets_no_gradient_along_its_rows(arch: str):
+    trained = member(arch, adam(clip_norm=None))
+    rows = trained.autoencoder.W_dec.detach().clone()
+    gradient = gradients_seen(trained, batches(1)[0], 3)["W_dec"]
+    assert gradient.abs().max() > 0.01
+    assert torch.allclose((gradient * rows).sum(1), torch.zeros(D_SAE), atol=1e-4)
+
+
+def test_each_step_has_the_schedule_s_learning_rate():
+    trained = member("standard", adam())
+    for step, x in enumerate(batches(STEPS)):
+        trained.step(x, step)
+        assert trained.optimiser.param_groups[0]["lr"] == adam().lr_at(step)
+
+
+@each_architecture
+def test_resampling_brings_latents_back(arch: str):
+    """A quarter of the latents begins dead (most do, where k is chosen by magnitude)."""
+    dead_shares = []
+    for every in (None, 7 * BATCH):
+        settings = adam(tokens=60 * BATCH, resample_every=every, dead_after=5 * BATCH)
+        trained = member(arch, settings, {"reconstruction": SquaredError()})
+        for step, x in enumerate(batches(60)):
+            trained.step(x, step)
+        dead_shares.append(trained.read_interval()["dead_share"])
+    assert dead_shares[1] < dead_shares[0]
+
+
+def test_latents_are_drawn_anew_as_often_as_asked_and_not_in_the_last_fifth():
+    settings = adam(tokens=50 * BATCH, resample_every=int(2.5 * BATCH), dead_after=1)
+    trained = member("topk", settings)
+    at = []
+    for step, x in enumerate(batches(50)):
+        before = trained.resampled
+        trained.step(x, step)
+        if trained.resampled > before:
+            at.append(step + 1)
+    # Multiples of 2.5 steps, reached at the next whole step, up to step 40.
+    assert at == [-(-5 * i // 2) for i in range(1, 17)]
+
+
+def test_the_mean_of_a_term_that_is_measured_rarely_is_over_its_own_steps():
+    from fsae.losses.fisher import Fisher
+
+    loss = {"reconstruction": SquaredError(), "fisher": Fisher(weight=0.0)}
+    trained = member("standard", adam(), loss)
+    for step, x in enumerate(batches(5)):
+        trained.step(x, step)
+    means = trained.read_interval()
+    again = member("standard", adam(log_every=1), loss)
+    for step, x in enumerate(batches(5)):
+        again.step(x, step)
+        last = again.read_interval()
+    assert means["fisher"] == last["fisher"]
