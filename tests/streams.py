@@ -14,7 +14,8 @@ from fsae.sources.tokens import PackedTokens
 SITE = Site(name=SiteName.resid_post, layer=0)
 D_IN = 6
 CONTEXT = 8
-TEXTS = [f"{word} " * (3 + i % 4) for i, word in enumerate("a stream of words that no two rows share".split())]
+WORDS = ("a", "stream", "of", "words", "that", "no", "two", "rows", "share")
+TEXTS = [f"{word} " * (3 + i % 4) for i, word in enumerate(WORDS)]
 
 
 class ListedDocuments:
@@ -48,7 +49,7 @@ class Bytes:
     name = "bytes"
     d_vocab = 257
     context_limit = 64
-    bos_id = None
+    bos_id: int | None = None
     separator_id = 0
     special_ids = frozenset({0})
 
@@ -76,7 +77,7 @@ class TableModel:
 def packed(texts: Sequence[str], repeat: bool) -> PackedTokens:
     """Rows of `CONTEXT` tokens, two a block, so that a buffer ends within one."""
     documents = cast(Documents, ListedDocuments(texts))
-    return PackedTokens(documents, Bytes(), rows=2, context=CONTEXT, exclude_special_tokens=True, repeat=repeat)
+    return PackedTokens(documents, Bytes(), rows=2, context=CONTEXT, skip_positions=0, exclude_special_tokens=True, repeat=repeat)
 
 
 def activation_source(

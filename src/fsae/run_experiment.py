@@ -183,6 +183,7 @@ class _Run:
                 model,
                 rows=model.batch_size,
                 context=settings.dataset.context,
+                skip_positions=settings.dataset.skip_positions,
                 exclude_special_tokens=settings.dataset.exclude_special_tokens,
                 repeat=part is Part.train,
             )

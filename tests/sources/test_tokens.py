@@ -42,7 +42,7 @@ def letters(rows: torch.Tensor) -> list[str]:
 def packed(tmp_path: Path):
     """Packs these documents; all of them are in the training part."""
 
-    def pack(contents: list, vocabulary=None, *, rows=2, context=4, exclude=True, repeat=False) -> PackedTokens:
+    def pack(contents: list, vocabulary=None, *, rows=2, context=4, exclude=True, skip=0, repeat=False) -> PackedTokens:
         (tmp_path / "a.jsonl").write_text("".join(json.dumps({"it": content}) + "\n" for content in contents))
         column = "text_column" if isinstance(contents[0], str) else "tokens_column"
         settings = DatasetSettings(
@@ -57,6 +57,7 @@ def packed(tmp_path: Path):
             vocabulary or Alphabet(),
             rows=rows,
             context=context,
+            skip_positions=skip,
             exclude_special_tokens=exclude,
             repeat=repeat,
         )
@@ -112,6 +113,11 @@ def test_text_that_repeats_goes_on_in_the_middle_of_a_row(packed):
 def test_blocks_longer_than_the_text(packed):
     tokens, _ = next(packed(["abc"], repeat=True, rows=5))
     assert letters(tokens) == ["abc|"] * 5
+
+
+def test_the_mask_leaves_out_the_first_positions_of_each_row(packed):
+    (_, keep), *_ = packed(["abcdefg"], Alphabet(), rows=2, skip=2, exclude=False)
+    assert keep.tolist() == [[False, False, True, True]] * 2
 
 
 def test_token_ids_of_a_data_set_are_taken_as_they_are(packed):

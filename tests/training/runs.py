@@ -1,5 +1,6 @@
 """Small trainings of every architecture, from fresh objects, as a process makes them at its start."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from fsae.losses.objective import Objective
 from fsae.losses.reconstruction import SquaredError
 from fsae.losses.sparsity import L1, StepL0
 from fsae.losses.term import LossTerm
-from fsae.sources.source import Source
+from fsae.sources.source import Batch, Source
 from fsae.tracking.run_folder import RunFolder
 from fsae.tracking.spool import read_metrics
 from fsae.tracking.tracker import Tracker
@@ -74,22 +75,6 @@ def member(arch: str, settings: AdamSettings, loss: dict[str, LossTerm] | None =
     return Member(autoencoder, Objective(loss if loss is not None else terms(arch)), settings, SCALE, seed=3)
 
 
-class StopsAt(Interruption):
-    """A signal that comes during a certain step."""
-
-    def __init__(self, step: int | None):
-        super().__init__()
-        self.step, self.run = step, None
-
-    @property
-    def signal_name(self) -> str | None:
-        return "SIGTERM" if self.run is not None and self.run.step == self.step else None
-
-    @signal_name.setter
-    def signal_name(self, value: str | None) -> None:
-        assert value is None
-
-
 def training_run(
     arch: str,
     folder: Path,
@@ -98,19 +83,26 @@ def training_run(
     source: Source | None = None,
     trained: Member | None = None,
 ) -> TrainingRun:
-    """All parts anew, and the state from `folder` where it holds a checkpoint."""
+    """All parts anew, and the state from `folder` where it holds a checkpoint; a signal comes during step `stop_at`."""
     settings = settings or adam()
     folder.mkdir(exist_ok=True)
     checkpoints = Checkpoints(RunFolder(folder).checkpoints, {"arch": arch})
     state = checkpoints.load()
     position = state["metrics_position"] if state else 0
     tracker = Tracker(folder, uri=None, flush_seconds=0, position=position)
-    interruption = StopsAt(stop_at)
+    interruption = Interruption()
     members = [trained or member(arch, settings)]
-    run = TrainingRun(
-        members, source or activation_source(), SCALE, settings, tracker, checkpoints, interruption
-    )
-    interruption.run = run
+    source = source or activation_source()
+    run = TrainingRun(members, source, SCALE, settings, tracker, checkpoints, interruption)
+    whole_stream = source.batches
+
+    def batches(batch_size: int) -> Iterator[Batch]:
+        for batch in whole_stream(batch_size):
+            if run.step + 1 == stop_at:
+                interruption.signal_name = "SIGTERM"
+            yield batch
+
+    source.batches = batches
     if state is not None:
         run.load(state)
     return run

@@ -4,7 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from fsae.losses.fisher import Fisher
+from fsae.losses.reconstruction import SquaredError
 from fsae.sources.source import Batch
+from fsae.tracking.spool import read_metrics
 from fsae.training.interruption import Interrupted
 from tests.architectures import each_architecture
 from tests.training.runs import (
@@ -68,13 +71,12 @@ def test_after_a_kill_what_was_logged_since_the_checkpoint_is_logged_once(tmp_pa
     # Eleven steps and their two logged lines are lost with the process.
     with pytest.raises(Interrupted):
         training_run("topk", folder, stop_at=3).train()
-    killed = training_run("topk", folder)
+    killed = training_run("topk", folder, stop_at=14)
 
     def power_cut() -> None:
         raise SystemError("power cut")
 
     killed.checkpoints.save = lambda state: power_cut()
-    killed.interruption.step = 14  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(SystemError):
         killed.train()
     assert [step for step, _ in logged(folder)] == [5 * BATCH, 10 * BATCH]
@@ -122,9 +124,6 @@ def test_logged_values_are_means_over_all_steps_of_their_interval(tmp_path: Path
 
 
 def test_a_penalty_of_weight_0_is_measured_at_every_logged_step(tmp_path: Path):
-    from fsae.losses.fisher import Fisher
-    from fsae.losses.reconstruction import SquaredError
-
     loss = {"reconstruction": SquaredError(), "fisher": Fisher(weight=0.0)}
     settings = adam(resample_every=None)
     training_run("standard", tmp_path / "measured", settings, trained=member("standard", settings, loss)).train()
@@ -184,8 +183,6 @@ def test_a_gradient_that_is_not_finite_is_not_saved_though_the_loss_is(tmp_path:
 def test_tokens_are_the_axis_and_the_unit_names_the_speed(tmp_path: Path):
     run = training_run("standard", tmp_path)
     run.train()
-    from fsae.tracking.spool import read_metrics
-
     last = list(read_metrics(tmp_path / "metrics.jsonl"))[-1]
     assert last.step == STEPS * BATCH
     assert last.metrics["train/tokens_per_second"] > 0

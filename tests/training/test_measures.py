@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from fsae.autoencoders.base import DecoderNorm
 from fsae.training.measures import batch_measures
 from tests.architectures import build, each_architecture, samples, with_weights
 
@@ -9,7 +10,7 @@ WEIGHTS = {"W_enc": [[1.0, 0.0], [0.0, 1.0]], "W_dec": [[1.0, 0.0], [0.0, 2.0]]}
 
 
 def test_hand_computed():
-    autoencoder = with_weights("standard", WEIGHTS, decoder_norm="free")
+    autoencoder = with_weights("standard", WEIGHTS, decoder_norm=DecoderNorm.free)
     x = torch.tensor([[3.0, 0.0], [4.0, 1.0], [0.0, -1.0]], dtype=torch.float64)
     # Codes (3 0) (4 1) (0 0); reconstructions (3 0) (4 2) (0 0); errors 0, 1, 1. The scale was 2.
     measures = {name: value.item() for name, value in batch_measures(autoencoder(x), scale=2.0).items()}
@@ -22,8 +23,6 @@ def test_hand_computed():
 
 def test_l1_weighs_codes_by_their_decoder_norms_only_where_these_are_free():
     x = torch.tensor([[4.0, 1.0]], dtype=torch.float64)
-    from fsae.autoencoders.base import DecoderNorm
-
     for norm, wanted in ((DecoderNorm.free, 4 + 1 * 2), (DecoderNorm.unit, 4 + 1)):
         autoencoder = with_weights("standard", WEIGHTS, decoder_norm=norm)
         assert batch_measures(autoencoder(x), scale=2.0)["l1"].item() == pytest.approx(wanted / 2)

@@ -79,6 +79,10 @@ class RunSettings:
     tracking: TrackingSettings
     sae: SaeSettings
 
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**32 - 1")
+
 
 SCHEMAS: dict[str, type] = {
     "paths/paths": PathsSettings,

@@ -126,8 +126,8 @@ class ActivationSource:
 
     def _permutation(self, size: int) -> Tensor:
         generator = torch.Generator()
-        # Three small counters in one seed, apart from each other: distinct permutations for distinct positions.
-        generator.manual_seed((self._seed * 1_000_003 + self._index) * 10_007 + self._pass)
+        # Three counters in one seed, apart from each other: distinct permutations for distinct positions.
+        generator.manual_seed(((self._seed * 1_000_003 + self._index) * 10_007 + self._pass) % 2**63)
         return torch.randperm(size, generator=generator)
 
     def _filled_buffer(self) -> Tensor:

@@ -52,11 +52,14 @@ class DatasetSettings:
         label_column: a column that is kept with each document.
         held_out: the share of documents kept for evaluation.
         context: tokens per row.
+        skip_positions: positions at the start of each row that are left out of training and evaluation. Most language
+            models make an attention sink of the first one, whose activations are ten times as long as any other's
+            and all alike: kept, they would be most of the variance there is to explain.
         exclude_special_tokens: leave BOS, separators and other special tokens out of training and evaluation; they
             stay in the rows that the model reads.
 
     Raises:
-        ValueError: a path too many or too few, both or neither column, a share outside (0, 1), a context below 2.
+        ValueError: a path too many or too few, both or neither column, a share outside (0, 1), a context below 2, no position left.
     """
 
     name: str
@@ -71,6 +74,7 @@ class DatasetSettings:
     label_column: str | None = None
     held_out: float = 0.1
     context: int = 128
+    skip_positions: int = 1
     exclude_special_tokens: bool = True
 
     def __post_init__(self):
@@ -91,6 +95,11 @@ class DatasetSettings:
             raise ValueError(f"dataset.held_out is {self.held_out}; it is a share of the documents, between 0 and 1")
         if self.context < 2:
             raise ValueError(f"dataset.context is {self.context}; a row needs at least 2 tokens")
+        if not 0 <= self.skip_positions < self.context:
+            raise ValueError(
+                f"dataset.skip_positions is {self.skip_positions}; it must be at least 0 and leave some of the "
+                f"{self.context} positions of dataset.context"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,7 @@ class PackedTokens(Iterator[tuple[Int[Tensor, "row context"], Bool[Tensor, "row 
         vocabulary: whose token ids.
         rows: per block.
         context: tokens per row.
+        skip_positions: how many positions at each row's start the mask leaves out.
         exclude_special_tokens: whether the mask leaves out BOS, separators and other special tokens.
         repeat: start the text again when it runs out. Otherwise the iteration ends, its last block may be shorter,
             and what does not fill a row is left out.
@@ -60,6 +61,7 @@ class PackedTokens(Iterator[tuple[Int[Tensor, "row context"], Bool[Tensor, "row 
         *,
         rows: int,
         context: int,
+        skip_positions: int,
         exclude_special_tokens: bool,
         repeat: bool,
     ):
@@ -71,6 +73,7 @@ class PackedTokens(Iterator[tuple[Int[Tensor, "row context"], Bool[Tensor, "row 
         self.epoch = 0
         self._documents, self._vocabulary = documents, vocabulary
         self._rows, self._context, self._repeat = rows, context, repeat
+        self._skip_positions = skip_positions
         self._bos_id = None if documents.tokenised else vocabulary.bos_id
         self._text_per_row = context if self._bos_id is None else context - 1
         self._counts = torch.ones(vocabulary.d_vocab, dtype=torch.bool)
@@ -92,7 +95,9 @@ class PackedTokens(Iterator[tuple[Int[Tensor, "row context"], Bool[Tensor, "row 
         tokens, self._pending = self._pending[:used].view(rows, -1), self._pending[used:]
         if self._bos_id is not None:
             tokens = torch.cat([tokens.new_full((rows, 1), self._bos_id), tokens], dim=1)
-        return tokens, self._counts[tokens]
+        keep = self._counts[tokens]
+        keep[:, : self._skip_positions] = False
+        return tokens, keep
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last block returned."""

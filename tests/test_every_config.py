@@ -1,0 +1,92 @@
+"""Every choice of every group composes, becomes settings and passes the checks, as far as it can without a download."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from fsae.configuration.checks import check
+from fsae.configuration.conf_folder import conf_folder
+from fsae.configuration.schema import SCHEMAS, settings_of
+from tests.composition import composed
+
+CONF = conf_folder()
+CHOICES = sorted(
+    str(path.relative_to(CONF).with_suffix(""))
+    for path in CONF.rglob("*.yaml")
+    if path.parent != CONF and path.parts[len(CONF.parts)] != "hydra"
+)
+GROUPS = sorted({choice.partition("/")[0] for choice in CHOICES})
+
+# What a choice cannot do without.
+PARTNERS = {
+    "dataset/text_files": ["dataset.path=/some/*.txt"],
+    "dataset/json_files": ["dataset.path=/some/*.jsonl"],
+    "dataset/parquet_files": ["dataset.path=/some/*.parquet"],
+    "model/custom": ["model.path=someone/something"],
+    "model/tiny": ["site.layer=1"],
+    "loss/standard": ["arch=standard"],
+    "loss/jumprelu": ["arch=jumprelu"],
+    "loss/jumprelu_tanh": ["arch=jumprelu"],
+    "loss/jumprelu_target_l0": ["arch=jumprelu"],
+    "loss/topk": ["arch=topk"],
+    "loss/batch_topk": ["arch=batch_topk"],
+    "loss/abs_topk": ["arch=abs_topk"],
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_downloads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("FSAE_OUTPUTS", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_it_composes_and_passes_the_checks(choice: str):
+    group, _, name = choice.partition("/")
+    settings = settings_of(composed(f"{group}={name}", *PARTNERS.get(choice, [])))
+    check(settings)
+    # What runs and tables call it is what the command line calls it.
+    if group in ("model", "dataset", "site"):
+        found = getattr(settings, group).name
+        assert getattr(found, "value", found) == name
+
+
+@pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice.startswith("arch/")])
+def test_an_architecture_fits_the_loss_of_its_name_and_refuses_others_by_name(choice: str):
+    arch = choice.partition("/")[2]
+    fits = []
+    for loss in [choice.partition("/")[2] for choice in CHOICES if choice.startswith("loss/")]:
+        settings = settings_of(composed(f"arch={arch}", f"loss={loss}"))
+        try:
+            check(settings)
+        except ValueError as error:
+            assert str(error).startswith("loss.")
+            assert type(settings.arch).__name__.removesuffix("Settings") in str(error)
+        else:
+            fits.append(loss)
+    assert arch in fits
+    assert "base" in fits
+    # Whatever is penalised, the Fisher penalty is measured.
+    assert "fisher" in settings_of(composed(f"arch={arch}")).loss
+
+
+def test_there_are_all_groups():
+    assert set(GROUPS) >= {
+        "arch", "dataset", "debug", "eval", "launcher", "loss", "model", "paths", "site", "source", "tracking", "trainer",
+    }  # fmt: skip
+    assert {schema.partition("/")[0] for schema in SCHEMAS} <= {*GROUPS, "sae"}
+
+
+def test_every_schema_is_used_by_a_choice():
+    text = "".join(path.read_text() for path in CONF.rglob("*.yaml"))
+    for path in SCHEMAS:
+        group, _, name = path.partition("/")
+        assert f"/schema/{group}@" in text, path
+        assert f": {name}\n" in text, path
+
+
+def test_a_config_is_composed_and_checked_within_a_second():
+    began = time.process_time()
+    check(settings_of(composed()))
+    assert time.process_time() - began < 1.0
