@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-
 import numpy as np
 from matplotlib.figure import Figure
 

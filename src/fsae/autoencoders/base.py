@@ -59,6 +59,8 @@ class AutoencoderSettings(ABC):
 
     # Fields of the forward record beyond the common ones; loss terms name those they need.
     provides: ClassVar[frozenset[str]] = frozenset()
+    # Whether every sample has the same number of codes, so that their places are known without counting them.
+    fixed_k: ClassVar[bool] = False
 
     def __post_init__(self):
         if self.d_sae is not None and self.d_sae < 1:
@@ -79,6 +81,10 @@ class AutoencoderSettings(ABC):
 
     def check_width(self, d_in: int) -> None:  # noqa: B027
         """Raise ValueError where a choice cannot hold for inputs of width d_in."""
+
+    def first_density(self, d_in: int) -> float:
+        """Share of codes that are on before the first step: half, where nothing is known."""
+        return 0.5
 
     @abstractmethod
     def build(self, d_in: int, generator: torch.Generator) -> "Autoencoder":
@@ -101,6 +107,9 @@ class RectifiedSettings(AutoencoderSettings):
         super().__post_init__()
         if self.init_density is not None and not 0 < self.init_density < 1:
             raise ValueError(f"arch.init_density is {self.init_density}; it is a share, between 0 and 1, or null")
+
+    def first_density(self, d_in: int) -> float:
+        return super().first_density(d_in) if self.init_density is None else self.init_density
 
 
 @dataclass(frozen=True, eq=False)

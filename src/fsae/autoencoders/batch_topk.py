@@ -22,6 +22,8 @@ class BatchTopKSettings(KSettings):
 
     threshold_decay: float = 0.99
 
+    fixed_k: ClassVar[bool] = False
+
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.threshold_decay < 1:

@@ -1,6 +1,7 @@
 """TopK and AbsTopK autoencoders (Gao et al. 2024, arXiv 2406.04093; arXiv 2510.00404)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ class KSettings(AutoencoderSettings):
 
     k: int = 64
 
+    fixed_k: ClassVar[bool] = True
+
     def __post_init__(self):
         super().__post_init__()
         if self.k < 1:
@@ -30,6 +33,9 @@ class KSettings(AutoencoderSettings):
                 f"arch.k is {self.k}, more than the {self.width(d_in)} latents there are; "
                 "lower arch.k or raise arch.d_sae (or arch.expansion)"
             )
+
+    def first_density(self, d_in: int) -> float:
+        return self.k / self.width(d_in)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -152,7 +152,7 @@ def settings_of(config: DictConfig) -> RunSettings:
         expected = f.type
         if is_dataclass(expected) and not isinstance(values[f.name], cast(type, expected)):
             raise ValueError(
-                f"{f.name} is not a {cast(type, expected).__name__}; a YAML file of this group begins with "
+                f"{f.name} is not of the kind {cast(type, expected).__name__}; a YAML file of this group begins with "
                 f"`defaults: [/schema/{f.name}@_here_: ..., _self_]`"
             )
     for name, term in values["loss"].items():

@@ -38,9 +38,8 @@ class Member:
         )
         self.generator = torch.Generator().manual_seed(seed)
         self.resampled = 0
-        # Architectures with a fixed k know their density; the others start dense.
-        k = getattr(autoencoder.settings, "k", None)
-        self.sparse = k is not None and k / autoencoder.d_sae < SPARSE_BELOW
+        self.sparse = False
+        self._choose_products(autoencoder.settings.first_density(autoencoder.d_in))
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
@@ -98,9 +97,8 @@ class Member:
 
     def _choose_products(self, density: float) -> None:
         on_cpu = self.autoencoder.W_dec.device.type == "cpu"
-        fixed_k = hasattr(self.autoencoder.settings, "k")
-        if density < SPARSE_BELOW and (on_cpu or fixed_k):
-            # Elsewhere finding the active codes would make every step wait for the device.
+        # On a GPU, finding codes whose number is not known makes every step wait for the device.
+        if density < SPARSE_BELOW and (on_cpu or self.autoencoder.settings.fixed_k):
             self.sparse = True
         elif density > DENSE_ABOVE:
             self.sparse = False

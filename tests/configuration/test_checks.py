@@ -1,0 +1,46 @@
+import pytest
+
+from fsae.configuration.checks import check
+from fsae.configuration.schema import settings_of
+from tests.composition import composed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["task=eval"], r"say which with sae\.path=FOLDER"),
+        (["sae.path=/some/where"], r"sae\.path is only read by task=eval"),
+        (["site.layer=30"], r"site\.layer is 30, but model smollm2_135m has 30 layers, 0 to 29"),
+        (["model=tiny", "site.layer=4"], r"site\.layer is 4, but model tiny has 4 layers"),
+        # 32 wide: 8 times as many latents are 256.
+        (["model=tiny", "arch=topk", "arch.k=257"], r"arch\.k is 257, more than the 256 latents"),
+        (["arch=batch_topk", "arch.d_sae=63"], r"arch\.k is 64, more than the 63 latents"),
+        (["model=gemma3_270m", "site=attn_z", "arch=topk", "arch.expansion=0.05"], r"more than the 51 latents"),
+        (
+            ["arch=standard", "loss=jumprelu"],
+            r"loss\.sparsity \(StepL0\) needs .* active, which arch Standard does not",
+        ),
+        (["arch=standard", "loss=gated"], r"loss\.auxiliary \(GateReconstruction\) needs .* gate, which arch Standard"),
+        (["source.buffer_tokens=100"], r"trainer\.batch_size is \d+, more than source\.buffer_tokens \(100\)"),
+        (
+            ["model=custom", "model.path=/no/such/folder"],
+            r"model\.path: '/no/such/folder' is no folder on this machine",
+        ),
+        (["tracking.uri=/some/folder"], r"tracking\.uri=/some/folder"),
+    ],
+)
+def test_what_cannot_be_run_together_is_refused_by_name(overrides: list[str], message: str):
+    if "model=tiny" in overrides and not any("site.layer" in override for override in overrides):
+        overrides = [*overrides, "site.layer=1"]
+    with pytest.raises(ValueError, match=message):
+        check(settings_of(composed(*overrides)))
+
+
+def test_what_can_is_not():
+    check(settings_of(composed("model=tiny", "site.layer=3", "arch=topk", "arch.k=256")))
+    check(settings_of(composed("task=eval", "sae.path=/some/where")))
+
+
+def test_a_model_that_was_never_downloaded_is_checked_later(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fsae.configuration.checks.shape_of", lambda settings: None)
+    check(settings_of(composed("model=gemma2b", "site.layer=99")))

@@ -1,0 +1,91 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from fsae.configuration.refusal import explain, record_refusal
+from tests.composition import composed
+
+
+def refusal(*overrides: str, own: Path | None = None) -> str:
+    with pytest.raises(Exception) as caught:
+        composed(*overrides, own=own)
+    return explain(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        # Choices: what there is, and the nearest.
+        (
+            "arch=topj",
+            "arch=topj: there is no such choice; did you mean topk?\narch has: abs_topk, batch_topk, gated, ",
+        ),
+        ("model=gpt5", "model=gpt5: there is no such choice; did you mean gpt2?\nmodel has: custom, gemma2_2b, "),
+        ("experiment=mine", "experiment=mine: there is no such choice\n"),
+        # Keys.
+        ("site.layr=1", "site.layr: there is no such setting; did you mean site.layer?\nsite (Site) has: layer, name"),
+        (
+            "trainer.learning_rate=1",
+            "trainer.learning_rate: there is no such setting\ntrainer (AdamSettings) has: acti",
+        ),
+        (
+            "loss.sparsty.weight=1",
+            "loss.sparsty: there is no such setting; did you mean loss.sparsity?\nloss has: auxi",
+        ),
+        ("loss.fisher.wieght=1", "loss.fisher.wieght: there is no such setting; did you mean loss.fisher.weight?\n"),
+        ("arch.k=3", "arch.k: there is no such setting\narch (GatedSettings) has: "),
+        ("modle=tiny", "modle: there is no such setting; did you mean model?\nthe root has: arch, dataset, "),
+        # Values.
+        ("seed=abc", "seed: Value 'abc' of type 'str' could not be converted to Integer"),
+        ("seed=null", "seed: it must not be null"),
+        ("trainer.lr=fast", "trainer.lr: Value 'fast' of type 'str' could not be converted to Float"),
+        ("trainer.tokens=1e6", "trainer.tokens: Value '1000000.0' of type 'float' could not be converted to Integer"),
+        ("site.name=resid", "site.name: Invalid value 'resid', expected one of [resid_pre, resid_mid, "),
+        ("tracking.mlflow=maybe", "tracking.mlflow: Value 'maybe' is not a valid bool"),
+        # What is no override at all.
+        (
+            "trainer.lr=[1",
+            "trainer.lr=[1: not an override Hydra can read (no viable alternative at input '[1'); as in ",
+        ),
+    ],
+)
+def test_one_message_says_what_is_wrong_where_and_what_would_be_right(override: str, message: str):
+    found = refusal(override)
+    assert found.startswith(message)
+    assert "Traceback" not in found
+    assert found.count("\n") <= 1
+
+
+def test_class_variables_are_not_offered_as_settings():
+    assert "needs" not in refusal("loss.fisher.foo=1").splitlines()[1]
+    assert "provides" not in refusal("arch.foo=1").splitlines()[1]
+
+
+def test_a_file_of_one_s_own_is_named(tmp_path: Path):
+    (tmp_path / "arch").mkdir()
+    (tmp_path / "arch" / "typo.yaml").write_text("defaults: [/schema/arch@_here_: topk, _self_]\nkay: 3\n")
+    found = refusal("arch=typo", "loss=topk", own=tmp_path)
+    assert "arch/typo" in found
+    assert "arch.kay" in found
+    (tmp_path / "arch" / "broken.yaml").write_text("k: [\n")
+    assert str(tmp_path / "arch" / "broken.yaml") in refusal("arch=broken", "loss=topk", own=tmp_path)
+
+
+def test_an_error_of_our_own_is_left_as_it_is():
+    assert explain(ValueError("site.layer is 4, but model tiny has 4 layers")) == (
+        "site.layer is 4, but model tiny has 4 layers"
+    )
+
+
+def test_a_refusal_is_recorded_in_the_outputs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FSAE_OUTPUTS", str(tmp_path / "outputs"))
+    record_refusal("no such thing", "MissingConfigException")
+    status = json.loads((tmp_path / "outputs" / "status.json").read_text())
+    assert status["state"] == "refused"
+    assert status["failure"] == {"kind": "MissingConfigException", "message": "no such thing"}
+    assert status["ended"].endswith("+00:00")
+    monkeypatch.delenv("FSAE_OUTPUTS")
+    monkeypatch.chdir(tmp_path)
+    record_refusal("another", "ValueError")
+    assert json.loads((tmp_path / "outputs" / "status.json").read_text())["failure"]["message"] == "another"

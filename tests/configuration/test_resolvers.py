@@ -1,0 +1,97 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from fsae.configuration.resolvers import deciding_settings, flat_settings
+from tests.composition import composed, run_folder
+
+
+@pytest.fixture(autouse=True)
+def _outputs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("FSAE_OUTPUTS", str(tmp_path / "outputs"))
+
+
+def test_settings_are_flattened_to_text():
+    flat = flat_settings(composed("name=mine", "trainer.lr=1e-3", "site.layer=2", "loss.fisher.form=pre"))
+    assert flat["task"] == "train"
+    assert flat["name"] == "mine"
+    assert flat["trainer.lr"] == "0.001"
+    assert flat["site.name"] == "resid_mid"
+    assert flat["site.layer"] == "2"
+    assert flat["loss.fisher.form"] == "pre"
+    assert flat["model.path"] == "null"
+    assert flat["trainer.activation_scale"] == "sqrt_d"
+    assert flat["paths.runs"].endswith("/outputs/runs")
+    assert not any(key.startswith("hydra") for key in flat)
+
+
+def test_what_does_not_decide_the_numbers_is_left_out():
+    flat, deciding = flat_settings(composed()), deciding_settings(composed())
+    assert {key for key in flat if key not in deciding} == {
+        key for key in flat if key.startswith(("paths.", "tracking."))
+    }
+
+
+def test_paths_are_absolute_and_taken_from_where_the_command_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FSAE_OUTPUTS", "here")
+    assert composed().paths.runs == str(tmp_path / "here" / "runs")
+    monkeypatch.setenv("FSAE_OUTPUTS", "~/home")
+    assert composed().paths.outputs == str(Path.home() / "home")
+    monkeypatch.delenv("FSAE_OUTPUTS")
+    assert composed().paths.outputs == str(tmp_path / "outputs")
+
+
+def test_the_same_settings_have_the_same_folder_however_they_are_said():
+    folder = run_folder("model=tiny", "site.layer=1", "trainer.lr=1e-3")
+    assert folder.name.startswith("tiny-resid_mid.1-gated-")
+    assert folder == run_folder("trainer.lr=0.001", "site.layer=1", "model=tiny", "seed=0", "arch=gated")
+
+
+def test_tracking_and_paths_do_not_matter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    name = run_folder("model=tiny").name
+    assert run_folder("model=tiny", "tracking=none", "tracking.experiment=other").name == name
+    monkeypatch.setenv("FSAE_OUTPUTS", str(tmp_path / "elsewhere"))
+    elsewhere = run_folder("model=tiny")
+    assert elsewhere.name == name
+    assert elsewhere.parent == tmp_path / "elsewhere" / "runs"
+
+
+@pytest.mark.parametrize(
+    "override", ["seed=1", "trainer.lr=1e-5", "arch=topk", "loss.fisher.weight=1", "dataset.context=64", "site.layer=1"]
+)
+def test_everything_else_does(override: str):
+    assert run_folder("model=tiny").name != run_folder("model=tiny", override).name
+
+
+def test_a_name_replaces_the_made_one():
+    assert run_folder("name=mine").name.startswith("mine-")
+    assert run_folder("name=mine").name != run_folder("name=mine", "seed=1").name
+
+
+def test_an_evaluation_says_so():
+    assert run_folder("task=eval", "sae.path=/some/where").name.startswith("eval-smollm2_135m-resid_mid.3-gated-")
+
+
+def test_a_finished_run_s_folder_is_not_used_again_and_any_other_is():
+    first = run_folder()
+    for state, wanted in (
+        ("running", first.name),
+        ("interrupted", first.name),
+        ("failed", first.name),
+        ("refused", first.name),
+        ("finished", f"{first.name}-2"),
+    ):
+        first.mkdir(parents=True, exist_ok=True)
+        (first / "status.json").write_text(json.dumps({"state": state}))
+        assert run_folder().name == wanted, state
+    second = run_folder()
+    second.mkdir()
+    (second / "status.json").write_text(json.dumps({"state": "interrupted"}))
+    assert run_folder() == second
+    (second / "status.json").write_text(json.dumps({"state": "finished"}))
+    assert run_folder().name == f"{first.name}-3"
+    # Something else in the place of a status is not taken for a finished run.
+    (first / "status.json").write_text("half of")
+    assert run_folder() == first

@@ -1,0 +1,109 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from fsae.autoencoders.base import BiasInit, DecoderNorm
+from fsae.autoencoders.gated import GatedSettings
+from fsae.autoencoders.topk import TopKSettings
+from fsae.configuration.schema import SCHEMAS, RunSettings, Task, settings_of
+from fsae.language_models.settings import Package
+from fsae.language_models.sites import Site, SiteName
+from fsae.losses.auxiliary import AuxK
+from fsae.losses.fisher import Fisher, FisherForm
+from fsae.losses.sparsity import L1
+from tests.composition import composed
+
+
+def test_a_config_becomes_real_objects():
+    settings = settings_of(composed("site=mlp_out", "site.layer=2", "loss.fisher.form=pre", "loss.fisher.weight=1e-3"))
+    assert settings.task is Task.train
+    assert settings.name is None
+    assert settings.model.package is Package.smollm2_135m
+    assert settings.site == Site(name=SiteName.mlp_out, layer=2)
+    assert isinstance(settings.arch, GatedSettings)
+    assert settings.arch.decoder_norm in DecoderNorm
+    assert settings.arch.b_dec_init in BiasInit
+    fisher = settings.loss["fisher"]
+    assert isinstance(fisher, Fisher)
+    assert fisher.form is FisherForm.pre
+    assert fisher.weight == 1e-3
+    assert isinstance(settings.trainer.lr, float)
+
+
+def test_an_architecture_brings_its_loss_and_an_override_replaces_it():
+    assert isinstance(settings_of(composed("arch=topk")).loss["auxiliary"], AuxK)
+    replaced = settings_of(composed("arch=topk", "loss=standard")).loss
+    assert isinstance(replaced["sparsity"], L1)
+    assert "auxiliary" not in replaced
+
+
+def test_settings_are_frozen():
+    settings = settings_of(composed())
+    for part in dataclasses.fields(RunSettings):
+        value = getattr(settings, part.name)
+        if dataclasses.is_dataclass(value):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(value, dataclasses.fields(value)[0].name, None)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.seed = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("schema", list(SCHEMAS))
+def test_every_schema_is_a_frozen_dataclass_by_keyword(schema: str):
+    parameters = SCHEMAS[schema].__dataclass_params__
+    assert parameters.frozen
+    # Also a way of seeing keyword-only: there is no positional argument.
+    assert all(field.kw_only for field in dataclasses.fields(SCHEMAS[schema]))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+site.foo=1", r"site\.foo: there is no such setting; site has: layer, name"),
+        ("+loss.fisher.foo=1", r"loss\.fisher\.foo: there is no such setting; loss\.fisher has: estimator, form"),
+        ("+sead=1", r"sead: there is no such setting; the root has: arch, "),
+        ("seed=-1", r"seed is -1; it must be from 0 to"),
+        ("trainer.lr=-1", r"trainer\.lr is -1\.0; it must be positive"),
+        ("site.layer=-1", r"site\.layer is -1; layers are counted from 0"),
+        ("+loss.extra.weight=1", r"loss\.extra is not a loss term; .*`/schema/loss@extra: l1`"),
+    ],
+)
+def test_what_no_schema_knows_and_what_is_out_of_range_is_refused_by_name(override: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        settings_of(composed(override))
+
+
+@pytest.mark.parametrize(
+    ("group", "content", "message"),
+    [
+        ("arch", "k: 3", r"arch is not of the kind AutoencoderSettings; .*`defaults: \[/schema/arch@_here_: "),
+        ("dataset", "defaults: [/schema/dataset@_here_: dataset]\nformat: text\npath: x", r"dataset\.name is not set"),
+    ],
+)
+def test_a_yaml_file_that_is_not_whole_is_told_what_is_missing(group: str, content: str, message: str, tmp_path: Path):
+    (tmp_path / group).mkdir()
+    (tmp_path / group / "mine.yaml").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        settings_of(composed("loss=topk", f"{group}=mine", own=tmp_path))
+
+
+def test_an_architecture_and_an_experiment_of_one_s_own(tmp_path: Path):
+    (tmp_path / "arch").mkdir()
+    (tmp_path / "arch" / "wide.yaml").write_text(
+        "defaults:\n  - /schema/arch@_here_: topk\n  - _self_\nd_sae: 999\nk: 7\n"
+    )
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\n"
+        "defaults:\n  - override /arch: wide\n  - override /loss: topk\n  - override /model: tiny\n"
+        "seed: 11\nname: mine\nsite:\n  layer: 2\nloss:\n  fisher:\n    weight: 0.5\n"
+    )
+    settings = settings_of(composed("experiment=mine", own=tmp_path))
+    assert settings.arch == TopKSettings(d_sae=999, k=7)
+    # Values of the root are the experiment's, not config.yaml's; and the command line's come after both.
+    assert (settings.seed, settings.name, settings.site.layer) == (11, "mine", 2)
+    assert settings.loss["fisher"].weight == 0.5
+    settings = settings_of(composed("experiment=mine", "seed=12", "loss.fisher.weight=0.25", "arch.k=8", own=tmp_path))
+    assert isinstance(settings.arch, TopKSettings)
+    assert (settings.seed, settings.loss["fisher"].weight, settings.arch.k) == (12, 0.25, 8)

@@ -1,0 +1,203 @@
+"""The source's syntax trees: who may import whom, one home for each foreign package, and nothing slow at import."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import fsae
+
+PACKAGE = Path(fsae.__file__).parent
+
+# A module imports from earlier layers and from its own package, not from its neighbours in the layer. It belongs to the
+# longest name here that it begins with.
+LAYERS = [
+    {"autoencoders.codes", "language_models.sites", "tracking.interface", "progress"},
+    {"autoencoders.base"},
+    {"autoencoders", "losses", "language_models"},
+    {"sources", "evaluation", "export"},
+    {"training"},
+    {"tracking"},
+    {"configuration"},
+    {"run_experiment"},
+    {"run", "sync"},
+]
+# Outside the layers: it reads what runs leave behind, through the readers of tracking, and knows no torch.
+APART = "analysis"
+
+# Where a foreign package may be imported at all; a folder ends with a dot.
+HOMES = {
+    "hydra": {"run", "configuration."},
+    "omegaconf": {"run", "configuration."},
+    "mlflow": {"tracking.", "analysis."},
+    "transformer_lens": {"language_models.transformer_lens_model"},
+    "datasets": {"sources.documents"},
+    "transformers": {"language_models."},
+    "huggingface_hub": {"language_models.hub"},
+    "matplotlib": {"analysis."},
+    "pandas": {"analysis."},
+    "safetensors": {"export."},
+    "tqdm": {"progress"},
+    "psutil": {"sources.activations"},
+    "sae_lens": set(),
+    "pickle": set(),
+    "dill": set(),
+}
+
+# Seconds each: only inside the functions that use them, so that wrong settings are told at once.
+SLOW = {"transformer_lens", "transformers", "datasets", "mlflow", "huggingface_hub", "sae_lens", "scipy", "sklearn"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement: in which of our modules, of what, at which line, and whether it runs at import."""
+
+    module: str
+    imported: str
+    line: int
+    at_module_level: bool
+
+    def __str__(self) -> str:
+        return f"fsae.{self.module}, line {self.line}: {self.imported}"
+
+
+def imports_in(module: str, tree: ast.AST) -> Iterator[Import]:
+    """Those at module level and those inside functions; not those that only type checkers see."""
+
+    def walk(node: ast.AST, at_module_level: bool) -> Iterator[Import]:
+        if isinstance(node, ast.Import):
+            yield from (Import(module, alias.name, node.lineno, at_module_level) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"fsae.{module}, line {node.lineno}: a relative import"
+            assert node.module
+            # `from package import module` names a module too.
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            ours = [name for name in names if name.removeprefix("fsae.") in MODULES]
+            yield from (Import(module, name, node.lineno, at_module_level) for name in ours or [node.module])
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return
+        inside = at_module_level and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, inside)
+
+    yield from walk(tree, True)
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {
+    module_name(path): path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__"
+}
+IMPORTS = [found for name, path in MODULES.items() for found in imports_in(name, ast.parse(path.read_text()))]
+
+
+def place_of(module: str) -> tuple[int, str]:
+    """A module's layer, and its package (or itself) within."""
+    fitting = [(name, i) for i, layer in enumerate(LAYERS) for name in layer if _within(module, name)]
+    assert fitting, f"fsae.{module} is in no layer; give it one in this file"
+    name, layer = max(fitting, key=lambda found: len(found[0]))
+    return layer, name
+
+
+def _within(module: str, name: str) -> bool:
+    return module == name or module.startswith(f"{name}.")
+
+
+def layer_breaches(imports: list[Import]) -> list[Import]:
+    """Imports from later layers, and any between the layers and analysis that is not allowed."""
+    found = []
+    for each in imports:
+        if not each.imported.startswith("fsae."):
+            continue
+        target = each.imported.removeprefix("fsae.")
+        if _within(each.module, APART):
+            if not (_within(target, APART) or _within(target, "tracking")):
+                found.append(each)
+        elif _within(target, APART):
+            if each.module != "run_experiment":
+                found.append(each)
+        else:
+            (layer, package), (target_layer, target_package) = place_of(each.module), place_of(target)
+            if target_layer > layer or (target_layer == layer and target_package != package):
+                found.append(each)
+    return found
+
+
+def home_breaches(imports: list[Import]) -> list[Import]:
+    def at_home(each: Import, homes: set[str]) -> bool:
+        return any(f"{each.module}.".startswith(home) if home.endswith(".") else each.module == home for home in homes)
+
+    packages = [(each, HOMES.get(each.imported.partition(".")[0])) for each in imports]
+    return [each for each, homes in packages if homes is not None and not at_home(each, homes)]
+
+
+def slow_imports(imports: list[Import]) -> list[Import]:
+    return [each for each in imports if each.at_module_level and each.imported.partition(".")[0] in SLOW]
+
+
+def test_layers_import_from_earlier_ones_only():
+    assert [str(breach) for breach in layer_breaches(IMPORTS)] == []
+
+
+def test_each_foreign_package_has_one_home():
+    assert [str(breach) for breach in home_breaches(IMPORTS)] == []
+
+
+def test_nothing_slow_is_imported_at_module_level():
+    assert [str(breach) for breach in slow_imports(IMPORTS)] == []
+
+
+def test_analysis_knows_no_torch():
+    assert [str(each) for each in IMPORTS if _within(each.module, APART) and each.imported.startswith("torch")] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "code", "breached"),
+    [
+        ("losses.term", "from fsae.training.loop import TrainingRun", layer_breaches),
+        ("losses.term", "def f():\n    import fsae.sources.source", layer_breaches),
+        ("autoencoders.codes", "from fsae.autoencoders import gated", layer_breaches),
+        ("autoencoders.gated", "from fsae.losses.term import LossTerm", layer_breaches),
+        ("training.loop", "from fsae.analysis.run_plots import plot_training", layer_breaches),
+        ("analysis.run_plots", "from fsae.autoencoders.base import Autoencoder", layer_breaches),
+        ("training.loop", "import omegaconf", home_breaches),
+        ("evaluation.splice", "def f():\n    from transformer_lens import HookedTransformer", home_breaches),
+        ("export.saelens", "def f():\n    import sae_lens", home_breaches),
+        ("tracking.store", "import mlflow.tracking", slow_imports),
+        ("tracking.store", "class A:\n    from transformers import AutoModel", slow_imports),
+    ],
+)
+def test_a_breach_is_found(module: str, code: str, breached):
+    assert len(breached(list(imports_in(module, ast.parse(code))))) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "code"),
+    [
+        ("tracking.store", "def f():\n    import mlflow"),
+        ("sources.documents", "if TYPE_CHECKING:\n    from datasets import IterableDataset"),
+        ("training.loop", "from fsae.sources.source import Source\nfrom fsae.training import settings"),
+        ("run_experiment", "from fsae.analysis.run_plots import plot_training"),
+    ],
+)
+def test_what_is_allowed_is_not_called_a_breach(module: str, code: str):
+    imports = list(imports_in(module, ast.parse(code)))
+    assert [*layer_breaches(imports), *home_breaches(imports), *slow_imports(imports)] == []
+
+
+def test_every_module_imports_without_what_is_slow():
+    """Also through others: what a library of ours imports is as slow as what we do."""
+    code = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    importlib.import_module(f'fsae.{name}')\n"
+        f"print(*sorted({SLOW - {'scipy', 'sklearn'}!r} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *MODULES], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
