@@ -59,7 +59,8 @@ def test_tracking_and_paths_do_not_matter(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 @pytest.mark.parametrize(
-    "override", ["seed=1", "trainer.lr=1e-5", "arch=topk", "loss.fisher.weight=1", "dataset.context=64", "site.layer=1"]
+    "override",
+    ["seed=1", "trainer.lr=1e-5", "arch=topk", "loss.fisher.weight=0.123", "dataset.context=64", "site.layer=1"],
 )
 def test_everything_else_does(override: str):
     assert run_folder("model=tiny").name != run_folder("model=tiny", override).name

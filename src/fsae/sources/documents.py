@@ -59,7 +59,8 @@ class DatasetSettings:
             stay in the rows that the model reads.
 
     Raises:
-        ValueError: a path too many or too few, both or neither column, a share outside (0, 1), a context below 2, no position left.
+        ValueError: a path too many or too few, both or neither column, a share outside (0, 1), a context below 2 or
+            with no position left.
     """
 
     name: str

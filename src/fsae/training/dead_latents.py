@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from fsae.autoencoders.base import Autoencoder, ForwardRecord
 from fsae.autoencoders.codes import Codes
+from fsae.autoencoders.topk import KSettings
 
 
 class DeadLatents(nn.Module):
@@ -68,7 +69,7 @@ def resample(
     directions = directions / directions.norm(dim=1, keepdim=True).clamp_min(1e-8)
     encoder_norm = autoencoder.W_enc.norm(dim=0)[alive].mean() if alive.any() else torch.ones(())
     decoder_norm = autoencoder.W_dec.norm(dim=1)[alive].mean() if alive.any() else torch.ones(())
-    share = 1.0 if hasattr(autoencoder.settings, "k") else 0.2
+    share = 1.0 if isinstance(autoencoder.settings, KSettings) else 0.2
     for name, parameter in autoencoder.named_parameters():
         if name == "b_dec":
             continue
