@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from fsae import run as run_module
 from fsae.tracking.spool import read_metrics
+from fsae.training.checkpoints import Checkpoints
 from tests.commands import environment, finished, start, wait_until
 from tests.training.runs import differences
 
@@ -123,6 +124,68 @@ def test_a_refusal_leaves_earlier_results_alone(command, tmp_path: Path):
     command("model=tiny", "site.layer=4")
     assert json.loads((folder / "status.json").read_text()) == {"state": "finished"}
     assert sorted(path.name for path in folder.iterdir()) == ["results.json", "run.log", "status.json"]
+
+
+TINY_FOLDER = ("model=tiny", "site.layer=1", "tracking=none")
+
+
+def folder_of(command, *arguments: str) -> Path:
+    """The folder that these settings get, made by a run that was refused in it."""
+    outputs = Path(os.environ["FSAE_OUTPUTS"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "check", refuse)
+        assert command(*arguments).exit_status == 1
+    return only((outputs / "runs").iterdir())
+
+
+def refuse(settings: object) -> None:
+    raise ValueError("only to see the folder")
+
+
+def failure_in(folder: Path) -> str:
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "failed"
+    return status["failure"]["message"]
+
+
+def test_a_damaged_checkpoint_is_told_and_left_as_it_is(command):
+    folder = folder_of(command, *TINY_FOLDER)
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "latest.pt").write_bytes(b"PK half of it")
+    ended = command(*TINY_FOLDER)
+    assert ended.exit_status == 1
+    assert ended.said.count("latest.pt is damaged") == 1
+    assert "delete it to start this run from the beginning" in failure_in(folder)
+    assert (folder / "checkpoints" / "latest.pt").read_bytes() == b"PK half of it"
+
+
+def test_a_checkpoint_of_other_settings_is_refused_by_the_keys_that_differ(command):
+    folder = folder_of(command, *TINY_FOLDER)
+    Checkpoints(folder / "checkpoints", {"seed": "5", "arch.k": "3"}).save({})
+    ended = command(*TINY_FOLDER)
+    assert ended.exit_status == 1
+    assert "\n  seed: 5 in the checkpoint, 0 now\n" in ended.said
+    assert "\n  arch.k: 3 in the checkpoint, (absent) now\n" in failure_in(folder)
+
+
+def test_a_full_disk_is_told_with_its_place(command):
+    folder = folder_of(command, *TINY_FOLDER)
+    # Whatever is written to this device does not fit.
+    (folder / "config.yaml").symlink_to("/dev/full")
+    ended = command(*TINY_FOLDER)
+    assert ended.exit_status == 1
+    assert ended.said.count(f"no space left for {folder}; free some") == 1
+    assert "Traceback" not in ended.said
+    assert failure_in(folder).startswith("no space left for")
+
+
+def test_an_autoencoder_that_is_not_there_is_told_before_the_model_is_opened(command, tmp_path: Path):
+    arguments = (*TINY_FOLDER, "task=eval", f"sae.path={tmp_path / 'nowhere'}")
+    folder = folder_of(command, *arguments)
+    ended = command(*arguments)
+    assert ended.exit_status == 1
+    assert "Traceback" not in ended.said
+    assert str(tmp_path / "nowhere") in failure_in(folder)
 
 
 def test_an_outputs_folder_that_cannot_be_is_told_without_a_traceback(command, monkeypatch: pytest.MonkeyPatch):

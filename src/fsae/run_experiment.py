@@ -1,5 +1,6 @@
 """One run, from settings to results: builds the parts in order, and owns success and failure."""
 
+import errno
 import json
 import logging
 import time
@@ -102,9 +103,19 @@ def _outcome(folder: Path) -> Iterator[None]:
         mark(folder, RunState.interrupted, Failure(kind="Interrupted", message=str(interrupted)))
         raise
     except BaseException as error:
-        mark(folder, RunState.failed, Failure(kind=type(error).__name__, message=str(error)))
-        raise
+        told = _with_place(error, folder)
+        mark(folder, RunState.failed, Failure(kind=type(error).__name__, message=str(told)))
+        if told is error:
+            raise
+        raise told from error
     mark(folder, RunState.finished)
+
+
+def _with_place(error: BaseException, folder: Path) -> BaseException:
+    """The error; one for people to mend where a disk was full, which the system's own message does not place."""
+    if not isinstance(error, OSError) or error.errno != errno.ENOSPC:
+        return error
+    return OSError(f"no space left for {folder}; free some and start the same command again, it goes on from there")
 
 
 def _tracker(settings: RunSettings, origin: Origin, folder: RunFolder, state: dict[str, Any] | None) -> Tracker:

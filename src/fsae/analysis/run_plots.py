@@ -15,7 +15,7 @@ logging.getLogger("matplotlib").setLevel(logging.WARNING)
 # What a reader looks at first, with the axis it is best read on.
 CURVES = (
     ("train/fvu", "fraction of variance unexplained", "log"),
-    ("train/l0", "active latents per vector (l0)", "log"),
+    ("train/l0", "active latents per vector (l0)", "linear"),
     ("train/fisher_ratio", "Fisher off-diagonal / diagonal", "log"),
     ("train/dead_share", "share of dead latents", "linear"),
 )

@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fsae.analysis.run_plots import plot_firing, plot_training
+from fsae.tracking.spool import MetricLog
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved, which are saved nevertheless."""
+    saved: list[Figure] = []
+    save = Figure.savefig
+
+    def remembered(figure: Figure, *arguments, **settings):
+        saved.append(figure)
+        save(figure, *arguments, **settings)
+
+    monkeypatch.setattr(Figure, "savefig", remembered)
+    return saved
+
+
+def metrics_file(folder: Path, records: list[tuple[int, dict[str, float]]]) -> Path:
+    log = MetricLog(folder / "metrics.jsonl")
+    for step, values in records:
+        log.append(values, step)
+    log.close()
+    return folder / "metrics.jsonl"
+
+
+def line(axis: Axes) -> list[tuple[float, float]]:
+    (drawn,) = axis.get_lines()
+    return [(x, y) for x, y in np.column_stack(drawn.get_data()).tolist()]
+
+
+def test_each_curve_is_drawn_against_millions_of_vectors(tmp_path: Path, figures: list[Figure]):
+    metrics = metrics_file(
+        tmp_path,
+        [
+            (500_000, {"train/fvu": 0.5, "train/l0": 80.0, "train/fisher_ratio": 2.0, "train/dead_share": 0.0}),
+            (1_500_000, {"train/fvu": 0.25, "train/l0": 64.0, "train/dead_share": 0.1}),
+            # Logged beside them and drawn nowhere.
+            (1_500_000, {"eval/fvu": 0.3}),
+        ],
+    )
+    plot_training(metrics, tmp_path / "plots" / "training.png")
+    assert (tmp_path / "plots" / "training.png").read_bytes().startswith(PNG)
+    fvu, l0, fisher, dead = figures[0].axes
+    assert line(fvu) == [(0.5, 0.5), (1.5, 0.25)]
+    assert line(l0) == [(0.5, 80.0), (1.5, 64.0)]
+    assert line(fisher) == [(0.5, 2.0)]
+    assert line(dead) == [(0.5, 0.0), (1.5, 0.1)]
+    assert (fvu.get_yscale(), dead.get_yscale()) == ("log", "linear")
+    assert all(axis.get_title() and axis.get_xlabel() == "training vectors (millions)" for axis in figures[0].axes)
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [],
+        [(10, {"train/loss": 1.0})],
+        [(10, {"train/fvu": float("nan"), "train/fisher_ratio": 0.0}), (20, {"train/fvu": float("inf")})],
+    ],
+)
+def test_a_run_with_little_to_show_is_drawn_too(records: list, tmp_path: Path):
+    plot_training(metrics_file(tmp_path, records), tmp_path / "training.png")
+    assert (tmp_path / "training.png").read_bytes().startswith(PNG)
+
+
+def test_firing_is_counted_in_powers_of_ten_and_the_dead_are_named(tmp_path: Path, figures: list[Figure]):
+    plot_firing([0.0, 0.1, 0.001, 1.0, 0.0, 0.1], tmp_path / "firing.png")
+    (axis,) = figures[0].axes
+    assert axis.get_title() == "4 of 6 latents fire; 2 never do"
+    heights = np.array([bar.get_height() for bar in axis.patches])  # pyright: ignore[reportAttributeAccessIssue]
+    lefts = np.array([bar.get_x() for bar in axis.patches])  # pyright: ignore[reportAttributeAccessIssue]
+    # 0.001 is at -3, 0.1 twice at -1 and 1 at 0.
+    assert heights.sum() == 4
+    assert lefts[heights > 0] == pytest.approx([-3.0, -1.0, 0.0], abs=3 / 60)
+    assert heights[heights > 0].tolist() == [1, 2, 1]
+
+
+@pytest.mark.parametrize("frequencies", [[0.0, 0.0, 0.0], [1.0], [0.25, 0.25]])
+def test_all_dead_and_all_alike_are_drawn_too(frequencies: list[float], tmp_path: Path):
+    plot_firing(frequencies, tmp_path / "firing.png")
+    assert (tmp_path / "firing.png").read_bytes().startswith(PNG)
