@@ -77,7 +77,9 @@ class TableModel:
 def packed(texts: Sequence[str], repeat: bool) -> PackedTokens:
     """Rows of `CONTEXT` tokens, two a block, so that a buffer ends within one."""
     documents = cast(Documents, ListedDocuments(texts))
-    return PackedTokens(documents, Bytes(), rows=2, context=CONTEXT, skip_positions=0, exclude_special_tokens=True, repeat=repeat)
+    return PackedTokens(
+        documents, Bytes(), rows=2, context=CONTEXT, skip_positions=0, exclude_special_tokens=True, repeat=repeat
+    )
 
 
 def activation_source(

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from fsae import run as run_module
 from fsae.tracking.spool import read_metrics
 from fsae.training.checkpoints import Checkpoints
+from fsae.training.interruption import Interrupted
 from tests.commands import environment, finished, start, wait_until
 from tests.training.runs import differences
 
@@ -208,6 +209,20 @@ def test_a_bug_of_ours_shows_its_traceback(command, monkeypatch: pytest.MonkeyPa
     assert "in broken" in ended.said
 
 
+@pytest.mark.parametrize(("name", "exit_status"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_ends_a_whole_sweep(
+    name: str, exit_status: int, command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    def interrupted(settings: object) -> None:
+        raise Interrupted(name)
+
+    monkeypatch.setattr(run_module, "check", interrupted)
+    ended = command("-m", "model=tiny", "seed=1,2")
+    assert ended.exit_status == exit_status
+    assert ended.said.count(f"interrupted by {name}; the same command goes on from the saved state") == 1
+    assert [path.name for path in (tmp_path / "outputs" / "sweeps").glob("*/*/*") if path.is_dir()] == ["0"]
+
+
 def test_yaml_files_of_one_s_own(command, tmp_path: Path):
     (tmp_path / "arch").mkdir()
     (tmp_path / "arch" / "wide.yaml").write_text("defaults: [/schema/arch@_here_: topk, _self_]\nd_sae: 999\nk: 7\n")
@@ -268,6 +283,12 @@ def lines(folder: Path) -> int:
     return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
 
+def written_at(folder: Path) -> int | None:
+    """When the checkpoint was saved; None where there is none."""
+    checkpoint = folder / "checkpoints" / "latest.pt"
+    return checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
+
+
 def step_in(folder: Path) -> int:
     return torch.load(folder / "checkpoints" / "latest.pt", weights_only=True)["state"]["step"]
 
@@ -305,8 +326,9 @@ def test_killed_again_and_again_it_ends_as_if_nothing_had_been(uninterrupted: Pa
     assert not (folder / "results.json").exists()
 
     # Asked to stop, after a second one was refused.
+    before_it = written_at(folder)
     process = start(*LONG, outputs=tmp_path)
-    wait_until(lambda: lines(folder) >= wanted + 2, process)
+    wait_until(lambda: written_at(folder) != before_it, process)
     process.send_signal(signal.SIGSTOP)
     before = {name: (folder / name).read_bytes() for name in ("status.json", "metrics.jsonl", "tracking.json")}
     second = finished(*LONG, outputs=tmp_path)

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,7 +26,6 @@ from fsae.configuration.conf_folder import conf_folder
 from fsae.configuration.refusal import explain, record_refusal
 from fsae.configuration.resolvers import deciding_settings, flat_settings, register_resolvers
 from fsae.configuration.schema import register_schemas, settings_of
-from fsae.tracking.status import Failure, RunState, mark
 from fsae.training.interruption import Interrupted
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def run(config: DictConfig) -> float | None:
             settings = settings_of(config)
             check(settings)
         except (ValueError, OmegaConfBaseException) as error:
-            mark(folder, RunState.refused, Failure(kind=type(error).__name__, message=explain(error)))
+            record_refusal(error, folder, Path(config.paths.outputs))
             raise
         # Imported only now: what it needs takes seconds, and wrong settings shall be told at once.
         from fsae.run_experiment import Origin, run_experiment
@@ -67,7 +67,7 @@ def run(config: DictConfig) -> float | None:
         log.warning("%s; the same command goes on from the saved state", interrupted)
         sys.exit(128 + signal.Signals[interrupted.signal_name])
     except Exception as error:
-        _tell(error)
+        _tell(error, folder)
         if hydra_config.mode is RunMode.RUN:
             sys.exit(1)
         # Hydra keeps it until the sweep's other jobs have run.
@@ -75,10 +75,13 @@ def run(config: DictConfig) -> float | None:
         raise
 
 
-def _tell(error: Exception) -> None:
+def _tell(error: Exception, folder: Path) -> None:
     """Say what ended a job: in one message where it is for people to mend, else with the traceback."""
     if isinstance(error, MENDABLE):
         log.error("%s", explain(error))
+        # Whoever suspects more than their own settings finds the place here. The disk may be what is wrong.
+        with suppress(OSError), (folder / "run.log").open("a") as file:
+            traceback.print_exception(error, file=file)
     else:
         log.error("", exc_info=error)
 
@@ -101,7 +104,7 @@ def main() -> None:
         print(f"fsae: {message}", file=sys.stderr)
         # The outputs folder may be what is wrong, and that was told.
         with suppress(OSError):
-            record_refusal(message, type(error).__name__)
+            record_refusal(error)
         sys.exit(1)
 
 

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,12 +18,14 @@ from torch import Tensor
 from fsae.analysis.run_plots import plot_firing, plot_training
 from fsae.autoencoders.base import Autoencoder
 from fsae.autoencoders.initialisation import initialise_from
+from fsae.configuration.refusal import record_refusal
 from fsae.configuration.schema import RunSettings, Task
 from fsae.evaluation.results import flat_results, results_table
+from fsae.evaluation.sparsity import density_histogram
 from fsae.evaluation.splice import evaluate_splice
 from fsae.evaluation.vectors import evaluate_vectors
 from fsae.export.folding import fold
-from fsae.export.saelens import Provenance, load_saelens, save_saelens
+from fsae.export.saelens import Provenance, load_saelens, read_provenance, save_saelens
 from fsae.language_models.transformer_lens_model import TransformerLensModel, open_language_model
 from fsae.losses.fisher import Fisher
 from fsae.losses.objective import Objective
@@ -76,18 +79,21 @@ def run_experiment(settings: RunSettings, origin: Origin) -> dict[str, Any]:
     folder = RunFolder(origin.folder)
     folder.path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.path / "run.lock")
+    checkpoints = Checkpoints(folder.checkpoints, origin.deciding)
+    # Until the folder is known to be ours nothing is written there: a refusal leaves what it holds as it is.
     try:
         lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(
-            f"another process is running in {folder.path}; wait for it, or change a setting or `name` to run beside it"
-        ) from None
+        state = checkpoints.load()
+    except (Timeout, ValueError) as error:
+        lock.release()
+        busy = f"another process is running in {folder.path}; wait for it, or change a setting or `name`"
+        refused = ValueError(busy) if isinstance(error, Timeout) else error
+        record_refusal(refused, folder.path, Path(settings.paths.outputs))
+        raise refused from None
     # The stack is closed after the outcome is written: tracking sends it to MLflow last of all.
     with lock, ExitStack() as stack, _outcome(folder.path), Interruption() as interruption:
         folder.config.write_text(origin.config_yaml)
         folder.overrides.write_text("".join(f"- {json.dumps(override)}\n" for override in origin.overrides))
-        checkpoints = Checkpoints(folder.checkpoints, origin.deciding)
-        state = checkpoints.load()
         tracker = stack.enter_context(_tracker(settings, origin, folder, state))
         run = _Run(settings, origin, folder, tracker, checkpoints, state, interruption)
         return run.train() if settings.task is Task.train else run.evaluate_existing()
@@ -130,8 +136,8 @@ def _tracker(settings: RunSettings, origin: Origin, folder: RunFolder, state: di
         run_name=folder.path.name,
         params=origin.flat,
         tags=run_tags(origin.overrides),
-        # A resumed run goes on in the same MLflow run.
-        uid=read_description(folder.path).uid if state is not None else None,
+        # A resumed run goes on in the same MLflow run; one that starts over is another, with values of its own.
+        uid=read_description(folder.path).uid if state is not None else uuid.uuid4().hex,
     )
     return Tracker(
         folder.path,
@@ -172,8 +178,17 @@ class _Run:
     def evaluate_existing(self) -> dict[str, Any]:
         """Evaluate the autoencoder at `sae.path`."""
         assert self.settings.sae.path is not None
-        autoencoder = load_saelens(Path(self.settings.sae.path).expanduser())
+        path = Path(self.settings.sae.path).expanduser()
+        autoencoder = load_saelens(path)
+        made_for = read_provenance(path)
+        if made_for.hook_name not in (None, self.settings.site.hook_name):
+            raise ValueError(
+                f"the autoencoder in {path} was made for {made_for.hook_name}, but site {self.settings.site} is "
+                f"{self.settings.site.hook_name}; set site and site.layer to where it belongs"
+            )
         model, source = self._open_source()
+        if made_for.model_name not in (None, model.name, self.settings.model.path):
+            log.warning("the autoencoder was made for model %s and is evaluated on %s", made_for.model_name, model.name)
         if autoencoder.d_in != source.d_in:
             raise ValueError(
                 f"the autoencoder in {self.settings.sae.path} reads vectors of width {autoencoder.d_in}, but "
@@ -265,10 +280,10 @@ class _Run:
 
     def _finish(self, metrics: dict[str, float], firing_frequency: Tensor, step: int) -> dict[str, Any]:
         settings, folder = self.settings, self.folder
-        results = flat_results(metrics)
+        results = flat_results(metrics) | {"density_histogram": density_histogram(firing_frequency)}
         write_json(folder.results, results)
         self.tracker.log({f"eval/{name}": value for name, value in metrics.items()}, step)
-        plot_firing(firing_frequency.tolist(), folder.plots / "firing.png")
+        plot_firing(results["density_histogram"], metrics["dead_share"], folder.plots / "firing.png")
         print(f"\n{results_table(metrics)}\n\nrun folder:  {folder.path}")
         if settings.tracking.mlflow:
             uri = resolve_uri(settings.tracking.uri, Path(settings.paths.outputs))

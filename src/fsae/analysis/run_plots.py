@@ -1,7 +1,7 @@
 """Pictures of one run, from the files in its folder: how training went, and how often its latents fire."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,23 +47,22 @@ def plot_training(metrics: Path, picture: Path) -> None:
     _save(figure, picture)
 
 
-def plot_firing(frequencies: Sequence[float], picture: Path) -> None:
-    """Histogram of how often each latent fires on held-out data, on a log axis; dead latents are named beside it.
+def plot_firing(histogram: Mapping[str, Sequence[float]], dead_share: float, picture: Path) -> None:
+    """How many latents fire how often on held-out data, on a log axis; dead latents are named beside it.
 
     Args:
-        frequencies: (d_sae,) share of vectors on which each latent is active.
+        histogram: `density_histogram` of the run's results.
+        dead_share: of the latents, never active.
         picture: the PNG to write.
     """
-    shares = np.asarray(frequencies, dtype=float)
-    alive = shares[shares > 0]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
-    if len(alive):
-        axis.hist(np.log10(alive), bins=60, color="tab:blue")
+    axis.stairs(histogram["latents"], histogram["log10_edges"], fill=True, color="tab:blue")
+    used = [edge for edge, count in zip(histogram["log10_edges"], histogram["latents"], strict=False) if count]
+    axis.set_xlim(min(used, default=-6.0) - 0.2, 0.0)
     axis.set_xlabel("log10 of the share of held-out vectors on which a latent is active")
     axis.set_ylabel("latents")
-    dead = len(shares) - len(alive)
-    axis.set_title(f"{len(alive):,} of {len(shares):,} latents fire; {dead:,} never do", fontsize=10)
+    axis.set_title(f"{sum(histogram['latents']):,.0f} latents fire; {100 * dead_share:.1f} % never do", fontsize=10)
     axis.grid(alpha=0.3)
     _save(figure, picture)
 

@@ -1,9 +1,10 @@
 """What every autoencoder has: weights, one typed forward record, and one class for training and inference."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -143,6 +144,7 @@ class ForwardRecord:
             None (all one) under `unit`.
         gate: gated only: the rectified gate pre-activations, which carry the sparsity loss and the auxiliary path.
         active: jumprelu only: 1 where a code is on, with the straight-through gradient to the thresholds.
+        rank: what latents are chosen by, as a function of their pre-activations, where it is not their value.
     """
 
     inputs: Float[Tensor, "batch d_in"]
@@ -154,6 +156,7 @@ class ForwardRecord:
     code_weights: Float[Tensor, " d_sae"] | None = None
     gate: Codes | None = None
     active: Codes | None = None
+    rank: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +165,7 @@ class Encoding:
 
     codes: Codes
     pre_activations: AffineMap
-    extra: dict[str, Codes] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 class Autoencoder(nn.Module, ABC):

@@ -73,7 +73,7 @@ class TopK(Autoencoder):
             pre = linear_codes(inputs, self.W_enc).values + self.b_enc
             chosen = torch.zeros_like(pre, dtype=torch.bool).scatter_(1, self._indices(pre.detach()), True)
             codes = Codes(self.activation(pre) * chosen)
-        return Encoding(codes, pre_activations)
+        return Encoding(codes, pre_activations, {"rank": self.score})
 
     def score(self, pre: Tensor) -> Tensor:
         """What the k latents are chosen by."""

@@ -4,14 +4,13 @@ import difflib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
-from datetime import UTC, datetime
 from pathlib import Path
 
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from fsae.configuration.schema import SCHEMAS
-from fsae.tracking.run_folder import RunFolder, write_json
+from fsae.tracking.status import Failure, RunState, mark, read_status
 
 
 def explain(error: BaseException) -> str:
@@ -74,14 +73,27 @@ def _children(error: OmegaConfBaseException) -> list[str]:
     return sorted(str(key) for key in node) if node is not None and hasattr(node, "keys") else []  # pyright: ignore[reportGeneralTypeIssues]
 
 
-def record_refusal(message: str, kind: str) -> None:
-    """Write `status.json` into the outputs folder: settings that do not compose have no run folder of their own.
+def record_refusal(error: BaseException, folder: Path | None = None, outputs: Path | None = None) -> None:
+    """Write why a command was refused into a `status.json`.
+
+    It goes into the run's folder where that holds no run yet. Otherwise, and where settings do not even compose into a
+    folder's name, it goes into the outputs folder: what a run has written about itself stays.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: it cannot be written.
     """
-    outputs = Path(os.environ.get("FSAE_OUTPUTS", "outputs")).expanduser()
+    failure = Failure(kind=type(error).__name__, message=explain(error))
+    if folder is not None and _holds_no_run(folder):
+        mark(folder, RunState.refused, failure)
+        return
+    outputs = outputs or Path(os.environ.get("FSAE_OUTPUTS", "outputs")).expanduser()
     outputs.mkdir(parents=True, exist_ok=True)
-    now = datetime.now(UTC).isoformat()
-    content = {"state": "refused", "ended": now, "failure": {"kind": kind, "message": message}}
-    write_json(RunFolder(outputs).status, content)
+    mark(outputs, RunState.refused, failure)
+
+
+def _holds_no_run(folder: Path) -> bool:
+    try:
+        status = read_status(folder)
+    except ValueError:
+        return False
+    return status is None or status.state is RunState.refused

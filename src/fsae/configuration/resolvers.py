@@ -50,9 +50,11 @@ def _run_folder(*, _root_: DictConfig) -> str:
     digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
     # Read from the flat text: a YAML file without its schema is refused later, with a better message.
     site = f"{deciding['site.name']}.{deciding['site.layer']}"
-    name = _root_.name or f"{deciding['model.name']}-{site}-{_root_.hydra.runtime.choices.arch}"
     if deciding["task"] == "eval":
-        name = f"eval-{name}"
+        # Which architecture it evaluates is in the autoencoder's own folder, not in these settings.
+        name = f"eval-{_root_.name or deciding['model.name'] + '-' + site}"
+    else:
+        name = _root_.name or f"{deciding['model.name']}-{site}-{_root_.hydra.runtime.choices.arch}"
     runs = Path(_root_.paths.runs)
     folder, number = f"{name}-{digest}", 1
     while _finished(runs / folder):

@@ -14,7 +14,7 @@ MEANINGS = {
     "l1": "sum of |code| x |decoder row|",
     "dead_share": "latents that never fire",
     "dense_share": "latents on for more than 10 % of samples",
-    "fisher": "off-diagonal squares of the Fisher matrix, summed",
+    "fisher": "off-diagonal squares of the Fisher matrix, summed, in raw units",
     "fisher_ratio": "the same over the diagonal's squares",
     "fisher_batch": "samples a batch, for these two",
     "code_correlation": "mean squared correlation of two latents",

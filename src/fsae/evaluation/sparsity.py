@@ -44,3 +44,14 @@ class SparsityMetric:
             "dead_share": (frequency == 0).double().mean().item(),
             "dense_share": (frequency > DENSE).double().mean().item(),
         }
+
+
+def density_histogram(firing_frequency: Float[Tensor, " d_sae"]) -> dict[str, list[float]]:
+    """How many latents fire how often: counts of log10 frequencies in bins from 1e-6 to 1, dead latents left out.
+
+    Returns:
+        `log10_edges` (61,) and `latents` (60,).
+    """
+    logs = firing_frequency[firing_frequency > 0].log10().float().cpu()
+    counts = torch.histc(logs, bins=60, min=-6.0, max=0.0)
+    return {"log10_edges": torch.linspace(-6.0, 0.0, 61).tolist(), "latents": counts.tolist()}

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +189,18 @@ def load_saelens(folder: Path) -> Autoencoder:
         for name, parameter in autoencoder.named_parameters():
             parameter.copy_(tensors[name])
     return autoencoder
+
+
+def read_provenance(folder: Path) -> Provenance:
+    """What the autoencoder in a folder in SAELens' format was trained on, as far as its cfg.json says.
+
+    Raises:
+        ValueError: the folder or its cfg.json is missing or damaged.
+    """
+    config = _read_config(folder)
+    # Before its version 6 SAELens kept these at the top.
+    known = config | (config.get("metadata") or {})
+    return Provenance(**{field.name: known.get(field.name) for field in fields(Provenance)})
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -47,7 +47,10 @@ class AuxK(LossTerm):
             return Measured(record.inputs.new_zeros(()))
         wanted = self.k if self.k is not None else max(1, record.inputs.shape[1] // 2)
         k = min(wanted, dead.numel())
-        values, places = record.pre_activations.at(dead).topk(k, dim=1, sorted=False)
+        pre = record.pre_activations.at(dead)
+        places = (pre if record.rank is None else record.rank(pre)).topk(k, dim=1, sorted=False).indices
+        # Not rectified: a latent whose pre-activations are all negative would never get a gradient again.
+        values = pre.gather(1, places)
         codes = values.new_zeros(values.shape[0], dead.numel()).scatter(1, places, values)
         residual = (record.inputs - record.reconstruction).detach()
         error = residual - codes @ record.W_dec[dead]

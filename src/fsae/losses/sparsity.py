@@ -1,5 +1,6 @@
 """Pressure toward few active latents."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -57,7 +58,8 @@ class TargetL0(LossTerm):
 
 @dataclass(frozen=True, kw_only=True)
 class TanhL0(LossTerm):
-    """sum_i tanh(c f_i |W_dec_i|) averaged over the batch, a smooth count (Anthropic, January 2025 update).
+    """sum_i tanh(c f_i |W_dec_i|) averaged over the batch, a smooth count (Anthropic, January 2025 update); for
+    gated, of the rectified gate.
 
     Attributes:
         scale: c; the larger, the closer to a count.
@@ -65,8 +67,13 @@ class TanhL0(LossTerm):
 
     scale: float = 4.0
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"loss.sparsity.scale is {self.scale}; it must be finite and positive")
+
     def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
-        codes = record.codes
+        codes = record.gate if record.gate is not None else record.codes
         values = codes.values.abs()
         if record.code_weights is not None:
             values = values * codes.columns(record.code_weights)

@@ -1,5 +1,6 @@
 """A loss term: one named number taken from a forward record, with a weight and a warm-up."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -44,6 +45,8 @@ class LossTerm(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self):
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"{type(self).__name__}.weight is {self.weight}; it must be finite and not negative")
         if not 0 <= self.warm_up <= 1:
             raise ValueError(f"{type(self).__name__}.warm_up is {self.warm_up}; it is a share of training, 0 to 1")
 

@@ -110,12 +110,12 @@ class ActivationSource:
         while True:
             buffer = self._filled_buffer()
             while self._pass < self._settings.passes:
-                order = self._permutation(size)
+                order = self._permutation(size).to(buffer.device)
                 while self._batch < per_pass:
                     places = order[self._batch * batch_size : (self._batch + 1) * batch_size]
                     # Counted before it is handed out: a state taken while the batch is in use names the next one.
                     self._batch += 1
-                    vectors = buffer[places.to(buffer.device)]
+                    vectors = buffer[places]
                     yield Batch(vectors, vectors)
                 self._batch = 0
                 self._pass += 1
@@ -146,7 +146,13 @@ class ActivationSource:
         """The next `count` activations of the text, in order, a forward pass at a time."""
         progress = Progress(label, count)
         left = count
+        empty_epochs = text.epoch + 2
         for tokens, keep in text:
+            if left == count and text.epoch >= empty_epochs:
+                raise ValueError(
+                    "a whole pass over the text has no position to train on: every token is a special one, or skipped; "
+                    "see dataset.exclude_special_tokens and dataset.skip_positions"
+                )
             vectors = self.activations(tokens, keep)[:left]
             left -= len(vectors)
             progress.advance(len(vectors))

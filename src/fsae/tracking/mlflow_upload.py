@@ -19,7 +19,7 @@ from filelock import FileLock
 from fsae.tracking.run_folder import RunFolder, write_json
 from fsae.tracking.spool import MetricRecord, read_metrics
 from fsae.tracking.status import RunState, RunStatus, read_status
-from fsae.tracking.store import artifact_root, open_store, run_link, without_password
+from fsae.tracking.store import artifact_root, open_store, python_command, run_link, without_password
 
 # MLflow's limits for one request and one value.
 METRICS_PER_BATCH = 1000
@@ -36,6 +36,8 @@ MLFLOW_STATUS = {
     RunState.refused: "FAILED",
     RunState.interrupted: "KILLED",
 }
+
+PARAMS_AT_ONCE = 100  # more in one request are refused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +211,9 @@ class MlflowUpload:
         tags = [RunTag(name, text) for name, text in self.description.tags.items()]
         if not found:
             tags.append(RunTag("mlflow.note.content", self._summary(status)))
-        client.log_batch(run_id, params=missing, tags=tags)
+        client.log_batch(run_id, tags=tags)
+        for begin in range(0, len(missing), PARAMS_AT_ONCE):
+            client.log_batch(run_id, params=missing[begin : begin + PARAMS_AT_ONCE])
         if status and status.state is RunState.running and run.info.status != "RUNNING":
             client.update_run(run_id, status="RUNNING")
         self._client, self._run_id = client, run_id
@@ -266,7 +270,7 @@ class MlflowUpload:
 
 def sync_command(folder: Path) -> str:
     """What sends a folder to MLflow afterwards."""
-    return f"python -m fsae.sync {shlex.quote(str(folder))}"
+    return f"{python_command()} -m fsae.sync {shlex.quote(str(folder))}"
 
 
 def first_line(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
@@ -78,7 +79,13 @@ def ui_command(uri: str) -> str:
     """What opens the store in a browser: a shell command, or for a server its address."""
     if _scheme(uri) in SERVER_SCHEMES:
         return without_password(uri)
-    return f"mlflow ui --backend-store-uri {shlex.quote(without_password(uri))} --host 127.0.0.1"
+    return f"{python_command()} -m mlflow ui --backend-store-uri {shlex.quote(without_password(uri))} --host 127.0.0.1"
+
+
+def python_command() -> str:
+    """This Python as a shell finds it from here, without the environment having to be activated."""
+    here, python = Path.cwd(), Path(sys.executable)
+    return shlex.quote(str(python.relative_to(here) if python.is_relative_to(here) else python))
 
 
 def run_link(uri: str, experiment_id: str, run_id: str) -> str:

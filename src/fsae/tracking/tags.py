@@ -5,7 +5,8 @@ import platform
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
@@ -15,13 +16,21 @@ def run_tags(overrides: Sequence[str]) -> dict[str, str]:
         "mlflow.source.name": " ".join(["python -m fsae.run", *overrides]),
         "mlflow.source.type": "LOCAL",
         "fsae.overrides": " ".join(overrides),
-        "fsae.version": version("fsae"),
-        "fsae.torch": version("torch"),
+        **_versions("fsae", "torch"),
         "fsae.host": socket.gethostname(),
         "fsae.platform": platform.platform(),
         **git_tags(),
         **scheduler_tags(os.environ),
     }
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    """Versions of installed packages; our own has none where it runs from a bare source tree."""
+    tags = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            tags["fsae.version" if package == "fsae" else f"fsae.{package}"] = version(package)
+    return tags
 
 
 def git_tags() -> dict[str, str]:

@@ -34,8 +34,10 @@ class Checkpoints:
                 os.fsync(file.fileno())
             aside.replace(self.path)
         except (OSError, RuntimeError) as error:
-            # torch reports a full disk as a RuntimeError of its zip writer.
             aside.unlink(missing_ok=True)
+            # torch reports a full disk as a RuntimeError of its zip writer; other RuntimeErrors are not the disk's.
+            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+                raise
             raise OSError(
                 f"cannot write the checkpoint {self.path}: {error}; the last one is untouched. Free space on that disk "
                 "and start the same command again, it goes on from there"
