@@ -26,7 +26,7 @@ run: setup  ## train, evaluate, log and export the default Fisher SAE (ARGS="arc
 	$(BIN)/python -m fsae.run $(ARGS)
 
 test: setup  ## the test suite
-	$(BIN)/python -m pytest --ignore=tests/peers
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/peers
 
 # The peers live in an environment of their own, never in ours.
 .venv-peers/.installed: tests/peers/requirements.txt

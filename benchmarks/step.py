@@ -149,9 +149,8 @@ def main() -> None:
                 torch.autograd.grad(fisher_built(g), g)
 
             t = medians({"built": built, "ours": ours}, max(1, args.repeats // 2))
-            print(
-                f"{f'{form.value}, batch {batch}':<30}{t['built']:>9.3f}s{t['ours']:>9.3f}s{t['built'] / t['ours']:>14.1f}"
-            )
+            label = f"{form.value}, batch {batch}"
+            print(f"{label:<30}{t['built']:>9.3f}s{t['ours']:>9.3f}s{t['built'] / t['ours']:>14.1f}")
 
 
 if __name__ == "__main__":

@@ -72,19 +72,16 @@ def test_a_run_with_little_to_show_is_drawn_too(records: list, tmp_path: Path):
     assert (tmp_path / "training.png").read_bytes().startswith(PNG)
 
 
-def test_firing_is_counted_in_powers_of_ten_and_the_dead_are_named(tmp_path: Path, figures: list[Figure]):
-    plot_firing([0.0, 0.1, 0.001, 1.0, 0.0, 0.1], tmp_path / "firing.png")
+def test_firing_is_drawn_and_the_dead_are_named(tmp_path: Path, figures: list[Figure]):
+    plot_firing({"log10_edges": [-3.0, -2.0, -1.0, 0.0], "latents": [0, 5, 2]}, 0.125, tmp_path / "firing.png")
     (axis,) = figures[0].axes
-    assert axis.get_title() == "4 of 6 latents fire; 2 never do"
-    heights = np.array([bar.get_height() for bar in axis.patches])  # pyright: ignore[reportAttributeAccessIssue]
-    lefts = np.array([bar.get_x() for bar in axis.patches])  # pyright: ignore[reportAttributeAccessIssue]
-    # 0.001 is at -3, 0.1 twice at -1 and 1 at 0.
-    assert heights.sum() == 4
-    assert lefts[heights > 0] == pytest.approx([-3.0, -1.0, 0.0], abs=3 / 60)
-    assert heights[heights > 0].tolist() == [1, 2, 1]
+    assert axis.get_title() == "7 latents fire; 12.5 % never do"
+    (steps,) = axis.patches
+    assert steps.get_data().values.tolist() == [0, 5, 2]  # pyright: ignore[reportAttributeAccessIssue]
+    # From a little left of the first latents.
+    assert axis.get_xlim() == pytest.approx((-2.2, 0.0))
 
 
-@pytest.mark.parametrize("frequencies", [[0.0, 0.0, 0.0], [1.0], [0.25, 0.25]])
-def test_all_dead_and_all_alike_are_drawn_too(frequencies: list[float], tmp_path: Path):
-    plot_firing(frequencies, tmp_path / "firing.png")
+def test_all_dead_is_drawn_too(tmp_path: Path):
+    plot_firing({"log10_edges": [-1.0, 0.0], "latents": [0]}, 1.0, tmp_path / "firing.png")
     assert (tmp_path / "firing.png").read_bytes().startswith(PNG)

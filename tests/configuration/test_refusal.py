@@ -1,9 +1,9 @@
-import json
 from pathlib import Path
 
 import pytest
 
 from fsae.configuration.refusal import explain, record_refusal
+from fsae.tracking.status import Failure, RunState, mark, read_status
 from tests.composition import composed
 
 
@@ -78,14 +78,46 @@ def test_an_error_of_our_own_is_left_as_it_is():
     )
 
 
-def test_a_refusal_is_recorded_in_the_outputs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def failure_in(folder: Path) -> Failure | None:
+    status = read_status(folder)
+    assert status is not None
+    assert status.state is RunState.refused
+    assert status.ended is not None
+    return status.failure
+
+
+def test_what_does_not_compose_is_recorded_in_the_outputs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FSAE_OUTPUTS", str(tmp_path / "outputs"))
-    record_refusal("no such thing", "MissingConfigException")
-    status = json.loads((tmp_path / "outputs" / "status.json").read_text())
-    assert status["state"] == "refused"
-    assert status["failure"] == {"kind": "MissingConfigException", "message": "no such thing"}
-    assert status["ended"].endswith("+00:00")
+    record_refusal(ValueError("no such thing"))
+    assert failure_in(tmp_path / "outputs") == Failure(kind="ValueError", message="no such thing")
     monkeypatch.delenv("FSAE_OUTPUTS")
-    monkeypatch.chdir(tmp_path)
-    record_refusal("another", "ValueError")
-    assert json.loads((tmp_path / "outputs" / "status.json").read_text())["failure"]["message"] == "another"
+    monkeypatch.chdir(tmp_path / "outputs")
+    record_refusal(KeyError("another"))
+    assert failure_in(tmp_path / "outputs" / "outputs") == Failure(kind="KeyError", message="'another'")
+
+
+def test_what_cannot_be_run_is_recorded_in_its_folder(tmp_path: Path):
+    run, outputs = tmp_path / "outputs" / "runs" / "one", tmp_path / "outputs"
+    run.mkdir(parents=True)
+    for message in ("wrong", "still wrong"):
+        record_refusal(ValueError(message), run, outputs)
+        assert failure_in(run) == Failure(kind="ValueError", message=message)
+    assert not (outputs / "status.json").exists()
+
+
+@pytest.mark.parametrize("state", [state for state in RunState if state is not RunState.refused])
+def test_what_a_run_wrote_of_itself_stays(state: RunState, tmp_path: Path):
+    run, outputs = tmp_path / "outputs" / "runs" / "one", tmp_path / "outputs"
+    run.mkdir(parents=True)
+    before = mark(run, state)
+    record_refusal(ValueError("wrong"), run, outputs)
+    assert read_status(run) == before
+    assert failure_in(outputs) == Failure(kind="ValueError", message="wrong")
+
+
+def test_a_status_that_cannot_be_read_stays_too(tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "status.json").write_text("half of")
+    record_refusal(ValueError("wrong"), tmp_path / "run", tmp_path)
+    assert (tmp_path / "run" / "status.json").read_text() == "half of"
+    assert failure_in(tmp_path) == Failure(kind="ValueError", message="wrong")

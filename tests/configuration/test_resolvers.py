@@ -72,7 +72,7 @@ def test_a_name_replaces_the_made_one():
 
 
 def test_an_evaluation_says_so():
-    assert run_folder("task=eval", "sae.path=/some/where").name.startswith("eval-smollm2_135m-resid_mid.3-gated-")
+    assert run_folder("task=eval", "sae.path=/some/where").name.startswith("eval-smollm2_135m-resid_mid.3-")
 
 
 def test_a_finished_run_s_folder_is_not_used_again_and_any_other_is():

@@ -15,14 +15,13 @@ def test_every_yaml_fits_its_schema(name):
     del values["defaults"]
     settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(EvaluationSettings), values))
     assert isinstance(settings, EvaluationSettings)
-    assert settings == EvaluationSettings() or name != "default"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"batch_size": 1}, r"eval\.batch_size is 1"),
-        ({"tokens": 100}, r"eval\.tokens is 100.*eval\.batch_size=4096"),
+        ({"tokens": 100}, r"eval\.tokens is 100.*eval\.batch_size=2048"),
         ({"splice_tokens": -1}, r"eval\.splice_tokens is -1"),
     ],
 )

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fsae.evaluation.sparsity import SparsityMetric
+from fsae.evaluation.sparsity import SparsityMetric, density_histogram
 from tests.architectures import build, each_architecture, samples
 from tests.evaluation.records import CPU, record_of
 
@@ -42,3 +42,12 @@ def test_sparse_codes_give_the_same_numbers(arch):
     assert numbers[0] == pytest.approx(numbers[1], rel=1e-12)
     assert torch.equal(*frequencies)
     assert 0 < numbers[0]["l0"] < autoencoder.d_sae
+
+
+def test_the_histogram_counts_living_latents_by_the_logarithm_of_their_frequency():
+    histogram = density_histogram(torch.tensor([0.0, 1e-3, 0.5, 0.5, 1.0]))
+    edges, latents = histogram["log10_edges"], histogram["latents"]
+    assert (len(edges), edges[0], edges[-1]) == (61, -6.0, 0.0)
+    assert sum(latents) == 4
+    # Bins of a tenth: log10(.5) is -.301 and a frequency of 1 is in the last one.
+    assert (latents[29] + latents[30], latents[56], latents[59]) == (1, 2, 1)

@@ -63,7 +63,8 @@ def test_tanh_by_hand(sparse: bool):
 def test_tanh_of_a_large_scale_counts(arch: str, sparse: bool):
     autoencoder = build(arch)
     record = autoencoder(samples(20), sparse=sparse)
-    count = float((record.codes.dense() != 0).sum(1).double().mean())
+    codes = record.codes if record.gate is None else record.gate
+    count = float((codes.dense() != 0).sum(1).double().mean())
     assert number(TanhL0(scale=1e6).measure(record, NO_DEAD)) == pytest.approx(count, rel=1e-3)
 
 

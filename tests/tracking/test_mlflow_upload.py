@@ -96,8 +96,8 @@ def test_requests_stay_within_mlflows_limit(
         log.append({f"a/{n}": 1.0 for n in range(400)}, step=step)
     log.append({f"b/{n}": 1.0 for n in range(2100)}, step=5)
     assert MlflowUpload(run_folder, sqlite_uri, describe(sqlite_uri)).send_metrics() == 5 * 400 + 2100
-    # The parameters first; then whole records while they fit (2 x 400), and the one that never fits in parts.
-    assert sizes == [0, 800, 800, 400, 1000, 1000, 100]
+    # The tags and the parameters first; then whole records while they fit (2 x 400), and what never fits in parts.
+    assert sizes == [0, 0, 800, 800, 400, 1000, 1000, 100]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from fsae.tracking.store import (
     artifact_root,
     checked_uri,
     open_store,
+    python_command,
     resolve_uri,
     run_link,
     ui_command,
@@ -57,10 +58,18 @@ def test_passwords_are_not_shown() -> None:
     assert without_password("sqlite:////a/b.db") == "sqlite:////a/b.db"
 
 
+def test_this_python_is_named_as_seen_from_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "my env" / "python"))
+    assert python_command() == "'my env/python'"
+    monkeypatch.setattr(sys, "executable", "/elsewhere/python")
+    assert python_command() == "/elsewhere/python"
+
+
 def test_how_a_person_looks_at_it() -> None:
     assert (
         ui_command("sqlite:////my runs/mlflow.db")
-        == "mlflow ui --backend-store-uri 'sqlite:////my runs/mlflow.db' --host 127.0.0.1"
+        == f"{python_command()} -m mlflow ui --backend-store-uri 'sqlite:////my runs/mlflow.db' --host 127.0.0.1"
     )
     assert (
         run_link("http://host:1/", "2", "abc") == "http://host:1/#/experiments/2/runs/abc?workflowType=machine_learning"

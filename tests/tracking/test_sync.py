@@ -11,6 +11,7 @@ from fsae.tracking.mlflow_upload import RunDescription
 from fsae.tracking.run_folder import RunFolder
 from fsae.tracking.spool import MetricLog
 from fsae.tracking.status import RunState, mark
+from fsae.tracking.store import python_command
 from fsae.tracking.tracker import Tracker
 from tests.tracking.mlflow_server import Server
 
@@ -66,7 +67,7 @@ def test_many_folders_one_of_them_wrong(
         f"{tmp_path / 'other'}: {tmp_path / 'other'} is not a run's folder: it holds no tracking.json",
     ]
     assert "1 values sent, its end will follow, the run is not over" in said.out
-    assert f"compare: mlflow ui --backend-store-uri {sqlite_uri} --host 127.0.0.1" in said.out
+    assert f"compare: {python_command()} -m mlflow ui --backend-store-uri {sqlite_uri} --host 127.0.0.1" in said.out
 
 
 def test_another_store_by_option(

@@ -15,6 +15,7 @@ from fsae.tracking.mlflow_upload import RunDescription, sync_command
 from fsae.tracking.run_folder import RunFolder
 from fsae.tracking.spool import read_metrics
 from fsae.tracking.status import RunState, mark
+from fsae.tracking.store import python_command
 from fsae.tracking.tracker import Tracker, TrackingSettings
 from tests.tracking.mlflow_server import Server
 
@@ -163,7 +164,7 @@ def test_a_run_ends_in_time_though_the_server_hangs(
     assert record.levelname == "WARNING"
     assert record.getMessage() == (
         f"not in MLflow ({uri}) yet: 2000 values and the artifacts. Nothing is lost; "
-        f"send them with: python -m fsae.sync '{run_folder}'"
+        f"send them with: {python_command()} -m fsae.sync '{run_folder}'"
     )
 
 

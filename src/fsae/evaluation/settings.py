@@ -16,8 +16,8 @@ class EvaluationSettings:
     """
 
     tokens: int = 32768
-    batch_size: int = 4096
-    splice_tokens: int = 4096
+    batch_size: int = 2048
+    splice_tokens: int = 2048
 
     def __post_init__(self):
         if self.batch_size < 2:

@@ -35,11 +35,12 @@ class Checkpoints:
             aside.replace(self.path)
         except (OSError, RuntimeError) as error:
             aside.unlink(missing_ok=True)
-            # torch reports a full disk as a RuntimeError of its zip writer; other RuntimeErrors are not the disk's.
-            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            # torch's zip writer turns a write that failed into a RuntimeError; others are not the disk's.
+            reason = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(reason, OSError):
                 raise
             raise OSError(
-                f"cannot write the checkpoint {self.path}: {error}; the last one is untouched. Free space on that disk "
+                f"cannot write the checkpoint {self.path}: {reason}; the last one is untouched. Free space on that disk "
                 "and start the same command again, it goes on from there"
             ) from error
 
