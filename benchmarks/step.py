@@ -37,7 +37,7 @@ from fsae.training.settings import AdamSettings
 def architectures(d_sae: int, k: int) -> dict[str, tuple[AutoencoderSettings, dict[str, LossTerm]]]:
     """Every architecture with its usual loss, at about k active latents from the first step on."""
     density = k / d_sae
-    reconstruction = {"reconstruction": SquaredError()}
+    reconstruction: dict[str, LossTerm] = {"reconstruction": SquaredError()}
     return {
         "standard": (StandardSettings(d_sae=d_sae, init_density=density), reconstruction | {"sparsity": L1()}),
         "gated": (

@@ -40,8 +40,8 @@ class Checkpoints:
             if not isinstance(reason, OSError):
                 raise
             raise OSError(
-                f"cannot write the checkpoint {self.path}: {reason}; the last one is untouched. Free space on that disk "
-                "and start the same command again, it goes on from there"
+                f"cannot write the checkpoint {self.path}: {reason}; the last one is untouched. Free space on that "
+                "disk and start the same command again, it goes on from there"
             ) from error
 
     def load(self) -> dict[str, Any] | None:
