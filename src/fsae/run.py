@@ -9,31 +9,23 @@ import logging
 import os
 import signal
 import sys
-import traceback
 from contextlib import suppress
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from fsae.configuration.checks import check
 from fsae.configuration.conf_folder import conf_folder
-from fsae.configuration.refusal import explain, record_refusal
+from fsae.configuration.refusal import MENDABLE, explain, record_refusal, tell, was_told
 from fsae.configuration.resolvers import deciding_settings, flat_settings, register_resolvers
 from fsae.configuration.schema import register_schemas, settings_of
 from fsae.training.interruption import Interrupted
 
 log = logging.getLogger(__name__)
-
-# What people can mend: told without a traceback.
-MENDABLE = (ValueError, OSError, HydraException, OmegaConfBaseException, YAMLError)
-# Marks an error of a sweep's job that was told when the job ended.
-TOLD = "told"
 
 register_schemas()
 register_resolvers()
@@ -67,23 +59,11 @@ def run(config: DictConfig) -> float | None:
         log.warning("%s; the same command goes on from the saved state", interrupted)
         sys.exit(128 + signal.Signals[interrupted.signal_name])
     except Exception as error:
-        _tell(error, folder)
+        tell(error, folder)
         if hydra_config.mode is RunMode.RUN:
             sys.exit(1)
         # Hydra keeps it until the sweep's other jobs have run.
-        error.add_note(TOLD)
         raise
-
-
-def _tell(error: Exception, folder: Path) -> None:
-    """Say what ended a job: in one message where it is for people to mend, else with the traceback."""
-    if isinstance(error, MENDABLE):
-        log.error("%s", explain(error))
-        # Whoever suspects more than their own settings finds the place here. The disk may be what is wrong.
-        with suppress(OSError), (folder / "run.log").open("a") as file:
-            traceback.print_exception(error, file=file)
-    else:
-        log.error("", exc_info=error)
 
 
 def main() -> None:
@@ -96,7 +76,7 @@ def main() -> None:
     except Exception as error:
         if wants_traceback:
             raise
-        if TOLD in getattr(error, "__notes__", ()):
+        if was_told(error):
             sys.exit(1)
         if not isinstance(error, MENDABLE):
             raise

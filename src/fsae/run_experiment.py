@@ -18,7 +18,7 @@ from torch import Tensor
 from fsae.analysis.run_plots import plot_firing, plot_training
 from fsae.autoencoders.base import Autoencoder
 from fsae.autoencoders.initialisation import initialise_from
-from fsae.configuration.refusal import record_refusal
+from fsae.configuration.refusal import record_refusal, tell
 from fsae.configuration.schema import RunSettings, Task
 from fsae.evaluation.results import flat_results, results_table
 from fsae.evaluation.sparsity import density_histogram
@@ -111,6 +111,9 @@ def _outcome(folder: Path) -> Iterator[None]:
     except BaseException as error:
         told = _with_place(error, folder)
         mark(folder, RunState.failed, Failure(kind=type(error).__name__, message=str(told)))
+        # Now, not after tracking had its time to say goodbye.
+        if isinstance(told, Exception):
+            tell(told, folder)
         if told is error:
             raise
         raise told from error

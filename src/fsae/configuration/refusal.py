@@ -1,16 +1,26 @@
 """Settings that cannot be composed: said in one message, and recorded although there is no run to record it in."""
 
 import difflib
+import logging
 import os
+import traceback
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
 from fsae.configuration.schema import SCHEMAS
 from fsae.tracking.status import Failure, RunState, mark, read_status
+
+log = logging.getLogger(__name__)
+
+# What people can mend: told without a traceback.
+MENDABLE = (ValueError, OSError, HydraException, OmegaConfBaseException, YAMLError)
+_TOLD = "(told in the run's log)"
 
 
 def explain(error: BaseException) -> str:
@@ -71,6 +81,28 @@ def _near(word: str, known: Iterable[str], prefix: str = "") -> str:
 def _children(error: OmegaConfBaseException) -> list[str]:
     node = error.parent_node
     return sorted(str(key) for key in node) if node is not None and hasattr(node, "keys") else []  # pyright: ignore[reportGeneralTypeIssues]
+
+
+def tell(error: BaseException, folder: Path) -> None:
+    """Say in the log what ended a job: in one message where it is for people to mend, else with the traceback.
+
+    Telling an error again does nothing, so whoever knows first may tell it.
+    """
+    if was_told(error):
+        return
+    error.add_note(_TOLD)
+    if isinstance(error, MENDABLE):
+        log.error("%s", explain(error))
+        # Whoever suspects more than their own settings finds the place here. The disk may be what is wrong.
+        with suppress(OSError), (folder / "run.log").open("a") as file:
+            traceback.print_exception(error, file=file)
+    else:
+        log.error("", exc_info=error)
+
+
+def was_told(error: BaseException) -> bool:
+    """Whether `tell` has said it."""
+    return _TOLD in getattr(error, "__notes__", ())
 
 
 def record_refusal(error: BaseException, folder: Path | None = None, outputs: Path | None = None) -> None:
