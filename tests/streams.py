@@ -1,17 +1,22 @@
 """A small stream of activations without a language model: listed texts, bytes as tokens, a table as the model."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from fsae.language_models.sites import Site, SiteName
-from fsae.sources.activations import ActivationSource, ActivationSourceSettings
-from fsae.sources.documents import Document, Documents
+from fsae.sources.activations import ActivationSource
+from fsae.sources.documents import Document, Documents, Part
+from fsae.sources.harvest import Harvester
+from fsae.sources.shards import Extent, Room, Shards
+from fsae.sources.store import Store
 from fsae.sources.tokens import PackedTokens
 
 SITE = Site(name=SiteName.resid_post, layer=0)
+OTHER_SITE = Site(name=SiteName.mlp_out, layer=1)
 D_IN = 6
 CONTEXT = 8
 WORDS = ("a", "stream", "of", "words", "that", "no", "two", "rows", "share")
@@ -19,13 +24,14 @@ TEXTS = [f"{word} " * (3 + i % 4) for i, word in enumerate(WORDS)]
 
 
 class ListedDocuments:
-    """Documents from a list, read in order."""
+    """Documents from a list, read in order; labels stand beside them or there are none."""
 
     name = "listed"
     tokenised = False
 
-    def __init__(self, texts: Sequence[str]):
+    def __init__(self, texts: Sequence[str], labels: Sequence[Any] | None = None):
         self.texts, self.position = list(texts), 0
+        self.labels, self.labelled = labels, labels is not None
 
     def rewind(self) -> None:
         self.position = 0
@@ -34,7 +40,8 @@ class ListedDocuments:
         if self.position == len(self.texts):
             raise StopIteration
         self.position += 1
-        return Document(content=self.texts[self.position - 1])
+        label = self.labels[self.position - 1] if self.labels else None
+        return Document(content=self.texts[self.position - 1], label=label)
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}
@@ -58,10 +65,12 @@ class Bytes:
 
 
 class TableModel:
-    """Activations are random rows, one for each token, turned a little with the position; counts its passes."""
+    """Activations are random rows, one for each token, turned a little with the position, and another site's are twice
+    as long; counts its passes."""
 
     dtype = torch.float32
     device = torch.device("cpu")
+    bos_id: int | None = None
 
     def __init__(self, d_in: int = D_IN):
         generator = torch.Generator().manual_seed(7)
@@ -71,32 +80,64 @@ class TableModel:
 
     def activations(self, tokens: Tensor, sites: Sequence[Site]) -> dict[Site, Tensor]:
         self.passes += 1
-        return {sites[0]: self.table[tokens] + self.positions}
+        vectors = self.table[tokens] + self.positions
+        return {site: vectors if site == SITE else 2 * vectors for site in sites}
+
+    def width(self, site: Site) -> int:
+        return self.table.shape[1]
 
 
-def packed(texts: Sequence[str], repeat: bool) -> PackedTokens:
-    """Rows of `CONTEXT` tokens, two a block, so that a buffer ends within one."""
-    documents = cast(Documents, ListedDocuments(texts))
+def packed(texts: Sequence[str], repeat: bool, labels: Sequence[Any] | None = None) -> PackedTokens:
+    """Rows of `CONTEXT` tokens, two a block, so that a shard ends within one."""
+    documents = cast(Documents, ListedDocuments(texts, labels))
     return PackedTokens(
         documents, Bytes(), rows=2, context=CONTEXT, skip_positions=0, exclude_special_tokens=True, repeat=repeat
     )
 
 
-def activation_source(
-    buffer_tokens: int = 70,
-    passes: int = 2,
-    seed: int = 0,
+def open_text(model: Any, part: Part) -> PackedTokens:
+    """The training text, and the same documents in another order as the held-out one."""
+    return packed(TEXTS, repeat=True) if part is Part.train else packed(TEXTS[::-1], repeat=False)
+
+
+def listed_shards(
+    folder: Path | None = None,
+    *,
+    tokens: int = 70,
+    shard_tokens: int = 40,
+    held_out_tokens: int = 60,
     model: TableModel | None = None,
     heartbeat: Callable[[], None] = lambda: None,
+    sites: Sequence[Site] = (SITE,),
+    limit_gb: float | None = None,
+    writing: bool = True,
+    required: bool = True,
+    open_text: Callable[[Any, Part], PackedTokens] = open_text,
+) -> Shards:
+    """Shards of the listed texts, kept in stores below `folder` where there is one."""
+    table = model or TableModel()
+    stores = {site: Store(folder / str(site)) for site in sites} if folder else {}
+    return Shards(
+        Harvester(lambda: table, open_text, shard_tokens, heartbeat),
+        sites[0],
+        stores,
+        {site: {"site": str(site)} for site in stores},
+        Extent(tokens={Part.train: tokens, Part.held_out: held_out_tokens}, shard_tokens=shard_tokens),
+        table.dtype,
+        Room(folder=folder or Path(), limit_gb=limit_gb),
+        writing=writing,
+        required=required,
+    )
+
+
+def activation_source(
+    folder: Path | None = None, *, seed: int = 0, training_tokens: int = 10_000, **shards: Any
 ) -> ActivationSource:
     """A fresh source at its beginning; two with the same arguments give the same vectors."""
     return ActivationSource(
-        model or TableModel(),
-        SITE,
-        D_IN,
-        packed(TEXTS, repeat=True),
-        packed(TEXTS[::-1], repeat=False),
-        ActivationSourceSettings(buffer_tokens=buffer_tokens, passes=passes),
-        seed,
-        heartbeat,
+        listed_shards(folder, **shards),
+        d_in=D_IN,
+        seed=seed,
+        training_tokens=training_tokens,
+        device=torch.device("cpu"),
     )

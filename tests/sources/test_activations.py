@@ -1,16 +1,22 @@
 import copy
-from types import SimpleNamespace
+import threading
+import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fsae.sources import activations as module
-from fsae.sources.activations import ActivationSource, ActivationSourceSettings
-from tests.streams import D_IN, SITE, TEXTS, TableModel, activation_source, packed
+from fsae.language_models.settings import ModelSettings, Package
+from fsae.language_models.sites import Site, SiteName
+from fsae.sources.activations import ActivationSource, ActivationSourceSettings, Cache, open_activations, stream_key
+from fsae.sources.documents import DatasetFormat, DatasetSettings
+from tests.streams import D_IN, TEXTS, TableModel, activation_source, packed
 
-SIZE, BATCH = 70, 16
-PER_PASS = SIZE // BATCH
+TOKENS, SHARD, BATCH = 70, 40, 16
+# 70 vectors are four batches, of which the third is joined from both shards; 6 are left out.
+PER_EPOCH = 4
 
 
 def take(source: ActivationSource, count: int) -> list[Tensor]:
@@ -18,14 +24,20 @@ def take(source: ActivationSource, count: int) -> list[Tensor]:
     return [next(stream).inputs for _ in range(count)]
 
 
-def harvested(count: int) -> Tensor:
-    """The first activations of the training text in its own order, computed beside the source."""
-    model, found = TableModel(), []
-    text = packed(TEXTS, repeat=True)
-    while sum(map(len, found)) < count:
-        tokens, keep = next(text)
-        found.append((model.table[tokens] + model.positions)[keep])
-    return torch.cat(found)[:count]
+def shard_in_text_order(number: int, tokens: int = TOKENS) -> Tensor:
+    """A shard's activations as the text has them, computed beside the source."""
+    model, text, found = TableModel(), packed(TEXTS, repeat=True), []
+    for _ in range(number + 1):
+        found = []
+        while sum(map(len, found)) < SHARD:
+            ids, keep, *_ = next(text)
+            found.append((model.table[ids] + model.positions)[keep])
+    return torch.cat(found)[: tokens - number * SHARD][:SHARD]
+
+
+def same_rows(a: Tensor, b: Tensor) -> bool:
+    """Whether two sets of vectors are the same, in any order."""
+    return sorted(map(tuple, a.tolist())) == sorted(map(tuple, b.tolist()))
 
 
 def test_an_autoencoder_is_to_return_what_it_is_given():
@@ -34,82 +46,155 @@ def test_an_autoencoder_is_to_return_what_it_is_given():
     assert batch.inputs.shape == (BATCH, D_IN)
 
 
-def test_the_batches_of_a_pass_are_different_vectors_of_one_buffer():
+def test_shards_follow_one_another_in_the_text():
+    # 40 vectors end within a block of two rows: its rest is left out, and the next shard begins after it.
+    everything = torch.cat(take(activation_source(tokens=80), 5))
+    assert same_rows(everything[:SHARD], shard_in_text_order(0, tokens=80))
+    assert same_rows(everything[SHARD:], shard_in_text_order(1, tokens=80))
+
+
+def test_an_epoch_goes_round_every_vector_less_what_fills_no_batch():
     source = activation_source()
-    rows = source.first_vectors()
-    assert torch.equal(rows, harvested(SIZE))
-    # Numbered, so that equal vectors are told apart.
-    rows[:, 0] = torch.arange(SIZE)
-    for _ in range(2):
-        seen = [int(vector[0]) for batch in take(source, PER_PASS) for vector in batch]
-        assert len(seen) == len(set(seen)) == PER_PASS * BATCH
-        assert seen != sorted(seen)
+    first = torch.cat(take(source, PER_EPOCH))
+    whole = torch.cat([shard_in_text_order(0), shard_in_text_order(1)])
+    assert len(whole) == TOKENS
+    # The first shard is used up before the second one begins, and no vector comes twice.
+    assert same_rows(first[:SHARD], shard_in_text_order(0))
+    left = sorted(map(tuple, whole.tolist()))
+    for vector in first.tolist():
+        left.remove(tuple(vector))
+    assert len(left) == TOKENS - PER_EPOCH * BATCH
 
 
-def test_buffers_follow_one_another_in_the_text():
-    # 70 vectors end within a block of two rows: its rest is left out, and the next buffer begins after it.
-    model, text = TableModel(), packed(TEXTS, repeat=True)
-    source = activation_source(passes=1)
-    for _ in range(3):
-        block, count = [], 0
-        while count < SIZE:
-            tokens, keep = next(text)
-            block.append((model.table[tokens] + model.positions)[keep])
-            count += len(block[-1])
-        rows = torch.cat(block)[:SIZE]
-        for batch in take(source, PER_PASS):
-            assert all((rows == vector).all(dim=1).any() for vector in batch)
+def test_every_epoch_shard_and_seed_has_its_own_order_and_keeps_it():
+    # Four shards of 40 are ten batches.
+    streams = [take(activation_source(seed=seed, tokens=160), 40) for seed in (0, 0, 1)]
+    assert all(torch.equal(a, b) for a, b in zip(streams[0], streams[1], strict=True))
+    epochs = [torch.cat(stream[i : i + 10]) for stream in (streams[0], streams[2]) for i in (0, 10, 20, 30)]
+    assert all(same_rows(epoch, epochs[0]) for epoch in epochs)
+    assert len({tuple(epoch.flatten().tolist()) for epoch in epochs}) == 8
+    # Seeds differ in the first epoch too, but not in the order of the shards, which are harvested then.
+    assert same_rows(epochs[0][:SHARD], epochs[4][:SHARD])
+    begins = [same_rows(epochs[i][:SHARD], epochs[0][:SHARD]) for i in (1, 2, 3, 5, 6, 7)]
+    assert not all(begins)
 
 
-def test_every_pass_buffer_and_seed_has_its_own_order_and_keeps_it(monkeypatch: pytest.MonkeyPatch):
-    drawn: list[tuple[int, ...]] = []
-    randperm = torch.randperm
-
-    def recorded(size: int, *, generator: torch.Generator) -> Tensor:
-        order = randperm(size, generator=generator)
-        drawn.append(tuple(order.tolist()))
-        return order
-
-    monkeypatch.setattr(module.torch, "randperm", recorded)
-    for seed in (0, 0, 1):
-        # Two passes over each of two buffers.
-        take(activation_source(seed=seed), 4 * PER_PASS)
-    assert drawn[:4] == drawn[4:8]
-    assert len(set(drawn)) == 8
-    assert all(sorted(order) == list(range(SIZE)) for order in drawn)
-
-
-@pytest.mark.parametrize("at", [0, 1, PER_PASS - 1, PER_PASS, PER_PASS + 1, 2 * PER_PASS, 2 * PER_PASS + 1, 19])
+@pytest.mark.parametrize("at", [0, 1, 2, 3, PER_EPOCH, PER_EPOCH + 1, PER_EPOCH + 2, PER_EPOCH + 3, 2 * PER_EPOCH, 19])
 def test_a_position_names_the_batch_that_comes_next(at: int):
-    wanted = take(activation_source(), at + 3 * PER_PASS)[at:]
+    wanted = take(activation_source(), at + 3 * PER_EPOCH)[at:]
     before = activation_source()
     take(before, at)
     state = copy.deepcopy(before.state_dict())
     resumed = activation_source()
     resumed.load_state_dict(state)
-    for batch, expected in zip(take(resumed, 3 * PER_PASS), wanted, strict=True):
+    for batch, expected in zip(take(resumed, 3 * PER_EPOCH), wanted, strict=True):
         assert torch.equal(batch, expected)
 
 
-def test_a_position_holds_no_activations():
+def test_a_position_is_two_counters():
     source = activation_source()
-    take(source, 5)
-    state = source.state_dict()
-    assert {key: state[key] for key in ("index", "pass", "batch")} == {"index": 0, "pass": 1, "batch": 1}
-    pending = state["text"]["pending"]
-    assert pending.untyped_storage().nbytes() == pending.numel() * pending.element_size()
+    take(source, PER_EPOCH + 1)
+    assert source.state_dict() == {"epoch": 1, "batch": 1}
 
 
-def test_the_first_vectors_are_harvested_once():
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_stream_is_the_same_whether_or_not_it_is_kept(kept: bool, tmp_path: Path):
+    wanted = take(activation_source(), 3 * PER_EPOCH)
+    held_out = list(activation_source().held_out(60, 25))
+    # Written, then read; a store that holds more serves as well.
+    for tokens in (70, 70, 200, 70):
+        source = activation_source(tmp_path if kept else None, tokens=tokens)
+        with source:
+            if tokens == 70:
+                assert all(torch.equal(a, b) for a, b in zip(take(source, 3 * PER_EPOCH), wanted, strict=True))
+                assert torch.equal(source.first_vectors(), activation_source().first_vectors())
+            else:
+                take(source, 12)
+            found = list(source.held_out(60, 25))
+            assert all(torch.equal(a, b) for a, b in zip(found, held_out, strict=True))
+
+
+def test_a_resumed_stream_is_the_same_when_the_store_was_removed_meanwhile(tmp_path: Path):
+    wanted = take(activation_source(), 3 * PER_EPOCH)
+    with activation_source(tmp_path / "before") as before:
+        take(before, PER_EPOCH + 2)
+        state = before.state_dict()
+    with activation_source(tmp_path / "after") as after:
+        after.load_state_dict(state)
+        found = take(after, PER_EPOCH)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted[PER_EPOCH + 2 :], strict=False))
+
+
+def test_a_full_store_needs_no_language_model(tmp_path: Path):
+    with activation_source(tmp_path) as first:
+        take(first, PER_EPOCH)
+        list(first.held_out(60, 25))
     model = TableModel()
-    source = activation_source(model=model)
-    vectors = source.first_vectors()
-    passes = model.passes
-    assert torch.equal(source.first_vectors(), vectors)
-    take(source, 2 * PER_PASS)
+    with activation_source(tmp_path, model=model) as second:
+        take(second, 3 * PER_EPOCH)
+        list(second.held_out(60, 25))
+        assert second.prepends_bos is False
+        assert second.harvest_seconds == 0
+    assert model.passes == 0
+
+
+def test_nothing_is_fetched_that_training_does_not_take():
+    passes = []
+    # 40 vectors are the first shard; 64 need the second one; 200 go round both, which are in memory by then.
+    for training_tokens in (40, 64, 200):
+        model = TableModel()
+        with activation_source(model=model, training_tokens=training_tokens) as source:
+            take(source, training_tokens // BATCH)
+            time.sleep(0.05)
+            passes.append(model.passes)
+    assert passes[0] < passes[1] == passes[2]
+
+
+def test_the_next_shard_is_harvested_while_training_goes_on():
+    model, second_shard_begun = TableModel(), threading.Event()
+    main = threading.current_thread()
+
+    def heartbeat() -> None:
+        assert threading.current_thread() is not main
+        if model.passes > first:
+            second_shard_begun.set()
+
+    first = 10**9
+    with activation_source(model=model, heartbeat=heartbeat) as source:
+        source.first_vectors()
+        first = model.passes
+        stream = source.batches(BATCH)
+        next(stream)
+        # Long before the second shard is asked for.
+        assert second_shard_begun.wait(5)
+
+
+def test_at_most_two_shards_are_in_memory():
+    with activation_source(tokens=200) as source:
+        take(source, 30)
+        assert len(source._fetched) == 2
+
+
+def test_memory_that_holds_every_shard_harvests_each_once():
+    model = TableModel()
+    with activation_source(model=model) as source:
+        take(source, PER_EPOCH)
+        passes = model.passes
+        take(source, 5 * PER_EPOCH)
     assert model.passes == passes
-    take(source, 1)
-    assert model.passes > passes
+
+
+def test_a_closed_source_stops_harvesting():
+    model, begun = TableModel(), threading.Event()
+
+    def slowly() -> None:
+        begun.set()
+        time.sleep(0.02)
+
+    with activation_source(model=model, heartbeat=slowly, tokens=4000, shard_tokens=2000) as source:
+        source._fetch(0, beside=0)
+        begun.wait()
+    assert model.passes < 10
 
 
 def test_held_out_vectors_are_always_the_same_whatever_is_trained_meanwhile():
@@ -129,9 +214,12 @@ def test_held_out_vectors_are_always_the_same_whatever_is_trained_meanwhile():
 
 
 def test_held_out_vectors_end_with_the_text():
-    everything = torch.cat(list(activation_source().held_out(10_000, 25)))
-    _, keep = activation_source().held_out_rows(10_000)
-    assert len(everything) == int(keep.sum()) < 10_000
+    source = activation_source(held_out_tokens=10_000)
+    everything = torch.cat(list(source.held_out(10_000, 25)))
+    _, keep = source.held_out_rows(10_000)
+    # Each shard of 40 ends within a forward pass of at most 16 positions, whose rest is left out.
+    shards = len(everything) // SHARD
+    assert int(keep.sum()) - 16 * shards < len(everything) <= int(keep.sum())
 
 
 def test_held_out_rows_are_the_first_and_no_more_than_needed():
@@ -143,88 +231,139 @@ def test_held_out_rows_are_the_first_and_no_more_than_needed():
     assert torch.equal(longer[:4], tokens)
 
 
-def test_special_tokens_are_no_training_vectors():
-    tokens, keep = next(packed(TEXTS, repeat=True))
-    assert (tokens[~keep] == 0).all()
-    assert (tokens[keep] != 0).all()
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_activations_that_are_not_finite_are_refused_by_place(value: float):
-    model = TableModel()
-    tokens, keep = next(packed(TEXTS, repeat=True))
-    row, position = keep.nonzero()[-1].tolist()
-    model.table[tokens[row, position], 3] = value
-    bad = (tokens == tokens[row, position]).nonzero()
-    first_row, first_position = bad[0].tolist()
-    message = (
-        rf"activations at resid_post\.0 are not finite: {len(bad)} of 16 positions .* the first in its row {first_row} "
-        rf"at position {first_position}; .*model\.dtype=bfloat16 or float32"
-    )
-    with pytest.raises(ValueError, match=message):
-        activation_source(model=model).first_vectors()
-
-
-def test_what_is_left_out_may_be_what_it_likes():
-    model = TableModel()
-    model.table[0] = float("nan")
-    assert activation_source(model=model).first_vectors().isfinite().all()
-
-
-def test_a_buffer_that_cannot_fit_is_refused_before_it_is_taken(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module.psutil, "virtual_memory", lambda: SimpleNamespace(available=1e9))
-    model = TableModel()
-    # 1e8 vectors of 6 floats are 2.4 GB; 0.8 of 1 GB holds 33,333,333.
-    source = activation_source(buffer_tokens=100_000_000, model=model)
-    monkeypatch.setattr(module.torch, "empty", _only_scalars(torch.empty))
-    with pytest.raises(
-        ValueError, match=r"buffer_tokens=100000000 takes 2\.4 GB and 1\.0 GB are free .* most 33333333"
-    ):
-        source.first_vectors()
-    assert model.passes == 0
-
-
-def _only_scalars(empty):
-    def checked(*shape, **kinds):
-        assert shape in ((), ((),)), "memory was taken"
-        return empty(*shape, **kinds)
-
-    return checked
-
-
-def test_a_batch_larger_than_the_buffer_is_refused():
-    with pytest.raises(ValueError, match=r"trainer\.batch_size is 71, more than the buffer's 70 vectors"):
+def test_a_batch_larger_than_all_there_is_is_refused():
+    with pytest.raises(ValueError, match=r"trainer\.batch_size is 71, more than the 70 vectors there are"):
         next(activation_source().batches(71))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"buffer_tokens": 0}, r"source\.buffer_tokens is 0"), ({"passes": 0}, r"source\.passes is 0")],
+    [
+        ({"tokens": 0}, r"source\.tokens is 0"),
+        ({"shard_tokens": 0}, r"source\.shard_tokens is 0"),
+        ({"seed": -1}, r"source\.seed is -1"),
+        ({"cache_gb": 0.0}, r"source\.cache_gb is 0\.0"),
+        ({"also": ["mlp_out"]}, r"source\.also: 'mlp_out' is no site"),
+        ({"also": ["nowhere.3"]}, r"source\.also: 'nowhere\.3' is no site"),
+        ({"also": ["mlp_out.3"], "cache": Cache.none}, r"source\.also names sites to keep, and source\.cache is none"),
+    ],
 )
-def test_a_value_out_of_range_is_refused_by_name(changes: dict[str, int], message: str):
+def test_a_value_out_of_range_is_refused_by_name(changes: dict, message: str):
     with pytest.raises(ValueError, match=message):
         ActivationSourceSettings(**changes)
 
 
-def test_a_harvest_can_be_stopped_between_forward_passes():
-    model = TableModel()
-
-    def heartbeat() -> None:
-        if model.passes == 3:
-            raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        activation_source(model=model, heartbeat=heartbeat).first_vectors()
-    assert model.passes == 3
+MODEL = ModelSettings(name="tiny", package=Package.tiny)
+WHERE = Site(name=SiteName.resid_mid, layer=1)
+DATASET = DatasetSettings(name="stdlib", format=DatasetFormat.python_source, context=32)
 
 
-def test_the_site_is_what_the_model_is_asked_for():
-    asked = []
+def opened(folder: Path, training_tokens: int = 600, **changes) -> ActivationSource:
+    given: dict[str, Any] = {"tokens": 600, "shard_tokens": 256}
+    settings = ActivationSourceSettings(**(given | changes))
+    return open_activations(
+        model=MODEL,
+        site=WHERE,
+        dataset=DATASET,
+        source=settings,
+        training_tokens=training_tokens,
+        held_out_tokens=100,
+        folder=folder,
+        heartbeat=lambda: None,
+    )
 
-    class Asked(TableModel):
-        def activations(self, tokens, sites):
-            asked.extend(sites)
-            return super().activations(tokens, sites)
 
-    activation_source(model=Asked()).first_vectors()
-    assert set(asked) == {SITE}
+def test_a_real_model_is_harvested_once_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    with opened(tmp_path, cache=Cache.none) as source:
+        wanted = take(source, 30)
+    assert "activations are harvested into memory" in caplog.text
+    assert not list(tmp_path.iterdir())
+    with opened(tmp_path, cache=Cache.disk) as source:
+        assert source.d_in == 32
+        take(source, 30)
+        list(source.held_out(100, 50))
+    (folder,) = tmp_path.iterdir()
+    assert folder.name.startswith("tiny-resid_mid.1-stdlib-")
+    # 856 vectors of 32 floats and 16 bytes of facts: 96 kB and the text between shards.
+    assert "of activations will be written to" in caplog.text
+    caplog.clear()
+    with opened(tmp_path) as source:
+        found = take(source, 30)
+        assert source.harvest_seconds == 0
+    assert "activations from the store, nothing harvested: 600 to train on and 100 held out" in caplog.text
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_an_evaluation_asks_for_held_out_vectors_only(tmp_path: Path):
+    with opened(tmp_path, training_tokens=0) as source:
+        list(source.held_out(100, 50))
+    (folder,) = tmp_path.iterdir()
+    assert [path.name for path in folder.glob("*.safetensors")] == ["held_out-00000.safetensors"]
+
+
+def test_a_store_that_has_no_room_is_refused_or_done_without(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    # 700 vectors of 32 floats and 16 bytes: 0.0001 GB.
+    with pytest.raises(
+        OSError, match=r"source\.cache_gb is 1e-05, the stores in .* 0\.00 GB .* use source\.cache=none"
+    ):
+        opened(tmp_path, cache=Cache.disk, cache_gb=1e-5)
+    with opened(tmp_path, cache=Cache.auto, cache_gb=1e-5) as source:
+        take(source, 30)
+    assert "of activations are not kept: source.cache_gb is 1e-05" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
+def test_going_round_more_than_memory_holds_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with opened(tmp_path, cache=Cache.none, training_tokens=1500):
+        pass
+    assert "training goes 2.5 times round 3 shards, of which memory holds 2" in caplog.text
+
+
+def test_a_site_the_model_does_not_have_is_refused_before_anything_is_written(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"site\.layer is 9, but model tiny has 4 layers"):
+        opened(tmp_path, also=["mlp_out.9"])
+    assert not list(tmp_path.glob("*/*.safetensors"))
+
+
+def key(**changes):
+    parts = {
+        "model": MODEL,
+        "site": WHERE,
+        "dataset": DATASET,
+        "source": ActivationSourceSettings(tokens=600),
+        "training_tokens": 600,
+        "batch_size": 16,
+    }
+    return stream_key(**(parts | changes))
+
+
+def test_streams_are_told_apart_by_what_makes_them():
+    same = [
+        ActivationSourceSettings(tokens=600, cache=Cache.none),
+        ActivationSourceSettings(tokens=600, cache_gb=3.0),
+        ActivationSourceSettings(tokens=600, also=["mlp_out.1"]),
+        ActivationSourceSettings(tokens=600, worker=4),
+        ActivationSourceSettings(),
+    ]
+    assert {key(source=source) for source in same} == {key()}
+    assert key(training_tokens=700) == key()
+    different = [
+        key(source=ActivationSourceSettings(tokens=601)),
+        key(source=ActivationSourceSettings(tokens=600, shard_tokens=5)),
+        key(source=ActivationSourceSettings(tokens=600, seed=1)),
+        key(source=ActivationSourceSettings(), training_tokens=700),
+        key(site=Site(name=SiteName.mlp_out, layer=1)),
+        key(batch_size=8),
+        key(model=ModelSettings(name="tiny", package=Package.tiny, batch_size=4)),
+    ]
+    assert len({key(), *different}) == 1 + len(different)
+
+
+def test_stores_are_told_apart_by_what_determines_their_content(tmp_path: Path):
+    found = []
+    for changes in ({}, {"tokens": 300, "seed": 3, "worker": 1}, {"shard_tokens": 128}):
+        with opened(tmp_path, training_tokens=BATCH, **changes) as source:
+            take(source, 1)
+            found.append(len(list(tmp_path.iterdir())))
+    assert found == [1, 1, 2]

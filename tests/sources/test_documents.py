@@ -18,8 +18,8 @@ from tests.language_models.fake_hub import fake_hub
 STORIES = [f"Story {i}: once upon a time there were {i} tokens." for i in range(200)]
 
 
-def contents(settings: DatasetSettings, part: Part, seed: int = 0) -> list:
-    return [document.content for document in open_documents(settings, part, seed)]
+def contents(settings: DatasetSettings, part: Part) -> list:
+    return [document.content for document in open_documents(settings, part)]
 
 
 def write_parquet(path: Path, columns: dict) -> None:
@@ -75,12 +75,12 @@ def test_every_document_is_in_exactly_one_part(stories):
     assert 20 - 13 <= len(held_out) <= 20 + 13
 
 
-def test_the_part_depends_on_neither_seed_nor_format(tmp_path):
+def test_the_part_does_not_depend_on_the_format(tmp_path):
     formats = [write_text, write_json, write_parquet_files, write_hub_copy]
     held_out = []
-    for seed, write in enumerate(formats):
+    for write in formats:
         (tmp_path / write.__name__).mkdir()
-        held_out.append(set(contents(write(tmp_path / write.__name__), Part.held_out, seed)))
+        held_out.append(set(contents(write(tmp_path / write.__name__), Part.held_out)))
     assert all(part == held_out[0] for part in held_out)
 
 
@@ -105,29 +105,27 @@ def test_the_share_grows_the_held_out_part(tmp_path):
     assert parts[0] < parts[1] < parts[2]
 
 
-def test_the_seed_orders_the_files(tmp_path):
+def test_files_come_in_a_random_order_that_is_always_the_same(tmp_path):
     settings = write_text(tmp_path)
-    first, again, other = (contents(settings, Part.train, seed) for seed in (0, 0, 1))
+    first, again = (contents(settings, Part.train) for _ in range(2))
     assert first == again
-    assert first != other
-    assert sorted(first) == sorted(other)
     assert first != sorted(first)
 
 
 def test_going_on_from_a_saved_position(stories):
-    documents = open_documents(stories, Part.train, seed=3)
+    documents = open_documents(stories, Part.train)
     for _ in range(70):
         next(documents)
     state = json.loads(json.dumps(documents.state_dict()))
     rest = list(documents)
-    resumed = open_documents(stories, Part.train, seed=3)
+    resumed = open_documents(stories, Part.train)
     resumed.load_state_dict(state)
     assert list(resumed) == rest
     assert len(rest) > 70
 
 
 def test_rewinding(stories):
-    documents = open_documents(stories, Part.held_out, seed=0)
+    documents = open_documents(stories, Part.held_out)
     first = list(documents)
     assert next(documents, None) is None
     documents.rewind()
@@ -145,7 +143,7 @@ def test_reading_files_asks_nobody(stories, monkeypatch):
 
 def test_closing_in_the_middle_takes_no_time(tmp_path):
     """datasets sleeps 5 s when a shuffled parquet stream is closed; ours is not shuffled that way."""
-    documents = open_documents(write_parquet_files(tmp_path), Part.train, seed=0)
+    documents = open_documents(write_parquet_files(tmp_path), Part.train)
     next(documents)
     began = time.monotonic()
     documents.rewind()

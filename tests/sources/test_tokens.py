@@ -4,13 +4,15 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 
 from fsae.sources import tokens as tokens_module
-from fsae.sources.documents import DatasetFormat, DatasetSettings, Part, open_documents
+from fsae.sources.documents import DatasetFormat, DatasetSettings, Documents, Part, open_documents
 from fsae.sources.tokens import PackedTokens
+from tests.streams import ListedDocuments
 
 SEPARATOR, BOS = 0, 27
 
@@ -53,7 +55,7 @@ def packed(tmp_path: Path):
             **{"text_column": None, "tokens_column": None, column: "it"},
         )
         return PackedTokens(
-            open_documents(settings, Part.train, seed=0),
+            open_documents(settings, Part.train),
             vocabulary or Alphabet(),
             rows=rows,
             context=context,
@@ -67,34 +69,34 @@ def packed(tmp_path: Path):
 
 def test_documents_are_joined_by_separators_and_cut_into_rows(packed):
     # abc|de|fghi|  ->  abc| de|f ghi|  ->  blocks of two rows and of one
-    blocks = [letters(tokens) for tokens, _ in packed(["abc", "de", "fghi"])]
+    blocks = [letters(tokens) for tokens, *_ in packed(["abc", "de", "fghi"])]
     assert blocks == [["abc|", "de|f"], ["ghi|"]]
 
 
 def test_what_does_not_fill_a_row_is_left_out(packed):
     # abcde|fg|  is 9 ids: two rows of four, and one id too many.
-    assert [letters(tokens) for tokens, _ in packed(["abcde", "fg"])] == [["abcd", "e|fg"]]
+    assert [letters(tokens) for tokens, *_ in packed(["abcde", "fg"])] == [["abcd", "e|fg"]]
 
 
 def test_a_row_begins_with_bos_where_the_model_wants_one(packed):
     blocks = list(packed(["abcde", "fg"], Alphabet(bos_id=BOS), rows=5))
-    assert [letters(tokens) for tokens, _ in blocks] == [["^abc", "^de|", "^fg|"]]
+    assert [letters(tokens) for tokens, *_ in blocks] == [["^abc", "^de|", "^fg|"]]
 
 
 def test_the_mask_leaves_out_special_tokens(packed):
-    (tokens, keep), *_ = packed(["abcde", "?g"], Alphabet(bos_id=BOS), rows=3)
+    (tokens, keep, *_), *_ = packed(["abcde", "?g"], Alphabet(bos_id=BOS), rows=3)
     assert tokens.tolist() == [[27, 1, 2, 3], [27, 4, 5, 0], [27, 28, 7, 0]]
     assert keep.tolist() == [[False, True, True, True], [False, True, True, False], [False, False, True, False]]
     assert keep.dtype is torch.bool
 
 
 def test_the_mask_can_keep_them(packed):
-    (_, keep), *_ = packed(["abcde", "?g"], Alphabet(bos_id=BOS), rows=3, exclude=False)
+    (_, keep, *_), *_ = packed(["abcde", "?g"], Alphabet(bos_id=BOS), rows=3, exclude=False)
     assert keep.all()
 
 
 def test_empty_documents_add_nothing_but_their_separator(packed):
-    assert [letters(tokens) for tokens, _ in packed(["ab", "", "c"])] == [["ab||"]]
+    assert [letters(tokens) for tokens, *_ in packed(["ab", "", "c"])] == [["ab||"]]
 
 
 def test_text_that_repeats_goes_on_in_the_middle_of_a_row(packed):
@@ -102,7 +104,7 @@ def test_text_that_repeats_goes_on_in_the_middle_of_a_row(packed):
     text = packed(["abc", "de"], repeat=True)
     rows = []
     for _ in range(7):
-        tokens, _keep = next(text)
+        tokens, *_ = next(text)
         assert tokens.shape == (2, 4)
         rows += letters(tokens)
     assert "".join(rows) == ("abc|de|" * 8)
@@ -111,17 +113,17 @@ def test_text_that_repeats_goes_on_in_the_middle_of_a_row(packed):
 
 
 def test_blocks_longer_than_the_text(packed):
-    tokens, _ = next(packed(["abc"], repeat=True, rows=5))
+    tokens, *_ = next(packed(["abc"], repeat=True, rows=5))
     assert letters(tokens) == ["abc|"] * 5
 
 
 def test_the_mask_leaves_out_the_first_positions_of_each_row(packed):
-    (_, keep), *_ = packed(["abcdefg"], Alphabet(), rows=2, skip=2, exclude=False)
+    (_, keep, *_), *_ = packed(["abcdefg"], Alphabet(), rows=2, skip=2, exclude=False)
     assert keep.tolist() == [[False, False, True, True]] * 2
 
 
 def test_token_ids_of_a_data_set_are_taken_as_they_are(packed):
-    (tokens, keep), *_ = packed([[1, 2, 3], [27, 5], [6, 7, 8]], Alphabet(bos_id=BOS))
+    (tokens, keep, *_), *_ = packed([[1, 2, 3], [27, 5], [6, 7, 8]], Alphabet(bos_id=BOS))
     assert tokens.tolist() == [[1, 2, 3, 27], [5, 6, 7, 8]]
     assert keep.tolist() == [[True, True, True, False], [True] * 4]
 
@@ -135,7 +137,7 @@ def test_going_on_from_a_saved_position(packed, monkeypatch, bos_id, repeat):
     settings = {"vocabulary": Alphabet(bos_id), "rows": 3, "context": 5, "repeat": repeat}
 
     def blocks(text: PackedTokens, count: int) -> list[torch.Tensor]:
-        return [tokens for (tokens, _), _ in zip(text, range(count), strict=False)]
+        return [tokens for (tokens, *_), _ in zip(text, range(count), strict=False)]
 
     for done in range(0, 12, 3):
         text = packed(contents, **settings)
@@ -161,16 +163,16 @@ def test_a_saved_position_is_a_copy(packed):
     text.load_state_dict(state)
     assert torch.equal(next(text)[0], first)
     # ... and holds what is left over, not all that was read.
-    assert text.state_dict()["pending"].untyped_storage().nbytes() == 8 * (18 - 8)
+    assert text.state_dict()["pending"].untyped_storage().nbytes() == 3 * 8 * (18 - 8)
 
 
 def test_a_finished_text_can_be_read_again_from_its_start(packed):
     text = packed(["abcdefgh"])
     start = text.state_dict()
-    first = [letters(tokens) for tokens, _ in text]
+    first = [letters(tokens) for tokens, *_ in text]
     assert next(text, None) is None
     text.load_state_dict(start)
-    assert [letters(tokens) for tokens, _ in text] == first
+    assert [letters(tokens) for tokens, *_ in text] == first
 
 
 def test_documents_are_tokenised_in_batches(packed, monkeypatch):
@@ -198,11 +200,57 @@ def test_token_ids_of_another_tokenizer_are_refused(packed, wrong):
         next(packed([[1, 2, 3], [4, wrong]]))
 
 
+def test_each_token_is_known_by_its_document(packed):
+    text = packed(["abc", "de", "fghi"], Alphabet(bos_id=BOS), rows=1)
+    # ^abc ^|de ^|fg: a BOS is counted to what follows it, a separator to what it ends; "hi|" fills no row... of two.
+    assert [block.documents.tolist() for block in text] == [[[0, 0, 0, 0]], [[0, 0, 1, 1]], [[1, 1, 2, 2]], [[2] * 4]]
+
+
+def test_documents_are_counted_anew_when_the_text_starts_again(packed):
+    text = packed(["abc", "de"], rows=1, repeat=True)
+    # abc| de|a bc|d e|ab
+    assert [next(text).documents.tolist()[0] for _ in range(4)] == [[0] * 4, [1, 1, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0]]
+
+
+def labelled(labels: list, rows: int = 1) -> PackedTokens:
+    documents = cast(Documents, ListedDocuments(["abc"] * len(labels), labels))
+    return PackedTokens(
+        documents, Alphabet(), rows=rows, context=4, skip_positions=0, exclude_special_tokens=True, repeat=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "found", "names"),
+    [
+        ([1, 0, 7], [1, 0, 7], []),
+        ([True, False, None], [1, 0, -1], []),
+        (["cat", "dog", "cat"], [0, 1, 0], ["cat", "dog"]),
+    ],
+)
+def test_labels_stay_with_their_tokens(labels: list, found: list[int], names: list[str]):
+    text = labelled(labels)
+    assert [block.labels.tolist() for block in text] == [[[label] * 4] for label in found]
+    assert text.label_names == names
+    # Also from a position on: what a name stands for does not change.
+    resumed = labelled(labels)
+    next(resumed)
+    state = resumed.state_dict()
+    other = labelled(labels)
+    other.load_state_dict(state)
+    assert [block.labels.tolist() for block in other] == [[[label] * 4] for label in found[1:]]
+    assert other.label_names == names
+
+
+def test_labels_that_are_neither_numbers_nor_text_are_refused():
+    with pytest.raises(ValueError, match=r"listed has the label 0\.5; labels are whole numbers or text"):
+        next(labelled([0.5]))
+
+
 def test_a_language_model_is_a_vocabulary(packed):
     from fsae.language_models.settings import Package
     from tests.language_models.conftest import opened
 
     model = opened(Package.tiny)
-    tokens, keep = next(packed(["def f(): pass", "x = 1"], model, rows=1, context=16))
+    tokens, keep, *_ = next(packed(["def f(): pass", "x = 1"], model, rows=1, context=16))
     assert model._tokenizer.decode(tokens[0].tolist()) == "def f(): pass<|endoftext|>x "
     assert keep[0].tolist() == [True] * 13 + [False] + [True] * 2

@@ -40,14 +40,7 @@ def embedded_folder(package: Package) -> Path:
         ValueError: the package is not installed.
     """
     model = EMBEDDED[package]
-    version = "1"
-    if model.distribution is not None:
-        try:
-            version = importlib.metadata.version(model.distribution)
-        except importlib.metadata.PackageNotFoundError:
-            raise ValueError(
-                f"model.package is {package.name}, but its package is not installed; run `{model.install}`"
-            ) from None
+    version = package_version(package)
     cache = Path(os.environ.get("FSAE_CACHE", "~/.cache/fsae")).expanduser() / "models"
     folder = cache / f"{package.name}-{version}"
     # The folder appears under its name by a rename, so that it is complete once it is there.
@@ -58,6 +51,23 @@ def embedded_folder(package: Package) -> Path:
                 log.info("making %s, once", folder)
                 _write_aside(model, folder)
     return folder
+
+
+def package_version(package: Package) -> str:
+    """The version of the weights that a packaged model has.
+
+    Raises:
+        ValueError: the package is not installed.
+    """
+    model = EMBEDDED[package]
+    if model.distribution is None:
+        return "1"
+    try:
+        return importlib.metadata.version(model.distribution)
+    except importlib.metadata.PackageNotFoundError:
+        raise ValueError(
+            f"model.package is {package.name}, but its package is not installed; run `{model.install}`"
+        ) from None
 
 
 def _write_aside(model: EmbeddedModel, folder: Path) -> None:

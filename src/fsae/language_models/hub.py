@@ -2,8 +2,9 @@
 
 import os
 import re
-import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 
@@ -63,31 +64,47 @@ def cached_file(repo: str, filename: str, *, revision: str | None) -> Path | Non
     return Path(found) if isinstance(found, str) else None
 
 
-def require_repo(repo: str, *, revision: str | None, kind: RepoKind) -> None:
+def require_repo(repo: str, *, revision: str | None, kind: RepoKind) -> bool:
     """Make sure that a hub repository can be opened, before a library with long retries tries it.
 
-    Where the hub does not answer, Hugging Face's libraries are switched to offline mode: a model that is cached
-    opens from the cache, everything else fails at once.
+    Returns:
+        Whether the hub answers. False where it does not but the model is in the cache: open it within `offline()`.
 
     Raises:
         ValueError: hub unreachable and nothing cached, gated or private without access, no such repository or revision.
     """
     setting = f"{kind.value}.path"
-    offline_before = is_offline()
-    refusal = "HF_HUB_OFFLINE is set" if offline_before else _ask(repo, revision, kind, setting)
+    told_offline = is_offline()
+    refusal = "HF_HUB_OFFLINE is set" if told_offline else _ask(repo, revision, kind, setting)
     if refusal is None:
-        return
-    go_offline()
+        return True
     if kind is RepoKind.model and cached_file(repo, "config.json", revision=revision) is not None:
-        return
+        return False
     kept = "is not in the local cache" if kind is RepoKind.model else "is not on this machine"
-    remedy = "unset it" if offline_before else "check the network, the proxy or HF_ENDPOINT"
+    remedy = "unset it" if told_offline else "check the network, the proxy or HF_ENDPOINT"
     instead = (
         "or use a model that needs no hub (model=smollm2_135m, model=gemma3_270m) or a folder (model.path=/a/folder)"
         if kind is RepoKind.model
         else "or use text on this machine (dataset=python_source) or a copy in the hub's layout (dataset.path=/folder)"
     )
     raise ValueError(f"{setting}: {repo} {kept} and {hub_endpoint()} cannot be asked ({refusal}); {remedy}, {instead}")
+
+
+def resolved_revision(repo: str, *, revision: str | None, kind: RepoKind) -> str:
+    """The commit that a hub repository's name and revision stand for now; offline, the one that is in the cache.
+
+    Raises:
+        ValueError: as `require_repo`.
+    """
+    if require_repo(repo, revision=revision, kind=kind):
+        from huggingface_hub import HfApi
+
+        found = HfApi().repo_info(repo, revision=revision, repo_type=kind.value, timeout=REQUEST_SECONDS).sha
+        assert found is not None
+        return found
+    config_json = cached_file(repo, "config.json", revision=revision)
+    assert config_json is not None, "require_repo let only a cached model through"
+    return config_json.parent.name
 
 
 def is_offline() -> bool:
@@ -97,15 +114,20 @@ def is_offline() -> bool:
     return constants.is_offline_mode()
 
 
-def go_offline() -> None:
-    """Switch Hugging Face's libraries to offline mode, those already imported included."""
+@contextmanager
+def offline() -> Iterator[None]:
+    """Hugging Face's libraries open models from the cache alone within this block, and may ask the hub after it.
+
+    No longer than that: a later job of the same process may find the hub in better health.
+    """
     from huggingface_hub import constants
 
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    before = constants.HF_HUB_OFFLINE
     setattr(constants, "HF_HUB_OFFLINE", True)  # noqa: B010 - the stub calls it final
-    # datasets copies the flag when it is imported.
-    if "datasets.config" in sys.modules:
-        setattr(sys.modules["datasets.config"], "HF_HUB_OFFLINE", True)  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(constants, "HF_HUB_OFFLINE", before)  # noqa: B010
 
 
 def _ask(repo: str, revision: str | None, kind: RepoKind, setting: str) -> str | None:

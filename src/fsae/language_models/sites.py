@@ -34,3 +34,17 @@ class Site:
 
     def __str__(self) -> str:
         return f"{self.name.value}.{self.layer}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Site":
+        """The site that `str` would turn into this text.
+
+        Raises:
+            ValueError: there is none.
+        """
+        name, _, layer = text.partition(".")
+        if name not in SiteName.__members__ or not layer.isdecimal():
+            raise ValueError(
+                f"{text!r} is no site; write a name and a layer, like mlp_out.5: {', '.join(SiteName.__members__)}"
+            )
+        return cls(name=SiteName(name), layer=int(layer))

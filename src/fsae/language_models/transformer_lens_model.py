@@ -1,6 +1,8 @@
 """A language model behind TransformerLens: the only file that knows its names."""
 
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -8,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fsae.language_models.embedded import embedded_folder
-from fsae.language_models.hub import RepoKind, local_model_folder, require_repo
+from fsae.language_models.hub import RepoKind, local_model_folder, offline, require_repo
 from fsae.language_models.settings import Device, ModelSettings
 from fsae.language_models.shape import Shape
 from fsae.language_models.sites import Site, SiteName
@@ -65,6 +67,8 @@ class TransformerLensModel:
         }
         self._bridge = bridge
         self._tokenizer = tokenizer
+        # A source may harvest in the background; two passes at a time would run each other's hooks.
+        self._one_pass = threading.Lock()
 
     def width(self, site: Site) -> int:
         """The number of dimensions of the activations at a site."""
@@ -126,7 +130,7 @@ class TransformerLensModel:
             site, function = replace
             self.check_site(site)
             hooks = _replacement(site, function)
-        with torch.inference_mode():
+        with self._one_pass, torch.inference_mode():
             return self._bridge.run_with_hooks(tokens.to(self.device), fwd_hooks=hooks, use_cache=False)
 
     def _read(self, tokens: Tensor, sites: Sequence[Site]) -> dict[Site, Tensor]:
@@ -141,7 +145,7 @@ class TransformerLensModel:
             return keep
 
         hooks: list[_Hook] = [(site.hook_name, reader(site)) for site in set(sites)]
-        with torch.inference_mode():
+        with self._one_pass, torch.inference_mode():
             try:
                 self._bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type=None, use_cache=False)
             except _EverySiteRead:
@@ -156,12 +160,8 @@ def open_language_model(settings: ModelSettings) -> TransformerLensModel:
         ValueError: package not installed, no such folder, hub unreachable and nothing cached, gated without access,
             unknown name or revision, an architecture TransformerLens does not know, no GPU where one is asked for.
     """
-    if settings.device is Device.cuda and not torch.cuda.is_available():
-        raise ValueError("model.device is cuda, but PyTorch sees no GPU on this machine; use auto or cpu")
-    device = settings.device.value
-    if settings.device is Device.auto:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-
+    device = device_of(settings)
+    hub_answers = True
     if settings.package is not None:
         source = str(embedded_folder(settings.package))
     else:
@@ -169,21 +169,21 @@ def open_language_model(settings: ModelSettings) -> TransformerLensModel:
         folder = local_model_folder(settings.path)
         source = settings.path if folder is None else str(folder)
         if folder is None:
-            require_repo(source, revision=settings.revision, kind=RepoKind.model)
+            hub_answers = require_repo(source, revision=settings.revision, kind=RepoKind.model)
 
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoTokenizer
 
     from fsae.language_models.quiet import quiet_transformers
 
-    with quiet_transformers():
+    with quiet_transformers(), nullcontext() if hub_answers else offline():
         try:
             # Our own tokenizer: the one TransformerLens makes puts a BOS before every text, also where the model
             # never saw one in training (SmolLM2).
             tokenizer = AutoTokenizer.from_pretrained(source, revision=settings.revision)
             bridge = TransformerBridge.boot_transformers(
                 source,
-                device=device,
+                device=device.type,
                 dtype=getattr(torch, settings.dtype.value),
                 revision=settings.revision,
                 tokenizer=tokenizer,
@@ -192,6 +192,19 @@ def open_language_model(settings: ModelSettings) -> TransformerLensModel:
             raise ValueError(f"model.path: {source} could not be opened as a language model: {error}") from error
     bridge.eval()
     return TransformerLensModel(bridge, tokenizer, name=settings.name, batch_size=settings.batch_size)
+
+
+def device_of(settings: ModelSettings) -> torch.device:
+    """Where the model runs.
+
+    Raises:
+        ValueError: no GPU where one is asked for.
+    """
+    if settings.device is Device.cuda and not torch.cuda.is_available():
+        raise ValueError("model.device is cuda, but PyTorch sees no GPU on this machine; use auto or cpu")
+    if settings.device is Device.auto:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(settings.device.value)
 
 
 def _bos_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:

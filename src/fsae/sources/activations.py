@@ -1,188 +1,216 @@
-"""Activations of a language model at one site, harvested a buffer at a time and shuffled within it."""
+"""Activations of a language model at one site as a stream of shuffled batches."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
 
-import psutil
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from fsae.language_models.identity import model_identity
+from fsae.language_models.settings import ModelSettings
+from fsae.language_models.shape import shape_of
 from fsae.language_models.sites import Site
-from fsae.progress import Progress
+from fsae.language_models.transformer_lens_model import TransformerLensModel, device_of, open_language_model
+from fsae.sources.documents import DatasetSettings, Part, dataset_identity, open_documents
+from fsae.sources.harvest import Harvester
+from fsae.sources.shards import Extent, Room, Shards
 from fsae.sources.source import Batch
+from fsae.sources.store import Store, digest_of, shard_bytes
 from fsae.sources.tokens import PackedTokens
 
 log = logging.getLogger(__name__)
 
+# The one that training is in and the one that is fetched meanwhile.
+SHARDS_IN_MEMORY = 2
+# With cache=auto a store takes at most this share of what the disk has left.
+_SHARE_OF_FREE_DISK = 0.5
+
+
+class Cache(Enum):
+    """Whether harvested activations are kept on disk.
+
+    Attributes:
+        auto: where there is room: at most half of what is free, and within `source.cache_gb`.
+        disk: always; a run that has no room for them is refused.
+        none: never.
+    """
+
+    auto = "auto"
+    disk = "disk"
+    none = "none"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationSourceSettings:
-    """How activations are harvested.
+    """Which activations are trained on, in which order, and where they are kept. What is kept decides no numbers.
 
     Attributes:
-        buffer_tokens: activations held in memory at a time; the shuffle reaches as far.
-        passes: how often a buffer is gone through, in a new order each time, before the next one is harvested.
+        tokens: distinct activations; training goes round them again, each time in a new order. Null for as many as
+            training takes.
+        shard_tokens: activations a shard. Two shards are in memory at a time, and the shuffle reaches through one.
+        seed: of the order in training. Runs that share it, and all else that makes the stream, see the same batches.
+        cache: whether activations are kept on disk for other runs.
+        cache_gb: what the folder of all stores may take; null for no limit but the disk's.
+        also: other sites, "mlp_out.5", whose activations are kept from the same forward passes.
+        worker: a number that tells apart jobs which harvest together; it decides nothing.
+
+    Raises:
+        ValueError: a number out of range, a site that does not read "name.layer", other sites without a cache.
     """
 
-    buffer_tokens: int = 262_144
-    passes: int = 1
+    tokens: int | None = None
+    shard_tokens: int = 262_144
+    seed: int = 0
+    cache: Cache = Cache.auto
+    cache_gb: float | None = None
+    also: list[str] = field(default_factory=list)
+    worker: int = 0
 
     def __post_init__(self):
-        if self.buffer_tokens < 1:
-            raise ValueError(f"source.buffer_tokens is {self.buffer_tokens}; it must be at least 1")
-        if self.passes < 1:
-            raise ValueError(f"source.passes is {self.passes}; it must be at least 1")
+        for name in ("tokens", "shard_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"source.{name} is {value}; it must be at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"source.seed is {self.seed}; it must be from 0 to 2**32 - 1")
+        if self.cache_gb is not None and not self.cache_gb > 0:
+            raise ValueError(f"source.cache_gb is {self.cache_gb}; it must be positive, or null for no limit")
+        if self.also and self.cache is Cache.none:
+            raise ValueError("source.also names sites to keep, and source.cache is none; use disk or auto")
+        self.other_sites()
 
+    def other_sites(self) -> list[Site]:
+        """`also`, read.
 
-class Harvestable(Protocol):
-    """What a source needs of a language model."""
+        Raises:
+            ValueError: one does not read "name.layer".
+        """
+        try:
+            return [Site.parse(text) for text in self.also]
+        except ValueError as error:
+            raise ValueError(f"source.also: {error}") from None
 
-    dtype: torch.dtype
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def activations(self, tokens: Int[Tensor, "row context"], sites: Sequence[Site]) -> dict[Site, Tensor]: ...
+    def distinct_tokens(self, training_tokens: int) -> int:
+        """`tokens`, or what training takes."""
+        return training_tokens if self.tokens is None else self.tokens
 
 
 class ActivationSource:
     """Shuffled activations of a language model at one site.
 
-    The stream is a sequence of buffers: buffer i holds the next `buffer_tokens` activations of the packed text, and
-    every pass over it is a permutation drawn from (seed, i, pass). A position is therefore three counters and the
-    text's own position at the start of the buffer, and resuming harvests that one buffer again.
+    Training goes round the shards: in their order the first time, so that it can begin while later ones are harvested,
+    and in one drawn from (seed, epoch) afterwards; each visit to a shard permutes it anew, by (seed, epoch, shard). The
+    next shard is fetched in the background. A position is therefore two counters, and the stream does not depend on
+    whether its shards come from the store.
 
     Args:
-        model: the language model.
-        site: where to read it.
-        d_in: width of the site.
-        train, held_out: packed text of the two parts.
-        settings: buffer size and passes.
-        seed: of the permutations.
-        heartbeat: called after each forward pass; may raise to stop a harvest.
+        shards: of both parts.
+        d_in: width of the vectors.
+        seed: of the order.
+        training_tokens: vectors that training will take; nothing is fetched for after them.
+        device: where batches are wanted.
     """
 
     unit = "tokens"
 
-    def __init__(
-        self,
-        model: Harvestable,
-        site: Site,
-        d_in: int,
-        train: PackedTokens,
-        held_out: PackedTokens,
-        settings: ActivationSourceSettings,
-        seed: int,
-        heartbeat: Callable[[], None],
-    ):
-        self.model, self.site, self.d_in = model, site, d_in
-        self._train, self._held_out = train, held_out
-        self._settings, self._seed, self._heartbeat = settings, seed, heartbeat
-        self._index = self._pass = self._batch = 0
-        self._text_state = train.state_dict()
-        self._buffer: Tensor | None = None
-        self._held_out_start = held_out.state_dict()
-        self.harvest_seconds = 0.0
+    def __init__(self, shards: Shards, *, d_in: int, seed: int, training_tokens: int, device: torch.device):
+        self.d_in, self.device = d_in, device
+        self._shards, self._seed, self._training_tokens = shards, seed, training_tokens
+        self._extent = shards.extent
+        self._epoch = self._batch = 0
+        self._fetched: dict[int, Future[Tensor]] = {}
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="harvest")
+
+    def __enter__(self) -> "ActivationSource":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Stop what goes on in the background."""
+        self._shards.harvester.stop()
+        self._background.shutdown(cancel_futures=True)
+        self._fetched.clear()
+        self._shards.close()
+
+    @property
+    def model(self) -> TransformerLensModel:
+        """The language model, opened on first use."""
+        return self._shards.harvester.model
+
+    @property
+    def prepends_bos(self) -> bool:
+        """Whether each row of text begins with a BOS."""
+        return self._shards.prepends_bos
+
+    @property
+    def harvest_seconds(self) -> float:
+        """What the language model's work has taken so far; part of it went on during training."""
+        return self._shards.harvester.seconds
 
     def state_dict(self) -> dict[str, Any]:
-        return {"index": self._index, "pass": self._pass, "batch": self._batch, "text": self._text_state}
+        return {"epoch": self._epoch, "batch": self._batch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._index, self._pass, self._batch = state["index"], state["pass"], state["batch"]
-        self._text_state = state["text"]
-        self._train.load_state_dict(self._text_state)
-        self._buffer = None
+        self._epoch, self._batch = state["epoch"], state["batch"]
 
     def first_vectors(self) -> Float[Tensor, "vectors d_in"]:
-        assert self._index == 0, "the first vectors are gone"
-        return self._filled_buffer()
+        return self._vectors(0)
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        size = self._settings.buffer_tokens
-        per_pass = size // batch_size
-        if per_pass == 0:
+        # What does not fill a batch at an epoch's end is left out; at a shard's end it is joined with the next one's.
+        size = self._extent.tokens[Part.train] // batch_size * batch_size
+        if size == 0:
             raise ValueError(
-                f"trainer.batch_size is {batch_size}, more than the buffer's {size} vectors; raise source.buffer_tokens"
+                f"trainer.batch_size is {batch_size}, more than the {self._extent.tokens[Part.train]} vectors there "
+                "are; raise source.tokens"
             )
         while True:
-            buffer = self._filled_buffer()
-            while self._pass < self._settings.passes:
-                order = self._permutation(size).to(buffer.device)
-                while self._batch < per_pass:
-                    places = order[self._batch * batch_size : (self._batch + 1) * batch_size]
-                    # Counted before it is handed out: a state taken while the batch is in use names the next one.
-                    self._batch += 1
-                    vectors = buffer[places]
-                    yield Batch(vectors, vectors)
-                self._batch = 0
-                self._pass += 1
-            self._pass = 0
-            self._index += 1
-            self._buffer = None
-            self._text_state = self._train.state_dict()
+            row, parts = self._batch * batch_size, []
+            visits = list(self._visits(self._epoch))
+            following = [*visits[1:], (*next(self._visits(self._epoch + 1))[:1], size)]
+            for (number, begin), (next_number, next_begin) in zip(visits, following, strict=True):
+                end = min(size, begin + self._extent.count(Part.train, number))
+                if row >= end:
+                    continue
+                vectors = self._vectors(number)
+                if self._epoch * size + next_begin < self._training_tokens:
+                    self._fetch(next_number, beside=number)
+                order = _permutation(self._extent.count(Part.train, number), self._seed, self._epoch, number)
+                while row < end:
+                    missing = batch_size - sum(map(len, parts))
+                    places = order[row - begin : min(row + missing, end) - begin]
+                    parts.append(vectors.index_select(0, places.to(vectors.device)))
+                    row += len(places)
+                    if len(places) == missing:
+                        # Counted before it is handed out: a state taken while it is in use names the next one.
+                        self._batch += 1
+                        batch = parts[0] if len(parts) == 1 else torch.cat(parts)
+                        parts = []
+                        yield Batch(batch, batch)
+            self._epoch, self._batch = self._epoch + 1, 0
 
-    def _permutation(self, size: int) -> Tensor:
-        generator = torch.Generator()
-        # Three counters in one seed, apart from each other: distinct permutations for distinct positions.
-        generator.manual_seed(((self._seed * 1_000_003 + self._index) * 10_007 + self._pass) % 2**63)
-        return torch.randperm(size, generator=generator)
-
-    def _filled_buffer(self) -> Tensor:
-        if self._buffer is None:
-            size = self._settings.buffer_tokens
-            buffer = _allocate(size, self.d_in, self.model)
-            filled = 0
-            for vectors in self._harvest(self._train, size, f"harvesting {self.site}"):
-                buffer[filled : filled + len(vectors)] = vectors
-                filled += len(vectors)
-            assert filled == size
-            self._buffer = buffer
-        return self._buffer
-
-    def _harvest(self, text: PackedTokens, count: int, label: str) -> Iterator[Tensor]:
-        """The next `count` activations of the text, in order, a forward pass at a time."""
-        progress = Progress(label, count)
-        left = count
-        empty_epochs = text.epoch + 2
-        for tokens, keep in text:
-            if left == count and text.epoch >= empty_epochs:
-                raise ValueError(
-                    "a whole pass over the text has no position to train on: every token is a special one, or skipped; "
-                    "see dataset.exclude_special_tokens and dataset.skip_positions"
-                )
-            vectors = self.activations(tokens, keep)[:left]
+    def held_out(self, count: int, batch_size: int) -> Iterator[Float[Tensor, "batch d_in"]]:
+        assert count <= self._extent.tokens[Part.held_out]
+        left, rest = count, torch.empty(0)
+        for number in range(self._extent.shards(Part.held_out)):
+            vectors = self._shards.shard(Part.held_out, number).activations[:left]
             left -= len(vectors)
-            progress.advance(len(vectors))
-            self._heartbeat()
-            yield vectors
-            if left == 0:
+            joined = torch.cat([rest, vectors]) if len(rest) else vectors
+            whole = len(joined) // batch_size * batch_size
+            for batch in joined[:whole].split(batch_size) if whole else ():
+                yield batch.to(self.device)
+            rest = joined[whole:]
+            if len(vectors) < self._extent.count(Part.held_out, number):
                 break
-        self.harvest_seconds += progress.seconds()
-        progress.close()
-
-    def activations(
-        self, tokens: Int[Tensor, "row context"], keep: Bool[Tensor, "row context"]
-    ) -> Float[Tensor, "vectors d_in"]:
-        """The model's activations at the kept positions.
-
-        Raises:
-            ValueError: an activation is not finite.
-        """
-        device = self.model.device
-        everything = self.model.activations(tokens.to(device), [self.site])[self.site]
-        vectors = everything[keep.to(device)]
-        if not torch.isfinite(vectors).all():
-            bad = (~torch.isfinite(everything)).any(-1).nonzero()
-            row, position = bad[0].tolist()
-            raise ValueError(
-                f"activations at {self.site} are not finite: {len(bad)} of {tokens.numel()} positions in one forward "
-                f"pass, the first in its row {row} at position {position}; float16 overflows in many models, try "
-                "model.dtype=bfloat16 or float32"
-            )
-        return vectors
+        if len(rest):
+            yield rest.to(self.device)
 
     def held_out_rows(self, count: int) -> tuple[Int[Tensor, "row context"], Bool[Tensor, "row context"]]:
         """The first rows of held-out text that have at least `count` tokens between them (fewer if there are no more).
@@ -190,38 +218,217 @@ class ActivationSource:
         Raises:
             ValueError: the held-out part is empty or shorter than one row.
         """
-        self._held_out.load_state_dict(self._held_out_start)
-        blocks = []
-        for block in self._held_out:
-            blocks.append(block)
-            if sum(tokens.numel() for tokens, _ in blocks) >= count:
-                break
-        tokens, keep = (torch.cat(part) for part in zip(*blocks, strict=True))
-        rows = -(-count // tokens.shape[1])
-        return tokens[:rows], keep[:rows]
+        return self._shards.harvester.held_out_rows(count)
 
-    def held_out(self, count: int, batch_size: int) -> Iterator[Float[Tensor, "batch d_in"]]:
-        self._held_out.load_state_dict(self._held_out_start)
-        waiting: list[Tensor] = []
-        for vectors in self._harvest(self._held_out, count, f"held-out {self.site}"):
-            waiting.append(vectors)
-            while sum(map(len, waiting)) >= batch_size:
-                joined = torch.cat(waiting)
-                yield joined[:batch_size]
-                waiting = [joined[batch_size:]]
-        if sum(map(len, waiting)) > 0:
-            yield torch.cat(waiting)
+    def fill_store(self) -> dict[str, float]:
+        """Put every shard of both parts and all sites into the store, beside other processes that do the same.
+
+        Returns:
+            What this process did: `harvest/shards`, `harvest/tokens`, `harvest/seconds`.
+
+        Raises:
+            OSError: no room.
+        """
+        self._shards.fill()
+        harvester = self._shards.harvester
+        return {
+            "harvest/shards": self._shards.made,
+            "harvest/tokens": harvester.tokens,
+            "harvest/seconds": harvester.seconds,
+        }
+
+    def _visits(self, epoch: int) -> Iterator[tuple[int, int]]:
+        """The shards in an epoch's order, each with its first row in that order."""
+        shards, begin = self._extent.shards(Part.train), 0
+        for number in range(shards) if epoch == 0 else _permutation(shards, self._seed, epoch).tolist():
+            yield number, begin
+            begin += self._extent.count(Part.train, number)
+
+    def _vectors(self, number: int) -> Tensor:
+        self._fetch(number, beside=number)
+        return self._fetched[number].result()
+
+    def _fetch(self, number: int, beside: int) -> None:
+        """Begin to bring a shard into memory, where it takes the place of another one than `beside`."""
+        if number not in self._fetched:
+            others = [there for there in self._fetched if there != beside]
+            if len(self._fetched) == SHARDS_IN_MEMORY:
+                del self._fetched[others[0]]
+            self._fetched[number] = self._background.submit(self._load, number)
+
+    def _load(self, number: int) -> Tensor:
+        return self._shards.shard(Part.train, number).activations.to(self.device)
 
 
-def _allocate(size: int, d_in: int, model: Harvestable) -> Tensor:
-    """A buffer on the model's device, refused if it cannot fit; its size is said before it is taken."""
-    needed = size * d_in * torch.empty((), dtype=model.dtype).element_size()
-    on_gpu = model.device.type == "cuda"
-    available = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
-    log.info("activation buffer: %s vectors of %d, %.2f GB of %s", f"{size:,}", d_in, needed / 1e9, model.dtype)
-    if needed > available:
-        raise ValueError(
-            f"source.buffer_tokens={size} takes {needed / 1e9:.1f} GB and {available / 1e9:.1f} GB are free on "
-            f"{model.device}; lower it to at most {int(0.8 * available / needed * size)}"
+def open_activations(
+    *,
+    model: ModelSettings,
+    site: Site,
+    dataset: DatasetSettings,
+    source: ActivationSourceSettings,
+    training_tokens: int,
+    held_out_tokens: int,
+    folder: Path,
+    heartbeat: Callable[[], None],
+) -> ActivationSource:
+    """The activations that these settings describe; says where they come from and what they take.
+
+    The language model is opened only when something has to be harvested.
+
+    Args:
+        training_tokens: vectors that training takes; 0 where there is none.
+        held_out_tokens: vectors that the evaluation takes.
+        folder: of all activation stores.
+        heartbeat: called after each forward pass; may raise to stop.
+
+    Raises:
+        ValueError: a model, data set or site that is not there, a store of another format.
+        OSError: source.cache is disk and there is no room.
+    """
+
+    def open_text(opened: TransformerLensModel, part: Part) -> PackedTokens:
+        return PackedTokens(
+            open_documents(dataset, part),
+            opened,
+            rows=opened.batch_size,
+            context=dataset.context,
+            skip_positions=dataset.skip_positions,
+            exclude_special_tokens=dataset.exclude_special_tokens,
+            repeat=part is Part.train,
         )
-    return torch.empty(size, d_in, dtype=model.dtype, device=model.device)
+
+    device = device_of(model)
+    harvester = Harvester(partial(open_language_model, model), open_text, source.shard_tokens, heartbeat)
+    extent = Extent(
+        tokens={
+            Part.train: source.distinct_tokens(training_tokens) if training_tokens else 0,
+            Part.held_out: held_out_tokens,
+        },
+        shard_tokens=source.shard_tokens,
+    )
+    contents = {} if source.cache is Cache.none else _contents(model, [site, *source.other_sites()], dataset, source)
+    stores = {each: Store(folder / _folder_name(model, each, dataset, contents[each])) for each in contents}
+    shape = shape_of(model) or harvester.model.shape
+    dtype = getattr(torch, model.dtype.value)
+    room = Room(folder=folder, limit_gb=source.cache_gb)
+    missing = sum(
+        shard_bytes(extent.count(part, number), shape.width(each), dtype)
+        for each, store in stores.items()
+        for part, number in extent.all()
+        if not store.holds(part, number, extent.count(part, number))
+    )
+    writing = _is_written(source.cache, missing, room)
+    in_store = bool(stores) and missing == 0
+    if in_store:
+        log.info(
+            "activations from the store, nothing harvested: %s to train on and %s held out, %.3g GB in %s",
+            f"{extent.tokens[Part.train]:,}", f"{held_out_tokens:,}", stores[site].bytes() / 1e9, stores[site].folder,
+        )  # fmt: skip
+    shards = Shards(
+        harvester,
+        site,
+        stores,
+        contents,
+        extent,
+        dtype,
+        room,
+        writing=writing,
+        required=source.cache is Cache.disk,
+    )
+    result = ActivationSource(
+        shards, d_in=shape.width(site), seed=source.seed, training_tokens=training_tokens, device=device
+    )
+    if not in_store:
+        # Before the hours of training, not after them: is the site there, and held-out text?
+        for each in [site, *source.other_sites()]:
+            harvester.model.check_site(each)
+        harvester.held_out_rows(1)
+        if not writing:
+            _say_memory(extent, shape.width(site), dtype, training_tokens)
+    return result
+
+
+def stream_key(
+    *,
+    model: ModelSettings,
+    site: Site,
+    dataset: DatasetSettings,
+    source: ActivationSourceSettings,
+    training_tokens: int,
+    batch_size: int,
+) -> Hashable:
+    """What runs must have in common to be trained on the very same batches."""
+    tokens = source.distinct_tokens(training_tokens)
+    return model, site, dataset, tokens, source.shard_tokens, source.seed, batch_size
+
+
+def _contents(
+    model: ModelSettings, sites: list[Site], dataset: DatasetSettings, source: ActivationSourceSettings
+) -> dict[Site, dict[str, Any]]:
+    """Everything that determines a store's vectors, by site; the count is no part of it, as shards do not depend on how
+    many there are. Rows of a forward pass are: they decide where a shard ends, and the last bits."""
+    text = {
+        name: value.name if isinstance(value, Enum) else value
+        for name, value in asdict(dataset).items()
+        if name not in ("name", "path")
+    }
+    shared = {
+        "model": model_identity(model),
+        "dtype": model.dtype.name,
+        "rows": model.batch_size,
+        "dataset": text | dataset_identity(dataset),
+        "shard_tokens": source.shard_tokens,
+    }
+    return {site: shared | {"site": str(site)} for site in dict.fromkeys(sites)}
+
+
+def _folder_name(model: ModelSettings, site: Site, dataset: DatasetSettings, content: dict[str, Any]) -> str:
+    return f"{model.name}-{site}-{dataset.name}-{digest_of(content)}"
+
+
+def _is_written(cache: Cache, missing: int, room: Room) -> bool:
+    """Whether missing shards go to the store; says what they take, or why not.
+
+    Raises:
+        OSError: they must, and there is no room.
+    """
+    if cache is Cache.none or missing == 0:
+        return cache is not Cache.none
+    reason = None
+    try:
+        room.require(missing)
+        if cache is Cache.auto and missing > _SHARE_OF_FREE_DISK * room.free():
+            reason = f"that is more than half of the {room.free() / 1e9:.1f} GB that are free"
+    except OSError as error:
+        if cache is Cache.disk:
+            raise OSError(
+                f"{error.strerror}: free space (`python -m fsae.store list` says what takes it), lower source.tokens, "
+                "or use source.cache=none"
+            ) from None
+        reason = error.strerror
+    if reason is not None:
+        log.warning("%.3g GB of activations are not kept: %s", missing / 1e9, reason)
+        return False
+    log.info(
+        "%.3g GB of activations will be written to %s, where %.1f GB are free",
+        missing / 1e9, room.folder, room.free() / 1e9,
+    )  # fmt: skip
+    return True
+
+
+def _say_memory(extent: Extent, d_in: int, dtype: torch.dtype, training_tokens: int) -> None:
+    shards, tokens = extent.shards(Part.train), extent.tokens[Part.train]
+    at_a_time = min(shards, SHARDS_IN_MEMORY) * shard_bytes(extent.count(Part.train, 0), d_in, dtype)
+    log.info("activations are harvested into memory: at most %.3g GB at a time", at_a_time / 1e9)
+    if training_tokens > tokens and shards > SHARDS_IN_MEMORY:
+        log.warning(
+            "training goes %.1f times round %d shards, of which memory holds %d: they are harvested again each time; "
+            "use source.cache=disk, fewer source.tokens, or larger shards",
+            training_tokens / tokens, shards, SHARDS_IN_MEMORY,
+        )  # fmt: skip
+
+
+def _permutation(size: int, *drawn_from: int) -> Int[Tensor, " size"]:
+    """An order drawn from some counters, apart from that of any others."""
+    seed = int.from_bytes(blake2b(repr(drawn_from).encode(), digest_size=8).digest(), "big") % 2**63
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))

@@ -1,6 +1,8 @@
 """Documents: text or token ids, streamed from files or the hub, split into a training and a held-out part."""
 
 import glob
+import logging
+import os
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,10 +12,13 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from fsae.language_models.hub import RepoKind, is_hub_name, require_repo
+from fsae.language_models.hub import RepoKind, is_hub_name, require_repo, resolved_revision
+from fsae.language_models.identity import listing_digest
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
+
+log = logging.getLogger(__name__)
 
 
 class DatasetFormat(Enum):
@@ -117,6 +122,7 @@ class Documents(Iterator[Document]):
     Attributes:
         name: what the data set is called in messages.
         tokenised: whether its documents are token ids.
+        labelled: whether they have labels.
 
     Raises:
         ValueError: while iterating: a column is not there, or a whole pass found no document.
@@ -129,6 +135,7 @@ class Documents(Iterator[Document]):
         self._start = dataset.state_dict()
         self.name = settings.name
         self.tokenised = settings.tokens_column is not None
+        self.labelled = settings.label_column is not None
         self.rewind()
 
     def rewind(self) -> None:
@@ -194,11 +201,12 @@ class Documents(Iterator[Document]):
         )
 
 
-def open_documents(settings: DatasetSettings, part: Part, seed: int) -> Documents:
+def open_documents(settings: DatasetSettings, part: Part) -> Documents:
     """Open one part of a data set.
 
-    Files are read in an order drawn from `seed`, data sets in the hub's layout in their own order. Which part a
-    document is in depends on its content only: not on the seed, and copies of one document never end up in both.
+    Files are read in a random order, always the same one, so that runs with different seeds share their activations;
+    data sets in the hub's layout in their own order. Which part a document is in depends on its content only: copies
+    of one document never end up in both.
 
     Raises:
         ValueError: no such folder, a glob without matches, hub unreachable, gated without access, no such
@@ -208,15 +216,35 @@ def open_documents(settings: DatasetSettings, part: Part, seed: int) -> Document
         dataset = _open_hub(settings)
     else:
         files = _files(settings)
-        Random(seed).shuffle(files)
+        Random(0).shuffle(files)
         dataset = _open_files(settings, files)
     return Documents(dataset, settings, part)
+
+
+def dataset_identity(settings: DatasetSettings) -> dict[str, str]:
+    """What tells these documents from any others: a hub commit, or a digest of the files' names, sizes and times.
+
+    Raises:
+        ValueError: no such folder, a glob without matches, hub unreachable, gated without access.
+    """
+    path = Path(settings.path or "").expanduser()
+    if settings.format is not DatasetFormat.hub:
+        files = [Path(file) for file in _files(settings)]
+        return {"files": listing_digest(Path(os.path.commonpath([file.parent for file in files])), files)}
+    if path.is_dir():
+        return {"files": listing_digest(path, [file for file in path.rglob("*") if file.is_file()])}
+    return {
+        "hub": str(settings.path),
+        "revision": resolved_revision(str(settings.path), revision=settings.revision, kind=RepoKind.dataset),
+    }
 
 
 def _open_hub(settings: DatasetSettings) -> "IterableDataset":
     assert settings.path is not None
     path = settings.path
     if Path(path).expanduser().is_dir():
+        if is_hub_name(path):
+            log.warning("dataset.path=%s: read from the folder %s, not from the hub", path, Path(path).resolve())
         # datasets would read a folder's name relative to the working directory, too, but does not expand a tilde.
         path = str(Path(path).expanduser().resolve())
     elif is_hub_name(path):
@@ -270,9 +298,9 @@ def _load(settings: DatasetSettings, path: str, **arguments: Any) -> "IterableDa
 
 
 def _files(settings: DatasetSettings) -> list[str]:
-    """The files of a data set, sorted: the same on every machine before the seed permutes them."""
+    """The files of a data set, sorted: the same on every machine before they are permuted."""
     if settings.format is DatasetFormat.python_source:
-        return _standard_library()
+        return standard_library()
     assert settings.path is not None
     pattern = Path(settings.path).expanduser()
     if glob.has_magic(str(pattern)) and not pattern.exists():
@@ -302,7 +330,8 @@ def _readable(path: Path, format: DatasetFormat) -> bool:
     return format is DatasetFormat.text or path.name.endswith(endings[format])
 
 
-def _standard_library() -> list[str]:
+def standard_library() -> list[str]:
+    """The files of the running Python's standard library, sorted, without its tests and installed packages."""
     root = Path(sysconfig.get_path("stdlib"))
     left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
     return sorted(str(path) for path in root.rglob("*.py") if not left_out & set(path.relative_to(root).parts))

@@ -1,7 +1,7 @@
 """Tokens: documents packed into rows of equal length, with a mask of the positions that count."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Int
@@ -29,8 +29,28 @@ class Vocabulary(Protocol):
         ...
 
 
-class PackedTokens(Iterator[tuple[Int[Tensor, "row context"], Bool[Tensor, "row context"]]]):
-    """Blocks of rows of token ids, and the mask of the positions to train and evaluate on.
+# The label of a token whose document has none.
+NO_LABEL = -1
+
+
+class Block(NamedTuple):
+    """Some rows of text.
+
+    Attributes:
+        tokens: ids.
+        keep: the positions to train and evaluate on.
+        documents: which document of its part each token is from, counted from 0; a BOS belongs to what follows it.
+        labels: that document's label, or `NO_LABEL`: a whole number as it is, text as its place in `label_names`.
+    """
+
+    tokens: Int[Tensor, "row context"]
+    keep: Bool[Tensor, "row context"]
+    documents: Int[Tensor, "row context"]
+    labels: Int[Tensor, "row context"]
+
+
+class PackedTokens(Iterator[Block]):
+    """Blocks of rows of token ids, with the mask of the positions to train and evaluate on.
 
     Documents follow one another, each ended by the separator, and are cut into rows of `context` tokens; where the
     model wants a BOS it is the first of each row. Token ids of a data set that is tokenised already are taken as
@@ -48,10 +68,12 @@ class PackedTokens(Iterator[tuple[Int[Tensor, "row context"], Bool[Tensor, "row 
 
     Attributes:
         epoch: how often the text has started again.
+        labelled: whether its documents have labels.
+        label_names: labels that are text, in the order in which the documents bring them.
 
     Raises:
         ValueError: a context beyond the model's limit; while iterating: a whole text shorter than one row, ids of
-            another tokenizer.
+            another tokenizer, labels that are neither whole numbers nor text.
     """
 
     def __init__(
@@ -71,6 +93,8 @@ class PackedTokens(Iterator[tuple[Int[Tensor, "row context"], Bool[Tensor, "row 
                 f"{vocabulary.context_limit} tokens"
             )
         self.epoch = 0
+        self.labelled = documents.labelled
+        self.label_names: list[str] = []
         self._documents, self._vocabulary = documents, vocabulary
         self._rows, self._context, self._repeat = rows, context, repeat
         self._skip_positions = skip_positions
@@ -81,23 +105,25 @@ class PackedTokens(Iterator[tuple[Int[Tensor, "row context"], Bool[Tensor, "row 
             # A tokenizer may know special tokens that the model has no place for.
             excluded = {*vocabulary.special_ids, vocabulary.separator_id}
             self._counts[[token_id for token_id in excluded if token_id < vocabulary.d_vocab]] = False
-        # Ids that are read but not handed out yet, and how many of this epoch's were read.
-        self._pending = torch.empty(0, dtype=torch.long)
-        self._read_this_epoch = 0
+        # What is read but not handed out yet: ids, their documents, their labels. How much of this epoch's was read.
+        self._pending = torch.empty(3, 0, dtype=torch.long)
+        self._read_this_epoch = self._documents_this_epoch = 0
 
-    def __next__(self) -> tuple[Int[Tensor, "row context"], Bool[Tensor, "row context"]]:
-        while len(self._pending) < self._rows * self._text_per_row and self._read_more():
+    def __next__(self) -> Block:
+        while self._pending.shape[1] < self._rows * self._text_per_row and self._read_more():
             pass
-        rows = min(self._rows, len(self._pending) // self._text_per_row)
+        rows = min(self._rows, self._pending.shape[1] // self._text_per_row)
         if rows == 0:
             raise StopIteration
         used = rows * self._text_per_row
-        tokens, self._pending = self._pending[:used].view(rows, -1), self._pending[used:]
+        block, self._pending = self._pending[:, :used].view(3, rows, -1), self._pending[:, used:]
         if self._bos_id is not None:
-            tokens = torch.cat([tokens.new_full((rows, 1), self._bos_id), tokens], dim=1)
+            block = torch.cat([block[:, :, :1], block], dim=2)
+            block[0, :, 0] = self._bos_id
+        tokens, documents, labels = block
         keep = self._counts[tokens]
         keep[:, : self._skip_positions] = False
-        return tokens, keep
+        return Block(tokens, keep, documents, labels)
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last block returned."""
@@ -106,7 +132,9 @@ class PackedTokens(Iterator[tuple[Int[Tensor, "row context"], Bool[Tensor, "row 
             # A clone, because saving a slice would save everything that was ever read with it.
             "pending": self._pending.clone(),
             "read_this_epoch": self._read_this_epoch,
+            "documents_this_epoch": self._documents_this_epoch,
             "epoch": self.epoch,
+            "label_names": list(self.label_names),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -114,14 +142,16 @@ class PackedTokens(Iterator[tuple[Int[Tensor, "row context"], Bool[Tensor, "row 
         self._documents.load_state_dict(state["documents"])
         self._pending = state["pending"].clone()
         self._read_this_epoch = state["read_this_epoch"]
+        self._documents_this_epoch = state["documents_this_epoch"]
         self.epoch = state["epoch"]
+        self.label_names = list(state["label_names"])
 
     def _read_more(self) -> bool:
-        """Add some documents' ids to the pending ones; False when the text has run out for good."""
-        ids = self._next_ids()
-        if ids:
-            self._read_this_epoch += len(ids)
-            self._pending = torch.cat([self._pending, torch.tensor(ids)])
+        """Add some documents to what is pending; False when the text has run out for good."""
+        read = self._next_documents()
+        if read.shape[1] > 0:
+            self._read_this_epoch += read.shape[1]
+            self._pending = torch.cat([self._pending, read], dim=1)
             return True
         if self._read_this_epoch < self._text_per_row:
             raise ValueError(
@@ -130,22 +160,42 @@ class PackedTokens(Iterator[tuple[Int[Tensor, "row context"], Bool[Tensor, "row 
             )
         if self._repeat:
             self._documents.rewind()
-            self._read_this_epoch = 0
+            self._read_this_epoch = self._documents_this_epoch = 0
             self.epoch += 1
         return self._repeat
 
-    def _next_ids(self) -> list[int]:
-        """The ids of the next documents, each with its separator; empty at the end of the text."""
-        contents, size = [], 0
+    def _next_documents(self) -> Int[Tensor, "3 tokens"]:
+        """The next documents' ids, each with its separator, places and labels; empty at the end of the text."""
+        documents, size = [], 0
         while size < _BATCH_CHARACTERS and (document := next(self._documents, None)) is not None:
-            contents.append(document.content)
+            documents.append(document)
             size += len(document.content)
         if self._documents.tokenised:
-            ids = [token_id for content in contents for token_id in content]
-            self._check_ids(ids)
-            return ids
-        separator = self._vocabulary.separator_id
-        return [token_id for text in self._vocabulary.tokenise(contents) for token_id in (*text, separator)]
+            ids = [document.content for document in documents]
+            self._check_ids([token_id for content in ids for token_id in content])
+        else:
+            texts = self._vocabulary.tokenise([document.content for document in documents])
+            ids = [[*text, self._vocabulary.separator_id] for text in texts]
+        lengths = torch.tensor([len(each) for each in ids], dtype=torch.long)
+        places = torch.arange(len(documents)) + self._documents_this_epoch
+        labels = torch.tensor([self._label(document.label) for document in documents], dtype=torch.long)
+        self._documents_this_epoch += len(documents)
+        flat = torch.tensor([token_id for each in ids for token_id in each], dtype=torch.long)
+        return torch.stack([flat, places.repeat_interleave(lengths), labels.repeat_interleave(lengths)])
+
+    def _label(self, label: Any) -> int:
+        if label is None:
+            return NO_LABEL
+        if isinstance(label, str):
+            if label not in self.label_names:
+                self.label_names.append(label)
+            return self.label_names.index(label)
+        if isinstance(label, int):
+            return int(label)
+        raise ValueError(
+            f"data set {self._documents.name} has the label {label!r}; labels are whole numbers or text: correct "
+            "dataset.label_column, or set it to null"
+        )
 
     def _check_ids(self, ids: list[int]) -> None:
         d_vocab = self._vocabulary.d_vocab

@@ -1,0 +1,291 @@
+"""The shards of a stream, wherever they come from: the store where it has them, the language model otherwise."""
+
+import errno
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fsae.language_models.sites import Site
+from fsae.progress import SECONDS_BETWEEN_LINES
+from fsae.sources.documents import Part
+from fsae.sources.harvest import Harvested, Harvester, Shard, order_in_shard
+from fsae.sources.store import DamagedShard, Manifest, Store, folder_bytes, is_full, shard_bytes
+
+log = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_LOOKS = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """How many vectors a run wants, and how they are cut into shards.
+
+    Attributes:
+        tokens: of each part.
+        shard_tokens: a shard; the last one of a part may be shorter.
+    """
+
+    tokens: dict[Part, int]
+    shard_tokens: int
+
+    def shards(self, part: Part) -> int:
+        """How many shards a part has."""
+        return -(-self.tokens[part] // self.shard_tokens)
+
+    def count(self, part: Part, number: int) -> int:
+        """How many vectors a shard has."""
+        return min(self.shard_tokens, self.tokens[part] - number * self.shard_tokens)
+
+    def all(self) -> Iterator[tuple[Part, int]]:
+        """Every shard of both parts."""
+        return ((part, number) for part in Part for number in range(self.shards(part)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What may be written to the folder of all activation stores.
+
+    Attributes:
+        folder: need not be there yet.
+        limit_gb: what all stores may take together; None for what the disk has.
+    """
+
+    folder: Path
+    limit_gb: float | None
+
+    def free(self) -> int:
+        """Bytes that the disk has left."""
+        there = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        return shutil.disk_usage(there).free
+
+    def require(self, needed: int) -> None:
+        """Raise OSError where `needed` more bytes exceed the limit or the disk."""
+        if self.limit_gb is not None:
+            taken = folder_bytes(self.folder)
+            if taken + needed > self.limit_gb * 1e9:
+                raise OSError(
+                    errno.EDQUOT,
+                    f"source.cache_gb is {self.limit_gb:g}, the stores in {self.folder} take {taken / 1e9:.3g} GB and "
+                    f"{needed / 1e9:.3g} GB are to be added",
+                )
+        free = self.free()
+        if needed > free:
+            raise OSError(
+                errno.ENOSPC,
+                f"{needed / 1e9:.3g} GB of activations are to be written to {self.folder} and {free / 1e9:.3g} GB "
+                "are free there",
+            )
+
+
+class Shards:
+    """Gives out the shards of one site; what is missing in the store it harvests and writes there.
+
+    Several processes may do so at once on one store: each missing shard is harvested by whichever gets its lock, and
+    who waits for one harvests a later one meanwhile.
+
+    Args:
+        harvester: runs the language model.
+        site: whose shards are given out.
+        stores: of this site and of others to fill in the same forward passes; none at all to keep nothing on disk.
+        contents: what determines each store's vectors, for its manifest.
+        extent: which shards there are.
+        dtype: of the activations.
+        room: what may be written.
+        writing: whether missing shards are written; without, they are harvested into memory.
+        required: whether to fail, and not to go on in memory, when there is no room left.
+    """
+
+    def __init__(
+        self,
+        harvester: Harvester,
+        site: Site,
+        stores: dict[Site, Store],
+        contents: dict[Site, dict[str, Any]],
+        extent: Extent,
+        dtype: torch.dtype,
+        room: Room,
+        *,
+        writing: bool,
+        required: bool,
+    ):
+        assert not stores or site in stores
+        self.harvester, self.site, self.extent = harvester, site, extent
+        self._stores, self._contents, self._dtype, self._room = stores, contents, dtype, room
+        self._writing, self._required = writing, required
+        self.made = 0
+
+    @property
+    def prepends_bos(self) -> bool:
+        """Whether each row of text begins with a BOS; opens the language model where no store knows."""
+        store = self._stores.get(self.site)
+        if store is not None and store.manifest is not None:
+            return store.manifest.prepends_bos
+        return self.harvester.model.bos_id is not None
+
+    def shard(self, part: Part, number: int) -> Shard:
+        """One shard, once it is there.
+
+        Raises:
+            ValueError: activations that are not finite, or no memory for them.
+            OSError: no room for a shard that must be written.
+        """
+        count = self.extent.count(part, number)
+        store = self._stores.get(self.site)
+        if store is None:
+            return self._harvest(part, number, count, [self.site]).shards[self.site]
+        while True:
+            if not self._await(store, part, number, count):
+                return self._harvest(part, number, count, [self.site]).shards[self.site]
+            try:
+                return _beginning(store.read(part, number), part, number, count)
+            except DamagedShard:
+                self._discard_damaged(store, part, number)
+
+    def fill(self) -> None:
+        """Put every shard of every site into its store, together with the other processes that do the same.
+
+        Raises:
+            ValueError: activations that are not finite, or no memory for them.
+            OSError: no room.
+        """
+        wanted, waited = list(self.extent.all()), _Waiting(self)
+        while wanted:
+            made = [self._make(part, number, list(self._stores)) for part, number in wanted]
+            wanted = [
+                (part, number)
+                for part, number in wanted
+                if not all(
+                    store.holds(part, number, self.extent.count(part, number)) for store in self._stores.values()
+                )
+            ]
+            if wanted and not any(made):
+                waited.a_moment(*wanted[0])
+
+    def close(self) -> None:
+        """Let the stores be pruned."""
+        for store in self._stores.values():
+            store.close()
+
+    def _await(self, store: Store, part: Part, number: int, count: int) -> bool:
+        """Return True once the store holds a shard; False where it has to be harvested into memory."""
+        waited = _Waiting(self)
+        while not store.holds(part, number, count):
+            if not self._writing:
+                return False
+            try:
+                if self._make(part, number, [self.site]):
+                    continue
+                later = range(number + 1, self.extent.shards(part))
+                if not any(self._make(part, another, [self.site]) for another in later):
+                    waited.a_moment(part, number)
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                if self._required:
+                    raise OSError(
+                        f"{error.strerror}; what was harvested so far is kept. Free space (`python -m fsae.store list` "
+                        "says what takes it), raise source.cache_gb, or use source.cache=none"
+                    ) from error
+                log.warning("%s; activations are harvested into memory from here on", error.strerror)
+                self._writing = False
+        return True
+
+    def _make(self, part: Part, number: int, leading: Sequence[Site]) -> bool:
+        """Harvest a shard where one of the leading sites misses it and no other process is at it; whether it did."""
+        count = self.extent.count(part, number)
+        with ExitStack() as locks:
+
+            def is_ours(site: Site) -> bool:
+                store = self._stores[site]
+                return (
+                    not store.holds(part, number, count)
+                    and locks.enter_context(store.lock(part, number))
+                    # Somebody may have finished it between the two.
+                    and not store.holds(part, number, count)
+                )
+
+            ours = [site for site in self._stores if is_ours(site)]
+            if not set(leading) & set(ours):
+                return False
+            model = self.harvester.model
+            self._room.require(sum(shard_bytes(count, model.width(site), self._dtype) for site in ours))
+            for site in ours:
+                self._stores[site].create(
+                    Manifest(
+                        content=self._contents[site],
+                        d_in=model.width(site),
+                        prepends_bos=model.bos_id is not None,
+                    )
+                )
+            harvested = self._harvest(part, number, count, ours)
+            for site in ours:
+                self._stores[site].write(
+                    part,
+                    number,
+                    harvested.shards[site],
+                    text=harvested.text,
+                    text_ended=harvested.text_ended,
+                    label_names=harvested.label_names,
+                )
+                self.made += 1
+        return True
+
+    def _harvest(self, part: Part, number: int, count: int, sites: Sequence[Site]) -> Harvested:
+        return self.harvester.harvest(part, number, count, sites, self._nearest_text(part, number))
+
+    def _nearest_text(self, part: Part, number: int) -> tuple[int, dict[str, Any]] | None:
+        """The latest shard, up to this one, that a store knows the text's position before, and that position."""
+        for earlier in range(number - 1, -1, -1):
+            for store in self._stores.values():
+                text = store.text_after(part, earlier)
+                if text is not None:
+                    return earlier + 1, text
+        return None
+
+    def _discard_damaged(self, store: Store, part: Part, number: int) -> None:
+        with store.lock(part, number) as ours:
+            if ours:
+                try:
+                    # Another process may have mended it meanwhile.
+                    store.read(part, number)
+                except DamagedShard as damage:
+                    log.warning("%s; it is harvested again", damage)
+                    store.discard(part, number)
+
+
+class _Waiting:
+    """Sleeps a moment at a time, and says now and then what for."""
+
+    def __init__(self, shards: Shards):
+        self._shards, self._said = shards, float("-inf")
+
+    def a_moment(self, part: Part, number: int) -> None:
+        if time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            log.info(
+                "waiting for the process that harvests %s: %s shard %d of %d",
+                self._shards.site, part.value, number + 1, self._shards.extent.shards(part),
+            )  # fmt: skip
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        self._shards.harvester.beat()
+
+
+def _beginning(shard: Shard, part: Part, number: int, count: int) -> Shard:
+    """The first `count` vectors of the text in a shard, in the order in which a shard of just those would be."""
+    if len(shard) <= count:
+        return shard
+    places = torch.argsort(order_in_shard(part, number, len(shard)))
+    rows = places[order_in_shard(part, number, count)]
+    return Shard(
+        activations=shard.activations[rows],
+        tokens=shard.tokens[rows],
+        documents=shard.documents[rows],
+        labels=None if shard.labels is None else shard.labels[rows],
+    )

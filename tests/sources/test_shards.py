@@ -1,0 +1,390 @@
+"""Shards between the store and the language model: who harvests, who waits, and what is done about damage."""
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fsae.sources import shards as module
+from fsae.sources.documents import Part
+from fsae.sources.shards import Shards
+from fsae.sources.store import Store
+from tests.streams import OTHER_SITE, SITE, TEXTS, TableModel, listed_shards, packed
+
+TRAIN, HELD_OUT = Part.train, Part.held_out
+# Four of training, two held out.
+SIZES: dict[str, Any] = {"tokens": 150, "shard_tokens": 40, "held_out_tokens": 60}
+
+# A process that fills the store of `folder`, sleeping so long in each forward pass, and counts its passes.
+FILL = """
+import sys, time
+from pathlib import Path
+from tests.streams import SITE, TableModel, listed_shards
+model = TableModel()
+shards = listed_shards(
+    Path(sys.argv[1]), model=model, heartbeat=lambda: time.sleep(float(sys.argv[2])),
+    tokens=150, shard_tokens=40, held_out_tokens=60,
+)
+shards.fill()
+print(shards.made, model.passes)
+"""
+
+
+def filling(folder: Path, seconds_a_pass: float) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", FILL, str(folder), str(seconds_a_pass)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def every(shards: Shards) -> list[torch.Tensor]:
+    return [shards.shard(part, number).activations for part, number in shards.extent.all()]
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.fixture(scope="module")
+def wanted() -> list[torch.Tensor]:
+    """Every shard as it is without a store."""
+    return every(listed_shards(**SIZES))
+
+
+def test_what_is_stored_is_what_is_harvested(tmp_path: Path, wanted):
+    assert same(every(listed_shards(tmp_path, **SIZES)), wanted)
+    model = TableModel()
+    assert same(every(listed_shards(tmp_path, model=model, **SIZES)), wanted)
+    assert model.passes == 0
+
+
+def test_the_order_in_which_shards_are_asked_for_does_not_matter(wanted):
+    places = list(listed_shards(**SIZES).extent.all())
+    for order in ([3, 0, 2, 1, 5, 4], [5, 4, 3, 2, 1, 0]):
+        shards = listed_shards(**SIZES)
+        found = {i: shards.shard(*places[i]).activations for i in order}
+        assert same([found[i] for i in range(6)], wanted)
+
+
+def test_facts_say_where_each_vector_is_from(tmp_path: Path):
+    model = TableModel()
+    labels = [f"kind {i % 3}" for i in range(len(TEXTS))]
+    for folder in (None, tmp_path, tmp_path):
+        shards = listed_shards(
+            folder,
+            model=model,
+            open_text=lambda _, part: packed(TEXTS, repeat=part is TRAIN, labels=labels),
+            **SIZES,
+        )
+        for part, number in shards.extent.all():
+            shard = shards.shard(part, number)
+            assert len(shard.tokens) == len(shard.documents) == len(shard)
+            # The vector less its token's row is one of the positions'.
+            rests = shard.activations - model.table[shard.tokens.long()]
+            assert all(torch.isclose(model.positions, rest, atol=1e-5).all(1).any() for rest in rests)
+            for token, document in zip(shard.tokens.tolist(), shard.documents.tolist(), strict=True):
+                assert chr(token - 1) in TEXTS[document]
+            assert shard.labels is not None
+            # Kinds are numbered as the documents bring them.
+            assert torch.equal(shard.labels, shard.documents.long() % 3)
+    record = Store(tmp_path / str(SITE)).record(TRAIN, 3)
+    assert record is not None
+    assert record.label_names == ["kind 0", "kind 1", "kind 2"]
+
+
+def test_training_shards_are_shuffled_across_documents_and_held_out_ones_are_not():
+    shards = listed_shards(**SIZES)
+    train, held_out = shards.shard(TRAIN, 0).documents, shards.shard(HELD_OUT, 0).documents
+    assert (train.diff() < 0).any()
+    assert (held_out.diff() >= 0).all()
+
+
+@pytest.mark.parametrize("tokens", [30, 70, 100, 150])
+def test_a_store_with_more_or_less_serves_all_the_same(tokens: int, tmp_path: Path):
+    wanted = every(listed_shards(tokens=tokens, shard_tokens=40))
+    every(listed_shards(tmp_path, tokens=110, shard_tokens=40))
+    assert same(every(listed_shards(tmp_path, tokens=tokens, shard_tokens=40)), wanted)
+    # And what was there before is unharmed.
+    model = TableModel()
+    assert same(
+        every(listed_shards(tmp_path, model=model, tokens=110, shard_tokens=40)),
+        every(listed_shards(tokens=110, shard_tokens=40)),
+    )
+    assert model.passes == 0
+
+
+def test_extending_a_store_harvests_only_what_is_new(tmp_path: Path):
+    counts = []
+    for tokens in (80, 160):
+        model = TableModel()
+        every(listed_shards(tmp_path, model=model, tokens=tokens, shard_tokens=40, held_out_tokens=40))
+        counts.append(model.passes)
+    model = TableModel()
+    every(listed_shards(model=model, tokens=160, shard_tokens=40, held_out_tokens=40))
+    # The held-out shard is harvested with the first two, and only then.
+    assert sum(counts) == model.passes
+
+
+def test_held_out_text_that_ends_is_not_looked_for_again(tmp_path: Path):
+    passes = []
+    for _ in range(2):
+        model = TableModel()
+        shards = listed_shards(tmp_path, model=model, tokens=40, shard_tokens=4000, held_out_tokens=4000)
+        assert 100 < len(shards.shard(HELD_OUT, 0)) < 4000
+        passes.append(model.passes)
+    assert passes[0] > passes[1] == 0
+
+
+def test_other_sites_come_from_the_same_passes_and_are_what_they_are_alone(tmp_path: Path):
+    alone = TableModel()
+    listed_shards(tmp_path / "alone", model=alone, sites=[SITE], **SIZES).fill()
+    listed_shards(tmp_path / "alone", sites=[OTHER_SITE], **SIZES).fill()
+    both = TableModel()
+    listed_shards(tmp_path / "both", model=both, sites=[SITE, OTHER_SITE], **SIZES).fill()
+    assert both.passes == alone.passes
+    for site in (SITE, OTHER_SITE):
+        stores = [Store(tmp_path / name / str(site)) for name in ("alone", "both")]
+        assert stores[0].shards() == stores[1].shards()
+        for part, number in stores[0].shards():
+            assert stores[0].path(part, number).read_bytes() == stores[1].path(part, number).read_bytes()
+    # A site that joins later is filled in without touching the others.
+    before = [path.stat().st_mtime_ns for path in sorted((tmp_path / "alone" / str(SITE)).glob("*.safetensors"))]
+    third = Path("mlp_out.3")
+    listed_shards(tmp_path / "alone", sites=[SITE, type(SITE).parse(str(third))], **SIZES).fill()
+    assert len(list((tmp_path / "alone" / third).glob("*.safetensors"))) == 6
+    after = [path.stat().st_mtime_ns for path in sorted((tmp_path / "alone" / str(SITE)).glob("*.safetensors"))]
+    assert before == after
+
+
+def test_processes_share_the_shards_and_harvest_none_twice(tmp_path: Path, wanted):
+    together = [filling(tmp_path, 0.05) for _ in range(3)]
+    counts = [tuple(map(int, process.communicate(timeout=60)[0].split())) for process in together]
+    assert [process.returncode for process in together] == [0, 0, 0]
+    model = TableModel()
+    listed_shards(tmp_path / "alone", model=model, **SIZES).fill()
+    assert sum(made for made, _ in counts) == 6
+    assert sum(passes for _, passes in counts) == model.passes
+    assert same(every(listed_shards(tmp_path, **SIZES)), wanted)
+
+
+def test_who_waits_for_a_shard_harvests_a_later_one_meanwhile(tmp_path: Path, wanted, caplog):
+    caplog.set_level("INFO")
+    shards = listed_shards(tmp_path, **SIZES)
+    other = Store(tmp_path / str(SITE))
+    beats = []
+
+    def looks() -> None:
+        beats.append(shards.made)
+        if shards.made == 3:
+            raise InterruptedError
+
+    shards.harvester._heartbeat = looks
+    with other.lock(TRAIN, 0), pytest.raises(InterruptedError):
+        shards.shard(TRAIN, 0)
+    # The three later ones of training; then there is nothing to do but wait, which a signal ends.
+    assert Store(tmp_path / str(SITE)).shards() == [(TRAIN, 1), (TRAIN, 2), (TRAIN, 3)]
+    assert "waiting for the process that harvests resid_post.0: train shard 1 of 4" in caplog.text
+    shards.harvester._heartbeat = lambda: None
+    assert same(every(shards), wanted)
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_a_kill_leaves_whole_shards_and_the_rest_follows(after: int, tmp_path: Path, wanted):
+    folder = tmp_path / str(SITE)
+    process = filling(tmp_path, 0.03)
+    began = time.monotonic()
+    while len(list(folder.glob("*.json"))) - 1 < after or not folder.exists():
+        assert process.poll() is None
+        assert time.monotonic() - began < 60
+        time.sleep(0.005)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    there = Store(folder).shards() if (folder / "store.json").exists() else []
+    assert len(there) >= after
+    model = TableModel()
+    shards = listed_shards(tmp_path, model=model, **SIZES)
+    assert same(every(shards), wanted)
+    assert shards.made == 6 - len(there)
+    assert not list(folder.glob("*.partial"))
+
+
+def cut_short(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 100)
+
+
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def spoil_the_record(path: Path) -> None:
+    path.with_suffix(".json").write_text('{"count": 40')
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (cut_short, r"train-00001.safetensors has \d+ bytes instead of \d+; it is harvested again"),
+        (flip_a_byte, "train-00001.safetensors does not have the checksum it was written with; it is harvested again"),
+        (remove, ""),
+        (spoil_the_record, "the record beside .*train-00001.safetensors cannot be read"),
+    ],
+)
+def test_a_damaged_shard_is_told_and_harvested_again(damage, told: str, tmp_path: Path, wanted, caplog):
+    every(listed_shards(tmp_path, **SIZES))
+    damage(tmp_path / str(SITE) / "train-00001.safetensors")
+    shards = listed_shards(tmp_path, **SIZES)
+    assert same(every(shards), wanted)
+    assert shards.made == 1
+    assert re.search(told, caplog.text)
+    model = TableModel()
+    assert same(every(listed_shards(tmp_path, model=model, **SIZES)), wanted)
+    assert model.passes == 0
+
+
+def one_shard_of_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk takes one shard and is full then."""
+    write = Store.write
+
+    def limited(self: Store, part: Part, number: int, shard, **facts) -> None:
+        if number > 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, part, number, shard, **facts)
+
+    monkeypatch.setattr(Store, "write", limited)
+
+
+def test_a_disk_that_is_full_half_way_keeps_what_is_whole(tmp_path: Path, wanted, monkeypatch: pytest.MonkeyPatch):
+    one_shard_of_room(monkeypatch)
+    shards = listed_shards(tmp_path, **SIZES)
+    shards.shard(TRAIN, 0)
+    with pytest.raises(OSError, match="No space left on device; what was harvested so far is kept"):
+        shards.shard(TRAIN, 1)
+    monkeypatch.undo()
+    again = listed_shards(tmp_path, **SIZES)
+    assert same(every(again), wanted)
+    assert again.made == 5
+
+
+def test_a_run_that_can_do_without_goes_on_in_memory(tmp_path: Path, wanted, monkeypatch, caplog):
+    one_shard_of_room(monkeypatch)
+    shards = listed_shards(tmp_path, required=False, **SIZES)
+    assert same(every(shards), wanted)
+    assert "No space left on device; activations are harvested into memory from here on" in caplog.text
+    assert Store(tmp_path / str(SITE)).shards() == [(TRAIN, 0)]
+
+
+def test_a_quota_is_kept_half_way_too(tmp_path: Path):
+    # A shard of 40 vectors of 6 floats and 16 bytes is 1,600 bytes, and its record as many.
+    shards = listed_shards(tmp_path, limit_gb=8e-6, **SIZES)
+    with pytest.raises(OSError, match=r"source\.cache_gb is 8e-06, the stores in .* what was harvested so far is kept"):
+        every(shards)
+    assert shards.made > 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a file system of its own takes root")
+def test_a_real_full_disk(tmp_path: Path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("file systems cannot be mounted here")
+    shards = listed_shards(disk, tokens=4000, shard_tokens=800)
+    try:
+        # Its own estimate would stop it in time.
+        shards._room = module.Room(folder=tmp_path, limit_gb=None)
+        with pytest.raises(OSError, match="No space left on device; what was harvested so far is kept"):
+            every(shards)
+        assert shards.made > 0
+        assert not list(disk.glob("*/*.partial"))
+        assert len(Store(disk / str(SITE), marked=False).shards()) == shards.made
+    finally:
+        shards.close()
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_activations_that_are_not_finite_are_refused_by_place(value: float):
+    model = TableModel()
+    tokens, keep, *_ = next(packed(TEXTS, repeat=True))
+    row, position = keep.nonzero()[-1].tolist()
+    model.table[tokens[row, position], 3] = value
+    bad = (tokens == tokens[row, position]).nonzero()
+    first_row, first_position = bad[0].tolist()
+    message = (
+        rf"activations at resid_post\.0 are not finite: {len(bad)} of 16 positions .* the first in its row {first_row} "
+        rf"at position {first_position}; .*model\.dtype=bfloat16 or float32"
+    )
+    with pytest.raises(ValueError, match=message):
+        listed_shards(model=model).shard(TRAIN, 0)
+
+
+def test_what_is_left_out_may_be_what_it_likes():
+    model = TableModel()
+    model.table[0] = float("nan")
+    assert listed_shards(model=model).shard(TRAIN, 0).activations.isfinite().all()
+
+
+def test_a_shard_that_cannot_fit_into_memory_is_refused_before_it_is_taken(monkeypatch: pytest.MonkeyPatch):
+    from types import SimpleNamespace
+
+    from fsae.sources import harvest
+
+    monkeypatch.setattr(harvest.psutil, "virtual_memory", lambda: SimpleNamespace(available=1e9))
+    model = TableModel()
+    # 1e8 vectors of 6 floats are 2.4 GB; 0.8 of 1 GB holds 33,333,333.
+    shards = listed_shards(model=model, tokens=10**8, shard_tokens=10**8)
+    monkeypatch.setattr(harvest, "order_in_shard", lambda part, number, count: torch.arange(3))
+    with pytest.raises(
+        ValueError, match=r"shard_tokens=100000000 takes 2\.4 GB at 1 site and 1\.0 GB .* most 33333333"
+    ):
+        shards.shard(TRAIN, 0)
+    assert model.passes == 0
+
+
+def test_a_harvest_can_be_stopped_between_forward_passes():
+    model = TableModel()
+
+    def heartbeat() -> None:
+        if model.passes == 3:
+            raise InterruptedError
+
+    shards = listed_shards(model=model, heartbeat=heartbeat)
+    with pytest.raises(InterruptedError):
+        shards.shard(TRAIN, 0)
+    assert model.passes == 3
+    # And taken up again from the shard's beginning.
+    shards.harvester._heartbeat = lambda: None
+    assert torch.equal(shards.shard(TRAIN, 0).activations, listed_shards().shard(TRAIN, 0).activations)
+
+
+def test_text_with_no_position_to_train_on_is_refused():
+    shards = listed_shards(open_text=lambda _, part: packed([""] * 40, repeat=True))
+    with pytest.raises(ValueError, match="a whole pass over the text has no position to train on"):
+        shards.shard(TRAIN, 0)
+
+
+def test_the_record_says_how_long_vectors_are(tmp_path: Path):
+    shards = listed_shards(tmp_path)
+    vectors = shards.shard(TRAIN, 0).activations
+    record = json.loads((tmp_path / str(SITE) / "train-00000.json").read_text())
+    assert record["mean_norm"] == pytest.approx(float(vectors.norm(dim=1).mean()), rel=1e-6)
+    assert record["count"] == 40

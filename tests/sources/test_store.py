@@ -1,0 +1,164 @@
+import fcntl
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fsae.sources import store as module
+from fsae.sources.documents import Part
+from fsae.sources.harvest import Shard
+from fsae.sources.store import DamagedShard, Manifest, Store, checksum_of, digest_of, in_use, last_used
+
+CONTENT = {"model": {"package": "tiny", "version": "1"}, "site": "resid_mid.1"}
+
+
+def made(folder: Path) -> Store:
+    store = Store(folder)
+    store.create(Manifest(content=CONTENT, d_in=4, prepends_bos=False))
+    return store
+
+
+def shard(count: int, labels: bool = True) -> Shard:
+    numbers = torch.arange(count)
+    return Shard(
+        activations=torch.randn(count, 4, generator=torch.Generator().manual_seed(count)),
+        tokens=numbers.int(),
+        documents=(numbers // 3).int(),
+        labels=numbers % 2 if labels else None,
+    )
+
+
+def write(store: Store, number: int, count: int, labels: bool = True, text: dict | None = None) -> Shard:
+    given = shard(count, labels)
+    store.write(Part.train, number, given, text=text, text_ended=False, label_names=["no", "yes"])
+    return given
+
+
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("count", [5, 0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_read_is_what_was_written(labels: bool, count: int, dtype: torch.dtype, tmp_path: Path):
+    store, given = made(tmp_path / "a"), shard(count, labels)
+    given = Shard(
+        activations=given.activations.to(dtype), tokens=given.tokens, documents=given.documents, labels=given.labels
+    )
+    store.write(Part.held_out, 3, given, text=None, text_ended=True, label_names=[])
+    found = Store(tmp_path / "a").read(Part.held_out, 3)
+    for name in ("activations", "tokens", "documents", "labels"):
+        wanted = getattr(given, name)
+        assert getattr(found, name) is None if wanted is None else torch.equal(getattr(found, name), wanted)
+    assert found.activations.dtype is dtype
+    assert store.shards() == [(Part.held_out, 3)]
+
+
+def test_the_text_s_position_comes_back(tmp_path: Path):
+    store = made(tmp_path / "a")
+    text = {"documents": {"rows": {"shard": 3}, "seen": 2}, "pending": torch.arange(6).view(3, 2), "epoch": 1}
+    write(store, 0, 5, text=text)
+    write(store, 1, 5)
+    found = store.text_after(Part.train, 0)
+    assert found is not None
+    assert torch.equal(found.pop("pending"), text.pop("pending"))
+    assert found == text
+    assert store.text_after(Part.train, 1) is None
+    assert store.text_after(Part.train, 2) is None
+
+
+def test_a_shard_is_there_once_its_record_is(tmp_path: Path):
+    store = made(tmp_path / "a")
+    write(store, 0, 5)
+    assert store.holds(Part.train, 0, 5)
+    assert not store.holds(Part.train, 0, 6)
+    assert not store.holds(Part.train, 1, 1)
+    store.path(Part.train, 0).with_suffix(".json").unlink()
+    assert not store.holds(Part.train, 0, 1)
+    with pytest.raises(DamagedShard):
+        store.read(Part.train, 0)
+
+
+def test_reading_compares_checksums_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write(made(tmp_path / "a"), 0, 5)
+    read: list[Path] = []
+    monkeypatch.setattr(module, "checksum_of", lambda path: read.append(path) or checksum_of(path))
+    store = Store(tmp_path / "a")
+    for _ in range(3):
+        store.read(Part.train, 0)
+    assert len(read) == 1
+
+
+def test_a_shard_stays_readable_while_another_takes_its_place(tmp_path: Path):
+    store = made(tmp_path / "a")
+    short = write(store, 0, 5)
+    found = store.read(Part.train, 0)
+    write(store, 0, 50)
+    assert torch.equal(found.activations, short.activations)
+    assert len(store.read(Part.train, 0)) == 50
+
+
+def test_files_are_for_whom_the_folder_is_for(tmp_path: Path):
+    store = made(tmp_path / "a")
+    write(store, 0, 5)
+    modes = {path.stat().st_mode & 0o777 for path in store.folder.glob("train-*.*")}
+    assert modes == {(tmp_path / "a").stat().st_mode & 0o666}
+
+
+def test_no_space_is_an_error_of_the_system_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from safetensors import SafetensorError
+
+    def full(tensors, path) -> None:
+        save_file(tensors, path)
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(module, "save_file", full)
+    store = made(tmp_path / "a")
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        write(store, 0, 5)
+    assert module.is_full(raised.value)
+    assert {path.name for path in store.folder.iterdir()} == {"store.json", "in_use.lock"}
+
+
+def test_a_lock_is_for_one_at_a_time(tmp_path: Path):
+    store = made(tmp_path / "a")
+    with store.lock(Part.train, 0) as first, store.lock(Part.train, 0) as second, store.lock(Part.train, 1) as third:
+        assert (first, second, third) == (True, False, True)
+    with store.lock(Part.train, 0) as free:
+        assert free
+
+
+def test_a_store_of_another_format_is_refused_by_who_wrote_it(tmp_path: Path):
+    folder = made(tmp_path / "a").folder
+    manifest = json.loads((folder / "store.json").read_text())
+    (folder / "store.json").write_text(json.dumps(manifest | {"format": 7, "written_by": "fsae 9.0", "new": 1}))
+    message = (
+        r"the activation store .*a was written by fsae 9\.0 in format 7, and this version reads format 1; remove it "
+        r"with `python -m fsae\.store --folder .* prune a`, or use another outputs folder"
+    )
+    with pytest.raises(ValueError, match=message):
+        Store(folder)
+
+
+def test_a_store_is_in_use_until_it_is_closed(tmp_path: Path):
+    store = made(tmp_path / "a")
+    assert in_use(store.folder)
+    store.close()
+    assert not in_use(store.folder)
+    os.utime(store.folder / "in_use.lock", (1000, 1000))
+    os.utime(store.folder / "store.json", (1000, 1000))
+    assert last_used(store.folder) == 1000
+    assert not in_use(store.folder)
+    again = Store(store.folder)
+    assert in_use(store.folder)
+    assert last_used(store.folder) > 1000
+    # Several runs at a time.
+    with (store.folder / "in_use.lock").open() as other:
+        fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    again.close()
+
+
+def test_a_digest_stands_for_the_whole_content():
+    assert digest_of(CONTENT) == digest_of(dict(reversed(CONTENT.items())))
+    assert digest_of(CONTENT) != digest_of(CONTENT | {"site": "resid_mid.2"})
+    assert len(digest_of(CONTENT)) == 8

@@ -1,0 +1,111 @@
+"""`python -m fsae.store`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fsae.sources.store import Store
+from fsae.store import main
+from tests.sources.test_store import made, write
+
+
+@pytest.fixture
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two stores, of 12 and 5 vectors, the second one unused since 1970."""
+    monkeypatch.setenv("FSAE_OUTPUTS", str(tmp_path))
+    folder = tmp_path / "activations"
+    for name, counts in (("new", (7, 5)), ("old", (5,))):
+        store = made(folder / name)
+        for number, count in enumerate(counts):
+            write(store, number, count)
+        store.close()
+    for name in ("in_use.lock", "store.json"):
+        os.utime(folder / "old" / name, (0, 0))
+    return folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_listing_says_what_there_is(outputs: Path, capsys: pytest.CaptureFixture[str]):
+    using = Store(outputs / "new")
+    assert main(["list"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in said[1:3]] == ["12", "5"]
+    assert said[1].endswith("new  (in use)")
+    assert "1970" in said[2]
+    assert said[2].endswith("old")
+    assert said[3].endswith("in all")
+    using.close()
+
+
+def test_listing_does_not_count_as_use(outputs: Path, capsys: pytest.CaptureFixture[str]):
+    for command in ("list", "verify", "list"):
+        main([command])
+    assert "1970" in capsys.readouterr().out.splitlines()[-2]
+
+
+def test_verifying_finds_damage(outputs: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["verify"]) == 0
+    assert capsys.readouterr().out == "new: 2 shards verified\nold: 1 shards verified\n"
+    path = outputs / "new" / "train-00001.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 8
+    path.write_bytes(data)
+    assert main(["verify"]) == 1
+    assert "train-00001.safetensors does not have the checksum" in capsys.readouterr().err
+    assert main(["verify", "old"]) == 0
+    os.truncate(outputs / "old" / "train-00000.safetensors", 10)
+    assert main(["verify", "old"]) == 1
+    assert "train-00000.safetensors is cut short" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "left"),
+    [
+        (["new"], ["old"]),
+        (["--all"], []),
+        (["--unused-days", "30"], ["new"]),
+        (["new", "--unused-days", "30"], ["new", "old"]),
+    ],
+)
+def test_pruning_removes_what_is_asked_for(arguments: list[str], left: list[str], outputs: Path):
+    assert main(["prune", *arguments]) == 0
+    assert names(outputs) == left
+
+
+def test_a_store_in_use_is_not_pruned(outputs: Path, capsys: pytest.CaptureFixture[str]):
+    using = Store(outputs / "old")
+    assert main(["prune", "--all"]) == 1
+    assert "old is in use by a run; it stays" in capsys.readouterr().err
+    assert names(outputs) == ["old"]
+    using.close()
+
+
+def test_a_store_of_another_format_can_be_listed_and_pruned(outputs: Path, capsys: pytest.CaptureFixture[str]):
+    (outputs / "new" / "store.json").write_text('{"format": 7}')
+    assert main(["list"]) == 0
+    assert "other format" in capsys.readouterr().out
+    assert main(["verify", "new"]) == 1
+    assert main(["prune", "new"]) == 0
+    assert names(outputs) == ["old"]
+
+
+def test_bad_input(outputs: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["prune", "newer"]) == 2
+    assert f"there is no store newer in {outputs}" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["prune"])
+    assert ended.value.code == 2
+    assert names(outputs) == ["new", "old"]
+
+
+def test_it_is_a_command(tmp_path: Path):
+    command = [sys.executable, "-m", "fsae.store", "--folder", str(tmp_path), "list"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "in all" in done.stdout
