@@ -1,16 +1,12 @@
 """Pictures of one run, from the files in its folder: how training went, and how often its latents fire."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from fsae.analysis.figures import COLOURS, figure
 from fsae.tracking.spool import read_metrics
-
-# matplotlib announces its font cache, in the run's log.
-logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
 # What a reader looks at first, with the axis it is best read on.
 CURVES = (
@@ -34,17 +30,14 @@ def plot_training(metrics: Path, picture: Path) -> None:
             steps, values = series.setdefault(name, ([], []))
             steps.append(record.step)
             values.append(value)
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    axes = figure.subplots(2, 2)
-    for axis, (name, title, scale) in zip(axes.flat, CURVES, strict=True):
-        steps, values = series.get(name, ([], []))
-        axis.plot(np.array(steps) / 1e6, values, color="tab:blue")
-        if scale == "log" and any(value > 0 for value in values):
-            axis.set_yscale("log")
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("training vectors (millions)")
-        axis.grid(alpha=0.3)
-    _save(figure, picture)
+    with figure(picture, 10, 6) as drawn:
+        for axis, (name, title, scale) in zip(drawn.subplots(2, 2).flat, CURVES, strict=True):
+            steps, values = series.get(name, ([], []))
+            axis.plot(np.array(steps) / 1e6, values, color=COLOURS[0])
+            if scale == "log" and any(value > 0 for value in values):
+                axis.set_yscale("log")
+            axis.set_title(title)
+            axis.set_xlabel("training vectors (millions)")
 
 
 def plot_firing(histogram: Mapping[str, Sequence[float]], dead_share: float, picture: Path) -> None:
@@ -55,18 +48,11 @@ def plot_firing(histogram: Mapping[str, Sequence[float]], dead_share: float, pic
         dead_share: of the latents, never active.
         picture: the PNG to write.
     """
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axis = figure.subplots()
-    axis.stairs(histogram["latents"], histogram["log10_edges"], fill=True, color="tab:blue")
-    used = [edge for edge, count in zip(histogram["log10_edges"], histogram["latents"], strict=False) if count]
-    axis.set_xlim(min(used, default=-6.0) - 0.2, 0.0)
-    axis.set_xlabel("log10 of the share of held-out vectors on which a latent is active")
-    axis.set_ylabel("latents")
-    axis.set_title(f"{sum(histogram['latents']):,.0f} latents fire; {100 * dead_share:.1f} % never do", fontsize=10)
-    axis.grid(alpha=0.3)
-    _save(figure, picture)
-
-
-def _save(figure: Figure, picture: Path) -> None:
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, dpi=120)
+    with figure(picture, 7, 4) as drawn:
+        axis = drawn.subplots()
+        axis.stairs(histogram["latents"], histogram["log10_edges"], fill=True, color=COLOURS[0])
+        used = [edge for edge, count in zip(histogram["log10_edges"], histogram["latents"], strict=False) if count]
+        axis.set_xlim(min(used, default=-6.0) - 0.2, 0.0)
+        axis.set_xlabel("log10 of the share of held-out vectors on which a latent is active")
+        axis.set_ylabel("latents")
+        axis.set_title(f"{sum(histogram['latents']):,.0f} latents fire; {100 * dead_share:.1f} % never do")

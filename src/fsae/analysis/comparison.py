@@ -1,0 +1,303 @@
+"""With the Fisher penalty against without at matched sparsity: paired differences, their intervals, words for them."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import combinations_with_replacement
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from fsae.analysis.design import Design
+
+# The metrics that are compared, and whether more of one is better. Whether latents should be less correlated, which is
+# what the penalty asks for, or their directions less alike, is not settled.
+COMPARED: dict[str, bool | None] = {
+    "eval/fvu": False,
+    "eval/ce_recovered_zero": True,
+    "eval/dead_share": False,
+    "eval/code_correlation_excess": None,
+    "eval/decoder_max_cosine": None,
+}
+
+# Of one curve of one seed: fewer say too little about what lies between them.
+MIN_SPARSITIES = 4
+# With three, the bootstrap's resamples are so few that no 95 % interval is finite.
+MIN_PAIRS = 4
+# Points at which two curves are compared, evenly spread over the logarithm of l0.
+GRID = 65
+ALL_ARCHITECTURES = "all"
+
+_ENUMERATED = 8
+_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One metric of one treatment less the baseline's, at the same l0.
+
+    Attributes:
+        condition, arch, treatment: what is compared; `arch` is "all" for the mean over architectures and conditions.
+        metric: as `eval/<metric>`.
+        l0: lower and upper end of the range of l0 that every curve covers; None where nothing was compared.
+        baseline: the metric without the penalty, over the same range; NaN where nothing was compared.
+        differences: penalised less baseline by seed, each the mean over log l0 within the range.
+        interval: 95 % bootstrap interval of their mean, None with fewer than four.
+        obstacle: why nothing was compared, or an empty text.
+    """
+
+    condition: str
+    arch: str
+    treatment: str
+    metric: str
+    l0: tuple[float, float] | None = None
+    baseline: float = math.nan
+    differences: dict[str, float] = field(default_factory=dict)
+    interval: tuple[float, float] | None = None
+    obstacle: str = ""
+
+    @property
+    def difference(self) -> float:
+        """The mean over seeds; NaN where nothing was compared."""
+        return float(np.mean(list(self.differences.values()))) if self.differences else math.nan
+
+    @property
+    def outcome(self) -> str:
+        """One word: "lower", "higher", "none" found, "few" seeds, or "not" comparable."""
+        if self.obstacle:
+            return "not"
+        if self.interval is None:
+            return "few"
+        low, high = self.interval
+        return "lower" if high < 0 else "higher" if low > 0 else "none"
+
+    @property
+    def worth(self) -> str:
+        """ "better" or "worse" where a difference was found in a metric of which that can be said, else empty."""
+        more_is_better = COMPARED.get(self.metric)
+        if more_is_better is None or self.outcome not in ("lower", "higher"):
+            return ""
+        return "better" if more_is_better == (self.outcome == "higher") else "worse"
+
+    @property
+    def verdict(self) -> str:
+        """The same in words that claim no more than the interval does."""
+        n = len(self.differences)
+        if self.obstacle:
+            return f"not comparable: {self.obstacle}"
+        if self.interval is None:
+            return f"too few seeds to say: {n} of at least {MIN_PAIRS}{_agreement(list(self.differences.values()))}"
+        if self.interval == (0.0, 0.0):
+            return f"the same in all {n} pairs"
+        low, high = self.interval
+        if self.outcome == "none":
+            ends = in_step(abs(low), abs(high))
+            lower, higher = (f"{end} {side}" for end, side in zip(ends, ("lower", "higher"), strict=True))
+            return f"no difference found at this precision: between {lower} and {higher} ({n} seeds)"
+        near, far = in_step(*sorted((abs(low), abs(high))))
+        return f"{self.outcome} by {near} to {far}{', ' if self.worth else ''}{self.worth} ({n} seeds)"
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A metric against l0 for one seed: the runs of one sweep over sparsities, by rising l0.
+
+    Attributes:
+        l0: above 0; runs of the same l0 are averaged.
+        values: the metric there.
+    """
+
+    l0: Float[np.ndarray, " points"]
+    values: Float[np.ndarray, " points"]
+
+    def at(self, l0: Float[np.ndarray, " grid"]) -> Float[np.ndarray, " grid"]:
+        """The metric at other l0 within the curve's range, linear in log l0 between the nearest points."""
+        # An end of the range may have been through a logarithm and back.
+        assert l0.min() > self.l0[0] * (1 - 1e-9), "there is no extrapolation"
+        assert l0.max() < self.l0[-1] * (1 + 1e-9), "there is no extrapolation"
+        return np.interp(np.log(l0), np.log(self.l0), self.values)
+
+
+# condition, architecture, treatment -> replicate -> curve
+Curves = dict[tuple[str, str, str], dict[str, Curve]]
+
+
+def curves_of(cells: pd.DataFrame, metric: str) -> Curves:
+    """Every curve of a metric; runs without the metric, and those in which no latent is active, are left out."""
+    found: Curves = {}
+    usable = cells.loc[cells[metric].notna() & (cells["eval/l0"] > 0)]
+    points: dict[tuple[str, ...], list[tuple[float, float]]] = {}
+    for row in usable.to_dict("records"):
+        key = tuple(str(row[name]) for name in ("condition", "arch", "treatment", "replicate"))
+        points.setdefault(key, []).append((float(row["eval/l0"]), float(row[metric])))
+    for (condition, arch, treatment, replicate), pairs in points.items():
+        l0, values = np.array(pairs).T
+        places, which = np.unique(l0, return_inverse=True)
+        curve = Curve(places, np.bincount(which, weights=values) / np.bincount(which))
+        found.setdefault((condition, arch, treatment), {})[replicate] = curve
+    return found
+
+
+def shared_range(curves: Iterable[Curve]) -> tuple[float, float] | None:
+    """The range of l0 that all curves cover, or None."""
+    curves = list(curves)
+    low, high = max(float(each.l0[0]) for each in curves), min(float(each.l0[-1]) for each in curves)
+    return (low, high) if low < high else None
+
+
+def compare(design: Design) -> list[Comparison]:
+    """Every treatment against the baseline, by condition, architecture and metric; then, where there are several
+    conditions or architectures, their mean by seed.
+
+    The curve of a seed is interpolated linearly over log l0 between its own runs, at least four, and only where the
+    curves of every seed with and without the penalty have runs on both sides.
+    """
+    found: list[Comparison] = []
+    for metric in COMPARED:
+        if metric not in design.cells:
+            continue
+        curves = curves_of(design.cells, metric)
+        for treatment in treatments(design.cells):
+            if treatment == design.baseline:
+                continue
+            within = [
+                _compare_one(Comparison(condition=condition, arch=arch, treatment=name, metric=metric), curves, design)
+                for condition, arch, name in curves
+                if name == treatment
+            ]
+            found += within
+            compared = [each for each in within if not each.obstacle]
+            if len(compared) > 1:
+                found.append(_mean_over(compared))
+    return found
+
+
+def treatments(cells: pd.DataFrame) -> list[str]:
+    """The treatments' names by rising weight, the baseline first."""
+    return list(dict.fromkeys(cells.sort_values(["theta", "treatment"], kind="stable")["treatment"]))
+
+
+def log_grid(low: float, high: float) -> Float[np.ndarray, " grid"]:
+    """Values of l0 from `low` to `high`, evenly spread over its logarithm."""
+    return np.exp(np.linspace(math.log(low), math.log(high), GRID))
+
+
+def bootstrap_interval(values: Float[np.ndarray, "seeds ..."]) -> Float[np.ndarray, "2 ..."]:
+    """95 % intervals of the mean of each column, by the bootstrap of its t statistic.
+
+    With a handful of values the usual percentile interval covers the mean far too seldom (80 % of the time for five);
+    that of the t statistic holds its level from four values on. All resamples are enumerated up to eight values.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), 12.5.
+
+    Args:
+        values: at least four rows; rows are drawn anew together.
+    """
+    n = values.shape[0]
+    assert n >= MIN_PAIRS
+    columns = values.reshape(n, -1).astype(float)
+    counts, weights = _resamples(n)
+    mean = columns.mean(0)
+    centred = columns - mean
+    error = np.sqrt(centred.var(0, ddof=1) / n)
+    # Of every resample: how far its mean is off, in its own standard errors.
+    off = counts @ centred / n
+    spread = np.sqrt(np.maximum(counts @ centred**2 / n - off**2, 0.0) / (n - 1))
+    tiny = 1e-9 * error
+    t = np.where(spread > tiny, off / np.where(spread > tiny, spread, 1.0), np.where(off > 0, np.inf, -np.inf))
+    # One whose mean is not off says nothing, whatever its spread.
+    t = np.where(np.abs(off) <= tiny, 0.0, t)
+    order = np.argsort(t, axis=0)
+    cumulated = np.cumsum(weights[order], axis=0)
+    ends = []
+    for share in (0.975, 0.025):
+        place = (cumulated < share - 1e-12).sum(0)
+        quantile = np.take_along_axis(np.take_along_axis(t, order, 0), place[None], 0)[0]
+        ends.append(np.where(error > 0, mean - quantile * error, mean))
+    return np.array(ends).reshape(2, *values.shape[1:])
+
+
+def in_step(*values: float) -> list[str]:
+    """Numbers with as many decimals as the largest needs to show two digits."""
+    largest = max(map(abs, values))
+    decimals = max(0, 1 - math.floor(math.log10(largest))) if largest > 0 else 0
+    return [f"{value:.{decimals}f}" if decimals < 7 else f"{value:.1e}" for value in values]
+
+
+@lru_cache
+def _resamples(n: int) -> tuple[Float[np.ndarray, "resamples n"], Float[np.ndarray, " resamples"]]:
+    """How often each of n values is drawn, and how probable that is."""
+    if n > _ENUMERATED:
+        counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES)
+        return counts.astype(float), np.full(_RESAMPLES, 1 / _RESAMPLES)
+    counts = np.array([np.bincount(drawn, minlength=n) for drawn in combinations_with_replacement(range(n), n)])
+    factorial = np.array([math.factorial(k) for k in range(n + 1)], dtype=float)
+    return counts.astype(float), factorial[n] / factorial[counts].prod(1) / n**n
+
+
+def _compare_one(asked: Comparison, curves: Curves, design: Design) -> Comparison:
+    """The comparison that names its condition, architecture, treatment and metric, carried out."""
+    penalised = curves[asked.condition, asked.arch, asked.treatment]
+    plain = curves.get((asked.condition, asked.arch, design.baseline))
+    if not plain:
+        return replace(asked, obstacle=f"no runs with {design.baseline}")
+    pairs = {seed: (penalised[seed], plain[seed]) for seed in penalised if seed in plain}
+    if not pairs:
+        return replace(asked, obstacle="no seed with and without the penalty")
+    points = {seed: min(len(curve.l0) for curve in pair) for seed, pair in pairs.items()}
+    if max(points.values()) < MIN_SPARSITIES:
+        return replace(asked, obstacle=f"fewer than four sparsities ({max(points.values())})")
+    pairs = {seed: pair for seed, pair in pairs.items() if points[seed] >= MIN_SPARSITIES}
+    shared = shared_range(curve for pair in pairs.values() for curve in pair)
+    if shared is None:
+        return replace(asked, obstacle="the ranges of l0 do not overlap")
+    grid = log_grid(*shared)
+    means = {seed: [_mean(curve.at(grid)) for curve in pair] for seed, pair in pairs.items()}
+    differences = {seed: with_penalty - without for seed, (with_penalty, without) in means.items()}
+    return replace(
+        asked,
+        l0=shared,
+        baseline=float(np.mean([without for _, without in means.values()])),
+        differences=differences,
+        interval=_interval(differences),
+    )
+
+
+def _mean(on_grid: Float[np.ndarray, " grid"]) -> float:
+    return float(np.trapezoid(on_grid) / (len(on_grid) - 1))
+
+
+def _mean_over(parts: Sequence[Comparison]) -> Comparison:
+    """The mean over architectures and conditions, by seed: runs of one seed share their data and are no independent
+    pairs."""
+    seeds = [seed for seed in parts[0].differences if all(seed in part.differences for part in parts)]
+    differences = {seed: float(np.mean([part.differences[seed] for part in parts])) for seed in seeds}
+    return Comparison(
+        condition=f"mean of the {len(parts)} above",
+        arch=ALL_ARCHITECTURES,
+        treatment=parts[0].treatment,
+        metric=parts[0].metric,
+        baseline=float(np.mean([part.baseline for part in parts])) if seeds else math.nan,
+        differences=differences,
+        interval=_interval(differences),
+        obstacle="" if seeds else "no seed is in all of them",
+    )
+
+
+def _interval(differences: dict[str, float]) -> tuple[float, float] | None:
+    if len(differences) < MIN_PAIRS:
+        return None
+    low, high = bootstrap_interval(np.array(list(differences.values())))
+    return float(low), float(high)
+
+
+def _agreement(differences: Sequence[float]) -> str:
+    if len(differences) < 2:
+        return ""
+    if all(value < 0 for value in differences):
+        return ", lower in each"
+    if all(value > 0 for value in differences):
+        return ", higher in each"
+    return ", of different signs"

@@ -1,0 +1,317 @@
+"""The report on a set of runs: one HTML page that needs no network, its pictures, and the table of runs."""
+
+import base64
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader
+
+from fsae.analysis.comparison import (
+    ALL_ARCHITECTURES,
+    COMPARED,
+    MIN_PAIRS,
+    MIN_SPARSITIES,
+    Comparison,
+    compare,
+    curves_of,
+    in_step,
+    treatments,
+)
+from fsae.analysis.design import SPARSITY, THETA, Design, comparable, design_of, shown
+from fsae.analysis.runs import HISTOGRAM
+from fsae.analysis.sweep_plots import AXIS_LABELS, Palette, plot_density, plot_differences, plot_front, plot_theta
+
+FRONTS = ("eval/fvu", "eval/ce_recovered_zero")
+THETA_CURVES = ("eval/fvu", "eval/l0", "eval/code_correlation_excess")
+# The numbers in the table of runs, in this order; the parquet table has all.
+NUMBERS = (
+    "eval/fvu",
+    "eval/l0",
+    "eval/ce_recovered_zero",
+    "eval/dead_share",
+    "eval/dense_share",
+    "eval/code_correlation_excess",
+    "eval/decoder_max_cosine",
+    "eval/fisher_ratio",
+    "eval/cosine",
+    "eval/l2_ratio",
+)
+PAGE = "report.html"
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture on the page: its file, and what it shows."""
+
+    file: Path
+    caption: str
+
+    @property
+    def data(self) -> str:
+        """The file as an address, so that the page holds it."""
+        return "data:image/png;base64," + base64.b64encode(self.file.read_bytes()).decode()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run on the page: texts to show, by column, and what to sort them by."""
+
+    cells: list[tuple[str, str]]
+    folder: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One run that has no results."""
+
+    run: str
+    state: str
+    reason: str
+    folder: str
+
+
+def write_report(runs: pd.DataFrame, folder: Path) -> Path:
+    """Compare the runs and write `report.html`, the pictures it holds (`pictures/`), `runs.parquet` and `runs.csv`.
+
+    An earlier report in the folder is replaced.
+
+    Args:
+        runs: as `fsae.analysis.runs` collects them; at least one.
+
+    Returns:
+        The page.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = folder / "pictures"
+    for picture in pictures.glob("*.png"):
+        picture.unlink()
+    runs.to_parquet(folder / "runs.parquet")
+    runs.drop(columns=list(HISTOGRAM)).to_csv(folder / "runs.csv", index=False)
+    usable = comparable(runs)
+    design = design_of(runs)
+    palette = Palette(sorted(set(design.cells["arch"])), treatments(design.cells))
+    comparisons = compare(design)
+    page = _TEMPLATES.get_template("report.html.jinja").render(
+        title=_title(runs),
+        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        counts=[f"{count} {state}" for state, count in Counter(runs["state"]).most_common()],
+        design=design,
+        in_short=list(_in_short(comparisons)),
+        cautions=list(_cautions(runs, usable, design)),
+        comparisons=[(metric, _label(metric), _of(comparisons, metric)) for metric in COMPARED],
+        comparison_absent=_comparison_absent(design),
+        intervals=sum(each.interval is not None for each in comparisons),
+        limits={"pairs": MIN_PAIRS, "sparsities": MIN_SPARSITIES},
+        differences=list(_plot_differences(comparisons, palette, pictures)),
+        fronts=list(_plot_fronts(design, palette, pictures)),
+        front_remark=_front_remark(design),
+        thetas=list(_plot_thetas(design, palette, pictures)),
+        theta_absent=_theta_absent(design),
+        densities=list(_plot_densities(usable, design, pictures)),
+        columns=[name.removeprefix("eval/") for name in _columns(runs, design)],
+        rows=list(_rows(runs, design)),
+        failures=list(_failures(runs, usable)),
+        in_step=in_step,
+        penalties=list(dict.fromkeys(each.treatment for each in comparisons)),
+        all_architectures=ALL_ARCHITECTURES,
+    )
+    (folder / PAGE).write_text(page, encoding="utf-8")
+    return folder / PAGE
+
+
+def _title(runs: pd.DataFrame) -> str:
+    sweeps = [str(sweep) for sweep in dict.fromkeys(runs["sweep"]) if sweep]
+    if sweeps and set(runs["sweep"]) == {sweeps[0]}:
+        return f"Sweep {sweeps[0]}"
+    return f"{len(runs)} runs" + (f" of {len(sweeps)} sweeps" if len(sweeps) > 1 else "")
+
+
+def _label(metric: str) -> str:
+    return AXIS_LABELS.get(metric, metric.removeprefix("eval/"))
+
+
+def _of(comparisons: Sequence[Comparison], metric: str) -> list[Comparison]:
+    return [each for each in comparisons if each.metric == metric]
+
+
+def _in_short(comparisons: Sequence[Comparison]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """For each metric its name and, for each treatment, the verdicts counted and that on their mean, with its worth."""
+    words = {"lower": "lower", "higher": "higher", "none": "no difference found", "few": "too few seeds to say"}
+    names = list(dict.fromkeys(each.treatment for each in comparisons))
+    for metric in dict.fromkeys(each.metric for each in comparisons):
+        cells = []
+        for treatment in names:
+            found = [each for each in _of(comparisons, metric) if each.treatment == treatment]
+            single = [each for each in found if each.arch != ALL_ARCHITECTURES]
+            comparable_ones = [each for each in single if not each.obstacle]
+            if len(single) == 1:
+                cells.append((single[0].verdict, single[0].worth))
+                continue
+            outcomes = Counter(each.outcome for each in comparable_ones)
+            counted = ", ".join(f"{words[name]} in {outcomes[name]}" for name in words if outcomes[name])
+            text = f"{counted or 'comparable in 0'} of {len(single)}"
+            mean = next((each for each in found if each.arch == ALL_ARCHITECTURES), None)
+            cells.append((f"{text}; mean: {mean.verdict}", mean.worth) if mean else (text, ""))
+        yield _label(metric), cells
+
+
+def _cautions(runs: pd.DataFrame, usable: pd.DataFrame, design: Design) -> Iterator[str]:
+    """What a reader must know before believing a difference."""
+    missing = len(runs) - len(usable)
+    if missing and len(usable):
+        yield f"{missing} of {len(runs)} runs are not compared; see the end of the page."
+    commits = {commit for commit in usable["commit"] if commit}
+    if len(commits) > 1:
+        yield f"The runs come from {len(commits)} commits of the code; a difference may be one of the code."
+    if design.repeats:
+        yield f"{design.repeats} runs repeat the settings of another; such runs are averaged."
+    dense = [share for share in _values(usable, "eval/dense_share") if share > 0.5]
+    if dense:
+        yield (
+            f"In {len(dense)} runs more than half of the latents are active on more than a tenth of the vectors: "
+            "nothing keeps their codes sparse."
+        )
+    silent = [l0 for l0 in _values(usable, "eval/l0") if l0 == 0]
+    if silent:
+        yield f"In {len(silent)} runs no latent is ever active; they are in no curve."
+    broken = [name for name in NUMBERS if any(math.isnan(value) for value in _values(usable, name))]
+    if broken:
+        names = ", ".join(name.removeprefix("eval/") for name in broken)
+        yield f"Some runs lack a finite value of {names}; they are left out where it is compared."
+    for name in ("eval.tokens", "eval/fisher_batch"):
+        if len(set(_values(usable, name))) > 1:
+            yield f"{name.removeprefix('eval/')} differs between runs: their held-out numbers differ in precision too."
+
+
+def _values(runs: pd.DataFrame, name: str) -> list[float]:
+    return runs[name].to_list() if name in runs else []
+
+
+def _comparison_absent(design: Design) -> str:
+    """Why nothing can be compared at matched l0, or an empty text."""
+    names = set(design.cells["treatment"])
+    if not names:
+        return "no run has finished with results"
+    if design.baseline not in names:
+        return f"there is no baseline: no run has {THETA}=0"
+    if names == {design.baseline}:
+        return f"no run has a Fisher penalty: {THETA} is 0 in all"
+    return ""
+
+
+def _front_remark(design: Design) -> str:
+    if any(name in design.varied for name in SPARSITY):
+        return ""
+    return f"No setting of sparsity varies ({', '.join(SPARSITY)}), so these are points and no fronts."
+
+
+def _theta_absent(design: Design) -> str:
+    names = list(dict.fromkeys(design.cells["treatment"]))
+    if len(names) > 1:
+        return ""
+    return f"All runs have {names[0]}." if names else "No run has finished with results."
+
+
+def _plot_differences(comparisons: Sequence[Comparison], palette: Palette, folder: Path) -> Iterator[Picture]:
+    for metric in COMPARED:
+        compared = [each for each in _of(comparisons, metric) if not each.obstacle]
+        if compared:
+            file = folder / f"difference_{_file_name(metric)}.png"
+            plot_differences(compared, palette, file)
+            yield Picture(file, _label(metric))
+
+
+def _plot_fronts(design: Design, palette: Palette, folder: Path) -> Iterator[Picture]:
+    for metric in FRONTS:
+        if metric not in design.cells:
+            continue
+        curves = curves_of(design.cells, metric)
+        for number, condition in enumerate(dict.fromkeys(condition for condition, _, _ in curves)):
+            file = folder / f"front_{_file_name(metric)}_{number}.png"
+            plot_front(curves, condition, metric, palette, file)
+            yield Picture(file, condition)
+
+
+def _plot_thetas(design: Design, palette: Palette, folder: Path) -> Iterator[Picture]:
+    if _theta_absent(design):
+        return
+    for metric in THETA_CURVES:
+        if metric not in design.cells:
+            continue
+        for number, condition in enumerate(dict.fromkeys(design.cells["condition"])):
+            cells = design.cells.loc[design.cells["condition"] == condition]
+            if cells[metric].notna().any():
+                file = folder / f"theta_{_file_name(metric)}_{number}.png"
+                plot_theta(cells, metric, palette, file)
+                yield Picture(file, condition)
+
+
+def _plot_densities(usable: pd.DataFrame, design: Design, folder: Path) -> Iterator[Picture]:
+    """One picture a condition, at each architecture's middle sparsity by l0, averaged over seeds."""
+    latents = {}
+    cells = design.labels.loc[[shown(each) != "null" for each in usable[HISTOGRAM[1]]]]
+    for number, condition in enumerate(dict.fromkeys(cells["condition"])):
+        here = cells.loc[cells["condition"] == condition]
+        latents = {}
+        told = []
+        for arch in sorted(set(here["arch"])):
+            within = here.loc[here["arch"] == arch]
+            l0 = usable.loc[within.index, "eval/l0"].groupby(within["sparsity"]).mean().sort_values()
+            middle = str(l0.index[(len(l0) - 1) // 2])
+            told.append(f"{arch} {middle} (l0 {l0.iloc[(len(l0) - 1) // 2]:.3g})")
+            for treatment in treatments(within):
+                rows = within.index[(within["sparsity"] == middle) & (within["treatment"] == treatment)]
+                if len(rows):
+                    counts = np.mean([usable.at[row, HISTOGRAM[1]] for row in rows], axis=0)
+                    latents[arch, treatment] = (usable.at[rows[0], HISTOGRAM[0]], counts)
+        file = folder / f"density_{number}.png"
+        plot_density(latents, file)
+        yield Picture(file, "; ".join(filter(None, [condition, *told])))
+
+
+def _columns(runs: pd.DataFrame, design: Design) -> list[str]:
+    return [*design.varied, *(name for name in NUMBERS if name in runs)]
+
+
+def _rows(runs: pd.DataFrame, design: Design) -> Iterator[Row]:
+    columns = _columns(runs, design)
+    numbers = [name for name in NUMBERS if name in runs]
+    evaluated = (runs["state"] == "finished") & runs[numbers].notna().any(axis=1)
+    for row in runs.loc[evaluated].to_dict("records"):
+        texts = [(str(row["run"]), str(row["run"]))]
+        for name in columns:
+            value = row[name]
+            missing = shown(value) == "null"
+            number = isinstance(value, int | float)
+            text = "" if missing else f"{value:.4g}" if name.startswith("eval/") else shown(value)
+            texts.append((text, "" if missing else repr(float(value)) if number else str(value)))
+        yield Row(texts, str(row["folder"] or ""))
+
+
+def _failures(runs: pd.DataFrame, usable: pd.DataFrame) -> Iterator[Failure]:
+    lost = runs.loc[~runs.index.isin(usable.index)]
+    for row in lost.to_dict("records"):
+        state = str(row["state"])
+        if state == "finished":
+            if row.get("task") not in (None, "train"):
+                # It has done what it was to do, which is not to be compared.
+                continue
+            state = "no results"
+        reason = row["failure"] or {"running": "it is still running"}.get(state, "")
+        yield Failure(str(row["run"]), state, str(reason), str(row["folder"] or ""))
+
+
+def _file_name(metric: str) -> str:
+    return metric.removeprefix("eval/")

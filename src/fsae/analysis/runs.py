@@ -1,0 +1,234 @@
+"""One row a run, from run folders or from MLflow: settings, held-out numbers, and what became of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from fsae.tracking.mlflow_upload import FOLDER_TAG, first_line, read_description
+from fsae.tracking.run_folder import RunFolder
+from fsae.tracking.status import RunState, read_status
+from fsae.tracking.store import checked_uri, open_store, sqlite_file, without_password
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+# What every row has, whatever became of the run; its settings and numbers follow.
+IDENTITY = ("run", "folder", "state", "failure", "sweep", "commit")
+HISTOGRAM = ("density/log10_edges", "density/latents")
+
+SWEEP_TAG = "fsae.sweep"
+KIND_TAG = "fsae.kind"
+COMMIT_TAG = "mlflow.source.git.commit"
+
+_RUNS_PER_PAGE = 1000
+_DOWNLOADS_AT_ONCE = 8
+
+
+def collect_folders(paths: Iterable[Path]) -> pd.DataFrame:
+    """Every run in these folders: run folders, sweeps' folders, or any folder above some.
+
+    A folder whose files are damaged or missing is a row too, with what is wrong in `failure`.
+
+    Returns:
+        One row a run, ordered by folder. Columns: `run`, `folder` (absolute), `state` (that of `status.json`, or
+        "killed", "not started", "damaged"), `failure`, `sweep`, `commit`; the flat settings as numbers where all
+        values of one are; the evaluation's numbers as `eval/<metric>`, NaN where they are not finite; `density/...`,
+        the histogram's lists. What a run lacks is None or NaN.
+
+    Raises:
+        ValueError: one of the paths does not exist, or there is no run in any.
+    """
+    paths = [Path(path) for path in paths]
+    for path in paths:
+        if not path.is_dir():
+            raise ValueError(f"{path}: no such folder; name a run's or a sweep's, as in outputs/sweeps/<date>/<time>")
+    folders = {folder.resolve(): None for path in paths for folder in _run_folders(path)}
+    if not folders:
+        raise ValueError(
+            f"no run in {', '.join(map(str, paths))}; a run's folder holds status.json, a sweep's folder has one a job"
+        )
+    return _frame([_read_folder(RunFolder(folder)) for folder in sorted(folders, key=_numbers_as_such)])
+
+
+def collect_mlflow(uri: str, experiment: str, sweep: str | None = None) -> pd.DataFrame:
+    """The same table from an MLflow experiment; histograms and reasons of failure come from the runs' artifacts.
+
+    Args:
+        uri: the MLflow store, a server or a database.
+        experiment: its name.
+        sweep: only the runs with this value of the tag `fsae.sweep`, as in "2026-11-21/14-00-00".
+
+    Raises:
+        ValueError: no such database, experiment or sweep, or no run in it.
+        ConnectionError: the store does not answer.
+    """
+    uri = checked_uri(uri, "--mlflow")
+    database = sqlite_file(uri)
+    if database and not database.exists():
+        raise ValueError(f"{database}: no such file; --mlflow names the store that the runs were logged to")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    client = open_store(uri)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            names = ", ".join(sorted(each.name for each in client.search_experiments()))
+            raise ValueError(f"{without_password(uri)} has no experiment {experiment!r}; it has {names}")
+        runs = [run for run in _runs_of(client, found.experiment_id, sweep) if run.data.tags.get(KIND_TAG) != "sweep"]
+        if not runs:
+            within = f" with the tag {SWEEP_TAG} = {sweep}" if sweep else ""
+            raise ValueError(f"experiment {experiment!r} of {without_password(uri)} has no run{within}")
+        with ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
+            rows = list(pool.map(lambda run: _read_mlflow(client, run), runs))
+    except MlflowException as error:
+        raise ConnectionError(f"MLflow ({without_password(uri)}) does not answer: {first_line(error)}") from error
+    return _frame(sorted(rows, key=lambda row: (_numbers_as_such(Path(row["folder"] or "")), row["run"])))
+
+
+def _run_folders(path: Path) -> Iterator[Path]:
+    """Folders with a run's files, and those that a sweep has reserved for jobs which never began."""
+    names = RunFolder(path)
+    marks = {file.name for file in (names.status, names.tracking, names.config, names.results, names.metrics)}
+    # What runs made, and what MLflow copied of it.
+    without_runs = {names.checkpoints.name, names.sae.name, names.plots.name, "activations", "mlartifacts"}
+    found = []
+    for folder, children, files in ((Path(place), *rest) for place, *rest in os.walk(path)):
+        if "sweep.json" in files:
+            found += _jobs(folder)
+        if marks & set(files):
+            found.append(folder)
+        children[:] = [name for name in children if name not in without_runs]
+    # The folder above all runs may hold a status.json too: of a command that did not get as far as having a folder.
+    above = {parent for folder in found for parent in folder.parents}
+    yield from (folder for folder in found if folder not in above)
+
+
+def _jobs(sweep: Path) -> list[Path]:
+    # A sweeper that decides on its jobs as it goes lists none; nor does a file that is damaged.
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return [sweep / str(number) for number in range(len(json.loads((sweep / "sweep.json").read_text())["jobs"]))]
+    return []
+
+
+def _read_folder(folder: RunFolder) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(IDENTITY) | {"run": folder.path.name, "folder": str(folder.path)}
+    try:
+        if folder.tracking.exists():
+            description = read_description(folder.path)
+            row |= _described(description.run_name, description.tags, description.params)
+        status = read_status(folder.path)
+        if status is None:
+            return row | {"state": "not started", "failure": "it has no status.json"}
+        row["state"] = status.state.value
+        # Harvesting fills the store and has no results.
+        if status.state is RunState.finished and row.get("task") != "harvest":
+            row |= _results(folder.results.read_text(encoding="utf-8"))
+        elif status.state is RunState.running and not status.is_going():
+            row |= {"state": "killed", "failure": f"its process on {status.host} ended without a word"}
+        elif status.failure:
+            row["failure"] = f"{status.failure.kind}: {status.failure.message}"
+    except (ValueError, OSError) as error:
+        return row | {"state": "damaged", "failure": str(error)}
+    return row
+
+
+def _read_mlflow(client: MlflowClient, run: Run) -> dict[str, Any]:
+    tags, info = run.data.tags, run.info
+    row: dict[str, Any] = dict.fromkeys(IDENTITY) | {"folder": tags.get(FOLDER_TAG)}
+    row |= _described(info.run_name or info.run_id, tags, run.data.params)
+    row["state"] = tags.get("fsae.state", info.status.lower())
+    try:
+        return row | _outcome(client, run, row["state"])
+    except ValueError as error:
+        return row | {"state": "damaged", "failure": f"an artifact of the run is not what it should be: {error}"}
+
+
+def _outcome(client: MlflowClient, run: Run, state: str) -> dict[str, Any]:
+    """The numbers of a finished run, and why another ended."""
+    if state == "finished":
+        # MLflow keeps what is infinite as the largest number there is; results.json has null for all of these.
+        numbers = {name: value for name, value in run.data.metrics.items() if name.startswith("eval/")}
+        finite = {name: value if abs(value) < 1e308 else float("nan") for name, value in numbers.items()}
+        return finite | _results(_artifact(client, run, "results.json"))
+    failure = json.loads(_artifact(client, run, "status.json")).get("failure")
+    return {"failure": f"{failure['kind']}: {failure['message']}"} if failure else {}
+
+
+def _described(name: str, tags: Mapping[str, str], params: Mapping[str, str]) -> dict[str, Any]:
+    return {"run": name, "sweep": tags.get(SWEEP_TAG), "commit": tags.get(COMMIT_TAG)} | dict(params)
+
+
+def _results(text: str) -> dict[str, Any]:
+    """The numbers and the histogram in the text of a `results.json`."""
+    try:
+        results = json.loads(text)
+        row: dict[str, Any] = {
+            name: float("nan") if value is None else float(value)
+            for name, value in results.items()
+            if name.startswith("eval/")
+        }
+        if histogram := results.get("density_histogram"):
+            row |= dict(zip(HISTOGRAM, (histogram["log10_edges"], histogram["latents"]), strict=True))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"results.json does not hold a run's results ({error!r}); it may be cut off") from error
+    return row
+
+
+def _artifact(client: MlflowClient, run: Run, name: str) -> str:
+    """The text of a JSON artifact; that of an empty object where the run has none."""
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = client.download_artifacts(run.info.run_id, name, folder)
+        except (MlflowException, OSError):
+            return "{}"
+        return Path(path).read_text(encoding="utf-8")
+
+
+def _runs_of(client: MlflowClient, experiment_id: str, sweep: str | None) -> Iterator[Run]:
+    wanted = f"tags.`{SWEEP_TAG}` = '{sweep}'" if sweep else ""
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], wanted, max_results=_RUNS_PER_PAGE, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    names = sorted({name for row in rows for name in row} - {*IDENTITY, *HISTOGRAM})
+    numbers = [name for name in names if name.startswith("eval/")]
+    settings = [name for name in names if name not in numbers]
+    columns: dict[str, pd.Series] = {}
+    for name in (*IDENTITY, *settings, *numbers, *HISTOGRAM):
+        # As objects: in pandas' own type for text None would become NaN.
+        column = pd.Series([row.get(name) for row in rows], dtype=object)
+        columns[name] = _typed(column) if name in settings else column.astype(float) if name in numbers else column
+    return pd.DataFrame(columns)
+
+
+def _typed(texts: pd.Series) -> pd.Series:
+    """Numbers where every text is one; "null" is no value."""
+    values = texts.replace("null", None)
+    try:
+        return pd.Series(pd.to_numeric(values))
+    except ValueError:
+        return values
+
+
+def _numbers_as_such(path: Path) -> list[tuple[int, str]]:
+    """Sorts job 10 after job 9."""
+    return [(int(part) if part.isdecimal() else -1, part) for part in path.parts]

@@ -1,0 +1,255 @@
+"""Pictures of a sweep: fronts, θ-curves, differences at matched l0, and how often latents fire.
+
+Each is small enough to be read on a phone; a reader with more room sees several side by side.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from fsae.analysis.comparison import (
+    ALL_ARCHITECTURES,
+    MIN_PAIRS,
+    Comparison,
+    Curve,
+    Curves,
+    bootstrap_interval,
+    log_grid,
+    shared_range,
+)
+from fsae.analysis.figures import COLOURS, LINE_STYLES, MARKERS, figure, log_x
+
+WIDTH = 5.2
+VIRIDIS = mpl.colormaps["viridis"]
+
+# How an axis names a metric.
+AXIS_LABELS = {
+    "eval/fvu": "fraction of variance unexplained (fvu)",
+    "eval/ce_recovered_zero": "cross-entropy recovered",
+    "eval/l0": "active latents a vector (l0)",
+    "eval/dead_share": "share of dead latents",
+    "eval/code_correlation_excess": "code correlation beyond chance",
+    "eval/decoder_max_cosine": "cosine to the nearest other latent",
+}
+
+
+@dataclass(frozen=True)
+class Palette:
+    """One colour an architecture, one line style and marker a treatment: the same in every picture of a report."""
+
+    archs: Sequence[str]
+    treatments: Sequence[str]
+
+    def colour(self, arch: str) -> str:
+        """Of an architecture; black for the mean over all."""
+        return COLOURS[self.archs.index(arch) % (len(COLOURS) - 1)] if arch in self.archs else COLOURS[-1]
+
+    def line(self, treatment: str):
+        """Line style of a treatment."""
+        return LINE_STYLES[self.treatments.index(treatment) % len(LINE_STYLES)]
+
+    def marker(self, treatment: str) -> str:
+        """Marker of a treatment."""
+        return MARKERS[self.treatments.index(treatment) % len(MARKERS)]
+
+
+def plot_front(curves: Curves, condition: str, metric: str, palette: Palette, picture: Path) -> None:
+    """A metric against l0 in one condition: every run a point, the seeds' mean a line, with a band.
+
+    The band is the 95 % bootstrap interval of the mean at each l0 where there are four seeds or more, else the range of
+    the seeds; it and the line end where a seed's runs do.
+    """
+    shown = {(arch, name): seeds for (where, arch, name), seeds in curves.items() if where == condition}
+    with figure(picture, WIDTH, 4.4) as drawn:
+        axis = drawn.subplots()
+        for (arch, treatment), seeds in shown.items():
+            colour = palette.colour(arch)
+            for curve in seeds.values():
+                axis.plot(
+                    curve.l0, curve.values, palette.marker(treatment), color=colour, markersize=3.5, alpha=0.55, mew=0
+                )  # fmt: skip
+            _draw_mean(axis, list(seeds.values()), colour, palette.line(treatment))
+        l0 = np.concatenate([curve.l0 for seeds in shown.values() for curve in seeds.values()])
+        log_x(axis, l0.min(), l0.max())
+        axis.set_xlabel(AXIS_LABELS["eval/l0"])
+        axis.set_ylabel(AXIS_LABELS[metric])
+        archs = [arch for arch in palette.archs if any(arch == each for each, _ in shown)]
+        treatments = [name for name in palette.treatments if any(name == each for _, each in shown)]
+        colours = [Line2D([], [], color=palette.colour(arch), lw=4, label=arch) for arch in archs]
+        styles = [
+            Line2D(
+                [], [], color="#555555", ls=palette.line(name), marker=palette.marker(name), markersize=4, label=name
+            )
+            for name in treatments
+        ]
+        # A legend is filled column by column: colours in its upper rows, styles below.
+        columns = min(4 if _are_short(archs + treatments) else 2, max(len(colours), len(styles)))
+        rows = [each[i : i + columns] for each in (colours, styles) for i in range(0, len(each), columns)]
+        blank = Line2D([], [], ls="", label=" ")
+        handles = [row[i] if i < len(row) else blank for i in range(columns) for row in rows]
+        drawn.legend(handles=handles, loc="outside lower center", ncols=columns)
+
+
+def plot_theta(cells: pd.DataFrame, metric: str, palette: Palette, picture: Path) -> None:
+    """A metric against the penalty's weight, one panel an architecture, one line a sparsity, coloured by the l0 it has.
+
+    Points are means over seeds, bars their range.
+
+    Args:
+        cells: of a `Design`, in one condition.
+    """
+    archs = [arch for arch in palette.archs if arch in set(cells["arch"])]
+    names = [name for name in palette.treatments if name in set(cells["treatment"])]
+    norm = LogNorm(*_l0_limits(cells))
+    rows, columns = _panels(len(archs))
+    with figure(picture, WIDTH, 1.2 + 2.2 * rows) as drawn:
+        panels = drawn.subplots(rows, columns, sharey=True, squeeze=False)
+        for axis in panels.flat[len(archs) :]:
+            axis.set_visible(False)
+        for axis, arch in zip(panels.flat, archs, strict=False):
+            for _, line in cells.loc[cells["arch"] == arch].groupby("sparsity", sort=False):
+                groups = [line.loc[line["treatment"] == name, metric].dropna().to_numpy(float) for name in names]
+                places = [i for i, values in enumerate(groups) if len(values)]
+                means = np.array([groups[i].mean() for i in places])
+                ends = np.array([[groups[i].min(), groups[i].max()] for i in places]).reshape(-1, 2).T
+                l0 = float(line["eval/l0"].mean())
+                colour = VIRIDIS(norm(l0)) if l0 > 0 else COLOURS[-1]
+                axis.errorbar(
+                    places, means, np.abs(ends - means), fmt="-o", color=colour, markersize=3.5, capsize=2, elinewidth=1
+                )  # fmt: skip
+            axis.set_title(arch)
+            # Evenly spaced: zero has no place on a logarithmic axis.
+            axis.set_xticks(range(len(names)), [name.removeprefix("θ = ").replace(", ", "\n") for name in names])
+            axis.margins(x=0.15)
+        drawn.supxlabel("weight of the Fisher penalty (θ)", fontsize=9.5)
+        drawn.supylabel(AXIS_LABELS[metric], fontsize=9.5)
+        bar = drawn.colorbar(ScalarMappable(norm, VIRIDIS), ax=panels, aspect=30, pad=0.02)
+        bar.set_label("l0 (mean of each line)")
+        bar.minorticks_off()
+        low, high = norm.vmin or 1.0, norm.vmax or 1.0
+        steps = _round_steps(low, high)
+        bar.set_ticks(steps, labels=[f"{value:g}" for value in steps])
+
+
+def plot_differences(comparisons: Sequence[Comparison], palette: Palette, picture: Path) -> None:
+    """One metric's differences at matched l0: seeds as dots, their mean as a tick, the interval as a bar.
+
+    Args:
+        comparisons: of one metric, all of them compared.
+    """
+    with figure(picture, WIDTH, 1.0 + 0.42 * len(comparisons)) as drawn:
+        axis = drawn.subplots()
+        axis.axvline(0, color="#555555", lw=1)
+        labels = []
+        for place, each in enumerate(comparisons):
+            colour = palette.colour(each.arch)
+            if each.interval:
+                axis.plot(each.interval, [place, place], color=colour, lw=5, alpha=0.3, solid_capstyle="butt")
+            values = list(each.differences.values())
+            axis.plot(values, [place] * len(values), "o", color=colour, markersize=4, alpha=0.6, mew=0)
+            axis.plot([each.difference], [place], "|", color=colour, markersize=13, mew=2)
+            mean = each.arch == ALL_ARCHITECTURES
+            first = f"{'mean of the above' if mean else each.arch}, {each.treatment}"
+            labels.append(f"{first}\n{each.condition}" if each.condition and not mean else first)
+        axis.set_yticks(range(len(labels)), labels, fontsize=8)
+        axis.set_ylim(len(labels) - 0.4, -0.6)
+        axis.grid(axis="y", visible=False)
+        axis.set_xlabel(f"difference in {AXIS_LABELS[comparisons[0].metric]}", fontsize=9)
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+
+
+def plot_density(histograms: Mapping[tuple[str, str], tuple[Sequence[float], Sequence[float]]], picture: Path) -> None:
+    """How many latents fire how often, one panel an architecture, one line a treatment.
+
+    Args:
+        histograms: (architecture, treatment) -> edges in log10, latents in each bin.
+    """
+    archs = list(dict.fromkeys(arch for arch, _ in histograms))
+    names = list(dict.fromkeys(name for _, name in histograms))
+    rows, columns = _panels(len(archs))
+    with figure(picture, WIDTH, 1.2 + 2.1 * rows) as drawn:
+        panels = drawn.subplots(rows, columns, sharex=True, squeeze=False)
+        for axis in panels.flat[len(archs) :]:
+            axis.set_visible(False)
+        used: list[float] = []
+        for axis, arch in zip(panels.flat, archs, strict=False):
+            for name in names:
+                if (arch, name) not in histograms:
+                    continue
+                edges, latents = histograms[arch, name]
+                axis.stairs(
+                    latents, edges, color=COLOURS[names.index(name) % len(COLOURS)],
+                    ls=LINE_STYLES[names.index(name) % len(LINE_STYLES)], lw=1.3, label=name,
+                )  # fmt: skip
+                used += [edge for edge, count in zip(edges, latents, strict=False) if count]
+            axis.set_title(arch)
+            axis.set_ylim(bottom=0)
+            axis.tick_params(labelbottom=True)
+        panels.flat[0].set_xlim(min(used, default=-6.0) - 0.2, 0.0)
+        drawn.supxlabel("log10 of the share of vectors on which a latent is active", fontsize=9.5)
+        drawn.supylabel("latents", fontsize=9.5)
+        handles = {label: h for axis in panels.flat for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        drawn.legend(handles.values(), handles, loc="outside upper center", ncols=4 if _are_short(names) else 2)
+
+
+def band(
+    curves: Sequence[Curve],
+) -> tuple[Float[np.ndarray, " grid"], Float[np.ndarray, " grid"], Float[np.ndarray, "2 grid"]] | None:
+    """Over the l0 that all seeds' curves cover: l0, their mean, and the band's two edges; None where there is none."""
+    shared = shared_range(curves)
+    if shared is None:
+        return None
+    l0 = log_grid(*shared)
+    values = np.array([curve.at(l0) for curve in curves])
+    enough = len(curves) >= MIN_PAIRS
+    return l0, values.mean(0), bootstrap_interval(values) if enough else np.array([values.min(0), values.max(0)])
+
+
+def _draw_mean(axis: Axes, curves: Sequence[Curve], colour: str, style) -> None:
+    found = band(curves)
+    if found is None:
+        # Seeds whose ranges do not meet have no mean; a seed with one run has no line.
+        for curve in curves:
+            axis.plot(curve.l0, curve.values, color=colour, ls=style, lw=0.9)
+        return
+    l0, mean, (low, high) = found
+    axis.plot(l0, mean, color=colour, ls=style)
+    if len(curves) > 1:
+        axis.fill_between(l0, low, high, color=colour, alpha=0.18, lw=0)
+
+
+def _panels(number: int) -> tuple[int, int]:
+    """Rows and columns."""
+    columns = 2 if number == 4 else min(3, number)
+    return -(-number // columns), columns
+
+
+def _are_short(labels: Sequence[str]) -> bool:
+    return max(map(len, labels)) <= 12
+
+
+def _l0_limits(cells: pd.DataFrame) -> tuple[float, float]:
+    l0 = cells["eval/l0"].to_numpy(float)
+    l0 = l0[l0 > 0]
+    if not len(l0):
+        return 1.0, 10.0
+    # A colour bar needs some width.
+    return float(l0.min()) / 1.05, float(l0.max()) * 1.05
+
+
+def _round_steps(low: float, high: float) -> list[float]:
+    if high / low >= 10:
+        steps = [m * 10.0**e for e in range(-3, 7) for m in (1, 2, 5)]
+    else:
+        steps = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return [value for value in steps if low <= value <= high]

@@ -1,0 +1,117 @@
+import pandas as pd
+import pytest
+
+from fsae.analysis.design import comparable, design_of, shown
+from tests.analysis.run_folders import settings_of
+
+
+def table(*rows: dict) -> pd.DataFrame:
+    finished = {"state": "finished", "commit": None, "eval/l0": 8.0, "eval/fvu": 0.3}
+    return pd.DataFrame([finished | row for row in rows])
+
+
+def test_settings_play_their_parts():
+    design = design_of(
+        table(
+            *(
+                settings_of(arch, theta, weight, seed, **{"site.layer": layer, "site.name": "mlp_out"})
+                for arch in ("gated", "jumprelu")
+                for theta in (0.0, 0.01)
+                for weight in (1.0, 2.0)
+                for seed in (0, 1)
+                for layer in (5, 10)
+            )
+        )
+    )
+    assert design.varied == [
+        "arch", "site.layer", "loss.fisher.weight", "loss.sparsity.weight", "seed", "source.seed",
+    ]  # fmt: skip
+    assert design.conditions == ["site.layer"]
+    # Only jumprelu has it.
+    assert design.follows == ["arch.bandwidth"]
+    assert design.constant["site.name"] == "mlp_out"
+    assert design.constant["trainer.tokens"] == "500000"
+    assert not any(name.startswith("paths.") for name in design.constant)
+    assert len(design.cells) == 32
+    first = design.cells.iloc[0]
+    assert (first["arch"], first["condition"], first["treatment"]) == ("gated", "layer=5", "θ = 0")
+    assert (first["sparsity"], first["replicate"]) == ("loss.sparsity.weight=1", "seed=0, source.seed=0")
+
+
+def test_what_goes_with_another_setting_names_no_condition_of_its_own():
+    rows = [
+        settings_of("gated", 0, 1, seed, **{"dataset.name": name, "dataset.path": f"hub/{name}"})
+        for seed in (0, 1)
+        for name in ("devign", "tinystories")
+    ]
+    design = design_of(table(*rows))
+    assert (design.conditions, design.follows) == (["dataset.name"], ["dataset.path"])
+    assert set(design.cells["condition"]) == {"dataset=devign", "dataset=tinystories"}
+
+
+def test_a_penalty_that_does_not_train_has_one_name():
+    rows = [
+        settings_of("gated", theta, 1, 0) | {"loss.fisher.form": form}
+        for theta in (0.0, 0.1)
+        for form in ("pre", "codes")
+    ]
+    design = design_of(table(*rows))
+    assert list(design.cells["treatment"]) == ["θ = 0", "θ = 0.1, form=pre", "θ = 0.1, form=codes"]
+    # The two without are one cell now.
+    assert design.repeats == 1
+
+
+def test_a_loss_without_the_term_is_a_baseline():
+    without = settings_of("gated", 0, 1, 0)
+    del without["loss.fisher.weight"], without["loss.fisher.form"]
+    design = design_of(table(without, settings_of("gated", 0.5, 1, 0)))
+    assert list(design.cells["treatment"]) == ["θ = 0", "θ = 0.5"]
+
+
+def test_each_architecture_has_its_own_sparsity():
+    topk = settings_of("topk", 0, 1, 0) | {"loss.sparsity.weight": None, "arch.k": 32.0}
+    design = design_of(
+        table(topk, topk | {"arch.k": 64.0}, settings_of("gated", 0, 1, 0), settings_of("gated", 0, 2, 0))
+    )
+    assert list(design.cells["sparsity"]) == [
+        "arch.k=32", "arch.k=64", "loss.sparsity.weight=1", "loss.sparsity.weight=2",
+    ]  # fmt: skip
+    assert design.conditions == []
+
+
+def test_runs_that_repeat_another_are_averaged():
+    row = settings_of("gated", 0, 1, 0)
+    design = design_of(table(row | {"eval/fvu": 0.2}, row | {"eval/fvu": 0.4, "name": "again"}))
+    assert list(design.cells["eval/fvu"]) == pytest.approx([0.3])
+    assert design.repeats == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"state": "failed"}, {"task": "eval"}, {"task": "harvest"}, {"eval/l0": float("nan")}, {"eval/fvu": None}],
+)
+def test_only_evaluated_training_runs_are_compared(change: dict):
+    runs = table(settings_of("gated", 0, 1, 0), settings_of("gated", 0, 1, 1) | change)
+    assert comparable(runs).index.tolist() == [0]
+    assert len(design_of(runs).cells) == 1
+
+
+def test_no_run_has_a_design_too():
+    design = design_of(table({"state": "failed"}))
+    assert (design.varied, design.constant, len(design.cells)) == ([], {}, 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.001, "0.001"),
+        (5e8, "500000000"),
+        (1e-12, "1e-12"),
+        (3, "3"),
+        (None, "null"),
+        (float("nan"), "null"),
+        ("a", "a"),
+    ],
+)
+def test_values_are_shown_as_people_write_them(value: object, text: str):
+    assert shown(value) == text

@@ -1,0 +1,203 @@
+import re
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from fsae.analysis.report import write_report
+from fsae.analysis.runs import collect_folders
+from fsae.tracking.status import Failure, RunState
+from tests.analysis.run_folders import results_of, settings_of, write_run, write_sweep
+
+
+class Page(HTMLParser):
+    """A page's text by section, the cells of its tables, and what it loads."""
+
+    def __init__(self, file: Path):
+        super().__init__()
+        self.sections: dict[str, str] = {}
+        self.rows: dict[str, list[list[str]]] = {}
+        self.loaded: list[str] = []
+        self.unclosed: list[str] = []
+        self._section = "head"
+        self.feed(file.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag not in ("meta", "img", "link", "br"):
+            self.unclosed.append(tag)
+        if tag == "section":
+            self._section = given["id"] or ""
+        if tag == "tr":
+            self.rows.setdefault(self._section, []).append([])
+        if tag == "td":
+            self.rows[self._section][-1].append("")
+        self.loaded += [value or "" for name, value in attrs if name in ("src", "href") and value]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.unclosed.pop() == tag
+        if tag == "section":
+            self._section = "after"
+
+    def handle_data(self, data: str) -> None:
+        if "td" in self.unclosed:
+            self.rows[self._section][-1][-1] += data
+        if self.unclosed[-1:] not in (["style"], ["script"]):
+            said = self.sections.get(self._section, "")
+            self.sections[self._section] = said + " " + re.sub(r"\s+", " ", data)
+
+
+def page_on(folder: Path) -> Page:
+    return Page(write_report(collect_folders([folder]), folder / "report"))
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sweep")
+    write_sweep(folder, effect=-0.02, noise=0.001)
+    failure = Failure(kind="OutOfMemoryError", message="<script>alert(1)</script>")
+    write_run(folder / "99", settings_of("gated", 0, 1, 9), None, state=RunState.failed, failure=failure)
+    return folder
+
+
+@pytest.fixture
+def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are made and not drawn, which takes most of a report's time."""
+    monkeypatch.setattr(Figure, "savefig", lambda self, picture, **_: picture.write_bytes(b"a picture"))
+
+
+@pytest.fixture(scope="module")
+def page(sweep: Path) -> Page:
+    return page_on(sweep)
+
+
+def test_the_page_needs_nothing_else(page: Page):
+    assert page.unclosed == []
+    outside = [address for address in page.loaded if not address.startswith(("data:image/png;base64,", "#"))]
+    assert outside == []
+    # Five differences, two fronts, three θ-curves, one density.
+    assert sum(address.startswith("data:") for address in page.loaded) == 11
+
+
+def test_every_run_is_a_row(page: Page):
+    assert len([row for row in page.rows["runs"] if row]) == 80
+    assert page.rows["runs"][1][:2] == ["0", "gated"]
+
+
+def test_the_verdict_is_the_difference_that_is_there(page: Page):
+    verdicts = [(row[0], row[-1]) for row in page.rows["matched"] if row]
+    # Metric by metric, fvu first.
+    (gated, first), (jumprelu, second), (mean, third) = verdicts[:3]
+    assert (gated, jumprelu, mean) == ("gated", "jumprelu", "all")
+    for verdict in (first, second, third):
+        found = re.fullmatch(r"lower by (0\.\d+) to (0\.\d+), better \(5 seeds\)", verdict)
+        assert found, verdict
+        assert float(found[1]) <= 0.02 <= float(found[2])
+    assert "lower in 2 of 2; mean: lower by" in page.sections["head"]
+
+
+def test_failures_are_listed_and_what_they_say_is_only_text(page: Page, sweep: Path):
+    (row,) = [row for row in page.rows["failures"] if row]
+    assert row == ["99", "failed", "OutOfMemoryError: <script>alert(1)</script>", str(sweep / "99")]
+    assert "1 of 81 runs are not compared" in page.sections["head"]
+
+
+def test_the_tables_beside_the_page_hold_everything(page: Page, sweep: Path):
+    written, collected = pd.read_parquet(sweep / "report" / "runs.parquet"), collect_folders([sweep])
+    assert list(written) == list(collected)
+    for name in ("folder", "arch", "loss.fisher.weight", "eval/l0"):
+        assert written[name].dropna().tolist() == collected[name].dropna().tolist()
+    assert list(written["density/latents"][0]) == collected["density/latents"][0]
+    assert len(pd.read_csv(sweep / "report" / "runs.csv")) == 81
+
+
+@pytest.mark.usefixtures("_undrawn")
+def test_an_earlier_report_is_replaced(tmp_path: Path):
+    write_sweep(tmp_path / "s", archs=["gated"], seeds=[0])
+    first = page_on(tmp_path / "s")
+    pictures = set((tmp_path / "s" / "report" / "pictures").iterdir())
+    again = page_on(tmp_path / "s")
+    assert len(again.loaded) == len(first.loaded)
+    assert set((tmp_path / "s" / "report" / "pictures").iterdir()) == pictures
+
+
+@pytest.mark.usefixtures("_undrawn")
+@pytest.mark.parametrize(
+    ("changes", "section", "said"),
+    [
+        ({"seeds": [0]}, "matched", "too few seeds to say: 1 of at least 4"),
+        ({"weights": [1.0, 2.0, 4.0]}, "matched", "not comparable: fewer than four sparsities (3)"),
+        ({"thetas": [0.01]}, "matched", "there is no baseline: no run has loss.fisher.weight=0"),
+        ({"thetas": [0.0]}, "matched", "no run has a Fisher penalty: loss.fisher.weight is 0 in all"),
+        ({"thetas": [0.0]}, "theta", "All runs have θ = 0."),
+        ({"weights": [1.0]}, "fronts", "No setting of sparsity varies"),
+    ],
+)
+def test_what_a_sweep_lacks_is_said(changes: dict, section: str, said: str, tmp_path: Path):
+    write_sweep(tmp_path, **({"archs": ["gated"], "seeds": [0, 1]} | changes))
+    assert said in page_on(tmp_path).sections[section]
+
+
+@pytest.mark.usefixtures("_undrawn")
+def test_when_everything_failed_the_page_says_why(tmp_path: Path):
+    failure = Failure(kind="ValueError", message="no such layer")
+    for number in range(2):
+        settings = settings_of("gated", 0, 1, number)
+        write_run(tmp_path / str(number), settings, None, state=RunState.failed, failure=failure)
+    page = page_on(tmp_path)
+    assert [row[2] for row in page.rows["failures"] if row] == ["ValueError: no such layer"] * 2
+    assert "no run has finished with results" in page.sections["matched"]
+    assert not [address for address in page.loaded if address.startswith("data:")]
+
+
+@pytest.mark.usefixtures("_undrawn")
+def test_a_single_run_is_reported_too(tmp_path: Path):
+    write_run(tmp_path / "r", settings_of("gated", 1, 1, 0), results_of("gated", 1, 1, 0, effect=0, noise=0))
+    page = page_on(tmp_path / "r")
+    assert [row[0] for row in page.rows["runs"] if row] == ["r"]
+
+
+def test_odd_numbers_do_not_stop_it(tmp_path: Path):
+    """No latent active, one metric missing everywhere, infinite ones, no histogram."""
+    for number, weight in enumerate((1.0, 2.0, 4.0, 8.0, 16.0)):
+        for theta in (0.0, 1.0):
+            results = results_of("gated", theta, weight, 0, effect=0, noise=0)
+            del results["eval/ce_recovered_zero"], results["density_histogram"]
+            odd = {"eval/l0": 0.0} if number == 0 else {"eval/dead_share": None} if number == 1 else {}
+            settings = settings_of("gated", theta, weight, 0)
+            write_run(tmp_path / f"{number}-{theta}", settings, results | odd)
+    page = page_on(tmp_path)
+    assert "In 2 runs no latent is ever active" in page.sections["head"]
+    assert "lack a finite value of dead_share" in page.sections["head"]
+    assert "no run has a density histogram" in page.sections["density"]
+
+
+@pytest.mark.usefixtures("_undrawn")
+def test_runs_that_are_not_trained_here_are_not_compared(tmp_path: Path):
+    write_run(tmp_path / "train", settings_of("gated", 0, 1, 0), results_of("gated", 0, 1, 0, effect=0, noise=0))
+    for task, results in (("eval", results_of("gated", 0, 1, 0, effect=0, noise=0)), ("harvest", None)):
+        write_run(tmp_path / task, settings_of("gated", 0, 1, 0) | {"task": task}, results)
+    page = page_on(tmp_path)
+    assert {row[0] for row in page.rows["runs"] if row} == {"train", "eval"}
+    assert "None: every run has finished" in page.sections["failures"]
+
+
+@pytest.mark.usefixtures("_undrawn")
+def test_hundreds_of_runs_take_seconds(tmp_path: Path):
+    for layer in (0, 5, 10):
+        write_sweep(
+            tmp_path / str(layer),
+            archs=["standard", "gated", "jumprelu"],
+            seeds=[0, 1, 2, 3],
+            more={"site.layer": layer},
+        )
+    began = time.process_time()
+    page = page_on(tmp_path)
+    assert time.process_time() - began < 10
+    assert len([row for row in page.rows["runs"] if row]) == 288
+    assert {row[2] for row in page.rows["matched"] if len(row) == 9} == {
+        "layer=0", "layer=5", "layer=10", "mean of the 9 above",
+    }  # fmt: skip

@@ -1,0 +1,67 @@
+"""Headless Chromium: pages as they look and as their scripts leave them."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+# The page may speak to this machine and to nobody else.
+ONLY_LOOPBACK = "MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+QUIET = """
+    --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+    --disable-component-update --disable-sync --hide-scrollbars
+""".split()
+
+
+class Browser:
+    """Chromium with a profile of its own in `folder`."""
+
+    def __init__(self, program: str, folder: Path):
+        self._program = program
+        self._folder = folder
+
+    def picture(self, url: str, *flags: str, width: int, height: int) -> np.ndarray:
+        """(height, width, 3) what the page looks like, from 0 to 255."""
+        file = self._folder / "picture.png"
+        self._run(url, *flags, f"--window-size={width},{height}", f"--screenshot={file}")
+        return np.asarray(Image.open(file).convert("RGB"))
+
+    def source(self, url: str, *flags: str) -> str:
+        """The page as its scripts have made it."""
+        return self._run(url, *flags, "--dump-dom")
+
+    def _run(self, url: str, *flags: str) -> str:
+        profile = self._folder / "profile"
+        command = [self._program, *QUIET, f"--host-resolver-rules={ONLY_LOOPBACK}", f"--user-data-dir={profile}"]
+        command += ["--virtual-time-budget=30000", *flags, url]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Browser:
+    """FSAE_REQUIRE_BROWSER makes the absence of a browser a failure."""
+    program = next((found for name in PROGRAMS if (found := shutil.which(name))), None)
+    if program is None:
+        missing = "there is no Chromium; on Debian: apt-get install chromium"
+        if os.environ.get("FSAE_REQUIRE_BROWSER"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    (tmp_path / "browser").mkdir()
+    return Browser(program, tmp_path / "browser")
+
+
+@pytest.fixture(scope="session")
+def share_of() -> Callable[[np.ndarray, str], float]:
+    """How much of a picture is of a colour, as in "#0072B2", or close to it."""
+
+    def share(picture: np.ndarray, colour: str) -> float:
+        wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+        return float((np.abs(picture.astype(int) - wanted).max(-1) < 12).mean())
+
+    return share
