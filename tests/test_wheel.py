@@ -49,9 +49,11 @@ def test_it_holds_the_code_the_yaml_files_and_nothing_else(unpacked: Path):
     code = {name.relative_to("fsae") for name in names if name.parts[0] == "fsae" and name.parts[1] != "conf"}
     conf = {name.relative_to("fsae/conf") for name in names if name.parts[:2] == ("fsae", "conf")}
     source = REPOSITORY / "src" / "fsae"
-    assert code == {path.relative_to(source) for path in source.rglob("*.py")}
+    assert code == {path.relative_to(source) for end in ("py", "jinja") for path in source.rglob(f"*.{end}")}
     assert conf == {path.relative_to(REPOSITORY / "conf") for path in (REPOSITORY / "conf").rglob("*.yaml")}
-    rest = {name.parts[0] for name in names} - {"fsae"}
+    # Hydra finds our launchers in a namespace of its own.
+    assert {name for name in names if name.parts[0] == "hydra_plugins"} == {Path("hydra_plugins", "fsae.py")}
+    rest = {name.parts[0] for name in names} - {"fsae", "hydra_plugins"}
     assert len(rest) == 1
     assert rest.pop().endswith(".dist-info")
 

@@ -9,21 +9,22 @@ import logging
 import os
 import signal
 import sys
-from contextlib import suppress
+import traceback
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
-from fsae.configuration.checks import check
 from fsae.configuration.conf_folder import conf_folder
-from fsae.configuration.refusal import MENDABLE, explain, record_refusal, tell, was_told
-from fsae.configuration.resolvers import deciding_settings, flat_settings, register_resolvers
-from fsae.configuration.schema import register_schemas, settings_of
-from fsae.training.interruption import Interrupted
+from fsae.configuration.origin import accept
+from fsae.configuration.refusal import MENDABLE, refuse, tell, was_told
+from fsae.configuration.resolvers import register_resolvers
+from fsae.configuration.schema import Task, register_schemas
+from fsae.sweeps.launch import is_launching, sweep_told
+from fsae.tracking.run_log import run_log
+from fsae.training.interruption import Interrupted, hand_on
 
 log = logging.getLogger(__name__)
 
@@ -33,37 +34,32 @@ register_resolvers()
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
 def run(config: DictConfig) -> float | None:
-    """One job. Returns what a sweeper may minimise: the held-out fraction of variance unexplained."""
+    """One job. Returns what a sweeper may minimise (`objective`), or None for a job without an evaluation."""
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
-    try:
+    in_sweep = hydra_config.mode is RunMode.MULTIRUN
+    with run_log(folder):
         try:
-            settings = settings_of(config)
-            check(settings)
-        except (ValueError, OmegaConfBaseException) as error:
-            record_refusal(error, folder, Path(config.paths.outputs))
-            raise
-        # Imported only now: what it needs takes seconds, and wrong settings shall be told at once.
-        from fsae.run_experiment import Origin, run_experiment
+            settings, origin = accept(config, folder, hydra_config.overrides.task)
+            # Imported only now: what it needs takes seconds, and wrong settings shall be told at once.
+            from fsae.run_experiment import run_experiment
 
-        origin = Origin(
-            folder=folder,
-            config_yaml=OmegaConf.to_yaml(OmegaConf.create(OmegaConf.to_container(config, resolve=True))),
-            overrides=list(hydra_config.overrides.task),
-            deciding=deciding_settings(config),
-            flat=flat_settings(config),
-        )
-        return run_experiment(settings, origin).get("eval/fvu")
-    except Interrupted as interrupted:
-        # Also in a sweep: who stops the process does not mean one job of it.
-        log.warning("%s; the same command goes on from the saved state", interrupted)
-        sys.exit(128 + signal.Signals[interrupted.signal_name])
-    except Exception as error:
-        tell(error, folder)
-        if hydra_config.mode is RunMode.RUN:
-            sys.exit(1)
-        # Hydra keeps it until the sweep's other jobs have run.
-        raise
+            results = run_experiment(settings, origin)
+            return settings.objective.value(results) if in_sweep and settings.task is not Task.harvest else None
+        except Interrupted as interrupted:
+            if in_sweep and not is_launching():
+                # A worker's own: the sweep's other jobs go on.
+                hand_on(interrupted)
+                raise
+            log.warning("%s; the same command goes on from the saved state", interrupted)
+            sys.exit(128 + signal.Signals[interrupted.signal_name])
+        except Exception as error:
+            tell(error, folder)
+            if not in_sweep:
+                sys.exit(1)
+            # Hydra keeps it until the sweep's other jobs have run. The frames it holds keep a model each.
+            traceback.clear_frames(error.__traceback__)
+            raise
 
 
 def main() -> None:
@@ -72,20 +68,16 @@ def main() -> None:
     # Hydra then raises instead of printing, so that a refused composition is told and recorded as everything else.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        run()
+        with sweep_told():
+            run()
     except Exception as error:
         if wants_traceback:
             raise
-        if was_told(error):
+        if was_told(error) or isinstance(error, Interrupted):
             sys.exit(1)
         if not isinstance(error, MENDABLE):
             raise
-        message = explain(error)
-        print(f"fsae: {message}", file=sys.stderr)
-        # The outputs folder may be what is wrong, and that was told.
-        with suppress(OSError):
-            record_refusal(error)
-        sys.exit(1)
+        refuse(error)
 
 
 if __name__ == "__main__":

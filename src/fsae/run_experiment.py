@@ -1,24 +1,22 @@
-"""One run, from settings to results: builds the parts in order, and owns success and failure."""
+"""Runs from settings to results: builds the parts in order, for one run or for several on one stream of vectors."""
 
-import errno
-import json
 import logging
 import time
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from fsae.analysis.run_plots import plot_firing, plot_training
 from fsae.autoencoders.base import Autoencoder
 from fsae.autoencoders.initialisation import initialise_from
-from fsae.configuration.refusal import record_refusal, tell
+from fsae.configuration.origin import Origin
+from fsae.configuration.refusal import tell
 from fsae.configuration.schema import RunSettings, Task
 from fsae.evaluation.results import flat_results, results_table
 from fsae.evaluation.sparsity import density_histogram
@@ -26,44 +24,28 @@ from fsae.evaluation.splice import evaluate_splice
 from fsae.evaluation.vectors import evaluate_vectors
 from fsae.export.folding import fold
 from fsae.export.saelens import Provenance, load_saelens, read_provenance, save_saelens
-from fsae.language_models.transformer_lens_model import TransformerLensModel, open_language_model
 from fsae.losses.fisher import Fisher
 from fsae.losses.objective import Objective
-from fsae.sources.activations import ActivationSource
-from fsae.sources.documents import Part, open_documents
-from fsae.sources.tokens import PackedTokens
-from fsae.tracking.mlflow_upload import describe_run, read_description
-from fsae.tracking.run_folder import RunFolder, write_json
-from fsae.tracking.status import Failure, RunState, mark
+from fsae.open_run import OpenRun
+from fsae.sources.activations import ActivationSource, open_activations, stream_key
+from fsae.tracking.run_folder import write_json
+from fsae.tracking.run_log import runs_named
 from fsae.tracking.store import resolve_uri, ui_command
-from fsae.tracking.tags import run_tags
-from fsae.tracking.tracker import Tracker
-from fsae.training.checkpoints import Checkpoints
+from fsae.tracking.uploader import Uploader
 from fsae.training.interruption import Interrupted, Interruption
-from fsae.training.loop import TrainingRun
+from fsae.training.loop import TrainingRun, train
 from fsae.training.member import Member
-from fsae.training.scaling import scale_of
+from fsae.training.scaling import Scale, scale_of
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """Where a run's settings came from, for its records.
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run: its evaluation's numbers by name, or what ended it early."""
 
-    Attributes:
-        folder: the run's own.
-        config_yaml: the resolved config.
-        overrides: what the command line changed.
-        deciding: flattened settings that decide the numbers.
-        flat: all settings, flattened.
-    """
-
-    folder: Path
-    config_yaml: str
-    overrides: Sequence[str]
-    deciding: dict[str, str]
-    flat: dict[str, str]
+    results: dict[str, Any] | None
+    error: BaseException | None
 
 
 def run_experiment(settings: RunSettings, origin: Origin) -> dict[str, Any]:
@@ -76,219 +58,256 @@ def run_experiment(settings: RunSettings, origin: Origin) -> dict[str, Any]:
         Interrupted: a signal came; the state is saved and the same command goes on.
         Exception: whatever ended it; `status.json` holds it and earlier results stand.
     """
-    folder = RunFolder(origin.folder)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.path / "run.lock")
-    checkpoints = Checkpoints(folder.checkpoints, origin.deciding)
-    # Until the folder is known to be ours nothing is written there: a refusal leaves what it holds as it is.
-    try:
-        lock.acquire(timeout=0)
-        state = checkpoints.load()
-    except (Timeout, ValueError) as error:
-        lock.release()
-        busy = f"another process is running in {folder.path}; wait for it, or change a setting or `name`"
-        refused = ValueError(busy) if isinstance(error, Timeout) else error
-        record_refusal(refused, folder.path, Path(settings.paths.outputs))
-        raise refused from None
-    # The stack is closed after the outcome is written: tracking sends it to MLflow last of all.
-    with lock, ExitStack() as stack, _outcome(folder.path), Interruption() as interruption:
-        folder.config.write_text(origin.config_yaml)
-        folder.overrides.write_text("".join(f"- {json.dumps(override)}\n" for override in origin.overrides))
-        tracker = stack.enter_context(_tracker(settings, origin, folder, state))
-        run = _Run(settings, origin, folder, tracker, checkpoints, state, interruption)
-        return run.train() if settings.task is Task.train else run.evaluate_existing()
+    (outcome,) = run_pack([(settings, origin)])
+    if outcome.error is not None:
+        raise outcome.error
+    assert outcome.results is not None
+    return outcome.results
 
 
-@contextmanager
-def _outcome(folder: Path) -> Iterator[None]:
-    """Keep `status.json` true: running now, and how it ended afterwards."""
-    mark(folder, RunState.running)
-    try:
-        yield
-    except Interrupted as interrupted:
-        mark(folder, RunState.interrupted, Failure(kind="Interrupted", message=str(interrupted)))
-        raise
-    except BaseException as error:
-        told = _with_place(error, folder)
-        mark(folder, RunState.failed, Failure(kind=type(error).__name__, message=str(told)))
-        # Now, not after tracking had its time to say goodbye.
-        if isinstance(told, Exception):
-            tell(told, folder)
-        if told is error:
-            raise
-        raise told from error
-    mark(folder, RunState.finished)
-
-
-def _with_place(error: BaseException, folder: Path) -> BaseException:
-    """The error; one for people to mend where a disk was full, which the system's own message does not place."""
-    if not isinstance(error, OSError) or error.errno != errno.ENOSPC:
-        return error
-    return OSError(f"no space left for {folder}; free some and start the same command again, it goes on from there")
-
-
-def _tracker(settings: RunSettings, origin: Origin, folder: RunFolder, state: dict[str, Any] | None) -> Tracker:
-    outputs = Path(settings.paths.outputs)
-    uri = resolve_uri(settings.tracking.uri, outputs)
-    # Also without MLflow, so that the run can be sent there later.
-    describe_run(
-        folder.path,
-        uri=uri,
-        outputs=outputs,
-        experiment=settings.tracking.experiment,
-        run_name=folder.path.name,
-        params=origin.flat,
-        tags=run_tags(origin.overrides),
-        # A resumed run goes on in the same MLflow run; one that starts over is another, with values of its own.
-        uid=read_description(folder.path).uid if state is not None else uuid.uuid4().hex,
+def pack_key(settings: RunSettings) -> tuple[object, ...]:
+    """What runs must have in common to be one pack: they see the same batches and are evaluated on the same text."""
+    stream = stream_key(
+        model=settings.model,
+        site=settings.site,
+        dataset=settings.dataset,
+        source=settings.source,
+        training_tokens=settings.trainer.tokens,
+        batch_size=settings.trainer.batch_size,
     )
-    return Tracker(
-        folder.path,
-        uri=uri if settings.tracking.mlflow else None,
-        flush_seconds=settings.tracking.flush_seconds,
-        position=state["metrics_position"] if state is not None else 0,
+    return settings.task, stream, settings.source.also, settings.eval, settings.tracking, settings.paths
+
+
+def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
+    """Run several as one: vectors are read once for all, the language model and MLflow's process are there once.
+
+    Each has its own folder and ends as it would alone, with the same numbers. What ends one leaves the others alone.
+
+    Args:
+        jobs: of one `pack_key`.
+
+    Returns:
+        What became of each, in their order; Interrupted is the error of all that a signal stopped.
+    """
+    runs = [OpenRun(settings, origin) for settings, origin in jobs]
+    settings = runs[0].settings
+    assert all(pack_key(run.settings) == pack_key(settings) for run in runs)
+    with runs_named() if len(runs) > 1 else nullcontext(), Interruption() as interruption:
+        _for_each(runs, OpenRun.claim)
+        # Left after the outcome is written: it waits until MLflow has it.
+        with _uploader(settings) if _going(runs) else nullcontext() as uploader:
+            try:
+                _for_each(runs, lambda run: run.begin(uploader))
+                _work(runs, interruption)
+            except BaseException as error:
+                going = _going(runs)
+                if isinstance(error, Exception) and not isinstance(error, Interrupted):
+                    # It concerns all of them, so it is told once and heard in every log.
+                    tell(error, going[0].folder.path)
+                for run in going:
+                    run.end(error)
+                if not isinstance(error, Exception):
+                    raise
+    return [Outcome(run.results, run.error) for run in runs]
+
+
+def _going(runs: Iterable[OpenRun]) -> list[OpenRun]:
+    return [run for run in runs if not run.over]
+
+
+def _for_each(runs: Iterable[OpenRun], action: Callable[[OpenRun], None]) -> None:
+    """Do it for every run that has not ended; where it fails that run ends, and no other."""
+    for run in _going(runs):
+        with run.alone():
+            action(run)
+
+
+def _uploader(settings: RunSettings) -> Uploader | nullcontext[None]:
+    if not settings.tracking.mlflow:
+        return nullcontext()
+    uri = resolve_uri(settings.tracking.uri, Path(settings.paths.outputs))
+    return Uploader(uri, settings.tracking.flush_seconds)
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """A run and the autoencoder that it made or read, in raw units; `tokens` is what it was trained on here."""
+
+    run: OpenRun
+    autoencoder: Autoencoder
+    tokens: int
+
+
+def _work(runs: Sequence[OpenRun], interruption: Interruption) -> None:
+    """All that is between the beginning and the end of the runs."""
+    task = runs[0].settings.task
+    # Read before anything heavy is opened.
+    existing: dict[OpenRun, Autoencoder] = {}
+    if task is Task.eval:
+        _for_each(runs, lambda run: existing.update({run: _existing(run.settings)}))
+    going = _going(runs)
+    if not going:
+        return
+    with _open_source(going, interruption.check) as source:
+        if task is Task.harvest:
+            results = source.fill_store()
+            _for_each(going, lambda run: _finish(run, results))
+            return
+        made = _trained(going, source, interruption) if task is Task.train else _fitting(existing, source)
+        if made:
+            _evaluate(made, source)
+
+
+def _open_source(runs: Sequence[OpenRun], heartbeat: Callable[[], None]) -> ActivationSource:
+    settings = runs[0].settings
+    return open_activations(
+        model=settings.model,
+        site=settings.site,
+        dataset=settings.dataset,
+        source=settings.source,
+        training_tokens=max(run.settings.trainer.tokens for run in runs),
+        held_out_tokens=settings.eval.tokens,
+        folder=Path(settings.paths.activations),
+        heartbeat=heartbeat,
     )
 
 
-@dataclass
-class _Run:
-    """The parts of one run while it is under way."""
+def _trained(runs: Sequence[OpenRun], source: ActivationSource, interruption: Interruption) -> list[_Made]:
+    scale = cache(lambda kind: scale_of(source.first_vectors(), kind))
+    trainings: dict[TrainingRun, OpenRun] = {}
+    _for_each(runs, lambda run: trainings.update({_training(run, source, scale): run}))
+    made: list[_Made] = []
+    began = time.monotonic()
+    # A training that is given back is let go of, and with it the optimiser's moments.
+    for training, error in train(list(trainings), source, interruption):
+        run = trainings.pop(training)
+        if error is not None:
+            run.end(error)
+            continue
+        with run.alone():
+            autoencoder = fold(training.members[0].autoencoder, training.scale)
+            made.append(_Made(run, autoencoder, training.step * run.settings.trainer.batch_size))
+    log.info("trained in %.0f s, %.0f s of it harvesting", time.monotonic() - began, source.harvest_seconds)
+    return made
 
-    settings: RunSettings
-    origin: Origin
-    folder: RunFolder
-    tracker: Tracker
-    checkpoints: Checkpoints
-    state: dict[str, Any] | None
-    interruption: Interruption
 
-    def train(self) -> dict[str, Any]:
-        """Train, evaluate, export, plot."""
-        settings = self.settings
-        model, source = self._open_source()
-        training = self._training(model, source)
-        if training.step > 0:
-            log.info("going on at step %d of %d", training.step, settings.trainer.steps)
-        began = time.monotonic()
-        training.train()
-        log.info("trained in %.0f s, %.0f s of it harvesting", time.monotonic() - began, source.harvest_seconds)
-        autoencoder = fold(training.members[0].autoencoder, training.scale)
-        metrics, firing_frequency = self._evaluate(autoencoder, model, source)
-        save_saelens(autoencoder, self.folder.sae, self._provenance(model), firing_frequency)
-        plot_training(self.folder.metrics, self.folder.plots / "training.png")
-        return self._finish(metrics, firing_frequency, training.step * settings.trainer.batch_size)
+def _training(run: OpenRun, source: ActivationSource, scale_by: Callable[[Scale], float]) -> TrainingRun:
+    settings, state = run.settings, run.state
+    settings.arch.check_width(source.d_in)
+    generator = torch.Generator().manual_seed(settings.seed)
+    autoencoder = settings.arch.build(source.d_in, generator).to(source.device)
+    log.info(
+        "%s: d_in %d, d_sae %d, at %s of %s",
+        type(autoencoder).__name__, autoencoder.d_in, autoencoder.d_sae, settings.site, settings.model.name,
+    )  # fmt: skip
+    if state is None:
+        scale = scale_by(settings.trainer.activation_scale)
+        initialise_from(autoencoder, source.first_vectors(), scale)
+    else:
+        scale = state["scale"]
+    member = Member(autoencoder, Objective(settings.loss), settings.trainer, scale, settings.seed)
+    training = TrainingRun([member], source, scale, settings.trainer, run.tracker, run.checkpoints)
+    if state is not None:
+        training.load(state)
+        log.info("going on at step %d of %d", training.step, settings.trainer.steps)
+        run.state = None
+    return training
 
-    def evaluate_existing(self) -> dict[str, Any]:
-        """Evaluate the autoencoder at `sae.path`."""
-        assert self.settings.sae.path is not None
-        path = Path(self.settings.sae.path).expanduser()
-        autoencoder = load_saelens(path)
-        made_for = read_provenance(path)
-        if made_for.hook_name not in (None, self.settings.site.hook_name):
-            raise ValueError(
-                f"the autoencoder in {path} was made for {made_for.hook_name}, but site {self.settings.site} is "
-                f"{self.settings.site.hook_name}; set site and site.layer to where it belongs"
-            )
-        model, source = self._open_source()
-        if made_for.model_name not in (None, model.name, self.settings.model.path):
-            log.warning("the autoencoder was made for model %s and is evaluated on %s", made_for.model_name, model.name)
-        if autoencoder.d_in != source.d_in:
-            raise ValueError(
-                f"the autoencoder in {self.settings.sae.path} reads vectors of width {autoencoder.d_in}, but "
-                f"{self.settings.site} of {model.name} has width {source.d_in}; choose the model and site it was "
-                "made for"
-            )
-        return self._finish(*self._evaluate(autoencoder.to(model.device), model, source), step=0)
 
-    def _open_source(self) -> tuple[TransformerLensModel, ActivationSource]:
-        settings = self.settings
-        model = open_language_model(settings.model)
-        model.check_site(settings.site)
-        d_in = model.width(settings.site)
-        settings.arch.check_width(d_in)
-        text = {
-            part: PackedTokens(
-                open_documents(settings.dataset, part, settings.seed),
-                model,
-                rows=model.batch_size,
-                context=settings.dataset.context,
-                skip_positions=settings.dataset.skip_positions,
-                exclude_special_tokens=settings.dataset.exclude_special_tokens,
-                repeat=part is Part.train,
-            )
-            for part in Part
-        }
-        source = ActivationSource(
-            model,
+def _existing(settings: RunSettings) -> Autoencoder:
+    """The autoencoder at `sae.path`.
+
+    Raises:
+        ValueError: there is none, or it was made for another site.
+    """
+    assert settings.sae.path is not None
+    path = Path(settings.sae.path).expanduser()
+    autoencoder = load_saelens(path)
+    made_for = read_provenance(path)
+    if made_for.hook_name not in (None, settings.site.hook_name):
+        raise ValueError(
+            f"the autoencoder in {path} was made for {made_for.hook_name}, but site {settings.site} is "
+            f"{settings.site.hook_name}; set site and site.layer to where it belongs"
+        )
+    if made_for.model_name not in (None, settings.model.name, settings.model.path):
+        log.warning(
+            "the autoencoder was made for model %s and is evaluated on %s", made_for.model_name, settings.model.name
+        )
+    return autoencoder
+
+
+def _fitting(existing: dict[OpenRun, Autoencoder], source: ActivationSource) -> list[_Made]:
+    """Those of the autoencoders that read vectors of the source's width; the runs of the others end."""
+    made: list[_Made] = []
+    for run, autoencoder in existing.items():
+        with run.alone():
+            if autoencoder.d_in != source.d_in:
+                raise ValueError(
+                    f"the autoencoder in {run.settings.sae.path} reads vectors of width {autoencoder.d_in}, but "
+                    f"{run.settings.site} of {run.settings.model.name} has width {source.d_in}; choose the model and "
+                    "site it was made for"
+                )
+            made.append(_Made(run, autoencoder.to(source.device), 0))
+    return made
+
+
+def _evaluate(made: Sequence[_Made], source: ActivationSource) -> None:
+    """Measure all at once, and finish each run with its own numbers."""
+    settings = made[0].run.settings
+    autoencoders = [each.autoencoder for each in made]
+    fishers = [
+        next((term for term in each.run.settings.loss.values() if isinstance(term, Fisher)), Fisher()) for each in made
+    ]
+    batches = source.held_out(settings.eval.tokens, settings.eval.batch_size)
+    vectors = evaluate_vectors(autoencoders, batches, fishers)
+    spliced: list[dict[str, float]] = [{} for _ in made]
+    if settings.eval.splice_tokens > 0:
+        log.info("running %s with the reconstruction in place of its activations", settings.model.name)
+        tokens, keep = source.held_out_rows(settings.eval.splice_tokens)
+        spliced = evaluate_splice(
+            source.model,
             settings.site,
-            d_in,
-            text[Part.train],
-            text[Part.held_out],
-            settings.source,
-            settings.seed,
-            heartbeat=self.interruption.check,
+            autoencoders,
+            tokens,
+            keep,
+            vectors[0].mean_activation,
+            settings.model.batch_size,
         )
-        # Before the hours of training, not after them.
-        source.held_out_rows(1)
-        return model, source
+    for each, measured, replaced in zip(made, vectors, spliced, strict=True):
+        with each.run.alone():
+            if settings.task is Task.train:
+                _export(each, measured.firing_frequency, source.prepends_bos)
+            _report(each, measured.scalars | replaced, measured.firing_frequency)
 
-    def _training(self, model: TransformerLensModel, source: ActivationSource) -> TrainingRun:
-        settings, state = self.settings, self.state
-        generator = torch.Generator().manual_seed(settings.seed)
-        autoencoder = settings.arch.build(source.d_in, generator).to(model.device)
-        log.info(
-            "%s: d_in %d, d_sae %d, at %s of %s",
-            type(autoencoder).__name__, autoencoder.d_in, autoencoder.d_sae, settings.site, model.name,
-        )  # fmt: skip
-        if state is None:
-            scale = scale_of(source.first_vectors(), settings.trainer.activation_scale)
-            initialise_from(autoencoder, source.first_vectors(), scale)
-        else:
-            scale = state["scale"]
-        member = Member(autoencoder, Objective(settings.loss), settings.trainer, scale, settings.seed)
-        training = TrainingRun(
-            [member], source, scale, settings.trainer, self.tracker, self.checkpoints, self.interruption
-        )
-        if state is not None:
-            training.load(state)
-        return training
 
-    def _provenance(self, model: TransformerLensModel) -> Provenance:
-        settings = self.settings
-        return Provenance(
-            model_name=settings.model.path or model.name,
-            hook_name=settings.site.hook_name,
-            context_size=settings.dataset.context,
-            prepend_bos=model.bos_id is not None,
-            dataset_path=settings.dataset.path or settings.dataset.name,
-            exclude_special_tokens=settings.dataset.exclude_special_tokens,
-        )
+def _export(made: _Made, firing_frequency: Tensor, prepends_bos: bool) -> None:
+    settings, folder = made.run.settings, made.run.folder
+    provenance = Provenance(
+        model_name=settings.model.path or settings.model.name,
+        hook_name=settings.site.hook_name,
+        context_size=settings.dataset.context,
+        prepend_bos=prepends_bos,
+        dataset_path=settings.dataset.path or settings.dataset.name,
+        exclude_special_tokens=settings.dataset.exclude_special_tokens,
+    )
+    save_saelens(made.autoencoder, folder.sae, provenance, firing_frequency)
+    plot_training(folder.metrics, folder.plots / "training.png")
 
-    def _evaluate(
-        self, autoencoder: Autoencoder, model: TransformerLensModel, source: ActivationSource
-    ) -> tuple[dict[str, float], Tensor]:
-        """Metrics by name, and (d_sae,) how often each latent fires."""
-        settings = self.settings
-        fisher = next((term for term in settings.loss.values() if isinstance(term, Fisher)), Fisher())
-        batches = source.held_out(settings.eval.tokens, settings.eval.batch_size)
-        vectors = evaluate_vectors(autoencoder, batches, fisher)
-        metrics = dict(vectors.scalars)
-        if settings.eval.splice_tokens > 0:
-            log.info("running %s with the reconstruction in place of its activations", model.name)
-            tokens, keep = source.held_out_rows(settings.eval.splice_tokens)
-            metrics |= evaluate_splice(
-                model, settings.site, autoencoder, tokens, keep, vectors.mean_activation, settings.model.batch_size
-            )
-        return metrics, vectors.firing_frequency
 
-    def _finish(self, metrics: dict[str, float], firing_frequency: Tensor, step: int) -> dict[str, Any]:
-        settings, folder = self.settings, self.folder
-        results = flat_results(metrics) | {"density_histogram": density_histogram(firing_frequency)}
-        write_json(folder.results, results)
-        self.tracker.log({f"eval/{name}": value for name, value in metrics.items()}, step)
-        plot_firing(results["density_histogram"], metrics["dead_share"], folder.plots / "firing.png")
-        print(f"\n{results_table(metrics)}\n\nrun folder:  {folder.path}")
-        if settings.tracking.mlflow:
-            uri = resolve_uri(settings.tracking.uri, Path(settings.paths.outputs))
-            print(f"MLflow UI:   {ui_command(uri)}")
-        return results
+def _report(made: _Made, metrics: dict[str, float], firing_frequency: Tensor) -> None:
+    run = made.run
+    histogram = density_histogram(firing_frequency)
+    plot_firing(histogram, metrics["dead_share"], run.folder.plots / "firing.png")
+    run.tracker.log({f"eval/{name}": value for name, value in metrics.items()}, made.tokens)
+    print(f"\n{results_table(metrics)}")
+    _finish(run, flat_results(metrics) | {"density_histogram": histogram})
+
+
+def _finish(run: OpenRun, results: dict[str, Any]) -> None:
+    write_json(run.folder.results, results)
+    run.results = results
+    print(f"\nrun folder:  {run.folder.path}")
+    if run.settings.tracking.mlflow:
+        uri = resolve_uri(run.settings.tracking.uri, Path(run.settings.paths.outputs))
+        print(f"MLflow UI:   {ui_command(uri)}")
+    run.end()

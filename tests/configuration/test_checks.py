@@ -21,7 +21,7 @@ from tests.composition import composed
             r"loss\.sparsity \(StepL0\) needs .* active, which arch Standard does not",
         ),
         (["arch=standard", "loss=gated"], r"loss\.auxiliary \(GateReconstruction\) needs .* gate, which arch Standard"),
-        (["source.buffer_tokens=100"], r"trainer\.batch_size is \d+, more than source\.buffer_tokens \(100\)"),
+        (["source.tokens=100"], r"trainer\.batch_size is \d+, more than source\.tokens \(100\)"),
         (
             ["model=custom", "model.path=/no/such/folder"],
             r"model\.path: '/no/such/folder' is no folder on this machine",

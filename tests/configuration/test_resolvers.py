@@ -26,6 +26,14 @@ def test_settings_are_flattened_to_text():
     assert not any(key.startswith("hydra") for key in flat)
 
 
+def test_what_was_chosen_stands_under_the_key_of_the_choice():
+    assert flat_settings(composed("arch=abs_topk"))["arch"] == "abs_topk"
+    # The same keys, another term.
+    step, tanh = (flat_settings(composed("arch=jumprelu", f"loss={loss}")) for loss in ("jumprelu", "jumprelu_tanh"))
+    assert (step["loss.sparsity"], tanh["loss.sparsity"]) == ("step_l0", "tanh_l0")
+    assert step["loss.fisher"] == "fisher"
+
+
 def test_what_does_not_decide_the_numbers_is_left_out():
     flat, deciding = flat_settings(composed()), deciding_settings(composed())
     assert {key for key in flat if key not in deciding} == {

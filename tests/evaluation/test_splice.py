@@ -10,7 +10,7 @@ from fsae.autoencoders.standard import StandardSettings
 from fsae.evaluation import splice
 from fsae.evaluation.splice import evaluate_splice
 from fsae.language_models.sites import Site, SiteName
-from tests.architectures import build, each_architecture
+from tests.architectures import ARCHITECTURES, build, each_architecture
 
 SITE = Site(name=SiteName.resid_post, layer=2)
 VOCABULARY, D_IN, ROWS, CONTEXT = 11, 5, 7, 6
@@ -74,7 +74,8 @@ def evaluated(autoencoder: Autoencoder, keep: Tensor | None = None, rows_at_once
     model, tokens = OneLayerModel(), some_tokens()
     keep = torch.ones_like(tokens, dtype=torch.bool) if keep is None else keep
     mean = model.activations(tokens)[keep].mean(0)
-    return evaluate_splice(model, SITE, autoencoder, tokens, keep, mean, rows_at_once)
+    (numbers,) = evaluate_splice(model, SITE, [autoencoder], tokens, keep, mean, rows_at_once)
+    return numbers
 
 
 @each_architecture
@@ -120,7 +121,7 @@ def test_by_hand():
         doubling.W_enc.fill_(1)
         doubling.W_dec.fill_(2)
     tokens = torch.tensor([[0, 1, 1, 0]])
-    numbers = evaluate_splice(TwoTokens(), SITE, doubling, tokens, tokens >= 0, torch.tensor([3.0]), 1)
+    (numbers,) = evaluate_splice(TwoTokens(), SITE, [doubling], tokens, tokens >= 0, torch.tensor([3.0]), 1)
     assert numbers["ce_base"] == pytest.approx(math.log(2))
     # Next tokens 1, 1, 0 at probabilities 3/4, 3/4, 1/4.
     assert numbers["ce_spliced"] == pytest.approx((2 * math.log(4 / 3) + math.log(4)) / 3)
@@ -141,8 +142,19 @@ def test_portions_change_nothing(monkeypatch, rows_at_once, chunk_entries):
 
 def test_one_forward_pass_a_variant():
     model, tokens = OneLayerModel(), some_tokens()
-    evaluate_splice(model, SITE, identity(), tokens, tokens >= 0, torch.zeros(D_IN), rows_at_once=4)
+    evaluate_splice(model, SITE, [identity()], tokens, tokens >= 0, torch.zeros(D_IN), rows_at_once=4)
     assert model.rows_seen == [4] * 4 + [3] * 4
+
+
+def test_several_share_the_passes_that_are_the_same_and_get_what_each_gets_alone():
+    model, tokens, keep = OneLayerModel(), some_tokens(), some_kept()
+    autoencoders = [build(arch, D_IN).eval() for arch in ARCHITECTURES]
+    mean = torch.full((D_IN,), 0.2, dtype=torch.float64)
+    together = evaluate_splice(model, SITE, autoencoders, tokens, keep, mean, rows_at_once=ROWS)
+    assert model.rows_seen == [ROWS] * (len(autoencoders) + 3)
+    alone = [evaluate_splice(model, SITE, [each], tokens, keep, mean, rows_at_once=ROWS) for each in autoencoders]
+    assert together == [numbers for (numbers,) in alone]
+    assert len({numbers["ce_spliced"] for numbers in together}) > 1
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["all_kept", "some_kept"])
@@ -174,7 +186,7 @@ def test_positions_left_out_keep_the_models_own_activations():
 
     keep = some_kept()
     mean = torch.full((D_IN,), 0.5, dtype=torch.float64)
-    evaluate_splice(Recording(), SITE, constant(mean + 1), tokens, keep, mean, rows_at_once=ROWS)
+    evaluate_splice(Recording(), SITE, [constant(mean + 1)], tokens, keep, mean, rows_at_once=ROWS)
     assert len(seen) == 3
     for (x, replaced), value in zip(seen, (mean + 1, torch.zeros(D_IN), mean), strict=True):
         assert torch.equal(replaced[~keep], x[~keep])
@@ -183,7 +195,7 @@ def test_positions_left_out_keep_the_models_own_activations():
 
 def test_a_model_in_half_precision_is_summed_in_single():
     model, tokens = OneLayerModel(dtype=torch.bfloat16), some_tokens()
-    numbers = evaluate_splice(model, SITE, identity().float(), tokens, tokens >= 0, torch.zeros(D_IN), 2)
+    (numbers,) = evaluate_splice(model, SITE, [identity().float()], tokens, tokens >= 0, torch.zeros(D_IN), 2)
     of_next = model.logits(tokens).float().log_softmax(2)[:, :-1].gather(2, tokens[:, 1:].unsqueeze(2))
     assert numbers["ce_base"] == pytest.approx(-of_next.mean().item(), rel=1e-6)
     # bfloat16 values pass through the float32 autoencoder unchanged.
@@ -202,4 +214,4 @@ def test_activations_that_are_no_numbers_are_refused():
     model, tokens = OneLayerModel(), some_tokens()
     model.embedding[tokens[0, 2]] = math.nan
     with pytest.raises(ValueError, match=r"activations at resid_post\.2 .* not finite"):
-        evaluate_splice(model, SITE, identity(), tokens, tokens >= 0, torch.zeros(D_IN), 2)
+        evaluate_splice(model, SITE, [identity()], tokens, tokens >= 0, torch.zeros(D_IN), 2)

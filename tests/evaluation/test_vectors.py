@@ -1,14 +1,25 @@
 import math
+from collections.abc import Iterable
 
 import pytest
 import torch
+from torch import Tensor
 
+from fsae.autoencoders.base import Autoencoder
 from fsae.autoencoders.batch_topk import BatchTopK
 from fsae.autoencoders.standard import StandardSettings
 from fsae.evaluation.results import MEANINGS
-from fsae.evaluation.vectors import evaluate_vectors
+from fsae.evaluation.vectors import VectorEvaluation, evaluate_vectors
 from fsae.losses.fisher import Fisher, FisherForm
-from tests.architectures import build, each_architecture, samples
+from tests.architectures import ARCHITECTURES, build, each_architecture, samples
+
+
+def evaluated(
+    autoencoder: Autoencoder, batches: Iterable[Tensor], fisher: Fisher | None = None, sparse: bool = True
+) -> VectorEvaluation:
+    (evaluation,) = evaluate_vectors([autoencoder], batches, [fisher or Fisher()], sparse)
+    return evaluation
+
 
 SPLICED = {name for name in MEANINGS if name.startswith("ce_")} | {"kl"}
 
@@ -16,7 +27,7 @@ SPLICED = {name for name in MEANINGS if name.startswith("ce_")} | {"kl"}
 @each_architecture
 def test_gives_every_metric_and_each_has_a_meaning(arch):
     autoencoder = build(arch, dtype=torch.float32).eval()
-    evaluation = evaluate_vectors(autoencoder, samples(70, dtype=torch.float32).split(20), Fisher())
+    evaluation = evaluated(autoencoder, samples(70, dtype=torch.float32).split(20))
     assert evaluation.scalars.keys() == MEANINGS.keys() - SPLICED
     assert all(map(math.isfinite, evaluation.scalars.values()))
     assert evaluation.samples == 70
@@ -26,7 +37,7 @@ def test_gives_every_metric_and_each_has_a_meaning(arch):
 @each_architecture
 def test_against_the_whole_set_at_once(arch):
     autoencoder, x = build(arch).eval(), samples(64)
-    numbers = evaluate_vectors(autoencoder, x.split(16), Fisher()).scalars
+    numbers = evaluated(autoencoder, x.split(16)).scalars
     with torch.no_grad():
         record = autoencoder(x)
     x_hat, f = record.reconstruction, record.codes.dense()
@@ -53,8 +64,8 @@ def test_sparse_and_dense_agree(arch, form):
     if isinstance(autoencoder, BatchTopK):
         autoencoder.threshold.fill_(6.0)
     batches = samples(60).split(20)
-    dense = evaluate_vectors(autoencoder, batches, Fisher(form=form), sparse=False).scalars
-    sparse = evaluate_vectors(autoencoder, batches, Fisher(form=form)).scalars
+    dense = evaluated(autoencoder, batches, Fisher(form=form), sparse=False).scalars
+    sparse = evaluated(autoencoder, batches, Fisher(form=form)).scalars
     assert sparse == pytest.approx(dense, rel=1e-8, abs=1e-12)
 
 
@@ -63,13 +74,25 @@ def test_codes_with_many_entries_are_made_dense(k, asked):
     autoencoder = build("topk", d_sae=100, k=k).eval()
     paths = []
     autoencoder.register_forward_pre_hook(lambda _, arguments: paths.append(arguments[1]))
-    evaluate_vectors(autoencoder, samples(60).split(20), Fisher())
+    evaluated(autoencoder, samples(60).split(20))
     assert paths == asked
+
+
+def test_several_get_what_each_gets_alone():
+    autoencoders = [build(arch).eval() for arch in ARCHITECTURES]
+    fishers = [Fisher(form=form) for form in (*FisherForm, *FisherForm)][: len(autoencoders)]
+    # Given out once: a second pass over them would find nothing.
+    together = evaluate_vectors(autoencoders, iter(samples(60).split(20)), fishers)
+    for each, autoencoder, fisher in zip(together, autoencoders, fishers, strict=True):
+        alone = evaluated(autoencoder, samples(60).split(20), fisher)
+        assert each.scalars == alone.scalars
+        assert torch.equal(each.firing_frequency, alone.firing_frequency)
+        assert torch.equal(each.mean_activation, together[0].mean_activation)
 
 
 def test_mean_activation_is_of_the_whole_set():
     x = samples(50) + 3
-    evaluation = evaluate_vectors(build("standard").eval(), x.split(16), Fisher())
+    evaluation = evaluated(build("standard").eval(), x.split(16))
     assert evaluation.mean_activation.tolist() == pytest.approx(x.mean(0).tolist())
 
 
@@ -80,7 +103,7 @@ def test_a_perfect_dictionary_of_opposite_pairs():
     with torch.no_grad():
         autoencoder.W_dec.copy_(rows)
         autoencoder.W_enc.copy_(rows.T)
-    numbers = evaluate_vectors(autoencoder, samples(40, 4, dtype=torch.float32).split(20), Fisher()).scalars
+    numbers = evaluated(autoencoder, samples(40, 4, dtype=torch.float32).split(20)).scalars
     assert numbers["fvu"] == pytest.approx(0, abs=1e-12)
     assert numbers["l0"] == 4
     assert numbers["cosine"] == pytest.approx(1)
@@ -90,7 +113,7 @@ def test_a_perfect_dictionary_of_opposite_pairs():
 
 
 def test_no_gradient_is_kept():
-    evaluation = evaluate_vectors(build("gated").eval(), samples(20).split(10), Fisher())
+    evaluation = evaluated(build("gated").eval(), samples(20).split(10))
     assert not evaluation.firing_frequency.requires_grad
     assert not evaluation.mean_activation.requires_grad
 
@@ -100,9 +123,9 @@ def test_activations_that_are_no_numbers_are_refused(bad):
     x = samples(40)
     x[25, 3] = bad
     with pytest.raises(ValueError, match=r"batch 1 of the held-out vectors: 1 of 100 .* vector 5, dimension 3"):
-        evaluate_vectors(build("standard").eval(), x.split(20), Fisher())
+        evaluated(build("standard").eval(), x.split(20))
 
 
 def test_an_empty_set_is_refused():
     with pytest.raises(ValueError, match="no vectors"):
-        evaluate_vectors(build("standard").eval(), [], Fisher())
+        evaluated(build("standard").eval(), [])

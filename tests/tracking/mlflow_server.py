@@ -11,20 +11,27 @@ from pathlib import Path
 
 
 class Server:
-    """An MLflow server that can be killed and started again on the same port and database."""
+    """An MLflow server that can be killed and started again on the same port and database.
 
-    def __init__(self, database: Path, log: Path) -> None:
+    Args:
+        database: a SQLite file; artifacts are stored beside it.
+        log: where its words go.
+        store: another database's address, instead of the file.
+    """
+
+    def __init__(self, database: Path, log: Path, store: str | None = None) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.uri = f"http://127.0.0.1:{self.port}"
         self.database = database
+        self._store = store or f"sqlite:///{database}"
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.database}"]
+        command += ["--workers", "1", "--backend-store-uri", self._store]
         command += ["--artifacts-destination", str(self.database.parent / "served")]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(

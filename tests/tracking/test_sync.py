@@ -13,6 +13,7 @@ from fsae.tracking.spool import MetricLog
 from fsae.tracking.status import RunState, mark
 from fsae.tracking.store import python_command
 from fsae.tracking.tracker import Tracker
+from fsae.tracking.uploader import Uploader
 from tests.tracking.mlflow_server import Server
 
 Describe = Callable[..., RunDescription]
@@ -29,7 +30,7 @@ def test_a_run_without_its_server_is_delivered_when_there_is_one(
 ) -> None:
     describe(server.uri)
     mark(run_folder, RunState.running)
-    with Tracker(run_folder, uri=server.uri, flush_seconds=5.0) as tracker:
+    with Uploader(server.uri, 5.0) as uploader, Tracker(run_folder, uploader) as tracker:
         for step in range(1500):
             tracker.log({"train/l0": 64.0 + step, "train/mse": 0.5}, step=step)
         mark(run_folder, RunState.finished)

@@ -6,17 +6,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from fsae.tracking.interface import MetricSink
-from fsae.tracking.mlflow_upload import RunDescription, sync_command
+from fsae.tracking.mlflow_upload import RunDescription, describe_run, sync_command
 from fsae.tracking.run_folder import RunFolder
 from fsae.tracking.spool import read_metrics
 from fsae.tracking.status import RunState, mark
 from fsae.tracking.store import python_command
 from fsae.tracking.tracker import Tracker, TrackingSettings
+from fsae.tracking.uploader import Uploader
 from tests.tracking.mlflow_server import Server
 
 Describe = Callable[..., RunDescription]
@@ -62,7 +64,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def test_without_mlflow_there_is_the_file_alone(run_folder: Path) -> None:
-    with Tracker(run_folder, uri=None, flush_seconds=30.0) as tracker:
+    with Tracker(run_folder, None) as tracker:
         tracker.log({"train/l0": 3.0}, step=7)
         assert tracker.position() == RunFolder(run_folder).metrics.stat().st_size
     assert [path.name for path in run_folder.iterdir()] == ["metrics.jsonl"]
@@ -73,7 +75,7 @@ def test_a_run_is_seen_in_mlflow_while_it_goes_on_and_closed_at_its_end(
 ) -> None:
     describe(sqlite_uri)
     mark(run_folder, RunState.running)
-    with Tracker(run_folder, uri=sqlite_uri, flush_seconds=30.0) as tracker:
+    with Uploader(sqlite_uri, 30.0) as uploader, Tracker(run_folder, uploader) as tracker:
         log_steps(tracker, 0, 20)
         wait_for(lambda: len(steps(sqlite_uri, "train/0")) == 20)
         assert only_run(sqlite_uri).info.status == "RUNNING"
@@ -89,13 +91,43 @@ def test_a_run_is_seen_in_mlflow_while_it_goes_on_and_closed_at_its_end(
     )
 
 
+def test_one_process_serves_many_folders_each_ending_in_its_own_time(
+    sqlite_uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = [tmp_path / "outputs" / "runs" / str(n) for n in range(6)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        describe_run(
+            folder, uri=sqlite_uri, outputs=tmp_path, experiment="fsae", run_name=folder.name, params={}, tags={}
+        )
+        mark(folder, RunState.running)
+    with Uploader(sqlite_uri, 30.0) as uploader:
+        children = len(psutil.Process().children())
+        trackers = [Tracker(folder, uploader) for folder in folders]
+        assert len(psutil.Process().children()) == children
+        for tracker in trackers:
+            log_steps(tracker, 0, 20)
+        mark(folders[2], RunState.failed)
+        trackers[2].finish()
+        wait_for(lambda: sorted(run.info.status for run in runs(sqlite_uri)) == ["FAILED"] + ["RUNNING"] * 5)
+        for folder, tracker in zip(folders, trackers, strict=True):
+            if folder is not folders[2]:
+                tracker.log({"train/last": 1.0}, 20)
+                mark(folder, RunState.finished)
+                tracker.finish()
+    assert sorted(run.info.status for run in runs(sqlite_uri)) == ["FAILED"] + ["FINISHED"] * 5
+    assert sorted(steps(sqlite_uri, "train/3")) == sorted(list(range(20)) * 6)
+    assert len(steps(sqlite_uri, "train/last")) == 5
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["in MLflow"] * 6
+
+
 def test_a_run_that_fails_before_its_first_value_is_in_mlflow_too(
     sqlite_uri: str, run_folder: Path, describe: Describe
 ) -> None:
     describe(sqlite_uri)
 
     def run() -> None:
-        with Tracker(run_folder, uri=sqlite_uri, flush_seconds=30.0):
+        with Uploader(sqlite_uri, 30.0) as uploader, Tracker(run_folder, uploader):
             try:
                 raise ValueError("no text")
             except ValueError:
@@ -116,7 +148,7 @@ def test_the_server_is_killed_and_comes_back_nothing_lost_none_doubled_no_waitin
     describe(server.uri)
     folder = RunFolder(run_folder)
     mark(run_folder, RunState.running)
-    with Tracker(run_folder, uri=server.uri, flush_seconds=30.0) as tracker:
+    with Uploader(server.uri, 30.0) as uploader, Tracker(run_folder, uploader) as tracker:
         seconds = log_steps(tracker, 0, 300)
         wait_for(lambda: len(steps(database, "train/0")) >= 300)
         server.kill()
@@ -154,7 +186,7 @@ def test_a_run_ends_in_time_though_the_server_hangs(
         describe(uri)
         mark(run_folder, RunState.running)
         begin = time.monotonic()
-        with Tracker(run_folder, uri=uri, flush_seconds=4.0) as tracker:
+        with Uploader(uri, 4.0) as uploader, Tracker(run_folder, uploader) as tracker:
             seconds = log_steps(tracker, 0, 200)
             mark(run_folder, RunState.finished)
         assert 4.0 < time.monotonic() - begin < 8.0
@@ -176,9 +208,10 @@ def test_what_a_killed_run_logged_last_is_still_delivered(
 import os, pathlib, signal
 from fsae.tracking.status import RunState, mark
 from fsae.tracking.tracker import Tracker
+from fsae.tracking.uploader import Uploader
 folder = pathlib.Path({str(run_folder)!r})
 mark(folder, RunState.running)
-tracker = Tracker(folder, uri={sqlite_uri!r}, flush_seconds=30.0)
+tracker = Tracker(folder, Uploader({sqlite_uri!r}, 30.0))
 for step in range(1000):
     tracker.log({{"train/l0": float(step)}}, step)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -193,13 +226,13 @@ def test_a_resumed_tracker_goes_on_from_the_checkpoints_position(
 ) -> None:
     describe(sqlite_uri)
     mark(run_folder, RunState.running)
-    with Tracker(run_folder, uri=sqlite_uri, flush_seconds=30.0) as tracker:
+    with Uploader(sqlite_uri, 30.0) as uploader, Tracker(run_folder, uploader) as tracker:
         log_steps(tracker, 0, 10)
         position = tracker.position()
         log_steps(tracker, 10, 15)
         mark(run_folder, RunState.interrupted)
     mark(run_folder, RunState.running)
-    with Tracker(run_folder, uri=sqlite_uri, flush_seconds=30.0, position=position) as tracker:
+    with Uploader(sqlite_uri, 30.0) as uploader, Tracker(run_folder, uploader, position) as tracker:
         log_steps(tracker, 10, 20)
         mark(run_folder, RunState.finished)
     assert steps(sqlite_uri, "train/3") == list(range(20))

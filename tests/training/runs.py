@@ -1,6 +1,6 @@
 """Small trainings of every architecture, from fresh objects, as a process makes them at its start."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from fsae.tracking.spool import read_metrics
 from fsae.tracking.tracker import Tracker
 from fsae.training.checkpoints import Checkpoints
 from fsae.training.interruption import Interruption
-from fsae.training.loop import TrainingRun
+from fsae.training.loop import Ended, TrainingRun, train
 from fsae.training.member import Member
 from fsae.training.settings import AdamSettings
 from tests.architectures import settings_of
@@ -75,6 +75,39 @@ def member(arch: str, settings: AdamSettings, loss: dict[str, LossTerm] | None =
     return Member(autoencoder, Objective(loss if loss is not None else terms(arch)), settings, SCALE, seed=3)
 
 
+class LoneRun(TrainingRun):
+    """A run that has its stream for itself; a signal comes during step `stop_at`."""
+
+    interruption: Interruption
+    stop_at: int | None
+
+    def train(self) -> None:
+        """To the end, raising what ends it early."""
+        ((_, error),) = train_pack([self], self.source, self.interruption, self.stop_at)
+        if error is not None:
+            raise error
+
+
+def train_pack(
+    runs: Sequence[TrainingRun], source: Source, interruption: Interruption | None = None, stop_at: int | None = None
+) -> list[Ended]:
+    """Train all from one source; a signal comes during the step that takes the least advanced one to `stop_at`."""
+    interruption = interruption or Interruption()
+    whole_stream, step = source.batches, min(run.step for run in runs)
+
+    def batches(batch_size: int) -> Iterator[Batch]:
+        for drawn, batch in enumerate(whole_stream(batch_size), step + 1):
+            if drawn == stop_at:
+                interruption.signal_name = "SIGTERM"
+            yield batch
+
+    source.batches = batches
+    try:
+        return list(train(runs, source, interruption))
+    finally:
+        source.batches = whole_stream
+
+
 def training_run(
     arch: str,
     folder: Path,
@@ -82,27 +115,16 @@ def training_run(
     stop_at: int | None = None,
     source: Source | None = None,
     trained: Member | None = None,
-) -> TrainingRun:
-    """All parts anew, and the state from `folder` where it holds a checkpoint; a signal comes during step `stop_at`."""
+) -> LoneRun:
+    """All parts anew, and the state from `folder` where it holds a checkpoint."""
     settings = settings or adam()
     folder.mkdir(exist_ok=True)
     checkpoints = Checkpoints(RunFolder(folder).checkpoints, {"arch": arch})
     state = checkpoints.load()
-    position = state["metrics_position"] if state else 0
-    tracker = Tracker(folder, uri=None, flush_seconds=0, position=position)
-    interruption = Interruption()
+    tracker = Tracker(folder, None, state["metrics_position"] if state else 0)
     members = [trained or member(arch, settings)]
-    source = source or activation_source()
-    run = TrainingRun(members, source, SCALE, settings, tracker, checkpoints, interruption)
-    whole_stream = source.batches
-
-    def batches(batch_size: int) -> Iterator[Batch]:
-        for batch in whole_stream(batch_size):
-            if run.step + 1 == stop_at:
-                interruption.signal_name = "SIGTERM"
-            yield batch
-
-    source.batches = batches
+    run = LoneRun(members, source or activation_source(), SCALE, settings, tracker, checkpoints)
+    run.interruption, run.stop_at = Interruption(), stop_at
     if state is not None:
         run.load(state)
     return run

@@ -1,37 +1,46 @@
+import gc
 import math
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
+from torch import Tensor
 
 from fsae.losses.fisher import Fisher
 from fsae.losses.reconstruction import SquaredError
-from fsae.sources.source import Batch
+from fsae.sources.source import Batch, Source
 from fsae.tracking.spool import read_metrics
-from fsae.training.interruption import Interrupted
+from fsae.training.interruption import Interrupted, Interruption
+from fsae.training.loop import train
 from tests.architectures import each_architecture
+from tests.streams import activation_source
 from tests.training.runs import (
     BATCH,
     D_SAE,
     EACH_STEP,
     NEVER,
+    SCALE,
     STEPS,
+    LoneRun,
     adam,
     differences,
     logged,
     member,
     saved,
+    train_pack,
     training_run,
 )
 
-# A buffer gives two passes of four batches, and values are logged every five steps and at the end.
+# Once round the stream is four batches, and values are logged every five steps and at the end.
 STOPS = {
-    "within a pass and an interval": 3,
-    "between two passes": 4,
+    "within an epoch and an interval": 3,
+    "between two epochs": 4,
     "after a logged step": 5,
-    "before a new buffer": 8,
-    "after the first batch of a new buffer": 9,
-    "within a later buffer": 22,
+    "after the first batch of an epoch": 9,
+    "within a later epoch": 22,
     "before the last step": STEPS - 1,
 }
 
@@ -42,7 +51,7 @@ def test_a_stopped_and_resumed_training_is_the_uninterrupted_one_bit_for_bit(arc
     reference = saved(tmp_path / "whole")
     # It would show nothing if nothing had happened.
     assert reference["members"][0]["resampled"] > 0
-    assert reference["source"]["index"] == 3
+    assert reference["source"] == {"epoch": 6, "batch": 3}
     for where, step in STOPS.items():
         folder = tmp_path / f"stopped at {step}"
         with pytest.raises(Interrupted, match="SIGTERM"):
@@ -73,11 +82,14 @@ def test_after_a_kill_what_was_logged_since_the_checkpoint_is_logged_once(tmp_pa
         training_run("topk", folder, stop_at=3).train()
     killed = training_run("topk", folder, stop_at=14)
 
-    def power_cut() -> None:
-        raise SystemError("power cut")
+    class PowerCut(BaseException):
+        pass
 
-    killed.checkpoints.save = lambda state: power_cut()
-    with pytest.raises(SystemError):
+    def power_cut(state: object) -> None:
+        raise PowerCut
+
+    killed.checkpoints.save = power_cut
+    with pytest.raises(PowerCut):
         killed.train()
     assert [step for step, _ in logged(folder)] == [5 * BATCH, 10 * BATCH]
     training_run("topk", folder).train()
@@ -136,6 +148,139 @@ def test_a_penalty_of_weight_0_is_measured_at_every_logged_step(tmp_path: Path):
     # Measuring does not train.
     weights = [saved(tmp_path / name)["members"][0]["autoencoder"] for name in ("measured", "without")]
     assert not differences(*weights)
+
+
+MEMBERS = ("standard", "gated", "jumprelu", "topk", "batch_topk", "abs_topk")
+
+
+def pack_of_all(folder: Path, source: Source, **lengths: int) -> list[LoneRun]:
+    """A run of every architecture, each with a learning rate and a scale of its own, on one source."""
+    runs = []
+    for i, arch in enumerate(MEMBERS):
+        settings = adam(lr=0.005 * (i + 1), tokens=BATCH * lengths.get(arch, STEPS))
+        run = training_run(arch, folder / arch, settings, source=source)
+        run.scale = SCALE if i % 2 else 1.0
+        runs.append(run)
+    return runs
+
+
+def assert_each_as_alone(folder: Path, alone: Path, **lengths: int) -> None:
+    for run in pack_of_all(alone, activation_source(), **lengths):
+        run.source = activation_source()
+        run.train()
+    for arch in MEMBERS:
+        assert saved(folder / arch)["step"] == lengths.get(arch, STEPS)
+        assert not differences(saved(folder / arch), saved(alone / arch)), arch
+        assert logged(folder / arch) == logged(alone / arch), arch
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """For a pack, and for the same runs each alone."""
+    pack, alone = tmp_path / "pack", tmp_path / "alone"
+    pack.mkdir()
+    alone.mkdir()
+    return pack, alone
+
+
+def test_runs_of_a_pack_are_what_they_are_alone_bit_for_bit_and_batches_are_drawn_once(folders: tuple[Path, Path]):
+    pack, alone = folders
+    source = activation_source()
+    drawn = 0
+    batches = source.batches
+
+    def counted(batch_size: int) -> Iterator[Batch]:
+        nonlocal drawn
+        for batch in batches(batch_size):
+            drawn += 1
+            yield batch
+
+    source.batches = counted
+    assert [error for _, error in train_pack(pack_of_all(pack, source), source)] == [None] * 6
+    assert drawn == STEPS
+    assert_each_as_alone(pack, alone)
+
+
+def test_runs_of_different_lengths_end_in_their_own_time(folders: tuple[Path, Path]):
+    pack, alone = folders
+    lengths = {"standard": 9, "topk": 20, "abs_topk": 1}
+    source = activation_source()
+    ended = train_pack(pack_of_all(pack, source, **lengths), source)
+    assert [run.step for run, _ in ended] == [1, 9, 20, STEPS, STEPS, STEPS]
+    assert_each_as_alone(pack, alone, **lengths)
+
+
+def test_runs_that_stand_at_different_steps_meet_on_the_way(folders: tuple[Path, Path]):
+    pack, alone = folders
+    # One is finished, one has not begun, and the others were killed at different times.
+    for arch, step in {"standard": STEPS, "gated": 3, "jumprelu": 8, "topk": 9, "batch_topk": 22}.items():
+        source = activation_source()
+        (run,) = [run for run in pack_of_all(pack, source) if run.checkpoints.path.parent.parent.name == arch]
+        run.stop_at = step
+        with pytest.raises(Interrupted):
+            run.train()
+    source = activation_source()
+    # Before any but the one that was not begun can have joined.
+    with pytest.raises(Interrupted):
+        train_pack(pack_of_all(pack, source), source, stop_at=2)
+    assert {arch: saved(pack / arch)["step"] for arch in MEMBERS} == {
+        "standard": STEPS, "gated": 3, "jumprelu": 8, "topk": 9, "batch_topk": 22, "abs_topk": 2,
+    }  # fmt: skip
+    source = activation_source()
+    ended = train_pack(pack_of_all(pack, source), source)
+    assert [error for _, error in ended] == [None] * 6
+    assert_each_as_alone(pack, alone)
+
+
+def test_a_signal_saves_every_run_of_a_pack(folders: tuple[Path, Path]):
+    pack, alone = folders
+    source = activation_source()
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        train_pack(pack_of_all(pack, source), source, stop_at=13)
+    assert [saved(pack / arch)["step"] for arch in MEMBERS] == [13] * 6
+    source = activation_source()
+    train_pack(pack_of_all(pack, source), source)
+    assert_each_as_alone(pack, alone)
+
+
+def test_a_run_that_cannot_go_on_leaves_the_others_alone(folders: tuple[Path, Path]):
+    pack, alone = folders
+    source = activation_source()
+    runs = pack_of_all(pack, source)
+    runs[0].members[0].autoencoder.W_enc.register_hook(lambda gradient: gradient * math.nan)
+
+    def full(state: object) -> None:
+        raise OSError("no space left")
+
+    def broken(x: Tensor) -> None:
+        raise TypeError("nobody expects this")
+
+    runs[1].checkpoints.save = full
+    runs[2].take = broken
+    errors = {MEMBERS[runs.index(cast(LoneRun, run))]: str(error) for run, error in train_pack(runs, source) if error}
+    assert errors.keys() == {"standard", "gated", "jumprelu"}
+    assert "W_enc" in errors["standard"]
+    assert "became infinite or NaN by step 5" in errors["standard"]
+    assert errors["gated"] == "no space left"
+    assert errors["jumprelu"] == "nobody expects this"
+    for run in pack_of_all(alone, activation_source())[3:]:
+        run.source = activation_source()
+        run.train()
+    for arch in MEMBERS[3:]:
+        assert not differences(saved(pack / arch), saved(alone / arch))
+
+
+def test_what_has_been_given_back_is_let_go_of(tmp_path: Path):
+    source = activation_source()
+    runs = [training_run("topk", tmp_path / str(n), adam(tokens=BATCH * n), source=source) for n in (2, 9)]
+    short = weakref.ref(runs[0].members[0])
+    ending = train(runs, source, Interruption())
+    assert next(ending).run is runs[0]
+    runs.clear()
+    ((_, error),) = ending
+    assert error is None
+    gc.collect()
+    assert short() is None
 
 
 class Rising:

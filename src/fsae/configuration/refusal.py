@@ -3,11 +3,13 @@
 import difflib
 import logging
 import os
+import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
+from typing import NoReturn
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -55,6 +57,8 @@ def _first_line(error: BaseException) -> str:
 def _unknown_choice(error: MissingConfigException) -> str:
     group, _, choice = str(error.missing_cfg_file).rpartition("/")
     options = error.options or []
+    if (group, choice) == ("hydra/sweeper", "optuna"):
+        return "hydra/sweeper=optuna: its sweeper is not installed; install the extra (pip install 'fsae[sweeps]')"
     rest = f"{group} has: {', '.join(options)}" if options else f"there is no {group} yet"
     where = f"--config-dir=FOLDER adds choices of your own, here as FOLDER/{group}/{choice}.yaml"
     return f"{group}={choice}: there is no such choice{_near(choice, options)}\n{rest}; {where}"
@@ -121,6 +125,15 @@ def record_refusal(error: BaseException, folder: Path | None = None, outputs: Pa
     outputs = outputs or Path(os.environ.get("FSAE_OUTPUTS", "outputs")).expanduser()
     outputs.mkdir(parents=True, exist_ok=True)
     mark(outputs, RunState.refused, failure)
+
+
+def refuse(error: BaseException) -> NoReturn:
+    """Say why a command cannot be done and leave; nothing of it has begun."""
+    print(f"fsae: {explain(error)}", file=sys.stderr)
+    # The outputs folder may be what is wrong, and that was told.
+    with suppress(OSError):
+        record_refusal(error)
+    sys.exit(1)
 
 
 def _holds_no_run(folder: Path) -> bool:

@@ -7,8 +7,21 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from fsae.configuration.schema import SCHEMAS
+
 # What does not change the numbers of a run: it neither names its folder nor makes a checkpoint foreign.
-BESIDE_THE_POINT = ("paths", "tracking")
+BESIDE_THE_POINT = (
+    "paths",
+    "tracking",
+    "objective",
+    "source.cache",
+    "source.cache_gb",
+    "source.also",
+    "source.worker",
+)
+
+# Schemas of which several fit one place, and the word by which YAML chooses between them.
+CHOICES = {schema: path.split("/")[1] for path, schema in SCHEMAS.items() if path.startswith(("arch/", "loss/"))}
 
 
 def register_resolvers() -> None:
@@ -18,27 +31,35 @@ def register_resolvers() -> None:
 
 
 def flat_settings(config: DictConfig) -> dict[str, str]:
-    """All resolved settings but Hydra's own, flattened: text by dotted key."""
+    """All resolved settings but Hydra's own, flattened: text by dotted key.
+
+    Architectures and loss terms differ by their schema too, so its word stands under their own key: `arch` is "gated",
+    `loss.sparsity` is "l1".
+    """
     flat: dict[str, str] = {}
 
     def walk(prefix: str, value: object) -> None:
-        if isinstance(value, dict) and value:
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}", inner)
+        if isinstance(value, DictConfig) and value:
+            if word := CHOICES.get(OmegaConf.get_type(value)):
+                flat[prefix] = word
+            for key in value:
+                # What is missing is told by the checks that follow, better than OmegaConf tells it here.
+                walk(f"{prefix}.{key}", "???" if OmegaConf.is_missing(value, key) else value[key])
         else:
+            value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
             value = value.name if isinstance(value, Enum) else value
             flat[prefix] = value if isinstance(value, str) else json.dumps(value, default=str)
 
     for group in config:
         if group != "hydra":
-            node = config[group]
-            walk(str(group), OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node)
+            walk(str(group), config[group])
     return flat
 
 
 def deciding_settings(config: DictConfig) -> dict[str, str]:
     """Those of `flat_settings` that decide a run's numbers."""
-    return {key: value for key, value in flat_settings(config).items() if key.split(".")[0] not in BESIDE_THE_POINT}
+    beside = tuple(f"{key}." for key in BESIDE_THE_POINT)
+    return {key: value for key, value in flat_settings(config).items() if not f"{key}.".startswith(beside)}
 
 
 def _run_folder(*, _root_: DictConfig) -> str:
@@ -53,6 +74,8 @@ def _run_folder(*, _root_: DictConfig) -> str:
     if deciding["task"] == "eval":
         # Which architecture it evaluates is in the autoencoder's own folder, not in these settings.
         name = f"eval-{_root_.name or deciding['model.name'] + '-' + site}"
+    elif deciding["task"] == "harvest":
+        name = f"harvest-{_root_.name or deciding['model.name'] + '-' + site}"
     else:
         name = _root_.name or f"{deciding['model.name']}-{site}-{_root_.hydra.runtime.choices.arch}"
     runs = Path(_root_.paths.runs)

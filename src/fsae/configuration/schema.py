@@ -17,6 +17,7 @@ from fsae.autoencoders.gated import GatedSettings
 from fsae.autoencoders.jumprelu import JumpReLUSettings
 from fsae.autoencoders.standard import StandardSettings
 from fsae.autoencoders.topk import AbsTopKSettings, TopKSettings
+from fsae.evaluation.objective import SearchObjective
 from fsae.evaluation.settings import EvaluationSettings
 from fsae.language_models.settings import ModelSettings
 from fsae.language_models.sites import Site
@@ -32,10 +33,12 @@ from fsae.training.settings import AdamSettings
 
 
 class Task(Enum):
-    """`train` makes an autoencoder and evaluates it; `eval` reads one from `sae.path` and evaluates it."""
+    """`train` makes an autoencoder and evaluates it; `eval` reads one from `sae.path` and evaluates it; `harvest` only
+    fills the activation store that those read."""
 
     train = "train"
     eval = "eval"
+    harvest = "harvest"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,7 @@ class PathsSettings:
     outputs: str
     runs: str
     sweeps: str
+    activations: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +80,7 @@ class RunSettings:
     loss: dict[str, LossTerm]
     trainer: AdamSettings
     eval: EvaluationSettings
+    objective: SearchObjective
     tracking: TrackingSettings
     sae: SaeSettings
 
@@ -106,6 +111,7 @@ SCHEMAS: dict[str, type] = {
     "loss/fisher": Fisher,
     "trainer/adam": AdamSettings,
     "eval/eval": EvaluationSettings,
+    "objective/objective": SearchObjective,
     "tracking/tracking": TrackingSettings,
     "sae/sae": SaeSettings,
 }

@@ -1,6 +1,7 @@
 """What the language model loses with the reconstruction in the place of its activations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -32,13 +33,13 @@ class SpliceableModel(Protocol):
 def evaluate_splice(
     model: SpliceableModel,
     site: Site,
-    autoencoder: Autoencoder,
+    autoencoders: Sequence[Autoencoder],
     tokens: Int[Tensor, "row position"],
     keep: Bool[Tensor, "row position"],
     mean_activation: Float[Tensor, " d_in"],
     rows_at_once: int,
-) -> dict[str, float]:
-    """Cross-entropy and divergence, in nats a token, of the model with something else at the site.
+) -> list[dict[str, float]]:
+    """Cross-entropy and divergence, in nats a token, with something else at the site; for each autoencoder.
 
     Everything acts, and is counted, at kept positions only: the model keeps its own activations elsewhere in every
     variant (sae_lens ablates at all positions; with nothing left out it is the same). Every sum runs over all tokens.
@@ -51,9 +52,9 @@ def evaluate_splice(
     kl: mean over kept positions of KL(p_base || p_spliced).
 
     Args:
-        model: runs one forward pass a variant, four in all.
+        model: runs one forward pass for each autoencoder, and three more.
         site: where the autoencoder was trained.
-        autoencoder: in eval mode and in raw units.
+        autoencoders: in eval mode and in raw units.
         tokens: held-out rows.
         keep: positions that count for the autoencoder, as in training.
         mean_activation: mean at the site over held-out vectors.
@@ -62,40 +63,45 @@ def evaluate_splice(
     Raises:
         ValueError: no kept position has a next token, or activations at the site are not finite.
     """
-    assert not autoencoder.training
     if not keep[:, :-1].any():
         raise ValueError(
             f"none of the {tokens.numel()} held-out tokens can be predicted from a kept position; "
             "raise eval.splice_tokens or give the dataset more text"
         )
-    device = autoencoder.W_dec.device
+    assert not any(autoencoder.training for autoencoder in autoencoders)
+    device = autoencoders[0].W_dec.device
     keep, tokens = keep.to(device), tokens.to(device)
-    sums = {name: torch.zeros((), dtype=torch.float64, device=device) for name in ("base", "spliced", "zero", "mean")}
-    divergence = torch.zeros((), dtype=torch.float64, device=device)
+    shared = {name: torch.zeros((), dtype=torch.float64, device=device) for name in ("base", "zero", "mean")}
+    spliced = torch.zeros(len(autoencoders), dtype=torch.float64, device=device)
+    divergence = torch.zeros_like(spliced)
+    ablations = {"zero": torch.zeros_like, "mean": lambda x: mean_activation.to(x).expand_as(x)}
 
     for begin in range(0, tokens.shape[0], rows_at_once):
         rows = slice(begin, begin + rows_at_once)
         row_tokens, row_keep = tokens[rows], keep[rows]
-        reconstruct = _at(row_keep, lambda x: _reconstruct(autoencoder, x, site))
-        base, spliced = model.logits(row_tokens), model.logits(row_tokens, (site, reconstruct))
-        sums["base"] += _cross_entropy(base, row_tokens, row_keep)
-        sums["spliced"] += _cross_entropy(spliced, row_tokens, row_keep)
-        divergence += _divergence(base, spliced, row_keep)
-        del base, spliced
-        ablations = {"zero": torch.zeros_like, "mean": lambda x: mean_activation.to(x).expand_as(x)}
+        base = model.logits(row_tokens)
+        shared["base"] += _cross_entropy(base, row_tokens, row_keep)
+        for i, autoencoder in enumerate(autoencoders):
+            logits = model.logits(row_tokens, (site, _at(row_keep, partial(_reconstruct, autoencoder, site))))
+            spliced[i] += _cross_entropy(logits, row_tokens, row_keep)
+            divergence[i] += _divergence(base, logits, row_keep)
+            del logits
+        del base
         for name, ablation in ablations.items():
             logits = model.logits(row_tokens, (site, _at(row_keep, ablation)))
-            sums[name] += _cross_entropy(logits, row_tokens, row_keep)
+            shared[name] += _cross_entropy(logits, row_tokens, row_keep)
             del logits
 
     predictions = keep[:, :-1].sum()
-    ce = {name: total / predictions for name, total in sums.items()}
-    return {
-        "ce_recovered_zero": ((ce["zero"] - ce["spliced"]) / (ce["zero"] - ce["base"])).item(),
-        "ce_recovered_mean": ((ce["mean"] - ce["spliced"]) / (ce["mean"] - ce["base"])).item(),
-        "kl": (divergence / keep.sum()).item(),
-        **{f"ce_{name}": value.item() for name, value in ce.items()},
+    ce = {name: total / predictions for name, total in {**shared, "spliced": spliced}.items()}
+    numbers = {
+        "ce_recovered_zero": (ce["zero"] - ce["spliced"]) / (ce["zero"] - ce["base"]),
+        "ce_recovered_mean": (ce["mean"] - ce["spliced"]) / (ce["mean"] - ce["base"]),
+        "kl": divergence / keep.sum(),
+        **{f"ce_{name}": value for name, value in ce.items()},
     }
+    columns = [value.expand_as(spliced).tolist() for value in numbers.values()]
+    return [dict(zip(numbers, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _at(keep: Bool[Tensor, "row position"], function: Callable[[Tensor], Tensor]) -> Replacement:
@@ -110,7 +116,7 @@ def _at(keep: Bool[Tensor, "row position"], function: Callable[[Tensor], Tensor]
     return replacement
 
 
-def _reconstruct(autoencoder: Autoencoder, x: Float[Tensor, "vectors d_in"], site: Site) -> Tensor:
+def _reconstruct(autoencoder: Autoencoder, site: Site, x: Float[Tensor, "vectors d_in"]) -> Tensor:
     check_finite(x, f"activations at {site} of the rows that the reconstruction is spliced into")
     return autoencoder(x.to(autoencoder.W_dec), sparse=True).reconstruction
 

@@ -1,6 +1,6 @@
-"""One pass over held-out vectors: everything that can be said of an autoencoder without the language model."""
+"""One pass over held-out vectors: everything that can be said of autoencoders without the language model."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,36 +38,60 @@ class VectorEvaluation:
 
 @torch.no_grad()
 def evaluate_vectors(
-    autoencoder: Autoencoder, batches: Iterable[Float[Tensor, "batch d_in"]], fisher: Fisher, sparse: bool = True
-) -> VectorEvaluation:
-    """Every metric of a trained autoencoder on held-out vectors, in one pass.
+    autoencoders: Sequence[Autoencoder],
+    batches: Iterable[Float[Tensor, "batch d_in"]],
+    fishers: Sequence[Fisher],
+    sparse: bool = True,
+) -> list[VectorEvaluation]:
+    """Every metric of trained autoencoders on the same held-out vectors, in one pass over them.
 
     Args:
-        autoencoder: in eval mode and in raw units, that is with the activation scale folded into its weights.
+        autoencoders: in eval mode and in raw units, that is with the activation scale folded into the weights.
         batches: raw activations; all of one size but for a smaller last one.
-        fisher: names the form and the estimator of `fisher` and `fisher_ratio`.
+        fishers: for each autoencoder, the form and the estimator of its `fisher` and `fisher_ratio`.
         sparse: keep only the entries of the codes that may be non-zero, unless a batch shows that they are too many for
             it to be cheaper. The numbers are the same.
 
     Raises:
         ValueError: no vectors or a single one, or activations that are not finite (how many and where).
     """
-    assert not autoencoder.training
-    device = autoencoder.W_dec.device
-    reconstruction = ReconstructionMetric(autoencoder.d_in, device)
-    sparsity = SparsityMetric(autoencoder.d_sae, device)
-    metrics = (reconstruction, sparsity, FisherMetric(fisher, device))
+    sums = [_Sums(each, fisher, sparse) for each, fisher in zip(autoencoders, fishers, strict=True)]
+    samples = 0
     for index, batch in enumerate(batches):
         check_finite(batch, f"batch {index} of the held-out vectors")
-        x = batch.to(autoencoder.W_dec)
-        record = autoencoder(x, sparse)
-        if sparse and record.codes.values.numel() > _CHEAP_SHARE * batch.shape[0] * autoencoder.d_sae:
-            sparse = False
-            record = autoencoder(x, sparse)
-        for metric in metrics:
-            metric.update(record)
-    if reconstruction.samples == 0:
+        samples += len(batch)
+        for each in sums:
+            each.add(batch)
+    if samples == 0:
         raise ValueError("the held-out part has no vectors to evaluate on; give the dataset more text")
-    scalars = {name: value for metric in metrics for name, value in metric.compute().items()}
-    scalars["decoder_max_cosine"] = decoder_max_cosine(autoencoder.W_dec)
-    return VectorEvaluation(scalars, reconstruction.samples, sparsity.firing_frequency, reconstruction.mean_input)
+    return [each.evaluation() for each in sums]
+
+
+class _Sums:
+    """What is summed up of one autoencoder."""
+
+    def __init__(self, autoencoder: Autoencoder, fisher: Fisher, sparse: bool):
+        assert not autoencoder.training
+        device = autoencoder.W_dec.device
+        self._autoencoder, self._sparse = autoencoder, sparse
+        self._reconstruction = ReconstructionMetric(autoencoder.d_in, device)
+        self._sparsity = SparsityMetric(autoencoder.d_sae, device)
+        self._metrics = (self._reconstruction, self._sparsity, FisherMetric(fisher, device))
+
+    def add(self, batch: Float[Tensor, "batch d_in"]) -> None:
+        autoencoder = self._autoencoder
+        x = batch.to(autoencoder.W_dec)
+        record = autoencoder(x, self._sparse)
+        if self._sparse and record.codes.values.numel() > _CHEAP_SHARE * batch.shape[0] * autoencoder.d_sae:
+            self._sparse = False
+            record = autoencoder(x, self._sparse)
+        for metric in self._metrics:
+            metric.update(record)
+
+    def evaluation(self) -> VectorEvaluation:
+        reconstruction = self._reconstruction
+        scalars = {name: value for metric in self._metrics for name, value in metric.compute().items()}
+        scalars["decoder_max_cosine"] = decoder_max_cosine(self._autoencoder.W_dec)
+        return VectorEvaluation(
+            scalars, reconstruction.samples, self._sparsity.firing_frequency, reconstruction.mean_input
+        )

@@ -29,6 +29,7 @@ TAG_LENGTH = 8000
 UID_TAG = "fsae.uid"
 # Set last, to the time at which the run ended: everything about that end has arrived.
 DELIVERED_TAG = "fsae.delivered"
+FOLDER_TAG = "fsae.folder"
 
 MLFLOW_STATUS = {
     RunState.finished: "FINISHED",
@@ -191,7 +192,10 @@ class MlflowUpload:
         from mlflow.entities import Param, RunTag
 
         client = open_store(self.uri)
-        experiment_id = self._find_or_create_experiment(client)
+        description = self.description
+        experiment_id = find_or_create_experiment(
+            client, description.experiment, self.uri, Path(description.outputs)
+        )
         status = read_status(self.folder.path)
         # Two processes may upload one folder, the run itself and `fsae.sync`: they must not make two runs of it.
         with FileLock(self.folder.path / ".upload.lock"):
@@ -209,6 +213,7 @@ class MlflowUpload:
         run_id = run.info.run_id
         missing = [Param(name, text) for name, text in self.description.params.items() if name not in run.data.params]
         tags = [RunTag(name, text) for name, text in self.description.tags.items()]
+        tags.append(RunTag(FOLDER_TAG, str(self.folder.path.absolute())))
         if not found:
             tags.append(RunTag("mlflow.note.content", self._summary(status)))
         client.log_batch(run_id, tags=tags)
@@ -220,25 +225,6 @@ class MlflowUpload:
         # What MLflow's record of a run shows of a metric is its value at the highest step.
         self._stored_step = {metric.key: metric.step for metric in run.to_proto().data.metrics}
         self.link = run_link(self.uri, experiment_id, run_id)
-
-    def _find_or_create_experiment(self, client: Any) -> str:
-        from mlflow.exceptions import MlflowException
-
-        name = self.description.experiment
-        root = artifact_root(self.uri, Path(self.description.outputs))
-        if experiment := client.get_experiment_by_name(name):
-            return experiment.experiment_id
-        try:
-            return client.create_experiment(
-                name,
-                artifact_location=root.as_uri() if root else None,
-                tags={"mlflow.experimentKind": "custom_model_development"},
-            )
-        except MlflowException:
-            # Another run may have made it in between.
-            if experiment := client.get_experiment_by_name(name):
-                return experiment.experiment_id
-            raise
 
     def _send(self, records: list[MetricRecord]) -> int:
         from mlflow.entities import Metric
@@ -266,6 +252,26 @@ class MlflowUpload:
             rows = [f"| {name} | {value:.4g} |" for name, value in numbers.items()]
             lines.append("\n".join(["| held out | |", "| --- | --- |", *rows]))
         return "\n\n".join(lines)[:TAG_LENGTH]
+
+
+def find_or_create_experiment(client: Any, name: str, uri: str, outputs: Path) -> str:
+    """The experiment's id; several processes may try at once."""
+    from mlflow.exceptions import MlflowException
+
+    root = artifact_root(uri, outputs)
+    if experiment := client.get_experiment_by_name(name):
+        return experiment.experiment_id
+    try:
+        return client.create_experiment(
+            name,
+            artifact_location=root.as_uri() if root else None,
+            tags={"mlflow.experimentKind": "custom_model_development"},
+        )
+    except MlflowException:
+        # Another run may have made it in between.
+        if experiment := client.get_experiment_by_name(name):
+            return experiment.experiment_id
+        raise
 
 
 def sync_command(folder: Path) -> str:

@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -62,7 +62,7 @@ def artifact_root(uri: str, outputs: Path) -> Path | None:
     """Where artifacts lie: beside a SQLite file, in `outputs` for another database; None where a server decides."""
     if _scheme(uri) in SERVER_SCHEMES:
         return None
-    database = _sqlite_file(uri)
+    database = sqlite_file(uri)
     return (database.parent if database else outputs.absolute()) / "mlartifacts"
 
 
@@ -90,9 +90,19 @@ def python_command() -> str:
 
 def run_link(uri: str, experiment_id: str, run_id: str) -> str:
     """The address of a run's page, for a database in the UI that `ui_command` starts."""
-    base = without_password(uri).rstrip("/") if _scheme(uri) in SERVER_SCHEMES else "http://127.0.0.1:5000"
     # Without the workflow type the page opens in the mode for language-model applications.
-    return f"{base}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+    return f"{_ui_address(uri)}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+
+
+def compare_link(uri: str, experiment_id: str, sweep: str) -> str:
+    """The address of the charts of a sweep's runs, for a database in the UI that `ui_command` starts."""
+    query = {
+        "workflowType": "machine_learning",
+        "searchFilter": f"tags.`fsae.sweep` = '{sweep}' and tags.`fsae.kind` != 'sweep'",
+        "startTime": "ALL",
+        "compareRunsMode": "CHART",
+    }
+    return f"{_ui_address(uri)}/#/experiments/{experiment_id}/runs?{urlencode(query, quote_via=quote)}"
 
 
 def open_store(uri: str) -> MlflowClient:
@@ -105,7 +115,7 @@ def open_store(uri: str) -> MlflowClient:
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    database = _sqlite_file(uri)
+    database = sqlite_file(uri)
     if database and not database.exists():
         create_database(database)
     return MlflowClient(tracking_uri=uri)
@@ -133,9 +143,14 @@ def create_database(path: Path) -> None:
         beside.replace(path)
 
 
+def _ui_address(uri: str) -> str:
+    return without_password(uri).rstrip("/") if _scheme(uri) in SERVER_SCHEMES else "http://127.0.0.1:5000"
+
+
 def _scheme(uri: str) -> str:
     return uri.partition("://")[0].partition("+")[0] if "://" in uri else ""
 
 
-def _sqlite_file(uri: str) -> Path | None:
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a SQLite store, None for any other."""
     return Path(uri.partition(":///")[2].partition("?")[0]) if _scheme(uri) == "sqlite" else None

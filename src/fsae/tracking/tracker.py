@@ -44,18 +44,19 @@ class Tracker:
 
     Args:
         folder: the run's folder, described (`describe_run`) where MLflow is on.
-        uri: the MLflow store (`resolve_uri`), or None for no MLflow.
-        flush_seconds: how long `finish` may wait for MLflow.
+        uploader: what carries it to MLflow, or None for no MLflow.
         position: from the checkpoint that is resumed; what was logged after it is dropped, and logged again.
 
     Raises:
         ValueError: `metrics.jsonl` is shorter than `position`.
     """
 
-    def __init__(self, folder: Path, *, uri: str | None, flush_seconds: float, position: int = 0) -> None:
+    def __init__(self, folder: Path, uploader: Uploader | None, position: int = 0) -> None:
         self._metrics = MetricLog(RunFolder(folder).metrics, position)
-        self._flush_seconds = flush_seconds
-        self._uploader = Uploader(folder, uri) if uri else None
+        self._folder = folder
+        self._uploader = uploader
+        if uploader:
+            uploader.follow(folder)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record values at `step` (tokens, or samples where the data is not text).
@@ -73,11 +74,17 @@ class Tracker:
         return self._metrics.position()
 
     def finish(self) -> None:
-        """Close the file and give MLflow `flush_seconds` to take the rest; says what remains. Again is harmless."""
-        self._metrics.close()
-        if self._uploader:
-            self._uploader.finish(self._flush_seconds)
-            self._uploader = None
+        """Close the file and let MLflow have the rest; again is harmless.
+
+        Raises:
+            OSError: no space is left.
+        """
+        uploader, self._uploader = self._uploader, None
+        try:
+            self._metrics.close()
+        finally:
+            if uploader:
+                uploader.end(self._folder)
 
     def __enter__(self) -> Self:
         return self

@@ -1,12 +1,14 @@
-"""The process beside a run that carries its folder to MLflow, and the run's end of it.
+"""The process beside one or several runs that carries their folders to MLflow, and the runs' end of it.
 
 A thread would not do: while MLflow's client computes, every call of the training loop that lets go of the interpreter
-lock waits milliseconds to get it back. A process costs the run nothing, and it outlives a run that is killed.
+lock waits milliseconds to get it back. A process costs the run nothing, and it outlives a run that is killed. Runs in
+one process share it: MLflow's client takes a few hundred megabytes.
 """
 
 import json
 import logging
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -14,8 +16,11 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
 
 from fsae.tracking.mlflow_upload import MlflowUpload, first_line, read_description, sync_command
+from fsae.tracking.run_log import speaking_for
 from fsae.tracking.store import without_password
 
 log = logging.getLogger(__name__)
@@ -23,21 +28,26 @@ log = logging.getLogger(__name__)
 SECONDS_BETWEEN_UPLOADS = 2.0
 LONGEST_PAUSE = 15  # in uploads, while the store is away
 
+# Folders that one process uploads at a time: MLflow's pool of connections to a database holds five.
+_REQUESTS = threading.BoundedSemaphore(4)
+
 
 class Uploader:
-    """Starts the process for one described folder, and passes on what it says to the run's log.
+    """Starts the process, tells it of folders, and passes on what it says to their logs.
+
+    Use it as a context around the runs' trackers: leaving it waits until everything has arrived.
 
     Args:
-        folder: the run's folder.
         uri: the MLflow store.
+        flush_seconds: how long leaving waits while nothing arrives.
     """
 
-    def __init__(self, folder: Path, uri: str) -> None:
-        self._upload = MlflowUpload(folder, uri, read_description(folder))
-        self._folder = folder
+    def __init__(self, uri: str, flush_seconds: float) -> None:
         self._uri = uri
+        self._flush_seconds = flush_seconds
+        self._uploads: dict[Path, MlflowUpload] = {}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(folder), str(SECONDS_BETWEEN_UPLOADS)],
+            [sys.executable, "-m", __name__, str(SECONDS_BETWEEN_UPLOADS)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -47,42 +57,70 @@ class Uploader:
             # A Ctrl-C is for the run, which then has something left to say.
             start_new_session=True,
         )
+        # An item for each folder that is done with, and a last one when nothing more will be said.
+        self._arrivals: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
         self._listener = threading.Thread(target=self._listen, name="uploader's words", daemon=True)
         self._listener.start()
 
-    def finish(self, seconds: float) -> None:
-        """Have everything sent, waiting at most `seconds`; says where the run is to be seen, or what remains."""
-        assert self._process.stdin
-        # Said in words: a worker process forked from the run may hold this pipe open. It breaks if ours has died.
-        with suppress(BrokenPipeError):
-            self._process.stdin.write("finish\n")
-            self._process.stdin.flush()
-        with suppress(BrokenPipeError):
-            self._process.stdin.close()
-        try:
-            self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+    def follow(self, folder: Path) -> None:
+        """Upload a described folder from now on."""
+        self._uploads[folder] = MlflowUpload(folder, self._uri, read_description(folder))
+        self._say("follow", folder)
+
+    def end(self, folder: Path) -> None:
+        """Upload how the folder's run ended, which is in it now; does not wait."""
+        self._say("end", folder)
+
+    def finish(self) -> None:
+        """Have everything sent, as long as something arrives; says where each run is to be seen, or what remains."""
+        self._say("finish")
+        arrived: set[Path] = set()
+        with suppress(queue.Empty):
+            while folder := self._arrivals.get(timeout=self._flush_seconds):
+                arrived.add(folder)
+        self._process.kill()
+        self._process.wait()
         self._listener.join()
-        if self._process.returncode == 0:
-            log.info("in MLflow: %s", self._upload.link)
-            return
-        log.warning(
-            "not in MLflow (%s) yet: %d values and the artifacts. Nothing is lost; send them with: %s",
-            without_password(self._uri),
-            self._upload.unsent(),
-            sync_command(self._folder),
-        )
+        for folder, upload in self._uploads.items():
+            with speaking_for(folder):
+                if folder in arrived:
+                    log.info("in MLflow: %s", upload.link)
+                    continue
+                log.warning(
+                    "not in MLflow (%s) yet: %d values and the artifacts. Nothing is lost; send them with: %s",
+                    without_password(self._uri),
+                    upload.unsent(),
+                    sync_command(folder),
+                )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.finish()
+
+    def _say(self, word: str, folder: Path | None = None) -> None:
+        assert self._process.stdin
+        # It breaks if the process has died; what it did not send is told at the end.
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps([word, str(folder)]) + "\n")
+            self._process.stdin.flush()
 
     def _listen(self) -> None:
         assert self._process.stdout
         for line in self._process.stdout:
             said = json.loads(line)
-            self._upload.position = said["position"]
-            self._upload.link = said["link"]
+            folder = Path(said["folder"])
+            upload = self._uploads[folder]
+            upload.position, upload.link = said["position"], said["link"]
             if said["message"]:
-                log.log(said["level"], "%s", said["message"])
+                with speaking_for(folder):
+                    log.log(said["level"], "%s", said["message"])
+            if said["arrived"]:
+                self._arrivals.put(folder)
+        self._arrivals.put(None)
 
 
 def follow(upload: MlflowUpload, say: Callable[[int, str], None], pause: float, over: threading.Event) -> bool:
@@ -101,9 +139,10 @@ def follow(upload: MlflowUpload, say: Callable[[int, str], None], pause: float, 
     def attempt() -> bool:
         nonlocal failures
         try:
-            upload.send_metrics()
-            if over.is_set():
-                upload.close()
+            with _REQUESTS:
+                upload.send_metrics()
+                if over.is_set():
+                    upload.close()
         # Whatever it is, it is not the run's failure; `fsae.sync` remains, and shows it again.
         except Exception as error:
             failures += 1
@@ -125,34 +164,68 @@ def follow(upload: MlflowUpload, say: Callable[[int, str], None], pause: float, 
     return attempt()
 
 
-def main() -> int:
-    """Follow the run in the folder given as the first argument until standard input ends or speaks."""
+class Follower:
+    """Within the process: uploads one folder in a thread of its own.
+
+    Args:
+        folder: a run's folder, described.
+        pause: seconds between uploads.
+        words: where it is said how far it came.
+    """
+
+    def __init__(self, folder: Path, pause: float, words: IO[str]) -> None:
+        self._upload = MlflowUpload(folder, os.environ["MLFLOW_TRACKING_URI"], read_description(folder))
+        self._words = words
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._follow, args=(pause,))
+        self.thread.start()
+
+    def _follow(self, pause: float) -> None:
+        arrived = follow(self._upload, self._say, pause, self.over)
+        self._say(logging.INFO, "", arrived)
+
+    def _say(self, level: int, message: str, arrived: bool = False) -> None:
+        upload = self._upload
+        told = {
+            "folder": str(upload.folder.path),
+            "level": level,
+            "message": message,
+            "position": upload.position,
+            "link": upload.link,
+            "arrived": arrived,
+        }
+        # A run that was killed no longer listens.
+        with suppress(BrokenPipeError):
+            self._words.write(json.dumps(told) + "\n")
+
+
+def main() -> None:
+    """Follow the folders that standard input names, each until it says that the run is over, or until it ends."""
     # Standard output carries one JSON object a line and must not carry what a library prints.
     words = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     # A scheduler signals every process of a job; when this one may stop is the run's to say.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     # The run comes first wherever the two share a processor.
     os.nice(10)
-    folder, pause = Path(sys.argv[1]), float(sys.argv[2])
-    upload = MlflowUpload(folder, os.environ["MLFLOW_TRACKING_URI"], read_description(folder))
-
-    def say(level: int, message: str) -> None:
-        told = {"level": level, "message": message, "position": upload.position, "link": upload.link}
-        # A run that was killed no longer listens.
-        with suppress(BrokenPipeError):
-            words.write(json.dumps(told) + "\n")
-
-    over = threading.Event()
-
-    def wait_for_the_run() -> None:
-        sys.stdin.readline()
-        over.set()
-
-    threading.Thread(target=wait_for_the_run, daemon=True).start()
-    return 0 if follow(upload, say, pause, over) else 1
+    pause = float(sys.argv[1])
+    followers: dict[str, Follower] = {}
+    for line in sys.stdin:
+        word, folder = json.loads(line)
+        if word == "follow":
+            followers[folder] = Follower(Path(folder), pause, words)
+        elif word == "end":
+            followers[folder].over.set()
+        else:
+            # Said in words: a worker process forked from the run may hold this pipe open.
+            break
+    for follower in followers.values():
+        follower.over.set()
+    # MLflow starts threads of its own, which the interpreter refuses once its main thread is at its end.
+    for follower in followers.values():
+        follower.thread.join()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,8 +1,12 @@
-"""The training loop: batches in, steps, logged means, checkpoints."""
+"""The training loop: batches in, steps, logged means, checkpoints; of one run, or of several on one stream."""
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
 
 from fsae.progress import Progress
 from fsae.sources.source import Source
@@ -16,16 +20,20 @@ log = logging.getLogger(__name__)
 
 
 class TrainingRun:
-    """Members trained on one stream, with everything needed to stop and go on.
+    """One run's training, fed batch by batch: its members, what is logged of them, and what is saved.
 
     Args:
         members: autoencoders in training; the ordinary run has one.
-        source: raw vectors.
-        scale: what they are multiplied by.
+        source: what the batches come from; its position is part of the state.
+        scale: what raw vectors are multiplied by before they come here.
         settings: how long, how fast.
         tracker: where numbers go.
         checkpoints: where state goes.
-        interruption: what may ask to stop.
+
+    Attributes:
+        step: how many steps were taken.
+        position: where the stream was when the loaded state was saved; None at its beginning.
+        means: what was logged last.
     """
 
     def __init__(
@@ -36,52 +44,49 @@ class TrainingRun:
         settings: AdamSettings,
         tracker: MetricSink,
         checkpoints: Checkpoints,
-        interruption: Interruption,
     ):
         self.members, self.source, self.scale, self.settings = members, source, scale, settings
-        self.tracker, self.checkpoints, self.interruption = tracker, checkpoints, interruption
+        self.tracker, self.checkpoints = tracker, checkpoints
         self.step = 0
+        self.position: dict[str, Any] | None = None
+        self.means: dict[str, float] = {}
+        self._saved_at = time.monotonic()
 
-    def train(self) -> None:
-        """Run to the end, from wherever the state is.
+    @property
+    def trained(self) -> bool:
+        """Whether every step was taken."""
+        return self.step >= self.settings.steps
+
+    def take(self, x: Float[Tensor, "batch d_in"]) -> None:
+        """One step of every member, on scaled inputs. Waits for nothing."""
+        for member in self.members:
+            member.step(x, self.step)
+        self.step += 1
+
+    def settle(self, rate: float, save: bool) -> None:
+        """Log and save what is due after a step.
+
+        Args:
+            rate: vectors a second, to be logged.
+            save: write a checkpoint though none is due.
 
         Raises:
-            Interrupted: a signal came; the state was saved first.
             ValueError: a loss is not finite; the last checkpoint is from before.
+            OSError: no space is left; likewise.
         """
-        settings = self.settings
-        size = settings.batch_size
-        progress = Progress("training", settings.steps * size, self.source.unit, done=self.step * size)
-        saved_at = time.monotonic()
-        batches = self.source.batches(size)
-        try:
-            while self.step < settings.steps:
-                x = next(batches).inputs.float() * self.scale
-                for member in self.members:
-                    member.step(x, self.step)
-                self.step += 1
-                progress.advance(size)
-                if settings.logs_after(self.step - 1):
-                    self._log(progress)
-                if self.interruption.signal_name is not None:
-                    self.save()
-                    log.info("saved the state at step %d of %d", self.step, settings.steps)
-                    self.interruption.check()
-                if time.monotonic() - saved_at >= settings.checkpoint_seconds or self.step == settings.steps:
-                    self.save()
-                    saved_at = time.monotonic()
-        finally:
-            progress.close()
+        if self.settings.logs_after(self.step - 1):
+            self._log(rate)
+        if save or self.trained or time.monotonic() - self._saved_at >= self.settings.checkpoint_seconds:
+            self.save()
 
-    def _log(self, progress: Progress) -> None:
-        tokens = self.step * self.settings.batch_size
+    def _log(self, rate: float) -> None:
         for member in self.members:
             member.check_finite(self.step)
-            means = member.read_interval()
-            progress.show(loss=means["loss"], l0=means["l0"], fvu=means["fvu"])
-            means["lr"] = self.settings.lr_at(self.step - 1)
-            means[f"{self.source.unit}_per_second"] = progress.rate()
-            self.tracker.log({f"train/{name}": value for name, value in means.items()}, tokens)
+            self.means = member.read_interval()
+            self.means["lr"] = self.settings.lr_at(self.step - 1)
+            self.means[f"{self.source.unit}_per_second"] = rate
+            tokens = self.step * self.settings.batch_size
+            self.tracker.log({f"train/{name}": value for name, value in self.means.items()}, tokens)
 
     def save(self) -> None:
         """Write a checkpoint of everything.
@@ -101,10 +106,87 @@ class TrainingRun:
                 "metrics_position": self.tracker.position(),
             }
         )
+        self._saved_at = time.monotonic()
 
-    def load(self, state: dict) -> None:
-        """Take over a checkpoint's state."""
-        self.step = state["step"]
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over a checkpoint's state, but for the source's: other runs may read it too."""
+        self.step, self.position = state["step"], state["source"]
         for member, saved in zip(self.members, state["members"], strict=True):
             member.load_state_dict(saved)
-        self.source.load_state_dict(state["source"])
+
+
+class Ended(NamedTuple):
+    """A run that takes no more batches: it is trained, or `error` is why it cannot go on."""
+
+    run: TrainingRun
+    error: Exception | None
+
+
+def train(runs: Iterable[TrainingRun], source: Source, interruption: Interruption) -> Iterator[Ended]:
+    """Train every run from one stream, each batch drawn and scaled once, and give each back as it ends.
+
+    The stream starts where the run with the fewest steps stands, and any other takes its first batch when the stream
+    has come to its own place: which batch is next depends on the number of steps alone.
+
+    Args:
+        runs: of one batch size, on this source; each is as long as its own settings say.
+        source: raw vectors.
+        interruption: what may ask to stop.
+
+    Raises:
+        Interrupted: a signal came; every state was saved first.
+    """
+    going = list(runs)
+    # What has been given back is not held here: weights and moments of many runs may be most of the memory.
+    del runs
+    while trained := next((run for run in going if run.trained), None):
+        going.remove(trained)
+        yield Ended(trained, None)
+    del trained
+    if not going:
+        return
+    (size,) = {run.settings.batch_size for run in going}
+    step, position = min(((run.step, run.position) for run in going), key=lambda place: place[0])
+    if position is not None:
+        source.load_state_dict(position)
+    progress = Progress("training", max(run.settings.steps for run in going) * size, source.unit, done=step * size)
+    batches = source.batches(size)
+    try:
+        while going:
+            raw = next(batches).inputs.float()
+            here = [run for run in going if run.step == step]
+            scaled = {scale: raw * scale for scale in {run.scale for run in here}}
+            failed = _each(here, lambda run, scaled: run.take(scaled[run.scale]), scaled)
+            step += 1
+            progress.advance(size)
+            stop, rate = interruption.signal_name is not None, progress.rate()
+            failed |= _each([run for run in here if run not in failed], TrainingRun.settle, rate, stop)
+            _show(progress, going, rate / size)
+            for run in here:
+                if run in failed or run.trained:
+                    going.remove(run)
+                    yield Ended(run, failed.get(run))
+            if stop:
+                log.info("saved the state at step %d", step)
+                interruption.check()
+    finally:
+        progress.close()
+
+
+def _each(runs: Iterable[TrainingRun], action: Callable[..., None], *given: Any) -> dict[TrainingRun, Exception]:
+    """Do it for every run; returns those that it failed for, and why."""
+    failed: dict[TrainingRun, Exception] = {}
+    for run in runs:
+        try:
+            action(run, *given)
+        except Exception as error:
+            failed[run] = error
+    return failed
+
+
+def _show(progress: Progress, runs: Sequence[TrainingRun], steps_per_second: float) -> None:
+    means = runs[0].means
+    if len(runs) > 1:
+        progress.show(**{"runs": len(runs), "steps/s": steps_per_second})
+    elif means:
+        progress.show(loss=means["loss"], l0=means["l0"], fvu=means["fvu"])

@@ -1,0 +1,60 @@
+"""From Hydra's config of a job to what a run is given: real settings, and where they came from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fsae.configuration.checks import check
+from fsae.configuration.refusal import record_refusal
+from fsae.configuration.resolvers import deciding_settings, flat_settings
+from fsae.configuration.schema import RunSettings, settings_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a run's settings came from, for its records.
+
+    Attributes:
+        folder: the run's own.
+        config_yaml: the resolved config.
+        overrides: what the command line changed.
+        deciding: flattened settings that decide the numbers.
+        flat: all settings, flattened.
+    """
+
+    folder: Path
+    config_yaml: str
+    overrides: Sequence[str]
+    deciding: dict[str, str]
+    flat: dict[str, str]
+
+
+def accept(config: DictConfig, folder: Path, overrides: Sequence[str]) -> tuple[RunSettings, Origin]:
+    """Settings that can be run, and their origin.
+
+    Args:
+        config: composed, without Hydra's own settings.
+        folder: the run's own.
+        overrides: what the command line changed.
+
+    Raises:
+        ValueError: they cannot be run; the refusal is recorded first.
+        OmegaConfBaseException: likewise.
+    """
+    try:
+        settings = settings_of(config)
+        check(settings)
+    except (ValueError, OmegaConfBaseException) as error:
+        record_refusal(error, folder, Path(config.paths.outputs))
+        raise
+    origin = Origin(
+        folder=folder,
+        config_yaml=OmegaConf.to_yaml(OmegaConf.create(OmegaConf.to_container(config, resolve=True))),
+        overrides=list(overrides),
+        deciding=deciding_settings(config),
+        flat=flat_settings(config),
+    )
+    return settings, origin

@@ -1,0 +1,43 @@
+"""What a sweeper minimises: one number of a run's held-out results, at a wanted sparsity if need be."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchObjective:
+    """A number of the results, plus a penalty for another l0 than the wanted one.
+
+    Attributes:
+        metric: its name in results.json, as in eval/fvu; less must be better, or the sweeper told to maximise.
+        target_l0: wanted active latents a sample. The penalty is |ln(l0 / target_l0)|: 0.1 where l0 is a tenth off,
+            0.7 where it is half or twice of it. Null for none.
+    """
+
+    metric: str = "eval/fvu"
+    target_l0: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.metric.startswith("eval/"):
+            raise ValueError(
+                f"objective.metric is {self.metric!r}; name a held-out result, as in objective.metric=eval/fvu"
+            )
+        if self.target_l0 is not None and not self.target_l0 > 0:
+            raise ValueError(f"objective.target_l0 is {self.target_l0}; it must be positive, or null")
+
+    def value(self, results: Mapping[str, Any]) -> float:
+        """The number for these results; infinite where nothing fires and a sparsity is wanted.
+
+        Raises:
+            ValueError: there is no such metric among them, or it is not finite.
+        """
+        measured = results.get(self.metric)
+        if measured is None:
+            numbers = sorted(name for name, value in results.items() if isinstance(value, int | float))
+            raise ValueError(f"objective.metric is {self.metric}, but the results are {', '.join(numbers)}")
+        if self.target_l0 is None:
+            return float(measured)
+        l0 = results["eval/l0"]
+        return float(measured) + (abs(math.log(l0 / self.target_l0)) if l0 > 0 else math.inf)

@@ -1,0 +1,1 @@
+"""Sweeps: what launches their jobs, and what is said when they end."""

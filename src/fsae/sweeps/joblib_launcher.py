@@ -1,0 +1,106 @@
+"""`launcher=joblib`: several jobs at a time, each in a process of this machine."""
+
+import logging
+import queue
+import re
+import signal
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import psutil
+from hydra.core.utils import JobReturn, filter_overrides
+
+from fsae.sweeps.worker import WorkerLauncher
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class JoblibSettings:
+    """How jobs are spread over this machine.
+
+    Attributes:
+        n_jobs: jobs at a time; each should get at least one core (set OMP_NUM_THREADS accordingly).
+    """
+
+    _target_: str = "hydra_plugins.fsae.JoblibLauncher"
+    n_jobs: int = 2
+
+
+class JoblibLauncher(WorkerLauncher):
+    """Runs jobs in joblib's worker processes (loky), `n_jobs` at a time.
+
+    A pool of loky dies whole when one of its processes is killed, so every worker is a pool of its own: a job that is
+    killed takes nothing down with it, and its place is filled again.
+    """
+
+    def __init__(self, n_jobs: int):
+        if n_jobs < 1:
+            raise ValueError(f"hydra.launcher.n_jobs is {n_jobs}; at least one job must run at a time")
+        self.n_jobs = n_jobs
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run the jobs; returns each one's record, in their order."""
+        log.info("%d jobs, %d at a time", len(job_overrides), self.n_jobs)
+        returns: dict[int, JobReturn] = {}
+        waiting: queue.SimpleQueue[tuple[int, Sequence[str]]] = queue.SimpleQueue()
+        for number, overrides in enumerate(job_overrides, initial_job_idx):
+            waiting.put((number, overrides))
+        stop = threading.Event()
+        threads = [
+            threading.Thread(target=self._work, args=(waiting, returns, stop), daemon=True)
+            for _ in range(min(self.n_jobs, len(job_overrides)))
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            for thread in threads:
+                thread.join()
+        except (KeyboardInterrupt, SystemExit) as ended:
+            stop.set()
+            # A terminal interrupts the workers too; any other sender means this process and so all of them.
+            if isinstance(ended, SystemExit):
+                for process in psutil.Process().children():
+                    process.send_signal(signal.SIGTERM)
+            log.warning("no further jobs are started; those under way save their state")
+            for thread in threads:
+                thread.join()
+            raise
+        return [returns[number] for number in sorted(returns)]
+
+    def _work(
+        self,
+        waiting: "queue.SimpleQueue[tuple[int, Sequence[str]]]",
+        returns: dict[int, JobReturn],
+        stop: threading.Event,
+    ) -> None:
+        from joblib.externals.loky import ProcessPoolExecutor
+        from joblib.externals.loky.process_executor import BrokenProcessPool
+
+        pool = None
+        while not stop.is_set():
+            try:
+                number, overrides = waiting.get_nowait()
+            except queue.Empty:
+                break
+            pool = pool or ProcessPoolExecutor(max_workers=1)
+            log.info("\t#%d : %s", number, " ".join(filter_overrides(overrides)))
+            job: Future[JobReturn] = pool.submit(self.worker, list(overrides), number)
+            try:
+                returns[number] = job.result()
+            except BrokenProcessPool as error:
+                pool.shutdown()
+                pool = None
+                returns[number] = self.worker.lost(overrides, number, _reason(error))
+            except BaseException as error:
+                returns[number] = self.worker.lost(overrides, number, repr(error))
+        if pool:
+            pool.shutdown()
+
+
+def _reason(error: BaseException) -> str:
+    """The exit code, which loky names within a long text."""
+    named = re.search(r"exit codes of the workers are \{(.*)\}", str(error))
+    return f"its process ended with {named[1]}" if named else "its process was killed"

@@ -1,0 +1,168 @@
+"""`launcher=packed`: jobs that read the same stream of vectors, in this process and all at once."""
+
+import gc
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hydra._internal.callbacks import Callbacks
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from fsae.configuration.origin import Origin, accept
+from fsae.configuration.refusal import tell
+from fsae.configuration.schema import RunSettings, Task
+from fsae.sweeps.worker import WorkerLauncher
+from fsae.tracking.run_log import run_log
+from fsae.training.interruption import Interrupted
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class PackedSettings:
+    """How jobs are put together.
+
+    Attributes:
+        max_members: jobs at a time. Each holds its weights, their gradients and two moments: 32 bytes x d_in x d_sae,
+            and as much again for a moment when it goes on from a checkpoint.
+    """
+
+    _target_: str = "hydra_plugins.fsae.PackedLauncher"
+    max_members: int = 32
+
+
+@dataclass
+class _Job:
+    """A job that can be run, and Hydra's record of it, which is completed when it has ended."""
+
+    record: JobReturn
+    settings: RunSettings
+    origin: Origin
+
+
+class PackedLauncher(WorkerLauncher):
+    """Runs jobs in packs, one pack after the other: what is read, harvested and measured once serves a whole pack.
+
+    Jobs fit into one pack when they see the same batches, that is when they differ in nothing of model, site, data set,
+    source and batch size.
+
+    Args:
+        max_members: see `PackedSettings`.
+
+    Raises:
+        ValueError: it is less than 1.
+    """
+
+    def __init__(self, max_members: int):
+        if max_members < 1:
+            raise ValueError(f"hydra.launcher.max_members is {max_members}; a pack has at least one member")
+        self.max_members = max_members
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take over what Hydra knows of the sweep."""
+        # The worker only finds out whether a job can be run. Callbacks are not to take that for the job.
+        quiet = HydraContext(config_loader=hydra_context.config_loader, callbacks=Callbacks())
+        super().setup(hydra_context=quiet, task_function=_accepted, config=config)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run the jobs; returns each one's record, in their order.
+
+        Raises:
+            SystemExit: a signal came; the states are saved.
+        """
+        numbered = list(enumerate(job_overrides, initial_job_idx))
+        for number, overrides in numbered:
+            log.info("\t#%d : %s", number, " ".join(filter_overrides(overrides)))
+        records = [self.worker(overrides, number) for number, overrides in numbered]
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        jobs = [_Job(each, *each.return_value) for each in records if each.status is JobStatus.COMPLETED]
+        packs = self._packs(jobs)
+        if packs:
+            self._say(packs, jobs)
+        for pack in packs:
+            _run(pack)
+            configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+            # The language model is tied up in cycles, and the next pack needs its room.
+            gc.collect()
+        return records
+
+    def _packs(self, jobs: Sequence[_Job]) -> list[list[_Job]]:
+        """The jobs that go together, in the order of each pack's first."""
+        from fsae.run_experiment import pack_key
+
+        groups: list[tuple[object, list[_Job]]] = []
+        for job in jobs:
+            key = pack_key(job.settings)
+            group = next((group for known, group in groups if known == key), None)
+            if group is None:
+                groups.append((key, [job]))
+            else:
+                group.append(job)
+        size = self.max_members
+        return [group[begin : begin + size] for _, group in groups for begin in range(0, len(group), size)]
+
+    def _say(self, packs: Sequence[Sequence[_Job]], jobs: Sequence[_Job]) -> None:
+        log.info("%d jobs in packs of %s", len(jobs), ", ".join(str(len(pack)) for pack in packs))
+        for setting, why in (
+            (
+                "seed",
+                "the seed also draws the order of training; a constant, as in source.seed=0, is shared by all seeds",
+            ),
+            ("tokens", "without it, how many activations there are follows from trainer.tokens"),
+        ):
+            alike = [
+                replace(job, settings=replace(job.settings, source=replace(job.settings.source, **{setting: 1})))
+                for job in jobs
+            ]
+            fewer = len(self._packs(alike))
+            if fewer < len(packs):
+                log.warning("packs could be as few as %d if source.%s did not differ: %s", fewer, setting, why)
+
+
+def _accepted(config: DictConfig) -> tuple[RunSettings, Origin]:
+    """A job's settings and their origin, in the place of a run."""
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    with run_log(folder):
+        try:
+            return accept(config, folder, hydra_config.overrides.task)
+        except Exception as error:
+            tell(error, folder)
+            raise
+
+
+def _run(pack: Sequence[_Job]) -> None:
+    """Run a pack and complete the records of its jobs.
+
+    Raises:
+        SystemExit: a signal came; the states are saved.
+    """
+    # Imported only now: what it needs takes seconds, and wrong settings shall be told at once.
+    from fsae.run_experiment import run_pack
+
+    hydra = pack[0].record.hydra_cfg
+    assert hydra is not None
+    configure_log(hydra.hydra.job_logging, hydra.hydra.verbose)
+    with ExitStack() as logs:
+        for job in pack:
+            logs.enter_context(run_log(job.origin.folder))
+        outcomes = run_pack([(job.settings, job.origin) for job in pack])
+        stopped = next((each.error for each in outcomes if isinstance(each.error, Interrupted)), None)
+        if stopped is not None:
+            log.warning("%s; fsae.resume goes on from the saved states", stopped)
+            sys.exit(128 + signal.Signals[stopped.signal_name])
+    for job, outcome in zip(pack, outcomes, strict=True):
+        record = job.record
+        if outcome.error is None:
+            assert outcome.results is not None
+            is_harvest = job.settings.task is Task.harvest
+            record.return_value = None if is_harvest else job.settings.objective.value(outcome.results)
+        else:
+            record.return_value, record.status = outcome.error, JobStatus.FAILED

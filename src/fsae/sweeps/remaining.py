@@ -1,0 +1,62 @@
+"""A sweeper for `fsae.resume`: launches those jobs of a sweep that are not finished, into their own folders."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from fsae.tracking.sweep_folder import JobState, read_sweep
+
+log = logging.getLogger(__name__)
+
+
+class RemainingJobs(Sweeper):
+    """Launches what `hydra.sweep.dir` has left to do, whatever sweeper began it.
+
+    Args:
+        former: settings of that sweeper, not needed any more.
+    """
+
+    launcher: Launcher
+    folder: Path
+
+    def __init__(self, **former: Any):
+        pass
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take over what Hydra knows of the sweep."""
+        self.folder = Path(config.hydra.sweep.dir)
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Launch the jobs.
+
+        Raises:
+            Exception: the first of those that ended a job, once all jobs are over.
+        """
+        jobs = [(job, job.state()) for job in read_sweep(self.folder).all_jobs()]
+        for job, state in jobs:
+            if state.is_going:
+                log.warning("job %s (%s) is still %s and left alone", job.folder.name, job.name, state.value)
+        remaining = [job for job, state in jobs if not state.is_going and state is not JobState.finished]
+        if not remaining:
+            log.info("nothing to launch")
+            return
+        launcher = [each for each in arguments if each.startswith("launcher=")]
+        overrides = [
+            [*_without_launcher(job.overrides), *launcher, f"hydra.sweep.subdir={job.folder.name}"] for job in remaining
+        ]
+        for job in self.launcher.launch(overrides, initial_job_idx=0):
+            # Raises what ended the job.
+            _ = job.return_value
+
+
+def _without_launcher(overrides: list[str]) -> list[str]:
+    return [override for override in overrides if not override.startswith("launcher=")]

@@ -1,0 +1,117 @@
+"""A sweep's one run in MLflow that is no job: it says how the jobs fared and holds the report.
+
+The jobs' own runs are its neighbours, not its children, which MLflow's table would hide and its charts leave out.
+"""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fsae.tracking.mlflow_upload import MlflowUpload, find_or_create_experiment, first_line, read_description
+from fsae.tracking.store import compare_link, open_store
+
+T = TypeVar("T")
+
+KIND_TAG, SWEEP_TAG = "fsae.kind", "fsae.sweep"
+
+
+class SweepRun:
+    """The summary run of one sweep; opening it also makes the store ready for many jobs at once.
+
+    Every method may raise ConnectionError, where MLflow does not take it or not in time; trying again later is
+    harmless.
+
+    Args:
+        uri: the MLflow store, with its password.
+        outputs: the outputs folder, where artifacts go unless the store has its own place for them.
+        experiment: MLflow's experiment.
+        sweep: the tag that ties the sweep's runs together.
+        seconds: how long one call may take.
+    """
+
+    def __init__(self, *, uri: str, outputs: Path, experiment: str, sweep: str, seconds: float) -> None:
+        self._uri = uri
+        self._outputs = outputs
+        self._experiment = experiment
+        self._sweep = sweep
+        self._seconds = seconds
+        self._client: Any = None
+        self._experiment_id = ""
+        self._run_id = ""
+
+    def open(self) -> None:
+        """Find the run or make it."""
+        self._in_time(self._open)
+
+    def _open(self) -> None:
+        client = open_store(self._uri)
+        self._experiment_id = find_or_create_experiment(client, self._experiment, self._uri, self._outputs)
+        found = client.search_runs(
+            [self._experiment_id],
+            f"tags.`{KIND_TAG}` = 'sweep' and tags.`{SWEEP_TAG}` = '{self._sweep}'",
+            max_results=1,
+        )
+        tags = {KIND_TAG: "sweep", SWEEP_TAG: self._sweep}
+        run = found[0] if found else client.create_run(self._experiment_id, run_name=f"sweep {self._sweep}", tags=tags)
+        self._run_id = run.info.run_id
+        client.update_run(self._run_id, status="RUNNING")
+        self._client = client
+
+    def deliver(self, folders: Sequence[Path]) -> None:
+        """Send what MLflow does not have yet of the jobs in these folders, such as the end of one that was killed."""
+
+        def send() -> None:
+            for folder in folders:
+                upload = MlflowUpload(folder, self._uri, read_description(folder))
+                upload.send_metrics()
+                upload.close()
+
+        self._in_time(send, self._seconds + len(folders))
+
+    def close(self, *, finished: bool, counts: Mapping[str, int], note: str, report: Path | None) -> None:
+        """Say how the sweep ended.
+
+        Args:
+            finished: whether every job did.
+            counts: jobs by what became of them.
+            note: shown on the run's page; Markdown.
+            report: the report's folder.
+        """
+
+        def end() -> None:
+            if self._client is None:
+                self._open()
+            client, run_id = self._client, self._run_id
+            for state, count in counts.items():
+                client.log_metric(run_id, f"jobs/{state}", count)
+            client.set_tag(run_id, "mlflow.note.content", note)
+            if report is not None:
+                client.log_artifacts(run_id, str(report), artifact_path="report")
+            client.set_terminated(run_id, "FINISHED" if finished else "FAILED")
+
+        self._in_time(end)
+
+    @property
+    def compare_link(self) -> str | None:
+        """The address at which the sweep's runs are compared, once the run was opened."""
+        return compare_link(self._uri, self._experiment_id, self._sweep) if self._experiment_id else None
+
+    def _in_time(self, action: Callable[[], T], seconds: float | None = None) -> None:
+        failures: list[Exception] = []
+
+        def attempt() -> None:
+            try:
+                action()
+            except Exception as error:
+                failures.append(error)
+
+        # MLflow tries a database that is away for minutes, and cannot be told otherwise: it is left behind.
+        thread = threading.Thread(target=attempt, name="sweep's run in MLflow", daemon=True)
+        thread.start()
+        seconds = self._seconds if seconds is None else seconds
+        thread.join(seconds)
+        if thread.is_alive():
+            raise ConnectionError(f"no answer within {seconds:.0f} s")
+        if failures:
+            raise ConnectionError(first_line(failures[0])) from failures[0]

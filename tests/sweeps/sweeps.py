@@ -1,0 +1,59 @@
+"""Sweeps as people start them, each in a process of its own, and what they leave behind."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from tests.commands import environment
+from tests.training.runs import differences
+
+# A job of a second or so, once its process is there.
+SHORT = ("debug=tiny", "eval.splice_tokens=0", "trainer.tokens=4096", "source.tokens=4096", "source.shard_tokens=4096")
+# One that gives the time to do something to it.
+LONG = ("debug=tiny", "eval.splice_tokens=0", "trainer.tokens=300_000", "trainer.checkpoint_seconds=1")
+
+
+def begun(*arguments: str, outputs: Path, **more: str) -> "subprocess.Popen[str]":
+    """`python -m ARGUMENTS`, not waited for; `more` is put into its environment."""
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        env=environment(outputs, **more),
+        cwd=outputs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def ended(process: "subprocess.Popen[str]", seconds: float = 250) -> subprocess.CompletedProcess[str]:
+    """The same, over; what it said, on both streams, is `stdout`."""
+    said, _ = process.communicate(timeout=seconds)
+    return subprocess.CompletedProcess(process.args, process.returncode, said)
+
+
+def status_of(folder: Path) -> Mapping:
+    """The folder's `status.json`; empty before there is one."""
+    path = folder / "status.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def states_in(sweep: Path) -> dict[str, str]:
+    """What each job's `status.json` says, by the job's number."""
+    return {path.name: status_of(path).get("state", "") for path in sorted(sweep.iterdir()) if path.name.isdecimal()}
+
+
+def is_training(folder: Path) -> bool:
+    """Whether the run has logged something."""
+    path = folder / "metrics.jsonl"
+    return path.exists() and path.stat().st_size > 0
+
+
+def assert_equal_runs(folder: Path, wanted: Path) -> None:
+    """Both ended with the same autoencoder and the same results, bit for bit."""
+    for name in ("sae_weights.safetensors", "sparsity.safetensors"):
+        assert differences(load_file(folder / "sae" / name), load_file(wanted / "sae" / name)) == []
+    assert json.loads((folder / "results.json").read_text()) == json.loads((wanted / "results.json").read_text())

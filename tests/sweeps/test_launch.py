@@ -1,0 +1,124 @@
+"""A sweep from its claim on a folder to what is said at its end, and what `fsae.resume` makes of it."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from fsae.tracking.sweep_folder import Sweep, lock, read_sweep
+from tests.commands import wait_until
+from tests.sweeps.sweeps import LONG, SHORT, assert_equal_runs, begun, ended, is_training, states_in
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="module")
+def swept(outputs: Path) -> tuple[Path, str, int]:
+    """A sweep's folder, what was said, and the exit status: one job cannot be run, one diverges, one finishes."""
+    folder = outputs / "sweeps" / "day" / "time"
+    done = ended(
+        begun("fsae.run", "-m", *SHORT, "arch=topk", "arch.k=8,512", "trainer.lr=1e-3,1e30", "tracking=mlflow",
+              f"hydra.sweep.dir={folder}", outputs=outputs)
+    )  # fmt: skip
+    return folder, done.stdout, done.returncode
+
+
+def test_failing_jobs_take_nothing_down_and_are_told(swept: tuple[Path, str, int]):
+    folder, said, exit_status = swept
+    assert exit_status == 1
+    assert states_in(folder) == {"0": "finished", "1": "failed", "2": "refused", "3": "refused"}
+    end = said[said.index("sweep day/time: 4 jobs, 1 finished, 1 failed, 2 refused") :]
+    assert "  1  arch.k=8,trainer.lr=1e+30  failed: ValueError: loss, " in end
+    assert f"     {folder / '1'}\n" in end
+    assert "  2  arch.k=512,trainer.lr=0.001  refused: ValueError: arch.k is 512, more than the 256 latents" in end
+    assert f"-m fsae.resume {folder}\n" in end
+    assert "Traceback" not in said
+
+
+def test_the_sweep_s_runs_are_neighbours_in_mlflow_tied_by_a_tag(swept: tuple[Path, str, int], outputs: Path):
+    from mlflow import MlflowClient
+
+    _, said, _ = swept
+    client = MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("fsae")
+    assert experiment
+    runs = client.search_runs([experiment.experiment_id], "tags.`fsae.sweep` = 'day/time'")
+    jobs = {run.info.run_name: run for run in runs if run.data.tags["fsae.kind"] == "train"}
+    assert {name: run.info.status for name, run in jobs.items()} == {
+        "arch.k=8,trainer.lr=0.001": "FINISHED",
+        "arch.k=8,trainer.lr=1e+30": "FAILED",
+        "arch.k=512,trainer.lr=0.001": "FAILED",
+        "arch.k=512,trainer.lr=1e+30": "FAILED",
+    }
+    assert all("mlflow.parentRunId" not in run.data.tags for run in runs)
+    assert jobs["arch.k=8,trainer.lr=1e+30"].data.tags["fsae.sweep_job"] == "1"
+    diverged = jobs["arch.k=8,trainer.lr=1e+30"].info.run_id
+    log = Path(client.download_artifacts(diverged, "run.log"))
+    assert "Traceback" in log.read_text()
+    (summary,) = (run for run in runs if run.data.tags["fsae.kind"] == "sweep")
+    assert summary.info.status == "FAILED"
+    assert summary.data.metrics == {"jobs/finished": 1, "jobs/failed": 1, "jobs/refused": 2}
+    assert "1 finished, 1 failed, 2 refused" in summary.data.tags["mlflow.note.content"]
+    held = {artifact.path for artifact in client.list_artifacts(summary.info.run_id, "report")}
+    assert "report/report.html" in held
+    assert f"#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning&searchFilter=" in said
+
+
+def test_a_second_sweep_on_a_folder_is_refused(swept: tuple[Path, str, int], outputs: Path):
+    folder, _, _ = swept
+    before = (folder / "sweep.json").read_bytes()
+    done = ended(begun("fsae.run", "-m", *SHORT, "seed=1,2", f"hydra.sweep.dir={folder}", outputs=outputs))
+    assert done.returncode == 1
+    assert done.stdout.count(f"{folder} holds a sweep already: finish it with") == 1
+    assert "Traceback" not in done.stdout
+    assert (folder / "sweep.json").read_bytes() == before
+
+
+def test_so_is_one_beside_a_launching_process(swept: tuple[Path, str, int], outputs: Path):
+    folder, _, _ = swept
+    held = lock(folder)
+    done = ended(begun("fsae.resume", str(folder), outputs=outputs))
+    held.release()
+    assert done.returncode == 1
+    assert f"another process is launching the sweep in {folder}" in done.stdout
+
+
+def test_resuming_launches_what_is_not_finished_and_nothing_else(
+    swept: tuple[Path, str, int], outputs: Path, tmp_path: Path
+):
+    folder, _, _ = swept
+    # As after a sweep that was killed between its jobs: job 3 is another that was never started.
+    sweep = read_sweep(folder)
+    copy = tmp_path / "sweep"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("1", "2", "3", "report", "*.lock"))
+    assert sweep.jobs
+    Sweep(**{**vars(sweep), "folder": copy, "jobs": [*sweep.jobs[:1], [*SHORT, "arch=topk", "arch.k=4"]]}).write()
+    results = (copy / "0" / "results.json").stat().st_mtime_ns
+    # From another folder, by another launcher.
+    done = ended(begun("fsae.resume", str(copy), "launcher=joblib", outputs=outputs))
+    assert done.returncode == 0, done.stdout
+    assert states_in(copy) == {"0": "finished", "1": "finished"}
+    assert (copy / "0" / "results.json").stat().st_mtime_ns == results
+    assert "2 jobs, 2 finished" in done.stdout
+    overrides = (copy / "1" / "overrides.yaml").read_text()
+    assert '"arch.k=4"' in overrides
+
+
+def test_interrupting_a_sweep_saves_its_job_and_resuming_gives_the_same_numbers(outputs: Path):
+    folder = outputs / "sweeps" / "interrupted"
+    # What differs decides no numbers: the second job, not interrupted, is what the first has to equal.
+    process = begun("fsae.run", "-m", *LONG, "tracking.flush_seconds=1,2", f"hydra.sweep.dir={folder}", outputs=outputs)
+    wait_until(lambda: is_training(folder / "0"), process)
+    process.send_signal(signal.SIGINT)
+    done = ended(process)
+    assert done.returncode == 130, done.stdout
+    assert states_in(folder) == {"0": "interrupted"}
+    assert "2 jobs, 1 interrupted, 1 not started" in done.stdout
+    done = ended(begun("fsae.resume", str(folder), outputs=outputs))
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("going on at step") == 1
+    assert_equal_runs(folder / "0", folder / "1")

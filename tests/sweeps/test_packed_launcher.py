@@ -1,0 +1,82 @@
+"""`launcher=packed`: many jobs in one process, each with its own folder and its own end."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from fsae.sweeps.packed_launcher import PackedLauncher
+from tests.commands import wait_until
+from tests.sweeps.sweeps import LONG, assert_equal_runs, begun, ended, is_training, states_in
+
+PACKED = (*LONG, "trainer.tokens=100_000", "launcher=packed", "arch=topk", "arch.d_sae=64", "source.seed=0")
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="module")
+def swept(outputs: Path) -> tuple[Path, str, int]:
+    """A sweep's folder, what was said, and the exit status: two k and two seeds, and two jobs at fault."""
+    folder = outputs / "sweeps" / "whole"
+    done = ended(
+        begun("fsae.run", "-m", *PACKED, "arch.k=8,12,99", "seed=1,2", f"hydra.sweep.dir={folder}", outputs=outputs)
+    )
+    return folder, done.stdout, done.returncode
+
+
+def test_what_cannot_be_run_is_refused_and_the_others_are_one_pack(swept: tuple[Path, str, int]):
+    folder, said, exit_status = swept
+    assert exit_status == 1
+    assert list(states_in(folder).values()) == ["finished"] * 4 + ["refused"] * 2
+    assert "4 jobs in packs of 4" in said
+    assert "Traceback" not in said
+    log = (folder / "5" / "run.log").read_text()
+    assert "arch.k is 99, more than the 64 latents" in log
+    assert "training:" not in log
+    results = {json.loads((folder / str(n) / "results.json").read_text())["eval/fvu"] for n in range(4)}
+    assert len(results) == 4
+
+
+def test_stopped_and_killed_it_is_finished_by_resume_as_if_nothing_had_been(
+    swept: tuple[Path, str, int], outputs: Path
+):
+    folder = outputs / "sweeps" / "disturbed"
+    process = begun("fsae.run", "-m", *PACKED, "arch.k=8,12", "seed=1,2", f"hydra.sweep.dir={folder}", outputs=outputs)
+    wait_until(lambda: is_training(folder / "3"), process)
+    process.send_signal(signal.SIGTERM)
+    done = ended(process)
+    assert done.returncode == 143, done.stdout
+    assert states_in(folder) == {str(n): "interrupted" for n in range(4)}
+
+    before = {n: (folder / str(n) / "checkpoints" / "latest.pt").stat().st_mtime_ns for n in range(4)}
+    process = begun("fsae.resume", str(folder), outputs=outputs)
+    # Each saves at its own time: the states may differ by some steps.
+    wait_until(lambda: (folder / "0" / "checkpoints" / "latest.pt").stat().st_mtime_ns > before[0], process)
+    process.kill()
+    process.communicate()
+    assert set(states_in(folder).values()) <= {"running", "finished"}
+
+    done = ended(begun("fsae.resume", str(folder), outputs=outputs))
+    assert done.returncode == 0, done.stdout
+    assert states_in(folder) == {str(n): "finished" for n in range(4)}
+    whole, _, _ = swept
+    for number in ("0", "1", "2", "3"):
+        assert_equal_runs(folder / number, whole / number)
+
+
+def test_packs_that_seeds_keep_apart_are_told(outputs: Path):
+    short = ("debug=tiny", "launcher=packed", "trainer.tokens=512", "eval.splice_tokens=0")
+    folder = outputs / "sweeps" / "apart"
+    done = ended(begun("fsae.run", "-m", *short, "seed=1,2", f"hydra.sweep.dir={folder}", outputs=outputs))
+    assert done.returncode == 0, done.stdout
+    assert "2 jobs in packs of 1, 1" in done.stdout
+    assert "packs could be as few as 1 if source.seed did not differ" in done.stdout
+
+
+def test_a_pack_of_nobody_is_refused():
+    with pytest.raises(ValueError, match=r"hydra\.launcher\.max_members is 0; a pack has at least one member"):
+        PackedLauncher(max_members=0)
