@@ -35,6 +35,9 @@ PARTNERS = {
     "loss/topk": ["arch=topk"],
     "loss/batch_topk": ["arch=batch_topk"],
     "loss/abs_topk": ["arch=abs_topk"],
+    "loss/released_standard": ["arch=released_standard"],
+    "loss/released_jumprelu": ["arch=released_jumprelu"],
+    "loss/released_topk": ["arch=released_topk"],
 }
 
 

@@ -71,7 +71,7 @@ def _command(sweep: Sweep, launcher: Sequence[str]) -> list[str]:
 
 def _quoted(path: Path) -> str:
     """The path as a value of an override, whatever characters it has."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return "'" + str(path).replace("'", "\\'") + "'"
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ from PIL import Image
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 # The page may speak to this machine and to nobody else.
 ONLY_LOOPBACK = "MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-QUIET = """
-    --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
-    --disable-component-update --disable-sync --hide-scrollbars
-""".split()
+QUIET = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
+)  # fmt: skip
 
 
 class Browser:

@@ -38,24 +38,37 @@ def link(tmp_path: Path) -> Iterator[str]:
         server.kill()
 
 
-def strong(seen: np.ndarray) -> np.ndarray:
-    """The pixels of a strong colour."""
-    colours = seen.reshape(-1, 3).astype(int)
-    return colours[(colours.max(1) - colours.min(1)) > 90]
+# Where the page has the list of runs, each with a dot of its own colour, and where its charts, in pixels.
+LIST = (slice(200, 360), slice(320, 370))
+CHARTS = (slice(280, 1400), slice(530, 1230))
+
+
+def run_colours(seen: np.ndarray) -> list[np.ndarray]:
+    """The colours of the dots in the list of runs."""
+    pixels = seen[LIST].reshape(-1, 3)
+    kinds, counts = np.unique(pixels, axis=0, return_counts=True)
+    return [kind for kind, count in zip(kinds, counts, strict=True) if count > 40 and np.ptp(kind.astype(int)) > 40]
+
+
+def drawn(seen: np.ndarray, colour: np.ndarray) -> int:
+    """Pixels of a colour among the charts."""
+    return int((np.abs(seen[CHARTS].astype(int) - colour).max(-1) < 6).sum())
 
 
 def test_the_sweeps_link_shows_its_runs_as_charts(link: str, browser: Browser):
+    def look() -> np.ndarray:
+        return browser.picture(link, "--virtual-time-budget=60000", width=1700, height=1900)
+
     # The browser's clock runs ahead while it waits for the server, so that on a slow machine the page is not done when
     # its time is up. What has been loaded is kept, and the next try gets further.
-    for _ in range(5):
-        seen = browser.picture(link, "--virtual-time-budget=60000", width=1700, height=1900)
-        if len(strong(seen)) / seen[..., 0].size > 0.01:
+    seen = look()
+    for _ in range(4):
+        if len(run_colours(seen)) == 4 and all(drawn(seen, colour) for colour in run_colours(seen)):
             break
-    # Bars of four runs, each in a colour of its own: a page whose charts are empty has next to none.
-    found = strong(seen)
-    assert len(found) / seen[..., 0].size > 0.01
-    kinds, counts = np.unique(found // 24, axis=0, return_counts=True)
-    assert len(kinds[counts > 2000]) >= 4
+        seen = look()
+    # Every run of the sweep is in the list, and its points and lines are in the charts.
+    assert len(run_colours(seen)) == 4
+    assert min(drawn(seen, colour) for colour in run_colours(seen)) > 100
     source = browser.source(link, "--window-size=1700,1900", "--virtual-time-budget=60000")
-    for name in ("fvu", "l0", "dead_share"):
+    for name in ("eval/fvu", "eval/l0", "eval/dead_share"):
         assert name in source

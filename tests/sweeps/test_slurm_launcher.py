@@ -29,7 +29,7 @@ def settings(**changes: object) -> DictConfig:
 
 
 def test_no_slurm_is_told_with_what_runs_here(programs):
-    with pytest.raises(ValueError, match="there is no sbatch on PATH.*use launcher=joblib"):
+    with pytest.raises(ValueError, match=r"there is no sbatch on PATH.*use launcher=joblib"):
         check_slurm(settings())
 
 
@@ -43,7 +43,7 @@ def test_an_unknown_partition_is_told_with_the_known_ones(programs):
 
 def test_a_slurm_that_does_not_answer_is_told(programs):
     programs(sbatch="exit 0", sinfo="echo 'slurm_load_partitions: Unable to contact slurm controller' >&2; exit 1")
-    with pytest.raises(ValueError, match="Slurm does not answer .*Unable to contact slurm controller"):
+    with pytest.raises(ValueError, match=r"Slurm does not answer .*Unable to contact slurm controller"):
         check_slurm(settings())
 
 

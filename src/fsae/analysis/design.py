@@ -14,7 +14,7 @@ SPARSITY = ("loss.sparsity.weight", "loss.sparsity.target", "arch.k")
 REPLICATES = ("seed", "source.seed")
 # Settings that say where and how a run is done, and decide nothing of its numbers.
 BOOKKEEPING = ("name", "source.cache", "source.cache_gb", "source.also", "source.worker")
-BOOKKEEPING_GROUPS = ("paths.", "tracking.", "sae.")
+BOOKKEEPING_GROUPS = ("paths.", "tracking.", "objective.", "sae.")
 # What a reader looks for first in a condition's name, and what it is called there.
 FIRST = {"model.name": "model", "site.name": "site", "site.layer": "layer", "dataset.name": "dataset"}
 

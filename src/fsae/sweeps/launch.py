@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, open_dict, read_write
 
 from fsae.configuration.refusal import MENDABLE, refuse
 from fsae.sweeps.ray_launcher import check_ray
@@ -194,7 +194,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def _begin(config: DictConfig, resumed: bool) -> Launch:
-    _let_the_command_line_win(config)
+    let_the_command_line_win(config)
     # Names such as the sweep's folder are only resolved with Hydra's config in place.
     HydraConfig.instance().set_config(config)
     folder = Path(config.hydra.sweep.dir).absolute()
@@ -227,13 +227,12 @@ def _begin(config: DictConfig, resumed: bool) -> Launch:
     return Launch(sweep, held, run, uri, config.tracking.experiment)
 
 
-def _let_the_command_line_win(config: DictConfig) -> None:
+def let_the_command_line_win(config: DictConfig) -> None:
     """Take what the command line sets out of the grid that an experiment's file asks for.
 
     Hydra would have both, and run each job as often as the replaced list is long.
     """
-    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    given = parser.parse_overrides(list(config.hydra.overrides.task))
+    given = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
     grid = config.hydra.sweeper.get("params") or {}
     with read_write(config.hydra), open_dict(config.hydra):
         for override in given:
@@ -253,7 +252,7 @@ def _described(config: DictConfig, folder: Path) -> Sweep:
     sweeps = Path(config.paths.sweeps)
     parameters = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-    overrides = parser.parse_overrides([*parameters, *OmegaConf.to_container(hydra.overrides.task)])
+    overrides = parser.parse_overrides([*parameters, *hydra.overrides.task])
     varied = [override.get_key_element() for override in overrides if override.is_sweep_override()]
     decided_beforehand = hydra.runtime.choices["hydra/sweeper"] == "basic"
     return Sweep(

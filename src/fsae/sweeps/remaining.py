@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.plugins import Plugins
-from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
@@ -22,7 +21,6 @@ class RemainingJobs(Sweeper):
         former: settings of that sweeper, not needed any more.
     """
 
-    launcher: Launcher
     folder: Path
 
     def __init__(self, **former: Any):
@@ -53,6 +51,7 @@ class RemainingJobs(Sweeper):
         overrides = [
             [*_without_launcher(job.overrides), *launcher, f"hydra.sweep.subdir={job.folder.name}"] for job in remaining
         ]
+        assert self.launcher is not None
         for job in self.launcher.launch(overrides, initial_job_idx=0):
             # Raises what ended the job.
             _ = job.return_value

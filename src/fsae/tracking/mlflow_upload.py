@@ -193,9 +193,7 @@ class MlflowUpload:
 
         client = open_store(self.uri)
         description = self.description
-        experiment_id = find_or_create_experiment(
-            client, description.experiment, self.uri, Path(description.outputs)
-        )
+        experiment_id = find_or_create_experiment(client, description.experiment, self.uri, Path(description.outputs))
         status = read_status(self.folder.path)
         # Two processes may upload one folder, the run itself and `fsae.sync`: they must not make two runs of it.
         with FileLock(self.folder.path / ".upload.lock"):

@@ -3,15 +3,18 @@
 The jobs' own runs are its neighbours, not its children, which MLflow's table would hide and its charts leave out.
 """
 
+from __future__ import annotations
+
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING
 
 from fsae.tracking.mlflow_upload import MlflowUpload, find_or_create_experiment, first_line, read_description
 from fsae.tracking.store import compare_link, open_store
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 KIND_TAG, SWEEP_TAG = "fsae.kind", "fsae.sweep"
 
@@ -36,7 +39,7 @@ class SweepRun:
         self._experiment = experiment
         self._sweep = sweep
         self._seconds = seconds
-        self._client: Any = None
+        self._client: MlflowClient | None = None
         self._experiment_id = ""
         self._run_id = ""
 
@@ -44,7 +47,7 @@ class SweepRun:
         """Find the run or make it."""
         self._in_time(self._open)
 
-    def _open(self) -> None:
+    def _open(self) -> MlflowClient:
         client = open_store(self._uri)
         self._experiment_id = find_or_create_experiment(client, self._experiment, self._uri, self._outputs)
         found = client.search_runs(
@@ -57,6 +60,7 @@ class SweepRun:
         self._run_id = run.info.run_id
         client.update_run(self._run_id, status="RUNNING")
         self._client = client
+        return client
 
     def deliver(self, folders: Sequence[Path]) -> None:
         """Send what MLflow does not have yet of the jobs in these folders, such as the end of one that was killed."""
@@ -80,9 +84,8 @@ class SweepRun:
         """
 
         def end() -> None:
-            if self._client is None:
-                self._open()
-            client, run_id = self._client, self._run_id
+            client = self._client or self._open()
+            run_id = self._run_id
             for state, count in counts.items():
                 client.log_metric(run_id, f"jobs/{state}", count)
             client.set_tag(run_id, "mlflow.note.content", note)
@@ -97,7 +100,7 @@ class SweepRun:
         """The address at which the sweep's runs are compared, once the run was opened."""
         return compare_link(self._uri, self._experiment_id, self._sweep) if self._experiment_id else None
 
-    def _in_time(self, action: Callable[[], T], seconds: float | None = None) -> None:
+    def _in_time(self, action: Callable[[], object], seconds: float | None = None) -> None:
         failures: list[Exception] = []
 
         def attempt() -> None:

@@ -1,0 +1,75 @@
+"""The grids in conf/experiment: how many jobs they are, that every one can be run, and who wins over a grid."""
+
+import math
+from itertools import product
+
+import pytest
+
+from fsae.configuration.checks import check
+from fsae.configuration.schema import settings_of
+from fsae.sweeps.launch import let_the_command_line_win
+from tests.composition import composed, composed_with_hydra
+
+JOBS = {
+    # 3 sites x 3 layers x 4 architectures x 3 weights
+    "fisher_grid_as_released": 108,
+    # 4 architectures x 2 weights
+    "fisher_grid_as_released_small": 8,
+    # 2 sites x 3 layers x 3 architectures x 4 sparsities x 4 weights x 3 seeds
+    "fisher_grid_repaired": 864,
+    "fisher_grid": 864,
+    # 2 sites x 3 layers x 4 sparsities x 4 weights x 3 seeds
+    "fisher_grid_repaired_topk": 288,
+    # 2 architectures x 4 sparsities x 2 weights x 3 seeds
+    "fisher_grid_repaired_small": 48,
+}
+
+
+@pytest.fixture(autouse=True)
+def _outputs(monkeypatch, tmp_path):
+    monkeypatch.setenv("FSAE_OUTPUTS", str(tmp_path))
+
+
+def grid(experiment: str, *overrides: str) -> dict[str, list[str]]:
+    """The lists that a command sweeps over."""
+    config = composed_with_hydra(f"experiment={experiment}", *overrides)
+    assert config.hydra.mode.name == "MULTIRUN"
+    let_the_command_line_win(config)
+    return {key: str(values).split(",") for key, values in config.hydra.sweeper.params.items()}
+
+
+@pytest.mark.parametrize("experiment", JOBS)
+def test_a_grid_is_so_many_jobs_and_each_can_be_run(experiment):
+    lists = grid(experiment)
+    assert math.prod(map(len, lists.values())) == JOBS[experiment]
+    # Values of different lists hardly meet but for the architecture, so each is tried once with each of those.
+    longest = max(map(len, lists.values()))
+    for i, arch in product(range(longest), lists.get("arch", ["topk"])):
+        values = {key: each[i % len(each)] for key, each in lists.items()} | {"arch": arch}
+        check(settings_of(composed(f"experiment={experiment}", *(f"{key}={value}" for key, value in values.items()))))
+
+
+def test_the_command_line_replaces_a_list():
+    assert grid("fisher_grid_as_released_small", "arch=released_gated", "loss.fisher.weight=0,1") == {
+        "site": ["resid_mid"],
+        "site.layer": ["3"],
+    }
+
+
+def test_all_seeds_of_a_grid_see_one_stream():
+    orders = {settings_of(composed("experiment=fisher_grid_repaired", f"seed={seed}")).source.seed for seed in (1, 2)}
+    assert orders == {0}
+
+
+def test_without_the_penalty_the_baseline_measures_it():
+    """Every run has the term, so the report has its value for the baselines, too."""
+    fisher = settings_of(composed("experiment=fisher_grid_repaired", "loss.fisher.weight=0")).loss["fisher"]
+    assert fisher.weight == 0
+
+
+def test_the_grids_run_on_models_that_need_no_hub():
+    for model in ("smollm2_135m", "gemma3_270m"):
+        for layer in (0, 5, 10):
+            here = [f"model={model}", "dataset=python_source", f"site.layer={layer}"]
+            check(settings_of(composed("experiment=fisher_grid_as_released", *here)))
+            check(settings_of(composed("experiment=fisher_grid_repaired", *here)))
