@@ -13,15 +13,15 @@ from tests.composition import composed, composed_with_hydra
 JOBS = {
     # 3 sites x 3 layers x 4 architectures x 3 weights
     "fisher_grid_as_released": 108,
+    "fisher_grid": 108,
     # 4 architectures x 2 weights
     "fisher_grid_as_released_small": 8,
-    # 2 sites x 3 layers x 3 architectures x 4 sparsities x 4 weights x 3 seeds
-    "fisher_grid_repaired": 864,
-    "fisher_grid": 864,
-    # 2 sites x 3 layers x 4 sparsities x 4 weights x 3 seeds
-    "fisher_grid_repaired_topk": 288,
-    # 2 architectures x 4 sparsities x 2 weights x 3 seeds
-    "fisher_grid_repaired_small": 48,
+    # 2 sites x 3 layers x 3 architectures x 4 sparsities x 4 weights x 5 seeds
+    "fisher_grid_repaired": 1440,
+    # 2 sites x 3 layers x 4 sparsities x 4 weights x 5 seeds
+    "fisher_grid_repaired_topk": 480,
+    # 4 sparsities x 2 weights x 5 seeds
+    "fisher_grid_repaired_small": 40,
 }
 
 
@@ -50,7 +50,7 @@ def test_a_grid_is_so_many_jobs_and_each_can_be_run(experiment):
 
 
 def test_the_command_line_replaces_a_list():
-    assert grid("fisher_grid_as_released_small", "arch=released_gated", "loss.fisher.weight=0,1") == {
+    assert grid("fisher_grid_as_released_small", "arch=released_gated", "loss.fisher.weight=0") == {
         "site": ["resid_mid"],
         "site.layer": ["3"],
     }

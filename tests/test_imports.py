@@ -52,7 +52,7 @@ HOMES = {
     "safetensors": {"export.", "sources.store"},
     "xxhash": {"sources.store"},
     "tqdm": {"progress"},
-    "psutil": {"sources.harvest", "sweeps.joblib_launcher"},
+    "psutil": {"sources.harvest", "sweeps.joblib_launcher", "tracking.status"},
     "sae_lens": set(),
     "pickle": set(),
     "dill": set(),

@@ -220,7 +220,7 @@ def test_a_signal_ends_a_whole_sweep(
     monkeypatch.setattr(origin, "check", interrupted)
     ended = command("-m", "model=tiny", "seed=1,2")
     assert ended.exit_status == exit_status
-    assert ended.said.count(f"interrupted by {name}; the same command goes on from the saved state") == 1
+    assert ended.said.count(f"interrupted by {name}; fsae.resume goes on from the saved state") == 1
     assert [path.name for path in (tmp_path / "outputs" / "sweeps").glob("*/*/*") if path.is_dir()] == ["0"]
 
 

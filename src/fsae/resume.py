@@ -34,11 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         sweep = read_sweep(options.sweep.absolute())
         command = _command(sweep, options.launcher)
-    except ValueError as error:
+        # As it was when the sweep began: relative paths, and where everything goes, are to mean the same.
+        os.chdir(sweep.working_directory)
+    except (ValueError, OSError) as error:
         print(f"fsae: {error}", file=sys.stderr)
         sys.exit(2)
-    # As it was when the sweep began: relative paths, and where everything goes, are to mean the same.
-    os.chdir(sweep.working_directory)
     os.environ["FSAE_OUTPUTS"] = sweep.outputs
     sys.argv = ["fsae.resume", *command]
     from fsae.run import main as run

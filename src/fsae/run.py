@@ -51,7 +51,9 @@ def run(config: DictConfig) -> float | None:
                 # A worker's own: the sweep's other jobs go on.
                 hand_on(interrupted)
                 raise
-            log.warning("%s; the same command goes on from the saved state", interrupted)
+            log.warning(
+                "%s; %s goes on from the saved state", interrupted, "fsae.resume" if in_sweep else "the same command"
+            )
             sys.exit(128 + signal.Signals[interrupted.signal_name])
         except Exception as error:
             tell(error, folder)

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from fsae.export.saelens import Provenance, load_saelens, read_provenance, save_
 from fsae.losses.fisher import Fisher
 from fsae.losses.objective import Objective
 from fsae.open_run import OpenRun
-from fsae.sources.activations import ActivationSource, open_activations, stream_key
+from fsae.sources.activations import ActivationSource, Cache, open_activations, stream_key
 from fsae.tracking.run_folder import write_json
 from fsae.tracking.run_log import runs_named
 from fsae.tracking.store import resolve_uri, ui_command
@@ -160,11 +160,13 @@ def _work(runs: Sequence[OpenRun], interruption: Interruption) -> None:
 
 def _open_source(runs: Sequence[OpenRun], heartbeat: Callable[[], None]) -> ActivationSource:
     settings = runs[0].settings
+    # A harvest without room for what it harvests has nothing to do.
+    harvest = settings.task is Task.harvest
     return open_activations(
         model=settings.model,
         site=settings.site,
         dataset=settings.dataset,
-        source=settings.source,
+        source=replace(settings.source, cache=Cache.disk) if harvest else settings.source,
         training_tokens=max(run.settings.trainer.tokens for run in runs),
         held_out_tokens=settings.eval.tokens,
         folder=Path(settings.paths.activations),

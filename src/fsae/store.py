@@ -2,14 +2,13 @@
 
 import argparse
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from fsae.sources.documents import Part
-from fsae.sources.store import DamagedShard, Store, folder_bytes, in_use, last_used, store_folders
+from fsae.sources.store import DamagedShard, Store, folder_bytes, in_use, last_used, remove, store_folders
 
 _DAY = 86_400.0
 
@@ -87,13 +86,12 @@ def _verify(folders: list[Path]) -> int:
 def _prune(folders: list[Path]) -> int:
     exit_status = 0
     for folder in folders:
-        if in_use(folder):
+        size = folder_bytes(folder)
+        if remove(folder):
+            print(f"{folder.name}: {size / 1e9:.3g} GB removed")
+        else:
             print(f"{folder.name} is in use by a run; it stays", file=sys.stderr)
             exit_status = 1
-            continue
-        size = folder_bytes(folder)
-        shutil.rmtree(folder)
-        print(f"{folder.name}: {size / 1e9:.3g} GB removed")
     return exit_status
 
 

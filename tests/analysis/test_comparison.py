@@ -144,6 +144,15 @@ def test_the_mean_over_architectures_counts_seeds_and_not_runs():
             "not comparable: the ranges of l0 do not overlap",
         ),
         (runs(*[row for s in range(4) for row in pair(s, 0.0)]), "the same in all 4 pairs"),
+        # A resample of equal values has no spread: the interval would have no end.
+        (
+            runs(*[row for s, by in enumerate((0.0, 0.0, 0.0, 0.01)) for row in pair(s, by)]),
+            "too few different values to say (4 seeds), higher in 1 of them",
+        ),
+        (
+            runs(*[row for s, by in enumerate((-0.02, -0.02, -0.01, -0.01)) for row in pair(s, by)]),
+            "too few different values to say (4 seeds), lower in each",
+        ),
         (
             runs(*[row for s, by in enumerate((-0.03, 0.01, 0.02, -0.01)) for row in pair(s, by)]),
             "no difference found at this precision: between 0.",

@@ -139,7 +139,11 @@ def test_a_hub_that_failed_once_is_asked_again(tmp_path):
     """Jobs of one sweep may share a process; what one of them met is not what the next one meets."""
     with fake_hub() as hub:
         answers, offline, _ = ask(
-            tmp_path, hub, ("owner/broken", None, "model"), ("owner/open", None, "model"), ("owner/open", None, "dataset")
+            tmp_path,
+            hub,
+            ("owner/broken", None, "model"),
+            ("owner/open", None, "model"),
+            ("owner/open", None, "dataset"),
         )
     assert "cannot be asked" in answers[0]
     assert answers[1:] == [None, None]

@@ -137,7 +137,7 @@ def test_rewinding(stories):
 def test_reading_files_asks_nobody(stories, monkeypatch):
     asked = []
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: asked.append(host) or [])
-    next(open_documents(stories, Part.train, 0))
+    next(open_documents(stories, Part.train))
     assert asked == []
 
 
@@ -159,7 +159,7 @@ def test_labels_are_kept(tmp_path):
     settings = DatasetSettings(
         name="devign", format=DatasetFormat.hub, path=str(tmp_path), text_column="func", label_column="target"
     )
-    documents = list(open_documents(settings, Part.train, 0))
+    documents = list(open_documents(settings, Part.train))
     assert documents
     assert all(document.label is (len(document.content) % 2 == 0) for document in documents)
 
@@ -175,9 +175,9 @@ def test_token_ids_are_read_as_they_are(tmp_path):
         tokens_column="input_ids",
         held_out=0.25,
     )
-    documents = open_documents(settings, Part.train, 0)
+    documents = open_documents(settings, Part.train)
     assert documents.tokenised
-    train, held_out = list(documents), list(open_documents(settings, Part.held_out, 0))
+    train, held_out = list(documents), list(open_documents(settings, Part.held_out))
     assert sorted(document.content for document in train + held_out) == rows
     assert train[0] == Document(content=train[0].content, label=None)
 
@@ -239,7 +239,7 @@ def test_a_glob_a_single_file_and_strange_names(tmp_path):
 
 def failure(**settings) -> str:
     with pytest.raises(ValueError) as caught:
-        list(open_documents(DatasetSettings(name="mine", **settings), Part.train, 0))
+        list(open_documents(DatasetSettings(name="mine", **settings), Part.train))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -288,9 +288,9 @@ def test_data_sets_without_documents(tmp_path):
 def test_a_later_pass_may_be_all_that_a_resumed_run_sees(tmp_path):
     """Resuming at the very end finds no further document, and that is no empty data set."""
     settings = write_text(tmp_path)
-    documents = open_documents(settings, Part.train, 0)
+    documents = open_documents(settings, Part.train)
     list(documents)
-    resumed = open_documents(settings, Part.train, 0)
+    resumed = open_documents(settings, Part.train)
     resumed.load_state_dict(documents.state_dict())
     assert list(resumed) == []
 
@@ -318,7 +318,7 @@ import sys
 from fsae.sources.documents import *
 settings = DatasetSettings(name="mine", format=DatasetFormat.hub, path=sys.argv[1])
 try:
-    next(open_documents(settings, Part.train, 0))
+    next(open_documents(settings, Part.train))
 except ValueError as error:
     print(error)
 print("datasets" in sys.modules)

@@ -17,8 +17,8 @@ import torch
 from fsae.sources import shards as module
 from fsae.sources.documents import Part
 from fsae.sources.shards import Shards
-from fsae.sources.store import Store
-from tests.streams import OTHER_SITE, SITE, TEXTS, TableModel, listed_shards, packed
+from fsae.sources.store import Store, in_use
+from tests.streams import OTHER_SITE, SITE, TEXTS, TableModel, activation_source, listed_shards, packed
 
 TRAIN, HELD_OUT = Part.train, Part.held_out
 # Four of training, two held out.
@@ -49,8 +49,12 @@ def filling(folder: Path, seconds_a_pass: float) -> subprocess.Popen[str]:
     )
 
 
+def places_of(shards: Shards) -> list[tuple[Part, int]]:
+    return [(part, number) for part in Part for number in range(shards.extent.shards(part))]
+
+
 def every(shards: Shards) -> list[torch.Tensor]:
-    return [shards.shard(part, number).activations for part, number in shards.extent.all()]
+    return [shards.shard(part, number).activations for part, number in places_of(shards)]
 
 
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
@@ -71,7 +75,7 @@ def test_what_is_stored_is_what_is_harvested(tmp_path: Path, wanted):
 
 
 def test_the_order_in_which_shards_are_asked_for_does_not_matter(wanted):
-    places = list(listed_shards(**SIZES).extent.all())
+    places = places_of(listed_shards(**SIZES))
     for order in ([3, 0, 2, 1, 5, 4], [5, 4, 3, 2, 1, 0]):
         shards = listed_shards(**SIZES)
         found = {i: shards.shard(*places[i]).activations for i in order}
@@ -88,7 +92,7 @@ def test_facts_say_where_each_vector_is_from(tmp_path: Path):
             open_text=lambda _, part: packed(TEXTS, repeat=part is TRAIN, labels=labels),
             **SIZES,
         )
-        for part, number in shards.extent.all():
+        for part, number in places_of(shards):
             shard = shards.shard(part, number)
             assert len(shard.tokens) == len(shard.documents) == len(shard)
             # The vector less its token's row is one of the positions'.
@@ -145,6 +149,29 @@ def test_held_out_text_that_ends_is_not_looked_for_again(tmp_path: Path):
         assert 100 < len(shards.shard(HELD_OUT, 0)) < 4000
         passes.append(model.passes)
     assert passes[0] > passes[1] == 0
+
+
+def test_shards_after_the_held_out_text_are_not_missing(tmp_path: Path):
+    """Its 158 positions or so end in the fourth of a hundred shards."""
+    sizes: dict[str, Any] = {"tokens": 40, "shard_tokens": 40, "held_out_tokens": 4000}
+    source = activation_source(tmp_path, **sizes)
+    source.first_vectors()
+    list(source.held_out(4000, 25))
+    store = Store(tmp_path / str(SITE))
+    assert len(store.shards()) < 10
+    shards = listed_shards(tmp_path, **sizes)
+    assert list(shards.extent.missing(store)) == []
+    shards.fill()
+    assert shards.made == 0
+    # But one before the end is.
+    store.discard(HELD_OUT, 1)
+    assert list(shards.extent.missing(store)) == [(HELD_OUT, 1)]
+
+
+def test_another_site_is_kept_though_this_one_is_there_already(tmp_path: Path, wanted):
+    listed_shards(tmp_path, **SIZES).fill()
+    assert same(every(listed_shards(tmp_path, sites=[SITE, OTHER_SITE], **SIZES)), wanted)
+    assert len(Store(tmp_path / str(OTHER_SITE)).shards()) == 6
 
 
 def test_other_sites_come_from_the_same_passes_and_are_what_they_are_alone(tmp_path: Path):
@@ -260,6 +287,64 @@ def test_a_damaged_shard_is_told_and_harvested_again(damage, told: str, tmp_path
     assert model.passes == 0
 
 
+def flip_a_byte_of_the_text_after(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    header = int.from_bytes(data[:8], "little")
+    begin, _ = json.loads(data[8 : 8 + header])["text_pending"]["data_offsets"]
+    data[8 + header + begin] ^= 3
+    path.write_bytes(data)
+
+
+def flip_a_byte_of_the_header(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[20] ^= 0x55
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte_of_the_text_after, flip_a_byte_of_the_header])
+def test_text_is_not_read_on_from_a_damaged_shard(damage, tmp_path: Path, wanted):
+    """Filling a store reads nothing of a shard but where the text goes on after it."""
+    listed_shards(tmp_path, tokens=40, shard_tokens=40, held_out_tokens=60).fill()
+    damage(tmp_path / str(SITE) / "train-00000.safetensors")
+    listed_shards(tmp_path, **SIZES).fill()
+    later = listed_shards(tmp_path, **SIZES)
+    assert same([later.shard(TRAIN, number).activations for number in (1, 2, 3)], wanted[1:4])
+    assert later.made == 0
+
+
+def test_damage_is_told_once_however_long_another_mends_it(tmp_path: Path, caplog):
+    listed_shards(tmp_path, **SIZES).fill()
+    cut_short(tmp_path / str(SITE) / "train-00000.safetensors")
+    shards, beats = listed_shards(tmp_path, **SIZES), []
+
+    def looks() -> None:
+        beats.append(None)
+        if len(beats) == 3:
+            raise InterruptedError
+
+    shards.harvester._heartbeat = looks
+    with Store(tmp_path / str(SITE)).lock(TRAIN, 0), pytest.raises(InterruptedError):
+        shards.shard(TRAIN, 0)
+    assert caplog.text.count("it is harvested again") == 1
+
+
+def test_a_store_is_in_use_by_those_who_wait_for_another_s_shards(tmp_path: Path):
+    """They opened it before there was anything in it."""
+    shards, beats = listed_shards(tmp_path, **SIZES), []
+    other = Store(tmp_path / str(SITE))
+
+    def looks() -> None:
+        beats.append(in_use(other.folder))
+        raise InterruptedError
+
+    shards.harvester._heartbeat = looks
+    with other.lock(TRAIN, 0):
+        other.close()
+        with pytest.raises(InterruptedError):
+            shards.shard(TRAIN, 0)
+    assert beats == [True]
+
+
 def one_shard_of_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk takes one shard and is full then."""
     write = Store.write
@@ -311,8 +396,12 @@ def test_a_real_full_disk(tmp_path: Path):
     try:
         # Its own estimate would stop it in time.
         shards._room = module.Room(folder=tmp_path, limit_gb=None)
-        with pytest.raises(OSError, match="No space left on device; what was harvested so far is kept"):
-            every(shards)
+        full = r"No space left on device for .*train-\d+\.partial; what was harvested so far is kept"
+        for harvest in (lambda: every(shards), shards.fill):
+            with pytest.raises(OSError, match=full) as raised:
+                harvest()
+            # Otherwise the run would say that its own folder's disk is full.
+            assert raised.value.errno is None
         assert shards.made > 0
         assert not list(disk.glob("*/*.partial"))
         assert len(Store(disk / str(SITE), marked=False).shards()) == shards.made

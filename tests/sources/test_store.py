@@ -2,6 +2,7 @@ import fcntl
 import json
 import os
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 from fsae.sources import store as module
 from fsae.sources.documents import Part
 from fsae.sources.harvest import Shard
-from fsae.sources.store import DamagedShard, Manifest, Store, checksum_of, digest_of, in_use, last_used
+from fsae.sources.store import DamagedShard, Manifest, Store, checksum_of, digest_of, in_use, last_used, remove
 
 CONTENT = {"model": {"package": "tiny", "version": "1"}, "site": "resid_mid.1"}
 
@@ -138,6 +139,42 @@ def test_a_store_of_another_format_is_refused_by_who_wrote_it(tmp_path: Path):
     )
     with pytest.raises(ValueError, match=message):
         Store(folder)
+
+
+@pytest.mark.parametrize("text", ["", '{"format": 1'])
+def test_a_damaged_manifest_is_named(text: str, tmp_path: Path):
+    folder = made(tmp_path / "a").folder
+    (folder / "store.json").write_text(text)
+    with pytest.raises(ValueError, match=r"store .*a has a damaged store\.json .* remove it with .* prune a`"):
+        Store(folder)
+
+
+def test_a_store_that_is_opened_while_it_is_removed_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store = made(tmp_path / "a")
+    write(store, 0, 5)
+    assert not remove(store.folder)
+    store.close()
+    opened: list[Store] = []
+    other = Thread(target=lambda: opened.append(Store(store.folder)))
+    unlink = Path.unlink
+
+    def slowly(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "store.json":
+            # It has read the manifest, and waits until nobody removes the store.
+            other.start()
+            other.join(0.2)
+            assert other.is_alive()
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", slowly)
+    assert remove(store.folder)
+    monkeypatch.undo()
+    other.join(10)
+    assert not opened[0].holds(Part.train, 0, 5)
+    assert in_use(store.folder)
+    opened[0].create(Manifest(content=CONTENT, d_in=4, prepends_bos=False))
+    given = write(opened[0], 0, 5)
+    assert torch.equal(Store(store.folder).read(Part.train, 0).activations, given.activations)
 
 
 def test_a_store_is_in_use_until_it_is_closed(tmp_path: Path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fsae.tracking.sweep_folder import Sweep, lock, read_sweep
+from fsae.tracking.sweep_folder import JobState, Sweep, lock, read_sweep
 from tests.commands import wait_until
 from tests.sweeps.sweeps import LONG, SHORT, assert_equal_runs, begun, ended, is_training, states_in
 
@@ -61,7 +61,10 @@ def test_the_sweep_s_runs_are_neighbours_in_mlflow_tied_by_a_tag(swept: tuple[Pa
     assert "Traceback" in log.read_text()
     (summary,) = (run for run in runs if run.data.tags["fsae.kind"] == "sweep")
     assert summary.info.status == "FAILED"
-    assert summary.data.metrics == {"jobs/finished": 1, "jobs/failed": 1, "jobs/refused": 2}
+    counts = {name: count for name, count in summary.data.metrics.items() if count}
+    assert counts == {"jobs/finished": 1, "jobs/failed": 1, "jobs/refused": 2}
+    # A resumed sweep replaces all of them.
+    assert summary.data.metrics.keys() == {f"jobs/{state.name}" for state in JobState}
     assert "1 finished, 1 failed, 2 refused" in summary.data.tags["mlflow.note.content"]
     held = {artifact.path for artifact in client.list_artifacts(summary.info.run_id, "report")}
     assert "report/report.html" in held
@@ -76,6 +79,17 @@ def test_a_second_sweep_on_a_folder_is_refused(swept: tuple[Path, str, int], out
     assert done.stdout.count(f"{folder} holds a sweep already: finish it with") == 1
     assert "Traceback" not in done.stdout
     assert (folder / "sweep.json").read_bytes() == before
+
+
+def test_so_is_one_whose_jobs_could_not_be_found_again(outputs: Path):
+    folder = outputs / "sweeps" / "named"
+    done = ended(
+        begun("fsae.run", "-m", *SHORT, "seed=1,2", "hydra.sweep.subdir=${hydra.job.override_dirname}",
+              f"hydra.sweep.dir={folder}", outputs=outputs)
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stdout == "fsae: hydra.sweep.subdir cannot be changed: a sweep finds its jobs again by their numbers\n"
+    assert not (folder / "sweep.json").exists()
 
 
 def test_so_is_one_beside_a_launching_process(swept: tuple[Path, str, int], outputs: Path):

@@ -50,6 +50,16 @@ def test_a_run_whose_process_is_gone_is_not_going(tmp_path: Path) -> None:
     assert not status.is_going()
 
 
+def test_nor_is_one_whose_process_number_is_another_s_by_now(tmp_path: Path) -> None:
+    mark(tmp_path, RunState.running)
+    path = RunFolder(tmp_path).status
+    # This process began later, as after a restart of the container.
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"updated": "2020-01-02T03:04:05+00:00"}))
+    status = read_status(tmp_path)
+    assert status is not None
+    assert not status.is_going()
+
+
 def test_a_run_on_another_host_is_believed(tmp_path: Path) -> None:
     mark(tmp_path, RunState.running)
     path = RunFolder(tmp_path).status

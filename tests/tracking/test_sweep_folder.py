@@ -96,6 +96,9 @@ def test_a_job_that_says_running_is_killed_when_its_process_is_gone(sweep: Sweep
         # Between two tries.
         (RunState.interrupted, "12_0 PENDING", JobState.waiting),
         (RunState.interrupted, "", JobState.interrupted),
+        # Launched again after it failed.
+        (RunState.failed, "12_0 PENDING", JobState.waiting),
+        (RunState.failed, "", JobState.failed),
         (RunState.finished, "12_0 COMPLETING", JobState.finished),
     ],
 )

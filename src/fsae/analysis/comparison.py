@@ -44,7 +44,8 @@ class Comparison:
         l0: lower and upper end of the range of l0 that every curve covers; None where nothing was compared.
         baseline: the metric without the penalty, over the same range; NaN where nothing was compared.
         differences: penalised less baseline by seed, each the mean over log l0 within the range.
-        interval: 95 % bootstrap interval of their mean, None with fewer than four.
+        interval: 95 % bootstrap interval of their mean; None with fewer than four, or with so few different ones that
+            it has no end.
         obstacle: why nothing was compared, or an empty text.
     """
 
@@ -65,7 +66,7 @@ class Comparison:
 
     @property
     def outcome(self) -> str:
-        """One word: "lower", "higher", "none" found, "few" seeds, or "not" comparable."""
+        """One word: "lower", "higher", "none" found, too "few" seeds or values to say, or "not" comparable."""
         if self.obstacle:
             return "not"
         if self.interval is None:
@@ -88,7 +89,10 @@ class Comparison:
         if self.obstacle:
             return f"not comparable: {self.obstacle}"
         if self.interval is None:
-            return f"too few seeds to say: {n} of at least {MIN_PAIRS}{_agreement(list(self.differences.values()))}"
+            agreement = _agreement(list(self.differences.values()))
+            if n < MIN_PAIRS:
+                return f"too few seeds to say: {n} of at least {MIN_PAIRS}{agreement}"
+            return f"too few different values to say ({n} seeds){agreement}"
         if self.interval == (0.0, 0.0):
             return f"the same in all {n} pairs"
         low, high = self.interval
@@ -289,15 +293,18 @@ def _mean_over(parts: Sequence[Comparison]) -> Comparison:
 def _interval(differences: dict[str, float]) -> tuple[float, float] | None:
     if len(differences) < MIN_PAIRS:
         return None
-    low, high = bootstrap_interval(np.array(list(differences.values())))
-    return float(low), float(high)
+    low, high = map(float, bootstrap_interval(np.array(list(differences.values()))))
+    # Where many differences are equal, so many resamples have no spread that a quantile of their t is infinite.
+    return (low, high) if math.isfinite(high - low) else None
 
 
 def _agreement(differences: Sequence[float]) -> str:
     if len(differences) < 2:
         return ""
-    if all(value < 0 for value in differences):
-        return ", lower in each"
-    if all(value > 0 for value in differences):
-        return ", higher in each"
-    return ", of different signs"
+    lower, higher = (sum(sign * value > 0 for value in differences) for sign in (-1, 1))
+    if lower and higher:
+        return ", of different signs"
+    if not lower and not higher:
+        return ", the same in each"
+    which = "each" if lower + higher == len(differences) else f"{lower + higher} of them"
+    return f", {'lower' if lower else 'higher'} in {which}"

@@ -148,7 +148,7 @@ def _of(comparisons: Sequence[Comparison], metric: str) -> list[Comparison]:
 
 def _in_short(comparisons: Sequence[Comparison]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """For each metric its name and, for each treatment, the verdicts counted and that on their mean, with its worth."""
-    words = {"lower": "lower", "higher": "higher", "none": "no difference found", "few": "too few seeds to say"}
+    words = {"lower": "lower", "higher": "higher", "none": "no difference found", "few": "too few to say"}
     names = list(dict.fromkeys(each.treatment for each in comparisons))
     for metric in dict.fromkeys(each.metric for each in comparisons):
         cells = []
@@ -191,7 +191,7 @@ def _cautions(runs: pd.DataFrame, usable: pd.DataFrame, design: Design) -> Itera
         names = ", ".join(name.removeprefix("eval/") for name in broken)
         yield f"Some runs lack a finite value of {names}; they are left out where it is compared."
     for name in ("eval.tokens", "eval/fisher_batch"):
-        if len(set(_values(usable, name))) > 1:
+        if len({shown(value) for value in _values(usable, name)}) > 1:
             yield f"{name.removeprefix('eval/')} differs between runs: their held-out numbers differ in precision too."
 
 
@@ -260,7 +260,6 @@ def _plot_thetas(design: Design, palette: Palette, folder: Path) -> Iterator[Pic
 
 def _plot_densities(usable: pd.DataFrame, design: Design, folder: Path) -> Iterator[Picture]:
     """One picture a condition, at each architecture's middle sparsity by l0, averaged over seeds."""
-    latents = {}
     cells = design.labels.loc[[shown(each) != "null" for each in usable[HISTOGRAM[1]]]]
     for number, condition in enumerate(dict.fromkeys(cells["condition"])):
         here = cells.loc[cells["condition"] == condition]

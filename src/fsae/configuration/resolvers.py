@@ -40,7 +40,8 @@ def flat_settings(config: DictConfig) -> dict[str, str]:
 
     def walk(prefix: str, value: object) -> None:
         if isinstance(value, DictConfig) and value:
-            if word := CHOICES.get(OmegaConf.get_type(value)):
+            kind = OmegaConf.get_type(value)
+            if kind is not None and (word := CHOICES.get(kind)):
                 flat[prefix] = word
             for key in value:
                 # What is missing is told by the checks that follow, better than OmegaConf tells it here.

@@ -314,8 +314,7 @@ def open_activations(
     missing = sum(
         shard_bytes(extent.count(part, number), shape.width(each), dtype)
         for each, store in stores.items()
-        for part, number in extent.all()
-        if not store.holds(part, number, extent.count(part, number))
+        for part, number in extent.missing(store)
     )
     writing = _is_written(source.cache, missing, room)
     in_store = bool(stores) and missing == 0
@@ -398,7 +397,7 @@ def _is_written(cache: Cache, missing: int, room: Room) -> bool:
     try:
         room.require(missing)
         if cache is Cache.auto and missing > _SHARE_OF_FREE_DISK * room.free():
-            reason = f"that is more than half of the {room.free() / 1e9:.1f} GB that are free"
+            reason = f"that is more than half of the {room.free() / 1e9:.3g} GB that are free"
     except OSError as error:
         if cache is Cache.disk:
             raise OSError(
@@ -410,7 +409,7 @@ def _is_written(cache: Cache, missing: int, room: Room) -> bool:
         log.warning("%.3g GB of activations are not kept: %s", missing / 1e9, reason)
         return False
     log.info(
-        "%.3g GB of activations will be written to %s, where %.1f GB are free",
+        "%.3g GB of activations will be written to %s, where %.3g GB are free",
         missing / 1e9, room.folder, room.free() / 1e9,
     )  # fmt: skip
     return True

@@ -215,7 +215,7 @@ def open_documents(settings: DatasetSettings, part: Part) -> Documents:
     if settings.format is DatasetFormat.hub:
         dataset = _open_hub(settings)
     else:
-        files = _files(settings)
+        files = dataset_files(settings)
         Random(0).shuffle(files)
         dataset = _open_files(settings, files)
     return Documents(dataset, settings, part)
@@ -229,7 +229,7 @@ def dataset_identity(settings: DatasetSettings) -> dict[str, str]:
     """
     path = Path(settings.path or "").expanduser()
     if settings.format is not DatasetFormat.hub:
-        files = [Path(file) for file in _files(settings)]
+        files = [Path(file) for file in dataset_files(settings)]
         return {"files": listing_digest(Path(os.path.commonpath([file.parent for file in files])), files)}
     if path.is_dir():
         return {"files": listing_digest(path, [file for file in path.rglob("*") if file.is_file()])}
@@ -297,7 +297,7 @@ def _load(settings: DatasetSettings, path: str, **arguments: Any) -> "IterableDa
     return dataset
 
 
-def _files(settings: DatasetSettings) -> list[str]:
+def dataset_files(settings: DatasetSettings) -> list[str]:
     """The files of a data set, sorted: the same on every machine before they are permuted."""
     if settings.format is DatasetFormat.python_source:
         return standard_library()

@@ -43,9 +43,14 @@ class Extent:
         """How many vectors a shard has."""
         return min(self.shard_tokens, self.tokens[part] - number * self.shard_tokens)
 
-    def all(self) -> Iterator[tuple[Part, int]]:
-        """Every shard of both parts."""
-        return ((part, number) for part in Part for number in range(self.shards(part)))
+    def missing(self, store: Store) -> Iterator[tuple[Part, int]]:
+        """The shards that a store does not hold, as far as it knows the text to go."""
+        for part in Part:
+            for number in range(self.shards(part)):
+                if not store.holds(part, number, self.count(part, number)):
+                    yield part, number
+                elif (record := store.record(part, number)) and record.text_ended:
+                    break
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,18 +160,15 @@ class Shards:
             ValueError: activations that are not finite, or no memory for them.
             OSError: no room.
         """
-        wanted, waited = list(self.extent.all()), _Waiting(self)
-        while wanted:
-            made = [self._make(part, number, list(self._stores)) for part, number in wanted]
-            wanted = [
-                (part, number)
-                for part, number in wanted
-                if not all(
-                    store.holds(part, number, self.extent.count(part, number)) for store in self._stores.values()
-                )
-            ]
-            if wanted and not any(made):
-                waited.a_moment(*wanted[0])
+        waited = _Waiting(self)
+        try:
+            while wanted := [place for store in self._stores.values() for place in self.extent.missing(store)]:
+                if not any(self._make(part, number, list(self._stores)) for part, number in wanted):
+                    waited.a_moment(*wanted[0])
+        except OSError as error:
+            if is_full(error):
+                raise _without_room(error) from error
+            raise
 
     def close(self) -> None:
         """Let the stores be pruned."""
@@ -176,12 +178,13 @@ class Shards:
     def _await(self, store: Store, part: Part, number: int, count: int) -> bool:
         """Return True once the store holds a shard; False where it has to be harvested into memory."""
         waited = _Waiting(self)
-        while not store.holds(part, number, count):
-            if not self._writing:
-                return False
+        while self._writing:
             try:
-                if self._make(part, number, [self.site]):
+                # Of the other sites, too, where this one is there already.
+                if self._make(part, number, list(self._stores)):
                     continue
+                if store.holds(part, number, count):
+                    return True
                 later = range(number + 1, self.extent.shards(part))
                 if not any(self._make(part, another, [self.site]) for another in later):
                     waited.a_moment(part, number)
@@ -189,13 +192,10 @@ class Shards:
                 if not is_full(error):
                     raise
                 if self._required:
-                    raise OSError(
-                        f"{error.strerror}; what was harvested so far is kept. Free space (`python -m fsae.store list` "
-                        "says what takes it), raise source.cache_gb, or use source.cache=none"
-                    ) from error
-                log.warning("%s; activations are harvested into memory from here on", error.strerror)
+                    raise _without_room(error) from error
+                log.warning("%s; activations are harvested into memory from here on", _cause(error))
                 self._writing = False
-        return True
+        return store.holds(part, number, count)
 
     def _make(self, part: Part, number: int, leading: Sequence[Site]) -> bool:
         """Harvest a shard where one of the leading sites misses it and no other process is at it; whether it did."""
@@ -275,6 +275,17 @@ class _Waiting:
             )  # fmt: skip
         time.sleep(_SECONDS_BETWEEN_LOOKS)
         self._shards.harvester.beat()
+
+
+def _without_room(error: OSError) -> OSError:
+    return OSError(
+        f"{_cause(error)}; what was harvested so far is kept. Free space (`python -m fsae.store list` says what takes "
+        "it) or raise source.cache_gb, and start the same command again"
+    )
+
+
+def _cause(error: OSError) -> str:
+    return f"{error.strerror} for {error.filename}" if error.filename else str(error.strerror)
 
 
 def _beginning(shard: Shard, part: Part, number: int, count: int) -> Shard:

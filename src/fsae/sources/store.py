@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -98,24 +98,25 @@ class Store:
         marked: whether to keep it from being pruned until `close`, and to note that it was used.
 
     Raises:
-        ValueError: the folder was written in another format.
+        ValueError: the folder was written in another format, or its manifest is damaged.
     """
 
     def __init__(self, folder: Path, marked: bool = True):
         self.folder = folder
         self.manifest = read_manifest(folder)
         self._verified: set[str] = set()
+        self._told: set[str] = set()
         self._use: int | None = None
         if marked and self.manifest is not None:
             self._mark_in_use()
 
     def create(self, manifest: Manifest) -> None:
         """Make the folder and say what it holds, where that is not done."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._mark_in_use()
-        if self.manifest is None:
+        # Not only where this object found none: the folder may have been removed since.
+        if not (self.folder / _MANIFEST).exists():
             _write_json(self.folder / _MANIFEST, asdict(manifest))
-            self.manifest = manifest
+        self.manifest = manifest
 
     def path(self, part: Part, number: int) -> Path:
         """A shard's file."""
@@ -130,10 +131,10 @@ class Store:
         except FileNotFoundError:
             return None
         except (ValueError, TypeError) as error:
-            log.warning("the record beside %s cannot be read (%s); that shard is harvested again", path, error)
+            self._tell(f"the record beside {path} cannot be read ({error}); that shard is harvested again")
             return None
         if found != record.bytes:
-            log.warning("%s has %d bytes instead of %d; it is harvested again", path, found, record.bytes)
+            self._tell(f"{path} has {found} bytes instead of {record.bytes}; it is harvested again")
             return None
         return record
 
@@ -152,11 +153,7 @@ class Store:
         path, record = self.path(part, number), self.record(part, number)
         if record is None:
             raise DamagedShard(f"{path} is cut short")
-        if record.checksum not in self._verified:
-            if checksum_of(path) != record.checksum:
-                raise DamagedShard(f"{path} does not have the checksum it was written with")
-            self._verified.add(record.checksum)
-        with safe_open(path, framework="pt") as tensors:
+        with self._whole(path, record) as tensors:
             return Shard(
                 activations=tensors.get_tensor("activations"),
                 tokens=tensors.get_tensor("tokens"),
@@ -165,12 +162,13 @@ class Store:
             )
 
     def text_after(self, part: Part, number: int) -> dict[str, Any] | None:
-        """The text's position after a shard, where it is known."""
+        """The text's position after a shard, where it is known and the shard is not damaged."""
         record = self.record(part, number)
         if record is None or record.text is None:
             return None
-        with safe_open(self.path(part, number), framework="pt") as tensors:
+        with suppress(DamagedShard), self._whole(self.path(part, number), record) as tensors:
             return record.text | {"pending": tensors.get_tensor("text_pending")}
+        return None
 
     def write(
         self,
@@ -223,6 +221,8 @@ class Store:
     @contextmanager
     def lock(self, part: Part, number: int) -> Iterator[bool]:
         """Whether the shard is ours to write as long as the block lasts; False where another process has it."""
+        # Who waits for another's shards uses the store as well.
+        self._mark_in_use()
         lock = FileLock(self.path(part, number).with_suffix(".lock"))
         try:
             lock.acquire(timeout=0)
@@ -249,30 +249,63 @@ class Store:
             os.close(self._use)
             self._use = None
 
+    @contextmanager
+    def _whole(self, path: Path, record: ShardRecord) -> Iterator[safe_open]:
+        """A shard's file, which has its checksum."""
+        try:
+            if record.checksum not in self._verified:
+                if checksum_of(path) != record.checksum:
+                    raise DamagedShard(f"{path} does not have the checksum it was written with")
+                self._verified.add(record.checksum)
+            file = safe_open(path, framework="pt")
+        except FileNotFoundError:
+            # Another process has just discarded it.
+            raise DamagedShard(f"{path} was removed") from None
+        with file as tensors:
+            yield tensors
+
+    def _tell(self, message: str) -> None:
+        """Say it once: a shard is looked at often while another process mends it."""
+        if message not in self._told:
+            self._told.add(message)
+            log.warning(message)
+
     def _mark_in_use(self) -> None:
-        if self._use is None:
-            # Held until the process ends, however it does.
-            self._use = os.open(self.folder / _IN_USE, os.O_RDWR | os.O_CREAT, 0o666)
-            fcntl.flock(self._use, fcntl.LOCK_SH)
-            os.utime(self._use)
+        while self._use is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                # Held until the process ends, however it does.
+                descriptor = os.open(self.folder / _IN_USE, os.O_RDWR | os.O_CREAT, 0o666)
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+                # Without a name it went with a store that was removed while we waited: it keeps nobody out.
+                if os.fstat(descriptor).st_nlink > 0:
+                    os.utime(descriptor)
+                    self._use = descriptor
+                else:
+                    os.close(descriptor)
 
 
 def read_manifest(folder: Path) -> Manifest | None:
     """What a store's folder holds; None where there is no store, or the first write of one was cut off.
 
     Raises:
-        ValueError: it was written in another format.
+        ValueError: it was written in another format, or its manifest is damaged.
     """
+    remedy = (
+        f"remove it with `python -m fsae.store --folder {folder.parent} prune {folder.name}`, or use another outputs "
+        "folder (paths.outputs)"
+    )
     try:
         values = json.loads((folder / _MANIFEST).read_text())
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise ValueError(f"the activation store {folder} has a damaged {_MANIFEST} ({error}); {remedy}") from None
     found = values.get("format")
     if found != FORMAT:
         raise ValueError(
             f"the activation store {folder} was written by {values.get('written_by', 'another version')} in format "
-            f"{found}, and this version reads format {FORMAT}; remove it with `python -m fsae.store "
-            f"--folder {folder.parent} prune {folder.name}`, or use another outputs folder (paths.outputs)"
+            f"{found}, and this version reads format {FORMAT}; {remedy}"
         )
     return Manifest(**values)
 
@@ -290,17 +323,37 @@ def last_used(folder: Path) -> float:
 
 def in_use(folder: Path) -> bool:
     """Whether a run has a store open."""
-    try:
-        descriptor = os.open(folder / _IN_USE, os.O_RDWR)
-    except FileNotFoundError:
-        return False
+    with _kept_out(folder) as nobody:
+        return not nobody
+
+
+def remove(folder: Path) -> bool:
+    """Remove a store, unless a run has it open; whether it did. A run that opens it meanwhile waits for the end."""
+    with _kept_out(folder) as nobody:
+        if nobody:
+            # In this order a store whose removal is cut off is still listed, and nobody opens the rest of one.
+            last = [folder / _MANIFEST, folder / _IN_USE]
+            for path in [*({*folder.iterdir()} - {*last}), *last]:
+                path.unlink(missing_ok=True)
+            # Unless a run has begun it anew.
+            with suppress(OSError):
+                folder.rmdir()
+        return nobody
+
+
+@contextmanager
+def _kept_out(folder: Path) -> Iterator[bool]:
+    """Whether no run has a store open; then none opens it as long as the block lasts."""
+    descriptor = os.open(folder / _IN_USE, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        nobody = True
     except BlockingIOError:
-        return True
+        nobody = False
+    try:
+        yield nobody
     finally:
         os.close(descriptor)
-    return False
 
 
 def folder_bytes(folder: Path) -> int:

@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from fsae.configuration.refusal import MENDABLE, refuse
 from fsae.sweeps.ray_launcher import check_ray
@@ -101,7 +101,8 @@ class Launch:
         try:
             run.close(
                 finished=counts[JobState.finished.value] == len(jobs),
-                counts={state.replace(" ", "_"): count for state, count in counts.items()},
+                # Zeros too: they replace what was counted before the sweep was resumed.
+                counts={state.name: counts[state.value] for state in JobState},
                 note="```\n" + self._words(jobs, counts)[:7000] + "\n```",
                 report=report,
             )
@@ -209,6 +210,10 @@ def _begin(config: DictConfig, resumed: bool) -> Launch:
                 f"{folder} holds a sweep already: finish it with {python_command()} -m fsae.resume {folder}, or choose "
                 "another hydra.sweep.dir"
             )
+        as_written = OmegaConf.to_container(config.hydra.sweep)
+        assert isinstance(as_written, dict)
+        if as_written["subdir"] != "${hydra.job.num}":
+            raise ValueError("hydra.sweep.subdir cannot be changed: a sweep finds its jobs again by their numbers")
         sweep = _described(config, folder)
         sweep.write()
     run = None

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from hydra.core.utils import JobReturn, filter_overrides
 
@@ -56,8 +57,12 @@ class RayLauncher(WorkerLauncher):
         import ray
         from ray.exceptions import RayError
 
-        here = {} if self.address else {"num_cpus": self.num_cpus, "include_dashboard": False}
-        ray.init(address=self.address, log_to_driver=True, **here)
+        if self.address:
+            # Workers of a cluster that was there before know nothing of where outputs, models and MLflow are.
+            told = {name: value for name, value in os.environ.items() if name.startswith(("FSAE_", "HF_", "MLFLOW_"))}
+            ray.init(address=self.address, runtime_env={"env_vars": told})
+        else:
+            ray.init(num_cpus=self.num_cpus, include_dashboard=False)
         try:
             # Ray would start a killed job three times more by itself, unseen by the sweep.
             run = ray.remote(num_cpus=self.cpus_per_job, num_gpus=self.gpus_per_job, max_retries=0)(_run)
@@ -65,7 +70,7 @@ class RayLauncher(WorkerLauncher):
             jobs = []
             for number, overrides in enumerate(job_overrides, initial_job_idx):
                 log.info("\t#%d : %s", number, " ".join(filter_overrides(overrides)))
-                jobs.append((number, overrides, run.remote(worker, list(overrides), number)))
+                jobs.append((number, overrides, run.remote(worker, Path.cwd(), list(overrides), number)))
             returns = []
             for number, overrides, job in jobs:
                 try:
@@ -78,5 +83,7 @@ class RayLauncher(WorkerLauncher):
             ray.shutdown()
 
 
-def _run(worker: Worker, overrides: list[str], number: int) -> JobReturn:
+def _run(worker: Worker, directory: Path, overrides: list[str], number: int) -> JobReturn:
+    # Relative paths are taken from where the sweep was started.
+    os.chdir(directory)
     return worker(overrides, number)

@@ -39,11 +39,18 @@ class RemainingJobs(Sweeper):
         Raises:
             Exception: the first of those that ended a job, once all jobs are over.
         """
-        jobs = [(job, job.state()) for job in read_sweep(self.folder).all_jobs()]
+        sweep = read_sweep(self.folder)
+        jobs = [(job, job.state()) for job in sweep.all_jobs()]
         for job, state in jobs:
             if state.is_going:
                 log.warning("job %s (%s) is still %s and left alone", job.folder.name, job.name, state.value)
         remaining = [job for job, state in jobs if not state.is_going and state is not JobState.finished]
+        if sweep.jobs is None:
+            # Only the sweeper knew what these were to be, and it is gone.
+            unknown = [job for job in remaining if not job.overrides]
+            for job in unknown:
+                log.warning("job %s ended before it wrote down its settings: it is not launched again", job.folder.name)
+            remaining = [job for job in remaining if job not in unknown]
         if not remaining:
             log.info("nothing to launch")
             return

@@ -69,7 +69,9 @@ class Worker:
     def lost(self, overrides: Sequence[str], number: int, reason: str) -> JobReturn:
         """The record of a job whose process ended without one."""
         folder = self.folder(overrides, number)
-        error = JobLostError(f"job {number} ended without a result ({reason}); what it did until then is in {folder}")
+        error = JobLostError(
+            f"job {folder.name} ended without a result ({reason}); what it did until then is in {folder}"
+        )
         tell(error, folder)
         lost = JobReturn(overrides=list(overrides), status=JobStatus.FAILED)
         lost.return_value = error

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
 
+import psutil
+
 from fsae.tracking.run_folder import RunFolder, write_json
 
 
@@ -53,7 +55,13 @@ class RunStatus:
             return False
         if self.host != socket.gethostname():
             return True
-        return _exists(self.pid)
+        try:
+            process = psutil.Process(self.pid)
+            # A dead process stays listed until whoever started it asks for its exit status, and after a restart of the
+            # machine or container another has its number.
+            return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= self.updated.timestamp()
+        except psutil.Error:
+            return False
 
 
 def mark(folder: Path, state: RunState, failure: Failure | None = None) -> RunStatus:
@@ -108,16 +116,3 @@ def read_status(folder: Path) -> RunStatus | None:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a run's status ({error!r}): restore it, or delete it to start anew") from error
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        # It is there and belongs to somebody else.
-        return True
-    # A dead process stays listed until whoever started it asks for its exit status.
-    stat = Path(f"/proc/{pid}/stat")
-    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"

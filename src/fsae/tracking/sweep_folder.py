@@ -34,7 +34,6 @@ class JobState(Enum):
 
 
 _ENDED = {
-    RunState.finished: JobState.finished,
     RunState.failed: JobState.failed,
     RunState.refused: JobState.refused,
     RunState.interrupted: JobState.interrupted,
@@ -62,17 +61,17 @@ class Job:
             ValueError: its `status.json` is damaged.
         """
         status = read_status(self.folder)
+        if status is not None and status.state is RunState.finished:
+            return JobState.finished
         queued = is_queued(self.folder)
-        if status is None:
-            return JobState.waiting if queued else JobState.not_started
-        if status.state is RunState.running:
+        if status is not None and status.state is RunState.running:
             # The queue knows better than this host whether a process on another one is alive.
             alive = status.is_going() if queued is None else queued
             return JobState.running if alive else JobState.killed
-        # Between a preemption and the next try.
-        if status.state is RunState.interrupted and queued:
+        if queued:
+            # Before its first try, or between two: after a preemption, or launched again after a failure.
             return JobState.waiting
-        return _ENDED[status.state]
+        return JobState.not_started if status is None else _ENDED[status.state]
 
     def failure(self) -> Failure | None:
         """Why it ended early, as far as it could say."""

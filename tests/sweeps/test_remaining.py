@@ -1,0 +1,66 @@
+"""Which jobs `fsae.resume` launches."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from fsae.sweeps.remaining import RemainingJobs
+from fsae.tracking.status import RunState, mark
+from fsae.tracking.sweep_folder import Sweep
+
+
+class Noted(Launcher):
+    """Launches nothing and keeps what it was asked to."""
+
+    def __init__(self):
+        self.asked: list[list[str]] = []
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Nothing to take over."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        self.asked = [list(overrides) for overrides in job_overrides]
+        return [JobReturn(_return_value=0.0, status=JobStatus.COMPLETED) for _ in job_overrides]
+
+
+def launched(folder: Path, jobs: list[list[str]] | None, *arguments: str) -> list[list[str]]:
+    """What is launched of a sweep in `folder`."""
+    Sweep(
+        folder=folder, tag="one", started="", command=[], working_directory="/", outputs="/", config_dirs=[],
+        hydra_overrides=[], constant=[], varied=["seed"], jobs=jobs,
+    ).write()  # fmt: skip
+    sweeper, noted = RemainingJobs(), Noted()
+    sweeper.folder, sweeper.launcher = folder, noted
+    sweeper.sweep(list(arguments))
+    return noted.asked
+
+
+def marked(folder: Path, state: RunState) -> Path:
+    folder.mkdir()
+    mark(folder, state)
+    return folder
+
+
+def test_what_is_not_finished_goes_into_its_own_folder_by_the_launcher_asked_for(tmp_path: Path):
+    for job, state in enumerate((RunState.finished, RunState.failed, RunState.running)):
+        marked(tmp_path / str(job), state)
+    jobs = [["launcher=slurm", f"seed={seed}"] for seed in range(4)]
+    assert launched(tmp_path, jobs, "launcher=joblib", "model=tiny") == [
+        ["seed=1", "launcher=joblib", "hydra.sweep.subdir=1"],
+        ["seed=3", "launcher=joblib", "hydra.sweep.subdir=3"],
+    ]
+
+
+def test_a_trial_of_a_search_that_left_no_overrides_is_not_launched_with_none(tmp_path: Path):
+    """It would be another job: all its settings at their defaults."""
+    marked(tmp_path / "0", RunState.refused)
+    (marked(tmp_path / "1", RunState.failed) / "overrides.yaml").write_text('- "seed=1"\n')
+    assert launched(tmp_path, None) == [["seed=1", "hydra.sweep.subdir=1"]]
+
+
+def test_a_job_of_a_grid_may_have_no_overrides(tmp_path: Path):
+    assert launched(tmp_path, [[]]) == [["hydra.sweep.subdir=0"]]
