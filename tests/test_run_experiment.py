@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 
+from fsae import run_experiment as run_module
 from fsae.configuration.origin import Origin, accept
 from fsae.configuration.schema import RunSettings
 from fsae.language_models import transformer_lens_model
@@ -19,6 +21,8 @@ from fsae.sources import activations
 from fsae.tracking.run_log import run_log
 from fsae.tracking.spool import read_metrics
 from fsae.tracking.status import RunState, read_status
+from fsae.training.interruption import Interrupted
+from fsae.training.member import Member
 from tests.composition import composed
 from tests.training.runs import differences
 
@@ -124,6 +128,30 @@ def test_each_run_of_a_pack_is_what_it_is_alone_whatever_becomes_of_the_others(
         status = read_status(tmp_path / name)
         assert status is not None
         assert status.state is RunState.finished
+
+
+@pytest.mark.parametrize("measuring", ["evaluate_vectors", "evaluate_splice"])
+def test_a_signal_in_the_evaluation_stops_it_and_nothing_is_trained_twice(
+    measuring: str, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    measure = getattr(run_module, measuring)
+
+    def signalled(*arguments: object) -> object:
+        signal.raise_signal(signal.SIGUSR2)
+        return measure(*arguments)
+
+    monkeypatch.setattr(run_module, measuring, signalled)
+    with pytest.raises(Interrupted):
+        run_experiment(*job(tmp_path, "topk", *JOBS["topk"]))
+    status = read_status(tmp_path / "topk")
+    assert status is not None
+    assert status.state is RunState.interrupted
+    assert not (tmp_path / "topk" / "results.json").exists()
+
+    monkeypatch.undo()
+    monkeypatch.setattr(Member, "step", None)
+    run_experiment(*job(tmp_path, "topk", *JOBS["topk"]))
+    assert_same(tmp_path / "topk", alone / "topk")
 
 
 def test_a_log_holds_what_concerns_its_run_and_all_runs(tmp_path: Path):

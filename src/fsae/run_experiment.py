@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
@@ -103,7 +103,7 @@ def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
                 going = _going(runs)
                 if isinstance(error, Exception) and not isinstance(error, Interrupted):
                     # It concerns all of them, so it is told once and heard in every log.
-                    tell(error, going[0].folder.path)
+                    tell(error, (going or runs)[0].folder.path)
                 for run in going:
                     run.end(error)
                 if not isinstance(error, Exception):
@@ -155,7 +155,7 @@ def _work(runs: Sequence[OpenRun], interruption: Interruption) -> None:
             return
         made = _trained(going, source, interruption) if task is Task.train else _fitting(existing, source)
         if made:
-            _evaluate(made, source)
+            _evaluate(made, source, interruption.check)
 
 
 def _open_source(runs: Sequence[OpenRun], heartbeat: Callable[[], None]) -> ActivationSource:
@@ -253,14 +253,14 @@ def _fitting(existing: dict[OpenRun, Autoencoder], source: ActivationSource) -> 
     return made
 
 
-def _evaluate(made: Sequence[_Made], source: ActivationSource) -> None:
-    """Measure all at once, and finish each run with its own numbers."""
+def _evaluate(made: Sequence[_Made], source: ActivationSource, heartbeat: Callable[[], None]) -> None:
+    """Measure all at once, and finish each run with its own numbers; `heartbeat` may raise to stop the measuring."""
     settings = made[0].run.settings
     autoencoders = [each.autoencoder for each in made]
     fishers = [
         next((term for term in each.run.settings.loss.values() if isinstance(term, Fisher)), Fisher()) for each in made
     ]
-    batches = source.held_out(settings.eval.tokens, settings.eval.batch_size)
+    batches = _with_heartbeat(source.held_out(settings.eval.tokens, settings.eval.batch_size), heartbeat)
     vectors = evaluate_vectors(autoencoders, batches, fishers)
     spliced: list[dict[str, float]] = [{} for _ in made]
     if settings.eval.splice_tokens > 0:
@@ -274,12 +274,19 @@ def _evaluate(made: Sequence[_Made], source: ActivationSource) -> None:
             keep,
             vectors[0].mean_activation,
             settings.model.batch_size,
+            heartbeat,
         )
     for each, measured, replaced in zip(made, vectors, spliced, strict=True):
         with each.run.alone():
             if settings.task is Task.train:
                 _export(each, measured.firing_frequency, source.prepends_bos)
             _report(each, measured.scalars | replaced, measured.firing_frequency)
+
+
+def _with_heartbeat(batches: Iterable[Tensor], heartbeat: Callable[[], None]) -> Iterator[Tensor]:
+    for batch in batches:
+        heartbeat()
+        yield batch
 
 
 def _export(made: _Made, firing_frequency: Tensor, prepends_bos: bool) -> None:

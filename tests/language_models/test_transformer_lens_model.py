@@ -2,6 +2,7 @@
 
 import math
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -139,6 +140,19 @@ def test_the_streams_parts_add_up(model, tokens):
     if not model.shape.parallel:
         middle = read[SiteName.resid_pre] + read[SiteName.attn_out]
         torch.testing.assert_close(read[SiteName.resid_mid], middle, atol=1e-3, rtol=1e-4)
+
+
+def test_a_harvest_beside_a_splice_sees_nothing_of_it(tiny):
+    """Shards are fetched by a thread of their own, while an evaluation may go on."""
+    tokens = torch.arange(256).view(8, 32)
+    site = Site(name=SiteName.resid_mid, layer=1)
+    alone = tiny.activations(tokens, [site])[site], tiny.logits(tokens), tiny.logits(tokens, (site, torch.zeros_like))
+    with ThreadPoolExecutor(1) as background:
+        harvest = background.submit(lambda: [tiny.activations(tokens, [site])[site] for _ in range(30)])
+        while not harvest.done():
+            assert torch.equal(tiny.logits(tokens), alone[1])
+            assert torch.equal(tiny.logits(tokens, (site, torch.zeros_like)), alone[2])
+        assert all(torch.equal(read, alone[0]) for read in harvest.result())
 
 
 def test_rows_beyond_one_forward_pass(tiny):

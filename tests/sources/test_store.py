@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import json
 import os
@@ -119,6 +120,21 @@ def test_no_space_is_an_error_of_the_system_s(tmp_path: Path, monkeypatch: pytes
         write(store, 0, 5)
     assert module.is_full(raised.value)
     assert {path.name for path in store.folder.iterdir()} == {"store.json", "in_use.lock"}
+
+
+def test_a_record_without_space_leaves_a_shorter_shard_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store = made(tmp_path / "a")
+    short = write(store, 0, 5)
+
+    def full(*_, **__) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module.json, "dump", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        write(store, 0, 50)
+    monkeypatch.undo()
+    assert torch.equal(Store(store.folder).read(Part.train, 0).activations, short.activations)
+    assert not list(store.folder.glob("*.partial"))
 
 
 def test_a_lock_is_for_one_at_a_time(tmp_path: Path):

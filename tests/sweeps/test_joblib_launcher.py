@@ -36,6 +36,28 @@ def test_a_killed_worker_takes_down_its_own_job_only(tmp_path: Path):
     assert_equal_runs(folder / "0", folder / "1")
 
 
+def test_a_signal_to_the_launching_process_alone_has_the_job_save_too(tmp_path: Path):
+    folder = tmp_path / "sweeps" / "one"
+    process = begun(
+        "fsae.run",
+        "-m",
+        *LONG,
+        # Longer than anybody waits.
+        "trainer.tokens=40_000_000",
+        "seed=1,2",
+        "launcher=joblib",
+        "hydra.launcher.n_jobs=1",
+        f"hydra.sweep.dir={folder}",
+        outputs=tmp_path,
+    )
+    wait_until(lambda: is_training(folder / "0"), process)
+    process.send_signal(signal.SIGINT)
+    done = ended(process, seconds=60)
+    assert done.returncode == 130, done.stdout
+    assert states_in(folder) == {"0": "interrupted"}
+    assert "2 jobs, 1 interrupted, 1 not started" in done.stdout
+
+
 def test_no_job_at_a_time_is_refused():
     with pytest.raises(ValueError, match=r"hydra\.launcher\.n_jobs is 0; at least one job"):
         JoblibLauncher(n_jobs=0)

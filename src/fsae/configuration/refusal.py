@@ -94,7 +94,6 @@ def tell(error: BaseException, folder: Path) -> None:
     """
     if was_told(error):
         return
-    error.add_note(_TOLD)
     if isinstance(error, MENDABLE):
         log.error("%s", explain(error))
         # Whoever suspects more than their own settings finds the place here. The disk may be what is wrong.
@@ -102,6 +101,7 @@ def tell(error: BaseException, folder: Path) -> None:
             traceback.print_exception(error, file=file)
     else:
         log.error("", exc_info=error)
+    error.add_note(_TOLD)
 
 
 def was_told(error: BaseException) -> bool:

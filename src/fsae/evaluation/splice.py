@@ -38,6 +38,7 @@ def evaluate_splice(
     keep: Bool[Tensor, "row position"],
     mean_activation: Float[Tensor, " d_in"],
     rows_at_once: int,
+    heartbeat: Callable[[], None] = lambda: None,
 ) -> list[dict[str, float]]:
     """Cross-entropy and divergence, in nats a token, with something else at the site; for each autoencoder.
 
@@ -59,6 +60,7 @@ def evaluate_splice(
         keep: positions that count for the autoencoder, as in training.
         mean_activation: mean at the site over held-out vectors.
         rows_at_once: rows a forward pass; two sets of their logits are held at a time.
+        heartbeat: called before each set of rows; may raise to stop.
 
     Raises:
         ValueError: no kept position has a next token, or activations at the site are not finite.
@@ -77,6 +79,7 @@ def evaluate_splice(
     ablations = {"zero": torch.zeros_like, "mean": lambda x: mean_activation.to(x).expand_as(x)}
 
     for begin in range(0, tokens.shape[0], rows_at_once):
+        heartbeat()
         rows = slice(begin, begin + rows_at_once)
         row_tokens, row_keep = tokens[rows], keep[rows]
         base = model.logits(row_tokens)

@@ -167,7 +167,7 @@ class Shards:
                     waited.a_moment(*wanted[0])
         except OSError as error:
             if is_full(error):
-                raise _without_room(error) from error
+                raise self._without_room(error) from error
             raise
 
     def close(self) -> None:
@@ -192,10 +192,16 @@ class Shards:
                 if not is_full(error):
                     raise
                 if self._required:
-                    raise _without_room(error) from error
-                log.warning("%s; activations are harvested into memory from here on", _cause(error))
+                    raise self._without_room(error) from error
+                log.warning("%s; activations are harvested into memory from here on", error.strerror)
                 self._writing = False
         return store.holds(part, number, count)
+
+    def _without_room(self, error: OSError) -> OSError:
+        return OSError(
+            f"{error.strerror}; what was harvested so far is kept in {self._room.folder}. Free space (`python -m "
+            "fsae.store list` says what takes it) or raise source.cache_gb, and start the same command again"
+        )
 
     def _make(self, part: Part, number: int, leading: Sequence[Site]) -> bool:
         """Harvest a shard where one of the leading sites misses it and no other process is at it; whether it did."""
@@ -275,17 +281,6 @@ class _Waiting:
             )  # fmt: skip
         time.sleep(_SECONDS_BETWEEN_LOOKS)
         self._shards.harvester.beat()
-
-
-def _without_room(error: OSError) -> OSError:
-    return OSError(
-        f"{_cause(error)}; what was harvested so far is kept. Free space (`python -m fsae.store list` says what takes "
-        "it) or raise source.cache_gb, and start the same command again"
-    )
-
-
-def _cause(error: OSError) -> str:
-    return f"{error.strerror} for {error.filename}" if error.filename else str(error.strerror)
 
 
 def _beginning(shard: Shard, part: Part, number: int, count: int) -> Shard:

@@ -186,7 +186,7 @@ class Store:
             OSError: no space is left, or a quota is reached; nothing is left of it.
         """
         path = self.path(part, number)
-        aside = path.with_suffix(".partial")
+        aside, record_aside = path.with_suffix(".partial"), path.with_suffix(".json.partial")
         tensors = {"activations": shard.activations, "tokens": shard.tokens, "documents": shard.documents}
         if shard.labels is not None:
             tensors["labels"] = shard.labels
@@ -204,12 +204,15 @@ class Store:
                 text=text,
                 label_names=label_names,
             )
-            # A shorter shard that this one replaces must not be described by its record for a moment.
+            # Both are on the disk before a shorter shard that they replace is touched: it outlives a disk that is full.
+            _write_json(record_aside, asdict(record))
+            # No shard is described by the other's record, not for a moment.
             path.with_suffix(".json").unlink(missing_ok=True)
             aside.replace(path)
-            _write_json(path.with_suffix(".json"), asdict(record))
+            record_aside.replace(path.with_suffix(".json"))
         finally:
             aside.unlink(missing_ok=True)
+            record_aside.unlink(missing_ok=True)
         self._verified.add(record.checksum)
 
     def discard(self, part: Part, number: int) -> None:
@@ -272,8 +275,9 @@ class Store:
 
     def _mark_in_use(self) -> None:
         while self._use is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):
+            # The folder may be removed between any two of these, and even within the first.
+            with suppress(FileNotFoundError, FileExistsError):
+                self.folder.mkdir(parents=True, exist_ok=True)
                 # Held until the process ends, however it does.
                 descriptor = os.open(self.folder / _IN_USE, os.O_RDWR | os.O_CREAT, 0o666)
                 fcntl.flock(descriptor, fcntl.LOCK_SH)

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
@@ -49,24 +50,29 @@ class JoblibLauncher(WorkerLauncher):
         for number, overrides in enumerate(job_overrides, initial_job_idx):
             waiting.put((number, overrides))
         stop = threading.Event()
-        threads = [
-            threading.Thread(target=self._work, args=(waiting, returns, stop), daemon=True)
-            for _ in range(min(self.n_jobs, len(job_overrides)))
-        ]
-        for thread in threads:
-            thread.start()
+        # Not by joining threads: an exception within `join`, such as Ctrl-C's, makes Python take the thread for ended.
+        ended = [threading.Event() for _ in range(min(self.n_jobs, len(job_overrides)))]
+
+        def work(over: threading.Event) -> None:
+            try:
+                self._work(waiting, returns, stop)
+            finally:
+                over.set()
+
+        for over in ended:
+            threading.Thread(target=work, args=(over,), daemon=True).start()
         try:
-            for thread in threads:
-                thread.join()
-        except (KeyboardInterrupt, SystemExit) as ended:
+            for over in ended:
+                over.wait()
+        except (KeyboardInterrupt, SystemExit):
             stop.set()
-            # A terminal interrupts the workers too; any other sender means this process and so all of them.
-            if isinstance(ended, SystemExit):
-                for process in psutil.Process().children():
+            # A terminal's Ctrl-C reached the workers too, any other signal this process only.
+            for process in psutil.Process().children():
+                with suppress(psutil.NoSuchProcess):
                     process.send_signal(signal.SIGTERM)
             log.warning("no further jobs are started; those under way save their state")
-            for thread in threads:
-                thread.join()
+            for over in ended:
+                over.wait()
             raise
         return [returns[number] for number in sorted(returns)]
 
