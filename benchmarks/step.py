@@ -31,7 +31,7 @@ from fsae.losses.reconstruction import SquaredError
 from fsae.losses.sparsity import L1, StepL0
 from fsae.losses.term import LossTerm
 from fsae.training.member import Member
-from fsae.training.settings import AdamSettings
+from fsae.training.settings import AdamSettings, Precision
 
 
 def architectures(d_sae: int, k: int) -> dict[str, tuple[AutoencoderSettings, dict[str, LossTerm]]]:
@@ -51,12 +51,18 @@ def architectures(d_sae: int, k: int) -> dict[str, tuple[AutoencoderSettings, di
     }
 
 
-def stepper(settings: AutoencoderSettings, terms: dict[str, LossTerm], x: Tensor, sparse: bool) -> Callable[[], object]:
+def stepper(
+    settings: AutoencoderSettings,
+    terms: dict[str, LossTerm],
+    x: Tensor,
+    sparse: bool,
+    precision: Precision = Precision.fp32,
+) -> Callable[[], object]:
     """A function that makes one whole optimiser step on x."""
     autoencoder = settings.build(x.shape[1], torch.Generator().manual_seed(0)).to(x.device)
     initialise_from(autoencoder, x, scale=1.0)
     # A step too small to move anything keeps the density what it is while the clock runs.
-    trainer = AdamSettings(tokens=10**9, batch_size=len(x), lr=1e-12, log_every=10**6)
+    trainer = AdamSettings(tokens=10**9, batch_size=len(x), lr=1e-12, log_every=10**6, precision=precision)
     member = Member(autoencoder, Objective(terms), trainer, scale=1.0, seed=0)
     member.sparse = sparse
     steps = iter(range(10**6))
@@ -75,6 +81,12 @@ def medians(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str
             if turn > 0:
                 seconds[name].append(time.perf_counter() - begin)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def machine() -> str:
+    """What it was measured on."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def _wait() -> None:
@@ -100,10 +112,9 @@ def main() -> None:
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     x = torch.randn(args.batch, args.d_in, generator=torch.Generator().manual_seed(1)).to(device)
-    machine = torch.cuda.get_device_name() if device == "cuda" else f"{platform.processor() or platform.machine()}"
     print(
-        f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}; d_in {args.d_in}, "
-        f"d_sae {args.d_sae}, batch {args.batch}, {args.k} active; medians of {args.repeats} turns\n"
+        f"{machine()}; d_in {args.d_in}, d_sae {args.d_sae}, batch {args.batch}, {args.k} active; medians of "
+        f"{args.repeats} turns\n"
     )
     chosen = architectures(args.d_sae, args.k)
     if args.arch:

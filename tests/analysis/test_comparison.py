@@ -190,6 +190,7 @@ def test_numbers_of_one_sentence_have_the_same_decimals():
     assert in_step(0.00002, 0.0231) == ["0.000", "0.023"]
     assert in_step(-1234.5, 10.0) == ["-1234", "10"]
     assert in_step(0.0, 0.0) == ["0", "0"]
+    assert in_step(0.01834, 0.01841) == ["0.0183", "0.0184"]
 
 
 def test_the_bootstrap_of_four_values_is_enumerated():

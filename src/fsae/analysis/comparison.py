@@ -224,9 +224,11 @@ def bootstrap_interval(values: Float[np.ndarray, "seeds ..."]) -> Float[np.ndarr
 
 
 def in_step(*values: float) -> list[str]:
-    """Numbers with as many decimals as the largest needs to show two digits."""
+    """Numbers with as many decimals as the largest needs to show two digits, and all together to look different."""
     largest = max(map(abs, values))
     decimals = max(0, 1 - math.floor(math.log10(largest))) if largest > 0 else 0
+    while decimals < 7 and len({f"{value:.{decimals}f}" for value in values}) < len(set(values)):
+        decimals += 1
     return [f"{value:.{decimals}f}" if decimals < 7 else f"{value:.1e}" for value in values]
 
 

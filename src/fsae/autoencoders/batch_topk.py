@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fsae.autoencoders.base import AffineMap, Autoencoder, Encoding
-from fsae.autoencoders.codes import Pattern, linear_codes
+from fsae.autoencoders.codes import Pattern, linear_codes, rounding
 from fsae.autoencoders.topk import KSettings
 
 
@@ -49,31 +49,34 @@ class BatchTopK(Autoencoder):
 
     def encode(self, x: Tensor, sparse: bool = False) -> Encoding:
         inputs = self.encoder_input(x)
-        if sparse:
-            raw = linear_codes(inputs, self.W_enc, lambda products: Pattern.of_mask(self._mask(products + self.b_enc)))
-            codes = raw.with_values(torch.relu(raw.values + raw.columns(self.b_enc)))
-        else:
-            raw = linear_codes(inputs, self.W_enc)
-            pre = raw.values + self.b_enc
-            codes = raw.with_values(torch.relu(pre) * self._mask(pre.detach()))
+        raw = linear_codes(inputs, self.W_enc, self._select if sparse else None)
+        pre = raw.values + raw.columns(self.b_enc)
+        codes = raw.with_values(torch.relu(pre) * self._mask(pre.detach(), x.shape[0]))
         return Encoding(codes, AffineMap(inputs, self.W_enc, self.b_enc))
 
-    def _mask(self, pre: Tensor) -> Tensor:
+    def _mask(self, pre: Tensor, batch: int) -> Tensor:
+        """Which pre-activations are let through: of the whole batch, or of those that could be."""
         if not self.training:
             return pre > self.threshold.clamp_min(0)
-        smallest = self._smallest_kept(pre.flatten(), self.settings.k * pre.shape[0]).clamp_min(0)
+        smallest = _smallest_of_largest(pre.flatten(), self.settings.k * batch).clamp_min(0)
         self._remember(smallest)
         # At or above the smallest one kept: ties beyond k x batch are let in rather than chosen between.
         return (pre >= smallest) & (pre > 0)
 
-    def _smallest_kept(self, entries: Tensor, total: int) -> Tensor:
-        """The smallest of the `total` largest entries."""
-        if entries.device.type == "cpu":
-            # Selecting among all of them costs a CPU twice the encoder's product; nearly all are far below.
-            likely = entries[entries > 0.8 * self.threshold]
-            if likely.numel() >= total:
-                entries = likely
-        return entries.topk(total, sorted=False).values.min()
+    def _select(self, products: Tensor) -> Pattern:
+        if not self.training:
+            return Pattern.above(products, self.threshold.clamp_min(0) - self.b_enc)
+        total = self.settings.k * products.shape[0]
+        pre = products + self.b_enc.to(products.dtype)
+        likely = pre > 0.8 * self.threshold
+        if self.threshold <= 0 or likely.sum() < total:
+            likely = pre >= _rounded_down(_smallest_of_largest(pre.flatten(), total))
+        # Selecting among all of them would cost a CPU twice the encoder's product; nearly all are far below.
+        rows, columns = likely.nonzero(as_tuple=True)
+        values = pre[rows, columns]
+        # A little more than is kept: which those are is decided by exact values.
+        kept = values >= _rounded_down(_smallest_of_largest(values, total))
+        return Pattern.of_places(rows[kept], columns[kept], (pre.shape[0], pre.shape[1]))
 
     @torch.no_grad()
     def _remember(self, smallest: Tensor) -> None:
@@ -81,3 +84,11 @@ class BatchTopK(Autoencoder):
         smallest = smallest.to(self.threshold.dtype)
         averaged = decay * self.threshold + (1 - decay) * smallest
         self.threshold.copy_(torch.where(self.threshold < 0, smallest, averaged))
+
+
+def _smallest_of_largest(entries: Tensor, total: int) -> Tensor:
+    return entries.topk(total, sorted=False).values.min()
+
+
+def _rounded_down(smallest: Tensor) -> Tensor:
+    return smallest - rounding(smallest.dtype) * smallest.abs()

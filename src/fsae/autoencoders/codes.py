@@ -44,9 +44,21 @@ class Pattern:
     def of_mask(cls, mask: Bool[Tensor, "batch d_sae"]) -> "Pattern":
         """The entries where `mask` is true. Their number is read from the device, so this waits for it."""
         rows, columns = mask.nonzero(as_tuple=True)
-        pattern = cls(columns, _starts(rows, mask.shape[0]), mask.shape[1])
+        return cls.of_places(rows, columns, (mask.shape[0], mask.shape[1]))
+
+    @classmethod
+    def of_places(cls, rows: Int[Tensor, " entries"], columns: Int[Tensor, " entries"], shape: tuple[int, int]):
+        """Entries given one by one, row after row, of a matrix of this shape."""
+        batch, width = shape
+        pattern = cls(columns, _starts(rows, batch), width)
         pattern.__dict__["rows"] = rows
         return pattern
+
+    @classmethod
+    def above(cls, products: Float[Tensor, "batch d_sae"], limits: Float[Tensor, " d_sae"]) -> "Pattern":
+        """The entries that exceed their latent's limit, and those that may once they are computed exactly: the
+        products can be rounded to bfloat16, and even in float32 they are not added up to the limit's last bit."""
+        return cls.of_mask(products > (limits - rounding(products.dtype) * limits.abs()).to(products.dtype))
 
     @classmethod
     def of_indices(cls, indices: Int[Tensor, "batch k"], width: int) -> "Pattern":
@@ -71,6 +83,11 @@ class Pattern:
         """The transposed pattern: the entries' order, their rows in it, and where each column's entries begin."""
         columns, order = torch.sort(self.columns, stable=True)
         return order, self.rows[order], _starts(columns, self.width)
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """By how much of itself a product in this type may be off, generously."""
+    return 4 * torch.finfo(dtype).eps
 
 
 def _starts(sorted_ids: Tensor, count: int) -> Tensor:
@@ -263,6 +280,7 @@ def linear_codes(
     with torch.no_grad():
         products = x @ W_enc
         pattern = select(products)
-        # Under autocast the product is in bfloat16; the values, and so their gradients, are in the weights' type.
-        known = products.reshape(-1)[pattern.rows * pattern.width + pattern.columns].to(W_enc.dtype)
+        # Under autocast the product is in bfloat16 and only says where to look: the codes themselves are computed anew.
+        exact = products.dtype == W_enc.dtype
+        known = products.reshape(-1)[pattern.rows * pattern.width + pattern.columns] if exact else None
     return Codes(_Sample.apply(x, W_enc.T, pattern, known), pattern)  # pyright: ignore[reportArgumentType]

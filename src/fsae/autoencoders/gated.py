@@ -44,4 +44,4 @@ class Gated(Autoencoder):
         return Encoding(codes, AffineMap(inputs, self.W_enc * self.r_mag.exp(), self.b_mag), {"gate": gate})
 
     def _select(self, products: Tensor) -> Pattern:
-        return Pattern.of_mask(products > -self.b_gate)
+        return Pattern.above(products, -self.b_gate)

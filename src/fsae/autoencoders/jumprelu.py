@@ -71,7 +71,4 @@ class JumpReLU(Autoencoder):
 
     def _select(self, products: Tensor) -> Pattern:
         # Below the threshold but within the kernel the code is zero and its threshold still has a gradient.
-        # The limit is compared with products, not with pre-activations: let in what rounding may put on either side.
-        lowest = self.threshold - self.settings.bandwidth / 2 - self.b_enc
-        rounding = torch.finfo(products.dtype).eps * (self.threshold + self.settings.bandwidth + self.b_enc.abs())
-        return Pattern.of_mask(products > lowest - 4 * rounding)
+        return Pattern.above(products, self.threshold - self.settings.bandwidth / 2 - self.b_enc)

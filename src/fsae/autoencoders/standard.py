@@ -31,4 +31,4 @@ class Standard(Autoencoder):
         return Encoding(codes, AffineMap(inputs, self.W_enc, self.b_enc))
 
     def _select(self, products: Tensor) -> Pattern:
-        return Pattern.of_mask(products > -self.b_enc)
+        return Pattern.above(products, -self.b_enc)

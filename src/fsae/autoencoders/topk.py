@@ -67,7 +67,7 @@ class TopK(Autoencoder):
         inputs = self.encoder_input(x)
         pre_activations = AffineMap(inputs, self.W_enc, self.b_enc)
         if sparse:
-            raw = linear_codes(inputs, self.W_enc, lambda products: self._select(products + self.b_enc))
+            raw = linear_codes(inputs, self.W_enc, self._select)
             codes = raw.with_values(self.activation(raw.values + raw.columns(self.b_enc)))
         else:
             pre = linear_codes(inputs, self.W_enc).values + self.b_enc
@@ -86,8 +86,8 @@ class TopK(Autoencoder):
     def _indices(self, pre: Tensor) -> Tensor:
         return self.score(pre).topk(self.settings.k, dim=1, sorted=False).indices
 
-    def _select(self, pre: Tensor) -> Pattern:
-        return Pattern.of_indices(self._indices(pre), self.d_sae)
+    def _select(self, products: Tensor) -> Pattern:
+        return Pattern.of_indices(self._indices(products + self.b_enc.to(products.dtype)), self.d_sae)
 
 
 class AbsTopK(TopK):

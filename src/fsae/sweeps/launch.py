@@ -119,14 +119,15 @@ class Launch:
     def _describe_refused(self, job: Job) -> None:
         """Make a run of MLflow's out of a job that never became one, so that it is not missing there."""
         overrides = (override.lstrip("+").partition("=") for override in job.overrides)
+        params = {key: value for key, _, value in overrides}
         describe_run(
             job.folder,
             uri=self._uri,
             outputs=Path(self.sweep.outputs),
             experiment=self._experiment,
             run_name=job.name or job.folder.name,
-            params={key: value for key, _, value in overrides},
-            tags=run_tags(job.overrides) | {"fsae.kind": "train"} | sweep_tags(job.folder, self.sweep),
+            params=params,
+            tags=run_tags(job.overrides) | {"fsae.kind": params.get("task", "train")} | sweep_tags(job.folder, self.sweep),
         )
 
 

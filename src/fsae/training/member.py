@@ -10,12 +10,14 @@ from fsae.losses.objective import Objective
 from fsae.losses.term import Moment
 from fsae.training.dead_latents import DeadLatents, resample
 from fsae.training.measures import batch_measures
-from fsae.training.settings import AdamSettings
+from fsae.training.settings import AdamSettings, Precision
 
-# Sparse products win on CPU below a density of a few per cent. Two bounds, so that a density between them does not
-# make a run go to and fro (the numbers are the same either way).
-SPARSE_BELOW = 0.025
-DENSE_ABOVE = 0.05
+# Share of codes that are on at which a step with sparse products takes as long as one with dense products, on a CPU
+# (`benchmarks.crossover` finds it): all widths, batches and architectures tried agree within a third.
+CROSSOVER = {Precision.fp32: 0.2, Precision.bf16: 0.09}
+# Two bounds, so that a density between them does not make a run go to and fro (the numbers are the same either way).
+SPARSE_BELOW = 0.6
+DENSE_ABOVE = 0.9
 
 
 class Member:
@@ -46,7 +48,8 @@ class Member:
     def step(self, x: Tensor, step: int) -> None:
         """One optimiser step on scaled inputs x (batch, d_in); `step` counts from 0. Waits for nothing."""
         settings, autoencoder = self.settings, self.autoencoder
-        record = autoencoder(x, self.sparse)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.precision is Precision.bf16):
+            record = autoencoder(x, self.sparse)
         progress = step / settings.steps
         last_of_interval = settings.logs_after(step)
         losses = self.objective(record, Moment(self.dead.indices), progress, measure_all=last_of_interval)
@@ -97,10 +100,11 @@ class Member:
 
     def _choose_products(self, density: float) -> None:
         on_cpu = self.autoencoder.W_dec.device.type == "cpu"
+        share = density / CROSSOVER[self.settings.precision]
         # On a GPU, finding codes whose number is not known makes every step wait for the device.
-        if density < SPARSE_BELOW and (on_cpu or self.autoencoder.settings.fixed_k):
+        if share < SPARSE_BELOW and (on_cpu or self.autoencoder.settings.fixed_k):
             self.sparse = True
-        elif density > DENSE_ABOVE:
+        elif share > DENSE_ABOVE:
             self.sparse = False
 
     def _remember(self, scalars: dict[str, Tensor]) -> None:

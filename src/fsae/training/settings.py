@@ -2,8 +2,17 @@
 
 import math
 from dataclasses import dataclass
+from enum import Enum
 
 from fsae.training.scaling import Scale
+
+
+class Precision(Enum):
+    """What the products over batch x d_sae are computed in. With `bf16` they are rounded to bfloat16; weights, sparse
+    batches' codes and gradients, losses and thresholds stay in float32."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +27,7 @@ class AdamSettings:
         warm_up: share of training over which the learning rate rises linearly.
         decay: share of training, at its end, over which it falls linearly to 0.
         clip_norm: largest norm of the whole gradient, or null.
+        precision: of the products over batch x d_sae.
         activation_scale: what activations are multiplied by.
         dead_after: vectors without firing after which a latent counts as dead.
         resample_every: vectors after which dead latents are drawn anew, or null for never; not in the last fifth of
@@ -34,6 +44,7 @@ class AdamSettings:
     warm_up: float = 0.01
     decay: float = 0.2
     clip_norm: float | None = 1.0
+    precision: Precision = Precision.fp32
     activation_scale: Scale = Scale.sqrt_d
     dead_after: int = 1_000_000
     resample_every: int | None = None

@@ -1,0 +1,39 @@
+"""From which density on dense products are faster than sparse ones, for `fsae.training.member.CROSSOVER`.
+
+    python -m benchmarks.crossover                # some minutes; as long as a dense step is slow
+
+Whole steps of the architectures whose density changes as they train, at two shapes, in turns; each row shows how many
+times as long as a dense step a sparse one takes at these shares of codes that are on.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.step import architectures, machine, medians, stepper
+from fsae.training.settings import Precision
+
+SHAPES = ((576, 1024, 1024), (768, 6144, 2048))
+DENSITIES = (0.03, 0.06, 0.1, 0.15, 0.2, 0.3)
+
+
+def main() -> None:
+    """Print the table."""
+    print(machine())
+    print(f"{'sparse / dense at density':<44}" + "".join(f"{density:>7}" for density in DENSITIES))
+    for d_in, d_sae, batch in SHAPES:
+        x = torch.randn(batch, d_in, generator=torch.Generator().manual_seed(1))
+        for name in ("standard", "gated", "jumprelu"):
+            for precision in Precision:
+                steps: dict[str, Callable[[], object]] = {
+                    str(density): stepper(*architectures(d_sae, round(density * d_sae))[name], x, True, precision)
+                    for density in DENSITIES
+                }
+                steps["dense"] = stepper(*architectures(d_sae, round(0.1 * d_sae))[name], x, False, precision)
+                t = medians(steps, repeats=3)
+                row = "".join(f"{t[str(density)] / t['dense']:>7.2f}" for density in DENSITIES)
+                print(f"{f'{name}, {precision.value}, {d_in} -> {d_sae}, batch {batch}':<44}{row}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
