@@ -105,7 +105,7 @@ def ours(options: argparse.Namespace, *overrides: str, jobs: int = JOBS) -> Timi
         if len(finished) != jobs:
             raise SystemExit(f"{len(finished)} of {jobs} jobs finished:\n{said[-3000:]}")
         for line in harvest_seconds(outputs):
-            print(f"  {line}")
+            print(f"  {line}", flush=True)
     return Timing(seconds, jobs)
 
 
@@ -146,7 +146,7 @@ def sae_lens(options: argparse.Namespace) -> Timing:
         }
         command = [str(options.peers_python), str(ROOT / "benchmarks" / "sae_lens_training.py"), json.dumps(job)]
         seconds, said = _timed(command, {"HF_HUB_OFFLINE": "1"})
-        print(f"  sae_lens {job['architecture']}: {seconds:.0f} s, {said.strip().splitlines()[-1]}")
+        print(f"  sae_lens {job['architecture']}: {seconds:.0f} s, {said.strip().splitlines()[-1]}", flush=True)
         total += seconds
     return Timing(total, options.measured)
 
