@@ -305,7 +305,7 @@ def test_an_evaluation_asks_for_held_out_vectors_only(tmp_path: Path):
 def test_a_store_that_has_no_room_is_refused_or_done_without(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     # 700 vectors of 32 floats and 16 bytes: 0.0001 GB.
     with pytest.raises(
-        OSError, match=r"source\.cache_gb is 1e-05, the stores in .* take 0 GB and .* use source\.cache=none"
+        OSError, match=r"source\.cache_gb is 1e-05, the stores in .* take 0 GB and .* source\.cache=none"
     ):
         opened(tmp_path, cache=Cache.disk, cache_gb=1e-5)
     with opened(tmp_path, cache=Cache.auto, cache_gb=1e-5) as source:

@@ -1,6 +1,7 @@
 """Sweeps as people start them, each in a process of its own, and what they leave behind."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,6 +20,9 @@ LONG = ("debug=tiny", "eval.splice_tokens=0", "trainer.tokens=300_000", "trainer
 
 def begun(*arguments: str, outputs: Path, **more: str) -> "subprocess.Popen[str]":
     """`python -m ARGUMENTS`, not waited for; `more` is put into its environment."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As in a shell's background, and what ignores Ctrl-C passes that on to all it starts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [sys.executable, "-m", *arguments],
         env=environment(outputs, **more),
