@@ -401,8 +401,8 @@ def _is_written(cache: Cache, missing: int, room: Room) -> bool:
     except OSError as error:
         if cache is Cache.disk:
             raise OSError(
-                f"{error.strerror}: free space (`python -m fsae.store list` says what takes it) or lower source.tokens; "
-                "source.cache=none trains without keeping them"
+                f"{error.strerror}: free space (`python -m fsae.store list` says what takes it) or lower "
+                "source.tokens; source.cache=none trains without keeping them"
             ) from None
         reason = error.strerror
     if reason is not None:

@@ -127,7 +127,9 @@ class Launch:
             experiment=self._experiment,
             run_name=job.name or job.folder.name,
             params=params,
-            tags=run_tags(job.overrides) | {"fsae.kind": params.get("task", "train")} | sweep_tags(job.folder, self.sweep),
+            tags=run_tags(job.overrides)
+            | {"fsae.kind": params.get("task", "train")}
+            | sweep_tags(job.folder, self.sweep),
         )
 
 
