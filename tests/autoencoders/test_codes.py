@@ -13,7 +13,7 @@ BATCH, WIDTH, D_IN = 5, 7, 4
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def mask_with(case: str) -> Tensor:
@@ -81,14 +81,17 @@ def test_products_by_hand():
     # (0,0): [1 0].[1 2] = 1;  (0,2): [1 0].[5 6] = 5;  (2,1): [1 1].[3 4] = 7
     assert codes.sample(X, W).values.tolist() == [1, 5, 7]
     # Rows share no column, so only the diagonal is left: 4 + 1 and 9.
-    assert codes.gram().tolist() == [[5, 0, 0], [0, 0, 0], [0, 0, 9]]
+    # The Gram matrix is [[5 0 0], [0 0 0], [0 0 9]]: 25 + 81.
+    assert codes.squared_gram_norm() == 106
     assert codes.column_sums().tolist() == [2, 3, -1]
     assert codes.row_sums().tolist() == [1, 0, 3]
     assert codes.columns(torch.tensor([10.0, 20.0, 30.0])).tolist() == [10, 30, 20]
 
 
 @each_case
-@pytest.mark.parametrize("product", ["decode", "sample", "gram", "column_sums", "row_sums", "columns", "map"])
+@pytest.mark.parametrize(
+    "product", ["decode", "sample", "squared_gram_norm", "column_sums", "row_sums", "columns", "map"]
+)
 def test_sparse_products_and_gradients_are_the_dense_ones(case: str, product: str):
     sparse = sparse_codes(mask_with(case))
     mask = mask_with(case)
@@ -108,8 +111,8 @@ def test_sparse_products_and_gradients_are_the_dense_ones(case: str, product: st
             case "sample":
                 sampled = codes.sample(X, W)
                 return sampled.with_values(sampled.values * codes.values).dense()
-            case "gram":
-                return codes.gram()
+            case "squared_gram_norm":
+                return codes.squared_gram_norm()
             case "column_sums":
                 return codes.column_sums()
             case "row_sums":
@@ -139,10 +142,10 @@ def test_gradcheck_of_decode_sample_and_gram(case: str):
     X = draw(codes.shape[0], D_IN, seed=1).requires_grad_()
     if codes.values.numel():
         assert torch.autograd.gradcheck(lambda values, W: codes.with_values(values).decode(W), (codes.values, W))
-        assert torch.autograd.gradcheck(lambda values: codes.with_values(values).gram(), (codes.values,))
+        assert torch.autograd.gradcheck(lambda values: codes.with_values(values).squared_gram_norm(), (codes.values,))
     else:
         assert torch.autograd.gradcheck(lambda W: codes.decode(W), (W,))
-        assert codes.gram().count_nonzero() == 0
+        assert codes.squared_gram_norm() == 0
     assert torch.autograd.gradcheck(lambda X, W: codes.sample(X, W).dense(), (X, W))
 
 
@@ -150,9 +153,9 @@ def test_gradcheck_with_columns_in_no_order():
     codes = unsorted_codes()
     W, X = draw(WIDTH, D_IN).requires_grad_(), draw(BATCH, D_IN, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(lambda values, W: codes.with_values(values).decode(W), (codes.values, W))
-    assert torch.autograd.gradcheck(lambda values: codes.with_values(values).gram(), (codes.values,))
+    assert torch.autograd.gradcheck(lambda values: codes.with_values(values).squared_gram_norm(), (codes.values,))
     assert torch.autograd.gradcheck(lambda X, W: codes.sample(X, W).dense(), (X, W))
-    torch.testing.assert_close(codes.gram(), codes.dense() @ codes.dense().T)
+    torch.testing.assert_close(codes.squared_gram_norm(), (codes.dense() @ codes.dense().T).square().sum())
 
 
 @each_case
@@ -191,11 +194,10 @@ def test_select_sees_the_product_and_no_gradient():
 @pytest.mark.parametrize("entries", [1, 2 * WIDTH, 3 * WIDTH])
 def test_gram_gradient_is_the_same_in_slices(entries: int, monkeypatch: pytest.MonkeyPatch):
     codes = sparse_codes(mask_with("empty row"))
-    weights = draw(BATCH, BATCH)
-    (whole,) = torch.autograd.grad((codes.gram() * weights).sum(), codes.values)
+    (whole,) = torch.autograd.grad(codes.squared_gram_norm(), codes.values)
     # 5 samples in slices of 1, 2 and 3: the last slice is a short one for 2 and 3.
     monkeypatch.setattr(codes_module, "_SLICE_ENTRIES", entries)
-    (sliced,) = torch.autograd.grad((codes.gram() * weights).sum(), codes.values)
+    (sliced,) = torch.autograd.grad(codes.squared_gram_norm(), codes.values)
     torch.testing.assert_close(sliced, whole, rtol=1e-14, atol=1e-14)
 
 
@@ -203,9 +205,10 @@ def test_gram_gradient_is_the_same_in_slices(entries: int, monkeypatch: pytest.M
 def test_gram_of_short_types_is_summed_in_float32(dtype: torch.dtype):
     codes = sparse_codes(mask_with("empty row"), dtype=dtype)
     exact = codes.dense().detach().double()
-    assert codes.gram().dtype == torch.float32
-    torch.testing.assert_close(codes.gram().double(), exact @ exact.T, rtol=1e-6, atol=1e-6)
-    codes.gram().square().sum().backward()
+    norm = codes.squared_gram_norm()
+    assert norm.dtype == torch.float32
+    torch.testing.assert_close(norm.double(), (exact @ exact.T).square().sum(), rtol=1e-6, atol=1e-6)
+    norm.backward()
     assert codes.values.grad is not None
     assert codes.values.grad.dtype == dtype
 
@@ -214,4 +217,4 @@ def test_sparse_products_say_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         codes = sparse_codes(mask_with("empty row"))
-        codes.gram().sum().backward()
+        codes.squared_gram_norm().backward()

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# The most entries that a dense slice of (d_sae, batch) may have while the Gram matrix is taken: about the
-# size of the weights of a wide dictionary.
-_SLICE_ENTRIES = 2**24
+# The most entries that a dense slice of (d_sae, batch) may have while the Gram matrix is taken: 4 MB, which fit a CPU's
+# cache.
+_SLICE_ENTRIES = 2**20
 
 
 class Pattern:
@@ -152,36 +152,36 @@ class _Sample(torch.autograd.Function):
         return grad_X, grad_W, None, None
 
 
-class _Gram(torch.autograd.Function):
-    """The (B, B) inner products between sparse rows.
+class _SquaredGramNorm(torch.autograd.Function):
+    """|codes codes'|^2 of sparse rows. Its gradient, 4 (codes codes') codes where codes are, is found on the way.
 
-    Both directions go through a (d_sae, rows) matrix, a slice of the batch's rows at a time so that it stays small.
+    The Gram matrix is symmetric and never there as a whole: a slice of its columns at a time is made and used up, so
+    small that it stays in a CPU's cache while every code reads it.
     """
 
     @staticmethod
     def forward(ctx, values, pattern):
-        ctx.save_for_backward(values)
-        ctx.pattern = pattern
-        products = []
+        needs_gradient = ctx.needs_input_grad[0]
+        norm = values.new_zeros((), dtype=torch.float64)
+        gradient = torch.empty_like(values) if needs_gradient else None
+        order, rows, starts = pattern.by_column
+        ordered = values[order]
         for begin, end, entries in _row_slices(pattern):
-            transposed = values.new_zeros(pattern.width * (end - begin))
-            transposed[pattern.columns[entries] * (end - begin) + pattern.rows[entries] - begin] = values[entries]
-            table = transposed.view(pattern.width, end - begin)
-            products.append(_sum_rows(table, pattern.columns, pattern.offsets, values))
-        return torch.cat(products, dim=1)
+            count = end - begin
+            places = pattern.columns[entries] * count + (pattern.rows[entries] - begin)
+            transposed = values.new_zeros(pattern.width * count)
+            transposed[places] = values[entries]
+            gram = _sum_rows(transposed.view(pattern.width, count), pattern.columns, pattern.offsets, values)
+            norm += gram.square().sum()
+            if gradient is not None:
+                gradient[entries] = _sum_rows(gram, rows, starts, ordered).view(-1)[places]
+        ctx.save_for_backward(gradient)
+        return norm.to(values.dtype)
 
     @staticmethod
     def backward(ctx, *grads):
-        (values,) = ctx.saved_tensors
-        pattern: Pattern = ctx.pattern
-        symmetric = grads[0] + grads[0].T
-        order, rows, starts = pattern.by_column
-        result = torch.empty_like(values)
-        for begin, end, entries in _row_slices(pattern):
-            # (codes' @ symmetric) for these rows; only its entries at the pattern are wanted.
-            products = _sum_rows(symmetric[:, begin:end], rows, starts, values[order])
-            result[entries] = products[pattern.columns[entries], pattern.rows[entries] - begin]
-        return result, None
+        (gradient,) = ctx.saved_tensors
+        return 4 * grads[0] * gradient, None
 
 
 def _row_slices(pattern: Pattern) -> Iterator[tuple[int, int, slice]]:
@@ -255,12 +255,12 @@ class Codes:
             return Codes(X @ W_dec.T)
         return Codes(_Sample.apply(X, W_dec, self.pattern, None), self.pattern)  # pyright: ignore[reportArgumentType]
 
-    def gram(self) -> Float[Tensor, "batch batch"]:
-        """codes @ codes.T, in float32 where the codes are in less: its squares are summed."""
+    def squared_gram_norm(self) -> Float[Tensor, ""]:
+        """The sum of squares of codes @ codes.T, in float32 where the codes are in less."""
         values = self.values.to(torch.promote_types(self.values.dtype, torch.float32))
         if self.pattern is None:
-            return values @ values.T
-        return _Gram.apply(values, self.pattern)  # pyright: ignore[reportReturnType]
+            return (values @ values.T).square().sum()
+        return _SquaredGramNorm.apply(values, self.pattern)  # pyright: ignore[reportReturnType]
 
 
 def linear_codes(

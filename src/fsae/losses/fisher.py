@@ -128,10 +128,9 @@ def _moments(g: Codes) -> _Moments:
     columns = squares.column_sums()
     # With fewer latents than samples the (n, n) matrix is the smaller of the two, and has the same norm.
     few_latents = g.pattern is None and width < batch
-    products = g.values.T @ g.values if few_latents else g.gram()
     return _Moments(
         batch,
-        products.square().sum(),
+        (g.values.T @ g.values).square().sum() if few_latents else g.squared_gram_norm(),
         squares.row_sums().square().sum(),
         columns.square().sum(),
         squares.values.square().sum(),
@@ -176,8 +175,12 @@ def _affine_moments(pre: AffineMap) -> _Moments:
 def _normalised_moments(codes: Codes) -> _Moments:
     """Moments of g = (2f - mean) / (|2f - mean| + 1e-8), columns over the batch.
 
-    With S = 2f / norm and m = mean / norm the centred Gram matrix is SS' - (Sm)1' - 1(Sm)' + m'm: centring costs a
-    rank-one correction, and S stays as sparse as the codes. Columns without a zero are centred in place: they would
+    With S = 2f / norm and m = mean / norm the centred Gram matrix is SS' + a1' + 1a', a = m'm / 2 - Sm: centring costs
+    a correction of rank two, S stays as sparse as the codes, and the squared norm is
+
+        |SS'|^2 + 4 a'SS'1 + 2B a'a + 2 (a'1)^2.
+
+    Columns without a zero are centred in place: they would
     not get sparser, and where they hardly vary the correction would be a difference of huge numbers.
     """
     batch = codes.shape[0]
@@ -199,12 +202,15 @@ def _normalised_moments(codes: Codes) -> _Moments:
         there = scaled.with_values((scaled.values - scaled.columns(m)) ** power).column_sums()
         return there + absent * (-m) ** power
 
-    projections = scaled.with_values(scaled.values * scaled.columns(m)).row_sums()
-    gram = scaled.gram() - projections - projections.unsqueeze(1) + m.square().sum()
+    def times(vector: Float[Tensor, " d_sae"]) -> Float[Tensor, " batch"]:
+        return scaled.with_values(scaled.values * scaled.columns(vector)).row_sums()
+
+    a = m.square().sum() / 2 - times(m)
+    gram_sums = times(scaled.column_sums())
     return _Moments(
         batch,
-        gram.square().sum(),
-        gram.diagonal().square().sum(),
+        scaled.squared_gram_norm() + 4 * (a @ gram_sums) + 2 * batch * a.square().sum() + 2 * a.sum().square(),
+        (scaled.map(torch.square).row_sums() + 2 * a).square().sum(),
         over_entries(2).square().sum(),
         over_entries(4).sum(),
     )
