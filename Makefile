@@ -28,11 +28,17 @@ run: setup  ## train, evaluate, log and export the default Fisher SAE (ARGS="arc
 test: setup  ## the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/peers --ignore=tests/browser --ignore=tests/cluster
 
-# The peers live in an environment of their own, never in ours.
+# The peers live in environments of their own, never in ours.
+PEERS := .venv-peers .venv-dictionary-learning .venv-sparsify
+
 .venv-peers/.installed: tests/peers/requirements.txt
-	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install --quiet -c tests/peers/requirements.txt torch
-	.venv-peers/bin/python -m pip install --quiet -r tests/peers/requirements.txt
+.venv-dictionary-learning/.installed: benchmarks/peers/dictionary_learning.txt
+.venv-sparsify/.installed: benchmarks/peers/sparsify.txt
+
+$(PEERS:=/.installed):
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet -c $< torch
+	$(@D)/bin/python -m pip install --quiet -r $<
 	@touch $@
 
 test-peers: setup .venv-peers/.installed  ## agreement with sae_lens, in its own environment
@@ -60,11 +66,12 @@ format: setup  ## let ruff mend what it can
 types: setup  ## pyright
 	$(BIN)/pyright
 
-bench: setup  ## time training steps on this machine
+bench: setup  ## time training steps on this machine, beside the peers' (ARGS="--device cuda" ...)
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 ui: setup  ## open the MLflow UI on the local database
 	$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///outputs/mlflow.db
 
 clean:  ## remove environments and caches, keep outputs/
-	rm -rf .venv .venv-peers .pytest_cache .ruff_cache dist build
+	rm -rf .venv $(PEERS) .pytest_cache .ruff_cache dist build

@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.step import architectures, machine, medians, stepper
+from benchmarks.machine import machine
+from benchmarks.step import architectures, medians, stepper
 from fsae.training.settings import Precision
 
 SHAPES = ((576, 1024, 1024), (768, 6144, 2048))

@@ -1,4 +1,4 @@
-"""One training run of sae_lens' own runner, timed; started by `benchmarks.sweep` with sae_lens' Python, never imported.
+"""One training run of sae_lens' own runner, timed; started by `benchmarks.runs` with sae_lens' Python, never imported.
 
 sae_lens_training.py JSON   with model, texts, architecture, hook_name, tokens, batch_size, context, d_sae, sparsity
 """
@@ -12,7 +12,12 @@ import time
 import datasets
 import torch
 from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, LoggingConfig
-from sae_lens.saes import GatedTrainingSAEConfig, JumpReLUTrainingSAEConfig, StandardTrainingSAEConfig
+from sae_lens.saes import (
+    GatedTrainingSAEConfig,
+    JumpReLUTrainingSAEConfig,
+    StandardTrainingSAEConfig,
+    TopKTrainingSAEConfig,
+)
 from transformer_lens.model_bridge import TransformerBridge
 
 # Batches that sae_lens harvests only to measure the scale; its default of 1,000 would be more than the whole training.
@@ -31,6 +36,7 @@ def main(job: dict) -> dict[str, float]:
         "standard": lambda: StandardTrainingSAEConfig(**common, l1_coefficient=job["sparsity"]),
         "gated": lambda: GatedTrainingSAEConfig(**common, l1_coefficient=job["sparsity"]),
         "jumprelu": lambda: JumpReLUTrainingSAEConfig(**common, l0_coefficient=job["sparsity"]),
+        "topk": lambda: TopKTrainingSAEConfig(**common, k=job["sparsity"]),
     }[job["architecture"]]()
     config = LanguageModelSAERunnerConfig(
         sae=sae,

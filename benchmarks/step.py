@@ -9,7 +9,6 @@ same step without it; and the Fisher term alone over the d_sae x d_sae matrix bu
 """
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from benchmarks.machine import machine
 from fsae.autoencoders.base import AutoencoderSettings
 from fsae.autoencoders.batch_topk import BatchTopKSettings
 from fsae.autoencoders.gated import GatedSettings
@@ -81,12 +81,6 @@ def medians(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str
             if turn > 0:
                 seconds[name].append(time.perf_counter() - begin)
     return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def machine() -> str:
-    """What it was measured on."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def _wait() -> None:

@@ -1,6 +1,5 @@
 """What a sweep costs: ours with the store, ours packed, ours without the store, and sae_lens looped over the same jobs.
 
-    make setup .venv-peers/.installed
     python -m benchmarks.sweep                 # all twelve jobs every way: hours on a small machine
     python -m benchmarks.sweep --measured 3    # where jobs share nothing, one an architecture, times four
 
@@ -10,31 +9,19 @@ ours also evaluate on held-out text, log, plot and export.
 """
 
 import argparse
-import json
-import os
-import platform
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+from benchmarks.machine import machine
+from benchmarks.peers.environment import python_of
+from benchmarks.runs import our_run, sae_lens_run
 
-from fsae.language_models.embedded import embedded_folder
-from fsae.language_models.settings import Package
-from fsae.sources.documents import DatasetFormat, DatasetSettings, dataset_files
-
-ROOT = Path(__file__).parents[1]
 ARCHITECTURES = ("standard", "gated", "jumprelu")
 SPARSITIES = (1.0, 3.0)
 FISHER_WEIGHTS = (0.0, 1.0)
 JOBS = len(ARCHITECTURES) * len(SPARSITIES) * len(FISHER_WEIGHTS)
-LR = 1e-3
-CONTEXT = 128
-D_IN = 576
 
 
 @dataclass(frozen=True)
@@ -60,13 +47,10 @@ def main() -> None:
     parser.add_argument("--site", default="resid_post")
     parser.add_argument("--layer", type=int, default=12)
     parser.add_argument("--autocast", action="store_true", help="sae_lens in mixed precision")
-    parser.add_argument("--peers-python", type=Path, default=ROOT / ".venv-peers" / "bin" / "python")
     options = parser.parse_args()
-    if not options.peers_python.exists():
-        parser.error(f"{options.peers_python} is not there; `make .venv-peers/.installed` makes it")
     print(
-        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; SmolLM2-135M "
-        f"{options.site}.{options.layer}, {options.tokens:,} tokens a job, d_sae {options.d_sae}, batch {options.batch}"
+        f"{machine()}; SmolLM2-135M {options.site}.{options.layer}, {options.tokens:,} tokens a job, "
+        f"d_sae {options.d_sae}, batch {options.batch}"
     )
     timings = {
         "sae_lens, looped": sae_lens(options),
@@ -89,17 +73,16 @@ def ours(options: argparse.Namespace, *overrides: str, jobs: int = JOBS) -> Timi
     axes.append(f"loss.sparsity.weight={_list(SPARSITIES if jobs >= 6 else SPARSITIES[:1])}")
     axes.append(f"loss.fisher.weight={_list(FISHER_WEIGHTS if jobs == JOBS else FISHER_WEIGHTS[:1])}")
     with tempfile.TemporaryDirectory(prefix="fsae-benchmark-") as outputs:
-        seconds, said = _timed(
+        seconds, said = our_run(
             [
-                sys.executable, "-m", "fsae.run", "-m", *axes, *overrides,
-                "model=smollm2_135m", "dataset=python_source", f"dataset.context={CONTEXT}",
+                "-m", *axes, *overrides,
                 f"site={options.site}", f"site.layer={options.layer}",
                 f"arch.d_sae={options.d_sae}",
-                f"trainer.tokens={options.tokens}", f"trainer.batch_size={options.batch}", f"trainer.lr={LR}",
+                f"trainer.tokens={options.tokens}", f"trainer.batch_size={options.batch}",
                 f"source.tokens={options.tokens}",
                 "eval.splice_tokens=0",
             ],
-            {"FSAE_OUTPUTS": outputs},
+            outputs,
         )  # fmt: skip
         finished = list(Path(outputs).glob("sweeps/*/*/*/results.json"))
         if len(finished) != jobs:
@@ -122,41 +105,24 @@ def harvest_seconds(outputs: str) -> list[str]:
 
 def sae_lens(options: argparse.Namespace) -> Timing:
     """sae_lens' runner, a process a job."""
-    texts = DatasetSettings(name="python_source", format=DatasetFormat.python_source)
-    common = {
-        "model": str(embedded_folder(Package.smollm2_135m)),
-        "texts": dataset_files(texts),
-        "hook_name": f"blocks.{options.layer}.hook_{options.site}",
-        "tokens": options.tokens,
-        "batch_size": options.batch,
-        "context": CONTEXT,
-        "d_in": D_IN,
-        "d_sae": options.d_sae,
-        "rows": 8,
-        "lr": LR,
-        "autocast": options.autocast,
-        "threads": torch.get_num_threads(),
-    }
     total = 0.0
     # Without a penalty of that kind, half of the jobs would be the other half over again.
     for number in range(options.measured):
-        job = common | {
-            "architecture": ARCHITECTURES[number % 3],
-            "sparsity": SPARSITIES[number // 3 % 2],
-        }
-        command = [str(options.peers_python), str(ROOT / "benchmarks" / "sae_lens_training.py"), json.dumps(job)]
-        seconds, said = _timed(command, {"HF_HUB_OFFLINE": "1"})
-        print(f"  sae_lens {job['architecture']}: {seconds:.0f} s, {said.strip().splitlines()[-1]}", flush=True)
+        architecture = ARCHITECTURES[number % 3]
+        seconds, said = sae_lens_run(
+            python_of("sae_lens"),
+            architecture=architecture,
+            sparsity=SPARSITIES[number // 3 % 2],
+            site=options.site,
+            layer=options.layer,
+            tokens=options.tokens,
+            batch_size=options.batch,
+            d_sae=options.d_sae,
+            autocast=options.autocast,
+        )
+        print(f"  sae_lens {architecture}: {seconds:.0f} s, {said}", flush=True)
         total += seconds
     return Timing(total, options.measured)
-
-
-def _timed(command: Sequence[str], environment: dict[str, str]) -> tuple[float, str]:
-    began = time.monotonic()
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise SystemExit(f"{command[:4]} failed:\n{(done.stdout + done.stderr)[-3000:]}")
-    return time.monotonic() - began, done.stdout
 
 
 def _list(values: Sequence[float]) -> str:

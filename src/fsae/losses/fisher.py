@@ -180,8 +180,8 @@ def _normalised_moments(codes: Codes) -> _Moments:
 
         |SS'|^2 + 4 a'SS'1 + 2B a'a + 2 (a'1)^2.
 
-    Columns without a zero are centred in place: they would
-    not get sparser, and where they hardly vary the correction would be a difference of huge numbers.
+    Columns without a zero are centred in place: they would not get sparser, and where they hardly vary the correction
+    would be a difference of huge numbers.
     """
     batch = codes.shape[0]
     doubled = codes.map(lambda f: 2 * _wide(f))

@@ -1,0 +1,83 @@
+"""Training steps of ours and of the peers side by side, on identical batches from identical weights.
+
+    make bench                                                # or, once the environments are there,
+    python -m benchmarks.peers                                # 768 -> 12,288, batch 4,096, 64 active latents
+    python -m benchmarks.peers --device cuda --d-in 2304 --d-sae 65536 --batch 8192 --peers sae_lens
+    python -m benchmarks.peers --arch topk --peers sparsify --repeats 5
+
+Every library runs in its own environment, made when it is missing. It is first checked that all compute the same:
+after a few steps their errors must agree. The page and the picture are written to --out after every comparison.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks.machine import machine_name
+from benchmarks.peers.comparison import ARCHITECTURES, PEERS, RECTIFIED, Row, compare, growth, write_vectors
+from benchmarks.peers.job import Job
+from benchmarks.peers.table import cells, draw, markdown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--d-in", type=int, default=768)
+    parser.add_argument("--d-sae", type=int, default=12_288)
+    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--k", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--arch", nargs="*", choices=ARCHITECTURES, default=ARCHITECTURES)
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS)
+    parser.add_argument("--widths", nargs="*", type=int, default=[4096, 8192, 16_384, 32_768, 65_536], help="of growth")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--out", type=Path, default=Path("outputs/peers"))
+    options = parser.parse_args()
+    machine = machine_name(options.device)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="fsae-peers-") as folder:
+        base = Job(
+            library="fsae",
+            mode="fp32",
+            rules="sae_lens",
+            architecture="topk",
+            d_in=options.d_in,
+            d_sae=options.d_sae,
+            k=options.k,
+            batch=options.batch,
+            density=options.k / options.d_sae,
+            lr=1e-4,
+            sparsity=1.0,
+            bandwidth=0.1,
+            dead_after=1000,
+            device=options.device,
+            threads=torch.get_num_threads(),
+            weights=f"{folder}/weights.safetensors",
+            vectors=f"{folder}/vectors.safetensors",
+            held_out=f"{folder}/held_out.safetensors",
+        )
+        vectors = write_vectors(base)
+        grown: dict[str, dict[int, float]] = {}
+
+        def write() -> None:
+            options.out.mkdir(parents=True, exist_ok=True)
+            page = markdown(machine, base, options.repeats, rows, grown)
+            (options.out / "peers.md").write_text(page)
+            draw(options.out / "peers.png", machine, rows)
+
+        starts = [(name, False) for name in options.arch] + [(name, True) for name in options.arch if name in RECTIFIED]
+        for architecture, dense in starts:
+            for peer in options.peers:
+                for row in compare(base, peer, architecture, dense, vectors, options.repeats):
+                    rows.append(row)
+                    print(" | ".join(cells(row, [])), flush=True)
+                write()
+        if options.widths:
+            grown |= growth(base, options.widths, options.repeats)
+            write()
+    print((options.out / "peers.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

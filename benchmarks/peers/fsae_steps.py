@@ -1,0 +1,120 @@
+"""Our side: a `Member` under the rules of the peer that it is compared with, and the weights that all start from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from benchmarks.peers.job import Job
+from fsae.autoencoders.base import Autoencoder, AutoencoderSettings, DecoderNorm
+from fsae.autoencoders.batch_topk import BatchTopKSettings
+from fsae.autoencoders.gated import GatedSettings
+from fsae.autoencoders.initialisation import initialise_from
+from fsae.autoencoders.jumprelu import JumpReLUSettings
+from fsae.autoencoders.standard import StandardSettings
+from fsae.autoencoders.topk import TopKSettings
+from fsae.losses.auxiliary import AuxK, GateReconstruction
+from fsae.losses.objective import Objective
+from fsae.losses.reconstruction import SquaredError
+from fsae.losses.sparsity import L1, StepL0, TargetL0
+from fsae.losses.term import LossTerm
+from fsae.training.member import Member
+from fsae.training.settings import AdamSettings, Precision
+
+DISTRIBUTION = "fsae"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How a peer trains, as far as our settings can say it."""
+
+    decoder_norm: DecoderNorm = DecoderNorm.unit
+    clip_norm: float | None = None
+    beta1: float = 0.9
+    apply_b_dec_to_input: bool = True
+
+
+def rules_of(peer: str, architecture: str) -> Rules:
+    """What a peer does with an architecture."""
+    if peer == "sae_lens":
+        return Rules(decoder_norm=DecoderNorm.free, clip_norm=1.0)
+    if peer == "sparsify":
+        return Rules()
+    return {
+        "standard": Rules(),
+        "gated": Rules(beta1=0.0),
+        "jumprelu": Rules(beta1=0.0, clip_norm=1.0, apply_b_dec_to_input=False),
+        "topk": Rules(clip_norm=1.0),
+        "batch_topk": Rules(clip_norm=1.0),
+    }[architecture]
+
+
+def settings_of(job: Job) -> tuple[AutoencoderSettings, dict[str, LossTerm]]:
+    """The autoencoder and its objective."""
+    rules = rules_of(job.rules, job.architecture)
+    common = {
+        "d_sae": job.d_sae,
+        "decoder_norm": rules.decoder_norm,
+        "apply_b_dec_to_input": rules.apply_b_dec_to_input,
+    }
+    terms: dict[str, LossTerm] = {"reconstruction": SquaredError()}
+    match job.architecture:
+        case "standard":
+            return StandardSettings(**common, init_density=job.density), terms | {"sparsity": L1(weight=job.sparsity)}
+        case "gated":
+            terms |= {"sparsity": L1(weight=job.sparsity), "auxiliary": GateReconstruction()}
+            return GatedSettings(**common, init_density=job.density), terms
+        case "jumprelu":
+            target = job.rules == "dictionary_learning"
+            sparsity = TargetL0(weight=job.sparsity, target=job.k) if target else StepL0(weight=job.sparsity)
+            settings = JumpReLUSettings(**common, init_density=job.density, bandwidth=job.bandwidth)
+            return settings, terms | {"sparsity": sparsity}
+        case "topk":
+            return TopKSettings(**common, k=job.k), terms | {"auxiliary": AuxK()}
+        case "batch_topk":
+            return BatchTopKSettings(**common, k=job.k), terms | {"auxiliary": AuxK()}
+        case _:
+            raise ValueError(f"{job.architecture} is none of the architectures that are compared")
+
+
+def write_weights(job: Job, vectors: Tensor) -> None:
+    """Write fresh weights for a job to where it reads them."""
+    settings, _ = settings_of(job)
+    autoencoder = settings.build(job.d_in, torch.Generator().manual_seed(0))
+    initialise_from(autoencoder, vectors, scale=1.0)
+    save_file({name: value.contiguous() for name, value in autoencoder.state_dict().items()}, Path(job.weights))
+
+
+class Training:
+    """Steps of `Member`."""
+
+    def __init__(self, job: Job, weights: dict[str, Tensor]):
+        settings, terms = settings_of(job)
+        autoencoder = settings.build(job.d_in, torch.Generator().manual_seed(0)).to(job.device)
+        autoencoder.load_state_dict(weights)
+        self.autoencoder: Autoencoder = autoencoder
+        rules = rules_of(job.rules, job.architecture)
+        trainer = AdamSettings(
+            tokens=10**12,
+            batch_size=job.batch,
+            lr=job.lr,
+            beta1=rules.beta1,
+            warm_up=0.0,
+            decay=0.0,
+            clip_norm=rules.clip_norm,
+            precision=Precision[job.mode],
+            dead_after=job.dead_after * job.batch,
+        )
+        self.member = Member(autoencoder, Objective(terms), trainer, scale=1.0, seed=0)
+
+    def step(self, x: Tensor, number: int) -> None:
+        self.member.step(x, number - 1)
+        # As the training loop does: the list of dead latents and the choice of products are brought up to date.
+        if self.member.settings.logs_after(number - 1):
+            self.member.read_interval()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        record = self.autoencoder(x, self.member.sparse)
+        return record.reconstruction, (record.codes.values != 0).sum()

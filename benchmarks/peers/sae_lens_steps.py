@@ -1,0 +1,68 @@
+"""SAELens' side: `SAETrainer.step`, as its runner calls it."""
+
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+
+import torch
+from sae_lens import TrainingSAE
+from sae_lens.config import SAETrainerConfig
+from sae_lens.training.sae_trainer import SAETrainer
+from torch import Tensor
+
+from benchmarks.peers.job import Job
+
+DISTRIBUTION = "sae-lens"
+NAMES = {"batch_topk": "batchtopk"}
+
+
+def settings_of(job: Job) -> dict:
+    """What its configuration of the architecture takes beyond the shapes."""
+    match job.architecture:
+        case "standard" | "gated":
+            return {"l1_coefficient": job.sparsity}
+        case "jumprelu":
+            return {"l0_coefficient": job.sparsity, "jumprelu_bandwidth": job.bandwidth}
+        case _:
+            # Codes are chosen by their values, as in the paper; by default they are weighed by decoder norms.
+            return {
+                "k": job.k,
+                "rescale_acts_by_decoder_norm": False,
+                "use_sparse_activations": job.mode == "sparse",
+                "aux_loss_coefficient": 1 / 32,
+            }
+
+
+class Training:
+    """Steps of `SAETrainer`; modes: fp32, bf16 (its autocast), sparse (topk's sparse activations), compiled."""
+
+    def __init__(self, job: Job, weights: dict[str, Tensor]):
+        architecture = NAMES.get(job.architecture, job.architecture)
+        shapes = {"d_in": job.d_in, "d_sae": job.d_sae, "device": job.device}
+        self.sae = TrainingSAE.from_dict({"architecture": architecture, **shapes, **settings_of(job)})
+        weights = dict(weights)
+        if job.architecture == "jumprelu":
+            weights["threshold"] = weights.pop("log_threshold").exp()
+        with torch.no_grad():
+            for name, parameter in self.sae.named_parameters():
+                parameter.copy_(weights[name])
+        if job.mode == "compiled":
+            self.sae.training_forward_pass = torch.compile(self.sae.training_forward_pass)
+        config = SAETrainerConfig(
+            total_training_samples=10**12,
+            train_batch_size_samples=job.batch,
+            lr=job.lr,
+            # Its constant schedule ends here; its runner sets it to a tenth of the other.
+            lr_end=job.lr,
+            device=job.device,
+            autocast=job.mode in ("bf16", "compiled"),
+            dead_feature_window=job.dead_after,
+        )
+        self.trainer = SAETrainer(config, self.sae, data_provider=iter(()))
+
+    def step(self, x: Tensor, number: int) -> None:
+        self.trainer.step(x)
+        self.trainer.n_training_steps += 1
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        codes = self.sae.encode(x)
+        values = codes.coalesce().values() if codes.is_sparse else codes
+        return self.sae.decode(codes), (values != 0).sum()

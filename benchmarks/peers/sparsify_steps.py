@@ -1,0 +1,45 @@
+"""sparsify's side: its `SparseCoder`, stepped as its trainer does, whose loop runs a language model as well."""
+
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+
+import torch
+from sparsify import SparseCoder, SparseCoderConfig
+from torch import Tensor
+
+from benchmarks.peers.job import Job
+
+DISTRIBUTION = "eai-sparsify"
+
+
+class Training:
+    """Steps of Adam, the one of its optimisers that the others have too; its only mode is called fp32, and on a GPU
+    it turns autocast on by itself."""
+
+    def __init__(self, job: Job, weights: dict[str, Tensor]):
+        config = SparseCoderConfig(num_latents=job.d_sae, k=job.k)
+        self.coder = SparseCoder(job.d_in, config, device=job.device, dtype=torch.float32)
+        with torch.no_grad():
+            self.coder.encoder.weight.copy_(weights["W_enc"].T)
+            self.coder.encoder.bias.copy_(weights["b_enc"])
+            self.coder.W_dec.copy_(weights["W_dec"])
+            self.coder.b_dec.copy_(weights["b_dec"])
+        self.optimiser = torch.optim.Adam(self.coder.parameters(), lr=job.lr)
+        self.since_fired = torch.zeros(job.d_sae, dtype=torch.long, device=job.device)
+
+    def step(self, x: Tensor, number: int) -> None:
+        self.coder.set_decoder_norm_to_unit_norm()
+        out = self.coder(x)
+        fired = torch.zeros_like(self.since_fired, dtype=torch.bool)
+        fired[out.latent_indices.flatten()] = True
+        out.fvu.backward()
+        self.coder.remove_gradient_parallel_to_decoder_directions()
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.since_fired += len(x)
+        self.since_fired[fired] = 0
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        # Its trainer does this at the beginning of a step, ours at the end.
+        self.coder.set_decoder_norm_to_unit_norm()
+        out = self.coder(x)
+        return out.sae_out, (out.latent_acts != 0).sum()

@@ -1,0 +1,91 @@
+"""From text to a trained autoencoder without a cache: ours against sae_lens' runner, imports and all.
+
+    python -m benchmarks.text_to_sae              # 1M tokens of SmolLM2, layer 10
+    python -m benchmarks.text_to_sae --tokens 100000 --arch gated
+
+Runs alternate. Ours also evaluates on held-out text, logs, plots and exports; sae_lens' does none of these.
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks.machine import machine_name
+from benchmarks.peers.environment import python_of
+from benchmarks.runs import our_run, sae_lens_run
+from fsae.training.settings import Precision
+
+# Weights at which some tens of latents are on at the end.
+SPARSITY = {"standard": 1.0, "gated": 1.0, "jumprelu": 1.0}
+
+
+def main() -> None:
+    """Run each in turn and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=1_000_000)
+    parser.add_argument("--layer", type=int, default=10)
+    parser.add_argument("--d-sae", type=int, default=4608)
+    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--k", type=int, default=64)
+    parser.add_argument("--arch", choices=("standard", "gated", "jumprelu", "topk"), default="topk")
+    parser.add_argument("--repeats", type=int, default=1)
+    options = parser.parse_args()
+    print(
+        f"{machine_name('cpu')}, {torch.get_num_threads()} threads; SmolLM2-135M resid_post.{options.layer}, "
+        f"{options.tokens:,} tokens, {options.arch}, d_sae {options.d_sae}, batch {options.batch}"
+    )
+    ways = {f"ours, {precision.value}": lambda precision=precision: ours(options, precision) for precision in Precision}
+    ways |= {"sae_lens": lambda: sae_lens(options, False), "sae_lens, autocast": lambda: sae_lens(options, True)}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(options.repeats):
+        for name, run in ways.items():
+            seconds[name].append(run())
+            print(f"  {name}: {seconds[name][-1]:.0f} s", flush=True)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    print(f"\n{'':22}{'seconds':>9}{'sae_lens / this':>17}{'autocast / this':>17}")
+    for name, value in medians.items():
+        against = (f"{medians[theirs] / value:>16.1f}x" for theirs in ("sae_lens", "sae_lens, autocast"))
+        print(f"{name:22}{value:>9.0f}" + "".join(against))
+
+
+def ours(options: argparse.Namespace, precision: Precision) -> float:
+    """Seconds of a run of ours."""
+    sparsity = f"arch.k={options.k}" if options.arch == "topk" else f"loss.sparsity.weight={SPARSITY[options.arch]}"
+    with tempfile.TemporaryDirectory(prefix="fsae-benchmark-") as outputs:
+        seconds, _ = our_run(
+            [
+                f"arch={options.arch}", sparsity, f"arch.d_sae={options.d_sae}",
+                "site=resid_post", f"site.layer={options.layer}",
+                f"trainer.tokens={options.tokens}", f"trainer.batch_size={options.batch}",
+                f"trainer.precision={precision.value}", "source.cache=none", "eval.splice_tokens=0",
+            ],
+            outputs,
+        )  # fmt: skip
+        (log,) = Path(outputs).glob("runs/*/run.log")
+        trained = next(line for line in log.read_text().splitlines() if "trained in" in line)
+        print(f"    {trained.partition('INFO ')[2]}")
+    return seconds
+
+
+def sae_lens(options: argparse.Namespace, autocast: bool) -> float:
+    """Seconds of a run of sae_lens' runner."""
+    seconds, said = sae_lens_run(
+        python_of("sae_lens"),
+        architecture=options.arch,
+        sparsity=options.k if options.arch == "topk" else SPARSITY[options.arch],
+        site="resid_post",
+        layer=options.layer,
+        tokens=options.tokens,
+        batch_size=options.batch,
+        d_sae=options.d_sae,
+        autocast=autocast,
+    )
+    print(f"    {said}")
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
