@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from fsae.sources import store as module
 from fsae.sources.documents import Part
 from fsae.sources.harvest import Shard
-from fsae.sources.store import DamagedShard, Manifest, Store, checksum_of, digest_of, in_use, last_used, remove
+from fsae.sources.store import DamagedShard, Manifest, Store, digest_of, in_use, last_used, remove
 
 CONTENT = {"model": {"package": "tiny", "version": "1"}, "site": "resid_mid.1"}
 
@@ -81,14 +81,17 @@ def test_a_shard_is_there_once_its_record_is(tmp_path: Path):
         store.read(Part.train, 0)
 
 
-def test_reading_compares_checksums_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write(made(tmp_path / "a"), 0, 5)
-    read: list[Path] = []
-    monkeypatch.setattr(module, "checksum_of", lambda path: read.append(path) or checksum_of(path))
-    store = Store(tmp_path / "a")
-    for _ in range(3):
+def test_checksums_are_compared_each_time(tmp_path: Path):
+    """Also of what this process has read or written before."""
+    store = made(tmp_path / "a")
+    write(store, 0, 5)
+    store.read(Part.train, 0)
+    path = store.path(Part.train, 0)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DamagedShard, match="does not have the checksum"):
         store.read(Part.train, 0)
-    assert len(read) == 1
 
 
 def test_a_shard_stays_readable_while_another_takes_its_place(tmp_path: Path):

@@ -104,7 +104,6 @@ class Store:
     def __init__(self, folder: Path, marked: bool = True):
         self.folder = folder
         self.manifest = read_manifest(folder)
-        self._verified: set[str] = set()
         self._told: set[str] = set()
         self._use: int | None = None
         if marked and self.manifest is not None:
@@ -213,7 +212,6 @@ class Store:
         finally:
             aside.unlink(missing_ok=True)
             record_aside.unlink(missing_ok=True)
-        self._verified.add(record.checksum)
 
     def discard(self, part: Part, number: int) -> None:
         """Forget a shard; the caller holds its lock."""
@@ -256,10 +254,9 @@ class Store:
     def _whole(self, path: Path, record: ShardRecord) -> Iterator[safe_open]:
         """A shard's file, which has its checksum."""
         try:
-            if record.checksum not in self._verified:
-                if checksum_of(path) != record.checksum:
-                    raise DamagedShard(f"{path} does not have the checksum it was written with")
-                self._verified.add(record.checksum)
+            # Each time: it also reads the file in a row, which a shuffle through the mapped file would not.
+            if checksum_of(path) != record.checksum:
+                raise DamagedShard(f"{path} does not have the checksum it was written with")
             file = safe_open(path, framework="pt")
         except FileNotFoundError:
             # Another process has just discarded it.
