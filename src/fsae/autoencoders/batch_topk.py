@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fsae.autoencoders.base import AffineMap, Autoencoder, Encoding
-from fsae.autoencoders.codes import Pattern, linear_codes, rounding
+from fsae.autoencoders.codes import Pattern, linear_codes, lowered
 from fsae.autoencoders.topk import KSettings
 
 
@@ -65,17 +65,18 @@ class BatchTopK(Autoencoder):
 
     def _select(self, products: Tensor) -> Pattern:
         if not self.training:
-            return Pattern.above(products, self.threshold.clamp_min(0) - self.b_enc)
+            threshold = self.threshold.clamp_min(0)
+            return Pattern.above(products, threshold - self.b_enc, threshold + self.b_enc.abs())
         total = self.settings.k * products.shape[0]
         pre = products + self.b_enc.to(products.dtype)
         likely = pre > 0.8 * self.threshold
         if self.threshold <= 0 or likely.sum() < total:
-            likely = pre >= _rounded_down(_smallest_of_largest(pre.flatten(), total))
+            likely = pre >= lowered(_smallest_of_largest(pre.flatten(), total), pre.dtype)
         # Selecting among all of them would cost a CPU twice the encoder's product; nearly all are far below.
         rows, columns = likely.nonzero(as_tuple=True)
         values = pre[rows, columns]
         # A little more than is kept: which those are is decided by exact values.
-        kept = values >= _rounded_down(_smallest_of_largest(values, total))
+        kept = values >= lowered(_smallest_of_largest(values, total), values.dtype)
         return Pattern.of_places(rows[kept], columns[kept], (pre.shape[0], pre.shape[1]))
 
     @torch.no_grad()
@@ -88,7 +89,3 @@ class BatchTopK(Autoencoder):
 
 def _smallest_of_largest(entries: Tensor, total: int) -> Tensor:
     return entries.topk(total, sorted=False).values.min()
-
-
-def _rounded_down(smallest: Tensor) -> Tensor:
-    return smallest - rounding(smallest.dtype) * smallest.abs()

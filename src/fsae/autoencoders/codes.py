@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# The most entries that a dense slice of (d_sae, batch) may have while the Gram matrix is taken: 4 MB, which fit a CPU's
+# The most entries that a dense slice of (d_sae, batch) may have while the Gram matrix is taken: 8 MB, which fit a CPU's
 # cache.
-_SLICE_ENTRIES = 2**20
+_SLICE_ENTRIES = 2**21
 
 
 class Pattern:
@@ -55,10 +55,20 @@ class Pattern:
         return pattern
 
     @classmethod
-    def above(cls, products: Float[Tensor, "batch d_sae"], limits: Float[Tensor, " d_sae"]) -> "Pattern":
-        """The entries that exceed their latent's limit, and those that may once they are computed exactly: the
-        products can be rounded to bfloat16, and even in float32 they are not added up to the limit's last bit."""
-        return cls.of_mask(products > (limits - rounding(products.dtype) * limits.abs()).to(products.dtype))
+    def above(
+        cls,
+        products: Float[Tensor, "batch d_sae"],
+        limits: Float[Tensor, " d_sae"],
+        size: Float[Tensor, " d_sae"] | None = None,
+    ) -> "Pattern":
+        """The entries that exceed their latent's limit, and those that may once they are computed exactly.
+
+        Args:
+            products: may be rounded to bfloat16.
+            limits: of each latent.
+            size: of the numbers that each limit is the difference of; its own where it is none.
+        """
+        return cls.of_mask(products > lowered(limits, products.dtype, size).to(products.dtype))
 
     @classmethod
     def of_indices(cls, indices: Int[Tensor, "batch k"], width: int) -> "Pattern":
@@ -85,9 +95,12 @@ class Pattern:
         return order, self.rows[order], _starts(columns, self.width)
 
 
-def rounding(dtype: torch.dtype) -> float:
-    """By how much of itself a product in this type may be off, generously."""
-    return 4 * torch.finfo(dtype).eps
+def lowered(limits: Tensor, dtype: torch.dtype, size: Tensor | None = None) -> Tensor:
+    """Limits that let in all that rounding to this type may put on either side of the true ones, generously.
+
+    Rounding is in proportion to the numbers that are added up: `size`, or the limits' own.
+    """
+    return limits - 4 * torch.finfo(dtype).eps * (limits.abs() if size is None else size)
 
 
 def _starts(sorted_ids: Tensor, count: int) -> Tensor:

@@ -71,4 +71,5 @@ class JumpReLU(Autoencoder):
 
     def _select(self, products: Tensor) -> Pattern:
         # Below the threshold but within the kernel the code is zero and its threshold still has a gradient.
-        return Pattern.above(products, self.threshold - self.settings.bandwidth / 2 - self.b_enc)
+        lowest = self.threshold - self.settings.bandwidth / 2 - self.b_enc
+        return Pattern.above(products, lowest, self.threshold + self.settings.bandwidth + self.b_enc.abs())
