@@ -168,6 +168,19 @@ def test_shards_after_the_held_out_text_are_not_missing(tmp_path: Path):
     assert list(shards.extent.missing(store)) == [(HELD_OUT, 1)]
 
 
+def test_filling_a_store_reads_nothing_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The text stands where the next shard begins, so that nobody looks up where that is."""
+    read: list[int] = []
+    text_after = Store.text_after
+    monkeypatch.setattr(
+        Store, "text_after", lambda store, part, number: read.append(number) or text_after(store, part, number)
+    )
+    shards = listed_shards(tmp_path, **SIZES)
+    shards.fill()
+    assert shards.made == 6
+    assert read == []
+
+
 def test_another_site_is_kept_though_this_one_is_there_already(tmp_path: Path, wanted):
     listed_shards(tmp_path, **SIZES).fill()
     assert same(every(listed_shards(tmp_path, sites=[SITE, OTHER_SITE], **SIZES)), wanted)

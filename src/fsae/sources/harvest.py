@@ -133,18 +133,19 @@ class Harvester:
         number: int,
         count: int,
         sites: Sequence[Site],
-        known: tuple[int, dict[str, Any]] | None = None,
+        nearest_text: Callable[[], tuple[int, dict[str, Any]] | None],
     ) -> Harvested:
         """Shard `number` of a part at all sites; fewer than `count` positions where the text ends.
 
         Args:
             count: positions, at most `shard_tokens`.
-            known: a shard, and the text's position before it; the nearest one that is known.
+            nearest_text: looks up the nearest shard before which the text's position is known, and that position; not
+                called where the text stands there already.
 
         Raises:
             ValueError: activations that are not finite, no memory for a shard, text without a position to train on.
         """
-        text = self._text_before(part, number, known)
+        text = self._text_before(part, number, nearest_text)
         self._stands_before.pop(part, None)
         model = self.model
         order = order_in_shard(part, number, count)
@@ -206,12 +207,15 @@ class Harvester:
         rows = -(-count // tokens.shape[1])
         return tokens[:rows], keep[:rows]
 
-    def _text_before(self, part: Part, number: int, known: tuple[int, dict[str, Any]] | None) -> PackedTokens:
+    def _text_before(
+        self, part: Part, number: int, nearest_text: Callable[[], tuple[int, dict[str, Any]] | None]
+    ) -> PackedTokens:
         """The text of a part, standing at the beginning of a shard.
 
         Shards before it are read over, at the tokenizer's speed, from the nearest position that is known.
         """
         at = self._stands_before.pop(part, None)
+        known = nearest_text() if at != number else None
         if at is None or at > number or (known is not None and known[0] > at):
             self._texts[part] = self._open_text(self.model, part)
             at = 0

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +245,7 @@ class Shards:
         return True
 
     def _harvest(self, part: Part, number: int, count: int, sites: Sequence[Site]) -> Harvested:
-        return self.harvester.harvest(part, number, count, sites, self._nearest_text(part, number))
+        return self.harvester.harvest(part, number, count, sites, partial(self._nearest_text, part, number))
 
     def _nearest_text(self, part: Part, number: int) -> tuple[int, dict[str, Any]] | None:
         """The latest shard, up to this one, that a store knows the text's position before, and that position."""
