@@ -94,13 +94,18 @@ def fisher_built(g: Tensor) -> Tensor:
     return (F - torch.diag(F.diagonal())).square().sum()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_shape(parser: argparse.ArgumentParser) -> None:
+    """The options of what a step works on, with the shape that steps are compared at."""
     parser.add_argument("--d-in", type=int, default=768)
     parser.add_argument("--d-sae", type=int, default=12_288)
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--k", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_shape(parser)
     parser.add_argument("--arch", nargs="*", default=None, help="only these architectures")
     parser.add_argument("--no-dense", action="store_true", help="leave out the dense steps, which are slow")
     args = parser.parse_args()

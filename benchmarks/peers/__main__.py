@@ -19,15 +19,12 @@ from benchmarks.machine import machine_name
 from benchmarks.peers.comparison import ARCHITECTURES, PEERS, RECTIFIED, Row, compare, growth, write_vectors
 from benchmarks.peers.job import Job
 from benchmarks.peers.table import cells, draw, markdown
+from benchmarks.step import add_shape
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--d-in", type=int, default=768)
-    parser.add_argument("--d-sae", type=int, default=12_288)
-    parser.add_argument("--batch", type=int, default=4096)
-    parser.add_argument("--k", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
+    add_shape(parser)
     parser.add_argument("--arch", nargs="*", choices=ARCHITECTURES, default=ARCHITECTURES)
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS)
     parser.add_argument("--widths", nargs="*", type=int, default=[4096, 8192, 16_384, 32_768, 65_536], help="of growth")

@@ -1,6 +1,7 @@
 """Sweeps as people start them, each in a process of its own, and what they leave behind."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from tests.commands import environment
+from tests.commands import environment, wait_until
 from tests.training.runs import differences
 
 # A job of a second or so, once its process is there.
@@ -61,3 +62,22 @@ def assert_equal_runs(folder: Path, wanted: Path) -> None:
     for name in ("sae_weights.safetensors", "sparsity.safetensors"):
         assert differences(load_file(folder / "sae" / name), load_file(wanted / "sae" / name)) == []
     assert json.loads((folder / "results.json").read_text()) == json.loads((wanted / "results.json").read_text())
+
+
+def assert_a_killed_worker_takes_down_its_own_job_only(
+    process: "subprocess.Popen[str]", folder: Path, outputs: Path, *launcher: str, reason: str
+) -> str:
+    """Kill the worker of the first of three equal jobs, two at a time, and finish the sweep afterwards; returns what
+    the sweep said. `launcher` is the one that finishes it, `reason` is why the job was lost."""
+    wait_until(lambda: is_training(folder / "0"), process)
+    os.kill(status_of(folder / "0")["pid"], signal.SIGKILL)
+    swept = ended(process)
+    assert swept.returncode == 1, swept.stdout
+    # Job 2 was started after it, in the place that had become free.
+    assert states_in(folder) == {"0": "running", "1": "finished", "2": "finished"}
+    assert "3 jobs, 1 killed, 2 finished" in swept.stdout
+    assert f"job 0 ended without a result ({reason}" in swept.stdout
+    resumed = ended(begun("fsae.resume", str(folder), *launcher, outputs=outputs))
+    assert resumed.returncode == 0, resumed.stdout
+    assert_equal_runs(folder / "0", folder / "1")
+    return swept.stdout
