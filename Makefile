@@ -63,7 +63,7 @@ format: setup  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: setup  ## pyright
+types: setup $(VENV)/.cluster  ## pyright, with every optional package there
 	$(BIN)/pyright
 
 bench: setup  ## time training steps on this machine, beside the peers' (ARGS="--device cuda" ...)
