@@ -13,6 +13,7 @@ from tests.browser.conftest import Browser
 from tests.tracking.mlflow_server import Server
 
 SWEEP = "2026-11-21/14-00-00"
+COLOURS = ["#c83243", "#137dae", "#308613", "#de7921"]
 
 
 @pytest.fixture
@@ -31,8 +32,12 @@ def link(tmp_path: Path) -> Iterator[str]:
             upload = MlflowUpload(folder, server.uri, read_description(folder))
             upload.send_metrics()
             upload.close()
-        experiment = open_store(server.uri).get_experiment_by_name("fsae")
+        store = open_store(server.uri)
+        experiment = store.get_experiment_by_name("fsae")
         assert experiment
+        # MLflow picks a colour by a run's random id, and two may get the same one.
+        for run, colour in zip(store.search_runs([experiment.experiment_id]), COLOURS, strict=True):
+            store.set_tag(run.info.run_id, "mlflow.runColor", colour)
         yield compare_link(server.uri, experiment.experiment_id, SWEEP)
     finally:
         server.kill()
@@ -43,16 +48,15 @@ LIST = (slice(200, 360), slice(320, 370))
 CHARTS = (slice(280, 1400), slice(530, 1230))
 
 
-def run_colours(seen: np.ndarray) -> list[np.ndarray]:
-    """The colours of the dots in the list of runs."""
-    pixels = seen[LIST].reshape(-1, 3)
-    kinds, counts = np.unique(pixels, axis=0, return_counts=True)
-    return [kind for kind, count in zip(kinds, counts, strict=True) if count > 40 and np.ptp(kind.astype(int)) > 40]
+def pixels(seen: np.ndarray, colour: str) -> int:
+    """How many pixels of a picture are of a colour, or nearly."""
+    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    return int((np.abs(seen.astype(int) - wanted).max(-1) < 6).sum())
 
 
-def drawn(seen: np.ndarray, colour: np.ndarray) -> int:
-    """Pixels of a colour among the charts."""
-    return int((np.abs(seen[CHARTS].astype(int) - colour).max(-1) < 6).sum())
+def shown(seen: np.ndarray) -> bool:
+    """Whether every run of the sweep is in the list, and its points and lines are in the charts."""
+    return all(pixels(seen[LIST], colour) > 40 and pixels(seen[CHARTS], colour) > 100 for colour in COLOURS)
 
 
 def test_the_sweeps_link_shows_its_runs_as_charts(link: str, browser: Browser):
@@ -63,12 +67,10 @@ def test_the_sweeps_link_shows_its_runs_as_charts(link: str, browser: Browser):
     # its time is up. What has been loaded is kept, and the next try gets further.
     seen = look()
     for _ in range(4):
-        if len(run_colours(seen)) == 4 and all(drawn(seen, colour) for colour in run_colours(seen)):
+        if shown(seen):
             break
         seen = look()
-    # Every run of the sweep is in the list, and its points and lines are in the charts.
-    assert len(run_colours(seen)) == 4
-    assert min(drawn(seen, colour) for colour in run_colours(seen)) > 100
+    assert shown(seen), [(pixels(seen[LIST], colour), pixels(seen[CHARTS], colour)) for colour in COLOURS]
     source = browser.source(link, "--window-size=1700,1900", "--virtual-time-budget=60000")
     for name in ("eval/fvu", "eval/l0", "eval/dead_share"):
         assert name in source
