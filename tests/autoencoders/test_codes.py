@@ -162,16 +162,19 @@ def test_gradcheck_with_columns_in_no_order():
 def test_gradcheck_of_linear_codes(case: str):
     mask = mask_with(case)
     x = draw(mask.shape[0], D_IN, seed=1).requires_grad_()
+    centre = draw(D_IN, seed=4).requires_grad_()
     W_enc = draw(WIDTH, D_IN, seed=2).T.requires_grad_()
     pattern = Pattern.of_mask(mask)
-    assert torch.autograd.gradcheck(lambda x, W: linear_codes(x, W, lambda _: pattern).dense(), (x, W_enc))
+    for select in (None, lambda _: pattern):
+        assert torch.autograd.gradcheck(lambda *of, s=select: linear_codes(*of, s).dense(), (x, centre, W_enc))
+        assert torch.autograd.gradcheck(lambda x, W, s=select: linear_codes(x, None, W, s).dense(), (x, W_enc))
 
 
 @pytest.mark.parametrize("sparse", [False, True])
 def test_encoder_gradient_lies_in_memory_as_the_weights_do(sparse: bool):
     W_enc = draw(WIDTH, D_IN).T.requires_grad_()
     x = draw(BATCH, D_IN, seed=1)
-    codes = linear_codes(x, W_enc, (lambda products: Pattern.of_mask(products > 0)) if sparse else None)
+    codes = linear_codes(x, None, W_enc, (lambda products: Pattern.of_mask(products > 0)) if sparse else None)
     (grad,) = torch.autograd.grad(codes.values.square().sum(), W_enc)
     assert W_enc.stride() == (1, D_IN)
     assert grad.stride() == W_enc.stride()
@@ -185,7 +188,7 @@ def test_select_sees_the_product_and_no_gradient():
         seen.append(products)
         return Pattern.of_mask(products > 1)
 
-    codes = linear_codes(x, W_enc, select)
+    codes = linear_codes(x, None, W_enc, select)
     torch.testing.assert_close(seen[0], (x @ W_enc).detach())
     assert not seen[0].requires_grad
     torch.testing.assert_close(codes.dense(), torch.where(seen[0] > 1, seen[0], 0.0))
@@ -199,6 +202,19 @@ def test_gram_gradient_is_the_same_in_slices(entries: int, monkeypatch: pytest.M
     monkeypatch.setattr(codes_module, "_SLICE_ENTRIES", entries)
     (sliced,) = torch.autograd.grad(codes.squared_gram_norm(), codes.values)
     torch.testing.assert_close(sliced, whole, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("shape", [(3, 8), (8, 3)], ids=["few samples", "few latents"])
+def test_gram_takes_the_smaller_side(shape: tuple[int, int], sparse: bool):
+    matrix = draw(*shape) * (draw(*shape, seed=1) > 0)
+    codes = Codes(matrix) if not sparse else None
+    if codes is None:
+        pattern = Pattern.of_mask(matrix != 0)
+        codes = Codes(matrix[pattern.rows, pattern.columns], pattern)
+    codes.values.requires_grad_()
+    torch.testing.assert_close(codes.squared_gram_norm(), (matrix @ matrix.T).square().sum(), rtol=1e-13, atol=0)
+    assert torch.autograd.gradcheck(lambda values: codes.with_values(values).squared_gram_norm(), (codes.values,))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fsae.autoencoders.codes import Codes
+from fsae.autoencoders.codes import Codes, Pattern, linear_codes
 
 
 class DecoderNorm(Enum):
@@ -219,6 +219,16 @@ class Autoencoder(nn.Module, ABC):
     def decode(self, codes: Codes) -> Float[Tensor, "batch d_in"]:
         """codes @ W_dec + b_dec."""
         return codes.decode(self.W_dec) + self.b_dec
+
+    def encoder_product(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        select: Callable[[Tensor], Pattern] | None = None,
+        narrow: Callable[[Pattern, Tensor], Tensor] | None = None,
+    ) -> Codes:
+        """encoder_input(x) @ W_enc, everywhere or where it is wanted; see `linear_codes`."""
+        centre = self.b_dec if self.settings.apply_b_dec_to_input else None
+        return linear_codes(x, centre, self.W_enc, select, narrow)
 
     def encoder_input(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """x, less b_dec where the settings say so."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fsae.autoencoders.base import AffineMap, Autoencoder, Encoding
-from fsae.autoencoders.codes import Pattern, linear_codes, lowered
+from fsae.autoencoders.codes import Codes, Pattern, lowered
 from fsae.autoencoders.topk import KSettings
 
 
@@ -46,13 +46,14 @@ class BatchTopK(Autoencoder):
         # One number: the smallest code that a batch lets through, averaged over batches. Negative
         # means that no batch was seen.
         self.register_buffer("threshold", torch.tensor(-1.0))
+        # Where the search for the largest of a batch begins. Nothing but its speed depends on it.
+        self._floor: Tensor | None = None
 
     def encode(self, x: Tensor, sparse: bool = False) -> Encoding:
-        inputs = self.encoder_input(x)
-        raw = linear_codes(inputs, self.W_enc, self._select if sparse else None)
+        raw = self._sparse_product(x) if sparse else self.encoder_product(x)
         pre = raw.values + raw.columns(self.b_enc)
         codes = raw.with_values(torch.relu(pre) * self._mask(pre.detach(), x.shape[0]))
-        return Encoding(codes, AffineMap(inputs, self.W_enc, self.b_enc))
+        return Encoding(codes, AffineMap(self.encoder_input(x), self.W_enc, self.b_enc))
 
     def _mask(self, pre: Tensor, batch: int) -> Tensor:
         """Which pre-activations are let through: of the whole batch, or of those that could be."""
@@ -63,29 +64,68 @@ class BatchTopK(Autoencoder):
         # At or above the smallest one kept: ties beyond k x batch are let in rather than chosen between.
         return (pre >= smallest) & (pre > 0)
 
-    def _select(self, products: Tensor) -> Pattern:
+    def _sparse_product(self, x: Tensor) -> Codes:
         if not self.training:
-            threshold = self.threshold.clamp_min(0)
-            return Pattern.above(products, threshold - self.b_enc, threshold + self.b_enc.abs())
-        total = self.settings.k * products.shape[0]
-        pre = products + self.b_enc.to(products.dtype)
-        likely = pre > 0.8 * self.threshold
-        if self.threshold <= 0 or likely.sum() < total:
-            likely = pre >= lowered(_smallest_of_largest(pre.flatten(), total), pre.dtype)
-        # Selecting among all of them would cost a CPU twice the encoder's product; nearly all are far below.
-        rows, columns = likely.nonzero(as_tuple=True)
-        values = pre[rows, columns]
-        # A little more than is kept: which those are is decided by exact values.
-        kept = values >= lowered(_smallest_of_largest(values, total), values.dtype)
-        return Pattern.of_places(rows[kept], columns[kept], (pre.shape[0], pre.shape[1]))
+            return self.encoder_product(x, self._above_threshold)
+        # Selecting among all entries would cost a CPU twice the encoder's product; nearly all are far below what is
+        # kept, and that changes little from batch to batch.
+        for floor in (self._floor, self.threshold.new_zeros(())):
+            search = _Search(self.b_enc, self.settings.k, floor)
+            raw = self.encoder_product(x, search.select, search.narrow)
+            if search.complete:
+                break
+        return raw
+
+    def _above_threshold(self, products: Tensor) -> Pattern:
+        threshold = self.threshold.clamp_min(0)
+        return Pattern.above(products, threshold - self.b_enc, threshold + self.b_enc.abs())
 
     @torch.no_grad()
     def _remember(self, smallest: Tensor) -> None:
+        self._floor = 0.9 * smallest
         decay = self.settings.threshold_decay
         smallest = smallest.to(self.threshold.dtype)
         averaged = decay * self.threshold + (1 - decay) * smallest
         self.threshold.copy_(torch.where(self.threshold < 0, smallest, averaged))
 
 
+class _Search:
+    """The k x batch largest pre-activations, found among those above a floor.
+
+    Args:
+        b_enc: (d_sae,) what makes products pre-activations.
+        k: wanted for each sample, on average.
+        floor: below which nothing is looked for; None draws it for each lot of samples from the lot itself.
+
+    Attributes:
+        complete: whether nothing below a floor can be among the wanted.
+    """
+
+    def __init__(self, b_enc: Tensor, k: int, floor: Tensor | None):
+        self._b_enc, self._k, self._floor = b_enc, k, floor
+        self._floors: list[Tensor] = []
+        self.complete = False
+
+    def select(self, products: Tensor) -> Pattern:
+        """What is above the floor, of some samples."""
+        pre = products + self._b_enc.to(products.dtype)
+        floor = self._floor
+        if floor is None:
+            floor = _smallest_of_largest(pre.flatten(), min(4 * self._k * len(pre), pre.numel())).clamp_min(0)
+        self._floors.append(floor)
+        return Pattern.of_mask(pre > floor)
+
+    def narrow(self, pattern: Pattern, values: Tensor) -> Tensor:
+        """Which of it may be among the largest of all, once computed exactly: a little more than those."""
+        pre = values + self._b_enc.to(values.dtype)[pattern.columns]
+        smallest = lowered(_smallest_of_largest(pre, self._k * pattern.batch), values.dtype)
+        floor = torch.stack(self._floors).max()
+        self.complete = bool((smallest >= floor) | (floor == 0))
+        return pre >= smallest
+
+
 def _smallest_of_largest(entries: Tensor, total: int) -> Tensor:
-    return entries.topk(total, sorted=False).values.min()
+    """The smallest of the `total` largest entries; 0 where there are fewer."""
+    if entries.numel() < total:
+        return entries.new_zeros(())
+    return entries.kthvalue(entries.numel() - total + 1).values

@@ -9,21 +9,25 @@ made of the other two:
     scatter  transposed (B, n) codes times (B, d) rows   -> (n, d)
     sample   (B, d) times (d, n), only at the pattern    -> one value per entry
 
-On torch's own operators all three are sums over bags of rows (`embedding_bag`), which read only the rows they need.
+Decode and scatter are sums over bags of rows; they and sample read only the rows they need.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from fsae.autoencoders.products import sample_rows, sum_rows
 
 # The most entries that a dense slice of (d_sae, batch) may have while the Gram matrix is taken: 8 MB, which fit a CPU's
 # cache.
 _SLICE_ENTRIES = 2**21
+# The most entries of the encoder's product that are there at a time, likewise.
+_PRODUCT_ENTRIES = 2**21
 
 
 class Pattern:
@@ -71,6 +75,17 @@ class Pattern:
         return cls.of_mask(products > lowered(limits, products.dtype, size).to(products.dtype))
 
     @classmethod
+    def stacked(cls, patterns: Sequence["Pattern"]) -> "Pattern":
+        """One pattern's rows under the other's."""
+        if len(patterns) == 1:
+            return patterns[0]
+        before = [0, *accumulate(pattern.columns.shape[0] for pattern in patterns)]
+        offsets = [pattern.offsets[:-1] + entries for pattern, entries in zip(patterns, before, strict=False)]
+        end = patterns[0].offsets.new_full((1,), before[-1])
+        columns = torch.cat([pattern.columns for pattern in patterns])
+        return cls(columns, torch.cat([*offsets, end]), patterns[0].width)
+
+    @classmethod
     def of_indices(cls, indices: Int[Tensor, "batch k"], width: int) -> "Pattern":
         """The same number k of entries in every row."""
         batch, k = indices.shape
@@ -108,27 +123,17 @@ def _starts(sorted_ids: Tensor, count: int) -> Tensor:
     return torch.searchsorted(sorted_ids, torch.arange(count + 1, device=sorted_ids.device))
 
 
-def _sum_rows(table: Tensor, ids: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
-    """For each bag: the sum of `table`'s rows named by `ids`, each times its weight."""
-    return F.embedding_bag(
-        ids, table.contiguous(), starts, mode="sum", per_sample_weights=weights, include_last_offset=True
-    )
-
-
 def _decode(values: Tensor, pattern: Pattern, W: Tensor) -> Tensor:
-    return _sum_rows(W, pattern.columns, pattern.offsets, values)
+    return sum_rows(W, pattern.columns, pattern.offsets, values)
 
 
 def _scatter(values: Tensor, pattern: Pattern, X: Tensor) -> Tensor:
     order, rows, starts = pattern.by_column
-    return _sum_rows(X, rows, starts, values[order])
+    return sum_rows(X, rows, starts, values[order])
 
 
 def _sample(X: Tensor, W: Tensor, pattern: Pattern) -> Tensor:
-    # The gradient of a weighted bag sum in its weights is exactly this product.
-    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        X.contiguous(), W.contiguous(), pattern.columns, pattern.offsets, pattern.rows, 0
-    )
+    return sample_rows(X, W, pattern.rows, pattern.columns, pattern.offsets)
 
 
 class _Decode(torch.autograd.Function):
@@ -148,21 +153,62 @@ class _Decode(torch.autograd.Function):
 
 
 class _Sample(torch.autograd.Function):
-    """X @ W.T at the pattern. `known` gives the values where a dense product was computed anyway."""
+    """X @ W.T at the pattern."""
 
     @staticmethod
-    def forward(ctx, X, W, pattern, known):
+    def forward(ctx, X, W, pattern):
         ctx.save_for_backward(X, W)
         ctx.pattern = pattern
-        return _sample(X, W, pattern) if known is None else known
+        return _sample(X, W, pattern)
 
     @staticmethod
     def backward(ctx, *grads):
         X, W = ctx.saved_tensors
-        needs_X, needs_W, *_ = ctx.needs_input_grad
+        needs_X, needs_W, _ = ctx.needs_input_grad
         grad_X = _decode(grads[0], ctx.pattern, W) if needs_X else None
         grad_W = _scatter(grads[0], ctx.pattern, X) if needs_W else None
-        return grad_X, grad_W, None, None
+        return grad_X, grad_W, None
+
+
+class _Encode(torch.autograd.Function):
+    """(x - centre) @ W.T, everywhere or at the pattern, of which `known` are the values.
+
+    The centre's gradient is that of every sample's input, summed. Summing first, over the latents' gradients, spares
+    the product with W of the whole batch, which data do not need.
+    """
+
+    @staticmethod
+    def forward(ctx, x, centre, W, inputs, pattern, known):
+        ctx.save_for_backward(inputs, W)
+        ctx.pattern = pattern
+        return known
+
+    @staticmethod
+    def backward(ctx, *grads):
+        inputs, W = ctx.saved_tensors
+        codes = Codes(grads[0], ctx.pattern)
+        needs_x, needs_centre, needs_W, *_ = ctx.needs_input_grad
+        grad_x = codes.decode(W.to(grads[0].dtype)).to(inputs.dtype) if needs_x else None
+        grad_centre = -(codes.column_sums().to(W.dtype) @ W) if needs_centre else None
+        grad_W = codes.transposed_product(inputs.to(grads[0].dtype)).to(W.dtype) if needs_W else None
+        return grad_x, grad_centre, grad_W, None, None, None
+
+
+class _DenseSquaredGramNorm(torch.autograd.Function):
+    """|A A'|^2 = |A' A|^2 through the smaller of the two; autograd would not know that it is symmetric."""
+
+    @staticmethod
+    def forward(ctx, A):
+        tall = A.shape[0] > A.shape[1]
+        gram = A.T @ A if tall else A @ A.T
+        ctx.save_for_backward(A, gram)
+        ctx.tall = tall
+        return gram.square().sum()
+
+    @staticmethod
+    def backward(ctx, *grads):
+        A, gram = ctx.saved_tensors
+        return 4 * grads[0] * (A @ gram if ctx.tall else gram @ A)
 
 
 class _SquaredGramNorm(torch.autograd.Function):
@@ -184,10 +230,10 @@ class _SquaredGramNorm(torch.autograd.Function):
             places = pattern.columns[entries] * count + (pattern.rows[entries] - begin)
             transposed = values.new_zeros(pattern.width * count)
             transposed[places] = values[entries]
-            gram = _sum_rows(transposed.view(pattern.width, count), pattern.columns, pattern.offsets, values)
+            gram = sum_rows(transposed.view(pattern.width, count), pattern.columns, pattern.offsets, values)
             norm += gram.square().sum()
             if gradient is not None:
-                gradient[entries] = _sum_rows(gram, rows, starts, ordered).view(-1)[places]
+                gradient[entries] = sum_rows(gram, rows, starts, ordered).view(-1)[places]
         ctx.save_for_backward(gradient)
         return norm.to(values.dtype)
 
@@ -266,34 +312,79 @@ class Codes:
         """X @ W_dec.T where these codes may be non-zero (everywhere, if dense)."""
         if self.pattern is None:
             return Codes(X @ W_dec.T)
-        return Codes(_Sample.apply(X, W_dec, self.pattern, None), self.pattern)  # pyright: ignore[reportArgumentType]
+        return Codes(_Sample.apply(X, W_dec, self.pattern), self.pattern)  # pyright: ignore[reportArgumentType]
+
+    def transposed_product(self, X: Float[Tensor, "batch d_in"]) -> Float[Tensor, "d_sae d_in"]:
+        """codes.T @ X, without a gradient of its own."""
+        return self.values.T @ X if self.pattern is None else _scatter(self.values, self.pattern, X)
 
     def squared_gram_norm(self) -> Float[Tensor, ""]:
-        """The sum of squares of codes @ codes.T, in float32 where the codes are in less."""
+        """The sum of squares of codes @ codes.T, in float32 where the codes are in less.
+
+        The same as that of codes.T @ codes, so the smaller of the two is taken.
+        """
         values = self.values.to(torch.promote_types(self.values.dtype, torch.float32))
+        batch, width = self.shape
         if self.pattern is None:
-            return (values @ values.T).square().sum()
-        return _SquaredGramNorm.apply(values, self.pattern)  # pyright: ignore[reportReturnType]
+            return _DenseSquaredGramNorm.apply(values)  # pyright: ignore[reportReturnType]
+        pattern = self.pattern
+        if batch > width:
+            order, rows, starts = pattern.by_column
+            values, pattern = values.index_select(0, order), Pattern(rows, starts, batch)
+        return _SquaredGramNorm.apply(values, pattern)  # pyright: ignore[reportReturnType]
 
 
 def linear_codes(
     x: Float[Tensor, "batch d_in"],
+    centre: Float[Tensor, " d_in"] | None,
     W_enc: Float[Tensor, "d_in d_sae"],
-    select: Callable[[Float[Tensor, "batch d_sae"]], Pattern] | None = None,
+    select: Callable[[Float[Tensor, "rows d_sae"]], Pattern] | None = None,
+    narrow: Callable[[Pattern, Float[Tensor, " entries"]], Bool[Tensor, " entries"]] | None = None,
 ) -> Codes:
-    """x @ W_enc, dense or only where `select` wants it.
+    """(x - centre) @ W_enc, dense or only where it is wanted.
 
     Args:
-        x: encoder inputs.
+        x: what is encoded.
+        centre: is subtracted from it, or None.
         W_enc: encoder weights; held transposed in memory they need no copy on the sparse path.
-        select: sees the dense product (without gradient) and returns the pattern to keep; None keeps everything.
+        select: sees the dense product of some samples at a time and returns the pattern to keep; None keeps everything.
+        narrow: sees what was selected of all samples, and says which of it to keep; None keeps it all.
     """
-    if select is None:
-        return Codes(x @ W_enc)
     with torch.no_grad():
-        products = x @ W_enc
-        pattern = select(products)
-        # Under autocast the product is in bfloat16 and only says where to look: the codes themselves are computed anew.
-        exact = products.dtype == W_enc.dtype
-        known = products.reshape(-1)[pattern.rows * pattern.width + pattern.columns] if exact else None
-    return Codes(_Sample.apply(x, W_enc.T, pattern, known), pattern)  # pyright: ignore[reportArgumentType]
+        inputs = x if centre is None else x - centre
+        if select is None:
+            pattern, known = None, inputs @ W_enc
+        else:
+            pattern, known = _encode_sparsely(inputs, W_enc, select, narrow)
+    values = _Encode.apply(x, centre, W_enc.T, inputs, pattern, known)
+    return Codes(values, pattern)  # pyright: ignore[reportArgumentType]
+
+
+def _encode_sparsely(
+    inputs: Tensor,
+    W_enc: Tensor,
+    select: Callable[[Tensor], Pattern],
+    narrow: Callable[[Pattern, Tensor], Tensor] | None,
+) -> tuple[Pattern, Float[Tensor, " entries"]]:
+    """The entries of inputs @ W_enc that are wanted; the product as a whole is never there on a CPU."""
+    device, width = inputs.device.type, W_enc.shape[1]
+    exact = not torch.is_autocast_enabled(device)
+    dtype = inputs.dtype if exact else torch.get_autocast_dtype(device)
+    W = W_enc.to(dtype)
+    patterns, found = [], []
+    for some in inputs.to(dtype).split(_rows_at_once(inputs, width)):
+        products = some @ W
+        patterns.append(select(products))
+        found.append(products.reshape(-1)[patterns[-1].rows * width + patterns[-1].columns])
+    pattern, values = Pattern.stacked(patterns), torch.cat(found)
+    if narrow is not None:
+        kept = narrow(pattern, values)
+        pattern = Pattern.of_places(pattern.rows[kept], pattern.columns[kept], (pattern.batch, width))
+        values = values[kept]
+    # In bfloat16 the product only says where to look: the codes are computed anew.
+    return pattern, values if exact else _sample(inputs, W_enc.T, pattern)
+
+
+def _rows_at_once(inputs: Tensor, width: int) -> int:
+    """Of the encoder's product: on a CPU so many that they stay in its cache while they are looked through."""
+    return max(64, _PRODUCT_ENTRIES // width) if inputs.device.type == "cpu" else inputs.shape[0]

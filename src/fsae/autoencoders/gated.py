@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fsae.autoencoders.base import AffineMap, Autoencoder, Encoding, RectifiedSettings
-from fsae.autoencoders.codes import Pattern, linear_codes
+from fsae.autoencoders.codes import Pattern
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +36,12 @@ class Gated(Autoencoder):
         self.r_mag = nn.Parameter(torch.zeros(self.d_sae))
 
     def encode(self, x: Tensor, sparse: bool = False) -> Encoding:
-        inputs = self.encoder_input(x)
-        raw = linear_codes(inputs, self.W_enc, self._select if sparse else None)
+        raw = self.encoder_product(x, self._select if sparse else None)
         gate = raw.with_values(torch.relu(raw.values + raw.columns(self.b_gate)))
         magnitude = torch.relu(raw.values * raw.columns(self.r_mag.exp()) + raw.columns(self.b_mag))
         codes = raw.with_values(magnitude * (gate.values > 0))
-        return Encoding(codes, AffineMap(inputs, self.W_enc * self.r_mag.exp(), self.b_mag), {"gate": gate})
+        pre_activations = AffineMap(self.encoder_input(x), self.W_enc * self.r_mag.exp(), self.b_mag)
+        return Encoding(codes, pre_activations, {"gate": gate})
 
     def _select(self, products: Tensor) -> Pattern:
         return Pattern.above(products, -self.b_gate)

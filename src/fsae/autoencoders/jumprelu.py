@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fsae.autoencoders.base import AffineMap, Autoencoder, Encoding, RectifiedSettings
-from fsae.autoencoders.codes import Pattern, linear_codes
+from fsae.autoencoders.codes import Pattern
 from fsae.autoencoders.straight_through import jump_relu, step
 
 
@@ -58,8 +58,7 @@ class JumpReLU(Autoencoder):
         return self.log_threshold.exp()
 
     def encode(self, x: Tensor, sparse: bool = False) -> Encoding:
-        inputs = self.encoder_input(x)
-        raw = linear_codes(inputs, self.W_enc, self._select if sparse else None)
+        raw = self.encoder_product(x, self._select if sparse else None)
         pre = raw.values + raw.columns(self.b_enc)
         threshold = raw.columns(self.threshold)
         if raw.pattern is None:
@@ -67,7 +66,7 @@ class JumpReLU(Autoencoder):
         bandwidth = self.settings.bandwidth
         codes = raw.with_values(jump_relu(pre, threshold, bandwidth))
         active = raw.with_values(step(pre, threshold, bandwidth))
-        return Encoding(codes, AffineMap(inputs, self.W_enc, self.b_enc), {"active": active})
+        return Encoding(codes, AffineMap(self.encoder_input(x), self.W_enc, self.b_enc), {"active": active})
 
     def _select(self, products: Tensor) -> Pattern:
         # Below the threshold but within the kernel the code is zero and its threshold still has a gradient.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fsae.autoencoders.base import AffineMap, Autoencoder, Encoding, RectifiedSettings
-from fsae.autoencoders.codes import Pattern, linear_codes
+from fsae.autoencoders.codes import Pattern
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +25,9 @@ class Standard(Autoencoder):
         self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
 
     def encode(self, x: Tensor, sparse: bool = False) -> Encoding:
-        inputs = self.encoder_input(x)
-        raw = linear_codes(inputs, self.W_enc, self._select if sparse else None)
+        raw = self.encoder_product(x, self._select if sparse else None)
         codes = raw.with_values(torch.relu(raw.values + raw.columns(self.b_enc)))
-        return Encoding(codes, AffineMap(inputs, self.W_enc, self.b_enc))
+        return Encoding(codes, AffineMap(self.encoder_input(x), self.W_enc, self.b_enc))
 
     def _select(self, products: Tensor) -> Pattern:
         return Pattern.above(products, -self.b_enc)

@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from fsae.autoencoders.base import AffineMap, Autoencoder, AutoencoderSettings, Encoding
-from fsae.autoencoders.codes import Codes, Pattern, linear_codes
+from fsae.autoencoders.codes import Codes, Pattern
+
+# Entries of a group, of which only the maximum is looked at first.
+_GROUP = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +67,12 @@ class TopK(Autoencoder):
         self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
 
     def encode(self, x: Tensor, sparse: bool = False) -> Encoding:
-        inputs = self.encoder_input(x)
-        pre_activations = AffineMap(inputs, self.W_enc, self.b_enc)
+        pre_activations = AffineMap(self.encoder_input(x), self.W_enc, self.b_enc)
         if sparse:
-            raw = linear_codes(inputs, self.W_enc, self._select)
+            raw = self.encoder_product(x, self._select)
             codes = raw.with_values(self.activation(raw.values + raw.columns(self.b_enc)))
         else:
-            pre = linear_codes(inputs, self.W_enc).values + self.b_enc
+            pre = self.encoder_product(x).values + self.b_enc
             chosen = torch.zeros_like(pre, dtype=torch.bool).scatter_(1, self._indices(pre.detach()), True)
             codes = Codes(self.activation(pre) * chosen)
         return Encoding(codes, pre_activations, {"rank": self.score})
@@ -84,7 +86,7 @@ class TopK(Autoencoder):
         return torch.relu(pre)
 
     def _indices(self, pre: Tensor) -> Tensor:
-        return self.score(pre).topk(self.settings.k, dim=1, sorted=False).indices
+        return _largest(self.score(pre), self.settings.k)
 
     def _select(self, products: Tensor) -> Pattern:
         return Pattern.of_indices(self._indices(products + self.b_enc.to(products.dtype)), self.d_sae)
@@ -98,3 +100,21 @@ class AbsTopK(TopK):
 
     def activation(self, pre: Tensor) -> Tensor:
         return pre
+
+
+def _largest(scores: Tensor, k: int) -> Tensor:
+    """(batch, k) indices of each row's k largest, in no order.
+
+    They lie in those k groups of entries whose maxima are the largest, and looking through all entries for their
+    groups' maxima is all that has to be done with all entries.
+    """
+    batch, width = scores.shape
+    groups = width // _GROUP
+    if width % _GROUP or groups < 2 * k:
+        return scores.topk(k, dim=1, sorted=False).indices
+    # A group's entries are far apart, so that maxima are taken over whole rows at a time.
+    grouped = scores.view(batch, _GROUP, groups)
+    best = grouped.amax(1).topk(k, dim=1, sorted=False).indices
+    candidates = grouped.gather(2, best.unsqueeze(1).expand(-1, _GROUP, -1)).flatten(1)
+    chosen = candidates.topk(k, dim=1, sorted=False).indices
+    return chosen // k * groups + best.gather(1, chosen % k)

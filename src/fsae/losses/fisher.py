@@ -11,6 +11,7 @@ and K is cheap where the g_b are as sparse as the codes. Where g is dense but lo
 exact way through (d_in + 1)^2 matrices, and the cheaper one is taken.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -104,36 +105,37 @@ def fisher_sums(record: ForwardRecord, form: FisherForm, estimator: FisherEstima
 
 
 class _Moments(NamedTuple):
-    """All that both estimators need of per-sample gradients g (B, n)."""
+    """All that both estimators need of per-sample gradients g (B, n).
+
+    Attributes:
+        gram: sum_bc (g_b . g_c)^2.
+        column: sum_i (sum_b g_bi^2)^2.
+        within: sum_b |g_b|^4 and sum_bi g_bi^4, the shares of single samples in these; asked for when needed.
+    """
 
     batch: int
-    gram: Tensor  # sum_bc (g_b . g_c)^2
-    gram_diagonal: Tensor  # sum_b |g_b|^4
-    column: Tensor  # sum_i (sum_b g_bi^2)^2
-    fourth: Tensor  # sum_bi g_bi^4
+    gram: Tensor
+    column: Tensor
+    within: Callable[[], tuple[Tensor, Tensor]]
 
     def sums(self, estimator: FisherEstimator) -> FisherSums:
         B = self.batch
         if estimator is FisherEstimator.batch:
             return FisherSums((self.gram - self.column) / B**2, self.column / B**2)
         pairs = B * (B - 1)
-        diagonal = (self.column - self.fourth) / pairs
-        return FisherSums((self.gram - self.gram_diagonal) / pairs - diagonal, diagonal)
+        of_gram, of_column = self.within()
+        diagonal = (self.column - of_column) / pairs
+        return FisherSums((self.gram - of_gram) / pairs - diagonal, diagonal)
 
 
 def _moments(g: Codes) -> _Moments:
-    batch, width = g.shape
     g = g.map(_wide)
     squares = g.map(torch.square)
-    columns = squares.column_sums()
-    # With fewer latents than samples the (n, n) matrix is the smaller of the two, and has the same norm.
-    few_latents = g.pattern is None and width < batch
     return _Moments(
-        batch,
-        (g.values.T @ g.values).square().sum() if few_latents else g.squared_gram_norm(),
-        squares.row_sums().square().sum(),
-        columns.square().sum(),
-        squares.values.square().sum(),
+        g.shape[0],
+        g.squared_gram_norm(),
+        squares.column_sums().square().sum(),
+        lambda: (squares.row_sums().square().sum(), squares.values.square().sum()),
     )
 
 
@@ -150,26 +152,49 @@ def _reconstruction_gradient(record: ForwardRecord) -> Codes:
 
 
 def _affine_moments(pre: AffineMap) -> _Moments:
-    """Moments of g = 2h for h = inputs @ weight + bias, without the Gram matrix of the batch where that is dearer.
-
-    With X = [inputs, 1], W = [weight; bias], C = X'X and M = WW': |HH'|^2 = tr(CMCM) and sum_b h_bi^2 = w_i' C w_i.
-    """
+    """Moments of g = 2h for h = inputs @ weight + bias, without any (batch, d_sae) matrix where that is dearer."""
     batch, d_in = pre.inputs.shape
     pre = AffineMap(_wide(pre.inputs), _wide(pre.weight), _wide(pre.bias))
-    h = pre.dense()
     if batch <= d_in:
-        return _moments(Codes(2 * h))
+        return _moments(Codes(2 * pre.dense()))
     X = torch.cat([pre.inputs, pre.inputs.new_ones(batch, 1)], dim=1)
     W = torch.cat([pre.weight, pre.bias.unsqueeze(0)])
-    CM = (X.T @ X) @ (W @ W.T)
-    squares = (2 * h).square()
-    return _Moments(
-        batch,
-        16 * (CM * CM.T).sum(),
-        squares.sum(1).square().sum(),
-        squares.sum(0).square().sum(),
-        squares.square().sum(),
-    )
+    gram, column = _LowRankMoments.apply(X, W)  # pyright: ignore[reportGeneralTypeIssues]
+
+    def within() -> tuple[Tensor, Tensor]:
+        squares = (2 * pre.dense()).square()
+        return squares.sum(1).square().sum(), squares.square().sum()
+
+    return _Moments(batch, 16 * gram, 16 * column, within)
+
+
+class _LowRankMoments(torch.autograd.Function):
+    """|HH'|^2 and sum_i (sum_b h_bi^2)^2 of H = XW, for X (batch, d) and W (d, n) with d the smallest.
+
+    With C = X'X and M = WW' they are tr(CMCM) and sum_i (w_i' C w_i)^2. The gradients share CW and CM with them: five
+    products over d x d x n in all, where autograd alone would take seven.
+    """
+
+    @staticmethod
+    def forward(ctx, X, W):
+        C, M = X.T @ X, W @ W.T
+        CW, CM = C @ W, C @ M
+        columns = (W * CW).sum(0)
+        ctx.save_for_backward(X, W, M, CW, CM, columns)
+        return (CM * CM.T).sum(), columns.square().sum()
+
+    @staticmethod
+    def backward(ctx, *grads):
+        X, W, M, CW, CM, columns = ctx.saved_tensors
+        of_gram, of_column = grads
+        needs_X, needs_W = ctx.needs_input_grad
+        grad_X = grad_W = None
+        if needs_X:
+            of_C = of_gram * (M @ CM) + of_column * ((W * columns) @ W.T)
+            grad_X = 4 * X @ of_C
+        if needs_W:
+            grad_W = torch.addcmul(4 * of_gram * (CM @ CW), CW, 4 * of_column * columns)
+        return grad_X, grad_W
 
 
 def _normalised_moments(codes: Codes) -> _Moments:
@@ -210,9 +235,8 @@ def _normalised_moments(codes: Codes) -> _Moments:
     return _Moments(
         batch,
         scaled.squared_gram_norm() + 4 * (a @ gram_sums) + 2 * batch * a.square().sum() + 2 * a.sum().square(),
-        (scaled.map(torch.square).row_sums() + 2 * a).square().sum(),
         over_entries(2).square().sum(),
-        over_entries(4).sum(),
+        lambda: ((scaled.map(torch.square).row_sums() + 2 * a).square().sum(), over_entries(4).sum()),
     )
 
 

@@ -1,0 +1,58 @@
+"""The two products that everything sparse is made of, by whatever is fastest on the device.
+
+    sum_rows      weighted sums of named rows of a table, one for each bag of names
+    sample_rows   inner products of named rows of two tables
+
+On a CPU they are torch's own operators for embedding bags; on a GPU Triton kernels, which come with torch there.
+"""
+
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def sum_rows(
+    table: Float[Tensor, "n d"],
+    ids: Int[Tensor, " entries"],
+    starts: Int[Tensor, " bags_plus_1"],
+    weights: Float[Tensor, " entries"],
+) -> Float[Tensor, "bags d"]:
+    """For each bag, entries starts[i] to starts[i + 1]: the sum of `table`'s rows named by `ids`, times `weights`."""
+    if _has_kernels(table):
+        from fsae.autoencoders import triton_products
+
+        return triton_products.sum_rows(table.contiguous(), ids, starts, weights)
+    return F.embedding_bag(
+        ids, table.contiguous(), starts, mode="sum", per_sample_weights=weights, include_last_offset=True
+    )
+
+
+def sample_rows(
+    X: Float[Tensor, "batch d"],
+    W: Float[Tensor, "n d"],
+    rows: Int[Tensor, " entries"],
+    columns: Int[Tensor, " entries"],
+    offsets: Int[Tensor, " batch_plus_1"],
+) -> Float[Tensor, " entries"]:
+    """X[row] . W[column] of each entry; `offsets` say where each of X's rows begins among the entries."""
+    if _has_kernels(X):
+        from fsae.autoencoders import triton_products
+
+        return triton_products.sample_rows(X.contiguous(), W.contiguous(), rows, columns)
+    # The gradient of a weighted bag sum in its weights is exactly this product.
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        X.contiguous(), W.contiguous(), columns, offsets, rows, 0
+    )
+
+
+def _has_kernels(tensor: Tensor) -> bool:
+    return tensor.is_cuda and _triton_is_there()
+
+
+@cache
+def _triton_is_there() -> bool:
+    return find_spec("triton") is not None

@@ -1,0 +1,87 @@
+"""The GPU's kernels, run by Triton's interpreter on the CPU: the same numbers as torch's operators give there."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+# Read when Triton is imported, and when the kernels are.
+os.environ["TRITON_INTERPRET"] = "1"
+pytest.importorskip("triton")
+
+from fsae.autoencoders import products, triton_products
+from fsae.autoencoders.codes import Codes, Pattern
+from fsae.losses.fisher import FisherEstimator, FisherForm, fisher_sums
+from tests.architectures import build, each_architecture, gradients, samples
+
+# Rows and tiles that do not go into one another: 200 dimensions in tiles of 128, bags of 0, 1, 33 and 70 in tiles of 32.
+D = 200
+BAGS = [70, 0, 1, 33, 0]
+TYPES = [torch.float64, torch.float32, torch.bfloat16]
+
+
+def draw(*shape: int, seed: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def tolerance(dtype: torch.dtype) -> dict[str, float]:
+    eps = torch.finfo(dtype).eps
+    return {"rtol": 8 * eps, "atol": 40 * min(eps, 1e-6)}
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_sums_of_rows(dtype: torch.dtype):
+    starts = torch.tensor([0, *BAGS]).cumsum(0)
+    ids = torch.randint(0, 9, (sum(BAGS),), generator=torch.Generator().manual_seed(0))
+    table, weights = draw(9, D, seed=1, dtype=dtype), draw(sum(BAGS), seed=2, dtype=dtype)
+    sums = triton_products.sum_rows(table, ids, starts, weights)
+    exact = torch.stack(
+        [
+            (weights[begin:end, None].double() * table[ids[begin:end]].double()).sum(0)
+            for begin, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)
+        ]
+    )
+    assert sums.dtype == dtype
+    torch.testing.assert_close(sums.double(), exact, **tolerance(dtype))
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("entries", [0, 1, 75])
+def test_samples_of_rows(entries: int, dtype: torch.dtype):
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = (torch.randint(0, 9, (entries,), generator=generator) for _ in range(2))
+    X, W = draw(9, D, seed=1, dtype=dtype), draw(9, D, seed=2, dtype=dtype)
+    values = triton_products.sample_rows(X, W, rows, columns)
+    exact = (X[rows].double() * W[columns].double()).sum(1)
+    assert values.dtype == dtype
+    torch.testing.assert_close(values.double(), exact, rtol=8 * torch.finfo(dtype).eps, atol=1e-4)
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Everything sparse goes through the kernels."""
+    monkeypatch.setattr(products, "_has_kernels", lambda tensor: True)
+    yield
+
+
+def test_gradcheck(kernels: None):
+    pattern = Pattern.of_mask(draw(4, 6, seed=0, dtype=torch.float64) > 0)
+    values = draw(len(pattern.columns), seed=1, dtype=torch.float64).requires_grad_()
+    W, X = (draw(count, 3, seed=count, dtype=torch.float64).requires_grad_() for count in (6, 4))
+    codes = Codes(values, pattern)
+    assert torch.autograd.gradcheck(lambda values, W: codes.with_values(values).decode(W), (values, W))
+    assert torch.autograd.gradcheck(lambda values: codes.with_values(values).squared_gram_norm(), (values,))
+    assert torch.autograd.gradcheck(lambda X, W: codes.sample(X, W).dense(), (X, W))
+
+
+@each_architecture
+def test_every_architecture_trains_as_with_dense_products(arch: str, kernels: None):
+    def gradients_with(sparse: bool) -> dict[str, Tensor]:
+        autoencoder = build(arch, 5, 12)
+        record = autoencoder(samples(7, 5), sparse=sparse)
+        penalty = fisher_sums(record, FisherForm.reconstruction, FisherEstimator.batch).off_diagonal
+        return gradients((record.inputs - record.reconstruction).square().sum() + penalty, autoencoder)
+
+    torch.testing.assert_close(gradients_with(sparse=True), gradients_with(sparse=False), rtol=1e-9, atol=1e-10)
