@@ -56,11 +56,13 @@ def test_pattern_of_mask_by_hand():
     assert pattern.offsets.tolist() == [0, 2, 2, 4]
     assert pattern.rows.tolist() == [0, 0, 2, 2]
     assert (pattern.batch, pattern.width) == (3, 3)
-    order, rows, starts = pattern.by_column
+    order, transposed = pattern.transposed
     # Column 0 has entry 2 (row 2), column 1 entry 0 (row 0), column 2 entries 1 and 3 (rows 0 and 2).
     assert order.tolist() == [2, 0, 1, 3]
-    assert rows.tolist() == [2, 0, 0, 2]
-    assert starts.tolist() == [0, 1, 2, 4]
+    assert transposed.columns.tolist() == [2, 0, 0, 2]
+    assert transposed.offsets.tolist() == [0, 1, 2, 4]
+    assert transposed.rows.tolist() == [0, 1, 2, 2]
+    assert (transposed.batch, transposed.width) == (3, 3)
 
 
 def test_rows_from_offsets_are_those_of_the_mask():

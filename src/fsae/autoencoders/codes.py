@@ -12,6 +12,7 @@ made of the other two:
 Decode and scatter are sums over bags of rows; they and sample read only the rows they need.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,8 +27,8 @@ from fsae.autoencoders.products import sample_rows, sum_rows
 # The most entries that a dense slice of (d_sae, batch) may have while the Gram matrix is taken: 8 MB, which fit a CPU's
 # cache.
 _SLICE_ENTRIES = 2**21
-# The most entries of the encoder's product that are there at a time, likewise.
-_PRODUCT_ENTRIES = 2**21
+# The most entries of the encoder's product that are there at a time: of fewer rows it is slower, of more no faster.
+_PRODUCT_ENTRIES = 2**24
 
 
 class Pattern:
@@ -47,8 +48,9 @@ class Pattern:
     @classmethod
     def of_mask(cls, mask: Bool[Tensor, "batch d_sae"]) -> "Pattern":
         """The entries where `mask` is true. Their number is read from the device, so this waits for it."""
-        rows, columns = mask.nonzero(as_tuple=True)
-        return cls.of_places(rows, columns, (mask.shape[0], mask.shape[1]))
+        batch, width = mask.shape
+        places = _true_places(mask.flatten())
+        return cls.of_places(places // width, places % width, (batch, width))
 
     @classmethod
     def of_places(cls, rows: Int[Tensor, " entries"], columns: Int[Tensor, " entries"], shape: tuple[int, int]):
@@ -104,10 +106,10 @@ class Pattern:
         return rows.repeat_interleave(counts, output_size=self.columns.shape[0])
 
     @cached_property
-    def by_column(self) -> tuple[Int[Tensor, " entries"], Int[Tensor, " entries"], Int[Tensor, " width_plus_1"]]:
-        """The transposed pattern: the entries' order, their rows in it, and where each column's entries begin."""
+    def transposed(self) -> tuple[Int[Tensor, " entries"], "Pattern"]:
+        """The order that sorts the entries by column, and the (d_sae, batch) pattern of them in that order."""
         columns, order = torch.sort(self.columns, stable=True)
-        return order, self.rows[order], _starts(columns, self.width)
+        return order, Pattern.of_places(columns, self.rows[order], (self.width, self.batch))
 
 
 def lowered(limits: Tensor, dtype: torch.dtype, size: Tensor | None = None) -> Tensor:
@@ -116,6 +118,15 @@ def lowered(limits: Tensor, dtype: torch.dtype, size: Tensor | None = None) -> T
     Rounding is in proportion to the numbers that are added up: `size`, or the limits' own.
     """
     return limits - 4 * torch.finfo(dtype).eps * (limits.abs() if size is None else size)
+
+
+def _true_places(mask: Bool[Tensor, " entries"]) -> Int[Tensor, " true"]:
+    """Where a mask is true; looks at eight entries at a time, nearly all of which are false."""
+    if mask.numel() % 8:
+        return mask.nonzero().squeeze(1)
+    eights = mask.view(torch.int64).nonzero().squeeze(1)
+    which, place = mask.view(-1, 8)[eights].nonzero(as_tuple=True)
+    return 8 * eights[which] + place
 
 
 def _starts(sorted_ids: Tensor, count: int) -> Tensor:
@@ -128,12 +139,17 @@ def _decode(values: Tensor, pattern: Pattern, W: Tensor) -> Tensor:
 
 
 def _scatter(values: Tensor, pattern: Pattern, X: Tensor) -> Tensor:
-    order, rows, starts = pattern.by_column
-    return sum_rows(X, rows, starts, values[order])
+    order, transposed = pattern.transposed
+    return _decode(values[order], transposed, X)
 
 
 def _sample(X: Tensor, W: Tensor, pattern: Pattern) -> Tensor:
-    return sample_rows(X, W, pattern.rows, pattern.columns, pattern.offsets)
+    if W.shape[0] <= X.shape[0]:
+        return sample_rows(X, W, pattern.rows, pattern.columns, pattern.offsets)
+    # The larger matrix is read once and in order, and the smaller one, which more of fits a cache, over and over.
+    order, transposed = pattern.transposed
+    sampled = sample_rows(W, X, transposed.rows, transposed.columns, transposed.offsets)
+    return torch.empty_like(sampled).scatter_(0, order, sampled)
 
 
 class _Decode(torch.autograd.Function):
@@ -223,17 +239,17 @@ class _SquaredGramNorm(torch.autograd.Function):
         needs_gradient = ctx.needs_input_grad[0]
         norm = values.new_zeros((), dtype=torch.float64)
         gradient = torch.empty_like(values) if needs_gradient else None
-        order, rows, starts = pattern.by_column
+        order, transposed = pattern.transposed
         ordered = values[order]
         for begin, end, entries in _row_slices(pattern):
             count = end - begin
             places = pattern.columns[entries] * count + (pattern.rows[entries] - begin)
-            transposed = values.new_zeros(pattern.width * count)
-            transposed[places] = values[entries]
-            gram = sum_rows(transposed.view(pattern.width, count), pattern.columns, pattern.offsets, values)
+            rows = values.new_zeros(pattern.width * count)
+            rows[places] = values[entries]
+            gram = _decode(values, pattern, rows.view(pattern.width, count))
             norm += gram.square().sum()
             if gradient is not None:
-                gradient[entries] = sum_rows(gram, rows, starts, ordered).view(-1)[places]
+                gradient[entries] = _decode(ordered, transposed, gram).view(-1)[places]
         ctx.save_for_backward(gradient)
         return norm.to(values.dtype)
 
@@ -302,6 +318,15 @@ class Codes:
             return self.values.sum(1)
         return self.values.new_zeros(self.pattern.batch).index_add(0, self.pattern.rows, self.values)
 
+    @cached_property
+    def firing_counts(self) -> Int[Tensor, " d_sae"]:
+        """In how many samples of the batch each latent is on."""
+        values = self.values.detach()
+        if self.pattern is None:
+            return values.count_nonzero(dim=0)
+        on = (values != 0).long()
+        return on.new_zeros(self.pattern.width).index_add(0, self.pattern.columns, on)
+
     def decode(self, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
         """codes @ W_dec."""
         if self.pattern is None:
@@ -329,8 +354,8 @@ class Codes:
             return _DenseSquaredGramNorm.apply(values)  # pyright: ignore[reportReturnType]
         pattern = self.pattern
         if batch > width:
-            order, rows, starts = pattern.by_column
-            values, pattern = values.index_select(0, order), Pattern(rows, starts, batch)
+            order, pattern = pattern.transposed
+            values = values.index_select(0, order)
         return _SquaredGramNorm.apply(values, pattern)  # pyright: ignore[reportReturnType]
 
 
@@ -386,5 +411,8 @@ def _encode_sparsely(
 
 
 def _rows_at_once(inputs: Tensor, width: int) -> int:
-    """Of the encoder's product: on a CPU so many that they stay in its cache while they are looked through."""
-    return max(64, _PRODUCT_ENTRIES // width) if inputs.device.type == "cpu" else inputs.shape[0]
+    """Of the encoder's product: on a CPU so many that its memory does not grow with the batch."""
+    batch = max(1, inputs.shape[0])
+    if inputs.device.type != "cpu":
+        return batch
+    return math.ceil(batch / math.ceil(batch * width / _PRODUCT_ENTRIES))

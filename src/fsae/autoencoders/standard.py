@@ -26,7 +26,7 @@ class Standard(Autoencoder):
 
     def encode(self, x: Tensor, sparse: bool = False) -> Encoding:
         raw = self.encoder_product(x, self._select if sparse else None)
-        codes = raw.with_values(torch.relu(raw.values + raw.columns(self.b_enc)))
+        codes = raw.with_values(torch.relu_(raw.values + raw.columns(self.b_enc)))
         return Encoding(codes, AffineMap(self.encoder_input(x), self.W_enc, self.b_enc))
 
     def _select(self, products: Tensor) -> Pattern:

@@ -30,7 +30,7 @@ class DeadLatents(nn.Module):
     @torch.no_grad()
     def update(self, codes: Codes) -> None:
         """Count one batch."""
-        fired = codes.map(lambda values: (values != 0).float()).column_sums() > 0
+        fired = codes.firing_counts > 0
         self.tokens_since_fired += codes.shape[0]
         self.tokens_since_fired.masked_fill_(fired, 0)
 

@@ -17,14 +17,15 @@ def batch_measures(record: ForwardRecord, scale: float) -> dict[str, Tensor]:
         scale: what the raw activations were multiplied by.
     """
     codes, x, x_hat = record.codes, record.inputs, record.reconstruction
-    values = codes.values.abs()
-    if record.code_weights is not None:
-        values = values * codes.columns(record.code_weights)
+    if record.code_weights is None:
+        l1 = torch.linalg.vector_norm(codes.values, 1)
+    else:
+        l1 = codes.map(torch.abs).column_sums() @ record.code_weights
     error = (x - x_hat).square().sum()
     batch = x.shape[0]
     return {
-        "l0": torch.count_nonzero(codes.values) / batch,
-        "l1": values.sum() / (batch * scale),
+        "l0": codes.firing_counts.sum() / batch,
+        "l1": l1 / (batch * scale),
         "mse": error / (batch * scale**2),
         "l2_ratio": (x_hat.norm(dim=1) / x.norm(dim=1).clamp_min(1e-12)).mean(),
         "fvu": error / (x - x.mean(0)).square().sum().clamp_min(1e-12),
