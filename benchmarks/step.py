@@ -31,6 +31,7 @@ from fsae.losses.reconstruction import SquaredError
 from fsae.losses.sparsity import L1, StepL0
 from fsae.losses.term import LossTerm
 from fsae.training.member import Member
+from fsae.training.memory import keep_freed_memory
 from fsae.training.settings import AdamSettings, Precision
 
 
@@ -109,6 +110,7 @@ def main() -> None:
     parser.add_argument("--arch", nargs="*", default=None, help="only these architectures")
     parser.add_argument("--no-dense", action="store_true", help="leave out the dense steps, which are slow")
     args = parser.parse_args()
+    keep_freed_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     x = torch.randn(args.batch, args.d_in, generator=torch.Generator().manual_seed(1)).to(device)
     print(

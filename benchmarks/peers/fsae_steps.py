@@ -21,6 +21,7 @@ from fsae.losses.reconstruction import SquaredError
 from fsae.losses.sparsity import L1, StepL0, TargetL0
 from fsae.losses.term import LossTerm
 from fsae.training.member import Member
+from fsae.training.memory import keep_freed_memory
 from fsae.training.settings import AdamSettings, Precision
 
 DISTRIBUTION = "fsae"
@@ -91,6 +92,7 @@ class Training:
     """Steps of `Member`."""
 
     def __init__(self, job: Job, weights: dict[str, Tensor]):
+        keep_freed_memory()
         settings, terms = settings_of(job)
         autoencoder = settings.build(job.d_in, torch.Generator().manual_seed(0)).to(job.device)
         autoencoder.load_state_dict(weights)

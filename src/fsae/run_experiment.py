@@ -35,6 +35,7 @@ from fsae.tracking.uploader import Uploader
 from fsae.training.interruption import Interrupted, Interruption
 from fsae.training.loop import TrainingRun, train
 from fsae.training.member import Member
+from fsae.training.memory import keep_freed_memory
 from fsae.training.scaling import Scale, scale_of
 
 log = logging.getLogger(__name__)
@@ -140,6 +141,7 @@ class _Made:
 
 def _work(runs: Sequence[OpenRun], interruption: Interruption) -> None:
     """All that is between the beginning and the end of the runs."""
+    keep_freed_memory()
     task = runs[0].settings.task
     # Read before anything heavy is opened.
     existing: dict[OpenRun, Autoencoder] = {}

@@ -452,8 +452,8 @@ def test_sparse_codes_are_never_spread_over_the_width(
     arch: str, form: FisherForm, estimator: FisherEstimator, monkeypatch: pytest.MonkeyPatch
 ):
     # With few of 5,000 latents on, everything after the encoder's product stays below a tenth of batch x d_sae once the
-    # Gram matrix's gradient is taken in slices of that size; d_in is small, so that the weights are below it, too.
-    monkeypatch.setattr(codes_module, "_SLICE_ENTRIES", BATCH * WIDE // 12)
+    # Gram matrix's gradient is taken in slices of 2 of the 24 samples; d_in is small, so that the weights are below it.
+    monkeypatch.setattr(codes_module, "_samples_a_slice", lambda pattern: 2)
     autoencoder = build(arch, 2, WIDE, dtype=torch.float32)
     with torch.no_grad():
         autoencoder.get_parameter("b_gate" if arch == "gated" else "b_enc").sub_(4)

@@ -10,7 +10,6 @@ from functools import cache
 from importlib.util import find_spec
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -26,9 +25,10 @@ def sum_rows(
         from fsae.autoencoders import triton_products
 
         return triton_products.sum_rows(table.contiguous(), ids, starts, weights)
-    return F.embedding_bag(
-        ids, table.contiguous(), starts, mode="sum", per_sample_weights=weights, include_last_offset=True
-    )
+    # Without what autograd would need: the gradients are taken by other products.
+    return torch.ops.aten._embedding_bag_forward_only(
+        table.contiguous(), ids, starts, False, 0, False, weights.detach(), True
+    )[0]
 
 
 def sample_rows(

@@ -10,8 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 # Entries and dimensions of a tile: together 16 KB of float32 for each table read.
-_ENTRIES = 32
-_DIMENSIONS = 128
+_ENTRIES = tl.constexpr(32)
+_DIMENSIONS = tl.constexpr(128)
 
 
 def sum_rows(table: Tensor, ids: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
@@ -19,10 +19,8 @@ def sum_rows(table: Tensor, ids: Tensor, starts: Tensor, weights: Tensor) -> Ten
     bags, d = starts.shape[0] - 1, table.shape[1]
     sums = table.new_empty(bags, d)
     if bags > 0:
-        _sum_rows_kernel[(bags, triton.cdiv(d, _DIMENSIONS))](
-            table, ids, starts, weights, sums, d,
-            wide=_wide(table), entries_per_tile=_ENTRIES, dimensions_per_tile=_DIMENSIONS,
-        )  # fmt: skip
+        grid = (bags, triton.cdiv(d, _DIMENSIONS.value))
+        _sum_rows_kernel[grid](table, ids, starts, weights, sums, d, _wide(table))
     return sums
 
 
@@ -31,28 +29,23 @@ def sample_rows(X: Tensor, W: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     entries, d = columns.shape[0], X.shape[1]
     values = X.new_empty(entries)
     if entries > 0:
-        _sample_rows_kernel[(triton.cdiv(entries, _ENTRIES),)](
-            X, W, rows, columns, values, entries, d,
-            wide=_wide(X), entries_per_tile=_ENTRIES, dimensions_per_tile=_DIMENSIONS,
-        )  # fmt: skip
+        grid = (triton.cdiv(entries, _ENTRIES.value),)
+        _sample_rows_kernel[grid](X, W, rows, columns, values, entries, d, _wide(X))
     return values
 
 
-def _wide(tensor: Tensor) -> tl.dtype:
-    return tl.float64 if tensor.dtype is torch.float64 else tl.float32
+def _wide(tensor: Tensor) -> tl.constexpr:
+    return tl.constexpr(tl.float64 if tensor.dtype is torch.float64 else tl.float32)
 
 
 @triton.jit
-def _sum_rows_kernel(
-    table, ids, starts, weights, sums, d,
-    wide: tl.constexpr, entries_per_tile: tl.constexpr, dimensions_per_tile: tl.constexpr,
-):  # fmt: skip
+def _sum_rows_kernel(table, ids, starts, weights, sums, d, wide: tl.constexpr):
     bag = tl.program_id(0)
-    dimensions = tl.program_id(1) * dimensions_per_tile + tl.arange(0, dimensions_per_tile)
+    dimensions = tl.program_id(1) * _DIMENSIONS + tl.arange(0, _DIMENSIONS)
     begin, end = tl.load(starts + bag), tl.load(starts + bag + 1)
-    total = tl.zeros((dimensions_per_tile,), dtype=wide)
-    for first in range(begin, end, entries_per_tile):
-        entries = first + tl.arange(0, entries_per_tile)
+    total = tl.zeros((_DIMENSIONS,), dtype=wide)
+    for first in range(begin, end, _ENTRIES):
+        entries = first + tl.arange(0, _ENTRIES)
         there = entries < end
         names = tl.load(ids + entries, mask=there, other=0).to(tl.int64)
         factors = tl.load(weights + entries, mask=there, other=0.0).to(wide)
@@ -64,17 +57,14 @@ def _sum_rows_kernel(
 
 
 @triton.jit
-def _sample_rows_kernel(
-    X, W, rows, columns, values, count, d,
-    wide: tl.constexpr, entries_per_tile: tl.constexpr, dimensions_per_tile: tl.constexpr,
-):  # fmt: skip
-    entries = tl.program_id(0).to(tl.int64) * entries_per_tile + tl.arange(0, entries_per_tile)
+def _sample_rows_kernel(X, W, rows, columns, values, count, d, wide: tl.constexpr):
+    entries = tl.program_id(0).to(tl.int64) * _ENTRIES + tl.arange(0, _ENTRIES)
     there = entries < count
     row = tl.load(rows + entries, mask=there, other=0).to(tl.int64)
     column = tl.load(columns + entries, mask=there, other=0).to(tl.int64)
-    total = tl.zeros((entries_per_tile,), dtype=wide)
-    for first in range(0, d, dimensions_per_tile):
-        dimensions = first + tl.arange(0, dimensions_per_tile)
+    total = tl.zeros((_ENTRIES,), dtype=wide)
+    for first in range(0, d, _DIMENSIONS):
+        dimensions = first + tl.arange(0, _DIMENSIONS)
         mask = there[:, None] & (dimensions < d)[None, :]
         x = tl.load(X + row[:, None] * d + dimensions[None, :], mask=mask, other=0.0).to(wide)
         w = tl.load(W + column[:, None] * d + dimensions[None, :], mask=mask, other=0.0).to(wide)
