@@ -16,7 +16,9 @@ PACKAGE = Path(fsae.__file__).parent
 # A module imports from earlier layers and from its own package, not from its neighbours in the layer. It belongs to the
 # longest name here that it begins with.
 LAYERS = [
-    {"autoencoders.codes", "language_models.sites", "tracking.interface", "progress"},
+    {"autoencoders.triton_products", "language_models.sites", "tracking.interface", "progress"},
+    {"autoencoders.products"},
+    {"autoencoders.codes"},
     {"autoencoders.base"},
     {"autoencoders", "losses", "language_models"},
     {"sources", "evaluation", "export"},
