@@ -150,14 +150,32 @@ def _work(runs: Sequence[OpenRun], interruption: Interruption) -> None:
     going = _going(runs)
     if not going:
         return
+    began = time.monotonic()
     with _open_source(going, interruption.check) as source:
         if task is Task.harvest:
             results = source.fill_store()
             _for_each(going, lambda run: _finish(run, results))
             return
+        opened = time.monotonic()
         made = _trained(going, source, interruption) if task is Task.train else _fitting(existing, source)
+        trained = time.monotonic()
+        waited = source.waited
         if made:
             _evaluate(made, source, interruption.check)
+        _say_shares(
+            {
+                "opening the model and its text": opened - began,
+                "waiting for activations": waited,
+                "training": trained - opened - waited,
+                "evaluating": time.monotonic() - trained,
+            }
+        )
+
+
+def _say_shares(seconds: dict[str, float]) -> None:
+    total = sum(seconds.values())
+    shares = ", ".join(f"{name} {each / total:.0%}" for name, each in seconds.items())
+    log.info("of %.0f s: %s", total, shares)
 
 
 def _open_source(runs: Sequence[OpenRun], heartbeat: Callable[[], None]) -> ActivationSource:
@@ -191,7 +209,11 @@ def _trained(runs: Sequence[OpenRun], source: ActivationSource, interruption: In
         with run.alone():
             autoencoder = fold(training.members[0].autoencoder, training.scale)
             made.append(_Made(run, autoencoder, training.step * run.settings.trainer.batch_size))
-    log.info("trained in %.0f s, %.0f s of it harvesting", time.monotonic() - began, source.harvest_seconds)
+    harvester = source.harvester
+    log.info(
+        "trained in %.0f s, %.0f s of it waiting for activations; harvesting took %.0f s, %.0f s of it waiting for text",
+        time.monotonic() - began, source.waited, harvester.seconds, harvester.text_seconds,
+    )  # fmt: skip
     return made
 
 

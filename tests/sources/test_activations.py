@@ -134,7 +134,7 @@ def test_a_full_store_needs_no_language_model(tmp_path: Path):
         take(second, 3 * PER_EPOCH)
         list(second.held_out(60, 25))
         assert second.prepends_bos is False
-        assert second.harvest_seconds == 0
+        assert second.harvester.seconds == 0
     assert model.passes == 0
 
 
@@ -290,7 +290,7 @@ def test_a_real_model_is_harvested_once_and_says_so(tmp_path: Path, caplog: pyte
     caplog.clear()
     with opened(tmp_path) as source:
         found = take(source, 30)
-        assert source.harvest_seconds == 0
+        assert source.harvester.seconds == 0
     assert "activations from the store, nothing harvested: 600 to train on and 100 held out" in caplog.text
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 

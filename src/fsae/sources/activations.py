@@ -1,6 +1,7 @@
 """Activations of a language model at one site as a stream of shuffled batches."""
 
 import logging
+import time
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -117,6 +118,9 @@ class ActivationSource:
         seed: of the order.
         training_tokens: vectors that training will take; nothing is fetched for after them.
         device: where batches are wanted.
+
+    Attributes:
+        waited: seconds that nothing else could be done in, as the next shard was not there yet.
     """
 
     unit = "tokens"
@@ -126,6 +130,7 @@ class ActivationSource:
         self._shards, self._seed, self._training_tokens = shards, seed, training_tokens
         self._extent = shards.extent
         self._epoch = self._batch = 0
+        self.waited = 0.0
         self._fetched: dict[int, Future[Tensor]] = {}
         self._background = ThreadPoolExecutor(1, thread_name_prefix="harvest")
 
@@ -134,7 +139,7 @@ class ActivationSource:
 
     def __exit__(self, *exc_info: object) -> None:
         """Stop what goes on in the background."""
-        self._shards.harvester.stop()
+        self.harvester.stop()
         self._background.shutdown(cancel_futures=True)
         self._fetched.clear()
         self._shards.close()
@@ -150,9 +155,9 @@ class ActivationSource:
         return self._shards.prepends_bos
 
     @property
-    def harvest_seconds(self) -> float:
-        """What the language model's work has taken so far; part of it went on during training."""
-        return self._shards.harvester.seconds
+    def harvester(self) -> Harvester:
+        """Which knows how long the language model's work has taken so far; part of it goes on during training."""
+        return self._shards.harvester
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self._epoch, "batch": self._batch}
@@ -218,7 +223,7 @@ class ActivationSource:
         Raises:
             ValueError: the held-out part is empty or shorter than one row.
         """
-        return self._shards.harvester.held_out_rows(count)
+        return self.harvester.held_out_rows(count)
 
     def fill_store(self) -> dict[str, float]:
         """Put every shard of both parts and all sites into the store, beside other processes that do the same.
@@ -230,11 +235,10 @@ class ActivationSource:
             OSError: no room.
         """
         self._shards.fill()
-        harvester = self._shards.harvester
         return {
             "harvest/shards": self._shards.made,
-            "harvest/tokens": harvester.tokens,
-            "harvest/seconds": harvester.seconds,
+            "harvest/tokens": self.harvester.tokens,
+            "harvest/seconds": self.harvester.seconds,
         }
 
     def _visits(self, epoch: int) -> Iterator[tuple[int, int]]:
@@ -246,7 +250,10 @@ class ActivationSource:
 
     def _vectors(self, number: int) -> Tensor:
         self._fetch(number, beside=number)
-        return self._fetched[number].result()
+        began = time.monotonic()
+        vectors = self._fetched[number].result()
+        self.waited += time.monotonic() - began
+        return vectors
 
     def _fetch(self, number: int, beside: int) -> None:
         """Begin to bring a shard into memory, where it takes the place of another one than `beside`."""

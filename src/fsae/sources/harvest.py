@@ -2,8 +2,9 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -94,6 +95,7 @@ class Harvester:
 
     Attributes:
         seconds: spent harvesting.
+        text_seconds: of these, waiting for text to be read and tokenised.
         tokens: positions harvested.
     """
 
@@ -110,7 +112,8 @@ class Harvester:
         # Before which shard each text stands; absent where that is unknown.
         self._stands_before: dict[Part, int] = {}
         self._stopped = threading.Event()
-        self.seconds, self.tokens = 0.0, 0
+        self.seconds = self.text_seconds = 0.0
+        self.tokens = 0
 
     @cached_property
     def model(self) -> Any:
@@ -155,7 +158,7 @@ class Harvester:
         filled = 0
         progress = Progress(f"harvesting {', '.join(map(str, sites))}, {part.value} shard {number}", count)
         try:
-            for block in _with_kept(text):
+            for block in self._ahead(_kept(text, count)):
                 places = place_of[filled : filled + int(block.keep.sum())]
                 vectors = self._activations(model, block, sites)
                 for site in sites:
@@ -165,8 +168,6 @@ class Harvester:
                 filled += len(places)
                 progress.advance(len(places))
                 self.beat()
-                if filled == count:
-                    break
         finally:
             self.seconds += progress.seconds()
             self.tokens += filled
@@ -238,6 +239,19 @@ class Harvester:
         self._stands_before[part] = number
         return text
 
+    def _ahead(self, blocks: Iterator[Block]) -> Iterator[Block]:
+        """The blocks, each read and tokenised while the one before it is in use."""
+        with ThreadPoolExecutor(1, thread_name_prefix="text") as background:
+            upcoming = background.submit(next, blocks, None)
+            while True:
+                began = time.monotonic()
+                block = upcoming.result()
+                self.text_seconds += time.monotonic() - began
+                if block is None:
+                    return
+                upcoming = background.submit(next, blocks, None)
+                yield block
+
     def _activations(self, model: Harvestable, block: Block, sites: Sequence[Site]) -> dict[Site, Tensor]:
         everywhere = model.activations(block.tokens.to(model.device), sites)
         keep = block.keep.to(model.device)
@@ -252,6 +266,15 @@ class Harvester:
                     "models, try model.dtype=bfloat16 or float32"
                 )
         return vectors
+
+
+def _kept(text: PackedTokens, count: int) -> Iterator[Block]:
+    """The next blocks that have `count` positions to train on between them, and no block beyond."""
+    for block in _with_kept(text):
+        yield block
+        count -= int(block.keep.sum())
+        if count <= 0:
+            return
 
 
 def _with_kept(text: PackedTokens) -> Iterator[Block]:
