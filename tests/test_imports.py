@@ -16,7 +16,7 @@ PACKAGE = Path(fsae.__file__).parent
 # A module imports from earlier layers and from its own package, not from its neighbours in the layer. It belongs to the
 # longest name here that it begins with.
 LAYERS = [
-    {"autoencoders.triton_products", "language_models.sites", "tracking.interface", "progress"},
+    {"autoencoders.triton_products", "language_models.sites", "sources.source", "tracking.interface", "progress", "draws"},
     {"autoencoders.products"},
     {"autoencoders.codes"},
     {"autoencoders.base"},
@@ -54,6 +54,8 @@ HOMES = {
     "safetensors": {"export.", "sources.store"},
     "xxhash": {"sources.store"},
     "tqdm": {"progress"},
+    "scipy": {"losses.mutual"},
+    "mne": {"sources.eeg"},
     "psutil": {"sources.harvest", "sweeps.joblib_launcher", "tracking.status"},
     "sae_lens": set(),
     "pickle": set(),

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -12,26 +12,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsae.analysis.run_plots import plot_firing, plot_training
+from fsae.analysis.run_plots import plot_firing, plot_sharing, plot_training
 from fsae.autoencoders.base import Autoencoder
 from fsae.autoencoders.initialisation import initialise_from
 from fsae.configuration.origin import Origin
 from fsae.configuration.refusal import tell
 from fsae.configuration.schema import RunSettings, Task
+from fsae.draws import seed_of
+from fsae.evaluation.agreement import agreement
 from fsae.evaluation.results import flat_results, results_table
 from fsae.evaluation.sparsity import density_histogram
 from fsae.evaluation.splice import evaluate_splice
+from fsae.evaluation.truth import evaluate_truth
 from fsae.evaluation.vectors import evaluate_vectors
 from fsae.export.folding import fold
 from fsae.export.saelens import Provenance, load_saelens, read_provenance, save_saelens
 from fsae.losses.fisher import Fisher
 from fsae.losses.objective import Objective
 from fsae.open_run import OpenRun
-from fsae.sources.activations import ActivationSource, Cache, open_activations, stream_key
+from fsae.sources.activations import ActivationSource, ActivationSourceSettings, Cache, open_activations, stream_key
+from fsae.sources.eeg import EEGSource
+from fsae.sources.source import Batch, Source
+from fsae.sources.synthetic import SyntheticSettings, SyntheticSource
 from fsae.tracking.run_folder import write_json
 from fsae.tracking.run_log import runs_named
 from fsae.tracking.store import resolve_uri, ui_command
 from fsae.tracking.uploader import Uploader
+from fsae.training.coupling import Coupling
 from fsae.training.interruption import Interrupted, Interruption
 from fsae.training.loop import TrainingRun, train
 from fsae.training.member import Member
@@ -68,15 +75,20 @@ def run_experiment(settings: RunSettings, origin: Origin) -> dict[str, Any]:
 
 def pack_key(settings: RunSettings) -> tuple[object, ...]:
     """What runs must have in common to be one pack: they see the same batches and are evaluated on the same text."""
+    common = settings.task, settings.eval, settings.tracking, settings.paths
+    source = settings.source
+    if not isinstance(source, ActivationSourceSettings):
+        return source, settings.trainer.batch_size, *common
+    assert settings.model is not None and settings.site is not None and settings.dataset is not None
     stream = stream_key(
         model=settings.model,
         site=settings.site,
         dataset=settings.dataset,
-        source=settings.source,
+        source=source,
         training_tokens=settings.trainer.tokens,
         batch_size=settings.trainer.batch_size,
     )
-    return settings.task, stream, settings.source.also, settings.eval, settings.tracking, settings.paths
+    return stream, source.also, *common
 
 
 def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
@@ -132,11 +144,19 @@ def _uploader(settings: RunSettings) -> Uploader | nullcontext[None]:
 
 @dataclass(frozen=True, eq=False)
 class _Made:
-    """A run and the autoencoder that it made or read, in raw units; `tokens` is what it was trained on here."""
+    """A run and the autoencoders that it made or read, in raw units.
+
+    Attributes:
+        run: which.
+        autoencoders: one; the members of a population otherwise.
+        tokens: what they were trained on here.
+        best: the member with the least unexplained variance at the end of training.
+    """
 
     run: OpenRun
-    autoencoder: Autoencoder
+    autoencoders: list[Autoencoder]
     tokens: int
+    best: int
 
 
 def _work(runs: Sequence[OpenRun], interruption: Interruption) -> None:
@@ -153,19 +173,20 @@ def _work(runs: Sequence[OpenRun], interruption: Interruption) -> None:
     began = time.monotonic()
     with _open_source(going, interruption.check) as source:
         if task is Task.harvest:
+            assert isinstance(source, ActivationSource)
             results = source.fill_store()
             _for_each(going, lambda run: _finish(run, results))
             return
         opened = time.monotonic()
         made = _trained(going, source, interruption) if task is Task.train else _fitting(existing, source)
         trained = time.monotonic()
-        waited = source.waited
+        waited = source.waited if isinstance(source, ActivationSource) else 0.0
         if made:
             _evaluate(made, source, interruption.check)
         _say_shares(
             {
-                "opening the model and its text": opened - began,
-                "waiting for activations": waited,
+                "opening the source": opened - began,
+                "waiting for it": waited,
                 "training": trained - opened - waited,
                 "evaluating": time.monotonic() - trained,
             }
@@ -178,15 +199,23 @@ def _say_shares(seconds: dict[str, float]) -> None:
     log.info("of %.0f s: %s", total, shares)
 
 
-def _open_source(runs: Sequence[OpenRun], heartbeat: Callable[[], None]) -> ActivationSource:
-    settings = runs[0].settings
+def _open_source(
+    runs: Sequence[OpenRun], heartbeat: Callable[[], None]
+) -> AbstractContextManager[ActivationSource | SyntheticSource | EEGSource]:
+    settings, source = runs[0].settings, runs[0].settings.source
+    if not isinstance(source, ActivationSourceSettings):
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if isinstance(source, SyntheticSettings):
+            return nullcontext(SyntheticSource(source, device))
+        return nullcontext(EEGSource(source, device))
+    assert settings.model is not None and settings.site is not None and settings.dataset is not None
     # A harvest without room for what it harvests has nothing to do.
     harvest = settings.task is Task.harvest
     return open_activations(
         model=settings.model,
         site=settings.site,
         dataset=settings.dataset,
-        source=replace(settings.source, cache=Cache.disk) if harvest else settings.source,
+        source=replace(source, cache=Cache.disk) if harvest else source,
         training_tokens=max(run.settings.trainer.tokens for run in runs),
         held_out_tokens=settings.eval.tokens,
         folder=Path(settings.paths.activations),
@@ -194,7 +223,7 @@ def _open_source(runs: Sequence[OpenRun], heartbeat: Callable[[], None]) -> Acti
     )
 
 
-def _trained(runs: Sequence[OpenRun], source: ActivationSource, interruption: Interruption) -> list[_Made]:
+def _trained(runs: Sequence[OpenRun], source: Source, interruption: Interruption) -> list[_Made]:
     scale = cache(lambda kind: scale_of(source.first_vectors(), kind))
     trainings: dict[TrainingRun, OpenRun] = {}
     _for_each(runs, lambda run: trainings.update({_training(run, source, scale): run}))
@@ -207,37 +236,55 @@ def _trained(runs: Sequence[OpenRun], source: ActivationSource, interruption: In
             run.end(error)
             continue
         with run.alone():
-            autoencoder = fold(training.members[0].autoencoder, training.scale)
-            made.append(_Made(run, autoencoder, training.step * run.settings.trainer.batch_size))
-    harvester = source.harvester
-    log.info(
-        "trained in %.0f s, %.0f s of it waiting for activations; harvesting took %.0f s, %.0f s of it waiting for text",
-        time.monotonic() - began, source.waited, harvester.seconds, harvester.text_seconds,
-    )  # fmt: skip
+            autoencoders = [fold(member.autoencoder, training.scale) for member in training.members]
+            tokens = training.step * run.settings.trainer.batch_size
+            made.append(_Made(run, autoencoders, tokens, training.best))
+    log.info("trained in %.0f s", time.monotonic() - began)
+    if isinstance(source, ActivationSource):
+        harvester = source.harvester
+        log.info(
+            "%.0f s of it waiting for activations; harvesting took %.0f s, %.0f s of it waiting for text",
+            source.waited, harvester.seconds, harvester.text_seconds,
+        )  # fmt: skip
     return made
 
 
-def _training(run: OpenRun, source: ActivationSource, scale_by: Callable[[Scale], float]) -> TrainingRun:
+def _training(run: OpenRun, source: Source, scale_by: Callable[[Scale], float]) -> TrainingRun:
     settings, state = run.settings, run.state
     settings.arch.check_width(source.d_in)
-    generator = torch.Generator().manual_seed(settings.seed)
-    autoencoder = settings.arch.build(source.d_in, generator).to(source.device)
+    scale = scale_by(settings.trainer.activation_scale) if state is None else state["scale"]
+    members = [_member(settings, number, source, scale, fresh=state is None) for number in range(settings.population.size)]
+    autoencoder = members[0].autoencoder
     log.info(
-        "%s: d_in %d, d_sae %d, at %s of %s",
-        type(autoencoder).__name__, autoencoder.d_in, autoencoder.d_sae, settings.site, settings.model.name,
+        "%s%s: d_in %d, d_sae %d, at %s",
+        f"{len(members)} x " if len(members) > 1 else "", type(autoencoder).__name__,
+        autoencoder.d_in, autoencoder.d_sae, _described(settings),
     )  # fmt: skip
-    if state is None:
-        scale = scale_by(settings.trainer.activation_scale)
-        initialise_from(autoencoder, source.first_vectors(), scale)
-    else:
-        scale = state["scale"]
-    member = Member(autoencoder, Objective(settings.loss), settings.trainer, scale, settings.seed)
-    training = TrainingRun([member], source, scale, settings.trainer, run.tracker, run.checkpoints)
+    population = settings.population
+    training = TrainingRun(
+        members,
+        Coupling(population.mutual, settings.seed) if population.size > 1 else None,
+        population.reinitialise,
+        source,
+        scale,
+        settings.trainer,
+        run.tracker,
+        run.checkpoints,
+    )
     if state is not None:
         training.load(state)
         log.info("going on at step %d of %d", training.step, settings.trainer.steps)
         run.state = None
     return training
+
+
+def _member(settings: RunSettings, number: int, source: Source, scale: float, fresh: bool) -> Member:
+    """One of a population; the first has the run's own seed, and is what the run alone would train."""
+    seed = settings.seed if number == 0 else seed_of(settings.seed, number)
+    autoencoder = settings.arch.build(source.d_in, torch.Generator().manual_seed(seed)).to(source.device)
+    if fresh:
+        initialise_from(autoencoder, source.first_vectors(), scale)
+    return Member(autoencoder, Objective(settings.loss), settings.trainer, scale, seed)
 
 
 def _existing(settings: RunSettings) -> Autoencoder:
@@ -250,19 +297,18 @@ def _existing(settings: RunSettings) -> Autoencoder:
     path = Path(settings.sae.path).expanduser()
     autoencoder = load_saelens(path)
     made_for = read_provenance(path)
-    if made_for.hook_name not in (None, settings.site.hook_name):
+    model, site = settings.model, settings.site
+    if site is not None and made_for.hook_name not in (None, site.hook_name):
         raise ValueError(
-            f"the autoencoder in {path} was made for {made_for.hook_name}, but site {settings.site} is "
-            f"{settings.site.hook_name}; set site and site.layer to where it belongs"
+            f"the autoencoder in {path} was made for {made_for.hook_name}, but site {site} is "
+            f"{site.hook_name}; set site and site.layer to where it belongs"
         )
-    if made_for.model_name not in (None, settings.model.name, settings.model.path):
-        log.warning(
-            "the autoencoder was made for model %s and is evaluated on %s", made_for.model_name, settings.model.name
-        )
+    if model is not None and made_for.model_name not in (None, model.name, model.path):
+        log.warning("the autoencoder was made for model %s and is evaluated on %s", made_for.model_name, model.name)
     return autoencoder
 
 
-def _fitting(existing: dict[OpenRun, Autoencoder], source: ActivationSource) -> list[_Made]:
+def _fitting(existing: dict[OpenRun, Autoencoder], source: Source) -> list[_Made]:
     """Those of the autoencoders that read vectors of the source's width; the runs of the others end."""
     made: list[_Made] = []
     for run, autoencoder in existing.items():
@@ -270,24 +316,34 @@ def _fitting(existing: dict[OpenRun, Autoencoder], source: ActivationSource) -> 
             if autoencoder.d_in != source.d_in:
                 raise ValueError(
                     f"the autoencoder in {run.settings.sae.path} reads vectors of width {autoencoder.d_in}, but "
-                    f"{run.settings.site} of {run.settings.model.name} has width {source.d_in}; choose the model and "
-                    "site it was made for"
+                    f"{_described(run.settings)} has width {source.d_in}; choose what it was made for"
                 )
-            made.append(_Made(run, autoencoder.to(source.device), 0))
+            made.append(_Made(run, [autoencoder.to(source.device)], 0, 0))
     return made
 
 
-def _evaluate(made: Sequence[_Made], source: ActivationSource, heartbeat: Callable[[], None]) -> None:
+def _described(settings: RunSettings) -> str:
+    """Where the vectors come from, in words."""
+    return f"{settings.site} of {settings.model.name}" if settings.model is not None else "the source"
+
+
+def _evaluate(made: Sequence[_Made], source: Source, heartbeat: Callable[[], None]) -> None:
     """Measure all at once, and finish each run with its own numbers; `heartbeat` may raise to stop the measuring."""
     settings = made[0].run.settings
-    autoencoders = [each.autoencoder for each in made]
+    autoencoders = [autoencoder for each in made for autoencoder in each.autoencoders]
     fishers = [
-        next((term for term in each.run.settings.loss.values() if isinstance(term, Fisher)), Fisher()) for each in made
+        next((term for term in each.run.settings.loss.values() if isinstance(term, Fisher)), Fisher())
+        for each in made
+        for _ in each.autoencoders
     ]
-    batches = _with_heartbeat(source.held_out(settings.eval.tokens, settings.eval.batch_size), heartbeat)
-    vectors = evaluate_vectors(autoencoders, batches, fishers)
-    spliced: list[dict[str, float]] = [{} for _ in made]
-    if settings.eval.splice_tokens > 0:
+
+    def held_out() -> Iterator[Batch]:
+        return _with_heartbeat(source.held_out(settings.eval.tokens, settings.eval.batch_size), heartbeat)
+
+    vectors = evaluate_vectors(autoencoders, held_out(), fishers)
+    scalars = [measured.scalars for measured in vectors]
+    if isinstance(source, ActivationSource) and settings.eval.splice_tokens > 0:
+        assert settings.model is not None and settings.site is not None
         log.info("running %s with the reconstruction in place of its activations", settings.model.name)
         tokens, keep = source.held_out_rows(settings.eval.splice_tokens)
         spliced = evaluate_splice(
@@ -300,40 +356,64 @@ def _evaluate(made: Sequence[_Made], source: ActivationSource, heartbeat: Callab
             settings.model.batch_size,
             heartbeat,
         )
-    for each, measured, replaced in zip(made, vectors, spliced, strict=True):
+        scalars = [measured | more for measured, more in zip(scalars, spliced, strict=True)]
+    if isinstance(source, SyntheticSource):
+        presence = source.held_out_presence(settings.eval.tokens, settings.eval.batch_size)
+        truths = evaluate_truth(autoencoders, source.features, held_out(), presence)
+        scalars = [measured | truth.compute() for measured, truth in zip(scalars, truths, strict=True)]
+    frequencies = [measured.firing_frequency for measured in vectors]
+    bos = source.prepends_bos if isinstance(source, ActivationSource) else None
+    for each in made:
+        size = len(each.autoencoders)
+        of_run, scalars = scalars[:size], scalars[size:]
+        firing, frequencies = frequencies[:size], frequencies[size:]
         with each.run.alone():
             if settings.task is Task.train:
-                _export(each, measured.firing_frequency, source.prepends_bos)
-            _report(each, measured.scalars | replaced, measured.firing_frequency)
+                _export(each, firing, bos)
+            _report(each, of_run, firing)
 
 
-def _with_heartbeat(batches: Iterable[Tensor], heartbeat: Callable[[], None]) -> Iterator[Tensor]:
+def _with_heartbeat(batches: Iterable[Batch], heartbeat: Callable[[], None]) -> Iterator[Batch]:
     for batch in batches:
         heartbeat()
         yield batch
 
 
-def _export(made: _Made, firing_frequency: Tensor, prepends_bos: bool) -> None:
+def _export(made: _Made, firing: Sequence[Tensor], prepends_bos: bool | None) -> None:
     settings, folder = made.run.settings, made.run.folder
-    provenance = Provenance(
-        model_name=settings.model.path or settings.model.name,
-        hook_name=settings.site.hook_name,
-        context_size=settings.dataset.context,
-        prepend_bos=prepends_bos,
-        dataset_path=settings.dataset.path or settings.dataset.name,
-        exclude_special_tokens=settings.dataset.exclude_special_tokens,
-    )
-    save_saelens(made.autoencoder, folder.sae, provenance, firing_frequency)
+    model, site, dataset = settings.model, settings.site, settings.dataset
+    provenance = Provenance()
+    if model is not None and site is not None and dataset is not None:
+        provenance = Provenance(
+            model_name=model.path or model.name,
+            hook_name=site.hook_name,
+            context_size=dataset.context,
+            prepend_bos=prepends_bos,
+            dataset_path=dataset.path or dataset.name,
+            exclude_special_tokens=dataset.exclude_special_tokens,
+        )
+    alone = len(made.autoencoders) == 1
+    for number, (autoencoder, frequency) in enumerate(zip(made.autoencoders, firing, strict=True)):
+        save_saelens(autoencoder, folder.sae if alone else folder.sae / str(number), provenance, frequency)
     plot_training(folder.metrics, folder.plots / "training.png")
 
 
-def _report(made: _Made, metrics: dict[str, float], firing_frequency: Tensor) -> None:
+def _report(made: _Made, scalars: Sequence[dict[str, float]], firing: Sequence[Tensor]) -> None:
+    """The run's numbers: of a population the means over its members, what they have in common, and each one's own."""
     run = made.run
-    histogram = density_histogram(firing_frequency)
+    metrics = {name: sum(each[name] for each in scalars) / len(scalars) for name in scalars[0]}
+    of_each: dict[str, float] = {}
+    histograms = [density_histogram(each) for each in firing]
+    histogram = histograms[0] | {"latents": [sum(column) for column in zip(*(h["latents"] for h in histograms))]}
+    if len(scalars) > 1:
+        compared = agreement([autoencoder.W_dec for autoencoder in made.autoencoders])
+        metrics |= compared.scalars | {"best_fvu": scalars[made.best]["fvu"]}
+        of_each = {f"{number}/{name}": value for number, each in enumerate(scalars) for name, value in each.items()}
+        plot_sharing(compared.found_by.flatten().tolist(), len(scalars), run.folder.plots / "sharing.png")
     plot_firing(histogram, metrics["dead_share"], run.folder.plots / "firing.png")
-    run.tracker.log({f"eval/{name}": value for name, value in metrics.items()}, made.tokens)
+    run.tracker.log({f"eval/{name}": value for name, value in (metrics | of_each).items()}, made.tokens)
     print(f"\n{results_table(metrics)}")
-    _finish(run, flat_results(metrics) | {"density_histogram": histogram})
+    _finish(run, flat_results(metrics | of_each) | {"density_histogram": histogram})
 
 
 def _finish(run: OpenRun, results: dict[str, Any]) -> None:

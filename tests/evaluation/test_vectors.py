@@ -1,5 +1,5 @@
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
@@ -11,14 +11,20 @@ from fsae.autoencoders.standard import StandardSettings
 from fsae.evaluation.results import MEANINGS
 from fsae.evaluation.vectors import VectorEvaluation, evaluate_vectors
 from fsae.losses.fisher import Fisher, FisherForm
+from fsae.sources.source import Batch
 from tests.architectures import ARCHITECTURES, build, each_architecture, samples
 
 
 def evaluated(
     autoencoder: Autoencoder, batches: Iterable[Tensor], fisher: Fisher | None = None, sparse: bool = True
 ) -> VectorEvaluation:
-    (evaluation,) = evaluate_vectors([autoencoder], batches, [fisher or Fisher()], sparse)
+    (evaluation,) = evaluate_vectors([autoencoder], reproduced(batches), [fisher or Fisher()], sparse)
     return evaluation
+
+
+def reproduced(batches: Iterable[Tensor]) -> Iterator[Batch]:
+    """Vectors that are to become themselves; given out once."""
+    return (Batch(x, x) for x in batches)
 
 
 SPLICED = {name for name in MEANINGS if name.startswith("ce_")} | {"kl"}
@@ -81,8 +87,7 @@ def test_codes_with_many_entries_are_made_dense(k, asked):
 def test_several_get_what_each_gets_alone():
     autoencoders = [build(arch).eval() for arch in ARCHITECTURES]
     fishers = [Fisher(form=form) for form in (*FisherForm, *FisherForm)][: len(autoencoders)]
-    # Given out once: a second pass over them would find nothing.
-    together = evaluate_vectors(autoencoders, iter(samples(60).split(20)), fishers)
+    together = evaluate_vectors(autoencoders, reproduced(samples(60).split(20)), fishers)
     for each, autoencoder, fisher in zip(together, autoencoders, fishers, strict=True):
         alone = evaluated(autoencoder, samples(60).split(20), fisher)
         assert each.scalars == alone.scalars

@@ -56,3 +56,21 @@ def plot_firing(histogram: Mapping[str, Sequence[float]], dead_share: float, pic
         axis.set_xlabel("log10 of the share of held-out vectors on which a latent is active")
         axis.set_ylabel("latents")
         axis.set_title(f"{sum(histogram['latents']):,.0f} latents fire; {100 * dead_share:.1f} % never do")
+
+
+def plot_sharing(found_by: Sequence[int], members: int, picture: Path) -> None:
+    """How many of a population's members have each latent, as a histogram.
+
+    Args:
+        found_by: for every latent of every member, how many have it, itself counted.
+        members: of the population.
+        picture: the PNG to write.
+    """
+    with figure(picture, 6, 4) as drawn:
+        axis = drawn.subplots()
+        counts = [found_by.count(number) / members for number in range(1, members + 1)]
+        axis.bar(range(1, members + 1), counts, color=COLOURS[0])
+        axis.set_xticks(range(1, members + 1))
+        axis.set_xlabel("members that have a latent (cosine of decoder rows above 0.7)")
+        axis.set_ylabel("latents a member")
+        axis.set_title(f"{100 * counts[-1] / max(1e-9, sum(counts)):.0f} % of latents are in all {members} members")

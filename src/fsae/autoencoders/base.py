@@ -145,6 +145,7 @@ class ForwardRecord:
         gate: gated only: the rectified gate pre-activations, which carry the sparsity loss and the auxiliary path.
         active: jumprelu only: 1 where a code is on, with the straight-through gradient to the thresholds.
         rank: what latents are chosen by, as a function of their pre-activations, where it is not their value.
+        targets: (batch, d_in) what the inputs shall be turned into; None for the inputs themselves.
     """
 
     inputs: Float[Tensor, "batch d_in"]
@@ -157,6 +158,17 @@ class ForwardRecord:
     gate: Codes | None = None
     active: Codes | None = None
     rank: Callable[[Tensor], Tensor] | None = None
+    targets: Float[Tensor, "batch d_in"] | None = None
+
+    @property
+    def wanted(self) -> Float[Tensor, "batch d_in"]:
+        """What the reconstruction is compared with: the targets, or the inputs where there are none."""
+        return self.inputs if self.targets is None else self.targets
+
+    @property
+    def error(self) -> Float[Tensor, "batch d_in"]:
+        """wanted - reconstruction."""
+        return self.wanted - self.reconstruction
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +214,9 @@ class Autoencoder(nn.Module, ABC):
     def encode(self, x: Float[Tensor, "batch d_in"], sparse: bool = False) -> Encoding:
         """Codes of x; with `sparse` they hold only the entries that may be non-zero. The numbers are the same."""
 
-    def forward(self, x: Float[Tensor, "batch d_in"], sparse: bool = False) -> ForwardRecord:
+    def forward(
+        self, x: Float[Tensor, "batch d_in"], sparse: bool = False, targets: Float[Tensor, "batch d_in"] | None = None
+    ) -> ForwardRecord:
         encoding = self.encode(x, sparse)
         free = self.settings.decoder_norm is DecoderNorm.free
         return ForwardRecord(
@@ -213,6 +227,7 @@ class Autoencoder(nn.Module, ABC):
             W_dec=self.W_dec,
             b_dec=self.b_dec,
             code_weights=self.W_dec.norm(dim=1) if free else None,
+            targets=targets,
             **encoding.extra,
         )
 

@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+from fsae.autoencoders.topk import KSettings
 from fsae.configuration.schema import RunSettings, Task
 from fsae.language_models.shape import shape_of
 from fsae.losses.objective import check_terms
-from fsae.sources.activations import Cache
+from fsae.sources.activations import ActivationSourceSettings, Cache
+from fsae.sources.synthetic import SyntheticSettings
 from fsae.tracking.store import resolve_uri
+from fsae.training.reinitialisation import Scope
 
 
 def check(settings: RunSettings) -> None:
@@ -19,20 +22,46 @@ def check(settings: RunSettings) -> None:
             raise ValueError("task=eval evaluates an existing autoencoder: say which with sae.path=FOLDER")
     elif settings.sae.path is not None:
         raise ValueError("sae.path is only read by task=eval; add task=eval, or leave sae.path out")
-    shape = shape_of(settings.model)
-    if shape is not None:
-        shape.check_site(settings.site, settings.model.name)
-        for site in settings.source.other_sites():
-            shape.check_site(site, settings.model.name)
-        settings.arch.check_width(shape.width(settings.site))
     check_terms(settings.loss, settings.arch)
-    tokens = settings.source.distinct_tokens(settings.trainer.tokens)
+    if isinstance(settings.source, ActivationSourceSettings):
+        _check_activations(settings, settings.source)
+    else:
+        _check_other_source(settings)
+    restart = settings.population.reinitialise
+    if restart.scope is not Scope.none and restart.target_rate is None and not isinstance(settings.arch, KSettings):
+        raise ValueError(
+            "population.reinitialise.target_rate is null, which stands for k / d_sae, but this architecture has no k; "
+            "set it to the share of samples that a latent should be on in"
+        )
+    if settings.tracking.mlflow:
+        resolve_uri(settings.tracking.uri, Path(settings.paths.outputs))
+
+
+def _check_activations(settings: RunSettings, source: ActivationSourceSettings) -> None:
+    model, site = settings.model, settings.site
+    if model is None or site is None or settings.dataset is None:
+        raise ValueError("source=activations harvests from a language model: choose model, site and dataset")
+    shape = shape_of(model)
+    if shape is not None:
+        shape.check_site(site, model.name)
+        for other in source.other_sites():
+            shape.check_site(other, model.name)
+        settings.arch.check_width(shape.width(site))
+    tokens = source.distinct_tokens(settings.trainer.tokens)
     if tokens < settings.trainer.batch_size:
         raise ValueError(
             f"trainer.batch_size is {settings.trainer.batch_size}, more than source.tokens ({tokens}), the distinct "
             "activations it is drawn from"
         )
-    if settings.task is Task.harvest and settings.source.cache is Cache.none:
+    if settings.task is Task.harvest and source.cache is Cache.none:
         raise ValueError("task=harvest fills the activation store, and source.cache is none; use disk or auto")
-    if settings.tracking.mlflow:
-        resolve_uri(settings.tracking.uri, Path(settings.paths.outputs))
+
+
+def _check_other_source(settings: RunSettings) -> None:
+    for name in ("model", "site", "dataset"):
+        if getattr(settings, name) is not None:
+            raise ValueError(f"{name} is chosen, but this source has nothing to do with a language model; leave it out")
+    if settings.task is Task.harvest:
+        raise ValueError("task=harvest fills the activation store, which is for source=activations")
+    if isinstance(settings.source, SyntheticSettings):
+        settings.arch.check_width(settings.source.d_in)

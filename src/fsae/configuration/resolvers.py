@@ -21,7 +21,9 @@ BESIDE_THE_POINT = (
 )
 
 # Schemas of which several fit one place, and the word by which YAML chooses between them.
-CHOICES = {schema: path.split("/")[1] for path, schema in SCHEMAS.items() if path.startswith(("arch/", "loss/"))}
+CHOICES = {
+    schema: path.split("/")[1] for path, schema in SCHEMAS.items() if path.startswith(("arch/", "loss/", "source/"))
+}
 
 
 def register_resolvers() -> None:
@@ -71,14 +73,17 @@ def _run_folder(*, _root_: DictConfig) -> str:
     deciding = deciding_settings(_root_)
     digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
     # Read from the flat text: a YAML file without its schema is refused later, with a better message.
-    site = f"{deciding['site.name']}.{deciding['site.layer']}"
+    if "model.name" in deciding:
+        vectors = f"{deciding['model.name']}-{deciding['site.name']}.{deciding['site.layer']}"
+    else:
+        vectors = _root_.hydra.runtime.choices.source
     if deciding["task"] == "eval":
         # Which architecture it evaluates is in the autoencoder's own folder, not in these settings.
-        name = f"eval-{_root_.name or deciding['model.name'] + '-' + site}"
+        name = f"eval-{_root_.name or vectors}"
     elif deciding["task"] == "harvest":
-        name = f"harvest-{_root_.name or deciding['model.name'] + '-' + site}"
+        name = f"harvest-{_root_.name or vectors}"
     else:
-        name = _root_.name or f"{deciding['model.name']}-{site}-{_root_.hydra.runtime.choices.arch}"
+        name = _root_.name or f"{vectors}-{_root_.hydra.runtime.choices.arch}"
     runs = Path(_root_.paths.runs)
     folder, number = f"{name}-{digest}", 1
     while _finished(runs / folder):

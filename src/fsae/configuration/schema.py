@@ -6,7 +6,8 @@ under `schema/...`, where the YAML files take them from, so that unknown keys an
 
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass
 from enum import Enum
-from typing import Any, cast
+from types import NoneType
+from typing import Any, cast, get_args
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -28,7 +29,15 @@ from fsae.losses.sparsity import L1, StepL0, TanhL0, TargetL0
 from fsae.losses.term import LossTerm
 from fsae.sources.activations import ActivationSourceSettings
 from fsae.sources.documents import DatasetSettings
+from fsae.sources.eeg import EEGSettings
+from fsae.sources.synthetic import (
+    GroupedFeaturesSettings,
+    HierarchicalFeaturesSettings,
+    SparseSourcesSettings,
+    SyntheticSettings,
+)
 from fsae.tracking.tracker import TrackingSettings
+from fsae.training.population import PopulationSettings
 from fsae.training.settings import AdamSettings
 
 
@@ -66,18 +75,20 @@ class RunSettings:
         task: what to do.
         name: of the run, in its folder's name and in MLflow; null for one made from the settings.
         seed: of the weights, the data's order and every other draw.
+        model, site, dataset: of a language model's activations; None where the source is another.
     """
 
     task: Task
     name: str | None
     seed: int
     paths: PathsSettings
-    model: ModelSettings
-    site: Site
-    dataset: DatasetSettings
-    source: ActivationSourceSettings
+    model: ModelSettings | None
+    site: Site | None
+    dataset: DatasetSettings | None
+    source: ActivationSourceSettings | SyntheticSettings | EEGSettings
     arch: AutoencoderSettings
     loss: dict[str, LossTerm]
+    population: PopulationSettings
     trainer: AdamSettings
     eval: EvaluationSettings
     objective: SearchObjective
@@ -95,6 +106,10 @@ SCHEMAS: dict[str, type] = {
     "site/site": Site,
     "dataset/dataset": DatasetSettings,
     "source/activations": ActivationSourceSettings,
+    "source/grouped_features": GroupedFeaturesSettings,
+    "source/sparse_sources": SparseSourcesSettings,
+    "source/hierarchical_features": HierarchicalFeaturesSettings,
+    "source/eeg": EEGSettings,
     "arch/standard": StandardSettings,
     "arch/gated": GatedSettings,
     "arch/jumprelu": JumpReLUSettings,
@@ -109,6 +124,7 @@ SCHEMAS: dict[str, type] = {
     "loss/gate_reconstruction": GateReconstruction,
     "loss/aux_k": AuxK,
     "loss/fisher": Fisher,
+    "population/population": PopulationSettings,
     "trainer/adam": AdamSettings,
     "eval/eval": EvaluationSettings,
     "objective/objective": SearchObjective,
@@ -126,7 +142,9 @@ def register_schemas() -> None:
     # At the root the groups are untyped: OmegaConf would make a node of the declared base class before the chosen
     # schema arrives. `settings_of` checks their types afterwards.
     root = [
-        (f.name, f.type, MISSING) if f.name in ("task", "name", "seed") else (f.name, Any, MISSING)
+        (f.name, f.type, MISSING)
+        if f.name in ("task", "name", "seed")
+        else (f.name, Any, None if NoneType in get_args(f.type) else MISSING)
         for f in fields(RunSettings)
     ]
     store.store(name="run_schema", node=make_dataclass("RunSettings", root))
@@ -157,10 +175,11 @@ def settings_of(config: DictConfig) -> RunSettings:
         node = config[f.name]
         values[f.name] = OmegaConf.to_object(node) if OmegaConf.is_config(node) else node
     for f in fields(RunSettings):
-        expected = f.type
-        if is_dataclass(expected) and not isinstance(values[f.name], cast(type, expected)):
+        expected = get_args(f.type) or (f.type,)
+        if is_dataclass(expected[0]) and not isinstance(values[f.name], cast(tuple[type, ...], expected)):
+            kinds = " or ".join(cast(type, kind).__name__ for kind in expected if kind is not NoneType)
             raise ValueError(
-                f"{f.name} is not of the kind {cast(type, expected).__name__}; a YAML file of this group begins with "
+                f"{f.name} is not of the kind {kinds}; a YAML file of this group begins with "
                 f"`defaults: [/schema/{f.name}@_here_: ..., _self_]`"
             )
     for name, term in values["loss"].items():

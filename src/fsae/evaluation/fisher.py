@@ -81,6 +81,7 @@ def _in_float64(record: ForwardRecord) -> ForwardRecord:
     return replace(
         record,
         inputs=record.inputs.double(),
+        targets=record.wanted.double(),
         pre_activations=AffineMap(pre.inputs.double(), pre.weight.double(), pre.bias.double()),
         codes=record.codes.map(Tensor.double),
         reconstruction=record.reconstruction.double(),

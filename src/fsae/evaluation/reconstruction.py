@@ -33,7 +33,7 @@ class ReconstructionMetric:
         return self._mean
 
     def update(self, record: ForwardRecord) -> None:
-        x, x_hat = record.inputs.double(), record.reconstruction.double()
+        x, x_hat = record.wanted.double(), record.reconstruction.double()
         self._squared_error += (x - x_hat).square().sum()
         self._add_deviation(x)
 

@@ -14,6 +14,7 @@ from fsae.evaluation.fisher import FisherMetric
 from fsae.evaluation.reconstruction import ReconstructionMetric
 from fsae.evaluation.sparsity import SparsityMetric
 from fsae.losses.fisher import Fisher
+from fsae.sources.source import Batch
 
 # Above this share of entries the products between samples, whose cost rises with its square, are faster dense.
 _CHEAP_SHARE = 0.05
@@ -39,7 +40,7 @@ class VectorEvaluation:
 @torch.no_grad()
 def evaluate_vectors(
     autoencoders: Sequence[Autoencoder],
-    batches: Iterable[Float[Tensor, "batch d_in"]],
+    batches: Iterable[Batch],
     fishers: Sequence[Fisher],
     sparse: bool = True,
 ) -> list[VectorEvaluation]:
@@ -47,7 +48,7 @@ def evaluate_vectors(
 
     Args:
         autoencoders: in eval mode and in raw units, that is with the activation scale folded into the weights.
-        batches: raw activations; all of one size but for a smaller last one.
+        batches: raw vectors; all of one size but for a smaller last one.
         fishers: for each autoencoder, the form and the estimator of its `fisher` and `fisher_ratio`.
         sparse: keep only the entries of the codes that may be non-zero, unless a batch shows that they are too many for
             it to be cheaper. The numbers are the same.
@@ -58,8 +59,8 @@ def evaluate_vectors(
     sums = [_Sums(each, fisher, sparse) for each, fisher in zip(autoencoders, fishers, strict=True)]
     samples = 0
     for index, batch in enumerate(batches):
-        check_finite(batch, f"batch {index} of the held-out vectors")
-        samples += len(batch)
+        check_finite(batch.inputs, f"batch {index} of the held-out vectors")
+        samples += len(batch.inputs)
         for each in sums:
             each.add(batch)
     if samples == 0:
@@ -78,13 +79,14 @@ class _Sums:
         self._sparsity = SparsityMetric(autoencoder.d_sae, device)
         self._metrics = (self._reconstruction, self._sparsity, FisherMetric(fisher, device))
 
-    def add(self, batch: Float[Tensor, "batch d_in"]) -> None:
+    def add(self, batch: Batch) -> None:
         autoencoder = self._autoencoder
-        x = batch.to(autoencoder.W_dec)
-        record = autoencoder(x, self._sparse)
-        if self._sparse and record.codes.values.numel() > _CHEAP_SHARE * batch.shape[0] * autoencoder.d_sae:
+        x = batch.inputs.to(autoencoder.W_dec)
+        targets = None if batch.targets is batch.inputs else batch.targets.to(autoencoder.W_dec)
+        record = autoencoder(x, self._sparse, targets)
+        if self._sparse and record.codes.values.numel() > _CHEAP_SHARE * len(x) * autoencoder.d_sae:
             self._sparse = False
-            record = autoencoder(x, self._sparse)
+            record = autoencoder(x, self._sparse, targets)
         for metric in self._metrics:
             metric.update(record)
 

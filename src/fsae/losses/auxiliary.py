@@ -19,7 +19,7 @@ class GateReconstruction(LossTerm):
     def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
         assert record.gate is not None
         through_gate = record.gate.decode(record.W_dec.detach()) + record.b_dec.detach()
-        return Measured((record.inputs - through_gate).square().sum(1).mean())
+        return Measured((record.wanted - through_gate).square().sum(1).mean())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,6 @@ class AuxK(LossTerm):
         # Not rectified: a latent whose pre-activations are all negative would never get a gradient again.
         values = pre.gather(1, places)
         codes = values.new_zeros(values.shape[0], dead.numel()).scatter(1, places, values)
-        residual = (record.inputs - record.reconstruction).detach()
+        residual = record.error.detach()
         error = residual - codes @ record.W_dec[dead]
         return Measured(error.square().sum(1).mean() * min(dead.numel() / wanted, 1.0))

@@ -146,8 +146,8 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def _reconstruction_gradient(record: ForwardRecord) -> Codes:
     on = (record.codes.values != 0).to(record.reconstruction.dtype)
-    residual = record.reconstruction - record.inputs
-    sampled = record.codes.sample(residual, record.W_dec)
+    # Of the other sign, which no product of two of them has.
+    sampled = record.codes.sample(record.error, record.W_dec)
     return sampled.with_values(sampled.values * on)
 
 

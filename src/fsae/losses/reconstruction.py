@@ -11,5 +11,4 @@ class SquaredError(LossTerm):
     """|x - x_hat|^2 summed over the input's dimensions, averaged over the batch, in scaled units."""
 
     def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
-        error = record.inputs - record.reconstruction
-        return Measured(error.square().sum(1).mean())
+        return Measured(record.error.square().sum(1).mean())

@@ -7,7 +7,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from fsae.draws import generator_for
 from fsae.language_models.identity import model_identity
 from fsae.language_models.settings import ModelSettings
 from fsae.language_models.shape import shape_of
@@ -201,7 +201,11 @@ class ActivationSource:
                         yield Batch(batch, batch)
             self._epoch, self._batch = self._epoch + 1, 0
 
-    def held_out(self, count: int, batch_size: int) -> Iterator[Float[Tensor, "batch d_in"]]:
+    def held_out(self, count: int, batch_size: int) -> Iterator[Batch]:
+        for vectors in self._held_out(count, batch_size):
+            yield Batch(vectors, vectors)
+
+    def _held_out(self, count: int, batch_size: int) -> Iterator[Float[Tensor, "batch d_in"]]:
         assert count <= self._extent.tokens[Part.held_out]
         left, rest = count, torch.empty(0)
         for number in range(self._extent.shards(Part.held_out)):
@@ -436,5 +440,4 @@ def _say_memory(extent: Extent, d_in: int, dtype: torch.dtype, training_tokens: 
 
 def _permutation(size: int, *drawn_from: int) -> Int[Tensor, " size"]:
     """An order drawn from some counters, apart from that of any others."""
-    seed = int.from_bytes(blake2b(repr(drawn_from).encode(), digest_size=8).digest(), "big") % 2**63
-    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    return torch.randperm(size, generator=generator_for(*drawn_from))

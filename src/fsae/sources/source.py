@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,10 +21,12 @@ class Source(Protocol):
     Attributes:
         d_in: width of the vectors.
         unit: what one vector is, for axes and progress ("tokens", "samples").
+        device: where batches are.
     """
 
     d_in: int
     unit: str
+    device: torch.device
 
     def first_vectors(self) -> Float[Tensor, "vectors d_in"]:
         """Raw vectors of the training part, to measure scale and centre on; the stream's first ones."""
@@ -33,7 +36,7 @@ class Source(Protocol):
         """Raw training batches without end, from the position on."""
         ...
 
-    def held_out(self, count: int, batch_size: int) -> Iterator[Float[Tensor, "batch d_in"]]:
+    def held_out(self, count: int, batch_size: int) -> Iterator[Batch]:
         """At least one and at most `count` raw vectors of the held-out part, always the same ones."""
         ...
 

@@ -63,7 +63,7 @@ def resample(
         return 0
     alive = torch.ones(autoencoder.d_sae, dtype=torch.bool, device=dead.indices.device)
     alive[dead.indices] = False
-    losses = (record.inputs - record.reconstruction).square().sum(1)
+    losses = record.error.square().sum(1)
     chosen = torch.multinomial(losses.square().cpu() + 1e-12, count, replacement=True, generator=generator)
     directions = autoencoder.encoder_input(record.inputs[chosen.to(record.inputs.device)])
     directions = directions / directions.norm(dim=1, keepdim=True).clamp_min(1e-8)

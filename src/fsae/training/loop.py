@@ -8,15 +8,21 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
+from fsae.autoencoders.base import ForwardRecord
 from fsae.progress import Progress
-from fsae.sources.source import Source
+from fsae.sources.source import Batch, Source
 from fsae.tracking.interface import MetricSink
 from fsae.training.checkpoints import Checkpoints
+from fsae.training.coupling import Coupling
 from fsae.training.interruption import Interruption
 from fsae.training.member import Member
+from fsae.training.reinitialisation import Reinitialisation
 from fsae.training.settings import AdamSettings
 
 log = logging.getLogger(__name__)
+
+# What is logged of each member of a population, beside the means over all of them.
+OF_EACH = ("loss", "fvu", "l0", "dead_share")
 
 
 class TrainingRun:
@@ -24,6 +30,8 @@ class TrainingRun:
 
     Args:
         members: autoencoders in training; the ordinary run has one.
+        coupling: what pulls them toward each other, or None.
+        reinitialisation: when one of them is started over.
         source: what the batches come from; its position is part of the state.
         scale: what raw vectors are multiplied by before they come here.
         settings: how long, how fast.
@@ -33,35 +41,61 @@ class TrainingRun:
     Attributes:
         step: how many steps were taken.
         position: where the stream was when the loaded state was saved; None at its beginning.
-        means: what was logged last.
+        means: what was logged last, over all members.
+        fvu_of_each: of each member, in the batches before that.
     """
 
     def __init__(
         self,
         members: Sequence[Member],
+        coupling: Coupling | None,
+        reinitialisation: Reinitialisation,
         source: Source,
         scale: float,
         settings: AdamSettings,
         tracker: MetricSink,
         checkpoints: Checkpoints,
     ):
-        self.members, self.source, self.scale, self.settings = members, source, scale, settings
+        self.members, self.coupling, self.reinitialisation = members, coupling, reinitialisation
+        self.source, self.scale, self.settings = source, scale, settings
         self.tracker, self.checkpoints = tracker, checkpoints
         self.step = 0
         self.position: dict[str, Any] | None = None
         self.means: dict[str, float] = {}
+        self.fvu_of_each: list[float] = []
         self._saved_at = time.monotonic()
+
+    @property
+    def best(self) -> int:
+        """The member with the least unexplained variance in the last batches: chosen without held-out data."""
+        return min(range(len(self.members)), key=lambda number: self.fvu_of_each[number])
 
     @property
     def trained(self) -> bool:
         """Whether every step was taken."""
         return self.step >= self.settings.steps
 
-    def take(self, x: Float[Tensor, "batch d_in"]) -> None:
-        """One step of every member, on scaled inputs. Waits for nothing."""
-        for member in self.members:
-            member.step(x, self.step)
+    def take(self, x: Float[Tensor, "batch d_in"], targets: Float[Tensor, "batch d_in"] | None) -> None:
+        """One step of every member, on scaled inputs and what they shall be turned into (None for themselves).
+
+        Waits for nothing, unless members are matched or started over.
+        """
+        for number, (member, record) in enumerate(zip(self.members, self._records(x, targets), strict=True)):
+            member.update(record, self.step)
+            count = member.start_over(record, self.reinitialisation)
+            if count > 0:
+                log.info("step %d: %d latents of member %d start over", self.step, count, number)
         self.step += 1
+
+    def _records(self, x: Tensor, targets: Tensor | None) -> Iterable[ForwardRecord]:
+        """The members' forward records, once gradients are there; one at a time where nothing couples them."""
+        records = (member.backward(x, self.step, targets) for member in self.members)
+        if self.coupling is None:
+            return records
+        together = list(records)
+        autoencoders = [member.autoencoder for member in self.members]
+        self.coupling.backward(autoencoders, self.step, self.step / self.settings.steps)
+        return together
 
     def settle(self, rate: float, save: bool) -> None:
         """Log and save what is due after a step.
@@ -82,11 +116,18 @@ class TrainingRun:
     def _log(self, rate: float) -> None:
         for member in self.members:
             member.check_finite(self.step)
-            self.means = member.read_interval()
-            self.means["lr"] = self.settings.lr_at(self.step - 1)
-            self.means[f"{self.source.unit}_per_second"] = rate
-            tokens = self.step * self.settings.batch_size
-            self.tracker.log({f"train/{name}": value for name, value in self.means.items()}, tokens)
+        each = [member.read_interval() for member in self.members]
+        names = dict.fromkeys(name for means in each for name in means)
+        self.means = {name: sum(means.get(name, 0.0) for means in each) / len(each) for name in names}
+        self.fvu_of_each = [means["fvu"] for means in each]
+        self.means |= self.coupling.read_interval() if self.coupling is not None else {}
+        self.means["lr"] = self.settings.lr_at(self.step - 1)
+        self.means[f"{self.source.unit}_per_second"] = rate
+        values = self.means
+        if len(each) > 1:
+            values = values | {f"{i}/{name}": means[name] for i, means in enumerate(each) for name in OF_EACH}
+        tokens = self.step * self.settings.batch_size
+        self.tracker.log({f"train/{name}": value for name, value in values.items()}, tokens)
 
     def save(self) -> None:
         """Write a checkpoint of everything.
@@ -102,6 +143,8 @@ class TrainingRun:
                 "step": self.step,
                 "scale": self.scale,
                 "members": [member.state_dict() for member in self.members],
+                "coupling": self.coupling.state_dict() if self.coupling is not None else None,
+                "fvu_of_each": self.fvu_of_each,
                 "source": self.source.state_dict(),
                 "metrics_position": self.tracker.position(),
             }
@@ -110,9 +153,11 @@ class TrainingRun:
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over a checkpoint's state, but for the source's: other runs may read it too."""
-        self.step, self.position = state["step"], state["source"]
+        self.step, self.position, self.fvu_of_each = state["step"], state["source"], state["fvu_of_each"]
         for member, saved in zip(self.members, state["members"], strict=True):
             member.load_state_dict(saved)
+        if self.coupling is not None:
+            self.coupling.load_state_dict(state["coupling"])
 
 
 class Ended(NamedTuple):
@@ -153,10 +198,10 @@ def train(runs: Iterable[TrainingRun], source: Source, interruption: Interruptio
     batches = source.batches(size)
     try:
         while going:
-            raw = next(batches).inputs.float()
+            batch = next(batches)
             here = [run for run in going if run.step == step]
-            scaled = {scale: raw * scale for scale in {run.scale for run in here}}
-            failed = _each(here, lambda run, scaled: run.take(scaled[run.scale]), scaled)
+            scaled = {scale: _scaled(batch, scale) for scale in {run.scale for run in here}}
+            failed = _each(here, lambda run, scaled: run.take(*scaled[run.scale]), scaled)
             step += 1
             progress.advance(size)
             stop, rate = interruption.signal_name is not None, progress.rate()
@@ -171,6 +216,12 @@ def train(runs: Iterable[TrainingRun], source: Source, interruption: Interruptio
                 interruption.check()
     finally:
         progress.close()
+
+
+def _scaled(batch: Batch, scale: float) -> tuple[Tensor, Tensor | None]:
+    """Inputs and targets, None for the inputs themselves."""
+    inputs = batch.inputs.float() * scale
+    return inputs, None if batch.targets is batch.inputs else batch.targets.float() * scale
 
 
 def _each(runs: Iterable[TrainingRun], action: Callable[..., None], *given: Any) -> dict[TrainingRun, Exception]:

@@ -16,12 +16,12 @@ def batch_measures(record: ForwardRecord, scale: float) -> dict[str, Tensor]:
     Args:
         scale: what the raw activations were multiplied by.
     """
-    codes, x, x_hat = record.codes, record.inputs, record.reconstruction
+    codes, x, x_hat = record.codes, record.wanted, record.reconstruction
     if record.code_weights is None:
         l1 = torch.linalg.vector_norm(codes.values, 1)
     else:
         l1 = codes.map(torch.abs).column_sums() @ record.code_weights
-    error = (x - x_hat).square().sum()
+    error = record.error.square().sum()
     batch = x.shape[0]
     return {
         "l0": codes.firing_counts.sum() / batch,

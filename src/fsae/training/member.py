@@ -5,11 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsae.autoencoders.base import Autoencoder, DecoderNorm
+from fsae.autoencoders.base import Autoencoder, DecoderNorm, ForwardRecord
 from fsae.losses.objective import Objective
 from fsae.losses.term import Moment
 from fsae.training.dead_latents import DeadLatents, resample
 from fsae.training.measures import batch_measures
+from fsae.training.reinitialisation import Reinitialisation, Scope, start_over
 from fsae.training.settings import AdamSettings, Precision
 
 # Share of codes that are on at which a step with sparse products takes as long as one with dense products, on a CPU
@@ -39,21 +40,38 @@ class Member:
             autoencoder.parameters(), lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=True
         )
         self.generator = torch.Generator().manual_seed(seed)
-        self.resampled = 0
+        self.resampled = self.started_over = 0
         self.sparse = False
         self._choose_products(autoencoder.settings.first_density(autoencoder.d_in))
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
-    def step(self, x: Tensor, step: int) -> None:
-        """One optimiser step on scaled inputs x (batch, d_in); `step` counts from 0. Waits for nothing."""
+    def step(self, x: Tensor, step: int, targets: Tensor | None = None) -> None:
+        """One optimiser step. Waits for nothing.
+
+        Args:
+            x: (batch, d_in) scaled inputs.
+            step: counts from 0.
+            targets: (batch, d_in) what they shall be turned into, likewise scaled; None for themselves.
+        """
+        self.update(self.backward(x, step, targets), step)
+
+    def backward(self, x: Tensor, step: int, targets: Tensor | None = None) -> ForwardRecord:
+        """The first half of a step: the gradients of its own objective."""
         settings, autoencoder = self.settings, self.autoencoder
         with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.precision is Precision.bf16):
-            record = autoencoder(x, self.sparse)
-        progress = step / settings.steps
+            record = autoencoder(x, self.sparse, targets)
         last_of_interval = settings.logs_after(step)
-        losses = self.objective(record, Moment(self.dead.indices), progress, measure_all=last_of_interval)
+        losses = self.objective(
+            record, Moment(self.dead.indices), step / settings.steps, measure_all=last_of_interval
+        )
         losses.total.backward()
+        self._remember(losses.parts)
+        return record
+
+    def update(self, record: ForwardRecord, step: int) -> None:
+        """The second half: what the gradients say is done, and the batch is counted."""
+        settings, autoencoder = self.settings, self.autoencoder
         unit_norm = autoencoder.settings.decoder_norm is DecoderNorm.unit
         if unit_norm:
             autoencoder.project_decoder_gradient()
@@ -66,9 +84,22 @@ class Member:
         if unit_norm:
             autoencoder.normalise_decoder()
         self.dead.update(record.codes)
-        self._remember(losses.parts | batch_measures(record, self.scale))
+        self._remember(batch_measures(record, self.scale))
         if self._resamples_after(step):
             self.resampled += resample(autoencoder, self.optimiser, self.dead, record, self.generator)
+
+    def start_over(self, record: ForwardRecord, when: Reinitialisation) -> int:
+        """Draw anew what the batch of this record found off its target; returns how many latents. Waits for them."""
+        if when.scope is Scope.none:
+            return 0
+        counts, batch = record.codes.firing_counts, record.codes.shape[0]
+        target = when.target_rate or self.autoencoder.settings.first_density(self.autoencoder.d_in)
+        which = when.off_target(counts, batch, target)
+        count = int(which.sum())
+        if count > 0:
+            start_over(self.autoencoder, self.optimiser, self.dead, which, record.inputs, self.generator)
+            self.started_over += count
+        return count
 
     def read_interval(self) -> dict[str, float]:
         """Means over the steps since the last call; waits for the device, once.
@@ -83,6 +114,8 @@ class Member:
         means["dead_share"] = self.dead.indices.numel() / self.autoencoder.d_sae
         if self.settings.resample_every is not None:
             means["resampled"] = float(self.resampled)
+        if self.started_over > 0:
+            means["started_over"] = float(self.started_over)
         if "l0" in means:
             self._choose_products(means["l0"] / self.autoencoder.d_sae)
         return means
@@ -128,6 +161,7 @@ class Member:
             "dead_indices": self.dead.indices,
             "generator": self.generator.get_state(),
             "resampled": self.resampled,
+            "started_over": self.started_over,
             "sparse": self.sparse,
             "sums": self._sums,
             "counts": self._counts,
@@ -140,6 +174,7 @@ class Member:
         device = self.dead.tokens_since_fired.device
         self.dead.indices = state["dead_indices"].to(device)
         self.generator.set_state(state["generator"])
-        self.resampled, self.sparse = state["resampled"], state["sparse"]
+        self.resampled, self.started_over = state["resampled"], state["started_over"]
+        self.sparse = state["sparse"]
         self._sums = {name: total.to(device) for name, total in state["sums"].items()}
         self._counts = dict(state["counts"])

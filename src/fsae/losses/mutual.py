@@ -1,0 +1,119 @@
+"""What pulls the features of autoencoders that are trained side by side toward each other.
+
+    1 - mean over pairs of members of MMCS(A, B)        (Marks et al. 2024, arXiv 2411.01220)
+
+MMCS(A, B) is the mean cosine of each direction of A and its partner in B; who is whose partner is the `Matching`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class Matching(Enum):
+    """Whose partner a direction is.
+
+    hungarian: the one-to-one assignment whose cosines have the largest sum. What MFR's code does.
+    mean_max: of each direction in A the nearest in B, which may be the same one for several. The usual definition of
+        MMCS (Sharkey et al. 2022); it is not symmetric.
+    symmetric: that from A to B and from B to A, averaged.
+    """
+
+    hungarian = "hungarian"
+    mean_max = "mean_max"
+    symmetric = "symmetric"
+
+
+class Directions(Enum):
+    """Whether features are compared by their encoder's columns or their decoder's rows."""
+
+    encoder = "encoder"
+    decoder = "decoder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutual:
+    """A population's mutual term; weight 0 for none.
+
+    Attributes:
+        weight: factor of 1 - MMCS in the sum of the members' objectives.
+        warm_up: share of training over which the weight rises linearly from 0.
+        matching: who is whose partner.
+        directions: what is compared.
+        match_every: steps between matchings; partners stay the same meanwhile.
+        shuffled: give every direction some other one's partner instead of its own, at random. The control: as much
+            pull, toward nothing.
+    """
+
+    weight: float = 0.0
+    warm_up: float = 0.0
+    matching: Matching = Matching.hungarian
+    directions: Directions = Directions.decoder
+    match_every: int = 1
+    shuffled: bool = False
+
+    def __post_init__(self):
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"population.mutual.weight is {self.weight}; it must be finite and not negative")
+        if not 0 <= self.warm_up <= 1:
+            raise ValueError(f"population.mutual.warm_up is {self.warm_up}; it is a share of training, 0 to 1")
+        if self.match_every < 1:
+            raise ValueError(f"population.mutual.match_every is {self.match_every}; it counts steps, from 1")
+
+    def weight_at(self, progress: float) -> float:
+        """The weight once a share `progress` (0 to 1) of the training is done."""
+        return self.weight * min(1.0, progress / self.warm_up) if self.warm_up > 0 else self.weight
+
+
+def partners(
+    A: Float[Tensor, "n d"], B: Float[Tensor, "m d"], matching: Matching
+) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
+    """Rows of A and their partners' rows in B; both of unit rows."""
+    cosines = A @ B.T
+    if matching is Matching.hungarian:
+        return assignment(cosines)
+    rows, columns = torch.arange(len(A), device=A.device), cosines.argmax(1)
+    if matching is Matching.symmetric:
+        # Both means count alike, also where one dictionary is larger: see `mmcs`, which takes them one by one.
+        assert len(A) == len(B)
+        rows, columns = torch.cat([rows, cosines.argmax(0)]), torch.cat([columns, rows])
+    return rows, columns
+
+
+def assignment(alike: Float[Tensor, "n m"]) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
+    """Rows and columns of the one-to-one assignment with the largest sum; as many pairs as the smaller side has."""
+    from scipy.optimize import linear_sum_assignment  # a quarter of a second, which --help can do without
+
+    rows, columns = linear_sum_assignment(alike.cpu().numpy(), maximize=True)
+    return torch.from_numpy(rows).to(alike.device), torch.from_numpy(columns).to(alike.device)
+
+
+@torch.no_grad()
+def mmcs(A: Float[Tensor, "n d"], B: Float[Tensor, "m d"], matching: Matching, absolute: bool = False) -> float:
+    """Mean cosine of partners; 1 for a dictionary and itself in any order.
+
+    Args:
+        A, B: directions of any length. With `hungarian` only as many as the smaller one has are matched.
+        absolute: take directions that point opposite ways for the same.
+    """
+    cosines = _unit(A) @ _unit(B).T
+    if absolute:
+        cosines = cosines.abs()
+    if matching is Matching.hungarian:
+        return cosines[assignment(cosines)].mean().item()
+    forth = cosines.amax(1).mean().item()
+    return forth if matching is Matching.mean_max else (forth + cosines.amax(0).mean().item()) / 2
+
+
+def unit_directions(autoencoders: Sequence, directions: Directions) -> list[Tensor]:
+    """(d_sae, d_in) of each, in unit length, differentiable."""
+    return [_unit(each.W_dec if directions is Directions.decoder else each.W_enc.T) for each in autoencoders]
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(rows, dim=1)

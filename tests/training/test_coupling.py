@@ -1,0 +1,114 @@
+"""The mutual term's gradient against autograd on its definition."""
+
+from itertools import combinations
+
+import pytest
+import torch
+from torch import Tensor
+
+from fsae.autoencoders.base import Autoencoder
+from fsae.losses.mutual import Directions, Matching, Mutual, mmcs
+from fsae.training.coupling import Coupling
+from tests.architectures import build, each_architecture
+
+each_matching = pytest.mark.parametrize("matching", list(Matching), ids=lambda matching: matching.name)
+
+
+def members(arch: str = "topk", size: int = 3) -> list[Autoencoder]:
+    return [build(arch, seed=seed) for seed in range(size)]
+
+
+def directions(autoencoder: Autoencoder, which: Directions) -> Tensor:
+    return autoencoder.W_dec if which is Directions.decoder else autoencoder.W_enc.T
+
+
+def defined(A: Tensor, B: Tensor, matching: Matching) -> Tensor:
+    """MMCS, differentiable where partners stay who they are."""
+    a, b = (each / each.norm(dim=1, keepdim=True) for each in (A, B))
+    cosines = a @ b.T
+    if matching is Matching.mean_max:
+        return cosines.amax(1).mean()
+    if matching is Matching.symmetric:
+        return (cosines.amax(1).mean() + cosines.amax(0).mean()) / 2
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(-cosines.detach().numpy())
+    return cosines[rows, columns].mean()
+
+
+@each_matching
+@pytest.mark.parametrize("which", list(Directions), ids=lambda which: which.name)
+def test_gradient_and_value_are_the_definition(matching: Matching, which: Directions):
+    autoencoders = members()
+    coupling = Coupling(Mutual(weight=0.7, matching=matching, directions=which), seed=0)
+    coupling.backward(autoencoders, 0, 1.0)
+    rows = [directions(each, which) for each in autoencoders]
+    values = [defined(a, b, matching) for a, b in combinations(rows, 2)]
+    value = 1 - sum(values) / len(values)
+    wanted = torch.autograd.grad(0.7 * value, [each.W_dec if which is Directions.decoder else each.W_enc for each in autoencoders])
+    for autoencoder, gradient in zip(autoencoders, wanted, strict=True):
+        weights, other = autoencoder.W_dec, autoencoder.W_enc
+        if which is Directions.encoder:
+            weights, other = other, weights
+        torch.testing.assert_close(weights.grad, gradient, rtol=1e-10, atol=1e-12)
+        assert other.grad is None
+    assert coupling.read_interval()["mutual"] == pytest.approx(value.item(), abs=1e-12)
+
+
+@each_architecture
+def test_following_it_makes_members_alike(arch: str):
+    autoencoders = members(arch, size=2)
+    coupling = Coupling(Mutual(weight=1.0), seed=0)
+    before = mmcs(autoencoders[0].W_dec, autoencoders[1].W_dec, Matching.hungarian)
+    for step in range(200):
+        coupling.backward(autoencoders, step, 1.0)
+        for each in autoencoders:
+            with torch.no_grad():
+                each.W_dec -= 0.5 * each.W_dec.grad
+            each.W_dec.grad = None
+    assert mmcs(autoencoders[0].W_dec, autoencoders[1].W_dec, Matching.hungarian) > max(0.95, before)
+
+
+def test_weight_zero_measures_and_pulls_nothing():
+    autoencoders = members()
+    coupling = Coupling(Mutual(), seed=0)
+    coupling.backward(autoencoders, 0, 1.0)
+    assert all(each.W_dec.grad is None for each in autoencoders)
+    assert 0 < coupling.read_interval()["mutual"] < 1
+
+
+def test_partners_stay_between_matchings():
+    autoencoders = members(size=2)
+    coupling = Coupling(Mutual(weight=1.0, match_every=3), seed=0)
+    coupling.backward(autoencoders, 0, 1.0)
+    (first,) = [coupling.state_dict()["pairs"]]
+    with torch.no_grad():
+        autoencoders[1].W_dec.copy_(autoencoders[1].W_dec.flip(0))
+    coupling.backward(autoencoders, 1, 1.0)
+    assert coupling.state_dict()["pairs"] is first
+    coupling.backward(autoencoders, 3, 1.0)
+    assert not torch.equal(coupling.state_dict()["pairs"][1], first[1])
+
+
+def test_shuffled_partners_are_not_the_nearest():
+    autoencoders = members(size=2)
+    own, shuffled = (Coupling(Mutual(shuffled=each), seed=0) for each in (False, True))
+    for coupling in (own, shuffled):
+        coupling.backward(autoencoders, 0, 1.0)
+    assert shuffled.read_interval()["mutual"] > own.read_interval()["mutual"] + 0.1
+
+
+def test_goes_on_from_a_state():
+    autoencoders, others = members(), members()
+    coupling = Coupling(Mutual(weight=1.0, match_every=5, shuffled=True), seed=0)
+    coupling.backward(autoencoders, 0, 1.0)
+    resumed = Coupling(Mutual(weight=1.0, match_every=5, shuffled=True), seed=3)
+    resumed.load_state_dict(coupling.state_dict())
+    for each in autoencoders:
+        each.W_dec.grad = None
+    for step in (1, 5):
+        coupling.backward(autoencoders, step, 1.0)
+        resumed.backward(others, step, 1.0)
+    for one, other in zip(autoencoders, others, strict=True):
+        assert torch.equal(one.W_dec.grad, other.W_dec.grad)
+    assert coupling.read_interval()["mutual"] == resumed.read_interval()["mutual"]
