@@ -5,15 +5,21 @@ from pathlib import Path
 
 from fsae.language_models.embedded import package_version
 from fsae.language_models.hub import RepoKind, local_model_folder, resolved_revision
-from fsae.language_models.settings import ModelSettings
+from fsae.language_models.settings import ModelSettings, Weights
 
 
 def model_identity(settings: ModelSettings) -> dict[str, str]:
-    """What tells these weights from any others: a package's version, a hub commit, or a digest of a folder's listing.
+    """What tells these weights from any others: a package's version, a hub commit, or a digest of a folder's listing;
+    and whether they are kept at all.
 
     Raises:
         ValueError: package not installed, no such folder, hub unreachable and nothing cached, no access.
     """
+    origin = _origin(settings)
+    return origin if settings.weights is Weights.pretrained else origin | {"weights": settings.weights.name}
+
+
+def _origin(settings: ModelSettings) -> dict[str, str]:
     if settings.package is not None:
         return {"package": settings.package.name, "version": package_version(settings.package)}
     assert settings.path is not None

@@ -20,6 +20,14 @@ class DType(Enum):
     float16 = "float16"
 
 
+class Weights(Enum):
+    """`random` draws the model's weights anew, as they were before it was trained: a control. What is found in its
+    activations is in the architecture and the text, and was not learned."""
+
+    pretrained = "pretrained"
+    random = "random"
+
+
 class Device(Enum):
     """Where the model runs; `auto` is the GPU if there is one. CUDA_VISIBLE_DEVICES chooses among several."""
 
@@ -37,6 +45,7 @@ class ModelSettings:
         path: a folder in Hugging Face's layout, or a name on its hub.
         revision: branch, tag or commit of a hub model; None is the default branch.
         package: a model that needs no hub.
+        weights: those that it was published with, or random ones.
         batch_size: sequences per forward pass.
 
     Raises:
@@ -47,6 +56,7 @@ class ModelSettings:
     path: str | None = None
     revision: str | None = None
     package: Package | None = None
+    weights: Weights = Weights.pretrained
     dtype: DType = DType.float32
     device: Device = Device.auto
     batch_size: int = 8

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fsae.language_models.embedded import embedded_folder
 from fsae.language_models.hub import RepoKind, local_model_folder, offline, require_repo
-from fsae.language_models.settings import Device, ModelSettings
+from fsae.language_models.settings import Device, ModelSettings, Weights
 from fsae.language_models.shape import Shape
 from fsae.language_models.sites import Site, SiteName
 
@@ -172,7 +172,7 @@ def open_language_model(settings: ModelSettings) -> TransformerLensModel:
             hub_answers = require_repo(source, revision=settings.revision, kind=RepoKind.model)
 
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from fsae.language_models.quiet import quiet_transformers
 
@@ -181,8 +181,15 @@ def open_language_model(settings: ModelSettings) -> TransformerLensModel:
             # Our own tokenizer: the one TransformerLens makes puts a BOS before every text, also where the model
             # never saw one in training (SmolLM2).
             tokenizer = AutoTokenizer.from_pretrained(source, revision=settings.revision)
+            random = None
+            if settings.weights is Weights.random:
+                config = AutoConfig.from_pretrained(source, revision=settings.revision)
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(0)
+                    random = AutoModelForCausalLM.from_config(config)
             bridge = TransformerBridge.boot_transformers(
                 source,
+                hf_model=random,
                 device=device.type,
                 dtype=getattr(torch, settings.dtype.value),
                 revision=settings.revision,
