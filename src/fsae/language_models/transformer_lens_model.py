@@ -172,7 +172,7 @@ def open_language_model(settings: ModelSettings) -> TransformerLensModel:
             hub_answers = require_repo(source, revision=settings.revision, kind=RepoKind.model)
 
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from fsae.language_models.quiet import quiet_transformers
 
@@ -181,20 +181,19 @@ def open_language_model(settings: ModelSettings) -> TransformerLensModel:
             # Our own tokenizer: the one TransformerLens makes puts a BOS before every text, also where the model
             # never saw one in training (SmolLM2).
             tokenizer = AutoTokenizer.from_pretrained(source, revision=settings.revision)
-            random = None
+            dtype = getattr(torch, settings.dtype.value)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)  # of random weights
+                bridge = TransformerBridge.boot_transformers(
+                    source,
+                    device=device.type,
+                    dtype=dtype,
+                    revision=settings.revision,
+                    tokenizer=tokenizer,
+                    load_weights=settings.weights is Weights.pretrained,
+                )
             if settings.weights is Weights.random:
-                config = AutoConfig.from_pretrained(source, revision=settings.revision)
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(0)
-                    random = AutoModelForCausalLM.from_config(config)
-            bridge = TransformerBridge.boot_transformers(
-                source,
-                hf_model=random,
-                device=device.type,
-                dtype=getattr(torch, settings.dtype.value),
-                revision=settings.revision,
-                tokenizer=tokenizer,
-            )
+                bridge.to(device, dtype)
         except OSError as error:
             raise ValueError(f"model.path: {source} could not be opened as a language model: {error}") from error
     bridge.eval()

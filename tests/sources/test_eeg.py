@@ -1,0 +1,150 @@
+"""EEG recordings to windows: what is read, filtered, cut, normalised and held out; noise on inputs only."""
+
+import logging
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fsae.sources.eeg import EEGSettings, EEGSource, Recording, alike, read, windows
+from tests.sources.edf_file import write_edf
+
+pytest.importorskip("mne")
+
+CPU = torch.device("cpu")
+RATE = 128
+NAMES = ["Fp1", "Fp2", "Cz"]
+
+
+def sines(*hertz: float, seconds: int = 8, rate: int = RATE) -> np.ndarray:
+    """(3, samples) the sum of sines, the second channel twice and the third three times as strong."""
+    times = np.arange(seconds * rate) / rate
+    wave = sum(np.sin(2 * np.pi * each * times) for each in hertz)
+    return np.stack([20 * wave, 40 * wave, 60 * wave])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Ten recordings of 8 seconds, in a layout like TUH's."""
+    draw = np.random.default_rng(0)
+    for number in range(10):
+        noise = draw.normal(size=(3, 8 * RATE)) * 10
+        write_edf(tmp_path / f"edf/00{number}/s1/t000.edf", sines(5 + number) + noise, RATE, NAMES)
+    return tmp_path
+
+
+def test_recordings_are_read_from_any_depth(folder: Path):
+    recordings = read(EEGSettings(path=str(folder)))
+    assert len(recordings) == 10
+    assert recordings[0].name == str(Path("edf/000/s1/t000.edf"))
+    assert recordings[0].rate == RATE
+    assert recordings[0].signal.shape == (3, 8 * RATE)
+
+
+def test_the_band_is_kept_and_the_rest_is_not_and_nothing_is_shifted():
+    # 10 Hz passes; 60 Hz and a slow drift do not.
+    drift = 100 * np.linspace(-1, 1, 20 * RATE)
+    signal = sines(10, 60, seconds=20) + drift
+    recordings = [Recording(str(number), RATE, tuple(NAMES), signal) for number in range(3)]
+    from fsae.sources.eeg import _windows_of
+
+    cut = _windows_of(recordings[0], EEGSettings(path="."))
+    assert cut.shape == (20, 3, RATE)
+    wanted = sines(10, seconds=20).reshape(3, 20, RATE).swapaxes(0, 1)
+    # Away from the ends, where a filter has nothing to stand on.
+    inner = slice(4, 16)
+    error = np.abs(cut[inner] - wanted[inner]).max() / np.abs(wanted).max()
+    assert error < 0.1
+
+
+def test_parts_do_not_share_recordings_and_training_is_normalised(folder: Path):
+    source = EEGSource(EEGSettings(path=str(folder)), CPU)
+    train = source.first_vectors()
+    # Nine recordings of eight windows, and one held out.
+    assert train.shape == (72, 3 * RATE)
+    assert source.d_in == 3 * RATE
+    channels = train.view(72, 3, RATE)
+    torch.testing.assert_close(channels.mean((0, 2)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(channels.std((0, 2)), torch.ones(3), atol=1e-4, rtol=0)
+    held_out = torch.cat([batch.inputs for batch in source.held_out(100, 3)])
+    assert held_out.shape == (8, 3 * RATE)
+
+
+def test_an_epoch_has_each_window_once_and_the_next_another_order(folder: Path):
+    source = EEGSource(EEGSettings(path=str(folder)), CPU)
+    batches = [batch.inputs for batch in islice(source.batches(24), 6)]
+    first, second = torch.cat(batches[:3]), torch.cat(batches[3:])
+    assert not torch.equal(first, second)
+    for epoch in (first, second):
+        assert torch.equal(epoch.sum(1).sort().values, source.first_vectors().sum(1).sort().values)
+
+
+@pytest.mark.parametrize("snr", [None, 0.0])
+def test_goes_on_with_the_batch_that_would_have_come(folder: Path, snr: float | None):
+    settings = EEGSettings(path=str(folder), noise_snr_db=snr)
+    whole = list(islice(EEGSource(settings, CPU).batches(20), 7))
+    first = EEGSource(settings, CPU)
+    batches = first.batches(20)
+    for _ in range(4):
+        next(batches)
+    second = EEGSource(settings, CPU)
+    second.load_state_dict(first.state_dict())
+    for batch, wanted in zip(second.batches(20), whole[4:], strict=False):
+        assert torch.equal(batch.inputs, wanted.inputs)
+        assert torch.equal(batch.targets, wanted.targets)
+
+
+def test_noise_has_the_wanted_strength_and_is_on_inputs_only(folder: Path):
+    clean = EEGSource(EEGSettings(path=str(folder)), CPU)
+    noisy = EEGSource(EEGSettings(path=str(folder), noise_snr_db=6.0), CPU)
+    (same,), (batch,) = islice(clean.batches(72), 1), islice(noisy.batches(72), 1)
+    assert same.targets is same.inputs
+    assert torch.equal(batch.targets, same.inputs)
+    noise = batch.inputs - batch.targets
+    snr = 10 * torch.log10(batch.targets.var() / noise.var())
+    assert snr.item() == pytest.approx(6.0, abs=0.2)
+    first, again = (torch.cat([each.inputs for each in noisy.held_out(8, 4)]) for _ in range(2))
+    assert torch.equal(first, again)
+
+
+def test_other_channels_are_left_out_and_other_rates_are_resampled(caplog: pytest.LogCaptureFixture):
+    common = [Recording(str(number), RATE, tuple(NAMES), sines(10)) for number in range(3)]
+    faster = Recording("faster", 2 * RATE, tuple(NAMES), sines(10, rate=2 * RATE))
+    other = Recording("other", RATE, ("A1", "A2", "A3"), sines(10))
+    with caplog.at_level(logging.INFO):
+        kept = alike([*common, faster, other], EEGSettings(path="."))
+    assert [each.name for each in kept] == ["0", "1", "2", "faster"]
+    assert all(each.rate == RATE and each.signal.shape == (3, 8 * RATE) for each in kept)
+    inner = slice(RATE, -RATE)
+    assert np.abs(kept[3].signal[:, inner] - sines(10)[:, inner]).max() < 1.0
+    assert "1 of 5 recordings have other channels" in caplog.text
+    assert "1 of 4 recordings are resampled to 128" in caplog.text
+
+
+def test_folders_without_recordings_and_recordings_without_windows_are_told(tmp_path: Path, folder: Path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no EDF or BDF file below"):
+        read(EEGSettings(path=str(tmp_path / "empty")))
+    with pytest.raises(ValueError, match=r"as long as one window of 100(\.0)? s"):
+        windows(EEGSettings(path=str(folder), seconds=100.0))
+    with pytest.raises(ValueError, match=r"source\.high is 80"):
+        windows(EEGSettings(path=str(folder), high=80.0))
+    source = EEGSource(EEGSettings(path=str(folder)), CPU)
+    with pytest.raises(ValueError, match="trainer.batch_size is 100, more than the 72 windows"):
+        next(source.batches(100))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"packaged": "Sleep"}, "source.packaged is Sleep"),
+        ({"low": 50.0}, "source.low=50"),
+        ({"held_out": 1.0}, "source.held_out is 1"),
+        ({"order": 0}, "source.order is 0"),
+    ],
+)
+def test_refuses_settings_out_of_range(changes: dict, named: str):
+    with pytest.raises(ValueError, match=named):
+        EEGSettings(**changes)
