@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,11 +19,11 @@ from fsae.configuration.origin import Origin
 from fsae.configuration.refusal import tell
 from fsae.configuration.schema import RunSettings, Task
 from fsae.draws import seed_of
-from fsae.evaluation.agreement import agreement
+from fsae.evaluation.agreement import agreement, truth_by_sharing
 from fsae.evaluation.results import flat_results, results_table
 from fsae.evaluation.sparsity import density_histogram
 from fsae.evaluation.splice import evaluate_splice
-from fsae.evaluation.truth import evaluate_truth
+from fsae.evaluation.truth import Truth, evaluate_truth
 from fsae.evaluation.vectors import evaluate_vectors
 from fsae.export.folding import fold
 from fsae.export.saelens import Provenance, load_saelens, read_provenance, save_saelens
@@ -46,6 +46,8 @@ from fsae.training.memory import keep_freed_memory
 from fsae.training.scaling import Scale, scale_of
 
 log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -239,13 +241,14 @@ def _trained(runs: Sequence[OpenRun], source: Source, interruption: Interruption
             autoencoders = [fold(member.autoencoder, training.scale) for member in training.members]
             tokens = training.step * run.settings.trainer.batch_size
             made.append(_Made(run, autoencoders, tokens, training.best))
-    log.info("trained in %.0f s", time.monotonic() - began)
+    harvest = ""
     if isinstance(source, ActivationSource):
         harvester = source.harvester
-        log.info(
-            "%.0f s of it waiting for activations; harvesting took %.0f s, %.0f s of it waiting for text",
-            source.waited, harvester.seconds, harvester.text_seconds,
-        )  # fmt: skip
+        harvest = (
+            f", {source.waited:.0f} s of it waiting for activations; harvesting took {harvester.seconds:.0f} s, "
+            f"{harvester.text_seconds:.0f} s of it waiting for text"
+        )
+    log.info("trained in %.0f s%s", time.monotonic() - began, harvest)
     return made
 
 
@@ -342,6 +345,7 @@ def _evaluate(made: Sequence[_Made], source: Source, heartbeat: Callable[[], Non
 
     vectors = evaluate_vectors(autoencoders, held_out(), fishers)
     scalars = [measured.scalars for measured in vectors]
+    truths: list[Truth] = []
     if isinstance(source, ActivationSource) and settings.eval.splice_tokens > 0:
         assert settings.model is not None and settings.site is not None
         log.info("running %s with the reconstruction in place of its activations", settings.model.name)
@@ -358,22 +362,23 @@ def _evaluate(made: Sequence[_Made], source: Source, heartbeat: Callable[[], Non
         )
         scalars = [measured | more for measured, more in zip(scalars, spliced, strict=True)]
     if isinstance(source, SyntheticSource):
-        presence = source.held_out_presence(settings.eval.tokens, settings.eval.batch_size)
-        truths = evaluate_truth(autoencoders, source.features, held_out(), presence)
-        scalars = [measured | truth.compute() for measured, truth in zip(scalars, truths, strict=True)]
+        samples = source.held_out_codes(settings.eval.tokens, settings.eval.batch_size)
+        truths = evaluate_truth(autoencoders, source.features, _with_heartbeat(samples, heartbeat))
+        scalars = [measured | truth.scalars for measured, truth in zip(scalars, truths, strict=True)]
     frequencies = [measured.firing_frequency for measured in vectors]
     bos = source.prepends_bos if isinstance(source, ActivationSource) else None
     for each in made:
         size = len(each.autoencoders)
         of_run, scalars = scalars[:size], scalars[size:]
         firing, frequencies = frequencies[:size], frequencies[size:]
+        known, truths = truths[:size], truths[size:]
         with each.run.alone():
             if settings.task is Task.train:
                 _export(each, firing, bos)
-            _report(each, of_run, firing)
+            _report(each, of_run, firing, known)
 
 
-def _with_heartbeat(batches: Iterable[Batch], heartbeat: Callable[[], None]) -> Iterator[Batch]:
+def _with_heartbeat(batches: Iterable[Item], heartbeat: Callable[[], None]) -> Iterator[Item]:
     for batch in batches:
         heartbeat()
         yield batch
@@ -398,7 +403,9 @@ def _export(made: _Made, firing: Sequence[Tensor], prepends_bos: bool | None) ->
     plot_training(folder.metrics, folder.plots / "training.png")
 
 
-def _report(made: _Made, scalars: Sequence[dict[str, float]], firing: Sequence[Tensor]) -> None:
+def _report(
+    made: _Made, scalars: Sequence[dict[str, float]], firing: Sequence[Tensor], truths: Sequence[Truth]
+) -> None:
     """The run's numbers: of a population the means over its members, what they have in common, and each one's own."""
     run = made.run
     metrics = {name: sum(each[name] for each in scalars) / len(scalars) for name in scalars[0]}
@@ -407,7 +414,9 @@ def _report(made: _Made, scalars: Sequence[dict[str, float]], firing: Sequence[T
     histogram = histograms[0] | {"latents": [sum(column) for column in zip(*(h["latents"] for h in histograms))]}
     if len(scalars) > 1:
         compared = agreement([autoencoder.W_dec for autoencoder in made.autoencoders])
-        metrics |= compared.scalars | {"best_fvu": scalars[made.best]["fvu"]}
+        metrics |= compared.scalars | {"best_fvu": scalars[made.best]["fvu"], "best_member": float(made.best)}
+        if truths:
+            metrics |= truth_by_sharing(compared.found_by, torch.stack([truth.nearest_cosine for truth in truths]))
         of_each = {f"{number}/{name}": value for number, each in enumerate(scalars) for name, value in each.items()}
         plot_sharing(compared.found_by.flatten().tolist(), len(scalars), run.folder.plots / "sharing.png")
     plot_firing(histogram, metrics["dead_share"], run.folder.plots / "firing.png")

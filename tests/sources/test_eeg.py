@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from fsae.sources.eeg import EEGSettings, EEGSource, Recording, alike, read, windows
+from fsae.sources import eeg as eeg_module
+from fsae.sources.eeg import EEGSettings, EEGSource, Recording, recordings, windows, windows_of
 from tests.sources.edf_file import write_edf
 
 pytest.importorskip("mne")
@@ -25,6 +26,12 @@ def sines(*hertz: float, seconds: int = 8, rate: int = RATE) -> np.ndarray:
     return np.stack([20 * wave, 40 * wave, 60 * wave])
 
 
+def recording(
+    name: str, signal: np.ndarray, rate: float = RATE, channels: tuple[str, ...] = tuple(NAMES)
+) -> Recording:
+    return Recording(name, rate, channels, lambda: signal)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Ten recordings of 8 seconds, in a layout like TUH's."""
@@ -36,21 +43,24 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_recordings_are_read_from_any_depth(folder: Path):
-    recordings = read(EEGSettings(path=str(folder)))
-    assert len(recordings) == 10
-    assert recordings[0].name == str(Path("edf/000/s1/t000.edf"))
-    assert recordings[0].rate == RATE
-    assert recordings[0].signal.shape == (3, 8 * RATE)
+    found = recordings(EEGSettings(path=str(folder)))
+    assert len(found) == 10
+    assert found[0].name == str(Path("edf/000/s1/t000.edf"))
+    assert (found[0].rate, found[0].channels) == (RATE, ("FP1", "FP2", "CZ"))
+    assert found[0].read().shape == (3, 8 * RATE)
+
+
+def test_names_of_channels_are_those_of_electrodes_whatever_the_reference(tmp_path: Path):
+    write_edf(tmp_path / "a.edf", sines(10), RATE, ["EEG FP1-REF", "EEG FP2-REF", "EEG CZ-REF"])
+    write_edf(tmp_path / "b.edf", sines(10), RATE, ["EEG FP1-LE", "EEG FP2-LE", "EEG CZ-LE"])
+    assert {each.channels for each in recordings(EEGSettings(path=str(tmp_path)))} == {("FP1", "FP2", "CZ")}
 
 
 def test_the_band_is_kept_and_the_rest_is_not_and_nothing_is_shifted():
     # 10 Hz passes; 60 Hz and a slow drift do not.
     drift = 100 * np.linspace(-1, 1, 20 * RATE)
     signal = sines(10, 60, seconds=20) + drift
-    recordings = [Recording(str(number), RATE, tuple(NAMES), signal) for number in range(3)]
-    from fsae.sources.eeg import _windows_of
-
-    cut = _windows_of(recordings[0], EEGSettings(path="."))
+    cut = windows_of(recording("0", signal), NAMES, RATE, EEGSettings(path="."))
     assert cut.shape == (20, 3, RATE)
     wanted = sines(10, seconds=20).reshape(3, 20, RATE).swapaxes(0, 1)
     # Away from the ends, where a filter has nothing to stand on.
@@ -109,24 +119,42 @@ def test_noise_has_the_wanted_strength_and_is_on_inputs_only(folder: Path):
     assert torch.equal(first, again)
 
 
-def test_other_channels_are_left_out_and_other_rates_are_resampled(caplog: pytest.LogCaptureFixture):
-    common = [Recording(str(number), RATE, tuple(NAMES), sines(10)) for number in range(3)]
-    faster = Recording("faster", 2 * RATE, tuple(NAMES), sines(10, rate=2 * RATE))
-    other = Recording("other", RATE, ("A1", "A2", "A3"), sines(10))
+def test_other_channels_are_left_out_and_other_rates_are_resampled(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    common = [recording(str(number), sines(10)) for number in range(3)]
+    faster = recording("faster", sines(10, rate=2 * RATE), rate=2 * RATE)
+    # Its channels are in another order, and one more is among them.
+    more = recording("more", np.concatenate([sines(10)[::-1], sines(3)[:1]]), channels=(*NAMES[::-1], "Pz"))
+    other = recording("other", sines(10), channels=("A1", "A2", "A3"))
+    monkeypatch.setattr(eeg_module, "recordings", lambda settings: [*common, faster, more, other])
     with caplog.at_level(logging.INFO):
-        kept = alike([*common, faster, other], EEGSettings(path="."))
-    assert [each.name for each in kept] == ["0", "1", "2", "faster"]
-    assert all(each.rate == RATE and each.signal.shape == (3, 8 * RATE) for each in kept)
-    inner = slice(RATE, -RATE)
-    assert np.abs(kept[3].signal[:, inner] - sines(10)[:, inner]).max() < 1.0
-    assert "1 of 5 recordings have other channels" in caplog.text
-    assert "1 of 4 recordings are resampled to 128" in caplog.text
+        train, held_out = windows(EEGSettings(path=".", held_out=0.2))
+    assert train.shape[1:] == (3, RATE)
+    assert len(train) + len(held_out) == 5 * 8
+    assert "1 of 6 recordings lack some of the channels Fp1, Fp2, Cz" in caplog.text
+    assert "1 of 5 recordings are resampled to 128" in caplog.text
+    cut = windows_of(faster, NAMES, RATE, EEGSettings(path="."))
+    wanted = windows_of(common[0], NAMES, RATE, EEGSettings(path="."))
+    assert np.abs(cut[2:-2] - wanted[2:-2]).max() < 1.0
+    assert np.array_equal(windows_of(more, NAMES, RATE, EEGSettings(path=".")), wanted)
+
+
+def test_the_held_out_part_is_that_of_every_seed(folder: Path):
+    parts = [windows(EEGSettings(path=str(folder), seed=seed))[1] for seed in range(2)]
+    assert torch.equal(*parts)
+
+
+def test_a_single_recording_is_divided(tmp_path: Path):
+    write_edf(tmp_path / "a.edf", sines(10, seconds=20), RATE, NAMES)
+    train, held_out = windows(EEGSettings(path=str(tmp_path)))
+    assert (len(train), len(held_out)) == (18, 2)
 
 
 def test_folders_without_recordings_and_recordings_without_windows_are_told(tmp_path: Path, folder: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no EDF or BDF file below"):
-        read(EEGSettings(path=str(tmp_path / "empty")))
+        recordings(EEGSettings(path=str(tmp_path / "empty")))
     with pytest.raises(ValueError, match=r"as long as one window of 100(\.0)? s"):
         windows(EEGSettings(path=str(folder), seconds=100.0))
     with pytest.raises(ValueError, match=r"source\.high is 80"):

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 SMALL = [
     GroupedFeaturesSettings(d_in=12, features=40, groups=3, active=4),
     SparseSourcesSettings(),
-    HierarchicalFeaturesSettings(d_in=20, features=200, roots=4, branching=3, depth=2, rank=5, l0=6.0, p_min=0.005),
+    HierarchicalFeaturesSettings(d_in=20, features=200, roots=4, branching=3, depth=2, rank=5, p_min=0.01),
 ]
 each_kind = pytest.mark.parametrize("settings", SMALL, ids=lambda settings: type(settings).__name__)
 
@@ -64,16 +64,10 @@ def test_parts_and_seeds_differ_and_repeat(settings: SyntheticSettings):
 
 
 @each_kind
-def test_presence_is_of_the_held_out_samples(settings: SyntheticSettings):
+def test_coefficients_are_those_of_the_held_out_samples(settings: SyntheticSettings):
     source = SyntheticSource(settings, CPU)
-    for batch, present in zip(source.held_out(40, 20), source.held_out_presence(40, 20), strict=True):
-        # What is not there adds nothing: the sample lies in the span of the features that are.
-        for x, there in zip(batch.inputs[:5], present[:5], strict=True):
-            features = source.features[there]
-            if len(features) >= settings.d_in:
-                continue
-            left = x - features.T @ torch.linalg.lstsq(features.T, x.unsqueeze(1)).solution.squeeze(1)
-            assert left.norm() < 1e-3 * x.norm()
+    for batch, codes in zip(source.held_out(40, 15), source.held_out_codes(40, 15), strict=True):
+        assert torch.equal(batch.inputs, source.vectors(codes))
 
 
 def test_grouped_samples_take_their_features_from_one_group():
@@ -106,27 +100,46 @@ def test_sources_come_three_at_a_time_with_half_normal_coefficients():
     assert zipf[:, 0].float().mean() > 3 * zipf[:, 15].float().mean()
 
 
-def test_children_come_with_their_parents_only_and_so_many_on_average():
+def test_children_come_with_their_parents_and_without_their_siblings():
     settings = SMALL[2]
-    assert isinstance(settings, HierarchicalFeaturesSettings)
     on = settings.model().draw(20_000, generator()).dense() != 0
     # 4 roots, their 12 children (three each, in order), their 36.
-    for child in range(12):
-        assert not (on[:, 4 + child] & ~on[:, child // 3]).any()
-    for grandchild in range(36):
-        assert not (on[:, 16 + grandchild] & ~on[:, 4 + grandchild // 3]).any()
-    assert on.sum(1).float().mean() == pytest.approx(6, rel=0.1)
+    children, grandchildren = on[:, 4:16].view(-1, 4, 3), on[:, 16:52].view(-1, 12, 3)
+    for family, parents in ((children, on[:, :4]), (grandchildren, on[:, 4:16])):
+        assert not (family & ~parents.unsqueeze(2)).any()
+        assert family.sum(2).max() == 1
+    # Each feature is on about as often as its base rate says, of all three levels and beside the trees.
+    rates = 0.01 + 0.39 * (torch.arange(1, 201.0) ** -0.5 - 200**-0.5) / (1 - 200**-0.5)
+    for part in (slice(0, 4), slice(4, 16), slice(52, 200)):
+        assert on[:, part].float().mean() == pytest.approx(rates[part].mean().item(), rel=0.15)
+
+
+def test_a_childs_strength_goes_with_its_parents():
+    settings = HierarchicalFeaturesSettings(d_in=8, features=6, roots=2, branching=2, depth=1, rank=1, p_min=0.2)
+    dense = settings.model().draw(50_000, generator()).dense()
+    both = (dense[:, 0] > 0) & (dense[:, 2] > 0)
+    assert torch.corrcoef(dense[both][:, [0, 2]].T)[0, 1] > 0.15
+    apart = (dense[:, 1] > 0) & (dense[:, 2] > 0)
+    assert torch.corrcoef(dense[apart][:, [1, 2]].T)[0, 1].abs() < 0.1
+
+
+def test_the_benchmarks_size_has_its_statistics():
+    codes = HierarchicalFeaturesSettings().model().draw(500, generator())
+    # Published: about 34 features a sample.
+    assert codes.firing_counts.sum() / 500 == pytest.approx(34, rel=0.35)
+    # The features of the trees, 128 x (1 + 4 + 16 + 64), are not all but absent.
+    assert codes.firing_counts[128:10_880].sum() > 0.2 * codes.firing_counts.sum()
 
 
 def test_common_factors_make_features_come_together():
-    def together(correlation: float) -> float:
+    def together(factor: float) -> float:
         settings = HierarchicalFeaturesSettings(
-            d_in=8, features=60, roots=1, branching=1, depth=0, zipf=0.0, p_max=0.2, rank=3, correlation=correlation, l0=12
+            d_in=8, features=60, roots=1, branching=1, depth=0, zipf=0.0, p_max=0.2, p_min=0.2, rank=3, factor=factor
         )
         on = (settings.model().draw(20_000, generator()).dense() != 0).double()
         return (torch.corrcoef(on.T) - torch.eye(60)).square().mean().item()
 
-    assert together(0.6) > 10 * together(0.0)
+    assert together(0.7) > 10 * together(0.0)
 
 
 @pytest.mark.parametrize(
@@ -138,8 +151,8 @@ def test_common_factors_make_features_come_together():
         (SparseSourcesSettings, {"active": 17}, "source.active"),
         (SparseSourcesSettings, {"d_in": 0}, "source.d_in"),
         (HierarchicalFeaturesSettings, {"features": 1000}, "source.roots"),
-        (HierarchicalFeaturesSettings, {"correlation": 1.0}, "source.correlation"),
-        (HierarchicalFeaturesSettings, {"l0": 0.0}, "source.l0"),
+        (HierarchicalFeaturesSettings, {"factor": -1.0}, "source.factor"),
+        (HierarchicalFeaturesSettings, {"p_min": 0.5}, "source.p_min"),
     ],
 )
 def test_refuses_settings_out_of_range(kind: type[SyntheticSettings], changes: dict[str, float], named: str):

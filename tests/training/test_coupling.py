@@ -41,11 +41,12 @@ def defined(A: Tensor, B: Tensor, matching: Matching) -> Tensor:
 def test_gradient_and_value_are_the_definition(matching: Matching, which: Directions):
     autoencoders = members()
     coupling = Coupling(Mutual(weight=0.7, matching=matching, directions=which), seed=0)
-    coupling.backward(autoencoders, 0, 1.0)
+    coupling.backward(autoencoders, 0, 1.0, True)
     rows = [directions(each, which) for each in autoencoders]
     values = [defined(a, b, matching) for a, b in combinations(rows, 2)]
     value = 1 - sum(values) / len(values)
-    wanted = torch.autograd.grad(0.7 * value, [each.W_dec if which is Directions.decoder else each.W_enc for each in autoencoders])
+    name = "W_dec" if which is Directions.decoder else "W_enc"
+    wanted = torch.autograd.grad(0.7 * value, [each.get_parameter(name) for each in autoencoders])
     for autoencoder, gradient in zip(autoencoders, wanted, strict=True):
         weights, other = autoencoder.W_dec, autoencoder.W_enc
         if which is Directions.encoder:
@@ -61,7 +62,7 @@ def test_following_it_makes_members_alike(arch: str):
     coupling = Coupling(Mutual(weight=1.0), seed=0)
     before = mmcs(autoencoders[0].W_dec, autoencoders[1].W_dec, Matching.hungarian)
     for step in range(200):
-        coupling.backward(autoencoders, step, 1.0)
+        coupling.backward(autoencoders, step, 1.0, True)
         for each in autoencoders:
             with torch.no_grad():
                 each.W_dec -= 0.5 * each.W_dec.grad
@@ -72,21 +73,36 @@ def test_following_it_makes_members_alike(arch: str):
 def test_weight_zero_measures_and_pulls_nothing():
     autoencoders = members()
     coupling = Coupling(Mutual(), seed=0)
-    coupling.backward(autoencoders, 0, 1.0)
+    coupling.backward(autoencoders, 0, 1.0, True)
     assert all(each.W_dec.grad is None for each in autoencoders)
     assert 0 < coupling.read_interval()["mutual"] < 1
+
+
+def test_weight_zero_matches_nobody_where_nothing_is_measured():
+    autoencoders = members()
+    coupling = Coupling(Mutual(), seed=0)
+    coupling.backward(autoencoders, 0, 1.0, False)
+    assert coupling.state_dict()["pairs"] is None
+
+
+def test_weights_that_are_not_finite_are_told_as_such():
+    autoencoders = members(size=2)
+    with torch.no_grad():
+        autoencoders[0].W_dec[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"became infinite or NaN; lower trainer\.lr"):
+        Coupling(Mutual(weight=1.0), seed=0).backward(autoencoders, 0, 1.0, True)
 
 
 def test_partners_stay_between_matchings():
     autoencoders = members(size=2)
     coupling = Coupling(Mutual(weight=1.0, match_every=3), seed=0)
-    coupling.backward(autoencoders, 0, 1.0)
+    coupling.backward(autoencoders, 0, 1.0, True)
     (first,) = [coupling.state_dict()["pairs"]]
     with torch.no_grad():
         autoencoders[1].W_dec.copy_(autoencoders[1].W_dec.flip(0))
-    coupling.backward(autoencoders, 1, 1.0)
+    coupling.backward(autoencoders, 1, 1.0, True)
     assert coupling.state_dict()["pairs"] is first
-    coupling.backward(autoencoders, 3, 1.0)
+    coupling.backward(autoencoders, 3, 1.0, True)
     assert not torch.equal(coupling.state_dict()["pairs"][1], first[1])
 
 
@@ -94,21 +110,21 @@ def test_shuffled_partners_are_not_the_nearest():
     autoencoders = members(size=2)
     own, shuffled = (Coupling(Mutual(shuffled=each), seed=0) for each in (False, True))
     for coupling in (own, shuffled):
-        coupling.backward(autoencoders, 0, 1.0)
+        coupling.backward(autoencoders, 0, 1.0, True)
     assert shuffled.read_interval()["mutual"] > own.read_interval()["mutual"] + 0.1
 
 
 def test_goes_on_from_a_state():
     autoencoders, others = members(), members()
     coupling = Coupling(Mutual(weight=1.0, match_every=5, shuffled=True), seed=0)
-    coupling.backward(autoencoders, 0, 1.0)
+    coupling.backward(autoencoders, 0, 1.0, True)
     resumed = Coupling(Mutual(weight=1.0, match_every=5, shuffled=True), seed=3)
     resumed.load_state_dict(coupling.state_dict())
     for each in autoencoders:
         each.W_dec.grad = None
     for step in (1, 5):
-        coupling.backward(autoencoders, step, 1.0)
-        resumed.backward(others, step, 1.0)
+        coupling.backward(autoencoders, step, 1.0, True)
+        resumed.backward(others, step, 1.0, True)
     for one, other in zip(autoencoders, others, strict=True):
         assert torch.equal(one.W_dec.grad, other.W_dec.grad)
     assert coupling.read_interval()["mutual"] == resumed.read_interval()["mutual"]

@@ -18,7 +18,6 @@ def test_deviations_by_hand():
 @pytest.mark.parametrize(
     ("scope", "counts", "wanted"),
     [
-        (Scope.none, [0, 10, 10], [False, False, False]),
         (Scope.latents, [0, 2, 6], [False, False, True]),
         # (1 + 0 + 8) / 3 = 3 is above 2.5, (1 + 0 + 3.375) / 3 is not.
         (Scope.autoencoder, [0, 2, 6], [True, True, True]),
@@ -74,7 +73,15 @@ def test_everything_starts_over_with_its_optimiser(arch: str):
     assert autoencoder.W_enc.stride() == (1, autoencoder.d_in)
 
 
-@pytest.mark.parametrize(("name", "value"), [("target_rate", 0.0), ("power", 0.0), ("threshold", -1.0)])
+def test_rates_are_looked_at_now_and_then_and_not_at_the_end():
+    when = Reinitialisation(scope=Scope.latents, every=3, until=0.5)
+    assert [step for step in range(20) if when.looks_after(step, 20)] == [2, 5, 8]
+    assert not any(Reinitialisation().looks_after(step, 20) for step in range(20))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("target_rate", 0.0), ("power", 0.0), ("threshold", -1.0), ("every", 0), ("until", 2.0)]
+)
 def test_refuses_settings_out_of_range(name: str, value: float):
     with pytest.raises(ValueError, match=rf"population\.reinitialise\.{name} is {value}"):
         Reinitialisation(**{name: value})

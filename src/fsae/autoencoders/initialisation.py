@@ -15,17 +15,25 @@ ITERATIONS = 50
 
 
 @torch.no_grad()
-def initialise_from(autoencoder: Autoencoder, vectors: Float[Tensor, "vectors d_in"], scale: float) -> None:
+def initialise_from(
+    autoencoder: Autoencoder,
+    vectors: Float[Tensor, "vectors d_in"],
+    scale: float,
+    centre: Float[Tensor, " d_in"] | None = None,
+) -> None:
     """Set the biases as `arch.b_dec_init` and `arch.init_density` say.
 
     Args:
         autoencoder: with fresh weights.
         vectors: raw vectors of the training part.
         scale: what training multiplies them by.
+        centre: takes the place of what `arch.b_dec_init` would find.
     """
     sample = vectors[:: max(1, len(vectors) // SAMPLE)].float() * scale
     settings = autoencoder.settings
-    if settings.b_dec_init is BiasInit.mean:
+    if centre is not None:
+        autoencoder.b_dec.copy_(centre)
+    elif settings.b_dec_init is BiasInit.mean:
         autoencoder.b_dec.copy_(sample.mean(0))
     elif settings.b_dec_init is BiasInit.geometric_median:
         autoencoder.b_dec.copy_(geometric_median(sample))

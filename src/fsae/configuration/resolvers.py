@@ -73,7 +73,7 @@ def _run_folder(*, _root_: DictConfig) -> str:
     deciding = deciding_settings(_root_)
     digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
     # Read from the flat text: a YAML file without its schema is refused later, with a better message.
-    if "model.name" in deciding:
+    if {"model.name", "site.name", "site.layer"} <= deciding.keys():
         vectors = f"{deciding['model.name']}-{deciding['site.name']}.{deciding['site.layer']}"
     else:
         vectors = _root_.hydra.runtime.choices.source

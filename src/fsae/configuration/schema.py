@@ -155,8 +155,16 @@ def register_schemas() -> None:
 def _writable(schema: type) -> DictConfig:
     """A node of a frozen dataclass that YAML and overrides may still change: OmegaConf makes such nodes read-only."""
     node = OmegaConf.structured(schema)
-    OmegaConf.set_readonly(node, None)
+    _make_writable(node)
     return node
+
+
+def _make_writable(node: DictConfig) -> None:
+    OmegaConf.set_readonly(node, None)
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig):
+            _make_writable(child)
 
 
 def settings_of(config: DictConfig) -> RunSettings:

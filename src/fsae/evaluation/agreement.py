@@ -52,3 +52,18 @@ def agreement(decoders: Sequence[Float[Tensor, "d_sae d_in"]]) -> Agreement:
         },
         found_by,
     )
+
+
+def truth_by_sharing(
+    found_by: Int[Tensor, "members d_sae"], nearest_cosine: Float[Tensor, "members d_sae"]
+) -> dict[str, float]:
+    """Whether features that members share are nearer to the truth: MFR's motivation.
+
+    truth_of_shared and truth_of_single: mean cosine to the nearest true feature of latents that every member has, and
+    of those that one has alone; NaN where there are none.
+    """
+    members = len(found_by)
+    return {
+        "truth_of_shared": nearest_cosine[found_by == members].mean().item(),
+        "truth_of_single": nearest_cosine[found_by == 1].mean().item(),
+    }

@@ -15,6 +15,9 @@ class ReconstructionMetric:
         the whole set. 1 - fvu is sae_lens' explained variance.
     l2_ratio: mean_b |x_hat_b| / |x_b|, below 1 where reconstructions shrink. Samples with x_b = 0 are left out.
     cosine: mean_b cos(x_b, x_hat_b), 0 for x_hat_b = 0. Samples with x_b = 0 are left out.
+
+    Where inputs shall become something else (are to be denoised), x is that, and
+    fvu_of_inputs: the fvu of leaving them as they are.
     """
 
     def __init__(self, d_in: int, device: torch.device):
@@ -23,6 +26,7 @@ class ReconstructionMetric:
         self._mean = torch.zeros(d_in, dtype=torch.float64, device=device)
         self._squared_deviation = zero.clone()
         self._squared_error = zero.clone()
+        self._squared_error_of_inputs: Tensor | None = None
         self._ratio = zero.clone()
         self._cosine = zero.clone()
         self._nonzero = zero.clone()
@@ -35,6 +39,10 @@ class ReconstructionMetric:
     def update(self, record: ForwardRecord) -> None:
         x, x_hat = record.wanted.double(), record.reconstruction.double()
         self._squared_error += (x - x_hat).square().sum()
+        if record.targets is not None:
+            before = self._squared_error_of_inputs
+            error = (x - record.inputs.double()).square().sum()
+            self._squared_error_of_inputs = error if before is None else before + error
         self._add_deviation(x)
 
         norm, norm_hat = x.norm(dim=1), x_hat.norm(dim=1)
@@ -44,7 +52,10 @@ class ReconstructionMetric:
         self._cosine += torch.where(product > 0, (x * x_hat).sum(1) / product, 0.0).sum()
 
     def compute(self) -> dict[str, float]:
-        return {
+        of_inputs = {}
+        if self._squared_error_of_inputs is not None:
+            of_inputs["fvu_of_inputs"] = (self._squared_error_of_inputs / self._squared_deviation).item()
+        return of_inputs | {
             "fvu": (self._squared_error / self._squared_deviation).item(),
             "mse": (self._squared_error / self.samples).item(),
             "cosine": (self._cosine / self._nonzero).item(),

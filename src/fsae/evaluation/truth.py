@@ -1,77 +1,97 @@
-"""How well an autoencoder found features that are known."""
+"""How well autoencoders found features that are known."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from fsae.autoencoders.base import Autoencoder, ForwardRecord
+from fsae.autoencoders.base import Autoencoder
+from fsae.autoencoders.codes import Codes
 from fsae.losses.mutual import assignment
-from fsae.sources.source import Batch
 
 
-class TruthMetric:
-    """Scores against the features that synthetic data are made of.
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """One autoencoder's scores, over the true features that occur in the held-out samples.
 
-    mcc: mean absolute cosine of decoder rows and true features under the best one-to-one assignment.
-    mmcs_truth: mean over true features of the nearest decoder row's cosine: how much of the truth was found.
-    mmcs_latents: mean over decoder rows of the nearest true feature's cosine: how much of what was found is true.
-    uniqueness: distinct true features among those nearest to each latent, over the number of latents (of true features
-        where these are fewer).
-    precision, recall, f1: of each assigned latent as a detector of its feature (on where the feature is), averaged
-        over assigned pairs; a latent that never fires has none of the three and counts 0.
-
-    Args:
-        features: (true, d_in) directions, of any length.
-        W_dec: (d_sae, d_in).
+    Attributes:
+        scalars: by name. mcc: mean absolute cosine of decoder rows and true features under the best one-to-one
+            assignment. mmcs_truth: mean over true features of the nearest decoder row's absolute cosine: how much of
+            the truth was found. mmcs_latents: mean over decoder rows of the nearest true feature's: how much of what was
+            found is true. uniqueness: distinct true features among those nearest to each latent, over the number of
+            latents. precision, recall, f1: of each latent as a detector of the true feature nearest to it, averaged over
+            latents; one that never fires counts 0. true_l0: true features of a sample.
+        nearest_cosine: (d_sae,) the nearest true feature's absolute cosine.
     """
 
-    def __init__(self, features: Float[Tensor, "true d_in"], W_dec: Float[Tensor, "d_sae d_in"]):
-        truth, rows = (torch.nn.functional.normalize(each.double(), dim=1) for each in (features, W_dec))
-        cosines = rows @ truth.T
-        self._latents, self._features = assignment(cosines.abs())
-        nearest = cosines.argmax(1)
-        self._cosines = {
-            "mcc": cosines.abs()[self._latents, self._features].mean().item(),
-            "mmcs_truth": cosines.amax(0).mean().item(),
-            "mmcs_latents": cosines.amax(1).mean().item(),
-            "uniqueness": len(nearest.unique()) / min(cosines.shape),
-        }
-        self.nearest_cosine = cosines.amax(1)
-        self._both = torch.zeros(len(nearest), dtype=torch.double, device=W_dec.device)[: len(self._latents)]
-        self._fired, self._present = self._both.clone(), self._both.clone()
+    scalars: dict[str, float]
+    nearest_cosine: Float[Tensor, " d_sae"]
 
-    def update(self, record: ForwardRecord, present: Bool[Tensor, "batch true"]) -> None:
-        """Add one batch, and which true features its samples have."""
-        fired = (record.codes.dense() != 0)[:, self._latents].double()
-        there = present[:, self._features].double()
+
+class _Detection:
+    """Counts of when each latent fired and when its feature was there."""
+
+    def __init__(self, autoencoder: Autoencoder, features: Tensor, occurring: Tensor):
+        truth, rows = (_unit(each.double()) for each in (features[occurring], autoencoder.W_dec))
+        self._cosines = (rows @ truth.T).abs()
+        self._nearest = occurring[self._cosines.argmax(1)]
+        self._autoencoder = autoencoder
+        self._both = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        self._fired, self._there = self._both.clone(), self._both.clone()
+
+    def add(self, x: Tensor, present: Tensor) -> None:
+        fired = (self._autoencoder(x, True).codes.dense() != 0).double()
+        there = present[:, self._nearest].double()
         self._both += (fired * there).sum(0)
         self._fired += fired.sum(0)
-        self._present += there.sum(0)
+        self._there += there.sum(0)
 
-    def compute(self) -> dict[str, float]:
-        precision = self._both / self._fired.clamp_min(1)
-        recall = self._both / self._present.clamp_min(1)
-        f1 = 2 * self._both / (self._fired + self._present).clamp_min(1)
-        return self._cosines | {
-            "precision": precision.mean().item(),
-            "recall": recall.mean().item(),
-            "f1": f1.mean().item(),
-        }
+    def truth(self) -> Truth:
+        cosines = self._cosines
+        return Truth(
+            {
+                "mcc": cosines[assignment(cosines)].mean().item(),
+                "mmcs_truth": cosines.amax(0).mean().item(),
+                "mmcs_latents": cosines.amax(1).mean().item(),
+                "uniqueness": len(self._nearest.unique()) / len(self._nearest),
+                "precision": (self._both / self._fired.clamp_min(1)).mean().item(),
+                "recall": (self._both / self._there.clamp_min(1)).mean().item(),
+                "f1": (2 * self._both / (self._fired + self._there).clamp_min(1)).mean().item(),
+            },
+            cosines.amax(1).cpu(),
+        )
 
 
 @torch.no_grad()
 def evaluate_truth(
-    autoencoders: Sequence[Autoencoder],
-    features: Float[Tensor, "true d_in"],
-    batches: Iterable[Batch],
-    presence: Iterable[Bool[Tensor, "batch true"]],
-) -> list[TruthMetric]:
-    """Each autoencoder's scores on held-out samples; `presence` says which features those of each batch have."""
-    metrics = [TruthMetric(features.to(each.W_dec.device), each.W_dec) for each in autoencoders]
-    for batch, present in zip(batches, presence, strict=True):
-        for autoencoder, metric in zip(autoencoders, metrics, strict=True):
-            record = autoencoder(batch.inputs.to(autoencoder.W_dec), True)
-            metric.update(record, present.to(autoencoder.W_dec.device))
-    return metrics
+    autoencoders: Sequence[Autoencoder], features: Float[Tensor, "true d_in"], samples: Iterable[Codes]
+) -> list[Truth]:
+    """Each autoencoder's scores on held-out samples.
+
+    Args:
+        autoencoders: in eval mode and in raw units.
+        features: directions, of any length.
+        samples: coefficients (batch, true) of the samples, which are coefficients @ features.
+    """
+    batches = list(samples)
+    occurrences = sum(codes.firing_counts for codes in batches)
+    assert isinstance(occurrences, Tensor)
+    device = autoencoders[0].W_dec.device
+    occurring = (occurrences > 0).nonzero().squeeze(1).to(device)
+    detections = [_Detection(each, features.to(device), occurring) for each in autoencoders]
+    for codes in batches:
+        present = (codes.dense() != 0).to(device)
+        x = codes.decode(features).to(autoencoders[0].W_dec)
+        for detection in detections:
+            detection.add(x, present)
+    true_l0 = sum(int(codes.firing_counts.sum()) for codes in batches) / sum(codes.shape[0] for codes in batches)
+    truths = [detection.truth() for detection in detections]
+    for truth in truths:
+        truth.scalars["true_l0"] = true_l0
+    return truths
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(rows, dim=1)

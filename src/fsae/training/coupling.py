@@ -34,23 +34,39 @@ class Coupling:
         self._sum, self._count = torch.zeros(()), 0
         self._generator = torch.Generator().manual_seed(seed)
         # Of S: partner by partner, as rows, columns and weights.
-        self._pairs: tuple[Tensor, Tensor, Tensor] | None = None
+        self._pairs: list[Tensor] | None = None
         self._matrix: Codes | None = None
 
-    def backward(self, autoencoders: Sequence[Autoencoder], step: int, progress: float) -> None:
-        """Add the weighted term's gradient to the autoencoders' own. Waits for the device in steps that match anew."""
+    def backward(self, autoencoders: Sequence[Autoencoder], step: int, progress: float, measure: bool) -> None:
+        """Add the weighted term's gradient to the autoencoders' own. Waits for the device in steps that match anew.
+
+        Args:
+            autoencoders: the members.
+            step: counts from 0.
+            progress: share of the training that is done, 0 to 1.
+            measure: find the term's value also where its weight is 0 now.
+
+        Raises:
+            ValueError: weights that are not finite cannot be matched.
+        """
+        weight = self.settings.weight_at(progress)
+        if weight == 0 and not measure:
+            return
         table = torch.cat(unit_directions(autoencoders, self.settings.directions))
-        if self._pairs is None or step % self.settings.match_every == 0:
+        if self._pairs is None or weight == 0 or step % self.settings.match_every == 0:
             self._match(table.detach(), len(autoencoders))
         if self._matrix is None:
             self._matrix = self._make_matrix(len(table), table.device, table.dtype)
         pulled = self._matrix.decode(table.detach())
-        weight = self.settings.weight_at(progress)
         if weight > 0:
             # S is symmetric: this has the gradient of half the sum of table * (S table).
             (-weight * (table * pulled).sum()).backward()
         self._sum = self._sum.to(table.device) + 1 - (table.detach() * pulled).sum() / 2
         self._count += 1
+
+    def forget(self) -> None:
+        """Match anew in the next step: a member has started over."""
+        self._pairs = self._matrix = None
 
     def read_interval(self) -> dict[str, float]:
         """The mean of 1 - MMCS since the last call, and what matching took; waits for the device."""
@@ -59,6 +75,12 @@ class Coupling:
         return means
 
     def _match(self, table: Tensor, size: int) -> None:
+        # Waits for what the device does already, which is not matching.
+        if not torch.isfinite(table.sum()):
+            raise ValueError(
+                "weights became infinite or NaN; lower trainer.lr, raise trainer.warm_up or set trainer.clip_norm; the "
+                "last checkpoint is from before"
+            )
         began = time.monotonic()
         members = table.chunk(size)
         d_sae, pairs = len(members[0]), list(combinations(range(size), 2))
@@ -67,11 +89,11 @@ class Coupling:
             of_a, of_b = partners(members[a], members[b], self.settings.matching)
             if self.settings.shuffled:
                 of_b = of_b[torch.randperm(len(of_b), generator=self._generator).to(of_b.device)]
-            weight = torch.full((len(of_a),), 1 / (len(of_a) * len(pairs)))
+            weight = torch.full((len(of_a),), 1 / (len(of_a) * len(pairs)), dtype=torch.float64)
             rows += [of_a + a * d_sae, of_b + b * d_sae]
             columns += [of_b + b * d_sae, of_a + a * d_sae]
             weights += [weight, weight]
-        self._pairs = torch.cat(rows).cpu(), torch.cat(columns).cpu(), torch.cat(weights)
+        self._pairs = [torch.cat(rows).cpu(), torch.cat(columns).cpu(), torch.cat(weights)]
         self._matrix = None
         self.matching_seconds += time.monotonic() - began
 

@@ -82,9 +82,11 @@ class TrainingRun:
         """
         for number, (member, record) in enumerate(zip(self.members, self._records(x, targets), strict=True)):
             member.update(record, self.step)
-            count = member.start_over(record, self.reinitialisation)
+            count = member.start_over(record, self.step, self.reinitialisation)
             if count > 0:
                 log.info("step %d: %d latents of member %d start over", self.step, count, number)
+                if self.coupling is not None:
+                    self.coupling.forget()
         self.step += 1
 
     def _records(self, x: Tensor, targets: Tensor | None) -> Iterable[ForwardRecord]:
@@ -94,7 +96,8 @@ class TrainingRun:
             return records
         together = list(records)
         autoencoders = [member.autoencoder for member in self.members]
-        self.coupling.backward(autoencoders, self.step, self.step / self.settings.steps)
+        progress = self.step / self.settings.steps
+        self.coupling.backward(autoencoders, self.step, progress, measure=self.settings.logs_after(self.step))
         return together
 
     def settle(self, rate: float, save: bool) -> None:

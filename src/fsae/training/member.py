@@ -41,6 +41,8 @@ class Member:
         )
         self.generator = torch.Generator().manual_seed(seed)
         self.resampled = self.started_over = 0
+        # How often each latent was on since rates were last looked at, and in how many samples.
+        self._fired, self._samples = torch.zeros(autoencoder.d_sae, dtype=torch.long, device=device), 0
         self.sparse = False
         self._choose_products(autoencoder.settings.first_density(autoencoder.d_in))
         self._sums: dict[str, Tensor] = {}
@@ -88,13 +90,20 @@ class Member:
         if self._resamples_after(step):
             self.resampled += resample(autoencoder, self.optimiser, self.dead, record, self.generator)
 
-    def start_over(self, record: ForwardRecord, when: Reinitialisation) -> int:
-        """Draw anew what the batch of this record found off its target; returns how many latents. Waits for them."""
+    def start_over(self, record: ForwardRecord, step: int, when: Reinitialisation) -> int:
+        """Count a batch, and draw anew what is off its target where that is due; returns how many latents.
+
+        Waits for the device where it is due.
+        """
         if when.scope is Scope.none:
             return 0
-        counts, batch = record.codes.firing_counts, record.codes.shape[0]
+        self._fired = self._fired + record.codes.firing_counts
+        self._samples += record.codes.shape[0]
+        if not when.looks_after(step, self.settings.steps):
+            return 0
         target = when.target_rate or self.autoencoder.settings.first_density(self.autoencoder.d_in)
-        which = when.off_target(counts, batch, target)
+        which = when.off_target(self._fired, self._samples, target)
+        self._fired, self._samples = torch.zeros_like(self._fired), 0
         count = int(which.sum())
         if count > 0:
             start_over(self.autoencoder, self.optimiser, self.dead, which, record.inputs, self.generator)
@@ -162,6 +171,8 @@ class Member:
             "generator": self.generator.get_state(),
             "resampled": self.resampled,
             "started_over": self.started_over,
+            "fired": self._fired,
+            "samples": self._samples,
             "sparse": self.sparse,
             "sums": self._sums,
             "counts": self._counts,
@@ -176,5 +187,6 @@ class Member:
         self.generator.set_state(state["generator"])
         self.resampled, self.started_over = state["resampled"], state["started_over"]
         self.sparse = state["sparse"]
+        self._fired, self._samples = state["fired"].to(device), state["samples"]
         self._sums = {name: total.to(device) for name, total in state["sums"].items()}
         self._counts = dict(state["counts"])

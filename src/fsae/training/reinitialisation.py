@@ -26,21 +26,30 @@ class Scope(Enum):
 class Reinitialisation:
     """Re-initialisation by activation rates (Marks et al. 2024, arXiv 2411.01220).
 
-    A latent's deviation is (|r - target| / target)^power, r the share of the batch it is on in.
+    A latent's deviation is (|r - target| / target)^power, r the share of samples it is on in.
 
     Attributes:
         scope: what is drawn anew.
         target_rate: of activation; null for k / d_sae, which only architectures with a k have.
         power: of the relative deviation.
         threshold: of the deviation, a latent's own or the mean over all.
+        every: batches over which rates are taken, and after which they are looked at. A rate is only as good as the
+            number of times that a latent at the target fires meanwhile: with ten, chance alone deviates by a third.
+        until: share of training after which nothing starts over: it would have no time to learn.
     """
 
     scope: Scope = Scope.none
     target_rate: float | None = None
     power: float = 3.0
     threshold: float = 2.5
+    every: int = 1
+    until: float = 0.5
 
     def __post_init__(self):
+        if self.every < 1:
+            raise ValueError(f"population.reinitialise.every is {self.every}; it counts batches, from 1")
+        if not 0 <= self.until <= 1:
+            raise ValueError(f"population.reinitialise.until is {self.until}; it is a share of training, 0 to 1")
         if self.target_rate is not None and not 0 < self.target_rate <= 1:
             raise ValueError(
                 f"population.reinitialise.target_rate is {self.target_rate}; it is a share of samples, above 0 to 1"
@@ -49,22 +58,24 @@ class Reinitialisation:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"population.reinitialise.{name} is {getattr(self, name)}; it must be positive")
 
+    def looks_after(self, step: int, steps: int) -> bool:
+        """Whether rates are looked at after a step, counted from 0, of so many."""
+        return self.scope is not Scope.none and (step + 1) % self.every == 0 and step + 1 <= self.until * steps
+
     def off_target(
-        self, firing_counts: Int[Tensor, " d_sae"], batch: int, target_rate: float
+        self, firing_counts: Int[Tensor, " d_sae"], samples: int, target_rate: float
     ) -> Bool[Tensor, " d_sae"]:
-        """Which latents are to be drawn anew after a batch."""
-        deviations = self.deviations(firing_counts, batch, target_rate)
-        if self.scope is Scope.none:
-            return torch.zeros_like(deviations, dtype=torch.bool)
+        """Which latents are to be drawn anew, having fired so often in so many samples."""
+        deviations = self.deviations(firing_counts, samples, target_rate)
         if self.scope is Scope.latents:
             return deviations > self.threshold
         return (deviations.mean() > self.threshold).expand_as(deviations)
 
     def deviations(
-        self, firing_counts: Int[Tensor, " d_sae"], batch: int, target_rate: float
+        self, firing_counts: Int[Tensor, " d_sae"], samples: int, target_rate: float
     ) -> Float[Tensor, " d_sae"]:
         """Each latent's."""
-        rates = firing_counts / batch
+        rates = firing_counts / samples
         return ((rates - target_rate).abs() / target_rate) ** self.power
 
 
@@ -85,9 +96,11 @@ def start_over(
         generator: of the new weights.
     """
     fresh = autoencoder.settings.build(autoencoder.d_in, generator).to(autoencoder.W_dec)
-    initialise_from(fresh, vectors, scale=1.0)
     latents = which.nonzero().squeeze(1)
-    if len(latents) == autoencoder.d_sae:
+    whole = len(latents) == autoencoder.d_sae
+    # Single latents get the biases that go with the centre that stays.
+    initialise_from(fresh, vectors, scale=1.0, centre=None if whole else autoencoder.b_dec)
+    if whole:
         autoencoder.load_state_dict(fresh.state_dict())
         for state in optimiser.state.values():
             for value in state.values():
