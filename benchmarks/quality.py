@@ -105,7 +105,8 @@ def write_vectors(source: ActivationSource, options: argparse.Namespace, to: Pat
     for begin, batch in zip(range(0, len(x), options.batch), source.batches(options.batch), strict=False):
         torch.mul(batch.inputs, scale, out=x[begin : begin + options.batch])
     save_file({"x": x}, to)
-    save_file({"x": torch.cat(list(source.held_out(HELD_OUT, options.batch))) * scale}, held_out)
+    held_out_vectors = torch.cat([batch.inputs for batch in source.held_out(HELD_OUT, options.batch)])
+    save_file({"x": held_out_vectors * scale}, held_out)
     return x[: 2 * options.batch].clone()
 
 

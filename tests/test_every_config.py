@@ -28,6 +28,7 @@ PARTNERS = {
     "model/tinystories_21m": ["site.layer=0"],
     "model/pythia70m": ["site=resid_post"],
     "model/pythia160m": ["site=resid_post"],
+    "population/mfr": ["arch=topk"],
     "loss/standard": ["arch=standard"],
     "loss/jumprelu": ["arch=jumprelu"],
     "loss/jumprelu_tanh": ["arch=jumprelu"],

@@ -149,7 +149,7 @@ def test_a_signal_in_the_evaluation_stops_it_and_nothing_is_trained_twice(
     assert not (tmp_path / "topk" / "results.json").exists()
 
     monkeypatch.undo()
-    monkeypatch.setattr(Member, "step", None)
+    monkeypatch.setattr(Member, "backward", None)
     run_experiment(*job(tmp_path, "topk", *JOBS["topk"]))
     assert_same(tmp_path / "topk", alone / "topk")
 

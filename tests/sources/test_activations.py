@@ -100,7 +100,7 @@ def test_a_position_is_two_counters():
 @pytest.mark.parametrize("kept", [True, False])
 def test_the_stream_is_the_same_whether_or_not_it_is_kept(kept: bool, tmp_path: Path):
     wanted = take(activation_source(), 3 * PER_EPOCH)
-    held_out = list(activation_source().held_out(60, 25))
+    held_out = [batch.inputs for batch in activation_source().held_out(60, 25)]
     # Written, then read; a store that holds more serves as well.
     for tokens in (70, 70, 200, 70):
         source = activation_source(tmp_path if kept else None, tokens=tokens)
@@ -110,7 +110,7 @@ def test_the_stream_is_the_same_whether_or_not_it_is_kept(kept: bool, tmp_path: 
                 assert torch.equal(source.first_vectors(), activation_source().first_vectors())
             else:
                 take(source, 12)
-            found = list(source.held_out(60, 25))
+            found = [batch.inputs for batch in source.held_out(60, 25)]
             assert all(torch.equal(a, b) for a, b in zip(found, held_out, strict=True))
 
 
@@ -199,13 +199,13 @@ def test_a_closed_source_stops_harvesting():
 
 def test_held_out_vectors_are_always_the_same_whatever_is_trained_meanwhile():
     source = activation_source()
-    first = list(source.held_out(60, 25))
+    first = [batch.inputs for batch in source.held_out(60, 25)]
     assert [len(batch) for batch in first] == [25, 25, 10]
     take(source, 5)
-    again = list(source.held_out(60, 25))
+    again = [batch.inputs for batch in source.held_out(60, 25)]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     source.held_out_rows(30)
-    other_size = torch.cat(list(activation_source(seed=9).held_out(60, 7)))
+    other_size = torch.cat([batch.inputs for batch in activation_source(seed=9).held_out(60, 7)])
     assert torch.equal(other_size, torch.cat(first))
     # Nor does evaluating disturb the training.
     quiet = activation_source()
@@ -215,7 +215,7 @@ def test_held_out_vectors_are_always_the_same_whatever_is_trained_meanwhile():
 
 def test_held_out_vectors_end_with_the_text():
     source = activation_source(held_out_tokens=10_000)
-    everything = torch.cat(list(source.held_out(10_000, 25)))
+    everything = torch.cat([batch.inputs for batch in source.held_out(10_000, 25)])
     _, keep = source.held_out_rows(10_000)
     # Each shard of 40 ends within a forward pass of at most 16 positions, whose rest is left out.
     shards = len(everything) // SHARD

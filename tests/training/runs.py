@@ -21,6 +21,7 @@ from fsae.training.checkpoints import Checkpoints
 from fsae.training.interruption import Interruption
 from fsae.training.loop import Ended, TrainingRun, train
 from fsae.training.member import Member
+from fsae.training.reinitialisation import Reinitialisation
 from fsae.training.settings import AdamSettings
 from tests.architectures import settings_of
 from tests.streams import D_IN, activation_source
@@ -123,7 +124,9 @@ def training_run(
     state = checkpoints.load()
     tracker = Tracker(folder, None, state["metrics_position"] if state else 0)
     members = [trained or member(arch, settings)]
-    run = LoneRun(members, source or activation_source(), SCALE, settings, tracker, checkpoints)
+    run = LoneRun(
+        members, None, Reinitialisation(), source or activation_source(), SCALE, settings, tracker, checkpoints
+    )
     run.interruption, run.stop_at = Interruption(), stop_at
     if state is not None:
         run.load(state)
@@ -137,9 +140,9 @@ def saved(folder: Path) -> dict[str, Any]:
 
 
 def logged(folder: Path) -> list[tuple[int, dict[str, float]]]:
-    """What is in a folder's metrics file, without the speed."""
+    """What is in a folder's metrics file, without what took how long."""
     return [
-        (record.step, {name: value for name, value in record.metrics.items() if "per_second" not in name})
+        (record.step, {name: value for name, value in record.metrics.items() if "_second" not in name})
         for record in read_metrics(RunFolder(folder).metrics)
     ]
 

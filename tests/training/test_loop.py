@@ -252,7 +252,7 @@ def test_a_run_that_cannot_go_on_leaves_the_others_alone(folders: tuple[Path, Pa
     def full(state: object) -> None:
         raise OSError("no space left")
 
-    def broken(x: Tensor) -> None:
+    def broken(x: Tensor, targets: Tensor | None) -> None:
         raise TypeError("nobody expects this")
 
     runs[1].checkpoints.save = full

@@ -41,6 +41,12 @@ NUMBERS = (
     "eval/fisher_ratio",
     "eval/cosine",
     "eval/l2_ratio",
+    "eval/best_fvu",
+    "eval/pw_mcc",
+    "eval/shared_share",
+    "eval/mcc",
+    "eval/f1",
+    "eval/fvu_of_inputs",
 )
 PAGE = "report.html"
 _TEMPLATES = Environment(
