@@ -176,7 +176,7 @@ def test_analysis_knows_no_torch():
     ("module", "code", "breached"),
     [
         ("losses.term", "from fsae.training.loop import TrainingRun", layer_breaches),
-        ("losses.term", "def f():\n    import fsae.sources.source", layer_breaches),
+        ("losses.term", "def f():\n    import fsae.sources.documents", layer_breaches),
         ("autoencoders.codes", "from fsae.autoencoders import gated", layer_breaches),
         ("autoencoders.gated", "from fsae.losses.term import LossTerm", layer_breaches),
         ("training.loop", "from fsae.analysis.run_plots import plot_training", layer_breaches),
