@@ -45,7 +45,11 @@ JOBS = {
     "topk": ["arch=topk", "arch.k=8", "trainer.resample_every=1024", "trainer.dead_after=512", "trainer.tokens=4096"],
     "batch_topk": ["arch=batch_topk", "arch.k=8", "seed=3", "arch.d_sae=128", "trainer.tokens=2048"],
     "abs_topk": ["arch=abs_topk", "arch.k=4", "trainer.activation_scale=none", "trainer.tokens=4096"],
-}
+    "population": [
+        "arch=topk", "arch.k=8", "population=mfr", "population.size=3", "population.mutual.match_every=3",
+        "population.reinitialise.threshold=0.5", "population.reinitialise.every=4", "trainer.tokens=4096",
+    ],
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -63,12 +67,14 @@ def job(outputs: Path, name: str, *overrides: str) -> tuple[RunSettings, Origin]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "sae" / "sae_weights.safetensors")
+    """Of every exported autoencoder: of a population's members they are in folders of their own."""
+    files = sorted((folder / "sae").rglob("sae_weights.safetensors"))
+    return {f"{file.parent.name}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def logged(folder: Path) -> list[tuple[int, dict[str, float]]]:
     return [
-        (record.step, {name: value for name, value in record.metrics.items() if "per_second" not in name})
+        (record.step, {name: value for name, value in record.metrics.items() if "_second" not in name})
         for record in read_metrics(folder / "metrics.jsonl")
     ]
 
@@ -216,3 +222,62 @@ def test_what_fits_into_one_pack(override: str, together: bool, tmp_path: Path):
     sae = [f"sae.path={tmp_path}"] if override == "task=eval" else []
     settings, other = job(tmp_path, "a")[0], job(tmp_path, "b", override, *sae)[0]
     assert (pack_key(settings) == pack_key(other)) is together
+
+
+def test_a_population_has_results_of_all_and_of_each(alone: Path):
+    folder = alone / "population"
+    results = json.loads((folder / "results.json").read_text())
+    for name in ("fvu", "l0", "ce_recovered_zero", "dead_share"):
+        each = [results[f"eval/{number}/{name}"] for number in range(3)]
+        assert results[f"eval/{name}"] == pytest.approx(sum(each) / 3)
+    assert results["eval/best_fvu"] == results[f"eval/{results['eval/best_member']:.0f}/fvu"]
+    assert 0 < results["eval/pw_mcc"] < 1
+    assert sorted(path.name for path in (folder / "sae").iterdir()) == ["0", "1", "2"]
+    first = load_file(folder / "sae" / "0" / "sae_weights.safetensors")["W_dec"]
+    assert not torch.equal(first, load_file(folder / "sae" / "1" / "sae_weights.safetensors")["W_dec"])
+    assert (folder / "plots" / "sharing.png").exists()
+    last = next(metrics for step, metrics in logged(folder) if step == 4096 and "train/fvu" in metrics)
+    assert last["train/fvu"] == pytest.approx(sum(last[f"train/{number}/fvu"] for number in range(3)) / 3)
+    assert 0 < last["train/mutual"] < 1
+    assert last["train/started_over"] > 0
+
+
+def test_a_population_goes_on_where_it_stopped(alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # Between two matchings, and between two looks at the rates.
+    update, steps = Member.update, []
+
+    def interrupted(self: Member, *arguments: object) -> None:
+        update(self, *arguments)  # pyright: ignore[reportArgumentType]
+        steps.append(arguments[1])
+        if len(steps) == 3 * 6:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Member, "update", interrupted)
+    with pytest.raises(Interrupted):
+        run_experiment(*job(tmp_path, "population", *JOBS["population"]))
+    assert max(steps) == 5
+    monkeypatch.undo()
+    run_experiment(*job(tmp_path, "population", *JOBS["population"]))
+    assert_same(tmp_path / "population", alone / "population")
+
+
+@pytest.mark.parametrize("source", ["grouped_features", "sparse_sources"])
+def test_features_that_are_known_are_trained_on_and_scored_against(source: str, tmp_path: Path):
+    overrides = [
+        f"source={source}", "arch=topk", "arch.k=3", "arch.d_sae=32", "population.size=2", "tracking=none",
+        "trainer.tokens=4096", "trainer.batch_size=256", "trainer.log_every=4", "eval.tokens=512", "eval.batch_size=256",
+    ]  # fmt: skip
+    config = composed(*overrides)
+    OmegaConf.update(config, "paths.outputs", str(tmp_path))
+    results = run_experiment(*accept(config, tmp_path / source, overrides))
+    for name in ("mcc", "f1", "uniqueness", "mmcs_truth"):
+        assert 0 < results[f"eval/{name}"] <= 1, name
+    assert results["eval/true_l0"] == (32 if source == "grouped_features" else 3)
+    assert "eval/ce_base" not in results
+    assert pack_key(accept(config, tmp_path / source, overrides)[0])[0].features == config.source.features
+
+
+def test_a_source_without_a_language_model_refuses_one(tmp_path: Path):
+    config = composed("source=grouped_features", "model=tiny")
+    with pytest.raises(ValueError, match="model is chosen, but this source has nothing to do with a language model"):
+        accept(config, tmp_path, [])
