@@ -21,7 +21,7 @@ from fsae.losses.reconstruction import SquaredError
 from fsae.losses.sparsity import L1, StepL0, TargetL0
 from fsae.losses.term import LossTerm
 from fsae.training.member import Member
-from fsae.training.memory import keep_freed_memory
+from fsae.training.memory import freed_memory_kept
 from fsae.training.settings import AdamSettings, Precision
 
 DISTRIBUTION = "fsae"
@@ -92,7 +92,8 @@ class Training:
     """Steps of `Member`."""
 
     def __init__(self, job: Job, weights: dict[str, Tensor]):
-        keep_freed_memory()
+        # As long as the process lives: it does nothing but train.
+        freed_memory_kept().__enter__()
         settings, terms = settings_of(job)
         autoencoder = settings.build(job.d_in, torch.Generator().manual_seed(0)).to(job.device)
         autoencoder.load_state_dict(weights)
