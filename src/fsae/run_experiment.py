@@ -211,7 +211,7 @@ def _trained(runs: Sequence[OpenRun], source: ActivationSource, interruption: In
                 made.append(_Made(run, autoencoder, training.step * run.settings.trainer.batch_size))
     harvester = source.harvester
     log.info(
-        "trained in %.0f s, %.0f s of it waiting for activations; harvesting took %.0f s, %.0f s of it waiting for text",
+        "trained in %.0f s, %.0f s of it waiting for activations; harvest: %.0f s, %.0f s of it waiting for text",
         time.monotonic() - began, source.waited, harvester.seconds, harvester.text_seconds,
     )  # fmt: skip
     return made

@@ -1,22 +1,19 @@
 """The GPU's kernels: the same numbers as torch's operators give. Without a GPU Triton's interpreter runs them."""
 
-import os
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    # Read when Triton is imported, and when the kernels are.
-    os.environ["TRITON_INTERPRET"] = "1"
-pytest.importorskip("triton")
-
-from fsae.autoencoders import products, triton_products
+from fsae.autoencoders import products
 from fsae.autoencoders.codes import Codes, Pattern
 from fsae.losses.fisher import FisherEstimator, FisherForm, fisher_sums
 from tests.architectures import build, each_architecture, gradients, samples
+
+pytest.importorskip("triton")
+triton_products = pytest.importorskip("fsae.autoencoders.triton_products")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # Nothing goes into tiles: 200 dimensions come in tiles of 128, bags of up to 70 rows in tiles of 32.
 D = 200

@@ -74,8 +74,8 @@ class BatchTopK(Autoencoder):
             search = _Search(self.b_enc, self.settings.k, floor)
             raw = self.encoder_product(x, search.select, search.narrow)
             if search.complete:
-                break
-        return raw
+                return raw
+        raise AssertionError("nothing is kept below zero")
 
     def _above_threshold(self, products: Tensor) -> Pattern:
         threshold = self.threshold.clamp_min(0)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -150,6 +151,11 @@ def _sample(X: Tensor, W: Tensor, pattern: Pattern) -> Tensor:
     return torch.empty_like(sampled).scatter_(0, order, sampled)
 
 
+def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass that cannot be differentiated again, and says so where somebody tries."""
+    return once_differentiable(backward)
+
+
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, W, pattern):
@@ -158,7 +164,7 @@ class _Decode(torch.autograd.Function):
         return _decode(values, pattern, W)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, *grads):
         values, W = ctx.saved_tensors
         needs_values, needs_W, _ = ctx.needs_input_grad
@@ -177,7 +183,7 @@ class _Sample(torch.autograd.Function):
         return _sample(X, W, pattern)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, *grads):
         X, W = ctx.saved_tensors
         needs_X, needs_W, _ = ctx.needs_input_grad
@@ -200,7 +206,7 @@ class _Encode(torch.autograd.Function):
         return known
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, *grads):
         inputs, W = ctx.saved_tensors
         codes = Codes(grads[0], ctx.pattern)
@@ -223,7 +229,7 @@ class _DenseSquaredGramNorm(torch.autograd.Function):
         return gram.square().sum()
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, *grads):
         A, gram = ctx.saved_tensors
         return 4 * grads[0] * (A @ gram if ctx.tall else gram @ A)
@@ -257,7 +263,7 @@ class _SquaredGramNorm(torch.autograd.Function):
         return norm.to(values.dtype)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, *grads):
         (gradient,) = ctx.saved_tensors
         return 4 * grads[0] * gradient, None

@@ -19,10 +19,9 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fsae.autoencoders.base import AffineMap, ForwardRecord
-from fsae.autoencoders.codes import Codes
+from fsae.autoencoders.codes import Codes, first_order
 from fsae.losses.term import LossTerm, Measured, Moment
 
 
@@ -185,7 +184,7 @@ class _LowRankMoments(torch.autograd.Function):
         return (CM * CM.T).sum(), columns.square().sum()
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx, *grads):
         X, W, M, CW, CM, columns = ctx.saved_tensors
         of_gram, of_column = grads
