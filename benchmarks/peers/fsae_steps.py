@@ -1,5 +1,6 @@
 """Our side: a `Member` under the rules of the peer that it is compared with, and the weights that all start from."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,8 +93,9 @@ class Training:
     """Steps of `Member`."""
 
     def __init__(self, job: Job, weights: dict[str, Tensor]):
-        # As long as the process lives: it does nothing but train.
-        freed_memory_kept().__enter__()
+        # As long as this is held: the process does nothing but train.
+        self._memory = ExitStack()
+        self._memory.enter_context(freed_memory_kept())
         settings, terms = settings_of(job)
         autoencoder = settings.build(job.d_in, torch.Generator().manual_seed(0)).to(job.device)
         autoencoder.load_state_dict(weights)
