@@ -31,7 +31,7 @@ from fsae.losses.reconstruction import SquaredError
 from fsae.losses.sparsity import L1, StepL0
 from fsae.losses.term import LossTerm
 from fsae.training.member import Member
-from fsae.training.memory import keep_freed_memory
+from fsae.training.memory import freed_memory_kept
 from fsae.training.settings import AdamSettings, Precision
 
 
@@ -73,14 +73,15 @@ def stepper(
 def medians(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Median seconds of each variant, one run of each in turn; the first turn warms up and does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(repeats + 1):
-        for name, run in variants.items():
-            _wait()
-            begin = time.perf_counter()
-            run()
-            _wait()
-            if turn > 0:
-                seconds[name].append(time.perf_counter() - begin)
+    with freed_memory_kept():
+        for turn in range(repeats + 1):
+            for name, run in variants.items():
+                _wait()
+                begin = time.perf_counter()
+                run()
+                _wait()
+                if turn > 0:
+                    seconds[name].append(time.perf_counter() - begin)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
@@ -110,7 +111,6 @@ def main() -> None:
     parser.add_argument("--arch", nargs="*", default=None, help="only these architectures")
     parser.add_argument("--no-dense", action="store_true", help="leave out the dense steps, which are slow")
     args = parser.parse_args()
-    keep_freed_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     x = torch.randn(args.batch, args.d_in, generator=torch.Generator().manual_seed(1)).to(device)
     print(

@@ -1,5 +1,6 @@
 """Our side: a `Member` under the rules of the peer that it is compared with, and the weights that all start from."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from fsae.losses.reconstruction import SquaredError
 from fsae.losses.sparsity import L1, StepL0, TargetL0
 from fsae.losses.term import LossTerm
 from fsae.training.member import Member
-from fsae.training.memory import keep_freed_memory
+from fsae.training.memory import freed_memory_kept
 from fsae.training.settings import AdamSettings, Precision
 
 DISTRIBUTION = "fsae"
@@ -92,7 +93,9 @@ class Training:
     """Steps of `Member`."""
 
     def __init__(self, job: Job, weights: dict[str, Tensor]):
-        keep_freed_memory()
+        # As long as this is held: the process does nothing but train.
+        self._memory = ExitStack()
+        self._memory.enter_context(freed_memory_kept())
         settings, terms = settings_of(job)
         autoencoder = settings.build(job.d_in, torch.Generator().manual_seed(0)).to(job.device)
         autoencoder.load_state_dict(weights)

@@ -42,7 +42,7 @@ from fsae.training.coupling import Coupling
 from fsae.training.interruption import Interrupted, Interruption
 from fsae.training.loop import TrainingRun, train
 from fsae.training.member import Member
-from fsae.training.memory import keep_freed_memory
+from fsae.training.memory import freed_memory_kept
 from fsae.training.scaling import Scale, scale_of
 
 log = logging.getLogger(__name__)
@@ -163,7 +163,6 @@ class _Made:
 
 def _work(runs: Sequence[OpenRun], interruption: Interruption) -> None:
     """All that is between the beginning and the end of the runs."""
-    keep_freed_memory()
     task = runs[0].settings.task
     # Read before anything heavy is opened.
     existing: dict[OpenRun, Autoencoder] = {}
@@ -226,26 +225,27 @@ def _open_source(
 
 
 def _trained(runs: Sequence[OpenRun], source: Source, interruption: Interruption) -> list[_Made]:
+    began = time.monotonic()
     scale = cache(lambda kind: scale_of(source.first_vectors(), kind))
     trainings: dict[TrainingRun, OpenRun] = {}
-    _for_each(runs, lambda run: trainings.update({_training(run, source, scale): run}))
     made: list[_Made] = []
-    began = time.monotonic()
-    # A training that is given back is let go of, and with it the optimiser's moments.
-    for training, error in train(list(trainings), source, interruption):
-        run = trainings.pop(training)
-        if error is not None:
-            run.end(error)
-            continue
-        with run.alone():
-            autoencoders = [fold(member.autoencoder, training.scale) for member in training.members]
-            tokens = training.step * run.settings.trainer.batch_size
-            made.append(_Made(run, autoencoders, tokens, training.best))
+    with freed_memory_kept():
+        _for_each(runs, lambda run: trainings.update({_training(run, source, scale): run}))
+        # A training that is given back is let go of, and with it the optimiser's moments.
+        for training, error in train(list(trainings), source, interruption):
+            run = trainings.pop(training)
+            if error is not None:
+                run.end(error)
+                continue
+            with run.alone():
+                autoencoders = [fold(member.autoencoder, training.scale) for member in training.members]
+                tokens = training.step * run.settings.trainer.batch_size
+                made.append(_Made(run, autoencoders, tokens, training.best))
     harvest = ""
     if isinstance(source, ActivationSource):
         harvester = source.harvester
         harvest = (
-            f", {source.waited:.0f} s of it waiting for activations; harvesting took {harvester.seconds:.0f} s, "
+            f", {source.waited:.0f} s of it waiting for activations; harvest: {harvester.seconds:.0f} s, "
             f"{harvester.text_seconds:.0f} s of it waiting for text"
         )
     log.info("trained in %.0f s%s", time.monotonic() - began, harvest)

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fsae.autoencoders import codes as codes_module
+from fsae.autoencoders import topk as topk_module
 from fsae.autoencoders.base import Autoencoder, ForwardRecord
 from fsae.autoencoders.batch_topk import BatchTopK
 from fsae.autoencoders.jumprelu import JumpReLU
@@ -239,6 +241,20 @@ def test_jumprelu_pattern_covers_codes_that_bfloat16_rounds_up():
 
 
 @each_architecture
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_samples_encoded_some_at_a_time_are_the_dense_ones(arch: str, rows: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(codes_module, "_PRODUCT_ENTRIES", rows * 13)
+    dense, sparse, with_dense, with_sparse = pair(build(arch), samples(10))
+    torch.testing.assert_close(sparse.codes.dense(), dense.codes.dense(), rtol=1e-12, atol=1e-12)
+    got = gradients(sparse.reconstruction.square().sum(), with_sparse)
+    wanted = gradients(dense.reconstruction.square().sum(), with_dense)
+    for name in wanted:
+        assert relative_error(got[name], wanted[name]) < 1e-10, name
+    for one, other in zip(with_sparse.buffers(), with_dense.buffers(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@each_architecture
 def test_sparse_is_dense_in_float32(arch: str):
     autoencoder = build(arch, 16, 64, dtype=torch.float32)
     x = samples(50, 16, dtype=torch.float32)
@@ -382,6 +398,24 @@ def test_batch_topk_keeps_only_what_is_positive():
     assert autoencoder.threshold == 0
 
 
+@pytest.mark.parametrize("floor", [None, 0.0, 1.0, 1e9])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_batch_topk_finds_the_same_from_any_floor(floor: float | None, dtype: torch.dtype):
+    # 1.0 is too low to leave anything out, 1e9 leaves everything out and has it looked for again.
+    wanted, autoencoder = batch_topk(k=5).to(dtype), batch_topk(k=5).to(dtype)
+    autoencoder._floor = None if floor is None else torch.tensor(floor)
+    x = samples(10, 16, dtype=dtype)
+    assert torch.equal(autoencoder(x, sparse=True).codes.dense(), wanted(x).codes.dense())
+    assert torch.equal(autoencoder.threshold, wanted.threshold)
+
+
+def test_batch_topk_begins_the_next_search_a_little_below_the_last_threshold():
+    autoencoder = batch_topk(k=5)
+    codes = autoencoder(samples(10, 16), sparse=True).codes.dense()
+    assert autoencoder._floor is not None
+    assert float(autoencoder._floor) == pytest.approx(0.9 * codes[codes > 0].min().item())
+
+
 @each_path
 def test_batch_topk_lets_ties_in(sparse: bool):
     x = samples(4, 16)
@@ -462,3 +496,15 @@ def test_topk_keeps_exactly_k_at_ties(arch: str, sparse: bool):
     signed = [-3.0, -3.0, 0, 0, 0, 0] if arch == "abs_topk" else [0.0] * 6
     assert record.codes.dense()[1].sort().values.tolist() == signed
     assert record.reconstruction[0].tolist() == [6, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("width", "k"), [(160, 5), (160, 6), (161, 5), (16, 16)])
+def test_the_largest_by_groups_are_the_largest(width: int, k: int, dtype: torch.dtype):
+    # 160 are ten groups of 16, enough for 5 and too few for 6; 161 are no whole groups. bfloat16 has many ties.
+    scores = samples(50, width, dtype=dtype)
+    scores[0] = 1.0
+    scores[1, ::16] = 9.0
+    indices = topk_module._largest(scores, k)
+    assert all(len(row.unique()) == k for row in indices)
+    assert torch.equal(scores.gather(1, indices).sort(1).values, scores.topk(k, dim=1).values.flip(1))

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fsae.autoencoders import codes as codes_module
 from fsae.autoencoders.codes import Codes, Pattern, linear_codes
@@ -208,7 +209,7 @@ def test_gram_gradient_is_the_same_in_slices(count: int, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("shape", [(3, 8), (8, 3)], ids=["few samples", "few latents"])
-def test_gram_takes_the_smaller_side(shape: tuple[int, int], sparse: bool):
+def test_gram_of_either_shape(shape: tuple[int, int], sparse: bool):
     matrix = draw(*shape) * (draw(*shape, seed=1) > 0)
     codes = Codes(matrix) if not sparse else None
     if codes is None:
@@ -217,6 +218,49 @@ def test_gram_takes_the_smaller_side(shape: tuple[int, int], sparse: bool):
     codes.values.requires_grad_()
     torch.testing.assert_close(codes.squared_gram_norm(), (matrix @ matrix.T).square().sum(), rtol=1e-13, atol=0)
     assert torch.autograd.gradcheck(lambda values: codes.with_values(values).squared_gram_norm(), (codes.values,))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_gram_takes_the_smaller_side(sparse: bool):
+    # 400 samples of 6 latents: nothing as large as 400 x 400 is there, and nothing of 400 x 32, a slice's table.
+    matrix = draw(400, 6) * (draw(400, 6, seed=1) > 0)
+    pattern = Pattern.of_mask(matrix != 0) if sparse else None
+    values = matrix if pattern is None else matrix[pattern.rows, pattern.columns]
+    codes = Codes(values.clone().requires_grad_(), pattern)
+    largest = 0
+
+    class Largest(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, Tensor):
+                largest = max(largest, result.numel())
+            return result
+
+    with Largest():
+        codes.squared_gram_norm().backward()
+    assert 0 < largest <= 400 * 6
+
+
+def test_patterns_one_under_the_other():
+    mask = mask_with("empty row")
+    pattern = Pattern.stacked([Pattern.of_mask(part) for part in mask.split(2)])
+    whole = Pattern.of_mask(mask)
+    for name in ("columns", "offsets", "rows"):
+        assert torch.equal(getattr(pattern, name), getattr(whole, name)), name
+    assert (pattern.batch, pattern.width) == (whole.batch, whole.width)
+
+
+@pytest.mark.parametrize("width", [7, 8, 24])
+def test_a_mask_that_is_a_part_of_another(width: int):
+    mask = draw(9, width) > 0.5
+    part = Pattern.of_mask(mask[1:])
+    assert torch.equal(torch.stack([part.rows, part.columns], 1), mask[1:].nonzero())
+
+
+def test_no_samples_have_no_gram():
+    codes = Codes(torch.zeros(0), Pattern.of_mask(torch.zeros(0, 8, dtype=torch.bool)))
+    assert codes.squared_gram_norm() == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

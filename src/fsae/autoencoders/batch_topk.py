@@ -69,12 +69,13 @@ class BatchTopK(Autoencoder):
             return self.encoder_product(x, self._above_threshold)
         # Selecting among all entries would cost a CPU twice the encoder's product; nearly all are far below what is
         # kept, and that changes little from batch to batch.
-        for floor in (self._floor, self.threshold.new_zeros(())):
+        floors = [None, self.threshold.new_zeros(())]
+        for floor in floors if self._floor is None else [self._floor, *floors]:
             search = _Search(self.b_enc, self.settings.k, floor)
             raw = self.encoder_product(x, search.select, search.narrow)
             if search.complete:
-                break
-        return raw
+                return raw
+        raise AssertionError("nothing is kept below zero")
 
     def _above_threshold(self, products: Tensor) -> Pattern:
         threshold = self.threshold.clamp_min(0)
@@ -112,6 +113,7 @@ class _Search:
         floor = self._floor
         if floor is None:
             floor = _smallest_of_largest(pre.flatten(), min(4 * self._k * len(pre), pre.numel())).clamp_min(0)
+        floor = floor.to(pre.dtype)
         self._floors.append(floor)
         return Pattern.of_mask(pre > floor)
 
@@ -120,7 +122,7 @@ class _Search:
         pre = values + self._b_enc.to(values.dtype)[pattern.columns]
         smallest = lowered(_smallest_of_largest(pre, self._k * pattern.batch), values.dtype)
         floor = torch.stack(self._floors).max()
-        self.complete = bool((smallest >= floor) | (floor == 0))
+        self.complete = bool((smallest > floor) | (floor == 0))
         return pre >= smallest
 
 
@@ -128,4 +130,7 @@ def _smallest_of_largest(entries: Tensor, total: int) -> Tensor:
     """The smallest of the `total` largest entries; 0 where there are fewer."""
     if entries.numel() < total:
         return entries.new_zeros(())
+    if entries.is_cuda:
+        # Its kthvalue would leave a whole batch to a single block of threads.
+        return entries.topk(total, sorted=False).values.min()
     return entries.kthvalue(entries.numel() - total + 1).values

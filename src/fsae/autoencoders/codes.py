@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fsae.autoencoders.products import sample_rows, sum_rows
 
@@ -119,7 +121,7 @@ def lowered(limits: Tensor, dtype: torch.dtype, size: Tensor | None = None) -> T
 
 def _true_places(mask: Bool[Tensor, " entries"]) -> Int[Tensor, " true"]:
     """Where a mask is true; looks at eight entries at a time, nearly all of which are false."""
-    if mask.numel() % 8:
+    if mask.numel() % 8 or mask.storage_offset() % 8:
         return mask.nonzero().squeeze(1)
     eights = mask.view(torch.int64).nonzero().squeeze(1)
     which, place = mask.view(-1, 8)[eights].nonzero(as_tuple=True)
@@ -149,6 +151,11 @@ def _sample(X: Tensor, W: Tensor, pattern: Pattern) -> Tensor:
     return torch.empty_like(sampled).scatter_(0, order, sampled)
 
 
+def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass that cannot be differentiated again, and says so where somebody tries."""
+    return once_differentiable(backward)
+
+
 class _Decode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, W, pattern):
@@ -157,6 +164,7 @@ class _Decode(torch.autograd.Function):
         return _decode(values, pattern, W)
 
     @staticmethod
+    @first_order
     def backward(ctx, *grads):
         values, W = ctx.saved_tensors
         needs_values, needs_W, _ = ctx.needs_input_grad
@@ -175,6 +183,7 @@ class _Sample(torch.autograd.Function):
         return _sample(X, W, pattern)
 
     @staticmethod
+    @first_order
     def backward(ctx, *grads):
         X, W = ctx.saved_tensors
         needs_X, needs_W, _ = ctx.needs_input_grad
@@ -197,6 +206,7 @@ class _Encode(torch.autograd.Function):
         return known
 
     @staticmethod
+    @first_order
     def backward(ctx, *grads):
         inputs, W = ctx.saved_tensors
         codes = Codes(grads[0], ctx.pattern)
@@ -219,6 +229,7 @@ class _DenseSquaredGramNorm(torch.autograd.Function):
         return gram.square().sum()
 
     @staticmethod
+    @first_order
     def backward(ctx, *grads):
         A, gram = ctx.saved_tensors
         return 4 * grads[0] * (A @ gram if ctx.tall else gram @ A)
@@ -244,7 +255,7 @@ class _SquaredGramNorm(torch.autograd.Function):
         for entries in _slices(pattern, count):
             table[places[entries]] = values[entries]
             gram = _decode(values, pattern, table.view(pattern.width, count))
-            norm += gram.flatten().dot(gram.flatten())
+            norm += gram.square().sum()
             if gradient is not None:
                 gradient[entries] = _decode(ordered, transposed, gram).flatten()[places[entries]]
             table[places[entries]] = 0.0
@@ -252,6 +263,7 @@ class _SquaredGramNorm(torch.autograd.Function):
         return norm.to(values.dtype)
 
     @staticmethod
+    @first_order
     def backward(ctx, *grads):
         (gradient,) = ctx.saved_tensors
         return 4 * grads[0] * gradient, None
@@ -259,13 +271,18 @@ class _SquaredGramNorm(torch.autograd.Function):
 
 def _samples_a_slice(pattern: Pattern) -> int:
     """Of the Gram matrix: a table of 2 MB, in whole registers of 16 numbers, of which at least two make a row worth its
-    lookup (measured at widths 4,608 to 65,536)."""
-    return min(pattern.batch, max(32, 2**19 // pattern.width // 16 * 16))
+    lookup (measured on a CPU at widths 4,608 to 65,536). On a GPU a tile's width, and fewer launches."""
+    if pattern.columns.is_cuda:
+        count = max(128, 2**25 // pattern.width)
+    else:
+        count = max(32, 2**19 // pattern.width // 16 * 16)
+    return max(1, min(pattern.batch, count))
 
 
 def _slices(pattern: Pattern, count: int) -> Iterator[slice]:
     """The entries of the first `count` samples, of the next, and so on."""
-    begins = pattern.offsets[:-1][::count].tolist()
+    # One slice is known without asking the device where it begins.
+    begins = pattern.offsets[:-1][::count].tolist() if count < pattern.batch else [0]
     for begin, end in zip(begins, [*begins[1:], pattern.columns.shape[0]], strict=True):
         yield slice(begin, end)
 
@@ -342,7 +359,7 @@ class Codes:
         return Codes(_Sample.apply(X, W_dec, self.pattern), self.pattern)  # pyright: ignore[reportArgumentType]
 
     def transposed_product(self, X: Float[Tensor, "batch d_in"]) -> Float[Tensor, "d_sae d_in"]:
-        """codes.T @ X, without a gradient of its own."""
+        """codes.T @ X; no gradient goes through it."""
         return self.values.T @ X if self.pattern is None else _scatter(self.values, self.pattern, X)
 
     def squared_gram_norm(self) -> Float[Tensor, ""]:
@@ -380,7 +397,8 @@ def linear_codes(
     with torch.no_grad():
         inputs = x if centre is None else x - centre
         if select is None:
-            pattern, known = None, inputs @ W_enc
+            # Detached, lest autocast keeps this copy of the weights, which has no gradient, for others.
+            pattern, known = None, inputs @ W_enc.detach()
         else:
             pattern, known = _encode_sparsely(inputs, W_enc, select, narrow)
     values = _Encode.apply(x, centre, W_enc.T, inputs, pattern, known)
@@ -403,6 +421,7 @@ def _encode_sparsely(
         products = some @ W
         patterns.append(select(products))
         found.append(products.reshape(-1)[patterns[-1].rows * width + patterns[-1].columns])
+        del products  # before the next ones are there
     pattern, values = Pattern.stacked(patterns), torch.cat(found)
     if narrow is not None:
         kept = narrow(pattern, values)

@@ -24,7 +24,7 @@ def sum_rows(
     if _has_kernels(table):
         from fsae.autoencoders import triton_products
 
-        return triton_products.sum_rows(table.contiguous(), ids, starts, weights)
+        return triton_products.sum_rows(table.contiguous(), ids, starts, weights.contiguous())
     # Without what autograd would need: the gradients are taken by other products.
     return torch.ops.aten._embedding_bag_forward_only(
         table.contiguous(), ids, starts, False, 0, False, weights.detach(), True

@@ -32,7 +32,7 @@ class SparsityMetric:
     def update(self, record: ForwardRecord) -> None:
         codes = record.codes
         self._samples += codes.shape[0]
-        self._fired += codes.map(lambda f: (f != 0).to(f.dtype)).column_sums()
+        self._fired += codes.firing_counts
         norms = record.W_dec.norm(dim=1)
         self._l1 += (codes.values.abs() * codes.columns(norms)).sum(dtype=torch.float64)
 

@@ -147,7 +147,7 @@ class ActivationSource:
     @property
     def model(self) -> TransformerLensModel:
         """The language model, opened on first use."""
-        return self._shards.harvester.model
+        return self.harvester.model
 
     @property
     def prepends_bos(self) -> bool:

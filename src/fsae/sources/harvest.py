@@ -228,12 +228,10 @@ class Harvester:
             progress = Progress(f"reading over {part.value} text", (number - at) * self._shard_tokens)
             for _ in range(at, number):
                 passed = 0
-                for block in _with_kept(text):
+                for block in _kept(text, self._shard_tokens):
                     kept = int(block.keep.sum())
                     progress.advance(min(kept, self._shard_tokens - passed))
                     passed += kept
-                    if passed >= self._shard_tokens:
-                        break
                     self.beat()
             progress.close()
         self._stands_before[part] = number

@@ -17,10 +17,8 @@ def batch_measures(record: ForwardRecord, scale: float) -> dict[str, Tensor]:
         scale: what the raw activations were multiplied by.
     """
     codes, x, x_hat = record.codes, record.wanted, record.reconstruction
-    if record.code_weights is None:
-        l1 = torch.linalg.vector_norm(codes.values, 1)
-    else:
-        l1 = codes.map(torch.abs).column_sums() @ record.code_weights
+    sizes = codes.map(torch.abs)
+    l1 = sizes.values.sum() if record.code_weights is None else sizes.column_sums() @ record.code_weights
     error = record.error.square().sum()
     batch = x.shape[0]
     return {

@@ -1,20 +1,32 @@
 """Memory of the process: what is freed is kept for the next step, which needs as much again."""
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-# Parameters of glibc's mallopt.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+# Parameters of glibc's mallopt, each with its value for a while of training and its usual one.
+_TRIM_THRESHOLD = (-1, 2**31 - 1, 2**17)
+_TOP_PAD = (-2, 2**26, 2**17)
+_MMAP_MAX = (-4, 0, 2**16)
 
 
-def keep_freed_memory() -> None:
-    """Let the C library keep freed memory rather than give it back to the system.
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Let the C library keep freed memory rather than give it back to the system; at the end it is given back.
 
     It would give back every tensor above 32 MB at once, and its successor in the next step would come page by page,
     each cleared by the system: with weights of that size a fifth of a CPU's training step. Where the C library is
     another one than glibc, nothing is done.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_MMAP_MAX, 0)
-        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(_TOP_PAD, 2**26)
+    library = ctypes.CDLL(None)
+    known = hasattr(library, "mallopt") and hasattr(library, "malloc_trim")
+    settings = (_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX) if known else ()
+    try:
+        for parameter, kept, _ in settings:
+            library.mallopt(parameter, kept)
+        yield
+    finally:
+        for parameter, _, usual in settings:
+            library.mallopt(parameter, usual)
+        if known:
+            library.malloc_trim(0)
