@@ -17,7 +17,14 @@ PACKAGE = Path(fsae.__file__).parent
 # A module imports from earlier layers and from its own package, not from its neighbours in the layer. It belongs to the
 # longest name here that it begins with.
 LAYERS = [
-    {"autoencoders.triton_products", "language_models.sites", "sources.source", "tracking.interface", "progress", "draws"},
+    {
+        "autoencoders.triton_products",
+        "language_models.sites",
+        "sources.source",
+        "tracking.interface",
+        "progress",
+        "draws",
+    },
     {"autoencoders.products"},
     {"autoencoders.codes"},
     {"autoencoders.base"},
@@ -27,6 +34,7 @@ LAYERS = [
     {"tracking"},
     {"configuration"},
     {"open_run"},
+    {"trained_run"},
     {"run_experiment"},
     {"sweeps"},
     {"run", "report", "store", "sync"},
@@ -35,7 +43,7 @@ LAYERS = [
 # Outside the layers: it reads what runs leave behind, through the readers of tracking, and knows no torch.
 APART = "analysis"
 # Who has it make pictures and pages.
-SHOWING = ("run_experiment", "sweeps", "report")
+SHOWING = ("trained_run", "sweeps", "report")
 
 # Where a foreign package may be imported at all; a folder ends with a dot.
 HOMES = {
@@ -200,7 +208,7 @@ def test_a_breach_is_found(module: str, code: str, breached):
         ("tracking.store", "def f():\n    import mlflow"),
         ("sources.documents", "if TYPE_CHECKING:\n    from datasets import IterableDataset"),
         ("training.loop", "from fsae.sources.source import Source\nfrom fsae.training import settings"),
-        ("run_experiment", "from fsae.analysis.run_plots import plot_training"),
+        ("trained_run", "from fsae.analysis.run_plots import plot_training"),
     ],
 )
 def test_what_is_allowed_is_not_called_a_breach(module: str, code: str):

@@ -2,42 +2,34 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from fsae.analysis.run_plots import plot_firing, plot_sharing, plot_training
 from fsae.autoencoders.base import Autoencoder
 from fsae.autoencoders.initialisation import initialise_from
 from fsae.configuration.origin import Origin
 from fsae.configuration.refusal import tell
 from fsae.configuration.schema import RunSettings, Task
 from fsae.draws import seed_of
-from fsae.evaluation.agreement import agreement, truth_by_sharing
-from fsae.evaluation.results import flat_results, results_table
-from fsae.evaluation.sparsity import density_histogram
-from fsae.evaluation.splice import evaluate_splice
-from fsae.evaluation.truth import Truth, evaluate_truth
-from fsae.evaluation.vectors import evaluate_vectors
 from fsae.export.folding import fold
-from fsae.export.saelens import Provenance, load_saelens, read_provenance, save_saelens
-from fsae.losses.fisher import Fisher
+from fsae.export.saelens import load_saelens, read_provenance
+from fsae.language_models.device import dtype_of
 from fsae.losses.objective import Objective
 from fsae.open_run import OpenRun
 from fsae.sources.activations import ActivationSource, ActivationSourceSettings, Cache, open_activations, stream_key
 from fsae.sources.eeg import EEGSource
-from fsae.sources.source import Batch, Source
+from fsae.sources.source import Source
 from fsae.sources.synthetic import SyntheticSettings, SyntheticSource
-from fsae.tracking.run_folder import write_json
 from fsae.tracking.run_log import runs_named
-from fsae.tracking.store import resolve_uri, ui_command
+from fsae.tracking.store import resolve_uri
 from fsae.tracking.uploader import Uploader
+from fsae.trained_run import TrainedRun, evaluate, finish
 from fsae.training.coupling import Coupling
 from fsae.training.interruption import Interrupted, Interruption
 from fsae.training.loop import TrainingRun, train
@@ -46,8 +38,6 @@ from fsae.training.memory import freed_memory_kept
 from fsae.training.scaling import Scale, scale_of
 
 log = logging.getLogger(__name__)
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -81,11 +71,11 @@ def pack_key(settings: RunSettings) -> tuple[object, ...]:
     source = settings.source
     if not isinstance(source, ActivationSourceSettings):
         return source, settings.trainer.batch_size, *common
-    assert settings.model is not None and settings.site is not None and settings.dataset is not None
+    model, site, dataset = settings.place()
     stream = stream_key(
-        model=settings.model,
-        site=settings.site,
-        dataset=settings.dataset,
+        model=model,
+        site=site,
+        dataset=dataset,
         source=source,
         training_tokens=settings.trainer.tokens,
         batch_size=settings.trainer.batch_size,
@@ -144,23 +134,6 @@ def _uploader(settings: RunSettings) -> Uploader | nullcontext[None]:
     return Uploader(uri, settings.tracking.flush_seconds)
 
 
-@dataclass(frozen=True, eq=False)
-class _Made:
-    """A run and the autoencoders that it made or read, in raw units.
-
-    Attributes:
-        run: which.
-        autoencoders: one; the members of a population otherwise.
-        tokens: what they were trained on here.
-        best: the member with the least unexplained variance at the end of training.
-    """
-
-    run: OpenRun
-    autoencoders: list[Autoencoder]
-    tokens: int
-    best: int
-
-
 def _work(runs: Sequence[OpenRun], interruption: Interruption) -> None:
     """All that is between the beginning and the end of the runs."""
     task = runs[0].settings.task
@@ -176,14 +149,14 @@ def _work(runs: Sequence[OpenRun], interruption: Interruption) -> None:
         if task is Task.harvest:
             assert isinstance(source, ActivationSource)
             results = source.fill_store()
-            _for_each(going, lambda run: _finish(run, results))
+            _for_each(going, lambda run: finish(run, results))
             return
         opened = time.monotonic()
         made = _trained(going, source, interruption) if task is Task.train else _fitting(existing, source)
         trained = time.monotonic()
         waited = source.waited if isinstance(source, ActivationSource) else 0.0
         if made:
-            _evaluate(made, source, interruption.check)
+            evaluate(made, source, interruption.check)
         _say_shares(
             {
                 "opening the source": opened - began,
@@ -209,13 +182,13 @@ def _open_source(
         if isinstance(source, SyntheticSettings):
             return nullcontext(SyntheticSource(source, device))
         return nullcontext(EEGSource(source, device))
-    assert settings.model is not None and settings.site is not None and settings.dataset is not None
+    model, site, dataset = settings.place()
     # A harvest without room for what it harvests has nothing to do.
     harvest = settings.task is Task.harvest
     return open_activations(
-        model=settings.model,
-        site=settings.site,
-        dataset=settings.dataset,
+        model=model,
+        site=site,
+        dataset=dataset,
         source=replace(source, cache=Cache.disk) if harvest else source,
         training_tokens=max(run.settings.trainer.tokens for run in runs),
         held_out_tokens=settings.eval.tokens,
@@ -224,11 +197,11 @@ def _open_source(
     )
 
 
-def _trained(runs: Sequence[OpenRun], source: Source, interruption: Interruption) -> list[_Made]:
+def _trained(runs: Sequence[OpenRun], source: Source, interruption: Interruption) -> list[TrainedRun]:
     began = time.monotonic()
     scale = cache(lambda kind: scale_of(source.first_vectors(), kind))
     trainings: dict[TrainingRun, OpenRun] = {}
-    made: list[_Made] = []
+    made: list[TrainedRun] = []
     with freed_memory_kept():
         _for_each(runs, lambda run: trainings.update({_training(run, source, scale): run}))
         # A training that is given back is let go of, and with it the optimiser's moments.
@@ -240,7 +213,7 @@ def _trained(runs: Sequence[OpenRun], source: Source, interruption: Interruption
             with run.alone():
                 autoencoders = [fold(member.autoencoder, training.scale) for member in training.members]
                 tokens = training.step * run.settings.trainer.batch_size
-                made.append(_Made(run, autoencoders, tokens, training.best))
+                made.append(TrainedRun(run, autoencoders, tokens, training.best))
     harvest = ""
     if isinstance(source, ActivationSource):
         harvester = source.harvester
@@ -256,7 +229,9 @@ def _training(run: OpenRun, source: Source, scale_by: Callable[[Scale], float]) 
     settings, state = run.settings, run.state
     settings.arch.check_width(source.d_in)
     scale = scale_by(settings.trainer.activation_scale) if state is None else state["scale"]
-    members = [_member(settings, number, source, scale, fresh=state is None) for number in range(settings.population.size)]
+    members = [
+        _member(settings, number, source, scale, fresh=state is None) for number in range(settings.population.size)
+    ]
     autoencoder = members[0].autoencoder
     log.info(
         "%s%s: d_in %d, d_sae %d, at %s",
@@ -311,9 +286,9 @@ def _existing(settings: RunSettings) -> Autoencoder:
     return autoencoder
 
 
-def _fitting(existing: dict[OpenRun, Autoencoder], source: Source) -> list[_Made]:
+def _fitting(existing: dict[OpenRun, Autoencoder], source: Source) -> list[TrainedRun]:
     """Those of the autoencoders that read vectors of the source's width; the runs of the others end."""
-    made: list[_Made] = []
+    made: list[TrainedRun] = []
     for run, autoencoder in existing.items():
         with run.alone():
             if autoencoder.d_in != source.d_in:
@@ -321,115 +296,12 @@ def _fitting(existing: dict[OpenRun, Autoencoder], source: Source) -> list[_Made
                     f"the autoencoder in {run.settings.sae.path} reads vectors of width {autoencoder.d_in}, but "
                     f"{_described(run.settings)} has width {source.d_in}; choose what it was made for"
                 )
-            made.append(_Made(run, [autoencoder.to(source.device)], 0, 0))
+            made.append(TrainedRun(run, [autoencoder.to(source.device)], 0, 0))
     return made
 
 
 def _described(settings: RunSettings) -> str:
     """Where the vectors come from, in words."""
-    return f"{settings.site} of {settings.model.name}" if settings.model is not None else "the source"
-
-
-def _evaluate(made: Sequence[_Made], source: Source, heartbeat: Callable[[], None]) -> None:
-    """Measure all at once, and finish each run with its own numbers; `heartbeat` may raise to stop the measuring."""
-    settings = made[0].run.settings
-    autoencoders = [autoencoder for each in made for autoencoder in each.autoencoders]
-    fishers = [
-        next((term for term in each.run.settings.loss.values() if isinstance(term, Fisher)), Fisher())
-        for each in made
-        for _ in each.autoencoders
-    ]
-
-    def held_out() -> Iterator[Batch]:
-        return _with_heartbeat(source.held_out(settings.eval.tokens, settings.eval.batch_size), heartbeat)
-
-    vectors = evaluate_vectors(autoencoders, held_out(), fishers)
-    scalars = [measured.scalars for measured in vectors]
-    truths: list[Truth] = []
-    if isinstance(source, ActivationSource) and settings.eval.splice_tokens > 0:
-        assert settings.model is not None and settings.site is not None
-        log.info("running %s with the reconstruction in place of its activations", settings.model.name)
-        tokens, keep = source.held_out_rows(settings.eval.splice_tokens)
-        spliced = evaluate_splice(
-            source.model,
-            settings.site,
-            autoencoders,
-            tokens,
-            keep,
-            vectors[0].mean_activation,
-            settings.model.batch_size,
-            heartbeat,
-        )
-        scalars = [measured | more for measured, more in zip(scalars, spliced, strict=True)]
-    if isinstance(source, SyntheticSource):
-        samples = source.held_out_codes(settings.eval.tokens, settings.eval.batch_size)
-        truths = evaluate_truth(autoencoders, source.features, _with_heartbeat(samples, heartbeat))
-        scalars = [measured | truth.scalars for measured, truth in zip(scalars, truths, strict=True)]
-    frequencies = [measured.firing_frequency for measured in vectors]
-    bos = source.prepends_bos if isinstance(source, ActivationSource) else None
-    for each in made:
-        size = len(each.autoencoders)
-        of_run, scalars = scalars[:size], scalars[size:]
-        firing, frequencies = frequencies[:size], frequencies[size:]
-        known, truths = truths[:size], truths[size:]
-        with each.run.alone():
-            if settings.task is Task.train:
-                _export(each, firing, bos)
-            _report(each, of_run, firing, known)
-
-
-def _with_heartbeat(batches: Iterable[Item], heartbeat: Callable[[], None]) -> Iterator[Item]:
-    for batch in batches:
-        heartbeat()
-        yield batch
-
-
-def _export(made: _Made, firing: Sequence[Tensor], prepends_bos: bool | None) -> None:
-    settings, folder = made.run.settings, made.run.folder
-    model, site, dataset = settings.model, settings.site, settings.dataset
-    provenance = Provenance()
-    if model is not None and site is not None and dataset is not None:
-        provenance = Provenance(
-            model_name=model.path or model.name,
-            hook_name=site.hook_name,
-            context_size=dataset.context,
-            prepend_bos=prepends_bos,
-            dataset_path=dataset.path or dataset.name,
-            exclude_special_tokens=dataset.exclude_special_tokens,
-        )
-    alone = len(made.autoencoders) == 1
-    for number, (autoencoder, frequency) in enumerate(zip(made.autoencoders, firing, strict=True)):
-        save_saelens(autoencoder, folder.sae if alone else folder.sae / str(number), provenance, frequency)
-    plot_training(folder.metrics, folder.plots / "training.png")
-
-
-def _report(
-    made: _Made, scalars: Sequence[dict[str, float]], firing: Sequence[Tensor], truths: Sequence[Truth]
-) -> None:
-    """The run's numbers: of a population the means over its members, what they have in common, and each one's own."""
-    run = made.run
-    metrics = {name: sum(each[name] for each in scalars) / len(scalars) for name in scalars[0]}
-    of_each: dict[str, float] = {}
-    histograms = [density_histogram(each) for each in firing]
-    histogram = histograms[0] | {"latents": [sum(column) for column in zip(*(h["latents"] for h in histograms))]}
-    if len(scalars) > 1:
-        compared = agreement([autoencoder.W_dec for autoencoder in made.autoencoders])
-        metrics |= compared.scalars | {"best_fvu": scalars[made.best]["fvu"], "best_member": float(made.best)}
-        if truths:
-            metrics |= truth_by_sharing(compared.found_by, torch.stack([truth.nearest_cosine for truth in truths]))
-        of_each = {f"{number}/{name}": value for number, each in enumerate(scalars) for name, value in each.items()}
-        plot_sharing(compared.found_by.flatten().tolist(), len(scalars), run.folder.plots / "sharing.png")
-    plot_firing(histogram, metrics["dead_share"], run.folder.plots / "firing.png")
-    run.tracker.log({f"eval/{name}": value for name, value in (metrics | of_each).items()}, made.tokens)
-    print(f"\n{results_table(metrics)}")
-    _finish(run, flat_results(metrics | of_each) | {"density_histogram": histogram})
-
-
-def _finish(run: OpenRun, results: dict[str, Any]) -> None:
-    write_json(run.folder.results, results)
-    run.results = results
-    print(f"\nrun folder:  {run.folder.path}")
-    if run.settings.tracking.mlflow:
-        uri = resolve_uri(run.settings.tracking.uri, Path(run.settings.paths.outputs))
-        print(f"MLflow UI:   {ui_command(uri)}")
-    run.end()
+    if settings.model is None:
+        return "the source"
+    return f"{settings.site} of {settings.model.name} in {str(dtype_of(settings.model)).removeprefix('torch.')}"

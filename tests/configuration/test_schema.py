@@ -19,6 +19,7 @@ def test_a_config_becomes_real_objects():
     settings = settings_of(composed("site=mlp_out", "site.layer=2", "loss.fisher.form=pre", "loss.fisher.weight=1e-3"))
     assert settings.task is Task.train
     assert settings.name is None
+    assert settings.model is not None
     assert settings.model.package is Package.smollm2_135m
     assert settings.site == Site(name=SiteName.mlp_out, layer=2)
     assert isinstance(settings.arch, GatedSettings)
@@ -102,7 +103,7 @@ def test_an_architecture_and_an_experiment_of_one_s_own(tmp_path: Path):
     settings = settings_of(composed("experiment=mine", own=tmp_path))
     assert settings.arch == TopKSettings(d_sae=999, k=7)
     # Values of the root are the experiment's, not config.yaml's; and the command line's come after both.
-    assert (settings.seed, settings.name, settings.site.layer) == (11, "mine", 2)
+    assert (settings.seed, settings.name, settings.place()[1].layer) == (11, "mine", 2)
     assert settings.loss["fisher"].weight == 0.5
     settings = settings_of(composed("experiment=mine", "seed=12", "loss.fisher.weight=0.25", "arch.k=8", own=tmp_path))
     assert isinstance(settings.arch, TopKSettings)

@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 
-from fsae.language_models.settings import ModelSettings, Package
+from fsae.language_models.settings import DType, ModelSettings, Package
 from fsae.language_models.transformer_lens_model import TransformerLensModel, open_language_model
 
 
@@ -20,8 +20,8 @@ def _one_thread():
 
 @functools.cache
 def opened(package: Package) -> TransformerLensModel:
-    """A packaged model, two rows to a forward pass."""
-    return open_language_model(ModelSettings(name=package.name, package=package, batch_size=2))
+    """A packaged model, in float32."""
+    return open_language_model(ModelSettings(name=package.name, package=package, dtype=DType.float32))
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fsae.language_models.settings import Device, DType, ModelSettings, Package
+from fsae.language_models.settings import Device, DType, ModelSettings, Package, Weights
 from fsae.language_models.sites import Site, SiteName
 from fsae.language_models.transformer_lens_model import TransformerLensModel, open_language_model
 from tests.language_models.conftest import opened
@@ -93,7 +93,9 @@ def folder_of(tmp_path_factory):
 def model(request, folder_of) -> TransformerLensModel:
     if request.param in Package.__members__:
         return opened(Package[request.param])
-    return open_language_model(ModelSettings(name=request.param, path=str(folder_of(request.param)), batch_size=2))
+    return open_language_model(
+        ModelSettings(name=request.param, path=str(folder_of(request.param)), dtype=DType.float32)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +293,23 @@ def test_dtype(tiny):
     torch.testing.assert_close(half.float(), full, atol=0.1, rtol=0.1)
     whole = model.logits(tokens)
     assert torch.equal(model.logits(tokens, (site, lambda x: x.float())), whole)
+
+
+def test_random_weights_are_drawn_once_and_for_all(tiny):
+    drawn = [
+        open_language_model(ModelSettings(name="tiny", package=Package.tiny, weights=Weights.random, dtype=dtype))
+        for dtype in (DType.float32, DType.float32, DType.bfloat16)
+    ]
+    tokens = torch.arange(8).view(2, 4)
+    first, again, half = (model.logits(tokens) for model in drawn)
+    assert torch.equal(first, again)
+    assert (first - tiny.logits(tokens)).abs().max() > 0.01
+    assert half.dtype is torch.bfloat16
+    torch.testing.assert_close(half.float(), first, atol=0.05, rtol=0.05)
+    # Frequencies of positions are not weights, and do not bear rounding.
+    frequencies = [buffer for name, buffer in drawn[2]._bridge.named_buffers() if "inv_freq" in name]
+    assert frequencies
+    assert all(buffer.dtype is torch.float32 for buffer in frequencies)
 
 
 @pytest.mark.parametrize("name", SiteName)

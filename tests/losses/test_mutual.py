@@ -1,5 +1,7 @@
 """Mean maximum cosine similarity and its matchings."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -62,7 +64,7 @@ def test_the_smaller_side_is_matched_whole():
 
 
 @pytest.mark.parametrize(("name", "value"), [("weight", -1.0), ("warm_up", 1.5), ("match_every", 0)])
-def test_refuses_settings_out_of_range(name: str, value: float):
+def test_refuses_settings_out_of_range(name: str, value: Any):
     with pytest.raises(ValueError, match=rf"population\.mutual\.{name} is {value}"):
         Mutual(**{name: value})
 

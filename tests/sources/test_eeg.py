@@ -26,9 +26,7 @@ def sines(*hertz: float, seconds: int = 8, rate: int = RATE) -> np.ndarray:
     return np.stack([20 * wave, 40 * wave, 60 * wave])
 
 
-def recording(
-    name: str, signal: np.ndarray, rate: float = RATE, channels: tuple[str, ...] = tuple(NAMES)
-) -> Recording:
+def recording(name: str, signal: np.ndarray, rate: float = RATE, channels: tuple[str, ...] = tuple(NAMES)) -> Recording:
     return Recording(name, rate, channels, lambda: signal)
 
 
@@ -160,7 +158,7 @@ def test_folders_without_recordings_and_recordings_without_windows_are_told(tmp_
     with pytest.raises(ValueError, match=r"source\.high is 80"):
         windows(EEGSettings(path=str(folder), high=80.0))
     source = EEGSource(EEGSettings(path=str(folder)), CPU)
-    with pytest.raises(ValueError, match="trainer.batch_size is 100, more than the 72 windows"):
+    with pytest.raises(ValueError, match=r"trainer\.batch_size is 100, more than the 72 windows"):
         next(source.batches(100))
 
 

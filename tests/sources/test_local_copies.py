@@ -68,7 +68,7 @@ def in_the_files(folder: Path, choice: str) -> list:
 
 
 def chosen(choice: str, *overrides: str) -> DatasetSettings:
-    return settings_of(composed(f"dataset={choice}", *overrides)).dataset
+    return settings_of(composed(f"dataset={choice}", *overrides)).place()[2]
 
 
 @pytest.mark.parametrize("choice", CHOICES)

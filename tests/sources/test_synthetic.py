@@ -2,6 +2,7 @@
 
 import math
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
@@ -165,6 +166,6 @@ def test_common_factors_make_features_come_together():
         (HierarchicalFeaturesSettings, {"p_min": 0.5}, "source.p_min"),
     ],
 )
-def test_refuses_settings_out_of_range(kind: type[SyntheticSettings], changes: dict[str, float], named: str):
+def test_refuses_settings_out_of_range(kind: type[SyntheticSettings], changes: dict[str, Any], named: str):
     with pytest.raises(ValueError, match=named.replace(".", r"\.")):
         kind(**changes)

@@ -63,9 +63,11 @@ def terms(arch: str) -> dict[str, LossTerm]:
     return {"reconstruction": SquaredError(), **own.get(arch, with_k), "fisher": fisher}
 
 
-def member(arch: str, settings: AdamSettings, loss: dict[str, LossTerm] | None = None, **changes: Any) -> Member:
+def member(
+    arch: str, settings: AdamSettings, loss: dict[str, LossTerm] | None = None, seed: int = 1, **changes: Any
+) -> Member:
     """A member with fresh weights, a quarter of its latents dead; `changes` are the architecture's settings."""
-    autoencoder = settings_of(arch, d_sae=D_SAE, **changes).build(D_IN, torch.Generator().manual_seed(1))
+    autoencoder = settings_of(arch, d_sae=D_SAE, **changes).build(D_IN, torch.Generator().manual_seed(seed))
     with torch.no_grad():
         for name, parameter in autoencoder.named_parameters():
             # Where latents are chosen by magnitude a low bias would put them first, so there they get no weight.

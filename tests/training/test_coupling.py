@@ -44,7 +44,7 @@ def test_gradient_and_value_are_the_definition(matching: Matching, which: Direct
     coupling.backward(autoencoders, 0, 1.0, True)
     rows = [directions(each, which) for each in autoencoders]
     values = [defined(a, b, matching) for a, b in combinations(rows, 2)]
-    value = 1 - sum(values) / len(values)
+    value = 1 - torch.stack(values).mean()
     name = "W_dec" if which is Directions.decoder else "W_enc"
     wanted = torch.autograd.grad(0.7 * value, [each.get_parameter(name) for each in autoencoders])
     for autoencoder, gradient in zip(autoencoders, wanted, strict=True):
@@ -65,7 +65,7 @@ def test_following_it_makes_members_alike(arch: str):
         coupling.backward(autoencoders, step, 1.0, True)
         for each in autoencoders:
             with torch.no_grad():
-                each.W_dec -= 0.5 * each.W_dec.grad
+                each.W_dec.sub_(each.W_dec.grad, alpha=0.5)  # pyright: ignore[reportArgumentType]
             each.W_dec.grad = None
     assert mmcs(autoencoders[0].W_dec, autoencoders[1].W_dec, Matching.hungarian) > max(0.95, before)
 
@@ -126,5 +126,5 @@ def test_goes_on_from_a_state():
         coupling.backward(autoencoders, step, 1.0, True)
         resumed.backward(others, step, 1.0, True)
     for one, other in zip(autoencoders, others, strict=True):
-        assert torch.equal(one.W_dec.grad, other.W_dec.grad)
+        torch.testing.assert_close(one.W_dec.grad, other.W_dec.grad, rtol=0, atol=0)
     assert coupling.read_interval()["mutual"] == resumed.read_interval()["mutual"]

@@ -1,5 +1,7 @@
 """Deviations from a wanted rate by hand, and what is started over."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -33,7 +35,7 @@ def trained(arch: str) -> tuple[Autoencoder, torch.optim.Optimizer, DeadLatents]
     autoencoder = build(arch, dtype=torch.float32)
     optimiser = torch.optim.Adam(autoencoder.parameters(), lr=0.1)
     (autoencoder(samples(20, dtype=torch.float32)).reconstruction.square().sum()).backward()
-    sum(parameter.sum() for parameter in autoencoder.parameters()).backward()
+    torch.stack([parameter.sum() for parameter in autoencoder.parameters()]).sum().backward()
     optimiser.step()
     dead = DeadLatents(autoencoder.d_sae, after=5)
     dead.tokens_since_fired += 7
@@ -82,6 +84,6 @@ def test_rates_are_looked_at_now_and_then_and_not_at_the_end():
 @pytest.mark.parametrize(
     ("name", "value"), [("target_rate", 0.0), ("power", 0.0), ("threshold", -1.0), ("every", 0), ("until", 2.0)]
 )
-def test_refuses_settings_out_of_range(name: str, value: float):
+def test_refuses_settings_out_of_range(name: str, value: Any):
     with pytest.raises(ValueError, match=rf"population\.reinitialise\.{name} is {value}"):
         Reinitialisation(**{name: value})

@@ -99,6 +99,13 @@ class RunSettings:
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**32 - 1")
 
+    def place(self) -> tuple[ModelSettings, Site, DatasetSettings]:
+        """Where activations are from; not of a run on other vectors."""
+        assert self.model is not None, "the source has no language model"
+        assert self.site is not None
+        assert self.dataset is not None
+        return self.model, self.site, self.dataset
+
 
 SCHEMAS: dict[str, type] = {
     "paths/paths": PathsSettings,

@@ -19,10 +19,10 @@ class Truth:
     Attributes:
         scalars: by name. mcc: mean absolute cosine of decoder rows and true features under the best one-to-one
             assignment. mmcs_truth: mean over true features of the nearest decoder row's absolute cosine: how much of
-            the truth was found. mmcs_latents: mean over decoder rows of the nearest true feature's: how much of what was
-            found is true. uniqueness: distinct true features among those nearest to each latent, over the number of
-            latents. precision, recall, f1: of each latent as a detector of the true feature nearest to it, averaged over
-            latents; one that never fires counts 0. true_l0: true features of a sample.
+            the truth was found. mmcs_latents: mean over decoder rows of the nearest true feature's: how much of what
+            was found is true. uniqueness: distinct true features among those nearest to each latent, over the number of
+            latents. precision, recall, f1: of each latent as a detector of the true feature nearest to it, averaged
+            over latents; one that never fires counts 0. true_l0: true features of a sample.
         nearest_cosine: (d_sae,) the nearest true feature's absolute cosine.
     """
 

@@ -13,8 +13,10 @@ class Package(Enum):
 
 
 class DType(Enum):
-    """The floating-point type of the weights and so of the activations."""
+    """The floating-point type of the weights and so of the activations; `auto` is bfloat16 on devices that multiply in
+    it, and float32 elsewhere."""
 
+    auto = "auto"
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
@@ -46,7 +48,7 @@ class ModelSettings:
         revision: branch, tag or commit of a hub model; None is the default branch.
         package: a model that needs no hub.
         weights: those that it was published with, or random ones.
-        batch_size: sequences per forward pass.
+        batch_size: sequences per forward pass; null for as many as fit the device.
 
     Raises:
         ValueError: both or neither of `package` and `path` are set, a revision without a path, a batch size below 1.
@@ -57,9 +59,9 @@ class ModelSettings:
     revision: str | None = None
     package: Package | None = None
     weights: Weights = Weights.pretrained
-    dtype: DType = DType.float32
+    dtype: DType = DType.auto
     device: Device = Device.auto
-    batch_size: int = 8
+    batch_size: int | None = None
 
     def __post_init__(self):
         if (self.path is None) == (self.package is None):
@@ -70,5 +72,7 @@ class ModelSettings:
             )
         if self.revision is not None and self.path is None:
             raise ValueError(f"model.revision is {self.revision!r}, but a packaged model has none; leave it null")
-        if self.batch_size < 1:
-            raise ValueError(f"model.batch_size is {self.batch_size}; it counts sequences, so it must be at least 1")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(
+                f"model.batch_size is {self.batch_size}; it counts sequences, so it must be at least 1, or null"
+            )

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fsae.language_models.device import device_of, dtype_of
 from fsae.language_models.embedded import embedded_folder
 from fsae.language_models.hub import RepoKind, local_model_folder, offline, require_repo
-from fsae.language_models.settings import Device, ModelSettings, Weights
+from fsae.language_models.settings import ModelSettings, Weights
 from fsae.language_models.shape import Shape
 from fsae.language_models.sites import Site, SiteName
 
@@ -34,7 +35,6 @@ class TransformerLensModel:
 
     Attributes:
         name: what runs and tables call it.
-        batch_size: sequences per forward pass.
         shape: layers and widths.
         d_vocab: how many token ids there are.
         context_limit: the longest sequence it takes.
@@ -44,12 +44,9 @@ class TransformerLensModel:
         special_ids: every id that stands for no text.
     """
 
-    def __init__(
-        self, bridge: "TransformerBridge", tokenizer: "PreTrainedTokenizerBase", *, name: str, batch_size: int
-    ):
+    def __init__(self, bridge: "TransformerBridge", tokenizer: "PreTrainedTokenizerBase", name: str):
         config = bridge.cfg
         self.name = name
-        self.batch_size = batch_size
         self.shape = Shape(
             num_layers=config.n_layers,
             d_model=config.d_model,
@@ -102,16 +99,16 @@ class TransformerLensModel:
     ) -> dict[Site, Float[Tensor, "sequence position d"]]:
         """The activations at each site, in the model's dtype and on its device; heads of attn_z are concatenated.
 
-        The forward pass stops at the last of the sites: reading resid_mid does not run that block's MLP.
+        All rows run in one pass, which stops at the last of the sites: reading resid_mid does not run that block's MLP.
 
         Raises:
             ValueError: the model does not have the site.
         """
         for site in sites:
             self.check_site(site)
-        read = [self._read(chunk, sites) for chunk in tokens.to(self.device).split(self.batch_size)]
-        # Joined outside inference mode, so that training may use the result in an autograd graph.
-        return {site: torch.cat([chunk[site] for chunk in read]) for site in sites}
+        read = self._read(tokens.to(self.device), sites)
+        # Copied outside inference mode, so that training may use the result in an autograd graph.
+        return {site: read[site].clone() for site in sites}
 
     def logits(
         self,
@@ -160,7 +157,7 @@ def open_language_model(settings: ModelSettings) -> TransformerLensModel:
         ValueError: package not installed, no such folder, hub unreachable and nothing cached, gated without access,
             unknown name or revision, an architecture TransformerLens does not know, no GPU where one is asked for.
     """
-    device = device_of(settings)
+    device, dtype = device_of(settings), dtype_of(settings)
     hub_answers = True
     if settings.package is not None:
         source = str(embedded_folder(settings.package))
@@ -181,7 +178,6 @@ def open_language_model(settings: ModelSettings) -> TransformerLensModel:
             # Our own tokenizer: the one TransformerLens makes puts a BOS before every text, also where the model
             # never saw one in training (SmolLM2).
             tokenizer = AutoTokenizer.from_pretrained(source, revision=settings.revision)
-            dtype = getattr(torch, settings.dtype.value)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)  # of random weights
                 bridge = TransformerBridge.boot_transformers(
@@ -193,24 +189,16 @@ def open_language_model(settings: ModelSettings) -> TransformerLensModel:
                     load_weights=settings.weights is Weights.pretrained,
                 )
             if settings.weights is Weights.random:
-                bridge.to(device, dtype)
+                # Where it loads weights it does this itself.
+                bridge.to(device)
+                for name, tensor in [*bridge.named_parameters(), *bridge.named_buffers()]:
+                    # Positions' frequencies do not bear rounding.
+                    if tensor.is_floating_point() and not name.endswith("inv_freq"):
+                        tensor.data = tensor.data.to(dtype)
         except OSError as error:
             raise ValueError(f"model.path: {source} could not be opened as a language model: {error}") from error
     bridge.eval()
-    return TransformerLensModel(bridge, tokenizer, name=settings.name, batch_size=settings.batch_size)
-
-
-def device_of(settings: ModelSettings) -> torch.device:
-    """Where the model runs.
-
-    Raises:
-        ValueError: no GPU where one is asked for.
-    """
-    if settings.device is Device.cuda and not torch.cuda.is_available():
-        raise ValueError("model.device is cuda, but PyTorch sees no GPU on this machine; use auto or cpu")
-    if settings.device is Device.auto:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(settings.device.value)
+    return TransformerLensModel(bridge, tokenizer, settings.name)
 
 
 def _bos_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:

@@ -15,11 +15,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fsae.draws import generator_for
+from fsae.language_models.device import device_of, dtype_of, rows_at_once
 from fsae.language_models.identity import model_identity
 from fsae.language_models.settings import ModelSettings
 from fsae.language_models.shape import shape_of
 from fsae.language_models.sites import Site
-from fsae.language_models.transformer_lens_model import TransformerLensModel, device_of, open_language_model
+from fsae.language_models.transformer_lens_model import TransformerLensModel, open_language_model
 from fsae.sources.documents import DatasetSettings, Part, dataset_identity, open_documents
 from fsae.sources.harvest import Harvester
 from fsae.sources.shards import Extent, Room, Shards
@@ -301,7 +302,7 @@ def open_activations(
         return PackedTokens(
             open_documents(dataset, part),
             opened,
-            rows=opened.batch_size,
+            rows=rows_at_once(model, dataset.context),
             context=dataset.context,
             skip_positions=dataset.skip_positions,
             exclude_special_tokens=dataset.exclude_special_tokens,
@@ -320,7 +321,7 @@ def open_activations(
     contents = {} if source.cache is Cache.none else _contents(model, [site, *source.other_sites()], dataset, source)
     stores = {each: Store(folder / _folder_name(model, each, dataset, contents[each])) for each in contents}
     shape = shape_of(model) or harvester.model.shape
-    dtype = getattr(torch, model.dtype.value)
+    dtype = dtype_of(model)
     room = Room(folder=folder, limit_gb=source.cache_gb)
     missing = sum(
         shard_bytes(extent.count(part, number), shape.width(each), dtype)
@@ -384,8 +385,8 @@ def _contents(
     }
     shared = {
         "model": model_identity(model),
-        "dtype": model.dtype.name,
-        "rows": model.batch_size,
+        "dtype": str(dtype_of(model)).removeprefix("torch."),
+        "rows": rows_at_once(model, dataset.context),
         "dataset": text | dataset_identity(dataset),
         "shard_tokens": source.shard_tokens,
     }

@@ -152,7 +152,7 @@ class EEGSource:
 
 
 def windows(settings: EEGSettings) -> tuple[Float[Tensor, "train c t"], Float[Tensor, "held_out c t"]]:
-    """Filtered windows of both parts, (windows, channels, samples); recordings are not divided between the parts, unless
+    """Filtered windows of both parts, (windows, channels, samples). No recording is divided between the parts, unless
     there is one only.
 
     Raises:
@@ -180,11 +180,12 @@ def windows(settings: EEGSettings) -> tuple[Float[Tensor, "train c t"], Float[Te
         raise ValueError(f"no recording is as long as one window of {settings.seconds} s; lower source.seconds")
     if len(cut) == 1:
         split = len(cut[0]) - max(1, round(settings.held_out * len(cut[0])))
-        cut = [cut[0][:split], cut[0][split:]]
-    # Which are held out does not depend on the seed: runs of all seeds are measured on the same ones.
-    order = np.random.default_rng(0).permutation(len(cut))
-    held_out = max(1, round(settings.held_out * len(cut)))
-    parts = [torch.cat([cut[number] for number in sorted(part)]) for part in (order[held_out:], order[:held_out])]
+        parts = [cut[0][:split], cut[0][split:]]
+    else:
+        # Which are held out does not depend on the seed: runs of all seeds are measured on the same ones.
+        order = np.random.default_rng(0).permutation(len(cut))
+        held_out = max(1, round(settings.held_out * len(cut)))
+        parts = [torch.cat([cut[number] for number in sorted(part)]) for part in (order[held_out:], order[:held_out])]
     if min(map(len, parts)) == 0:
         raise ValueError(f"{len(kept)} recordings with {sum(map(len, cut))} windows are too few for two parts")
     return parts[0], parts[1]
@@ -212,13 +213,13 @@ def windows_of(recording: Recording, channels: Sequence[str], rate: float, setti
     import mne
 
     places = [recording.channels.index(channel) for channel in channels]
-    signal = recording.read()[places].astype(np.float64)
+    signal: np.ndarray = recording.read()[places].astype(np.float64)
     if recording.rate != rate:
         signal = mne.filter.resample(signal, up=rate, down=recording.rate, verbose="error")
     size = round(settings.seconds * rate)
     count = signal.shape[1] // size
     if count == 0:
-        return np.empty((0, len(signal), size))
+        return np.empty((0, len(places), size))
     filtered = mne.filter.filter_data(
         signal,
         rate,

@@ -157,13 +157,13 @@ class _SparseSources(FeatureModel):
 class HierarchicalFeaturesSettings(SyntheticSettings):
     """Many features with a hierarchy and correlations, after SynthSAEBench-16k (arXiv 2602.14687).
 
-    The first features are the roots, followed by their children, theirs and so on; what is left stands alone. Base rates
-    fall from p_max to p_min with the feature's number, as its power -zipf. A feature is on where a Gaussian variable of
-    its own, which shares `rank` common factors with the others', is above a threshold, where its parent is on, and, of
-    siblings that would be on at once, where chance picks it; thresholds are such that it is on at its base rate all the
-    same, as far as its parent's allows. Coefficients are normal, rectified, with means that fall from 5 to 4 and
-    standard deviations |N(0.5, 0.5^2)|; a child's is multiplied by its parent's over the parent's mean. Features are unit
-    vectors. The benchmark also makes them more orthogonal than chance, and adds a constant; this does not.
+    The first features are the roots, followed by their children, theirs and so on; what is left stands alone. Base
+    rates fall from p_max to p_min with the feature's number, as its power -zipf. A feature is on where a Gaussian
+    variable of its own, which shares `rank` common factors with the others', is above a threshold, where its parent is
+    on, and, of siblings that would be on at once, where chance picks it; thresholds are such that it is on at its base
+    rate all the same, as far as its parent's allows. Coefficients are normal, rectified, with means that fall from 5 to
+    4 and standard deviations |N(0.5, 0.5^2)|; a child's is multiplied by its parent's over the parent's mean. Features
+    are unit vectors. The benchmark also makes them more orthogonal than chance, and adds a constant; this does not.
 
     Attributes:
         roots, branching, depth: of the hierarchy: so many trees, each feature above the lowest level with so many
@@ -326,4 +326,3 @@ def _unit_vectors(settings: SyntheticSettings) -> Tensor:
     generator = generator_for(settings.seed, "features")
     vectors = torch.randn(settings.features, settings.d_in, generator=generator)
     return vectors / vectors.norm(dim=1, keepdim=True)
-

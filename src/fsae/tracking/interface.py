@@ -14,6 +14,10 @@ class MetricSink(Protocol):
         """
         ...
 
+    def say(self, message: str) -> None:
+        """Put a line into the run's own log."""
+        ...
+
     def position(self) -> int:
         """How many bytes are recorded and safe on disk: what a checkpoint keeps, to resume from."""
         ...

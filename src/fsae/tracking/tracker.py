@@ -1,5 +1,6 @@
 """A run's tracking: every value goes to `metrics.jsonl`, and from there to MLflow by a process beside the run."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,9 +8,12 @@ from types import TracebackType
 from typing import Self
 
 from fsae.tracking.run_folder import RunFolder
+from fsae.tracking.run_log import speaking_for
 from fsae.tracking.spool import MetricLog
 from fsae.tracking.store import checked_uri
 from fsae.tracking.uploader import Uploader
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,11 @@ class Tracker:
             OSError: no space is left.
         """
         self._metrics.append(metrics, step)
+
+    def say(self, message: str) -> None:
+        """Put a line into the run's own log."""
+        with speaking_for(self._folder):
+            log.info(message)
 
     def position(self) -> int:
         """Bytes recorded and safe on disk: what a checkpoint keeps."""

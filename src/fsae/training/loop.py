@@ -14,6 +14,7 @@ from fsae.sources.source import Batch, Source
 from fsae.tracking.interface import MetricSink
 from fsae.training.checkpoints import Checkpoints
 from fsae.training.coupling import Coupling
+from fsae.training.crew import Crew
 from fsae.training.interruption import Interruption
 from fsae.training.member import Member
 from fsae.training.reinitialisation import Reinitialisation
@@ -63,6 +64,7 @@ class TrainingRun:
         self.position: dict[str, Any] | None = None
         self.means: dict[str, float] = {}
         self.fvu_of_each: list[float] = []
+        self._crew = Crew.of(members)
         self._saved_at = time.monotonic()
 
     @property
@@ -80,25 +82,29 @@ class TrainingRun:
 
         Waits for nothing, unless members are matched or started over.
         """
-        for number, (member, record) in enumerate(zip(self.members, self._records(x, targets), strict=True)):
-            member.update(record, self.step)
-            count = member.start_over(record, self.step, self.reinitialisation)
-            if count > 0:
-                log.info("step %d: %d latents of member %d start over", self.step, count, number)
-                if self.coupling is not None:
-                    self.coupling.forget()
-        self.step += 1
 
-    def _records(self, x: Tensor, targets: Tensor | None) -> Iterable[ForwardRecord]:
-        """The members' forward records, once gradients are there; one at a time where nothing couples them."""
-        records = (member.backward(x, self.step, targets) for member in self.members)
+        def backward(member: Member) -> ForwardRecord:
+            return member.backward(x, self.step, targets)
+
+        def update(member: Member, record: ForwardRecord) -> int:
+            member.update(record, self.step)
+            return member.start_over(record, self.step, self.reinitialisation)
+
         if self.coupling is None:
-            return records
-        together = list(records)
-        autoencoders = [member.autoencoder for member in self.members]
-        progress = self.step / self.settings.steps
-        self.coupling.backward(autoencoders, self.step, progress, measure=self.settings.logs_after(self.step))
-        return together
+            # Each one's record is let go of at once.
+            started_over = self._crew.map(lambda member: update(member, backward(member)), self.members)
+        else:
+            records = self._crew.map(backward, self.members)
+            autoencoders = [member.autoencoder for member in self.members]
+            progress = self.step / self.settings.steps
+            self.coupling.backward(autoencoders, self.step, progress, measure=self.settings.logs_after(self.step))
+            started_over = self._crew.map(lambda both: update(*both), list(zip(self.members, records, strict=True)))
+            if any(started_over):
+                self.coupling.forget()
+        for number, count in enumerate(started_over):
+            if count > 0:
+                self.tracker.say(f"step {self.step}: {count} latents of member {number} start over")
+        self.step += 1
 
     def settle(self, rate: float, save: bool) -> None:
         """Log and save what is due after a step.

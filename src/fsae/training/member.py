@@ -64,9 +64,7 @@ class Member:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.precision is Precision.bf16):
             record = autoencoder(x, self.sparse, targets)
         last_of_interval = settings.logs_after(step)
-        losses = self.objective(
-            record, Moment(self.dead.indices), step / settings.steps, measure_all=last_of_interval
-        )
+        losses = self.objective(record, Moment(self.dead.indices), step / settings.steps, measure_all=last_of_interval)
         losses.total.backward()
         self._remember(losses.parts)
         return record

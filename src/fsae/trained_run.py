@@ -1,0 +1,155 @@
+"""What runs have made: their autoencoders, measured side by side, exported and reported, each to its own folder."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from fsae.analysis.run_plots import plot_firing, plot_sharing, plot_training
+from fsae.autoencoders.base import Autoencoder
+from fsae.configuration.schema import Task
+from fsae.evaluation.agreement import agreement, truth_by_sharing
+from fsae.evaluation.results import flat_results, results_table
+from fsae.evaluation.sparsity import density_histogram
+from fsae.evaluation.splice import evaluate_splice
+from fsae.evaluation.truth import Truth, evaluate_truth
+from fsae.evaluation.vectors import evaluate_vectors
+from fsae.export.saelens import Provenance, save_saelens
+from fsae.language_models.device import rows_at_once
+from fsae.losses.fisher import Fisher
+from fsae.open_run import OpenRun
+from fsae.sources.activations import ActivationSource
+from fsae.sources.source import Batch, Source
+from fsae.sources.synthetic import SyntheticSource
+from fsae.tracking.run_folder import write_json
+from fsae.tracking.store import resolve_uri, ui_command
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedRun:
+    """A run and the autoencoders that it made or read, in raw units.
+
+    Attributes:
+        run: which.
+        autoencoders: one; the members of a population otherwise.
+        tokens: what they were trained on here.
+        best: the member with the least unexplained variance at the end of training.
+    """
+
+    run: OpenRun
+    autoencoders: list[Autoencoder]
+    tokens: int
+    best: int
+
+
+def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[], None]) -> None:
+    """Measure all at once, and finish each run with its own numbers; `heartbeat` may raise to stop the measuring."""
+    settings = made[0].run.settings
+    autoencoders = [autoencoder for each in made for autoencoder in each.autoencoders]
+    fishers = [
+        next((term for term in each.run.settings.loss.values() if isinstance(term, Fisher)), Fisher())
+        for each in made
+        for _ in each.autoencoders
+    ]
+
+    def held_out() -> Iterator[Batch]:
+        return _with_heartbeat(source.held_out(settings.eval.tokens, settings.eval.batch_size), heartbeat)
+
+    vectors = evaluate_vectors(autoencoders, held_out(), fishers)
+    scalars = [measured.scalars for measured in vectors]
+    truths: list[Truth] = []
+    if isinstance(source, ActivationSource) and settings.eval.splice_tokens > 0:
+        model, site, _ = settings.place()
+        log.info("running %s with the reconstruction in place of its activations", model.name)
+        tokens, keep = source.held_out_rows(settings.eval.splice_tokens)
+        spliced = evaluate_splice(
+            source.model,
+            site,
+            autoencoders,
+            tokens,
+            keep,
+            vectors[0].mean_activation,
+            rows_at_once(model, tokens.shape[1]),
+            heartbeat,
+        )
+        scalars = [measured | more for measured, more in zip(scalars, spliced, strict=True)]
+    if isinstance(source, SyntheticSource):
+        samples = source.held_out_codes(settings.eval.tokens, settings.eval.batch_size)
+        truths = evaluate_truth(autoencoders, source.features, _with_heartbeat(samples, heartbeat))
+        scalars = [measured | truth.scalars for measured, truth in zip(scalars, truths, strict=True)]
+    frequencies = [measured.firing_frequency for measured in vectors]
+    bos = source.prepends_bos if isinstance(source, ActivationSource) else None
+    for each in made:
+        size = len(each.autoencoders)
+        of_run, scalars = scalars[:size], scalars[size:]
+        firing, frequencies = frequencies[:size], frequencies[size:]
+        known, truths = truths[:size], truths[size:]
+        with each.run.alone():
+            if settings.task is Task.train:
+                _export(each, firing, bos)
+            _report(each, of_run, firing, known)
+
+
+def _with_heartbeat(batches: Iterable[Item], heartbeat: Callable[[], None]) -> Iterator[Item]:
+    for batch in batches:
+        heartbeat()
+        yield batch
+
+
+def _export(made: TrainedRun, firing: Sequence[Tensor], prepends_bos: bool | None) -> None:
+    settings, folder = made.run.settings, made.run.folder
+    model, site, dataset = settings.model, settings.site, settings.dataset
+    provenance = Provenance()
+    if model is not None and site is not None and dataset is not None:
+        provenance = Provenance(
+            model_name=model.path or model.name,
+            hook_name=site.hook_name,
+            context_size=dataset.context,
+            prepend_bos=prepends_bos,
+            dataset_path=dataset.path or dataset.name,
+            exclude_special_tokens=dataset.exclude_special_tokens,
+        )
+    alone = len(made.autoencoders) == 1
+    for number, (autoencoder, frequency) in enumerate(zip(made.autoencoders, firing, strict=True)):
+        save_saelens(autoencoder, folder.sae if alone else folder.sae / str(number), provenance, frequency)
+    plot_training(folder.metrics, folder.plots / "training.png")
+
+
+def _report(
+    made: TrainedRun, scalars: Sequence[dict[str, float]], firing: Sequence[Tensor], truths: Sequence[Truth]
+) -> None:
+    """The run's numbers: of a population the means over its members, what they have in common, and each one's own."""
+    run = made.run
+    metrics = {name: sum(each[name] for each in scalars) / len(scalars) for name in scalars[0]}
+    of_each: dict[str, float] = {}
+    histograms = [density_histogram(each) for each in firing]
+    histogram = histograms[0] | {"latents": torch.tensor([each["latents"] for each in histograms]).sum(0).tolist()}
+    if len(scalars) > 1:
+        compared = agreement([autoencoder.W_dec for autoencoder in made.autoencoders])
+        metrics |= compared.scalars | {"best_fvu": scalars[made.best]["fvu"], "best_member": float(made.best)}
+        if truths:
+            metrics |= truth_by_sharing(compared.found_by, torch.stack([truth.nearest_cosine for truth in truths]))
+        of_each = {f"{number}/{name}": value for number, each in enumerate(scalars) for name, value in each.items()}
+        plot_sharing(compared.found_by.flatten().tolist(), len(scalars), run.folder.plots / "sharing.png")
+    plot_firing(histogram, metrics["dead_share"], run.folder.plots / "firing.png")
+    run.tracker.log({f"eval/{name}": value for name, value in (metrics | of_each).items()}, made.tokens)
+    print(f"\n{results_table(metrics)}")
+    finish(run, flat_results(metrics | of_each) | {"density_histogram": histogram})
+
+
+def finish(run: OpenRun, results: dict[str, Any]) -> None:
+    write_json(run.folder.results, results)
+    run.results = results
+    print(f"\nrun folder:  {run.folder.path}")
+    if run.settings.tracking.mlflow:
+        uri = resolve_uri(run.settings.tracking.uri, Path(run.settings.paths.outputs))
+        print(f"MLflow UI:   {ui_command(uri)}")
+    run.end()

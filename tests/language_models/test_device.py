@@ -1,0 +1,56 @@
+"""What a language model runs in and how much of it at a time, on devices that are not here as well."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fsae.language_models.device import device_of, dtype_of, rows_at_once
+from fsae.language_models.settings import Device, DType, ModelSettings, Package
+
+
+def settings(**changes) -> ModelSettings:
+    return ModelSettings(name="tiny", package=Package.tiny, **changes)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch):
+    """A GPU that multiplies in bfloat16 and has so much memory, in GB."""
+
+    def present(memory: float, bf16: bool = True) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+        monkeypatch.setattr(
+            torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=int(memory * 2**30))
+        )
+
+    return present
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+@pytest.mark.parametrize("avx512", [False, True])
+def test_a_cpu_that_multiplies_in_bfloat16_does(avx512: bool, tiles: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    on_cpu = settings(device=Device.cpu)
+    assert dtype_of(on_cpu) is (torch.bfloat16 if avx512 or tiles else torch.float32)
+    assert dtype_of(settings(device=Device.cpu, dtype=DType.float16)) is torch.float16
+
+
+def test_a_gpu_is_taken_with_the_type_it_is_good_at(gpu):
+    gpu(80)
+    assert device_of(settings()).type == "cuda"
+    assert dtype_of(settings()) is torch.bfloat16
+    gpu(16, bf16=False)
+    assert dtype_of(settings()) is torch.float32
+    assert device_of(settings(device=Device.cpu)).type == "cpu"
+
+
+def test_rows_fill_a_pass(gpu):
+    on_cpu = {"device": Device.cpu}
+    assert [rows_at_once(settings(**on_cpu), context) for context in (128, 1000, 4096)] == [8, 1, 1]
+    gpu(24)
+    assert rows_at_once(settings(), 128) == 24 * 2**30 // 2**22 // 128
+    gpu(1000)
+    assert rows_at_once(settings(), 1024) == 32
+    assert rows_at_once(settings(batch_size=3), 1024) == 3

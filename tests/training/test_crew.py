@@ -1,0 +1,116 @@
+"""Several at a time do what one after the other would."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from fsae.losses.mutual import Mutual
+from fsae.tracking.run_folder import RunFolder
+from fsae.tracking.tracker import Tracker
+from fsae.training import crew
+from fsae.training.checkpoints import Checkpoints
+from fsae.training.coupling import Coupling
+from fsae.training.crew import Crew
+from fsae.training.interruption import Interruption
+from fsae.training.reinitialisation import Reinitialisation, Scope
+from tests.streams import activation_source
+from tests.training.runs import SCALE, LoneRun, adam, differences, logged, member, saved
+
+
+@pytest.fixture(autouse=True)
+def _four_cores() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_each_has_its_share_of_the_cores_and_they_come_back():
+    two = Crew(2)
+    together = threading.Barrier(2, timeout=10)
+
+    def look(item: int) -> tuple[int, int]:
+        together.wait()
+        return item, torch.get_num_threads()
+
+    assert two.map(look, [5, 6]) == [(5, 2), (6, 2)]
+    assert torch.get_num_threads() == 4
+
+
+def test_one_is_done_here_with_all_cores():
+    here = threading.get_ident()
+    for size, items in ((1, [1, 2]), (2, [1])):
+        several = Crew(size)
+        assert several.map(lambda _: (threading.get_ident(), torch.get_num_threads()), items) == [(here, 4)] * len(
+            items
+        )
+
+
+def test_an_error_is_raised_when_the_others_are_done():
+    done = []
+
+    def act(item: int) -> None:
+        if item == 0:
+            raise OSError("nothing left")
+        time.sleep(0.2)
+        done.append(item)
+
+    two = Crew(2)
+    with pytest.raises(OSError, match="nothing left"):
+        two.map(act, [0, 1, 2])
+    assert sorted(done) == [1, 2]
+    assert torch.get_num_threads() == 4
+
+
+def size_of(count: int) -> int:
+    return 4 // Crew.of([member("topk", adam()) for _ in range(count)]).cores_each
+
+
+def test_threads_are_taken_where_steps_are_long(monkeypatch: pytest.MonkeyPatch):
+    assert size_of(3) == 1
+    monkeypatch.setattr(crew, "_WORTH_A_THREAD", 0)
+    assert [size_of(count) for count in (1, 2, 9)] == [1, 2, 4]
+
+
+def population(folder: Path, coupled: bool) -> LoneRun:
+    """Three of an architecture, which start over now and then."""
+    folder.mkdir()
+    settings, source = adam(), activation_source()
+    run = LoneRun(
+        [member("topk", settings, seed=seed) for seed in range(3)],
+        Coupling(Mutual(weight=0.1), seed=0) if coupled else None,
+        Reinitialisation(scope=Scope.latents, every=4, until=0.8),
+        source,
+        SCALE,
+        settings,
+        Tracker(folder, None),
+        Checkpoints(RunFolder(folder).checkpoints, {}),
+    )
+    run.interruption, run.stop_at = Interruption(), None
+    return run
+
+
+def test_members_side_by_side_are_what_they_are_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for at, least in (("threads", 0), ("one by one", 2**40)):
+        monkeypatch.setattr(crew, "_WORTH_A_THREAD", least)
+        # Each has one core either way: on more of them an operation may round differently.
+        torch.set_num_threads(3 if least == 0 else 1)
+        population(tmp_path / at, coupled=False).train()
+    same(tmp_path / "threads", tmp_path / "one by one")
+
+
+def test_a_coupled_population_is_always_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(crew, "_WORTH_A_THREAD", 0)
+    for at in ("once", "again"):
+        population(tmp_path / at, coupled=True).train()
+    same(tmp_path / "once", tmp_path / "again")
+
+
+def same(*folders: Path) -> None:
+    assert not differences(*map(saved, folders))
+    assert logged(folders[0]) == logged(folders[1])
+    assert all(each["started_over"] > 0 for each in saved(folders[0])["members"])
