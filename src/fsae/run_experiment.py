@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from fsae.autoencoders.base import Autoencoder
+from fsae.autoencoders.base import Autoencoder, SparseAutoencoder
 from fsae.autoencoders.initialisation import initialise_from
+from fsae.autoencoders.local_pca import PCA, LocalPCA
 from fsae.configuration.origin import Origin
 from fsae.configuration.refusal import tell
 from fsae.configuration.schema import RunSettings, Task
@@ -31,11 +32,14 @@ from fsae.tracking.store import resolve_uri
 from fsae.tracking.uploader import Uploader
 from fsae.trained_run import TrainedRun, evaluate, finish
 from fsae.training.coupling import Coupling
+from fsae.training.fitting import FittedMember
 from fsae.training.interruption import Interrupted, Interruption
+from fsae.training.learner import Learner
 from fsae.training.loop import TrainingRun, train
 from fsae.training.member import Member
 from fsae.training.memory import freed_memory_kept
 from fsae.training.scaling import Scale, scale_of
+from fsae.training.settings import AdamSettings, FitSettings
 
 log = logging.getLogger(__name__)
 
@@ -227,7 +231,7 @@ def _trained(runs: Sequence[OpenRun], source: Source, interruption: Interruption
 
 def _training(run: OpenRun, source: Source, scale_by: Callable[[Scale], float]) -> TrainingRun:
     settings, state = run.settings, run.state
-    settings.arch.check_width(source.d_in)
+    settings.check_width(source.d_in)
     scale = scale_by(settings.trainer.activation_scale) if state is None else state["scale"]
     members = [
         _member(settings, number, source, scale, fresh=state is None) for number in range(settings.population.size)
@@ -256,13 +260,19 @@ def _training(run: OpenRun, source: Source, scale_by: Callable[[Scale], float]) 
     return training
 
 
-def _member(settings: RunSettings, number: int, source: Source, scale: float, fresh: bool) -> Member:
+def _member(settings: RunSettings, number: int, source: Source, scale: float, fresh: bool) -> Learner:
     """One of a population; the first has the run's own seed, and is what the run alone would train."""
     seed = settings.seed if number == 0 else seed_of(settings.seed, number)
     autoencoder = settings.arch.build(source.d_in, torch.Generator().manual_seed(seed)).to(source.device)
+    objective, trainer = Objective(settings.loss), settings.trainer
+    if isinstance(trainer, FitSettings):
+        assert isinstance(autoencoder, LocalPCA | PCA)
+        return FittedMember(autoencoder, objective, trainer, scale, seed)
+    assert isinstance(autoencoder, SparseAutoencoder)
+    assert isinstance(trainer, AdamSettings)
     if fresh:
         initialise_from(autoencoder, source.first_vectors(), scale)
-    return Member(autoencoder, Objective(settings.loss), settings.trainer, scale, seed)
+    return Member(autoencoder, objective, trainer, scale, seed)
 
 
 def _existing(settings: RunSettings) -> Autoencoder:

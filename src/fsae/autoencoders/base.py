@@ -38,25 +38,15 @@ class BiasInit(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderSettings(ABC):
-    """What every architecture lets one choose.
+    """What every autoencoder lets one choose: its size.
 
     Attributes:
         expansion: d_sae as a multiple of d_in, used where `d_sae` is null.
         d_sae: number of latents, or null.
-        apply_b_dec_to_input: subtract b_dec from the input before encoding.
-        decoder_norm: what holds the decoder's rows.
-        encoder_init: how W_enc starts.
-        init_norm: norm of the decoder's rows at the start (1 under `decoder_norm: unit`).
-        b_dec_init: where b_dec starts.
     """
 
     expansion: float = 8.0
     d_sae: int | None = None
-    apply_b_dec_to_input: bool = True
-    decoder_norm: DecoderNorm = DecoderNorm.unit
-    encoder_init: EncoderInit = EncoderInit.transpose
-    init_norm: float = 1.0
-    b_dec_init: BiasInit = BiasInit.geometric_median
 
     # Fields of the forward record beyond the common ones; loss terms name those they need.
     provides: ClassVar[frozenset[str]] = frozenset()
@@ -68,13 +58,6 @@ class AutoencoderSettings(ABC):
             raise ValueError(f"arch.d_sae is {self.d_sae}; a dictionary needs at least one latent")
         if self.expansion <= 0:
             raise ValueError(f"arch.expansion is {self.expansion}; it must be positive")
-        if self.init_norm <= 0:
-            raise ValueError(f"arch.init_norm is {self.init_norm}; it must be positive")
-        if self.decoder_norm is DecoderNorm.unit and self.init_norm != 1.0:
-            raise ValueError(
-                f"arch.init_norm is {self.init_norm} but arch.decoder_norm is unit, which makes it 1 after one step; "
-                "set arch.decoder_norm=free"
-            )
 
     def width(self, d_in: int) -> int:
         """Number of latents for inputs of width d_in."""
@@ -93,7 +76,40 @@ class AutoencoderSettings(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RectifiedSettings(AutoencoderSettings):
+class SparseAutoencoderSettings(AutoencoderSettings):
+    """What every sparse autoencoder lets one choose.
+
+    Attributes:
+        apply_b_dec_to_input: subtract b_dec from the input before encoding.
+        decoder_norm: what holds the decoder's rows.
+        encoder_init: how W_enc starts.
+        init_norm: norm of the decoder's rows at the start (1 under `decoder_norm: unit`).
+        b_dec_init: where b_dec starts.
+    """
+
+    apply_b_dec_to_input: bool = True
+    decoder_norm: DecoderNorm = DecoderNorm.unit
+    encoder_init: EncoderInit = EncoderInit.transpose
+    init_norm: float = 1.0
+    b_dec_init: BiasInit = BiasInit.geometric_median
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.init_norm <= 0:
+            raise ValueError(f"arch.init_norm is {self.init_norm}; it must be positive")
+        if self.decoder_norm is DecoderNorm.unit and self.init_norm != 1.0:
+            raise ValueError(
+                f"arch.init_norm is {self.init_norm} but arch.decoder_norm is unit, which makes it 1 after one step; "
+                "set arch.decoder_norm=free"
+            )
+
+    @abstractmethod
+    def build(self, d_in: int, generator: torch.Generator) -> "SparseAutoencoder":
+        """An autoencoder with fresh weights, drawn from `generator`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RectifiedSettings(SparseAutoencoderSettings):
     """What the architectures share that switch each latent on by itself.
 
     Attributes:
@@ -181,7 +197,7 @@ class Encoding:
 
 
 class Autoencoder(nn.Module, ABC):
-    """A sparse autoencoder: x -> codes -> codes @ W_dec + b_dec.
+    """x -> codes -> codes @ W_dec + b_dec, however it came by its weights.
 
     W_enc is (d_in, d_sae) and W_dec (d_sae, d_in). W_enc is held transposed in memory, because the sparse products
     read and write whole rows of one latent in both matrices.
@@ -195,20 +211,21 @@ class Autoencoder(nn.Module, ABC):
     # lost there.
     float32_names: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, d_in: int, settings: AutoencoderSettings, generator: torch.Generator):
+    def __init__(self, d_in: int, settings: AutoencoderSettings):
         super().__init__()
         self.settings = settings
         self.d_in = d_in
         self.d_sae = settings.width(d_in)
-        rows = torch.randn(self.d_sae, d_in, generator=generator)
-        rows *= settings.init_norm / rows.norm(dim=1, keepdim=True)
-        self.W_dec = nn.Parameter(rows)
-        if settings.encoder_init is EncoderInit.transpose:
-            encoder_rows = rows.clone()
-        else:
-            encoder_rows = torch.randn(self.d_sae, d_in, generator=generator) / d_in**0.5
-        self.W_enc = nn.Parameter(encoder_rows.T)
-        self.b_dec = nn.Parameter(torch.zeros(d_in))
+
+    @property
+    def centred(self) -> bool:
+        """Whether b_dec is subtracted from the input before encoding."""
+        return False
+
+    @property
+    def code_weights(self) -> Float[Tensor, " d_sae"] | None:
+        """What a unit of each code is worth to a sparsity term; None for one each."""
+        return None
 
     @abstractmethod
     def encode(self, x: Float[Tensor, "batch d_in"], sparse: bool = False) -> Encoding:
@@ -218,7 +235,6 @@ class Autoencoder(nn.Module, ABC):
         self, x: Float[Tensor, "batch d_in"], sparse: bool = False, targets: Float[Tensor, "batch d_in"] | None = None
     ) -> ForwardRecord:
         encoding = self.encode(x, sparse)
-        free = self.settings.decoder_norm is DecoderNorm.free
         return ForwardRecord(
             inputs=x,
             pre_activations=encoding.pre_activations,
@@ -226,7 +242,7 @@ class Autoencoder(nn.Module, ABC):
             reconstruction=self.decode(encoding.codes),
             W_dec=self.W_dec,
             b_dec=self.b_dec,
-            code_weights=self.W_dec.norm(dim=1) if free else None,
+            code_weights=self.code_weights,
             targets=targets,
             **encoding.extra,
         )
@@ -242,12 +258,12 @@ class Autoencoder(nn.Module, ABC):
         narrow: Callable[[Pattern, Tensor], Tensor] | None = None,
     ) -> Codes:
         """encoder_input(x) @ W_enc, everywhere or where it is wanted; see `linear_codes`."""
-        centre = self.b_dec if self.settings.apply_b_dec_to_input else None
+        centre = self.b_dec if self.centred else None
         return linear_codes(x, centre, self.W_enc, select, narrow)
 
     def encoder_input(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """x, less b_dec where the settings say so."""
-        return x - self.b_dec if self.settings.apply_b_dec_to_input else x
+        return x - self.b_dec if self.centred else x
 
     def _apply(self, fn, recurse=True):
         before = {name: getattr(self, name).data for name in self.float32_names}
@@ -257,6 +273,32 @@ class Autoencoder(nn.Module, ABC):
             if moved.dtype in (torch.bfloat16, torch.float16):
                 moved.data = tensor.to(moved.device, torch.float32)
         return self
+
+
+class SparseAutoencoder(Autoencoder):
+    """An autoencoder that gradient steps make sparse, from weights that are drawn."""
+
+    settings: SparseAutoencoderSettings
+
+    def __init__(self, d_in: int, settings: SparseAutoencoderSettings, generator: torch.Generator):
+        super().__init__(d_in, settings)
+        rows = torch.randn(self.d_sae, d_in, generator=generator)
+        rows *= settings.init_norm / rows.norm(dim=1, keepdim=True)
+        self.W_dec = nn.Parameter(rows)
+        if settings.encoder_init is EncoderInit.transpose:
+            encoder_rows = rows.clone()
+        else:
+            encoder_rows = torch.randn(self.d_sae, d_in, generator=generator) / d_in**0.5
+        self.W_enc = nn.Parameter(encoder_rows.T)
+        self.b_dec = nn.Parameter(torch.zeros(d_in))
+
+    @property
+    def centred(self) -> bool:
+        return self.settings.apply_b_dec_to_input
+
+    @property
+    def code_weights(self) -> Float[Tensor, " d_sae"] | None:
+        return self.W_dec.norm(dim=1) if self.settings.decoder_norm is DecoderNorm.free else None
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:

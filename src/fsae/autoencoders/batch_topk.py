@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fsae.autoencoders.base import AffineMap, Autoencoder, Encoding
+from fsae.autoencoders.base import AffineMap, Encoding, SparseAutoencoder
 from fsae.autoencoders.codes import Codes, Pattern, lowered
 from fsae.autoencoders.topk import KSettings
 
@@ -33,7 +33,7 @@ class BatchTopKSettings(KSettings):
         return BatchTopK(d_in, self, generator)
 
 
-class BatchTopK(Autoencoder):
+class BatchTopK(SparseAutoencoder):
     """codes = relu(pre) at the k x batch largest entries of the batch (training) or above `threshold` (inference)."""
 
     settings: BatchTopKSettings

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fsae.autoencoders.base import AffineMap, Autoencoder, Encoding, RectifiedSettings
+from fsae.autoencoders.base import AffineMap, Encoding, RectifiedSettings, SparseAutoencoder
 from fsae.autoencoders.codes import Pattern
 
 
@@ -20,7 +20,7 @@ class GatedSettings(RectifiedSettings):
         return Gated(d_in, self, generator)
 
 
-class Gated(Autoencoder):
+class Gated(SparseAutoencoder):
     """codes = 1[gate > 0] relu(magnitude), with (paper, eqs. 3-5)
 
     gate = (x - b_dec) W_enc + b_gate,  magnitude = (x - b_dec) W_enc exp(r_mag) + b_mag.

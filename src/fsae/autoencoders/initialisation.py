@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.autoencoders.base import Autoencoder, BiasInit, RectifiedSettings
+from fsae.autoencoders.base import BiasInit, RectifiedSettings, SparseAutoencoder
 from fsae.autoencoders.gated import Gated
 from fsae.autoencoders.jumprelu import JumpReLU
 
@@ -16,7 +16,7 @@ ITERATIONS = 50
 
 @torch.no_grad()
 def initialise_from(
-    autoencoder: Autoencoder,
+    autoencoder: SparseAutoencoder,
     vectors: Float[Tensor, "vectors d_in"],
     scale: float,
     centre: Float[Tensor, " d_in"] | None = None,
@@ -41,7 +41,7 @@ def initialise_from(
         _set_density(autoencoder, sample, settings.init_density)
 
 
-def _set_density(autoencoder: Autoencoder, vectors: Tensor, density: float) -> None:
+def _set_density(autoencoder: SparseAutoencoder, vectors: Tensor, density: float) -> None:
     """Set each latent's bias to where a share `density` of the vectors switches it on."""
     bias = autoencoder.get_parameter("b_gate" if isinstance(autoencoder, Gated) else "b_enc")
     inputs = autoencoder.encoder_input(vectors)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fsae.autoencoders.base import AffineMap, Autoencoder, Encoding, RectifiedSettings
+from fsae.autoencoders.base import AffineMap, Encoding, RectifiedSettings, SparseAutoencoder
 from fsae.autoencoders.codes import Pattern
 from fsae.autoencoders.straight_through import jump_relu, step
 
@@ -37,7 +37,7 @@ class JumpReLUSettings(RectifiedSettings):
         return JumpReLU(d_in, self, generator)
 
 
-class JumpReLU(Autoencoder):
+class JumpReLU(SparseAutoencoder):
     """codes = pre 1[pre > threshold], pre = (x - b_dec) W_enc + b_enc.
 
     The log of the threshold is learned, so it stays positive; it stays in float32 whatever the other weights are,

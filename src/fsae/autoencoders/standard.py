@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fsae.autoencoders.base import AffineMap, Autoencoder, Encoding, RectifiedSettings
+from fsae.autoencoders.base import AffineMap, Encoding, RectifiedSettings, SparseAutoencoder
 from fsae.autoencoders.codes import Pattern
 
 
@@ -17,7 +17,7 @@ class StandardSettings(RectifiedSettings):
         return Standard(d_in, self, generator)
 
 
-class Standard(Autoencoder):
+class Standard(SparseAutoencoder):
     """codes = relu((x - b_dec) W_enc + b_enc)."""
 
     def __init__(self, d_in: int, settings: StandardSettings, generator: torch.Generator):

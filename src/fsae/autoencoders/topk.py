@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fsae.autoencoders.base import AffineMap, Autoencoder, AutoencoderSettings, Encoding
+from fsae.autoencoders.base import AffineMap, Encoding, SparseAutoencoder, SparseAutoencoderSettings
 from fsae.autoencoders.codes import Codes, Pattern
 
 # Entries of a group, of which only the maximum is looked at first.
@@ -14,7 +14,7 @@ _GROUP = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class KSettings(AutoencoderSettings):
+class KSettings(SparseAutoencoderSettings):
     """What the architectures with a fixed number of active latents share.
 
     Attributes:
@@ -57,7 +57,7 @@ class AbsTopKSettings(KSettings):
         return AbsTopK(d_in, self, generator)
 
 
-class TopK(Autoencoder):
+class TopK(SparseAutoencoder):
     """codes = relu(pre) at the k largest entries of pre = (x - b_dec) W_enc + b_enc, else 0."""
 
     settings: KSettings

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fsae.autoencoders.local_pca import FittedSettings
 from fsae.autoencoders.topk import KSettings
 from fsae.configuration.schema import RunSettings, Task
 from fsae.language_models.shape import shape_of
@@ -10,6 +11,7 @@ from fsae.sources.activations import ActivationSourceSettings, Cache
 from fsae.sources.synthetic import SyntheticSettings
 from fsae.tracking.store import resolve_uri
 from fsae.training.reinitialisation import Scope
+from fsae.training.settings import FitSettings
 
 
 def check(settings: RunSettings) -> None:
@@ -23,6 +25,7 @@ def check(settings: RunSettings) -> None:
     elif settings.sae.path is not None:
         raise ValueError("sae.path is only read by task=eval; add task=eval, or leave sae.path out")
     check_terms(settings.loss, settings.arch)
+    _check_fitting(settings)
     if isinstance(settings.source, ActivationSourceSettings):
         _check_activations(settings, settings.source)
     else:
@@ -37,6 +40,27 @@ def check(settings: RunSettings) -> None:
         resolve_uri(settings.tracking.uri, Path(settings.paths.outputs))
 
 
+def _check_fitting(settings: RunSettings) -> None:
+    arch, trainer = settings.arch, settings.trainer
+    name = type(arch).__name__.removesuffix("Settings")
+    if isinstance(arch, FittedSettings) != isinstance(trainer, FitSettings):
+        how = ("has no gradients", "fit") if isinstance(arch, FittedSettings) else ("is trained by gradients", "adam")
+        raise ValueError("arch {} {}: choose trainer={}".format(name, *how))
+    if not isinstance(arch, FittedSettings):
+        return
+    for key, term in settings.loss.items():
+        if key != "reconstruction" and term.weight > 0:
+            raise ValueError(
+                f"loss.{key}.weight is {term.weight}, but arch {name} is fitted to the squared error alone; set it to 0"
+            )
+    population = settings.population
+    if population.mutual.weight > 0 or population.reinitialise.scope is not Scope.none:
+        raise ValueError(
+            f"arch {name} is fitted: nothing pulls members toward each other or starts them over; set "
+            "population.mutual.weight=0 and population.reinitialise.scope=none"
+        )
+
+
 def _check_activations(settings: RunSettings, source: ActivationSourceSettings) -> None:
     model, site = settings.model, settings.site
     if model is None or site is None or settings.dataset is None:
@@ -46,7 +70,7 @@ def _check_activations(settings: RunSettings, source: ActivationSourceSettings) 
         shape.check_site(site, model.name)
         for other in source.other_sites():
             shape.check_site(other, model.name)
-        settings.arch.check_width(shape.width(site))
+        settings.check_width(shape.width(site))
     tokens = source.distinct_tokens(settings.trainer.tokens)
     if tokens < settings.trainer.batch_size:
         raise ValueError(
@@ -64,4 +88,4 @@ def _check_other_source(settings: RunSettings) -> None:
     if settings.task is Task.harvest:
         raise ValueError("task=harvest fills the activation store, which is for source=activations")
     if isinstance(settings.source, SyntheticSettings):
-        settings.arch.check_width(settings.source.d_in)
+        settings.check_width(settings.source.d_in)

@@ -16,6 +16,7 @@ from fsae.autoencoders.base import AutoencoderSettings
 from fsae.autoencoders.batch_topk import BatchTopKSettings
 from fsae.autoencoders.gated import GatedSettings
 from fsae.autoencoders.jumprelu import JumpReLUSettings
+from fsae.autoencoders.local_pca import FittedSettings, KMeansSettings, LocalPCASettings, PCASettings
 from fsae.autoencoders.standard import StandardSettings
 from fsae.autoencoders.topk import AbsTopKSettings, TopKSettings
 from fsae.evaluation.objective import SearchObjective
@@ -38,7 +39,7 @@ from fsae.sources.synthetic import (
 )
 from fsae.tracking.tracker import TrackingSettings
 from fsae.training.population import PopulationSettings
-from fsae.training.settings import AdamSettings
+from fsae.training.settings import AdamSettings, FitSettings, TrainerSettings
 
 
 class Task(Enum):
@@ -89,7 +90,7 @@ class RunSettings:
     arch: AutoencoderSettings
     loss: dict[str, LossTerm]
     population: PopulationSettings
-    trainer: AdamSettings
+    trainer: TrainerSettings
     eval: EvaluationSettings
     objective: SearchObjective
     tracking: TrackingSettings
@@ -105,6 +106,12 @@ class RunSettings:
         assert self.site is not None
         assert self.dataset is not None
         return self.model, self.site, self.dataset
+
+    def check_width(self, d_in: int) -> None:
+        """Raise ValueError where the architecture, or how it is trained, is not for vectors of this width."""
+        self.arch.check_width(d_in)
+        if isinstance(self.arch, FittedSettings) and isinstance(self.trainer, FitSettings):
+            self.trainer.check_cells(self.arch.cells(d_in), self.arch.components(d_in))
 
 
 SCHEMAS: dict[str, type] = {
@@ -123,6 +130,9 @@ SCHEMAS: dict[str, type] = {
     "arch/topk": TopKSettings,
     "arch/batch_topk": BatchTopKSettings,
     "arch/abs_topk": AbsTopKSettings,
+    "arch/kmeans": KMeansSettings,
+    "arch/local_pca": LocalPCASettings,
+    "arch/pca": PCASettings,
     "loss/squared_error": SquaredError,
     "loss/l1": L1,
     "loss/step_l0": StepL0,
@@ -133,6 +143,7 @@ SCHEMAS: dict[str, type] = {
     "loss/fisher": Fisher,
     "population/population": PopulationSettings,
     "trainer/adam": AdamSettings,
+    "trainer/fit": FitSettings,
     "eval/eval": EvaluationSettings,
     "objective/objective": SearchObjective,
     "tracking/tracking": TrackingSettings,

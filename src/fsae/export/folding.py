@@ -11,6 +11,7 @@ from fsae.autoencoders.base import Autoencoder
 from fsae.autoencoders.batch_topk import BatchTopK
 from fsae.autoencoders.gated import Gated
 from fsae.autoencoders.jumprelu import JumpReLU
+from fsae.autoencoders.local_pca import LocalPCA
 from fsae.autoencoders.topk import TopK
 
 
@@ -21,7 +22,8 @@ def fold(autoencoder: Autoencoder, scale: float) -> Autoencoder:
     Which latents are on does not change, and code_i * |W_dec_i| is the length of latent i's contribution in raw units.
     Where each latent is switched on its own (standard, gated, jumprelu) the decoder's rows become unit vectors, so the
     code alone is that length. Where latents compete (topk, abs_topk, batch_topk) only a factor common to all keeps the
-    winners: every code is divided by `scale` and the rows stay as they were, unit under `decoder_norm: unit`.
+    winners: every code is divided by `scale` and the rows stay as they were, unit under `decoder_norm: unit`. A centre's
+    code stays 1 (kmeans, local_pca).
 
     Args:
         autoencoder: trained on activations multiplied by `scale`; not changed.
@@ -32,6 +34,9 @@ def fold(autoencoder: Autoencoder, scale: float) -> Autoencoder:
     """
     assert 0 < scale < math.inf
     folded = copy.deepcopy(autoencoder).eval()
+    if isinstance(folded, LocalPCA):
+        folded.place(folded.centres / scale, folded.components)
+        return folded
     # With x' = scale * x, the code's unit may be chosen per latent: unit_i = norm_i / scale turns c'_i into
     # c_i = unit_i * c'_i. Encoder columns then carry scale * unit_i = norm_i, decoder rows 1 / norm_i.
     norm = folded.W_dec.new_ones(folded.d_sae) if _latents_compete(folded) else _row_norms(folded.W_dec)

@@ -1,6 +1,7 @@
 """Autoencoders as SAELens keeps them: a folder with `cfg.json` and `sae_weights.safetensors`."""
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -18,8 +19,11 @@ from fsae.autoencoders.base import Autoencoder, AutoencoderSettings, DecoderNorm
 from fsae.autoencoders.batch_topk import BatchTopK
 from fsae.autoencoders.gated import Gated, GatedSettings
 from fsae.autoencoders.jumprelu import JumpReLU, JumpReLUSettings
+from fsae.autoencoders.local_pca import KMeansSettings, LocalPCA, LocalPCASettings
 from fsae.autoencoders.standard import StandardSettings
 from fsae.autoencoders.topk import AbsTopK, AbsTopKSettings, TopK, TopKSettings
+
+log = logging.getLogger(__name__)
 
 WEIGHTS = "sae_weights.safetensors"
 CONFIG = "cfg.json"
@@ -36,7 +40,11 @@ PER_LATENT = {
     "jumprelu": ("b_enc", "threshold"),
     "topk": ("b_enc",),
     "abstopk": ("b_enc",),
+    "kmeans": ("b_enc",),
+    "local_pca": ("b_enc",),
 }
+# Of these SAELens has none: no code of its architectures says in which cell an input lies.
+OURS_ALONE = ("kmeans", "local_pca")
 
 # SAELens adds this before the logarithm, so that a latent that never fired has a finite entry.
 LEAST_FREQUENCY = 1e-10
@@ -73,6 +81,8 @@ def save_saelens(
 
     SAELens opens every architecture with the same codes and reconstruction: batch_topk as `jumprelu`, with its one
     threshold for each latent, as SAELens saves its own; abs_topk as `abstopk`, which sae_lens 6.54 knows.
+    PCA is an abs_topk whose latents are all on. kmeans and local_pca are written alike, under their own names, which
+    SAELens refuses; `load_saelens` opens them.
     Weights are written in float32. The folder is written aside and renamed: a crash leaves the earlier one, the new one
     or none, never half of one.
 
@@ -86,13 +96,15 @@ def save_saelens(
         OSError: the disk is full or the folder cannot be written; an earlier folder is untouched.
     """
     architecture, tensors, extra = _contents(autoencoder)
+    if architecture in OURS_ALONE:
+        log.warning("SAELens cannot express %s: %s is in its layout, but for task=eval alone", architecture, folder)
     config = {
         "architecture": architecture,
         "d_in": autoencoder.d_in,
         "d_sae": autoencoder.d_sae,
         "dtype": "float32",
         "device": "cpu",
-        "apply_b_dec_to_input": autoencoder.settings.apply_b_dec_to_input,
+        "apply_b_dec_to_input": autoencoder.centred,
         "normalize_activations": "none",
         # SAELens meets attn_z as (..., head, d_head) and has to be told to concatenate the heads, as we do.
         "reshape_activations": "hook_z" if (provenance.hook_name or "").endswith("hook_z") else "none",
@@ -136,6 +148,8 @@ def _contents(autoencoder: Autoencoder) -> tuple[str, dict[str, Tensor], dict[st
         biases = {name: autoencoder.get_parameter(name) for name in PER_LATENT["gated"]}
         return "gated", {**tensors, **biases}, {}
     tensors["b_enc"] = autoencoder.get_parameter("b_enc")
+    if isinstance(autoencoder, LocalPCA):
+        return "local_pca" if autoencoder.rank else "kmeans", tensors, {"rank": autoencoder.rank}
     if isinstance(autoencoder, TopK):
         extra = {"k": autoencoder.settings.k, "rescale_acts_by_decoder_norm": False}
         return "abstopk" if isinstance(autoencoder, AbsTopK) else "topk", tensors, extra
@@ -171,12 +185,7 @@ def load_saelens(folder: Path) -> Autoencoder:
     d_in, d_sae = (_size(config, key, folder) for key in ("d_in", "d_sae"))
     _refuse_unhonoured(config, folder)
     tensors = _read_weights(folder, _shapes(architecture, d_in, d_sae))
-    common: dict[str, Any] = {
-        "d_sae": d_sae,
-        "apply_b_dec_to_input": config.get("apply_b_dec_to_input", True),
-        "decoder_norm": DecoderNorm.free,
-    }
-    autoencoder = _settings(architecture, config, common, folder).build(d_in, torch.Generator()).eval()
+    autoencoder = _settings(architecture, config, d_sae, folder).build(d_in, torch.Generator()).eval()
     if config.get("rescale_acts_by_decoder_norm"):
         norms = tensors["W_dec"].norm(dim=1)
         tensors["W_enc"] *= norms
@@ -283,12 +292,21 @@ def _read_weights(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str,
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
-def _settings(architecture: str, config: dict[str, Any], common: dict[str, Any], folder: Path) -> AutoencoderSettings:
+def _settings(architecture: str, config: dict[str, Any], d_sae: int, folder: Path) -> AutoencoderSettings:
+    if architecture == "kmeans":
+        return KMeansSettings(d_sae=d_sae)
+    if architecture == "local_pca":
+        return LocalPCASettings(d_sae=d_sae, rank=_size(config, "rank", folder))
+    common: dict[str, Any] = {
+        "d_sae": d_sae,
+        "apply_b_dec_to_input": config.get("apply_b_dec_to_input", True),
+        "decoder_norm": DecoderNorm.free,
+    }
     if architecture in ("topk", "abstopk"):
         # Before sae_lens 6 k stood among the activation function's arguments.
         k = _size({"k": config.get("k", config.get("activation_fn_kwargs", {}).get("k"))}, "k", folder)
-        if k > common["d_sae"]:
-            raise ValueError(f"{folder / CONFIG}: k is {k}, more than the {common['d_sae']} latents there are")
+        if k > d_sae:
+            raise ValueError(f"{folder / CONFIG}: k is {k}, more than the {d_sae} latents there are")
         return (AbsTopKSettings if architecture == "abstopk" else TopKSettings)(k=k, **common)
     simple = {"standard": StandardSettings, "gated": GatedSettings, "jumprelu": JumpReLUSettings}
     return simple[architecture](**common)

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-from fsae.training.member import Member
+from fsae.training.learner import Learner
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,7 +37,7 @@ class Crew:
         self._alone = size == 1
 
     @classmethod
-    def of(cls, members: Sequence[Member]) -> "Crew":
+    def of(cls, members: Sequence[Learner]) -> "Crew":
         """Of the best size for the steps of these."""
         sizes = [member.settings.batch_size * member.autoencoder.W_enc.numel() for member in members]
         on_cpu = all(member.autoencoder.W_enc.device.type == "cpu" for member in members)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from fsae.autoencoders.base import Autoencoder, ForwardRecord
+from fsae.autoencoders.base import ForwardRecord, SparseAutoencoder
 from fsae.autoencoders.codes import Codes
 from fsae.autoencoders.topk import KSettings
 
@@ -41,7 +41,7 @@ class DeadLatents(nn.Module):
 
 @torch.no_grad()
 def resample(
-    autoencoder: Autoencoder,
+    autoencoder: SparseAutoencoder,
     optimiser: torch.optim.Optimizer,
     dead: DeadLatents,
     record: ForwardRecord,

@@ -16,9 +16,9 @@ from fsae.training.checkpoints import Checkpoints
 from fsae.training.coupling import Coupling
 from fsae.training.crew import Crew
 from fsae.training.interruption import Interruption
-from fsae.training.member import Member
+from fsae.training.learner import Learner
 from fsae.training.reinitialisation import Reinitialisation
-from fsae.training.settings import AdamSettings
+from fsae.training.settings import TrainerSettings
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +48,12 @@ class TrainingRun:
 
     def __init__(
         self,
-        members: Sequence[Member],
+        members: Sequence[Learner],
         coupling: Coupling | None,
         reinitialisation: Reinitialisation,
         source: Source,
         scale: float,
-        settings: AdamSettings,
+        settings: TrainerSettings,
         tracker: MetricSink,
         checkpoints: Checkpoints,
     ):
@@ -83,10 +83,10 @@ class TrainingRun:
         Waits for nothing, unless members are matched or started over.
         """
 
-        def backward(member: Member) -> ForwardRecord:
+        def backward(member: Learner) -> ForwardRecord:
             return member.backward(x, self.step, targets)
 
-        def update(member: Member, record: ForwardRecord) -> int:
+        def update(member: Learner, record: ForwardRecord) -> int:
             member.update(record, self.step)
             return member.start_over(record, self.step, self.reinitialisation)
 
@@ -130,11 +130,11 @@ class TrainingRun:
         self.means = {name: sum(means.get(name, 0.0) for means in each) / len(each) for name in names}
         self.fvu_of_each = [means["fvu"] for means in each]
         self.means |= self.coupling.read_interval() if self.coupling is not None else {}
-        self.means["lr"] = self.settings.lr_at(self.step - 1)
         self.means[f"{self.source.unit}_per_second"] = rate
         values = self.means
         if len(each) > 1:
-            values = values | {f"{i}/{name}": means[name] for i, means in enumerate(each) for name in OF_EACH}
+            of_each = {f"{i}/{name}": means.get(name) for i, means in enumerate(each) for name in OF_EACH}
+            values = values | {name: value for name, value in of_each.items() if value is not None}
         tokens = self.step * self.settings.batch_size
         self.tracker.log({f"train/{name}": value for name, value in values.items()}, tokens)
 

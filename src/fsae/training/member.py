@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsae.autoencoders.base import Autoencoder, DecoderNorm, ForwardRecord
+from fsae.autoencoders.base import DecoderNorm, ForwardRecord, SparseAutoencoder
 from fsae.losses.objective import Objective
 from fsae.losses.term import Moment
 from fsae.training.dead_latents import DeadLatents, resample
+from fsae.training.learner import Learner
 from fsae.training.measures import batch_measures
 from fsae.training.reinitialisation import Reinitialisation, Scope, start_over
 from fsae.training.settings import AdamSettings, Precision
@@ -21,7 +22,7 @@ SPARSE_BELOW = 0.6
 DENSE_ABOVE = 0.9
 
 
-class Member:
+class Member(Learner[SparseAutoencoder, AdamSettings]):
     """An autoencoder, its objective, optimiser, dead latents, generator, and sums of what it measured.
 
     Args:
@@ -32,8 +33,10 @@ class Member:
         seed: of draws made in training.
     """
 
-    def __init__(self, autoencoder: Autoencoder, objective: Objective, settings: AdamSettings, scale: float, seed: int):
-        self.autoencoder, self.objective, self.settings, self.scale = autoencoder, objective, settings, scale
+    remedy = "lower trainer.lr, raise trainer.warm_up or set trainer.clip_norm"
+
+    def __init__(self, autoencoder: SparseAutoencoder, objective: Objective, settings: AdamSettings, scale: float, seed: int):
+        super().__init__(autoencoder, objective, settings, scale)
         device = autoencoder.W_dec.device
         self.dead = DeadLatents(autoencoder.d_sae, settings.dead_after).to(device)
         self.optimiser = torch.optim.Adam(
@@ -45,8 +48,6 @@ class Member:
         self._fired, self._samples = torch.zeros(autoencoder.d_sae, dtype=torch.long, device=device), 0
         self.sparse = False
         self._choose_products(autoencoder.settings.first_density(autoencoder.d_in))
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
 
     def step(self, x: Tensor, step: int, targets: Tensor | None = None) -> None:
         """One optimiser step. Waits for nothing.
@@ -113,11 +114,9 @@ class Member:
 
         The list of dead latents is refreshed and the products are chosen anew by the density that was measured.
         """
-        names = list(self._sums)
-        sums = torch.stack([self._sums[name].double() for name in names]).tolist() if names else []
-        means = {name: total / self._counts[name] for name, total in zip(names, sums, strict=True)}
-        self._sums, self._counts = {}, {}
+        means = super().read_interval()
         self.dead.refresh()
+        means["lr"] = self.optimiser.param_groups[0]["lr"]
         means["dead_share"] = self.dead.indices.numel() / self.autoencoder.d_sae
         if self.settings.resample_every is not None:
             means["resampled"] = float(self.resampled)
@@ -126,17 +125,6 @@ class Member:
         if "l0" in means:
             self._choose_products(means["l0"] / self.autoencoder.d_sae)
         return means
-
-    def check_finite(self, step: int) -> None:
-        """Raise ValueError where a loss since the last logging, or a weight, is not finite. Waits for the device."""
-        found = {"loss": self._sums.get("loss"), **dict(self.autoencoder.named_parameters())}
-        # Weights too: a gradient that is not finite spoils them a step before the loss shows it.
-        bad = [name for name, tensor in found.items() if tensor is not None and not torch.isfinite(tensor).all()]
-        if bad:
-            raise ValueError(
-                f"{', '.join(bad)} became infinite or NaN by step {step} (batches of {self.settings.batch_size}); "
-                "lower trainer.lr, raise trainer.warm_up or set trainer.clip_norm; the last checkpoint is from before"
-            )
 
     def _choose_products(self, density: float) -> None:
         on_cpu = self.autoencoder.W_dec.device.type == "cpu"
@@ -147,12 +135,6 @@ class Member:
         elif share > DENSE_ABOVE:
             self.sparse = False
 
-    def _remember(self, scalars: dict[str, Tensor]) -> None:
-        for name, value in scalars.items():
-            known = self._sums.get(name)
-            self._sums[name] = value.detach().clone() if known is None else known + value.detach()
-            self._counts[name] = self._counts.get(name, 0) + 1
-
     def _resamples_after(self, step: int) -> bool:
         every = self.settings.resample_every
         if every is None or step + 1 > 0.8 * self.settings.steps:
@@ -161,8 +143,7 @@ class Member:
         return seen // every > (seen - self.settings.batch_size) // every
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "autoencoder": self.autoencoder.state_dict(),
+        return super().state_dict() | {
             "optimiser": self.optimiser.state_dict(),
             "dead": self.dead.state_dict(),
             "dead_indices": self.dead.indices,
@@ -172,12 +153,10 @@ class Member:
             "fired": self._fired,
             "samples": self._samples,
             "sparse": self.sparse,
-            "sums": self._sums,
-            "counts": self._counts,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.autoencoder.load_state_dict(state["autoencoder"])
+        super().load_state_dict(state)
         self.optimiser.load_state_dict(state["optimiser"])
         self.dead.load_state_dict(state["dead"])
         device = self.dead.tokens_since_fired.device
@@ -186,5 +165,3 @@ class Member:
         self.resampled, self.started_over = state["resampled"], state["started_over"]
         self.sparse = state["sparse"]
         self._fired, self._samples = state["fired"].to(device), state["samples"]
-        self._sums = {name: total.to(device) for name, total in state["sums"].items()}
-        self._counts = dict(state["counts"])

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fsae.autoencoders.base import Autoencoder
+from fsae.autoencoders.base import SparseAutoencoder
 from fsae.autoencoders.initialisation import initialise_from
 from fsae.training.dead_latents import DeadLatents
 
@@ -81,7 +81,7 @@ class Reinitialisation:
 
 @torch.no_grad()
 def start_over(
-    autoencoder: Autoencoder,
+    autoencoder: SparseAutoencoder,
     optimiser: torch.optim.Optimizer,
     dead: DeadLatents,
     which: Bool[Tensor, " d_sae"],

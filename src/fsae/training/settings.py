@@ -1,4 +1,4 @@
-"""Settings of training by gradient steps."""
+"""Settings of training: what every trainer lets one choose, gradient steps, and fitting."""
 
 import math
 from dataclasses import dataclass
@@ -16,28 +16,88 @@ class Precision(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamSettings:
-    """Training with Adam.
+class TrainerSettings:
+    """What every trainer lets one choose.
 
     Attributes:
         tokens: training vectors in all (tokens of a language model).
         batch_size: vectors a step.
-        lr: learning rate after warm-up.
-        beta1, beta2: Adam's decay rates.
-        warm_up: share of training over which the learning rate rises linearly.
-        decay: share of training, at its end, over which it falls linearly to 0.
-        clip_norm: largest norm of the whole gradient, or null.
-        precision: of the products over batch x d_sae.
         activation_scale: what activations are multiplied by.
-        dead_after: vectors without firing after which a latent counts as dead.
-        resample_every: vectors after which dead latents are drawn anew, or null for never; not in the last fifth of
-            training, where they would have no time to learn.
         log_every: steps between logged values; each is a mean over the steps since the last.
         checkpoint_seconds: time between checkpoints.
     """
 
     tokens: int = 100_000_000
     batch_size: int = 4096
+    activation_scale: Scale = Scale.sqrt_d
+    log_every: int = 50
+    checkpoint_seconds: float = 300.0
+
+    def __post_init__(self):
+        for name in ("tokens", "batch_size", "log_every"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be positive and finite")
+        if not self.checkpoint_seconds >= 0:
+            raise ValueError(f"trainer.checkpoint_seconds is {self.checkpoint_seconds}; it must not be negative")
+        if self.tokens < self.batch_size:
+            raise ValueError(f"trainer.tokens ({self.tokens}) is less than one batch ({self.batch_size})")
+
+    @property
+    def steps(self) -> int:
+        """Whole batches within `tokens`."""
+        return self.tokens // self.batch_size
+
+    def logs_after(self, step: int) -> bool:
+        """Whether a step, counted from 0, is the last of a logging interval."""
+        return (step + 1) % self.log_every == 0 or step + 1 == self.steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings(TrainerSettings):
+    """Fitting without gradients: the cells' centres first, the principal components in each cell afterwards.
+
+    Attributes:
+        centres: share of training over which the centres are sought, where the architecture has components too; they
+            stay where they are for the rest.
+    """
+
+    centres: float = 0.5
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.centres < 1:
+            raise ValueError(f"trainer.centres is {self.centres}; it is a share of training, between 0 and 1")
+
+    def check_cells(self, cells: int, components: int) -> None:
+        """Raise ValueError where a batch has no sample for each first centre, or no step is left for components."""
+        if self.batch_size < cells:
+            raise ValueError(
+                f"trainer.batch_size is {self.batch_size}, but the first batch is to give {cells} centres; raise it, or "
+                "lower arch.d_sae"
+            )
+        if components > 0 and self.steps < 2:
+            raise ValueError(
+                f"trainer.tokens={self.tokens} is a single batch; centres and components need one each, so raise it, or "
+                "lower trainer.batch_size"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamSettings(TrainerSettings):
+    """Training with Adam.
+
+    Attributes:
+        lr: learning rate after warm-up.
+        beta1, beta2: Adam's decay rates.
+        warm_up: share of training over which the learning rate rises linearly.
+        decay: share of training, at its end, over which it falls linearly to 0.
+        clip_norm: largest norm of the whole gradient, or null.
+        precision: of the products over batch x d_sae.
+        dead_after: vectors without firing after which a latent counts as dead.
+        resample_every: vectors after which dead latents are drawn anew, or null for never; not in the last fifth of
+            training, where they would have no time to learn.
+    """
+
     lr: float = 3e-4
     beta1: float = 0.9
     beta2: float = 0.999
@@ -45,14 +105,12 @@ class AdamSettings:
     decay: float = 0.2
     clip_norm: float | None = 1.0
     precision: Precision = Precision.fp32
-    activation_scale: Scale = Scale.sqrt_d
     dead_after: int = 1_000_000
     resample_every: int | None = None
-    log_every: int = 50
-    checkpoint_seconds: float = 300.0
 
     def __post_init__(self):
-        for name in ("tokens", "batch_size", "lr", "dead_after", "log_every"):
+        super().__post_init__()
+        for name in ("lr", "dead_after"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be positive and finite")
         for name in ("warm_up", "decay"):
@@ -69,15 +127,6 @@ class AdamSettings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"trainer.{name} is {value}; it must be positive, or null")
-        if not self.checkpoint_seconds >= 0:
-            raise ValueError(f"trainer.checkpoint_seconds is {self.checkpoint_seconds}; it must not be negative")
-        if self.tokens < self.batch_size:
-            raise ValueError(f"trainer.tokens ({self.tokens}) is less than one batch ({self.batch_size})")
-
-    @property
-    def steps(self) -> int:
-        """Whole batches within `tokens`."""
-        return self.tokens // self.batch_size
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -85,7 +134,3 @@ class AdamSettings:
         rising = min(1.0, (step + 1) / warm_up) if warm_up > 0 else 1.0
         falling = min(1.0, (self.steps - step) / decay) if decay > 0 else 1.0
         return self.lr * rising * falling
-
-    def logs_after(self, step: int) -> bool:
-        """Whether a step, counted from 0, is the last of a logging interval."""
-        return (step + 1) % self.log_every == 0 or step + 1 == self.steps

@@ -1,0 +1,199 @@
+"""k-means with a principal component analysis in each cell; k-means alone is its rank 0, PCA alone its single cell.
+
+Between the first and the optimal piecewise-affine autoencoder with as many cells, k-means with local PCA, stand sparse
+autoencoders, whose regions share their decoder's rows (SplInterp, arXiv 2505.11836).
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import psutil
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fsae.autoencoders.base import AffineMap, Autoencoder, AutoencoderSettings, Encoding
+from fsae.autoencoders.codes import Codes, Pattern
+from fsae.autoencoders.topk import AbsTopK, AbsTopKSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedSettings(AutoencoderSettings):
+    """What the autoencoders share that are fitted to data without a gradient."""
+
+    fixed_k: ClassVar[bool] = True
+
+    @abstractmethod
+    def cells(self, d_in: int) -> int:
+        """Into how many cells the inputs' space is divided."""
+
+    @abstractmethod
+    def components(self, d_in: int) -> int:
+        """Principal components of each cell."""
+
+    @abstractmethod
+    def build(self, d_in: int, generator: torch.Generator) -> "LocalPCA | PCA":
+        """An autoencoder that is zero everywhere; nothing is drawn from `generator`."""
+
+    def check_width(self, d_in: int) -> None:
+        """Raise ValueError where there are not so many components, or no memory for what finds them: fitting sums up
+        cells x d_in^2 numbers in float64."""
+        rank, cells = self.components(d_in), self.cells(d_in)
+        if rank > d_in:
+            raise ValueError(f"{rank} principal components of vectors of width {d_in}: there are at most {d_in}")
+        wanted, free = 8 * cells * d_in**2, psutil.virtual_memory().available
+        if rank > 0 and wanted > free:
+            raise ValueError(
+                f"{cells} cells of width {d_in} take {wanted / 2**30:.1f} GiB of second moments, and {free / 2**30:.1f} "
+                "GiB are free; lower arch.d_sae or raise arch.rank, for fewer cells"
+            )
+
+    def first_density(self, d_in: int) -> float:
+        return 1 / self.cells(d_in)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KMeansSettings(FittedSettings):
+    """The centre of the cell that an input lies in: d_sae cells."""
+
+    def cells(self, d_in: int) -> int:
+        return self.width(d_in)
+
+    def components(self, d_in: int) -> int:
+        return 0
+
+    def build(self, d_in: int, generator: torch.Generator) -> "LocalPCA":
+        return LocalPCA(d_in, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalPCASettings(FittedSettings):
+    """The nearest point of the affine space through the cell's centre: d_sae / (1 + rank) cells.
+
+    Attributes:
+        rank: principal components of each cell.
+    """
+
+    rank: int = 15
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.rank < 1:
+            raise ValueError(f"arch.rank is {self.rank}; it must be at least 1 (arch=kmeans is without components)")
+        if self.d_sae is not None and self.d_sae % (1 + self.rank):
+            raise ValueError(
+                f"arch.d_sae is {self.d_sae}; each cell has a centre and arch.rank={self.rank} components, so make it a "
+                f"multiple of {1 + self.rank}"
+            )
+
+    def width(self, d_in: int) -> int:
+        return self.cells(d_in) * (1 + self.rank)
+
+    def cells(self, d_in: int) -> int:
+        return max(1, super().width(d_in) // (1 + self.rank))
+
+    def components(self, d_in: int) -> int:
+        return self.rank
+
+    def build(self, d_in: int, generator: torch.Generator) -> "LocalPCA":
+        return LocalPCA(d_in, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PCASettings(FittedSettings):
+    """The nearest point of one affine space through the mean, spanned by d_sae principal components."""
+
+    def cells(self, d_in: int) -> int:
+        return 1
+
+    def components(self, d_in: int) -> int:
+        return self.width(d_in)
+
+    def build(self, d_in: int, generator: torch.Generator) -> "PCA":
+        return PCA(d_in, self.width(d_in))
+
+
+class LocalPCA(Autoencoder):
+    """x_hat = c_k + V_k V_k' (x - c_k) for the nearest centre c_k, or c_k alone.
+
+    Each cell has 1 + rank latents side by side: its centre, whose code is 1 in the cell, and its components, with the
+    coordinates of x - c_k; all others are 0. The pre-activation of a centre is x . c_k - |c_k|^2 / 2, which is largest
+    where x is nearest. `b_dec` is zero, unless a unit was folded in.
+
+    Attributes:
+        cells: how many.
+        rank: components of each.
+    """
+
+    settings: KMeansSettings | LocalPCASettings
+
+    def __init__(self, d_in: int, settings: KMeansSettings | LocalPCASettings):
+        super().__init__(d_in, settings)
+        self.cells, self.rank = settings.cells(d_in), settings.components(d_in)
+        self.W_dec = nn.Parameter(torch.zeros(self.d_sae, d_in))
+        self.W_enc = nn.Parameter(torch.zeros(self.d_sae, d_in).T)
+        self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
+        self.b_dec = nn.Parameter(torch.zeros(d_in))
+
+    @property
+    def centres(self) -> Float[Tensor, "cells d_in"]:
+        return self.W_dec.view(self.cells, 1 + self.rank, self.d_in)[:, 0]
+
+    @property
+    def components(self) -> Float[Tensor, "cells rank d_in"]:
+        return self.W_dec.view(self.cells, 1 + self.rank, self.d_in)[:, 1:]
+
+    @torch.no_grad()
+    def place(
+        self, centres: Float[Tensor, "cells d_in"], components: Float[Tensor, "cells rank d_in"] | None = None
+    ) -> None:
+        """Take over centres and orthonormal components; components are zero where there are none yet."""
+        rows = centres.new_zeros(self.cells, 1 + self.rank, self.d_in)
+        rows[:, 0] = centres
+        biases = centres.new_zeros(self.cells, 1 + self.rank)
+        biases[:, 0] = -centres.square().sum(1) / 2
+        if components is not None:
+            rows[:, 1:] = components
+            biases[:, 1:] = -(components @ centres.unsqueeze(2)).squeeze(2)
+        self.W_dec.copy_(rows.flatten(0, 1))
+        self.W_enc.copy_(rows.flatten(0, 1).T)
+        self.b_enc.copy_(biases.flatten())
+
+    def encode(self, x: Tensor, sparse: bool = False) -> Encoding:
+        size = 1 + self.rank
+        cells = (x @ self.W_enc[:, ::size] + self.b_enc[::size]).argmax(1)
+        latents = cells.unsqueeze(1) * size + torch.arange(size, device=x.device)
+        pattern = Pattern.of_indices(latents, self.d_sae)
+        codes = Codes(x.new_ones(len(x) * size), pattern)
+        if self.rank > 0:
+            coordinates = codes.sample(x, self.W_enc.T).values + codes.columns(self.b_enc)
+            of_centre = pattern.columns % size == 0
+            codes = codes.with_values(torch.where(of_centre, 1.0, coordinates))
+        return Encoding(
+            codes if sparse else Codes(codes.dense()), AffineMap(self.encoder_input(x), self.W_enc, self.b_enc)
+        )
+
+
+class PCA(AbsTopK):
+    """x_hat = m + V V' (x - m): an AbsTopK autoencoder that leaves every latent on.
+
+    Attributes:
+        cells: one.
+        rank: its components, which are all latents.
+    """
+
+    def __init__(self, d_in: int, rank: int):
+        super().__init__(d_in, AbsTopKSettings(k=rank, d_sae=rank), torch.Generator())
+        self.cells, self.rank = 1, rank
+        self.place(torch.zeros(1, d_in))
+
+    @torch.no_grad()
+    def place(
+        self, centres: Float[Tensor, "1 d_in"], components: Float[Tensor, "1 rank d_in"] | None = None
+    ) -> None:
+        """Take over the mean and orthonormal components, which are zero where there are none yet."""
+        rows = torch.zeros_like(self.W_dec) if components is None else components[0]
+        self.W_dec.copy_(rows)
+        self.W_enc.copy_(rows.T)
+        self.b_dec.copy_(centres[0])
