@@ -13,6 +13,7 @@ from fsae.autoencoders.batch_topk import BatchTopKSettings
 from fsae.autoencoders.codes import Codes
 from fsae.autoencoders.gated import GatedSettings
 from fsae.autoencoders.jumprelu import JumpReLUSettings
+from fsae.autoencoders.local_pca import PCA, FittedSettings, KMeansSettings, LocalPCA, LocalPCASettings, PCASettings
 from fsae.autoencoders.standard import StandardSettings
 from fsae.autoencoders.topk import AbsTopKSettings, TopKSettings
 
@@ -24,6 +25,13 @@ ARCHITECTURES: dict[str, tuple[type[AutoencoderSettings], dict[str, Any]]] = {
     "topk": (TopKSettings, {"k": 3}),
     "batch_topk": (BatchTopKSettings, {"k": 3}),
     "abs_topk": (AbsTopKSettings, {"k": 3}),
+}
+
+# Those that are fitted without gradients.
+FITTED: dict[str, FittedSettings] = {
+    "kmeans": KMeansSettings(d_sae=6),
+    "local_pca": LocalPCASettings(d_sae=12, rank=2),
+    "pca": PCASettings(d_sae=3),
 }
 
 each_architecture = pytest.mark.parametrize("arch", list(ARCHITECTURES))
@@ -44,6 +52,15 @@ def build(
     with torch.no_grad():
         for parameter in autoencoder.parameters():
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype)
+    return autoencoder
+
+
+def fitted(arch: str, d_in: int = 5, dtype: torch.dtype = torch.float32) -> LocalPCA | PCA:
+    """One with centres that are drawn and components that are orthonormal."""
+    autoencoder = FITTED[arch].build(d_in, torch.Generator()).to(dtype).eval()
+    cells, rank = autoencoder.cells, autoencoder.rank
+    bases = torch.linalg.qr(samples(cells * d_in, d_in, seed=2).view(cells, d_in, d_in)).Q
+    autoencoder.place(samples(cells, d_in, seed=3).to(dtype), bases[:, :rank].to(dtype))
     return autoencoder
 
 

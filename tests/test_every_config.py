@@ -36,10 +36,18 @@ PARTNERS = {
     "loss/topk": ["arch=topk"],
     "loss/batch_topk": ["arch=batch_topk"],
     "loss/abs_topk": ["arch=abs_topk"],
+    "loss/kmeans": ["arch=kmeans"],
+    "loss/local_pca": ["arch=local_pca"],
+    "loss/pca": ["arch=pca"],
+    "trainer/fit": ["arch=kmeans"],
     "loss/released_standard": ["arch=released_standard"],
     "loss/released_jumprelu": ["arch=released_jumprelu"],
     "loss/released_topk": ["arch=released_topk"],
 }
+
+
+# Architectures without gradients.
+FITTED = {"kmeans", "local_pca", "pca"}
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +79,8 @@ def test_an_architecture_fits_the_loss_of_its_name_and_refuses_others_by_name(ch
             refused[loss] = str(error)
     assert all(message.startswith("loss.") and f"arch {_class_name(arch)} " in message for message in refused.values())
     assert arch in fits
-    assert "base" in fits
+    # Of it the Fisher penalty has a weight, which fitting has no use for.
+    assert ("base" in fits) == (arch not in FITTED)
     # Whatever is penalised, the Fisher penalty is measured.
     assert "fisher" in settings_of(composed(f"arch={arch}")).loss
 

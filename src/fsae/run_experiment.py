@@ -24,9 +24,9 @@ from fsae.language_models.device import dtype_of
 from fsae.losses.objective import Objective
 from fsae.open_run import OpenRun
 from fsae.sources.activations import ActivationSource, ActivationSourceSettings, Cache, open_activations, stream_key
-from fsae.sources.eeg import EEGSource
+from fsae.sources.in_memory import InMemorySource
 from fsae.sources.source import Source
-from fsae.sources.synthetic import SyntheticSettings, SyntheticSource
+from fsae.sources.synthetic import SyntheticSource
 from fsae.tracking.run_log import runs_named
 from fsae.tracking.store import resolve_uri
 from fsae.tracking.uploader import Uploader
@@ -179,13 +179,11 @@ def _say_shares(seconds: dict[str, float]) -> None:
 
 def _open_source(
     runs: Sequence[OpenRun], heartbeat: Callable[[], None]
-) -> AbstractContextManager[ActivationSource | SyntheticSource | EEGSource]:
+) -> AbstractContextManager[ActivationSource | SyntheticSource | InMemorySource]:
     settings, source = runs[0].settings, runs[0].settings.source
     if not isinstance(source, ActivationSourceSettings):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if isinstance(source, SyntheticSettings):
-            return nullcontext(SyntheticSource(source, device))
-        return nullcontext(EEGSource(source, device))
+        return nullcontext(source.open(device))
     model, site, dataset = settings.place()
     # A harvest without room for what it harvests has nothing to do.
     harvest = settings.task is Task.harvest

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from fsae.autoencoders.base import Autoencoder
 from fsae.autoencoders.batch_topk import BatchTopK
 from fsae.export.saelens import Provenance, load_saelens, save_saelens
-from tests.architectures import build, each_architecture, relative_error, samples
+from tests.architectures import FITTED, build, each_architecture, fitted, relative_error, samples
 
 PROVENANCE = Provenance(
     model_name="tiny", hook_name="blocks.1.hook_resid_mid", context_size=16, prepend_bos=True, dataset_path="here"
@@ -54,6 +54,22 @@ def test_read_back_it_encodes_and_reconstructs_the_same(tmp_path, arch, apply_b_
     assert not loaded.training
     assert relative_error(got.codes.dense(), wanted.codes.dense()) < 1e-6
     assert relative_error(got.reconstruction, wanted.reconstruction) < 1e-6
+
+
+@pytest.mark.parametrize("arch", list(FITTED))
+def test_what_is_fitted_is_read_back_the_same_and_said_where_saelens_cannot(tmp_path, arch, caplog):
+    autoencoder = fitted(arch)
+    save_saelens(autoencoder, tmp_path / "sae", PROVENANCE)
+    loaded = load_saelens(tmp_path / "sae")
+    x = samples(100, dtype=torch.float32)
+    with torch.no_grad():
+        wanted, got = autoencoder(x), loaded(x)
+    assert relative_error(got.codes.dense(), wanted.codes.dense()) < 1e-6
+    assert relative_error(got.reconstruction, wanted.reconstruction) < 1e-6
+    word = json.loads((tmp_path / "sae" / "cfg.json").read_text())["architecture"]
+    # PCA is an AbsTopK that leaves all latents on, which SAELens knows.
+    assert word == ("abstopk" if arch == "pca" else arch)
+    assert (f"SAELens cannot express {arch}" in caplog.text) == (arch != "pca")
 
 
 @each_architecture

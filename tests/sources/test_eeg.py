@@ -158,7 +158,7 @@ def test_folders_without_recordings_and_recordings_without_windows_are_told(tmp_
     with pytest.raises(ValueError, match=r"source\.high is 80"):
         windows(EEGSettings(path=str(folder), high=80.0))
     source = EEGSource(EEGSettings(path=str(folder)), CPU)
-    with pytest.raises(ValueError, match=r"trainer\.batch_size is 100, more than the 72 windows"):
+    with pytest.raises(ValueError, match=r"trainer\.batch_size is 100, more than the 72 samples"):
         next(source.batches(100))
 
 

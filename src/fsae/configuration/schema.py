@@ -31,12 +31,15 @@ from fsae.losses.term import LossTerm
 from fsae.sources.activations import ActivationSourceSettings
 from fsae.sources.documents import DatasetSettings
 from fsae.sources.eeg import EEGSettings
+from fsae.sources.in_memory import InMemorySettings
+from fsae.sources.mnist import MNISTSettings
 from fsae.sources.synthetic import (
     GroupedFeaturesSettings,
     HierarchicalFeaturesSettings,
     SparseSourcesSettings,
     SyntheticSettings,
 )
+from fsae.sources.toy_clusters import ToyClustersSettings
 from fsae.tracking.tracker import TrackingSettings
 from fsae.training.population import PopulationSettings
 from fsae.training.settings import AdamSettings, FitSettings, TrainerSettings
@@ -86,7 +89,7 @@ class RunSettings:
     model: ModelSettings | None
     site: Site | None
     dataset: DatasetSettings | None
-    source: ActivationSourceSettings | SyntheticSettings | EEGSettings
+    source: ActivationSourceSettings | SyntheticSettings | InMemorySettings
     arch: AutoencoderSettings
     loss: dict[str, LossTerm]
     population: PopulationSettings
@@ -124,6 +127,8 @@ SCHEMAS: dict[str, type] = {
     "source/sparse_sources": SparseSourcesSettings,
     "source/hierarchical_features": HierarchicalFeaturesSettings,
     "source/eeg": EEGSettings,
+    "source/mnist": MNISTSettings,
+    "source/toy_clusters": ToyClustersSettings,
     "arch/standard": StandardSettings,
     "arch/gated": GatedSettings,
     "arch/jumprelu": JumpReLUSettings,

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fsae.draws import generator_for
+from fsae.sources.in_memory import InMemorySettings, InMemorySource
 from fsae.sources.source import Batch
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ _FORMATS = (".edf", ".bdf")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EEGSettings:
+class EEGSettings(InMemorySettings):
     """Which recordings, and how they become vectors.
 
     Attributes:
@@ -37,7 +38,6 @@ class EEGSettings:
         held_out: share of the recordings that is held out.
         noise_snr_db: signal-to-noise ratio of white noise that is added to inputs, but not to what they shall become;
             null for none, which leaves the autoencoder to reproduce what it is given.
-        seed: of the order of windows and of the noise.
     """
 
     path: str | None = None
@@ -49,7 +49,6 @@ class EEGSettings:
     seconds: float = 1.0
     held_out: float = 0.1
     noise_snr_db: float | None = None
-    seed: int = 0
 
     def __post_init__(self):
         if self.path is None and self.packaged not in _PACKAGED_RATES:
@@ -64,6 +63,9 @@ class EEGSettings:
         for name in ("order", "seconds"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"source.{name} is {getattr(self, name)}; it must be positive")
+
+    def open(self, device: torch.device) -> "EEGSource":
+        return EEGSource(self, device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +85,8 @@ class Recording:
     read: Callable[[], np.ndarray]
 
 
-class EEGSource:
-    """Windows of recordings as vectors, in memory; shuffled anew in each epoch.
+class EEGSource(InMemorySource):
+    """Windows of recordings as vectors.
 
     Args:
         settings: which recordings, and how they become vectors.
@@ -94,61 +96,26 @@ class EEGSource:
         ValueError: a package that is not there, no recordings, too few, too short.
     """
 
-    unit = "samples"
-
     def __init__(self, settings: EEGSettings, device: torch.device):
-        self.device = device
         self._settings = settings
         train, held_out = windows(settings)
         # Fitted on the training part: what is held out is not known.
         mean, deviation = train.mean((0, 2), keepdim=True), train.std((0, 2), keepdim=True).clamp_min(1e-12)
-        self._train, self._held_out = (((each - mean) / deviation).flatten(1) for each in (train, held_out))
-        self.d_in = self._train.shape[1]
-        self._epoch = self._batch = 0
+        parts = (((each - mean) / deviation).flatten(1) for each in (train, held_out))
+        super().__init__(*parts, settings.seed, device)
         log.info(
             "%d windows to train on and %d held out, each of %d channels and %d samples",
             len(train), len(held_out), train.shape[1], train.shape[2],
         )  # fmt: skip
 
-    def first_vectors(self) -> Float[Tensor, "vectors d_in"]:
-        return self._train.to(self.device)
-
-    def batches(self, batch_size: int) -> Iterator[Batch]:
-        whole = len(self._train) // batch_size
-        if whole == 0:
-            raise ValueError(
-                f"trainer.batch_size is {batch_size}, more than the {len(self._train)} windows there are; lower it"
-            )
-        while True:
-            order = torch.randperm(len(self._train), generator=self._generator("order", self._epoch))
-            while self._batch < whole:
-                places = order[self._batch * batch_size : (self._batch + 1) * batch_size]
-                noise = self._generator("noise", self._epoch, self._batch)
-                self._batch += 1
-                yield self._noisy(self._train[places], noise)
-            self._epoch, self._batch = self._epoch + 1, 0
-
-    def held_out(self, count: int, batch_size: int) -> Iterator[Batch]:
-        for number, clean in enumerate(self._held_out[:count].split(batch_size)):
-            yield self._noisy(clean, self._generator("held-out noise", number))
-
-    def _noisy(self, clean: Tensor, generator: torch.Generator) -> Batch:
-        targets = clean.to(self.device)
+    def _made_of(self, vectors: Tensor, *drawn_for: object) -> Batch:
+        targets = vectors.to(self.device)
         snr = self._settings.noise_snr_db
         if snr is None:
             return Batch(targets, targets)
         # Each channel has unit variance by now.
-        noise = torch.randn(clean.shape, generator=generator) * 10 ** (-snr / 20)
-        return Batch((clean + noise).to(self.device), targets)
-
-    def _generator(self, *drawn_for: object) -> torch.Generator:
-        return generator_for(self._settings.seed, *drawn_for)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self._epoch, "batch": self._batch}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._epoch, self._batch = state["epoch"], state["batch"]
+        noise = torch.randn(vectors.shape, generator=generator_for(self._seed, *drawn_for)) * 10 ** (-snr / 20)
+        return Batch((vectors + noise).to(self.device), targets)
 
 
 def windows(settings: EEGSettings) -> tuple[Float[Tensor, "train c t"], Float[Tensor, "held_out c t"]]:

@@ -61,6 +61,10 @@ class SyntheticSettings(ABC):
     def model(self) -> FeatureModel:
         """The features, drawn."""
 
+    def open(self, device: torch.device) -> "SyntheticSource":
+        """Samples of them; batches are wanted on `device`."""
+        return SyntheticSource(self, device)
+
 
 @dataclass(frozen=True, kw_only=True)
 class GroupedFeaturesSettings(SyntheticSettings):

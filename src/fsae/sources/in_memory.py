@@ -1,0 +1,90 @@
+"""Vectors that are all in memory, as a stream: shuffled anew in each epoch."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fsae.draws import generator_for
+from fsae.sources.source import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class InMemorySettings(ABC):
+    """What every source lets one choose whose vectors are all there from the beginning.
+
+    Attributes:
+        seed: of their order, and of what else is drawn.
+    """
+
+    seed: int = 0
+
+    @abstractmethod
+    def open(self, device: torch.device) -> "InMemorySource":
+        """Read or make the vectors; batches are wanted on `device`."""
+
+
+class InMemorySource:
+    """A training part, whose order depends on the seed and the epoch alone, and a held-out part.
+
+    Args:
+        train: raw vectors.
+        held_out: likewise.
+        seed: of the order.
+        device: where batches are wanted.
+    """
+
+    unit = "samples"
+
+    def __init__(
+        self,
+        train: Float[Tensor, "train d_in"],
+        held_out: Float[Tensor, "held_out d_in"],
+        seed: int,
+        device: torch.device,
+    ):
+        self.d_in, self.device = train.shape[1], device
+        self._train, self._held_out, self._seed = train, held_out, seed
+        self._epoch = self._batch = 0
+
+    def first_vectors(self) -> Float[Tensor, "vectors d_in"]:
+        return self._train.to(self.device)
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Raw training batches without end, from the position on; what is left of an epoch is left out.
+
+        Raises:
+            ValueError: there are fewer vectors than a batch has.
+        """
+        whole = len(self._train) // batch_size
+        if whole == 0:
+            raise ValueError(
+                f"trainer.batch_size is {batch_size}, more than the {len(self._train)} {self.unit} there are; lower it"
+            )
+        while True:
+            order = torch.randperm(len(self._train), generator=generator_for(self._seed, "order", self._epoch))
+            while self._batch < whole:
+                places = order[self._batch * batch_size : (self._batch + 1) * batch_size]
+                drawn_for = "noise", self._epoch, self._batch
+                self._batch += 1
+                yield self._made_of(self._train[places], *drawn_for)
+            self._epoch, self._batch = self._epoch + 1, 0
+
+    def held_out(self, count: int, batch_size: int) -> Iterator[Batch]:
+        for number, vectors in enumerate(self._held_out[:count].split(batch_size)):
+            yield self._made_of(vectors, "held-out noise", number)
+
+    def _made_of(self, vectors: Tensor, *drawn_for: object) -> Batch:
+        """A batch of these; what is random in it is drawn for it alone."""
+        moved = vectors.to(self.device)
+        return Batch(moved, moved)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self._epoch, "batch": self._batch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._epoch, self._batch = state["epoch"], state["batch"]

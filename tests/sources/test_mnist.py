@@ -1,0 +1,79 @@
+"""MNIST's files and scikit-learn's digits as vectors."""
+
+import gzip
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from experiments.data.mnist import write_idx
+from fsae.sources.in_memory import InMemorySource
+from fsae.sources.mnist import MNISTSettings
+
+CPU = torch.device("cpu")
+
+
+def images(count: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 784), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_idx(tmp_path / "train-images-idx3-ubyte", images(40, 0))
+    write_idx(tmp_path / "plain", images(10, 1))
+    (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress((tmp_path / "plain").read_bytes()))
+    return tmp_path
+
+
+def held_out(source: InMemorySource) -> torch.Tensor:
+    return torch.cat([batch.inputs for batch in source.held_out(1000, 7)])
+
+
+def test_its_files_are_read_zipped_or_not_and_scaled_by_the_training_part(folder: Path):
+    source = MNISTSettings(path=str(folder)).open(CPU)
+    train = source.first_vectors()
+    assert (source.d_in, len(train)) == (784, 40)
+    assert (train.mean().item(), train.std().item()) == pytest.approx((0, 1), abs=1e-5)
+    pixels = images(40, 0).astype(np.float64)
+    wanted = (images(10, 1) - pixels.mean()) / pixels.std(ddof=1)
+    np.testing.assert_allclose(held_out(source).numpy(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_share_is_of_the_same_images_for_every_seed_and_scales_by_itself(folder: Path):
+    parts = [MNISTSettings(path=str(folder), share=0.25, seed=seed).open(CPU) for seed in (0, 1)]
+    assert torch.equal(parts[0].first_vectors(), parts[1].first_vectors())
+    assert len(parts[0].first_vectors()) == 10
+    assert parts[0].first_vectors().mean().item() == pytest.approx(0, abs=1e-5)
+    assert not torch.equal(held_out(parts[0]), held_out(MNISTSettings(path=str(folder)).open(CPU)))
+    orders = [next(islice(part.batches(5), 1)).inputs for part in parts]
+    assert not torch.equal(*orders)
+
+
+def test_scikit_learns_digits_are_said_not_to_be_mnist(caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    source = MNISTSettings().open(CPU)
+    # 1,797, of which a tenth is held out.
+    assert (source.d_in, len(source.first_vectors()), len(held_out(source))) == (64, 1618, 179)
+    assert "scikit-learn's digits, not MNIST" in caplog.text
+
+
+def test_what_is_missing_or_damaged_is_named(folder: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"has no train-images-idx3-ubyte or train-images-idx3-ubyte.gz"):
+        MNISTSettings(path=str(tmp_path / "nowhere")).open(CPU)
+    zipped = folder / "t10k-images-idx3-ubyte.gz"
+    zipped.write_bytes(zipped.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="t10k-images-idx3-ubyte.gz is damaged"):
+        MNISTSettings(path=str(folder)).open(CPU)
+    file = folder / "train-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="train-images-idx3-ubyte is not a whole idx file of images"):
+        MNISTSettings(path=str(folder)).open(CPU)
+
+
+def test_shares_are_checked(folder: Path):
+    with pytest.raises(ValueError, match=r"source.share is 1.5; it is a share"):
+        MNISTSettings(share=1.5)
+    with pytest.raises(ValueError, match=r"source.share=0.01 of 40 images is none; raise it"):
+        MNISTSettings(path=str(folder), share=0.01).open(CPU)

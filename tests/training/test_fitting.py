@@ -1,0 +1,113 @@
+"""Fitting: it finds what scikit-learn finds on all data at once, resumes bit for bit and holds what it says it holds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA as SklearnPCA
+
+from fsae.autoencoders.local_pca import FittedSettings, KMeansSettings, LocalPCASettings, PCASettings
+from fsae.losses.objective import Objective
+from fsae.losses.reconstruction import SquaredError
+from fsae.training.fitting import FittedMember
+from fsae.training.settings import FitSettings
+from tests.architectures import FITTED
+from tests.streams import D_IN
+from tests.training.runs import BATCH, NEVER, STEPS, LoneRun, differences, logged, saved, training_run
+
+
+def fit(steps: int = STEPS, **changes: float) -> FitSettings:
+    return FitSettings(tokens=steps * BATCH, batch_size=BATCH, log_every=5, checkpoint_seconds=NEVER, **changes)
+
+
+def member(arch: FittedSettings, settings: FitSettings, d_in: int = D_IN, scale: float = 1.0) -> FittedMember:
+    autoencoder = arch.build(d_in, torch.Generator())
+    return FittedMember(autoencoder, Objective({"reconstruction": SquaredError()}), settings, scale, seed=3)
+
+
+def fitted(arch: FittedSettings, data: torch.Tensor, settings: FitSettings) -> FittedMember:
+    found = member(arch, settings, data.shape[1])
+    for step in range(settings.steps):
+        begin = step * BATCH % len(data)
+        found.update(found.backward(data[begin : begin + BATCH], step), step)
+    return found
+
+
+def clusters(count: int) -> torch.Tensor:
+    """Three far apart, each long in a direction of its own."""
+    generator = torch.Generator().manual_seed(1)
+    places = torch.randint(3, (count,), generator=generator)
+    spread = torch.full((3, 4), 0.05) + torch.eye(3, 4)
+    return 20 * torch.eye(4)[1:][places] + torch.randn(count, 4, generator=generator) * spread[places]
+
+
+def run(arch: str, folder: Path, stop_at: int | None = None) -> LoneRun:
+    settings = fit()
+    return training_run(arch, folder, settings, stop_at, trained=member(FITTED[arch], settings))
+
+
+def test_pca_is_that_of_all_data_at_once():
+    data = clusters(10 * BATCH)
+    # Ten steps for the mean of all, ten more for the second moments of all.
+    autoencoder = fitted(PCASettings(d_sae=2), data, fit(20)).autoencoder
+    wanted = SklearnPCA(2).fit(data.double().numpy())
+    torch.testing.assert_close(autoencoder.b_dec.double(), torch.from_numpy(wanted.mean_), atol=1e-5, rtol=1e-5)
+    projected = wanted.inverse_transform(wanted.transform(data.double().numpy()))
+    torch.testing.assert_close(autoencoder(data).reconstruction.double(), torch.from_numpy(projected), atol=1e-4, rtol=1e-4)
+
+
+def test_k_means_finds_clusters_as_full_k_means_does():
+    data = clusters(10 * BATCH)
+    record = fitted(KMeansSettings(d_sae=3), data, fit(40)).autoencoder(data)
+    wanted = -KMeans(3, n_init=3, random_state=0).fit(data.numpy()).score(data.numpy()) / len(data)
+    assert record.error.square().sum(1).mean().item() == pytest.approx(wanted, rel=0.02)
+
+
+def test_each_cell_has_its_own_direction():
+    data = clusters(10 * BATCH)
+    autoencoder = fitted(LocalPCASettings(d_sae=6, rank=1), data, fit(40)).autoencoder
+    # Of unit variance along one axis each and 0.05^2 along three others.
+    assert autoencoder(data).error.square().sum(1).mean().item() == pytest.approx(3 * 0.05**2, rel=0.3)
+    wider = fitted(KMeansSettings(d_sae=6), data, fit(40)).autoencoder
+    assert wider(data).error.square().sum() > autoencoder(data).error.square().sum()
+
+
+@pytest.mark.parametrize("arch", list(FITTED))
+def test_an_interrupted_run_goes_on_bit_for_bit(arch: str, tmp_path: Path):
+    run(arch, tmp_path / "whole").train()
+    # Among the centres' steps, and among the components'.
+    for stop_at in (7, 20):
+        with pytest.raises(BaseException, match="SIGTERM"):
+            run(arch, tmp_path / "halved", stop_at).train()
+    run(arch, tmp_path / "halved").train()
+    assert differences(saved(tmp_path / "whole"), saved(tmp_path / "halved")) == []
+    assert logged(tmp_path / "whole") == logged(tmp_path / "halved")
+
+
+def test_what_it_holds_does_not_grow_with_the_samples():
+    sizes = []
+    for steps in (6, 60):
+        state = fitted(LocalPCASettings(d_sae=6, rank=1), clusters(10 * BATCH), fit(steps)).state_dict()
+        assert state["moments"].shape == (3, 4, 4)
+        sizes.append(sum(each.numel() for each in state["kmeans"].values() if isinstance(each, torch.Tensor)))
+    assert sizes[0] == sizes[1]
+
+
+def test_components_are_sought_after_the_centres():
+    state = fitted(LocalPCASettings(d_sae=6, rank=1), clusters(10 * BATCH), fit(20, centres=0.25))
+    assert state.state_dict()["kmeans"]["n_steps_"] == 5
+
+
+def test_a_batch_too_small_for_the_centres_is_refused():
+    with pytest.raises(ValueError, match="trainer.batch_size is 16, but the first batch is to give 17 centres"):
+        fit().check_cells(17, 0)
+    with pytest.raises(ValueError, match="is a single batch; centres and components need one each"):
+        fit(1).check_cells(1, 1)
+    fit(1).check_cells(16, 0)
+
+
+def test_its_state_is_of_plain_numbers_and_tensors():
+    state = fitted(KMeansSettings(d_sae=3), clusters(10 * BATCH), fit(5)).state_dict()["kmeans"]
+    assert not any(isinstance(each, np.ndarray | np.random.RandomState) for each in state.values())
