@@ -45,6 +45,9 @@ JOBS = {
     "topk": ["arch=topk", "arch.k=8", "trainer.resample_every=1024", "trainer.dead_after=512", "trainer.tokens=4096"],
     "batch_topk": ["arch=batch_topk", "arch.k=8", "seed=3", "arch.d_sae=128", "trainer.tokens=2048"],
     "abs_topk": ["arch=abs_topk", "arch.k=4", "trainer.activation_scale=none", "trainer.tokens=4096"],
+    "kmeans": ["arch=kmeans", "arch.d_sae=32", "seed=2", "trainer.tokens=4096"],
+    "local_pca": ["arch=local_pca", "arch.d_sae=32", "arch.rank=7", "population.size=2", "trainer.tokens=4096"],
+    "pca": ["arch=pca", "arch.d_sae=8", "trainer.tokens=4096"],
     "population": [
         "arch=topk", "arch.k=8", "population=mfr", "population.size=3", "population.mutual.match_every=3",
         "population.reinitialise.threshold=0.5", "population.reinitialise.every=4", "trainer.tokens=4096",

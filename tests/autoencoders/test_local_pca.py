@@ -70,7 +70,10 @@ def test_dense_and_sparse_codes_are_the_same():
 def test_the_width_is_that_of_centres_and_components():
     assert LocalPCASettings(d_sae=12, rank=3).cells(5) == 3
     # 2.5 x 5 = 12.5 latents: four cells of three.
-    assert (LocalPCASettings(expansion=2.5, rank=2).cells(5), LocalPCASettings(expansion=2.5, rank=2).width(5)) == (4, 12)
+    assert (LocalPCASettings(expansion=2.5, rank=2).cells(5), LocalPCASettings(expansion=2.5, rank=2).width(5)) == (
+        4,
+        12,
+    )
     with pytest.raises(ValueError, match=r"arch.d_sae is 10; .* make it a multiple of 4"):
         LocalPCASettings(d_sae=10, rank=3)
     with pytest.raises(ValueError, match=r"arch.rank is 0; it must be at least 1 \(arch=kmeans"):

@@ -4,7 +4,7 @@ import torch
 from fsae.autoencoders.base import Autoencoder, DecoderNorm
 from fsae.autoencoders.batch_topk import BatchTopK
 from fsae.export.folding import fold
-from tests.architectures import build, each_architecture, relative_error, samples, with_weights
+from tests.architectures import FITTED, build, each_architecture, fitted, relative_error, samples, with_weights
 
 SCALE = 0.37
 COMPETING = {"topk", "abs_topk", "batch_topk"}
@@ -35,6 +35,17 @@ def test_folded_takes_raw_activations_and_gives_the_same_reconstruction(
     assert on.any()
     assert not on.all()
     assert torch.equal(after.codes.dense() != 0, on)
+
+
+@pytest.mark.parametrize("arch", list(FITTED))
+def test_what_is_fitted_gives_the_same_and_keeps_the_centres_codes(arch):
+    autoencoder = fitted(arch, dtype=torch.float64)
+    x = samples(200)
+    with torch.no_grad():
+        before, after = autoencoder(x * SCALE), fold(autoencoder, SCALE)(x)
+    assert relative_error(after.reconstruction, before.reconstruction / SCALE) < 1e-12
+    codes = before.codes.dense()
+    assert relative_error(after.codes.dense(), torch.where(codes == 1, 1.0, codes / SCALE)) < 1e-12
 
 
 @each_architecture

@@ -55,7 +55,9 @@ def test_pca_is_that_of_all_data_at_once():
     wanted = SklearnPCA(2).fit(data.double().numpy())
     torch.testing.assert_close(autoencoder.b_dec.double(), torch.from_numpy(wanted.mean_), atol=1e-5, rtol=1e-5)
     projected = wanted.inverse_transform(wanted.transform(data.double().numpy()))
-    torch.testing.assert_close(autoencoder(data).reconstruction.double(), torch.from_numpy(projected), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        autoencoder(data).reconstruction.double(), torch.from_numpy(projected), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_k_means_finds_clusters_as_full_k_means_does():

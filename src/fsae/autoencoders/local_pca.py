@@ -189,9 +189,7 @@ class PCA(AbsTopK):
         self.place(torch.zeros(1, d_in))
 
     @torch.no_grad()
-    def place(
-        self, centres: Float[Tensor, "1 d_in"], components: Float[Tensor, "1 rank d_in"] | None = None
-    ) -> None:
+    def place(self, centres: Float[Tensor, "1 d_in"], components: Float[Tensor, "1 rank d_in"] | None = None) -> None:
         """Take over the mean and orthonormal components, which are zero where there are none yet."""
         rows = torch.zeros_like(self.W_dec) if components is None else components[0]
         self.W_dec.copy_(rows)

@@ -54,14 +54,14 @@ class FittedMember(Learner[LocalPCA | PCA, FitSettings]):
         """Fit the batch; what is measured and returned comes after."""
         self._fit((x if targets is None else targets).cpu().double(), step)
         record = self.autoencoder(x, sparse=True, targets=targets)
-        nothing = Moment(torch.zeros(0, dtype=torch.long, device=x.device))
-        measure_all = self.settings.logs_after(step)
-        losses = self.objective(record, nothing, step / self.settings.steps, measure_all)
+        progress, measure_all = step / self.settings.steps, self.settings.logs_after(step)
+        losses = self.objective(record, Moment(self.dead.indices), progress, measure_all)
         self._remember(losses.parts | batch_measures(record, self.scale))
         return record
 
     def update(self, record: ForwardRecord, step: int) -> None:
-        """Nothing is left to do."""
+        """The batch is counted; nothing else is left to do."""
+        self.dead.update(record.codes)
 
     def start_over(self, record: ForwardRecord, step: int, when: Reinitialisation) -> int:
         return 0
@@ -122,6 +122,8 @@ def _revived(value: Any) -> Any:
         return value.numpy().copy()
     if isinstance(value, dict):
         generator = np.random.RandomState()
-        generator.set_state(value | {"state": value["state"] | {"key": value["state"]["key"].numpy().astype(np.uint32)}})
+        generator.set_state(
+            value | {"state": value["state"] | {"key": value["state"]["key"].numpy().astype(np.uint32)}}
+        )
         return generator
     return value

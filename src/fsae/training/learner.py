@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fsae.autoencoders.base import Autoencoder, ForwardRecord
 from fsae.losses.objective import Objective
+from fsae.training.dead_latents import DeadLatents
 from fsae.training.reinitialisation import Reinitialisation
 from fsae.training.settings import TrainerSettings
 
@@ -16,7 +17,7 @@ Trainer = TypeVar("Trainer", bound=TrainerSettings)
 
 
 class Learner(ABC, Generic[Trained, Trainer]):
-    """An autoencoder, its objective, and sums of what it measured.
+    """An autoencoder, its objective, its dead latents, and sums of what it measured.
 
     Args:
         autoencoder: with weights in scaled units.
@@ -30,6 +31,7 @@ class Learner(ABC, Generic[Trained, Trainer]):
 
     def __init__(self, autoencoder: Trained, objective: Objective, settings: Trainer, scale: float):
         self.autoencoder, self.objective, self.settings, self.scale = autoencoder, objective, settings, scale
+        self.dead = DeadLatents(autoencoder.d_sae, settings.dead_after).to(autoencoder.W_dec.device)
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
@@ -52,11 +54,16 @@ class Learner(ABC, Generic[Trained, Trainer]):
         """Draw anew what is off its target where that is due; returns how many latents."""
 
     def read_interval(self) -> dict[str, float]:
-        """Means over the steps since the last call; waits for the device, once."""
+        """Means over the steps since the last call; waits for the device, once.
+
+        The list of dead latents is refreshed.
+        """
         names = list(self._sums)
         sums = torch.stack([self._sums[name].double() for name in names]).tolist() if names else []
         means = {name: total / self._counts[name] for name, total in zip(names, sums, strict=True)}
         self._sums, self._counts = {}, {}
+        self.dead.refresh()
+        means["dead_share"] = self.dead.indices.numel() / self.autoencoder.d_sae
         return means
 
     def check_finite(self, step: int) -> None:
@@ -77,10 +84,18 @@ class Learner(ABC, Generic[Trained, Trainer]):
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {"autoencoder": self.autoencoder.state_dict(), "sums": self._sums, "counts": self._counts}
+        return {
+            "autoencoder": self.autoencoder.state_dict(),
+            "dead": self.dead.state_dict(),
+            "dead_indices": self.dead.indices,
+            "sums": self._sums,
+            "counts": self._counts,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.autoencoder.load_state_dict(state["autoencoder"])
-        device = self.autoencoder.W_dec.device
+        self.dead.load_state_dict(state["dead"])
+        device = self.dead.tokens_since_fired.device
+        self.dead.indices = state["dead_indices"].to(device)
         self._sums = {name: total.to(device) for name, total in state["sums"].items()}
         self._counts = dict(state["counts"])

@@ -133,8 +133,7 @@ class TrainingRun:
         self.means[f"{self.source.unit}_per_second"] = rate
         values = self.means
         if len(each) > 1:
-            of_each = {f"{i}/{name}": means.get(name) for i, means in enumerate(each) for name in OF_EACH}
-            values = values | {name: value for name, value in of_each.items() if value is not None}
+            values = values | {f"{i}/{name}": means[name] for i, means in enumerate(each) for name in OF_EACH}
         tokens = self.step * self.settings.batch_size
         self.tracker.log({f"train/{name}": value for name, value in values.items()}, tokens)
 

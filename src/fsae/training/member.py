@@ -8,7 +8,7 @@ from torch import Tensor
 from fsae.autoencoders.base import DecoderNorm, ForwardRecord, SparseAutoencoder
 from fsae.losses.objective import Objective
 from fsae.losses.term import Moment
-from fsae.training.dead_latents import DeadLatents, resample
+from fsae.training.dead_latents import resample
 from fsae.training.learner import Learner
 from fsae.training.measures import batch_measures
 from fsae.training.reinitialisation import Reinitialisation, Scope, start_over
@@ -35,10 +35,11 @@ class Member(Learner[SparseAutoencoder, AdamSettings]):
 
     remedy = "lower trainer.lr, raise trainer.warm_up or set trainer.clip_norm"
 
-    def __init__(self, autoencoder: SparseAutoencoder, objective: Objective, settings: AdamSettings, scale: float, seed: int):
+    def __init__(
+        self, autoencoder: SparseAutoencoder, objective: Objective, settings: AdamSettings, scale: float, seed: int
+    ):
         super().__init__(autoencoder, objective, settings, scale)
         device = autoencoder.W_dec.device
-        self.dead = DeadLatents(autoencoder.d_sae, settings.dead_after).to(device)
         self.optimiser = torch.optim.Adam(
             autoencoder.parameters(), lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=True
         )
@@ -115,9 +116,7 @@ class Member(Learner[SparseAutoencoder, AdamSettings]):
         The list of dead latents is refreshed and the products are chosen anew by the density that was measured.
         """
         means = super().read_interval()
-        self.dead.refresh()
         means["lr"] = self.optimiser.param_groups[0]["lr"]
-        means["dead_share"] = self.dead.indices.numel() / self.autoencoder.d_sae
         if self.settings.resample_every is not None:
             means["resampled"] = float(self.resampled)
         if self.started_over > 0:
@@ -145,8 +144,6 @@ class Member(Learner[SparseAutoencoder, AdamSettings]):
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {
             "optimiser": self.optimiser.state_dict(),
-            "dead": self.dead.state_dict(),
-            "dead_indices": self.dead.indices,
             "generator": self.generator.get_state(),
             "resampled": self.resampled,
             "started_over": self.started_over,
@@ -158,10 +155,7 @@ class Member(Learner[SparseAutoencoder, AdamSettings]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.optimiser.load_state_dict(state["optimiser"])
-        self.dead.load_state_dict(state["dead"])
-        device = self.dead.tokens_since_fired.device
-        self.dead.indices = state["dead_indices"].to(device)
         self.generator.set_state(state["generator"])
         self.resampled, self.started_over = state["resampled"], state["started_over"]
         self.sparse = state["sparse"]
-        self._fired, self._samples = state["fired"].to(device), state["samples"]
+        self._fired, self._samples = state["fired"].to(self._fired.device), state["samples"]

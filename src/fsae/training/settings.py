@@ -23,6 +23,7 @@ class TrainerSettings:
         tokens: training vectors in all (tokens of a language model).
         batch_size: vectors a step.
         activation_scale: what activations are multiplied by.
+        dead_after: vectors without firing after which a latent counts as dead.
         log_every: steps between logged values; each is a mean over the steps since the last.
         checkpoint_seconds: time between checkpoints.
     """
@@ -30,11 +31,12 @@ class TrainerSettings:
     tokens: int = 100_000_000
     batch_size: int = 4096
     activation_scale: Scale = Scale.sqrt_d
+    dead_after: int = 1_000_000
     log_every: int = 50
     checkpoint_seconds: float = 300.0
 
     def __post_init__(self):
-        for name in ("tokens", "batch_size", "log_every"):
+        for name in ("tokens", "batch_size", "dead_after", "log_every"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be positive and finite")
         if not self.checkpoint_seconds >= 0:
@@ -93,7 +95,6 @@ class AdamSettings(TrainerSettings):
         decay: share of training, at its end, over which it falls linearly to 0.
         clip_norm: largest norm of the whole gradient, or null.
         precision: of the products over batch x d_sae.
-        dead_after: vectors without firing after which a latent counts as dead.
         resample_every: vectors after which dead latents are drawn anew, or null for never; not in the last fifth of
             training, where they would have no time to learn.
     """
@@ -105,14 +106,12 @@ class AdamSettings(TrainerSettings):
     decay: float = 0.2
     clip_norm: float | None = 1.0
     precision: Precision = Precision.fp32
-    dead_after: int = 1_000_000
     resample_every: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("lr", "dead_after"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be positive and finite")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"trainer.lr is {self.lr}; it must be positive and finite")
         for name in ("warm_up", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}; it is a share of training, 0 to 1")
