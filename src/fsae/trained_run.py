@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from fsae.analysis.region_plots import plot_lift, plot_region_sizes, plot_regions
 from fsae.analysis.run_plots import plot_firing, plot_sharing, plot_training
 from fsae.autoencoders.base import Autoencoder
 from fsae.configuration.schema import Task
 from fsae.evaluation.agreement import agreement, truth_by_sharing
+from fsae.evaluation.geometry import Geometry, evaluate_geometry, size_histogram
 from fsae.evaluation.results import flat_results, results_table
 from fsae.evaluation.sparsity import density_histogram
 from fsae.evaluation.splice import evaluate_splice
@@ -66,6 +68,7 @@ def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
     vectors = evaluate_vectors(autoencoders, held_out(), fishers)
     scalars = [measured.scalars for measured in vectors]
     truths: list[Truth] = []
+    geometries: list[Geometry] = []
     if isinstance(source, ActivationSource) and settings.eval.splice_tokens > 0:
         model, site, _ = settings.place()
         log.info("running %s with the reconstruction in place of its activations", model.name)
@@ -85,6 +88,9 @@ def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
         samples = source.held_out_codes(settings.eval.tokens, settings.eval.batch_size)
         truths = evaluate_truth(autoencoders, source.features, _with_heartbeat(samples, heartbeat))
         scalars = [measured | truth.scalars for measured, truth in zip(scalars, truths, strict=True)]
+    if settings.eval.geometry:
+        geometries = evaluate_geometry(autoencoders, held_out())
+        scalars = [measured | geometry.scalars for measured, geometry in zip(scalars, geometries, strict=True)]
     frequencies = [measured.firing_frequency for measured in vectors]
     bos = source.prepends_bos if isinstance(source, ActivationSource) else None
     for each in made:
@@ -92,10 +98,11 @@ def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
         of_run, scalars = scalars[:size], scalars[size:]
         firing, frequencies = frequencies[:size], frequencies[size:]
         known, truths = truths[:size], truths[size:]
+        shapes, geometries = geometries[:size], geometries[size:]
         with each.run.alone():
             if settings.task is Task.train:
                 _export(each, firing, bos)
-            _report(each, of_run, firing, known)
+            _report(each, of_run, firing, known, shapes)
 
 
 def _with_heartbeat(batches: Iterable[Item], heartbeat: Callable[[], None]) -> Iterator[Item]:
@@ -124,7 +131,11 @@ def _export(made: TrainedRun, firing: Sequence[Tensor], prepends_bos: bool | Non
 
 
 def _report(
-    made: TrainedRun, scalars: Sequence[dict[str, float]], firing: Sequence[Tensor], truths: Sequence[Truth]
+    made: TrainedRun,
+    scalars: Sequence[dict[str, float]],
+    firing: Sequence[Tensor],
+    truths: Sequence[Truth],
+    geometries: Sequence[Geometry],
 ) -> None:
     """The run's numbers: of a population the means over its members, what they have in common, and each one's own."""
     run = made.run
@@ -140,9 +151,22 @@ def _report(
         of_each = {f"{number}/{name}": value for number, each in enumerate(scalars) for name, value in each.items()}
         plot_sharing(compared.found_by.flatten().tolist(), len(scalars), run.folder.plots / "sharing.png")
     plot_firing(histogram, metrics["dead_share"], run.folder.plots / "firing.png")
+    region_histogram = _picture(geometries[made.best], run.folder.plots) if geometries else {}
     run.tracker.log({f"eval/{name}": value for name, value in (metrics | of_each).items()}, made.tokens)
     print(f"\n{results_table(metrics)}")
-    finish(run, flat_results(metrics | of_each) | {"density_histogram": histogram})
+    finish(run, flat_results(metrics | of_each) | {"density_histogram": histogram} | region_histogram)
+
+
+def _picture(geometry: Geometry, plots: Path) -> dict[str, Any]:
+    """Draw one autoencoder's regions; returns how many of them have how many samples."""
+    sizes, plane = size_histogram(geometry.region_sizes), geometry.plane
+    plot_region_sizes(sizes["from"], sizes["regions"], plots / "region_sizes.png")
+    regions, edges = plane.regions.numpy(), plane.edges.numpy()
+    sites = None if plane.sites is None else plane.sites.numpy()
+    plot_regions(regions, edges, plane.points.numpy(), sites, plots / "regions.png")
+    if plane.lift is not None:
+        plot_lift(regions, edges, plane.lift.numpy(), plots / "voronoi_lift.png")
+    return {"region_histogram": sizes}
 
 
 def finish(run: OpenRun, results: dict[str, Any]) -> None:

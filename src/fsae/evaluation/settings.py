@@ -13,11 +13,13 @@ class EvaluationSettings:
             same size only.
         splice_tokens: held-out tokens on which the language model runs with the reconstruction spliced in; 0 switches
             that off.
+        geometry: also look at the regions into which the autoencoder divides the space of its inputs.
     """
 
     tokens: int = 32768
     batch_size: int = 2048
     splice_tokens: int = 2048
+    geometry: bool = False
 
     def __post_init__(self):
         if self.batch_size < 2:

@@ -1,0 +1,103 @@
+"""Pictures of regions: a plane through them, the Voronoi diagram that they are a section of, and how full they are."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float, Int
+
+from fsae.analysis.figures import COLOURS, figure
+
+# Twenty hues; regions that meet may share one, so boundaries are drawn too.
+_HUES = mpl.colormaps["tab20"]
+
+
+def plot_regions(
+    regions: Int[np.ndarray, "side side"],
+    edges: Float[np.ndarray, " side"],
+    points: Float[np.ndarray, "points 2"],
+    sites: Float[np.ndarray, "sites 3"] | None,
+    picture: Path,
+) -> None:
+    """A plane, coloured by region, with the samples in it.
+
+    Args:
+        regions: number of the region at (edges[j], edges[i]).
+        edges: coordinates along both axes.
+        points: of samples.
+        sites: x, y and weight of the power diagram's sites, where it is in the plane.
+        picture: the PNG to write.
+    """
+    with figure(picture, 6.2, 6) as drawn:
+        axis = drawn.subplots()
+        axis.grid(False)
+        span = (edges[0], edges[-1])
+        axis.imshow(_coloured(regions), extent=(*span, *span), origin="lower", interpolation="nearest")
+        axis.plot(*points.T, "o", color="black", markersize=2.5 if len(points) > 3 else 6, alpha=0.6, mew=0)
+        if sites is not None:
+            axis.plot(*sites[:, :2].T, "+", color="white", markersize=6, mew=1.2)
+        axis.set_xlim(*span)
+        axis.set_ylim(*span)
+        axis.set_aspect("equal")
+        where = "the plane" if sites is not None or len(points) > 3 else "the plane through three samples"
+        axis.set_title(f"{len(np.unique(regions)):,} regions in {where}")
+
+
+def plot_lift(
+    regions: Int[np.ndarray, "side side"],
+    edges: Float[np.ndarray, " side"],
+    lift: Float[np.ndarray, "sites 3"],
+    picture: Path,
+) -> None:
+    """The lifted sites above the plane that is the section of their Voronoi diagram at height 0.
+
+    Args:
+        regions: number of the region at (edges[j], edges[i]).
+        edges: coordinates along both axes.
+        lift: x, y and height of each site.
+        picture: the PNG to write.
+    """
+    with figure(picture, 6.5, 6) as drawn:
+        axis = drawn.add_subplot(projection="3d")
+        step = max(1, len(edges) // 80)
+        across, along = np.meshgrid(edges[::step], edges[::step])
+        colours = _coloured(regions)[::step, ::step]
+        axis.plot_surface(  # pyright: ignore[reportAttributeAccessIssue]
+            across, along, np.zeros_like(across), facecolors=colours, rcount=100, ccount=100, shade=False
+        )
+        for x, y, height in lift:
+            axis.plot([x, x], [y, y], [0, height], color="#999999", linewidth=0.6)
+        axis.plot(*lift.T, "o", color=COLOURS[0], markersize=3.5)
+        axis.set_zlabel("height of a site")  # pyright: ignore[reportAttributeAccessIssue]
+        axis.set_title("the power diagram as a section of a Voronoi diagram")
+
+
+def plot_region_sizes(least: Sequence[int], counts: Sequence[int], picture: Path) -> None:
+    """How many regions have how many samples, both on a log axis.
+
+    Args:
+        least: least number of samples in each bin, powers of two.
+        counts: regions in it.
+        picture: the PNG to write.
+    """
+    with figure(picture, 6, 4) as drawn:
+        axis = drawn.subplots()
+        axis.stairs(counts, [*least, 2 * least[-1]], fill=True, color=COLOURS[0])
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_ylim(bottom=0.7)
+        axis.set_xlabel("held-out samples in a region")
+        axis.set_ylabel("regions")
+        axis.set_title(f"{sum(counts):,} regions are occupied")
+
+
+def _coloured(regions: Int[np.ndarray, "side side"]) -> Float[np.ndarray, "side side 4"]:
+    """A hue for each region, darker where another one begins."""
+    # Numbers that follow each other are far apart among the hues.
+    colours = np.array(_HUES((regions * 7) % 20 / 19.99))
+    boundary = np.zeros(regions.shape, dtype=bool)
+    boundary[1:] |= regions[1:] != regions[:-1]
+    boundary[:, 1:] |= regions[:, 1:] != regions[:, :-1]
+    colours[boundary, :3] *= 0.35
+    return colours

@@ -1,0 +1,155 @@
+"""How autoencoders divide the space of their inputs, seen from held-out samples."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fsae.autoencoders.base import Autoencoder
+from fsae.autoencoders.local_pca import LocalPCA
+from fsae.autoencoders.topk import TopK
+from fsae.draws import generator_for
+from fsae.evaluation.power_diagram import PowerDiagram, power_diagram, selection
+from fsae.evaluation.regions import Regions, along_segments, on_plane, radii, sizes
+from fsae.sources.source import Batch
+
+# Samples that are compared with the power diagram, segments and rays: enough for two digits.
+_COMPARED = 1024
+_SEGMENTS = 256
+_STEPS = 256
+_RAYS = 1024
+# Entries of the table of power distances that is there at a time.
+_DISTANCES = 2**22
+# Points along each side of a picture.
+_SIDE = 320
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """A plane through the inputs' space, for a picture; coordinates are in units of the inputs.
+
+    Attributes:
+        regions: at each point of a square grid, numbered from 0: row i, column j is at (edges[j], edges[i]).
+        edges: coordinates along both axes.
+        points: of samples that lie in the plane.
+        sites: of the power diagram, where it is in the plane: x, y and weight; else None.
+        lift: of the same sites: x, y and height. Both are of the diagram whose sites are as large as the samples are,
+            which has the same cells.
+    """
+
+    regions: Int[Tensor, "side side"]
+    edges: Float[Tensor, " side"]
+    points: Float[Tensor, "points 2"]
+    sites: Float[Tensor, "sites 3"] | None
+    lift: Float[Tensor, "sites 3"] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """What is found of one autoencoder.
+
+    Attributes:
+        scalars: by name. regions: distinct supports among the held-out samples. points_per_region: samples over these.
+            largest_region: share of the samples in the fullest one. region_radius: median distance from a sample to
+            the end of its region in a direction drawn evenly from all, over the samples' root mean square distance
+            from their mean; a region of volume v has about the d_in-th root of v over the unit ball's. segment_regions:
+            mean number of stretches of one support along a segment between two samples, looked at in 256 places, so at
+            most 256 and too few where regions are thinner. same_region_share, adjacent_share: of these segments, those
+            that stay in one region, and those that cross one boundary. diagram_agreement: for architectures that have a
+            power diagram, share of samples whose k nearest sites are the latents that were chosen. diagram_ties: share
+            of samples where the distances that decide lie within float32's rounding of each other.
+        region_sizes: samples of each occupied region, the fullest first.
+        plane: the plane itself where inputs have two dimensions, else that through three samples.
+    """
+
+    scalars: dict[str, float]
+    region_sizes: Int[Tensor, " regions"]
+    plane: Slice
+
+
+@torch.no_grad()
+def evaluate_geometry(autoencoders: Sequence[Autoencoder], batches: Iterable[Batch]) -> list[Geometry]:
+    """Each autoencoder's regions on held-out samples.
+
+    Args:
+        autoencoders: in eval mode and in raw units.
+        batches: raw vectors; all are held at once.
+    """
+    x = torch.cat([batch.inputs for batch in batches]).to(autoencoders[0].W_dec)
+    return [_geometry(each, x) for each in autoencoders]
+
+
+def size_histogram(region_sizes: Int[Tensor, " regions"]) -> dict[str, list[int]]:
+    """How many regions have how many samples.
+
+    Returns:
+        `from`, the least number of samples in each bin, a power of two; `regions` with so many or more, but fewer than
+        the next.
+    """
+    bins = torch.bincount(region_sizes.double().log2().floor().long()).tolist()
+    return {"from": [2**power for power in range(len(bins))], "regions": bins}
+
+
+def _geometry(autoencoder: Autoencoder, x: Float[Tensor, "samples d_in"]) -> Geometry:
+    regions, diagram = Regions(autoencoder), power_diagram(autoencoder)
+    names = regions.names(x)
+    counts = sizes(names)
+    spread = (x.double() - x.double().mean(0)).square().sum(1).mean().sqrt().item()
+    ends = torch.randint(len(x), (_SEGMENTS, 2), generator=generator_for("segments")).to(x.device)
+    found = along_segments(regions, x[ends], _STEPS)
+    stretches = 1 + (found[:, 1:] != found[:, :-1]).sum(1)
+    begins = torch.randint(len(x), (_RAYS,), generator=generator_for("rays")).to(x.device)
+    reach = radii(regions, x[begins], 0.01 * spread, generator_for("directions"))
+    scalars = {
+        "regions": float(len(counts)),
+        "points_per_region": len(x) / len(counts),
+        "largest_region": counts[0].item() / len(x),
+        "region_radius": (reach.median() / spread).item(),
+        "segment_regions": stretches.double().mean().item(),
+        "same_region_share": (stretches == 1).double().mean().item(),
+        "adjacent_share": (stretches == 2).double().mean().item(),
+    }
+    if diagram is not None:
+        assert isinstance(autoencoder, TopK | LocalPCA)
+        scalars |= _agreement(autoencoder, diagram, x[:_COMPARED])
+    return Geometry(scalars, counts.cpu(), _plane(regions, diagram, x))
+
+
+def _agreement(autoencoder: TopK | LocalPCA, diagram: PowerDiagram, x: Tensor) -> dict[str, float]:
+    agree, ties = [], []
+    # A pre-activation's rounding; power distances differ by twice as much as pre-activations.
+    size = diagram.sites.norm(dim=1).max() * x.double().norm(dim=1) + diagram.weights.abs().max()
+    rounding = 4 * torch.finfo(torch.float32).eps * size
+    some = max(1, _DISTANCES // len(diagram.sites))
+    for part, near in zip(x.split(some), rounding.split(some), strict=True):
+        nearest, gap = diagram.nearest(part)
+        agree.append((nearest == selection(autoencoder, part)).all(1))
+        ties.append(gap < 2 * near)
+    return {
+        "diagram_agreement": torch.cat(agree).double().mean().item(),
+        "diagram_ties": torch.cat(ties).double().mean().item(),
+    }
+
+
+def _plane(regions: Regions, diagram: PowerDiagram | None, x: Tensor) -> Slice:
+    """Through the first three samples that span one, with a margin around them."""
+    if x.shape[1] == 2:
+        origin, axes = x.new_zeros(2), torch.eye(2).to(x)
+        points = x
+    else:
+        # Orthonormal axes; the first sample is where they meet.
+        origin = x[0]
+        axes = torch.linalg.qr((x[1:3] - origin).T.double()).Q.T.to(x)
+        points = (x[:3] - origin) @ axes.T
+    low, high = points.min().item(), points.max().item()
+    margin = 0.15 * (high - low)
+    edges = torch.linspace(low - margin, high + margin, _SIDE).to(x)
+    numbers = torch.unique(on_plane(regions, origin, axes, edges), return_inverse=True)[1]
+    sites = lift = None
+    if diagram is not None and x.shape[1] == 2:
+        shown = diagram.times((points.norm(dim=1).mean() / diagram.sites.norm(dim=1).mean().clamp_min(1e-12)).item())
+        sites = torch.cat([shown.sites, shown.weights.unsqueeze(1)], dim=1).cpu()
+        lift = shown.lift().cpu()
+    return Slice(numbers.cpu(), edges.cpu(), points.cpu(), sites, lift)

@@ -1,0 +1,95 @@
+"""The power diagram whose cells are the regions of an autoencoder with a fixed number of active latents.
+
+A site m with weight a has the power distance |x - m|^2 - a from x. With m_i = w_i and a_i = 2 b_i + |w_i|^2 for the
+latents' pre-activations z_i = x . w_i + b_i it is |x|^2 - 2 z_i: the k nearest sites are the k largest pre-activations,
+so TopK's supports are the cells of a power diagram of order k (SplInterp, arXiv 2505.11836). AbsTopK's are unions of
+cells of the diagram of the 2n sites of z_i and -z_i, since |z_i| is the larger of the two.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fsae.autoencoders.base import Autoencoder
+from fsae.autoencoders.local_pca import LocalPCA
+from fsae.autoencoders.topk import AbsTopK, TopK
+
+
+@dataclass(frozen=True, eq=False)
+class PowerDiagram:
+    """Sites with weights, in float64.
+
+    Attributes:
+        sites: columns of the encoder, or centres.
+        weights: of the sites.
+        order: k, how many nearest sites make a cell.
+        latents: n; site n + i is the other sign of site i.
+    """
+
+    sites: Float[Tensor, "sites d_in"]
+    weights: Float[Tensor, " sites"]
+    order: int
+    latents: int
+
+    def distances(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch sites"]:
+        """Power distances, by their definition; builds batch x sites."""
+        squared = torch.cdist(x.double(), self.sites, compute_mode="donot_use_mm_for_euclid_dist").square()
+        return squared - self.weights
+
+    def nearest(self, x: Float[Tensor, "batch d_in"]) -> tuple[Int[Tensor, "batch k"], Float[Tensor, " batch"]]:
+        """The latents of the k nearest sites, in rising order, and how much farther the next site is than the last of
+        them; infinite where there is no next one."""
+        count = min(self.order + 1, len(self.sites))
+        least = self.distances(x).topk(count, dim=1, largest=False)
+        found = least.indices[:, : self.order] % self.latents
+        if count == self.order:
+            gap = least.values.new_full((len(x),), torch.inf)
+        else:
+            gap = least.values[:, self.order] - least.values[:, self.order - 1]
+        return found.sort(dim=1).values, gap
+
+    def times(self, factor: float) -> "PowerDiagram":
+        """Another diagram with the same cells: that of all pre-activations multiplied by a positive factor."""
+        squares = self.sites.square().sum(1)
+        weights = factor * (self.weights - squares) + factor**2 * squares
+        return PowerDiagram(factor * self.sites, weights, self.order, self.latents)
+
+    def lift(self) -> Float[Tensor, "sites d_in_plus_1"]:
+        """Sites in one dimension more, of whose Voronoi diagram this one is the section at height 0.
+
+        (m_i, sqrt(c - a_i)) with c the largest weight: |(x, 0) - (m, h)|^2 = |x - m|^2 + c - a.
+        """
+        heights = (self.weights.max() - self.weights).sqrt()
+        return torch.cat([self.sites, heights.unsqueeze(1)], dim=1)
+
+
+@torch.no_grad()
+def power_diagram(autoencoder: Autoencoder) -> PowerDiagram | None:
+    """The diagram of topk, abs_topk, kmeans and local_pca (of these two the Voronoi diagram of the centres); None for
+    other architectures, whose regions are none. A subtracted b_dec is taken into the biases; a scale that was folded
+    in is in the weights already."""
+    if isinstance(autoencoder, LocalPCA):
+        sites = autoencoder.centres.double()
+        return PowerDiagram(sites, sites.new_zeros(len(sites)), 1, len(sites))
+    if not isinstance(autoencoder, TopK):
+        return None
+    columns, biases = autoencoder.W_enc.T.double(), autoencoder.b_enc.double()
+    if autoencoder.centred:
+        biases = biases - columns @ autoencoder.b_dec.double()
+    weights = 2 * biases + columns.square().sum(1)
+    if isinstance(autoencoder, AbsTopK):
+        weights = torch.cat([weights, weights - 4 * biases])
+        columns = torch.cat([columns, -columns])
+    return PowerDiagram(columns, weights, autoencoder.settings.k, autoencoder.d_sae)
+
+
+@torch.no_grad()
+def selection(autoencoder: TopK | LocalPCA, x: Float[Tensor, "batch d_in"]) -> Int[Tensor, "batch k"]:
+    """What the autoencoder itself chose: the latents that may be on, in rising order; of local_pca the cell."""
+    pattern = autoencoder(x.to(autoencoder.W_dec), sparse=True).codes.pattern
+    chosen = pattern.columns.view(len(x), -1)
+    if isinstance(autoencoder, LocalPCA):
+        return chosen[:, :1] // (1 + autoencoder.rank)
+    return chosen.sort(dim=1).values

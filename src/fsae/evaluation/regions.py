@@ -1,0 +1,96 @@
+"""The regions of an autoencoder: inputs with the same support, on each of which it is one affine map."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fsae.autoencoders.base import Autoencoder
+from fsae.draws import generator_for
+
+# Rows of a forward pass.
+_AT_ONCE = 4096
+# Halvings of the interval that holds a region's boundary.
+_HALVINGS = 30
+# Doublings of a ray, after which a region counts as unbounded along it.
+_DOUBLINGS = 12
+
+
+class Regions:
+    """Names the regions that inputs lie in.
+
+    A name is the sum of 64-bit random numbers, one of each latent that is on: two supports share one with a probability
+    of 2^-64.
+
+    Args:
+        autoencoder: in eval mode, in the inputs' units.
+    """
+
+    def __init__(self, autoencoder: Autoencoder):
+        self._autoencoder = autoencoder
+        ends = torch.iinfo(torch.long)
+        numbers = torch.empty(autoencoder.d_sae, dtype=torch.long)
+        numbers.random_(ends.min, ends.max, generator=generator_for("latents"))
+        self._numbers = numbers.to(autoencoder.W_dec.device)
+
+    @torch.no_grad()
+    def names(self, x: Float[Tensor, "batch d_in"]) -> Int[Tensor, " batch"]:
+        """The region of each input."""
+        return torch.cat([self._names(some) for some in x.split(_AT_ONCE)])
+
+    def _names(self, x: Tensor) -> Tensor:
+        codes = self._autoencoder(x.to(self._autoencoder.W_dec), sparse=True).codes
+        assert codes.pattern is not None
+        on = (codes.values != 0).long() * self._numbers[codes.pattern.columns]
+        return on.new_zeros(len(x)).index_add(0, codes.pattern.rows, on)
+
+
+def sizes(names: Int[Tensor, " samples"]) -> Int[Tensor, " regions"]:
+    """How many samples each occupied region has, the fullest first."""
+    return torch.unique(names, return_counts=True)[1].sort(descending=True).values
+
+
+def along_segments(
+    regions: Regions, ends: Float[Tensor, "segments 2 d_in"], steps: int
+) -> Int[Tensor, "segments steps"]:
+    """Regions at `steps` places in equal distances along segments, both ends among them."""
+    shares = torch.linspace(0, 1, steps, device=ends.device, dtype=ends.dtype).view(1, -1, 1)
+    places = ends[:, :1] + shares * (ends[:, 1:] - ends[:, :1])
+    return regions.names(places.flatten(0, 1)).view(len(ends), steps)
+
+
+def radii(
+    regions: Regions, points: Float[Tensor, "points d_in"], unit: float, generator: torch.Generator
+) -> Float[Tensor, " points"]:
+    """How far it is from each point to the end of its region, in one direction drawn evenly from all.
+
+    Found by halving, which is exact where a ray leaves its region once: TopK's and relu-like regions are convex.
+
+    Args:
+        regions: of one autoencoder.
+        points: where the rays begin.
+        unit: the distance to begin with.
+        generator: of the directions.
+
+    Returns:
+        Distances; infinite where the region reaches farther than 4,096 units.
+    """
+    directions = torch.nn.functional.normalize(torch.randn(points.shape, generator=generator), dim=1).to(points)
+    home = regions.names(points)
+    inside, outside = points.new_zeros(len(points)), points.new_full((len(points),), math.inf)
+    reach = points.new_full((len(points),), unit)
+    for _ in range(_DOUBLINGS + _HALVINGS):
+        same = regions.names(points + reach.unsqueeze(1) * directions) == home
+        inside, outside = torch.where(same, reach, inside), torch.where(same, outside, reach)
+        reach = torch.where(outside.isinf(), (2 * inside).clamp(unit, unit * 2**_DOUBLINGS), (inside + outside) / 2)
+    return torch.where(outside.isinf(), outside, reach)
+
+
+def on_plane(
+    regions: Regions, origin: Float[Tensor, " d_in"], axes: Float[Tensor, "2 d_in"], grid: Float[Tensor, " side"]
+) -> Int[Tensor, "side side"]:
+    """Regions at origin + grid_j axes_0 + grid_i axes_1, for a picture: row i, column j."""
+    rows, columns = torch.meshgrid(grid, grid, indexing="ij")
+    places = origin + columns.reshape(-1, 1) * axes[:1] + rows.reshape(-1, 1) * axes[1:]
+    return regions.names(places).view(len(grid), len(grid))
