@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import machine
-from fsae.autoencoders.base import AutoencoderSettings
+from fsae.autoencoders.base import SparseAutoencoderSettings
 from fsae.autoencoders.batch_topk import BatchTopKSettings
 from fsae.autoencoders.gated import GatedSettings
 from fsae.autoencoders.initialisation import initialise_from
@@ -35,7 +35,7 @@ from fsae.training.memory import freed_memory_kept
 from fsae.training.settings import AdamSettings, Precision
 
 
-def architectures(d_sae: int, k: int) -> dict[str, tuple[AutoencoderSettings, dict[str, LossTerm]]]:
+def architectures(d_sae: int, k: int) -> dict[str, tuple[SparseAutoencoderSettings, dict[str, LossTerm]]]:
     """Every architecture with its usual loss, at about k active latents from the first step on."""
     density = k / d_sae
     reconstruction: dict[str, LossTerm] = {"reconstruction": SquaredError()}
@@ -53,7 +53,7 @@ def architectures(d_sae: int, k: int) -> dict[str, tuple[AutoencoderSettings, di
 
 
 def stepper(
-    settings: AutoencoderSettings,
+    settings: SparseAutoencoderSettings,
     terms: dict[str, LossTerm],
     x: Tensor,
     sparse: bool,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fsae.autoencoders.base import Autoencoder, AutoencoderSettings
+from fsae.autoencoders.base import Autoencoder, SparseAutoencoder, SparseAutoencoderSettings
 from fsae.autoencoders.batch_topk import BatchTopKSettings
 from fsae.autoencoders.codes import Codes
 from fsae.autoencoders.gated import GatedSettings
@@ -18,7 +18,7 @@ from fsae.autoencoders.standard import StandardSettings
 from fsae.autoencoders.topk import AbsTopKSettings, TopKSettings
 
 # A wide kernel, so that a few dozen entries suffice for some to fall into it.
-ARCHITECTURES: dict[str, tuple[type[AutoencoderSettings], dict[str, Any]]] = {
+ARCHITECTURES: dict[str, tuple[type[SparseAutoencoderSettings], dict[str, Any]]] = {
     "standard": (StandardSettings, {}),
     "gated": (GatedSettings, {}),
     "jumprelu": (JumpReLUSettings, {"init_threshold": 0.3, "bandwidth": 0.4}),
@@ -37,7 +37,7 @@ FITTED: dict[str, FittedSettings] = {
 each_architecture = pytest.mark.parametrize("arch", list(ARCHITECTURES))
 
 
-def settings_of(arch: str, **changes: Any) -> AutoencoderSettings:
+def settings_of(arch: str, **changes: Any) -> SparseAutoencoderSettings:
     """Settings of an architecture, with `changes` to the defaults of these tests."""
     kind, defaults = ARCHITECTURES[arch]
     return kind(**{**defaults, **changes})
@@ -45,7 +45,7 @@ def settings_of(arch: str, **changes: Any) -> AutoencoderSettings:
 
 def build(
     arch: str, d_in: int = 5, d_sae: int = 13, seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any
-) -> Autoencoder:
+) -> SparseAutoencoder:
     """An autoencoder whose every parameter was moved away from its special starting value."""
     generator = torch.Generator().manual_seed(seed)
     autoencoder = settings_of(arch, d_sae=d_sae, **changes).build(d_in, generator).to(dtype)
@@ -64,7 +64,7 @@ def fitted(arch: str, d_in: int = 5, dtype: torch.dtype = torch.float32) -> Loca
     return autoencoder
 
 
-def with_weights(arch: str, weights: Mapping[str, Any], **changes: Any) -> Autoencoder:
+def with_weights(arch: str, weights: Mapping[str, Any], **changes: Any) -> SparseAutoencoder:
     """An autoencoder with exactly the given parameters (nested lists), in float64; those not given are zero."""
     d_in, d_sae = torch.tensor(weights["W_enc"]).shape
     autoencoder = settings_of(arch, d_sae=d_sae, **changes).build(d_in, torch.Generator()).double()
@@ -79,7 +79,7 @@ def samples(batch: int, d_in: int = 5, seed: int = 1, dtype: torch.dtype = torch
     return torch.randn(batch, d_in, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def twin(autoencoder: Autoencoder) -> Autoencoder:
+def twin(autoencoder: SparseAutoencoder) -> SparseAutoencoder:
     """An independent copy; a forward pass in training may change an autoencoder's state."""
     return copy.deepcopy(autoencoder)
 

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.peers.job import Job
-from fsae.autoencoders.base import Autoencoder, AutoencoderSettings, DecoderNorm
+from fsae.autoencoders.base import DecoderNorm, SparseAutoencoder, SparseAutoencoderSettings
 from fsae.autoencoders.batch_topk import BatchTopKSettings
 from fsae.autoencoders.gated import GatedSettings
 from fsae.autoencoders.initialisation import initialise_from
@@ -53,7 +53,7 @@ def rules_of(peer: str, architecture: str) -> Rules:
     }[architecture]
 
 
-def settings_of(job: Job) -> tuple[AutoencoderSettings, dict[str, LossTerm]]:
+def settings_of(job: Job) -> tuple[SparseAutoencoderSettings, dict[str, LossTerm]]:
     """The autoencoder and its objective."""
     rules = rules_of(job.rules, job.architecture)
     common = {
@@ -99,7 +99,7 @@ class Training:
         settings, terms = settings_of(job)
         autoencoder = settings.build(job.d_in, torch.Generator().manual_seed(0)).to(job.device)
         autoencoder.load_state_dict(weights)
-        self.autoencoder: Autoencoder = autoencoder
+        self.autoencoder: SparseAutoencoder = autoencoder
         rules = rules_of(job.rules, job.architecture)
         trainer = AdamSettings(
             tokens=10**12,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fsae.autoencoders import codes as codes_module
 from fsae.autoencoders import topk as topk_module
-from fsae.autoencoders.base import Autoencoder, ForwardRecord
+from fsae.autoencoders.base import ForwardRecord, SparseAutoencoder
 from fsae.autoencoders.batch_topk import BatchTopK
 from fsae.autoencoders.jumprelu import JumpReLU
 from fsae.losses.auxiliary import GateReconstruction
@@ -40,7 +40,7 @@ WEIGHTS = {
 }
 
 
-def check(autoencoder: Autoencoder, sparse: bool, codes: list, reconstruction: list) -> ForwardRecord:
+def check(autoencoder: SparseAutoencoder, sparse: bool, codes: list, reconstruction: list) -> ForwardRecord:
     record = autoencoder(X, sparse=sparse)
     torch.testing.assert_close(record.codes.dense(), torch.tensor(codes, dtype=torch.float64))
     torch.testing.assert_close(record.reconstruction, torch.tensor(reconstruction, dtype=torch.float64))
@@ -106,19 +106,21 @@ def test_batch_topk_by_hand(sparse: bool):
     check(autoencoder.eval(), sparse, [[0, 2.5, 0], [0, 0, 0]], [[1, 4], [1, -1]])
 
 
-def pair(autoencoder: Autoencoder, x: Tensor) -> tuple[ForwardRecord, ForwardRecord, Autoencoder, Autoencoder]:
+def pair(
+    autoencoder: SparseAutoencoder, x: Tensor
+) -> tuple[ForwardRecord, ForwardRecord, SparseAutoencoder, SparseAutoencoder]:
     dense, sparse = autoencoder, twin(autoencoder)
     return dense(x), sparse(x, sparse=True), dense, sparse
 
 
-def silence(autoencoder: Autoencoder, by: float) -> None:
+def silence(autoencoder: SparseAutoencoder, by: float) -> None:
     """Lower the biases that decide which latents are on."""
     name = "b_gate" if isinstance(getattr(autoencoder, "b_gate", None), Tensor) else "b_enc"
     with torch.no_grad():
         autoencoder.get_parameter(name).sub_(by)
 
 
-def centred(autoencoder: Autoencoder) -> None:
+def centred(autoencoder: SparseAutoencoder) -> None:
     """Zero all biases, so that an input equal to b_dec has pre-activations of exactly 0."""
     with torch.no_grad():
         for name, parameter in autoencoder.named_parameters():
@@ -126,7 +128,7 @@ def centred(autoencoder: Autoencoder) -> None:
                 parameter.zero_()
 
 
-def odd_batch(case: str, autoencoder: Autoencoder) -> Tensor:
+def odd_batch(case: str, autoencoder: SparseAutoencoder) -> Tensor:
     x = samples(7)
     match case:
         case "one sample":

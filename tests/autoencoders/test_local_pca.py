@@ -81,7 +81,7 @@ def test_the_width_is_that_of_centres_and_components():
 
 
 def test_more_components_than_dimensions_and_more_memory_than_there_is_are_refused():
-    with pytest.raises(ValueError, match="6 principal components of vectors of width 5"):
+    with pytest.raises(ValueError, match=r"6 principal components of vectors of width 5"):
         PCASettings(d_sae=6).check_width(5)
     # 10^6 cells of 8 x 10^6 bytes each.
     with pytest.raises(ValueError, match=r"1000000 cells of width 1000 take 7450.6 GiB of second moments, and .* free"):

@@ -12,6 +12,7 @@ from fsae.language_models.sites import Site, SiteName
 from fsae.losses.auxiliary import AuxK
 from fsae.losses.fisher import Fisher, FisherForm
 from fsae.losses.sparsity import L1
+from fsae.training.settings import AdamSettings
 from tests.composition import composed
 
 
@@ -29,6 +30,7 @@ def test_a_config_becomes_real_objects():
     assert isinstance(fisher, Fisher)
     assert fisher.form is FisherForm.pre
     assert fisher.weight == 1e-3
+    assert isinstance(settings.trainer, AdamSettings)
     assert isinstance(settings.trainer.lr, float)
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fsae.autoencoders.base import Autoencoder, DecoderNorm
+from fsae.autoencoders.base import DecoderNorm, SparseAutoencoder
 from fsae.autoencoders.batch_topk import BatchTopK
 from fsae.export.folding import fold
 from tests.architectures import FITTED, build, each_architecture, fitted, relative_error, samples, with_weights
@@ -10,7 +10,7 @@ SCALE = 0.37
 COMPETING = {"topk", "abs_topk", "batch_topk"}
 
 
-def trained(arch: str, **changes) -> Autoencoder:
+def trained(arch: str, **changes) -> SparseAutoencoder:
     """An autoencoder in evaluation mode whose threshold, if it is learned in a buffer, lets about half through."""
     autoencoder = build(arch, **changes).eval()
     if isinstance(autoencoder, BatchTopK):

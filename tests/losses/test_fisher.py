@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fsae.autoencoders import codes as codes_module
-from fsae.autoencoders.base import AffineMap, Autoencoder, ForwardRecord
+from fsae.autoencoders.base import AffineMap, ForwardRecord, SparseAutoencoder
 from fsae.autoencoders.codes import Codes, Pattern
 from fsae.autoencoders.jumprelu import JumpReLUSettings
 from fsae.autoencoders.topk import KSettings
@@ -26,7 +26,7 @@ each_path = pytest.mark.parametrize("sparse", [False, True], ids=["dense", "spar
 # --- The definition, written from the parameters without anything of the package's forward pass. ---------------------
 
 
-def pre_activations(autoencoder: Autoencoder, x: Tensor, arch: str) -> tuple[Tensor, Tensor]:
+def pre_activations(autoencoder: SparseAutoencoder, x: Tensor, arch: str) -> tuple[Tensor, Tensor]:
     """(batch, d_sae) pre-activations, and for gated the gate's (else the same ones)."""
     p = dict(autoencoder.named_parameters())
     inputs = x - p["b_dec"] if autoencoder.settings.apply_b_dec_to_input else x
@@ -36,7 +36,7 @@ def pre_activations(autoencoder: Autoencoder, x: Tensor, arch: str) -> tuple[Ten
     return products + p["b_enc"], products + p["b_enc"]
 
 
-def selected(h: Tensor, gate: Tensor, autoencoder: Autoencoder, arch: str) -> Tensor:
+def selected(h: Tensor, gate: Tensor, autoencoder: SparseAutoencoder, arch: str) -> Tensor:
     """(batch, d_sae) bool: what may be on, apart from rectifying; held fixed where gradients are taken."""
     settings = autoencoder.settings
     h = h.detach()
@@ -56,7 +56,7 @@ def selected(h: Tensor, gate: Tensor, autoencoder: Autoencoder, arch: str) -> Te
     return score >= kth
 
 
-def activation(h: Tensor, chosen: Tensor, autoencoder: Autoencoder, arch: str) -> Tensor:
+def activation(h: Tensor, chosen: Tensor, autoencoder: SparseAutoencoder, arch: str) -> Tensor:
     """Codes from pre-activations, with the straight-through gradient of jumprelu's thresholds."""
     if arch == "abs_topk":
         return h * chosen
@@ -71,7 +71,7 @@ def activation(h: Tensor, chosen: Tensor, autoencoder: Autoencoder, arch: str) -
     return h * chosen - fixed / width * kernel * (threshold - fixed)
 
 
-def per_sample_gradients(autoencoder: Autoencoder, x: Tensor, arch: str, form: FisherForm) -> Tensor:
+def per_sample_gradients(autoencoder: SparseAutoencoder, x: Tensor, arch: str, form: FisherForm) -> Tensor:
     """(batch, d_sae) the g_b, differentiable in every parameter."""
     h, gate = pre_activations(autoencoder, x, arch)
     chosen = selected(h, gate, autoencoder, arch)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fsae.autoencoders.base import Autoencoder, DecoderNorm
+from fsae.autoencoders.base import DecoderNorm, SparseAutoencoder
 from fsae.losses.auxiliary import AuxK, GateReconstruction
 from fsae.losses.fisher import Fisher, FisherEstimator, FisherForm
 from fsae.losses.objective import Losses, Objective, check_terms
@@ -45,7 +45,7 @@ CASES = [(arch, name) for arch in ARCHITECTURES for name in terms_of(arch)]
 each_term_of_each_architecture = pytest.mark.parametrize(("arch", "name"), CASES, ids=[f"{a}-{n}" for a, n in CASES])
 
 
-def compare(autoencoder: Autoencoder, x: Tensor, term: LossTerm, tolerance: float) -> Tensor:
+def compare(autoencoder: SparseAutoencoder, x: Tensor, term: LossTerm, tolerance: float) -> Tensor:
     """Check that value and all gradients agree on both paths, and return the value."""
     dense, sparse = autoencoder, twin(autoencoder)
     wanted = term.measure(dense(x), SOME_DEAD).value
@@ -96,7 +96,7 @@ def test_sparse_is_dense_for_one_sample(arch: str):
 
 def evaluate(
     terms: dict[str, LossTerm], progress: float = 1.0, measure_all: bool = False
-) -> tuple[Losses, Autoencoder]:
+) -> tuple[Losses, SparseAutoencoder]:
     autoencoder = build("standard")
     return Objective(terms)(autoencoder(samples(9)), NO_DEAD, progress, measure_all), autoencoder
 

@@ -64,11 +64,11 @@ def test_what_is_missing_or_damaged_is_named(folder: Path, tmp_path: Path):
         MNISTSettings(path=str(tmp_path / "nowhere")).open(CPU)
     zipped = folder / "t10k-images-idx3-ubyte.gz"
     zipped.write_bytes(zipped.read_bytes()[:-20])
-    with pytest.raises(ValueError, match="t10k-images-idx3-ubyte.gz is damaged"):
+    with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte.gz is damaged"):
         MNISTSettings(path=str(folder)).open(CPU)
     file = folder / "train-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="train-images-idx3-ubyte is not a whole idx file of images"):
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte is not a whole idx file of images"):
         MNISTSettings(path=str(folder)).open(CPU)
 
 

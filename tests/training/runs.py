@@ -19,10 +19,11 @@ from fsae.tracking.spool import read_metrics
 from fsae.tracking.tracker import Tracker
 from fsae.training.checkpoints import Checkpoints
 from fsae.training.interruption import Interruption
+from fsae.training.learner import Learner
 from fsae.training.loop import Ended, TrainingRun, train
 from fsae.training.member import Member
 from fsae.training.reinitialisation import Reinitialisation
-from fsae.training.settings import AdamSettings
+from fsae.training.settings import AdamSettings, TrainerSettings
 from tests.architectures import settings_of
 from tests.streams import D_IN, activation_source
 
@@ -114,10 +115,10 @@ def train_pack(
 def training_run(
     arch: str,
     folder: Path,
-    settings: AdamSettings | None = None,
+    settings: TrainerSettings | None = None,
     stop_at: int | None = None,
     source: Source | None = None,
-    trained: Member | None = None,
+    trained: Learner | None = None,
 ) -> LoneRun:
     """All parts anew, and the state from `folder` where it holds a checkpoint."""
     settings = settings or adam()
@@ -125,9 +126,11 @@ def training_run(
     checkpoints = Checkpoints(RunFolder(folder).checkpoints, {"arch": arch})
     state = checkpoints.load()
     tracker = Tracker(folder, None, state["metrics_position"] if state else 0)
-    members = [trained or member(arch, settings)]
+    if trained is None:
+        assert isinstance(settings, AdamSettings)
+        trained = member(arch, settings)
     run = LoneRun(
-        members, None, Reinitialisation(), source or activation_source(), SCALE, settings, tracker, checkpoints
+        [trained], None, Reinitialisation(), source or activation_source(), SCALE, settings, tracker, checkpoints
     )
     run.interruption, run.stop_at = Interruption(), stop_at
     if state is not None:

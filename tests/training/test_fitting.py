@@ -1,12 +1,12 @@
-"""Fitting: it finds what scikit-learn finds on all data at once, resumes bit for bit and holds what it says it holds."""
+"""Fitting: it finds what is found on all data at once, resumes bit for bit and holds what it says it holds."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from sklearn import decomposition
 from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA as SklearnPCA
 
 from fsae.autoencoders.local_pca import FittedSettings, KMeansSettings, LocalPCASettings, PCASettings
 from fsae.losses.objective import Objective
@@ -18,8 +18,8 @@ from tests.streams import D_IN
 from tests.training.runs import BATCH, NEVER, STEPS, LoneRun, differences, logged, saved, training_run
 
 
-def fit(steps: int = STEPS, **changes: float) -> FitSettings:
-    return FitSettings(tokens=steps * BATCH, batch_size=BATCH, log_every=5, checkpoint_seconds=NEVER, **changes)
+def fit(steps: int = STEPS, centres: float = 0.5) -> FitSettings:
+    return FitSettings(tokens=steps * BATCH, batch_size=BATCH, log_every=5, checkpoint_seconds=NEVER, centres=centres)
 
 
 def member(arch: FittedSettings, settings: FitSettings, d_in: int = D_IN, scale: float = 1.0) -> FittedMember:
@@ -52,7 +52,7 @@ def test_pca_is_that_of_all_data_at_once():
     data = clusters(10 * BATCH)
     # Ten steps for the mean of all, ten more for the second moments of all.
     autoencoder = fitted(PCASettings(d_sae=2), data, fit(20)).autoencoder
-    wanted = SklearnPCA(2).fit(data.double().numpy())
+    wanted = decomposition.PCA(2).fit(data.double().numpy())
     torch.testing.assert_close(autoencoder.b_dec.double(), torch.from_numpy(wanted.mean_), atol=1e-5, rtol=1e-5)
     projected = wanted.inverse_transform(wanted.transform(data.double().numpy()))
     torch.testing.assert_close(
@@ -63,7 +63,7 @@ def test_pca_is_that_of_all_data_at_once():
 def test_k_means_finds_clusters_as_full_k_means_does():
     data = clusters(10 * BATCH)
     record = fitted(KMeansSettings(d_sae=3), data, fit(40)).autoencoder(data)
-    wanted = -KMeans(3, n_init=3, random_state=0).fit(data.numpy()).score(data.numpy()) / len(data)
+    wanted = -KMeans(3, random_state=0).fit(data.numpy()).score(data.numpy()) / len(data)
     assert record.error.square().sum(1).mean().item() == pytest.approx(wanted, rel=0.02)
 
 
@@ -81,7 +81,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(arch: str, tmp_path: Path):
     run(arch, tmp_path / "whole").train()
     # Among the centres' steps, and among the components'.
     for stop_at in (7, 20):
-        with pytest.raises(BaseException, match="SIGTERM"):
+        with pytest.raises(BaseException, match=r"SIGTERM"):
             run(arch, tmp_path / "halved", stop_at).train()
     run(arch, tmp_path / "halved").train()
     assert differences(saved(tmp_path / "whole"), saved(tmp_path / "halved")) == []
@@ -103,9 +103,9 @@ def test_components_are_sought_after_the_centres():
 
 
 def test_a_batch_too_small_for_the_centres_is_refused():
-    with pytest.raises(ValueError, match="trainer.batch_size is 16, but the first batch is to give 17 centres"):
+    with pytest.raises(ValueError, match=r"trainer.batch_size is 16, but the first batch is to give 17 centres"):
         fit().check_cells(17, 0)
-    with pytest.raises(ValueError, match="is a single batch; centres and components need one each"):
+    with pytest.raises(ValueError, match=r"is a single batch; centres and components need one each"):
         fit(1).check_cells(1, 1)
     fit(1).check_cells(16, 0)
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from fsae.autoencoders.base import Autoencoder
+from fsae.autoencoders.base import SparseAutoencoder
 from fsae.training.dead_latents import DeadLatents
 from fsae.training.reinitialisation import Reinitialisation, Scope, start_over
 from tests.architectures import build, each_architecture, samples
@@ -30,7 +30,7 @@ def test_who_is_off_target(scope: Scope, counts: list[int], wanted: list[bool]):
     assert Reinitialisation(scope=scope).off_target(torch.tensor(counts), 10, 0.2).tolist() == wanted
 
 
-def trained(arch: str) -> tuple[Autoencoder, torch.optim.Optimizer, DeadLatents]:
+def trained(arch: str) -> tuple[SparseAutoencoder, torch.optim.Optimizer, DeadLatents]:
     """With moments in the optimiser, and latents that have not fired for a while."""
     autoencoder = build(arch, dtype=torch.float32)
     optimiser = torch.optim.Adam(autoencoder.parameters(), lr=0.1)

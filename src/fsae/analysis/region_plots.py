@@ -33,7 +33,7 @@ def plot_regions(
         axis = drawn.subplots()
         axis.grid(False)
         span = (edges[0], edges[-1])
-        axis.imshow(_coloured(regions), extent=(*span, *span), origin="lower", interpolation="nearest")
+        axis.imshow(_with_boundaries(regions), extent=(*span, *span), origin="lower", interpolation="nearest")
         axis.plot(*points.T, "o", color="black", markersize=2.5 if len(points) > 3 else 6, alpha=0.6, mew=0)
         if sites is not None:
             axis.plot(*sites[:, :2].T, "+", color="white", markersize=6, mew=1.2)
@@ -62,7 +62,7 @@ def plot_lift(
         axis = drawn.add_subplot(projection="3d")
         step = max(1, len(edges) // 80)
         across, along = np.meshgrid(edges[::step], edges[::step])
-        colours = _coloured(regions)[::step, ::step]
+        colours = _hues(regions)[::step, ::step]
         axis.plot_surface(  # pyright: ignore[reportAttributeAccessIssue]
             across, along, np.zeros_like(across), facecolors=colours, rcount=100, ccount=100, shade=False
         )
@@ -92,10 +92,14 @@ def plot_region_sizes(least: Sequence[int], counts: Sequence[int], picture: Path
         axis.set_title(f"{sum(counts):,} regions are occupied")
 
 
-def _coloured(regions: Int[np.ndarray, "side side"]) -> Float[np.ndarray, "side side 4"]:
-    """A hue for each region, darker where another one begins."""
-    # Numbers that follow each other are far apart among the hues.
-    colours = np.array(_HUES((regions * 7) % 20 / 19.99))
+def _hues(regions: Int[np.ndarray, "side side"]) -> Float[np.ndarray, "side side 4"]:
+    """One for each region; of numbers that follow each other they are far apart."""
+    return np.array(_HUES(regions * 7 % 20))
+
+
+def _with_boundaries(regions: Int[np.ndarray, "side side"]) -> Float[np.ndarray, "side side 4"]:
+    """The hues, darker where another region begins."""
+    colours = _hues(regions)
     boundary = np.zeros(regions.shape, dtype=bool)
     boundary[1:] |= regions[1:] != regions[:-1]
     boundary[:, 1:] |= regions[:, 1:] != regions[:, :-1]

@@ -211,11 +211,9 @@ class Autoencoder(nn.Module, ABC):
     # lost there.
     float32_names: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, d_in: int, settings: AutoencoderSettings):
+    def __init__(self, d_in: int, d_sae: int):
         super().__init__()
-        self.settings = settings
-        self.d_in = d_in
-        self.d_sae = settings.width(d_in)
+        self.d_in, self.d_sae = d_in, d_sae
 
     @property
     def centred(self) -> bool:
@@ -278,10 +276,9 @@ class Autoencoder(nn.Module, ABC):
 class SparseAutoencoder(Autoencoder):
     """An autoencoder that gradient steps make sparse, from weights that are drawn."""
 
-    settings: SparseAutoencoderSettings
-
     def __init__(self, d_in: int, settings: SparseAutoencoderSettings, generator: torch.Generator):
-        super().__init__(d_in, settings)
+        super().__init__(d_in, settings.width(d_in))
+        self.settings = settings
         rows = torch.randn(self.d_sae, d_in, generator=generator)
         rows *= settings.init_norm / rows.norm(dim=1, keepdim=True)
         self.W_dec = nn.Parameter(rows)

@@ -45,8 +45,8 @@ class FittedSettings(AutoencoderSettings):
         wanted, free = 8 * cells * d_in**2, psutil.virtual_memory().available
         if rank > 0 and wanted > free:
             raise ValueError(
-                f"{cells} cells of width {d_in} take {wanted / 2**30:.1f} GiB of second moments, and {free / 2**30:.1f} "
-                "GiB are free; lower arch.d_sae or raise arch.rank, for fewer cells"
+                f"{cells} cells of width {d_in} take {wanted / 2**30:.1f} GiB of second moments, and "
+                f"{free / 2**30:.1f} GiB are free; lower arch.d_sae or raise arch.rank, for fewer cells"
             )
 
     def first_density(self, d_in: int) -> float:
@@ -83,8 +83,8 @@ class LocalPCASettings(FittedSettings):
             raise ValueError(f"arch.rank is {self.rank}; it must be at least 1 (arch=kmeans is without components)")
         if self.d_sae is not None and self.d_sae % (1 + self.rank):
             raise ValueError(
-                f"arch.d_sae is {self.d_sae}; each cell has a centre and arch.rank={self.rank} components, so make it a "
-                f"multiple of {1 + self.rank}"
+                f"arch.d_sae is {self.d_sae}; each cell has a centre and arch.rank={self.rank} components, so make it "
+                f"a multiple of {1 + self.rank}"
             )
 
     def width(self, d_in: int) -> int:
@@ -126,10 +126,8 @@ class LocalPCA(Autoencoder):
         rank: components of each.
     """
 
-    settings: KMeansSettings | LocalPCASettings
-
     def __init__(self, d_in: int, settings: KMeansSettings | LocalPCASettings):
-        super().__init__(d_in, settings)
+        super().__init__(d_in, settings.width(d_in))
         self.cells, self.rank = settings.cells(d_in), settings.components(d_in)
         self.W_dec = nn.Parameter(torch.zeros(self.d_sae, d_in))
         self.W_enc = nn.Parameter(torch.zeros(self.d_sae, d_in).T)

@@ -22,8 +22,8 @@ def fold(autoencoder: Autoencoder, scale: float) -> Autoencoder:
     Which latents are on does not change, and code_i * |W_dec_i| is the length of latent i's contribution in raw units.
     Where each latent is switched on its own (standard, gated, jumprelu) the decoder's rows become unit vectors, so the
     code alone is that length. Where latents compete (topk, abs_topk, batch_topk) only a factor common to all keeps the
-    winners: every code is divided by `scale` and the rows stay as they were, unit under `decoder_norm: unit`. A centre's
-    code stays 1 (kmeans, local_pca).
+    winners: every code is divided by `scale` and the rows stay as they were, unit under `decoder_norm: unit`. The
+    code of a centre (kmeans, local_pca) stays 1.
 
     Args:
         autoencoder: trained on activations multiplied by `scale`; not changed.

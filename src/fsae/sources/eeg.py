@@ -101,8 +101,8 @@ class EEGSource(InMemorySource):
         train, held_out = windows(settings)
         # Fitted on the training part: what is held out is not known.
         mean, deviation = train.mean((0, 2), keepdim=True), train.std((0, 2), keepdim=True).clamp_min(1e-12)
-        parts = (((each - mean) / deviation).flatten(1) for each in (train, held_out))
-        super().__init__(*parts, settings.seed, device)
+        scaled = [((each - mean) / deviation).flatten(1) for each in (train, held_out)]
+        super().__init__(scaled[0], scaled[1], settings.seed, device)
         log.info(
             "%d windows to train on and %d held out, each of %d channels and %d samples",
             len(train), len(held_out), train.shape[1], train.shape[2],

@@ -21,10 +21,10 @@ class FittedMember(Learner[LocalPCA | PCA, FitSettings]):
     """An autoencoder that is fitted batch by batch, on the CPU.
 
     First the centres, by Sculley's mini-batch k-means (2010) as scikit-learn has it: each centre is the mean of all
-    that was ever assigned to it, and one that gets next to nothing starts over at a sample. Then, with the centres where
-    they are, S_k = sum (x - c_k)(x - c_k)' over the samples of each cell in float64, whose leading eigenvectors are the
-    best components through c_k. They are found in the last step, and zero before it. What is held is cells x d_in^2
-    numbers, however many samples come.
+    that was ever assigned to it, and one that gets next to nothing starts over at a sample. Then, with the centres
+    where they are, S_k = sum (x - c_k)(x - c_k)' over the samples of each cell in float64, whose leading eigenvectors
+    are the best components through c_k. They are found in the last step, and zero before it. What is held is
+    cells x d_in^2 numbers, however many samples come.
 
     Args:
         autoencoder: zero.

@@ -74,13 +74,13 @@ class FitSettings(TrainerSettings):
         """Raise ValueError where a batch has no sample for each first centre, or no step is left for components."""
         if self.batch_size < cells:
             raise ValueError(
-                f"trainer.batch_size is {self.batch_size}, but the first batch is to give {cells} centres; raise it, or "
-                "lower arch.d_sae"
+                f"trainer.batch_size is {self.batch_size}, but the first batch is to give {cells} centres; raise it, "
+                "or lower arch.d_sae"
             )
         if components > 0 and self.steps < 2:
             raise ValueError(
-                f"trainer.tokens={self.tokens} is a single batch; centres and components need one each, so raise it, or "
-                "lower trainer.batch_size"
+                f"trainer.tokens={self.tokens} is a single batch; centres and components need one each, so raise it, "
+                "or lower trainer.batch_size"
             )
 
 
