@@ -39,7 +39,10 @@ PARTNERS = {
     "loss/kmeans": ["arch=kmeans"],
     "loss/local_pca": ["arch=local_pca"],
     "loss/pca": ["arch=pca"],
+    "loss/fitted": ["arch=kmeans"],
     "trainer/fit": ["arch=kmeans"],
+    "loss/splines_topk": ["arch=splines_topk"],
+    "loss/splines_local_pca": ["arch=splines_local_pca"],
     "loss/released_standard": ["arch=released_standard"],
     "loss/released_jumprelu": ["arch=released_jumprelu"],
     "loss/released_topk": ["arch=released_topk"],
@@ -47,7 +50,7 @@ PARTNERS = {
 
 
 # Architectures without gradients.
-FITTED = {"kmeans", "local_pca", "pca"}
+FITTED = {"kmeans", "local_pca", "pca", "splines_local_pca"}
 
 
 @pytest.fixture(autouse=True)

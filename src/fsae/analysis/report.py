@@ -25,7 +25,15 @@ from fsae.analysis.comparison import (
 )
 from fsae.analysis.design import SPARSITY, THETA, Design, comparable, design_of, shown
 from fsae.analysis.runs import HISTOGRAM
-from fsae.analysis.sweep_plots import AXIS_LABELS, Palette, plot_density, plot_differences, plot_front, plot_theta
+from fsae.analysis.sweep_plots import (
+    AXIS_LABELS,
+    Palette,
+    plot_density,
+    plot_description_length,
+    plot_differences,
+    plot_front,
+    plot_theta,
+)
 
 FRONTS = ("eval/fvu", "eval/ce_recovered_zero")
 THETA_CURVES = ("eval/fvu", "eval/l0", "eval/code_correlation_excess")
@@ -33,6 +41,7 @@ THETA_CURVES = ("eval/fvu", "eval/l0", "eval/code_correlation_excess")
 NUMBERS = (
     "eval/fvu",
     "eval/l0",
+    "eval/description_length",
     "eval/ce_recovered_zero",
     "eval/dead_share",
     "eval/dense_share",
@@ -121,7 +130,7 @@ def write_report(runs: pd.DataFrame, folder: Path) -> Path:
         intervals=sum(each.interval is not None for each in comparisons),
         limits={"pairs": MIN_PAIRS, "sparsities": MIN_SPARSITIES},
         differences=list(_plot_differences(comparisons, palette, pictures)),
-        fronts=list(_plot_fronts(design, palette, pictures)),
+        fronts=[*_plot_fronts(design, palette, pictures), *_plot_description_lengths(usable, palette, pictures)],
         front_remark=_front_remark(design),
         thetas=list(_plot_thetas(design, palette, pictures)),
         theta_absent=_theta_absent(design),
@@ -248,6 +257,17 @@ def _plot_fronts(design: Design, palette: Palette, folder: Path) -> Iterator[Pic
             file = folder / f"front_{_file_name(metric)}_{number}.png"
             plot_front(curves, condition, metric, palette, file)
             yield Picture(file, condition)
+
+
+def _plot_description_lengths(usable: pd.DataFrame, palette: Palette, folder: Path) -> Iterator[Picture]:
+    name = "eval/description_length"
+    if name not in usable:
+        return
+    coded = usable.loc[usable[name] > 0]
+    if len(coded) > 1 and "arch" in coded:
+        file = folder / "description_length.png"
+        plot_description_length(coded, palette, file)
+        yield Picture(file, "all conditions, against the bits of a sample's codes; the numbers are latents")
 
 
 def _plot_thetas(design: Design, palette: Palette, folder: Path) -> Iterator[Picture]:

@@ -100,6 +100,34 @@ def plot_front(curves: Curves, condition: str, metric: str, palette: Palette, pi
         drawn.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
+def plot_description_length(runs: pd.DataFrame, palette: Palette, picture: Path) -> None:
+    """Fvu against the bits of a sample's codes: every run a point, and a line through those of an architecture that no
+    other of it betters in both, with their number of latents where it is a setting."""
+    with figure(picture, WIDTH, 4.4) as drawn:
+        axis = drawn.subplots()
+        for arch in palette.archs:
+            of_arch = runs.loc[runs["arch"] == arch].sort_values(["eval/description_length", "eval/fvu"])
+            bits, fvu = of_arch["eval/description_length"], of_arch["eval/fvu"]
+            axis.plot(bits, fvu, "o", color=palette.colour(arch), markersize=3.5, alpha=0.45, mew=0)
+            best = of_arch.loc[fvu < fvu.cummin().shift(fill_value=np.inf)]
+            axis.plot(best["eval/description_length"], best["eval/fvu"], color=palette.colour(arch), label=arch)
+            for _, run in best.iterrows():
+                latents = run.get("arch.d_sae")
+                if latents is not None and latents == latents:
+                    axis.annotate(
+                        f"{latents:g}",
+                        (run["eval/description_length"], run["eval/fvu"]),
+                        textcoords="offset points",
+                        xytext=(3, 3),
+                        fontsize=6.5,
+                    )
+        log_x(axis, runs["eval/description_length"].min(), runs["eval/description_length"].max())
+        axis.set_yscale("log")
+        axis.set_xlabel("bits of a sample's codes")
+        axis.set_ylabel(AXIS_LABELS["eval/fvu"])
+        axis.legend()
+
+
 def plot_theta(cells: pd.DataFrame, metric: str, palette: Palette, picture: Path) -> None:
     """A metric against the penalty's weight, one panel an architecture, one line a sparsity, coloured by the l0 it has.
 

@@ -36,6 +36,11 @@ class ReconstructionMetric:
         """The mean of all inputs so far, in float64."""
         return self._mean
 
+    @property
+    def spread(self) -> Float[Tensor, ""]:
+        """The samples' root mean square distance from their mean, in float64."""
+        return (self._squared_deviation / self.samples).sqrt()
+
     def update(self, record: ForwardRecord) -> None:
         x, x_hat = record.wanted.double(), record.reconstruction.double()
         self._squared_error += (x - x_hat).square().sum()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fsae.autoencoders.base import Autoencoder
 from fsae.evaluation.decoder import decoder_max_cosine
+from fsae.evaluation.description_length import DescriptionLengthMetric
 from fsae.evaluation.finiteness import check_finite
 from fsae.evaluation.fisher import FisherMetric
 from fsae.evaluation.reconstruction import ReconstructionMetric
@@ -77,7 +78,8 @@ class _Sums:
         self._autoencoder, self._sparse = autoencoder, sparse
         self._reconstruction = ReconstructionMetric(autoencoder.d_in, device)
         self._sparsity = SparsityMetric(autoencoder.d_sae, device)
-        self._metrics = (self._reconstruction, self._sparsity, FisherMetric(fisher, device))
+        length = DescriptionLengthMetric(autoencoder.d_sae, device, self._reconstruction)
+        self._metrics = (self._reconstruction, self._sparsity, length, FisherMetric(fisher, device))
 
     def add(self, batch: Batch) -> None:
         autoencoder = self._autoencoder
