@@ -31,6 +31,7 @@ def results_of(arch: str, theta: float, weight: float, seed: int, *, effect: flo
     return {
         "eval/fvu": float(fvu),
         "eval/l0": float(l0),
+        "eval/description_length": float(10 * l0),
         "eval/ce_recovered_zero": float(1 - 0.3 * fvu),
         "eval/dead_share": float(0.02 + 0.01 * draw.random()),
         "eval/dense_share": 0.01,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fsae.autoencoders.base import Autoencoder, DecoderNorm
-from fsae.autoencoders.local_pca import KMeansSettings
+from fsae.autoencoders.local_pca import KMeansSettings, LocalPCASettings
 from fsae.evaluation.description_length import DescriptionLengthMetric
 from fsae.evaluation.reconstruction import ReconstructionMetric
 from tests.architectures import samples, with_weights
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 def bits(autoencoder: Autoencoder, x: torch.Tensor, sparse: bool = False, parts: int = 1) -> float:
     reconstruction = ReconstructionMetric(autoencoder.d_in, CPU)
-    metric = DescriptionLengthMetric(autoencoder.d_sae, CPU, reconstruction)
+    metric = DescriptionLengthMetric(autoencoder, reconstruction)
     with torch.no_grad():
         for some in x.chunk(parts):
             record = autoencoder(some, sparse)
@@ -31,6 +31,17 @@ def test_of_four_cells_it_is_whether_each_is_the_one():
     x = torch.tensor([[0.0], [1.0], [2.0], [3.0]] * 10).double()
     # Four times H(1/4) = 2 - 3/4 log2 3; the values are all 1.
     assert bits(autoencoder, x) == pytest.approx(4 * (2 - 0.75 * math.log2(3)))
+
+
+def test_that_a_cells_components_are_on_goes_without_saying():
+    autoencoder = LocalPCASettings(d_sae=4, rank=1).build(2, torch.Generator()).double()
+    # Two cells, each with the second axis.
+    second = torch.tensor([[0.0, 1.0]]).double()
+    autoencoder.place(torch.tensor([[-3.0, 0.0], [3.0, 0.0]]).double(), torch.stack([second, second]))
+    x = torch.tensor([[-3.0, 1.0], [-3.0, -1.0], [3.0, 1.0], [3.0, -1.0]]).double()
+    # The spread is sqrt(10). Of the centres H(1/2) each; one component a sample, of deviation 1.
+    wanted = 2 + 0.5 * math.log2(2 * math.pi * math.e * 64**2 / 10)
+    assert bits(autoencoder, x) == pytest.approx(wanted)
 
 
 def test_a_value_takes_the_bits_of_its_deviation():

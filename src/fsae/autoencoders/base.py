@@ -221,6 +221,11 @@ class Autoencoder(nn.Module, ABC):
         return False
 
     @property
+    def deciding(self) -> slice:
+        """The latents that decide which are on; the others follow them."""
+        return slice(None)
+
+    @property
     def code_weights(self) -> Float[Tensor, " d_sae"] | None:
         """What a unit of each code is worth to a sparsity term; None for one each."""
         return None

@@ -135,6 +135,10 @@ class LocalPCA(Autoencoder):
         self.b_dec = nn.Parameter(torch.zeros(d_in))
 
     @property
+    def deciding(self) -> slice:
+        return slice(None, None, 1 + self.rank)
+
+    @property
     def centres(self) -> Float[Tensor, "cells d_in"]:
         return self.W_dec.view(self.cells, 1 + self.rank, self.d_in)[:, 0]
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from fsae.autoencoders.base import ForwardRecord
+from fsae.autoencoders.base import Autoencoder, ForwardRecord
 from fsae.evaluation.reconstruction import ReconstructionMetric
 
 # The step to which contributions are rounded: the samples' spread over this.
@@ -15,7 +15,8 @@ class DescriptionLengthMetric:
     """Bits of the codes of a sample, by the minimum description length of MDL-SAEs (arXiv 2410.11179).
 
     description_length: sum_i [H(p_i) + p_i h_i], in bits. p_i is the share of samples that latent i is on for and
-        H(p) = -p log2 p - (1 - p) log2 (1 - p): each latent says by itself whether it is on. h_i are the bits of its
+        H(p) = -p log2 p - (1 - p) log2 (1 - p): each latent says by itself whether it is on, but for local_pca's
+        components, which are on where their cell's centre is and have no H. h_i are the bits of a latent's
         value where it is on, with the contribution f_i |W_dec_i| rounded to multiples of d, a sixty-fourth of the
         samples' root mean square distance from their mean (l0 such roundings add l0 / 49,152 to fvu):
         h_i = max(0, log2(2 pi e s_i^2 / d^2) / 2) with s_i the contribution's standard deviation where it is on. This
@@ -24,14 +25,14 @@ class DescriptionLengthMetric:
         counted, and that latents exclude each other saves nothing: of n equally full cells it says log2 n + 1.44.
 
     Args:
-        d_sae: number of latents.
-        device: of the sums.
+        autoencoder: whose codes they are.
         reconstruction: of the same samples; knows their spread.
     """
 
-    def __init__(self, d_sae: int, device: torch.device, reconstruction: ReconstructionMetric):
-        self._reconstruction = reconstruction
-        self._fired, self._sum, self._squares = torch.zeros(3, d_sae, dtype=torch.float64, device=device)
+    def __init__(self, autoencoder: Autoencoder, reconstruction: ReconstructionMetric):
+        self._reconstruction, self._deciding = reconstruction, autoencoder.deciding
+        shape, device = (3, autoencoder.d_sae), autoencoder.W_dec.device
+        self._fired, self._sum, self._squares = torch.zeros(shape, dtype=torch.float64, device=device)
         self._samples = 0
 
     def update(self, record: ForwardRecord) -> None:
@@ -49,4 +50,4 @@ class DescriptionLengthMetric:
         step = self._reconstruction.spread / STEPS
         values = (0.5 * (2 * math.pi * math.e * variance / step**2).log2()).clamp_min(0)
         places = (torch.special.entr(share) + torch.special.entr(1 - share)) / math.log(2)
-        return {"description_length": (places + share * values).sum().item()}
+        return {"description_length": (places[self._deciding].sum() + (share * values).sum()).item()}

@@ -78,7 +78,7 @@ class _Sums:
         self._autoencoder, self._sparse = autoencoder, sparse
         self._reconstruction = ReconstructionMetric(autoencoder.d_in, device)
         self._sparsity = SparsityMetric(autoencoder.d_sae, device)
-        length = DescriptionLengthMetric(autoencoder.d_sae, device, self._reconstruction)
+        length = DescriptionLengthMetric(autoencoder, self._reconstruction)
         self._metrics = (self._reconstruction, self._sparsity, length, FisherMetric(fisher, device))
 
     def add(self, batch: Batch) -> None:
