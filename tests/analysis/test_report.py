@@ -78,8 +78,8 @@ def test_the_page_needs_nothing_else(page: Page):
     assert page.unclosed == []
     outside = [address for address in page.loaded if not address.startswith(("data:image/png;base64,", "#"))]
     assert outside == []
-    # Five differences, two fronts, three θ-curves, one density.
-    assert sum(address.startswith("data:") for address in page.loaded) == 11
+    # Five differences, two fronts, one of bits, three θ-curves, one density.
+    assert sum(address.startswith("data:") for address in page.loaded) == 12
 
 
 def test_every_run_is_a_row(page: Page):

@@ -26,6 +26,15 @@ from tests.composition import composed
             ["model=custom", "model.path=/no/such/folder"],
             r"model\.path: '/no/such/folder' is no folder on this machine",
         ),
+        (["arch=topk", "trainer=fit"], r"arch TopK is trained by gradients: choose trainer=adam"),
+        (["arch=kmeans", "trainer=adam"], r"arch KMeans has no gradients: choose trainer=fit"),
+        (["arch=pca", "loss=base"], r"loss\.fisher\.weight is 1\.0, but arch PCA is fitted to the squared error alone"),
+        (["arch=kmeans", "population=mfr"], r"arch KMeans is fitted: nothing pulls members toward each other"),
+        (
+            ["arch=kmeans", "arch.d_sae=5000"],
+            r"trainer\.batch_size is 4096, but the first batch is to give 5000 centres",
+        ),
+        (["arch=pca", "arch.d_sae=577"], r"577 principal components of vectors of width 576: there are at most 576"),
         (["tracking.uri=/some/folder"], r"tracking\.uri=/some/folder"),
     ],
 )
