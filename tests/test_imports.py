@@ -63,7 +63,7 @@ HOMES = {
     "safetensors": {"export.", "sources.store"},
     "xxhash": {"sources.store"},
     "tqdm": {"progress"},
-    "scipy": {"losses.mutual"},
+    "scipy": {"losses.mutual", "training.least_squares"},
     "mne": {"sources.eeg"},
     "triton": {"autoencoders.triton_products"},
     "psutil": {"sources.harvest", "sweeps.joblib_launcher", "tracking.status"},

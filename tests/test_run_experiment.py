@@ -248,7 +248,7 @@ def test_a_population_goes_on_where_it_stopped(alone: Path, tmp_path: Path, monk
 
     def interrupted(self: Member, *arguments: object) -> None:
         update(self, *arguments)  # pyright: ignore[reportArgumentType]
-        steps.append(arguments[1])
+        steps.append(arguments[0])
         if len(steps) == 3 * 6:
             signal.raise_signal(signal.SIGTERM)
 

@@ -35,6 +35,7 @@ from fsae.training.interruption import Interrupted, Interruption
 from fsae.training.loop import TrainingRun, train
 from fsae.training.member import Member
 from fsae.training.memory import freed_memory_kept
+from fsae.training.pam import PamMember, PamSettings
 from fsae.training.scaling import Scale, scale_of
 
 log = logging.getLogger(__name__)
@@ -262,7 +263,10 @@ def _member(settings: RunSettings, number: int, source: Source, scale: float, fr
     autoencoder = settings.arch.build(source.d_in, torch.Generator().manual_seed(seed)).to(source.device)
     if fresh:
         initialise_from(autoencoder, source.first_vectors(), scale)
-    return Member(autoencoder, Objective(settings.loss), settings.trainer, scale, seed)
+    trainer, objective = settings.trainer, Objective(settings.loss)
+    if isinstance(trainer, PamSettings):
+        return PamMember(autoencoder, objective, trainer, scale, seed)
+    return Member(autoencoder, objective, trainer, scale, seed)
 
 
 def _existing(settings: RunSettings) -> Autoencoder:

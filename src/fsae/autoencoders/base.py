@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, ClassVar
 
@@ -46,6 +46,7 @@ class AutoencoderSettings(ABC):
         apply_b_dec_to_input: subtract b_dec from the input before encoding.
         decoder_norm: what holds the decoder's rows.
         encoder_init: how W_enc starts.
+        tied: W_enc is W_dec transposed for good: one parameter, trained through both.
         init_norm: norm of the decoder's rows at the start (1 under `decoder_norm: unit`).
         b_dec_init: where b_dec starts.
     """
@@ -55,6 +56,7 @@ class AutoencoderSettings(ABC):
     apply_b_dec_to_input: bool = True
     decoder_norm: DecoderNorm = DecoderNorm.unit
     encoder_init: EncoderInit = EncoderInit.transpose
+    tied: bool = False
     init_norm: float = 1.0
     b_dec_init: BiasInit = BiasInit.geometric_median
 
@@ -74,6 +76,11 @@ class AutoencoderSettings(ABC):
             raise ValueError(
                 f"arch.init_norm is {self.init_norm} but arch.decoder_norm is unit, which makes it 1 after one step; "
                 "set arch.decoder_norm=free"
+            )
+        if self.tied and self.encoder_init is EncoderInit.random:
+            raise ValueError(
+                "arch.encoder_init is random but arch.tied makes the encoder the decoder's transpose; leave one of "
+                "them out"
             )
 
     def width(self, d_in: int) -> int:
@@ -184,10 +191,10 @@ class Autoencoder(nn.Module, ABC):
     """A sparse autoencoder: x -> codes -> codes @ W_dec + b_dec.
 
     W_enc is (d_in, d_sae) and W_dec (d_sae, d_in). W_enc is held transposed in memory, because the sparse products
-    read and write whole rows of one latent in both matrices.
+    read and write whole rows of one latent in both matrices. It is a parameter unless the settings tie it to W_dec.
     """
 
-    W_enc: nn.Parameter
+    W_enc: Tensor
     W_dec: nn.Parameter
     b_dec: nn.Parameter
 
@@ -203,12 +210,23 @@ class Autoencoder(nn.Module, ABC):
         rows = torch.randn(self.d_sae, d_in, generator=generator)
         rows *= settings.init_norm / rows.norm(dim=1, keepdim=True)
         self.W_dec = nn.Parameter(rows)
-        if settings.encoder_init is EncoderInit.transpose:
-            encoder_rows = rows.clone()
-        else:
-            encoder_rows = torch.randn(self.d_sae, d_in, generator=generator) / d_in**0.5
-        self.W_enc = nn.Parameter(encoder_rows.T)
+        if settings.encoder_init is EncoderInit.random:
+            self.W_enc = nn.Parameter((torch.randn(self.d_sae, d_in, generator=generator) / d_in**0.5).T)
+        elif not settings.tied:
+            self.W_enc = nn.Parameter(rows.clone().T)
         self.b_dec = nn.Parameter(torch.zeros(d_in))
+
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
+        # Only what is no plain attribute is looked for here.
+        if name == "W_enc" and self.settings.tied:
+            return self.W_dec.T
+        return super().__getattr__(name)
+
+    def untie(self) -> None:
+        """Give the encoder weights of its own, equal to those that it shared, where it has none."""
+        if self.settings.tied:
+            self.settings = replace(self.settings, tied=False)
+            self.W_enc = nn.Parameter(self.W_dec.detach().clone().T)
 
     @abstractmethod
     def encode(self, x: Float[Tensor, "batch d_in"], sparse: bool = False) -> Encoding:
@@ -257,6 +275,21 @@ class Autoencoder(nn.Module, ABC):
             if moved.dtype in (torch.bfloat16, torch.float16):
                 moved.data = tensor.to(moved.device, torch.float32)
         return self
+
+    @torch.no_grad()
+    def set_decoder(self, W_dec: Float[Tensor, "d_sae d_in"], b_dec: Float[Tensor, " d_in"]) -> None:
+        """Take another decoder; every input keeps its codes.
+
+        Where b_dec is subtracted from the input, the encoder's biases make up for the difference.
+        """
+        if self.settings.apply_b_dec_to_input:
+            self._raise_pre_activations((b_dec.to(self.b_dec) - self.b_dec) @ self.W_enc)
+        self.W_dec.copy_(W_dec)
+        self.b_dec.copy_(b_dec)
+
+    def _raise_pre_activations(self, by: Float[Tensor, " d_sae"]) -> None:
+        """Add to what the biases add to the encoder's product."""
+        self.get_parameter("b_enc").add_(by)
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:

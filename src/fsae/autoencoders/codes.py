@@ -24,10 +24,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fsae.autoencoders.products import sample_rows, sum_rows
+from fsae.autoencoders.products import has_sparse_product, sample_rows, sparse_product, sum_rows
 
 # The most entries of the encoder's product that are there at a time: of fewer rows it is slower, of more no faster.
 _PRODUCT_ENTRIES = 2**24
+
+# Slices of the latents by which the Gram matrix over them is found: of more, less is found in vain below its diagonal,
+# and more is spent on finding each one's entries.
+_GRAM_SLICES = 4
 
 
 class Pattern:
@@ -287,6 +291,23 @@ def _slices(pattern: Pattern, count: int) -> Iterator[slice]:
         yield slice(begin, end)
 
 
+def _gram_slices(values: Tensor, pattern: Pattern) -> Iterator[tuple[slice, Tensor]]:
+    """codes.T @ codes of sparse codes: some latents, and their inner products with them and all later ones."""
+    order, transposed = pattern.transposed
+    ordered, begins = values[order], transposed.offsets
+    rows, columns = pattern.rows, pattern.columns
+    size = math.ceil(pattern.width / _GRAM_SLICES)
+    for first in range(0, pattern.width, size):
+        latents = slice(first, min(first + size, pattern.width))
+        if first > 0:
+            later = (columns >= first).nonzero().squeeze(1)
+            rows, columns, values = rows[later], columns[later], values[later]
+        begin, end = begins[[latents.start, latents.stop]].tolist()
+        left = begins[first : latents.stop + 1] - begin, transposed.columns[begin:end], ordered[begin:end]
+        right = _starts(rows, pattern.batch), columns - first, values
+        yield latents, sparse_product(left, right, pattern.width - first)
+
+
 @dataclass(frozen=True, eq=False)
 class Codes:
     """A (batch, d_sae) matrix of codes.
@@ -361,6 +382,16 @@ class Codes:
     def transposed_product(self, X: Float[Tensor, "batch d_in"]) -> Float[Tensor, "d_sae d_in"]:
         """codes.T @ X; no gradient goes through it."""
         return self.values.T @ X if self.pattern is None else _scatter(self.values, self.pattern, X)
+
+    def add_gram(self, total: Float[Tensor, "d_sae d_sae"]) -> None:
+        """Add codes.T @ codes to the upper triangle of `total`; what is below afterwards means nothing."""
+        values = self.values.detach()
+        if self.pattern is None or not has_sparse_product(values):
+            dense = Codes(values, self.pattern).dense()
+            total += dense.T @ dense
+            return
+        for latents, product in _gram_slices(values, self.pattern):
+            total[latents, latents.start :] += product
 
     def squared_gram_norm(self) -> Float[Tensor, ""]:
         """The sum of squares of codes @ codes.T, in float32 where the codes are in less.

@@ -37,6 +37,7 @@ from fsae.sources.synthetic import (
     SyntheticSettings,
 )
 from fsae.tracking.tracker import TrackingSettings
+from fsae.training.pam import PamSettings
 from fsae.training.population import PopulationSettings
 from fsae.training.settings import AdamSettings
 
@@ -133,6 +134,7 @@ SCHEMAS: dict[str, type] = {
     "loss/fisher": Fisher,
     "population/population": PopulationSettings,
     "trainer/adam": AdamSettings,
+    "trainer/pam": PamSettings,
     "eval/eval": EvaluationSettings,
     "objective/objective": SearchObjective,
     "tracking/tracking": TrackingSettings,

@@ -22,6 +22,7 @@ class AdamSettings:
     Attributes:
         tokens: training vectors in all (tokens of a language model).
         batch_size: vectors a step.
+        updates_per_batch: steps of the optimiser on each batch.
         lr: learning rate after warm-up.
         beta1, beta2: Adam's decay rates.
         warm_up: share of training over which the learning rate rises linearly.
@@ -38,6 +39,7 @@ class AdamSettings:
 
     tokens: int = 100_000_000
     batch_size: int = 4096
+    updates_per_batch: int = 1
     lr: float = 3e-4
     beta1: float = 0.9
     beta2: float = 0.999
@@ -52,7 +54,7 @@ class AdamSettings:
     checkpoint_seconds: float = 300.0
 
     def __post_init__(self):
-        for name in ("tokens", "batch_size", "lr", "dead_after", "log_every"):
+        for name in ("tokens", "batch_size", "updates_per_batch", "lr", "dead_after", "log_every"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be positive and finite")
         for name in ("warm_up", "decay"):
@@ -78,6 +80,10 @@ class AdamSettings:
     def steps(self) -> int:
         """Whole batches within `tokens`."""
         return self.tokens // self.batch_size
+
+    def updates_at(self, step: int) -> int:
+        """How often the weights are moved on a step's batch; steps count from 0."""
+        return self.updates_per_batch
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
