@@ -27,6 +27,12 @@ from tests.composition import composed
             r"model\.path: '/no/such/folder' is no folder on this machine",
         ),
         (["tracking.uri=/some/folder"], r"tracking\.uri=/some/folder"),
+        (["trainer=pam"], r"arch\.decoder_norm is unit, .*set arch\.decoder_norm=free"),
+        (["trainer=pam", "arch.decoder_norm=free", "arch.tied=true"], r"trainer=pam solves .* arch\.tied"),
+        (
+            ["trainer=pam", "arch.decoder_norm=free", "population.size=2", "population.mutual.weight=0.1"],
+            r"set population\.mutual\.directions=encoder",
+        ),
     ],
 )
 def test_what_cannot_be_run_together_is_refused_by_name(overrides: list[str], message: str):

@@ -385,7 +385,7 @@ class Codes:
 
     def add_gram(self, total: Float[Tensor, "d_sae d_sae"]) -> None:
         """Add codes.T @ codes to the upper triangle of `total`; what is below afterwards means nothing."""
-        values = self.values.detach()
+        values = self.values.detach().to(torch.promote_types(self.values.dtype, torch.float32))
         if self.pattern is None or not has_sparse_product(values):
             dense = Codes(values, self.pattern).dense()
             total += dense.T @ dense

@@ -22,6 +22,7 @@ class PamSettings(AdamSettings):
 
     The objective's terms train the encoder alone; of them the decoder sees the squared error, of weight 1, and the
     squares below. All weights are of means over samples: those of the paper, which sums over N, are N times as large.
+    A last round that is cut short leaves the decoder as it was.
 
         batch by batch    encoder_batches=1                          codes of the same batch, taken anew
         in full           encoder_batches=N decoder_batches=N        a pass that moves the encoder, and one at the
@@ -61,10 +62,10 @@ class PamSettings(AdamSettings):
         for name in ("alpha", "beta", "mu", "nu", "mu_enc", "nu_enc"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be finite and not negative")
-        if self.decoder_batches > 0 and self.steps <= self.encoder_batches:
+        if self.steps < self.round:
             raise ValueError(
-                f"trainer.tokens ({self.tokens}) are {self.steps} batches, no more than trainer.encoder_batches "
-                f"({self.encoder_batches}): the decoder would never be solved for; lower it, or raise trainer.tokens"
+                f"trainer.tokens ({self.tokens}) are {self.steps} batches, less than one round of {self.round} "
+                "(trainer.encoder_batches + trainer.decoder_batches): the decoder would never be solved for"
             )
 
     @property
@@ -81,8 +82,8 @@ class PamSettings(AdamSettings):
         return self.decoder_batches == 0 or not self.moves_encoder_at(step)
 
     def solves_after(self, step: int) -> bool:
-        """Whether the decoder is solved for after a step: at a round's end, and at the last step with what there is."""
-        return self.gathers_at(step) and ((step + 1) % self.round == 0 or step + 1 == self.steps)
+        """Whether the decoder is solved for after a step."""
+        return (step + 1) % self.round == 0
 
     def updates_at(self, step: int) -> int:
         return self.updates_per_batch if self.moves_encoder_at(step) else 1
@@ -177,8 +178,9 @@ class PamMember(Member):
             }
         for name, began in self._began.items():
             parameter = self.autoencoder.get_parameter(name)
-            assert parameter.grad is not None
-            parameter.grad.add_(parameter - began, alpha=2 * costs[name])
+            # What has no gradient of its own has not moved.
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter - began, alpha=2 * costs[name])
 
     def _forget(self) -> None:
         """Latents were drawn anew: what was gathered, and what the encoder was, is of others."""
