@@ -54,13 +54,10 @@ def test_the_solution_has_no_gradient(alpha: float, beta: float, mu: float, nu: 
         mu * (W - W_t).square().sum(),
         nu * (b - b_t).square().sum(),
     ]
-    # Relative to what the parts' own gradients are, which cancel.
-    size = sum(
-        max(float(each.abs().max()) for each in torch.autograd.grad(part, (W, b), retain_graph=True, allow_unused=True)
-            if each is not None)
-        for part in parts
-    )  # fmt: skip
-    gradient = torch.autograd.grad(sum(parts), (W, b))  # pyright: ignore[reportArgumentType]
+    # Relative to the parts' own gradients, which cancel.
+    own = [torch.autograd.grad(each, (W, b), retain_graph=True, materialize_grads=True) for each in parts]
+    size = max(float(gradient.abs().max()) for pair in own for gradient in pair)
+    gradient = torch.autograd.grad(torch.stack(parts).sum(), (W, b))
     # The first part's gradient is itself a difference of terms as large as x.
     assert max(float(each.abs().max()) for each in gradient) < 1e-12 * max(size, float(x.abs().max()))
 

@@ -111,9 +111,9 @@ class Pattern:
     @cached_property
     def transposed(self) -> tuple[Int[Tensor, " entries"], "Pattern"]:
         """The order that sorts the entries by column, and the (d_sae, batch) pattern of them in that order."""
-        # Numbers half as long are sorted in a third of the time.
+        # Numbers half as long are sorted in a third of the time; index_select takes a quarter of what indexing does.
         columns, order = torch.sort(self.columns.int(), stable=True)
-        return order, Pattern.of_places(columns.long(), self.rows[order], (self.width, self.batch))
+        return order, Pattern.of_places(columns.long(), self.rows.index_select(0, order), (self.width, self.batch))
 
 
 def lowered(limits: Tensor, dtype: torch.dtype, size: Tensor | None = None) -> Tensor:
@@ -144,7 +144,7 @@ def _decode(values: Tensor, pattern: Pattern, W: Tensor) -> Tensor:
 
 def _scatter(values: Tensor, pattern: Pattern, X: Tensor) -> Tensor:
     order, transposed = pattern.transposed
-    return _decode(values[order], transposed, X)
+    return _decode(values.index_select(0, order), transposed, X)
 
 
 def _sample(X: Tensor, W: Tensor, pattern: Pattern) -> Tensor:
@@ -252,7 +252,7 @@ class _SquaredGramNorm(torch.autograd.Function):
         norm = values.new_zeros((), dtype=torch.float64)
         gradient = torch.empty_like(values) if ctx.needs_input_grad[0] else None
         order, transposed = pattern.transposed
-        ordered = values[order]
+        ordered = values.index_select(0, order)
         count = _samples_a_slice(pattern)
         places = pattern.columns * count + pattern.rows % count
         # (d_sae, count): the slice's samples as columns.
@@ -295,14 +295,14 @@ def _slices(pattern: Pattern, count: int) -> Iterator[slice]:
 def _gram_slices(values: Tensor, pattern: Pattern) -> Iterator[tuple[slice, Tensor]]:
     """codes.T @ codes of sparse codes: some latents, and their inner products with them and all later ones."""
     order, transposed = pattern.transposed
-    ordered, begins = values[order], transposed.offsets
+    ordered, begins = values.index_select(0, order), transposed.offsets
     rows, columns = pattern.rows, pattern.columns
     size = math.ceil(pattern.width / _GRAM_SLICES)
     for first in range(0, pattern.width, size):
         latents = slice(first, min(first + size, pattern.width))
         if first > 0:
             later = (columns >= first).nonzero().squeeze(1)
-            rows, columns, values = rows[later], columns[later], values[later]
+            rows, columns, values = (each.index_select(0, later) for each in (rows, columns, values))
         begin, end = begins[[latents.start, latents.stop]].tolist()
         left = begins[first : latents.stop + 1] - begin, transposed.columns[begin:end], ordered[begin:end]
         right = _starts(rows, pattern.batch), columns - first, values

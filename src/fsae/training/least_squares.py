@@ -11,7 +11,7 @@ from fsae.autoencoders.codes import Codes, Pattern
 
 # Samples whose sparse codes are put by before their products are added up: going through the whole of a d_sae x d_sae
 # matrix takes as long as the products of some thousand samples.
-_SAMPLES_AT_ONCE = 16_384
+_SAMPLES_AT_ONCE = 8192
 
 
 class Solution(NamedTuple):
@@ -152,7 +152,9 @@ class LeastSquares:
 
 def _condition(L: Float[Tensor, "n n"], size: float) -> float:
     """Of L L', whose 1-norm is `size`: LAPACK's estimate (Higham 1988), which reads L a few times."""
-    from scipy.linalg.lapack import dpocon  # a quarter of a second, which --help can do without
+    from scipy.linalg import get_lapack_funcs  # a quarter of a second, which --help can do without
 
-    reciprocal, _ = dpocon(L.cpu().numpy(), size, uplo="L")
+    factor = L.cpu().numpy()
+    (pocon,) = get_lapack_funcs(["pocon"], (factor,))
+    reciprocal, _ = pocon(factor, size, uplo="L")
     return 1 / reciprocal if reciprocal > 0 else float("inf")
