@@ -63,7 +63,7 @@ HOMES = {
     "safetensors": {"export.", "sources.store"},
     "xxhash": {"sources.store"},
     "tqdm": {"progress"},
-    "scipy": {"losses.mutual"},
+    "scipy": {"losses.mutual", "training.least_squares"},
     "sklearn": {"training.fitting", "sources.mnist"},
     "mne": {"sources.eeg"},
     "triton": {"autoencoders.triton_products"},

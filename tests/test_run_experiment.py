@@ -52,6 +52,15 @@ JOBS = {
         "arch=topk", "arch.k=8", "population=mfr", "population.size=3", "population.mutual.match_every=3",
         "population.reinitialise.threshold=0.5", "population.reinitialise.every=4", "trainer.tokens=4096",
     ],
+    "pam": [
+        "trainer=pam", "arch=gated", "arch.decoder_norm=free", "loss.fisher.weight=0.01", "trainer.tokens=4096",
+        "trainer.encoder_batches=3", "trainer.decoder_batches=2", "trainer.updates_per_batch=2",
+    ],
+    "pam population": [
+        "trainer=pam", "arch=topk", "arch.k=8", "arch.decoder_norm=free", "population.size=2", "trainer.tokens=4096",
+        "population.mutual.weight=0.3", "population.mutual.directions=encoder", "trainer.encoder_batches=5",
+        "trainer.memory=0.8", "trainer.updates_per_batch=2",
+    ],
 }  # fmt: skip
 
 
@@ -251,7 +260,7 @@ def test_a_population_goes_on_where_it_stopped(alone: Path, tmp_path: Path, monk
 
     def interrupted(self: Member, *arguments: object) -> None:
         update(self, *arguments)  # pyright: ignore[reportArgumentType]
-        steps.append(arguments[1])
+        steps.append(arguments[0])
         if len(steps) == 3 * 6:
             signal.raise_signal(signal.SIGTERM)
 

@@ -38,6 +38,7 @@ from fsae.training.learner import Learner
 from fsae.training.loop import TrainingRun, train
 from fsae.training.member import Member
 from fsae.training.memory import freed_memory_kept
+from fsae.training.pam import PamMember, PamSettings
 from fsae.training.scaling import Scale, scale_of
 from fsae.training.settings import AdamSettings, FitSettings
 
@@ -270,6 +271,8 @@ def _member(settings: RunSettings, number: int, source: Source, scale: float, fr
     assert isinstance(trainer, AdamSettings)
     if fresh:
         initialise_from(autoencoder, source.first_vectors(), scale)
+    if isinstance(trainer, PamSettings):
+        return PamMember(autoencoder, objective, trainer, scale, seed)
     return Member(autoencoder, objective, trainer, scale, seed)
 
 

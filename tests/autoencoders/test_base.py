@@ -65,6 +65,7 @@ def test_init_norm_under_free():
         ({"expansion": 0.0}, r"arch\.expansion is 0\.0"),
         ({"init_norm": -1.0, "decoder_norm": DecoderNorm.free}, r"arch\.init_norm is -1\.0"),
         ({"init_norm": 0.5}, r"arch\.decoder_norm=free"),
+        ({"tied": True, "encoder_init": EncoderInit.random}, r"arch\.tied makes the encoder the decoder's transpose"),
     ],
 )
 def test_settings_that_cannot_hold(changes: dict, says: str):
@@ -191,3 +192,19 @@ def test_under_free_sparsity_pulls_on_decoder_norms():
     torch.testing.assert_close(grad, wanted, rtol=1e-12, atol=1e-14)
     fixed = build("standard")
     assert not gradients(L1().measure(fixed(samples(8)), NO_DEAD).value, fixed)["W_dec"].any()
+
+
+@each_architecture
+@pytest.mark.parametrize("centred", [True, False])
+def test_another_decoder_leaves_every_code_as_it_was(arch: str, centred: bool):
+    autoencoder, x = build(arch, apply_b_dec_to_input=centred).eval(), samples(40)
+    W_dec, b_dec = samples(13, seed=8), samples(1, seed=9)[0]
+    before = autoencoder(x)
+    autoencoder.set_decoder(W_dec, b_dec)
+    after = autoencoder(x)
+    torch.testing.assert_close(after.codes.dense(), before.codes.dense(), rtol=1e-12, atol=1e-12)
+    wanted = before.codes.dense() @ W_dec + b_dec
+    torch.testing.assert_close(after.reconstruction, wanted, rtol=1e-12, atol=1e-12)
+    for one, other in ((before.gate, after.gate), (before.active, after.active)):
+        if one is not None and other is not None:
+            torch.testing.assert_close(other.dense(), one.dense(), rtol=1e-12, atol=1e-12)

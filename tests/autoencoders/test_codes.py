@@ -242,6 +242,30 @@ def test_gram_takes_the_smaller_side(sparse: bool):
     assert 0 < largest <= 400 * 6
 
 
+@each_case
+@pytest.mark.parametrize("slices", [1, 3, 4, 7])
+@pytest.mark.parametrize("mkl", [True, False])
+def test_gram_over_the_latents(case: str, slices: int, mkl: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(codes_module, "_GRAM_SLICES", slices)
+    if not mkl:
+        monkeypatch.setattr(codes_module, "has_sparse_product", lambda tensor: False)
+    codes = sparse_codes(mask_with(case))
+    dense = codes.dense().detach()
+    begun = draw(WIDTH, WIDTH, seed=8)
+    for each in (codes, Codes(dense)):
+        total = begun.clone()
+        each.add_gram(total)
+        torch.testing.assert_close(total.triu(), (begun + dense.T @ dense).triu(), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_gram_over_the_latents_with_columns_in_no_order(dtype: torch.dtype):
+    codes = Codes(unsorted_codes().values.to(dtype), unsorted_codes().pattern)
+    dense, total = codes.dense().detach().double(), torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
+    codes.add_gram(total)
+    torch.testing.assert_close(total.triu(), (dense.T @ dense).triu(), rtol=1e-6, atol=1e-6)
+
+
 def test_patterns_one_under_the_other():
     mask = mask_with("empty row")
     pattern = Pattern.stacked([Pattern.of_mask(part) for part in mask.split(2)])
@@ -280,3 +304,4 @@ def test_sparse_products_say_nothing():
         warnings.simplefilter("error")
         codes = sparse_codes(mask_with("empty row"))
         codes.squared_gram_norm().backward()
+        codes.add_gram(torch.zeros(WIDTH, WIDTH))

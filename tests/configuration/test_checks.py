@@ -32,10 +32,16 @@ from tests.composition import composed
         (["arch=kmeans", "population=mfr"], r"arch KMeans is fitted: nothing pulls members toward each other"),
         (
             ["arch=kmeans", "arch.d_sae=5000"],
-            r"trainer\.batch_size is 4096, but the first batch is to give 5000 centres",
+            r"trainer\.batch_size is 4096, but the first batch is to give 5000",
         ),
         (["arch=pca", "arch.d_sae=577"], r"577 principal components of vectors of width 576: there are at most 576"),
         (["tracking.uri=/some/folder"], r"tracking\.uri=/some/folder"),
+        (["trainer=pam"], r"arch\.decoder_norm is unit, .*set arch\.decoder_norm=free"),
+        (["trainer=pam", "arch.decoder_norm=free", "arch.tied=true"], r"trainer=pam solves .* arch\.tied"),
+        (
+            ["trainer=pam", "arch.decoder_norm=free", "population.size=2", "population.mutual.weight=0.1"],
+            r"set population\.mutual\.directions=encoder",
+        ),
     ],
 )
 def test_what_cannot_be_run_together_is_refused_by_name(overrides: list[str], message: str):

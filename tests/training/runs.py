@@ -22,6 +22,7 @@ from fsae.training.interruption import Interruption
 from fsae.training.learner import Learner
 from fsae.training.loop import Ended, TrainingRun, train
 from fsae.training.member import Member
+from fsae.training.pam import PamMember, PamSettings
 from fsae.training.reinitialisation import Reinitialisation
 from fsae.training.settings import AdamSettings, TrainerSettings
 from tests.architectures import settings_of
@@ -35,21 +36,27 @@ STEPS = 27
 NEVER = 1e9
 EACH_STEP = 0.0
 
+SHORT: dict[str, Any] = {
+    "tokens": STEPS * BATCH,
+    "batch_size": BATCH,
+    "lr": 0.01,
+    "warm_up": 0.2,
+    "decay": 0.2,
+    "dead_after": 2 * BATCH,
+    "resample_every": 7 * BATCH,
+    "log_every": 5,
+    "checkpoint_seconds": NEVER,
+}
+
 
 def adam(**changes: Any) -> AdamSettings:
     """27 steps of 16; logged every 5, so that the last interval is a short one; latents die and are drawn anew."""
-    given: dict[str, Any] = {
-        "tokens": STEPS * BATCH,
-        "batch_size": BATCH,
-        "lr": 0.01,
-        "warm_up": 0.2,
-        "decay": 0.2,
-        "dead_after": 2 * BATCH,
-        "resample_every": 7 * BATCH,
-        "log_every": 5,
-        "checkpoint_seconds": NEVER,
-    }
-    return AdamSettings(**(given | changes))
+    return AdamSettings(**(SHORT | changes))
+
+
+def pam(**changes: Any) -> PamSettings:
+    """The same steps, in which the decoder is solved for."""
+    return PamSettings(**(SHORT | changes))
 
 
 def terms(arch: str) -> dict[str, LossTerm]:
@@ -76,7 +83,10 @@ def member(
                 parameter[:, : D_SAE // 4] *= 1e-3
             elif name in ("b_enc", "b_gate") and arch != "abs_topk":
                 parameter[: D_SAE // 4] = -20.0
-    return Member(autoencoder, Objective(loss if loss is not None else terms(arch)), settings, SCALE, seed=3)
+    objective = Objective(loss if loss is not None else terms(arch))
+    if isinstance(settings, PamSettings):
+        return PamMember(autoencoder, objective, settings, SCALE, seed=3)
+    return Member(autoencoder, objective, settings, SCALE, seed=3)
 
 
 class LoneRun(TrainingRun):

@@ -31,7 +31,7 @@ def fitted(arch: FittedSettings, data: torch.Tensor, settings: FitSettings) -> F
     found = member(arch, settings, data.shape[1])
     for step in range(settings.steps):
         begin = step * BATCH % len(data)
-        found.update(found.backward(data[begin : begin + BATCH], step), step)
+        found.step(data[begin : begin + BATCH], step)
     return found
 
 

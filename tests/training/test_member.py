@@ -156,6 +156,27 @@ def test_each_step_has_the_schedule_s_learning_rate():
 
 
 @each_architecture
+def test_several_updates_on_a_batch_that_is_counted_once(arch: str):
+    one, other = member(arch, adam(updates_per_batch=3)), member(arch, adam())
+    x = batches(1)[0]
+    one.step(x, 0)
+    records = []
+    for _ in range(3):
+        records.append(other.backward(x, 0))
+        other.update(0)
+    other.finish(records[-1], 0)
+    assert not differences(one.state_dict(), other.state_dict())
+    assert one.dead.tokens_since_fired.max() == BATCH
+    assert differences(one.state_dict()["autoencoder"], stepped_once(arch, x))
+
+
+def stepped_once(arch: str, x: Tensor) -> dict[str, Tensor]:
+    trained = member(arch, adam())
+    trained.step(x, 0)
+    return trained.state_dict()["autoencoder"]
+
+
+@each_architecture
 def test_resampling_brings_latents_back(arch: str):
     """A quarter of the latents begins dead (most do, where k is chosen by magnitude)."""
     dead_shares = []

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, ClassVar
 
@@ -83,6 +83,7 @@ class SparseAutoencoderSettings(AutoencoderSettings):
         apply_b_dec_to_input: subtract b_dec from the input before encoding.
         decoder_norm: what holds the decoder's rows.
         encoder_init: how W_enc starts.
+        tied: W_enc is W_dec transposed for good: one parameter, trained through both.
         init_norm: norm of the decoder's rows at the start (1 under `decoder_norm: unit`).
         b_dec_init: where b_dec starts.
     """
@@ -90,6 +91,7 @@ class SparseAutoencoderSettings(AutoencoderSettings):
     apply_b_dec_to_input: bool = True
     decoder_norm: DecoderNorm = DecoderNorm.unit
     encoder_init: EncoderInit = EncoderInit.transpose
+    tied: bool = False
     init_norm: float = 1.0
     b_dec_init: BiasInit = BiasInit.geometric_median
 
@@ -101,6 +103,11 @@ class SparseAutoencoderSettings(AutoencoderSettings):
             raise ValueError(
                 f"arch.init_norm is {self.init_norm} but arch.decoder_norm is unit, which makes it 1 after one step; "
                 "set arch.decoder_norm=free"
+            )
+        if self.tied and self.encoder_init is EncoderInit.random:
+            raise ValueError(
+                "arch.encoder_init is random but arch.tied makes the encoder the decoder's transpose; leave one of "
+                "them out"
             )
 
     @abstractmethod
@@ -203,7 +210,7 @@ class Autoencoder(nn.Module, ABC):
     read and write whole rows of one latent in both matrices.
     """
 
-    W_enc: nn.Parameter
+    W_enc: Tensor
     W_dec: nn.Parameter
     b_dec: nn.Parameter
 
@@ -279,7 +286,10 @@ class Autoencoder(nn.Module, ABC):
 
 
 class SparseAutoencoder(Autoencoder):
-    """An autoencoder that gradient steps make sparse, from weights that are drawn."""
+    """An autoencoder that gradient steps make sparse, from weights that are drawn.
+
+    W_enc is a parameter unless the settings tie it to W_dec.
+    """
 
     def __init__(self, d_in: int, settings: SparseAutoencoderSettings, generator: torch.Generator):
         super().__init__(d_in, settings.width(d_in))
@@ -287,12 +297,23 @@ class SparseAutoencoder(Autoencoder):
         rows = torch.randn(self.d_sae, d_in, generator=generator)
         rows *= settings.init_norm / rows.norm(dim=1, keepdim=True)
         self.W_dec = nn.Parameter(rows)
-        if settings.encoder_init is EncoderInit.transpose:
-            encoder_rows = rows.clone()
-        else:
-            encoder_rows = torch.randn(self.d_sae, d_in, generator=generator) / d_in**0.5
-        self.W_enc = nn.Parameter(encoder_rows.T)
+        if settings.encoder_init is EncoderInit.random:
+            self.W_enc = nn.Parameter((torch.randn(self.d_sae, d_in, generator=generator) / d_in**0.5).T)
+        elif not settings.tied:
+            self.W_enc = nn.Parameter(rows.clone().T)
         self.b_dec = nn.Parameter(torch.zeros(d_in))
+
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
+        # Only what is no plain attribute is looked for here.
+        if name == "W_enc" and self.settings.tied:
+            return self.W_dec.T
+        return super().__getattr__(name)
+
+    def untie(self) -> None:
+        """Give the encoder weights of its own, equal to those that it shared, where it has none."""
+        if self.settings.tied:
+            self.settings = replace(self.settings, tied=False)
+            self.W_enc = nn.Parameter(self.W_dec.detach().clone().T)
 
     @property
     def centred(self) -> bool:
@@ -301,6 +322,21 @@ class SparseAutoencoder(Autoencoder):
     @property
     def code_weights(self) -> Float[Tensor, " d_sae"] | None:
         return self.W_dec.norm(dim=1) if self.settings.decoder_norm is DecoderNorm.free else None
+
+    @torch.no_grad()
+    def set_decoder(self, W_dec: Float[Tensor, "d_sae d_in"], b_dec: Float[Tensor, " d_in"]) -> None:
+        """Take another decoder; every input keeps its codes.
+
+        Where b_dec is subtracted from the input, the encoder's biases make up for the difference.
+        """
+        if self.settings.apply_b_dec_to_input:
+            self._raise_pre_activations((b_dec.to(self.b_dec) - self.b_dec) @ self.W_enc)
+        self.W_dec.copy_(W_dec)
+        self.b_dec.copy_(b_dec)
+
+    def _raise_pre_activations(self, by: Float[Tensor, " d_sae"]) -> None:
+        """Add to what the biases add to the encoder's product."""
+        self.get_parameter("b_enc").add_(by)
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:

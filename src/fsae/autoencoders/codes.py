@@ -24,10 +24,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fsae.autoencoders.products import sample_rows, sum_rows
+from fsae.autoencoders.products import has_sparse_product, sample_rows, sparse_product, sum_rows
 
 # The most entries of the encoder's product that are there at a time: of fewer rows it is slower, of more no faster.
 _PRODUCT_ENTRIES = 2**24
+
+# Slices of the latents by which the Gram matrix over them is found: of more, less is found in vain below its diagonal,
+# and more is spent on finding each one's entries.
+_GRAM_SLICES = 4
 
 
 class Pattern:
@@ -107,8 +111,9 @@ class Pattern:
     @cached_property
     def transposed(self) -> tuple[Int[Tensor, " entries"], "Pattern"]:
         """The order that sorts the entries by column, and the (d_sae, batch) pattern of them in that order."""
-        columns, order = torch.sort(self.columns, stable=True)
-        return order, Pattern.of_places(columns, self.rows[order], (self.width, self.batch))
+        # Numbers half as long are sorted in a third of the time; index_select takes a quarter of what indexing does.
+        columns, order = torch.sort(self.columns.int(), stable=True)
+        return order, Pattern.of_places(columns.long(), self.rows.index_select(0, order), (self.width, self.batch))
 
 
 def lowered(limits: Tensor, dtype: torch.dtype, size: Tensor | None = None) -> Tensor:
@@ -139,7 +144,7 @@ def _decode(values: Tensor, pattern: Pattern, W: Tensor) -> Tensor:
 
 def _scatter(values: Tensor, pattern: Pattern, X: Tensor) -> Tensor:
     order, transposed = pattern.transposed
-    return _decode(values[order], transposed, X)
+    return _decode(values.index_select(0, order), transposed, X)
 
 
 def _sample(X: Tensor, W: Tensor, pattern: Pattern) -> Tensor:
@@ -247,7 +252,7 @@ class _SquaredGramNorm(torch.autograd.Function):
         norm = values.new_zeros((), dtype=torch.float64)
         gradient = torch.empty_like(values) if ctx.needs_input_grad[0] else None
         order, transposed = pattern.transposed
-        ordered = values[order]
+        ordered = values.index_select(0, order)
         count = _samples_a_slice(pattern)
         places = pattern.columns * count + pattern.rows % count
         # (d_sae, count): the slice's samples as columns.
@@ -285,6 +290,23 @@ def _slices(pattern: Pattern, count: int) -> Iterator[slice]:
     begins = pattern.offsets[:-1][::count].tolist() if count < pattern.batch else [0]
     for begin, end in zip(begins, [*begins[1:], pattern.columns.shape[0]], strict=True):
         yield slice(begin, end)
+
+
+def _gram_slices(values: Tensor, pattern: Pattern) -> Iterator[tuple[slice, Tensor]]:
+    """codes.T @ codes of sparse codes: some latents, and their inner products with them and all later ones."""
+    order, transposed = pattern.transposed
+    ordered, begins = values.index_select(0, order), transposed.offsets
+    rows, columns = pattern.rows, pattern.columns
+    size = math.ceil(pattern.width / _GRAM_SLICES)
+    for first in range(0, pattern.width, size):
+        latents = slice(first, min(first + size, pattern.width))
+        if first > 0:
+            later = (columns >= first).nonzero().squeeze(1)
+            rows, columns, values = (each.index_select(0, later) for each in (rows, columns, values))
+        begin, end = begins[[latents.start, latents.stop]].tolist()
+        left = begins[first : latents.stop + 1] - begin, transposed.columns[begin:end], ordered[begin:end]
+        right = _starts(rows, pattern.batch), columns - first, values
+        yield latents, sparse_product(left, right, pattern.width - first)
 
 
 @dataclass(frozen=True, eq=False)
@@ -361,6 +383,16 @@ class Codes:
     def transposed_product(self, X: Float[Tensor, "batch d_in"]) -> Float[Tensor, "d_sae d_in"]:
         """codes.T @ X; no gradient goes through it."""
         return self.values.T @ X if self.pattern is None else _scatter(self.values, self.pattern, X)
+
+    def add_gram(self, total: Float[Tensor, "d_sae d_sae"]) -> None:
+        """Add codes.T @ codes to the upper triangle of `total`; what is below afterwards means nothing."""
+        values = self.values.detach().to(torch.promote_types(self.values.dtype, torch.float32))
+        if self.pattern is None or not has_sparse_product(values):
+            dense = Codes(values, self.pattern).dense()
+            total += dense.T @ dense
+            return
+        for latents, product in _gram_slices(values, self.pattern):
+            total[latents, latents.start :] += product
 
     def squared_gram_norm(self) -> Float[Tensor, ""]:
         """The sum of squares of codes @ codes.T, in float32 where the codes are in less.

@@ -43,5 +43,9 @@ class Gated(SparseAutoencoder):
         pre_activations = AffineMap(self.encoder_input(x), self.W_enc * self.r_mag.exp(), self.b_mag)
         return Encoding(codes, pre_activations, {"gate": gate})
 
+    def _raise_pre_activations(self, by: Tensor) -> None:
+        self.b_gate.add_(by)
+        self.b_mag.add_(by * self.r_mag.exp())
+
     def _select(self, products: Tensor) -> Pattern:
         return Pattern.above(products, -self.b_gate)

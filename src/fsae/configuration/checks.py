@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+from fsae.autoencoders.base import DecoderNorm, SparseAutoencoderSettings
 from fsae.autoencoders.local_pca import FittedSettings
 from fsae.autoencoders.topk import KSettings
 from fsae.configuration.schema import RunSettings, Task
 from fsae.language_models.shape import shape_of
+from fsae.losses.mutual import Directions
 from fsae.losses.objective import check_terms
 from fsae.sources.activations import ActivationSourceSettings, Cache
 from fsae.sources.synthetic import SyntheticSettings
 from fsae.tracking.store import resolve_uri
+from fsae.training.pam import PamSettings
 from fsae.training.reinitialisation import Scope
 from fsae.training.settings import FitSettings
 
@@ -36,6 +39,8 @@ def check(settings: RunSettings) -> None:
             "population.reinitialise.target_rate is null, which stands for k / d_sae, but this architecture has no k; "
             "set it to the share of samples that a latent should be on in"
         )
+    if isinstance(settings.trainer, PamSettings):
+        _check_pam(settings)
     if settings.tracking.mlflow:
         resolve_uri(settings.tracking.uri, Path(settings.paths.outputs))
 
@@ -79,6 +84,25 @@ def _check_activations(settings: RunSettings, source: ActivationSourceSettings) 
         )
     if settings.task is Task.harvest and source.cache is Cache.none:
         raise ValueError("task=harvest fills the activation store, and source.cache is none; use disk or auto")
+
+
+def _check_pam(settings: RunSettings) -> None:
+    assert isinstance(settings.arch, SparseAutoencoderSettings)
+    if settings.arch.tied:
+        raise ValueError(
+            "trainer=pam solves for a decoder of its own, and arch.tied makes it the encoder's; leave it out"
+        )
+    if settings.arch.decoder_norm is DecoderNorm.unit:
+        raise ValueError(
+            "arch.decoder_norm is unit, but trainer=pam solves for decoder rows of whatever norm is best; set "
+            "arch.decoder_norm=free"
+        )
+    mutual = settings.population.mutual
+    if mutual.weight > 0 and mutual.directions is Directions.decoder:
+        raise ValueError(
+            "population.mutual pulls on decoders, which trainer=pam solves for without it; set "
+            "population.mutual.directions=encoder"
+        )
 
 
 def _check_other_source(settings: RunSettings) -> None:

@@ -41,6 +41,7 @@ from fsae.sources.synthetic import (
 )
 from fsae.sources.toy_clusters import ToyClustersSettings
 from fsae.tracking.tracker import TrackingSettings
+from fsae.training.pam import PamSettings
 from fsae.training.population import PopulationSettings
 from fsae.training.settings import AdamSettings, FitSettings, TrainerSettings
 
@@ -149,6 +150,7 @@ SCHEMAS: dict[str, type] = {
     "population/population": PopulationSettings,
     "trainer/adam": AdamSettings,
     "trainer/fit": FitSettings,
+    "trainer/pam": PamSettings,
     "eval/eval": EvaluationSettings,
     "objective/objective": SearchObjective,
     "tracking/tracking": TrackingSettings,

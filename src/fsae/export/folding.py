@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.autoencoders.base import Autoencoder
+from fsae.autoencoders.base import Autoencoder, SparseAutoencoder
 from fsae.autoencoders.batch_topk import BatchTopK
 from fsae.autoencoders.gated import Gated
 from fsae.autoencoders.jumprelu import JumpReLU
@@ -30,13 +30,15 @@ def fold(autoencoder: Autoencoder, scale: float) -> Autoencoder:
         scale: positive.
 
     Returns:
-        A copy, in evaluation mode.
+        A copy, in evaluation mode; tied weights are tied no more.
     """
     assert 0 < scale < math.inf
     folded = copy.deepcopy(autoencoder).eval()
     if isinstance(folded, LocalPCA):
         folded.place(folded.centres / scale, folded.components)
         return folded
+    assert isinstance(folded, SparseAutoencoder)
+    folded.untie()
     # With x' = scale * x, the code's unit may be chosen per latent: unit_i = norm_i / scale turns c'_i into
     # c_i = unit_i * c'_i. Encoder columns then carry scale * unit_i = norm_i, decoder rows 1 / norm_i.
     norm = folded.W_dec.new_ones(folded.d_sae) if _latents_compete(folded) else _row_norms(folded.W_dec)

@@ -143,7 +143,7 @@ def save_saelens(
 
 def _contents(autoencoder: Autoencoder) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     """SAELens' word for the architecture, its tensors, and what only this architecture has in cfg.json."""
-    tensors: dict[str, Tensor] = {name: autoencoder.get_parameter(name) for name in ("W_enc", "W_dec", "b_dec")}
+    tensors: dict[str, Tensor] = {name: getattr(autoencoder, name) for name in ("W_enc", "W_dec", "b_dec")}
     if isinstance(autoencoder, Gated):
         biases = {name: autoencoder.get_parameter(name) for name in PER_LATENT["gated"]}
         return "gated", {**tensors, **biases}, {}

@@ -59,8 +59,10 @@ class FittedMember(Learner[LocalPCA | PCA, FitSettings]):
         self._remember(losses.parts | batch_measures(record, self.scale))
         return record
 
-    def update(self, record: ForwardRecord, step: int) -> None:
-        """The batch is counted; nothing else is left to do."""
+    def update(self, step: int) -> None:
+        """Nothing is left to do."""
+
+    def finish(self, record: ForwardRecord, step: int) -> None:
         self.dead.update(record.codes)
 
     def start_over(self, record: ForwardRecord, step: int, when: Reinitialisation) -> int:

@@ -35,19 +35,33 @@ class Learner(ABC, Generic[Trained, Trainer]):
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
-    @abstractmethod
-    def backward(self, x: Tensor, step: int, targets: Tensor | None = None) -> ForwardRecord:
-        """The first half of a step.
+    def step(self, x: Tensor, step: int, targets: Tensor | None = None) -> ForwardRecord:
+        """All that is done with one batch; returns what was last made of it. Waits for nothing.
 
         Args:
             x: (batch, d_in) scaled inputs.
             step: counts from 0.
             targets: (batch, d_in) what they shall be turned into, likewise scaled; None for themselves.
         """
+        record = self.backward(x, step, targets)
+        self.update(step)
+        for _ in range(1, self.settings.updates_at(step)):
+            record = self.backward(x, step, targets)
+            self.update(step)
+        self.finish(record, step)
+        return record
 
     @abstractmethod
-    def update(self, record: ForwardRecord, step: int) -> None:
-        """The second half."""
+    def backward(self, x: Tensor, step: int, targets: Tensor | None = None) -> ForwardRecord:
+        """What is found out about a batch: the gradients of its own objective."""
+
+    @abstractmethod
+    def update(self, step: int) -> None:
+        """What follows from it is done."""
+
+    @abstractmethod
+    def finish(self, record: ForwardRecord, step: int) -> None:
+        """After a batch's last update it is counted."""
 
     @abstractmethod
     def start_over(self, record: ForwardRecord, step: int, when: Reinitialisation) -> int:

@@ -83,28 +83,37 @@ class TrainingRun:
         Waits for nothing, unless members are matched or started over.
         """
 
-        def backward(member: Learner) -> ForwardRecord:
-            return member.backward(x, self.step, targets)
-
-        def update(member: Learner, record: ForwardRecord) -> int:
-            member.update(record, self.step)
+        def start_over(member: Learner, record: ForwardRecord) -> int:
             return member.start_over(record, self.step, self.reinitialisation)
+
+        def finish(member: Learner, record: ForwardRecord) -> int:
+            member.finish(record, self.step)
+            return start_over(member, record)
 
         if self.coupling is None:
             # Each one's record is let go of at once.
-            started_over = self._crew.map(lambda member: update(member, backward(member)), self.members)
+            started_over = self._crew.map(
+                lambda member: start_over(member, member.step(x, self.step, targets)), self.members
+            )
         else:
-            records = self._crew.map(backward, self.members)
-            autoencoders = [member.autoencoder for member in self.members]
-            progress = self.step / self.settings.steps
-            self.coupling.backward(autoencoders, self.step, progress, measure=self.settings.logs_after(self.step))
-            started_over = self._crew.map(lambda both: update(*both), list(zip(self.members, records, strict=True)))
+            records: list[ForwardRecord] = []
+            for _ in range(self.settings.updates_at(self.step)):
+                records = self._crew.map(lambda member: member.backward(x, self.step, targets), self.members)
+                self._couple()
+                self._crew.map(lambda member: member.update(self.step), self.members)
+            started_over = self._crew.map(lambda both: finish(*both), list(zip(self.members, records, strict=True)))
             if any(started_over):
                 self.coupling.forget()
         for number, count in enumerate(started_over):
             if count > 0:
                 self.tracker.say(f"step {self.step}: {count} latents of member {number} start over")
         self.step += 1
+
+    def _couple(self) -> None:
+        assert self.coupling is not None
+        autoencoders = [member.autoencoder for member in self.members]
+        progress = self.step / self.settings.steps
+        self.coupling.backward(autoencoders, self.step, progress, measure=self.settings.logs_after(self.step))
 
     def settle(self, rate: float, save: bool) -> None:
         """Log and save what is due after a step.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fsae.autoencoders.base import DecoderNorm, ForwardRecord, SparseAutoencoder
-from fsae.losses.objective import Objective
+from fsae.losses.objective import Losses, Objective
 from fsae.losses.term import Moment
 from fsae.training.dead_latents import resample
 from fsae.training.learner import Learner
@@ -50,29 +50,28 @@ class Member(Learner[SparseAutoencoder, AdamSettings]):
         self.sparse = False
         self._choose_products(autoencoder.settings.first_density(autoencoder.d_in))
 
-    def step(self, x: Tensor, step: int, targets: Tensor | None = None) -> None:
-        """One optimiser step. Waits for nothing.
-
-        Args:
-            x: (batch, d_in) scaled inputs.
-            step: counts from 0.
-            targets: (batch, d_in) what they shall be turned into, likewise scaled; None for themselves.
-        """
-        self.update(self.backward(x, step, targets), step)
-
     def backward(self, x: Tensor, step: int, targets: Tensor | None = None) -> ForwardRecord:
-        """The first half of a step: the gradients of its own objective."""
+        """The gradients of its own objective."""
+        record, losses = self.forward(x, step, targets)
+        losses.total.backward()
+        return record
+
+    def forward(self, x: Tensor, step: int, targets: Tensor | None) -> tuple[ForwardRecord, Losses]:
+        """What it makes of a batch, and its objective."""
         settings, autoencoder = self.settings, self.autoencoder
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.precision is Precision.bf16):
+        with self.precision(x):
             record = autoencoder(x, self.sparse, targets)
         last_of_interval = settings.logs_after(step)
         losses = self.objective(record, Moment(self.dead.indices), step / settings.steps, measure_all=last_of_interval)
-        losses.total.backward()
         self._remember(losses.parts)
-        return record
+        return record, losses
 
-    def update(self, record: ForwardRecord, step: int) -> None:
-        """The second half: what the gradients say is done, and the batch is counted."""
+    def precision(self, x: Tensor) -> torch.autocast:
+        """What its products with x are taken in."""
+        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.settings.precision is Precision.bf16)
+
+    def update(self, step: int) -> None:
+        """What the gradients say is done."""
         settings, autoencoder = self.settings, self.autoencoder
         unit_norm = autoencoder.settings.decoder_norm is DecoderNorm.unit
         if unit_norm:
@@ -85,10 +84,13 @@ class Member(Learner[SparseAutoencoder, AdamSettings]):
         self.optimiser.zero_grad(set_to_none=True)
         if unit_norm:
             autoencoder.normalise_decoder()
+
+    def finish(self, record: ForwardRecord, step: int) -> None:
+        """After a batch's last update it is counted, and dead latents are drawn anew where that is due."""
         self.dead.update(record.codes)
         self._remember(batch_measures(record, self.scale))
         if self._resamples_after(step):
-            self.resampled += resample(autoencoder, self.optimiser, self.dead, record, self.generator)
+            self.resampled += resample(self.autoencoder, self.optimiser, self.dead, record, self.generator)
 
     def start_over(self, record: ForwardRecord, step: int, when: Reinitialisation) -> int:
         """Count a batch, and draw anew what is off its target where that is due; returns how many latents.

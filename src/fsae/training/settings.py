@@ -53,6 +53,10 @@ class TrainerSettings:
         """Whether a step, counted from 0, is the last of a logging interval."""
         return (step + 1) % self.log_every == 0 or step + 1 == self.steps
 
+    def updates_at(self, step: int) -> int:
+        """How often the weights are moved on a step's batch; steps count from 0."""
+        return 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings(TrainerSettings):
@@ -89,6 +93,7 @@ class AdamSettings(TrainerSettings):
     """Training with Adam.
 
     Attributes:
+        updates_per_batch: steps of the optimiser on each batch.
         lr: learning rate after warm-up.
         beta1, beta2: Adam's decay rates.
         warm_up: share of training over which the learning rate rises linearly.
@@ -99,6 +104,7 @@ class AdamSettings(TrainerSettings):
             training, where they would have no time to learn.
     """
 
+    updates_per_batch: int = 1
     lr: float = 3e-4
     beta1: float = 0.9
     beta2: float = 0.999
@@ -110,8 +116,9 @@ class AdamSettings(TrainerSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"trainer.lr is {self.lr}; it must be positive and finite")
+        for name in ("updates_per_batch", "lr"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be positive and finite")
         for name in ("warm_up", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}; it is a share of training, 0 to 1")
@@ -126,6 +133,9 @@ class AdamSettings(TrainerSettings):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"trainer.{name} is {value}; it must be positive, or null")
+
+    def updates_at(self, step: int) -> int:
+        return self.updates_per_batch
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""

@@ -1,0 +1,199 @@
+"""PAM-SGD: the encoder by gradient steps, the decoder in closed form, in turns (Budd et al. 2025, arXiv 2505.11836)."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fsae.autoencoders.base import ForwardRecord, SparseAutoencoder
+from fsae.autoencoders.codes import Codes
+from fsae.losses.objective import Objective
+from fsae.training.least_squares import LeastSquares
+from fsae.training.member import Member
+from fsae.training.reinitialisation import Reinitialisation
+from fsae.training.settings import AdamSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class PamSettings(AdamSettings):
+    """Training in rounds: Adam moves the encoder, codes are gathered, the decoder and its bias are solved for.
+
+    The objective's terms train the encoder alone; of them the decoder sees the squared error, of weight 1, and the
+    squares below. All weights are of means over samples: those of the paper, which sums over N, are N times as large.
+    A last round that is cut short leaves the decoder as it was.
+
+        batch by batch    encoder_batches=1                          codes of the same batch, taken anew
+        in full           encoder_batches=N decoder_batches=N        a pass that moves the encoder, and one at the
+                                                                     encoder as it then is, gathering: the published one
+        streaming         encoder_batches=n memory=0.9               codes of every batch right after its own updates:
+                                                                     no pass is only for gathering, but earlier codes
+                                                                     are of an encoder that has moved on since
+
+    Attributes:
+        encoder_batches: of a round, on which the encoder is moved (`updates_per_batch` times on each).
+        decoder_batches: of a round, thereafter, on which codes are gathered at a fixed encoder; 0 gathers them on the
+            encoder's own batches.
+        memory: share of its weight that what was gathered keeps from round to round: 0 for one round's only, 1 for all
+            alike.
+        alpha, beta: weight of the squares of W_dec and of b_dec.
+        mu, nu: costs to move: weight of the squared change of W_dec and of b_dec in a round.
+        mu_enc, nu_enc: likewise of W_enc, and of all else in the encoder, since the round began.
+    """
+
+    encoder_batches: int = 1
+    decoder_batches: int = 0
+    memory: float = 0.0
+    alpha: float = 1e-6
+    beta: float = 1e-6
+    mu: float = 1e-3
+    nu: float = 1e-3
+    mu_enc: float = 1e-3
+    nu_enc: float = 1e-3
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, least in (("encoder_batches", 1), ("decoder_batches", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be at least {least}")
+        if not 0 <= self.memory <= 1:
+            raise ValueError(f"trainer.memory is {self.memory}; it is a share, 0 to 1")
+        for name in ("alpha", "beta", "mu", "nu", "mu_enc", "nu_enc"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be finite and not negative")
+        if self.steps < self.round:
+            raise ValueError(
+                f"trainer.tokens ({self.tokens}) are {self.steps} batches, less than one round of {self.round} "
+                "(trainer.encoder_batches + trainer.decoder_batches): the decoder would never be solved for"
+            )
+
+    @property
+    def round(self) -> int:
+        """Batches of a round."""
+        return self.encoder_batches + self.decoder_batches
+
+    def moves_encoder_at(self, step: int) -> bool:
+        """Whether the encoder is moved on a step's batch; steps count from 0."""
+        return step % self.round < self.encoder_batches
+
+    def gathers_at(self, step: int) -> bool:
+        """Whether the codes of a step's batch are gathered."""
+        return self.decoder_batches == 0 or not self.moves_encoder_at(step)
+
+    def solves_after(self, step: int) -> bool:
+        """Whether the decoder is solved for after a step."""
+        return (step + 1) % self.round == 0
+
+    def updates_at(self, step: int) -> int:
+        return self.updates_per_batch if self.moves_encoder_at(step) else 1
+
+
+class PamMember(Member):
+    """A member whose decoder is solved for.
+
+    At fixed codes W_dec and b_dec are the joint minimum. Where the encoder subtracts b_dec from its input, its biases
+    take up what b_dec's change would do to the codes, so those that were solved for are those that are decoded.
+    """
+
+    settings: PamSettings
+
+    def __init__(
+        self, autoencoder: SparseAutoencoder, objective: Objective, settings: PamSettings, scale: float, seed: int
+    ):
+        super().__init__(autoencoder, objective, settings, scale, seed)
+        autoencoder.W_dec.requires_grad_(False)
+        autoencoder.b_dec.requires_grad_(False)
+        self._gathered = LeastSquares()
+        # The encoder as it was when the round began.
+        self._began: dict[str, Tensor] = {}
+
+    def backward(self, x: Tensor, step: int, targets: Tensor | None = None) -> ForwardRecord:
+        if not self.settings.moves_encoder_at(step):
+            with torch.no_grad():
+                return self.forward(x, step, targets)[0]
+        record = super().backward(x, step, targets)
+        self._add_costs_to_move()
+        return record
+
+    def update(self, step: int) -> None:
+        if self.settings.moves_encoder_at(step):
+            super().update(step)
+        else:
+            # A population's mutual term may have left some.
+            self.optimiser.zero_grad(set_to_none=True)
+
+    def finish(self, record: ForwardRecord, step: int) -> None:
+        """The codes are gathered and the decoder is solved for, where that is due; solving waits for the device.
+
+        Raises:
+            ValueError: the decoder's equations have no single solution.
+        """
+        if self.settings.gathers_at(step):
+            self._gathered.add(self._codes(record, step), record.wanted)
+        if self.settings.solves_after(step):
+            self._solve()
+        resampled = self.resampled
+        super().finish(record, step)
+        if self.resampled > resampled:
+            self._forget()
+
+    def start_over(self, record: ForwardRecord, step: int, when: Reinitialisation) -> int:
+        count = super().start_over(record, step, when)
+        if count > 0:
+            self._forget()
+        return count
+
+    @torch.no_grad()
+    def _codes(self, record: ForwardRecord, step: int) -> Codes:
+        """Of the record's batch, by the encoder as it is now."""
+        if not self.settings.moves_encoder_at(step):
+            return record.codes
+        with self.precision(record.inputs):
+            return self.autoencoder.encode(record.inputs, self.sparse).codes
+
+    def _solve(self) -> None:
+        settings, autoencoder = self.settings, self.autoencoder
+        solution = self._gathered.solve(
+            autoencoder.W_dec,
+            autoencoder.b_dec,
+            alpha=settings.alpha,
+            beta=settings.beta,
+            mu=settings.mu,
+            nu=settings.nu,
+        )
+        autoencoder.set_decoder(solution.W_dec, solution.b_dec)
+        self._gathered.decay(settings.memory)
+        self._began = {}
+        self._remember({"condition": autoencoder.b_dec.new_tensor(solution.condition)})
+
+    @torch.no_grad()
+    def _add_costs_to_move(self) -> None:
+        costs = {
+            name: self.settings.mu_enc if name == "W_enc" else self.settings.nu_enc
+            for name, parameter in self.autoencoder.named_parameters()
+            if parameter.requires_grad
+        }
+        if not self._began:
+            self._began = {
+                name: self.autoencoder.get_parameter(name).clone() for name, cost in costs.items() if cost > 0
+            }
+        for name, began in self._began.items():
+            parameter = self.autoencoder.get_parameter(name)
+            # What has no gradient of its own has not moved.
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter - began, alpha=2 * costs[name])
+
+    def _forget(self) -> None:
+        """Latents were drawn anew: what was gathered, and what the encoder was, is of others."""
+        self._gathered.decay(0)
+        self._began = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"gathered": self._gathered.state_dict(), "began": self._began}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        device = self.autoencoder.W_dec.device
+        self._gathered.load_state_dict(state["gathered"], device)
+        self._began = {name: began.to(device) for name, began in state["began"].items()}

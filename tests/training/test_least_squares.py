@@ -1,0 +1,184 @@
+"""The decoder's closed form against autograd, least squares by brute force, and the published formula."""
+
+import copy
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from fsae.autoencoders.codes import Codes, Pattern
+from fsae.training import least_squares
+from fsae.training.least_squares import LeastSquares
+from tests.training.runs import differences
+
+N_CODES, D_IN, SAMPLES = 7, 4, 40
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def sparse(dense: Tensor) -> Codes:
+    pattern = Pattern.of_mask(dense != 0)
+    return Codes(dense[pattern.rows, pattern.columns], pattern)
+
+
+def problem(samples: int = SAMPLES, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Codes, about a third of which are on, and what they shall be decoded to; neither has mean 0."""
+    z, x = drawn(samples, N_CODES, seed=seed), drawn(samples, D_IN, seed=seed + 1)
+    return (z + 0.5).where(z > 0.4, 0.0), x + 2.0
+
+
+def seen(z: Tensor, x: Tensor, by: int = SAMPLES) -> LeastSquares:
+    statistics = LeastSquares()
+    for some_z, some_x in zip(z.split(by), x.split(by), strict=True):
+        statistics.add(sparse(some_z), some_x)
+    return statistics
+
+
+COSTS = [0.0, 1e-6, 0.3, 50.0]
+
+
+@pytest.mark.parametrize(("alpha", "beta", "mu", "nu"), list(product([1e-6, 0.3], COSTS, COSTS, COSTS)))
+def test_the_solution_has_no_gradient(alpha: float, beta: float, mu: float, nu: float):
+    z, x = problem()
+    W_t, b_t = drawn(N_CODES, D_IN, seed=5), drawn(D_IN, seed=6)
+    W, b, _ = seen(z, x).solve(W_t, b_t, alpha=alpha, beta=beta, mu=mu, nu=nu)
+    W.requires_grad_()
+    b.requires_grad_()
+    parts = [
+        (x - z @ W - b).square().sum(1).mean(),
+        alpha * W.square().sum(),
+        beta * b.square().sum(),
+        mu * (W - W_t).square().sum(),
+        nu * (b - b_t).square().sum(),
+    ]
+    # Relative to the parts' own gradients, which cancel.
+    own = [torch.autograd.grad(each, (W, b), retain_graph=True, materialize_grads=True) for each in parts]
+    size = max(float(gradient.abs().max()) for pair in own for gradient in pair)
+    gradient = torch.autograd.grad(torch.stack(parts).sum(), (W, b))
+    # The first part's gradient is itself a difference of terms as large as x.
+    assert max(float(each.abs().max()) for each in gradient) < 1e-12 * max(size, float(x.abs().max()))
+
+
+def test_without_costs_it_is_ordinary_least_squares():
+    z, x = problem()
+    W, b, _ = seen(z, x).solve(torch.zeros(N_CODES, D_IN), torch.zeros(D_IN))
+    with_one = torch.cat([z, torch.ones(SAMPLES, 1, dtype=torch.float64)], dim=1)
+    wanted = torch.linalg.lstsq(with_one, x).solution
+    torch.testing.assert_close(torch.cat([W, b.unsqueeze(0)]), wanted, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize(("N", "alpha", "beta", "mu", "nu"), [(40, 0.1, 0.2, 0.3, 0.4), (4000, 7.0, 0.0, 0.0, 50.0)])
+def test_it_is_the_published_joint_solution_with_weights_over_the_samples(N, alpha, beta, mu, nu):
+    """Samples as columns and W as (d_in, d_sae), as published; a batch of B stands for N."""
+    z, x = problem()
+    W_t, b_t = drawn(N_CODES, D_IN, seed=5), drawn(D_IN, seed=6)
+    B, Z, X = SAMPLES, z.T, x.T
+    S, z_mean, x_mean = beta + nu + N, Z.mean(1), X.mean(1)
+    A = (alpha + mu) * torch.eye(N_CODES).double() + N / B * Z @ Z.T - N**2 / S * torch.outer(z_mean, z_mean)
+    C = mu * W_t.T + N / B * X @ Z.T - N / S * torch.outer(N * x_mean + nu * b_t, z_mean)
+    W = C @ A.inverse()
+    b = nu / S * b_t + N / S * (x_mean - W @ z_mean)
+    found = seen(z, x).solve(W_t, b_t, alpha=alpha / N, beta=beta / N, mu=mu / N, nu=nu / N)
+    torch.testing.assert_close(found.W_dec, W.T, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(found.b_dec, b, rtol=1e-10, atol=1e-10)
+
+
+def solved(statistics: LeastSquares) -> Tensor:
+    W, b, _ = statistics.solve(drawn(N_CODES, D_IN, seed=5), drawn(D_IN, seed=6), alpha=0.1, nu=0.2)
+    return torch.cat([W, b.unsqueeze(0)])
+
+
+@pytest.mark.parametrize("by", [1, 7, SAMPLES])
+@pytest.mark.parametrize("at_once", [1, 16])
+def test_it_does_not_matter_in_which_portions_samples_come(by: int, at_once: int, monkeypatch: pytest.MonkeyPatch):
+    z, x = problem()
+    whole = LeastSquares()
+    whole.add(Codes(z), x)
+    monkeypatch.setattr(least_squares, "_SAMPLES_AT_ONCE", at_once)
+    torch.testing.assert_close(solved(seen(z, x, by)), solved(whole), rtol=1e-12, atol=1e-12)
+
+
+def test_dense_and_sparse_codes_may_alternate():
+    z, x = problem()
+    mixed = LeastSquares()
+    for number, (some_z, some_x) in enumerate(zip(z.split(9), x.split(9), strict=True)):
+        mixed.add(Codes(some_z) if number % 2 else sparse(some_z), some_x)
+    torch.testing.assert_close(solved(mixed), solved(seen(z, x)), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.25, 1.0])
+def test_what_was_seen_before_counts_less(factor: float):
+    (old_z, old_x), (z, x) = problem(), problem(seed=11)
+    statistics = seen(old_z, old_x)
+    statistics.decay(factor)
+    statistics.add(sparse(z), x)
+    assert statistics.samples == SAMPLES * (1 + factor)
+    # The same as a sample of that weight, whose code, target and constant are by its root.
+    root, both = factor**0.5, LeastSquares()
+    both.add(Codes(torch.cat([old_z * root, z])), torch.cat([old_x * root, x]))
+    W, b, _ = statistics.solve(torch.zeros(N_CODES, D_IN), torch.zeros(D_IN))
+    constant = torch.cat([torch.full((SAMPLES, 1), root), torch.ones(SAMPLES, 1)]).double()
+    wanted = torch.linalg.lstsq(
+        torch.cat([torch.cat([old_z * root, z]), constant], 1), torch.cat([old_x * root, x])
+    ).solution
+    torch.testing.assert_close(torch.cat([W, b.unsqueeze(0)]), wanted, rtol=1e-10, atol=1e-11)
+
+
+def test_latents_that_never_fired_stay_as_they_were_but_for_the_ridge():
+    z, x = problem()
+    z[:, 2] = 0
+    W_t = drawn(N_CODES, D_IN, seed=5)
+    W, *_ = seen(z, x).solve(W_t, torch.zeros(D_IN), alpha=0.1, mu=0.4)
+    torch.testing.assert_close(W[2], W_t[2] * 0.8)
+
+
+def test_equations_without_a_single_solution_say_what_to_raise():
+    z, x = problem()
+    z[:, 2] = 0
+    with pytest.raises(ValueError, match=r"1 latents that never fired.*raise trainer\.alpha or trainer\.mu"):
+        seen(z, x).solve(torch.zeros(N_CODES, D_IN), torch.zeros(D_IN))
+
+
+def test_codes_that_are_not_finite_are_told_as_such():
+    z, x = problem()
+    z[3, 2] = torch.inf
+    with pytest.raises(ValueError, match=r"codes became infinite or NaN; lower trainer\.lr"):
+        seen(z, x).solve(torch.zeros(N_CODES, D_IN), torch.zeros(D_IN), alpha=1.0)
+
+
+def test_the_condition_number_is_that_of_the_equations():
+    z, x = problem()
+    found = seen(z, x).solve(torch.zeros(N_CODES, D_IN), torch.zeros(D_IN), alpha=0.01).condition
+    A = z.T @ z / SAMPLES - torch.outer(z.mean(0), z.mean(0)) + 0.01 * torch.eye(N_CODES)
+    # An estimate from below that is hardly ever off by more than a factor.
+    assert 0.3 < found / float(torch.linalg.cond(A, 1)) < 1.001
+
+
+@pytest.mark.parametrize("samples", [0, 5, SAMPLES])
+def test_goes_on_from_a_state_bit_for_bit(samples: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(least_squares, "_SAMPLES_AT_ONCE", 12)
+    z, x = problem()
+    one, other = LeastSquares(), LeastSquares()
+    for some_z, some_x in zip(z[:samples].split(5), x[:samples].split(5), strict=True):
+        if samples:
+            one.add(sparse(some_z), some_x)
+    other.load_state_dict(copy.deepcopy(one.state_dict()), torch.device("cpu"))
+    assert not differences(one.state_dict(), other.state_dict())
+    for statistics in (one, other):
+        statistics.add(sparse(z[:7]), x[:7])
+        statistics.decay(0.5)
+        statistics.add(sparse(z[7:]), x[7:])
+    assert torch.equal(solved(one), solved(other))
+
+
+def test_float32_codes_are_summed_in_float64():
+    z, x = (each.float() for each in problem(4000))
+    statistics = LeastSquares()
+    for some_z, some_x in zip(z.split(50), x.split(50), strict=True):
+        statistics.add(sparse(some_z), some_x)
+    assert {each.dtype for each in statistics.state_dict()["sums"]} == {torch.float64}
+    exact = seen(z.double(), x.double(), 4000)
+    torch.testing.assert_close(solved(statistics), solved(exact), rtol=1e-5, atol=1e-6)
