@@ -32,7 +32,7 @@ from tests.composition import composed
         (["arch=kmeans", "population=mfr"], r"arch KMeans is fitted: nothing pulls members toward each other"),
         (
             ["arch=kmeans", "arch.d_sae=5000"],
-            r"trainer\.batch_size is 4096, but the first batch is to give 5000 centres",
+            r"trainer\.batch_size is 4096, but the first batch is to give 5000",
         ),
         (["arch=pca", "arch.d_sae=577"], r"577 principal components of vectors of width 576: there are at most 576"),
         (["tracking.uri=/some/folder"], r"tracking\.uri=/some/folder"),

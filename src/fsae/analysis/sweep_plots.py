@@ -121,7 +121,7 @@ def plot_description_length(runs: pd.DataFrame, palette: Palette, picture: Path)
                         xytext=(3, 3),
                         fontsize=6.5,
                     )
-        log_x(axis, runs["eval/description_length"].min(), runs["eval/description_length"].max())
+        log_x(axis, min(runs["eval/description_length"]), max(runs["eval/description_length"]))
         axis.set_yscale("log")
         axis.set_xlabel("bits of a sample's codes")
         axis.set_ylabel(AXIS_LABELS["eval/fvu"])
