@@ -32,6 +32,8 @@ _PRODUCT_ENTRIES = 2**24
 # Slices of the latents by which the Gram matrix over them is found: of more, less is found in vain below its diagonal,
 # and more is spent on finding each one's entries.
 _GRAM_SLICES = 4
+# Rows of it that are added to others at a time.
+_ROWS_ADDED = 64
 
 
 class Pattern:
@@ -389,10 +391,10 @@ class Codes:
         values = self.values.detach().to(torch.promote_types(self.values.dtype, torch.float32))
         if self.pattern is None or not has_sparse_product(values):
             dense = Codes(values, self.pattern).dense()
-            total += dense.T @ dense
+            add_rows(total, dense.T @ dense)
             return
         for latents, product in _gram_slices(values, self.pattern):
-            total[latents, latents.start :] += product
+            add_rows(total[latents, latents.start :], product)
 
     def squared_gram_norm(self) -> Float[Tensor, ""]:
         """The sum of squares of codes @ codes.T, in float32 where the codes are in less.
@@ -408,6 +410,13 @@ class Codes:
             order, pattern = pattern.transposed
             values = values.index_select(0, order)
         return _SquaredGramNorm.apply(values, pattern)  # pyright: ignore[reportReturnType]
+
+
+def add_rows(total: Float[Tensor, "n d"], part: Float[Tensor, "n d"]) -> None:
+    """total += part, which may be of a shorter type; some rows at a time, so that their copy in the longer one stays in
+    a CPU's cache: a fifth of the time."""
+    for some, more in zip(total.split(_ROWS_ADDED), part.split(_ROWS_ADDED), strict=True):
+        some += more
 
 
 def linear_codes(

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.autoencoders.codes import Codes, Pattern
+from fsae.autoencoders.codes import Codes, Pattern, add_rows
 
 # Samples whose sparse codes are put by before their products are added up: going through the whole of a d_sae x d_sae
 # matrix takes as long as the products of some thousand samples.
@@ -34,8 +34,9 @@ class _Sums(NamedTuple):
 class LeastSquares:
     """What a decoder's closed form needs of the samples seen: means of z z', z x', z and x, whatever their number.
 
-    z are codes, x what they shall be decoded to. Sums are held in float64; of sparse codes each sample costs the square
-    of its active latents. Memory is d_sae x (d_sae + d_in) numbers and the codes of a few thousand samples.
+    z are codes, x what they shall be decoded to. Batches' sums are added up in float64; of sparse codes each sample
+    costs the square of its active latents. Memory is d_sae x (d_sae + d_in) numbers and the codes of a few thousand
+    samples.
     """
 
     def __init__(self):
@@ -52,9 +53,9 @@ class LeastSquares:
             (n, d), new = (codes.shape[1], targets.shape[1]), partial(targets.new_zeros, dtype=torch.float64)
             self._sums = _Sums(new(n, n), new(n, d), new(n), new(d))
         zz, zx, z, x = self._sums
-        zx += codes.transposed_product(targets)
+        add_rows(zx, codes.transposed_product(targets))
         z += codes.column_sums()
-        x += targets.sum(0, dtype=torch.float64)
+        x += targets.sum(0)
         self.samples += len(targets)
         if codes.pattern is None:
             codes.add_gram(zz)
