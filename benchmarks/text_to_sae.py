@@ -64,7 +64,8 @@ def ours(options: argparse.Namespace, precision: Precision) -> float:
                 f"arch={options.arch}", sparsity, f"arch.d_sae={options.d_sae}",
                 "site=resid_post", f"site.layer={options.layer}",
                 f"trainer.tokens={options.tokens}", f"trainer.batch_size={options.batch}",
-                f"trainer.precision={precision.value}", "source.cache=none", "eval.splice_tokens=0",
+                f"trainer.precision={precision.value}", "eval.splice_tokens=0",
+                "source.tokens=null", "source.cache=none",
             ],
             outputs,
         )  # fmt: skip

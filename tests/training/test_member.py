@@ -1,4 +1,6 @@
 import copy
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,6 +40,22 @@ def test_sparse_products_train_to_the_same_weights_as_dense_ones(arch: str):
         error = (trained[True].autoencoder.get_parameter(name) - weight).abs().max()
         assert error < 1e-4 * weight.abs().max().clamp_min(0.01), name
     assert trained[True].resampled == trained[False].resampled > 0
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile makes C++ on a CPU")
+def test_compiled_dense_products_train_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    trained = [member("standard", adam(compile=compiled)) for compiled in (False, True)]
+    for each in trained:
+        each.sparse = False
+        for step, x in enumerate(batches(6)):
+            each.step(x, step)
+        # Sparse batches go through the same weights.
+        each.sparse = True
+        each.step(batches(7)[6], 6)
+    assert any(tmp_path.rglob("*.so"))
+    for name, weight in trained[0].autoencoder.named_parameters():
+        torch.testing.assert_close(trained[1].autoencoder.get_parameter(name), weight, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def with_active(count: int, d_sae: int = 200) -> Member:

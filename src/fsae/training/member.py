@@ -34,6 +34,8 @@ class Member:
 
     def __init__(self, autoencoder: Autoencoder, objective: Objective, settings: AdamSettings, scale: float, seed: int):
         self.autoencoder, self.objective, self.settings, self.scale = autoencoder, objective, settings, scale
+        # Shares the weights. Sparse batches are no use to it: each has another number of codes.
+        self._dense_forward = torch.compile(autoencoder) if settings.compile else autoencoder
         device = autoencoder.W_dec.device
         self.dead = DeadLatents(autoencoder.d_sae, settings.dead_after).to(device)
         self.optimiser = torch.optim.Adam(
@@ -62,7 +64,7 @@ class Member:
         """The first half of a step: the gradients of its own objective."""
         settings, autoencoder = self.settings, self.autoencoder
         with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.precision is Precision.bf16):
-            record = autoencoder(x, self.sparse, targets)
+            record = (autoencoder if self.sparse else self._dense_forward)(x, self.sparse, targets)
         last_of_interval = settings.logs_after(step)
         losses = self.objective(record, Moment(self.dead.indices), step / settings.steps, measure_all=last_of_interval)
         losses.total.backward()

@@ -28,6 +28,8 @@ class AdamSettings:
         decay: share of training, at its end, over which it falls linearly to 0.
         clip_norm: largest norm of the whole gradient, or null.
         precision: of the products over batch x d_sae.
+        compile: have torch.compile fuse the forward pass of dense codes. Its first step takes up to a minute, and where
+            codes are sparse from the start there is nothing for it to do.
         activation_scale: what activations are multiplied by.
         dead_after: vectors without firing after which a latent counts as dead.
         resample_every: vectors after which dead latents are drawn anew, or null for never; not in the last fifth of
@@ -45,6 +47,7 @@ class AdamSettings:
     decay: float = 0.2
     clip_norm: float | None = 1.0
     precision: Precision = Precision.fp32
+    compile: bool = False
     activation_scale: Scale = Scale.sqrt_d
     dead_after: int = 1_000_000
     resample_every: int | None = None
