@@ -10,6 +10,7 @@ Ours also evaluates on held-out text, logs, plots and exports; sae_lens' does no
 import argparse
 import statistics
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,10 +40,10 @@ def main() -> None:
         f"{machine_name('cpu')}, {torch.get_num_threads()} threads; SmolLM2-135M resid_post.{options.layer}, "
         f"{options.tokens:,} tokens, {options.arch}, d_sae {options.d_sae}, batch {options.batch}"
     )
-    ways = {f"ours, {precision.value}": lambda precision=precision: ours(options, precision) for precision in Precision}
-    ways["sae_lens"] = lambda: sae_lens(options, False)
-    if options.autocast:
-        ways["sae_lens, autocast"] = lambda: sae_lens(options, True)
+    ways = {f"ours, {precision.value}": partial(ours, options, precision) for precision in Precision}
+    ways |= {"sae_lens": partial(sae_lens, options, False), "sae_lens, autocast": partial(sae_lens, options, True)}
+    if not options.autocast:
+        del ways["sae_lens, autocast"]
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(options.repeats):
         for name, run in ways.items():

@@ -48,46 +48,54 @@ def table(runs: pd.DataFrame, against: dict[str, str], apart: Sequence[str], met
     design = design_of(runs)
     settings = [name for name in (*design.varied, *design.follows) if name not in REPLICATES]
     settings += [name for name in against if name not in settings]
-    arms = dict(iter(runs.groupby([runs[name].map(shown) for name in settings], sort=False)))
-    told = [name for name in settings if len({values[settings.index(name)] for values in arms}) > 1]
+    texts = runs[settings].map(shown).astype(str).agg(tuple, axis=1)
+    arms = {values: runs.loc[texts == values] for values in dict.fromkeys(texts)}
+    told = [place for place in range(len(settings)) if len({values[place] for values in arms}) > 1]
+
+    def baseline_of(values: tuple[str, ...]) -> pd.DataFrame | None:
+        free = {place for place, name in enumerate(settings) if name in apart}
+        wanted = tuple(against.get(name, value) for name, value in zip(settings, values, strict=True))
+        for others, arm in arms.items():
+            if others != values and all(
+                there == value or (place in free and settings[place] not in against)
+                for place, (there, value) in enumerate(zip(others, wanted, strict=True))
+            ):
+                return arm
+        return None
+
     lines = [["arm", "seeds", *metrics], ["---"] * (2 + len(metrics))]
     for values, arm in arms.items():
-        here = dict(zip(settings, values, strict=True))
-        baseline = next(
-            (
-                other
-                for others, other in arms.items()
-                if all(
-                    value == (against[name] if name in against else here[name])
-                    for name, value in zip(settings, others, strict=True)
-                    if name in against or name not in apart
-                )
-            ),
-            None,
-        )
-        name = ", ".join(f"{name}={here[name]}" for name in told)
-        cells = [cell(arm, None if baseline is arm else baseline, f"eval/{metric}") for metric in metrics]
-        lines.append([name, str(len(arm)), *cells])
+        name = ", ".join(f"{settings[place]}={values[place]}" for place in told)
+        baseline = baseline_of(values)
+        lines.append([name, str(len(arm)), *(cell(arm, baseline, f"eval/{metric}") for metric in metrics)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def cell(arm: pd.DataFrame, baseline: pd.DataFrame | None, metric: str) -> str:
     """The mean, and the mean difference from the baseline with its interval where there is one."""
-    own = arm.groupby(arm["seed"].map(shown))[metric].mean().dropna()
-    if own.empty:
+    own = by_seed(arm, metric)
+    if not own:
         return ""
-    text = f"{own.mean():.4g}"
-    if baseline is None:
+    text = f"{np.mean(list(own.values())):.4g}"
+    others = {} if baseline is None else by_seed(baseline, metric)
+    differences = np.array([own[seed] - others[seed] for seed in own if seed in others])
+    if not len(differences):
         return text
-    difference = (own - baseline.groupby(baseline["seed"].map(shown))[metric].mean()).dropna()
-    if difference.empty:
-        return text
-    text += f" ({difference.mean():+.2g}"
-    if len(difference) >= MIN_PAIRS:
-        low, high = bootstrap_interval(difference.to_numpy())
+    text += f" ({differences.mean():+.2g}"
+    if len(differences) >= MIN_PAIRS:
+        low, high = bootstrap_interval(differences)
         if np.isfinite([low, high]).all():
             text += f", {low:+.2g} to {high:+.2g}"
     return text + ")"
+
+
+def by_seed(arm: pd.DataFrame, metric: str) -> dict[str, float]:
+    """An arm's values, the mean of those of one seed."""
+    values: dict[str, list[float]] = {}
+    for seed, value in zip(arm["seed"].map(shown), arm[metric], strict=True):
+        if np.isfinite(value):
+            values.setdefault(seed, []).append(value)
+    return {seed: float(np.mean(each)) for seed, each in values.items()}
 
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ def test_settings_may_be_left_apart():
 
 
 def test_few_seeds_have_no_interval_and_absent_values_no_difference():
-    some = runs()
-    some = some[some["seed"] < 3]
+    every = runs()
+    some = pd.DataFrame(every.loc[every["seed"] < 3])
     some.loc[some["population.mutual.weight"] > 0, "eval/best_fvu"] = 1.0
     found = lines(table(some, {"population.mutual.weight": "0"}, [], ["fvu", "best_fvu"]))
     assert found["population.mutual.weight=24, population.size=2"] == ["2", "14.02 (-0.99)", "1"]
