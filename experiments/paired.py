@@ -3,8 +3,9 @@
     python -m experiments.paired SWEEP... --against population.mutual.weight=0 --metrics fvu best_fvu pw_mcc
 
 An arm is a set of finished runs that differ in their seed only. The baseline is the arm with the named settings that
-has all others in common with the arm it is set against, but those named by --apart. Intervals are 95 % bootstrap
-intervals of the mean difference, where there are at least four seeds. Prints a table in Markdown.
+has all others in common with the arm it is set against; those named by --apart may differ where there is no such arm.
+Intervals are 95 % bootstrap intervals of the mean difference, where there are at least four seeds. Of an autoencoder by
+itself, best_fvu is its fvu. Prints a table in Markdown.
 """
 
 import argparse
@@ -40,7 +41,8 @@ def table(runs: pd.DataFrame, against: dict[str, str], apart: Sequence[str], met
         metrics: without `eval/`.
 
     Raises:
-        SystemExit: no run has a setting or metric of this name.
+        SystemExit: no run has a setting or metric of this name, or the baseline's settings; or several arms could be a
+            baseline.
     """
     missing = [name for name in (*against, *apart, *(f"eval/{metric}" for metric in metrics)) if name not in runs]
     if missing:
@@ -52,17 +54,28 @@ def table(runs: pd.DataFrame, against: dict[str, str], apart: Sequence[str], met
     arms = {values: runs.loc[texts == values] for values in dict.fromkeys(texts)}
     told = [place for place in range(len(settings)) if len({values[place] for values in arms}) > 1]
 
-    def baseline_of(values: tuple[str, ...]) -> pd.DataFrame | None:
-        free = {place for place, name in enumerate(settings) if name in apart}
-        wanted = tuple(against.get(name, value) for name, value in zip(settings, values, strict=True))
-        for others, arm in arms.items():
-            if others != values and all(
-                there == value or (place in free and settings[place] not in against)
-                for place, (there, value) in enumerate(zip(others, wanted, strict=True))
-            ):
-                return arm
-        return None
+    fixed = {settings.index(name): _text(value) for name, value in against.items()}
 
+    def baseline_of(values: tuple[str, ...]) -> pd.DataFrame | None:
+        if all(values[place] == text for place, text in fixed.items()):
+            return None
+        wanted = tuple(fixed.get(place, value) for place, value in enumerate(values))
+        if wanted in arms:
+            return arms[wanted]
+        close = [
+            others
+            for others in arms
+            if all(
+                there == value or (settings[place] in apart and place not in fixed)
+                for place, (there, value) in enumerate(zip(others, wanted, strict=True))
+            )
+        ]
+        if len(close) > 1:
+            raise SystemExit(f"{len(close)} arms could be the baseline of one; name more settings with --against")
+        return arms[close[0]] if close else None
+
+    if not any(all(values[place] == text for place, text in fixed.items()) for values in arms):
+        raise SystemExit(f"no run has {', '.join(f'{name}={value}' for name, value in against.items())}")
     lines = [["arm", "seeds", *metrics], ["---"] * (2 + len(metrics))]
     for values, arm in arms.items():
         name = ", ".join(f"{settings[place]}={values[place]}" for place in told)
@@ -89,10 +102,21 @@ def cell(arm: pd.DataFrame, baseline: pd.DataFrame | None, metric: str) -> str:
     return text + ")"
 
 
+def _text(value: str) -> str:
+    """As `shown` writes it."""
+    try:
+        return shown(float(value))
+    except ValueError:
+        return value
+
+
 def by_seed(arm: pd.DataFrame, metric: str) -> dict[str, float]:
     """An arm's values, the mean of those of one seed."""
     values: dict[str, list[float]] = {}
-    for seed, value in zip(arm["seed"].map(shown), arm[metric], strict=True):
+    column = arm[metric]
+    if metric == "eval/best_fvu":
+        column = column.fillna(arm["eval/fvu"])
+    for seed, value in zip(arm["seed"].map(shown), column, strict=True):
         if np.isfinite(value):
             values.setdefault(seed, []).append(value)
     return {seed: float(np.mean(each)) for seed, each in values.items()}

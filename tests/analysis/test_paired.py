@@ -54,22 +54,39 @@ def test_settings_may_be_left_apart():
     assert found["population.mutual.weight=0, population.size=2"][1] == "30"
 
 
+def test_what_is_apart_matters_only_where_no_arm_has_the_same():
+    every = runs()
+    against = {"population.mutual.weight": "0.0"}
+    found = lines(table(every, against, ["population.size"], ["fvu"]))
+    assert found["population.mutual.weight=24, population.size=5"][1].startswith("28.53 (-0.97,")
+    assert found["population.mutual.weight=0, population.size=5"][1] == "29.5"
+    lone = pd.DataFrame(every.loc[(every["population.size"] == 2) | (every["population.mutual.weight"] > 0)])
+    found = lines(table(lone, against, ["population.size"], ["fvu"]))
+    assert found["population.mutual.weight=24, population.size=5"][1].startswith("28.53 (-1.5,")
+    three = pd.concat([every, every.loc[every["population.mutual.weight"] > 0].assign(**{"population.size": 9})])
+    with pytest.raises(SystemExit, match="2 arms could be the baseline"):
+        table(pd.DataFrame(three), against, ["population.size"], ["fvu"])
+
+
 def test_few_seeds_have_no_interval_and_absent_values_no_difference():
     every = runs()
     some = pd.DataFrame(every.loc[every["seed"] < 3])
     some.loc[some["population.mutual.weight"] > 0, "eval/best_fvu"] = 1.0
     found = lines(table(some, {"population.mutual.weight": "0"}, [], ["fvu", "best_fvu"]))
-    assert found["population.mutual.weight=24, population.size=2"] == ["2", "14.02 (-0.99)", "1"]
-    assert found["population.mutual.weight=0, population.size=2"] == ["2", "15", ""]
+    assert found["population.mutual.weight=24, population.size=2"] == ["2", "14.02 (-0.99)", "1 (-14)"]
+    # Of one autoencoder it is its fvu.
+    assert found["population.mutual.weight=0, population.size=2"] == ["2", "15", "15"]
 
 
 def test_what_no_run_has_is_told():
     with pytest.raises(SystemExit, match=r"no run has population\.mutual\.wieght, eval/nothing"):
         table(runs(), {"population.mutual.wieght": "0"}, [], ["nothing"])
+    with pytest.raises(SystemExit, match=r"no run has population\.mutual\.weight=7"):
+        table(runs(), {"population.mutual.weight": "7"}, [], ["fvu"])
 
 
 def test_runs_without_a_value_are_left_out():
     gaps = runs()
     gaps.loc[gaps["seed"] == 5, "eval/fvu"] = np.nan
-    found = lines(table(gaps.dropna(subset=["eval/fvu"]), {"population.mutual.weight": "0"}, [], ["fvu"]))
-    assert found["population.mutual.weight=24, population.size=2"][0] == "4"
+    found = lines(table(gaps, {"population.mutual.weight": "0"}, [], ["fvu"]))
+    assert found["population.mutual.weight=24, population.size=2"][1].startswith("24.02 (-0.98,")

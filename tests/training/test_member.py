@@ -15,10 +15,13 @@ from fsae.training.member import CROSSOVER, DENSE_ABOVE, SPARSE_BELOW, Member
 from fsae.training.settings import Precision
 from tests.architectures import each_architecture, settings_of
 from tests.streams import D_IN
-from tests.training.runs import BATCH, D_SAE, STEPS, adam, differences, member, terms
+from tests.training.runs import BATCH, D_SAE, SCALE, STEPS, adam, differences, member, terms
 
 # Where latents compete, k says how many are on.
 PLANTED = {arch: {"k": 8} for arch in ("topk", "batch_topk", "abs_topk")}
+
+# Enough for AuxK to have something to say.
+DEAD = torch.arange(4)
 
 
 def batches(count: int, seed: int = 5) -> list[Tensor]:
@@ -40,6 +43,32 @@ def test_sparse_products_train_to_the_same_weights_as_dense_ones(arch: str):
         error = (trained[True].autoencoder.get_parameter(name) - weight).abs().max()
         assert error < 1e-4 * weight.abs().max().clamp_min(0.01), name
     assert trained[True].resampled == trained[False].resampled > 0
+
+
+@each_architecture
+@pytest.mark.parametrize("sparse", [True, False])
+def test_it_learns_to_make_targets_of_inputs(arch: str, sparse: bool):
+    x, targets = batches(2)
+    trained = member(arch, adam())
+    trained.sparse = sparse
+    trained.dead.indices = DEAD
+    record = trained.backward(x, 0, targets)
+    error = (record.reconstruction - targets).square().sum(1)
+    assert not torch.allclose(error, (record.reconstruction - x).square().sum(1))
+    trained.update(record, 0)
+    means = trained.read_interval()
+    assert means["reconstruction"] == pytest.approx(error.mean().item(), rel=1e-5)
+    assert means["mse"] == pytest.approx(error.mean().item() / SCALE**2, rel=1e-5)
+    own = means.keys() & {"auxiliary"}
+    for name in own:
+        assert means[name] != pytest.approx(_read(arch, x, None)[name], rel=1e-3)
+    assert means["fvu"] == pytest.approx((error.sum() / (targets - targets.mean(0)).square().sum()).item(), rel=1e-5)
+
+
+def _read(arch: str, x: Tensor, targets: Tensor | None) -> dict[str, float]:
+    trained = member(arch, adam())
+    trained.update(trained.backward(x, 0, targets), 0)
+    return trained.read_interval()
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile makes C++ on a CPU")

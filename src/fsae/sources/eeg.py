@@ -1,6 +1,7 @@
 """EEG as a stream of one-second windows: recordings read, filtered and cut; inputs with added noise where asked for."""
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -61,9 +62,12 @@ class EEGSettings:
             raise ValueError(f"source.low={self.low} and source.high={self.high}: 0 < low < high, in Hz")
         if not 0 < self.held_out < 1:
             raise ValueError(f"source.held_out is {self.held_out}; it is a share of the recordings")
-        for name in ("order", "seconds"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"source.{name} is {getattr(self, name)}; it must be positive")
+        for name in ("order", "seconds", "rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"source.{name} is {value}; it must be positive")
+        if self.noise_snr_db is not None and not math.isfinite(self.noise_snr_db):
+            raise ValueError(f"source.noise_snr_db is {self.noise_snr_db}; it is in decibels, or null for no noise")
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +115,7 @@ class EEGSource:
         )  # fmt: skip
 
     def first_vectors(self) -> Float[Tensor, "vectors d_in"]:
-        return self._train.to(self.device)
+        return self._noisy(self._train, self._generator("first noise")).inputs
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         whole = len(self._train) // batch_size
@@ -129,8 +133,12 @@ class EEGSource:
             self._epoch, self._batch = self._epoch + 1, 0
 
     def held_out(self, count: int, batch_size: int) -> Iterator[Batch]:
-        for number, clean in enumerate(self._held_out[:count].split(batch_size)):
-            yield self._noisy(clean, self._generator("held-out noise", number))
+        # All at once: what is drawn does not depend on how it is divided.
+        whole = self._noisy(self._held_out, self._generator("held-out noise"))
+        for inputs, targets in zip(
+            whole.inputs[:count].split(batch_size), whole.targets[:count].split(batch_size), strict=True
+        ):
+            yield Batch(inputs, targets if whole.targets is not whole.inputs else inputs)
 
     def _noisy(self, clean: Tensor, generator: torch.Generator) -> Batch:
         targets = clean.to(self.device)
@@ -184,7 +192,7 @@ def windows(settings: EEGSettings) -> tuple[Float[Tensor, "train c t"], Float[Te
     else:
         # Which are held out does not depend on the seed: runs of all seeds are measured on the same ones.
         order = np.random.default_rng(0).permutation(len(cut))
-        held_out = max(1, round(settings.held_out * len(cut)))
+        held_out = min(len(cut) - 1, max(1, round(settings.held_out * len(cut))))
         parts = [torch.cat([cut[number] for number in sorted(part)]) for part in (order[held_out:], order[:held_out])]
     if min(map(len, parts)) == 0:
         raise ValueError(f"{len(kept)} recordings with {sum(map(len, cut))} windows are too few for two parts")
@@ -216,7 +224,7 @@ def windows_of(recording: Recording, channels: Sequence[str], rate: float, setti
     signal: np.ndarray = recording.read()[places].astype(np.float64)
     if recording.rate != rate:
         signal = mne.filter.resample(signal, up=rate, down=recording.rate, verbose="error")
-    size = round(settings.seconds * rate)
+    size = max(1, round(settings.seconds * rate))
     count = signal.shape[1] // size
     if count == 0:
         return np.empty((0, len(places), size))
@@ -237,11 +245,19 @@ def _recorded(file: Path, name: str) -> Recording:
 
     def opened(preload: bool) -> Any:
         reader = mne.io.read_raw_bdf if file.suffix.lower() == ".bdf" else mne.io.read_raw_edf
-        return reader(file, preload=preload, verbose="error").pick("eeg")
+        return reader(file, infer_types=True, preload=preload, verbose="error").pick("eeg")
 
     header = opened(preload=False)
-    channels = tuple(_channel(each) for each in header.ch_names)
-    return Recording(name, header.info["sfreq"], channels, lambda: np.asarray(opened(preload=True).get_data()))
+    names = [_channel(each) for each in header.ch_names]
+    # Clinical files call everything EEG: heart beats, flashes of light, marks of suppressed bursts.
+    electrodes = {each.upper() for each in mne.channels.make_standard_montage("standard_1005").ch_names}
+    kept = [place for place, each in enumerate(names) if each in electrodes] or list(range(len(names)))
+    return Recording(
+        name,
+        header.info["sfreq"],
+        tuple(names[place] for place in kept),
+        lambda: np.asarray(opened(preload=True).get_data())[kept],
+    )
 
 
 def _channel(name: str) -> str:

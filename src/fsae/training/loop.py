@@ -17,7 +17,7 @@ from fsae.training.coupling import Coupling
 from fsae.training.crew import Crew
 from fsae.training.interruption import Interruption
 from fsae.training.member import Member
-from fsae.training.reinitialisation import Reinitialisation
+from fsae.training.reinitialisation import Reinitialisation, Scope
 from fsae.training.settings import AdamSettings
 
 log = logging.getLogger(__name__)
@@ -96,8 +96,7 @@ class TrainingRun:
         else:
             records = self._crew.map(backward, self.members)
             autoencoders = [member.autoencoder for member in self.members]
-            progress = self.step / self.settings.steps
-            self.coupling.backward(autoencoders, self.step, progress, measure=self.settings.logs_after(self.step))
+            self.coupling.backward(autoencoders, self.step, self.step / self.settings.steps)
             started_over = self._crew.map(lambda both: update(*both), list(zip(self.members, records, strict=True)))
             if any(started_over):
                 self.coupling.forget()
@@ -126,6 +125,9 @@ class TrainingRun:
         for member in self.members:
             member.check_finite(self.step)
         each = [member.read_interval() for member in self.members]
+        if self.reinitialisation.scope is not Scope.none:
+            for member, means in zip(self.members, each, strict=True):
+                means["started_over"] = float(member.started_over)
         names = dict.fromkeys(name for means in each for name in means)
         self.means = {name: sum(means.get(name, 0.0) for means in each) / len(each) for name in names}
         self.fvu_of_each = [means["fvu"] for means in each]

@@ -123,8 +123,6 @@ class Member:
         means["dead_share"] = self.dead.indices.numel() / self.autoencoder.d_sae
         if self.settings.resample_every is not None:
             means["resampled"] = float(self.resampled)
-        if self.started_over > 0:
-            means["started_over"] = float(self.started_over)
         if "l0" in means:
             self._choose_products(means["l0"] / self.autoencoder.d_sae)
         return means
