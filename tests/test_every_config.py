@@ -29,6 +29,7 @@ PARTNERS = {
     "model/pythia70m": ["site=resid_post"],
     "model/pythia160m": ["site=resid_post"],
     "population/mfr": ["arch=topk"],
+    "population/mfr_synthetic": ["arch=topk"],
     "loss/standard": ["arch=standard"],
     "loss/jumprelu": ["arch=jumprelu"],
     "loss/jumprelu_tanh": ["arch=jumprelu"],

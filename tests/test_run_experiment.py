@@ -284,8 +284,8 @@ def test_features_that_are_known_are_trained_on_and_scored_against(source: str, 
 
 def test_a_truth_may_be_large_and_hierarchical(tmp_path: Path):
     overrides = [
-        "source=hierarchical_features", "source.features=300", "source.roots=8", "source.d_in=24", "arch=topk",
-        "arch.k=3", "arch.d_sae=32", "tracking=none", "trainer.tokens=1024", "trainer.batch_size=256",
+        "source=hierarchical_features", "source.features=300", "source.roots=8", "source.depth=2", "source.d_in=24",
+        "arch=topk", "arch.k=3", "arch.d_sae=32", "tracking=none", "trainer.tokens=1024", "trainer.batch_size=256",
         "eval.tokens=512", "eval.batch_size=256",
     ]  # fmt: skip
     config = composed(*overrides)
@@ -297,7 +297,8 @@ def test_noise_is_taken_out_of_eeg(tmp_path: Path):
     pytest.importorskip("mne")
     times = np.arange(40 * 64) / 64
     for number in range(4):
-        waves = np.stack([30 * np.sin(2 * np.pi * (4 + number) * times + phase) for phase in (0.0, 1.0)])
+        # Of no whole number of cycles a window, so that windows differ.
+        waves = np.stack([30 * np.sin(2 * np.pi * (4.37 + 0.71 * number) * times + phase) for phase in (0.0, 1.0)])
         write_edf(tmp_path / "eeg" / f"{number}.edf", waves, 64, ["Fp1", "Fp2"])
     overrides = [
         "source=eeg", f"source.path={tmp_path / 'eeg'}", "source.noise_snr_db=0", "source.high=20", "arch=topk",
