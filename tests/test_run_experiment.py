@@ -13,12 +13,14 @@ from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 
+from fsae import run_experiment as run_module
 from fsae import trained_run
 from fsae.configuration.origin import Origin, accept
 from fsae.configuration.schema import RunSettings, settings_of
 from fsae.language_models import transformer_lens_model
 from fsae.run_experiment import pack_key, run_experiment, run_pack
 from fsae.sources import activations
+from fsae.tracking.mlflow_upload import read_description
 from fsae.tracking.run_log import run_log
 from fsae.tracking.spool import read_metrics
 from fsae.tracking.status import RunState, read_status
@@ -161,6 +163,27 @@ def test_a_signal_in_the_evaluation_stops_it_and_nothing_is_trained_twice(
     monkeypatch.setattr(Member, "backward", None)
     run_experiment(*job(tmp_path, "topk", *JOBS["topk"]))
     assert_same(tmp_path / "topk", alone / "topk")
+
+
+def test_stopped_before_it_had_a_state_it_stays_the_same_run_and_after_an_error_it_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    uids = []
+    for ending in (Interrupted("SIGTERM"), ValueError("no such thing"), None):
+
+        def opened(*arguments: object, ending: Exception | None = ending) -> None:
+            assert ending is not None
+            raise ending
+
+        with monkeypatch.context() as patched:
+            if ending is not None:
+                patched.setattr(run_module, "_open_source", opened)
+                with pytest.raises(type(ending)):
+                    run_experiment(*job(tmp_path, "topk", *JOBS["topk"]))
+            else:
+                run_experiment(*job(tmp_path, "topk", *JOBS["topk"]))
+        uids.append(read_description(tmp_path / "topk").uid)
+    assert uids[0] == uids[1] != uids[2]
 
 
 def test_a_log_holds_what_concerns_its_run_and_all_runs(tmp_path: Path):
