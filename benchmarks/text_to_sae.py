@@ -43,10 +43,10 @@ def main() -> None:
     ways = {
         "ours": partial(ours, options, Precision.fp32, "float32"),
         "ours, bfloat16": partial(ours, options, Precision.bf16, "bfloat16"),
+        "sae_lens": partial(sae_lens, options, False),
     }
-    ways |= {"sae_lens": partial(sae_lens, options, False), "sae_lens, autocast": partial(sae_lens, options, True)}
-    if not options.autocast:
-        del ways["sae_lens, autocast"]
+    if options.autocast:
+        ways |= {"sae_lens, autocast": partial(sae_lens, options, True)}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(options.repeats):
         for name, run in ways.items():

@@ -108,12 +108,20 @@ class OpenRun:
         self.folder.config.write_text(self.origin.config_yaml)
         self.folder.overrides.write_text("".join(f"- {json.dumps(override)}\n" for override in self.origin.overrides))
         stopped = earlier is not None and earlier.state in (RunState.running, RunState.interrupted)
-        self._describe(goes_on=self.state is not None or stopped)
+        self._describe(stopped)
         self._tracker = Tracker(path, uploader, self.state["metrics_position"] if self.state is not None else 0)
 
-    def _describe(self, goes_on: bool) -> None:
+    def _describe(self, stopped: bool) -> None:
         path, tracking, outputs = self.folder.path, self.settings.tracking, Path(self.settings.paths.outputs)
         name, sweep_tags = run_name_and_tags(path, self.origin.overrides)
+        # A resumed run goes on in the same MLflow run, also where it was stopped before it had a state to go on from:
+        # it logs the same values again. One that starts over after its end is another.
+        if self.state is not None:
+            uid = read_description(path).uid
+        elif stopped:
+            uid = None
+        else:
+            uid = uuid.uuid4().hex
         # Also without MLflow, so that the run can be sent there later.
         describe_run(
             path,
@@ -123,9 +131,7 @@ class OpenRun:
             run_name=name,
             params=self.origin.flat,
             tags=run_tags(self.origin.overrides) | {"fsae.kind": self.settings.task.value} | sweep_tags,
-            # A resumed run goes on in the same MLflow run, also where it was stopped before it had a state to go on
-            # from: it logs the same values again. One that starts over after its end is another.
-            uid=read_description(path).uid if self.state is not None else None if goes_on else uuid.uuid4().hex,
+            uid=uid,
         )
 
     def end(self, error: BaseException | None = None) -> None:
