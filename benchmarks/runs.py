@@ -20,13 +20,17 @@ CONTEXT = 128
 D_IN = 576
 
 
-def our_run(overrides: Sequence[str], outputs: str) -> tuple[float, str]:
+def our_run(overrides: Sequence[str], outputs: str, dtype: str = "float32") -> tuple[float, str]:
     """Seconds of `python -m fsae.run` on SmolLM2 with these overrides, and what it said.
+
+    Args:
+        dtype: of the language model; sae_lens' is float32.
 
     Raises:
         SystemExit: it failed.
     """
     common = ["model=smollm2_135m", "dataset=python_source", f"dataset.context={CONTEXT}", f"trainer.lr={LR}"]
+    common.append(f"model.dtype={dtype}")
     return timed([sys.executable, "-m", "fsae.run", *overrides, *common], {"FSAE_OUTPUTS": outputs})
 
 

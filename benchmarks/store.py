@@ -110,7 +110,7 @@ def read_both(folder: Path, shard: Shard, shards: int, turn: int) -> tuple[float
             required=False,
         )
         with ActivationSource(
-            shards_read, d_in=width, seed=0, training_tokens=tokens, device=torch.device("cpu")
+            shards_read, d_in=width, seed=0, training_tokens=tokens, device=torch.device("cpu"), passes={}
         ) as source:
             batches = source.batches(BATCH)
             for _ in range(tokens // BATCH):

@@ -3,12 +3,14 @@
     python -m benchmarks.text_to_sae              # 1M tokens of SmolLM2, layer 10
     python -m benchmarks.text_to_sae --tokens 100000 --arch gated
 
-Runs alternate. Ours also evaluates on held-out text, logs, plots and exports; sae_lens' does none of these.
+Runs alternate: ours in float32 as sae_lens', then with the language model and training's products in bfloat16.
+Ours also evaluates on held-out text, logs, plots and exports; sae_lens' does none of these.
 """
 
 import argparse
 import statistics
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,27 +34,33 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=64)
     parser.add_argument("--arch", choices=("standard", "gated", "jumprelu", "topk"), default="topk")
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--autocast", action="store_true", help="sae_lens in mixed precision as well")
     options = parser.parse_args()
     print(
         f"{machine_name('cpu')}, {torch.get_num_threads()} threads; SmolLM2-135M resid_post.{options.layer}, "
         f"{options.tokens:,} tokens, {options.arch}, d_sae {options.d_sae}, batch {options.batch}"
     )
-    ways = {f"ours, {precision.value}": lambda precision=precision: ours(options, precision) for precision in Precision}
-    ways |= {"sae_lens": lambda: sae_lens(options, False), "sae_lens, autocast": lambda: sae_lens(options, True)}
+    ways = {
+        "ours": partial(ours, options, Precision.fp32, "float32"),
+        "ours, bfloat16": partial(ours, options, Precision.bf16, "bfloat16"),
+        "sae_lens": partial(sae_lens, options, False),
+    }
+    if options.autocast:
+        ways |= {"sae_lens, autocast": partial(sae_lens, options, True)}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(options.repeats):
         for name, run in ways.items():
             seconds[name].append(run())
             print(f"  {name}: {seconds[name][-1]:.0f} s", flush=True)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    print(f"\n{'':22}{'seconds':>9}{'sae_lens / this':>17}{'autocast / this':>17}")
+    theirs = [name for name in ways if name.startswith("sae_lens")]
+    print(f"\n{'':22}{'seconds':>9}" + "".join(f"{f'{name} / this':>27}" for name in theirs))
     for name, value in medians.items():
-        against = (f"{medians[theirs] / value:>16.1f}x" for theirs in ("sae_lens", "sae_lens, autocast"))
-        print(f"{name:22}{value:>9.0f}" + "".join(against))
+        print(f"{name:22}{value:>9.0f}" + "".join(f"{medians[their] / value:>26.1f}x" for their in theirs))
 
 
-def ours(options: argparse.Namespace, precision: Precision) -> float:
-    """Seconds of a run of ours."""
+def ours(options: argparse.Namespace, precision: Precision, dtype: str) -> float:
+    """Seconds of a run of ours, with products and language model in these."""
     sparsity = f"arch.k={options.k}" if options.arch == "topk" else f"loss.sparsity.weight={SPARSITY[options.arch]}"
     with tempfile.TemporaryDirectory(prefix="fsae-benchmark-") as outputs:
         seconds, _ = our_run(
@@ -60,9 +68,11 @@ def ours(options: argparse.Namespace, precision: Precision) -> float:
                 f"arch={options.arch}", sparsity, f"arch.d_sae={options.d_sae}",
                 "site=resid_post", f"site.layer={options.layer}",
                 f"trainer.tokens={options.tokens}", f"trainer.batch_size={options.batch}",
-                f"trainer.precision={precision.value}", "source.cache=none", "eval.splice_tokens=0",
+                f"trainer.precision={precision.value}", "eval.splice_tokens=0",
+                "source.tokens=null", "source.cache=none",
             ],
             outputs,
+            dtype,
         )  # fmt: skip
         (log,) = Path(outputs).glob("runs/*/run.log")
         trained = next(line for line in log.read_text().splitlines() if "trained in" in line)

@@ -17,6 +17,7 @@ from fsae.sources.tokens import PackedTokens
 
 SITE = Site(name=SiteName.resid_post, layer=0)
 OTHER_SITE = Site(name=SiteName.mlp_out, layer=1)
+PASSES = {"dtype": "float32", "rows": 4}
 D_IN = 6
 CONTEXT = 8
 WORDS = ("a", "stream", "of", "words", "that", "no", "two", "rows", "share")
@@ -140,4 +141,5 @@ def activation_source(
         seed=seed,
         training_tokens=training_tokens,
         device=torch.device("cpu"),
+        passes=PASSES,
     )

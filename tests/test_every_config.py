@@ -30,6 +30,7 @@ PARTNERS = {
     "model/pythia160m": ["site=resid_post"],
     "population/mfr": ["arch=topk"],
     "trainer/pam": ["arch.decoder_norm=free"],
+    "population/mfr_synthetic": ["arch=topk"],
     "loss/standard": ["arch=standard"],
     "loss/jumprelu": ["arch=jumprelu"],
     "loss/jumprelu_tanh": ["arch=jumprelu"],

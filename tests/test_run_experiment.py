@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
@@ -13,17 +14,21 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 
 from fsae import run_experiment as run_module
+from fsae import trained_run
 from fsae.configuration.origin import Origin, accept
-from fsae.configuration.schema import RunSettings
+from fsae.configuration.schema import RunSettings, settings_of
 from fsae.language_models import transformer_lens_model
 from fsae.run_experiment import pack_key, run_experiment, run_pack
 from fsae.sources import activations
+from fsae.tracking.mlflow_upload import read_description
 from fsae.tracking.run_log import run_log
 from fsae.tracking.spool import read_metrics
 from fsae.tracking.status import RunState, read_status
 from fsae.training.interruption import Interrupted
 from fsae.training.member import Member
+from fsae.training.population import PopulationSettings
 from tests.composition import composed
+from tests.sources.edf_file import write_edf
 from tests.training.runs import differences
 
 SHORT = (
@@ -152,13 +157,13 @@ def test_each_run_of_a_pack_is_what_it_is_alone_whatever_becomes_of_the_others(
 def test_a_signal_in_the_evaluation_stops_it_and_nothing_is_trained_twice(
     measuring: str, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    measure = getattr(run_module, measuring)
+    measure = getattr(trained_run, measuring)
 
     def signalled(*arguments: object) -> object:
         signal.raise_signal(signal.SIGUSR2)
         return measure(*arguments)
 
-    monkeypatch.setattr(run_module, measuring, signalled)
+    monkeypatch.setattr(trained_run, measuring, signalled)
     with pytest.raises(Interrupted):
         run_experiment(*job(tmp_path, "topk", *JOBS["topk"]))
     status = read_status(tmp_path / "topk")
@@ -170,6 +175,27 @@ def test_a_signal_in_the_evaluation_stops_it_and_nothing_is_trained_twice(
     monkeypatch.setattr(Member, "backward", None)
     run_experiment(*job(tmp_path, "topk", *JOBS["topk"]))
     assert_same(tmp_path / "topk", alone / "topk")
+
+
+def test_stopped_before_it_had_a_state_it_stays_the_same_run_and_after_an_error_it_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    uids = []
+    for ending in (Interrupted("SIGTERM"), ValueError("no such thing"), None):
+
+        def opened(*arguments: object, ending: Exception | None = ending) -> None:
+            assert ending is not None
+            raise ending
+
+        with monkeypatch.context() as patched:
+            if ending is not None:
+                patched.setattr(run_module, "_open_source", opened)
+                with pytest.raises(type(ending)):
+                    run_experiment(*job(tmp_path, "topk", *JOBS["topk"]))
+            else:
+                run_experiment(*job(tmp_path, "topk", *JOBS["topk"]))
+        uids.append(read_description(tmp_path / "topk").uid)
+    assert uids[0] == uids[1] != uids[2]
 
 
 def test_a_log_holds_what_concerns_its_run_and_all_runs(tmp_path: Path):
@@ -289,6 +315,44 @@ def test_features_that_are_known_are_trained_on_and_scored_against(source: str, 
     assert "eval/ce_base" not in results
     settings, _ = accept(config, tmp_path / source, overrides)
     assert settings.source in pack_key(settings)
+
+
+def test_a_truth_may_be_large_and_hierarchical(tmp_path: Path):
+    overrides = [
+        "source=hierarchical_features", "source.features=300", "source.roots=8", "source.depth=2", "source.d_in=24",
+        "arch=topk", "arch.k=3", "arch.d_sae=32", "tracking=none", "trainer.tokens=1024", "trainer.batch_size=256",
+        "eval.tokens=512", "eval.batch_size=256",
+    ]  # fmt: skip
+    config = composed(*overrides)
+    OmegaConf.update(config, "paths.outputs", str(tmp_path))
+    assert 0 < run_experiment(*accept(config, tmp_path / "run", overrides))["eval/mcc"] < 1
+
+
+def test_noise_is_taken_out_of_eeg(tmp_path: Path):
+    pytest.importorskip("mne")
+    times = np.arange(40 * 64) / 64
+    for number in range(4):
+        # Of no whole number of cycles a window, so that windows differ.
+        waves = np.stack([30 * np.sin(2 * np.pi * (4.37 + 0.71 * number) * times + phase) for phase in (0.0, 1.0)])
+        write_edf(tmp_path / "eeg" / f"{number}.edf", waves, 64, ["Fp1", "Fp2"])
+    overrides = [
+        "source=eeg", f"source.path={tmp_path / 'eeg'}", "source.noise_snr_db=0", "source.high=20", "arch=topk",
+        "arch.k=4", "arch.d_sae=48", "source.held_out=0.25", "population.size=2", "tracking=none",
+        "trainer.tokens=12_000", "trainer.batch_size=60", "trainer.lr=3e-3", "eval.tokens=40", "eval.batch_size=20",
+    ]  # fmt: skip
+    config = composed(*overrides)
+    OmegaConf.update(config, "paths.outputs", str(tmp_path))
+    results = run_experiment(*accept(config, tmp_path / "run", overrides))
+    # As much noise as signal is in what it reads, and less is left of it.
+    assert results["eval/fvu_of_inputs"] == pytest.approx(1.0, rel=0.1)
+    assert results["eval/fvu"] < 0.85
+
+
+@pytest.mark.parametrize("experiment", ["mfr_synthetic", "mfr_gpt2", "mfr_smollm2", "mfr_eeg"])
+def test_the_control_of_one_autoencoder_is_one(experiment: str):
+    settings = settings_of(composed(f"experiment={experiment}", "population=single"))
+    assert settings.population == PopulationSettings()
+    assert settings_of(composed(f"experiment={experiment}")).population.size > 1
 
 
 def test_a_source_without_a_language_model_refuses_one(tmp_path: Path):

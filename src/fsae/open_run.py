@@ -18,7 +18,7 @@ from fsae.configuration.schema import RunSettings
 from fsae.tracking.mlflow_upload import describe_run, read_description
 from fsae.tracking.run_folder import RunFolder
 from fsae.tracking.run_log import speaking_for
-from fsae.tracking.status import Failure, RunState, mark
+from fsae.tracking.status import Failure, RunState, mark, read_status
 from fsae.tracking.store import resolve_uri
 from fsae.tracking.sweep_folder import run_name_and_tags
 from fsae.tracking.tags import run_tags
@@ -103,15 +103,25 @@ class OpenRun:
         """
         path = self.folder.path
         self._began = True
+        earlier = read_status(path)
         mark(path, RunState.running)
         self.folder.config.write_text(self.origin.config_yaml)
         self.folder.overrides.write_text("".join(f"- {json.dumps(override)}\n" for override in self.origin.overrides))
-        self._describe()
+        stopped = earlier is not None and earlier.state in (RunState.running, RunState.interrupted)
+        self._describe(stopped)
         self._tracker = Tracker(path, uploader, self.state["metrics_position"] if self.state is not None else 0)
 
-    def _describe(self) -> None:
+    def _describe(self, stopped: bool) -> None:
         path, tracking, outputs = self.folder.path, self.settings.tracking, Path(self.settings.paths.outputs)
         name, sweep_tags = run_name_and_tags(path, self.origin.overrides)
+        # A resumed run goes on in the same MLflow run, also where it was stopped before it had a state to go on from:
+        # it logs the same values again. One that starts over after its end is another.
+        if self.state is not None:
+            uid = read_description(path).uid
+        elif stopped:
+            uid = None
+        else:
+            uid = uuid.uuid4().hex
         # Also without MLflow, so that the run can be sent there later.
         describe_run(
             path,
@@ -121,8 +131,7 @@ class OpenRun:
             run_name=name,
             params=self.origin.flat,
             tags=run_tags(self.origin.overrides) | {"fsae.kind": self.settings.task.value} | sweep_tags,
-            # A resumed run goes on in the same MLflow run; one that starts over is another, with values of its own.
-            uid=read_description(path).uid if self.state is not None else uuid.uuid4().hex,
+            uid=uid,
         )
 
     def end(self, error: BaseException | None = None) -> None:

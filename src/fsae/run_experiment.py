@@ -244,7 +244,7 @@ def _training(run: OpenRun, source: Source, scale_by: Callable[[Scale], float]) 
     population = settings.population
     training = TrainingRun(
         members,
-        Coupling(population.mutual, settings.seed) if population.size > 1 else None,
+        Coupling(population.mutual, settings.seed) if population.mutual.weight > 0 else None,
         population.reinitialise,
         source,
         scale,

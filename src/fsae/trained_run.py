@@ -85,7 +85,7 @@ def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
         )
         scalars = [measured | more for measured, more in zip(scalars, spliced, strict=True)]
     if isinstance(source, SyntheticSource):
-        samples = source.held_out_codes(settings.eval.tokens, settings.eval.batch_size)
+        samples = source.held_out_codes(settings.eval.tokens)
         truths = evaluate_truth(autoencoders, source.features, _with_heartbeat(samples, heartbeat))
         scalars = [measured | truth.scalars for measured, truth in zip(scalars, truths, strict=True)]
     if settings.eval.geometry:
@@ -146,10 +146,14 @@ def _report(
     if len(scalars) > 1:
         compared = agreement([autoencoder.W_dec for autoencoder in made.autoencoders])
         metrics |= compared.scalars | {"best_fvu": scalars[made.best]["fvu"], "best_member": float(made.best)}
+        sharing = {"found_by": compared.found_by.tolist()}
         if truths:
-            metrics |= truth_by_sharing(compared.found_by, torch.stack([truth.nearest_cosine for truth in truths]))
+            nearest = torch.stack([truth.nearest_cosine for truth in truths])
+            metrics |= truth_by_sharing(compared.found_by, nearest)
+            sharing["nearest_cosine"] = nearest.tolist()
         of_each = {f"{number}/{name}": value for number, each in enumerate(scalars) for name, value in each.items()}
-        plot_sharing(compared.found_by.flatten().tolist(), len(scalars), run.folder.plots / "sharing.png")
+        write_json(run.folder.sharing, sharing)
+        plot_sharing(run.folder.sharing, run.folder.plots / "sharing.png")
     plot_firing(histogram, metrics["dead_share"], run.folder.plots / "firing.png")
     region_histogram = _picture(geometries[made.best], run.folder.plots) if geometries else {}
     run.tracker.log({f"eval/{name}": value for name, value in (metrics | of_each).items()}, made.tokens)

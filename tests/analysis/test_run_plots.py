@@ -1,11 +1,13 @@
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from fsae.analysis.run_plots import plot_firing, plot_training
+from fsae.analysis.run_plots import plot_firing, plot_sharing, plot_training
 from fsae.tracking.spool import MetricLog
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -85,3 +87,20 @@ def test_firing_is_drawn_and_the_dead_are_named(tmp_path: Path, figures: list[Fi
 def test_all_dead_is_drawn_too(tmp_path: Path):
     plot_firing({"log10_edges": [-1.0, 0.0], "latents": [0]}, 1.0, tmp_path / "firing.png")
     assert (tmp_path / "firing.png").read_bytes().startswith(PNG)
+
+
+def test_what_members_share_is_drawn_beside_how_true_it_is(tmp_path: Path, figures: list[Figure]):
+    sharing = tmp_path / "sharing.json"
+    found = {"found_by": [[2, 2, 1], [2, 2, 1]]}
+    sharing.write_text(json.dumps(found))
+    plot_sharing(sharing, tmp_path / "alone.png")
+    sharing.write_text(json.dumps(found | {"nearest_cosine": [[0.9, 0.8, 0.2], [0.9, 0.8, 0.4]]}))
+    plot_sharing(sharing, tmp_path / "known.png")
+    alone, known = figures
+    heights = [bar.get_height() for bar in alone.axes[0].patches if isinstance(bar, Rectangle)]
+    assert heights == [1, 2]
+    assert alone.axes[0].get_title() == "67 % in all 2"
+    assert len(known.axes) == 2
+    medians = [float(np.asarray(line.get_ydata())[0]) for line in known.axes[1].get_lines() if line.get_color() == "C1"]
+    assert medians == pytest.approx([0.3, 0.85])
+    assert (tmp_path / "known.png").read_bytes().startswith(PNG)

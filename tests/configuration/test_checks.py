@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 
 from fsae.configuration.checks import check
@@ -49,6 +51,12 @@ def test_what_cannot_be_run_together_is_refused_by_name(overrides: list[str], me
         overrides = [*overrides, "site.layer=1"]
     with pytest.raises(ValueError, match=message):
         check(settings_of(composed(*overrides)))
+
+
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match=r"trainer\.compile .* there is no g\+\+"):
+        check(settings_of(composed("model=tiny", "trainer.compile=true")))
 
 
 def test_what_can_is_not():

@@ -15,7 +15,7 @@ from fsae.evaluation.sparsity import SparsityMetric
 from fsae.evaluation.splice import evaluate_splice
 from fsae.export.folding import fold
 from fsae.export.saelens import Provenance, load_saelens, save_saelens
-from fsae.language_models.settings import ModelSettings
+from fsae.language_models.settings import DType, ModelSettings
 from fsae.language_models.sites import Site, SiteName
 from fsae.language_models.tiny import D_MODEL, write_folder
 from fsae.language_models.transformer_lens_model import TransformerLensModel, open_language_model
@@ -58,7 +58,7 @@ def evaluated(sae_lens, tmp_path_factory) -> dict[str, tuple[dict[str, Any], dic
     """Our numbers and theirs for every case."""
     root = tmp_path_factory.mktemp("cases")
     write_folder(root / "model")
-    model = open_language_model(ModelSettings(name="tiny", path=str(root / "model")))
+    model = open_language_model(ModelSettings(name="tiny", path=str(root / "model"), dtype=DType.float32))
     ours = {name: our_evaluation(root / name, model, *case) for name, case in CASES.items()}
     sae_lens("evaluate", root / "model", *(root / name for name in CASES))
     return {name: (ours[name], json.loads((root / name / "theirs.json").read_text())) for name in CASES}

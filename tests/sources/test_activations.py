@@ -12,7 +12,7 @@ from fsae.language_models.settings import ModelSettings, Package
 from fsae.language_models.sites import Site, SiteName
 from fsae.sources.activations import ActivationSource, ActivationSourceSettings, Cache, open_activations, stream_key
 from fsae.sources.documents import DatasetFormat, DatasetSettings
-from tests.streams import D_IN, TEXTS, TableModel, activation_source, packed
+from tests.streams import D_IN, PASSES, TEXTS, TableModel, activation_source, packed
 
 TOKENS, SHARD, BATCH = 70, 40, 16
 # 70 vectors are four batches, of which the third is joined from both shards; 6 are left out.
@@ -94,7 +94,7 @@ def test_a_position_names_the_batch_that_comes_next(at: int):
 def test_a_position_is_two_counters():
     source = activation_source()
     take(source, PER_EPOCH + 1)
-    assert source.state_dict() == {"epoch": 1, "batch": 1}
+    assert source.state_dict() == {"epoch": 1, "batch": 1, "passes": PASSES}
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -367,3 +367,12 @@ def test_stores_are_told_apart_by_what_determines_their_content(tmp_path: Path):
             take(source, 1)
             found.append(len(list(tmp_path.iterdir())))
     assert found == [1, 1, 2]
+
+
+def test_a_position_in_activations_of_another_kind_is_refused():
+    source = activation_source()
+    state = source.state_dict() | {"passes": PASSES | {"dtype": "bfloat16"}}
+    with pytest.raises(
+        ValueError, match=r"in bfloat16, 4 rows a pass, and here it would be float32.*model\.batch_size=4"
+    ):
+        source.load_state_dict(state)

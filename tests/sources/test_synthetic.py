@@ -67,8 +67,17 @@ def test_parts_and_seeds_differ_and_repeat(settings: SyntheticSettings):
 @each_kind
 def test_coefficients_are_those_of_the_held_out_samples(settings: SyntheticSettings):
     source = SyntheticSource(settings, CPU)
-    for batch, codes in zip(source.held_out(40, 15), source.held_out_codes(40, 15), strict=True):
-        assert torch.equal(batch.inputs, source.vectors(codes))
+    vectors = torch.cat([source.vectors(codes) for codes in source.held_out_codes(5000)])
+    assert torch.equal(torch.cat([batch.inputs for batch in source.held_out(5000, 1500)]), vectors)
+
+
+@each_kind
+def test_held_out_samples_are_the_same_in_batches_of_any_size(settings: SyntheticSettings):
+    source = SyntheticSource(settings, CPU)
+    sizes = [[len(batch.inputs) for batch in source.held_out(5000, size)] for size in (1500, 4096)]
+    assert sizes == [[1500, 1500, 1500, 500], [4096, 904]]
+    first, second = (torch.cat([batch.inputs for batch in source.held_out(5000, size)]) for size in (1500, 4096))
+    assert torch.equal(first, second)
 
 
 def test_grouped_samples_take_their_features_from_one_group():
@@ -163,6 +172,11 @@ def test_common_factors_make_features_come_together():
         (SparseSourcesSettings, {"d_in": 0}, "source.d_in"),
         (HierarchicalFeaturesSettings, {"features": 1000}, "source.roots"),
         (HierarchicalFeaturesSettings, {"factor": -1.0}, "source.factor"),
+        (HierarchicalFeaturesSettings, {"branching": 0}, "source.branching"),
+        (HierarchicalFeaturesSettings, {"roots": 0}, "source.roots"),
+        (HierarchicalFeaturesSettings, {"depth": -1}, "source.depth"),
+        (HierarchicalFeaturesSettings, {"rank": -1}, "source.rank"),
+        (HierarchicalFeaturesSettings, {"zipf": -1.0}, "source.zipf"),
         (HierarchicalFeaturesSettings, {"p_min": 0.5}, "source.p_min"),
     ],
 )

@@ -41,7 +41,7 @@ def defined(A: Tensor, B: Tensor, matching: Matching) -> Tensor:
 def test_gradient_and_value_are_the_definition(matching: Matching, which: Directions):
     autoencoders = members()
     coupling = Coupling(Mutual(weight=0.7, matching=matching, directions=which), seed=0)
-    coupling.backward(autoencoders, 0, 1.0, True)
+    coupling.backward(autoencoders, 0, 1.0)
     rows = [directions(each, which) for each in autoencoders]
     values = [defined(a, b, matching) for a, b in combinations(rows, 2)]
     value = 1 - torch.stack(values).mean()
@@ -62,7 +62,7 @@ def test_following_it_makes_members_alike(arch: str):
     coupling = Coupling(Mutual(weight=1.0), seed=0)
     before = mmcs(autoencoders[0].W_dec, autoencoders[1].W_dec, Matching.hungarian)
     for step in range(200):
-        coupling.backward(autoencoders, step, 1.0, True)
+        coupling.backward(autoencoders, step, 1.0)
         for each in autoencoders:
             with torch.no_grad():
                 each.W_dec.sub_(each.W_dec.grad, alpha=0.5)  # pyright: ignore[reportArgumentType]
@@ -70,18 +70,10 @@ def test_following_it_makes_members_alike(arch: str):
     assert mmcs(autoencoders[0].W_dec, autoencoders[1].W_dec, Matching.hungarian) > max(0.95, before)
 
 
-def test_weight_zero_measures_and_pulls_nothing():
-    autoencoders = members()
-    coupling = Coupling(Mutual(), seed=0)
-    coupling.backward(autoencoders, 0, 1.0, True)
-    assert all(each.W_dec.grad is None for each in autoencoders)
-    assert 0 < coupling.read_interval()["mutual"] < 1
-
-
 def test_weight_zero_matches_nobody_where_nothing_is_measured():
     autoencoders = members()
     coupling = Coupling(Mutual(), seed=0)
-    coupling.backward(autoencoders, 0, 1.0, False)
+    coupling.backward(autoencoders, 0, 1.0)
     assert coupling.state_dict()["pairs"] is None
 
 
@@ -90,41 +82,58 @@ def test_weights_that_are_not_finite_are_told_as_such():
     with torch.no_grad():
         autoencoders[0].W_dec[0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"became infinite or NaN; lower trainer\.lr"):
-        Coupling(Mutual(weight=1.0), seed=0).backward(autoencoders, 0, 1.0, True)
+        Coupling(Mutual(weight=1.0), seed=0).backward(autoencoders, 0, 1.0)
 
 
 def test_partners_stay_between_matchings():
     autoencoders = members(size=2)
     coupling = Coupling(Mutual(weight=1.0, match_every=3), seed=0)
-    coupling.backward(autoencoders, 0, 1.0, True)
+    coupling.backward(autoencoders, 0, 1.0)
     (first,) = [coupling.state_dict()["pairs"]]
     with torch.no_grad():
         autoencoders[1].W_dec.copy_(autoencoders[1].W_dec.flip(0))
-    coupling.backward(autoencoders, 1, 1.0, True)
+    coupling.backward(autoencoders, 1, 1.0)
     assert coupling.state_dict()["pairs"] is first
-    coupling.backward(autoencoders, 3, 1.0, True)
+    coupling.backward(autoencoders, 3, 1.0)
     assert not torch.equal(coupling.state_dict()["pairs"][1], first[1])
 
 
-def test_shuffled_partners_are_not_the_nearest():
+def test_shuffled_partners_are_some_other_one_s_and_always_the_same_one_s():
     autoencoders = members(size=2)
-    own, shuffled = (Coupling(Mutual(shuffled=each), seed=0) for each in (False, True))
-    for coupling in (own, shuffled):
-        coupling.backward(autoencoders, 0, 1.0, True)
+    own, shuffled = (Coupling(Mutual(weight=1.0, shuffled=each), seed=0) for each in (False, True))
+    first = None
+    for step in range(2):
+        for coupling in (own, shuffled):
+            coupling.backward(autoencoders, step, 1.0)
+        (rows, columns, _), (_, others, _) = (coupling.state_dict()["pairs"] for coupling in (own, shuffled))
+        half = len(rows) // 2
+        assert not (columns[:half] == others[:half]).any()
+        assert sorted(columns[:half].tolist()) == sorted(others[:half].tolist())
+        assert first is None or torch.equal(first, others)
+        first = others
     assert shuffled.read_interval()["mutual"] > own.read_interval()["mutual"] + 0.1
+
+
+def test_a_step_without_weight_matches_nothing_and_has_no_value():
+    coupling = Coupling(Mutual(weight=1.0, warm_up=0.5), seed=0)
+    coupling.backward(members(), 0, 0.0)
+    assert coupling.read_interval().keys() == {"matching_seconds"}
+    coupling.backward(members(), 1, 0.25)
+    found = coupling.read_interval()
+    assert found["mutual_weighted"] == pytest.approx(0.5 * found["mutual"])
 
 
 def test_goes_on_from_a_state():
     autoencoders, others = members(), members()
     coupling = Coupling(Mutual(weight=1.0, match_every=5, shuffled=True), seed=0)
-    coupling.backward(autoencoders, 0, 1.0, True)
-    resumed = Coupling(Mutual(weight=1.0, match_every=5, shuffled=True), seed=3)
+    coupling.backward(autoencoders, 0, 1.0)
+    resumed = Coupling(Mutual(weight=1.0, match_every=5, shuffled=True), seed=0)
     resumed.load_state_dict(coupling.state_dict())
     for each in autoencoders:
         each.W_dec.grad = None
     for step in (1, 5):
-        coupling.backward(autoencoders, step, 1.0, True)
-        resumed.backward(others, step, 1.0, True)
+        coupling.backward(autoencoders, step, 1.0)
+        resumed.backward(others, step, 1.0)
     for one, other in zip(autoencoders, others, strict=True):
         torch.testing.assert_close(one.W_dec.grad, other.W_dec.grad, rtol=0, atol=0)
     assert coupling.read_interval()["mutual"] == resumed.read_interval()["mutual"]

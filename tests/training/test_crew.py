@@ -15,7 +15,7 @@ from fsae.training import crew
 from fsae.training.checkpoints import Checkpoints
 from fsae.training.coupling import Coupling
 from fsae.training.crew import Crew
-from fsae.training.interruption import Interruption
+from fsae.training.interruption import Interrupted, Interruption
 from fsae.training.reinitialisation import Reinitialisation, Scope
 from tests.streams import activation_source
 from tests.training.runs import SCALE, LoneRun, adam, differences, logged, member, saved
@@ -50,6 +50,29 @@ def test_one_is_done_here_with_all_cores():
         )
 
 
+def test_those_who_would_leave_cores_idle_have_all_of_them():
+    found = Crew(2).map(lambda item: (item, torch.get_num_threads()), [1, 2, 3])
+    assert found == [(1, 2), (2, 2), (3, 4)]
+
+
+def test_threads_that_begin_meanwhile_have_all_cores():
+    two = Crew(2)
+
+    def begin(_: int) -> int:
+        found: list[int] = []
+        thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        return found[0]
+
+    source = activation_source()
+    assert two.map(begin, [1, 2]) == [2, 2]
+    with source:
+        # Which is why a source's own thread is told how many are its.
+        asked = source._background.submit(torch.get_num_threads)
+        assert asked.result() == 4
+
+
 def test_an_error_is_raised_when_the_others_are_done():
     done = []
 
@@ -61,8 +84,8 @@ def test_an_error_is_raised_when_the_others_are_done():
 
     two = Crew(2)
     with pytest.raises(OSError, match="nothing left"):
-        two.map(act, [0, 1, 2])
-    assert sorted(done) == [1, 2]
+        two.map(act, [0, 1])
+    assert done == [1]
     assert torch.get_num_threads() == 4
 
 
@@ -76,10 +99,12 @@ def test_threads_are_taken_where_steps_are_long(monkeypatch: pytest.MonkeyPatch)
     assert [size_of(count) for count in (1, 2, 9)] == [1, 2, 4]
 
 
-def population(folder: Path, coupled: bool) -> LoneRun:
-    """Three of an architecture, which start over now and then."""
-    folder.mkdir()
+def population(folder: Path, coupled: bool, stop_at: int | None = None) -> LoneRun:
+    """Three of an architecture, which start over now and then; from the folder's state where there is one."""
+    folder.mkdir(exist_ok=True)
     settings, source = adam(), activation_source()
+    checkpoints = Checkpoints(RunFolder(folder).checkpoints, {})
+    state = checkpoints.load()
     run = LoneRun(
         [member("topk", settings, seed=seed) for seed in range(3)],
         Coupling(Mutual(weight=0.1), seed=0) if coupled else None,
@@ -87,10 +112,12 @@ def population(folder: Path, coupled: bool) -> LoneRun:
         source,
         SCALE,
         settings,
-        Tracker(folder, None),
-        Checkpoints(RunFolder(folder).checkpoints, {}),
+        Tracker(folder, None, state["metrics_position"] if state else 0),
+        checkpoints,
     )
-    run.interruption, run.stop_at = Interruption(), None
+    run.interruption, run.stop_at = Interruption(), stop_at
+    if state is not None:
+        run.load(state)
     return run
 
 
@@ -103,6 +130,15 @@ def test_members_side_by_side_are_what_they_are_one_by_one(tmp_path: Path, monke
     same(tmp_path / "threads", tmp_path / "one by one")
 
 
+def test_a_population_on_threads_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(crew, "_WORTH_A_THREAD", 0)
+    population(tmp_path / "whole", coupled=True).train()
+    with pytest.raises(Interrupted):
+        population(tmp_path / "stopped", coupled=True, stop_at=13).train()
+    population(tmp_path / "stopped", coupled=True).train()
+    same(tmp_path / "whole", tmp_path / "stopped")
+
+
 def test_a_coupled_population_is_always_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(crew, "_WORTH_A_THREAD", 0)
     for at in ("once", "again"):
@@ -111,6 +147,6 @@ def test_a_coupled_population_is_always_the_same(tmp_path: Path, monkeypatch: py
 
 
 def same(*folders: Path) -> None:
-    assert not differences(*map(saved, folders))
+    assert not differences(saved(folders[0]), saved(folders[1]))
     assert logged(folders[0]) == logged(folders[1])
     assert all(each["started_over"] > 0 for each in saved(folders[0])["members"])

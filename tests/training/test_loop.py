@@ -16,7 +16,7 @@ from fsae.tracking.spool import read_metrics
 from fsae.training.interruption import Interrupted, Interruption
 from fsae.training.loop import train
 from tests.architectures import each_architecture
-from tests.streams import activation_source
+from tests.streams import PASSES, activation_source
 from tests.training.runs import (
     BATCH,
     D_SAE,
@@ -51,7 +51,7 @@ def test_a_stopped_and_resumed_training_is_the_uninterrupted_one_bit_for_bit(arc
     reference = saved(tmp_path / "whole")
     # It would show nothing if nothing had happened.
     assert reference["members"][0]["resampled"] > 0
-    assert reference["source"] == {"epoch": 6, "batch": 3}
+    assert reference["source"] == {"epoch": 6, "batch": 3, "passes": PASSES}
     for where, step in STOPS.items():
         folder = tmp_path / f"stopped at {step}"
         with pytest.raises(Interrupted, match="SIGTERM"):

@@ -1,4 +1,6 @@
 import copy
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +15,13 @@ from fsae.training.member import CROSSOVER, DENSE_ABOVE, SPARSE_BELOW, Member
 from fsae.training.settings import Precision
 from tests.architectures import each_architecture, settings_of
 from tests.streams import D_IN
-from tests.training.runs import BATCH, D_SAE, STEPS, adam, differences, member, terms
+from tests.training.runs import BATCH, D_SAE, SCALE, STEPS, adam, differences, member, terms
 
 # Where latents compete, k says how many are on.
 PLANTED = {arch: {"k": 8} for arch in ("topk", "batch_topk", "abs_topk")}
+
+# Enough for AuxK to have something to say.
+DEAD = torch.arange(4)
 
 
 def batches(count: int, seed: int = 5) -> list[Tensor]:
@@ -38,6 +43,45 @@ def test_sparse_products_train_to_the_same_weights_as_dense_ones(arch: str):
         error = (trained[True].autoencoder.get_parameter(name) - weight).abs().max()
         assert error < 1e-4 * weight.abs().max().clamp_min(0.01), name
     assert trained[True].resampled == trained[False].resampled > 0
+
+
+@each_architecture
+@pytest.mark.parametrize("sparse", [True, False])
+def test_it_learns_to_make_targets_of_inputs(arch: str, sparse: bool):
+    x, targets = batches(2)
+    trained = member(arch, adam())
+    trained.sparse = sparse
+    trained.dead.indices = DEAD
+    record = trained.backward(x, 0, targets)
+    error = (record.reconstruction - targets).square().sum(1)
+    assert not torch.allclose(error, (record.reconstruction - x).square().sum(1))
+    trained.update(record, 0)
+    means = trained.read_interval()
+    assert means["reconstruction"] == pytest.approx(error.mean().item(), rel=1e-5)
+    assert means["mse"] == pytest.approx(error.mean().item() / SCALE**2, rel=1e-5)
+    unexplained = error.sum() / (targets - targets.mean(0)).square().sum()
+    assert means["fvu"] == pytest.approx(unexplained.item(), rel=1e-5)
+    if "auxiliary" in means:
+        plain = member(arch, adam())
+        plain.dead.indices = DEAD
+        plain.update(plain.backward(x, 0), 0)
+        assert means["auxiliary"] != pytest.approx(plain.read_interval()["auxiliary"], rel=1e-3)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile makes C++ on a CPU")
+def test_compiled_dense_products_train_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    trained = [member("standard", adam(compile=compiled)) for compiled in (False, True)]
+    for each in trained:
+        each.sparse = False
+        for step, x in enumerate(batches(6)):
+            each.step(x, step)
+        # Sparse batches go through the same weights.
+        each.sparse = True
+        each.step(batches(7)[6], 6)
+    assert any(tmp_path.rglob("*.so"))
+    for name, weight in trained[0].autoencoder.named_parameters():
+        torch.testing.assert_close(trained[1].autoencoder.get_parameter(name), weight, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def with_active(count: int, d_sae: int = 200) -> Member:

@@ -1,5 +1,6 @@
 """Pictures of one run, from the files in its folder: how training went, and how often its latents fire."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -58,19 +59,31 @@ def plot_firing(histogram: Mapping[str, Sequence[float]], dead_share: float, pic
         axis.set_title(f"{sum(histogram['latents']):,.0f} latents fire; {100 * dead_share:.1f} % never do")
 
 
-def plot_sharing(found_by: Sequence[int], members: int, picture: Path) -> None:
-    """How many of a population's members have each latent, as a histogram.
+def plot_sharing(sharing: Path, picture: Path) -> None:
+    """How many of a population's members have each latent; where the truth is known, how near such latents are to it.
 
     Args:
-        found_by: for every latent of every member, how many have it, itself counted.
-        members: of the population.
+        sharing: a run's `sharing.json`.
         picture: the PNG to write.
     """
+    found = json.loads(sharing.read_text())
+    members = len(found["found_by"])
+    found_by = [count for each in found["found_by"] for count in each]
+    numbers = range(1, members + 1)
     with figure(picture, 6, 4) as drawn:
-        axis = drawn.subplots()
-        counts = [found_by.count(number) / members for number in range(1, members + 1)]
-        axis.bar(range(1, members + 1), counts, color=COLOURS[0])
-        axis.set_xticks(range(1, members + 1))
-        axis.set_xlabel("members that have a latent (cosine of decoder rows above 0.7)")
+        known = "nearest_cosine" in found
+        axis, *others = drawn.subplots(1, 2 if known else 1, squeeze=False)[0]
+        counts = [found_by.count(number) / members for number in numbers]
+        axis.bar(numbers, counts, color=COLOURS[0])
         axis.set_ylabel("latents a member")
-        axis.set_title(f"{100 * counts[-1] / max(1e-9, sum(counts)):.0f} % of latents are in all {members} members")
+        axis.set_title(f"{100 * counts[-1] / max(1e-9, sum(counts)):.0f} % in all {members}")
+        for truth in others:
+            cosines = [cosine for each in found["nearest_cosine"] for cosine in each]
+            groups = [[c for c, count in zip(cosines, found_by, strict=True) if count == number] for number in numbers]
+            filled = [number for number, group in zip(numbers, groups, strict=True) if group]
+            truth.boxplot([groups[number - 1] for number in filled], positions=filled, showfliers=False)
+            truth.set_xlim(0.5, members + 0.5)
+            truth.set_ylabel("cosine to the nearest true feature")
+        for each in (axis, *others):
+            each.set_xticks(numbers)
+            each.set_xlabel("members that have a latent")

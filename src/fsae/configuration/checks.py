@@ -1,5 +1,6 @@
 """What must hold between groups, found out before anything heavy is imported or loaded."""
 
+import shutil
 from pathlib import Path
 
 from fsae.autoencoders.base import DecoderNorm, SparseAutoencoderSettings
@@ -33,6 +34,8 @@ def check(settings: RunSettings) -> None:
         _check_activations(settings, settings.source)
     else:
         _check_other_source(settings)
+    if settings.trainer.compile and shutil.which("g++") is None:
+        raise ValueError("trainer.compile has torch.compile make C++, and there is no g++; install it, or leave it out")
     restart = settings.population.reinitialise
     if restart.scope is not Scope.none and restart.target_rate is None and not isinstance(settings.arch, KSettings):
         raise ValueError(

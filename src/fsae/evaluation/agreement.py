@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fsae.losses.mutual import assignment
+from fsae.losses.mutual import Matching, assignment, mmcs, unit_rows
 
 # Two features are the same one where their directions' cosine is above this (Paulo and Belrose 2025, arXiv 2501.16615).
 SAME = 0.7
@@ -33,14 +33,14 @@ class Agreement:
 @torch.no_grad()
 def agreement(decoders: Sequence[Float[Tensor, "d_sae d_in"]]) -> Agreement:
     """Compare the decoders of two or more members."""
-    rows = [torch.nn.functional.normalize(W.float(), dim=1) for W in decoders]
+    rows = [unit_rows(W.float()) for W in decoders]
     found_by = torch.ones(len(rows), len(rows[0]), dtype=torch.long)
     matched, nearest = [], []
     for a, b in combinations(range(len(rows)), 2):
-        cosines = rows[a] @ rows[b].T
-        nearest += [cosines.amax(1).mean().item(), cosines.amax(0).mean().item()]
-        of_a, of_b = assignment(cosines.abs())
-        alike = cosines.abs()[of_a, of_b].cpu()
+        nearest.append(mmcs(rows[a], rows[b], Matching.symmetric))
+        cosines = (rows[a] @ rows[b].T).abs()
+        of_a, of_b = assignment(cosines)
+        alike = cosines[of_a, of_b].cpu()
         matched.append(alike.mean().item())
         found_by[a, of_a.cpu()] += alike > SAME
         found_by[b, of_b.cpu()] += alike > SAME

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fsae.autoencoders.base import Autoencoder
 from fsae.autoencoders.codes import Codes
-from fsae.losses.mutual import assignment
+from fsae.losses.mutual import assignment, unit_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +33,10 @@ class Truth:
 class _Detection:
     """Counts of when each latent fired and when its feature was there."""
 
-    def __init__(self, autoencoder: Autoencoder, features: Tensor, occurring: Tensor):
-        truth, rows = (_unit(each.double()) for each in (features[occurring], autoencoder.W_dec))
-        self._cosines = (rows @ truth.T).abs()
-        self._nearest = occurring[self._cosines.argmax(1)]
-        self._autoencoder = autoencoder
-        self._both = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+    def __init__(self, autoencoder: Autoencoder, truth: Tensor, occurring: Tensor):
+        self._autoencoder, self._truth = autoencoder, truth
+        self._nearest = occurring[self._cosines().argmax(1)]
+        self._both = torch.zeros(autoencoder.d_sae, dtype=torch.float64, device=truth.device)
         self._fired, self._there = self._both.clone(), self._both.clone()
 
     def add(self, x: Tensor, present: Tensor) -> None:
@@ -48,8 +46,8 @@ class _Detection:
         self._fired += fired.sum(0)
         self._there += there.sum(0)
 
-    def truth(self) -> Truth:
-        cosines = self._cosines
+    def scores(self) -> Truth:
+        cosines = self._cosines()
         return Truth(
             {
                 "mcc": cosines[assignment(cosines)].mean().item(),
@@ -62,6 +60,10 @@ class _Detection:
             },
             cosines.amax(1).cpu(),
         )
+
+    def _cosines(self) -> Float[Tensor, "d_sae true"]:
+        # Not kept: of many autoencoders at once they would be most of the memory.
+        return (unit_rows(self._autoencoder.W_dec.double()) @ self._truth.T).abs()
 
 
 @torch.no_grad()
@@ -80,18 +82,15 @@ def evaluate_truth(
     assert isinstance(occurrences, Tensor)
     device = autoencoders[0].W_dec.device
     occurring = (occurrences > 0).nonzero().squeeze(1).to(device)
-    detections = [_Detection(each, features.to(device), occurring) for each in autoencoders]
+    truth = unit_rows(features.to(device)[occurring].double())
+    detections = [_Detection(each, truth, occurring) for each in autoencoders]
     for codes in batches:
         present = (codes.dense() != 0).to(device)
         x = codes.decode(features).to(autoencoders[0].W_dec)
         for detection in detections:
             detection.add(x, present)
     true_l0 = sum(int(codes.firing_counts.sum()) for codes in batches) / sum(codes.shape[0] for codes in batches)
-    truths = [detection.truth() for detection in detections]
-    for truth in truths:
-        truth.scalars["true_l0"] = true_l0
+    truths = [detection.scores() for detection in detections]
+    for each in truths:
+        each.scalars["true_l0"] = true_l0
     return truths
-
-
-def _unit(rows: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(rows, dim=1)

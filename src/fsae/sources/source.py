@@ -1,6 +1,6 @@
 """A source of training vectors: what everything after it may know of where they come from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -45,3 +45,16 @@ class Source(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def in_batches(parts: Iterable[Float[Tensor, "part d_in"]], size: int) -> Iterator[Float[Tensor, "batch d_in"]]:
+    """Vectors that come in parts of any size, in batches of one size; the last one may be smaller."""
+    rest: Tensor | None = None
+    for part in parts:
+        joined = part if rest is None else torch.cat([rest, part])
+        whole = len(joined) // size * size
+        if whole:
+            yield from joined[:whole].split(size)
+        rest = joined[whole:] if whole < len(joined) else None
+    if rest is not None:
+        yield rest

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from fsae.autoencoders.codes import Codes, Pattern
 from fsae.draws import generator_for
-from fsae.sources.source import Batch
+from fsae.sources.source import Batch, in_batches
 
 # Vectors that scale and biases are measured on.
 _FIRST = 8192
+# A draw's size is part of what is drawn, and batches of the evaluation are not to be.
+_HELD_OUT_AT_ONCE = 2048
 
 
 class FeatureModel(ABC):
@@ -190,6 +192,9 @@ class HierarchicalFeaturesSettings(SyntheticSettings):
 
     def __post_init__(self):
         super().__post_init__()
+        for name, least in (("roots", 1), ("branching", 1), ("depth", 0), ("rank", 0), ("zipf", 0.0)):
+            if not least <= getattr(self, name) < math.inf:
+                raise ValueError(f"source.{name} is {getattr(self, name)}; it must be at least {least}")
         size = self.roots * sum(self.branching**level for level in range(self.depth + 1))
         if size > self.features:
             raise ValueError(
@@ -303,14 +308,13 @@ class SyntheticSource:
             yield Batch(vectors, vectors)
 
     def held_out(self, count: int, batch_size: int) -> Iterator[Batch]:
-        for codes in self.held_out_codes(count, batch_size):
-            vectors = self.vectors(codes)
+        for vectors in in_batches(map(self.vectors, self.held_out_codes(count)), batch_size):
             yield Batch(vectors, vectors)
 
-    def held_out_codes(self, count: int, batch_size: int) -> Iterator[Codes]:
-        """The coefficients, (batch, features), of the samples of `held_out`."""
-        for number, begin in enumerate(range(0, count, batch_size)):
-            yield self._draw("held out", number, min(batch_size, count - begin))
+    def held_out_codes(self, count: int) -> Iterator[Codes]:
+        """The coefficients, (some, features), of the samples of `held_out`."""
+        for number, begin in enumerate(range(0, count, _HELD_OUT_AT_ONCE)):
+            yield self._draw("held out", number, min(_HELD_OUT_AT_ONCE, count - begin))
 
     def _draw(self, part: str, number: int, count: int) -> Codes:
         return self._model.draw(count, generator_for(self._seed, part, number))

@@ -40,6 +40,12 @@ class RunFolder:
         return self.path / "results.json"
 
     @property
+    def sharing(self) -> Path:
+        """Of a population: `found_by`, for each latent of each member how many have it; and where the truth is known
+        `nearest_cosine`, that of each latent and the nearest true feature."""
+        return self.path / "sharing.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Training states to resume from."""
         return self.path / "checkpoints"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fsae.autoencoders.base import Autoencoder
 from fsae.autoencoders.codes import Codes, Pattern
+from fsae.draws import generator_for
 from fsae.losses.mutual import Mutual, partners, unit_directions
 
 
@@ -21,7 +22,7 @@ class Coupling:
     product however many members there are.
 
     Args:
-        settings: of the term.
+        settings: of the term, with a weight above 0.
         seed: of the shuffled partners.
 
     Attributes:
@@ -29,39 +30,37 @@ class Coupling:
     """
 
     def __init__(self, settings: Mutual, seed: int):
-        self.settings = settings
+        self.settings, self._seed = settings, seed
         self.matching_seconds = 0.0
-        self._sum, self._count = torch.zeros(()), 0
-        self._generator = torch.Generator().manual_seed(seed)
+        self._sums, self._count = torch.zeros(2), 0
         # Of S: partner by partner, as rows, columns and weights.
         self._pairs: list[Tensor] | None = None
         self._matrix: Codes | None = None
 
-    def backward(self, autoencoders: Sequence[Autoencoder], step: int, progress: float, measure: bool) -> None:
+    def backward(self, autoencoders: Sequence[Autoencoder], step: int, progress: float) -> None:
         """Add the weighted term's gradient to the autoencoders' own. Waits for the device in steps that match anew.
 
         Args:
             autoencoders: the members.
             step: counts from 0.
             progress: share of the training that is done, 0 to 1.
-            measure: find the term's value also where its weight is 0 now.
 
         Raises:
             ValueError: weights that are not finite cannot be matched.
         """
         weight = self.settings.weight_at(progress)
-        if weight == 0 and not measure:
+        if weight == 0:
             return
         table = torch.cat(unit_directions(autoencoders, self.settings.directions))
-        if self._pairs is None or weight == 0 or step % self.settings.match_every == 0:
+        if self._pairs is None or step % self.settings.match_every == 0:
             self._match(table.detach(), len(autoencoders))
         if self._matrix is None:
             self._matrix = self._make_matrix(len(table), table.device, table.dtype)
         pulled = self._matrix.decode(table.detach())
-        if weight > 0:
-            # S is symmetric: this has the gradient of half the sum of table * (S table).
-            (-weight * (table * pulled).sum()).backward()
-        self._sum = self._sum.to(table.device) + 1 - (table.detach() * pulled).sum() / 2
+        # S is symmetric: this has the gradient of half the sum of table * (S table).
+        (-weight * (table * pulled).sum()).backward()
+        value = 1 - (table.detach() * pulled).sum() / 2
+        self._sums = self._sums.to(table.device) + torch.stack([value, weight * value])
         self._count += 1
 
     def forget(self) -> None:
@@ -69,9 +68,12 @@ class Coupling:
         self._pairs = self._matrix = None
 
     def read_interval(self) -> dict[str, float]:
-        """The mean of 1 - MMCS since the last call, and what matching took; waits for the device."""
-        means = {"mutual": self._sum.item() / max(1, self._count), "matching_seconds": self.matching_seconds}
-        self._sum, self._count, self.matching_seconds = torch.zeros(()), 0, 0.0
+        """The means of 1 - MMCS and of the weighted term over the steps since the last call that had it, and what
+        matching took; waits for the device."""
+        means = {"matching_seconds": self.matching_seconds}
+        if self._count:
+            means["mutual"], means["mutual_weighted"] = (self._sums / self._count).tolist()
+        self._sums, self._count, self.matching_seconds = torch.zeros(2), 0, 0.0
         return means
 
     def _match(self, table: Tensor, size: int) -> None:
@@ -88,7 +90,7 @@ class Coupling:
         for a, b in pairs:
             of_a, of_b = partners(members[a], members[b], self.settings.matching)
             if self.settings.shuffled:
-                of_b = of_b[torch.randperm(len(of_b), generator=self._generator).to(of_b.device)]
+                of_b = of_b[_derangement(len(of_b), generator_for(self._seed, "shuffled", a, b)).to(of_b.device)]
             weight = torch.full((len(of_a),), 1 / (len(of_a) * len(pairs)), dtype=torch.float64)
             rows += [of_a + a * d_sae, of_b + b * d_sae]
             columns += [of_b + b * d_sae, of_a + a * d_sae]
@@ -106,12 +108,18 @@ class Coupling:
     def state_dict(self) -> dict[str, Any]:
         return {
             "pairs": self._pairs,
-            "generator": self._generator.get_state(),
-            "sum": self._sum,
+            "sums": self._sums,
             "count": self._count,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._pairs, self._matrix = state["pairs"], None
-        self._generator.set_state(state["generator"])
-        self._sum, self._count = state["sum"], state["count"]
+        self._sums, self._count = state["sums"], state["count"]
+
+
+def _derangement(size: int, generator: torch.Generator) -> Tensor:
+    """An order in which nothing keeps its place: one ring of all, drawn at random."""
+    ring = torch.randperm(size, generator=generator)
+    order = torch.empty_like(ring)
+    order[ring] = ring.roll(1)
+    return order

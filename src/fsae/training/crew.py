@@ -1,5 +1,6 @@
 """Threads among which the members of a population are shared out."""
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
@@ -7,6 +8,7 @@ from typing import TypeVar
 import torch
 
 from fsae.training.learner import Learner
+from fsae.training.settings import AdamSettings
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,28 +33,39 @@ class Crew:
     """
 
     def __init__(self, size: int = 1):
-        self._cores = torch.get_num_threads()
+        self._size, self._cores = size, torch.get_num_threads()
         self.cores_each = self._cores // size
         self._threads = ThreadPoolExecutor(size, "member", torch.set_num_threads, (self.cores_each,))
-        self._alone = size == 1
+        if size > 1:
+            # They begin now and here: setting a thread's number also sets that of threads which are yet to begin.
+            together = threading.Barrier(size)
+            wait([self._threads.submit(together.wait) for _ in range(size)])
+            torch.set_num_threads(self._cores)
 
     @classmethod
     def of(cls, members: Sequence[Learner]) -> "Crew":
         """Of the best size for the steps of these."""
-        sizes = [member.settings.batch_size * member.autoencoder.W_enc.numel() for member in members]
-        on_cpu = all(member.autoencoder.W_enc.device.type == "cpu" for member in members)
-        worth_it = on_cpu and min(sizes) >= _WORTH_A_THREAD
-        return cls(min(len(members), torch.get_num_threads()) if worth_it else 1)
+        autoencoders = [member.autoencoder for member in members]
+        least = min(member.settings.batch_size * member.autoencoder.W_enc.numel() for member in members)
+        on_cpu = all(autoencoder.W_enc.device.type == "cpu" for autoencoder in autoencoders)
+        # torch.compile traces one thing at a time.
+        compiled = any(isinstance(member.settings, AdamSettings) and member.settings.compile for member in members)
+        if not on_cpu or compiled or least < _WORTH_A_THREAD:
+            return cls()
+        return cls(min(len(members), torch.get_num_threads()))
 
     def map(self, action: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """What the action returns of each, in order, or the first of their errors, once all are done."""
-        if self._alone or len(items) < 2:
-            return [action(item) for item in items]
-        # Part of it is the process's, not a thread's.
-        torch.set_num_threads(self.cores_each)
-        try:
-            doing = [self._threads.submit(action, item) for item in items]
-            wait(doing)
-            return [each.result() for each in doing]
-        finally:
-            torch.set_num_threads(self._cores)
+        """What the action returns of each, in order, or the first of their errors, when nobody is at it any more."""
+        # Those that would not keep all cores busy have all cores for each.
+        rest = len(items) % self._size if self._size > 1 else len(items)
+        shared = len(items) - rest
+        doing = []
+        if shared:
+            # Part of it is the process's, not a thread's.
+            torch.set_num_threads(self.cores_each)
+            try:
+                doing = [self._threads.submit(action, item) for item in items[:shared]]
+                wait(doing)
+            finally:
+                torch.set_num_threads(self._cores)
+        return [each.result() for each in doing] + [action(item) for item in items[shared:]]

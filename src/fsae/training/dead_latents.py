@@ -49,10 +49,10 @@ def resample(
 ) -> int:
     """Point dead latents at what is reconstructed worst (Bricken et al. 2023, appendix "Neuron Resampling").
 
-    Each takes an input of the batch, drawn with probability proportional to its squared loss; its decoder row becomes
-    the direction of that input, its encoder column the same direction at a fifth of the live latents' mean norm, its
-    biases zero; a jumprelu's threshold becomes the live ones' mean. Adam's moments of all of these start over. Where
-    latents compete for k places the encoder column has the whole mean norm: at a fifth it would win none.
+    Each takes a sample of the batch, drawn with probability proportional to its squared loss; its decoder row becomes
+    the direction of what is wanted of it, its encoder column that of the input at a fifth of the live latents' mean
+    norm, its biases zero; a jumprelu's threshold becomes the live ones' mean. Adam's moments of all of these start
+    over. Where latents compete for k places the encoder column has the whole mean norm: at a fifth it would win none.
 
     Returns:
         How many latents were drawn anew.
@@ -65,8 +65,12 @@ def resample(
     alive[dead.indices] = False
     losses = record.error.square().sum(1)
     chosen = torch.multinomial(losses.square().cpu() + 1e-12, count, replacement=True, generator=generator)
-    directions = autoencoder.encoder_input(record.inputs[chosen.to(record.inputs.device)])
-    directions = directions / directions.norm(dim=1, keepdim=True).clamp_min(1e-8)
+    chosen = chosen.to(record.inputs.device)
+    # What is wanted is what the decoder is to write; it differs from the inputs where these have noise.
+    read, written = (
+        torch.nn.functional.normalize(autoencoder.encoder_input(vectors[chosen]), dim=1, eps=1e-8)
+        for vectors in (record.inputs, record.wanted)
+    )
     encoder_norm = autoencoder.W_enc.norm(dim=0)[alive].mean() if alive.any() else torch.ones(())
     decoder_norm = autoencoder.W_dec.norm(dim=1)[alive].mean() if alive.any() else torch.ones(())
     share = 1.0 if isinstance(autoencoder.settings, KSettings) else 0.2
@@ -74,9 +78,9 @@ def resample(
         if name == "b_dec":
             continue
         if name == "W_dec":
-            parameter[dead.indices] = directions * decoder_norm
+            parameter[dead.indices] = written * decoder_norm
         elif name == "W_enc":
-            parameter[:, dead.indices] = directions.T * encoder_norm * share
+            parameter[:, dead.indices] = read.T * encoder_norm * share
         elif name == "log_threshold":
             parameter[dead.indices] = parameter[alive].mean() if alive.any() else parameter.mean()
         else:

@@ -24,6 +24,9 @@ class Learner(ABC, Generic[Trained, Trainer]):
         objective: what is minimised.
         settings: how.
         scale: what raw activations are multiplied by before they come here.
+
+    Attributes:
+        started_over: latents that `start_over` drew anew.
     """
 
     # What people can do where numbers are not finite.
@@ -32,6 +35,7 @@ class Learner(ABC, Generic[Trained, Trainer]):
     def __init__(self, autoencoder: Trained, objective: Objective, settings: Trainer, scale: float):
         self.autoencoder, self.objective, self.settings, self.scale = autoencoder, objective, settings, scale
         self.dead = DeadLatents(autoencoder.d_sae, settings.dead_after).to(autoencoder.W_dec.device)
+        self.started_over = 0
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 

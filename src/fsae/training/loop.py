@@ -17,7 +17,7 @@ from fsae.training.coupling import Coupling
 from fsae.training.crew import Crew
 from fsae.training.interruption import Interruption
 from fsae.training.learner import Learner
-from fsae.training.reinitialisation import Reinitialisation
+from fsae.training.reinitialisation import Reinitialisation, Scope
 from fsae.training.settings import TrainerSettings
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,9 @@ class TrainingRun:
             records: list[ForwardRecord] = []
             for _ in range(self.settings.updates_at(self.step)):
                 records = self._crew.map(lambda member: member.backward(x, self.step, targets), self.members)
-                self._couple()
+                self.coupling.backward(
+                    [member.autoencoder for member in self.members], self.step, self.step / self.settings.steps
+                )
                 self._crew.map(lambda member: member.update(self.step), self.members)
             started_over = self._crew.map(lambda both: finish(*both), list(zip(self.members, records, strict=True)))
             if any(started_over):
@@ -108,12 +110,6 @@ class TrainingRun:
             if count > 0:
                 self.tracker.say(f"step {self.step}: {count} latents of member {number} start over")
         self.step += 1
-
-    def _couple(self) -> None:
-        assert self.coupling is not None
-        autoencoders = [member.autoencoder for member in self.members]
-        progress = self.step / self.settings.steps
-        self.coupling.backward(autoencoders, self.step, progress, measure=self.settings.logs_after(self.step))
 
     def settle(self, rate: float, save: bool) -> None:
         """Log and save what is due after a step.
@@ -135,6 +131,9 @@ class TrainingRun:
         for member in self.members:
             member.check_finite(self.step)
         each = [member.read_interval() for member in self.members]
+        if self.reinitialisation.scope is not Scope.none:
+            for member, means in zip(self.members, each, strict=True):
+                means["started_over"] = float(member.started_over)
         names = dict.fromkeys(name for means in each for name in means)
         self.means = {name: sum(means.get(name, 0.0) for means in each) / len(each) for name in names}
         self.fvu_of_each = [means["fvu"] for means in each]

@@ -39,12 +39,14 @@ class Member(Learner[SparseAutoencoder, AdamSettings]):
         self, autoencoder: SparseAutoencoder, objective: Objective, settings: AdamSettings, scale: float, seed: int
     ):
         super().__init__(autoencoder, objective, settings, scale)
+        # Shares the weights. Sparse batches are no use to it: each has another number of codes.
+        self._dense_forward = torch.compile(autoencoder) if settings.compile else autoencoder
         device = autoencoder.W_dec.device
         self.optimiser = torch.optim.Adam(
             autoencoder.parameters(), lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=True
         )
         self.generator = torch.Generator().manual_seed(seed)
-        self.resampled = self.started_over = 0
+        self.resampled = 0
         # How often each latent was on since rates were last looked at, and in how many samples.
         self._fired, self._samples = torch.zeros(autoencoder.d_sae, dtype=torch.long, device=device), 0
         self.sparse = False
@@ -60,7 +62,7 @@ class Member(Learner[SparseAutoencoder, AdamSettings]):
         """What it makes of a batch, and its objective."""
         settings, autoencoder = self.settings, self.autoencoder
         with self.precision(x):
-            record = autoencoder(x, self.sparse, targets)
+            record = (autoencoder if self.sparse else self._dense_forward)(x, self.sparse, targets)
         last_of_interval = settings.logs_after(step)
         losses = self.objective(record, Moment(self.dead.indices), step / settings.steps, measure_all=last_of_interval)
         self._remember(losses.parts)
@@ -121,8 +123,6 @@ class Member(Learner[SparseAutoencoder, AdamSettings]):
         means["lr"] = self.optimiser.param_groups[0]["lr"]
         if self.settings.resample_every is not None:
             means["resampled"] = float(self.resampled)
-        if self.started_over > 0:
-            means["started_over"] = float(self.started_over)
         if "l0" in means:
             self._choose_products(means["l0"] / self.autoencoder.d_sae)
         return means

@@ -100,6 +100,8 @@ class AdamSettings(TrainerSettings):
         decay: share of training, at its end, over which it falls linearly to 0.
         clip_norm: largest norm of the whole gradient, or null.
         precision: of the products over batch x d_sae.
+        compile: have torch.compile fuse the forward pass of dense codes. Its first step takes up to a minute, and where
+            codes are sparse from the start there is nothing for it to do.
         resample_every: vectors after which dead latents are drawn anew, or null for never; not in the last fifth of
             training, where they would have no time to learn.
     """
@@ -112,6 +114,7 @@ class AdamSettings(TrainerSettings):
     decay: float = 0.2
     clip_norm: float | None = 1.0
     precision: Precision = Precision.fp32
+    compile: bool = False
     resample_every: int | None = None
 
     def __post_init__(self):
