@@ -5,7 +5,6 @@
 MMCS(A, B) is the mean cosine of each direction of A and its partner in B; who is whose partner is the `Matching`.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -13,6 +12,8 @@ from enum import Enum
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from fsae.losses.term import Weighted
 
 
 class Matching(Enum):
@@ -37,12 +38,11 @@ class Directions(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mutual:
+class Mutual(Weighted):
     """A population's mutual term; weight 0 for none.
 
     Attributes:
         weight: factor of 1 - MMCS in the sum of the members' objectives.
-        warm_up: share of training over which the weight rises linearly from 0.
         matching: who is whose partner.
         directions: what is compared.
         match_every: steps between matchings; partners stay the same meanwhile.
@@ -51,23 +51,19 @@ class Mutual:
     """
 
     weight: float = 0.0
-    warm_up: float = 0.0
     matching: Matching = Matching.hungarian
     directions: Directions = Directions.decoder
     match_every: int = 1
     shuffled: bool = False
 
+    @property
+    def called(self) -> str:
+        return "population.mutual"
+
     def __post_init__(self):
-        if not 0 <= self.weight < math.inf:
-            raise ValueError(f"population.mutual.weight is {self.weight}; it must be finite and not negative")
-        if not 0 <= self.warm_up <= 1:
-            raise ValueError(f"population.mutual.warm_up is {self.warm_up}; it is a share of training, 0 to 1")
+        super().__post_init__()
         if self.match_every < 1:
             raise ValueError(f"population.mutual.match_every is {self.match_every}; it counts steps, from 1")
-
-    def weight_at(self, progress: float) -> float:
-        """The weight once a share `progress` (0 to 1) of the training is done."""
-        return self.weight * min(1.0, progress / self.warm_up) if self.warm_up > 0 else self.weight
 
 
 def partners(

@@ -1,4 +1,4 @@
-"""A loss term: one named number taken from a forward record, with a weight and a warm-up."""
+"""A loss term: one named number taken from a forward record; it counts by a weight that may rise."""
 
 import math
 from abc import ABC, abstractmethod
@@ -30,32 +30,50 @@ class Moment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossTerm(ABC):
+class Weighted(ABC):
+    """Something that counts by a weight, which may rise at the beginning of training.
+
+    Attributes:
+        weight: factor in the objective.
+        warm_up: share of training over which the weight rises linearly from 0.
+    """
+
+    weight: float
+    warm_up: float = 0.0
+
+    @property
+    @abstractmethod
+    def called(self) -> str:
+        """What messages call it."""
+
+    def __post_init__(self):
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"{self.called}.weight is {self.weight}; it must be finite and not negative")
+        if not 0 <= self.warm_up <= 1:
+            raise ValueError(f"{self.called}.warm_up is {self.warm_up}; it is a share of training, 0 to 1")
+
+    def weight_at(self, progress: float) -> float:
+        """The weight once a share `progress` (0 to 1) of the training is done."""
+        return self.weight * min(1.0, progress / self.warm_up) if self.warm_up > 0 else self.weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossTerm(Weighted):
     """A named part of the objective. Its settings are the term: there is nothing else to hold.
 
     Attributes:
         weight: factor in the objective; 0 measures the term without training on it.
-        warm_up: share of the training tokens over which the weight rises linearly from 0.
     """
 
     weight: float = 1.0
-    warm_up: float = 0.0
 
     # Optional fields of the forward record that the term reads; architectures say which they provide.
     needs: ClassVar[frozenset[str]] = frozenset()
 
-    def __post_init__(self):
-        if not 0 <= self.weight < math.inf:
-            raise ValueError(f"{type(self).__name__}.weight is {self.weight}; it must be finite and not negative")
-        if not 0 <= self.warm_up <= 1:
-            raise ValueError(f"{type(self).__name__}.warm_up is {self.warm_up}; it is a share of training, 0 to 1")
+    @property
+    def called(self) -> str:
+        return type(self).__name__
 
     @abstractmethod
     def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
         """The term's raw value for one batch, before its weight."""
-
-    def weight_at(self, progress: float) -> float:
-        """The weight once a share `progress` (0 to 1) of the training is done."""
-        if self.warm_up == 0:
-            return self.weight
-        return self.weight * min(1.0, progress / self.warm_up)

@@ -1,0 +1,138 @@
+"""What a population's step takes, against as many steps of one member, and what share of it is matching.
+
+    python -m benchmarks.population               # 5 members of 768 -> 3,072, batch 4,096, 64 active latents
+    python -m benchmarks.population --batch 500 --k 6     # as in MFR's experiment on GPT-2
+
+All in turns in one process, so that a drifting machine hits all alike. Matching is the Hungarian method on all pairs of
+members; `match_every` is how many steps partners are kept for. Every variant starts from random directions, of which
+no two are alike, and goes as many steps as the rarest matching takes, so that each has its share of them.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from benchmarks.machine import machine
+from benchmarks.step import add_shape
+from fsae.autoencoders.initialisation import initialise_from
+from fsae.autoencoders.topk import TopKSettings
+from fsae.losses.auxiliary import AuxK
+from fsae.losses.mutual import Mutual
+from fsae.losses.objective import Objective
+from fsae.losses.reconstruction import SquaredError
+from fsae.sources.synthetic import SparseSourcesSettings
+from fsae.training.checkpoints import Checkpoints
+from fsae.training.coupling import Coupling
+from fsae.training.loop import TrainingRun
+from fsae.training.member import Member
+from fsae.training.memory import freed_memory_kept
+from fsae.training.reinitialisation import Reinitialisation
+from fsae.training.settings import AdamSettings
+
+
+class Unheard:
+    """A sink for what nobody reads."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+    def say(self, message: str) -> None: ...
+
+    def position(self) -> int:
+        return 0
+
+
+class Variant:
+    """A population in training.
+
+    Attributes:
+        seconds: of each step, but for matching.
+        matching: of all steps.
+    """
+
+    def __init__(self, options: argparse.Namespace, x: torch.Tensor, size: int, mutual: Mutual, folder: Path):
+        # A step too small to move anything.
+        settings = AdamSettings(tokens=10**12, batch_size=options.batch, lr=1e-12, log_every=10**9)
+        members = []
+        for seed in range(size):
+            arch = TopKSettings(d_sae=options.d_sae, k=options.k)
+            autoencoder = arch.build(options.d_in, torch.Generator().manual_seed(seed)).to(x.device)
+            initialise_from(autoencoder, x, scale=1.0)
+            objective = Objective({"reconstruction": SquaredError(), "auxiliary": AuxK()})
+            members.append(Member(autoencoder, objective, settings, scale=1.0, seed=seed))
+        self._coupling = Coupling(mutual, seed=0) if mutual.weight > 0 else None
+        source = SparseSourcesSettings().open(x.device)
+        checkpoints = Checkpoints(folder, {})
+        self._run = TrainingRun(
+            members, self._coupling, Reinitialisation(), source, 1.0, settings, Unheard(), checkpoints
+        )
+        self._x = x
+        self.seconds: list[float] = []
+        self.matching = 0.0
+
+    def step(self) -> None:
+        """One step of all members."""
+        _wait()
+        began = time.perf_counter()
+        self._run.take(self._x, None)
+        _wait()
+        seconds, matching = time.perf_counter() - began, 0.0
+        if self._coupling is not None:
+            matching, self._coupling.matching_seconds = self._coupling.matching_seconds, 0.0
+        self.seconds.append(seconds - matching)
+        self.matching += matching
+
+    def forget(self) -> None:
+        """What was measured so far."""
+        self.seconds, self.matching = [], 0.0
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    """Measure all in turns and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_shape(parser)
+    parser.add_argument("--members", type=int, default=5)
+    parser.add_argument("--match-every", type=int, nargs="*", default=[1, 10])
+    parser.set_defaults(d_sae=3072)
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x = torch.randn(options.batch, options.d_in, generator=torch.Generator().manual_seed(1)).to(device)
+    steps = options.repeats * max([*options.match_every, 1])
+    print(
+        f"{machine()}; d_in {options.d_in}, d_sae {options.d_sae}, batch {options.batch}, {options.k} active; "
+        f"{steps} steps of each in turns\n"
+    )
+    with tempfile.TemporaryDirectory() as folder, freed_memory_kept():
+
+        def variant(size: int, **mutual: float) -> Variant:
+            return Variant(options, x, size, Mutual(**mutual), Path(folder))  # pyright: ignore[reportArgumentType]
+
+        variants = {"one member": variant(1), f"{options.members}, no term": variant(options.members)}
+        for every in options.match_every:
+            name = f"{options.members}, match_every {every}"
+            variants[name] = variant(options.members, weight=1e-9, match_every=every)
+        for each in variants.values():
+            each.step()
+            each.forget()
+        for _ in range(steps):
+            for each in variants.values():
+                each.step()
+    one = statistics.median(variants["one member"].seconds)
+    print(f"{'':22}{'a step':>10}{'of one member':>15}{'matching':>10}")
+    for name, each in variants.items():
+        matching = each.matching / steps
+        whole = statistics.median(each.seconds) + matching
+        print(f"{name:22}{whole:>9.3f}s{whole / one:>14.2f}x{matching / whole:>10.0%}")
+
+
+if __name__ == "__main__":
+    main()
