@@ -111,15 +111,11 @@ def main() -> None:
         f"{machine()}; d_in {options.d_in}, d_sae {options.d_sae}, batch {options.batch}, {options.k} active; "
         f"{steps} steps of each in turns\n"
     )
+    kinds = {"one member": (1, Mutual()), f"{options.members}, no term": (options.members, Mutual())}
+    for every in options.match_every:
+        kinds[f"{options.members}, match_every {every}"] = options.members, Mutual(weight=1e-9, match_every=every)
     with tempfile.TemporaryDirectory() as folder, freed_memory_kept():
-
-        def variant(size: int, **mutual: float) -> Variant:
-            return Variant(options, x, size, Mutual(**mutual), Path(folder))  # pyright: ignore[reportArgumentType]
-
-        variants = {"one member": variant(1), f"{options.members}, no term": variant(options.members)}
-        for every in options.match_every:
-            name = f"{options.members}, match_every {every}"
-            variants[name] = variant(options.members, weight=1e-9, match_every=every)
+        variants = {name: Variant(options, x, *kind, Path(folder)) for name, kind in kinds.items()}
         for each in variants.values():
             each.step()
             each.forget()
