@@ -11,6 +11,7 @@ import torch
 from fsae.sources import eeg as eeg_module
 from fsae.sources.eeg import EEGSettings, EEGSource, Recording, recordings, windows, windows_of
 from tests.sources.edf_file import write_edf
+from tests.sources.positions import check_goes_on
 
 pytest.importorskip("mne")
 
@@ -92,16 +93,7 @@ def test_an_epoch_has_each_window_once_and_the_next_another_order(folder: Path):
 @pytest.mark.parametrize("snr", [None, 0.0])
 def test_goes_on_with_the_batch_that_would_have_come(folder: Path, snr: float | None):
     settings = EEGSettings(path=str(folder), noise_snr_db=snr)
-    whole = list(islice(EEGSource(settings, CPU).batches(20), 7))
-    first = EEGSource(settings, CPU)
-    batches = first.batches(20)
-    for _ in range(4):
-        next(batches)
-    second = EEGSource(settings, CPU)
-    second.load_state_dict(first.state_dict())
-    for batch, wanted in zip(second.batches(20), whole[4:], strict=False):
-        assert torch.equal(batch.inputs, wanted.inputs)
-        assert torch.equal(batch.targets, wanted.targets)
+    check_goes_on(lambda: EEGSource(settings, CPU), 20)
 
 
 def test_noise_has_the_wanted_strength_and_is_on_inputs_only(folder: Path):

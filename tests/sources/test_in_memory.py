@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fsae.sources.in_memory import InMemorySource
+from tests.sources.positions import check_goes_on
 
 CPU = torch.device("cpu")
 
@@ -33,12 +34,7 @@ def test_the_seed_decides_the_order():
 
 @pytest.mark.parametrize("before", [2, 3, 4])
 def test_it_goes_on_where_it_was(before: int):
-    whole = first(source(), 6)
-    part = source()
-    first(part, before)
-    resumed = source()
-    resumed.load_state_dict(part.state_dict())
-    assert first(resumed, 6 - before) == whole[before:]
+    check_goes_on(source, 3, before)
 
 
 def test_the_held_out_part_is_always_the_same():

@@ -14,6 +14,7 @@ from fsae.sources.synthetic import (
     SyntheticSettings,
     SyntheticSource,
 )
+from tests.sources.positions import check_goes_on
 
 CPU = torch.device("cpu")
 SMALL = [
@@ -42,15 +43,7 @@ def test_vectors_are_sums_of_features(settings: SyntheticSettings):
 
 @each_kind
 def test_goes_on_with_the_batch_that_would_have_come(settings: SyntheticSettings):
-    whole = [batch.inputs for batch in islice(SyntheticSource(settings, CPU).batches(16), 5)]
-    first = SyntheticSource(settings, CPU)
-    batches = first.batches(16)
-    for _ in range(3):
-        next(batches)
-    second = SyntheticSource(settings, CPU)
-    second.load_state_dict(first.state_dict())
-    for batch, wanted in zip(second.batches(16), whole[3:], strict=False):
-        assert torch.equal(batch.inputs, wanted)
+    check_goes_on(lambda: SyntheticSource(settings, CPU), 16)
 
 
 @each_kind
