@@ -22,6 +22,10 @@ JOBS = {
     "fisher_grid_repaired_topk": 480,
     # 4 sparsities x 2 weights x 5 seeds
     "fisher_grid_repaired_small": 40,
+    # 2 weights x 5 seeds
+    "mfr_synthetic_small": 10,
+    "mfr_smollm2_small": 10,
+    "mfr_eeg_small": 10,
     # 3 architectures x 4 sizes x 5 seeds
     "splines_toy": 60,
 }

@@ -1,10 +1,13 @@
 """Arms against their baseline, seed by seed."""
 
+from pathlib import Path
+
+import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.paired import table
+from experiments.paired import arms_of, plot, table
 
 
 def runs(**changes) -> pd.DataFrame:
@@ -32,13 +35,17 @@ def runs(**changes) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def told(runs: pd.DataFrame, against: dict[str, str], apart: list[str], metrics: list[str]) -> str:
+    return table(arms_of(runs, against, apart, metrics), metrics)
+
+
 def lines(text: str) -> dict[str, list[str]]:
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     return {name: rest for name, *rest in cells}
 
 
 def test_an_arm_is_set_against_the_one_that_differs_in_the_named_setting_only():
-    found = lines(table(runs(), {"population.mutual.weight": "0"}, [], ["fvu"]))
+    found = lines(told(runs(), {"population.mutual.weight": "0"}, [], ["fvu"]))
     assert found["arm"] == ["seeds", "fvu"]
     assert found["population.mutual.weight=0, population.size=5"] == ["5", "29.5"]
     seeds, cell = found["population.mutual.weight=24, population.size=5"]
@@ -49,7 +56,7 @@ def test_an_arm_is_set_against_the_one_that_differs_in_the_named_setting_only():
 
 def test_settings_may_be_left_apart():
     against = {"population.mutual.weight": "0", "population.size": "2"}
-    found = lines(table(runs(), against, [], ["fvu"]))
+    found = lines(told(runs(), against, [], ["fvu"]))
     assert found["population.mutual.weight=24, population.size=5"][1].startswith("28.53 (-1.5,")
     assert found["population.mutual.weight=0, population.size=2"][1] == "30"
 
@@ -57,22 +64,22 @@ def test_settings_may_be_left_apart():
 def test_what_is_apart_matters_only_where_no_arm_has_the_same():
     every = runs()
     against = {"population.mutual.weight": "0.0"}
-    found = lines(table(every, against, ["population.size"], ["fvu"]))
+    found = lines(told(every, against, ["population.size"], ["fvu"]))
     assert found["population.mutual.weight=24, population.size=5"][1].startswith("28.53 (-0.97,")
     assert found["population.mutual.weight=0, population.size=5"][1] == "29.5"
     lone = pd.DataFrame(every.loc[(every["population.size"] == 2) | (every["population.mutual.weight"] > 0)])
-    found = lines(table(lone, against, ["population.size"], ["fvu"]))
+    found = lines(told(lone, against, ["population.size"], ["fvu"]))
     assert found["population.mutual.weight=24, population.size=5"][1].startswith("28.53 (-1.5,")
     three = pd.concat([every, every.loc[every["population.mutual.weight"] > 0].assign(**{"population.size": 9})])
     with pytest.raises(SystemExit, match="2 arms could be the baseline"):
-        table(pd.DataFrame(three), against, ["population.size"], ["fvu"])
+        told(pd.DataFrame(three), against, ["population.size"], ["fvu"])
 
 
 def test_few_seeds_have_no_interval_and_absent_values_no_difference():
     every = runs()
     some = pd.DataFrame(every.loc[every["seed"] < 3])
     some.loc[some["population.mutual.weight"] > 0, "eval/best_fvu"] = 1.0
-    found = lines(table(some, {"population.mutual.weight": "0"}, [], ["fvu", "best_fvu"]))
+    found = lines(told(some, {"population.mutual.weight": "0"}, [], ["fvu", "best_fvu"]))
     assert found["population.mutual.weight=24, population.size=2"] == ["2", "14.02 (-0.99)", "1 (-14)"]
     # Of one autoencoder it is its fvu.
     assert found["population.mutual.weight=0, population.size=2"] == ["2", "15", "15"]
@@ -80,13 +87,22 @@ def test_few_seeds_have_no_interval_and_absent_values_no_difference():
 
 def test_what_no_run_has_is_told():
     with pytest.raises(SystemExit, match=r"no run has population\.mutual\.wieght, eval/nothing"):
-        table(runs(), {"population.mutual.wieght": "0"}, [], ["nothing"])
+        told(runs(), {"population.mutual.wieght": "0"}, [], ["nothing"])
     with pytest.raises(SystemExit, match=r"no run has population\.mutual\.weight=7"):
-        table(runs(), {"population.mutual.weight": "7"}, [], ["fvu"])
+        told(runs(), {"population.mutual.weight": "7"}, [], ["fvu"])
 
 
 def test_runs_without_a_value_are_left_out():
     gaps = runs()
     gaps.loc[gaps["seed"] == 5, "eval/fvu"] = np.nan
-    found = lines(table(gaps, {"population.mutual.weight": "0"}, [], ["fvu"]))
+    found = lines(told(gaps, {"population.mutual.weight": "0"}, [], ["fvu"]))
     assert found["population.mutual.weight=24, population.size=2"][1].startswith("24.02 (-0.98,")
+
+
+def test_a_picture_has_a_line_for_each_arm_that_is_compared(tmp_path: Path):
+    wide, tall = tmp_path / "one.png", tmp_path / "two.png"
+    plot(arms_of(runs(), {"population.mutual.weight": "0"}, [], ["fvu"]), ["fvu"], wide)
+    more = pd.concat([runs(), runs().assign(**{"population.size": 9})])
+    plot(arms_of(pd.DataFrame(more), {"population.mutual.weight": "0"}, [], ["fvu"]), ["fvu"], tall)
+    heights = [matplotlib.image.imread(picture).shape[0] for picture in (wide, tall)]
+    assert heights[0] < heights[1]
