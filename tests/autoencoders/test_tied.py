@@ -134,7 +134,7 @@ def test_the_mutual_term_pulls_on_the_one_matrix():
     members = [build("topk", tied=True, seed=seed) for seed in range(2)]
     pulls = []
     for directions in Directions:
-        Coupling(Mutual(weight=1.0, directions=directions), seed=0).backward(members, 0, 1.0, False)
+        Coupling(Mutual(weight=1.0, directions=directions), seed=0).backward(members, 0, 1.0)
         pulls.append([each.W_dec.grad for each in members])
         for each in members:
             each.W_dec.grad = None

@@ -28,6 +28,7 @@ def test_settings_are_flattened_to_text():
 
 def test_what_was_chosen_stands_under_the_key_of_the_choice():
     assert flat_settings(composed("arch=abs_topk"))["arch"] == "abs_topk"
+    assert flat_settings(composed("trainer=pam"))["trainer"] == "pam"
     # The same keys, another term.
     step, tanh = (flat_settings(composed("arch=jumprelu", f"loss={loss}")) for loss in ("jumprelu", "jumprelu_tanh"))
     assert (step["loss.sparsity"], tanh["loss.sparsity"]) == ("step_l0", "tanh_l0")

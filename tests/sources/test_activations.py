@@ -150,6 +150,18 @@ def test_nothing_is_fetched_that_training_does_not_take():
     assert passes[0] < passes[1] == passes[2]
 
 
+def test_what_fills_no_batch_at_the_end_does_not_begin_another_epoch():
+    passes = set()
+    for seed in range(6):
+        # Three shards, of which memory holds two: some other epoch begins with the one that is not there.
+        model = TableModel()
+        with activation_source(model=model, tokens=100, training_tokens=100, seed=seed) as source:
+            take(source, 100 // BATCH)
+            time.sleep(0.05)
+            passes.add(model.passes)
+    assert len(passes) == 1
+
+
 def test_the_next_shard_is_harvested_while_training_goes_on():
     model, second_shard_begun = TableModel(), threading.Event()
     main = threading.current_thread()

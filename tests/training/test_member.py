@@ -55,7 +55,8 @@ def test_it_learns_to_make_targets_of_inputs(arch: str, sparse: bool):
     record = trained.backward(x, 0, targets)
     error = (record.reconstruction - targets).square().sum(1)
     assert not torch.allclose(error, (record.reconstruction - x).square().sum(1))
-    trained.update(record, 0)
+    trained.update(0)
+    trained.finish(record, 0)
     means = trained.read_interval()
     assert means["reconstruction"] == pytest.approx(error.mean().item(), rel=1e-5)
     assert means["mse"] == pytest.approx(error.mean().item() / SCALE**2, rel=1e-5)
@@ -64,7 +65,7 @@ def test_it_learns_to_make_targets_of_inputs(arch: str, sparse: bool):
     if "auxiliary" in means:
         plain = member(arch, adam())
         plain.dead.indices = DEAD
-        plain.update(plain.backward(x, 0), 0)
+        plain.step(x, 0)
         assert means["auxiliary"] != pytest.approx(plain.read_interval()["auxiliary"], rel=1e-3)
 
 
@@ -295,6 +296,20 @@ def test_products_in_bfloat16_train_to_the_same_quality(arch: str):
     assert fvu < 0.5
     assert fvu_bf16 == pytest.approx(fvu, rel=0.03)
     assert l0_bf16 == pytest.approx(l0, rel=0.03)
+
+
+def test_weight_decay_moves_what_nothing_else_moves():
+    trained = member(
+        "standard", adam(weight_decay=0.1, clip_norm=None, warm_up=0.0), loss={"reconstruction": SquaredError()}
+    )
+    autoencoder = trained.autoencoder
+    idle = slice(0, D_SAE // 4)
+    before = autoencoder.W_enc[:, idle].detach().clone()
+    trained.step(torch.randn(BATCH, D_IN, generator=torch.Generator().manual_seed(0)), 0)
+    # Adam's first step is lr against the gradient's sign, here that of the weight.
+    torch.testing.assert_close(
+        autoencoder.W_enc[:, idle], before - trained.settings.lr * before.sign(), atol=1e-4, rtol=0
+    )
 
 
 @each_architecture

@@ -15,7 +15,7 @@ from fsae.sources.synthetic import SyntheticSettings
 from fsae.tracking.store import resolve_uri
 from fsae.training.pam import PamSettings
 from fsae.training.reinitialisation import Scope
-from fsae.training.settings import FitSettings
+from fsae.training.settings import AdamSettings, FitSettings
 
 
 def check(settings: RunSettings) -> None:
@@ -34,7 +34,7 @@ def check(settings: RunSettings) -> None:
         _check_activations(settings, settings.source)
     else:
         _check_other_source(settings)
-    if settings.trainer.compile and shutil.which("g++") is None:
+    if isinstance(settings.trainer, AdamSettings) and settings.trainer.compile and shutil.which("g++") is None:
         raise ValueError("trainer.compile has torch.compile make C++, and there is no g++; install it, or leave it out")
     restart = settings.population.reinitialise
     if restart.scope is not Scope.none and restart.target_rate is None and not isinstance(settings.arch, KSettings):

@@ -22,7 +22,9 @@ BESIDE_THE_POINT = (
 
 # Schemas of which several fit one place, and the word by which YAML chooses between them.
 CHOICES = {
-    schema: path.split("/")[1] for path, schema in SCHEMAS.items() if path.startswith(("arch/", "loss/", "source/"))
+    schema: path.split("/")[1]
+    for path, schema in SCHEMAS.items()
+    if path.startswith(("arch/", "loss/", "source/", "trainer/"))
 }
 
 
@@ -35,8 +37,8 @@ def register_resolvers() -> None:
 def flat_settings(config: DictConfig) -> dict[str, str]:
     """All resolved settings but Hydra's own, flattened: text by dotted key.
 
-    Architectures and loss terms differ by their schema too, so its word stands under their own key: `arch` is "gated",
-    `loss.sparsity` is "l1".
+    Architectures, trainers and loss terms differ by their schema too, so its word stands under their own key: `arch` is
+    "gated", `loss.sparsity` is "l1".
     """
     flat: dict[str, str] = {}
 

@@ -202,6 +202,8 @@ class ActivationSource:
                 f"trainer.batch_size is {batch_size}, more than the {self._extent.tokens[Part.train]} vectors there "
                 "are; raise source.tokens"
             )
+        # Training takes whole batches.
+        taken = self._training_tokens // batch_size * batch_size
         while True:
             row, parts = self._batch * batch_size, []
             visits = list(self._visits(self._epoch))
@@ -211,7 +213,7 @@ class ActivationSource:
                 if row >= end:
                     continue
                 vectors = self._vectors(number)
-                if self._epoch * size + next_begin < self._training_tokens:
+                if self._epoch * size + next_begin < taken:
                     self._fetch(next_number, beside=number)
                 order = _permutation(self._extent.count(Part.train, number), self._seed, self._epoch, number)
                 while row < end:

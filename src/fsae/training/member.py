@@ -43,7 +43,11 @@ class Member(Learner[SparseAutoencoder, AdamSettings]):
         self._dense_forward = torch.compile(autoencoder) if settings.compile else autoencoder
         device = autoencoder.W_dec.device
         self.optimiser = torch.optim.Adam(
-            autoencoder.parameters(), lr=settings.lr, betas=(settings.beta1, settings.beta2), fused=True
+            autoencoder.parameters(),
+            lr=settings.lr,
+            betas=(settings.beta1, settings.beta2),
+            weight_decay=settings.weight_decay,
+            fused=True,
         )
         self.generator = torch.Generator().manual_seed(seed)
         self.resampled = 0

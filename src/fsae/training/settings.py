@@ -96,6 +96,7 @@ class AdamSettings(TrainerSettings):
         updates_per_batch: steps of the optimiser on each batch.
         lr: learning rate after warm-up.
         beta1, beta2: Adam's decay rates.
+        weight_decay: weight of half the squares of all weights, added to the gradient (Adam's own, not AdamW's).
         warm_up: share of training over which the learning rate rises linearly.
         decay: share of training, at its end, over which it falls linearly to 0.
         clip_norm: largest norm of the whole gradient, or null.
@@ -110,6 +111,7 @@ class AdamSettings(TrainerSettings):
     lr: float = 3e-4
     beta1: float = 0.9
     beta2: float = 0.999
+    weight_decay: float = 0.0
     warm_up: float = 0.01
     decay: float = 0.2
     clip_norm: float | None = 1.0
@@ -129,6 +131,8 @@ class AdamSettings(TrainerSettings):
             raise ValueError(
                 f"trainer.warm_up + trainer.decay is {self.warm_up + self.decay}; together they must not exceed 1"
             )
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"trainer.weight_decay is {self.weight_decay}; it must be finite and not negative")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be in [0, 1)")
