@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.paired import arms_of, plot, table
+from experiments.arms import arms_of
+from experiments.paired import Compared, compare, plot, table
 
 
 def runs(**changes) -> pd.DataFrame:
@@ -36,7 +37,11 @@ def runs(**changes) -> pd.DataFrame:
 
 
 def told(runs: pd.DataFrame, against: dict[str, str], apart: list[str], metrics: list[str]) -> str:
-    return table(arms_of(runs, against, apart, metrics), metrics)
+    return table(compared(runs, against, apart, metrics), metrics)
+
+
+def compared(runs: pd.DataFrame, against: dict[str, str], apart: list[str], metrics: list[str]) -> list[Compared]:
+    return compare(arms_of(runs, [*against, *apart], metrics), against, apart)
 
 
 def lines(text: str) -> dict[str, list[str]]:
@@ -101,8 +106,8 @@ def test_runs_without_a_value_are_left_out():
 
 def test_a_picture_has_a_line_for_each_arm_that_is_compared(tmp_path: Path):
     wide, tall = tmp_path / "one.png", tmp_path / "two.png"
-    plot(arms_of(runs(), {"population.mutual.weight": "0"}, [], ["fvu"]), ["fvu"], wide)
+    plot(compared(runs(), {"population.mutual.weight": "0"}, [], ["fvu"]), ["fvu"], wide)
     more = pd.concat([runs(), runs().assign(**{"population.size": 9})])
-    plot(arms_of(pd.DataFrame(more), {"population.mutual.weight": "0"}, [], ["fvu"]), ["fvu"], tall)
+    plot(compared(pd.DataFrame(more), {"population.mutual.weight": "0"}, [], ["fvu"]), ["fvu"], tall)
     heights = [matplotlib.image.imread(picture).shape[0] for picture in (wide, tall)]
     assert heights[0] < heights[1]
