@@ -26,6 +26,11 @@ JOBS = {
     "mfr_synthetic_small": 10,
     "mfr_smollm2_small": 10,
     "mfr_eeg_small": 10,
+    # 5 seeds
+    "sgd_mnist_small": 5,
+    "pam_mnist_small": 5,
+    "sgd_smollm2_small": 5,
+    "pam_smollm2_small": 5,
     # 3 architectures x 4 sizes x 5 seeds
     "splines_toy": 60,
 }
