@@ -10,6 +10,10 @@ from tests.composition import composed
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            ["dataset.context=64", "dataset.skip_positions=63"],
+            r"eval\.splice_tokens is 2048, but .* keeps the last of 64 positions alone.*eval\.splice_tokens=0",
+        ),
         (["task=eval"], r"say which with sae\.path=FOLDER"),
         (["sae.path=/some/where"], r"sae\.path is only read by task=eval"),
         (["site.layer=30"], r"site\.layer is 30, but model smollm2_135m has 30 layers, 0 to 29"),
