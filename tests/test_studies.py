@@ -1,0 +1,62 @@
+"""The studies' scripts: every arm can be run, and what was begun is gone on with."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fsae.configuration.checks import check
+from fsae.configuration.schema import settings_of
+from fsae.sweeps.launch import let_the_command_line_win
+from tests.composition import composed, composed_with_hydra
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted(ROOT.glob("experiments/*/run.sh"))
+
+each_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.parent.name)
+
+
+def commands(script: Path, folder: Path) -> list[list[str]]:
+    """What the script runs, with a Python that only takes note."""
+    notes, python = folder / "notes", folder / "bin" / "python"
+    python.parent.mkdir(exist_ok=True)
+    python.write_text(f'#!/bin/sh\nprintf "%s\\t" "$@" >> {notes}\necho >> {notes}\n')
+    python.chmod(0o755)
+    environment = os.environ | {"PATH": f"{python.parent}:{os.environ['PATH']}"}
+    subprocess.run(["sh", script, folder / "out"], env=environment, check=True)
+    return [line.rstrip("\t").split("\t") for line in notes.read_text().splitlines()]
+
+
+@each_script
+def test_every_arm_can_be_run(script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FSAE_OUTPUTS", str(tmp_path))
+    folders = set()
+    for module, *overrides in [each[1:] for each in commands(script, tmp_path)]:
+        if module != "fsae.run":
+            continue
+        (folder,) = (each for each in overrides if each.startswith("hydra.sweep.dir="))
+        assert folder not in folders
+        folders.add(folder)
+        plain = [each for each in overrides if each not in (folder, "-m")]
+        # A list is a sweep's; of each its first value here.
+        first = [f"{key}={value.split(',')[0]}" for key, _, value in (each.partition("=") for each in plain)]
+        config = composed_with_hydra(*first)
+        let_the_command_line_win(config)
+        if config.hydra.mode is not None and config.hydra.mode.name == "MULTIRUN":
+            lists = {key: str(values).split(",")[0] for key, values in config.hydra.sweeper.params.items()}
+            first += [f"{key}={value}" for key, value in lists.items()]
+        check(settings_of(composed(*first)))
+    assert len(folders) > 5
+
+
+@each_script
+def test_what_was_begun_is_gone_on_with(script: Path, tmp_path: Path):
+    begun = next(each for each in commands(script, tmp_path) if each[1] == "fsae.run")
+    (folder,) = (Path(each.partition("=")[2]) for each in begun if each.startswith("hydra.sweep.dir="))
+    folder.mkdir(parents=True)
+    (folder / "sweep.json").touch()
+    (tmp_path / "notes").unlink()
+    again = commands(script, tmp_path)
+    assert ["-m", "fsae.resume", str(folder)] in again
+    assert begun not in again
