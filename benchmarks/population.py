@@ -5,7 +5,7 @@
 
 All in turns in one process, so that a drifting machine hits all alike. Matching is the Hungarian method on all pairs of
 members; `match_every` is how many steps partners are kept for. Every variant starts from random directions, of which
-no two are alike, and goes as many steps as the rarest matching takes, so that each has its share of them.
+no two are alike, and matches as often as is asked for.
 """
 
 import argparse
@@ -106,10 +106,9 @@ def main() -> None:
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     x = torch.randn(options.batch, options.d_in, generator=torch.Generator().manual_seed(1)).to(device)
-    steps = options.repeats * max([*options.match_every, 1])
     print(
         f"{machine()}; d_in {options.d_in}, d_sae {options.d_sae}, batch {options.batch}, {options.k} active; "
-        f"{steps} steps of each in turns\n"
+        f"{options.repeats} matchings of each, in turns\n"
     )
     kinds = {"one member": (1, Mutual()), f"{options.members}, no term": (options.members, Mutual())}
     for every in options.match_every:
@@ -119,13 +118,14 @@ def main() -> None:
         for each in variants.values():
             each.step()
             each.forget()
-        for _ in range(steps):
-            for each in variants.values():
-                each.step()
+        for turn in range(options.repeats * max(options.match_every)):
+            for name, (_, mutual) in kinds.items():
+                if mutual.weight == 0 or turn < options.repeats * mutual.match_every:
+                    variants[name].step()
     one = statistics.median(variants["one member"].seconds)
     print(f"{'':22}{'a step':>10}{'of one member':>15}{'matching':>10}")
     for name, each in variants.items():
-        matching = each.matching / steps
+        matching = each.matching / len(each.seconds)
         whole = statistics.median(each.seconds) + matching
         print(f"{name:22}{whole:>9.3f}s{whole / one:>14.2f}x{matching / whole:>10.0%}")
 
