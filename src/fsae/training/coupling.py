@@ -12,6 +12,7 @@ from fsae.autoencoders.base import Autoencoder
 from fsae.autoencoders.codes import Codes, Pattern
 from fsae.draws import generator_for
 from fsae.losses.mutual import Mutual, partners, unit_directions
+from fsae.training.crew import Crew
 
 
 class Coupling:
@@ -31,6 +32,8 @@ class Coupling:
 
     def __init__(self, settings: Mutual, seed: int):
         self.settings, self._seed = settings, seed
+        # Of as many threads as there are cores: SciPy's matching uses one, and lets others go on.
+        self._crew: Crew | None = None
         self.matching_seconds = 0.0
         self._sums, self._count = torch.zeros(2), 0
         # Of S: partner by partner, as rows, columns and weights.
@@ -87,8 +90,11 @@ class Coupling:
         members = table.chunk(size)
         d_sae, pairs = len(members[0]), list(combinations(range(size), 2))
         rows, columns, weights = [], [], []
-        for a, b in pairs:
-            of_a, of_b = partners(members[a], members[b], self.settings.matching)
+        if self._crew is None:
+            self._crew = Crew(min(len(pairs), torch.get_num_threads()))
+        matching = self.settings.matching
+        found = self._crew.map(lambda pair: partners(members[pair[0]], members[pair[1]], matching), pairs)
+        for (a, b), (of_a, of_b) in zip(pairs, found, strict=True):
             if self.settings.shuffled:
                 of_b = of_b[_derangement(len(of_b), generator_for(self._seed, "shuffled", a, b)).to(of_b.device)]
             weight = torch.full((len(of_a),), 1 / (len(of_a) * len(pairs)), dtype=torch.float64)
