@@ -5,8 +5,8 @@
 
 All in turns in one process, so that a drifting machine hits all alike. Matching is the Hungarian method on all pairs of
 members; `match_every` is how many steps partners are kept for. Members have random directions, of which no two are
-alike and matching takes longest, or the same ones in another order with noise, a cosine of 0.8 apart: what the term makes
-of them.
+alike and matching takes longest, or the same ones in another order with noise, a cosine of 0.8 apart: what the term
+makes of them.
 """
 
 import argparse
