@@ -55,8 +55,8 @@ def adam(**changes: Any) -> AdamSettings:
 
 
 def pam(**changes: Any) -> PamSettings:
-    """The same steps, in which the decoder is solved for."""
-    return PamSettings(**(SHORT | changes))
+    """As many steps and one, whole rounds, in which the decoder is solved for."""
+    return PamSettings(**(SHORT | {"tokens": (STEPS + 1) * BATCH} | changes))
 
 
 def terms(arch: str) -> dict[str, LossTerm]:
