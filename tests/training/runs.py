@@ -56,7 +56,8 @@ def adam(**changes: Any) -> AdamSettings:
 
 def pam(**changes: Any) -> PamSettings:
     """As many steps and one, whole rounds, in which the decoder is solved for."""
-    return PamSettings(**(SHORT | {"tokens": (STEPS + 1) * BATCH} | changes))
+    longer: dict[str, Any] = {"tokens": (STEPS + 1) * BATCH}
+    return PamSettings(**(SHORT | longer | changes))
 
 
 def terms(arch: str) -> dict[str, LossTerm]:

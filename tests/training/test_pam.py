@@ -88,11 +88,12 @@ def test_a_last_round_that_would_leave_an_older_decoder_is_refused(changes: dict
 def test_the_last_solution_is_that_of_the_end():
     settings = pam(tokens=9 * BATCH, resample_every=None, alpha=1e-3, **MODES["streaming"])
     trained = pam_member("topk", settings)
-    for step, x in enumerate(batches(9)):
-        before = trained.autoencoder.W_dec.clone(), trained.autoencoder.b_dec.clone()
-        gathered = copy.deepcopy(trained._gathered)
-        record = trained.step(x, step)
-    gathered.add(record.codes, x)
+    *first, x = batches(9)
+    for step, some in enumerate(first):
+        trained.step(some, step)
+    before = trained.autoencoder.W_dec.clone(), trained.autoencoder.b_dec.clone()
+    gathered = copy.deepcopy(trained._gathered)
+    gathered.add(trained.step(x, 8).codes, x)
     # Two rounds of four that count 0.9 more and less, and the last batch.
     assert gathered.samples == pytest.approx(BATCH * (4 * 0.9**2 + 4 * 0.9 + 1))
     W_dec, b_dec, *_ = gathered.solve(*before, alpha=1e-3, beta=settings.beta, mu=settings.mu, nu=settings.nu)

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import psutil
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fsae.autoencoders.codes import Codes
 from fsae.training.gram import GramSum
+from fsae.training.memory import free_memory
 
 
 class Solution(NamedTuple):
@@ -157,8 +157,7 @@ def check_room(widths: Sequence[int], d_in: int, device: torch.device) -> None:
         d_in: width of the vectors.
         device: where they are trained.
     """
-    wanted = sum(4 * 8 * d_sae * (d_sae + d_in) for d_sae in widths)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    wanted, free = sum(4 * 8 * d_sae * (d_sae + d_in) for d_sae in widths), free_memory(device)
     if wanted > free:
         raise ValueError(
             f"trainer=pam takes {wanted / 2**30:.1f} GiB for the decoders' equations (d_sae "
