@@ -56,7 +56,12 @@ class Epochs:
         initialise_from(autoencoder, self._vectors(0), scale=1.0)
         # A step too small to move anything, and a round that does not end.
         settings = PamSettings(
-            tokens=10**15, batch_size=options.batch, lr=1e-12, log_every=10**9, encoder_batches=10**9, decoder_batches=1
+            tokens=options.batch * (10**9 + 1),
+            batch_size=options.batch,
+            lr=1e-12,
+            log_every=10**9,
+            encoder_batches=10**9,
+            decoder_batches=1,
         )
         objective = Objective({"reconstruction": SquaredError()})
         self.member = PamMember(autoencoder.to(self.device), objective, settings, scale=1.0, seed=0)

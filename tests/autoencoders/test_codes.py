@@ -269,9 +269,11 @@ def test_gram_over_the_latents_with_columns_in_no_order(dtype: torch.dtype):
 @each_case
 @pytest.mark.parametrize("mkl", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("samples", [1, 2, 100])
 def test_transposed_products_are_added_in_the_type_of_the_sum(
-    case: str, mkl: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    case: str, mkl: bool, dtype: torch.dtype, samples: int, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(codes_module, "_VECTOR_ENTRIES", samples * D_IN)
     if not mkl:
         monkeypatch.setattr(codes_module, "has_sparse_product", lambda tensor: False)
     codes = sparse_codes(mask_with(case), dtype=dtype)

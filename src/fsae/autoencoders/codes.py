@@ -33,6 +33,10 @@ _PRODUCT_ENTRIES = 2**24
 # and more is spent on finding each one's entries.
 _GRAM_SLICES = 4
 
+# The most entries of vectors that products with codes are added of at a time: 5 MB, read again for every active latent.
+# Of fewer samples, more is spent on going through the sum; of four times as many, all takes twice as long.
+_VECTOR_ENTRIES = 600_000
+
 
 class Pattern:
     """Which entries of a (batch, d_sae) matrix exist: compressed rows, like CSR without values.
@@ -392,9 +396,22 @@ class Codes:
         if codes.pattern is None or not has_sparse_product(total):
             total.addmm_(codes.dense().T, X)
             return
-        order, transposed = codes.pattern.transposed
-        values = codes.values.index_select(0, order)
-        add_sparse_product(total, compressed(transposed.offsets, transposed.columns, values, transposed.width), X)
+        for some, vectors in codes._parts(X):
+            assert some.pattern is not None
+            order, transposed = some.pattern.transposed
+            values = some.values.index_select(0, order)
+            left = compressed(transposed.offsets, transposed.columns, values, transposed.width)
+            add_sparse_product(total, left, vectors)
+
+    def _parts(self, X: Float[Tensor, "batch d"]) -> Iterator[tuple["Codes", Tensor]]:
+        """Sparse codes of some samples, and these samples' vectors, which are few enough for a CPU's cache."""
+        assert self.pattern is not None
+        count = math.ceil(len(X) / math.ceil(max(1, X.numel()) / _VECTOR_ENTRIES)) or 1
+        for number, entries in enumerate(_slices(self.pattern, count)):
+            samples = slice(number * count, (number + 1) * count)
+            offsets = self.pattern.offsets[samples.start : samples.stop + 1] - entries.start
+            pattern = Pattern(self.pattern.columns[entries], offsets, self.pattern.width)
+            yield Codes(self.values[entries], pattern), X[samples]
 
     @torch.no_grad()
     def add_gram(self, total: Float[Tensor, "d_sae d_sae"]) -> None:
