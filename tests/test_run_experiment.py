@@ -59,7 +59,7 @@ JOBS = {
     ],
     "pam": [
         "trainer=pam", "arch=gated", "arch.decoder_norm=free", "loss.fisher.weight=0.01", "trainer.tokens=4096",
-        "trainer.encoder_batches=3", "trainer.decoder_batches=2", "trainer.updates_per_batch=2",
+        "trainer.encoder_batches=2", "trainer.decoder_batches=2", "trainer.updates_per_batch=2",
     ],
     "pam population": [
         "trainer=pam", "arch=topk", "arch.k=8", "arch.decoder_norm=free", "population.size=2", "trainer.tokens=4096",

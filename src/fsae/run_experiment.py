@@ -35,6 +35,7 @@ from fsae.training.coupling import Coupling
 from fsae.training.fitting import FittedMember
 from fsae.training.interruption import Interrupted, Interruption
 from fsae.training.learner import Learner
+from fsae.training.least_squares import check_room
 from fsae.training.loop import TrainingRun, train
 from fsae.training.member import Member
 from fsae.training.memory import freed_memory_kept
@@ -202,6 +203,10 @@ def _open_source(
 
 def _trained(runs: Sequence[OpenRun], source: Source, interruption: Interruption) -> list[TrainedRun]:
     began = time.monotonic()
+    # What goes on holds its sums already.
+    fresh = [run.settings for run in runs if run.state is None]
+    solved = [each for each in fresh for _ in range(each.population.size) if isinstance(each.trainer, PamSettings)]
+    check_room([each.arch.width(source.d_in) for each in solved], source.d_in, source.device)
     scale = cache(lambda kind: scale_of(source.first_vectors(), kind))
     trainings: dict[TrainingRun, OpenRun] = {}
     made: list[TrainedRun] = []

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fsae.autoencoders import batch_topk as batch_topk_module
 from fsae.autoencoders import codes as codes_module
 from fsae.autoencoders import topk as topk_module
 from fsae.autoencoders.base import ForwardRecord, SparseAutoencoder
@@ -400,22 +401,38 @@ def test_batch_topk_keeps_only_what_is_positive():
     assert autoencoder.threshold == 0
 
 
-@pytest.mark.parametrize("floor", [None, 0.0, 1.0, 1e9])
+@pytest.mark.parametrize("smallest", [None, 0.0, 1.0, 1e9])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_batch_topk_finds_the_same_from_any_floor(floor: float | None, dtype: torch.dtype):
-    # 1.0 is too low to leave anything out, 1e9 leaves everything out and has it looked for again.
+def test_batch_topk_finds_the_same_from_any_floor(smallest: float | None, dtype: torch.dtype):
+    # 0.9 is too low to leave anything out, 9e8 leaves everything out and has it looked for again.
     wanted, autoencoder = batch_topk(k=5).to(dtype), batch_topk(k=5).to(dtype)
-    autoencoder._floor = None if floor is None else torch.tensor(floor)
+    autoencoder._smallest = None if smallest is None else torch.tensor(smallest)
     x = samples(10, 16, dtype=dtype)
     assert torch.equal(autoencoder(x, sparse=True).codes.dense(), wanted(x).codes.dense())
     assert torch.equal(autoencoder.threshold, wanted.threshold)
 
 
-def test_batch_topk_begins_the_next_search_a_little_below_the_last_threshold():
-    autoencoder = batch_topk(k=5)
+def test_batch_topk_begins_the_next_search_a_little_below_the_last_threshold(monkeypatch: pytest.MonkeyPatch):
+    autoencoder, floors = batch_topk(k=5), []
+    search = batch_topk_module._Search
+    monkeypatch.setattr(
+        batch_topk_module, "_Search", lambda b_enc, k, floor: (floors.append(floor), search(b_enc, k, floor))[1]
+    )
     codes = autoencoder(samples(10, 16), sparse=True).codes.dense()
-    assert autoencoder._floor is not None
-    assert float(autoencoder._floor) == pytest.approx(0.9 * codes[codes > 0].min().item())
+    autoencoder(samples(10, 16), sparse=True)
+    assert floors[0] is None
+    assert [float(floor) for floor in floors[1:]] == pytest.approx([0.9 * codes[codes > 0].min().item()])
+
+
+@each_path
+def test_batch_topk_counts_no_batch_that_is_only_encoded(sparse: bool):
+    autoencoder = batch_topk(k=5)
+    autoencoder(samples(10, 16), sparse=sparse)
+    threshold = autoencoder.threshold.clone()
+    autoencoder.encode(samples(10, 16, seed=3), sparse=sparse)
+    assert torch.equal(autoencoder.threshold, threshold)
+    autoencoder(samples(10, 16, seed=3), sparse=sparse)
+    assert not torch.equal(autoencoder.threshold, threshold)
 
 
 @each_path

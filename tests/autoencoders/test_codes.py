@@ -263,7 +263,26 @@ def test_gram_over_the_latents_with_columns_in_no_order(dtype: torch.dtype):
     codes = Codes(unsorted_codes().values.to(dtype), unsorted_codes().pattern)
     dense, total = codes.dense().detach().double(), torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
     codes.add_gram(total)
-    torch.testing.assert_close(total.triu(), (dense.T @ dense).triu(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(total.triu(), (dense.T @ dense).triu(), rtol=1e-14, atol=1e-14)
+
+
+@each_case
+@pytest.mark.parametrize("mkl", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("samples", [1, 2, 100])
+def test_transposed_products_are_added_in_the_type_of_the_sum(
+    case: str, mkl: bool, dtype: torch.dtype, samples: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(codes_module, "_VECTOR_ENTRIES", samples * D_IN)
+    if not mkl:
+        monkeypatch.setattr(codes_module, "has_sparse_product", lambda tensor: False)
+    codes = sparse_codes(mask_with(case), dtype=dtype)
+    X, begun = draw(codes.shape[0], D_IN).to(dtype), draw(WIDTH, D_IN, seed=8)
+    wanted = begun + codes.dense().detach().double().T @ X.double()
+    for each in (codes, Codes(codes.dense().detach())):
+        total = begun.clone()
+        each.add_transposed_product(total, X)
+        torch.testing.assert_close(total, wanted, rtol=1e-13, atol=1e-13)
 
 
 def test_patterns_one_under_the_other():

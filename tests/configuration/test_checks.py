@@ -45,6 +45,10 @@ from tests.composition import composed
         (["trainer=pam"], r"arch\.decoder_norm is unit, .*set arch\.decoder_norm=free"),
         (["trainer=pam", "arch.decoder_norm=free", "arch.tied=true"], r"trainer=pam solves .* arch\.tied"),
         (
+            ["trainer=pam", "arch.decoder_norm=free", "loss.reconstruction.weight=0.5"],
+            r"trainer=pam solves .* loss\.reconstruction\.weight is 0\.5; set it to 1",
+        ),
+        (
             ["trainer=pam", "arch.decoder_norm=free", "population.size=2", "population.mutual.weight=0.1"],
             r"set population\.mutual\.directions=encoder",
         ),

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fsae.autoencoders import codes as codes_module
-from fsae.autoencoders.base import AffineMap, ForwardRecord, SparseAutoencoder
+from fsae.autoencoders.base import AffineMap, DecoderNorm, ForwardRecord, SparseAutoencoder
 from fsae.autoencoders.codes import Codes, Pattern
 from fsae.autoencoders.jumprelu import JumpReLUSettings
 from fsae.autoencoders.topk import KSettings
@@ -139,6 +139,27 @@ def test_value_and_gradients_are_the_definition(
     got, wanted = gradients(found.value, measuring), gradients(off_diagonal, autoencoder)
     for name in wanted:
         assert relative_error(got[name], wanted[name]) < 1e-10, name
+
+
+@each_path
+def test_rows_of_any_norm_are_no_way_out_of_the_penalty(sparse: bool):
+    """Rows c times as long and codes 1 / c times as large give the same reconstruction."""
+    autoencoder, x = build("standard", decoder_norm=DecoderNorm.free), samples(9)
+    wanted = fisher_sums(autoencoder(x, sparse), FisherForm.reconstruction, FisherEstimator.batch)
+    with torch.no_grad():
+        c = torch.logspace(-2, 2, autoencoder.d_sae, dtype=torch.float64)
+        autoencoder.W_dec.mul_(c[:, None])
+        autoencoder.W_enc.div_(c)
+        autoencoder.get_parameter("b_enc").div_(c)
+    found = fisher_sums(autoencoder(x, sparse), FisherForm.reconstruction, FisherEstimator.batch)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=0)
+    # As with rows that are unit vectors, and so by the definition.
+    with torch.no_grad():
+        autoencoder.W_dec.div_(c := autoencoder.W_dec.norm(dim=1, keepdim=True))
+        autoencoder.W_enc.mul_(c.T)
+        autoencoder.get_parameter("b_enc").mul_(c.squeeze(1))
+    g = per_sample_gradients(autoencoder, x, "standard", FisherForm.reconstruction)
+    torch.testing.assert_close(tuple(found), definition(g, FisherEstimator.batch), rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])

@@ -55,8 +55,9 @@ def adam(**changes: Any) -> AdamSettings:
 
 
 def pam(**changes: Any) -> PamSettings:
-    """The same steps, in which the decoder is solved for."""
-    return PamSettings(**(SHORT | changes))
+    """As many steps and one, whole rounds, in which the decoder is solved for."""
+    longer: dict[str, Any] = {"tokens": (STEPS + 1) * BATCH}
+    return PamSettings(**(SHORT | longer | changes))
 
 
 def terms(arch: str) -> dict[str, LossTerm]:

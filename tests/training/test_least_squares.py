@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fsae.autoencoders.codes import Codes, Pattern
-from fsae.training import least_squares
-from fsae.training.least_squares import LeastSquares
+from fsae.training import gram
+from fsae.training.least_squares import LeastSquares, check_room
 from tests.training.runs import differences
 
 N_CODES, D_IN, SAMPLES = 7, 4, 40
@@ -44,7 +44,7 @@ COSTS = [0.0, 1e-6, 0.3, 50.0]
 def test_the_solution_has_no_gradient(alpha: float, beta: float, mu: float, nu: float):
     z, x = problem()
     W_t, b_t = drawn(N_CODES, D_IN, seed=5), drawn(D_IN, seed=6)
-    W, b, _ = seen(z, x).solve(W_t, b_t, alpha=alpha, beta=beta, mu=mu, nu=nu)
+    W, b, *_ = seen(z, x).solve(W_t, b_t, alpha=alpha, beta=beta, mu=mu, nu=nu)
     W.requires_grad_()
     b.requires_grad_()
     parts = [
@@ -64,7 +64,7 @@ def test_the_solution_has_no_gradient(alpha: float, beta: float, mu: float, nu: 
 
 def test_without_costs_it_is_ordinary_least_squares():
     z, x = problem()
-    W, b, _ = seen(z, x).solve(torch.zeros(N_CODES, D_IN), torch.zeros(D_IN))
+    W, b, *_ = seen(z, x).solve(torch.zeros(N_CODES, D_IN), torch.zeros(D_IN))
     with_one = torch.cat([z, torch.ones(SAMPLES, 1, dtype=torch.float64)], dim=1)
     wanted = torch.linalg.lstsq(with_one, x).solution
     torch.testing.assert_close(torch.cat([W, b.unsqueeze(0)]), wanted, rtol=1e-11, atol=1e-12)
@@ -87,7 +87,7 @@ def test_it_is_the_published_joint_solution_with_weights_over_the_samples(N, alp
 
 
 def solved(statistics: LeastSquares) -> Tensor:
-    W, b, _ = statistics.solve(drawn(N_CODES, D_IN, seed=5), drawn(D_IN, seed=6), alpha=0.1, nu=0.2)
+    W, b, *_ = statistics.solve(drawn(N_CODES, D_IN, seed=5), drawn(D_IN, seed=6), alpha=0.1, nu=0.2)
     return torch.cat([W, b.unsqueeze(0)])
 
 
@@ -97,7 +97,7 @@ def test_it_does_not_matter_in_which_portions_samples_come(by: int, at_once: int
     z, x = problem()
     whole = LeastSquares()
     whole.add(Codes(z), x)
-    monkeypatch.setattr(least_squares, "_SAMPLES_AT_ONCE", at_once)
+    monkeypatch.setattr(gram, "_SAMPLES_AT_ONCE", at_once)
     torch.testing.assert_close(solved(seen(z, x, by)), solved(whole), rtol=1e-12, atol=1e-12)
 
 
@@ -119,7 +119,7 @@ def test_what_was_seen_before_counts_less(factor: float):
     # The same as a sample of that weight, whose code, target and constant are by its root.
     root, both = factor**0.5, LeastSquares()
     both.add(Codes(torch.cat([old_z * root, z])), torch.cat([old_x * root, x]))
-    W, b, _ = statistics.solve(torch.zeros(N_CODES, D_IN), torch.zeros(D_IN))
+    W, b, *_ = statistics.solve(torch.zeros(N_CODES, D_IN), torch.zeros(D_IN))
     constant = torch.cat([torch.full((SAMPLES, 1), root), torch.ones(SAMPLES, 1)]).double()
     wanted = torch.linalg.lstsq(
         torch.cat([torch.cat([old_z * root, z]), constant], 1), torch.cat([old_x * root, x])
@@ -127,12 +127,13 @@ def test_what_was_seen_before_counts_less(factor: float):
     torch.testing.assert_close(torch.cat([W, b.unsqueeze(0)]), wanted, rtol=1e-10, atol=1e-11)
 
 
-def test_latents_that_never_fired_stay_as_they_were_but_for_the_ridge():
+@pytest.mark.parametrize("mu", [0.0, 0.4])
+def test_latents_that_never_fired_stay_as_they_were(mu: float):
     z, x = problem()
     z[:, 2] = 0
     W_t = drawn(N_CODES, D_IN, seed=5)
-    W, *_ = seen(z, x).solve(W_t, torch.zeros(D_IN), alpha=0.1, mu=0.4)
-    torch.testing.assert_close(W[2], W_t[2] * 0.8)
+    W, *_ = seen(z, x).solve(W_t, torch.zeros(D_IN), alpha=0.1, mu=mu)
+    assert torch.equal(W[2], W_t[2])
 
 
 def test_equations_without_a_single_solution_say_what_to_raise():
@@ -151,7 +152,7 @@ def test_codes_that_are_not_finite_are_told_as_such():
 
 def test_the_condition_number_is_that_of_the_equations():
     z, x = problem()
-    found = seen(z, x).solve(torch.zeros(N_CODES, D_IN), torch.zeros(D_IN), alpha=0.01).condition
+    found = seen(z, x).solve(torch.zeros(N_CODES, D_IN), torch.zeros(D_IN), alpha=0.01).condition()
     A = z.T @ z / SAMPLES - torch.outer(z.mean(0), z.mean(0)) + 0.01 * torch.eye(N_CODES)
     # An estimate from below that is hardly ever off by more than a factor.
     assert 0.3 < found / float(torch.linalg.cond(A, 1)) < 1.001
@@ -159,7 +160,7 @@ def test_the_condition_number_is_that_of_the_equations():
 
 @pytest.mark.parametrize("samples", [0, 5, SAMPLES])
 def test_goes_on_from_a_state_bit_for_bit(samples: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(least_squares, "_SAMPLES_AT_ONCE", 12)
+    monkeypatch.setattr(gram, "_SAMPLES_AT_ONCE", 12)
     z, x = problem()
     one, other = LeastSquares(), LeastSquares()
     for some_z, some_x in zip(z[:samples].split(5), x[:samples].split(5), strict=True):
@@ -174,11 +175,55 @@ def test_goes_on_from_a_state_bit_for_bit(samples: int, monkeypatch: pytest.Monk
     assert torch.equal(solved(one), solved(other))
 
 
+def float32_problem(samples: int) -> tuple[Tensor, Tensor]:
+    """256 latents, the 15 largest of each sample by magnitude on, and five that fire in one sample and no other."""
+    z, x = drawn(samples, 256).float(), drawn(samples, D_IN, seed=1).float() + 2
+    z = z.where(z.abs() >= z.abs().topk(15).values[:, -1:], 0.0)
+    z[:, 250:255] = 0.0
+    z[3, 250:255] = torch.tensor([0.3, -1.7, 2.2, 0.9, 1.1])
+    return z, x
+
+
+@pytest.mark.parametrize("samples", [90, 180, 9000])
+@pytest.mark.parametrize("is_sparse", [True, False])
+def test_of_float32_codes_the_equations_are_those_of_float64(samples: int, is_sparse: bool):
+    """With more latents than samples, some of which fire together only, and the ridge of experiment=pam_mnist."""
+    z, x = float32_problem(samples)
+    alpha, statistics = 1.7e-11, LeastSquares()
+    for some_z, some_x in zip(z.split(90), x.split(90), strict=True):
+        statistics.add(sparse(some_z) if is_sparse else Codes(some_z), some_x)
+    W, b, U, _ = statistics.solve(torch.zeros(256, D_IN), torch.zeros(D_IN), alpha=alpha)
+    # Along what no sample tells apart, the ridge is all there is.
+    assert float(torch.linalg.eigvalsh(U.T @ U)[0]) == pytest.approx(alpha, rel=0.01)
+    z, x = z.double(), x.double()
+    mean_z, mean_x = z.mean(0), x.mean(0)
+    # By QR, of equations whose condition number is the root of these.
+    ridge = torch.cat([(z - mean_z) / samples**0.5, alpha**0.5 * torch.eye(256).double()])
+    targets = torch.cat([(x - mean_x) / samples**0.5, torch.zeros(256, D_IN).double()])
+    wanted = torch.linalg.lstsq(ridge, targets).solution
+    torch.testing.assert_close(W, wanted, rtol=1e-3, atol=1e-3)
+    residual = x - z @ W - b
+    sizes = z.abs().T @ (x.abs() + z.abs() @ W.abs() + b.abs()) / samples
+    gradient = alpha * W - z.T @ residual / samples
+    assert float(gradient.abs().max()) < 1e-12 * float(sizes.max())
+    assert float(residual.mean(0).abs().max()) < 1e-12 * float((x.abs() + z.abs() @ W.abs()).max())
+
+
 def test_float32_codes_are_summed_in_float64():
     z, x = (each.float() for each in problem(4000))
     statistics = LeastSquares()
     for some_z, some_x in zip(z.split(50), x.split(50), strict=True):
         statistics.add(sparse(some_z), some_x)
-    assert {each.dtype for each in statistics.state_dict()["sums"]} == {torch.float64}
-    exact = seen(z.double(), x.double(), 4000)
-    torch.testing.assert_close(solved(statistics), solved(exact), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(solved(statistics), solved(seen(z.double(), x.double(), 4000)), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(("d_sae", "refused"), [(24, False), (2**20, True)])
+def test_equations_that_memory_has_no_room_for_are_refused(d_sae: int, refused: bool):
+    if refused:
+        # 4 x 8 bytes x 2^20 x (2^20 + 6) are 32 TiB, twice.
+        with pytest.raises(
+            ValueError, match=r"takes 65536\.4 GiB .* \(d_sae 1,048,576; autoencoders: 2\).* lower arch"
+        ):
+            check_room([d_sae, d_sae], 6, torch.device("cpu"))
+    else:
+        check_room([d_sae, d_sae], 6, torch.device("cpu"))

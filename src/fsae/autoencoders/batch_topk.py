@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fsae.autoencoders.base import AffineMap, Encoding, SparseAutoencoder
+from fsae.autoencoders.base import AffineMap, Encoding, ForwardRecord, SparseAutoencoder
 from fsae.autoencoders.codes import Codes, Pattern, lowered
 from fsae.autoencoders.topk import KSettings
 
@@ -46,8 +46,15 @@ class BatchTopK(SparseAutoencoder):
         # One number: the smallest code that a batch lets through, averaged over batches. Negative
         # means that no batch was seen.
         self.register_buffer("threshold", torch.tensor(-1.0))
-        # Where the search for the largest of a batch begins. Nothing but its speed depends on it.
-        self._floor: Tensor | None = None
+        # The smallest code that the batch encoded last lets through. The search in the next one begins a little below.
+        self._smallest: Tensor | None = None
+
+    def forward(self, x: Tensor, sparse: bool = False, targets: Tensor | None = None) -> ForwardRecord:
+        record = super().forward(x, sparse, targets)
+        # Not where a batch is only encoded: each counts once.
+        if self.training:
+            self._average()
+        return record
 
     def encode(self, x: Tensor, sparse: bool = False) -> Encoding:
         raw = self._sparse_product(x) if sparse else self.encoder_product(x)
@@ -60,7 +67,7 @@ class BatchTopK(SparseAutoencoder):
         if not self.training:
             return pre > self.threshold.clamp_min(0)
         smallest = _smallest_of_largest(pre.flatten(), self.settings.k * batch).clamp_min(0)
-        self._remember(smallest)
+        self._smallest = smallest
         # At or above the smallest one kept: ties beyond k x batch are let in rather than chosen between.
         return (pre >= smallest) & (pre > 0)
 
@@ -70,7 +77,7 @@ class BatchTopK(SparseAutoencoder):
         # Selecting among all entries would cost a CPU twice the encoder's product; nearly all are far below what is
         # kept, and that changes little from batch to batch.
         floors = [None, self.threshold.new_zeros(())]
-        for floor in floors if self._floor is None else [self._floor, *floors]:
+        for floor in floors if self._smallest is None else [0.9 * self._smallest, *floors]:
             search = _Search(self.b_enc, self.settings.k, floor)
             raw = self.encoder_product(x, search.select, search.narrow)
             if search.complete:
@@ -82,10 +89,10 @@ class BatchTopK(SparseAutoencoder):
         return Pattern.above(products, threshold - self.b_enc, threshold + self.b_enc.abs())
 
     @torch.no_grad()
-    def _remember(self, smallest: Tensor) -> None:
-        self._floor = 0.9 * smallest
+    def _average(self) -> None:
+        assert self._smallest is not None
         decay = self.settings.threshold_decay
-        smallest = smallest.to(self.threshold.dtype)
+        smallest = self._smallest.to(self.threshold.dtype)
         averaged = decay * self.threshold + (1 - decay) * smallest
         self.threshold.copy_(torch.where(self.threshold < 0, smallest, averaged))
 

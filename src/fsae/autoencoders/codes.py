@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fsae.autoencoders.products import has_sparse_product, sample_rows, sparse_product, sum_rows
+from fsae.autoencoders.products import add_sparse_product, compressed, has_sparse_product, sample_rows, sum_rows
 
 # The most entries of the encoder's product that are there at a time: of fewer rows it is slower, of more no faster.
 _PRODUCT_ENTRIES = 2**24
@@ -32,8 +32,10 @@ _PRODUCT_ENTRIES = 2**24
 # Slices of the latents by which the Gram matrix over them is found: of more, less is found in vain below its diagonal,
 # and more is spent on finding each one's entries.
 _GRAM_SLICES = 4
-# Rows of it that are added to others at a time.
-_ROWS_ADDED = 64
+
+# The most entries of vectors that products with codes are added of at a time: 5 MB, read again for every active latent.
+# Of fewer samples, more is spent on going through the sum; of four times as many, all takes twice as long.
+_VECTOR_ENTRIES = 600_000
 
 
 class Pattern:
@@ -294,8 +296,9 @@ def _slices(pattern: Pattern, count: int) -> Iterator[slice]:
         yield slice(begin, end)
 
 
-def _gram_slices(values: Tensor, pattern: Pattern) -> Iterator[tuple[slice, Tensor]]:
-    """codes.T @ codes of sparse codes: some latents, and their inner products with them and all later ones."""
+def _gram_slices(values: Tensor, pattern: Pattern) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Of sparse codes: some latents, and two sparse matrices whose product is their inner products with themselves and
+    all later ones."""
     order, transposed = pattern.transposed
     ordered, begins = values.index_select(0, order), transposed.offsets
     rows, columns = pattern.rows, pattern.columns
@@ -306,9 +309,9 @@ def _gram_slices(values: Tensor, pattern: Pattern) -> Iterator[tuple[slice, Tens
             later = (columns >= first).nonzero().squeeze(1)
             rows, columns, values = (each.index_select(0, later) for each in (rows, columns, values))
         begin, end = begins[[latents.start, latents.stop]].tolist()
-        left = begins[first : latents.stop + 1] - begin, transposed.columns[begin:end], ordered[begin:end]
-        right = _starts(rows, pattern.batch), columns - first, values
-        yield latents, sparse_product(left, right, pattern.width - first)
+        offsets = begins[first : latents.stop + 1] - begin
+        left = compressed(offsets, transposed.columns[begin:end], ordered[begin:end], pattern.batch)
+        yield latents, left, compressed(_starts(rows, pattern.batch), columns - first, values, pattern.width - first)
 
 
 @dataclass(frozen=True, eq=False)
@@ -386,15 +389,40 @@ class Codes:
         """codes.T @ X; no gradient goes through it."""
         return self.values.T @ X if self.pattern is None else _scatter(self.values, self.pattern, X)
 
-    def add_gram(self, total: Float[Tensor, "d_sae d_sae"]) -> None:
-        """Add codes.T @ codes to the upper triangle of `total`; what is below afterwards means nothing."""
-        values = self.values.detach().to(torch.promote_types(self.values.dtype, torch.float32))
-        if self.pattern is None or not has_sparse_product(values):
-            dense = Codes(values, self.pattern).dense()
-            add_rows(total, dense.T @ dense)
+    @torch.no_grad()
+    def add_transposed_product(self, total: Float[Tensor, "d_sae d_in"], X: Float[Tensor, "batch d_in"]) -> None:
+        """Add codes.T @ X to `total`, in its type."""
+        codes, X = self.with_values(self.values.to(total.dtype)), X.to(total.dtype)
+        if codes.pattern is None or not has_sparse_product(total):
+            total.addmm_(codes.dense().T, X)
             return
-        for latents, product in _gram_slices(values, self.pattern):
-            add_rows(total[latents, latents.start :], product)
+        for some, vectors in codes._parts(X):
+            assert some.pattern is not None
+            order, transposed = some.pattern.transposed
+            values = some.values.index_select(0, order)
+            left = compressed(transposed.offsets, transposed.columns, values, transposed.width)
+            add_sparse_product(total, left, vectors)
+
+    def _parts(self, X: Float[Tensor, "batch d"]) -> Iterator[tuple["Codes", Tensor]]:
+        """Sparse codes of some samples, and these samples' vectors, which are few enough for a CPU's cache."""
+        assert self.pattern is not None
+        count = math.ceil(len(X) / math.ceil(max(1, X.numel()) / _VECTOR_ENTRIES)) or 1
+        for number, entries in enumerate(_slices(self.pattern, count)):
+            samples = slice(number * count, (number + 1) * count)
+            offsets = self.pattern.offsets[samples.start : samples.stop + 1] - entries.start
+            pattern = Pattern(self.pattern.columns[entries], offsets, self.pattern.width)
+            yield Codes(self.values[entries], pattern), X[samples]
+
+    @torch.no_grad()
+    def add_gram(self, total: Float[Tensor, "d_sae d_sae"]) -> None:
+        """Add codes.T @ codes to the upper triangle of `total`, in its type; what is below afterwards means nothing."""
+        codes = self.with_values(self.values.to(total.dtype))
+        if codes.pattern is None or not has_sparse_product(total):
+            dense = codes.dense()
+            total.addmm_(dense.T, dense)
+            return
+        for latents, left, right in _gram_slices(codes.values, codes.pattern):
+            add_sparse_product(total[latents, latents.start :], left, right)
 
     def squared_gram_norm(self) -> Float[Tensor, ""]:
         """The sum of squares of codes @ codes.T, in float32 where the codes are in less.
@@ -410,13 +438,6 @@ class Codes:
             order, pattern = pattern.transposed
             values = values.index_select(0, order)
         return _SquaredGramNorm.apply(values, pattern)  # pyright: ignore[reportReturnType]
-
-
-def add_rows(total: Float[Tensor, "n d"], part: Float[Tensor, "n d"]) -> None:
-    """total += part, which may be of a shorter type; some rows at a time, so that their copy in the longer one stays in
-    a CPU's cache: a fifth of the time."""
-    for some, more in zip(total.split(_ROWS_ADDED), part.split(_ROWS_ADDED), strict=True):
-        some += more
 
 
 def linear_codes(

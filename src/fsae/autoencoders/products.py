@@ -4,7 +4,8 @@
     sample_rows   inner products of named rows of two tables
 
 On a CPU they are torch's own operators for embedding bags; on a GPU Triton kernels, which come with torch there. A
-third, of two sparse matrices, is MKL's, and only there where torch was built with it.
+third, which adds a sparse matrix's product with another matrix to what is there, is MKL's, and only there where torch
+was built with it.
 """
 
 import warnings
@@ -14,6 +15,11 @@ from importlib.util import find_spec
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+with warnings.catch_warnings():
+    # Torch says once that such matrices are in beta: now, while no other thread looks at what is filtered.
+    warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+    torch.zeros(1, 1).to_sparse_csr()
 
 
 def sum_rows(
@@ -52,25 +58,26 @@ def sample_rows(
 
 
 def has_sparse_product(tensor: Tensor) -> bool:
-    """Whether `sparse_product` can be had where this tensor is."""
+    """Whether `add_sparse_product` can be had where this tensor is."""
     return tensor.device.type == "cpu" and torch.backends.mkl.is_available()
 
 
-def sparse_product(
-    left: tuple[Int[Tensor, " rows_plus_1"], Int[Tensor, " entries"], Float[Tensor, " entries"]],
-    right: tuple[Int[Tensor, " inner_plus_1"], Int[Tensor, " entries"], Float[Tensor, " entries"]],
+def compressed(
+    offsets: Int[Tensor, " rows_plus_1"],
+    columns: Int[Tensor, " entries"],
+    values: Float[Tensor, " entries"],
     width: int,
 ) -> Float[Tensor, "rows {width}"]:
-    """The product, dense, of two sparse matrices, each as offsets, columns and values of its compressed rows."""
-    rows, inner = len(left[0]) - 1, len(right[0]) - 1
-    product = left[2].new_empty(rows, width)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
-        A, B = (
-            torch.sparse_csr_tensor(offsets.int(), columns.int(), values, shape, check_invariants=False)
-            for (offsets, columns, values), shape in ((left, (rows, inner)), (right, (inner, width)))
-        )
-    return torch.addmm(product, A, B, beta=0, out=product)
+    """A sparse matrix in torch's own form, from compressed rows."""
+    shape = (offsets.shape[0] - 1, width)
+    return torch.sparse_csr_tensor(offsets.int(), columns.int(), values, shape, check_invariants=False)
+
+
+def add_sparse_product(
+    total: Float[Tensor, "rows columns"], left: Float[Tensor, "rows inner"], right: Float[Tensor, "inner columns"]
+) -> None:
+    """total += left @ right: `total` is dense, `left` is `compressed`, `right` one or the other."""
+    torch.addmm(total, left, right, out=total)
 
 
 def _has_kernels(tensor: Tensor) -> bool:

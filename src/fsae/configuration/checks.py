@@ -10,6 +10,7 @@ from fsae.configuration.schema import RunSettings, Task
 from fsae.language_models.shape import shape_of
 from fsae.losses.mutual import Directions
 from fsae.losses.objective import check_terms
+from fsae.losses.reconstruction import SquaredError
 from fsae.sources.activations import ActivationSourceSettings, Cache
 from fsae.sources.synthetic import SyntheticSettings
 from fsae.tracking.store import resolve_uri
@@ -105,6 +106,13 @@ def _check_pam(settings: RunSettings) -> None:
         raise ValueError(
             "arch.decoder_norm is unit, but trainer=pam solves for decoder rows of whatever norm is best; set "
             "arch.decoder_norm=free"
+        )
+    weights = [term.weight for term in settings.loss.values() if isinstance(term, SquaredError)]
+    if weights != [1.0]:
+        raise ValueError(
+            "trainer=pam solves for the decoder of least squared error, and the encoder must be trained on the same, "
+            f"but loss.reconstruction.weight is {weights[0] if weights else 'not there'}; set it to 1, and weigh the "
+            "other terms against it"
         )
     mutual = settings.population.mutual
     if mutual.weight > 0 and mutual.directions is Directions.decoder:

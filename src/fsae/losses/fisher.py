@@ -34,7 +34,8 @@ class FisherForm(Enum):
         F = correlation / B. FisherSAE's code as finally released.
     reconstruction: |x - x_hat|^2 / 2 in the pre-activations: the empirical Fisher matrix of a unit Gaussian decoder.
         The activation's derivative is 1 where a code is on and 0 elsewhere, in every architecture here, so
-        g = 1[f != 0] (x_hat - x) W_dec^T.
+        g = 1[f != 0] (x_hat - x) W_dec^T. Where rows of W_dec are free to have any norm they are taken as unit
+        vectors (f in units of what it adds to x_hat), or short rows and long codes would be a way out of the penalty.
     """
 
     pre = "pre"
@@ -148,6 +149,8 @@ def _reconstruction_gradient(record: ForwardRecord) -> Codes:
     on = (record.codes.values != 0).to(record.reconstruction.dtype)
     # Of the other sign, which no product of two of them has.
     sampled = record.codes.sample(record.error, record.W_dec)
+    if record.code_weights is not None:
+        on = on / record.codes.columns(record.code_weights.clamp_min(1e-8))
     return sampled.with_values(sampled.values * on)
 
 

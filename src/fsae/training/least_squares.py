@@ -1,31 +1,44 @@
 """The decoder and bias of least squared error at fixed codes, found from sums over any number of samples."""
 
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.autoencoders.codes import Codes, Pattern, add_rows
-
-# Samples whose sparse codes are put by before their products are added up: going through the whole of a d_sae x d_sae
-# matrix takes as long as the products of some thousand samples.
-_SAMPLES_AT_ONCE = 8192
+from fsae.autoencoders.codes import Codes
+from fsae.training.gram import GramSum
+from fsae.training.memory import free_memory
 
 
 class Solution(NamedTuple):
-    """A decoder and its bias, in float64, and the condition number (in the 1-norm, estimated) of their equations."""
+    """A decoder and its bias, in float64, and what is known of their equations A W = C.
+
+    Attributes:
+        factor: U of A = U'U, upper triangular.
+        norm: A's 1-norm.
+    """
 
     W_dec: Float[Tensor, "d_sae d_in"]
     b_dec: Float[Tensor, " d_in"]
-    condition: float
+    factor: Float[Tensor, "d_sae d_sae"]
+    norm: Float[Tensor, ""]
+
+    def condition(self) -> float:
+        """A's condition number in the 1-norm: LAPACK's estimate (Higham 1988), which reads U a few times on the CPU."""
+        from scipy.linalg import get_lapack_funcs  # a quarter of a second, which --help can do without
+
+        factor = self.factor.cpu().numpy()
+        (pocon,) = get_lapack_funcs(["pocon"], (factor,))
+        reciprocal, _ = pocon(factor, self.norm.item(), uplo="U")
+        return 1 / reciprocal if reciprocal > 0 else float("inf")
 
 
 class _Sums(NamedTuple):
-    """Over samples, in float64; of z z' only the upper triangle means anything."""
+    """Over samples, in float64."""
 
-    zz: Float[Tensor, "d_sae d_sae"]
+    zz: GramSum
     zx: Float[Tensor, "d_sae d_in"]
     z: Float[Tensor, " d_sae"]
     x: Float[Tensor, " d_in"]
@@ -34,44 +47,39 @@ class _Sums(NamedTuple):
 class LeastSquares:
     """What a decoder's closed form needs of the samples seen: means of z z', z x', z and x, whatever their number.
 
-    z are codes, x what they shall be decoded to. Batches' sums are added up in float64; of sparse codes each sample
-    costs the square of its active latents. Memory is d_sae x (d_sae + d_in) numbers and the codes of a few thousand
-    samples.
+    z are codes, x what they shall be decoded to. All products are taken in float64, whatever the type of these: what is
+    left of mean z z' - mean z mean z' for latents that hardly vary, or only together, is as small as the ridge.
+    Memory is d_sae x (d_sae + d_in) numbers and the codes of a few thousand samples; solving takes three times as much
+    beside.
     """
 
     def __init__(self):
         self.samples = 0.0
         # None where nothing was seen.
         self._sums: _Sums | None = None
-        self._waiting: list[Codes] = []
 
     @torch.no_grad()
     def add(self, codes: Codes, targets: Float[Tensor, "batch d_in"]) -> None:
         """Count samples in."""
-        codes = codes.with_values(codes.values.detach())
+        codes, targets = codes.with_values(codes.values.detach().double()), targets.double()
         if self._sums is None:
-            (n, d), new = (codes.shape[1], targets.shape[1]), partial(targets.new_zeros, dtype=torch.float64)
-            self._sums = _Sums(new(n, n), new(n, d), new(n), new(d))
+            (n, d), zeros = (codes.shape[1], targets.shape[1]), targets.new_zeros
+            self._sums = _Sums(GramSum(zeros(n, n)), zeros(n, d), zeros(n), zeros(d))
         zz, zx, z, x = self._sums
-        add_rows(zx, codes.transposed_product(targets))
+        zz.add(codes)
+        codes.add_transposed_product(zx, targets)
         z += codes.column_sums()
         x += targets.sum(0)
         self.samples += len(targets)
-        if codes.pattern is None:
-            codes.add_gram(zz)
-            return
-        self._waiting.append(codes)
-        if sum(each.shape[0] for each in self._waiting) >= _SAMPLES_AT_ONCE:
-            self._catch_up()
 
     def decay(self, factor: float) -> None:
         """Let what was seen so far count only by a factor, 0 to 1."""
         if factor == 0:
-            self.samples, self._sums, self._waiting = 0.0, None, []
+            self.samples, self._sums = 0.0, None
         elif factor < 1 and self._sums is not None:
-            self._catch_up()
             self.samples *= factor
-            for each in self._sums:
+            zz, *others = self._sums
+            for each in (zz.total, *others):
                 each.mul_(factor)
 
     @torch.no_grad()
@@ -95,7 +103,8 @@ class LeastSquares:
             ((alpha + mu) I + mean z z' - mean z mean z' / S) W = mu W_dec + mean z x' - mean z (mean x + nu b_dec)' / S
             b = (mean x + nu b_dec - W' mean z) / S,
 
-        solved by Cholesky's method in float64. Waits for the device.
+        solved by Cholesky's method in float64. Of latents that never fired the samples say nothing, and alpha alone
+        would make their rows zero: these stay as they were. Waits for the device.
 
         Args:
             W_dec, b_dec: where it is costly to move from.
@@ -104,58 +113,55 @@ class LeastSquares:
             ValueError: the equations have no single solution, or something seen was not finite.
         """
         assert self._sums is not None, "nothing was seen"
-        self._catch_up()
-        zz, zx, z, x = (each / self.samples for each in self._sums)
-        S = 1 + beta + nu
-        wanted = x + nu * b_dec.double()
-        A = zz.addr_(z, z, alpha=-1 / S).triu_()
-        A += A.triu(1).T
+        zz, zx, z, x = self._sums
+        S, z = 1 + beta + nu, z / self.samples
+        wanted = x / self.samples + nu * b_dec.double()
+        # The upper triangle alone, which is all that Cholesky's method reads.
+        A = (zz.total / self.samples).addr_(z, z, alpha=-1 / S).triu_()
         A.diagonal().add_(alpha + mu)
-        C = zx.addr_(z, wanted, alpha=-1 / S).add_(W_dec.double(), alpha=mu)
-        size = torch.linalg.matrix_norm(A, 1).item()
-        L, failed = torch.linalg.cholesky_ex(A)
-        if failed.item():
-            if not torch.isfinite(A).all():
+        sizes = torch.linalg.vector_norm(A, 1, dim=0) + torch.linalg.vector_norm(A, 1, dim=1) - A.diagonal().abs()
+        U, failed = torch.linalg.cholesky_ex(A, upper=True)
+        del A
+        C = (zx / self.samples).addr_(z, wanted, alpha=-1 / S).add_(W_dec.double(), alpha=mu)
+        W = torch.cholesky_solve(C, U, upper=True)
+        never_fired = zz.total.diagonal() == 0
+        # A factor that fails on a GPU may be told by its numbers alone.
+        if ((failed != 0) | ~torch.isfinite(W).all()).item():
+            if not all(torch.isfinite(each).all() for each in (zz.total.triu(), zx)):
                 raise ValueError("codes became infinite or NaN; lower trainer.lr or set trainer.clip_norm")
             raise ValueError(
                 f"the decoder's equations have no single solution (d_sae {len(z)}, {self.samples:,.0f} samples, "
-                f"{int((z == 0).sum())} latents that never fired, trainer.alpha + trainer.mu "
+                f"{int(never_fired.sum())} latents that never fired, trainer.alpha + trainer.mu "
                 f"{alpha + mu:g}); raise trainer.alpha or trainer.mu"
             )
-        W = torch.cholesky_solve(C, L)
-        return Solution(W, (wanted - z @ W) / S, _condition(L, size))
-
-    def _catch_up(self) -> None:
-        if not self._waiting:
-            return
-        assert self._sums is not None
-        codes, self._waiting = self._waiting, []
-        pattern = Pattern.stacked([each.pattern for each in codes if each.pattern is not None])
-        Codes(torch.cat([each.values for each in codes]), pattern).add_gram(self._sums.zz)
+        W = torch.where(never_fired.unsqueeze(1), W_dec.double(), W)
+        return Solution(W, (wanted - z @ W) / S, U, sizes.max())
 
     def state_dict(self) -> dict[str, Any]:
-        waiting = [
-            {"values": each.values, "columns": each.pattern.columns, "offsets": each.pattern.offsets}
-            for each in self._waiting
-            if each.pattern is not None
-        ]
-        return {"samples": self.samples, "sums": list(self._sums or ()), "waiting": waiting}
+        if self._sums is None:
+            return {"samples": self.samples, "zz": None, "others": []}
+        zz, *others = self._sums
+        return {"samples": self.samples, "zz": zz.state_dict(), "others": others}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        self.samples = state["samples"]
-        self._sums = _Sums(*(each.to(device) for each in state["sums"])) if state["sums"] else None
-        self._waiting = []
-        for each in state["waiting"]:
-            assert self._sums is not None
-            values, columns, offsets = (each[name].to(device) for name in ("values", "columns", "offsets"))
-            self._waiting.append(Codes(values, Pattern(columns, offsets, len(self._sums.z))))
+        self.samples, self._sums = state["samples"], None
+        if state["zz"] is not None:
+            self._sums = _Sums(GramSum.of_state(state["zz"], device), *(each.to(device) for each in state["others"]))
 
 
-def _condition(L: Float[Tensor, "n n"], size: float) -> float:
-    """Of L L', whose 1-norm is `size`: LAPACK's estimate (Higham 1988), which reads L a few times."""
-    from scipy.linalg import get_lapack_funcs  # a quarter of a second, which --help can do without
+def check_room(widths: Sequence[int], d_in: int, device: torch.device) -> None:
+    """Raise ValueError where no memory is free for decoders' sums and equations, all solved for side by side.
 
-    factor = L.cpu().numpy()
-    (pocon,) = get_lapack_funcs(["pocon"], (factor,))
-    reciprocal, _ = pocon(factor, size, uplo="L")
-    return 1 / reciprocal if reciprocal > 0 else float("inf")
+    Args:
+        widths: d_sae of each autoencoder.
+        d_in: width of the vectors.
+        device: where they are trained.
+    """
+    wanted, free = sum(4 * 8 * d_sae * (d_sae + d_in) for d_sae in widths), free_memory(device)
+    if wanted > free:
+        raise ValueError(
+            f"trainer=pam takes {wanted / 2**30:.1f} GiB for the decoders' equations (d_sae "
+            f"{', '.join(f'{d_sae:,}' for d_sae in dict.fromkeys(widths))}; autoencoders: {len(widths)}), and "
+            f"{free / 2**30:.1f} GiB are free; lower arch.d_sae, or population.size or hydra.launcher.max_members, for "
+            "fewer autoencoders at a time"
+        )

@@ -99,9 +99,10 @@ class TrainingRun:
             records: list[ForwardRecord] = []
             for _ in range(self.settings.updates_at(self.step)):
                 records = self._crew.map(lambda member: member.backward(x, self.step, targets), self.members)
-                self.coupling.backward(
-                    [member.autoencoder for member in self.members], self.step, self.step / self.settings.steps
-                )
+                if self.settings.moves_encoder_at(self.step):
+                    self.coupling.backward(
+                        [member.autoencoder for member in self.members], self.step, self.step / self.settings.steps
+                    )
                 self._crew.map(lambda member: member.update(self.step), self.members)
             started_over = self._crew.map(lambda both: finish(*both), list(zip(self.members, records, strict=True)))
             if any(started_over):

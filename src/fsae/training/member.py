@@ -107,7 +107,7 @@ class Member(Learner[SparseAutoencoder, AdamSettings]):
             return 0
         self._fired = self._fired + record.codes.firing_counts
         self._samples += record.codes.shape[0]
-        if not when.looks_after(step, self.settings.steps):
+        if not self._looks_after(step, when):
             return 0
         target = when.target_rate or self.autoencoder.settings.first_density(self.autoencoder.d_in)
         which = when.off_target(self._fired, self._samples, target)
@@ -130,6 +130,9 @@ class Member(Learner[SparseAutoencoder, AdamSettings]):
         if "l0" in means:
             self._choose_products(means["l0"] / self.autoencoder.d_sae)
         return means
+
+    def _looks_after(self, step: int, when: Reinitialisation) -> bool:
+        return when.looks_after(step, self.settings.steps)
 
     def _choose_products(self, density: float) -> None:
         on_cpu = self.autoencoder.W_dec.device.type == "cpu"

@@ -1,13 +1,21 @@
-"""Memory of the process: what is freed is kept for the next step, which needs as much again."""
+"""Memory: what is free, and what the process frees and keeps for the next step, which needs as much again."""
 
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
+import torch
+
 # Parameters of glibc's mallopt, each with its value for a while of training and its usual one.
 _TRIM_THRESHOLD = (-1, 2**31 - 1, 2**17)
 _TOP_PAD = (-2, 2**26, 2**17)
 _MMAP_MAX = (-4, 0, 2**16)
+
+
+def free_memory(device: torch.device) -> int:
+    """In bytes, where a device's tensors are."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 @contextmanager

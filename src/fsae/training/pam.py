@@ -1,6 +1,7 @@
 """PAM-SGD: the encoder by gradient steps, the decoder in closed form, in turns (Budd et al. 2025, arXiv 2505.11836)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +23,15 @@ class PamSettings(AdamSettings):
 
     The objective's terms train the encoder alone; of them the decoder sees the squared error, of weight 1, and the
     squares below. All weights are of means over samples: those of the paper, which sums over N, are N times as large.
-    A last round that is cut short leaves the decoder as it was.
+    Latents are drawn anew between rounds only, and what was gathered before is forgotten with them.
 
         batch by batch    encoder_batches=1                          codes of the same batch, taken anew
         in full           encoder_batches=N decoder_batches=N        a pass that moves the encoder, and one at the
                                                                      encoder as it then is, gathering: the published one
-        streaming         encoder_batches=n memory=0.9               codes of every batch right after its own updates:
-                                                                     no pass is only for gathering, but earlier codes
-                                                                     are of an encoder that has moved on since
+        streaming         encoder_batches=n memory=0.9               codes of every batch as its last update found them:
+                                                                     nothing is encoded only for gathering, but codes
+                                                                     are of an encoder that has moved on since; a last
+                                                                     round that is cut short ends like any other
 
     Attributes:
         encoder_batches: of a round, on which the encoder is moved (`updates_per_batch` times on each).
@@ -62,10 +64,14 @@ class PamSettings(AdamSettings):
         for name in ("alpha", "beta", "mu", "nu", "mu_enc", "nu_enc"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be finite and not negative")
-        if self.steps < self.round:
+        if self.steps % self.round and (self.decoder_batches > 0 or self.memory == 0):
+            whole = self.round * self.batch_size
+            rounds = self.tokens // whole
+            nearest = " or ".join(str(each * whole) for each in (rounds, rounds + 1) if each > 0)
             raise ValueError(
-                f"trainer.tokens ({self.tokens}) are {self.steps} batches, less than one round of {self.round} "
-                "(trainer.encoder_batches + trainer.decoder_batches): the decoder would never be solved for"
+                f"trainer.tokens ({self.tokens}) end in the middle of a round of {whole} (trainer.encoder_batches + "
+                f"trainer.decoder_batches are {self.round}, of {self.batch_size} each), and the decoder would be that "
+                f"of an earlier encoder; make it {nearest}"
             )
 
     @property
@@ -74,7 +80,6 @@ class PamSettings(AdamSettings):
         return self.encoder_batches + self.decoder_batches
 
     def moves_encoder_at(self, step: int) -> bool:
-        """Whether the encoder is moved on a step's batch; steps count from 0."""
         return step % self.round < self.encoder_batches
 
     def gathers_at(self, step: int) -> bool:
@@ -83,7 +88,12 @@ class PamSettings(AdamSettings):
 
     def solves_after(self, step: int) -> bool:
         """Whether the decoder is solved for after a step."""
-        return (step + 1) % self.round == 0
+        return (step + 1) % self.round == 0 or step + 1 == self.steps
+
+    def restarts_after(self, step: int) -> bool:
+        """Whether latents may be drawn anew after a step: between rounds, where a whole one is to come, so that no
+        decoder is that of a few samples."""
+        return self.solves_after(step) and step + self.round < self.steps
 
     def updates_at(self, step: int) -> int:
         return self.updates_per_batch if self.moves_encoder_at(step) else 1
@@ -119,9 +129,6 @@ class PamMember(Member):
     def update(self, step: int) -> None:
         if self.settings.moves_encoder_at(step):
             super().update(step)
-        else:
-            # A population's mutual term may have left some.
-            self.optimiser.zero_grad(set_to_none=True)
 
     def finish(self, record: ForwardRecord, step: int) -> None:
         """The codes are gathered and the decoder is solved for, where that is due; solving waits for the device.
@@ -130,24 +137,35 @@ class PamMember(Member):
             ValueError: the decoder's equations have no single solution.
         """
         if self.settings.gathers_at(step):
-            self._gathered.add(self._codes(record, step), record.wanted)
+            self._gathered.add(self._codes(record), record.wanted)
         if self.settings.solves_after(step):
             self._solve()
         resampled = self.resampled
         super().finish(record, step)
         if self.resampled > resampled:
-            self._forget()
+            self._gathered.decay(0)
 
     def start_over(self, record: ForwardRecord, step: int, when: Reinitialisation) -> int:
         count = super().start_over(record, step, when)
         if count > 0:
-            self._forget()
+            self._gathered.decay(0)
         return count
 
+    def _resamples_after(self, step: int) -> bool:
+        return self._due_in_round(step, super()._resamples_after)
+
+    def _looks_after(self, step: int, when: Reinitialisation) -> bool:
+        return self._due_in_round(step, lambda each: super(PamMember, self)._looks_after(each, when))
+
+    def _due_in_round(self, step: int, due_after: Callable[[int], bool]) -> bool:
+        """Whether a step that latents may be drawn anew after ends a round in which that was due."""
+        settings = self.settings
+        return settings.restarts_after(step) and any(map(due_after, range(step + 1 - settings.round, step + 1)))
+
     @torch.no_grad()
-    def _codes(self, record: ForwardRecord, step: int) -> Codes:
-        """Of the record's batch, by the encoder as it is now."""
-        if not self.settings.moves_encoder_at(step):
+    def _codes(self, record: ForwardRecord) -> Codes:
+        """Of the record's batch."""
+        if self.settings.round > 1:
             return record.codes
         with self.precision(record.inputs):
             return self.autoencoder.encode(record.inputs, self.sparse).codes
@@ -165,7 +183,9 @@ class PamMember(Member):
         autoencoder.set_decoder(solution.W_dec, solution.b_dec)
         self._gathered.decay(settings.memory)
         self._began = {}
-        self._remember({"condition": autoencoder.b_dec.new_tensor(solution.condition)})
+        # Of one solution an interval: it is found on the CPU.
+        if "condition" not in self._sums:
+            self._remember({"condition": autoencoder.b_dec.new_tensor(solution.condition())})
 
     @torch.no_grad()
     def _add_costs_to_move(self) -> None:
@@ -183,11 +203,6 @@ class PamMember(Member):
             # What has no gradient of its own has not moved.
             if parameter.grad is not None:
                 parameter.grad.add_(parameter - began, alpha=2 * costs[name])
-
-    def _forget(self) -> None:
-        """Latents were drawn anew: what was gathered, and what the encoder was, is of others."""
-        self._gathered.decay(0)
-        self._began = {}
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"gathered": self._gathered.state_dict(), "began": self._began}

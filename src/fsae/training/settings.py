@@ -57,6 +57,10 @@ class TrainerSettings:
         """How often the weights are moved on a step's batch; steps count from 0."""
         return 1
 
+    def moves_encoder_at(self, step: int) -> bool:
+        """Whether the encoder is moved on a step's batch; steps count from 0."""
+        return True
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings(TrainerSettings):
