@@ -67,7 +67,7 @@ HOMES = {
     "sklearn": {"training.fitting", "sources.mnist"},
     "mne": {"sources.eeg"},
     "triton": {"autoencoders.triton_products"},
-    "psutil": {"autoencoders.local_pca", "sources.harvest", "sweeps.joblib_launcher", "tracking.status"},
+    "psutil": {"sources.harvest", "sweeps.joblib_launcher", "tracking.status", "training.fitting"},
     "sae_lens": set(),
     "pickle": set(),
     "dill": set(),

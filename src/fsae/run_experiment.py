@@ -13,7 +13,7 @@ import torch
 
 from fsae.autoencoders.base import Autoencoder, SparseAutoencoder
 from fsae.autoencoders.initialisation import initialise_from
-from fsae.autoencoders.local_pca import PCA, LocalPCA
+from fsae.autoencoders.local_pca import PCA, FittedSettings, LocalPCA
 from fsae.configuration.origin import Origin
 from fsae.configuration.refusal import tell
 from fsae.configuration.schema import RunSettings, Task
@@ -32,7 +32,7 @@ from fsae.tracking.store import resolve_uri
 from fsae.tracking.uploader import Uploader
 from fsae.trained_run import TrainedRun, evaluate, finish
 from fsae.training.coupling import Coupling
-from fsae.training.fitting import FittedMember
+from fsae.training.fitting import FittedMember, check_memory
 from fsae.training.interruption import Interrupted, Interruption
 from fsae.training.learner import Learner
 from fsae.training.loop import TrainingRun, train
@@ -202,6 +202,10 @@ def _open_source(
 
 def _trained(runs: Sequence[OpenRun], source: Source, interruption: Interruption) -> list[TrainedRun]:
     began = time.monotonic()
+    # What goes on holds its moments already.
+    fresh = [run.settings for run in runs if run.state is None]
+    fitted = [each.arch for each in fresh for _ in range(each.population.size) if isinstance(each.arch, FittedSettings)]
+    check_memory(fitted, source.d_in)
     scale = cache(lambda kind: scale_of(source.first_vectors(), kind))
     trainings: dict[TrainingRun, OpenRun] = {}
     made: list[TrainedRun] = []
