@@ -93,8 +93,8 @@ def test_it_is_the_best_for_its_cells(rank: int):
     # Nothing that k-means would come to rest on: centres are off their cells' means.
     data = torch.randn(10 * BATCH, 6, generator=generator) + 3.0
     # Two batches for the centres, and then all data once.
-    autoencoder = fitted(LocalPCASettings(d_sae=4 * (1 + rank), rank=rank), data, fit(12, 0.17))
-    found = autoencoder.autoencoder.double()
+    found = fitted(LocalPCASettings(d_sae=4 * (1 + rank), rank=rank), data, fit(12, 0.17)).autoencoder.double()
+    assert isinstance(found, LocalPCA)
     x = data.double()
     cell = torch.cdist(x, found.centres).argmin(1)
     assert (found.centres - found.means).norm(dim=1).min() > 0.01

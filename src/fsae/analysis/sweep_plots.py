@@ -95,18 +95,21 @@ def plot_description_length(runs: pd.DataFrame, palette: Palette, picture: Path)
         runs: `arch` and `treatment`, which tell lines apart; `setting`, the same for a mean's seeds, and its `label`;
             `eval/description_length`, above 0, and `eval/fvu`.
     """
-    names = ["eval/description_length", "eval/fvu"]
+    bits, fvu = names = ["eval/description_length", "eval/fvu"]
     with figure(picture, WIDTH, 4.4) as drawn:
         axis = drawn.subplots()
-        for (arch, treatment), line in runs.groupby(["arch", "treatment"], sort=False):
+        for arch, treatment in dict.fromkeys(zip(runs["arch"], runs["treatment"], strict=True)):
+            line = runs.loc[(runs["arch"] == arch) & (runs["treatment"] == treatment)]
             colour = palette.colour(arch)
-            axis.plot(*line[names].to_numpy().T, palette.marker(treatment), color=colour, ms=3.5, alpha=0.4, mew=0)
-            means = line.groupby(["setting", "label"], as_index=False)[names].mean().sort_values(names)
-            best = means.loc[means["eval/fvu"] < means["eval/fvu"].cummin().shift(fill_value=np.inf)]
-            axis.plot(*best[names].to_numpy().T, color=colour, ls=palette.line(treatment))
-            for label, *place in means[["label", *names]].itertuples(index=False):
-                axis.annotate(label, place, textcoords="offset points", xytext=(3, 3), fontsize=6.5, color=colour)
-        log_x(axis, min(runs["eval/description_length"]), max(runs["eval/description_length"]))
+            axis.plot(line[bits], line[fvu], palette.marker(treatment), color=colour, ms=3.5, alpha=0.4, mew=0)
+            means = pd.DataFrame(line.groupby(["setting", "label"], as_index=False)[names].mean()).sort_values(by=names)
+            best = means.loc[means[fvu] < means[fvu].cummin().shift(fill_value=np.inf)]
+            axis.plot(best[bits], best[fvu], color=colour, ls=palette.line(treatment))
+            for label, *place in zip(means["label"], means[bits], means[fvu], strict=True):
+                axis.annotate(
+                    label, tuple(place), textcoords="offset points", xytext=(3, 3), fontsize=6.5, color=colour
+                )
+        log_x(axis, min(runs[bits]), max(runs[bits]))
         axis.set_yscale("log")
         axis.set_xlabel("bits of a sample's codes")
         axis.set_ylabel(AXIS_LABELS["eval/fvu"])
