@@ -56,11 +56,12 @@ def build(
 
 
 def fitted(arch: str, d_in: int = 5, dtype: torch.dtype = torch.float32) -> LocalPCA | PCA:
-    """One with centres that are drawn and components that are orthonormal."""
+    """One with centres and means that are drawn and components that are orthonormal."""
     autoencoder = FITTED[arch].build(d_in, torch.Generator()).to(dtype).eval()
     cells, rank = autoencoder.cells, autoencoder.rank
     bases = torch.linalg.qr(samples(cells * d_in, d_in, seed=2).view(cells, d_in, d_in)).Q
-    autoencoder.place(samples(cells, d_in, seed=3).to(dtype), bases[:, :rank].to(dtype))
+    centres, means = (samples(cells, d_in, seed=seed).to(dtype) for seed in (3, 4))
+    autoencoder.place(centres, bases[:, :rank].to(dtype), means)
     return autoencoder
 
 

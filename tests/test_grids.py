@@ -5,6 +5,8 @@ from itertools import product
 
 import pytest
 
+from fsae.autoencoders.local_pca import FittedSettings, KMeansSettings, LocalPCASettings
+from fsae.autoencoders.topk import TopKSettings
 from fsae.configuration.checks import check
 from fsae.configuration.schema import settings_of
 from fsae.sweeps.launch import let_the_command_line_win
@@ -31,8 +33,8 @@ JOBS = {
     "pam_mnist_small": 5,
     "sgd_smollm2_small": 5,
     "pam_smollm2_small": 5,
-    # 3 architectures x 4 sizes x 5 seeds
-    "splines_toy": 60,
+    # 4 architectures x 5 sizes x 5 seeds
+    "splines_toy": 100,
 }
 
 
@@ -65,6 +67,19 @@ def test_the_command_line_replaces_a_list():
         "site": ["resid_mid"],
         "site.layer": ["3"],
     }
+
+
+def test_the_toy_has_k_means_of_as_many_centres_as_local_pca_has_cells():
+    """And the numbers of atoms that SplInterp's toy has."""
+    archs, sizes = (grid("splines_toy")[key] for key in ("arch", "arch.expansion"))
+    built = [
+        settings_of(composed("experiment=splines_toy", f"arch={a}", f"arch.expansion={s}")).arch
+        for a, s in product(archs, sizes)
+    ]
+    cells = {(type(each), each.cells(2)) for each in built if isinstance(each, FittedSettings)}
+    assert {(KMeansSettings, 3), (LocalPCASettings, 3)} <= cells
+    atoms = {(each.k, each.width(2)) for each in built if isinstance(each, TopKSettings)}
+    assert {(1, 40), (3, 80)} <= atoms
 
 
 def test_all_seeds_of_a_grid_see_one_stream():

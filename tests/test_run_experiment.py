@@ -5,6 +5,7 @@ import logging
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from fsae.tracking.mlflow_upload import read_description
 from fsae.tracking.run_log import run_log
 from fsae.tracking.spool import read_metrics
 from fsae.tracking.status import RunState, read_status
+from fsae.training import memory
 from fsae.training.interruption import Interrupted
 from fsae.training.member import Member
 from fsae.training.population import PopulationSettings
@@ -346,6 +348,39 @@ def test_noise_is_taken_out_of_eeg(tmp_path: Path):
     # As much noise as signal is in what it reads, and less is left of it.
     assert results["eval/fvu_of_inputs"] == pytest.approx(1.0, rel=0.1)
     assert results["eval/fvu"] < 0.85
+
+
+def fitted_job(outputs: Path, *overrides: str) -> tuple[RunSettings, Origin]:
+    """Local PCA of three cells, looked at on the way out."""
+    overrides = (
+        "arch=local_pca", "arch.d_sae=6", "arch.rank=1", "eval=geometry", "trainer.tokens=1000",
+        "trainer.batch_size=100", "tracking=none", *overrides,
+    )  # fmt: skip
+    config = composed(*overrides)
+    OmegaConf.update(config, "paths.outputs", str(outputs))
+    return accept(config, outputs / "run", overrides)
+
+
+@pytest.mark.parametrize(
+    ("source", "vectors", "planes"), [("toy_clusters", 500, 2), ("mnist", 100, 1), ("mnist", 2, 0)]
+)
+def test_regions_are_pictured_as_far_as_there_is_a_plane(source: str, vectors: int, planes: int, tmp_path: Path):
+    overrides = f"source={source}", f"eval.tokens={vectors}", f"eval.batch_size={vectors}"
+    results = run_experiment(*fitted_job(tmp_path, *overrides))
+    assert results["eval/diagram_agreement"] == 1.0
+    assert sum(results["region_histogram"]["regions"]) == results["eval/regions"] <= 3
+    pictures = {picture.name for picture in (tmp_path / "run" / "plots").iterdir()}
+    assert "region_sizes.png" in pictures
+    # Of inputs with two dimensions their plane, and what it is a section of.
+    assert ("regions.png" in pictures, "voronoi_lift.png" in pictures) == (planes >= 1, planes == 2)
+
+
+def test_all_that_is_fitted_at_a_time_must_have_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # Of each member three cells of 8 x 3^2 bytes.
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=500))
+    with pytest.raises(ValueError, match=r"9 cells of width 2 take .* lower population.size"):
+        run_experiment(*fitted_job(tmp_path / "three", "source=toy_clusters", "population.size=3"))
+    run_experiment(*fitted_job(tmp_path / "two", "source=toy_clusters", "population.size=2"))
 
 
 @pytest.mark.parametrize("experiment", ["mfr_synthetic", "mfr_gpt2", "mfr_smollm2", "mfr_eeg"])

@@ -13,7 +13,7 @@ import torch
 
 from fsae.autoencoders.base import Autoencoder, SparseAutoencoder
 from fsae.autoencoders.initialisation import initialise_from
-from fsae.autoencoders.local_pca import PCA, LocalPCA
+from fsae.autoencoders.local_pca import PCA, FittedSettings, LocalPCA
 from fsae.configuration.origin import Origin
 from fsae.configuration.refusal import tell
 from fsae.configuration.schema import RunSettings, Task
@@ -32,10 +32,10 @@ from fsae.tracking.store import resolve_uri
 from fsae.tracking.uploader import Uploader
 from fsae.trained_run import TrainedRun, evaluate, finish
 from fsae.training.coupling import Coupling
-from fsae.training.fitting import FittedMember
+from fsae.training.fitting import FittedMember, check_moments
 from fsae.training.interruption import Interrupted, Interruption
 from fsae.training.learner import Learner
-from fsae.training.least_squares import check_room
+from fsae.training.least_squares import check_equations
 from fsae.training.loop import TrainingRun, train
 from fsae.training.member import Member
 from fsae.training.memory import freed_memory_kept
@@ -203,10 +203,7 @@ def _open_source(
 
 def _trained(runs: Sequence[OpenRun], source: Source, interruption: Interruption) -> list[TrainedRun]:
     began = time.monotonic()
-    # What goes on holds its sums already.
-    fresh = [run.settings for run in runs if run.state is None]
-    solved = [each for each in fresh for _ in range(each.population.size) if isinstance(each.trainer, PamSettings)]
-    check_room([each.arch.width(source.d_in) for each in solved], source.d_in, source.device)
+    _check_memory([run.settings for run in runs if run.state is None], source)
     scale = cache(lambda kind: scale_of(source.first_vectors(), kind))
     trainings: dict[TrainingRun, OpenRun] = {}
     made: list[TrainedRun] = []
@@ -231,6 +228,14 @@ def _trained(runs: Sequence[OpenRun], source: Source, interruption: Interruption
         )
     log.info("trained in %.0f s%s", time.monotonic() - began, harvest)
     return made
+
+
+def _check_memory(fresh: Sequence[RunSettings], source: Source) -> None:
+    """Raise ValueError where what is held beside weights has no room; what goes on holds it already."""
+    members = [each for each in fresh for _ in range(each.population.size)]
+    solved = [each.arch.width(source.d_in) for each in members if isinstance(each.trainer, PamSettings)]
+    check_equations(solved, source.d_in, source.device)
+    check_moments([each.arch for each in members if isinstance(each.arch, FittedSettings)], source.d_in)
 
 
 def _training(run: OpenRun, source: Source, scale_by: Callable[[Scale], float]) -> TrainingRun:

@@ -89,7 +89,7 @@ def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
         truths = evaluate_truth(autoencoders, source.features, _with_heartbeat(samples, heartbeat))
         scalars = [measured | truth.scalars for measured, truth in zip(scalars, truths, strict=True)]
     if settings.eval.geometry:
-        geometries = evaluate_geometry(autoencoders, held_out())
+        geometries = evaluate_geometry(autoencoders, held_out(), heartbeat)
         scalars = [measured | geometry.scalars for measured, geometry in zip(scalars, geometries, strict=True)]
     frequencies = [measured.firing_frequency for measured in vectors]
     bos = source.prepends_bos if isinstance(source, ActivationSource) else None
@@ -165,6 +165,9 @@ def _picture(geometry: Geometry, plots: Path) -> dict[str, Any]:
     """Draw one autoencoder's regions; returns how many of them have how many samples."""
     sizes, plane = size_histogram(geometry.region_sizes), geometry.plane
     plot_region_sizes(sizes["from"], sizes["regions"], plots / "region_sizes.png")
+    if plane is None:
+        log.info("no three held-out samples span a plane, so there is no picture of regions in one")
+        return {"region_histogram": sizes}
     regions, edges = plane.regions.numpy(), plane.edges.numpy()
     sites = None if plane.sites is None else plane.sites.numpy()
     plot_regions(regions, edges, plane.points.numpy(), sites, plots / "regions.png")

@@ -1,3 +1,4 @@
+import itertools
 import re
 import time
 from html.parser import HTMLParser
@@ -7,8 +8,10 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from fsae.analysis import report
 from fsae.analysis.report import write_report
 from fsae.analysis.runs import collect_folders
+from fsae.analysis.sweep_plots import Palette
 from fsae.tracking.status import Failure, RunState
 from tests.analysis.run_folders import results_of, settings_of, write_run, write_sweep
 
@@ -183,6 +186,34 @@ def test_runs_that_are_not_trained_here_are_not_compared(tmp_path: Path):
     page = page_on(tmp_path)
     assert {row[0] for row in page.rows["runs"] if row} == {"train", "eval"}
     assert "None: every run has finished" in page.sections["failures"]
+
+
+def test_bits_are_pictured_by_place_with_a_line_for_each_way_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for layer, trainer, (latents, share) in itertools.product((0, 5), ("adam", "pam"), ((64, 1), (128, 2))):
+        for seed in (0, 1):
+            more = {"site.layer": layer, "trainer": trainer, "arch.d_sae": latents}
+            results = results_of("gated", 0, 1, seed, effect=0, noise=0) | {"eval/description_length": 50.0 * share}
+            write_run(
+                tmp_path / f"{layer}-{trainer}-{latents}-{seed}", settings_of("gated", 0, 1, seed, **more), results
+            )
+    seen: list[pd.DataFrame] = []
+
+    def plot(runs: pd.DataFrame, palette: Palette, picture: Path) -> None:
+        seen.append(runs)
+        picture.parent.mkdir(exist_ok=True)
+        picture.write_bytes(b"a picture")
+
+    monkeypatch.setattr(report, "plot_description_length", plot)
+    page = page_on(tmp_path)
+    assert [set(runs["condition"]) for runs in seen] == [{"layer=0"}, {"layer=5"}]
+    assert "layer=0, against the bits" in page.sections["fronts"]
+    for runs in seen:
+        assert set(runs["treatment"]) == {"θ = 0, trainer=adam", "θ = 0, trainer=pam"}
+        # A mean is of the two seeds.
+        assert {len(mean) for _, mean in runs.groupby(["treatment", "setting"])} == {2}
+        assert set(runs["label"]) == {"64", "128"}
 
 
 @pytest.mark.usefixtures("_undrawn")

@@ -1,9 +1,12 @@
 """The geometry of an autoencoder as a whole, where it can be said beforehand."""
 
+import math
+
 import pytest
 import torch
 
-from fsae.autoencoders.local_pca import KMeansSettings, LocalPCA
+from fsae.autoencoders.local_pca import KMeansSettings, LocalPCA, PCASettings
+from fsae.draws import generator_for
 from fsae.evaluation.geometry import evaluate_geometry, size_histogram
 from fsae.evaluation.results import MEANINGS
 from fsae.sources.source import Batch
@@ -42,6 +45,7 @@ def test_the_picture_is_of_the_plane_itself_with_sites_and_lift():
     x = samples(500, d_in=2, dtype=torch.float32)
     (found,) = evaluate_geometry([halves(2)], batches(x))
     plane = found.plane
+    assert plane is not None
     left, right = plane.edges < 0, plane.edges > 0
     assert len(plane.regions[:, left].unique()) == len(plane.regions[:, right].unique()) == 1
     assert torch.equal(plane.points, x)
@@ -55,14 +59,58 @@ def test_in_more_dimensions_the_picture_is_through_three_samples():
     x = samples(50, d_in=6, dtype=torch.float32)
     (found,) = evaluate_geometry([halves(6)], batches(x))
     plane = found.plane
+    assert plane is not None
     assert plane.sites is None
+    three = x[torch.randperm(50, generator=generator_for("plane"))[:3]]
     # Distances within the plane are those of the samples.
-    torch.testing.assert_close(torch.cdist(plane.points, plane.points), torch.cdist(x[:3], x[:3]))
+    torch.testing.assert_close(torch.cdist(plane.points, plane.points), torch.cdist(three, three))
     numbers = [
         plane.regions[(plane.edges - y).abs().argmin(), (plane.edges - x).abs().argmin()] for x, y in plane.points
     ]
     same = [bool(a == b) for a in numbers for b in numbers]
-    assert same == [bool((a[0] > 0) == (b[0] > 0)) for a in x[:3] for b in x[:3]]
+    assert same == [bool((a[0] > 0) == (b[0] > 0)) for a in three for b in three]
+
+
+def test_the_three_samples_are_not_in_line_where_most_are_the_same():
+    places = samples(3, d_in=6, dtype=torch.float32)
+    # Two hundred times the first one, a hundred between it and the second one.
+    between = places[0] + torch.rand(100, 1, generator=torch.Generator().manual_seed(0)) * (places[1] - places[0])
+    x = torch.cat([places[:1].repeat(200, 1), between, places[2:]])
+    (found,) = evaluate_geometry([halves(6)], batches(x))
+    assert found.plane is not None
+    one, two, three = found.plane.points
+    area = (two - one)[0] * (three - one)[1] - (two - one)[1] * (three - one)[0]
+    assert area.abs() > 0.05
+
+
+@pytest.mark.parametrize("count", [1, 2, 30])
+def test_where_samples_span_no_plane_there_is_no_picture(count: int):
+    line = torch.linspace(1, 2, count).unsqueeze(1) * samples(1, d_in=6, dtype=torch.float32)
+    (found,) = evaluate_geometry([halves(6)], batches(line))
+    assert found.plane is None
+    assert found.region_sizes.sum() == count
+    point = torch.ones(count, 2)
+    assert evaluate_geometry([halves(2)], batches(point))[0].plane is None
+
+
+def test_one_region_has_no_end():
+    autoencoder = PCASettings(d_sae=1).build(3, torch.Generator()).eval()
+    autoencoder.place(torch.zeros(1, 3), torch.eye(3)[:1].unsqueeze(0))
+    (found,) = evaluate_geometry([autoencoder], batches(samples(200, d_in=3, dtype=torch.float32)))
+    assert (found.scalars["regions"], found.scalars["region_radius"]) == (1.0, math.inf)
+    assert (found.scalars["same_region_share"], found.scalars["adjacent_share"]) == (1.0, 0.0)
+
+
+def test_it_can_be_stopped_between_forward_passes():
+    beats = []
+
+    def heartbeat() -> None:
+        beats.append(len(beats))
+        if len(beats) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_geometry([halves(2)], batches(samples(2000, d_in=2, dtype=torch.float32)), heartbeat)
 
 
 def test_every_kind_of_region_can_be_looked_at():

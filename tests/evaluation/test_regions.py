@@ -57,6 +57,27 @@ def test_radii_do_not_depend_on_the_unit_to_begin_with(unit: float):
     assert min(abs(found[1].item() - each) for each in (0.5, 1.5)) < 1e-6
 
 
+def test_no_more_places_are_there_at_a_time_than_a_forward_pass_takes(monkeypatch: pytest.MonkeyPatch):
+    seen, names = [], Regions.names
+
+    def counted(self: Regions, x: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return names(self, x)
+
+    monkeypatch.setattr(Regions, "names", counted)
+    ends = samples(400, d_in=1, seed=3).view(200, 2, 1) * 4
+    found = along_segments(Regions(line()), ends, steps=100)
+    assert (max(seen), sum(seen)) == (4000, 20_000)
+    places = ends[:, :1] + torch.linspace(0, 1, 100).double().view(1, -1, 1) * (ends[:, 1:] - ends[:, :1])
+    assert torch.equal(found, names(Regions(line()), places.flatten(0, 1)).view(200, 100))
+    seen.clear()
+    grid = torch.linspace(-1, 5, 150).double()
+    found = on_plane(Regions(line()), torch.zeros(1).double(), torch.tensor([[1.0], [0.5]]).double(), grid)
+    assert (max(seen), sum(seen)) == (4050, 150**2)
+    places = grid + 0.5 * grid.unsqueeze(1)
+    assert torch.equal(found, names(Regions(line()), places.reshape(-1, 1)).view(150, 150))
+
+
 def test_a_plane_is_cut_row_by_row():
     autoencoder = KMeansSettings(d_sae=2).build(3, torch.Generator()).double().eval()
     autoencoder.place(torch.tensor([[0.0, 0.0, 0.0], [0.0, 2.0, 0.0]]).double())

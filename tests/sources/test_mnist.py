@@ -63,9 +63,12 @@ def test_what_is_missing_or_damaged_is_named(folder: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"has no train-images-idx3-ubyte or train-images-idx3-ubyte.gz"):
         MNISTSettings(path=str(tmp_path / "nowhere")).open(CPU)
     zipped = folder / "t10k-images-idx3-ubyte.gz"
-    zipped.write_bytes(zipped.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte.gz is damaged"):
-        MNISTSettings(path=str(folder)).open(CPU)
+    whole = zipped.read_bytes()
+    # Cut short; another pixel than the checksum's; and after gzip's ten bytes a block of a type that is none.
+    for damaged in (whole[:-20], whole[:4000] + bytes([whole[4000] ^ 1]) + whole[4001:], whole[:10] + b"\xff" * 5):
+        zipped.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte.gz is damaged"):
+            MNISTSettings(path=str(folder)).open(CPU)
     file = folder / "train-images-idx3-ubyte"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"train-images-idx3-ubyte is not a whole idx file of images"):
@@ -77,3 +80,6 @@ def test_shares_are_checked(folder: Path):
         MNISTSettings(share=1.5)
     with pytest.raises(ValueError, match=r"source.share=0.01 of 40 images is none; raise it"):
         MNISTSettings(path=str(folder), share=0.01).open(CPU)
+    four = MNISTSettings(path=str(folder), share=0.1).open(CPU)
+    with pytest.raises(ValueError, match=r"trainer.batch_size is 5, more than the 4 samples there are"):
+        next(four.batches(5))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fsae.autoencoders.codes import Codes, Pattern
 from fsae.training import gram
-from fsae.training.least_squares import LeastSquares, check_room
+from fsae.training.least_squares import LeastSquares, check_equations
 from tests.training.runs import differences
 
 N_CODES, D_IN, SAMPLES = 7, 4, 40
@@ -222,8 +222,8 @@ def test_equations_that_memory_has_no_room_for_are_refused(d_sae: int, refused: 
     if refused:
         # 4 x 8 bytes x 2^20 x (2^20 + 6) are 32 TiB, twice.
         with pytest.raises(
-            ValueError, match=r"takes 65536\.4 GiB .* \(d_sae 1,048,576; autoencoders: 2\).* lower arch"
+            ValueError, match=r"equations of 2 decoders \(d_sae 1,048,576\) take 65536\.4 GiB, .* lower arch"
         ):
-            check_room([d_sae, d_sae], 6, torch.device("cpu"))
+            check_equations([d_sae, d_sae], 6, torch.device("cpu"))
     else:
-        check_room([d_sae, d_sae], 6, torch.device("cpu"))
+        check_equations([d_sae, d_sae], 6, torch.device("cpu"))

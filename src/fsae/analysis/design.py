@@ -1,6 +1,6 @@
 """What a set of runs compares: which settings are constant, which vary, and which of them play which part."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -10,6 +10,8 @@ from fsae.analysis.runs import HISTOGRAM, IDENTITY
 THETA = "loss.fisher.weight"
 # Settings that change how many latents are active. Which of them a run has depends on its architecture.
 SPARSITY = ("loss.sparsity.weight", "loss.sparsity.target", "arch.k")
+# Settings that say how large an autoencoder is.
+SIZE = ("arch.d_sae", "arch.expansion", "arch.rank")
 # What is drawn anew where nothing else changes.
 REPLICATES = ("seed", "source.seed")
 # Settings that say where and how a run is done, and decide nothing of its numbers.
@@ -101,6 +103,14 @@ def treatment_name(theta: float, others: Sequence[str] = ()) -> str:
     return ", ".join([f"θ = {theta:g}", *others])
 
 
+def named(row: Mapping[str, object], names: Sequence[str], skip_absent: bool = False) -> str:
+    """A run's values of these settings, as `name=value`; with `skip_absent` those alone that it has."""
+    texts = {name: shown(row[name]) for name in names}
+    return ", ".join(
+        f"{FIRST.get(name, name)}={text}" for name, text in texts.items() if not (skip_absent and text == "null")
+    )
+
+
 def shown(value: object) -> str:
     """A setting's value as a person writes it."""
     if value is None or value != value:
@@ -143,24 +153,18 @@ def _labels(runs: pd.DataFrame, conditions: list[str], treatment: list[str], spa
     theta = _theta(runs)
     rows: list[dict[str, object]] = runs.to_dict("records")  # pyright: ignore[reportAssignmentType]
 
-    def pairs(row: dict[str, object], names: Sequence[str], skip_absent: bool = False) -> list[str]:
-        texts = {name: shown(row[name]) for name in names}
-        return [
-            f"{FIRST.get(name, name)}={text}" for name, text in texts.items() if not (skip_absent and text == "null")
-        ]
-
     def others(row: dict[str, object]) -> list[str]:
         return [f"{name.removeprefix('loss.fisher.')}={shown(row[name])}" for name in treatment]
 
     replicates = [name for name in REPLICATES if name in runs]
     return pd.DataFrame(
         {
-            "condition": [", ".join(pairs(row, conditions)) for row in rows],
+            "condition": [named(row, conditions) for row in rows],
             "arch": [shown(row.get("arch") or "unknown") for row in rows],
             "theta": theta,
             "treatment": [treatment_name(t, others(row) if t > 0 else ()) for t, row in zip(theta, rows, strict=True)],
-            "sparsity": [", ".join(pairs(row, sparsity, skip_absent=True)) for row in rows],
-            "replicate": [", ".join(pairs(row, replicates)) for row in rows],
+            "sparsity": [named(row, sparsity, skip_absent=True) for row in rows],
+            "replicate": [named(row, replicates) for row in rows],
         },
         index=runs.index,
         dtype=object,

@@ -3,8 +3,8 @@
 import base64
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from fsae.analysis.comparison import (
     in_step,
     treatments,
 )
-from fsae.analysis.design import SPARSITY, THETA, Design, comparable, design_of, shown
+from fsae.analysis.design import SIZE, SPARSITY, THETA, Design, comparable, design_of, named, shown
 from fsae.analysis.runs import HISTOGRAM
 from fsae.analysis.sweep_plots import (
     AXIS_LABELS,
@@ -130,7 +130,10 @@ def write_report(runs: pd.DataFrame, folder: Path) -> Path:
         intervals=sum(each.interval is not None for each in comparisons),
         limits={"pairs": MIN_PAIRS, "sparsities": MIN_SPARSITIES},
         differences=list(_plot_differences(comparisons, palette, pictures)),
-        fronts=[*_plot_fronts(design, palette, pictures), *_plot_description_lengths(usable, palette, pictures)],
+        fronts=[
+            *_plot_fronts(design, palette, pictures),
+            *_plot_description_lengths(usable, design, palette, pictures),
+        ],
         front_remark=_front_remark(design),
         thetas=list(_plot_thetas(design, palette, pictures)),
         theta_absent=_theta_absent(design),
@@ -259,15 +262,44 @@ def _plot_fronts(design: Design, palette: Palette, folder: Path) -> Iterator[Pic
             yield Picture(file, condition)
 
 
-def _plot_description_lengths(usable: pd.DataFrame, palette: Palette, folder: Path) -> Iterator[Picture]:
+def _plot_description_lengths(
+    usable: pd.DataFrame, design: Design, palette: Palette, folder: Path
+) -> Iterator[Picture]:
+    """One picture for each place that vectors are from: how an autoencoder is trained is a line's own, and along a line
+    are sizes and sparsities."""
     name = "eval/description_length"
     if name not in usable:
         return
+    how = [each for each in design.conditions if each.startswith(("arch.", "trainer")) and each not in SIZE]
+    where = [each for each in design.conditions if each not in (*how, *SIZE)]
+    along = [each for each in (*SIZE, *SPARSITY) if each in usable]
     coded = usable.loc[usable[name] > 0]
-    if len(coded) > 1 and "arch" in coded:
-        file = folder / "description_length.png"
-        plot_description_length(coded, palette, file)
-        yield Picture(file, "all conditions, against the bits of a sample's codes; the numbers are latents")
+    rows = coded.to_dict("records")
+    points = coded[[name, "eval/fvu"]].assign(
+        condition=[named(row, where) for row in rows],
+        arch=design.labels["arch"],
+        treatment=[
+            ", ".join(filter(None, [treatment, named(row, how, skip_absent=True)]))
+            for treatment, row in zip(design.labels.loc[coded.index, "treatment"], rows, strict=True)
+        ],
+        setting=[named(row, along) for row in rows],
+        label=[
+            ", ".join(filter(None, [_size(row), sparsity.rpartition(".")[2]]))
+            for row, sparsity in zip(rows, design.labels.loc[coded.index, "sparsity"], strict=True)
+        ],
+    )
+    styles = replace(palette, treatments=list(dict.fromkeys(points["treatment"])))
+    for number, (condition, here) in enumerate(points.groupby("condition", sort=False)):
+        if len(here) > 1:
+            file = folder / f"description_length_{number}.png"
+            plot_description_length(here, styles, file)
+            told = "against the bits of a sample's codes; labels are latents and sparsity"
+            yield Picture(file, ", ".join(filter(None, [str(condition), told])))
+
+
+def _size(row: Mapping[str, object]) -> str:
+    latents, widths = (shown(row.get(name)) for name in ("arch.d_sae", "arch.expansion"))
+    return latents if latents != "null" else "" if widths == "null" else f"{widths} d_in"
 
 
 def _plot_thetas(design: Design, palette: Palette, folder: Path) -> Iterator[Picture]:

@@ -1,9 +1,9 @@
-"""Pictures of a sweep: fronts, θ-curves, differences at matched l0, and how often latents fire.
+"""Pictures of a sweep: fronts, bits, θ-curves, differences at matched l0, and how often latents fire.
 
 Each is small enough to be read on a phone; a reader with more room sees several side by side.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
@@ -83,49 +84,36 @@ def plot_front(curves: Curves, condition: str, metric: str, palette: Palette, pi
         log_x(axis, l0.min(), l0.max())
         axis.set_xlabel(AXIS_LABELS["eval/l0"])
         axis.set_ylabel(AXIS_LABELS[metric])
-        archs = [arch for arch in palette.archs if any(arch == each for each, _ in shown)]
-        treatments = [name for name in palette.treatments if any(name == each for _, each in shown)]
-        colours = [Line2D([], [], color=palette.colour(arch), lw=4, label=arch) for arch in archs]
-        styles = [
-            Line2D(
-                [], [], color="#555555", ls=palette.line(name), marker=palette.marker(name), markersize=4, label=name
-            )
-            for name in treatments
-        ]
-        # A legend is filled column by column: colours in its upper rows, styles below.
-        columns = min(4 if _are_short(archs + treatments) else 2, max(len(colours), len(styles)))
-        rows = [each[i : i + columns] for each in (colours, styles) for i in range(0, len(each), columns)]
-        blank = Line2D([], [], ls="", label=" ")
-        handles = [row[i] if i < len(row) else blank for i in range(columns) for row in rows]
-        drawn.legend(handles=handles, loc="outside lower center", ncols=columns)
+        _add_legend(drawn, palette, {arch for arch, _ in shown}, {treatment for _, treatment in shown})
 
 
 def plot_description_length(runs: pd.DataFrame, palette: Palette, picture: Path) -> None:
-    """Fvu against the bits of a sample's codes: every run a point, and a line through those of an architecture that no
-    other of it betters in both, with their number of latents where it is a setting."""
+    """Fvu against the bits of a sample's codes: every run a point, the seeds' means labelled, and a line through those
+    that no other mean of the same architecture and treatment betters in both.
+
+    Args:
+        runs: `arch` and `treatment`, which tell lines apart; `setting`, the same for a mean's seeds, and its `label`;
+            `eval/description_length`, above 0, and `eval/fvu`.
+    """
+    bits, fvu = names = ["eval/description_length", "eval/fvu"]
     with figure(picture, WIDTH, 4.4) as drawn:
         axis = drawn.subplots()
-        for arch in palette.archs:
-            of_arch = runs.loc[runs["arch"] == arch].sort_values(["eval/description_length", "eval/fvu"])
-            bits, fvu = of_arch["eval/description_length"], of_arch["eval/fvu"]
-            axis.plot(bits, fvu, "o", color=palette.colour(arch), markersize=3.5, alpha=0.45, mew=0)
-            best = of_arch.loc[fvu < fvu.cummin().shift(fill_value=np.inf)]
-            axis.plot(best["eval/description_length"], best["eval/fvu"], color=palette.colour(arch), label=arch)
-            for _, run in best.iterrows():
-                latents = run.get("arch.d_sae")
-                if latents is not None and latents == latents:
-                    axis.annotate(
-                        f"{latents:g}",
-                        (run["eval/description_length"], run["eval/fvu"]),
-                        textcoords="offset points",
-                        xytext=(3, 3),
-                        fontsize=6.5,
-                    )
-        log_x(axis, min(runs["eval/description_length"]), max(runs["eval/description_length"]))
+        for arch, treatment in dict.fromkeys(zip(runs["arch"], runs["treatment"], strict=True)):
+            line = runs.loc[(runs["arch"] == arch) & (runs["treatment"] == treatment)]
+            colour = palette.colour(arch)
+            axis.plot(line[bits], line[fvu], palette.marker(treatment), color=colour, ms=3.5, alpha=0.4, mew=0)
+            means = pd.DataFrame(line.groupby(["setting", "label"], as_index=False)[names].mean()).sort_values(by=names)
+            best = means.loc[means[fvu] < means[fvu].cummin().shift(fill_value=np.inf)]
+            axis.plot(best[bits], best[fvu], color=colour, ls=palette.line(treatment))
+            for label, *place in zip(means["label"], means[bits], means[fvu], strict=True):
+                axis.annotate(
+                    label, tuple(place), textcoords="offset points", xytext=(3, 3), fontsize=6.5, color=colour
+                )
+        log_x(axis, min(runs[bits]), max(runs[bits]))
         axis.set_yscale("log")
         axis.set_xlabel("bits of a sample's codes")
         axis.set_ylabel(AXIS_LABELS["eval/fvu"])
-        axis.legend()
+        _add_legend(drawn, palette, set(runs["arch"]), set(runs["treatment"]))
 
 
 def plot_theta(cells: pd.DataFrame, metric: str, palette: Palette, picture: Path) -> None:
@@ -241,6 +229,22 @@ def band(
     values = np.array([curve.at(l0) for curve in curves])
     enough = len(curves) >= MIN_PAIRS
     return l0, values.mean(0), bootstrap_interval(values) if enough else np.array([values.min(0), values.max(0)])
+
+
+def _add_legend(drawn: Figure, palette: Palette, archs: Set[str], treatments: Set[str]) -> None:
+    """Of what is shown, colours for architectures and line styles for treatments."""
+    colours = [Line2D([], [], color=palette.colour(arch), lw=4, label=arch) for arch in palette.archs if arch in archs]
+    styles = [
+        Line2D([], [], color="#555555", ls=palette.line(name), marker=palette.marker(name), markersize=4, label=name)
+        for name in palette.treatments
+        if name in treatments
+    ]
+    # It is filled column by column: colours in its upper rows, styles below.
+    columns = min(4 if _are_short([*archs, *treatments]) else 2, max(len(colours), len(styles)))
+    rows = [each[i : i + columns] for each in (colours, styles) for i in range(0, len(each), columns)]
+    blank = Line2D([], [], ls="", label=" ")
+    handles = [row[i] if i < len(row) else blank for i in range(columns) for row in rows]
+    drawn.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
 def _draw_mean(axis: Axes, curves: Sequence[Curve], colour: str, style) -> None:

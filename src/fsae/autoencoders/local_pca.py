@@ -8,7 +8,6 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-import psutil
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -23,6 +22,8 @@ class FittedSettings(AutoencoderSettings):
     """What the autoencoders share that are fitted to data without a gradient."""
 
     fixed_k: ClassVar[bool] = True
+    # The setting that says how many components there are.
+    components_key: ClassVar[str] = "arch.rank"
 
     @abstractmethod
     def cells(self, d_in: int) -> int:
@@ -37,16 +38,11 @@ class FittedSettings(AutoencoderSettings):
         """An autoencoder that is zero everywhere; nothing is drawn from `generator`."""
 
     def check_width(self, d_in: int) -> None:
-        """Raise ValueError where there are not so many components, or no memory for what finds them: fitting sums up
-        cells x d_in^2 numbers in float64."""
-        rank, cells = self.components(d_in), self.cells(d_in)
-        if rank > d_in:
-            raise ValueError(f"{rank} principal components of vectors of width {d_in}: there are at most {d_in}")
-        wanted, free = 8 * cells * d_in**2, psutil.virtual_memory().available
-        if rank > 0 and wanted > free:
+        """Raise ValueError where vectors of this width have fewer components."""
+        if self.components(d_in) > d_in:
             raise ValueError(
-                f"{cells} cells of width {d_in} take {wanted / 2**30:.1f} GiB of second moments, and "
-                f"{free / 2**30:.1f} GiB are free; lower arch.d_sae or raise arch.rank, for fewer cells"
+                f"{self.components_key} asks for {self.components(d_in)} principal components, but vectors of width "
+                f"{d_in} have {d_in}; set it to {d_in} or less"
             )
 
     def first_density(self, d_in: int) -> float:
@@ -69,7 +65,7 @@ class KMeansSettings(FittedSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class LocalPCASettings(FittedSettings):
-    """The nearest point of the affine space through the cell's centre: d_sae / (1 + rank) cells.
+    """The nearest point of an affine space of the cell's own: d_sae / (1 + rank) cells.
 
     Attributes:
         rank: principal components of each cell.
@@ -104,6 +100,8 @@ class LocalPCASettings(FittedSettings):
 class PCASettings(FittedSettings):
     """The nearest point of one affine space through the mean, spanned by d_sae principal components."""
 
+    components_key: ClassVar[str] = "arch.d_sae"
+
     def cells(self, d_in: int) -> int:
         return 1
 
@@ -115,11 +113,12 @@ class PCASettings(FittedSettings):
 
 
 class LocalPCA(Autoencoder):
-    """x_hat = c_k + V_k V_k' (x - c_k) for the nearest centre c_k, or c_k alone.
+    """x_hat = m_k + V_k V_k' (x - m_k) in the cell k of the nearest centre c_k, or m_k alone.
 
-    Each cell has 1 + rank latents side by side: its centre, whose code is 1 in the cell, and its components, with the
-    coordinates of x - c_k; all others are 0. The pre-activation of a centre is x . c_k - |c_k|^2 / 2, which is largest
-    where x is nearest. `b_dec` is zero, unless a unit was folded in.
+    Each cell has 1 + rank latents side by side: one whose code is 1 in the cell, and its components, with the
+    coordinates of x - m_k; all others are 0. The first one's pre-activation is x . c_k - |c_k|^2 / 2, which is largest
+    where x is nearest to c_k, and its row of W_dec is m_k: the encoder has the centre, the decoder what stands for the
+    cell. `b_dec` is zero.
 
     Attributes:
         cells: how many.
@@ -140,7 +139,12 @@ class LocalPCA(Autoencoder):
 
     @property
     def centres(self) -> Float[Tensor, "cells d_in"]:
-        return self.W_dec.view(self.cells, 1 + self.rank, self.d_in)[:, 0]
+        return self.W_enc.T[self.deciding]
+
+    @property
+    def means(self) -> Float[Tensor, "cells d_in"]:
+        """The points that the affine spaces go through."""
+        return self.W_dec[self.deciding]
 
     @property
     def components(self) -> Float[Tensor, "cells rank d_in"]:
@@ -148,19 +152,24 @@ class LocalPCA(Autoencoder):
 
     @torch.no_grad()
     def place(
-        self, centres: Float[Tensor, "cells d_in"], components: Float[Tensor, "cells rank d_in"] | None = None
+        self,
+        centres: Float[Tensor, "cells d_in"],
+        components: Float[Tensor, "cells rank d_in"] | None = None,
+        means: Float[Tensor, "cells d_in"] | None = None,
     ) -> None:
-        """Take over centres and orthonormal components; components are zero where there are none yet."""
+        """Take over centres, orthonormal components and means; components are zero where there are none yet, means
+        the centres."""
+        means = centres if means is None else means
         rows = centres.new_zeros(self.cells, 1 + self.rank, self.d_in)
-        rows[:, 0] = centres
         biases = centres.new_zeros(self.cells, 1 + self.rank)
-        biases[:, 0] = -centres.square().sum(1) / 2
         if components is not None:
             rows[:, 1:] = components
-            biases[:, 1:] = -(components @ centres.unsqueeze(2)).squeeze(2)
-        self.W_dec.copy_(rows.flatten(0, 1))
+            biases[:, 1:] = -(components @ means.unsqueeze(2)).squeeze(2)
+        rows[:, 0], biases[:, 0] = centres, -centres.square().sum(1) / 2
         self.W_enc.copy_(rows.flatten(0, 1).T)
         self.b_enc.copy_(biases.flatten())
+        rows[:, 0] = means
+        self.W_dec.copy_(rows.flatten(0, 1))
 
     def encode(self, x: Tensor, sparse: bool = False) -> Encoding:
         size = 1 + self.rank
@@ -191,9 +200,15 @@ class PCA(AbsTopK):
         self.place(torch.zeros(1, d_in))
 
     @torch.no_grad()
-    def place(self, centres: Float[Tensor, "1 d_in"], components: Float[Tensor, "1 rank d_in"] | None = None) -> None:
-        """Take over the mean and orthonormal components, which are zero where there are none yet."""
+    def place(
+        self,
+        centres: Float[Tensor, "1 d_in"],
+        components: Float[Tensor, "1 rank d_in"] | None = None,
+        means: Float[Tensor, "1 d_in"] | None = None,
+    ) -> None:
+        """Take over the mean and orthonormal components, which are zero where there are none yet; the one centre
+        decides nothing."""
         rows = torch.zeros_like(self.W_dec) if components is None else components[0]
         self.W_dec.copy_(rows)
         self.W_enc.copy_(rows.T)
-        self.b_dec.copy_(centres[0])
+        self.b_dec.copy_((centres if means is None else means)[0])

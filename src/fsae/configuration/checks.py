@@ -12,7 +12,6 @@ from fsae.losses.mutual import Directions
 from fsae.losses.objective import check_terms
 from fsae.losses.reconstruction import SquaredError
 from fsae.sources.activations import ActivationSourceSettings, Cache
-from fsae.sources.synthetic import SyntheticSettings
 from fsae.tracking.store import resolve_uri
 from fsae.training.pam import PamSettings
 from fsae.training.reinitialisation import Scope
@@ -34,7 +33,7 @@ def check(settings: RunSettings) -> None:
     if isinstance(settings.source, ActivationSourceSettings):
         _check_activations(settings, settings.source)
     else:
-        _check_other_source(settings)
+        _check_other_source(settings, settings.source.d_in)
     if isinstance(settings.trainer, AdamSettings) and settings.trainer.compile and shutil.which("g++") is None:
         raise ValueError("trainer.compile has torch.compile make C++, and there is no g++; install it, or leave it out")
     restart = settings.population.reinitialise
@@ -122,11 +121,11 @@ def _check_pam(settings: RunSettings) -> None:
         )
 
 
-def _check_other_source(settings: RunSettings) -> None:
+def _check_other_source(settings: RunSettings, d_in: int | None) -> None:
     for name in ("model", "site", "dataset"):
         if getattr(settings, name) is not None:
             raise ValueError(f"{name} is chosen, but this source has nothing to do with a language model; leave it out")
     if settings.task is Task.harvest:
         raise ValueError("task=harvest fills the activation store, which is for source=activations")
-    if isinstance(settings.source, SyntheticSettings):
-        settings.check_width(settings.source.d_in)
+    if d_in is not None:
+        settings.check_width(d_in)

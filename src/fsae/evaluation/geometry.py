@@ -1,6 +1,6 @@
 """How autoencoders divide the space of their inputs, seen from held-out samples."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,8 @@ _RAYS = 1024
 _DISTANCES = 2**22
 # Points along each side of a picture.
 _SIDE = 320
+# Distance of a sample from a line, over that of the farthest from its origin, below which it counts as on it.
+_ON_LINE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,24 +63,28 @@ class Geometry:
             power diagram, share of samples whose k nearest sites are the latents that were chosen. diagram_ties: share
             of samples where the distances that decide lie within float32's rounding of each other.
         region_sizes: samples of each occupied region, the fullest first.
-        plane: the plane itself where inputs have two dimensions, else that through three samples.
+        plane: the plane itself where inputs have two dimensions, else that through three samples; None where samples
+            span none.
     """
 
     scalars: dict[str, float]
     region_sizes: Int[Tensor, " regions"]
-    plane: Slice
+    plane: Slice | None
 
 
 @torch.no_grad()
-def evaluate_geometry(autoencoders: Sequence[Autoencoder], batches: Iterable[Batch]) -> list[Geometry]:
+def evaluate_geometry(
+    autoencoders: Sequence[Autoencoder], batches: Iterable[Batch], heartbeat: Callable[[], None] = lambda: None
+) -> list[Geometry]:
     """Each autoencoder's regions on held-out samples.
 
     Args:
         autoencoders: in eval mode and in raw units.
         batches: raw vectors; all are held at once.
+        heartbeat: called before each forward pass; may raise to stop.
     """
     x = torch.cat([batch.inputs for batch in batches]).to(autoencoders[0].W_dec)
-    return [_geometry(each, x) for each in autoencoders]
+    return [_geometry(each, x, heartbeat) for each in autoencoders]
 
 
 def size_histogram(region_sizes: Int[Tensor, " regions"]) -> dict[str, list[int]]:
@@ -92,11 +98,11 @@ def size_histogram(region_sizes: Int[Tensor, " regions"]) -> dict[str, list[int]
     return {"from": [2**power for power in range(len(bins))], "regions": bins}
 
 
-def _geometry(autoencoder: Autoencoder, x: Float[Tensor, "samples d_in"]) -> Geometry:
-    regions, diagram = Regions(autoencoder), power_diagram(autoencoder)
+def _geometry(autoencoder: Autoencoder, x: Float[Tensor, "samples d_in"], heartbeat: Callable[[], None]) -> Geometry:
+    regions, diagram = Regions(autoencoder, heartbeat), power_diagram(autoencoder)
     names = regions.names(x)
     counts = sizes(names)
-    spread = (x.double() - x.double().mean(0)).square().sum(1).mean().sqrt().item()
+    spread = x.var(dim=0, correction=0).sum().sqrt().item()
     ends = torch.randint(len(x), (_SEGMENTS, 2), generator=generator_for("segments")).to(x.device)
     found = along_segments(regions, x[ends], _STEPS)
     stretches = 1 + (found[:, 1:] != found[:, :-1]).sum(1)
@@ -113,17 +119,20 @@ def _geometry(autoencoder: Autoencoder, x: Float[Tensor, "samples d_in"]) -> Geo
     }
     if diagram is not None:
         assert isinstance(autoencoder, TopK | LocalPCA)
-        scalars |= _agreement(autoencoder, diagram, x[:_COMPARED])
+        scalars |= _agreement(autoencoder, diagram, x[:_COMPARED], heartbeat)
     return Geometry(scalars, counts.cpu(), _plane(regions, diagram, x))
 
 
-def _agreement(autoencoder: TopK | LocalPCA, diagram: PowerDiagram, x: Tensor) -> dict[str, float]:
+def _agreement(
+    autoencoder: TopK | LocalPCA, diagram: PowerDiagram, x: Tensor, heartbeat: Callable[[], None]
+) -> dict[str, float]:
     agree, ties = [], []
     # A pre-activation's rounding; power distances differ by twice as much as pre-activations.
     size = diagram.sites.norm(dim=1).max() * x.double().norm(dim=1) + diagram.weights.abs().max()
     rounding = 4 * torch.finfo(torch.float32).eps * size
     some = max(1, _DISTANCES // len(diagram.sites))
     for part, near in zip(x.split(some), rounding.split(some), strict=True):
+        heartbeat()
         nearest, gap = diagram.nearest(part)
         agree.append((nearest == selection(autoencoder, part)).all(1))
         ties.append(gap < 2 * near)
@@ -133,17 +142,22 @@ def _agreement(autoencoder: TopK | LocalPCA, diagram: PowerDiagram, x: Tensor) -
     }
 
 
-def _plane(regions: Regions, diagram: PowerDiagram | None, x: Tensor) -> Slice:
-    """Through the first three samples that span one, with a margin around them."""
+def _plane(regions: Regions, diagram: PowerDiagram | None, x: Tensor) -> Slice | None:
+    """With a margin around the samples that lie in it."""
     if x.shape[1] == 2:
         origin, axes = x.new_zeros(2), torch.eye(2).to(x)
         points = x
     else:
-        # Orthonormal axes; the first sample is where they meet.
-        origin = x[0]
-        axes = torch.linalg.qr((x[1:3] - origin).T.double()).Q.T.to(x)
-        points = (x[:3] - origin) @ axes.T
+        spanned = _spanned(x)
+        if spanned is None:
+            return None
+        three, axes = spanned
+        # The first sample is where the axes meet.
+        origin = three[0]
+        points = (three - origin) @ axes.T
     low, high = points.min().item(), points.max().item()
+    if low == high:
+        return None
     margin = 0.15 * (high - low)
     edges = torch.linspace(low - margin, high + margin, _SIDE).to(x)
     numbers = torch.unique(on_plane(regions, origin, axes, edges), return_inverse=True)[1]
@@ -153,3 +167,21 @@ def _plane(regions: Regions, diagram: PowerDiagram | None, x: Tensor) -> Slice:
         sites = torch.cat([shown.sites, shown.weights.unsqueeze(1)], dim=1).cpu()
         lift = shown.lift().cpu()
     return Slice(numbers.cpu(), edges.cpu(), points.cpu(), sites, lift)
+
+
+def _spanned(x: Tensor) -> tuple[Float[Tensor, "3 d_in"], Float[Tensor, "2 d_in"]] | None:
+    """Three samples that span a plane, and orthonormal axes of it: of samples in random order the first one, the next
+    that is another, and the next that is not in line with these two. None where there are no such three."""
+    some = x[torch.randperm(len(x), generator=generator_for("plane"))[:_COMPARED].to(x.device)]
+    chosen, axes = [0], []
+    left = some.double() - some[0].double()
+    far = _ON_LINE * left.norm(dim=1).max()
+    for _ in range(2):
+        distances = left.norm(dim=1)
+        found = (distances > far).nonzero()
+        if len(found) == 0:
+            return None
+        chosen.append(int(found[0]))
+        axes.append(left[chosen[-1]] / distances[chosen[-1]])
+        left = left - torch.outer(left @ axes[-1], axes[-1])
+    return some[chosen], torch.stack(axes).to(x)

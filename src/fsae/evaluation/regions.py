@@ -1,6 +1,7 @@
 """The regions of an autoencoder: inputs with the same support, on each of which it is one affine map."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
@@ -9,7 +10,7 @@ from torch import Tensor
 from fsae.autoencoders.base import Autoencoder
 from fsae.draws import generator_for
 
-# Rows of a forward pass.
+# Rows of a forward pass, and places that are there at a time.
 _AT_ONCE = 4096
 # Halvings of the interval that holds a region's boundary.
 _HALVINGS = 30
@@ -25,10 +26,11 @@ class Regions:
 
     Args:
         autoencoder: in eval mode, in the inputs' units.
+        heartbeat: called before each forward pass; may raise to stop.
     """
 
-    def __init__(self, autoencoder: Autoencoder):
-        self._autoencoder = autoencoder
+    def __init__(self, autoencoder: Autoencoder, heartbeat: Callable[[], None] = lambda: None):
+        self._autoencoder, self._heartbeat = autoencoder, heartbeat
         ends = torch.iinfo(torch.long)
         numbers = torch.empty(autoencoder.d_sae, dtype=torch.long)
         numbers.random_(ends.min, ends.max, generator=generator_for("latents"))
@@ -40,6 +42,7 @@ class Regions:
         return torch.cat([self._names(some) for some in x.split(_AT_ONCE)])
 
     def _names(self, x: Tensor) -> Tensor:
+        self._heartbeat()
         codes = self._autoencoder(x.to(self._autoencoder.W_dec), sparse=True).codes
         assert codes.pattern is not None
         on = (codes.values != 0).long() * self._numbers[codes.pattern.columns]
@@ -56,8 +59,9 @@ def along_segments(
 ) -> Int[Tensor, "segments steps"]:
     """Regions at `steps` places in equal distances along segments, both ends among them."""
     shares = torch.linspace(0, 1, steps, device=ends.device, dtype=ends.dtype).view(1, -1, 1)
-    places = ends[:, :1] + shares * (ends[:, 1:] - ends[:, :1])
-    return regions.names(places.flatten(0, 1)).view(len(ends), steps)
+    portions = ends.split(max(1, _AT_ONCE // steps))
+    names = [regions.names((some[:, :1] + shares * (some[:, 1:] - some[:, :1])).flatten(0, 1)) for some in portions]
+    return torch.cat(names).view(len(ends), steps)
 
 
 def radii(
@@ -91,6 +95,7 @@ def on_plane(
     regions: Regions, origin: Float[Tensor, " d_in"], axes: Float[Tensor, "2 d_in"], grid: Float[Tensor, " side"]
 ) -> Int[Tensor, "side side"]:
     """Regions at origin + grid_j axes_0 + grid_i axes_1, for a picture: row i, column j."""
-    rows, columns = torch.meshgrid(grid, grid, indexing="ij")
-    places = origin + columns.reshape(-1, 1) * axes[:1] + rows.reshape(-1, 1) * axes[1:]
-    return regions.names(places).view(len(grid), len(grid))
+    row = origin + grid.unsqueeze(1) * axes[0]
+    portions = grid.view(-1, 1, 1).split(max(1, _AT_ONCE // len(grid)))
+    names = [regions.names((row + some * axes[1]).flatten(0, 1)) for some in portions]
+    return torch.cat(names).view(len(grid), len(grid))

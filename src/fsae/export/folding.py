@@ -35,7 +35,7 @@ def fold(autoencoder: Autoencoder, scale: float) -> Autoencoder:
     assert 0 < scale < math.inf
     folded = copy.deepcopy(autoencoder).eval()
     if isinstance(folded, LocalPCA):
-        folded.place(folded.centres / scale, folded.components)
+        folded.place(folded.centres / scale, folded.components, folded.means / scale)
         return folded
     assert isinstance(folded, SparseAutoencoder)
     folded.untie()

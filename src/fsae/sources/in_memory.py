@@ -23,6 +23,11 @@ class InMemorySettings(ABC):
 
     seed: int = 0
 
+    @property
+    def d_in(self) -> int | None:
+        """Width of the vectors, where it is known before they are read."""
+        return None
+
     @abstractmethod
     def open(self, device: torch.device) -> "InMemorySource":
         """Read or make the vectors; batches are wanted on `device`."""

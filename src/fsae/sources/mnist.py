@@ -2,6 +2,7 @@
 
 import gzip
 import logging
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,10 @@ class MNISTSettings(InMemorySettings):
     def __post_init__(self):
         if not 0 < self.share <= 1:
             raise ValueError(f"source.share is {self.share}; it is a share of the training images, above 0, at most 1")
+
+    @property
+    def d_in(self) -> int | None:
+        return 64 if self.path is None else None
 
     def open(self, device: torch.device) -> InMemorySource:
         """Images of one mean and one standard deviation over all pixels, which are those of what is trained on.
@@ -79,7 +84,7 @@ def _read_idx(folder: Path, name: str) -> Float[Tensor, "images pixels"]:
         raise ValueError(f"source.path: {folder} has no {name} or {name}.gz; MNIST's images are in these two files")
     try:
         data = found[0].read_bytes() if found[0].suffix != ".gz" else gzip.decompress(found[0].read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{found[0]} is damaged ({error}); download it again") from error
     count, height, width = np.frombuffer(data, ">u4", 3, 4).tolist() if len(data) >= 16 else (0, 0, 0)
     if data[:4] != _MAGIC or len(data) != 16 + count * height * width or count == 0:

@@ -28,6 +28,10 @@ class ToyClustersSettings(InMemorySettings):
         if self.points < 3:
             raise ValueError(f"source.points is {self.points}; three clusters need at least 3")
 
+    @property
+    def d_in(self) -> int:
+        return 2
+
     def open(self, device: torch.device) -> InMemorySource:
         train, held_out = (self._draw(part, count) for part, count in (("train", self.points), ("held out", _HELD_OUT)))
         return InMemorySource(train, held_out, self.seed, device)

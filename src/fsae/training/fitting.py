@@ -1,5 +1,6 @@
 """Fitting without gradients: k-means by mini-batches, then each cell's principal components from its second moments."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,23 +9,45 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fsae.autoencoders.base import ForwardRecord
-from fsae.autoencoders.local_pca import PCA, LocalPCA
+from fsae.autoencoders.local_pca import PCA, FittedSettings, LocalPCA
 from fsae.losses.objective import Objective
 from fsae.losses.term import Moment
 from fsae.training.learner import Learner
 from fsae.training.measures import batch_measures
+from fsae.training.memory import require_free
 from fsae.training.reinitialisation import Reinitialisation
 from fsae.training.settings import FitSettings
+
+# Variance along a direction over a cell's moments, below which it is what adding up in float64 leaves.
+_ROUNDING = 1e-12
+
+
+def check_moments(fitted: Sequence[FittedSettings], d_in: int) -> None:
+    """Raise ValueError where no memory is free for the second moments of all that is fitted side by side.
+
+    Args:
+        fitted: one for each autoencoder.
+        d_in: width of the vectors.
+    """
+    cells = sum(each.cells(d_in) for each in fitted if each.components(d_in) > 0)
+    require_free(
+        8 * cells * (d_in + 1) ** 2,
+        torch.device("cpu"),
+        f"second moments of {cells} cells of width {d_in}",
+        "lower arch.d_sae or raise arch.rank, for fewer cells",
+    )
 
 
 class FittedMember(Learner[LocalPCA | PCA, FitSettings]):
     """An autoencoder that is fitted batch by batch, on the CPU.
 
     First the centres, by Sculley's mini-batch k-means (2010) as scikit-learn has it: each centre is the mean of all
-    that was ever assigned to it, and one that gets next to nothing starts over at a sample. Then, with the centres
-    where they are, S_k = sum (x - c_k)(x - c_k)' over the samples of each cell in float64, whose leading eigenvectors
-    are the best components through c_k. They are found in the last step, and zero before it. What is held is
-    cells x d_in^2 numbers, however many samples come.
+    that was ever assigned to it. One that gets next to nothing starts over at a sample, but for the second half of
+    these steps, in which the centres settle. Then, with the centres where they are, each cell's samples are summed up
+    in float64: their number, their sum and their second moments. In the last step the cell gets the affine space that
+    is best for these samples, through their mean along the leading eigenvectors of their covariance; it has no more
+    components than the samples span, the others stay zero. Until then a cell has its centre alone. What is held is
+    cells x (d_in + 1)^2 numbers, however many samples come.
 
     Args:
         autoencoder: zero.
@@ -47,7 +70,8 @@ class FittedMember(Learner[LocalPCA | PCA, FitSettings]):
         self._centre_steps = settings.steps
         if autoencoder.rank > 0:
             self._centre_steps = min(max(1, round(settings.centres * settings.steps)), settings.steps - 1)
-        self._moments: Float[Tensor, "cells d_in d_in"] | None = None
+        # Of (x - c_k, 1): the last row is the samples' sum and number.
+        self._moments: Float[Tensor, "cells d_in_plus_1 d_in_plus_1"] | None = None
 
     @torch.no_grad()
     def backward(self, x: Tensor, step: int, targets: Tensor | None = None) -> ForwardRecord:
@@ -70,24 +94,44 @@ class FittedMember(Learner[LocalPCA | PCA, FitSettings]):
 
     def _fit(self, vectors: Float[Tensor, "batch d_in"], step: int) -> None:
         if step < self._centre_steps:
+            if 2 * step >= self._centre_steps:
+                self._kmeans.reassignment_ratio = 0.0
             self._kmeans.partial_fit(vectors.numpy())
             self.autoencoder.place(self._centres.to(self.autoencoder.W_dec))
             return
+        self._sum_up(vectors)
+        if step + 1 == self.settings.steps:
+            components, means = self._best_spaces()
+            weights = self.autoencoder.W_dec
+            self.autoencoder.place(self._centres.to(weights), components.to(weights), means.to(weights))
+            # What was measured before is of the centres alone.
+            self._sums, self._counts = {}, {}
+
+    def _sum_up(self, vectors: Float[Tensor, "batch d_in"]) -> None:
         centres = self._centres
         if self._moments is None:
             cells, d_in = centres.shape
-            self._moments = torch.zeros(cells, d_in, d_in, dtype=torch.float64)
+            self._moments = torch.zeros(cells, d_in + 1, d_in + 1, dtype=torch.float64)
         nearest = (vectors @ centres.T - centres.square().sum(1) / 2).argmax(1)
         order = torch.argsort(nearest, stable=True)
         found, sizes = torch.unique_consecutive(nearest[order], return_counts=True)
-        differences = (vectors - centres[nearest])[order].split(sizes.tolist())
-        for cell, of_cell in zip(found.tolist(), differences, strict=True):
+        differences = torch.nn.functional.pad(vectors - centres[nearest], (0, 1), value=1.0)[order]
+        for cell, of_cell in zip(found.tolist(), differences.split(sizes.tolist()), strict=True):
             self._moments[cell].addmm_(of_cell.T, of_cell)
-        if step + 1 == self.settings.steps:
-            weights, rank = self.autoencoder.W_dec, self.autoencoder.rank
+
+    def _best_spaces(self) -> tuple[Float[Tensor, "cells rank d_in"], Float[Tensor, "cells d_in"]]:
+        """Each cell's components and mean; the centre where a cell has no sample."""
+        assert self._moments is not None
+        rank, means = self.autoencoder.rank, self._centres.clone()
+        components = means.new_zeros(len(means), rank, means.shape[1])
+        for mean, rows, moments in zip(means, components, self._moments, strict=True):
+            shift, squares = moments[-1, :-1] / moments[-1, -1].clamp_min(1), moments[:-1, :-1]
+            values, vectors = torch.linalg.eigh(squares - torch.outer(moments[-1, :-1], shift))
             # Eigenvalues rise: the last ones are the leading ones.
-            components = [torch.linalg.eigh(each).eigenvectors.T.flip(0)[:rank] for each in self._moments]
-            self.autoencoder.place(centres.to(weights), torch.stack(components).to(weights))
+            spanned = min(rank, int((values > _ROUNDING * squares.trace()).sum()))
+            rows[:spanned] = vectors.T.flip(0)[:spanned]
+            mean += shift
+        return components, means
 
     @property
     def _centres(self) -> Float[Tensor, "cells d_in"]:

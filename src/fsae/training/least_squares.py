@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fsae.autoencoders.codes import Codes
 from fsae.training.gram import GramSum
-from fsae.training.memory import free_memory
+from fsae.training.memory import require_free
 
 
 class Solution(NamedTuple):
@@ -149,7 +149,7 @@ class LeastSquares:
             self._sums = _Sums(GramSum.of_state(state["zz"], device), *(each.to(device) for each in state["others"]))
 
 
-def check_room(widths: Sequence[int], d_in: int, device: torch.device) -> None:
+def check_equations(widths: Sequence[int], d_in: int, device: torch.device) -> None:
     """Raise ValueError where no memory is free for decoders' sums and equations, all solved for side by side.
 
     Args:
@@ -157,11 +157,10 @@ def check_room(widths: Sequence[int], d_in: int, device: torch.device) -> None:
         d_in: width of the vectors.
         device: where they are trained.
     """
-    wanted, free = sum(4 * 8 * d_sae * (d_sae + d_in) for d_sae in widths), free_memory(device)
-    if wanted > free:
-        raise ValueError(
-            f"trainer=pam takes {wanted / 2**30:.1f} GiB for the decoders' equations (d_sae "
-            f"{', '.join(f'{d_sae:,}' for d_sae in dict.fromkeys(widths))}; autoencoders: {len(widths)}), and "
-            f"{free / 2**30:.1f} GiB are free; lower arch.d_sae, or population.size or hydra.launcher.max_members, for "
-            "fewer autoencoders at a time"
-        )
+    shown = ", ".join(f"{d_sae:,}" for d_sae in dict.fromkeys(widths))
+    require_free(
+        sum(4 * 8 * d_sae * (d_sae + d_in) for d_sae in widths),
+        device,
+        f"trainer=pam and the equations of {len(widths)} decoders (d_sae {shown})",
+        "lower arch.d_sae",
+    )

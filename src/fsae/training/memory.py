@@ -13,9 +13,14 @@ _TOP_PAD = (-2, 2**26, 2**17)
 _MMAP_MAX = (-4, 0, 2**16)
 
 
-def free_memory(device: torch.device) -> int:
-    """In bytes, where a device's tensors are."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+def require_free(wanted: int, device: torch.device, what: str, remedy: str) -> None:
+    """Raise ValueError where so many bytes are not free for a device's tensors; `what` takes them."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if wanted > free:
+        raise ValueError(
+            f"{what} take {wanted / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; {remedy}, or lower "
+            "population.size or hydra.launcher.max_members, for fewer autoencoders at a time"
+        )
 
 
 @contextmanager

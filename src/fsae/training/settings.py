@@ -81,9 +81,10 @@ class FitSettings(TrainerSettings):
     def check_cells(self, cells: int, components: int) -> None:
         """Raise ValueError where a batch has no sample for each first centre, or no step is left for components."""
         if self.batch_size < cells:
+            fewer = "lower arch.d_sae, or raise arch.rank" if components > 0 else "lower arch.d_sae"
             raise ValueError(
                 f"trainer.batch_size is {self.batch_size}, but the first batch is to give {cells} centres; raise it, "
-                "or lower arch.d_sae"
+                f"{fewer}, for fewer cells"
             )
         if components > 0 and self.steps < 2:
             raise ValueError(
