@@ -125,7 +125,10 @@ def main() -> None:
         f"{machine()}; d_in {options.d_in}, d_sae {options.d_sae}, batch {options.batch}, {options.k} active; "
         f"{options.repeats} matchings of each, in turns\n"
     )
-    kinds = {"one member": (1, Mutual(), False), f"{options.members}, no term": (options.members, Mutual(), False)}
+    kinds: dict[str, tuple[int, Mutual, bool]] = {
+        "one member": (1, Mutual(), False),
+        f"{options.members}, no term": (options.members, Mutual(), False),
+    }
     for every in options.match_every:
         for alike in (False, True):
             name = f"{options.members}{', alike' * alike}, match_every {every}"
