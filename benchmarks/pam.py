@@ -22,8 +22,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from benchmarks.machine import machine
-from benchmarks.step import add_shape
+from benchmarks.step import add_shape, shape_of
 from fsae.autoencoders.base import DecoderNorm
 from fsae.autoencoders.codes import Codes
 from fsae.autoencoders.initialisation import initialise_from
@@ -121,10 +120,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1_000_000, help="of an epoch")
     parser.set_defaults(d_in=576, d_sae=4096, repeats=3)
     options = parser.parse_args()
-    print(
-        f"{machine()}; {options.tokens:,} vectors, d_in {options.d_in}, d_sae {options.d_sae}, batch {options.batch}, "
-        f"{options.k} active; medians of {options.repeats} epochs\n"
-    )
+    print(f"{shape_of(options)}; {options.tokens:,} vectors, medians of {options.repeats} epochs\n")
     epochs = Epochs(options)
     with freed_memory_kept():
         # The first turn warms up and does not count.

@@ -18,8 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.machine import machine
-from benchmarks.step import add_shape
+from benchmarks.step import add_shape, inputs, shape_of
 from fsae.autoencoders.base import SparseAutoencoder
 from fsae.autoencoders.initialisation import initialise_from
 from fsae.autoencoders.topk import TopKSettings
@@ -119,12 +118,8 @@ def main() -> None:
     parser.add_argument("--match-every", type=int, nargs="*", default=[1, 10])
     parser.set_defaults(d_sae=3072)
     options = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    x = torch.randn(options.batch, options.d_in, generator=torch.Generator().manual_seed(1)).to(device)
-    print(
-        f"{machine()}; d_in {options.d_in}, d_sae {options.d_sae}, batch {options.batch}, {options.k} active; "
-        f"{options.repeats} matchings of each, in turns\n"
-    )
+    x = inputs(options)
+    print(f"{shape_of(options)}; {options.repeats} matchings of each, in turns\n")
     kinds: dict[str, tuple[int, Mutual, bool]] = {
         "one member": (1, Mutual(), False),
         f"{options.members}, no term": (options.members, Mutual(), False),

@@ -105,22 +105,29 @@ def add_shape(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=5)
 
 
+def inputs(options: argparse.Namespace) -> Tensor:
+    """A batch of that shape, on the GPU where there is one."""
+    x = torch.randn(options.batch, options.d_in, generator=torch.Generator().manual_seed(1))
+    return x.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def shape_of(options: argparse.Namespace) -> str:
+    """The machine and the shape, for a table's head."""
+    return f"{machine()}; d_in {options.d_in}, d_sae {options.d_sae}, batch {options.batch}, {options.k} active"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_shape(parser)
     parser.add_argument("--arch", nargs="*", default=None, help="only these architectures")
     parser.add_argument("--no-dense", action="store_true", help="leave out the dense steps, which are slow")
     args = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    x = torch.randn(args.batch, args.d_in, generator=torch.Generator().manual_seed(1)).to(device)
-    print(
-        f"{machine()}; d_in {args.d_in}, d_sae {args.d_sae}, batch {args.batch}, {args.k} active; medians of "
-        f"{args.repeats} turns\n"
-    )
+    x = inputs(args)
+    print(f"{shape_of(args)}; medians of {args.repeats} turns\n")
     chosen = architectures(args.d_sae, args.k)
     if args.arch:
         chosen = {name: chosen[name] for name in args.arch}
-    weights = torch.randn(args.d_sae, args.d_in, device=device).T
+    weights = torch.randn(args.d_sae, args.d_in, device=x.device).T
     print(f"{'whole step':<12}{'encoder':>10}{'sparse':>10}{'dense':>10}{'sparse/encoder':>16}{'dense/sparse':>14}")
     for name, (settings, terms) in chosen.items():
         variants = {"encoder": lambda: x @ weights, "sparse": stepper(settings, terms, x, sparse=True)}
@@ -145,7 +152,7 @@ def main() -> None:
         print(f"{name + ', ' + form.value:<30}{t['without']:>9.3f}s{t['with']:>9.3f}s{t['with'] / t['without']:>14.2f}")
     print(f"\n{'Fisher term alone':<30}{'built':>10}{'ours':>10}{'built/ours':>14}")
     for batch in sorted({min(100, args.batch), args.batch}):
-        autoencoder = settings.build(args.d_in, torch.Generator().manual_seed(0)).to(device)
+        autoencoder = settings.build(args.d_in, torch.Generator().manual_seed(0)).to(x.device)
         initialise_from(autoencoder, x, scale=1.0)
         for form in (FisherForm.pre, FisherForm.post):
             record = autoencoder(x[:batch], sparse=True)

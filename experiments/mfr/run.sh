@@ -4,16 +4,7 @@
 #     sh experiments/mfr/run.sh [FOLDER]          outputs/mfr by default
 set -e
 out=${1:-outputs/mfr}
-
-arm() {
-    dir="$out/$1"
-    shift
-    if [ -e "$dir/sweep.json" ]; then
-        python -m fsae.resume "$dir"
-    else
-        python -m fsae.run "hydra.sweep.dir=$dir" "$@"
-    fi
-}
+. "$(dirname "$0")/../arm.sh"
 
 # Known features: two members.
 synthetic="experiment=mfr_synthetic_small"

@@ -6,16 +6,7 @@ set -e
 out=${1:-outputs/splinterp}
 digits="$out/digits"
 [ -e "$digits/train-images-idx3-ubyte" ] || python -m experiments.data.mnist "$digits"
-
-arm() {
-    dir="$out/$1"
-    shift
-    if [ -e "$dir/sweep.json" ]; then
-        python -m fsae.resume "$dir"
-    else
-        python -m fsae.run "hydra.sweep.dir=$dir" "$@"
-    fi
-}
+. "$(dirname "$0")/../arm.sh"
 
 # Both ways for as many epochs of the encoder: the name, vectors of a batch, batches of an epoch, epochs, and what holds
 # for both.
