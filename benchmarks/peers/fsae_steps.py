@@ -66,7 +66,8 @@ def settings_of(job: Job) -> tuple[SparseAutoencoderSettings, dict[str, LossTerm
         case "standard":
             return StandardSettings(**common, init_density=job.density), terms | {"sparsity": L1(weight=job.sparsity)}
         case "gated":
-            terms |= {"sparsity": L1(weight=job.sparsity), "auxiliary": GateReconstruction()}
+            gate = GateReconstruction(detach_decoder=job.rules != "sae_lens")
+            terms |= {"sparsity": L1(weight=job.sparsity), "auxiliary": gate}
             return GatedSettings(**common, init_density=job.density), terms
         case "jumprelu":
             target = job.rules == "dictionary_learning"

@@ -45,6 +45,7 @@ from tests.composition import composed
         (["source=toy_clusters", "arch=topk"], r"arch\.k is 64, more than the 16 latents"),
         (["source=mnist", "arch=pca", "arch.d_sae=65"], r"arch\.d_sae asks for 65 .* vectors of width 64 have 64"),
         (["tracking.uri=/some/folder"], r"tracking\.uri=/some/folder"),
+        (["arch=gated", "arch.decoder_norm=free"], r"shrinks decoder rows.*loss\.auxiliary\.detach_decoder=false"),
         (["trainer=pam"], r"arch\.decoder_norm is unit, .*set arch\.decoder_norm=free"),
         (["trainer=pam", "arch.decoder_norm=free", "arch.tied=true"], r"trainer=pam solves .* arch\.tied"),
         (

@@ -22,6 +22,20 @@ def test_gate_reconstruction_by_hand(sparse: bool):
 
 
 @each_path
+def test_gate_reconstruction_trains_the_decoder_where_that_is_set(sparse: bool):
+    autoencoder, x = build("gated"), samples(7)
+    record = autoencoder(x, sparse=sparse)
+    value = GateReconstruction(detach_decoder=False).measure(record, NO_DEAD).value
+    W_dec, b_dec = torch.autograd.grad(value, [autoencoder.W_dec, autoencoder.b_dec])
+    gate = torch.relu((x - autoencoder.b_dec) @ autoencoder.W_enc + autoencoder.get_parameter("b_gate"))
+    error = gate @ autoencoder.W_dec + autoencoder.b_dec - x
+    torch.testing.assert_close(W_dec, 2 / 7 * gate.T @ error)
+    # As the decoder's bias, and as what the encoder subtracts.
+    back = ((error @ autoencoder.W_dec.T) * (gate > 0)) @ autoencoder.W_enc.T
+    torch.testing.assert_close(b_dec, 2 / 7 * (error - back).sum(0))
+
+
+@each_path
 @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
 def test_gate_reconstruction_cannot_pull_the_decoder(sparse: bool, apply_b_dec_to_input: bool):
     autoencoder = build("gated", apply_b_dec_to_input=apply_b_dec_to_input)

@@ -8,6 +8,7 @@ from fsae.autoencoders.local_pca import FittedSettings
 from fsae.autoencoders.topk import KSettings
 from fsae.configuration.schema import RunSettings, Task
 from fsae.language_models.shape import shape_of
+from fsae.losses.auxiliary import GateReconstruction
 from fsae.losses.mutual import Directions
 from fsae.losses.objective import check_terms
 from fsae.losses.reconstruction import SquaredError
@@ -30,6 +31,7 @@ def check(settings: RunSettings) -> None:
         raise ValueError("sae.path is only read by task=eval; add task=eval, or leave sae.path out")
     check_terms(settings.loss, settings.arch)
     _check_fitting(settings)
+    _check_gate(settings)
     if isinstance(settings.source, ActivationSourceSettings):
         _check_activations(settings, settings.source)
     else:
@@ -67,6 +69,21 @@ def _check_fitting(settings: RunSettings) -> None:
             f"arch {name} is fitted: nothing pulls members toward each other or starts them over; set "
             "population.mutual.weight=0 and population.reinitialise.scope=none"
         )
+
+
+def _check_gate(settings: RunSettings) -> None:
+    # Under PAM no gradient reaches the decoder.
+    if isinstance(settings.trainer, PamSettings) or not isinstance(settings.arch, SparseAutoencoderSettings):
+        return
+    if settings.arch.decoder_norm is DecoderNorm.unit:
+        return
+    for key, term in settings.loss.items():
+        if isinstance(term, GateReconstruction) and term.detach_decoder:
+            raise ValueError(
+                f"arch.decoder_norm is free, so the sparsity term shrinks decoder rows, and loss.{key} does not hold "
+                f"what the gate needs of them: latents would all switch on. Set loss.{key}.detach_decoder=false, or "
+                "arch.decoder_norm=unit"
+            )
 
 
 def _check_activations(settings: RunSettings, source: ActivationSourceSettings) -> None:

@@ -9,16 +9,24 @@ from fsae.losses.term import LossTerm, Measured, Moment
 
 @dataclass(frozen=True, kw_only=True)
 class GateReconstruction(LossTerm):
-    """|x - (relu(gate) W_dec + b_dec)|^2 with decoder and bias detached (arXiv 2404.16014, eq. 8).
+    """|x - (relu(gate) W_dec + b_dec)|^2 (arXiv 2404.16014, eq. 8).
 
-    Detached, so that the auxiliary path trains the gate and cannot pull the decoder.
+    Attributes:
+        detach_decoder: pass no gradient to W_dec and b_dec, as in the paper: the auxiliary path trains the gate and
+            cannot pull the decoder. SAELens passes it. Where rows may have any norm it has to be passed: else nothing
+            that the gate needs keeps the sparsity term from shrinking the rows.
     """
+
+    detach_decoder: bool = True
 
     needs: ClassVar[frozenset[str]] = frozenset({"gate"})
 
     def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
         assert record.gate is not None
-        through_gate = record.gate.decode(record.W_dec.detach()) + record.b_dec.detach()
+        W_dec, b_dec = record.W_dec, record.b_dec
+        if self.detach_decoder:
+            W_dec, b_dec = W_dec.detach(), b_dec.detach()
+        through_gate = record.gate.decode(W_dec) + b_dec
         return Measured((record.wanted - through_gate).square().sum(1).mean())
 
 
