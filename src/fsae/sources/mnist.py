@@ -30,7 +30,8 @@ class MNISTSettings(InMemorySettings):
         path: a folder with MNIST's own files (`train-images-idx3-ubyte` and `t10k-images-idx3-ubyte`, .gz or not), or
             with Fashion-MNIST's; null for the 1,797 digits of 8 x 8 pixels that scikit-learn brings, which are not
             MNIST, and of which a tenth is held out.
-        share: of the training part that is trained on, the same images whatever `seed`.
+        share: of the training part that is trained on; which images, `seed` decides. A smaller share is part of a
+            larger one.
     """
 
     path: str | None = None
@@ -51,7 +52,7 @@ class MNISTSettings(InMemorySettings):
             ValueError: a file is missing or damaged, or the share is of no image.
         """
         train, held_out = _packaged() if self.path is None else _files(Path(self.path).expanduser())
-        kept = torch.randperm(len(train), generator=generator_for("share"))[: round(self.share * len(train))]
+        kept = torch.randperm(len(train), generator=generator_for("share", self.seed))[: round(self.share * len(train))]
         if len(kept) == 0:
             raise ValueError(f"source.share={self.share} of {len(train)} images is none; raise it")
         train = train[kept]
@@ -63,7 +64,7 @@ class MNISTSettings(InMemorySettings):
 def _packaged() -> tuple[Float[Tensor, "train 64"], Float[Tensor, "held_out 64"]]:
     from sklearn.datasets import load_digits
 
-    log.info("source.path is null: these are scikit-learn's digits, not MNIST")
+    log.warning("source.path is null: these are scikit-learn's digits, not MNIST")
     images, _ = load_digits(return_X_y=True)
     vectors = torch.from_numpy(np.asarray(images)).float()
     vectors = vectors[torch.randperm(len(vectors), generator=generator_for("held out"))]
