@@ -9,6 +9,7 @@ from fsae.autoencoders.base import DecoderNorm, ForwardRecord, SparseAutoencoder
 from fsae.losses.objective import Losses, Objective
 from fsae.losses.term import Moment
 from fsae.training.dead_latents import resample
+from fsae.training.fused_adam import FusedAdam
 from fsae.training.learner import Learner
 from fsae.training.measures import batch_measures
 from fsae.training.reinitialisation import Reinitialisation, Scope, start_over
@@ -42,12 +43,11 @@ class Member(Learner[SparseAutoencoder, AdamSettings]):
         # Shares the weights. Sparse batches are no use to it: each has another number of codes.
         self._dense_forward = torch.compile(autoencoder) if settings.compile else autoencoder
         device = autoencoder.W_dec.device
-        self.optimiser = torch.optim.Adam(
+        self.optimiser = FusedAdam(
             autoencoder.parameters(),
             lr=settings.lr,
             betas=(settings.beta1, settings.beta2),
             weight_decay=settings.weight_decay,
-            fused=True,
         )
         self.generator = torch.Generator().manual_seed(seed)
         self.resampled = 0
