@@ -129,3 +129,12 @@ def test_aux_k_takes_half_the_width_unless_told():
 def test_aux_k_that_cannot_hold():
     with pytest.raises(ValueError, match=r"loss\.auxiliary\.k is 0"):
         AuxK(k=0)
+
+
+@each_path
+@pytest.mark.parametrize("arch", ["topk", "gated"])
+def test_aux_k_s_gradients_are_held_as_weights_are(arch: str, sparse: bool):
+    autoencoder = build(arch)
+    value = AuxK(k=2).measure(autoencoder(samples(7), sparse=sparse), Moment(dead_latents=DEAD)).value
+    (grad,) = torch.autograd.grad(value, autoencoder.W_enc)
+    assert grad.stride() == autoencoder.W_enc.stride()

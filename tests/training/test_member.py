@@ -5,15 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from fsae.autoencoders.base import DecoderNorm
 from fsae.autoencoders.initialisation import initialise_from
-from fsae.losses.fisher import Fisher
+from fsae.losses.fisher import Fisher, FisherForm
 from fsae.losses.objective import Objective
 from fsae.losses.reconstruction import SquaredError
 from fsae.training.member import CROSSOVER, DENSE_ABOVE, SPARSE_BELOW, Member
 from fsae.training.settings import Precision
-from tests.architectures import each_architecture, settings_of
+from tests.architectures import ARCHITECTURES, each_architecture, settings_of
 from tests.streams import D_IN
 from tests.training.runs import BATCH, D_SAE, SCALE, STEPS, adam, differences, member, terms
 
@@ -328,3 +329,23 @@ def test_codes_of_sparse_batches_are_exact_in_bfloat16(arch: str):
     differ = int(((exact != 0) != (codes != 0)).sum())
     # Where nothing competes every code is found, and none that is not one.
     assert differ <= (0.05 * int((exact != 0).sum()) if arch in ("topk", "abs_topk") else 0)
+
+
+@pytest.mark.parametrize("form", list(FisherForm))
+@pytest.mark.parametrize(
+    ("arch", "sparse"), [*((arch, False) for arch in ARCHITECTURES), ("topk", True), ("abs_topk", True)]
+)
+def test_a_step_does_not_ask_the_device_for_a_number(
+    arch: str, sparse: bool, form: FisherForm, monkeypatch: pytest.MonkeyPatch
+):
+    # As on a GPU, where only a fixed number of codes is known without asking: tensors without numbers, of which
+    # whoever reads one, or lets the shape of a result depend on one, is told so.
+    monkeypatch.setattr("fsae.autoencoders.codes._samples_a_slice", lambda pattern: 5)
+    with FakeTensorMode():
+        trained = member(arch, adam(resample_every=None), terms(arch) | {"fisher": Fisher(weight=1e-3, form=form)})
+        trained.sparse = sparse
+        for step in range(2):
+            trained.dead.indices = torch.tensor([1, 4, 7])
+            trained.step(torch.randn(16, D_IN), step)
+        with pytest.raises(DataDependentOutputException):
+            trained.read_interval()

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -138,18 +139,27 @@ class RectifiedSettings(SparseAutoencoderSettings):
 
 @dataclass(frozen=True, eq=False)
 class AffineMap:
-    """inputs @ weight + bias, multiplied out only by who needs every entry."""
+    """inputs @ weight + bias with weight = directions * scale, multiplied out only by who needs it."""
 
     inputs: Float[Tensor, "batch d_in"]
-    weight: Float[Tensor, "d_in d_sae"]
+    directions: Float[Tensor, "d_in d_sae"]
     bias: Float[Tensor, " d_sae"]
+    scale: Float[Tensor, " d_sae"] | None = None
+
+    @cached_property
+    def weight(self) -> Float[Tensor, "d_in d_sae"]:
+        return self.directions if self.scale is None else self.directions * self.scale
 
     def dense(self) -> Float[Tensor, "batch d_sae"]:
         return torch.addmm(self.bias, self.inputs, self.weight)
 
     def at(self, latents: Tensor) -> Float[Tensor, "batch latents"]:
         """Only the named latents' columns."""
-        return torch.addmm(self.bias[latents], self.inputs, self.weight[:, latents])
+        # index_select's backward adds in a fixed order, and of rows its gradient is held as that of W_enc is.
+        weight = self.directions.T.index_select(0, latents).T
+        if self.scale is not None:
+            weight = weight * self.scale.index_select(0, latents)
+        return torch.addmm(self.bias.index_select(0, latents), self.inputs, weight)
 
 
 @dataclass(frozen=True, eq=False)

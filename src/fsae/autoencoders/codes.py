@@ -45,12 +45,20 @@ class Pattern:
         columns: (entries,) latent of each entry, row after row.
         offsets: (batch + 1,) where each row's entries begin in `columns`; the last one is their number.
         width: d_sae.
+        per_row: entries of every row, where all have as many.
     """
 
-    def __init__(self, columns: Int[Tensor, " entries"], offsets: Int[Tensor, " batch_plus_1"], width: int):
+    def __init__(
+        self,
+        columns: Int[Tensor, " entries"],
+        offsets: Int[Tensor, " batch_plus_1"],
+        width: int,
+        per_row: int | None = None,
+    ):
         self.columns = columns
         self.offsets = offsets
         self.width = width
+        self.per_row = per_row
 
     @classmethod
     def of_mask(cls, mask: Bool[Tensor, "batch d_sae"]) -> "Pattern":
@@ -89,17 +97,18 @@ class Pattern:
         if len(patterns) == 1:
             return patterns[0]
         before = [0, *accumulate(pattern.columns.shape[0] for pattern in patterns)]
+        (per_row, *others) = {pattern.per_row for pattern in patterns}
         offsets = [pattern.offsets[:-1] + entries for pattern, entries in zip(patterns, before, strict=False)]
         end = patterns[0].offsets.new_full((1,), before[-1])
         columns = torch.cat([pattern.columns for pattern in patterns])
-        return cls(columns, torch.cat([*offsets, end]), patterns[0].width)
+        return cls(columns, torch.cat([*offsets, end]), patterns[0].width, None if others else per_row)
 
     @classmethod
     def of_indices(cls, indices: Int[Tensor, "batch k"], width: int) -> "Pattern":
         """The same number k of entries in every row."""
         batch, k = indices.shape
         offsets = torch.arange(0, (batch + 1) * k, k, device=indices.device)
-        return cls(indices.reshape(-1), offsets, width)
+        return cls(indices.reshape(-1), offsets, width, per_row=k)
 
     @property
     def batch(self) -> int:
@@ -123,9 +132,10 @@ class Pattern:
 def lowered(limits: Tensor, dtype: torch.dtype, size: Tensor | None = None) -> Tensor:
     """Limits that let in all that rounding to this type may put on either side of the true ones, generously.
 
-    Rounding is in proportion to the numbers that are added up: `size`, or the limits' own.
+    Rounding is in proportion to the numbers that are added up: `size`, or the limits' own, but 1 at least, which is the
+    size of the products of scaled inputs with unit vectors.
     """
-    return limits - 4 * torch.finfo(dtype).eps * (limits.abs() if size is None else size)
+    return limits - 4 * torch.finfo(dtype).eps * (limits.abs() if size is None else size).clamp_min(1)
 
 
 def _true_places(mask: Bool[Tensor, " entries"]) -> Int[Tensor, " true"]:
@@ -162,6 +172,7 @@ def _sample(X: Tensor, W: Tensor, pattern: Pattern) -> Tensor:
 
 def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
     """A backward pass that cannot be differentiated again, and says so where somebody tries."""
+    # A function of its own for its type alone: type checkers take once_differentiable's result for another signature.
     return once_differentiable(backward)
 
 
@@ -290,8 +301,14 @@ def _samples_a_slice(pattern: Pattern) -> int:
 
 def _slices(pattern: Pattern, count: int) -> Iterator[slice]:
     """The entries of the first `count` samples, of the next, and so on."""
-    # One slice is known without asking the device where it begins.
-    begins = pattern.offsets[:-1][::count].tolist() if count < pattern.batch else [0]
+    firsts = range(0, max(1, pattern.batch), count)
+    if len(firsts) == 1:
+        begins = [0]
+    elif pattern.per_row is not None:
+        begins = [first * pattern.per_row for first in firsts]
+    else:
+        # Here alone the device is waited for.
+        begins = pattern.offsets[:-1][::count].tolist()
     for begin, end in zip(begins, [*begins[1:], pattern.columns.shape[0]], strict=True):
         yield slice(begin, end)
 
@@ -482,15 +499,17 @@ def _encode_sparsely(
     for some in inputs.to(dtype).split(_rows_at_once(inputs, width)):
         products = some @ W
         patterns.append(select(products))
-        found.append(products.reshape(-1)[patterns[-1].rows * width + patterns[-1].columns])
+        if exact or narrow is not None:
+            found.append(products.reshape(-1)[patterns[-1].rows * width + patterns[-1].columns])
         del products  # before the next ones are there
-    pattern, values = Pattern.stacked(patterns), torch.cat(found)
+    pattern = Pattern.stacked(patterns)
     if narrow is not None:
+        values = torch.cat(found)
         kept = narrow(pattern, values)
         pattern = Pattern.of_places(pattern.rows[kept], pattern.columns[kept], (pattern.batch, width))
-        values = values[kept]
+        found = [values[kept]]
     # In bfloat16 the product only says where to look: the codes are computed anew.
-    return pattern, values if exact else _sample(inputs, W_enc.T, pattern)
+    return pattern, torch.cat(found) if exact else _sample(inputs, W_enc.T, pattern)
 
 
 def _rows_at_once(inputs: Tensor, width: int) -> int:

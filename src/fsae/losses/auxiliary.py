@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fsae.autoencoders.base import ForwardRecord
+from fsae.autoencoders.codes import Codes, Pattern
 from fsae.losses.term import LossTerm, Measured, Moment
 
 
@@ -58,8 +59,7 @@ class AuxK(LossTerm):
         pre = record.pre_activations.at(dead)
         places = (pre if record.rank is None else record.rank(pre)).topk(k, dim=1, sorted=False).indices
         # Not rectified: a latent whose pre-activations are all negative would never get a gradient again.
-        values = pre.gather(1, places)
-        codes = values.new_zeros(values.shape[0], dead.numel()).scatter(1, places, values)
-        residual = record.error.detach()
-        error = residual - codes @ record.W_dec[dead]
+        pattern = Pattern.of_indices(dead[places], len(record.W_dec))
+        codes = Codes(pre.gather(1, places).flatten(), pattern)
+        error = record.error.detach() - codes.decode(record.W_dec)
         return Measured(error.square().sum(1).mean() * min(dead.numel() / wanted, 1.0))

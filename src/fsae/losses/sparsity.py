@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 
 from fsae.autoencoders.base import ForwardRecord
+from fsae.autoencoders.codes import Codes
 from fsae.losses.term import LossTerm, Measured, Moment
 
 
@@ -15,11 +16,8 @@ class L1(LossTerm):
     """sum_i f_i |W_dec_i| averaged over the batch; for gated, of the rectified gate (arXiv 2404.16014, eq. 8)."""
 
     def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
-        codes = record.gate if record.gate is not None else record.codes
-        values = codes.values.abs()
-        if record.code_weights is not None:
-            values = values * codes.columns(record.code_weights)
-        return Measured(values.sum() / codes.shape[0])
+        sizes = _sizes(record)
+        return Measured(sizes.values.sum() / sizes.shape[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +71,13 @@ class TanhL0(LossTerm):
             raise ValueError(f"loss.sparsity.scale is {self.scale}; it must be finite and positive")
 
     def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
-        codes = record.gate if record.gate is not None else record.codes
-        values = codes.values.abs()
-        if record.code_weights is not None:
-            values = values * codes.columns(record.code_weights)
-        return Measured(torch.tanh(self.scale * values).sum() / codes.shape[0])
+        sizes = _sizes(record)
+        return Measured(torch.tanh(self.scale * sizes.values).sum() / sizes.shape[0])
+
+
+def _sizes(record: ForwardRecord) -> Codes:
+    """f_i |W_dec_i|; for gated, of the rectified gate."""
+    codes = (record.gate if record.gate is not None else record.codes).map(torch.abs)
+    if record.code_weights is None:
+        return codes
+    return codes.with_values(codes.values * codes.columns(record.code_weights))

@@ -215,11 +215,13 @@ class ActivationSource:
                 vectors = self._vectors(number)
                 if self._epoch * size + next_begin < taken:
                     self._fetch(next_number, beside=number)
+                # At once: a copy for each batch would have the host wait for the device.
                 order = _permutation(self._extent.count(Part.train, number), self._seed, self._epoch, number)
+                order = order.to(vectors.device)
                 while row < end:
                     missing = batch_size - sum(map(len, parts))
                     places = order[row - begin : min(row + missing, end) - begin]
-                    parts.append(vectors.index_select(0, places.to(vectors.device)))
+                    parts.append(vectors.index_select(0, places))
                     row += len(places)
                     if len(places) == missing:
                         # Counted before it is handed out: a state taken while it is in use names the next one.

@@ -53,11 +53,12 @@ class InMemorySource:
         device: torch.device,
     ):
         self.d_in, self.device = train.shape[1], device
-        self._train, self._held_out, self._seed = train, held_out, seed
+        # Training's are there from the beginning: a copy for each batch would have the host wait for the device.
+        self._train, self._held_out, self._seed = train.to(device), held_out, seed
         self._epoch = self._batch = 0
 
     def first_vectors(self) -> Float[Tensor, "vectors d_in"]:
-        return self._train.to(self.device)
+        return self._train
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Raw training batches without end, from the position on; what is left of an epoch is left out.
@@ -72,6 +73,7 @@ class InMemorySource:
             )
         while True:
             order = torch.randperm(len(self._train), generator=generator_for(self._seed, "order", self._epoch))
+            order = order.to(self.device)
             while self._batch < whole:
                 places = order[self._batch * batch_size : (self._batch + 1) * batch_size]
                 drawn_for = "noise", self._epoch, self._batch

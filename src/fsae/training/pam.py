@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -155,12 +156,12 @@ class PamMember(Member):
         return self._due_in_round(step, super()._resamples_after)
 
     def _looks_after(self, step: int, when: Reinitialisation) -> bool:
-        return self._due_in_round(step, lambda each: super(PamMember, self)._looks_after(each, when))
+        return self._due_in_round(step, partial(super()._looks_after, when=when))
 
     def _due_in_round(self, step: int, due_after: Callable[[int], bool]) -> bool:
-        """Whether a step that latents may be drawn anew after ends a round in which that was due."""
-        settings = self.settings
-        return settings.restarts_after(step) and any(map(due_after, range(step + 1 - settings.round, step + 1)))
+        """Whether a step ends a round in one of whose steps something was due that has to wait for the round's end."""
+        of_round = range(step + 1 - self.settings.round, step + 1)
+        return self.settings.restarts_after(step) and any(due_after(each) for each in of_round)
 
     @torch.no_grad()
     def _codes(self, record: ForwardRecord) -> Codes:
