@@ -149,7 +149,8 @@ def test_what_computes_something_else_has_no_ratio(made: Row, figures: str, tmp_
 def test_bounds_are_wider_where_a_difference_is_known():
     assert row("sae_lens", "fp32", error=9.023).failure is not None
     assert row("sae_lens", "fp32", "jumprelu", error=9.023).failure is None
-    assert row("sae_lens", "bf16", error=9.05).failure is None
+    assert row("sae_lens", "bf16", error=9.1).failure is None
+    assert row("sae_lens", "bf16", error=9.4).failure is not None
 
 
 def test_a_peer_that_stops_in_a_timed_step_is_the_failure_of_its_row(
