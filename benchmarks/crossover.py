@@ -2,16 +2,15 @@
 
     python -m benchmarks.crossover                # some minutes; as long as a dense step is slow
 
-Whole steps of the architectures whose density changes as they train, at two shapes, in turns; each row shows how many
+Whole steps of the architectures whose density changes as they train, at two shapes, in turns, on the GPU where there is
+one; each row shows how many
 times as long as a dense step a sparse one takes at these shares of codes that are on.
 """
 
 from collections.abc import Callable
 
-import torch
-
 from benchmarks.machine import machine
-from benchmarks.step import architectures, medians, stepper
+from benchmarks.step import architectures, inputs, medians, stepper
 from fsae.training.settings import Precision
 
 SHAPES = ((576, 1024, 1024), (768, 6144, 2048))
@@ -23,7 +22,7 @@ def main() -> None:
     print(machine())
     print(f"{'sparse / dense at density':<44}" + "".join(f"{density:>7}" for density in DENSITIES))
     for d_in, d_sae, batch in SHAPES:
-        x = torch.randn(batch, d_in, generator=torch.Generator().manual_seed(1))
+        x = inputs(batch, d_in)
         for name in ("standard", "gated", "jumprelu"):
             for precision in Precision:
                 steps: dict[str, Callable[[], object]] = {

@@ -3,10 +3,10 @@
     python -m benchmarks.population               # 5 members of 768 -> 3,072, batch 4,096, 64 active latents
     python -m benchmarks.population --batch 500 --k 6     # as in MFR's experiment on GPT-2
 
-All in turns in one process, so that a drifting machine hits all alike. Matching is the Hungarian method on all pairs of
-members; `match_every` is how many steps partners are kept for. Members have random directions, of which no two are
-alike and matching takes longest, or the same ones in another order with noise, a cosine of 0.8 apart: what the term
-makes of them.
+All in turns in one process, so that a drifting machine hits all alike. Members share the cores as in a run, and without
+a term also go one after the other on all cores. Matching is the Hungarian method on all pairs of members; `match_every`
+is how many steps partners are kept for. Members have random directions, of which no two are alike and matching takes
+longest, or the same ones in another order with noise, a cosine of 0.8 apart: what the term makes of them.
 """
 
 import argparse
@@ -14,11 +14,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from benchmarks.step import add_shape, inputs, shape_of
+from benchmarks.step import add_shape, inputs, shape_of, wait
 from fsae.autoencoders.base import SparseAutoencoder
 from fsae.autoencoders.initialisation import initialise_from
 from fsae.autoencoders.topk import TopKSettings
@@ -29,6 +30,7 @@ from fsae.losses.reconstruction import SquaredError
 from fsae.sources.synthetic import SparseSourcesSettings
 from fsae.training.checkpoints import Checkpoints
 from fsae.training.coupling import Coupling
+from fsae.training.crew import Crew
 from fsae.training.loop import TrainingRun
 from fsae.training.member import Member
 from fsae.training.memory import freed_memory_kept
@@ -47,6 +49,23 @@ class Unheard:
         return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What is measured.
+
+    Attributes:
+        size: of the population.
+        mutual: the term between its members.
+        alike: whether they have the same directions.
+        side_by_side: whether they share the cores as in a run.
+    """
+
+    size: int
+    mutual: Mutual = field(default_factory=Mutual)
+    alike: bool = False
+    side_by_side: bool = True
+
+
 class Variant:
     """A population in training.
 
@@ -55,36 +74,37 @@ class Variant:
         matching: of all steps.
     """
 
-    def __init__(
-        self, options: argparse.Namespace, x: torch.Tensor, size: int, mutual: Mutual, alike: bool, folder: Path
-    ):
+    def __init__(self, options: argparse.Namespace, x: torch.Tensor, kind: Kind, folder: Path):
         # A step too small to move anything.
         settings = AdamSettings(tokens=10**12, batch_size=options.batch, lr=1e-12, log_every=10**9)
         members = []
-        for seed in range(size):
+        for seed in range(kind.size):
             arch = TopKSettings(d_sae=options.d_sae, k=options.k)
             autoencoder = arch.build(options.d_in, torch.Generator().manual_seed(seed)).to(x.device)
-            if alike and members:
+            if kind.alike and members:
                 _resemble(autoencoder, members[0].autoencoder)
             initialise_from(autoencoder, x, scale=1.0)
             objective = Objective({"reconstruction": SquaredError(), "auxiliary": AuxK()})
             members.append(Member(autoencoder, objective, settings, scale=1.0, seed=seed))
-        self._coupling = Coupling(mutual, seed=0) if mutual.weight > 0 else None
+        self._coupling = Coupling(kind.mutual, seed=0) if kind.mutual.weight > 0 else None
         source = SparseSourcesSettings().open(x.device)
         checkpoints = Checkpoints(folder, {})
         self._run = TrainingRun(
             members, self._coupling, Reinitialisation(), source, 1.0, settings, Unheard(), checkpoints
         )
+        if not kind.side_by_side:
+            # A run always takes the crew that fits its members.
+            self._run._crew = Crew()
         self._x = x
         self.seconds: list[float] = []
         self.matching = 0.0
 
     def step(self) -> None:
         """One step of all members."""
-        _wait()
+        wait()
         began = time.perf_counter()
         self._run.take(self._x, None)
-        _wait()
+        wait()
         seconds, matching = time.perf_counter() - began, 0.0
         if self._coupling is not None:
             matching, self._coupling.matching_seconds = self._coupling.matching_seconds, 0.0
@@ -105,11 +125,6 @@ def _resemble(autoencoder: SparseAutoencoder, other: SparseAutoencoder) -> None:
     autoencoder.W_enc.copy_(autoencoder.W_dec.T)
 
 
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def main() -> None:
     """Measure all in turns and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -118,24 +133,26 @@ def main() -> None:
     parser.add_argument("--match-every", type=int, nargs="*", default=[1, 10])
     parser.set_defaults(d_sae=3072)
     options = parser.parse_args()
-    x = inputs(options)
+    x = inputs(options.batch, options.d_in)
     print(f"{shape_of(options)}; {options.repeats} matchings of each, in turns\n")
-    kinds: dict[str, tuple[int, Mutual, bool]] = {
-        "one member": (1, Mutual(), False),
-        f"{options.members}, no term": (options.members, Mutual(), False),
+    kinds = {
+        "one member": Kind(size=1),
+        f"{options.members}, no term": Kind(size=options.members),
+        f"{options.members}, one after the other": Kind(size=options.members, side_by_side=False),
     }
     for every in options.match_every:
         for alike in (False, True):
             name = f"{options.members}{', alike' * alike}, match_every {every}"
-            kinds[name] = options.members, Mutual(weight=1e-9, match_every=every), alike
+            mutual = Mutual(weight=1e-9, match_every=every)
+            kinds[name] = Kind(size=options.members, mutual=mutual, alike=alike)
     with tempfile.TemporaryDirectory() as folder, freed_memory_kept():
-        variants = {name: Variant(options, x, *kind, Path(folder)) for name, kind in kinds.items()}
+        variants = {name: Variant(options, x, kind, Path(folder)) for name, kind in kinds.items()}
         for each in variants.values():
             each.step()
             each.forget()
         for turn in range(options.repeats * max(options.match_every)):
-            for name, (_, mutual, _) in kinds.items():
-                if mutual.weight == 0 or turn < options.repeats * mutual.match_every:
+            for name, kind in kinds.items():
+                if kind.mutual.weight == 0 or turn < options.repeats * kind.mutual.match_every:
                     variants[name].step()
     one = statistics.median(variants["one member"].seconds)
     print(f"{'':26}{'a step':>10}{'of one member':>15}{'matching':>10}")

@@ -2,10 +2,12 @@
 
     python -m benchmarks.step                     # 768 -> 12,288, batch 4,096, 64 active latents
     python -m benchmarks.step --d-sae 4096 --batch 1024 --repeats 3
+    python -m benchmarks.step --precision bf16    # steps and the encoder's product in bfloat16
 
-Three tables, every row's variants measured in turns in one process, so that a drifting machine hits all alike:
-whole steps per architecture, sparse and dense, over the encoder's product; whole steps with the Fisher term over the
-same step without it; and the Fisher term alone over the d_sae x d_sae matrix built in full.
+First how fast the machine makes products, a square one and the encoder's. Then three tables, every row's variants
+measured in turns in one process, so that a drifting machine hits all alike: whole steps per architecture, sparse and
+dense, over the encoder's product; whole steps with the Fisher term over the same step without it; and the Fisher term
+alone, in float32, over the d_sae x d_sae matrix built in full.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -34,6 +37,12 @@ from fsae.losses.term import LossTerm
 from fsae.training.member import Member
 from fsae.training.memory import freed_memory_kept
 from fsae.training.settings import AdamSettings, Precision
+
+DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
+# Side of the square matrices whose product says what the machine can do.
+SQUARE = 4096
+# Turns of what takes milliseconds.
+SHORT_REPEATS = 10
 
 
 def architectures(d_sae: int, k: int) -> dict[str, tuple[SparseAutoencoderSettings, dict[str, LossTerm]]]:
@@ -77,18 +86,32 @@ def medians(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str
     with freed_memory_kept():
         for turn in range(repeats + 1):
             for name, run in variants.items():
-                _wait()
+                wait()
                 begin = time.perf_counter()
                 run()
-                _wait()
+                wait()
                 if turn > 0:
                     seconds[name].append(time.perf_counter() - begin)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def _wait() -> None:
+def wait() -> None:
+    """Until the GPU, where there is one, has done what it was asked for."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def rates(pairs: dict[str, tuple[Tensor, Tensor]], repeats: int) -> dict[str, float]:
+    """TFLOP/s of each pair's product."""
+    # On a GPU one product is over about as soon as it is asked for.
+    times = 20 if torch.cuda.is_available() else 1
+
+    def multiply(a: Tensor, b: Tensor) -> None:
+        for _ in range(times):
+            torch.mm(a, b)
+
+    seconds = medians({name: partial(multiply, *pair) for name, pair in pairs.items()}, repeats)
+    return {name: 2e-12 * times * a.numel() * b.shape[1] / seconds[name] for name, (a, b) in pairs.items()}
 
 
 def fisher_built(g: Tensor) -> Tensor:
@@ -106,9 +129,9 @@ def add_shape(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=5)
 
 
-def inputs(options: argparse.Namespace) -> Tensor:
-    """A batch of that shape, on the GPU where there is one."""
-    x = torch.randn(options.batch, options.d_in, generator=torch.Generator().manual_seed(1))
+def inputs(batch: int, d_in: int) -> Tensor:
+    """A batch to train on, on the GPU where there is one."""
+    x = torch.randn(batch, d_in, generator=torch.Generator().manual_seed(1))
     return x.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -121,19 +144,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_shape(parser)
     parser.add_argument("--arch", nargs="*", default=None, help="only these architectures")
+    parser.add_argument("--precision", choices=[each.value for each in Precision], default="fp32")
     parser.add_argument("--no-dense", action="store_true", help="leave out the dense steps, which are slow")
     args = parser.parse_args()
-    x = inputs(args)
-    print(f"{shape_of(args)}; medians of {args.repeats} turns\n")
+    x, precision = inputs(args.batch, args.d_in), Precision(args.precision)
+    weights = torch.randn(args.d_sae, args.d_in, device=x.device).T
+    square = torch.randn(SQUARE, SQUARE, device=x.device)
+    encoder = {each: (x.to(dtype), weights.to(dtype)) for each, dtype in DTYPES.items()}
+    print(f"{shape_of(args)}, {precision.value}; medians of {args.repeats} turns\n")
+    pairs = {f"{each.value} {SQUARE}^3": (square.to(dtype), square.to(dtype)) for each, dtype in DTYPES.items()}
+    pairs |= {f"{each.value} encoder": pair for each, pair in encoder.items()}
+    print("TFLOP/s: " + ", ".join(f"{name} {rate:.3g}" for name, rate in rates(pairs, args.repeats).items()))
     chosen = architectures(args.d_sae, args.k)
     if args.arch:
         chosen = {name: chosen[name] for name in args.arch}
-    weights = torch.randn(args.d_sae, args.d_in, device=x.device).T
-    print(f"{'whole step':<12}{'encoder':>10}{'sparse':>10}{'dense':>10}{'sparse/encoder':>16}{'dense/sparse':>14}")
+    print(f"\n{'whole step':<12}{'encoder':>10}{'sparse':>10}{'dense':>10}{'sparse/encoder':>16}{'dense/sparse':>14}")
     for name, (settings, terms) in chosen.items():
-        variants = {"encoder": lambda: x @ weights, "sparse": stepper(settings, terms, x, sparse=True)}
+        variants = {
+            "encoder": partial(torch.mm, *encoder[precision]),
+            "sparse": stepper(settings, terms, x, True, precision),
+        }
         if not args.no_dense:
-            variants["dense"] = stepper(settings, terms, x, sparse=False)
+            variants["dense"] = stepper(settings, terms, x, False, precision)
         t = medians(variants, args.repeats)
         dense = t.get("dense", float("nan"))
         print(
@@ -145,8 +177,8 @@ def main() -> None:
     for form in FisherForm:
         t = medians(
             {
-                "without": stepper(settings, terms, x, sparse=True),
-                "with": stepper(settings, terms | {"fisher": Fisher(form=form, weight=1e-12)}, x, sparse=True),
+                "without": stepper(settings, terms, x, True, precision),
+                "with": stepper(settings, terms | {"fisher": Fisher(form=form, weight=1e-12)}, x, True, precision),
             },
             args.repeats,
         )
@@ -173,8 +205,8 @@ def main() -> None:
             def built(g=g) -> None:
                 torch.autograd.grad(fisher_built(g), g)
 
-            # Ours once more after building, which has driven everything out of the caches.
-            t = medians({"built": built, "again": ours, "ours": ours}, max(1, args.repeats // 2))
+            # Not in turns: building takes up to some hundred times as long, and so many turns take too long.
+            t = medians({"built": built}, max(1, args.repeats // 2)) | medians({"ours": ours}, SHORT_REPEATS)
             label = f"{form.value}, batch {batch}"
             print(f"{label:<30}{t['built']:>9.3f}s{t['ours']:>9.3f}s{t['built'] / t['ours']:>14.1f}")
 

@@ -5,8 +5,9 @@
     python -m benchmarks.peers --device cuda --d-in 2304 --d-sae 65536 --batch 8192 --peers sae_lens
     python -m benchmarks.peers --arch topk --peers sparsify --repeats 5
 
-Every library runs in its own environment, made when it is missing. It is first checked that all compute the same:
-after a few steps their errors must agree. The page and the picture are written to --out after every comparison.
+Every library runs in its own environment, made when it is missing. It is first checked that all compute the same: a
+peer whose error or l0 after a few steps is not ours has no times in the table, but a note that says so. The page and
+the picture are written to --out after every comparison.
 """
 
 import argparse

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,9 @@ class Process:
 
     def __exit__(self, *exc_info: object) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        # A word that it did not live to read is still to be written.
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
             self._process.wait(timeout=20)
         except subprocess.TimeoutExpired:
@@ -61,9 +64,13 @@ class Process:
             self._process.wait()
         self._said.close()
 
-    def step(self) -> float:
+    def step(self) -> None:
+        """Make the next step."""
+        self._ask("step")
+
+    def time(self) -> float:
         """Seconds of the next step."""
-        return self._ask("step")
+        return self._ask("time")
 
     def measure(self) -> dict[str, float]:
         """`error`, `fvu` and `l0` on the held-out vectors."""

@@ -12,8 +12,8 @@ DISTRIBUTION = "eai-sparsify"
 
 
 class Training:
-    """Steps of Adam, the one of its optimisers that the others have too; its only mode is called fp32, and on a GPU
-    it turns autocast on by itself."""
+    """Steps of Adam, the one of its optimisers that the others have too; its only mode is fp32 on a CPU and bf16 on
+    a GPU, where it turns autocast on by itself."""
 
     def __init__(self, job: Job, weights: dict[str, Tensor]):
         config = SparseCoderConfig(num_latents=job.d_sae, k=job.k)

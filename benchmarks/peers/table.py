@@ -2,24 +2,21 @@
 
 import math
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.peers.comparison import CHECKED_STEPS, Row
-from benchmarks.peers.job import Job
-from fsae.analysis.figures import COLOURS, figure
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Patch
 
-# Where a peer's training differs from ours under its rules, by design.
-NOTES = {
-    ("sae_lens", "gated"): "its auxiliary reconstruction also trains the decoder; ours, as in the paper, does not",
-    ("sae_lens", "jumprelu"): "it learns thresholds, ours their logarithms",
-    ("dictionary_learning", "jumprelu"): "it learns thresholds, ours their logarithms; its sparsity term sees only the "
-    "half of the window above a threshold",
-    ("sparsify", "topk"): "its loss is the fvu, so its gradients are smaller and Adam's epsilon weighs more",
-}
+from benchmarks.peers.comparison import CHECKED_STEPS, OURS, PEERS, Row
+from benchmarks.peers.job import Job
+from fsae.analysis.figures import COLOURS, figure, log_x
+
 HEADINGS = (
     "", "against", "theirs, s", "ours, s", "ours bf16, s", "theirs / ours", "theirs / ours bf16",
     f"error after {CHECKED_STEPS} steps", "differs by", "l0", "memory, theirs MB", "ours MB", "ours bf16 MB",
 )  # fmt: skip
+LIBRARIES = ("fsae", *PEERS)
 MODES = {"fp32": "", "bf16": " autocast", "sparse": " sparse", "compiled": " compiled"}
 
 
@@ -33,14 +30,14 @@ def cells(row: Row, notes: list[str]) -> list[str]:
     """A row of the table; its notes are added to those there are."""
     theirs, ours, job = row.theirs, row.ours, row.theirs.job
     mark = ""
-    if note := theirs.failure or NOTES.get((job.library, job.architecture)):
+    if note := row.failure or row.known[0]:
         text = f"{job.library}, {job.architecture}: {note}"
         if text not in notes:
             notes.append(text)
         mark = f" [{notes.index(text) + 1}]"
     head = [title(job), f"{job.library}{MODES[job.mode]}{mark}"]
-    if theirs.failure:
-        return head + ["did not run"] + ["-"] * (len(HEADINGS) - 3)
+    if row.failure:
+        return head + ["failed"] + ["-"] * (len(HEADINGS) - 3)
     fp32, bf16 = ours["fp32"], ours["bf16"]
     return [
         *head,
@@ -73,11 +70,14 @@ def markdown(machine: str, base: Job, repeats: int, rows: Sequence[Row], grown: 
     lines = [
         "# A training step, ours and the peers'",
         "",
-        f"{machine}, {base.threads} threads; " + ", ".join(f"{name} {text}" for name, text in versions.items()) + ".",
+        f"{datetime.now(UTC):%Y-%m-%d}; {machine}, {base.threads} threads; "
+        + ", ".join(f"{name} {text}" for name, text in versions.items())
+        + ".",
         f"d_in {base.d_in}, d_sae {base.d_sae}, batch {base.batch}, k {base.k}: medians of {repeats} steps, taken in "
         "turns on identical batches from identical weights. Ours follows each peer's rules (decoder norm, clipping, "
-        "Adam's settings). The error is the mean squared one on other vectors; it differs by so much between a peer "
-        "and ours in the same precision. Memory is the peak of training beyond what was there before.",
+        "Adam's settings): under SAELens' the decoder's rows are of any norm and gradients are clipped. No latents are "
+        "dead. The error is the mean squared one on other vectors; a peer's differs from that of ours in the same "
+        "precision by so much of what the steps changed. Memory is the peak of training beyond what was there before.",
         "",
         *_table(HEADINGS, table),
         "",
@@ -92,35 +92,48 @@ def markdown(machine: str, base: Job, repeats: int, rows: Sequence[Row], grown: 
 
 def draw(picture: Path, machine: str, rows: Sequence[Row]) -> None:
     """Seconds of a step, a group of bars an architecture."""
-    groups: dict[str, dict[str, float]] = {}
+    groups: dict[str, dict[tuple[str, str], float]] = {}
     for row in rows:
         # Ours under SAELens' rules, or whichever come first: they cost about the same.
         group = groups.setdefault(title(row.theirs.job), {})
-        group.setdefault("ours bf16", row.ours["bf16"].median)
-        group.setdefault("ours fp32", row.ours["fp32"].median)
-        if row.theirs.failure is None:
-            group[row.theirs.job.library + MODES[row.theirs.job.mode]] = row.theirs.median
-    names = list(dict.fromkeys(name for group in groups.values() for name in group))
-    colours = dict(zip(names, COLOURS, strict=False))
+        for mode in OURS:
+            group.setdefault(("fsae", mode), row.ours[mode].median)
+        if row.failure is None:
+            group[row.theirs.job.library, row.theirs.job.mode] = row.theirs.median
+    drawn_ways = {way for group in groups.values() for way in group}
+    ways = [(library, mode) for library in LIBRARIES for mode in MODES if (library, mode) in drawn_ways]
+    times = [seconds for group in groups.values() for seconds in group.values()]
     with figure(picture, 8, 1.2 + 0.2 * sum(len(group) + 1 for group in groups.values())) as drawn:
         axis = drawn.subplots()
         place, ticks = 0.0, []
         for group in groups.values():
             ticks.append(place + (len(group) - 1) / 2)
-            for name, seconds in group.items():
-                axis.barh(place, seconds, color=colours[name], label=name)
+            for way, seconds in group.items():
+                axis.barh(place, seconds, color=_colour(*way))
                 axis.text(seconds, place, f" {seconds:.2g}", va="center", fontsize=7)
                 place += 1
             place += 1
         axis.set_yticks(ticks, list(groups))
         axis.invert_yaxis()
-        axis.set_xscale("log")
+        axis.margins(y=0.01)
+        # Room for the shortest bar, and for the number of the longest.
+        log_x(axis, min(times) / 1.5, max(times) * 1.15)
         axis.grid(axis="y", visible=False)
         axis.set_xlabel("seconds a step")
         axis.set_title(machine)
-        handles, labels = axis.get_legend_handles_labels()
-        unique = dict(zip(labels, handles, strict=True))
-        axis.legend(unique.values(), unique.keys(), loc="lower center", bbox_to_anchor=(0.5, 1.08), ncols=4)
+        legend = [Patch(color=_colour(*way), label=_name(*way)) for way in ways]
+        drawn.legend(handles=legend, loc="outside upper center", ncols=3)
+
+
+def _name(library: str, mode: str) -> str:
+    return f"ours {mode}" if library == "fsae" else library + MODES[mode]
+
+
+def _colour(library: str, mode: str) -> tuple[float, float, float]:
+    """A hue for each library, paler from mode to mode."""
+    paleness = 0.75 * list(MODES).index(mode) / (len(MODES) - 1)
+    red, green, blue = (part + (1 - part) * paleness for part in to_rgb(COLOURS[LIBRARIES.index(library)]))
+    return red, green, blue
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

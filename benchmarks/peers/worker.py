@@ -2,7 +2,8 @@
 
 It is run with that library's own Python, which knows nothing of ours.
 
-step       make one optimiser step on the next batch: its seconds
+step       make one optimiser step on the next batch
+time       the same: its seconds
 measure    squared error (mean over vectors), fvu and l0 on the held-out vectors
 memory     bytes that training has taken at its peak, beyond what was there before the autoencoder was built
 """
@@ -54,16 +55,28 @@ class Worker:
         self.versions = {job.library: version(library.DISTRIBUTION), "torch": torch.__version__}
         self.training: Training = library.Training(job, load_file(job.weights, device=job.device))
 
-    def step(self) -> float:
-        batches = len(self.vectors) // self.job.batch
-        begin = self.steps % batches * self.job.batch
-        x = self.vectors[begin : begin + self.job.batch].to(self.job.device)
-        self.steps += 1
+    def step(self) -> None:
+        self._step(self._next_batch())
+
+    def time(self) -> float:
+        if self.job.device != "cpu":
+            # Memory was given back after the last word; the step that is timed finds it at hand, as in training.
+            self.step()
+        x = self._next_batch()
         self._wait()
         began = time.perf_counter()
-        self.training.step(x, self.steps)
+        self._step(x)
         self._wait()
         return time.perf_counter() - began
+
+    def _next_batch(self) -> Tensor:
+        batches = len(self.vectors) // self.job.batch
+        begin = self.steps % batches * self.job.batch
+        return self.vectors[begin : begin + self.job.batch].to(self.job.device)
+
+    def _step(self, x: Tensor) -> None:
+        self.steps += 1
+        self.training.step(x, self.steps)
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
@@ -103,9 +116,13 @@ def main() -> None:
 
     worker = Worker(Job(**json.loads(sys.argv[1])))
     answer(worker.versions)
-    commands = {"step": worker.step, "measure": worker.measure, "memory": worker.memory}
+    commands = {"step": worker.step, "time": worker.time, "measure": worker.measure, "memory": worker.memory}
     for line in sys.stdin:
-        answer(commands[line.strip()]())
+        result = commands[line.strip()]()
+        if worker.job.device != "cpu":
+            # The others' turns need what is free.
+            torch.cuda.empty_cache()
+        answer(result)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,180 @@
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from pkgutil import walk_packages
+
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+import benchmarks
+from benchmarks.peers import comparison
+from benchmarks.peers.comparison import (
+    ARCHITECTURES,
+    OURS,
+    PEERS,
+    RECTIFIED,
+    Measured,
+    Row,
+    in_turns,
+    modes_of,
+    write_vectors,
+)
+from benchmarks.peers.fsae_steps import write_weights
+from benchmarks.peers.job import Job
+from benchmarks.peers.process import Process, StoppedError
+from benchmarks.peers.table import cells, draw, markdown, slope
+
+# These are for the peers' own Python.
+NOT_OURS = {f"benchmarks.peers.{peer}_steps" for peer in PEERS} | {"benchmarks.sae_lens_training"}
+JOB = Job(
+    library="fsae",
+    mode="fp32",
+    rules="sae_lens",
+    architecture="topk",
+    d_in=8,
+    d_sae=16,
+    k=2,
+    batch=32,
+    density=0.125,
+    lr=1e-3,
+    sparsity=1.0,
+    bandwidth=0.1,
+    dead_after=1000,
+    device="cpu",
+    threads=1,
+    weights="",
+    vectors="",
+    held_out="",
+)
+# In the place of a peer's Python: it ends in its second timed step.
+MORTAL = """#!/bin/sh
+echo '{"sae_lens": "0"}'
+while read word; do
+    case $word in
+        measure) echo '{"error": 1.0, "l0": 2.0}' ;;
+        time) timed=$((timed + 1)); [ $timed = 2 ] && { echo "out of memory" >&2; exit 1; }; echo 0.5 ;;
+        *) echo 0 ;;
+    esac
+done
+"""
+
+
+def row(
+    peer: str, mode: str, architecture: str = "topk", dense: bool = False, error: float = 9.0, l0: float = 2.0
+) -> Row:
+    """A made-up one, of a peer that after three steps has this error, where ours has gone from 10 to 9."""
+    job = replace(JOB, architecture=architecture, density=None if dense else JOB.density)
+
+    def measured(library: str, mode: str, after: dict[str, float], seconds: float) -> Measured:
+        before = {"error": 10.0, "l0": 2.0}
+        one = replace(job, library=library, mode=mode)
+        return Measured(one, {library: "1", "torch": "2"}, before, after, [seconds], memory=10**9)
+
+    ours = {mode: measured("fsae", mode, {"error": 9.0, "l0": 2.0}, 0.5) for mode in OURS}
+    return Row(measured(peer, mode, {"error": error, "l0": l0}, 2.0), ours)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """Ours, with its files."""
+    names = {name: str(tmp_path / f"{name}.safetensors") for name in ("weights", "vectors", "held_out")}
+    job = replace(JOB, **names)
+    write_weights(job, write_vectors(job))
+    return job
+
+
+@pytest.fixture
+def mortal(tmp_path: Path) -> Path:
+    """A program in the place of a peer's Python that ends in its second timed step."""
+    program = tmp_path / "python"
+    program.write_text(MORTAL)
+    program.chmod(0o755)
+    return program
+
+
+def test_every_module_imports():
+    names = {module.name for module in walk_packages(benchmarks.__path__, "benchmarks.")}
+    assert names >= NOT_OURS
+    for name in names - NOT_OURS:
+        import_module(name)
+
+
+def test_slope_of_what_grows_with_the_width():
+    assert slope({1: 1.0, 2: 2.0}) == 1
+    assert slope({1: 3.0, 4: 6.0}) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_page_and_picture_have_every_mode(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *to, **how: [drawn.append(figure), save(figure, *to, **how)])
+    starts = [(name, False) for name in ARCHITECTURES] + [(name, True) for name in RECTIFIED]
+    rows = [
+        row(peer, mode, architecture, dense)
+        for architecture, dense in starts
+        for peer in PEERS
+        for mode in modes_of(peer, architecture, device, dense)
+    ]
+    page = markdown("a machine", JOB, 1, rows, {"fp32": {8: 1.0, 16: 2.0}})
+    assert page.count("4.0x") == 2 * len(rows)
+    assert "slope of the logarithms 1.00" in page
+    draw(tmp_path / "peers.png", "a machine", rows)
+    assert (tmp_path / "peers.png").stat().st_size > 0
+    patches = drawn[0].legends[0].get_patches()
+    ways = {(each.theirs.job.library, each.theirs.job.mode) for each in rows} | {("fsae", mode) for mode in OURS}
+    assert len({patch.get_label() for patch in patches}) == len(patches) == len(ways)
+    assert len({to_hex(patch.get_facecolor()) for patch in patches}) == len(ways)
+
+
+@pytest.mark.parametrize(
+    ("made", "figures"),
+    [
+        # Of the whole error it is a fiftieth.
+        (row("sae_lens", "fp32", error=9.2), "its error differs by 0.2 of what these changed, its l0 by 0,"),
+        (row("sae_lens", "fp32", l0=2.5), "its error differs by 0 of what these changed, its l0 by 0.25,"),
+        (row("sae_lens", "fp32", error=float("nan")), "its error differs by nan"),
+    ],
+)
+def test_what_computes_something_else_has_no_ratio(made: Row, figures: str, tmp_path: Path):
+    notes: list[str] = []
+    assert cells(made, notes) == ["topk", "sae_lens [1]", "failed", *["-"] * 10]
+    assert "computes something else" in notes[0]
+    assert figures in notes[0]
+    draw(tmp_path / "peers.png", "a machine", [made])
+
+
+def test_bounds_are_wider_where_a_difference_is_known():
+    assert row("sae_lens", "fp32", error=9.023).failure is not None
+    assert row("sae_lens", "fp32", "jumprelu", error=9.023).failure is None
+    assert row("sae_lens", "bf16", error=9.1).failure is None
+    assert row("sae_lens", "bf16", error=9.4).failure is not None
+
+
+def test_a_peer_that_stops_in_a_timed_step_is_the_failure_of_its_row(
+    mortal: Path, job: Job, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(comparison, "python_of", lambda library: mortal if library in PEERS else Path(sys.executable))
+    jobs = [job, replace(job, mode="bf16"), replace(job, library="sae_lens")]
+    *ours, theirs = in_turns(jobs, repeats=3)
+    assert theirs.failure == "sae_lens topk fp32: out of memory"
+    assert [len(each.seconds) for each in ours] == [3, 3]
+    notes: list[str] = []
+    assert "failed" in cells(Row(theirs, dict(zip(OURS, ours, strict=True))), notes)
+    assert notes == ["sae_lens, topk: sae_lens topk fp32: out of memory"]
+    # Ours did real steps.
+    assert all(each.after["error"] < each.before["error"] for each in ours)
+    assert all(each.after["l0"] == pytest.approx(2.0, abs=0.2) for each in ours)
+
+
+def test_a_process_that_ended_between_words_can_be_left(tmp_path: Path):
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho '{}'\n")
+    program.chmod(0o755)
+    with Process(JOB, program) as process:
+        process._process.wait()
+        for _ in range(2):
+            with pytest.raises(StoppedError, match="it said nothing"):
+                process.step()
