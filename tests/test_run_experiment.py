@@ -4,6 +4,7 @@ import json
 import logging
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +29,6 @@ from fsae.tracking.status import RunState, read_status
 from fsae.training import memory
 from fsae.training.interruption import Interrupted
 from fsae.training.member import Member
-from fsae.training.population import PopulationSettings
 from tests.composition import composed
 from tests.sources.edf_file import write_edf
 from tests.training.runs import differences
@@ -385,9 +385,12 @@ def test_all_that_is_fitted_at_a_time_must_have_room(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("experiment", ["mfr_synthetic", "mfr_gpt2", "mfr_smollm2", "mfr_eeg"])
 def test_the_control_of_one_autoencoder_is_one(experiment: str):
-    settings = settings_of(composed(f"experiment={experiment}", "population=single"))
-    assert settings.population == PopulationSettings()
-    assert settings_of(composed(f"experiment={experiment}")).population.size > 1
+    own = settings_of(composed(f"experiment={experiment}"))
+    assert own.population.size > 1
+    control = settings_of(composed(f"experiment={experiment}", "population.size=1", "population.mutual.weight=0"))
+    # All else is the same, starting over included.
+    mutual = replace(own.population.mutual, weight=0.0)
+    assert control == replace(own, population=replace(own.population, size=1, mutual=mutual))
 
 
 def test_a_source_without_a_language_model_refuses_one(tmp_path: Path):

@@ -144,12 +144,12 @@ def _report(
     histograms = [density_histogram(each) for each in firing]
     histogram = histograms[0] | {"latents": torch.tensor([each["latents"] for each in histograms]).sum(0).tolist()}
     if len(scalars) > 1:
-        compared = agreement([autoencoder.W_dec for autoencoder in made.autoencoders])
+        compared = agreement([autoencoder.W_dec for autoencoder in made.autoencoders], [each > 0 for each in firing])
         metrics |= compared.scalars | {"best_fvu": scalars[made.best]["fvu"], "best_member": float(made.best)}
-        sharing = {"found_by": compared.found_by.tolist()}
+        sharing = {"found_by": compared.found_by.tolist(), "closest": compared.closest.tolist()}
         if truths:
             nearest = torch.stack([truth.nearest_cosine for truth in truths])
-            metrics |= truth_by_sharing(compared.found_by, nearest)
+            metrics |= truth_by_sharing(compared, nearest)
             sharing["nearest_cosine"] = nearest.tolist()
         of_each = {f"{number}/{name}": value for number, each in enumerate(scalars) for name, value in each.items()}
         write_json(run.folder.sharing, sharing)

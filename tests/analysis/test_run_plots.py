@@ -91,16 +91,16 @@ def test_all_dead_is_drawn_too(tmp_path: Path):
 
 def test_what_members_share_is_drawn_beside_how_true_it_is(tmp_path: Path, figures: list[Figure]):
     sharing = tmp_path / "sharing.json"
-    found = {"found_by": [[2, 2, 1], [2, 2, 1]]}
+    # The last latent of the second member never fires.
+    found = {"found_by": [[2, 2, 1], [2, 2, 0]], "closest": [[0.9, 0.8, 0.3], [0.8, 0.9, 0.3]]}
     sharing.write_text(json.dumps(found))
     plot_sharing(sharing, tmp_path / "alone.png")
     sharing.write_text(json.dumps(found | {"nearest_cosine": [[0.9, 0.8, 0.2], [0.9, 0.8, 0.4]]}))
     plot_sharing(sharing, tmp_path / "known.png")
     alone, known = figures
     heights = [bar.get_height() for bar in alone.axes[0].patches if isinstance(bar, Rectangle)]
-    assert heights == [1, 2]
-    assert alone.axes[0].get_title() == "67 % in all 2"
-    assert len(known.axes) == 2
-    medians = [float(np.asarray(line.get_ydata())[0]) for line in known.axes[1].get_lines() if line.get_color() == "C1"]
-    assert medians == pytest.approx([0.3, 0.85])
+    assert heights == [0.5, 2]
+    assert alone.axes[0].get_title() == "80 % in all 2"
+    (points,) = known.axes[1].get_lines()
+    assert np.asarray(points.get_xydata()).tolist() == [[0.9, 0.9], [0.8, 0.8], [0.3, 0.2], [0.8, 0.9], [0.9, 0.8]]
     assert (tmp_path / "known.png").read_bytes().startswith(PNG)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fsae.autoencoders.codes import Codes
-from fsae.evaluation.agreement import truth_by_sharing
+from fsae.evaluation.agreement import Agreement, truth_by_sharing
 from fsae.evaluation.truth import evaluate_truth
 from tests.architectures import with_weights
 
@@ -42,6 +42,10 @@ def test_by_hand():
 
 
 def test_truth_of_features_that_are_shared_and_of_others():
-    found_by = torch.tensor([[2, 1, 1], [2, 1, 1]])
-    cosines = torch.tensor([[0.9, 0.1, 0.3], [0.7, 0.2, 0.4]])
-    assert truth_by_sharing(found_by, cosines) == pytest.approx({"truth_of_shared": 0.8, "truth_of_single": 0.25})
+    # The last latent of the second member never fires.
+    found_by = torch.tensor([[2, 1, 1], [2, 1, 0]])
+    closest = torch.tensor([[0.9, 0.1, 0.3], [0.8, 0.2, 0.99]])
+    cosines = torch.tensor([[0.9, 0.1, 0.3], [0.7, 0.2, 0.0]])
+    assert truth_by_sharing(Agreement({}, found_by, closest), cosines) == pytest.approx(
+        {"truth_of_shared": 0.8, "truth_of_single": 0.2, "truth_rank_correlation": 1}
+    )

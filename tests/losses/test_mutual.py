@@ -51,12 +51,6 @@ def test_by_hand():
     assert mmcs(C, A, Matching.symmetric) == pytest.approx(((0.8 + 0.96) / 2 + (0.96 + 0.6) / 2) / 2)
 
 
-def test_opposite_directions_are_alike_only_where_asked():
-    A = dictionary(4, 6)
-    assert mmcs(A, -A, Matching.hungarian, absolute=True) == pytest.approx(1, abs=1e-12)
-    assert mmcs(A, -A, Matching.hungarian) < 0.9
-
-
 def test_the_smaller_side_is_matched_whole():
     rows, columns = assignment(torch.tensor([[0.1, 0.9, 0.2], [0.3, 0.8, 0.1]]))
     # 0.9 and 0.3 are more than 0.1 or 0.2 and 0.8.

@@ -98,19 +98,22 @@ def test_partners_stay_between_matchings():
     assert not torch.equal(coupling.state_dict()["pairs"][1], first[1])
 
 
-def test_shuffled_partners_are_some_other_one_s_and_always_the_same_one_s():
-    autoencoders = members(size=2)
+def test_shuffled_partners_are_drawn_once_for_each_pair_of_members():
+    autoencoders, d_sae = members(size=3), len(members(size=3)[0].W_dec)
     own, shuffled = (Coupling(Mutual(weight=1.0, shuffled=each), seed=0) for each in (False, True))
-    first = None
+    found = []
     for step in range(2):
         for coupling in (own, shuffled):
             coupling.backward(autoencoders, step, 1.0)
-        (rows, columns, _), (_, others, _) = (coupling.state_dict()["pairs"] for coupling in (own, shuffled))
-        half = len(rows) // 2
-        assert not (columns[:half] == others[:half]).any()
-        assert sorted(columns[:half].tolist()) == sorted(others[:half].tolist())
-        assert first is None or torch.equal(first, others)
-        first = others
+        with torch.no_grad():
+            autoencoders[1].W_dec.copy_(autoencoders[1].W_dec.flip(0))
+        found.append(shuffled.state_dict()["pairs"][1])
+    assert torch.equal(*found)
+    # Of the first two members and back, of the first and the third: other orders of all.
+    first, _, second, *_ = found[0].split(d_sae)
+    assert sorted(first.tolist()) == list(range(d_sae, 2 * d_sae))
+    assert sorted(second.tolist()) == list(range(2 * d_sae, 3 * d_sae))
+    assert not torch.equal(first - d_sae, second - 2 * d_sae)
     assert shuffled.read_interval()["mutual"] > own.read_interval()["mutual"] + 0.1
 
 

@@ -60,7 +60,8 @@ def plot_firing(histogram: Mapping[str, Sequence[float]], dead_share: float, pic
 
 
 def plot_sharing(sharing: Path, picture: Path) -> None:
-    """How many of a population's members have each latent; where the truth is known, how near such latents are to it.
+    """How many of a population's members have each latent that fires; where the truth is known, how near latents are to
+    it, by how close they are to their closest partner in another member.
 
     Args:
         sharing: a run's `sharing.json`.
@@ -77,13 +78,16 @@ def plot_sharing(sharing: Path, picture: Path) -> None:
         axis.bar(numbers, counts, color=COLOURS[0])
         axis.set_ylabel("latents a member")
         axis.set_title(f"{100 * counts[-1] / max(1e-9, sum(counts)):.0f} % in all {members}")
+        axis.set_xticks(numbers)
+        axis.set_xlabel("members that have a latent")
         for truth in others:
-            cosines = [cosine for each in found["nearest_cosine"] for cosine in each]
-            groups = [[c for c, count in zip(cosines, found_by, strict=True) if count == number] for number in numbers]
-            filled = [number for number, group in zip(numbers, groups, strict=True) if group]
-            truth.boxplot([groups[number - 1] for number in filled], positions=filled, showfliers=False)
-            truth.set_xlim(0.5, members + 0.5)
+            closest, cosines = (
+                [value for each in found[name] for value in each] for name in ("closest", "nearest_cosine")
+            )
+            firing = [place for place, count in enumerate(found_by) if count > 0]
+            x, y = ([values[place] for place in firing] for values in (closest, cosines))
+            truth.plot(x, y, ".", color=COLOURS[0], ms=3, alpha=0.4, mew=0)
+            truth.set_xlim(0, 1.02)
+            truth.set_ylim(0, 1.02)
+            truth.set_xlabel("cosine to its closest partner")
             truth.set_ylabel("cosine to the nearest true feature")
-        for each in (axis, *others):
-            each.set_xticks(numbers)
-            each.set_xlabel("members that have a latent")

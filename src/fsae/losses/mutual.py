@@ -46,8 +46,8 @@ class Mutual(Weighted):
         matching: who is whose partner.
         directions: what is compared.
         match_every: steps between matchings; partners stay the same meanwhile.
-        shuffled: give every direction some other one's partner instead of its own, always the same one's. The control:
-            as much pull, toward nothing that was found.
+        shuffled: partners are drawn once, at random, and kept. The control: a pull of the same weight, toward what is
+            not alike.
     """
 
     weight: float = 0.0
@@ -67,7 +67,7 @@ class Mutual(Weighted):
 
 
 def partners(
-    A: Float[Tensor, "n d"], B: Float[Tensor, "m d"], matching: Matching
+    A: Float[Tensor, "n d"], B: Float[Tensor, "n d"], matching: Matching
 ) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
     """Rows of A and their partners' rows in B; both of unit rows."""
     cosines = A @ B.T
@@ -75,8 +75,6 @@ def partners(
         return assignment(cosines)
     rows, columns = torch.arange(len(A), device=A.device), cosines.argmax(1)
     if matching is Matching.symmetric:
-        # Both means count alike, also where one dictionary is larger: see `mmcs`, which takes them one by one.
-        assert len(A) == len(B)
         rows, columns = torch.cat([rows, cosines.argmax(0)]), torch.cat([columns, rows])
     return rows, columns
 
@@ -90,20 +88,11 @@ def assignment(alike: Float[Tensor, "n m"]) -> tuple[Int[Tensor, " pairs"], Int[
 
 
 @torch.no_grad()
-def mmcs(A: Float[Tensor, "n d"], B: Float[Tensor, "m d"], matching: Matching, absolute: bool = False) -> float:
-    """Mean cosine of partners; 1 for a dictionary and itself in any order.
-
-    Args:
-        A, B: directions of any length. With `hungarian` only as many as the smaller one has are matched.
-        absolute: take directions that point opposite ways for the same.
-    """
-    cosines = unit_rows(A) @ unit_rows(B).T
-    if absolute:
-        cosines = cosines.abs()
-    if matching is Matching.hungarian:
-        return cosines[assignment(cosines)].mean().item()
-    forth = cosines.amax(1).mean().item()
-    return forth if matching is Matching.mean_max else (forth + cosines.amax(0).mean().item()) / 2
+def mmcs(A: Float[Tensor, "n d"], B: Float[Tensor, "n d"], matching: Matching) -> float:
+    """Mean cosine of partners, directions of any length; 1 for a dictionary and itself in any order."""
+    A, B = unit_rows(A), unit_rows(B)
+    of_a, of_b = partners(A, B, matching)
+    return (A[of_a] * B[of_b]).sum(1).mean().item()
 
 
 def unit_directions(autoencoders: Sequence, directions: Directions) -> list[Tensor]:

@@ -214,7 +214,12 @@ def _recorded(file: Path, name: str) -> Recording:
 
     def opened(preload: bool) -> Any:
         reader = mne.io.read_raw_bdf if file.suffix.lower() == ".bdf" else mne.io.read_raw_edf
-        return reader(file, infer_types=True, preload=preload, verbose="error").pick("eeg")
+        try:
+            return reader(file, infer_types=True, preload=preload, verbose="error").pick("eeg")
+        except Exception as error:  # of whatever kind MNE's readers raise
+            raise ValueError(
+                f"source.path: {file} cannot be read as EEG ({error}); take it out, or choose a folder without it"
+            ) from error
 
     header = opened(preload=False)
     names = [_channel(each) for each in header.ch_names]

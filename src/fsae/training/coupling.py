@@ -92,11 +92,15 @@ class Coupling:
         rows, columns, weights = [], [], []
         if self._crew is None:
             self._crew = Crew(min(len(pairs), torch.get_num_threads()))
-        matching = self.settings.matching
-        found = self._crew.map(lambda pair: partners(members[pair[0]], members[pair[1]], matching), pairs)
-        for (a, b), (of_a, of_b) in zip(pairs, found, strict=True):
+
+        def matched(pair: tuple[int, int]) -> tuple[Tensor, Tensor]:
             if self.settings.shuffled:
-                of_b = of_b[_derangement(len(of_b), generator_for(self._seed, "shuffled", a, b)).to(of_b.device)]
+                drawn = torch.randperm(d_sae, generator=generator_for(self._seed, "shuffled", *pair))
+                return torch.arange(d_sae, device=table.device), drawn.to(table.device)
+            return partners(members[pair[0]], members[pair[1]], self.settings.matching)
+
+        found = self._crew.map(matched, pairs, alone=False)
+        for (a, b), (of_a, of_b) in zip(pairs, found, strict=True):
             weight = torch.full((len(of_a),), 1 / (len(of_a) * len(pairs)), dtype=torch.float64)
             rows += [of_a + a * d_sae, of_b + b * d_sae]
             columns += [of_b + b * d_sae, of_a + a * d_sae]
@@ -121,11 +125,3 @@ class Coupling:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._pairs, self._matrix = state["pairs"], None
         self._sums, self._count = state["sums"], state["count"]
-
-
-def _derangement(size: int, generator: torch.Generator) -> Tensor:
-    """An order in which nothing keeps its place: one ring of all, drawn at random."""
-    ring = torch.randperm(size, generator=generator)
-    order = torch.empty_like(ring)
-    order[ring] = ring.roll(1)
-    return order

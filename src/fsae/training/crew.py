@@ -54,10 +54,16 @@ class Crew:
             return cls()
         return cls(min(len(members), torch.get_num_threads()))
 
-    def map(self, action: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """What the action returns of each, in order, or the first of their errors, when nobody is at it any more."""
-        # Those that would not keep all cores busy have all cores for each.
-        rest = len(items) % self._size if self._size > 1 else len(items)
+    def map(self, action: Callable[[Item], Result], items: Sequence[Item], alone: bool = True) -> list[Result]:
+        """What the action returns of each, in order, or the first of their errors, when nobody is at it any more.
+
+        Args:
+            action: what is done.
+            items: for which.
+            alone: those that would not keep all cores busy go one after the other, on all cores; not where the action
+                uses one core whatever there are.
+        """
+        rest = len(items) if self._size == 1 else len(items) % self._size if alone else 0
         shared = len(items) - rest
         doing = []
         if shared:

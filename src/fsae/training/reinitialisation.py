@@ -26,7 +26,8 @@ class Scope(Enum):
 class Reinitialisation:
     """Re-initialisation by activation rates (Marks et al. 2024, arXiv 2411.01220).
 
-    A latent's deviation is (|r - target| / target)^power, r the share of samples it is on in.
+    A latent's deviation is (|r - target| / target)^power, r the share of samples it is on in. That of one that is never
+    on is 1: with the published threshold, 2.5, only latents that are on too often count.
 
     Attributes:
         scope: what is drawn anew.
