@@ -313,6 +313,9 @@ def test_features_that_are_known_are_trained_on_and_scored_against(source: str, 
     results = run_experiment(*accept(config, tmp_path / source, overrides))
     for name in ("mcc", "f1", "uniqueness", "mmcs_truth"):
         assert 0 < results[f"eval/{name}"] <= 1, name
+    assert -1 <= results["eval/truth_rank_correlation"] <= 1
+    sharing = json.loads((tmp_path / source / "sharing.json").read_text())
+    assert [len(each) for each in sharing["nearest_cosine"]] == [32, 32]
     assert results["eval/true_l0"] == (32 if source == "grouped_features" else 3)
     assert "eval/ce_base" not in results
     settings, _ = accept(config, tmp_path / source, overrides)
