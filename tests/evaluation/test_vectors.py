@@ -30,6 +30,7 @@ def reproduced(batches: Iterable[Tensor]) -> Iterator[Batch]:
 # What needs a language model, targets, a population or a known truth.
 MORE = {name for name in MEANINGS if name.startswith("ce_")} | {"kl", "fvu_of_inputs"}
 MORE |= {"pw_mcc", "mmcs", "shared_share", "best_fvu", "best_member", "truth_of_shared", "truth_of_single"}
+MORE |= {"truth_rank_correlation"}
 MORE |= {"mcc", "mmcs_truth", "mmcs_latents", "uniqueness", "precision", "recall", "f1", "true_l0"}
 MORE |= {"regions", "points_per_region", "largest_region", "region_radius", "segment_regions", "same_region_share"}
 MORE |= {"adjacent_share", "diagram_agreement", "diagram_ties"}

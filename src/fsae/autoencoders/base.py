@@ -139,19 +139,24 @@ class RectifiedSettings(SparseAutoencoderSettings):
 
 @dataclass(frozen=True, eq=False)
 class AffineMap:
-    """inputs @ weight + bias with weight = directions * scale, multiplied out only by who needs it."""
+    """(inputs - centre) @ weight + bias with weight = directions * scale, multiplied out only by who needs it."""
 
     inputs: Float[Tensor, "batch d_in"]
     directions: Float[Tensor, "d_in d_sae"]
     bias: Float[Tensor, " d_sae"]
     scale: Float[Tensor, " d_sae"] | None = None
+    centre: Float[Tensor, " d_in"] | None = None
+
+    @cached_property
+    def centred(self) -> Float[Tensor, "batch d_in"]:
+        return self.inputs if self.centre is None else self.inputs - self.centre
 
     @cached_property
     def weight(self) -> Float[Tensor, "d_in d_sae"]:
         return self.directions if self.scale is None else self.directions * self.scale
 
     def dense(self) -> Float[Tensor, "batch d_sae"]:
-        return torch.addmm(self.bias, self.inputs, self.weight)
+        return torch.addmm(self.bias, self.centred, self.weight)
 
     def at(self, latents: Tensor) -> Float[Tensor, "batch latents"]:
         """Only the named latents' columns."""
@@ -159,7 +164,7 @@ class AffineMap:
         weight = self.directions.T.index_select(0, latents).T
         if self.scale is not None:
             weight = weight * self.scale.index_select(0, latents)
-        return torch.addmm(self.bias.index_select(0, latents), self.inputs, weight)
+        return torch.addmm(self.bias.index_select(0, latents), self.centred, weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,9 +238,9 @@ class Autoencoder(nn.Module, ABC):
         self.d_in, self.d_sae = d_in, d_sae
 
     @property
-    def centred(self) -> bool:
-        """Whether b_dec is subtracted from the input before encoding."""
-        return False
+    def centre(self) -> Float[Tensor, " d_in"] | None:
+        """What is subtracted from the input before encoding; None for nothing."""
+        return None
 
     @property
     def deciding(self) -> slice:
@@ -278,12 +283,11 @@ class Autoencoder(nn.Module, ABC):
         narrow: Callable[[Pattern, Tensor], Tensor] | None = None,
     ) -> Codes:
         """encoder_input(x) @ W_enc, everywhere or where it is wanted; see `linear_codes`."""
-        centre = self.b_dec if self.centred else None
-        return linear_codes(x, centre, self.W_enc, select, narrow)
+        return linear_codes(x, self.centre, self.W_enc, select, narrow)
 
     def encoder_input(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """x, less b_dec where the settings say so."""
-        return x - self.b_dec if self.centred else x
+        return x if self.centre is None else x - self.centre
 
     def _apply(self, fn, recurse=True):
         before = {name: getattr(self, name).data for name in self.float32_names}
@@ -326,8 +330,8 @@ class SparseAutoencoder(Autoencoder):
             self.W_enc = nn.Parameter(self.W_dec.detach().clone().T)
 
     @property
-    def centred(self) -> bool:
-        return self.settings.apply_b_dec_to_input
+    def centre(self) -> Float[Tensor, " d_in"] | None:
+        return self.b_dec if self.settings.apply_b_dec_to_input else None
 
     @property
     def code_weights(self) -> Float[Tensor, " d_sae"] | None:

@@ -60,7 +60,7 @@ class BatchTopK(SparseAutoencoder):
         raw = self._sparse_product(x) if sparse else self.encoder_product(x)
         pre = raw.values + raw.columns(self.b_enc)
         codes = raw.with_values(torch.relu(pre) * self._mask(pre.detach(), x.shape[0]))
-        return Encoding(codes, AffineMap(self.encoder_input(x), self.W_enc, self.b_enc))
+        return Encoding(codes, AffineMap(x, self.W_enc, self.b_enc, centre=self.centre))
 
     def _mask(self, pre: Tensor, batch: int) -> Tensor:
         """Which pre-activations are let through: of the whole batch, or of those that could be."""

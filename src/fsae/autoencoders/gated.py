@@ -40,7 +40,7 @@ class Gated(SparseAutoencoder):
         gate = raw.with_values(torch.relu(raw.values + raw.columns(self.b_gate)))
         magnitude = torch.relu(raw.values * raw.columns(self.r_mag.exp()) + raw.columns(self.b_mag))
         codes = raw.with_values(magnitude * (gate.values > 0))
-        pre_activations = AffineMap(self.encoder_input(x), self.W_enc, self.b_mag, self.r_mag.exp())
+        pre_activations = AffineMap(x, self.W_enc, self.b_mag, self.r_mag.exp(), self.centre)
         return Encoding(codes, pre_activations, {"gate": gate})
 
     def _raise_pre_activations(self, by: Tensor) -> None:

@@ -66,7 +66,7 @@ class JumpReLU(SparseAutoencoder):
         bandwidth = self.settings.bandwidth
         codes = raw.with_values(jump_relu(pre, threshold, bandwidth))
         active = raw.with_values(step(pre, threshold, bandwidth))
-        return Encoding(codes, AffineMap(self.encoder_input(x), self.W_enc, self.b_enc), {"active": active})
+        return Encoding(codes, AffineMap(x, self.W_enc, self.b_enc, centre=self.centre), {"active": active})
 
     def _select(self, products: Tensor) -> Pattern:
         # Below the threshold but within the kernel the code is zero and its threshold still has a gradient.

@@ -181,9 +181,7 @@ class LocalPCA(Autoencoder):
             coordinates = codes.sample(x, self.W_enc.T).values + codes.columns(self.b_enc)
             of_centre = pattern.columns % size == 0
             codes = codes.with_values(torch.where(of_centre, 1.0, coordinates))
-        return Encoding(
-            codes if sparse else Codes(codes.dense()), AffineMap(self.encoder_input(x), self.W_enc, self.b_enc)
-        )
+        return Encoding(codes if sparse else Codes(codes.dense()), AffineMap(x, self.W_enc, self.b_enc))
 
 
 class PCA(AbsTopK):

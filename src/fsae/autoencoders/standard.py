@@ -27,7 +27,7 @@ class Standard(SparseAutoencoder):
     def encode(self, x: Tensor, sparse: bool = False) -> Encoding:
         raw = self.encoder_product(x, self._select if sparse else None)
         codes = raw.with_values(torch.relu_(raw.values + raw.columns(self.b_enc)))
-        return Encoding(codes, AffineMap(self.encoder_input(x), self.W_enc, self.b_enc))
+        return Encoding(codes, AffineMap(x, self.W_enc, self.b_enc, centre=self.centre))
 
     def _select(self, products: Tensor) -> Pattern:
         return Pattern.above(products, -self.b_enc)

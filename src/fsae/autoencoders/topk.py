@@ -67,7 +67,7 @@ class TopK(SparseAutoencoder):
         self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
 
     def encode(self, x: Tensor, sparse: bool = False) -> Encoding:
-        pre_activations = AffineMap(self.encoder_input(x), self.W_enc, self.b_enc)
+        pre_activations = AffineMap(x, self.W_enc, self.b_enc, centre=self.centre)
         if sparse:
             raw = self.encoder_product(x, self._select)
             codes = raw.with_values(self.activation(raw.values + raw.columns(self.b_enc)))

@@ -82,7 +82,7 @@ def _in_float64(record: ForwardRecord) -> ForwardRecord:
         record,
         inputs=record.inputs.double(),
         targets=record.wanted.double(),
-        pre_activations=AffineMap(pre.inputs.double(), pre.weight.double(), pre.bias.double()),
+        pre_activations=AffineMap(pre.centred.double(), pre.weight.double(), pre.bias.double()),
         codes=record.codes.map(Tensor.double),
         reconstruction=record.reconstruction.double(),
         W_dec=record.W_dec.double(),

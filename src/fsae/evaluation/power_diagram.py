@@ -76,7 +76,7 @@ def power_diagram(autoencoder: Autoencoder) -> PowerDiagram | None:
     if not isinstance(autoencoder, TopK):
         return None
     columns, biases = autoencoder.W_enc.T.double(), autoencoder.b_enc.double()
-    if autoencoder.centred:
+    if autoencoder.centre is not None:
         biases = biases - columns @ autoencoder.b_dec.double()
     weights = 2 * biases + columns.square().sum(1)
     if isinstance(autoencoder, AbsTopK):

@@ -104,7 +104,7 @@ def save_saelens(
         "d_sae": autoencoder.d_sae,
         "dtype": "float32",
         "device": "cpu",
-        "apply_b_dec_to_input": autoencoder.centred,
+        "apply_b_dec_to_input": autoencoder.centre is not None,
         "normalize_activations": "none",
         # SAELens meets attn_z as (..., head, d_head) and has to be told to concatenate the heads, as we do.
         "reshape_activations": "hook_z" if (provenance.hook_name or "").endswith("hook_z") else "none",

@@ -157,15 +157,20 @@ def _reconstruction_gradient(record: ForwardRecord) -> Codes:
 def _affine_moments(pre: AffineMap) -> _Moments:
     """Moments of g = 2h for h = inputs @ weight + bias, without any (batch, d_sae) matrix where that is dearer."""
     batch, d_in = pre.inputs.shape
-    pre = AffineMap(_wide(pre.inputs), _wide(pre.weight), _wide(pre.bias))
     if batch <= d_in:
-        return _moments(Codes(2 * pre.dense()))
-    X = torch.cat([pre.inputs, pre.inputs.new_ones(batch, 1)], dim=1)
-    W = torch.cat([pre.weight, pre.bias.unsqueeze(0)])
+        return _moments(Codes(2 * _wide(pre.dense())))
+    inputs, weight, bias = pre.inputs, pre.weight, pre.bias
+    if pre.centre is not None:
+        # The centre's gradient goes by way of the bias, as a vector; by way of the inputs it would take those of all.
+        inputs = inputs - pre.centre.detach()
+        bias = bias - (pre.centre - pre.centre.detach()) @ weight
+    inputs, weight, bias = _wide(inputs), _wide(weight), _wide(bias)
+    X = torch.cat([inputs, inputs.new_ones(batch, 1)], dim=1)
+    W = torch.cat([weight, bias.unsqueeze(0)])
     gram, column = _LowRankMoments.apply(X, W)  # pyright: ignore[reportGeneralTypeIssues]
 
     def within() -> tuple[Tensor, Tensor]:
-        squares = (2 * pre.dense()).square()
+        squares = (2 * _wide(pre.dense())).square()
         return squares.sum(1).square().sum(), squares.square().sum()
 
     return _Moments(batch, 16 * gram, 16 * column, within)
