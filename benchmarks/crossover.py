@@ -3,8 +3,7 @@
     python -m benchmarks.crossover                # some minutes; as long as a dense step is slow
 
 Whole steps of the architectures whose density changes as they train, at two shapes, in turns, on the GPU where there is
-one; each row shows how many
-times as long as a dense step a sparse one takes at these shares of codes that are on.
+one; each row shows how many times as long as a dense step a sparse one takes at these shares of codes that are on.
 """
 
 from collections.abc import Callable
