@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fsae.autoencoders import batch_topk as batch_topk_module
-from fsae.autoencoders import codes as codes_module
+from fsae.autoencoders import encoder_product
 from fsae.autoencoders import topk as topk_module
 from fsae.autoencoders.base import ForwardRecord, SparseAutoencoder
 from fsae.autoencoders.batch_topk import BatchTopK
@@ -246,7 +246,7 @@ def test_jumprelu_pattern_covers_codes_that_bfloat16_rounds_up():
 @each_architecture
 @pytest.mark.parametrize("rows", [1, 3, 4])
 def test_samples_encoded_some_at_a_time_are_the_dense_ones(arch: str, rows: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(codes_module, "_PRODUCT_ENTRIES", rows * 13)
+    monkeypatch.setattr(encoder_product, "_PRODUCT_ENTRIES", rows * 13)
     dense, sparse, with_dense, with_sparse = pair(build(arch), samples(10))
     torch.testing.assert_close(sparse.codes.dense(), dense.codes.dense(), rtol=1e-12, atol=1e-12)
     got = gradients(sparse.reconstruction.square().sum(), with_sparse)

@@ -8,7 +8,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fsae.autoencoders import codes as codes_module
-from fsae.autoencoders.codes import Codes, Pattern, linear_codes
+from fsae.autoencoders import squared_gram
+from fsae.autoencoders.codes import Codes
+from fsae.autoencoders.encoder_product import linear_codes
+from fsae.autoencoders.pattern import Pattern
 
 BATCH, WIDTH, D_IN = 5, 7, 4
 
@@ -202,7 +205,7 @@ def test_gram_gradient_is_the_same_in_slices(count: int, monkeypatch: pytest.Mon
     codes = sparse_codes(mask_with("empty row"))
     (whole,) = torch.autograd.grad(codes.squared_gram_norm(), codes.values)
     # 5 samples in slices of 1, 2 and 3: the last slice is a short one for 2 and 3.
-    monkeypatch.setattr(codes_module, "_samples_a_slice", lambda pattern: count)
+    monkeypatch.setattr(squared_gram, "_samples_a_slice", lambda pattern: count)
     (sliced,) = torch.autograd.grad(codes.squared_gram_norm(), codes.values)
     torch.testing.assert_close(sliced, whole, rtol=1e-14, atol=1e-14)
 

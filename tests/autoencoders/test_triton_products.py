@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from fsae.autoencoders import products
-from fsae.autoencoders.codes import Codes, Pattern
+from fsae.autoencoders.codes import Codes
+from fsae.autoencoders.pattern import Pattern
 from fsae.losses.fisher import FisherEstimator, FisherForm, fisher_sums
 from tests.architectures import build, each_architecture, gradients, samples
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from fsae.autoencoders.base import AffineMap, ForwardRecord
-from fsae.autoencoders.codes import Codes, Pattern
+from fsae.autoencoders.codes import Codes
+from fsae.autoencoders.pattern import Pattern
 
 CPU = torch.device("cpu")
 

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fsae.autoencoders import codes as codes_module
+from fsae.autoencoders import squared_gram
 from fsae.autoencoders.base import AffineMap, DecoderNorm, ForwardRecord, SparseAutoencoder
-from fsae.autoencoders.codes import Codes, Pattern
+from fsae.autoencoders.codes import Codes
 from fsae.autoencoders.jumprelu import JumpReLUSettings
+from fsae.autoencoders.pattern import Pattern
 from fsae.autoencoders.topk import KSettings
 from fsae.losses.fisher import Fisher, FisherEstimator, FisherForm, fisher_sums
 from fsae.losses.reconstruction import SquaredError
@@ -474,7 +475,7 @@ def test_sparse_codes_are_never_spread_over_the_width(
 ):
     # With few of 5,000 latents on, everything after the encoder's product stays below a tenth of batch x d_sae once the
     # Gram matrix's gradient is taken in slices of 2 of the 24 samples; d_in is small, so that the weights are below it.
-    monkeypatch.setattr(codes_module, "_samples_a_slice", lambda pattern: 2)
+    monkeypatch.setattr(squared_gram, "_samples_a_slice", lambda pattern: 2)
     autoencoder = build(arch, 2, WIDE, dtype=torch.float32)
     with torch.no_grad():
         autoencoder.get_parameter("b_gate" if arch == "gated" else "b_enc").sub_(4)

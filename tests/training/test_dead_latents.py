@@ -1,6 +1,7 @@
 import torch
 
-from fsae.autoencoders.codes import Codes, Pattern
+from fsae.autoencoders.codes import Codes
+from fsae.autoencoders.pattern import Pattern
 from fsae.training.dead_latents import DeadLatents, resample
 from tests.architectures import build, each_architecture, samples, twin
 

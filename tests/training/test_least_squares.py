@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fsae.autoencoders.codes import Codes, Pattern
+from fsae.autoencoders.codes import Codes
+from fsae.autoencoders.pattern import Pattern
 from fsae.training import gram
 from fsae.training.least_squares import LeastSquares, check_equations
 from tests.training.runs import differences

@@ -340,7 +340,7 @@ def test_a_step_does_not_ask_the_device_for_a_number(
 ):
     # As on a GPU, where only a fixed number of codes is known without asking: tensors without numbers, of which
     # whoever reads one, or lets the shape of a result depend on one, is told so.
-    monkeypatch.setattr("fsae.autoencoders.codes._samples_a_slice", lambda pattern: 5)
+    monkeypatch.setattr("fsae.autoencoders.squared_gram._samples_a_slice", lambda pattern: 5)
     with FakeTensorMode():
         trained = member(arch, adam(resample_every=None), terms(arch) | {"fisher": Fisher(weight=1e-3, form=form)})
         trained.sparse = sparse

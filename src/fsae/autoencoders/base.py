@@ -11,7 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fsae.autoencoders.codes import Codes, Pattern, linear_codes
+from fsae.autoencoders.codes import Codes
+from fsae.autoencoders.encoder_product import linear_codes
+from fsae.autoencoders.pattern import Pattern
 
 
 class DecoderNorm(Enum):

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fsae.autoencoders.base import AffineMap, Encoding, ForwardRecord, SparseAutoencoder
-from fsae.autoencoders.codes import Codes, Pattern, lowered
+from fsae.autoencoders.codes import Codes
+from fsae.autoencoders.pattern import Pattern, lowered
 from fsae.autoencoders.topk import KSettings
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fsae.autoencoders.base import AffineMap, Encoding, RectifiedSettings, SparseAutoencoder
-from fsae.autoencoders.codes import Pattern
+from fsae.autoencoders.pattern import Pattern
 from fsae.autoencoders.straight_through import jump_relu, step
 
 

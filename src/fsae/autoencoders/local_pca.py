@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fsae.autoencoders.base import AffineMap, Autoencoder, AutoencoderSettings, Encoding
-from fsae.autoencoders.codes import Codes, Pattern
+from fsae.autoencoders.codes import Codes
+from fsae.autoencoders.pattern import Pattern
 from fsae.autoencoders.topk import AbsTopK, AbsTopKSettings
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fsae.autoencoders.base import AffineMap, Encoding, RectifiedSettings, SparseAutoencoder
-from fsae.autoencoders.codes import Pattern
+from fsae.autoencoders.pattern import Pattern
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,12 +7,18 @@ import torch
 from torch import Tensor, nn
 
 from fsae.autoencoders.base import AffineMap, Encoding, SparseAutoencoder, SparseAutoencoderSettings
-from fsae.autoencoders.codes import Codes, Pattern
+from fsae.autoencoders.codes import Codes
+from fsae.autoencoders.pattern import Pattern
 
 # Entries of a group, of which only the maximum is looked at first.
 _GROUP = 16
 # Whole numbers as long as those that scores are in.
-_WHOLE = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
+_WHOLE = {
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fsae.autoencoders.base import ForwardRecord
-from fsae.autoencoders.codes import Codes, Pattern
+from fsae.autoencoders.codes import Codes
+from fsae.autoencoders.pattern import Pattern
 from fsae.losses.term import LossTerm, Measured, Moment
 
 

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.autoencoders.codes import Codes, Pattern
+from fsae.autoencoders.codes import Codes
+from fsae.autoencoders.pattern import Pattern
 from fsae.draws import generator_for
 from fsae.sources.source import Batch, in_batches
 

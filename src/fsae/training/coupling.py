@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fsae.autoencoders.base import Autoencoder
-from fsae.autoencoders.codes import Codes, Pattern
+from fsae.autoencoders.codes import Codes
+from fsae.autoencoders.pattern import Pattern
 from fsae.draws import generator_for
 from fsae.losses.mutual import Mutual, partners, unit_directions
 from fsae.training.crew import Crew

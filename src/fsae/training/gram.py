@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.autoencoders.codes import Codes, Pattern
+from fsae.autoencoders.codes import Codes
+from fsae.autoencoders.pattern import Pattern
 from fsae.autoencoders.products import has_sparse_product
 
 # Samples whose sparse codes are put by before their products are added up: going through the whole of a d_sae x d_sae
