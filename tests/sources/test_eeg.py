@@ -143,6 +143,15 @@ def test_a_single_recording_is_divided(tmp_path: Path):
     assert (len(train), len(held_out)) == (18, 2)
 
 
+def test_bdf_holds_what_edf_holds(tmp_path: Path):
+    for suffix in ("edf", "bdf"):
+        write_edf(tmp_path / suffix / f"a.{suffix}", sines(10, seconds=20), RATE, NAMES)
+    in_edf, in_bdf = (windows(EEGSettings(path=str(tmp_path / suffix)))[0] for suffix in ("edf", "bdf"))
+    assert in_edf.std() > 2e-5
+    # In volts; 16 bits are steps of 1.5e-8.
+    assert torch.allclose(in_edf, in_bdf, rtol=0, atol=3e-8)
+
+
 def test_what_is_no_recording_is_named(tmp_path: Path):
     write_edf(tmp_path / "a.edf", sines(10), RATE, NAMES)
     (tmp_path / "b.edf").write_bytes((tmp_path / "a.edf").read_bytes()[:100])
