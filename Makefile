@@ -67,7 +67,7 @@ format: setup  ## let ruff mend what it can
 types: setup $(VENV)/.cluster  ## pyright, with every optional package there
 	$(BIN)/pyright
 
-bench: setup  ## time training steps on this machine, beside the peers' (ARGS="--device cuda" ...)
+bench: setup  ## time training steps on this machine, beside the peers' (ARGS="--d-sae 65536" ...)
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 

@@ -25,7 +25,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, metavar="SWEEP")
     parser.add_argument("--against", nargs="+", required=True, metavar="SETTING=VALUE")
-    parser.add_argument("--apart", nargs="*", default=[], metavar="SETTING", help="may differ from the baseline's")
+    parser.add_argument(
+        "--apart",
+        nargs="*",
+        default=[],
+        metavar="SETTING",
+        help="may differ from the baseline's; GROUP. for all below it",
+    )
     parser.add_argument("--metrics", nargs="+", default=["fvu"], metavar="METRIC")
     parser.add_argument("--picture", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
@@ -33,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arms = read_arms(options.folders, [*against, *options.apart], options.metrics)
     compared = compare(arms, against, options.apart)
     print(table(compared, options.metrics))
+    fixed = {name: _text(value) for name, value in against.items()}
+    for each in compared:
+        if each.baseline is None and not fixed.items() <= each.arm.settings.items():
+            print(f"\nNothing to set {each.name} against: name what else may differ with --apart")
     if options.picture is not None:
         plot(compared, options.metrics, options.picture)
 
@@ -99,7 +109,10 @@ def compare(arms: Sequence[Arm], against: Mapping[str, str], apart: Sequence[str
         close = [
             other
             for other in arms
-            if all(value == wanted[name] or name in free for name, value in other.settings.items())
+            if all(
+                value == wanted[name] or name in free or name.partition(".")[0] + "." in free
+                for name, value in other.settings.items()
+            )
         ]
         if exact := [other for other in close if other.settings == wanted]:
             return exact[0]

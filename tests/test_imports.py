@@ -25,7 +25,7 @@ LAYERS = [
         "progress",
         "draws",
     },
-    {"autoencoders.products", "autoencoders.first_order"},
+    {"autoencoders.products"},
     {"autoencoders.pattern"},
     {"autoencoders.squared_gram"},
     {"autoencoders.codes"},

@@ -2,7 +2,7 @@
 
     make bench                                                # or, once the environments are there,
     python -m benchmarks.peers                                # 768 -> 12,288, batch 4,096, 64 active latents
-    python -m benchmarks.peers --device cuda --d-in 2304 --d-sae 65536 --batch 8192 --peers sae_lens
+    python -m benchmarks.peers --d-in 2304 --d-sae 65536 --batch 8192 --peers sae_lens      # with a GPU
     python -m benchmarks.peers --arch topk --peers sparsify --repeats 5
 
 Every library runs in its own environment, made when it is missing. It is first checked that all compute the same: a
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--arch", nargs="*", choices=ARCHITECTURES, default=ARCHITECTURES)
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS)
     parser.add_argument("--widths", nargs="*", type=int, default=[4096, 8192, 16_384, 32_768, 65_536], help="of growth")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--out", type=Path, default=Path("outputs/peers"))
     options = parser.parse_args()
     machine = machine_name(options.device)

@@ -85,6 +85,9 @@ smollm2 smollm2_lr 100 10 trainer.lr=3e-4,1e-3,3e-3
 for batches in 25 50 100; do
     smollm2 "smollm2/$((256 * batches))" "$batches" 20
 done
+smollm2 smollm2_equal 100 10 trainer.clip_norm=1
+arm smollm2_equal/free experiment=pam_smollm2_small source.tokens=25_600 trainer.tokens=512_000 \
+    trainer.encoder_batches=100 trainer.decoder_batches=100 trainer.clip_norm=1 trainer.mu_enc=0 trainer.nu_enc=0
 smollm2 smollm2_k 100 10 arch.k=8,128
 smollm2 smollm2_relu 100 10 arch=splines_relu arch.d_sae=1024 arch.init_norm=1 loss.sparsity.weight=0.006,4
 for epochs in 2 5 20; do

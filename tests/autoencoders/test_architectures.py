@@ -158,6 +158,9 @@ def odd_batch(case: str, autoencoder: SparseAutoencoder) -> Tensor:
 CASES = ["ordinary", "one sample", "empty rows", "empty batch", "repeated samples", "twin latents", "evaluation"]
 
 
+FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
 @each_architecture
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
@@ -517,13 +520,39 @@ def test_topk_keeps_exactly_k_at_ties(arch: str, sparse: bool):
     assert record.reconstruction[0].tolist() == [6, 0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("width", "k"), [(160, 5), (160, 6), (161, 5), (16, 16)])
 def test_the_largest_by_groups_are_the_largest(width: int, k: int, dtype: torch.dtype):
     # 160 are ten groups of 16, enough for 5 and too few for 6; 161 are no whole groups. bfloat16 has many ties.
     scores = samples(50, width, dtype=dtype)
     scores[0] = 1.0
     scores[1, ::16] = 9.0
+    scores[2, :7] = torch.tensor([0.0, -0.0, math.inf, -math.inf, 0.0, -0.0, math.inf])
     indices = topk_module._largest(scores, k)
     assert all(len(row.unique()) == k for row in indices)
     assert torch.equal(scores.gather(1, indices).sort(1).values, scores.topk(k, dim=1).values.flip(1))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("width", [160, 161])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_what_is_not_a_number_is_among_the_largest(width: int, sign: float, dtype: torch.dtype):
+    scores = samples(20, width, dtype=dtype)
+    scores[:, 40] = math.inf
+    scores[:, 77] = torch.tensor(math.nan, dtype=dtype).copysign(torch.tensor(sign, dtype=dtype))
+    chosen = topk_module._largest(scores, 2)
+    assert chosen.sort(1).values.tolist() == [[40, 77]] * 20
+
+
+@pytest.mark.parametrize("arch", ["standard", "gated", "topk", "batch_topk", "abs_topk"])
+@each_path
+def test_gradcheck_of_the_reconstruction(arch: str, sparse: bool):
+    # JumpReLU's thresholds have a gradient that is no derivative.
+    autoencoder, x = build(arch), samples(6)
+    names = [name for name, _ in autoencoder.named_parameters()]
+
+    def reconstruction(*parameters: Tensor) -> Tensor:
+        given = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(autoencoder, given, (x,), {"sparse": sparse}).reconstruction
+
+    assert torch.autograd.gradcheck(reconstruction, tuple(autoencoder.parameters()))

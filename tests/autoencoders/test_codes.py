@@ -1,78 +1,15 @@
-"""Dense and sparse codes give the same products and gradients, and no product reads the whole matrix."""
+"""Dense and sparse codes give the same products and gradients."""
 
 import warnings
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fsae.autoencoders import codes as codes_module
-from fsae.autoencoders import squared_gram
 from fsae.autoencoders.codes import Codes
-from fsae.autoencoders.encoder_product import linear_codes
 from fsae.autoencoders.pattern import Pattern
-
-BATCH, WIDTH, D_IN = 5, 7, 4
-
-
-def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def mask_with(case: str) -> Tensor:
-    mask = draw(BATCH, WIDTH, seed=3) > 0.2
-    match case:
-        case "empty row":
-            mask[2] = False
-        case "empty ends":
-            mask[0] = mask[-1] = False
-        case "empty column":
-            mask[:, 3] = False
-        case "nothing":
-            mask[:] = False
-        case "everything":
-            mask[:] = True
-        case "one sample":
-            mask = mask[:1]
-    return mask
-
-
-CASES = ["empty row", "empty ends", "empty column", "nothing", "everything", "one sample"]
-each_case = pytest.mark.parametrize("case", CASES)
-
-
-def sparse_codes(mask: Tensor, dtype: torch.dtype = torch.float64) -> Codes:
-    pattern = Pattern.of_mask(mask)
-    return Codes(draw(pattern.columns.shape[0], seed=5, dtype=dtype).requires_grad_(), pattern)
-
-
-def unsorted_codes() -> Codes:
-    """Two entries a row, columns in no order, as topk returns them."""
-    indices = torch.tensor([[6, 0], [3, 5], [5, 2], [1, 0], [6, 3]])
-    return Codes(draw(10, seed=6).requires_grad_(), Pattern.of_indices(indices, WIDTH))
-
-
-def test_pattern_of_mask_by_hand():
-    pattern = Pattern.of_mask(torch.tensor([[0, 1, 1], [0, 0, 0], [1, 0, 1]]).bool())
-    # Row 0 holds columns 1 and 2, row 1 none, row 2 columns 0 and 2: rows begin at entries 0, 2, 2 and end at 4.
-    assert pattern.columns.tolist() == [1, 2, 0, 2]
-    assert pattern.offsets.tolist() == [0, 2, 2, 4]
-    assert pattern.rows.tolist() == [0, 0, 2, 2]
-    assert (pattern.batch, pattern.width) == (3, 3)
-    order, transposed = pattern.transposed
-    # Column 0 has entry 2 (row 2), column 1 entry 0 (row 0), column 2 entries 1 and 3 (rows 0 and 2).
-    assert order.tolist() == [2, 0, 1, 3]
-    assert transposed.columns.tolist() == [2, 0, 0, 2]
-    assert transposed.offsets.tolist() == [0, 1, 2, 4]
-    assert transposed.rows.tolist() == [0, 1, 2, 2]
-    assert (transposed.batch, transposed.width) == (3, 3)
-
-
-def test_rows_from_offsets_are_those_of_the_mask():
-    for case in CASES:
-        pattern = Pattern.of_mask(mask_with(case))
-        assert Pattern(pattern.columns, pattern.offsets, pattern.width).rows.tolist() == pattern.rows.tolist()
+from tests.autoencoders.matrices import BATCH, D_IN, WIDTH, draw, each_case, mask_with, sparse_codes, unsorted_codes
 
 
 def test_products_by_hand():
@@ -165,87 +102,6 @@ def test_gradcheck_with_columns_in_no_order():
 
 
 @each_case
-def test_gradcheck_of_linear_codes(case: str):
-    mask = mask_with(case)
-    x = draw(mask.shape[0], D_IN, seed=1).requires_grad_()
-    centre = draw(D_IN, seed=4).requires_grad_()
-    W_enc = draw(WIDTH, D_IN, seed=2).T.requires_grad_()
-    pattern = Pattern.of_mask(mask)
-    for select in (None, lambda _: pattern):
-        assert torch.autograd.gradcheck(lambda x, c, W, s=select: linear_codes(x, c, W, s).dense(), (x, centre, W_enc))
-        assert torch.autograd.gradcheck(lambda x, W, s=select: linear_codes(x, None, W, s).dense(), (x, W_enc))
-
-
-@pytest.mark.parametrize("sparse", [False, True])
-def test_encoder_gradient_lies_in_memory_as_the_weights_do(sparse: bool):
-    W_enc = draw(WIDTH, D_IN).T.requires_grad_()
-    x = draw(BATCH, D_IN, seed=1)
-    codes = linear_codes(x, None, W_enc, (lambda products: Pattern.of_mask(products > 0)) if sparse else None)
-    (grad,) = torch.autograd.grad(codes.values.square().sum(), W_enc)
-    assert W_enc.stride() == (1, D_IN)
-    assert grad.stride() == W_enc.stride()
-
-
-def test_select_sees_the_product_and_no_gradient():
-    x, W_enc = draw(BATCH, D_IN), draw(D_IN, WIDTH, seed=1).requires_grad_()
-    seen = []
-
-    def select(products: Tensor) -> Pattern:
-        seen.append(products)
-        return Pattern.of_mask(products > 1)
-
-    codes = linear_codes(x, None, W_enc, select)
-    torch.testing.assert_close(seen[0], (x @ W_enc).detach())
-    assert not seen[0].requires_grad
-    torch.testing.assert_close(codes.dense(), torch.where(seen[0] > 1, seen[0], 0.0))
-
-
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_gram_gradient_is_the_same_in_slices(count: int, monkeypatch: pytest.MonkeyPatch):
-    codes = sparse_codes(mask_with("empty row"))
-    (whole,) = torch.autograd.grad(codes.squared_gram_norm(), codes.values)
-    # 5 samples in slices of 1, 2 and 3: the last slice is a short one for 2 and 3.
-    monkeypatch.setattr(squared_gram, "_samples_a_slice", lambda pattern: count)
-    (sliced,) = torch.autograd.grad(codes.squared_gram_norm(), codes.values)
-    torch.testing.assert_close(sliced, whole, rtol=1e-14, atol=1e-14)
-
-
-@pytest.mark.parametrize("sparse", [False, True])
-@pytest.mark.parametrize("shape", [(3, 8), (8, 3)], ids=["few samples", "few latents"])
-def test_gram_of_either_shape(shape: tuple[int, int], sparse: bool):
-    matrix = draw(*shape) * (draw(*shape, seed=1) > 0)
-    codes = Codes(matrix) if not sparse else None
-    if codes is None:
-        pattern = Pattern.of_mask(matrix != 0)
-        codes = Codes(matrix[pattern.rows, pattern.columns], pattern)
-    codes.values.requires_grad_()
-    torch.testing.assert_close(codes.squared_gram_norm(), (matrix @ matrix.T).square().sum(), rtol=1e-13, atol=0)
-    assert torch.autograd.gradcheck(lambda values: codes.with_values(values).squared_gram_norm(), (codes.values,))
-
-
-@pytest.mark.parametrize("sparse", [False, True])
-def test_gram_takes_the_smaller_side(sparse: bool):
-    # 400 samples of 6 latents: nothing as large as 400 x 400 is there, and nothing of 400 x 32, a slice's table.
-    matrix = draw(400, 6) * (draw(400, 6, seed=1) > 0)
-    pattern = Pattern.of_mask(matrix != 0) if sparse else None
-    values = matrix if pattern is None else matrix[pattern.rows, pattern.columns]
-    codes = Codes(values.clone().requires_grad_(), pattern)
-    largest = 0
-
-    class Largest(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
-            result = func(*args, **(kwargs or {}))
-            if isinstance(result, Tensor):
-                largest = max(largest, result.numel())
-            return result
-
-    with Largest():
-        codes.squared_gram_norm().backward()
-    assert 0 < largest <= 400 * 6
-
-
-@each_case
 @pytest.mark.parametrize("slices", [1, 3, 4, 7])
 @pytest.mark.parametrize("mkl", [True, False])
 def test_gram_over_the_latents(case: str, slices: int, mkl: bool, monkeypatch: pytest.MonkeyPatch):
@@ -286,39 +142,6 @@ def test_transposed_products_are_added_in_the_type_of_the_sum(
         total = begun.clone()
         each.add_transposed_product(total, X)
         torch.testing.assert_close(total, wanted, rtol=1e-13, atol=1e-13)
-
-
-def test_patterns_one_under_the_other():
-    mask = mask_with("empty row")
-    pattern = Pattern.stacked([Pattern.of_mask(part) for part in mask.split(2)])
-    whole = Pattern.of_mask(mask)
-    for name in ("columns", "offsets", "rows"):
-        assert torch.equal(getattr(pattern, name), getattr(whole, name)), name
-    assert (pattern.batch, pattern.width) == (whole.batch, whole.width)
-
-
-@pytest.mark.parametrize("width", [7, 8, 24])
-def test_a_mask_that_is_a_part_of_another(width: int):
-    mask = draw(9, width) > 0.5
-    part = Pattern.of_mask(mask[1:])
-    assert torch.equal(torch.stack([part.rows, part.columns], 1), mask[1:].nonzero())
-
-
-def test_no_samples_have_no_gram():
-    codes = Codes(torch.zeros(0), Pattern.of_mask(torch.zeros(0, 8, dtype=torch.bool)))
-    assert codes.squared_gram_norm() == 0
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_gram_of_short_types_is_summed_in_float32(dtype: torch.dtype):
-    codes = sparse_codes(mask_with("empty row"), dtype=dtype)
-    exact = codes.dense().detach().double()
-    norm = codes.squared_gram_norm()
-    assert norm.dtype == torch.float32
-    torch.testing.assert_close(norm.double(), (exact @ exact.T).square().sum(), rtol=1e-6, atol=1e-6)
-    norm.backward()
-    assert codes.values.grad is not None
-    assert codes.values.grad.dtype == dtype
 
 
 def test_sparse_products_say_nothing():

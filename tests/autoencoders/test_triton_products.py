@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fsae.autoencoders import products
 from fsae.autoencoders.codes import Codes
+from fsae.autoencoders.encoder_product import encoder_product
 from fsae.autoencoders.pattern import Pattern
 from fsae.losses.fisher import FisherEstimator, FisherForm, fisher_sums
 from tests.architectures import build, each_architecture, gradients, samples
@@ -65,14 +66,18 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_has_kernels", lambda tensor: True)
 
 
-def test_gradcheck(kernels: None):
-    pattern = Pattern.of_mask(draw(4, 6, seed=0, dtype=torch.float64) > 0)
+@pytest.mark.parametrize(("batch", "d_sae"), [(4, 6), (6, 4)])
+def test_gradcheck(batch: int, d_sae: int, kernels: None):
+    pattern = Pattern.of_mask(draw(batch, d_sae, seed=0, dtype=torch.float64) > 0)
     values = draw(len(pattern.columns), seed=1, dtype=torch.float64).requires_grad_()
-    W, X = (draw(count, 3, seed=count, dtype=torch.float64).requires_grad_() for count in (6, 4))
+    W, X = (draw(count, 3, seed=count, dtype=torch.float64).requires_grad_() for count in (d_sae, batch))
     codes = Codes(values, pattern)
     assert torch.autograd.gradcheck(lambda values, W: codes.with_values(values).decode(W), (values, W))
     assert torch.autograd.gradcheck(lambda values: codes.with_values(values).squared_gram_norm(), (values,))
     assert torch.autograd.gradcheck(lambda X, W: codes.sample(X, W).dense(), (X, W))
+    assert torch.autograd.gradcheck(
+        lambda X, W: encoder_product(X, None, W.T, lambda products: pattern).dense(), (X, W)
+    )
 
 
 def test_weights_that_are_one_number_expanded(kernels: None):

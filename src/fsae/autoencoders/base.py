@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fsae.autoencoders.codes import Codes
-from fsae.autoencoders.encoder_product import linear_codes
+from fsae.autoencoders.encoder_product import encoder_product
 from fsae.autoencoders.pattern import Pattern
 
 
@@ -284,8 +284,8 @@ class Autoencoder(nn.Module, ABC):
         select: Callable[[Tensor], Pattern] | None = None,
         narrow: Callable[[Pattern, Tensor], Tensor] | None = None,
     ) -> Codes:
-        """encoder_input(x) @ W_enc, everywhere or where it is wanted; see `linear_codes`."""
-        return linear_codes(x, self.centre, self.W_enc, select, narrow)
+        """encoder_input(x) @ W_enc, everywhere or where it is wanted; see `encoder_product`."""
+        return encoder_product(x, self.centre, self.W_enc, select, narrow)
 
     def encoder_input(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """x, less b_dec where the settings say so."""

@@ -1,4 +1,4 @@
-"""Codes of a batch, dense or sparse, and every product that is taken with them."""
+"""Codes of a batch, dense or sparse, and products with them that gradients go through."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fsae.autoencoders.first_order import first_order
 from fsae.autoencoders.pattern import Pattern, starts
-from fsae.autoencoders.products import add_sparse_product, compressed, has_sparse_product
+from fsae.autoencoders.products import add_sparse_product, compressed, first_order, has_sparse_product
 from fsae.autoencoders.squared_gram import DenseSquaredGramNorm, SquaredGramNorm
 
 # Slices of the latents by which the Gram matrix over them is found: of more, less is found in vain below its diagonal,

@@ -8,14 +8,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fsae.autoencoders.codes import Codes
-from fsae.autoencoders.first_order import first_order
 from fsae.autoencoders.pattern import Pattern
+from fsae.autoencoders.products import first_order
 
 # The most entries of the encoder's product that are there at a time: of fewer rows it is slower, of more no faster.
 _PRODUCT_ENTRIES = 2**24
 
 
-def linear_codes(
+def encoder_product(
     x: Float[Tensor, "batch d_in"],
     centre: Float[Tensor, " d_in"] | None,
     W_enc: Float[Tensor, "d_in d_sae"],

@@ -113,16 +113,16 @@ class Pattern:
         return order, Pattern.of_places(columns.long(), self.rows.index_select(0, order), (self.width, self.batch))
 
     def decode(self, values: Float[Tensor, " entries"], W: Float[Tensor, "d_sae d"]) -> Float[Tensor, "batch d"]:
-        """The matrix with these values times W; no gradient goes through this and the next two."""
+        """The matrix with these values times W; no gradient goes through it."""
         return sum_rows(W, self.columns, self.offsets, values)
 
     def scatter(self, values: Float[Tensor, " entries"], X: Float[Tensor, "batch d"]) -> Float[Tensor, "d_sae d"]:
-        """The matrix with these values, transposed, times X."""
+        """The matrix with these values, transposed, times X; no gradient goes through it."""
         order, transposed = self.transposed
         return transposed.decode(values.index_select(0, order), X)
 
     def sample(self, X: Float[Tensor, "batch d"], W: Float[Tensor, "d_sae d"]) -> Float[Tensor, " entries"]:
-        """X @ W.T at each entry."""
+        """X @ W.T at each entry; no gradient goes through it."""
         if W.shape[0] <= X.shape[0]:
             return sample_rows(X, W, self.rows, self.columns, self.offsets)
         # The larger matrix is read once and in order, and the smaller one, which more of fits a cache, over and over.

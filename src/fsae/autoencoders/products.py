@@ -9,12 +9,15 @@ was built with it.
 """
 
 import warnings
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 with warnings.catch_warnings():
     # Torch says once that such matrices are in beta: now, while no other thread looks at what is filtered.
@@ -78,6 +81,12 @@ def add_sparse_product(
 ) -> None:
     """total += left @ right: `total` is dense, `left` is `compressed`, `right` one or the other."""
     torch.addmm(total, left, right, out=total)
+
+
+def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass that cannot be differentiated again, and says so where somebody tries."""
+    # A function of its own for its type alone: type checkers take once_differentiable's result for another signature.
+    return once_differentiable(backward)
 
 
 def _has_kernels(tensor: Tensor) -> bool:

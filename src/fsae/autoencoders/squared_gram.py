@@ -2,8 +2,8 @@
 
 import torch
 
-from fsae.autoencoders.first_order import first_order
 from fsae.autoencoders.pattern import Pattern
+from fsae.autoencoders.products import first_order
 
 
 class DenseSquaredGramNorm(torch.autograd.Function):

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fsae.autoencoders.base import AffineMap, ForwardRecord
 from fsae.autoencoders.codes import Codes
-from fsae.autoencoders.first_order import first_order
+from fsae.autoencoders.products import first_order
 from fsae.losses.term import LossTerm, Measured, Moment
 
 
