@@ -68,12 +68,15 @@ def stepper(
     x: Tensor,
     sparse: bool,
     precision: Precision = Precision.fp32,
+    compiled: bool = False,
 ) -> Callable[[], object]:
     """A function that makes one whole optimiser step on x."""
     autoencoder = settings.build(x.shape[1], torch.Generator().manual_seed(0)).to(x.device)
     initialise_from(autoencoder, x, scale=1.0)
     # A step too small to move anything keeps the density what it is while the clock runs.
-    trainer = AdamSettings(tokens=10**9, batch_size=len(x), lr=1e-12, log_every=10**6, precision=precision)
+    trainer = AdamSettings(
+        tokens=10**9, batch_size=len(x), lr=1e-12, log_every=10**6, precision=precision, compile=compiled
+    )
     member = Member(autoencoder, Objective(terms), trainer, scale=1.0, seed=0)
     member.sparse = sparse
     steps = iter(range(10**6))
@@ -146,6 +149,8 @@ def main() -> None:
     parser.add_argument("--arch", nargs="*", default=None, help="only these architectures")
     parser.add_argument("--precision", choices=[each.value for each in Precision], default="fp32")
     parser.add_argument("--no-dense", action="store_true", help="leave out the dense steps, which are slow")
+    parser.add_argument("--compile", action="store_true", help="also dense steps with trainer.compile")
+    parser.add_argument("--no-fisher", action="store_true", help="leave out the tables of the Fisher term")
     args = parser.parse_args()
     x, precision = inputs(args.batch, args.d_in), Precision(args.precision)
     weights = torch.randn(args.d_sae, args.d_in, device=x.device).T
@@ -158,7 +163,8 @@ def main() -> None:
     chosen = architectures(args.d_sae, args.k)
     if args.arch:
         chosen = {name: chosen[name] for name in args.arch}
-    print(f"\n{'whole step':<12}{'encoder':>10}{'sparse':>10}{'dense':>10}{'sparse/encoder':>16}{'dense/sparse':>14}")
+    kinds = "".join(f"{kind:>10}" for kind in ("encoder", "sparse", "dense", "compiled"))
+    print(f"\n{'whole step':<12}{kinds}{'sparse/encoder':>16}{'dense/sparse':>14}")
     for name, (settings, terms) in chosen.items():
         variants = {
             "encoder": partial(torch.mm, *encoder[precision]),
@@ -166,12 +172,16 @@ def main() -> None:
         }
         if not args.no_dense:
             variants["dense"] = stepper(settings, terms, x, False, precision)
+        if args.compile:
+            variants["compiled"] = stepper(settings, terms, x, False, precision, compiled=True)
         t = medians(variants, args.repeats)
-        dense = t.get("dense", float("nan"))
+        dense, compiled = (t.get(kind, float("nan")) for kind in ("dense", "compiled"))
         print(
-            f"{name:<12}{t['encoder']:>9.3f}s{t['sparse']:>9.3f}s{dense:>9.3f}s"
+            f"{name:<12}{t['encoder']:>9.3f}s{t['sparse']:>9.3f}s{dense:>9.3f}s{compiled:>9.3f}s"
             f"{t['sparse'] / t['encoder']:>16.2f}{dense / t['sparse']:>14.1f}"
         )
+    if args.no_fisher:
+        return
     print(f"\n{'with Fisher':<30}{'without':>10}{'with':>10}{'with/without':>14}")
     name, (settings, terms) = next(iter(chosen.items())) if args.arch else ("topk", chosen["topk"])
     for form in FisherForm:
