@@ -36,13 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--picture", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
     against = dict(pair.split("=", 1) for pair in options.against)
-    arms = read_arms(options.folders, [*against, *options.apart], options.metrics)
+    named = [name for name in options.apart if not name.endswith(".")]
+    arms = read_arms(options.folders, [*against, *named], options.metrics)
     compared = compare(arms, against, options.apart)
     print(table(compared, options.metrics))
-    fixed = {name: _text(value) for name, value in against.items()}
-    for each in compared:
-        if each.baseline is None and not fixed.items() <= each.arm.settings.items():
-            print(f"\nNothing to set {each.name} against: name what else may differ with --apart")
+    if alone := [each.name for each in compared if each.baseline is None and not each.is_baseline]:
+        print("\nWithout a baseline (name what else may differ with --apart): " + "; ".join(alone))
     if options.picture is not None:
         plot(compared, options.metrics, options.picture)
 
@@ -70,11 +69,13 @@ class Compared:
         name: the settings that tell it from other arms.
         arm: itself.
         baseline: the arm it is set against, if there is one.
+        is_baseline: whether it has the baseline's settings itself.
     """
 
     name: str
     arm: Arm
     baseline: Arm | None
+    is_baseline: bool
 
     def difference(self, metric: str) -> Difference | None:
         """From the baseline; None where no seed has both."""
@@ -91,7 +92,7 @@ def compare(arms: Sequence[Arm], against: Mapping[str, str], apart: Sequence[str
 
     Args:
         against: settings of the baseline, as text.
-        apart: settings in which an arm and its baseline may differ besides these.
+        apart: settings in which an arm and its baseline may differ besides these, and groups of such, as "trainer.".
 
     Raises:
         SystemExit: no arm has the baseline's settings, or several could be the baseline of one.
@@ -99,20 +100,25 @@ def compare(arms: Sequence[Arm], against: Mapping[str, str], apart: Sequence[str
     fixed = {name: _text(value) for name, value in against.items()}
     if not any(fixed.items() <= arm.settings.items() for arm in arms):
         raise SystemExit(f"no run has {', '.join(f'{name}={value}' for name, value in against.items())}")
-    told = [name for name in arms[0].settings if len({arm.settings[name] for arm in arms}) > 1]
+    groups = tuple(name for name in apart if name.endswith("."))
+    free = {name for name in arms[0].settings if name in apart or name.startswith(groups)} - set(fixed)
+    told = [
+        name
+        for name in arms[0].settings
+        if len({arm.settings[name] for arm in arms}) > 1 and (name in fixed or not name.startswith(groups))
+    ]
+
+    def is_baseline(arm: Arm) -> bool:
+        return fixed.items() <= arm.settings.items()
 
     def baseline_of(arm: Arm) -> Arm | None:
-        if fixed.items() <= arm.settings.items():
+        if is_baseline(arm):
             return None
         wanted = arm.settings | fixed
-        free = set(apart) - set(fixed)
         close = [
             other
             for other in arms
-            if all(
-                value == wanted[name] or name in free or name.partition(".")[0] + "." in free
-                for name, value in other.settings.items()
-            )
+            if all(value == wanted[name] or name in free for name, value in other.settings.items())
         ]
         if exact := [other for other in close if other.settings == wanted]:
             return exact[0]
@@ -120,7 +126,10 @@ def compare(arms: Sequence[Arm], against: Mapping[str, str], apart: Sequence[str
             raise SystemExit(f"{len(close)} arms could be the baseline of one; name more settings with --against")
         return close[0] if close else None
 
-    return [Compared(", ".join(f"{name}={arm.settings[name]}" for name in told), arm, baseline_of(arm)) for arm in arms]
+    def name_of(arm: Arm) -> str:
+        return ", ".join(f"{name}={arm.settings[name]}" for name in told)
+
+    return [Compared(name_of(arm), arm, baseline_of(arm), is_baseline(arm)) for arm in arms]
 
 
 def table(compared: Sequence[Compared], metrics: Sequence[str]) -> str:

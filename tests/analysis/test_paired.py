@@ -80,6 +80,20 @@ def test_what_is_apart_matters_only_where_no_arm_has_the_same():
         told(pd.DataFrame(three), against, ["population.size"], ["fvu"])
 
 
+def test_all_of_a_group_may_be_apart():
+    every = runs()
+    grown = pd.DataFrame(
+        every.assign(**{"trainer.tokens": every["population.mutual.weight"] + 100.0, "trainer.lr": 0.1})
+    )
+    against = {"population.mutual.weight": "0"}
+    weighed = next(each for each in compared(grown, against, [], ["fvu"]) if "=24" in each.name)
+    assert (weighed.baseline, weighed.is_baseline) == (None, False)
+    found = compare(arms_of(grown, list(against), ["fvu"]), against, ["trainer."])
+    assert [each.name for each in found if each.baseline is None] == [each.name for each in found if each.is_baseline]
+    assert not any("trainer" in each.name for each in found)
+    assert lines(table(found, ["fvu"]))["population.mutual.weight=24, population.size=2"][1].startswith("29.03 (-0.97,")
+
+
 def test_few_seeds_have_no_interval_and_absent_values_no_difference():
     every = runs()
     some = pd.DataFrame(every.loc[every["seed"] < 3])
