@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from fsae.analysis.comparison import MIN_PAIRS, bootstrap_interval
 from fsae.analysis.design import REPLICATES, comparable, design_of, shown
 from fsae.analysis.runs import collect_folders
+
+# Fewer have no interval.
+MIN_SEEDS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +68,12 @@ def arms_of(runs: pd.DataFrame, needed: Collection[str], metrics: Collection[str
 
 
 def interval_of(values: np.ndarray) -> tuple[float, float] | None:
-    """The 95 % bootstrap interval of their mean; None where they are fewer than four."""
-    if len(values) < MIN_PAIRS:
+    """The 95 % interval of their mean by Student's t; None where they are fewer than three.
+
+    A bootstrap of five values has next to nothing to draw from where some of them are nearly equal: its intervals then
+    reach several times as far to one side.
+    """
+    if len(values) < MIN_SEEDS:
         return None
-    low, high = bootstrap_interval(values)
-    return (float(low), float(high)) if np.isfinite([low, high]).all() else None
+    reach = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - reach), float(values.mean() + reach)

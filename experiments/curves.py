@@ -4,7 +4,7 @@
     python -m experiments.curves SWEEP... --x seconds --lines trainer
     python -m experiments.curves SWEEP... --x eval/l0 --lines trainer --metric fvu
 
-A point is the mean over the seeds of an arm, with its 95 % bootstrap interval where there are four of them. Prints a
+A point is the mean over the seeds of an arm, with its 95 % interval by Student's t from three of them on. Prints a
 table in Markdown. Seconds are those of the training alone, from the times at which metrics were logged; they can be
 compared where each run had the machine for itself (launcher=local).
 """

@@ -5,8 +5,8 @@
 
 An arm is a set of finished runs that differ in their seed only. The baseline is the arm with the named settings that
 has all others in common with the arm it is set against; those named by --apart may differ where there is no such arm.
-Intervals are 95 % bootstrap intervals of the mean difference, where there are at least four seeds. Of an autoencoder by
-itself, best_fvu is its fvu. Prints a table in Markdown; a picture shows differences relative to the baseline's mean.
+Intervals are 95 % intervals of the mean difference by Student's t, from three seeds on. Of an autoencoder by itself,
+best_fvu is its fvu. Prints a table in Markdown; a picture shows differences relative to the baseline's mean.
 """
 
 import argparse
