@@ -22,6 +22,8 @@ arm synthetic_released/weights $synthetic $released population.mutual.weight=0,2
 # Few enough features at a time to be found: five members, each feature in any number of them.
 sparse="source.active=4 arch.k=4 population.size=5"
 arm synthetic_sparse/weights $synthetic $sparse population.mutual.weight=0,24
+arm synthetic_sparse/shuffled $synthetic $sparse population.mutual.weight=24 population.mutual.shuffled=true
+arm synthetic_sparse/longer $synthetic $sparse $alone trainer.tokens=10_000_000
 
 # SmolLM2's first MLP: five members.
 smollm2="experiment=mfr_smollm2_small"
