@@ -219,14 +219,14 @@ def _trained(runs: Sequence[OpenRun], source: Source, interruption: Interruption
                 autoencoders = [fold(member.autoencoder, training.scale) for member in training.members]
                 tokens = training.step * run.settings.trainer.batch_size
                 made.append(TrainedRun(run, autoencoders, tokens, training.best))
-    seconds, phases = time.monotonic() - began, ""
+    harvest = ""
     if isinstance(source, ActivationSource):
         harvester = source.harvester
-        phases = (
-            f", {source.waited / seconds:.0%} of it waiting for activations; harvested for {harvester.seconds:.0f} s, "
-            f"{harvester.text_seconds / max(harvester.seconds, 1e-9):.0%} of it waiting for text"
+        harvest = (
+            f", {source.waited:.0f} s of it waiting for activations; harvest: {harvester.seconds:.0f} s, "
+            f"{harvester.text_seconds:.0f} s of it waiting for text"
         )
-    log.info("trained in %.0f s%s", seconds, phases)
+    log.info("trained in %.0f s%s", time.monotonic() - began, harvest)
     return made
 
 
