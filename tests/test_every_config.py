@@ -38,7 +38,6 @@ PARTNERS = {
     "loss/topk": ["arch=topk"],
     "loss/batch_topk": ["arch=batch_topk"],
     "loss/abs_topk": ["arch=abs_topk"],
-    "loss/fitted": ["arch=kmeans"],
     "trainer/fit": ["arch=kmeans"],
     "loss/released_standard": ["arch=released_standard"],
     "loss/released_jumprelu": ["arch=released_jumprelu"],

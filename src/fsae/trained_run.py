@@ -102,7 +102,7 @@ def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
         with each.run.alone():
             if settings.task is Task.train:
                 _export(each, firing, bos)
-            _report(each, of_run, firing, known, shapes)
+            _report(each, of_run, firing, known, shapes, heartbeat)
 
 
 def _with_heartbeat(batches: Iterable[Item], heartbeat: Callable[[], None]) -> Iterator[Item]:
@@ -136,6 +136,7 @@ def _report(
     firing: Sequence[Tensor],
     truths: Sequence[Truth],
     geometries: Sequence[Geometry],
+    heartbeat: Callable[[], None],
 ) -> None:
     """The run's numbers: of a population the means over its members, what they have in common, and each one's own."""
     run = made.run
@@ -144,7 +145,8 @@ def _report(
     histograms = [density_histogram(each) for each in firing]
     histogram = histograms[0] | {"latents": torch.tensor([each["latents"] for each in histograms]).sum(0).tolist()}
     if len(scalars) > 1:
-        compared = agreement([autoencoder.W_dec for autoencoder in made.autoencoders], [each > 0 for each in firing])
+        decoders = [autoencoder.W_dec for autoencoder in made.autoencoders]
+        compared = agreement(decoders, [each > 0 for each in firing], heartbeat)
         metrics |= compared.scalars | {"best_fvu": scalars[made.best]["fvu"], "best_member": float(made.best)}
         sharing = {"found_by": compared.found_by.tolist(), "closest": compared.closest.tolist()}
         if truths:

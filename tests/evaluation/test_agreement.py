@@ -29,6 +29,12 @@ def test_what_never_fires_is_shared_with_nobody():
     assert compared.scalars == pytest.approx({"pw_mcc": 1, "mmcs": 1, "shared_share": 2 / 4})
 
 
+def test_it_can_be_stopped_before_each_pair():
+    beats: list[str] = []
+    agreement([torch.eye(2)] * 4, [torch.ones(2, dtype=torch.bool)] * 4, lambda: beats.append("beat"))
+    assert len(beats) == 6
+
+
 def test_a_member_and_itself():
     rows = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     compared = agreement([rows, rows.flip(0)], [torch.ones(6, dtype=torch.bool)] * 2)

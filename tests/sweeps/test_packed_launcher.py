@@ -78,5 +78,5 @@ def test_packs_that_seeds_keep_apart_are_told(outputs: Path):
 
 
 def test_a_pack_of_nobody_is_refused():
-    with pytest.raises(ValueError, match=r"hydra\.launcher\.max_members is 0; a pack has at least one member"):
-        PackedLauncher(max_members=0)
+    with pytest.raises(ValueError, match=r"hydra\.launcher\.max_jobs is 0; a pack has at least one job"):
+        PackedLauncher(max_jobs=0)

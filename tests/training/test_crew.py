@@ -1,5 +1,7 @@
 """Several at a time do what one after the other would."""
 
+import logging
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -137,6 +139,15 @@ def test_a_population_on_threads_goes_on_bit_for_bit(tmp_path: Path, monkeypatch
         population(tmp_path / "stopped", coupled=True, stop_at=13).train()
     population(tmp_path / "stopped", coupled=True).train()
     same(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_every_start_over_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO):
+        population(tmp_path, coupled=False).train()
+    told = re.findall(r"step \d+: (\d+) latents of member (\d) start over", caplog.text)
+    counted = [each["started_over"] for each in saved(tmp_path)["members"]]
+    assert [sum(int(count) for count, of in told if of == str(number)) for number in range(3)] == counted
+    assert min(counted) > 0
 
 
 def test_a_coupled_population_is_always_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,6 @@
 """What the members of a population have in common: how alike their features are, and which of them are shared."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -33,18 +33,24 @@ class Agreement:
 
 
 @torch.no_grad()
-def agreement(decoders: Sequence[Float[Tensor, "d_sae d_in"]], firing: Sequence[Bool[Tensor, " d_sae"]]) -> Agreement:
+def agreement(
+    decoders: Sequence[Float[Tensor, "d_sae d_in"]],
+    firing: Sequence[Bool[Tensor, " d_sae"]],
+    heartbeat: Callable[[], None] = lambda: None,
+) -> Agreement:
     """Compare two or more members.
 
     Args:
         decoders: of each.
         firing: which latents of each fire; of others the decoder's rows say nothing about the data.
+        heartbeat: called before each pair is matched; may raise to stop.
     """
     rows = [unit_rows(W.float()) for W in decoders]
     fires = torch.stack([each.cpu() for each in firing])
     found_by, closest = fires.long(), torch.zeros(fires.shape)
     matched, nearest = [], []
     for a, b in combinations(range(len(rows)), 2):
+        heartbeat()
         cosines = rows[a] @ rows[b].T
         nearest.append((cosines.amax(0).mean() + cosines.amax(1).mean()).item() / 2)
         cosines = cosines.abs()

@@ -30,12 +30,12 @@ class PackedSettings:
     """How jobs are put together.
 
     Attributes:
-        max_members: jobs at a time. Each holds its weights, their gradients and two moments: 32 bytes x d_in x d_sae,
-            and as much again for a moment when it goes on from a checkpoint.
+        max_jobs: at a time. Each autoencoder of each holds its weights, their gradients and two moments: 32 bytes x d_in
+            x d_sae, and as much again for a moment when it goes on from a checkpoint.
     """
 
     _target_: str = "hydra_plugins.fsae.PackedLauncher"
-    max_members: int = 32
+    max_jobs: int = 32
 
 
 @dataclass
@@ -54,16 +54,16 @@ class PackedLauncher(WorkerLauncher):
     source and batch size.
 
     Args:
-        max_members: see `PackedSettings`.
+        max_jobs: see `PackedSettings`.
 
     Raises:
         ValueError: it is less than 1.
     """
 
-    def __init__(self, max_members: int):
-        if max_members < 1:
-            raise ValueError(f"hydra.launcher.max_members is {max_members}; a pack has at least one member")
-        self.max_members = max_members
+    def __init__(self, max_jobs: int):
+        if max_jobs < 1:
+            raise ValueError(f"hydra.launcher.max_jobs is {max_jobs}; a pack has at least one job")
+        self.max_jobs = max_jobs
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take over what Hydra knows of the sweep."""
@@ -105,7 +105,7 @@ class PackedLauncher(WorkerLauncher):
                 groups.append((key, [job]))
             else:
                 group.append(job)
-        size = self.max_members
+        size = self.max_jobs
         return [group[begin : begin + size] for _, group in groups for begin in range(0, len(group), size)]
 
     def _say(self, packs: Sequence[Sequence[_Job]], jobs: Sequence[_Job]) -> None:

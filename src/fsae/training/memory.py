@@ -19,7 +19,7 @@ def require_free(wanted: int, device: torch.device, what: str, remedy: str) -> N
     if wanted > free:
         raise ValueError(
             f"{what} take {wanted / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; {remedy}, or lower "
-            "population.size or hydra.launcher.max_members, for fewer autoencoders at a time"
+            "population.size or hydra.launcher.max_jobs, for fewer autoencoders at a time"
         )
 
 
