@@ -9,32 +9,37 @@ out=${1:-outputs/mfr}
 # One autoencoder, as long as all members together.
 alone="population.size=1 population.mutual.weight=0"
 
-# Known features: two members.
-synthetic="experiment=mfr_synthetic_small"
-arm synthetic/weights $synthetic population.mutual.weight=0,24,100
-arm synthetic/shuffled $synthetic population.mutual.weight=24 population.mutual.shuffled=true
-arm synthetic/longer $synthetic $alone trainer.tokens=4_000_000
-
-# The same, nearest to the released autoencoder: tied, without AuxK, clipping or decay.
+# What is nearest to the released autoencoder: tied, without AuxK, clipping or decay.
 released="arch.tied=true arch.apply_b_dec_to_input=false loss.auxiliary.weight=0 trainer.clip_norm=null trainer.decay=0"
+
+# Known features: two members, and MFR's weight of 1.
+synthetic="experiment=mfr_synthetic_small"
+arm synthetic/weights $synthetic population.mutual.weight=0,24
+arm synthetic/longer $synthetic $alone trainer.tokens=2_000_000
 arm synthetic_released/weights $synthetic $released population.mutual.weight=0,24
 
-# Few enough features at a time to be found: five members, each feature in any number of them.
+# Few enough features at a time to be found: five members, each feature in any number of them. MFR's 1 is 200 here.
 sparse="source.active=4 arch.k=4 population.size=5"
-arm synthetic_sparse/weights $synthetic $sparse population.mutual.weight=0,24
+arm synthetic_sparse/weights $synthetic $sparse population.mutual.weight=0,24,200
 arm synthetic_sparse/shuffled $synthetic $sparse population.mutual.weight=24 population.mutual.shuffled=true
-arm synthetic_sparse/longer $synthetic $sparse $alone trainer.tokens=10_000_000
+arm synthetic_sparse/longer $synthetic $sparse $alone trainer.tokens=5_000_000
 
 # SmolLM2's first MLP: five members.
 smollm2="experiment=mfr_smollm2_small"
 arm smollm2/weights $smollm2 population.mutual.weight=0,4,16
 arm smollm2/shuffled $smollm2 population.mutual.weight=4 population.mutual.shuffled=true
 arm smollm2/longer $smollm2 $alone trainer.tokens=1_500_000
+arm smollm2_released/weights $smollm2 $released
 arm smollm2_random/weights $smollm2 model.weights=random
 
-# EEG: five members; the window itself, and the clean one from a noisy one.
+# EEG: five members; the window itself, and the clean one from a noisy one, where MFR's weight of 0.5 is half as large.
 eeg="experiment=mfr_eeg_small"
 arm eeg/weights $eeg population.mutual.weight=0,100,768
 arm eeg/shuffled $eeg population.mutual.weight=768 population.mutual.shuffled=true
 arm eeg/longer $eeg $alone trainer.tokens=250_000
-arm eeg_denoised/weights $eeg source.noise_snr_db=0
+arm eeg_released/weights $eeg $released
+arm eeg_denoised/weights $eeg source.noise_snr_db=0 population.mutual.weight=0,384
+
+# Starting over, which the targets above hardly ever ask for: of single latents, at k / d_sae.
+arm eeg_restarts/scopes $eeg population.mutual.weight=768 population.reinitialise.scope=none,latents \
+    population.reinitialise.target_rate=null

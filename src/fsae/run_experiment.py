@@ -247,9 +247,9 @@ def _training(run: OpenRun, source: Source, scale_by: Callable[[Scale], float]) 
     ]
     autoencoder = members[0].autoencoder
     log.info(
-        "%s%s: d_in %d, d_sae %d, at %s",
+        "%s%s: d_in %d, d_sae %d, at %s; inputs are scaled by %.4g",
         f"{len(members)} x " if len(members) > 1 else "", type(autoencoder).__name__,
-        autoencoder.d_in, autoencoder.d_sae, _described(settings),
+        autoencoder.d_in, autoencoder.d_sae, _described(settings), scale,
     )  # fmt: skip
     population = settings.population
     training = TrainingRun(

@@ -26,6 +26,7 @@ def test_what_never_fires_is_shared_with_nobody():
     rows = torch.eye(3)
     compared = agreement([rows, rows], [torch.tensor([True, False, True]), torch.tensor([True, True, False])])
     assert compared.found_by.tolist() == [[2, 0, 1], [2, 1, 0]]
+    assert compared.closest.tolist() == [[1, 0, 0], [1, 0, 0]]
     assert compared.scalars == pytest.approx({"pw_mcc": 1, "mmcs": 1, "shared_share": 2 / 4})
 
 

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from fsae.autoencoders.local_pca import KMeansSettings, LocalPCA, PCASettings
+from fsae.autoencoders.topk import TopK
 from fsae.draws import generator_for
+from fsae.evaluation import geometry
 from fsae.evaluation.geometry import evaluate_geometry, size_histogram
+from fsae.evaluation.power_diagram import power_diagram
 from fsae.evaluation.results import MEANINGS
 from fsae.sources.source import Batch
 from tests.architectures import build, samples
@@ -119,6 +122,28 @@ def test_every_kind_of_region_can_be_looked_at():
     standard, topk, abs_topk = evaluate_geometry(autoencoders, batches(x))
     assert "diagram_agreement" not in standard.scalars
     assert topk.scalars["diagram_agreement"] == abs_topk.scalars["diagram_agreement"] == 1.0
+
+
+def test_another_autoencoders_diagram_does_not_agree(monkeypatch: pytest.MonkeyPatch):
+    x = samples(300, dtype=torch.float32)
+    topk, other = build("topk", dtype=torch.float32).eval(), build("topk", dtype=torch.float32).eval()
+    assert isinstance(other, TopK)
+    with torch.no_grad():
+        other.b_enc[0] += 0.1
+    monkeypatch.setattr(geometry, "power_diagram", lambda _: power_diagram(other))
+    (found,) = evaluate_geometry([topk], batches(x))
+    assert 0.5 < found.scalars["diagram_agreement"] < 1
+
+
+def test_ties_are_told():
+    topk = build("topk", dtype=torch.float32).eval()
+    assert isinstance(topk, TopK)
+    with torch.no_grad():
+        topk.W_enc[:, 1] = topk.W_enc[:, 0]
+        topk.b_enc[:] = 0
+    x = samples(300, dtype=torch.float32)
+    (found,) = evaluate_geometry([topk], batches(x))
+    assert 0 < found.scalars["diagram_ties"] < 1
 
 
 def test_sizes_are_counted_by_powers_of_two():

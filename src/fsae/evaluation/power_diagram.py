@@ -2,11 +2,12 @@
 
 A site m with weight a has the power distance |x - m|^2 - a from x. With m_i = w_i and a_i = 2 b_i + |w_i|^2 for the
 latents' pre-activations z_i = x . w_i + b_i it is |x|^2 - 2 z_i: the k nearest sites are the k largest pre-activations,
-so TopK's supports are the cells of a power diagram of order k (SplInterp, arXiv 2505.11836). AbsTopK's are unions of
-cells of the diagram of the 2n sites of z_i and -z_i, since |z_i| is the larger of the two.
+so TopK's supports are the cells of a power diagram of order k (SplInterp, arXiv 2505.11836). Where TopK rectifies, a
+latent is on if its site is also nearer than the origin, a site of weight 0. AbsTopK's supports are unions of cells of
+the diagram of the 2n sites of z_i and -z_i, since |z_i| is the larger of the two.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -26,21 +27,27 @@ class PowerDiagram:
         weights: of the sites.
         order: k, how many nearest sites make a cell.
         latents: n; site n + i is the other sign of site i.
+        rectified: whether a latent is on only where its site is nearer than the origin, a site of weight 0.
     """
 
     sites: Float[Tensor, "sites d_in"]
     weights: Float[Tensor, " sites"]
     order: int
     latents: int
+    rectified: bool = False
 
     def distances(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch sites"]:
         """Power distances, by their definition; builds batch x sites."""
         squared = torch.cdist(x.double(), self.sites, compute_mode="donot_use_mm_for_euclid_dist").square()
         return squared - self.weights
 
-    def nearest(self, x: Float[Tensor, "batch d_in"]) -> tuple[Int[Tensor, "batch k"], Float[Tensor, " batch"]]:
-        """The latents of the k nearest sites, in rising order, and how much farther the next site is than the last of
-        them; infinite where there is no next one."""
+    def supports(self, x: Float[Tensor, "batch d_in"]) -> tuple[Int[Tensor, "batch k"], Float[Tensor, " batch"]]:
+        """Which latents are on, by the distances alone.
+
+        Returns:
+            The latents of the k nearest sites, in rising order, with -1 for each that is off; and the least difference
+            of two distances that decide: of the last of them and the next site, and of each of them and the origin.
+        """
         count = min(self.order + 1, len(self.sites))
         least = self.distances(x).topk(count, dim=1, largest=False)
         found = least.indices[:, : self.order] % self.latents
@@ -48,13 +55,17 @@ class PowerDiagram:
             gap = least.values.new_full((len(x),), torch.inf)
         else:
             gap = least.values[:, self.order] - least.values[:, self.order - 1]
+        if self.rectified:
+            beyond = least.values[:, : self.order] - x.double().square().sum(1, keepdim=True)
+            found = torch.where(beyond < 0, found, -1)
+            gap = torch.minimum(gap, beyond.abs().amin(1))
         return found.sort(dim=1).values, gap
 
     def times(self, factor: float) -> "PowerDiagram":
         """Another diagram with the same cells: that of all pre-activations multiplied by a positive factor."""
         squares = self.sites.square().sum(1)
         weights = factor * (self.weights - squares) + factor**2 * squares
-        return PowerDiagram(factor * self.sites, weights, self.order, self.latents)
+        return replace(self, sites=factor * self.sites, weights=weights)
 
     def lift(self) -> Float[Tensor, "sites d_in_plus_1"]:
         """Sites in one dimension more, of whose Voronoi diagram this one is the section at height 0.
@@ -82,14 +93,16 @@ def power_diagram(autoencoder: Autoencoder) -> PowerDiagram | None:
     if isinstance(autoencoder, AbsTopK):
         weights = torch.cat([weights, weights - 4 * biases])
         columns = torch.cat([columns, -columns])
-    return PowerDiagram(columns, weights, autoencoder.settings.k, autoencoder.d_sae)
+    rectified = not isinstance(autoencoder, AbsTopK)
+    return PowerDiagram(columns, weights, autoencoder.settings.k, autoencoder.d_sae, rectified)
 
 
 @torch.no_grad()
-def selection(autoencoder: TopK | LocalPCA, x: Float[Tensor, "batch d_in"]) -> Int[Tensor, "batch k"]:
-    """What the autoencoder itself chose: the latents that may be on, in rising order; of local_pca the cell."""
-    pattern = autoencoder(x.to(autoencoder.W_dec), sparse=True).codes.pattern
-    chosen = pattern.columns.view(len(x), -1)
+def own_supports(autoencoder: TopK | LocalPCA, x: Float[Tensor, "batch d_in"]) -> Int[Tensor, "batch k"]:
+    """What the autoencoder itself has: the latents that are on, in rising order after a -1 for each of the k that is
+    off; of local_pca the cell."""
+    codes = autoencoder(x.to(autoencoder.W_dec), sparse=True).codes
+    chosen = codes.pattern.columns.view(len(x), -1)
     if isinstance(autoencoder, LocalPCA):
         return chosen[:, :1] // (1 + autoencoder.rank)
-    return chosen.sort(dim=1).values
+    return torch.where(codes.values.view(len(x), -1) != 0, chosen, -1).sort(dim=1).values

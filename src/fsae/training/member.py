@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fsae.autoencoders.base import DecoderNorm, ForwardRecord, SparseAutoencoder
+from fsae.draws import generator_for
 from fsae.losses.objective import Losses, Objective
 from fsae.losses.term import Moment
 from fsae.training.dead_latents import resample
@@ -49,7 +50,8 @@ class Member(Learner[SparseAutoencoder, AdamSettings]):
             betas=(settings.beta1, settings.beta2),
             weight_decay=settings.weight_decay,
         )
-        self.generator = torch.Generator().manual_seed(seed)
+        # Not the one that drew the weights: what starts over would be what it was.
+        self.generator = generator_for(seed, "training")
         self.resampled = 0
         # How often each latent was on since rates were last looked at, and in how many samples.
         self._fired, self._samples = torch.zeros(autoencoder.d_sae, dtype=torch.long, device=device), 0
