@@ -62,8 +62,9 @@ def arms_of(runs: pd.DataFrame, needed: Collection[str], metrics: Collection[str
     design = design_of(runs)
     settings = [name for name in (*design.varied, *design.follows) if name not in REPLICATES]
     settings += [name for name in needed if name not in settings]
-    texts = runs[settings].map(shown).astype(str).agg(tuple, axis=1)
-    groups = {values: runs.loc[texts == values] for values in dict.fromkeys(texts)}
+    # Of runs without any such setting, too: one arm.
+    texts = [tuple(row) for row in runs[settings].map(shown).astype(str).to_numpy()]
+    groups = {values: runs.loc[[each == values for each in texts]] for values in dict.fromkeys(texts)}
     return [Arm(dict(zip(settings, values, strict=True)), of_arm) for values, of_arm in groups.items()]
 
 

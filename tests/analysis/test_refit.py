@@ -1,0 +1,49 @@
+"""Decoders solved for at the codes of trained encoders."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.refit import main, solve_decoder
+from tests.architectures import build, samples
+from tests.commands import finished
+
+
+@pytest.mark.parametrize("arch", ["abs_topk", "standard"])
+def test_the_decoder_is_the_least_squares_one(arch: str):
+    autoencoder, x = build(arch, decoder_norm="free").eval(), samples(200)
+    codes = autoencoder(x).codes.dense().detach()
+    solve_decoder(autoencoder, x, alpha=1e-12)
+    assert torch.equal(autoencoder(x).codes.dense() != 0, codes != 0)
+    left = x - autoencoder(x).reconstruction.detach()
+    assert (codes.T @ left).abs().max() < 1e-6
+    assert left.sum(0).abs().max() < 1e-6
+
+
+def test_of_a_run_both_errors_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = tmp_path / "run"
+    few = ["trainer.tokens=900", "trainer.dead_after=900", "eval.batch_size=100", "tracking=none"]
+    told = finished("experiment=sgd_mnist_small", "seed=1", f"hydra.sweep.dir={run}", *few, outputs=tmp_path)
+    assert told.returncode == 0, told.stdout
+    main([str(run), "--lines", "trainer"])
+    (cells,) = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert cells[:2] == ["trainer=adam", "1"]
+    # Ten steps leave a decoder far from the best.
+    assert 0 < float(cells[3]) < 0.7 * float(cells[2])
+
+
+def test_other_runs_are_refused(tmp_path: Path):
+    told = finished(
+        "experiment=splines_toy",
+        "arch=kmeans",
+        "seed=1",
+        "arch.expansion=3",
+        "trainer.tokens=1000",
+        f"hydra.sweep.dir={tmp_path / 'run'}",
+        "tracking=none",
+        outputs=tmp_path,
+    )
+    assert told.returncode == 0, told.stdout
+    with pytest.raises(SystemExit, match="is no sparse autoencoder on MNIST"):
+        main([str(tmp_path / "run")])
