@@ -3,12 +3,14 @@
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fsae.configuration.checks import check
-from fsae.configuration.schema import settings_of
+from fsae.configuration.schema import RunSettings, settings_of
+from fsae.sources.mnist import MNISTSettings
 from fsae.sweeps.launch import let_the_command_line_win
 from tests.composition import composed, composed_with_hydra
 
@@ -29,6 +31,21 @@ def commands(script: Path, folder: Path) -> list[list[str]]:
     return [line.rstrip("\t").split("\t") for line in notes.read_text().splitlines()]
 
 
+def jobs(overrides: list[str]) -> Iterator[RunSettings]:
+    """Of a sweep's lists, which the command line or a file has, every value, beside the first ones of the others."""
+    given = dict(each.split("=", 1) for each in overrides)
+    config = composed_with_hydra(*(f"{key}={value.split(',')[0]}" for key, value in given.items()))
+    let_the_command_line_win(config)
+    lists = given
+    if config.hydra.mode is not None and config.hydra.mode.name == "MULTIRUN":
+        lists = {key: str(values) for key, values in config.hydra.sweeper.params.items()} | given
+    values = {key: value.split(",") for key, value in lists.items()}
+    first = {key: some[0] for key, some in values.items()}
+    changes = [{key: value} for key, some in values.items() if key != "seed" for value in some[1:]]
+    for change in ({}, *changes):
+        yield settings_of(composed(*(f"{key}={value}" for key, value in (first | change).items())))
+
+
 @each_script
 def test_every_arm_can_be_run(script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FSAE_OUTPUTS", str(tmp_path))
@@ -44,15 +61,11 @@ def test_every_arm_can_be_run(script: Path, tmp_path: Path, monkeypatch: pytest.
         if kind in kinds:
             continue
         kinds.add(kind)
-        plain = [each for each in overrides if each not in (folder, "-m")]
-        # A list is a sweep's; of each its first value here.
-        first = [f"{key}={value.split(',')[0]}" for key, _, value in (each.partition("=") for each in plain)]
-        config = composed_with_hydra(*first)
-        let_the_command_line_win(config)
-        if config.hydra.mode is not None and config.hydra.mode.name == "MULTIRUN":
-            lists = {key: str(values).split(",")[0] for key, values in config.hydra.sweeper.params.items()}
-            first += [f"{key}={value}" for key, value in lists.items()]
-        check(settings_of(composed(*first)))
+        for settings in jobs([each for each in overrides if each not in (folder, "-m")]):
+            check(settings)
+            if isinstance(settings.source, MNISTSettings):
+                # Known only when the files are read.
+                settings.check_width(784)
     assert len(folders) > 5
 
 
