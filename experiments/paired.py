@@ -6,7 +6,8 @@
 An arm is a set of finished runs that differ in their seed only. The baseline is the arm with the named settings that
 has all others in common with the arm it is set against; those named by --apart may differ where there is no such arm.
 Intervals are 95 % intervals of the mean difference by Student's t, from three seeds on. Of an autoencoder by itself,
-best_fvu is its fvu. Prints a table in Markdown; a picture shows differences relative to the baseline's mean.
+best_fvu is its fvu. Prints a table in Markdown, differences also in percent of the baseline's mean, as a picture shows
+them.
 """
 
 import argparse
@@ -174,7 +175,8 @@ def _cell(compared: Compared, metric: str) -> str:
     if found is None:
         return text
     interval = f", {found.interval[0]:+.2g} to {found.interval[1]:+.2g}" if found.interval is not None else ""
-    return f"{text} ({found.values.mean():+.2g}{interval})"
+    percent = f", {found.values.mean() / abs(found.baseline):+.1%}" if found.baseline else ""
+    return f"{text} ({found.values.mean():+.2g}{interval}{percent})"
 
 
 def _text(value: str) -> str:

@@ -75,7 +75,15 @@ def test_a_time_that_is_not_known_is_told(tmp_path: Path):
 
 @pytest.mark.parametrize("places", [(1.0, 20.0), ("all", "last")])
 def test_it_is_drawn(places: tuple[float | str, ...], tmp_path: Path):
-    curves = {"trainer=pam": [Point(place, 0.5, (0.4, 0.6), 5) for place in places]}
-    plot(curves, "source.share", "fvu", tmp_path / "curves.png")
-    image = matplotlib.image.imread(tmp_path / "curves.png")
-    assert image.std() > 0
+    curves = {
+        f"trainer={name}": [Point(place, mean, (0.9 * mean, 1.1 * mean), 5) for place in places]
+        for name, mean in (("pam", 0.5), ("adam", 1.0))
+    }
+    colours = []
+    for shown in (dict(list(curves.items())[:1]), curves):
+        plot(shown, "source.share", "fvu", tmp_path / "curves.png")
+        image = matplotlib.image.imread(tmp_path / "curves.png")[..., :3]
+        colours.append({tuple(each) for each in image[image.std(2) > 0.2].round(1)})
+    # Each line has a colour of its own.
+    assert len(colours[0]) > 0
+    assert colours[1] > colours[0]

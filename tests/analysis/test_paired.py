@@ -99,7 +99,7 @@ def test_few_seeds_have_no_interval_and_absent_values_no_difference():
     some = pd.DataFrame(every.loc[every["seed"] < 3])
     some.loc[some["population.mutual.weight"] > 0, "eval/best_fvu"] = 1.0
     found = lines(told(some, {"population.mutual.weight": "0"}, [], ["fvu", "best_fvu"]))
-    assert found["population.mutual.weight=24, population.size=2"] == ["2", "14.02 (-0.99)", "1 (-14)"]
+    assert found["population.mutual.weight=24, population.size=2"] == ["2", "14.02 (-0.99, -6.6%)", "1 (-14, -93.3%)"]
     # Of one autoencoder it is its fvu.
     assert found["population.mutual.weight=0, population.size=2"] == ["2", "15", "15"]
 

@@ -176,6 +176,18 @@ def test_goes_on_from_a_state_bit_for_bit(samples: int, monkeypatch: pytest.Monk
     assert torch.equal(solved(one), solved(other))
 
 
+def test_what_is_held_does_not_grow_with_the_samples(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gram, "_SAMPLES_AT_ONCE", 12)
+    statistics, sizes = LeastSquares(), []
+    z, x = problem()
+    for _ in range(30):
+        statistics.add(sparse(z[:4]), x[:4])
+        state = statistics.state_dict()
+        waiting = [tensor for codes in state["zz"]["waiting"] for tensor in codes.values()]
+        sizes.append(sum(each.numel() for each in (state["zz"]["total"], *state["others"], *waiting)))
+    assert max(sizes[3:]) == max(sizes[:3])
+
+
 def float32_problem(samples: int) -> tuple[Tensor, Tensor]:
     """256 latents, the 15 largest of each sample by magnitude on, and five that fire in one sample and no other."""
     z, x = drawn(samples, 256).float(), drawn(samples, D_IN, seed=1).float() + 2
