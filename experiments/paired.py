@@ -145,7 +145,9 @@ def plot(compared: Sequence[Compared], metrics: Sequence[str], picture: Path) ->
     """One panel a metric, one line an arm: differences in percent of the baseline's mean; seeds as dots, their mean as
     a tick, the interval as a bar."""
     compared = [each for each in compared if each.baseline is not None]
-    with figure(picture, 2.6 + 2.2 * len(metrics), 0.9 + 0.34 * len(compared)) as drawn:
+    labels = [each.name.replace(", ", "\n") for each in compared]
+    lines = sum(label.count("\n") + 2 for label in labels)
+    with figure(picture, 2.6 + 2.2 * len(metrics), 0.9 + 0.15 * lines) as drawn:
         panels = drawn.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
         for axis, metric in zip(panels, metrics, strict=True):
             axis.axvline(0, color="#555555", lw=1)
@@ -162,7 +164,7 @@ def plot(compared: Sequence[Compared], metrics: Sequence[str], picture: Path) ->
                 axis.plot([percent * found.values.mean()], [place], "|", color=COLOURS[0], ms=12, mew=2)
             axis.set_title(metric)
             axis.grid(axis="y", visible=False)
-        panels[0].set_yticks(range(len(compared)), [each.name.replace(", ", "\n") for each in compared], fontsize=7.5)
+        panels[0].set_yticks(range(len(compared)), labels, fontsize=7.5)
         panels[0].set_ylim(len(compared) - 0.4, -0.6)
         drawn.supxlabel("difference from the baseline, % of its mean", fontsize=9)
 
