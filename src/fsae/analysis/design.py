@@ -15,7 +15,14 @@ SIZE = ("arch.d_sae", "arch.expansion", "arch.rank")
 # What is drawn anew where nothing else changes.
 REPLICATES = ("seed", "source.seed")
 # Settings that say where and how a run is done, and decide nothing of its numbers.
-BOOKKEEPING = ("name", "source.cache", "source.cache_gb", "source.also", "source.worker")
+BOOKKEEPING = (
+    "name",
+    "source.cache",
+    "source.cache_gb",
+    "source.also",
+    "source.worker",
+    "trainer.checkpoint_seconds",
+)
 BOOKKEEPING_GROUPS = ("paths.", "tracking.", "objective.", "sae.")
 # What a reader looks for first in a condition's name, and what it is called there.
 FIRST = {"model.name": "model", "site.name": "site", "site.layer": "layer", "dataset.name": "dataset"}

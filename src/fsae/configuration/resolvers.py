@@ -18,6 +18,7 @@ BESIDE_THE_POINT = (
     "source.cache_gb",
     "source.also",
     "source.worker",
+    "trainer.checkpoint_seconds",
 )
 
 # Schemas of which several fit one place, and the word by which YAML chooses between them.
