@@ -48,11 +48,11 @@ done
 mnist share_updates/0.01 1 2000 source.share=0.01 $repaired
 mnist share_updates/0.10 10 200 source.share=0.10 $repaired
 # Where latents outnumber samples, or nearly so, the decoder needs a ridge, or costs to move.
-for share in 0.01 0.10; do
-    batches=$(echo "$share" | sed 's/^0\.0*//')
+for percent in 1 10; do
+    share=$(printf '0.%02d' "$percent")
     for weight in alpha mu; do
-        pam_mnist "share_ridge/$share/$weight" "source.share=$share" $repaired "trainer.tokens=$((2 * 90 * batches * 20))" \
-            "trainer.encoder_batches=$batches" "trainer.decoder_batches=$batches" "trainer.$weight=0.01,0.1,1"
+        pam_mnist "share_ridge/$share/$weight" "source.share=$share" $repaired "trainer.tokens=$((2 * 90 * percent * 20))" \
+            "trainer.encoder_batches=$percent" "trainer.decoder_batches=$percent" "trainer.$weight=0.01,0.1,1"
     done
 done
 # A learning rate that falls to zero, which leaves less for the last solution to mend.

@@ -64,7 +64,7 @@ class EEGSettings(InMemorySettings):
                 raise ValueError(f"source.{name} is {value}; it must be positive")
         if self.noise_snr_db is not None and not math.isfinite(self.noise_snr_db):
             raise ValueError(f"source.noise_snr_db is {self.noise_snr_db}; it is in decibels, or null for no noise")
-        if self.noise_snr_db is not None and self.high * self.seconds < max(1, math.ceil(self.low * self.seconds)):
+        if self.noise_snr_db is not None and self.high * self.seconds < math.ceil(self.low * self.seconds):
             raise ValueError(
                 f"source.noise_snr_db: no frequency between {self.low} and {self.high} Hz has whole cycles in "
                 f"{self.seconds} s; raise source.seconds"

@@ -169,9 +169,9 @@ class HierarchicalFeaturesSettings(SyntheticSettings):
     variable of its own, which shares `rank` common factors with the others', is above a threshold, where its parent is
     on, and, of siblings that would be on at once, where chance picks it; thresholds are such that it is on at its base
     rate all the same, as far as its parent's allows, which for most features of the trees is less than half of it.
-    Coefficients are normal, rectified, with means that fall from 5 to
-    4 and standard deviations |N(0.5, 0.5^2)|; a child's is multiplied by its parent's over the parent's mean. Features
-    are unit vectors. The benchmark also makes them more orthogonal than chance, and adds a constant; this does not.
+    Coefficients are normal, rectified, with means that fall from 5 to 4 and standard deviations |N(0.5, 0.5^2)|; a
+    child's is multiplied by its parent's over the parent's mean. Features are unit vectors. The benchmark
+    also makes them more orthogonal than chance, and adds a constant; this does not.
 
     Attributes:
         roots, branching, depth: of the hierarchy: so many trees, each feature above the lowest level with so many
