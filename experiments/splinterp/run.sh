@@ -70,10 +70,10 @@ arm alone/50/sgd experiment=sgd_mnist_small "source.path=$digits" trainer.tokens
 for updates in 1 3 10; do
     mnist "updates/$updates" 100 5 "trainer.updates_per_batch=$updates" $repaired
 done
-mnist k 100 10 arch.k=5,15,30,60 $repaired
-mnist decay 100 10 trainer.weight_decay=0,0.08,8 $repaired
+mnist k 100 5 arch.k=5,15,30,60 $repaired
+mnist decay 100 5 trainer.weight_decay=0,0.08,8 $repaired
 mnist relu 100 10 arch=splines_relu loss.sparsity.weight=0,1,2,4 $repaired
-mnist fisher 100 10 loss.fisher.form=correlation loss.fisher.weight=0,1,10 $repaired
+mnist fisher 100 5 loss.fisher.form=correlation loss.fisher.weight=0,1,10 $repaired
 pam_mnist costs trainer.tokens=180_000 $repaired trainer.mu_enc=0,0.01,0.1,1 'trainer.nu_enc=${trainer.mu_enc}'
 # With as many updates of the encoder as share_repaired/1.00.
 pam_mnist modes/batch_by_batch trainer.tokens=180_000 $repaired trainer.encoder_batches=1 trainer.decoder_batches=0 \
@@ -100,19 +100,19 @@ smollm2() {
     both "$name" smollm2 256 "$batches" "$epochs" "source.tokens=$((256 * batches))" "$@"
 }
 pam_only="trainer.clip_norm=null trainer.mu_enc=0 trainer.nu_enc=0"
-smollm2 smollm2_lr 100 10 trainer.lr=3e-4,1e-3,3e-3
+smollm2 smollm2_lr 100 5 trainer.lr=3e-4,1e-3,3e-3
 for batches in 25 50 100; do
     smollm2 "smollm2_tokens/$((256 * batches))" "$batches" 20
 done
-smollm2 smollm2_k 100 10 arch.k=8,128
+smollm2 smollm2_k 100 5 arch.k=8,128
 smollm2 smollm2_relu 100 10 arch=splines_relu arch.d_sae=1024 arch.init_norm=1 loss.sparsity.weight=0.006,0.5,2,8
-for epochs in 2 5 20; do
+for epochs in 2 5 10; do
     smollm2 "smollm2_alone/$epochs" 100 "$epochs" launcher=local trainer.log_every=20
 done
-arm smollm2_alone/50/sgd experiment=sgd_smollm2_small source.tokens=25_600 trainer.tokens=1_280_000 launcher=local \
+arm smollm2_alone/25/sgd experiment=sgd_smollm2_small source.tokens=25_600 trainer.tokens=640_000 launcher=local \
     trainer.log_every=20
 arm geometry/smollm2 experiment=sgd_smollm2_small source.tokens=25_600 trainer.tokens=256_000 eval=geometry
 # As released: clipping, costs, and the last token of each row.
 pam_only=
-smollm2 smollm2_released 100 20
+smollm2 smollm2_released 100 10
 smollm2 smollm2_last 15 20 dataset.skip_positions=127 eval.splice_tokens=0 eval.tokens=1_000
