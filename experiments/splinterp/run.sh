@@ -47,13 +47,18 @@ done
 # At as many updates as all samples get, 2,000.
 mnist share_updates/0.01 1 2000 source.share=0.01 $repaired
 mnist share_updates/0.10 10 200 source.share=0.10 $repaired
-# Where latents outnumber samples, or nearly so, the decoder needs a ridge, or costs to move.
+# Where latents outnumber samples, or nearly so, the decoder needs a ridge, or costs to move; few updates may want a higher
+# rate.
 for percent in 1 10; do
     share=$(printf '0.%02d' "$percent")
+    rounds="source.share=$share trainer.encoder_batches=$percent trainer.decoder_batches=$percent $repaired"
     for weight in alpha mu; do
-        pam_mnist "share_ridge/$share/$weight" "source.share=$share" $repaired "trainer.tokens=$((2 * 90 * percent * 20))" \
-            "trainer.encoder_batches=$percent" "trainer.decoder_batches=$percent" "trainer.$weight=0.01,0.1,1"
+        pam_mnist "share_ridge/$share/$weight" $rounds "trainer.tokens=$((2 * 90 * percent * 20))" \
+            "trainer.$weight=0.01,0.1,1,10"
     done
+    pam_mnist "share_ridge/$share/updates" $rounds trainer.tokens=360_000 trainer.alpha=0.1,1
+    arm "share_ridge/$share/sgd" experiment=sgd_mnist_small "source.path=$digits" "source.share=$share" \
+        "trainer.tokens=$((90 * percent * 20))" arch.init_norm=1 trainer.lr=3e-3,1e-2
 done
 # A learning rate that falls to zero, which leaves less for the last solution to mend.
 mnist share_decay/0.10 10 20 source.share=0.10 trainer.decay=0.5 $repaired
