@@ -82,7 +82,7 @@ mnist fisher 100 5 loss.fisher.form=correlation loss.fisher.weight=0,1000,10_000
 pam_mnist costs trainer.tokens=180_000 $repaired trainer.mu_enc=0,0.01,0.1,1 'trainer.nu_enc=${trainer.mu_enc}'
 # With as many updates of the encoder as share_repaired/1.00.
 pam_mnist modes/batch_by_batch trainer.tokens=180_000 $repaired trainer.encoder_batches=1 trainer.decoder_batches=0 \
-    trainer.mu=0.1,1,10 'trainer.nu=${trainer.mu}'
+    trainer.mu=1,10,100 'trainer.nu=${trainer.mu}'
 pam_mnist modes/streaming trainer.tokens=180_000 $repaired trainer.encoder_batches=50 trainer.decoder_batches=0 \
     trainer.memory=0.8
 
