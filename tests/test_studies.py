@@ -38,7 +38,7 @@ def jobs(overrides: list[str]) -> Iterator[RunSettings]:
     let_the_command_line_win(config)
     lists = given
     if config.hydra.mode is not None and config.hydra.mode.name == "MULTIRUN":
-        lists = {key: str(values) for key, values in config.hydra.sweeper.params.items()} | given
+        lists = {key: str(values) for key, values in (config.hydra.sweeper.params or {}).items()} | given
     values = {key: value.split(",") for key, value in lists.items()}
     first = {key: some[0] for key, some in values.items()}
     changes = [{key: value} for key, some in values.items() if key != "seed" for value in some[1:][-1:]]
@@ -61,7 +61,7 @@ def test_every_arm_can_be_run(script: Path, tmp_path: Path, monkeypatch: pytest.
         if kind in kinds:
             continue
         kinds.add(kind)
-        for settings in jobs([each for each in overrides if each not in (folder, "-m")]):
+        for settings in jobs([each for each in overrides if each != folder]):
             check(settings)
             if isinstance(settings.source, MNISTSettings):
                 # Known only when the files are read.
