@@ -92,9 +92,9 @@ fitted="hydra.mode=MULTIRUN source=mnist source.path=$digits trainer.tokens=180_
 arm between/kmeans $fitted arch=kmeans arch.d_sae=64,256,1024
 arm between/local_pca $fitted arch=local_pca arch.rank=5,15 arch.d_sae=48,240,960
 arm between/pca $fitted arch=pca arch.d_sae=5,15,64,256
-arm between/sgd experiment=sgd_mnist_small "source.path=$digits" trainer.tokens=90_000 arch.d_sae=64,256,1024 arch.k=5,15 \
+arm between/sgd experiment=sgd_mnist_small "source.path=$digits" trainer.tokens=180_000 arch.d_sae=64,256,1024 arch.k=5,15 \
     $repaired
-pam_mnist between/pam trainer.tokens=180_000 arch.k=5,15 $repaired
+pam_mnist between/pam trainer.tokens=360_000 arch.k=5,15 $repaired
 arm geometry/mnist experiment=sgd_mnist_small "source.path=$digits" trainer.tokens=90_000 eval=geometry $repaired
 
 # SmolLM2, all tokens, without SplInterp's clipping and costs to move, which PAM alone is clipped by: learning rates, how
