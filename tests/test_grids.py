@@ -34,7 +34,7 @@ JOBS = {
     "sgd_smollm2_small": 5,
     "pam_smollm2_small": 5,
     # 4 architectures x 5 sizes x 5 seeds
-    "splines_toy": 100,
+    "splines_toy": 80,
 }
 
 
