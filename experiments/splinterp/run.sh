@@ -98,27 +98,28 @@ arm between/sgd experiment=sgd_mnist_small "source.path=$digits" trainer.tokens=
 pam_mnist between/pam trainer.tokens=360_000 arch.k=5,15 $repaired
 arm geometry/mnist experiment=sgd_mnist_small "source.path=$digits" trainer.tokens=90_000 eval=geometry $repaired
 
-# SmolLM2, all tokens, without SplInterp's clipping and costs to move, which PAM alone is clipped by: learning rates, how
-# many tokens, how long; k; ReLU.
+# SmolLM2, all tokens, without SplInterp's costs to move, with a rate that falls to zero and a clipping that both ways get:
+# learning rates, how many tokens, k, ReLU, how long.
 smollm2() {
     name=$1 batches=$2 epochs=$3
     shift 3
     both "$name" smollm2 256 "$batches" "$epochs" "source.tokens=$((256 * batches))" "$@"
 }
-pam_only="trainer.clip_norm=null trainer.mu_enc=0 trainer.nu_enc=0"
-smollm2 smollm2_lr 100 5 trainer.lr=3e-4,1e-3,3e-3
-for batches in 25 50 100; do
-    smollm2 "smollm2_tokens/$((256 * batches))" "$batches" 20
+pam_only="trainer.mu_enc=0 trainer.nu_enc=0"
+repaired="trainer.decay=0.5 trainer.clip_norm=58"
+smollm2 smollm2_lr 100 5 trainer.lr=3e-4,1e-3,3e-3 $repaired
+for batches in 25 100; do
+    smollm2 "smollm2_tokens/$((256 * batches))" "$batches" 20 $repaired
 done
-smollm2 smollm2_k 100 5 arch.k=8,128
-smollm2 smollm2_relu 100 10 arch=splines_relu arch.d_sae=1024 arch.init_norm=1 loss.sparsity.weight=0.006,2,8
+smollm2 smollm2_k 100 5 arch.k=8,128 $repaired
+smollm2 smollm2_relu 100 5 arch=splines_relu arch.d_sae=1024 arch.init_norm=1 loss.sparsity.weight=0.006,2,8 $repaired
 for epochs in 2 10; do
-    smollm2 "smollm2_alone/$epochs" 100 "$epochs" launcher=local trainer.log_every=20
+    smollm2 "smollm2_alone/$epochs" 100 "$epochs" launcher=local trainer.log_every=20 $repaired
 done
 arm smollm2_alone/25/sgd experiment=sgd_smollm2_small source.tokens=25_600 trainer.tokens=640_000 launcher=local \
-    trainer.log_every=20
-arm geometry/smollm2 experiment=sgd_smollm2_small source.tokens=25_600 trainer.tokens=256_000 eval=geometry
-# As released: clipping, costs, and the last token of each row.
+    trainer.log_every=20 $repaired
+arm geometry/smollm2 experiment=sgd_smollm2_small source.tokens=25_600 trainer.tokens=128_000 eval=geometry $repaired
+# As released: PAM's clipping, costs, a constant rate, and the last token of each row.
 pam_only=
 smollm2 smollm2_released 100 10
 smollm2 smollm2_last 15 20 dataset.skip_positions=127 eval.splice_tokens=0 eval.tokens=1_000
