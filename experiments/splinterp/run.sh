@@ -52,12 +52,12 @@ mnist share_updates/0.10 10 200 source.share=0.10 $repaired
 # rate.
 for percent in 1 10; do
     share=$(printf '0.%02d' "$percent")
-    rounds="source.share=$share trainer.encoder_batches=$percent trainer.decoder_batches=$percent $repaired"
+    rounds="source.share=$share trainer.encoder_batches=$percent trainer.decoder_batches=$percent arch.init_norm=1"
     for weight in alpha mu; do
         pam_mnist "share_ridge/$share/$weight" $rounds "trainer.tokens=$((2 * 90 * percent * 20))" \
-            "trainer.$weight=0.01,0.1,1,10"
+            "trainer.$weight=0.1,1,10" trainer.lr=1e-3,3e-3
     done
-    pam_mnist "share_ridge/$share/updates" $rounds trainer.tokens=360_000 trainer.alpha=0.1,1
+    pam_mnist "share_ridge/$share/updates" $rounds trainer.tokens=360_000 trainer.alpha=0.1,1 trainer.lr=1e-3
     arm "share_ridge/$share/sgd" experiment=sgd_mnist_small "source.path=$digits" "source.share=$share" \
         "trainer.tokens=$((90 * percent * 20))" arch.init_norm=1 trainer.lr=3e-3,1e-2
 done
