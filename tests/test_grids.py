@@ -33,7 +33,7 @@ JOBS = {
     "pam_mnist_small": 5,
     "sgd_smollm2_small": 5,
     "pam_smollm2_small": 5,
-    # 4 architectures x 5 sizes x 5 seeds
+    # 4 architectures x 4 sizes x 5 seeds
     "splines_toy": 80,
 }
 

@@ -89,7 +89,8 @@ pam_mnist modes/streaming trainer.tokens=180_000 $repaired trainer.encoder_batch
 
 # Between k-means and local PCA: the toy, the digits.
 arm toy experiment=splines_toy
-fitted="hydra.mode=MULTIRUN source=mnist source.path=$digits trainer.tokens=180_000 trainer.batch_size=1024 launcher=packed seed=1,2,3,4,5"
+fitted="hydra.mode=MULTIRUN launcher=packed seed=1,2,3,4,5 source=mnist source.path=$digits"
+fitted="$fitted trainer.tokens=180_000 trainer.batch_size=1024"
 arm between/kmeans $fitted arch=kmeans arch.d_sae=64,256,1024
 arm between/local_pca $fitted arch=local_pca arch.rank=5,15 arch.d_sae=48,240,960
 arm between/pca $fitted arch=pca arch.d_sae=5,15,64,256
