@@ -32,7 +32,7 @@ def commands(script: Path, folder: Path) -> list[list[str]]:
 
 
 def jobs(overrides: list[str]) -> Iterator[RunSettings]:
-    """Of a sweep's lists, which the command line or a file has, the first values, and each one's last beside them."""
+    """Of a sweep's lists, which the command line or a file has, every value, beside the first ones of the others."""
     given = dict(each.split("=", 1) for each in overrides)
     config = composed_with_hydra(*(f"{key}={value.split(',')[0]}" for key, value in given.items()))
     let_the_command_line_win(config)
@@ -41,7 +41,7 @@ def jobs(overrides: list[str]) -> Iterator[RunSettings]:
         lists = {key: str(values) for key, values in (config.hydra.sweeper.params or {}).items()} | given
     values = {key: value.split(",") for key, value in lists.items()}
     first = {key: some[0] for key, some in values.items()}
-    changes = [{key: value} for key, some in values.items() if key != "seed" for value in some[1:][-1:]]
+    changes = [{key: value} for key, some in values.items() if key != "seed" for value in some[1:]]
     for change in ({}, *changes):
         yield settings_of(composed(*(f"{key}={value}" for key, value in (first | change).items())))
 
