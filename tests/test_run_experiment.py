@@ -278,6 +278,7 @@ def test_a_population_has_results_of_all_and_of_each(alone: Path):
     assert (folder / "plots" / "sharing.png").exists()
     last = next(metrics for step, metrics in logged(folder) if step == 4096 and "train/fvu" in metrics)
     assert last["train/fvu"] == pytest.approx(sum(last[f"train/{number}/fvu"] for number in range(3)) / 3)
+    assert results["eval/best_member"] == min(range(3), key=lambda number: last[f"train/{number}/fvu"])
     assert 0 < last["train/mutual"] < 1
     assert last["train/started_over"] > 0
 

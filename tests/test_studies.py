@@ -12,6 +12,7 @@ from fsae.configuration.checks import check
 from fsae.configuration.schema import RunSettings, settings_of
 from fsae.sources.mnist import MNISTSettings
 from fsae.sweeps.launch import let_the_command_line_win
+from fsae.training.pam import PamSettings
 from tests.composition import composed, composed_with_hydra
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +45,20 @@ def jobs(overrides: list[str]) -> Iterator[RunSettings]:
     changes = [{key: value} for key, some in values.items() if key != "seed" for value in some[1:]]
     for change in ({}, *changes):
         yield settings_of(composed(*(f"{key}={value}" for key, value in (first | change).items())))
+
+
+@pytest.mark.parametrize(
+    "data", sorted(each.stem.removeprefix("pam_") for each in ROOT.glob("conf/experiment/pam_*.yaml"))
+)
+def test_what_pam_is_set_against_differs_in_the_trainer_alone(data: str):
+    pam, sgd = (settings_of(composed(f"experiment={way}_{data}", "seed=1")) for way in ("pam", "sgd"))
+    for part in ("model", "site", "dataset", "source", "arch", "loss", "eval", "population"):
+        assert getattr(pam, part) == getattr(sgd, part), part
+    assert isinstance(pam.trainer, PamSettings)
+    moved = sum(pam.trainer.moves_encoder_at(step) for step in range(pam.trainer.steps))
+    assert moved == sgd.trainer.steps
+    for setting in ("batch_size", "lr", "warm_up", "decay", "activation_scale", "updates_per_batch"):
+        assert getattr(pam.trainer, setting) == getattr(sgd.trainer, setting), setting
 
 
 @each_script

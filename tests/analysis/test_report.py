@@ -194,6 +194,7 @@ def test_bits_are_pictured_by_place_with_a_line_for_each_way_of_training(
     for layer, trainer, (latents, share) in itertools.product((0, 5), ("adam", "pam"), ((64, 1), (128, 2))):
         for seed in (0, 1):
             more = {"site.layer": layer, "trainer": trainer, "arch.d_sae": latents}
+            more |= {"arch.rank": 15} if latents == 128 else {}
             results = results_of("gated", 0, 1, seed, effect=0, noise=0) | {"eval/description_length": 50.0 * share}
             write_run(
                 tmp_path / f"{layer}-{trainer}-{latents}-{seed}", settings_of("gated", 0, 1, seed, **more), results
@@ -213,7 +214,7 @@ def test_bits_are_pictured_by_place_with_a_line_for_each_way_of_training(
         assert set(runs["treatment"]) == {"θ = 0, trainer=adam", "θ = 0, trainer=pam"}
         # A mean is of the two seeds.
         assert {len(mean) for _, mean in runs.groupby(["treatment", "setting"])} == {2}
-        assert set(runs["label"]) == {"64", "128"}
+        assert set(runs["label"]) == {"64", "128, rank 15"}
 
 
 @pytest.mark.usefixtures("_undrawn")

@@ -1,3 +1,4 @@
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -30,3 +31,13 @@ def test_a_line_of_bits_goes_through_the_means_that_no_other_betters(tmp_path: P
     assert axis.lines[1].get_linestyle() != axis.lines[3].get_linestyle()
     # Means that a line leaves out have their label too.
     assert [text.get_text() for text in axis.texts] == ["a", "b", "c", "c"]
+
+
+def test_labels_of_points_that_lie_close_do_not_cover_each_other(tmp_path: Path, figures: list[Figure]):
+    rows = [
+        {"arch": "topk", "treatment": "", "setting": name, "label": f"{name} latents", BITS: bits, FVU: 0.2}
+        for name, bits in {"a": 100, "b": 101, "c": 102, "d": 10}.items()
+    ]
+    plot_description_length(pd.DataFrame(rows), Palette(["topk"], [""]), tmp_path / "bits.png")
+    boxes = [text.get_window_extent() for text in figures[0].axes[0].texts]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))

@@ -84,6 +84,16 @@ def test_it_is_the_section_of_a_voronoi_diagram_at_height_0():
     torch.testing.assert_close(squared, diagram.distances(x) + diagram.weights.max())
 
 
+def test_with_the_origin_the_nearest_site_says_it_all_for_one_latent():
+    autoencoder = build("topk", k=1).eval()
+    assert isinstance(autoencoder, TopK)
+    x = samples(500)
+    nearest = diagram_of(autoencoder).with_origin().distances(x).argmin(1)
+    own = own_supports(autoencoder, x).squeeze(1)
+    assert (own == -1).any()
+    assert torch.equal(torch.where(nearest == autoencoder.d_sae, -1, nearest), own)
+
+
 @pytest.mark.parametrize("arch", ["standard", "gated", "jumprelu", "batch_topk"])
 def test_other_architectures_have_none(arch: str):
     assert power_diagram(build(arch)) is None

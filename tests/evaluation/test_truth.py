@@ -49,3 +49,12 @@ def test_truth_of_features_that_are_shared_and_of_others():
     assert truth_by_sharing(Agreement({}, found_by, closest), cosines) == pytest.approx(
         {"truth_of_shared": 0.8, "truth_of_single": 0.2, "truth_rank_correlation": 1}
     )
+
+
+def test_equal_cosines_have_one_rank():
+    found_by = torch.ones(1, 4, dtype=torch.long)
+    compared = Agreement({}, found_by, torch.tensor([[0.0, 0.0, 0.0, 0.5]]))
+    # Ranks 2, 2, 2, 4 and 1, 2, 3, 4: from their means -0.5, -0.5, -0.5, 1.5 and -1.5, -0.5, 0.5, 1.5.
+    assert truth_by_sharing(compared, torch.tensor([[0.1, 0.2, 0.3, 0.4]]))["truth_rank_correlation"] == pytest.approx(
+        3 / 15**0.5
+    )

@@ -298,8 +298,9 @@ def _plot_description_lengths(
 
 
 def _size(row: Mapping[str, object]) -> str:
-    latents, widths = (shown(row.get(name)) for name in ("arch.d_sae", "arch.expansion"))
-    return latents if latents != "null" else "" if widths == "null" else f"{widths} d_in"
+    latents, widths, rank = (shown(row.get(name)) for name in SIZE)
+    size = latents if latents != "null" else "" if widths == "null" else f"{widths} d_in"
+    return size if rank == "null" else f"{size}, rank {rank}"
 
 
 def _plot_thetas(design: Design, palette: Palette, folder: Path) -> Iterator[Picture]:

@@ -17,6 +17,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import BboxBase
 
 from fsae.analysis.comparison import (
     ALL_ARCHITECTURES,
@@ -98,6 +99,7 @@ def plot_description_length(runs: pd.DataFrame, palette: Palette, picture: Path)
     bits, fvu = names = ["eval/description_length", "eval/fvu"]
     with figure(picture, WIDTH, 4.4) as drawn:
         axis = drawn.subplots()
+        labelled: list[tuple[str, tuple[float, float], str]] = []
         for arch, treatment in dict.fromkeys(zip(runs["arch"], runs["treatment"], strict=True)):
             line = runs.loc[(runs["arch"] == arch) & (runs["treatment"] == treatment)]
             colour = palette.colour(arch)
@@ -105,15 +107,15 @@ def plot_description_length(runs: pd.DataFrame, palette: Palette, picture: Path)
             means = pd.DataFrame(line.groupby(["setting", "label"], as_index=False)[names].mean()).sort_values(by=names)
             best = means.loc[means[fvu] < means[fvu].cummin().shift(fill_value=np.inf)]
             axis.plot(best[bits], best[fvu], color=colour, ls=palette.line(treatment))
-            for label, *place in zip(means["label"], means[bits], means[fvu], strict=True):
-                axis.annotate(
-                    label, tuple(place), textcoords="offset points", xytext=(3, 3), fontsize=6.5, color=colour
-                )
+            labelled += [
+                (label, (x, y), colour) for label, x, y in zip(means["label"], means[bits], means[fvu], strict=True)
+            ]
         log_x(axis, min(runs[bits]), max(runs[bits]))
         axis.set_yscale("log")
         axis.set_xlabel("bits of a sample's codes")
         axis.set_ylabel(AXIS_LABELS["eval/fvu"])
         _add_legend(drawn, palette, set(runs["arch"]), set(runs["treatment"]))
+        _label_points(drawn, axis, labelled)
 
 
 def plot_theta(cells: pd.DataFrame, metric: str, palette: Palette, picture: Path) -> None:
@@ -232,12 +234,12 @@ def band(
 
 
 def _add_legend(drawn: Figure, palette: Palette, archs: Set[str], treatments: Set[str]) -> None:
-    """Of what is shown, colours for architectures and line styles for treatments."""
+    """Of what is shown, colours for architectures and line styles for treatments, where there are several."""
     colours = [Line2D([], [], color=palette.colour(arch), lw=4, label=arch) for arch in palette.archs if arch in archs]
     styles = [
         Line2D([], [], color="#555555", ls=palette.line(name), marker=palette.marker(name), markersize=4, label=name)
         for name in palette.treatments
-        if name in treatments
+        if name in treatments and len(treatments) > 1
     ]
     # It is filled column by column: colours in its upper rows, styles below.
     columns = min(4 if _are_short([*archs, *treatments]) else 2, max(len(colours), len(styles)))
@@ -245,6 +247,22 @@ def _add_legend(drawn: Figure, palette: Palette, archs: Set[str], treatments: Se
     blank = Line2D([], [], ls="", label=" ")
     handles = [row[i] if i < len(row) else blank for i in range(columns) for row in rows]
     drawn.legend(handles=handles, loc="outside lower center", ncols=columns)
+
+
+def _label_points(drawn: Figure, axis: Axes, labelled: Sequence[tuple[str, tuple[float, float], str]]) -> None:
+    """Labels, with their points and colours, each on the first side of its point where it covers no other label."""
+    drawn.draw_without_rendering()
+    taken: list[BboxBase] = []
+    for label, place, colour in labelled:
+        text = axis.annotate(label, place, (3, 3), textcoords="offset points", fontsize=6.5, color=colour)
+        for across, up in ((1, 1), (1, -1), (-1, -1), (-1, 1)):
+            text.set(
+                position=(3 * across, 3 * up), ha="left" if across > 0 else "right", va="bottom" if up > 0 else "top"
+            )
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
 
 
 def _draw_mean(axis: Axes, curves: Sequence[Curve], colour: str, style) -> None:

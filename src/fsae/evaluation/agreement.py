@@ -23,9 +23,9 @@ class Agreement:
             (arXiv 2505.20254); mmcs, the mean cosine of every row and the nearest in another member, over all ordered
             pairs; shared_share, of features that every member has, among latents that fire.
         found_by: (members, d_sae) how many members have each feature, itself counted: where the one-to-one partner's
-            cosine is above 0.7 and both fire. 0 for a latent that does not.
-        closest: (members, d_sae) the largest cosine of a latent and its one-to-one partner in another member, of those
-            that fire.
+            absolute cosine is above 0.7 and both fire. 0 for a latent that does not.
+        closest: (members, d_sae) the largest absolute cosine of a latent and its one-to-one partner in another member,
+            of those that fire.
     """
 
     scalars: dict[str, float]
@@ -80,10 +80,13 @@ def truth_by_sharing(compared: Agreement, nearest_cosine: Float[Tensor, "members
     of those that one has alone, NaN where there are none; truth_rank_correlation, Spearman's, of that cosine and how
     close the closest partner is, which needs no bound between shared and not.
     """
+    from scipy.stats import spearmanr  # half a second, which --help can do without
+
     fires = compared.found_by > 0
-    ranks = [each[fires].argsort().argsort().double() for each in (compared.closest, nearest_cosine)]
     return {
         "truth_of_shared": nearest_cosine[compared.found_by == len(fires)].mean().item(),
         "truth_of_single": nearest_cosine[compared.found_by == 1].mean().item(),
-        "truth_rank_correlation": torch.corrcoef(torch.stack(ranks))[0, 1].item(),
+        "truth_rank_correlation": float(
+            spearmanr(compared.closest[fires].numpy(), nearest_cosine[fires].numpy()).statistic
+        ),
     }

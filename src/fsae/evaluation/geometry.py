@@ -36,7 +36,8 @@ class Slice:
         regions: at each point of a square grid, numbered from 0: row i, column j is at (edges[j], edges[i]).
         edges: coordinates along both axes.
         points: of samples that lie in the plane.
-        sites: of the power diagram, where it is in the plane: x, y and weight; else None.
+        sites: of the power diagram, where it is in the plane, with the origin's if it has a cell: x, y and weight; else
+            None.
         lift: of the same sites: x, y and height. Both are of the diagram whose sites are as large as the samples are,
             which has the same cells.
     """
@@ -164,6 +165,7 @@ def _plane(regions: Regions, diagram: PowerDiagram | None, x: Tensor) -> Slice |
     sites = lift = None
     if diagram is not None and x.shape[1] == 2:
         shown = diagram.times((points.norm(dim=1).mean() / diagram.sites.norm(dim=1).mean().clamp_min(1e-12)).item())
+        shown = shown.with_origin()
         sites = torch.cat([shown.sites, shown.weights.unsqueeze(1)], dim=1).cpu()
         lift = shown.lift().cpu()
     return Slice(numbers.cpu(), edges.cpu(), points.cpu(), sites, lift)

@@ -67,6 +67,14 @@ class PowerDiagram:
         weights = factor * (self.weights - squares) + factor**2 * squares
         return replace(self, sites=factor * self.sites, weights=weights)
 
+    def with_origin(self) -> "PowerDiagram":
+        """Where it is rectified, the same with the origin as its last site, to whose cell for order 1 belongs what has
+        no latent on."""
+        if not self.rectified:
+            return self
+        sites = torch.cat([self.sites, self.sites.new_zeros(1, self.sites.shape[1])])
+        return replace(self, sites=sites, weights=torch.cat([self.weights, self.weights.new_zeros(1)]), rectified=False)
+
     def lift(self) -> Float[Tensor, "sites d_in_plus_1"]:
         """Sites in one dimension more, of whose Voronoi diagram this one is the section at height 0.
 

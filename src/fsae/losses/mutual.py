@@ -46,8 +46,9 @@ class Mutual(Weighted):
         matching: who is whose partner.
         directions: what is compared.
         match_every: steps between matchings; partners stay the same meanwhile.
-        shuffled: partners are drawn once, at random, and kept; partners of one latent are each other's, too. The
-            control: members are pulled together as much, but it does not matter which of their directions are alike.
+        shuffled: partners are drawn once, at random, and kept; partners of one latent are each other's, too, and
+            neither `matching` nor `match_every` says anything. The control: a term of the same weight whose pull does
+            not lessen as fast, for partners are not alike to begin with.
     """
 
     weight: float = 0.0
