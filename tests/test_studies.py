@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,14 @@ each_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: scri
 
 
 def commands(script: Path, folder: Path) -> list[list[str]]:
-    """What the script runs, with a Python that only takes note."""
-    notes, python = folder / "notes", folder / "bin" / "python"
+    """What the script runs, with a Python that only takes note and pictures that are not there to be copied."""
+    notes, python, copy = folder / "notes", folder / "bin" / "python", folder / "bin" / "cp"
     python.parent.mkdir(exist_ok=True)
+    notes.unlink(missing_ok=True)
     python.write_text(f'#!/bin/sh\nprintf "%s\\t" "$@" >> {notes}\necho >> {notes}\n')
-    python.chmod(0o755)
+    copy.write_text("#!/bin/sh\n")
+    for program in (python, copy):
+        program.chmod(0o755)
     environment = os.environ | {"PATH": f"{python.parent}:{os.environ['PATH']}"}
     subprocess.run(["sh", script, folder / "out"], env=environment, check=True)
     return [line.rstrip("\t").split("\t") for line in notes.read_text().splitlines()]
@@ -90,7 +94,29 @@ def test_what_was_begun_is_gone_on_with(script: Path, tmp_path: Path):
     (folder,) = (Path(each.partition("=")[2]) for each in begun if each.startswith("hydra.sweep.dir="))
     folder.mkdir(parents=True)
     (folder / "sweep.json").touch()
-    (tmp_path / "notes").unlink()
     again = commands(script, tmp_path)
     assert ["-m", "fsae.resume", str(folder)] in again
     assert begun not in again
+
+
+@each_script
+def test_every_arm_is_in_a_table_and_every_table_has_arms(script: Path, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    arms = [
+        Path(each.partition("=")[2])
+        for command in commands(script, tmp_path)
+        for each in command
+        if each.startswith("hydra.sweep.dir=")
+    ]
+    tables = [
+        each
+        for command in commands(script.with_name("tables.sh"), tmp_path)
+        for before, each in pairwise(command)
+        if each.startswith(f"{tmp_path}/out/") and before != "--out"
+    ]
+
+    def has(pattern: str, arm: Path) -> bool:
+        return any(folder.match(pattern) for folder in (arm, *arm.parents))
+
+    assert [pattern for pattern in tables if not any(has(pattern, arm) for arm in arms)] == []
+    assert [arm for arm in arms if not any(has(pattern, arm) for pattern in tables)] == []

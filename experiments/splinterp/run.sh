@@ -33,14 +33,17 @@ pam_mnist() {
 
 # SplInterp's own start and learning rate on MNIST are worse for both ways than these: the arms of lr.
 repaired="arch.init_norm=1 trainer.lr=1e-3"
-mnist lr 100 10 arch.init_norm=1,2.8 trainer.lr=3e-4,1e-3,3e-3
+mnist lr/start 100 10 arch.init_norm=1,2.8 trainer.lr=3e-3
+mnist lr/rate 100 10 arch.init_norm=1 trainer.lr=3e-4,1e-3
 
 # How many samples it takes. A batch is a hundredth of them, so at as many epochs few samples also mean few updates: as
 # released, and repaired; also with tied weights, the baseline of SplInterp's code.
 for percent in 1 5 10 25 50 100; do
     share=$(printf '%d.%02d' $((percent / 100)) $((percent % 100)))
     mnist "share_repaired/$share" "$percent" 20 "source.share=$share" $repaired
-    case $percent in 5 | 25 | 50) continue ;; esac
+done
+for percent in 1 10 100; do
+    share=$(printf '%d.%02d' $((percent / 100)) $((percent % 100)))
     mnist "share_released/$share" "$percent" 20 "source.share=$share"
     arm "share_released/$share/tied" experiment=sgd_mnist_small "source.path=$digits" "source.share=$share" \
         "trainer.tokens=$((90 * percent * 20))" arch.tied=true
@@ -96,11 +99,11 @@ arm between/local_pca $fitted arch=local_pca arch.rank=5,15 arch.d_sae=48,240,96
 arm between/pca $fitted arch=pca arch.d_sae=5,15,64,256
 arm between/sgd experiment=sgd_mnist_small "source.path=$digits" trainer.tokens=180_000 arch.d_sae=64,256,1024 arch.k=5,15 \
     $repaired
-pam_mnist between/pam trainer.tokens=360_000 arch.k=5,15 $repaired
 arm geometry/mnist experiment=sgd_mnist_small "source.path=$digits" trainer.tokens=90_000 eval=geometry $repaired
 
 # SmolLM2, all tokens, without SplInterp's costs to move, with a rate that falls to zero and a clipping that both ways get:
-# learning rates, how many tokens, k, ReLU, how long.
+# learning rates, ReLU; then, each at its best rate, how many tokens (PAM with and without a cost to move the decoder), k,
+# how long.
 smollm2() {
     name=$1 batches=$2 epochs=$3
     shift 3
@@ -109,11 +112,14 @@ smollm2() {
 pam_only="trainer.mu_enc=0 trainer.nu_enc=0"
 repaired="trainer.decay=0.5 trainer.clip_norm=58"
 smollm2 smollm2_lr 100 5 trainer.lr=3e-4,1e-3,3e-3 $repaired
+smollm2 smollm2_relu 100 5 arch=splines_relu arch.d_sae=1024 arch.init_norm=1 loss.sparsity.weight=2,8 $repaired
+without_cost="$pam_only trainer.lr=3e-3"
+pam_only="$without_cost trainer.mu=0,1"
 for batches in 25 100; do
     smollm2 "smollm2_tokens/$((256 * batches))" "$batches" 20 $repaired
 done
+pam_only=$without_cost
 smollm2 smollm2_k 100 5 arch.k=8,128 $repaired
-smollm2 smollm2_relu 100 5 arch=splines_relu arch.d_sae=1024 arch.init_norm=1 loss.sparsity.weight=0.006,2,8 $repaired
 for epochs in 2 10; do
     smollm2 "smollm2_alone/$epochs" 100 "$epochs" launcher=local trainer.log_every=20 $repaired
 done

@@ -26,7 +26,7 @@ trainers() {
 }
 
 echo "# SplInterp: all figures"
-curves "Start and rate" "$out"/lr/* --x trainer.lr --lines trainer arch.init_norm
+curves "Start and rate" "$out"/lr/*/* --x trainer.lr --lines trainer arch.init_norm
 curves "Sample efficiency, as released" "$out"/share_released/*/* --x source.share --lines trainer arch.tied
 curves "Sample efficiency" "$out"/share_repaired/*/* --x source.share --lines trainer --picture "$here/share.png"
 trainers "Sample efficiency: all digits, by seeds" "$out"/share_repaired/1.00/* --metrics fvu
@@ -58,6 +58,11 @@ curves "The toy's regions: samples whose support the power diagram says" "$out"/
     --lines arch arch.k --metric diagram_agreement
 python -m fsae.report "$out"/between/kmeans "$out"/between/*pca "$out"/between/sgd --out "$out/between/report" >&2
 cp "$out/between/report/pictures/description_length_0.png" "$here/bits.png"
+
+for data in mnist smollm2; do
+    curves "Regions of held-out samples, and samples whose support the power diagram says: $data" "$out/geometry/$data" \
+        --x eval/regions --metric diagram_agreement
+done
 
 curves "SmolLM2: rate" "$out"/smollm2_lr/* --x trainer.lr --lines trainer
 for metric in fvu cosine ce_recovered_zero; do
