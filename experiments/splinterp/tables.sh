@@ -57,6 +57,9 @@ curves "Between k-means and local PCA: the toy" "$out"/toy --x eval/description_
 curves "The toy's regions: samples whose support the power diagram says" "$out"/toy --x arch.expansion \
     --lines arch arch.k --metric diagram_agreement
 python -m fsae.report "$out"/between/kmeans "$out"/between/*pca "$out"/between/sgd --out "$out/between/report" >&2
+# TopK of 40 latents, one of them on, first seed.
+cp "$out/toy/50/plots/regions.png" "$here/toy_regions.png"
+cp "$out/toy/50/plots/voronoi_lift.png" "$here/toy_lift.png"
 cp "$out/between/report/pictures/description_length_0.png" "$here/bits.png"
 
 for data in mnist smollm2; do
