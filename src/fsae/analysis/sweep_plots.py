@@ -250,15 +250,14 @@ def _add_legend(drawn: Figure, palette: Palette, archs: Set[str], treatments: Se
 
 
 def _label_points(drawn: Figure, axis: Axes, labelled: Sequence[tuple[str, tuple[float, float], str]]) -> None:
-    """Labels, with their points and colours, each on the first side of its point where it covers no other label."""
+    """Labels, with their points and colours, each where it covers no other one: at the first such side of its point, or
+    a line farther."""
     drawn.draw_without_rendering()
     taken: list[BboxBase] = []
     for label, place, colour in labelled:
         text = axis.annotate(label, place, (3, 3), textcoords="offset points", fontsize=6.5, color=colour)
-        for across, up in ((1, 1), (1, -1), (-1, -1), (-1, 1)):
-            text.set(
-                position=(3 * across, 3 * up), ha="left" if across > 0 else "right", va="bottom" if up > 0 else "top"
-            )
+        for across, up in ((1, 3), (1, -3), (-1, -3), (-1, 3), (1, 11), (-1, -11), (1, -11), (-1, 11)):
+            text.set(position=(3 * across, up), ha="left" if across > 0 else "right", va="bottom" if up > 0 else "top")
             box = text.get_window_extent()
             if not any(box.overlaps(other) for other in taken):
                 break
