@@ -26,8 +26,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 run: setup  ## train, evaluate, log and export the default Fisher SAE (ARGS="arch=topk ..." overrides)
 	$(BIN)/python -m fsae.run $(ARGS)
 
+# Two processes, whose threads must not spin while they wait for each other: it takes the cores from the other process.
 test: setup  ## the test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/peers --ignore=tests/browser --ignore=tests/cluster
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/peers --ignore=tests/browser --ignore=tests/cluster
 
 # The peers live in environments of their own, never in ours.
 PEERS := .venv-peers .venv-dictionary-learning .venv-sparsify
