@@ -80,12 +80,16 @@ def truth_by_sharing(compared: Agreement, nearest_cosine: Float[Tensor, "members
     of those that one has alone, NaN where there are none; truth_rank_correlation, Spearman's, of that cosine and how
     close the closest partner is, which needs no bound between shared and not.
     """
-    from scipy.stats import rankdata  # half a second, which --help can do without
-
     fires = compared.found_by > 0
-    ranks = [torch.from_numpy(rankdata(each[fires].numpy())) for each in (compared.closest, nearest_cosine)]
+    ranks = [_ranks(each[fires]) for each in (compared.closest, nearest_cosine)]
     return {
         "truth_of_shared": nearest_cosine[compared.found_by == len(fires)].mean().item(),
         "truth_of_single": nearest_cosine[compared.found_by == 1].mean().item(),
         "truth_rank_correlation": torch.corrcoef(torch.stack(ranks))[0, 1].item(),
     }
+
+
+def _ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """From 1 on; equal values share their mean rank."""
+    _, place, counts = values.unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts.double() - 1) / 2)[place]
