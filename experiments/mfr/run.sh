@@ -1,5 +1,5 @@
 #!/bin/sh
-# All arms of the study: two hours on two cores. What was begun is gone on with.
+# All arms of the study: about two hours on two cores. What was begun is gone on with.
 #
 #     sh experiments/mfr/run.sh [FOLDER]          outputs/mfr by default
 set -e

@@ -1,5 +1,5 @@
 #!/bin/sh
-# All arms of the study: about two hours on two cores. What was begun is gone on with. Needs npm, for the digits.
+# All arms of the study: about two hours and a half on two cores. What was begun is gone on with. Needs npm, for the digits.
 #
 #     sh experiments/splinterp/run.sh [FOLDER]    outputs/splinterp by default
 set -e
