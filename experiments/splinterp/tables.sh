@@ -73,7 +73,9 @@ for metric in fvu cosine ce_recovered_zero; do
         --metric $metric
 done
 curves "SmolLM2: equal time" "$out"/smollm2_alone/*/* --x seconds --lines trainer
-curves "SmolLM2: k" "$out"/smollm2_k/* --x arch.k --lines trainer
+for metric in fvu cosine ce_recovered_zero; do
+    curves "SmolLM2: k, $metric" "$out"/smollm2_k/* --x arch.k --lines trainer --metric $metric
+done
 curves "SmolLM2: ReLU" "$out"/smollm2_relu/* --x eval/l0 --lines trainer loss.sparsity.weight
 for arms in smollm2_tokens/6400 smollm2_tokens/25600 smollm2_released; do
     trainers "SmolLM2: both ways, by seeds: $arms" "$out/$arms"/* --metrics fvu cosine ce_recovered_zero
