@@ -36,6 +36,16 @@ def commands(script: Path, folder: Path) -> list[list[str]]:
     return [line.rstrip("\t").split("\t") for line in notes.read_text().splitlines()]
 
 
+def arms(script: Path, folder: Path) -> list[tuple[Path, list[str]]]:
+    """Folder and overrides of each sweep that the script begins."""
+    found = []
+    for module, *overrides in [each[1:] for each in commands(script, folder)]:
+        if module == "fsae.run":
+            (where,) = (each for each in overrides if each.startswith("hydra.sweep.dir="))
+            found.append((Path(where.partition("=")[2]), [each for each in overrides if each != where]))
+    return found
+
+
 def jobs(overrides: list[str]) -> Iterator[RunSettings]:
     """Of a sweep's lists, which the command line or a file has, every value, beside the first ones of the others."""
     given = dict(each.split("=", 1) for each in overrides)
@@ -69,18 +79,15 @@ def test_what_pam_is_set_against_differs_in_the_trainer_alone(data: str):
 def test_every_arm_can_be_run(script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FSAE_OUTPUTS", str(tmp_path))
     folders, kinds = set(), set()
-    for module, *overrides in [each[1:] for each in commands(script, tmp_path)]:
-        if module != "fsae.run":
-            continue
-        (folder,) = (each for each in overrides if each.startswith("hydra.sweep.dir="))
+    for folder, overrides in arms(script, tmp_path):
         assert folder not in folders
         folders.add(folder)
         # Arms of a loop differ in numbers that the script works out alike.
-        kind = tuple(re.sub(r"\d[\d_.]*", "#", each) for each in overrides if each != folder)
+        kind = tuple(re.sub(r"\d[\d_.]*", "#", each) for each in overrides)
         if kind in kinds:
             continue
         kinds.add(kind)
-        for settings in jobs([each for each in overrides if each != folder]):
+        for settings in jobs(overrides):
             check(settings)
             if isinstance(settings.source, MNISTSettings):
                 # Known only when the files are read.
@@ -101,13 +108,7 @@ def test_what_was_begun_is_gone_on_with(script: Path, tmp_path: Path):
 
 @each_script
 def test_every_arm_is_in_a_table_and_every_table_has_arms(script: Path, tmp_path: Path):
-    (tmp_path / "out").mkdir()
-    arms = [
-        Path(each.partition("=")[2])
-        for command in commands(script, tmp_path)
-        for each in command
-        if each.startswith("hydra.sweep.dir=")
-    ]
+    folders = [folder for folder, _ in arms(script, tmp_path)]
     tables = [
         each
         for command in commands(script.with_name("tables.sh"), tmp_path)
@@ -118,5 +119,5 @@ def test_every_arm_is_in_a_table_and_every_table_has_arms(script: Path, tmp_path
     def has(pattern: str, arm: Path) -> bool:
         return any(folder.match(pattern) for folder in (arm, *arm.parents))
 
-    assert [pattern for pattern in tables if not any(has(pattern, arm) for arm in arms)] == []
-    assert [arm for arm in arms if not any(has(pattern, arm) for pattern in tables)] == []
+    assert [pattern for pattern in tables if not any(has(pattern, arm) for arm in folders)] == []
+    assert [arm for arm in folders if not any(has(pattern, arm) for pattern in tables)] == []

@@ -1,5 +1,6 @@
 #!/bin/sh
-# All arms of the study: about two hours and a half on two cores. What was begun is gone on with. Needs npm, for the digits.
+# All arms of the study: about two hours and a half on two cores. What was begun is gone on with. Needs npm, for the
+# digits.
 #
 #     sh experiments/splinterp/run.sh [FOLDER]    outputs/splinterp by default
 set -e
@@ -31,6 +32,10 @@ pam_mnist() {
     arm "$name" experiment=pam_mnist_small "source.path=$digits" "$@"
 }
 
+share_of() {
+    printf '%d.%02d' $(($1 / 100)) $(($1 % 100))
+}
+
 # SplInterp's own start and learning rate on MNIST are worse for both ways than these: the arms of lr.
 repaired="arch.init_norm=1 trainer.lr=1e-3"
 mnist lr/start 100 10 arch.init_norm=1,2.8 trainer.lr=3e-3
@@ -39,11 +44,11 @@ mnist lr/rate 100 10 arch.init_norm=1 trainer.lr=3e-4,1e-3
 # How many samples it takes. A batch is a hundredth of them, so at as many epochs few samples also mean few updates: as
 # released, and repaired; also with tied weights, the baseline of SplInterp's code.
 for percent in 1 5 10 25 50 100; do
-    share=$(printf '%d.%02d' $((percent / 100)) $((percent % 100)))
+    share=$(share_of "$percent")
     mnist "share_repaired/$share" "$percent" 20 "source.share=$share" $repaired
 done
 for percent in 1 10 100; do
-    share=$(printf '%d.%02d' $((percent / 100)) $((percent % 100)))
+    share=$(share_of "$percent")
     mnist "share_released/$share" "$percent" 20 "source.share=$share"
     arm "share_released/$share/tied" experiment=sgd_mnist_small "source.path=$digits" "source.share=$share" \
         "trainer.tokens=$((90 * percent * 20))" arch.tied=true
@@ -54,7 +59,7 @@ mnist share_updates/0.10 10 200 source.share=0.10 $repaired
 # Where latents outnumber samples, or nearly so, the decoder needs a ridge, or costs to move; few updates may want a higher
 # rate.
 for percent in 1 10; do
-    share=$(printf '0.%02d' "$percent")
+    share=$(share_of "$percent")
     rounds="source.share=$share trainer.encoder_batches=$percent trainer.decoder_batches=$percent arch.init_norm=1"
     for weight in alpha mu; do
         pam_mnist "share_ridge/$share/$weight" $rounds "trainer.tokens=$((2 * 90 * percent * 20))" \
@@ -110,22 +115,22 @@ smollm2() {
     both "$name" smollm2 256 "$batches" "$epochs" "source.tokens=$((256 * batches))" "$@"
 }
 pam_only="trainer.mu_enc=0 trainer.nu_enc=0"
-repaired="trainer.decay=0.5 trainer.clip_norm=58"
-smollm2 smollm2_lr 100 5 trainer.lr=3e-4,1e-3,3e-3 $repaired
-smollm2 smollm2_relu 100 5 arch=splines_relu arch.d_sae=1024 arch.init_norm=1 loss.sparsity.weight=2,8 $repaired
+falling="trainer.decay=0.5 trainer.clip_norm=58"
+smollm2 smollm2_lr 100 5 trainer.lr=3e-4,1e-3,3e-3 $falling
+smollm2 smollm2_relu 100 5 arch=splines_relu arch.d_sae=1024 arch.init_norm=1 loss.sparsity.weight=2,8 $falling
 without_cost="$pam_only trainer.lr=3e-3"
 pam_only="$without_cost trainer.mu=0,1"
 for batches in 25 100; do
-    smollm2 "smollm2_tokens/$((256 * batches))" "$batches" 20 $repaired
+    smollm2 "smollm2_tokens/$((256 * batches))" "$batches" 20 $falling
 done
 pam_only=$without_cost
-smollm2 smollm2_k 100 5 arch.k=8,128 $repaired
+smollm2 smollm2_k 100 5 arch.k=8,128 $falling
 for epochs in 2 10; do
-    smollm2 "smollm2_alone/$epochs" 100 "$epochs" launcher=local trainer.log_every=20 $repaired
+    smollm2 "smollm2_alone/$epochs" 100 "$epochs" launcher=local trainer.log_every=20 $falling
 done
 arm smollm2_alone/25/sgd experiment=sgd_smollm2_small source.tokens=25_600 trainer.tokens=640_000 launcher=local \
-    trainer.log_every=20 $repaired
-arm geometry/smollm2 experiment=sgd_smollm2_small source.tokens=25_600 trainer.tokens=128_000 eval=geometry $repaired
+    trainer.log_every=20 $falling
+arm geometry/smollm2 experiment=sgd_smollm2_small source.tokens=25_600 trainer.tokens=128_000 eval=geometry $falling
 # As released: PAM's clipping, costs, a constant rate, and the last token of each row.
 pam_only=
 smollm2 smollm2_released 100 10

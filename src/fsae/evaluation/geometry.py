@@ -164,8 +164,8 @@ def _plane(regions: Regions, diagram: PowerDiagram | None, x: Tensor) -> Slice |
     numbers = torch.unique(on_plane(regions, origin, axes, edges), return_inverse=True)[1]
     sites = lift = None
     if diagram is not None and x.shape[1] == 2:
-        shown = diagram.times((points.norm(dim=1).mean() / diagram.sites.norm(dim=1).mean().clamp_min(1e-12)).item())
-        shown = shown.with_origin()
+        size = (points.norm(dim=1).mean() / diagram.sites.norm(dim=1).mean().clamp_min(1e-12)).item()
+        shown = diagram.times(size).with_origin()
         sites = torch.cat([shown.sites, shown.weights.unsqueeze(1)], dim=1).cpu()
         lift = shown.lift().cpu()
     return Slice(numbers.cpu(), edges.cpu(), points.cpu(), sites, lift)
