@@ -86,7 +86,7 @@ def main() -> None:
 def open_source(options: argparse.Namespace) -> ActivationSource:
     """The activations, from the store or into it."""
     return open_activations(
-        model=ModelSettings(name="smollm2_135m", package=Package.smollm2_135m),
+        model=ModelSettings(name="smollm2_135m_instruct_q4_1", package=Package.smollm2_135m_instruct_q4_1),
         site=Site.parse(f"resid_post.{options.layer}"),
         dataset=DatasetSettings(name="python_source", format=DatasetFormat.python_source),
         source=ActivationSourceSettings(cache=Cache.disk),

@@ -29,7 +29,12 @@ def our_run(overrides: Sequence[str], outputs: str, dtype: str = "float32") -> t
     Raises:
         SystemExit: it failed.
     """
-    common = ["model=smollm2_135m", "dataset=python_source", f"dataset.context={CONTEXT}", f"trainer.lr={LR}"]
+    common = [
+        "model=smollm2_135m_instruct_q4_1",
+        "dataset=python_source",
+        f"dataset.context={CONTEXT}",
+        f"trainer.lr={LR}",
+    ]
     common.append(f"model.dtype={dtype}")
     return timed([sys.executable, "-m", "fsae.run", *overrides, *common], {"FSAE_OUTPUTS": outputs})
 
@@ -46,7 +51,7 @@ def sae_lens_run(python: Path, **job: Any) -> tuple[float, str]:
     """
     texts = DatasetSettings(name="python_source", format=DatasetFormat.python_source)
     job |= {
-        "model": str(embedded_folder(Package.smollm2_135m)),
+        "model": str(embedded_folder(Package.smollm2_135m_instruct_q4_1)),
         "texts": dataset_files(texts),
         "hook_name": f"blocks.{job['layer']}.hook_{job['site']}",
         "context": CONTEXT,

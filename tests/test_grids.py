@@ -94,7 +94,7 @@ def test_without_the_penalty_the_baseline_measures_it():
 
 
 def test_the_grids_run_on_models_that_need_no_hub():
-    for model in ("smollm2_135m", "gemma3_270m"):
+    for model in ("smollm2_135m_instruct_q4_1", "gemma3_270m_q4_k_m"):
         for layer in (0, 5, 10):
             here = [f"model={model}", "dataset=python_source", f"site.layer={layer}"]
             check(settings_of(composed("experiment=fisher_grid_as_released", *here)))

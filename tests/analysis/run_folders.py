@@ -81,7 +81,7 @@ def settings_of(arch: str, theta: float, weight: float, seed: int, **more: Any) 
         "name": None,
         "seed": seed,
         "paths.outputs": "/somewhere",
-        "model.name": "smollm2_135m",
+        "model.name": "smollm2_135m_instruct_q4_1",
         "site.name": "resid_mid",
         "site.layer": 5,
         "arch": arch,

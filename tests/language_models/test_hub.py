@@ -156,7 +156,7 @@ def test_no_network_is_told_at_once(tmp_path, closed_port, kind):
     assert answer.startswith(f"{kind}.path: gpt2 is not ")
     assert f"{closed_port} cannot be asked" in answer
     assert "check the network, the proxy or HF_ENDPOINT" in answer
-    assert {"model": "model=smollm2_135m", "dataset": "dataset=python_source"}[kind] in answer
+    assert {"model": "model=smollm2_135m_instruct_q4_1", "dataset": "dataset=python_source"}[kind] in answer
     assert not offline
     assert seconds < 15
 

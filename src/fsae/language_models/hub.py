@@ -83,7 +83,8 @@ def require_repo(repo: str, *, revision: str | None, kind: RepoKind) -> bool:
     kept = "is not in the local cache" if kind is RepoKind.model else "is not on this machine"
     remedy = "unset it" if told_offline else "check the network, the proxy or HF_ENDPOINT"
     instead = (
-        "or use a model that needs no hub (model=smollm2_135m, model=gemma3_270m) or a folder (model.path=/a/folder)"
+        "or use a model that needs no hub (model=smollm2_135m_instruct_q4_1, model=gemma3_270m_q4_k_m) or a folder "
+        "(model.path=/a/folder)"
         if kind is RepoKind.model
         else "or use text on this machine (dataset=python_source) or a copy in the hub's layout (dataset.path=/folder)"
     )

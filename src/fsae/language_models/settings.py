@@ -7,8 +7,8 @@ from enum import Enum
 class Package(Enum):
     """Models that need no hub: two that install from the package registry, and a tiny random one made on the spot."""
 
-    smollm2_135m = "smollm2_135m"
-    gemma3_270m = "gemma3_270m"
+    smollm2_135m_instruct_q4_1 = "smollm2_135m_instruct_q4_1"
+    gemma3_270m_q4_k_m = "gemma3_270m_q4_k_m"
     tiny = "tiny"
 
 

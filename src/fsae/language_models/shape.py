@@ -50,8 +50,8 @@ class Shape:
 
 
 _PACKAGED = {
-    Package.smollm2_135m: Shape(num_layers=30, d_model=576, d_heads=576),
-    Package.gemma3_270m: Shape(num_layers=18, d_model=640, d_heads=1024),
+    Package.smollm2_135m_instruct_q4_1: Shape(num_layers=30, d_model=576, d_heads=576),
+    Package.gemma3_270m_q4_k_m: Shape(num_layers=18, d_model=640, d_heads=1024),
     Package.tiny: Shape(num_layers=4, d_model=32, d_heads=32),
 }
 
