@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from fsae.analysis import report
 from fsae.analysis.report import write_report
@@ -215,6 +216,42 @@ def test_bits_are_pictured_by_place_with_a_line_for_each_way_of_training(
         # A mean is of the two seeds.
         assert {len(mean) for _, mean in runs.groupby(["treatment", "setting"])} == {2}
         assert set(runs["label"]) == {"64", "128, rank 15"}
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "labels"),
+    [
+        ("loss.sparsity.weight", (0.1, 0.3, 0.6, 1.15), ["weight=0.1", "weight=0.3", "weight=0.6", "weight=1.15"]),
+        ("loss.sparsity.weight", (1e-5, 2.0, -0.5), ["weight=1e-5", "weight=2", "weight=-0.5"]),
+        ("loss.sparsity.target", (32.5, 100), ["target=32.5", "target=100"]),
+        ("arch.k", (8, 64), ["k=8", "k=64"]),
+        ("arch.expansion", (0.5, 16), ["0.5 d_in", "16 d_in"]),
+        # What does not differ is not said.
+        ("arch.d_sae", (64, 64), ["", ""]),
+    ],
+)
+def test_points_of_bits_are_labelled_by_what_differs(
+    key: str, values: tuple[float, ...], labels: list[str], tmp_path: Path, figures: list[Figure]
+):
+    for number, value in enumerate(values):
+        settings = settings_of("gated", 0, 1, 0) | {key: value}
+        results = results_of("gated", 0, 1 + number, 0, effect=0, noise=0)
+        write_run(tmp_path / "sweep" / str(number), settings, results)
+    write_report(collect_folders([tmp_path / "sweep"]), tmp_path / "report")
+    drawn = [figure for figure in figures if figure.axes[0].get_xlabel() == "bits of a sample's codes"]
+    assert sorted(text.get_text() for text in drawn[0].axes[0].texts) == sorted(filter(None, labels))
+
+
+def test_names_with_signs_of_formulas_are_drawn_as_they_are(tmp_path: Path, figures: list[Figure]):
+    """As a formula "$_1$" is an index to nothing and "$\\frac$" no formula at all, which would end the report."""
+    for number, (name, theta, weight) in enumerate(itertools.product(("$_1$", "a$\\frac$b"), (0, 1), (1, 2, 4, 8))):
+        settings = settings_of("gated", theta, weight, 0) | {"dataset.name": name, "loss.fisher.form": f"{name}_x"}
+        results = results_of("gated", theta, weight, 0, effect=0, noise=0)
+        write_run(tmp_path / "sweep" / str(number), settings, results)
+    page = write_report(collect_folders([tmp_path / "sweep"]), tmp_path / "report").read_text()
+    said = {text.get_text() for figure in figures for text in figure.findobj(Text)}
+    assert any("dataset=$_1$" in text for text in said)
+    assert "dataset=a$\\frac$b" in page
 
 
 @pytest.mark.usefixtures("_undrawn")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from fsae.analysis.numbers import shown
 from fsae.analysis.runs import HISTOGRAM, IDENTITY
 
 THETA = "loss.fisher.weight"
@@ -107,7 +108,7 @@ def design_of(runs: pd.DataFrame) -> Design:
 
 def treatment_name(theta: float, others: Sequence[str] = ()) -> str:
     """How the Fisher penalty of some runs is called."""
-    return ", ".join([f"θ = {theta:g}", *others])
+    return ", ".join([f"θ = {shown(theta)}", *others])
 
 
 def named(row: Mapping[str, object], names: Sequence[str], skip_absent: bool = False) -> str:
@@ -116,15 +117,6 @@ def named(row: Mapping[str, object], names: Sequence[str], skip_absent: bool = F
     return ", ".join(
         f"{FIRST.get(name, name)}={text}" for name, text in texts.items() if not (skip_absent and text == "null")
     )
-
-
-def shown(value: object) -> str:
-    """A setting's value as a person writes it."""
-    if value is None or value != value:
-        return "null"
-    if isinstance(value, float):
-        return f"{value:.10g}"
-    return str(value)
 
 
 def _is_setting(name: str) -> bool:

@@ -23,7 +23,8 @@ from fsae.analysis.comparison import (
     in_step,
     treatments,
 )
-from fsae.analysis.design import SIZE, SPARSITY, THETA, Design, comparable, design_of, named, shown
+from fsae.analysis.design import SIZE, SPARSITY, THETA, Design, comparable, design_of, named
+from fsae.analysis.numbers import readable, shown
 from fsae.analysis.runs import HISTOGRAM
 from fsae.analysis.sweep_plots import (
     AXIS_LABELS,
@@ -275,6 +276,8 @@ def _plot_description_lengths(
     along = [each for each in (*SIZE, *SPARSITY) if each in usable]
     coded = usable.loc[usable[name] > 0]
     rows = coded.to_dict("records")
+    # What is the same in all of them labels none.
+    differing = [each for each in along if coded[each].map(shown).nunique() > 1]
     points = coded[[name, "eval/fvu"]].assign(
         condition=[named(row, where) for row in rows],
         arch=design.labels["arch"],
@@ -283,24 +286,27 @@ def _plot_description_lengths(
             for treatment, row in zip(design.labels.loc[coded.index, "treatment"], rows, strict=True)
         ],
         setting=[named(row, along) for row in rows],
-        label=[
-            ", ".join(filter(None, [_size(row), sparsity.rpartition(".")[2]]))
-            for row, sparsity in zip(rows, design.labels.loc[coded.index, "sparsity"], strict=True)
-        ],
+        label=[_point_label(row, differing) for row in rows],
     )
     styles = replace(palette, treatments=list(dict.fromkeys(points["treatment"])))
     for number, (condition, here) in enumerate(points.groupby("condition", sort=False)):
         if len(here) > 1:
             file = folder / f"description_length_{number}.png"
             plot_description_length(here, styles, file)
-            told = "against the bits of a sample's codes; labels are latents and sparsity"
+            told = "against the bits of a sample's codes"
+            if any(here["label"]):
+                told += "; labels are latents and sparsity, as far as they differ and there is room"
             yield Picture(file, ", ".join(filter(None, [str(condition), told])))
 
 
-def _size(row: Mapping[str, object]) -> str:
-    latents, widths, rank = (shown(row.get(name)) for name in SIZE)
-    size = latents if latents != "null" else "" if widths == "null" else f"{widths} d_in"
-    return size if rank == "null" else f"{size}, rank {rank}"
+def _point_label(row: Mapping[str, object], names: Sequence[str]) -> str:
+    """A run's size and sparsity in short, as in "128, rank 15, weight=0.3", of these settings."""
+    texts = {name: shown(row[name]) for name in names if shown(row[name]) != "null"}
+    if "arch.d_sae" in texts:
+        # The number of latents is what an expansion comes to.
+        texts.pop("arch.expansion", None)
+    sizes = {"arch.d_sae": "%s", "arch.expansion": "%s d_in", "arch.rank": "rank %s"}
+    return ", ".join(sizes.get(name, f"{name.rpartition('.')[2]}=%s") % text for name, text in texts.items())
 
 
 def _plot_thetas(design: Design, palette: Palette, folder: Path) -> Iterator[Picture]:
@@ -328,7 +334,7 @@ def _plot_densities(usable: pd.DataFrame, design: Design, folder: Path) -> Itera
             within = here.loc[here["arch"] == arch]
             l0 = usable.loc[within.index, "eval/l0"].groupby(within["sparsity"]).mean().sort_values()
             middle = str(l0.index[(len(l0) - 1) // 2])
-            told.append(f"{arch} {middle} (l0 {l0.iloc[(len(l0) - 1) // 2]:.3g})")
+            told.append(f"{arch} {middle} (l0 {readable(l0.iloc[(len(l0) - 1) // 2], 3)})")
             for treatment in treatments(within):
                 rows = within.index[(within["sparsity"] == middle) & (within["treatment"] == treatment)]
                 if len(rows):
@@ -353,7 +359,7 @@ def _rows(runs: pd.DataFrame, design: Design) -> Iterator[Row]:
             value = row[name]
             missing = shown(value) == "null"
             number = isinstance(value, int | float)
-            text = "" if missing else f"{value:.4g}" if name.startswith("eval/") else shown(value)
+            text = "" if missing else readable(value) if name.startswith("eval/") else shown(value)
             texts.append((text, "" if missing else repr(float(value)) if number else str(value)))
         yield Row(texts, str(row["folder"] or ""))
 

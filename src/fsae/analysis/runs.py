@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from fsae.analysis.numbers import setting_number
 from fsae.tracking.mlflow_upload import FOLDER_TAG, first_line, read_description
 from fsae.tracking.run_folder import RunFolder
 from fsae.tracking.status import RunState, read_status
@@ -212,21 +213,29 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     names = sorted({name for row in rows for name in row} - {*IDENTITY, *HISTOGRAM})
     numbers = [name for name in names if name.startswith("eval/")]
     settings = [name for name in names if name not in numbers]
+    # Of a job that was refused, a setting may be anything; it does not make texts of the others' numbers.
+    finished = [row.get("state") == "finished" for row in rows]
+    decisive = pd.Series(finished if any(finished) else [True] * len(rows))
     columns: dict[str, pd.Series] = {}
     for name in (*IDENTITY, *settings, *numbers, *HISTOGRAM):
         # As objects: in pandas' own type for text None would become NaN.
         column = pd.Series([row.get(name) for row in rows], dtype=object)
-        columns[name] = _typed(column) if name in settings else column.astype(float) if name in numbers else column
+        if name in settings:
+            column = _typed(column, decisive)
+        columns[name] = column.astype(float) if name in numbers else column
     return pd.DataFrame(columns)
 
 
-def _typed(texts: pd.Series) -> pd.Series:
-    """Numbers where every text is one; "null" is no value."""
-    values = texts.replace("null", None)
-    try:
-        return pd.Series(pd.to_numeric(values))
-    except ValueError:
-        return values
+def _typed(texts: pd.Series, decisive: pd.Series) -> pd.Series:
+    """Numbers where every decisive run's text is one, and without a value where another's is none; else the texts.
+
+    "null" is no value.
+    """
+    values = texts.where(texts != "null", None)
+    numbers = pd.Series(pd.to_numeric(values, errors="coerce"))
+    # What does not come out as it was, such as the name "007" or a seed that no float holds, stays text.
+    pairs = zip(values[decisive], numbers[decisive].tolist(), strict=True)
+    return numbers if all(text is None or setting_number(text) == number for text, number in pairs) else values
 
 
 def _numbers_as_such(path: Path) -> list[tuple[int, str]]:
