@@ -11,17 +11,17 @@ import pandas as pd
 from jaxtyping import Float
 
 from fsae.analysis.design import Design
+from fsae.analysis.metrics import MORE_IS_BETTER
 from fsae.analysis.numbers import numbers_in_order
 
-# The metrics that are compared, and whether more of one is better. Whether latents should be less correlated, which is
-# what the penalty asks for, or their directions less alike, is not settled.
-COMPARED: dict[str, bool | None] = {
-    "eval/fvu": False,
-    "eval/ce_recovered_zero": True,
-    "eval/dead_share": False,
-    "eval/code_correlation_excess": None,
-    "eval/decoder_max_cosine": None,
-}
+# The metrics that are compared.
+COMPARED = (
+    "eval/fvu",
+    "eval/ce_recovered_zero",
+    "eval/dead_share",
+    "eval/code_correlation_excess",
+    "eval/decoder_max_cosine",
+)
 
 # Of one curve of one seed: fewer say too little about what lies between them.
 MIN_SPARSITIES = 4
@@ -78,7 +78,7 @@ class Comparison:
     @property
     def worth(self) -> str:
         """ "better" or "worse" where a difference was found in a metric of which that can be said, else empty."""
-        more_is_better = COMPARED.get(self.metric)
+        more_is_better = MORE_IS_BETTER[self.metric]
         if more_is_better is None or self.outcome not in ("lower", "higher"):
             return ""
         return "better" if more_is_better == (self.outcome == "higher") else "worse"

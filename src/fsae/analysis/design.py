@@ -29,6 +29,8 @@ BOOKKEEPING_GROUPS = ("paths.", "tracking.", "objective.", "sae.")
 FIRST = {"model.name": "model", "site.name": "site", "site.layer": "layer", "dataset.name": "dataset"}
 
 NEEDED = ("eval/l0", "eval/fvu")
+# States of jobs that never had all of their settings.
+PARTLY_KNOWN = ("refused", "not started", "damaged")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -106,6 +108,28 @@ def design_of(runs: pd.DataFrame) -> Design:
     )
 
 
+def differing_settings(runs: pd.DataFrame) -> list[str]:
+    """The settings that tell these runs apart, whatever became of them, without those that follow from others: the
+    architecture first, seeds last."""
+    complete = runs.loc[~runs["state"].isin(PARTLY_KNOWN)]
+    # Of a job that never began only what was asked for is known: that the rest is missing is no difference.
+    partly = runs.loc[runs["state"].isin(PARTLY_KNOWN)]
+    found: list[str] = []
+    for name in sorted(filter(_is_setting, runs), key=_telling):
+        texts = {shown(value) for value in complete[name]}
+        asked = {shown(value) for value in partly[name]} - {"null"} - texts
+        # A key that no complete run has is a word for a group, whose settings are told instead.
+        is_asked = bool(asked) and (not len(complete) or texts != {"null"}) and len(texts | asked) > 1
+        if is_asked or (len(texts) > 1 and not _follows(complete, name, found)):
+            found.append(name)
+    return found
+
+
+def called(name: str) -> str:
+    """A setting's key as a column names it: "k" for "arch.k"."""
+    return FIRST.get(name) or name.removeprefix("arch.").removeprefix("loss.")
+
+
 def treatment_name(theta: float, others: Sequence[str] = ()) -> str:
     """How the Fisher penalty of some runs is called."""
     return ", ".join([f"θ = {shown(theta)}", *others])
@@ -123,6 +147,16 @@ def _is_setting(name: str) -> bool:
     if name in (*IDENTITY, *HISTOGRAM, *BOOKKEEPING) or name.startswith(("eval/", *BOOKKEEPING_GROUPS)):
         return False
     return name != "task"
+
+
+def _telling(name: str) -> tuple[int, str]:
+    """What to sort settings by, so that those come first that a reader looks for."""
+    first = ["arch", *FIRST, THETA, *SPARSITY, *SIZE]
+    if name in first:
+        return first.index(name), ""
+    groups = ("loss.fisher.", "trainer.")
+    place = next((number for number, group in enumerate(groups) if name.startswith(group)), len(groups))
+    return len(first) + (9 + REPLICATES.index(name) if name in REPLICATES else place), name
 
 
 def _theta(runs: pd.DataFrame) -> pd.Series:

@@ -18,6 +18,7 @@ from fsae.tracking.mlflow_upload import FOLDER_TAG, first_line, read_description
 from fsae.tracking.run_folder import RunFolder
 from fsae.tracking.status import RunState, read_status
 from fsae.tracking.store import checked_uri, open_store, sqlite_file, without_password
+from fsae.tracking.sweep_folder import job_name, read_sweep
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -128,6 +129,8 @@ def _read_folder(folder: RunFolder) -> dict[str, Any]:
         if folder.tracking.exists():
             description = read_description(folder.path)
             row |= _described(description.run_name, description.tags, description.params)
+        else:
+            row |= _asked_for(folder.path)
         status = read_status(folder.path)
         if status is None:
             return row | {"state": "not started", "failure": "it has no status.json"}
@@ -142,6 +145,16 @@ def _read_folder(folder: RunFolder) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         return row | {"state": "damaged", "failure": str(error)}
     return row
+
+
+def _asked_for(folder: Path) -> dict[str, Any]:
+    """What is known of a sweep's job that never began: its name and the settings it was to have."""
+    with suppress(OSError, ValueError):
+        sweep = read_sweep(folder.parent)
+        overrides = next((job.overrides for job in sweep.all_jobs() if job.folder == folder), [])
+        asked = dict(override.split("=", 1) for override in overrides if override.partition("=")[0] in sweep.varied)
+        return asked | {"run": job_name(overrides, sweep.varied) or folder.name, "sweep": sweep.tag}
+    return {}
 
 
 def _read_mlflow(client: MlflowClient, run: Run) -> dict[str, Any]:
