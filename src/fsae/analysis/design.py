@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from fsae.analysis.numbers import shown
-from fsae.analysis.runs import HISTOGRAM, IDENTITY
+from fsae.analysis.runs import HISTOGRAM, IDENTITY, MEASURED
 
 THETA = "loss.fisher.weight"
 # Settings that change how many latents are active. Which of them a run has depends on its architecture.
@@ -144,7 +144,7 @@ def named(row: Mapping[str, object], names: Sequence[str], skip_absent: bool = F
 
 
 def _is_setting(name: str) -> bool:
-    if name in (*IDENTITY, *HISTOGRAM, *BOOKKEEPING) or name.startswith(("eval/", *BOOKKEEPING_GROUPS)):
+    if name in (*IDENTITY, *HISTOGRAM, *BOOKKEEPING) or name.startswith((*MEASURED, *BOOKKEEPING_GROUPS)):
         return False
     return name != "task"
 

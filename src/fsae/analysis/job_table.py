@@ -108,7 +108,7 @@ def job_table(runs: pd.DataFrame) -> JobTable:
     rows = []
     for record, found in zip(records, measured, strict=True):
         own = {name: record[name] for name in settings if shown(record[name]) != "null"}
-        values = [shown(value) if name == "arch" else f"{called(name)}={shown(value)}" for name, value in own.items()]
+        values = [f"{called(name)}={shown(value)}".removeprefix("arch=") for name, value in own.items()]
         rows.append(
             JobRow(
                 job=str(record["run"]) if record["state"] in PARTLY_KNOWN or not values else ", ".join(values),

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # What every row has, whatever became of the run; its settings and numbers follow.
 IDENTITY = ("run", "folder", "state", "failure", "sweep", "commit")
 HISTOGRAM = ("density/log10_edges", "density/latents")
+# How the names of a run's numbers begin: what was measured held out, and how much data there was.
+MEASURED = ("eval/", "data/")
 
 SWEEP_TAG = "fsae.sweep"
 KIND_TAG = "fsae.kind"
@@ -44,8 +46,8 @@ def collect_folders(paths: Iterable[Path]) -> pd.DataFrame:
     Returns:
         One row a run, ordered by folder. Columns: `run`, `folder` (absolute), `state` (that of `status.json`, or
         "killed", "not started", "damaged"), `failure`, `sweep`, `commit`; the flat settings as numbers where all
-        values of one are; the evaluation's numbers as `eval/<metric>`, NaN where they are not finite; `density/...`,
-        the histogram's lists. What a run lacks is None or NaN.
+        values of one are; the results' numbers as `eval/<metric>` and `data/<count>`, NaN where they are not finite;
+        `density/...`, the histogram's lists. What a run lacks is None or NaN.
 
     Raises:
         ValueError: one of the paths does not exist, or there is no run in any.
@@ -190,7 +192,7 @@ def _results(text: str) -> dict[str, Any]:
         row: dict[str, Any] = {
             name: float("nan") if value is None else float(value)
             for name, value in results.items()
-            if name.startswith("eval/")
+            if name.startswith(MEASURED)
         }
         if histogram := results.get("density_histogram"):
             row |= dict(zip(HISTOGRAM, (histogram["log10_edges"], histogram["latents"]), strict=True))
@@ -224,7 +226,7 @@ def _runs_of(client: MlflowClient, experiment_id: str, sweep: str | None) -> Ite
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     names = sorted({name for row in rows for name in row} - {*IDENTITY, *HISTOGRAM})
-    numbers = [name for name in names if name.startswith("eval/")]
+    numbers = [name for name in names if name.startswith(MEASURED)]
     settings = [name for name in names if name not in numbers]
     # Of a job that was refused, a setting may be anything; it does not make texts of the others' numbers.
     finished = [row.get("state") == "finished" for row in rows]
