@@ -109,6 +109,11 @@ def test_a_group_that_a_refused_job_names_is_no_setting(tmp_path: Path):
     assert table.settings == ["seed"]
 
 
+def test_a_failed_jobs_missing_settings_are_no_difference(tmp_path: Path):
+    rows = [({"seed": seed, "arch.k": 8}, {"fvu": 0.5}) for seed in (0, 1)]
+    assert jobs(tmp_path, *rows, ({"seed": 2}, None)).settings == ["seed"]
+
+
 def test_bars_in_names_do_not_end_a_cell_of_markdown(tmp_path: Path):
     names = ("a|b", "c")
     table = jobs(tmp_path, *((settings_of("gated", 0, 1, 0) | {"model.name": name}, {"fvu": 0.5}) for name in names))

@@ -101,8 +101,8 @@ def test_the_table_of_runs_is_sorted_by_a_click(browser: Browser, page: Path, tm
 
 
 def test_the_pictures_are_on_it(browser: Browser, page: Path, share_of: Callable[[np.ndarray, str], float]):
-    seen = browser.picture(page.as_uri(), width=1400, height=4000)
-    assert seen.shape[:2] == (4000, 1400)
+    seen = browser.picture(page.as_uri(), width=1400, height=5000)
+    assert seen.shape[:2] == (5000, 1400)
     gated, jumprelu, standard = COLOURS[:3]
     # Lines, dots and bars of the two architectures that are compared, and of no third.
     assert share_of(seen, gated) > 2e-4
@@ -111,8 +111,8 @@ def test_the_pictures_are_on_it(browser: Browser, page: Path, share_of: Callable
 
 
 def test_by_night_it_is_dark_and_hues_stay(browser: Browser, page: Path):
-    day = browser.picture(page.as_uri(), width=1400, height=4000)
-    night = browser.picture(page.as_uri(), DARK, width=1400, height=4000)
+    day = browser.picture(page.as_uri(), width=1400, height=5000)
+    night = browser.picture(page.as_uri(), DARK, width=1400, height=5000)
     assert day.mean() > 225
     assert night.mean() < 60
     # No picture is left that glares.

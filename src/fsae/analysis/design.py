@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import pandas as pd
 
@@ -111,16 +112,22 @@ def design_of(runs: pd.DataFrame) -> Design:
 def differing_settings(runs: pd.DataFrame) -> list[str]:
     """The settings that tell these runs apart, whatever became of them, without those that follow from others: the
     architecture first, seeds last."""
-    complete = runs.loc[~runs["state"].isin(PARTLY_KNOWN)]
     # Of a job that never began only what was asked for is known: that the rest is missing is no difference.
-    partly = runs.loc[runs["state"].isin(PARTLY_KNOWN)]
+    complete = [state == "finished" for state in runs["state"]]
+    if not any(complete):
+        complete = [state not in PARTLY_KNOWN for state in runs["state"]]
+    texts = {name: [shown(value) for value in runs[name]] for name in runs if _is_setting(name)}
     found: list[str] = []
-    for name in sorted(filter(_is_setting, runs), key=_telling):
-        texts = {shown(value) for value in complete[name]}
-        asked = {shown(value) for value in partly[name]} - {"null"} - texts
+    for name in sorted(texts, key=_telling):
+        has = [known or text != "null" for known, text in zip(complete, texts[name], strict=True)]
         # A key that no complete run has is a word for a group, whose settings are told instead.
-        is_asked = bool(asked) and (not len(complete) or texts != {"null"}) and len(texts | asked) > 1
-        if is_asked or (len(texts) > 1 and not _follows(complete, name, found)):
+        is_word = any(complete) and not any(text != "null" for text in compress(texts[name], complete))
+        if is_word or len(set(compress(texts[name], has))) < 2:
+            continue
+        # It may follow from what all of these have.
+        others = [has_it and not known for has_it, known in zip(has, complete, strict=True)]
+        leading = [each for each in found if "null" not in compress(texts[each], others)]
+        if not _follows(runs.loc[has], name, leading):
             found.append(name)
     return found
 

@@ -185,7 +185,9 @@ def plot_differences(comparisons: Sequence[Comparison], palette: Palette, pictur
     labels = []
     for each in comparisons:
         mean = each.arch == ALL_ARCHITECTURES
-        parts = [f"{'mean of the above' if mean else each.arch}, {each.treatment}", "" if mean else each.condition]
+        # Not to be broken after "θ =".
+        treatment = each.treatment.replace("θ = ", "θ\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
+        parts = [f"{'mean of the above' if mean else each.arch}, {treatment}", "" if mean else each.condition]
         labels.append("\n".join(fill(part, 26) for part in parts if part))
     lines = sum(label.count("\n") + 1 for label in labels)
     with figure(picture, WIDTH, 1.0 + 0.22 * len(comparisons) + 0.15 * lines) as drawn:
