@@ -22,6 +22,7 @@ from fsae.configuration.origin import accept
 from fsae.configuration.refusal import MENDABLE, refuse, tell, was_told
 from fsae.configuration.resolvers import register_resolvers
 from fsae.configuration.schema import Task, register_schemas
+from fsae.console import console
 from fsae.sweeps.launch import is_launching, sweep_told
 from fsae.tracking.run_log import run_log
 from fsae.training.interruption import Interrupted, hand_on
@@ -64,6 +65,7 @@ def run(config: DictConfig) -> float | None:
             raise
 
 
+@console()
 def main() -> None:
     """`python -m fsae.run`, and the console script `fsae`."""
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
