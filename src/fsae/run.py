@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from fsae.configuration.conf_folder import conf_folder
 from fsae.configuration.origin import accept
+from fsae.configuration.places import outputs_named
 from fsae.configuration.refusal import MENDABLE, refuse, tell, was_told
 from fsae.configuration.resolvers import register_resolvers
 from fsae.configuration.schema import Task, register_schemas
@@ -81,7 +82,7 @@ def main() -> None:
             sys.exit(1)
         if not isinstance(error, MENDABLE):
             raise
-        refuse(error)
+        refuse(error, outputs_named(sys.argv[1:]))
 
 
 if __name__ == "__main__":

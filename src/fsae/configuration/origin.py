@@ -48,7 +48,7 @@ def accept(config: DictConfig, folder: Path, overrides: Sequence[str]) -> tuple[
         settings = settings_of(config)
         check(settings)
     except (ValueError, OmegaConfBaseException) as error:
-        record_refusal(error, folder, Path(config.paths.outputs))
+        record_refusal(error, Path(config.paths.outputs), folder)
         raise
     origin = Origin(
         folder=folder,
