@@ -102,6 +102,9 @@ def test_what_does_not_compose_is_told_once_and_recorded_in_the_outputs_folder(
         (["model=custom"], "model.path and model.package: set exactly one (both are null)"),
         (["dataset=text_files"], "dataset.path is not set; data set text_files needs a folder or a glob"),
         (["tracking.uri=file:///some/folder"], "tracking.uri"),
+        (["task=eval", "sae.path=/no/sae"], "/no/sae is not a folder; name one that holds cfg.json"),
+        (["dataset=text_files", "dataset.path=/no/text"], "dataset.path: there is no file or folder /no/text"),
+        (["dataset=json_files", "dataset.path=/no/*.json"], "data set json_files is empty: /no/*.json matches no json"),
     ],
 )
 def test_a_refusal_is_told_once_and_leaves_one_line_in_the_outputs_folder(
@@ -255,15 +258,6 @@ def test_a_full_disk_is_told_with_its_place(command):
     assert ended.said.count(f"no space left for {folder}; free some") == 1
     assert "Traceback" not in ended.said
     assert failure_in(folder).startswith("no space left for")
-
-
-def test_an_autoencoder_that_is_not_there_is_told_before_the_model_is_opened(command, tmp_path: Path):
-    arguments = (*TINY_FOLDER, "task=eval", f"sae.path={tmp_path / 'nowhere'}")
-    folder = folder_of(*arguments)
-    ended = command(*arguments)
-    assert ended.exit_status == 1
-    assert "Traceback" not in ended.said
-    assert str(tmp_path / "nowhere") in failure_in(folder)
 
 
 def test_an_outputs_folder_that_cannot_be_is_told_without_a_traceback(command, monkeypatch: pytest.MonkeyPatch):

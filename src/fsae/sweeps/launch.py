@@ -21,10 +21,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from fsae.configuration.checks import check
+from fsae.configuration.origin import checked
 from fsae.configuration.places import check_folder, check_outputs
 from fsae.configuration.refusal import MENDABLE, explain, refuse
-from fsae.configuration.schema import settings_of
 from fsae.sweeps.ray_launcher import check_ray
 from fsae.sweeps.slurm_launcher import check_slurm
 from fsae.tracking.run_folder import RunFolder
@@ -197,7 +196,7 @@ def _check_job(config: DictConfig) -> None:
     config = copy.deepcopy(config)
     with read_write(config), open_dict(config):
         del config["hydra"]
-    check(settings_of(config))
+    checked(config)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
