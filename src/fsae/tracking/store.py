@@ -156,6 +156,8 @@ def create_database(path: Path) -> None:
             return
         beside = path.with_name(path.name + ".new")
         beside.unlink(missing_ok=True)
+        # SQLite would make it so that no group can write it, whatever the umask says.
+        beside.touch()
         MlflowClient(tracking_uri=_sqlite_uri(beside)).search_experiments(max_results=1)
         beside.replace(path)
 
