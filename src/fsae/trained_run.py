@@ -181,8 +181,8 @@ def _report(
     plot_firing(histogram, metrics["dead_share"], run.folder.plots / "firing.png")
     region_histogram = _picture(geometries[made.best], run.folder.plots) if geometries else {}
     run.tracker.log({f"eval/{name}": value for name, value in (metrics | of_each).items()}, made.tokens)
-    print(f"\n{results_table(metrics)}")
-    finish(run, flat_results(metrics | of_each) | {"density_histogram": histogram} | region_histogram)
+    results = flat_results(metrics | of_each) | {"density_histogram": histogram} | region_histogram
+    finish(run, results, results_table(metrics))
 
 
 def _picture(geometry: Geometry, plots: Path) -> dict[str, Any]:
@@ -200,11 +200,14 @@ def _picture(geometry: Geometry, plots: Path) -> dict[str, Any]:
     return {"region_histogram": sizes}
 
 
-def finish(run: OpenRun, results: dict[str, Any]) -> None:
+def finish(run: OpenRun, results: dict[str, Any], table: str | None = None) -> None:
+    """End a run with its results; they are printed once they are written and handed to MLflow."""
     write_json(run.folder.results, results)
     run.results = results
+    run.end()
+    if table is not None:
+        print(f"\n{table}")
     print(f"\nrun folder:  {run.folder.path}")
     if run.settings.tracking.mlflow:
         uri = resolve_uri(run.settings.tracking.uri, Path(run.settings.paths.outputs))
         print(f"MLflow UI:   {ui_command(uri)}")
-    run.end()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from enum import Enum
 from pathlib import Path
 
@@ -33,8 +34,13 @@ CHOICES = {
 
 def register_resolvers() -> None:
     """Make `absolute` and `run_folder` known to OmegaConf."""
-    OmegaConf.register_new_resolver("absolute", lambda path: str(Path(path).expanduser().resolve()), replace=True)
+    OmegaConf.register_new_resolver("absolute", _absolute, replace=True)
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True, use_cache=False)
+
+
+def _absolute(path: str) -> str:
+    # Path("") would be the working directory: `check_outputs` tells it.
+    return str(Path(path).expanduser().resolve()) if path.strip() else ""
 
 
 def flat_settings(config: DictConfig) -> dict[str, str]:
@@ -92,7 +98,9 @@ def _run_folder(*, _root_: DictConfig) -> str:
     digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
     # Read from the flat text: a YAML file without its schema is refused later, with a better message.
     if {"model.name", "site.name", "site.layer"} <= deciding.keys():
-        vectors = f"{deciding['model.name']}-{deciding['site.name']}.{deciding['site.layer']}"
+        # A model's name may be a path or an address, and a folder's name is one word.
+        model = re.sub(r"[^\w.+-]+", "_", deciding["model.name"])[-100:]
+        vectors = f"{model}-{deciding['site.name']}.{deciding['site.layer']}"
     else:
         vectors = _root_.hydra.runtime.choices.source
     if deciding["task"] == "eval":

@@ -128,6 +128,8 @@ def save_saelens(
         if firing_frequency is not None:
             save_file(_plain({"sparsity": torch.log10(firing_frequency + LEAST_FREQUENCY)}), aside / SPARSITY)
         for path in aside.iterdir():
+            # safetensors makes files for their owner only; the export is for whom its folder is for.
+            path.chmod(aside.stat().st_mode & 0o666)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         # A folder that holds files cannot be replaced in one step.
