@@ -24,6 +24,7 @@ LAYERS = [
         "tracking.interface",
         "progress",
         "draws",
+        "naming",
     },
     {"autoencoders.products"},
     {"autoencoders.pattern"},
