@@ -25,6 +25,7 @@ LAYERS = [
         "tracking.interface",
         "progress",
         "draws",
+        "naming",
     },
     {"autoencoders.products"},
     {"autoencoders.pattern"},

@@ -20,9 +20,10 @@ from fsae import run_experiment as run_module
 from fsae import trained_run
 from fsae.configuration.origin import Origin, accept
 from fsae.configuration.schema import RunSettings, settings_of
+from fsae.export.saelens import Provenance
 from fsae.language_models import transformer_lens_model
 from fsae.language_models.embedded import embedded_folder
-from fsae.language_models.settings import Package
+from fsae.language_models.settings import ModelSettings, Package
 from fsae.run_experiment import pack_key, run_experiment, run_pack
 from fsae.sources import activations
 from fsae.sources.eeg import EEGSettings
@@ -493,3 +494,26 @@ def test_recordings_and_images_have_the_identity_of_their_files(tmp_path: Path):
     first = data_identity(None, None, MNISTSettings(path=str(tmp_path / "mnist")))
     (tmp_path / "mnist" / "train-images-idx3-ubyte").write_bytes(b"ab")
     assert data_identity(None, None, MNISTSettings(path=str(tmp_path / "mnist"))) != first
+
+
+@pytest.mark.parametrize(
+    ("made_for", "warning"),
+    [
+        (Provenance(model_name="google/gemma-2b"), None),
+        (Provenance(model_name="gemma-2b"), None),
+        (Provenance(model_name="gpt2"), "made for model gpt2 and is evaluated on google/gemma-2b"),
+        (
+            Provenance(model_name="google/gemma-2b", model_note="random weights"),
+            "on other weights of it (as published)",
+        ),
+    ],
+)
+def test_an_autoencoder_made_for_another_model_is_told(made_for: Provenance, warning: str | None, caplog):
+    run_module._compare_models(made_for, ModelSettings(path="google/gemma-2b"))
+    assert (warning in caplog.text) if warning else not caplog.records
+
+
+def test_an_autoencoder_made_for_unquantised_weights_is_told(caplog):
+    made_for = Provenance(model_name="HuggingFaceTB/SmolLM2-135M-Instruct")
+    run_module._compare_models(made_for, ModelSettings(package=Package.smollm2_135m_instruct_q4_1))
+    assert "(as published) and is evaluated on other weights of it (weights quantised to Q4_1" in caplog.text

@@ -19,8 +19,10 @@ from fsae.configuration.refusal import record_refusal, tell
 from fsae.configuration.schema import RunSettings, Task
 from fsae.draws import seed_of
 from fsae.export.folding import fold
-from fsae.export.saelens import load_saelens, read_provenance
+from fsae.export.saelens import Provenance, load_saelens, read_provenance
 from fsae.language_models.device import dtype_of
+from fsae.language_models.identity import published_as
+from fsae.language_models.settings import ModelSettings
 from fsae.losses.objective import Objective
 from fsae.open_run import OpenRun
 from fsae.sources.activations import ActivationSource, ActivationSourceSettings, Cache, open_activations, stream_key
@@ -314,9 +316,23 @@ def _existing(settings: RunSettings) -> Autoencoder:
             f"the autoencoder in {path} was made for {made_for.hook_name}, but site {site} is "
             f"{site.hook_name}; set site and site.layer to where it belongs"
         )
-    if model is not None and made_for.model_name not in (None, model.name, model.path):
-        log.warning("the autoencoder was made for model %s and is evaluated on %s", made_for.model_name, model.name)
+    if model is not None and made_for.model_name is not None:
+        _compare_models(made_for, model)
     return autoencoder
+
+
+def _compare_models(made_for: Provenance, model: ModelSettings) -> None:
+    """Warn where an autoencoder was made for another model, or for other weights of it."""
+    name, note = published_as(model)
+    # SAELens' releases leave out the owner, and write some names in small letters.
+    known = {each.casefold() for each in (name, name.rpartition("/")[2], model.name)}
+    if str(made_for.model_name).casefold() not in known:
+        log.warning("the autoencoder was made for model %s and is evaluated on %s", made_for.model_name, name)
+    elif made_for.model_note != note:
+        log.warning(
+            "the autoencoder was made for %s (%s) and is evaluated on other weights of it (%s)",
+            made_for.model_name, made_for.model_note or "as published", note or "as published",
+        )  # fmt: skip
 
 
 def _fitting(existing: dict[OpenRun, Autoencoder], source: Source) -> list[TrainedRun]:

@@ -22,6 +22,7 @@ from fsae.evaluation.truth import Truth, evaluate_truth
 from fsae.evaluation.vectors import evaluate_vectors
 from fsae.export.saelens import Provenance, save_saelens
 from fsae.language_models.device import rows_at_once
+from fsae.language_models.identity import published_as
 from fsae.losses.fisher import Fisher
 from fsae.open_run import OpenRun
 from fsae.sources.activations import ActivationSource
@@ -137,8 +138,10 @@ def _export(made: TrainedRun, firing: Sequence[Tensor], prepends_bos: bool | Non
     model, site, dataset = settings.model, settings.site, settings.dataset
     provenance = Provenance()
     if model is not None and site is not None and dataset is not None:
+        model_name, model_note = published_as(model)
         provenance = Provenance(
-            model_name=model.path or model.name,
+            model_name=model_name,
+            model_note=model_note,
             hook_name=site.hook_name,
             context_size=dataset.context,
             prepend_bos=prepends_bos,

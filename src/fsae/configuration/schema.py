@@ -171,6 +171,15 @@ SCHEMAS: dict[str, type] = {
 }
 
 
+# What people look for where it is not a setting, and what they want instead.
+INSTEAD = {
+    "model.name": "a model's name follows from what it is: choose another model, as in model=gpt2 or model=custom "
+    "model.path=FOLDER_OR_HUB_NAME; name=... names the run",
+    "dataset.name": "a data set's name follows from what it is: choose another one, as in dataset=tinystories or "
+    "dataset=text_files dataset.path=FOLDER; name=... names the run",
+}
+
+
 def register_schemas() -> None:
     """Store every schema where the YAML files refer to it."""
     store = ConfigStore.instance()
@@ -242,9 +251,8 @@ def _refuse_unknown(node: DictConfig, known: set[str], path: str) -> None:
     for key in node:
         full_key = f"{path}.{key}" if path else str(key)
         if known and key not in known:
-            raise ValueError(
-                f"{full_key}: there is no such setting; {path or 'the root'} has: {', '.join(sorted(known))}"
-            )
+            instead = INSTEAD.get(full_key) or f"{path or 'the root'} has: {', '.join(sorted(known))}"
+            raise ValueError(f"{full_key}: there is no such setting; {instead}")
         child = node[key]
         if isinstance(child, DictConfig):
             kind = OmegaConf.get_type(child)

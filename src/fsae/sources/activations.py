@@ -477,7 +477,7 @@ def _contents(
     text = {
         name: value.name if isinstance(value, Enum) else value
         for name, value in asdict(dataset).items()
-        if name not in ("name", "path")
+        if name != "path"
     }
     shared = {
         "model": model_identity(model),
