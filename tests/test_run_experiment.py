@@ -19,6 +19,7 @@ from fsae import run_experiment as run_module
 from fsae import trained_run
 from fsae.configuration.origin import Origin, accept
 from fsae.configuration.schema import RunSettings, settings_of
+from fsae.export.saelens import Provenance, save_saelens
 from fsae.language_models import transformer_lens_model
 from fsae.run_experiment import pack_key, run_experiment, run_pack
 from fsae.sources import activations
@@ -29,6 +30,7 @@ from fsae.tracking.status import RunState, read_status
 from fsae.training import memory
 from fsae.training.interruption import Interrupted
 from fsae.training.member import Member
+from tests.architectures import build
 from tests.composition import composed
 from tests.sources.edf_file import write_edf
 from tests.training.runs import differences
@@ -259,7 +261,10 @@ def test_existing_autoencoders_are_evaluated_together(alone: Path, tmp_path: Pat
     ],
 )
 def test_what_fits_into_one_pack(override: str, together: bool, tmp_path: Path):
-    sae = [f"sae.path={tmp_path}"] if override == "task=eval" else []
+    sae = []
+    if override == "task=eval":
+        save_saelens(build("standard"), tmp_path / "sae", Provenance())
+        sae = [f"sae.path={tmp_path / 'sae'}"]
     settings, other = job(tmp_path, "a")[0], job(tmp_path, "b", override, *sae)[0]
     assert (pack_key(settings) == pack_key(other)) is together
 

@@ -19,7 +19,7 @@ from fsae.configuration.refusal import tell
 from fsae.configuration.schema import RunSettings, Task
 from fsae.draws import seed_of
 from fsae.export.folding import fold
-from fsae.export.saelens import load_saelens, read_provenance
+from fsae.export.saelens import load_saelens
 from fsae.language_models.device import dtype_of
 from fsae.losses.objective import Objective
 from fsae.open_run import OpenRun
@@ -146,7 +146,7 @@ def _work(runs: Sequence[OpenRun], interruption: Interruption) -> None:
     # Read before anything heavy is opened.
     existing: dict[OpenRun, Autoencoder] = {}
     if task is Task.eval:
-        _for_each(runs, lambda run: existing.update({run: _existing(run.settings)}))
+        _for_each(runs, lambda run: existing.update({run: load_saelens(run.settings.existing())}))
     going = _going(runs)
     if not going:
         return
@@ -284,27 +284,6 @@ def _member(settings: RunSettings, number: int, source: Source, scale: float, fr
     if isinstance(trainer, PamSettings):
         return PamMember(autoencoder, objective, trainer, scale, seed)
     return Member(autoencoder, objective, trainer, scale, seed)
-
-
-def _existing(settings: RunSettings) -> Autoencoder:
-    """The autoencoder at `sae.path`.
-
-    Raises:
-        ValueError: there is none, or it was made for another site.
-    """
-    assert settings.sae.path is not None
-    path = Path(settings.sae.path).expanduser()
-    autoencoder = load_saelens(path)
-    made_for = read_provenance(path)
-    model, site = settings.model, settings.site
-    if site is not None and made_for.hook_name not in (None, site.hook_name):
-        raise ValueError(
-            f"the autoencoder in {path} was made for {made_for.hook_name}, but site {site} is "
-            f"{site.hook_name}; set site and site.layer to where it belongs"
-        )
-    if model is not None and made_for.model_name not in (None, model.name, model.path):
-        log.warning("the autoencoder was made for model %s and is evaluated on %s", made_for.model_name, model.name)
-    return autoencoder
 
 
 def _fitting(existing: dict[OpenRun, Autoencoder], source: Source) -> list[TrainedRun]:

@@ -119,7 +119,7 @@ def _export(made: TrainedRun, firing: Sequence[Tensor], prepends_bos: bool | Non
         provenance = Provenance(
             model_name=model.path or model.name,
             hook_name=site.hook_name,
-            context_size=dataset.context,
+            context_size=dataset.tokens_per_row,
             prepend_bos=prepends_bos,
             dataset_path=dataset.path or dataset.name,
             exclude_special_tokens=dataset.exclude_special_tokens,
@@ -160,6 +160,14 @@ def _report(
     region_histogram = _picture(geometries[made.best], run.folder.plots) if geometries else {}
     run.tracker.log({f"eval/{name}": value for name, value in (metrics | of_each).items()}, made.tokens)
     print(f"\n{results_table(metrics)}")
+    if not metrics["fvu"] <= 1:
+        made_for = "Was it made for this model, this site and raw activations?"
+        log.warning(
+            "eval/fvu is %.3g: the mean of the activations alone would be a better reconstruction, so none of these "
+            "numbers says anything of a dictionary. %s",
+            metrics["fvu"],
+            made_for if run.settings.task is Task.eval else "See whether training diverged.",
+        )
     finish(run, flat_results(metrics | of_each) | {"density_histogram": histogram} | region_histogram)
 
 

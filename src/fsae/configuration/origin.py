@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fsae.configuration.checks import check
+from fsae.configuration.existing import heed_existing
 from fsae.configuration.refusal import record_refusal
 from fsae.configuration.resolvers import deciding_settings, flat_settings
 from fsae.configuration.schema import RunSettings, settings_of
@@ -47,6 +48,7 @@ def accept(config: DictConfig, folder: Path, overrides: Sequence[str]) -> tuple[
     try:
         settings = settings_of(config)
         check(settings)
+        settings = heed_existing(settings)
     except (ValueError, OmegaConfBaseException) as error:
         record_refusal(error, folder, Path(config.paths.outputs))
         raise
