@@ -23,6 +23,7 @@ from fsae.export.saelens import Provenance, save_saelens
 from fsae.language_models import transformer_lens_model
 from fsae.run_experiment import pack_key, run_experiment, run_pack
 from fsae.sources import activations
+from fsae.sources.in_memory import InMemorySource
 from fsae.tracking.mlflow_upload import read_description
 from fsae.tracking.run_log import run_log
 from fsae.tracking.spool import read_metrics
@@ -30,7 +31,8 @@ from fsae.tracking.status import RunState, read_status
 from fsae.training import memory
 from fsae.training.interruption import Interrupted
 from fsae.training.member import Member
-from tests.architectures import build
+from fsae.training.settings import AdamSettings
+from tests.architectures import SquaredSettings, build
 from tests.composition import composed
 from tests.sources.edf_file import write_edf
 from tests.training.runs import differences
@@ -406,3 +408,14 @@ def test_a_source_without_a_language_model_refuses_one(tmp_path: Path):
     config = composed("source=grouped_features", "model=tiny")
     with pytest.raises(ValueError, match="model is chosen, but this source has nothing to do with a language model"):
         accept(config, tmp_path, [])
+
+
+def test_an_architecture_that_cannot_be_measured_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings, origin = fitted_job(tmp_path / "run", "source=toy_clusters")
+    monkeypatch.setattr(InMemorySource, "first_vectors", lambda self: pytest.fail("a vector was asked for"))
+    arch = SquaredSettings(d_sae=4)
+    gradients = replace(settings, arch=arch, trainer=AdamSettings(tokens=64, batch_size=8))
+    with pytest.raises(ValueError, match=r"Squared is an architecture that fsae.export\.folding does not know"):
+        run_experiment(gradients, origin)

@@ -18,8 +18,8 @@ from fsae.configuration.origin import Origin
 from fsae.configuration.refusal import tell
 from fsae.configuration.schema import RunSettings, Task
 from fsae.draws import seed_of
-from fsae.export.folding import fold
-from fsae.export.saelens import load_saelens
+from fsae.export.folding import check_foldable, fold
+from fsae.export.saelens import check_exportable, load_saelens
 from fsae.language_models.device import dtype_of
 from fsae.losses.objective import Objective
 from fsae.open_run import OpenRun
@@ -241,11 +241,15 @@ def _check_memory(fresh: Sequence[RunSettings], source: Source) -> None:
 def _training(run: OpenRun, source: Source, scale_by: Callable[[Scale], float]) -> TrainingRun:
     settings, state = run.settings, run.state
     settings.check_width(source.d_in)
+    autoencoders = [_fresh(settings, number, source) for number in range(settings.population.size)]
+    autoencoder = autoencoders[0]
+    # Before a vector is asked for, for what cannot be folded and exported cannot be measured either.
+    check_foldable(autoencoder)
+    check_exportable(autoencoder)
     scale = scale_by(settings.trainer.activation_scale) if state is None else state["scale"]
     members = [
-        _member(settings, number, source, scale, fresh=state is None) for number in range(settings.population.size)
+        _member(settings, number, each, source, scale, fresh=state is None) for number, each in enumerate(autoencoders)
     ]
-    autoencoder = members[0].autoencoder
     log.info(
         "%s%s: d_in %d, d_sae %d, at %s; inputs are scaled by %.4g",
         f"{len(members)} x " if len(members) > 1 else "", type(autoencoder).__name__,
@@ -269,10 +273,20 @@ def _training(run: OpenRun, source: Source, scale_by: Callable[[Scale], float]) 
     return training
 
 
-def _member(settings: RunSettings, number: int, source: Source, scale: float, fresh: bool) -> Learner:
-    """One of a population; the first has the run's own seed, and is what the run alone would train."""
-    seed = settings.seed if number == 0 else seed_of(settings.seed, number)
-    autoencoder = settings.arch.build(source.d_in, torch.Generator().manual_seed(seed)).to(source.device)
+def _seed(settings: RunSettings, number: int) -> int:
+    """Of one of a population; the first has the run's own, and is what the run alone would train."""
+    return settings.seed if number == 0 else seed_of(settings.seed, number)
+
+
+def _fresh(settings: RunSettings, number: int, source: Source) -> Autoencoder:
+    generator = torch.Generator().manual_seed(_seed(settings, number))
+    return settings.arch.build(source.d_in, generator).to(source.device)
+
+
+def _member(
+    settings: RunSettings, number: int, autoencoder: Autoencoder, source: Source, scale: float, fresh: bool
+) -> Learner:
+    seed = _seed(settings, number)
     objective, trainer = Objective(settings.loss), settings.trainer
     if isinstance(trainer, FitSettings):
         assert isinstance(autoencoder, LocalPCA | PCA)

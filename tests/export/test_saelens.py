@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from fsae.autoencoders.base import Autoencoder
 from fsae.autoencoders.batch_topk import BatchTopK
 from fsae.export.saelens import Provenance, load_saelens, read_provenance, save_saelens
-from tests.architectures import FITTED, build, each_architecture, fitted, relative_error, samples
+from tests.architectures import FITTED, SquaredSettings, build, each_architecture, fitted, relative_error, samples
 
 PROVENANCE = Provenance(
     model_name="tiny", hook_name="blocks.1.hook_resid_mid", context_size=16, prepend_bos=True, dataset_path="here"
@@ -358,3 +358,10 @@ def test_a_threshold_of_zero_leaves_the_relu(tmp_path):
     with torch.no_grad():
         codes = load_saelens(folder)(x).codes.dense()
     assert relative_error(codes, torch.relu((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"])) < 1e-5
+
+
+def test_an_architecture_that_is_not_known_is_refused(tmp_path):
+    autoencoder = SquaredSettings(d_sae=13).build(5, torch.Generator())
+    with pytest.raises(ValueError, match=r"Squared is an architecture that fsae\.export\.saelens does not know"):
+        save_saelens(autoencoder, tmp_path / "sae", PROVENANCE)
+    assert list(tmp_path.iterdir()) == []

@@ -19,8 +19,8 @@ from fsae.autoencoders.base import Autoencoder, AutoencoderSettings, DecoderNorm
 from fsae.autoencoders.batch_topk import BatchTopK
 from fsae.autoencoders.gated import Gated, GatedSettings
 from fsae.autoencoders.jumprelu import JumpReLU, JumpReLUSettings
-from fsae.autoencoders.local_pca import KMeansSettings, LocalPCA, LocalPCASettings
-from fsae.autoencoders.standard import StandardSettings
+from fsae.autoencoders.local_pca import PCA, KMeansSettings, LocalPCA, LocalPCASettings
+from fsae.autoencoders.standard import Standard, StandardSettings
 from fsae.autoencoders.topk import AbsTopK, AbsTopKSettings, TopK, TopKSettings
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,18 @@ SPARSITY = "sparsity.safetensors"
 # layout and drops its metadata.
 FORMAT_VERSION = "6.54.12"
 
+# Its word for each class. A subclass may choose its codes in another way, so it is not what its parent is; LocalPCA's
+# word depends on its rank.
+_WORDS: dict[type[Autoencoder], str] = {
+    Standard: "standard",
+    Gated: "gated",
+    JumpReLU: "jumprelu",
+    TopK: "topk",
+    BatchTopK: "jumprelu",
+    AbsTopK: "abstopk",
+    PCA: "abstopk",
+    LocalPCA: "local_pca",
+}
 # SAELens' word for an architecture -> its tensors: (d_in, d_sae), (d_sae, d_in), (d_in,), and these of (d_sae,).
 PER_LATENT = {
     "standard": ("b_enc",),
@@ -98,8 +110,10 @@ def save_saelens(
         firing_frequency: share of samples on which each latent fires; kept as log10 in `sparsity.safetensors`.
 
     Raises:
+        ValueError: an architecture that is not known here.
         OSError: the disk is full or the folder cannot be written; an earlier folder is untouched.
     """
+    check_exportable(autoencoder)
     architecture, tensors, extra = _contents(autoencoder)
     if architecture in OURS_ALONE:
         log.warning("SAELens cannot express %s: %s is in its layout, but for task=eval alone", architecture, folder)
@@ -146,24 +160,32 @@ def save_saelens(
         ) from error
 
 
+def check_exportable(autoencoder: Autoencoder) -> None:
+    """Raise ValueError for an architecture of which it is not known what SAELens calls it."""
+    if type(autoencoder) not in _WORDS:
+        raise ValueError(
+            f"{type(autoencoder).__name__} is an architecture that fsae.export.saelens does not know: its word and its "
+            "tensors must be said there before it can be trained or exported"
+        )
+
+
 def _contents(autoencoder: Autoencoder) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     """SAELens' word for the architecture, its tensors, and what only this architecture has in cfg.json."""
+    word = _WORDS[type(autoencoder)]
+    extra: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {name: getattr(autoencoder, name) for name in ("W_enc", "W_dec", "b_dec")}
-    if isinstance(autoencoder, Gated):
-        biases = {name: autoencoder.get_parameter(name) for name in PER_LATENT["gated"]}
-        return "gated", {**tensors, **biases}, {}
-    tensors["b_enc"] = autoencoder.get_parameter("b_enc")
+    for name in PER_LATENT[word]:
+        if name != "threshold":
+            tensors[name] = autoencoder.get_parameter(name)
     if isinstance(autoencoder, LocalPCA):
-        return "local_pca" if autoencoder.rank else "kmeans", tensors, {"rank": autoencoder.rank}
-    if isinstance(autoencoder, TopK):
+        word, extra = word if autoencoder.rank else "kmeans", {"rank": autoencoder.rank}
+    elif isinstance(autoencoder, TopK):
         extra = {"k": autoencoder.settings.k, "rescale_acts_by_decoder_norm": False}
-        return "abstopk" if isinstance(autoencoder, AbsTopK) else "topk", tensors, extra
-    if isinstance(autoencoder, JumpReLU):
-        return "jumprelu", {**tensors, "threshold": autoencoder.threshold}, {}
-    if isinstance(autoencoder, BatchTopK):
-        threshold = autoencoder.threshold.clamp_min(0).expand(autoencoder.d_sae)
-        return "jumprelu", {**tensors, "threshold": threshold}, {}
-    return "standard", tensors, {}
+    elif isinstance(autoencoder, JumpReLU):
+        tensors["threshold"] = autoencoder.threshold
+    elif isinstance(autoencoder, BatchTopK):
+        tensors["threshold"] = autoencoder.threshold.clamp_min(0).expand(autoencoder.d_sae)
+    return word, tensors, extra
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
