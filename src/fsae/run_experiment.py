@@ -15,7 +15,7 @@ from fsae.autoencoders.base import Autoencoder, SparseAutoencoder
 from fsae.autoencoders.initialisation import initialise_from
 from fsae.autoencoders.local_pca import PCA, FittedSettings, LocalPCA
 from fsae.configuration.origin import Origin
-from fsae.configuration.refusal import tell
+from fsae.configuration.refusal import record_refusal, tell
 from fsae.configuration.schema import RunSettings, Task
 from fsae.draws import seed_of
 from fsae.export.folding import check_foldable, fold
@@ -24,6 +24,7 @@ from fsae.language_models.device import dtype_of
 from fsae.losses.objective import Objective
 from fsae.open_run import OpenRun
 from fsae.sources.activations import ActivationSource, ActivationSourceSettings, Cache, open_activations, stream_key
+from fsae.sources.identity import data_identity
 from fsae.sources.in_memory import InMemorySource
 from fsae.sources.source import Source
 from fsae.sources.synthetic import SyntheticSource
@@ -100,8 +101,13 @@ def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
     Returns:
         What became of each, in their order; Interrupted is the error of all that a signal stopped.
     """
-    runs = [OpenRun(settings, origin) for settings, origin in jobs]
-    settings = runs[0].settings
+    settings = jobs[0][0]
+    try:
+        # Before a folder is taken: what cannot be found is refused as wrong settings are.
+        data = data_identity(settings.model, settings.dataset, settings.source) if settings.task is Task.train else {}
+    except ValueError as missing:
+        return [_refused(each, origin, missing) for each, origin in jobs]
+    runs = [OpenRun(each, origin, data) for each, origin in jobs]
     assert all(pack_key(run.settings) == pack_key(settings) for run in runs)
     with runs_named() if len(runs) > 1 else nullcontext(), Interruption() as interruption:
         _for_each(runs, OpenRun.claim)
@@ -120,6 +126,12 @@ def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
                 if not isinstance(error, Exception):
                     raise
     return [Outcome(run.results, run.error) for run in runs]
+
+
+def _refused(settings: RunSettings, origin: Origin, error: ValueError) -> Outcome:
+    tell(error, origin.folder)
+    record_refusal(error, origin.folder, Path(settings.paths.outputs))
+    return Outcome(None, error)
 
 
 def _going(runs: Iterable[OpenRun]) -> list[OpenRun]:

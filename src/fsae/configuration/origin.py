@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fsae.configuration.checks import check
 from fsae.configuration.existing import heed_existing
 from fsae.configuration.refusal import record_refusal
-from fsae.configuration.resolvers import deciding_settings, flat_settings
+from fsae.configuration.resolvers import absolute_paths, deciding_settings, flat_settings
 from fsae.configuration.schema import RunSettings, settings_of
 
 
@@ -45,6 +45,8 @@ def accept(config: DictConfig, folder: Path, overrides: Sequence[str]) -> tuple[
         ValueError: they cannot be run; the refusal is recorded first.
         OmegaConfBaseException: likewise.
     """
+    for key, path in absolute_paths(config).items():
+        OmegaConf.update(config, key, path)
     try:
         settings = settings_of(config)
         check(settings)

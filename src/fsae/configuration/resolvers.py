@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import os
 from enum import Enum
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from fsae.configuration.schema import SCHEMAS
+from fsae.language_models.hub import is_hub_name
 
 # What does not change the numbers of a run: it neither names its folder nor makes a checkpoint foreign.
 BESIDE_THE_POINT = (
@@ -59,7 +61,20 @@ def flat_settings(config: DictConfig) -> dict[str, str]:
     for group in config:
         if group != "hydra":
             walk(str(group), config[group])
-    return flat
+    return flat | absolute_paths(config)
+
+
+def absolute_paths(config: DictConfig) -> dict[str, str]:
+    """Settings that name files by a path, made absolute: a path means the same wherever the command is given again.
+
+    A hub name stays as it is, unless a folder of that name is here: that is what would be read.
+    """
+    found: dict[str, str] = {}
+    for group in ("model", "dataset", "source", "sae"):
+        path = OmegaConf.select(config, f"{group}.path", throw_on_missing=False)
+        if isinstance(path, str) and path and (not is_hub_name(path) or Path(path).exists()):
+            found[f"{group}.path"] = os.path.abspath(Path(path).expanduser())  # noqa: PTH100 - links stay links
+    return found
 
 
 def deciding_settings(config: DictConfig) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -77,6 +78,7 @@ class Provenance:
         dataset_path: the text.
         exclude_special_tokens: ids of tokens whose activations were left out, or whether the tokenizer's were.
         seqpos_slice: start, and where there are more stop and step, of the positions of a sequence that counted.
+        max_activation_norm: activations of a greater norm were left out, too; not a name of SAELens'.
     """
 
     model_name: str | None = None
@@ -86,6 +88,7 @@ class Provenance:
     dataset_path: str | None = None
     exclude_special_tokens: list[int] | bool | None = None
     seqpos_slice: list[int | None] | None = None
+    max_activation_norm: float | None = None
 
 
 def save_saelens(
@@ -277,6 +280,9 @@ def read_provenance(folder: Path) -> Provenance:
     positions = known.get("seqpos_slice")
     if positions is not None and not (_is_list_of(positions, int | None) and 1 <= len(positions) <= 3):
         raise ValueError(f"{path}: seqpos_slice is {positions!r}; it must be a list of start, stop and step, or null")
+    norm = known.get("max_activation_norm")
+    if norm is not None and (isinstance(norm, bool) or not isinstance(norm, int | float) or not 0 < norm < math.inf):
+        raise ValueError(f"{path}: max_activation_norm is {norm!r}; it must be a positive number, or null")
     return Provenance(
         model_name=read("model_name", str, "the name of a model"),
         hook_name=hook_name,
@@ -285,6 +291,7 @@ def read_provenance(folder: Path) -> Provenance:
         dataset_path=read("dataset_path", str, "the name of a data set"),
         exclude_special_tokens=special,
         seqpos_slice=positions,
+        max_activation_norm=norm,
     )
 
 

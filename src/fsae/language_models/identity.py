@@ -25,11 +25,16 @@ def _origin(settings: ModelSettings) -> dict[str, str]:
     assert settings.path is not None
     folder = local_model_folder(settings.path)
     if folder is not None:
-        return {"files": listing_digest(folder, [path for path in folder.rglob("*") if path.is_file()])}
+        return folder_identity(folder)
     return {
         "hub": settings.path,
         "revision": resolved_revision(settings.path, revision=settings.revision, kind=RepoKind.model),
     }
+
+
+def folder_identity(folder: Path) -> dict[str, str]:
+    """What tells a folder's files from any others; a folder that is not there has none."""
+    return {"files": listing_digest(folder, [path for path in folder.rglob("*") if path.is_file()])}
 
 
 def listing_digest(root: Path, files: list[Path]) -> str:

@@ -13,7 +13,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from fsae.language_models.hub import RepoKind, is_hub_name, require_repo, resolved_revision
-from fsae.language_models.identity import listing_digest
+from fsae.language_models.identity import folder_identity, listing_digest
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -243,7 +243,7 @@ def dataset_identity(settings: DatasetSettings) -> dict[str, str]:
         files = [Path(file) for file in dataset_files(settings)]
         return {"files": listing_digest(Path(os.path.commonpath([file.parent for file in files])), files)}
     if path.is_dir():
-        return {"files": listing_digest(path, [file for file in path.rglob("*") if file.is_file()])}
+        return folder_identity(path)
     return {
         "hub": str(settings.path),
         "revision": resolved_revision(str(settings.path), revision=settings.revision, kind=RepoKind.dataset),
