@@ -20,14 +20,15 @@ from fsae import run_experiment as run_module
 from fsae import trained_run
 from fsae.configuration.origin import Origin, accept
 from fsae.configuration.schema import RunSettings, settings_of
-from fsae.export.saelens import Provenance
+from fsae.export.saelens import Provenance, save_saelens
 from fsae.language_models import transformer_lens_model
 from fsae.language_models.embedded import embedded_folder
-from fsae.language_models.settings import ModelSettings, Package
+from fsae.language_models.settings import Package
 from fsae.run_experiment import pack_key, run_experiment, run_pack
 from fsae.sources import activations
 from fsae.sources.eeg import EEGSettings
 from fsae.sources.identity import data_identity
+from fsae.sources.in_memory import InMemorySource
 from fsae.sources.mnist import MNISTSettings
 from fsae.tracking.mlflow_upload import read_description
 from fsae.tracking.run_log import run_log
@@ -36,6 +37,8 @@ from fsae.tracking.status import RunState, read_status
 from fsae.training import memory
 from fsae.training.interruption import Interrupted
 from fsae.training.member import Member
+from fsae.training.settings import AdamSettings
+from tests.architectures import SquaredSettings, build
 from tests.composition import composed
 from tests.sources.edf_file import write_edf
 from tests.training.runs import differences
@@ -281,7 +284,10 @@ def test_existing_autoencoders_are_evaluated_together(alone: Path, tmp_path: Pat
     ],
 )
 def test_what_fits_into_one_pack(override: str, together: bool, tmp_path: Path):
-    sae = [f"sae.path={tmp_path}"] if override == "task=eval" else []
+    sae = []
+    if override == "task=eval":
+        save_saelens(build("standard"), tmp_path / "sae", Provenance())
+        sae = [f"sae.path={tmp_path / 'sae'}"]
     settings, other = job(tmp_path, "a")[0], job(tmp_path, "b", override, *sae)[0]
     assert (pack_key(settings) == pack_key(other)) is together
 
@@ -425,6 +431,17 @@ def test_a_source_without_a_language_model_refuses_one(tmp_path: Path):
         accept(config, tmp_path, [])
 
 
+def test_an_architecture_that_cannot_be_measured_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings, origin = fitted_job(tmp_path / "run", "source=toy_clusters")
+    monkeypatch.setattr(InMemorySource, "first_vectors", lambda self: pytest.fail("a vector was asked for"))
+    arch = SquaredSettings(d_sae=4)
+    gradients = replace(settings, arch=arch, trainer=AdamSettings(tokens=64, batch_size=8))
+    with pytest.raises(ValueError, match=r"Squared is an architecture that fsae.export\.folding does not know"):
+        run_experiment(gradients, origin)
+
+
 def written_texts(folder: Path) -> Path:
     folder.mkdir(parents=True)
     for number in range(40):
@@ -494,26 +511,3 @@ def test_recordings_and_images_have_the_identity_of_their_files(tmp_path: Path):
     first = data_identity(None, None, MNISTSettings(path=str(tmp_path / "mnist")))
     (tmp_path / "mnist" / "train-images-idx3-ubyte").write_bytes(b"ab")
     assert data_identity(None, None, MNISTSettings(path=str(tmp_path / "mnist"))) != first
-
-
-@pytest.mark.parametrize(
-    ("made_for", "warning"),
-    [
-        (Provenance(model_name="google/gemma-2b"), None),
-        (Provenance(model_name="gemma-2b"), None),
-        (Provenance(model_name="gpt2"), "made for model gpt2 and is evaluated on google/gemma-2b"),
-        (
-            Provenance(model_name="google/gemma-2b", model_note="random weights"),
-            "on other weights of it (as published)",
-        ),
-    ],
-)
-def test_an_autoencoder_made_for_another_model_is_told(made_for: Provenance, warning: str | None, caplog):
-    run_module._compare_models(made_for, ModelSettings(path="google/gemma-2b"))
-    assert (warning in caplog.text) if warning else not caplog.records
-
-
-def test_an_autoencoder_made_for_unquantised_weights_is_told(caplog):
-    made_for = Provenance(model_name="HuggingFaceTB/SmolLM2-135M-Instruct")
-    run_module._compare_models(made_for, ModelSettings(package=Package.smollm2_135m_instruct_q4_1))
-    assert "(as published) and is evaluated on other weights of it (weights quantised to Q4_1" in caplog.text

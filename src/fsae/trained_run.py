@@ -143,7 +143,7 @@ def _export(made: TrainedRun, firing: Sequence[Tensor], prepends_bos: bool | Non
             model_name=model_name,
             model_note=model_note,
             hook_name=site.hook_name,
-            context_size=dataset.context,
+            context_size=dataset.tokens_per_row,
             prepend_bos=prepends_bos,
             dataset_path=dataset.path or dataset.name,
             exclude_special_tokens=dataset.exclude_special_tokens,
@@ -184,6 +184,14 @@ def _report(
     plot_firing(histogram, metrics["dead_share"], run.folder.plots / "firing.png")
     region_histogram = _picture(geometries[made.best], run.folder.plots) if geometries else {}
     run.tracker.log({f"eval/{name}": value for name, value in (metrics | of_each).items()}, made.tokens)
+    if not metrics["fvu"] <= 1:
+        made_for = "Was it made for this model, this site and raw activations?"
+        log.warning(
+            "eval/fvu is %.3g: the mean of the activations alone would be a better reconstruction, so none of these "
+            "numbers says anything of a dictionary. %s",
+            metrics["fvu"],
+            made_for if run.settings.task is Task.eval else "See whether training diverged.",
+        )
     results = flat_results(metrics | of_each) | {"density_histogram": histogram} | region_histogram
     finish(run, results, results_table(metrics))
 

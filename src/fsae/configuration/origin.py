@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fsae.configuration.checks import check, check_files
+from fsae.configuration.existing import heed_existing
 from fsae.configuration.refusal import record_refusal
 from fsae.configuration.resolvers import absolute_paths, deciding_settings, flat_settings
 from fsae.configuration.schema import RunSettings, settings_of
@@ -60,7 +61,7 @@ def accept(config: DictConfig, folder: Path, overrides: Sequence[str]) -> tuple[
         OmegaConfBaseException: likewise.
     """
     try:
-        settings = checked(config)
+        settings = heed_existing(checked(config))
     except (ValueError, OmegaConfBaseException) as error:
         record_refusal(error, Path(config.paths.outputs), folder)
         raise

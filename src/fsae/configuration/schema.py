@@ -6,6 +6,7 @@ under `schema/...`, where the YAML files take them from, so that unknown keys an
 
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass
 from enum import Enum
+from pathlib import Path
 from types import NoneType
 from typing import Any, cast, get_args
 
@@ -112,6 +113,11 @@ class RunSettings:
         assert self.site is not None
         assert self.dataset is not None
         return self.model, self.site, self.dataset
+
+    def existing(self) -> Path:
+        """The folder of the autoencoder that task=eval evaluates."""
+        assert self.sae.path is not None
+        return Path(self.sae.path).expanduser()
 
     def check_width(self, d_in: int) -> None:
         """Raise ValueError where the architecture, or how it is trained, is not for vectors of this width."""
