@@ -219,6 +219,8 @@ def finish(run: OpenRun, results: dict[str, Any], table: str | None = None) -> N
     run.end()
     if is_job(run.folder.path):
         # Its sweep's end shows all jobs in one table.
+        if results.get("eval/fvu") is not None:
+            log.info("held out: fvu %.4g, l0 %.4g", results["eval/fvu"], results["eval/l0"])
         return
     if table is not None:
         print(f"\n{table}")

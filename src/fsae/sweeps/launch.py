@@ -1,8 +1,8 @@
 """The launching of a sweep, from its claim on a folder to what is said at its end, however that comes."""
 
-import copy
 from __future__ import annotations
 
+import copy
 import logging
 import signal
 import sys
