@@ -49,6 +49,20 @@ def test_what_goes_with_another_setting_names_no_condition_of_its_own():
     assert set(design.cells["condition"]) == {"dataset=devign", "dataset=tinystories"}
 
 
+def test_names_that_follow_from_paths_are_no_second_condition():
+    """A data set's name comes from its path, so two paths may have one name."""
+    rows = [
+        settings_of("gated", 0, 1, 0) | {"dataset.name": name, "dataset.path": path}
+        for name, path in (("a", "hub/a"), ("b", "hub/b"), ("a", "other/a"))
+    ]
+    design = design_of(table(*rows[:2]))
+    assert (design.conditions, design.follows) == (["dataset.name"], ["dataset.path"])
+    assert design_of(table(*rows[::2])).conditions == ["dataset.path"]
+    both = design_of(table(*rows))
+    assert both.conditions == ["dataset.name", "dataset.path"]
+    assert len(both.cells) == 3
+
+
 def test_a_penalty_that_does_not_train_has_one_name():
     rows = [
         settings_of("gated", theta, 1, 0) | {"loss.fisher.form": form}

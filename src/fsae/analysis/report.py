@@ -139,7 +139,13 @@ def _title(runs: pd.DataFrame) -> str:
     sweeps = [str(sweep) for sweep in dict.fromkeys(runs["sweep"]) if sweep]
     if sweeps and set(runs["sweep"]) == {sweeps[0]}:
         return f"Sweep {sweeps[0]}"
-    return f"{len(runs)} runs" + (f" of {len(sweeps)} sweeps" if len(sweeps) > 1 else "")
+    if len(runs) == 1:
+        return f"Run {runs['run'].iloc[0]}"
+    return _runs(len(runs)) + (f" of {len(sweeps)} sweeps" if len(sweeps) > 1 else "")
+
+
+def _runs(number: int) -> str:
+    return f"{number} run" if number == 1 else f"{number} runs"
 
 
 def _label(metric: str) -> str:
@@ -175,21 +181,21 @@ def _cautions(runs: pd.DataFrame, usable: pd.DataFrame, design: Design) -> Itera
     """What a reader must know before believing a difference."""
     missing = len(runs) - len(usable)
     if missing and len(usable):
-        yield f"{missing} of {len(runs)} runs are not compared; see the end of the page."
+        yield f"{missing} of {_runs(len(runs))} {'is' if missing == 1 else 'are'} not compared; see below."
     commits = {commit for commit in usable["commit"] if commit}
     if len(commits) > 1:
         yield f"The runs come from {len(commits)} commits of the code; a difference may be one of the code."
     if design.repeats:
-        yield f"{design.repeats} runs repeat the settings of another; such runs are averaged."
+        yield f"{_runs(design.repeats)} of the same settings as another; such runs are averaged."
     dense = [share for share in _values(usable, "eval/dense_share") if share > 0.5]
     if dense:
         yield (
-            f"In {len(dense)} runs more than half of the latents are active on more than a tenth of the vectors: "
+            f"In {_runs(len(dense))} more than half of the latents are active on more than a tenth of the vectors: "
             "nothing keeps their codes sparse."
         )
     silent = [l0 for l0 in _values(usable, "eval/l0") if l0 == 0]
     if silent:
-        yield f"In {len(silent)} runs no latent is ever active; they are in no curve."
+        yield f"In {_runs(len(silent))} no latent is ever active; such a run is in no curve."
     broken = [name for name in NUMBERS if any(math.isnan(value) for value in _values(usable, name))]
     if broken:
         names = ", ".join(name.removeprefix("eval/") for name in broken)
