@@ -243,7 +243,7 @@ def test_a_damaged_checkpoint_is_told_and_left_as_it_is(command):
 
 def test_a_checkpoint_of_other_settings_is_refused_by_the_keys_that_differ(command):
     folder = folder_of(*TINY_FOLDER)
-    Checkpoints(folder / "checkpoints", {"seed": "5", "arch.k": "3"}).save({})
+    Checkpoints(folder / "checkpoints", {"seed": "5", "arch.k": "3"}, {}).save({})
     ended = command(*TINY_FOLDER)
     assert ended.exit_status == 1
     assert "\n  seed: 5 in the checkpoint, 0 now\n" in ended.said

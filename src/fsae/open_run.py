@@ -34,6 +34,11 @@ log = logging.getLogger(__name__)
 class OpenRun:
     """A run under way, from taking its folder to writing how it ended.
 
+    Args:
+        settings: what it was told.
+        origin: where that came from.
+        data: what its settings' data are (`data_identity`); a checkpoint of other data is refused.
+
     Attributes:
         settings: what it was told.
         origin: where that came from.
@@ -45,10 +50,10 @@ class OpenRun:
         over: whether it has ended, either way.
     """
 
-    def __init__(self, settings: RunSettings, origin: Origin):
+    def __init__(self, settings: RunSettings, origin: Origin, data: dict[str, str]):
         self.settings, self.origin = settings, origin
         self.folder = RunFolder(origin.folder)
-        self.checkpoints = Checkpoints(self.folder.checkpoints, origin.deciding)
+        self.checkpoints = Checkpoints(self.folder.checkpoints, origin.deciding, data)
         self.state: dict[str, Any] | None = None
         self._tracker: Tracker | None = None
         self.results: dict[str, Any] | None = None

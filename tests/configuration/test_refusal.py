@@ -36,6 +36,8 @@ def refusal(*overrides: str, own: Path | None = None) -> str:
         ("loss.fisher.wieght=1", "loss.fisher.wieght: there is no such setting; did you mean loss.fisher.weight?\n"),
         ("arch.k=3", "arch.k: there is no such setting\narch (GatedSettings) has: "),
         ("modle=tiny", "modle: there is no such setting; did you mean model?\nthe root has: arch, dataset, "),
+        ("model.name=gpt2", "model.name: there is no such setting; a model's name follows from what it is: choose "),
+        ("dataset.name=c4", "dataset.name: there is no such setting; a data set's name follows from what it is: "),
         # Values.
         ("seed=abc", "seed: Value 'abc' of type 'str' could not be converted to Integer"),
         ("seed=null", "seed: it must not be null"),

@@ -110,10 +110,10 @@ def _check_activations(settings: RunSettings, source: ActivationSourceSettings) 
             shape.check_site(other, model.name)
         settings.check_width(shape.width(site))
     dataset, spliced = settings.dataset, settings.eval.splice_tokens
-    if spliced > 0 and dataset.skip_positions >= dataset.context - 1:
+    if spliced > 0 and dataset.skip_positions >= dataset.tokens_per_row - 1:
         raise ValueError(
             f"eval.splice_tokens is {spliced}, but dataset.skip_positions={dataset.skip_positions} keeps the last of "
-            f"{dataset.context} positions alone, which predicts nothing that is there; set eval.splice_tokens=0"
+            f"{dataset.tokens_per_row} positions alone, which predicts nothing that is there; set eval.splice_tokens=0"
         )
     tokens = source.distinct_tokens(settings.trainer.tokens)
     if tokens < settings.trainer.batch_size:

@@ -14,7 +14,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from fsae.configuration.schema import SCHEMAS
+from fsae.configuration.schema import INSTEAD, SCHEMAS
 from fsae.tracking.status import Failure, RunState, mark, read_status
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,8 @@ def _unknown_choice(error: MissingConfigException) -> str:
 
 def _unknown_key(error: OmegaConfBaseException) -> str:
     full_key = str(error.full_key)
+    if full_key in INSTEAD:
+        return f"{full_key}: there is no such setting; {INSTEAD[full_key]}"
     parent, _, key = full_key.rpartition(".")
     schema = next((schema for schema in SCHEMAS.values() if schema is error.object_type), None)
     known = sorted(field.name for field in fields(schema)) if schema is not None else _children(error)
