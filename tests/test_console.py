@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fsae.console import BesideBars, console, forgiving_file
+from fsae.console import BesideBars, forgiving_file
 
 # Prints more than a pipe holds, logs, writes a file of its own, and at the end says how it left.
 SPEAKS = """
@@ -54,15 +54,23 @@ def test_a_character_that_the_console_cannot_show_is_shown_by_its_number():
     assert (done.returncode, done.stdout) == (0, b"gr\\xf6\\xdfe\n")
 
 
-def test_the_streams_are_given_back(capfd: pytest.CaptureFixture[str]):
-    before = sys.stdout, sys.stderr
+def test_the_streams_are_given_back_and_a_capture_is_left_alone():
+    code = """
+import io, sys
+from fsae.console import console
+before = sys.stdout, sys.stderr
+with console():
+    inner = sys.stdout
     with console():
-        inner = sys.stdout
-        with console():
-            assert sys.stdout is inner
-        print("said")
-    assert (sys.stdout, sys.stderr) == before
-    assert capfd.readouterr().out == "said\n"
+        print("said", sys.stdout is inner, inner is not before[0])
+print((sys.stdout, sys.stderr) == before)
+sys.stdout = io.StringIO()
+with console():
+    print("captured")
+sys.stderr.write(sys.stdout.getvalue())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("said True True\nTrue\n", "captured\n")
 
 
 def test_a_file_on_a_full_disk_drops_lines_and_knows_why():

@@ -81,7 +81,8 @@ def console(bars: bool = True) -> Iterator[None]:
         bars: whether live bars are shown on a terminal; not by several processes on one terminal.
     """
     global _bars
-    if isinstance(sys.stdout, Words):
+    # Entered already, or somebody else's: a notebook's, a test's.
+    if sys.stdout not in (None, sys.__stdout__):
         yield
         return
     before, bars_before = (sys.stdout, sys.stderr), _bars
