@@ -127,7 +127,9 @@ def leave_on_signals() -> None:
 
 def live_bar(**settings: Any) -> "tqdm[Any]":
     """A bar of tqdm's on the terminal; without one, or outside of `console`, it is disabled and shows nothing."""
-    return tqdm(**settings, file=_bars, dynamic_ncols=True, disable=_bars is None or not _bars.isatty())
+    # A terminal that nobody gave a size has room for no bar.
+    shown = _bars is not None and _bars.isatty() and os.get_terminal_size(_bars.fileno()).columns > 0
+    return tqdm(**settings, file=_bars, dynamic_ncols=True, disable=not shown)
 
 
 class BesideBars(logging.Filter):
