@@ -64,7 +64,6 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
         {"d_model": D_MODEL, "n_layers": NUM_LAYERS, "n_heads": 4, "vocab_size": D_VOCAB, "max_seq_len": 128},
     ),
     "falcon": ("Falcon", {**COMMON, "ffn_hidden_size": 64}),
-    "falcon_new": ("Falcon", {**COMMON, "new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 64}),
     "falcon_sequential": ("Falcon", {**COMMON, "parallel_attn": False, "ffn_hidden_size": 64}),
     "opt": ("OPT", {**COMMON, "ffn_dim": 64, "word_embed_proj_dim": D_MODEL}),
     "opt_postnorm": ("OPT", {**COMMON, "ffn_dim": 64, "word_embed_proj_dim": D_MODEL, "do_layer_norm_before": False}),
@@ -79,7 +78,7 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("Mixtral", {**GROUPED, "num_local_experts": 4}),
     "gemma": ("Gemma", WIDE_HEADS),
     "gemma2": ("Gemma2", WIDE_HEADS),
-    "gemma3": ("Gemma3", WIDE_HEADS),
+    "gemma3": ("Gemma3Text", WIDE_HEADS),
     "vaultgemma": ("VaultGemma", WIDE_HEADS),
     "qwen2": ("Qwen2", GROUPED),
     "qwen2_moe": ("Qwen2Moe", {**EXPERTS, "shared_expert_intermediate_size": 32}),
@@ -87,7 +86,6 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe": ("Qwen3Moe", {**EXPERTS, "head_dim": 16}),
     "phi": ("Phi", COMMON),
     "phi3": ("Phi3", GROUPED),
-    "phimoe": ("Phimoe", {**GROUPED, "num_local_experts": 4}),
     "olmo": ("Olmo", COMMON),
     "olmo2": ("Olmo2", GROUPED),
     "olmo3": ("Olmo3", GROUPED),
@@ -108,12 +106,15 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "arcee": ("Arcee", GROUPED),
     "seed_oss": ("SeedOss", WIDE_HEADS),
     "ernie4_5": ("Ernie4_5", GROUPED),
-    "hunyuan_v1_dense": ("HunYuanDenseV1", GROUPED),
     "bitnet": ("BitNet", GROUPED),
     "gpt_oss": ("GptOss", {**WIDE_HEADS, "num_local_experts": 4, "num_experts_per_tok": 2}),
 }
-# The one that does not end in ForCausalLM.
-_CLASSES = {"GPT2": "GPT2LMHeadModel", "OpenAIGPT": "OpenAIGPTLMHeadModel"}
+# What is not made of that name.
+_CLASSES = {
+    "GPT2": "GPT2LMHeadModel",
+    "OpenAIGPT": "OpenAIGPTLMHeadModel",
+    "Gemma3Text": "Gemma3ForCausalLM",
+}
 
 
 def write_decoder(family: str, folder: Path) -> Path:
@@ -147,3 +148,67 @@ def write_model(make: Callable[[], Any], folder: Path, *, tokenizer: bool = True
         if tokenizer:
             AutoTokenizer.from_pretrained(embedded_folder(Package.tiny)).save_pretrained(folder)
     return folder
+
+
+def seeing_models() -> dict[str, Callable[[], Any]]:
+    """Models that also see images, by family."""
+    import transformers
+
+    # Its types do not know that a config's parts may be dictionaries.
+    t: Any = transformers
+
+    text = {**GROUPED, "head_dim": 8}
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 8,
+    }
+    # Ids of an image's places, which no text has.
+    image: dict[str, Any] = {"image_token_id": 256, "vision_start_token_id": 255, "vision_end_token_id": 254}
+    mrope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [1, 1, 2]}
+    patches = {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": D_MODEL}
+    return {
+        "gemma3": lambda: t.Gemma3ForConditionalGeneration(
+            t.Gemma3Config(
+                text_config={**WIDE_HEADS},
+                vision_config={**vision},
+                mm_tokens_per_image=4,
+                image_token_index=256,
+                boi_token_index=255,
+                eoi_token_index=254,
+            )
+        ),
+        "qwen2_5_vl": lambda: t.Qwen2_5_VLForConditionalGeneration(
+            t.Qwen2_5_VLConfig(
+                text_config={**text, "rope_parameters": mrope},
+                vision_config={**patches, "fullatt_block_indexes": [0]},
+                **image,
+            )
+        ),
+        "qwen3_vl": lambda: t.Qwen3VLForConditionalGeneration(
+            t.Qwen3VLConfig(
+                text_config={**text, "rope_parameters": mrope},
+                vision_config={**patches, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+                **image,
+            )
+        ),
+        "llava": lambda: t.LlavaForConditionalGeneration(
+            t.LlavaConfig(
+                text_config=t.LlamaConfig(**GROUPED),
+                vision_config=t.CLIPVisionConfig(**vision, projection_dim=16),
+                image_token_index=256,
+                vision_feature_layer=-1,
+            )
+        ),
+        "mistral3": lambda: t.Mistral3ForConditionalGeneration(
+            t.Mistral3Config(
+                text_config=t.MistralConfig(**text),
+                vision_config=t.PixtralVisionConfig(**{**vision, "head_dim": 16}),
+                image_token_index=256,
+                vision_feature_layer=-1,
+            )
+        ),
+    }

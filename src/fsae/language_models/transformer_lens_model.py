@@ -12,7 +12,7 @@ from torch import Tensor
 from fsae.language_models.device import device_of, dtype_of
 from fsae.language_models.embedded import embedded_folder
 from fsae.language_models.hub import RepoKind, local_model_folder, offline, require_repo
-from fsae.language_models.residual_identities import unsound_sites
+from fsae.language_models.residual_identities import is_not_sum, unsound_sites
 from fsae.language_models.safe_opening import nothing_started
 from fsae.language_models.settings import ModelSettings, Weights
 from fsae.language_models.shape import Shape
@@ -121,13 +121,17 @@ class TransformerLensModel:
         """
         self.check_site(site)
         reason = None
+        if site.name is SiteName.resid_mid:
+            end, mlp = (Site(name=name, layer=site.layer) for name in (SiteName.resid_post, SiteName.mlp_out))
+            if is_not_sum(self._glance(self._probe), end, site, mlp):
+                reason = f"it is carried past the MLP by a sum, and {site} + {mlp} is not {end}"
         try:
             plain = self._logits(self._probe, [])
             same = self._logits(self._probe, _replacement(site, lambda activations: activations))
             without = self._logits(self._probe, _replacement(site, torch.zeros_like))
-            if _differ(same, plain):
+            if reason is None and _differ(same, plain):
                 reason = "the logits change when its activations are replaced by themselves"
-            elif torch.equal(without, plain):
+            elif reason is None and torch.equal(without, plain):
                 reason = "the logits do not change when its activations are replaced by zeros"
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             reason = f"TransformerLens fails to compute logits: {_first_line(error)}"
