@@ -3,10 +3,12 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fsae.language_models.device import device_of, dtype_of
@@ -68,6 +70,8 @@ class TransformerLensModel:
         )
         self.d_vocab: int = config.d_vocab
         self.context_limit: int = config.n_ctx
+        if self.context_limit < 1:
+            raise ValueError(f"model {name}: by its config.json it takes {self.context_limit} tokens; correct it")
         weight = next(bridge.parameters())
         self.device, self.dtype = weight.device, weight.dtype
         self.bos_id = _bos_id(tokenizer)
@@ -134,7 +138,7 @@ class TransformerLensModel:
             elif reason is None and torch.equal(without, plain):
                 reason = "the logits do not change when its activations are replaced by zeros"
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-            reason = f"TransformerLens fails to compute logits: {_first_line(error)}"
+            reason = f"TransformerLens fails to compute logits: {_one_line(error)}"
         if reason is not None:
             raise ValueError(
                 f"site {site} of model {self.name} can be read, but nothing can be put in its place ({reason}); set "
@@ -226,7 +230,7 @@ class TransformerLensModel:
                 self._logits(tokens, [(site.hook_name, reader(site)) for site in sites])
             except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
                 # It concerns the sites behind it, and splices at any; told to whoever asks for those.
-                self._failure = f"{type(error).__name__}: {_first_line(error)}"
+                self._failure = f"{type(error).__name__}: {_one_line(error)}"
         return read
 
     def _logits(self, tokens: Tensor, hooks: list[_Hook]) -> Tensor:
@@ -331,11 +335,12 @@ def _architecture(source: str, revision: str | None) -> str:
     with _told(f"{where}: its config.json cannot be read", "save or download it again"):
         plain, _ = PretrainedConfig.get_config_dict(source, revision=revision)
     kind = plain.get("model_type")
-    if kind not in CONFIG_MAPPING:
-        if "auto_map" in plain:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        if own := plain.get("auto_map"):
+            names = ", ".join(map(str, own.values())) if isinstance(own, dict) else own
             raise ValueError(
-                f"{where} runs code of its own ({', '.join(map(str, plain['auto_map'].values()))}), which is never "
-                "run here; choose a model that transformers knows without it"
+                f"{where} runs code of its own ({names}), which is never run here; choose a model that transformers "
+                "knows without it"
             )
         raise ValueError(
             f"{where}: its config.json has model_type {kind!r}, which transformers does not know; correct it, or "
@@ -427,15 +432,21 @@ class _WholeModels:
         return self._opener.from_config(config, **{**arguments, "trust_remote_code": False})
 
     def from_pretrained(self, source: str, **arguments: Any) -> Any:
-        model, found = self._opener.from_pretrained(
-            source, **{**arguments, "trust_remote_code": False, "output_loading_info": True}
-        )
-        # transformers draws these anew and goes on.
+        for path in sorted(Path(source).glob("*.safetensors")):
+            try:
+                with safe_open(path, "pt"):
+                    pass
+            except SafetensorError as error:
+                raise ValueError(f"{path.name} is truncated or damaged: {error}") from error
+        ours = {"trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, found = self._opener.from_pretrained(source, **{**arguments, **ours})
+        # transformers would draw what is in these lists anew and go on.
+        for name, there, wanted in sorted(found["mismatched_keys"]):
+            raise ValueError(f"the weights' {name} is {tuple(there)}, by config.json it should be {tuple(wanted)}")
         missing = sorted(found["missing_keys"])
         if missing:
-            raise ValueError(
-                f"the weights lack {', '.join(missing[:3])}{f' and {len(missing) - 3} more' if missing[3:] else ''}"
-            )
+            more = f" and {len(missing) - 3} more" if missing[3:] else ""
+            raise ValueError(f"the weights lack {', '.join(missing[:3])}{more}")
         return model
 
 
@@ -445,11 +456,11 @@ def _told(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{what} ({type(error).__name__}: {_first_line(error)}); {remedy}") from error
+        raise ValueError(f"{what} ({type(error).__name__}: {_one_line(error)}); {remedy}") from error
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip()[:300] for line in str(error).splitlines() if line.strip()), "no details")
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or "no details"
 
 
 def _probe(d_vocab: int, length: int, special_ids: Set[int]) -> Int[Tensor, "1 position"]:
