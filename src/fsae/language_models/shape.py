@@ -68,8 +68,8 @@ def shape_of(settings: ModelSettings) -> Shape | None:
     file does not say.
 
     Raises:
-        ValueError: `model.path` is neither a model's folder nor a hub name, its config.json is damaged or has impossible
-            sizes, or it is a model with an encoder.
+        ValueError: `model.path` is neither a model's folder nor a hub name, its config.json is damaged or has
+            impossible sizes, or it is a model with an encoder.
     """
     if settings.package is not None:
         return _PACKAGED[settings.package]
@@ -85,8 +85,8 @@ def _read(config_json: Path) -> Shape | None:
     config = _object(config_json)
     if config.get("is_encoder_decoder") is True:
         raise ValueError(
-            f"model.path: {config_json.parent} is a {config.get('model_type')}, whose decoder reads what an encoder made; "
-            "choose a model that predicts the next token of text alone, such as gpt2"
+            f"model.path: {config_json.parent} is a {config.get('model_type')}, whose decoder reads what an encoder "
+            "made; choose a model that predicts the next token of text alone, such as gpt2"
         )
     # Models that also see images keep their text part one level down.
     if isinstance(config.get("text_config"), dict):
@@ -100,8 +100,8 @@ def _read(config_json: Path) -> Shape | None:
             if value is not None:
                 if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                     raise ValueError(
-                        f"model.path: {config_json}: {key} is {value!r}; it must be a whole number above 0: correct it, or "
-                        "save or download the model again"
+                        f"model.path: {config_json}: {key} is {value!r}; it must be a whole number above 0: correct "
+                        "it, or save or download the model again"
                     )
                 return value
         return None
