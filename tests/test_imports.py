@@ -17,6 +17,7 @@ PACKAGE = Path(fsae.__file__).parent
 # A module imports from earlier layers and from its own package, not from its neighbours in the layer. It belongs to the
 # longest name here that it begins with.
 LAYERS = [
+    {"console"},
     {
         "autoencoders.triton_products",
         "language_models.sites",
@@ -33,7 +34,8 @@ LAYERS = [
     {"autoencoders.encoder_product"},
     {"autoencoders.base"},
     {"autoencoders", "losses", "language_models"},
-    {"sources", "evaluation", "export"},
+    {"sources", "export"},
+    {"evaluation"},
     {"training"},
     {"tracking"},
     {"configuration"},
@@ -66,7 +68,7 @@ HOMES = {
     "jinja2": {"analysis."},
     "safetensors": {"export.", "language_models.transformer_lens_model", "sources.store"},
     "xxhash": {"sources.store"},
-    "tqdm": {"progress"},
+    "tqdm": {"console"},
     "scipy": {"losses.mutual", "training.least_squares"},
     "sklearn": {"training.fitting", "sources.mnist"},
     "mne": {"sources.eeg"},

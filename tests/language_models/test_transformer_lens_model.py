@@ -249,6 +249,8 @@ def test_special_tokens_of_embedded_models():
     smollm2, gemma = opened(Package.smollm2_135m_instruct_q4_1), opened(Package.gemma3_270m_q4_k_m)
     # 1 is <|im_start|>, which the tokenizer calls its BOS and never puts before a text.
     assert (smollm2.bos_id, smollm2.separator_id) == (None, 0)
+    # It has one and does not put it.
+    assert smollm2.bos_token_id == smollm2._tokenizer.convert_tokens_to_ids("<|im_start|>") == 1
     assert {0, 1, 2} <= smollm2.special_ids
     assert (gemma.bos_id, gemma.separator_id) == (2, 1)
     assert {0, 1, 2} <= gemma.special_ids

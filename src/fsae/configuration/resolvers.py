@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fsae.configuration.schema import SCHEMAS
+from fsae.language_models.hub import is_hub_name
 from fsae.language_models.settings import ModelSettings
 from fsae.sources.documents import DatasetSettings
 
@@ -36,8 +38,13 @@ CHOICES = {
 
 def register_resolvers() -> None:
     """Make `absolute` and `run_folder` known to OmegaConf."""
-    OmegaConf.register_new_resolver("absolute", lambda path: str(Path(path).expanduser().resolve()), replace=True)
+    OmegaConf.register_new_resolver("absolute", _absolute, replace=True)
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True, use_cache=False)
+
+
+def _absolute(path: str) -> str:
+    # Path("") would be the working directory: `check_outputs` tells it.
+    return str(Path(path).expanduser().resolve()) if path.strip() else ""
 
 
 def flat_settings(config: DictConfig) -> dict[str, str]:
@@ -69,7 +76,20 @@ def flat_settings(config: DictConfig) -> dict[str, str]:
     for group in config:
         if group != "hydra":
             walk(str(group), config[group])
-    return flat
+    return flat | absolute_paths(config)
+
+
+def absolute_paths(config: DictConfig) -> dict[str, str]:
+    """Settings that name files by a path, made absolute: a path means the same wherever the command is given again.
+
+    A hub name stays as it is, unless a folder of that name is here: that is what would be read.
+    """
+    found: dict[str, str] = {}
+    for key in ("model.path", "model.tokenizer", "dataset.path", "source.path", "sae.path"):
+        path = OmegaConf.select(config, key, throw_on_missing=False)
+        if isinstance(path, str) and path and (not is_hub_name(path) or Path(path).exists()):
+            found[key] = os.path.abspath(Path(path).expanduser())  # noqa: PTH100 - links stay links
+    return found
 
 
 def deciding_settings(config: DictConfig) -> dict[str, str]:

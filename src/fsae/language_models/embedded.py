@@ -81,6 +81,9 @@ def _write_aside(model: EmbeddedModel, folder: Path) -> None:
     aside.mkdir()
     try:
         model.write(aside)
+        for path in aside.iterdir():
+            # Weights are written for their owner only; the cache is for whom its folder is for.
+            path.chmod(aside.stat().st_mode & 0o666)
         aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -32,8 +32,13 @@ def model_identity(settings: ModelSettings) -> dict[str, str]:
 def _origin(path: str, revision: str | None, setting: str) -> dict[str, str]:
     folder = local_model_folder(path, setting)
     if folder is not None:
-        return {"files": listing_digest(folder, [file for file in folder.rglob("*") if file.is_file()])}
+        return folder_identity(folder)
     return {"hub": path, "revision": resolved_revision(path, revision=revision, kind=RepoKind.model)}
+
+
+def folder_identity(folder: Path) -> dict[str, str]:
+    """What tells a folder's files from any others; a folder that is not there has none."""
+    return {"files": listing_digest(folder, [path for path in folder.rglob("*") if path.is_file()])}
 
 
 def published_as(settings: ModelSettings) -> tuple[str, str | None]:

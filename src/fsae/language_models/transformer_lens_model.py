@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,7 @@ class TransformerLensModel:
         context_limit: the longest sequence it takes.
         device, dtype: where its weights are, and their type.
         bos_id: what its own tokenizer puts before a text; None where it puts nothing there.
+        bos_token_id: the tokenizer's BOS, whether it puts it before a text or not; None where it has none.
         separator_id: what stands between documents.
         special_ids: every id that stands for no text.
     """
@@ -74,6 +76,7 @@ class TransformerLensModel:
             raise ValueError(f"model {name}: by its config.json it takes {self.context_limit} tokens; correct it")
         weight = next(bridge.parameters())
         self.device, self.dtype = weight.device, weight.dtype
+        self.bos_token_id = tokenizer.bos_token_id if isinstance(tokenizer.bos_token_id, int) else None
         self.bos_id = _bos_id(tokenizer)
         self.separator_id = _separator_id(tokenizer, name)
         self.special_ids = frozenset(tokenizer.all_special_ids) | {
@@ -88,6 +91,10 @@ class TransformerLensModel:
         self._checked: set[Site] = set()
         self._failure: str | None = None
         self._widths, self._unsound = self._survey()
+        heads = {width for site, width in self._widths.items() if site.name is SiteName.attn_z}
+        if len(heads) == 1:
+            # As they are: not every family's values are as wide as its queries.
+            self.shape = replace(self.shape, d_heads=heads.pop())
 
     def width(self, site: Site) -> int:
         """The number of dimensions of the activations at a site, as they were seen."""
