@@ -66,7 +66,7 @@ HOMES = {
     "matplotlib": {"analysis."},
     "pandas": {"analysis."},
     "jinja2": {"analysis."},
-    "safetensors": {"export.", "sources.store"},
+    "safetensors": {"export.", "language_models.transformer_lens_model", "sources.store"},
     "xxhash": {"sources.store"},
     "tqdm": {"console"},
     "scipy": {"losses.mutual", "training.least_squares"},

@@ -225,6 +225,7 @@ def _open_source(
         held_out_tokens=settings.eval.tokens,
         folder=Path(settings.paths.activations),
         heartbeat=heartbeat,
+        spliced=not harvest and settings.eval.splice_tokens > 0,
     )
 
 
