@@ -29,6 +29,9 @@ class ListedDocuments:
 
     name = "listed"
     tokenised = False
+    chats = False
+    masked = False
+    skipped = 0
 
     def __init__(self, texts: Sequence[str], labels: Sequence[Any] | None = None):
         self.texts, self.position = list(texts), 0

@@ -236,6 +236,18 @@ class ActivationSource:
             vectors = batch.to(self.device)
             yield Batch(vectors, vectors)
 
+    def distinct(self, taken: int) -> int:
+        return self._shards.distinct(Part.train, self.wanted(taken))
+
+    def wanted(self, taken: int) -> int:
+        """How many different ones `taken` training vectors would be if there were text enough."""
+        return min(taken, self._extent.tokens[Part.train])
+
+    @property
+    def skipped_rows(self) -> int:
+        """Rows of the data set that held no document and were left out, in one pass as far as it was read."""
+        return self._shards.skipped_rows
+
     def _held_out(self, count: int) -> Iterator[Float[Tensor, "part d_in"]]:
         assert count <= self._extent.tokens[Part.held_out]
         for number in range(self._extent.shards(Part.held_out)):
@@ -330,6 +342,9 @@ def open_activations(
             skip_positions=dataset.skip_positions,
             exclude_special_tokens=dataset.exclude_special_tokens,
             repeat=part is Part.train,
+            exclude_tokens=dataset.exclude_tokens,
+            prefix=dataset.prefix,
+            chat_roles=dataset.chat_roles,
         )
 
     device = device_of(model)
@@ -342,15 +357,22 @@ def open_activations(
         shard_tokens=source.shard_tokens,
     )
     contents = {} if source.cache is Cache.none else _contents(model, [site, *source.other_sites()], dataset, source)
-    stores = {each: Store(folder / _folder_name(model, each, dataset, contents[each])) for each in contents}
+    stores = {
+        each: Store(folder / _folder_name(model, each, dataset, content), content) for each, content in contents.items()
+    }
+    if any(next(extent.missing(store), None) for store in stores.values()) or not stores:
+        # Before the model is opened, which may take minutes: can the text be read?
+        for part in [Part.train, Part.held_out] if extent.tokens[Part.train] else [Part.held_out]:
+            next(open_documents(dataset, part))
     shape = shape_of(model) or harvester.model.shape
     dtype = dtype_of(model)
     room = Room(folder=folder, limit_gb=source.cache_gb)
-    missing = sum(
-        shard_bytes(extent.count(part, number), shape.width(each), dtype)
-        for each, store in stores.items()
-        for part, number in extent.missing(store)
-    )
+    labelled = dataset.label_column is not None
+
+    def size(each: Site) -> Callable[[int], int]:
+        return lambda count: shard_bytes(count, shape.width(each), dtype, labelled)
+
+    missing = sum(extent.missing_bytes(store, size(each)) for each, store in stores.items())
     writing = _is_written(source.cache, missing, room)
     in_store = bool(stores) and missing == 0
     if in_store:
@@ -366,6 +388,7 @@ def open_activations(
         extent,
         dtype,
         room,
+        labelled=labelled,
         writing=writing,
         required=source.cache is Cache.disk,
     )
@@ -381,9 +404,23 @@ def open_activations(
         # Before the hours of training, not after them: is the site there, and held-out text?
         for each in [site, *source.other_sites()]:
             harvester.model.check_site(each)
-        harvester.held_out_rows(1)
+        counted = min(held_out_tokens, _HELD_OUT_COUNTED)
+        held_out = harvester.held_out_positions(counted)
+        if held_out == 0:
+            raise ValueError(
+                f"data set {dataset.name}: its held-out text has no position to evaluate on; give it more text, or raise "
+                f"dataset.held_out, which is {dataset.held_out}"
+            )
         if not writing:
             _say_memory(extent, shape.width(site), dtype, training_tokens)
+    else:
+        counted, held_out = held_out_tokens, shards.held_out_count() or 0
+    facts = {"held_out_samples": held_out, "held_out_samples_wanted": held_out_tokens} if held_out < counted else {}
+    if in_store and extent.tokens[Part.train]:
+        facts["train_samples_wanted"] = extent.tokens[Part.train]
+        facts["train_samples_distinct"] = result.distinct(training_tokens)
+    for sentence in shortages(facts):
+        log.warning("%s", sentence)
     return result
 
 
