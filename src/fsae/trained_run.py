@@ -32,6 +32,9 @@ from fsae.tracking.store import resolve_uri, ui_command
 
 log = logging.getLogger(__name__)
 
+# Of the variance, in one vector of a thousand: beyond this share fvu is a statement about these.
+MOST_OF_TAIL = 0.2
+
 Item = TypeVar("Item")
 
 
@@ -67,6 +70,9 @@ def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
 
     vectors = evaluate_vectors(autoencoders, held_out(), fishers)
     scalars = [measured.scalars for measured in vectors]
+    if isinstance(source, ActivationSource):
+        scalars = [measured | {"massive_share": source.massive_share} for measured in scalars]
+    _warn_of_tail(scalars[0]["top_variance_share"], source)
     truths: list[Truth] = []
     geometries: list[Geometry] = []
     if isinstance(source, ActivationSource) and settings.eval.splice_tokens > 0:
@@ -82,6 +88,7 @@ def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
             vectors[0].mean_activation,
             rows_at_once(model, tokens.shape[1]),
             heartbeat,
+            source.norm_limit,
         )
         scalars = [measured | more for measured, more in zip(scalars, spliced, strict=True)]
     if isinstance(source, SyntheticSource):
@@ -93,6 +100,7 @@ def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
         scalars = [measured | geometry.scalars for measured, geometry in zip(scalars, geometries, strict=True)]
     frequencies = [measured.firing_frequency for measured in vectors]
     bos = source.prepends_bos if isinstance(source, ActivationSource) else None
+    limit = source.norm_limit if isinstance(source, ActivationSource) else None
     for each in made:
         size = len(each.autoencoders)
         of_run, scalars = scalars[:size], scalars[size:]
@@ -101,8 +109,21 @@ def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
         shapes, geometries = geometries[:size], geometries[size:]
         with each.run.alone():
             if settings.task is Task.train:
-                _export(each, firing, bos)
+                _export(each, firing, bos, limit)
             _report(each, of_run, firing, known, shapes, heartbeat)
+
+
+def _warn_of_tail(share: float, source: Source) -> None:
+    if not share > MOST_OF_TAIL:
+        return
+    remedy = ""
+    if isinstance(source, ActivationSource):
+        remedy = ": lower source.max_norm_multiple, or raise dataset.skip_positions"
+    log.warning(
+        "0.1 %% of the held-out vectors hold %.0f %% of the variance. fvu says how these are reconstructed, and little "
+        "of all others%s",
+        100 * share, remedy,
+    )  # fmt: skip
 
 
 def _with_heartbeat(batches: Iterable[Item], heartbeat: Callable[[], None]) -> Iterator[Item]:
@@ -111,7 +132,7 @@ def _with_heartbeat(batches: Iterable[Item], heartbeat: Callable[[], None]) -> I
         yield batch
 
 
-def _export(made: TrainedRun, firing: Sequence[Tensor], prepends_bos: bool | None) -> None:
+def _export(made: TrainedRun, firing: Sequence[Tensor], prepends_bos: bool | None, norm_limit: float | None) -> None:
     settings, folder = made.run.settings, made.run.folder
     model, site, dataset = settings.model, settings.site, settings.dataset
     provenance = Provenance()
@@ -123,6 +144,7 @@ def _export(made: TrainedRun, firing: Sequence[Tensor], prepends_bos: bool | Non
             prepend_bos=prepends_bos,
             dataset_path=dataset.path or dataset.name,
             exclude_special_tokens=dataset.exclude_special_tokens,
+            max_activation_norm=norm_limit,
         )
     alone = len(made.autoencoders) == 1
     for number, (autoencoder, frequency) in enumerate(zip(made.autoencoders, firing, strict=True)):

@@ -61,6 +61,7 @@ class Provenance:
         prepend_bos: whether every sequence began with the model's first token.
         dataset_path: the text.
         exclude_special_tokens: ids of tokens whose activations were left out, or whether the tokenizer's were.
+        max_activation_norm: activations of a greater norm were left out, too; not a name of SAELens'.
     """
 
     model_name: str | None = None
@@ -69,6 +70,7 @@ class Provenance:
     prepend_bos: bool | None = None
     dataset_path: str | None = None
     exclude_special_tokens: list[int] | bool | None = None
+    max_activation_norm: float | None = None
 
 
 def save_saelens(
