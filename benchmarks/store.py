@@ -67,7 +67,8 @@ def write_both(store_folder: Path, plain: Path, shard: Shard, shards: int, turn:
         store.create(Manifest(content={}, d_in=shard.activations.shape[1], prepends_bos=False))
         for number in range(shards):
             store.discard(Part.train, number)
-            store.write(Part.train, number, shard, text=None, text_ended=False, label_names=[])
+            facts = {"text": None, "text_ended": False, "distinct": len(shard), "skipped_rows": 0, "label_names": []}
+            store.write(Part.train, number, shard, **facts)
         store.close()
 
     data = shard.activations.numpy().tobytes()

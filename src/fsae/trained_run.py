@@ -26,6 +26,7 @@ from fsae.losses.fisher import Fisher
 from fsae.open_run import OpenRun
 from fsae.sources.activations import ActivationSource
 from fsae.sources.source import Batch, Source
+from fsae.sources.supply import Supply
 from fsae.sources.synthetic import SyntheticSource
 from fsae.tracking.run_folder import write_json
 from fsae.tracking.store import resolve_uri, ui_command
@@ -101,6 +102,10 @@ def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
     frequencies = [measured.firing_frequency for measured in vectors]
     bos = source.prepends_bos if isinstance(source, ActivationSource) else None
     limit = source.norm_limit if isinstance(source, ActivationSource) else None
+    held_out_found = vectors[0].samples
+    if isinstance(source, ActivationSource):
+        # Those that were left out for their norm were there.
+        held_out_found = round(held_out_found / (1 - source.massive_share))
     for each in made:
         size = len(each.autoencoders)
         of_run, scalars = scalars[:size], scalars[size:]
@@ -110,7 +115,21 @@ def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
         with each.run.alone():
             if settings.task is Task.train:
                 _export(each, firing, bos, limit)
-            _report(each, of_run, firing, known, shapes, heartbeat)
+            supply = _supply(each, source, held_out_found)
+            _report(each, of_run, firing, known, shapes, supply, heartbeat)
+
+
+def _supply(made: TrainedRun, source: Source, held_out: int) -> Supply:
+    of_text = isinstance(source, ActivationSource)
+    taken = made.tokens if made.run.settings.task is Task.train else None
+    return Supply(
+        trained=taken,
+        distinct=None if taken is None else source.distinct(taken),
+        wanted=source.wanted(taken) if of_text and taken is not None else None,
+        held_out=held_out,
+        held_out_wanted=made.run.settings.eval.tokens,
+        skipped_rows=source.skipped_rows if of_text else None,
+    )
 
 
 def _warn_of_tail(share: float, source: Source) -> None:
@@ -158,6 +177,7 @@ def _report(
     firing: Sequence[Tensor],
     truths: Sequence[Truth],
     geometries: Sequence[Geometry],
+    supply: Supply,
     heartbeat: Callable[[], None],
 ) -> None:
     """The run's numbers: of a population the means over its members, what they have in common, and each one's own."""
@@ -180,9 +200,12 @@ def _report(
         plot_sharing(run.folder.sharing, run.folder.plots / "sharing.png")
     plot_firing(histogram, metrics["dead_share"], run.folder.plots / "firing.png")
     region_histogram = _picture(geometries[made.best], run.folder.plots) if geometries else {}
-    run.tracker.log({f"eval/{name}": value for name, value in (metrics | of_each).items()}, made.tokens)
+    numbers = supply.numbers()
+    run.tracker.log({f"eval/{name}": value for name, value in (metrics | of_each).items()} | numbers, made.tokens)
     print(f"\n{results_table(metrics)}")
-    finish(run, flat_results(metrics | of_each) | {"density_histogram": histogram} | region_histogram)
+    for sentence in supply.shortages():
+        log.warning("%s", sentence)
+    finish(run, flat_results(metrics | of_each) | numbers | {"density_histogram": histogram} | region_histogram)
 
 
 def _picture(geometry: Geometry, plots: Path) -> dict[str, Any]:

@@ -23,11 +23,12 @@ from fsae.language_models.shape import shape_of
 from fsae.language_models.sites import Site
 from fsae.language_models.transformer_lens_model import TransformerLensModel, open_language_model
 from fsae.sources.documents import DatasetSettings, Part, dataset_identity, open_documents
-from fsae.sources.harvest import Harvester
+from fsae.sources.harvest import Harvester, require_memory
 from fsae.sources.massive import norm_limit, within
 from fsae.sources.shards import Extent, Room, Shards
 from fsae.sources.source import Batch, in_batches
 from fsae.sources.store import Store, digest_of, shard_bytes
+from fsae.sources.supply import Supply
 from fsae.sources.tokens import PackedTokens
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 SHARDS_IN_MEMORY = 2
 # With cache=auto a store takes at most this share of what the disk has left.
 _SHARE_OF_FREE_DISK = 0.5
+# Held-out positions that are counted at a run's beginning, to find out whether there are enough.
+_HELD_OUT_COUNTED = 100_000
 
 
 class Cache(Enum):
@@ -469,6 +472,8 @@ def open_activations(
         max_norm_multiple=source.max_norm_multiple,
     )
     if not in_store:
+        count = min(source.shard_tokens, max(extent.tokens.values()))
+        require_memory(count, shape.width(site), dtype, max(1, len(stores)))
         # Before the hours of training, not after them: is the site there, and held-out text?
         for each in [site, *source.other_sites()]:
             harvester.model.check_site(each)
@@ -476,18 +481,20 @@ def open_activations(
         held_out = harvester.held_out_positions(counted)
         if held_out == 0:
             raise ValueError(
-                f"data set {dataset.name}: its held-out text has no position to evaluate on; give it more text, or raise "
-                f"dataset.held_out, which is {dataset.held_out}"
+                f"data set {dataset.name}: its held-out text has no position to evaluate on; give it more text, or "
+                f"raise dataset.held_out, which is {dataset.held_out}"
             )
         if not writing:
-            _say_memory(extent, shape.width(site), dtype, training_tokens)
+            _say_memory(extent, size(site), training_tokens)
     else:
         counted, held_out = held_out_tokens, shards.held_out_count() or 0
-    facts = {"held_out_samples": held_out, "held_out_samples_wanted": held_out_tokens} if held_out < counted else {}
-    if in_store and extent.tokens[Part.train]:
-        facts["train_samples_wanted"] = extent.tokens[Part.train]
-        facts["train_samples_distinct"] = result.distinct(training_tokens)
-    for sentence in shortages(facts):
+    there = Supply(
+        held_out=held_out if held_out < counted else held_out_tokens,
+        held_out_wanted=held_out_tokens,
+        distinct=result.distinct(training_tokens) if in_store else None,
+        wanted=result.wanted(training_tokens),
+    )
+    for sentence in there.shortages():
         log.warning("%s", sentence)
     return result
 
@@ -503,7 +510,8 @@ def stream_key(
 ) -> Hashable:
     """What runs must have in common to be trained on the very same batches."""
     tokens = source.distinct_tokens(training_tokens)
-    return model, site, dataset, tokens, source.shard_tokens, source.seed, source.max_norm_multiple, batch_size
+    # In words: it holds lists, which cannot be a key.
+    return model, site, repr(dataset), tokens, source.shard_tokens, source.seed, source.max_norm_multiple, batch_size
 
 
 def _contents(
@@ -514,7 +522,7 @@ def _contents(
     text = {
         name: value.name if isinstance(value, Enum) else value
         for name, value in asdict(dataset).items()
-        if name not in ("name", "path")
+        if name not in ("name", "path", "max_invalid_rows")
     }
     shared = {
         "model": model_identity(model),
@@ -566,9 +574,9 @@ def _is_written(cache: Cache, missing: int, room: Room) -> bool:
     return True
 
 
-def _say_memory(extent: Extent, d_in: int, dtype: torch.dtype, training_tokens: int) -> None:
+def _say_memory(extent: Extent, size: Callable[[int], int], training_tokens: int) -> None:
     shards, tokens = extent.shards(Part.train), extent.tokens[Part.train]
-    at_a_time = min(shards, SHARDS_IN_MEMORY) * shard_bytes(extent.count(Part.train, 0), d_in, dtype)
+    at_a_time = min(shards, SHARDS_IN_MEMORY) * size(extent.count(Part.train, 0))
     log.info("activations are harvested into memory: at most %.3g GB at a time", at_a_time / 1e9)
     if training_tokens > tokens and shards > SHARDS_IN_MEMORY:
         log.warning(

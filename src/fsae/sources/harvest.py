@@ -101,8 +101,8 @@ class Harvester:
         seconds: spent harvesting.
         text_seconds: of these, waiting for text to be read and tokenised.
         tokens: positions harvested.
-        distinct: by part and shard, how many positions are from text that was not read before; of those shards that were
-            harvested or read over.
+        distinct: by part and shard, how many positions are from text that was not read before; of those shards that
+            were harvested or read over.
         skipped_rows: of the data set, which held no document, in one pass.
     """
 
@@ -162,7 +162,9 @@ class Harvester:
         model = self.model
         order = order_in_shard(part, number, count)
         place_of = torch.argsort(order)
-        activations = {site: _allocate(count, model.width(site), model, len(sites)) for site in sites}
+        for site in sites:
+            require_memory(count, model.width(site), model.dtype, len(sites))
+        activations = {site: torch.empty(count, model.width(site), dtype=model.dtype) for site in sites}
         facts = torch.empty(3, count, dtype=torch.long)
         filled = distinct = 0
         progress = Progress(f"harvesting {', '.join(map(str, sites))}, {part.value} shard {number}", count)
@@ -176,12 +178,9 @@ class Harvester:
                     row[places] = fact[block.keep][: len(places)]
                 filled += len(places)
                 distinct += min(block.distinct, len(places))
-                if distinct < filled and (distinct > 0 or number == 0) and part is Part.train and not self._told_again:
+                if distinct < filled and part is Part.train and not self._told_again:
                     self._told_again = True
-                    log.warning(
-                        "the training text ends after %s positions and is read again from its beginning",
-                        f"{number * self._shard_tokens + distinct:,}",
-                    )
+                    log.warning("the training text has ended; shard %d reads it again from its beginning", number)
                 progress.advance(len(places))
                 self.beat()
         finally:
@@ -329,13 +328,12 @@ def _with_kept(text: PackedTokens) -> Iterator[Block]:
             )
 
 
-def _allocate(count: int, d_in: int, model: Harvestable, shards: int) -> Tensor:
-    """Memory for one shard, refused if all of them cannot fit."""
-    needed = shards * count * d_in * model.dtype.itemsize
+def require_memory(count: int, d_in: int, dtype: torch.dtype, sites: int) -> None:
+    """Raise ValueError where memory cannot hold one shard of `count` vectors of each site."""
+    needed = sites * count * d_in * dtype.itemsize
     available = psutil.virtual_memory().available
     if needed > available:
         raise ValueError(
-            f"source.shard_tokens={count} takes {needed / 1e9:.1f} GB at {shards} site{'s' * (shards > 1)} and "
+            f"source.shard_tokens={count} takes {needed / 1e9:.1f} GB at {sites} site{'s' * (sites > 1)} and "
             f"{available / 1e9:.1f} GB of memory are free; lower it to at most {int(0.8 * available / needed * count)}"
         )
-    return torch.empty(count, d_in, dtype=model.dtype)

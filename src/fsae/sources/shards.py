@@ -215,8 +215,8 @@ class Shards:
             raise
 
     def distinct(self, part: Part, count: int) -> int:
-        """How many of a part's first `count` vectors, rounded up to whole shards, are from text that no other of them is
-        from; those of shards that nobody knows count in full."""
+        """How many of a part's first `count` vectors are from the first pass over the text; all of a shard's where
+        nobody knows."""
         total = 0
         for number in range(min(self.extent.shards(part), -(-count // self.extent.shard_tokens))):
             known = self.harvester.distinct.get((part, number))

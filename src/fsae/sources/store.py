@@ -39,7 +39,7 @@ _LABEL_BYTES = 8
 # What a shard takes besides its vectors, at most: the file's header and the record; names of labels come on top.
 _OVERHEAD_BYTES = 2_000
 # The names of a shard's two files.
-_NAME = re.compile(rf"({'|'.join(part.value for part in Part)})-(\d+)\.(?:safetensors|json)")
+_NAME = re.compile(r"(train|held_out)-(\d{5}|[1-9]\d{5,})\.(?:safetensors|json)")
 # Other names that a store's folder may have: its own files, and what is being written or locked.
 _OTHER_NAMES = re.compile(r".*\.(?:partial|lock)")
 
@@ -132,8 +132,8 @@ class Store:
         self.manifest = read_manifest(folder)
         if content is not None and self.manifest is not None and digest_of(content) != digest_of(self.manifest.content):
             raise ValueError(
-                f"the activation store {folder} holds other activations than its name says: its {_MANIFEST} was changed "
-                f"or is another store's; {_remedy(folder)}"
+                f"the activation store {folder} holds other activations than its name says: its {_MANIFEST} was "
+                f"changed or is another store's; {_remedy(folder)}"
             )
         self._told: set[str] = set()
         self._use: int | None = None
@@ -283,10 +283,10 @@ class Store:
 
     def shards(self) -> list[tuple[Part, int]]:
         """Those that have a record, in order."""
-        names = sorted(path.name for path in self.folder.glob("*.json"))
-        found = [match for name in names if (match := _NAME.fullmatch(name))]
-        places = [(Part(match[1]), int(match[2])) for match in found]
-        return [place for place, match in zip(places, found, strict=True) if self.path(*place).stem == match[0][:-5]]
+        found = [match for path in self.folder.glob("*.json") if (match := _NAME.fullmatch(path.name))]
+        return sorted(
+            ((Part(match[1]), int(match[2])) for match in found), key=lambda place: (place[0].value, place[1])
+        )
 
     def foreign(self) -> list[Path]:
         """What lies in the folder and is no part of a store."""
@@ -394,20 +394,29 @@ def _first_line(error: BaseException) -> str:
 
 
 def store_folders(activations: Path) -> list[Path]:
-    """The folders of all stores, whatever their format."""
-    return sorted(path.parent for path in activations.glob(f"*/{_MANIFEST}"))
+    """The folders of all stores, whatever their format; none where there is no such folder.
+
+    Raises:
+        OSError: it may not be read, or is no folder.
+    """
+    if not activations.exists():
+        return []
+    return sorted(folder for folder in activations.iterdir() if (folder / _MANIFEST).exists())
 
 
 def last_used(folder: Path) -> float:
     """When a run last opened a store, in seconds since the epoch."""
     marks = [folder / name for name in (_IN_USE, _MANIFEST)]
-    return max(mark.stat().st_mtime for mark in marks if mark.exists())
+    return max((mark.stat().st_mtime for mark in marks if mark.exists()), default=0.0)
 
 
 def in_use(folder: Path) -> bool:
-    """Whether a run has a store open."""
-    with _kept_out(folder) as nobody:
-        return not nobody
+    """Whether a run has a store open; False where nobody but its owner could say."""
+    try:
+        with _kept_out(folder) as nobody:
+            return not nobody
+    except PermissionError:
+        return False
 
 
 def remove(folder: Path) -> bool:
