@@ -111,7 +111,13 @@ def read_both(folder: Path, shard: Shard, shards: int, turn: int) -> tuple[float
             required=False,
         )
         with ActivationSource(
-            shards_read, d_in=width, seed=0, training_tokens=tokens, device=torch.device("cpu"), passes={}
+            shards_read,
+            d_in=width,
+            seed=0,
+            training_tokens=tokens,
+            device=torch.device("cpu"),
+            passes={},
+            max_norm_multiple=None,
         ) as source:
             batches = source.batches(BATCH)
             for _ in range(tokens // BATCH):

@@ -347,7 +347,7 @@ def write_lines(folder: Path, rows: list[dict]) -> DatasetSettings:
 
 
 def test_rows_with_nothing_in_them_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    rows = [{"text": story} for story in STORIES]
+    rows: list[dict] = [{"text": story} for story in STORIES]
     rows[100], rows[150] = {"text": None}, {"other": "late"}
     settings = write_lines(tmp_path, rows)
     documents = open_documents(settings, Part.train)
