@@ -62,6 +62,7 @@ class Bytes:
     d_vocab = 257
     context_limit = 64
     bos_id: int | None = None
+    bos_token_id: int | None = None
     separator_id = 0
     special_ids = frozenset({0})
 

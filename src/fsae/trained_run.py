@@ -22,6 +22,7 @@ from fsae.evaluation.truth import Truth, evaluate_truth
 from fsae.evaluation.vectors import evaluate_vectors
 from fsae.export.saelens import Provenance, save_saelens
 from fsae.language_models.device import rows_at_once
+from fsae.language_models.identity import published_as
 from fsae.losses.fisher import Fisher
 from fsae.open_run import OpenRun
 from fsae.sources.activations import ActivationSource
@@ -156,10 +157,12 @@ def _export(made: TrainedRun, firing: Sequence[Tensor], prepends_bos: bool | Non
     model, site, dataset = settings.model, settings.site, settings.dataset
     provenance = Provenance()
     if model is not None and site is not None and dataset is not None:
+        model_name, model_note = published_as(model)
         provenance = Provenance(
-            model_name=model.path or model.name,
+            model_name=model_name,
+            model_note=model_note,
             hook_name=site.hook_name,
-            context_size=dataset.context,
+            context_size=dataset.tokens_per_row,
             prepend_bos=prepends_bos,
             dataset_path=dataset.path or dataset.name,
             exclude_special_tokens=dataset.exclude_special_tokens,
@@ -202,10 +205,18 @@ def _report(
     region_histogram = _picture(geometries[made.best], run.folder.plots) if geometries else {}
     numbers = supply.numbers()
     run.tracker.log({f"eval/{name}": value for name, value in (metrics | of_each).items()} | numbers, made.tokens)
-    print(f"\n{results_table(metrics)}")
+    if not metrics["fvu"] <= 1:
+        made_for = "Was it made for this model, this site and raw activations?"
+        log.warning(
+            "eval/fvu is %.3g: the mean of the activations alone would be a better reconstruction, so none of these "
+            "numbers says anything of a dictionary. %s",
+            metrics["fvu"],
+            made_for if run.settings.task is Task.eval else "See whether training diverged.",
+        )
     for sentence in supply.shortages():
         log.warning("%s", sentence)
-    finish(run, flat_results(metrics | of_each) | numbers | {"density_histogram": histogram} | region_histogram)
+    results = flat_results(metrics | of_each) | numbers | {"density_histogram": histogram} | region_histogram
+    finish(run, results, results_table(metrics))
 
 
 def _picture(geometry: Geometry, plots: Path) -> dict[str, Any]:
@@ -223,11 +234,14 @@ def _picture(geometry: Geometry, plots: Path) -> dict[str, Any]:
     return {"region_histogram": sizes}
 
 
-def finish(run: OpenRun, results: dict[str, Any]) -> None:
+def finish(run: OpenRun, results: dict[str, Any], table: str | None = None) -> None:
+    """End a run with its results; they are printed once they are written and handed to MLflow."""
     write_json(run.folder.results, results)
     run.results = results
+    run.end()
+    if table is not None:
+        print(f"\n{table}")
     print(f"\nrun folder:  {run.folder.path}")
     if run.settings.tracking.mlflow:
         uri = resolve_uri(run.settings.tracking.uri, Path(run.settings.paths.outputs))
         print(f"MLflow UI:   {ui_command(uri)}")
-    run.end()

@@ -269,9 +269,9 @@ def test_a_value_out_of_range_is_refused_by_name(changes: dict, message: str):
         ActivationSourceSettings(**changes)
 
 
-MODEL = ModelSettings(name="tiny", package=Package.tiny)
+MODEL = ModelSettings(package=Package.tiny)
 WHERE = Site(name=SiteName.resid_mid, layer=1)
-DATASET = DatasetSettings(name="stdlib", format=DatasetFormat.python_source, context=32)
+DATASET = DatasetSettings(format=DatasetFormat.python_source, context=32)
 
 
 def opened(
@@ -306,7 +306,7 @@ def test_a_real_model_is_harvested_once_and_says_so(tmp_path: Path, caplog: pyte
         take(source, 30)
         list(source.held_out(100, 50))
     (folder,) = tmp_path.iterdir()
-    assert folder.name.startswith("tiny-resid_mid.1-stdlib-")
+    assert folder.name.startswith("tiny-resid_mid.1-python_source-")
     # 856 vectors of 32 floats and 16 bytes of facts: 96 kB and the text between shards.
     assert "of activations will be written to" in caplog.text
     caplog.clear()
@@ -380,7 +380,7 @@ def test_streams_are_told_apart_by_what_makes_them():
         key(source=ActivationSourceSettings(), training_tokens=700),
         key(site=Site(name=SiteName.mlp_out, layer=1)),
         key(batch_size=8),
-        key(model=ModelSettings(name="tiny", package=Package.tiny, batch_size=4)),
+        key(model=ModelSettings(package=Package.tiny, batch_size=4)),
     ]
     assert len({key(), *different}) == 1 + len(different)
 
@@ -407,9 +407,7 @@ def written_text(folder: Path, characters: int) -> DatasetSettings:
     folder.mkdir()
     for number in range(40):
         (folder / f"{number}.txt").write_text(f"{number:02} words " * (characters // 40 // 9))
-    return DatasetSettings(
-        name="mine", format=DatasetFormat.text, path=str(folder), context=32, skip_positions=0, held_out=0.3
-    )
+    return DatasetSettings(format=DatasetFormat.text, path=str(folder), context=32, skip_positions=0, held_out=0.3)
 
 
 @pytest.mark.parametrize("cache", [Cache.disk, Cache.none])
@@ -449,7 +447,7 @@ def test_the_announced_size_is_what_is_written(also: list[str], tmp_path: Path, 
     (tmp_path / "text").mkdir()
     for number in range(30):
         (tmp_path / "text" / f"{number}.txt").write_text(f"{number} words " * 20_000)
-    dataset = DatasetSettings(name="mine", format=DatasetFormat.text, path=str(tmp_path / "text"), context=64)
+    dataset = DatasetSettings(format=DatasetFormat.text, path=str(tmp_path / "text"), context=64)
     sizes: dict[str, Any] = {"tokens": 24_000, "shard_tokens": 8000, "also": also}
     with opened(tmp_path / "out", 24_000, dataset=dataset, **sizes) as source:
         source.fill_store()
@@ -462,10 +460,10 @@ def test_the_announced_size_is_what_is_written(also: list[str], tmp_path: Path, 
 def test_text_that_cannot_be_read_is_refused_before_the_model_is_opened(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("fsae.sources.activations.open_language_model", lambda settings: pytest.fail("it was opened"))
     (tmp_path / "a.txt").write_text("alone")
-    wrong = DatasetSettings(name="mine", format=DatasetFormat.json, path=str(tmp_path / "a.txt"), context=32)
+    wrong = DatasetSettings(format=DatasetFormat.json, path=str(tmp_path / "a.txt"), context=32)
     with pytest.raises(ValueError, match=r"a\.txt cannot be read as json: line 1 is no JSON"):
         opened(tmp_path / "out", dataset=wrong)
-    alone = DatasetSettings(name="mine", format=DatasetFormat.text, path=str(tmp_path), context=32, held_out=1e-9)
+    alone = DatasetSettings(format=DatasetFormat.text, path=str(tmp_path), context=32, held_out=1e-9)
     with pytest.raises(ValueError, match="none of its 1 documents is in the part held_out"):
         opened(tmp_path / "out", dataset=alone)
 

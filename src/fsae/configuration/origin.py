@@ -7,9 +7,10 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fsae.configuration.checks import check
+from fsae.configuration.checks import check, check_files
+from fsae.configuration.existing import heed_existing
 from fsae.configuration.refusal import record_refusal
-from fsae.configuration.resolvers import deciding_settings, flat_settings
+from fsae.configuration.resolvers import absolute_paths, deciding_settings, flat_settings
 from fsae.configuration.schema import RunSettings, settings_of
 
 
@@ -32,6 +33,21 @@ class Origin:
     flat: dict[str, str]
 
 
+def checked(config: DictConfig) -> RunSettings:
+    """Settings that can be run, as far as that is known before anything is loaded; paths in `config` become absolute.
+
+    Raises:
+        ValueError: they cannot.
+        OmegaConfBaseException: likewise.
+    """
+    for key, path in absolute_paths(config).items():
+        OmegaConf.update(config, key, path)
+    settings = settings_of(config)
+    check(settings)
+    check_files(settings)
+    return settings
+
+
 def accept(config: DictConfig, folder: Path, overrides: Sequence[str]) -> tuple[RunSettings, Origin]:
     """Settings that can be run, and their origin.
 
@@ -45,10 +61,9 @@ def accept(config: DictConfig, folder: Path, overrides: Sequence[str]) -> tuple[
         OmegaConfBaseException: likewise.
     """
     try:
-        settings = settings_of(config)
-        check(settings)
+        settings = heed_existing(checked(config))
     except (ValueError, OmegaConfBaseException) as error:
-        record_refusal(error, folder, Path(config.paths.outputs))
+        record_refusal(error, Path(config.paths.outputs), folder)
         raise
     origin = Origin(
         folder=folder,

@@ -407,10 +407,11 @@ def open_activations(
         return PackedTokens(
             open_documents(dataset, part),
             opened,
-            rows=rows_at_once(model, dataset.context),
-            context=dataset.context,
+            rows=rows_at_once(model, dataset.tokens_per_row),
+            context=dataset.tokens_per_row,
             skip_positions=dataset.skip_positions,
             exclude_special_tokens=dataset.exclude_special_tokens,
+            prepend_bos=dataset.prepend_bos,
             repeat=part is Part.train,
             exclude_tokens=dataset.exclude_tokens,
             prefix=dataset.prefix,
@@ -522,8 +523,9 @@ def _contents(
     text = {
         name: value.name if isinstance(value, Enum) else value
         for name, value in asdict(dataset).items()
-        if name not in ("name", "path", "max_invalid_rows")
+        if name not in ("path", "context", "max_invalid_rows") and not (name == "prepend_bos" and value is None)
     }
+    text["context"] = dataset.tokens_per_row
     shared = {
         "model": model_identity(model),
         **_passes(model, dataset),
@@ -536,7 +538,7 @@ def _contents(
 def _passes(model: ModelSettings, dataset: DatasetSettings) -> dict[str, Any]:
     return {
         "dtype": str(dtype_of(model)).removeprefix("torch."),
-        "rows": rows_at_once(model, dataset.context),
+        "rows": rows_at_once(model, dataset.tokens_per_row),
     }
 
 

@@ -13,9 +13,10 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from fsae.language_models.hub import RepoKind, is_hub_name, require_repo, resolved_revision
-from fsae.language_models.identity import listing_digest
+from fsae.language_models.identity import folder_identity, listing_digest
+from fsae.naming import last_part, word
 from fsae.sources.chats import Message, messages_of
-from fsae.sources.files import files_at, files_below, standard_library
+from fsae.sources.files import files_at, standard_library
 from fsae.sources.rows import FileRows, Row, first_line, parquet_columns
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 # The mask that tokenizers write beside token ids, where no other is named.
 _USUAL_MASK = "attention_mask"
 _CONTENT_KEYS = "dataset.text_column, dataset.tokens_column or dataset.chat_column"
+# Where neither the settings nor an existing autoencoder say how long a row is.
+_TOKENS_PER_ROW = 128
 
 
 class DatasetFormat(Enum):
@@ -70,7 +73,9 @@ class DatasetSettings:
         max_invalid_rows: how many rows of one pass over the data set may hold nothing usable (null, no text, a chat
             that the template cannot write). They are left out and counted; one more ends the run.
         held_out: the share of documents kept for evaluation.
-        context: tokens per row.
+        context: tokens per row; null for 128, or in task=eval what the autoencoder's context_size says.
+        prepend_bos: whether each row begins with the model's BOS. Null for the model's own convention, or in task=eval
+            what the autoencoder says; token ids of a data set that is tokenised already are then taken as they are.
         skip_positions: positions at the start of each row that are left out of training and evaluation. Most language
             models make an attention sink of the first one, whose activations are ten times as long as any other's
             and all alike: kept, they would be most of the variance there is to explain.
@@ -84,7 +89,6 @@ class DatasetSettings:
             for, a share outside (0, 1), a context below 2 or with no position left.
     """
 
-    name: str
     format: DatasetFormat
     path: str | None = None
     config: str | None = None
@@ -99,7 +103,8 @@ class DatasetSettings:
     label_column: str | None = None
     max_invalid_rows: int = 10
     held_out: float = 0.1
-    context: int = 128
+    context: int | None = None
+    prepend_bos: bool | None = None
     skip_positions: int = 1
     exclude_special_tokens: bool = True
     exclude_tokens: list[int] = field(default_factory=list)
@@ -113,7 +118,7 @@ class DatasetSettings:
             )
         if self.format is not DatasetFormat.python_source and not self.path:
             where = "a hub name or a folder" if self.format is DatasetFormat.hub else "a folder or a glob"
-            raise ValueError(f"dataset.path is not set; data set {self.name} needs {where}")
+            raise ValueError(f"dataset.path is not set; dataset.format={self.format.name} needs {where}")
         columns = {
             name: value
             for name in ("text_column", "tokens_column", "chat_column")
@@ -145,18 +150,31 @@ class DatasetSettings:
             raise ValueError(f"dataset.exclude_tokens is {self.exclude_tokens}; token ids are at least 0")
         if not 0 < self.held_out < 1:
             raise ValueError(f"dataset.held_out is {self.held_out}; it is a share of the documents, between 0 and 1")
-        if self.context < 2:
+        if self.tokens_per_row < 2:
             raise ValueError(f"dataset.context is {self.context}; a row needs at least 2 tokens")
-        if not 0 <= self.skip_positions < self.context:
+        if not 0 <= self.skip_positions < self.tokens_per_row:
             raise ValueError(
                 f"dataset.skip_positions is {self.skip_positions}; it must be at least 0 and leave some of the "
-                f"{self.context} positions of dataset.context"
+                f"{self.tokens_per_row} positions of dataset.context"
             )
 
     @property
     def column(self) -> str:
         """Which column documents come from."""
         return self.tokens_column or self.chat_column or self.text_column or "text"
+
+    @property
+    def name(self) -> str:
+        """What runs and tables call the data set: the last part of its path, with the part of it that is read."""
+        if self.path is None:
+            return self.format.name
+        parts = [self.config, self.data_dir] if self.format is DatasetFormat.hub else []
+        return "-".join([last_part(self.path), *(word(part) for part in parts if part)])
+
+    @property
+    def tokens_per_row(self) -> int:
+        """`context`, or what null stands for."""
+        return _TOKENS_PER_ROW if self.context is None else self.context
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -421,7 +439,7 @@ def dataset_identity(settings: DatasetSettings) -> dict[str, str]:
         files = [Path(file) for file in dataset_files(settings)]
         return {"files": listing_digest(Path(os.path.commonpath([file.parent for file in files])), files)}
     if path.is_dir():
-        return {"files": listing_digest(path, [file for file in files_below(path) if file.is_file()])}
+        return folder_identity(path)
     return {
         "hub": str(settings.path),
         "revision": resolved_revision(str(settings.path), revision=settings.revision, kind=RepoKind.dataset),

@@ -29,6 +29,7 @@ class Vocabulary(Protocol):
     d_vocab: int
     context_limit: int
     bos_id: int | None
+    bos_token_id: int | None
     separator_id: int
     special_ids: frozenset[int]
 
@@ -66,9 +67,9 @@ class Block(NamedTuple):
 class PackedTokens(Iterator[Block]):
     """Blocks of rows of token ids, with the mask of the positions to train and evaluate on.
 
-    Documents follow one another, each ended by the separator, and are cut into rows of `context` tokens; where the
-    model wants a BOS it is the first of each row, and a prefix follows it. Token ids of a data set that is tokenised
-    already are taken as they are, without padding.
+    Documents follow one another, each ended by the separator, and are cut into rows of `context` tokens. Where a BOS is
+    wanted it is the first token of each row, as sae_lens has it, and a prefix follows it. Padding of a data set that is
+    tokenised already is left out.
 
     Args:
         documents: what to pack.
@@ -77,6 +78,8 @@ class PackedTokens(Iterator[Block]):
         context: tokens per row.
         skip_positions: how many positions at each row's start the mask leaves out.
         exclude_special_tokens: whether the mask leaves out BOS, separators and other special tokens.
+        prepend_bos: whether each row begins with the model's BOS. With None it does where the model's own tokenizer
+            puts one before a text; the token ids of a data set that is tokenised already are then taken as they are.
         repeat: start the text again when it runs out. Otherwise the iteration ends, its last block may be shorter,
             and what does not fill a row is left out.
         exclude_tokens: more ids that the mask leaves out.
@@ -87,11 +90,12 @@ class PackedTokens(Iterator[Block]):
         epoch: how often the text has started again.
         labelled: whether its documents have labels.
         label_names: labels that are text, in the order in which the documents bring them.
+        prepends_bos: whether each row begins with a BOS.
 
     Raises:
-        ValueError: a context beyond the model's limit or filled by the prefix, ids to leave out that the model does not
-            have; while iterating: a whole text shorter than one row, ids of another tokenizer, labels that are neither
-            whole numbers nor text, chats without a template.
+        ValueError: a context beyond the model's limit or filled by the prefix, a BOS asked for that the model does not
+            have, ids to leave out that it does not have; while iterating: a whole text shorter than one row, ids of
+            another tokenizer, labels that are neither whole numbers nor text, chats without a template.
     """
 
     def __init__(
@@ -103,6 +107,7 @@ class PackedTokens(Iterator[Block]):
         context: int,
         skip_positions: int,
         exclude_special_tokens: bool,
+        prepend_bos: bool | None = None,
         repeat: bool,
         exclude_tokens: Sequence[int] = (),
         prefix: str | None = None,
@@ -111,7 +116,12 @@ class PackedTokens(Iterator[Block]):
         if context > vocabulary.context_limit:
             raise ValueError(
                 f"dataset.context is {context}, but model {vocabulary.name} takes at most "
-                f"{vocabulary.context_limit} tokens"
+                f"{vocabulary.context_limit} tokens; set it to at most that"
+            )
+        if prepend_bos and vocabulary.bos_token_id is None:
+            raise ValueError(
+                f"dataset.prepend_bos is true, but the tokenizer of model {vocabulary.name} has no BOS token; set it "
+                "to false, or to null for the model's own convention"
             )
         self.epoch = 0
         self.labelled = documents.labelled
@@ -119,7 +129,11 @@ class PackedTokens(Iterator[Block]):
         self._documents, self._vocabulary = documents, vocabulary
         self._rows, self._context, self._repeat = rows, context, repeat
         self._skip_positions, self._chat_roles = skip_positions, chat_roles
-        self._bos_id = None if documents.tokenised else vocabulary.bos_id
+        if prepend_bos is None:
+            self._bos_id = None if documents.tokenised else vocabulary.bos_id
+        else:
+            self._bos_id = vocabulary.bos_token_id if prepend_bos else None
+        self.prepends_bos = self._bos_id is not None
         # What every row begins with.
         self._opening = [] if self._bos_id is None else [self._bos_id]
         self._prefix_begins = len(self._opening)
