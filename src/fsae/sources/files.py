@@ -28,11 +28,11 @@ def files_at(path: str, endings: tuple[str, ...], kind: str) -> list[str]:
         found = [Path(name) for name in glob.glob(str(pattern), recursive=True)]  # noqa: PTH207 - absolute
         found = [each for each in found if not each.is_dir()]
     elif pattern.is_dir():
-        found = [each for each in files_below(pattern) if each.name.endswith(endings)] if endings else (
-            list(files_below(pattern))
-        )  # fmt: skip
-    elif pattern.exists():
+        found = [each for each in files_below(pattern) if not endings or each.name.endswith(endings)]
+    elif pattern.is_file():
         found = [pattern]
+    elif pattern.exists():
+        raise ValueError(f"dataset.path: {pattern} is neither a file nor a folder; correct the path")
     else:
         raise ValueError(
             f"dataset.path: there is no file or folder {pattern} (seen from {Path.cwd()}); correct the path"
