@@ -31,6 +31,7 @@ from fsae.sources.supply import Supply
 from fsae.sources.synthetic import SyntheticSource
 from fsae.tracking.run_folder import write_json
 from fsae.tracking.store import resolve_uri, ui_command
+from fsae.tracking.sweep_folder import is_job
 
 log = logging.getLogger(__name__)
 
@@ -235,10 +236,15 @@ def _picture(geometry: Geometry, plots: Path) -> dict[str, Any]:
 
 
 def finish(run: OpenRun, results: dict[str, Any], table: str | None = None) -> None:
-    """End a run with its results; they are printed once they are written and handed to MLflow."""
+    """End a run with its results; those of a run of its own are printed once they are written and handed to MLflow."""
     write_json(run.folder.results, results)
     run.results = results
     run.end()
+    if is_job(run.folder.path):
+        # Its sweep's end shows all jobs in one table.
+        if results.get("eval/fvu") is not None:
+            log.info("held out: fvu %.4g, l0 %.4g", results["eval/fvu"], results["eval/l0"])
+        return
     if table is not None:
         print(f"\n{table}")
     print(f"\nrun folder:  {run.folder.path}")
