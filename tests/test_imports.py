@@ -61,6 +61,8 @@ HOMES = {
     "mlflow": {"tracking.", "analysis."},
     "transformer_lens": {"language_models.transformer_lens_model"},
     "datasets": {"sources.documents"},
+    "fsspec": {"sources.rows"},
+    "pyarrow": {"sources.rows"},
     "transformers": {"language_models."},
     "huggingface_hub": {"language_models.hub"},
     "matplotlib": {"analysis."},

@@ -61,7 +61,54 @@ def test_verifying_finds_damage(outputs: Path, capsys: pytest.CaptureFixture[str
     assert main(["verify", "old"]) == 0
     os.truncate(outputs / "old" / "train-00000.safetensors", 10)
     assert main(["verify", "old"]) == 1
-    assert "train-00000.safetensors is cut short" in capsys.readouterr().err
+    assert "train-00000.safetensors has 10 bytes instead of" in capsys.readouterr().err
+
+
+def test_verifying_names_foreign_files_and_reads_the_rest(outputs: Path, capsys: pytest.CaptureFixture[str]):
+    (outputs / "new" / "notes-2.json").write_text("{}")
+    (outputs / "new" / "train-x.safetensors").mkdir()
+    (outputs / "beside.txt").write_text("")
+    assert main(["verify"]) == 0
+    said = capsys.readouterr()
+    assert said.out == "new: 2 shards verified\nold: 1 shards verified\n"
+    assert said.err.splitlines() == [
+        f"{outputs}/new/{name} is no part of the store; nothing reads it"
+        for name in ("notes-2.json", "train-x.safetensors")
+    ]
+
+
+DAMAGES = {
+    "store.json": ['{"format": 2}', "[]", "[" * 100_000, ""],
+    "train-00000.json": ['{"count": "7"}', "[]", "[" * 100_000, ""],
+    "train-00000.safetensors": ["", "x"],
+}
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in DAMAGES.items() for text in texts])
+def test_damage_is_told_in_one_line(name: str, text: str, outputs: Path, capsys: pytest.CaptureFixture[str]):
+    (outputs / "new" / name).write_text(text)
+    assert main(["list"]) == 0
+    # The other store is listed as before.
+    assert capsys.readouterr().out.splitlines()[2].split()[1] == "5"
+    assert main(["verify"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert name.removesuffix(".json").removesuffix(".safetensors") in line
+    assert main(["prune", "new"]) == 0
+    assert names(outputs) == ["old"]
+
+
+def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "file").write_text("")
+    for command in ("list", "verify"):
+        assert main(["--folder", str(tmp_path / "file"), command]) == 2
+        assert capsys.readouterr().err == f"{tmp_path}/file cannot be read: Not a directory\n"
+
+
+def test_what_cannot_be_removed_is_told(outputs: Path, capsys: pytest.CaptureFixture[str]):
+    (outputs / "new" / "mine").mkdir()
+    assert main(["prune", "new"]) == 1
+    assert "new cannot be removed: " in capsys.readouterr().err
+    assert (outputs / "new" / "store.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -89,7 +136,7 @@ def test_a_store_in_use_is_not_pruned(outputs: Path, capsys: pytest.CaptureFixtu
 def test_a_store_of_another_format_can_be_listed_and_pruned(outputs: Path, capsys: pytest.CaptureFixture[str]):
     (outputs / "new" / "store.json").write_text('{"format": 7}')
     assert main(["list"]) == 0
-    assert "other format" in capsys.readouterr().out
+    assert "unreadable" in capsys.readouterr().out
     assert main(["verify", "new"]) == 1
     assert main(["prune", "new"]) == 0
     assert names(outputs) == ["old"]

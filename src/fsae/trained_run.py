@@ -28,6 +28,7 @@ from fsae.open_run import OpenRun
 from fsae.progress import Progress, working
 from fsae.sources.activations import ActivationSource
 from fsae.sources.source import Batch, Source
+from fsae.sources.supply import Supply
 from fsae.sources.synthetic import SyntheticSource
 from fsae.tracking.run_folder import write_json
 from fsae.tracking.store import resolve_uri, ui_command
@@ -108,6 +109,10 @@ def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
     frequencies = [measured.firing_frequency for measured in vectors]
     bos = source.prepends_bos if isinstance(source, ActivationSource) else None
     limit = source.norm_limit if isinstance(source, ActivationSource) else None
+    held_out_found = vectors[0].samples
+    if isinstance(source, ActivationSource):
+        # Those that were left out for their norm were there.
+        held_out_found = round(held_out_found / (1 - source.massive_share))
     for each in made:
         size = len(each.autoencoders)
         of_run, scalars = scalars[:size], scalars[size:]
@@ -115,11 +120,25 @@ def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
         known, truths = truths[:size], truths[size:]
         shapes, geometries = geometries[:size], geometries[size:]
         with each.run.alone():
+            supply = _supply(each, source, held_out_found)
             with working("exporting and drawing"):
                 if settings.task is Task.train:
                     _export(each, firing, bos, limit)
-                results, table = _report(each, of_run, firing, known, shapes, heartbeat)
+                results, table = _report(each, of_run, firing, known, shapes, supply, heartbeat)
             finish(each.run, results, table)
+
+
+def _supply(made: TrainedRun, source: Source, held_out: int) -> Supply:
+    of_text = isinstance(source, ActivationSource)
+    taken = made.tokens if made.run.settings.task is Task.train else None
+    return Supply(
+        trained=taken,
+        distinct=None if taken is None else source.distinct(taken),
+        wanted=source.wanted(taken) if of_text and taken is not None else None,
+        held_out=held_out,
+        held_out_wanted=made.run.settings.eval.tokens,
+        skipped_rows=source.skipped_rows if of_text else None,
+    )
 
 
 def _warn_of_tail(share: float, source: Source) -> None:
@@ -169,6 +188,7 @@ def _report(
     firing: Sequence[Tensor],
     truths: Sequence[Truth],
     geometries: Sequence[Geometry],
+    supply: Supply,
     heartbeat: Callable[[], None],
 ) -> tuple[dict[str, Any], str]:
     """The run's numbers and a table: of a population the means over members, what these share, and each one's own."""
@@ -191,7 +211,8 @@ def _report(
         plot_sharing(run.folder.sharing, run.folder.plots / "sharing.png")
     plot_firing(histogram, metrics["dead_share"], run.folder.plots / "firing.png")
     region_histogram = _picture(geometries[made.best], run.folder.plots) if geometries else {}
-    run.tracker.log({f"eval/{name}": value for name, value in (metrics | of_each).items()}, made.tokens)
+    numbers = supply.numbers()
+    run.tracker.log({f"eval/{name}": value for name, value in (metrics | of_each).items()} | numbers, made.tokens)
     if not metrics["fvu"] <= 1:
         made_for = "Was it made for this model, this site and raw activations?"
         log.warning(
@@ -200,7 +221,9 @@ def _report(
             metrics["fvu"],
             made_for if run.settings.task is Task.eval else "See whether training diverged.",
         )
-    results = flat_results(metrics | of_each) | {"density_histogram": histogram} | region_histogram
+    for sentence in supply.shortages():
+        log.warning("%s", sentence)
+    results = flat_results(metrics | of_each) | numbers | {"density_histogram": histogram} | region_histogram
     return results, results_table(metrics)
 
 

@@ -65,7 +65,8 @@ def package_version(package: Package) -> str:
     """
     model = EMBEDDED[package]
     if model.distribution is None:
-        return "1"
+        # Of what is made here; another number for other files.
+        return "2"
     try:
         return importlib.metadata.version(model.distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fsae.language_models.chat import tokenised_chat
 from fsae.language_models.device import device_of, dtype_of
 from fsae.language_models.embedded import embedded_folder
 from fsae.language_models.hub import RepoKind, local_model_folder, offline, require_repo
@@ -166,6 +167,17 @@ class TransformerLensModel:
                 "out of the text"
             )
         return ids
+
+    def tokenise_chat(
+        self, messages: Sequence[dict[str, Any]], roles: Sequence[str] | None
+    ) -> tuple[list[int], list[bool]]:
+        """The token ids of a chat in the tokenizer's template, and which of them are the words of these roles.
+
+        Raises:
+            ValueError: the tokenizer has no template.
+            UnwritableChat: the template does not write this chat.
+        """
+        return tokenised_chat(self._tokenizer, messages, roles)
 
     def activations(
         self, tokens: Int[Tensor, "sequence position"], sites: Sequence[Site]
