@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fsae.tracking.credentials import conceal_output
 from fsae.tracking.sweep_folder import Sweep, read_sweep
 
 # What a resumed sweep sets for itself.
@@ -18,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: with status 0 where every job of the sweep is finished at the end, 1 where not, 2 for bad input.
     """
+    conceal_output()
     parser = argparse.ArgumentParser(
         prog="python -m fsae.resume",
         description="Launch those jobs of a sweep that are not finished: each goes on in its own folder, from its last "

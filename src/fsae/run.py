@@ -23,6 +23,7 @@ from fsae.configuration.refusal import MENDABLE, refuse, tell, was_told
 from fsae.configuration.resolvers import register_resolvers
 from fsae.configuration.schema import Task, register_schemas
 from fsae.sweeps.launch import is_launching, sweep_told
+from fsae.tracking.credentials import conceal_output, without_passwords
 from fsae.tracking.run_log import run_log
 from fsae.training.interruption import Interrupted, hand_on
 
@@ -66,6 +67,11 @@ def run(config: DictConfig) -> float | None:
 
 def main() -> None:
     """`python -m fsae.run`, and the console script `fsae`."""
+    conceal_output()
+    try:
+        sys.argv[1:] = without_passwords(sys.argv[1:])
+    except ValueError as error:
+        refuse(error)
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     # Hydra then raises instead of printing, so that a refused composition is told and recorded as everything else.
     os.environ["HYDRA_FULL_ERROR"] = "1"

@@ -224,7 +224,7 @@ def test_a_password_is_not_written_down(run_folder: Path, tmp_path: Path) -> Non
         tags={},
     )
     assert "secret" not in RunFolder(run_folder).tracking.read_text()
-    assert read_description(run_folder).uri == "https://me@host"
+    assert read_description(run_folder).uri == "https://host"
 
 
 def test_a_folder_that_is_no_run_is_named(run_folder: Path) -> None:

@@ -11,6 +11,7 @@ from fsae.configuration.checks import check
 from fsae.configuration.refusal import record_refusal
 from fsae.configuration.resolvers import deciding_settings, flat_settings
 from fsae.configuration.schema import RunSettings, settings_of
+from fsae.tracking.credentials import SETTING, holds_secret, keep, refuse_secret, without_passwords
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +46,32 @@ def accept(config: DictConfig, folder: Path, overrides: Sequence[str]) -> tuple[
         OmegaConfBaseException: likewise.
     """
     try:
+        overrides = without_passwords(overrides)
+        keep_password(config)
         settings = settings_of(config)
         check(settings)
+        flat = flat_settings(config)
+        for key, text in flat.items():
+            refuse_secret(text, key)
     except (ValueError, OmegaConfBaseException) as error:
         record_refusal(error, folder, Path(config.paths.outputs))
         raise
     origin = Origin(
         folder=folder,
         config_yaml=OmegaConf.to_yaml(OmegaConf.create(OmegaConf.to_container(config, resolve=True))),
-        overrides=list(overrides),
+        overrides=overrides,
         deciding=deciding_settings(config),
-        flat=flat_settings(config),
+        flat=flat,
     )
     return settings, origin
+
+
+def keep_password(config: DictConfig) -> None:
+    """Put the password of `tracking.uri` into the environment, and the address without it into the config.
+
+    Raises:
+        ValueError: where the password ends cannot be told.
+    """
+    uri = OmegaConf.select(config, SETTING)
+    if isinstance(uri, str) and holds_secret(uri):
+        OmegaConf.update(config, SETTING, keep(uri, SETTING))

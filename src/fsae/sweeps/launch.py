@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,12 +20,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from fsae.configuration.origin import keep_password
 from fsae.configuration.refusal import MENDABLE, refuse
 from fsae.sweeps.ray_launcher import check_ray
 from fsae.sweeps.slurm_launcher import check_slurm
+from fsae.tracking.credentials import refuse_secret, without_password
 from fsae.tracking.mlflow_upload import describe_run
 from fsae.tracking.run_folder import RunFolder
-from fsae.tracking.store import python_command, resolve_uri, ui_command, without_password
+from fsae.tracking.store import python_command, resolve_uri, ui_command
 from fsae.tracking.sweep_folder import Job, JobState, Sweep, lock, read_sweep, sweep_tags
 from fsae.tracking.sweep_run import SweepRun
 from fsae.tracking.tags import run_tags
@@ -199,6 +202,8 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 def _begin(config: DictConfig, resumed: bool) -> Launch:
     let_the_command_line_win(config)
+    # Before the config goes anywhere: launchers write it to disk for their workers.
+    keep_password(config)
     # Names such as the sweep's folder are only resolved with Hydra's config in place.
     HydraConfig.instance().set_config(config)
     folder = Path(config.hydra.sweep.dir).absolute()
@@ -218,6 +223,8 @@ def _begin(config: DictConfig, resumed: bool) -> Launch:
         if as_written["subdir"] != "${hydra.job.num}":
             raise ValueError("hydra.sweep.subdir cannot be changed: a sweep finds its jobs again by their numbers")
         sweep = _described(config, folder)
+        for override in (*sweep.hydra_overrides, *sweep.constant, *chain.from_iterable(sweep.jobs or [])):
+            refuse_secret(override, override.partition("=")[0])
         sweep.write()
     run = None
     if config.tracking.mlflow:

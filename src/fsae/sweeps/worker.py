@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fsae.configuration.refusal import tell
 from fsae.configuration.resolvers import register_resolvers
+from fsae.tracking.credentials import conceal_output
 
 
 class JobLostError(ChildProcessError):
@@ -34,6 +35,7 @@ class Worker:
 
     def __call__(self, overrides: Sequence[str], number: int) -> JobReturn:
         """Compose the job's config and run it; what it raises is in the returned record."""
+        conceal_output()
         Singleton.set_state(self._singletons)
         setup_globals()
         register_resolvers()

@@ -16,10 +16,11 @@ from typing import Any
 
 from filelock import FileLock
 
+from fsae.tracking.credentials import concealed, without_password
 from fsae.tracking.run_folder import RunFolder, write_json
 from fsae.tracking.spool import MetricRecord, read_metrics
 from fsae.tracking.status import RunState, RunStatus, read_status
-from fsae.tracking.store import artifact_root, open_store, python_command, run_link, without_password
+from fsae.tracking.store import artifact_root, open_store, python_command, run_link
 
 # MLflow's limits for one request and one value.
 METRICS_PER_BATCH = 1000
@@ -279,7 +280,7 @@ def sync_command(folder: Path) -> str:
 
 def first_line(error: Exception) -> str:
     """What an error of MLflow's says in short: its own text can run over pages."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return concealed(str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _milliseconds(time: datetime) -> int:

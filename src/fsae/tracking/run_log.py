@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+from fsae.tracking.credentials import concealed
 from fsae.tracking.run_folder import RunFolder
 
 _speaking: ContextVar[Path | None] = ContextVar("speaking", default=None)
@@ -30,7 +31,7 @@ def run_log(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(RunFolder(folder).log)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(_Concealing("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
     handler.addFilter(lambda record: _speaking.get() in (None, folder))
     root = logging.getLogger()
     root.addHandler(handler)
@@ -53,6 +54,11 @@ def runs_named() -> Iterator[None]:
     finally:
         for handler, formatter in zip(consoles, formatters, strict=True):
             handler.setFormatter(formatter)
+
+
+class _Concealing(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return concealed(super().format(record))
 
 
 class _Named(logging.Formatter):

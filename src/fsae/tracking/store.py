@@ -7,7 +7,9 @@ import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import quote, urlencode
+
+from fsae.tracking.credentials import VARIABLE, for_client, split_address, with_password, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,11 +29,13 @@ MLFLOW_ENVIRONMENT = {
 def resolve_uri(setting: str | None, outputs: Path) -> str:
     """The store to use: the setting, else MLFLOW_TRACKING_URI, else `outputs`/mlflow.db; a SQLite path made absolute.
 
+    A setting has no password: MLFLOW_TRACKING_URI may be the same address with it, and is then what is used.
+
     Raises:
         ValueError: not a tracking server and not a database.
     """
     if setting:
-        return checked_uri(setting, "tracking.uri")
+        return with_password(checked_uri(setting, "tracking.uri"))
     if inherited := os.environ.get("MLFLOW_TRACKING_URI"):
         return checked_uri(inherited, "MLFLOW_TRACKING_URI")
     return f"sqlite:///{outputs.absolute() / 'mlflow.db'}"
@@ -44,6 +48,10 @@ def checked_uri(uri: str, origin: str) -> str:
         ValueError: not a tracking server and not a database; says that the URI came from `origin`.
     """
     scheme = _scheme(uri)
+    try:
+        split_address(uri)
+    except ValueError as error:
+        raise ValueError(f"{origin}={without_password(uri)}: {error}") from None
     if scheme not in SERVER_SCHEMES + DATABASE_SCHEMES:
         raise ValueError(
             f"{origin}={without_password(uri)}: MLflow's store of plain files is no longer maintained; give a server "
@@ -66,20 +74,13 @@ def artifact_root(uri: str, outputs: Path) -> Path | None:
     return (database.parent if database else outputs.absolute()) / "mlartifacts"
 
 
-def without_password(uri: str) -> str:
-    """The URI fit to be shown and written down."""
-    parts = urlsplit(uri)
-    if parts.password is None:
-        return uri
-    user_and_host = parts.netloc.replace(f":{parts.password}@", "@")
-    return urlunsplit(parts._replace(netloc=user_and_host))
-
-
 def ui_command(uri: str) -> str:
     """What opens the store in a browser: a shell command, or for a server its address."""
     if _scheme(uri) in SERVER_SCHEMES:
         return without_password(uri)
-    return f"{python_command()} -m mlflow ui --backend-store-uri {shlex.quote(without_password(uri))} --host 127.0.0.1"
+    bare = without_password(uri)
+    store = shlex.quote(uri) if bare == uri else f'"${VARIABLE}"'
+    return f"{python_command()} -m mlflow ui --backend-store-uri {store} --host 127.0.0.1"
 
 
 def python_command() -> str:
@@ -118,7 +119,7 @@ def open_store(uri: str) -> MlflowClient:
     database = sqlite_file(uri)
     if database and not database.exists():
         create_database(database)
-    return MlflowClient(tracking_uri=uri)
+    return MlflowClient(tracking_uri=for_client(uri))
 
 
 def create_database(path: Path) -> None:

@@ -19,9 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from fsae.tracking.credentials import without_password
 from fsae.tracking.mlflow_upload import MlflowUpload, first_line, read_description, sync_command
 from fsae.tracking.run_log import speaking_for
-from fsae.tracking.store import without_password
 
 log = logging.getLogger(__name__)
 
