@@ -25,7 +25,7 @@ from fsae.configuration.refusal import MENDABLE, refuse
 from fsae.sweeps.ray_launcher import check_ray
 from fsae.sweeps.slurm_launcher import check_slurm
 from fsae.tracking.credentials import refuse_secret, without_password
-from fsae.tracking.mlflow_upload import describe_run
+from fsae.tracking.mlflow_upload import DeletedExperimentError, describe_run
 from fsae.tracking.run_folder import RunFolder
 from fsae.tracking.store import python_command, resolve_uri, ui_command
 from fsae.tracking.sweep_folder import Job, JobState, Sweep, lock, read_sweep, sweep_tags
@@ -110,7 +110,7 @@ class Launch:
                 report=report,
             )
             run.deliver(over)
-        except ConnectionError as error:
+        except (ConnectionError, DeletedExperimentError) as error:
             log.warning(
                 "MLflow (%s) does not take all of the sweep: %s. Its folder has everything; send the jobs' runs with: "
                 "%s -m fsae.sync %s",
@@ -225,7 +225,6 @@ def _begin(config: DictConfig, resumed: bool) -> Launch:
         sweep = _described(config, folder)
         for override in (*sweep.hydra_overrides, *sweep.constant, *chain.from_iterable(sweep.jobs or [])):
             refuse_secret(override, override.partition("=")[0])
-        sweep.write()
     run = None
     if config.tracking.mlflow:
         run = SweepRun(
@@ -239,6 +238,13 @@ def _begin(config: DictConfig, resumed: bool) -> Launch:
             run.open()
         except ConnectionError as error:
             log.warning("MLflow (%s) is away: %s. The sweep goes on and keeps its values", without_password(uri), error)
+        except DeletedExperimentError as error:
+            # A sweep that has begun cannot choose another one.
+            if not resumed:
+                raise
+            log.warning("%s. The sweep goes on and keeps its values", error)
+    if not resumed:
+        sweep.write()
     return Launch(sweep, held, run, uri, config.tracking.experiment)
 
 

@@ -10,7 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fsae.tracking.mlflow_upload import MlflowUpload, find_or_create_experiment, first_line, read_description
+from fsae.tracking.mlflow_upload import (
+    DeletedExperimentError,
+    MlflowUpload,
+    find_or_create_experiment,
+    first_line,
+    read_description,
+)
 from fsae.tracking.store import compare_link, open_store
 
 if TYPE_CHECKING:
@@ -22,8 +28,8 @@ KIND_TAG, SWEEP_TAG = "fsae.kind", "fsae.sweep"
 class SweepRun:
     """The summary run of one sweep; opening it also makes the store ready for many jobs at once.
 
-    Every method may raise ConnectionError, where MLflow does not take it or not in time; trying again later is
-    harmless.
+    Every method may raise ConnectionError, where MLflow does not take it or not in time, and DeletedExperimentError;
+    trying again later is harmless.
 
     Args:
         uri: the MLflow store, with its password.
@@ -116,5 +122,7 @@ class SweepRun:
         thread.join(seconds)
         if thread.is_alive():
             raise ConnectionError(f"no answer within {seconds:.0f} s")
+        if failures and isinstance(failures[0], DeletedExperimentError):
+            raise failures[0]
         if failures:
             raise ConnectionError(first_line(failures[0])) from failures[0]
