@@ -163,22 +163,26 @@ def test_a_resumed_run_goes_on_as_the_same_mlflow_run_with_nothing_doubled(
     assert runs(sqlite_uri)[0].info.status == "FINISHED"
 
 
-@pytest.mark.parametrize("late", ["before", "between", "after"])
+@pytest.mark.parametrize("late", ["before", "between", "after", "reading on"])
 def test_a_killed_runs_uploader_may_be_late_and_nothing_is_doubled(
     sqlite_uri: str, run_folder: Path, describe: Describe, late: str
 ) -> None:
-    """Its last request is carried out before the resumed run's uploader asks what there is, after that, or at last."""
+    """Its last request is carried out before the resumed run's uploader asks what there is, after that, or at last; or
+    it has none on its way, and finds the resumed run's values where it left off reading."""
     folder = RunFolder(run_folder)
     description = describe(sqlite_uri)
     mark(run_folder, RunState.running)
     log = MetricLog(folder.metrics, 0, folder.dropped)
-    log.append({"train/l0": 1.0}, step=1)
-    position = log.position()
+    log.append({"train/l0": 0.0}, step=0)
     killed = MlflowUpload(run_folder, sqlite_uri, description)
     killed.send_metrics()
+    log.append({"train/l0": 1.0}, step=1)
+    position = log.position()
+    if late == "reading on":
+        killed.send_metrics()
     for step in range(2, 6):
         log.append({"train/l0": float(step), "train/seconds": 0.5}, step=step)
-    on_its_way = list(read_metrics(folder.metrics, position))
+    on_its_way = list(read_metrics(folder.metrics, killed.position))
 
     log = MetricLog(folder.metrics, position, folder.dropped)
     for step in range(2, 8):
@@ -192,7 +196,10 @@ def test_a_killed_runs_uploader_may_be_late_and_nothing_is_doubled(
     resumed.send_metrics()
     if late == "after":
         killed._send(on_its_way)
-    assert history(sqlite_uri, "train/l0") == [(step, float(step)) for step in range(1, 8)]
+    if late == "reading on":
+        assert killed.position == position
+        killed.send_metrics()
+    assert history(sqlite_uri, "train/l0") == [(step, float(step)) for step in range(8)]
     assert history(sqlite_uri, "train/seconds") == [(step, 0.5 if step < 6 else 0.7) for step in range(2, 8)]
 
 

@@ -44,9 +44,6 @@ class Upload(MlflowUpload):
         self.closed += 1
         return True
 
-    def reopen(self) -> None:
-        pass
-
 
 def test_an_outage_is_told_once_and_so_is_its_end() -> None:
     said: list[tuple[int, str]] = []

@@ -8,9 +8,11 @@ resumed run logs again what it had logged, MLflow gets what was logged first.
 """
 
 import json
+import math
 import re
 import shlex
 import uuid
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -145,6 +147,8 @@ class MlflowUpload:
         self.description = description
         self.position = 0
         self.link: str | None = None
+        self._dropped: list[MetricRecord] = []
+        self._dropped_size = 0
         self._is_open = False
         self._lock = FileLock(folder / ".upload.lock")
 
@@ -153,14 +157,10 @@ class MlflowUpload:
         if not self._is_open:
             self._open()
         sent = 0
-        for batch in self._batches(self.folder.metrics, self.position):
-            sent += self._send(batch)
+        for batch in self._batches():
+            sent += self._send([*self._dropped_until(batch[-1].step), *batch])
             self.position = batch[-1].end
-        return sent
-
-    def reopen(self) -> None:
-        """Ask MLflow again what it has, before anything else is sent: it may not be what it was."""
-        self._is_open = False
+        return sent + self._send(self._dropped_until(math.inf))
 
     def close(self) -> bool:
         """Log how the run ended, its summary and its artifacts; returns False where that was there already.
@@ -175,7 +175,10 @@ class MlflowUpload:
             status = read_status(self.folder.path)
             if status is None or status.is_going():
                 return False
-            return self._close(status)
+            self._is_open = False
+            news = self._close(status)
+            self._is_open = True
+            return news
 
     def _close(self, status: RunStatus) -> bool:
         ended = status.ended or status.updated
@@ -243,18 +246,15 @@ class MlflowUpload:
         # What MLflow's record of a run shows of a metric is its value at the highest step.
         self._stored_step = {metric.key: metric.step for metric in run.to_proto().data.metrics}
         self.link = run_link(self.uri, experiment_id, run_id)
-        # Another process may still be sending these: the same value of the same time is one to MLflow. A value of the
-        # same step that was logged again would be a second one.
-        for batch in self._batches(self.folder.dropped, 0):
-            self._send(batch)
+        self._dropped, self._dropped_size = [], 0
         self._is_open = True
 
-    def _batches(self, file: Path, start: int) -> Iterator[list[MetricRecord]]:
-        if not file.exists():
+    def _batches(self) -> Iterator[list[MetricRecord]]:
+        if not self.folder.metrics.exists():
             return
         batch: list[MetricRecord] = []
         size = 0
-        for record in read_metrics(file, start):
+        for record in read_metrics(self.folder.metrics, self.position):
             if batch and size + len(record.metrics) > METRICS_PER_BATCH:
                 yield batch
                 batch, size = [], 0
@@ -263,21 +263,40 @@ class MlflowUpload:
         if batch:
             yield batch
 
+    def _dropped_until(self, step: float) -> list[MetricRecord]:
+        """What was logged first and dropped, of the steps up to this one, without what was returned before.
+
+        Another process may be sending it, or have sent it. The same value of the same time is one to MLflow, a value of
+        the same step that was logged again would be a second one. So it is looked for after the values that it comes
+        before were read: they may be of a run that went on only now.
+        """
+        file = self.folder.dropped
+        size = file.stat().st_size if file.exists() else 0
+        if size != self._dropped_size:
+            self._dropped_size = size
+            self._dropped = sorted(read_metrics(file), key=lambda record: record.step)
+        count = bisect_right(self._dropped, step, key=lambda record: record.step)
+        until, self._dropped = self._dropped[:count], self._dropped[count:]
+        return until
+
     def _send(self, records: list[MetricRecord]) -> int:
         from mlflow.entities import Metric
 
         stored = dict(self._stored_step)
         metrics = []
-        for record in records:
+        # Of one step, what was logged first comes first.
+        for record in sorted(records, key=lambda record: record.step):
             for name, value in record.metrics.items():
                 if record.step > stored.get(name, -1):
                     stored[name] = record.step
                     metrics.append(Metric(name, value, record.time_ms, record.step))
+        # What MLflow has is asked anew after a failure.
+        self._is_open = False
         # A single record can hold more than one batch.
         for start in range(0, len(metrics), METRICS_PER_BATCH):
             self._client.log_batch(self._run_id, metrics=metrics[start : start + METRICS_PER_BATCH])
             self._arrived()
-        self._stored_step = stored
+        self._stored_step, self._is_open = stored, True
         return len(metrics)
 
     def _summary(self, status: RunStatus | None) -> str:

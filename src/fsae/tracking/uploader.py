@@ -204,7 +204,6 @@ def follow(
         # Whatever it is, it is not the run's failure; `fsae.sync` remains, and shows it again.
         except Exception as error:
             failures += 1
-            upload.reopen()
             deleted = isinstance(error, DeletedExperimentError)
             if failures == 1 or (deleted and not told_deleted):
                 when = "after that" if deleted else "if it ends before MLflow is back,"
