@@ -132,7 +132,12 @@ def listed_shards(
 
 
 def activation_source(
-    folder: Path | None = None, *, seed: int = 0, training_tokens: int = 10_000, **shards: Any
+    folder: Path | None = None,
+    *,
+    seed: int = 0,
+    training_tokens: int = 10_000,
+    max_norm_multiple: float | None = 10.0,
+    **shards: Any,
 ) -> ActivationSource:
     """A fresh source at its beginning; two with the same arguments give the same vectors."""
     return ActivationSource(
@@ -142,4 +147,5 @@ def activation_source(
         training_tokens=training_tokens,
         device=torch.device("cpu"),
         passes=PASSES,
+        max_norm_multiple=max_norm_multiple,
     )

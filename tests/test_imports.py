@@ -17,6 +17,8 @@ PACKAGE = Path(fsae.__file__).parent
 # A module imports from earlier layers and from its own package, not from its neighbours in the layer. It belongs to the
 # longest name here that it begins with.
 LAYERS = [
+    {"credentials"},
+    {"console"},
     {
         "autoencoders.triton_products",
         "language_models.sites",
@@ -24,6 +26,7 @@ LAYERS = [
         "tracking.interface",
         "progress",
         "draws",
+        "naming",
     },
     {"autoencoders.products"},
     {"autoencoders.pattern"},
@@ -32,7 +35,8 @@ LAYERS = [
     {"autoencoders.encoder_product"},
     {"autoencoders.base"},
     {"autoencoders", "losses", "language_models"},
-    {"sources", "evaluation", "export"},
+    {"sources", "export"},
+    {"evaluation"},
     {"training"},
     {"tracking"},
     {"configuration"},
@@ -65,7 +69,7 @@ HOMES = {
     "jinja2": {"analysis."},
     "safetensors": {"export.", "sources.store"},
     "xxhash": {"sources.store"},
-    "tqdm": {"progress"},
+    "tqdm": {"console"},
     "scipy": {"losses.mutual", "training.least_squares"},
     "sklearn": {"training.fitting", "sources.mnist"},
     "mne": {"sources.eeg"},

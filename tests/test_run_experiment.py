@@ -2,8 +2,9 @@
 
 import json
 import logging
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,15 +14,22 @@ import pytest
 import torch
 from filelock import FileLock
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fsae import run_experiment as run_module
 from fsae import trained_run
 from fsae.configuration.origin import Origin, accept
 from fsae.configuration.schema import RunSettings, settings_of
+from fsae.export.saelens import Provenance, save_saelens
 from fsae.language_models import transformer_lens_model
+from fsae.language_models.embedded import embedded_folder
+from fsae.language_models.settings import Package
 from fsae.run_experiment import pack_key, run_experiment, run_pack
 from fsae.sources import activations
+from fsae.sources.eeg import EEGSettings
+from fsae.sources.identity import data_identity
+from fsae.sources.in_memory import InMemorySource
+from fsae.sources.mnist import MNISTSettings
 from fsae.tracking.mlflow_upload import read_description
 from fsae.tracking.run_log import run_log
 from fsae.tracking.spool import read_metrics
@@ -29,6 +37,8 @@ from fsae.tracking.status import RunState, read_status
 from fsae.training import memory
 from fsae.training.interruption import Interrupted
 from fsae.training.member import Member
+from fsae.training.settings import AdamSettings
+from tests.architectures import SquaredSettings, build
 from tests.composition import composed
 from tests.sources.edf_file import write_edf
 from tests.training.runs import differences
@@ -214,10 +224,10 @@ def test_a_log_holds_what_concerns_its_run_and_all_runs(tmp_path: Path):
 
 
 def test_what_ends_the_stream_ends_all_its_runs(tmp_path: Path):
-    jobs = [
-        job(tmp_path, name, *JOBS[name], "dataset=text_files", f"dataset.path={tmp_path / 'nothing' / '*.txt'}")
-        for name in ("standard", "gated")
-    ]
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("two words")
+    text = ["dataset=text_files", f"dataset.path={tmp_path / 'text'}"]
+    jobs = [job(tmp_path, name, *JOBS[name], *text) for name in ("standard", "gated")]
     with run_log(tmp_path / "standard"), run_log(tmp_path / "gated"):
         outcomes = run_pack(jobs)
     for name, outcome in zip(("standard", "gated"), outcomes, strict=True):
@@ -225,9 +235,24 @@ def test_what_ends_the_stream_ends_all_its_runs(tmp_path: Path):
         assert status is not None
         assert status.state is RunState.failed
         assert status.failure is not None
-        assert "nothing" in status.failure.message
-        assert "nothing" in (tmp_path / name / "run.log").read_text()
+        assert "text_files: none of its 1 documents is in the part" in status.failure.message
+        assert status.failure.message.splitlines()[0] in (tmp_path / name / "run.log").read_text()
         assert isinstance(outcome.error, ValueError)
+
+
+def test_data_that_are_not_there_are_refused_for_all_runs(tmp_path: Path):
+    text = written_texts(tmp_path / "text")
+    jobs = [
+        job(tmp_path, name, *JOBS[name], "dataset=text_files", f"dataset.path={text}") for name in ("topk", "gated")
+    ]
+    # It was there when the settings were checked.
+    shutil.rmtree(text)
+    outcomes = run_pack(jobs)
+    assert all(isinstance(outcome.error, ValueError) and str(text) in str(outcome.error) for outcome in outcomes)
+    status = read_status(tmp_path)
+    assert status is not None
+    assert status.state is RunState.refused
+    assert not (tmp_path / "topk").exists()
 
 
 def test_existing_autoencoders_are_evaluated_together(alone: Path, tmp_path: Path):
@@ -259,7 +284,10 @@ def test_existing_autoencoders_are_evaluated_together(alone: Path, tmp_path: Pat
     ],
 )
 def test_what_fits_into_one_pack(override: str, together: bool, tmp_path: Path):
-    sae = [f"sae.path={tmp_path}"] if override == "task=eval" else []
+    sae = []
+    if override == "task=eval":
+        save_saelens(build("standard"), tmp_path / "sae", Provenance())
+        sae = [f"sae.path={tmp_path / 'sae'}"]
     settings, other = job(tmp_path, "a")[0], job(tmp_path, "b", override, *sae)[0]
     assert (pack_key(settings) == pack_key(other)) is together
 
@@ -401,3 +429,85 @@ def test_a_source_without_a_language_model_refuses_one(tmp_path: Path):
     config = composed("source=grouped_features", "model=tiny")
     with pytest.raises(ValueError, match="model is chosen, but this source has nothing to do with a language model"):
         accept(config, tmp_path, [])
+
+
+def test_an_architecture_that_cannot_be_measured_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings, origin = fitted_job(tmp_path / "run", "source=toy_clusters")
+    monkeypatch.setattr(InMemorySource, "first_vectors", lambda self: pytest.fail("a vector was asked for"))
+    arch = SquaredSettings(d_sae=4)
+    gradients = replace(settings, arch=arch, trainer=AdamSettings(tokens=64, batch_size=8))
+    with pytest.raises(ValueError, match=r"Squared is an architecture that fsae.export\.folding does not know"):
+        run_experiment(gradients, origin)
+
+
+def written_texts(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for number in range(40):
+        (folder / f"{number}.txt").write_text(" ".join(f"word{number}x{i * i % 97}" for i in range(60)))
+    return folder
+
+
+def change_a_text(text: Path, model: Path) -> None:
+    with (text / "7.txt").open("a") as file:
+        file.write(" and one word more")
+
+
+def change_the_weights(text: Path, model: Path) -> None:
+    tensors = load_file(model / "model.safetensors")
+    for name in tensors:
+        if "mlp" in name:
+            tensors[name] *= 1.5
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "what"), [(change_a_text, "the text of dataset"), (change_the_weights, "the weights of model")]
+)
+def test_a_run_does_not_go_on_with_other_data_than_it_began_with(
+    change: Callable[[Path, Path], None], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    text, model = written_texts(tmp_path / "text"), tmp_path / "model"
+    shutil.copytree(embedded_folder(Package.tiny), model)
+    overrides = [
+        "arch=topk", "arch.k=4", "trainer.tokens=4096", "dataset=text_files", f"dataset.path={text}", "model=custom",
+        f"model.path={model}", "model.dtype=float32", "site.layer=1", "eval.tokens=128", "eval.batch_size=64",
+    ]  # fmt: skip
+    update = Member.update
+
+    def interrupted(self: Member, *arguments: object) -> None:
+        update(self, *arguments)  # pyright: ignore[reportArgumentType]
+        if arguments[0] == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Member, "update", interrupted)
+        with pytest.raises(Interrupted):
+            run_experiment(*job(tmp_path, "run", *overrides))
+    before = (tmp_path / "run" / "checkpoints" / "latest.pt").read_bytes()
+    change(text, model)
+    with pytest.raises(ValueError, match=rf"(?s)was trained on other data.*{what}: .*put it back"):
+        run_experiment(*job(tmp_path, "run", *overrides))
+    status = read_status(tmp_path / "run")
+    assert status is not None
+    assert status.state is RunState.interrupted
+    assert (tmp_path / "run" / "checkpoints" / "latest.pt").read_bytes() == before
+
+
+def test_recordings_and_images_have_the_identity_of_their_files(tmp_path: Path):
+    waves = np.stack([np.sin(np.arange(64 * 40) * each) for each in (0.3, 0.5)])
+    (tmp_path / "eeg").mkdir()
+    for number in range(8):
+        write_edf(tmp_path / "eeg" / f"{number}.edf", waves * (number + 1), 64, ["Fp1", "Fp2"])
+    settings = EEGSettings(path=str(tmp_path / "eeg"))
+    before = data_identity(None, None, settings)
+    write_edf(tmp_path / "eeg" / "8.edf", waves, 64, ["Fp1", "Fp2"])
+    assert data_identity(None, None, settings) != before
+    assert before.keys() == {"the files of source"}
+    assert data_identity(None, None, EEGSettings()) == {}
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "train-images-idx3-ubyte").write_bytes(b"a")
+    first = data_identity(None, None, MNISTSettings(path=str(tmp_path / "mnist")))
+    (tmp_path / "mnist" / "train-images-idx3-ubyte").write_bytes(b"ab")
+    assert data_identity(None, None, MNISTSettings(path=str(tmp_path / "mnist"))) != first

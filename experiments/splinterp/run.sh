@@ -106,7 +106,7 @@ arm between/sgd experiment=sgd_mnist_small "source.path=$digits" trainer.tokens=
     $repaired
 arm geometry/mnist experiment=sgd_mnist_small "source.path=$digits" trainer.tokens=90_000 eval=geometry $repaired
 
-# SmolLM2, all tokens, without SplInterp's costs to move, with a rate that falls to zero and a clipping that both ways get:
+# SmolLM2-135M-Instruct (Q4_1), all tokens, without SplInterp's costs to move, with a rate that falls to zero and a clipping that both ways get:
 # learning rates, ReLU; then, each at its best rate, how many tokens (PAM with and without a cost to move the decoder), k,
 # how long.
 smollm2() {

@@ -33,6 +33,11 @@ log = logging.getLogger(__name__)
 class OpenRun:
     """A run under way, from taking its folder to writing how it ended.
 
+    Args:
+        settings: what it was told.
+        origin: where that came from.
+        data: what its settings' data are (`data_identity`); a checkpoint of other data is refused.
+
     Attributes:
         settings: what it was told.
         origin: where that came from.
@@ -44,10 +49,10 @@ class OpenRun:
         over: whether it has ended, either way.
     """
 
-    def __init__(self, settings: RunSettings, origin: Origin):
+    def __init__(self, settings: RunSettings, origin: Origin, data: dict[str, str]):
         self.settings, self.origin = settings, origin
         self.folder = RunFolder(origin.folder)
-        self.checkpoints = Checkpoints(self.folder.checkpoints, origin.deciding)
+        self.checkpoints = Checkpoints(self.folder.checkpoints, origin.deciding, data)
         self.state: dict[str, Any] | None = None
         self._tracker: Tracker | None = None
         self.results: dict[str, Any] | None = None
@@ -92,7 +97,7 @@ class OpenRun:
             self._lock.release()
             busy = f"another process is running in {path}; wait for it, or change a setting or `name`"
             refused = ValueError(busy) if isinstance(error, Timeout) else error
-            record_refusal(refused, path, Path(self.settings.paths.outputs))
+            record_refusal(refused, Path(self.settings.paths.outputs), path)
             raise refused from None
 
     def begin(self, uploader: Uploader | None) -> None:

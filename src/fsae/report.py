@@ -7,12 +7,12 @@ from pathlib import Path
 
 from fsae.analysis.report import write_report
 from fsae.analysis.runs import collect_folders, collect_mlflow
-from fsae.tracking.credentials import conceal_output
+from fsae.console import console
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the report that the command line asks for; returns 0, 1 where MLflow is away, 2 for bad input."""
-    conceal_output()
     parser = argparse.ArgumentParser(
         prog="python -m fsae.report",
         description="Compare runs: tables, Pareto fronts and paired differences at matched l0, on one HTML page.",

@@ -6,20 +6,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fsae.tracking.credentials import conceal_output
+from fsae.console import console
 from fsae.tracking.sweep_folder import Sweep, read_sweep
 
 # What a resumed sweep sets for itself.
 _OWN = ("hydra.mode", "hydra.sweep.dir", "hydra/sweeper", "hydra.sweeper")
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Launch the jobs of a sweep that are not finished, as they were launched or by another launcher.
 
     Raises:
         SystemExit: with status 0 where every job of the sweep is finished at the end, 1 where not, 2 for bad input.
     """
-    conceal_output()
     parser = argparse.ArgumentParser(
         prog="python -m fsae.resume",
         description="Launch those jobs of a sweep that are not finished: each goes on in its own folder, from its last "

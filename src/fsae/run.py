@@ -19,11 +19,13 @@ from omegaconf import DictConfig
 
 from fsae.configuration.conf_folder import conf_folder
 from fsae.configuration.origin import accept
+from fsae.configuration.places import outputs_named
 from fsae.configuration.refusal import MENDABLE, refuse, tell, was_told
 from fsae.configuration.resolvers import register_resolvers
 from fsae.configuration.schema import Task, register_schemas
+from fsae.console import console
+from fsae.credentials import without_passwords
 from fsae.sweeps.launch import is_launching, sweep_told
-from fsae.tracking.credentials import conceal_output, without_passwords
 from fsae.tracking.run_log import run_log
 from fsae.training.interruption import Interrupted, hand_on
 
@@ -65,13 +67,13 @@ def run(config: DictConfig) -> float | None:
             raise
 
 
+@console()
 def main() -> None:
     """`python -m fsae.run`, and the console script `fsae`."""
-    conceal_output()
     try:
         sys.argv[1:] = without_passwords(sys.argv[1:])
     except ValueError as error:
-        refuse(error)
+        refuse(error, outputs_named(sys.argv[1:]))
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     # Hydra then raises instead of printing, so that a refused composition is told and recorded as everything else.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -85,7 +87,7 @@ def main() -> None:
             sys.exit(1)
         if not isinstance(error, MENDABLE):
             raise
-        refuse(error)
+        refuse(error, outputs_named(sys.argv[1:]))
 
 
 if __name__ == "__main__":

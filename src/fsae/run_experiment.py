@@ -15,15 +15,16 @@ from fsae.autoencoders.base import Autoencoder, SparseAutoencoder
 from fsae.autoencoders.initialisation import initialise_from
 from fsae.autoencoders.local_pca import PCA, FittedSettings, LocalPCA
 from fsae.configuration.origin import Origin
-from fsae.configuration.refusal import tell
+from fsae.configuration.refusal import record_refusal, tell
 from fsae.configuration.schema import RunSettings, Task
 from fsae.draws import seed_of
-from fsae.export.folding import fold
-from fsae.export.saelens import load_saelens, read_provenance
+from fsae.export.folding import check_foldable, fold
+from fsae.export.saelens import check_exportable, load_saelens
 from fsae.language_models.device import dtype_of
 from fsae.losses.objective import Objective
 from fsae.open_run import OpenRun
 from fsae.sources.activations import ActivationSource, ActivationSourceSettings, Cache, open_activations, stream_key
+from fsae.sources.identity import data_identity
 from fsae.sources.in_memory import InMemorySource
 from fsae.sources.source import Source
 from fsae.sources.synthetic import SyntheticSource
@@ -100,8 +101,13 @@ def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
     Returns:
         What became of each, in their order; Interrupted is the error of all that a signal stopped.
     """
-    runs = [OpenRun(settings, origin) for settings, origin in jobs]
-    settings = runs[0].settings
+    settings = jobs[0][0]
+    try:
+        # Before a folder is taken: what cannot be found is refused as wrong settings are.
+        data = data_identity(settings.model, settings.dataset, settings.source) if settings.task is Task.train else {}
+    except ValueError as missing:
+        return [_refused(each, origin, missing) for each, origin in jobs]
+    runs = [OpenRun(each, origin, data) for each, origin in jobs]
     assert all(pack_key(run.settings) == pack_key(settings) for run in runs)
     with runs_named() if len(runs) > 1 else nullcontext(), Interruption() as interruption:
         _for_each(runs, OpenRun.claim)
@@ -120,6 +126,12 @@ def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
                 if not isinstance(error, Exception):
                     raise
     return [Outcome(run.results, run.error) for run in runs]
+
+
+def _refused(settings: RunSettings, origin: Origin, error: ValueError) -> Outcome:
+    tell(error, origin.folder)
+    record_refusal(error, Path(settings.paths.outputs), origin.folder)
+    return Outcome(None, error)
 
 
 def _going(runs: Iterable[OpenRun]) -> list[OpenRun]:
@@ -146,7 +158,7 @@ def _work(runs: Sequence[OpenRun], interruption: Interruption) -> None:
     # Read before anything heavy is opened.
     existing: dict[OpenRun, Autoencoder] = {}
     if task is Task.eval:
-        _for_each(runs, lambda run: existing.update({run: _existing(run.settings)}))
+        _for_each(runs, lambda run: existing.update({run: load_saelens(run.settings.existing())}))
     going = _going(runs)
     if not going:
         return
@@ -241,11 +253,15 @@ def _check_memory(fresh: Sequence[RunSettings], source: Source) -> None:
 def _training(run: OpenRun, source: Source, scale_by: Callable[[Scale], float]) -> TrainingRun:
     settings, state = run.settings, run.state
     settings.check_width(source.d_in)
+    autoencoders = [_fresh(settings, number, source) for number in range(settings.population.size)]
+    autoencoder = autoencoders[0]
+    # Before a vector is asked for, for what cannot be folded and exported cannot be measured either.
+    check_foldable(autoencoder)
+    check_exportable(autoencoder)
     scale = scale_by(settings.trainer.activation_scale) if state is None else state["scale"]
     members = [
-        _member(settings, number, source, scale, fresh=state is None) for number in range(settings.population.size)
+        _member(settings, number, each, source, scale, fresh=state is None) for number, each in enumerate(autoencoders)
     ]
-    autoencoder = members[0].autoencoder
     log.info(
         "%s%s: d_in %d, d_sae %d, at %s; inputs are scaled by %.4g",
         f"{len(members)} x " if len(members) > 1 else "", type(autoencoder).__name__,
@@ -269,10 +285,20 @@ def _training(run: OpenRun, source: Source, scale_by: Callable[[Scale], float]) 
     return training
 
 
-def _member(settings: RunSettings, number: int, source: Source, scale: float, fresh: bool) -> Learner:
-    """One of a population; the first has the run's own seed, and is what the run alone would train."""
-    seed = settings.seed if number == 0 else seed_of(settings.seed, number)
-    autoencoder = settings.arch.build(source.d_in, torch.Generator().manual_seed(seed)).to(source.device)
+def _seed(settings: RunSettings, number: int) -> int:
+    """Of one of a population; the first has the run's own, and is what the run alone would train."""
+    return settings.seed if number == 0 else seed_of(settings.seed, number)
+
+
+def _fresh(settings: RunSettings, number: int, source: Source) -> Autoencoder:
+    generator = torch.Generator().manual_seed(_seed(settings, number))
+    return settings.arch.build(source.d_in, generator).to(source.device)
+
+
+def _member(
+    settings: RunSettings, number: int, autoencoder: Autoencoder, source: Source, scale: float, fresh: bool
+) -> Learner:
+    seed = _seed(settings, number)
     objective, trainer = Objective(settings.loss), settings.trainer
     if isinstance(trainer, FitSettings):
         assert isinstance(autoencoder, LocalPCA | PCA)
@@ -284,27 +310,6 @@ def _member(settings: RunSettings, number: int, source: Source, scale: float, fr
     if isinstance(trainer, PamSettings):
         return PamMember(autoencoder, objective, trainer, scale, seed)
     return Member(autoencoder, objective, trainer, scale, seed)
-
-
-def _existing(settings: RunSettings) -> Autoencoder:
-    """The autoencoder at `sae.path`.
-
-    Raises:
-        ValueError: there is none, or it was made for another site.
-    """
-    assert settings.sae.path is not None
-    path = Path(settings.sae.path).expanduser()
-    autoencoder = load_saelens(path)
-    made_for = read_provenance(path)
-    model, site = settings.model, settings.site
-    if site is not None and made_for.hook_name not in (None, site.hook_name):
-        raise ValueError(
-            f"the autoencoder in {path} was made for {made_for.hook_name}, but site {site} is "
-            f"{site.hook_name}; set site and site.layer to where it belongs"
-        )
-    if model is not None and made_for.model_name not in (None, model.name, model.path):
-        log.warning("the autoencoder was made for model %s and is evaluated on %s", made_for.model_name, model.name)
-    return autoencoder
 
 
 def _fitting(existing: dict[OpenRun, Autoencoder], source: Source) -> list[TrainedRun]:

@@ -5,15 +5,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fsae.tracking.credentials import conceal_output, with_password, without_password
+from fsae.console import console
+from fsae.credentials import with_password, without_password
 from fsae.tracking.mlflow_upload import MlflowUpload, first_line, read_description
 from fsae.tracking.status import read_status
 from fsae.tracking.store import checked_uri, ui_command
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Upload each folder named on the command line; returns 0, 1 where a store refused or was away, 2 for bad input."""
-    conceal_output()
     parser = argparse.ArgumentParser(
         prog="python -m fsae.sync", description="Send to MLflow what it does not have yet. Doing it again is harmless."
     )

@@ -22,6 +22,7 @@ from fsae.evaluation.truth import Truth, evaluate_truth
 from fsae.evaluation.vectors import evaluate_vectors
 from fsae.export.saelens import Provenance, save_saelens
 from fsae.language_models.device import rows_at_once
+from fsae.language_models.identity import published_as
 from fsae.losses.fisher import Fisher
 from fsae.open_run import OpenRun
 from fsae.sources.activations import ActivationSource
@@ -31,6 +32,9 @@ from fsae.tracking.run_folder import write_json
 from fsae.tracking.store import resolve_uri, ui_command
 
 log = logging.getLogger(__name__)
+
+# Of the variance, in one vector of a thousand: beyond this share fvu is a statement about these.
+MOST_OF_TAIL = 0.2
 
 Item = TypeVar("Item")
 
@@ -67,6 +71,9 @@ def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
 
     vectors = evaluate_vectors(autoencoders, held_out(), fishers)
     scalars = [measured.scalars for measured in vectors]
+    if isinstance(source, ActivationSource):
+        scalars = [measured | {"massive_share": source.massive_share} for measured in scalars]
+    _warn_of_tail(scalars[0]["top_variance_share"], source)
     truths: list[Truth] = []
     geometries: list[Geometry] = []
     if isinstance(source, ActivationSource) and settings.eval.splice_tokens > 0:
@@ -82,6 +89,7 @@ def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
             vectors[0].mean_activation,
             rows_at_once(model, tokens.shape[1]),
             heartbeat,
+            source.norm_limit,
         )
         scalars = [measured | more for measured, more in zip(scalars, spliced, strict=True)]
     if isinstance(source, SyntheticSource):
@@ -93,6 +101,7 @@ def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
         scalars = [measured | geometry.scalars for measured, geometry in zip(scalars, geometries, strict=True)]
     frequencies = [measured.firing_frequency for measured in vectors]
     bos = source.prepends_bos if isinstance(source, ActivationSource) else None
+    limit = source.norm_limit if isinstance(source, ActivationSource) else None
     for each in made:
         size = len(each.autoencoders)
         of_run, scalars = scalars[:size], scalars[size:]
@@ -101,8 +110,21 @@ def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
         shapes, geometries = geometries[:size], geometries[size:]
         with each.run.alone():
             if settings.task is Task.train:
-                _export(each, firing, bos)
+                _export(each, firing, bos, limit)
             _report(each, of_run, firing, known, shapes, heartbeat)
+
+
+def _warn_of_tail(share: float, source: Source) -> None:
+    if not share > MOST_OF_TAIL:
+        return
+    remedy = ""
+    if isinstance(source, ActivationSource):
+        remedy = ": lower source.max_norm_multiple, or raise dataset.skip_positions"
+    log.warning(
+        "0.1 %% of the held-out vectors hold %.0f %% of the variance. fvu says how these are reconstructed, and little "
+        "of all others%s",
+        100 * share, remedy,
+    )  # fmt: skip
 
 
 def _with_heartbeat(batches: Iterable[Item], heartbeat: Callable[[], None]) -> Iterator[Item]:
@@ -111,18 +133,21 @@ def _with_heartbeat(batches: Iterable[Item], heartbeat: Callable[[], None]) -> I
         yield batch
 
 
-def _export(made: TrainedRun, firing: Sequence[Tensor], prepends_bos: bool | None) -> None:
+def _export(made: TrainedRun, firing: Sequence[Tensor], prepends_bos: bool | None, norm_limit: float | None) -> None:
     settings, folder = made.run.settings, made.run.folder
     model, site, dataset = settings.model, settings.site, settings.dataset
     provenance = Provenance()
     if model is not None and site is not None and dataset is not None:
+        model_name, model_note = published_as(model)
         provenance = Provenance(
-            model_name=model.path or model.name,
+            model_name=model_name,
+            model_note=model_note,
             hook_name=site.hook_name,
-            context_size=dataset.context,
+            context_size=dataset.tokens_per_row,
             prepend_bos=prepends_bos,
             dataset_path=dataset.path or dataset.name,
             exclude_special_tokens=dataset.exclude_special_tokens,
+            max_activation_norm=norm_limit,
         )
     alone = len(made.autoencoders) == 1
     for number, (autoencoder, frequency) in enumerate(zip(made.autoencoders, firing, strict=True)):
@@ -159,8 +184,16 @@ def _report(
     plot_firing(histogram, metrics["dead_share"], run.folder.plots / "firing.png")
     region_histogram = _picture(geometries[made.best], run.folder.plots) if geometries else {}
     run.tracker.log({f"eval/{name}": value for name, value in (metrics | of_each).items()}, made.tokens)
-    print(f"\n{results_table(metrics)}")
-    finish(run, flat_results(metrics | of_each) | {"density_histogram": histogram} | region_histogram)
+    if not metrics["fvu"] <= 1:
+        made_for = "Was it made for this model, this site and raw activations?"
+        log.warning(
+            "eval/fvu is %.3g: the mean of the activations alone would be a better reconstruction, so none of these "
+            "numbers says anything of a dictionary. %s",
+            metrics["fvu"],
+            made_for if run.settings.task is Task.eval else "See whether training diverged.",
+        )
+    results = flat_results(metrics | of_each) | {"density_histogram": histogram} | region_histogram
+    finish(run, results, results_table(metrics))
 
 
 def _picture(geometry: Geometry, plots: Path) -> dict[str, Any]:
@@ -178,11 +211,14 @@ def _picture(geometry: Geometry, plots: Path) -> dict[str, Any]:
     return {"region_histogram": sizes}
 
 
-def finish(run: OpenRun, results: dict[str, Any]) -> None:
+def finish(run: OpenRun, results: dict[str, Any], table: str | None = None) -> None:
+    """End a run with its results; they are printed once they are written and handed to MLflow."""
     write_json(run.folder.results, results)
     run.results = results
+    run.end()
+    if table is not None:
+        print(f"\n{table}")
     print(f"\nrun folder:  {run.folder.path}")
     if run.settings.tracking.mlflow:
         uri = resolve_uri(run.settings.tracking.uri, Path(run.settings.paths.outputs))
         print(f"MLflow UI:   {ui_command(uri)}")
-    run.end()

@@ -82,6 +82,16 @@ def test_a_name_replaces_the_made_one():
     assert run_folder("name=mine").name != run_folder("name=mine", "seed=1").name
 
 
+def test_the_names_of_a_model_and_a_data_set_follow_from_their_settings(tmp_path: Path):
+    mine = ["model=custom", f"model.path={tmp_path}/it", "dataset=text_files", f"dataset.path={tmp_path}/texts"]
+    flat = flat_settings(composed(*mine))
+    assert (flat["model.name"], flat["dataset.name"]) == ("it", "texts")
+    assert run_folder(*mine).name.startswith("it-resid_mid.3-gated-")
+    assert flat_settings(composed("model=tiny"))["model.name"] == "tiny"
+    # What is refused anyhow has no name.
+    assert "model.name" not in flat_settings(composed("model=tiny", "model.path=gpt2"))
+
+
 def test_an_evaluation_says_so():
     assert run_folder("task=eval", "sae.path=/some/where").name.startswith(
         "eval-smollm2_135m_instruct_q4_1-resid_mid.3-"
@@ -109,3 +119,31 @@ def test_a_finished_run_s_folder_is_not_used_again_and_any_other_is():
     # Something else in the place of a status is not taken for a finished run.
     (first / "status.json").write_text("half of")
     assert run_folder() == first
+
+
+def test_a_path_is_the_same_wherever_the_command_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "a" / "text").mkdir(parents=True)
+    (tmp_path / "b" / "text").mkdir(parents=True)
+    files = ("dataset=text_files", "dataset.path=text", "model=custom", "model.path=./model")
+    folders = []
+    for place in ("a", "b"):
+        monkeypatch.chdir(tmp_path / place)
+        flat = flat_settings(composed(*files))
+        assert flat["dataset.path"] == str(tmp_path / place / "text")
+        assert flat["model.path"] == str(tmp_path / place / "model")
+        folders.append(run_folder(*files))
+    assert folders[0] != folders[1]
+    assert run_folder(*files[:1], f"dataset.path={tmp_path}/b/text", *files[2:]) == folders[1]
+
+
+def test_a_hub_name_stays_one_unless_a_folder_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert flat_settings(composed("model=gpt2"))["model.path"] == "gpt2"
+    (tmp_path / "gpt2").mkdir()
+    assert flat_settings(composed("model=gpt2"))["model.path"] == str(tmp_path / "gpt2")
+
+
+def test_a_glob_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    flat = flat_settings(composed("dataset=text_files", "dataset.path='code/**/*.java'"))
+    assert flat["dataset.path"] == f"{tmp_path}/code/**/*.java"

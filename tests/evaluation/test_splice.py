@@ -215,3 +215,35 @@ def test_activations_that_are_no_numbers_are_refused():
     model.embedding[tokens[0, 2]] = math.nan
     with pytest.raises(ValueError, match=r"activations at resid_post\.2 .* not finite"):
         evaluate_splice(model, SITE, [identity()], tokens, tokens >= 0, torch.zeros(D_IN), 2)
+
+
+def test_a_norm_limit_is_a_mask_of_the_long_vectors():
+    tokens, long = some_tokens(), 7
+    model = OneLayerModel()
+    model.embedding[long] *= 50
+    keep = some_kept()
+    short = keep & (tokens != long)
+    assert short.sum() < keep.sum()
+    mean = model.activations(tokens)[short].mean(0)
+    autoencoder = build("gated").eval()
+    limit = 10 * float(model.activations(tokens)[keep].norm(dim=1).median())
+    (limited,) = evaluate_splice(model, SITE, [autoencoder], tokens, keep, mean, 3, norm_limit=limit)
+    (masked,) = evaluate_splice(model, SITE, [autoencoder], tokens, short, mean, 3)
+    (everything,) = evaluate_splice(model, SITE, [autoencoder], tokens, keep, mean, 3)
+    assert limited == masked
+    assert limited != everything
+
+
+def test_a_limit_that_nothing_exceeds_changes_nothing():
+    model, tokens, keep = OneLayerModel(), some_tokens(), some_kept()
+    mean = model.activations(tokens)[keep].mean(0)
+    without, with_one = (
+        evaluate_splice(model, SITE, [identity()], tokens, keep, mean, 3, norm_limit=limit) for limit in (None, 1e6)
+    )
+    assert without == with_one
+
+
+def test_a_limit_that_leaves_nothing_is_refused():
+    model, tokens, keep = OneLayerModel(), some_tokens(), some_kept()
+    with pytest.raises(ValueError, match=r"none of the .* held-out tokens"):
+        evaluate_splice(model, SITE, [identity()], tokens, keep, torch.zeros(D_IN), 3, norm_limit=1e-9)

@@ -28,7 +28,7 @@ def reproduced(batches: Iterable[Tensor]) -> Iterator[Batch]:
 
 
 # What needs a language model, targets, a population or a known truth.
-MORE = {name for name in MEANINGS if name.startswith("ce_")} | {"kl", "fvu_of_inputs"}
+MORE = {name for name in MEANINGS if name.startswith("ce_")} | {"kl", "fvu_of_inputs", "massive_share"}
 MORE |= {"pw_mcc", "mmcs", "shared_share", "best_fvu", "best_member", "truth_of_shared", "truth_of_single"}
 MORE |= {"truth_rank_correlation"}
 MORE |= {"mcc", "mmcs_truth", "mmcs_latents", "uniqueness", "precision", "recall", "f1", "true_l0"}

@@ -4,7 +4,16 @@ import torch
 from fsae.autoencoders.base import DecoderNorm, SparseAutoencoder
 from fsae.autoencoders.batch_topk import BatchTopK
 from fsae.export.folding import fold
-from tests.architectures import FITTED, build, each_architecture, fitted, relative_error, samples, with_weights
+from tests.architectures import (
+    FITTED,
+    SquaredSettings,
+    build,
+    each_architecture,
+    fitted,
+    relative_error,
+    samples,
+    with_weights,
+)
 
 SCALE = 0.37
 COMPETING = {"topk", "abs_topk", "batch_topk"}
@@ -121,3 +130,10 @@ def test_a_row_of_zeros_stays_one():
         assert torch.equal(folded.W_dec[3], torch.zeros(5, dtype=torch.float64))
         wanted = autoencoder(x * SCALE).reconstruction / SCALE
         assert relative_error(folded(x).reconstruction, wanted) < 1e-12
+
+
+def test_an_architecture_that_is_not_known_is_refused():
+    # (s relu(x))^2 is not s relu(x)^2: folded as its parent it would be another autoencoder.
+    autoencoder = SquaredSettings(d_sae=13).build(5, torch.Generator())
+    with pytest.raises(ValueError, match=r"Squared is an architecture that fsae\.export\.folding does not know"):
+        fold(autoencoder, SCALE)

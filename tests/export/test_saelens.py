@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from fsae.autoencoders.base import Autoencoder
 from fsae.autoencoders.batch_topk import BatchTopK
-from fsae.export.saelens import Provenance, load_saelens, save_saelens
-from tests.architectures import FITTED, build, each_architecture, fitted, relative_error, samples
+from fsae.export.saelens import Provenance, load_saelens, read_provenance, save_saelens
+from tests.architectures import FITTED, SquaredSettings, build, each_architecture, fitted, relative_error, samples
 
 PROVENANCE = Provenance(
     model_name="tiny", hook_name="blocks.1.hook_resid_mid", context_size=16, prepend_bos=True, dataset_path="here"
@@ -40,6 +40,20 @@ def change_config(folder: Path, **changes) -> None:
 def change_weights(folder: Path, **changes) -> None:
     tensors = load_file(folder / "sae_weights.safetensors") | changes
     save_file({k: v for k, v in tensors.items() if v is not None}, folder / "sae_weights.safetensors")
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_colleagues_can_read_it_as_far_as_the_umask_lets_them(tmp_path: Path, umask: int, mode: int):
+    before = os.umask(umask)
+    try:
+        save_saelens(trained("standard"), tmp_path / "sae", PROVENANCE, torch.ones(8))
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "sae").iterdir()} == {
+        "cfg.json": mode,
+        "sae_weights.safetensors": mode,
+        "sparsity.safetensors": mode,
+    }
 
 
 @each_architecture
@@ -182,7 +196,7 @@ def test_truncated_weights(tmp_path, kept):
         load_saelens(path.parent)
 
 
-@pytest.mark.parametrize("text", ['{"d_in": 5,', "", "[]"])
+@pytest.mark.parametrize("text", ['{"d_in": 5,', "", "[]", "null", "[" * 100_000])
 def test_a_damaged_config(tmp_path, text):
     folder = written(tmp_path)
     (folder / "cfg.json").write_text(text)
@@ -197,6 +211,16 @@ def test_a_damaged_config(tmp_path, text):
         ({"W_enc": torch.zeros(13, 5)}, r"W_enc is \(13, 5\), by cfg.json it should be \(5, 13\)"),
         ({"W_skip": torch.zeros(5, 5)}, r"holds W_skip, which this architecture has no use for"),
         ({"scaling_factor": torch.full((13,), 2.0)}, r"holds scaling_factor"),
+        ({"b_enc": torch.tensor([0.0] * 12 + [float("nan")])}, r"1 of 13 numbers of b_enc are not finite"),
+        # Beyond what float32 holds.
+        ({"W_dec": torch.full((13, 5), 1e300, dtype=torch.float64)}, r"65 of 65 numbers of W_dec are not finite"),
+        ({"W_dec": torch.zeros(13, 5)}, r"W_dec is all zero, so it explains nothing"),
+        ({"W_enc": torch.zeros(5, 13)}, r"W_enc is all zero"),
+        ({"W_dec": torch.ones(13, 5, dtype=torch.int32)}, r"W_dec is of int32, which weights cannot be"),
+        ({"b_enc": torch.zeros(13).to(torch.float8_e4m3fn)}, r"b_enc is of float8_e4m3fn, which weights cannot be"),
+        ({"b_enc": torch.zeros(13, dtype=torch.bool)}, r"b_enc is of bool"),
+        ({"b_enc": torch.zeros(13, dtype=torch.complex64)}, r"b_enc is of complex64"),
+        ({"b_enc": torch.zeros(())}, r"b_enc is \(\), by cfg.json it should be \(13,\)"),
     ],
 )
 def test_wrong_tensors(tmp_path, changes, message):
@@ -219,6 +243,29 @@ def test_wrong_tensors(tmp_path, changes, message):
         ({"d_in": 6}, r"W_enc is \(5, 13\), by cfg.json it should be \(6, 13\)"),
         ({"architecture": "topk"}, r"k is None"),
         ({"architecture": "topk", "k": 14}, r"k is 14, more than the 13 latents"),
+        # Of another type than they should be.
+        ({"d_in": True}, r"d_in is True; it must be a positive whole number"),
+        ({"d_in": 5.0}, r"d_in is 5\.0"),
+        ({"d_in": float("inf")}, r"d_in is inf"),
+        ({"d_in": "5"}, r"d_in is '5'"),
+        ({"d_sae": -13}, r"d_sae is -13"),
+        ({"d_sae": [13]}, r"d_sae is \[13\]"),
+        ({"architecture": ["standard"]}, r"architecture \['standard'\] is not known"),
+        ({"architecture": None}, r"architecture None is not known"),
+        ({"architecture": "topk", "k": True}, r"k is True"),
+        ({"architecture": "topk", "k": 3.5}, r"k is 3\.5"),
+        ({"architecture": "topk", "k": 0}, r"k is 0"),
+        ({"activation_fn_str": "topk", "activation_fn_kwargs": {"k": "3"}}, r"k is '3'"),
+        ({"activation_fn_str": "topk", "activation_fn_kwargs": [3]}, r"activation_fn_kwargs is \[3\]"),
+        ({"activation_fn_kwargs": {"k": 3}}, r"activation_fn_kwargs names k, which standard has no use for"),
+        ({"activation_fn_str": "topk", "k": 3, "activation_fn_kwargs": {"k": 4}}, r"k is 3, but in .* 4"),
+        ({"activation_fn_str": "topk", "architecture": "jumprelu"}, r"jumprelu, but the activation function is topk"),
+        ({"apply_b_dec_to_input": 1}, r"apply_b_dec_to_input is 1; it must be true or false"),
+        ({"rescale_acts_by_decoder_norm": "yes"}, r"rescale_acts_by_decoder_norm is 'yes'"),
+        ({"dtype": "int8"}, r"dtype is 'int8'; known are float32"),
+        ({"dtype": 32}, r"dtype is 32"),
+        ({"d_out": 6}, r"d_out is 6, but d_in is 5: it is a transcoder"),
+        ({"architecture": "local_pca", "rank": 2}, r"d_sae is 13, no multiple of 1 \+ rank \(3\)"),
     ],
 )
 def test_configs_that_cannot_be_honoured(tmp_path, changes, message):
@@ -226,6 +273,79 @@ def test_configs_that_cannot_be_honoured(tmp_path, changes, message):
     change_config(folder, **changes)
     with pytest.raises(ValueError, match=message):
         load_saelens(folder)
+
+
+@pytest.mark.parametrize("threshold", [-0.2, -1.0])
+def test_negative_thresholds_are_refused(tmp_path, threshold):
+    folder = written(tmp_path, "jumprelu")
+    change_weights(folder, threshold=torch.tensor([threshold] + [0.5] * 12))
+    with pytest.raises(ValueError, match="1 of 13 thresholds are negative"):
+        load_saelens(folder)
+
+
+def old_layout(folder: Path, **changes) -> Path:
+    """cfg.json as SAELens wrote it before its version 6: all in one object, other names in the oldest."""
+    folder = written(folder)
+    old = {"architecture": "standard", "d_in": 5, "d_sae": 13, "dtype": "torch.float32", "model_name": "gpt2-small"}
+    old |= {"activation_fn_str": "relu", "activation_fn_kwargs": {}, "prepend_bos": True, "context_size": 64}
+    (folder / "cfg.json").write_text(json.dumps(old | changes))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hook_name": "blocks.3.hook_resid_post", "hook_layer": 3, "hook_head_index": None},
+        {"hook_point": "blocks.3.hook_resid_post", "hook_point_layer": 3, "hook_point_head_index": None},
+        {"metadata": {"hook_name": "blocks.3.hook_resid_post"}},
+    ],
+)
+def test_older_layouts_say_what_they_were_trained_on(tmp_path, changes):
+    said = read_provenance(old_layout(tmp_path, **changes, seqpos_slice=[None]))
+    assert said == Provenance(
+        model_name="gpt2-small",
+        hook_name="blocks.3.hook_resid_post",
+        context_size=64,
+        prepend_bos=True,
+        seqpos_slice=[None],
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hook_name": 3}, "hook_name is 3; it must be the name of a site, or null"),
+        ({"hook_name": "blocks.3.hook_resid_post", "hook_layer": 2}, "but hook_layer is 2"),
+        ({"hook_point": "blocks.3.hook_resid_post", "hook_point_layer": 13}, "but hook_layer is 13"),
+        ({"hook_point": "blocks.3.hook_mlp_out", "hook_name": "blocks.3.hook_resid_post"}, "but hook_name is"),
+        ({"hook_name": "blocks.1.attn.hook_z", "hook_head_index": 2}, "hook_head_index is 2.*one attention head alone"),
+        ({"hook_point": "blocks.1.attn.hook_z", "hook_point_head_index": 0}, "hook_head_index is 0"),
+        ({"hook_name": "blocks.1.ln2.hook_normalized", "hook_name_out": "blocks.1.hook_mlp_out"}, "a transcoder"),
+        ({"context_size": "64"}, "context_size is '64'; it must be a positive whole number, or null"),
+        ({"context_size": 0}, "context_size is 0"),
+        ({"prepend_bos": 1}, "prepend_bos is 1; it must be true or false, or null"),
+        ({"model_name": ["gpt2"]}, "model_name is"),
+        ({"exclude_special_tokens": "yes"}, "exclude_special_tokens is 'yes'; it must be true, false, a list"),
+        ({"exclude_special_tokens": [1.5]}, "exclude_special_tokens is"),
+        ({"seqpos_slice": 5}, "seqpos_slice is 5; it must be a list of start, stop and step"),
+        ({"seqpos_slice": ["a"]}, "seqpos_slice is"),
+        ({"metadata": []}, r"metadata is \[\]; it must be an object"),
+    ],
+)
+def test_what_it_says_of_itself_must_be_possible(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=f"cfg.json: .*{message}"):
+        read_provenance(old_layout(tmp_path, **changes))
+
+
+def test_rows_of_zeros_stay_so_where_topk_is_folded(tmp_path):
+    autoencoder = trained("topk")
+    with torch.no_grad():
+        autoencoder.W_dec[4] = 0
+    save_saelens(autoencoder, tmp_path / "sae", PROVENANCE)
+    change_config(tmp_path / "sae", rescale_acts_by_decoder_norm=True)
+    loaded = load_saelens(tmp_path / "sae")
+    assert torch.equal(loaded.W_dec[4], torch.zeros(5))
+    assert torch.isfinite(loaded(samples(20, dtype=torch.float32)).reconstruction).all()
 
 
 def test_topk_that_chooses_by_contribution_is_folded(tmp_path):
@@ -244,11 +364,18 @@ def test_topk_that_chooses_by_contribution_is_folded(tmp_path):
         assert relative_error(got.reconstruction, (codes / norms) @ autoencoder.W_dec + autoencoder.b_dec) < 1e-5
 
 
-def test_a_threshold_below_zero_acts_as_zero(tmp_path):
+def test_a_threshold_of_zero_leaves_the_relu(tmp_path):
     folder = written(tmp_path, "jumprelu")
-    change_weights(folder, threshold=torch.full((13,), -0.2))
+    change_weights(folder, threshold=torch.zeros(13))
     weights = load_file(folder / "sae_weights.safetensors")
     x = samples(50, dtype=torch.float32)
     with torch.no_grad():
         codes = load_saelens(folder)(x).codes.dense()
     assert relative_error(codes, torch.relu((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"])) < 1e-5
+
+
+def test_an_architecture_that_is_not_known_is_refused(tmp_path):
+    autoencoder = SquaredSettings(d_sae=13).build(5, torch.Generator())
+    with pytest.raises(ValueError, match=r"Squared is an architecture that fsae\.export\.saelens does not know"):
+        save_saelens(autoencoder, tmp_path / "sae", PROVENANCE)
+    assert list(tmp_path.iterdir()) == []

@@ -27,8 +27,8 @@ class Alphabet:
     # A tokenizer may have more special tokens than the model has ids.
     special_ids = frozenset({BOS, 28, 31})
 
-    def __init__(self, bos_id: int | None = None):
-        self.bos_id = bos_id
+    def __init__(self, bos_id: int | None = None, bos_token_id: int | None = BOS):
+        self.bos_id, self.bos_token_id = bos_id, bos_token_id
         self.batches: list[int] = []
 
     def tokenise(self, texts: Sequence[str]) -> list[list[int]]:
@@ -44,11 +44,10 @@ def letters(rows: torch.Tensor) -> list[str]:
 def packed(tmp_path: Path):
     """Packs these documents; all of them are in the training part."""
 
-    def pack(contents: list, vocabulary=None, *, rows=2, context=4, exclude=True, skip=0, repeat=False) -> PackedTokens:
+    def pack(contents: list, vocabulary=None, *, rows=2, context=4, exclude=True, skip=0, repeat=False, bos=None):
         (tmp_path / "a.jsonl").write_text("".join(json.dumps({"it": content}) + "\n" for content in contents))
         column = "text_column" if isinstance(contents[0], str) else "tokens_column"
         settings = DatasetSettings(
-            name="mine",
             format=DatasetFormat.json,
             path=str(tmp_path),
             held_out=1e-12,
@@ -61,6 +60,7 @@ def packed(tmp_path: Path):
             context=context,
             skip_positions=skip,
             exclude_special_tokens=exclude,
+            prepend_bos=bos,
             repeat=repeat,
         )
 
@@ -81,6 +81,27 @@ def test_what_does_not_fill_a_row_is_left_out(packed):
 def test_a_row_begins_with_bos_where_the_model_wants_one(packed):
     blocks = list(packed(["abcde", "fg"], Alphabet(bos_id=BOS), rows=5))
     assert [letters(tokens) for tokens, *_ in blocks] == [["^abc", "^de|", "^fg|"]]
+
+
+@pytest.mark.parametrize("convention", [None, BOS])
+@pytest.mark.parametrize(("wanted", "rows"), [(True, ["^abc", "^de|", "^fg|"]), (False, ["abcd", "e|fg"])])
+def test_a_setting_decides_against_the_model_s_convention(packed, convention, wanted, rows):
+    text = packed(["abcde", "fg"], Alphabet(convention), rows=5, bos=wanted)
+    assert text.prepends_bos is wanted
+    assert letters(next(text).tokens) == rows
+
+
+def test_a_bos_that_the_model_does_not_have_is_refused(packed):
+    with pytest.raises(ValueError, match="prepend_bos is true, but the tokenizer of model alphabet has no BOS"):
+        packed(["abc"], Alphabet(bos_token_id=None), bos=True)
+    assert packed(["abc"], Alphabet(bos_token_id=None), bos=False).prepends_bos is False
+
+
+@pytest.mark.parametrize(("wanted", "rows"), [(None, ["abcd"]), (False, ["abcd"]), (True, ["^abc"])])
+def test_ids_of_a_data_set_get_a_bos_by_the_setting_alone(packed, wanted, rows):
+    text = packed([[1, 2, 3, 4]], Alphabet(bos_id=BOS), bos=wanted)
+    assert letters(next(text).tokens) == rows
+    assert text.prepends_bos is bool(wanted)
 
 
 def test_the_mask_leaves_out_special_tokens(packed):
@@ -185,7 +206,7 @@ def test_documents_are_tokenised_in_batches(packed, monkeypatch):
 
 @pytest.mark.parametrize("repeat", [False, True])
 def test_text_shorter_than_one_row_is_refused(packed, repeat):
-    with pytest.raises(ValueError, match="mine: its whole text is 4 tokens, shorter than one context of 6; use more"):
+    with pytest.raises(ValueError, match=": its whole text is 4 tokens, shorter than one context of 6; use more"):
         next(packed(["a", "b"], context=6, repeat=repeat))
 
 
@@ -196,7 +217,7 @@ def test_a_context_beyond_the_models_limit_is_refused(packed):
 
 @pytest.mark.parametrize("wrong", [29, -1])
 def test_token_ids_of_another_tokenizer_are_refused(packed, wrong):
-    with pytest.raises(ValueError, match=f"mine holds the token id {wrong}, but model alphabet has 29 ids"):
+    with pytest.raises(ValueError, match=f" holds the token id {wrong}, but model alphabet has 29 ids"):
         next(packed([[1, 2, 3], [4, wrong]]))
 
 

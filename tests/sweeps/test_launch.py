@@ -51,8 +51,6 @@ def test_the_sweep_s_runs_are_neighbours_in_mlflow_tied_by_a_tag(swept: tuple[Pa
     assert {name: run.info.status for name, run in jobs.items()} == {
         "arch.k=8,trainer.lr=0.001": "FINISHED",
         "arch.k=8,trainer.lr=1e+30": "FAILED",
-        "arch.k=512,trainer.lr=0.001": "FAILED",
-        "arch.k=512,trainer.lr=1e+30": "FAILED",
     }
     assert all("mlflow.parentRunId" not in run.data.tags for run in runs)
     assert jobs["arch.k=8,trainer.lr=1e+30"].data.tags["fsae.sweep_job"] == "1"

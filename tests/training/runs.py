@@ -134,7 +134,7 @@ def training_run(
     """All parts anew, and the state from `folder` where it holds a checkpoint."""
     settings = settings or adam()
     folder.mkdir(exist_ok=True)
-    checkpoints = Checkpoints(RunFolder(folder).checkpoints, {"arch": arch})
+    checkpoints = Checkpoints(RunFolder(folder).checkpoints, {"arch": arch}, {})
     state = checkpoints.load()
     tracker = Tracker(folder, None, state["metrics_position"] if state else 0)
     if trained is None:

@@ -8,13 +8,14 @@ from fsae.training.checkpoints import Checkpoints
 
 STATE = {"step": 3, "weights": torch.arange(6.0).reshape(2, 3), "names": ["a", "b"], "text": {"position": 4}}
 CONFIG = {"arch.k": "64", "seed": "0"}
+DATA = {"the text of dataset": "files 3a"}
 
 
 def test_a_state_comes_back_as_it_was(tmp_path: Path):
-    checkpoints = Checkpoints(tmp_path / "checkpoints", CONFIG)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", CONFIG, DATA)
     assert checkpoints.load() is None
     checkpoints.save(STATE)
-    loaded = Checkpoints(tmp_path / "checkpoints", dict(reversed(CONFIG.items()))).load()
+    loaded = Checkpoints(tmp_path / "checkpoints", dict(reversed(CONFIG.items())), DATA).load()
     assert loaded is not None
     assert torch.equal(loaded.pop("weights"), STATE["weights"])
     assert loaded == {"step": 3, "names": ["a", "b"], "text": {"position": 4}}
@@ -22,7 +23,7 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path):
 
 
 def test_a_full_disk_leaves_the_last_one(tmp_path: Path):
-    checkpoints = Checkpoints(tmp_path, CONFIG)
+    checkpoints = Checkpoints(tmp_path, CONFIG, DATA)
     checkpoints.save(STATE)
     # A real one: whatever is written to this device does not fit.
     (tmp_path / "latest.partial").symlink_to("/dev/full")
@@ -40,7 +41,7 @@ def test_a_full_disk_leaves_the_last_one(tmp_path: Path):
 def test_a_write_that_fails_half_way_leaves_the_last_one(
     through_torch: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    checkpoints = Checkpoints(tmp_path, CONFIG)
+    checkpoints = Checkpoints(tmp_path, CONFIG, DATA)
     checkpoints.save(STATE)
 
     def half(content, file):
@@ -66,7 +67,7 @@ def test_an_error_that_is_not_the_disk_s_is_not_called_so(tmp_path: Path, monkey
     def broken(content, file):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    checkpoints = Checkpoints(tmp_path, CONFIG)
+    checkpoints = Checkpoints(tmp_path, CONFIG, DATA)
     checkpoints.save(STATE)
     monkeypatch.setattr(module.torch, "save", broken)
     with pytest.raises(RuntimeError, match="illegal memory access"):
@@ -76,7 +77,7 @@ def test_an_error_that_is_not_the_disk_s_is_not_called_so(tmp_path: Path, monkey
 
 
 def test_a_kill_within_a_write_leaves_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    checkpoints = Checkpoints(tmp_path, CONFIG)
+    checkpoints = Checkpoints(tmp_path, CONFIG, DATA)
     checkpoints.save(STATE)
 
     def killed(content, file):
@@ -95,7 +96,7 @@ def test_a_kill_within_a_write_leaves_the_last_one(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
 def test_a_truncated_file_is_named_and_not_overwritten(share: float, tmp_path: Path):
-    checkpoints = Checkpoints(tmp_path, CONFIG)
+    checkpoints = Checkpoints(tmp_path, CONFIG, DATA)
     checkpoints.save(STATE | {"weights": torch.zeros(1000)})
     whole = checkpoints.path.read_bytes()
     checkpoints.path.write_bytes(whole[: int(share * len(whole))])
@@ -105,7 +106,7 @@ def test_a_truncated_file_is_named_and_not_overwritten(share: float, tmp_path: P
 
 
 def test_a_file_of_something_else_is_damaged_too(tmp_path: Path):
-    checkpoints = Checkpoints(tmp_path, CONFIG)
+    checkpoints = Checkpoints(tmp_path, CONFIG, DATA)
     torch.save({"step": 3}, checkpoints.path)
     with pytest.raises(ValueError, match="is damaged"):
         checkpoints.load()
@@ -119,17 +120,17 @@ class Payload:
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path):
-    checkpoints = Checkpoints(tmp_path, CONFIG)
-    torch.save({"config": CONFIG, "state": Payload()}, checkpoints.path)
+    checkpoints = Checkpoints(tmp_path, CONFIG, DATA)
+    torch.save({"config": CONFIG, "data": DATA, "state": Payload()}, checkpoints.path)
     with pytest.raises(ValueError, match="is damaged"):
         checkpoints.load()
     assert not Path(__file__).with_name("unpickled").exists()
 
 
 def test_another_config_is_refused_by_the_keys_that_differ(tmp_path: Path):
-    Checkpoints(tmp_path, CONFIG | {"trainer.lr": "0.001", "dataset.path": "/a"}).save(STATE)
+    Checkpoints(tmp_path, CONFIG | {"trainer.lr": "0.001", "dataset.path": "/a"}, DATA).save(STATE)
     with pytest.raises(ValueError, match="belongs to a run with other settings") as caught:
-        Checkpoints(tmp_path, CONFIG | {"trainer.lr": "0.002", "loss.fisher.weight": "1"}).load()
+        Checkpoints(tmp_path, CONFIG | {"trainer.lr": "0.002", "loss.fisher.weight": "1"}, DATA).load()
     lines = str(caught.value).splitlines()
     assert lines[1:-1] == [
         "  dataset.path: /a in the checkpoint, (absent) now",
@@ -137,3 +138,15 @@ def test_another_config_is_refused_by_the_keys_that_differ(tmp_path: Path):
         "  trainer.lr: 0.001 in the checkpoint, 0.002 now",
     ]
     assert "another run folder" in lines[-1]
+
+
+def test_other_data_under_the_same_settings_are_refused_by_what_they_are(tmp_path: Path):
+    Checkpoints(tmp_path, CONFIG, DATA | {"the weights of model": "files 77"}).save(STATE)
+    with pytest.raises(ValueError, match="was trained on other data") as caught:
+        Checkpoints(tmp_path, CONFIG, {"the text of dataset": "files 4b"}).load()
+    lines = str(caught.value).splitlines()
+    assert lines[1:-1] == [
+        "  the text of dataset: files 3a in the checkpoint, files 4b now",
+        "  the weights of model: files 77 in the checkpoint, (absent) now",
+    ]
+    assert "another `name`" in lines[-1]

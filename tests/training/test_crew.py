@@ -105,7 +105,7 @@ def population(folder: Path, coupled: bool, stop_at: int | None = None) -> LoneR
     """Three of an architecture, which start over now and then; from the folder's state where there is one."""
     folder.mkdir(exist_ok=True)
     settings, source = adam(), activation_source()
-    checkpoints = Checkpoints(RunFolder(folder).checkpoints, {})
+    checkpoints = Checkpoints(RunFolder(folder).checkpoints, {}, {})
     state = checkpoints.load()
     run = LoneRun(
         [member("topk", settings, seed=seed) for seed in range(3)],

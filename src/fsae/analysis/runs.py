@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from fsae.tracking.credentials import with_password, without_password
 from fsae.tracking.mlflow_upload import FOLDER_TAG, first_line, read_description
 from fsae.tracking.run_folder import RunFolder
 from fsae.tracking.status import RunState, read_status
-from fsae.tracking.store import checked_uri, open_store, sqlite_file
+from fsae.tracking.store import as_literal, checked_uri, open_store, sqlite_file, with_password, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -200,7 +199,7 @@ def _artifact(client: MlflowClient, run: Run, name: str) -> str:
 
 
 def _runs_of(client: MlflowClient, experiment_id: str, sweep: str | None) -> Iterator[Run]:
-    wanted = f"tags.`{SWEEP_TAG}` = '{sweep}'" if sweep else ""
+    wanted = f"tags.`{SWEEP_TAG}` = {as_literal(sweep)}" if sweep else ""
     token = None
     while True:
         page = client.search_runs([experiment_id], wanted, max_results=_RUNS_PER_PAGE, page_token=token)

@@ -7,12 +7,14 @@ from fsae.autoencoders.base import DecoderNorm, SparseAutoencoderSettings
 from fsae.autoencoders.local_pca import FittedSettings
 from fsae.autoencoders.topk import KSettings
 from fsae.configuration.schema import RunSettings, Task
+from fsae.export.saelens import read_provenance
 from fsae.language_models.shape import shape_of
 from fsae.losses.auxiliary import GateReconstruction
 from fsae.losses.mutual import Directions
 from fsae.losses.objective import check_terms
 from fsae.losses.reconstruction import SquaredError
 from fsae.sources.activations import ActivationSourceSettings, Cache
+from fsae.sources.documents import DatasetFormat, dataset_files
 from fsae.tracking.store import resolve_uri
 from fsae.training.pam import PamSettings
 from fsae.training.reinitialisation import Scope
@@ -48,6 +50,17 @@ def check(settings: RunSettings) -> None:
         _check_pam(settings)
     if settings.tracking.mlflow:
         resolve_uri(settings.tracking.uri, Path(settings.paths.outputs))
+
+
+def check_files(settings: RunSettings) -> None:
+    """Raise ValueError where a file or folder of this machine that the settings name is not there."""
+    if settings.sae.path is not None:
+        read_provenance(Path(settings.sae.path).expanduser())
+    if settings.dataset is not None and settings.dataset.format not in (DatasetFormat.hub, DatasetFormat.python_source):
+        dataset_files(settings.dataset)
+    path = getattr(settings.source, "path", None)
+    if path is not None and not Path(path).expanduser().exists():
+        raise ValueError(f"source.path: there is no file or folder {path} (seen from {Path.cwd()}); correct the path")
 
 
 def _check_fitting(settings: RunSettings) -> None:
@@ -97,10 +110,10 @@ def _check_activations(settings: RunSettings, source: ActivationSourceSettings) 
             shape.check_site(other, model.name)
         settings.check_width(shape.width(site))
     dataset, spliced = settings.dataset, settings.eval.splice_tokens
-    if spliced > 0 and dataset.skip_positions >= dataset.context - 1:
+    if spliced > 0 and dataset.skip_positions >= dataset.tokens_per_row - 1:
         raise ValueError(
             f"eval.splice_tokens is {spliced}, but dataset.skip_positions={dataset.skip_positions} keeps the last of "
-            f"{dataset.context} positions alone, which predicts nothing that is there; set eval.splice_tokens=0"
+            f"{dataset.tokens_per_row} positions alone, which predicts nothing that is there; set eval.splice_tokens=0"
         )
     tokens = source.distinct_tokens(settings.trainer.tokens)
     if tokens < settings.trainer.batch_size:

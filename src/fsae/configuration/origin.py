@@ -7,11 +7,12 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fsae.configuration.checks import check
+from fsae.configuration.checks import check, check_files
+from fsae.configuration.existing import heed_existing
 from fsae.configuration.refusal import record_refusal
-from fsae.configuration.resolvers import deciding_settings, flat_settings
+from fsae.configuration.resolvers import absolute_paths, deciding_settings, flat_settings
 from fsae.configuration.schema import RunSettings, settings_of
-from fsae.tracking.credentials import SETTING, holds_secret, keep, refuse_secret, without_passwords
+from fsae.credentials import SETTING, holds_secret, keep, refuse_secret, without_passwords
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,27 @@ class Origin:
     flat: dict[str, str]
 
 
+def checked(config: DictConfig) -> RunSettings:
+    """Settings that can be run, as far as that is known before anything is loaded.
+
+    Paths in `config` become absolute, and a password in it goes into the environment.
+
+    Raises:
+        ValueError: they cannot.
+        OmegaConfBaseException: likewise.
+    """
+    keep_password(config)
+    for key, path in absolute_paths(config).items():
+        refuse_secret(str(OmegaConf.select(config, key)), key)
+        OmegaConf.update(config, key, path)
+    settings = settings_of(config)
+    for key, text in flat_settings(config).items():
+        refuse_secret(text, key)
+    check(settings)
+    check_files(settings)
+    return settings
+
+
 def accept(config: DictConfig, folder: Path, overrides: Sequence[str]) -> tuple[RunSettings, Origin]:
     """Settings that can be run, and their origin.
 
@@ -47,21 +69,16 @@ def accept(config: DictConfig, folder: Path, overrides: Sequence[str]) -> tuple[
     """
     try:
         overrides = without_passwords(overrides)
-        keep_password(config)
-        settings = settings_of(config)
-        check(settings)
-        flat = flat_settings(config)
-        for key, text in flat.items():
-            refuse_secret(text, key)
+        settings = heed_existing(checked(config))
     except (ValueError, OmegaConfBaseException) as error:
-        record_refusal(error, folder, Path(config.paths.outputs))
+        record_refusal(error, Path(config.paths.outputs), folder)
         raise
     origin = Origin(
         folder=folder,
         config_yaml=OmegaConf.to_yaml(OmegaConf.create(OmegaConf.to_container(config, resolve=True))),
         overrides=overrides,
         deciding=deciding_settings(config),
-        flat=flat,
+        flat=flat_settings(config),
     )
     return settings, origin
 

@@ -37,6 +37,11 @@ class ReconstructionMetric:
         return self._mean
 
     @property
+    def squared_deviation(self) -> Float[Tensor, ""]:
+        """The sum of squared distances from the mean, in float64."""
+        return self._squared_deviation
+
+    @property
     def spread(self) -> Float[Tensor, ""]:
         """The samples' root mean square distance from their mean, in float64."""
         return (self._squared_deviation / self.samples).sqrt()

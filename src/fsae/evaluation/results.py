@@ -11,6 +11,8 @@ MEANINGS = {
     "mse": "squared error, summed over dimensions",
     "cosine": "cosine of reconstruction and input",
     "l2_ratio": "|reconstruction| / |input|",
+    "top_variance_share": "variance in the 0.1 % of samples with the largest norms",
+    "massive_share": "samples left out for their norm (source.max_norm_multiple)",
     "l0": "active latents a sample",
     "l1": "sum of |code| x |decoder row|",
     "description_length": "bits of a sample's codes",

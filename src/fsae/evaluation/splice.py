@@ -12,6 +12,7 @@ from torch import Tensor
 from fsae.autoencoders.base import Autoencoder
 from fsae.evaluation.finiteness import check_finite
 from fsae.language_models.sites import Site
+from fsae.sources.massive import within
 
 # Entries of log-softmax held at once, in float32; logits of a whole batch may be several gigabytes.
 _CHUNK_ENTRIES = 2**25
@@ -39,6 +40,7 @@ def evaluate_splice(
     mean_activation: Float[Tensor, " d_in"],
     rows_at_once: int,
     heartbeat: Callable[[], None] = lambda: None,
+    norm_limit: float | None = None,
 ) -> list[dict[str, float]]:
     """Cross-entropy and divergence, in nats a token, with something else at the site; for each autoencoder.
 
@@ -61,28 +63,34 @@ def evaluate_splice(
         mean_activation: mean at the site over held-out vectors.
         rows_at_once: rows a forward pass; two sets of their logits are held at a time.
         heartbeat: called before each set of rows; may raise to stop.
+        norm_limit: vectors of a greater norm are left as they are and are not counted, as in training.
 
     Raises:
         ValueError: no kept position has a next token, or activations at the site are not finite.
     """
     if not keep[:, :-1].any():
-        raise ValueError(
-            f"none of the {tokens.numel()} held-out tokens can be predicted from a kept position; "
-            "raise eval.splice_tokens or give the dataset more text"
-        )
+        raise _nothing_to_predict(tokens)
     assert not any(autoencoder.training for autoencoder in autoencoders)
     device = autoencoders[0].W_dec.device
     keep, tokens = keep.to(device), tokens.to(device)
     shared = {name: torch.zeros((), dtype=torch.float64, device=device) for name in ("base", "zero", "mean")}
     spliced = torch.zeros(len(autoencoders), dtype=torch.float64, device=device)
     divergence = torch.zeros_like(spliced)
+    predictions = torch.zeros((), dtype=torch.long, device=device)
+    counted = torch.zeros_like(predictions)
     ablations = {"zero": torch.zeros_like, "mean": lambda x: mean_activation.to(x).expand_as(x)}
 
     for begin in range(0, tokens.shape[0], rows_at_once):
         heartbeat()
         rows = slice(begin, begin + rows_at_once)
         row_tokens, row_keep = tokens[rows], keep[rows]
-        base = model.logits(row_tokens)
+        if norm_limit is None:
+            base = model.logits(row_tokens)
+        else:
+            base, short = _base_and_short(model, site, row_tokens, norm_limit)
+            row_keep = row_keep & short.to(row_keep.device)
+        predictions += row_keep[:, :-1].sum()
+        counted += row_keep.sum()
         shared["base"] += _cross_entropy(base, row_tokens, row_keep)
         for i, autoencoder in enumerate(autoencoders):
             logits = model.logits(row_tokens, (site, _at(row_keep, partial(_reconstruct, autoencoder, site))))
@@ -95,16 +103,38 @@ def evaluate_splice(
             shared[name] += _cross_entropy(logits, row_tokens, row_keep)
             del logits
 
-    predictions = keep[:, :-1].sum()
+    if not predictions:
+        raise _nothing_to_predict(tokens)
     ce = {name: total / predictions for name, total in {**shared, "spliced": spliced}.items()}
     numbers = {
         "ce_recovered_zero": (ce["zero"] - ce["spliced"]) / (ce["zero"] - ce["base"]),
         "ce_recovered_mean": (ce["mean"] - ce["spliced"]) / (ce["mean"] - ce["base"]),
-        "kl": divergence / keep.sum(),
+        "kl": divergence / counted,
         **{f"ce_{name}": value for name, value in ce.items()},
     }
     columns = [value.expand_as(spliced).tolist() for value in numbers.values()]
     return [dict(zip(numbers, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _nothing_to_predict(tokens: Tensor) -> ValueError:
+    return ValueError(
+        f"none of the {tokens.numel()} held-out tokens can be predicted from a kept position; "
+        "raise eval.splice_tokens or give the dataset more text"
+    )
+
+
+def _base_and_short(
+    model: SpliceableModel, site: Site, tokens: Int[Tensor, "row position"], norm_limit: float
+) -> tuple[Float[Tensor, "row position vocabulary"], Bool[Tensor, "row position"]]:
+    """The model's own logits, and where the norm at the site is within the limit."""
+    short: list[Tensor] = []
+
+    def look(activations: Tensor) -> Tensor:
+        short.append(within(activations.flatten(0, 1), norm_limit).view(activations.shape[:2]))
+        return activations
+
+    logits = model.logits(tokens, (site, look))
+    return logits, short[0]
 
 
 def _at(keep: Bool[Tensor, "row position"], function: Callable[[Tensor], Tensor]) -> Replacement:

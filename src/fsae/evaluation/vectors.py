@@ -14,6 +14,7 @@ from fsae.evaluation.finiteness import check_finite
 from fsae.evaluation.fisher import FisherMetric
 from fsae.evaluation.reconstruction import ReconstructionMetric
 from fsae.evaluation.sparsity import SparsityMetric
+from fsae.evaluation.tail import TailMetric
 from fsae.losses.fisher import Fisher
 from fsae.sources.source import Batch
 
@@ -58,15 +59,16 @@ def evaluate_vectors(
         ValueError: no vectors or a single one, or activations that are not finite (how many and where).
     """
     sums = [_Sums(each, fisher, sparse) for each, fisher in zip(autoencoders, fishers, strict=True)]
-    samples = 0
+    samples, tail = 0, TailMetric()
     for index, batch in enumerate(batches):
         check_finite(batch.inputs, f"batch {index} of the held-out vectors")
         samples += len(batch.inputs)
+        tail.update(batch.targets)
         for each in sums:
             each.add(batch)
     if samples == 0:
         raise ValueError("the held-out part has no vectors to evaluate on; give the dataset more text")
-    return [each.evaluation() for each in sums]
+    return [each.evaluation(tail) for each in sums]
 
 
 class _Sums:
@@ -92,9 +94,10 @@ class _Sums:
         for metric in self._metrics:
             metric.update(record)
 
-    def evaluation(self) -> VectorEvaluation:
+    def evaluation(self, tail: TailMetric) -> VectorEvaluation:
         reconstruction = self._reconstruction
         scalars = {name: value for metric in self._metrics for name, value in metric.compute().items()}
+        scalars |= tail.compute(reconstruction)
         scalars["decoder_max_cosine"] = decoder_max_cosine(self._autoencoder.W_dec)
         return VectorEvaluation(
             scalars, reconstruction.samples, self._sparsity.firing_frequency, reconstruction.mean_input

@@ -11,8 +11,23 @@ from fsae.autoencoders.base import Autoencoder, SparseAutoencoder
 from fsae.autoencoders.batch_topk import BatchTopK
 from fsae.autoencoders.gated import Gated
 from fsae.autoencoders.jumprelu import JumpReLU
-from fsae.autoencoders.local_pca import LocalPCA
-from fsae.autoencoders.topk import TopK
+from fsae.autoencoders.local_pca import PCA, LocalPCA
+from fsae.autoencoders.standard import Standard
+from fsae.autoencoders.topk import AbsTopK, TopK
+
+# Each latent is switched on by itself, or latents compete. A subclass may choose its codes in another way, so that an
+# architecture is one of these or is not known.
+_ALONE = (Standard, Gated, JumpReLU)
+_COMPETING = (TopK, AbsTopK, PCA, BatchTopK)
+
+
+def check_foldable(autoencoder: Autoencoder) -> None:
+    """Raise ValueError for an architecture of which it is not known how its codes change with the input's unit."""
+    if type(autoencoder) not in (*_ALONE, *_COMPETING, LocalPCA):
+        raise ValueError(
+            f"{type(autoencoder).__name__} is an architecture that fsae.export.folding does not know: what a change of "
+            "unit does to its codes must be said there before it can be trained or evaluated"
+        )
 
 
 @torch.no_grad()
@@ -31,8 +46,12 @@ def fold(autoencoder: Autoencoder, scale: float) -> Autoencoder:
 
     Returns:
         A copy, in evaluation mode; tied weights are tied no more.
+
+    Raises:
+        ValueError: an architecture that is not known here.
     """
     assert 0 < scale < math.inf
+    check_foldable(autoencoder)
     folded = copy.deepcopy(autoencoder).eval()
     if isinstance(folded, LocalPCA):
         folded.place(folded.centres / scale, folded.components, folded.means / scale)
@@ -41,16 +60,13 @@ def fold(autoencoder: Autoencoder, scale: float) -> Autoencoder:
     folded.untie()
     # With x' = scale * x, the code's unit may be chosen per latent: unit_i = norm_i / scale turns c'_i into
     # c_i = unit_i * c'_i. Encoder columns then carry scale * unit_i = norm_i, decoder rows 1 / norm_i.
-    norm = folded.W_dec.new_ones(folded.d_sae) if _latents_compete(folded) else _row_norms(folded.W_dec)
+    competing = type(folded) in _COMPETING
+    norm = folded.W_dec.new_ones(folded.d_sae) if competing else _row_norms(folded.W_dec)
     folded.W_enc.mul_(norm)
     folded.W_dec.div_(norm[:, None])
     folded.b_dec.div_(scale)
     _change_unit(folded, norm / scale)
     return folded
-
-
-def _latents_compete(autoencoder: Autoencoder) -> bool:
-    return isinstance(autoencoder, TopK | BatchTopK)
 
 
 def _row_norms(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, " d_sae"]:

@@ -2,10 +2,11 @@
 
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from fsae.autoencoders.base import Autoencoder, AutoencoderSettings, DecoderNorm
 from fsae.autoencoders.batch_topk import BatchTopK
 from fsae.autoencoders.gated import Gated, GatedSettings
 from fsae.autoencoders.jumprelu import JumpReLU, JumpReLUSettings
-from fsae.autoencoders.local_pca import KMeansSettings, LocalPCA, LocalPCASettings
-from fsae.autoencoders.standard import StandardSettings
+from fsae.autoencoders.local_pca import PCA, KMeansSettings, LocalPCA, LocalPCASettings
+from fsae.autoencoders.standard import Standard, StandardSettings
 from fsae.autoencoders.topk import AbsTopK, AbsTopKSettings, TopK, TopKSettings
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,18 @@ SPARSITY = "sparsity.safetensors"
 # layout and drops its metadata.
 FORMAT_VERSION = "6.54.12"
 
+# Its word for each class. A subclass may choose its codes in another way, so it is not what its parent is; LocalPCA's
+# word depends on its rank.
+_WORDS: dict[type[Autoencoder], str] = {
+    Standard: "standard",
+    Gated: "gated",
+    JumpReLU: "jumprelu",
+    TopK: "topk",
+    BatchTopK: "jumprelu",
+    AbsTopK: "abstopk",
+    PCA: "abstopk",
+    LocalPCA: "local_pca",
+}
 # SAELens' word for an architecture -> its tensors: (d_in, d_sae), (d_sae, d_in), (d_in,), and these of (d_sae,).
 PER_LATENT = {
     "standard": ("b_enc",),
@@ -46,29 +59,40 @@ PER_LATENT = {
 # Of these SAELens has none: no code of its architectures says in which cell an input lies.
 OURS_ALONE = ("kmeans", "local_pca")
 
+# What weights may be kept in.
+_DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
 # SAELens adds this before the logarithm, so that a latent that never fired has a finite entry.
 LEAST_FREQUENCY = 1e-10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What the autoencoder was trained on, in SAELens' names; None where it does not apply.
+    """What the autoencoder was trained on; None where it does not apply.
+
+    The names are SAELens' own, but for `model_note`.
 
     Attributes:
-        model_name: the language model.
+        model_name: the language model, as TransformerLens and SAELens open it.
+        model_note: what tells its weights from those that are opened under that name: a quantisation, a revision.
         hook_name: TransformerLens' name of the site.
         context_size: tokens of a sequence.
         prepend_bos: whether every sequence began with the model's first token.
         dataset_path: the text.
         exclude_special_tokens: ids of tokens whose activations were left out, or whether the tokenizer's were.
+        seqpos_slice: start, and where there are more stop and step, of the positions of a sequence that counted.
+        max_activation_norm: activations of a greater norm were left out, too; not a name of SAELens'.
     """
 
     model_name: str | None = None
+    model_note: str | None = None
     hook_name: str | None = None
     context_size: int | None = None
     prepend_bos: bool | None = None
     dataset_path: str | None = None
     exclude_special_tokens: list[int] | bool | None = None
+    seqpos_slice: list[int | None] | None = None
+    max_activation_norm: float | None = None
 
 
 def save_saelens(
@@ -93,8 +117,10 @@ def save_saelens(
         firing_frequency: share of samples on which each latent fires; kept as log10 in `sparsity.safetensors`.
 
     Raises:
+        ValueError: an architecture that is not known here.
         OSError: the disk is full or the folder cannot be written; an earlier folder is untouched.
     """
+    check_exportable(autoencoder)
     architecture, tensors, extra = _contents(autoencoder)
     if architecture in OURS_ALONE:
         log.warning("SAELens cannot express %s: %s is in its layout, but for task=eval alone", architecture, folder)
@@ -126,6 +152,8 @@ def save_saelens(
         if firing_frequency is not None:
             save_file(_plain({"sparsity": torch.log10(firing_frequency + LEAST_FREQUENCY)}), aside / SPARSITY)
         for path in aside.iterdir():
+            # safetensors makes files for their owner only; the export is for whom its folder is for.
+            path.chmod(aside.stat().st_mode & 0o666)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         # A folder that holds files cannot be replaced in one step.
@@ -141,24 +169,32 @@ def save_saelens(
         ) from error
 
 
+def check_exportable(autoencoder: Autoencoder) -> None:
+    """Raise ValueError for an architecture of which it is not known what SAELens calls it."""
+    if type(autoencoder) not in _WORDS:
+        raise ValueError(
+            f"{type(autoencoder).__name__} is an architecture that fsae.export.saelens does not know: its word and its "
+            "tensors must be said there before it can be trained or exported"
+        )
+
+
 def _contents(autoencoder: Autoencoder) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     """SAELens' word for the architecture, its tensors, and what only this architecture has in cfg.json."""
+    word = _WORDS[type(autoencoder)]
+    extra: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {name: getattr(autoencoder, name) for name in ("W_enc", "W_dec", "b_dec")}
-    if isinstance(autoencoder, Gated):
-        biases = {name: autoencoder.get_parameter(name) for name in PER_LATENT["gated"]}
-        return "gated", {**tensors, **biases}, {}
-    tensors["b_enc"] = autoencoder.get_parameter("b_enc")
+    for name in PER_LATENT[word]:
+        if name != "threshold":
+            tensors[name] = autoencoder.get_parameter(name)
     if isinstance(autoencoder, LocalPCA):
-        return "local_pca" if autoencoder.rank else "kmeans", tensors, {"rank": autoencoder.rank}
-    if isinstance(autoencoder, TopK):
+        word, extra = word if autoencoder.rank else "kmeans", {"rank": autoencoder.rank}
+    elif isinstance(autoencoder, TopK):
         extra = {"k": autoencoder.settings.k, "rescale_acts_by_decoder_norm": False}
-        return "abstopk" if isinstance(autoencoder, AbsTopK) else "topk", tensors, extra
-    if isinstance(autoencoder, JumpReLU):
-        return "jumprelu", {**tensors, "threshold": autoencoder.threshold}, {}
-    if isinstance(autoencoder, BatchTopK):
-        threshold = autoencoder.threshold.clamp_min(0).expand(autoencoder.d_sae)
-        return "jumprelu", {**tensors, "threshold": threshold}, {}
-    return "standard", tensors, {}
+    elif isinstance(autoencoder, JumpReLU):
+        tensors["threshold"] = autoencoder.threshold
+    elif isinstance(autoencoder, BatchTopK):
+        tensors["threshold"] = autoencoder.threshold.clamp_min(0).expand(autoencoder.d_sae)
+    return word, tensors, extra
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -190,26 +226,99 @@ def load_saelens(folder: Path) -> Autoencoder:
         norms = tensors["W_dec"].norm(dim=1)
         tensors["W_enc"] *= norms
         tensors["b_enc"] *= norms
-        tensors["W_dec"] /= norms[:, None]
+        # A row of zeros stays one, whatever it is divided by.
+        tensors["W_dec"] /= torch.where(norms > 0, norms, 1.0)[:, None]
     if "threshold" in tensors:
-        # Below zero the relu decides, as at zero.
-        tensors["log_threshold"] = tensors.pop("threshold").clamp_min(0).log()
+        tensors["log_threshold"] = tensors.pop("threshold").log()
     with torch.no_grad():
         for name, parameter in autoencoder.named_parameters():
             parameter.copy_(tensors[name])
     return autoencoder
 
 
+# What SAELens' oldest layout, of 2024, calls what it now calls otherwise.
+_OLDEST_NAMES = {
+    "hook_point": "hook_name",
+    "hook_point_layer": "hook_layer",
+    "hook_point_head_index": "hook_head_index",
+}
+
+
 def read_provenance(folder: Path) -> Provenance:
     """What the autoencoder in a folder in SAELens' format was trained on, as far as its cfg.json says.
 
     Raises:
-        ValueError: the folder or its cfg.json is missing or damaged.
+        ValueError: the folder or its cfg.json is missing or damaged, contradicts itself, or says of the vectors that
+            were trained on what cannot be had here: those of one attention head, or of two sites.
     """
-    config = _read_config(folder)
-    # Before its version 6 SAELens kept these at the top.
-    known = config | (config.get("metadata") or {})
-    return Provenance(**{field.name: known.get(field.name) for field in fields(Provenance)})
+    path = folder / CONFIG
+    known = _flat(_read_config(folder), path)
+
+    def read(name: str, kind: type, wanted: str) -> Any:
+        value = known.get(name)
+        # To Python True is a whole number.
+        if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is int)):
+            raise ValueError(f"{path}: {name} is {value!r}; it must be {wanted}, or null")
+        return value
+
+    hook_name, layer = read("hook_name", str, "the name of a site"), read("hook_layer", int, "a whole number")
+    if layer is not None and (hook_name or "").startswith("blocks.") and f"blocks.{layer}." not in str(hook_name):
+        raise ValueError(f"{path}: hook_name is {hook_name!r}, but hook_layer is {layer}; correct the wrong one")
+    if (head := known.get("hook_head_index")) is not None:
+        raise ValueError(
+            f"{path}: hook_head_index is {head!r}: it was made for one attention head alone, which is not supported; "
+            "all heads of attn_z together are"
+        )
+    for name in ("hook_name_out", "hook_point_out"):
+        if known.get(name) not in (None, hook_name):
+            raise ValueError(
+                f"{path}: {name} is {known[name]!r}, another site than it reads ({hook_name!r}): it is a transcoder, "
+                "which is not supported"
+            )
+    context_size = read("context_size", int, "a positive whole number")
+    if context_size is not None and context_size < 1:
+        raise ValueError(f"{path}: context_size is {context_size}; it must be a positive whole number, or null")
+    special = known.get("exclude_special_tokens")
+    if not (special is None or isinstance(special, bool) or _is_list_of(special, int)):
+        raise ValueError(
+            f"{path}: exclude_special_tokens is {special!r}; it must be true, false, a list of token ids, or null"
+        )
+    positions = known.get("seqpos_slice")
+    if positions is not None and not (_is_list_of(positions, int | None) and 1 <= len(positions) <= 3):
+        raise ValueError(f"{path}: seqpos_slice is {positions!r}; it must be a list of start, stop and step, or null")
+    norm = known.get("max_activation_norm")
+    if norm is not None and (isinstance(norm, bool) or not isinstance(norm, int | float) or not 0 < norm < math.inf):
+        raise ValueError(f"{path}: max_activation_norm is {norm!r}; it must be a positive number, or null")
+    return Provenance(
+        model_name=read("model_name", str, "the name of a model"),
+        hook_name=hook_name,
+        context_size=context_size,
+        prepend_bos=read("prepend_bos", bool, "true or false"),
+        dataset_path=read("dataset_path", str, "the name of a data set"),
+        exclude_special_tokens=special,
+        seqpos_slice=positions,
+        max_activation_norm=norm,
+    )
+
+
+def _flat(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """What cfg.json says, under today's names and in one dictionary: before its version 6 SAELens had no `metadata`.
+
+    Raises:
+        ValueError: `metadata` is no object, or the site is named twice and differently.
+    """
+    metadata = config.get("metadata")
+    if metadata is not None and not isinstance(metadata, dict):
+        raise ValueError(f"{path}: metadata is {metadata!r}; it must be an object, or null")
+    flat = {name: value for part in (config, metadata or {}) for name, value in part.items() if value is not None}
+    sites = {name: flat[name] for name in ("hook_point", "hook_name") if name in flat}
+    if len(set(map(str, sites.values()))) > 1:
+        raise ValueError(f"{path}: hook_point is {sites['hook_point']!r}, but hook_name is {sites['hook_name']!r}")
+    return flat | {new: flat[old] for old, new in _OLDEST_NAMES.items() if old in flat}
+
+
+def _is_list_of(value: object, kind: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, kind) and not isinstance(each, bool) for each in value)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -220,6 +329,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{folder} has no {name}; an autoencoder in SAELens' format is a {CONFIG} and a {WEIGHTS}")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{folder / CONFIG} is nested too deeply to be read; save or download it again") from None
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG} is damaged ({error}); save or download it again") from error
     if not isinstance(config, dict):
@@ -229,22 +340,30 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _architecture(config: dict[str, Any], folder: Path) -> str:
     """The architecture's name; files from before sae_lens 6 may name an activation function instead."""
-    activation = config.get("activation_fn", config.get("activation_fn_str", "relu"))
+    path = folder / CONFIG
+    activation = config.get("activation_fn") or config.get("activation_fn_str") or "relu"
     if activation not in ("relu", "topk"):
+        raise ValueError(f"{path}: the activation function {activation!r} is not known; known are relu, topk")
+    architecture = config.get("architecture", "standard")
+    if not isinstance(architecture, str) or architecture not in PER_LATENT:
+        raise ValueError(f"{path}: the architecture {architecture!r} is not known; known are {', '.join(PER_LATENT)}")
+    if activation == "topk" and architecture not in ("standard", "topk"):
+        raise ValueError(f"{path}: the architecture is {architecture}, but the activation function is topk")
+    architecture = "topk" if activation == "topk" else architecture
+    arguments = config.get("activation_fn_kwargs")
+    if arguments is not None and not isinstance(arguments, dict):
+        raise ValueError(f"{path}: activation_fn_kwargs is {arguments!r}; it must be an object, or null")
+    if superfluous := sorted(set(arguments or {}) - ({"k"} if architecture == "topk" else set())):
         raise ValueError(
-            f"{folder / CONFIG}: the activation function {activation!r} is not known; known are relu, topk"
-        )
-    architecture = "topk" if activation == "topk" else config.get("architecture", "standard")
-    if architecture not in PER_LATENT:
-        raise ValueError(
-            f"{folder / CONFIG}: the architecture {architecture!r} is not known; known are {', '.join(PER_LATENT)}"
+            f"{path}: activation_fn_kwargs names {', '.join(superfluous)}, which {architecture} has no use for"
         )
     return architecture
 
 
 def _size(config: dict[str, Any], key: str, folder: Path) -> int:
     size = config.get(key)
-    if not isinstance(size, int) or size < 1:
+    # To Python True is the whole number 1.
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ValueError(f"{folder / CONFIG}: {key} is {size!r}; it must be a positive whole number")
     return size
 
@@ -266,6 +385,17 @@ def _refuse_unhonoured(config: dict[str, Any], folder: Path) -> None:
         raise ValueError(f"{folder / CONFIG}: reshape_activations is {reshaping!r}; only 'none' and 'hook_z' are known")
     if config.get("finetuning_scaling_factor"):
         raise ValueError(f"{folder / CONFIG}: finetuning_scaling_factor is set, which is not supported")
+    if (d_out := config.get("d_out")) not in (None, config["d_in"]):
+        raise ValueError(
+            f"{folder / CONFIG}: d_out is {d_out!r}, but d_in is {config['d_in']}: it is a transcoder, which is not "
+            "supported"
+        )
+    for key in ("apply_b_dec_to_input", "rescale_acts_by_decoder_norm"):
+        if not isinstance(config.get(key, False), bool):
+            raise ValueError(f"{folder / CONFIG}: {key} is {config[key]!r}; it must be true or false")
+    dtype = config.get("dtype") or "float32"
+    if not isinstance(dtype, str) or dtype.removeprefix("torch.") not in _DTYPES:
+        raise ValueError(f"{folder / CONFIG}: dtype is {dtype!r}; known are {', '.join(_DTYPES)}")
 
 
 def _shapes(architecture: str, d_in: int, d_sae: int) -> dict[str, tuple[int, ...]]:
@@ -279,6 +409,12 @@ def _read_weights(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str,
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}); save or download it again") from error
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES.values():
+            raise ValueError(
+                f"{path}: {name} is of {str(tensor.dtype).removeprefix('torch.')}, which weights cannot be; they are "
+                f"read in {', '.join(_DTYPES)}"
+            )
     # Some files from before sae_lens 6 carry a factor per latent that was never trained.
     if "scaling_factor" in tensors and (tensors["scaling_factor"] == 1).all():
         del tensors["scaling_factor"]
@@ -289,14 +425,32 @@ def _read_weights(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str,
             raise ValueError(f"{path}: {name} is {tuple(tensors[name].shape)}, by {CONFIG} it should be {shape}")
     if superfluous := sorted(tensors.keys() - shapes.keys()):
         raise ValueError(f"{path} holds {', '.join(superfluous)}, which this architecture has no use for")
-    return {name: tensor.float() for name, tensor in tensors.items()}
+    weights = {name: tensor.float() for name, tensor in tensors.items()}
+    for name, tensor in weights.items():
+        if not (finite := torch.isfinite(tensor)).all():
+            raise ValueError(
+                f"{path}: {int((~finite).sum())} of {tensor.numel()} numbers of {name} are not finite; save or "
+                "download it again"
+            )
+    for name in ("W_enc", "W_dec"):
+        if not weights[name].any():
+            raise ValueError(f"{path}: {name} is all zero, so it explains nothing; save or download it again")
+    if "threshold" in weights and (below := int((weights["threshold"] < 0).sum())):
+        raise ValueError(
+            f"{path}: {below} of {weights['threshold'].numel()} thresholds are negative, and a latent's threshold is "
+            "not; set them to 0 if every positive pre-activation is to count"
+        )
+    return weights
 
 
 def _settings(architecture: str, config: dict[str, Any], d_sae: int, folder: Path) -> AutoencoderSettings:
     if architecture == "kmeans":
         return KMeansSettings(d_sae=d_sae)
     if architecture == "local_pca":
-        return LocalPCASettings(d_sae=d_sae, rank=_size(config, "rank", folder))
+        rank = _size(config, "rank", folder)
+        if d_sae % (1 + rank):
+            raise ValueError(f"{folder / CONFIG}: d_sae is {d_sae}, no multiple of 1 + rank ({1 + rank})")
+        return LocalPCASettings(d_sae=d_sae, rank=rank)
     common: dict[str, Any] = {
         "d_sae": d_sae,
         "apply_b_dec_to_input": config.get("apply_b_dec_to_input", True),
@@ -304,7 +458,10 @@ def _settings(architecture: str, config: dict[str, Any], d_sae: int, folder: Pat
     }
     if architecture in ("topk", "abstopk"):
         # Before sae_lens 6 k stood among the activation function's arguments.
-        k = _size({"k": config.get("k", config.get("activation_fn_kwargs", {}).get("k"))}, "k", folder)
+        of_function = (config.get("activation_fn_kwargs") or {}).get("k")
+        if of_function not in (None, config.get("k", of_function)):
+            raise ValueError(f"{folder / CONFIG}: k is {config['k']!r}, but in activation_fn_kwargs {of_function!r}")
+        k = _size({"k": config.get("k", of_function)}, "k", folder)
         if k > d_sae:
             raise ValueError(f"{folder / CONFIG}: k is {k}, more than the {d_sae} latents there are")
         return (AbsTopKSettings if architecture == "abstopk" else TopKSettings)(k=k, **common)

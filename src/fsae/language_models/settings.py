@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import Enum
 
+from fsae.naming import last_part
+
 
 class Package(Enum):
     """Models that need no hub: two that install from the package registry, and a tiny random one made on the spot."""
@@ -43,7 +45,6 @@ class ModelSettings:
     """One language model; exactly one of `package` and `path` says where it comes from.
 
     Attributes:
-        name: what runs and tables call it.
         path: a folder in Hugging Face's layout, or a name on its hub.
         revision: branch, tag or commit of a hub model; None is the default branch.
         package: a model that needs no hub.
@@ -54,7 +55,6 @@ class ModelSettings:
         ValueError: both or neither of `package` and `path` are set, a revision without a path, a batch size below 1.
     """
 
-    name: str
     path: str | None = None
     revision: str | None = None
     package: Package | None = None
@@ -64,11 +64,16 @@ class ModelSettings:
     batch_size: int | None = None
 
     def __post_init__(self):
-        if (self.path is None) == (self.package is None):
-            found = "both are null" if self.path is None else f"found {self.path!r} and {self.package}"
+        packages = ", ".join(package.name for package in Package)
+        if not self.path and self.package is None:
             raise ValueError(
-                f"model.path and model.package: set exactly one ({found}); a package is one of "
-                f"{', '.join(package.name for package in Package)}; set the other one to null"
+                "model.path is not set; add model.path=FOLDER_OR_HUB_NAME, or choose a model that needs none: "
+                f"model={packages.replace(', ', ', model=')}"
+            )
+        if self.path is not None and self.package is not None:
+            raise ValueError(
+                f"model.path and model.package: set exactly one (found {self.path!r} and {self.package.name}); a "
+                f"package is one of {packages}; set the other one to null"
             )
         if self.revision is not None and self.path is None:
             raise ValueError(f"model.revision is {self.revision!r}, but a packaged model has none; leave it null")
@@ -76,3 +81,11 @@ class ModelSettings:
             raise ValueError(
                 f"model.batch_size is {self.batch_size}; it counts sequences, so it must be at least 1, or null"
             )
+
+    @property
+    def name(self) -> str:
+        """What runs and tables call the model: its package, or the last part of its path."""
+        if self.package is not None:
+            return self.package.name
+        assert self.path is not None
+        return last_part(self.path)

@@ -1,5 +1,6 @@
 """Sites: the places of a transformer block where activations are read and reconstructions are put back."""
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 
@@ -13,6 +14,16 @@ class SiteName(Enum):
     mlp_out = "mlp_out"
     attn_out = "attn_out"
     attn_z = "attn_z"
+
+
+# How the Bridge calls the hooks of a block whose names are the same in every family.
+_BRIDGE_HOOKS = {
+    SiteName.resid_pre: "hook_in",
+    SiteName.resid_post: "hook_out",
+    SiteName.mlp_out: "mlp.hook_out",
+    SiteName.attn_out: "attn.hook_out",
+    SiteName.attn_z: "attn.o.hook_in",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +42,23 @@ class Site:
         """TransformerLens' name of the hook, as SAELens stores it in `hook_name`."""
         hook = "attn.hook_z" if self.name is SiteName.attn_z else f"hook_{self.name.value}"
         return f"blocks.{self.layer}.{hook}"
+
+    @classmethod
+    def of_hook(cls, hook_name: str) -> "Site":
+        """The site whose hook has this name, in TransformerLens' words of old or those of its Bridge.
+
+        Raises:
+            ValueError: no site has it.
+        """
+        if (found := re.fullmatch(r"blocks\.(\d+)\.(.+)", hook_name)) is not None:
+            for name in SiteName:
+                site = cls(name=name, layer=int(found[1]))
+                if hook_name == site.hook_name or found[2] == _BRIDGE_HOOKS.get(name):
+                    return site
+        raise ValueError(
+            f"no site has the hook {hook_name!r}; there are "
+            + ", ".join(f"{name.value} ({cls(name=name, layer=0).hook_name})" for name in SiteName)
+        )
 
     def __str__(self) -> str:
         return f"{self.name.value}.{self.layer}"

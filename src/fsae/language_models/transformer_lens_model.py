@@ -40,6 +40,7 @@ class TransformerLensModel:
         context_limit: the longest sequence it takes.
         device, dtype: where its weights are, and their type.
         bos_id: what its own tokenizer puts before a text; None where it puts nothing there.
+        bos_token_id: the tokenizer's BOS, whether it puts it before a text or not; None where it has none.
         separator_id: what stands between documents.
         special_ids: every id that stands for no text.
     """
@@ -57,6 +58,7 @@ class TransformerLensModel:
         self.context_limit: int = config.n_ctx
         weight = next(bridge.parameters())
         self.device, self.dtype = weight.device, weight.dtype
+        self.bos_token_id = tokenizer.bos_token_id if isinstance(tokenizer.bos_token_id, int) else None
         self.bos_id = _bos_id(tokenizer)
         self.separator_id = _separator_id(tokenizer, name)
         self.special_ids = frozenset(tokenizer.all_special_ids) | {

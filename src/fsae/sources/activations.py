@@ -1,6 +1,7 @@
 """Activations of a language model at one site as a stream of shuffled batches."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,6 +24,7 @@ from fsae.language_models.sites import Site
 from fsae.language_models.transformer_lens_model import TransformerLensModel, open_language_model
 from fsae.sources.documents import DatasetSettings, Part, dataset_identity, open_documents
 from fsae.sources.harvest import Harvester
+from fsae.sources.massive import norm_limit, within
 from fsae.sources.shards import Extent, Room, Shards
 from fsae.sources.source import Batch, in_batches
 from fsae.sources.store import Store, digest_of, shard_bytes
@@ -63,6 +65,8 @@ class ActivationSourceSettings:
         cache_gb: what the folder of all stores may take; null for no limit but the disk's.
         also: other sites, "mlp_out.5", whose activations are kept from the same forward passes.
         worker: a number that tells apart jobs which harvest together; it decides nothing.
+        max_norm_multiple: vectors whose norm is more than this many times the median are left out of training and
+            evaluation, and the splice leaves them as they are. Null keeps them. The store holds them either way.
 
     Raises:
         ValueError: a number out of range, a site that does not read "name.layer", other sites without a cache.
@@ -75,6 +79,7 @@ class ActivationSourceSettings:
     cache_gb: float | None = None
     also: list[str] = field(default_factory=list)
     worker: int = 0
+    max_norm_multiple: float | None = 10.0
 
     def __post_init__(self):
         for name in ("tokens", "shard_tokens"):
@@ -85,6 +90,11 @@ class ActivationSourceSettings:
             raise ValueError(f"source.seed is {self.seed}; it must be from 0 to 2**32 - 1")
         if self.cache_gb is not None and not self.cache_gb > 0:
             raise ValueError(f"source.cache_gb is {self.cache_gb}; it must be positive, or null for no limit")
+        if self.max_norm_multiple is not None and not 1 < self.max_norm_multiple < math.inf:
+            raise ValueError(
+                f"source.max_norm_multiple is {self.max_norm_multiple}; it multiplies the median norm, so it must be "
+                "above 1, or null to leave nothing out"
+            )
         if self.also and self.cache is Cache.none:
             raise ValueError("source.also names sites to keep, and source.cache is none; use disk or auto")
         self.other_sites()
@@ -105,13 +115,21 @@ class ActivationSourceSettings:
         return training_tokens if self.tokens is None else self.tokens
 
 
+class _Fetched(NamedTuple):
+    """A shard in memory, and which of its vectors are not massive; None for all of them."""
+
+    vectors: Float[Tensor, "vectors d_in"]
+    kept: Int[Tensor, " kept"] | None
+
+
 class ActivationSource:
     """Shuffled activations of a language model at one site.
 
     Training goes round the shards: in their order the first time, so that it can begin while later ones are harvested,
     and in one drawn from (seed, epoch) afterwards; each visit to a shard permutes it anew, by (seed, epoch, shard). The
     next shard is fetched in the background. A position is therefore two counters, and the stream does not depend on
-    whether its shards come from the store.
+    whether its shards come from the store. In the place of a massive vector stands another one of its shard, so that
+    every shard has as many vectors as it would have without them.
 
     Args:
         shards: of both parts.
@@ -121,9 +139,11 @@ class ActivationSource:
         device: where batches are wanted.
         passes: what the device decided of the language model's forward passes, which the vectors depend on: dtype and
             rows. A position in a stream of others is refused.
+        max_norm_multiple: beyond how many times the median norm a vector is massive and left out; None for no limit.
 
     Attributes:
         waited: seconds that nothing else could be done in, as the next shard was not there yet.
+        massive_share: share of the held-out vectors that the last pass over them left out.
     """
 
     unit = "tokens"
@@ -137,13 +157,17 @@ class ActivationSource:
         training_tokens: int,
         device: torch.device,
         passes: dict[str, Any],
+        max_norm_multiple: float | None,
     ):
         self.d_in, self.device, self._passes = d_in, device, passes
+        self._max_norm_multiple = max_norm_multiple
+        self._norm_limit: float | None = None
+        self.massive_share = 0.0
         self._shards, self._seed, self._training_tokens = shards, seed, training_tokens
         self._extent = shards.extent
         self._epoch = self._batch = 0
         self.waited = 0.0
-        self._fetched: dict[int, Future[Tensor]] = {}
+        self._fetched: dict[int, Future[_Fetched]] = {}
         # Its cores are those of this thread, whatever others are given while it begins.
         self._background = ThreadPoolExecutor(1, "harvest", torch.set_num_threads, (torch.get_num_threads(),))
 
@@ -172,8 +196,25 @@ class ActivationSource:
         """Which knows how long the language model's work has taken so far; part of it goes on during training."""
         return self._shards.harvester
 
+    @property
+    def norm_limit(self) -> float | None:
+        """The norm beyond which a vector is massive, by the median of the first shard that there is; None for no limit.
+
+        One number for the whole run: training, evaluation and splice leave out the same vectors.
+        """
+        if self._max_norm_multiple is not None and self._norm_limit is None:
+            if self._extent.tokens[Part.train]:
+                self._vectors(0)
+            else:
+                self._find_limit(self._shards.shard(Part.held_out, 0).activations)
+        return self._norm_limit
+
+    def _find_limit(self, first_vectors: Tensor) -> None:
+        assert self._max_norm_multiple is not None
+        self._norm_limit = norm_limit(first_vectors, self._max_norm_multiple)
+
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self._epoch, "batch": self._batch, "passes": self._passes}
+        return {"epoch": self._epoch, "batch": self._batch, "passes": self._passes, "norm_limit": self._norm_limit}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a position.
@@ -190,9 +231,11 @@ class ActivationSource:
                 )
             )
         self._epoch, self._batch = state["epoch"], state["batch"]
+        self._norm_limit = state["norm_limit"]
 
     def first_vectors(self) -> Float[Tensor, "vectors d_in"]:
-        return self._vectors(0)
+        vectors, kept = self._vectors(0)
+        return vectors if kept is None else vectors[kept]
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         # What does not fill a batch at an epoch's end is left out; at a shard's end it is joined with the next one's.
@@ -212,12 +255,14 @@ class ActivationSource:
                 end = min(size, begin + self._extent.count(Part.train, number))
                 if row >= end:
                     continue
-                vectors = self._vectors(number)
+                vectors, kept = self._vectors(number)
                 if self._epoch * size + next_begin < taken:
                     self._fetch(next_number, beside=number)
                 # At once: a copy for each batch would have the host wait for the device.
                 order = _permutation(self._extent.count(Part.train, number), self._seed, self._epoch, number)
                 order = order.to(vectors.device)
+                if kept is not None:
+                    order = kept[order % len(kept)]
                 while row < end:
                     missing = batch_size - sum(map(len, parts))
                     places = order[row - begin : min(row + missing, end) - begin]
@@ -238,12 +283,17 @@ class ActivationSource:
 
     def _held_out(self, count: int) -> Iterator[Float[Tensor, "part d_in"]]:
         assert count <= self._extent.tokens[Part.held_out]
+        limit, seen, left_out = self.norm_limit, 0, 0
         for number in range(self._extent.shards(Part.held_out)):
             vectors = self._shards.shard(Part.held_out, number).activations[:count]
             count -= len(vectors)
-            yield vectors
+            seen += len(vectors)
+            kept = vectors if limit is None else vectors[within(vectors, limit)]
+            left_out += len(vectors) - len(kept)
+            yield kept
             if len(vectors) < self._extent.count(Part.held_out, number):
                 break
+        self.massive_share = left_out / max(1, seen)
 
     def held_out_rows(self, count: int) -> tuple[Int[Tensor, "row context"], Bool[Tensor, "row context"]]:
         """The first rows of held-out text that have at least `count` tokens between them (fewer if there are no more).
@@ -276,7 +326,7 @@ class ActivationSource:
             yield number, begin
             begin += self._extent.count(Part.train, number)
 
-    def _vectors(self, number: int) -> Tensor:
+    def _vectors(self, number: int) -> _Fetched:
         self._fetch(number, beside=number)
         began = time.monotonic()
         vectors = self._fetched[number].result()
@@ -291,8 +341,25 @@ class ActivationSource:
                 del self._fetched[others[0]]
             self._fetched[number] = self._background.submit(self._load, number)
 
-    def _load(self, number: int) -> Tensor:
-        return self._shards.shard(Part.train, number).activations.to(self.device)
+    def _load(self, number: int) -> _Fetched:
+        vectors = self._shards.shard(Part.train, number).activations.to(self.device)
+        if self._max_norm_multiple is None:
+            return _Fetched(vectors, None)
+        if self._norm_limit is None:
+            # The first shard is read first, and a position knows the limit of the stream that it is in.
+            assert number == 0
+            self._find_limit(vectors)
+        assert self._norm_limit is not None
+        kept = within(vectors, self._norm_limit)
+        if kept.all():
+            return _Fetched(vectors, None)
+        if not kept.any():
+            raise ValueError(
+                f"every activation of shard {number} has a norm beyond {self._norm_limit:.4g}, "
+                f"source.max_norm_multiple={self._max_norm_multiple:g} times the median of the first shard: the text "
+                "changes too much for one limit; set source.max_norm_multiple=null"
+            )
+        return _Fetched(vectors, kept.nonzero().squeeze(1))
 
 
 def open_activations(
@@ -325,10 +392,11 @@ def open_activations(
         return PackedTokens(
             open_documents(dataset, part),
             opened,
-            rows=rows_at_once(model, dataset.context),
-            context=dataset.context,
+            rows=rows_at_once(model, dataset.tokens_per_row),
+            context=dataset.tokens_per_row,
             skip_positions=dataset.skip_positions,
             exclude_special_tokens=dataset.exclude_special_tokens,
+            prepend_bos=dataset.prepend_bos,
             repeat=part is Part.train,
         )
 
@@ -376,6 +444,7 @@ def open_activations(
         training_tokens=training_tokens,
         device=device,
         passes=_passes(model, dataset),
+        max_norm_multiple=source.max_norm_multiple,
     )
     if not in_store:
         # Before the hours of training, not after them: is the site there, and held-out text?
@@ -398,7 +467,7 @@ def stream_key(
 ) -> Hashable:
     """What runs must have in common to be trained on the very same batches."""
     tokens = source.distinct_tokens(training_tokens)
-    return model, site, dataset, tokens, source.shard_tokens, source.seed, batch_size
+    return model, site, dataset, tokens, source.shard_tokens, source.seed, source.max_norm_multiple, batch_size
 
 
 def _contents(
@@ -409,8 +478,9 @@ def _contents(
     text = {
         name: value.name if isinstance(value, Enum) else value
         for name, value in asdict(dataset).items()
-        if name not in ("name", "path")
+        if name not in ("path", "context") and not (name == "prepend_bos" and value is None)
     }
+    text["context"] = dataset.tokens_per_row
     shared = {
         "model": model_identity(model),
         **_passes(model, dataset),
@@ -423,7 +493,7 @@ def _contents(
 def _passes(model: ModelSettings, dataset: DatasetSettings) -> dict[str, Any]:
     return {
         "dtype": str(dtype_of(model)).removeprefix("torch."),
-        "rows": rows_at_once(model, dataset.context),
+        "rows": rows_at_once(model, dataset.tokens_per_row),
     }
 
 

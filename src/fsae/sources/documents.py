@@ -13,12 +13,16 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from fsae.language_models.hub import RepoKind, is_hub_name, require_repo, resolved_revision
-from fsae.language_models.identity import listing_digest
+from fsae.language_models.identity import folder_identity, listing_digest
+from fsae.naming import last_part, word
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
 log = logging.getLogger(__name__)
+
+# Where neither the settings nor an existing autoencoder say how long a row is.
+_TOKENS_PER_ROW = 128
 
 
 class DatasetFormat(Enum):
@@ -56,7 +60,9 @@ class DatasetSettings:
         text_column, tokens_column: exactly one; with tokens_column the data set is tokenised already.
         label_column: a column that is kept with each document.
         held_out: the share of documents kept for evaluation.
-        context: tokens per row.
+        context: tokens per row; null for 128, or in task=eval what the autoencoder's context_size says.
+        prepend_bos: whether each row begins with the model's BOS. Null for the model's own convention, or in task=eval
+            what the autoencoder says; token ids of a data set that is tokenised already are then taken as they are.
         skip_positions: positions at the start of each row that are left out of training and evaluation. Most language
             models make an attention sink of the first one, whose activations are ten times as long as any other's
             and all alike: kept, they would be most of the variance there is to explain.
@@ -68,7 +74,6 @@ class DatasetSettings:
             with no position left.
     """
 
-    name: str
     format: DatasetFormat
     path: str | None = None
     config: str | None = None
@@ -79,7 +84,8 @@ class DatasetSettings:
     tokens_column: str | None = None
     label_column: str | None = None
     held_out: float = 0.1
-    context: int = 128
+    context: int | None = None
+    prepend_bos: bool | None = None
     skip_positions: int = 1
     exclude_special_tokens: bool = True
 
@@ -91,7 +97,7 @@ class DatasetSettings:
             )
         if self.format is not DatasetFormat.python_source and not self.path:
             where = "a hub name or a folder" if self.format is DatasetFormat.hub else "a folder or a glob"
-            raise ValueError(f"dataset.path is not set; data set {self.name} needs {where}")
+            raise ValueError(f"dataset.path is not set; dataset.format={self.format.name} needs {where}")
         if (self.text_column is None) == (self.tokens_column is None):
             raise ValueError(
                 f"dataset.text_column is {self.text_column!r} and dataset.tokens_column is {self.tokens_column!r}; "
@@ -99,13 +105,26 @@ class DatasetSettings:
             )
         if not 0 < self.held_out < 1:
             raise ValueError(f"dataset.held_out is {self.held_out}; it is a share of the documents, between 0 and 1")
-        if self.context < 2:
+        if self.tokens_per_row < 2:
             raise ValueError(f"dataset.context is {self.context}; a row needs at least 2 tokens")
-        if not 0 <= self.skip_positions < self.context:
+        if not 0 <= self.skip_positions < self.tokens_per_row:
             raise ValueError(
                 f"dataset.skip_positions is {self.skip_positions}; it must be at least 0 and leave some of the "
-                f"{self.context} positions of dataset.context"
+                f"{self.tokens_per_row} positions of dataset.context"
             )
+
+    @property
+    def name(self) -> str:
+        """What runs and tables call the data set: the last part of its path, with the part of it that is read."""
+        if self.path is None:
+            return self.format.name
+        parts = [self.config, self.data_dir] if self.format is DatasetFormat.hub else []
+        return "-".join([last_part(self.path), *(word(part) for part in parts if part)])
+
+    @property
+    def tokens_per_row(self) -> int:
+        """`context`, or what null stands for."""
+        return _TOKENS_PER_ROW if self.context is None else self.context
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +251,7 @@ def dataset_identity(settings: DatasetSettings) -> dict[str, str]:
         files = [Path(file) for file in dataset_files(settings)]
         return {"files": listing_digest(Path(os.path.commonpath([file.parent for file in files])), files)}
     if path.is_dir():
-        return {"files": listing_digest(path, [file for file in path.rglob("*") if file.is_file()])}
+        return folder_identity(path)
     return {
         "hub": str(settings.path),
         "revision": resolved_revision(str(settings.path), revision=settings.revision, kind=RepoKind.dataset),

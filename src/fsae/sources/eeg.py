@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fsae.draws import generator_for
+from fsae.language_models.identity import folder_identity
 from fsae.sources.in_memory import InMemorySettings, InMemorySource
 from fsae.sources.source import Batch
 
@@ -69,6 +70,9 @@ class EEGSettings(InMemorySettings):
                 f"source.noise_snr_db: no frequency between {self.low} and {self.high} Hz has whole cycles in "
                 f"{self.seconds} s; raise source.seconds"
             )
+
+    def identity(self) -> dict[str, str]:
+        return {} if self.path is None else folder_identity(Path(self.path).expanduser())
 
     def open(self, device: torch.device) -> "EEGSource":
         return EEGSource(self, device)

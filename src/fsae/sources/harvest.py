@@ -26,7 +26,6 @@ class Harvestable(Protocol):
     """What harvesting needs of a language model."""
 
     dtype: torch.dtype
-    bos_id: int | None
 
     @property
     def device(self) -> torch.device: ...
@@ -119,6 +118,11 @@ class Harvester:
     def model(self) -> Any:
         """The language model, opened on first use."""
         return self._open_model()
+
+    @cached_property
+    def prepends_bos(self) -> bool:
+        """Whether each row of text begins with a BOS; opens the language model."""
+        return self._open_text(self.model, Part.held_out).prepends_bos
 
     def stop(self) -> None:
         """End a harvest that goes on in another thread after its present forward pass."""

@@ -28,6 +28,10 @@ class InMemorySettings(ABC):
         """Width of the vectors, where it is known before they are read."""
         return None
 
+    def identity(self) -> dict[str, str]:
+        """What tells the files that are read from any others; nothing where none are."""
+        return {}
+
     @abstractmethod
     def open(self, device: torch.device) -> "InMemorySource":
         """Read or make the vectors; batches are wanted on `device`."""

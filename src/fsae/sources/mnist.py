@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fsae.draws import generator_for
+from fsae.language_models.identity import folder_identity
 from fsae.sources.in_memory import InMemorySettings, InMemorySource
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,9 @@ class MNISTSettings(InMemorySettings):
     @property
     def d_in(self) -> int | None:
         return 64 if self.path is None else None
+
+    def identity(self) -> dict[str, str]:
+        return {} if self.path is None else folder_identity(Path(self.path).expanduser())
 
     def open(self, device: torch.device) -> InMemorySource:
         """Images of one mean and one standard deviation over all pixels, which are those of what is trained on.

@@ -133,7 +133,7 @@ class Shards:
         store = self._stores.get(self.site)
         if store is not None and store.manifest is not None:
             return store.manifest.prepends_bos
-        return self.harvester.model.bos_id is not None
+        return self.harvester.prepends_bos
 
     def shard(self, part: Part, number: int) -> Shard:
         """One shard, once it is there.
@@ -228,7 +228,7 @@ class Shards:
                     Manifest(
                         content=self._contents[site],
                         d_in=model.width(site),
-                        prepends_bos=model.bos_id is not None,
+                        prepends_bos=self.harvester.prepends_bos,
                     )
                 )
             harvested = self._harvest(part, number, count, ours)

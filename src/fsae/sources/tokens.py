@@ -21,6 +21,7 @@ class Vocabulary(Protocol):
     d_vocab: int
     context_limit: int
     bos_id: int | None
+    bos_token_id: int | None
     separator_id: int
     special_ids: frozenset[int]
 
@@ -52,9 +53,8 @@ class Block(NamedTuple):
 class PackedTokens(Iterator[Block]):
     """Blocks of rows of token ids, with the mask of the positions to train and evaluate on.
 
-    Documents follow one another, each ended by the separator, and are cut into rows of `context` tokens; where the
-    model wants a BOS it is the first of each row. Token ids of a data set that is tokenised already are taken as
-    they are.
+    Documents follow one another, each ended by the separator, and are cut into rows of `context` tokens. Where a BOS is
+    wanted it is the first token of each row, as sae_lens has it.
 
     Args:
         documents: what to pack.
@@ -63,6 +63,8 @@ class PackedTokens(Iterator[Block]):
         context: tokens per row.
         skip_positions: how many positions at each row's start the mask leaves out.
         exclude_special_tokens: whether the mask leaves out BOS, separators and other special tokens.
+        prepend_bos: whether each row begins with the model's BOS. With None it does where the model's own tokenizer
+            puts one before a text; the token ids of a data set that is tokenised already are then taken as they are.
         repeat: start the text again when it runs out. Otherwise the iteration ends, its last block may be shorter,
             and what does not fill a row is left out.
 
@@ -70,10 +72,11 @@ class PackedTokens(Iterator[Block]):
         epoch: how often the text has started again.
         labelled: whether its documents have labels.
         label_names: labels that are text, in the order in which the documents bring them.
+        prepends_bos: whether each row begins with a BOS.
 
     Raises:
-        ValueError: a context beyond the model's limit; while iterating: a whole text shorter than one row, ids of
-            another tokenizer, labels that are neither whole numbers nor text.
+        ValueError: a context beyond the model's limit, a BOS asked for that the model does not have; while iterating:
+            a whole text shorter than one row, ids of another tokenizer, labels that are neither whole numbers nor text.
     """
 
     def __init__(
@@ -85,12 +88,18 @@ class PackedTokens(Iterator[Block]):
         context: int,
         skip_positions: int,
         exclude_special_tokens: bool,
+        prepend_bos: bool | None = None,
         repeat: bool,
     ):
         if context > vocabulary.context_limit:
             raise ValueError(
                 f"dataset.context is {context}, but model {vocabulary.name} takes at most "
-                f"{vocabulary.context_limit} tokens"
+                f"{vocabulary.context_limit} tokens; set it to at most that"
+            )
+        if prepend_bos and vocabulary.bos_token_id is None:
+            raise ValueError(
+                f"dataset.prepend_bos is true, but the tokenizer of model {vocabulary.name} has no BOS token; set it "
+                "to false, or to null for the model's own convention"
             )
         self.epoch = 0
         self.labelled = documents.labelled
@@ -98,7 +107,11 @@ class PackedTokens(Iterator[Block]):
         self._documents, self._vocabulary = documents, vocabulary
         self._rows, self._context, self._repeat = rows, context, repeat
         self._skip_positions = skip_positions
-        self._bos_id = None if documents.tokenised else vocabulary.bos_id
+        if prepend_bos is None:
+            self._bos_id = None if documents.tokenised else vocabulary.bos_id
+        else:
+            self._bos_id = vocabulary.bos_token_id if prepend_bos else None
+        self.prepends_bos = self._bos_id is not None
         self._text_per_row = context if self._bos_id is None else context - 1
         self._counts = torch.ones(vocabulary.d_vocab, dtype=torch.bool)
         if exclude_special_tokens:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from hydra.core.utils import JobReturn, filter_overrides
 
+from fsae.credentials import concealed
 from fsae.sweeps.worker import Worker, WorkerLauncher
-from fsae.tracking.credentials import concealed
 
 log = logging.getLogger(__name__)
 

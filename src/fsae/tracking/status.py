@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from fsae.tracking.credentials import concealed
+from fsae.credentials import concealed
 from fsae.tracking.run_folder import RunFolder, write_json
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from fsae.tracking.credentials import without_password
+from fsae.credentials import without_password
 from fsae.tracking.mlflow_upload import DeletedExperimentError, MlflowUpload, first_line, read_description, sync_command
 from fsae.tracking.run_log import speaking_for
 

@@ -13,11 +13,13 @@ class Checkpoints:
     Args:
         folder: the run's `checkpoints/`.
         config: flattened settings that decide what is trained; kept in the file and compared on loading.
+        data: what is behind those of the settings that name files: which weights, which text. Kept and compared, too.
     """
 
-    def __init__(self, folder: Path, config: dict[str, str]):
+    def __init__(self, folder: Path, config: dict[str, str], data: dict[str, str]):
         self.path = folder / "latest.pt"
         self._config = config
+        self._data = data
 
     def save(self, state: dict[str, Any]) -> None:
         """Write aside, flush to the disk, rename.
@@ -29,7 +31,7 @@ class Checkpoints:
         aside = self.path.with_suffix(".partial")
         try:
             with aside.open("wb") as file:
-                torch.save({"config": self._config, "state": state}, file)
+                torch.save({"config": self._config, "data": self._data, "state": state}, file)
                 file.flush()
                 os.fsync(file.fileno())
             aside.replace(self.path)
@@ -48,13 +50,13 @@ class Checkpoints:
         """The saved state, or None where there is none.
 
         Raises:
-            ValueError: the file is damaged, or was made under other settings.
+            ValueError: the file is damaged, was made under other settings or on other data.
         """
         if not self.path.exists():
             return None
         try:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
-            config, state = saved["config"], saved["state"]
+            config, data, state = saved["config"], saved["data"], saved["state"]
         except Exception as error:
             reason = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
             raise ValueError(
@@ -70,5 +72,15 @@ class Checkpoints:
             raise ValueError(
                 f"the checkpoint {self.path} belongs to a run with other settings:\n{lines}\n"
                 "use the settings it was made with, or another run folder"
+            )
+        changed = sorted(key for key in data.keys() | self._data.keys() if data.get(key) != self._data.get(key))
+        if changed:
+            lines = "\n".join(
+                f"  {key}: {data.get(key, '(absent)')} in the checkpoint, {self._data.get(key, '(absent)')} now"
+                for key in changed
+            )
+            raise ValueError(
+                f"the checkpoint {self.path} was trained on other data; what these settings name has changed since:\n"
+                f"{lines}\nput it back, or start anew: delete the checkpoint, or give the run another `name`"
             )
         return state

@@ -1,34 +1,22 @@
 """Passwords and tokens: they work, and stand nowhere."""
 
 import base64
-import subprocess
-import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from mlflow import MlflowClient
 
 from fsae.configuration.origin import accept
-from fsae.tracking.credentials import concealed, for_client, split_address, without_password, without_passwords
+from fsae.credentials import concealed, for_client, split_address, without_password, without_passwords
 from fsae.tracking.mlflow_upload import first_line
 from fsae.tracking.store import open_store, resolve_uri, ui_command
-from tests.commands import environment
 from tests.composition import composed
-from tests.tracking.mlflow_server import Server
-from tests.tracking.password_server import PasswordServer
 
 PASSWORD = "Zebra@Quokka/77 é"
 TYPED = quote(PASSWORD, safe="")
 TOKEN = "tok-Wombat4711"
 HUB_TOKEN = "hf_Axolotl0815"
-# A run of a second, once its process is there: no language model.
-SHORT = (
-    "source=toy_clusters", "arch=topk", "trainer.tokens=2000", "trainer.batch_size=100", "eval=quick",
-    "eval.tokens=200", "eval.batch_size=200", "tracking.flush_seconds=20",
-)  # fmt: skip
 
 
 def betrayed(content: bytes) -> list[bytes]:
@@ -44,33 +32,6 @@ def assert_nothing_betrayed(*folders: Path, said: str = "") -> None:
         files = [path for path in folder.rglob("*") if path.is_file()]
         assert files
         assert {path: found for path in files if (found := betrayed(path.read_bytes()))} == {}
-
-
-def said_by(*commands: list[str], outputs: Path, **variables: str) -> list[tuple[int, str]]:
-    """How each `python -m ...` ended and what it said on both streams; all at once."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", *command],
-            env=environment(outputs, **variables),
-            cwd=outputs,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for command in commands
-    ]
-    words = [process.communicate(timeout=200)[0] for process in processes]
-    return [(process.returncode, said) for process, said in zip(processes, words, strict=True)]
-
-
-@pytest.fixture
-def guarded(server: Server) -> Iterator[PasswordServer]:
-    """In front of an MLflow server that is up."""
-    server.start()
-    server.wait_until_up()
-    proxy = PasswordServer(server.uri, "me", PASSWORD)
-    yield proxy
-    proxy.close()
 
 
 @pytest.mark.parametrize(
@@ -191,45 +152,3 @@ def test_secrets_of_the_environment_are_hidden_wherever_they_stand(monkeypatch: 
 def test_a_password_that_is_public_is_not_looked_for() -> None:
     assert split_address("postgresql://mlflow:mlflow@host/mlflow") == ("postgresql://mlflow@host/mlflow", ("mlflow",))
     assert concealed("in mlflow.db, postgresql://mlflow:mlflow@host") == "in mlflow.db, postgresql://mlflow:***@host"
-
-
-def test_a_password_works_and_stands_nowhere(guarded: PasswordServer, server: Server, tmp_path: Path) -> None:
-    """After a sweep of which one job fails, a run without its server that is synced later, a refusal, and `--cfg`."""
-    outputs = tmp_path / "outputs"
-    own = outputs / "own" / "experiment"
-    own.mkdir(parents=True)
-    # A user's own file may have it; what is said of it may not.
-    (own / "mine.yaml").write_text("# @package _global_\ntracking:\n  uri: http://me:Zebra@host\n")
-    away, bare = f"http://{TOKEN}@127.0.0.1:9", f"http://127.0.0.1:{guarded.port}"
-    there = bare.replace("127", f"me:{TYPED}@127")
-    # The sweep's second job wants more latents on than there are.
-    sweep, alone, *others = said_by(
-        ["fsae.run", "-m", *SHORT, "arch.k=2,9999", f"tracking.uri={there}", "hydra.sweep.dir=sweep"],
-        ["fsae.run", *SHORT, "arch.k=2", "tracking.flush_seconds=1", "name=away"],
-        ["fsae.run", "--cfg", "job", "--config-dir=own", "experiment=mine"],
-        ["fsae.run", f"tracking.uri={there}", f"tracking.url=http://me:{TYPED}@host"],
-        outputs=outputs,
-        MLFLOW_TRACKING_URI=away,
-        HF_TOKEN=HUB_TOKEN,
-    )
-    (own / "mine.yaml").unlink()
-    assert "1 finished" in sweep[1], sweep[1]
-    assert (sweep[0], alone[0], *(status for status, _ in others)) == (1, 0, 0, 1), alone[1]
-    assert "not in MLflow (http://127.0.0.1:9) yet" in alone[1]
-
-    (folder,) = (outputs / "runs").glob("away*")
-    synced = said_by(["fsae.sync", str(folder), "--tracking-uri", there], outputs=outputs)
-    assert synced[0][0] == 0, synced
-    client = MlflowClient(server.uri)
-    runs = {run.info.run_name: run for run in client.search_runs(["1"])}
-    assert {name: run.info.status for name, run in runs.items()} == {
-        "arch.k=2": "FINISHED",
-        "arch.k=9999": "FAILED",
-        folder.name: "FINISHED",
-        f"sweep {outputs / 'sweep'}": "FAILED",
-    }
-    assert runs["arch.k=2"].data.metrics["eval/fvu"] >= 0
-    assert runs["arch.k=2"].data.params["tracking.uri"] == bare
-    assert "config.yaml" in {artifact.path for artifact in client.list_artifacts(runs["arch.k=2"].info.run_id)}
-    said = "".join(words for _, words in (sweep, alone, *others, *synced))
-    assert_nothing_betrayed(outputs, tmp_path / "server", said=said)

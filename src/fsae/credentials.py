@@ -9,10 +9,8 @@ import base64
 import json
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any, TextIO
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 VARIABLE = "MLFLOW_TRACKING_URI"
@@ -24,7 +22,10 @@ _PARAMETER = (
     r"odbc_connect)|pass|pw|auth|key|sig"
 )
 # As parts of an address: the name and password before the host, a parameter after the path.
-_USERINFO = re.compile(r"(?P<scheme>[A-Za-z][\w+.\-]*)://(?P<user>[^\s/@:'\"]*)(?P<password>:[^\s/'\"]*)?@")
+# A slash is lost where an address was taken for a path.
+_USERINFO = re.compile(
+    r"(?P<scheme>[A-Za-z][\w+.\-]+)(?P<slashes>://?)(?P<user>[^\s/@:'\"]*)(?P<password>:[^\s/'\"]*)?@"
+)
 _QUERY = re.compile(rf"(?P<name>[?&;](?:{_PARAMETER})=)(?P<value>[^&;\s'\"]+)", re.IGNORECASE)
 _ODBC = re.compile(r"(?:pwd|password)\s*=\s*\{?([^;}]+)", re.IGNORECASE)
 # Variables of the environment that hold a secret, and, in a command, one that is set to a literal.
@@ -183,7 +184,7 @@ def concealed(text: str) -> str:
 
 
 def _hide_forms(text: str) -> str:
-    if "://" in text:
+    if ":/" in text:
         text = _USERINFO.sub(_hide_userinfo, text)
     if "=" in text:
         text = _QUERY.sub(rf"\g<name>{HIDDEN}", text)
@@ -194,7 +195,7 @@ def _hide_userinfo(found: re.Match[str]) -> str:
     server = found["scheme"].lower().endswith(("http", "https"))
     if found["user"] == HIDDEN or not (server or found["password"]):
         return found[0]
-    return f"{found['scheme']}://{HIDDEN}@" if server else f"{found['scheme']}://{found['user']}:{HIDDEN}@"
+    return found["scheme"] + found["slashes"] + (f"{HIDDEN}@" if server else f"{found['user']}:{HIDDEN}@")
 
 
 def _remember(public: str, *secrets: str, pair: str = "") -> None:
@@ -239,29 +240,3 @@ def _of_environment(variables: tuple[tuple[str, str], ...], user: str) -> frozen
             forms.update(form for form in _forms(value) if len(form) > _SHORTEST)
             forms.add(_base64(f"{user}:{value}"))
     return frozenset(forms)
-
-
-class _ConcealingStream:
-    """A stream of text from which passwords and tokens are left out."""
-
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        self._stream.write(concealed(text))
-        return len(text)
-
-    def writelines(self, lines: Sequence[str]) -> None:
-        for line in lines:
-            self.write(line)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-def conceal_output() -> None:
-    """From now on, leave passwords and tokens out of what this process prints, tracebacks among it."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is not None and not isinstance(stream, _ConcealingStream):
-            setattr(sys, name, _ConcealingStream(stream))

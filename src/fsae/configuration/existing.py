@@ -1,0 +1,120 @@
+"""What an existing autoencoder says of itself: heeded in the settings that evaluate it, or refused."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from fsae.configuration.schema import RunSettings, Task
+from fsae.export.saelens import CONFIG, Provenance, read_provenance
+from fsae.language_models.identity import published_as
+from fsae.language_models.settings import ModelSettings
+from fsae.language_models.sites import Site
+from fsae.sources.documents import DatasetSettings
+
+log = logging.getLogger(__name__)
+
+
+def heed_existing(settings: RunSettings) -> RunSettings:
+    """The settings with what the autoencoder at `sae.path` says where they are null; those of another task as they are.
+
+    What was set on the command line or in a YAML file counts, with a warning where the autoencoder says otherwise.
+
+    Raises:
+        ValueError: there is no autoencoder, it was made for another site, or it says what cannot be heeded.
+    """
+    if settings.task is not Task.eval:
+        return settings
+    folder = settings.existing()
+    said = read_provenance(folder)
+    if settings.model is None:
+        if said.hook_name is not None:
+            raise ValueError(
+                f"{folder / CONFIG} says that it was made for {said.hook_name} of a language model, and this source "
+                "has none; use source=activations"
+            )
+        return settings
+    model, site, dataset = settings.place()
+    _check_site(site, said, folder)
+    _compare_model(model, said, folder)
+    return replace(settings, dataset=_heeded(dataset, said, folder))
+
+
+def _check_site(site: Site, said: Provenance, folder: Path) -> None:
+    if said.hook_name is None:
+        log.warning("%s does not say for which site it was made; it is evaluated at %s", folder / CONFIG, site)
+        return
+    try:
+        made_for = Site.of_hook(said.hook_name)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from None
+    if made_for != site:
+        raise ValueError(
+            f"the autoencoder in {folder} was made for {said.hook_name}, but site {site} is {site.hook_name}; set "
+            f"site={made_for.name.value} site.layer={made_for.layer}, where it belongs"
+        )
+
+
+def _compare_model(model: ModelSettings, said: Provenance, folder: Path) -> None:
+    """Warn where the autoencoder was made for another model, or for other weights of it."""
+    if said.model_name is None:
+        return
+    name, note = published_as(model)
+    # SAELens' releases leave out the owner, and write some names in small letters.
+    known = {each.casefold() for each in (name, name.rpartition("/")[2], model.name)}
+    if said.model_name.casefold() not in known:
+        log.warning(
+            "%s says that it was made for the model %s, and it is evaluated on %s: unless these are two names of one "
+            "model its numbers mean little",
+            folder / CONFIG, said.model_name, name,
+        )  # fmt: skip
+    elif said.model_note != note:
+        log.warning(
+            "%s says that it was made for %s (%s), and it is evaluated on other weights of it (%s)",
+            folder / CONFIG, said.model_name, said.model_note or "as published", note or "as published",
+        )  # fmt: skip
+
+
+def _heeded(dataset: DatasetSettings, said: Provenance, folder: Path) -> DatasetSettings:
+    path = folder / CONFIG
+    # Token ids are taken as they are, as sae_lens takes them: whoever tokenised them put a BOS there, or did not.
+    prepend_bos = said.prepend_bos if dataset.tokens_column is None else None
+    for name, wanted in (("context", said.context_size), ("prepend_bos", prepend_bos)):
+        set_to = getattr(dataset, name)
+        if wanted is not None and set_to is None:
+            dataset = _replaced(dataset, path, **{name: wanted})
+            log.info("dataset.%s is %s, as %s says", name, wanted, path)
+        elif wanted is not None and set_to != wanted:
+            log.warning("dataset.%s is %s, but %s says %s: it was not made for such rows", name, set_to, path, wanted)
+    start, stop = _positions(said.seqpos_slice or [None], dataset.tokens_per_row, path)
+    if stop < dataset.tokens_per_row:
+        raise ValueError(
+            f"{path}: seqpos_slice is {said.seqpos_slice}, so that it knows the first {stop} positions alone; set "
+            f"dataset.context={stop}"
+        )
+    if start > dataset.skip_positions:
+        dataset = _replaced(dataset, path, skip_positions=start)
+        log.info("dataset.skip_positions is %d, as seqpos_slice in %s says", start, path)
+    if said.exclude_special_tokens and not dataset.exclude_special_tokens:
+        log.warning(
+            "dataset.exclude_special_tokens is false, but %s says that special tokens were left out in its training",
+            path,
+        )
+    return dataset
+
+
+def _replaced(dataset: DatasetSettings, path: Path, **changes: int | bool) -> DatasetSettings:
+    try:
+        return replace(dataset, **changes)
+    except ValueError as error:
+        raise ValueError(f"{path} asks for what cannot be: {error}") from None
+
+
+def _positions(seqpos_slice: list[int | None], context: int, path: Path) -> tuple[int, int]:
+    """The first position that counts, and the one after the last."""
+    bounds = slice(*seqpos_slice)
+    if bounds.step not in (None, 1):
+        raise ValueError(f"{path}: seqpos_slice is {seqpos_slice}; a step other than 1 is not supported")
+    start, stop, _ = bounds.indices(context)
+    if start >= stop:
+        raise ValueError(f"{path}: seqpos_slice is {seqpos_slice}, which is none of the {context} positions of a row")
+    return start, stop

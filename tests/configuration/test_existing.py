@@ -1,0 +1,126 @@
+"""What an autoencoder's cfg.json says, and what becomes of the settings that evaluate it."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fsae.configuration.existing import _compare_model, heed_existing
+from fsae.configuration.schema import RunSettings, settings_of
+from fsae.export.saelens import Provenance, save_saelens
+from fsae.language_models.settings import ModelSettings, Package
+from fsae.sources.documents import DatasetSettings
+from tests.architectures import build
+from tests.composition import composed
+
+SITE = "blocks.1.hook_resid_mid"
+
+
+def settings_for(folder: Path, *overrides: str, **said: Any) -> RunSettings:
+    """Those of an evaluation on the tiny model, of an autoencoder whose cfg.json says so."""
+    save_saelens(build("standard", dtype=torch.float32), folder / "sae", Provenance())
+    config = folder / "sae" / "cfg.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"metadata": {"hook_name": SITE} | said}))
+    return settings_of(composed("debug=tiny", "task=eval", f"sae.path={folder / 'sae'}", *overrides))
+
+
+def heeded(folder: Path, *overrides: str, **said: Any) -> DatasetSettings:
+    return heed_existing(settings_for(folder, *overrides, **said)).place()[2]
+
+
+def test_training_heeds_no_autoencoder():
+    settings = settings_of(composed("debug=tiny"))
+    assert heed_existing(settings) is settings
+    dataset = settings.place()[2]
+    assert (dataset.context, dataset.prepend_bos, dataset.tokens_per_row) == (None, None, 128)
+
+
+def test_its_rows_are_those_it_was_made_for(tmp_path: Path):
+    dataset = heeded(tmp_path, context_size=64, prepend_bos=True, seqpos_slice=[5, None])
+    assert (dataset.context, dataset.prepend_bos, dataset.skip_positions) == (64, True, 5)
+
+
+@pytest.mark.parametrize("said", [{}, {"context_size": None, "prepend_bos": None, "seqpos_slice": [None]}])
+def test_what_it_does_not_say_stays_null(tmp_path: Path, said: dict[str, Any]):
+    dataset = heeded(tmp_path, **said)
+    assert (dataset.context, dataset.prepend_bos, dataset.skip_positions) == (None, None, 1)
+
+
+def test_what_is_set_counts_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    overrides = ("dataset.context=32", "dataset.prepend_bos=false")
+    dataset = heeded(tmp_path, *overrides, context_size=64, prepend_bos=True)
+    assert (dataset.context, dataset.prepend_bos) == (32, False)
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [message.split(",")[0] for message in told] == ["dataset.context is 32", "dataset.prepend_bos is False"]
+
+
+def test_token_ids_of_a_data_set_are_left_as_they_are(tmp_path: Path):
+    ids = ("dataset.text_column=null", "dataset.tokens_column=ids")
+    assert heeded(tmp_path, *ids, prepend_bos=True).prepend_bos is None
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"hook_name": "blocks.3.hook_resid_post"}, "was made for .*; set site=resid_post site.layer=3, where it"),
+        # TransformerBridge's own words for the same.
+        ({"hook_name": "blocks.3.hook_out"}, "set site=resid_post site.layer=3"),
+        (
+            {"hook_name": "blocks.3.ln2.hook_normalized"},
+            r"no site has the hook .*; there are resid_pre \(blocks.0.hook_resid_pre\), resid_mid ",
+        ),
+        ({"hook_name": "hook_embed"}, "no site has the hook 'hook_embed'"),
+        ({"seqpos_slice": [0, 64]}, "seqpos_slice is .* the first 64 positions alone; set dataset.context=64"),
+        ({"seqpos_slice": [0, None, 2]}, "a step other than 1"),
+        ({"seqpos_slice": [128, None]}, "none of the 128 positions"),
+        ({"context_size": 1}, "cfg.json asks for what cannot be: dataset.context is 1"),
+    ],
+)
+def test_what_cannot_be_heeded_is_refused(tmp_path: Path, said: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        heeded(tmp_path, **said)
+
+
+def test_an_autoencoder_of_a_language_model_needs_one(tmp_path: Path):
+    save_saelens(build("standard"), tmp_path / "sae", Provenance(hook_name=SITE))
+    other = ("source=grouped_features", "~model", "~site", "~dataset")
+    settings = settings_of(composed(*other, "task=eval", f"sae.path={tmp_path / 'sae'}"))
+    with pytest.raises(ValueError, match="this source has none; use source=activations"):
+        heed_existing(settings)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [({"hook_name": None}, "does not say for which site"), ({"model_name": "gpt2-small"}, "for the model gpt2-small")],
+)
+def test_what_cannot_be_decided_is_warned_of(
+    tmp_path: Path, said: dict[str, Any], message: str, caplog: pytest.LogCaptureFixture
+):
+    heeded(tmp_path, **said)
+    assert [message in record.getMessage() for record in caplog.records] == [True]
+
+
+@pytest.mark.parametrize(
+    ("made_for", "warning"),
+    [
+        (Provenance(model_name="google/gemma-2b"), None),
+        (Provenance(model_name="gemma-2b"), None),
+        (Provenance(model_name="gpt2"), "made for the model gpt2, and it is evaluated on google/gemma-2b"),
+        (
+            Provenance(model_name="google/gemma-2b", model_note="random weights"),
+            "on other weights of it (as published)",
+        ),
+    ],
+)
+def test_an_autoencoder_made_for_another_model_is_told(made_for: Provenance, warning: str | None, caplog):
+    _compare_model(ModelSettings(path="google/gemma-2b"), made_for, Path("sae"))
+    assert (warning in caplog.text) if warning else not caplog.records
+
+
+def test_an_autoencoder_made_for_unquantised_weights_is_told(caplog):
+    made_for = Provenance(model_name="HuggingFaceTB/SmolLM2-135M-Instruct")
+    _compare_model(ModelSettings(package=Package.smollm2_135m_instruct_q4_1), made_for, Path("sae"))
+    assert "(as published), and it is evaluated on other weights of it (weights quantised to Q4_1" in caplog.text
