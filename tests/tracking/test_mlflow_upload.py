@@ -65,7 +65,7 @@ def test_a_run_from_its_folder_only(
     assert run.data.params == {"arch.name": "gated", "long": "x" * 6000}
     assert run.data.tags["fsae.job"] == "slurm 7"
     assert run.data.tags["fsae.state"] == "finished"
-    assert "| eval/fvu | 0.125 |" in run.data.tags["mlflow.note.content"]
+    assert "| eval/fvu | 0.125 | fraction of variance unexplained |" in run.data.tags["mlflow.note.content"]
     for name in range(7):
         assert history(sqlite_uri, f"train/{name}") == [(step * 512, step + name / 10) for step in range(300)]
     ((_, loss),) = history(sqlite_uri, "train/loss")
@@ -157,7 +157,7 @@ def test_a_resumed_run_goes_on_as_the_same_mlflow_run_with_nothing_doubled(
     assert history(sqlite_uri, "train/l0") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
     assert history(sqlite_uri, "train/seconds") == [(2, 0.5), (4, 0.8)]
     # Logged at a step that MLflow has of other metrics, and not of this one.
-    assert history(sqlite_uri, "eval/fvu") == [(3, 0.2)]
+    assert history(sqlite_uri, "eval/fvu") == [(0, 0.2)]
     mark(run_folder, RunState.finished)
     assert resumed.close()
     assert runs(sqlite_uri)[0].info.status == "FINISHED"

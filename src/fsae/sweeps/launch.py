@@ -32,7 +32,7 @@ from fsae.tracking.mlflow_upload import DeletedExperimentError
 from fsae.tracking.run_folder import RunFolder
 from fsae.tracking.store import resolve_uri, shell_command, ui_command
 from fsae.tracking.sweep_folder import Job, JobState, Sweep, lock, read_sweep
-from fsae.tracking.sweep_run import SweepRun
+from fsae.tracking.sweep_run import SweepRun, jobs_table
 
 log = logging.getLogger(__name__)
 
@@ -100,12 +100,13 @@ class Launch:
         self, run: SweepRun, jobs: list[tuple[Job, JobState]], counts: Counter[str], report: Path | None
     ) -> None:
         over = [job.folder for job, state in jobs if not state.is_going and RunFolder(job.folder).tracking.exists()]
+        table = jobs_table([(job.name or job.folder.name, job.folder) for job, _ in jobs])
         try:
             run.close(
                 finished=counts[JobState.finished.value] == len(jobs),
                 # Zeros too: they replace what was counted before the sweep was resumed.
                 counts={state.name: counts[state.value] for state in JobState},
-                note="```\n" + self._words(jobs, counts)[:7000] + "\n```",
+                note=f"{table}\n\n```\n{self._words(jobs, counts)}\n```",
                 report=report,
             )
             run.deliver(over)
@@ -117,6 +118,7 @@ class Launch:
             )  # fmt: skip
         if run.compare_link:
             print(f"MLflow UI:   {ui_command(self._uri)}\ncompare:     {run.compare_link}")
+            print(f"table:       {run.table_link}")
 
 
 _launching: list[Launch] = []
@@ -241,6 +243,7 @@ def _begin(config: DictConfig, resumed: bool) -> Launch:
             outputs=Path(config.paths.outputs),
             experiment=config.tracking.experiment,
             sweep=sweep.tag,
+            varied=sweep.varied,
             seconds=config.tracking.flush_seconds,
         )
         try:
@@ -313,6 +316,7 @@ def _described(config: DictConfig, folder: Path) -> Sweep:
     overrides = parser.parse_overrides([*parameters, *hydra.overrides.task])
     varied = [override.get_key_element() for override in overrides if override.is_sweep_override()]
     decided_beforehand = hydra.runtime.choices["hydra/sweeper"] == "basic"
+    jobs = BasicSweeper.split_arguments(overrides, None)[0] if decided_beforehand else None
     return Sweep(
         folder=folder,
         # MLflow's filters can hold one kind of quotation marks only.
@@ -324,6 +328,12 @@ def _described(config: DictConfig, folder: Path) -> Sweep:
         config_dirs=[source.path for source in hydra.runtime.config_sources if source.provider == "command-line"],
         hydra_overrides=list(hydra.overrides.hydra),
         constant=[o.input_line for o in overrides if not o.is_sweep_override() and o.input_line],
-        varied=list(dict.fromkeys(varied)),
-        jobs=BasicSweeper.split_arguments(overrides, None)[0] if decided_beforehand else None,
+        varied=_differing(list(dict.fromkeys(varied)), jobs),
+        jobs=jobs,
     )
+
+
+def _differing(varied: list[str], jobs: list[list[str]] | None) -> list[str]:
+    """Those of the keys that are swept over, without those of a single value as far as that is known; else all."""
+    values = [{key: value for key, _, value in (each.partition("=") for each in job)} for job in jobs or []]
+    return [key for key in varied if len({job.get(key) for job in values}) > 1] or varied

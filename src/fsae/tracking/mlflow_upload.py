@@ -22,6 +22,7 @@ from typing import Any
 from filelock import FileLock
 
 from fsae.credentials import concealed, without_password
+from fsae.evaluation.results import MEANINGS
 from fsae.tracking.run_folder import RunFolder, write_json
 from fsae.tracking.spool import MetricRecord, read_metrics
 from fsae.tracking.status import RunState, RunStatus, read_status
@@ -47,6 +48,8 @@ MLFLOW_STATUS = {
 # A server's words, PostgreSQL's and MySQL's.
 _NO_ENTRY = re.compile(r"error code 40[13]\b|password authentication failed|no password supplied|Access denied for")
 
+HELD_OUT = "eval/"  # measured once, at a run's end
+BAR = "\\|"  # as a table's cell can hold it
 PARAMS_AT_ONCE = 100  # more in one request are refused
 
 
@@ -287,9 +290,11 @@ class MlflowUpload:
         # Of one step, what was logged first comes first.
         for record in sorted(records, key=lambda record: record.step):
             for name, value in record.metrics.items():
-                if record.step > stored.get(name, -1):
-                    stored[name] = record.step
-                    metrics.append(Metric(name, value, record.time_ms, record.step))
+                # MLflow draws bars of what has no step but 0, and of anything else lines, which are points here.
+                step = 0 if name.startswith(HELD_OUT) else record.step
+                if step > stored.get(name, -1):
+                    stored[name] = step
+                    metrics.append(Metric(name, value, record.time_ms, step))
         # What MLflow has is asked anew after a failure.
         self._is_open = False
         # A single record can hold more than one batch.
@@ -305,9 +310,14 @@ class MlflowUpload:
             lines.append(f"**{status.state.value}**: {status.failure.kind}: {status.failure.message[:1000]}")
         if self.folder.results.exists():
             results = json.loads(self.folder.results.read_text(encoding="utf-8"))
-            numbers = {name: value for name, value in results.items() if isinstance(value, int | float)}
-            rows = [f"| {name} | {value:.4g} |" for name, value in numbers.items()]
-            lines.append("\n".join(["| held out | |", "| --- | --- |", *rows]))
+            # Those of a population's single members, eval/0/fvu, are among the metrics.
+            numbers = {f"{HELD_OUT}{name}": meaning for name, meaning in MEANINGS.items()}
+            rows = [
+                f"| {name} | {results[name]:.4g} | {meaning.replace('|', BAR)} |"
+                for name, meaning in numbers.items()
+                if isinstance(results.get(name), int | float)
+            ]
+            lines.append("\n".join(["| held out | | |", "| --- | --- | --- |", *rows]))
         return "\n\n".join(lines)[:TAG_LENGTH]
 
 

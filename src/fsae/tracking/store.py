@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
@@ -112,14 +113,31 @@ def run_link(uri: str, experiment_id: str, run_id: str) -> str:
     return f"{_ui_address(uri)}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
+def jobs_filter(sweep: str) -> str:
+    """MLflow's search for the runs of a sweep, without the one that sums it up."""
+    return f"tags.`fsae.sweep` = {as_literal(sweep)} and tags.`fsae.kind` != 'sweep'"
+
+
 def compare_link(uri: str, experiment_id: str, sweep: str) -> str:
     """The address of the charts of a sweep's runs, for a database in the UI that `ui_command` starts."""
     query = {
         "workflowType": "machine_learning",
-        "searchFilter": f"tags.`fsae.sweep` = {as_literal(sweep)} and tags.`fsae.kind` != 'sweep'",
+        "searchFilter": jobs_filter(sweep),
         "startTime": "ALL",
         "compareRunsMode": "CHART",
     }
+    return f"{_ui_address(uri)}/#/experiments/{experiment_id}/runs?{urlencode(query, quote_via=quote)}"
+
+
+def shared_view_key(sweep: str) -> str:
+    """Under which name the experiment keeps how the table of a sweep's runs is to be shown."""
+    return f"fsae-{hashlib.sha256(sweep.encode()).hexdigest()[:12]}"
+
+
+def table_link(uri: str, experiment_id: str, sweep: str) -> str:
+    """The address of the table of a sweep's runs, with the columns that `SweepRun` chose."""
+    # Any other word of the search here would have MLflow overlook the key.
+    query = {"workflowType": "machine_learning", "viewStateShareKey": shared_view_key(sweep)}
     return f"{_ui_address(uri)}/#/experiments/{experiment_id}/runs?{urlencode(query, quote_via=quote)}"
 
 

@@ -5,23 +5,31 @@ The jobs' own runs are its neighbours, not its children, which MLflow's table wo
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsae.tracking.mlflow_upload import (
+    TAG_LENGTH,
     DeletedExperimentError,
     MlflowUpload,
     find_or_create_experiment,
     first_line,
     read_description,
 )
-from fsae.tracking.store import as_literal, compare_link, open_store
+from fsae.tracking.run_folder import RunFolder
+from fsae.tracking.store import as_literal, compare_link, jobs_filter, open_store, shared_view_key, table_link
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+# Held-out numbers that tables of a sweep's jobs show, in this order, as far as the jobs have them.
+MAIN_NUMBERS = (
+    "fvu", "l0", "ce_recovered_zero", "kl", "dead_share", "fisher_ratio", "code_correlation_excess",
+    "decoder_max_cosine", "mcc", "pw_mcc", "description_length",
+)  # fmt: skip
 KIND_TAG, SWEEP_TAG = "fsae.kind", "fsae.sweep"
 
 
@@ -36,10 +44,14 @@ class SweepRun:
         outputs: the outputs folder, where artifacts go unless the store has its own place for them.
         experiment: MLflow's experiment.
         sweep: the tag that ties the sweep's runs together.
+        varied: the settings that differ between its jobs, columns of its table.
         seconds: how long one call may take.
     """
 
-    def __init__(self, *, uri: str, outputs: Path, experiment: str, sweep: str, seconds: float) -> None:
+    def __init__(
+        self, *, uri: str, outputs: Path, experiment: str, sweep: str, varied: Sequence[str] = (), seconds: float
+    ) -> None:
+        self._varied = varied
         self._uri = uri
         self._outputs = outputs
         self._experiment = experiment
@@ -65,8 +77,23 @@ class SweepRun:
         run = found[0] if found else client.create_run(self._experiment_id, run_name=f"sweep {self._sweep}", tags=tags)
         self._run_id = run.info.run_id
         client.update_run(self._run_id, status="RUNNING")
+        self._choose_columns(client)
         self._client = client
         return client
+
+    def _choose_columns(self, client: MlflowClient) -> None:
+        """Have the experiment keep how the jobs' table is to be shown: what differs, then the main numbers."""
+        columns = [f"params.`{key}`" for key in self._varied]
+        columns += [f"metrics.`eval/{name}`" for name in MAIN_NUMBERS]
+        view = {
+            "searchFilter": jobs_filter(self._sweep),
+            "startTime": "ALL",
+            "orderByKey": "metrics.`eval/fvu`",
+            "orderByAsc": True,
+            "selectedColumns": columns,
+        }
+        name = f"mlflow.sharedViewState.{shared_view_key(self._sweep)}"
+        client.set_experiment_tag(self._experiment_id, name, json.dumps(view))
 
     def deliver(self, folders: Sequence[Path]) -> None:
         """Send what MLflow does not have yet of the jobs in these folders, such as the end of one that was killed."""
@@ -94,7 +121,7 @@ class SweepRun:
             run_id = self._run_id
             for state, count in counts.items():
                 client.log_metric(run_id, f"jobs/{state}", count)
-            client.set_tag(run_id, "mlflow.note.content", note)
+            client.set_tag(run_id, "mlflow.note.content", _cut(note))
             if report is not None:
                 client.log_artifacts(run_id, str(report), artifact_path="report")
             client.set_terminated(run_id, "FINISHED" if finished else "FAILED")
@@ -105,6 +132,11 @@ class SweepRun:
     def compare_link(self) -> str | None:
         """The address at which the sweep's runs are compared, once the run was opened."""
         return compare_link(self._uri, self._experiment_id, self._sweep) if self._experiment_id else None
+
+    @property
+    def table_link(self) -> str | None:
+        """The address of a table of the sweep's runs, once the run was opened."""
+        return table_link(self._uri, self._experiment_id, self._sweep) if self._experiment_id else None
 
     def _in_time(self, action: Callable[[], object], seconds: float | None = None) -> None:
         failures: list[Exception] = []
@@ -126,3 +158,31 @@ class SweepRun:
             raise failures[0]
         if failures:
             raise ConnectionError(first_line(failures[0])) from failures[0]
+
+
+def jobs_table(jobs: Sequence[tuple[str, Path]]) -> str:
+    """The jobs' main held-out numbers as a table in Markdown, a row a job; empty where no job has any.
+
+    Args:
+        jobs: name and run folder of each.
+    """
+    results: dict[str, dict[str, float]] = {}
+    for name, folder in jobs:
+        file = RunFolder(folder).results
+        results[name] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    columns = [name for name in MAIN_NUMBERS if any(f"eval/{name}" in each for each in results.values())]
+    if not columns:
+        return ""
+    rows = [["job", *columns], ["---"] * (1 + len(columns))]
+    for name, each in results.items():
+        values = (each.get(f"eval/{column}") for column in columns)
+        rows.append([name.replace("|", "\\|"), *("" if value is None else f"{value:.4g}" for value in values)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _cut(note: str) -> str:
+    """As much of a note as MLflow takes, in whole lines."""
+    if len(note) <= TAG_LENGTH:
+        return note
+    end = "\n\nMore is in the report, among the artifacts."
+    return note[: TAG_LENGTH - len(end)].rpartition("\n")[0] + end
