@@ -30,6 +30,7 @@ MAIN_NUMBERS = (
     "fvu", "l0", "ce_recovered_zero", "kl", "dead_share", "fisher_ratio", "code_correlation_excess",
     "decoder_max_cosine", "mcc", "pw_mcc", "description_length",
 )  # fmt: skip
+COLUMN_WIDTH = 150  # pixels; MLflow's own 100 cut the names off
 KIND_TAG, SWEEP_TAG = "fsae.kind", "fsae.sweep"
 
 
@@ -91,6 +92,8 @@ class SweepRun:
             "orderByKey": "metrics.`eval/fvu`",
             "orderByAsc": True,
             "selectedColumns": columns,
+            "columnOrder": columns,
+            "columnWidths": dict.fromkeys(columns, COLUMN_WIDTH),
         }
         name = f"mlflow.sharedViewState.{shared_view_key(self._sweep)}"
         client.set_experiment_tag(self._experiment_id, name, json.dumps(view))
