@@ -1,16 +1,22 @@
-"""The console: what people read while a command runs. Writing to it never fails, and a live bar keeps its own line."""
+"""The console: what people read while a command runs.
+
+Writing to it never fails, a live bar keeps its own line, and passwords and tokens are left out.
+"""
 
 import io
 import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any, TextIO
 
 from tqdm import tqdm
+
+from fsae.credentials import concealed
 
 # Of a log record that a live bar on the terminal shows already.
 IN_THE_BAR = {"in_the_bar": True}
@@ -45,11 +51,18 @@ class _Console(_Forgiving):
 
 
 class Words(io.TextIOWrapper):
-    """Text that is written line by line, as far as it can be; a character without a code is written as its number."""
+    """Text that is written line by line, as far as it can be, and without passwords and tokens.
+
+    A character without a code is written as its number.
+    """
 
     def __init__(self, file: io.FileIO, encoding: str = "utf-8") -> None:
         super().__init__(io.BufferedWriter(file), encoding=encoding, errors="backslashreplace", line_buffering=True)
         self._file = file
+
+    def write(self, text: str) -> int:
+        super().write(concealed(text))
+        return len(text)
 
     @property
     def failure(self) -> OSError | None:
@@ -85,6 +98,8 @@ def console(bars: bool = True) -> Iterator[None]:
     if sys.stdout not in (None, sys.__stdout__):
         yield
         return
+    # What ends a process is printed when this is left.
+    sys.excepthook = _print_exception
     before, bars_before = (sys.stdout, sys.stderr), _bars
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
@@ -105,6 +120,10 @@ def console(bars: bool = True) -> Iterator[None]:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         (sys.stdout, sys.stderr), _bars = before, bars_before
+
+
+def _print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    print(concealed("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def _encoding(number: int) -> str:

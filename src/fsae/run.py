@@ -29,6 +29,7 @@ from fsae.configuration.places import outputs_named
 from fsae.configuration.refusal import MENDABLE, refuse, tell, was_told
 from fsae.configuration.resolvers import register_resolvers
 from fsae.configuration.schema import Task, register_schemas
+from fsae.credentials import without_passwords
 from fsae.progress import working
 from fsae.sweeps.launch import is_launching, sweep_told
 from fsae.tracking.run_folder import RunFolder
@@ -80,6 +81,10 @@ def run(config: DictConfig) -> float | None:
 @console()
 def main() -> None:
     """`python -m fsae.run`, and the console script `fsae`."""
+    try:
+        sys.argv[1:] = without_passwords(sys.argv[1:])
+    except ValueError as error:
+        refuse(error, outputs_named(sys.argv[1:]))
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     # Hydra then raises instead of printing, so that a refused composition is told and recorded as everything else.
     os.environ["HYDRA_FULL_ERROR"] = "1"
