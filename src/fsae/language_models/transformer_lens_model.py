@@ -497,8 +497,8 @@ def _check_vocabulary(tokenizer: "PreTrainedTokenizerBase", d_vocab: int, name: 
     ordinary = [token for token, token_id in beyond.items() if token_id not in tokenizer.added_tokens_decoder]
     if ordinary:
         raise ValueError(
-            f"model.path: {name} has {d_vocab} token ids, but its tokenizer has {len(tokenizer)} tokens ({ordinary[0]!r} is "
-            f"{beyond[ordinary[0]]}): they do not belong together; name the model's own tokenizer with "
+            f"model.path: {name} has {d_vocab} token ids, but its tokenizer has {len(tokenizer)} tokens "
+            f"({ordinary[0]!r} is {beyond[ordinary[0]]}): they do not belong together; name the model's own tokenizer with "
             "model.tokenizer=FOLDER_OR_HUB_NAME"
         )
     return not beyond
