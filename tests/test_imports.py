@@ -44,7 +44,7 @@ LAYERS = [
     {"run_experiment"},
     {"sweeps"},
     {"run", "report", "store", "sync"},
-    {"resume"},
+    {"resume", "__main__"},
 ]
 # Outside the layers: it reads what runs leave behind, through the readers of tracking, and knows no torch.
 APART = "analysis"
