@@ -498,8 +498,8 @@ def _check_vocabulary(tokenizer: "PreTrainedTokenizerBase", d_vocab: int, name: 
     if ordinary:
         raise ValueError(
             f"model.path: {name} has {d_vocab} token ids, but its tokenizer has {len(tokenizer)} tokens "
-            f"({ordinary[0]!r} is {beyond[ordinary[0]]}): they do not belong together; name the model's own tokenizer with "
-            "model.tokenizer=FOLDER_OR_HUB_NAME"
+            f"({ordinary[0]!r} is {beyond[ordinary[0]]}): they do not belong together; name the model's own "
+            "tokenizer with model.tokenizer=FOLDER_OR_HUB_NAME"
         )
     return not beyond
 
