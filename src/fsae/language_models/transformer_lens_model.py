@@ -1,5 +1,6 @@
 """A language model behind TransformerLens: the only file that knows its names."""
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, nullcontext, suppress
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SEPARATOR = "<|endoftext|>"
+
+# Files of which a tokenizer may be made.
+_TOKENIZER_FILE = re.compile(r"token|vocab|merges|spiece|\.model$|tekken", re.IGNORECASE)
 
 # TransformerLens' kinds of models that are not for us.
 _NO_DECODERS = {
@@ -392,10 +396,10 @@ def _tokenizer(source: str, revision: str | None, settings: ModelSettings) -> "P
     from transformers import AutoTokenizer
 
     setting = "model.path" if settings.tokenizer is None else "model.tokenizer"
-    with _told(
-        f"{setting}: no tokenizer can be read from {source}",
-        "repair it, or name another model's tokenizer with model.tokenizer=FOLDER_OR_HUB_NAME",
-    ):
+    another = "name another model's tokenizer with model.tokenizer=FOLDER_OR_HUB_NAME"
+    if Path(source).is_dir() and not any(_TOKENIZER_FILE.search(file.name) for file in Path(source).iterdir()):
+        raise ValueError(f"{setting}: {source} holds no tokenizer (tokenizer.json); {another}")
+    with _told(f"{setting}: no tokenizer can be read from {source}", f"repair it, or {another}"):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
         # What is made of nothing where there are no files, and fails at the first text where they are damaged.
         if not tokenizer("a", add_special_tokens=False)["input_ids"]:
@@ -505,9 +509,9 @@ def _check_vocabulary(tokenizer: "PreTrainedTokenizerBase", d_vocab: int, name: 
     ordinary = [token for token, token_id in beyond.items() if token_id not in tokenizer.added_tokens_decoder]
     if ordinary:
         raise ValueError(
-            f"model {name} has {d_vocab} token ids, but its tokenizer has {len(tokenizer)} tokens ({ordinary[0]!r} is "
-            f"{beyond[ordinary[0]]}): they do not belong together; name the model's own tokenizer with "
-            "model.tokenizer=FOLDER_OR_HUB_NAME"
+            f"model.path: {name} has {d_vocab} token ids, but its tokenizer has {len(tokenizer)} tokens "
+            f"({ordinary[0]!r} is {beyond[ordinary[0]]}): they do not belong together; name the model's own "
+            "tokenizer with model.tokenizer=FOLDER_OR_HUB_NAME"
         )
     return not beyond
 
