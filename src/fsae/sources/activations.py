@@ -387,6 +387,7 @@ def open_activations(
     held_out_tokens: int,
     folder: Path,
     heartbeat: Callable[[], None],
+    spliced: bool = False,
 ) -> ActivationSource:
     """The activations that these settings describe; says where they come from and what they take.
 
@@ -397,6 +398,7 @@ def open_activations(
         held_out_tokens: vectors that the evaluation takes.
         folder: of all activation stores.
         heartbeat: called after each forward pass; may raise to stop.
+        spliced: whether the evaluation puts reconstructions back into the model.
 
     Raises:
         ValueError: a model, data set or site that is not there, a store of another format.
@@ -465,7 +467,8 @@ def open_activations(
     )
     result = ActivationSource(
         shards,
-        d_in=shape.width(site),
+        # As it was seen, where there is a model: a config.json may leave out the width of heads.
+        d_in=shape.width(site) if in_store else harvester.model.width(site),
         seed=source.seed,
         training_tokens=training_tokens,
         device=device,
@@ -478,6 +481,8 @@ def open_activations(
         # Before the hours of training, not after them: is the site there, and held-out text?
         for each in [site, *source.other_sites()]:
             harvester.model.check_site(each)
+        if spliced:
+            harvester.model.check_splice(site)
         counted = min(held_out_tokens, _HELD_OUT_COUNTED)
         held_out = harvester.held_out_positions(counted)
         if held_out == 0:

@@ -201,6 +201,9 @@ class SweepCallback(Callback):
             _launching.append(_begin(config, self.resumed))
         # As an exception, so that the end is told. A job under way in this process listens by itself.
         signal.signal(signal.SIGTERM, _leave)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, _leave)
 
 
 @contextmanager
