@@ -224,7 +224,7 @@ def test_the_running_pythons_source():
 def test_a_data_set_is_called_by_what_it_is(settings, name):
     assert DatasetSettings(**settings).name == name
     with pytest.raises(TypeError):
-        DatasetSettings(**settings, name="tinystories")
+        DatasetSettings(**(settings | {"name": "tinystories"}))
 
 
 def test_a_glob_a_single_file_and_strange_names(tmp_path):

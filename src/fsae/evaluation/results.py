@@ -63,7 +63,7 @@ SUPPLY = {
     "train_samples_wanted": "how many there would be if there were text enough",
     "text_rounds": "the latter over the former: how often the text was read; 1 if there was enough",
     "training_rounds": "how often training saw each distinct sample",
-    "held_out_samples": "samples that the evaluation had",
+    "held_out_samples": "samples that there were to evaluate on",
     "held_out_samples_wanted": "samples that it asked for (eval.tokens)",
     "skipped_rows": "rows of the data set without a usable document, left out",
 }
