@@ -45,7 +45,7 @@ LAYERS = [
     {"run_experiment"},
     {"sweeps"},
     {"run", "report", "store", "sync"},
-    {"resume"},
+    {"resume", "__main__"},
 ]
 # Outside the layers: it reads what runs leave behind, through the readers of tracking, and knows no torch.
 APART = "analysis"
@@ -67,7 +67,7 @@ HOMES = {
     "matplotlib": {"analysis."},
     "pandas": {"analysis."},
     "jinja2": {"analysis."},
-    "safetensors": {"export.", "sources.store"},
+    "safetensors": {"export.", "language_models.transformer_lens_model", "sources.store"},
     "xxhash": {"sources.store"},
     "tqdm": {"console"},
     "scipy": {"losses.mutual", "training.least_squares"},

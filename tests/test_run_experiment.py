@@ -57,7 +57,10 @@ SHORT = (
 # λ, θ, learning rates, seeds and lengths of their own.
 JOBS = {
     "standard": ["arch=standard", "loss.sparsity.weight=0.1", "seed=1", "trainer.tokens=4096"],
-    "gated": ["arch=gated", "loss.fisher.weight=0.01", "seed=2", "trainer.tokens=6000"],
+    "gated": [
+        "arch=gated", "loss.fisher.form=reconstruction", "loss.fisher.estimator=batch", "loss.fisher.weight=0.01",
+        "seed=2", "trainer.tokens=6000",
+    ],
     "jumprelu": ["arch=jumprelu", "loss.fisher.weight=1e-3", "seed=2", "trainer.tokens=4096"],
     "topk": ["arch=topk", "arch.k=8", "trainer.resample_every=1024", "trainer.dead_after=512", "trainer.tokens=4096"],
     "batch_topk": ["arch=batch_topk", "arch.k=8", "seed=3", "arch.d_sae=128", "trainer.tokens=2048"],

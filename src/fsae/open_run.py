@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import time
 import traceback
 import uuid
 from collections.abc import Iterator
@@ -169,6 +170,9 @@ class OpenRun:
             mark(path, RunState.finished)
         else:
             state = RunState.interrupted if isinstance(error, Interrupted) else RunState.failed
+            if isinstance(error, Interrupted) and not error.saved and self.checkpoints.path.exists():
+                age = time.time() - self.checkpoints.path.stat().st_mtime
+                log.warning("what was trained in the last %.0f s is lost", age)
             mark(path, state, Failure(kind=type(error).__name__, message=str(error)))
 
     def _close_tracker(self) -> None:

@@ -25,11 +25,13 @@ from fsae.language_models.device import rows_at_once
 from fsae.language_models.identity import published_as
 from fsae.losses.fisher import Fisher
 from fsae.open_run import OpenRun
+from fsae.progress import Progress, working
 from fsae.sources.activations import ActivationSource
 from fsae.sources.source import Batch, Source
 from fsae.sources.synthetic import SyntheticSource
 from fsae.tracking.run_folder import write_json
 from fsae.tracking.store import resolve_uri, ui_command
+from fsae.tracking.sweep_folder import is_job
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +68,14 @@ def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
         for _ in each.autoencoders
     ]
 
-    def held_out() -> Iterator[Batch]:
-        return _with_heartbeat(source.held_out(settings.eval.tokens, settings.eval.batch_size), heartbeat)
+    def held_out(label: str) -> Iterator[Batch]:
+        progress = Progress(label, settings.eval.tokens, source.unit)
+        for batch in _with_heartbeat(source.held_out(settings.eval.tokens, settings.eval.batch_size), heartbeat):
+            yield batch
+            progress.advance(len(batch.inputs))
+        progress.close()
 
-    vectors = evaluate_vectors(autoencoders, held_out(), fishers)
+    vectors = evaluate_vectors(autoencoders, held_out("evaluating"), fishers)
     scalars = [measured.scalars for measured in vectors]
     if isinstance(source, ActivationSource):
         scalars = [measured | {"massive_share": source.massive_share} for measured in scalars]
@@ -78,26 +84,26 @@ def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
     geometries: list[Geometry] = []
     if isinstance(source, ActivationSource) and settings.eval.splice_tokens > 0:
         model, site, _ = settings.place()
-        log.info("running %s with the reconstruction in place of its activations", model.name)
-        tokens, keep = source.held_out_rows(settings.eval.splice_tokens)
-        spliced = evaluate_splice(
-            source.model,
-            site,
-            autoencoders,
-            tokens,
-            keep,
-            vectors[0].mean_activation,
-            rows_at_once(model, tokens.shape[1]),
-            heartbeat,
-            source.norm_limit,
-        )
+        with working(f"running {model.name} with the reconstruction in place of its activations"):
+            tokens, keep = source.held_out_rows(settings.eval.splice_tokens)
+            spliced = evaluate_splice(
+                source.model,
+                site,
+                autoencoders,
+                tokens,
+                keep,
+                vectors[0].mean_activation,
+                rows_at_once(model, tokens.shape[1]),
+                heartbeat,
+                source.norm_limit,
+            )
         scalars = [measured | more for measured, more in zip(scalars, spliced, strict=True)]
     if isinstance(source, SyntheticSource):
         samples = source.held_out_codes(settings.eval.tokens)
         truths = evaluate_truth(autoencoders, source.features, _with_heartbeat(samples, heartbeat))
         scalars = [measured | truth.scalars for measured, truth in zip(scalars, truths, strict=True)]
     if settings.eval.geometry:
-        geometries = evaluate_geometry(autoencoders, held_out(), heartbeat)
+        geometries = evaluate_geometry(autoencoders, held_out("evaluating regions"), heartbeat)
         scalars = [measured | geometry.scalars for measured, geometry in zip(scalars, geometries, strict=True)]
     frequencies = [measured.firing_frequency for measured in vectors]
     bos = source.prepends_bos if isinstance(source, ActivationSource) else None
@@ -109,9 +115,11 @@ def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
         known, truths = truths[:size], truths[size:]
         shapes, geometries = geometries[:size], geometries[size:]
         with each.run.alone():
-            if settings.task is Task.train:
-                _export(each, firing, bos, limit)
-            _report(each, of_run, firing, known, shapes, heartbeat)
+            with working("exporting and drawing"):
+                if settings.task is Task.train:
+                    _export(each, firing, bos, limit)
+                results, table = _report(each, of_run, firing, known, shapes, heartbeat)
+            finish(each.run, results, table)
 
 
 def _warn_of_tail(share: float, source: Source) -> None:
@@ -162,8 +170,8 @@ def _report(
     truths: Sequence[Truth],
     geometries: Sequence[Geometry],
     heartbeat: Callable[[], None],
-) -> None:
-    """The run's numbers: of a population the means over its members, what they have in common, and each one's own."""
+) -> tuple[dict[str, Any], str]:
+    """The run's numbers and a table: of a population the means over members, what these share, and each one's own."""
     run = made.run
     metrics = {name: sum(each[name] for each in scalars) / len(scalars) for name in scalars[0]}
     of_each: dict[str, float] = {}
@@ -193,7 +201,7 @@ def _report(
             made_for if run.settings.task is Task.eval else "See whether training diverged.",
         )
     results = flat_results(metrics | of_each) | {"density_histogram": histogram} | region_histogram
-    finish(run, results, results_table(metrics))
+    return results, results_table(metrics)
 
 
 def _picture(geometry: Geometry, plots: Path) -> dict[str, Any]:
@@ -212,10 +220,15 @@ def _picture(geometry: Geometry, plots: Path) -> dict[str, Any]:
 
 
 def finish(run: OpenRun, results: dict[str, Any], table: str | None = None) -> None:
-    """End a run with its results; they are printed once they are written and handed to MLflow."""
+    """End a run with its results; those of a run of its own are printed once they are written and handed to MLflow."""
     write_json(run.folder.results, results)
     run.results = results
     run.end()
+    if is_job(run.folder.path):
+        # Its sweep's end shows all jobs in one table.
+        if results.get("eval/fvu") is not None:
+            log.info("held out: fvu %.4g, l0 %.4g", results["eval/fvu"], results["eval/l0"])
+        return
     if table is not None:
         print(f"\n{table}")
     print(f"\nrun folder:  {run.folder.path}")

@@ -1,6 +1,5 @@
 """The sweep's own run in MLflow."""
 
-import json
 import sqlite3
 import threading
 import time
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fsae.tracking.sweep_run import SweepRun, jobs_table
+from fsae.tracking.sweep_run import SweepRun
 
 
 def sweep_run(uri: str, outputs: Path, seconds: float = 60) -> SweepRun:
@@ -79,21 +78,6 @@ def test_a_locked_database_is_told_in_time(sqlite_uri: str, tmp_path: Path):
 def test_a_server_that_is_not_there_is_told(tmp_path: Path):
     with pytest.raises(ConnectionError, match=r"Connection refused|Max retries"):
         sweep_run("http://127.0.0.1:1", tmp_path).open()
-
-
-def test_its_jobs_results_are_a_table(tmp_path: Path):
-    for name, results in (("0", {"eval/fvu": 0.25, "eval/l0": 32, "eval/mse": 1.0}), ("1", {"eval/fvu": None})):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "results.json").write_text(json.dumps(results))
-    jobs = [(f"seed={name}", tmp_path / name) for name in ("0", "1", "2")]
-    assert jobs_table(jobs).splitlines() == [
-        "| job | fvu | l0 |",
-        "| --- | --- | --- |",
-        "| seed=0 | 0.25 | 32 |",
-        "| seed=1 |  |  |",
-        "| seed=2 |  |  |",
-    ]
-    assert jobs_table(jobs[2:]) == ""
 
 
 def test_a_long_note_is_cut_at_a_line(sqlite_uri: str, tmp_path: Path):

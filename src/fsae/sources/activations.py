@@ -372,6 +372,7 @@ def open_activations(
     held_out_tokens: int,
     folder: Path,
     heartbeat: Callable[[], None],
+    spliced: bool = False,
 ) -> ActivationSource:
     """The activations that these settings describe; says where they come from and what they take.
 
@@ -382,6 +383,7 @@ def open_activations(
         held_out_tokens: vectors that the evaluation takes.
         folder: of all activation stores.
         heartbeat: called after each forward pass; may raise to stop.
+        spliced: whether the evaluation puts reconstructions back into the model.
 
     Raises:
         ValueError: a model, data set or site that is not there, a store of another format.
@@ -439,7 +441,8 @@ def open_activations(
     )
     result = ActivationSource(
         shards,
-        d_in=shape.width(site),
+        # As it was seen, where there is a model: a config.json may leave out the width of heads.
+        d_in=shape.width(site) if in_store else harvester.model.width(site),
         seed=source.seed,
         training_tokens=training_tokens,
         device=device,
@@ -450,6 +453,8 @@ def open_activations(
         # Before the hours of training, not after them: is the site there, and held-out text?
         for each in [site, *source.other_sites()]:
             harvester.model.check_site(each)
+        if spliced:
+            harvester.model.check_splice(site)
         harvester.held_out_rows(1)
         if not writing:
             _say_memory(extent, shape.width(site), dtype, training_tokens)

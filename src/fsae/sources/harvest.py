@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fsae.language_models.sites import Site
-from fsae.progress import Progress
+from fsae.progress import Progress, working
 from fsae.sources.documents import Part
 from fsae.sources.tokens import Block, PackedTokens
 
@@ -117,7 +117,8 @@ class Harvester:
     @cached_property
     def model(self) -> Any:
         """The language model, opened on first use."""
-        return self._open_model()
+        with working("opening the language model"):
+            return self._open_model()
 
     @cached_property
     def prepends_bos(self) -> bool:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -292,9 +293,10 @@ def read_manifest(folder: Path) -> Manifest | None:
     Raises:
         ValueError: it was written in another format, or its manifest is damaged.
     """
+    where = shlex.quote(str(folder.parent))
     remedy = (
-        f"remove it with `python -m fsae.store --folder {folder.parent} prune {folder.name}`, or use another outputs "
-        "folder (paths.outputs)"
+        f"remove it with `python -m fsae.store --folder {where} prune {folder.name}`, or use another outputs folder "
+        "(paths.outputs)"
     )
     try:
         values = json.loads((folder / _MANIFEST).read_text())

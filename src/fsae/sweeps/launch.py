@@ -1,5 +1,7 @@
 """The launching of a sweep, from its claim on a folder to what is said at its end, however that comes."""
 
+from __future__ import annotations
+
 import copy
 import logging
 import signal
@@ -11,7 +13,7 @@ from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -32,7 +34,10 @@ from fsae.tracking.mlflow_upload import DeletedExperimentError
 from fsae.tracking.run_folder import RunFolder
 from fsae.tracking.store import resolve_uri, shell_command, ui_command
 from fsae.tracking.sweep_folder import Job, JobState, Sweep, lock, read_sweep
-from fsae.tracking.sweep_run import SweepRun, jobs_table
+from fsae.tracking.sweep_run import SweepRun
+
+if TYPE_CHECKING:
+    from fsae.analysis.job_table import JobTable
 
 log = logging.getLogger(__name__)
 
@@ -60,17 +65,21 @@ class Launch:
         jobs = [(job, job.state()) for job in self.sweep.all_jobs()]
         counts = Counter(state.value for _, state in jobs)
         finished = bool(jobs) and counts[JobState.finished.value] == len(jobs)
-        print(f"\n{self._words(jobs, counts)}")
-        report = self._report() if any((job.folder / "status.json").exists() for job, _ in jobs) else None
+        began = any((job.folder / "status.json").exists() for job, _ in jobs)
+        table = self._table() if began else None
+        print(f"\n{self._words(jobs, counts, table)}")
+        report = self._report() if began else None
         if self._run:
-            self._tell_mlflow(self._run, jobs, counts, report)
+            self._tell_mlflow(self._run, jobs, counts, table, report)
         self._held.release()
         return finished
 
-    def _words(self, jobs: list[tuple[Job, JobState]], counts: Counter[str]) -> str:
+    def _words(self, jobs: list[tuple[Job, JobState]], counts: Counter[str], table: JobTable | None) -> str:
         lines = [
             f"sweep {self.sweep.tag}: {len(jobs)} jobs, " + ", ".join(f"{n} {state}" for state, n in counts.items())
         ]
+        if table is not None:
+            lines += ["", table.text(), ""]
         for job, state in jobs:
             if state is JobState.finished:
                 continue
@@ -81,6 +90,17 @@ class Launch:
         if any(state is not JobState.finished for _, state in jobs):
             lines.append(f"finish it:   {shell_command('resume', self.sweep.folder)}")
         return "\n".join(lines)
+
+    def _table(self) -> JobTable | None:
+        try:
+            from fsae.analysis.job_table import job_table
+            from fsae.analysis.runs import collect_folders
+
+            return job_table(collect_folders([self.sweep.folder]))
+        except Exception:
+            # Each job's results stand in its own folder.
+            log.exception("no table of the jobs")
+            return None
 
     def _report(self) -> Path | None:
         folder = self.sweep.folder / "report"
@@ -97,16 +117,23 @@ class Launch:
         return folder
 
     def _tell_mlflow(
-        self, run: SweepRun, jobs: list[tuple[Job, JobState]], counts: Counter[str], report: Path | None
+        self,
+        run: SweepRun,
+        jobs: list[tuple[Job, JobState]],
+        counts: Counter[str],
+        table: JobTable | None,
+        report: Path | None,
     ) -> None:
         over = [job.folder for job, state in jobs if not state.is_going and RunFolder(job.folder).tracking.exists()]
-        table = jobs_table([(job.name or job.folder.name, job.folder) for job, _ in jobs])
+        note = f"```\n{self._words(jobs, counts, None)}\n```"
+        if table is not None:
+            note = f"{table.markdown()}\n\n{note}"
         try:
             run.close(
                 finished=counts[JobState.finished.value] == len(jobs),
                 # Zeros too: they replace what was counted before the sweep was resumed.
                 counts={state.name: counts[state.value] for state in JobState},
-                note=f"{table}\n\n```\n{self._words(jobs, counts)}\n```",
+                note=note,
                 report=report,
             )
             run.deliver(over)
@@ -181,6 +208,9 @@ class SweepCallback(Callback):
             _launching.append(_begin(config, self.resumed))
         # As an exception, so that the end is told. A job under way in this process listens by itself.
         signal.signal(signal.SIGTERM, _leave)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, _leave)
 
 
 @contextmanager

@@ -19,14 +19,13 @@ from fsae.tracking.mlflow_upload import (
     first_line,
     read_description,
 )
-from fsae.tracking.run_folder import RunFolder
 from fsae.tracking.store import as_literal, compare_link, jobs_filter, open_store, shared_view_key, table_link
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# Held-out numbers that tables of a sweep's jobs show, in this order, as far as the jobs have them.
-MAIN_NUMBERS = (
+# Held-out numbers that the table of a sweep's jobs shows, in this order.
+COLUMNS = (
     "fvu", "l0", "ce_recovered_zero", "kl", "dead_share", "fisher_ratio", "code_correlation_excess",
     "decoder_max_cosine", "mcc", "pw_mcc", "description_length",
 )  # fmt: skip
@@ -85,7 +84,7 @@ class SweepRun:
     def _choose_columns(self, client: MlflowClient) -> None:
         """Have the experiment keep how the jobs' table is to be shown: what differs, then the main numbers."""
         columns = [f"params.`{key}`" for key in self._varied]
-        columns += [f"metrics.`eval/{name}`" for name in MAIN_NUMBERS]
+        columns += [f"metrics.`eval/{name}`" for name in COLUMNS]
         view = {
             "searchFilter": jobs_filter(self._sweep),
             "startTime": "ALL",
@@ -161,26 +160,6 @@ class SweepRun:
             raise failures[0]
         if failures:
             raise ConnectionError(first_line(failures[0])) from failures[0]
-
-
-def jobs_table(jobs: Sequence[tuple[str, Path]]) -> str:
-    """The jobs' main held-out numbers as a table in Markdown, a row a job; empty where no job has any.
-
-    Args:
-        jobs: name and run folder of each.
-    """
-    results: dict[str, dict[str, float]] = {}
-    for name, folder in jobs:
-        file = RunFolder(folder).results
-        results[name] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    columns = [name for name in MAIN_NUMBERS if any(f"eval/{name}" in each for each in results.values())]
-    if not columns:
-        return ""
-    rows = [["job", *columns], ["---"] * (1 + len(columns))]
-    for name, each in results.items():
-        values = (each.get(f"eval/{column}") for column in columns)
-        rows.append([name.replace("|", "\\|"), *("" if value is None else f"{value:.4g}" for value in values)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _cut(note: str) -> str:
