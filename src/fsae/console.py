@@ -94,12 +94,12 @@ def console(bars: bool = True) -> Iterator[None]:
         bars: whether live bars are shown on a terminal; not by several processes on one terminal.
     """
     global _bars
+    # What ends a process is printed when this is left.
+    sys.excepthook = _print_exception
     # Entered already, or somebody else's: a notebook's, a test's.
     if sys.stdout not in (None, sys.__stdout__):
         yield
         return
-    # What ends a process is printed when this is left.
-    sys.excepthook = _print_exception
     before, bars_before = (sys.stdout, sys.stderr), _bars
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:

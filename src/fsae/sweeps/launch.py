@@ -125,12 +125,15 @@ class Launch:
         report: Path | None,
     ) -> None:
         over = [job.folder for job, state in jobs if not state.is_going and RunFolder(job.folder).tracking.exists()]
+        note = f"```\n{self._words(jobs, counts, None)}\n```"
+        if table is not None:
+            note = f"{table.markdown()}\n\n{note}"
         try:
             run.close(
                 finished=counts[JobState.finished.value] == len(jobs),
                 # Zeros too: they replace what was counted before the sweep was resumed.
                 counts={state.name: counts[state.value] for state in JobState},
-                note=(f"{table.markdown()}\n\n" if table else "") + f"```\n{self._words(jobs, counts, None)}\n```",
+                note=note,
                 report=report,
             )
             run.deliver(over)

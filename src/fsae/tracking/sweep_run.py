@@ -24,8 +24,8 @@ from fsae.tracking.store import as_literal, compare_link, jobs_filter, open_stor
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# Held-out numbers that tables of a sweep's jobs show, in this order, as far as the jobs have them.
-MAIN_NUMBERS = (
+# Held-out numbers that the table of a sweep's jobs shows, in this order.
+COLUMNS = (
     "fvu", "l0", "ce_recovered_zero", "kl", "dead_share", "fisher_ratio", "code_correlation_excess",
     "decoder_max_cosine", "mcc", "pw_mcc", "description_length",
 )  # fmt: skip
@@ -84,7 +84,7 @@ class SweepRun:
     def _choose_columns(self, client: MlflowClient) -> None:
         """Have the experiment keep how the jobs' table is to be shown: what differs, then the main numbers."""
         columns = [f"params.`{key}`" for key in self._varied]
-        columns += [f"metrics.`eval/{name}`" for name in MAIN_NUMBERS]
+        columns += [f"metrics.`eval/{name}`" for name in COLUMNS]
         view = {
             "searchFilter": jobs_filter(self._sweep),
             "startTime": "ALL",
