@@ -79,6 +79,10 @@ def test_the_sweep_s_runs_are_neighbours_in_mlflow_tied_by_a_tag(swept: tuple[Pa
     # A resumed sweep replaces all of them.
     assert summary.data.metrics.keys() == {f"jobs/{state.name}" for state in JobState}
     assert "1 finished, 1 failed, 2 refused" in summary.data.tags["mlflow.note.content"]
+    # One row a job, with what differs, its numbers and its state.
+    head, _, *rows = summary.data.tags["mlflow.note.content"].partition("\n\n")[0].splitlines()
+    assert (head.count("fvu"), head.endswith("| state |"), len(rows)) == (1, True, 4)
+    assert "&viewStateShareKey=fsae-" in said
     held = {artifact.path for artifact in client.list_artifacts(summary.info.run_id, "report")}
     assert "report/report.html" in held
     assert f"#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning&searchFilter=" in said
