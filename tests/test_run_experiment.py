@@ -496,6 +496,13 @@ def test_a_run_does_not_go_on_with_other_data_than_it_began_with(
     assert status is not None
     assert status.state is RunState.interrupted
     assert (tmp_path / "run" / "checkpoints" / "latest.pt").read_bytes() == before
+    # A run that begins anew is told from it in MLflow and in the report.
+    with monkeypatch.context() as patched:
+        patched.setattr(Member, "update", interrupted)
+        with pytest.raises(Interrupted):
+            run_experiment(*job(tmp_path, "anew", *overrides))
+    tags = [read_description(tmp_path / name).tags["fsae.data"] for name in ("run", "anew")]
+    assert tags[0] != tags[1]
 
 
 def test_recordings_and_images_have_the_identity_of_their_files(tmp_path: Path):

@@ -135,7 +135,9 @@ class OpenRun:
             experiment=tracking.experiment,
             run_name=name,
             params=self.origin.flat,
-            tags=run_tags(self.origin.overrides) | {"fsae.kind": self.settings.task.value} | sweep_tags,
+            tags=run_tags(self.origin.overrides)
+            | {"fsae.kind": self.settings.task.value, "fsae.data": self.checkpoints.data_digest}
+            | sweep_tags,
             uid=uid,
         )
         return described.uid != earlier

@@ -316,6 +316,20 @@ def test_a_caveat_names_a_few_of_many_jobs_and_none_where_it_is_all(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("_undrawn")
+def test_runs_whose_files_changed_in_between_are_told(tmp_path: Path):
+    for seed, data in enumerate(("3a", "3a", "4b")):
+        results = results_of("gated", 0, 1, seed, effect=0, noise=0) | ENOUGH
+        settings = settings_of("gated", 0, 1, seed)
+        write_run(tmp_path / "same" / str(seed), settings, results, tags={"fsae.data": data})
+        # Another model's weights are others, and nobody is told what the settings say.
+        other = {"model.name": "another"} if data == "4b" else {}
+        write_run(tmp_path / "other" / str(seed), settings | other, results, tags={"fsae.data": data})
+    changed = "trained on different text or weights"
+    assert changed in page_on(tmp_path / "same").sections["head"]
+    assert changed not in page_on(tmp_path / "other").sections["head"]
+
+
+@pytest.mark.usefixtures("_undrawn")
 def test_enough_data_needs_no_caveat(tmp_path: Path):
     for seed in range(2):
         results = results_of("gated", 0, 1, seed, effect=0, noise=0) | ENOUGH

@@ -185,6 +185,11 @@ def _cautions(runs: pd.DataFrame, usable: pd.DataFrame, design: Design) -> Itera
     commits = {commit for commit in usable["commit"] if commit}
     if len(commits) > 1:
         yield f"The runs come from {len(commits)} commits of the code; a difference may be one of the code."
+    if _differs_unseen(usable):
+        yield (
+            "Runs of the same model and data set were trained on different text or weights: the files behind these "
+            "settings changed in between. A difference may be one of the data."
+        )
     if design.repeats:
         yield f"{_runs(design.repeats)} of the same settings as another; such runs are averaged."
     dense = [share for share in _values(usable, "eval/dense_share") if share > 0.5]
@@ -203,6 +208,14 @@ def _cautions(runs: pd.DataFrame, usable: pd.DataFrame, design: Design) -> Itera
     for name in ("eval.tokens", "eval/fisher_batch"):
         if len({shown(value) for value in _values(usable, name)}) > 1:
             yield f"{name.removeprefix('eval/')} differs between runs: their held-out numbers differ in precision too."
+
+
+def _differs_unseen(usable: pd.DataFrame) -> bool:
+    """Whether there are runs whose data differ though the settings that name them do not."""
+    known = usable[usable["data"].notna()]
+    settings = [name for name in known if str(name).startswith(("model.", "dataset.", "source.path"))]
+    data = known.groupby([known[name].astype(str) for name in settings])["data"] if settings else known["data"]
+    return bool((pd.Series(data.nunique()) > 1).any())
 
 
 def _caveats(runs: pd.DataFrame, table: JobTable) -> Iterator[str]:

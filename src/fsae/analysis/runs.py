@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 # What every row has, whatever became of the run; its settings and numbers follow.
-IDENTITY = ("run", "folder", "state", "failure", "sweep", "commit")
+IDENTITY = ("run", "folder", "state", "failure", "sweep", "commit", "data")
 HISTOGRAM = ("density/log10_edges", "density/latents")
 # How the names of a run's numbers begin: what was measured held out, and how much data there was.
 MEASURED = ("eval/", "data/")
@@ -33,6 +33,7 @@ MEASURED = ("eval/", "data/")
 SWEEP_TAG = "fsae.sweep"
 KIND_TAG = "fsae.kind"
 COMMIT_TAG = "mlflow.source.git.commit"
+DATA_TAG = "fsae.data"
 
 _RUNS_PER_PAGE = 1000
 _DOWNLOADS_AT_ONCE = 8
@@ -183,7 +184,8 @@ def _outcome(client: MlflowClient, run: Run, state: str) -> dict[str, Any]:
 
 
 def _described(name: str, tags: Mapping[str, str], params: Mapping[str, str]) -> dict[str, Any]:
-    return {"run": name, "sweep": tags.get(SWEEP_TAG), "commit": tags.get(COMMIT_TAG)} | dict(params)
+    of_tags = {"sweep": SWEEP_TAG, "commit": COMMIT_TAG, "data": DATA_TAG}
+    return {"run": name, **{column: tags.get(tag) for column, tag in of_tags.items()}} | dict(params)
 
 
 def _results(text: str) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Checkpoints of a run: one file, replaced whole, so that a kill at any moment leaves a good one."""
 
+import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,11 @@ class Checkpoints:
         self.path = folder / "latest.pt"
         self._config = config
         self._data = data
+
+    @property
+    def data_digest(self) -> str:
+        """Eight hexadecimal digits that stand for the data."""
+        return hashlib.sha256(json.dumps(self._data, sort_keys=True).encode()).hexdigest()[:8]
 
     def save(self, state: dict[str, Any]) -> None:
         """Write aside, flush to the disk, rename.
