@@ -453,6 +453,9 @@ def open_activations(
             "activations from the store, nothing harvested: %s to train on and %s held out, %.3g GB in %s",
             f"{extent.tokens[Part.train]:,}", f"{held_out_tokens:,}", stores[site].bytes() / 1e9, stores[site].folder,
         )  # fmt: skip
+    else:
+        count = min(source.shard_tokens, max(extent.tokens.values()))
+        require_memory(count, shape.width(site), dtype, max(1, len(stores)))
     shards = Shards(
         harvester,
         site,
@@ -476,8 +479,6 @@ def open_activations(
         max_norm_multiple=source.max_norm_multiple,
     )
     if not in_store:
-        count = min(source.shard_tokens, max(extent.tokens.values()))
-        require_memory(count, shape.width(site), dtype, max(1, len(stores)))
         # Before the hours of training, not after them: is the site there, and held-out text?
         for each in [site, *source.other_sites()]:
             harvester.model.check_site(each)
