@@ -17,6 +17,7 @@ PACKAGE = Path(fsae.__file__).parent
 # A module imports from earlier layers and from its own package, not from its neighbours in the layer. It belongs to the
 # longest name here that it begins with.
 LAYERS = [
+    {"ranges"},
     {
         "autoencoders.triton_products",
         "language_models.sites",

@@ -1,7 +1,9 @@
 """The settings of a language model: where its weights are, and how they are run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+
+from fsae.ranges import Ranged, between
 
 
 class Package(Enum):
@@ -39,7 +41,7 @@ class Device(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSettings:
+class ModelSettings(Ranged, group="model"):
     """One language model; exactly one of `package` and `path` says where it comes from.
 
     Attributes:
@@ -61,9 +63,10 @@ class ModelSettings:
     weights: Weights = Weights.pretrained
     dtype: DType = DType.auto
     device: Device = Device.auto
-    batch_size: int | None = None
+    batch_size: int | None = field(default=None, metadata=between(least=1, most=10**9, meaning="a number of sequences"))
 
     def __post_init__(self):
+        super().__post_init__()
         if (self.path is None) == (self.package is None):
             found = "both are null" if self.path is None else f"found {self.path!r} and {self.package}"
             raise ValueError(
@@ -72,7 +75,3 @@ class ModelSettings:
             )
         if self.revision is not None and self.path is None:
             raise ValueError(f"model.revision is {self.revision!r}, but a packaged model has none; leave it null")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(
-                f"model.batch_size is {self.batch_size}; it counts sequences, so it must be at least 1, or null"
-            )

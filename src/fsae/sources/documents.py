@@ -5,7 +5,7 @@ import logging
 import os
 import sysconfig
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from hashlib import blake2b
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsae.language_models.hub import RepoKind, is_hub_name, require_repo, resolved_revision
 from fsae.language_models.identity import folder_identity, listing_digest
+from fsae.ranges import INNER_SHARE, Ranged, between
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -50,7 +51,7 @@ class Part(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetSettings:
+class DatasetSettings(Ranged, group="dataset"):
     """A data set, and how its documents are cut into rows of tokens.
 
     Attributes:
@@ -83,13 +84,14 @@ class DatasetSettings:
     text_column: str | None = "text"
     tokens_column: str | None = None
     label_column: str | None = None
-    held_out: float = 0.1
-    context: int | None = None
+    held_out: float = field(default=0.1, metadata=INNER_SHARE)
+    context: int | None = field(default=None, metadata=between(least=2, most=2**24, meaning="a number of tokens"))
     prepend_bos: bool | None = None
-    skip_positions: int = 1
+    skip_positions: int = field(default=1, metadata=between(least=0, most=2**24))
     exclude_special_tokens: bool = True
 
     def __post_init__(self):
+        super().__post_init__()
         if self.format is DatasetFormat.python_source and self.path is not None:
             raise ValueError(
                 f"dataset.path is {self.path!r}, but python_source reads the running Python's standard library; "
@@ -103,14 +105,10 @@ class DatasetSettings:
                 f"dataset.text_column is {self.text_column!r} and dataset.tokens_column is {self.tokens_column!r}; "
                 "name exactly one and set the other to null"
             )
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"dataset.held_out is {self.held_out}; it is a share of the documents, between 0 and 1")
-        if self.tokens_per_row < 2:
-            raise ValueError(f"dataset.context is {self.context}; a row needs at least 2 tokens")
-        if not 0 <= self.skip_positions < self.tokens_per_row:
+        if self.skip_positions >= self.tokens_per_row:
             raise ValueError(
-                f"dataset.skip_positions is {self.skip_positions}; it must be at least 0 and leave some of the "
-                f"{self.tokens_per_row} positions of dataset.context"
+                f"dataset.skip_positions is {self.skip_positions}; it must leave some of the {self.tokens_per_row} "
+                "positions of dataset.context"
             )
 
     @property
