@@ -114,4 +114,4 @@ def test_an_environment_variable_is_a_number_too(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("TOKENS", "3e5")
     config = composed("trainer.tokens=${oc.env:TOKENS}")
     assert settings_of(config).trainer.tokens == 300_000
-    assert OmegaConf.to_container(config, resolve=True)["trainer"]["tokens"] == 300_000  # pyright: ignore[reportCallIssue, reportArgumentType]
+    assert "tokens: 300000" in OmegaConf.to_yaml(config.trainer, resolve=True)

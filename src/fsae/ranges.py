@@ -4,7 +4,7 @@ A number's range stands with its field, `lr: float = field(default=1e-3, metadat
 finds the fields that have none.
 """
 
-import math
+import re
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -122,6 +122,6 @@ def is_nullable(annotation: object) -> bool:
 def _written(value: float) -> str:
     """A number as one would type it: large counts by their power of ten where that is exact."""
     if isinstance(value, float):
-        return f"{value:g}" if math.isfinite(value) else str(value)
+        return re.sub(r"e\+?(-?)0*", r"e\1", f"{value:g}")
     zeros = len(str(value)) - len(str(value).rstrip("0")) if 0 < abs(value) < 10**400 else 0
     return str(value) if zeros < 6 else f"{value // 10**zeros}e{zeros}"
