@@ -123,5 +123,8 @@ def _written(value: float) -> str:
     """A number as one would type it: large counts by their power of ten where that is exact."""
     if isinstance(value, float):
         return re.sub(r"e\+?(-?)0*", r"e\1", f"{value:g}")
-    zeros = len(str(value)) - len(str(value).rstrip("0")) if 0 < abs(value) < 10**400 else 0
-    return str(value) if zeros < 6 else f"{value // 10**zeros}e{zeros}"
+    digits = str(value)
+    zeros = len(digits) - len(digits.rstrip("0"))
+    if value and zeros >= 6:
+        return f"{digits[:-zeros]}e{zeros}"
+    return digits if len(digits) < 25 else f"{digits[:3]}... ({len(digits)} digits)"

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from fsae.configuration.refusal import explain, record_refusal
+from fsae.configuration.refusal import explain, included_itself, record_refusal
 from fsae.tracking.status import Failure, RunState, mark, read_status
 from tests.composition import composed
 
@@ -51,6 +51,10 @@ def refusal(*overrides: str, own: Path | None = None) -> str:
         ("tracking.mlflow='2'", "tracking.mlflow: '2' is neither true nor false"),
         ("site.name=resid", "site.name: Invalid value 'resid', expected one of [resid_pre, resid_mid, "),
         ("tracking.mlflow=maybe", "tracking.mlflow: Value 'maybe' is not a valid bool"),
+        ("source.also=5", "source.also: it must be a list, as in source.also=[...]"),
+        # Deletions.
+        ("~seed", "seed is not set, and a run needs it; add seed=... to the command, or leave out ~seed"),
+        ("~trainer.lr", "trainer.lr: a setting cannot be deleted; give it a value"),
         # What is no override at all.
         (
             "trainer.lr=[1",
@@ -63,6 +67,15 @@ def test_one_message_says_what_is_wrong_where_and_what_would_be_right(override: 
     assert found.startswith(message)
     assert "Traceback" not in found
     assert found.count("\n") <= 1
+
+
+def test_an_experiment_that_includes_itself_is_named(tmp_path: Path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("defaults: [/experiment: mine, _self_]\n")
+    with pytest.raises(RecursionError):
+        composed("experiment=mine", own=tmp_path)
+    said = str(included_itself(["seed=1", "experiment=mine"]))
+    assert said.startswith("experiment=mine: the defaults list of mine.yaml includes itself")
 
 
 def test_class_variables_are_not_offered_as_settings():

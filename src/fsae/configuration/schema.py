@@ -118,6 +118,8 @@ class RunSettings(Ranged):
 
     def check_width(self, d_in: int) -> None:
         """Raise ValueError where the architecture, or how it is trained, is not for vectors of this width."""
+        # Which has to be one at all.
+        self.arch.width(d_in)
         self.arch.check_width(d_in)
         if isinstance(self.arch, FittedSettings) and isinstance(self.trainer, FitSettings):
             self.trainer.check_cells(self.arch.cells(d_in), self.arch.components(d_in))

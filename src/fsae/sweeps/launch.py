@@ -19,6 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from fsae.configuration.overrides import check_jobs
 from fsae.configuration.refusal import MENDABLE, refuse
 from fsae.sweeps.ray_launcher import check_ray
 from fsae.sweeps.slurm_launcher import check_slurm
@@ -171,10 +172,11 @@ class SweepCallback(Callback):
 
     Args:
         resumed: whether its folder holds the sweep already.
+        max_jobs: how many jobs a sweep may have.
     """
 
-    def __init__(self, resumed: bool = False) -> None:
-        self.resumed = resumed
+    def __init__(self, resumed: bool = False, max_jobs: int = 10_000) -> None:
+        self.resumed, self.max_jobs = resumed, max_jobs
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Warn where a launcher was chosen for what is no sweep."""
@@ -186,6 +188,7 @@ class SweepCallback(Callback):
         """Claim the folder and open MLflow's store, before any job can."""
         # Hydra makes a warning of whatever a callback raises; leaving is the only way to refuse.
         try:
+            check_jobs(config, self.max_jobs)
             _launching.append(_begin(config, self.resumed))
         except MENDABLE as error:
             refuse(error)
