@@ -1,6 +1,6 @@
 """Whether the fast steps train as well: ours in fp32 and bf16 beside SAELens, to the end, on real activations.
 
-    python -m benchmarks.quality                          # 2M tokens of SmolLM2, topk and gated; an hour or so
+    python -m benchmarks.quality                     # 2M tokens of SmolLM2-135M-Instruct, topk and gated; an hour or so
     python -m benchmarks.quality --tokens 200000 --arch topk
 
 All train on identical batches from identical weights with the same hyper-parameters, one after the other; fvu and l0
@@ -48,7 +48,8 @@ def main() -> None:
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where the activation store is")
     options = parser.parse_args()
     print(
-        f"{machine_name(options.device)}, {torch.get_num_threads()} threads; SmolLM2-135M resid_post.{options.layer}, "
+        f"{machine_name(options.device)}, {torch.get_num_threads()} threads; "
+        f"SmolLM2-135M-Instruct (Q4_1) resid_post.{options.layer}, "
         f"{options.tokens:,} tokens, d_sae {options.d_sae}, batch {options.batch}, lr {options.lr:g}"
     )
     options.outputs.mkdir(parents=True, exist_ok=True)
@@ -86,9 +87,9 @@ def main() -> None:
 def open_source(options: argparse.Namespace) -> ActivationSource:
     """The activations, from the store or into it."""
     return open_activations(
-        model=ModelSettings(name="smollm2_135m_instruct_q4_1", package=Package.smollm2_135m_instruct_q4_1),
+        model=ModelSettings(package=Package.smollm2_135m_instruct_q4_1),
         site=Site.parse(f"resid_post.{options.layer}"),
-        dataset=DatasetSettings(name="python_source", format=DatasetFormat.python_source),
+        dataset=DatasetSettings(format=DatasetFormat.python_source),
         source=ActivationSourceSettings(cache=Cache.disk),
         training_tokens=options.tokens,
         held_out_tokens=HELD_OUT,

@@ -1,4 +1,4 @@
-"""Whole training runs on SmolLM2 in processes of their own, timed: ours, and those of sae_lens' runner."""
+"""Whole training runs on SmolLM2-135M-Instruct (Q4_1) in processes of their own, timed: ours and sae_lens' own."""
 
 import json
 import os
@@ -21,7 +21,7 @@ D_IN = 576
 
 
 def our_run(overrides: Sequence[str], outputs: str, dtype: str = "float32") -> tuple[float, str]:
-    """Seconds of `python -m fsae.run` on SmolLM2 with these overrides, and what it said.
+    """Seconds of `python -m fsae.run` on that model with these overrides, and what it said.
 
     Args:
         dtype: of the language model; sae_lens' is float32.
@@ -40,7 +40,7 @@ def our_run(overrides: Sequence[str], outputs: str, dtype: str = "float32") -> t
 
 
 def sae_lens_run(python: Path, **job: Any) -> tuple[float, str]:
-    """Seconds of a run of sae_lens' runner on SmolLM2, and what it said last: seconds and l0 of the training alone.
+    """Seconds of a run of sae_lens' runner on that model, and what it said last: seconds and l0 of the training alone.
 
     Args:
         python: with sae_lens installed.
@@ -49,7 +49,7 @@ def sae_lens_run(python: Path, **job: Any) -> tuple[float, str]:
     Raises:
         SystemExit: it failed.
     """
-    texts = DatasetSettings(name="python_source", format=DatasetFormat.python_source)
+    texts = DatasetSettings(format=DatasetFormat.python_source)
     job |= {
         "model": str(embedded_folder(Package.smollm2_135m_instruct_q4_1)),
         "texts": dataset_files(texts),

@@ -4,8 +4,8 @@
     python -m benchmarks.sweep --measured 3    # where jobs share nothing, one an architecture, times four
 
 Twelve jobs: standard, gated and jumprelu, each with two sparsity weights and with and without the Fisher penalty, on
-one site of SmolLM2. sae_lens has no such penalty: its jobs are the same without it, and none of them evaluates, while
-ours also evaluate on held-out text, log, plot and export.
+one site of SmolLM2-135M-Instruct (Q4_1). sae_lens has no such penalty: its jobs are the same without it, and
+none of them evaluates, while ours also evaluate on held-out text, log, plot and export.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--autocast", action="store_true", help="sae_lens in mixed precision")
     options = parser.parse_args()
     print(
-        f"{machine()}; SmolLM2-135M {options.site}.{options.layer}, {options.tokens:,} tokens a job, "
+        f"{machine()}; SmolLM2-135M-Instruct (Q4_1) {options.site}.{options.layer}, {options.tokens:,} tokens a job, "
         f"d_sae {options.d_sae}, batch {options.batch}"
     )
     timings = {

@@ -1,6 +1,6 @@
 """From text to a trained autoencoder without a cache: ours against sae_lens' runner, imports and all.
 
-    python -m benchmarks.text_to_sae              # 1M tokens of SmolLM2, layer 10
+    python -m benchmarks.text_to_sae              # 1M tokens of SmolLM2-135M-Instruct, layer 10
     python -m benchmarks.text_to_sae --tokens 100000 --arch gated
 
 Runs alternate: ours in float32 as sae_lens', then with the language model and training's products in bfloat16.
@@ -37,7 +37,8 @@ def main() -> None:
     parser.add_argument("--autocast", action="store_true", help="sae_lens in mixed precision as well")
     options = parser.parse_args()
     print(
-        f"{machine_name('cpu')}, {torch.get_num_threads()} threads; SmolLM2-135M resid_post.{options.layer}, "
+        f"{machine_name('cpu')}, {torch.get_num_threads()} threads; "
+        f"SmolLM2-135M-Instruct (Q4_1) resid_post.{options.layer}, "
         f"{options.tokens:,} tokens, {options.arch}, d_sae {options.d_sae}, batch {options.batch}"
     )
     ways = {

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from fsae.analysis.design import REPLICATES, comparable, design_of, shown
+from fsae.analysis.design import REPLICATES, comparable, design_of
+from fsae.analysis.numbers import shown
 from fsae.analysis.runs import collect_folders
 
 # Fewer have no interval.

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.arms import Arm, interval_of, read_arms
-from fsae.analysis.figures import COLOURS, LINE_STYLES, MARKERS, figure
+from fsae.analysis.figures import COLOURS, LINE_STYLES, MARKERS, figure, log_x
 
 SECONDS = "seconds"
 
@@ -124,7 +124,7 @@ def plot(curves: dict[str, list[Point]], x: str, metric: str, picture: Path) -> 
             )
         numbers = [place for place in places if not isinstance(place, str)]
         if len(numbers) == len(places) and min(numbers) > 0 and max(numbers) >= 10 * min(numbers):
-            axis.set_xscale("log")
+            log_x(axis, min(numbers), max(numbers))
         axis.set_xlabel(x)
         axis.set_ylabel(metric)
         if any(curves):

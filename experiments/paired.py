@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments.arms import Arm, interval_of, read_arms
-from fsae.analysis.design import shown
 from fsae.analysis.figures import COLOURS, figure
+from fsae.analysis.numbers import shown
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

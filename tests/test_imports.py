@@ -17,7 +17,7 @@ PACKAGE = Path(fsae.__file__).parent
 # A module imports from earlier layers and from its own package, not from its neighbours in the layer. It belongs to the
 # longest name here that it begins with.
 LAYERS = [
-    {"ranges"},
+    {"console", "ranges"},
     {
         "autoencoders.triton_products",
         "language_models.sites",
@@ -25,6 +25,7 @@ LAYERS = [
         "tracking.interface",
         "progress",
         "draws",
+        "naming",
     },
     {"autoencoders.products"},
     {"autoencoders.pattern"},
@@ -67,7 +68,7 @@ HOMES = {
     "jinja2": {"analysis."},
     "safetensors": {"export.", "sources.store"},
     "xxhash": {"sources.store"},
-    "tqdm": {"progress"},
+    "tqdm": {"console"},
     "scipy": {"losses.mutual", "training.least_squares"},
     "sklearn": {"training.fitting", "sources.mnist"},
     "mne": {"sources.eeg"},

@@ -24,6 +24,7 @@ from fsae.tracking.spool import read_metrics
 from fsae.training.checkpoints import Checkpoints
 from fsae.training.interruption import Interrupted
 from tests.commands import environment, finished, start, wait_until
+from tests.composition import run_folder
 from tests.training.runs import differences
 
 TINY = ("debug=tiny", "eval.splice_tokens=128")
@@ -101,47 +102,125 @@ def test_what_does_not_compose_is_told_once_and_recorded_in_the_outputs_folder(
         (["model=custom"], "model.path and model.package: set exactly one (both are null)"),
         (["dataset=text_files"], "dataset.path is not set; data set text_files needs a folder or a glob"),
         (["tracking.uri=file:///some/folder"], "tracking.uri"),
+        (["task=eval", "sae.path=/no/sae"], "/no/sae is not a folder; name one that holds cfg.json"),
+        (["dataset=text_files", "dataset.path=/no/text"], "dataset.path: there is no file or folder /no/text"),
+        (["dataset=json_files", "dataset.path=/no/*.json"], "data set json_files is empty: /no/*.json matches no json"),
     ],
 )
-def test_what_cannot_be_run_is_told_once_and_recorded_in_its_folder(
+def test_a_refusal_is_told_once_and_leaves_one_line_in_the_outputs_folder(
     arguments: list[str], message: str, command, tmp_path: Path
 ):
     ended = command(*arguments)
     assert ended.exit_status == 1
     assert ended.said.count(message) == 1
     assert "Traceback" not in ended.said
-    folder = only((tmp_path / "outputs" / "runs").iterdir())
-    status = json.loads((folder / "status.json").read_text())
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["status.json"]
+    status = json.loads((tmp_path / "outputs" / "status.json").read_text())
     assert status["state"] == "refused"
     assert status["failure"]["kind"] == "ValueError"
     assert status["failure"]["message"].startswith(message)
-    assert message in (folder / "run.log").read_text()
+
+
+def test_a_sweep_of_which_no_job_can_be_run_is_told_once_and_leaves_as_little(command, tmp_path: Path):
+    ended = command("-m", "model=tiny", "site.layer=4", "seed=1,2", "arch=gated,topk")
+    assert ended.exit_status == 1
+    assert ended.said == "fsae: site.layer is 4, but model tiny has 4 layers, 0 to 3; choose one of them\n"
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["status.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["arch=gated,topj"], "arch=topj: there is no such choice; did you mean topk?"),
+        (["seed=1,x"], "seed: Value 'x' of type 'str' could not be converted to Integer"),
+        (["paths.outputs=one,two"], "paths.outputs has several values, but a sweep has one folder"),
+    ],
+)
+def test_a_sweep_with_a_choice_that_does_not_exist_leaves_as_little(
+    arguments: list[str], message: str, command, tmp_path: Path
+):
+    ended = command("-m", "model=tiny", "site.layer=1", *arguments)
+    assert (ended.exit_status, ended.said.count("fsae: ")) == (1, 1)
+    assert ended.said.startswith(f"fsae: {message}")
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["status.json"]
+
+
+LONG_NAME = "n" * 300
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["paths.outputs="], "paths.outputs is ''"),
+        (["paths.outputs='  '"], "paths.outputs is '  '"),
+        (["paths.outputs='~/x'"], "paths.outputs is '~/x': ~ is only known to the shell"),
+        (["paths.outputs='a\nb'"], "paths.outputs is 'a\\nb': a folder's name may have no line break"),
+        (["paths.runs="], "paths.runs is ''"),
+        (["paths.runs=../x"], "paths.runs is '../x', which is not below the outputs folder"),
+        (["paths.activations="], "paths.activations is ''"),
+        (["hydra.run.dir="], "hydra.run.dir is ''"),
+        (["hydra.run.dir=../x"], "hydra.run.dir is '../x', which is not below the outputs folder"),
+        (["hydra.run.dir=${paths.outputs}/../x"], "which is not below the outputs folder"),
+        (["hydra.run.dir=${paths.outputs}"], "which is not below the outputs folder"),
+        (["-m", "seed=1,2", "hydra.sweep.dir="], "hydra.sweep.dir is ''"),
+        (["-m", "seed=1,2", "hydra.sweep.dir=x"], "hydra.sweep.dir is 'x', which is not below the outputs folder"),
+        (["name=../../x"], "name is '../../x'; it names one folder"),
+        (["name=/abs"], "name is '/abs'; it names one folder"),
+        (["name='a\\b'"], "name is 'a\\\\b'; it names one folder"),
+        (["name='a\nb'"], "name is 'a\\nb'; it names one folder"),
+        (["name='..'"], "name is '..'; it has to have a letter or a digit"),
+        (["name=' . '"], "name is ' . '; it has to have a letter or a digit"),
+        (["name=''"], "name is ''; it has to have a letter or a digit"),
+        ([f"name={LONG_NAME}"], "name is 300 bytes long"),
+    ],
+)
+def test_a_folder_elsewhere_is_refused_before_anything_is_made(
+    arguments: list[str], message: str, command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    working = tmp_path / "a" / "b"
+    working.mkdir(parents=True)
+    monkeypatch.chdir(working)
+    ended = command(*arguments, *TINY_FOLDER)
+    assert ended.exit_status == 1
+    assert ended.said.startswith("fsae: ")
+    assert message in ended.said
+    assert ended.said.count("\n") == 1
+    made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert made <= {"a", "a/b", "outputs", "outputs/status.json"}
+
+
+def test_an_empty_outputs_folder_in_the_environment_is_refused(
+    command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FSAE_OUTPUTS", "")
+    for arguments in (TINY_FOLDER, ("arch=topj",), ("-m", *TINY_FOLDER, "seed=1,2")):
+        assert command(*arguments).exit_status == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_command_that_does_not_compose_is_recorded_where_it_says(command, tmp_path: Path):
+    command("arch=topj", f"paths.outputs={tmp_path / 'other'}")
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
 def test_a_refusal_leaves_earlier_results_alone(command, tmp_path: Path):
-    command("model=tiny", "site.layer=4")
-    folder = only((tmp_path / "outputs" / "runs").iterdir())
+    folder = folder_of("model=tiny", "site.layer=4")
     (folder / "results.json").write_text("{}")
     (folder / "status.json").write_text(json.dumps({"state": "finished"}))
     command("model=tiny", "site.layer=4")
     assert json.loads((folder / "status.json").read_text()) == {"state": "finished"}
-    assert sorted(path.name for path in folder.iterdir()) == ["results.json", "run.log", "status.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["results.json", "status.json"]
 
 
 TINY_FOLDER = ("model=tiny", "site.layer=1", "tracking=none")
 
 
-def folder_of(command, *arguments: str) -> Path:
-    """The folder that these settings get, made by a run that was refused in it."""
-    outputs = Path(os.environ["FSAE_OUTPUTS"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(origin, "check", refuse)
-        assert command(*arguments).exit_status == 1
-    return only((outputs / "runs").iterdir())
-
-
-def refuse(settings: object) -> None:
-    raise ValueError("only to see the folder")
+def folder_of(*arguments: str) -> Path:
+    """The folder that these settings get, made here."""
+    folder = run_folder(*arguments)
+    folder.mkdir(parents=True)
+    return folder
 
 
 def failure_in(folder: Path, state: str = "failed") -> str:
@@ -151,7 +230,7 @@ def failure_in(folder: Path, state: str = "failed") -> str:
 
 
 def test_a_damaged_checkpoint_is_told_and_left_as_it_is(command):
-    folder = folder_of(command, *TINY_FOLDER)
+    folder = folder_of(*TINY_FOLDER)
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "latest.pt").write_bytes(b"PK half of it")
     ended = command(*TINY_FOLDER)
@@ -162,7 +241,7 @@ def test_a_damaged_checkpoint_is_told_and_left_as_it_is(command):
 
 
 def test_a_checkpoint_of_other_settings_is_refused_by_the_keys_that_differ(command):
-    folder = folder_of(command, *TINY_FOLDER)
+    folder = folder_of(*TINY_FOLDER)
     Checkpoints(folder / "checkpoints", {"seed": "5", "arch.k": "3"}, {}).save({})
     ended = command(*TINY_FOLDER)
     assert ended.exit_status == 1
@@ -171,7 +250,7 @@ def test_a_checkpoint_of_other_settings_is_refused_by_the_keys_that_differ(comma
 
 
 def test_a_full_disk_is_told_with_its_place(command):
-    folder = folder_of(command, *TINY_FOLDER)
+    folder = folder_of(*TINY_FOLDER)
     # Whatever is written to this device does not fit.
     (folder / "config.yaml").symlink_to("/dev/full")
     ended = command(*TINY_FOLDER)
@@ -179,15 +258,6 @@ def test_a_full_disk_is_told_with_its_place(command):
     assert ended.said.count(f"no space left for {folder}; free some") == 1
     assert "Traceback" not in ended.said
     assert failure_in(folder).startswith("no space left for")
-
-
-def test_an_autoencoder_that_is_not_there_is_told_before_the_model_is_opened(command, tmp_path: Path):
-    arguments = (*TINY_FOLDER, "task=eval", f"sae.path={tmp_path / 'nowhere'}")
-    folder = folder_of(command, *arguments)
-    ended = command(*arguments)
-    assert ended.exit_status == 1
-    assert "Traceback" not in ended.said
-    assert str(tmp_path / "nowhere") in failure_in(folder)
 
 
 def test_an_outputs_folder_that_cannot_be_is_told_without_a_traceback(command, monkeypatch: pytest.MonkeyPatch):

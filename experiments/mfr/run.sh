@@ -24,7 +24,7 @@ arm synthetic_sparse/weights $synthetic $sparse population.mutual.weight=0,24,20
 arm synthetic_sparse/shuffled $synthetic $sparse population.mutual.weight=24 population.mutual.shuffled=true
 arm synthetic_sparse/longer $synthetic $sparse $alone trainer.tokens=5_000_000
 
-# SmolLM2's first MLP: five members. MFR's 0.005 is 0.7 here, and 309 on a model with random weights, whose activations
+# The first MLP of SmolLM2-135M-Instruct (Q4_1): five members. MFR's 0.005 is 0.7 here, and 309 on a model with random weights, whose activations
 # are so much smaller; both weights on both.
 smollm2="experiment=mfr_smollm2_small"
 arm smollm2/weights $smollm2 population.mutual.weight=0,4,300

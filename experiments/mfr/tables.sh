@@ -19,10 +19,10 @@ table "Synthetic, 32 of 512 features at a time, two members" paired "$out/synthe
     --apart trainer.tokens --metrics $found $shared
 table "The same, as released" paired "$out/synthetic_released" --against $none --metrics $found $shared
 language="fvu best_fvu ce_recovered_zero pw_mcc dead_share"
-table "SmolLM2's first MLP, five members" paired "$out/smollm2" $controls --metrics $language
+table "First MLP of SmolLM2-135M-Instruct (Q4_1), five members" paired "$out/smollm2" $controls --metrics $language
 table "The same, as released" paired "$out/smollm2_released" --against $none --metrics $language
 without_text="fvu best_fvu pw_mcc dead_share"
-table "SmolLM2 with random weights" paired "$out/smollm2_random" --against $none --metrics $without_text
+table "SmolLM2-135M-Instruct with random weights" paired "$out/smollm2_random" --against $none --metrics $without_text
 table "EEG, five members" paired "$out/eeg" $controls --metrics $without_text
 table "EEG, as released" paired "$out/eeg_released" --against $none --metrics $without_text
 table "EEG, the clean window from a noisy one" paired "$out/eeg_denoised" --against $none \

@@ -87,7 +87,7 @@ done
 mnist k 100 5 arch.k=5,15,30,60 $repaired
 mnist decay 100 5 trainer.weight_decay=0,0.08,8 $repaired
 mnist relu 100 10 arch=splines_relu loss.sparsity.weight=0,1,2,4 $repaired
-mnist fisher 100 5 loss.fisher.form=correlation loss.fisher.weight=0,1000,10_000 $repaired
+mnist fisher 100 5 loss.fisher.form=correlation loss.fisher.estimator=batch loss.fisher.weight=0,1000,10_000 $repaired
 pam_mnist costs trainer.tokens=180_000 $repaired trainer.mu_enc=0,0.01,0.1,1 'trainer.nu_enc=${trainer.mu_enc}'
 # With as many updates of the encoder as share_repaired/1.00.
 pam_mnist modes/batch_by_batch trainer.tokens=180_000 $repaired trainer.encoder_batches=1 trainer.decoder_batches=0 \
@@ -106,7 +106,7 @@ arm between/sgd experiment=sgd_mnist_small "source.path=$digits" trainer.tokens=
     $repaired
 arm geometry/mnist experiment=sgd_mnist_small "source.path=$digits" trainer.tokens=90_000 eval=geometry $repaired
 
-# SmolLM2, all tokens, without SplInterp's costs to move, with a rate that falls to zero and a clipping that both ways get:
+# SmolLM2-135M-Instruct (Q4_1), all tokens, without SplInterp's costs to move, with a rate that falls to zero and a clipping that both ways get:
 # learning rates, ReLU; then, each at its best rate, how many tokens (PAM with and without a cost to move the decoder), k,
 # how long.
 smollm2() {

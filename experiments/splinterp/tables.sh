@@ -56,17 +56,17 @@ for data in mnist smollm2; do
         "$out/geometry/$data" --x eval/regions --metric diagram_agreement
 done
 
-table "SmolLM2: rate" curves "$out"/smollm2_lr/* --x trainer.lr --lines trainer
+table "SmolLM2-135M-Instruct (Q4_1): rate" curves "$out"/smollm2_lr/* --x trainer.lr --lines trainer
 for metric in fvu cosine ce_recovered_zero; do
-    table "SmolLM2: sample efficiency, $metric" curves "$out"/smollm2_tokens/*/* --x source.tokens --lines trainer \
+    table "SmolLM2-135M-Instruct (Q4_1): sample efficiency, $metric" curves "$out"/smollm2_tokens/*/* --x source.tokens --lines trainer \
         --metric $metric
 done
-table "SmolLM2: equal time" curves "$out"/smollm2_alone/*/* --x seconds --lines trainer
+table "SmolLM2-135M-Instruct (Q4_1): equal time" curves "$out"/smollm2_alone/*/* --x seconds --lines trainer
 for metric in fvu cosine ce_recovered_zero; do
-    table "SmolLM2: k, $metric" curves "$out"/smollm2_k/* --x arch.k --lines trainer --metric $metric
+    table "SmolLM2-135M-Instruct (Q4_1): k, $metric" curves "$out"/smollm2_k/* --x arch.k --lines trainer --metric $metric
 done
-table "SmolLM2: ReLU" curves "$out"/smollm2_relu/* --x eval/l0 --lines trainer loss.sparsity.weight
+table "SmolLM2-135M-Instruct (Q4_1): ReLU" curves "$out"/smollm2_relu/* --x eval/l0 --lines trainer loss.sparsity.weight
 for arms in smollm2_tokens/6400 smollm2_tokens/25600 smollm2_released; do
-    trainers "SmolLM2: both ways, by seeds: $arms" "$out/$arms"/* --metrics fvu cosine ce_recovered_zero
+    trainers "SmolLM2-135M-Instruct (Q4_1): both ways, by seeds: $arms" "$out/$arms"/* --metrics fvu cosine ce_recovered_zero
 done
-trainers "SmolLM2: last tokens, as released" "$out"/smollm2_last/* --metrics fvu cosine
+trainers "SmolLM2-135M-Instruct (Q4_1): last tokens, as released" "$out"/smollm2_last/* --metrics fvu cosine

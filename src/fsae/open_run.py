@@ -97,7 +97,7 @@ class OpenRun:
             self._lock.release()
             busy = f"another process is running in {path}; wait for it, or change a setting or `name`"
             refused = ValueError(busy) if isinstance(error, Timeout) else error
-            record_refusal(refused, path, Path(self.settings.paths.outputs))
+            record_refusal(refused, Path(self.settings.paths.outputs), path)
             raise refused from None
 
     def begin(self, uploader: Uploader | None) -> None:

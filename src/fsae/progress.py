@@ -1,10 +1,9 @@
-"""Progress of long work: a live bar on a terminal, and plain lines in the run's log either way."""
+"""Progress of long work: a live bar on a terminal, lines on any other console, and lines in run.log either way."""
 
 import logging
-import sys
 import time
 
-from tqdm import tqdm
+from fsae.console import IN_THE_BAR, live_bar
 
 log = logging.getLogger(__name__)
 
@@ -25,15 +24,13 @@ class Progress:
         self.label, self.total, self.unit, self.done = label, total, unit, done
         self._begin, self._done_at_begin, self._last_line = time.monotonic(), done, time.monotonic()
         self._numbers: dict[str, float] = {}
-        self._bar = tqdm(
+        self._bar = live_bar(
             total=total,
             initial=done,
             desc=label,
             unit=f" {unit}",
             unit_scale=True,
             smoothing=0.1,
-            dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
         )
 
     def advance(self, units: int) -> None:
@@ -41,7 +38,7 @@ class Progress:
         self.done += units
         self._bar.update(units)
         if time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._line()
+            self._line(IN_THE_BAR if not self._bar.disable else None)
 
     def show(self, **numbers: float) -> None:
         """Show these numbers beside the bar."""
@@ -61,7 +58,7 @@ class Progress:
         self._bar.close()
         self._line()
 
-    def _line(self) -> None:
+    def _line(self, extra: dict[str, bool] | None = None) -> None:
         self._last_line = time.monotonic()
         rate = self.rate()
         left = (self.total - self.done) / rate if rate > 0 else float("inf")
@@ -69,5 +66,5 @@ class Progress:
         log.info(
             "%s: %s of %s %s (%.0f %%), %.0f %s/s, %.0f s left%s",
             self.label, f"{self.done:,}", f"{self.total:,}", self.unit, 100 * self.done / max(1, self.total),
-            rate, self.unit, left, numbers,
+            rate, self.unit, left, numbers, extra=extra,
         )  # fmt: skip

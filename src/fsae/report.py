@@ -7,8 +7,10 @@ from pathlib import Path
 
 from fsae.analysis.report import write_report
 from fsae.analysis.runs import collect_folders, collect_mlflow
+from fsae.console import console
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the report that the command line asks for; returns 0, 1 where MLflow is away, 2 for bad input."""
     parser = argparse.ArgumentParser(

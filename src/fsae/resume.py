@@ -6,12 +6,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fsae.console import console
 from fsae.tracking.sweep_folder import Sweep, read_sweep
 
 # What a resumed sweep sets for itself.
 _OWN = ("hydra.mode", "hydra.sweep.dir", "hydra/sweeper", "hydra.sweeper")
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Launch the jobs of a sweep that are not finished, as they were launched or by another launcher.
 

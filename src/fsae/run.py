@@ -20,9 +20,11 @@ from omegaconf import DictConfig
 from fsae.configuration.conf_folder import conf_folder
 from fsae.configuration.origin import accept
 from fsae.configuration.overrides import check_choices, options_first
+from fsae.configuration.places import outputs_named
 from fsae.configuration.refusal import MENDABLE, included_itself, refuse, tell, was_told
 from fsae.configuration.resolvers import register_resolvers
 from fsae.configuration.schema import Task, register_schemas
+from fsae.console import console
 from fsae.sweeps.launch import is_launching, sweep_told
 from fsae.tracking.run_log import run_log
 from fsae.training.interruption import Interrupted, hand_on
@@ -65,6 +67,7 @@ def run(config: DictConfig) -> float | None:
             raise
 
 
+@console()
 def main() -> None:
     """`python -m fsae.run`, and the console script `fsae`."""
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
@@ -84,7 +87,7 @@ def main() -> None:
             sys.exit(1)
         if not isinstance(error, MENDABLE):
             raise
-        refuse(error)
+        refuse(error, outputs_named(sys.argv[1:]))
 
 
 if __name__ == "__main__":

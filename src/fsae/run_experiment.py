@@ -130,7 +130,7 @@ def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
 
 def _refused(settings: RunSettings, origin: Origin, error: ValueError) -> Outcome:
     tell(error, origin.folder)
-    record_refusal(error, origin.folder, Path(settings.paths.outputs))
+    record_refusal(error, Path(settings.paths.outputs), origin.folder)
     return Outcome(None, error)
 
 

@@ -7,12 +7,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from fsae.console import console
 from fsae.sources.documents import Part
 from fsae.sources.store import DamagedShard, Store, folder_bytes, in_use, last_used, remove, store_folders
 
 _DAY = 86_400.0
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out one command; returns 0, 1 where a shard is damaged or a store in use, 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m fsae.store", description=__doc__)

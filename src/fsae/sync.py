@@ -6,11 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fsae.console import console
 from fsae.tracking.mlflow_upload import MlflowUpload, first_line, read_description
 from fsae.tracking.status import read_status
 from fsae.tracking.store import checked_uri, ui_command, without_password
 
 
+@console()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Upload each folder named on the command line; returns 0, 1 where a store refused or was away, 2 for bad input."""
     parser = argparse.ArgumentParser(

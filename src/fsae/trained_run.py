@@ -22,6 +22,7 @@ from fsae.evaluation.truth import Truth, evaluate_truth
 from fsae.evaluation.vectors import evaluate_vectors
 from fsae.export.saelens import Provenance, save_saelens
 from fsae.language_models.device import rows_at_once
+from fsae.language_models.identity import published_as
 from fsae.losses.fisher import Fisher
 from fsae.open_run import OpenRun
 from fsae.sources.activations import ActivationSource
@@ -29,6 +30,7 @@ from fsae.sources.source import Batch, Source
 from fsae.sources.synthetic import SyntheticSource
 from fsae.tracking.run_folder import write_json
 from fsae.tracking.store import resolve_uri, ui_command
+from fsae.tracking.sweep_folder import is_job
 
 log = logging.getLogger(__name__)
 
@@ -137,8 +139,10 @@ def _export(made: TrainedRun, firing: Sequence[Tensor], prepends_bos: bool | Non
     model, site, dataset = settings.model, settings.site, settings.dataset
     provenance = Provenance()
     if model is not None and site is not None and dataset is not None:
+        model_name, model_note = published_as(model)
         provenance = Provenance(
-            model_name=model.path or model.name,
+            model_name=model_name,
+            model_note=model_note,
             hook_name=site.hook_name,
             context_size=dataset.tokens_per_row,
             prepend_bos=prepends_bos,
@@ -181,7 +185,6 @@ def _report(
     plot_firing(histogram, metrics["dead_share"], run.folder.plots / "firing.png")
     region_histogram = _picture(geometries[made.best], run.folder.plots) if geometries else {}
     run.tracker.log({f"eval/{name}": value for name, value in (metrics | of_each).items()}, made.tokens)
-    print(f"\n{results_table(metrics)}")
     if not metrics["fvu"] <= 1:
         made_for = "Was it made for this model, this site and raw activations?"
         log.warning(
@@ -190,7 +193,8 @@ def _report(
             metrics["fvu"],
             made_for if run.settings.task is Task.eval else "See whether training diverged.",
         )
-    finish(run, flat_results(metrics | of_each) | {"density_histogram": histogram} | region_histogram)
+    results = flat_results(metrics | of_each) | {"density_histogram": histogram} | region_histogram
+    finish(run, results, results_table(metrics))
 
 
 def _picture(geometry: Geometry, plots: Path) -> dict[str, Any]:
@@ -208,11 +212,19 @@ def _picture(geometry: Geometry, plots: Path) -> dict[str, Any]:
     return {"region_histogram": sizes}
 
 
-def finish(run: OpenRun, results: dict[str, Any]) -> None:
+def finish(run: OpenRun, results: dict[str, Any], table: str | None = None) -> None:
+    """End a run with its results; those of a run of its own are printed once they are written and handed to MLflow."""
     write_json(run.folder.results, results)
     run.results = results
+    run.end()
+    if is_job(run.folder.path):
+        # Its sweep's end shows all jobs in one table.
+        if results.get("eval/fvu") is not None:
+            log.info("held out: fvu %.4g, l0 %.4g", results["eval/fvu"], results["eval/l0"])
+        return
+    if table is not None:
+        print(f"\n{table}")
     print(f"\nrun folder:  {run.folder.path}")
     if run.settings.tracking.mlflow:
         uri = resolve_uri(run.settings.tracking.uri, Path(run.settings.paths.outputs))
         print(f"MLflow UI:   {ui_command(uri)}")
-    run.end()

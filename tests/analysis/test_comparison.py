@@ -13,6 +13,7 @@ from fsae.analysis.comparison import (
     in_step,
     log_grid,
     shared_range,
+    treatments,
 )
 from fsae.analysis.design import design_of
 from tests.analysis.run_folders import settings_of
@@ -191,6 +192,17 @@ def test_numbers_of_one_sentence_have_the_same_decimals():
     assert in_step(-1234.5, 10.0) == ["-1234", "10"]
     assert in_step(0.0, 0.0) == ["0", "0"]
     assert in_step(0.01834, 0.01841) == ["0.0183", "0.0184"]
+
+
+def test_a_negative_zero_has_no_sign():
+    assert in_step(-0.0, 1.0) == ["0.0", "1.0"]
+
+
+def test_treatments_are_sorted_by_their_numbers():
+    """By rising weight first; then 9 before 10, which comes first as text."""
+    rows = [run(theta, 1, 0, 8.0, 0.2) | {"loss.fisher.samples": n} for theta in (0.01, 0.0, 1e-5) for n in (10, 9)]
+    names = ["θ = 1e-5, samples=9", "θ = 1e-5, samples=10", "θ = 0.01, samples=9", "θ = 0.01, samples=10"]
+    assert treatments(design_of(runs(*rows)).cells) == ["θ = 0", *names]
 
 
 def test_the_bootstrap_of_four_values_is_enumerated():

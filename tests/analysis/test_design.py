@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from fsae.analysis.design import comparable, design_of, shown
+from fsae.analysis.design import comparable, design_of
 from tests.analysis.run_folders import settings_of
 
 
@@ -47,6 +47,20 @@ def test_what_goes_with_another_setting_names_no_condition_of_its_own():
     design = design_of(table(*rows))
     assert (design.conditions, design.follows) == (["dataset.name"], ["dataset.path"])
     assert set(design.cells["condition"]) == {"dataset=devign", "dataset=tinystories"}
+
+
+def test_names_that_follow_from_paths_are_no_second_condition():
+    """A data set's name comes from its path, so two paths may have one name."""
+    rows = [
+        settings_of("gated", 0, 1, 0) | {"dataset.name": name, "dataset.path": path}
+        for name, path in (("a", "hub/a"), ("b", "hub/b"), ("a", "other/a"))
+    ]
+    design = design_of(table(*rows[:2]))
+    assert (design.conditions, design.follows) == (["dataset.name"], ["dataset.path"])
+    assert design_of(table(*rows[::2])).conditions == ["dataset.path"]
+    both = design_of(table(*rows))
+    assert both.conditions == ["dataset.name", "dataset.path"]
+    assert len(both.cells) == 3
 
 
 def test_a_penalty_that_does_not_train_has_one_name():
@@ -101,17 +115,17 @@ def test_no_run_has_a_design_too():
     assert (design.varied, design.constant, len(design.cells)) == ([], {}, 0)
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.001, "0.001"),
-        (5e8, "500000000"),
-        (1e-12, "1e-12"),
-        (3, "3"),
-        (None, "null"),
-        (float("nan"), "null"),
-        ("a", "a"),
-    ],
-)
-def test_values_are_shown_as_people_write_them(value: object, text: str):
-    assert shown(value) == text
+def test_a_negative_zero_is_the_baseline():
+    design = design_of(table(settings_of("gated", -0.0, 1, 0), settings_of("gated", 0.5, 1, 0)))
+    assert list(design.cells["treatment"]) == [design.baseline, "θ = 0.5"]
+
+
+def test_weights_that_differ_late_stay_apart():
+    design = design_of(table(*(settings_of("gated", theta, 1, 0) for theta in (0.01234567, 0.01234568))))
+    assert list(design.cells["treatment"]) == ["θ = 0.01234567", "θ = 0.01234568"]
+    assert design.repeats == 0
+
+
+def test_long_seeds_of_a_column_with_gaps_stay_apart():
+    rows = [settings_of("gated", 0, 1, 0) | {"source.seed": seed} for seed in (12345678901.0, 12345678902.0, None)]
+    assert design_of(table(*rows)).repeats == 0

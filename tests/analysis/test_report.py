@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from fsae.analysis import report
 from fsae.analysis.report import write_report
@@ -86,26 +87,46 @@ def test_the_page_needs_nothing_else(page: Page):
 
 
 def test_every_run_is_a_row(page: Page):
-    assert len([row for row in page.rows["runs"] if row]) == 80
-    assert page.rows["runs"][1][:2] == ["0", "gated"]
+    rows = [row for row in page.rows["runs"] if row]
+    assert len(rows) == 81
+    # What differs, fvu and l0 first; settings and the run's name last.
+    assert rows[0][0] == "gated, fisher.weight=0, sparsity.weight=0.5, seed=0"
+    assert 0 < float(rows[0][1]) < 1 < float(rows[0][2])
+    assert rows[0][-5:] == ["gated", "0", "0.5", "0", "0"]
+    assert rows[-1][0] == "gated, fisher.weight=0, sparsity.weight=1, seed=9 failed"
+
+
+def test_the_page_begins_with_the_jobs(sweep: Path, page: Page):
+    sections = list(page.sections)
+    assert sections[sections.index("head") + 1] == "runs"
+    text = (sweep / "report" / "report.html").read_text()
+    marked = re.findall(r"<strong>([\d.]+)</strong>", text)
+    runs = collect_folders([sweep])
+    # The lowest fvu and the highest cross-entropy recovered among them; with neither better nor worse no l0.
+    assert f"{runs['eval/fvu'].min():.4g}" in marked
+    assert f"{runs['eval/ce_recovered_zero'].max():.4g}" in marked
+    assert f"{runs['eval/l0'].min():.4g}" not in marked
+    assert f"{runs['eval/l0'].max():.4g}" not in marked
 
 
 def test_the_verdict_is_the_difference_that_is_there(page: Page):
-    verdicts = [(row[0], row[-1]) for row in page.rows["matched"] if row]
-    # Metric by metric, fvu first.
-    (gated, first), (jumprelu, second), (mean, third) = verdicts[:3]
-    assert (gated, jumprelu, mean) == ("gated", "jumprelu", "all")
+    # A summary, then metric by metric, fvu first.
+    rows = [row for row in page.rows["matched"] if len(row) == 7]
+    (gated, first), (jumprelu, second), (mean, third) = [(row[0], row[1]) for row in rows[:3]]
+    assert (gated, jumprelu, mean) == (
+        "gated, θ = 0.01", "jumprelu, θ = 0.01", "all, θ = 0.01mean of the 2 above",
+    )  # fmt: skip
     for verdict in (first, second, third):
         found = re.fullmatch(r"lower by (0\.\d+) to (0\.\d+), better \(5 seeds\)", verdict)
         assert found, verdict
         assert float(found[1]) <= 0.02 <= float(found[2])
-    assert "lower in 2 of 2; mean: lower by" in page.sections["head"]
+    assert "lower in 2 of 2; mean: lower by" in page.sections["matched"]
 
 
 def test_failures_are_listed_and_what_they_say_is_only_text(page: Page, sweep: Path):
     (row,) = [row for row in page.rows["failures"] if row]
-    assert row == ["99", "failed", "OutOfMemoryError: <script>alert(1)</script>", str(sweep / "99")]
-    assert "1 of 81 runs are not compared" in page.sections["head"]
+    assert row == ["99", "OutOfMemoryError: <script>alert(1)</script>", "failed", str(sweep / "99")]
+    assert "1 of 81 runs is not compared" in page.sections["head"]
 
 
 def test_the_tables_beside_the_page_hold_everything(page: Page, sweep: Path):
@@ -132,10 +153,9 @@ def test_an_earlier_report_is_replaced(tmp_path: Path):
     ("changes", "section", "said"),
     [
         ({"seeds": [0]}, "matched", "too few seeds to say: 1 of at least 4"),
-        ({"weights": [1.0, 2.0, 4.0]}, "matched", "not comparable: fewer than four sparsities (3)"),
+        ({"weights": [1.0, 2.0, 4.0]}, "matched", "Nothing is compared at matched l0: fewer than four sparsities (3)."),
         ({"thetas": [0.01]}, "matched", "there is no baseline: no run has loss.fisher.weight=0"),
         ({"thetas": [0.0]}, "matched", "no run has a Fisher penalty: loss.fisher.weight is 0 in all"),
-        ({"thetas": [0.0]}, "theta", "All runs have θ = 0."),
         ({"weights": [1.0]}, "fronts", "No setting of sparsity varies"),
     ],
 )
@@ -151,7 +171,7 @@ def test_when_everything_failed_the_page_says_why(tmp_path: Path):
         settings = settings_of("gated", 0, 1, number)
         write_run(tmp_path / str(number), settings, None, state=RunState.failed, failure=failure)
     page = page_on(tmp_path)
-    assert [row[2] for row in page.rows["failures"] if row] == ["ValueError: no such layer"] * 2
+    assert [row[1] for row in page.rows["failures"] if row] == ["ValueError: no such layer"] * 2
     assert "no run has finished with results" in page.sections["matched"]
     assert not [address for address in page.loaded if address.startswith("data:")]
 
@@ -161,6 +181,8 @@ def test_a_single_run_is_reported_too(tmp_path: Path):
     write_run(tmp_path / "r", settings_of("gated", 1, 1, 0), results_of("gated", 1, 1, 0, effect=0, noise=0))
     page = page_on(tmp_path / "r")
     assert [row[0] for row in page.rows["runs"] if row] == ["r"]
+    # Nothing is compared with nothing.
+    assert set(page.sections) == {"head", "runs", "density", "settings", "after"}
 
 
 def test_odd_numbers_do_not_stop_it(tmp_path: Path):
@@ -175,7 +197,7 @@ def test_odd_numbers_do_not_stop_it(tmp_path: Path):
     page = page_on(tmp_path)
     assert "In 2 runs no latent is ever active" in page.sections["head"]
     assert "lack a finite value of dead_share" in page.sections["head"]
-    assert "no run has a density histogram" in page.sections["density"]
+    assert "density" not in page.sections
 
 
 @pytest.mark.usefixtures("_undrawn")
@@ -184,8 +206,8 @@ def test_runs_that_are_not_trained_here_are_not_compared(tmp_path: Path):
     for task, results in (("eval", results_of("gated", 0, 1, 0, effect=0, noise=0)), ("harvest", None)):
         write_run(tmp_path / task, settings_of("gated", 0, 1, 0) | {"task": task}, results)
     page = page_on(tmp_path)
-    assert {row[0] for row in page.rows["runs"] if row} == {"train", "eval"}
-    assert "None: every run has finished" in page.sections["failures"]
+    assert {row[-1] for row in page.rows["runs"] if row} == {"train", "eval", "harvest"}
+    assert "failures" not in page.sections
 
 
 def test_bits_are_pictured_by_place_with_a_line_for_each_way_of_training(
@@ -217,6 +239,90 @@ def test_bits_are_pictured_by_place_with_a_line_for_each_way_of_training(
         assert set(runs["label"]) == {"64", "128, rank 15"}
 
 
+@pytest.mark.parametrize(
+    ("key", "values", "labels"),
+    [
+        ("loss.sparsity.weight", (0.1, 0.3, 0.6, 1.15), ["weight=0.1", "weight=0.3", "weight=0.6", "weight=1.15"]),
+        ("loss.sparsity.weight", (1e-5, 2.0, -0.5), ["weight=1e-5", "weight=2", "weight=-0.5"]),
+        ("loss.sparsity.target", (32.5, 100), ["target=32.5", "target=100"]),
+        ("arch.k", (8, 64), ["k=8", "k=64"]),
+        ("arch.expansion", (0.5, 16), ["0.5 d_in", "16 d_in"]),
+        # What does not differ is not said.
+        ("arch.d_sae", (64, 64), ["", ""]),
+    ],
+)
+def test_points_of_bits_are_labelled_by_what_differs(
+    key: str, values: tuple[float, ...], labels: list[str], tmp_path: Path, figures: list[Figure]
+):
+    for number, value in enumerate(values):
+        settings = settings_of("gated", 0, 1, 0) | {key: value}
+        results = results_of("gated", 0, 1 + number, 0, effect=0, noise=0)
+        write_run(tmp_path / "sweep" / str(number), settings, results)
+    write_report(collect_folders([tmp_path / "sweep"]), tmp_path / "report")
+    drawn = [figure for figure in figures if figure.axes[0].get_xlabel() == "bits of a sample's codes"]
+    assert sorted(text.get_text() for text in drawn[0].axes[0].texts) == sorted(filter(None, labels))
+
+
+def test_names_with_signs_of_formulas_are_drawn_as_they_are(tmp_path: Path, figures: list[Figure]):
+    """As a formula "$_1$" is an index to nothing and "$\\frac$" no formula at all, which would end the report."""
+    for number, (name, theta, weight) in enumerate(itertools.product(("$_1$", "a$\\frac$b"), (0, 1), (1, 2, 4, 8))):
+        settings = settings_of("gated", theta, weight, 0) | {"dataset.name": name, "loss.fisher.form": f"{name}_x"}
+        results = results_of("gated", theta, weight, 0, effect=0, noise=0)
+        write_run(tmp_path / "sweep" / str(number), settings, results)
+    page = write_report(collect_folders([tmp_path / "sweep"]), tmp_path / "report").read_text()
+    said = {text.get_text() for figure in figures for text in figure.findobj(Text)}
+    assert any("dataset=$_1$" in text for text in said)
+    assert "dataset=a$\\frac$b" in page
+
+
+CAVEATS: dict[str, tuple[dict[str, float], str]] = {
+    # 65,536 / 4,788 = 13.69.
+    "text": (
+        {"data/text_rounds": 13.69, "data/train_samples_distinct": 4788, "data/train_samples_wanted": 65536},
+        "only 4,788 of 65,536 training samples are distinct, the text was read 14 times over",
+    ),
+    "held out": ({"data/held_out_samples": 127, "data/held_out_samples_wanted": 8192}, "127 of 8,192"),
+    "massive": ({"eval/top_variance_share": 0.89}, "holds 89 % of the variance"),
+}
+ENOUGH = {
+    "data/text_rounds": 1.0, "data/train_samples_distinct": 65536, "data/train_samples_wanted": 65536,
+    "data/held_out_samples": 8192, "data/held_out_samples_wanted": 8192, "eval/top_variance_share": 0.2,
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("_undrawn")
+@pytest.mark.parametrize("what", CAVEATS)
+def test_what_makes_numbers_say_little_is_said_at_the_top_with_the_jobs(what: str, tmp_path: Path):
+    poor, said = CAVEATS[what]
+    for seed in range(4):
+        results = results_of("gated", 0, 1, seed, effect=0, noise=0) | ENOUGH | (poor if seed in (1, 3) else {})
+        write_run(tmp_path / str(seed), settings_of("gated", 0, 1, seed), results)
+    page = page_on(tmp_path)
+    assert said in page.sections["head"]
+    assert "2 of 4 jobs (seed=1; seed=3)" in page.sections["head"]
+    # What there was of data is no setting: it makes no condition of its own.
+    assert "data/" not in page.sections["settings"]
+
+
+@pytest.mark.usefixtures("_undrawn")
+def test_a_caveat_names_a_few_of_many_jobs_and_none_where_it_is_all(tmp_path: Path):
+    short = {"data/held_out_samples": 127.0, "data/held_out_samples_wanted": 8192.0}
+    for seed in range(7):
+        results = results_of("gated", 0, 1, seed, effect=0, noise=0) | ENOUGH | (short if seed < 6 else {})
+        write_run(tmp_path / str(seed), settings_of("gated", 0, 1, seed), results)
+    assert "6 of 7 jobs (seed=0; seed=1; seed=2; seed=3; and 2 more)" in page_on(tmp_path).sections["head"]
+    (tmp_path / "6" / "results.json").write_text((tmp_path / "5" / "results.json").read_text())
+    assert "Too few held-out samples in all 7 jobs: 127 of 8,192" in page_on(tmp_path).sections["head"]
+
+
+@pytest.mark.usefixtures("_undrawn")
+def test_enough_data_needs_no_caveat(tmp_path: Path):
+    for seed in range(2):
+        results = results_of("gated", 0, 1, seed, effect=0, noise=0) | ENOUGH
+        write_run(tmp_path / str(seed), settings_of("gated", 0, 1, seed), results)
+    assert "Before you believe it" not in page_on(tmp_path).sections["head"]
+
+
 @pytest.mark.usefixtures("_undrawn")
 def test_hundreds_of_runs_take_seconds(tmp_path: Path):
     for layer in (0, 5, 10):
@@ -230,6 +336,5 @@ def test_hundreds_of_runs_take_seconds(tmp_path: Path):
     page = page_on(tmp_path)
     assert time.process_time() - began < 10
     assert len([row for row in page.rows["runs"] if row]) == 288
-    assert {row[2] for row in page.rows["matched"] if len(row) == 9} == {
-        "layer=0", "layer=5", "layer=10", "mean of the 9 above",
-    }  # fmt: skip
+    conditions = {row[0].partition("θ = 0.01")[2] for row in page.rows["matched"] if len(row) == 7}
+    assert conditions == {"layer=0", "layer=5", "layer=10", "mean of the 9 above"}

@@ -50,6 +50,25 @@ def test_a_setting_is_a_number_where_it_is_one_in_every_run(tmp_path: Path):
     assert runs["yes"].tolist() == ["true"] * 3
 
 
+def test_a_refused_job_makes_no_texts_of_the_others_numbers(tmp_path: Path):
+    for number, weight in enumerate((0.5, 10.0)):
+        write_run(tmp_path / str(number), {"weight": weight}, {"eval/l0": 1.0})
+    for number, text in ((2, "abc"), (3, "1e-5")):
+        failure = Failure(kind="ValueError", message="no")
+        write_run(tmp_path / str(number), {"weight": text}, None, state=RunState.refused, failure=failure)
+    weights = collect_folders([tmp_path])["weight"].tolist()
+    assert weights[:2] == [0.5, 10.0]
+    assert math.isnan(weights[2])
+    assert weights[3] == 1e-5
+
+
+@pytest.mark.parametrize("texts", [["007", "7"], ["1e5", "100000"], [str(2**53), str(2**53 + 1), "null"]])
+def test_texts_that_would_become_one_number_stay_texts(texts: list[str], tmp_path: Path):
+    for number, text in enumerate(texts):
+        write_run(tmp_path / str(number), {"name": text}, {"eval/l0": 1.0})
+    assert collect_folders([tmp_path])["name"].tolist() == [None if text == "null" else text for text in texts]
+
+
 def test_what_is_not_finite_is_no_number(tmp_path: Path):
     write_run(tmp_path / "r", {}, {"eval/fvu": None, "eval/l0": 3.0, "notes": {"eval/fvu": "not finite: inf"}})
     (row,) = collect_folders([tmp_path]).to_dict("records")

@@ -1,11 +1,14 @@
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from fsae.analysis.sweep_plots import Palette, plot_description_length
+from fsae.analysis.comparison import Comparison, Curve
+from fsae.analysis.sweep_plots import Palette, plot_description_length, plot_differences, plot_front, plot_theta
 
 BITS, FVU = "eval/description_length", "eval/fvu"
 
@@ -41,3 +44,54 @@ def test_labels_of_points_that_lie_close_do_not_cover_each_other(tmp_path: Path,
     plot_description_length(pd.DataFrame(rows), Palette(["topk"], [""]), tmp_path / "bits.png")
     boxes = [text.get_window_extent() for text in figures[0].axes[0].texts]
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
+LONG = "form=reconstruction, samples=1024"
+
+
+@pytest.mark.parametrize(
+    "names", [["0", "0.01", "0.1"], ["0", *(f"{10.0**-n}" for n in range(6))], ["0", f"1, {LONG}"]]
+)
+def test_ticks_of_treatments_do_not_run_into_each_other(names: list[str], tmp_path: Path, figures: list[Figure]):
+    archs, treatments = ["batch_topk", "gated", "jumprelu"], [f"θ = {name}" for name in names]
+    rows = [
+        {"arch": arch, "treatment": treatment, "sparsity": "", FVU: 0.2, "eval/l0": 8.0}
+        for arch, treatment in product(archs, treatments)
+    ]
+    plot_theta(pd.DataFrame(rows), FVU, Palette(archs, treatments), tmp_path / "theta.png")
+    ticks = [text for axis in figures[0].axes[:3] for text in axis.get_xticklabels() if text.get_text()]
+    assert len(ticks) == len(archs) * len(names)
+    boxes = [text.get_window_extent() for text in ticks]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    width = figures[0].bbox.width
+    assert all(box.x0 >= 0 and box.x1 <= width for box in boxes)
+
+
+def test_all_that_is_written_can_be_read_on_a_phone(tmp_path: Path, figures: list[Figure]):
+    """A phone shows a picture of the page 350 pixels wide."""
+    treatments = ["θ = 0", f"θ = 0.01, {LONG}"]
+    curves = {
+        ("", "gated", name): {"seed=0": Curve(np.array([8.0, 16.0]), np.array([0.2, 0.1]))} for name in treatments
+    }
+    palette = Palette(["gated"], treatments)
+    plot_front(curves, "", FVU, palette, tmp_path / "front.png")
+    differences = {"seed=0": -0.1, "seed=1": 0.2}
+    compared = Comparison(
+        condition=f"model={LONG}", arch="gated", treatment=treatments[1], metric=FVU, differences=differences
+    )
+    plot_differences([compared], palette, tmp_path / "difference.png")
+    for figure in figures:
+        pixels_a_point = 350 / (72 * figure.get_figwidth())
+        sizes = [float(text.get_fontsize()) * pixels_a_point for text in figure.findobj(Text) if text.get_text()]
+        assert min(sizes) > 8
+        (axis,) = figure.axes
+        # Long names leave the picture most of its width, and none of them is cut off.
+        assert axis.get_window_extent().width > 0.5 * figure.bbox.width
+        names = [text.get_window_extent() for text in figure.findobj(Text) if "form=" in text.get_text()]
+        assert names
+        assert [box for box in names if box.x0 < 0 or box.x1 > figure.bbox.width] == []
+
+
+def test_every_architecture_has_a_colour_of_its_own():
+    archs = [f"arch{number}" for number in range(9)]
+    assert len({Palette(archs, []).colour(arch) for arch in [*archs, "all"]}) == 10

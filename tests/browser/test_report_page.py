@@ -23,12 +23,13 @@ MEASURE = """
 <iframe id="device" style="width: %dpx; height: 3000px; border: 0" srcdoc="%s"></iframe><pre id="measured"></pre>
 <script>
 addEventListener("load", () => {
-  const page = document.getElementById("device").contentDocument, all = [...page.querySelectorAll("*")];
+  const device = document.getElementById("device"), page = device.contentDocument, innerWidth = device.clientWidth;
   const column = name => [...page.querySelectorAll("#runs thead th")].findIndex(each => each.textContent === name);
   const sorted = name => {
     page.querySelectorAll("#runs thead button")[column(name)].click();
     return [...page.querySelectorAll("#runs tbody tr")].map(row => row.cells[column(name)].textContent);
   };
+  const visible = each => each.getBoundingClientRect().right <= innerWidth;
   const read = [...page.querySelectorAll("p, li, td, th, figcaption")];
   document.getElementById("measured").textContent = JSON.stringify({
     width: page.documentElement.clientWidth, needed: page.documentElement.scrollWidth,
@@ -36,6 +37,13 @@ addEventListener("load", () => {
     narrowest: Math.min(...[...page.images].map(each => each.clientWidth)),
     smallest: Math.min(...read.map(each => parseFloat(getComputedStyle(each).fontSize))),
     up: sorted("l0"), down: sorted("l0"), words: sorted("arch"),
+    seen: [...page.querySelectorAll("#runs th")].filter(visible).map(each => each.textContent),
+    far: (() => {
+      const scroll = page.querySelector("#runs .scroll"), job = page.querySelector("#runs td");
+      scroll.scrollLeft = 10000;
+      return [scroll.scrollLeft > 0, job.getBoundingClientRect().left - scroll.getBoundingClientRect().left];
+    })(),
+    verdicts: [...page.querySelectorAll("#matched td.wide")].every(visible),
     tables: [...page.querySelectorAll("table")].every(each => each.closest(".scroll").clientWidth <= innerWidth),
   });
 });
@@ -72,17 +80,29 @@ def test_it_fits_a_laptop_and_a_phone(width: int, narrowest: int, browser: Brows
     assert found["smallest"] >= 12
 
 
+def test_a_phone_shows_what_says_something_first(browser: Browser, page: Path, tmp_path: Path):
+    found = measured(browser, page, 390, tmp_path)
+    assert found["seen"][:3] == ["job", "fvu", "l0"]
+    assert found["verdicts"]
+    # However far the table is scrolled, the job stays at its left edge.
+    scrolled, left = found["far"]
+    assert scrolled
+    assert 0 <= left <= 2
+
+
 def test_the_table_of_runs_is_sorted_by_a_click(browser: Browser, page: Path, tmp_path: Path):
     found = measured(browser, page, 1400, tmp_path)
-    numbers = [float(text) for text in found["up"]]
+    # A job that failed has no l0 and comes last, either way.
+    assert (found["up"][-1], found["down"][-1]) == ("", "")
+    numbers = [float(text) for text in found["up"][:-1]]
     assert numbers == sorted(numbers)
-    assert [float(text) for text in found["down"]] == sorted(numbers, reverse=True)
-    assert found["words"] == ["gated"] * 40 + ["jumprelu"] * 40
+    assert [float(text) for text in found["down"][:-1]] == sorted(numbers, reverse=True)
+    assert found["words"] == ["gated"] * 41 + ["jumprelu"] * 40
 
 
 def test_the_pictures_are_on_it(browser: Browser, page: Path, share_of: Callable[[np.ndarray, str], float]):
-    seen = browser.picture(page.as_uri(), width=1400, height=4000)
-    assert seen.shape[:2] == (4000, 1400)
+    seen = browser.picture(page.as_uri(), width=1400, height=5000)
+    assert seen.shape[:2] == (5000, 1400)
     gated, jumprelu, standard = COLOURS[:3]
     # Lines, dots and bars of the two architectures that are compared, and of no third.
     assert share_of(seen, gated) > 2e-4
@@ -91,8 +111,8 @@ def test_the_pictures_are_on_it(browser: Browser, page: Path, share_of: Callable
 
 
 def test_by_night_it_is_dark_and_hues_stay(browser: Browser, page: Path):
-    day = browser.picture(page.as_uri(), width=1400, height=4000)
-    night = browser.picture(page.as_uri(), DARK, width=1400, height=4000)
+    day = browser.picture(page.as_uri(), width=1400, height=5000)
+    night = browser.picture(page.as_uri(), DARK, width=1400, height=5000)
     assert day.mean() > 225
     assert night.mean() < 60
     # No picture is left that glares.

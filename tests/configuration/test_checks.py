@@ -40,7 +40,10 @@ from tests.composition import composed
         ),
         (["arch=topk", "trainer=fit"], r"arch TopK is trained by gradients: choose trainer=adam"),
         (["arch=kmeans", "trainer=adam"], r"arch KMeans has no gradients: choose trainer=fit"),
-        (["arch=pca", "loss=base"], r"loss\.fisher\.weight is 1\.0, but arch PCA is fitted to the squared error alone"),
+        (
+            ["arch=pca", "loss=base"],
+            r"loss\.fisher\.weight is 1000\.0, but arch PCA is fitted to the squared error alone",
+        ),
         (["arch=kmeans", "population=mfr"], r"arch KMeans is fitted: nothing pulls members toward each other"),
         (
             ["arch=kmeans", "arch.d_sae=5000"],

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from fsae.configuration.existing import heed_existing
+from fsae.configuration.existing import _compare_model, heed_existing
 from fsae.configuration.schema import RunSettings, settings_of
 from fsae.export.saelens import Provenance, save_saelens
+from fsae.language_models.settings import ModelSettings, Package
 from fsae.sources.documents import DatasetSettings
 from tests.architectures import build
 from tests.composition import composed
@@ -100,3 +101,26 @@ def test_what_cannot_be_decided_is_warned_of(
 ):
     heeded(tmp_path, **said)
     assert [message in record.getMessage() for record in caplog.records] == [True]
+
+
+@pytest.mark.parametrize(
+    ("made_for", "warning"),
+    [
+        (Provenance(model_name="google/gemma-2b"), None),
+        (Provenance(model_name="gemma-2b"), None),
+        (Provenance(model_name="gpt2"), "made for the model gpt2, and it is evaluated on google/gemma-2b"),
+        (
+            Provenance(model_name="google/gemma-2b", model_note="random weights"),
+            "on other weights of it (as published)",
+        ),
+    ],
+)
+def test_an_autoencoder_made_for_another_model_is_told(made_for: Provenance, warning: str | None, caplog):
+    _compare_model(ModelSettings(path="google/gemma-2b"), made_for, Path("sae"))
+    assert (warning in caplog.text) if warning else not caplog.records
+
+
+def test_an_autoencoder_made_for_unquantised_weights_is_told(caplog):
+    made_for = Provenance(model_name="HuggingFaceTB/SmolLM2-135M-Instruct")
+    _compare_model(ModelSettings(package=Package.smollm2_135m_instruct_q4_1), made_for, Path("sae"))
+    assert "(as published), and it is evaluated on other weights of it (weights quantised to Q4_1" in caplog.text

@@ -36,6 +36,8 @@ def refusal(*overrides: str, own: Path | None = None) -> str:
         ("loss.fisher.wieght=1", "loss.fisher.wieght: there is no such setting; did you mean loss.fisher.weight?\n"),
         ("arch.k=3", "arch.k: there is no such setting\narch (GatedSettings) has: "),
         ("modle=tiny", "modle: there is no such setting; did you mean model?\nthe root has: arch, dataset, "),
+        ("model.name=gpt2", "model.name: there is no such setting; a model's name follows from what it is: choose "),
+        ("dataset.name=c4", "dataset.name: there is no such setting; a data set's name follows from what it is: "),
         # Values.
         ("seed=abc", "seed: 'abc' is not a whole number; write digits, as in 250_000 or 1e6"),
         ("seed=null", "seed: it must not be null"),
@@ -107,21 +109,18 @@ def failure_in(folder: Path) -> Failure | None:
     return status.failure
 
 
-def test_what_does_not_compose_is_recorded_in_the_outputs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("FSAE_OUTPUTS", str(tmp_path / "outputs"))
-    record_refusal(ValueError("no such thing"))
-    assert failure_in(tmp_path / "outputs") == Failure(kind="ValueError", message="no such thing")
-    monkeypatch.delenv("FSAE_OUTPUTS")
-    monkeypatch.chdir(tmp_path / "outputs")
-    record_refusal(KeyError("another"))
-    assert failure_in(tmp_path / "outputs" / "outputs") == Failure(kind="KeyError", message="'another'")
+def test_what_has_no_folder_is_recorded_in_the_outputs_folder_and_gets_none(tmp_path: Path):
+    for folder in (None, tmp_path / "outputs" / "runs" / "one"):
+        record_refusal(ValueError("no such thing"), tmp_path / "outputs", folder)
+        assert failure_in(tmp_path / "outputs") == Failure(kind="ValueError", message="no such thing")
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["status.json"]
 
 
 def test_what_cannot_be_run_is_recorded_in_its_folder(tmp_path: Path):
     run, outputs = tmp_path / "outputs" / "runs" / "one", tmp_path / "outputs"
     run.mkdir(parents=True)
     for message in ("wrong", "still wrong"):
-        record_refusal(ValueError(message), run, outputs)
+        record_refusal(ValueError(message), outputs, run)
         assert failure_in(run) == Failure(kind="ValueError", message=message)
     assert not (outputs / "status.json").exists()
 
@@ -131,7 +130,7 @@ def test_what_a_run_wrote_of_itself_stays(state: RunState, tmp_path: Path):
     run, outputs = tmp_path / "outputs" / "runs" / "one", tmp_path / "outputs"
     run.mkdir(parents=True)
     before = mark(run, state)
-    record_refusal(ValueError("wrong"), run, outputs)
+    record_refusal(ValueError("wrong"), outputs, run)
     assert read_status(run) == before
     assert failure_in(outputs) == Failure(kind="ValueError", message="wrong")
 
@@ -139,6 +138,6 @@ def test_what_a_run_wrote_of_itself_stays(state: RunState, tmp_path: Path):
 def test_a_status_that_cannot_be_read_stays_too(tmp_path: Path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "status.json").write_text("half of")
-    record_refusal(ValueError("wrong"), tmp_path / "run", tmp_path)
+    record_refusal(ValueError("wrong"), tmp_path, tmp_path / "run")
     assert (tmp_path / "run" / "status.json").read_text() == "half of"
     assert failure_in(tmp_path) == Failure(kind="ValueError", message="wrong")

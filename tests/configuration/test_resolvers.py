@@ -82,6 +82,16 @@ def test_a_name_replaces_the_made_one():
     assert run_folder("name=mine").name != run_folder("name=mine", "seed=1").name
 
 
+def test_the_names_of_a_model_and_a_data_set_follow_from_their_settings(tmp_path: Path):
+    mine = ["model=custom", f"model.path={tmp_path}/it", "dataset=text_files", f"dataset.path={tmp_path}/texts"]
+    flat = flat_settings(composed(*mine))
+    assert (flat["model.name"], flat["dataset.name"]) == ("it", "texts")
+    assert run_folder(*mine).name.startswith("it-resid_mid.3-gated-")
+    assert flat_settings(composed("model=tiny"))["model.name"] == "tiny"
+    # What is refused anyhow has no name.
+    assert "model.name" not in flat_settings(composed("model=tiny", "model.path=gpt2"))
+
+
 def test_an_evaluation_says_so():
     assert run_folder("task=eval", "sae.path=/some/where").name.startswith(
         "eval-smollm2_135m_instruct_q4_1-resid_mid.3-"

@@ -66,6 +66,9 @@ def test_every_schema_is_a_frozen_dataclass_by_keyword(schema: str):
         ("+site.foo=1", r"site\.foo: there is no such setting; site has: layer, name"),
         ("+loss.fisher.foo=1", r"loss\.fisher\.foo: there is no such setting; loss\.fisher has: estimator, form"),
         ("+sead=1", r"sead: there is no such setting; the root has: arch, "),
+        ("+model.name=gpt2", r"model\.name: there is no such setting; .* as in model=gpt2"),
+        ("+dataset.name=c4", r"dataset\.name: there is no such setting; .* as in dataset=tinystories"),
+        ("model=custom", r"model\.path is not set; add model\.path=FOLDER_OR_HUB_NAME"),
         ("seed=-1", r"^seed is -1; it must be at least 0 and at most 4294967295"),
         ("trainer.lr=-1", r"trainer\.lr is -1\.0; it must be above 0 and at most 100"),
         ("site.layer=-1", r"site\.layer is -1; it must be a block, counted from 0, at least 0"),
@@ -81,7 +84,7 @@ def test_what_no_schema_knows_and_what_is_out_of_range_is_refused_by_name(overri
     ("group", "content", "message"),
     [
         ("arch", "k: 3", r"arch is not of the kind AutoencoderSettings; .*`defaults: \[/schema/arch@_here_: "),
-        ("dataset", "defaults: [/schema/dataset@_here_: dataset]\nformat: text\npath: x", r"dataset\.name is not set"),
+        ("dataset", "defaults: [/schema/dataset@_here_: dataset]\npath: x", r"dataset\.format is not set"),
     ],
 )
 def test_a_yaml_file_that_is_not_whole_is_told_what_is_missing(group: str, content: str, message: str, tmp_path: Path):

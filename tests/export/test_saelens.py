@@ -42,6 +42,20 @@ def change_weights(folder: Path, **changes) -> None:
     save_file({k: v for k, v in tensors.items() if v is not None}, folder / "sae_weights.safetensors")
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_colleagues_can_read_it_as_far_as_the_umask_lets_them(tmp_path: Path, umask: int, mode: int):
+    before = os.umask(umask)
+    try:
+        save_saelens(trained("standard"), tmp_path / "sae", PROVENANCE, torch.ones(8))
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "sae").iterdir()} == {
+        "cfg.json": mode,
+        "sae_weights.safetensors": mode,
+        "sparsity.safetensors": mode,
+    }
+
+
 @each_architecture
 @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
 def test_read_back_it_encodes_and_reconstructs_the_same(tmp_path, arch, apply_b_dec_to_input):

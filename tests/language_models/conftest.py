@@ -21,7 +21,7 @@ def _one_thread():
 @functools.cache
 def opened(package: Package) -> TransformerLensModel:
     """A packaged model, in float32."""
-    return open_language_model(ModelSettings(name=package.name, package=package, dtype=DType.float32))
+    return open_language_model(ModelSettings(package=package, dtype=DType.float32))
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from fsae.language_models.settings import Device, DType, ModelSettings, Package
 
 
 def settings(**changes) -> ModelSettings:
-    return ModelSettings(name="tiny", package=Package.tiny, **changes)
+    return ModelSettings(package=Package.tiny, **changes)
 
 
 @pytest.fixture

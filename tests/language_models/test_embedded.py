@@ -22,6 +22,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 def test_the_tiny_model_is_the_same_every_time(cache):
     folder = embedded_folder(Package.tiny)
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
     weights = load_file(folder / "model.safetensors")
     torch.manual_seed(1)
     before = torch.get_rng_state()

@@ -33,7 +33,7 @@ print(json.dumps([is_offline(), answers]))
 OPEN_GPT2 = """
 from fsae.language_models.settings import ModelSettings
 from fsae.language_models.shape import shape_of
-settings = ModelSettings(name="gpt2", path="gpt2")
+settings = ModelSettings(path="gpt2")
 print(shape_of(settings).num_layers)
 from fsae.language_models.transformer_lens_model import open_language_model
 model = open_language_model(settings)

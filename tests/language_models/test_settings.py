@@ -1,4 +1,4 @@
-"""A model's settings name exactly one place."""
+"""A model's settings name exactly one place, and its name follows from it."""
 
 import pytest
 
@@ -8,7 +8,8 @@ from fsae.language_models.settings import ModelSettings, Package
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, r"set exactly one \(both are null\)"),
+        ({}, "model.path is not set; add model.path=FOLDER_OR_HUB_NAME, or choose .* model=tiny"),
+        ({"path": ""}, "model.path is not set"),
         ({"path": "gpt2", "package": Package.tiny}, r"set exactly one \(found 'gpt2'"),
         ({"package": Package.tiny, "revision": "main"}, "a packaged model has none"),
         ({"package": Package.tiny, "batch_size": 0}, "model.batch_size is 0"),
@@ -16,4 +17,18 @@ from fsae.language_models.settings import ModelSettings, Package
 )
 def test_settings_that_cannot_be_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        ModelSettings(name="it", **settings)
+        ModelSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"package": Package.tiny}, "tiny"),
+        ({"path": "google/gemma-2-2b"}, "gemma-2-2b"),
+        ({"path": "/some/where/my model"}, "my_model"),
+    ],
+)
+def test_a_model_is_called_by_what_it_is(settings, name):
+    assert ModelSettings(**settings).name == name
+    with pytest.raises(TypeError):
+        ModelSettings(**settings, name="gpt2")

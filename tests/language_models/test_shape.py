@@ -19,7 +19,7 @@ from tests.language_models.conftest import opened
     ],
 )
 def test_the_table_of_packaged_models_is_true(package):
-    assert shape_of(ModelSettings(name="it", package=package)) == opened(package).shape
+    assert shape_of(ModelSettings(package=package)) == opened(package).shape
 
 
 # The keys are those of the models' own config.json files.
@@ -62,12 +62,12 @@ def test_the_table_of_packaged_models_is_true(package):
 )
 def test_the_shape_in_a_config_json(tmp_path, config, shape):
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert shape_of(ModelSettings(name="it", path=str(tmp_path))) == shape
+    assert shape_of(ModelSettings(path=str(tmp_path))) == shape
 
 
 def test_a_hub_model_that_was_never_downloaded_has_no_known_shape(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert shape_of(ModelSettings(name="it", path="no-such-owner/no-such-model")) is None
+    assert shape_of(ModelSettings(path="no-such-owner/no-such-model")) is None
 
 
 def test_widths():
@@ -88,7 +88,7 @@ def test_sites_that_a_model_does_not_have_are_refused():
 
 def test_folders_that_are_no_models_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds no config.json"):
-        shape_of(ModelSettings(name="it", path=str(tmp_path)))
+        shape_of(ModelSettings(path=str(tmp_path)))
     for path in (str(tmp_path / "missing"), "./missing", "a/b/c"):
         with pytest.raises(ValueError, match=r"is no folder on this machine .* and no hub name"):
-            shape_of(ModelSettings(name="it", path=path))
+            shape_of(ModelSettings(path=path))

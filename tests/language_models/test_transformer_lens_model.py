@@ -93,9 +93,7 @@ def folder_of(tmp_path_factory):
 def model(request, folder_of) -> TransformerLensModel:
     if request.param in Package.__members__:
         return opened(Package[request.param])
-    return open_language_model(
-        ModelSettings(name=request.param, path=str(folder_of(request.param)), dtype=DType.float32)
-    )
+    return open_language_model(ModelSettings(path=str(folder_of(request.param)), dtype=DType.float32))
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +260,7 @@ def test_special_tokens_of_embedded_models():
 def test_opening_a_folder_asks_nobody(monkeypatch):
     asked = []
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: asked.append(host) or [])
-    open_language_model(ModelSettings(name="tiny", package=Package.tiny))
+    open_language_model(ModelSettings(package=Package.tiny))
     assert asked == []
 
 
@@ -287,7 +285,7 @@ def test_activations_can_be_trained_on(tiny):
 
 
 def test_dtype(tiny):
-    model = open_language_model(ModelSettings(name="tiny", package=Package.tiny, dtype=DType.bfloat16))
+    model = open_language_model(ModelSettings(package=Package.tiny, dtype=DType.bfloat16))
     site = Site(name=SiteName.resid_mid, layer=1)
     tokens = torch.arange(8).view(2, 4)
     half, full = model.activations(tokens, [site])[site], tiny.activations(tokens, [site])[site]
@@ -299,7 +297,7 @@ def test_dtype(tiny):
 
 def test_random_weights_are_drawn_once_and_for_all(tiny):
     drawn = [
-        open_language_model(ModelSettings(name="tiny", package=Package.tiny, weights=Weights.random, dtype=dtype))
+        open_language_model(ModelSettings(package=Package.tiny, weights=Weights.random, dtype=dtype))
         for dtype in (DType.float32, DType.float32, DType.bfloat16)
     ]
     tokens = torch.arange(8).view(2, 4)
@@ -323,7 +321,7 @@ def test_a_layer_beyond_the_model_is_refused(tiny, name):
 
 
 def test_a_site_without_a_hook_is_refused(folder_of):
-    model = open_language_model(ModelSettings(name="neox", path=str(folder_of("gpt_neox"))))
+    model = open_language_model(ModelSettings(path=str(folder_of("gpt_neox"))))
     sites = "resid_pre, resid_post, mlp_out, attn_out, attn_z"
     with pytest.raises(ValueError, match=f"resid_mid, but in model neox .* sites {sites}"):
         model.check_site(Site(name=SiteName.resid_mid, layer=0))
@@ -333,11 +331,11 @@ def test_a_gpu_that_is_not_there_is_refused():
     if torch.cuda.is_available():
         pytest.skip("there is one")
     with pytest.raises(ValueError, match="PyTorch sees no GPU"):
-        open_language_model(ModelSettings(name="tiny", package=Package.tiny, device=Device.cuda))
+        open_language_model(ModelSettings(package=Package.tiny, device=Device.cuda))
 
 
 def test_a_folder_without_weights_is_refused(folder_of):
     folder = folder_of("gpt2")
     (folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=f"model.path: {folder} could not be opened"):
-        open_language_model(ModelSettings(name="broken", path=str(folder)))
+        open_language_model(ModelSettings(path=str(folder)))

@@ -58,7 +58,7 @@ def evaluated(sae_lens, tmp_path_factory) -> dict[str, tuple[dict[str, Any], dic
     """Our numbers and theirs for every case."""
     root = tmp_path_factory.mktemp("cases")
     write_folder(root / "model")
-    model = open_language_model(ModelSettings(name="tiny", path=str(root / "model"), dtype=DType.float32))
+    model = open_language_model(ModelSettings(path=str(root / "model"), dtype=DType.float32))
     ours = {name: our_evaluation(root / name, model, *case) for name, case in CASES.items()}
     sae_lens("evaluate", root / "model", *(root / name for name in CASES))
     return {name: (ours[name], json.loads((root / name / "theirs.json").read_text())) for name in CASES}

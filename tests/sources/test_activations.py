@@ -266,9 +266,9 @@ def test_a_value_out_of_range_is_refused_by_name(changes: dict, message: str):
         ActivationSourceSettings(**changes)
 
 
-MODEL = ModelSettings(name="tiny", package=Package.tiny)
+MODEL = ModelSettings(package=Package.tiny)
 WHERE = Site(name=SiteName.resid_mid, layer=1)
-DATASET = DatasetSettings(name="stdlib", format=DatasetFormat.python_source, context=32)
+DATASET = DatasetSettings(format=DatasetFormat.python_source, context=32)
 
 
 def opened(folder: Path, training_tokens: int = 600, **changes) -> ActivationSource:
@@ -297,7 +297,7 @@ def test_a_real_model_is_harvested_once_and_says_so(tmp_path: Path, caplog: pyte
         take(source, 30)
         list(source.held_out(100, 50))
     (folder,) = tmp_path.iterdir()
-    assert folder.name.startswith("tiny-resid_mid.1-stdlib-")
+    assert folder.name.startswith("tiny-resid_mid.1-python_source-")
     # 856 vectors of 32 floats and 16 bytes of facts: 96 kB and the text between shards.
     assert "of activations will be written to" in caplog.text
     caplog.clear()
@@ -368,7 +368,7 @@ def test_streams_are_told_apart_by_what_makes_them():
         key(source=ActivationSourceSettings(), training_tokens=700),
         key(site=Site(name=SiteName.mlp_out, layer=1)),
         key(batch_size=8),
-        key(model=ModelSettings(name="tiny", package=Package.tiny, batch_size=4)),
+        key(model=ModelSettings(package=Package.tiny, batch_size=4)),
     ]
     assert len({key(), *different}) == 1 + len(different)
 

@@ -37,7 +37,7 @@ def write_text(folder: Path) -> DatasetSettings:
         path.write_text(story)
     (folder / ".hidden").mkdir()
     (folder / ".hidden" / "secret.txt").write_text("not a document")
-    return DatasetSettings(name="stories", format=DatasetFormat.text, path=str(folder))
+    return DatasetSettings(format=DatasetFormat.text, path=str(folder))
 
 
 def write_json(folder: Path) -> DatasetSettings:
@@ -46,21 +46,21 @@ def write_json(folder: Path) -> DatasetSettings:
     with gzip.open(folder / "b.jsonl.gz", "wt") as file:
         file.write("".join(lines[90:]))
     (folder / "notes.md").write_text("not a document")
-    return DatasetSettings(name="stories", format=DatasetFormat.json, path=str(folder), label_column="kind")
+    return DatasetSettings(format=DatasetFormat.json, path=str(folder), label_column="kind")
 
 
 def write_parquet_files(folder: Path) -> DatasetSettings:
     for i in range(4):
         part = STORIES[50 * i : 50 * (i + 1)]
         write_parquet(folder / f"{i}.parquet", {"text": part, "kind": [len(text) for text in part]})
-    return DatasetSettings(name="stories", format=DatasetFormat.parquet, path=str(folder), label_column="kind")
+    return DatasetSettings(format=DatasetFormat.parquet, path=str(folder), label_column="kind")
 
 
 def write_hub_copy(folder: Path) -> DatasetSettings:
     write_parquet(folder / "data" / "train-00000-of-00002.parquet", {"text": STORIES[:120]})
     write_parquet(folder / "data" / "train-00001-of-00002.parquet", {"text": STORIES[120:]})
     write_parquet(folder / "data" / "validation-00000-of-00001.parquet", {"text": ["only for validation"]})
-    return DatasetSettings(name="stories", format=DatasetFormat.hub, path=str(folder))
+    return DatasetSettings(format=DatasetFormat.hub, path=str(folder))
 
 
 @pytest.fixture(params=[write_text, write_json, write_parquet_files, write_hub_copy])
@@ -86,7 +86,7 @@ def test_the_part_does_not_depend_on_the_format(tmp_path):
 
 def test_copies_of_a_document_fall_on_the_same_side(tmp_path):
     write_parquet(tmp_path / "a.parquet", {"text": STORIES[:50] * 3})
-    settings = DatasetSettings(name="copies", format=DatasetFormat.parquet, path=str(tmp_path), held_out=0.3)
+    settings = DatasetSettings(format=DatasetFormat.parquet, path=str(tmp_path), held_out=0.3)
     train, held_out = contents(settings, Part.train), contents(settings, Part.held_out)
     assert not set(train) & set(held_out)
     assert set(Counter(train + held_out).values()) == {3}
@@ -95,11 +95,7 @@ def test_copies_of_a_document_fall_on_the_same_side(tmp_path):
 def test_the_share_grows_the_held_out_part(tmp_path):
     settings = write_text(tmp_path)
     parts = [
-        set(
-            contents(
-                DatasetSettings(name="s", format=settings.format, path=settings.path, held_out=share), Part.held_out
-            )
-        )
+        set(contents(DatasetSettings(format=settings.format, path=settings.path, held_out=share), Part.held_out))
         for share in (0.1, 0.5, 0.9)
     ]
     assert parts[0] < parts[1] < parts[2]
@@ -156,9 +152,7 @@ def test_labels_are_kept(tmp_path):
     write_parquet(
         tmp_path / "data" / "train-0.parquet", {"func": STORIES, "target": [len(s) % 2 == 0 for s in STORIES]}
     )
-    settings = DatasetSettings(
-        name="devign", format=DatasetFormat.hub, path=str(tmp_path), text_column="func", label_column="target"
-    )
+    settings = DatasetSettings(format=DatasetFormat.hub, path=str(tmp_path), text_column="func", label_column="target")
     documents = list(open_documents(settings, Part.train))
     assert documents
     assert all(document.label is (len(document.content) % 2 == 0) for document in documents)
@@ -168,7 +162,6 @@ def test_token_ids_are_read_as_they_are(tmp_path):
     rows = [[i, i + 1, i + 2] for i in range(40)]
     write_parquet(tmp_path / "train.parquet", {"input_ids": rows})
     settings = DatasetSettings(
-        name="ids",
         format=DatasetFormat.hub,
         path=str(tmp_path),
         text_column=None,
@@ -185,9 +178,7 @@ def test_token_ids_are_read_as_they_are(tmp_path):
 def test_a_split_a_configuration_and_a_data_folder_of_a_local_copy(tmp_path):
     """The same settings as on the hub: `split`, `config` (the card names its files) and `data_dir`."""
     settings = write_hub_copy(tmp_path / "plain")
-    validation = DatasetSettings(
-        name="v", format=settings.format, path=settings.path, split="validation", held_out=0.999999
-    )
+    validation = DatasetSettings(format=settings.format, path=settings.path, split="validation", held_out=0.999999)
     assert contents(validation, Part.held_out) == ["only for validation"]
 
     files = "".join(f"- config_name: {name}\n  data_files: {name}/*.parquet\n" for name in ("java", "c"))
@@ -195,15 +186,12 @@ def test_a_split_a_configuration_and_a_data_folder_of_a_local_copy(tmp_path):
     write_parquet(tmp_path / "two" / "java" / "0.parquet", {"text": ["class A {}"]})
     write_parquet(tmp_path / "two" / "c" / "0.parquet", {"text": ["int a;"]})
     (tmp_path / "two" / "README.md").write_text(card)
-    java = DatasetSettings(
-        name="j", format=DatasetFormat.hub, path=str(tmp_path / "two"), config="java", held_out=0.999999
-    )
+    java = DatasetSettings(format=DatasetFormat.hub, path=str(tmp_path / "two"), config="java", held_out=0.999999)
     assert contents(java, Part.held_out) == ["class A {}"]
 
     write_parquet(tmp_path / "stack" / "data" / "python" / "train-0.parquet", {"content": ["a = 1"]})
     write_parquet(tmp_path / "stack" / "data" / "java" / "train-0.parquet", {"content": ["int a;"]})
     python = DatasetSettings(
-        name="stack_python",
         format=DatasetFormat.hub,
         path=str(tmp_path / "stack"),
         data_dir="data/python",
@@ -214,12 +202,28 @@ def test_a_split_a_configuration_and_a_data_folder_of_a_local_copy(tmp_path):
 
 
 def test_the_running_pythons_source():
-    settings = DatasetSettings(name="python_source", format=DatasetFormat.python_source)
+    settings = DatasetSettings(format=DatasetFormat.python_source)
     documents = contents(settings, Part.train) + contents(settings, Part.held_out)
     assert len(documents) > 300
     assert any("class Random(_random.Random)" in text for text in documents)
     # No installed packages, no tests.
     assert not any("class PreTrainedModel(" in text or "class GrammarTests(" in text for text in documents)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"format": DatasetFormat.python_source}, "python_source"),
+        ({"format": DatasetFormat.text, "path": "/code/**/*.java"}, "code_.java"),
+        ({"format": DatasetFormat.hub, "path": "roneneldan/TinyStories"}, "TinyStories"),
+        ({"format": DatasetFormat.hub, "path": "big/stack", "data_dir": "data/java"}, "stack-data_java"),
+        ({"format": DatasetFormat.hub, "path": "big/stack", "config": "v2", "data_dir": "c"}, "stack-v2-c"),
+    ],
+)
+def test_a_data_set_is_called_by_what_it_is(settings, name):
+    assert DatasetSettings(**settings).name == name
+    with pytest.raises(TypeError):
+        DatasetSettings(**settings, name="tinystories")
 
 
 def test_a_glob_a_single_file_and_strange_names(tmp_path):
@@ -228,7 +232,7 @@ def test_a_glob_a_single_file_and_strange_names(tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
 
     def read(path: str) -> list[str]:
-        settings = DatasetSettings(name="s", format=DatasetFormat.text, path=path, held_out=1e-9)
+        settings = DatasetSettings(format=DatasetFormat.text, path=path, held_out=1e-9)
         return contents(settings, Part.train)
 
     assert sorted(read(str(tmp_path / "even" / "*.txt"))) == sorted(STORIES[::2])
@@ -239,7 +243,7 @@ def test_a_glob_a_single_file_and_strange_names(tmp_path):
 
 def failure(**settings) -> str:
     with pytest.raises(ValueError) as caught:
-        list(open_documents(DatasetSettings(name="mine", **settings), Part.train))
+        list(open_documents(DatasetSettings(**settings), Part.train))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -251,20 +255,20 @@ def test_paths_that_lead_nowhere(tmp_path):
         assert "matches no" in failure(format=format, path=f"{missing}/*.x")
         assert "matches no" in failure(format=format, path=str(tmp_path))
     assert "is no folder on this machine" in failure(format=DatasetFormat.hub, path=missing)
-    assert "mine could not be opened from" in failure(format=DatasetFormat.hub, path=str(tmp_path))
+    assert f"{tmp_path.name} could not be opened from" in failure(format=DatasetFormat.hub, path=str(tmp_path))
 
 
 def test_files_that_are_broken(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
-    assert "mine could not be opened from" in failure(format=DatasetFormat.parquet, path=str(tmp_path))
+    assert f"{tmp_path.name} could not be opened from" in failure(format=DatasetFormat.parquet, path=str(tmp_path))
     (tmp_path / "a.jsonl").write_text('{"text": "whole"}\n{"text": "cut')
-    assert "mine could not be read on after row" in failure(format=DatasetFormat.json, path=str(tmp_path))
+    assert f"{tmp_path.name} could not be read on after row" in failure(format=DatasetFormat.json, path=str(tmp_path))
 
 
 def test_columns_that_are_not_there(tmp_path):
     write_parquet(tmp_path / "train.parquet", {"func": STORIES, "target": [0] * len(STORIES)})
     where = {"format": DatasetFormat.parquet, "path": str(tmp_path)}
-    assert "mine has no column 'text'; it has func, target" in failure(**where)
+    assert f"{tmp_path.name} has no column 'text'; it has func, target" in failure(**where)
     assert "no column 'cwe'; it has func, target" in failure(**where, text_column="func", label_column="cwe")
     assert "column 'target' holds int, not text" in failure(**where, text_column="target")
     assert "column 'func' holds str, not token ids" in failure(**where, text_column=None, tokens_column="func")
@@ -278,7 +282,7 @@ def test_splits_and_configurations_that_are_not_there(tmp_path):
 
 def test_data_sets_without_documents(tmp_path):
     write_parquet(tmp_path / "none" / "train.parquet", {"text": []})
-    assert "mine is empty: no document in" in failure(format=DatasetFormat.parquet, path=str(tmp_path / "none"))
+    assert "none is empty: no document in" in failure(format=DatasetFormat.parquet, path=str(tmp_path / "none"))
     write_parquet(tmp_path / "one" / "train.parquet", {"text": ["alone"]})
     one = {"format": DatasetFormat.parquet, "path": str(tmp_path / "one")}
     # All but certainly in the held-out part.
@@ -299,7 +303,7 @@ def test_a_later_pass_may_be_all_that_a_resumed_run_sees(tmp_path):
     ("settings", "message"),
     [
         ({"format": DatasetFormat.python_source, "path": "/code"}, "use dataset=text_files"),
-        ({"format": DatasetFormat.text}, "dataset.path is not set; data set mine needs a folder or a glob"),
+        ({"format": DatasetFormat.text}, "dataset.path is not set; dataset.format=text needs a folder or a glob"),
         ({"format": DatasetFormat.hub}, "needs a hub name or a folder"),
         ({"format": DatasetFormat.python_source, "tokens_column": "ids"}, "name exactly one"),
         ({"format": DatasetFormat.python_source, "text_column": None}, "name exactly one"),
@@ -310,13 +314,13 @@ def test_a_later_pass_may_be_all_that_a_resumed_run_sees(tmp_path):
 )
 def test_settings_that_cannot_be_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        DatasetSettings(name="mine", **settings)
+        DatasetSettings(**settings)
 
 
 OPEN_HUB_DATASET = """
 import sys
 from fsae.sources.documents import *
-settings = DatasetSettings(name="mine", format=DatasetFormat.hub, path=sys.argv[1])
+settings = DatasetSettings(format=DatasetFormat.hub, path=sys.argv[1])
 try:
     next(open_documents(settings, Part.train))
 except ValueError as error:

@@ -48,7 +48,6 @@ def packed(tmp_path: Path):
         (tmp_path / "a.jsonl").write_text("".join(json.dumps({"it": content}) + "\n" for content in contents))
         column = "text_column" if isinstance(contents[0], str) else "tokens_column"
         settings = DatasetSettings(
-            name="mine",
             format=DatasetFormat.json,
             path=str(tmp_path),
             held_out=1e-12,
@@ -207,7 +206,7 @@ def test_documents_are_tokenised_in_batches(packed, monkeypatch):
 
 @pytest.mark.parametrize("repeat", [False, True])
 def test_text_shorter_than_one_row_is_refused(packed, repeat):
-    with pytest.raises(ValueError, match="mine: its whole text is 4 tokens, shorter than one context of 6; use more"):
+    with pytest.raises(ValueError, match=": its whole text is 4 tokens, shorter than one context of 6; use more"):
         next(packed(["a", "b"], context=6, repeat=repeat))
 
 
@@ -218,7 +217,7 @@ def test_a_context_beyond_the_models_limit_is_refused(packed):
 
 @pytest.mark.parametrize("wrong", [29, -1])
 def test_token_ids_of_another_tokenizer_are_refused(packed, wrong):
-    with pytest.raises(ValueError, match=f"mine holds the token id {wrong}, but model alphabet has 29 ids"):
+    with pytest.raises(ValueError, match=f" holds the token id {wrong}, but model alphabet has 29 ids"):
         next(packed([[1, 2, 3], [4, wrong]]))
 
 

@@ -1,16 +1,22 @@
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from fsae.tracking.mlflow_upload import find_or_create_experiment
 from fsae.tracking.store import (
     artifact_root,
+    as_literal,
     checked_uri,
     open_store,
     python_command,
     resolve_uri,
     run_link,
+    shell_command,
+    sqlite_file,
     ui_command,
     without_password,
 )
@@ -92,6 +98,46 @@ def test_four_processes_may_open_one_fresh_database_at_once(tmp_path: Path) -> N
     assert names == {"Default", *(f"experiment {n}" for n in range(4))}
     # No database half made, and no ./mlruns in the working directory.
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "mlflow.db", "mlflow.db.lock"]
+
+
+def test_a_database_in_a_folder_of_any_name_is_made_there_and_by_the_umask(tmp_path: Path) -> None:
+    outputs = tmp_path / "a%20b?c#d;e&f'g=h ü%" / "outputs"
+    uri = resolve_uri(None, outputs)
+    before = os.umask(0o002)
+    try:
+        store = open_store(uri)
+    finally:
+        os.umask(before)
+    assert [experiment.name for experiment in store.search_experiments()] == ["Default"]
+    assert sqlite_file(uri) == outputs / "mlflow.db"
+    assert (outputs / "mlflow.db").stat().st_mode & 0o777 == 0o664
+    assert [path.name for path in tmp_path.iterdir()] == ["a%20b?c#d;e&f'g=h ü%"]
+    # What MLflow makes of the place for artifacts is that place again.
+    root = artifact_root(uri, outputs)
+    assert root is not None
+    experiment = find_or_create_experiment(store, "fsae", uri, outputs)
+    run = store.create_run(experiment, tags={"fsae.sweep": "it's"})
+    store.log_text(run.info.run_id, "text", "file.txt")
+    assert [path.name for path in root.rglob("*.txt")] == ["file.txt"]
+    (found,) = store.search_runs([experiment], "tags.`fsae.sweep` = " + as_literal("it's"))
+    assert found.info.run_id == run.info.run_id
+
+
+def test_a_typed_address_means_what_sqlalchemy_takes_it_for() -> None:
+    assert sqlite_file(checked_uri("sqlite:////a%20b/m.db?timeout=9", "here")) == Path("/a b/m.db")
+    assert checked_uri("sqlite:////a%2520b/m.db?timeout=9", "here") == "sqlite+pysqlite:////a%2520b/m.db?timeout=9"
+    assert sqlite_file("sqlite+pysqlite:////a%2520b/m.db?timeout=9") == Path("/a%20b/m.db")
+
+
+def test_a_filter_holds_one_kind_of_quotation_marks() -> None:
+    assert (as_literal("plain"), as_literal("it's"), as_literal('a "b"')) == ("'plain'", '"it\'s"', "'a \"b\"'")
+    with pytest.raises(ValueError, match="both kinds of quotation marks"):
+        as_literal('it\'s "so"')
+
+
+def test_a_command_can_be_pasted() -> None:
+    command = shell_command("resume", Path("/a b/it's $HOME"))
+    assert shlex.split(command)[-2:] == ["fsae.resume", "/a b/it's $HOME"]
 
 
 def test_a_database_left_half_made_by_a_kill_does_not_matter(tmp_path: Path) -> None:

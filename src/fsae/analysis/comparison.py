@@ -11,16 +11,17 @@ import pandas as pd
 from jaxtyping import Float
 
 from fsae.analysis.design import Design
+from fsae.analysis.metrics import MORE_IS_BETTER
+from fsae.analysis.numbers import numbers_in_order
 
-# The metrics that are compared, and whether more of one is better. Whether latents should be less correlated, which is
-# what the penalty asks for, or their directions less alike, is not settled.
-COMPARED: dict[str, bool | None] = {
-    "eval/fvu": False,
-    "eval/ce_recovered_zero": True,
-    "eval/dead_share": False,
-    "eval/code_correlation_excess": None,
-    "eval/decoder_max_cosine": None,
-}
+# The metrics that are compared.
+COMPARED = (
+    "eval/fvu",
+    "eval/ce_recovered_zero",
+    "eval/dead_share",
+    "eval/code_correlation_excess",
+    "eval/decoder_max_cosine",
+)
 
 # Of one curve of one seed: fewer say too little about what lies between them.
 MIN_SPARSITIES = 4
@@ -77,7 +78,7 @@ class Comparison:
     @property
     def worth(self) -> str:
         """ "better" or "worse" where a difference was found in a metric of which that can be said, else empty."""
-        more_is_better = COMPARED.get(self.metric)
+        more_is_better = MORE_IS_BETTER[self.metric]
         if more_is_better is None or self.outcome not in ("lower", "higher"):
             return ""
         return "better" if more_is_better == (self.outcome == "higher") else "worse"
@@ -179,8 +180,9 @@ def compare(design: Design) -> list[Comparison]:
 
 
 def treatments(cells: pd.DataFrame) -> list[str]:
-    """The treatments' names by rising weight, the baseline first."""
-    return list(dict.fromkeys(cells.sort_values(["theta", "treatment"], kind="stable")["treatment"]))
+    """The treatments' names by rising weight, the baseline first; their numbers are sorted as numbers."""
+    weights = dict(zip(cells["treatment"], cells["theta"], strict=True))
+    return sorted(weights, key=lambda name: (weights[name], numbers_in_order(name)))
 
 
 def log_grid(low: float, high: float) -> Float[np.ndarray, " grid"]:
@@ -225,6 +227,8 @@ def bootstrap_interval(values: Float[np.ndarray, "seeds ..."]) -> Float[np.ndarr
 
 def in_step(*values: float) -> list[str]:
     """Numbers with as many decimals as the largest needs to show two digits, and all together to look different."""
+    # Adding zero makes a negative zero an ordinary one.
+    values = tuple(value + 0.0 for value in values)
     largest = max(map(abs, values))
     decimals = max(0, 1 - math.floor(math.log10(largest))) if largest > 0 else 0
     while decimals < 7 and len({f"{value:.{decimals}f}" for value in values}) < len(set(values)):

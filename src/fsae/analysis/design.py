@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import pandas as pd
 
-from fsae.analysis.runs import HISTOGRAM, IDENTITY
+from fsae.analysis.numbers import shown
+from fsae.analysis.runs import HISTOGRAM, IDENTITY, MEASURED
 
 THETA = "loss.fisher.weight"
 # Settings that change how many latents are active. Which of them a run has depends on its architecture.
@@ -28,6 +30,8 @@ BOOKKEEPING_GROUPS = ("paths.", "tracking.", "objective.", "sae.")
 FIRST = {"model.name": "model", "site.name": "site", "site.layer": "layer", "dataset.name": "dataset"}
 
 NEEDED = ("eval/l0", "eval/fvu")
+# States of jobs that never had all of their settings.
+PARTLY_KNOWN = ("refused", "not started", "damaged")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,9 +109,37 @@ def design_of(runs: pd.DataFrame) -> Design:
     )
 
 
+def differing_settings(runs: pd.DataFrame) -> list[str]:
+    """The settings that tell these runs apart, whatever became of them, without those that follow from others: the
+    architecture first, seeds last."""
+    # Of a job that never began only what was asked for is known: that the rest is missing is no difference.
+    complete = [state == "finished" for state in runs["state"]]
+    if not any(complete):
+        complete = [state not in PARTLY_KNOWN for state in runs["state"]]
+    texts = {name: [shown(value) for value in runs[name]] for name in runs if _is_setting(name)}
+    found: list[str] = []
+    for name in sorted(texts, key=_telling):
+        has = [known or text != "null" for known, text in zip(complete, texts[name], strict=True)]
+        # A key that no complete run has is a word for a group, whose settings are told instead.
+        is_word = any(complete) and not any(text != "null" for text in compress(texts[name], complete))
+        if is_word or len(set(compress(texts[name], has))) < 2:
+            continue
+        # It may follow from what all of these have.
+        others = [has_it and not known for has_it, known in zip(has, complete, strict=True)]
+        leading = [each for each in found if "null" not in compress(texts[each], others)]
+        if not _follows(runs.loc[has], name, leading):
+            found.append(name)
+    return found
+
+
+def called(name: str) -> str:
+    """A setting's key as a column names it: "k" for "arch.k"."""
+    return FIRST.get(name) or name.removeprefix("arch.").removeprefix("loss.")
+
+
 def treatment_name(theta: float, others: Sequence[str] = ()) -> str:
     """How the Fisher penalty of some runs is called."""
-    return ", ".join([f"θ = {theta:g}", *others])
+    return ", ".join([f"θ = {shown(theta)}", *others])
 
 
 def named(row: Mapping[str, object], names: Sequence[str], skip_absent: bool = False) -> str:
@@ -118,19 +150,20 @@ def named(row: Mapping[str, object], names: Sequence[str], skip_absent: bool = F
     )
 
 
-def shown(value: object) -> str:
-    """A setting's value as a person writes it."""
-    if value is None or value != value:
-        return "null"
-    if isinstance(value, float):
-        return f"{value:.10g}"
-    return str(value)
-
-
 def _is_setting(name: str) -> bool:
-    if name in (*IDENTITY, *HISTOGRAM, *BOOKKEEPING) or name.startswith(("eval/", *BOOKKEEPING_GROUPS)):
+    if name in (*IDENTITY, *HISTOGRAM, *BOOKKEEPING) or name.startswith((*MEASURED, *BOOKKEEPING_GROUPS)):
         return False
     return name != "task"
+
+
+def _telling(name: str) -> tuple[int, str]:
+    """What to sort settings by, so that those come first that a reader looks for."""
+    first = ["arch", *FIRST, THETA, *SPARSITY, *SIZE]
+    if name in first:
+        return first.index(name), ""
+    groups = ("loss.fisher.", "trainer.")
+    place = next((number for number, group in enumerate(groups) if name.startswith(group)), len(groups))
+    return len(first) + (9 + REPLICATES.index(name) if name in REPLICATES else place), name
 
 
 def _theta(runs: pd.DataFrame) -> pd.Series:

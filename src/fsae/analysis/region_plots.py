@@ -6,8 +6,10 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 from jaxtyping import Float, Int
+from matplotlib.ticker import FuncFormatter
 
-from fsae.analysis.figures import COLOURS, figure
+from fsae.analysis.figures import COLOURS, figure, log_y
+from fsae.analysis.numbers import shown
 
 # Twenty hues; regions that meet may share one, so boundaries are drawn too.
 _HUES = mpl.colormaps["tab20"]
@@ -85,8 +87,8 @@ def plot_region_sizes(least: Sequence[int], counts: Sequence[int], picture: Path
         axis = drawn.subplots()
         axis.stairs(counts, [*least, 2 * least[-1]], fill=True, color=COLOURS[0])
         axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-        axis.set_ylim(bottom=0.7)
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(float(value))))
+        log_y(axis, 0.8, max(1, *counts))
         axis.set_xlabel("held-out samples in a region")
         axis.set_ylabel("regions")
         axis.set_title(f"{sum(counts):,} regions are occupied")

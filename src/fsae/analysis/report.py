@@ -1,6 +1,7 @@
 """The report on a set of runs: one HTML page that needs no network, its pictures, and the table of runs."""
 
 import base64
+import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool, Float
 from jinja2 import Environment, FileSystemLoader
 
 from fsae.analysis.comparison import (
@@ -23,7 +25,10 @@ from fsae.analysis.comparison import (
     in_step,
     treatments,
 )
-from fsae.analysis.design import SIZE, SPARSITY, THETA, Design, comparable, design_of, named, shown
+from fsae.analysis.design import SIZE, SPARSITY, THETA, Design, comparable, design_of, named
+from fsae.analysis.job_table import JobTable, job_table
+from fsae.analysis.metrics import MORE_IS_BETTER, NUMBERS
+from fsae.analysis.numbers import readable, shown
 from fsae.analysis.runs import HISTOGRAM
 from fsae.analysis.sweep_plots import (
     AXIS_LABELS,
@@ -37,27 +42,11 @@ from fsae.analysis.sweep_plots import (
 
 FRONTS = ("eval/fvu", "eval/ce_recovered_zero")
 THETA_CURVES = ("eval/fvu", "eval/l0", "eval/code_correlation_excess")
-# The numbers in the table of runs, in this order; the parquet table has all.
-NUMBERS = (
-    "eval/fvu",
-    "eval/l0",
-    "eval/description_length",
-    "eval/ce_recovered_zero",
-    "eval/dead_share",
-    "eval/dense_share",
-    "eval/code_correlation_excess",
-    "eval/decoder_max_cosine",
-    "eval/fisher_ratio",
-    "eval/cosine",
-    "eval/l2_ratio",
-    "eval/best_fvu",
-    "eval/pw_mcc",
-    "eval/shared_share",
-    "eval/mcc",
-    "eval/f1",
-    "eval/fvu_of_inputs",
-)
 PAGE = "report.html"
+# Of held-out vectors' variance, in the thousandth with the largest norms: above it fvu is theirs alone.
+TOP_VARIANCE_SHARE = 0.2
+# A caveat names so many jobs.
+NAMED_AT_MOST = 4
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
 )
@@ -74,14 +63,6 @@ class Picture:
     def data(self) -> str:
         """The file as an address, so that the page holds it."""
         return "data:image/png;base64," + base64.b64encode(self.file.read_bytes()).decode()
-
-
-@dataclass(frozen=True)
-class Row:
-    """One run on the page: texts to show, by column, and what to sort them by."""
-
-    cells: list[tuple[str, str]]
-    folder: str
 
 
 @dataclass(frozen=True)
@@ -116,17 +97,25 @@ def write_report(runs: pd.DataFrame, folder: Path) -> Path:
     runs.drop(columns=list(HISTOGRAM)).to_csv(folder / "runs.csv", index=False)
     usable = comparable(runs)
     design = design_of(runs)
+    table = job_table(runs)
     palette = Palette(sorted(set(design.cells["arch"])), treatments(design.cells))
     comparisons = compare(design)
+    compared = [each for each in comparisons if not each.obstacle]
     page = _TEMPLATES.get_template("report.html.jinja").render(
         title=_title(runs),
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         counts=[f"{count} {state}" for state, count in Counter(runs["state"]).most_common()],
         design=design,
-        in_short=list(_in_short(comparisons)),
-        cautions=list(_cautions(runs, usable, design)),
-        comparisons=[(metric, _label(metric), _of(comparisons, metric)) for metric in COMPARED],
-        comparison_absent=_comparison_absent(design),
+        table=table,
+        more_is_better=MORE_IS_BETTER,
+        readable=readable,
+        signed=_signed,
+        shown=shown,
+        sort_value=_sort_value,
+        in_short=list(_in_short(comparisons)) if compared else [],
+        caveats=[*_caveats(runs, table), *_cautions(runs, usable, design)],
+        comparisons=[(metric, _label(metric), _of(comparisons, metric)) for metric in COMPARED] if compared else [],
+        comparison_absent="" if compared else _comparison_absent(design, comparisons),
         intervals=sum(each.interval is not None for each in comparisons),
         limits={"pairs": MIN_PAIRS, "sparsities": MIN_SPARSITIES},
         differences=list(_plot_differences(comparisons, palette, pictures)),
@@ -136,10 +125,7 @@ def write_report(runs: pd.DataFrame, folder: Path) -> Path:
         ],
         front_remark=_front_remark(design),
         thetas=list(_plot_thetas(design, palette, pictures)),
-        theta_absent=_theta_absent(design),
         densities=list(_plot_densities(usable, design, pictures)),
-        columns=[name.removeprefix("eval/") for name in _columns(runs, design)],
-        rows=list(_rows(runs, design)),
         failures=list(_failures(runs, usable)),
         in_step=in_step,
         penalties=list(dict.fromkeys(each.treatment for each in comparisons)),
@@ -153,7 +139,13 @@ def _title(runs: pd.DataFrame) -> str:
     sweeps = [str(sweep) for sweep in dict.fromkeys(runs["sweep"]) if sweep]
     if sweeps and set(runs["sweep"]) == {sweeps[0]}:
         return f"Sweep {sweeps[0]}"
-    return f"{len(runs)} runs" + (f" of {len(sweeps)} sweeps" if len(sweeps) > 1 else "")
+    if len(runs) == 1:
+        return f"Run {runs['run'].iloc[0]}"
+    return _runs(len(runs)) + (f" of {len(sweeps)} sweeps" if len(sweeps) > 1 else "")
+
+
+def _runs(number: int) -> str:
+    return f"{number} run" if number == 1 else f"{number} runs"
 
 
 def _label(metric: str) -> str:
@@ -189,21 +181,21 @@ def _cautions(runs: pd.DataFrame, usable: pd.DataFrame, design: Design) -> Itera
     """What a reader must know before believing a difference."""
     missing = len(runs) - len(usable)
     if missing and len(usable):
-        yield f"{missing} of {len(runs)} runs are not compared; see the end of the page."
+        yield f"{missing} of {_runs(len(runs))} {'is' if missing == 1 else 'are'} not compared; see below."
     commits = {commit for commit in usable["commit"] if commit}
     if len(commits) > 1:
         yield f"The runs come from {len(commits)} commits of the code; a difference may be one of the code."
     if design.repeats:
-        yield f"{design.repeats} runs repeat the settings of another; such runs are averaged."
+        yield f"{_runs(design.repeats)} of the same settings as another; such runs are averaged."
     dense = [share for share in _values(usable, "eval/dense_share") if share > 0.5]
     if dense:
         yield (
-            f"In {len(dense)} runs more than half of the latents are active on more than a tenth of the vectors: "
+            f"In {_runs(len(dense))} more than half of the latents are active on more than a tenth of the vectors: "
             "nothing keeps their codes sparse."
         )
     silent = [l0 for l0 in _values(usable, "eval/l0") if l0 == 0]
     if silent:
-        yield f"In {len(silent)} runs no latent is ever active; they are in no curve."
+        yield f"In {_runs(len(silent))} no latent is ever active; such a run is in no curve."
     broken = [name for name in NUMBERS if any(math.isnan(value) for value in _values(usable, name))]
     if broken:
         names = ", ".join(name.removeprefix("eval/") for name in broken)
@@ -213,12 +205,65 @@ def _cautions(runs: pd.DataFrame, usable: pd.DataFrame, design: Design) -> Itera
             yield f"{name.removeprefix('eval/')} differs between runs: their held-out numbers differ in precision too."
 
 
+def _caveats(runs: pd.DataFrame, table: JobTable) -> Iterator[str]:
+    """What makes the numbers of some jobs say little, whatever they are compared with."""
+
+    def of(found: Bool[np.ndarray, " runs"]) -> str:
+        names = [row.job for row, is_found in zip(table.rows, found, strict=True) if is_found]
+        if len(names) == len(runs):
+            return f"all {len(names)} jobs" if len(names) > 1 else "this job"
+        more = f"; and {len(names) - NAMED_AT_MOST} more" if len(names) > NAMED_AT_MOST else ""
+        return f"{len(names)} of {len(runs)} jobs ({'; '.join(names[:NAMED_AT_MOST])}{more})"
+
+    def span(values: Float[np.ndarray, " some"]) -> str:
+        ends = (f"{value:,.0f}" if value >= 100 else readable(value, 2) for value in (values.min(), values.max()))
+        return " to ".join(dict.fromkeys(ends))
+
+    rounds = _numbers(runs, "data/text_rounds")
+    if (again := rounds > 1).any():
+        distinct, wanted = (_numbers(runs, f"data/train_samples_{name}")[again] for name in ("distinct", "wanted"))
+        yield (
+            f"Too little text in {of(again)}: only {span(distinct)} of {span(wanted)} training samples are distinct, "
+            f"the text was read {span(rounds[again])} times over. An autoencoder may know such text by heart; its "
+            "numbers say little about other text."
+        )
+    held_out, asked = (_numbers(runs, f"data/held_out_samples{name}") for name in ("", "_wanted"))
+    if (short := held_out < asked).any():
+        yield (
+            f"Too few held-out samples in {of(short)}: {span(held_out[short])} of {span(asked[short])}. "
+            "Small differences between such numbers are chance."
+        )
+    top = _numbers(runs, "eval/top_variance_share")
+    if (massive := top > TOP_VARIANCE_SHARE).any():
+        yield (
+            f"Massive activations in {of(massive)}: one held-out vector in a thousand, those with the largest norms, "
+            f"holds {span(100 * top[massive])} % of the variance. Such an fvu says how well these few are "
+            "reconstructed, and little about all others."
+        )
+
+
+def _numbers(runs: pd.DataFrame, name: str) -> Float[np.ndarray, " runs"]:
+    """A column of numbers; NaN where a run has none."""
+    return np.array(_values(runs, name) or [math.nan] * len(runs), dtype=float)
+
+
+def _signed(value: float) -> str:
+    """A difference with its sign and two digits."""
+    text = readable(value, 2)
+    return f"+{text}" if value > 0 else text
+
+
+def _sort_value(value: object) -> str:
+    """What a script sorts a setting's cell by."""
+    return json.dumps(float(value)) if isinstance(value, int | float) else str(value)
+
+
 def _values(runs: pd.DataFrame, name: str) -> list[float]:
     return runs[name].to_list() if name in runs else []
 
 
-def _comparison_absent(design: Design) -> str:
-    """Why nothing can be compared at matched l0, or an empty text."""
+def _comparison_absent(design: Design, comparisons: Sequence[Comparison]) -> str:
+    """Why nothing can be compared at matched l0."""
     names = set(design.cells["treatment"])
     if not names:
         return "no run has finished with results"
@@ -226,20 +271,13 @@ def _comparison_absent(design: Design) -> str:
         return f"there is no baseline: no run has {THETA}=0"
     if names == {design.baseline}:
         return f"no run has a Fisher penalty: {THETA} is 0 in all"
-    return ""
+    return "; ".join(dict.fromkeys(each.obstacle for each in comparisons))
 
 
 def _front_remark(design: Design) -> str:
-    if any(name in design.varied for name in SPARSITY):
+    if max(design.cells.groupby("arch")["sparsity"].nunique().to_list(), default=0) > 1:
         return ""
-    return f"No setting of sparsity varies ({', '.join(SPARSITY)}), so these are points and no fronts."
-
-
-def _theta_absent(design: Design) -> str:
-    names = list(dict.fromkeys(design.cells["treatment"]))
-    if len(names) > 1:
-        return ""
-    return f"All runs have {names[0]}." if names else "No run has finished with results."
+    return f"No setting of sparsity varies within an architecture ({', '.join(SPARSITY)}), so there are no fronts."
 
 
 def _plot_differences(comparisons: Sequence[Comparison], palette: Palette, folder: Path) -> Iterator[Picture]:
@@ -257,6 +295,9 @@ def _plot_fronts(design: Design, palette: Palette, folder: Path) -> Iterator[Pic
             continue
         curves = curves_of(design.cells, metric)
         for number, condition in enumerate(dict.fromkeys(condition for condition, _, _ in curves)):
+            here = [seeds for (where, _, _), seeds in curves.items() if where == condition]
+            if sum(len(curve.l0) for seeds in here for curve in seeds.values()) < 2:
+                continue
             file = folder / f"front_{_file_name(metric)}_{number}.png"
             plot_front(curves, condition, metric, palette, file)
             yield Picture(file, condition)
@@ -275,6 +316,8 @@ def _plot_description_lengths(
     along = [each for each in (*SIZE, *SPARSITY) if each in usable]
     coded = usable.loc[usable[name] > 0]
     rows = coded.to_dict("records")
+    # What is the same in all of them labels none.
+    differing = [each for each in along if coded[each].map(shown).nunique() > 1]
     points = coded[[name, "eval/fvu"]].assign(
         condition=[named(row, where) for row in rows],
         arch=design.labels["arch"],
@@ -283,35 +326,37 @@ def _plot_description_lengths(
             for treatment, row in zip(design.labels.loc[coded.index, "treatment"], rows, strict=True)
         ],
         setting=[named(row, along) for row in rows],
-        label=[
-            ", ".join(filter(None, [_size(row), sparsity.rpartition(".")[2]]))
-            for row, sparsity in zip(rows, design.labels.loc[coded.index, "sparsity"], strict=True)
-        ],
+        label=[_point_label(row, differing) for row in rows],
     )
     styles = replace(palette, treatments=list(dict.fromkeys(points["treatment"])))
     for number, (condition, here) in enumerate(points.groupby("condition", sort=False)):
         if len(here) > 1:
             file = folder / f"description_length_{number}.png"
             plot_description_length(here, styles, file)
-            told = "against the bits of a sample's codes; labels are latents and sparsity"
+            told = "against the bits of a sample's codes"
+            if any(here["label"]):
+                told += "; labels are latents and sparsity, as far as they differ and there is room"
             yield Picture(file, ", ".join(filter(None, [str(condition), told])))
 
 
-def _size(row: Mapping[str, object]) -> str:
-    latents, widths, rank = (shown(row.get(name)) for name in SIZE)
-    size = latents if latents != "null" else "" if widths == "null" else f"{widths} d_in"
-    return size if rank == "null" else f"{size}, rank {rank}"
+def _point_label(row: Mapping[str, object], names: Sequence[str]) -> str:
+    """A run's size and sparsity in short, as in "128, rank 15, weight=0.3", of these settings."""
+    texts = {name: shown(row[name]) for name in names if shown(row[name]) != "null"}
+    if "arch.d_sae" in texts:
+        # The number of latents is what an expansion comes to.
+        texts.pop("arch.expansion", None)
+    sizes = {"arch.d_sae": "%s", "arch.expansion": "%s d_in", "arch.rank": "rank %s"}
+    return ", ".join(sizes.get(name, f"{name.rpartition('.')[2]}=%s") % text for name, text in texts.items())
 
 
 def _plot_thetas(design: Design, palette: Palette, folder: Path) -> Iterator[Picture]:
-    if _theta_absent(design):
-        return
     for metric in THETA_CURVES:
         if metric not in design.cells:
             continue
         for number, condition in enumerate(dict.fromkeys(design.cells["condition"])):
-            cells = design.cells.loc[design.cells["condition"] == condition]
-            if cells[metric].notna().any():
+            cells = design.cells.loc[(design.cells["condition"] == condition) & design.cells[metric].notna()]
+            # With one weight for each architecture there is nothing to see of what a weight does.
+            if max(cells.groupby("arch")["treatment"].nunique().to_list(), default=0) > 1:
                 file = folder / f"theta_{_file_name(metric)}_{number}.png"
                 plot_theta(cells, metric, palette, file)
                 yield Picture(file, condition)
@@ -328,7 +373,7 @@ def _plot_densities(usable: pd.DataFrame, design: Design, folder: Path) -> Itera
             within = here.loc[here["arch"] == arch]
             l0 = usable.loc[within.index, "eval/l0"].groupby(within["sparsity"]).mean().sort_values()
             middle = str(l0.index[(len(l0) - 1) // 2])
-            told.append(f"{arch} {middle} (l0 {l0.iloc[(len(l0) - 1) // 2]:.3g})")
+            told.append(f"{arch} {middle} (l0 {readable(l0.iloc[(len(l0) - 1) // 2], 3)})")
             for treatment in treatments(within):
                 rows = within.index[(within["sparsity"] == middle) & (within["treatment"] == treatment)]
                 if len(rows):
@@ -337,25 +382,6 @@ def _plot_densities(usable: pd.DataFrame, design: Design, folder: Path) -> Itera
         file = folder / f"density_{number}.png"
         plot_density(latents, file)
         yield Picture(file, "; ".join(filter(None, [condition, *told])))
-
-
-def _columns(runs: pd.DataFrame, design: Design) -> list[str]:
-    return [*design.varied, *(name for name in NUMBERS if name in runs)]
-
-
-def _rows(runs: pd.DataFrame, design: Design) -> Iterator[Row]:
-    columns = _columns(runs, design)
-    numbers = [name for name in NUMBERS if name in runs]
-    evaluated = (runs["state"] == "finished") & runs[numbers].notna().any(axis=1)
-    for row in runs.loc[evaluated].to_dict("records"):
-        texts = [(str(row["run"]), str(row["run"]))]
-        for name in columns:
-            value = row[name]
-            missing = shown(value) == "null"
-            number = isinstance(value, int | float)
-            text = "" if missing else f"{value:.4g}" if name.startswith("eval/") else shown(value)
-            texts.append((text, "" if missing else repr(float(value)) if number else str(value)))
-        yield Row(texts, str(row["folder"] or ""))
 
 
 def _failures(runs: pd.DataFrame, usable: pd.DataFrame) -> Iterator[Failure]:

@@ -1,12 +1,13 @@
 """Pictures of one run, from the files in its folder: how training went, and how often its latents fire."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from fsae.analysis.figures import COLOURS, figure
+from fsae.analysis.figures import COLOURS, figure, log_y
 from fsae.tracking.spool import read_metrics
 
 # What a reader looks at first, with the axis it is best read on.
@@ -35,8 +36,9 @@ def plot_training(metrics: Path, picture: Path) -> None:
         for axis, (name, title, scale) in zip(drawn.subplots(2, 2).flat, CURVES, strict=True):
             steps, values = series.get(name, ([], []))
             axis.plot(np.array(steps) / 1e6, values, color=COLOURS[0])
-            if scale == "log" and any(value > 0 for value in values):
-                axis.set_yscale("log")
+            above = [value for value in values if 0 < value < math.inf]
+            if scale == "log" and above:
+                log_y(axis, min(above), max(above))
             axis.set_title(title)
             axis.set_xlabel("training vectors (millions)")
 

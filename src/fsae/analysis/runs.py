@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from fsae.analysis.numbers import setting_number
 from fsae.tracking.mlflow_upload import FOLDER_TAG, first_line, read_description
 from fsae.tracking.run_folder import RunFolder
 from fsae.tracking.status import RunState, read_status
-from fsae.tracking.store import checked_uri, open_store, sqlite_file, without_password
+from fsae.tracking.store import as_literal, checked_uri, open_store, sqlite_file, without_password
+from fsae.tracking.sweep_folder import job_name, read_sweep
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 # What every row has, whatever became of the run; its settings and numbers follow.
 IDENTITY = ("run", "folder", "state", "failure", "sweep", "commit")
 HISTOGRAM = ("density/log10_edges", "density/latents")
+# How the names of a run's numbers begin: what was measured held out, and how much data there was.
+MEASURED = ("eval/", "data/")
 
 SWEEP_TAG = "fsae.sweep"
 KIND_TAG = "fsae.kind"
@@ -42,8 +46,8 @@ def collect_folders(paths: Iterable[Path]) -> pd.DataFrame:
     Returns:
         One row a run, ordered by folder. Columns: `run`, `folder` (absolute), `state` (that of `status.json`, or
         "killed", "not started", "damaged"), `failure`, `sweep`, `commit`; the flat settings as numbers where all
-        values of one are; the evaluation's numbers as `eval/<metric>`, NaN where they are not finite; `density/...`,
-        the histogram's lists. What a run lacks is None or NaN.
+        values of one are; the results' numbers as `eval/<metric>` and `data/<count>`, NaN where they are not finite;
+        `density/...`, the histogram's lists. What a run lacks is None or NaN.
 
     Raises:
         ValueError: one of the paths does not exist, or there is no run in any.
@@ -127,6 +131,8 @@ def _read_folder(folder: RunFolder) -> dict[str, Any]:
         if folder.tracking.exists():
             description = read_description(folder.path)
             row |= _described(description.run_name, description.tags, description.params)
+        else:
+            row |= _asked_for(folder.path)
         status = read_status(folder.path)
         if status is None:
             return row | {"state": "not started", "failure": "it has no status.json"}
@@ -141,6 +147,16 @@ def _read_folder(folder: RunFolder) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         return row | {"state": "damaged", "failure": str(error)}
     return row
+
+
+def _asked_for(folder: Path) -> dict[str, Any]:
+    """What is known of a sweep's job that never began: its name and the settings it was to have."""
+    with suppress(OSError, ValueError):
+        sweep = read_sweep(folder.parent)
+        overrides = next((job.overrides for job in sweep.all_jobs() if job.folder == folder), [])
+        asked = dict(override.split("=", 1) for override in overrides if override.partition("=")[0] in sweep.varied)
+        return asked | {"run": job_name(overrides, sweep.varied) or folder.name, "sweep": sweep.tag}
+    return {}
 
 
 def _read_mlflow(client: MlflowClient, run: Run) -> dict[str, Any]:
@@ -176,7 +192,7 @@ def _results(text: str) -> dict[str, Any]:
         row: dict[str, Any] = {
             name: float("nan") if value is None else float(value)
             for name, value in results.items()
-            if name.startswith("eval/")
+            if name.startswith(MEASURED)
         }
         if histogram := results.get("density_histogram"):
             row |= dict(zip(HISTOGRAM, (histogram["log10_edges"], histogram["latents"]), strict=True))
@@ -198,7 +214,7 @@ def _artifact(client: MlflowClient, run: Run, name: str) -> str:
 
 
 def _runs_of(client: MlflowClient, experiment_id: str, sweep: str | None) -> Iterator[Run]:
-    wanted = f"tags.`{SWEEP_TAG}` = '{sweep}'" if sweep else ""
+    wanted = f"tags.`{SWEEP_TAG}` = {as_literal(sweep)}" if sweep else ""
     token = None
     while True:
         page = client.search_runs([experiment_id], wanted, max_results=_RUNS_PER_PAGE, page_token=token)
@@ -210,23 +226,31 @@ def _runs_of(client: MlflowClient, experiment_id: str, sweep: str | None) -> Ite
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     names = sorted({name for row in rows for name in row} - {*IDENTITY, *HISTOGRAM})
-    numbers = [name for name in names if name.startswith("eval/")]
+    numbers = [name for name in names if name.startswith(MEASURED)]
     settings = [name for name in names if name not in numbers]
+    # Of a job that was refused, a setting may be anything; it does not make texts of the others' numbers.
+    finished = [row.get("state") == "finished" for row in rows]
+    decisive = pd.Series(finished if any(finished) else [True] * len(rows))
     columns: dict[str, pd.Series] = {}
     for name in (*IDENTITY, *settings, *numbers, *HISTOGRAM):
         # As objects: in pandas' own type for text None would become NaN.
         column = pd.Series([row.get(name) for row in rows], dtype=object)
-        columns[name] = _typed(column) if name in settings else column.astype(float) if name in numbers else column
+        if name in settings:
+            column = _typed(column, decisive)
+        columns[name] = column.astype(float) if name in numbers else column
     return pd.DataFrame(columns)
 
 
-def _typed(texts: pd.Series) -> pd.Series:
-    """Numbers where every text is one; "null" is no value."""
-    values = texts.replace("null", None)
-    try:
-        return pd.Series(pd.to_numeric(values))
-    except ValueError:
-        return values
+def _typed(texts: pd.Series, decisive: pd.Series) -> pd.Series:
+    """Numbers where every decisive run's text is one, and without a value where another's is none; else the texts.
+
+    "null" is no value.
+    """
+    values = texts.where(texts != "null", None)
+    numbers = pd.Series(pd.to_numeric(values, errors="coerce"))
+    # What does not come out as it was, such as the name "007" or a seed that no float holds, stays text.
+    pairs = zip(values[decisive], numbers[decisive].tolist(), strict=True)
+    return numbers if all(text is None or setting_number(text) == number for text, number in pairs) else values
 
 
 def _numbers_as_such(path: Path) -> list[tuple[int, str]]:

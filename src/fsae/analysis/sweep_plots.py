@@ -3,9 +3,11 @@
 Each is small enough to be read on a phone; a reader with more room sees several side by side.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -16,8 +18,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import BboxBase
+from matplotlib.transforms import Bbox, BboxBase
 
 from fsae.analysis.comparison import (
     ALL_ARCHITECTURES,
@@ -29,10 +32,15 @@ from fsae.analysis.comparison import (
     log_grid,
     shared_range,
 )
-from fsae.analysis.figures import COLOURS, LINE_STYLES, MARKERS, figure, log_x
+from fsae.analysis.figures import COLOURS, LINE_STYLES, MARKERS, figure, log_x, log_y
+from fsae.analysis.numbers import numbers_in_order, shown
 
-WIDTH = 5.2
+# In inches. A phone shows as many pixels across, which makes of a point of type a pixel.
+WIDTH = 4.8
 VIRIDIS = mpl.colormaps["viridis"]
+
+# Where a point's label may begin or end, in points from it, nearest first.
+_PLACES = [(across, up) for far in (4, 9, 18, 28) for across in (4, -4) for up in (far, -far)]
 
 # How an axis names a metric.
 AXIS_LABELS = {
@@ -71,21 +79,20 @@ def plot_front(curves: Curves, condition: str, metric: str, palette: Palette, pi
     The band is the 95 % bootstrap interval of the mean at each l0 where there are four seeds or more, else the range of
     the seeds; it and the line end where a seed's runs do.
     """
-    shown = {(arch, name): seeds for (where, arch, name), seeds in curves.items() if where == condition}
+    here = {(arch, name): seeds for (where, arch, name), seeds in curves.items() if where == condition}
+    l0 = np.concatenate([curve.l0 for seeds in here.values() for curve in seeds.values()])
+    number = len(l0)
     with figure(picture, WIDTH, 4.4) as drawn:
         axis = drawn.subplots()
-        for (arch, treatment), seeds in shown.items():
+        for (arch, treatment), seeds in here.items():
             colour = palette.colour(arch)
             for curve in seeds.values():
-                axis.plot(
-                    curve.l0, curve.values, palette.marker(treatment), color=colour, markersize=3.5, alpha=0.55, mew=0
-                )  # fmt: skip
+                axis.plot(curve.l0, curve.values, palette.marker(treatment), color=colour, **_points(number))
             _draw_mean(axis, list(seeds.values()), colour, palette.line(treatment))
-        l0 = np.concatenate([curve.l0 for seeds in shown.values() for curve in seeds.values()])
         log_x(axis, l0.min(), l0.max())
         axis.set_xlabel(AXIS_LABELS["eval/l0"])
         axis.set_ylabel(AXIS_LABELS[metric])
-        _add_legend(drawn, palette, {arch for arch, _ in shown}, {treatment for _, treatment in shown})
+        _add_legend(drawn, palette, {arch for arch, _ in here}, {treatment for _, treatment in here})
 
 
 def plot_description_length(runs: pd.DataFrame, palette: Palette, picture: Path) -> None:
@@ -103,19 +110,23 @@ def plot_description_length(runs: pd.DataFrame, palette: Palette, picture: Path)
         for arch, treatment in dict.fromkeys(zip(runs["arch"], runs["treatment"], strict=True)):
             line = runs.loc[(runs["arch"] == arch) & (runs["treatment"] == treatment)]
             colour = palette.colour(arch)
-            axis.plot(line[bits], line[fvu], palette.marker(treatment), color=colour, ms=3.5, alpha=0.4, mew=0)
+            axis.plot(line[bits], line[fvu], palette.marker(treatment), color=colour, ms=4, alpha=0.4, mew=0)
             means = pd.DataFrame(line.groupby(["setting", "label"], as_index=False)[names].mean()).sort_values(by=names)
             best = means.loc[means[fvu] < means[fvu].cummin().shift(fill_value=np.inf)]
             axis.plot(best[bits], best[fvu], color=colour, ls=palette.line(treatment))
+            edge = {"edgecolors": "white", "linewidths": 0.6, "zorder": 3}
+            axis.scatter(means[bits], means[fvu], 45, colour, marker=palette.marker(treatment), **edge)
             labelled += [
                 (label, (x, y), colour) for label, x, y in zip(means["label"], means[bits], means[fvu], strict=True)
             ]
         log_x(axis, min(runs[bits]), max(runs[bits]))
-        axis.set_yscale("log")
+        above = runs.loc[runs[fvu] > 0, fvu]
+        if len(above):
+            log_y(axis, min(above), max(above))
         axis.set_xlabel("bits of a sample's codes")
         axis.set_ylabel(AXIS_LABELS["eval/fvu"])
         _add_legend(drawn, palette, set(runs["arch"]), set(runs["treatment"]))
-        _label_points(drawn, axis, labelled)
+        _label_points(drawn, axis, labelled, runs[names].to_numpy(float))
 
 
 def plot_theta(cells: pd.DataFrame, metric: str, palette: Palette, picture: Path) -> None:
@@ -129,8 +140,12 @@ def plot_theta(cells: pd.DataFrame, metric: str, palette: Palette, picture: Path
     archs = [arch for arch in palette.archs if arch in set(cells["arch"])]
     names = [name for name in palette.treatments if name in set(cells["treatment"])]
     norm = LogNorm(*_l0_limits(cells))
-    rows, columns = _panels(len(archs))
-    with figure(picture, WIDTH, 1.2 + 2.2 * rows) as drawn:
+    ticks = [name.removeprefix("θ = ").replace(", ", "\n") for name in names]
+    # What a panel needs so that its ticks do not run into each other.
+    needed = 0.09 * len(names) * max(2 + len(line) for tick in ticks for line in tick.split("\n"))
+    rows, columns = _panels(len(archs), at_most=max(1, int((WIDTH - 1.2) / needed)))
+    slanted = needed > WIDTH - 1.2
+    with figure(picture, WIDTH, (1.9 if slanted else 1.2) + 2.2 * rows) as drawn:
         panels = drawn.subplots(rows, columns, sharey=True, squeeze=False)
         for axis in panels.flat[len(archs) :]:
             axis.set_visible(False)
@@ -143,20 +158,22 @@ def plot_theta(cells: pd.DataFrame, metric: str, palette: Palette, picture: Path
                 l0 = float(line["eval/l0"].mean())
                 colour = VIRIDIS(norm(l0)) if l0 > 0 else COLOURS[-1]
                 axis.errorbar(
-                    places, means, np.abs(ends - means), fmt="-o", color=colour, markersize=3.5, capsize=2, elinewidth=1
+                    places, means, np.abs(ends - means), fmt="-o", color=colour, markersize=4.5, capsize=2, elinewidth=1
                 )  # fmt: skip
             axis.set_title(arch)
             # Evenly spaced: zero has no place on a logarithmic axis.
-            axis.set_xticks(range(len(names)), [name.removeprefix("θ = ").replace(", ", "\n") for name in names])
+            axis.set_xticks(range(len(names)), ticks)
+            if slanted:
+                axis.tick_params(axis="x", labelrotation=90, labelsize=8)
             axis.margins(x=0.15)
-        drawn.supxlabel("weight of the Fisher penalty (θ)", fontsize=9.5)
-        drawn.supylabel(AXIS_LABELS[metric], fontsize=9.5)
+        drawn.supxlabel("weight of the Fisher penalty (θ)", fontsize=10)
+        drawn.supylabel(AXIS_LABELS[metric], fontsize=10)
         bar = drawn.colorbar(ScalarMappable(norm, VIRIDIS), ax=panels, aspect=30, pad=0.02)
         bar.set_label("l0 (mean of each line)")
         bar.minorticks_off()
         low, high = norm.vmin or 1.0, norm.vmax or 1.0
         steps = _round_steps(low, high)
-        bar.set_ticks(steps, labels=[f"{value:g}" for value in steps])
+        bar.set_ticks(steps, labels=[shown(value) for value in steps])
 
 
 def plot_differences(comparisons: Sequence[Comparison], palette: Palette, picture: Path) -> None:
@@ -165,25 +182,29 @@ def plot_differences(comparisons: Sequence[Comparison], palette: Palette, pictur
     Args:
         comparisons: of one metric, all of them compared.
     """
-    with figure(picture, WIDTH, 1.0 + 0.42 * len(comparisons)) as drawn:
+    labels = []
+    for each in comparisons:
+        mean = each.arch == ALL_ARCHITECTURES
+        # Not to be broken after "θ =".
+        treatment = each.treatment.replace("θ = ", "θ\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
+        parts = [f"{'mean of the above' if mean else each.arch}, {treatment}", "" if mean else each.condition]
+        labels.append("\n".join(fill(part, 26) for part in parts if part))
+    lines = sum(label.count("\n") + 1 for label in labels)
+    with figure(picture, WIDTH, 1.0 + 0.22 * len(comparisons) + 0.15 * lines) as drawn:
         axis = drawn.subplots()
         axis.axvline(0, color="#555555", lw=1)
-        labels = []
         for place, each in enumerate(comparisons):
             colour = palette.colour(each.arch)
             if each.interval:
                 axis.plot(each.interval, [place, place], color=colour, lw=5, alpha=0.3, solid_capstyle="butt")
             values = list(each.differences.values())
-            axis.plot(values, [place] * len(values), "o", color=colour, markersize=4, alpha=0.6, mew=0)
+            axis.plot(values, [place] * len(values), "o", color=colour, **_points(len(values)))
             axis.plot([each.difference], [place], "|", color=colour, markersize=13, mew=2)
-            mean = each.arch == ALL_ARCHITECTURES
-            first = f"{'mean of the above' if mean else each.arch}, {each.treatment}"
-            labels.append(f"{first}\n{each.condition}" if each.condition and not mean else first)
-        axis.set_yticks(range(len(labels)), labels, fontsize=8)
+        axis.set_yticks(range(len(labels)), labels, fontsize=8.5)
         axis.set_ylim(len(labels) - 0.4, -0.6)
         axis.grid(axis="y", visible=False)
         axis.set_xlabel(f"difference in {AXIS_LABELS[comparisons[0].metric]}", fontsize=9)
-        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.xaxis.set_major_locator(MaxNLocator(4))
 
 
 def plot_density(histograms: Mapping[tuple[str, str], tuple[Sequence[float], Sequence[float]]], picture: Path) -> None:
@@ -193,7 +214,7 @@ def plot_density(histograms: Mapping[tuple[str, str], tuple[Sequence[float], Seq
         histograms: (architecture, treatment) -> edges in log10, latents in each bin.
     """
     archs = list(dict.fromkeys(arch for arch, _ in histograms))
-    names = list(dict.fromkeys(name for _, name in histograms))
+    names = sorted({name for _, name in histograms}, key=numbers_in_order)
     rows, columns = _panels(len(archs))
     with figure(picture, WIDTH, 1.2 + 2.1 * rows) as drawn:
         panels = drawn.subplots(rows, columns, sharex=True, squeeze=False)
@@ -207,17 +228,20 @@ def plot_density(histograms: Mapping[tuple[str, str], tuple[Sequence[float], Seq
                 edges, latents = histograms[arch, name]
                 axis.stairs(
                     latents, edges, color=COLOURS[names.index(name) % len(COLOURS)],
-                    ls=LINE_STYLES[names.index(name) % len(LINE_STYLES)], lw=1.3, label=name,
+                    ls=LINE_STYLES[names.index(name) % len(LINE_STYLES)], lw=1.3, label=_in_legend(name),
                 )  # fmt: skip
                 used += [edge for edge, count in zip(edges, latents, strict=False) if count]
             axis.set_title(arch)
             axis.set_ylim(bottom=0)
             axis.tick_params(labelbottom=True)
         panels.flat[0].set_xlim(min(used, default=-6.0) - 0.2, 0.0)
-        drawn.supxlabel("log10 of the share of vectors on which a latent is active", fontsize=9.5)
-        drawn.supylabel("latents", fontsize=9.5)
+        drawn.supxlabel("log10 of the share of vectors on which a latent is active", fontsize=10)
+        drawn.supylabel("latents", fontsize=10)
         handles = {label: h for axis in panels.flat for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-        drawn.legend(handles.values(), handles, loc="outside upper center", ncols=4 if _are_short(names) else 2)
+        labels = [_in_legend(name) for name in names]
+        drawn.legend(
+            [handles[label] for label in labels], labels, loc="outside upper center", ncols=_legend_columns(names)
+        )
 
 
 def band(
@@ -236,32 +260,51 @@ def band(
 def _add_legend(drawn: Figure, palette: Palette, archs: Set[str], treatments: Set[str]) -> None:
     """Of what is shown, colours for architectures and line styles for treatments, where there are several."""
     colours = [Line2D([], [], color=palette.colour(arch), lw=4, label=arch) for arch in palette.archs if arch in archs]
+    grey: dict[str, Any] = {"color": "#555555", "markersize": 5}
     styles = [
-        Line2D([], [], color="#555555", ls=palette.line(name), marker=palette.marker(name), markersize=4, label=name)
+        Line2D([], [], ls=palette.line(name), marker=palette.marker(name), label=_in_legend(name), **grey)
         for name in palette.treatments
         if name in treatments and len(treatments) > 1
     ]
     # It is filled column by column: colours in its upper rows, styles below.
-    columns = min(4 if _are_short([*archs, *treatments]) else 2, max(len(colours), len(styles)))
+    columns = min(_legend_columns([*archs, *treatments]), max(len(colours), len(styles)))
     rows = [each[i : i + columns] for each in (colours, styles) for i in range(0, len(each), columns)]
     blank = Line2D([], [], ls="", label=" ")
     handles = [row[i] if i < len(row) else blank for i in range(columns) for row in rows]
     drawn.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
-def _label_points(drawn: Figure, axis: Axes, labelled: Sequence[tuple[str, tuple[float, float], str]]) -> None:
-    """Labels, with their points and colours, each where it covers no other one: at the first such side of its point, or
-    a line farther."""
+def _label_points(
+    drawn: Figure,
+    axis: Axes,
+    labelled: Sequence[tuple[str, tuple[float, float], str]],
+    points: Float[np.ndarray, "points 2"],
+) -> None:
+    """Labels, with their points and colours, each near its point where it covers no other label and no point and lies
+    within the axes; one that finds no such place is left out."""
     drawn.draw_without_rendering()
-    taken: list[BboxBase] = []
+    # Positions stay what they are from here on: a label must not make the axes smaller, which would move the points.
+    drawn.set_layout_engine("none")
+    large, small = (radius * drawn.dpi / 72 for radius in (3.5, 2))
+    drawn_points = [(axis.transData.transform(place), large) for _, place, _ in labelled]
+    drawn_points += [(place, small) for place in axis.transData.transform(points)]
+    taken: list[BboxBase] = [Bbox([place - radius, place + radius]) for place, radius in drawn_points]
+    room = axis.get_window_extent()
     for label, place, colour in labelled:
-        text = axis.annotate(label, place, (3, 3), textcoords="offset points", fontsize=6.5, color=colour)
-        for across, up in ((1, 3), (1, -3), (-1, -3), (-1, 3), (1, 11), (-1, -11), (1, -11), (-1, 11)):
-            text.set(position=(3 * across, up), ha="left" if across > 0 else "right", va="bottom" if up > 0 else "top")
+        if not label:
+            continue
+        text = axis.annotate(label, place, (0, 0), textcoords="offset points", fontsize=8, color=colour)
+        # A line may pass behind it.
+        text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+        for across, up in _PLACES:
+            text.set(position=(across, up), ha="left" if across > 0 else "right", va="bottom" if up > 0 else "top")
             box = text.get_window_extent()
-            if not any(box.overlaps(other) for other in taken):
+            inside = room.x0 <= box.x0 and box.x1 <= room.x1 and room.y0 <= box.y0 and box.y1 <= room.y1
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
                 break
-        taken.append(box)
+        else:
+            text.remove()
 
 
 def _draw_mean(axis: Axes, curves: Sequence[Curve], colour: str, style) -> None:
@@ -277,14 +320,25 @@ def _draw_mean(axis: Axes, curves: Sequence[Curve], colour: str, style) -> None:
         axis.fill_between(l0, low, high, color=colour, alpha=0.18, lw=0)
 
 
-def _panels(number: int) -> tuple[int, int]:
+def _panels(number: int, at_most: int = 3) -> tuple[int, int]:
     """Rows and columns."""
-    columns = 2 if number == 4 else min(3, number)
+    columns = min(2 if number == 4 else 3, number, at_most)
     return -(-number // columns), columns
 
 
-def _are_short(labels: Sequence[str]) -> bool:
-    return max(map(len, labels)) <= 12
+def _points(number: int) -> dict[str, Any]:
+    """How so many points of runs are drawn: as large as leaves them apart."""
+    return {"markersize": 6.5 if number <= 40 else 5 if number <= 200 else 3.5, "alpha": 0.65, "mew": 0}
+
+
+def _in_legend(name: str) -> str:
+    """A name on as many lines as it needs."""
+    return fill(name, 48)
+
+
+def _legend_columns(names: Collection[str]) -> int:
+    longest = max(map(len, names))
+    return 4 if longest <= 10 else 3 if longest <= 14 else 2 if longest <= 22 else 1
 
 
 def _l0_limits(cells: pd.DataFrame) -> tuple[float, float]:

@@ -7,12 +7,14 @@ from fsae.autoencoders.base import DecoderNorm, SparseAutoencoderSettings
 from fsae.autoencoders.local_pca import FittedSettings
 from fsae.autoencoders.topk import KSettings
 from fsae.configuration.schema import RunSettings, Task
+from fsae.export.saelens import read_provenance
 from fsae.language_models.shape import shape_of
 from fsae.losses.auxiliary import GateReconstruction
 from fsae.losses.mutual import Directions
 from fsae.losses.objective import check_terms
 from fsae.losses.reconstruction import SquaredError
 from fsae.sources.activations import ActivationSourceSettings, Cache
+from fsae.sources.documents import DatasetFormat, dataset_files
 from fsae.tracking.store import resolve_uri
 from fsae.training.pam import PamSettings
 from fsae.training.reinitialisation import Scope
@@ -55,6 +57,17 @@ def check(settings: RunSettings) -> None:
         _check_pam(settings)
     if settings.tracking.mlflow:
         resolve_uri(settings.tracking.uri, Path(settings.paths.outputs))
+
+
+def check_files(settings: RunSettings) -> None:
+    """Raise ValueError where a file or folder of this machine that the settings name is not there."""
+    if settings.sae.path is not None:
+        read_provenance(Path(settings.sae.path).expanduser())
+    if settings.dataset is not None and settings.dataset.format not in (DatasetFormat.hub, DatasetFormat.python_source):
+        dataset_files(settings.dataset)
+    path = getattr(settings.source, "path", None)
+    if path is not None and not Path(path).expanduser().exists():
+        raise ValueError(f"source.path: there is no file or folder {path} (seen from {Path.cwd()}); correct the path")
 
 
 def _check_fitting(settings: RunSettings) -> None:

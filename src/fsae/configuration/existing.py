@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fsae.configuration.schema import RunSettings, Task
 from fsae.export.saelens import CONFIG, Provenance, read_provenance
+from fsae.language_models.identity import published_as
 from fsae.language_models.settings import ModelSettings
 from fsae.language_models.sites import Site
 from fsae.sources.documents import DatasetSettings
@@ -54,11 +55,22 @@ def _check_site(site: Site, said: Provenance, folder: Path) -> None:
 
 
 def _compare_model(model: ModelSettings, said: Provenance, folder: Path) -> None:
-    if said.model_name not in (None, model.name, model.path):
+    """Warn where the autoencoder was made for another model, or for other weights of it."""
+    if said.model_name is None:
+        return
+    name, note = published_as(model)
+    # SAELens' releases leave out the owner, and write some names in small letters.
+    known = {each.casefold() for each in (name, name.rpartition("/")[2], model.name)}
+    if said.model_name.casefold() not in known:
         log.warning(
             "%s says that it was made for the model %s, and it is evaluated on %s: unless these are two names of one "
             "model its numbers mean little",
-            folder / CONFIG, said.model_name, model.name,
+            folder / CONFIG, said.model_name, name,
+        )  # fmt: skip
+    elif said.model_note != note:
+        log.warning(
+            "%s says that it was made for %s (%s), and it is evaluated on other weights of it (%s)",
+            folder / CONFIG, said.model_name, said.model_note or "as published", note or "as published",
         )  # fmt: skip
 
 

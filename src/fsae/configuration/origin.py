@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fsae.configuration.checks import check
+from fsae.configuration.checks import check, check_files
 from fsae.configuration.existing import heed_existing
 from fsae.configuration.refusal import record_refusal
 from fsae.configuration.resolvers import absolute_paths, deciding_settings, flat_settings
@@ -33,6 +33,21 @@ class Origin:
     flat: dict[str, str]
 
 
+def checked(config: DictConfig) -> RunSettings:
+    """Settings that can be run, as far as that is known before anything is loaded; paths in `config` become absolute.
+
+    Raises:
+        ValueError: they cannot.
+        OmegaConfBaseException: likewise.
+    """
+    for key, path in absolute_paths(config).items():
+        OmegaConf.update(config, key, path)
+    settings = settings_of(config)
+    check(settings)
+    check_files(settings)
+    return heed_existing(settings)
+
+
 def accept(config: DictConfig, folder: Path, overrides: Sequence[str]) -> tuple[RunSettings, Origin]:
     """Settings that can be run, and their origin.
 
@@ -45,14 +60,10 @@ def accept(config: DictConfig, folder: Path, overrides: Sequence[str]) -> tuple[
         ValueError: they cannot be run; the refusal is recorded first.
         OmegaConfBaseException: likewise.
     """
-    for key, path in absolute_paths(config).items():
-        OmegaConf.update(config, key, path)
     try:
-        settings = settings_of(config)
-        check(settings)
-        settings = heed_existing(settings)
+        settings = checked(config)
     except (ValueError, OmegaConfBaseException) as error:
-        record_refusal(error, folder, Path(config.paths.outputs))
+        record_refusal(error, Path(config.paths.outputs), folder)
         raise
     origin = Origin(
         folder=folder,

@@ -2,7 +2,6 @@
 
 import difflib
 import logging
-import os
 import re
 import sys
 import traceback
@@ -16,7 +15,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from fsae.configuration.schema import SCHEMAS
+from fsae.configuration.schema import INSTEAD, SCHEMAS
 from fsae.tracking.status import Failure, RunState, mark, read_status
 
 log = logging.getLogger(__name__)
@@ -83,6 +82,8 @@ def _unknown_choice(error: MissingConfigException) -> str:
 
 def _unknown_key(error: OmegaConfBaseException) -> str:
     full_key = str(error.full_key)
+    if full_key in INSTEAD:
+        return f"{full_key}: there is no such setting; {INSTEAD[full_key]}"
     parent, _, key = full_key.rpartition(".")
     schema = next((schema for schema in SCHEMAS.values() if schema is error.object_type), None)
     known = sorted(field.name for field in fields(schema)) if schema is not None else _children(error)
@@ -126,30 +127,35 @@ def was_told(error: BaseException) -> bool:
     return _TOLD in getattr(error, "__notes__", ())
 
 
-def record_refusal(error: BaseException, folder: Path | None = None, outputs: Path | None = None) -> None:
+def record_refusal(error: BaseException, outputs: Path, folder: Path | None = None) -> None:
     """Write why a command was refused into a `status.json`.
 
-    It goes into the run's folder where that holds no run yet. Otherwise, and where settings do not even compose into a
-    folder's name, it goes into the outputs folder: what a run has written about itself stays.
+    It goes into `folder`, a run's that is there already, where that holds no run yet. Otherwise it goes into the
+    outputs folder: what a run has written about itself stays, and what never began gets no folder.
 
     Raises:
         OSError: it cannot be written.
     """
     failure = Failure(kind=type(error).__name__, message=explain(error))
-    if folder is not None and _holds_no_run(folder):
+    if folder is not None and folder.is_dir() and _holds_no_run(folder):
         mark(folder, RunState.refused, failure)
         return
-    outputs = outputs or Path(os.environ.get("FSAE_OUTPUTS", "outputs")).expanduser()
     outputs.mkdir(parents=True, exist_ok=True)
     mark(outputs, RunState.refused, failure)
 
 
-def refuse(error: BaseException) -> NoReturn:
-    """Say why a command cannot be done and leave; nothing of it has begun."""
+def refuse(error: BaseException, outputs: Path | None) -> NoReturn:
+    """Say why a command cannot be done and leave; nothing of it has begun.
+
+    Args:
+        error: why.
+        outputs: where that is recorded; None where the outputs folder itself is what is wrong.
+    """
     print(f"fsae: {explain(error)}", file=sys.stderr)
-    # The outputs folder may be what is wrong, and that was told.
+    # It may be impossible to write there, and then that is what was told.
     with suppress(OSError):
-        record_refusal(error)
+        if outputs is not None:
+            record_refusal(error, outputs)
     sys.exit(1)
 
 

@@ -3,13 +3,18 @@
 import hashlib
 import json
 import os
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
+from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fsae.configuration.schema import SCHEMAS
 from fsae.language_models.hub import is_hub_name
+from fsae.language_models.settings import ModelSettings
+from fsae.sources.documents import DatasetSettings
 
 # What does not change the numbers of a run: it neither names its folder nor makes a checkpoint foreign.
 BESIDE_THE_POINT = (
@@ -33,15 +38,21 @@ CHOICES = {
 
 def register_resolvers() -> None:
     """Make `absolute` and `run_folder` known to OmegaConf."""
-    OmegaConf.register_new_resolver("absolute", lambda path: str(Path(path).expanduser().resolve()), replace=True)
+    OmegaConf.register_new_resolver("absolute", _absolute, replace=True)
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True, use_cache=False)
+
+
+def _absolute(path: str) -> str:
+    # Path("") would be the working directory: `check_outputs` tells it.
+    return str(Path(path).expanduser().resolve()) if path.strip() else ""
 
 
 def flat_settings(config: DictConfig) -> dict[str, str]:
     """All resolved settings but Hydra's own, flattened: text by dotted key.
 
     Architectures, trainers and loss terms differ by their schema too, so its word stands under their own key: `arch` is
-    "gated", `loss.sparsity` is "l1".
+    "gated", `loss.sparsity` is "l1". What a model and a data set are called follows from their settings; it stands
+    among them as `model.name` and `dataset.name`.
     """
     flat: dict[str, str] = {}
 
@@ -50,6 +61,10 @@ def flat_settings(config: DictConfig) -> dict[str, str]:
             kind = OmegaConf.get_type(value)
             if kind is not None and (word := CHOICES.get(kind)):
                 flat[prefix] = word
+            if kind in (ModelSettings, DatasetSettings):
+                # Settings that cannot be have no name; the checks that follow say what is wrong with them.
+                with suppress(ValueError, OmegaConfBaseException):
+                    flat[f"{prefix}.name"] = cast(ModelSettings | DatasetSettings, OmegaConf.to_object(value)).name
             for key in value:
                 # What is missing is told by the checks that follow, better than OmegaConf tells it here.
                 walk(f"{prefix}.{key}", "???" if OmegaConf.is_missing(value, key) else value[key])

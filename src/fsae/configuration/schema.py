@@ -104,6 +104,11 @@ class RunSettings(Ranged):
     tracking: TrackingSettings
     sae: SaeSettings
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.name is not None:
+            _check_name(self.name)
+
     def place(self) -> tuple[ModelSettings, Site, DatasetSettings]:
         """Where activations are from; not of a run on other vectors."""
         assert self.model is not None, "the source has no language model"
@@ -123,6 +128,17 @@ class RunSettings(Ranged):
         self.arch.check_width(d_in)
         if isinstance(self.arch, FittedSettings) and isinstance(self.trainer, FitSettings):
             self.trainer.check_cells(self.arch.cells(d_in), self.arch.components(d_in))
+
+
+def _check_name(name: str) -> None:
+    """Raise ValueError where the run's folder cannot be named so."""
+    if not name.strip(". "):
+        raise ValueError(f"name is {name!r}; it has to have a letter or a digit, or be null")
+    if "/" in name or "\\" in name or not name.isprintable():
+        raise ValueError(f"name is {name!r}; it names one folder, so it may have no slash and no line break")
+    # A folder's name has at most 255 bytes, and ours ends in a number of its own.
+    if len(name.encode()) > 200:
+        raise ValueError(f"name is {len(name.encode())} bytes long; a folder's name may have 200")
 
 
 SCHEMAS: dict[str, type] = {
@@ -162,6 +178,15 @@ SCHEMAS: dict[str, type] = {
     "objective/objective": SearchObjective,
     "tracking/tracking": TrackingSettings,
     "sae/sae": SaeSettings,
+}
+
+
+# What people look for where it is not a setting, and what they want instead.
+INSTEAD = {
+    "model.name": "a model's name follows from what it is: choose another model, as in model=gpt2 or model=custom "
+    "model.path=FOLDER_OR_HUB_NAME; name=... names the run",
+    "dataset.name": "a data set's name follows from what it is: choose another one, as in dataset=tinystories or "
+    "dataset=text_files dataset.path=FOLDER; name=... names the run",
 }
 
 
@@ -222,9 +247,8 @@ def _refuse_unknown(node: DictConfig, known: set[str], path: str) -> None:
     for key in node:
         full_key = f"{path}.{key}" if path else str(key)
         if known and key not in known:
-            raise ValueError(
-                f"{full_key}: there is no such setting; {path or 'the root'} has: {', '.join(sorted(known))}"
-            )
+            instead = INSTEAD.get(full_key) or f"{path or 'the root'} has: {', '.join(sorted(known))}"
+            raise ValueError(f"{full_key}: there is no such setting; {instead}")
         child = node[key]
         if isinstance(child, DictConfig):
             kind = OmegaConf.get_type(child)

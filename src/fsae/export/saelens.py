@@ -68,10 +68,13 @@ LEAST_FREQUENCY = 1e-10
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What the autoencoder was trained on, in SAELens' names; None where it does not apply.
+    """What the autoencoder was trained on; None where it does not apply.
+
+    The names are SAELens' own, but for `model_note`.
 
     Attributes:
-        model_name: the language model.
+        model_name: the language model, as TransformerLens and SAELens open it.
+        model_note: what tells its weights from those that are opened under that name: a quantisation, a revision.
         hook_name: TransformerLens' name of the site.
         context_size: tokens of a sequence.
         prepend_bos: whether every sequence began with the model's first token.
@@ -82,6 +85,7 @@ class Provenance:
     """
 
     model_name: str | None = None
+    model_note: str | None = None
     hook_name: str | None = None
     context_size: int | None = None
     prepend_bos: bool | None = None
@@ -148,6 +152,8 @@ def save_saelens(
         if firing_frequency is not None:
             save_file(_plain({"sparsity": torch.log10(firing_frequency + LEAST_FREQUENCY)}), aside / SPARSITY)
         for path in aside.iterdir():
+            # safetensors makes files for their owner only; the export is for whom its folder is for.
+            path.chmod(aside.stat().st_mode & 0o666)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         # A folder that holds files cannot be replaced in one step.

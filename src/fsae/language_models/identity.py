@@ -3,7 +3,7 @@
 from hashlib import blake2b
 from pathlib import Path
 
-from fsae.language_models.embedded import package_version
+from fsae.language_models.embedded import EMBEDDED, package_version
 from fsae.language_models.hub import RepoKind, local_model_folder, resolved_revision
 from fsae.language_models.settings import ModelSettings, Weights
 
@@ -35,6 +35,31 @@ def _origin(settings: ModelSettings) -> dict[str, str]:
 def folder_identity(folder: Path) -> dict[str, str]:
     """What tells a folder's files from any others; a folder that is not there has none."""
     return {"files": listing_digest(folder, [path for path in folder.rglob("*") if path.is_file()])}
+
+
+def published_as(settings: ModelSettings) -> tuple[str, str | None]:
+    """The name under which other libraries open the model, and what tells its weights from those that they open.
+
+    The name is a hub name where there is one, else the folder that was given: the name that a folder's config.json may
+    keep is that of the model it was trained from.
+    """
+    notes = []
+    if settings.package is None:
+        assert settings.path is not None
+        name = settings.path
+    else:
+        packaged = EMBEDDED[settings.package]
+        name = packaged.hub_name or settings.name
+        if packaged.quantisation is not None:
+            notes.append(
+                f"weights quantised to {packaged.quantisation} and expanded again ({packaged.distribution} "
+                f"{package_version(settings.package)})"
+            )
+    if settings.revision is not None:
+        notes.append(f"revision {settings.revision}")
+    if settings.weights is Weights.random:
+        notes.append("random weights, drawn anew")
+    return name, "; ".join(notes) or None
 
 
 def listing_digest(root: Path, files: list[Path]) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
+from fsae.naming import last_part
 from fsae.ranges import Ranged, between
 
 
@@ -45,7 +46,6 @@ class ModelSettings(Ranged, group="model"):
     """One language model; exactly one of `package` and `path` says where it comes from.
 
     Attributes:
-        name: what runs and tables call it.
         path: a folder in Hugging Face's layout, or a name on its hub.
         revision: branch, tag or commit of a hub model; None is the default branch.
         package: a model that needs no hub.
@@ -56,7 +56,6 @@ class ModelSettings(Ranged, group="model"):
         ValueError: both or neither of `package` and `path` are set, a revision without a path, a batch size below 1.
     """
 
-    name: str
     path: str | None = None
     revision: str | None = None
     package: Package | None = None
@@ -67,11 +66,24 @@ class ModelSettings(Ranged, group="model"):
 
     def __post_init__(self):
         super().__post_init__()
-        if (self.path is None) == (self.package is None):
-            found = "both are null" if self.path is None else f"found {self.path!r} and {self.package}"
+        packages = ", ".join(package.name for package in Package)
+        if not self.path and self.package is None:
             raise ValueError(
-                f"model.path and model.package: set exactly one ({found}); a package is one of "
-                f"{', '.join(package.name for package in Package)}; set the other one to null"
+                "model.path is not set; add model.path=FOLDER_OR_HUB_NAME, or choose a model that needs none: "
+                f"model={packages.replace(', ', ', model=')}"
+            )
+        if self.path is not None and self.package is not None:
+            raise ValueError(
+                f"model.path and model.package: set exactly one (found {self.path!r} and {self.package.name}); a "
+                f"package is one of {packages}; set the other one to null"
             )
         if self.revision is not None and self.path is None:
             raise ValueError(f"model.revision is {self.revision!r}, but a packaged model has none; leave it null")
+
+    @property
+    def name(self) -> str:
+        """What runs and tables call the model: its package, or the last part of its path."""
+        if self.package is not None:
+            return self.package.name
+        assert self.path is not None
+        return last_part(self.path)

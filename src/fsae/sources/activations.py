@@ -468,7 +468,7 @@ def _contents(
     text = {
         name: value.name if isinstance(value, Enum) else value
         for name, value in asdict(dataset).items()
-        if name not in ("name", "path", "context") and not (name == "prepend_bos" and value is None)
+        if name not in ("path", "context") and not (name == "prepend_bos" and value is None)
     }
     text["context"] = dataset.tokens_per_row
     shared = {

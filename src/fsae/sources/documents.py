@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsae.language_models.hub import RepoKind, is_hub_name, require_repo, resolved_revision
 from fsae.language_models.identity import folder_identity, listing_digest
+from fsae.naming import last_part, word
 from fsae.ranges import INNER_SHARE, Ranged, between
 
 if TYPE_CHECKING:
@@ -74,7 +75,6 @@ class DatasetSettings(Ranged, group="dataset"):
             with no position left.
     """
 
-    name: str
     format: DatasetFormat
     path: str | None = None
     config: str | None = None
@@ -99,7 +99,7 @@ class DatasetSettings(Ranged, group="dataset"):
             )
         if self.format is not DatasetFormat.python_source and not self.path:
             where = "a hub name or a folder" if self.format is DatasetFormat.hub else "a folder or a glob"
-            raise ValueError(f"dataset.path is not set; data set {self.name} needs {where}")
+            raise ValueError(f"dataset.path is not set; dataset.format={self.format.name} needs {where}")
         if (self.text_column is None) == (self.tokens_column is None):
             raise ValueError(
                 f"dataset.text_column is {self.text_column!r} and dataset.tokens_column is {self.tokens_column!r}; "
@@ -110,6 +110,14 @@ class DatasetSettings(Ranged, group="dataset"):
                 f"dataset.skip_positions is {self.skip_positions}; it must leave some of the {self.tokens_per_row} "
                 "positions of dataset.context"
             )
+
+    @property
+    def name(self) -> str:
+        """What runs and tables call the data set: the last part of its path, with the part of it that is read."""
+        if self.path is None:
+            return self.format.name
+        parts = [self.config, self.data_dir] if self.format is DatasetFormat.hub else []
+        return "-".join([last_part(self.path), *(word(part) for part in parts if part)])
 
     @property
     def tokens_per_row(self) -> int:

@@ -1,5 +1,8 @@
 """The launching of a sweep, from its claim on a folder to what is said at its end, however that comes."""
 
+from __future__ import annotations
+
+import copy
 import logging
 import signal
 import sys
@@ -9,7 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -18,17 +21,21 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
+from fsae.configuration.origin import checked
 from fsae.configuration.overrides import check_jobs
-from fsae.configuration.refusal import MENDABLE, refuse
+from fsae.configuration.places import check_folder, check_outputs
+from fsae.configuration.refusal import MENDABLE, explain, refuse
 from fsae.sweeps.ray_launcher import check_ray
 from fsae.sweeps.slurm_launcher import check_slurm
-from fsae.tracking.mlflow_upload import describe_run
 from fsae.tracking.run_folder import RunFolder
-from fsae.tracking.store import python_command, resolve_uri, ui_command, without_password
-from fsae.tracking.sweep_folder import Job, JobState, Sweep, lock, read_sweep, sweep_tags
+from fsae.tracking.store import resolve_uri, shell_command, ui_command, without_password
+from fsae.tracking.sweep_folder import Job, JobState, Sweep, lock, read_sweep
 from fsae.tracking.sweep_run import SweepRun
-from fsae.tracking.tags import run_tags
+
+if TYPE_CHECKING:
+    from fsae.analysis.job_table import JobTable
 
 log = logging.getLogger(__name__)
 
@@ -56,17 +63,21 @@ class Launch:
         jobs = [(job, job.state()) for job in self.sweep.all_jobs()]
         counts = Counter(state.value for _, state in jobs)
         finished = bool(jobs) and counts[JobState.finished.value] == len(jobs)
-        print(f"\n{self._words(jobs, counts)}")
-        report = self._report() if any((job.folder / "status.json").exists() for job, _ in jobs) else None
+        began = any((job.folder / "status.json").exists() for job, _ in jobs)
+        table = self._table() if began else None
+        print(f"\n{self._words(jobs, counts, table)}")
+        report = self._report() if began else None
         if self._run:
-            self._tell_mlflow(self._run, jobs, counts, report)
+            self._tell_mlflow(self._run, jobs, counts, table, report)
         self._held.release()
         return finished
 
-    def _words(self, jobs: list[tuple[Job, JobState]], counts: Counter[str]) -> str:
+    def _words(self, jobs: list[tuple[Job, JobState]], counts: Counter[str], table: JobTable | None) -> str:
         lines = [
             f"sweep {self.sweep.tag}: {len(jobs)} jobs, " + ", ".join(f"{n} {state}" for state, n in counts.items())
         ]
+        if table is not None:
+            lines += ["", table.text(), ""]
         for job, state in jobs:
             if state is JobState.finished:
                 continue
@@ -75,8 +86,19 @@ class Launch:
             lines += [f"  {job.folder.name}  {job.name}  {state.value}{reason}", f"     {job.folder}"]
         lines.append(f"folder:      {self.sweep.folder}")
         if any(state is not JobState.finished for _, state in jobs):
-            lines.append(f"finish it:   {python_command()} -m fsae.resume {self.sweep.folder}")
+            lines.append(f"finish it:   {shell_command('resume', self.sweep.folder)}")
         return "\n".join(lines)
+
+    def _table(self) -> JobTable | None:
+        try:
+            from fsae.analysis.job_table import job_table
+            from fsae.analysis.runs import collect_folders
+
+            return job_table(collect_folders([self.sweep.folder]))
+        except Exception:
+            # Each job's results stand in its own folder.
+            log.exception("no table of the jobs")
+            return None
 
     def _report(self) -> Path | None:
         folder = self.sweep.folder / "report"
@@ -87,51 +109,37 @@ class Launch:
             page = write_report(collect_folders([self.sweep.folder]), folder)
         except Exception:
             # The jobs' results stand, and the report can be written again from them.
-            log.exception("no report; try again with: %s -m fsae.report %s", python_command(), self.sweep.folder)
+            log.exception("no report; try again with: %s", shell_command("report", self.sweep.folder))
             return None
         print(f"report:      {page}")
         return folder
 
     def _tell_mlflow(
-        self, run: SweepRun, jobs: list[tuple[Job, JobState]], counts: Counter[str], report: Path | None
+        self,
+        run: SweepRun,
+        jobs: list[tuple[Job, JobState]],
+        counts: Counter[str],
+        table: JobTable | None,
+        report: Path | None,
     ) -> None:
-        for job, state in jobs:
-            if state is JobState.refused:
-                self._describe_refused(job)
         over = [job.folder for job, state in jobs if not state.is_going and RunFolder(job.folder).tracking.exists()]
         try:
             run.close(
                 finished=counts[JobState.finished.value] == len(jobs),
                 # Zeros too: they replace what was counted before the sweep was resumed.
                 counts={state.name: counts[state.value] for state in JobState},
-                note="```\n" + self._words(jobs, counts)[:7000] + "\n```",
+                note="```\n" + self._words(jobs, counts, table)[:7000] + "\n```",
                 report=report,
             )
             run.deliver(over)
         except ConnectionError as error:
             log.warning(
                 "MLflow (%s) does not take all of the sweep: %s. Its folder has everything; send the jobs' runs with: "
-                "%s -m fsae.sync %s",
-                without_password(self._uri), error, python_command(), " ".join(map(str, over)),
+                "%s",
+                without_password(self._uri), error, shell_command("sync", *over),
             )  # fmt: skip
         if run.compare_link:
             print(f"MLflow UI:   {ui_command(self._uri)}\ncompare:     {run.compare_link}")
-
-    def _describe_refused(self, job: Job) -> None:
-        """Make a run of MLflow's out of a job that never became one, so that it is not missing there."""
-        overrides = (override.lstrip("+").partition("=") for override in job.overrides)
-        params = {key: value for key, _, value in overrides}
-        describe_run(
-            job.folder,
-            uri=self._uri,
-            outputs=Path(self.sweep.outputs),
-            experiment=self._experiment,
-            run_name=job.name or job.folder.name,
-            params=params,
-            tags=run_tags(job.overrides)
-            | {"fsae.kind": params.get("task", "train")}
-            | sweep_tags(job.folder, self.sweep),
-        )
 
 
 _launching: list[Launch] = []
@@ -179,21 +187,44 @@ class SweepCallback(Callback):
         self.resumed, self.max_jobs = resumed, max_jobs
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Warn where a launcher was chosen for what is no sweep."""
+        """Refuse what cannot be run, before it has a folder; warn where a launcher was chosen for what is no sweep."""
         launcher = config.hydra.runtime.choices.get("launcher", "local")
         if launcher != "local":
             log.warning("launcher=%s is for sweeps: without -m the run goes on here, in this process", launcher)
+        HydraConfig.instance().set_config(config)
+        with _refused(config):
+            # The settings first: a name that climbs is told as what it is.
+            _check_job(config)
+            check_folder(config, "hydra.run.dir")
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Claim the folder and open MLflow's store, before any job can."""
-        # Hydra makes a warning of whatever a callback raises; leaving is the only way to refuse.
-        try:
+        with _refused(config):
             check_jobs(config, self.max_jobs)
             _launching.append(_begin(config, self.resumed))
-        except MENDABLE as error:
-            refuse(error)
         # As an exception, so that the end is told. A job under way in this process listens by itself.
         signal.signal(signal.SIGTERM, _leave)
+
+
+@contextmanager
+def _refused(config: DictConfig) -> Iterator[None]:
+    """Leave with a sentence where the command cannot be done: Hydra makes a warning of what a callback raises."""
+    try:
+        check_outputs(config)
+    except MENDABLE as error:
+        refuse(error, None)
+    try:
+        yield
+    except MENDABLE as error:
+        refuse(error, Path(config.paths.outputs))
+
+
+def _check_job(config: DictConfig) -> None:
+    """Raise ValueError where a job with this config, which has Hydra's own settings too, cannot be run."""
+    config = copy.deepcopy(config)
+    with read_write(config), open_dict(config):
+        del config["hydra"]
+    checked(config)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
@@ -204,16 +235,17 @@ def _begin(config: DictConfig, resumed: bool) -> Launch:
     let_the_command_line_win(config)
     # Names such as the sweep's folder are only resolved with Hydra's config in place.
     HydraConfig.instance().set_config(config)
-    folder = Path(config.hydra.sweep.dir).absolute()
     uri = resolve_uri(config.tracking.uri, Path(config.paths.outputs))
     _check_launcher(config)
-    held = lock(folder)
+    if not resumed:
+        check_folder(config, "hydra.sweep.dir")
+    folder = Path(config.hydra.sweep.dir).absolute()
     if resumed:
-        sweep = read_sweep(folder)
+        held, sweep = lock(folder), read_sweep(folder)
     else:
         if (folder / "sweep.json").exists():
             raise ValueError(
-                f"{folder} holds a sweep already: finish it with {python_command()} -m fsae.resume {folder}, or choose "
+                f"{folder} holds a sweep already: finish it with {shell_command('resume', folder)}, or choose "
                 "another hydra.sweep.dir"
             )
         as_written = OmegaConf.to_container(config.hydra.sweep)
@@ -221,6 +253,8 @@ def _begin(config: DictConfig, resumed: bool) -> Launch:
         if as_written["subdir"] != "${hydra.job.num}":
             raise ValueError("hydra.sweep.subdir cannot be changed: a sweep finds its jobs again by their numbers")
         sweep = _described(config, folder)
+        _check_jobs(config, sweep)
+        held = lock(folder)
         sweep.write()
     run = None
     if config.tracking.mlflow:
@@ -236,6 +270,34 @@ def _begin(config: DictConfig, resumed: bool) -> Launch:
         except ConnectionError as error:
             log.warning("MLflow (%s) is away: %s. The sweep goes on and keeps its values", without_password(uri), error)
     return Launch(sweep, held, run, uri, config.tracking.experiment)
+
+
+def _check_jobs(config: DictConfig, sweep: Sweep) -> None:
+    """Raise ValueError where a choice that a job makes does not exist, or where none of the jobs can be run.
+
+    One job that cannot be run among others that can is told at the sweep's end.
+    """
+    place = next((key for key in sweep.varied if key.startswith(("paths.", "hydra."))), None)
+    if place is not None:
+        raise ValueError(f"{place} has several values, but a sweep has one folder; give it one")
+    loader, seen, reasons = GlobalHydra.instance().config_loader(), set[str](), Counter[str]()
+    runnable = not sweep.jobs
+    for overrides in sweep.jobs or []:
+        # Composing takes a tenth of a second: once one job can be run, only what no earlier job has is tried.
+        if runnable and seen.issuperset(overrides):
+            continue
+        seen.update(overrides)
+        job = loader.load_sweep_config(config, overrides)
+        if runnable:
+            continue
+        try:
+            _check_job(job)
+            runnable = True
+        except (ValueError, OmegaConfBaseException) as error:
+            reasons[explain(error)] += 1
+    if not runnable:
+        of_each = reasons if len(reasons) == 1 else [f"{reason} ({count} jobs)" for reason, count in reasons.items()]
+        raise ValueError("\n".join(of_each))
 
 
 def let_the_command_line_win(config: DictConfig) -> None:
@@ -268,7 +330,8 @@ def _described(config: DictConfig, folder: Path) -> Sweep:
     decided_beforehand = hydra.runtime.choices["hydra/sweeper"] == "basic"
     return Sweep(
         folder=folder,
-        tag=str(folder.relative_to(sweeps) if folder.is_relative_to(sweeps) else folder),
+        # MLflow's filters can hold one kind of quotation marks only.
+        tag=str(folder.relative_to(sweeps) if folder.is_relative_to(sweeps) else folder).replace('"', "%22"),
         started=datetime.now(UTC).isoformat(),
         command=sys.argv[1:],
         working_directory=str(Path.cwd()),

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fsae.configuration.refusal import tell
 from fsae.configuration.resolvers import register_resolvers
+from fsae.console import console
 
 
 class JobLostError(ChildProcessError):
@@ -32,6 +33,7 @@ class Worker:
         self._config = config
         self._singletons = Singleton.get_state()
 
+    @console()
     def __call__(self, overrides: Sequence[str], number: int) -> JobReturn:
         """Compose the job's config and run it; what it raises is in the returned record."""
         Singleton.set_state(self._singletons)

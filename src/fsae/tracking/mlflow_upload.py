@@ -6,7 +6,6 @@ lost, nothing is doubled. That also holds after a kill, when a resumed run logs 
 """
 
 import json
-import shlex
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from filelock import FileLock
 from fsae.tracking.run_folder import RunFolder, write_json
 from fsae.tracking.spool import MetricRecord, read_metrics
 from fsae.tracking.status import RunState, RunStatus, read_status
-from fsae.tracking.store import artifact_root, open_store, python_command, run_link, without_password
+from fsae.tracking.store import artifact_root, open_store, run_link, shell_command, without_password
 
 # MLflow's limits for one request and one value.
 METRICS_PER_BATCH = 1000
@@ -274,7 +273,7 @@ def find_or_create_experiment(client: Any, name: str, uri: str, outputs: Path) -
 
 def sync_command(folder: Path) -> str:
     """What sends a folder to MLflow afterwards."""
-    return f"{python_command()} -m fsae.sync {shlex.quote(str(folder))}"
+    return shell_command("sync", folder)
 
 
 def first_line(error: Exception) -> str:

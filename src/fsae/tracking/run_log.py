@@ -6,7 +6,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
+from fsae.console import Words, forgiving_file
 from fsae.tracking.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 _speaking: ContextVar[Path | None] = ContextVar("speaking", default=None)
 
@@ -25,11 +28,13 @@ def speaking_for(folder: Path) -> Iterator[None]:
 def run_log(folder: Path) -> Iterator[None]:
     """Append what is logged to the folder's `run.log`, less what concerns other runs.
 
+    A line that cannot be written is left out, and that is logged at the end: it is no reason for a run to fail.
+
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be opened.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(RunFolder(folder).log)
+    handler = _RunLogHandler(RunFolder(folder).log)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
     handler.addFilter(lambda record: _speaking.get() in (None, folder))
     root = logging.getLogger()
@@ -39,12 +44,14 @@ def run_log(folder: Path) -> Iterator[None]:
     finally:
         root.removeHandler(handler)
         handler.close()
+        if handler.words.failure is not None:
+            log.warning("%s lacks lines: %s", RunFolder(folder).log, handler.words.failure.strerror)
 
 
 @contextmanager
 def runs_named() -> Iterator[None]:
     """On the console, put the folder's name before what concerns one run only."""
-    consoles = [handler for handler in logging.getLogger().handlers if not isinstance(handler, logging.FileHandler)]
+    consoles = [handler for handler in logging.getLogger().handlers if not isinstance(handler, _RunLogHandler)]
     formatters = [handler.formatter for handler in consoles]
     for handler in consoles:
         handler.setFormatter(_Named(handler.formatter or logging.Formatter()))
@@ -53,6 +60,16 @@ def runs_named() -> Iterator[None]:
     finally:
         for handler, formatter in zip(consoles, formatters, strict=True):
             handler.setFormatter(formatter)
+
+
+class _RunLogHandler(logging.StreamHandler[Words]):
+    def __init__(self, path: Path) -> None:
+        self.words = forgiving_file(str(path))
+        super().__init__(self.words)
+
+    def close(self) -> None:
+        super().close()
+        self.words.close()
 
 
 class _Named(logging.Formatter):

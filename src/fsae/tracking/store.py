@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit, urlunsplit
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,7 +35,7 @@ def resolve_uri(setting: str | None, outputs: Path) -> str:
         return checked_uri(setting, "tracking.uri")
     if inherited := os.environ.get("MLFLOW_TRACKING_URI"):
         return checked_uri(inherited, "MLFLOW_TRACKING_URI")
-    return f"sqlite:///{outputs.absolute() / 'mlflow.db'}"
+    return _sqlite_uri(outputs.absolute() / "mlflow.db")
 
 
 def checked_uri(uri: str, origin: str) -> str:
@@ -55,7 +56,7 @@ def checked_uri(uri: str, origin: str) -> str:
     path, mark, query = rest.partition("?")
     if not found or path in ("", ":memory:"):
         raise ValueError(f"{origin}={uri}: name a file, as in sqlite:////absolute/path/mlflow.db")
-    return f"{dialect}:///{Path(path).absolute()}{mark}{query}"
+    return f"{_sqlite_uri(Path(unquote(path)).absolute(), dialect)}{mark}{query}"
 
 
 def artifact_root(uri: str, outputs: Path) -> Path | None:
@@ -88,6 +89,22 @@ def python_command() -> str:
     return shlex.quote(str(python.relative_to(here) if python.is_relative_to(here) else python))
 
 
+def as_literal(text: str) -> str:
+    """The text as MLflow's filters take it; their language has no way to write both kinds of quotation marks.
+
+    Raises:
+        ValueError: it has both.
+    """
+    if "'" in text and '"' in text:
+        raise ValueError(f"MLflow cannot search for {text}, which has both kinds of quotation marks")
+    return f'"{text}"' if "'" in text else f"'{text}'"
+
+
+def shell_command(module: str, *arguments: str | Path) -> str:
+    """`python -m fsae.MODULE ARGUMENTS...` as it can be pasted into a shell."""
+    return f"{python_command()} -m fsae.{module} {shlex.join(map(str, arguments))}"
+
+
 def run_link(uri: str, experiment_id: str, run_id: str) -> str:
     """The address of a run's page, for a database in the UI that `ui_command` starts."""
     # Without the workflow type the page opens in the mode for language-model applications.
@@ -98,7 +115,7 @@ def compare_link(uri: str, experiment_id: str, sweep: str) -> str:
     """The address of the charts of a sweep's runs, for a database in the UI that `ui_command` starts."""
     query = {
         "workflowType": "machine_learning",
-        "searchFilter": f"tags.`fsae.sweep` = '{sweep}' and tags.`fsae.kind` != 'sweep'",
+        "searchFilter": f"tags.`fsae.sweep` = {as_literal(sweep)} and tags.`fsae.kind` != 'sweep'",
         "startTime": "ALL",
         "compareRunsMode": "CHART",
     }
@@ -139,12 +156,23 @@ def create_database(path: Path) -> None:
             return
         beside = path.with_name(path.name + ".new")
         beside.unlink(missing_ok=True)
-        MlflowClient(tracking_uri=f"sqlite:///{beside}").search_experiments(max_results=1)
+        # SQLite would make it so that no group can write it, whatever the umask says.
+        beside.touch()
+        MlflowClient(tracking_uri=_sqlite_uri(beside)).search_experiments(max_results=1)
         beside.replace(path)
 
 
 def _ui_address(uri: str) -> str:
     return without_password(uri).rstrip("/") if _scheme(uri) in SERVER_SCHEMES else "http://127.0.0.1:5000"
+
+
+def _sqlite_uri(path: Path, dialect: str = "sqlite") -> str:
+    """The address of a SQLite file, whatever characters its path has: SQLAlchemy reads %41 as A and ? as the end."""
+    quoted = re.sub("[%?#]", lambda found: quote(found[0]), str(path))
+    # Of a plain sqlite:/// MLflow makes the parent folder, without reading the quotation. A named driver keeps it out.
+    if dialect == "sqlite" and quoted != str(path):
+        dialect = "sqlite+pysqlite"
+    return f"{dialect}:///{quoted}"
 
 
 def _scheme(uri: str) -> str:
@@ -153,4 +181,4 @@ def _scheme(uri: str) -> str:
 
 def sqlite_file(uri: str) -> Path | None:
     """The file of a SQLite store, None for any other."""
-    return Path(uri.partition(":///")[2].partition("?")[0]) if _scheme(uri) == "sqlite" else None
+    return Path(unquote(uri.partition(":///")[2].partition("?")[0])) if _scheme(uri) == "sqlite" else None

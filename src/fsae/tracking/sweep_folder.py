@@ -181,9 +181,14 @@ def _recorded_overrides(folder: Path) -> list[str]:
     return [json.loads(line.removeprefix("- ")) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def is_job(folder: Path) -> bool:
+    """Whether a run's folder is that of a sweep's job."""
+    return (folder.parent / "sweep.json").exists()
+
+
 def run_name_and_tags(folder: Path, overrides: Sequence[str]) -> tuple[str, dict[str, str]]:
     """How MLflow shows the run in a folder, and the tags that tie it to its sweep; none for a run of its own."""
-    if not (folder.parent / "sweep.json").exists():
+    if not is_job(folder):
         return folder.name, {}
     sweep = read_sweep(folder.parent)
     name = job_name(overrides, sweep.varied) or folder.name

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsae.tracking.mlflow_upload import MlflowUpload, find_or_create_experiment, first_line, read_description
-from fsae.tracking.store import compare_link, open_store
+from fsae.tracking.store import as_literal, compare_link, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -52,7 +52,7 @@ class SweepRun:
         self._experiment_id = find_or_create_experiment(client, self._experiment, self._uri, self._outputs)
         found = client.search_runs(
             [self._experiment_id],
-            f"tags.`{KIND_TAG}` = 'sweep' and tags.`{SWEEP_TAG}` = '{self._sweep}'",
+            f"tags.`{KIND_TAG}` = 'sweep' and tags.`{SWEEP_TAG}` = {as_literal(self._sweep)}",
             max_results=1,
         )
         tags = {KIND_TAG: "sweep", SWEEP_TAG: self._sweep}

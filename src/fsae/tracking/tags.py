@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 def run_tags(overrides: Sequence[str]) -> dict[str, str]:
     """The tags of a run that this process starts with these overrides. What cannot be known is left out."""
     return {
-        "mlflow.source.name": " ".join(["python -m fsae.run", *overrides]),
+        "mlflow.source.name": shlex.join(["python", "-m", "fsae.run", *overrides]),
         "mlflow.source.type": "LOCAL",
         "fsae.overrides": " ".join(overrides),
         **_versions("fsae", "torch"),

@@ -1,0 +1,139 @@
+"""The table that answers first: a row per job with what differs, the held-out numbers, and what became of it."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from fsae.analysis.design import PARTLY_KNOWN, called, differing_settings
+from fsae.analysis.metrics import MAIN, MORE_IS_BETTER, NUMBERS
+from fsae.analysis.numbers import readable, shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRow:
+    """One job.
+
+    Attributes:
+        job: the values that tell it from the others, as in "gated, seed=0"; the run's name where there are none.
+        run, folder, state: as in the table of runs.
+        settings: what the job has of the table's settings, by key.
+        numbers: what it has of the table's numbers, by `eval/<metric>`; finite.
+        best: those of `numbers` that no other job betters, of the ones that differ and of which better can be said.
+    """
+
+    job: str
+    run: str
+    folder: str
+    state: str
+    settings: dict[str, object]
+    numbers: dict[str, float]
+    best: frozenset[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobTable:
+    """All jobs, in their order.
+
+    Attributes:
+        settings: keys of the settings that differ, without those that follow from others.
+        numbers: `eval/<metric>` of the numbers that some job has, those looked at first in front.
+    """
+
+    settings: list[str]
+    numbers: list[str]
+    rows: list[JobRow]
+
+    def text(self) -> str:
+        """Aligned columns for a console: what differs, the main numbers (the best ones with a star), the state; without
+        a newline at the end."""
+        cells = self._cells(lambda number, best: f"{number}{'*' if best else ' '}")
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        numeric = self._numeric()
+        lines = [
+            "  ".join(
+                f"{cell:>{width}}" if right else f"{cell:<{width}}"
+                for cell, width, right in zip(row, widths, numeric, strict=True)
+            ).rstrip()
+            for row in cells
+        ]
+        return "\n".join([*lines, *([f"* {self.legend()}"] if self.legend() else [])])
+
+    def markdown(self) -> str:
+        """The same as a table in Markdown, the best numbers bold."""
+        head, *rows = self._cells(lambda number, best: f"**{number}**" if best else number)
+        rule = ["---:" if right else "---" for right in self._numeric()]
+        lines = [" | ".join(cell.strip().replace("|", "\\|") for cell in row) for row in (head, rule, *rows)]
+        return "\n".join(f"| {line} |" for line in lines)
+
+    def legend(self) -> str:
+        """Which numbers are marked as best, and whether as lowest or highest; empty where none is."""
+        marked = [name for name in self.numbers if any(name in row.best for row in self.rows)]
+        words = [f"{'highest' if MORE_IS_BETTER[name] else 'lowest'} {_short(name)}" for name in marked if name in MAIN]
+        return f"best of all jobs: {', '.join(words)}" if words else ""
+
+    def _main(self) -> list[str]:
+        return [name for name in self.numbers if name in MAIN]
+
+    def _numeric(self) -> list[bool]:
+        return [*(False for _ in self.settings or ["run"]), *(True for _ in self._main()), False]
+
+    def _cells(self, mark: Callable[[str, bool], str]) -> list[list[str]]:
+        """Texts, line by line; `mark` makes one of a number and of whether it is the best."""
+        head = [*map(called, self.settings or ["run"]), *(mark(_short(name), False) for name in self._main()), "state"]
+        rows = []
+        for row in self.rows:
+            own = [shown(row.settings[name]) if name in row.settings else "" for name in self.settings]
+            numbers = [
+                mark(readable(row.numbers[name]), name in row.best) if name in row.numbers else ""
+                for name in self._main()
+            ]
+            # Of a job without any of these settings the name is what there is to say.
+            rows.append([*(own if any(own) else [row.run, *own[1:]]), *numbers, row.state])
+        return [head, *rows]
+
+
+def job_table(runs: pd.DataFrame) -> JobTable:
+    """The table of these jobs.
+
+    Args:
+        runs: as `fsae.analysis.runs` collects them.
+    """
+    settings = differing_settings(runs)
+    records = runs.to_dict("records")
+    measured = [_finite(record) if record["state"] == "finished" else {} for record in records]
+    numbers = [name for name in NUMBERS if any(name in found for found in measured)]
+    best = {name: _best(name, [found[name] for found in measured if name in found]) for name in numbers}
+    rows = []
+    for record, found in zip(records, measured, strict=True):
+        own = {name: record[name] for name in settings if shown(record[name]) != "null"}
+        values = [f"{called(name)}={shown(value)}".removeprefix("arch=") for name, value in own.items()]
+        rows.append(
+            JobRow(
+                job=str(record["run"]) if record["state"] in PARTLY_KNOWN or not values else ", ".join(values),
+                run=str(record["run"]),
+                folder=str(record["folder"] or ""),
+                state=str(record["state"]),
+                settings=own,
+                numbers=found,
+                best=frozenset(name for name, value in found.items() if value == best[name]),
+            )
+        )
+    return JobTable(settings=settings, numbers=numbers, rows=rows)
+
+
+def _finite(record: dict) -> dict[str, float]:
+    values = {name: record.get(name) for name in NUMBERS}
+    return {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}
+
+
+def _best(name: str, values: Sequence[float]) -> float | None:
+    more = MORE_IS_BETTER[name]
+    if more is None or len(set(values)) < 2:
+        return None
+    return max(values) if more else min(values)
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("eval/")
