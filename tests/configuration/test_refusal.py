@@ -1,8 +1,10 @@
 from pathlib import Path
 
 import pytest
+from omegaconf.errors import OmegaConfBaseException
 
 from fsae.configuration.refusal import explain, included_itself, record_refusal
+from fsae.configuration.schema import settings_of
 from fsae.tracking.status import Failure, RunState, mark, read_status
 from tests.composition import composed
 
@@ -55,7 +57,6 @@ def refusal(*overrides: str, own: Path | None = None) -> str:
         ("tracking.mlflow=maybe", "tracking.mlflow: Value 'maybe' is not a valid bool"),
         ("source.also=5", "source.also: it must be a list, as in source.also=[...]"),
         # Deletions.
-        ("~seed", "seed is not set, and a run needs it; add seed=... to the command, or leave out ~seed"),
         ("~trainer.lr", "trainer.lr: a setting cannot be deleted; give it a value"),
         # What is no override at all.
         (
@@ -69,6 +70,12 @@ def test_one_message_says_what_is_wrong_where_and_what_would_be_right(override: 
     assert found.startswith(message)
     assert "Traceback" not in found
     assert found.count("\n") <= 1
+
+
+def test_a_setting_that_others_take_their_value_from_cannot_be_deleted():
+    with pytest.raises(OmegaConfBaseException) as caught:
+        settings_of(composed("~seed"))
+    assert explain(caught.value) == "seed is not set, and a run needs it; add seed=..., or leave out ~seed"
 
 
 def test_an_experiment_that_includes_itself_is_named(tmp_path: Path):
