@@ -67,7 +67,8 @@ def write_both(store_folder: Path, plain: Path, shard: Shard, shards: int, turn:
         store.create(Manifest(content={}, d_in=shard.activations.shape[1], prepends_bos=False))
         for number in range(shards):
             store.discard(Part.train, number)
-            store.write(Part.train, number, shard, text=None, text_ended=False, label_names=[])
+            facts = {"text": None, "text_ended": False, "distinct": len(shard), "skipped_rows": 0, "label_names": []}
+            store.write(Part.train, number, shard, **facts)
         store.close()
 
     data = shard.activations.numpy().tobytes()
@@ -110,7 +111,13 @@ def read_both(folder: Path, shard: Shard, shards: int, turn: int) -> tuple[float
             required=False,
         )
         with ActivationSource(
-            shards_read, d_in=width, seed=0, training_tokens=tokens, device=torch.device("cpu"), passes={}
+            shards_read,
+            d_in=width,
+            seed=0,
+            training_tokens=tokens,
+            device=torch.device("cpu"),
+            passes={},
+            max_norm_multiple=None,
         ) as source:
             batches = source.batches(BATCH)
             for _ in range(tokens // BATCH):

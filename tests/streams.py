@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from fsae.language_models.chat import UnwritableChat
 from fsae.language_models.sites import Site, SiteName
 from fsae.sources.activations import ActivationSource
 from fsae.sources.documents import Document, Documents, Part
@@ -29,6 +30,9 @@ class ListedDocuments:
 
     name = "listed"
     tokenised = False
+    chats = False
+    masked = False
+    skipped = 0
 
     def __init__(self, texts: Sequence[str], labels: Sequence[Any] | None = None):
         self.texts, self.position = list(texts), 0
@@ -58,11 +62,25 @@ class Bytes:
     d_vocab = 257
     context_limit = 64
     bos_id: int | None = None
+    bos_token_id: int | None = None
     separator_id = 0
     special_ids = frozenset({0})
 
     def tokenise(self, texts: Sequence[str]) -> list[list[int]]:
         return [[byte + 1 for byte in text.encode()] for text in texts]
+
+    def tokenise_chat(
+        self, messages: Sequence[dict[str, Any]], roles: Sequence[str] | None
+    ) -> tuple[list[int], list[bool]]:
+        """Each message's text and nothing around it; one of the role "system" cannot be written."""
+        ids, counts = [], []
+        for message in messages:
+            if message["role"] == "system":
+                raise UnwritableChat("holds a system message")
+            (text,) = self.tokenise([message["content"]])
+            ids += text
+            counts += [roles is None or message["role"] in roles] * len(text)
+        return ids, counts
 
 
 class TableModel:

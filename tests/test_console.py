@@ -1,13 +1,17 @@
 """Printing and logging that cannot fail, in processes of their own: what is closed or full is the process' own."""
 
+import contextlib
 import logging
+import os
+import pty
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
 
-from fsae.console import BesideBars, console, forgiving_file
+from fsae.console import BesideBars, forgiving_file
 
 # Prints more than a pipe holds, logs, writes a file of its own, and at the end says how it left.
 SPEAKS = """
@@ -54,15 +58,67 @@ def test_a_character_that_the_console_cannot_show_is_shown_by_its_number():
     assert (done.returncode, done.stdout) == (0, b"gr\\xf6\\xdfe\n")
 
 
-def test_the_streams_are_given_back(capfd: pytest.CaptureFixture[str]):
-    before = sys.stdout, sys.stderr
+ON_A_TERMINAL = """
+import logging, sys, time, warnings
+from fsae import progress
+from fsae.console import BesideBars, console
+from fsae.progress import Progress, working
+
+progress.SECONDS_BETWEEN_LINES = 0.0
+with console():
+    handler = logging.StreamHandler(sys.stdout)
+    handler.addFilter(BesideBars())
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    with working("opening the model"):
+        logging.info("it is large")
+    bar = Progress("training", 10)
+    bar.advance(4)
+    logging.info("a latent starts over")
+    bar.advance(4)
+    print("a library's words", file=sys.stderr)
+    bar.close()
+"""
+
+
+def test_on_a_terminal_words_stand_above_the_bar_and_what_it_shows_is_not_said_twice():
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 100))
+    process = subprocess.Popen([sys.executable, "-c", ON_A_TERMINAL], stdout=slave, stderr=slave)
+    os.close(slave)
+    written = b""
+    # At the end of its only writer a terminal has an error to say.
+    with contextlib.suppress(OSError):
+        while piece := os.read(master, 4096):
+            written += piece
+    os.close(master)
+    assert process.wait() == 0
+    # What a line shows is what follows the last return to its beginning.
+    shown = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in written.decode().split("\n")]
+    assert shown[:3] == ["it is large", "a latent starts over", "a library's words"]
+    assert shown[3].startswith("training: 8 of 10 tokens (80 %)")
+    assert shown[4:] == [""]
+    # Both bars were there meanwhile.
+    assert b"opening the model: 00:00" in written
+    assert b"training:  80%" in written
+
+
+def test_the_streams_are_given_back_and_a_capture_is_left_alone():
+    code = """
+import io, sys
+from fsae.console import console
+before = sys.stdout, sys.stderr
+with console():
+    inner = sys.stdout
     with console():
-        inner = sys.stdout
-        with console():
-            assert sys.stdout is inner
-        print("said")
-    assert (sys.stdout, sys.stderr) == before
-    assert capfd.readouterr().out == "said\n"
+        print("said", sys.stdout is inner, inner is not before[0])
+print((sys.stdout, sys.stderr) == before)
+sys.stdout = io.StringIO()
+with console():
+    print("captured")
+sys.stderr.write(sys.stdout.getvalue())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("said True True\nTrue\n", "captured\n")
 
 
 def test_a_file_on_a_full_disk_drops_lines_and_knows_why():

@@ -17,6 +17,7 @@ PACKAGE = Path(fsae.__file__).parent
 # A module imports from earlier layers and from its own package, not from its neighbours in the layer. It belongs to the
 # longest name here that it begins with.
 LAYERS = [
+    {"credentials"},
     {"console", "ranges"},
     {
         "autoencoders.triton_products",
@@ -44,7 +45,7 @@ LAYERS = [
     {"run_experiment"},
     {"sweeps"},
     {"run", "report", "store", "sync"},
-    {"resume"},
+    {"resume", "__main__"},
 ]
 # Outside the layers: it reads what runs leave behind, through the readers of tracking, and knows no torch.
 APART = "analysis"
@@ -61,12 +62,14 @@ HOMES = {
     "mlflow": {"tracking.", "analysis."},
     "transformer_lens": {"language_models.transformer_lens_model"},
     "datasets": {"sources.documents"},
+    "fsspec": {"sources.rows"},
+    "pyarrow": {"sources.rows"},
     "transformers": {"language_models."},
     "huggingface_hub": {"language_models.hub"},
     "matplotlib": {"analysis."},
     "pandas": {"analysis."},
     "jinja2": {"analysis."},
-    "safetensors": {"export.", "sources.store"},
+    "safetensors": {"export.", "language_models.transformer_lens_model", "sources.store"},
     "xxhash": {"sources.store"},
     "tqdm": {"console"},
     "scipy": {"losses.mutual", "training.least_squares"},

@@ -92,6 +92,7 @@ def test_settings_are_checked_where_they_are_made():
         ("source.tokens=1e20", "source.tokens is 1e20; it must be at least 1 and at most 1e15, or null"),
         ("trainer.batch_size=0", "trainer.batch_size is 0"),
         ("dataset.context=1", "dataset.context is 1; it must be a number of tokens, at least 2"),
+        ("dataset.exclude_tokens=[3,-1]", "one of dataset.exclude_tokens is -1; it must be a token id, at least 0"),
         ("eval.batch_size=1", "eval.batch_size is 1; it must be"),
     ],
 )

@@ -52,6 +52,14 @@ def test_or_by_another_launcher_without_the_former_one_s_settings():
     assert command == ["--multirun", "--config-dir=/own", *kept, *OWN]
 
 
+@pytest.mark.parametrize(
+    "name", ["plain", "it's", "a,b=c d", "back\\slash", "back\\' of", "ends in \\\\", "%20 {x} [y] ü"]
+)
+def test_a_folder_of_any_name_is_read_as_it_is(name: str):
+    (override,) = OverridesParser.create().parse_overrides([f"hydra.sweep.dir={resume._quoted(Path(name))}"])
+    assert str(override.value()) == name
+
+
 def test_other_settings_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     sweep(tmp_path).write()
     with pytest.raises(SystemExit) as left:

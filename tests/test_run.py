@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -284,13 +285,13 @@ def test_a_bug_of_ours_shows_its_traceback(command, monkeypatch: pytest.MonkeyPa
 def test_a_signal_ends_a_whole_sweep(
     name: str, exit_status: int, command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    def interrupted(settings: object) -> None:
+    def interrupted(*given: object) -> None:
         raise Interrupted(name)
 
-    monkeypatch.setattr(origin, "check", interrupted)
+    monkeypatch.setattr(run_module, "accept", interrupted)
     ended = command("-m", "model=tiny", "seed=1,2")
     assert ended.exit_status == exit_status
-    assert ended.said.count(f"interrupted by {name}; fsae.resume goes on from the saved state") == 1
+    assert ended.said.count(f"interrupted by {name}; fsae.resume starts it again") == 1
     assert [path.name for path in (tmp_path / "outputs" / "sweeps").glob("*/*/*") if path.is_dir()] == ["0"]
 
 
@@ -335,6 +336,33 @@ def test_help_and_refusals_answer_fast_and_import_nothing_slow(arguments: list[s
     assert not imported & {"transformers", "transformer_lens", "datasets", "mlflow", "matplotlib"}
     # Of the processor, as this machine may be busy with others.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 4
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_before_anything_has_begun_is_told_in_one_line(name: str, tmp_path: Path):
+    process = start(*TINY, outputs=tmp_path / "outputs")
+    # Python itself is there, and imports what takes seconds.
+    time.sleep(0.5)
+    process.send_signal(signal.Signals[name])
+    said, _ = process.communicate(timeout=30)
+    assert (process.returncode, said) == (128 + signal.Signals[name], f"fsae: interrupted by {name}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_while_a_model_is_opened_ends_the_run_as_interrupted(tmp_path: Path):
+    process = start(*TINY, outputs=tmp_path)
+
+    def is_opening() -> bool:
+        return any("opening the language model" in log.read_text() for log in tmp_path.glob("runs/*/run.log"))
+
+    wait_until(is_opening, process)
+    process.send_signal(signal.SIGHUP)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 129, said
+    assert said.splitlines()[-1].endswith("WARNING interrupted by SIGHUP; the same command starts it again")
+    assert "Traceback" not in said
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert failure_in(folder, "interrupted") == "interrupted by SIGHUP"
 
 
 LONG = (

@@ -238,7 +238,7 @@ def test_what_ends_the_stream_ends_all_its_runs(tmp_path: Path):
         assert status is not None
         assert status.state is RunState.failed
         assert status.failure is not None
-        assert "text_files: none of its 1 documents is in the part" in status.failure.message
+        assert "data set text: none of its 1 documents is in the part" in status.failure.message
         assert status.failure.message.splitlines()[0] in (tmp_path / name / "run.log").read_text()
         assert isinstance(outcome.error, ValueError)
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import time
 import traceback
 import uuid
 from collections.abc import Iterator
@@ -113,22 +114,21 @@ class OpenRun:
         self.folder.config.write_text(self.origin.config_yaml)
         self.folder.overrides.write_text("".join(f"- {json.dumps(override)}\n" for override in self.origin.overrides))
         stopped = earlier is not None and earlier.state in (RunState.running, RunState.interrupted)
-        self._describe(stopped)
-        self._tracker = Tracker(path, uploader, self.state["metrics_position"] if self.state is not None else 0)
+        position = self.state["metrics_position"] if self.state is not None else 0
+        anew = self._describe(stopped)
+        self._tracker = Tracker(path, uploader, position, anew=anew)
 
-    def _describe(self, stopped: bool) -> None:
+    def _describe(self, stopped: bool) -> bool:
+        """Write down where the run is logged; returns whether it is another than the one that was here before."""
         path, tracking, outputs = self.folder.path, self.settings.tracking, Path(self.settings.paths.outputs)
         name, sweep_tags = run_name_and_tags(path, self.origin.overrides)
         # A resumed run goes on in the same MLflow run, also where it was stopped before it had a state to go on from:
         # it logs the same values again. One that starts over after its end is another.
-        if self.state is not None:
-            uid = read_description(path).uid
-        elif stopped:
-            uid = None
-        else:
-            uid = uuid.uuid4().hex
+        resumed = self.state is not None
+        earlier = read_description(path).uid if resumed or (stopped and self.folder.tracking.exists()) else None
+        uid = earlier if resumed else None if stopped else uuid.uuid4().hex
         # Also without MLflow, so that the run can be sent there later.
-        describe_run(
+        described = describe_run(
             path,
             uri=resolve_uri(tracking.uri, outputs),
             outputs=outputs,
@@ -138,6 +138,7 @@ class OpenRun:
             tags=run_tags(self.origin.overrides) | {"fsae.kind": self.settings.task.value} | sweep_tags,
             uid=uid,
         )
+        return described.uid != earlier
 
     def end(self, error: BaseException | None = None) -> None:
         """Write how it ended, let go of the folder, and have MLflow told; only the first end counts."""
@@ -169,6 +170,9 @@ class OpenRun:
             mark(path, RunState.finished)
         else:
             state = RunState.interrupted if isinstance(error, Interrupted) else RunState.failed
+            if isinstance(error, Interrupted) and not error.saved and self.checkpoints.path.exists():
+                age = time.time() - self.checkpoints.path.stat().st_mtime
+                log.warning("what was trained in the last %.0f s is lost", age)
             mark(path, state, Failure(kind=type(error).__name__, message=str(error)))
 
     def _close_tracker(self) -> None:

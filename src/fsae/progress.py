@@ -1,13 +1,36 @@
 """Progress of long work: a live bar on a terminal, lines on any other console, and lines in run.log either way."""
 
 import logging
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from fsae.console import IN_THE_BAR, live_bar
 
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 15.0
+
+
+@contextmanager
+def working(label: str) -> Iterator[None]:
+    """Show that something goes on that cannot say how far it is: the seconds on a terminal, one line in the log."""
+    bar = live_bar(desc=label, bar_format="{desc}: {elapsed}", leave=False)
+    log.info("%s", label, extra=None if bar.disable else IN_THE_BAR)
+    over = threading.Event()
+
+    def tick() -> None:
+        while not over.wait(1):
+            bar.refresh()
+
+    if not bar.disable:
+        threading.Thread(target=tick, name=label, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+        bar.close()
 
 
 class Progress:
@@ -31,6 +54,7 @@ class Progress:
             unit=f" {unit}",
             unit_scale=True,
             smoothing=0.1,
+            leave=False,
         )
 
     def advance(self, units: int) -> None:

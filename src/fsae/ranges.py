@@ -82,7 +82,11 @@ def range_of(metadata: Any) -> Range | None:
 
 
 def check_number(value: object, allowed: Range, key: str, nullable: bool) -> None:
-    """Raise ValueError where a number is out of its range; null is in it where it is nullable."""
+    """Raise ValueError where a number, or one of a list, is out of its range; null is in it where it is nullable."""
+    if isinstance(value, list):
+        for each in value:
+            check_number(each, allowed, f"one of {key}", nullable=False)
+        return
     if (value is None and nullable) or value in allowed:
         return
     what = f"{allowed.meaning}, " if allowed.meaning else ""

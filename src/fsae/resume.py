@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,8 +73,8 @@ def _command(sweep: Sweep, launcher: Sequence[str]) -> list[str]:
 
 
 def _quoted(path: Path) -> str:
-    """The path as a value of an override, whatever characters it has."""
-    return "'" + str(path).replace("'", "\\'") + "'"
+    """The path as a value of an override, whatever its characters: a backslash counts before quotation marks only."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), str(path)) + "'"
 
 
 if __name__ == "__main__":

@@ -5,6 +5,12 @@
 It holds no class and no dataclass: a cluster launcher pickles this module by value.
 """
 
+# The first thing of all: what is imported below takes seconds.
+from fsae.console import console, leave_on_signals
+
+if __name__ == "__main__":
+    leave_on_signals()
+
 import logging
 import os
 import signal
@@ -24,10 +30,12 @@ from fsae.configuration.places import outputs_named
 from fsae.configuration.refusal import MENDABLE, included_itself, refuse, tell, was_told
 from fsae.configuration.resolvers import register_resolvers
 from fsae.configuration.schema import Task, register_schemas
-from fsae.console import console
+from fsae.credentials import without_passwords
+from fsae.progress import working
 from fsae.sweeps.launch import is_launching, sweep_told
+from fsae.tracking.run_folder import RunFolder
 from fsae.tracking.run_log import run_log
-from fsae.training.interruption import Interrupted, hand_on
+from fsae.training.interruption import Interrupted, Interruption, hand_on
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +49,13 @@ def run(config: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     in_sweep = hydra_config.mode is RunMode.MULTIRUN
-    with run_log(folder):
+    # From here on a signal is noted, also while what takes seconds is imported, and acted on once that can be recorded.
+    with run_log(folder), Interruption():
         try:
             settings, origin = accept(config, folder, hydra_config.overrides.task)
             # Imported only now: what it needs takes seconds, and wrong settings shall be told at once.
-            from fsae.run_experiment import run_experiment
+            with working("importing what a run needs"):
+                from fsae.run_experiment import run_experiment
 
             results = run_experiment(settings, origin)
             return settings.objective.value(results) if in_sweep and settings.task is not Task.harvest else None
@@ -54,8 +64,10 @@ def run(config: DictConfig) -> float | None:
                 # A worker's own: the sweep's other jobs go on.
                 hand_on(interrupted)
                 raise
+            goes_on = "fsae.resume" if in_sweep else "the same command"
+            has_state = (RunFolder(folder).checkpoints / "latest.pt").exists()
             log.warning(
-                "%s; %s goes on from the saved state", interrupted, "fsae.resume" if in_sweep else "the same command"
+                "%s; %s %s", interrupted, goes_on, "goes on from the saved state" if has_state else "starts it again"
             )
             sys.exit(128 + signal.Signals[interrupted.signal_name])
         except Exception as error:
@@ -70,6 +82,10 @@ def run(config: DictConfig) -> float | None:
 @console()
 def main() -> None:
     """`python -m fsae.run`, and the console script `fsae`."""
+    try:
+        sys.argv[1:] = without_passwords(sys.argv[1:])
+    except ValueError as error:
+        refuse(error, outputs_named(sys.argv[1:]))
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     # Hydra then raises instead of printing, so that a refused composition is told and recorded as everything else.
     os.environ["HYDRA_FULL_ERROR"] = "1"

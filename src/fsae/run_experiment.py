@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from fsae.export.saelens import check_exportable, load_saelens
 from fsae.language_models.device import dtype_of
 from fsae.losses.objective import Objective
 from fsae.open_run import OpenRun
+from fsae.progress import working
 from fsae.sources.activations import ActivationSource, ActivationSourceSettings, Cache, open_activations, stream_key
 from fsae.sources.identity import data_identity
 from fsae.sources.in_memory import InMemorySource
@@ -118,6 +119,8 @@ def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
                 _work(runs, interruption)
             except BaseException as error:
                 going = _going(runs)
+                if isinstance(error, KeyboardInterrupt):
+                    error = Interrupted("SIGINT", saved=False)
                 if isinstance(error, Exception) and not isinstance(error, Interrupted):
                     # It concerns all of them, so it is told once and heard in every log.
                     tell(error, (going or runs)[0].folder.path)
@@ -145,11 +148,21 @@ def _for_each(runs: Iterable[OpenRun], action: Callable[[OpenRun], None]) -> Non
             action(run)
 
 
-def _uploader(settings: RunSettings) -> Uploader | nullcontext[None]:
+@contextmanager
+def _uploader(settings: RunSettings) -> Iterator[Uploader | None]:
     if not settings.tracking.mlflow:
-        return nullcontext()
+        yield None
+        return
     uri = resolve_uri(settings.tracking.uri, Path(settings.paths.outputs))
-    return Uploader(uri, settings.tracking.flush_seconds)
+    uploader = Uploader(uri, settings.tracking.flush_seconds)
+    try:
+        yield uploader
+    finally:
+        try:
+            with working("waiting until MLflow has everything"):
+                uploader.finish()
+        except KeyboardInterrupt:
+            log.warning("MLflow is not waited for; what it has not taken yet goes on being sent")
 
 
 def _work(runs: Sequence[OpenRun], interruption: Interruption) -> None:
@@ -163,7 +176,9 @@ def _work(runs: Sequence[OpenRun], interruption: Interruption) -> None:
     if not going:
         return
     began = time.monotonic()
-    with _open_source(going, interruption.check) as source:
+    with ExitStack() as stack:
+        with interruption.at_once():
+            source = stack.enter_context(_open_source(going, interruption.check))
         if task is Task.harvest:
             assert isinstance(source, ActivationSource)
             results = source.fill_store()
@@ -210,17 +225,19 @@ def _open_source(
         held_out_tokens=settings.eval.tokens,
         folder=Path(settings.paths.activations),
         heartbeat=heartbeat,
+        spliced=not harvest and settings.eval.splice_tokens > 0,
     )
 
 
 def _trained(runs: Sequence[OpenRun], source: Source, interruption: Interruption) -> list[TrainedRun]:
     began = time.monotonic()
-    _check_memory([run.settings for run in runs if run.state is None], source)
     scale = cache(lambda kind: scale_of(source.first_vectors(), kind))
     trainings: dict[TrainingRun, OpenRun] = {}
     made: list[TrainedRun] = []
     with freed_memory_kept():
-        _for_each(runs, lambda run: trainings.update({_training(run, source, scale): run}))
+        with interruption.at_once():
+            _check_memory([run.settings for run in runs if run.state is None], source)
+            _for_each(runs, lambda run: trainings.update({_training(run, source, scale): run}))
         # A training that is given back is let go of, and with it the optimiser's moments.
         for training, error in train(list(trainings), source, interruption):
             run = trainings.pop(training)

@@ -33,7 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prune.add_argument("--all", action="store_true", help="every store")
     prune.add_argument("--unused-days", type=float, metavar="DAYS", help="those that no run opened for so long")
     options = parser.parse_args(arguments)
-    folders = {folder.name: folder for folder in store_folders(options.folder)}
+    try:
+        folders = {folder.name: folder for folder in store_folders(options.folder)}
+    except OSError as error:
+        print(f"{options.folder} cannot be read: {error.strerror}", file=sys.stderr)
+        return 2
     names = getattr(options, "names", [])
     unknown = [name for name in names if name not in folders]
     if unknown:
@@ -54,10 +58,9 @@ def _list(where: Path, folders: list[Path]) -> int:
     for folder in folders:
         try:
             store = Store(folder, marked=False)
-        except ValueError:
-            train = held_out = "other format"
-        else:
             train, held_out = (f"{_vectors(store, part):,}" for part in (Part.train, Part.held_out))
+        except (ValueError, OSError):
+            train = held_out = "unreadable"
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(last_used(folder)))
         state = "  (in use)" if in_use(folder) else ""
         print(f"{folder_bytes(folder) / 1e9:8.3f}  {train:>12}  {held_out:>12}  {used:<16}  {folder.name}{state}")
@@ -70,17 +73,22 @@ def _verify(folders: list[Path]) -> int:
     for folder in folders:
         try:
             store = Store(folder, marked=False)
-        except ValueError as error:
+            shards, foreign = store.shards(), store.foreign()
+        except (ValueError, OSError) as error:
             print(error, file=sys.stderr)
             damaged += 1
             continue
-        shards = store.shards()
         for part, number in shards:
             try:
                 store.read(part, number)
             except DamagedShard as damage:
                 damaged += 1
                 print(f"{damage}; the next run that needs it harvests it again", file=sys.stderr)
+            except OSError as error:
+                damaged += 1
+                print(f"{store.path(part, number)} cannot be read: {error.strerror}", file=sys.stderr)
+        for path in foreign:
+            print(f"{path} is no part of the store; nothing reads it", file=sys.stderr)
         print(f"{folder.name}: {len(shards)} shards verified")
     return 1 if damaged else 0
 
@@ -89,7 +97,13 @@ def _prune(folders: list[Path]) -> int:
     exit_status = 0
     for folder in folders:
         size = folder_bytes(folder)
-        if remove(folder):
+        try:
+            removed = remove(folder)
+        except OSError as error:
+            print(f"{folder.name} cannot be removed: {error.filename}: {error.strerror}", file=sys.stderr)
+            exit_status = 1
+            continue
+        if removed:
             print(f"{folder.name}: {size / 1e9:.3g} GB removed")
         else:
             print(f"{folder.name} is in use by a run; it stays", file=sys.stderr)

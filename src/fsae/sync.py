@@ -1,15 +1,15 @@
 """Send finished, cut-off or running runs to MLflow, as far as they are not there: python -m fsae.sync RUN_DIR..."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from fsae.console import console
+from fsae.credentials import with_password, without_password
 from fsae.tracking.mlflow_upload import MlflowUpload, first_line, read_description
 from fsae.tracking.status import read_status
-from fsae.tracking.store import checked_uri, ui_command, without_password
+from fsae.tracking.store import checked_uri, ui_command
 
 
 @console()
@@ -45,7 +45,7 @@ def _sync(folder: Path, tracking_uri: str | None) -> tuple[str, str]:
         raise ValueError("no such folder")
     description = read_description(folder)
     status = read_status(folder)
-    uri = checked_uri(tracking_uri, "--tracking-uri") if tracking_uri else _recorded_uri(description.uri)
+    uri = with_password(checked_uri(tracking_uri, "--tracking-uri") if tracking_uri else description.uri)
     upload = MlflowUpload(folder, uri, description)
     try:
         sent = upload.send_metrics()
@@ -63,12 +63,6 @@ def _sync(folder: Path, tracking_uri: str | None) -> tuple[str, str]:
     else:
         rest = "its end and artifacts sent" if closed else "its end and artifacts were there already"
     return uri, f"{news}, {rest}: {upload.link}"
-
-
-def _recorded_uri(recorded: str) -> str:
-    # Passwords are not written down; the environment may have the same address with its password.
-    inherited = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return inherited if without_password(inherited) == recorded else recorded
 
 
 if __name__ == "__main__":

@@ -25,8 +25,10 @@ from fsae.language_models.device import rows_at_once
 from fsae.language_models.identity import published_as
 from fsae.losses.fisher import Fisher
 from fsae.open_run import OpenRun
+from fsae.progress import Progress, working
 from fsae.sources.activations import ActivationSource
 from fsae.sources.source import Batch, Source
+from fsae.sources.supply import Supply
 from fsae.sources.synthetic import SyntheticSource
 from fsae.tracking.run_folder import write_json
 from fsae.tracking.store import resolve_uri, ui_command
@@ -67,10 +69,14 @@ def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
         for _ in each.autoencoders
     ]
 
-    def held_out() -> Iterator[Batch]:
-        return _with_heartbeat(source.held_out(settings.eval.tokens, settings.eval.batch_size), heartbeat)
+    def held_out(label: str) -> Iterator[Batch]:
+        progress = Progress(label, settings.eval.tokens, source.unit)
+        for batch in _with_heartbeat(source.held_out(settings.eval.tokens, settings.eval.batch_size), heartbeat):
+            yield batch
+            progress.advance(len(batch.inputs))
+        progress.close()
 
-    vectors = evaluate_vectors(autoencoders, held_out(), fishers)
+    vectors = evaluate_vectors(autoencoders, held_out("evaluating"), fishers)
     scalars = [measured.scalars for measured in vectors]
     if isinstance(source, ActivationSource):
         scalars = [measured | {"massive_share": source.massive_share} for measured in scalars]
@@ -79,30 +85,34 @@ def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
     geometries: list[Geometry] = []
     if isinstance(source, ActivationSource) and settings.eval.splice_tokens > 0:
         model, site, _ = settings.place()
-        log.info("running %s with the reconstruction in place of its activations", model.name)
-        tokens, keep = source.held_out_rows(settings.eval.splice_tokens)
-        spliced = evaluate_splice(
-            source.model,
-            site,
-            autoencoders,
-            tokens,
-            keep,
-            vectors[0].mean_activation,
-            rows_at_once(model, tokens.shape[1]),
-            heartbeat,
-            source.norm_limit,
-        )
+        with working(f"running {model.name} with the reconstruction in place of its activations"):
+            tokens, keep = source.held_out_rows(settings.eval.splice_tokens)
+            spliced = evaluate_splice(
+                source.model,
+                site,
+                autoencoders,
+                tokens,
+                keep,
+                vectors[0].mean_activation,
+                rows_at_once(model, tokens.shape[1]),
+                heartbeat,
+                source.norm_limit,
+            )
         scalars = [measured | more for measured, more in zip(scalars, spliced, strict=True)]
     if isinstance(source, SyntheticSource):
         samples = source.held_out_codes(settings.eval.tokens)
         truths = evaluate_truth(autoencoders, source.features, _with_heartbeat(samples, heartbeat))
         scalars = [measured | truth.scalars for measured, truth in zip(scalars, truths, strict=True)]
     if settings.eval.geometry:
-        geometries = evaluate_geometry(autoencoders, held_out(), heartbeat)
+        geometries = evaluate_geometry(autoencoders, held_out("evaluating regions"), heartbeat)
         scalars = [measured | geometry.scalars for measured, geometry in zip(scalars, geometries, strict=True)]
     frequencies = [measured.firing_frequency for measured in vectors]
     bos = source.prepends_bos if isinstance(source, ActivationSource) else None
     limit = source.norm_limit if isinstance(source, ActivationSource) else None
+    held_out_found = vectors[0].samples
+    if isinstance(source, ActivationSource):
+        # Those that were left out for their norm were there.
+        held_out_found = round(held_out_found / (1 - source.massive_share))
     for each in made:
         size = len(each.autoencoders)
         of_run, scalars = scalars[:size], scalars[size:]
@@ -110,9 +120,25 @@ def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
         known, truths = truths[:size], truths[size:]
         shapes, geometries = geometries[:size], geometries[size:]
         with each.run.alone():
-            if settings.task is Task.train:
-                _export(each, firing, bos, limit)
-            _report(each, of_run, firing, known, shapes, heartbeat)
+            supply = _supply(each, source, held_out_found)
+            with working("exporting and drawing"):
+                if settings.task is Task.train:
+                    _export(each, firing, bos, limit)
+                results, table = _report(each, of_run, firing, known, shapes, supply, heartbeat)
+            finish(each.run, results, table)
+
+
+def _supply(made: TrainedRun, source: Source, held_out: int) -> Supply:
+    of_text = isinstance(source, ActivationSource)
+    taken = made.tokens if made.run.settings.task is Task.train else None
+    return Supply(
+        trained=taken,
+        distinct=None if taken is None else source.distinct(taken),
+        wanted=source.wanted(taken) if of_text and taken is not None else None,
+        held_out=held_out,
+        held_out_wanted=made.run.settings.eval.tokens,
+        skipped_rows=source.skipped_rows if of_text else None,
+    )
 
 
 def _warn_of_tail(share: float, source: Source) -> None:
@@ -162,9 +188,10 @@ def _report(
     firing: Sequence[Tensor],
     truths: Sequence[Truth],
     geometries: Sequence[Geometry],
+    supply: Supply,
     heartbeat: Callable[[], None],
-) -> None:
-    """The run's numbers: of a population the means over its members, what they have in common, and each one's own."""
+) -> tuple[dict[str, Any], str]:
+    """The run's numbers and a table: of a population the means over members, what these share, and each one's own."""
     run = made.run
     metrics = {name: sum(each[name] for each in scalars) / len(scalars) for name in scalars[0]}
     of_each: dict[str, float] = {}
@@ -184,7 +211,8 @@ def _report(
         plot_sharing(run.folder.sharing, run.folder.plots / "sharing.png")
     plot_firing(histogram, metrics["dead_share"], run.folder.plots / "firing.png")
     region_histogram = _picture(geometries[made.best], run.folder.plots) if geometries else {}
-    run.tracker.log({f"eval/{name}": value for name, value in (metrics | of_each).items()}, made.tokens)
+    numbers = supply.numbers()
+    run.tracker.log({f"eval/{name}": value for name, value in (metrics | of_each).items()} | numbers, made.tokens)
     if not metrics["fvu"] <= 1:
         made_for = "Was it made for this model, this site and raw activations?"
         log.warning(
@@ -193,8 +221,10 @@ def _report(
             metrics["fvu"],
             made_for if run.settings.task is Task.eval else "See whether training diverged.",
         )
-    results = flat_results(metrics | of_each) | {"density_histogram": histogram} | region_histogram
-    finish(run, results, results_table(metrics))
+    for sentence in supply.shortages():
+        log.warning("%s", sentence)
+    results = flat_results(metrics | of_each) | numbers | {"density_histogram": histogram} | region_histogram
+    return results, results_table(metrics)
 
 
 def _picture(geometry: Geometry, plots: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 
 from fsae.tracking.mlflow_upload import MlflowUpload, read_description
 from fsae.tracking.store import compare_link, create_database, open_store
+from fsae.tracking.sweep_run import SweepRun
 from tests.analysis.run_folders import write_sweep
 from tests.browser.conftest import Browser
 from tests.tracking.mlflow_server import Server
@@ -17,8 +18,8 @@ COLOURS = ["#c83243", "#137dae", "#308613", "#de7921"]
 
 
 @pytest.fixture
-def link(tmp_path: Path) -> Iterator[str]:
-    """The address of the charts of a sweep of four runs, on a server that has them."""
+def links(tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """The addresses of the charts and of the table of a sweep of four runs, on a server that has them."""
     place = tmp_path / "server"
     place.mkdir()
     create_database(place / "mlflow.db")
@@ -38,7 +39,13 @@ def link(tmp_path: Path) -> Iterator[str]:
         # MLflow picks a colour by a run's random id, and two may get the same one.
         for run, colour in zip(store.search_runs([experiment.experiment_id]), COLOURS, strict=True):
             store.set_tag(run.info.run_id, "mlflow.runColor", colour)
-        yield compare_link(server.uri, experiment.experiment_id, SWEEP)
+        summary = SweepRun(
+            uri=server.uri, outputs=tmp_path, experiment="fsae", sweep=SWEEP, varied=["arch", "seed"], seconds=60
+        )
+        summary.open()
+        assert summary.table_link
+        assert summary.compare_link == compare_link(server.uri, experiment.experiment_id, SWEEP)
+        yield summary.compare_link, summary.table_link
     finally:
         server.kill()
 
@@ -59,7 +66,9 @@ def shown(seen: np.ndarray) -> bool:
     return all(pixels(seen[LIST], colour) > 40 and pixels(seen[CHARTS], colour) > 100 for colour in COLOURS)
 
 
-def test_the_sweeps_link_shows_its_runs_as_charts(link: str, browser: Browser):
+def test_the_sweeps_links_show_its_runs_as_charts_and_as_a_table(links: tuple[str, str], browser: Browser):
+    link, table = links
+
     def look() -> np.ndarray:
         return browser.picture(link, "--virtual-time-budget=60000", width=1700, height=1900)
 
@@ -74,3 +83,11 @@ def test_the_sweeps_link_shows_its_runs_as_charts(link: str, browser: Browser):
     source = browser.source(link, "--window-size=1700,1900", "--virtual-time-budget=60000")
     for name in ("eval/fvu", "eval/l0", "eval/dead_share"):
         assert name in source
+
+    # Held-out numbers are bars: one for each of the four runs, in each chart. Plotly calls a bar a point.
+    assert source.count('class="point"') >= 4 * 3
+    source = browser.source(table, "--window-size=2400,1200", "--virtual-time-budget=60000")
+    # Columns of what differs and of the main numbers; the sweep's summary is no row.
+    for name in ("arch", "seed", "eval/fvu", "eval/l0", "eval/dead_share"):
+        assert f"`{name}`" in source, name
+    assert f"sweep {SWEEP}" not in source

@@ -147,3 +147,9 @@ def test_a_glob_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     flat = flat_settings(composed("dataset=text_files", "dataset.path='code/**/*.java'"))
     assert flat["dataset.path"] == f"{tmp_path}/code/**/*.java"
+
+
+def test_a_tokenizer_s_folder_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    flat = flat_settings(composed("model=custom", "model.path=gpt2", "model.tokenizer=./mine"))
+    assert (flat["model.path"], flat["model.tokenizer"]) == ("gpt2", str(tmp_path / "mine"))

@@ -45,13 +45,13 @@ def test_a_folder_is_written_once_and_leaves_nothing_aside(cache, monkeypatch):
 
     monkeypatch.setitem(EMBEDDED, Package.tiny, EmbeddedModel(distribution=None, install=None, write=write))
     # What a killed process left.
-    (cache / "tiny-1.partial").mkdir(parents=True)
-    (cache / "tiny-1.partial" / "half.bin").write_text("")
+    (cache / "tiny-2.partial").mkdir(parents=True)
+    (cache / "tiny-2.partial" / "half.bin").write_text("")
     folder = embedded_folder(Package.tiny)
     assert embedded_folder(Package.tiny) == folder
-    assert written == ["tiny-1.partial"]
+    assert written == ["tiny-2.partial"]
     assert [path.name for path in folder.iterdir()] == ["config.json"]
-    assert {path.name for path in cache.iterdir()} == {"tiny-1", "tiny-1.lock"}
+    assert {path.name for path in cache.iterdir()} == {"tiny-2", "tiny-2.lock"}
 
 
 def test_a_failure_leaves_no_folder(cache, monkeypatch):
@@ -62,7 +62,7 @@ def test_a_failure_leaves_no_folder(cache, monkeypatch):
     monkeypatch.setitem(EMBEDDED, Package.tiny, EmbeddedModel(distribution=None, install=None, write=write))
     with pytest.raises(OSError, match="no space left"):
         embedded_folder(Package.tiny)
-    assert {path.name for path in cache.iterdir()} == {"tiny-1.lock"}
+    assert {path.name for path in cache.iterdir()} == {"tiny-2.lock"}
 
 
 def test_processes_that_start_together_write_it_once(cache):

@@ -31,4 +31,4 @@ def test_settings_that_cannot_be_are_refused(settings, message):
 def test_a_model_is_called_by_what_it_is(settings, name):
     assert ModelSettings(**settings).name == name
     with pytest.raises(TypeError):
-        ModelSettings(**settings, name="gpt2")
+        ModelSettings(**{**settings, "name": "gpt2"})

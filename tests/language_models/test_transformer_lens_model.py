@@ -323,7 +323,7 @@ def test_a_layer_beyond_the_model_is_refused(tiny, name):
 def test_a_site_without_a_hook_is_refused(folder_of):
     model = open_language_model(ModelSettings(path=str(folder_of("gpt_neox"))))
     sites = "resid_pre, resid_post, mlp_out, attn_out, attn_z"
-    with pytest.raises(ValueError, match=f"resid_mid, but in model neox .* sites {sites}"):
+    with pytest.raises(ValueError, match=f"resid_mid, but in model .* sites {sites}"):
         model.check_site(Site(name=SiteName.resid_mid, layer=0))
 
 

@@ -1,8 +1,11 @@
 import copy
+import re
 import threading
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -271,16 +274,22 @@ WHERE = Site(name=SiteName.resid_mid, layer=1)
 DATASET = DatasetSettings(format=DatasetFormat.python_source, context=32)
 
 
-def opened(folder: Path, training_tokens: int = 600, **changes) -> ActivationSource:
+def opened(
+    folder: Path,
+    training_tokens: int = 600,
+    dataset: DatasetSettings = DATASET,
+    held_out_tokens: int = 100,
+    **changes,
+) -> ActivationSource:
     given: dict[str, Any] = {"tokens": 600, "shard_tokens": 256}
     settings = ActivationSourceSettings(**(given | changes))
     return open_activations(
         model=MODEL,
         site=WHERE,
-        dataset=DATASET,
+        dataset=dataset,
         source=settings,
         training_tokens=training_tokens,
-        held_out_tokens=100,
+        held_out_tokens=held_out_tokens,
         folder=folder,
         heartbeat=lambda: None,
     )
@@ -362,6 +371,9 @@ def test_streams_are_told_apart_by_what_makes_them():
     assert {key(source=source) for source in same} == {key()}
     assert key(training_tokens=700) == key()
     different = [
+        # Lists among the settings, too.
+        key(dataset=replace(DATASET, exclude_tokens=[3])),
+        key(dataset=replace(DATASET, prefix="x")),
         key(source=ActivationSourceSettings(tokens=601)),
         key(source=ActivationSourceSettings(tokens=600, shard_tokens=5)),
         key(source=ActivationSourceSettings(tokens=600, seed=1)),
@@ -376,7 +388,7 @@ def test_streams_are_told_apart_by_what_makes_them():
 def test_stores_are_told_apart_by_what_determines_their_content(tmp_path: Path):
     found = []
     for changes in ({}, {"tokens": 300, "seed": 3, "worker": 1}, {"shard_tokens": 128}):
-        with opened(tmp_path, training_tokens=BATCH, **changes) as source:
+        with opened(tmp_path, BATCH, **cast(dict[str, Any], changes)) as source:
             take(source, 1)
             found.append(len(list(tmp_path.iterdir())))
     assert found == [1, 1, 2]
@@ -389,3 +401,76 @@ def test_a_position_in_activations_of_another_kind_is_refused():
         ValueError, match=r"in bfloat16, 4 rows a pass, and here it would be float32.*model\.batch_size=4"
     ):
         source.load_state_dict(state)
+
+
+def written_text(folder: Path, characters: int) -> DatasetSettings:
+    folder.mkdir()
+    for number in range(40):
+        (folder / f"{number}.txt").write_text(f"{number:02} words " * (characters // 40 // 9))
+    return DatasetSettings(format=DatasetFormat.text, path=str(folder), context=32, skip_positions=0, held_out=0.3)
+
+
+@pytest.mark.parametrize("cache", [Cache.disk, Cache.none])
+def test_too_little_text_is_told_and_counted(cache: Cache, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    dataset = written_text(tmp_path / "text", 4800)
+    opening = partial(opened, tmp_path / "out", 8192, dataset=dataset, tokens=8192, shard_tokens=4096, cache=cache)
+    with opening() as source:
+        assert "too little held-out text: 100 samples" not in caplog.text
+        take(source, 8192 // BATCH)
+        distinct = source.distinct(8192)
+    # One letter is one token, and the rest of a row and separators are no positions that count.
+    letters = [len(path.read_text()) for path in (tmp_path / "text").iterdir()]
+    assert 0.5 * sum(letters) < distinct < sum(letters)
+    assert "the training text has ended; shard 0 reads it again" in caplog.text
+    caplog.clear()
+    with opening(held_out_tokens=5000) as source:
+        # It is known at the beginning.
+        assert "too little held-out text: 5,000 samples are asked for (eval.tokens) and there are" in caplog.text
+        if cache is Cache.disk:
+            take(source, 1)
+            list(source.held_out(5000, 100))
+            assert source.distinct(8192) == distinct
+    caplog.clear()
+    if cache is Cache.disk:
+        with opening(held_out_tokens=5000) as source:
+            assert (
+                f"8,192 distinct activations are asked for (source.tokens) and the training text has {distinct:,}"
+                in (caplog.text)
+            )
+            assert "too little held-out text" in caplog.text
+
+
+@pytest.mark.parametrize("also", [[], ["mlp_out.2", "attn_z.3"]])
+def test_the_announced_size_is_what_is_written(also: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """Also where text waits between shards: one document is longer than everything that is harvested of it."""
+    caplog.set_level("INFO")
+    (tmp_path / "text").mkdir()
+    for number in range(30):
+        (tmp_path / "text" / f"{number}.txt").write_text(f"{number} words " * 20_000)
+    dataset = DatasetSettings(format=DatasetFormat.text, path=str(tmp_path / "text"), context=64)
+    sizes: dict[str, Any] = {"tokens": 24_000, "shard_tokens": 8000, "also": also}
+    with opened(tmp_path / "out", 24_000, dataset=dataset, **sizes) as source:
+        source.fill_store()
+    said = re.search(r"([\d.e-]+) GB of activations will be written", caplog.text)
+    assert said is not None
+    written = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert written == pytest.approx(float(said[1]) * 1e9, rel=0.03)
+
+
+def test_text_that_cannot_be_read_is_refused_before_the_model_is_opened(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("fsae.sources.activations.open_language_model", lambda settings: pytest.fail("it was opened"))
+    (tmp_path / "a.txt").write_text("alone")
+    wrong = DatasetSettings(format=DatasetFormat.json, path=str(tmp_path / "a.txt"), context=32)
+    with pytest.raises(ValueError, match=r"a\.txt cannot be read as json: line 1 is no JSON"):
+        opened(tmp_path / "out", dataset=wrong)
+    alone = DatasetSettings(format=DatasetFormat.text, path=str(tmp_path), context=32, held_out=1e-9)
+    with pytest.raises(ValueError, match="none of its 1 documents is in the part held_out"):
+        opened(tmp_path / "out", dataset=alone)
+
+
+def test_a_shard_larger_than_memory_is_refused_before_the_model_is_opened(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("fsae.sources.activations.open_language_model", lambda settings: pytest.fail("it was opened"))
+    with pytest.raises(ValueError, match=r"source\.shard_tokens=10000000000000 takes .* GB at 1 site and"):
+        opened(tmp_path, 10**13, tokens=10**13, shard_tokens=10**13, cache=Cache.none)
+    with pytest.raises(OSError, match=r"GB of activations are to be written to .* are free there: free space"):
+        opened(tmp_path, 10**13, tokens=10**13, shard_tokens=10**5, cache=Cache.disk)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -223,7 +224,7 @@ def test_the_running_pythons_source():
 def test_a_data_set_is_called_by_what_it_is(settings, name):
     assert DatasetSettings(**settings).name == name
     with pytest.raises(TypeError):
-        DatasetSettings(**settings, name="tinystories")
+        DatasetSettings(**(settings | {"name": "tinystories"}))
 
 
 def test_a_glob_a_single_file_and_strange_names(tmp_path):
@@ -258,11 +259,243 @@ def test_paths_that_lead_nowhere(tmp_path):
     assert f"{tmp_path.name} could not be opened from" in failure(format=DatasetFormat.hub, path=str(tmp_path))
 
 
-def test_files_that_are_broken(tmp_path):
-    (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
-    assert f"{tmp_path.name} could not be opened from" in failure(format=DatasetFormat.parquet, path=str(tmp_path))
-    (tmp_path / "a.jsonl").write_text('{"text": "whole"}\n{"text": "cut')
-    assert f"{tmp_path.name} could not be read on after row" in failure(format=DatasetFormat.json, path=str(tmp_path))
+def write_gzipped(path: Path, text: str) -> None:
+    with gzip.open(path, "wt") as file:
+        file.write(text)
+
+
+BROKEN = {
+    "a.parquet": (lambda path: path.write_bytes(b"PAR1 and no more"), "parquet", "as parquet: "),
+    "empty.parquet": (lambda path: path.write_bytes(b""), "parquet", "as parquet: "),
+    "a.jsonl": (lambda path: path.write_text('{"text": "whole"}\n{"text": "cut'), "json", "as json: line 2 is no JSON"),
+    "b.jsonl": (lambda path: path.write_text('{"text": "cut'), "json", "as json: line 1 is no JSON"),
+    "list.json": (lambda path: path.write_text('[{"text": "a"}, 3]'), "json", "item 2 is a number, not an object"),
+    "lines.jsonl": (lambda path: path.write_text('{"text": "a"}\n[1]\n'), "json", "line 2 is a list, not an object"),
+    "deep.jsonl": (lambda path: path.write_text('{"a":' * 100_000), "json", "line 1 is nested too deeply"),
+    "latin.jsonl": (lambda path: path.write_bytes(b'{"text": "caf\xe9"}'), "json", "as json: 'utf-8' codec can't"),
+    "no.jsonl.gz": (lambda path: path.write_text("{}"), "json", "as json: Not a gzipped file"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_damaged_file_is_refused_by_name(name: str, tmp_path: Path):
+    write, format, reason = BROKEN[name]
+    write(tmp_path / name)
+    message = failure(format=DatasetFormat(format), path=str(tmp_path))
+    assert message.startswith(f"data set {tmp_path.name}: {tmp_path / name} cannot be read {reason}"[: -len(reason)])
+    assert reason in message
+    assert "mend the file, or name others by dataset.path" in message
+
+
+def test_a_compressed_file_that_was_cut_is_refused_by_name(tmp_path: Path):
+    write_gzipped(tmp_path / "a.jsonl.gz", "".join(json.dumps({"text": story}) + "\n" for story in STORIES))
+    whole = (tmp_path / "a.jsonl.gz").read_bytes()
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    assert "a.jsonl.gz cannot be read as json: Compressed file ended" in failure(
+        format=DatasetFormat.json, path=str(tmp_path)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ('{"text": "one"}\n\n{"text": "two"}\n', ["one", "two"]),
+        ('\ufeff{"text": "one"}', ["one"]),
+        ('{\n  "text": "one",\n  "more": [1]\n}\n', ["one"]),
+        ('[{"text": "one"},\n {"text": "two"}]', ["one", "two"]),
+        ('["one", "two", "three"]', ["one", "two", "three"]),
+    ],
+)
+def test_json_is_read_by_line_as_one_list_or_as_one_object(text: str, wanted: list[str], tmp_path: Path):
+    (tmp_path / "a.json").write_text(text)
+    settings = DatasetSettings(format=DatasetFormat.json, path=str(tmp_path), held_out=1e-9)
+    documents = open_documents(settings, Part.train)
+    assert next(documents).content == wanted[0]
+    state = documents.state_dict()
+    assert [document.content for document in documents] == wanted[1:]
+    resumed = open_documents(settings, Part.train)
+    resumed.load_state_dict(state)
+    assert [document.content for document in resumed] == wanted[1:]
+
+
+def test_an_object_without_the_column_is_refused_with_its_keys(tmp_path: Path):
+    (tmp_path / "a.json").write_text('{\n "version": 1,\n "data": [{"text": "a"}]\n}')
+    message = failure(format=DatasetFormat.json, path=str(tmp_path))
+    assert "has no column 'text'; it has version, data: set dataset.text_column" in message
+    assert "a.json, line 1" in message
+
+
+def test_columns_that_are_not_wanted_may_differ_between_files(tmp_path: Path):
+    lines = [
+        [{"text": "one", "meta": {"x": 1}}, {"text": "two", "meta": None}],
+        [{"text": "three", "meta": "none", "more": 1}, {"more": [2], "text": "four"}],
+    ]
+    for name, rows in zip("ab", lines, strict=True):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    where = {"path": str(tmp_path), "held_out": 1e-9}
+    settings = DatasetSettings(format=DatasetFormat.json, **where)
+    assert sorted(contents(settings, Part.train)) == ["four", "one", "three", "two"]
+    write_parquet(tmp_path / "a.parquet", {"text": ["one"], "meta": [1]})
+    write_parquet(tmp_path / "b.parquet", {"meta": ["x"], "text": ["two"], "more": [None]})
+    settings = DatasetSettings(format=DatasetFormat.parquet, **where)
+    assert sorted(contents(settings, Part.train)) == ["one", "two"]
+    # One file without the column is found before any is read.
+    write_parquet(tmp_path / "c.parquet", {"content": ["three"]})
+    with pytest.raises(ValueError, match=r"has no column 'text'; it has content: .*c\.parquet"):
+        open_documents(settings, Part.train)
+
+
+def write_lines(folder: Path, rows: list[dict]) -> DatasetSettings:
+    (folder / "n.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return DatasetSettings(format=DatasetFormat.json, path=str(folder), held_out=1e-9)
+
+
+def test_rows_with_nothing_in_them_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    rows: list[dict] = [{"text": story} for story in STORIES]
+    rows[100], rows[150] = {"text": None}, {"other": "late"}
+    settings = write_lines(tmp_path, rows)
+    documents = open_documents(settings, Part.train)
+    assert [document.content for document in documents] == STORIES[:100] + STORIES[101:150] + STORIES[151:]
+    assert documents.skipped == 2
+    assert caplog.text.count("n.jsonl, line 101: column 'text' is null. The row is left out") == 1
+    # Of the pass that goes on, also after a saved position; and anew in the next one.
+    resumed = open_documents(settings, Part.train)
+    resumed.load_state_dict(documents.state_dict())
+    assert resumed.skipped == 2
+    documents.rewind()
+    assert documents.skipped == 0
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 3])
+def test_more_such_rows_than_allowed_end_the_pass(allowed: int, tmp_path: Path):
+    rows = [{"text": story} for story in STORIES[:20]] + [{"content": story} for story in STORIES[20:]]
+    settings = replace(write_lines(tmp_path, rows), max_invalid_rows=allowed)
+    message = (
+        rf"n\.jsonl, line {21 + allowed}: there is no 'text', it has content\. That makes {allowed + 1} rows of "
+        rf"{21 + allowed} without a usable document, and dataset.max_invalid_rows is {allowed}"
+    )
+    with pytest.raises(ValueError, match=message):
+        contents(settings, Part.train)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ([[1, 2], [3]], "holds a list of lists, not one list of token ids a row"),
+        ([1, None], "has null among its token ids"),
+        ([1.0, 2.0], r"holds float \(1\.0\) among its token ids"),
+        ([True], r"holds bool \(True\)"),
+        (["1"], r"holds str \('1'\)"),
+        ("12", "holds str, not a list of token ids"),
+        (5, "holds int, not a list"),
+    ],
+)
+def test_what_is_no_list_of_token_ids_is_refused(value, reason: str, tmp_path: Path):
+    # In the first row at once: the column is wrong, and not the row.
+    settings = replace(write_lines(tmp_path, [{"ids": value}]), tokens_column="ids")
+    with pytest.raises(ValueError, match=rf"data set \S+, .*n\.jsonl, line 1: column 'ids' {reason}"):
+        contents(settings, Part.train)
+    # Later it is one row.
+    settings = replace(write_lines(tmp_path, [{"ids": [1]}, {"ids": value}, {"ids": [2]}]), tokens_column="ids")
+    assert contents(settings, Part.train) == [[1], [2]]
+
+
+PADDED = [
+    {"ids": [1, 2, 3, 9, 9], "attention_mask": [1, 1, 1, 0, 0]},
+    {"ids": [9, 9, 9, 4, 5], "attention_mask": [0, 0, 0, 1, 1]},
+    {"ids": [6, 9, 7, 9, 9], "attention_mask": [True, True, True, False, False]},
+    {"ids": [9, 9], "attention_mask": [0, 0]},
+]
+
+
+@pytest.mark.parametrize("named", ["attention_mask", "my_mask"])
+def test_padding_is_dropped_where_the_mask_says_so(named: str, tmp_path: Path):
+    rows = [{"ids": row["ids"], named: row["attention_mask"]} for row in PADDED]
+    settings = replace(write_lines(tmp_path, rows), tokens_column="ids")
+    settings = settings if named == "attention_mask" else replace(settings, mask_column=named)
+    # 9 is an id like any other where it is not masked.
+    assert contents(settings, Part.train) == [[1, 2, 3], [4, 5], [6, 9, 7], []]
+    write_parquet(tmp_path / "p.parquet", {name: [list(map(int, row[name])) for row in rows] for name in rows[0]})
+    settings = replace(settings, format=DatasetFormat.parquet)
+    assert contents(settings, Part.train) == [[1, 2, 3], [4, 5], [6, 9, 7], []]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"ids": [1, 2], "m": [1]}, "has a mask in 'm' that is not a list of 2 zeros and ones"),
+        ({"ids": [1, 2], "m": [1, 2]}, "has a mask in 'm'"),
+        ({"ids": [1, 2], "m": [1, None]}, "has a mask in 'm'"),
+        ({"ids": [1, 2], "m": [[1], [1]]}, "has a mask in 'm'"),
+        ({"ids": [1, 2], "m": "11"}, "has a mask in 'm'"),
+        ({"ids": [1, 2], "m": None}, "has no mask: 'm' is null"),
+        ({"ids": [1, 2]}, "no column 'm'; it has ids: set dataset.mask_column to one of these"),
+    ],
+)
+def test_a_mask_that_is_none_is_refused(row: dict, reason: str, tmp_path: Path):
+    settings = replace(write_lines(tmp_path, [row]), tokens_column="ids", mask_column="m")
+    with pytest.raises(ValueError, match=reason):
+        contents(settings, Part.train)
+
+
+def test_a_padded_copy_of_a_row_falls_on_the_same_side(tmp_path: Path):
+    rows = [{"ids": [i, i + 1], "attention_mask": [1, 1]} for i in range(50)]
+    padded = [{"ids": [0, *row["ids"], 0], "attention_mask": [0, 1, 1, 0]} for row in rows]
+    settings = replace(write_lines(tmp_path, rows + padded), tokens_column="ids", held_out=0.3)
+    train, held_out = contents(settings, Part.train), contents(settings, Part.held_out)
+    assert len(train) + len(held_out) == 100
+    assert not {tuple(ids) for ids in train} & {tuple(ids) for ids in held_out}
+
+
+CHAT = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hey"}]
+
+
+@pytest.mark.parametrize(
+    ("chat", "wanted"),
+    [
+        (CHAT, CHAT),
+        ([{"role": "user", "content": "a", "name": None, "n": 1}], [{"role": "user", "content": "a", "n": 1}]),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}],
+            [{"role": "user", "content": "a\nb"}],
+        ),
+        (
+            [{"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}],
+            [{"role": "assistant", "tool_calls": [{"name": "f"}]}],
+        ),
+    ],
+)
+def test_chats_are_lists_of_messages(chat: list, wanted: list, tmp_path: Path):
+    settings = replace(write_lines(tmp_path, [{"messages": chat}]), chat_column="messages")
+    assert contents(settings, Part.train) == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("chat", "reason"),
+    [
+        ("hello", "holds str, not a list of messages with role and content"),
+        ([], "holds a chat without messages"),
+        (["hello"], "holds str as message 1, not an object"),
+        ([CHAT[0], {"content": "x"}], "has no role in message 2, which has content"),
+        ([{"from": "human", "value": "x"}], "has no role in message 1, which has from, value"),
+        ([{"role": "user"}], "has no content in message 1, of the role user"),
+        ([{"role": "user", "content": 3}], "holds int as the content of message 1, not text"),
+        ([{"role": "user", "content": [{"type": "image"}]}], r"has a part that is no text \(image\) in message 1"),
+    ],
+)
+def test_what_is_no_chat_is_refused(chat, reason: str, tmp_path: Path):
+    settings = replace(write_lines(tmp_path, [{"messages": chat}]), chat_column="messages")
+    with pytest.raises(ValueError, match=rf"data set \S+, .*n\.jsonl, line 1: column 'messages' {reason}"):
+        contents(settings, Part.train)
+
+
+def test_a_file_that_is_no_text_is_left_out_and_counted(tmp_path: Path):
+    settings = write_text(tmp_path)
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\0\0\0")
+    (tmp_path / "empty.txt").write_text("")
+    documents = open_documents(replace(settings, held_out=1e-9), Part.train)
+    assert Counter(document.content for document in documents) == Counter([*STORIES, ""])
+    assert documents.skipped == 1
 
 
 def test_columns_that_are_not_there(tmp_path):
@@ -271,7 +504,9 @@ def test_columns_that_are_not_there(tmp_path):
     assert f"{tmp_path.name} has no column 'text'; it has func, target" in failure(**where)
     assert "no column 'cwe'; it has func, target" in failure(**where, text_column="func", label_column="cwe")
     assert "column 'target' holds int, not text" in failure(**where, text_column="target")
-    assert "column 'func' holds str, not token ids" in failure(**where, text_column=None, tokens_column="func")
+    assert "column 'func' holds str, not a list of token ids" in failure(
+        **where, text_column=None, tokens_column="func"
+    )
 
 
 def test_splits_and_configurations_that_are_not_there(tmp_path):
@@ -305,8 +540,25 @@ def test_a_later_pass_may_be_all_that_a_resumed_run_sees(tmp_path):
         ({"format": DatasetFormat.python_source, "path": "/code"}, "use dataset=text_files"),
         ({"format": DatasetFormat.text}, "dataset.path is not set; dataset.format=text needs a folder or a glob"),
         ({"format": DatasetFormat.hub}, "needs a hub name or a folder"),
-        ({"format": DatasetFormat.python_source, "tokens_column": "ids"}, "name exactly one"),
-        ({"format": DatasetFormat.python_source, "text_column": None}, "name exactly one"),
+        ({"format": DatasetFormat.python_source, "tokens_column": "ids"}, "files of text have the one column 'text'"),
+        (
+            {"format": DatasetFormat.json, "path": "/x", "text_column": "a", "chat_column": "b"},
+            "dataset.text_column is 'a' and dataset.chat_column is 'b'; documents come from one column",
+        ),
+        ({"format": DatasetFormat.json, "path": "/x", "mask_column": "m"}, "dataset.mask_column is 'm', which is for"),
+        (
+            {"format": DatasetFormat.json, "path": "/x", "chat_roles": ["user"]},
+            r"dataset.chat_roles is \['user'\], which is",
+        ),
+        (
+            {"format": DatasetFormat.json, "path": "/x", "chat_column": "m", "chat_roles": []},
+            "dataset.chat_roles is empty",
+        ),
+        ({"format": DatasetFormat.json, "path": "/x", "max_invalid_rows": -1}, "dataset.max_invalid_rows is -1"),
+        (
+            {"format": DatasetFormat.json, "path": "/x", "exclude_tokens": [3, -1]},
+            "exclude_tokens is -1",
+        ),
         ({"format": DatasetFormat.python_source, "held_out": 0.0}, "dataset.held_out is 0.0"),
         ({"format": DatasetFormat.python_source, "held_out": 1.0}, "dataset.held_out is 1.0"),
         ({"format": DatasetFormat.python_source, "context": 1}, "dataset.context is 1"),

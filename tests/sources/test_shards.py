@@ -7,7 +7,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ import torch
 
 from fsae.sources import shards as module
 from fsae.sources.documents import Part
-from fsae.sources.shards import Shards
-from fsae.sources.store import Store, in_use
+from fsae.sources.shards import Extent, Shards
+from fsae.sources.store import Store, folder_bytes, in_use
+from tests.sources.test_store import swap
 from tests.streams import OTHER_SITE, SITE, TEXTS, TableModel, activation_source, listed_shards, packed
 
 TRAIN, HELD_OUT = Part.train, Part.held_out
@@ -275,6 +278,10 @@ def remove(path: Path) -> None:
     path.unlink()
 
 
+def swap_with_the_next(path: Path) -> None:
+    swap(path, path.with_name("train-00002.safetensors"))
+
+
 def spoil_the_record(path: Path) -> None:
     path.with_suffix(".json").write_text('{"count": 40')
 
@@ -285,7 +292,8 @@ def spoil_the_record(path: Path) -> None:
         (cut_short, r"train-00001.safetensors has \d+ bytes instead of \d+; it is harvested again"),
         (flip_a_byte, "train-00001.safetensors does not have the checksum it was written with; it is harvested again"),
         (remove, ""),
-        (spoil_the_record, "the record beside .*train-00001.safetensors cannot be read"),
+        (spoil_the_record, "train-00001.safetensors: the record beside it cannot be read .*; it is harvested again"),
+        (swap_with_the_next, "train-00001.safetensors was written as shard 2 of the part train; it is harvested again"),
     ],
 )
 def test_a_damaged_shard_is_told_and_harvested_again(damage, told: str, tmp_path: Path, wanted, caplog):
@@ -293,32 +301,17 @@ def test_a_damaged_shard_is_told_and_harvested_again(damage, told: str, tmp_path
     damage(tmp_path / str(SITE) / "train-00001.safetensors")
     shards = listed_shards(tmp_path, **SIZES)
     assert same(every(shards), wanted)
-    assert shards.made == 1
+    assert shards.made == (2 if damage is swap_with_the_next else 1)
     assert re.search(told, caplog.text)
     model = TableModel()
     assert same(every(listed_shards(tmp_path, model=model, **SIZES)), wanted)
     assert model.passes == 0
 
 
-def flip_a_byte_of_the_text_after(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    header = int.from_bytes(data[:8], "little")
-    begin, _ = json.loads(data[8 : 8 + header])["text_pending"]["data_offsets"]
-    data[8 + header + begin] ^= 3
-    path.write_bytes(data)
-
-
-def flip_a_byte_of_the_header(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[20] ^= 0x55
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize("damage", [flip_a_byte_of_the_text_after, flip_a_byte_of_the_header])
-def test_text_is_not_read_on_from_a_damaged_shard(damage, tmp_path: Path, wanted):
-    """Filling a store reads nothing of a shard but where the text goes on after it."""
+def test_text_is_read_on_after_a_damaged_shard(tmp_path: Path, wanted):
+    """Where the text goes on is in the record, which has a checksum of its own."""
     listed_shards(tmp_path, tokens=40, shard_tokens=40, held_out_tokens=60).fill()
-    damage(tmp_path / str(SITE) / "train-00000.safetensors")
+    flip_a_byte(tmp_path / str(SITE) / "train-00000.safetensors")
     listed_shards(tmp_path, **SIZES).fill()
     later = listed_shards(tmp_path, **SIZES)
     assert same([later.shard(TRAIN, number).activations for number in (1, 2, 3)], wanted[1:4])
@@ -391,11 +384,98 @@ def test_a_run_that_can_do_without_goes_on_in_memory(tmp_path: Path, wanted, mon
 
 
 def test_a_quota_is_kept_half_way_too(tmp_path: Path):
-    # A shard of 40 vectors of 6 floats and 16 bytes is 1,600 bytes, and its record as many.
+    # A shard of 40 vectors of 6 floats and 8 bytes is 1,280 bytes, and at most 2,000 beside them.
     shards = listed_shards(tmp_path, limit_gb=8e-6, **SIZES)
     with pytest.raises(OSError, match=r"source\.cache_gb is 8e-06, the stores in .* what was harvested so far is kept"):
         every(shards)
     assert shards.made > 0
+    assert folder_bytes(tmp_path) <= 8000
+
+
+def test_a_quota_is_kept_by_several_at_once(tmp_path: Path):
+    """Both find room for a shard of two sites while the other harvests; only one of them may write it."""
+    most: list[int] = []
+    # A shard of one site takes about 1,950 bytes.
+    limit = 7000
+    both = threading.Barrier(2)
+
+    def harvest(order: list[int]) -> None:
+        def meet() -> None:
+            most.append(folder_bytes(tmp_path))
+            # Each has looked for room and harvests now.
+            with suppress(threading.BrokenBarrierError):
+                both.wait(0.1)
+
+        shards = listed_shards(
+            tmp_path, limit_gb=limit / 1e9, sites=[SITE, OTHER_SITE], required=False, heartbeat=meet, **SIZES
+        )
+        for number in order:
+            shards.shard(TRAIN, number)
+        shards.close()
+
+    together = [threading.Thread(target=harvest, args=(order,)) for order in ([0, 1, 2, 3], [3, 2, 1, 0])]
+    for each in together:
+        each.start()
+    for each in together:
+        each.join()
+    assert max([*most, folder_bytes(tmp_path)]) <= limit
+    assert list(tmp_path.rglob("train-*.safetensors"))
+
+
+def test_text_that_waits_takes_no_room(tmp_path: Path):
+    """One document of 300,000 tokens, of which a shard uses 40."""
+    sizes: dict[str, Any] = {"tokens": 80, "shard_tokens": 40, "held_out_tokens": 40}
+
+    def opened() -> Shards:
+        long = ["stream of words " * 20_000]
+        return listed_shards(tmp_path, open_text=lambda _, part: packed(long, repeat=part is TRAIN), **sizes)
+
+    shards = opened()
+    shards.fill()
+    assert folder_bytes(tmp_path) < 3 * 5000
+    # And is there again where a shard goes on after it.
+    wanted = shards.shard(TRAIN, 1).activations
+    Store(tmp_path / str(SITE)).discard(TRAIN, 1)
+    again = opened()
+    assert torch.equal(again.shard(TRAIN, 1).activations, wanted)
+    assert again.made == 1
+
+
+@pytest.mark.parametrize("tokens", [30, 110, 150, 10**13])
+def test_missing_bytes_are_those_of_the_missing_shards(tokens: int, tmp_path: Path):
+    """Also where there are so many that nobody could count them one by one."""
+    listed_shards(tmp_path, tokens=110, shard_tokens=40, held_out_tokens=4000).fill()
+    store = Store(tmp_path / str(SITE))
+    extent = Extent(tokens={TRAIN: tokens, HELD_OUT: 4000}, shard_tokens=40)
+    found = extent.missing_bytes(store, lambda count: 10 * count + 7)
+    if tokens > 1000:
+        # Two of the shards that are wanted are there, and the text of the held-out part has ended.
+        assert found == 10 * (tokens - 80) + 7 * (tokens // 40 - 2)
+    else:
+        assert found == sum(10 * extent.count(*place) + 7 for place in extent.missing(store))
+
+
+def test_what_is_read_again_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    letters = sum(len(text) for text in TEXTS)
+    tokens = 3 * letters // 40 * 40
+    sizes: dict[str, Any] = {"tokens": tokens, "shard_tokens": 40}
+    found = set()
+    for folder in (None, tmp_path):
+        shards = listed_shards(folder, **sizes)
+        for number in range(shards.extent.shards(TRAIN)):
+            shards.shard(TRAIN, number)
+        found.add(shards.distinct(TRAIN, tokens))
+        assert shards.distinct(TRAIN, 50) == 50
+        assert "the training text has ended" in caplog.text
+        caplog.clear()
+    # A full store knows it, and a run that goes on in the middle without one: it reads over the text before.
+    found.add(listed_shards(tmp_path, **sizes).distinct(TRAIN, tokens))
+    later = listed_shards(**sizes)
+    later.shard(TRAIN, shards.extent.shards(TRAIN) - 1)
+    found.add(later.distinct(TRAIN, tokens))
+    # What is left over of a forward pass of at most 16 positions at each shard's end is in no shard.
+    (distinct,) = found
+    assert letters - 16 * (letters // 40 + 1) <= distinct <= letters
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a file system of its own takes root")

@@ -2,6 +2,7 @@ import errno
 import fcntl
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from fsae.sources import store as module
 from fsae.sources.documents import Part
 from fsae.sources.harvest import Shard
-from fsae.sources.store import DamagedShard, Manifest, Store, digest_of, in_use, last_used, remove
+from fsae.sources.store import DamagedShard, Manifest, Store, digest_of, in_use, last_used, remove, shard_bytes
 
 CONTENT = {"model": {"package": "tiny", "version": "1"}, "site": "resid_mid.1"}
 
@@ -35,8 +36,13 @@ def shard(count: int, labels: bool = True) -> Shard:
 
 def write(store: Store, number: int, count: int, labels: bool = True, text: dict | None = None) -> Shard:
     given = shard(count, labels)
-    store.write(Part.train, number, given, text=text, text_ended=False, label_names=["no", "yes"])
+    write_shard(store, Part.train, number, given, text=text, label_names=["no", "yes"])
     return given
+
+
+def write_shard(store: Store, part: Part, number: int, given: Shard, **facts) -> None:
+    others = {"text": None, "text_ended": False, "distinct": len(given), "skipped_rows": 0, "label_names": []}
+    store.write(part, number, given, **(others | facts))
 
 
 @pytest.mark.parametrize("labels", [True, False])
@@ -47,7 +53,7 @@ def test_what_is_read_is_what_was_written(labels: bool, count: int, dtype: torch
     given = Shard(
         activations=given.activations.to(dtype), tokens=given.tokens, documents=given.documents, labels=given.labels
     )
-    store.write(Part.held_out, 3, given, text=None, text_ended=True, label_names=[])
+    write_shard(store, Part.held_out, 3, given, text_ended=True)
     found = Store(tmp_path / "a").read(Part.held_out, 3)
     for name in ("activations", "tokens", "documents", "labels"):
         wanted = getattr(given, name)
@@ -58,13 +64,10 @@ def test_what_is_read_is_what_was_written(labels: bool, count: int, dtype: torch
 
 def test_the_text_s_position_comes_back(tmp_path: Path):
     store = made(tmp_path / "a")
-    text = {"documents": {"rows": {"shard": 3}, "seen": 2}, "pending": torch.arange(6).view(3, 2), "epoch": 1}
+    text = {"documents": {"rows": {"shard": 3}, "seen": 2}, "used": 6, "epoch": 1}
     write(store, 0, 5, text=text)
     write(store, 1, 5)
-    found = store.text_after(Part.train, 0)
-    assert found is not None
-    assert torch.equal(found.pop("pending"), text.pop("pending"))
-    assert found == text
+    assert store.text_after(Part.train, 0) == text
     assert store.text_after(Part.train, 1) is None
     assert store.text_after(Part.train, 2) is None
 
@@ -153,19 +156,154 @@ def test_a_store_of_another_format_is_refused_by_who_wrote_it(tmp_path: Path):
     manifest = json.loads((folder / "store.json").read_text())
     (folder / "store.json").write_text(json.dumps(manifest | {"format": 7, "written_by": "fsae 9.0", "new": 1}))
     message = (
-        r"the activation store .*a was written by fsae 9\.0 in format 7, and this version reads format 1; remove it "
+        r"the activation store .*a was written by fsae 9\.0 in format 7, and this version reads format 2; remove it "
         r"with `python -m fsae\.store --folder .* prune a`, or use another outputs folder"
     )
     with pytest.raises(ValueError, match=message):
         Store(folder)
 
 
-@pytest.mark.parametrize("text", ["", '{"format": 1'])
-def test_a_damaged_manifest_is_named(text: str, tmp_path: Path):
+GOOD = {"content": {}, "d_in": 4, "prepends_bos": False, "written_by": "fsae", "format": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "Expecting value"),
+        ('{"format": 1', "Expecting"),
+        ("[" * 100_000, "recursion"),
+        ("[1]", "it holds list, not an object"),
+        ("null", "it holds NoneType"),
+        (json.dumps({**GOOD, "d_in": "4"}), "d_in is '4', which is not of the type int"),
+        (json.dumps({**GOOD, "d_in": True}), "d_in is True, which is not of the type int"),
+        (json.dumps({**GOOD, "content": [1]}), r"content is \[1\], which is not of the type dict"),
+        (json.dumps({**GOOD, "prepends_bos": 0}), "prepends_bos is 0"),
+        (json.dumps({**GOOD, "written_by": None}), "written_by is None"),
+        (json.dumps({**GOOD, "more": 1}), "'more' is no key of it"),
+        (json.dumps({key: value for key, value in GOOD.items() if key != "content"}), "content is missing"),
+    ],
+)
+def test_a_damaged_manifest_is_named(text: str, reason: str, tmp_path: Path):
     folder = made(tmp_path / "a").folder
     (folder / "store.json").write_text(text)
-    with pytest.raises(ValueError, match=r"store .*a has a damaged store\.json .* remove it with .* prune a`"):
+    message = rf"store .*a has a damaged store\.json \(.*{reason}.*\); remove it with .* prune a`"
+    with pytest.raises(ValueError, match=message):
         Store(folder)
+
+
+def test_a_manifest_that_is_no_text_is_named(tmp_path: Path):
+    folder = made(tmp_path / "a").folder
+    (folder / "store.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"damaged store\.json \('utf-8' codec"):
+        Store(folder)
+    (folder / "store.json").unlink()
+    (folder / "store.json").mkdir()
+    with pytest.raises(ValueError, match=r"damaged store\.json \(.*Is a directory"):
+        Store(folder)
+
+
+def test_a_store_of_other_content_is_refused(tmp_path: Path):
+    folder = made(tmp_path / "a").folder
+    assert Store(folder, CONTENT).manifest is not None
+    with pytest.raises(ValueError, match=r"store .*a holds other activations than its name says: .* remove it with"):
+        Store(folder, CONTENT | {"site": "resid_mid.2"})
+
+
+def swap(a: Path, b: Path) -> None:
+    for one, other in ((a, b), (a.with_suffix(".json"), b.with_suffix(".json"))):
+        data = one.read_bytes()
+        one.write_bytes(other.read_bytes())
+        other.write_bytes(data)
+
+
+def test_shards_that_changed_places_are_noticed(tmp_path: Path):
+    """With their records, so that sizes and checksums fit."""
+    store = made(tmp_path / "a")
+    write(store, 0, 5)
+    write(store, 1, 5)
+    swap(store.path(Part.train, 0), store.path(Part.train, 1))
+    for number, other in ((0, 1), (1, 0)):
+        assert not store.holds(Part.train, number, 5)
+        with pytest.raises(
+            DamagedShard, match=rf"train-0000{number}.safetensors was written as shard {other} of the part train"
+        ):
+            store.read(Part.train, number)
+
+
+def test_a_shard_of_the_other_part_or_of_another_store_is_noticed(tmp_path: Path):
+    store = made(tmp_path / "a")
+    write(store, 0, 5)
+    write_shard(store, Part.held_out, 0, shard(5))
+    swap(store.path(Part.train, 0), store.path(Part.held_out, 0))
+    with pytest.raises(DamagedShard, match="was written as shard 0 of the part held_out"):
+        store.read(Part.train, 0)
+    other = Store(tmp_path / "b")
+    other.create(Manifest(content=CONTENT | {"site": "resid_mid.2"}, d_in=4, prepends_bos=False))
+    write(other, 0, 5)
+    write(store, 0, 5)
+    swap(store.path(Part.train, 0), other.path(Part.train, 0))
+    for each in (store, other):
+        assert not each.holds(Part.train, 0, 5)
+        with pytest.raises(DamagedShard, match=r"was written for another store, with the digest [0-9a-f]{8}"):
+            each.read(Part.train, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda record: record | {"count": 4}, "was changed"),
+        (lambda record: record | {"count": "5"}, "was changed"),
+        (lambda record: record | {"text": {"used": 3}}, "was changed"),
+        (lambda record: record | {"more": 1}, "is none of format 2"),
+        (lambda record: {key: value for key, value in record.items() if key != "bytes"}, "is none of format 2"),
+        (lambda record: [record], "is none of format 2"),
+        (lambda record: None, "is none of format 2"),
+    ],
+)
+def test_a_record_that_was_changed_is_noticed(change, reason: str, tmp_path: Path):
+    store = made(tmp_path / "a")
+    write(store, 0, 5)
+    path = store.path(Part.train, 0).with_suffix(".json")
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    assert store.record(Part.train, 0) is None
+    with pytest.raises(DamagedShard, match=rf"train-00000.safetensors: the record beside it {reason}"):
+        store.read(Part.train, 0)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\0"])
+def test_a_record_that_cannot_be_read_is_noticed(text: str, tmp_path: Path):
+    store = made(tmp_path / "a")
+    write(store, 0, 5)
+    store.path(Part.train, 0).with_suffix(".json").write_text(text)
+    with pytest.raises(DamagedShard, match=r"train-00000.safetensors: the record beside it cannot be read"):
+        store.read(Part.train, 0)
+
+
+def test_foreign_files_are_none_of_the_shards(tmp_path: Path):
+    store = made(tmp_path / "a")
+    write(store, 0, 5)
+    with store.lock(Part.train, 1):
+        pass
+    assert store.foreign() == []
+    for name in ("notes-2.json", "train-1.json", "train-00000.json.bak", "other-00000.safetensors", "README"):
+        (store.folder / name).write_text("{}")
+    (store.folder / "held_out-x.json").mkdir()
+    assert store.shards() == [(Part.train, 0)]
+    assert [path.name for path in store.foreign()] == [
+        "README", "held_out-x.json", "notes-2.json", "other-00000.safetensors", "train-00000.json.bak", "train-1.json",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("width", [4, 768])
+def test_the_estimate_is_what_a_shard_takes(labels: bool, width: int, tmp_path: Path):
+    store, given = made(tmp_path / "a"), shard(20_000, labels)
+    given = replace(given, activations=torch.zeros(20_000, width))
+    text = {"documents": {"rows": {"file": 3, "row": 10**6}, "seen": 10**7, "kept": 10**6, "skipped": 3}, "used": 9}
+    write_shard(store, Part.train, 0, given, text=text, label_names=["no", "yes"])
+    taken = sum(path.stat().st_size for path in store.folder.glob("train-*"))
+    estimate = shard_bytes(20_000, width, torch.float32, labels)
+    assert taken <= estimate <= 1.01 * taken
 
 
 def test_a_store_that_is_opened_while_it_is_removed_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

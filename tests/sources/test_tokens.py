@@ -4,11 +4,12 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
 
+from fsae.language_models.chat import UnwritableChat
 from fsae.sources import tokens as tokens_module
 from fsae.sources.documents import DatasetFormat, DatasetSettings, Documents, Part, open_documents
 from fsae.sources.tokens import PackedTokens
@@ -35,6 +36,17 @@ class Alphabet:
         self.batches.append(len(texts))
         return [[28 if letter == "?" else ord(letter) - ord("a") + 1 for letter in text] for text in texts]
 
+    def tokenise_chat(self, messages: Sequence[dict], roles: Sequence[str] | None) -> tuple[list[int], list[bool]]:
+        """A BOS, and each message's text after its role's first letter; a message of a robot cannot be written."""
+        ids, counts = [BOS], [roles is None]
+        for message in messages:
+            if message["role"] == "robot":
+                raise UnwritableChat("has a robot in it")
+            (name,), (text,) = self.tokenise([message["role"][0]]), self.tokenise([message["content"]])
+            ids += [*name, *text]
+            counts += [roles is None, *([roles is None or message["role"] in roles] * len(text))]
+        return ids, counts
+
 
 def letters(rows: torch.Tensor) -> list[str]:
     return ["".join("|" if i == SEPARATOR else "^" if i == BOS else chr(i + 96) for i in row) for row in rows.tolist()]
@@ -44,14 +56,18 @@ def letters(rows: torch.Tensor) -> list[str]:
 def packed(tmp_path: Path):
     """Packs these documents; all of them are in the training part."""
 
-    def pack(contents: list, vocabulary=None, *, rows=2, context=4, exclude=True, skip=0, repeat=False, bos=None):
+    def pack(
+        contents: list, vocabulary=None, *, rows=2, context=4, exclude=True, skip=0, repeat=False, bos=None, **others
+    ) -> PackedTokens:
         (tmp_path / "a.jsonl").write_text("".join(json.dumps({"it": content}) + "\n" for content in contents))
-        column = "text_column" if isinstance(contents[0], str) else "tokens_column"
+        column = "text_column"
+        if not isinstance(contents[0], str):
+            column = "chat_column" if isinstance(contents[0][0], dict) else "tokens_column"
         settings = DatasetSettings(
             format=DatasetFormat.json,
             path=str(tmp_path),
             held_out=1e-12,
-            **{"text_column": None, "tokens_column": None, column: "it"},
+            **cast(dict[str, Any], {column: "it"}),
         )
         return PackedTokens(
             open_documents(settings, Part.train),
@@ -62,6 +78,7 @@ def packed(tmp_path: Path):
             exclude_special_tokens=exclude,
             prepend_bos=bos,
             repeat=repeat,
+            **others,
         )
 
     return pack
@@ -149,6 +166,93 @@ def test_token_ids_of_a_data_set_are_taken_as_they_are(packed):
     assert keep.tolist() == [[True, True, True, False], [True] * 4]
 
 
+def test_ids_to_leave_out_are_read_and_not_kept(packed):
+    (tokens, keep, *_), *_ = packed(["abcabc"], exclude_tokens=[2, 3])
+    assert letters(tokens) == ["abca"]
+    assert keep.tolist() == [[True, False, False, True]]
+    with pytest.raises(ValueError, match=r"dataset.exclude_tokens has 29, but model alphabet has the ids 0 to 28"):
+        packed(["abc"], exclude_tokens=[1, 29])
+
+
+@pytest.mark.parametrize(("bos_id", "opening"), [(None, "xy"), (BOS, "^xy")])
+def test_a_prefix_begins_each_row_and_is_not_kept(bos_id, opening: str, packed):
+    vocabulary = Alphabet(bos_id)
+    # abcdefg| in rows of 4 letters after the opening.
+    context = len(opening) + 4
+    tokens, keep, documents, *_ = next(packed(["abc", "efg"], vocabulary, context=context, prefix="xy", exclude=False))
+    assert letters(tokens) == [f"{opening}abc|", f"{opening}efg|"]
+    # A BOS is kept here, as nothing leaves it out.
+    assert keep.tolist() == [[True] * (bos_id is not None) + [False, False] + [True] * 4] * 2
+    assert documents.tolist() == [[0] * context, [1] * context]
+
+
+def test_a_prefix_that_fills_the_context_is_refused(packed):
+    with pytest.raises(ValueError, match=r"dataset.prefix is 4 tokens long, which leaves none of the 4 positions"):
+        packed(["abc"], prefix="wxyz")
+
+
+def said(*words: str) -> list[dict]:
+    return [{"role": role, "content": word} for role, word in zip(("user", "assistant") * 5, words, strict=False)]
+
+
+def test_chats_are_written_by_the_template(packed):
+    # u and a stand for the roles; the template's own BOS is left out where rows have one.
+    blocks = list(packed([said("bc", "de"), said("fgh", "ijk")], Alphabet(BOS), rows=4, context=6))
+    assert "".join(letters(torch.cat([block.tokens[:, 1:] for block in blocks]))) == "ubcade|ufghaijk|"[:15]
+
+
+def test_positions_of_other_roles_are_read_and_not_kept(packed):
+    text = packed([said("bc", "de"), said("fgh", "ijk")], Alphabet(BOS), rows=3, context=6, chat_roles=["assistant"])
+    tokens, keep, *_ = next(text)
+    kept = "".join(letters(tokens[keep].unsqueeze(0)))
+    assert kept == "deijk"
+    assert "".join(letters(tokens[:, 1:])) == "ubcade|ufghaijk"
+
+
+def test_chats_that_cannot_be_written_are_left_out_and_counted(packed):
+    robot = [{"role": "robot", "content": "z"}]
+    text = packed([said("bc", "de"), robot, said("fgh", "ijk")], Alphabet(BOS), rows=3, context=6)
+    tokens, _, documents, *_ = next(text)
+    assert "".join(letters(tokens[:, 1:])) == "ubcade|ufghaijk"
+    assert documents.max() == 1
+    assert text.skipped_rows == 1
+    # Beyond the limit they are refused by their row.
+    with pytest.raises(
+        ValueError, match=r"a\.jsonl, line 11: column 'it' has a robot in it\. That makes 11 rows of 20"
+    ):
+        next(packed([robot] * 20, Alphabet(BOS), rows=3, context=6))
+
+
+PADDING = [[*range(1, 1 + length), *[9] * (10 - length)] for length in (2, 4, 6, 8)]
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_rows_that_look_padded_are_warned_of_once(side: int, packed, caplog: pytest.LogCaptureFixture):
+    text = packed([row[::side] for row in PADDING], repeat=True)
+    for _ in range(12):
+        next(text)
+    # 8 + 6 + 4 + 2 of 40 ids.
+    assert caplog.text.count(": 50 % of its token ids are runs of 9 at the beginning or the end of rows") == 1
+    assert "dataset.exclude_tokens=[9]" in caplog.text
+    # Held-out text is of the same kind.
+    caplog.clear()
+    next(packed([row[::side] for row in PADDING], repeat=False))
+    next(packed([list(range(1, 11))] * 4, repeat=True))
+    assert caplog.text == ""
+
+
+def test_positions_from_text_that_was_read_before_are_told_apart(packed):
+    # abc|de| is 7 ids, of which two separate; rows of 4 go round it: abc| de|a bc|d
+    text = packed(["abc", "de"], repeat=True, rows=1)
+    assert [next(text).distinct for _ in range(4)] == [3, 2, 0, 0]
+    # Also from a saved position on.
+    text = packed(["abc", "de"], repeat=True, rows=1)
+    next(text)
+    resumed = packed(["abc", "de"], repeat=True, rows=1)
+    resumed.load_state_dict(text.state_dict())
+    assert [next(resumed).distinct for _ in range(2)] == [2, 0]
+
+
 @pytest.mark.parametrize("bos_id", [None, BOS])
 @pytest.mark.parametrize("repeat", [False, True])
 def test_going_on_from_a_saved_position(packed, monkeypatch, bos_id, repeat):
@@ -177,14 +281,15 @@ def test_going_on_from_a_saved_position(packed, monkeypatch, bos_id, repeat):
         assert not repeat or len(rest) == 6
 
 
-def test_a_saved_position_is_a_copy(packed):
-    text = packed(["abcdefghijklmnopq"], repeat=True)
+def test_a_saved_position_holds_no_text(packed):
+    text = packed(["abcdefghijklmnopq" * 50], repeat=True)
     state = text.state_dict()
     first = next(text)[0]
     text.load_state_dict(state)
     assert torch.equal(next(text)[0], first)
-    # ... and holds what is left over, not all that was read.
-    assert text.state_dict()["pending"].untyped_storage().nbytes() == 3 * 8 * (18 - 8)
+    # 843 of its 851 tokens wait; 8 are used.
+    assert text.state_dict()["used"] == 8
+    assert len(json.dumps(text.state_dict())) < 300
 
 
 def test_a_finished_text_can_be_read_again_from_its_start(packed):

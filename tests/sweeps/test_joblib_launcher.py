@@ -4,6 +4,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fsae.sweeps.joblib_launcher import JoblibLauncher
@@ -15,6 +16,7 @@ from tests.sweeps.sweeps import (
     ended,
     is_training,
     states_in,
+    status_of,
 )
 
 
@@ -46,6 +48,18 @@ def test_a_signal_to_the_launching_process_alone_has_the_job_save_too(tmp_path: 
     assert done.returncode == 130, done.stdout
     assert states_in(folder) == {"0": "interrupted"}
     assert "2 jobs, 1 interrupted, 1 not started" in done.stdout
+
+
+def test_workers_save_and_end_when_the_launching_process_is_killed(tmp_path: Path):
+    folder = tmp_path / "sweeps" / "one"
+    process = swept(folder, "trainer.tokens=40_000_000", "seed=1,2", "hydra.launcher.n_jobs=1")
+    wait_until(lambda: is_training(folder / "0"), process)
+    worker = psutil.Process(status_of(folder / "0")["pid"])
+    process.kill()
+    process.wait()
+    worker.wait(timeout=30)
+    assert states_in(folder) == {"0": "interrupted"}
+    assert (folder / "0" / "checkpoints" / "latest.pt").exists()
 
 
 def test_no_job_at_a_time_is_refused():

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,9 +10,15 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from fsae.tracking.mlflow_upload import MlflowUpload, RunDescription, describe_run, read_description
+from fsae.tracking.mlflow_upload import (
+    DeletedExperimentError,
+    MlflowUpload,
+    RunDescription,
+    describe_run,
+    read_description,
+)
 from fsae.tracking.run_folder import RunFolder, write_json
-from fsae.tracking.spool import MetricLog
+from fsae.tracking.spool import MetricLog, read_metrics
 from fsae.tracking.status import Failure, RunState, mark
 
 Describe = Callable[..., RunDescription]
@@ -58,7 +65,7 @@ def test_a_run_from_its_folder_only(
     assert run.data.params == {"arch.name": "gated", "long": "x" * 6000}
     assert run.data.tags["fsae.job"] == "slurm 7"
     assert run.data.tags["fsae.state"] == "finished"
-    assert "| eval/fvu | 0.125 |" in run.data.tags["mlflow.note.content"]
+    assert "| eval/fvu | 0.125 | fraction of variance unexplained |" in run.data.tags["mlflow.note.content"]
     for name in range(7):
         assert history(sqlite_uri, f"train/{name}") == [(step * 512, step + name / 10) for step in range(300)]
     ((_, loss),) = history(sqlite_uri, "train/loss")
@@ -150,10 +157,93 @@ def test_a_resumed_run_goes_on_as_the_same_mlflow_run_with_nothing_doubled(
     assert history(sqlite_uri, "train/l0") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
     assert history(sqlite_uri, "train/seconds") == [(2, 0.5), (4, 0.8)]
     # Logged at a step that MLflow has of other metrics, and not of this one.
-    assert history(sqlite_uri, "eval/fvu") == [(3, 0.2)]
+    assert history(sqlite_uri, "eval/fvu") == [(0, 0.2)]
     mark(run_folder, RunState.finished)
     assert resumed.close()
     assert runs(sqlite_uri)[0].info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("late", ["before", "between", "after", "reading on"])
+def test_a_killed_runs_uploader_may_be_late_and_nothing_is_doubled(
+    sqlite_uri: str, run_folder: Path, describe: Describe, late: str
+) -> None:
+    """Its last request is carried out before the resumed run's uploader asks what there is, after that, or at last; or
+    it has none on its way, and finds the resumed run's values where it left off reading."""
+    folder = RunFolder(run_folder)
+    description = describe(sqlite_uri)
+    mark(run_folder, RunState.running)
+    log = MetricLog(folder.metrics, 0, folder.dropped)
+    log.append({"train/l0": 0.0}, step=0)
+    killed = MlflowUpload(run_folder, sqlite_uri, description)
+    killed.send_metrics()
+    log.append({"train/l0": 1.0}, step=1)
+    position = log.position()
+    if late == "reading on":
+        killed.send_metrics()
+    for step in range(2, 6):
+        log.append({"train/l0": float(step), "train/seconds": 0.5}, step=step)
+    on_its_way = list(read_metrics(folder.metrics, killed.position))
+
+    log = MetricLog(folder.metrics, position, folder.dropped)
+    for step in range(2, 8):
+        log.append({"train/l0": float(step), "train/seconds": 0.7}, step=step)
+    resumed = MlflowUpload(run_folder, sqlite_uri, description)
+    if late == "before":
+        killed._send(on_its_way)
+    resumed._open()
+    if late == "between":
+        killed._send(on_its_way)
+    resumed.send_metrics()
+    if late == "after":
+        killed._send(on_its_way)
+    if late == "reading on":
+        assert killed.position == position
+        killed.send_metrics()
+    assert history(sqlite_uri, "train/l0") == [(step, float(step)) for step in range(8)]
+    assert history(sqlite_uri, "train/seconds") == [(step, 0.5 if step < 6 else 0.7) for step in range(2, 8)]
+
+
+def test_a_late_end_of_a_killed_run_does_not_end_the_one_that_goes_on(
+    sqlite_uri: str, run_folder: Path, describe: Describe
+) -> None:
+    description = describe(sqlite_uri)
+    mark(run_folder, RunState.running)
+    killed, resumed = (MlflowUpload(run_folder, sqlite_uri, description) for _ in range(2))
+    resumed.send_metrics()
+    assert not killed.close()
+    assert runs(sqlite_uri)[0].info.status == "RUNNING"
+
+
+def test_every_request_that_is_answered_is_reported(sqlite_uri: str, run_folder: Path, describe: Describe) -> None:
+    folder = RunFolder(run_folder)
+    log = MetricLog(folder.metrics)
+    for step in range(25):
+        log.append({f"a/{n}": 1.0 for n in range(100)}, step=step)
+    folder.config.write_text("seed: 3")
+    folder.sae.mkdir()
+    for name in ("cfg.json", "weights"):
+        (folder.sae / name).write_text("1")
+    mark(run_folder, RunState.finished)
+    arrived: list[int] = []
+    upload = MlflowUpload(run_folder, sqlite_uri, describe(sqlite_uri), lambda: arrived.append(1))
+    upload.send_metrics()
+    # 2500 values, at most 1000 at once.
+    assert len(arrived) == 3
+    upload.close()
+    # config.yaml, status.json and the autoencoder's two files.
+    assert len(arrived) == 3 + 4
+
+
+def test_a_deleted_experiment_is_named_with_its_cure(sqlite_uri: str, run_folder: Path, describe: Describe) -> None:
+    client = MlflowClient(sqlite_uri)
+    client.delete_experiment(client.create_experiment("fsae"))
+    MetricLog(RunFolder(run_folder).metrics).append({"a": 1.0}, step=1)
+    upload = MlflowUpload(run_folder, sqlite_uri, describe(sqlite_uri))
+    with pytest.raises(DeletedExperimentError, match=r"tracking\.experiment=fsae: .*deleted.* `(.*)`, or") as caught:
+        upload.send_metrics()
+    (command,) = re.findall("`(.*)`", str(caught.value))
+    subprocess.run(command, shell=True, check=True, capture_output=True)
+    assert upload.send_metrics() == 1
 
 
 def test_an_answer_that_got_lost_does_not_double_the_batch(
@@ -224,7 +314,7 @@ def test_a_password_is_not_written_down(run_folder: Path, tmp_path: Path) -> Non
         tags={},
     )
     assert "secret" not in RunFolder(run_folder).tracking.read_text()
-    assert read_description(run_folder).uri == "https://me@host"
+    assert read_description(run_folder).uri == "https://host"
 
 
 def test_a_folder_that_is_no_run_is_named(run_folder: Path) -> None:

@@ -71,6 +71,25 @@ def test_resuming_drops_what_was_logged_after_the_checkpoint(path: Path) -> None
     assert resumed.position() == path.stat().st_size
 
 
+def test_what_is_dropped_is_kept_beside_in_the_order_of_logging(path: Path) -> None:
+    dropped = path.with_name("dropped")
+    log = MetricLog(path, dropped=dropped)
+    log.append({"a": 1.0}, step=1)
+    position = log.position()
+    for value in (2.0, 3.0):
+        log.append({"a": value}, step=2)
+        with path.open("a") as file:
+            file.write('{"torn')
+        log = MetricLog(path, position, dropped)
+    assert [record.metrics["a"] for record in read_metrics(path)] == [1.0]
+    assert [record.metrics["a"] for record in read_metrics(dropped)] == [2.0, 3.0]
+    # A kill while they were copied left half a line.
+    dropped.write_bytes(dropped.read_bytes()[:-3])
+    log.append({"a": 4.0}, step=2)
+    MetricLog(path, position, dropped)
+    assert [record.metrics["a"] for record in read_metrics(dropped)] == [2.0, 4.0]
+
+
 def test_a_new_run_in_an_old_folder_starts_an_empty_file(path: Path) -> None:
     MetricLog(path).append({"a": 1.0}, step=1)
     MetricLog(path)

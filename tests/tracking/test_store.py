@@ -60,7 +60,7 @@ def test_passwords_are_not_shown() -> None:
     uri = "postgresql://me:se:cret@host:5432/name?sslmode=require"
     assert without_password(uri) == "postgresql://me@host:5432/name?sslmode=require"
     assert "cret" not in ui_command(uri)
-    assert ui_command("https://me:secret@host/mlflow") == "https://me@host/mlflow"
+    assert ui_command("https://me:secret@host/mlflow") == "https://host/mlflow"
     assert without_password("sqlite:////a/b.db") == "sqlite:////a/b.db"
 
 

@@ -78,3 +78,15 @@ def test_a_locked_database_is_told_in_time(sqlite_uri: str, tmp_path: Path):
 def test_a_server_that_is_not_there_is_told(tmp_path: Path):
     with pytest.raises(ConnectionError, match=r"Connection refused|Max retries"):
         sweep_run("http://127.0.0.1:1", tmp_path).open()
+
+
+def test_a_long_note_is_cut_at_a_line(sqlite_uri: str, tmp_path: Path):
+    from mlflow import MlflowClient
+
+    run = sweep_run(sqlite_uri, tmp_path)
+    run.open()
+    run.close(finished=True, counts={}, note="| a row of a table |\n" * 1000, report=None)
+    (found,) = MlflowClient(sqlite_uri).search_runs(["1"])
+    note = found.data.tags["mlflow.note.content"]
+    assert len(note) <= 8000
+    assert set(note.splitlines()) == {"| a row of a table |", "", "More is in the report, among the artifacts."}

@@ -26,7 +26,7 @@ def steps(uri: str, name: str) -> list[int]:
 
 
 def test_a_run_without_its_server_is_delivered_when_there_is_one(
-    server: Server, run_folder: Path, describe: Describe, capsys: pytest.CaptureFixture[str]
+    server: Server, run_folder: Path, describe: Describe, capfd: pytest.CaptureFixture[str]
 ) -> None:
     describe(server.uri)
     mark(run_folder, RunState.running)
@@ -36,7 +36,7 @@ def test_a_run_without_its_server_is_delivered_when_there_is_one(
         mark(run_folder, RunState.finished)
 
     assert main([str(run_folder)]) == 1
-    said = capsys.readouterr()
+    said = capfd.readouterr()
     assert said.out == ""
     assert said.err.startswith(f"{run_folder}: MLflow ({server.uri}) does not take it: ")
     assert "3000 values remain" in said.err
@@ -44,25 +44,25 @@ def test_a_run_without_its_server_is_delivered_when_there_is_one(
     server.start()
     server.wait_until_up()
     assert main([str(run_folder)]) == 0
-    assert f"{run_folder}: 3000 values sent, its end and artifacts sent: {server.uri}/#/" in capsys.readouterr().out
+    assert f"{run_folder}: 3000 values sent, its end and artifacts sent: {server.uri}/#/" in capfd.readouterr().out
     assert steps(server.uri, "train/l0") == list(range(1500))
 
     assert main([str(run_folder)]) == 0
-    said = capsys.readouterr().out
+    said = capfd.readouterr().out
     assert "every value was there already, its end and artifacts were there already" in said
     assert f"compare: {server.uri}\n" in said
     assert steps(server.uri, "train/l0") == list(range(1500))
 
 
 def test_many_folders_one_of_them_wrong(
-    sqlite_uri: str, run_folder: Path, describe: Describe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sqlite_uri: str, run_folder: Path, describe: Describe, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     describe(sqlite_uri)
     MetricLog(RunFolder(run_folder).metrics).append({"a": 1.0}, step=1)
     mark(run_folder, RunState.running)
     (tmp_path / "other").mkdir()
     assert main([str(tmp_path / "nowhere"), str(tmp_path / "other"), str(run_folder)]) == 2
-    said = capsys.readouterr()
+    said = capfd.readouterr()
     assert said.err.splitlines() == [
         f"{tmp_path / 'nowhere'}: no such folder",
         f"{tmp_path / 'other'}: {tmp_path / 'other'} is not a run's folder: it holds no tracking.json",
@@ -72,13 +72,13 @@ def test_many_folders_one_of_them_wrong(
 
 
 def test_another_store_by_option(
-    sqlite_uri: str, run_folder: Path, describe: Describe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sqlite_uri: str, run_folder: Path, describe: Describe, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     describe("http://127.0.0.1:9")
     MetricLog(RunFolder(run_folder).metrics).append({"a": 1.0}, step=1)
     mark(run_folder, RunState.finished)
     assert main([str(run_folder), "--tracking-uri", "mlruns"]) == 2
-    assert "--tracking-uri=mlruns" in capsys.readouterr().err
+    assert "--tracking-uri=mlruns" in capfd.readouterr().err
     assert main([str(run_folder), "--tracking-uri", sqlite_uri]) == 0
     # The artifacts go to that store's place, not to the working directory.
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
@@ -87,7 +87,7 @@ def test_another_store_by_option(
 
 
 def test_a_password_comes_from_the_environment_and_is_not_shown(
-    run_folder: Path, describe: Describe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run_folder: Path, describe: Describe, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     opened: list[str] = []
 
@@ -101,9 +101,9 @@ def test_a_password_comes_from_the_environment_and_is_not_shown(
     assert main([str(run_folder)]) == 1
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@elsewhere")
     assert main([str(run_folder)]) == 1
-    assert opened == ["https://me:secret@host", "https://me@host"]
-    said = capsys.readouterr().err
-    assert "MLflow (https://me@host) does not take it: closed." in said
+    assert opened == ["https://me:secret@host", "https://host"]
+    said = capfd.readouterr().err
+    assert "MLflow (https://host) does not take it: closed." in said
     assert "secret" not in said
 
 

@@ -1,5 +1,6 @@
 import logging
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from fsae.tracking.spool import read_metrics
 from fsae.tracking.status import RunState, mark
 from fsae.tracking.store import python_command
 from fsae.tracking.tracker import Tracker, TrackingSettings
-from fsae.tracking.uploader import Uploader
+from fsae.tracking.uploader import RESTARTS, Uploader
 from tests.tracking.mlflow_server import Server
 
 Describe = Callable[..., RunDescription]
@@ -208,7 +209,7 @@ def test_what_a_killed_run_logged_last_is_still_delivered(
 import os, pathlib, signal
 from fsae.tracking.status import RunState, mark
 from fsae.tracking.tracker import Tracker
-from fsae.tracking.uploader import Uploader
+from fsae.tracking.uploader import RESTARTS, Uploader
 folder = pathlib.Path({str(run_folder)!r})
 mark(folder, RunState.running)
 tracker = Tracker(folder, Uploader({sqlite_uri!r}, 30.0))
@@ -219,6 +220,108 @@ os.kill(os.getpid(), signal.SIGKILL)
     subprocess.run([sys.executable, "-c", program], check=False)
     wait_for(lambda: [run.info.status for run in runs(sqlite_uri)] == ["KILLED"])
     assert steps(sqlite_uri, "train/l0") == list(range(1000))
+
+
+def test_a_locked_database_a_killed_run_and_its_second_start_double_nothing(
+    sqlite_uri: str, run_folder: Path, describe: Describe
+) -> None:
+    describe(sqlite_uri)
+    database = sqlite3.connect(sqlite_uri.removeprefix("sqlite:///"), isolation_level=None, check_same_thread=False)
+    program = f"""
+import pathlib, sys, time
+from fsae.tracking import uploader
+from fsae.tracking.status import RunState, mark
+from fsae.tracking.tracker import Tracker
+uploader.SECONDS_BETWEEN_UPLOADS = 0.1
+folder = pathlib.Path({str(run_folder)!r})
+mark(folder, RunState.running)
+tracker = Tracker(folder, uploader.Uploader({sqlite_uri!r}, 30.0))
+for first in (0, 10):
+    for step in range(first, first + 10):
+        tracker.log({{f"train/{{n}}": step + n / 10 for n in range(10)}}, step)
+    print(tracker.position(), flush=True)
+    sys.stdin.readline()
+time.sleep(100)
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdin
+        assert run.stdout
+        position = int(run.stdout.readline())
+        wait_for(lambda: [len(steps(sqlite_uri, f"train/{n}")) for n in range(10)] == [10] * 10)
+        database.execute("BEGIN IMMEDIATE")
+        run.stdin.write("\n")
+        run.stdin.flush()
+        run.stdout.readline()
+        # Its uploader asks to write and is kept waiting.
+        time.sleep(1)
+        run.kill()
+    mark(run_folder, RunState.running)
+    with Uploader(sqlite_uri, 30.0) as uploader, Tracker(run_folder, uploader, position) as tracker:
+        log_steps(tracker, 10, 30)
+        # And so does this one, after it has read what there is.
+        time.sleep(3)
+        database.execute("ROLLBACK")
+        mark(run_folder, RunState.finished)
+    database.close()
+    for n in range(10):
+        assert steps(sqlite_uri, f"train/{n}") == list(range(30))
+    assert only_run(sqlite_uri).info.status == "FINISHED"
+
+
+def test_a_run_s_end_waits_for_the_server_as_long_as_it_may(
+    server: Server, run_folder: Path, describe: Describe, caplog: pytest.LogCaptureFixture
+) -> None:
+    describe(server.uri)
+    mark(run_folder, RunState.running)
+    with Uploader(server.uri, 60.0) as uploader, Tracker(run_folder, uploader) as tracker:
+        log_steps(tracker, 0, 10)
+        mark(run_folder, RunState.finished)
+        # It is up some seconds after the first try of the run's end.
+        server.start()
+    assert steps(server.uri, "train/0") == list(range(10))
+    assert only_run(server.uri).info.status == "FINISHED"
+
+
+def test_an_uploader_that_is_killed_is_told_at_once_and_started_again(
+    sqlite_uri: str, run_folder: Path, describe: Describe, caplog: pytest.LogCaptureFixture
+) -> None:
+    describe(sqlite_uri)
+    mark(run_folder, RunState.running)
+    with Uploader(sqlite_uri, 30.0) as uploader, Tracker(run_folder, uploader) as tracker:
+        log_steps(tracker, 0, 10)
+        for times in range(1, 3):
+            uploader._process.kill()
+            wait_for(lambda: caplog.text.count("exit status -9): it is started again") == times)  # noqa: B023
+        log_steps(tracker, 10, 20)
+        mark(run_folder, RunState.finished)
+    assert steps(sqlite_uri, "train/0") == list(range(20))
+    assert "in MLflow: http" in caplog.text
+
+
+def test_an_uploader_that_keeps_dying_is_given_up_and_that_is_told(
+    run_folder: Path, describe: Describe, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    describe("http://127.0.0.1:9")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    begin = time.monotonic()
+    with Uploader("http://127.0.0.1:9", 30.0) as uploader, Tracker(run_folder, uploader) as tracker:
+        wait_for(lambda: "is not started any more" in caplog.text)
+        log_steps(tracker, 0, 10)
+    assert time.monotonic() - begin < 10
+    assert caplog.text.count("it is started again") == RESTARTS
+    assert "not in MLflow (http://127.0.0.1:9) yet: 100 values" in caplog.text
+
+
+def test_a_run_that_starts_over_leaves_no_values_of_the_one_before(run_folder: Path) -> None:
+    with Tracker(run_folder, None) as tracker:
+        log_steps(tracker, 0, 5)
+    with Tracker(run_folder, None) as tracker:
+        log_steps(tracker, 0, 5)
+    assert len(list(read_metrics(RunFolder(run_folder).dropped))) == 5
+    with Tracker(run_folder, None, anew=True) as tracker:
+        assert tracker.position() == 0
+    assert not RunFolder(run_folder).dropped.exists()
 
 
 def test_a_resumed_tracker_goes_on_from_the_checkpoints_position(

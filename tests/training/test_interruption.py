@@ -9,7 +9,7 @@ import pytest
 from fsae.training.interruption import Interrupted, Interruption, hand_on
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2])
 def test_a_signal_is_only_noted_until_it_is_asked_for(number: signal.Signals):
     before = signal.getsignal(number)
     with Interruption() as interruption:
@@ -28,6 +28,65 @@ def test_a_second_control_c_stops_at_once():
         assert interruption.signal_name == "SIGINT"
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_second_control_c_waits_for_the_state_to_be_written():
+    with Interruption() as interruption:
+        with interruption.saving():
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(Interrupted):
+            interruption.check()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interruption() as interruption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert interruption.signal_name is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_where_nothing_has_to_be_saved_a_signal_ends_a_wait():
+    done = []
+
+    def work(before: str, after: str) -> None:
+        with interruption.at_once():
+            done.append(before)
+            signal.raise_signal(signal.SIGTERM)
+            done.append(after)
+
+    with Interruption() as interruption:
+        for words in (("it began", "it went on"), ("the next began", "and went on")):
+            with pytest.raises(Interrupted, match="SIGTERM"):
+                work(*words)
+    assert done == ["it began"]
+
+
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_a_library_that_makes_something_else_of_a_signal_does_not_hide_it(swallowed: bool):
+    def library() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Exception as error:
+            if not swallowed:
+                raise ValueError("the model cannot be opened") from error
+
+    with Interruption() as interruption, pytest.raises(Interrupted), interruption.at_once():
+        library()
+
+
+def test_what_came_to_the_outer_one_is_known_to_the_inner_one():
+    with Interruption() as outer:
+        signal.raise_signal(signal.SIGTERM)
+        with Interruption() as inner:
+            assert inner.signal_name == "SIGTERM"
+        signal.raise_signal(signal.SIGHUP)
+        assert outer.signal_name == "SIGHUP"
 
 
 def test_a_second_sigterm_does_not_hurt_the_saving():

@@ -17,7 +17,7 @@ from fsae.analysis.numbers import setting_number
 from fsae.tracking.mlflow_upload import FOLDER_TAG, first_line, read_description
 from fsae.tracking.run_folder import RunFolder
 from fsae.tracking.status import RunState, read_status
-from fsae.tracking.store import as_literal, checked_uri, open_store, sqlite_file, without_password
+from fsae.tracking.store import as_literal, checked_uri, open_store, sqlite_file, with_password, without_password
 from fsae.tracking.sweep_folder import job_name, read_sweep
 
 if TYPE_CHECKING:
@@ -76,15 +76,13 @@ def collect_mlflow(uri: str, experiment: str, sweep: str | None = None) -> pd.Da
         ValueError: no such database, experiment or sweep, or no run in it.
         ConnectionError: the store does not answer.
     """
-    uri = checked_uri(uri, "--mlflow")
+    uri = with_password(checked_uri(uri, "--mlflow"))
     database = sqlite_file(uri)
     if database and not database.exists():
         raise ValueError(f"{database}: no such file; --mlflow names the store that the runs were logged to")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    client = open_store(uri)
-    from mlflow.exceptions import MlflowException
-
     try:
+        client = open_store(uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
             names = ", ".join(sorted(each.name for each in client.search_experiments()))
@@ -95,7 +93,10 @@ def collect_mlflow(uri: str, experiment: str, sweep: str | None = None) -> pd.Da
             raise ValueError(f"experiment {experiment!r} of {without_password(uri)} has no run{within}")
         with ThreadPoolExecutor(_DOWNLOADS_AT_ONCE) as pool:
             rows = list(pool.map(lambda run: _read_mlflow(client, run), runs))
-    except MlflowException as error:
+    except ValueError:
+        raise
+    # MLflow's, its database's or a missing driver's.
+    except Exception as error:
         raise ConnectionError(f"MLflow ({without_password(uri)}) does not answer: {first_line(error)}") from error
     return _frame(sorted(rows, key=lambda row: (_numbers_as_such(Path(row["folder"] or "")), row["run"])))
 

@@ -103,12 +103,19 @@ def _heeded(dataset: DatasetSettings, said: Provenance, folder: Path) -> Dataset
     if start > dataset.skip_positions:
         dataset = _replaced(dataset, path, skip_positions=start)
         _say(logging.INFO, f"dataset.skip_positions is {start}, as seqpos_slice in {path} says")
+    ids = said.exclude_special_tokens if isinstance(said.exclude_special_tokens, list) else []
+    if more := sorted(set(ids) - set(dataset.exclude_tokens)):
+        dataset = _replaced(dataset, path, exclude_tokens=[*dataset.exclude_tokens, *more])
+        _say(
+            logging.INFO,
+            f"tokens {', '.join(map(str, more))} are left out, as exclude_special_tokens in {path} says",
+        )
     if said.exclude_special_tokens and not dataset.exclude_special_tokens:
         _say(logging.WARNING, f"dataset.exclude_special_tokens is false, but {path} says that they were left out")
     return dataset
 
 
-def _replaced(dataset: DatasetSettings, path: Path, **changes: int | bool) -> DatasetSettings:
+def _replaced(dataset: DatasetSettings, path: Path, **changes: int | bool | list[int]) -> DatasetSettings:
     try:
         return replace(dataset, **changes)
     except ValueError as error:

@@ -12,6 +12,7 @@ from fsae.configuration.existing import heed_existing
 from fsae.configuration.refusal import record_refusal
 from fsae.configuration.resolvers import absolute_paths, deciding_settings, flat_settings
 from fsae.configuration.schema import RunSettings, settings_of
+from fsae.credentials import SETTING, holds_secret, keep, refuse_secret, without_passwords
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +35,21 @@ class Origin:
 
 
 def checked(config: DictConfig) -> RunSettings:
-    """Settings that can be run, as far as that is known before anything is loaded; paths in `config` become absolute.
+    """Settings that can be run, as far as that is known before anything is loaded.
+
+    Paths in `config` become absolute, and a password in it goes into the environment.
 
     Raises:
         ValueError: they cannot.
         OmegaConfBaseException: likewise.
     """
+    keep_password(config)
     for key, path in absolute_paths(config).items():
+        refuse_secret(str(OmegaConf.select(config, key)), key)
         OmegaConf.update(config, key, path)
     settings = settings_of(config)
+    for key, text in flat_settings(config).items():
+        refuse_secret(text, key)
     check(settings)
     check_files(settings)
     return heed_existing(settings)
@@ -61,6 +68,7 @@ def accept(config: DictConfig, folder: Path, overrides: Sequence[str]) -> tuple[
         OmegaConfBaseException: likewise.
     """
     try:
+        overrides = without_passwords(overrides)
         settings = checked(config)
     except (ValueError, OmegaConfBaseException) as error:
         record_refusal(error, Path(config.paths.outputs), folder)
@@ -68,8 +76,19 @@ def accept(config: DictConfig, folder: Path, overrides: Sequence[str]) -> tuple[
     origin = Origin(
         folder=folder,
         config_yaml=OmegaConf.to_yaml(OmegaConf.create(OmegaConf.to_container(config, resolve=True))),
-        overrides=list(overrides),
+        overrides=overrides,
         deciding=deciding_settings(config),
         flat=flat_settings(config),
     )
     return settings, origin
+
+
+def keep_password(config: DictConfig) -> None:
+    """Put the password of `tracking.uri` into the environment, and the address without it into the config.
+
+    Raises:
+        ValueError: where the password ends cannot be told.
+    """
+    uri = OmegaConf.select(config, SETTING)
+    if isinstance(uri, str) and holds_secret(uri):
+        OmegaConf.update(config, SETTING, keep(uri, SETTING))

@@ -16,6 +16,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import YAMLError
 
 from fsae.configuration.schema import INSTEAD, SCHEMAS
+from fsae.credentials import concealed
 from fsae.tracking.status import Failure, RunState, mark, read_status
 
 log = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ def tell(error: BaseException, folder: Path) -> None:
         log.error("%s", explain(error))
         # Whoever suspects more than their own settings finds the place here. The disk may be what is wrong.
         with suppress(OSError), (folder / "run.log").open("a") as file:
-            traceback.print_exception(error, file=file)
+            file.write(concealed("".join(traceback.format_exception(error))))
     else:
         log.error("", exc_info=error)
     error.add_note(_TOLD)

@@ -85,10 +85,10 @@ def absolute_paths(config: DictConfig) -> dict[str, str]:
     A hub name stays as it is, unless a folder of that name is here: that is what would be read.
     """
     found: dict[str, str] = {}
-    for group in ("model", "dataset", "source", "sae"):
-        path = OmegaConf.select(config, f"{group}.path", throw_on_missing=False)
+    for key in ("model.path", "model.tokenizer", "dataset.path", "source.path", "sae.path"):
+        path = OmegaConf.select(config, key, throw_on_missing=False)
         if isinstance(path, str) and path and (not is_hub_name(path) or Path(path).exists()):
-            found[f"{group}.path"] = os.path.abspath(Path(path).expanduser())  # noqa: PTH100 - links stay links
+            found[key] = os.path.abspath(Path(path).expanduser())  # noqa: PTH100 - links stay links
     return found
 
 

@@ -12,7 +12,7 @@ from types import NoneType
 from typing import Any, cast, get_args
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
 from fsae.autoencoders.base import AutoencoderSettings
 from fsae.autoencoders.batch_topk import BatchTopKSettings
@@ -268,6 +268,7 @@ def _check_ranges(node: DictConfig, kind: type | None, path: str) -> None:
             continue
         allowed, annotation = ranges.get(str(key), (None, None))
         if allowed is not None:
+            child = OmegaConf.to_container(child) if isinstance(child, ListConfig) else child
             check_number(child, allowed, _typed_key(node, key, full_key), is_nullable(annotation))
 
 

@@ -57,6 +57,16 @@ MEANINGS = {
     "ce_zero": "with zeros at the site",
     "ce_mean": "with the mean activation at the site",
 }
+# What there was to train and evaluate on; in `results.json` as data/<name>.
+SUPPLY = {
+    "train_samples_distinct": "different training samples; of text, the positions of one pass over it",
+    "train_samples_wanted": "how many there would be if there were text enough",
+    "text_rounds": "the latter over the former: how often the text was read; 1 if there was enough",
+    "training_rounds": "how often training saw each distinct sample",
+    "held_out_samples": "samples that there were to evaluate on",
+    "held_out_samples_wanted": "samples that it asked for (eval.tokens)",
+    "skipped_rows": "rows of the data set without a usable document, left out",
+}
 
 
 def results_table(scalars: Mapping[str, float]) -> str:

@@ -45,7 +45,7 @@ def embedded_folder(package: Package) -> Path:
     """
     model = EMBEDDED[package]
     version = package_version(package)
-    cache = Path(os.environ.get("FSAE_CACHE", "~/.cache/fsae")).expanduser() / "models"
+    cache = Path(os.environ.get("FSAE_CACHE") or "~/.cache/fsae").expanduser() / "models"
     folder = cache / f"{package.name}-{version}"
     # The folder appears under its name by a rename, so that it is complete once it is there.
     if not folder.is_dir():
@@ -65,7 +65,8 @@ def package_version(package: Package) -> str:
     """
     model = EMBEDDED[package]
     if model.distribution is None:
-        return "1"
+        # Of what is made here; another number for other files.
+        return "2"
     try:
         return importlib.metadata.version(model.distribution)
     except importlib.metadata.PackageNotFoundError:

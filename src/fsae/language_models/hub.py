@@ -32,17 +32,20 @@ def is_hub_name(path: str) -> bool:
     return _HUB_NAME.fullmatch(path) is not None and not path.startswith((".", "~"))
 
 
-def local_model_folder(path: str) -> Path | None:
+def local_model_folder(path: str, setting: str = "model.path") -> Path | None:
     """The folder `path` names, or None where it is a hub name instead.
 
     A folder of that name wins over the hub, as it does in transformers.
+
+    Args:
+        setting: what gave the path; a tokenizer's folder (`model.tokenizer`) need not hold a model.
 
     Raises:
         ValueError: it is neither, or the folder holds no model.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
+        if setting == "model.path" and not (folder / "config.json").is_file():
             raise ValueError(
                 f"model.path: the folder {folder} holds no config.json, so it is not a model in Hugging Face's layout; "
                 "give a folder that `save_pretrained` wrote, or a hub name"
@@ -50,7 +53,7 @@ def local_model_folder(path: str) -> Path | None:
         return folder
     if not is_hub_name(path):
         raise ValueError(
-            f"model.path: {path!r} is no folder on this machine (seen from {Path.cwd()}) and no hub name (owner/name); "
+            f"{setting}: {path!r} is no folder on this machine (seen from {Path.cwd()}) and no hub name (owner/name); "
             "correct the path"
         )
     return None
@@ -64,8 +67,11 @@ def cached_file(repo: str, filename: str, *, revision: str | None) -> Path | Non
     return Path(found) if isinstance(found, str) else None
 
 
-def require_repo(repo: str, *, revision: str | None, kind: RepoKind) -> bool:
+def require_repo(repo: str, *, revision: str | None, kind: RepoKind, setting: str | None = None) -> bool:
     """Make sure that a hub repository can be opened, before a library with long retries tries it.
+
+    Args:
+        setting: what named it; `model.path` or `dataset.path` where nothing else is said.
 
     Returns:
         Whether the hub answers. False where it does not but the model is in the cache: open it within `offline()`.
@@ -73,7 +79,7 @@ def require_repo(repo: str, *, revision: str | None, kind: RepoKind) -> bool:
     Raises:
         ValueError: hub unreachable and nothing cached, gated or private without access, no such repository or revision.
     """
-    setting = f"{kind.value}.path"
+    setting = setting or f"{kind.value}.path"
     told_offline = is_offline()
     refusal = "HF_HUB_OFFLINE is set" if told_offline else _ask(repo, revision, kind, setting)
     if refusal is None:

@@ -10,26 +10,30 @@ from fsae.language_models.settings import ModelSettings, Weights
 
 def model_identity(settings: ModelSettings) -> dict[str, str]:
     """What tells these weights from any others: a package's version, a hub commit, or a digest of a folder's listing;
-    and whether they are kept at all.
+    whether they are kept at all; and the tokenizer, where it is not their own.
 
     Raises:
         ValueError: package not installed, no such folder, hub unreachable and nothing cached, no access.
     """
-    origin = _origin(settings)
-    return origin if settings.weights is Weights.pretrained else origin | {"weights": settings.weights.name}
-
-
-def _origin(settings: ModelSettings) -> dict[str, str]:
     if settings.package is not None:
-        return {"package": settings.package.name, "version": package_version(settings.package)}
-    assert settings.path is not None
-    folder = local_model_folder(settings.path)
+        origin = {"package": settings.package.name, "version": package_version(settings.package)}
+    else:
+        assert settings.path is not None
+        origin = _origin(settings.path, settings.revision, "model.path")
+    if settings.weights is not Weights.pretrained:
+        origin["weights"] = settings.weights.name
+    if settings.tokenizer is not None:
+        origin |= {
+            f"tokenizer_{key}": value for key, value in _origin(settings.tokenizer, None, "model.tokenizer").items()
+        }
+    return origin
+
+
+def _origin(path: str, revision: str | None, setting: str) -> dict[str, str]:
+    folder = local_model_folder(path, setting)
     if folder is not None:
         return folder_identity(folder)
-    return {
-        "hub": settings.path,
-        "revision": resolved_revision(settings.path, revision=settings.revision, kind=RepoKind.model),
-    }
+    return {"hub": path, "revision": resolved_revision(path, revision=revision, kind=RepoKind.model)}
 
 
 def folder_identity(folder: Path) -> dict[str, str]:
@@ -59,6 +63,8 @@ def published_as(settings: ModelSettings) -> tuple[str, str | None]:
         notes.append(f"revision {settings.revision}")
     if settings.weights is Weights.random:
         notes.append("random weights, drawn anew")
+    if settings.tokenizer is not None:
+        notes.append(f"tokenizer of {settings.tokenizer}")
     return name, "; ".join(notes) or None
 
 

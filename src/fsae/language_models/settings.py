@@ -49,6 +49,7 @@ class ModelSettings(Ranged, group="model"):
         path: a folder in Hugging Face's layout, or a name on its hub.
         revision: branch, tag or commit of a hub model; None is the default branch.
         package: a model that needs no hub.
+        tokenizer: another model's, as a folder or a hub name; null for the model's own.
         weights: those that it was published with, or random ones.
         batch_size: sequences per forward pass; null for as many as fit the device.
 
@@ -59,6 +60,7 @@ class ModelSettings(Ranged, group="model"):
     path: str | None = None
     revision: str | None = None
     package: Package | None = None
+    tokenizer: str | None = None
     weights: Weights = Weights.pretrained
     dtype: DType = DType.auto
     device: Device = Device.auto

@@ -55,12 +55,21 @@ _PACKAGED = {
     Package.tiny: Shape(num_layers=4, d_model=32, d_heads=32),
 }
 
+# Families whose heads share the model's width among them; `head_dim` is seldom in their config.json.
+_HEADS_SHARE_THE_WIDTH = {
+    "gpt2", "gptj", "gpt_neo", "gpt_neox", "gpt_bigcode", "codegen", "bloom", "mpt", "falcon", "opt", "xglm", "llama",
+    "mistral", "mixtral", "phi", "phi3", "qwen2", "qwen2_moe", "olmo", "olmo2", "olmoe", "cohere", "stablelm",
+    "starcoder2", "granite", "granitemoe", "nemotron", "smollm3",
+}  # fmt: skip
+
 
 def shape_of(settings: ModelSettings) -> Shape | None:
-    """A model's shape, from its config.json or a table; None for a hub model that was never downloaded.
+    """A model's shape, from its config.json or a table; None for a hub model that was never downloaded, and where the
+    file does not say.
 
     Raises:
-        ValueError: `model.path` is neither a model's folder nor a hub name.
+        ValueError: `model.path` is neither a model's folder nor a hub name, its config.json is damaged or has
+            impossible sizes, or it is a model with an encoder.
     """
     if settings.package is not None:
         return _PACKAGED[settings.package]
@@ -73,19 +82,60 @@ def shape_of(settings: ModelSettings) -> Shape | None:
 
 
 def _read(config_json: Path) -> Shape | None:
-    config = json.loads(config_json.read_text(encoding="utf-8"))
+    config = _object(config_json)
+    if config.get("is_encoder_decoder") is True:
+        raise ValueError(
+            f"model.path: {config_json.parent} is a {config.get('model_type')}, whose decoder reads what an encoder "
+            "made; choose a model that predicts the next token of text alone, such as gpt2"
+        )
     # Models that also see images keep their text part one level down.
-    config = config.get("text_config", config)
+    if isinstance(config.get("text_config"), dict):
+        config = config["text_config"]
 
-    def first(*keys: str) -> Any:
-        return next((config[key] for key in keys if config.get(key) is not None), None)
+    def first(*keys: str) -> int | None:
+        for key in keys:
+            value = config.get(key)
+            if isinstance(value, list):  # one for each layer
+                return None
+            if value is not None:
+                if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                    raise ValueError(
+                        f"model.path: {config_json}: {key} is {value!r}; it must be a whole number above 0: correct "
+                        "it, or save or download the model again"
+                    )
+                return value
+        return None
 
-    # GPT-2's, GPT-Neo's and everybody else's words.
-    num_layers, d_model = first("num_hidden_layers", "n_layer", "num_layers"), first("hidden_size", "n_embd")
-    heads = first("num_attention_heads", "n_head", "num_heads")
+    # GPT-2's, GPT-Neo's, MPT's and everybody else's words.
+    num_layers = first("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+    d_model = first("hidden_size", "n_embd", "d_model")
+    heads = first("num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads")
+    # DeepSeek's values are of another width than its queries.
+    head_dim = first("v_head_dim", "head_dim")
     if num_layers is None or d_model is None or heads is None:
         return None
-    d_heads = heads * config["head_dim"] if config.get("head_dim") else d_model
+    if head_dim is None and config.get("model_type") not in _HEADS_SHARE_THE_WIDTH:
+        # Some families have a width of their own where config.json leaves it out.
+        return None
     # GPT-NeoX (Pythia) is parallel unless its config says otherwise, and saves the flag either way.
     parallel = bool(config.get("use_parallel_residual", config.get("model_type") == "gpt_neox"))
+    d_heads = d_model if head_dim is None else heads * head_dim
     return Shape(num_layers=num_layers, d_model=d_model, d_heads=d_heads, parallel=parallel)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: it is damaged, or no object.
+    """
+    remedy = "save or download the model again"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"model.path: {path} is damaged ({error}); {remedy}") from None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"model.path: {path} holds a {type(found).__name__}, where settings by name should be; {remedy}"
+        )
+    return found

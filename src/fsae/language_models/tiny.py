@@ -6,6 +6,8 @@ from pathlib import Path
 NUM_LAYERS = 4
 D_MODEL = 32
 CONTEXT_LIMIT = 256
+# Each message on a line of its own after its role, as in "user: hello".
+CHAT_TEMPLATE = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\\n' }}{% endfor %}"
 
 
 def write_folder(folder: Path) -> None:
@@ -29,7 +31,11 @@ def _byte_tokenizer():
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=separator, bos_token=separator, model_max_length=CONTEXT_LIMIT
+        tokenizer_object=tokenizer,
+        eos_token=separator,
+        bos_token=separator,
+        model_max_length=CONTEXT_LIMIT,
+        chat_template=CHAT_TEMPLATE,
     )
 
 

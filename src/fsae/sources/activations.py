@@ -23,11 +23,12 @@ from fsae.language_models.sites import Site
 from fsae.language_models.transformer_lens_model import TransformerLensModel, open_language_model
 from fsae.ranges import COUNT, POSITIVE, SEED, Ranged, between
 from fsae.sources.documents import DatasetSettings, Part, dataset_identity, open_documents
-from fsae.sources.harvest import Harvester
+from fsae.sources.harvest import Harvester, require_memory
 from fsae.sources.massive import norm_limit, within
 from fsae.sources.shards import Extent, Room, Shards
 from fsae.sources.source import Batch, in_batches
 from fsae.sources.store import Store, digest_of, shard_bytes
+from fsae.sources.supply import Supply
 from fsae.sources.tokens import PackedTokens
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 SHARDS_IN_MEMORY = 2
 # With cache=auto a store takes at most this share of what the disk has left.
 _SHARE_OF_FREE_DISK = 0.5
+# Held-out positions that are counted at a run's beginning, to find out whether there are enough.
+_HELD_OUT_COUNTED = 100_000
 
 
 class Cache(Enum):
@@ -271,6 +274,18 @@ class ActivationSource:
             vectors = batch.to(self.device)
             yield Batch(vectors, vectors)
 
+    def distinct(self, taken: int) -> int:
+        return self._shards.distinct(Part.train, self.wanted(taken))
+
+    def wanted(self, taken: int) -> int:
+        """How many different ones `taken` training vectors would be if there were text enough."""
+        return min(taken, self._extent.tokens[Part.train])
+
+    @property
+    def skipped_rows(self) -> int:
+        """Rows of the data set that held no document and were left out, in one pass as far as it was read."""
+        return self._shards.skipped_rows
+
     def _held_out(self, count: int) -> Iterator[Float[Tensor, "part d_in"]]:
         assert count <= self._extent.tokens[Part.held_out]
         limit, seen, left_out = self.norm_limit, 0, 0
@@ -362,6 +377,7 @@ def open_activations(
     held_out_tokens: int,
     folder: Path,
     heartbeat: Callable[[], None],
+    spliced: bool = False,
 ) -> ActivationSource:
     """The activations that these settings describe; says where they come from and what they take.
 
@@ -372,6 +388,7 @@ def open_activations(
         held_out_tokens: vectors that the evaluation takes.
         folder: of all activation stores.
         heartbeat: called after each forward pass; may raise to stop.
+        spliced: whether the evaluation puts reconstructions back into the model.
 
     Raises:
         ValueError: a model, data set or site that is not there, a store of another format.
@@ -388,6 +405,9 @@ def open_activations(
             exclude_special_tokens=dataset.exclude_special_tokens,
             prepend_bos=dataset.prepend_bos,
             repeat=part is Part.train,
+            exclude_tokens=dataset.exclude_tokens,
+            prefix=dataset.prefix,
+            chat_roles=dataset.chat_roles,
         )
 
     device = device_of(model)
@@ -400,15 +420,22 @@ def open_activations(
         shard_tokens=source.shard_tokens,
     )
     contents = {} if source.cache is Cache.none else _contents(model, [site, *source.other_sites()], dataset, source)
-    stores = {each: Store(folder / _folder_name(model, each, dataset, contents[each])) for each in contents}
+    stores = {
+        each: Store(folder / _folder_name(model, each, dataset, content), content) for each, content in contents.items()
+    }
+    if any(next(extent.missing(store), None) for store in stores.values()) or not stores:
+        # Before the model is opened, which may take minutes: can the text be read?
+        for part in [Part.train, Part.held_out] if extent.tokens[Part.train] else [Part.held_out]:
+            next(open_documents(dataset, part))
     shape = shape_of(model) or harvester.model.shape
     dtype = dtype_of(model)
     room = Room(folder=folder, limit_gb=source.cache_gb)
-    missing = sum(
-        shard_bytes(extent.count(part, number), shape.width(each), dtype)
-        for each, store in stores.items()
-        for part, number in extent.missing(store)
-    )
+    labelled = dataset.label_column is not None
+
+    def size(each: Site) -> Callable[[int], int]:
+        return lambda count: shard_bytes(count, shape.width(each), dtype, labelled)
+
+    missing = sum(extent.missing_bytes(store, size(each)) for each, store in stores.items())
     writing = _is_written(source.cache, missing, room)
     in_store = bool(stores) and missing == 0
     if in_store:
@@ -424,12 +451,14 @@ def open_activations(
         extent,
         dtype,
         room,
+        labelled=labelled,
         writing=writing,
         required=source.cache is Cache.disk,
     )
     result = ActivationSource(
         shards,
-        d_in=shape.width(site),
+        # As it was seen, where there is a model: a config.json may leave out the width of heads.
+        d_in=shape.width(site) if in_store else harvester.model.width(site),
         seed=source.seed,
         training_tokens=training_tokens,
         device=device,
@@ -437,12 +466,32 @@ def open_activations(
         max_norm_multiple=source.max_norm_multiple,
     )
     if not in_store:
+        count = min(source.shard_tokens, max(extent.tokens.values()))
+        require_memory(count, shape.width(site), dtype, max(1, len(stores)))
         # Before the hours of training, not after them: is the site there, and held-out text?
         for each in [site, *source.other_sites()]:
             harvester.model.check_site(each)
-        harvester.held_out_rows(1)
+        if spliced:
+            harvester.model.check_splice(site)
+        counted = min(held_out_tokens, _HELD_OUT_COUNTED)
+        held_out = harvester.held_out_positions(counted)
+        if held_out == 0:
+            raise ValueError(
+                f"data set {dataset.name}: its held-out text has no position to evaluate on; give it more text, or "
+                f"raise dataset.held_out, which is {dataset.held_out}"
+            )
         if not writing:
-            _say_memory(extent, shape.width(site), dtype, training_tokens)
+            _say_memory(extent, size(site), training_tokens)
+    else:
+        counted, held_out = held_out_tokens, shards.held_out_count() or 0
+    there = Supply(
+        held_out=held_out if held_out < counted else held_out_tokens,
+        held_out_wanted=held_out_tokens,
+        distinct=result.distinct(training_tokens) if in_store else None,
+        wanted=result.wanted(training_tokens),
+    )
+    for sentence in there.shortages():
+        log.warning("%s", sentence)
     return result
 
 
@@ -457,7 +506,8 @@ def stream_key(
 ) -> Hashable:
     """What runs must have in common to be trained on the very same batches."""
     tokens = source.distinct_tokens(training_tokens)
-    return model, site, dataset, tokens, source.shard_tokens, source.seed, source.max_norm_multiple, batch_size
+    # In words: it holds lists, which cannot be a key.
+    return model, site, repr(dataset), tokens, source.shard_tokens, source.seed, source.max_norm_multiple, batch_size
 
 
 def _contents(
@@ -468,7 +518,7 @@ def _contents(
     text = {
         name: value.name if isinstance(value, Enum) else value
         for name, value in asdict(dataset).items()
-        if name not in ("path", "context") and not (name == "prepend_bos" and value is None)
+        if name not in ("path", "context", "max_invalid_rows") and not (name == "prepend_bos" and value is None)
     }
     text["context"] = dataset.tokens_per_row
     shared = {
@@ -521,9 +571,9 @@ def _is_written(cache: Cache, missing: int, room: Room) -> bool:
     return True
 
 
-def _say_memory(extent: Extent, d_in: int, dtype: torch.dtype, training_tokens: int) -> None:
+def _say_memory(extent: Extent, size: Callable[[int], int], training_tokens: int) -> None:
     shards, tokens = extent.shards(Part.train), extent.tokens[Part.train]
-    at_a_time = min(shards, SHARDS_IN_MEMORY) * shard_bytes(extent.count(Part.train, 0), d_in, dtype)
+    at_a_time = min(shards, SHARDS_IN_MEMORY) * size(extent.count(Part.train, 0))
     log.info("activations are harvested into memory: at most %.3g GB at a time", at_a_time / 1e9)
     if training_tokens > tokens and shards > SHARDS_IN_MEMORY:
         log.warning(

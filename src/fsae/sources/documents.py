@@ -1,27 +1,33 @@
-"""Documents: text or token ids, streamed from files or the hub, split into a training and a held-out part."""
+"""Documents: text, token ids or chats, streamed from files or the hub, split into a training and a held-out part."""
 
-import glob
+import json
 import logging
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from hashlib import blake2b
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from fsae.language_models.hub import RepoKind, is_hub_name, require_repo, resolved_revision
 from fsae.language_models.identity import folder_identity, listing_digest
 from fsae.naming import last_part, word
-from fsae.ranges import INNER_SHARE, Ranged, between
+from fsae.ranges import COUNT_OR_NONE, INNER_SHARE, Ranged, between
+from fsae.sources.chats import Message, messages_of
+from fsae.sources.files import files_at, standard_library
+from fsae.sources.rows import FileRows, Row, first_line, parquet_columns
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
 log = logging.getLogger(__name__)
 
+# The mask that tokenizers write beside token ids, where no other is named.
+_USUAL_MASK = "attention_mask"
+_CONTENT_KEYS = "dataset.text_column, dataset.tokens_column or dataset.chat_column"
 # Where neither the settings nor an existing autoencoder say how long a row is.
 _TOKENS_PER_ROW = 128
 
@@ -58,8 +64,15 @@ class DatasetSettings(Ranged, group="dataset"):
     Attributes:
         path: a folder, a file or a glob for text, json and parquet; a hub name or a local copy's folder for hub.
         config, split, data_dir, revision: which part of a hub data set.
-        text_column, tokens_column: exactly one; with tokens_column the data set is tokenised already.
+        text_column, tokens_column, chat_column: at most one; `text` where none is named. Documents are text, token ids,
+            or lists of messages with role and content, which the tokenizer's chat template writes out.
+        mask_column: of token ids: 1 for text and 0 for padding, which is dropped before anything reads it. Null for
+            attention_mask where the data set has it.
+        chat_roles: whose messages' texts are trained and evaluated on; the model reads everything. Null for every
+            position of a chat.
         label_column: a column that is kept with each document.
+        max_invalid_rows: how many rows of one pass over the data set may hold nothing usable (null, no text, a chat
+            that the template cannot write). They are left out and counted; one more ends the run.
         held_out: the share of documents kept for evaluation.
         context: tokens per row; null for 128, or in task=eval what the autoencoder's context_size says.
         prepend_bos: whether each row begins with the model's BOS. Null for the model's own convention, or in task=eval
@@ -69,10 +82,12 @@ class DatasetSettings(Ranged, group="dataset"):
             and all alike: kept, they would be most of the variance there is to explain.
         exclude_special_tokens: leave BOS, separators and other special tokens out of training and evaluation; they
             stay in the rows that the model reads.
+        exclude_tokens: more token ids to leave out in the same way.
+        prefix: text at the start of every row, after a BOS; its positions are left out of training and evaluation.
 
     Raises:
-        ValueError: a path too many or too few, both or neither column, a share outside (0, 1), a context below 2 or
-            with no position left.
+        ValueError: a path too many or too few, more than one column, a mask or roles without the column that they are
+            for, a share outside (0, 1), a context below 2 or with no position left.
     """
 
     format: DatasetFormat
@@ -81,14 +96,22 @@ class DatasetSettings(Ranged, group="dataset"):
     split: str = "train"
     data_dir: str | None = None
     revision: str | None = None
-    text_column: str | None = "text"
+    text_column: str | None = None
     tokens_column: str | None = None
+    chat_column: str | None = None
+    mask_column: str | None = None
+    chat_roles: list[str] | None = None
     label_column: str | None = None
+    max_invalid_rows: int = field(default=10, metadata=COUNT_OR_NONE)
     held_out: float = field(default=0.1, metadata=INNER_SHARE)
     context: int | None = field(default=None, metadata=between(least=2, most=2**24, meaning="a number of tokens"))
     prepend_bos: bool | None = None
     skip_positions: int = field(default=1, metadata=between(least=0, most=2**24))
     exclude_special_tokens: bool = True
+    exclude_tokens: list[int] = field(
+        default_factory=list, metadata=between(least=0, most=2**31 - 1, meaning="a token id")
+    )
+    prefix: str | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -100,16 +123,41 @@ class DatasetSettings(Ranged, group="dataset"):
         if self.format is not DatasetFormat.python_source and not self.path:
             where = "a hub name or a folder" if self.format is DatasetFormat.hub else "a folder or a glob"
             raise ValueError(f"dataset.path is not set; dataset.format={self.format.name} needs {where}")
-        if (self.text_column is None) == (self.tokens_column is None):
+        columns = {
+            name: value
+            for name in ("text_column", "tokens_column", "chat_column")
+            if (value := getattr(self, name)) is not None
+        }
+        if len(columns) > 1:
+            named = " and ".join(f"dataset.{name} is {value!r}" for name, value in columns.items())
+            raise ValueError(f"{named}; documents come from one column: name it and set the other to null")
+        if self.format in (DatasetFormat.python_source, DatasetFormat.text) and self.column != "text":
             raise ValueError(
-                f"dataset.text_column is {self.text_column!r} and dataset.tokens_column is {self.tokens_column!r}; "
-                "name exactly one and set the other to null"
+                f"dataset.{next(iter(columns))} is {self.column!r}, but files of text have the one column 'text'; set "
+                "it to null, or choose dataset=json_files or dataset=parquet_files"
             )
+        if self.mask_column is not None and self.tokens_column is None:
+            raise ValueError(
+                f"dataset.mask_column is {self.mask_column!r}, which is for token ids; name their column by "
+                "dataset.tokens_column, or set it to null"
+            )
+        if self.chat_roles is not None and self.chat_column is None:
+            raise ValueError(
+                f"dataset.chat_roles is {self.chat_roles}, which is for chats; name their column by "
+                "dataset.chat_column, or set it to null"
+            )
+        if self.chat_roles is not None and not self.chat_roles:
+            raise ValueError("dataset.chat_roles is empty; name the roles that count, or set it to null for all")
         if self.skip_positions >= self.tokens_per_row:
             raise ValueError(
                 f"dataset.skip_positions is {self.skip_positions}; it must leave some of the {self.tokens_per_row} "
                 "positions of dataset.context"
             )
+
+    @property
+    def column(self) -> str:
+        """Which column documents come from."""
+        return self.tokens_column or self.chat_column or self.text_column or "text"
 
     @property
     def name(self) -> str:
@@ -127,10 +175,38 @@ class DatasetSettings(Ranged, group="dataset"):
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """One document: its text, or its token ids where the data set is tokenised already, and its label if it has one."""
+    """One document.
 
-    content: str | list[int]
+    Attributes:
+        content: its text; its token ids where the data set is tokenised already; its messages where it is a chat.
+        label: if it has one.
+        where: it was read, for messages.
+    """
+
+    content: str | list[int] | list[Message]
     label: Any = None
+    where: str = field(default="", compare=False)
+
+    @property
+    def size(self) -> int:
+        """Characters, or token ids."""
+        if self.content and isinstance(self.content[0], dict):
+            return sum(len(message.get("content", "")) for message in cast(list[Message], self.content))
+        return len(self.content)
+
+
+class Rows(Protocol):
+    """Rows one by one, from a position that can be saved."""
+
+    def __next__(self) -> Row: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class _Unusable(Exception):  # noqa: N818 - a state of a row, which is counted
+    """A row holds no document; the message says why."""
 
 
 class Documents(Iterator[Document]):
@@ -139,32 +215,39 @@ class Documents(Iterator[Document]):
     Attributes:
         name: what the data set is called in messages.
         tokenised: whether its documents are token ids.
+        chats: whether they are lists of messages.
         labelled: whether they have labels.
+        masked: whether padding was told apart by a mask in the last document.
+        skipped: rows of this pass that hold no document.
 
     Raises:
-        ValueError: while iterating: a column is not there, or a whole pass found no document.
+        ValueError: while iterating: a column is not there or of another kind, too many rows hold no document, or a
+            whole pass found none.
     """
 
-    def __init__(self, dataset: "IterableDataset", settings: DatasetSettings, part: Part):
-        self._dataset = dataset
-        self._settings = settings
-        self._part = part
-        self._start = dataset.state_dict()
+    def __init__(self, rows: Rows, settings: DatasetSettings, part: Part):
+        self._rows, self._settings, self._part = rows, settings, part
+        self._start = rows.state_dict()
         self.name = settings.name
         self.tokenised = settings.tokens_column is not None
+        self.chats = settings.chat_column is not None
         self.labelled = settings.label_column is not None
+        self.masked = False
         self.rewind()
 
     def rewind(self) -> None:
         """Go back to the first document."""
-        self._dataset.load_state_dict(self._start)
-        self._rows = iter(self._dataset)
-        self._seen = self._kept = 0
+        self._rows.load_state_dict(self._start)
+        self._seen = self._kept = self.skipped = 0
 
     def __next__(self) -> Document:
         while (row := self._next_row()) is not None:
             self._seen += 1
-            document = self._document(row)
+            try:
+                document = self._document(row)
+            except _Unusable as reason:
+                self._skip(f"{row.where}: {reason}")
+                continue
             if _part_of(document.content, self._settings.held_out) is self._part:
                 self._kept += 1
                 return document
@@ -172,50 +255,129 @@ class Documents(Iterator[Document]):
             raise ValueError(self._emptiness())
         raise StopIteration
 
+    def reject(self, document: Document, reason: str) -> None:
+        """Leave out the last document returned, as nothing can be made of it.
+
+        Raises:
+            ValueError: there were too many such rows.
+        """
+        self._kept -= 1
+        self._skip(f"{document.where}: column {self._settings.column!r} {reason}")
+
     def state_dict(self) -> dict[str, Any]:
         """The position after the last document returned."""
-        return {"rows": self._dataset.state_dict(), "seen": self._seen, "kept": self._kept}
+        return {"rows": self._rows.state_dict(), "seen": self._seen, "kept": self._kept, "skipped": self.skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a position of the same data set."""
-        self._dataset.load_state_dict(state["rows"])
-        self._rows = iter(self._dataset)
-        self._seen, self._kept = state["seen"], state["kept"]
+        self._rows.load_state_dict(state["rows"])
+        self._seen, self._kept, self.skipped = state["seen"], state["kept"], state["skipped"]
 
-    def _next_row(self) -> dict[str, Any] | None:
+    def _next_row(self) -> Row | None:
         try:
             return next(self._rows, None)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"data set {self.name} could not be read on after row {self._seen} of "
-                f"{_whereabouts(self._settings)}: {_first_line(error)}"
-            ) from error
+        except ValueError as error:
+            raise ValueError(f"data set {self.name}: {error}") from error
 
-    def _document(self, row: dict[str, Any]) -> Document:
+    def _document(self, row: Row) -> Document:
         settings = self._settings
-        column, kind = (settings.tokens_column, list) if self.tokenised else (settings.text_column, str)
-        assert column is not None
-        for wanted in (column, settings.label_column):
-            if wanted is not None and wanted not in row:
-                raise ValueError(
-                    f"data set {self.name} has no column {wanted!r}; it has {', '.join(row)}: "
-                    "set dataset.text_column, dataset.tokens_column or dataset.label_column"
-                )
-        content = row[column]
-        if not isinstance(content, kind):
+        for wanted in (settings.column, settings.label_column, settings.mask_column):
+            if wanted is not None and wanted not in row.values:
+                self._refuse_first(f"{missing_column(settings, wanted, row.columns)} ({row.where})")
+                raise _Unusable(f"there is no {wanted!r}, it has {', '.join(row.columns) or 'nothing'}")
+        value = row.values[settings.column]
+        if value is None:
+            raise _Unusable(f"column {settings.column!r} is null")
+        try:
+            content = self._content(value, row)
+        except ValueError as error:
+            reason = f"column {settings.column!r} {error}"
+            self._refuse_first(f"data set {self.name}, {row.where}: {reason}")
+            raise _Unusable(reason) from error
+        label = row.values[settings.label_column] if settings.label_column else None
+        return Document(content=content, label=label, where=row.where)
+
+    def _content(self, value: Any, row: Row) -> str | list[int] | list[Message]:
+        """What a document's column holds; a ValueError that says what else it is."""
+        if self.chats:
+            return messages_of(value)
+        if not self.tokenised:
+            if not isinstance(value, str):
+                raise ValueError(f"holds {type(value).__name__}, not text")
+            if "\0" in value:
+                raise ValueError("holds zero bytes, so it is no text")
+            return value
+        ids = _whole_numbers(value, "token ids")
+        mask_column = self._settings.mask_column or _USUAL_MASK
+        mask = row.values.get(mask_column)
+        self.masked = mask is not None
+        if mask is None:
+            if self._settings.mask_column is not None:
+                raise ValueError(f"has no mask: {mask_column!r} is null")
+            return ids
+        if not isinstance(mask, list) or len(mask) != len(ids) or any(each not in (0, 1) for each in mask):
             raise ValueError(
-                f"data set {self.name}, row {self._seen}: column {column!r} holds {type(content).__name__}, "
-                f"not {'text' if kind is str else 'token ids'}"
+                f"has a mask in {mask_column!r} that is not a list of {len(ids)} zeros and ones, one for each token id"
             )
-        return Document(content=content, label=row[settings.label_column] if settings.label_column else None)
+        return [token_id for token_id, is_text in zip(ids, mask, strict=True) if is_text]
+
+    def _refuse_first(self, reason: str) -> None:
+        """Raise where no row was of use yet: the settings are wrong then, and not the row."""
+        if self._seen - self.skipped == 1:
+            raise ValueError(reason)
+
+    def _skip(self, reason: str) -> None:
+        self.skipped += 1
+        limit = self._settings.max_invalid_rows
+        if self.skipped > limit:
+            raise ValueError(
+                f"data set {self.name}: {reason}. That makes {self.skipped} rows of {self._seen} without a usable "
+                f"document, and dataset.max_invalid_rows is {limit}: mend them, or raise it to leave them out"
+            )
+        # Once: both parts read every row.
+        if self.skipped == 1 and self._part is Part.train:
+            log.warning(
+                "data set %s: %s. The row is left out, as up to dataset.max_invalid_rows=%d are",
+                self.name,
+                reason,
+                limit,
+            )
 
     def _emptiness(self) -> str:
         if self._seen == 0:
             return f"data set {self.name} is empty: no document in {_whereabouts(self._settings)}"
         return (
-            f"data set {self.name}: none of its {self._seen} documents is in the part {self._part.value} "
-            f"(dataset.held_out is {self._settings.held_out}); use more documents or another share"
+            f"data set {self.name}: none of its {self._seen - self.skipped} documents is in the part "
+            f"{self._part.value} (dataset.held_out is {self._settings.held_out}); use more documents or another share"
         )
+
+
+class _HubRows:
+    """The rows of a data set that `datasets` reads."""
+
+    def __init__(self, dataset: "IterableDataset", whereabouts: str):
+        self._dataset, self._whereabouts = dataset, whereabouts
+        self._rows, self._count = iter(dataset), 0
+
+    def __next__(self) -> Row:
+        try:
+            values = next(self._rows)
+        except StopIteration:
+            raise
+        except Exception as error:
+            # Each reader and each kind of compression has exceptions of its own.
+            raise ValueError(
+                f"{self._whereabouts} cannot be read on after row {self._count}: {_reason(error)}"
+            ) from error
+        self._count += 1
+        return Row(f"row {self._count}", values, list(values))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"dataset": self._dataset.state_dict(), "count": self._count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._dataset.load_state_dict(state["dataset"])
+        self._rows, self._count = iter(self._dataset), state["count"]
 
 
 def open_documents(settings: DatasetSettings, part: Part) -> Documents:
@@ -226,16 +388,40 @@ def open_documents(settings: DatasetSettings, part: Part) -> Documents:
     of one document never end up in both.
 
     Raises:
-        ValueError: no such folder, a glob without matches, hub unreachable, gated without access, no such
-            configuration or split.
+        ValueError: no such folder, a glob without matches, files that cannot be read, hub unreachable, gated without
+            access, no such configuration or split.
     """
     if settings.format is DatasetFormat.hub:
-        dataset = _open_hub(settings)
-    else:
-        files = dataset_files(settings)
-        Random(0).shuffle(files)
-        dataset = _open_files(settings, files)
-    return Documents(dataset, settings, part)
+        return Documents(_HubRows(_open_hub(settings), _whereabouts(settings)), settings, part)
+    files = dataset_files(settings)
+    Random(0).shuffle(files)
+    named = [each for each in (settings.column, settings.label_column, settings.mask_column) if each is not None]
+    if settings.format is DatasetFormat.parquet:
+        # Each file's columns are known without reading it.
+        for file in files:
+            columns = _columns_of(settings, file)
+            for wanted in named:
+                if wanted not in columns:
+                    raise ValueError(f"{missing_column(settings, wanted, columns)} ({file})")
+    reads = settings.format.value if settings.format in (DatasetFormat.json, DatasetFormat.parquet) else "text"
+    return Documents(FileRows(files, reads, [*named, _USUAL_MASK]), settings, part)
+
+
+def _columns_of(settings: DatasetSettings, file: str) -> list[str]:
+    try:
+        return parquet_columns(file)
+    except ValueError as error:
+        raise ValueError(f"data set {settings.name}: {error}") from error
+
+
+def missing_column(settings: DatasetSettings, wanted: str, columns: Sequence[str]) -> str:
+    """Says that a column is not there, which ones are, and which setting names it."""
+    key = next((key for key in ("label_column", "mask_column") if getattr(settings, key) == wanted), None)
+    keys = _CONTENT_KEYS if key is None or wanted == settings.column else f"dataset.{key}"
+    return (
+        f"data set {settings.name} has no column {wanted!r}; it has {', '.join(columns) or 'none'}: set {keys} to one "
+        "of these"
+    )
 
 
 def dataset_identity(settings: DatasetSettings) -> dict[str, str]:
@@ -281,31 +467,22 @@ def _open_hub(settings: DatasetSettings) -> "IterableDataset":
     )
 
 
-def _open_files(settings: DatasetSettings, files: list[str]) -> "IterableDataset":
-    # datasets takes each name for a pattern, so that brackets in a file's name must be escaped.
-    data_files = [glob.escape(file) for file in files]
-    if settings.format in (DatasetFormat.text, DatasetFormat.python_source):
-        reader = {"sample_by": "document", "encoding_errors": "replace"}
-        return _load(settings, "text", data_files=data_files, split="train", **reader)
-    # Left to itself the parquet reader takes a row group at a time, and fails on a file that has none.
-    reader = {"batch_size": 1000} if settings.format is DatasetFormat.parquet else {}
-    return _load(settings, settings.format.value, data_files=data_files, split="train", **reader)
-
-
 def _load(settings: DatasetSettings, path: str, **arguments: Any) -> "IterableDataset":
     import datasets
     from datasets import config
 
     # Otherwise opening files on this machine, too, asks the hub to count it.
     setattr(config, "HF_UPDATE_DOWNLOAD_COUNTS", False)  # noqa: B010
+    # What is wrong with a file is said once, by the error.
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     bars = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
         dataset = datasets.load_dataset(path, streaming=True, **arguments)
-    except (OSError, ValueError, RuntimeError) as error:
-        # No such configuration or split, no data files, a loading script: datasets says which in its first line.
+    except Exception as error:
+        # No such configuration or split, no data files, a loading script, a damaged file: its first line says which.
         raise ValueError(
-            f"data set {settings.name} could not be opened from {_whereabouts(settings)}: {_first_line(error)}"
+            f"data set {settings.name} could not be opened from {_whereabouts(settings)}: {first_line(error)}"
         ) from error
     finally:
         if not bars:
@@ -315,43 +492,16 @@ def _load(settings: DatasetSettings, path: str, **arguments: Any) -> "IterableDa
 
 
 def dataset_files(settings: DatasetSettings) -> list[str]:
-    """The files of a data set, sorted: the same on every machine before they are permuted."""
+    """The files of a data set, sorted: the same on every machine before they are permuted.
+
+    Raises:
+        ValueError: nothing is there or nothing matches, a link leads nowhere, a file or folder may not be read.
+    """
     if settings.format is DatasetFormat.python_source:
         return standard_library()
     assert settings.path is not None
-    pattern = Path(settings.path).expanduser()
-    if glob.has_magic(str(pattern)) and not pattern.exists():
-        files = [Path(name) for name in glob.glob(str(pattern), recursive=True)]  # noqa: PTH207 - absolute
-    elif pattern.is_dir():
-        files = [path for path in pattern.rglob("*") if _readable(path.relative_to(pattern), settings.format)]
-    elif pattern.is_file():
-        files = [pattern]
-    else:
-        raise ValueError(
-            f"dataset.path: there is no file or folder {pattern} (seen from {Path.cwd()}); correct the path"
-        )
-    files = sorted(str(path.resolve()) for path in files if path.is_file())
-    if not files:
-        raise ValueError(
-            f"data set {settings.name} is empty: {pattern} matches no {settings.format.value} file; "
-            "correct dataset.path"
-        )
-    return files
-
-
-def _readable(path: Path, format: DatasetFormat) -> bool:
-    """Whether a file in a folder belongs to the data set: by its ending, and never a hidden one."""
-    if any(part.startswith(".") for part in path.parts):
-        return False
     endings = {DatasetFormat.json: (".json", ".jsonl", ".json.gz", ".jsonl.gz"), DatasetFormat.parquet: (".parquet",)}
-    return format is DatasetFormat.text or path.name.endswith(endings[format])
-
-
-def standard_library() -> list[str]:
-    """The files of the running Python's standard library, sorted, without its tests and installed packages."""
-    root = Path(sysconfig.get_path("stdlib"))
-    left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-    return sorted(str(path) for path in root.rglob("*.py") if not left_out & set(path.relative_to(root).parts))
+    return files_at(settings.path, endings.get(settings.format, ()), settings.format.value)
 
 
 def _whereabouts(settings: DatasetSettings) -> str:
@@ -363,13 +513,32 @@ def _whereabouts(settings: DatasetSettings) -> str:
     return f"{settings.path} ({', '.join(details)})" if details else str(settings.path)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _reason(error: Exception) -> str:
+    """What an error of `datasets` says, in one line; its first line alone does not name the columns that differ."""
+    if type(error).__name__ == "CastError":
+        return "its files do not have the same columns, or columns of the same types: " + " ".join(str(error).split())
+    return first_line(error)
 
 
-def _part_of(content: str | list[int], held_out: float) -> Part:
-    data = (
-        content.encode("utf-8", "surrogatepass") if isinstance(content, str) else ",".join(map(str, content)).encode()
-    )
+def _whole_numbers(value: Any, what: str) -> list[int]:
+    if not isinstance(value, list):
+        raise ValueError(f"holds {type(value).__name__}, not a list of {what}")
+    wrong = next((each for each in value if type(each) is not int), 0)
+    if isinstance(wrong, list):
+        raise ValueError(f"holds a list of lists, not one list of {what} a row; write each inner list as its own row")
+    if wrong is None:
+        raise ValueError(f"has null among its {what}")
+    if type(wrong) is not int:
+        raise ValueError(f"holds {type(wrong).__name__} ({wrong!r}) among its {what}, which are whole numbers")
+    return value
+
+
+def _part_of(content: str | list[int] | list[Message], held_out: float) -> Part:
+    if isinstance(content, str):
+        data = content.encode("utf-8", "surrogatepass")
+    elif content and isinstance(content[0], dict):
+        data = json.dumps(content, sort_keys=True, default=str).encode()
+    else:
+        data = ",".join(map(str, content)).encode()
     position = int.from_bytes(blake2b(data, digest_size=8).digest(), "big") / 2**64
     return Part.held_out if position < held_out else Part.train

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fsae.language_models.sites import Site
-from fsae.progress import Progress
+from fsae.progress import Progress, working
 from fsae.sources.documents import Part
 from fsae.sources.tokens import Block, PackedTokens
 
@@ -63,12 +63,16 @@ class Harvested:
         shards: by site.
         text: the text's position after it; None where the shard was cut short, and the next one begins elsewhere.
         text_ended: whether there is no more text.
+        distinct: how many of the positions are from text that was not read before; they come first.
+        skipped_rows: of the data set, which held no document, in the present pass over it.
         label_names: what labels that stand for text mean.
     """
 
     shards: dict[Site, Shard]
     text: dict[str, Any] | None
     text_ended: bool
+    distinct: int
+    skipped_rows: int
     label_names: list[str]
 
 
@@ -96,6 +100,9 @@ class Harvester:
         seconds: spent harvesting.
         text_seconds: of these, waiting for text to be read and tokenised.
         tokens: positions harvested.
+        distinct: by part and shard, how many positions are from text that was not read before; of those shards that
+            were harvested or read over.
+        skipped_rows: of the data set, which held no document, in one pass.
     """
 
     def __init__(
@@ -111,13 +118,16 @@ class Harvester:
         # Before which shard each text stands; absent where that is unknown.
         self._stands_before: dict[Part, int] = {}
         self._stopped = threading.Event()
+        self._told_again = False
         self.seconds = self.text_seconds = 0.0
-        self.tokens = 0
+        self.tokens = self.skipped_rows = 0
+        self.distinct: dict[tuple[Part, int], int] = {}
 
     @cached_property
     def model(self) -> Any:
         """The language model, opened on first use."""
-        return self._open_model()
+        with working("opening the language model"):
+            return self._open_model()
 
     @cached_property
     def prepends_bos(self) -> bool:
@@ -157,9 +167,11 @@ class Harvester:
         model = self.model
         order = order_in_shard(part, number, count)
         place_of = torch.argsort(order)
-        activations = {site: _allocate(count, model.width(site), model, len(sites)) for site in sites}
+        for site in sites:
+            require_memory(count, model.width(site), model.dtype, len(sites))
+        activations = {site: torch.empty(count, model.width(site), dtype=model.dtype) for site in sites}
         facts = torch.empty(3, count, dtype=torch.long)
-        filled = 0
+        filled = distinct = 0
         progress = Progress(f"harvesting {', '.join(map(str, sites))}, {part.value} shard {number}", count)
         try:
             for block in self._ahead(_kept(text, count)):
@@ -170,6 +182,10 @@ class Harvester:
                 for row, fact in zip(facts, (block.tokens, block.documents, block.labels), strict=True):
                     row[places] = fact[block.keep][: len(places)]
                 filled += len(places)
+                distinct += min(block.distinct, len(places))
+                if distinct < filled and part is Part.train and not self._told_again:
+                    self._told_again = True
+                    log.warning("the training text has ended; shard %d reads it again from its beginning", number)
                 progress.advance(len(places))
                 self.beat()
         finally:
@@ -182,6 +198,7 @@ class Harvester:
         if whole:
             self._stands_before[part] = number + 1
         tokens, documents, labels = facts[:, :filled]
+        self._note(part, number, distinct, text)
         return Harvested(
             shards={
                 site: Shard(
@@ -194,8 +211,24 @@ class Harvester:
             },
             text=text.state_dict() if whole else None,
             text_ended=ended,
+            distinct=distinct,
+            skipped_rows=text.skipped_rows,
             label_names=list(text.label_names),
         )
+
+    def held_out_positions(self, count: int) -> int:
+        """How many positions of held-out text there are to evaluate on, counted no further than `count`.
+
+        Raises:
+            ValueError: the held-out part is empty or shorter than one row.
+        """
+        there = 0
+        for block in self._open_text(self.model, Part.held_out):
+            there += int(block.keep.sum())
+            self.beat()
+            if there >= count:
+                break
+        return min(there, count)
 
     def held_out_rows(self, count: int) -> tuple[Int[Tensor, "row context"], Bool[Tensor, "row context"]]:
         """The first rows of held-out text that have at least `count` tokens between them (fewer if there are no more).
@@ -230,16 +263,22 @@ class Harvester:
         text = self._texts[part]
         if at < number:
             progress = Progress(f"reading over {part.value} text", (number - at) * self._shard_tokens)
-            for _ in range(at, number):
-                passed = 0
+            for earlier in range(at, number):
+                passed = distinct = 0
                 for block in _kept(text, self._shard_tokens):
-                    kept = int(block.keep.sum())
-                    progress.advance(min(kept, self._shard_tokens - passed))
-                    passed += kept
+                    used = min(int(block.keep.sum()), self._shard_tokens - passed)
+                    progress.advance(used)
+                    passed += used
+                    distinct += min(block.distinct, used)
                     self.beat()
+                self._note(part, earlier, distinct, text)
             progress.close()
         self._stands_before[part] = number
         return text
+
+    def _note(self, part: Part, number: int, distinct: int, text: PackedTokens) -> None:
+        self.distinct[part, number] = distinct
+        self.skipped_rows = max(self.skipped_rows, text.skipped_rows)
 
     def _ahead(self, blocks: Iterator[Block]) -> Iterator[Block]:
         """The blocks, each read and tokenised while the one before it is in use."""
@@ -289,17 +328,17 @@ def _with_kept(text: PackedTokens) -> Iterator[Block]:
         elif text.epoch >= empty_epochs:
             raise ValueError(
                 "a whole pass over the text has no position to train on: every token is a special one, or skipped; "
-                "see dataset.exclude_special_tokens and dataset.skip_positions"
+                "see dataset.exclude_special_tokens, dataset.exclude_tokens, dataset.skip_positions and "
+                "dataset.chat_roles"
             )
 
 
-def _allocate(count: int, d_in: int, model: Harvestable, shards: int) -> Tensor:
-    """Memory for one shard, refused if all of them cannot fit."""
-    needed = shards * count * d_in * model.dtype.itemsize
+def require_memory(count: int, d_in: int, dtype: torch.dtype, sites: int) -> None:
+    """Raise ValueError where memory cannot hold one shard of `count` vectors of each site."""
+    needed = sites * count * d_in * dtype.itemsize
     available = psutil.virtual_memory().available
     if needed > available:
         raise ValueError(
-            f"source.shard_tokens={count} takes {needed / 1e9:.1f} GB at {shards} site{'s' * (shards > 1)} and "
+            f"source.shard_tokens={count} takes {needed / 1e9:.1f} GB at {sites} site{'s' * (sites > 1)} and "
             f"{available / 1e9:.1f} GB of memory are free; lower it to at most {int(0.8 * available / needed * count)}"
         )
-    return torch.empty(count, d_in, dtype=model.dtype)

@@ -92,6 +92,9 @@ class InMemorySource:
         inputs, targets = (each[:count].split(batch_size) for each in whole)
         yield from map(Batch, inputs, inputs if whole.targets is whole.inputs else targets)
 
+    def distinct(self, taken: int) -> int:
+        return min(taken, len(self._train))
+
     def _made_of(self, vectors: Tensor, *drawn_for: object) -> Batch:
         """A batch of these; what is random in it is drawn for it alone."""
         moved = vectors.to(self.device)

@@ -4,14 +4,15 @@ import errno
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from fsae.language_models.sites import Site
 from fsae.progress import SECONDS_BETWEEN_LINES
@@ -53,6 +54,29 @@ class Extent:
                 elif (record := store.record(part, number)) and record.text_ended:
                     break
 
+    def missing_bytes(self, store: Store, size: Callable[[int], int]) -> int:
+        """What the shards that a store does not hold will take, without going through all of them.
+
+        Args:
+            size: what a shard of so many vectors takes.
+        """
+        total = 0
+        for part in Part:
+            shards = self.shards(part)
+            if shards == 0:
+                continue
+            total += (shards - 1) * size(self.shard_tokens) + size(self.count(part, shards - 1))
+            for each, number in store.shards():
+                if each is not part or number >= shards or not store.holds(part, number, self.count(part, number)):
+                    continue
+                total -= size(self.count(part, number))
+                if (record := store.record(part, number)) and record.text_ended:
+                    # There is no more text for those after it.
+                    if number < shards - 1:
+                        total -= (shards - 2 - number) * size(self.shard_tokens) + size(self.count(part, shards - 1))
+                    break
+        return total
+
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
@@ -89,6 +113,23 @@ class Room:
                 "are free there",
             )
 
+    @contextmanager
+    def taken(self, needed: int) -> Iterator[None]:
+        """Room for `needed` more bytes, which are written within the block.
+
+        Where there is a limit, one process writes at a time: two that both find room would exceed it together.
+
+        Raises:
+            OSError: there is no room.
+        """
+        if self.limit_gb is None:
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / "room.lock"):
+            self.require(needed)
+            yield
+
 
 class Shards:
     """Gives out the shards of one site; what is missing in the store it harvests and writes there.
@@ -104,6 +145,7 @@ class Shards:
         extent: which shards there are.
         dtype: of the activations.
         room: what may be written.
+        labelled: whether there are labels.
         writing: whether missing shards are written; without, they are harvested into memory.
         required: whether to fail, and not to go on in memory, when there is no room left.
     """
@@ -118,13 +160,14 @@ class Shards:
         dtype: torch.dtype,
         room: Room,
         *,
+        labelled: bool = False,
         writing: bool,
         required: bool,
     ):
         assert not stores or site in stores
         self.harvester, self.site, self.extent = harvester, site, extent
         self._stores, self._contents, self._dtype, self._room = stores, contents, dtype, room
-        self._writing, self._required = writing, required
+        self._labelled, self._writing, self._required = labelled, writing, required
         self.made = 0
 
     @property
@@ -170,6 +213,39 @@ class Shards:
             if is_full(error):
                 raise self._without_room(error) from error
             raise
+
+    def distinct(self, part: Part, count: int) -> int:
+        """How many of a part's first `count` vectors are from the first pass over the text; all of a shard's where
+        nobody knows."""
+        total = 0
+        for number in range(min(self.extent.shards(part), -(-count // self.extent.shard_tokens))):
+            known = self.harvester.distinct.get((part, number))
+            if known is None and (store := self._stores.get(self.site)) and (record := store.record(part, number)):
+                known = record.distinct
+            here = min(self.extent.count(part, number), count - number * self.extent.shard_tokens)
+            total += here if known is None else min(known, here)
+            if known is not None and known < here:
+                break
+        return total
+
+    @property
+    def skipped_rows(self) -> int:
+        """Rows of the data set that held no document, in one pass over it, as far as it was read."""
+        store = self._stores.get(self.site)
+        records = [store.record(*place) for place in store.shards()] if store else []
+        return max([self.harvester.skipped_rows, *(record.skipped_rows for record in records if record is not None)])
+
+    def held_out_count(self) -> int | None:
+        """How many held-out vectors the store has, where it has all that there are or all that are wanted."""
+        store, total = self._stores.get(self.site), 0
+        for number in range(self.extent.shards(Part.held_out) if store else 0):
+            record = store.record(Part.held_out, number) if store else None
+            if record is None:
+                return None
+            total += min(record.count, self.extent.count(Part.held_out, number))
+            if record.text_ended:
+                break
+        return total if store else None
 
     def close(self) -> None:
         """Let the stores be pruned."""
@@ -222,8 +298,11 @@ class Shards:
             if not set(leading) & set(ours):
                 return False
             model = self.harvester.model
-            self._room.require(sum(shard_bytes(count, model.width(site), self._dtype) for site in ours))
+            sizes = {site: shard_bytes(count, model.width(site), self._dtype, self._labelled) for site in ours}
+            # Before the work; when it is written others may have taken the room meanwhile.
+            self._room.require(sum(sizes.values()))
             for site in ours:
+                # With the folder the store is kept from being pruned.
                 self._stores[site].create(
                     Manifest(
                         content=self._contents[site],
@@ -232,15 +311,19 @@ class Shards:
                     )
                 )
             harvested = self._harvest(part, number, count, ours)
+            names = sum(len(name.encode()) + 8 for name in harvested.label_names)
             for site in ours:
-                self._stores[site].write(
-                    part,
-                    number,
-                    harvested.shards[site],
-                    text=harvested.text,
-                    text_ended=harvested.text_ended,
-                    label_names=harvested.label_names,
-                )
+                with self._room.taken(sizes[site] + 2 * names):
+                    self._stores[site].write(
+                        part,
+                        number,
+                        harvested.shards[site],
+                        text=harvested.text,
+                        text_ended=harvested.text_ended,
+                        distinct=harvested.distinct,
+                        skipped_rows=harvested.skipped_rows,
+                        label_names=harvested.label_names,
+                    )
                 self.made += 1
         return True
 

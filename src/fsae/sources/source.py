@@ -40,6 +40,10 @@ class Source(Protocol):
         """At least one and at most `count` raw vectors of the held-out part, always the same ones."""
         ...
 
+    def distinct(self, taken: int) -> int:
+        """How many different ones the first `taken` training vectors are."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """The position: enough to go on with exactly the batch that would have come next."""
         ...

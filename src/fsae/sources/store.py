@@ -7,10 +7,11 @@ import json
 import logging
 import os
 import re
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,20 @@ from fsae.sources.harvest import Shard
 log = logging.getLogger(__name__)
 
 # Of the layout described in docs/activations.md; another number means that this program cannot read it.
-FORMAT = 1
+FORMAT = 2
 
 _MANIFEST = "store.json"
 _IN_USE = "in_use.lock"
 _READ_AT_ONCE = 1 << 22
-# What one vector has besides its activations: token and document (int32), label (int64).
-_FACT_BYTES = 4 + 4 + 8
+# What one vector has besides its activations: token and document (int32), and a label (int64) where there are any.
+_FACT_BYTES = 4 + 4
+_LABEL_BYTES = 8
+# What a shard takes besides its vectors, at most: the file's header and the record; names of labels come on top.
+_OVERHEAD_BYTES = 2_000
+# The names of a shard's two files.
+_NAME = re.compile(r"(train|held_out)-(\d{5}|[1-9]\d{5,})\.(?:safetensors|json)")
+# Other names that a store's folder may have: its own files, and what is being written or locked.
+_OTHER_NAMES = re.compile(r".*\.(?:partial|lock)")
 
 
 class DamagedShard(Exception):  # noqa: N818 - a state of a file that is found out, told and mended
@@ -45,21 +53,37 @@ class ShardRecord:
     """What stands beside a shard's file, written after it: where there is a record, the shard is whole.
 
     Attributes:
+        store: the digest of the content of the store that the shard was written for.
+        part, number: which shard of it.
         count: vectors.
         bytes, checksum: of the file; xxh3, 128 bits.
         mean_norm: of the vectors.
         text_ended: whether there is no more text after it.
-        text: the text's position after it, less what is in the file; None where the next shard begins elsewhere.
+        text: the text's position after it; None where the next shard begins elsewhere.
+        distinct: vectors from text that no earlier vector is from.
+        skipped_rows: of the data set, which held no document, in the pass over it that the shard ends in.
         label_names: what labels that stand for text mean.
+        seal: a checksum of all the above.
     """
 
+    store: str
+    part: str
+    number: int
     count: int
     bytes: int
     checksum: str
     mean_norm: float
     text_ended: bool
     text: dict[str, Any] | None
+    distinct: int
+    skipped_rows: int
     label_names: list[str]
+    seal: str = ""
+
+    def sealed(self) -> "ShardRecord":
+        """The same with its seal."""
+        values = asdict(replace(self, seal=""))
+        return replace(self, seal=xxhash.xxh3_128(json.dumps(values, sort_keys=True).encode()).hexdigest())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,15 +119,22 @@ class Store:
 
     Args:
         folder: made when the first shard is written.
+        content: what the store shall hold; None for whatever it holds.
         marked: whether to keep it from being pruned until `close`, and to note that it was used.
 
     Raises:
-        ValueError: the folder was written in another format, or its manifest is damaged.
+        ValueError: the folder was written in another format, its manifest is damaged, or it holds something else.
+        OSError: the manifest may not be read.
     """
 
-    def __init__(self, folder: Path, marked: bool = True):
+    def __init__(self, folder: Path, content: dict[str, Any] | None = None, marked: bool = True):
         self.folder = folder
         self.manifest = read_manifest(folder)
+        if content is not None and self.manifest is not None and digest_of(content) != digest_of(self.manifest.content):
+            raise ValueError(
+                f"the activation store {folder} holds other activations than its name says: its {_MANIFEST} was "
+                f"changed or is another store's; {_remedy(folder)}"
+            )
         self._told: set[str] = set()
         self._use: int | None = None
         if marked and self.manifest is not None:
@@ -122,19 +153,33 @@ class Store:
         return self.folder / f"{part.value}-{number:05d}.safetensors"
 
     def record(self, part: Part, number: int) -> ShardRecord | None:
-        """What is known of a shard; None where there is none, or its file has not the size it was written with."""
+        """What is known of a shard; None where there is none, or what there is cannot be right."""
+        try:
+            return self._record(part, number)
+        except DamagedShard as damage:
+            self._tell(f"{damage}; it is harvested again")
+        return None
+
+    def _record(self, part: Part, number: int) -> ShardRecord | None:
         path = self.path(part, number)
         try:
-            record = ShardRecord(**json.loads(path.with_suffix(".json").read_text()))
+            values = json.loads(path.with_suffix(".json").read_text())
             found = path.stat().st_size
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError) as error:
-            self._tell(f"the record beside {path} cannot be read ({error}); that shard is harvested again")
-            return None
+        except (ValueError, RecursionError) as error:
+            raise DamagedShard(f"{path}: the record beside it cannot be read ({_first_line(error)})") from error
+        if not isinstance(values, dict) or values.keys() != {each.name for each in fields(ShardRecord)}:
+            raise DamagedShard(f"{path}: the record beside it is none of format {FORMAT}")
+        record = ShardRecord(**values)
+        if record.sealed().seal != record.seal:
+            raise DamagedShard(f"{path}: the record beside it was changed")
+        if (record.part, record.number) != (part.value, number):
+            raise DamagedShard(f"{path} was written as shard {record.number} of the part {record.part}")
+        if self.manifest is not None and record.store != digest_of(self.manifest.content):
+            raise DamagedShard(f"{path} was written for another store, with the digest {record.store}")
         if found != record.bytes:
-            self._tell(f"{path} has {found} bytes instead of {record.bytes}; it is harvested again")
-            return None
+            raise DamagedShard(f"{path} has {found} bytes instead of {record.bytes}")
         return record
 
     def holds(self, part: Part, number: int, count: int) -> bool:
@@ -149,9 +194,9 @@ class Store:
         Raises:
             DamagedShard: it is not what was written.
         """
-        path, record = self.path(part, number), self.record(part, number)
+        path, record = self.path(part, number), self._record(part, number)
         if record is None:
-            raise DamagedShard(f"{path} is cut short")
+            raise DamagedShard(f"{path} or the record beside it was removed")
         with self._whole(path, record) as tensors:
             return Shard(
                 activations=tensors.get_tensor("activations"),
@@ -161,13 +206,9 @@ class Store:
             )
 
     def text_after(self, part: Part, number: int) -> dict[str, Any] | None:
-        """The text's position after a shard, where it is known and the shard is not damaged."""
+        """The text's position after a shard, where it is known."""
         record = self.record(part, number)
-        if record is None or record.text is None:
-            return None
-        with suppress(DamagedShard), self._whole(self.path(part, number), record) as tensors:
-            return record.text | {"pending": tensors.get_tensor("text_pending")}
-        return None
+        return None if record is None else record.text
 
     def write(
         self,
@@ -177,9 +218,11 @@ class Store:
         *,
         text: dict[str, Any] | None,
         text_ended: bool,
+        distinct: int,
+        skipped_rows: int,
         label_names: list[str],
     ) -> None:
-        """Put a shard in place; the caller holds its lock.
+        """Put a shard in place; the caller holds its lock and made the folder.
 
         Raises:
             OSError: no space is left, or a quota is reached; nothing is left of it.
@@ -189,20 +232,23 @@ class Store:
         tensors = {"activations": shard.activations, "tokens": shard.tokens, "documents": shard.documents}
         if shard.labels is not None:
             tensors["labels"] = shard.labels
-        if text is not None:
-            tensors["text_pending"] = text["pending"]
-            text = {name: value for name, value in text.items() if name != "pending"}
+        assert self.manifest is not None
         try:
             _save(tensors, aside)
             record = ShardRecord(
+                store=digest_of(self.manifest.content),
+                part=part.value,
+                number=number,
                 count=len(shard),
                 bytes=aside.stat().st_size,
                 checksum=checksum_of(aside),
                 mean_norm=_mean_norm(shard.activations),
                 text_ended=text_ended,
                 text=text,
+                distinct=distinct,
+                skipped_rows=skipped_rows,
                 label_names=label_names,
-            )
+            ).sealed()
             # Both are on the disk before a shorter shard that they replace is touched: it outlives a disk that is full.
             _write_json(record_aside, asdict(record))
             # No shard is described by the other's record, not for a moment.
@@ -237,8 +283,19 @@ class Store:
 
     def shards(self) -> list[tuple[Part, int]]:
         """Those that have a record, in order."""
-        names = sorted(path.stem for path in self.folder.glob("*-*.json"))
-        return [(Part(name.rpartition("-")[0]), int(name.rpartition("-")[2])) for name in names]
+        found = [match for path in self.folder.glob("*.json") if (match := _NAME.fullmatch(path.name))]
+        return sorted(
+            ((Part(match[1]), int(match[2])) for match in found), key=lambda place: (place[0].value, place[1])
+        )
+
+    def foreign(self) -> list[Path]:
+        """What lies in the folder and is no part of a store."""
+        own = {_MANIFEST, _IN_USE}
+        return sorted(
+            path
+            for path in self.folder.iterdir()
+            if path.name not in own and not _NAME.fullmatch(path.name) and not _OTHER_NAMES.fullmatch(path.name)
+        )
 
     def bytes(self) -> int:
         """What the folder takes on disk."""
@@ -291,41 +348,75 @@ def read_manifest(folder: Path) -> Manifest | None:
 
     Raises:
         ValueError: it was written in another format, or its manifest is damaged.
+        OSError: it may not be read.
     """
-    remedy = (
-        f"remove it with `python -m fsae.store --folder {folder.parent} prune {folder.name}`, or use another outputs "
-        "folder (paths.outputs)"
-    )
     try:
         values = json.loads((folder / _MANIFEST).read_text())
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise ValueError(f"the activation store {folder} has a damaged {_MANIFEST} ({error}); {remedy}") from None
-    found = values.get("format")
-    if found != FORMAT:
-        raise ValueError(
-            f"the activation store {folder} was written by {values.get('written_by', 'another version')} in format "
-            f"{found}, and this version reads format {FORMAT}; {remedy}"
-        )
-    return Manifest(**values)
+    except (ValueError, RecursionError, IsADirectoryError) as error:
+        reason = _first_line(error)
+    else:
+        if isinstance(values, dict) and values.get("format") != FORMAT:
+            raise ValueError(
+                f"the activation store {folder} was written by {values.get('written_by', 'another version')} in format "
+                f"{values.get('format')}, and this version reads format {FORMAT}; {_remedy(folder)}"
+            )
+        reason = _unfit(values)
+        if reason is None:
+            return Manifest(**values)
+    raise ValueError(f"the activation store {folder} has a damaged {_MANIFEST} ({reason}); {_remedy(folder)}")
+
+
+def _unfit(values: Any) -> str | None:
+    """What keeps the values of a manifest from being one."""
+    kinds = {"content": dict, "d_in": int, "prepends_bos": bool, "written_by": str, "format": int}
+    if not isinstance(values, dict):
+        return f"it holds {type(values).__name__}, not an object"
+    for name, kind in kinds.items():
+        if name not in values:
+            return f"{name} is missing"
+        if type(values[name]) is not kind:
+            return f"{name} is {values[name]!r:.40}, which is not of the type {kind.__name__}"
+    unknown = next((name for name in values if name not in kinds), None)
+    return None if unknown is None else f"{unknown!r:.40} is no key of it"
+
+
+def _remedy(folder: Path) -> str:
+    return (
+        f"remove it with `python -m fsae.store --folder {shlex.quote(str(folder.parent))} prune "
+        f"{shlex.quote(folder.name)}`, or use another outputs folder (paths.outputs)"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def store_folders(activations: Path) -> list[Path]:
-    """The folders of all stores, whatever their format."""
-    return sorted(path.parent for path in activations.glob(f"*/{_MANIFEST}"))
+    """The folders of all stores, whatever their format; none where there is no such folder.
+
+    Raises:
+        OSError: it may not be read, or is no folder.
+    """
+    if not activations.exists():
+        return []
+    return sorted(folder for folder in activations.iterdir() if (folder / _MANIFEST).exists())
 
 
 def last_used(folder: Path) -> float:
     """When a run last opened a store, in seconds since the epoch."""
     marks = [folder / name for name in (_IN_USE, _MANIFEST)]
-    return max(mark.stat().st_mtime for mark in marks if mark.exists())
+    return max((mark.stat().st_mtime for mark in marks if mark.exists()), default=0.0)
 
 
 def in_use(folder: Path) -> bool:
-    """Whether a run has a store open."""
-    with _kept_out(folder) as nobody:
-        return not nobody
+    """Whether a run has a store open; False where nobody but its owner could say."""
+    try:
+        with _kept_out(folder) as nobody:
+            return not nobody
+    except PermissionError:
+        return False
 
 
 def remove(folder: Path) -> bool:
@@ -361,16 +452,14 @@ def folder_bytes(folder: Path) -> int:
     """What the files below a folder take; they may come and go meanwhile."""
     total = 0
     for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:
-            continue
+        with suppress(OSError):
+            total += path.lstat().st_size if path.is_file() else 0
     return total
 
 
-def shard_bytes(count: int, d_in: int, dtype: torch.dtype) -> int:
-    """About what a shard of so many vectors takes on disk."""
-    return count * (d_in * dtype.itemsize + _FACT_BYTES)
+def shard_bytes(count: int, d_in: int, dtype: torch.dtype, labelled: bool) -> int:
+    """What a shard of so many vectors takes on disk, a little more rather than less."""
+    return count * (d_in * dtype.itemsize + _FACT_BYTES + labelled * _LABEL_BYTES) + _OVERHEAD_BYTES
 
 
 def checksum_of(path: Path) -> str:

@@ -302,6 +302,9 @@ class SyntheticSource:
         for number, begin in enumerate(range(0, count, _HELD_OUT_AT_ONCE)):
             yield self._draw("held out", number, min(_HELD_OUT_AT_ONCE, count - begin))
 
+    def distinct(self, taken: int) -> int:
+        return taken
+
     def _draw(self, part: str, number: int, count: int) -> Codes:
         return self._model.draw(count, generator_for(self._seed, part, number))
 

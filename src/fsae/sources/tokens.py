@@ -1,17 +1,25 @@
 """Tokens: documents packed into rows of equal length, with a mask of the positions that count."""
 
+import logging
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from fsae.sources.documents import Documents
+from fsae.language_models.chat import UnwritableChat
+from fsae.sources.chats import Message
+from fsae.sources.documents import Document, Documents
+
+log = logging.getLogger(__name__)
 
 # Documents are tokenised together until they hold this many characters: enough to keep the tokenizer's threads
-# busy, little enough that what is left over when a checkpoint is written stays small.
+# busy, little enough that going on from a saved position, which reads the last ones again, takes no time.
 _BATCH_CHARACTERS = 200_000
+# A larger share of token ids than this in runs of one id, at the beginning or the end of rows, is taken for padding.
+_SHARE_OF_PADDING = 0.1
 
 
 class Vocabulary(Protocol):
@@ -29,6 +37,10 @@ class Vocabulary(Protocol):
         """The token ids of each text, without special tokens."""
         ...
 
+    def tokenise_chat(self, messages: Sequence[Message], roles: Sequence[str] | None) -> tuple[list[int], list[bool]]:
+        """The token ids of a chat, and which of them count; UnwritableChat where there can be none."""
+        ...
+
 
 # The label of a token whose document has none.
 NO_LABEL = -1
@@ -42,19 +54,22 @@ class Block(NamedTuple):
         keep: the positions to train and evaluate on.
         documents: which document of its part each token is from, counted from 0; a BOS belongs to what follows it.
         labels: that document's label, or `NO_LABEL`: a whole number as it is, text as its place in `label_names`.
+        distinct: how many of the positions to keep are from text that was not read before; they come first.
     """
 
     tokens: Int[Tensor, "row context"]
     keep: Bool[Tensor, "row context"]
     documents: Int[Tensor, "row context"]
     labels: Int[Tensor, "row context"]
+    distinct: int
 
 
 class PackedTokens(Iterator[Block]):
     """Blocks of rows of token ids, with the mask of the positions to train and evaluate on.
 
     Documents follow one another, each ended by the separator, and are cut into rows of `context` tokens. Where a BOS is
-    wanted it is the first token of each row, as sae_lens has it.
+    wanted it is the first token of each row, as sae_lens has it, and a prefix follows it. Padding of a data set that is
+    tokenised already is left out.
 
     Args:
         documents: what to pack.
@@ -67,6 +82,9 @@ class PackedTokens(Iterator[Block]):
             puts one before a text; the token ids of a data set that is tokenised already are then taken as they are.
         repeat: start the text again when it runs out. Otherwise the iteration ends, its last block may be shorter,
             and what does not fill a row is left out.
+        exclude_tokens: more ids that the mask leaves out.
+        prefix: text that each row begins with, after a BOS; the mask leaves it out.
+        chat_roles: of chats, whose words the mask keeps; None for everybody's and the template's.
 
     Attributes:
         epoch: how often the text has started again.
@@ -75,8 +93,9 @@ class PackedTokens(Iterator[Block]):
         prepends_bos: whether each row begins with a BOS.
 
     Raises:
-        ValueError: a context beyond the model's limit, a BOS asked for that the model does not have; while iterating:
-            a whole text shorter than one row, ids of another tokenizer, labels that are neither whole numbers nor text.
+        ValueError: a context beyond the model's limit or filled by the prefix, a BOS asked for that the model does not
+            have, ids to leave out that it does not have; while iterating: a whole text shorter than one row, ids of
+            another tokenizer, labels that are neither whole numbers nor text, chats without a template.
     """
 
     def __init__(
@@ -90,6 +109,9 @@ class PackedTokens(Iterator[Block]):
         exclude_special_tokens: bool,
         prepend_bos: bool | None = None,
         repeat: bool,
+        exclude_tokens: Sequence[int] = (),
+        prefix: str | None = None,
+        chat_roles: Sequence[str] | None = None,
     ):
         if context > vocabulary.context_limit:
             raise ValueError(
@@ -106,21 +128,47 @@ class PackedTokens(Iterator[Block]):
         self.label_names: list[str] = []
         self._documents, self._vocabulary = documents, vocabulary
         self._rows, self._context, self._repeat = rows, context, repeat
-        self._skip_positions = skip_positions
+        self._skip_positions, self._chat_roles = skip_positions, chat_roles
         if prepend_bos is None:
             self._bos_id = None if documents.tokenised else vocabulary.bos_id
         else:
             self._bos_id = vocabulary.bos_token_id if prepend_bos else None
         self.prepends_bos = self._bos_id is not None
-        self._text_per_row = context if self._bos_id is None else context - 1
+        # What every row begins with.
+        self._opening = [] if self._bos_id is None else [self._bos_id]
+        self._prefix_begins = len(self._opening)
+        self._opening += vocabulary.tokenise([prefix])[0] if prefix else []
+        self._text_per_row = context - len(self._opening)
+        if self._text_per_row < 1 or skip_positions >= context:
+            raise ValueError(
+                f"dataset.prefix is {len(self._opening) - self._prefix_begins} tokens long, which leaves none of the "
+                f"{context} positions of dataset.context; shorten it, or raise dataset.context"
+            )
         self._counts = torch.ones(vocabulary.d_vocab, dtype=torch.bool)
         if exclude_special_tokens:
             # A tokenizer may know special tokens that the model has no place for.
             excluded = {*vocabulary.special_ids, vocabulary.separator_id}
             self._counts[[token_id for token_id in excluded if token_id < vocabulary.d_vocab]] = False
-        # What is read but not handed out yet: ids, their documents, their labels. How much of this epoch's was read.
-        self._pending = torch.empty(3, 0, dtype=torch.long)
+        for token_id in exclude_tokens:
+            if token_id >= vocabulary.d_vocab:
+                raise ValueError(
+                    f"dataset.exclude_tokens has {token_id}, but model {vocabulary.name} has the ids 0 to "
+                    f"{vocabulary.d_vocab - 1}"
+                )
+            self._counts[token_id] = False
+        # What is read but not handed out yet: ids, their documents, their labels, whether they may count.
+        self._pending = torch.empty(4, 0, dtype=torch.long)
+        # The batches of documents that it is from: each one's position in the text, and how many tokens it has left.
+        self._batches: deque[tuple[dict[str, Any], int]] = deque()
+        # How many tokens of the first of these were handed out.
+        self._used = 0
         self._read_this_epoch = self._documents_this_epoch = 0
+        self._looked_for_padding = not repeat
+
+    @property
+    def skipped_rows(self) -> int:
+        """Rows of this pass over the data set that hold no document."""
+        return self._documents.skipped
 
     def __next__(self) -> Block:
         while self._pending.shape[1] < self._rows * self._text_per_row and self._read_more():
@@ -128,43 +176,77 @@ class PackedTokens(Iterator[Block]):
         rows = min(self._rows, self._pending.shape[1] // self._text_per_row)
         if rows == 0:
             raise StopIteration
-        used = rows * self._text_per_row
-        block, self._pending = self._pending[:, :used].view(3, rows, -1), self._pending[:, used:]
-        if self._bos_id is not None:
-            block = torch.cat([block[:, :, :1], block], dim=2)
-            block[0, :, 0] = self._bos_id
-        tokens, documents, labels = block
-        keep = self._counts[tokens]
+        block, new = self._take(rows * self._text_per_row)
+        is_new = (torch.arange(block.shape[1]) < new).view(rows, -1)
+        block = block.view(4, rows, -1)
+        if self._opening:
+            # They belong to the document that follows.
+            opening = block[:, :, :1].expand(-1, -1, len(self._opening)).clone()
+            opening[0] = torch.tensor(self._opening)
+            block = torch.cat([opening, block], dim=2)
+            is_new = torch.cat([is_new[:, :1].expand(-1, len(self._opening)), is_new], dim=1)
+        tokens, documents, labels, counting = block
+        keep = self._counts[tokens] & counting.bool()
         keep[:, : self._skip_positions] = False
-        return Block(tokens, keep, documents, labels)
+        keep[:, self._prefix_begins : len(self._opening)] = False
+        return Block(tokens, keep, documents, labels, int((keep & is_new).sum()))
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the last block returned."""
-        return {
-            "documents": self._documents.state_dict(),
-            # A clone, because saving a slice would save everything that was ever read with it.
-            "pending": self._pending.clone(),
-            "read_this_epoch": self._read_this_epoch,
-            "documents_this_epoch": self._documents_this_epoch,
-            "epoch": self.epoch,
-            "label_names": list(self.label_names),
-        }
+        """The position after the last block returned: the first batch of documents that is not used up, and how much
+        of it is. The text itself is read again from there."""
+        position = self._batches[0][0] if self._batches else self._position()
+        return position | {"used": self._used, "label_names": self.label_names[: position["label_names"]]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a position in the same text."""
         self._documents.load_state_dict(state["documents"])
-        self._pending = state["pending"].clone()
         self._read_this_epoch = state["read_this_epoch"]
         self._documents_this_epoch = state["documents_this_epoch"]
         self.epoch = state["epoch"]
         self.label_names = list(state["label_names"])
+        self._pending = self._pending[:, :0]
+        self._batches.clear()
+        self._used = 0
+        if state["used"]:
+            self._read_more()
+            self._take(state["used"])
+
+    def _position(self) -> dict[str, Any]:
+        """Where the text goes on being read."""
+        return {
+            "documents": self._documents.state_dict(),
+            "read_this_epoch": self._read_this_epoch,
+            "documents_this_epoch": self._documents_this_epoch,
+            "epoch": self.epoch,
+            "label_names": len(self.label_names),
+        }
+
+    def _take(self, count: int) -> tuple[Int[Tensor, "4 count"], int]:
+        """The next tokens of what is pending, and how many of them are from the first pass over the text."""
+        taken, self._pending = self._pending[:, :count], self._pending[:, count:]
+        new = 0
+        while count > 0:
+            position, left = self._batches[0]
+            used = min(count, left)
+            count -= used
+            new += used if position["epoch"] == 0 else 0
+            self._used += used
+            if used == left:
+                self._batches.popleft()
+                self._used = 0
+            else:
+                self._batches[0] = position, left - used
+        return taken, new
 
     def _read_more(self) -> bool:
         """Add some documents to what is pending; False when the text has run out for good."""
+        position = self._position()
         read = self._next_documents()
-        if read.shape[1] > 0:
-            self._read_this_epoch += read.shape[1]
-            self._pending = torch.cat([self._pending, read], dim=1)
+        if read is not None:
+            if read.shape[1] > 0:
+                self._read_this_epoch += read.shape[1]
+                self._pending = torch.cat([self._pending, read], dim=1)
+                self._batches.append((position, read.shape[1]))
             return True
         if self._read_this_epoch < self._text_per_row:
             raise ValueError(
@@ -177,15 +259,22 @@ class PackedTokens(Iterator[Block]):
             self.epoch += 1
         return self._repeat
 
-    def _next_documents(self) -> Int[Tensor, "3 tokens"]:
-        """The next documents' ids, each with its separator, places and labels; empty at the end of the text."""
+    def _next_documents(self) -> Int[Tensor, "4 tokens"] | None:
+        """The next documents' ids, each with its separator, places, labels and whether they may count; None at the end
+        of the text."""
         documents, size = [], 0
         while size < _BATCH_CHARACTERS and (document := next(self._documents, None)) is not None:
             documents.append(document)
-            size += len(document.content)
+            size += document.size
+        if not documents:
+            return None
+        counting: list[list[bool]] | None = None
         if self._documents.tokenised:
             ids = [document.content for document in documents]
             self._check_ids([token_id for content in ids for token_id in content])
+            self._look_for_padding(ids)
+        elif self._documents.chats:
+            documents, ids, counting = self._chats(documents)
         else:
             texts = self._vocabulary.tokenise([document.content for document in documents])
             ids = [[*text, self._vocabulary.separator_id] for text in texts]
@@ -194,7 +283,48 @@ class PackedTokens(Iterator[Block]):
         labels = torch.tensor([self._label(document.label) for document in documents], dtype=torch.long)
         self._documents_this_epoch += len(documents)
         flat = torch.tensor([token_id for each in ids for token_id in each], dtype=torch.long)
-        return torch.stack([flat, places.repeat_interleave(lengths), labels.repeat_interleave(lengths)])
+        counts = torch.ones_like(flat)
+        if counting is not None:
+            counts = torch.tensor([each for chat in counting for each in chat], dtype=torch.long)
+        return torch.stack([flat, places.repeat_interleave(lengths), labels.repeat_interleave(lengths), counts])
+
+    def _chats(self, documents: list[Document]) -> tuple[list[Document], list[list[int]], list[list[bool]]]:
+        """Those of the chats that can be written out, their ids and which of these may count."""
+        written, ids, counting = [], [], []
+        for document in documents:
+            try:
+                chat, counts = self._vocabulary.tokenise_chat(cast(list[Message], document.content), self._chat_roles)
+            except UnwritableChat as reason:
+                self._documents.reject(document, str(reason))
+                continue
+            if chat and chat[0] == self._bos_id:
+                # Each row has one; templates write another.
+                chat, counts = chat[1:], counts[1:]
+            written.append(document)
+            ids.append([*chat, self._vocabulary.separator_id])
+            counting.append([*counts, self._chat_roles is None])
+        return written, ids, counting
+
+    def _look_for_padding(self, rows: list[list[int]]) -> None:
+        """Warn, once, of rows that look padded and have no mask to say so."""
+        if self._looked_for_padding or self._documents.masked:
+            return
+        self._looked_for_padding = True
+        runs: Counter[int] = Counter()
+        for row in rows:
+            for end in (row, row[::-1]):
+                length = next((place for place, token_id in enumerate(end) if token_id != end[0]), 0)
+                if length > 1:
+                    runs[end[0]] += length
+        size = sum(map(len, rows))
+        for token_id, count in runs.most_common(1):
+            if count > _SHARE_OF_PADDING * size:
+                log.warning(
+                    "data set %s: %.0f %% of its token ids are runs of %d at the beginning or the end of rows, which "
+                    "looks like padding, and no mask says so; name its mask by dataset.mask_column, or leave that id "
+                    "out of training by dataset.exclude_tokens=[%d]",
+                    self._documents.name, 100 * count / size, token_id, token_id,
+                )  # fmt: skip
 
     def _label(self, label: Any) -> int:
         if label is None:

@@ -1,21 +1,26 @@
 """`launcher=joblib`: several jobs at a time, each in a process of this machine."""
 
 import logging
+import os
 import queue
 import re
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 
 import psutil
 from hydra.core.utils import JobReturn, filter_overrides
 
-from fsae.sweeps.worker import WorkerLauncher
+from fsae.sweeps.worker import Worker, WorkerLauncher
 
 log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LOOKS = 1.0
 
 
 @dataclass
@@ -93,7 +98,7 @@ class JoblibLauncher(WorkerLauncher):
                 break
             pool = pool or ProcessPoolExecutor(max_workers=1)
             log.info("\t#%d : %s", number, " ".join(filter_overrides(overrides)))
-            job: Future[JobReturn] = pool.submit(self.worker, list(overrides), number)
+            job: Future[JobReturn] = pool.submit(_run, self.worker, os.getpid(), list(overrides), number)
             try:
                 returns[number] = job.result()
             except BrokenProcessPool as error:
@@ -104,6 +109,25 @@ class JoblibLauncher(WorkerLauncher):
                 returns[number] = self.worker.lost(overrides, number, repr(error))
         if pool:
             pool.shutdown()
+
+
+def _run(worker: Worker, launcher: int, overrides: list[str], number: int) -> JobReturn:
+    _end_with(launcher)
+    return worker(overrides, number)
+
+
+@cache
+def _end_with(launcher: int) -> None:
+    """From now on, end this process when the process of that number has ended, as on SIGTERM: nobody would end it."""
+
+    def watch() -> None:
+        while True:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            if os.getppid() != launcher:
+                # A job saves its state and ends. The next one finds no job, and ends the process.
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="watch on the launcher", daemon=True).start()
 
 
 def _reason(error: BaseException) -> str:

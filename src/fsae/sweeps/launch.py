@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -23,14 +24,16 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from fsae.configuration.origin import checked
+from fsae.configuration.origin import checked, keep_password
 from fsae.configuration.overrides import check_jobs
 from fsae.configuration.places import check_folder, check_outputs
 from fsae.configuration.refusal import MENDABLE, explain, refuse
+from fsae.credentials import refuse_secret, without_password
 from fsae.sweeps.ray_launcher import check_ray
 from fsae.sweeps.slurm_launcher import check_slurm
+from fsae.tracking.mlflow_upload import DeletedExperimentError
 from fsae.tracking.run_folder import RunFolder
-from fsae.tracking.store import resolve_uri, shell_command, ui_command, without_password
+from fsae.tracking.store import resolve_uri, shell_command, ui_command
 from fsae.tracking.sweep_folder import Job, JobState, Sweep, lock, read_sweep
 from fsae.tracking.sweep_run import SweepRun
 
@@ -123,16 +126,19 @@ class Launch:
         report: Path | None,
     ) -> None:
         over = [job.folder for job, state in jobs if not state.is_going and RunFolder(job.folder).tracking.exists()]
+        note = f"```\n{self._words(jobs, counts, None)}\n```"
+        if table is not None:
+            note = f"{table.markdown()}\n\n{note}"
         try:
             run.close(
                 finished=counts[JobState.finished.value] == len(jobs),
                 # Zeros too: they replace what was counted before the sweep was resumed.
                 counts={state.name: counts[state.value] for state in JobState},
-                note="```\n" + self._words(jobs, counts, table)[:7000] + "\n```",
+                note=note,
                 report=report,
             )
             run.deliver(over)
-        except ConnectionError as error:
+        except (ConnectionError, DeletedExperimentError) as error:
             log.warning(
                 "MLflow (%s) does not take all of the sweep: %s. Its folder has everything; send the jobs' runs with: "
                 "%s",
@@ -140,6 +146,7 @@ class Launch:
             )  # fmt: skip
         if run.compare_link:
             print(f"MLflow UI:   {ui_command(self._uri)}\ncompare:     {run.compare_link}")
+            print(f"table:       {run.table_link}")
 
 
 _launching: list[Launch] = []
@@ -204,6 +211,9 @@ class SweepCallback(Callback):
             _launching.append(_begin(config, self.resumed))
         # As an exception, so that the end is told. A job under way in this process listens by itself.
         signal.signal(signal.SIGTERM, _leave)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, _leave)
 
 
 @contextmanager
@@ -233,6 +243,8 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 def _begin(config: DictConfig, resumed: bool) -> Launch:
     let_the_command_line_win(config)
+    # Before the config goes anywhere: launchers write it to disk for their workers.
+    keep_password(config)
     # Names such as the sweep's folder are only resolved with Hydra's config in place.
     HydraConfig.instance().set_config(config)
     uri = resolve_uri(config.tracking.uri, Path(config.paths.outputs))
@@ -253,9 +265,10 @@ def _begin(config: DictConfig, resumed: bool) -> Launch:
         if as_written["subdir"] != "${hydra.job.num}":
             raise ValueError("hydra.sweep.subdir cannot be changed: a sweep finds its jobs again by their numbers")
         sweep = _described(config, folder)
+        for override in (*sweep.hydra_overrides, *sweep.constant, *chain.from_iterable(sweep.jobs or [])):
+            refuse_secret(override, override.partition("=")[0])
         _check_jobs(config, sweep)
         held = lock(folder)
-        sweep.write()
     run = None
     if config.tracking.mlflow:
         run = SweepRun(
@@ -263,12 +276,20 @@ def _begin(config: DictConfig, resumed: bool) -> Launch:
             outputs=Path(config.paths.outputs),
             experiment=config.tracking.experiment,
             sweep=sweep.tag,
+            varied=sweep.varied,
             seconds=config.tracking.flush_seconds,
         )
         try:
             run.open()
         except ConnectionError as error:
             log.warning("MLflow (%s) is away: %s. The sweep goes on and keeps its values", without_password(uri), error)
+        except DeletedExperimentError as error:
+            # A sweep that has begun cannot choose another one.
+            if not resumed:
+                raise
+            log.warning("%s. The sweep goes on and keeps its values", error)
+    if not resumed:
+        sweep.write()
     return Launch(sweep, held, run, uri, config.tracking.experiment)
 
 
@@ -328,6 +349,7 @@ def _described(config: DictConfig, folder: Path) -> Sweep:
     overrides = parser.parse_overrides([*parameters, *hydra.overrides.task])
     varied = [override.get_key_element() for override in overrides if override.is_sweep_override()]
     decided_beforehand = hydra.runtime.choices["hydra/sweeper"] == "basic"
+    jobs = BasicSweeper.split_arguments(overrides, None)[0] if decided_beforehand else None
     return Sweep(
         folder=folder,
         # MLflow's filters can hold one kind of quotation marks only.
@@ -339,6 +361,12 @@ def _described(config: DictConfig, folder: Path) -> Sweep:
         config_dirs=[source.path for source in hydra.runtime.config_sources if source.provider == "command-line"],
         hydra_overrides=list(hydra.overrides.hydra),
         constant=[o.input_line for o in overrides if not o.is_sweep_override() and o.input_line],
-        varied=list(dict.fromkeys(varied)),
-        jobs=BasicSweeper.split_arguments(overrides, None)[0] if decided_beforehand else None,
+        varied=_differing(list(dict.fromkeys(varied)), jobs),
+        jobs=jobs,
     )
+
+
+def _differing(varied: list[str], jobs: list[list[str]] | None) -> list[str]:
+    """Those of the keys that are swept over, without those of a single value as far as that is known; else all."""
+    values = [{key: value for key, _, value in (each.partition("=") for each in job)} for job in jobs or []]
+    return [key for key in varied if len({job.get(key) for job in values}) > 1] or varied

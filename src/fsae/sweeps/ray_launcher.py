@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hydra.core.utils import JobReturn, filter_overrides
 
+from fsae.credentials import concealed
 from fsae.sweeps.worker import Worker, WorkerLauncher
 
 log = logging.getLogger(__name__)
@@ -60,8 +61,12 @@ class RayLauncher(WorkerLauncher):
         if self.address:
             # Workers of a cluster that was there before know nothing of where outputs, models and MLflow are.
             told = {name: value for name, value in os.environ.items() if name.startswith(("FSAE_", "HF_", "MLFLOW_"))}
-            ray.init(address=self.address, runtime_env={"env_vars": told})
+            # Ray writes down the environment that it is asked for: what is secret goes with the job.
+            public = {name: value for name, value in told.items() if concealed(value) == value}
+            secret = dict(told.items() - public.items())
+            ray.init(address=self.address, runtime_env={"env_vars": public})
         else:
+            secret = {}
             ray.init(num_cpus=self.num_cpus, include_dashboard=False)
         try:
             # Ray would start a killed job three times more by itself, unseen by the sweep.
@@ -70,7 +75,7 @@ class RayLauncher(WorkerLauncher):
             jobs = []
             for number, overrides in enumerate(job_overrides, initial_job_idx):
                 log.info("\t#%d : %s", number, " ".join(filter_overrides(overrides)))
-                jobs.append((number, overrides, run.remote(worker, Path.cwd(), list(overrides), number)))
+                jobs.append((number, overrides, run.remote(worker, Path.cwd(), secret, list(overrides), number)))
             returns = []
             for number, overrides, job in jobs:
                 try:
@@ -83,7 +88,8 @@ class RayLauncher(WorkerLauncher):
             ray.shutdown()
 
 
-def _run(worker: Worker, directory: Path, overrides: list[str], number: int) -> JobReturn:
+def _run(worker: Worker, directory: Path, secret: dict[str, str], overrides: list[str], number: int) -> JobReturn:
+    os.environ.update(secret)
     # Relative paths are taken from where the sweep was started.
     os.chdir(directory)
     return worker(overrides, number)

@@ -33,7 +33,7 @@ class Worker:
         self._config = config
         self._singletons = Singleton.get_state()
 
-    @console()
+    @console(bars=False)
     def __call__(self, overrides: Sequence[str], number: int) -> JobReturn:
         """Compose the job's config and run it; what it raises is in the returned record."""
         Singleton.set_state(self._singletons)

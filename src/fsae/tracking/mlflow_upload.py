@@ -2,12 +2,18 @@
 
 Nothing about the upload is kept on disk. The run is found again by its tag `fsae.uid`, and MLflow itself says up to
 which step it holds each metric, so an upload may be cut off anywhere and be taken up by any other process: nothing is
-lost, nothing is doubled. That also holds after a kill, when a resumed run logs again what MLflow already has.
+lost. Nor is anything doubled, though two processes may be at it at once, and a request that was given up may still be
+carried out: each of them would send the same value with the same time, which MLflow keeps once. After a kill, when a
+resumed run logs again what it had logged, MLflow gets what was logged first.
 """
 
 import json
+import math
+import re
+import shlex
 import uuid
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,10 +21,12 @@ from typing import Any
 
 from filelock import FileLock
 
+from fsae.credentials import concealed, without_password
+from fsae.evaluation.results import MEANINGS
 from fsae.tracking.run_folder import RunFolder, write_json
 from fsae.tracking.spool import MetricRecord, read_metrics
 from fsae.tracking.status import RunState, RunStatus, read_status
-from fsae.tracking.store import artifact_root, open_store, run_link, shell_command, without_password
+from fsae.tracking.store import artifact_root, open_store, python_command, run_link, shell_command
 
 # MLflow's limits for one request and one value.
 METRICS_PER_BATCH = 1000
@@ -37,6 +45,11 @@ MLFLOW_STATUS = {
     RunState.interrupted: "KILLED",
 }
 
+# A server's words, PostgreSQL's and MySQL's.
+_NO_ENTRY = re.compile(r"error code 40[13]\b|password authentication failed|no password supplied|Access denied for")
+
+HELD_OUT = "eval/"  # measured once, at a run's end
+BAR = "\\|"  # as a table's cell can hold it
 PARAMS_AT_ONCE = 100  # more in one request are refused
 
 
@@ -121,46 +134,56 @@ class MlflowUpload:
         folder: a run's folder, described.
         uri: the store, with its password.
         description: the folder's.
+        arrived: called whenever MLflow has taken something.
 
     Attributes:
         position: bytes of `metrics.jsonl` known to be in MLflow.
         link: address of the run's page, once it is known.
     """
 
-    def __init__(self, folder: Path, uri: str, description: RunDescription) -> None:
+    def __init__(
+        self, folder: Path, uri: str, description: RunDescription, arrived: Callable[[], None] = lambda: None
+    ) -> None:
+        self._arrived = arrived
         self.folder = RunFolder(folder)
         self.uri = uri
         self.description = description
         self.position = 0
         self.link: str | None = None
+        self._dropped: list[MetricRecord] = []
+        self._dropped_size = 0
+        self._is_open = False
+        self._lock = FileLock(folder / ".upload.lock")
 
     def send_metrics(self) -> int:
         """Send what was logged since; returns how many values that were."""
-        if self.link is None:
+        if not self._is_open:
             self._open()
-        if not self.folder.metrics.exists():
-            return 0
         sent = 0
-        batch: list[MetricRecord] = []
-        size = 0
-        for record in read_metrics(self.folder.metrics, self.position):
-            if size + len(record.metrics) > METRICS_PER_BATCH:
-                sent += self._send(batch)
-                batch, size = [], 0
-            batch.append(record)
-            size += len(record.metrics)
-        return sent + self._send(batch)
+        for batch in self._batches():
+            sent += self._send([*self._dropped_until(batch[-1].step), *batch])
+            self.position = batch[-1].end
+        return sent + self._send(self._dropped_until(math.inf))
 
     def close(self) -> bool:
         """Log how the run ended, its summary and its artifacts; returns False where that was there already.
 
         A run that is still going is left alone.
         """
-        if self.link is None:
+        if not self._is_open:
             self._open()
-        status = read_status(self.folder.path)
-        if status is None or status.is_going():
-            return False
+        # One at a time, and each by what is true then: the uploader of a run that was killed may be late, and the run
+        # may go on or have ended in the meantime.
+        with self._lock:
+            status = read_status(self.folder.path)
+            if status is None or status.is_going():
+                return False
+            self._is_open = False
+            news = self._close(status)
+            self._is_open = True
+            return news
+
+    def _close(self, status: RunStatus) -> bool:
         ended = status.ended or status.updated
         client, run_id = self._client, self._run_id
         if client.get_run(run_id).data.tags.get(DELIVERED_TAG) == ended.isoformat():
@@ -175,9 +198,13 @@ class MlflowUpload:
         for file in (folder.config, folder.overrides, folder.results, folder.status, folder.log):
             if file.exists():
                 client.log_artifact(run_id, str(file))
+                self._arrived()
         for directory in (folder.plots, folder.sae):
             if directory.exists():
-                client.log_artifacts(run_id, str(directory), artifact_path=directory.name)
+                for file in sorted(path for path in directory.rglob("*") if path.is_file()):
+                    below = file.parent.relative_to(folder.path).as_posix()
+                    client.log_artifact(run_id, str(file), artifact_path=below)
+                    self._arrived()
         client.set_tag(run_id, DELIVERED_TAG, ended.isoformat())
         return True
 
@@ -195,7 +222,7 @@ class MlflowUpload:
         experiment_id = find_or_create_experiment(client, description.experiment, self.uri, Path(description.outputs))
         status = read_status(self.folder.path)
         # Two processes may upload one folder, the run itself and `fsae.sync`: they must not make two runs of it.
-        with FileLock(self.folder.path / ".upload.lock"):
+        with self._lock:
             found = client.search_runs([experiment_id], f"tags.`{UID_TAG}` = '{self.description.uid}'", max_results=1)
             run = (
                 found[0]
@@ -222,21 +249,59 @@ class MlflowUpload:
         # What MLflow's record of a run shows of a metric is its value at the highest step.
         self._stored_step = {metric.key: metric.step for metric in run.to_proto().data.metrics}
         self.link = run_link(self.uri, experiment_id, run_id)
+        self._dropped, self._dropped_size = [], 0
+        self._is_open = True
+
+    def _batches(self) -> Iterator[list[MetricRecord]]:
+        if not self.folder.metrics.exists():
+            return
+        batch: list[MetricRecord] = []
+        size = 0
+        for record in read_metrics(self.folder.metrics, self.position):
+            if batch and size + len(record.metrics) > METRICS_PER_BATCH:
+                yield batch
+                batch, size = [], 0
+            batch.append(record)
+            size += len(record.metrics)
+        if batch:
+            yield batch
+
+    def _dropped_until(self, step: float) -> list[MetricRecord]:
+        """What was logged first and dropped, of the steps up to this one, without what was returned before.
+
+        Another process may be sending it, or have sent it. The same value of the same time is one to MLflow, a value of
+        the same step that was logged again would be a second one. So it is looked for after the values that it comes
+        before were read: they may be of a run that went on only now.
+        """
+        file = self.folder.dropped
+        size = file.stat().st_size if file.exists() else 0
+        if size != self._dropped_size:
+            self._dropped_size = size
+            self._dropped = sorted(read_metrics(file), key=lambda record: record.step)
+        count = bisect_right(self._dropped, step, key=lambda record: record.step)
+        until, self._dropped = self._dropped[:count], self._dropped[count:]
+        return until
 
     def _send(self, records: list[MetricRecord]) -> int:
         from mlflow.entities import Metric
 
-        metrics = [
-            Metric(name, value, record.time_ms, record.step)
-            for record in records
-            for name, value in record.metrics.items()
-            if record.step > self._stored_step.get(name, -1)
-        ]
+        stored = dict(self._stored_step)
+        metrics = []
+        # Of one step, what was logged first comes first.
+        for record in sorted(records, key=lambda record: record.step):
+            for name, value in record.metrics.items():
+                # MLflow draws bars of what has no step but 0, and of anything else lines, which are points here.
+                step = 0 if name.startswith(HELD_OUT) else record.step
+                if step > stored.get(name, -1):
+                    stored[name] = step
+                    metrics.append(Metric(name, value, record.time_ms, step))
+        # What MLflow has is asked anew after a failure.
+        self._is_open = False
         # A single record can hold more than one batch.
         for start in range(0, len(metrics), METRICS_PER_BATCH):
             self._client.log_batch(self._run_id, metrics=metrics[start : start + METRICS_PER_BATCH])
-        if records:
-            self.position = records[-1].end
+            self._arrived()
+        self._stored_step, self._is_open = stored, True
         return len(metrics)
 
     def _summary(self, status: RunStatus | None) -> str:
@@ -245,18 +310,40 @@ class MlflowUpload:
             lines.append(f"**{status.state.value}**: {status.failure.kind}: {status.failure.message[:1000]}")
         if self.folder.results.exists():
             results = json.loads(self.folder.results.read_text(encoding="utf-8"))
-            numbers = {name: value for name, value in results.items() if isinstance(value, int | float)}
-            rows = [f"| {name} | {value:.4g} |" for name, value in numbers.items()]
-            lines.append("\n".join(["| held out | |", "| --- | --- |", *rows]))
+            # Those of a population's single members, eval/0/fvu, are among the metrics.
+            numbers = {f"{HELD_OUT}{name}": meaning for name, meaning in MEANINGS.items()}
+            rows = [
+                f"| {name} | {results[name]:.4g} | {meaning.replace('|', BAR)} |"
+                for name, meaning in numbers.items()
+                if isinstance(results.get(name), int | float)
+            ]
+            lines.append("\n".join(["| held out | | |", "| --- | --- | --- |", *rows]))
         return "\n\n".join(lines)[:TAG_LENGTH]
 
 
+class DeletedExperimentError(ValueError):
+    """An experiment that somebody deleted in MLflow, which keeps its name."""
+
+    def __init__(self, name: str, experiment_id: str, uri: str) -> None:
+        store = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} " if without_password(uri) == uri else ""
+        super().__init__(
+            f"tracking.experiment={name}: this experiment was deleted in MLflow; restore it with "
+            f"`{store}{python_command()} -m mlflow experiments restore -x {experiment_id}`, or name another"
+        )
+
+
 def find_or_create_experiment(client: Any, name: str, uri: str, outputs: Path) -> str:
-    """The experiment's id; several processes may try at once."""
+    """The experiment's id; several processes may try at once.
+
+    Raises:
+        DeletedExperimentError: it was deleted.
+    """
     from mlflow.exceptions import MlflowException
 
     root = artifact_root(uri, outputs)
     if experiment := client.get_experiment_by_name(name):
+        if experiment.lifecycle_stage != "active":
+            raise DeletedExperimentError(name, experiment.experiment_id, uri)
         return experiment.experiment_id
     try:
         return client.create_experiment(
@@ -278,7 +365,15 @@ def sync_command(folder: Path) -> str:
 
 def first_line(error: Exception) -> str:
     """What an error of MLflow's says in short: its own text can run over pages."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    if isinstance(error, DeletedExperimentError):
+        return str(error)
+    line = concealed(str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    if _NO_ENTRY.search(str(error)):
+        line += (
+            " (the store asks for a name and a password: export MLFLOW_TRACKING_URI with them, as in "
+            "http://user:password@host, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
+        )
+    return line
 
 
 def _milliseconds(time: datetime) -> int:

@@ -35,6 +35,12 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def dropped(self) -> Path:
+        """Values that were logged after the checkpoint that a run went on from, and were logged again: MLflow may have
+        the first ones, so it is given no others."""
+        return self.path / "metrics.dropped.jsonl"
+
+    @property
     def results(self) -> Path:
         """The held-out evaluation: flat names to numbers."""
         return self.path / "results.json"

@@ -30,16 +30,17 @@ class MetricLog:
     Args:
         path: the file, made when it is not there.
         position: bytes to keep, from the checkpoint that is resumed; what was logged after it is dropped.
+        dropped: a file to which that is appended.
 
     Raises:
         ValueError: the file is shorter than `position`.
     """
 
-    def __init__(self, path: Path, position: int = 0) -> None:
+    def __init__(self, path: Path, position: int = 0, dropped: Path | None = None) -> None:
         self.path = path
         self._known_names: set[str] = set()
         self._file = path.open("ab")
-        self.truncate_to(position)
+        self._truncate_to(position, dropped)
 
     def append(self, metrics: Mapping[str, float], step: int) -> None:
         """Write one line.
@@ -68,18 +69,15 @@ class MetricLog:
         os.fsync(self._file.fileno())
         return self._file.tell()
 
-    def truncate_to(self, position: int) -> None:
-        """Drop every line after the first `position` bytes.
-
-        Raises:
-            ValueError: the file is shorter than that.
-        """
+    def _truncate_to(self, position: int, dropped: Path | None) -> None:
         size = self._file.seek(0, os.SEEK_END)
         if size < position:
             raise ValueError(
                 f"{self.path} has {size} bytes, and the checkpoint was saved when it had {position}: "
                 "restore the file, or delete the checkpoints to start anew"
             )
+        if dropped is not None and size > position:
+            _append_lines(self.path, position, dropped)
         self._file.truncate(position)
         self._file.seek(position)
 
@@ -113,6 +111,18 @@ def read_metrics(path: Path, start: int = 0) -> Iterator[MetricRecord]:
                 raise ValueError(
                     f"{path}: the line at byte {begin} is not a record of metrics: {line[:80]!r}"
                 ) from error
+
+
+def _append_lines(path: Path, start: int, to: Path) -> None:
+    """Copy the complete lines from byte `start` on to the end of another file, which may end in a torn line."""
+    with path.open("rb") as source, to.open("a+b") as file:
+        source.seek(start)
+        lines = source.read()
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(lines[: lines.rfind(b"\n") + 1])
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _to_json(value: float) -> float | str:

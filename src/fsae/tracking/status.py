@@ -3,13 +3,14 @@
 import json
 import os
 import socket
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
 
 import psutil
 
+from fsae.credentials import concealed
 from fsae.tracking.run_folder import RunFolder, write_json
 
 
@@ -77,7 +78,8 @@ def mark(folder: Path, state: RunState, failure: Failure | None = None) -> RunSt
         started=earlier.started if earlier else now,
         updated=now,
         ended=None if state is RunState.running else now,
-        failure=failure,
+        # The message may be a library's own, which repeats an address or a header.
+        failure=failure and replace(failure, message=concealed(failure.message)),
         host=socket.gethostname(),
         pid=os.getpid(),
     )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlencode
+
+from fsae.credentials import VARIABLE, for_client, split_address, with_password, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,11 +31,13 @@ MLFLOW_ENVIRONMENT = {
 def resolve_uri(setting: str | None, outputs: Path) -> str:
     """The store to use: the setting, else MLFLOW_TRACKING_URI, else `outputs`/mlflow.db; a SQLite path made absolute.
 
+    A setting has no password: MLFLOW_TRACKING_URI may be the same address with it, and is then what is used.
+
     Raises:
         ValueError: not a tracking server and not a database.
     """
     if setting:
-        return checked_uri(setting, "tracking.uri")
+        return with_password(checked_uri(setting, "tracking.uri"))
     if inherited := os.environ.get("MLFLOW_TRACKING_URI"):
         return checked_uri(inherited, "MLFLOW_TRACKING_URI")
     return _sqlite_uri(outputs.absolute() / "mlflow.db")
@@ -45,6 +50,10 @@ def checked_uri(uri: str, origin: str) -> str:
         ValueError: not a tracking server and not a database; says that the URI came from `origin`.
     """
     scheme = _scheme(uri)
+    try:
+        split_address(uri)
+    except ValueError as error:
+        raise ValueError(f"{origin}={without_password(uri)}: {error}") from None
     if scheme not in SERVER_SCHEMES + DATABASE_SCHEMES:
         raise ValueError(
             f"{origin}={without_password(uri)}: MLflow's store of plain files is no longer maintained; give a server "
@@ -67,20 +76,13 @@ def artifact_root(uri: str, outputs: Path) -> Path | None:
     return (database.parent if database else outputs.absolute()) / "mlartifacts"
 
 
-def without_password(uri: str) -> str:
-    """The URI fit to be shown and written down."""
-    parts = urlsplit(uri)
-    if parts.password is None:
-        return uri
-    user_and_host = parts.netloc.replace(f":{parts.password}@", "@")
-    return urlunsplit(parts._replace(netloc=user_and_host))
-
-
 def ui_command(uri: str) -> str:
     """What opens the store in a browser: a shell command, or for a server its address."""
     if _scheme(uri) in SERVER_SCHEMES:
         return without_password(uri)
-    return f"{python_command()} -m mlflow ui --backend-store-uri {shlex.quote(without_password(uri))} --host 127.0.0.1"
+    bare = without_password(uri)
+    store = shlex.quote(uri) if bare == uri else f'"${VARIABLE}"'
+    return f"{python_command()} -m mlflow ui --backend-store-uri {store} --host 127.0.0.1"
 
 
 def python_command() -> str:
@@ -111,14 +113,31 @@ def run_link(uri: str, experiment_id: str, run_id: str) -> str:
     return f"{_ui_address(uri)}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
+def jobs_filter(sweep: str) -> str:
+    """MLflow's search for the runs of a sweep, without the one that sums it up."""
+    return f"tags.`fsae.sweep` = {as_literal(sweep)} and tags.`fsae.kind` != 'sweep'"
+
+
 def compare_link(uri: str, experiment_id: str, sweep: str) -> str:
     """The address of the charts of a sweep's runs, for a database in the UI that `ui_command` starts."""
     query = {
         "workflowType": "machine_learning",
-        "searchFilter": f"tags.`fsae.sweep` = {as_literal(sweep)} and tags.`fsae.kind` != 'sweep'",
+        "searchFilter": jobs_filter(sweep),
         "startTime": "ALL",
         "compareRunsMode": "CHART",
     }
+    return f"{_ui_address(uri)}/#/experiments/{experiment_id}/runs?{urlencode(query, quote_via=quote)}"
+
+
+def shared_view_key(sweep: str) -> str:
+    """Under which name the experiment keeps how the table of a sweep's runs is to be shown."""
+    return f"fsae-{hashlib.sha256(sweep.encode()).hexdigest()[:12]}"
+
+
+def table_link(uri: str, experiment_id: str, sweep: str) -> str:
+    """The address of the table of a sweep's runs, with the columns that `SweepRun` chose."""
+    # Any other word of the search here would have MLflow overlook the key.
+    query = {"workflowType": "machine_learning", "viewStateShareKey": shared_view_key(sweep)}
     return f"{_ui_address(uri)}/#/experiments/{experiment_id}/runs?{urlencode(query, quote_via=quote)}"
 
 
@@ -135,7 +154,7 @@ def open_store(uri: str) -> MlflowClient:
     database = sqlite_file(uri)
     if database and not database.exists():
         create_database(database)
-    return MlflowClient(tracking_uri=uri)
+    return MlflowClient(tracking_uri=for_client(uri))
 
 
 def create_database(path: Path) -> None:

@@ -5,35 +5,53 @@ The jobs' own runs are its neighbours, not its children, which MLflow's table wo
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fsae.tracking.mlflow_upload import MlflowUpload, find_or_create_experiment, first_line, read_description
-from fsae.tracking.store import as_literal, compare_link, open_store
+from fsae.tracking.mlflow_upload import (
+    TAG_LENGTH,
+    DeletedExperimentError,
+    MlflowUpload,
+    find_or_create_experiment,
+    first_line,
+    read_description,
+)
+from fsae.tracking.store import as_literal, compare_link, jobs_filter, open_store, shared_view_key, table_link
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+# Held-out numbers that the table of a sweep's jobs shows, in this order.
+COLUMNS = (
+    "fvu", "l0", "ce_recovered_zero", "kl", "dead_share", "fisher_ratio", "code_correlation_excess",
+    "decoder_max_cosine", "mcc", "pw_mcc", "description_length",
+)  # fmt: skip
+COLUMN_WIDTH = 150  # pixels; MLflow's own 100 cut the names off
 KIND_TAG, SWEEP_TAG = "fsae.kind", "fsae.sweep"
 
 
 class SweepRun:
     """The summary run of one sweep; opening it also makes the store ready for many jobs at once.
 
-    Every method may raise ConnectionError, where MLflow does not take it or not in time; trying again later is
-    harmless.
+    Every method may raise ConnectionError, where MLflow does not take it or not in time, and DeletedExperimentError;
+    trying again later is harmless.
 
     Args:
         uri: the MLflow store, with its password.
         outputs: the outputs folder, where artifacts go unless the store has its own place for them.
         experiment: MLflow's experiment.
         sweep: the tag that ties the sweep's runs together.
+        varied: the settings that differ between its jobs, columns of its table.
         seconds: how long one call may take.
     """
 
-    def __init__(self, *, uri: str, outputs: Path, experiment: str, sweep: str, seconds: float) -> None:
+    def __init__(
+        self, *, uri: str, outputs: Path, experiment: str, sweep: str, varied: Sequence[str] = (), seconds: float
+    ) -> None:
+        self._varied = varied
         self._uri = uri
         self._outputs = outputs
         self._experiment = experiment
@@ -59,8 +77,25 @@ class SweepRun:
         run = found[0] if found else client.create_run(self._experiment_id, run_name=f"sweep {self._sweep}", tags=tags)
         self._run_id = run.info.run_id
         client.update_run(self._run_id, status="RUNNING")
+        self._choose_columns(client)
         self._client = client
         return client
+
+    def _choose_columns(self, client: MlflowClient) -> None:
+        """Have the experiment keep how the jobs' table is to be shown: what differs, then the main numbers."""
+        columns = [f"params.`{key}`" for key in self._varied]
+        columns += [f"metrics.`eval/{name}`" for name in COLUMNS]
+        view = {
+            "searchFilter": jobs_filter(self._sweep),
+            "startTime": "ALL",
+            "orderByKey": "metrics.`eval/fvu`",
+            "orderByAsc": True,
+            "selectedColumns": columns,
+            "columnOrder": columns,
+            "columnWidths": dict.fromkeys(columns, COLUMN_WIDTH),
+        }
+        name = f"mlflow.sharedViewState.{shared_view_key(self._sweep)}"
+        client.set_experiment_tag(self._experiment_id, name, json.dumps(view))
 
     def deliver(self, folders: Sequence[Path]) -> None:
         """Send what MLflow does not have yet of the jobs in these folders, such as the end of one that was killed."""
@@ -88,7 +123,7 @@ class SweepRun:
             run_id = self._run_id
             for state, count in counts.items():
                 client.log_metric(run_id, f"jobs/{state}", count)
-            client.set_tag(run_id, "mlflow.note.content", note)
+            client.set_tag(run_id, "mlflow.note.content", _cut(note))
             if report is not None:
                 client.log_artifacts(run_id, str(report), artifact_path="report")
             client.set_terminated(run_id, "FINISHED" if finished else "FAILED")
@@ -99,6 +134,11 @@ class SweepRun:
     def compare_link(self) -> str | None:
         """The address at which the sweep's runs are compared, once the run was opened."""
         return compare_link(self._uri, self._experiment_id, self._sweep) if self._experiment_id else None
+
+    @property
+    def table_link(self) -> str | None:
+        """The address of a table of the sweep's runs, once the run was opened."""
+        return table_link(self._uri, self._experiment_id, self._sweep) if self._experiment_id else None
 
     def _in_time(self, action: Callable[[], object], seconds: float | None = None) -> None:
         failures: list[Exception] = []
@@ -116,5 +156,15 @@ class SweepRun:
         thread.join(seconds)
         if thread.is_alive():
             raise ConnectionError(f"no answer within {seconds:.0f} s")
+        if failures and isinstance(failures[0], DeletedExperimentError):
+            raise failures[0]
         if failures:
             raise ConnectionError(first_line(failures[0])) from failures[0]
+
+
+def _cut(note: str) -> str:
+    """As much of a note as MLflow takes, in whole lines."""
+    if len(note) <= TAG_LENGTH:
+        return note
+    end = "\n\nMore is in the report, among the artifacts."
+    return note[: TAG_LENGTH - len(end)].rpartition("\n")[0] + end

@@ -25,7 +25,7 @@ class TrackingSettings(Ranged, group="tracking"):
         mlflow: log to MLflow; without it only the folder's files are written.
         uri: the MLflow store; null takes MLFLOW_TRACKING_URI, or else mlflow.db in the outputs folder.
         experiment: MLflow's experiment.
-        flush_seconds: how long the end of a run may wait for MLflow.
+        flush_seconds: how long the end of a run waits for MLflow while nothing arrives there.
     """
 
     mlflow: bool = True
@@ -50,13 +50,17 @@ class Tracker:
         folder: the run's folder, described (`describe_run`) where MLflow is on.
         uploader: what carries it to MLflow, or None for no MLflow.
         position: from the checkpoint that is resumed; what was logged after it is dropped, and logged again.
+        anew: this is another run than the one whose values the folder may hold.
 
     Raises:
         ValueError: `metrics.jsonl` is shorter than `position`.
     """
 
-    def __init__(self, folder: Path, uploader: Uploader | None, position: int = 0) -> None:
-        self._metrics = MetricLog(RunFolder(folder).metrics, position)
+    def __init__(self, folder: Path, uploader: Uploader | None, position: int = 0, *, anew: bool = False) -> None:
+        if anew:
+            for file in (RunFolder(folder).metrics, RunFolder(folder).dropped):
+                file.unlink(missing_ok=True)
+        self._metrics = MetricLog(RunFolder(folder).metrics, position, RunFolder(folder).dropped)
         self._folder = folder
         self._uploader = uploader
         if uploader:

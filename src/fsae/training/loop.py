@@ -15,7 +15,7 @@ from fsae.tracking.interface import MetricSink
 from fsae.training.checkpoints import Checkpoints
 from fsae.training.coupling import Coupling
 from fsae.training.crew import Crew
-from fsae.training.interruption import Interruption
+from fsae.training.interruption import Interrupted, Interruption
 from fsae.training.learner import Learner
 from fsae.training.reinitialisation import Reinitialisation, Scope
 from fsae.training.settings import TrainerSettings
@@ -215,14 +215,21 @@ def train(runs: Iterable[TrainingRun], source: Source, interruption: Interruptio
     batches = source.batches(size)
     try:
         while going:
-            batch = next(batches)
+            try:
+                batch = next(batches)
+            except Interrupted:
+                # While something was harvested: the state is that of the step before.
+                with interruption.saving():
+                    _each([run for run in going if run.step == step > 0], TrainingRun.save)
+                raise
             here = [run for run in going if run.step == step]
             scaled = {scale: _scaled(batch, scale) for scale in {run.scale for run in here}}
             failed = _each(here, lambda run, scaled: run.take(*scaled[run.scale]), scaled)
             step += 1
             progress.advance(size)
             stop, rate = interruption.signal_name is not None, progress.rate()
-            failed |= _each([run for run in here if run not in failed], TrainingRun.settle, rate, stop)
+            with interruption.saving():
+                failed |= _each([run for run in here if run not in failed], TrainingRun.settle, rate, stop)
             _show(progress, going, rate / size)
             for run in here:
                 if run in failed or run.trained:

@@ -1,0 +1,15 @@
+"""The console script `fsae`, the same as `python -m fsae.run`: it listens before anything slow is imported."""
+
+from fsae.console import leave_on_signals
+
+
+def main() -> None:
+    """Hand over to `fsae.run`."""
+    leave_on_signals()
+    from fsae.run import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""How much there was to train and evaluate on, against what was asked for."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supply:
+    """Counts of samples; None where they mean nothing.
+
+    Attributes:
+        trained: samples that training took, however often it saw each.
+        distinct: different ones among these. A language model's are from one pass over the text.
+        wanted: how many different ones there would be if there were text enough.
+        held_out, held_out_wanted: samples to evaluate on.
+        skipped_rows: rows of the data set that held no document, in one pass.
+    """
+
+    trained: int | None = None
+    distinct: int | None = None
+    wanted: int | None = None
+    held_out: int | None = None
+    held_out_wanted: int | None = None
+    skipped_rows: int | None = None
+
+    def numbers(self) -> dict[str, float]:
+        """Flat names, as `evaluation.results.SUPPLY` explains them."""
+        numbers: dict[str, float | None] = {
+            "train_samples_distinct": self.distinct,
+            "train_samples_wanted": self.wanted,
+            "text_rounds": self.wanted / self.distinct if self.wanted and self.distinct else None,
+            "training_rounds": self.trained / self.distinct if self.trained and self.distinct else None,
+            "held_out_samples": self.held_out,
+            "held_out_samples_wanted": self.held_out_wanted,
+            "skipped_rows": self.skipped_rows,
+        }
+        return {f"data/{name}": value for name, value in numbers.items() if value is not None}
+
+    def shortages(self) -> list[str]:
+        """A sentence for each kind of which there is too little."""
+        sentences = []
+        if self.wanted is not None and self.distinct is not None and self.distinct < self.wanted:
+            sentences.append(
+                f"too little text: {self.wanted:,} distinct activations are asked for (source.tokens) and the training "
+                f"text has {self.distinct:,}, so that it is read {self.wanted / max(1, self.distinct):.1f} times over. "
+                f"Use more text, or set source.tokens to at most {self.distinct}"
+            )
+        if self.held_out is not None and self.held_out_wanted is not None and self.held_out < self.held_out_wanted:
+            sentences.append(
+                f"too little held-out text: {self.held_out_wanted:,} samples are asked for (eval.tokens) and there are "
+                f"{self.held_out:,}, so that the results are uncertain. Use more text, or raise dataset.held_out"
+            )
+        if self.skipped_rows:
+            sentences.append(
+                f"{self.skipped_rows:,} rows of the data set held no usable document and were left out "
+                "(dataset.max_invalid_rows)"
+            )
+        return sentences

@@ -1,0 +1,51 @@
+"""Every family that opens is read and edited where its sites say, and what is not there is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fsae.language_models.settings import DType, ModelSettings
+from fsae.language_models.shape import shape_of
+from fsae.language_models.sites import Site, SiteName
+from fsae.language_models.transformer_lens_model import open_language_model
+from tests.language_models.zoo import D_MODEL, DECODERS, NUM_LAYERS, write_decoder
+
+# Models that normalise the stream after each sum: no resid_mid, and of GPT no block's end either.
+MISSING = {"opt_postnorm": {"resid_mid"}, "openai_gpt": {"resid_mid", "resid_post"}}
+# Of these TransformerLens cannot compute logits, so that nothing can be put back.
+WITHOUT_LOGITS = {"opt_postnorm"}
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_every_site_is_sound_or_refused(family: str, tmp_path: Path):
+    from transformers import AutoModelForCausalLM
+
+    settings = ModelSettings(path=str(write_decoder(family, tmp_path)), dtype=DType.float32)
+    model = open_language_model(settings)
+    missing = MISSING.get(family, set()) | ({"resid_mid"} if model.shape.parallel else set())
+    tokens = torch.tensor([[5, 17, 200, 3, 66, 17]])
+    for layer in range(NUM_LAYERS):
+        for site in (Site(name=name, layer=layer) for name in SiteName):
+            if site.name.value in missing:
+                with pytest.raises(ValueError, match=r"resid_pre, .*mlp_out, attn_out, attn_z"):
+                    model.check_site(site)
+                continue
+            read = model.activations(tokens, [site])[site]
+            early = shape_of(settings)
+            assert read.shape[-1] == model.width(site)
+            assert early is None or early.width(site) == model.width(site)
+            if family in WITHOUT_LOGITS:
+                with pytest.raises(ValueError, match=r"nothing can be put in its place .* set eval.splice_tokens=0"):
+                    model.check_splice(site)
+            else:
+                model.check_splice(site)
+    # As transformers itself sees the stream.
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    with torch.no_grad():
+        seen = plain(tokens, output_hidden_states=True).hidden_states
+    for layer in range(NUM_LAYERS):
+        pre = Site(name=SiteName.resid_pre, layer=layer)
+        read = model.activations(tokens, [pre])[pre]
+        assert read.shape == (1, 6, D_MODEL)
+        torch.testing.assert_close(read, seen[layer], rtol=1e-4, atol=1e-4)

@@ -1,0 +1,97 @@
+"""A password in the address of MLflow's store: commands as people start them, and all that they leave behind."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.commands import environment
+from tests.test_credentials import HUB_TOKEN, PASSWORD, TOKEN, TYPED, assert_nothing_betrayed
+from tests.tracking.mlflow_server import Server
+from tests.tracking.password_server import PasswordServer
+
+# A run of a second, once its process is there: no language model.
+SHORT = (
+    "source=toy_clusters", "arch=topk", "trainer.tokens=2000", "trainer.batch_size=100", "eval=quick",
+    "eval.tokens=200", "eval.batch_size=200", "tracking.flush_seconds=20",
+)  # fmt: skip
+
+
+def said_by(*commands: list[str], outputs: Path, **variables: str) -> list[tuple[int, str]]:
+    """How each `python -m ...` ended and what it said on both streams; all at once."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", *command],
+            env=environment(outputs, **variables),
+            cwd=outputs,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for command in commands
+    ]
+    words = [process.communicate(timeout=200)[0] for process in processes]
+    return [(process.returncode, said) for process, said in zip(processes, words, strict=True)]
+
+
+@pytest.fixture
+def guarded(server: Server) -> Iterator[PasswordServer]:
+    """In front of an MLflow server that is up."""
+    server.start()
+    server.wait_until_up()
+    proxy = PasswordServer(server.uri, "me", PASSWORD)
+    yield proxy
+    proxy.close()
+
+
+def test_a_password_works_and_stands_nowhere(guarded: PasswordServer, server: Server, tmp_path: Path) -> None:
+    """After a sweep of which one job fails, a run without its server that is synced later, a refusal, and `--cfg`."""
+    outputs = tmp_path / "outputs"
+    own = outputs / "own" / "experiment"
+    own.mkdir(parents=True)
+    # A user's own file may have it; what is said of it may not.
+    (own / "mine.yaml").write_text("# @package _global_\ntracking:\n  uri: http://me:Zebra@host\n")
+    away, bare = f"http://{TOKEN}@127.0.0.1:9", f"http://127.0.0.1:{guarded.port}"
+    there = bare.replace("127", f"me:{TYPED}@127")
+    # The sweep's second job diverges.
+    sweep, alone, *others = said_by(
+        [
+            "fsae.run",
+            "-m",
+            *SHORT,
+            "arch.k=2",
+            "trainer.lr=1e-3,1e30",
+            f"tracking.uri={there}",
+            "hydra.sweep.dir=sweep",
+        ],
+        ["fsae.run", *SHORT, "arch.k=2", "tracking.flush_seconds=1", "name=away"],
+        ["fsae.run", "--cfg", "job", "--config-dir=own", "experiment=mine"],
+        ["fsae.run", f"tracking.uri={there}", f"tracking.url=http://me:{TYPED}@host"],
+        outputs=outputs,
+        MLFLOW_TRACKING_URI=away,
+        HF_TOKEN=HUB_TOKEN,
+    )
+    (own / "mine.yaml").unlink()
+    assert "1 finished" in sweep[1], sweep[1]
+    assert (sweep[0], alone[0], *(status for status, _ in others)) == (1, 0, 0, 1), alone[1]
+    assert "not in MLflow (http://127.0.0.1:9) yet" in alone[1]
+
+    (folder,) = (outputs / "runs").glob("away*")
+    synced = said_by(["fsae.sync", str(folder), "--tracking-uri", there], outputs=outputs)
+    assert synced[0][0] == 0, synced
+    client = MlflowClient(server.uri)
+    runs = {run.info.run_name: run for run in client.search_runs(["1"])}
+    assert {name: run.info.status for name, run in runs.items()} == {
+        "trainer.lr=0.001": "FINISHED",
+        "trainer.lr=1e+30": "FAILED",
+        folder.name: "FINISHED",
+        f"sweep {outputs / 'sweep'}": "FAILED",
+    }
+    assert runs["trainer.lr=0.001"].data.metrics["eval/fvu"] >= 0
+    assert runs["trainer.lr=0.001"].data.params["tracking.uri"] == bare
+    assert "config.yaml" in {artifact.path for artifact in client.list_artifacts(runs["trainer.lr=0.001"].info.run_id)}
+    said = "".join(words for _, words in (sweep, alone, *others, *synced))
+    assert_nothing_betrayed(outputs, tmp_path / "server", said=said)
