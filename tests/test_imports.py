@@ -18,7 +18,7 @@ PACKAGE = Path(fsae.__file__).parent
 # longest name here that it begins with.
 LAYERS = [
     {"credentials"},
-    {"console"},
+    {"console", "ranges"},
     {
         "autoencoders.triton_products",
         "language_models.sites",

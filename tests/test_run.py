@@ -72,7 +72,7 @@ def only(paths: Iterator[Path]) -> Path:
     [
         (["arch=topj"], "arch=topj: there is no such choice; did you mean topk?"),
         (["site.layr=1"], "site.layr: there is no such setting; did you mean site.layer?"),
-        (["seed=abc"], "seed: Value 'abc' of type 'str' could not be converted to Integer"),
+        (["seed=abc"], "seed: 'abc' is not a whole number"),
         (["trainer.lr=[1"], "trainer.lr=[1: not an override Hydra can read"),
         (["--config-dir=/no/such/folder"], "Additional config directory '/no/such/folder' not found"),
     ],

@@ -25,8 +25,9 @@ from omegaconf import DictConfig
 
 from fsae.configuration.conf_folder import conf_folder
 from fsae.configuration.origin import accept
+from fsae.configuration.overrides import check_choices, options_first
 from fsae.configuration.places import outputs_named
-from fsae.configuration.refusal import MENDABLE, refuse, tell, was_told
+from fsae.configuration.refusal import MENDABLE, included_itself, refuse, tell, was_told
 from fsae.configuration.resolvers import register_resolvers
 from fsae.configuration.schema import Task, register_schemas
 from fsae.credentials import without_passwords
@@ -88,10 +89,14 @@ def main() -> None:
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     # Hydra then raises instead of printing, so that a refused composition is told and recorded as everything else.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv[1:] = options_first(sys.argv[1:])
     try:
+        check_choices(sys.argv[1:])
         with sweep_told():
             run()
     except Exception as error:
+        if isinstance(error, RecursionError):
+            error = included_itself(sys.argv[1:])
         if wants_traceback:
             raise
         if was_told(error) or isinstance(error, Interrupted):

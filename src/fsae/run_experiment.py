@@ -40,7 +40,7 @@ from fsae.training.learner import Learner
 from fsae.training.least_squares import check_equations
 from fsae.training.loop import TrainingRun, train
 from fsae.training.member import Member
-from fsae.training.memory import freed_memory_kept
+from fsae.training.memory import freed_memory_kept, require_free
 from fsae.training.pam import PamMember, PamSettings
 from fsae.training.scaling import Scale, scale_of
 from fsae.training.settings import AdamSettings, FitSettings
@@ -262,9 +262,21 @@ def _trained(runs: Sequence[OpenRun], source: Source, interruption: Interruption
 def _check_memory(fresh: Sequence[RunSettings], source: Source) -> None:
     """Raise ValueError where what is held beside weights has no room; what goes on holds it already."""
     members = [each for each in fresh for _ in range(each.population.size)]
+    weights = sum(2 * source.d_in * each.arch.width(source.d_in) for each in members if _by_gradients(each))
+    require_free(
+        # Each has a gradient and two moments.
+        4 * 4 * weights,
+        source.device,
+        f"the weights of {len(members)} autoencoder{'s' * (len(members) > 1)}, and what Adam keeps of them,",
+        "lower arch.d_sae or arch.expansion",
+    )
     solved = [each.arch.width(source.d_in) for each in members if isinstance(each.trainer, PamSettings)]
     check_equations(solved, source.d_in, source.device)
     check_moments([each.arch for each in members if isinstance(each.arch, FittedSettings)], source.d_in)
+
+
+def _by_gradients(settings: RunSettings) -> bool:
+    return isinstance(settings.trainer, AdamSettings)
 
 
 def _training(run: OpenRun, source: Source, scale_by: Callable[[Scale], float]) -> TrainingRun:

@@ -14,6 +14,12 @@ from tests.composition import composed
             ["dataset.context=64", "dataset.skip_positions=63"],
             r"eval\.splice_tokens is 2048, but .* keeps the last of 64 positions alone.*eval\.splice_tokens=0",
         ),
+        (["~loss.reconstruction"], r"loss\.reconstruction is not there, and without it nothing holds codes"),
+        (["loss.reconstruction.weight=0"], r"loss\.reconstruction has the weight 0"),
+        (
+            ["debug=tiny", "arch.expansion=1e-9"],
+            r"arch\.expansion is 1e-09, which makes no latent of vectors",
+        ),
         (["task=eval"], r"say which with sae\.path=FOLDER"),
         (["sae.path=/some/where"], r"sae\.path is only read by task=eval"),
         (["site.layer=30"], r"site\.layer is 30, but model smollm2_135m_instruct_q4_1 has 30 layers, 0 to 29"),

@@ -43,6 +43,11 @@ def test_its_rows_are_those_it_was_made_for(tmp_path: Path):
     assert (dataset.context, dataset.prepend_bos, dataset.skip_positions) == (64, True, 5)
 
 
+def test_token_ids_that_it_left_out_are_left_out(tmp_path: Path):
+    dataset = heeded(tmp_path, "dataset.exclude_tokens=[7]", exclude_special_tokens=[7, 3])
+    assert dataset.exclude_tokens == [7, 3]
+
+
 @pytest.mark.parametrize("said", [{}, {"context_size": None, "prepend_bos": None, "seqpos_slice": [None]}])
 def test_what_it_does_not_say_stays_null(tmp_path: Path, said: dict[str, Any]):
     dataset = heeded(tmp_path, **said)
@@ -58,7 +63,7 @@ def test_what_is_set_counts_with_a_warning(tmp_path: Path, caplog: pytest.LogCap
 
 
 def test_token_ids_of_a_data_set_are_left_as_they_are(tmp_path: Path):
-    ids = ("dataset.text_column=null", "dataset.tokens_column=ids")
+    ids = ("dataset=parquet_files", f"dataset.path={tmp_path}", "dataset.tokens_column=ids")
     assert heeded(tmp_path, *ids, prepend_bos=True).prepend_bos is None
 
 

@@ -1,8 +1,10 @@
 from pathlib import Path
 
 import pytest
+from omegaconf.errors import OmegaConfBaseException
 
-from fsae.configuration.refusal import explain, record_refusal
+from fsae.configuration.refusal import explain, included_itself, record_refusal
+from fsae.configuration.schema import settings_of
 from fsae.tracking.status import Failure, RunState, mark, read_status
 from tests.composition import composed
 
@@ -39,12 +41,23 @@ def refusal(*overrides: str, own: Path | None = None) -> str:
         ("model.name=gpt2", "model.name: there is no such setting; a model's name follows from what it is: choose "),
         ("dataset.name=c4", "dataset.name: there is no such setting; a data set's name follows from what it is: "),
         # Values.
-        ("seed=abc", "seed: Value 'abc' of type 'str' could not be converted to Integer"),
+        ("seed=abc", "seed: 'abc' is not a whole number; write digits, as in 250_000 or 1e6"),
         ("seed=null", "seed: it must not be null"),
         ("trainer.lr=fast", "trainer.lr: Value 'fast' of type 'str' could not be converted to Float"),
-        ("trainer.tokens=1e6", "trainer.tokens: Value '1000000.0' of type 'float' could not be converted to Integer"),
+        ("trainer.tokens=1M", "trainer.tokens: '1M' is not a whole number; write 1e6"),
+        ("trainer.tokens=2.5k", "trainer.tokens: '2.5k' is not a whole number; write 2.5e3"),
+        ("trainer.tokens=2.5", "trainer.tokens: 2.5 is not a whole number; write digits"),
+        ("trainer.tokens=inf", "trainer.tokens: inf is not a whole number"),
+        ("trainer.tokens=true", "trainer.tokens: True is not a whole number"),
+        ("trainer.lr=true", "trainer.lr: Value 'True' of type 'bool' could not be converted to Float"),
+        ("arch.tied=1", "arch.tied: 1 is neither true nor false"),
+        ("eval.geometry=0.0", "eval.geometry: 0.0 is neither true nor false"),
+        ("tracking.mlflow='2'", "tracking.mlflow: '2' is neither true nor false"),
         ("site.name=resid", "site.name: Invalid value 'resid', expected one of [resid_pre, resid_mid, "),
         ("tracking.mlflow=maybe", "tracking.mlflow: Value 'maybe' is not a valid bool"),
+        ("source.also=5", "source.also: it must be a list, as in source.also=[...]"),
+        # Deletions.
+        ("~trainer.lr", "trainer.lr: a setting cannot be deleted; give it a value"),
         # What is no override at all.
         (
             "trainer.lr=[1",
@@ -57,6 +70,21 @@ def test_one_message_says_what_is_wrong_where_and_what_would_be_right(override: 
     assert found.startswith(message)
     assert "Traceback" not in found
     assert found.count("\n") <= 1
+
+
+def test_a_setting_that_others_take_their_value_from_cannot_be_deleted():
+    with pytest.raises(OmegaConfBaseException) as caught:
+        settings_of(composed("~seed"))
+    assert explain(caught.value) == "seed is not set, and a run needs it; add seed=..., or leave out ~seed"
+
+
+def test_an_experiment_that_includes_itself_is_named(tmp_path: Path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("defaults: [/experiment: mine, _self_]\n")
+    with pytest.raises(RecursionError):
+        composed("experiment=mine", own=tmp_path)
+    said = str(included_itself(["seed=1", "experiment=mine"]))
+    assert said.startswith("experiment=mine: the defaults list of mine.yaml includes itself")
 
 
 def test_class_variables_are_not_offered_as_settings():

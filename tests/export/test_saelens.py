@@ -4,6 +4,7 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -379,3 +380,17 @@ def test_an_architecture_that_is_not_known_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"Squared is an architecture that fsae\.export\.saelens does not know"):
         save_saelens(autoencoder, tmp_path / "sae", PROVENANCE)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_all_that_is_said_of_its_training_is_read_back(tmp_path):
+    whole = replace(
+        PROVENANCE,
+        model_note="in 4 bits",
+        exclude_special_tokens=[1, 2],
+        seqpos_slice=[1, None],
+        max_activation_norm=9.5,
+    )
+    # None at all is left out, so that a field which is not read would be noticed.
+    assert None not in asdict(whole).values()
+    save_saelens(trained("standard"), tmp_path / "sae", whole)
+    assert read_provenance(tmp_path / "sae") == whole

@@ -127,7 +127,7 @@ def test_aux_k_takes_half_the_width_unless_told():
 
 
 def test_aux_k_that_cannot_hold():
-    with pytest.raises(ValueError, match=r"loss\.auxiliary\.k is 0"):
+    with pytest.raises(ValueError, match=r"loss\.k is 0"):
         AuxK(k=0)
 
 

@@ -406,6 +406,33 @@ def test_latents_on_everywhere_and_hardly_varying_are_centred_exactly(sparse: bo
     assert float(got) == pytest.approx(float(wanted), rel=1e-3)
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("estimator", list(FisherEstimator))
+@pytest.mark.parametrize("wobble", [0.0, 2.0**-23])
+def test_a_column_that_varies_by_rounding_alone_does_not_count(sparse: bool, estimator: FisherEstimator, wobble: float):
+    # In float32 the mean of 1,000 times 0.1 is not 0.1, and that difference over itself is 1.
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.rand(1000, 6, generator=generator).sub(0.5).relu()
+    matrix[:, 1], matrix[:, 4] = 0.1, 1.7
+    matrix[::2, 4] *= 1 + wobble
+    others = [0, 2, 3, 5]
+
+    def measured(values: Tensor) -> tuple[Tensor, Tensor]:
+        values = values.clone().requires_grad_()
+        codes = sparse_of(values) if sparse else Codes(values)
+        sums = fisher_sums(record_of(codes), FisherForm.correlation, estimator)
+        sums.off_diagonal.backward()
+        assert values.grad is not None
+        return torch.stack(list(sums)).detach(), values.grad
+
+    got, gradient = measured(matrix)
+    # Without the two, in double precision.
+    wanted, of_others = measured(matrix[:, others].double())
+    assert relative_error(got.double(), wanted) < 1e-5
+    assert not gradient[:, [1, 4]].any()
+    assert relative_error(gradient[:, others].double(), of_others) < 1e-5
+
+
 @each_form
 def test_unbiased_needs_two_samples(form: FisherForm):
     with pytest.raises(ValueError, match="at least two samples"):

@@ -179,7 +179,7 @@ def test_folders_without_recordings_and_recordings_without_windows_are_told(tmp_
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"low": 50.0}, "source.low=50"),
+        ({"low": 50.0}, "source.low is 50.0 Hz"),
         ({"held_out": 1.0}, "source.held_out is 1"),
         ({"order": 0}, "source.order is 0"),
         ({"rate": -5.0}, r"source\.rate is -5"),

@@ -78,7 +78,7 @@ def test_what_is_missing_or_damaged_is_named(folder: Path, tmp_path: Path):
 
 
 def test_shares_are_checked(folder: Path):
-    with pytest.raises(ValueError, match=r"source.share is 1.5; it is a share"):
+    with pytest.raises(ValueError, match=r"source.share is 1.5; it must be a share"):
         MNISTSettings(share=1.5)
     with pytest.raises(ValueError, match=r"source.share=0.01 of 40 images is none; raise it"):
         MNISTSettings(path=str(folder), share=0.01).open(CPU)

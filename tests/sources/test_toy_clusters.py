@@ -31,5 +31,5 @@ def test_the_held_out_points_are_others_of_the_same_clusters():
 
 
 def test_two_points_are_no_three_clusters():
-    with pytest.raises(ValueError, match=r"source.points is 2; three clusters need at least 3"):
+    with pytest.raises(ValueError, match=r"source.points is 2; it must be points of three clusters, at least 3"):
         ToyClustersSettings(points=2)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fsae.autoencoders.codes import Codes
 from fsae.autoencoders.encoder_product import encoder_product
 from fsae.autoencoders.pattern import Pattern
+from fsae.ranges import INNER_SHARE, Ranged, between
 
 
 class DecoderNorm(Enum):
@@ -40,7 +41,7 @@ class BiasInit(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderSettings(ABC):
+class AutoencoderSettings(Ranged, ABC, group="arch"):
     """What every autoencoder lets one choose: its size.
 
     Attributes:
@@ -48,25 +49,27 @@ class AutoencoderSettings(ABC):
         d_sae: number of latents, or null.
     """
 
-    expansion: float = 8.0
-    d_sae: int | None = None
+    expansion: float = field(default=8.0, metadata=between(above=0, most=2**16))
+    d_sae: int | None = field(default=None, metadata=between(least=1, most=2**28, meaning="a number of latents"))
 
     # Fields of the forward record beyond the common ones; loss terms name those they need.
     provides: ClassVar[frozenset[str]] = frozenset()
     # Whether every sample has the same number of codes, so that their places are known without counting them.
     fixed_k: ClassVar[bool] = False
 
-    def __post_init__(self):
-        if self.d_sae is not None and self.d_sae < 1:
-            raise ValueError(f"arch.d_sae is {self.d_sae}; a dictionary needs at least one latent")
-        if self.expansion <= 0:
-            raise ValueError(f"arch.expansion is {self.expansion}; it must be positive")
-
     def width(self, d_in: int) -> int:
         """Number of latents for inputs of width d_in."""
-        return self.d_sae if self.d_sae is not None else round(self.expansion * d_in)
+        if self.d_sae is not None:
+            return self.d_sae
+        width = round(self.expansion * d_in)
+        if width < 1:
+            raise ValueError(
+                f"arch.expansion is {self.expansion:g}, which makes no latent of vectors of width {d_in}; raise it, or "
+                "set arch.d_sae"
+            )
+        return width
 
-    def check_width(self, d_in: int) -> None:  # noqa: B027
+    def check_width(self, d_in: int) -> None:
         """Raise ValueError where a choice cannot hold for inputs of width d_in."""
 
     def first_density(self, d_in: int) -> float:
@@ -95,13 +98,11 @@ class SparseAutoencoderSettings(AutoencoderSettings):
     decoder_norm: DecoderNorm = DecoderNorm.unit
     encoder_init: EncoderInit = EncoderInit.transpose
     tied: bool = False
-    init_norm: float = 1.0
+    init_norm: float = field(default=1.0, metadata=between(above=0, most=10**6))
     b_dec_init: BiasInit = BiasInit.geometric_median
 
     def __post_init__(self):
         super().__post_init__()
-        if self.init_norm <= 0:
-            raise ValueError(f"arch.init_norm is {self.init_norm}; it must be positive")
         if self.decoder_norm is DecoderNorm.unit and self.init_norm != 1.0:
             raise ValueError(
                 f"arch.init_norm is {self.init_norm} but arch.decoder_norm is unit, which makes it 1 after one step; "
@@ -128,12 +129,7 @@ class RectifiedSettings(SparseAutoencoderSettings):
             and no latent begins dead.
     """
 
-    init_density: float | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.init_density is not None and not 0 < self.init_density < 1:
-            raise ValueError(f"arch.init_density is {self.init_density}; it is a share, between 0 and 1, or null")
+    init_density: float | None = field(default=None, metadata=INNER_SHARE)
 
     def first_density(self, d_in: int) -> float:
         return super().first_density(d_in) if self.init_density is None else self.init_density

@@ -1,6 +1,6 @@
 """The BatchTopK autoencoder (Bussmann et al. 2024, arXiv 2412.06410)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -10,6 +10,7 @@ from fsae.autoencoders.base import AffineMap, Encoding, ForwardRecord, SparseAut
 from fsae.autoencoders.codes import Codes
 from fsae.autoencoders.pattern import Pattern, lowered
 from fsae.autoencoders.topk import KSettings
+from fsae.ranges import DECAY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +22,9 @@ class BatchTopKSettings(KSettings):
         threshold_decay: weight of the past in the moving average of the smallest active code.
     """
 
-    threshold_decay: float = 0.99
+    threshold_decay: float = field(default=0.99, metadata=DECAY)
 
     fixed_k: ClassVar[bool] = False
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 <= self.threshold_decay < 1:
-            raise ValueError(f"arch.threshold_decay is {self.threshold_decay}; it must be in [0, 1)")
 
     def build(self, d_in: int, generator: torch.Generator) -> "BatchTopK":
         return BatchTopK(d_in, self, generator)

@@ -1,7 +1,7 @@
 """The JumpReLU autoencoder (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fsae.autoencoders.base import AffineMap, Encoding, RectifiedSettings, SparseAutoencoder
 from fsae.autoencoders.pattern import Pattern
 from fsae.autoencoders.straight_through import jump_relu, step
+from fsae.ranges import between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,17 +22,10 @@ class JumpReLUSettings(RectifiedSettings):
         bandwidth: width of the kernel that estimates the thresholds' gradient, in the same units.
     """
 
-    init_threshold: float = 0.1
-    bandwidth: float = 0.1
+    init_threshold: float = field(default=0.1, metadata=between(above=0, most=10**6))
+    bandwidth: float = field(default=0.1, metadata=between(above=0, most=10**6))
 
     provides: ClassVar[frozenset[str]] = frozenset({"active"})
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.init_threshold <= 0:
-            raise ValueError(f"arch.init_threshold is {self.init_threshold}; it must be positive (its log is learned)")
-        if self.bandwidth <= 0:
-            raise ValueError(f"arch.bandwidth is {self.bandwidth}; it must be positive")
 
     def build(self, d_in: int, generator: torch.Generator) -> "JumpReLU":
         return JumpReLU(d_in, self, generator)

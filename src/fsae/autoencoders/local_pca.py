@@ -5,7 +5,7 @@ autoencoders, whose regions share their decoder's rows (SplInterp, arXiv 2505.11
 """
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -16,6 +16,7 @@ from fsae.autoencoders.base import AffineMap, Autoencoder, AutoencoderSettings, 
 from fsae.autoencoders.codes import Codes
 from fsae.autoencoders.pattern import Pattern
 from fsae.autoencoders.topk import AbsTopK, AbsTopKSettings
+from fsae.ranges import between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +73,12 @@ class LocalPCASettings(FittedSettings):
         rank: principal components of each cell.
     """
 
-    rank: int = 15
+    rank: int = field(
+        default=15, metadata=between(least=1, most=10**6, meaning="a number of components (arch=kmeans has none)")
+    )
 
     def __post_init__(self):
         super().__post_init__()
-        if self.rank < 1:
-            raise ValueError(f"arch.rank is {self.rank}; it must be at least 1 (arch=kmeans is without components)")
         if self.d_sae is not None and self.d_sae % (1 + self.rank):
             raise ValueError(
                 f"arch.d_sae is {self.d_sae}; each cell has a centre and arch.rank={self.rank} components, so make it "

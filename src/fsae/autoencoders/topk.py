@@ -1,6 +1,6 @@
 """TopK and AbsTopK autoencoders (Gao et al. 2024, arXiv 2406.04093; arXiv 2510.00404)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fsae.autoencoders.base import AffineMap, Encoding, SparseAutoencoder, SparseAutoencoderSettings
 from fsae.autoencoders.codes import Codes
 from fsae.autoencoders.pattern import Pattern
+from fsae.ranges import COUNT
 
 # Entries of a group, of which only the maximum is looked at first.
 _GROUP = 16
@@ -29,14 +30,9 @@ class KSettings(SparseAutoencoderSettings):
         k: active latents a sample.
     """
 
-    k: int = 64
+    k: int = field(default=64, metadata=COUNT)
 
     fixed_k: ClassVar[bool] = True
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.k < 1:
-            raise ValueError(f"arch.k is {self.k}; it must be at least 1")
 
     def check_width(self, d_in: int) -> None:
         if self.k > self.width(d_in):

@@ -31,6 +31,13 @@ def check(settings: RunSettings) -> None:
             raise ValueError("task=eval evaluates an existing autoencoder: say which with sae.path=FOLDER")
     elif settings.sae.path is not None:
         raise ValueError("sae.path is only read by task=eval; add task=eval, or leave sae.path out")
+    reconstruction = settings.loss.get("reconstruction")
+    if reconstruction is None or reconstruction.weight == 0:
+        what = "is not there" if reconstruction is None else "has the weight 0"
+        raise ValueError(
+            f"loss.reconstruction {what}, and without it nothing holds codes to their inputs; leave it in, with a "
+            "positive weight"
+        )
     check_terms(settings.loss, settings.arch)
     _check_fitting(settings)
     _check_gate(settings)

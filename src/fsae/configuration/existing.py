@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from fsae.configuration.schema import RunSettings, Task
@@ -39,9 +40,15 @@ def heed_existing(settings: RunSettings) -> RunSettings:
     return replace(settings, dataset=_heeded(dataset, said, folder))
 
 
+@cache
+def _say(level: int, message: str) -> None:
+    """Log it, once: settings are looked at before a run has a folder, and again in it."""
+    log.log(level, message)
+
+
 def _check_site(site: Site, said: Provenance, folder: Path) -> None:
     if said.hook_name is None:
-        log.warning("%s does not say for which site it was made; it is evaluated at %s", folder / CONFIG, site)
+        _say(logging.WARNING, f"{folder / CONFIG} does not say for which site it was made; it is evaluated at {site}")
         return
     try:
         made_for = Site.of_hook(said.hook_name)
@@ -62,16 +69,17 @@ def _compare_model(model: ModelSettings, said: Provenance, folder: Path) -> None
     # SAELens' releases leave out the owner, and write some names in small letters.
     known = {each.casefold() for each in (name, name.rpartition("/")[2], model.name)}
     if said.model_name.casefold() not in known:
-        log.warning(
-            "%s says that it was made for the model %s, and it is evaluated on %s: unless these are two names of one "
-            "model its numbers mean little",
-            folder / CONFIG, said.model_name, name,
-        )  # fmt: skip
+        _say(
+            logging.WARNING,
+            f"{folder / CONFIG} says that it was made for the model {said.model_name}, and it is evaluated on "
+            f"{name}: unless these are two names of one model its numbers mean little",
+        )
     elif said.model_note != note:
-        log.warning(
-            "%s says that it was made for %s (%s), and it is evaluated on other weights of it (%s)",
-            folder / CONFIG, said.model_name, said.model_note or "as published", note or "as published",
-        )  # fmt: skip
+        _say(
+            logging.WARNING,
+            f"{folder / CONFIG} says that it was made for {said.model_name} ({said.model_note or 'as published'}), and "
+            f"it is evaluated on other weights of it ({note or 'as published'})",
+        )
 
 
 def _heeded(dataset: DatasetSettings, said: Provenance, folder: Path) -> DatasetSettings:
@@ -82,9 +90,10 @@ def _heeded(dataset: DatasetSettings, said: Provenance, folder: Path) -> Dataset
         set_to = getattr(dataset, name)
         if wanted is not None and set_to is None:
             dataset = _replaced(dataset, path, **{name: wanted})
-            log.info("dataset.%s is %s, as %s says", name, wanted, path)
+            _say(logging.INFO, f"dataset.{name} is {wanted}, as {path} says")
         elif wanted is not None and set_to != wanted:
-            log.warning("dataset.%s is %s, but %s says %s: it was not made for such rows", name, set_to, path, wanted)
+            different = f"dataset.{name} is {set_to}, but {path} says {wanted}: it was not made for such rows"
+            _say(logging.WARNING, different)
     start, stop = _positions(said.seqpos_slice or [None], dataset.tokens_per_row, path)
     if stop < dataset.tokens_per_row:
         raise ValueError(
@@ -93,16 +102,20 @@ def _heeded(dataset: DatasetSettings, said: Provenance, folder: Path) -> Dataset
         )
     if start > dataset.skip_positions:
         dataset = _replaced(dataset, path, skip_positions=start)
-        log.info("dataset.skip_positions is %d, as seqpos_slice in %s says", start, path)
-    if said.exclude_special_tokens and not dataset.exclude_special_tokens:
-        log.warning(
-            "dataset.exclude_special_tokens is false, but %s says that special tokens were left out in its training",
-            path,
+        _say(logging.INFO, f"dataset.skip_positions is {start}, as seqpos_slice in {path} says")
+    ids = said.exclude_special_tokens if isinstance(said.exclude_special_tokens, list) else []
+    if more := sorted(set(ids) - set(dataset.exclude_tokens)):
+        dataset = _replaced(dataset, path, exclude_tokens=[*dataset.exclude_tokens, *more])
+        _say(
+            logging.INFO,
+            f"tokens {', '.join(map(str, more))} are left out, as exclude_special_tokens in {path} says",
         )
+    if said.exclude_special_tokens and not dataset.exclude_special_tokens:
+        _say(logging.WARNING, f"dataset.exclude_special_tokens is false, but {path} says that they were left out")
     return dataset
 
 
-def _replaced(dataset: DatasetSettings, path: Path, **changes: int | bool) -> DatasetSettings:
+def _replaced(dataset: DatasetSettings, path: Path, **changes: int | bool | list[int]) -> DatasetSettings:
     try:
         return replace(dataset, **changes)
     except ValueError as error:

@@ -52,7 +52,7 @@ def checked(config: DictConfig) -> RunSettings:
         refuse_secret(text, key)
     check(settings)
     check_files(settings)
-    return settings
+    return heed_existing(settings)
 
 
 def accept(config: DictConfig, folder: Path, overrides: Sequence[str]) -> tuple[RunSettings, Origin]:
@@ -69,7 +69,7 @@ def accept(config: DictConfig, folder: Path, overrides: Sequence[str]) -> tuple[
     """
     try:
         overrides = without_passwords(overrides)
-        settings = heed_existing(checked(config))
+        settings = checked(config)
     except (ValueError, OmegaConfBaseException) as error:
         record_refusal(error, Path(config.paths.outputs), folder)
         raise

@@ -2,9 +2,10 @@
 
 import difflib
 import logging
+import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -39,8 +40,24 @@ def explain(error: BaseException) -> str:
             return _unknown_key(cause)
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             line = _first_line(cause)
+            if (gone := re.search(r"(?:Missing mandatory value: |Interpolation key ')([\w.]+)", line)) is not None:
+                return f"{gone[1]} is not set, and a run needs it; add {gone[1]}=..., or leave out ~{gone[1]}"
+            if "is not a ListConfig" in line:
+                return f"{cause.full_key}: it must be a list, as in {cause.full_key}=[...]"
+            if line.endswith("does not support deletion"):
+                return f"{cause.full_key}: a setting cannot be deleted; give it a value, null where it may be null"
             return f"{cause.full_key}: {'it must not be null' if line.endswith('is not Optional') else line}"
     return str(error).strip()
+
+
+def included_itself(arguments: Sequence[str]) -> ValueError:
+    """What Hydra's endless recursion through a defaults list means."""
+    chosen = [each for each in arguments if each.lstrip("+").startswith("experiment=")]
+    files = " and ".join(f"{each.partition('=')[2]}.yaml" for each in chosen) or "a chosen YAML file"
+    return ValueError(
+        f"{', '.join(chosen) or 'the choices'}: the defaults list of {files} includes itself, directly or by way of "
+        "another file; take that line out of it"
+    )
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -4,14 +4,15 @@ Each component's settings stand beside it as a frozen dataclass. Here they are g
 under `schema/...`, where the YAML files take them from, so that unknown keys and wrong types fail at composition.
 """
 
-from dataclasses import dataclass, fields, is_dataclass, make_dataclass
+import re
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from enum import Enum
 from pathlib import Path
 from types import NoneType
 from typing import Any, cast, get_args
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
 from fsae.autoencoders.base import AutoencoderSettings
 from fsae.autoencoders.batch_topk import BatchTopKSettings
@@ -20,6 +21,7 @@ from fsae.autoencoders.jumprelu import JumpReLUSettings
 from fsae.autoencoders.local_pca import FittedSettings, KMeansSettings, LocalPCASettings, PCASettings
 from fsae.autoencoders.standard import StandardSettings
 from fsae.autoencoders.topk import AbsTopKSettings, TopKSettings
+from fsae.configuration.values import written_by_people
 from fsae.evaluation.objective import SearchObjective
 from fsae.evaluation.settings import EvaluationSettings
 from fsae.language_models.settings import ModelSettings
@@ -29,6 +31,7 @@ from fsae.losses.fisher import Fisher
 from fsae.losses.reconstruction import SquaredError
 from fsae.losses.sparsity import L1, StepL0, TanhL0, TargetL0
 from fsae.losses.term import LossTerm
+from fsae.ranges import SEED, Ranged, check_number, is_nullable, range_of
 from fsae.sources.activations import ActivationSourceSettings
 from fsae.sources.documents import DatasetSettings
 from fsae.sources.eeg import EEGSettings
@@ -74,7 +77,7 @@ class SaeSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
+class RunSettings(Ranged):
     """Everything that one run is told.
 
     Attributes:
@@ -86,7 +89,7 @@ class RunSettings:
 
     task: Task
     name: str | None
-    seed: int
+    seed: int = field(metadata=SEED)
     paths: PathsSettings
     model: ModelSettings | None
     site: Site | None
@@ -102,10 +105,9 @@ class RunSettings:
     sae: SaeSettings
 
     def __post_init__(self):
+        super().__post_init__()
         if self.name is not None:
             _check_name(self.name)
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed is {self.seed}; it must be from 0 to 2**32 - 1")
 
     def place(self) -> tuple[ModelSettings, Site, DatasetSettings]:
         """Where activations are from; not of a run on other vectors."""
@@ -121,6 +123,8 @@ class RunSettings:
 
     def check_width(self, d_in: int) -> None:
         """Raise ValueError where the architecture, or how it is trained, is not for vectors of this width."""
+        # Which has to be one at all.
+        self.arch.width(d_in)
         self.arch.check_width(d_in)
         if isinstance(self.arch, FittedSettings) and isinstance(self.trainer, FitSettings):
             self.trainer.check_cells(self.arch.cells(d_in), self.arch.components(d_in))
@@ -191,7 +195,7 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     for path, schema in SCHEMAS.items():
         group, name = path.split("/")
-        store.store(name=name, node=_writable(schema), group=f"schema/{group}")
+        store.store(name=name, node=written_by_people(schema), group=f"schema/{group}")
     # At the root the groups are untyped: OmegaConf would make a node of the declared base class before the chosen
     # schema arrives. `settings_of` checks their types afterwards.
     root = [
@@ -200,24 +204,9 @@ def register_schemas() -> None:
         else (f.name, Any, None if NoneType in get_args(f.type) else MISSING)
         for f in fields(RunSettings)
     ]
-    store.store(name="run_schema", node=make_dataclass("RunSettings", root))
+    store.store(name="run_schema", node=written_by_people(make_dataclass("RunSettings", root)))
     # Hydra copies the store for every group that it lists, which is half of the time of --help; nobody changes a copy.
     setattr(store, "__deepcopy__", lambda memo: store)  # noqa: B010
-
-
-def _writable(schema: type) -> DictConfig:
-    """A node of a frozen dataclass that YAML and overrides may still change: OmegaConf makes such nodes read-only."""
-    node = OmegaConf.structured(schema)
-    _make_writable(node)
-    return node
-
-
-def _make_writable(node: DictConfig) -> None:
-    OmegaConf.set_readonly(node, None)
-    for key in node:
-        child = node._get_node(key)
-        if isinstance(child, DictConfig):
-            _make_writable(child)
 
 
 def settings_of(config: DictConfig) -> RunSettings:
@@ -231,6 +220,7 @@ def settings_of(config: DictConfig) -> RunSettings:
     if missing:
         raise ValueError(f"{missing[0]} is not set; add {missing[0]}=... to the command")
     _refuse_unknown(config, {f.name for f in fields(RunSettings)}, "")
+    _check_ranges(config, RunSettings, "")
     values: dict[str, Any] = {}
     for f in fields(RunSettings):
         node = config[f.name]
@@ -263,3 +253,27 @@ def _refuse_unknown(node: DictConfig, known: set[str], path: str) -> None:
         if isinstance(child, DictConfig):
             kind = OmegaConf.get_type(child)
             _refuse_unknown(child, {f.name for f in fields(kind)} if is_dataclass(kind) else set(), full_key)
+
+
+def _check_ranges(node: DictConfig, kind: type | None, path: str) -> None:
+    """Raise ValueError for a number that is out of its range, by the key that was typed.
+
+    Before the objects are made: they would know their own fields' names alone, and reckon with these numbers.
+    """
+    ranges = {f.name: (range_of(f.metadata), f.type) for f in fields(kind)} if is_dataclass(kind) else {}
+    for key in node:
+        child, full_key = node[key], f"{path}.{key}" if path else str(key)
+        if isinstance(child, DictConfig):
+            _check_ranges(child, OmegaConf.get_type(child), full_key)
+            continue
+        allowed, annotation = ranges.get(str(key), (None, None))
+        if allowed is not None:
+            child = OmegaConf.to_container(child) if isinstance(child, ListConfig) else child
+            check_number(child, allowed, _typed_key(node, key, full_key), is_nullable(annotation))
+
+
+def _typed_key(node: DictConfig, key: Any, full_key: str) -> str:
+    """Where a value was set: another key, where this one takes that one's."""
+    written: Any = OmegaConf.to_container(node, resolve=False)
+    found = re.fullmatch(r"\$\{([\w.]+)\}", written[key]) if isinstance(written[key], str) else None
+    return full_key if found is None else found[1]

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from fsae.ranges import POSITIVE, Ranged
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchObjective:
+class SearchObjective(Ranged, group="objective"):
     """A number of the results, plus a penalty for another l0 than the wanted one.
 
     Attributes:
@@ -17,15 +19,14 @@ class SearchObjective:
     """
 
     metric: str = "eval/fvu"
-    target_l0: float | None = None
+    target_l0: float | None = field(default=None, metadata=POSITIVE)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.metric.startswith("eval/"):
             raise ValueError(
                 f"objective.metric is {self.metric!r}; name a held-out result, as in objective.metric=eval/fvu"
             )
-        if self.target_l0 is not None and not self.target_l0 > 0:
-            raise ValueError(f"objective.target_l0 is {self.target_l0}; it must be positive, or null")
 
     def value(self, results: Mapping[str, Any]) -> float:
         """The number for these results; infinite where nothing fires and a sparsity is wanted.

@@ -1,10 +1,12 @@
 """Settings of the held-out evaluation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from fsae.ranges import COUNT, COUNT_OR_NONE, Ranged, between
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationSettings:
+class EvaluationSettings(Ranged, group="eval"):
     """How much held-out data a run is evaluated on.
 
     Attributes:
@@ -16,18 +18,17 @@ class EvaluationSettings:
         geometry: also look at the regions into which the autoencoder divides the space of its inputs.
     """
 
-    tokens: int = 32768
-    batch_size: int = 2048
-    splice_tokens: int = 2048
+    tokens: int = field(default=32768, metadata=COUNT)
+    batch_size: int = field(
+        default=2048, metadata=between(least=2, most=10**9, meaning="samples whose latents are correlated")
+    )
+    splice_tokens: int = field(default=2048, metadata=COUNT_OR_NONE)
     geometry: bool = False
 
     def __post_init__(self):
-        if self.batch_size < 2:
-            raise ValueError(f"eval.batch_size is {self.batch_size}; correlations between latents need at least 2")
+        super().__post_init__()
         if self.tokens < self.batch_size:
             raise ValueError(
                 f"eval.tokens is {self.tokens}, less than one batch of eval.batch_size={self.batch_size}; "
                 "raise eval.tokens or lower eval.batch_size"
             )
-        if self.splice_tokens < 0:
-            raise ValueError(f"eval.splice_tokens is {self.splice_tokens}; use 0 to switch the splice off")

@@ -291,6 +291,7 @@ def read_provenance(folder: Path) -> Provenance:
         raise ValueError(f"{path}: max_activation_norm is {norm!r}; it must be a positive number, or null")
     return Provenance(
         model_name=read("model_name", str, "the name of a model"),
+        model_note=read("model_note", str, "a text"),
         hook_name=hook_name,
         context_size=context_size,
         prepend_bos=read("prepend_bos", bool, "true or false"),

@@ -1,9 +1,10 @@
 """The settings of a language model: where its weights are, and how they are run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from fsae.naming import last_part
+from fsae.ranges import Ranged, between
 
 
 class Package(Enum):
@@ -41,7 +42,7 @@ class Device(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSettings:
+class ModelSettings(Ranged, group="model"):
     """One language model; exactly one of `package` and `path` says where it comes from.
 
     Attributes:
@@ -63,9 +64,10 @@ class ModelSettings:
     weights: Weights = Weights.pretrained
     dtype: DType = DType.auto
     device: Device = Device.auto
-    batch_size: int | None = None
+    batch_size: int | None = field(default=None, metadata=between(least=1, most=10**9, meaning="a number of sequences"))
 
     def __post_init__(self):
+        super().__post_init__()
         packages = ", ".join(package.name for package in Package)
         if not self.path and self.package is None:
             raise ValueError(
@@ -79,10 +81,6 @@ class ModelSettings:
             )
         if self.revision is not None and self.path is None:
             raise ValueError(f"model.revision is {self.revision!r}, but a packaged model has none; leave it null")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(
-                f"model.batch_size is {self.batch_size}; it counts sequences, so it must be at least 1, or null"
-            )
 
     @property
     def name(self) -> str:

@@ -1,8 +1,10 @@
 """Sites: the places of a transformer block where activations are read and reconstructions are put back."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+
+from fsae.ranges import Ranged, between
 
 
 class SiteName(Enum):
@@ -27,15 +29,11 @@ _BRIDGE_HOOKS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Site:
+class Site(Ranged, group="site"):
     """One site: a name and the block it is in (counted from 0). It is a config group of its own."""
 
     name: SiteName
-    layer: int
-
-    def __post_init__(self):
-        if self.layer < 0:
-            raise ValueError(f"site.layer is {self.layer}; layers are counted from 0")
+    layer: int = field(metadata=between(least=0, most=10_000, meaning="a block, counted from 0"))
 
     @property
     def hook_name(self) -> str:

@@ -1,12 +1,13 @@
 """Terms that give gradient to what the main reconstruction cannot reach: a gate, dead latents."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from fsae.autoencoders.base import ForwardRecord
 from fsae.autoencoders.codes import Codes
 from fsae.autoencoders.pattern import Pattern
 from fsae.losses.term import LossTerm, Measured, Moment
+from fsae.ranges import COUNT, WEIGHT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +44,8 @@ class AuxK(LossTerm):
         k: dead latents a sample; null for half the input's width.
     """
 
-    weight: float = 1 / 32
-    k: int | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.k is not None and self.k < 1:
-            raise ValueError(f"loss.auxiliary.k is {self.k}; it must be at least 1, or null for half the input's width")
+    weight: float = field(default=1 / 32, metadata=WEIGHT)
+    k: int | None = field(default=None, metadata=COUNT)
 
     def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
         dead = moment.dead_latents

@@ -25,6 +25,10 @@ from fsae.autoencoders.codes import Codes
 from fsae.autoencoders.products import first_order
 from fsae.losses.term import LossTerm, Measured, Moment
 
+# By so many roundings of its own size a column may vary and count as constant: those of the sum that is its mean, and
+# of what it was computed from.
+_ROUNDINGS = 16
+
 
 class FisherForm(Enum):
     """What g is the gradient of, and with respect to what.
@@ -216,20 +220,23 @@ def _normalised_moments(codes: Codes) -> _Moments:
         |SS'|^2 + 4 a'SS'1 + 2B a'a + 2 (a'1)^2.
 
     Columns without a zero are centred in place: they would not get sparser, and where they hardly vary the correction
-    would be a difference of huge numbers.
+    would be a difference of huge numbers. A column that varies by no more than rounding is constant: its g is 0, and no
+    gradient passes through it.
     """
     batch = codes.shape[0]
     doubled = codes.map(lambda f: 2 * _wide(f))
     if codes.pattern is None:
-        centred = doubled.values - doubled.values.mean(0)
+        centred = (doubled.values - doubled.values.mean(0)) * _varies(doubled)
         return _moments(Codes(centred / _column_norms(centred.square().sum(0))))
     mean = doubled.column_sums() / batch
     # sum_b (f - mean)^2, from the entries there are and the zeros there are not.
     absent = batch - doubled.map(torch.ones_like).column_sums()
-    deviations = doubled.with_values((doubled.values - doubled.columns(mean)).square()).column_sums()
+    varies = _varies(doubled)
+    deviations = doubled.with_values((doubled.values - doubled.columns(mean)).square()).column_sums() * varies
     norms = _column_norms(deviations + absent * mean.square())
     centre = torch.where(absent == 0, mean, 0.0)
-    scaled = doubled.with_values((doubled.values - doubled.columns(centre)) / doubled.columns(norms))
+    deviation = (doubled.values - doubled.columns(centre)) * doubled.columns(varies)
+    scaled = doubled.with_values(deviation / doubled.columns(norms))
     m = (mean - centre) / norms
 
     def over_entries(power: int) -> Tensor:
@@ -248,6 +255,27 @@ def _normalised_moments(codes: Codes) -> _Moments:
         over_entries(2).square().sum(),
         lambda: ((scaled.map(torch.square).row_sums() + 2 * a).square().sum(), over_entries(4).sum()),
     )
+
+
+@torch.no_grad()
+def _varies(codes: Codes) -> Float[Tensor, " d_sae"]:
+    """1 for a column that varies over the batch by more than rounding of its largest entry, 0 for one that does not."""
+    batch, width = codes.shape
+    values = codes.values.detach()
+    if codes.pattern is None:
+        most, least = values.amax(0), values.amin(0)
+    else:
+        # A column with an entry too few has a zero.
+        entries = codes.map(torch.ones_like).column_sums()
+        most, least = (
+            torch.where(entries < batch, 0.0, end).to(values.dtype)
+            for end in (values.new_full((width,), -torch.inf), values.new_full((width,), torch.inf))
+        )
+        columns = codes.pattern.columns.long().flatten()
+        most.scatter_reduce_(0, columns, values.flatten(), "amax")
+        least.scatter_reduce_(0, columns, values.flatten(), "amin")
+    rounding = _ROUNDINGS * torch.finfo(values.dtype).eps * torch.maximum(most.abs(), least.abs())
+    return (most - least > rounding).to(values.dtype)
 
 
 def _column_norms(sums_of_squares: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:

@@ -6,7 +6,7 @@ MMCS(A, B) is the mean cosine of each direction of A and its partner in B; who i
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 import torch
@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fsae.losses.term import Weighted
+from fsae.ranges import COUNT, WEIGHT
 
 
 class Matching(Enum):
@@ -38,7 +39,7 @@ class Directions(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mutual(Weighted):
+class Mutual(Weighted, group="population.mutual"):
     """A population's mutual term; weight 0 for none.
 
     Attributes:
@@ -51,20 +52,11 @@ class Mutual(Weighted):
             not lessen as fast, for partners are not alike to begin with.
     """
 
-    weight: float = 0.0
+    weight: float = field(default=0.0, metadata=WEIGHT)
     matching: Matching = Matching.hungarian
     directions: Directions = Directions.decoder
-    match_every: int = 1
+    match_every: int = field(default=1, metadata=COUNT)
     shuffled: bool = False
-
-    @property
-    def called(self) -> str:
-        return "population.mutual"
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.match_every < 1:
-            raise ValueError(f"population.mutual.match_every is {self.match_every}; it counts steps, from 1")
 
 
 def partners(

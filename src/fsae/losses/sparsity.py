@@ -1,7 +1,6 @@
 """Pressure toward few active latents."""
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -9,6 +8,7 @@ import torch
 from fsae.autoencoders.base import ForwardRecord
 from fsae.autoencoders.codes import Codes
 from fsae.losses.term import LossTerm, Measured, Moment
+from fsae.ranges import POSITIVE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +39,9 @@ class TargetL0(LossTerm):
         target: wanted mean number of active latents.
     """
 
-    target: float = 64.0
+    target: float = field(default=64.0, metadata=POSITIVE)
 
     needs: ClassVar[frozenset[str]] = frozenset({"active"})
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.target <= 0:
-            raise ValueError(f"loss.sparsity.target is {self.target}; it must be positive")
 
     def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
         assert record.active is not None
@@ -63,12 +58,7 @@ class TanhL0(LossTerm):
         scale: c; the larger, the closer to a count.
     """
 
-    scale: float = 4.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 < self.scale < math.inf:
-            raise ValueError(f"loss.sparsity.scale is {self.scale}; it must be finite and positive")
+    scale: float = field(default=4.0, metadata=POSITIVE)
 
     def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
         sizes = _sizes(record)

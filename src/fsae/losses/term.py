@@ -1,6 +1,5 @@
 """A loss term: one named number taken from a forward record; it counts by a weight that may rise."""
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -8,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fsae.autoencoders.base import ForwardRecord
+from fsae.ranges import SHARE, WEIGHT, Ranged
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class Moment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weighted(ABC):
+class Weighted(Ranged, ABC):
     """Something that counts by a weight, which may rise at the beginning of training.
 
     Attributes:
@@ -38,19 +38,8 @@ class Weighted(ABC):
         warm_up: share of training over which the weight rises linearly from 0.
     """
 
-    weight: float
-    warm_up: float = 0.0
-
-    @property
-    @abstractmethod
-    def called(self) -> str:
-        """What messages call it."""
-
-    def __post_init__(self):
-        if not 0 <= self.weight < math.inf:
-            raise ValueError(f"{self.called}.weight is {self.weight}; it must be finite and not negative")
-        if not 0 <= self.warm_up <= 1:
-            raise ValueError(f"{self.called}.warm_up is {self.warm_up}; it is a share of training, 0 to 1")
+    weight: float = field(metadata=WEIGHT)
+    warm_up: float = field(default=0.0, metadata=SHARE)
 
     def weight_at(self, progress: float) -> float:
         """The weight once a share `progress` (0 to 1) of the training is done."""
@@ -58,21 +47,17 @@ class Weighted(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossTerm(Weighted):
+class LossTerm(Weighted, group="loss"):
     """A named part of the objective. Its settings are the term: there is nothing else to hold.
 
     Attributes:
         weight: factor in the objective; 0 measures the term without training on it.
     """
 
-    weight: float = 1.0
+    weight: float = field(default=1.0, metadata=WEIGHT)
 
     # Optional fields of the forward record that the term reads; architectures say which they provide.
     needs: ClassVar[frozenset[str]] = frozenset()
-
-    @property
-    def called(self) -> str:
-        return type(self).__name__
 
     @abstractmethod
     def measure(self, record: ForwardRecord, moment: Moment) -> Measured:

@@ -1,7 +1,6 @@
 """Activations of a language model at one site as a stream of shuffled batches."""
 
 import logging
-import math
 import time
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +21,7 @@ from fsae.language_models.settings import ModelSettings
 from fsae.language_models.shape import shape_of
 from fsae.language_models.sites import Site
 from fsae.language_models.transformer_lens_model import TransformerLensModel, open_language_model
+from fsae.ranges import COUNT, POSITIVE, SEED, Ranged, between
 from fsae.sources.documents import DatasetSettings, Part, dataset_identity, open_documents
 from fsae.sources.harvest import Harvester, require_memory
 from fsae.sources.massive import norm_limit, within
@@ -56,7 +56,7 @@ class Cache(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActivationSourceSettings:
+class ActivationSourceSettings(Ranged, group="source"):
     """Which activations are trained on, in which order, and where they are kept. What is kept decides no numbers.
 
     Attributes:
@@ -75,29 +75,19 @@ class ActivationSourceSettings:
         ValueError: a number out of range, a site that does not read "name.layer", other sites without a cache.
     """
 
-    tokens: int | None = None
-    shard_tokens: int = 262_144
-    seed: int = 0
+    tokens: int | None = field(default=None, metadata=COUNT)
+    shard_tokens: int = field(default=262_144, metadata=COUNT)
+    seed: int = field(default=0, metadata=SEED)
     cache: Cache = Cache.auto
-    cache_gb: float | None = None
+    cache_gb: float | None = field(default=None, metadata=POSITIVE)
     also: list[str] = field(default_factory=list)
-    worker: int = 0
-    max_norm_multiple: float | None = 10.0
+    worker: int = field(default=0, metadata=between(least=0, most=10**6))
+    max_norm_multiple: float | None = field(
+        default=10.0, metadata=between(above=1, most=10**9, meaning="a multiple of the median norm")
+    )
 
     def __post_init__(self):
-        for name in ("tokens", "shard_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"source.{name} is {value}; it must be at least 1")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"source.seed is {self.seed}; it must be from 0 to 2**32 - 1")
-        if self.cache_gb is not None and not self.cache_gb > 0:
-            raise ValueError(f"source.cache_gb is {self.cache_gb}; it must be positive, or null for no limit")
-        if self.max_norm_multiple is not None and not 1 < self.max_norm_multiple < math.inf:
-            raise ValueError(
-                f"source.max_norm_multiple is {self.max_norm_multiple}; it multiplies the median norm, so it must be "
-                "above 1, or null to leave nothing out"
-            )
+        super().__post_init__()
         if self.also and self.cache is Cache.none:
             raise ValueError("source.also names sites to keep, and source.cache is none; use disk or auto")
         self.other_sites()

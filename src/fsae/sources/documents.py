@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from fsae.language_models.hub import RepoKind, is_hub_name, require_repo, resolved_revision
 from fsae.language_models.identity import folder_identity, listing_digest
 from fsae.naming import last_part, word
+from fsae.ranges import COUNT_OR_NONE, INNER_SHARE, Ranged, between
 from fsae.sources.chats import Message, messages_of
 from fsae.sources.files import files_at, standard_library
 from fsae.sources.rows import FileRows, Row, first_line, parquet_columns
@@ -57,7 +58,7 @@ class Part(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetSettings:
+class DatasetSettings(Ranged, group="dataset"):
     """A data set, and how its documents are cut into rows of tokens.
 
     Attributes:
@@ -101,16 +102,19 @@ class DatasetSettings:
     mask_column: str | None = None
     chat_roles: list[str] | None = None
     label_column: str | None = None
-    max_invalid_rows: int = 10
-    held_out: float = 0.1
-    context: int | None = None
+    max_invalid_rows: int = field(default=10, metadata=COUNT_OR_NONE)
+    held_out: float = field(default=0.1, metadata=INNER_SHARE)
+    context: int | None = field(default=None, metadata=between(least=2, most=2**24, meaning="a number of tokens"))
     prepend_bos: bool | None = None
-    skip_positions: int = 1
+    skip_positions: int = field(default=1, metadata=between(least=0, most=2**24))
     exclude_special_tokens: bool = True
-    exclude_tokens: list[int] = field(default_factory=list)
+    exclude_tokens: list[int] = field(
+        default_factory=list, metadata=between(least=0, most=2**31 - 1, meaning="a token id")
+    )
     prefix: str | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         if self.format is DatasetFormat.python_source and self.path is not None:
             raise ValueError(
                 f"dataset.path is {self.path!r}, but python_source reads the running Python's standard library; "
@@ -144,18 +148,10 @@ class DatasetSettings:
             )
         if self.chat_roles is not None and not self.chat_roles:
             raise ValueError("dataset.chat_roles is empty; name the roles that count, or set it to null for all")
-        if self.max_invalid_rows < 0:
-            raise ValueError(f"dataset.max_invalid_rows is {self.max_invalid_rows}; it must be at least 0")
-        if any(token_id < 0 for token_id in self.exclude_tokens):
-            raise ValueError(f"dataset.exclude_tokens is {self.exclude_tokens}; token ids are at least 0")
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"dataset.held_out is {self.held_out}; it is a share of the documents, between 0 and 1")
-        if self.tokens_per_row < 2:
-            raise ValueError(f"dataset.context is {self.context}; a row needs at least 2 tokens")
-        if not 0 <= self.skip_positions < self.tokens_per_row:
+        if self.skip_positions >= self.tokens_per_row:
             raise ValueError(
-                f"dataset.skip_positions is {self.skip_positions}; it must be at least 0 and leave some of the "
-                f"{self.tokens_per_row} positions of dataset.context"
+                f"dataset.skip_positions is {self.skip_positions}; it must leave some of the {self.tokens_per_row} "
+                "positions of dataset.context"
             )
 
     @property

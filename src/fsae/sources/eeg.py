@@ -5,7 +5,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fsae.draws import generator_for
 from fsae.language_models.identity import folder_identity
+from fsae.ranges import INNER_SHARE, between
 from fsae.sources.in_memory import InMemorySettings, InMemorySource
 from fsae.sources.source import Batch
 
@@ -46,25 +47,18 @@ class EEGSettings(InMemorySettings):
     """
 
     path: str | None = None
-    rate: float | None = None
-    low: float = 0.5
-    high: float = 45.0
-    order: int = 5
-    seconds: float = 1.0
-    held_out: float = 0.1
-    noise_snr_db: float | None = None
+    rate: float | None = field(default=None, metadata=between(least=1, most=10**6, meaning="samples a second"))
+    low: float = field(default=0.5, metadata=between(above=0, most=10**6, meaning="in Hz"))
+    high: float = field(default=45.0, metadata=between(above=0, most=10**6, meaning="in Hz"))
+    order: int = field(default=5, metadata=between(least=1, most=20, meaning="the order of a Butterworth filter"))
+    seconds: float = field(default=1.0, metadata=between(above=0, most=10**5))
+    held_out: float = field(default=0.1, metadata=INNER_SHARE)
+    noise_snr_db: float | None = field(default=None, metadata=between(least=-100, most=100, meaning="in decibels"))
 
     def __post_init__(self):
-        if not 0 < self.low < self.high:
-            raise ValueError(f"source.low={self.low} and source.high={self.high}: 0 < low < high, in Hz")
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"source.held_out is {self.held_out}; it is a share of the recordings")
-        for name in ("order", "seconds", "rate"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"source.{name} is {value}; it must be positive")
-        if self.noise_snr_db is not None and not math.isfinite(self.noise_snr_db):
-            raise ValueError(f"source.noise_snr_db is {self.noise_snr_db}; it is in decibels, or null for no noise")
+        super().__post_init__()
+        if self.low >= self.high:
+            raise ValueError(f"source.low is {self.low} Hz, and source.high {self.high} Hz; it must be below that")
         if self.noise_snr_db is not None and self.high * self.seconds < math.ceil(self.low * self.seconds):
             raise ValueError(
                 f"source.noise_snr_db: no frequency between {self.low} and {self.high} Hz has whole cycles in "

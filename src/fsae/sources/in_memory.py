@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,18 +10,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fsae.draws import generator_for
+from fsae.ranges import SEED, Ranged
 from fsae.sources.source import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class InMemorySettings(ABC):
+class InMemorySettings(Ranged, ABC, group="source"):
     """What every source lets one choose whose vectors are all there from the beginning.
 
     Attributes:
         seed: of their order, and of what else is drawn.
     """
 
-    seed: int = 0
+    seed: int = field(default=0, metadata=SEED)
 
     @property
     def d_in(self) -> int | None:

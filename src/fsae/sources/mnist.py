@@ -3,7 +3,7 @@
 import gzip
 import logging
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fsae.draws import generator_for
 from fsae.language_models.identity import folder_identity
+from fsae.ranges import SOME_SHARE
 from fsae.sources.in_memory import InMemorySettings, InMemorySource
 
 log = logging.getLogger(__name__)
@@ -36,11 +37,7 @@ class MNISTSettings(InMemorySettings):
     """
 
     path: str | None = None
-    share: float = 1.0
-
-    def __post_init__(self):
-        if not 0 < self.share <= 1:
-            raise ValueError(f"source.share is {self.share}; it is a share of the training images, above 0, at most 1")
+    share: float = field(default=1.0, metadata=SOME_SHARE)
 
     @property
     def d_in(self) -> int | None:

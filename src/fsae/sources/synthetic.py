@@ -7,7 +7,7 @@ run that is resumed sees the batches that it would have seen.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from fsae.autoencoders.codes import Codes
 from fsae.autoencoders.pattern import Pattern
 from fsae.draws import generator_for
+from fsae.ranges import COUNT, INNER_SHARE, SEED, SOME_SHARE, Ranged, between
 from fsae.sources.source import Batch, in_batches
 
 # Vectors that scale and biases are measured on.
@@ -40,7 +41,7 @@ class FeatureModel(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SyntheticSettings(ABC):
+class SyntheticSettings(Ranged, ABC, group="source"):
     """What every synthetic source lets one choose.
 
     Attributes:
@@ -49,16 +50,9 @@ class SyntheticSettings(ABC):
         seed: of the features and of all samples. Runs that share it see the same batches.
     """
 
-    d_in: int
-    features: int
-    seed: int = 0
-
-    def __post_init__(self):
-        for name in ("d_in", "features"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"source.{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"source.seed is {self.seed}; it must be from 0 to 2**32 - 1")
+    d_in: int = field(metadata=between(least=1, most=2**20))
+    features: int = field(metadata=between(least=1, most=2**28))
+    seed: int = field(default=0, metadata=SEED)
 
     @abstractmethod
     def model(self) -> FeatureModel:
@@ -80,23 +74,20 @@ class GroupedFeaturesSettings(SyntheticSettings):
             in [0, 1], features standard normal.
     """
 
-    d_in: int = 256
-    features: int = 512
-    groups: int = 12
-    active: int = 32
-    decay: float = 0.99
+    d_in: int = field(default=256, metadata=between(least=1, most=2**20))
+    features: int = field(default=512, metadata=between(least=1, most=2**28))
+    groups: int = field(default=12, metadata=COUNT)
+    active: int = field(default=32, metadata=COUNT)
+    decay: float = field(default=0.99, metadata=SOME_SHARE)
 
     def __post_init__(self):
         super().__post_init__()
-        if not 1 <= self.groups <= self.features:
+        if self.groups > self.features:
             raise ValueError(f"source.groups is {self.groups}; it must be from 1 to source.features={self.features}")
-        if not 1 <= self.active <= self.features // self.groups:
+        if self.active > self.features // self.groups:
             raise ValueError(
-                f"source.active is {self.active}; a group has {self.features // self.groups} features, of which at "
-                "least one is there"
+                f"source.active is {self.active}, more than the {self.features // self.groups} features of a group"
             )
-        if not 0 < self.decay <= 1:
-            raise ValueError(f"source.decay is {self.decay}; it must be above 0 and at most 1")
 
     def model(self) -> FeatureModel:
         return _GroupedFeatures(self)
@@ -129,17 +120,15 @@ class SparseSourcesSettings(SyntheticSettings):
         zipf: the i-th source is drawn with probability proportional to i^-zipf; 0 for all alike.
     """
 
-    d_in: int = 8
-    features: int = 16
-    active: int = 3
-    zipf: float = 0.0
+    d_in: int = field(default=8, metadata=between(least=1, most=2**20))
+    features: int = field(default=16, metadata=between(least=1, most=2**28))
+    active: int = field(default=3, metadata=COUNT)
+    zipf: float = field(default=0.0, metadata=between(least=0, most=100))
 
     def __post_init__(self):
         super().__post_init__()
-        if not 1 <= self.active <= self.features:
+        if self.active > self.features:
             raise ValueError(f"source.active is {self.active}; it must be from 1 to source.features={self.features}")
-        if self.zipf < 0:
-            raise ValueError(f"source.zipf is {self.zipf}; it must not be negative")
 
     def model(self) -> FeatureModel:
         return _SparseSources(self)
@@ -181,32 +170,27 @@ class HierarchicalFeaturesSettings(SyntheticSettings):
         factor: standard deviation of a variable's loading on each, beside 1 of its own.
     """
 
-    d_in: int = 768
-    features: int = 16_384
-    roots: int = 128
-    branching: int = 4
-    depth: int = 3
-    zipf: float = 0.5
-    p_min: float = 5e-4
-    p_max: float = 0.4
-    rank: int = 25
-    factor: float = 0.1
+    d_in: int = field(default=768, metadata=between(least=1, most=2**20))
+    features: int = field(default=16_384, metadata=between(least=1, most=2**28))
+    roots: int = field(default=128, metadata=COUNT)
+    branching: int = field(default=4, metadata=COUNT)
+    depth: int = field(default=3, metadata=between(least=0, most=60))
+    zipf: float = field(default=0.5, metadata=between(least=0, most=100))
+    p_min: float = field(default=5e-4, metadata=INNER_SHARE)
+    p_max: float = field(default=0.4, metadata=INNER_SHARE)
+    rank: int = field(default=25, metadata=between(least=0, most=10**6))
+    factor: float = field(default=0.1, metadata=between(least=0, most=10**6))
 
     def __post_init__(self):
         super().__post_init__()
-        for name, least in (("roots", 1), ("branching", 1), ("depth", 0), ("rank", 0), ("zipf", 0.0)):
-            if not least <= getattr(self, name) < math.inf:
-                raise ValueError(f"source.{name} is {getattr(self, name)}; it must be at least {least}")
         size = self.roots * sum(self.branching**level for level in range(self.depth + 1))
         if size > self.features:
             raise ValueError(
                 f"source.roots={self.roots}, branching={self.branching} and depth={self.depth} make {size} features in "
                 f"trees, more than source.features={self.features}"
             )
-        if not 0 < self.p_min <= self.p_max < 1:
-            raise ValueError(f"source.p_min={self.p_min} and source.p_max={self.p_max}: 0 < p_min <= p_max < 1")
-        if self.factor < 0:
-            raise ValueError(f"source.factor is {self.factor}; it must not be negative")
+        if self.p_min > self.p_max:
+            raise ValueError(f"source.p_min is {self.p_min}, more than source.p_max={self.p_max}; lower it")
 
     def model(self) -> FeatureModel:
         return _HierarchicalFeatures(self)

@@ -1,12 +1,13 @@
 """SplInterp's toy in the plane: a noisy line, a square and a diagonal."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fsae.draws import generator_for
+from fsae.ranges import between
 from fsae.sources.in_memory import InMemorySettings, InMemorySource
 
 _HELD_OUT = 4096
@@ -22,11 +23,7 @@ class ToyClustersSettings(InMemorySettings):
         points: to train on; 4,096 others are held out.
     """
 
-    points: int = 100
-
-    def __post_init__(self):
-        if self.points < 3:
-            raise ValueError(f"source.points is {self.points}; three clusters need at least 3")
+    points: int = field(default=100, metadata=between(least=3, most=10**9, meaning="points of three clusters"))
 
     @property
     def d_in(self) -> int:

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from fsae.configuration.origin import checked, keep_password
+from fsae.configuration.overrides import check_jobs
 from fsae.configuration.places import check_folder, check_outputs
 from fsae.configuration.refusal import MENDABLE, explain, refuse
 from fsae.credentials import refuse_secret, without_password
@@ -186,10 +187,11 @@ class SweepCallback(Callback):
 
     Args:
         resumed: whether its folder holds the sweep already.
+        max_jobs: how many jobs a sweep may have.
     """
 
-    def __init__(self, resumed: bool = False) -> None:
-        self.resumed = resumed
+    def __init__(self, resumed: bool = False, max_jobs: int = 10_000) -> None:
+        self.resumed, self.max_jobs = resumed, max_jobs
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Refuse what cannot be run, before it has a folder; warn where a launcher was chosen for what is no sweep."""
@@ -205,6 +207,7 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Claim the folder and open MLflow's store, before any job can."""
         with _refused(config):
+            check_jobs(config, self.max_jobs)
             _launching.append(_begin(config, self.resumed))
         # As an exception, so that the end is told. A job under way in this process listens by itself.
         signal.signal(signal.SIGTERM, _leave)

@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from fsae.ranges import Ranged, between
 from fsae.tracking.run_folder import RunFolder
 from fsae.tracking.run_log import speaking_for
 from fsae.tracking.spool import MetricLog
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrackingSettings:
+class TrackingSettings(Ranged, group="tracking"):
     """Where a run's numbers go besides its folder.
 
     Attributes:
@@ -30,15 +31,14 @@ class TrackingSettings:
     mlflow: bool = True
     uri: str | None = None
     experiment: str = "fsae"
-    flush_seconds: float = 30.0
+    flush_seconds: float = field(default=30.0, metadata=between(least=0, most=10**6))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.uri:
             checked_uri(self.uri, "tracking.uri")
         if not self.experiment:
             raise ValueError("tracking.experiment is empty: name the MLflow experiment, as in tracking.experiment=fsae")
-        if not self.flush_seconds >= 0:
-            raise ValueError(f"tracking.flush_seconds={self.flush_seconds}: give 0 or more seconds")
 
 
 class Tracker:

@@ -1,8 +1,7 @@
 """PAM-SGD: the encoder by gradient steps, the decoder in closed form, in turns (Budd et al. 2025, arXiv 2505.11836)."""
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from fsae.autoencoders.base import ForwardRecord, SparseAutoencoder
 from fsae.autoencoders.codes import Codes
 from fsae.losses.objective import Objective
+from fsae.ranges import COUNT, COUNT_OR_NONE, SHARE, WEIGHT
 from fsae.training.least_squares import LeastSquares
 from fsae.training.member import Member
 from fsae.training.reinitialisation import Reinitialisation
@@ -45,26 +45,18 @@ class PamSettings(AdamSettings):
         mu_enc, nu_enc: likewise of W_enc, and of all else in the encoder, since the round began.
     """
 
-    encoder_batches: int = 1
-    decoder_batches: int = 0
-    memory: float = 0.0
-    alpha: float = 1e-6
-    beta: float = 1e-6
-    mu: float = 1e-3
-    nu: float = 1e-3
-    mu_enc: float = 1e-3
-    nu_enc: float = 1e-3
+    encoder_batches: int = field(default=1, metadata=COUNT)
+    decoder_batches: int = field(default=0, metadata=COUNT_OR_NONE)
+    memory: float = field(default=0.0, metadata=SHARE)
+    alpha: float = field(default=1e-6, metadata=WEIGHT)
+    beta: float = field(default=1e-6, metadata=WEIGHT)
+    mu: float = field(default=1e-3, metadata=WEIGHT)
+    nu: float = field(default=1e-3, metadata=WEIGHT)
+    mu_enc: float = field(default=1e-3, metadata=WEIGHT)
+    nu_enc: float = field(default=1e-3, metadata=WEIGHT)
 
     def __post_init__(self):
         super().__post_init__()
-        for name, least in (("encoder_batches", 1), ("decoder_batches", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be at least {least}")
-        if not 0 <= self.memory <= 1:
-            raise ValueError(f"trainer.memory is {self.memory}; it is a share, 0 to 1")
-        for name in ("alpha", "beta", "mu", "nu", "mu_enc", "nu_enc"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be finite and not negative")
         if self.steps % self.round and (self.decoder_batches > 0 or self.memory == 0):
             whole = self.round * self.batch_size
             rounds = self.tokens // whole

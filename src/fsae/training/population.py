@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field
 
 from fsae.losses.mutual import Mutual
+from fsae.ranges import Ranged, between
 from fsae.training.reinitialisation import Reinitialisation
 
 
 @dataclass(frozen=True, kw_only=True)
-class PopulationSettings:
+class PopulationSettings(Ranged, group="population"):
     """How many autoencoders a run trains, and what is between them.
 
     Attributes:
@@ -16,13 +17,12 @@ class PopulationSettings:
         reinitialise: when an autoencoder, or some of its latents, is started over.
     """
 
-    size: int = 1
+    size: int = field(default=1, metadata=between(least=1, most=10_000, meaning="a number of autoencoders"))
     mutual: Mutual = field(default_factory=Mutual)
     reinitialise: Reinitialisation = field(default_factory=Reinitialisation)
 
     def __post_init__(self):
-        if self.size < 1:
-            raise ValueError(f"population.size is {self.size}; it must be at least 1")
+        super().__post_init__()
         if self.size == 1 and self.mutual.weight > 0:
             raise ValueError(
                 f"population.mutual.weight is {self.mutual.weight}, but there is nobody to be like; raise "

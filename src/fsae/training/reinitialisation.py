@@ -1,7 +1,6 @@
 """Starting over what fires far from how often it should: single latents, or a whole autoencoder (MFR)."""
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from fsae.autoencoders.base import SparseAutoencoder
 from fsae.autoencoders.initialisation import initialise_from
+from fsae.ranges import COUNT, POSITIVE, SHARE, SOME_SHARE, Ranged, between
 from fsae.training.dead_latents import DeadLatents
 
 
@@ -23,7 +23,7 @@ class Scope(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reinitialisation:
+class Reinitialisation(Ranged, group="population.reinitialise"):
     """Re-initialisation by activation rates (Marks et al. 2024, arXiv 2411.01220).
 
     A latent's deviation is (|r - target| / target)^power, r the share of samples it is on in. That of one that is never
@@ -40,24 +40,11 @@ class Reinitialisation:
     """
 
     scope: Scope = Scope.none
-    target_rate: float | None = None
-    power: float = 3.0
-    threshold: float = 2.5
-    every: int = 1
-    until: float = 0.5
-
-    def __post_init__(self):
-        if self.every < 1:
-            raise ValueError(f"population.reinitialise.every is {self.every}; it counts batches, from 1")
-        if not 0 <= self.until <= 1:
-            raise ValueError(f"population.reinitialise.until is {self.until}; it is a share of training, 0 to 1")
-        if self.target_rate is not None and not 0 < self.target_rate <= 1:
-            raise ValueError(
-                f"population.reinitialise.target_rate is {self.target_rate}; it is a share of samples, above 0 to 1"
-            )
-        for name in ("power", "threshold"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"population.reinitialise.{name} is {getattr(self, name)}; it must be positive")
+    target_rate: float | None = field(default=None, metadata=SOME_SHARE)
+    power: float = field(default=3.0, metadata=between(above=0, most=100))
+    threshold: float = field(default=2.5, metadata=POSITIVE)
+    every: int = field(default=1, metadata=COUNT)
+    until: float = field(default=0.5, metadata=SHARE)
 
     def looks_after(self, step: int, steps: int) -> bool:
         """Whether rates are looked at after a step, counted from 0, of so many."""

@@ -1,9 +1,9 @@
 """Settings of training: what every trainer lets one choose, gradient steps, and fitting."""
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
+from fsae.ranges import COUNT, DECAY, INNER_SHARE, POSITIVE, SHARE, WEIGHT, Ranged, between
 from fsae.training.scaling import Scale
 
 
@@ -16,7 +16,7 @@ class Precision(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainerSettings:
+class TrainerSettings(Ranged, group="trainer"):
     """What every trainer lets one choose.
 
     Attributes:
@@ -28,19 +28,15 @@ class TrainerSettings:
         checkpoint_seconds: time between checkpoints.
     """
 
-    tokens: int = 100_000_000
-    batch_size: int = 4096
+    tokens: int = field(default=100_000_000, metadata=COUNT)
+    batch_size: int = field(default=4096, metadata=COUNT)
     activation_scale: Scale = Scale.sqrt_d
-    dead_after: int = 1_000_000
-    log_every: int = 50
-    checkpoint_seconds: float = 300.0
+    dead_after: int = field(default=1_000_000, metadata=COUNT)
+    log_every: int = field(default=50, metadata=COUNT)
+    checkpoint_seconds: float = field(default=300.0, metadata=between(least=0, most=10**9))
 
     def __post_init__(self):
-        for name in ("tokens", "batch_size", "dead_after", "log_every"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be positive and finite")
-        if not self.checkpoint_seconds >= 0:
-            raise ValueError(f"trainer.checkpoint_seconds is {self.checkpoint_seconds}; it must not be negative")
+        super().__post_init__()
         if self.tokens < self.batch_size:
             raise ValueError(f"trainer.tokens ({self.tokens}) is less than one batch ({self.batch_size})")
 
@@ -71,12 +67,7 @@ class FitSettings(TrainerSettings):
             stay where they are for the rest.
     """
 
-    centres: float = 0.5
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 < self.centres < 1:
-            raise ValueError(f"trainer.centres is {self.centres}; it is a share of training, between 0 and 1")
+    centres: float = field(default=0.5, metadata=INNER_SHARE)
 
     def check_cells(self, cells: int, components: int) -> None:
         """Raise ValueError where a batch has no sample for each first centre, or no step is left for components."""
@@ -112,39 +103,24 @@ class AdamSettings(TrainerSettings):
             training, where they would have no time to learn.
     """
 
-    updates_per_batch: int = 1
-    lr: float = 3e-4
-    beta1: float = 0.9
-    beta2: float = 0.999
-    weight_decay: float = 0.0
-    warm_up: float = 0.01
-    decay: float = 0.2
-    clip_norm: float | None = 1.0
+    updates_per_batch: int = field(default=1, metadata=COUNT)
+    lr: float = field(default=3e-4, metadata=between(above=0, most=100))
+    beta1: float = field(default=0.9, metadata=DECAY)
+    beta2: float = field(default=0.999, metadata=DECAY)
+    weight_decay: float = field(default=0.0, metadata=WEIGHT)
+    warm_up: float = field(default=0.01, metadata=SHARE)
+    decay: float = field(default=0.2, metadata=SHARE)
+    clip_norm: float | None = field(default=1.0, metadata=POSITIVE)
     precision: Precision = Precision.fp32
     compile: bool = False
-    resample_every: int | None = None
+    resample_every: int | None = field(default=None, metadata=COUNT)
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("updates_per_batch", "lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be positive and finite")
-        for name in ("warm_up", "decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"trainer.{name} is {getattr(self, name)}; it is a share of training, 0 to 1")
         if self.warm_up + self.decay > 1:
             raise ValueError(
                 f"trainer.warm_up + trainer.decay is {self.warm_up + self.decay}; together they must not exceed 1"
             )
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"trainer.weight_decay is {self.weight_decay}; it must be finite and not negative")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"trainer.{name} is {getattr(self, name)}; it must be in [0, 1)")
-        for name in ("clip_norm", "resample_every"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"trainer.{name} is {value}; it must be positive, or null")
 
     def updates_at(self, step: int) -> int:
         return self.updates_per_batch

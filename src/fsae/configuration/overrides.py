@@ -1,0 +1,83 @@
+"""The command line's overrides: put where Hydra reads them, and told apart where its own message names none."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, RangeSweep
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from fsae.configuration.conf_folder import conf_folder
+
+# Options that stand alone: what follows them is no value of theirs.
+_FLAGS = {"-m", "--multirun", "-r", "--run", "--resolve"}
+
+
+def options_first(arguments: Sequence[str]) -> list[str]:
+    """The same arguments with the overrides last, so that `debug=tiny -m seed=1,2` is read as it is meant.
+
+    argparse takes overrides in one piece: those after an option that follows others would be unknown to it.
+    """
+    options, overrides = [], []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        of_option = before.startswith("-") and before not in _FLAGS and "=" not in before
+        is_override = not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
+        (overrides if is_override and not of_option else options).append(argument)
+    return [*options, *overrides]
+
+
+def check_choices(arguments: Sequence[str]) -> None:
+    """Raise ValueError where a group is given what is no choice of it: Hydra's message would not say which one."""
+    groups = {path.name for path in conf_folder().iterdir() if path.is_dir()}
+    for argument in arguments:
+        if argument.startswith(("-", "~")) or argument.partition("=")[0] not in groups:
+            continue
+        try:
+            override = OverridesParser.create().parse_override(argument)
+        except HydraException:
+            continue  # which Hydra tells with the place of the mistake
+        if override.is_sweep_override():
+            continue
+        chosen = override.value()
+        if not all(isinstance(word, str) for word in (chosen if isinstance(chosen, list) else [chosen])):
+            key, _, value = argument.partition("=")
+            choices = ", ".join(sorted(path.stem for path in (conf_folder() / key).glob("*.yaml")))
+            raise ValueError(f"{argument}: {value} is no choice of {key}; it has: {choices}")
+
+
+def check_jobs(config: DictConfig, most: int) -> None:
+    """Raise ValueError where a sweep has more jobs than anybody means.
+
+    Args:
+        config: the sweep's, with Hydra's own settings.
+        most: how many it may have.
+    """
+    sweeper = config.hydra.sweeper
+    if config.hydra.mode is not RunMode.MULTIRUN or not str(sweeper._target_).endswith("BasicSweeper"):
+        return
+    written = [*(f"{key}={value}" for key, value in (sweeper.params or {}).items()), *config.hydra.overrides.task]
+    # The command line's take the place of the YAML file's.
+    counts = {each.key_or_group: (each, _choices(each)) for each in OverridesParser.create().parse_overrides(written)}
+    jobs = prod(count for _, count in counts.values())
+    if jobs > most:
+        largest, _ = max(counts.values(), key=lambda found: found[1])
+        raise ValueError(
+            f"{largest.input_line}: this sweep has {jobs:,} jobs, and at most {most:,} are started at a time; sweep "
+            f"over less, or allow more by hydra.callbacks.sweep.max_jobs={jobs}"
+        )
+
+
+def _choices(override: Override) -> int:
+    """How many values it sweeps over, without making them all."""
+    if not override.is_sweep_override():
+        return 1
+    swept: Any = override.value()
+    if isinstance(swept, RangeSweep):
+        assert swept.start is not None
+        assert swept.stop is not None
+        return max(1, int((swept.stop - swept.start) / swept.step))
+    # Of a glob it is not known before Hydra has looked.
+    return len(getattr(swept, "list", None) or [None])
