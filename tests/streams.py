@@ -155,6 +155,7 @@ def activation_source(
     seed: int = 0,
     training_tokens: int = 10_000,
     max_norm_multiple: float | None = 10.0,
+    max_norm: float | None = None,
     **shards: Any,
 ) -> ActivationSource:
     """A fresh source at its beginning; two with the same arguments give the same vectors."""
@@ -166,4 +167,5 @@ def activation_source(
         device=torch.device("cpu"),
         passes=PASSES,
         max_norm_multiple=max_norm_multiple,
+        max_norm=max_norm,
     )

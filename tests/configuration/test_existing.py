@@ -12,6 +12,7 @@ from fsae.configuration.existing import _compare_model, heed_existing
 from fsae.configuration.schema import RunSettings, settings_of
 from fsae.export.saelens import Provenance, save_saelens
 from fsae.language_models.settings import ModelSettings, Package
+from fsae.sources.activations import ActivationSourceSettings
 from fsae.sources.documents import DatasetSettings
 from tests.architectures import build
 from tests.composition import composed
@@ -129,3 +130,20 @@ def test_an_autoencoder_made_for_unquantised_weights_is_told(caplog):
     made_for = Provenance(model_name="HuggingFaceTB/SmolLM2-135M-Instruct")
     _compare_model(ModelSettings(package=Package.smollm2_135m_instruct_q4_1), made_for, Path("sae"))
     assert "(as published), and it is evaluated on other weights of it (weights quantised to Q4_1" in caplog.text
+
+
+def test_the_norm_beyond_which_its_training_left_activations_out_is_heeded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    def limits(*overrides: str) -> tuple[float | None, float | None]:
+        source = heed_existing(settings_for(tmp_path, *overrides, max_activation_norm=812.5)).source
+        assert isinstance(source, ActivationSourceSettings)
+        return source.max_norm_multiple, source.max_norm
+
+    assert limits() == (10.0, 812.5)
+    assert not [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert limits("source.max_norm=812.5") == (10.0, 812.5)
+    assert limits("source.max_norm_multiple=null") == (None, None)
+    assert "source.max_norm is None, but" in caplog.text
+    assert limits("source.max_norm=900") == (10.0, 900.0)
+    assert "source.max_norm is 900.0, but" in caplog.text

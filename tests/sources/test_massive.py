@@ -98,6 +98,14 @@ def test_an_evaluation_alone_measures_its_limit_on_held_out_vectors():
     assert source.massive_share > 0
 
 
+def test_a_limit_that_is_given_takes_the_place_of_the_multiple():
+    for multiple in (None, 1e6, 10.0):
+        source = activation_source(model=sinking_model(), max_norm_multiple=multiple, max_norm=50.0)
+        assert source.norm_limit == 50.0
+        assert not is_massive(epoch_of(source)).any()
+        assert source.state_dict()["norm_limit"] == 50.0
+
+
 @pytest.mark.parametrize("at", [1, 3, 5])
 def test_a_resumed_stream_leaves_out_the_same_vectors(at: int):
     before = activation_source(model=sinking_model())
@@ -127,7 +135,7 @@ def test_a_shard_that_is_massive_throughout_is_refused():
     source.first_vectors()
     model.table *= TIMES
     model.positions *= TIMES
-    with pytest.raises(ValueError, match=r"every activation of shard 1 .* set source.max_norm_multiple=null"):
+    with pytest.raises(ValueError, match=r"every activation of shard 1 has a norm beyond .* set both to null"):
         epoch_of(source)
 
 

@@ -10,9 +10,14 @@ from fsae.export.saelens import CONFIG, Provenance, read_provenance
 from fsae.language_models.identity import published_as
 from fsae.language_models.settings import ModelSettings
 from fsae.language_models.sites import Site
+from fsae.sources.activations import ActivationSourceSettings
 from fsae.sources.documents import DatasetSettings
+from fsae.sources.in_memory import InMemorySettings
+from fsae.sources.synthetic import SyntheticSettings
 
 log = logging.getLogger(__name__)
+
+Source = ActivationSourceSettings | SyntheticSettings | InMemorySettings
 
 
 def heed_existing(settings: RunSettings) -> RunSettings:
@@ -37,7 +42,24 @@ def heed_existing(settings: RunSettings) -> RunSettings:
     model, site, dataset = settings.place()
     _check_site(site, said, folder)
     _compare_model(model, said, folder)
-    return replace(settings, dataset=_heeded(dataset, said, folder))
+    return replace(settings, dataset=_heeded(dataset, said, folder), source=_limited(settings.source, said, folder))
+
+
+def _limited(source: Source, said: Provenance, folder: Path) -> Source:
+    """The source with the norm beyond which the autoencoder's training left activations out."""
+    limit = said.max_activation_norm
+    if not isinstance(source, ActivationSourceSettings) or limit is None:
+        return source
+    if source.max_norm is None and source.max_norm_multiple is not None:
+        _say(logging.INFO, f"source.max_norm is {limit:.6g}, as {folder / CONFIG} says")
+        return replace(source, max_norm=limit)
+    if source.max_norm != limit:
+        _say(
+            logging.WARNING,
+            f"source.max_norm is {source.max_norm}, but {folder / CONFIG} says that activations beyond a norm of "
+            f"{limit:.6g} were left out in its training",
+        )
+    return source
 
 
 @cache

@@ -70,6 +70,8 @@ class ActivationSourceSettings(Ranged, group="source"):
         worker: a number that tells apart jobs which harvest together; it decides nothing.
         max_norm_multiple: vectors whose norm is more than this many times the median are left out of training and
             evaluation, and the splice leaves them as they are. Null keeps them. The store holds them either way.
+        max_norm: the limit itself, in the place of that multiple. Null for the multiple's, or in task=eval the one that
+            the autoencoder says (`max_activation_norm` in its cfg.json).
 
     Raises:
         ValueError: a number out of range, a site that does not read "name.layer", other sites without a cache.
@@ -85,6 +87,7 @@ class ActivationSourceSettings(Ranged, group="source"):
     max_norm_multiple: float | None = field(
         default=10.0, metadata=between(above=1, most=10**9, meaning="a multiple of the median norm")
     )
+    max_norm: float | None = field(default=None, metadata=between(above=0, most=1e12))
 
     def __post_init__(self):
         super().__post_init__()
@@ -133,6 +136,7 @@ class ActivationSource:
         passes: what the device decided of the language model's forward passes, which the vectors depend on: dtype and
             rows. A position in a stream of others is refused.
         max_norm_multiple: beyond how many times the median norm a vector is massive and left out; None for no limit.
+        max_norm: the limit itself, in the place of that multiple.
 
     Attributes:
         waited: seconds that nothing else could be done in, as the next shard was not there yet.
@@ -151,10 +155,11 @@ class ActivationSource:
         device: torch.device,
         passes: dict[str, Any],
         max_norm_multiple: float | None,
+        max_norm: float | None = None,
     ):
         self.d_in, self.device, self._passes = d_in, device, passes
         self._max_norm_multiple = max_norm_multiple
-        self._norm_limit: float | None = None
+        self._norm_limit = max_norm
         self.massive_share = 0.0
         self._shards, self._seed, self._training_tokens = shards, seed, training_tokens
         self._extent = shards.extent
@@ -348,21 +353,20 @@ class ActivationSource:
 
     def _load(self, number: int) -> _Fetched:
         vectors = self._shards.shard(Part.train, number).activations.to(self.device)
-        if self._max_norm_multiple is None:
-            return _Fetched(vectors, None)
-        if self._norm_limit is None:
+        if self._norm_limit is None and self._max_norm_multiple is not None:
             # The first shard is read first, and a position knows the limit of the stream that it is in.
             assert number == 0
             self._find_limit(vectors)
-        assert self._norm_limit is not None
+        if self._norm_limit is None:
+            return _Fetched(vectors, None)
         kept = within(vectors, self._norm_limit)
         if kept.all():
             return _Fetched(vectors, None)
         if not kept.any():
             raise ValueError(
-                f"every activation of shard {number} has a norm beyond {self._norm_limit:.4g}, "
-                f"source.max_norm_multiple={self._max_norm_multiple:g} times the median of the first shard: the text "
-                "changes too much for one limit; set source.max_norm_multiple=null"
+                f"every activation of shard {number} has a norm beyond {self._norm_limit:.4g} (source.max_norm, or "
+                "source.max_norm_multiple times the median of the first shard): one limit does not suit this text; set "
+                "both to null"
             )
         return _Fetched(vectors, kept.nonzero().squeeze(1))
 
@@ -467,6 +471,7 @@ def open_activations(
         device=device,
         passes=_passes(model, dataset),
         max_norm_multiple=source.max_norm_multiple,
+        max_norm=source.max_norm,
     )
     if not in_store:
         # Before the hours of training, not after them: is the site there, and held-out text?
@@ -508,7 +513,8 @@ def stream_key(
     """What runs must have in common to be trained on the very same batches."""
     tokens = source.distinct_tokens(training_tokens)
     # In words: it holds lists, which cannot be a key.
-    return model, site, repr(dataset), tokens, source.shard_tokens, source.seed, source.max_norm_multiple, batch_size
+    limit = source.max_norm_multiple, source.max_norm
+    return model, site, repr(dataset), tokens, source.shard_tokens, source.seed, limit, batch_size
 
 
 def _contents(
