@@ -104,7 +104,7 @@ class AdamSettings(TrainerSettings):
     """
 
     updates_per_batch: int = field(default=1, metadata=COUNT)
-    lr: float = field(default=3e-4, metadata=between(above=0, most=100))
+    lr: float = field(default=3e-4, metadata=between(above=0, most=1e30))
     beta1: float = field(default=0.9, metadata=DECAY)
     beta2: float = field(default=0.999, metadata=DECAY)
     weight_decay: float = field(default=0.0, metadata=WEIGHT)
