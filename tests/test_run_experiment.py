@@ -267,6 +267,9 @@ def test_existing_autoencoders_are_evaluated_together(alone: Path, tmp_path: Pat
         wanted = json.loads((alone / name / "results.json").read_text())
         assert outcome.results["eval/fvu"] == pytest.approx(wanted["eval/fvu"], rel=1e-5)
         assert outcome.results["eval/ce_spliced"] == pytest.approx(wanted["eval/ce_spliced"], rel=1e-5)
+    # Nothing is trained on, so nothing is harvested for it.
+    assert list((tmp_path / "activations").rglob("held_out-*.safetensors"))
+    assert not list((tmp_path / "activations").rglob("train-*"))
 
 
 @pytest.mark.parametrize(

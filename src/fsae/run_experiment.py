@@ -221,7 +221,7 @@ def _open_source(
         site=site,
         dataset=dataset,
         source=replace(source, cache=Cache.disk) if harvest else source,
-        training_tokens=max(run.settings.trainer.tokens for run in runs),
+        training_tokens=0 if settings.task is Task.eval else max(run.settings.trainer.tokens for run in runs),
         held_out_tokens=settings.eval.tokens,
         folder=Path(settings.paths.activations),
         heartbeat=heartbeat,
