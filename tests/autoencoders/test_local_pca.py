@@ -87,7 +87,7 @@ def test_the_width_is_that_of_centres_and_components():
     )
     with pytest.raises(ValueError, match=r"arch.d_sae is 10; .* make it a multiple of 4"):
         LocalPCASettings(d_sae=10, rank=3)
-    with pytest.raises(ValueError, match=r"arch.rank is 0; it must be at least 1 \(arch=kmeans"):
+    with pytest.raises(ValueError, match=r"arch.rank is 0; it must be .* \(arch=kmeans has none\), at least 1"):
         LocalPCASettings(rank=0)
 
 
