@@ -107,7 +107,7 @@ def test_what_does_not_compose_is_told_once_and_recorded_in_the_outputs_folder(
         (["dataset=text_files", "dataset.path=/no/text"], "dataset.path: there is no file or folder /no/text"),
         (
             ["dataset=json_files", "dataset.path=/no/*.json"],
-            "dataset.path: /no/*.json matches no json file; correct the path",
+            "dataset.path: /no/*.json matches no json file",
         ),
     ],
 )
