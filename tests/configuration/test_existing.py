@@ -78,6 +78,9 @@ def test_token_ids_of_a_data_set_are_left_as_they_are(tmp_path: Path):
             {"hook_name": "blocks.3.ln2.hook_normalized"},
             r"no site has the hook .*; there are resid_pre \(blocks.0.hook_resid_pre\), resid_mid ",
         ),
+        # In Gemma 2 these are other vectors than hook_mlp_out and hook_attn_out, which a norm has made of them.
+        ({"hook_name": "blocks.1.mlp.hook_out"}, "before the norm .* write 'blocks.1.hook_mlp_out' in its place"),
+        ({"hook_name": "blocks.1.attn.hook_out"}, "before the norm .* write 'blocks.1.hook_attn_out' in its place"),
         ({"hook_name": "hook_embed"}, "no site has the hook 'hook_embed'"),
         ({"seqpos_slice": [0, 64]}, "seqpos_slice is .* the first 64 positions alone; set dataset.context=64"),
         ({"seqpos_slice": [0, None, 2]}, "a step other than 1"),
