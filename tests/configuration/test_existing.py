@@ -49,6 +49,12 @@ def test_token_ids_that_it_left_out_are_left_out(tmp_path: Path):
     assert dataset.exclude_tokens == [7, 3]
 
 
+def test_special_tokens_that_it_was_trained_on_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    assert heeded(tmp_path, exclude_special_tokens=False).exclude_special_tokens
+    assert "exclude_special_tokens is true, but" in caplog.text
+
+
 @pytest.mark.parametrize("said", [{}, {"context_size": None, "prepend_bos": None, "seqpos_slice": [None]}])
 def test_what_it_does_not_say_stays_null(tmp_path: Path, said: dict[str, Any]):
     dataset = heeded(tmp_path, **said)

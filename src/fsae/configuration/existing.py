@@ -132,8 +132,10 @@ def _heeded(dataset: DatasetSettings, said: Provenance, folder: Path) -> Dataset
             logging.INFO,
             f"tokens {', '.join(map(str, more))} are left out, as exclude_special_tokens in {path} says",
         )
-    if said.exclude_special_tokens and not dataset.exclude_special_tokens:
+    if said.exclude_special_tokens is True and not dataset.exclude_special_tokens:
         _say(logging.WARNING, f"dataset.exclude_special_tokens is false, but {path} says that they were left out")
+    if said.exclude_special_tokens is False and dataset.exclude_special_tokens:
+        _say(logging.INFO, f"dataset.exclude_special_tokens is true, but {path} says that they were trained on")
     return dataset
 
 
