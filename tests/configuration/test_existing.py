@@ -69,6 +69,15 @@ def test_what_is_set_counts_with_a_warning(tmp_path: Path, caplog: pytest.LogCap
     assert [message.split(",")[0] for message in told] == ["dataset.context is 32", "dataset.prepend_bos is False"]
 
 
+def test_the_prefix_and_the_roles_that_it_was_made_for_are_heeded(tmp_path: Path):
+    chats = ("dataset=parquet_files", f"dataset.path={tmp_path}", "dataset.chat_column=messages")
+    said = {"prefix": "Listen: ", "chat_roles": ["assistant"]}
+    dataset = heeded(tmp_path, *chats, **said)
+    assert (dataset.prefix, dataset.chat_roles) == ("Listen: ", ["assistant"])
+    # Roles of what is no chat there are none.
+    assert heeded(tmp_path, **said).chat_roles is None
+
+
 def test_token_ids_of_a_data_set_are_left_as_they_are(tmp_path: Path):
     ids = ("dataset=parquet_files", f"dataset.path={tmp_path}", "dataset.tokens_column=ids")
     assert heeded(tmp_path, *ids, prepend_bos=True).prepend_bos is None

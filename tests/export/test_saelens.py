@@ -338,6 +338,7 @@ def test_older_layouts_say_what_they_were_trained_on(tmp_path, changes):
         ({"model_name": ["gpt2"]}, "model_name is"),
         ({"exclude_special_tokens": "yes"}, "exclude_special_tokens is 'yes'; it must be true, false, a list"),
         ({"exclude_special_tokens": [1.5]}, "exclude_special_tokens is"),
+        ({"chat_roles": "assistant"}, "chat_roles is 'assistant'; it must be a list of roles"),
         ({"seqpos_slice": 5}, "seqpos_slice is 5; it must be a list of start, stop and step"),
         ({"seqpos_slice": ["a"]}, "seqpos_slice is"),
         ({"metadata": {"prepend_bos": False}}, "prepend_bos is True, but metadata.prepend_bos is False"),
@@ -429,6 +430,8 @@ def test_all_that_is_said_of_its_training_is_read_back(tmp_path):
         exclude_special_tokens=[1, 2],
         seqpos_slice=[1, None],
         max_activation_norm=9.5,
+        prefix="Listen: ",
+        chat_roles=["assistant"],
     )
     # None at all is left out, so that a field which is not read would be noticed.
     assert None not in asdict(whole).values()

@@ -79,7 +79,7 @@ LEAST_FREQUENCY = 1e-10
 class Provenance:
     """What the autoencoder was trained on; None where it does not apply.
 
-    The names are SAELens' own, but for `model_note`.
+    The names are SAELens' own, but for `model_note`, `max_activation_norm`, `prefix` and `chat_roles`.
 
     Attributes:
         model_name: the language model, as TransformerLens and SAELens open it.
@@ -90,7 +90,9 @@ class Provenance:
         dataset_path: the text.
         exclude_special_tokens: ids of tokens whose activations were left out, or whether the tokenizer's were.
         seqpos_slice: start, and where there are more stop and step, of the positions of a sequence that counted.
-        max_activation_norm: activations of a greater norm were left out, too; not a name of SAELens'.
+        max_activation_norm: activations of a greater norm were left out, too.
+        prefix: text that every row began with, and whose positions did not count.
+        chat_roles: whose words of a chat counted.
     """
 
     model_name: str | None = None
@@ -102,6 +104,8 @@ class Provenance:
     exclude_special_tokens: list[int] | bool | None = None
     seqpos_slice: list[int | None] | None = None
     max_activation_norm: float | None = None
+    prefix: str | None = None
+    chat_roles: list[str] | None = None
 
 
 def save_saelens(
@@ -300,6 +304,9 @@ def read_provenance(folder: Path) -> Provenance:
     norm = known.get("max_activation_norm")
     if norm is not None and (isinstance(norm, bool) or not isinstance(norm, int | float) or not 0 < norm < math.inf):
         raise ValueError(f"{path}: max_activation_norm is {norm!r}; it must be a positive number, or null")
+    roles = known.get("chat_roles")
+    if roles is not None and not _is_list_of(roles, str):
+        raise ValueError(f"{path}: chat_roles is {roles!r}; it must be a list of roles, or null")
     return Provenance(
         model_name=read("model_name", str, "the name of a model"),
         model_note=read("model_note", str, "a text"),
@@ -310,6 +317,8 @@ def read_provenance(folder: Path) -> Provenance:
         exclude_special_tokens=special,
         seqpos_slice=positions,
         max_activation_norm=norm,
+        prefix=read("prefix", str, "a text"),
+        chat_roles=roles,
     )
 
 
