@@ -272,6 +272,28 @@ def test_existing_autoencoders_are_evaluated_together(alone: Path, tmp_path: Pat
     assert not list((tmp_path / "activations").rglob("train-*"))
 
 
+def test_what_did_not_count_in_training_does_not_count_in_evaluating_it(tmp_path: Path):
+    short = ["eval.splice_tokens=0", "trainer.tokens=1024", "source.tokens=1024"]
+    left_out = ["dataset.skip_positions=7", "dataset.exclude_tokens=[11,12]", "dataset.prefix='# A line'"]
+    [made] = run_pack([job(tmp_path, "made", *short, *left_out)])
+    assert made.error is None
+    assert made.results is not None
+    said = json.loads((tmp_path / "made" / "sae" / "cfg.json").read_text())["metadata"]
+    assert said["seqpos_slice"] == [7, None]
+    # With the tokenizer's own special ones.
+    assert {11, 12} < set(said["exclude_special_tokens"])
+    assert said["prefix"] == "# A line"
+    sae = f"sae.path={tmp_path / 'made' / 'sae'}"
+    # In two packs, for these are other rows.
+    [same] = run_pack([job(tmp_path, "same", *short, "task=eval", sae)])
+    [other] = run_pack([job(tmp_path, "other", *short, "task=eval", sae, "dataset.prefix=def")])
+    assert (same.error, other.error) == (None, None)
+    assert same.results is not None
+    assert other.results is not None
+    assert same.results["eval/fvu"] == pytest.approx(made.results["eval/fvu"], rel=1e-5)
+    assert other.results["eval/fvu"] != pytest.approx(made.results["eval/fvu"], rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("override", "together"),
     [

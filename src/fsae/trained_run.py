@@ -30,6 +30,7 @@ from fsae.sources.activations import ActivationSource
 from fsae.sources.source import Batch, Source
 from fsae.sources.supply import Supply
 from fsae.sources.synthetic import SyntheticSource
+from fsae.sources.tokens import special_tokens
 from fsae.tracking.run_folder import write_json
 from fsae.tracking.store import resolve_uri, ui_command
 from fsae.tracking.sweep_folder import is_job
@@ -107,8 +108,6 @@ def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
         geometries = evaluate_geometry(autoencoders, held_out("evaluating regions"), heartbeat)
         scalars = [measured | geometry.scalars for measured, geometry in zip(scalars, geometries, strict=True)]
     frequencies = [measured.firing_frequency for measured in vectors]
-    bos = source.prepends_bos if isinstance(source, ActivationSource) else None
-    limit = source.norm_limit if isinstance(source, ActivationSource) else None
     held_out_found = vectors[0].samples
     if isinstance(source, ActivationSource):
         # Those that were left out for their norm were there.
@@ -123,7 +122,7 @@ def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
             supply = _supply(each, source, held_out_found)
             with working("exporting and drawing"):
                 if settings.task is Task.train:
-                    _export(each, firing, bos, limit)
+                    _export(each, firing, source)
                 results, table = _report(each, of_run, firing, known, shapes, supply, heartbeat)
             finish(each.run, results, table)
 
@@ -160,21 +159,34 @@ def _with_heartbeat(batches: Iterable[Item], heartbeat: Callable[[], None]) -> I
         yield batch
 
 
-def _export(made: TrainedRun, firing: Sequence[Tensor], prepends_bos: bool | None, norm_limit: float | None) -> None:
+def _export(made: TrainedRun, firing: Sequence[Tensor], source: Source) -> None:
     settings, folder = made.run.settings, made.run.folder
     model, site, dataset = settings.model, settings.site, settings.dataset
     provenance = Provenance()
-    if model is not None and site is not None and dataset is not None:
+    if model is not None and site is not None and dataset is not None and isinstance(source, ActivationSource):
+        special: bool | list[int] = dataset.exclude_special_tokens
+        if dataset.exclude_tokens:
+            own = special_tokens(source.model) if dataset.exclude_special_tokens else []
+            special = sorted({*own, *dataset.exclude_tokens})
+        if dataset.prefix or dataset.chat_roles:
+            log.warning(
+                "SAELens has no names for dataset.prefix and dataset.chat_roles: what %s says of them only task=eval "
+                "heeds",
+                folder.sae,
+            )
         model_name, model_note = published_as(model)
         provenance = Provenance(
             model_name=model_name,
             model_note=model_note,
             hook_name=site.hook_name,
             context_size=dataset.tokens_per_row,
-            prepend_bos=prepends_bos,
+            prepend_bos=source.prepends_bos,
             dataset_path=dataset.path or dataset.name,
-            exclude_special_tokens=dataset.exclude_special_tokens,
-            max_activation_norm=norm_limit,
+            exclude_special_tokens=special,
+            seqpos_slice=[dataset.skip_positions, None] if dataset.skip_positions else None,
+            max_activation_norm=source.norm_limit,
+            prefix=dataset.prefix,
+            chat_roles=dataset.chat_roles,
         )
     alone = len(made.autoencoders) == 1
     for number, (autoencoder, frequency) in enumerate(zip(made.autoencoders, firing, strict=True)):

@@ -49,6 +49,12 @@ def test_token_ids_that_it_left_out_are_left_out(tmp_path: Path):
     assert dataset.exclude_tokens == [7, 3]
 
 
+def test_special_tokens_that_it_was_trained_on_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    assert heeded(tmp_path, exclude_special_tokens=False).exclude_special_tokens
+    assert "exclude_special_tokens is true, but" in caplog.text
+
+
 @pytest.mark.parametrize("said", [{}, {"context_size": None, "prepend_bos": None, "seqpos_slice": [None]}])
 def test_what_it_does_not_say_stays_null(tmp_path: Path, said: dict[str, Any]):
     dataset = heeded(tmp_path, **said)
@@ -61,6 +67,15 @@ def test_what_is_set_counts_with_a_warning(tmp_path: Path, caplog: pytest.LogCap
     assert (dataset.context, dataset.prepend_bos) == (32, False)
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert [message.split(",")[0] for message in told] == ["dataset.context is 32", "dataset.prepend_bos is False"]
+
+
+def test_the_prefix_and_the_roles_that_it_was_made_for_are_heeded(tmp_path: Path):
+    chats = ("dataset=parquet_files", f"dataset.path={tmp_path}", "dataset.chat_column=messages")
+    said = {"prefix": "Listen: ", "chat_roles": ["assistant"]}
+    dataset = heeded(tmp_path, *chats, **said)
+    assert (dataset.prefix, dataset.chat_roles) == ("Listen: ", ["assistant"])
+    # Roles of what is no chat there are none.
+    assert heeded(tmp_path, **said).chat_roles is None
 
 
 def test_token_ids_of_a_data_set_are_left_as_they_are(tmp_path: Path):
@@ -78,6 +93,9 @@ def test_token_ids_of_a_data_set_are_left_as_they_are(tmp_path: Path):
             {"hook_name": "blocks.3.ln2.hook_normalized"},
             r"no site has the hook .*; there are resid_pre \(blocks.0.hook_resid_pre\), resid_mid ",
         ),
+        # In Gemma 2 these are other vectors than hook_mlp_out and hook_attn_out, which a norm has made of them.
+        ({"hook_name": "blocks.1.mlp.hook_out"}, "before the norm .* write 'blocks.1.hook_mlp_out' in its place"),
+        ({"hook_name": "blocks.1.attn.hook_out"}, "before the norm .* write 'blocks.1.hook_attn_out' in its place"),
         ({"hook_name": "hook_embed"}, "no site has the hook 'hook_embed'"),
         ({"seqpos_slice": [0, 64]}, "seqpos_slice is .* the first 64 positions alone; set dataset.context=64"),
         ({"seqpos_slice": [0, None, 2]}, "a step other than 1"),

@@ -215,6 +215,9 @@ def test_a_damaged_config(tmp_path, text):
         ({"b_enc": torch.tensor([0.0] * 12 + [float("nan")])}, r"1 of 13 numbers of b_enc are not finite"),
         # Beyond what float32 holds.
         ({"W_dec": torch.full((13, 5), 1e300, dtype=torch.float64)}, r"65 of 65 numbers of W_dec are not finite"),
+        ({"W_enc": torch.full((5, 13), 1e37)}, r"W_enc goes up to 1e\+37, beyond any weight"),
+        ({"W_dec": torch.full((13, 5), -1e30)}, r"W_dec goes up to 1e\+30"),
+        ({"b_enc": torch.full((13,), 2e12)}, r"b_enc goes up to 2e\+12"),
         ({"W_dec": torch.zeros(13, 5)}, r"W_dec is all zero, so it explains nothing"),
         ({"W_enc": torch.zeros(5, 13)}, r"W_enc is all zero"),
         ({"W_dec": torch.ones(13, 5, dtype=torch.int32)}, r"W_dec is of int32, which weights cannot be"),
@@ -284,6 +287,13 @@ def test_negative_thresholds_are_refused(tmp_path, threshold):
         load_saelens(folder)
 
 
+def test_thresholds_beyond_any_pre_activation_are_refused(tmp_path):
+    folder = written(tmp_path, "jumprelu")
+    change_weights(folder, threshold=torch.tensor([0.5] * 12 + [1e38]))
+    with pytest.raises(ValueError, match=r"threshold goes up to 1e\+38"):
+        load_saelens(folder)
+
+
 def old_layout(folder: Path, **changes) -> Path:
     """cfg.json as SAELens wrote it before its version 6: all in one object, other names in the oldest."""
     folder = written(folder)
@@ -328,14 +338,45 @@ def test_older_layouts_say_what_they_were_trained_on(tmp_path, changes):
         ({"model_name": ["gpt2"]}, "model_name is"),
         ({"exclude_special_tokens": "yes"}, "exclude_special_tokens is 'yes'; it must be true, false, a list"),
         ({"exclude_special_tokens": [1.5]}, "exclude_special_tokens is"),
+        ({"chat_roles": "assistant"}, "chat_roles is 'assistant'; it must be a list of roles"),
         ({"seqpos_slice": 5}, "seqpos_slice is 5; it must be a list of start, stop and step"),
         ({"seqpos_slice": ["a"]}, "seqpos_slice is"),
+        ({"metadata": {"prepend_bos": False}}, "prepend_bos is True, but metadata.prepend_bos is False"),
+        ({"metadata": {"context_size": 65}}, "context_size is 64, but metadata.context_size is 65"),
+        ({"metadata": {"model_name": "gemma-2b"}}, "model_name is 'gpt2-small', but metadata.model_name is"),
+        ({"hook_layer": 3, "metadata": {"hook_point_layer": 4}}, "hook_layer is 3, but metadata.hook_point_layer is 4"),
+        (
+            {"model_from_pretrained_kwargs": {"fold_ln": True}},
+            "model_from_pretrained_kwargs has fold_ln=True: .* as pub",
+        ),
+        (
+            {"metadata": {"model_from_pretrained_kwargs": {"center_writing_weights": True, "dtype": "float16"}}},
+            "metadata.model_from_pretrained_kwargs has center_writing_weights=True: ",
+        ),
+        ({"model_from_pretrained_kwargs": {"revision": "step1000"}}, "has revision='step1000'"),
+        ({"model_from_pretrained_kwargs": [1]}, r"model_from_pretrained_kwargs is \[1\]; it must be an object"),
         ({"metadata": []}, r"metadata is \[\]; it must be an object"),
     ],
 )
 def test_what_it_says_of_itself_must_be_possible(tmp_path, changes, message):
     with pytest.raises(ValueError, match=f"cfg.json: .*{message}"):
         read_provenance(old_layout(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    "arguments", [None, {}, {"center_writing_weights": False, "fold_ln": None}, {"dtype": "float16", "n_devices": 2}]
+)
+def test_a_model_that_was_opened_as_published_is_no_hindrance(tmp_path, arguments):
+    metadata = {"prepend_bos": True, "context_size": None, "model_from_pretrained_kwargs": arguments}
+    said = read_provenance(old_layout(tmp_path, model_from_pretrained_kwargs=arguments, metadata=metadata))
+    assert (said.prepend_bos, said.context_size) == (True, 64)
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path):
+    folder = written(tmp_path)
+    (folder / "cfg.json").write_bytes(b"\xef\xbb\xbf" + (folder / "cfg.json").read_bytes())
+    load_saelens(folder)
+    assert read_provenance(folder) == PROVENANCE
 
 
 def test_rows_of_zeros_stay_so_where_topk_is_folded(tmp_path):
@@ -389,6 +430,8 @@ def test_all_that_is_said_of_its_training_is_read_back(tmp_path):
         exclude_special_tokens=[1, 2],
         seqpos_slice=[1, None],
         max_activation_norm=9.5,
+        prefix="Listen: ",
+        chat_roles=["assistant"],
     )
     # None at all is left out, so that a field which is not read would be noticed.
     assert None not in asdict(whole).values()

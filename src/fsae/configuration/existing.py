@@ -108,11 +108,14 @@ def _heeded(dataset: DatasetSettings, said: Provenance, folder: Path) -> Dataset
     path = folder / CONFIG
     # Token ids are taken as they are, as sae_lens takes them: whoever tokenised them put a BOS there, or did not.
     prepend_bos = said.prepend_bos if dataset.tokens_column is None else None
-    for name, wanted in (("context", said.context_size), ("prepend_bos", prepend_bos)):
+    wishes = {"context": said.context_size, "prepend_bos": prepend_bos, "prefix": said.prefix}
+    if dataset.chat_column is not None:
+        wishes["chat_roles"] = said.chat_roles
+    for name, wanted in wishes.items():
         set_to = getattr(dataset, name)
         if wanted is not None and set_to is None:
             dataset = _replaced(dataset, path, **{name: wanted})
-            _say(logging.INFO, f"dataset.{name} is {wanted}, as {path} says")
+            _say(logging.INFO, f"dataset.{name} is {wanted!r}, as {path} says")
         elif wanted is not None and set_to != wanted:
             different = f"dataset.{name} is {set_to}, but {path} says {wanted}: it was not made for such rows"
             _say(logging.WARNING, different)
@@ -132,12 +135,16 @@ def _heeded(dataset: DatasetSettings, said: Provenance, folder: Path) -> Dataset
             logging.INFO,
             f"tokens {', '.join(map(str, more))} are left out, as exclude_special_tokens in {path} says",
         )
-    if said.exclude_special_tokens and not dataset.exclude_special_tokens:
+    if said.exclude_special_tokens is True and not dataset.exclude_special_tokens:
         _say(logging.WARNING, f"dataset.exclude_special_tokens is false, but {path} says that they were left out")
+    if said.exclude_special_tokens is False and dataset.exclude_special_tokens:
+        _say(logging.INFO, f"dataset.exclude_special_tokens is true, but {path} says that they were trained on")
     return dataset
 
 
-def _replaced(dataset: DatasetSettings, path: Path, **changes: int | bool | list[int]) -> DatasetSettings:
+def _replaced(
+    dataset: DatasetSettings, path: Path, **changes: int | bool | str | list[int] | list[str]
+) -> DatasetSettings:
     try:
         return replace(dataset, **changes)
     except ValueError as error:

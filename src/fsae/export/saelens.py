@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,15 @@ OURS_ALONE = ("kmeans", "local_pca")
 # What weights may be kept in.
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
+# No autoencoder of raw activations comes near; products of greater numbers leave float32.
+_LARGEST_WEIGHT = 1e12
+
+# Of a language model's opening, what leaves the vectors that were trained on as they are.
+_HARMLESS_OPENING = {
+    "dtype", "torch_dtype", "device", "device_map", "n_devices", "move_to_device", "low_cpu_mem_usage", "cache_dir",
+    "local_files_only", "default_padding_side", "attn_implementation",
+}  # fmt: skip
+
 # SAELens adds this before the logarithm, so that a latent that never fired has a finite entry.
 LEAST_FREQUENCY = 1e-10
 
@@ -70,7 +79,7 @@ LEAST_FREQUENCY = 1e-10
 class Provenance:
     """What the autoencoder was trained on; None where it does not apply.
 
-    The names are SAELens' own, but for `model_note`.
+    The names are SAELens' own, but for `model_note`, `max_activation_norm`, `prefix` and `chat_roles`.
 
     Attributes:
         model_name: the language model, as TransformerLens and SAELens open it.
@@ -81,7 +90,9 @@ class Provenance:
         dataset_path: the text.
         exclude_special_tokens: ids of tokens whose activations were left out, or whether the tokenizer's were.
         seqpos_slice: start, and where there are more stop and step, of the positions of a sequence that counted.
-        max_activation_norm: activations of a greater norm were left out, too; not a name of SAELens'.
+        max_activation_norm: activations of a greater norm were left out, too.
+        prefix: text that every row began with, and whose positions did not count.
+        chat_roles: whose words of a chat counted.
     """
 
     model_name: str | None = None
@@ -93,6 +104,8 @@ class Provenance:
     exclude_special_tokens: list[int] | bool | None = None
     seqpos_slice: list[int | None] | None = None
     max_activation_norm: float | None = None
+    prefix: str | None = None
+    chat_roles: list[str] | None = None
 
 
 def save_saelens(
@@ -242,6 +255,8 @@ _OLDEST_NAMES = {
     "hook_point_layer": "hook_layer",
     "hook_point_head_index": "hook_head_index",
 }
+# What is heeded or refused, and may therefore not be said twice and differently.
+_SAID = {field.name for field in fields(Provenance)} | {*_OLDEST_NAMES.values(), "hook_name_out", "hook_point_out"}
 
 
 def read_provenance(folder: Path) -> Provenance:
@@ -289,6 +304,9 @@ def read_provenance(folder: Path) -> Provenance:
     norm = known.get("max_activation_norm")
     if norm is not None and (isinstance(norm, bool) or not isinstance(norm, int | float) or not 0 < norm < math.inf):
         raise ValueError(f"{path}: max_activation_norm is {norm!r}; it must be a positive number, or null")
+    roles = known.get("chat_roles")
+    if roles is not None and not _is_list_of(roles, str):
+        raise ValueError(f"{path}: chat_roles is {roles!r}; it must be a list of roles, or null")
     return Provenance(
         model_name=read("model_name", str, "the name of a model"),
         model_note=read("model_note", str, "a text"),
@@ -299,6 +317,8 @@ def read_provenance(folder: Path) -> Provenance:
         exclude_special_tokens=special,
         seqpos_slice=positions,
         max_activation_norm=norm,
+        prefix=read("prefix", str, "a text"),
+        chat_roles=roles,
     )
 
 
@@ -306,16 +326,39 @@ def _flat(config: dict[str, Any], path: Path) -> dict[str, Any]:
     """What cfg.json says, under today's names and in one dictionary: before its version 6 SAELens had no `metadata`.
 
     Raises:
-        ValueError: `metadata` is no object, or the site is named twice and differently.
+        ValueError: `metadata` is no object, something is said twice and differently, or the language model was opened
+            in a way that changes its activations.
     """
     metadata = config.get("metadata")
     if metadata is not None and not isinstance(metadata, dict):
         raise ValueError(f"{path}: metadata is {metadata!r}; it must be an object, or null")
-    flat = {name: value for part in (config, metadata or {}) for name, value in part.items() if value is not None}
-    sites = {name: flat[name] for name in ("hook_point", "hook_name") if name in flat}
-    if len(set(map(str, sites.values()))) > 1:
-        raise ValueError(f"{path}: hook_point is {sites['hook_point']!r}, but hook_name is {sites['hook_name']!r}")
-    return flat | {new: flat[old] for old, new in _OLDEST_NAMES.items() if old in flat}
+    flat: dict[str, Any] = {}
+    for part, where in ((config, ""), (metadata or {}, "metadata.")):
+        _check_opening(part.get("model_from_pretrained_kwargs"), f"{path}: {where}model_from_pretrained_kwargs")
+        for key, value in part.items():
+            name = _OLDEST_NAMES.get(key, key)
+            if value is None:
+                continue
+            if name in _SAID and flat.get(name, value) != value:
+                raise ValueError(
+                    f"{path}: {name} is {flat[name]!r}, but {where}{key} is {value!r}; correct the wrong one"
+                )
+            flat[name] = value
+    return flat
+
+
+def _check_opening(arguments: object, where: str) -> None:
+    """Refuse activations of a language model whose weights were processed when it was opened (`fold_ln`)."""
+    if arguments is None:
+        return
+    if not isinstance(arguments, dict):
+        raise ValueError(f"{where} is {arguments!r}; it must be an object, or null")
+    if changing := {name: value for name, value in arguments.items() if value and name not in _HARMLESS_OPENING}:
+        said = ", ".join(f"{name}={value!r}" for name, value in changing.items())
+        raise ValueError(
+            f"{where} has {said}: the autoencoder was made for the activations of a model that was opened so, and here "
+            "it is opened as published; only an autoencoder of such activations can be evaluated"
+        )
 
 
 def _is_list_of(value: object, kind: Any) -> bool:
@@ -329,7 +372,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}; an autoencoder in SAELens' format is a {CONFIG} and a {WEIGHTS}")
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8-sig"))
     except RecursionError:
         raise ValueError(f"{folder / CONFIG} is nested too deeply to be read; save or download it again") from None
     except ValueError as error:
@@ -432,6 +475,11 @@ def _read_weights(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str,
             raise ValueError(
                 f"{path}: {int((~finite).sum())} of {tensor.numel()} numbers of {name} are not finite; save or "
                 "download it again"
+            )
+        if not (largest := tensor.abs().max().item()) <= _LARGEST_WEIGHT:
+            raise ValueError(
+                f"{path}: {name} goes up to {largest:.3g}, beyond any weight of an autoencoder (at most "
+                f"{_LARGEST_WEIGHT:.0e}); save or download it again"
             )
     for name in ("W_enc", "W_dec"):
         if not weights[name].any():

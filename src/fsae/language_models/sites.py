@@ -18,14 +18,14 @@ class SiteName(Enum):
     attn_z = "attn_z"
 
 
-# How the Bridge calls the hooks of a block whose names are the same in every family.
+# What the Bridge calls a block's hooks, where this is one site in every family.
 _BRIDGE_HOOKS = {
     SiteName.resid_pre: "hook_in",
     SiteName.resid_post: "hook_out",
-    SiteName.mlp_out: "mlp.hook_out",
-    SiteName.attn_out: "attn.hook_out",
     SiteName.attn_z: "attn.o.hook_in",
 }
+# These lie before the norm that some families (Gemma 2, OLMo 2) put after a sublayer, and our sites after it.
+_BEFORE_NORM = {"mlp.hook_out": SiteName.mlp_out, "attn.hook_out": SiteName.attn_out}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +46,20 @@ class Site(Ranged, group="site"):
         """The site whose hook has this name, in TransformerLens' words of old or those of its Bridge.
 
         Raises:
-            ValueError: no site has it.
+            ValueError: no site has it, or only some families' have.
         """
         if (found := re.fullmatch(r"blocks\.(\d+)\.(.+)", hook_name)) is not None:
             for name in SiteName:
                 site = cls(name=name, layer=int(found[1]))
                 if hook_name == site.hook_name or found[2] == _BRIDGE_HOOKS.get(name):
                     return site
+            if (name := _BEFORE_NORM.get(found[2])) is not None:
+                meant = cls(name=name, layer=int(found[1]))
+                raise ValueError(
+                    f"the hook {hook_name!r} lies before the norm that some models have after this sublayer, and "
+                    f"{name.value} after it; if the model has no such norm they are the same: write "
+                    f"{meant.hook_name!r} in its place"
+                )
         raise ValueError(
             f"no site has the hook {hook_name!r}; there are "
             + ", ".join(f"{name.value} ({cls(name=name, layer=0).hook_name})" for name in SiteName)

@@ -42,6 +42,13 @@ class Vocabulary(Protocol):
         ...
 
 
+def special_tokens(vocabulary: Vocabulary) -> list[int]:
+    """The ids that `dataset.exclude_special_tokens` leaves out, ascending."""
+    # A tokenizer may know special tokens that the model has no place for.
+    ids = {*vocabulary.special_ids, vocabulary.separator_id}
+    return sorted(token_id for token_id in ids if token_id < vocabulary.d_vocab)
+
+
 # The label of a token whose document has none.
 NO_LABEL = -1
 
@@ -146,9 +153,7 @@ class PackedTokens(Iterator[Block]):
             )
         self._counts = torch.ones(vocabulary.d_vocab, dtype=torch.bool)
         if exclude_special_tokens:
-            # A tokenizer may know special tokens that the model has no place for.
-            excluded = {*vocabulary.special_ids, vocabulary.separator_id}
-            self._counts[[token_id for token_id in excluded if token_id < vocabulary.d_vocab]] = False
+            self._counts[special_tokens(vocabulary)] = False
         for token_id in exclude_tokens:
             if token_id >= vocabulary.d_vocab:
                 raise ValueError(
