@@ -164,6 +164,13 @@ LONG_NAME = "n" * 300
         (["hydra.run.dir=${paths.outputs}/../x"], "which is not below the outputs folder"),
         (["hydra.run.dir=${paths.outputs}"], "which is not below the outputs folder"),
         (["-m", "seed=1,2", "hydra.sweep.dir="], "hydra.sweep.dir is ''"),
+        (["-m", "seed=1,2", "hydra.output_subdir=../hy"], "hydra.output_subdir is '../hy', but a run writes"),
+        (["hydra.output_subdir=../../../hy"], "hydra.output_subdir is '../../../hy', but a run writes"),
+        (["hydra/job_logging=default", "hydra.job.name=../../jn"], "hydra.job.name is '../../jn'; it names a file"),
+        (
+            ["hydra/job_logging=default", "hydra.job_logging.handlers.file.filename=../x.log"],
+            "hydra.job_logging.handlers.file.filename is '../x.log', which is not below the outputs folder",
+        ),
         (["-m", "seed=1,2", "hydra.sweep.dir=x"], "hydra.sweep.dir is 'x', which is not below the outputs folder"),
         (["name=../../x"], "name is '../../x'; it names one folder"),
         (["name=/abs"], "name is '/abs'; it names one folder"),
