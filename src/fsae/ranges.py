@@ -1,7 +1,7 @@
 """Ranges: which values each number among the settings may have, checked in one way.
 
-A number's range stands with its field, `lr: float = field(default=1e-3, metadata=between(above=0, to=100))`, and a test
-finds the fields that have none.
+A number's range stands with its field, `lr: float = field(default=1e-3, metadata=between(above=0, most=100))`, and a
+test finds the fields that have none.
 """
 
 import re
@@ -35,8 +35,8 @@ class Range:
         return after and (value < self.most if self.open_most else value <= self.most)
 
     def __str__(self) -> str:
-        least = f"above {_written(self.least)}" if self.open_least else f"at least {_written(self.least)}"
-        most = f"below {_written(self.most)}" if self.open_most else f"at most {_written(self.most)}"
+        least = f"above {written(self.least)}" if self.open_least else f"at least {written(self.least)}"
+        most = f"below {written(self.most)}" if self.open_most else f"at most {written(self.most)}"
         return f"{least} and {most}"
 
 
@@ -91,7 +91,7 @@ def check_number(value: object, allowed: Range, key: str, nullable: bool) -> Non
         return
     what = f"{allowed.meaning}, " if allowed.meaning else ""
     null = ", or null" if nullable else ""
-    shown = _written(value) if isinstance(value, int) and not isinstance(value, bool) else repr(value)
+    shown = written(value) if isinstance(value, int | float) and not isinstance(value, bool) else repr(value)
     raise ValueError(f"{key} is {shown}; it must be {what}{allowed}{null}")
 
 
@@ -123,10 +123,11 @@ def is_nullable(annotation: object) -> bool:
     return type(None) in getattr(annotation, "__args__", ())
 
 
-def _written(value: float) -> str:
+def written(value: float) -> str:
     """A number as one would type it: large counts by their power of ten where that is exact."""
     if isinstance(value, float):
-        return re.sub(r"e\+?(-?)0*", r"e\1", f"{value:g}")
+        short = f"{value:g}"
+        return re.sub(r"e\+?(-?)0*", r"e\1", short if float(short) == value else repr(value))
     digits = str(value)
     zeros = len(digits) - len(digits.rstrip("0"))
     if value and zeros >= 6:

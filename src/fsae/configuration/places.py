@@ -1,6 +1,7 @@
 """Where a command writes: below its outputs folder, found out before anything is made.
 
-Activation stores alone may lie elsewhere (paths.activations): on a scratch disk, as they are large and can be made again.
+Activation stores alone may lie elsewhere (paths.activations): they suit a scratch disk, as they are large and can be made
+again.
 """
 
 import os
@@ -19,8 +20,8 @@ def check_outputs(config: DictConfig) -> None:
 
 
 def check_folder(config: DictConfig, key: str) -> None:
-    """Raise ValueError where the folder of a run (hydra.run.dir) or of a sweep (hydra.sweep.dir) is not below outputs, or
-    Hydra would write elsewhere."""
+    """Raise ValueError where the folder of a run (hydra.run.dir) or of a sweep (hydra.sweep.dir) is not below outputs,
+    or Hydra would write elsewhere."""
     folder = str(OmegaConf.select(config, key))
     _check_text(folder, key)
     _check_below(folder, key, config)
