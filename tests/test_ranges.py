@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import typing
+from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from fsae.configuration.schema import SCHEMAS, RunSettings, settings_of
-from fsae.ranges import Range, check_number, is_nullable, range_of
+from fsae.ranges import COUNT, Range, argument, check_number, is_nullable, range_of
 from fsae.training.settings import AdamSettings
 from tests.composition import composed
 
@@ -118,3 +119,13 @@ def test_an_environment_variable_is_a_number_too(monkeypatch: pytest.MonkeyPatch
     config = composed("trainer.tokens=${oc.env:TOKENS}")
     assert settings_of(config).trainer.tokens == 300_000
     assert "tokens: 300000" in OmegaConf.to_yaml(config.trainer, resolve=True)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "nan", "inf", "many", "1e300"])
+def test_an_argument_out_of_its_range_is_refused(text: str):
+    with pytest.raises(
+        ArgumentTypeError, match=f"^it is {text}; it must be a whole number, at least 1 and at most 1e15"
+    ):
+        argument(int, COUNT)(text)
+    assert argument(int, COUNT)("7") == 7
+    assert argument(float, COUNT)("1.5") == 1.5

@@ -94,7 +94,7 @@ def test_what_does_not_compose_is_told_once_and_recorded_in_the_outputs_folder(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trainer.lr=-1"], "trainer.lr is -1.0; it must be positive"),
+        (["trainer.lr=-1"], "trainer.lr is -1; it must be above 0"),
         (["+site.foo=1"], "site.foo: there is no such setting; site has: layer, name"),
         (["model=tiny", "site.layer=4"], "site.layer is 4, but model tiny has 4 layers, 0 to 3"),
         (["arch=topk", "arch.d_sae=32"], "arch.k is 64, more than the 32 latents there are"),

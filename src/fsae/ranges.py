@@ -5,6 +5,9 @@ test finds the fields that have none.
 """
 
 import re
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -79,6 +82,20 @@ POSITIVE = between(above=0, most=1e9)
 def range_of(metadata: Any) -> Range | None:
     """The range that a field's metadata holds."""
     return metadata.get(_KEY)
+
+
+def argument(kind: type[int] | type[float], metadata: dict[str, Range]) -> Callable[[str], float]:
+    """A command's argument, as argparse's `type`: a number of this kind within a range."""
+    allowed = metadata[_KEY]
+
+    def read(text: str) -> float:
+        with suppress(ValueError):
+            if (value := kind(text)) in allowed:
+                return value
+        what = "a whole number" if kind is int else "a number"
+        raise ArgumentTypeError(f"it is {text}; it must be {what}, {allowed}")
+
+    return read
 
 
 def check_number(value: object, allowed: Range, key: str, nullable: bool) -> None:

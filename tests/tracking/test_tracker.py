@@ -348,7 +348,7 @@ def test_a_resumed_tracker_goes_on_from_the_checkpoints_position(
     [
         ({"uri": "file:///tmp/mlruns"}, r"tracking\.uri=.*give a server"),
         ({"experiment": ""}, r"tracking\.experiment is empty"),
-        ({"flush_seconds": -1.0}, r"tracking\.flush_seconds is -1\.0; it must be at least 0"),
+        ({"flush_seconds": -1.0}, r"tracking\.flush_seconds is -1; it must be at least 0"),
         ({"flush_seconds": float("nan")}, r"tracking\.flush_seconds is nan"),
     ],
 )

@@ -44,7 +44,7 @@ def test_the_last_step_is_logged_also_within_an_interval():
     [
         ({"tokens": 0}, r"trainer\.tokens is 0"),
         ({"batch_size": -1}, r"trainer\.batch_size is -1"),
-        ({"lr": 0.0}, r"trainer\.lr is 0\.0; it must be above 0"),
+        ({"lr": 0.0}, r"trainer\.lr is 0; it must be above 0"),
         ({"lr": math.nan}, r"trainer\.lr is nan"),
         ({"lr": math.inf}, r"trainer\.lr is inf"),
         ({"dead_after": 0}, r"trainer\.dead_after is 0"),
@@ -56,7 +56,7 @@ def test_the_last_step_is_logged_also_within_an_interval():
         ({"beta2": -0.1}, r"trainer\.beta2 is -0\.1"),
         ({"clip_norm": math.nan}, r"trainer\.clip_norm is nan"),
         ({"checkpoint_seconds": math.nan}, r"trainer\.checkpoint_seconds is nan"),
-        ({"clip_norm": 0.0}, r"trainer\.clip_norm is 0\.0; it must be above 0 .*, or null"),
+        ({"clip_norm": 0.0}, r"trainer\.clip_norm is 0; it must be above 0 .*, or null"),
         ({"resample_every": 0}, r"trainer\.resample_every is 0; it must be at least 1 .*, or null"),
         ({"checkpoint_seconds": -1.0}, r"trainer\.checkpoint_seconds is -1\.0"),
         ({"tokens": 10, "batch_size": 20}, r"less than one batch \(20\)"),

@@ -1,7 +1,6 @@
 """Where a command writes: below its outputs folder, found out before anything is made.
 
-Activation stores alone may lie elsewhere (paths.activations): they suit a scratch disk, as they are large and can be made
-again.
+Activation stores alone may lie elsewhere (paths.activations), as on a scratch disk: they are large.
 """
 
 import os
