@@ -325,7 +325,7 @@ def test_the_last_line_says_that_a_deleted_experiment_is_to_be_restored_first(
     last = caplog.messages[-1]
     assert last.startswith(f"not in MLflow ({sqlite_uri}) yet: 10 values")
     assert "was deleted in MLflow; restore it with `" in last
-    assert f"Restore it first, then send them with: {python_command()} -m fsae.sync {run_folder}" in last
+    assert f"Restore it first, then send them with: {python_command()} -m fsae.sync '{run_folder}'" in last
 
 
 def test_a_run_that_starts_over_leaves_no_values_of_the_one_before(run_folder: Path) -> None:
