@@ -29,6 +29,7 @@ from fsae.autoencoders.initialisation import initialise_from
 from fsae.autoencoders.topk import TopKSettings
 from fsae.losses.objective import Objective
 from fsae.losses.reconstruction import SquaredError
+from fsae.ranges import COUNT, argument
 from fsae.training.least_squares import LeastSquares
 from fsae.training.memory import freed_memory_kept
 from fsae.training.pam import PamMember, PamSettings
@@ -117,7 +118,7 @@ def peak_memory(options: argparse.Namespace, tokens: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_shape(parser)
-    parser.add_argument("--tokens", type=int, default=1_000_000, help="of an epoch")
+    parser.add_argument("--tokens", type=argument(int, COUNT), default=1_000_000, help="of an epoch")
     parser.set_defaults(d_in=576, d_sae=4096, repeats=3)
     options = parser.parse_args()
     print(f"{shape_of(options)}; {options.tokens:,} vectors, medians of {options.repeats} epochs\n")

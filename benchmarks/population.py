@@ -27,6 +27,7 @@ from fsae.losses.auxiliary import AuxK
 from fsae.losses.mutual import Mutual
 from fsae.losses.objective import Objective
 from fsae.losses.reconstruction import SquaredError
+from fsae.ranges import COUNT, argument
 from fsae.sources.synthetic import SparseSourcesSettings
 from fsae.training.checkpoints import Checkpoints
 from fsae.training.coupling import Coupling
@@ -129,8 +130,8 @@ def main() -> None:
     """Measure all in turns and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_shape(parser)
-    parser.add_argument("--members", type=int, default=5)
-    parser.add_argument("--match-every", type=int, nargs="*", default=[1, 10])
+    parser.add_argument("--members", type=argument(int, COUNT), default=5)
+    parser.add_argument("--match-every", type=argument(int, COUNT), nargs="*", default=[1, 10])
     parser.set_defaults(d_sae=3072)
     options = parser.parse_args()
     x = inputs(options.batch, options.d_in)

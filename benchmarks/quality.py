@@ -24,6 +24,7 @@ from benchmarks.peers.job import Job
 from benchmarks.peers.process import Process
 from fsae.language_models.settings import ModelSettings, Package
 from fsae.language_models.sites import Site
+from fsae.ranges import COUNT, COUNT_OR_NONE, POSITIVE, argument
 from fsae.sources.activations import ActivationSource, ActivationSourceSettings, Cache, open_activations
 from fsae.sources.documents import DatasetFormat, DatasetSettings
 from fsae.training.scaling import Scale, scale_of
@@ -36,12 +37,12 @@ HELD_OUT = 32_768
 def main() -> None:
     """Train everything and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=2_000_000)
-    parser.add_argument("--layer", type=int, default=10)
-    parser.add_argument("--d-sae", type=int, default=4608)
-    parser.add_argument("--batch", type=int, default=4096)
-    parser.add_argument("--k", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--tokens", type=argument(int, COUNT), default=2_000_000)
+    parser.add_argument("--layer", type=argument(int, COUNT_OR_NONE), default=10)
+    parser.add_argument("--d-sae", type=argument(int, COUNT), default=4608)
+    parser.add_argument("--batch", type=argument(int, COUNT), default=4096)
+    parser.add_argument("--k", type=argument(int, COUNT), default=64)
+    parser.add_argument("--lr", type=argument(float, POSITIVE), default=1e-3)
     parser.add_argument("--arch", nargs="*", default=["topk", "gated"])
     parser.add_argument("--autocast", action="store_true", help="SAELens in mixed precision as well")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")

@@ -34,6 +34,7 @@ from fsae.losses.objective import Objective
 from fsae.losses.reconstruction import SquaredError
 from fsae.losses.sparsity import L1, StepL0
 from fsae.losses.term import LossTerm
+from fsae.ranges import COUNT, argument
 from fsae.training.member import Member
 from fsae.training.memory import freed_memory_kept
 from fsae.training.settings import AdamSettings, Precision
@@ -125,11 +126,11 @@ def fisher_built(g: Tensor) -> Tensor:
 
 def add_shape(parser: argparse.ArgumentParser) -> None:
     """The options of what a step works on, with the shape that steps are compared at."""
-    parser.add_argument("--d-in", type=int, default=768)
-    parser.add_argument("--d-sae", type=int, default=12_288)
-    parser.add_argument("--batch", type=int, default=4096)
-    parser.add_argument("--k", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--d-in", type=argument(int, COUNT), default=768)
+    parser.add_argument("--d-sae", type=argument(int, COUNT), default=12_288)
+    parser.add_argument("--batch", type=argument(int, COUNT), default=4096)
+    parser.add_argument("--k", type=argument(int, COUNT), default=64)
+    parser.add_argument("--repeats", type=argument(int, COUNT), default=5)
 
 
 def inputs(batch: int, d_in: int) -> Tensor:

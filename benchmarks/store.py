@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from fsae.language_models.sites import Site, SiteName
+from fsae.ranges import COUNT, argument
 from fsae.sources.activations import ActivationSource
 from fsae.sources.documents import Part
 from fsae.sources.harvest import Harvester, Shard
@@ -33,10 +34,10 @@ SITE = Site(name=SiteName.resid_mid, layer=0)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
-    parser.add_argument("--vectors", type=int, default=250_000, help="a shard")
-    parser.add_argument("--width", type=int, default=576)
-    parser.add_argument("--shards", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--vectors", type=argument(int, COUNT), default=250_000, help="a shard")
+    parser.add_argument("--width", type=argument(int, COUNT), default=576)
+    parser.add_argument("--shards", type=argument(int, COUNT), default=4)
+    parser.add_argument("--repeats", type=argument(int, COUNT), default=5)
     options = parser.parse_args()
     numbers = torch.arange(options.vectors)
     shard = Shard(

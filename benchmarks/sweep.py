@@ -17,6 +17,7 @@ from pathlib import Path
 from benchmarks.machine import machine
 from benchmarks.peers.environment import python_of
 from benchmarks.runs import our_run, sae_lens_run
+from fsae.ranges import COUNT, COUNT_OR_NONE, argument
 
 ARCHITECTURES = ("standard", "gated", "jumprelu")
 SPARSITIES = (1.0, 3.0)
@@ -41,11 +42,11 @@ def main() -> None:
     """Run every way in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measured", type=int, choices=(3, 6, 12), default=12, help="of those that share nothing")
-    parser.add_argument("--tokens", type=int, default=500_000)
-    parser.add_argument("--d-sae", type=int, default=4608)
-    parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--tokens", type=argument(int, COUNT), default=500_000)
+    parser.add_argument("--d-sae", type=argument(int, COUNT), default=4608)
+    parser.add_argument("--batch", type=argument(int, COUNT), default=4096)
     parser.add_argument("--site", default="resid_post")
-    parser.add_argument("--layer", type=int, default=12)
+    parser.add_argument("--layer", type=argument(int, COUNT_OR_NONE), default=12)
     parser.add_argument("--autocast", action="store_true", help="sae_lens in mixed precision")
     options = parser.parse_args()
     print(

@@ -18,6 +18,7 @@ import torch
 from benchmarks.machine import machine_name
 from benchmarks.peers.environment import python_of
 from benchmarks.runs import our_run, sae_lens_run
+from fsae.ranges import COUNT, COUNT_OR_NONE, argument
 from fsae.training.settings import Precision
 
 # Weights at which some tens of latents are on at the end.
@@ -27,13 +28,13 @@ SPARSITY = {"standard": 1.0, "gated": 1.0, "jumprelu": 1.0}
 def main() -> None:
     """Run each in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=1_000_000)
-    parser.add_argument("--layer", type=int, default=10)
-    parser.add_argument("--d-sae", type=int, default=4608)
-    parser.add_argument("--batch", type=int, default=4096)
-    parser.add_argument("--k", type=int, default=64)
+    parser.add_argument("--tokens", type=argument(int, COUNT), default=1_000_000)
+    parser.add_argument("--layer", type=argument(int, COUNT_OR_NONE), default=10)
+    parser.add_argument("--d-sae", type=argument(int, COUNT), default=4608)
+    parser.add_argument("--batch", type=argument(int, COUNT), default=4096)
+    parser.add_argument("--k", type=argument(int, COUNT), default=64)
     parser.add_argument("--arch", choices=("standard", "gated", "jumprelu", "topk"), default="topk")
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--repeats", type=argument(int, COUNT), default=1)
     parser.add_argument("--autocast", action="store_true", help="sae_lens in mixed precision as well")
     options = parser.parse_args()
     print(

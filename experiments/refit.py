@@ -22,6 +22,7 @@ from fsae.autoencoders.base import SparseAutoencoder
 from fsae.evaluation.vectors import evaluate_vectors
 from fsae.export.saelens import load_saelens
 from fsae.losses.fisher import Fisher
+from fsae.ranges import WEIGHT, argument
 from fsae.sources.mnist import MNISTSettings
 from fsae.training.least_squares import LeastSquares
 
@@ -32,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, metavar="SWEEP")
     parser.add_argument("--lines", nargs="*", default=[], metavar="SETTING")
-    parser.add_argument("--alpha", type=float, default=1.1e-10, help="the ridge, beside a mean over images")
+    parser.add_argument(
+        "--alpha", type=argument(float, WEIGHT), default=1.1e-10, help="the ridge, beside a mean over images"
+    )
     options = parser.parse_args(arguments)
     print("| arm | seeds | as trained | solved for | difference |\n| --- | --- | --- | --- | --- |")
     for arm in read_arms(options.folders, options.lines, ["fvu"]):

@@ -42,7 +42,18 @@ def assert_nothing_betrayed(*folders: Path, said: str = "") -> None:
         ("http://TOKEN:@host", "http://host", ("TOKEN",)),
         ("https://me:p@ss:word@[::1]:5000", "https://[::1]:5000", ("p@ss:word",)),
         ("http://[::1]:5000", "http://[::1]:5000", ()),
-        ("http://host/?token=abcd&x=1", "http://host/?x=1", ("abcd",)),
+        # Of a server's query nothing is kept, whatever its parameters are called.
+        ("http://host/?token=abcd&x=1", "http://host/", ("abcd", "x=1")),
+        ("http://host/a?q=a;token=abcd", "http://host/a", ("q=a", "abcd")),
+        ("http://host/#access_token=abcd", "http://host/", ("abcd",)),
+        ("http://host#abcd", "http://host", ("abcd",)),
+        ("https://host?bearer=abcd", "https://host", ("abcd",)),
+        ("https://host/?mine=abcd", "https://host/", ("mine=abcd",)),
+        ("dbx://profile:abcd", "dbx://profile", ("abcd",)),
+        ("databricks://profile", "databricks://profile", ()),
+        ("postgresql://me@host/db?a=1;password=abcd&b=2", "postgresql://me@host/db?a=1&b=2", ("abcd",)),
+        ("postgresql://me@host/db?password=abcd&b=2", "postgresql://me@host/db?b=2", ("abcd",)),
+        ("postgresql://me@host/db#password=abcd", "postgresql://me@host/db", ("abcd",)),
         ("postgresql+psycopg2://me:p%40ss@host/db", "postgresql+psycopg2://me@host/db", ("p%40ss",)),
         ("postgresql://me@host/db?sslmode=require", "postgresql://me@host/db?sslmode=require", ()),
         ("postgresql:///db?user=me@host&password=x1", "postgresql:///db?user=me@host", ("x1",)),
@@ -86,6 +97,10 @@ def test_a_secret_in_another_place_is_refused_and_not_shown(override: str) -> No
 def test_what_is_no_secret_stays() -> None:
     plain = ["-m", "eval.tokens=5", "tracking.uri=sqlite:////a@b/x.db", "dataset.path=/a:b@c", "+x={TOKENS: 3}"]
     plain += ["hydra.sweeper.storage='${oc.env:STORAGE}'", "tracking.uri=http://host:5000", "dataset.name=a/b@v1"]
+    plain += [
+        "tracking.uri='http://${oc.env:HOST}:5000/?x=${oc.env:X}'",
+        "dataset.path=https://host/data?download=true",
+    ]
     assert without_passwords(plain) == plain
 
 
@@ -94,6 +109,14 @@ def test_the_environment_has_the_password_of_an_address_without_it(monkeypatch: 
     assert without_passwords([f"++tracking.uri='https://me:{TYPED}@host/x'"]) == ["++tracking.uri=https://host/x"]
     assert resolve_uri("https://host/x", Path()) == f"https://me:{TYPED}@host/x"
     assert resolve_uri("https://host/y", Path()) == "https://host/y"
+    for uri, bare in (
+        ("http://host/?q=a;mine=Zebra", "http://host/"),
+        ("http://host/#Zebra", "http://host/"),
+        ("https://host?jwt=Zebra", "https://host"),
+    ):
+        assert without_passwords([f"tracking.uri={uri}"]) == [f"tracking.uri={bare}"]
+        assert resolve_uri(bare, Path()) == uri
+        assert "Zebra" not in concealed(f"cannot reach {uri}")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:Zebra@host/db")
     # In the shell that has the variable this opens the store.
     assert '--backend-store-uri "$MLFLOW_TRACKING_URI"' in ui_command(resolve_uri("postgresql://me@host/db", Path()))

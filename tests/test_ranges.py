@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import typing
+from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from fsae.configuration.schema import SCHEMAS, RunSettings, settings_of
-from fsae.ranges import Range, check_number, is_nullable, range_of
+from fsae.ranges import COUNT, Range, argument, check_number, is_nullable, range_of
 from fsae.training.settings import AdamSettings
 from tests.composition import composed
 
@@ -83,8 +84,10 @@ def test_settings_are_checked_where_they_are_made():
         ("seed=-1", "seed is -1; it must be at least 0"),
         ("source.seed=-1", "source.seed is -1"),
         ("loss.fisher.weight=nan", "loss.fisher.weight is nan; it must be at least 0 and at most 1e12"),
-        ("loss.fisher.weight=1e300", "loss.fisher.weight is 1e+300"),
-        ("loss.sparsity.warm_up=2", "loss.sparsity.warm_up is 2.0; it must be a share, at least 0 and at most 1"),
+        ("loss.fisher.weight=1e300", "loss.fisher.weight is 1e300;"),
+        ("loss.sparsity.warm_up=2", "loss.sparsity.warm_up is 2; it must be a share, at least 0 and at most 1"),
+        ("loss.sparsity.warm_up=1.00000001", "loss.sparsity.warm_up is 1.00000001; it"),
+        ("trainer.lr=1e9999", "trainer.lr is inf; it must be above 0"),
         ("population.mutual.match_every=0", "population.mutual.match_every is 0; it must be at least 1"),
         ("population.reinitialise.power=inf", "population.reinitialise.power is inf"),
         ("arch.expansion=inf", "arch.expansion is inf; it must be above 0 and at most 65536"),
@@ -116,3 +119,13 @@ def test_an_environment_variable_is_a_number_too(monkeypatch: pytest.MonkeyPatch
     config = composed("trainer.tokens=${oc.env:TOKENS}")
     assert settings_of(config).trainer.tokens == 300_000
     assert "tokens: 300000" in OmegaConf.to_yaml(config.trainer, resolve=True)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "nan", "inf", "many", "1e300"])
+def test_an_argument_out_of_its_range_is_refused(text: str):
+    with pytest.raises(
+        ArgumentTypeError, match=f"^it is {text}; it must be a whole number, at least 1 and at most 1e15"
+    ):
+        argument(int, COUNT)(text)
+    assert argument(int, COUNT)("7") == 7
+    assert argument(float, COUNT)("1.5") == 1.5

@@ -94,7 +94,7 @@ def test_what_does_not_compose_is_told_once_and_recorded_in_the_outputs_folder(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trainer.lr=-1"], "trainer.lr is -1.0; it must be above 0"),
+        (["trainer.lr=-1"], "trainer.lr is -1; it must be above 0"),
         (["+site.foo=1"], "site.foo: there is no such setting; site has: layer, name"),
         (["model=tiny", "site.layer=4"], "site.layer is 4, but model tiny has 4 layers, 0 to 3"),
         (["arch=topk", "arch.d_sae=32"], "arch.k is 64, more than the 32 latents there are"),
@@ -167,6 +167,13 @@ LONG_NAME = "n" * 300
         (["hydra.run.dir=${paths.outputs}/../x"], "which is not below the outputs folder"),
         (["hydra.run.dir=${paths.outputs}"], "which is not below the outputs folder"),
         (["-m", "seed=1,2", "hydra.sweep.dir="], "hydra.sweep.dir is ''"),
+        (["-m", "seed=1,2", "hydra.output_subdir=../hy"], "hydra.output_subdir is '../hy', but a run writes"),
+        (["hydra.output_subdir=../../../hy"], "hydra.output_subdir is '../../../hy', but a run writes"),
+        (["hydra/job_logging=default", "hydra.job.name=../../jn"], "hydra.job.name is '../../jn'; it names a file"),
+        (
+            ["hydra/job_logging=default", "hydra.job_logging.handlers.file.filename=../x.log"],
+            "hydra.job_logging.handlers.file.filename is '../x.log', which is not below the outputs folder",
+        ),
         (["-m", "seed=1,2", "hydra.sweep.dir=x"], "hydra.sweep.dir is 'x', which is not below the outputs folder"),
         (["name=../../x"], "name is '../../x'; it names one folder"),
         (["name=/abs"], "name is '/abs'; it names one folder"),

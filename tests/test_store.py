@@ -51,13 +51,15 @@ def test_listing_does_not_count_as_use(outputs: Path, capfd: pytest.CaptureFixtu
 
 def test_verifying_finds_damage(outputs: Path, capfd: pytest.CaptureFixture[str]):
     assert main(["verify"]) == 0
-    assert capfd.readouterr().out == "new: 2 shards verified\nold: 1 shards verified\n"
+    assert capfd.readouterr().out == "new: 2 of 2 shards are whole\nold: 1 of 1 shards are whole\n"
     path = outputs / "new" / "train-00001.safetensors"
     data = bytearray(path.read_bytes())
     data[-5] ^= 8
     path.write_bytes(data)
     assert main(["verify"]) == 1
-    assert "train-00001.safetensors does not have the checksum" in capfd.readouterr().err
+    said = capfd.readouterr()
+    assert "train-00001.safetensors does not have the checksum" in said.err
+    assert said.out == "new: 1 of 2 shards are whole\nold: 1 of 1 shards are whole\n"
     assert main(["verify", "old"]) == 0
     os.truncate(outputs / "old" / "train-00000.safetensors", 10)
     assert main(["verify", "old"]) == 1
@@ -70,11 +72,28 @@ def test_verifying_names_foreign_files_and_reads_the_rest(outputs: Path, capfd: 
     (outputs / "beside.txt").write_text("")
     assert main(["verify"]) == 0
     said = capfd.readouterr()
-    assert said.out == "new: 2 shards verified\nold: 1 shards verified\n"
+    assert said.out == "new: 2 of 2 shards are whole\nold: 1 of 1 shards are whole\n"
     assert said.err.splitlines() == [
         f"{outputs}/new/{name} is no part of the store; nothing reads it"
         for name in ("notes-2.json", "train-x.safetensors")
     ]
+
+
+def test_verifying_names_a_shard_that_has_no_record(outputs: Path, capfd: pytest.CaptureFixture[str]):
+    (outputs / "new" / "train-00001.json").unlink()
+    assert main(["verify", "new"]) == 0
+    said = capfd.readouterr()
+    assert said.out == "new: 1 of 1 shards are whole\n"
+    assert said.err == f"{outputs}/new/train-00001.safetensors has no record beside it; nothing reads it\n"
+
+
+@pytest.mark.parametrize("days", ["-1", "nan", "inf", "-1e-9", "many"])
+def test_days_that_are_none_remove_nothing(days: str, outputs: Path, capfd: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["prune", f"--unused-days={days}"])
+    assert ended.value.code == 2
+    assert f"--unused-days: it is {days}; it must be a number, at least 0 and at most 1e6" in capfd.readouterr().err
+    assert names(outputs) == ["new", "old"]
 
 
 DAMAGES = {

@@ -21,6 +21,7 @@ from benchmarks.peers.comparison import ARCHITECTURES, PEERS, RECTIFIED, Row, co
 from benchmarks.peers.job import Job
 from benchmarks.peers.table import cells, draw, markdown
 from benchmarks.step import add_shape
+from fsae.ranges import COUNT, argument
 
 
 def main() -> None:
@@ -28,7 +29,9 @@ def main() -> None:
     add_shape(parser)
     parser.add_argument("--arch", nargs="*", choices=ARCHITECTURES, default=ARCHITECTURES)
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS)
-    parser.add_argument("--widths", nargs="*", type=int, default=[4096, 8192, 16_384, 32_768, 65_536], help="of growth")
+    parser.add_argument(
+        "--widths", nargs="*", type=argument(int, COUNT), default=[4096, 8192, 16_384, 32_768, 65_536], help="of growth"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--out", type=Path, default=Path("outputs/peers"))
     options = parser.parse_args()

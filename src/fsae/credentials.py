@@ -19,14 +19,14 @@ SETTING = "tracking.uri"
 
 _PARAMETER = (
     r"[\w.\-]*(?:password|passwd|passphrase|passwort|pwd|token|secret|credentials?|api_?key|access_?key|signature|"
-    r"odbc_connect)|pass|pw|auth|key|sig"
+    r"odbc_connect)|pass|passcode|pw|auth|authorization|bearer|jwt|key|sas|sig"
 )
 # As parts of an address: the name and password before the host, a parameter after the path.
 # A slash is lost where an address was taken for a path.
 _USERINFO = re.compile(
     r"(?P<scheme>[A-Za-z][\w+.\-]+)(?P<slashes>://?)(?P<user>[^\s/@:'\"]*)(?P<password>:[^\s/'\"]*)?@"
 )
-_QUERY = re.compile(rf"(?P<name>[?&;](?:{_PARAMETER})=)(?P<value>[^&;\s'\"]+)", re.IGNORECASE)
+_QUERY = re.compile(rf"(?P<name>[?&;#](?:{_PARAMETER})=)(?P<value>[^&;\s'\"]+)", re.IGNORECASE)
 _ODBC = re.compile(r"(?:pwd|password)\s*=\s*\{?([^;}]+)", re.IGNORECASE)
 # Variables of the environment that hold a secret, and, in a command, one that is set to a literal.
 _SECRET_VARIABLE = re.compile(r"(?:PASSWORD|PASSWD|PASSPHRASE|_PWD|TOKEN|SECRET|_KEY|CREDENTIALS?)$")
@@ -42,7 +42,8 @@ _seen: set[str] = set()
 def split_address(uri: str) -> tuple[str, tuple[str, ...]]:
     """An address fit to be shown and written down, and the secrets it held, as they stood in it.
 
-    A server's address loses its user too, which may be a token; a database's keeps it.
+    A server's address loses its user, its query and its fragment too, any of which may be a token; a database's keeps
+    them, but for parameters that are known to hold a secret.
 
     Raises:
         ValueError: where the password ends cannot be told.
@@ -56,6 +57,9 @@ def split_address(uri: str) -> tuple[str, tuple[str, ...]]:
     authority, tail = (rest[: end.start()], rest[end.start() :]) if end else (rest, "")
     userinfo, at, host = authority.rpartition("@")
     port = authority.rpartition(":")[2] if ":" in authority.rpartition("]")[2] else ""
+    if port and not at and not port.isdecimal() and "@" not in tail:
+        # No port: a profile's token, as in databricks://profile:token, or what was meant to stand before a host.
+        userinfo, host = authority, authority.removesuffix(f":{port}")
     path = tail.partition("?")[0]
     wrong = server or "@" in path or (port and not at and not port.isdecimal())
     if wrong and "@" in tail and scheme.partition("+")[0] != "sqlite":
@@ -67,15 +71,19 @@ def split_address(uri: str) -> tuple[str, tuple[str, ...]]:
     user, _, password = userinfo.partition(":")
     secrets = [part for part in (password or (user if server else ""),) if part]
     address = f"{scheme}://" + (f"{user}@" if at and not server else "") + host
-    path, mark, query = tail.partition("?")
-    kept = []
-    for parameter in query.split("&"):
-        if _QUERY.fullmatch(f"?{parameter}"):
+    # A file's name may have a #.
+    query = re.search(r"\?.*" if scheme.startswith("sqlite") else "[?#].*", tail)
+    path = tail[: query.start()] if query else tail
+    kept = ""
+    for parameter in re.findall("[?#&;][^?#&;]*", query[0]) if query else []:
+        if _QUERY.fullmatch(parameter):
             value = parameter.partition("=")[2]
             secrets += _ODBC.findall(unquote_plus(value)) if "odbc" in parameter.lower() else [value]
+        elif server:
+            secrets += [parameter[1:]] if parameter[1:] else []
         else:
-            kept.append(parameter)
-    bare = address + path + (mark + "&".join(kept) if any(kept) else "")
+            kept += parameter if kept or parameter[0] == "#" else f"?{parameter[1:]}"
+    bare = address + path + (kept if kept != "?" else "")
     _remember(bare, *secrets, pair=userinfo)
     return bare, tuple(secrets)
 
@@ -158,6 +166,11 @@ def _public_value(value: str) -> str:
 def holds_secret(text: str) -> bool:
     """Whether a password or a token stands in the text, as far as its form tells."""
     if _hide_forms(text) != text:
+        return True
+    # A server's address with a query or a fragment, and one with something else than a port behind its colon.
+    if re.fullmatch(r"[^\s/]*https?://[^\s?#$]*[?#][^\s$]*", text, re.IGNORECASE):
+        return True
+    if re.match(r"[\w+.\-]+://[^\s/?#@:$]*:(?!\d*(?:[/?#]|$))[^\s/?#@$]+(?:[/?#]|$)", text):
         return True
     # An address that has no scheme, or in which the password ends where it cannot be told.
     address = re.fullmatch(r"[\w+.\-]*(?::/?/?)?[^\s/@]*:[^\s@]*@[^\s@]+", text)

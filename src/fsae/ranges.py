@@ -1,10 +1,13 @@
 """Ranges: which values each number among the settings may have, checked in one way.
 
-A number's range stands with its field, `lr: float = field(default=1e-3, metadata=between(above=0, to=100))`, and a test
-finds the fields that have none.
+A number's range stands with its field, `lr: float = field(default=1e-3, metadata=between(above=0, most=100))`, and a
+test finds the fields that have none.
 """
 
 import re
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -35,8 +38,8 @@ class Range:
         return after and (value < self.most if self.open_most else value <= self.most)
 
     def __str__(self) -> str:
-        least = f"above {_written(self.least)}" if self.open_least else f"at least {_written(self.least)}"
-        most = f"below {_written(self.most)}" if self.open_most else f"at most {_written(self.most)}"
+        least = f"above {written(self.least)}" if self.open_least else f"at least {written(self.least)}"
+        most = f"below {written(self.most)}" if self.open_most else f"at most {written(self.most)}"
         return f"{least} and {most}"
 
 
@@ -81,6 +84,20 @@ def range_of(metadata: Any) -> Range | None:
     return metadata.get(_KEY)
 
 
+def argument(kind: type[int] | type[float], metadata: dict[str, Range]) -> Callable[[str], float]:
+    """A command's argument, as argparse's `type`: a number of this kind within a range."""
+    allowed = metadata[_KEY]
+
+    def read(text: str) -> float:
+        with suppress(ValueError):
+            if (value := kind(text)) in allowed:
+                return value
+        what = "a whole number" if kind is int else "a number"
+        raise ArgumentTypeError(f"it is {text}; it must be {what}, {allowed}")
+
+    return read
+
+
 def check_number(value: object, allowed: Range, key: str, nullable: bool) -> None:
     """Raise ValueError where a number, or one of a list, is out of its range; null is in it where it is nullable."""
     if isinstance(value, list):
@@ -91,7 +108,7 @@ def check_number(value: object, allowed: Range, key: str, nullable: bool) -> Non
         return
     what = f"{allowed.meaning}, " if allowed.meaning else ""
     null = ", or null" if nullable else ""
-    shown = _written(value) if isinstance(value, int) and not isinstance(value, bool) else repr(value)
+    shown = written(value) if isinstance(value, int | float) and not isinstance(value, bool) else repr(value)
     raise ValueError(f"{key} is {shown}; it must be {what}{allowed}{null}")
 
 
@@ -123,10 +140,11 @@ def is_nullable(annotation: object) -> bool:
     return type(None) in getattr(annotation, "__args__", ())
 
 
-def _written(value: float) -> str:
+def written(value: float) -> str:
     """A number as one would type it: large counts by their power of ten where that is exact."""
     if isinstance(value, float):
-        return re.sub(r"e\+?(-?)0*", r"e\1", f"{value:g}")
+        short = f"{value:g}"
+        return re.sub(r"e\+?(-?)0*", r"e\1", short if float(short) == value else repr(value))
     digits = str(value)
     zeros = len(digits) - len(digits.rstrip("0"))
     if value and zeros >= 6:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fsae.console import console
+from fsae.ranges import argument, between
 from fsae.sources.documents import Part
 from fsae.sources.store import DamagedShard, Store, folder_bytes, in_use, last_used, remove, store_folders
 
@@ -31,7 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prune = commands.add_parser("prune", help="remove stores; what a run needs again it harvests again")
     prune.add_argument("names", nargs="*", metavar="STORE")
     prune.add_argument("--all", action="store_true", help="every store")
-    prune.add_argument("--unused-days", type=float, metavar="DAYS", help="those that no run opened for so long")
+    prune.add_argument(
+        "--unused-days",
+        type=argument(float, between(least=0, most=1e6)),
+        metavar="DAYS",
+        help="those that no run opened for so long",
+    )
     options = parser.parse_args(arguments)
     try:
         folders = {folder.name: folder for folder in store_folders(options.folder)}
@@ -69,28 +75,31 @@ def _list(where: Path, folders: list[Path]) -> int:
 
 
 def _verify(folders: list[Path]) -> int:
-    damaged = 0
+    all_whole = True
     for folder in folders:
         try:
             store = Store(folder, marked=False)
-            shards, foreign = store.shards(), store.foreign()
+            shards, foreign, unrecorded = store.shards(), store.foreign(), store.unrecorded()
         except (ValueError, OSError) as error:
             print(error, file=sys.stderr)
-            damaged += 1
+            all_whole = False
             continue
+        whole = 0
         for part, number in shards:
             try:
                 store.read(part, number)
+                whole += 1
             except DamagedShard as damage:
-                damaged += 1
                 print(f"{damage}; the next run that needs it harvests it again", file=sys.stderr)
             except OSError as error:
-                damaged += 1
                 print(f"{store.path(part, number)} cannot be read: {error.strerror}", file=sys.stderr)
         for path in foreign:
             print(f"{path} is no part of the store; nothing reads it", file=sys.stderr)
-        print(f"{folder.name}: {len(shards)} shards verified")
-    return 1 if damaged else 0
+        for path in unrecorded:
+            print(f"{path} has no record beside it; nothing reads it", file=sys.stderr)
+        print(f"{folder.name}: {whole} of {len(shards)} shards are whole")
+        all_whole = all_whole and whole == len(shards)
+    return 0 if all_whole else 1
 
 
 def _prune(folders: list[Path]) -> int:

@@ -38,6 +38,14 @@ def test_choices_and_what_hydra_tells_itself_are_let_through(argument: str):
 
 
 @pytest.mark.parametrize(
+    "key", ["loss", "arch", "trainer", "source", "paths", "population", "eval", "tracking", "sae", "objective", "seed"]
+)
+def test_what_a_run_needs_is_not_taken_away(key: str):
+    with pytest.raises(ValueError, match=f"^~{key}: a run needs {key}; leave out ~{key}, or give it another value by"):
+        check_choices(["seed=1", f"~{key}"])
+
+
+@pytest.mark.parametrize(
     ("overrides", "jobs"),
     [
         (["seed=range(1000000)"], "1,000,000"),

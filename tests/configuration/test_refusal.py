@@ -49,6 +49,9 @@ def refusal(*overrides: str, own: Path | None = None) -> str:
         ("trainer.tokens=2.5", "trainer.tokens: 2.5 is not a whole number; write digits"),
         ("trainer.tokens=inf", "trainer.tokens: inf is not a whole number"),
         ("trainer.tokens=true", "trainer.tokens: True is not a whole number"),
+        (f"trainer.lr={10**400}", "trainer.lr: 1e400 is too large for a number"),
+        (f"trainer.lr=-{'7' * 400}", "trainer.lr: -77... (401 digits) is too large for a number"),
+        (f"loss.fisher.weight={10**400}", "loss.fisher.weight: 1e400 is too large for a number"),
         ("trainer.lr=true", "trainer.lr: Value 'True' of type 'bool' could not be converted to Float"),
         ("arch.tied=1", "arch.tied: 1 is neither true nor false"),
         ("eval.geometry=0.0", "eval.geometry: 0.0 is neither true nor false"),
@@ -57,6 +60,11 @@ def refusal(*overrides: str, own: Path | None = None) -> str:
         ("tracking.mlflow=maybe", "tracking.mlflow: Value 'maybe' is not a valid bool"),
         ("source.also=5", "source.also: it must be a list, as in source.also=[...]"),
         # Deletions.
+        # Sweeps without -m.
+        ("seed=0,1", "seed=0,1: several values are a sweep; add -m"),
+        ("arch=gated,topk", "arch=gated,topk: several values are a sweep; add -m"),
+        ("seed=range(3)", "seed=range(3): several values are a sweep; add -m"),
+        ("+trainer.lr=3", "+trainer.lr: there is such a setting already; leave out the +"),
         ("~trainer.lr", "trainer.lr: a setting cannot be deleted; give it a value"),
         # What is no override at all.
         (
@@ -100,6 +108,21 @@ def test_a_file_of_one_s_own_is_named(tmp_path: Path):
     assert "arch.kay" in found
     (tmp_path / "arch" / "broken.yaml").write_text("k: [\n")
     assert str(tmp_path / "arch" / "broken.yaml") in refusal("arch=broken", "loss=topk", own=tmp_path)
+
+
+def test_a_file_that_sets_what_another_choice_has_not_is_named_with_the_key(tmp_path: Path):
+    assert refusal("debug=tiny", "source=eeg") == (
+        "debug/tiny.yaml sets source.tokens, and EEGSettings has no such setting; leave out debug=tiny, or choose "
+        "another source"
+    )
+    (tmp_path / "experiment").mkdir()
+    mine = tmp_path / "experiment" / "mine.yaml"
+    mine.write_text("# @package _global_\ntrianer:\n  lr: 1e-3\n")
+    assert refusal("experiment=mine", own=tmp_path) == (
+        "experiment/mine.yaml sets trianer, and RunSettings has no such setting; leave out that line"
+    )
+    mine.write_text("# @package _global_\nseed: many\n")
+    assert refusal("experiment=mine", own=tmp_path).startswith("experiment/mine.yaml: seed: 'many' is not a whole num")
 
 
 def test_an_error_of_our_own_is_left_as_it_is():

@@ -70,7 +70,7 @@ def test_every_schema_is_a_frozen_dataclass_by_keyword(schema: str):
         ("+dataset.name=c4", r"dataset\.name: there is no such setting; .* as in dataset=tinystories"),
         ("model=custom", r"model\.path is not set; add model\.path=FOLDER_OR_HUB_NAME"),
         ("seed=-1", r"^seed is -1; it must be at least 0 and at most 4294967295"),
-        ("trainer.lr=-1", r"trainer\.lr is -1\.0; it must be above 0 and at most 1e30"),
+        ("trainer.lr=-1", r"trainer\.lr is -1; it must be above 0 and at most 1e30"),
         ("site.layer=-1", r"site\.layer is -1; it must be a block, counted from 0, at least 0"),
         ("+loss.extra.weight=1", r"loss\.extra is not a loss term; .*`/schema/loss@extra: l1`"),
     ],

@@ -1,6 +1,7 @@
 """The command line's overrides: put where Hydra reads them, and told apart where its own message names none."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from math import prod
 from typing import Any
 
@@ -11,6 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fsae.configuration.conf_folder import conf_folder
+from fsae.configuration.schema import RunSettings
 
 # Options that stand alone: what follows them is no value of theirs.
 _FLAGS = {"-m", "--multirun", "-r", "--run", "--resolve"}
@@ -30,7 +32,15 @@ def options_first(arguments: Sequence[str]) -> list[str]:
 
 
 def check_choices(arguments: Sequence[str]) -> None:
-    """Raise ValueError where a group is given what is no choice of it: Hydra's message would not say which one."""
+    """Raise ValueError where a group is given what is no choice of it, or taken away although a run needs it: Hydra's
+    message would not say which one."""
+    needed = {each.name for each in fields(RunSettings)} - {"model", "site", "dataset"}
+    for argument in arguments:
+        key = argument.removeprefix("~").partition("=")[0]
+        if argument.startswith("~") and key in needed:
+            raise ValueError(
+                f"{argument}: a run needs {key}; leave out {argument}, or give it another value by {key}=..."
+            )
     groups = {path.name for path in conf_folder().iterdir() if path.is_dir()}
     for argument in arguments:
         if argument.startswith(("-", "~")) or argument.partition("=")[0] not in groups:

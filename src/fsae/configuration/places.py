@@ -1,7 +1,11 @@
-"""Where a command writes: below its outputs folder and nowhere else, found out before anything is made."""
+"""Where a command writes: below its outputs folder, found out before anything is made.
+
+Activation stores alone may lie elsewhere (paths.activations), as on a scratch disk: they are large.
+"""
 
 import os
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,10 +19,26 @@ def check_outputs(config: DictConfig) -> None:
 
 
 def check_folder(config: DictConfig, key: str) -> None:
-    """Raise ValueError where the folder of a run (hydra.run.dir) or sweep (hydra.sweep.dir) is not below outputs."""
+    """Raise ValueError where the folder of a run (hydra.run.dir) or of a sweep (hydra.sweep.dir) is not below outputs,
+    or Hydra would write elsewhere."""
     folder = str(OmegaConf.select(config, key))
     _check_text(folder, key)
     _check_below(folder, key, config)
+    hydra = config.hydra
+    if hydra.output_subdir is not None:
+        raise ValueError(
+            f"hydra.output_subdir is {hydra.output_subdir!r}, but a run writes its settings down itself; leave it out"
+        )
+    if "/" in hydra.job.name:
+        raise ValueError(f"hydra.job.name is {hydra.job.name!r}; it names a file, so it may have no slash")
+    written: Any = OmegaConf.to_container(hydra.job_logging or {})
+    for name, handler in (written.get("handlers") or {}).items():
+        if "filename" in handler:
+            # Hydra says what the folder is only when the run begins.
+            file = handler["filename"].replace("${hydra.runtime.output_dir}", folder)
+            file_key = f"hydra.job_logging.handlers.{name}.filename"
+            _check_text(file := file.replace("${hydra.job.name}", hydra.job.name), file_key)
+            _check_below(file, file_key, config)
 
 
 def outputs_named(arguments: list[str]) -> Path | None:

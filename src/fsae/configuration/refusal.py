@@ -47,7 +47,7 @@ def explain(error: BaseException) -> str:
             if line.endswith("does not support deletion"):
                 return f"{cause.full_key}: a setting cannot be deleted; give it a value, null where it may be null"
             return f"{cause.full_key}: {'it must not be null' if line.endswith('is not Optional') else line}"
-    return str(error).strip()
+    return _of_hydra(str(error).strip())
 
 
 def included_itself(arguments: Sequence[str]) -> ValueError:
@@ -65,6 +65,29 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while cause is not None:
         yield cause
         cause = cause.__cause__
+
+
+def _of_hydra(text: str) -> str:
+    """What Hydra tells in several lines, or with its own names, in one sentence; any other text as it is."""
+    if (swept := re.match(r"Ambiguous value for argument '(.*)'\n|Sweep parameters '(.*)' requires", text)) is not None:
+        return f"{swept[1] or swept[2]}: several values are a sweep; add -m"
+    if (there := re.match(r"Could not append to config\. An item is already at '(.*)'\.", text)) is not None:
+        return f"+{there[1]}: there is such a setting already; leave out the +"
+    in_file = re.match(r"In '(?P<file>.+)': \w+ raised while composing config:\n(?P<what>.*)\n", text)
+    full_key = re.search(r"^ *full_key: (\S+)", text, re.MULTILINE)
+    if in_file is None or full_key is None:
+        return text
+    file, key = in_file["file"], full_key[1]
+    kind = re.fullmatch(r"Key '.*' (?:is )?not in '(\w+)'", in_file["what"])
+    if kind is None:
+        return f"{file}.yaml: {key}: {in_file['what']}"
+    schema = next((schema for schema in SCHEMAS.values() if schema.__name__ == kind[1]), None)
+    near = _near(key.rpartition(".")[2], [each.name for each in fields(schema)] if schema is not None else [])
+    group, _, choice = file.rpartition("/")
+    other = key.partition(".")[0]
+    own = group in ("", other) or "." not in key
+    leave = f"leave out that line{near}" if own else f"leave out {group}={choice}, or choose another {other}"
+    return f"{file}.yaml sets {key}, and {kind[1]} has no such setting; {leave}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -61,7 +61,7 @@ class Task(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class PathsSettings:
-    """Absolute folders: everything is written below `outputs`."""
+    """Absolute folders: everything is written below `outputs`; `activations` alone may lie elsewhere."""
 
     outputs: str
     runs: str

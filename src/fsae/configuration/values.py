@@ -6,7 +6,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
-from omegaconf.nodes import BooleanNode, IntegerNode
+from omegaconf.nodes import BooleanNode, FloatNode, IntegerNode
+
+from fsae.ranges import written
 
 _ZEROS = {"k": 3, "m": 6, "g": 9, "b": 9}
 
@@ -48,7 +50,26 @@ class Switch(BooleanNode):
         return copied
 
 
-_OURS: dict[type, type[WholeNumber] | type[Switch]] = {IntegerNode: WholeNumber, BooleanNode: Switch}
+class Number(FloatNode):
+    """A node for a number: one that has too many digits is told as such."""
+
+    def _validate_and_convert_impl(self, value: Any) -> float:
+        try:
+            return super()._validate_and_convert_impl(value)
+        except OverflowError:
+            raise ValidationError(f"{written(value)} is too large for a number") from None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Number":
+        copied = Number()
+        self._deepcopy_impl(copied, memo)
+        return copied
+
+
+_OURS: dict[type, type[WholeNumber | Switch | Number]] = {
+    IntegerNode: WholeNumber,
+    BooleanNode: Switch,
+    FloatNode: Number,
+}
 
 
 def written_by_people(schema: type) -> DictConfig:

@@ -297,6 +297,11 @@ class Store:
             if path.name not in own and not _NAME.fullmatch(path.name) and not _OTHER_NAMES.fullmatch(path.name)
         )
 
+    def unrecorded(self) -> list[Path]:
+        """Files named like a shard's that have no record: what a cut-off write or a copy left."""
+        files = self.folder.glob("*.safetensors")
+        return sorted(path for path in files if _NAME.fullmatch(path.name) and not path.with_suffix(".json").exists())
+
     def bytes(self) -> int:
         """What the folder takes on disk."""
         return folder_bytes(self.folder)
