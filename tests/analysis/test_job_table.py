@@ -69,6 +69,16 @@ def test_the_best_is_marked_where_it_can_be_said(name: str, values: list[float |
     assert {number for number, row in enumerate(table.rows) if f"eval/{name}" in row.best} == best
 
 
+def test_a_job_that_is_worse_than_the_mean_is_best_at_nothing(tmp_path: Path):
+    """It may have no dead latent, and be at nothing what one would want."""
+    numbers = [(1.5, 0.0), (0.4, 0.3), (1.0, 0.2), (0.5, 0.2)]
+    rows = [
+        (settings_of("gated", 0, 1, seed), {"fvu": fvu, "dead_share": dead}) for seed, (fvu, dead) in enumerate(numbers)
+    ]
+    best = [row.best for row in jobs(tmp_path, *rows).rows]
+    assert best == [set(), {"eval/fvu"}, {"eval/dead_share"}, {"eval/dead_share"}]
+
+
 def test_every_number_has_a_meaning_and_a_direction():
     assert set(NUMBERS) == set(MORE_IS_BETTER)
     assert {name.removeprefix("eval/") for name in NUMBERS} <= set(MEANINGS)
@@ -94,7 +104,7 @@ def test_jobs_that_never_began_are_called_by_what_was_asked_for(tmp_path: Path):
     table = job_table(collect_folders([tmp_path]))
     assert table.settings == ["arch.k"]
     assert [(row.job, row.state) for row in table.rows] == [
-        ("k=4", "finished"), ("k=8", "finished"), ("arch.k=999", "refused"), ("arch.k=16", "not started"),
+        ("k=4", "finished"), ("k=8", "finished"), ("k=999", "refused"), ("k=16", "not started"),
     ]  # fmt: skip
     assert [line.split()[0] for line in table.text().splitlines()] == ["k", "4", "8", "999", "16"]
 

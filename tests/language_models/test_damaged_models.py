@@ -123,7 +123,8 @@ def _cut_short(folder: Path) -> None:
         (lambda folder: (folder / WEIGHTS).write_text("version https://git-lfs"), f"{WEIGHTS} is truncated or damaged"),
         (lambda folder: (folder / WEIGHTS).unlink(), f"no file named {WEIGHTS}"),
         (_without_a_tensor, "the weights lack model.layers.1.mlp.up_proj.weight"),
-        (lambda folder: (folder / "tokenizer.json").write_text("{"), "no tokenizer can be read from"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "/it/tokenizer.json is damaged (EOF while"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "/it/tokenizer.json is damaged ("),
         (lambda folder: (folder / "tokenizer_config.json").write_text("[]"), "no tokenizer can be read from"),
     ],
 )

@@ -127,5 +127,5 @@ def test_l1_on_no_active_code_is_zero_with_finite_gradients(sparse: bool):
 
 
 def test_target_that_cannot_hold():
-    with pytest.raises(ValueError, match=r"loss\.target is 0\.0"):
+    with pytest.raises(ValueError, match=r"loss\.target is 0"):
         TargetL0(target=0.0)

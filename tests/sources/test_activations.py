@@ -258,7 +258,7 @@ def test_a_batch_larger_than_all_there_is_is_refused():
         ({"tokens": 0}, r"source\.tokens is 0"),
         ({"shard_tokens": 0}, r"source\.shard_tokens is 0"),
         ({"seed": -1}, r"source\.seed is -1"),
-        ({"cache_gb": 0.0}, r"source\.cache_gb is 0\.0"),
+        ({"cache_gb": 0.0}, r"source\.cache_gb is 0"),
         ({"also": ["mlp_out"]}, r"source\.also: 'mlp_out' is no site"),
         ({"also": ["nowhere.3"]}, r"source\.also: 'nowhere\.3' is no site"),
         ({"also": ["mlp_out.3"], "cache": Cache.none}, r"source\.also names sites to keep, and source\.cache is none"),

@@ -559,8 +559,8 @@ def test_a_later_pass_may_be_all_that_a_resumed_run_sees(tmp_path):
             {"format": DatasetFormat.json, "path": "/x", "exclude_tokens": [3, -1]},
             "exclude_tokens is -1",
         ),
-        ({"format": DatasetFormat.python_source, "held_out": 0.0}, "dataset.held_out is 0.0"),
-        ({"format": DatasetFormat.python_source, "held_out": 1.0}, "dataset.held_out is 1.0"),
+        ({"format": DatasetFormat.python_source, "held_out": 0.0}, "dataset.held_out is 0;"),
+        ({"format": DatasetFormat.python_source, "held_out": 1.0}, "dataset.held_out is 1;"),
         ({"format": DatasetFormat.python_source, "context": 1}, "dataset.context is 1"),
     ],
 )

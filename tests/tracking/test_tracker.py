@@ -313,6 +313,21 @@ def test_an_uploader_that_keeps_dying_is_given_up_and_that_is_told(
     assert "not in MLflow (http://127.0.0.1:9) yet: 100 values" in caplog.text
 
 
+def test_the_last_line_says_that_a_deleted_experiment_is_to_be_restored_first(
+    sqlite_uri: str, run_folder: Path, describe: Describe, caplog: pytest.LogCaptureFixture
+) -> None:
+    description = describe(sqlite_uri)
+    client = MlflowClient(sqlite_uri)
+    client.delete_experiment(client.create_experiment(description.experiment))
+    with Uploader(sqlite_uri, 30.0) as uploader, Tracker(run_folder, uploader) as tracker:
+        log_steps(tracker, 0, 1)
+        wait_for(lambda: "was deleted in MLflow" in caplog.text)
+    last = caplog.messages[-1]
+    assert last.startswith(f"not in MLflow ({sqlite_uri}) yet: 10 values")
+    assert "was deleted in MLflow; restore it with `" in last
+    assert f"Restore it first, then send them with: {python_command()} -m fsae.sync '{run_folder}'" in last
+
+
 def test_a_run_that_starts_over_leaves_no_values_of_the_one_before(run_folder: Path) -> None:
     with Tracker(run_folder, None) as tracker:
         log_steps(tracker, 0, 5)

@@ -92,6 +92,8 @@ def test_a_deleted_experiment_is_told_at_once_and_not_waited_for() -> None:
     (told,) = filter(None, said)
     assert "tracking.experiment=mine: this experiment was deleted in MLflow; restore it with" in told
     assert "experiments restore -x 7`" in told
+    # For the last line of the run's log.
+    assert upload.obstacle == str(upload.error)
     assert "; after that send them with: " in told
     # Two while the run went on, one at its end.
     assert next(upload.script, None) is False

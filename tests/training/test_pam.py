@@ -391,7 +391,7 @@ def test_equations_without_a_single_solution_end_the_run_by_name():
         ({"encoder_batches": 0}, r"trainer\.encoder_batches is 0; it must be at least 1"),
         ({"decoder_batches": -1}, r"trainer\.decoder_batches is -1"),
         ({"memory": 1.5}, r"trainer\.memory is 1\.5; it must be a share"),
-        ({"alpha": -1.0}, r"trainer\.alpha is -1\.0"),
+        ({"alpha": -1.0}, r"trainer\.alpha is -1"),
         ({"nu_enc": float("nan")}, r"trainer\.nu_enc is nan"),
         ({"updates_per_batch": 0}, r"trainer\.updates_per_batch is 0"),
     ],

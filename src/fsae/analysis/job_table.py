@@ -1,6 +1,7 @@
 """The table that answers first: a row per job with what differs, the held-out numbers, and what became of it."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,8 @@ class JobRow:
         run, folder, state: as in the table of runs.
         settings: what the job has of the table's settings, by key.
         numbers: what it has of the table's numbers, by `eval/<metric>`; finite.
-        best: those of `numbers` that no other job betters, of the ones that differ and of which better can be said.
+        best: those of `numbers` that no other job betters, of the ones that differ and of which better can be said; of
+            a job whose fvu is above 1, which is worse than always saying the mean, none.
     """
 
     job: str
@@ -104,23 +106,30 @@ def job_table(runs: pd.DataFrame) -> JobTable:
     records = runs.to_dict("records")
     measured = [_finite(record) if record["state"] == "finished" else {} for record in records]
     numbers = [name for name in NUMBERS if any(name in found for found in measured)]
-    best = {name: _best(name, [found[name] for found in measured if name in found]) for name in numbers}
+    sound = [{} if (record.get("eval/fvu") or 0.0) > 1 else own for record, own in zip(records, measured, strict=True)]
+    best = {name: _best(name, [found[name] for found in sound if name in found]) for name in numbers}
     rows = []
-    for record, found in zip(records, measured, strict=True):
+    for record, found, eligible in zip(records, measured, sound, strict=True):
         own = {name: record[name] for name in settings if shown(record[name]) != "null"}
         values = [f"{called(name)}={shown(value)}".removeprefix("arch=") for name, value in own.items()]
         rows.append(
             JobRow(
-                job=str(record["run"]) if record["state"] in PARTLY_KNOWN or not values else ", ".join(values),
+                job=_asked(str(record["run"])) if record["state"] in PARTLY_KNOWN or not values else ", ".join(values),
                 run=str(record["run"]),
                 folder=str(record["folder"] or ""),
                 state=str(record["state"]),
                 settings=own,
                 numbers=found,
-                best=frozenset(name for name, value in found.items() if value == best[name]),
+                best=frozenset(name for name, value in eligible.items() if value == best[name]),
             )
         )
     return JobTable(settings=settings, numbers=numbers, rows=rows)
+
+
+def _asked(run: str) -> str:
+    """What a job was asked for, "arch=gated, arch.k=8", as jobs are named of which all settings are known."""
+    parts = [part.partition("=") for part in re.split(r", ?(?=[\w.]+=)", run)]
+    return ", ".join(f"{called(key)}{mark}{value}".removeprefix("arch=") for key, mark, value in parts)
 
 
 def _finite(record: dict) -> dict[str, float]:

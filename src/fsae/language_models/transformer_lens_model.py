@@ -393,12 +393,17 @@ def _architecture(source: str, revision: str | None) -> str:
 def _tokenizer(source: str, revision: str | None, settings: ModelSettings) -> "PreTrainedTokenizerBase":
     """Our own tokenizer: the one TransformerLens makes puts a BOS before every text, also where the model never saw one
     in training (SmolLM2)."""
+    from tokenizers import Tokenizer
     from transformers import AutoTokenizer
 
     setting = "model.path" if settings.tokenizer is None else "model.tokenizer"
     another = "name another model's tokenizer with model.tokenizer=FOLDER_OR_HUB_NAME"
     if Path(source).is_dir() and not any(_TOKENIZER_FILE.search(file.name) for file in Path(source).iterdir()):
         raise ValueError(f"{setting}: {source} holds no tokenizer (tokenizer.json); {another}")
+    # What transformers says of a damaged file does not name it.
+    if (file := Path(source) / "tokenizer.json").is_file():
+        with _told(f"{setting}: {file} is damaged", f"save or download it again, or {another}"):
+            Tokenizer.from_file(str(file))
     with _told(f"{setting}: no tokenizer can be read from {source}", f"repair it, or {another}"):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
         # What is made of nothing where there are no files, and fails at the first text where they are damaged.
@@ -479,7 +484,8 @@ def _told(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{what} ({type(error).__name__}: {_one_line(error)}); {remedy}") from error
+        kind = "" if type(error) is Exception else f"{type(error).__name__}: "
+        raise ValueError(f"{what} ({kind}{_one_line(error)}); {remedy}") from error
 
 
 def _one_line(error: Exception) -> str:

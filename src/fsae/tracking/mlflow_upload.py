@@ -139,6 +139,7 @@ class MlflowUpload:
     Attributes:
         position: bytes of `metrics.jsonl` known to be in MLflow.
         link: address of the run's page, once it is known.
+        obstacle: what somebody has to mend before anything arrives; "" for nothing.
     """
 
     def __init__(
@@ -150,6 +151,7 @@ class MlflowUpload:
         self.description = description
         self.position = 0
         self.link: str | None = None
+        self.obstacle = ""
         self._dropped: list[MetricRecord] = []
         self._dropped_size = 0
         self._is_open = False

@@ -106,9 +106,10 @@ class Uploader:
                     log.info("in MLflow: %s", upload.link)
                     continue
                 log.warning(
-                    "not in MLflow (%s) yet: %d values and the artifacts. Nothing is lost; send them with: %s",
+                    "not in MLflow (%s) yet: %d values and the artifacts. Nothing is lost; %ssend them with: %s",
                     without_password(self._uri),
                     upload.unsent(),
+                    f"{upload.obstacle}. Restore it first, then " if upload.obstacle else "",
                     sync_command(folder),
                 )
 
@@ -141,7 +142,7 @@ class Uploader:
         said = json.loads(line)
         folder = Path(said["folder"])
         upload = self._uploads[folder]
-        upload.position, upload.link = said["position"], said["link"]
+        upload.position, upload.link, upload.obstacle = said["position"], said["link"], said["obstacle"]
         if said["message"]:
             with speaking_for(folder):
                 log.log(said["level"], "%s", said["message"])
@@ -205,6 +206,7 @@ def follow(
         except Exception as error:
             failures += 1
             deleted = isinstance(error, DeletedExperimentError)
+            upload.obstacle = first_line(error) if deleted else ""
             if failures == 1 or (deleted and not told_deleted):
                 when = "after that" if deleted else "if it ends before MLflow is back,"
                 say(
@@ -214,6 +216,7 @@ def follow(
                 )
             told_deleted = deleted
             return False
+        upload.obstacle = ""
         say(logging.INFO, f"MLflow ({without_password(upload.uri)}) is back and up to date" if failures else "")
         failures, told_deleted = 0, False
         return True
@@ -265,6 +268,7 @@ class Follower:
             "message": message,
             "position": upload.position,
             "link": upload.link,
+            "obstacle": upload.obstacle,
             "arrived": arrived,
             "delivered": delivered,
         }
