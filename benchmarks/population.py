@@ -89,7 +89,7 @@ class Variant:
             members.append(Member(autoencoder, objective, settings, scale=1.0, seed=seed))
         self._coupling = Coupling(kind.mutual, seed=0) if kind.mutual.weight > 0 else None
         source = SparseSourcesSettings().open(x.device)
-        checkpoints = Checkpoints(folder, {})
+        checkpoints = Checkpoints(folder, {}, {})
         self._run = TrainingRun(
             members, self._coupling, Reinitialisation(), source, 1.0, settings, Unheard(), checkpoints
         )

@@ -43,7 +43,8 @@ def links(tmp_path: Path) -> Iterator[tuple[str, str]]:
             uri=server.uri, outputs=tmp_path, experiment="fsae", sweep=SWEEP, varied=["arch", "seed"], seconds=60
         )
         summary.open()
-        assert summary.table_link
+        assert summary.table_link is not None
+        assert summary.compare_link is not None
         assert summary.compare_link == compare_link(server.uri, experiment.experiment_id, SWEEP)
         yield summary.compare_link, summary.table_link
     finally:

@@ -214,8 +214,10 @@ def _differs_unseen(usable: pd.DataFrame) -> bool:
     """Whether there are runs whose data differ though the settings that name them do not."""
     known = usable[usable["data"].notna()]
     settings = [name for name in known if str(name).startswith(("model.", "dataset.", "source.path"))]
-    data = known.groupby([known[name].astype(str) for name in settings])["data"] if settings else known["data"]
-    return bool((pd.Series(data.nunique()) > 1).any())
+    data_of: dict[tuple[str, ...], set[str]] = {}
+    for _, run in known.iterrows():
+        data_of.setdefault(tuple(str(run[name]) for name in settings), set()).add(str(run["data"]))
+    return any(len(data) > 1 for data in data_of.values())
 
 
 def _caveats(runs: pd.DataFrame, table: JobTable) -> Iterator[str]:
