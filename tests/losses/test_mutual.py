@@ -59,7 +59,7 @@ def test_the_smaller_side_is_matched_whole():
 
 @pytest.mark.parametrize(("name", "value"), [("weight", -1.0), ("warm_up", 1.5), ("match_every", 0)])
 def test_refuses_settings_out_of_range(name: str, value: Any):
-    with pytest.raises(ValueError, match=rf"population\.mutual\.{name} is {value}"):
+    with pytest.raises(ValueError, match=rf"population\.mutual\.{name} is {value:g}"):
         Mutual(**{name: value})
 
 

@@ -102,5 +102,5 @@ def test_rates_are_looked_at_now_and_then_and_not_at_the_end():
     ("name", "value"), [("target_rate", 0.0), ("power", 0.0), ("threshold", -1.0), ("every", 0), ("until", 2.0)]
 )
 def test_refuses_settings_out_of_range(name: str, value: Any):
-    with pytest.raises(ValueError, match=rf"population\.reinitialise\.{name} is {value}"):
+    with pytest.raises(ValueError, match=rf"population\.reinitialise\.{name} is {value:g}"):
         Reinitialisation(**{name: value})
