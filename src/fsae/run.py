@@ -49,15 +49,17 @@ def run(config: DictConfig) -> float | None:
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     in_sweep = hydra_config.mode is RunMode.MULTIRUN
-    # From here on a signal is noted, also while what takes seconds is imported, and acted on once that can be recorded.
-    with run_log(folder), Interruption():
+    with run_log(folder):
         try:
-            settings, origin = accept(config, folder, hydra_config.overrides.task)
-            # Imported only now: what it needs takes seconds, and wrong settings shall be told at once.
-            with working("importing what a run needs"):
-                from fsae.run_experiment import run_experiment
+            # From here on a signal is noted, also while what takes seconds is imported, and acted on once that can be
+            # recorded. It is left before the signal is handed on, which is for the handlers that were there before.
+            with Interruption():
+                settings, origin = accept(config, folder, hydra_config.overrides.task)
+                # Imported only now: what it needs takes seconds, and wrong settings shall be told at once.
+                with working("importing what a run needs"):
+                    from fsae.run_experiment import run_experiment
 
-            results = run_experiment(settings, origin)
+                results = run_experiment(settings, origin)
             return settings.objective.value(results) if in_sweep and settings.task is not Task.harvest else None
         except Interrupted as interrupted:
             if in_sweep and not is_launching():
