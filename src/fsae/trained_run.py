@@ -108,10 +108,8 @@ def evaluate(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
         geometries = evaluate_geometry(autoencoders, held_out("evaluating regions"), heartbeat)
         scalars = [measured | geometry.scalars for measured, geometry in zip(scalars, geometries, strict=True)]
     frequencies = [measured.firing_frequency for measured in vectors]
-    held_out_found = vectors[0].samples
-    if isinstance(source, ActivationSource):
-        # Those that were left out for their norm were there.
-        held_out_found = round(held_out_found / (1 - source.massive_share))
+    # Those that were left out for their norm were there.
+    held_out_found = source.held_out_found if isinstance(source, ActivationSource) else vectors[0].samples
     for each in made:
         size = len(each.autoencoders)
         of_run, scalars = scalars[:size], scalars[size:]

@@ -140,7 +140,8 @@ class ActivationSource:
 
     Attributes:
         waited: seconds that nothing else could be done in, as the next shard was not there yet.
-        massive_share: share of the held-out vectors that the last pass over them left out.
+        held_out_found: held-out vectors in the last pass over them, those that it left out for their norm among them.
+        massive_share: share of these that it left out.
     """
 
     unit = "tokens"
@@ -160,6 +161,7 @@ class ActivationSource:
         self.d_in, self.device, self._passes = d_in, device, passes
         self._max_norm_multiple = max_norm_multiple
         self._norm_limit = max_norm
+        self.held_out_found = 0
         self.massive_share = 0.0
         self._shards, self._seed, self._training_tokens = shards, seed, training_tokens
         self._extent = shards.extent
@@ -303,7 +305,7 @@ class ActivationSource:
             yield kept
             if len(vectors) < self._extent.count(Part.held_out, number):
                 break
-        self.massive_share = left_out / max(1, seen)
+        self.held_out_found, self.massive_share = seen, left_out / max(1, seen)
 
     def held_out_rows(self, count: int) -> tuple[Int[Tensor, "row context"], Bool[Tensor, "row context"]]:
         """The first rows of held-out text that have at least `count` tokens between them (fewer if there are no more).

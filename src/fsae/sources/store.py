@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 
 from fsae.sources.documents import Part
 from fsae.sources.harvest import Shard
+from fsae.sources.rows import first_line
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +169,7 @@ class Store:
         except FileNotFoundError:
             return None
         except (ValueError, RecursionError) as error:
-            raise DamagedShard(f"{path}: the record beside it cannot be read ({_first_line(error)})") from error
+            raise DamagedShard(f"{path}: the record beside it cannot be read ({first_line(error)})") from error
         if not isinstance(values, dict) or values.keys() != {each.name for each in fields(ShardRecord)}:
             raise DamagedShard(f"{path}: the record beside it is none of format {FORMAT}")
         record = ShardRecord(**values)
@@ -360,7 +361,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError, IsADirectoryError) as error:
-        reason = _first_line(error)
+        reason = first_line(error)
     else:
         if isinstance(values, dict) and values.get("format") != FORMAT:
             raise ValueError(
@@ -392,10 +393,6 @@ def _remedy(folder: Path) -> str:
         f"remove it with `python -m fsae.store --folder {shlex.quote(str(folder.parent))} prune "
         f"{shlex.quote(folder.name)}`, or use another outputs folder (paths.outputs)"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def store_folders(activations: Path) -> list[Path]:
