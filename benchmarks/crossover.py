@@ -1,4 +1,4 @@
-"""From which density on dense products are faster than sparse ones, for `fsae.training.member.CROSSOVER`.
+"""From which density on dense products are faster than sparse ones, for `fsae.training.gradient_learner.CROSSOVER`.
 
     python -m benchmarks.crossover                # some minutes; as long as a dense step is slow
 

@@ -23,16 +23,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.step import add_shape, shape_of
-from fsae.autoencoders.base import DecoderNorm
-from fsae.autoencoders.codes import Codes
 from fsae.autoencoders.initialisation import initialise_from
+from fsae.autoencoders.settings import DecoderNorm
 from fsae.autoencoders.topk import TopKSettings
 from fsae.losses.objective import Objective
 from fsae.losses.reconstruction import SquaredError
+from fsae.memory import freed_memory_kept
 from fsae.ranges import COUNT, argument
+from fsae.sparse.codes import Codes
 from fsae.training.least_squares import LeastSquares
-from fsae.training.memory import freed_memory_kept
-from fsae.training.pam import PamMember, PamSettings
+from fsae.training.pam_learner import PamLearner, PamSettings
 
 Result = TypeVar("Result")
 
@@ -64,7 +64,7 @@ class Epochs:
             decoder_batches=1,
         )
         objective = Objective({"reconstruction": SquaredError()})
-        self.member = PamMember(autoencoder.to(self.device), objective, settings, scale=1.0, seed=0)
+        self.member = PamLearner(autoencoder.to(self.device), objective, settings, scale=1.0, seed=0)
         self.member.sparse = True
         self.seconds: dict[str, list[float]] = {"stepping": [], "encoding": [], "gathering": [], "solving": []}
 

@@ -18,23 +18,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from fsae.threads import Threads
 
 from benchmarks.step import add_shape, inputs, shape_of, wait
-from fsae.autoencoders.base import SparseAutoencoder
+from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.initialisation import initialise_from
 from fsae.autoencoders.topk import TopKSettings
+from fsae.couplings.mutual import Mutual, MutualCoupling
 from fsae.losses.auxiliary import AuxK
-from fsae.losses.mutual import Mutual
 from fsae.losses.objective import Objective
 from fsae.losses.reconstruction import SquaredError
+from fsae.memory import freed_memory_kept
 from fsae.ranges import COUNT, argument
-from fsae.sources.synthetic import SparseSourcesSettings
+from fsae.sources.synthetic.sparse_sources import SparseSourcesSettings
 from fsae.training.checkpoints import Checkpoints
-from fsae.training.coupling import Coupling
-from fsae.training.crew import Crew
-from fsae.training.loop import TrainingRun
-from fsae.training.member import Member
-from fsae.training.memory import freed_memory_kept
+from fsae.training.gradient_learner import GradientLearner
+from fsae.training.loop import Training
 from fsae.training.reinitialisation import Reinitialisation
 from fsae.training.settings import AdamSettings
 
@@ -86,16 +85,14 @@ class Variant:
                 _resemble(autoencoder, members[0].autoencoder)
             initialise_from(autoencoder, x, scale=1.0)
             objective = Objective({"reconstruction": SquaredError(), "auxiliary": AuxK()})
-            members.append(Member(autoencoder, objective, settings, scale=1.0, seed=seed))
-        self._coupling = Coupling(kind.mutual, seed=0) if kind.mutual.weight > 0 else None
+            members.append(GradientLearner(autoencoder, objective, settings, scale=1.0, seed=seed))
+        self._coupling = MutualCoupling(kind.mutual, seed=0) if kind.mutual.weight > 0 else None
         source = SparseSourcesSettings().open(x.device)
         checkpoints = Checkpoints(folder, {}, {})
-        self._run = TrainingRun(
-            members, self._coupling, Reinitialisation(), source, 1.0, settings, Unheard(), checkpoints
-        )
+        self._run = Training(members, self._coupling, Reinitialisation(), source, 1.0, settings, Unheard(), checkpoints)
         if not kind.side_by_side:
             # A run always takes the crew that fits its members.
-            self._run._crew = Crew()
+            self._run._threads = Threads()
         self._x = x
         self.seconds: list[float] = []
         self.matching = 0.0

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fsae.language_models.embedded import embedded_folder
+from fsae.language_models.packaged import packaged_folder
 from fsae.language_models.settings import Package
 from fsae.sources.documents import DatasetFormat, DatasetSettings, dataset_files
 
@@ -51,7 +51,7 @@ def sae_lens_run(python: Path, **job: Any) -> tuple[float, str]:
     """
     texts = DatasetSettings(format=DatasetFormat.python_source)
     job |= {
-        "model": str(embedded_folder(Package.smollm2_135m_instruct_q4_1)),
+        "model": str(packaged_folder(Package.smollm2_135m_instruct_q4_1)),
         "texts": dataset_files(texts),
         "hook_name": f"blocks.{job['layer']}.hook_{job['site']}",
         "context": CONTEXT,

@@ -21,22 +21,23 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import machine
-from fsae.autoencoders.base import SparseAutoencoderSettings
+from fsae.autoencoders.abs_topk import AbsTopKSettings
 from fsae.autoencoders.batch_topk import BatchTopKSettings
 from fsae.autoencoders.gated import GatedSettings
 from fsae.autoencoders.initialisation import initialise_from
 from fsae.autoencoders.jumprelu import JumpReLUSettings
+from fsae.autoencoders.settings import SparseAutoencoderSettings
 from fsae.autoencoders.standard import StandardSettings
-from fsae.autoencoders.topk import AbsTopKSettings, TopKSettings
+from fsae.autoencoders.topk import TopKSettings
 from fsae.losses.auxiliary import AuxK, GateReconstruction
 from fsae.losses.fisher import Fisher, FisherEstimator, FisherForm, fisher_sums
 from fsae.losses.objective import Objective
 from fsae.losses.reconstruction import SquaredError
 from fsae.losses.sparsity import L1, StepL0
 from fsae.losses.term import LossTerm
+from fsae.memory import freed_memory_kept
 from fsae.ranges import COUNT, argument
-from fsae.training.member import Member
-from fsae.training.memory import freed_memory_kept
+from fsae.training.gradient_learner import GradientLearner
 from fsae.training.settings import AdamSettings, Precision
 
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
@@ -78,7 +79,7 @@ def stepper(
     trainer = AdamSettings(
         tokens=10**9, batch_size=len(x), lr=1e-12, log_every=10**6, precision=precision, compile=compiled
     )
-    member = Member(autoencoder, Objective(terms), trainer, scale=1.0, seed=0)
+    member = GradientLearner(autoencoder, Objective(terms), trainer, scale=1.0, seed=0)
     member.sparse = sparse
     steps = iter(range(10**6))
     return lambda: member.step(x, next(steps))

@@ -20,11 +20,11 @@ import torch
 
 from fsae.language_models.sites import Site, SiteName
 from fsae.ranges import COUNT, argument
+from fsae.sources.activation_store import ActivationStore, Manifest
 from fsae.sources.activations import ActivationSource
 from fsae.sources.documents import Part
 from fsae.sources.harvest import Harvester, Shard
-from fsae.sources.shards import Extent, Room, Shards
-from fsae.sources.store import Manifest, Store
+from fsae.sources.shard_reader import Extent, Room, Shards
 
 BATCH = 1024
 BLOCK = 1 << 22
@@ -64,7 +64,7 @@ def write_both(store_folder: Path, plain: Path, shard: Shard, shards: int, turn:
     """MB/s of writing shards to a store, and the same bytes to plain files; each goes first in every other turn."""
 
     def to_store() -> None:
-        store = Store(store_folder)
+        store = ActivationStore(store_folder)
         store.create(Manifest(content={}, d_in=shard.activations.shape[1], prepends_bos=False))
         for number in range(shards):
             store.discard(Part.train, number)
@@ -99,7 +99,7 @@ def read_both(folder: Path, shard: Shard, shards: int, turn: int) -> tuple[float
     def through_batches() -> None:
         tokens = shards * len(shard)
         extent = Extent(tokens={Part.train: tokens, Part.held_out: 0}, shard_tokens=len(shard))
-        store, width = Store(folder), shard.activations.shape[1]
+        store, width = ActivationStore(folder), shard.activations.shape[1]
         shards_read = Shards(
             Harvester(unexpected, unexpected, len(shard), lambda: None),
             SITE,

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from experiments.arms import interval_of, read_arms
-from fsae.autoencoders.base import SparseAutoencoder
+from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.evaluation.vectors import evaluate_vectors
 from fsae.export.saelens import load_saelens
 from fsae.losses.fisher import Fisher

@@ -8,14 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from fsae.autoencoders.base import Autoencoder, Encoding, SparseAutoencoder, SparseAutoencoderSettings
+from fsae.autoencoders.abs_topk import AbsTopKSettings
+from fsae.autoencoders.autoencoder import Autoencoder, SparseAutoencoder
 from fsae.autoencoders.batch_topk import BatchTopKSettings
-from fsae.autoencoders.codes import Codes
+from fsae.autoencoders.fitted import FittedSettings
 from fsae.autoencoders.gated import GatedSettings
 from fsae.autoencoders.jumprelu import JumpReLUSettings
-from fsae.autoencoders.local_pca import PCA, FittedSettings, KMeansSettings, LocalPCA, LocalPCASettings, PCASettings
+from fsae.autoencoders.local_pca import KMeansSettings, LocalPCA, LocalPCASettings
+from fsae.autoencoders.pca import PCA, PCASettings
+from fsae.autoencoders.record import Encoding
+from fsae.autoencoders.settings import SparseAutoencoderSettings
 from fsae.autoencoders.standard import Standard, StandardSettings
-from fsae.autoencoders.topk import AbsTopKSettings, TopKSettings
+from fsae.autoencoders.topk import TopKSettings
+from fsae.sparse.codes import Codes
 
 # A wide kernel, so that a few dozen entries suffice for some to fall into it.
 ARCHITECTURES: dict[str, tuple[type[SparseAutoencoderSettings], dict[str, Any]]] = {

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from fsae.language_models.chat import UnwritableChat
 from fsae.language_models.sites import Site, SiteName
+from fsae.sources.activation_store import ActivationStore
 from fsae.sources.activations import ActivationSource
 from fsae.sources.documents import Document, Documents, Part
 from fsae.sources.harvest import Harvester
-from fsae.sources.shards import Extent, Room, Shards
-from fsae.sources.store import Store
+from fsae.sources.shard_reader import Extent, Room, Shards
 from fsae.sources.tokens import PackedTokens
 
 SITE = Site(name=SiteName.resid_post, layer=0)
@@ -135,7 +135,7 @@ def listed_shards(
 ) -> Shards:
     """Shards of the listed texts, kept in stores below `folder` where there is one."""
     table = model or TableModel()
-    stores = {site: Store(folder / str(site)) for site in sites} if folder else {}
+    stores = {site: ActivationStore(folder / str(site)) for site in sites} if folder else {}
     return Shards(
         Harvester(lambda: table, open_text, shard_tokens, heartbeat),
         sites[0],

@@ -7,10 +7,10 @@ from urllib.parse import quote
 
 import pytest
 
-from fsae.configuration.origin import accept
+from fsae.configuration.accept import accept
 from fsae.credentials import concealed, for_client, split_address, without_password, without_passwords
 from fsae.tracking.mlflow_upload import first_line
-from fsae.tracking.store import open_store, resolve_uri, ui_command
+from fsae.tracking.server import open_store, resolve_uri, ui_command
 from tests.composition import composed
 
 PASSWORD = "Zebra@Quokka/77 é"

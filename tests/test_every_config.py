@@ -28,9 +28,9 @@ PARTNERS = {
     "model/tinystories_21m": ["site.layer=0"],
     "model/pythia70m": ["site=resid_post"],
     "model/pythia160m": ["site=resid_post"],
-    "population/mfr": ["arch=topk"],
+    "population/mfr/base": ["arch=topk"],
     "trainer/pam": ["arch.decoder_norm=free"],
-    "population/mfr_synthetic": ["arch=topk"],
+    "population/mfr/synthetic": ["arch=topk"],
     "loss/standard": ["arch=standard"],
     "loss/jumprelu": ["arch=jumprelu"],
     "loss/jumprelu_tanh": ["arch=jumprelu"],
@@ -39,14 +39,14 @@ PARTNERS = {
     "loss/batch_topk": ["arch=batch_topk"],
     "loss/abs_topk": ["arch=abs_topk"],
     "trainer/fit": ["arch=kmeans"],
-    "loss/released_standard": ["arch=released_standard"],
-    "loss/released_jumprelu": ["arch=released_jumprelu"],
-    "loss/released_topk": ["arch=released_topk"],
+    "loss/released/standard": ["arch=released/standard"],
+    "loss/released/jumprelu": ["arch=released/jumprelu"],
+    "loss/released/topk": ["arch=released/topk"],
 }
 
 
 # Architectures without gradients.
-FITTED = {"kmeans", "local_pca", "pca", "splines_local_pca"}
+FITTED = {"kmeans", "local_pca", "pca", "splines/local_pca"}
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,8 @@ from itertools import product
 
 import pytest
 
-from fsae.autoencoders.local_pca import FittedSettings, KMeansSettings, LocalPCASettings
+from fsae.autoencoders.fitted import FittedSettings
+from fsae.autoencoders.local_pca import KMeansSettings, LocalPCASettings
 from fsae.autoencoders.topk import TopKSettings
 from fsae.configuration.checks import check
 from fsae.configuration.schema import settings_of
@@ -14,27 +15,26 @@ from tests.composition import composed, composed_with_hydra
 
 JOBS = {
     # 3 sites x 3 layers x 4 architectures x 3 weights
-    "fisher_grid_as_released": 108,
-    "fisher_grid": 108,
+    "fisher/grid_as_released": 108,
     # 4 architectures x 2 weights
-    "fisher_grid_as_released_small": 8,
+    "fisher/grid_as_released_small": 8,
     # 2 sites x 3 layers x 3 architectures x 4 sparsities x 4 weights x 5 seeds
-    "fisher_grid_repaired": 1440,
+    "fisher/grid_repaired": 1440,
     # 2 sites x 3 layers x 4 sparsities x 4 weights x 5 seeds
-    "fisher_grid_repaired_topk": 480,
+    "fisher/grid_repaired_topk": 480,
     # 4 sparsities x 2 weights x 5 seeds
-    "fisher_grid_repaired_small": 40,
+    "fisher/grid_repaired_small": 40,
     # 2 weights x 5 seeds
-    "mfr_synthetic_small": 10,
-    "mfr_smollm2_small": 10,
-    "mfr_eeg_small": 10,
+    "mfr/synthetic_small": 10,
+    "mfr/smollm2_small": 10,
+    "mfr/eeg_small": 10,
     # 5 seeds
-    "sgd_mnist_small": 5,
-    "pam_mnist_small": 5,
-    "sgd_smollm2_small": 5,
-    "pam_smollm2_small": 5,
+    "splines/sgd_mnist_small": 5,
+    "splines/pam_mnist_small": 5,
+    "splines/sgd_smollm2_small": 5,
+    "splines/pam_smollm2_small": 5,
     # 4 architectures x 4 sizes x 5 seeds
-    "splines_toy": 80,
+    "splines/toy": 80,
 }
 
 
@@ -63,7 +63,7 @@ def test_a_grid_is_so_many_jobs_and_each_can_be_run(experiment):
 
 
 def test_the_command_line_replaces_a_list():
-    assert grid("fisher_grid_as_released_small", "arch=released_gated", "loss.fisher.weight=0") == {
+    assert grid("fisher/grid_as_released_small", "arch=released/gated", "loss.fisher.weight=0") == {
         "site": ["resid_mid"],
         "site.layer": ["3"],
     }
@@ -71,9 +71,9 @@ def test_the_command_line_replaces_a_list():
 
 def test_the_toy_has_k_means_of_as_many_centres_as_local_pca_has_cells():
     """And the numbers of atoms that SplInterp's toy has."""
-    archs, sizes = (grid("splines_toy")[key] for key in ("arch", "arch.expansion"))
+    archs, sizes = (grid("splines/toy")[key] for key in ("arch", "arch.expansion"))
     built = [
-        settings_of(composed("experiment=splines_toy", f"arch={a}", f"arch.expansion={s}")).arch
+        settings_of(composed("experiment=splines/toy", f"arch={a}", f"arch.expansion={s}")).arch
         for a, s in product(archs, sizes)
     ]
     cells = {(type(each), each.cells(2)) for each in built if isinstance(each, FittedSettings)}
@@ -83,13 +83,13 @@ def test_the_toy_has_k_means_of_as_many_centres_as_local_pca_has_cells():
 
 
 def test_all_seeds_of_a_grid_see_one_stream():
-    orders = {settings_of(composed("experiment=fisher_grid_repaired", f"seed={seed}")).source.seed for seed in (1, 2)}
+    orders = {settings_of(composed("experiment=fisher/grid_repaired", f"seed={seed}")).source.seed for seed in (1, 2)}
     assert orders == {0}
 
 
 def test_without_the_penalty_the_baseline_measures_it():
     """Every run has the term, so the report has its value for the baselines, too."""
-    fisher = settings_of(composed("experiment=fisher_grid_repaired", "loss.fisher.weight=0")).loss["fisher"]
+    fisher = settings_of(composed("experiment=fisher/grid_repaired", "loss.fisher.weight=0")).loss["fisher"]
     assert fisher.weight == 0
 
 
@@ -97,5 +97,5 @@ def test_the_grids_run_on_models_that_need_no_hub():
     for model in ("smollm2_135m_instruct_q4_1", "gemma3_270m_q4_k_m"):
         for layer in (0, 5, 10):
             here = [f"model={model}", "dataset=python_source", f"site.layer={layer}"]
-            check(settings_of(composed("experiment=fisher_grid_as_released", *here)))
-            check(settings_of(composed("experiment=fisher_grid_repaired", *here)))
+            check(settings_of(composed("experiment=fisher/grid_as_released", *here)))
+            check(settings_of(composed("experiment=fisher/grid_repaired", *here)))

@@ -13,7 +13,7 @@ from fsae.configuration.checks import check
 from fsae.configuration.schema import RunSettings, settings_of
 from fsae.sources.mnist import MNISTSettings
 from fsae.sweeps.launch import let_the_command_line_win
-from fsae.training.pam import PamSettings
+from fsae.training.pam_learner import PamSettings
 from tests.composition import composed, composed_with_hydra
 
 ROOT = Path(__file__).parents[1]

@@ -1,4 +1,4 @@
-"""Our side: a `Member` under the rules of the peer that it is compared with, and the weights that all start from."""
+"""fsae's side: a `GradientLearner` under the rules of the peer it is compared with, and the common weights."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,11 +9,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.peers.job import Job
-from fsae.autoencoders.base import DecoderNorm, SparseAutoencoder, SparseAutoencoderSettings
+from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.batch_topk import BatchTopKSettings
 from fsae.autoencoders.gated import GatedSettings
 from fsae.autoencoders.initialisation import initialise_from
 from fsae.autoencoders.jumprelu import JumpReLUSettings
+from fsae.autoencoders.settings import DecoderNorm, SparseAutoencoderSettings
 from fsae.autoencoders.standard import StandardSettings
 from fsae.autoencoders.topk import TopKSettings
 from fsae.losses.auxiliary import AuxK, GateReconstruction
@@ -21,8 +22,8 @@ from fsae.losses.objective import Objective
 from fsae.losses.reconstruction import SquaredError
 from fsae.losses.sparsity import L1, StepL0, TargetL0
 from fsae.losses.term import LossTerm
-from fsae.training.member import Member
-from fsae.training.memory import freed_memory_kept
+from fsae.memory import freed_memory_kept
+from fsae.training.gradient_learner import GradientLearner
 from fsae.training.settings import AdamSettings, Precision
 
 DISTRIBUTION = "fsae"
@@ -91,7 +92,7 @@ def write_weights(job: Job, vectors: Tensor) -> None:
 
 
 class Training:
-    """Steps of `Member`."""
+    """Steps of `GradientLearner`."""
 
     def __init__(self, job: Job, weights: dict[str, Tensor]):
         # As long as this is held: the process does nothing but train.
@@ -113,7 +114,7 @@ class Training:
             precision=Precision[job.mode],
             dead_after=job.dead_after * job.batch,
         )
-        self.member = Member(autoencoder, Objective(terms), trainer, scale=1.0, seed=0)
+        self.member = GradientLearner(autoencoder, Objective(terms), trainer, scale=1.0, seed=0)
 
     def step(self, x: Tensor, number: int) -> None:
         self.member.step(x, number - 1)

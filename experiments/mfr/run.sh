@@ -13,7 +13,7 @@ alone="population.size=1 population.mutual.weight=0"
 released="arch.tied=true arch.apply_b_dec_to_input=false loss.auxiliary.weight=0 trainer.clip_norm=null trainer.decay=0"
 
 # Known features: two members, and MFR's weight of 1.
-synthetic="experiment=mfr_synthetic_small"
+synthetic="experiment=mfr/synthetic_small"
 arm synthetic/weights $synthetic population.mutual.weight=0,24
 arm synthetic/longer $synthetic $alone trainer.tokens=2_000_000
 arm synthetic_released/weights $synthetic $released population.mutual.weight=0,24
@@ -26,7 +26,7 @@ arm synthetic_sparse/longer $synthetic $sparse $alone trainer.tokens=5_000_000
 
 # The first MLP of SmolLM2-135M-Instruct (Q4_1): five members. MFR's 0.005 is 0.7 here, and 309 on a model with random weights, whose activations
 # are so much smaller; both weights on both.
-smollm2="experiment=mfr_smollm2_small"
+smollm2="experiment=mfr/smollm2_small"
 arm smollm2/weights $smollm2 population.mutual.weight=0,4,300
 arm smollm2/shuffled $smollm2 population.mutual.weight=4 population.mutual.shuffled=true
 arm smollm2/longer $smollm2 $alone trainer.tokens=1_500_000
@@ -35,7 +35,7 @@ arm smollm2_random/weights $smollm2 model.weights=random eval.splice_tokens=0 tr
     population.mutual.weight=0,4,300
 
 # EEG: five members; the window itself, and the clean one from a noisy one, where MFR's weight of 0.5 is half as large.
-eeg="experiment=mfr_eeg_small"
+eeg="experiment=mfr/eeg_small"
 arm eeg/weights $eeg population.mutual.weight=0,100,768
 arm eeg/shuffled $eeg population.mutual.weight=768 population.mutual.shuffled=true
 arm eeg/longer $eeg $alone trainer.tokens=250_000

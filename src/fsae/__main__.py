@@ -4,9 +4,9 @@ from fsae.console import leave_on_signals
 
 
 def main() -> None:
-    """Hand over to `fsae.run`."""
+    """Hand over to `fsae.commands.run`."""
     leave_on_signals()
-    from fsae.run import main as run
+    from fsae.commands.run import main as run
 
     run()
 

@@ -1,48 +1,8 @@
-"""Compare runs: python -m fsae.report FOLDER... or --mlflow URI. Writes one HTML page, its pictures and a table."""
+"""`python -m fsae.report`: see `fsae.commands.report`."""
 
-import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from fsae.analysis.report import write_report
-from fsae.analysis.runs import collect_folders, collect_mlflow
-from fsae.console import console
-
-
-@console()
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the report that the command line asks for; returns 0, 1 where MLflow is away, 2 for bad input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fsae.report",
-        description="Compare runs: tables, Pareto fronts and paired differences at matched l0, on one HTML page.",
-    )
-    parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="runs, sweeps, or a folder above some")
-    parser.add_argument("--mlflow", metavar="URI", help="collect the runs from this MLflow store instead")
-    parser.add_argument("--experiment", default="fsae", metavar="NAME", help="of MLflow (default: fsae)")
-    parser.add_argument("--sweep", metavar="TAG", help="only the runs of one sweep, as in 2026-11-21/14-00-00")
-    parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="where to write (default: FOLDER/report or ./report)"
-    )
-    options = parser.parse_args(arguments)
-    if bool(options.folders) == bool(options.mlflow):
-        parser.error("name folders of runs, or a store by --mlflow, and not both")
-    if options.sweep and not options.mlflow:
-        parser.error("--sweep chooses runs of an MLflow store (--mlflow); name the sweep's folder instead")
-    try:
-        if options.mlflow:
-            runs = collect_mlflow(options.mlflow, options.experiment, options.sweep)
-        else:
-            runs = collect_folders(options.folders)
-        alone = options.folders[0] if len(options.folders) == 1 else Path()
-        page = write_report(runs, options.out or alone / "report")
-    except (ValueError, OSError) as error:
-        print(f"fsae.report: {error}", file=sys.stderr)
-        return 1 if isinstance(error, ConnectionError) else 2
-    finished = runs["state"].to_list().count("finished")
-    print(f"{len(runs)} runs, {finished} finished: {page}")
-    return 0
-
+from fsae.commands.report import main
 
 if __name__ == "__main__":
     sys.exit(main())

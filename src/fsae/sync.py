@@ -1,69 +1,8 @@
-"""Send finished, cut-off or running runs to MLflow, as far as they are not there: python -m fsae.sync RUN_DIR..."""
+"""`python -m fsae.sync`: see `fsae.commands.sync`."""
 
-import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from fsae.console import console
-from fsae.credentials import with_password, without_password
-from fsae.tracking.mlflow_upload import MlflowUpload, first_line, read_description
-from fsae.tracking.status import read_status
-from fsae.tracking.store import checked_uri, ui_command
-
-
-@console()
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Upload each folder named on the command line; returns 0, 1 where a store refused or was away, 2 for bad input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fsae.sync", description="Send to MLflow what it does not have yet. Doing it again is harmless."
-    )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="a run's folder")
-    parser.add_argument("--tracking-uri", metavar="URI", help="the MLflow store, instead of the one the run was for")
-    options = parser.parse_args(arguments)
-    exit_status = 0
-    opened: set[str] = set()
-    for folder in options.runs:
-        try:
-            uri, said = _sync(folder, options.tracking_uri)
-        except ValueError as error:
-            print(f"{folder}: {error}", file=sys.stderr)
-            exit_status = 2
-        except ConnectionError as error:
-            print(f"{folder}: {error}", file=sys.stderr)
-            exit_status = exit_status or 1
-        else:
-            print(f"{folder}: {said}")
-            opened.add(ui_command(uri))
-    for command in sorted(opened):
-        print(f"compare: {command}")
-    return exit_status
-
-
-def _sync(folder: Path, tracking_uri: str | None) -> tuple[str, str]:
-    if not folder.is_dir():
-        raise ValueError("no such folder")
-    description = read_description(folder)
-    status = read_status(folder)
-    uri = with_password(checked_uri(tracking_uri, "--tracking-uri") if tracking_uri else description.uri)
-    upload = MlflowUpload(folder, uri, description)
-    try:
-        sent = upload.send_metrics()
-        closed = upload.close()
-    except ValueError:
-        raise
-    except Exception as error:
-        raise ConnectionError(
-            f"MLflow ({without_password(uri)}) does not take it: {first_line(error)}. "
-            f"{upload.unsent()} values remain in the folder; try again later"
-        ) from error
-    news = f"{sent} values sent" if sent else "every value was there already"
-    if status is None or status.is_going():
-        rest = "its end will follow, the run is not over"
-    else:
-        rest = "its end and artifacts sent" if closed else "its end and artifacts were there already"
-    return uri, f"{news}, {rest}: {upload.link}"
-
+from fsae.commands.sync import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from fsae.outputs.metric_log import MetricLog
+from fsae.outputs.run_folder import RunFolder, write_json
+from fsae.outputs.status import Failure, RunState, mark
 from fsae.tracking.mlflow_upload import describe_run
-from fsae.tracking.run_folder import RunFolder, write_json
-from fsae.tracking.spool import MetricLog
-from fsae.tracking.status import Failure, RunState, mark
 
 # Active latents at sparsity weight 1 without a penalty; the weight divides it.
 L0 = {"standard": 90.0, "gated": 60.0, "jumprelu": 40.0}

@@ -8,8 +8,8 @@ from fsae.analysis.job_table import JobTable, job_table
 from fsae.analysis.metrics import MORE_IS_BETTER, NUMBERS
 from fsae.analysis.runs import collect_folders
 from fsae.evaluation.results import MEANINGS
-from fsae.tracking.status import Failure, RunState
-from fsae.tracking.sweep_folder import Sweep
+from fsae.outputs.status import Failure, RunState
+from fsae.outputs.sweep_folder import Sweep
 from tests.analysis.run_folders import settings_of, write_run
 
 REFUSED = Failure(kind="ValueError", message="k is too large")

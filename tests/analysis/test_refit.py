@@ -7,7 +7,7 @@ import torch
 
 from experiments.refit import main, solve_decoder
 from tests.architectures import build, samples
-from tests.commands import finished
+from tests.processes import finished
 
 
 @pytest.mark.parametrize("arch", ["abs_topk", "standard"])
@@ -24,7 +24,7 @@ def test_the_decoder_is_the_least_squares_one(arch: str):
 def test_of_a_run_both_errors_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = tmp_path / "run"
     few = ["trainer.tokens=900", "trainer.dead_after=900", "eval.batch_size=100", "tracking=none"]
-    told = finished("experiment=sgd_mnist_small", "seed=1", f"hydra.sweep.dir={run}", *few, outputs=tmp_path)
+    told = finished("experiment=splines/sgd_mnist_small", "seed=1", f"hydra.sweep.dir={run}", *few, outputs=tmp_path)
     assert told.returncode == 0, told.stdout
     main([str(run), "--lines", "trainer"])
     (cells,) = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
@@ -35,7 +35,7 @@ def test_of_a_run_both_errors_are_told(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_other_runs_are_refused(tmp_path: Path):
     told = finished(
-        "experiment=splines_toy",
+        "experiment=splines/toy",
         "arch=kmeans",
         "seed=1",
         "arch.expansion=3",

@@ -13,7 +13,7 @@ from fsae.analysis import report
 from fsae.analysis.report import write_report
 from fsae.analysis.runs import collect_folders
 from fsae.analysis.sweep_plots import Palette
-from fsae.tracking.status import Failure, RunState
+from fsae.outputs.status import Failure, RunState
 from tests.analysis.run_folders import results_of, settings_of, write_run, write_sweep
 
 

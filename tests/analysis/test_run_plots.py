@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from fsae.analysis.run_plots import plot_firing, plot_sharing, plot_training
-from fsae.tracking.spool import MetricLog
+from fsae.outputs.metric_log import MetricLog
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -7,9 +7,9 @@ import pytest
 
 from fsae.analysis.report import write_report
 from fsae.analysis.runs import collect_folders, collect_mlflow
+from fsae.outputs.status import Failure, RunState
 from fsae.tracking.mlflow_upload import MlflowUpload, read_description
-from fsae.tracking.status import Failure, RunState
-from fsae.tracking.store import create_database
+from fsae.tracking.server import create_database
 from tests.analysis.run_folders import results_of, settings_of, write_run, write_sweep
 
 

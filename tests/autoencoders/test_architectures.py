@@ -7,16 +7,17 @@ import torch
 from torch import Tensor
 
 from fsae.autoencoders import batch_topk as batch_topk_module
-from fsae.autoencoders import encoder_product
 from fsae.autoencoders import topk as topk_module
-from fsae.autoencoders.base import ForwardRecord, SparseAutoencoder
+from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.batch_topk import BatchTopK
 from fsae.autoencoders.jumprelu import JumpReLU
+from fsae.autoencoders.record import ForwardRecord
 from fsae.losses.auxiliary import GateReconstruction
 from fsae.losses.fisher import Fisher, FisherForm
 from fsae.losses.reconstruction import SquaredError
 from fsae.losses.sparsity import L1, StepL0, TanhL0
 from fsae.losses.term import LossTerm, Moment
+from fsae.sparse import encoder_product
 from tests.architectures import (
     build,
     each_architecture,

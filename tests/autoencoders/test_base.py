@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from fsae.autoencoders.base import AffineMap, Autoencoder, AutoencoderSettings, DecoderNorm, EncoderInit
+from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.autoencoders.record import AffineMap
+from fsae.autoencoders.settings import AutoencoderSettings, DecoderNorm, EncoderInit
 from fsae.losses.reconstruction import SquaredError
 from fsae.losses.sparsity import L1, TanhL0
 from fsae.losses.term import Moment

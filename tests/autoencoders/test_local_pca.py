@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fsae.autoencoders.local_pca import PCA, KMeansSettings, LocalPCA, LocalPCASettings, PCASettings
+from fsae.autoencoders.local_pca import KMeansSettings, LocalPCA, LocalPCASettings
+from fsae.autoencoders.pca import PCA, PCASettings
 from tests.architectures import samples
 
 CENTRES = torch.tensor([[0.0, 0.0, 0.0], [4.0, 0.0, 0.0]])

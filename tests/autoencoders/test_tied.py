@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from fsae.autoencoders.base import DecoderNorm, SparseAutoencoder
+from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.batch_topk import BatchTopK
 from fsae.autoencoders.initialisation import initialise_from
+from fsae.autoencoders.settings import DecoderNorm
+from fsae.couplings.mutual import Directions, Mutual, MutualCoupling
 from fsae.export.folding import fold
 from fsae.export.saelens import Provenance, load_saelens, save_saelens
 from fsae.losses.fisher import Fisher
-from fsae.losses.mutual import Directions, Mutual
 from fsae.losses.term import Moment
-from fsae.training.coupling import Coupling
 from fsae.training.dead_latents import DeadLatents, resample
 from fsae.training.interruption import Interrupted
 from fsae.training.reinitialisation import start_over
@@ -134,7 +134,7 @@ def test_the_mutual_term_pulls_on_the_one_matrix():
     members = [build("topk", tied=True, seed=seed) for seed in range(2)]
     pulls = []
     for directions in Directions:
-        Coupling(Mutual(weight=1.0, directions=directions), seed=0).backward(members, 0, 1.0)
+        MutualCoupling(Mutual(weight=1.0, directions=directions), seed=0).backward(members, 0, 1.0)
         pulls.append([each.W_dec.grad for each in members])
         for each in members:
             each.W_dec.grad = None

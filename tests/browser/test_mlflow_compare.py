@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from fsae.tracking.mlflow_upload import MlflowUpload, read_description
-from fsae.tracking.store import compare_link, create_database, open_store
-from fsae.tracking.sweep_run import SweepRun
+from fsae.tracking.server import compare_link, create_database, open_store
+from fsae.tracking.sweep_summary import SweepRun
 from tests.analysis.run_folders import write_sweep
 from tests.browser.conftest import Browser
 from tests.tracking.mlflow_server import Server

@@ -12,7 +12,7 @@ import pytest
 from fsae.analysis.figures import COLOURS
 from fsae.analysis.report import write_report
 from fsae.analysis.runs import collect_folders
-from fsae.tracking.status import Failure, RunState
+from fsae.outputs.status import Failure, RunState
 from tests.analysis.run_folders import settings_of, write_run, write_sweep
 from tests.browser.conftest import Browser
 

@@ -5,9 +5,9 @@ import sys
 import time
 from pathlib import Path
 
-from fsae.tracking.sweep_run import SweepRun
+from fsae.tracking.sweep_summary import SweepRun
 from tests.cluster.writer import NAMES, SECONDS, STEPS
-from tests.commands import environment
+from tests.processes import environment
 from tests.tracking.mlflow_server import Server
 
 WRITERS = 8

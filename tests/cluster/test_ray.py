@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.commands import environment
+from tests.processes import environment
 from tests.sweeps.sweeps import LONG, assert_a_killed_worker_takes_down_its_own_job_only
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import wait_until
+from tests.processes import wait_until
 from tests.sweeps.sweeps import SHORT, assert_equal_runs, begun, ended, is_training, states_in, status_of
 
 SLURM = ("launcher=slurm", "hydra.launcher.timeout_min=20", "hydra.launcher.cpus_per_task=1")

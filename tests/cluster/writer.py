@@ -4,8 +4,8 @@ import sys
 import time
 from pathlib import Path
 
+from fsae.outputs.status import RunState, mark
 from fsae.tracking.mlflow_upload import describe_run
-from fsae.tracking.status import RunState, mark
 from fsae.tracking.tracker import Tracker
 from fsae.tracking.uploader import Uploader
 

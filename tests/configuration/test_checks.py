@@ -44,7 +44,7 @@ from tests.composition import composed
             ["arch=pca", "loss=base"],
             r"loss\.fisher\.weight is 1000\.0, but arch PCA is fitted to the squared error alone",
         ),
-        (["arch=kmeans", "population=mfr"], r"arch KMeans is fitted: nothing pulls members toward each other"),
+        (["arch=kmeans", "population=mfr/base"], r"arch KMeans is fitted: nothing pulls members toward each other"),
         (
             ["arch=kmeans", "arch.d_sae=5000"],
             r"trainer\.batch_size is 4096, but the first batch is to give 5000",

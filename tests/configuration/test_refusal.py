@@ -5,7 +5,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fsae.configuration.refusal import explain, included_itself, record_refusal
 from fsae.configuration.schema import settings_of
-from fsae.tracking.status import Failure, RunState, mark, read_status
+from fsae.outputs.status import Failure, RunState, mark, read_status
 from tests.composition import composed
 
 

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from fsae.autoencoders.base import BiasInit, DecoderNorm
 from fsae.autoencoders.gated import GatedSettings
+from fsae.autoencoders.settings import BiasInit, DecoderNorm
 from fsae.autoencoders.topk import TopKSettings
 from fsae.configuration.schema import SCHEMAS, RunSettings, Task, settings_of
 from fsae.language_models.settings import Package

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fsae.autoencoders.base import AffineMap, ForwardRecord
-from fsae.autoencoders.codes import Codes
-from fsae.autoencoders.pattern import Pattern
+from fsae.autoencoders.record import AffineMap, ForwardRecord
+from fsae.sparse.codes import Codes
+from fsae.sparse.pattern import Pattern
 
 CPU = torch.device("cpu")
 

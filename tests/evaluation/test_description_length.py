@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from fsae.autoencoders.base import Autoencoder, DecoderNorm
+from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.local_pca import KMeansSettings, LocalPCASettings
+from fsae.autoencoders.settings import DecoderNorm
 from fsae.evaluation.description_length import DescriptionLengthMetric
 from fsae.evaluation.reconstruction import ReconstructionMetric
 from tests.architectures import samples, with_weights

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fsae.autoencoders.base import ForwardRecord
-from fsae.autoencoders.codes import Codes
+from fsae.autoencoders.record import ForwardRecord
 from fsae.evaluation.fisher import FisherMetric
 from fsae.losses.fisher import Fisher, FisherEstimator, FisherForm, fisher_sums
+from fsae.sparse.codes import Codes
 from tests.architectures import build, each_architecture, samples
 from tests.evaluation.records import CPU, record_of
 

@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 
-from fsae.autoencoders.local_pca import KMeansSettings, LocalPCA, PCASettings
+from fsae.autoencoders.local_pca import KMeansSettings, LocalPCA
+from fsae.autoencoders.pca import PCASettings
 from fsae.autoencoders.topk import TopK
-from fsae.draws import generator_for
 from fsae.evaluation import geometry
 from fsae.evaluation.geometry import evaluate_geometry, size_histogram
 from fsae.evaluation.power_diagram import power_diagram
 from fsae.evaluation.results import MEANINGS
+from fsae.seeds import generator_for
 from fsae.sources.source import Batch
 from tests.architectures import build, samples
 

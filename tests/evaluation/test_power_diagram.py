@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fsae.autoencoders.base import Autoencoder
+from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.local_pca import LocalPCA
 from fsae.autoencoders.topk import TopK
 from fsae.evaluation.power_diagram import PowerDiagram, own_supports, power_diagram

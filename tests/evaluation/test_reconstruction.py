@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from fsae.autoencoders.base import AffineMap, ForwardRecord
-from fsae.autoencoders.codes import Codes
+from fsae.autoencoders.record import AffineMap, ForwardRecord
 from fsae.evaluation.reconstruction import ReconstructionMetric
+from fsae.sparse.codes import Codes
 from tests.evaluation.records import CPU, record_of
 
 IDENTITY = [[1.0, 0.0], [0.0, 1.0]]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fsae.autoencoders.base import Autoencoder
+from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.standard import StandardSettings
 from fsae.evaluation import splice
 from fsae.evaluation.splice import evaluate_splice

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fsae.autoencoders.base import ForwardRecord
+from fsae.autoencoders.record import ForwardRecord
 from fsae.evaluation.reconstruction import ReconstructionMetric
 from fsae.evaluation.tail import MOST, TailMetric
 from tests.architectures import build

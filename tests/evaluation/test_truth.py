@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from fsae.autoencoders.codes import Codes
 from fsae.evaluation.agreement import Agreement, truth_by_sharing
 from fsae.evaluation.truth import evaluate_truth
+from fsae.sparse.codes import Codes
 from tests.architectures import with_weights
 
 # Latents 0 and 1 read dimensions 0 and 1 and write features 0 and 1; latent 2 writes feature 0 too and is never on.

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from fsae.autoencoders.base import DecoderNorm, SparseAutoencoder
+from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.batch_topk import BatchTopK
+from fsae.autoencoders.settings import DecoderNorm
 from fsae.export.folding import fold
 from tests.architectures import (
     FITTED,

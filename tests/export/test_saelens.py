@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fsae.autoencoders.base import Autoencoder
+from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.batch_topk import BatchTopK
 from fsae.export.saelens import Provenance, load_saelens, read_provenance, save_saelens
 from tests.architectures import FITTED, SquaredSettings, build, each_architecture, fitted, relative_error, samples

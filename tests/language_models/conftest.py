@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fsae.language_models.settings import DType, ModelSettings, Package
-from fsae.language_models.transformer_lens_model import TransformerLensModel, open_language_model
+from fsae.language_models.transformer_lens import TransformerLensModel, open_language_model
 
 
 @pytest.fixture(autouse=True)

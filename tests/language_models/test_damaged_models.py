@@ -13,7 +13,7 @@ from fsae.language_models.identity import model_identity
 from fsae.language_models.settings import DType, ModelSettings
 from fsae.language_models.shape import shape_of
 from fsae.language_models.sites import Site, SiteName
-from fsae.language_models.transformer_lens_model import open_language_model
+from fsae.language_models.transformer_lens import open_language_model
 from tests.language_models.zoo import COMMON, D_VOCAB, write_decoder, write_model
 
 WEIGHTS = "model.safetensors"

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from fsae.language_models.embedded import embedded_folder
 from fsae.language_models.hub import is_hub_name, local_model_folder
+from fsae.language_models.packaged import packaged_folder
 from fsae.language_models.settings import Package
 from tests.language_models.fake_hub import COMMIT, fake_hub
 
@@ -35,7 +35,7 @@ from fsae.language_models.settings import ModelSettings
 from fsae.language_models.shape import shape_of
 settings = ModelSettings(path="gpt2")
 print(shape_of(settings).num_layers)
-from fsae.language_models.transformer_lens_model import open_language_model
+from fsae.language_models.transformer_lens import open_language_model
 model = open_language_model(settings)
 import torch
 print(list(model.logits(torch.zeros(1, 3, dtype=torch.long)).shape))
@@ -99,7 +99,7 @@ def cached_gpt2(tmp_path) -> Path:
     with torch.random.fork_rng(devices=[]):
         model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
     model.save_pretrained(snapshot)
-    AutoTokenizer.from_pretrained(embedded_folder(Package.tiny)).save_pretrained(snapshot)
+    AutoTokenizer.from_pretrained(packaged_folder(Package.tiny)).save_pretrained(snapshot)
     return tmp_path
 
 

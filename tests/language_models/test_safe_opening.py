@@ -13,7 +13,7 @@ import pytest
 from fsae.language_models.safe_opening import RefusedError, nothing_started
 from fsae.language_models.settings import DType, ModelSettings
 from fsae.language_models.sites import Site, SiteName
-from fsae.language_models.transformer_lens_model import TransformerLensModel, open_language_model
+from fsae.language_models.transformer_lens import TransformerLensModel, open_language_model
 from tests.language_models.zoo import seeing_models, write_decoder, write_model
 
 PROCESSES = [(subprocess, "Popen"), (os, "system"), (os, "posix_spawn"), (os, "posix_spawnp"), (os, "fork")]

@@ -14,8 +14,8 @@ from tests.language_models.conftest import opened
     "package",
     [
         Package.tiny,
-        pytest.param(Package.smollm2_135m_instruct_q4_1, marks=pytest.mark.embedded),
-        pytest.param(Package.gemma3_270m_q4_k_m, marks=pytest.mark.embedded),
+        pytest.param(Package.smollm2_135m_instruct_q4_1, marks=pytest.mark.packaged),
+        pytest.param(Package.gemma3_270m_q4_k_m, marks=pytest.mark.packaged),
     ],
 )
 def test_the_table_of_packaged_models_is_true(package):

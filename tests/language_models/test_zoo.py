@@ -8,7 +8,7 @@ import torch
 from fsae.language_models.settings import DType, ModelSettings
 from fsae.language_models.shape import shape_of
 from fsae.language_models.sites import Site, SiteName
-from fsae.language_models.transformer_lens_model import open_language_model
+from fsae.language_models.transformer_lens import open_language_model
 from tests.language_models.zoo import D_MODEL, DECODERS, NUM_LAYERS, write_decoder
 
 # Models that normalise the stream after each sum: no resid_mid, and of GPT no block's end either.

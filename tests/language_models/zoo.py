@@ -130,7 +130,7 @@ def write_model(make: Callable[[], Any], folder: Path, *, tokenizer: bool = True
     """Write what `make` returns, with larger weights, so that layers and tokens differ."""
     from transformers import AutoTokenizer
 
-    from fsae.language_models.embedded import embedded_folder
+    from fsae.language_models.packaged import packaged_folder
     from fsae.language_models.quiet import quiet_transformers
     from fsae.language_models.settings import Package
 
@@ -146,7 +146,7 @@ def write_model(make: Callable[[], Any], folder: Path, *, tokenizer: bool = True
                     weight.add_(0.1 * torch.randn_like(weight))
         model.save_pretrained(folder)
         if tokenizer:
-            AutoTokenizer.from_pretrained(embedded_folder(Package.tiny)).save_pretrained(folder)
+            AutoTokenizer.from_pretrained(packaged_folder(Package.tiny)).save_pretrained(folder)
     return folder
 
 

@@ -7,15 +7,17 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fsae.autoencoders import squared_gram
-from fsae.autoencoders.base import AffineMap, DecoderNorm, ForwardRecord, SparseAutoencoder
-from fsae.autoencoders.codes import Codes
+from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.jumprelu import JumpReLUSettings
-from fsae.autoencoders.pattern import Pattern
+from fsae.autoencoders.record import AffineMap, ForwardRecord
+from fsae.autoencoders.settings import DecoderNorm
 from fsae.autoencoders.topk import KSettings
 from fsae.losses.fisher import Fisher, FisherEstimator, FisherForm, fisher_sums
 from fsae.losses.reconstruction import SquaredError
 from fsae.losses.term import Moment
+from fsae.sparse import squared_gram
+from fsae.sparse.codes import Codes
+from fsae.sparse.pattern import Pattern
 from tests.architectures import build, each_architecture, gradients, relative_error, samples, twin
 
 NO_DEAD = Moment(dead_latents=torch.tensor([], dtype=torch.int64))

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fsae.autoencoders.base import DecoderNorm, SparseAutoencoder
+from fsae.autoencoders.autoencoder import SparseAutoencoder
+from fsae.autoencoders.settings import DecoderNorm
 from fsae.losses.auxiliary import AuxK, GateReconstruction
 from fsae.losses.fisher import Fisher, FisherEstimator, FisherForm
 from fsae.losses.objective import Losses, Objective, check_terms

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fsae.autoencoders.base import DecoderNorm
+from fsae.autoencoders.settings import DecoderNorm
 from fsae.losses.sparsity import L1, StepL0, TanhL0, TargetL0
 from fsae.losses.term import Measured, Moment
 from tests.architectures import build, each_architecture, gradients, samples, with_weights

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fsae.autoencoders.base import DecoderNorm
 from fsae.autoencoders.batch_topk import BatchTopK
+from fsae.autoencoders.settings import DecoderNorm
 from fsae.export.folding import fold
 from fsae.export.saelens import Provenance, load_saelens, save_saelens
 from tests.architectures import ARCHITECTURES, build, relative_error, samples

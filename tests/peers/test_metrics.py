@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fsae.autoencoders.base import Autoencoder
+from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.batch_topk import BatchTopK
 from fsae.evaluation.reconstruction import ReconstructionMetric
 from fsae.evaluation.sparsity import SparsityMetric
@@ -18,7 +18,7 @@ from fsae.export.saelens import Provenance, load_saelens, save_saelens
 from fsae.language_models.settings import DType, ModelSettings
 from fsae.language_models.sites import Site, SiteName
 from fsae.language_models.tiny import D_MODEL, write_folder
-from fsae.language_models.transformer_lens_model import TransformerLensModel, open_language_model
+from fsae.language_models.transformer_lens import TransformerLensModel, open_language_model
 from tests.architectures import build
 
 pytestmark = pytest.mark.peers

@@ -7,13 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from fsae.sources.synthetic import (
-    GroupedFeaturesSettings,
-    HierarchicalFeaturesSettings,
-    SparseSourcesSettings,
-    SyntheticSettings,
-    SyntheticSource,
-)
+from fsae.sources.synthetic.grouped import GroupedFeaturesSettings
+from fsae.sources.synthetic.hierarchical import HierarchicalFeaturesSettings
+from fsae.sources.synthetic.source import SyntheticSettings, SyntheticSource
+from fsae.sources.synthetic.sparse_sources import SparseSourcesSettings
 from tests.sources.positions import check_goes_on
 
 CPU = torch.device("cpu")

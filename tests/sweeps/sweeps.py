@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from tests.commands import environment, wait_until
+from tests.processes import environment, wait_until
 from tests.training.runs import differences
 
 # A job of a second or so, once its process is there.

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from fsae.sweeps.joblib_launcher import JoblibLauncher
-from tests.commands import wait_until
+from tests.processes import wait_until
 from tests.sweeps.sweeps import (
     LONG,
     assert_a_killed_worker_takes_down_its_own_job_only,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fsae.tracking.sweep_folder import JobState, Sweep, lock, read_sweep
-from tests.commands import wait_until
+from fsae.outputs.sweep_folder import JobState, Sweep, lock, read_sweep
+from tests.processes import wait_until
 from tests.sweeps.sweeps import LONG, SHORT, assert_equal_runs, begun, ended, is_training, states_in
 
 

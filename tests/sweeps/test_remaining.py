@@ -8,9 +8,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from fsae.outputs.status import RunState, mark
+from fsae.outputs.sweep_folder import Sweep
 from fsae.sweeps.remaining import RemainingJobs
-from fsae.tracking.status import RunState, mark
-from fsae.tracking.sweep_folder import Sweep
 
 
 class Noted(Launcher):

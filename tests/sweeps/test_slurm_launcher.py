@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from fsae.outputs.slurm_queue import QueueUnknown, queued_states
 from fsae.sweeps.slurm_launcher import SlurmSettings, check_slurm
-from fsae.tracking.slurm_queue import QueueUnknown, queued_states
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fsae.tracking.mlflow_upload import RunDescription, describe_run
-from fsae.tracking.store import create_database
+from fsae.tracking.server import create_database
 from tests.tracking.mlflow_server import Server
 
 

@@ -10,6 +10,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from fsae.outputs.metric_log import MetricLog, read_metrics
+from fsae.outputs.run_folder import RunFolder, write_json
+from fsae.outputs.status import Failure, RunState, mark
 from fsae.tracking.mlflow_upload import (
     DeletedExperimentError,
     MlflowUpload,
@@ -17,9 +20,6 @@ from fsae.tracking.mlflow_upload import (
     describe_run,
     read_description,
 )
-from fsae.tracking.run_folder import RunFolder, write_json
-from fsae.tracking.spool import MetricLog, read_metrics
-from fsae.tracking.status import Failure, RunState, mark
 
 Describe = Callable[..., RunDescription]
 

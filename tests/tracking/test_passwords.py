@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.commands import environment
+from tests.processes import environment
 from tests.test_credentials import HUB_TOKEN, PASSWORD, TOKEN, TYPED, assert_nothing_betrayed
 from tests.tracking.mlflow_server import Server
 from tests.tracking.password_server import PasswordServer

@@ -12,12 +12,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from fsae.tracking.interface import MetricSink
+from fsae.outputs.metric_log import MetricSink, read_metrics
+from fsae.outputs.run_folder import RunFolder
+from fsae.outputs.status import RunState, mark
 from fsae.tracking.mlflow_upload import RunDescription, describe_run, sync_command
-from fsae.tracking.run_folder import RunFolder
-from fsae.tracking.spool import read_metrics
-from fsae.tracking.status import RunState, mark
-from fsae.tracking.store import python_command
+from fsae.tracking.server import python_command
 from fsae.tracking.tracker import Tracker, TrackingSettings
 from fsae.tracking.uploader import RESTARTS, Uploader
 from tests.tracking.mlflow_server import Server
@@ -207,7 +206,7 @@ def test_what_a_killed_run_logged_last_is_still_delivered(
     describe(sqlite_uri)
     program = f"""
 import os, pathlib, signal
-from fsae.tracking.status import RunState, mark
+from fsae.outputs.status import RunState, mark
 from fsae.tracking.tracker import Tracker
 from fsae.tracking.uploader import RESTARTS, Uploader
 folder = pathlib.Path({str(run_folder)!r})
@@ -230,7 +229,7 @@ def test_a_locked_database_a_killed_run_and_its_second_start_double_nothing(
     program = f"""
 import pathlib, sys, time
 from fsae.tracking import uploader
-from fsae.tracking.status import RunState, mark
+from fsae.outputs.status import RunState, mark
 from fsae.tracking.tracker import Tracker
 uploader.SECONDS_BETWEEN_UPLOADS = 0.1
 folder = pathlib.Path({str(run_folder)!r})

@@ -13,16 +13,16 @@ from fsae.losses.objective import Objective
 from fsae.losses.reconstruction import SquaredError
 from fsae.losses.sparsity import L1, StepL0
 from fsae.losses.term import LossTerm
+from fsae.outputs.metric_log import read_metrics
+from fsae.outputs.run_folder import RunFolder
 from fsae.sources.source import Batch, Source
-from fsae.tracking.run_folder import RunFolder
-from fsae.tracking.spool import read_metrics
 from fsae.tracking.tracker import Tracker
 from fsae.training.checkpoints import Checkpoints
+from fsae.training.gradient_learner import GradientLearner
 from fsae.training.interruption import Interruption
 from fsae.training.learner import Learner
-from fsae.training.loop import Ended, TrainingRun, train
-from fsae.training.member import Member
-from fsae.training.pam import PamMember, PamSettings
+from fsae.training.loop import Ended, Training, train
+from fsae.training.pam_learner import PamLearner, PamSettings
 from fsae.training.reinitialisation import Reinitialisation
 from fsae.training.settings import AdamSettings, TrainerSettings
 from tests.architectures import settings_of
@@ -74,7 +74,7 @@ def terms(arch: str) -> dict[str, LossTerm]:
 
 def member(
     arch: str, settings: AdamSettings, loss: dict[str, LossTerm] | None = None, seed: int = 1, **changes: Any
-) -> Member:
+) -> GradientLearner:
     """A member with fresh weights, a quarter of its latents dead; `changes` are the architecture's settings."""
     autoencoder = settings_of(arch, d_sae=D_SAE, **changes).build(D_IN, torch.Generator().manual_seed(seed))
     with torch.no_grad():
@@ -86,11 +86,11 @@ def member(
                 parameter[: D_SAE // 4] = -20.0
     objective = Objective(loss if loss is not None else terms(arch))
     if isinstance(settings, PamSettings):
-        return PamMember(autoencoder, objective, settings, SCALE, seed=3)
-    return Member(autoencoder, objective, settings, SCALE, seed=3)
+        return PamLearner(autoencoder, objective, settings, SCALE, seed=3)
+    return GradientLearner(autoencoder, objective, settings, SCALE, seed=3)
 
 
-class LoneRun(TrainingRun):
+class LoneRun(Training):
     """A run that has its stream for itself; a signal comes during step `stop_at`."""
 
     interruption: Interruption
@@ -104,7 +104,7 @@ class LoneRun(TrainingRun):
 
 
 def train_pack(
-    runs: Sequence[TrainingRun], source: Source, interruption: Interruption | None = None, stop_at: int | None = None
+    runs: Sequence[Training], source: Source, interruption: Interruption | None = None, stop_at: int | None = None
 ) -> list[Ended]:
     """Train all from one source; a signal comes during the step that takes the least advanced one to `stop_at`."""
     interruption = interruption or Interruption()

@@ -1,7 +1,7 @@
 import torch
 
-from fsae.autoencoders.codes import Codes
-from fsae.autoencoders.pattern import Pattern
+from fsae.sparse.codes import Codes
+from fsae.sparse.pattern import Pattern
 from fsae.training.dead_latents import DeadLatents, resample
 from tests.architectures import build, each_architecture, samples, twin
 

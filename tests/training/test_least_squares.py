@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fsae.autoencoders.codes import Codes
-from fsae.autoencoders.pattern import Pattern
-from fsae.training import gram
+from fsae.sparse import gram_sum as gram
+from fsae.sparse.codes import Codes
+from fsae.sparse.pattern import Pattern
 from fsae.training.least_squares import LeastSquares, check_equations
 from tests.training.runs import differences
 
@@ -200,7 +200,7 @@ def float32_problem(samples: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("samples", [90, 180, 9000])
 @pytest.mark.parametrize("is_sparse", [True, False])
 def test_of_float32_codes_the_equations_are_those_of_float64(samples: int, is_sparse: bool):
-    """With more latents than samples, some of which fire together only, and the ridge of experiment=pam_mnist."""
+    """With more latents than samples, some of which fire together only, and the ridge of experiment=splines/pam_mnist."""
     z, x = float32_problem(samples)
     alpha, statistics = 1.7e-11, LeastSquares()
     for some_z, some_x in zip(z.split(90), x.split(90), strict=True):

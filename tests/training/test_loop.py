@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fsae.losses.fisher import Fisher
 from fsae.losses.reconstruction import SquaredError
+from fsae.outputs.metric_log import read_metrics
 from fsae.sources.source import Batch, Source
-from fsae.tracking.spool import read_metrics
 from fsae.training.interruption import Interrupted, Interruption
 from fsae.training.loop import train
 from tests.architectures import each_architecture

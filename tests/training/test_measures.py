@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fsae.autoencoders.base import DecoderNorm
+from fsae.autoencoders.settings import DecoderNorm
 from fsae.training.measures import batch_measures
 from tests.architectures import build, each_architecture, samples, with_weights
 

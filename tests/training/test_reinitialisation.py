@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from fsae.autoencoders.base import SparseAutoencoder
-from fsae.losses.mutual import unit_rows
+from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.losses.objective import Objective
+from fsae.matching import unit_rows
 from fsae.training.dead_latents import DeadLatents
-from fsae.training.member import Member
+from fsae.training.gradient_learner import GradientLearner
 from fsae.training.reinitialisation import Reinitialisation, Scope, start_over
 from tests.architectures import build, each_architecture, samples, settings_of
 from tests.streams import D_IN
@@ -73,7 +73,7 @@ def test_what_a_member_starts_over_with_is_not_what_it_began_with():
     def fresh() -> SparseAutoencoder:
         return settings_of("topk", d_sae=D_SAE).build(D_IN, torch.Generator().manual_seed(7))
 
-    member = Member(fresh(), Objective(terms("topk")), adam(), SCALE, seed=7)
+    member = GradientLearner(fresh(), Objective(terms("topk")), adam(), SCALE, seed=7)
     record = member.step(samples(20, D_IN, dtype=torch.float32), 0)
     always = Reinitialisation(scope=Scope.autoencoder, target_rate=1e-3)
     assert member.start_over(record, 0, always) == D_SAE

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fsae.analysis.figures import COLOURS, figure, log_y
-from fsae.tracking.spool import read_metrics
+from fsae.outputs.metric_log import read_metrics
 
 # What a reader looks at first, with the axis it is best read on.
 CURVES = (

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from fsae.analysis.numbers import setting_number
+from fsae.outputs.run_folder import RunFolder
+from fsae.outputs.status import RunState, read_status
+from fsae.outputs.sweep_folder import job_name, read_sweep
 from fsae.tracking.mlflow_upload import FOLDER_TAG, first_line, read_description
-from fsae.tracking.run_folder import RunFolder
-from fsae.tracking.status import RunState, read_status
-from fsae.tracking.store import as_literal, checked_uri, open_store, sqlite_file, with_password, without_password
-from fsae.tracking.sweep_folder import job_name, read_sweep
+from fsae.tracking.server import as_literal, checked_uri, open_store, sqlite_file, with_password, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

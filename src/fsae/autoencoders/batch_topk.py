@@ -6,11 +6,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fsae.autoencoders.base import AffineMap, Encoding, ForwardRecord, SparseAutoencoder
-from fsae.autoencoders.codes import Codes
-from fsae.autoencoders.pattern import Pattern, lowered
+from fsae.autoencoders.autoencoder import SparseAutoencoder
+from fsae.autoencoders.record import AffineMap, Encoding, ForwardRecord
 from fsae.autoencoders.topk import KSettings
 from fsae.ranges import DECAY
+from fsae.sparse.codes import Codes
+from fsae.sparse.pattern import Pattern, lowered
 
 
 @dataclass(frozen=True, kw_only=True)

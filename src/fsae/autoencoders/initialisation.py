@@ -4,9 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.autoencoders.base import BiasInit, RectifiedSettings, SparseAutoencoder
+from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.gated import Gated
 from fsae.autoencoders.jumprelu import JumpReLU
+from fsae.autoencoders.settings import BiasInit, RectifiedSettings
 
 # Statistics of this many vectors are as good as those of all, and take about a second.
 SAMPLE = 8192

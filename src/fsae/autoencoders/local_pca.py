@@ -4,51 +4,18 @@ Between the first and the optimal piecewise-affine autoencoder with as many cell
 autoencoders, whose regions share their decoder's rows (SplInterp, arXiv 2505.11836).
 """
 
-from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fsae.autoencoders.base import AffineMap, Autoencoder, AutoencoderSettings, Encoding
-from fsae.autoencoders.codes import Codes
-from fsae.autoencoders.pattern import Pattern
-from fsae.autoencoders.topk import AbsTopK, AbsTopKSettings
+from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.autoencoders.fitted import FittedSettings
+from fsae.autoencoders.record import AffineMap, Encoding
 from fsae.ranges import between
-
-
-@dataclass(frozen=True, kw_only=True)
-class FittedSettings(AutoencoderSettings):
-    """What the autoencoders share that are fitted to data without a gradient."""
-
-    fixed_k: ClassVar[bool] = True
-    # The setting that says how many components there are.
-    components_key: ClassVar[str] = "arch.rank"
-
-    @abstractmethod
-    def cells(self, d_in: int) -> int:
-        """Into how many cells the inputs' space is divided."""
-
-    @abstractmethod
-    def components(self, d_in: int) -> int:
-        """Principal components of each cell."""
-
-    @abstractmethod
-    def build(self, d_in: int, generator: torch.Generator) -> "LocalPCA | PCA":
-        """An autoencoder that is zero everywhere; nothing is drawn from `generator`."""
-
-    def check_width(self, d_in: int) -> None:
-        """Raise ValueError where vectors of this width have fewer components."""
-        if self.components(d_in) > d_in:
-            raise ValueError(
-                f"{self.components_key} asks for {self.components(d_in)} principal components, but vectors of width "
-                f"{d_in} have {d_in}; set it to {d_in} or less"
-            )
-
-    def first_density(self, d_in: int) -> float:
-        return 1 / self.cells(d_in)
+from fsae.sparse.codes import Codes
+from fsae.sparse.pattern import Pattern
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,22 +63,6 @@ class LocalPCASettings(FittedSettings):
 
     def build(self, d_in: int, generator: torch.Generator) -> "LocalPCA":
         return LocalPCA(d_in, self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PCASettings(FittedSettings):
-    """The nearest point of one affine space through the mean, spanned by d_sae principal components."""
-
-    components_key: ClassVar[str] = "arch.d_sae"
-
-    def cells(self, d_in: int) -> int:
-        return 1
-
-    def components(self, d_in: int) -> int:
-        return self.width(d_in)
-
-    def build(self, d_in: int, generator: torch.Generator) -> "PCA":
-        return PCA(d_in, self.width(d_in))
 
 
 class LocalPCA(Autoencoder):
@@ -184,31 +135,3 @@ class LocalPCA(Autoencoder):
             of_centre = pattern.columns % size == 0
             codes = codes.with_values(torch.where(of_centre, 1.0, coordinates))
         return Encoding(codes if sparse else Codes(codes.dense()), AffineMap(x, self.W_enc, self.b_enc))
-
-
-class PCA(AbsTopK):
-    """x_hat = m + V V' (x - m): an AbsTopK autoencoder that leaves every latent on.
-
-    Attributes:
-        cells: one.
-        rank: its components, which are all latents.
-    """
-
-    def __init__(self, d_in: int, rank: int):
-        super().__init__(d_in, AbsTopKSettings(k=rank, d_sae=rank), torch.Generator())
-        self.cells, self.rank = 1, rank
-        self.place(torch.zeros(1, d_in))
-
-    @torch.no_grad()
-    def place(
-        self,
-        centres: Float[Tensor, "1 d_in"],
-        components: Float[Tensor, "1 rank d_in"] | None = None,
-        means: Float[Tensor, "1 d_in"] | None = None,
-    ) -> None:
-        """Take over the mean and orthonormal components, which are zero where there are none yet; the one centre
-        decides nothing."""
-        rows = torch.zeros_like(self.W_dec) if components is None else components[0]
-        self.W_dec.copy_(rows)
-        self.W_enc.copy_(rows.T)
-        self.b_dec.copy_((centres if means is None else means)[0])

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fsae.autoencoders.base import AffineMap, Encoding, RectifiedSettings, SparseAutoencoder
-from fsae.autoencoders.pattern import Pattern
+from fsae.autoencoders.autoencoder import SparseAutoencoder
+from fsae.autoencoders.record import AffineMap, Encoding
+from fsae.autoencoders.settings import RectifiedSettings
+from fsae.sparse.pattern import Pattern
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""TopK and AbsTopK autoencoders (Gao et al. 2024, arXiv 2406.04093; arXiv 2510.00404)."""
+"""The TopK autoencoder (Gao et al. 2024, arXiv 2406.04093)."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -6,13 +6,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fsae.autoencoders.base import AffineMap, Encoding, SparseAutoencoder, SparseAutoencoderSettings
-from fsae.autoencoders.codes import Codes
-from fsae.autoencoders.pattern import Pattern
+from fsae.autoencoders.autoencoder import SparseAutoencoder
+from fsae.autoencoders.record import AffineMap, Encoding
+from fsae.autoencoders.settings import SparseAutoencoderSettings
 from fsae.ranges import COUNT
+from fsae.sparse.codes import Codes
+from fsae.sparse.pattern import Pattern
 
 # Entries of a group, of which only the maximum is looked at first.
 _GROUP = 16
+
+
 # Whole numbers as long as those that scores are in.
 _WHOLE = {
     torch.bfloat16: torch.int16,
@@ -53,14 +57,6 @@ class TopKSettings(KSettings):
         return TopK(d_in, self, generator)
 
 
-@dataclass(frozen=True, kw_only=True)
-class AbsTopKSettings(KSettings):
-    """The k pre-activations of largest magnitude of each sample, with their sign."""
-
-    def build(self, d_in: int, generator: torch.Generator) -> "AbsTopK":
-        return AbsTopK(d_in, self, generator)
-
-
 class TopK(SparseAutoencoder):
     """codes = relu(pre) at the k largest entries of pre = (x - b_dec) W_enc + b_enc, else 0."""
 
@@ -94,16 +90,6 @@ class TopK(SparseAutoencoder):
 
     def _select(self, products: Tensor) -> Pattern:
         return Pattern.of_indices(self._indices(products + self.b_enc.to(products.dtype)), self.d_sae)
-
-
-class AbsTopK(TopK):
-    """codes = pre at the k entries of largest |pre|, else 0."""
-
-    def score(self, pre: Tensor) -> Tensor:
-        return pre.abs()
-
-    def activation(self, pre: Tensor) -> Tensor:
-        return pre
 
 
 def _largest(scores: Tensor, k: int) -> Tensor:

@@ -3,20 +3,20 @@
 import shutil
 from pathlib import Path
 
-from fsae.autoencoders.base import DecoderNorm, SparseAutoencoderSettings
-from fsae.autoencoders.local_pca import FittedSettings
+from fsae.autoencoders.fitted import FittedSettings
+from fsae.autoencoders.settings import DecoderNorm, SparseAutoencoderSettings
 from fsae.autoencoders.topk import KSettings
 from fsae.configuration.schema import RunSettings, Task
+from fsae.couplings.mutual import Directions
 from fsae.export.saelens import read_provenance
 from fsae.language_models.shape import shape_of
 from fsae.losses.auxiliary import GateReconstruction
-from fsae.losses.mutual import Directions
 from fsae.losses.objective import check_terms
 from fsae.losses.reconstruction import SquaredError
 from fsae.sources.activations import ActivationSourceSettings, Cache
 from fsae.sources.documents import DatasetFormat, dataset_files
-from fsae.tracking.store import resolve_uri
-from fsae.training.pam import PamSettings
+from fsae.tracking.server import resolve_uri
+from fsae.training.pam_learner import PamSettings
 from fsae.training.reinitialisation import Scope
 from fsae.training.settings import AdamSettings, FitSettings
 

@@ -13,7 +13,7 @@ from fsae.language_models.sites import Site
 from fsae.sources.activations import ActivationSourceSettings
 from fsae.sources.documents import DatasetSettings
 from fsae.sources.in_memory import InMemorySettings
-from fsae.sources.synthetic import SyntheticSettings
+from fsae.sources.synthetic.source import SyntheticSettings
 
 log = logging.getLogger(__name__)
 

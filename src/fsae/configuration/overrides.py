@@ -54,7 +54,8 @@ def check_choices(arguments: Sequence[str]) -> None:
         chosen = override.value()
         if not all(isinstance(word, str) for word in (chosen if isinstance(chosen, list) else [chosen])):
             key, _, value = argument.partition("=")
-            choices = ", ".join(sorted(path.stem for path in (conf_folder() / key).glob("*.yaml")))
+            group = conf_folder() / key
+            choices = ", ".join(sorted(str(path.relative_to(group).with_suffix("")) for path in group.rglob("*.yaml")))
             raise ValueError(f"{argument}: {value} is no choice of {key}; it has: {choices}")
 
 

@@ -17,7 +17,7 @@ from yaml import YAMLError
 
 from fsae.configuration.schema import INSTEAD, SCHEMAS
 from fsae.credentials import concealed
-from fsae.tracking.status import Failure, RunState, mark, read_status
+from fsae.outputs.status import Failure, RunState, mark, read_status
 
 log = logging.getLogger(__name__)
 

@@ -116,7 +116,8 @@ def _run_folder(*, _root_: DictConfig) -> str:
     elif deciding["task"] == "harvest":
         name = f"harvest-{_root_.name or vectors}"
     else:
-        name = _root_.name or f"{vectors}-{_root_.hydra.runtime.choices.arch}"
+        arch = _root_.hydra.runtime.choices.arch.replace("/", "_")
+        name = _root_.name or f"{vectors}-{arch}"
     runs = Path(_root_.paths.runs)
     folder, number = f"{name}-{digest}", 1
     while _finished(runs / folder):

@@ -14,15 +14,18 @@ from typing import Any, cast, get_args
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
-from fsae.autoencoders.base import AutoencoderSettings
+from fsae.autoencoders.abs_topk import AbsTopKSettings
 from fsae.autoencoders.batch_topk import BatchTopKSettings
+from fsae.autoencoders.fitted import FittedSettings
 from fsae.autoencoders.gated import GatedSettings
 from fsae.autoencoders.jumprelu import JumpReLUSettings
-from fsae.autoencoders.local_pca import FittedSettings, KMeansSettings, LocalPCASettings, PCASettings
+from fsae.autoencoders.local_pca import KMeansSettings, LocalPCASettings
+from fsae.autoencoders.pca import PCASettings
+from fsae.autoencoders.settings import AutoencoderSettings
 from fsae.autoencoders.standard import StandardSettings
-from fsae.autoencoders.topk import AbsTopKSettings, TopKSettings
+from fsae.autoencoders.topk import TopKSettings
 from fsae.configuration.values import written_by_people
-from fsae.evaluation.objective import SearchObjective
+from fsae.evaluation.search_objective import SearchObjective
 from fsae.evaluation.settings import EvaluationSettings
 from fsae.language_models.settings import ModelSettings
 from fsae.language_models.sites import Site
@@ -37,15 +40,13 @@ from fsae.sources.documents import DatasetSettings
 from fsae.sources.eeg import EEGSettings
 from fsae.sources.in_memory import InMemorySettings
 from fsae.sources.mnist import MNISTSettings
-from fsae.sources.synthetic import (
-    GroupedFeaturesSettings,
-    HierarchicalFeaturesSettings,
-    SparseSourcesSettings,
-    SyntheticSettings,
-)
+from fsae.sources.synthetic.grouped import GroupedFeaturesSettings
+from fsae.sources.synthetic.hierarchical import HierarchicalFeaturesSettings
+from fsae.sources.synthetic.source import SyntheticSettings
+from fsae.sources.synthetic.sparse_sources import SparseSourcesSettings
 from fsae.sources.toy_clusters import ToyClustersSettings
 from fsae.tracking.tracker import TrackingSettings
-from fsae.training.pam import PamSettings
+from fsae.training.pam_learner import PamSettings
 from fsae.training.population import PopulationSettings
 from fsae.training.settings import AdamSettings, FitSettings, TrainerSettings
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fsae.losses.mutual import Matching, assignment, mmcs, unit_rows
+from fsae.matching import Matching, assignment, mmcs, unit_rows
 
 # Two features are the same one where their directions' cosine is above this (Paulo and Belrose 2025, arXiv 2501.16615).
 SAME = 0.7

@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from fsae.autoencoders.base import Autoencoder, ForwardRecord
+from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.autoencoders.record import ForwardRecord
 from fsae.evaluation.reconstruction import ReconstructionMetric
 
 # The step to which contributions are rounded: the samples' spread over this.

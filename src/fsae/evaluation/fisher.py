@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fsae.autoencoders.base import AffineMap, ForwardRecord
+from fsae.autoencoders.record import AffineMap, ForwardRecord
 from fsae.losses.fisher import Fisher, FisherEstimator, FisherForm, FisherSums, fisher_sums
 
 

@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fsae.autoencoders.base import Autoencoder
+from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.local_pca import LocalPCA
 from fsae.autoencoders.topk import TopK
-from fsae.draws import generator_for
 from fsae.evaluation.power_diagram import PowerDiagram, own_supports, power_diagram
 from fsae.evaluation.regions import Regions, along_segments, on_plane, radii, sizes
+from fsae.seeds import generator_for
 from fsae.sources.source import Batch
 
 # Samples that are compared with the power diagram, segments and rays: enough for two digits.

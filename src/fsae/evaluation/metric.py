@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from fsae.autoencoders.base import ForwardRecord
+from fsae.autoencoders.record import ForwardRecord
 
 
 class Metric(Protocol):

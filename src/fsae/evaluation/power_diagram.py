@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fsae.autoencoders.base import Autoencoder
+from fsae.autoencoders.abs_topk import AbsTopK
+from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.local_pca import LocalPCA
-from fsae.autoencoders.topk import AbsTopK, TopK
+from fsae.autoencoders.topk import TopK
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.autoencoders.base import ForwardRecord
+from fsae.autoencoders.record import ForwardRecord
 
 
 class ReconstructionMetric:

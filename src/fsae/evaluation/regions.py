@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fsae.autoencoders.base import Autoencoder
-from fsae.draws import generator_for
+from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.seeds import generator_for
 
 # Rows of a forward pass, and places that are there at a time.
 _AT_ONCE = 4096

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.autoencoders.base import ForwardRecord
+from fsae.autoencoders.record import ForwardRecord
 
 # A latent that is on for more than this share of the samples counts as dense.
 DENSE = 0.1

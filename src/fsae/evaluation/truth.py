@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.autoencoders.base import Autoencoder
-from fsae.autoencoders.codes import Codes
-from fsae.losses.mutual import assignment, unit_rows
+from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.matching import assignment, unit_rows
+from fsae.sparse.codes import Codes
 
 
 @dataclass(frozen=True, eq=False)

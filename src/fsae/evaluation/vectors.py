@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.autoencoders.base import Autoencoder
+from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.evaluation.decoder import decoder_max_cosine
 from fsae.evaluation.description_length import DescriptionLengthMetric
 from fsae.evaluation.finiteness import check_finite

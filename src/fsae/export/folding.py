@@ -7,13 +7,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.autoencoders.base import Autoencoder, SparseAutoencoder
+from fsae.autoencoders.abs_topk import AbsTopK
+from fsae.autoencoders.autoencoder import Autoencoder, SparseAutoencoder
 from fsae.autoencoders.batch_topk import BatchTopK
 from fsae.autoencoders.gated import Gated
 from fsae.autoencoders.jumprelu import JumpReLU
-from fsae.autoencoders.local_pca import PCA, LocalPCA
+from fsae.autoencoders.local_pca import LocalPCA
+from fsae.autoencoders.pca import PCA
 from fsae.autoencoders.standard import Standard
-from fsae.autoencoders.topk import AbsTopK, TopK
+from fsae.autoencoders.topk import TopK
 
 # Each latent is switched on by itself, or latents compete. A subclass may choose its codes in another way, so that an
 # architecture is one of these or is not known.

@@ -16,13 +16,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fsae.autoencoders.base import Autoencoder, AutoencoderSettings, DecoderNorm
+from fsae.autoencoders.abs_topk import AbsTopK, AbsTopKSettings
+from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.batch_topk import BatchTopK
 from fsae.autoencoders.gated import Gated, GatedSettings
 from fsae.autoencoders.jumprelu import JumpReLU, JumpReLUSettings
-from fsae.autoencoders.local_pca import PCA, KMeansSettings, LocalPCA, LocalPCASettings
+from fsae.autoencoders.local_pca import KMeansSettings, LocalPCA, LocalPCASettings
+from fsae.autoencoders.pca import PCA
+from fsae.autoencoders.settings import AutoencoderSettings, DecoderNorm
 from fsae.autoencoders.standard import Standard, StandardSettings
-from fsae.autoencoders.topk import AbsTopK, AbsTopKSettings, TopK, TopKSettings
+from fsae.autoencoders.topk import TopK, TopKSettings
 
 log = logging.getLogger(__name__)
 

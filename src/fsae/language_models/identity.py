@@ -3,8 +3,8 @@
 from hashlib import blake2b
 from pathlib import Path
 
-from fsae.language_models.embedded import EMBEDDED, package_version
 from fsae.language_models.hub import RepoKind, local_model_folder, resolved_revision
+from fsae.language_models.packaged import PACKAGED, package_version
 from fsae.language_models.settings import ModelSettings, Weights
 
 
@@ -52,7 +52,7 @@ def published_as(settings: ModelSettings) -> tuple[str, str | None]:
         assert settings.path is not None
         name = settings.path
     else:
-        packaged = EMBEDDED[settings.package]
+        packaged = PACKAGED[settings.package]
         name = packaged.hub_name or settings.name
         if packaged.quantisation is not None:
             notes.append(

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from fsae.autoencoders.base import ForwardRecord
-from fsae.autoencoders.codes import Codes
-from fsae.autoencoders.pattern import Pattern
+from fsae.autoencoders.record import ForwardRecord
 from fsae.losses.term import LossTerm, Measured, Moment
 from fsae.ranges import COUNT, WEIGHT
+from fsae.sparse.codes import Codes
+from fsae.sparse.pattern import Pattern
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.autoencoders.base import AffineMap, ForwardRecord
-from fsae.autoencoders.codes import Codes
-from fsae.autoencoders.products import first_order
+from fsae.autoencoders.record import AffineMap, ForwardRecord
 from fsae.losses.term import LossTerm, Measured, Moment
+from fsae.sparse.codes import Codes
+from fsae.sparse.products import first_order
 
 # By so many roundings of its own size a column may vary and count as constant: those of the sum that is its mean, and
 # of what it was computed from.

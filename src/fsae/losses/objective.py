@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fsae.autoencoders.base import AutoencoderSettings, ForwardRecord
+from fsae.autoencoders.record import ForwardRecord
+from fsae.autoencoders.settings import AutoencoderSettings
 from fsae.losses.term import LossTerm, Moment
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fsae.autoencoders.base import ForwardRecord
+from fsae.autoencoders.record import ForwardRecord
 from fsae.losses.term import LossTerm, Measured, Moment
 
 

@@ -5,10 +5,10 @@ from typing import ClassVar
 
 import torch
 
-from fsae.autoencoders.base import ForwardRecord
-from fsae.autoencoders.codes import Codes
+from fsae.autoencoders.record import ForwardRecord
 from fsae.losses.term import LossTerm, Measured, Moment
 from fsae.ranges import POSITIVE
+from fsae.sparse.codes import Codes
 
 
 @dataclass(frozen=True, kw_only=True)

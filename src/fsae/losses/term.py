@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fsae.autoencoders.base import ForwardRecord
+from fsae.autoencoders.record import ForwardRecord
 from fsae.ranges import SHARE, WEIGHT, Ranged
 
 

@@ -14,20 +14,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fsae.draws import generator_for
 from fsae.language_models.device import device_of, dtype_of, rows_at_once
 from fsae.language_models.identity import model_identity
 from fsae.language_models.settings import ModelSettings
 from fsae.language_models.shape import shape_of
 from fsae.language_models.sites import Site
-from fsae.language_models.transformer_lens_model import TransformerLensModel, open_language_model
+from fsae.language_models.transformer_lens import TransformerLensModel, open_language_model
 from fsae.ranges import COUNT, POSITIVE, SEED, Ranged, between
+from fsae.seeds import generator_for
+from fsae.sources.activation_store import ActivationStore, digest_of, shard_bytes
 from fsae.sources.documents import DatasetSettings, Part, dataset_identity, open_documents
 from fsae.sources.harvest import Harvester, require_memory
 from fsae.sources.massive import norm_limit, within
-from fsae.sources.shards import Extent, Room, Shards
+from fsae.sources.shard_reader import Extent, Room, Shards
 from fsae.sources.source import Batch, in_batches
-from fsae.sources.store import Store, digest_of, shard_bytes
 from fsae.sources.supply import Supply
 from fsae.sources.tokens import PackedTokens
 
@@ -427,7 +427,8 @@ def open_activations(
     )
     contents = {} if source.cache is Cache.none else _contents(model, [site, *source.other_sites()], dataset, source)
     stores = {
-        each: Store(folder / _folder_name(model, each, dataset, content), content) for each, content in contents.items()
+        each: ActivationStore(folder / _folder_name(model, each, dataset, content), content)
+        for each, content in contents.items()
     }
     if any(next(extent.missing(store), None) for store in stores.values()) or not stores:
         # Before the model is opened, which may take minutes: can the text be read?

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.draws import generator_for
 from fsae.language_models.identity import folder_identity
 from fsae.ranges import INNER_SHARE, between
+from fsae.seeds import generator_for
 from fsae.sources.in_memory import InMemorySettings, InMemorySource
 from fsae.sources.source import Batch
 

@@ -7,7 +7,7 @@ from fsae.language_models.settings import ModelSettings
 from fsae.sources.activations import ActivationSourceSettings
 from fsae.sources.documents import DatasetSettings, dataset_identity
 from fsae.sources.in_memory import InMemorySettings
-from fsae.sources.synthetic import SyntheticSettings
+from fsae.sources.synthetic.source import SyntheticSettings
 
 
 def data_identity(

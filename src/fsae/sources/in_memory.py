@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.draws import generator_for
 from fsae.ranges import SEED, Ranged
+from fsae.seeds import generator_for
 from fsae.sources.source import Batch
 
 

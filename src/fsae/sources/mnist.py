@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.draws import generator_for
 from fsae.language_models.identity import folder_identity
 from fsae.ranges import SOME_SHARE
+from fsae.seeds import generator_for
 from fsae.sources.in_memory import InMemorySettings, InMemorySource
 
 log = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.draws import generator_for
 from fsae.ranges import between
+from fsae.seeds import generator_for
 from fsae.sources.in_memory import InMemorySettings, InMemorySource
 
 _HELD_OUT = 4096

@@ -24,18 +24,18 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from fsae.configuration.origin import checked, keep_password
+from fsae.configuration.accept import checked, keep_password
 from fsae.configuration.overrides import check_jobs
 from fsae.configuration.places import check_folder, check_outputs
 from fsae.configuration.refusal import MENDABLE, explain, refuse
 from fsae.credentials import refuse_secret, without_password
+from fsae.outputs.run_folder import RunFolder
+from fsae.outputs.sweep_folder import Job, JobState, Sweep, lock, read_sweep
 from fsae.sweeps.ray_launcher import check_ray
 from fsae.sweeps.slurm_launcher import check_slurm
 from fsae.tracking.mlflow_upload import DeletedExperimentError
-from fsae.tracking.run_folder import RunFolder
-from fsae.tracking.store import resolve_uri, shell_command, ui_command
-from fsae.tracking.sweep_folder import Job, JobState, Sweep, lock, read_sweep
-from fsae.tracking.sweep_run import SweepRun
+from fsae.tracking.server import resolve_uri, shell_command, ui_command
+from fsae.tracking.sweep_summary import SweepRun
 
 if TYPE_CHECKING:
     from fsae.analysis.job_table import JobTable

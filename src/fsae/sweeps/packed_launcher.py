@@ -15,11 +15,11 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrid
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from fsae.configuration.origin import Origin, accept
+from fsae.configuration.accept import Origin, accept
 from fsae.configuration.refusal import tell
 from fsae.configuration.schema import RunSettings, Task
+from fsae.outputs.run_log import run_log
 from fsae.sweeps.worker import WorkerLauncher
-from fsae.tracking.run_log import run_log
 from fsae.training.interruption import Interrupted
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class PackedLauncher(WorkerLauncher):
 
     def _packs(self, jobs: Sequence[_Job]) -> list[list[_Job]]:
         """The jobs that go together, in the order of each pack's first."""
-        from fsae.run_experiment import pack_key
+        from fsae.runs.pack import pack_key
 
         groups: list[tuple[object, list[_Job]]] = []
         for job in jobs:
@@ -147,7 +147,7 @@ def _run(pack: Sequence[_Job]) -> None:
         SystemExit: a signal came; the states are saved.
     """
     # Imported only now: what it needs takes seconds, and wrong settings shall be told at once.
-    from fsae.run_experiment import run_pack
+    from fsae.runs.pack import run_pack
 
     hydra = pack[0].record.hydra_cfg
     assert hydra is not None

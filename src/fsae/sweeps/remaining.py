@@ -9,7 +9,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from fsae.tracking.sweep_folder import JobState, read_sweep
+from fsae.outputs.sweep_folder import JobState, read_sweep
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.utils import JobReturn, filter_overrides
 from omegaconf import DictConfig, OmegaConf
 
+from fsae.outputs.slurm_queue import QueueUnknown, end_state, note_slurm_job, queued_states
 from fsae.sweeps.worker import WorkerLauncher
-from fsae.tracking.slurm_queue import QueueUnknown, end_state, note_slurm_job, queued_states
 
 if TYPE_CHECKING:
     from submitit import Job

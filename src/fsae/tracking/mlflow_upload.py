@@ -23,10 +23,10 @@ from filelock import FileLock
 
 from fsae.credentials import concealed, without_password
 from fsae.evaluation.results import MEANINGS
-from fsae.tracking.run_folder import RunFolder, write_json
-from fsae.tracking.spool import MetricRecord, read_metrics
-from fsae.tracking.status import RunState, RunStatus, read_status
-from fsae.tracking.store import artifact_root, open_store, python_command, run_link, shell_command
+from fsae.outputs.metric_log import MetricRecord, read_metrics
+from fsae.outputs.run_folder import RunFolder, write_json
+from fsae.outputs.status import RunState, RunStatus, read_status
+from fsae.tracking.server import artifact_root, open_store, python_command, run_link, shell_command
 
 # MLflow's limits for one request and one value.
 METRICS_PER_BATCH = 1000

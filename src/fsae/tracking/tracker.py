@@ -7,11 +7,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from fsae.outputs.metric_log import MetricLog
+from fsae.outputs.run_folder import RunFolder
+from fsae.outputs.run_log import speaking_for
 from fsae.ranges import Ranged, between
-from fsae.tracking.run_folder import RunFolder
-from fsae.tracking.run_log import speaking_for
-from fsae.tracking.spool import MetricLog
-from fsae.tracking.store import checked_uri
+from fsae.tracking.server import checked_uri
 from fsae.tracking.uploader import Uploader
 
 log = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ from types import TracebackType
 from typing import IO, Self
 
 from fsae.credentials import without_password
+from fsae.outputs.run_log import speaking_for
 from fsae.tracking.mlflow_upload import DeletedExperimentError, MlflowUpload, first_line, read_description, sync_command
-from fsae.tracking.run_log import speaking_for
 
 log = logging.getLogger(__name__)
 

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from fsae.autoencoders.base import ForwardRecord, SparseAutoencoder
-from fsae.autoencoders.codes import Codes
+from fsae.autoencoders.autoencoder import SparseAutoencoder
+from fsae.autoencoders.record import ForwardRecord
 from fsae.autoencoders.topk import KSettings
+from fsae.sparse.codes import Codes
 
 
 class DeadLatents(nn.Module):

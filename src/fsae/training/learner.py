@@ -6,7 +6,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from fsae.autoencoders.base import Autoencoder, ForwardRecord
+from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.autoencoders.record import ForwardRecord
 from fsae.losses.objective import Objective
 from fsae.training.dead_latents import DeadLatents
 from fsae.training.reinitialisation import Reinitialisation

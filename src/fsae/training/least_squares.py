@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.autoencoders.codes import Codes
-from fsae.training.gram import GramSum
-from fsae.training.memory import require_free
+from fsae.memory import require_free
+from fsae.sparse.codes import Codes
+from fsae.sparse.gram_sum import GramSum
 
 
 class Solution(NamedTuple):

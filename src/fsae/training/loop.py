@@ -5,28 +5,32 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.autoencoders.base import ForwardRecord
+from fsae.autoencoders.record import ForwardRecord
+from fsae.couplings.mutual import MutualCoupling
+from fsae.outputs.metric_log import MetricSink
 from fsae.progress import Progress
 from fsae.sources.source import Batch, Source
-from fsae.tracking.interface import MetricSink
+from fsae.threads import Threads
 from fsae.training.checkpoints import Checkpoints
-from fsae.training.coupling import Coupling
-from fsae.training.crew import Crew
 from fsae.training.interruption import Interrupted, Interruption
 from fsae.training.learner import Learner
 from fsae.training.reinitialisation import Reinitialisation, Scope
-from fsae.training.settings import TrainerSettings
+from fsae.training.settings import AdamSettings, TrainerSettings
 
 log = logging.getLogger(__name__)
 
+# Multiplications of a step's encoder product, from which threads are worth it: below, a step is mostly Python's work,
+# which threads do one at a time.
+_WORTH_A_THREAD = 2**26
 # What is logged of each member of a population, beside the means over all of them.
 OF_EACH = ("loss", "fvu", "l0", "dead_share")
 
 
-class TrainingRun:
+class Training:
     """One run's training, fed batch by batch: its members, what is logged of them, and what is saved.
 
     Args:
@@ -49,7 +53,7 @@ class TrainingRun:
     def __init__(
         self,
         members: Sequence[Learner],
-        coupling: Coupling | None,
+        coupling: MutualCoupling | None,
         reinitialisation: Reinitialisation,
         source: Source,
         scale: float,
@@ -64,7 +68,7 @@ class TrainingRun:
         self.position: dict[str, Any] | None = None
         self.means: dict[str, float] = {}
         self.fvu_of_each: list[float] = []
-        self._crew = Crew.of(members)
+        self._threads = threads_for(members)
         self._saved_at = time.monotonic()
 
     @property
@@ -92,19 +96,19 @@ class TrainingRun:
 
         if self.coupling is None:
             # Each one's record is let go of at once.
-            started_over = self._crew.map(
+            started_over = self._threads.map(
                 lambda member: start_over(member, member.step(x, self.step, targets)), self.members
             )
         else:
             records: list[ForwardRecord] = []
             for _ in range(self.settings.updates_at(self.step)):
-                records = self._crew.map(lambda member: member.backward(x, self.step, targets), self.members)
+                records = self._threads.map(lambda member: member.backward(x, self.step, targets), self.members)
                 if self.settings.moves_encoder_at(self.step):
                     self.coupling.backward(
                         [member.autoencoder for member in self.members], self.step, self.step / self.settings.steps
                     )
-                self._crew.map(lambda member: member.update(self.step), self.members)
-            started_over = self._crew.map(lambda both: finish(*both), list(zip(self.members, records, strict=True)))
+                self._threads.map(lambda member: member.update(self.step), self.members)
+            started_over = self._threads.map(lambda both: finish(*both), list(zip(self.members, records, strict=True)))
             if any(started_over):
                 self.coupling.forget()
         for number, count in enumerate(started_over):
@@ -177,14 +181,26 @@ class TrainingRun:
             self.coupling.load_state_dict(state["coupling"])
 
 
+def threads_for(members: Sequence[Learner]) -> Threads:
+    """Return as many threads as make steps of these members fastest."""
+    autoencoders = [member.autoencoder for member in members]
+    least = min(member.settings.batch_size * member.autoencoder.W_enc.numel() for member in members)
+    on_cpu = all(autoencoder.W_enc.device.type == "cpu" for autoencoder in autoencoders)
+    # torch.compile traces one thing at a time.
+    compiled = any(isinstance(member.settings, AdamSettings) and member.settings.compile for member in members)
+    if not on_cpu or compiled or least < _WORTH_A_THREAD:
+        return Threads()
+    return Threads(min(len(members), torch.get_num_threads()))
+
+
 class Ended(NamedTuple):
     """A run that takes no more batches: it is trained, or `error` is why it cannot go on."""
 
-    run: TrainingRun
+    run: Training
     error: Exception | None
 
 
-def train(runs: Iterable[TrainingRun], source: Source, interruption: Interruption) -> Iterator[Ended]:
+def train(runs: Iterable[Training], source: Source, interruption: Interruption) -> Iterator[Ended]:
     """Train every run from one stream, each batch drawn and scaled once, and give each back as it ends.
 
     The stream starts where the run with the fewest steps stands, and any other takes its first batch when the stream
@@ -220,7 +236,7 @@ def train(runs: Iterable[TrainingRun], source: Source, interruption: Interruptio
             except Interrupted:
                 # While something was harvested: the state is that of the step before.
                 with interruption.saving():
-                    _each([run for run in going if run.step == step > 0], TrainingRun.save)
+                    _each([run for run in going if run.step == step > 0], Training.save)
                 raise
             here = [run for run in going if run.step == step]
             scaled = {scale: _scaled(batch, scale) for scale in {run.scale for run in here}}
@@ -229,7 +245,7 @@ def train(runs: Iterable[TrainingRun], source: Source, interruption: Interruptio
             progress.advance(size)
             stop, rate = interruption.signal_name is not None, progress.rate()
             with interruption.saving():
-                failed |= _each([run for run in here if run not in failed], TrainingRun.settle, rate, stop)
+                failed |= _each([run for run in here if run not in failed], Training.settle, rate, stop)
             _show(progress, going, rate / size)
             for run in here:
                 if run in failed or run.trained:
@@ -248,9 +264,9 @@ def _scaled(batch: Batch, scale: float) -> tuple[Tensor, Tensor | None]:
     return inputs, None if batch.targets is batch.inputs else batch.targets.float() * scale
 
 
-def _each(runs: Iterable[TrainingRun], action: Callable[..., None], *given: Any) -> dict[TrainingRun, Exception]:
+def _each(runs: Iterable[Training], action: Callable[..., None], *given: Any) -> dict[Training, Exception]:
     """Do it for every run; returns those that it failed for, and why."""
-    failed: dict[TrainingRun, Exception] = {}
+    failed: dict[Training, Exception] = {}
     for run in runs:
         try:
             action(run, *given)
@@ -259,7 +275,7 @@ def _each(runs: Iterable[TrainingRun], action: Callable[..., None], *given: Any)
     return failed
 
 
-def _show(progress: Progress, runs: Sequence[TrainingRun], steps_per_second: float) -> None:
+def _show(progress: Progress, runs: Sequence[Training], steps_per_second: float) -> None:
     means = runs[0].means
     if len(runs) > 1:
         progress.show(**{"runs": len(runs), "steps/s": steps_per_second})

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fsae.autoencoders.base import ForwardRecord
+from fsae.autoencoders.record import ForwardRecord
 
 
 @torch.no_grad()

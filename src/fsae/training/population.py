@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from fsae.losses.mutual import Mutual
+from fsae.couplings.mutual import Mutual
 from fsae.ranges import Ranged, between
 from fsae.training.reinitialisation import Reinitialisation
 

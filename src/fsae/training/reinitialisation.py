@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fsae.autoencoders.base import SparseAutoencoder
+from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.initialisation import initialise_from
 from fsae.ranges import COUNT, POSITIVE, SHARE, SOME_SHARE, Ranged, between
 from fsae.training.dead_latents import DeadLatents

@@ -1,0 +1,55 @@
+"""Principal component analysis as an autoencoder: local PCA with a single cell."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fsae.autoencoders.abs_topk import AbsTopK, AbsTopKSettings
+from fsae.autoencoders.fitted import FittedSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class PCASettings(FittedSettings):
+    """The nearest point of one affine space through the mean, spanned by d_sae principal components."""
+
+    components_key: ClassVar[str] = "arch.d_sae"
+
+    def cells(self, d_in: int) -> int:
+        return 1
+
+    def components(self, d_in: int) -> int:
+        return self.width(d_in)
+
+    def build(self, d_in: int, generator: torch.Generator) -> "PCA":
+        return PCA(d_in, self.width(d_in))
+
+
+class PCA(AbsTopK):
+    """x_hat = m + V V' (x - m): an AbsTopK autoencoder that leaves every latent on.
+
+    Attributes:
+        cells: one.
+        rank: its components, which are all latents.
+    """
+
+    def __init__(self, d_in: int, rank: int):
+        super().__init__(d_in, AbsTopKSettings(k=rank, d_sae=rank), torch.Generator())
+        self.cells, self.rank = 1, rank
+        self.place(torch.zeros(1, d_in))
+
+    @torch.no_grad()
+    def place(
+        self,
+        centres: Float[Tensor, "1 d_in"],
+        components: Float[Tensor, "1 rank d_in"] | None = None,
+        means: Float[Tensor, "1 d_in"] | None = None,
+    ) -> None:
+        """Take over the mean and orthonormal components, which are zero where there are none yet; the one centre
+        decides nothing."""
+        rows = torch.zeros_like(self.W_dec) if components is None else components[0]
+        self.W_dec.copy_(rows)
+        self.W_enc.copy_(rows.T)
+        self.b_dec.copy_((centres if means is None else means)[0])

@@ -1,0 +1,101 @@
+"""The entry point: compose the settings, check them, hand over.
+
+python -m fsae.run model=gemma2b arch=gated
+"""
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from fsae.configuration.accept import accept
+from fsae.configuration.conf_folder import conf_folder
+from fsae.configuration.overrides import check_choices, options_first
+from fsae.configuration.places import outputs_named
+from fsae.configuration.refusal import MENDABLE, included_itself, refuse, tell, was_told
+from fsae.configuration.resolvers import register_resolvers
+from fsae.configuration.schema import Task, register_schemas
+from fsae.console import console
+from fsae.credentials import without_passwords
+from fsae.outputs.run_folder import RunFolder
+from fsae.outputs.run_log import run_log
+from fsae.progress import working
+from fsae.sweeps.launch import is_launching, sweep_told
+from fsae.training.interruption import Interrupted, Interruption, hand_on
+
+log = logging.getLogger(__name__)
+
+register_schemas()
+register_resolvers()
+
+
+@hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
+def run(config: DictConfig) -> float | None:
+    """One job. Returns what a sweeper may minimise (`objective`), or None for a job without an evaluation."""
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    in_sweep = hydra_config.mode is RunMode.MULTIRUN
+    with run_log(folder):
+        try:
+            # From here on a signal is noted, also while what takes seconds is imported, and acted on once that can be
+            # recorded. It is left before the signal is handed on, which is for the handlers that were there before.
+            with Interruption():
+                settings, origin = accept(config, folder, hydra_config.overrides.task)
+                # Imported only now: what it needs takes seconds, and wrong settings shall be told at once.
+                with working("importing what a run needs"):
+                    from fsae.runs.pack import run_experiment
+
+                results = run_experiment(settings, origin)
+            return settings.objective.value(results) if in_sweep and settings.task is not Task.harvest else None
+        except Interrupted as interrupted:
+            if in_sweep and not is_launching():
+                # A worker's own: the sweep's other jobs go on.
+                hand_on(interrupted)
+                raise
+            goes_on = "fsae.resume" if in_sweep else "the same command"
+            has_state = (RunFolder(folder).checkpoints / "latest.pt").exists()
+            log.warning(
+                "%s; %s %s", interrupted, goes_on, "goes on from the saved state" if has_state else "starts it again"
+            )
+            sys.exit(128 + signal.Signals[interrupted.signal_name])
+        except Exception as error:
+            tell(error, folder)
+            if not in_sweep:
+                sys.exit(1)
+            # Hydra keeps it until the sweep's other jobs have run. The frames it holds keep a model each.
+            traceback.clear_frames(error.__traceback__)
+            raise
+
+
+@console()
+def main() -> None:
+    """`python -m fsae.run`, and the console script `fsae`."""
+    try:
+        sys.argv[1:] = without_passwords(sys.argv[1:])
+    except ValueError as error:
+        refuse(error, outputs_named(sys.argv[1:]))
+    wants_traceback = "HYDRA_FULL_ERROR" in os.environ
+    # Hydra then raises instead of printing, so that a refused composition is told and recorded as everything else.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv[1:] = options_first(sys.argv[1:])
+    try:
+        check_choices(sys.argv[1:])
+        with sweep_told():
+            run()
+    except Exception as error:
+        if isinstance(error, RecursionError):
+            error = included_itself(sys.argv[1:])
+        if wants_traceback:
+            raise
+        if was_told(error) or isinstance(error, Interrupted):
+            sys.exit(1)
+        if not isinstance(error, MENDABLE):
+            raise
+        refuse(error, outputs_named(sys.argv[1:]))

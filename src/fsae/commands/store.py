@@ -1,0 +1,137 @@
+"""What the activation stores hold, whether it is whole, and making room: python -m fsae.store list|verify|prune."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from fsae.console import console
+from fsae.ranges import argument, between
+from fsae.sources.activation_store import (
+    ActivationStore,
+    DamagedShard,
+    folder_bytes,
+    in_use,
+    last_used,
+    remove,
+    store_folders,
+)
+from fsae.sources.documents import Part
+
+_DAY = 86_400.0
+
+
+@console()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out one command; returns 0, 1 where a shard is damaged or a store in use, 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m fsae.store", description=__doc__)
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(os.environ.get("FSAE_OUTPUTS", "outputs")) / "activations",
+        help="where the stores are (%(default)s)",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="what there is, how large, and when it was last used")
+    verify = commands.add_parser("verify", help="compare every shard with its checksum; status 1 where one is damaged")
+    verify.add_argument("names", nargs="*", metavar="STORE", help="all, where none is named")
+    prune = commands.add_parser("prune", help="remove stores; what a run needs again it harvests again")
+    prune.add_argument("names", nargs="*", metavar="STORE")
+    prune.add_argument("--all", action="store_true", help="every store")
+    prune.add_argument(
+        "--unused-days",
+        type=argument(float, between(least=0, most=1e6)),
+        metavar="DAYS",
+        help="those that no run opened for so long",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        folders = {folder.name: folder for folder in store_folders(options.folder)}
+    except OSError as error:
+        print(f"{options.folder} cannot be read: {error.strerror}", file=sys.stderr)
+        return 2
+    names = getattr(options, "names", [])
+    unknown = [name for name in names if name not in folders]
+    if unknown:
+        print(f"there is no store {unknown[0]} in {options.folder}", file=sys.stderr)
+        return 2
+    if options.command == "list":
+        return _list(options.folder, list(folders.values()))
+    if options.command == "verify":
+        return _verify([folders[name] for name in names] or list(folders.values()))
+    if not names and not options.all and options.unused_days is None:
+        parser.error("prune removes what is named, or everything with --all, or what is unused with --unused-days")
+    chosen = [folders[name] for name in names] or list(folders.values())
+    return _prune([each for each in chosen if _is_unused(each, options.unused_days)])
+
+
+def _list(where: Path, folders: list[Path]) -> int:
+    print(f"{'GB':>8}  {'train':>12}  {'held out':>12}  {'last used':<16}  store in {where}")
+    for folder in folders:
+        try:
+            store = ActivationStore(folder, marked=False)
+            train, held_out = (f"{_vectors(store, part):,}" for part in (Part.train, Part.held_out))
+        except (ValueError, OSError):
+            train = held_out = "unreadable"
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(last_used(folder)))
+        state = "  (in use)" if in_use(folder) else ""
+        print(f"{folder_bytes(folder) / 1e9:8.3f}  {train:>12}  {held_out:>12}  {used:<16}  {folder.name}{state}")
+    print(f"{sum(map(folder_bytes, folders)) / 1e9:8.3f}  in all")
+    return 0
+
+
+def _verify(folders: list[Path]) -> int:
+    all_whole = True
+    for folder in folders:
+        try:
+            store = ActivationStore(folder, marked=False)
+            shards, foreign, unrecorded = store.shards(), store.foreign(), store.unrecorded()
+        except (ValueError, OSError) as error:
+            print(error, file=sys.stderr)
+            all_whole = False
+            continue
+        whole = 0
+        for part, number in shards:
+            try:
+                store.read(part, number)
+                whole += 1
+            except DamagedShard as damage:
+                print(f"{damage}; the next run that needs it harvests it again", file=sys.stderr)
+            except OSError as error:
+                print(f"{store.path(part, number)} cannot be read: {error.strerror}", file=sys.stderr)
+        for path in foreign:
+            print(f"{path} is no part of the store; nothing reads it", file=sys.stderr)
+        for path in unrecorded:
+            print(f"{path} has no record beside it; nothing reads it", file=sys.stderr)
+        print(f"{folder.name}: {whole} of {len(shards)} shards are whole")
+        all_whole = all_whole and whole == len(shards)
+    return 0 if all_whole else 1
+
+
+def _prune(folders: list[Path]) -> int:
+    exit_status = 0
+    for folder in folders:
+        size = folder_bytes(folder)
+        try:
+            removed = remove(folder)
+        except OSError as error:
+            print(f"{folder.name} cannot be removed: {error.filename}: {error.strerror}", file=sys.stderr)
+            exit_status = 1
+            continue
+        if removed:
+            print(f"{folder.name}: {size / 1e9:.3g} GB removed")
+        else:
+            print(f"{folder.name} is in use by a run; it stays", file=sys.stderr)
+            exit_status = 1
+    return exit_status
+
+
+def _is_unused(folder: Path, days: float | None) -> bool:
+    return days is None or time.time() - last_used(folder) > days * _DAY
+
+
+def _vectors(store: ActivationStore, part: Part) -> int:
+    records = [store.record(part, number) for each, number in store.shards() if each is part]
+    return sum(record.count for record in records if record is not None)

@@ -1,0 +1,1 @@
+"""Terms between members of a population, or between their records."""

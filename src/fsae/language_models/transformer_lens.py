@@ -1,0 +1,563 @@
+"""A language model behind TransformerLens: the only file that knows its names."""
+
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fsae.language_models.chat import tokenised_chat
+from fsae.language_models.device import device_of, dtype_of
+from fsae.language_models.hub import RepoKind, local_model_folder, offline, require_repo
+from fsae.language_models.packaged import packaged_folder
+from fsae.language_models.residual_identities import is_not_sum, unsound_sites
+from fsae.language_models.safe_opening import nothing_started
+from fsae.language_models.settings import ModelSettings, Weights
+from fsae.language_models.shape import Shape
+from fsae.language_models.sites import Site, SiteName
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedTokenizerBase
+
+_SEPARATOR = "<|endoftext|>"
+
+# Files of which a tokenizer may be made.
+_TOKENIZER_FILE = re.compile(r"token|vocab|merges|spiece|\.model$|tekken", re.IGNORECASE)
+
+# TransformerLens' kinds of models that are not for us.
+_NO_DECODERS = {
+    "seq2seq": "its decoder reads what an encoder made",
+    "masked_lm": "it fills in masked tokens",
+    "audio": "it hears",
+    "vision": "it sees",
+}
+
+# Tokens of the forward passes by which a model and its sites are checked.
+_CHECK_TOKENS = 8
+
+# A hook's name and what it does with the activations; the name may be a filter, as TransformerLens types it.
+_Hook = tuple[str | Callable, Callable]
+
+
+class _EverySiteRead(Exception):  # noqa: N818 - nothing went wrong
+    """Ends a forward pass early: what was asked for has been read."""
+
+
+class TransformerLensModel:
+    """A causal language model: text to token ids, token ids to activations at sites, logits with a site replaced.
+
+    Attributes:
+        name: what runs and tables call it.
+        shape: layers and widths.
+        d_vocab: how many token ids there are.
+        context_limit: the longest sequence it takes.
+        device, dtype: where its weights are, and their type.
+        bos_id: what its own tokenizer puts before a text; None where it puts nothing there.
+        bos_token_id: the tokenizer's BOS, whether it puts it before a text or not; None where it has none.
+        separator_id: what stands between documents.
+        special_ids: every id that stands for no text.
+    """
+
+    def __init__(self, bridge: "TransformerBridge", tokenizer: "PreTrainedTokenizerBase", name: str):
+        config = bridge.cfg
+        self.name = name
+        self.shape = Shape(
+            num_layers=config.n_layers,
+            d_model=config.d_model,
+            d_heads=config.n_heads * config.d_head,
+            parallel=bool(config.parallel_attn_mlp),
+        )
+        self.d_vocab: int = config.d_vocab
+        self.context_limit: int = config.n_ctx
+        if self.context_limit < 1:
+            raise ValueError(f"model {name}: by its config.json it takes {self.context_limit} tokens; correct it")
+        weight = next(bridge.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
+        self.bos_token_id = tokenizer.bos_token_id if isinstance(tokenizer.bos_token_id, int) else None
+        self.bos_id = _bos_id(tokenizer)
+        self.separator_id = _separator_id(tokenizer, name)
+        self.special_ids = frozenset(tokenizer.all_special_ids) | {
+            token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
+        }
+        self._bridge = bridge
+        self._tokenizer = tokenizer
+        self._knows_all_ids = _check_vocabulary(tokenizer, self.d_vocab, name)
+        # A source may harvest in the background; two passes at a time would run each other's hooks.
+        self._one_pass = threading.Lock()
+        self._probe = _probe(self.d_vocab, min(_CHECK_TOKENS, self.context_limit), self.special_ids)
+        self._checked: set[Site] = set()
+        self._failure: str | None = None
+        self._widths, self._unsound = self._survey()
+        heads = {width for site, width in self._widths.items() if site.name is SiteName.attn_z}
+        if len(heads) == 1:
+            # As they are: not every family's values are as wide as its queries.
+            self.shape = replace(self.shape, d_heads=heads.pop())
+
+    def width(self, site: Site) -> int:
+        """The number of dimensions of the activations at a site, as they were seen."""
+        self.check_site(site)
+        return self._widths[site]
+
+    def check_site(self, site: Site) -> None:
+        """Make sure that the model has the site, and that it is what its name says.
+
+        Raises:
+            ValueError: the layer is beyond the model, its blocks have no such place, or what is read there is another.
+        """
+        if site in self._checked:
+            return
+        self.shape.check_site(site, self.name)
+        reason = self._unsound.get(site)
+        if site not in self._widths:
+            reason = f"a forward pass does not come by {site.hook_name}"
+            if self._failure is not None:
+                reason = f"the forward pass fails before it ({self._failure}), perhaps not with model.dtype=float32"
+        if reason is not None:
+            layer = [Site(name=name, layer=site.layer) for name in SiteName if name is not site.name]
+            sound = [each.name.value for each in layer if each in self._widths and each not in self._unsound]
+            raise ValueError(
+                f"site {site} of model {self.name} is not what its name says: {reason}; sound at layer {site.layer}: "
+                f"{', '.join(sound) or 'none'}; choose one of them with site=..."
+            )
+        self._checked.add(site)
+
+    def check_splice(self, site: Site) -> None:
+        """Make sure that what is put back at a site takes its place: itself changes no logits, zeros change some.
+
+        Raises:
+            ValueError: it does not, or the model does not have the site.
+        """
+        self.check_site(site)
+        reason = None
+        if site.name is SiteName.resid_mid:
+            end, mlp = (Site(name=name, layer=site.layer) for name in (SiteName.resid_post, SiteName.mlp_out))
+            if is_not_sum(self._glance(self._probe), end, site, mlp):
+                reason = f"it is carried past the MLP by a sum, and {site} + {mlp} is not {end}"
+        try:
+            plain = self._logits(self._probe, [])
+            same = self._logits(self._probe, _replacement(site, lambda activations: activations))
+            without = self._logits(self._probe, _replacement(site, torch.zeros_like))
+            if reason is None and _differ(same, plain):
+                reason = "the logits change when its activations are replaced by themselves"
+            elif reason is None and torch.equal(without, plain):
+                reason = "the logits do not change when its activations are replaced by zeros"
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+            reason = f"TransformerLens fails to compute logits: {_one_line(error)}"
+        if reason is not None:
+            raise ValueError(
+                f"site {site} of model {self.name} can be read, but nothing can be put in its place ({reason}); set "
+                "eval.splice_tokens=0, or choose another site or model"
+            )
+
+    def tokenise(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each text, without special tokens."""
+        if not texts:
+            return []  # which the tokenizer cannot take
+        # `verbose` warns of texts beyond the context limit; packing cuts them into rows.
+        encoded = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+        ids: list[list[int]] = encoded["input_ids"]
+        if not self._knows_all_ids and (beyond := max(map(max, filter(None, ids)), default=0)) >= self.d_vocab:
+            token = self._tokenizer.convert_ids_to_tokens(beyond)
+            raise ValueError(
+                f"a text holds the token {token!r}, for which model {self.name} has no embedding; take it "
+                "out of the text"
+            )
+        return ids
+
+    def tokenise_chat(
+        self, messages: Sequence[dict[str, Any]], roles: Sequence[str] | None
+    ) -> tuple[list[int], list[bool]]:
+        """The token ids of a chat in the tokenizer's template, and which of them are the words of these roles.
+
+        Raises:
+            ValueError: the tokenizer has no template.
+            UnwritableChat: the template does not write this chat.
+        """
+        return tokenised_chat(self._tokenizer, messages, roles)
+
+    def activations(
+        self, tokens: Int[Tensor, "sequence position"], sites: Sequence[Site]
+    ) -> dict[Site, Float[Tensor, "sequence position d"]]:
+        """The activations at each site, in the model's dtype and on its device; heads of attn_z are concatenated.
+
+        All rows run in one pass, which stops at the last of the sites: reading resid_mid does not run that block's MLP.
+
+        Raises:
+            ValueError: the model does not have the site.
+        """
+        for site in sites:
+            self.check_site(site)
+        read = self._read(tokens.to(self.device), sites)
+        # Copied outside inference mode, so that training may use the result in an autograd graph.
+        return {site: read[site].clone() for site in sites}
+
+    def logits(
+        self,
+        tokens: Int[Tensor, "sequence position"],
+        replace: tuple[Site, Callable[[Float[Tensor, "sequence position d"]], Tensor]] | None = None,
+    ) -> Float[Tensor, "sequence position d_vocab"]:
+        """The logits of one forward pass, with the activations at a site replaced by a function of them.
+
+        All rows run in one pass: logits are d_vocab wide, so the caller chooses how many rows it can hold.
+
+        Raises:
+            ValueError: the model does not have the site.
+        """
+        hooks: list[_Hook] = []
+        if replace is not None:
+            site, function = replace
+            self.check_site(site)
+            hooks = _replacement(site, function)
+        return self._logits(tokens, hooks)
+
+    def _survey(self) -> tuple[dict[Site, int], dict[Site, str]]:
+        """The widths of all sites that the model has, and which of them are not what their names say."""
+        read = self._glance(self._probe)
+        other_end = self._probe.clone()
+        other_end[:, -1] = self._probe[:, 0]
+        for site, changed in self._glance(other_end).items():
+            if _differ(changed[:, :-1], read[site][:, :-1]):
+                raise ValueError(
+                    f"model {self.name} reads tokens that come later ({site} changes with them), so it is no decoder "
+                    "of text; choose a model that predicts the next token, such as gpt2"
+                )
+        return {site: x.shape[-1] for site, x in read.items()}, unsound_sites(read, self.shape.num_layers)
+
+    def _glance(self, tokens: Tensor) -> dict[Site, Tensor]:
+        """The activations at all sites that a forward pass comes by."""
+        hooked = self._bridge.hook_dict
+        sites = [Site(name=name, layer=layer) for layer in range(self.shape.num_layers) for name in SiteName]
+        sites = [site for site in sites if site.hook_name in hooked]
+        read: dict[Site, Tensor] = {}
+
+        def reader(site: Site):
+            def keep(activations: Tensor, hook):
+                # Anything else has no positions.
+                if activations.dim() > 2:
+                    read[site] = activations.flatten(2)
+                if len(read) == len(sites):
+                    raise _EverySiteRead
+
+            return keep
+
+        with suppress(_EverySiteRead):
+            try:
+                self._logits(tokens, [(site.hook_name, reader(site)) for site in sites])
+            except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+                # It concerns the sites behind it, and splices at any; told to whoever asks for those.
+                self._failure = f"{type(error).__name__}: {_one_line(error)}"
+        return read
+
+    def _logits(self, tokens: Tensor, hooks: list[_Hook]) -> Tensor:
+        with self._one_pass, torch.inference_mode():
+            return self._bridge.run_with_hooks(tokens.to(self.device), fwd_hooks=hooks, use_cache=False)
+
+    def _read(self, tokens: Tensor, sites: Sequence[Site]) -> dict[Site, Tensor]:
+        read: dict[Site, Tensor] = {}
+
+        def reader(site: Site):
+            def keep(activations: Tensor, hook):
+                read[site] = activations.flatten(2)
+                if len(read) == len(set(sites)):
+                    raise _EverySiteRead
+
+            return keep
+
+        hooks: list[_Hook] = [(site.hook_name, reader(site)) for site in set(sites)]
+        with self._one_pass, torch.inference_mode():
+            try:
+                self._bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type=None, use_cache=False)
+            except _EverySiteRead:
+                return read
+        raise AssertionError(f"hooks that never fired: {[str(site) for site in sites if site not in read]}")
+
+
+def open_language_model(settings: ModelSettings) -> TransformerLensModel:
+    """Open the model that the settings name: a packaged one, a folder, or one on the hub.
+
+    Nothing is installed, started, asked or run that came with the model. Of a model that also sees images the text part
+    is used, and what prepares images is left alone.
+
+    Raises:
+        ValueError: package not installed, no such folder, hub unreachable and nothing cached, gated without access,
+            unknown name or revision, code of its own, an architecture that TransformerLens does not know or that is no
+            decoder of text, damaged or missing files, a tokenizer that does not fit, no GPU where one is asked for.
+    """
+    device, dtype = device_of(settings), dtype_of(settings)
+    if settings.package is not None:
+        source, hub_answers = str(packaged_folder(settings.package)), True
+    else:
+        assert settings.path is not None
+        source, hub_answers = _located(settings.path, settings.revision, "model.path")
+    tokens_from, tokens_revision = source, settings.revision
+    if settings.tokenizer is not None:
+        tokens_from, tokenizer_answers = _located(settings.tokenizer, None, "model.tokenizer")
+        tokens_revision, hub_answers = None, hub_answers and tokenizer_answers
+
+    from fsae.language_models.quiet import quiet_transformers
+
+    # Not within `offline`: some libraries read once, when imported, whether they may use the network.
+    _import_text_only()
+    with quiet_transformers(), nullcontext() if hub_answers else offline(), nothing_started():
+        architecture = _architecture(source, settings.revision)
+        tokenizer = _tokenizer(tokens_from, tokens_revision, settings)
+        bridge = _bridge(source, architecture, tokenizer, settings, device, dtype)
+    bridge.eval()
+    return TransformerLensModel(bridge, tokenizer, settings.name)
+
+
+def _located(path: str, revision: str | None, setting: str) -> tuple[str, bool]:
+    """What transformers is to open, and whether it may ask the hub."""
+    folder = local_model_folder(path, setting)
+    if folder is not None:
+        return str(folder), True
+    return path, require_repo(path, revision=revision, kind=RepoKind.model, setting=setting)
+
+
+def _import_text_only() -> None:
+    """Import TransformerLens, and keep it from what only images need.
+
+    It would load what prepares images, install torchvision for that, and refuse models where torchvision is not there;
+    their text is read without either.
+    """
+    from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
+    from transformer_lens.model_bridge.sources.transformers import helpers, source
+
+    def nothing(*arguments: object) -> None: ...
+
+    for owner, name, replacement in (
+        (helpers, "_ensure_torchvision", lambda: False),
+        (source, "load_modality_processor", nothing),
+        (ArchitectureAdapter, "_check_required_libraries", nothing),
+    ):
+        # What TransformerLens calls otherwise some day must not come back in silence.
+        assert hasattr(owner, name), f"TransformerLens has no {name} any more"
+        setattr(owner, name, replacement)
+
+
+def _architecture(source: str, revision: str | None) -> str:
+    """The architecture that a model's config.json names.
+
+    Raises:
+        ValueError: it cannot be read, names code of the model's own, or no decoder of text that TransformerLens knows.
+    """
+    from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+    from transformer_lens.model_bridge.sources._hf_format import determine_architecture_from_hf_config
+    from transformer_lens.utilities.architectures import classify_model_config
+    from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+
+    where = f"model.path: {source}"
+    with _told(f"{where}: its config.json cannot be read", "save or download it again"):
+        plain, _ = PretrainedConfig.get_config_dict(source, revision=revision)
+    kind = plain.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        if own := plain.get("auto_map"):
+            names = ", ".join(map(str, own.values())) if isinstance(own, dict) else own
+            raise ValueError(
+                f"{where} runs code of its own ({names}), which is never run here; choose a model that transformers "
+                "knows without it"
+            )
+        raise ValueError(
+            f"{where}: its config.json has model_type {kind!r}, which transformers does not know; correct it, or "
+            "choose another model"
+        )
+    with _told(f"{where}: its config.json does not describe a {kind} model", "correct the value, or download it again"):
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    named = ", ".join(getattr(config, "architectures", None) or []) or kind
+    what = classify_model_config(config)
+    if what not in ("causal_lm", "multimodal"):
+        raise ValueError(
+            f"{where} is a {named}, which is no decoder of text ({_NO_DECODERS[what]}); choose a model that predicts "
+            "the next token, such as gpt2"
+        )
+    try:
+        architecture = determine_architecture_from_hf_config(config)
+    except ValueError:
+        architecture = None
+    if architecture not in SUPPORTED_ARCHITECTURES:
+        raise ValueError(
+            f"{where} is a {named}, and TransformerLens opens no such architecture as a decoder of text; choose a "
+            "model of another one, such as gpt2, Llama, Gemma or Qwen"
+        )
+    return architecture
+
+
+def _tokenizer(source: str, revision: str | None, settings: ModelSettings) -> "PreTrainedTokenizerBase":
+    """Our own tokenizer: the one TransformerLens makes puts a BOS before every text, also where the model never saw one
+    in training (SmolLM2)."""
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+
+    setting = "model.path" if settings.tokenizer is None else "model.tokenizer"
+    another = "name another model's tokenizer with model.tokenizer=FOLDER_OR_HUB_NAME"
+    if Path(source).is_dir() and not any(_TOKENIZER_FILE.search(file.name) for file in Path(source).iterdir()):
+        raise ValueError(f"{setting}: {source} holds no tokenizer (tokenizer.json); {another}")
+    # What transformers says of a damaged file does not name it.
+    if (file := Path(source) / "tokenizer.json").is_file():
+        with _told(f"{setting}: {file} is damaged", f"save or download it again, or {another}"):
+            Tokenizer.from_file(str(file))
+    with _told(f"{setting}: no tokenizer can be read from {source}", f"repair it, or {another}"):
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+        # What is made of nothing where there are no files, and fails at the first text where they are damaged.
+        if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+            raise ValueError("it makes no tokens of text; its files (tokenizer.json and others) are not there")
+    return tokenizer
+
+
+def _bridge(
+    source: str,
+    architecture: str,
+    tokenizer: "PreTrainedTokenizerBase",
+    settings: ModelSettings,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> "TransformerBridge":
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.model_bridge.sources.transformers.helpers import get_hf_model_class_for_architecture
+
+    with (
+        _told(
+            f"model.path: {source} could not be opened as a language model",
+            "check config.json and the weights beside it, or download the model again",
+        ),
+        torch.random.fork_rng(devices=[]),
+    ):
+        torch.manual_seed(0)  # of random weights
+        bridge = TransformerBridge.boot_transformers(
+            source,
+            device=device.type,
+            dtype=dtype,
+            revision=settings.revision,
+            tokenizer=tokenizer,
+            load_weights=settings.weights is Weights.pretrained,
+            model_class=_WholeModels(get_hf_model_class_for_architecture(architecture)),
+        )
+    if settings.weights is Weights.random:
+        # Where it loads weights it does this itself.
+        bridge.to(device)
+        for name, tensor in [*bridge.named_parameters(), *bridge.named_buffers()]:
+            # Positions' frequencies do not bear rounding.
+            if tensor.is_floating_point() and not name.endswith("inv_freq"):
+                tensor.data = tensor.data.to(dtype)
+    return bridge
+
+
+class _WholeModels:
+    """One of transformers' classes that open models, but for models without code of their own and with all weights."""
+
+    def __init__(self, opener: Any):
+        self._opener = opener
+
+    def from_config(self, config: Any, **arguments: Any) -> Any:
+        return self._opener.from_config(config, **{**arguments, "trust_remote_code": False})
+
+    def from_pretrained(self, source: str, **arguments: Any) -> Any:
+        for path in sorted(Path(source).glob("*.safetensors")):
+            try:
+                with safe_open(path, "pt"):
+                    pass
+            except SafetensorError as error:
+                raise ValueError(f"{path.name} is truncated or damaged: {error}") from error
+        ours = {"trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, found = self._opener.from_pretrained(source, **{**arguments, **ours})
+        # transformers would draw what is in these lists anew and go on.
+        for name, there, wanted in sorted(found["mismatched_keys"]):
+            raise ValueError(f"the weights' {name} is {tuple(there)}, by config.json it should be {tuple(wanted)}")
+        missing = sorted(found["missing_keys"])
+        if missing:
+            more = f" and {len(missing) - 3} more" if missing[3:] else ""
+            raise ValueError(f"the weights lack {', '.join(missing[:3])}{more}")
+        return model
+
+
+@contextmanager
+def _told(what: str, remedy: str) -> Iterator[None]:
+    """Say in one message what libraries raise about files from outside, which may be any exception."""
+    try:
+        yield
+    except Exception as error:
+        kind = "" if type(error) is Exception else f"{type(error).__name__}: "
+        raise ValueError(f"{what} ({kind}{_one_line(error)}); {remedy}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or "no details"
+
+
+def _probe(d_vocab: int, length: int, special_ids: Set[int]) -> Int[Tensor, "1 position"]:
+    """Ids from all over the vocabulary, without those that stand for no text (an image's place, say)."""
+    ordinary = [token_id for token_id in range(d_vocab) if token_id not in special_ids]
+    return torch.tensor([[ordinary[len(ordinary) * (1 + i) // (length + 1)] for i in range(length)]])
+
+
+def _differ(a: Tensor, b: Tensor) -> bool:
+    """Whether logits differ by more than rounding; what overflowed says nothing."""
+    finite = a.isfinite() & b.isfinite()
+    tolerance = max(1e-3, 4 * torch.finfo(b.dtype).eps)
+    return bool((a - b)[finite].double().norm() > tolerance * b[finite].double().norm())
+
+
+def _check_vocabulary(tokenizer: "PreTrainedTokenizerBase", d_vocab: int, name: str) -> bool:
+    """Whether all of a tokenizer's ids are in the model's vocabulary; a few added tokens may lie beyond it (Gemma 3).
+
+    Raises:
+        ValueError: tokens of ordinary text lie beyond it.
+    """
+    beyond = {token: token_id for token, token_id in tokenizer.get_vocab().items() if token_id >= d_vocab}
+    ordinary = [token for token, token_id in beyond.items() if token_id not in tokenizer.added_tokens_decoder]
+    if ordinary:
+        raise ValueError(
+            f"model.path: {name} has {d_vocab} token ids, but its tokenizer has {len(tokenizer)} tokens "
+            f"({ordinary[0]!r} is {beyond[ordinary[0]]}): they do not belong together; name the model's own "
+            "tokenizer with model.tokenizer=FOLDER_OR_HUB_NAME"
+        )
+    return not beyond
+
+
+def _bos_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    """The BOS id where the tokenizer itself puts it before a text; SmolLM2 and GPT-2 have one and do not."""
+    bos, first = tokenizer.bos_token_id, tokenizer("a")["input_ids"][0]
+    return bos if isinstance(bos, int) and bos == first else None
+
+
+def _separator_id(tokenizer: "PreTrainedTokenizerBase", name: str) -> int:
+    """<|endoftext|> where the vocabulary has it (a chat model's EOS ends a turn, not a document), else EOS."""
+    separator = tokenizer.convert_tokens_to_ids(_SEPARATOR)
+    if isinstance(separator, int) and tokenizer.convert_ids_to_tokens(separator) == _SEPARATOR:
+        return separator
+    if not isinstance(tokenizer.eos_token_id, int):
+        raise ValueError(
+            f"model {name}: its tokenizer has neither {_SEPARATOR} nor an EOS token to put between documents"
+        )
+    return tokenizer.eos_token_id
+
+
+def _replacement(site: Site, function: Callable[[Tensor], Tensor]) -> list[_Hook]:
+    def edited(activations: Tensor) -> Tensor:
+        return function(activations.flatten(2)).to(activations.dtype).reshape(activations.shape)
+
+    if site.name is not SiteName.resid_mid:
+        return [(site.hook_name, lambda activations, hook: edited(activations))]
+
+    # The Bridge's resid_mid is only what the MLP reads: the block's skip connection keeps the unedited stream. The
+    # same change is added to the block's output, which is where that connection ends.
+    changes: list[Tensor] = []
+
+    def edit_what_the_mlp_reads(activations: Tensor, hook) -> Tensor:
+        new = edited(activations)
+        changes.append(new - activations)
+        return new
+
+    def edit_the_skip_connection(activations: Tensor, hook) -> Tensor:
+        return activations + changes.pop()
+
+    block_end = Site(name=SiteName.resid_post, layer=site.layer)
+    return [(site.hook_name, edit_what_the_mlp_reads), (block_end.hook_name, edit_the_skip_connection)]

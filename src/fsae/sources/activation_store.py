@@ -1,0 +1,515 @@
+"""The activation store: shards of one site's activations on disk, whole or not there at all."""
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from fsae.sources.documents import Part
+from fsae.sources.harvest import Shard
+from fsae.sources.rows import first_line
+
+log = logging.getLogger(__name__)
+
+# Of the layout described in docs/activations.md; another number means that this program cannot read it.
+FORMAT = 2
+
+_MANIFEST = "store.json"
+_IN_USE = "in_use.lock"
+_READ_AT_ONCE = 1 << 22
+# What one vector has besides its activations: token and document (int32), and a label (int64) where there are any.
+_FACT_BYTES = 4 + 4
+_LABEL_BYTES = 8
+# What a shard takes besides its vectors, at most: the file's header and the record; names of labels come on top.
+_OVERHEAD_BYTES = 2_000
+# The names of a shard's two files.
+_NAME = re.compile(r"(train|held_out)-(\d{5}|[1-9]\d{5,})\.(?:safetensors|json)")
+# Other names that a store's folder may have: its own files, and what is being written or locked.
+_OTHER_NAMES = re.compile(r".*\.(?:partial|lock)")
+
+
+class DamagedShard(Exception):  # noqa: N818 - a state of a file that is found out, told and mended
+    """A shard's file is not what was written; the message says how."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """What stands beside a shard's file, written after it: where there is a record, the shard is whole.
+
+    Attributes:
+        store: the digest of the content of the store that the shard was written for.
+        part, number: which shard of it.
+        count: vectors.
+        bytes, checksum: of the file; xxh3, 128 bits.
+        mean_norm: of the vectors.
+        text_ended: whether there is no more text after it.
+        text: the text's position after it; None where the next shard begins elsewhere.
+        distinct: vectors from text that no earlier vector is from.
+        skipped_rows: of the data set, which held no document, in the pass over it that the shard ends in.
+        label_names: what labels that stand for text mean.
+        seal: a checksum of all the above.
+    """
+
+    store: str
+    part: str
+    number: int
+    count: int
+    bytes: int
+    checksum: str
+    mean_norm: float
+    text_ended: bool
+    text: dict[str, Any] | None
+    distinct: int
+    skipped_rows: int
+    label_names: list[str]
+    seal: str = ""
+
+    def sealed(self) -> "ShardRecord":
+        """The same with its seal."""
+        values = asdict(replace(self, seal=""))
+        return replace(self, seal=xxhash.xxh3_128(json.dumps(values, sort_keys=True).encode()).hexdigest())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a store holds.
+
+    Attributes:
+        content: everything that determines its vectors.
+        d_in: their width.
+        prepends_bos: whether each row of text began with a BOS.
+        written_by: which program, in which version.
+        format: of the layout.
+    """
+
+    content: dict[str, Any]
+    d_in: int
+    prepends_bos: bool
+    written_by: str = f"fsae {version('fsae')}"
+    format: int = FORMAT
+
+
+def digest_of(content: dict[str, Any]) -> str:
+    """Eight hexadecimal digits that stand for what determines a store's vectors."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+class ActivationStore:
+    """One site's activations in a folder of their own.
+
+    Shards are safetensors files with `activations` and, for each vector, `tokens`, `documents` and `labels`; a record
+    in JSON stands beside each. Files appear under their names by a rename after they reached the disk. Any number of
+    processes may read and write: whoever holds a shard's lock writes it.
+
+    Args:
+        folder: made when the first shard is written.
+        content: what the store shall hold; None for whatever it holds.
+        marked: whether to keep it from being pruned until `close`, and to note that it was used.
+
+    Raises:
+        ValueError: the folder was written in another format, its manifest is damaged, or it holds something else.
+        OSError: the manifest may not be read.
+    """
+
+    def __init__(self, folder: Path, content: dict[str, Any] | None = None, marked: bool = True):
+        self.folder = folder
+        self.manifest = read_manifest(folder)
+        if content is not None and self.manifest is not None and digest_of(content) != digest_of(self.manifest.content):
+            raise ValueError(
+                f"the activation store {folder} holds other activations than its name says: its {_MANIFEST} was "
+                f"changed or is another store's; {_remedy(folder)}"
+            )
+        self._told: set[str] = set()
+        self._use: int | None = None
+        if marked and self.manifest is not None:
+            self._mark_in_use()
+
+    def create(self, manifest: Manifest) -> None:
+        """Make the folder and say what it holds, where that is not done."""
+        self._mark_in_use()
+        # Not only where this object found none: the folder may have been removed since.
+        if not (self.folder / _MANIFEST).exists():
+            _write_json(self.folder / _MANIFEST, asdict(manifest))
+        self.manifest = manifest
+
+    def path(self, part: Part, number: int) -> Path:
+        """A shard's file."""
+        return self.folder / f"{part.value}-{number:05d}.safetensors"
+
+    def record(self, part: Part, number: int) -> ShardRecord | None:
+        """What is known of a shard; None where there is none, or what there is cannot be right."""
+        try:
+            return self._record(part, number)
+        except DamagedShard as damage:
+            self._tell(f"{damage}; it is harvested again")
+        return None
+
+    def _record(self, part: Part, number: int) -> ShardRecord | None:
+        path = self.path(part, number)
+        try:
+            values = json.loads(path.with_suffix(".json").read_text())
+            found = path.stat().st_size
+        except FileNotFoundError:
+            return None
+        except (ValueError, RecursionError) as error:
+            raise DamagedShard(f"{path}: the record beside it cannot be read ({first_line(error)})") from error
+        if not isinstance(values, dict) or values.keys() != {each.name for each in fields(ShardRecord)}:
+            raise DamagedShard(f"{path}: the record beside it is none of format {FORMAT}")
+        record = ShardRecord(**values)
+        if record.sealed().seal != record.seal:
+            raise DamagedShard(f"{path}: the record beside it was changed")
+        if (record.part, record.number) != (part.value, number):
+            raise DamagedShard(f"{path} was written as shard {record.number} of the part {record.part}")
+        if self.manifest is not None and record.store != digest_of(self.manifest.content):
+            raise DamagedShard(f"{path} was written for another store, with the digest {record.store}")
+        if found != record.bytes:
+            raise DamagedShard(f"{path} has {found} bytes instead of {record.bytes}")
+        return record
+
+    def holds(self, part: Part, number: int, count: int) -> bool:
+        """Whether a shard is there with `count` vectors, or with all that the text has."""
+        record = self.record(part, number)
+        return record is not None and (record.count >= count or record.text_ended)
+
+    def read(self, part: Part, number: int) -> Shard:
+        """A shard, mapped into memory; its checksum is compared when this object first reads it, which also brings the
+        file into memory in one sweep.
+
+        Raises:
+            DamagedShard: it is not what was written.
+        """
+        path, record = self.path(part, number), self._record(part, number)
+        if record is None:
+            raise DamagedShard(f"{path} or the record beside it was removed")
+        with self._whole(path, record) as tensors:
+            return Shard(
+                activations=tensors.get_tensor("activations"),
+                tokens=tensors.get_tensor("tokens"),
+                documents=tensors.get_tensor("documents"),
+                labels=tensors.get_tensor("labels") if "labels" in tensors.keys() else None,  # noqa: SIM118
+            )
+
+    def text_after(self, part: Part, number: int) -> dict[str, Any] | None:
+        """The text's position after a shard, where it is known."""
+        record = self.record(part, number)
+        return None if record is None else record.text
+
+    def write(
+        self,
+        part: Part,
+        number: int,
+        shard: Shard,
+        *,
+        text: dict[str, Any] | None,
+        text_ended: bool,
+        distinct: int,
+        skipped_rows: int,
+        label_names: list[str],
+    ) -> None:
+        """Put a shard in place; the caller holds its lock and made the folder.
+
+        Raises:
+            OSError: no space is left, or a quota is reached; nothing is left of it.
+        """
+        path = self.path(part, number)
+        aside, record_aside = path.with_suffix(".partial"), path.with_suffix(".json.partial")
+        tensors = {"activations": shard.activations, "tokens": shard.tokens, "documents": shard.documents}
+        if shard.labels is not None:
+            tensors["labels"] = shard.labels
+        assert self.manifest is not None
+        try:
+            _save(tensors, aside)
+            record = ShardRecord(
+                store=digest_of(self.manifest.content),
+                part=part.value,
+                number=number,
+                count=len(shard),
+                bytes=aside.stat().st_size,
+                checksum=checksum_of(aside),
+                mean_norm=_mean_norm(shard.activations),
+                text_ended=text_ended,
+                text=text,
+                distinct=distinct,
+                skipped_rows=skipped_rows,
+                label_names=label_names,
+            ).sealed()
+            # Both are on the disk before a shorter shard that they replace is touched: it outlives a disk that is full.
+            _write_json(record_aside, asdict(record))
+            # No shard is described by the other's record, not for a moment.
+            path.with_suffix(".json").unlink(missing_ok=True)
+            aside.replace(path)
+            record_aside.replace(path.with_suffix(".json"))
+        finally:
+            aside.unlink(missing_ok=True)
+            record_aside.unlink(missing_ok=True)
+
+    def discard(self, part: Part, number: int) -> None:
+        """Forget a shard; the caller holds its lock."""
+        path = self.path(part, number)
+        path.with_suffix(".json").unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
+    @contextmanager
+    def lock(self, part: Part, number: int) -> Iterator[bool]:
+        """Whether the shard is ours to write as long as the block lasts; False where another process has it."""
+        # Who waits for another's shards uses the store as well.
+        self._mark_in_use()
+        lock = FileLock(self.path(part, number).with_suffix(".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def shards(self) -> list[tuple[Part, int]]:
+        """Those that have a record, in order."""
+        found = [match for path in self.folder.glob("*.json") if (match := _NAME.fullmatch(path.name))]
+        return sorted(
+            ((Part(match[1]), int(match[2])) for match in found), key=lambda place: (place[0].value, place[1])
+        )
+
+    def foreign(self) -> list[Path]:
+        """What lies in the folder and is no part of a store."""
+        own = {_MANIFEST, _IN_USE}
+        return sorted(
+            path
+            for path in self.folder.iterdir()
+            if path.name not in own and not _NAME.fullmatch(path.name) and not _OTHER_NAMES.fullmatch(path.name)
+        )
+
+    def unrecorded(self) -> list[Path]:
+        """Files named like a shard's that have no record: what a cut-off write or a copy left."""
+        files = self.folder.glob("*.safetensors")
+        return sorted(path for path in files if _NAME.fullmatch(path.name) and not path.with_suffix(".json").exists())
+
+    def bytes(self) -> int:
+        """What the folder takes on disk."""
+        return folder_bytes(self.folder)
+
+    def close(self) -> None:
+        """Let it be pruned."""
+        if self._use is not None:
+            os.close(self._use)
+            self._use = None
+
+    @contextmanager
+    def _whole(self, path: Path, record: ShardRecord) -> Iterator[safe_open]:
+        """A shard's file, which has its checksum."""
+        try:
+            # Each time: it also reads the file in a row, which a shuffle through the mapped file would not.
+            if checksum_of(path) != record.checksum:
+                raise DamagedShard(f"{path} does not have the checksum it was written with")
+            file = safe_open(path, framework="pt")
+        except FileNotFoundError:
+            # Another process has just discarded it.
+            raise DamagedShard(f"{path} was removed") from None
+        with file as tensors:
+            yield tensors
+
+    def _tell(self, message: str) -> None:
+        """Say it once: a shard is looked at often while another process mends it."""
+        if message not in self._told:
+            self._told.add(message)
+            log.warning(message)
+
+    def _mark_in_use(self) -> None:
+        while self._use is None:
+            # The folder may be removed between any two of these, and even within the first.
+            with suppress(FileNotFoundError, FileExistsError):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                # Held until the process ends, however it does.
+                descriptor = os.open(self.folder / _IN_USE, os.O_RDWR | os.O_CREAT, 0o666)
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+                # Without a name it went with a store that was removed while we waited: it keeps nobody out.
+                if os.fstat(descriptor).st_nlink > 0:
+                    os.utime(descriptor)
+                    self._use = descriptor
+                else:
+                    os.close(descriptor)
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """What a store's folder holds; None where there is no store, or the first write of one was cut off.
+
+    Raises:
+        ValueError: it was written in another format, or its manifest is damaged.
+        OSError: it may not be read.
+    """
+    try:
+        values = json.loads((folder / _MANIFEST).read_text())
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError, IsADirectoryError) as error:
+        reason = first_line(error)
+    else:
+        if isinstance(values, dict) and values.get("format") != FORMAT:
+            raise ValueError(
+                f"the activation store {folder} was written by {values.get('written_by', 'another version')} in format "
+                f"{values.get('format')}, and this version reads format {FORMAT}; {_remedy(folder)}"
+            )
+        reason = _unfit(values)
+        if reason is None:
+            return Manifest(**values)
+    raise ValueError(f"the activation store {folder} has a damaged {_MANIFEST} ({reason}); {_remedy(folder)}")
+
+
+def _unfit(values: Any) -> str | None:
+    """What keeps the values of a manifest from being one."""
+    kinds = {"content": dict, "d_in": int, "prepends_bos": bool, "written_by": str, "format": int}
+    if not isinstance(values, dict):
+        return f"it holds {type(values).__name__}, not an object"
+    for name, kind in kinds.items():
+        if name not in values:
+            return f"{name} is missing"
+        if type(values[name]) is not kind:
+            return f"{name} is {values[name]!r:.40}, which is not of the type {kind.__name__}"
+    unknown = next((name for name in values if name not in kinds), None)
+    return None if unknown is None else f"{unknown!r:.40} is no key of it"
+
+
+def _remedy(folder: Path) -> str:
+    return (
+        f"remove it with `python -m fsae.store --folder {shlex.quote(str(folder.parent))} prune "
+        f"{shlex.quote(folder.name)}`, or use another outputs folder (paths.outputs)"
+    )
+
+
+def store_folders(activations: Path) -> list[Path]:
+    """The folders of all stores, whatever their format; none where there is no such folder.
+
+    Raises:
+        OSError: it may not be read, or is no folder.
+    """
+    if not activations.exists():
+        return []
+    return sorted(folder for folder in activations.iterdir() if (folder / _MANIFEST).exists())
+
+
+def last_used(folder: Path) -> float:
+    """When a run last opened a store, in seconds since the epoch."""
+    marks = [folder / name for name in (_IN_USE, _MANIFEST)]
+    return max((mark.stat().st_mtime for mark in marks if mark.exists()), default=0.0)
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a run has a store open; False where nobody but its owner could say."""
+    try:
+        with _kept_out(folder) as nobody:
+            return not nobody
+    except PermissionError:
+        return False
+
+
+def remove(folder: Path) -> bool:
+    """Remove a store, unless a run has it open; whether it did. A run that opens it meanwhile waits for the end."""
+    with _kept_out(folder) as nobody:
+        if nobody:
+            # In this order a store whose removal is cut off is still listed, and nobody opens the rest of one.
+            last = [folder / _MANIFEST, folder / _IN_USE]
+            for path in [*({*folder.iterdir()} - {*last}), *last]:
+                path.unlink(missing_ok=True)
+            # Unless a run has begun it anew.
+            with suppress(OSError):
+                folder.rmdir()
+        return nobody
+
+
+@contextmanager
+def _kept_out(folder: Path) -> Iterator[bool]:
+    """Whether no run has a store open; then none opens it as long as the block lasts."""
+    descriptor = os.open(folder / _IN_USE, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        nobody = True
+    except BlockingIOError:
+        nobody = False
+    try:
+        yield nobody
+    finally:
+        os.close(descriptor)
+
+
+def folder_bytes(folder: Path) -> int:
+    """What the files below a folder take; they may come and go meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            total += path.lstat().st_size if path.is_file() else 0
+    return total
+
+
+def shard_bytes(count: int, d_in: int, dtype: torch.dtype, labelled: bool) -> int:
+    """What a shard of so many vectors takes on disk, a little more rather than less."""
+    return count * (d_in * dtype.itemsize + _FACT_BYTES + labelled * _LABEL_BYTES) + _OVERHEAD_BYTES
+
+
+def checksum_of(path: Path) -> str:
+    """A file's checksum: xxh3 of 128 bits, which keeps up with a disk where cryptographic ones do not."""
+    checksum = xxhash.xxh3_128()
+    buffer = memoryview(bytearray(_READ_AT_ONCE))
+    with path.open("rb", buffering=0) as file:
+        if hasattr(os, "posix_fadvise"):
+            # The disk is to go on while sums are taken.
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+        while count := file.readinto(buffer):
+            checksum.update(buffer[:count])
+    return checksum.hexdigest()
+
+
+def is_full(error: OSError) -> bool:
+    """Whether it says that a disk or a quota is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        # It gives the system's error as text only.
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
+    # It makes files for their owner only; the store is for whom its folder is for.
+    path.chmod(path.parent.stat().st_mode & 0o666)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    # A name of its own: a store's manifest may be written by several processes at a time.
+    aside = path.with_name(f"{path.name}.{os.getpid()}-{time.monotonic_ns()}.partial")
+    try:
+        with aside.open("w") as file:
+            json.dump(values, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _mean_norm(activations: torch.Tensor) -> float:
+    total = sum(float(part.float().norm(dim=1).double().sum()) for part in activations.split(65_536))
+    return total / max(1, len(activations))

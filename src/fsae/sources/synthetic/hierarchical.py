@@ -1,0 +1,122 @@
+"""Many features with a hierarchy and correlations, after SynthSAEBench-16k."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fsae.ranges import COUNT, INNER_SHARE, between
+from fsae.seeds import generator_for
+from fsae.sources.synthetic.source import FeatureModel, SyntheticSettings, unit_vectors
+from fsae.sparse.codes import Codes
+from fsae.sparse.pattern import Pattern
+
+
+@dataclass(frozen=True, kw_only=True)
+class HierarchicalFeaturesSettings(SyntheticSettings):
+    """Many features with a hierarchy and correlations, after SynthSAEBench-16k (arXiv 2602.14687).
+
+    The first features are the roots, followed by their children, theirs and so on; what is left stands alone. Base
+    rates fall from p_max to p_min with the feature's number, as its power -zipf. A feature is on where a Gaussian
+    variable of its own, which shares `rank` common factors with the others', is above a threshold, where its parent is
+    on, and, of siblings that would be on at once, where chance picks it; thresholds are such that it is on at its base
+    rate all the same, as far as its parent's allows, which for most features of the trees is less than half of it.
+    Coefficients are normal, rectified, with means that fall from 5 to 4 and standard deviations |N(0.5, 0.5^2)|; a
+    child's is multiplied by its parent's over the parent's mean. Features are unit vectors. The benchmark
+    also makes them more orthogonal than chance, and adds a constant; this does not.
+
+    Attributes:
+        roots, branching, depth: of the hierarchy: so many trees, each feature above the lowest level with so many
+            children.
+        zipf, p_min, p_max: of the base rates.
+        rank: common factors of the Gaussian variables.
+        factor: standard deviation of a variable's loading on each, beside 1 of its own.
+    """
+
+    d_in: int = field(default=768, metadata=between(least=1, most=2**20))
+    features: int = field(default=16_384, metadata=between(least=1, most=2**28))
+    roots: int = field(default=128, metadata=COUNT)
+    branching: int = field(default=4, metadata=COUNT)
+    depth: int = field(default=3, metadata=between(least=0, most=60))
+    zipf: float = field(default=0.5, metadata=between(least=0, most=100))
+    p_min: float = field(default=5e-4, metadata=INNER_SHARE)
+    p_max: float = field(default=0.4, metadata=INNER_SHARE)
+    rank: int = field(default=25, metadata=between(least=0, most=10**6))
+    factor: float = field(default=0.1, metadata=between(least=0, most=10**6))
+
+    def __post_init__(self):
+        super().__post_init__()
+        size = self.roots * sum(self.branching**level for level in range(self.depth + 1))
+        if size > self.features:
+            raise ValueError(
+                f"source.roots={self.roots}, branching={self.branching} and depth={self.depth} make {size} features in "
+                f"trees, more than source.features={self.features}"
+            )
+        if self.p_min > self.p_max:
+            raise ValueError(f"source.p_min is {self.p_min}, more than source.p_max={self.p_max}; lower it")
+
+    def model(self) -> FeatureModel:
+        return _HierarchicalFeatures(self)
+
+
+class _HierarchicalFeatures(FeatureModel):
+    def __init__(self, settings: HierarchicalFeaturesSettings):
+        self._settings = settings
+        self.features = unit_vectors(settings)
+        count = settings.features
+        generator = generator_for(settings.seed, "hierarchy")
+        self._loadings = settings.factor * torch.randn(count, settings.rank, generator=generator)
+        self._means = torch.linspace(5, 4, count)
+        self._deviations = (0.5 + 0.5 * torch.randn(count, generator=generator)).abs()
+        self._levels = self._hierarchy()
+        rates = self._own_rates(self._base_rates())
+        deviation = (1 + self._loadings.double().square().sum(1)).sqrt()
+        self._thresholds = (torch.special.ndtri(1 - rates) * deviation).float()
+
+    def _base_rates(self) -> Tensor:
+        settings = self._settings
+        powers = torch.arange(1, settings.features + 1).double() ** -settings.zipf
+        spread = (powers[0] - powers[-1]).clamp_min(1e-12)
+        return settings.p_min + (settings.p_max - settings.p_min) * (powers - powers[-1]) / spread
+
+    def _hierarchy(self) -> list[tuple[slice, Tensor]]:
+        """For each level below the roots: its features, siblings side by side, and their parents."""
+        settings, levels = self._settings, []
+        begin, end = 0, settings.roots
+        for _ in range(settings.depth):
+            parents = torch.arange(begin, end).repeat_interleave(settings.branching)
+            begin, end = end, end + len(parents)
+            levels.append((slice(begin, end), parents))
+        return levels
+
+    def _own_rates(self, rates: Tensor) -> Tensor:
+        """At which a child's own variable is to be above its threshold, given that its parent is on: its base rate
+        over the parent's, and more for the times when a sibling is picked."""
+        own = rates.clone()
+        for features, parents in self._levels:
+            given = (rates[features] / rates[parents]).view(-1, self._settings.branching)
+            others = given.sum(1, keepdim=True) - given
+            own[features] = (given * (1 + others)).clamp_max(0.99).flatten()
+        return own
+
+    def draw(self, count: int, generator: torch.Generator) -> Codes:
+        settings = self._settings
+        variables = torch.randn(count, settings.features, generator=generator)
+        common = torch.randn(count, settings.rank, generator=generator)
+        on = variables.addmm_(common, self._loadings.T) > self._thresholds
+        for features, parents in self._levels:
+            children = (on[:, features] & on[:, parents]).view(count, -1, settings.branching)
+            # Of siblings that are on, the one with the largest of random numbers.
+            luck = torch.rand(children.shape, generator=generator) * children
+            picked = children & (luck == luck.amax(2, keepdim=True))
+            on[:, features] = picked.view(count, -1)
+        pattern = Pattern.of_mask(on)
+        normal = torch.randn(len(pattern.columns), generator=generator)
+        coefficients = (self._means[pattern.columns] + self._deviations[pattern.columns] * normal).relu()
+        codes = Codes(coefficients, pattern)
+        if not self._levels:
+            return codes
+        scaled = codes.dense()
+        for features, parents in self._levels:
+            scaled[:, features] *= scaled[:, parents] / self._means[parents]
+        return codes.with_values(scaled[pattern.rows, pattern.columns])

@@ -1,0 +1,125 @@
+"""Synthetic data: features that are known, and a stream of samples of them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fsae.ranges import SEED, Ranged, between
+from fsae.seeds import generator_for
+from fsae.sources.source import Batch, in_batches
+from fsae.sparse.codes import Codes
+
+# Vectors that scale and biases are measured on.
+_FIRST = 8192
+
+
+# A draw's size is part of what is drawn, and batches of the evaluation are not to be.
+_HELD_OUT_AT_ONCE = 2048
+
+
+class FeatureModel(ABC):
+    """Features, and how they come together.
+
+    Attributes:
+        features: (features, d_in) directions.
+    """
+
+    features: Float[Tensor, "features d_in"]
+
+    @abstractmethod
+    def draw(self, count: int, generator: torch.Generator) -> Codes:
+        """Coefficients of `count` samples: (count, features), of which few are there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticSettings(Ranged, ABC, group="source"):
+    """What every synthetic source lets one choose.
+
+    Attributes:
+        d_in: width of the vectors.
+        features: how many there are.
+        seed: of the features and of all samples. Runs that share it see the same batches.
+    """
+
+    d_in: int = field(metadata=between(least=1, most=2**20))
+    features: int = field(metadata=between(least=1, most=2**28))
+    seed: int = field(default=0, metadata=SEED)
+
+    @abstractmethod
+    def model(self) -> FeatureModel:
+        """The features, drawn."""
+
+    def open(self, device: torch.device) -> "SyntheticSource":
+        """Samples of them; batches are wanted on `device`."""
+        return SyntheticSource(self, device)
+
+
+class SyntheticSource:
+    """Samples of known features as a stream.
+
+    Args:
+        settings: which features.
+        device: where batches are wanted.
+
+    Attributes:
+        features: (features, d_in) the truth.
+    """
+
+    unit = "samples"
+
+    def __init__(self, settings: SyntheticSettings, device: torch.device):
+        self.d_in, self.device = settings.d_in, device
+        self._model, self._seed = settings.model(), settings.seed
+        self._first: Tensor | None = None
+        self._batch = 0
+
+    @property
+    def features(self) -> Float[Tensor, "features d_in"]:
+        return self._model.features
+
+    def first_vectors(self) -> Float[Tensor, "vectors d_in"]:
+        if self._first is None:
+            self._first = self.vectors(self._draw("first", 0, _FIRST))
+        return self._first
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        while True:
+            vectors = self.vectors(self._draw("train", self._batch, batch_size))
+            self._batch += 1
+            yield Batch(vectors, vectors)
+
+    def held_out(self, count: int, batch_size: int) -> Iterator[Batch]:
+        for vectors in in_batches(map(self.vectors, self.held_out_codes(count)), batch_size):
+            yield Batch(vectors, vectors)
+
+    def held_out_codes(self, count: int) -> Iterator[Codes]:
+        """The coefficients, (some, features), of the samples of `held_out`."""
+        for number, begin in enumerate(range(0, count, _HELD_OUT_AT_ONCE)):
+            yield self._draw("held out", number, min(_HELD_OUT_AT_ONCE, count - begin))
+
+    def distinct(self, taken: int) -> int:
+        return taken
+
+    def _draw(self, part: str, number: int, count: int) -> Codes:
+        return self._model.draw(count, generator_for(self._seed, part, number))
+
+    def vectors(self, codes: Codes) -> Float[Tensor, "batch d_in"]:
+        """The samples that these coefficients make."""
+        return codes.decode(self._model.features).to(self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batch": self._batch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._batch = state["batch"]
+
+
+def unit_vectors(settings: SyntheticSettings) -> Tensor:
+    generator = generator_for(settings.seed, "features")
+    vectors = torch.randn(settings.features, settings.d_in, generator=generator)
+    return vectors / vectors.norm(dim=1, keepdim=True)

@@ -1,0 +1,1 @@
+"""Sparse codes of a batch and the products computed from them."""

@@ -1,0 +1,202 @@
+"""Codes of a batch, dense or sparse, and products with them that gradients go through."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fsae.sparse.pattern import Pattern, starts
+from fsae.sparse.products import add_sparse_product, compressed, first_order, has_sparse_product
+from fsae.sparse.squared_gram import DenseSquaredGramNorm, SquaredGramNorm
+
+# Slices of the latents by which the Gram matrix over them is found: of more, less is found in vain below its diagonal,
+# and more is spent on finding each one's entries.
+_GRAM_SLICES = 4
+
+# The most entries of vectors that products with codes are added of at a time: 5 MB, read again for every active latent.
+# Of fewer samples, more is spent on going through the sum; of four times as many, all takes twice as long.
+_VECTOR_ENTRIES = 600_000
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """A (batch, d_sae) matrix of codes.
+
+    Dense: `values` is (batch, d_sae) and `pattern` is None. Sparse: `values` is (entries,), one per entry of the
+    pattern; entries may be zero, and everything outside the pattern is.
+    """
+
+    values: Tensor
+    pattern: Pattern | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        if self.pattern is None:
+            return (self.values.shape[0], self.values.shape[1])
+        return (self.pattern.batch, self.pattern.width)
+
+    def dense(self) -> Float[Tensor, "batch d_sae"]:
+        """The whole matrix; builds batch x d_sae, so not for a training step with sparse codes."""
+        if self.pattern is None:
+            return self.values
+        flat = self.values.new_zeros(self.shape[0] * self.shape[1])
+        places = self.pattern.rows * self.pattern.width + self.pattern.columns
+        return flat.index_add(0, places, self.values).view(self.shape)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Codes":
+        """Apply an elementwise function that keeps zero at zero."""
+        return Codes(function(self.values), self.pattern)
+
+    def with_values(self, values: Tensor) -> "Codes":
+        """Other values in the same places."""
+        return Codes(values, self.pattern)
+
+    def columns(self, vector: Float[Tensor, " d_sae"]) -> Tensor:
+        """A per-latent vector laid out like `values`, to be combined with them."""
+        # index_select's backward adds in a fixed order, unlike advanced indexing's: runs repeat bit for bit.
+        return vector if self.pattern is None else vector.index_select(0, self.pattern.columns)
+
+    def column_sums(self) -> Float[Tensor, " d_sae"]:
+        """Sum over the batch."""
+        if self.pattern is None:
+            return self.values.sum(0)
+        return self.values.new_zeros(self.pattern.width).index_add(0, self.pattern.columns, self.values)
+
+    def row_sums(self) -> Float[Tensor, " batch"]:
+        """Sum over the latents."""
+        if self.pattern is None:
+            return self.values.sum(1)
+        return self.values.new_zeros(self.pattern.batch).index_add(0, self.pattern.rows, self.values)
+
+    @cached_property
+    def firing_counts(self) -> Int[Tensor, " d_sae"]:
+        """In how many samples of the batch each latent is on."""
+        values = self.values.detach()
+        if self.pattern is None:
+            return values.count_nonzero(dim=0)
+        on = (values != 0).long()
+        return on.new_zeros(self.pattern.width).index_add(0, self.pattern.columns, on)
+
+    def decode(self, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
+        """codes @ W_dec."""
+        if self.pattern is None:
+            return self.values @ W_dec
+        return _Decode.apply(self.values, W_dec, self.pattern)  # pyright: ignore[reportReturnType]
+
+    def sample(self, X: Float[Tensor, "batch d_in"], W_dec: Float[Tensor, "d_sae d_in"]) -> "Codes":
+        """X @ W_dec.T where these codes may be non-zero (everywhere, if dense)."""
+        if self.pattern is None:
+            return Codes(X @ W_dec.T)
+        return Codes(_Sample.apply(X, W_dec, self.pattern), self.pattern)  # pyright: ignore[reportArgumentType]
+
+    def transposed_product(self, X: Float[Tensor, "batch d_in"]) -> Float[Tensor, "d_sae d_in"]:
+        """codes.T @ X; no gradient goes through it."""
+        return self.values.T @ X if self.pattern is None else self.pattern.scatter(self.values, X)
+
+    @torch.no_grad()
+    def add_transposed_product(self, total: Float[Tensor, "d_sae d_in"], X: Float[Tensor, "batch d_in"]) -> None:
+        """Add codes.T @ X to `total`, in its type."""
+        codes, X = self.with_values(self.values.to(total.dtype)), X.to(total.dtype)
+        if codes.pattern is None or not has_sparse_product(total):
+            total.addmm_(codes.dense().T, X)
+            return
+        for some, vectors in codes._parts(X):
+            assert some.pattern is not None
+            order, transposed = some.pattern.transposed
+            values = some.values.index_select(0, order)
+            left = compressed(transposed.offsets, transposed.columns, values, transposed.width)
+            add_sparse_product(total, left, vectors)
+
+    def _parts(self, X: Float[Tensor, "batch d"]) -> Iterator[tuple["Codes", Tensor]]:
+        """Sparse codes of some samples, and these samples' vectors, which are few enough for a CPU's cache."""
+        assert self.pattern is not None
+        count = math.ceil(len(X) / math.ceil(max(1, X.numel()) / _VECTOR_ENTRIES)) or 1
+        for number, entries in enumerate(self.pattern.slices(count)):
+            samples = slice(number * count, (number + 1) * count)
+            offsets = self.pattern.offsets[samples.start : samples.stop + 1] - entries.start
+            pattern = Pattern(self.pattern.columns[entries], offsets, self.pattern.width)
+            yield Codes(self.values[entries], pattern), X[samples]
+
+    @torch.no_grad()
+    def add_gram(self, total: Float[Tensor, "d_sae d_sae"]) -> None:
+        """Add codes.T @ codes to the upper triangle of `total`, in its type; what is below afterwards means nothing."""
+        codes = self.with_values(self.values.to(total.dtype))
+        if codes.pattern is None or not has_sparse_product(total):
+            dense = codes.dense()
+            total.addmm_(dense.T, dense)
+            return
+        for latents, left, right in _gram_slices(codes.values, codes.pattern):
+            add_sparse_product(total[latents, latents.start :], left, right)
+
+    def squared_gram_norm(self) -> Float[Tensor, ""]:
+        """The sum of squares of codes @ codes.T, in float32 where the codes are in less.
+
+        The same as that of codes.T @ codes, so the smaller of the two is taken.
+        """
+        values = self.values.to(torch.promote_types(self.values.dtype, torch.float32))
+        batch, width = self.shape
+        if self.pattern is None:
+            return DenseSquaredGramNorm.apply(values)  # pyright: ignore[reportReturnType]
+        pattern = self.pattern
+        if batch > width:
+            order, pattern = pattern.transposed
+            values = values.index_select(0, order)
+        return SquaredGramNorm.apply(values, pattern)  # pyright: ignore[reportReturnType]
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values, W, pattern):
+        ctx.save_for_backward(values, W)
+        ctx.pattern = pattern
+        return pattern.decode(values, W)
+
+    @staticmethod
+    @first_order
+    def backward(ctx, *grads):
+        values, W = ctx.saved_tensors
+        needs_values, needs_W, _ = ctx.needs_input_grad
+        grad_values = ctx.pattern.sample(grads[0], W) if needs_values else None
+        grad_W = ctx.pattern.scatter(values, grads[0]) if needs_W else None
+        return grad_values, grad_W, None
+
+
+class _Sample(torch.autograd.Function):
+    """X @ W.T at the pattern."""
+
+    @staticmethod
+    def forward(ctx, X, W, pattern):
+        ctx.save_for_backward(X, W)
+        ctx.pattern = pattern
+        return pattern.sample(X, W)
+
+    @staticmethod
+    @first_order
+    def backward(ctx, *grads):
+        X, W = ctx.saved_tensors
+        needs_X, needs_W, _ = ctx.needs_input_grad
+        grad_X = ctx.pattern.decode(grads[0], W) if needs_X else None
+        grad_W = ctx.pattern.scatter(grads[0], X) if needs_W else None
+        return grad_X, grad_W, None
+
+
+def _gram_slices(values: Tensor, pattern: Pattern) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Of sparse codes: some latents, and two sparse matrices whose product is their inner products with themselves and
+    all later ones."""
+    order, transposed = pattern.transposed
+    ordered, begins = values.index_select(0, order), transposed.offsets
+    rows, columns = pattern.rows, pattern.columns
+    size = math.ceil(pattern.width / _GRAM_SLICES)
+    for first in range(0, pattern.width, size):
+        latents = slice(first, min(first + size, pattern.width))
+        if first > 0:
+            later = (columns >= first).nonzero().squeeze(1)
+            rows, columns, values = (each.index_select(0, later) for each in (rows, columns, values))
+        begin, end = begins[[latents.start, latents.stop]].tolist()
+        offsets = begins[first : latents.stop + 1] - begin
+        left = compressed(offsets, transposed.columns[begin:end], ordered[begin:end], pattern.batch)
+        yield latents, left, compressed(starts(rows, pattern.batch), columns - first, values, pattern.width - first)

@@ -1,0 +1,103 @@
+"""The encoder's product, the one thing that touches batch x width: kept whole, or only where codes may be non-zero."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fsae.sparse.codes import Codes
+from fsae.sparse.pattern import Pattern
+from fsae.sparse.products import first_order
+
+# The most entries of the encoder's product that are there at a time: of fewer rows it is slower, of more no faster.
+_PRODUCT_ENTRIES = 2**24
+
+
+def encoder_product(
+    x: Float[Tensor, "batch d_in"],
+    centre: Float[Tensor, " d_in"] | None,
+    W_enc: Float[Tensor, "d_in d_sae"],
+    select: Callable[[Float[Tensor, "rows d_sae"]], Pattern] | None = None,
+    narrow: Callable[[Pattern, Float[Tensor, " entries"]], Bool[Tensor, " entries"]] | None = None,
+) -> Codes:
+    """(x - centre) @ W_enc, dense or only where it is wanted.
+
+    Args:
+        x: what is encoded.
+        centre: is subtracted from it, or None.
+        W_enc: encoder weights; held transposed in memory they need no copy on the sparse path.
+        select: sees the dense product of some samples at a time and returns the pattern to keep; None keeps everything.
+        narrow: sees what was selected of all samples, and says which of it to keep; None keeps it all.
+    """
+    with torch.no_grad():
+        inputs = x if centre is None else x - centre
+        if select is None:
+            # Detached, lest autocast keeps this copy of the weights, which has no gradient, for others.
+            pattern, known = None, inputs @ W_enc.detach()
+        else:
+            pattern, known = _encode_sparsely(inputs, W_enc, select, narrow)
+    values = _Encode.apply(x, centre, W_enc.T, inputs, pattern, known)
+    return Codes(values, pattern)  # pyright: ignore[reportArgumentType]
+
+
+def _encode_sparsely(
+    inputs: Tensor,
+    W_enc: Tensor,
+    select: Callable[[Tensor], Pattern],
+    narrow: Callable[[Pattern, Tensor], Tensor] | None,
+) -> tuple[Pattern, Float[Tensor, " entries"]]:
+    """The entries of inputs @ W_enc that are wanted; the product as a whole is never there on a CPU."""
+    device, width = inputs.device.type, W_enc.shape[1]
+    exact = not torch.is_autocast_enabled(device)
+    dtype = inputs.dtype if exact else torch.get_autocast_dtype(device)
+    W = W_enc.to(dtype)
+    patterns, found = [], []
+    for some in inputs.to(dtype).split(_rows_at_once(inputs, width)):
+        products = some @ W
+        patterns.append(select(products))
+        if exact or narrow is not None:
+            found.append(products.reshape(-1)[patterns[-1].rows * width + patterns[-1].columns])
+        del products  # before the next ones are there
+    pattern = Pattern.stacked(patterns)
+    if narrow is not None:
+        values = torch.cat(found)
+        kept = narrow(pattern, values)
+        pattern = Pattern.of_places(pattern.rows[kept], pattern.columns[kept], (pattern.batch, width))
+        found = [values[kept]]
+    # In bfloat16 the product only says where to look: the codes are computed anew.
+    return pattern, torch.cat(found) if exact else pattern.sample(inputs, W_enc.T)
+
+
+def _rows_at_once(inputs: Tensor, width: int) -> int:
+    """Of the encoder's product: on a CPU so many that its memory does not grow with the batch."""
+    batch = max(1, inputs.shape[0])
+    if inputs.device.type != "cpu":
+        return batch
+    return math.ceil(batch / math.ceil(batch * width / _PRODUCT_ENTRIES))
+
+
+class _Encode(torch.autograd.Function):
+    """(x - centre) @ W.T, everywhere or at the pattern, of which `known` are the values.
+
+    The centre's gradient is that of every sample's input, summed. Summing first, over the latents' gradients, spares
+    the product with W of the whole batch, which data do not need.
+    """
+
+    @staticmethod
+    def forward(ctx, x, centre, W, inputs, pattern, known):
+        ctx.save_for_backward(inputs, W)
+        ctx.pattern = pattern
+        return known
+
+    @staticmethod
+    @first_order
+    def backward(ctx, *grads):
+        inputs, W = ctx.saved_tensors
+        codes = Codes(grads[0], ctx.pattern)
+        needs_x, needs_centre, needs_W, *_ = ctx.needs_input_grad
+        grad_x = codes.decode(W.to(grads[0].dtype)).to(inputs.dtype) if needs_x else None
+        grad_centre = -(codes.column_sums().to(W.dtype) @ W) if needs_centre else None
+        grad_W = codes.transposed_product(inputs.to(grads[0].dtype)).to(W.dtype) if needs_W else None
+        return grad_x, grad_centre, grad_W, None, None, None

@@ -1,0 +1,98 @@
+"""The products that everything sparse is made of, by whatever is fastest on the device.
+
+    sum_rows      weighted sums of named rows of a table, one for each bag of names
+    sample_rows   inner products of named rows of two tables
+
+On a CPU they are torch's own operators for embedding bags; on a GPU Triton kernels, which come with torch there. A
+third, which adds a sparse matrix's product with another matrix to what is there, is MKL's, and only there where torch
+was built with it.
+"""
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+with warnings.catch_warnings():
+    # Torch says once that such matrices are in beta: now, while no other thread looks at what is filtered.
+    warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+    torch.zeros(1, 1).to_sparse_csr()
+
+
+def sum_rows(
+    table: Float[Tensor, "n d"],
+    ids: Int[Tensor, " entries"],
+    starts: Int[Tensor, " bags_plus_1"],
+    weights: Float[Tensor, " entries"],
+) -> Float[Tensor, "bags d"]:
+    """For each bag, entries starts[i] to starts[i + 1]: the sum of `table`'s rows named by `ids`, times `weights`."""
+    if _has_kernels(table):
+        from fsae.sparse import triton_products
+
+        return triton_products.sum_rows(table.contiguous(), ids, starts, weights.contiguous())
+    # Without what autograd would need: the gradients are taken by other products.
+    return torch.ops.aten._embedding_bag_forward_only(
+        table.contiguous(), ids, starts, False, 0, False, weights.detach(), True
+    )[0]
+
+
+def sample_rows(
+    X: Float[Tensor, "batch d"],
+    W: Float[Tensor, "n d"],
+    rows: Int[Tensor, " entries"],
+    columns: Int[Tensor, " entries"],
+    offsets: Int[Tensor, " batch_plus_1"],
+) -> Float[Tensor, " entries"]:
+    """X[row] . W[column] of each entry; `offsets` say where each of X's rows begins among the entries."""
+    if _has_kernels(X):
+        from fsae.sparse import triton_products
+
+        return triton_products.sample_rows(X.contiguous(), W.contiguous(), rows, columns)
+    # The gradient of a weighted bag sum in its weights is exactly this product.
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        X.contiguous(), W.contiguous(), columns, offsets, rows, 0
+    )
+
+
+def has_sparse_product(tensor: Tensor) -> bool:
+    """Whether `add_sparse_product` can be had where this tensor is."""
+    return tensor.device.type == "cpu" and torch.backends.mkl.is_available()
+
+
+def compressed(
+    offsets: Int[Tensor, " rows_plus_1"],
+    columns: Int[Tensor, " entries"],
+    values: Float[Tensor, " entries"],
+    width: int,
+) -> Float[Tensor, "rows {width}"]:
+    """A sparse matrix in torch's own form, from compressed rows."""
+    shape = (offsets.shape[0] - 1, width)
+    return torch.sparse_csr_tensor(offsets.int(), columns.int(), values, shape, check_invariants=False)
+
+
+def add_sparse_product(
+    total: Float[Tensor, "rows columns"], left: Float[Tensor, "rows inner"], right: Float[Tensor, "inner columns"]
+) -> None:
+    """total += left @ right: `total` is dense, `left` is `compressed`, `right` one or the other."""
+    torch.addmm(total, left, right, out=total)
+
+
+def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass that cannot be differentiated again, and says so where somebody tries."""
+    # A function of its own for its type alone: type checkers take once_differentiable's result for another signature.
+    return once_differentiable(backward)
+
+
+def _has_kernels(tensor: Tensor) -> bool:
+    return tensor.is_cuda and _triton_is_there()
+
+
+@cache
+def _triton_is_there() -> bool:
+    return find_spec("triton") is not None

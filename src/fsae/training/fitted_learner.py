@@ -1,0 +1,177 @@
+"""Fitting without gradients: k-means by mini-batches, then each cell's principal components from its second moments."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fsae.autoencoders.fitted import FittedSettings
+from fsae.autoencoders.local_pca import LocalPCA
+from fsae.autoencoders.pca import PCA
+from fsae.autoencoders.record import ForwardRecord
+from fsae.losses.objective import Objective
+from fsae.losses.term import Moment
+from fsae.memory import require_free
+from fsae.training.learner import Learner
+from fsae.training.measures import batch_measures
+from fsae.training.reinitialisation import Reinitialisation
+from fsae.training.settings import FitSettings
+
+# Variance along a direction over a cell's moments, below which it is what adding up in float64 leaves.
+_ROUNDING = 1e-12
+
+
+def check_moments(fitted: Sequence[FittedSettings], d_in: int) -> None:
+    """Raise ValueError where no memory is free for the second moments of all that is fitted side by side.
+
+    Args:
+        fitted: one for each autoencoder.
+        d_in: width of the vectors.
+    """
+    cells = sum(each.cells(d_in) for each in fitted if each.components(d_in) > 0)
+    require_free(
+        8 * cells * (d_in + 1) ** 2,
+        torch.device("cpu"),
+        f"second moments of {cells} cells of width {d_in}",
+        "lower arch.d_sae or raise arch.rank, for fewer cells",
+    )
+
+
+class FittedLearner(Learner[LocalPCA | PCA, FitSettings]):
+    """An autoencoder that is fitted batch by batch, on the CPU.
+
+    First the centres, by Sculley's mini-batch k-means (2010) as scikit-learn has it: each centre is the mean of all
+    that was ever assigned to it. One that gets next to nothing starts over at a sample, but for the second half of
+    these steps, in which the centres settle. Then, with the centres where they are, each cell's samples are summed up
+    in float64: their number, their sum and their second moments. In the last step the cell gets the affine space that
+    is best for these samples, through their mean along the leading eigenvectors of their covariance; it has no more
+    components than the samples span, the others stay zero. Until then a cell has its centre alone. What is held is
+    cells x (d_in + 1)^2 numbers, however many samples come.
+
+    Args:
+        autoencoder: zero.
+        objective: is measured, and not what is minimised: that is the squared error.
+        settings: for how long.
+        scale: what raw activations are multiplied by before they come here.
+        seed: of the first centres, and of centres that start over.
+    """
+
+    remedy = "the source's vectors are to blame"
+
+    def __init__(
+        self, autoencoder: LocalPCA | PCA, objective: Objective, settings: FitSettings, scale: float, seed: int
+    ):
+        # Slow to import.
+        from sklearn.cluster import MiniBatchKMeans
+
+        super().__init__(autoencoder, objective, settings, scale)
+        self._kmeans = MiniBatchKMeans(autoencoder.cells, random_state=seed % 2**32, compute_labels=False)
+        self._centre_steps = settings.steps
+        if autoencoder.rank > 0:
+            self._centre_steps = min(max(1, round(settings.centres * settings.steps)), settings.steps - 1)
+        # Of (x - c_k, 1): the last row is the samples' sum and number.
+        self._moments: Float[Tensor, "cells d_in_plus_1 d_in_plus_1"] | None = None
+
+    @torch.no_grad()
+    def backward(self, x: Tensor, step: int, targets: Tensor | None = None) -> ForwardRecord:
+        """Fit the batch; what is measured and returned comes after."""
+        self._fit((x if targets is None else targets).cpu().double(), step)
+        record = self.autoencoder(x, sparse=True, targets=targets)
+        progress, measure_all = step / self.settings.steps, self.settings.logs_after(step)
+        losses = self.objective(record, Moment(self.dead.indices), progress, measure_all)
+        self._remember(losses.parts | batch_measures(record, self.scale))
+        return record
+
+    def update(self, step: int) -> None:
+        """Nothing is left to do."""
+
+    def finish(self, record: ForwardRecord, step: int) -> None:
+        self.dead.update(record.codes)
+
+    def start_over(self, record: ForwardRecord, step: int, when: Reinitialisation) -> int:
+        return 0
+
+    def _fit(self, vectors: Float[Tensor, "batch d_in"], step: int) -> None:
+        if step < self._centre_steps:
+            if 2 * step >= self._centre_steps:
+                self._kmeans.reassignment_ratio = 0.0
+            self._kmeans.partial_fit(vectors.numpy())
+            self.autoencoder.place(self._centres.to(self.autoencoder.W_dec))
+            return
+        self._sum_up(vectors)
+        if step + 1 == self.settings.steps:
+            components, means = self._best_spaces()
+            weights = self.autoencoder.W_dec
+            self.autoencoder.place(self._centres.to(weights), components.to(weights), means.to(weights))
+            # What was measured before is of the centres alone.
+            self._sums, self._counts = {}, {}
+
+    def _sum_up(self, vectors: Float[Tensor, "batch d_in"]) -> None:
+        centres = self._centres
+        if self._moments is None:
+            cells, d_in = centres.shape
+            self._moments = torch.zeros(cells, d_in + 1, d_in + 1, dtype=torch.float64)
+        nearest = (vectors @ centres.T - centres.square().sum(1) / 2).argmax(1)
+        order = torch.argsort(nearest, stable=True)
+        found, sizes = torch.unique_consecutive(nearest[order], return_counts=True)
+        differences = torch.nn.functional.pad(vectors - centres[nearest], (0, 1), value=1.0)[order]
+        for cell, of_cell in zip(found.tolist(), differences.split(sizes.tolist()), strict=True):
+            self._moments[cell].addmm_(of_cell.T, of_cell)
+
+    def _best_spaces(self) -> tuple[Float[Tensor, "cells rank d_in"], Float[Tensor, "cells d_in"]]:
+        """Each cell's components and mean; the centre where a cell has no sample."""
+        assert self._moments is not None
+        rank, means = self.autoencoder.rank, self._centres.clone()
+        components = means.new_zeros(len(means), rank, means.shape[1])
+        for mean, rows, moments in zip(means, components, self._moments, strict=True):
+            shift, squares = moments[-1, :-1] / moments[-1, -1].clamp_min(1), moments[:-1, :-1]
+            values, vectors = torch.linalg.eigh(squares - torch.outer(moments[-1, :-1], shift))
+            # Eigenvalues rise: the last ones are the leading ones.
+            spanned = min(rank, int((values > _ROUNDING * squares.trace()).sum()))
+            rows[:spanned] = vectors.T.flip(0)[:spanned]
+            mean += shift
+        return components, means
+
+    @property
+    def _centres(self) -> Float[Tensor, "cells d_in"]:
+        return torch.from_numpy(self._kmeans.cluster_centers_)
+
+    def state_dict(self) -> dict[str, Any]:
+        # All that fitting added to the estimator's own settings.
+        fitted = {name: _plain(each) for name, each in vars(self._kmeans).items() if name not in self._settings}
+        return super().state_dict() | {"kmeans": fitted, "moments": self._moments}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._moments = state["moments"]
+        for name, each in state["kmeans"].items():
+            setattr(self._kmeans, name, _revived(each))
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return self._kmeans.get_params(deep=False)
+
+
+def _plain(value: Any) -> Any:
+    """As a checkpoint holds it."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if isinstance(value, np.random.RandomState):
+        state = value.get_state(legacy=False)
+        return state | {"state": state["state"] | {"key": torch.from_numpy(state["state"]["key"].astype(np.int64))}}
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _revived(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.numpy().copy()
+    if isinstance(value, dict):
+        generator = np.random.RandomState()
+        generator.set_state(
+            value | {"state": value["state"] | {"key": value["state"]["key"].numpy().astype(np.uint32)}}
+        )
+        return generator
+    return value

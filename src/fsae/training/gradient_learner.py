@@ -1,0 +1,174 @@
+"""One autoencoder in training, with everything that is its own."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fsae.autoencoders.autoencoder import SparseAutoencoder
+from fsae.autoencoders.record import ForwardRecord
+from fsae.autoencoders.settings import DecoderNorm
+from fsae.losses.objective import Losses, Objective
+from fsae.losses.term import Moment
+from fsae.seeds import generator_for
+from fsae.training.dead_latents import resample
+from fsae.training.fused_adam import FusedAdam
+from fsae.training.learner import Learner
+from fsae.training.measures import batch_measures
+from fsae.training.reinitialisation import Reinitialisation, Scope, start_over
+from fsae.training.settings import AdamSettings, Precision
+
+# Share of codes that are on at which a step with sparse products takes as long as one with dense products, on a CPU
+# (`benchmarks.crossover` finds it): all widths, batches and architectures tried agree within a third.
+CROSSOVER = {Precision.fp32: 0.2, Precision.bf16: 0.09}
+# Two bounds, so that a density between them does not make a run go to and fro (the numbers are the same either way).
+SPARSE_BELOW = 0.6
+DENSE_ABOVE = 0.9
+
+
+class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
+    """An autoencoder, its objective, optimiser, dead latents, generator, and sums of what it measured.
+
+    Args:
+        autoencoder: with weights in scaled units.
+        objective: what is minimised.
+        settings: how.
+        scale: what raw activations are multiplied by before they come here.
+        seed: of draws made in training.
+    """
+
+    remedy = "lower trainer.lr, raise trainer.warm_up or set trainer.clip_norm"
+
+    def __init__(
+        self, autoencoder: SparseAutoencoder, objective: Objective, settings: AdamSettings, scale: float, seed: int
+    ):
+        super().__init__(autoencoder, objective, settings, scale)
+        # Shares the weights. Sparse batches are no use to it: each has another number of codes.
+        self._dense_forward = torch.compile(autoencoder) if settings.compile else autoencoder
+        device = autoencoder.W_dec.device
+        self.optimiser = FusedAdam(
+            autoencoder.parameters(),
+            lr=settings.lr,
+            betas=(settings.beta1, settings.beta2),
+            weight_decay=settings.weight_decay,
+        )
+        # Not the one that drew the weights: what starts over would be what it was.
+        self.generator = generator_for(seed, "training")
+        self.resampled = 0
+        # How often each latent was on since rates were last looked at, and in how many samples.
+        self._fired, self._samples = torch.zeros(autoencoder.d_sae, dtype=torch.long, device=device), 0
+        self.sparse = False
+        self._choose_products(autoencoder.settings.first_density(autoencoder.d_in))
+
+    def backward(self, x: Tensor, step: int, targets: Tensor | None = None) -> ForwardRecord:
+        """The gradients of its own objective."""
+        record, losses = self.forward(x, step, targets)
+        losses.total.backward()
+        return record
+
+    def forward(self, x: Tensor, step: int, targets: Tensor | None) -> tuple[ForwardRecord, Losses]:
+        """What it makes of a batch, and its objective."""
+        settings, autoencoder = self.settings, self.autoencoder
+        with self.precision(x):
+            record = (autoencoder if self.sparse else self._dense_forward)(x, self.sparse, targets)
+        last_of_interval = settings.logs_after(step)
+        losses = self.objective(record, Moment(self.dead.indices), step / settings.steps, measure_all=last_of_interval)
+        self._remember(losses.parts)
+        return record, losses
+
+    def precision(self, x: Tensor) -> torch.autocast:
+        """What its products with x are taken in."""
+        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.settings.precision is Precision.bf16)
+
+    def update(self, step: int) -> None:
+        """What the gradients say is done."""
+        settings, autoencoder = self.settings, self.autoencoder
+        unit_norm = autoencoder.settings.decoder_norm is DecoderNorm.unit
+        if unit_norm:
+            autoencoder.project_decoder_gradient()
+        if settings.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(autoencoder.parameters(), settings.clip_norm, foreach=True)
+        for group in self.optimiser.param_groups:
+            group["lr"] = settings.lr_at(step)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        if unit_norm:
+            autoencoder.normalise_decoder()
+
+    def finish(self, record: ForwardRecord, step: int) -> None:
+        """After a batch's last update it is counted, and dead latents are drawn anew where that is due."""
+        self.dead.update(record.codes)
+        self._remember(batch_measures(record, self.scale))
+        if self._resamples_after(step):
+            self.resampled += resample(self.autoencoder, self.optimiser, self.dead, record, self.generator)
+
+    def start_over(self, record: ForwardRecord, step: int, when: Reinitialisation) -> int:
+        """Count a batch, and draw anew what is off its target where that is due; returns how many latents.
+
+        Waits for the device where it is due.
+        """
+        if when.scope is Scope.none:
+            return 0
+        self._fired = self._fired + record.codes.firing_counts
+        self._samples += record.codes.shape[0]
+        if not self._looks_after(step, when):
+            return 0
+        target = when.target_rate or self.autoencoder.settings.first_density(self.autoencoder.d_in)
+        which = when.off_target(self._fired, self._samples, target)
+        self._fired, self._samples = torch.zeros_like(self._fired), 0
+        count = int(which.sum())
+        if count > 0:
+            start_over(self.autoencoder, self.optimiser, self.dead, which, record.inputs, self.generator)
+            self.started_over += count
+        return count
+
+    def read_interval(self) -> dict[str, float]:
+        """Means over the steps since the last call; waits for the device, once.
+
+        The list of dead latents is refreshed and the products are chosen anew by the density that was measured.
+        """
+        means = super().read_interval()
+        means["lr"] = self.optimiser.param_groups[0]["lr"]
+        if self.settings.resample_every is not None:
+            means["resampled"] = float(self.resampled)
+        if "l0" in means:
+            self._choose_products(means["l0"] / self.autoencoder.d_sae)
+        return means
+
+    def _looks_after(self, step: int, when: Reinitialisation) -> bool:
+        return when.looks_after(step, self.settings.steps)
+
+    def _choose_products(self, density: float) -> None:
+        on_cpu = self.autoencoder.W_dec.device.type == "cpu"
+        share = density / CROSSOVER[self.settings.precision]
+        # On a GPU, finding codes whose number is not known makes every step wait for the device.
+        if share < SPARSE_BELOW and (on_cpu or self.autoencoder.settings.fixed_k):
+            self.sparse = True
+        elif share > DENSE_ABOVE:
+            self.sparse = False
+
+    def _resamples_after(self, step: int) -> bool:
+        every = self.settings.resample_every
+        if every is None or step + 1 > 0.8 * self.settings.steps:
+            return False
+        seen = (step + 1) * self.settings.batch_size
+        return seen // every > (seen - self.settings.batch_size) // every
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {
+            "optimiser": self.optimiser.state_dict(),
+            "generator": self.generator.get_state(),
+            "resampled": self.resampled,
+            "started_over": self.started_over,
+            "fired": self._fired,
+            "samples": self._samples,
+            "sparse": self.sparse,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.generator.set_state(state["generator"])
+        self.resampled, self.started_over = state["resampled"], state["started_over"]
+        self.sparse = state["sparse"]
+        self._fired, self._samples = state["fired"].to(self._fired.device), state["samples"]

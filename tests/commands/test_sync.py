@@ -1,0 +1,115 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from fsae.commands.sync import main
+from fsae.outputs.metric_log import MetricLog
+from fsae.outputs.run_folder import RunFolder
+from fsae.outputs.status import RunState, mark
+from fsae.tracking.mlflow_upload import RunDescription
+from fsae.tracking.server import python_command
+from fsae.tracking.tracker import Tracker
+from fsae.tracking.uploader import Uploader
+from tests.tracking.mlflow_server import Server
+
+Describe = Callable[..., RunDescription]
+
+
+def steps(uri: str, name: str) -> list[int]:
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    return [metric.step for metric in client.get_metric_history(run.info.run_id, name)]
+
+
+def test_a_run_without_its_server_is_delivered_when_there_is_one(
+    server: Server, run_folder: Path, describe: Describe, capfd: pytest.CaptureFixture[str]
+) -> None:
+    describe(server.uri)
+    mark(run_folder, RunState.running)
+    with Uploader(server.uri, 5.0) as uploader, Tracker(run_folder, uploader) as tracker:
+        for step in range(1500):
+            tracker.log({"train/l0": 64.0 + step, "train/mse": 0.5}, step=step)
+        mark(run_folder, RunState.finished)
+
+    assert main([str(run_folder)]) == 1
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"{run_folder}: MLflow ({server.uri}) does not take it: ")
+    assert "3000 values remain" in said.err
+
+    server.start()
+    server.wait_until_up()
+    assert main([str(run_folder)]) == 0
+    assert f"{run_folder}: 3000 values sent, its end and artifacts sent: {server.uri}/#/" in capfd.readouterr().out
+    assert steps(server.uri, "train/l0") == list(range(1500))
+
+    assert main([str(run_folder)]) == 0
+    said = capfd.readouterr().out
+    assert "every value was there already, its end and artifacts were there already" in said
+    assert f"compare: {server.uri}\n" in said
+    assert steps(server.uri, "train/l0") == list(range(1500))
+
+
+def test_many_folders_one_of_them_wrong(
+    sqlite_uri: str, run_folder: Path, describe: Describe, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    describe(sqlite_uri)
+    MetricLog(RunFolder(run_folder).metrics).append({"a": 1.0}, step=1)
+    mark(run_folder, RunState.running)
+    (tmp_path / "other").mkdir()
+    assert main([str(tmp_path / "nowhere"), str(tmp_path / "other"), str(run_folder)]) == 2
+    said = capfd.readouterr()
+    assert said.err.splitlines() == [
+        f"{tmp_path / 'nowhere'}: no such folder",
+        f"{tmp_path / 'other'}: {tmp_path / 'other'} is not a run's folder: it holds no tracking.json",
+    ]
+    assert "1 values sent, its end will follow, the run is not over" in said.out
+    assert f"compare: {python_command()} -m mlflow ui --backend-store-uri {sqlite_uri} --host 127.0.0.1" in said.out
+
+
+def test_another_store_by_option(
+    sqlite_uri: str, run_folder: Path, describe: Describe, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    describe("http://127.0.0.1:9")
+    MetricLog(RunFolder(run_folder).metrics).append({"a": 1.0}, step=1)
+    mark(run_folder, RunState.finished)
+    assert main([str(run_folder), "--tracking-uri", "mlruns"]) == 2
+    assert "--tracking-uri=mlruns" in capfd.readouterr().err
+    assert main([str(run_folder), "--tracking-uri", sqlite_uri]) == 0
+    # The artifacts go to that store's place, not to the working directory.
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
+    assert len(list((tmp_path / "outputs" / "mlartifacts").rglob("status.json"))) == 1
+    assert steps(sqlite_uri, "a") == [1]
+
+
+def test_a_password_comes_from_the_environment_and_is_not_shown(
+    run_folder: Path, describe: Describe, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[str] = []
+
+    def refuse(uri: str) -> None:
+        opened.append(uri)
+        raise RuntimeError("closed\nfor today")
+
+    monkeypatch.setattr("fsae.tracking.mlflow_upload.open_store", refuse)
+    describe("https://me:secret@host")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@host")
+    assert main([str(run_folder)]) == 1
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@elsewhere")
+    assert main([str(run_folder)]) == 1
+    assert opened == ["https://me:secret@host", "https://host"]
+    said = capfd.readouterr().err
+    assert "MLflow (https://host) does not take it: closed." in said
+    assert "secret" not in said
+
+
+def test_as_a_command(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fsae.sync", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip() == f"{tmp_path}: {tmp_path} is not a run's folder: it holds no tracking.json"

@@ -1,0 +1,162 @@
+"""Several at a time do what one after the other would."""
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from fsae.couplings.mutual import Mutual, MutualCoupling
+from fsae.outputs.run_folder import RunFolder
+from fsae.threads import Threads
+from fsae.tracking.tracker import Tracker
+from fsae.training import loop
+from fsae.training.checkpoints import Checkpoints
+from fsae.training.interruption import Interrupted, Interruption
+from fsae.training.reinitialisation import Reinitialisation, Scope
+from tests.streams import activation_source
+from tests.training.runs import SCALE, LoneRun, adam, differences, logged, member, saved
+
+
+@pytest.fixture(autouse=True)
+def _four_cores() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_each_has_its_share_of_the_cores_and_they_come_back():
+    two = Threads(2)
+    together = threading.Barrier(2, timeout=10)
+
+    def look(item: int) -> tuple[int, int]:
+        together.wait()
+        return item, torch.get_num_threads()
+
+    assert two.map(look, [5, 6]) == [(5, 2), (6, 2)]
+    assert torch.get_num_threads() == 4
+
+
+def test_one_is_done_here_with_all_cores():
+    here = threading.get_ident()
+    for size, items in ((1, [1, 2]), (2, [1])):
+        several = Threads(size)
+        assert several.map(lambda _: (threading.get_ident(), torch.get_num_threads()), items) == [(here, 4)] * len(
+            items
+        )
+
+
+def test_those_who_would_leave_cores_idle_have_all_of_them():
+    found = Threads(2).map(lambda item: (item, torch.get_num_threads()), [1, 2, 3])
+    assert found == [(1, 2), (2, 2), (3, 4)]
+
+
+def test_threads_that_begin_meanwhile_have_all_cores():
+    two = Threads(2)
+
+    def begin(_: int) -> int:
+        found: list[int] = []
+        thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        return found[0]
+
+    source = activation_source()
+    assert two.map(begin, [1, 2]) == [2, 2]
+    with source:
+        # Which is why a source's own thread is told how many are its.
+        asked = source._background.submit(torch.get_num_threads)
+        assert asked.result() == 4
+
+
+def test_an_error_is_raised_when_the_others_are_done():
+    done = []
+
+    def act(item: int) -> None:
+        if item == 0:
+            raise OSError("nothing left")
+        time.sleep(0.2)
+        done.append(item)
+
+    two = Threads(2)
+    with pytest.raises(OSError, match="nothing left"):
+        two.map(act, [0, 1])
+    assert done == [1]
+    assert torch.get_num_threads() == 4
+
+
+def size_of(count: int) -> int:
+    return 4 // loop.threads_for([member("topk", adam()) for _ in range(count)]).cores_each
+
+
+def test_threads_are_taken_where_steps_are_long(monkeypatch: pytest.MonkeyPatch):
+    assert size_of(3) == 1
+    monkeypatch.setattr(loop, "_WORTH_A_THREAD", 0)
+    assert [size_of(count) for count in (1, 2, 9)] == [1, 2, 4]
+
+
+def population(folder: Path, coupled: bool, stop_at: int | None = None) -> LoneRun:
+    """Three of an architecture, which start over now and then; from the folder's state where there is one."""
+    folder.mkdir(exist_ok=True)
+    settings, source = adam(), activation_source()
+    checkpoints = Checkpoints(RunFolder(folder).checkpoints, {}, {})
+    state = checkpoints.load()
+    run = LoneRun(
+        [member("topk", settings, seed=seed) for seed in range(3)],
+        MutualCoupling(Mutual(weight=0.1), seed=0) if coupled else None,
+        Reinitialisation(scope=Scope.latents, every=4, until=0.8),
+        source,
+        SCALE,
+        settings,
+        Tracker(folder, None, state["metrics_position"] if state else 0),
+        checkpoints,
+    )
+    run.interruption, run.stop_at = Interruption(), stop_at
+    if state is not None:
+        run.load(state)
+    return run
+
+
+def test_members_side_by_side_are_what_they_are_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for at, least in (("threads", 0), ("one by one", 2**40)):
+        monkeypatch.setattr(loop, "_WORTH_A_THREAD", least)
+        # Each has one core either way: on more of them an operation may round differently.
+        torch.set_num_threads(3 if least == 0 else 1)
+        population(tmp_path / at, coupled=False).train()
+    same(tmp_path / "threads", tmp_path / "one by one")
+
+
+def test_a_population_on_threads_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loop, "_WORTH_A_THREAD", 0)
+    population(tmp_path / "whole", coupled=True).train()
+    with pytest.raises(Interrupted):
+        population(tmp_path / "stopped", coupled=True, stop_at=13).train()
+    population(tmp_path / "stopped", coupled=True).train()
+    same(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_every_start_over_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO):
+        population(tmp_path, coupled=False).train()
+    told = re.findall(r"step \d+: (\d+) latents of member (\d) start over", caplog.text)
+    counted = [each["started_over"] for each in saved(tmp_path)["members"]]
+    assert [sum(int(count) for count, of in told if of == str(number)) for number in range(3)] == counted
+    assert min(counted) > 0
+
+
+def test_a_coupled_population_is_always_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loop, "_WORTH_A_THREAD", 0)
+    for at in ("once", "again"):
+        population(tmp_path / at, coupled=True).train()
+    same(tmp_path / "once", tmp_path / "again")
+
+
+def same(*folders: Path) -> None:
+    assert not differences(saved(folders[0]), saved(folders[1]))
+    assert logged(folders[0]) == logged(folders[1])
+    assert all(each["started_over"] > 0 for each in saved(folders[0])["members"])

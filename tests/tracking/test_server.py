@@ -1,0 +1,146 @@
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fsae.tracking.mlflow_upload import find_or_create_experiment
+from fsae.tracking.server import (
+    artifact_root,
+    as_literal,
+    checked_uri,
+    open_store,
+    python_command,
+    resolve_uri,
+    run_link,
+    shell_command,
+    sqlite_file,
+    ui_command,
+    without_password,
+)
+
+
+def test_the_setting_wins_then_the_environment_then_the_outputs_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert resolve_uri(None, Path("outputs")) == f"sqlite:///{tmp_path}/outputs/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert resolve_uri(None, tmp_path) == "http://127.0.0.1:5000"
+    assert resolve_uri("postgresql+psycopg2://me@host/name", tmp_path) == "postgresql+psycopg2://me@host/name"
+
+
+def test_a_relative_sqlite_path_is_made_absolute(tmp_path: Path) -> None:
+    assert checked_uri("sqlite:///my.db", "here") == f"sqlite:///{tmp_path}/my.db"
+    assert checked_uri("sqlite:////there/my.db?timeout=9", "here") == "sqlite:////there/my.db?timeout=9"
+
+
+@pytest.mark.parametrize("uri", ["file:///tmp/mlruns", "mlruns", "/tmp/mlruns", "./mlruns", "s3://bucket", "C:\\runs"])
+def test_a_store_of_files_is_refused(uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ValueError, match=r"MLFLOW_TRACKING_URI=.*give a server .* or a database"):
+        resolve_uri(None, tmp_path)
+
+
+@pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///", "sqlite:///:memory:"])
+def test_a_database_that_would_be_gone_with_the_process_is_refused(uri: str) -> None:
+    with pytest.raises(ValueError, match=r"tracking\.uri=.*name a file"):
+        checked_uri(uri, "tracking.uri")
+
+
+def test_artifacts_lie_beside_the_database_unless_a_server_keeps_them(tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    assert artifact_root("sqlite:////there/mlflow.db", outputs) == Path("/there/mlartifacts")
+    assert artifact_root("postgresql://host/name", outputs) == outputs / "mlartifacts"
+    assert artifact_root("http://127.0.0.1:5000", outputs) is None
+
+
+def test_passwords_are_not_shown() -> None:
+    uri = "postgresql://me:se:cret@host:5432/name?sslmode=require"
+    assert without_password(uri) == "postgresql://me@host:5432/name?sslmode=require"
+    assert "cret" not in ui_command(uri)
+    assert ui_command("https://me:secret@host/mlflow") == "https://host/mlflow"
+    assert without_password("sqlite:////a/b.db") == "sqlite:////a/b.db"
+
+
+def test_this_python_is_named_as_seen_from_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "my env" / "python"))
+    assert python_command() == "'my env/python'"
+    monkeypatch.setattr(sys, "executable", "/elsewhere/python")
+    assert python_command() == "/elsewhere/python"
+
+
+def test_how_a_person_looks_at_it() -> None:
+    assert (
+        ui_command("sqlite:////my runs/mlflow.db")
+        == f"{python_command()} -m mlflow ui --backend-store-uri 'sqlite:////my runs/mlflow.db' --host 127.0.0.1"
+    )
+    assert (
+        run_link("http://host:1/", "2", "abc") == "http://host:1/#/experiments/2/runs/abc?workflowType=machine_learning"
+    )
+    assert run_link("sqlite:////a.db", "2", "abc").startswith("http://127.0.0.1:5000/#/experiments/2/")
+
+
+def test_four_processes_may_open_one_fresh_database_at_once(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/deep/mlflow.db"
+    program = (
+        f"from fsae.tracking.server import open_store; open_store({uri!r}).create_experiment(__import__('sys').argv[1])"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program, f"experiment {n}"], stderr=subprocess.PIPE, text=True)
+        for n in range(4)
+    ]
+    said = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, said
+    names = {experiment.name for experiment in open_store(uri).search_experiments()}
+    assert names == {"Default", *(f"experiment {n}" for n in range(4))}
+    # No database half made, and no ./mlruns in the working directory.
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "mlflow.db", "mlflow.db.lock"]
+
+
+def test_a_database_in_a_folder_of_any_name_is_made_there_and_by_the_umask(tmp_path: Path) -> None:
+    outputs = tmp_path / "a%20b?c#d;e&f'g=h ü%" / "outputs"
+    uri = resolve_uri(None, outputs)
+    before = os.umask(0o002)
+    try:
+        store = open_store(uri)
+    finally:
+        os.umask(before)
+    assert [experiment.name for experiment in store.search_experiments()] == ["Default"]
+    assert sqlite_file(uri) == outputs / "mlflow.db"
+    assert (outputs / "mlflow.db").stat().st_mode & 0o777 == 0o664
+    assert [path.name for path in tmp_path.iterdir()] == ["a%20b?c#d;e&f'g=h ü%"]
+    # What MLflow makes of the place for artifacts is that place again.
+    root = artifact_root(uri, outputs)
+    assert root is not None
+    experiment = find_or_create_experiment(store, "fsae", uri, outputs)
+    run = store.create_run(experiment, tags={"fsae.sweep": "it's"})
+    store.log_text(run.info.run_id, "text", "file.txt")
+    assert [path.name for path in root.rglob("*.txt")] == ["file.txt"]
+    (found,) = store.search_runs([experiment], "tags.`fsae.sweep` = " + as_literal("it's"))
+    assert found.info.run_id == run.info.run_id
+
+
+def test_a_typed_address_means_what_sqlalchemy_takes_it_for() -> None:
+    assert sqlite_file(checked_uri("sqlite:////a%20b/m.db?timeout=9", "here")) == Path("/a b/m.db")
+    assert checked_uri("sqlite:////a%2520b/m.db?timeout=9", "here") == "sqlite+pysqlite:////a%2520b/m.db?timeout=9"
+    assert sqlite_file("sqlite+pysqlite:////a%2520b/m.db?timeout=9") == Path("/a%20b/m.db")
+
+
+def test_a_filter_holds_one_kind_of_quotation_marks() -> None:
+    assert (as_literal("plain"), as_literal("it's"), as_literal('a "b"')) == ("'plain'", '"it\'s"', "'a \"b\"'")
+    with pytest.raises(ValueError, match="both kinds of quotation marks"):
+        as_literal('it\'s "so"')
+
+
+def test_a_command_can_be_pasted() -> None:
+    command = shell_command("resume", Path("/a b/it's $HOME"))
+    assert shlex.split(command)[-2:] == ["fsae.resume", "/a b/it's $HOME"]
+
+
+def test_a_database_left_half_made_by_a_kill_does_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db.new").write_bytes(b"half of a database")
+    store = open_store(f"sqlite:///{tmp_path}/mlflow.db")
+    assert [experiment.name for experiment in store.search_experiments()] == ["Default"]

@@ -1,0 +1,92 @@
+"""The sweep's own run in MLflow."""
+
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from fsae.tracking.sweep_summary import SweepRun
+
+
+def sweep_run(uri: str, outputs: Path, seconds: float = 60) -> SweepRun:
+    return SweepRun(uri=uri, outputs=outputs, experiment="fsae", sweep="day/time", seconds=seconds)
+
+
+def test_it_is_one_run_however_often_the_sweep_is_resumed(sqlite_uri: str, tmp_path: Path):
+    from mlflow import MlflowClient
+
+    report = tmp_path / "report"
+    report.mkdir()
+    (report / "report.html").write_text("<html>")
+    first = sweep_run(sqlite_uri, tmp_path)
+    assert first.compare_link is None
+    first.open()
+    first.close(finished=False, counts={"finished": 1, "failed": 1}, note="one failed", report=report)
+    second = sweep_run(sqlite_uri, tmp_path)
+    second.open()
+    client = MlflowClient(sqlite_uri)
+    (run,) = client.search_runs(["1"], "tags.`fsae.sweep` = 'day/time'")
+    assert run.info.status == "RUNNING"
+    second.close(finished=True, counts={"finished": 2, "failed": 0}, note="all finished", report=None)
+    (run,) = client.search_runs(["1"])
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "sweep day/time"
+    assert run.data.tags["fsae.kind"] == "sweep"
+    assert run.data.tags["mlflow.note.content"] == "all finished"
+    assert run.data.metrics == {"jobs/finished": 2, "jobs/failed": 0}
+    assert [each.path for each in client.list_artifacts(run.info.run_id, "report")] == ["report/report.html"]
+    assert second.compare_link == (
+        "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&searchFilter=tags.%60fsae.sweep%60"
+        "%20%3D%20%27day%2Ftime%27%20and%20tags.%60fsae.kind%60%20%21%3D%20%27sweep%27&startTime=ALL"
+        "&compareRunsMode=CHART"
+    )
+
+
+def test_many_processes_find_the_store_ready(tmp_path: Path):
+    """Threads stand in for the processes: the race is in the database, which is made once."""
+    uri = f"sqlite:///{tmp_path / 'new.db'}"
+    runs = [sweep_run(uri, tmp_path) for _ in range(4)]
+    failures: list[BaseException] = []
+
+    def open_it(run: SweepRun) -> None:
+        try:
+            run.open()
+        except ConnectionError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=open_it, args=(run,)) for run in runs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_a_locked_database_is_told_in_time(sqlite_uri: str, tmp_path: Path):
+    holder = sqlite3.connect(sqlite_uri.removeprefix("sqlite:///"))
+    holder.execute("BEGIN EXCLUSIVE")
+    began = time.monotonic()
+    with pytest.raises(ConnectionError, match=r"no answer within 1 s|database is locked"):
+        sweep_run(sqlite_uri, tmp_path, seconds=1).open()
+    assert time.monotonic() - began < 5
+    holder.rollback()
+    holder.close()
+
+
+def test_a_server_that_is_not_there_is_told(tmp_path: Path):
+    with pytest.raises(ConnectionError, match=r"Connection refused|Max retries"):
+        sweep_run("http://127.0.0.1:1", tmp_path).open()
+
+
+def test_a_long_note_is_cut_at_a_line(sqlite_uri: str, tmp_path: Path):
+    from mlflow import MlflowClient
+
+    run = sweep_run(sqlite_uri, tmp_path)
+    run.open()
+    run.close(finished=True, counts={}, note="| a row of a table |\n" * 1000, report=None)
+    (found,) = MlflowClient(sqlite_uri).search_runs(["1"])
+    note = found.data.tags["mlflow.note.content"]
+    assert len(note) <= 8000
+    assert set(note.splitlines()) == {"| a row of a table |", "", "More is in the report, among the artifacts."}
