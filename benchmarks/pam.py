@@ -56,7 +56,7 @@ class Epochs:
         initialise_from(autoencoder, self._vectors(0), scale=1.0)
         # A step too small to move anything, and a round that does not end.
         settings = PamSettings(
-            tokens=options.batch * (10**9 + 1),
+            samples=options.batch * (10**9 + 1),
             batch_size=options.batch,
             lr=1e-12,
             log_every=10**9,

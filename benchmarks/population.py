@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from fsae.threads import Threads
 
 from benchmarks.step import add_shape, inputs, shape_of, wait
 from fsae.autoencoders.autoencoder import SparseAutoencoder
@@ -31,6 +30,7 @@ from fsae.losses.reconstruction import SquaredError
 from fsae.memory import freed_memory_kept
 from fsae.ranges import COUNT, argument
 from fsae.sources.synthetic.sparse_sources import SparseSourcesSettings
+from fsae.threads import Threads
 from fsae.training.checkpoints import Checkpoints
 from fsae.training.gradient_learner import GradientLearner
 from fsae.training.loop import Training
@@ -76,7 +76,7 @@ class Variant:
 
     def __init__(self, options: argparse.Namespace, x: torch.Tensor, kind: Kind, folder: Path):
         # A step too small to move anything.
-        settings = AdamSettings(tokens=10**12, batch_size=options.batch, lr=1e-12, log_every=10**9)
+        settings = AdamSettings(samples=10**12, batch_size=options.batch, lr=1e-12, log_every=10**9)
         members = []
         for seed in range(kind.size):
             arch = TopKSettings(d_sae=options.d_sae, k=options.k)

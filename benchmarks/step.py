@@ -77,7 +77,7 @@ def stepper(
     initialise_from(autoencoder, x, scale=1.0)
     # A step too small to move anything keeps the density what it is while the clock runs.
     trainer = AdamSettings(
-        tokens=10**9, batch_size=len(x), lr=1e-12, log_every=10**6, precision=precision, compile=compiled
+        samples=10**9, batch_size=len(x), lr=1e-12, log_every=10**6, precision=precision, compile=compiled
     )
     member = GradientLearner(autoencoder, Objective(terms), trainer, scale=1.0, seed=0)
     member.sparse = sparse

@@ -79,7 +79,7 @@ def ours(options: argparse.Namespace, *overrides: str, jobs: int = JOBS) -> Timi
                 "-m", *axes, *overrides,
                 f"site={options.site}", f"site.layer={options.layer}",
                 f"arch.d_sae={options.d_sae}",
-                f"trainer.tokens={options.tokens}", f"trainer.batch_size={options.batch}",
+                f"trainer.samples={options.tokens}", f"trainer.batch_size={options.batch}",
                 f"source.tokens={options.tokens}",
                 "eval.splice_tokens=0",
             ],

@@ -87,7 +87,7 @@ def test_an_architecture_fits_the_loss_that_it_brings_and_refuses_others_by_name
 def test_there_are_all_groups():
     wanted = "arch dataset debug eval launcher loss model paths site source tracking trainer"
     assert set(GROUPS) >= set(wanted.split())
-    assert {schema.partition("/")[0] for schema in SCHEMAS} <= {*GROUPS, "sae", "objective"}
+    assert {schema.partition("/")[0] for schema in SCHEMAS} <= {*GROUPS, "sae", "search"}
 
 
 def test_every_schema_is_used_by_a_choice():

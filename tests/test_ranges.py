@@ -109,15 +109,15 @@ def test_a_number_out_of_range_is_told_by_the_key_that_was_typed(override: str, 
     [("1e6", 10**6), ("250_000", 250_000), ("2.5e5", 250_000), ("'1e6'", 10**6), ("1000.0", 1000)],
 )
 def test_counts_are_read_as_people_write_them(written: str, tokens: int):
-    settings = settings_of(composed(f"trainer.tokens={written}", "trainer.batch_size=100"))
-    assert settings.trainer.tokens == tokens
-    assert type(settings.trainer.tokens) is int
+    settings = settings_of(composed(f"trainer.samples={written}", "trainer.batch_size=100"))
+    assert settings.trainer.samples == tokens
+    assert type(settings.trainer.samples) is int
 
 
 def test_an_environment_variable_is_a_number_too(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TOKENS", "3e5")
-    config = composed("trainer.tokens=${oc.env:TOKENS}")
-    assert settings_of(config).trainer.tokens == 300_000
+    config = composed("trainer.samples=${oc.env:TOKENS}")
+    assert settings_of(config).trainer.samples == 300_000
     assert "tokens: 300000" in OmegaConf.to_yaml(config.trainer, resolve=True)
 
 

@@ -104,7 +104,7 @@ class Training:
         self.autoencoder: SparseAutoencoder = autoencoder
         rules = rules_of(job.rules, job.architecture)
         trainer = AdamSettings(
-            tokens=10**12,
+            samples=10**12,
             batch_size=job.batch,
             lr=job.lr,
             beta1=rules.beta1,

@@ -15,30 +15,30 @@ released="arch.tied=true arch.apply_b_dec_to_input=false loss.auxiliary.weight=0
 # Known features: two members, and MFR's weight of 1.
 synthetic="experiment=mfr/synthetic_small"
 arm synthetic/weights $synthetic population.mutual.weight=0,24
-arm synthetic/longer $synthetic $alone trainer.tokens=2_000_000
+arm synthetic/longer $synthetic $alone trainer.samples=2_000_000
 arm synthetic_released/weights $synthetic $released population.mutual.weight=0,24
 
 # Few enough features at a time to be found: five members, each feature in any number of them. MFR's 1 is 200 here.
 sparse="source.active=4 arch.k=4 population.size=5"
 arm synthetic_sparse/weights $synthetic $sparse population.mutual.weight=0,24,200
 arm synthetic_sparse/shuffled $synthetic $sparse population.mutual.weight=24 population.mutual.shuffled=true
-arm synthetic_sparse/longer $synthetic $sparse $alone trainer.tokens=5_000_000
+arm synthetic_sparse/longer $synthetic $sparse $alone trainer.samples=5_000_000
 
 # The first MLP of SmolLM2-135M-Instruct (Q4_1): five members. MFR's 0.005 is 0.7 here, and 309 on a model with random weights, whose activations
 # are so much smaller; both weights on both.
 smollm2="experiment=mfr/smollm2_small"
 arm smollm2/weights $smollm2 population.mutual.weight=0,4,300
 arm smollm2/shuffled $smollm2 population.mutual.weight=4 population.mutual.shuffled=true
-arm smollm2/longer $smollm2 $alone trainer.tokens=1_500_000
-arm smollm2_released/weights $smollm2 $released trainer.tokens=150_000
-arm smollm2_random/weights $smollm2 model.weights=random eval.splice_tokens=0 trainer.tokens=150_000 \
+arm smollm2/longer $smollm2 $alone trainer.samples=1_500_000
+arm smollm2_released/weights $smollm2 $released trainer.samples=150_000
+arm smollm2_random/weights $smollm2 model.weights=random eval.splice_tokens=0 trainer.samples=150_000 \
     population.mutual.weight=0,4,300
 
 # EEG: five members; the window itself, and the clean one from a noisy one, where MFR's weight of 0.5 is half as large.
 eeg="experiment=mfr/eeg_small"
 arm eeg/weights $eeg population.mutual.weight=0,100,768
 arm eeg/shuffled $eeg population.mutual.weight=768 population.mutual.shuffled=true
-arm eeg/longer $eeg $alone trainer.tokens=250_000
+arm eeg/longer $eeg $alone trainer.samples=250_000
 arm eeg_released/weights $eeg $released
 arm eeg_denoised/weights $eeg source.noise_snr_db=0 population.mutual.weight=0,384
 

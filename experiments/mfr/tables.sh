@@ -11,12 +11,12 @@ echo "# Mutual Feature Regularization: all figures"
 none=population.mutual.weight=0
 found="fvu best_fvu mcc pw_mcc"
 shared="shared_share truth_of_shared truth_of_single truth_rank_correlation"
-controls="--against $none population.size=5 --apart trainer.tokens population.mutual.shuffled"
+controls="--against $none population.size=5 --apart trainer.samples population.mutual.shuffled"
 table "Synthetic, 4 of 512 features at a time, five members" paired "$out/synthetic_sparse" $controls --metrics $found \
     --picture "$here/synthetic_sparse.png"
 table "The same: which latents are shared" paired "$out/synthetic_sparse" $controls --metrics $shared
 table "Synthetic, 32 of 512 features at a time, two members" paired "$out/synthetic" --against $none population.size=2 \
-    --apart trainer.tokens --metrics $found $shared
+    --apart trainer.samples --metrics $found $shared
 table "The same, as released" paired "$out/synthetic_released" --against $none --metrics $found $shared
 language="fvu best_fvu ce_recovered_zero pw_mcc dead_share"
 table "First MLP of SmolLM2-135M-Instruct (Q4_1), five members" paired "$out/smollm2" $controls --metrics $language

@@ -15,8 +15,8 @@ pam_only=
 both() {
     name=$1 data=$2 size=$3 batches=$4 epochs=$5
     shift 5
-    arm "$name/sgd" "experiment=sgd_${data}_small" "trainer.tokens=$((size * batches * epochs))" "$@"
-    arm "$name/pam" "experiment=pam_${data}_small" "trainer.tokens=$((2 * size * batches * epochs))" \
+    arm "$name/sgd" "experiment=sgd_${data}_small" "trainer.samples=$((size * batches * epochs))" "$@"
+    arm "$name/pam" "experiment=pam_${data}_small" "trainer.samples=$((2 * size * batches * epochs))" \
         "trainer.encoder_batches=$batches" "trainer.decoder_batches=$batches" "$@" $pam_only
 }
 
@@ -51,7 +51,7 @@ for percent in 1 10 100; do
     share=$(share_of "$percent")
     mnist "share_released/$share" "$percent" 20 "source.share=$share"
     arm "share_released/$share/tied" experiment=splines/sgd_mnist_small "source.path=$digits" "source.share=$share" \
-        "trainer.tokens=$((90 * percent * 20))" arch.tied=true
+        "trainer.samples=$((90 * percent * 20))" arch.tied=true
 done
 # At as many updates as all samples get, 2,000.
 mnist share_updates/0.01 1 2000 source.share=0.01 $repaired
@@ -62,12 +62,12 @@ for percent in 1 10; do
     share=$(share_of "$percent")
     rounds="source.share=$share trainer.encoder_batches=$percent trainer.decoder_batches=$percent arch.init_norm=1"
     for weight in alpha mu; do
-        splines/pam_mnist "share_ridge/$share/$weight" $rounds "trainer.tokens=$((2 * 90 * percent * 20))" \
+        splines/pam_mnist "share_ridge/$share/$weight" $rounds "trainer.samples=$((2 * 90 * percent * 20))" \
             "trainer.$weight=0.1,1,10" trainer.lr=1e-3,3e-3
     done
-    splines/pam_mnist "share_ridge/$share/updates" $rounds trainer.tokens=360_000 trainer.alpha=0.1,1 trainer.lr=1e-3
+    splines/pam_mnist "share_ridge/$share/updates" $rounds trainer.samples=360_000 trainer.alpha=0.1,1 trainer.lr=1e-3
     arm "share_ridge/$share/sgd" experiment=splines/sgd_mnist_small "source.path=$digits" "source.share=$share" \
-        "trainer.tokens=$((90 * percent * 20))" arch.init_norm=1 trainer.lr=3e-3,1e-2
+        "trainer.samples=$((90 * percent * 20))" arch.init_norm=1 trainer.lr=3e-3,1e-2
 done
 # A learning rate that falls to zero, which leaves less for the last solution to mend.
 mnist share_decay/0.10 10 20 source.share=0.10 trainer.decay=0.5 $repaired
@@ -77,7 +77,7 @@ mnist share_decay/1.00 100 20 trainer.decay=0.5 $repaired
 for epochs in 2 20; do
     mnist "alone/$epochs" 100 "$epochs" launcher=local trainer.log_every=20 $repaired
 done
-arm alone/50/sgd experiment=splines/sgd_mnist_small "source.path=$digits" trainer.tokens=450_000 launcher=local \
+arm alone/50/sgd experiment=splines/sgd_mnist_small "source.path=$digits" trainer.samples=450_000 launcher=local \
     trainer.log_every=20 $repaired
 
 # Ablations. Weight decay stands beside an error that is summed over 784 dimensions.
@@ -88,23 +88,23 @@ mnist k 100 5 arch.k=5,15,30,60 $repaired
 mnist decay 100 5 trainer.weight_decay=0,0.08,8 $repaired
 mnist relu 100 10 arch=splines/relu loss.sparsity.weight=0,1,2,4 $repaired
 mnist fisher 100 5 loss.fisher.form=correlation loss.fisher.estimator=batch loss.fisher.weight=0,1000,10_000 $repaired
-splines/pam_mnist costs trainer.tokens=180_000 $repaired trainer.mu_enc=0,0.01,0.1,1 'trainer.nu_enc=${trainer.mu_enc}'
+splines/pam_mnist costs trainer.samples=180_000 $repaired trainer.mu_enc=0,0.01,0.1,1 'trainer.nu_enc=${trainer.mu_enc}'
 # With as many updates of the encoder as share_repaired/1.00.
-splines/pam_mnist modes/batch_by_batch trainer.tokens=180_000 $repaired trainer.encoder_batches=1 trainer.decoder_batches=0 \
+splines/pam_mnist modes/batch_by_batch trainer.samples=180_000 $repaired trainer.encoder_batches=1 trainer.decoder_batches=0 \
     trainer.mu=10,100 'trainer.nu=${trainer.mu}'
-splines/pam_mnist modes/streaming trainer.tokens=180_000 $repaired trainer.encoder_batches=50 trainer.decoder_batches=0 \
+splines/pam_mnist modes/streaming trainer.samples=180_000 $repaired trainer.encoder_batches=50 trainer.decoder_batches=0 \
     trainer.memory=0.8
 
 # Between k-means and local PCA: the toy, the digits.
 arm toy experiment=splines/toy
 fitted="hydra.mode=MULTIRUN launcher=packed seed=1,2,3,4,5 source=mnist source.path=$digits"
-fitted="$fitted trainer.tokens=180_000 trainer.batch_size=1024"
+fitted="$fitted trainer.samples=180_000 trainer.batch_size=1024"
 arm between/kmeans $fitted arch=kmeans arch.d_sae=64,256,1024
 arm between/local_pca $fitted arch=local_pca arch.rank=5,15 arch.d_sae=48,240,960
 arm between/pca $fitted arch=pca arch.d_sae=5,15,64,256
-arm between/sgd experiment=splines/sgd_mnist_small "source.path=$digits" trainer.tokens=180_000 arch.d_sae=64,256,1024 arch.k=5,15 \
+arm between/sgd experiment=splines/sgd_mnist_small "source.path=$digits" trainer.samples=180_000 arch.d_sae=64,256,1024 arch.k=5,15 \
     $repaired
-arm geometry/mnist experiment=splines/sgd_mnist_small "source.path=$digits" trainer.tokens=90_000 eval=geometry $repaired
+arm geometry/mnist experiment=splines/sgd_mnist_small "source.path=$digits" trainer.samples=90_000 eval=geometry $repaired
 
 # SmolLM2-135M-Instruct (Q4_1), all tokens, without SplInterp's costs to move, with a rate that falls to zero and a clipping that both ways get:
 # learning rates, ReLU; then, each at its best rate, how many tokens (PAM with and without a cost to move the decoder), k,
@@ -128,9 +128,9 @@ smollm2 smollm2_k 100 5 arch.k=8,128 $falling
 for epochs in 2 10; do
     smollm2 "smollm2_alone/$epochs" 100 "$epochs" launcher=local trainer.log_every=20 $falling
 done
-arm smollm2_alone/25/sgd experiment=splines/sgd_smollm2_small source.tokens=25_600 trainer.tokens=640_000 launcher=local \
+arm smollm2_alone/25/sgd experiment=splines/sgd_smollm2_small source.tokens=25_600 trainer.samples=640_000 launcher=local \
     trainer.log_every=20 $falling
-arm geometry/smollm2 experiment=splines/sgd_smollm2_small source.tokens=25_600 trainer.tokens=128_000 eval=geometry $falling
+arm geometry/smollm2 experiment=splines/sgd_smollm2_small source.tokens=25_600 trainer.samples=128_000 eval=geometry $falling
 # As released: PAM's clipping, costs, a constant rate, and the last token of each row.
 pam_only=
 smollm2 smollm2_released 100 10

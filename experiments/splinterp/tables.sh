@@ -27,7 +27,7 @@ table "A ridge, at as many updates as all digits get" curves "$out"/share_ridge/
     --lines source.share
 table "Gradient descent at higher rates" curves "$out"/share_ridge/*/sgd --x trainer.lr --lines source.share
 table "Gradient descent, its decoder solved for at the end" refit "$out"/share_repaired/*/sgd \
-    "$out"/share_updates/*/sgd --lines source.share trainer.tokens
+    "$out"/share_updates/*/sgd --lines source.share trainer.samples
 table "Equal time" curves "$out"/alone/*/* --x seconds --lines trainer
 table "Encoder updates a batch" curves "$out"/updates/*/* --x trainer.updates_per_batch --lines trainer
 table "k" curves "$out"/k/* --x arch.k --lines trainer

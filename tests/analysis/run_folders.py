@@ -91,7 +91,7 @@ def settings_of(arch: str, theta: float, weight: float, seed: int, **more: Any) 
         "loss.fisher.form": "reconstruction",
         "loss.sparsity.weight": float(weight),
         "source.seed": seed,
-        "trainer.tokens": 500_000,
+        "trainer.samples": 500_000,
         **more,
     }
 

@@ -30,7 +30,7 @@ def test_settings_play_their_parts():
     # Only jumprelu has it.
     assert design.follows == ["arch.bandwidth"]
     assert design.constant["site.name"] == "mlp_out"
-    assert design.constant["trainer.tokens"] == "500000"
+    assert design.constant["trainer.samples"] == "500000"
     assert not any(name.startswith("paths.") for name in design.constant)
     assert len(design.cells) == 32
     first = design.cells.iloc[0]

@@ -83,7 +83,7 @@ def test_what_is_apart_matters_only_where_no_arm_has_the_same():
 def test_all_of_a_group_may_be_apart():
     every = runs()
     grown = pd.DataFrame(
-        every.assign(**{"trainer.tokens": every["population.mutual.weight"] + 100.0, "trainer.lr": 0.1})
+        every.assign(**{"trainer.samples": every["population.mutual.weight"] + 100.0, "trainer.lr": 0.1})
     )
     against = {"population.mutual.weight": "0"}
     weighed = next(each for each in compared(grown, against, [], ["fvu"]) if "=24" in each.name)

@@ -23,7 +23,7 @@ def test_the_decoder_is_the_least_squares_one(arch: str):
 
 def test_of_a_run_both_errors_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = tmp_path / "run"
-    few = ["trainer.tokens=900", "trainer.dead_after=900", "eval.batch_size=100", "tracking=none"]
+    few = ["trainer.samples=900", "trainer.dead_after=900", "eval.batch_size=100", "tracking=none"]
     told = finished("experiment=splines/sgd_mnist_small", "seed=1", f"hydra.sweep.dir={run}", *few, outputs=tmp_path)
     assert told.returncode == 0, told.stdout
     main([str(run), "--lines", "trainer"])
@@ -39,7 +39,7 @@ def test_other_runs_are_refused(tmp_path: Path):
         "arch=kmeans",
         "seed=1",
         "arch.expansion=3",
-        "trainer.tokens=1000",
+        "trainer.samples=1000",
         f"hydra.sweep.dir={tmp_path / 'run'}",
         "tracking=none",
         outputs=tmp_path,

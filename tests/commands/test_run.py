@@ -377,7 +377,7 @@ def test_a_signal_while_a_model_is_opened_ends_the_run_as_interrupted(tmp_path: 
 
 LONG = (
     *TINY,
-    "trainer.tokens=32_768",
+    "trainer.samples=32_768",
     "trainer.batch_size=256",
     "trainer.log_every=4",
     "trainer.checkpoint_seconds=0.1",
@@ -531,7 +531,7 @@ def test_what_was_exported_evaluates_to_the_run_s_own_results(uninterrupted: Pat
 
 
 def test_a_sweep_s_jobs_have_flat_folders_and_a_failing_one_does_not_stop_the_others(tmp_path: Path):
-    short = ("eval.splice_tokens=0", "trainer.tokens=1024", "source.shard_tokens=1024")
+    short = ("eval.splice_tokens=0", "trainer.samples=1024", "source.shard_tokens=1024")
     # 40 latents are too few for topk's 64.
     done = finished("-m", "debug=tiny", *short, "arch=topk,standard", "arch.d_sae=40", "seed=1,2", outputs=tmp_path)
     assert done.returncode == 1

@@ -38,7 +38,7 @@ def test_choices_and_what_hydra_tells_itself_are_let_through(argument: str):
 
 
 @pytest.mark.parametrize(
-    "key", ["loss", "arch", "trainer", "source", "paths", "population", "eval", "tracking", "sae", "objective", "seed"]
+    "key", ["loss", "arch", "trainer", "source", "paths", "population", "eval", "tracking", "sae", "search", "seed"]
 )
 def test_what_a_run_needs_is_not_taken_away(key: str):
     with pytest.raises(ValueError, match=f"^~{key}: a run needs {key}; leave out ~{key}, or give it another value by"):

@@ -21,14 +21,14 @@ def test_nothing_firing_is_as_bad_as_can_be():
 
 
 def test_a_metric_that_was_not_measured_is_told_with_those_that_were():
-    with pytest.raises(ValueError, match=r"objective\.metric is eval/kl, but the results are eval/fvu, eval/l0$"):
+    with pytest.raises(ValueError, match=r"search\.metric is eval/kl, but the results are eval/fvu, eval/l0$"):
         SearchObjective(metric="eval/kl").value(RESULTS)
     # Not finite: null in the results.
-    with pytest.raises(ValueError, match=r"objective\.metric is eval/fvu"):
+    with pytest.raises(ValueError, match=r"search\.metric is eval/fvu"):
         SearchObjective().value(RESULTS | {"eval/fvu": None})
 
 
 @pytest.mark.parametrize("wrong", [{"metric": "train/loss"}, {"target_l0": 0.0}])
 def test_wrong_settings_are_refused(wrong: dict):
-    with pytest.raises(ValueError, match="objective"):
+    with pytest.raises(ValueError, match="search"):
         SearchObjective(**wrong)

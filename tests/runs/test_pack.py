@@ -26,7 +26,7 @@ from fsae.language_models.settings import Package
 from fsae.outputs.metric_log import read_metrics
 from fsae.outputs.run_log import run_log
 from fsae.outputs.status import RunState, read_status
-from fsae.runs import outcome as trained_run
+from fsae.runs import outcome
 from fsae.runs import pack as run_module
 from fsae.runs.pack import pack_key, run_experiment, run_pack
 from fsae.sources import activations
@@ -56,28 +56,28 @@ SHORT = (
 )
 # λ, θ, learning rates, seeds and lengths of their own.
 JOBS = {
-    "standard": ["arch=standard", "loss.sparsity.weight=0.1", "seed=1", "trainer.tokens=4096"],
+    "standard": ["arch=standard", "loss.sparsity.weight=0.1", "seed=1", "trainer.samples=4096"],
     "gated": [
         "arch=gated", "loss.fisher.form=reconstruction", "loss.fisher.estimator=batch", "loss.fisher.weight=0.01",
-        "seed=2", "trainer.tokens=6000",
+        "seed=2", "trainer.samples=6000",
     ],
-    "jumprelu": ["arch=jumprelu", "loss.fisher.weight=1e-3", "seed=2", "trainer.tokens=4096"],
-    "topk": ["arch=topk", "arch.k=8", "trainer.resample_every=1024", "trainer.dead_after=512", "trainer.tokens=4096"],
-    "batch_topk": ["arch=batch_topk", "arch.k=8", "seed=3", "arch.d_sae=128", "trainer.tokens=2048"],
-    "abs_topk": ["arch=abs_topk", "arch.k=4", "trainer.activation_scale=none", "trainer.tokens=4096"],
-    "kmeans": ["arch=kmeans", "arch.d_sae=32", "seed=2", "trainer.tokens=4096"],
-    "local_pca": ["arch=local_pca", "arch.d_sae=32", "arch.rank=7", "population.size=2", "trainer.tokens=4096"],
-    "pca": ["arch=pca", "arch.d_sae=8", "trainer.tokens=4096"],
+    "jumprelu": ["arch=jumprelu", "loss.fisher.weight=1e-3", "seed=2", "trainer.samples=4096"],
+    "topk": ["arch=topk", "arch.k=8", "trainer.resample_every=1024", "trainer.dead_after=512", "trainer.samples=4096"],
+    "batch_topk": ["arch=batch_topk", "arch.k=8", "seed=3", "arch.d_sae=128", "trainer.samples=2048"],
+    "abs_topk": ["arch=abs_topk", "arch.k=4", "trainer.activation_scale=none", "trainer.samples=4096"],
+    "kmeans": ["arch=kmeans", "arch.d_sae=32", "seed=2", "trainer.samples=4096"],
+    "local_pca": ["arch=local_pca", "arch.d_sae=32", "arch.rank=7", "population.size=2", "trainer.samples=4096"],
+    "pca": ["arch=pca", "arch.d_sae=8", "trainer.samples=4096"],
     "population": [
         "arch=topk", "arch.k=8", "population=mfr/base", "population.size=3", "population.mutual.match_every=3",
-        "population.reinitialise.threshold=0.5", "population.reinitialise.every=4", "trainer.tokens=4096",
+        "population.reinitialise.threshold=0.5", "population.reinitialise.every=4", "trainer.samples=4096",
     ],
     "pam": [
-        "trainer=pam", "arch=gated", "arch.decoder_norm=free", "loss.fisher.weight=0.01", "trainer.tokens=4096",
+        "trainer=pam", "arch=gated", "arch.decoder_norm=free", "loss.fisher.weight=0.01", "trainer.samples=4096",
         "trainer.encoder_batches=2", "trainer.decoder_batches=2", "trainer.updates_per_batch=2",
     ],
     "pam population": [
-        "trainer=pam", "arch=topk", "arch.k=8", "arch.decoder_norm=free", "population.size=2", "trainer.tokens=4096",
+        "trainer=pam", "arch=topk", "arch.k=8", "arch.decoder_norm=free", "population.size=2", "trainer.samples=4096",
         "population.mutual.weight=0.3", "population.mutual.directions=encoder", "trainer.encoder_batches=5",
         "trainer.memory=0.8", "trainer.updates_per_batch=2",
     ],
@@ -172,13 +172,13 @@ def test_each_run_of_a_pack_is_what_it_is_alone_whatever_becomes_of_the_others(
 def test_a_signal_in_the_evaluation_stops_it_and_nothing_is_trained_twice(
     measuring: str, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    measure = getattr(trained_run, measuring)
+    measure = getattr(outcome, measuring)
 
     def signalled(*arguments: object) -> object:
         signal.raise_signal(signal.SIGUSR2)
         return measure(*arguments)
 
-    monkeypatch.setattr(trained_run, measuring, signalled)
+    monkeypatch.setattr(outcome, measuring, signalled)
     with pytest.raises(Interrupted):
         run_experiment(*job(tmp_path, "topk", *JOBS["topk"]))
     status = read_status(tmp_path / "topk")
@@ -273,7 +273,7 @@ def test_existing_autoencoders_are_evaluated_together(alone: Path, tmp_path: Pat
 
 
 def test_what_did_not_count_in_training_does_not_count_in_evaluating_it(tmp_path: Path):
-    short = ["eval.splice_tokens=0", "trainer.tokens=1024", "source.tokens=1024"]
+    short = ["eval.splice_tokens=0", "trainer.samples=1024", "source.tokens=1024"]
     left_out = ["dataset.skip_positions=7", "dataset.exclude_tokens=[11,12]", "dataset.prefix='# A line'"]
     [made] = run_pack([job(tmp_path, "made", *short, *left_out)])
     assert made.error is None
@@ -300,7 +300,7 @@ def test_what_did_not_count_in_training_does_not_count_in_evaluating_it(tmp_path
         ("loss.sparsity.weight=0.7", True),
         ("arch.d_sae=99", True),
         ("seed=5", True),
-        ("trainer.tokens=2048", True),
+        ("trainer.samples=2048", True),
         ("trainer.activation_scale=none", True),
         ("source.cache=none", True),
         ("source.seed=5", False),
@@ -362,7 +362,7 @@ def test_a_population_goes_on_where_it_stopped(alone: Path, tmp_path: Path, monk
 def test_features_that_are_known_are_trained_on_and_scored_against(source: str, tmp_path: Path):
     overrides = [
         f"source={source}", "arch=topk", "arch.k=3", "arch.d_sae=32", "population.size=2", "tracking=none",
-        "trainer.tokens=4096", "trainer.batch_size=256", "trainer.log_every=4",
+        "trainer.samples=4096", "trainer.batch_size=256", "trainer.log_every=4",
         "eval.tokens=512", "eval.batch_size=256",
     ]  # fmt: skip
     config = composed(*overrides)
@@ -382,7 +382,7 @@ def test_features_that_are_known_are_trained_on_and_scored_against(source: str, 
 def test_a_truth_may_be_large_and_hierarchical(tmp_path: Path):
     overrides = [
         "source=hierarchical_features", "source.features=300", "source.roots=8", "source.depth=2", "source.d_in=24",
-        "arch=topk", "arch.k=3", "arch.d_sae=32", "tracking=none", "trainer.tokens=1024", "trainer.batch_size=256",
+        "arch=topk", "arch.k=3", "arch.d_sae=32", "tracking=none", "trainer.samples=1024", "trainer.batch_size=256",
         "eval.tokens=512", "eval.batch_size=256",
     ]  # fmt: skip
     config = composed(*overrides)
@@ -400,7 +400,7 @@ def test_noise_is_taken_out_of_eeg(tmp_path: Path):
     overrides = [
         "source=eeg", f"source.path={tmp_path / 'eeg'}", "source.noise_snr_db=0", "source.high=20", "arch=topk",
         "arch.k=4", "arch.d_sae=48", "source.held_out=0.25", "population.size=2", "tracking=none",
-        "trainer.tokens=12_000", "trainer.batch_size=60", "trainer.lr=3e-3", "eval.tokens=40", "eval.batch_size=20",
+        "trainer.samples=12_000", "trainer.batch_size=60", "trainer.lr=3e-3", "eval.tokens=40", "eval.batch_size=20",
     ]  # fmt: skip
     config = composed(*overrides)
     OmegaConf.update(config, "paths.outputs", str(tmp_path))
@@ -413,7 +413,7 @@ def test_noise_is_taken_out_of_eeg(tmp_path: Path):
 def fitted_job(outputs: Path, *overrides: str) -> tuple[RunSettings, Origin]:
     """Local PCA of three cells, looked at on the way out."""
     overrides = (
-        "arch=local_pca", "arch.d_sae=6", "arch.rank=1", "eval=geometry", "trainer.tokens=1000",
+        "arch=local_pca", "arch.d_sae=6", "arch.rank=1", "eval=geometry", "trainer.samples=1000",
         "trainer.batch_size=100", "tracking=none", *overrides,
     )  # fmt: skip
     config = composed(*overrides)
@@ -465,7 +465,7 @@ def test_an_architecture_that_cannot_be_measured_is_refused_before_training(
     settings, origin = fitted_job(tmp_path / "run", "source=toy_clusters")
     monkeypatch.setattr(InMemorySource, "first_vectors", lambda self: pytest.fail("a vector was asked for"))
     arch = SquaredSettings(d_sae=4)
-    gradients = replace(settings, arch=arch, trainer=AdamSettings(tokens=64, batch_size=8))
+    gradients = replace(settings, arch=arch, trainer=AdamSettings(samples=64, batch_size=8))
     with pytest.raises(ValueError, match=r"Squared is an architecture that fsae.export\.folding does not know"):
         run_experiment(gradients, origin)
 
@@ -499,7 +499,7 @@ def test_a_run_does_not_go_on_with_other_data_than_it_began_with(
     text, model = written_texts(tmp_path / "text"), tmp_path / "model"
     shutil.copytree(packaged_folder(Package.tiny), model)
     overrides = [
-        "arch=topk", "arch.k=4", "trainer.tokens=4096", "dataset=text_files", f"dataset.path={text}", "model=custom",
+        "arch=topk", "arch.k=4", "trainer.samples=4096", "dataset=text_files", f"dataset.path={text}", "model=custom",
         f"model.path={model}", "model.dtype=float32", "site.layer=1", "eval.tokens=128", "eval.batch_size=64",
     ]  # fmt: skip
     update = GradientLearner.update

@@ -41,7 +41,7 @@ def test_a_killed_worker_takes_down_its_own_job_only(tmp_path: Path):
 def test_a_signal_to_the_launching_process_alone_has_the_job_save_too(tmp_path: Path):
     folder = tmp_path / "sweeps" / "one"
     # Longer than anybody waits.
-    process = swept(folder, "trainer.tokens=40_000_000", "seed=1,2", "hydra.launcher.n_jobs=1")
+    process = swept(folder, "trainer.samples=40_000_000", "seed=1,2", "hydra.launcher.n_jobs=1")
     wait_until(lambda: is_training(folder / "0"), process)
     process.send_signal(signal.SIGINT)
     done = ended(process, seconds=60)
@@ -52,7 +52,7 @@ def test_a_signal_to_the_launching_process_alone_has_the_job_save_too(tmp_path: 
 
 def test_workers_save_and_end_when_the_launching_process_is_killed(tmp_path: Path):
     folder = tmp_path / "sweeps" / "one"
-    process = swept(folder, "trainer.tokens=40_000_000", "seed=1,2", "hydra.launcher.n_jobs=1")
+    process = swept(folder, "trainer.samples=40_000_000", "seed=1,2", "hydra.launcher.n_jobs=1")
     wait_until(lambda: is_training(folder / "0"), process)
     worker = psutil.Process(status_of(folder / "0")["pid"])
     process.kill()

@@ -10,7 +10,7 @@ from fsae.sweeps.packed_launcher import PackedLauncher
 from tests.processes import wait_until
 from tests.sweeps.sweeps import LONG, assert_equal_runs, begun, ended, is_training, states_in
 
-PACKED = (*LONG, "trainer.tokens=100_000", "launcher=packed", "arch=topk", "arch.d_sae=64", "source.seed=0")
+PACKED = (*LONG, "trainer.samples=100_000", "launcher=packed", "arch=topk", "arch.d_sae=64", "source.seed=0")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_stopped_and_killed_it_is_finished_by_resume_as_if_nothing_had_been(
 
 
 def test_packs_that_seeds_keep_apart_are_told(outputs: Path):
-    short = ("debug=tiny", "launcher=packed", "trainer.tokens=512", "eval.splice_tokens=0")
+    short = ("debug=tiny", "launcher=packed", "trainer.samples=512", "eval.splice_tokens=0")
     folder = outputs / "sweeps" / "apart"
     done = ended(begun("fsae.run", "-m", *short, "seed=1,2", f"hydra.sweep.dir={folder}", outputs=outputs))
     assert done.returncode == 0, done.stdout

@@ -37,7 +37,7 @@ NEVER = 1e9
 EACH_STEP = 0.0
 
 SHORT: dict[str, Any] = {
-    "tokens": STEPS * BATCH,
+    "samples": STEPS * BATCH,
     "batch_size": BATCH,
     "lr": 0.01,
     "warm_up": 0.2,
@@ -56,7 +56,7 @@ def adam(**changes: Any) -> AdamSettings:
 
 def pam(**changes: Any) -> PamSettings:
     """As many steps and one, whole rounds, in which the decoder is solved for."""
-    longer: dict[str, Any] = {"tokens": (STEPS + 1) * BATCH}
+    longer: dict[str, Any] = {"samples": (STEPS + 1) * BATCH}
     return PamSettings(**(SHORT | longer | changes))
 
 

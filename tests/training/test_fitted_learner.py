@@ -24,7 +24,9 @@ from tests.training.runs import BATCH, NEVER, STEPS, LoneRun, differences, logge
 
 
 def fit(steps: int = STEPS, centres: float = 0.5) -> FitSettings:
-    return FitSettings(tokens=steps * BATCH, batch_size=BATCH, log_every=5, checkpoint_seconds=NEVER, centres=centres)
+    return FitSettings(
+        samples=steps * BATCH, batch_size=BATCH, log_every=5, checkpoint_seconds=NEVER, centre_fraction=centres
+    )
 
 
 def member(arch: FittedSettings, settings: FitSettings, d_in: int = D_IN, scale: float = 1.0) -> FittedLearner:

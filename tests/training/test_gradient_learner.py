@@ -227,7 +227,7 @@ def test_resampling_brings_latents_back(arch: str):
     """A quarter of the latents begins dead (most do, where k is chosen by magnitude)."""
     dead_shares = []
     for every in (None, 7 * BATCH):
-        settings = adam(tokens=60 * BATCH, resample_every=every, dead_after=5 * BATCH)
+        settings = adam(samples=60 * BATCH, resample_every=every, dead_after=5 * BATCH)
         trained = member(arch, settings, {"reconstruction": SquaredError()})
         for step, x in enumerate(batches(60)):
             trained.step(x, step)
@@ -236,7 +236,7 @@ def test_resampling_brings_latents_back(arch: str):
 
 
 def test_latents_are_drawn_anew_as_often_as_asked_and_not_in_the_last_fifth(monkeypatch: pytest.MonkeyPatch):
-    trained = member("topk", adam(tokens=50 * BATCH, resample_every=int(2.5 * BATCH)))
+    trained = member("topk", adam(samples=50 * BATCH, resample_every=int(2.5 * BATCH)))
     monkeypatch.setattr("fsae.training.gradient_learner.resample", lambda *_: 2)
     at = []
     for step, x in enumerate(batches(50)):

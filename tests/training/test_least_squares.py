@@ -200,7 +200,7 @@ def float32_problem(samples: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("samples", [90, 180, 9000])
 @pytest.mark.parametrize("is_sparse", [True, False])
 def test_of_float32_codes_the_equations_are_those_of_float64(samples: int, is_sparse: bool):
-    """With more latents than samples, some of which fire together only, and the ridge of experiment=splines/pam_mnist."""
+    """More latents than samples, some of which fire only together, and the ridge of splines/pam_mnist."""
     z, x = float32_problem(samples)
     alpha, statistics = 1.7e-11, LeastSquares()
     for some_z, some_x in zip(z.split(90), x.split(90), strict=True):

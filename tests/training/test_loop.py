@@ -273,7 +273,7 @@ def test_a_run_that_cannot_go_on_leaves_the_others_alone(folders: tuple[Path, Pa
 
 def test_what_has_been_given_back_is_let_go_of(tmp_path: Path):
     source = activation_source()
-    runs = [training_run("topk", tmp_path / str(n), adam(tokens=BATCH * n), source=source) for n in (2, 9)]
+    runs = [training_run("topk", tmp_path / str(n), adam(samples=BATCH * n), source=source) for n in (2, 9)]
     short = weakref.ref(runs[0].members[0])
     ending = train(runs, source, Interruption())
     assert next(ending).run is runs[0]

@@ -29,7 +29,7 @@ MODES: dict[str, dict[str, Any]] = {
     "in full": {"encoder_batches": 3, "decoder_batches": 4},
     "streaming": {"encoder_batches": 4, "memory": 0.9},
     "both": {"encoder_batches": 2, "decoder_batches": 2, "memory": 1.0},
-    "streaming, cut short": {"encoder_batches": 4, "memory": 0.9, "tokens": STEPS * BATCH},
+    "streaming, cut short": {"encoder_batches": 4, "memory": 0.9, "samples": STEPS * BATCH},
 }
 each_mode = pytest.mark.parametrize("mode", list(MODES))
 
@@ -62,7 +62,7 @@ def test_who_moves_when():
         "in full": ([encoder] * 3 + [set()] * 3 + [decoder]) * 2,
     }
     for mode, sets in wanted.items():
-        settings = pam(tokens=len(sets) * BATCH, resample_every=None, **MODES[mode])
+        settings = pam(samples=len(sets) * BATCH, resample_every=None, **MODES[mode])
         trained = pam_member("standard", settings, apply_b_dec_to_input=False)
         assert [moved(trained, x, step) for step, x in enumerate(batches(len(sets)))] == sets, mode
 
@@ -71,21 +71,21 @@ def test_who_moves_when():
     ("changes", "nearest"),
     [
         # Rounds of 7 batches of 16.
-        ({"tokens": 13 * BATCH, "encoder_batches": 3, "decoder_batches": 4}, "112 or 224"),
-        ({"tokens": 13 * BATCH, "encoder_batches": 3, "decoder_batches": 4, "memory": 0.9}, "112 or 224"),
-        ({"tokens": 6 * BATCH, "encoder_batches": 3, "decoder_batches": 4}, "112"),
+        ({"samples": 13 * BATCH, "encoder_batches": 3, "decoder_batches": 4}, "112 or 224"),
+        ({"samples": 13 * BATCH, "encoder_batches": 3, "decoder_batches": 4, "memory": 0.9}, "112 or 224"),
+        ({"samples": 6 * BATCH, "encoder_batches": 3, "decoder_batches": 4}, "112"),
         # The last batches alone would decide.
-        ({"tokens": 13 * BATCH, "encoder_batches": 7}, "112 or 224"),
+        ({"samples": 13 * BATCH, "encoder_batches": 7}, "112 or 224"),
     ],
 )
 def test_a_last_round_that_would_leave_an_older_decoder_is_refused(changes: dict[str, Any], nearest: str):
-    message = rf"trainer\.tokens \(\d+\) end in the middle of a round of 112 .* are 7, of 16 each.* make it {nearest}$"
+    message = rf"trainer\.samples \(\d+\) end in the middle of a round of 112 .* are 7, of 16 each.* make it {nearest}$"
     with pytest.raises(ValueError, match=message):
         pam(**changes)
 
 
 def test_the_last_solution_is_that_of_the_end():
-    settings = pam(tokens=9 * BATCH, resample_every=None, alpha=1e-3, **MODES["streaming"])
+    settings = pam(samples=9 * BATCH, resample_every=None, alpha=1e-3, **MODES["streaming"])
     trained = pam_member("topk", settings)
     *first, x = batches(9)
     for step, some in enumerate(first):
@@ -140,9 +140,9 @@ def test_in_full_the_decoder_is_the_best_for_all_batches_of_the_second_pass(arch
 @each_architecture
 @pytest.mark.parametrize("sparse", [True, False])
 def test_the_published_ridge_determines_more_latents_than_samples(arch: str, sparse: bool):
-    # 16 samples for 24 latents, of which six never fire, without a cost to move: as experiment=splines/pam_mnist has it.
+    # 16 samples for 24 latents, of which six never fire, without a cost to move: as splines/pam_mnist has it.
     settings = pam(
-        **MODES["in full"] | {"decoder_batches": 1, "tokens": 4 * BATCH},
+        **MODES["in full"] | {"decoder_batches": 1, "samples": 4 * BATCH},
         alpha=1.7e-11, beta=0.0, mu=0.0, nu=0.0, resample_every=None,
     )  # fmt: skip
     trained = pam_member(arch, settings)
@@ -237,7 +237,7 @@ def test_a_stopped_and_resumed_training_is_the_uninterrupted_one_bit_for_bit(arc
 @each_mode
 def test_it_learns(arch: str, mode: str):
     # Batches of 16 determine 24 rows only where these are held.
-    settings = pam(**{"tokens": 56 * BATCH} | MODES[mode], mu=0.3, resample_every=None)
+    settings = pam(**{"samples": 56 * BATCH} | MODES[mode], mu=0.3, resample_every=None)
     trained = pam_member(arch, settings, loss={"reconstruction": SquaredError(), "fisher": Fisher(weight=1e-4)})
     x = torch.cat(batches(30))
     before = float(SquaredError().measure(trained.autoencoder(x), None).value.detach())  # pyright: ignore
@@ -328,7 +328,7 @@ def samples_of_solutions(trained: PamLearner, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("memory", [0.0, 1.0])
 def test_no_decoder_is_that_of_what_came_after_latents_were_drawn_anew(memory: float, monkeypatch: pytest.MonkeyPatch):
     # Due after steps 4, 9, 14 and 19, drawn after rounds of 3: after 5, 11, 14 and 20.
-    trained = pam_member("topk", pam(tokens=30 * BATCH, resample_every=5 * BATCH, encoder_batches=3, memory=memory))
+    trained = pam_member("topk", pam(samples=30 * BATCH, resample_every=5 * BATCH, encoder_batches=3, memory=memory))
     sizes = samples_of_solutions(trained, monkeypatch)
     drawn = []
     for step, x in enumerate(batches(30)):
@@ -345,7 +345,7 @@ def test_no_decoder_is_that_of_what_came_after_latents_were_drawn_anew(memory: f
 
 
 def test_latents_start_over_between_rounds_only():
-    settings = pam(tokens=12 * BATCH, resample_every=None, encoder_batches=3, memory=1.0)
+    settings = pam(samples=12 * BATCH, resample_every=None, encoder_batches=3, memory=1.0)
     trained = pam_member("topk", settings)
     when = Reinitialisation(scope=Scope.latents, every=2, threshold=0.1, until=1.0)
     started, began = [], []

@@ -25,7 +25,7 @@ BOOKKEEPING = (
     "source.worker",
     "trainer.checkpoint_seconds",
 )
-BOOKKEEPING_GROUPS = ("paths.", "tracking.", "objective.", "sae.")
+BOOKKEEPING_GROUPS = ("paths.", "tracking.", "search.", "sae.")
 # What a reader looks for first in a condition's name, and what it is called there.
 FIRST = {"model.name": "model", "site.name": "site", "site.layer": "layer", "dataset.name": "dataset"}
 

@@ -38,7 +38,7 @@ register_resolvers()
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
 def run(config: DictConfig) -> float | None:
-    """One job. Returns what a sweeper may minimise (`objective`), or None for a job without an evaluation."""
+    """One job. Returns what a sweeper may minimise (`search`), or None for a job without an evaluation."""
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     in_sweep = hydra_config.mode is RunMode.MULTIRUN
@@ -53,7 +53,7 @@ def run(config: DictConfig) -> float | None:
                     from fsae.runs.pack import run_experiment
 
                 results = run_experiment(settings, origin)
-            return settings.objective.value(results) if in_sweep and settings.task is not Task.harvest else None
+            return settings.search.value(results) if in_sweep and settings.task is not Task.harvest else None
         except Interrupted as interrupted:
             if in_sweep and not is_launching():
                 # A worker's own: the sweep's other jobs go on.

@@ -122,7 +122,7 @@ def _check_activations(settings: RunSettings, source: ActivationSourceSettings) 
             f"eval.splice_tokens is {spliced}, but dataset.skip_positions={dataset.skip_positions} keeps the last of "
             f"{dataset.tokens_per_row} positions alone, which predicts nothing that is there; set eval.splice_tokens=0"
         )
-    tokens = source.distinct_tokens(settings.trainer.tokens)
+    tokens = source.distinct_tokens(settings.trainer.samples)
     if tokens < settings.trainer.batch_size:
         raise ValueError(
             f"trainer.batch_size is {settings.trainer.batch_size}, more than source.tokens ({tokens}), the distinct "

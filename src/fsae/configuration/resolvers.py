@@ -20,7 +20,7 @@ from fsae.sources.documents import DatasetSettings
 BESIDE_THE_POINT = (
     "paths",
     "tracking",
-    "objective",
+    "search",
     "source.cache",
     "source.cache_gb",
     "source.also",

@@ -101,7 +101,7 @@ class RunSettings(Ranged):
     population: PopulationSettings
     trainer: TrainerSettings
     eval: EvaluationSettings
-    objective: SearchObjective
+    search: SearchObjective
     tracking: TrackingSettings
     sae: SaeSettings
 
@@ -176,7 +176,7 @@ SCHEMAS: dict[str, type] = {
     "trainer/fit": FitSettings,
     "trainer/pam": PamSettings,
     "eval/eval": EvaluationSettings,
-    "objective/objective": SearchObjective,
+    "search/search": SearchObjective,
     "tracking/tracking": TrackingSettings,
     "sae/sae": SaeSettings,
 }

@@ -9,7 +9,7 @@ from fsae.ranges import POSITIVE, Ranged
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchObjective(Ranged, group="objective"):
+class SearchObjective(Ranged, group="search"):
     """A number of the results, plus a penalty for another l0 than the wanted one.
 
     Attributes:
@@ -24,9 +24,7 @@ class SearchObjective(Ranged, group="objective"):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.metric.startswith("eval/"):
-            raise ValueError(
-                f"objective.metric is {self.metric!r}; name a held-out result, as in objective.metric=eval/fvu"
-            )
+            raise ValueError(f"search.metric is {self.metric!r}; name a held-out result, as in search.metric=eval/fvu")
 
     def value(self, results: Mapping[str, Any]) -> float:
         """The number for these results; infinite where nothing fires and a sparsity is wanted.
@@ -37,7 +35,7 @@ class SearchObjective(Ranged, group="objective"):
         measured = results.get(self.metric)
         if measured is None:
             numbers = sorted(name for name, value in results.items() if isinstance(value, int | float))
-            raise ValueError(f"objective.metric is {self.metric}, but the results are {', '.join(numbers)}")
+            raise ValueError(f"search.metric is {self.metric}, but the results are {', '.join(numbers)}")
         if self.target_l0 is None:
             return float(measured)
         l0 = results["eval/l0"]

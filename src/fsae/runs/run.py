@@ -6,7 +6,7 @@ import logging
 import time
 import traceback
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -189,3 +189,15 @@ def _placed(error: BaseException, folder: Path) -> BaseException:
     placed = OSError(f"no space left for {folder}; free some and start the same command again, it goes on from there")
     placed.__cause__ = error
     return placed
+
+
+def going(runs: Iterable[Run]) -> list[Run]:
+    """Return the runs that have not ended."""
+    return [run for run in runs if not run.over]
+
+
+def for_each(runs: Iterable[Run], action: Callable[[Run], None]) -> None:
+    """Do it for every run that has not ended; where it fails that run ends, and no other."""
+    for run in going(runs):
+        with run.alone():
+            action(run)

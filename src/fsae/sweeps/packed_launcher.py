@@ -115,7 +115,7 @@ class PackedLauncher(WorkerLauncher):
                 "seed",
                 "the seed also draws the order of training; a constant, as in source.seed=0, is shared by all seeds",
             ),
-            ("tokens", "without it, how many activations there are follows from trainer.tokens"),
+            ("tokens", "without it, how many activations there are follows from trainer.samples"),
         ):
             if not all(hasattr(job.settings.source, setting) for job in jobs):
                 continue
@@ -165,6 +165,6 @@ def _run(pack: Sequence[_Job]) -> None:
         if outcome.error is None:
             assert outcome.results is not None
             is_harvest = job.settings.task is Task.harvest
-            record.return_value = None if is_harvest else job.settings.objective.value(outcome.results)
+            record.return_value = None if is_harvest else job.settings.search.value(outcome.results)
         else:
             record.return_value, record.status = outcome.error, JobStatus.FAILED

@@ -71,7 +71,7 @@ class FittedLearner(Learner[LocalPCA | PCA, FitSettings]):
         self._kmeans = MiniBatchKMeans(autoencoder.cells, random_state=seed % 2**32, compute_labels=False)
         self._centre_steps = settings.steps
         if autoencoder.rank > 0:
-            self._centre_steps = min(max(1, round(settings.centres * settings.steps)), settings.steps - 1)
+            self._centre_steps = min(max(1, round(settings.centre_fraction * settings.steps)), settings.steps - 1)
         # Of (x - c_k, 1): the last row is the samples' sum and number.
         self._moments: Float[Tensor, "cells d_in_plus_1 d_in_plus_1"] | None = None
 

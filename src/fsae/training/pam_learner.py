@@ -60,10 +60,10 @@ class PamSettings(AdamSettings):
         super().__post_init__()
         if self.steps % self.round and (self.decoder_batches > 0 or self.memory == 0):
             whole = self.round * self.batch_size
-            rounds = self.tokens // whole
+            rounds = self.samples // whole
             nearest = " or ".join(str(each * whole) for each in (rounds, rounds + 1) if each > 0)
             raise ValueError(
-                f"trainer.tokens ({self.tokens}) end in the middle of a round of {whole} (trainer.encoder_batches + "
+                f"trainer.samples ({self.samples}) end in the middle of a round of {whole} (trainer.encoder_batches + "
                 f"trainer.decoder_batches are {self.round}, of {self.batch_size} each), and the decoder would be that "
                 f"of an earlier encoder; make it {nearest}"
             )

@@ -20,7 +20,7 @@ class TrainerSettings(Ranged, group="trainer"):
     """What every trainer lets one choose.
 
     Attributes:
-        tokens: training vectors in all (tokens of a language model).
+        samples: training vectors in all (tokens of a language model).
         batch_size: vectors a step.
         activation_scale: what activations are multiplied by.
         dead_after: vectors without firing after which a latent counts as dead.
@@ -28,7 +28,7 @@ class TrainerSettings(Ranged, group="trainer"):
         checkpoint_seconds: time between checkpoints.
     """
 
-    tokens: int = field(default=100_000_000, metadata=COUNT)
+    samples: int = field(default=100_000_000, metadata=COUNT)
     batch_size: int = field(default=4096, metadata=COUNT)
     activation_scale: Scale = Scale.sqrt_d
     dead_after: int = field(default=1_000_000, metadata=COUNT)
@@ -37,13 +37,13 @@ class TrainerSettings(Ranged, group="trainer"):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.tokens < self.batch_size:
-            raise ValueError(f"trainer.tokens ({self.tokens}) is less than one batch ({self.batch_size})")
+        if self.samples < self.batch_size:
+            raise ValueError(f"trainer.samples ({self.samples}) is less than one batch ({self.batch_size})")
 
     @property
     def steps(self) -> int:
-        """Whole batches within `tokens`."""
-        return self.tokens // self.batch_size
+        """Whole batches within `samples`."""
+        return self.samples // self.batch_size
 
     def logs_after(self, step: int) -> bool:
         """Whether a step, counted from 0, is the last of a logging interval."""
@@ -63,11 +63,11 @@ class FitSettings(TrainerSettings):
     """Fitting without gradients: the cells' centres first, the principal components in each cell afterwards.
 
     Attributes:
-        centres: share of training over which the centres are sought, where the architecture has components too; they
-            stay where they are for the rest.
+        centre_fraction: share of training over which the centres are sought, for an architecture that has components
+            too. The centres do not move afterwards.
     """
 
-    centres: float = field(default=0.5, metadata=INNER_SHARE)
+    centre_fraction: float = field(default=0.5, metadata=INNER_SHARE)
 
     def check_cells(self, cells: int, components: int) -> None:
         """Raise ValueError where a batch has no sample for each first centre, or no step is left for components."""
@@ -79,7 +79,7 @@ class FitSettings(TrainerSettings):
             )
         if components > 0 and self.steps < 2:
             raise ValueError(
-                f"trainer.tokens={self.tokens} is a single batch; centres and components need one each, so raise it, "
+                f"trainer.samples={self.samples} is a single batch; centres and components need one each, so raise it, "
                 "or lower trainer.batch_size"
             )
 
