@@ -72,7 +72,7 @@ def ours(options: argparse.Namespace, *overrides: str, jobs: int = JOBS) -> Timi
     axes = [f"arch={','.join(ARCHITECTURES)}"]
     # Three jobs are one an architecture, six have both sparsities.
     axes.append(f"loss.sparsity.weight={_list(SPARSITIES if jobs >= 6 else SPARSITIES[:1])}")
-    axes.append(f"loss.fisher.weight={_list(FISHER_WEIGHTS if jobs == JOBS else FISHER_WEIGHTS[:1])}")
+    axes.append(f"loss.penalty.weight={_list(FISHER_WEIGHTS if jobs == JOBS else FISHER_WEIGHTS[:1])}")
     with tempfile.TemporaryDirectory(prefix="fsae-benchmark-") as outputs:
         seconds, said = our_run(
             [

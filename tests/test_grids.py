@@ -63,7 +63,7 @@ def test_a_grid_is_so_many_jobs_and_each_can_be_run(experiment):
 
 
 def test_the_command_line_replaces_a_list():
-    assert grid("fisher/grid_as_released_small", "arch=released/gated", "loss.fisher.weight=0") == {
+    assert grid("fisher/grid_as_released_small", "arch=released/gated", "loss.penalty.weight=0") == {
         "site": ["resid_mid"],
         "site.layer": ["3"],
     }
@@ -89,7 +89,7 @@ def test_all_seeds_of_a_grid_see_one_stream():
 
 def test_without_the_penalty_the_baseline_measures_it():
     """Every run has the term, so the report has its value for the baselines, too."""
-    fisher = settings_of(composed("experiment=fisher/grid_repaired", "loss.fisher.weight=0")).loss["fisher"]
+    fisher = settings_of(composed("experiment=fisher/grid_repaired", "loss.penalty.weight=0")).loss["penalty"]
     assert fisher.weight == 0
 
 

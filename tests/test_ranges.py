@@ -83,8 +83,8 @@ def test_settings_are_checked_where_they_are_made():
         # By the key that was typed: source.seed takes its value from seed, and a term does not know its own name.
         ("seed=-1", "seed is -1; it must be at least 0"),
         ("source.seed=-1", "source.seed is -1"),
-        ("loss.fisher.weight=nan", "loss.fisher.weight is nan; it must be at least 0 and at most 1e12"),
-        ("loss.fisher.weight=1e300", "loss.fisher.weight is 1e300;"),
+        ("loss.penalty.weight=nan", "loss.penalty.weight is nan; it must be at least 0 and at most 1e12"),
+        ("loss.penalty.weight=1e300", "loss.penalty.weight is 1e300;"),
         ("loss.sparsity.warm_up=2", "loss.sparsity.warm_up is 2; it must be a share, at least 0 and at most 1"),
         ("loss.sparsity.warm_up=1.00000001", "loss.sparsity.warm_up is 1.00000001; it"),
         ("trainer.lr=1e9999", "trainer.lr is inf; it must be above 0"),

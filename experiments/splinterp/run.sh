@@ -15,8 +15,8 @@ pam_only=
 both() {
     name=$1 data=$2 size=$3 batches=$4 epochs=$5
     shift 5
-    arm "$name/sgd" "experiment=sgd_${data}_small" "trainer.samples=$((size * batches * epochs))" "$@"
-    arm "$name/pam" "experiment=pam_${data}_small" "trainer.samples=$((2 * size * batches * epochs))" \
+    arm "$name/sgd" "experiment=splines/sgd_${data}_small" "trainer.samples=$((size * batches * epochs))" "$@"
+    arm "$name/pam" "experiment=splines/pam_${data}_small" "trainer.samples=$((2 * size * batches * epochs))" \
         "trainer.encoder_batches=$batches" "trainer.decoder_batches=$batches" "$@" $pam_only
 }
 
@@ -26,7 +26,7 @@ mnist() {
     both "$name" mnist 90 "$@" "source.path=$digits"
 }
 
-splines/pam_mnist() {
+pam_mnist() {
     name=$1
     shift
     arm "$name" experiment=splines/pam_mnist_small "source.path=$digits" "$@"
@@ -62,10 +62,10 @@ for percent in 1 10; do
     share=$(share_of "$percent")
     rounds="source.share=$share trainer.encoder_batches=$percent trainer.decoder_batches=$percent arch.init_norm=1"
     for weight in alpha mu; do
-        splines/pam_mnist "share_ridge/$share/$weight" $rounds "trainer.samples=$((2 * 90 * percent * 20))" \
+        pam_mnist "share_ridge/$share/$weight" $rounds "trainer.samples=$((2 * 90 * percent * 20))" \
             "trainer.$weight=0.1,1,10" trainer.lr=1e-3,3e-3
     done
-    splines/pam_mnist "share_ridge/$share/updates" $rounds trainer.samples=360_000 trainer.alpha=0.1,1 trainer.lr=1e-3
+    pam_mnist "share_ridge/$share/updates" $rounds trainer.samples=360_000 trainer.alpha=0.1,1 trainer.lr=1e-3
     arm "share_ridge/$share/sgd" experiment=splines/sgd_mnist_small "source.path=$digits" "source.share=$share" \
         "trainer.samples=$((90 * percent * 20))" arch.init_norm=1 trainer.lr=3e-3,1e-2
 done
@@ -87,12 +87,12 @@ done
 mnist k 100 5 arch.k=5,15,30,60 $repaired
 mnist decay 100 5 trainer.weight_decay=0,0.08,8 $repaired
 mnist relu 100 10 arch=splines/relu loss.sparsity.weight=0,1,2,4 $repaired
-mnist fisher 100 5 loss.fisher.form=correlation loss.fisher.estimator=batch loss.fisher.weight=0,1000,10_000 $repaired
-splines/pam_mnist costs trainer.samples=180_000 $repaired trainer.mu_enc=0,0.01,0.1,1 'trainer.nu_enc=${trainer.mu_enc}'
+mnist fisher 100 5 penalty=fisher loss.penalty.form=correlation loss.penalty.estimator=batch loss.penalty.weight=0,1000,10_000 $repaired
+pam_mnist costs trainer.samples=180_000 $repaired trainer.mu_enc=0,0.01,0.1,1 'trainer.nu_enc=${trainer.mu_enc}'
 # With as many updates of the encoder as share_repaired/1.00.
-splines/pam_mnist modes/batch_by_batch trainer.samples=180_000 $repaired trainer.encoder_batches=1 trainer.decoder_batches=0 \
+pam_mnist modes/batch_by_batch trainer.samples=180_000 $repaired trainer.encoder_batches=1 trainer.decoder_batches=0 \
     trainer.mu=10,100 'trainer.nu=${trainer.mu}'
-splines/pam_mnist modes/streaming trainer.samples=180_000 $repaired trainer.encoder_batches=50 trainer.decoder_batches=0 \
+pam_mnist modes/streaming trainer.samples=180_000 $repaired trainer.encoder_batches=50 trainer.decoder_batches=0 \
     trainer.memory=0.8
 
 # Between k-means and local PCA: the toy, the digits.

@@ -34,8 +34,8 @@ table "k" curves "$out"/k/* --x arch.k --lines trainer
 table "Weight decay" curves "$out"/decay/* --x trainer.weight_decay --lines trainer
 table "Costs to move the encoder" curves "$out"/costs --x trainer.mu_enc
 table "Batch by batch, and streaming" curves "$out"/modes/* --x trainer.mu --lines trainer.encoder_batches
-table "The Fisher term" curves "$out"/fisher/* --x loss.fisher.weight --lines trainer
-table "The Fisher term: mean squared correlation of codes" curves "$out"/fisher/* --x loss.fisher.weight \
+table "The Fisher term" curves "$out"/fisher/* --x loss.penalty.weight --lines trainer
+table "The Fisher term: mean squared correlation of codes" curves "$out"/fisher/* --x loss.penalty.weight \
     --lines trainer --metric code_correlation
 table "ReLU" curves "$out"/relu/* --x eval/l0 --lines trainer loss.sparsity.weight
 

@@ -99,7 +99,7 @@ def test_the_mean_is_over_the_logarithm_of_l0():
 
 
 def test_seeds_without_a_partner_are_left_out():
-    alone = [row for row in pair(9, 5.0) if row["loss.fisher.weight"]]
+    alone = [row for row in pair(9, 5.0) if row["loss.penalty.weight"]]
     (found,) = only_fvu(runs(*[row for seed in range(4) for row in pair(seed, -0.05)], *alone))
     assert len(found.differences) == 4
 
@@ -107,7 +107,7 @@ def test_seeds_without_a_partner_are_left_out():
 def test_runs_with_another_penalty_setting_share_the_baseline():
     """θ = 0 is the same whatever the form of a penalty that does not train."""
     rows = [row for seed in range(4) for row in pair(seed, -0.05)]
-    other = [row | {"loss.fisher.form": "pre"} for row in rows if row["loss.fisher.weight"]]
+    other = [row | {"loss.penalty.form": "pre"} for row in rows if row["loss.penalty.weight"]]
     found = only_fvu(runs(*rows, *other))
     assert [each.treatment for each in found] == ["θ = 0.01, form=pre", "θ = 0.01, form=reconstruction"]
     assert [each.difference for each in found] == pytest.approx([-0.05, -0.05])
@@ -141,7 +141,7 @@ def test_the_mean_over_architectures_counts_seeds_and_not_runs():
         (runs(*pair(0, 0.05)[1::2]), "not comparable: no runs with θ = 0"),
         (runs(*pair(0, 0.05)[1::2], *pair(1, 0.05)[::2]), "not comparable: no seed with and without the penalty"),
         (
-            runs(*(row | {"eval/l0": row["eval/l0"] * 100 ** (row["loss.fisher.weight"] > 0)} for row in pair(0, 0))),
+            runs(*(row | {"eval/l0": row["eval/l0"] * 100 ** (row["loss.penalty.weight"] > 0)} for row in pair(0, 0))),
             "not comparable: the ranges of l0 do not overlap",
         ),
         (runs(*[row for s in range(4) for row in pair(s, 0.0)]), "the same in all 4 pairs"),
@@ -200,7 +200,7 @@ def test_a_negative_zero_has_no_sign():
 
 def test_treatments_are_sorted_by_their_numbers():
     """By rising weight first; then 9 before 10, which comes first as text."""
-    rows = [run(theta, 1, 0, 8.0, 0.2) | {"loss.fisher.samples": n} for theta in (0.01, 0.0, 1e-5) for n in (10, 9)]
+    rows = [run(theta, 1, 0, 8.0, 0.2) | {"loss.penalty.samples": n} for theta in (0.01, 0.0, 1e-5) for n in (10, 9)]
     names = ["θ = 1e-5, samples=9", "θ = 1e-5, samples=10", "θ = 0.01, samples=9", "θ = 0.01, samples=10"]
     assert treatments(design_of(runs(*rows)).cells) == ["θ = 0", *names]
 

@@ -24,7 +24,7 @@ def test_settings_play_their_parts():
         )
     )
     assert design.varied == [
-        "arch", "site.layer", "loss.fisher.weight", "loss.sparsity.weight", "seed", "source.seed",
+        "arch", "site.layer", "loss.penalty.weight", "loss.sparsity.weight", "seed", "source.seed",
     ]  # fmt: skip
     assert design.conditions == ["site.layer"]
     # Only jumprelu has it.
@@ -65,7 +65,7 @@ def test_names_that_follow_from_paths_are_no_second_condition():
 
 def test_a_penalty_that_does_not_train_has_one_name():
     rows = [
-        settings_of("gated", theta, 1, 0) | {"loss.fisher.form": form}
+        settings_of("gated", theta, 1, 0) | {"loss.penalty.form": form}
         for theta in (0.0, 0.1)
         for form in ("pre", "codes")
     ]
@@ -77,7 +77,7 @@ def test_a_penalty_that_does_not_train_has_one_name():
 
 def test_a_loss_without_the_term_is_a_baseline():
     without = settings_of("gated", 0, 1, 0)
-    del without["loss.fisher.weight"], without["loss.fisher.form"]
+    del without["loss.penalty.weight"], without["loss.penalty.form"]
     design = design_of(table(without, settings_of("gated", 0.5, 1, 0)))
     assert list(design.cells["treatment"]) == ["θ = 0", "θ = 0.5"]
 

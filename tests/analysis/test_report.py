@@ -132,7 +132,7 @@ def test_failures_are_listed_and_what_they_say_is_only_text(page: Page, sweep: P
 def test_the_tables_beside_the_page_hold_everything(page: Page, sweep: Path):
     written, collected = pd.read_parquet(sweep / "report" / "runs.parquet"), collect_folders([sweep])
     assert list(written) == list(collected)
-    for name in ("folder", "arch", "loss.fisher.weight", "eval/l0"):
+    for name in ("folder", "arch", "loss.penalty.weight", "eval/l0"):
         assert written[name].dropna().tolist() == collected[name].dropna().tolist()
     assert list(written["density/latents"][0]) == collected["density/latents"][0]
     assert len(pd.read_csv(sweep / "report" / "runs.csv")) == 81
@@ -154,8 +154,8 @@ def test_an_earlier_report_is_replaced(tmp_path: Path):
     [
         ({"seeds": [0]}, "matched", "too few seeds to say: 1 of at least 4"),
         ({"weights": [1.0, 2.0, 4.0]}, "matched", "Nothing is compared at matched l0: fewer than four sparsities (3)."),
-        ({"thetas": [0.01]}, "matched", "there is no baseline: no run has loss.fisher.weight=0"),
-        ({"thetas": [0.0]}, "matched", "no run has a Fisher penalty: loss.fisher.weight is 0 in all"),
+        ({"thetas": [0.01]}, "matched", "there is no baseline: no run has loss.penalty.weight=0"),
+        ({"thetas": [0.0]}, "matched", "no run has a Fisher penalty: loss.penalty.weight is 0 in all"),
         ({"weights": [1.0]}, "fronts", "No setting of sparsity varies"),
     ],
 )
@@ -266,7 +266,7 @@ def test_points_of_bits_are_labelled_by_what_differs(
 def test_names_with_signs_of_formulas_are_drawn_as_they_are(tmp_path: Path, figures: list[Figure]):
     """As a formula "$_1$" is an index to nothing and "$\\frac$" no formula at all, which would end the report."""
     for number, (name, theta, weight) in enumerate(itertools.product(("$_1$", "a$\\frac$b"), (0, 1), (1, 2, 4, 8))):
-        settings = settings_of("gated", theta, weight, 0) | {"dataset.name": name, "loss.fisher.form": f"{name}_x"}
+        settings = settings_of("gated", theta, weight, 0) | {"dataset.name": name, "loss.penalty.form": f"{name}_x"}
         results = results_of("gated", theta, weight, 0, effect=0, noise=0)
         write_run(tmp_path / "sweep" / str(number), settings, results)
     page = write_report(collect_folders([tmp_path / "sweep"]), tmp_path / "report").read_text()

@@ -22,7 +22,7 @@ def test_a_row_holds_settings_numbers_and_identity(tmp_path: Path):
     (row,) = collect_folders([tmp_path / "r"]).to_dict("records")
     assert (row["run"], row["folder"], row["state"], row["failure"]) == ("r", str(tmp_path / "r"), "finished", None)
     assert (row["sweep"], row["commit"]) == ("2026-11-21/14-00-00", "abc")
-    assert (row["arch"], row["loss.fisher.weight"], row["seed"], row["arch.d_sae"]) == ("gated", 0.01, 3, 2048)
+    assert (row["arch"], row["loss.penalty.weight"], row["seed"], row["arch.d_sae"]) == ("gated", 0.01, 3, 2048)
     assert row["eval/fvu"] == results_of("gated", 0.01, 1, 3, effect=0, noise=0)["eval/fvu"]
     assert len(row["density/log10_edges"]) == len(row["density/latents"]) + 1 == 61
 

@@ -383,7 +383,7 @@ LONG = (
     "trainer.checkpoint_seconds=0.1",
     "trainer.resample_every=4096",
     "trainer.dead_after=2048",
-    "loss.fisher.weight=1e-4",
+    "loss.penalty.weight=1e-4",
 )
 
 

@@ -35,7 +35,7 @@ def refusal(*overrides: str, own: Path | None = None) -> str:
             "loss.sparsty.weight=1",
             "loss.sparsty: there is no such setting; did you mean loss.sparsity?\nloss has: auxi",
         ),
-        ("loss.fisher.wieght=1", "loss.fisher.wieght: there is no such setting; did you mean loss.fisher.weight?\n"),
+        ("loss.penalty.wieght=1", "loss.penalty.wieght: there is no such setting; did you mean loss.penalty.weight?\n"),
         ("arch.k=3", "arch.k: there is no such setting\narch (GatedSettings) has: "),
         ("modle=tiny", "modle: there is no such setting; did you mean model?\nthe root has: arch, dataset, "),
         ("model.name=gpt2", "model.name: there is no such setting; a model's name follows from what it is: choose "),
@@ -51,7 +51,7 @@ def refusal(*overrides: str, own: Path | None = None) -> str:
         ("trainer.samples=true", "trainer.samples: True is not a whole number"),
         (f"trainer.lr={10**400}", "trainer.lr: 1e400 is too large for a number"),
         (f"trainer.lr=-{'7' * 400}", "trainer.lr: -77... (401 digits) is too large for a number"),
-        (f"loss.fisher.weight={10**400}", "loss.fisher.weight: 1e400 is too large for a number"),
+        (f"loss.penalty.weight={10**400}", "loss.penalty.weight: 1e400 is too large for a number"),
         ("trainer.lr=true", "trainer.lr: Value 'True' of type 'bool' could not be converted to Float"),
         ("arch.tied=1", "arch.tied: 1 is neither true nor false"),
         ("eval.geometry=0.0", "eval.geometry: 0.0 is neither true nor false"),
@@ -96,7 +96,7 @@ def test_an_experiment_that_includes_itself_is_named(tmp_path: Path):
 
 
 def test_class_variables_are_not_offered_as_settings():
-    assert "needs" not in refusal("loss.fisher.foo=1").splitlines()[1]
+    assert "needs" not in refusal("loss.penalty.foo=1").splitlines()[1]
     assert "provides" not in refusal("arch.foo=1").splitlines()[1]
 
 

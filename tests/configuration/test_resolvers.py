@@ -13,13 +13,13 @@ def _outputs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 def test_settings_are_flattened_to_text():
-    flat = flat_settings(composed("name=mine", "trainer.lr=1e-3", "site.layer=2", "loss.fisher.form=pre"))
+    flat = flat_settings(composed("name=mine", "trainer.lr=1e-3", "site.layer=2", "loss.penalty.form=pre"))
     assert flat["task"] == "train"
     assert flat["name"] == "mine"
     assert flat["trainer.lr"] == "0.001"
     assert flat["site.name"] == "resid_mid"
     assert flat["site.layer"] == "2"
-    assert flat["loss.fisher.form"] == "pre"
+    assert flat["loss.penalty.form"] == "pre"
     assert flat["model.path"] == "null"
     assert flat["trainer.activation_scale"] == "sqrt_d"
     assert flat["paths.runs"].endswith("/outputs/runs")
@@ -32,7 +32,7 @@ def test_what_was_chosen_stands_under_the_key_of_the_choice():
     # The same keys, another term.
     step, tanh = (flat_settings(composed("arch=jumprelu", f"loss={loss}")) for loss in ("jumprelu", "jumprelu_tanh"))
     assert (step["loss.sparsity"], tanh["loss.sparsity"]) == ("step_l0", "tanh_l0")
-    assert step["loss.fisher"] == "fisher"
+    assert step["loss.penalty"] == "fisher"
 
 
 def test_what_does_not_decide_the_numbers_is_left_out():
@@ -71,7 +71,7 @@ def test_tracking_and_paths_do_not_matter(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 @pytest.mark.parametrize(
     "override",
-    ["seed=1", "trainer.lr=1e-5", "arch=topk", "loss.fisher.weight=0.123", "dataset.context=64", "site.layer=1"],
+    ["seed=1", "trainer.lr=1e-5", "arch=topk", "loss.penalty.weight=0.123", "dataset.context=64", "site.layer=1"],
 )
 def test_everything_else_does(override: str):
     assert run_folder("model=tiny").name != run_folder("model=tiny", override).name

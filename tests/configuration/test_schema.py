@@ -17,7 +17,9 @@ from tests.composition import composed
 
 
 def test_a_config_becomes_real_objects():
-    settings = settings_of(composed("site=mlp_out", "site.layer=2", "loss.fisher.form=pre", "loss.fisher.weight=1e-3"))
+    settings = settings_of(
+        composed("site=mlp_out", "site.layer=2", "loss.penalty.form=pre", "loss.penalty.weight=1e-3")
+    )
     assert settings.task is Task.train
     assert settings.name is None
     assert settings.model is not None
@@ -64,7 +66,7 @@ def test_every_schema_is_a_frozen_dataclass_by_keyword(schema: str):
     ("override", "message"),
     [
         ("+site.foo=1", r"site\.foo: there is no such setting; site has: layer, name"),
-        ("+loss.fisher.foo=1", r"loss\.fisher\.foo: there is no such setting; loss\.fisher has: estimator, form"),
+        ("+loss.penalty.foo=1", r"loss\.penalty\.foo: there is no such setting; loss\.penalty has: estimator, form"),
         ("+sead=1", r"sead: there is no such setting; the root has: arch, "),
         ("+model.name=gpt2", r"model\.name: there is no such setting; .* as in model=gpt2"),
         ("+dataset.name=c4", r"dataset\.name: there is no such setting; .* as in dataset=tinystories"),
@@ -110,6 +112,6 @@ def test_an_architecture_and_an_experiment_of_one_s_own(tmp_path: Path):
     # Values of the root are the experiment's, not config.yaml's; and the command line's come after both.
     assert (settings.seed, settings.name, settings.place()[1].layer) == (11, "mine", 2)
     assert settings.loss["fisher"].weight == 0.5
-    settings = settings_of(composed("experiment=mine", "seed=12", "loss.fisher.weight=0.25", "arch.k=8", own=tmp_path))
+    settings = settings_of(composed("experiment=mine", "seed=12", "loss.penalty.weight=0.25", "arch.k=8", own=tmp_path))
     assert isinstance(settings.arch, TopKSettings)
     assert (settings.seed, settings.loss["fisher"].weight, settings.arch.k) == (12, 0.25, 8)

@@ -51,8 +51,8 @@ def test_a_job_is_named_by_what_tells_it_from_its_neighbours(sweep: Sweep):
     assert [job.name for job in sweep.all_jobs()] == ["arch=topk", "arch=gated"]
     folder = sweep.folder / "1"
     tags = {"fsae.sweep": "day/time", "fsae.sweep_job": "1"}
-    assert run_name_and_tags(folder, ["arch=gated", "seed=1"]) == ("arch=gated", tags)
-    assert run_name_and_tags(sweep.folder / "runs" / "alone", ["arch=gated"]) == ("alone", {})
+    assert run_name_and_tags(folder, ["arch=gated", "seed=1"], "fisher") == ("arch=gated,penalty=fisher", tags)
+    assert run_name_and_tags(sweep.folder / "runs" / "alone", ["arch=gated"], "fisher") == ("alone", {})
 
 
 def test_jobs_that_a_sweeper_decided_on_are_found_by_their_folders(sweep: Sweep):

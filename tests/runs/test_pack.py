@@ -26,7 +26,7 @@ from fsae.language_models.settings import Package
 from fsae.outputs.metric_log import read_metrics
 from fsae.outputs.run_log import run_log
 from fsae.outputs.status import RunState, read_status
-from fsae.runs import outcome
+from fsae.runs import outcome as outcome_module
 from fsae.runs import pack as run_module
 from fsae.runs.pack import pack_key, run_experiment, run_pack
 from fsae.sources import activations
@@ -58,10 +58,10 @@ SHORT = (
 JOBS = {
     "standard": ["arch=standard", "loss.sparsity.weight=0.1", "seed=1", "trainer.samples=4096"],
     "gated": [
-        "arch=gated", "loss.fisher.form=reconstruction", "loss.fisher.estimator=batch", "loss.fisher.weight=0.01",
+        "arch=gated", "loss.penalty.form=reconstruction", "loss.penalty.estimator=batch", "loss.penalty.weight=0.01",
         "seed=2", "trainer.samples=6000",
     ],
-    "jumprelu": ["arch=jumprelu", "loss.fisher.weight=1e-3", "seed=2", "trainer.samples=4096"],
+    "jumprelu": ["arch=jumprelu", "loss.penalty.weight=1e-3", "seed=2", "trainer.samples=4096"],
     "topk": ["arch=topk", "arch.k=8", "trainer.resample_every=1024", "trainer.dead_after=512", "trainer.samples=4096"],
     "batch_topk": ["arch=batch_topk", "arch.k=8", "seed=3", "arch.d_sae=128", "trainer.samples=2048"],
     "abs_topk": ["arch=abs_topk", "arch.k=4", "trainer.activation_scale=none", "trainer.samples=4096"],
@@ -73,7 +73,7 @@ JOBS = {
         "population.reinitialise.threshold=0.5", "population.reinitialise.every=4", "trainer.samples=4096",
     ],
     "pam": [
-        "trainer=pam", "arch=gated", "arch.decoder_norm=free", "loss.fisher.weight=0.01", "trainer.samples=4096",
+        "trainer=pam", "arch=gated", "arch.decoder_norm=free", "loss.penalty.weight=0.01", "trainer.samples=4096",
         "trainer.encoder_batches=2", "trainer.decoder_batches=2", "trainer.updates_per_batch=2",
     ],
     "pam population": [
@@ -172,13 +172,13 @@ def test_each_run_of_a_pack_is_what_it_is_alone_whatever_becomes_of_the_others(
 def test_a_signal_in_the_evaluation_stops_it_and_nothing_is_trained_twice(
     measuring: str, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    measure = getattr(outcome, measuring)
+    measure = getattr(outcome_module, measuring)
 
     def signalled(*arguments: object) -> object:
         signal.raise_signal(signal.SIGUSR2)
         return measure(*arguments)
 
-    monkeypatch.setattr(outcome, measuring, signalled)
+    monkeypatch.setattr(outcome_module, measuring, signalled)
     with pytest.raises(Interrupted):
         run_experiment(*job(tmp_path, "topk", *JOBS["topk"]))
     status = read_status(tmp_path / "topk")
@@ -204,7 +204,7 @@ def test_stopped_before_it_had_a_state_it_stays_the_same_run_and_after_an_error_
 
         with monkeypatch.context() as patched:
             if ending is not None:
-                patched.setattr(run_module, "_open_source", opened)
+                patched.setattr(run_module, "open_source", opened)
                 with pytest.raises(type(ending)):
                     run_experiment(*job(tmp_path, "topk", *JOBS["topk"]))
             else:

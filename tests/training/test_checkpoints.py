@@ -130,11 +130,11 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path):
 def test_another_config_is_refused_by_the_keys_that_differ(tmp_path: Path):
     Checkpoints(tmp_path, CONFIG | {"trainer.lr": "0.001", "dataset.path": "/a"}, DATA).save(STATE)
     with pytest.raises(ValueError, match="belongs to a run with other settings") as caught:
-        Checkpoints(tmp_path, CONFIG | {"trainer.lr": "0.002", "loss.fisher.weight": "1"}, DATA).load()
+        Checkpoints(tmp_path, CONFIG | {"trainer.lr": "0.002", "loss.penalty.weight": "1"}, DATA).load()
     lines = str(caught.value).splitlines()
     assert lines[1:-1] == [
         "  dataset.path: /a in the checkpoint, (absent) now",
-        "  loss.fisher.weight: (absent) in the checkpoint, 1 now",
+        "  loss.penalty.weight: (absent) in the checkpoint, 1 now",
         "  trainer.lr: 0.001 in the checkpoint, 0.002 now",
     ]
     assert "another run folder" in lines[-1]

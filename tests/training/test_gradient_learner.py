@@ -280,7 +280,7 @@ def test_products_in_bfloat16_train_to_the_same_quality(arch: str):
     quality = {}
     for precision in Precision:
         settings = adam(
-            precision=precision, tokens=200 * 256, batch_size=256, lr=3e-3, resample_every=None, dead_after=10**9
+            precision=precision, samples=200 * 256, batch_size=256, lr=3e-3, resample_every=None, dead_after=10**9
         )
         generator = torch.Generator().manual_seed(0)
         autoencoder = settings_of(arch, d_sae=512, **PLANTED.get(arch, {"init_density": 0.02})).build(64, generator)

@@ -158,7 +158,7 @@ def pack_of_all(folder: Path, source: Source, **lengths: int) -> list[LoneRun]:
     """A run of every architecture, each with a learning rate and a scale of its own, on one source."""
     runs = []
     for i, arch in enumerate(MEMBERS):
-        settings = adam(lr=0.005 * (i + 1), tokens=BATCH * lengths.get(arch, STEPS))
+        settings = adam(lr=0.005 * (i + 1), samples=BATCH * lengths.get(arch, STEPS))
         run = training_run(arch, folder / arch, settings, source=source)
         run.scale = SCALE if i % 2 else 1.0
         runs.append(run)

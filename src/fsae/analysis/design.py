@@ -9,7 +9,7 @@ import pandas as pd
 from fsae.analysis.numbers import shown
 from fsae.analysis.runs import HISTOGRAM, IDENTITY, MEASURED
 
-THETA = "loss.fisher.weight"
+THETA = "loss.penalty.weight"
 # Settings that change how many latents are active. Which of them a run has depends on its architecture.
 SPARSITY = ("loss.sparsity.weight", "loss.sparsity.target", "arch.k")
 # Settings that say how large an autoencoder is.
@@ -83,9 +83,9 @@ def design_of(runs: pd.DataFrame) -> Design:
     differing = [name for name in settings if _differs(runs, name)]
     penalised = runs.loc[_theta(runs) > 0]
     treatment = [
-        name for name in differing if name.startswith("loss.fisher.") and name != THETA and _differs(penalised, name)
+        name for name in differing if name.startswith("loss.penalty.") and name != THETA and _differs(penalised, name)
     ]
-    parts = {"arch", THETA, *SPARSITY, *REPLICATES, *(n for n in differing if n.startswith("loss.fisher"))}
+    parts = {"arch", THETA, *SPARSITY, *REPLICATES, *(n for n in differing if n.startswith("loss.penalty"))}
     known, conditions, follows = (["arch"] if "arch" in runs else []), [], []
     rest = [name for name in differing if name not in parts]
     for name in sorted(rest, key=lambda name: (list(FIRST).index(name) if name in FIRST else len(FIRST), name)):
@@ -161,7 +161,7 @@ def _telling(name: str) -> tuple[int, str]:
     first = ["arch", *FIRST, THETA, *SPARSITY, *SIZE]
     if name in first:
         return first.index(name), ""
-    groups = ("loss.fisher.", "trainer.")
+    groups = ("loss.penalty.", "trainer.")
     place = next((number for number, group in enumerate(groups) if name.startswith(group)), len(groups))
     return len(first) + (9 + REPLICATES.index(name) if name in REPLICATES else place), name
 
@@ -194,7 +194,7 @@ def _labels(runs: pd.DataFrame, conditions: list[str], treatment: list[str], spa
     rows: list[dict[str, object]] = runs.to_dict("records")  # pyright: ignore[reportAssignmentType]
 
     def others(row: dict[str, object]) -> list[str]:
-        return [f"{name.removeprefix('loss.fisher.')}={shown(row[name])}" for name in treatment]
+        return [f"{name.removeprefix('loss.penalty.')}={shown(row[name])}" for name in treatment]
 
     replicates = [name for name in REPLICATES if name in runs]
     return pd.DataFrame(

@@ -76,6 +76,7 @@ def flat_settings(config: DictConfig) -> dict[str, str]:
     for group in config:
         if group != "hydra":
             walk(str(group), config[group])
+    flat.setdefault("loss.penalty", "none")
     return flat | absolute_paths(config)
 
 
@@ -117,7 +118,8 @@ def _run_folder(*, _root_: DictConfig) -> str:
         name = f"harvest-{_root_.name or vectors}"
     else:
         arch = _root_.hydra.runtime.choices.arch.replace("/", "_")
-        name = _root_.name or f"{vectors}-{arch}"
+        penalty = deciding["loss.penalty"].replace("none", "no_penalty")
+        name = _root_.name or f"{vectors}-{arch}-{penalty}"
     runs = Path(_root_.paths.runs)
     folder, number = f"{name}-{digest}", 1
     while _finished(runs / folder):

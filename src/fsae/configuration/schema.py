@@ -184,6 +184,11 @@ SCHEMAS: dict[str, type] = {
 
 # What people look for where it is not a setting, and what they want instead.
 INSTEAD = {
+    "loss.fisher": "the Fisher penalty is loss.penalty, and theta is loss.penalty.weight; penalty=none trains without",
+    "loss.penalty": "this run has no penalty; penalty=fisher has one, whose weight is loss.penalty.weight",
+    "trainer.tokens": "it is trainer.samples",
+    "trainer.centres": "it is trainer.centre_fraction",
+    "objective": "it is search, as in search.metric=eval/fvu",
     "model.name": "a model's name follows from what it is: choose another model, as in model=gpt2 or model=custom "
     "model.path=FOLDER_OR_HUB_NAME; name=... names the run",
     "dataset.name": "a data set's name follows from what it is: choose another one, as in dataset=tinystories or "
@@ -235,11 +240,14 @@ def settings_of(config: DictConfig) -> RunSettings:
                 f"`defaults: [/schema/{f.name}@_here_: ..., _self_]`"
             )
     for name, term in values["loss"].items():
-        if not isinstance(term, LossTerm):
-            raise ValueError(
-                f"loss.{name} is not a loss term; give it a schema in the YAML file's defaults, "
-                f"for instance `/schema/loss@{name}: l1`"
-            )
+        if isinstance(term, LossTerm):
+            continue
+        if f"loss.{name}" in INSTEAD:
+            raise ValueError(f"loss.{name}: there is no such setting; {INSTEAD[f'loss.{name}']}")
+        raise ValueError(
+            f"loss.{name} is not a loss term; give it a schema in the YAML file's defaults, "
+            f"for instance `/schema/loss@{name}: l1`"
+        )
     return RunSettings(**values)
 
 

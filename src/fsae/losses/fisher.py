@@ -11,7 +11,7 @@ and K is cheap where the g_b are as sparse as the codes. Where g is dense but lo
 exact way through (d_in + 1)^2 matrices, and the cheaper one is taken.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -75,19 +75,28 @@ class FisherSums(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Fisher(LossTerm):
-    """sum_{i != j} F_ij^2 over the batch, and beside it `fisher_ratio`, the same over sum_i F_ii^2.
+    """The off-diagonal sum of a batch, sum_{i != j} F_ij^2.
+
+    It is logged as `fisher`, and its ratio to sum_i F_ii^2 as `fisher_ratio`.
 
     Attributes:
         form: which Fisher matrix.
         estimator: the batch's own value, or the population's without bias.
     """
 
-    form: FisherForm = FisherForm.reconstruction
-    estimator: FisherEstimator = FisherEstimator.batch
+    form: FisherForm = FisherForm.correlation
+    estimator: FisherEstimator = FisherEstimator.unbiased
 
     def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
         sums = fisher_sums(record, self.form, self.estimator)
-        return Measured(sums.off_diagonal, {"fisher_ratio": sums.ratio.detach()})
+        return Measured(sums.off_diagonal, {"fisher": sums.off_diagonal.detach(), "fisher_ratio": sums.ratio.detach()})
+
+
+def with_fisher_measured(terms: Mapping[str, LossTerm]) -> dict[str, LossTerm]:
+    """Return the terms, and a Fisher term of weight 0 if none of them measures the Fisher sums."""
+    if any(isinstance(term, Fisher) for term in terms.values()):
+        return dict(terms)
+    return {**terms, "fisher": Fisher(weight=0.0)}
 
 
 def fisher_sums(record: ForwardRecord, form: FisherForm, estimator: FisherEstimator) -> FisherSums:
@@ -97,7 +106,9 @@ def fisher_sums(record: ForwardRecord, form: FisherForm, estimator: FisherEstima
         ValueError: the unbiased estimator of a batch of one sample.
     """
     if estimator is FisherEstimator.unbiased and record.inputs.shape[0] < 2:
-        raise ValueError("loss.fisher.estimator=unbiased needs at least two samples a batch; raise trainer.batch_size")
+        raise ValueError(
+            "the Fisher sums' unbiased estimator needs at least two samples per batch; raise trainer.batch_size"
+        )
     match form:
         case FisherForm.pre:
             moments = _affine_moments(record.pre_activations)

@@ -186,12 +186,15 @@ def is_job(folder: Path) -> bool:
     return (folder.parent / "sweep.json").exists()
 
 
-def run_name_and_tags(folder: Path, overrides: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """How MLflow shows the run in a folder, and the tags that tie it to its sweep; none for a run of its own."""
+def run_name_and_tags(folder: Path, overrides: Sequence[str], penalty: str) -> tuple[str, dict[str, str]]:
+    """Return the run's name in MLflow, which says its penalty, and the tags that tie a job to its sweep."""
     if not is_job(folder):
         return folder.name, {}
     sweep = read_sweep(folder.parent)
     name = job_name(overrides, sweep.varied) or folder.name
+    # The name of a run of its own ends in the penalty, and so does that of a job whose sweep does not vary it.
+    if "penalty" not in name:
+        name = f"{name},penalty={penalty}"
     return name, sweep_tags(folder, sweep)
 
 

@@ -20,6 +20,7 @@ from fsae.couplings.mutual import MutualCoupling
 from fsae.export.folding import check_foldable, fold
 from fsae.export.saelens import check_exportable
 from fsae.language_models.device import dtype_of
+from fsae.losses.fisher import with_fisher_measured
 from fsae.losses.objective import Objective
 from fsae.memory import freed_memory_kept, require_free
 from fsae.runs.outcome import TrainedRun
@@ -164,7 +165,7 @@ def _member(
     settings: RunSettings, number: int, autoencoder: Autoencoder, source: Source, scale: float, fresh: bool
 ) -> Learner:
     seed = _seed(settings, number)
-    objective, trainer = Objective(settings.loss), settings.trainer
+    objective, trainer = Objective(with_fisher_measured(settings.loss)), settings.trainer
     if isinstance(trainer, FitSettings):
         assert isinstance(autoencoder, LocalPCA | PCA)
         return FittedLearner(autoencoder, objective, trainer, scale, seed)

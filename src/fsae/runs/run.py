@@ -121,7 +121,7 @@ class Run:
     def _describe(self, stopped: bool) -> bool:
         """Write down where the run is logged; returns whether it is another than the one that was here before."""
         path, tracking, outputs = self.folder.path, self.settings.tracking, Path(self.settings.paths.outputs)
-        name, sweep_tags = run_name_and_tags(path, self.origin.overrides)
+        name, sweep_tags = run_name_and_tags(path, self.origin.overrides, self.origin.flat["loss.penalty"])
         # A resumed run goes on in the same MLflow run, also where it was stopped before it had a state to go on from:
         # it logs the same values again. One that starts over after its end is another.
         resumed = self.state is not None
