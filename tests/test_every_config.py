@@ -78,10 +78,9 @@ def test_an_architecture_fits_the_loss_that_it_brings_and_refuses_others_by_name
             refused[loss] = str(error)
     assert all(message.startswith("loss.") and f"arch {_class_name(arch)} " in message for message in refused.values())
     check(settings_of(composed(f"arch={arch}")))
-    # Of it the Fisher penalty has a weight, which fitting has no use for.
-    assert ("base" in fits) == (arch not in FITTED)
-    # Whatever is penalised, the Fisher penalty is measured.
-    assert "fisher" in settings_of(composed(f"arch={arch}")).loss
+    assert "squared_error" in fits
+    # Fitting minimises the squared error alone.
+    assert not (arch in FITTED and "penalty" in settings_of(composed(f"arch={arch}")).loss)
 
 
 def test_there_are_all_groups():

@@ -41,7 +41,7 @@ from tests.composition import composed
         (["arch=topk", "trainer=fit"], r"arch TopK is trained by gradients: choose trainer=adam"),
         (["arch=kmeans", "trainer=adam"], r"arch KMeans has no gradients: choose trainer=fit"),
         (
-            ["arch=pca", "loss=base"],
+            ["arch=pca", "penalty=fisher"],
             r"loss\.penalty\.weight is 1000\.0, but arch PCA is fitted to the squared error alone",
         ),
         (["arch=kmeans", "population=mfr/base"], r"arch KMeans is fitted: nothing pulls members toward each other"),

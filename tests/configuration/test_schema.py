@@ -28,7 +28,7 @@ def test_a_config_becomes_real_objects():
     assert isinstance(settings.arch, GatedSettings)
     assert settings.arch.decoder_norm in DecoderNorm
     assert settings.arch.b_dec_init in BiasInit
-    fisher = settings.loss["fisher"]
+    fisher = settings.loss["penalty"]
     assert isinstance(fisher, Fisher)
     assert fisher.form is FisherForm.pre
     assert fisher.weight == 1e-3
@@ -105,13 +105,13 @@ def test_an_architecture_and_an_experiment_of_one_s_own(tmp_path: Path):
     (tmp_path / "experiment" / "mine.yaml").write_text(
         "# @package _global_\n"
         "defaults:\n  - override /arch: wide\n  - override /loss: topk\n  - override /model: tiny\n"
-        "seed: 11\nname: mine\nsite:\n  layer: 2\nloss:\n  fisher:\n    weight: 0.5\n"
+        "seed: 11\nname: mine\nsite:\n  layer: 2\nloss:\n  penalty:\n    weight: 0.5\n"
     )
     settings = settings_of(composed("experiment=mine", own=tmp_path))
     assert settings.arch == TopKSettings(d_sae=999, k=7)
     # Values of the root are the experiment's, not config.yaml's; and the command line's come after both.
     assert (settings.seed, settings.name, settings.place()[1].layer) == (11, "mine", 2)
-    assert settings.loss["fisher"].weight == 0.5
+    assert settings.loss["penalty"].weight == 0.5
     settings = settings_of(composed("experiment=mine", "seed=12", "loss.penalty.weight=0.25", "arch.k=8", own=tmp_path))
     assert isinstance(settings.arch, TopKSettings)
-    assert (settings.seed, settings.loss["fisher"].weight, settings.arch.k) == (12, 0.25, 8)
+    assert (settings.seed, settings.loss["penalty"].weight, settings.arch.k) == (12, 0.25, 8)
