@@ -95,7 +95,7 @@ def test_a_secret_in_another_place_is_refused_and_not_shown(override: str) -> No
 
 
 def test_what_is_no_secret_stays() -> None:
-    plain = ["-m", "eval.tokens=5", "tracking.uri=sqlite:////a@b/x.db", "dataset.path=/a:b@c", "+x={TOKENS: 3}"]
+    plain = ["-m", "suite.samples=5", "tracking.uri=sqlite:////a@b/x.db", "dataset.path=/a:b@c", "+x={TOKENS: 3}"]
     plain += ["hydra.sweeper.storage='${oc.env:STORAGE}'", "tracking.uri=http://host:5000", "dataset.name=a/b@v1"]
     plain += [
         "tracking.uri='http://${oc.env:HOST}:5000/?x=${oc.env:X}'",

@@ -83,7 +83,7 @@ def test_the_toy_has_k_means_of_as_many_centres_as_local_pca_has_cells():
 
 
 def test_all_seeds_of_a_grid_see_one_stream():
-    orders = {settings_of(composed("experiment=fisher/grid_repaired", f"seed={seed}")).source.seed for seed in (1, 2)}
+    orders = {composed("experiment=fisher/grid_repaired", f"seed={seed}").source.seed for seed in (1, 2)}
     assert orders == {0}
 
 

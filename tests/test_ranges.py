@@ -96,7 +96,7 @@ def test_settings_are_checked_where_they_are_made():
         ("trainer.batch_size=0", "trainer.batch_size is 0"),
         ("dataset.context=1", "dataset.context is 1; it must be a number of tokens, at least 2"),
         ("dataset.exclude_tokens=[3,-1]", "one of dataset.exclude_tokens is -1; it must be a token id, at least 0"),
-        ("eval.batch_size=1", "eval.batch_size is 1; it must be"),
+        ("eval.vectors.batch_size=1", "eval.vectors.batch_size is 1; it must be"),
     ],
 )
 def test_a_number_out_of_range_is_told_by_the_key_that_was_typed(override: str, message: str):

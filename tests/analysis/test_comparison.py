@@ -17,6 +17,9 @@ from fsae.analysis.comparison import (
 )
 from fsae.analysis.design import design_of
 from tests.analysis.run_folders import settings_of
+from tests.evaluation.meanings import MEANINGS as BY_NAME
+
+MEANINGS = {f"eval/{name}": meaning for name, meaning in BY_NAME.items()}
 
 
 def runs(*rows: dict) -> pd.DataFrame:
@@ -40,7 +43,7 @@ def pair(seed: int, difference: float, arch: str = "gated", **more) -> list[dict
 
 
 def only_fvu(table: pd.DataFrame) -> list[Comparison]:
-    return [each for each in compare(design_of(table)) if each.metric == "eval/fvu"]
+    return [each for each in compare(design_of(table), MEANINGS) if each.metric == "eval/fvu"]
 
 
 def test_curves_are_interpolated_over_the_logarithm_of_l0():
@@ -182,6 +185,7 @@ def test_what_cannot_be_said_is_not_said(table: pd.DataFrame, verdict: str):
 def test_verdicts_say_how_much_and_how_many_seeds(metric: str, interval: tuple[float, float], verdict: str, worth: str):
     found = Comparison(
         condition="", arch="gated", treatment="θ = 1", metric=metric, interval=interval,
+        better=MEANINGS[metric].better,
         differences={str(seed): sum(interval) / 2 for seed in range(5)},
     )  # fmt: skip
     assert (found.verdict, found.worth) == (verdict, worth)

@@ -23,7 +23,7 @@ def test_the_decoder_is_the_least_squares_one(arch: str):
 
 def test_of_a_run_both_errors_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = tmp_path / "run"
-    few = ["trainer.samples=900", "trainer.dead_after=900", "eval.batch_size=100", "tracking=none"]
+    few = ["trainer.samples=900", "trainer.dead_after=900", "suite.batch_size=100", "tracking=none"]
     told = finished("experiment=splines/sgd_mnist_small", "seed=1", f"hydra.sweep.dir={run}", *few, outputs=tmp_path)
     assert told.returncode == 0, told.stdout
     main([str(run), "--lines", "trainer"])

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import numpy as np
@@ -90,13 +89,10 @@ def test_all_dead_is_drawn_too(tmp_path: Path):
 
 
 def test_what_members_share_is_drawn_beside_how_true_it_is(tmp_path: Path, figures: list[Figure]):
-    sharing = tmp_path / "sharing.json"
     # The last latent of the second member never fires.
     found = {"found_by": [[2, 2, 1], [2, 2, 0]], "closest": [[0.9, 0.8, 0.3], [0.8, 0.9, 0.3]]}
-    sharing.write_text(json.dumps(found))
-    plot_sharing(sharing, tmp_path / "alone.png")
-    sharing.write_text(json.dumps(found | {"nearest_cosine": [[0.9, 0.8, 0.2], [0.9, 0.8, 0.4]]}))
-    plot_sharing(sharing, tmp_path / "known.png")
+    plot_sharing(found, tmp_path / "alone.png")
+    plot_sharing(found | {"nearest_cosine": [[0.9, 0.8, 0.2], [0.9, 0.8, 0.4]]}, tmp_path / "known.png")
     alone, known = figures
     heights = [bar.get_height() for bar in alone.axes[0].patches if isinstance(bar, Rectangle)]
     assert heights == [0.5, 2]

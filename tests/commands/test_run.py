@@ -28,7 +28,7 @@ from tests.composition import run_folder
 from tests.processes import environment, finished, start, wait_until
 from tests.training.runs import differences
 
-TINY = ("debug=tiny", "eval.splice_tokens=128")
+TINY = ("debug=tiny", "eval.splice.tokens=128")
 
 
 @dataclass
@@ -531,7 +531,7 @@ def test_what_was_exported_evaluates_to_the_run_s_own_results(uninterrupted: Pat
 
 
 def test_a_sweep_s_jobs_have_flat_folders_and_a_failing_one_does_not_stop_the_others(tmp_path: Path):
-    short = ("eval.splice_tokens=0", "trainer.samples=1024", "source.shard_tokens=1024")
+    short = ("eval=[vectors]", "trainer.samples=1024", "source.shard_tokens=1024")
     # 40 latents are too few for topk's 64.
     done = finished("-m", "debug=tiny", *short, "arch=topk,standard", "arch.d_sae=40", "seed=1,2", outputs=tmp_path)
     assert done.returncode == 1

@@ -36,7 +36,7 @@ def test_every_site_is_sound_or_refused(family: str, tmp_path: Path):
             assert read.shape[-1] == model.width(site)
             assert early is None or early.width(site) == model.width(site)
             if family in WITHOUT_LOGITS:
-                with pytest.raises(ValueError, match=r"nothing can be put in its place .* set eval.splice_tokens=0"):
+                with pytest.raises(ValueError, match=r"nothing can be put in its place .* set eval=[vectors]"):
                     model.check_splice(site)
             else:
                 model.check_splice(site)

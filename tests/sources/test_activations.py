@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fsae.language_models.settings import ModelSettings, Package
 from fsae.language_models.sites import Site, SiteName
-from fsae.sources.activations import ActivationSource, ActivationSourceSettings, Cache, open_activations, stream_key
+from fsae.sources.activations import ActivationSource, ActivationSourceSettings, Cache, open_activations
 from fsae.sources.documents import DatasetFormat, DatasetSettings
 from tests.streams import D_IN, PASSES, TEXTS, TableModel, activation_source, packed
 
@@ -349,22 +349,15 @@ def test_a_site_the_model_does_not_have_is_refused_before_anything_is_written(tm
 
 
 def key(**changes):
-    parts = {
-        "model": MODEL,
-        "site": WHERE,
-        "dataset": DATASET,
-        "source": ActivationSourceSettings(tokens=600),
-        "training_tokens": 600,
-        "batch_size": 16,
-    }
-    return stream_key(**(parts | changes))
+    parts = {"model": MODEL, "site": WHERE, "dataset": DATASET, "training_samples": 600, "batch_size": 16} | changes
+    source = parts.pop("source", ActivationSourceSettings(tokens=600))
+    return source.stream_key(**parts)
 
 
 def test_streams_are_told_apart_by_what_makes_them():
     same = [
         ActivationSourceSettings(tokens=600, cache=Cache.none),
         ActivationSourceSettings(tokens=600, cache_gb=3.0),
-        ActivationSourceSettings(tokens=600, also=["mlp_out.1"]),
         ActivationSourceSettings(tokens=600, worker=4),
         ActivationSourceSettings(),
     ]
@@ -425,7 +418,9 @@ def test_too_little_text_is_told_and_counted(cache: Cache, tmp_path: Path, caplo
     caplog.clear()
     with opening(held_out_tokens=5000) as source:
         # It is known at the beginning.
-        assert "too little held-out text: 5,000 samples are asked for (eval.tokens) and there are" in caplog.text
+        assert (
+            "too little held-out text: 5,000 samples are asked for (eval.vectors.samples) and there are" in caplog.text
+        )
         if cache is Cache.disk:
             take(source, 1)
             list(source.held_out(5000, 100))

@@ -14,9 +14,9 @@ from tests.processes import environment, wait_until
 from tests.training.runs import differences
 
 # A job of a second or so, once its process is there.
-SHORT = ("debug=tiny", "eval.splice_tokens=0", "trainer.samples=4096", "source.tokens=4096", "source.shard_tokens=4096")
+SHORT = ("debug=tiny", "eval=[vectors]", "trainer.samples=4096", "source.tokens=4096", "source.shard_tokens=4096")
 # One that gives the time to do something to it.
-LONG = ("debug=tiny", "eval.splice_tokens=0", "trainer.samples=150_000", "trainer.checkpoint_seconds=1")
+LONG = ("debug=tiny", "eval=[vectors]", "trainer.samples=150_000", "trainer.checkpoint_seconds=1")
 
 
 def begun(*arguments: str, outputs: Path, **more: str) -> "subprocess.Popen[str]":

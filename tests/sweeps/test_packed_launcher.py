@@ -69,7 +69,7 @@ def test_stopped_and_killed_it_is_finished_by_resume_as_if_nothing_had_been(
 
 
 def test_packs_that_seeds_keep_apart_are_told(outputs: Path):
-    short = ("debug=tiny", "launcher=packed", "trainer.samples=512", "eval.splice_tokens=0")
+    short = ("debug=tiny", "launcher=packed", "trainer.samples=512", "eval=[vectors]")
     folder = outputs / "sweeps" / "apart"
     done = ended(begun("fsae.run", "-m", *short, "seed=1,2", f"hydra.sweep.dir={folder}", outputs=outputs))
     assert done.returncode == 0, done.stdout

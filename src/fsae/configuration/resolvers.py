@@ -21,6 +21,8 @@ BESIDE_THE_POINT = (
     "paths",
     "tracking",
     "search",
+    # It decides numbers only by way of eval.
+    "suite",
     "source.cache",
     "source.cache_gb",
     "source.also",

@@ -154,7 +154,7 @@ class TransformerLensModel:
         if reason is not None:
             raise ValueError(
                 f"site {site} of model {self.name} can be read, but nothing can be put in its place ({reason}); set "
-                "eval.splice_tokens=0, or choose another site or model"
+                "eval=[vectors], or choose another site or model"
             )
 
     def tokenise(self, texts: Sequence[str]) -> list[list[int]]:

@@ -46,6 +46,11 @@ class RunFolder:
         return self.path / "results.json"
 
     @property
+    def evaluations(self) -> Path:
+        """A file for each evaluation: its settings, its numbers and what they mean."""
+        return self.path / "evaluations"
+
+    @property
     def sharing(self) -> Path:
         """Of a population: `found_by`, for each latent of each member how many have it; and where the truth is known
         `nearest_cosine`, that of each latent and the nearest true feature."""

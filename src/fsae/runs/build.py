@@ -3,8 +3,8 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -17,19 +17,17 @@ from fsae.autoencoders.local_pca import LocalPCA
 from fsae.autoencoders.pca import PCA
 from fsae.configuration.schema import RunSettings, Task
 from fsae.couplings.mutual import MutualCoupling
+from fsae.evaluation.suite import held_out_samples
 from fsae.export.folding import check_foldable, fold
 from fsae.export.saelens import check_exportable
 from fsae.language_models.device import dtype_of
 from fsae.losses.fisher import with_fisher_measured
 from fsae.losses.objective import Objective
 from fsae.memory import freed_memory_kept, require_free
-from fsae.runs.outcome import TrainedRun
 from fsae.runs.run import Run, for_each
 from fsae.seeds import seed_of
-from fsae.sources.activations import ActivationSource, ActivationSourceSettings, Cache, open_activations
-from fsae.sources.in_memory import InMemorySource
+from fsae.sources.settings import Demand
 from fsae.sources.source import Source
-from fsae.sources.synthetic.source import SyntheticSource
 from fsae.training.fitted_learner import FittedLearner, check_moments
 from fsae.training.gradient_learner import GradientLearner
 from fsae.training.interruption import Interruption
@@ -43,30 +41,45 @@ from fsae.training.settings import AdamSettings, FitSettings
 log = logging.getLogger(__name__)
 
 
-def open_source(
-    runs: Sequence[Run], heartbeat: Callable[[], None]
-) -> AbstractContextManager[ActivationSource | SyntheticSource | InMemorySource]:
-    settings, source = runs[0].settings, runs[0].settings.source
-    if not isinstance(source, ActivationSourceSettings):
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return nullcontext(source.open(device))
-    model, site, dataset = settings.place()
-    # A harvest without room for what it harvests has nothing to do.
-    harvest = settings.task is Task.harvest
-    return open_activations(
-        model=model,
-        site=site,
-        dataset=dataset,
-        source=replace(source, cache=Cache.disk) if harvest else source,
-        training_tokens=0 if settings.task is Task.eval else max(run.settings.trainer.samples for run in runs),
-        held_out_tokens=settings.eval.tokens,
-        folder=Path(settings.paths.activations),
-        heartbeat=heartbeat,
-        spliced=not harvest and settings.eval.splice_tokens > 0,
+@dataclass(frozen=True, eq=False)
+class TrainedRun:
+    """A run and the autoencoders that it trained or read, in raw units.
+
+    Attributes:
+        run: the run.
+        autoencoders: one, or the members of a population.
+        samples: samples that they were trained on in this run; 0 for none.
+        best: the member with the least unexplained variance at the end of training.
+    """
+
+    run: Run
+    autoencoders: list[Autoencoder]
+    samples: int
+    best: int
+
+
+def open_source(runs: Sequence[Run], heartbeat: Callable[[], None]) -> AbstractContextManager[Source]:
+    """Return the source that all the runs share, to be entered."""
+    settings = runs[0].settings
+    trains = settings.task in (Task.train, Task.harvest)
+    return settings.source.opened(
+        Demand(
+            model=settings.model,
+            site=settings.site,
+            dataset=settings.dataset,
+            training_samples=max(run.settings.trainer.samples for run in runs) if trains else 0,
+            held_out_samples=held_out_samples(settings.eval),
+            spliced=any("language_model" in each.needs for each in settings.eval.values()),
+            only_store=settings.task is Task.harvest,
+            folder=Path(settings.paths.activations),
+            device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            heartbeat=heartbeat,
+        )
     )
 
 
 def trained(runs: Sequence[Run], source: Source, interruption: Interruption) -> list[TrainedRun]:
+    """Train all the runs on the source's stream; a run that fails ends, and is not among those that are returned."""
     began = time.monotonic()
     scale = cache(lambda kind: scale_of(source.first_vectors(), kind))
     trainings: dict[Training, Run] = {}
@@ -83,16 +96,10 @@ def trained(runs: Sequence[Run], source: Source, interruption: Interruption) -> 
                 continue
             with run.alone():
                 autoencoders = [fold(member.autoencoder, training.scale) for member in training.members]
-                tokens = training.step * run.settings.trainer.batch_size
-                made.append(TrainedRun(run, autoencoders, tokens, training.best))
-    harvest = ""
-    if isinstance(source, ActivationSource):
-        harvester = source.harvester
-        harvest = (
-            f", {source.waited:.0f} s of it waiting for activations; harvest: {harvester.seconds:.0f} s, "
-            f"{harvester.text_seconds:.0f} s of it waiting for text"
-        )
-    log.info("trained in %.0f s%s", time.monotonic() - began, harvest)
+                samples = training.step * run.settings.trainer.batch_size
+                made.append(TrainedRun(run, autoencoders, samples, training.best))
+    costs = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in source.costs().items())
+    log.info("trained in %.0f s%s", time.monotonic() - began, f"; the source so far: {costs}" if costs else "")
     return made
 
 
@@ -178,17 +185,18 @@ def _member(
     return GradientLearner(autoencoder, objective, trainer, scale, seed)
 
 
-def fitting(existing: dict[Run, Autoencoder], source: Source) -> list[TrainedRun]:
-    """Those of the autoencoders that read vectors of the source's width; the runs of the others end."""
+def existing(loaded: dict[Run, list[Autoencoder]], source: Source) -> list[TrainedRun]:
+    """Return the runs whose autoencoders read vectors of the source's width; the other runs end."""
     made: list[TrainedRun] = []
-    for run, autoencoder in existing.items():
+    for run, autoencoders in loaded.items():
         with run.alone():
-            if autoencoder.d_in != source.d_in:
+            if autoencoders[0].d_in != source.d_in:
                 raise ValueError(
-                    f"the autoencoder in {run.settings.sae.path} reads vectors of width {autoencoder.d_in}, but "
+                    f"the autoencoder in {run.exported} reads vectors of width {autoencoders[0].d_in}, but "
                     f"{_described(run.settings)} has width {source.d_in}; choose what it was made for"
                 )
-            made.append(TrainedRun(run, [autoencoder.to(source.device)], 0, 0))
+            moved = [each.to(source.device) for each in autoencoders]
+            made.append(TrainedRun(run, moved, 0, run.best))
     return made
 
 

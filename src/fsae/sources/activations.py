@@ -4,11 +4,12 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,14 +21,15 @@ from fsae.language_models.settings import ModelSettings
 from fsae.language_models.shape import shape_of
 from fsae.language_models.sites import Site
 from fsae.language_models.transformer_lens import TransformerLensModel, open_language_model
-from fsae.ranges import COUNT, POSITIVE, SEED, Ranged, between
+from fsae.ranges import COUNT, POSITIVE, SEED, between
 from fsae.seeds import generator_for
 from fsae.sources.activation_store import ActivationStore, digest_of, shard_bytes
 from fsae.sources.documents import DatasetSettings, Part, dataset_identity, open_documents
 from fsae.sources.harvest import Harvester, require_memory
 from fsae.sources.massive import norm_limit, within
+from fsae.sources.settings import Demand, SourceSettings
 from fsae.sources.shard_reader import Extent, Room, Shards
-from fsae.sources.source import Batch, in_batches
+from fsae.sources.source import Batch, Source, in_batches
 from fsae.sources.supply import Supply
 from fsae.sources.tokens import PackedTokens
 
@@ -56,7 +58,7 @@ class Cache(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActivationSourceSettings(Ranged, group="source"):
+class ActivationSourceSettings(SourceSettings):
     """Which activations are trained on, in which order, and where they are kept. What is kept decides no numbers.
 
     Attributes:
@@ -89,6 +91,8 @@ class ActivationSourceSettings(Ranged, group="source"):
     )
     max_norm: float | None = field(default=None, metadata=between(above=0, most=1e12))
 
+    provides: ClassVar[frozenset[str]] = frozenset({"language_model", "store"})
+
     def __post_init__(self):
         super().__post_init__()
         if self.also and self.cache is Cache.none:
@@ -110,6 +114,35 @@ class ActivationSourceSettings(Ranged, group="source"):
         """`tokens`, or what training takes."""
         return training_tokens if self.tokens is None else self.tokens
 
+    def opened(self, demand: Demand) -> AbstractContextManager[Source]:
+        model, site, dataset = demand.place()
+        return open_activations(
+            model=model,
+            site=site,
+            dataset=dataset,
+            # A harvest without room for what it harvests has nothing to do.
+            source=replace(self, cache=Cache.disk) if demand.only_store else self,
+            training_tokens=demand.training_samples,
+            held_out_tokens=demand.held_out_samples,
+            folder=demand.folder,
+            heartbeat=demand.heartbeat,
+            spliced=demand.spliced,
+        )
+
+    def stream_key(
+        self,
+        model: ModelSettings | None,
+        site: Site | None,
+        dataset: DatasetSettings | None,
+        training_samples: int,
+        batch_size: int,
+    ) -> Hashable:
+        tokens = self.distinct_tokens(training_samples)
+        limit = self.max_norm_multiple, self.max_norm
+        # As text: these hold lists, which cannot be part of a key.
+        lists = repr(dataset), repr(self.also)
+        return model, site, lists, tokens, self.shard_tokens, self.seed, limit, batch_size
+
 
 class _Fetched(NamedTuple):
     """A shard in memory, and which of its vectors are not massive; None for all of them."""
@@ -118,7 +151,7 @@ class _Fetched(NamedTuple):
     kept: Int[Tensor, " kept"] | None
 
 
-class ActivationSource:
+class ActivationSource(Source):
     """Shuffled activations of a language model at one site.
 
     Training goes round the shards: in their order the first time, so that it can begin while later ones are harvested,
@@ -145,6 +178,7 @@ class ActivationSource:
     """
 
     unit = "tokens"
+    tail_remedy = "lower source.max_norm_multiple, or raise dataset.skip_positions"
 
     def __init__(
         self,
@@ -161,6 +195,7 @@ class ActivationSource:
         self.d_in, self.device, self._passes = d_in, device, passes
         self._max_norm_multiple = max_norm_multiple
         self._norm_limit = max_norm
+        self.text = self.store = self
         self.held_out_found = 0
         self.massive_share = 0.0
         self._shards, self._seed, self._training_tokens = shards, seed, training_tokens
@@ -185,6 +220,16 @@ class ActivationSource:
     def model(self) -> TransformerLensModel:
         """The language model, opened on first use."""
         return self.harvester.model
+
+    @property
+    def site(self) -> Site:
+        """The site whose activations are the vectors."""
+        return self._shards.site
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows per forward pass of the language model."""
+        return self._passes["rows"]
 
     @property
     def prepends_bos(self) -> bool:
@@ -282,16 +327,26 @@ class ActivationSource:
             yield Batch(vectors, vectors)
 
     def distinct(self, taken: int) -> int:
+        """How many different vectors the first `taken` training vectors are."""
         return self._shards.distinct(Part.train, self.wanted(taken))
 
     def wanted(self, taken: int) -> int:
         """How many different ones `taken` training vectors would be if there were text enough."""
         return min(taken, self._extent.tokens[Part.train])
 
-    @property
-    def skipped_rows(self) -> int:
-        """Rows of the data set that held no document and were left out, in one pass as far as it was read."""
-        return self._shards.skipped_rows
+    def supply(self, trained: int | None, held_out: int | None, held_out_wanted: int) -> Supply:
+        return Supply(
+            trained=trained,
+            distinct=None if trained is None else self.distinct(trained),
+            wanted=None if trained is None else self.wanted(trained),
+            held_out=held_out,
+            held_out_wanted=held_out_wanted,
+            skipped_rows=self._shards.skipped_rows,
+        )
+
+    def costs(self) -> dict[str, float]:
+        harvester = self.harvester
+        return {"waiting": self.waited, "harvesting": harvester.seconds, "reading text": harvester.text_seconds}
 
     def _held_out(self, count: int) -> Iterator[Float[Tensor, "part d_in"]]:
         assert count <= self._extent.tokens[Part.held_out]
@@ -502,22 +557,6 @@ def open_activations(
     for sentence in there.shortages():
         log.warning("%s", sentence)
     return result
-
-
-def stream_key(
-    *,
-    model: ModelSettings,
-    site: Site,
-    dataset: DatasetSettings,
-    source: ActivationSourceSettings,
-    training_tokens: int,
-    batch_size: int,
-) -> Hashable:
-    """What runs must have in common to be trained on the very same batches."""
-    tokens = source.distinct_tokens(training_tokens)
-    # In words: it holds lists, which cannot be a key.
-    limit = source.max_norm_multiple, source.max_norm
-    return model, site, repr(dataset), tokens, source.shard_tokens, source.seed, limit, batch_size
 
 
 def _contents(

@@ -1,7 +1,8 @@
 """Vectors that are all in memory, as a stream: shuffled anew in each epoch."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,13 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.ranges import SEED, Ranged
+from fsae.ranges import SEED
 from fsae.seeds import generator_for
-from fsae.sources.source import Batch
+from fsae.sources.settings import Demand, SourceSettings
+from fsae.sources.source import Batch, Source
+from fsae.sources.supply import Supply
 
 
 @dataclass(frozen=True, kw_only=True)
-class InMemorySettings(Ranged, ABC, group="source"):
+class InMemorySettings(SourceSettings):
     """What every source lets one choose whose vectors are all there from the beginning.
 
     Attributes:
@@ -24,21 +27,15 @@ class InMemorySettings(Ranged, ABC, group="source"):
 
     seed: int = field(default=0, metadata=SEED)
 
-    @property
-    def d_in(self) -> int | None:
-        """Width of the vectors, where it is known before they are read."""
-        return None
-
-    def identity(self) -> dict[str, str]:
-        """What tells the files that are read from any others; nothing where none are."""
-        return {}
+    def opened(self, demand: Demand) -> AbstractContextManager[Source]:
+        return nullcontext(self.open(demand.device))
 
     @abstractmethod
     def open(self, device: torch.device) -> "InMemorySource":
         """Read or make the vectors; batches are wanted on `device`."""
 
 
-class InMemorySource:
+class InMemorySource(Source):
     """A training part, whose order depends on the seed and the epoch alone, and a held-out part.
 
     Args:
@@ -92,8 +89,9 @@ class InMemorySource:
         inputs, targets = (each[:count].split(batch_size) for each in whole)
         yield from map(Batch, inputs, inputs if whole.targets is whole.inputs else targets)
 
-    def distinct(self, taken: int) -> int:
-        return min(taken, len(self._train))
+    def supply(self, trained: int | None, held_out: int | None, held_out_wanted: int) -> Supply:
+        distinct = None if trained is None else min(trained, len(self._train))
+        return Supply(trained=trained, distinct=distinct, held_out=held_out, held_out_wanted=held_out_wanted)
 
     def _made_of(self, vectors: Tensor, *drawn_for: object) -> Batch:
         """A batch of these; what is random in it is drawn for it alone."""

@@ -40,7 +40,7 @@ class MNISTSettings(InMemorySettings):
     share: float = field(default=1.0, metadata=SOME_SHARE)
 
     @property
-    def d_in(self) -> int | None:
+    def known_width(self) -> int | None:
         return 64 if self.path is None else None
 
     def identity(self) -> dict[str, str]:

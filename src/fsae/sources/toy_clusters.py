@@ -26,7 +26,7 @@ class ToyClustersSettings(InMemorySettings):
     points: int = field(default=100, metadata=between(least=3, most=10**9, meaning="points of three clusters"))
 
     @property
-    def d_in(self) -> int:
+    def known_width(self) -> int:
         return 2
 
     def open(self, device: torch.device) -> InMemorySource:

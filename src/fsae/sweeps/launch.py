@@ -232,9 +232,10 @@ def _refused(config: DictConfig) -> Iterator[None]:
 def _check_job(config: DictConfig) -> None:
     """Raise ValueError where a job with this config, which has Hydra's own settings too, cannot be run."""
     config = copy.deepcopy(config)
+    overrides = list(config.hydra.overrides.task)
     with read_write(config), open_dict(config):
         del config["hydra"]
-    checked(config)
+    checked(config, overrides)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

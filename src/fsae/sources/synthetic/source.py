@@ -2,16 +2,19 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.ranges import SEED, Ranged, between
+from fsae.ranges import SEED, between
 from fsae.seeds import generator_for
-from fsae.sources.source import Batch, in_batches
+from fsae.sources.settings import Demand, SourceSettings
+from fsae.sources.source import Batch, Source, in_batches
+from fsae.sources.supply import Supply
 from fsae.sparse.codes import Codes
 
 # Vectors that scale and biases are measured on.
@@ -37,7 +40,7 @@ class FeatureModel(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SyntheticSettings(Ranged, ABC, group="source"):
+class SyntheticSettings(SourceSettings):
     """What every synthetic source lets one choose.
 
     Attributes:
@@ -50,6 +53,12 @@ class SyntheticSettings(Ranged, ABC, group="source"):
     features: int = field(metadata=between(least=1, most=2**28))
     seed: int = field(default=0, metadata=SEED)
 
+    provides: ClassVar[frozenset[str]] = frozenset({"known_features"})
+
+    @property
+    def known_width(self) -> int:
+        return self.d_in
+
     @abstractmethod
     def model(self) -> FeatureModel:
         """The features, drawn."""
@@ -58,8 +67,11 @@ class SyntheticSettings(Ranged, ABC, group="source"):
         """Samples of them; batches are wanted on `device`."""
         return SyntheticSource(self, device)
 
+    def opened(self, demand: Demand) -> AbstractContextManager[Source]:
+        return nullcontext(self.open(demand.device))
 
-class SyntheticSource:
+
+class SyntheticSource(Source):
     """Samples of known features as a stream.
 
     Args:
@@ -74,6 +86,7 @@ class SyntheticSource:
 
     def __init__(self, settings: SyntheticSettings, device: torch.device):
         self.d_in, self.device = settings.d_in, device
+        self.truth = self
         self._model, self._seed = settings.model(), settings.seed
         self._first: Tensor | None = None
         self._batch = 0
@@ -102,8 +115,8 @@ class SyntheticSource:
         for number, begin in enumerate(range(0, count, _HELD_OUT_AT_ONCE)):
             yield self._draw("held out", number, min(_HELD_OUT_AT_ONCE, count - begin))
 
-    def distinct(self, taken: int) -> int:
-        return taken
+    def supply(self, trained: int | None, held_out: int | None, held_out_wanted: int) -> Supply:
+        return Supply(trained=trained, distinct=trained, held_out=held_out, held_out_wanted=held_out_wanted)
 
     def _draw(self, part: str, number: int, count: int) -> Codes:
         return self._model.draw(count, generator_for(self._seed, part, number))
