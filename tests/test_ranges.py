@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from fsae.configuration.schema import SCHEMAS, RunSettings, settings_of
+from fsae.configuration.schema import RunSettings, schemas, settings_of
 from fsae.ranges import COUNT, Range, argument, check_number, is_nullable, range_of
 from fsae.training.settings import AdamSettings
 from tests.composition import composed
@@ -28,7 +28,7 @@ def numbers(kind: type) -> Iterator[tuple[str, Any]]:
                 yield from numbers(typing.cast(type, nested))
 
 
-ALL = dict(found for kind in [RunSettings, *SCHEMAS.values()] for found in numbers(kind))
+ALL = dict(found for kind in [RunSettings, *schemas().values()] for found in numbers(kind))
 
 
 def test_the_walk_finds_numbers_wherever_they_are():
