@@ -118,7 +118,7 @@ def test_an_environment_variable_is_a_number_too(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("TOKENS", "3e5")
     config = composed("trainer.samples=${oc.env:TOKENS}")
     assert settings_of(config).trainer.samples == 300_000
-    assert "tokens: 300000" in OmegaConf.to_yaml(config.trainer, resolve=True)
+    assert "samples: 300000" in OmegaConf.to_yaml(config.trainer, resolve=True)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "nan", "inf", "many", "1e300"])

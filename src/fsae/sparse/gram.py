@@ -123,8 +123,8 @@ class _DenseNorm(torch.autograd.Function):
 class _SparseNorm(torch.autograd.Function):
     """The norm |codes codes'|^2 of sparse rows, and its gradient, 4 (codes codes') codes at the codes.
 
-    The Gram matrix is symmetric and never in memory as a whole: one slice of its columns is computed and used at a time,
-    so small that it stays in a CPU's cache while every code reads it.
+    The Gram matrix is symmetric and never in memory as a whole. One slice of its columns at a time is computed and
+    used, so small that it stays in a CPU's cache while every code reads it.
     """
 
     @staticmethod
