@@ -35,7 +35,6 @@ from benchmarks.source_tree import ROOT, tree_of
 from fsae.autoencoders.abs_topk import AbsTopKSettings
 from fsae.autoencoders.batch_topk import BatchTopKSettings
 from fsae.autoencoders.gated import GatedSettings
-from fsae.autoencoders.initialisation import initialise_from
 from fsae.autoencoders.jumprelu import JumpReLUSettings
 from fsae.autoencoders.settings import SparseAutoencoderSettings
 from fsae.autoencoders.standard import StandardSettings
@@ -87,7 +86,7 @@ def stepper(
 ) -> Callable[[], object]:
     """A function that makes one whole optimiser step on x."""
     autoencoder = settings.build(x.shape[1], torch.Generator().manual_seed(0)).to(x.device)
-    initialise_from(autoencoder, x, scale=1.0)
+    autoencoder.initialise(lambda: x, scale=1.0)
     # A step too small to move anything keeps the density what it is while the clock runs.
     trainer = AdamSettings(
         samples=10**9, batch_size=len(x), lr=1e-12, log_every=10**6, precision=precision, compile=compiled
@@ -256,7 +255,7 @@ def main() -> None:
     print(f"\n{'Fisher term alone':<30}{'built':>10}{'ours':>10}{'built/ours':>14}")
     for batch in sorted({min(100, args.batch), args.batch}):
         autoencoder = settings.build(args.d_in, torch.Generator().manual_seed(0)).to(x.device)
-        initialise_from(autoencoder, x, scale=1.0)
+        autoencoder.initialise(lambda: x, scale=1.0)
         for form in (FisherForm.pre, FisherForm.post):
             record = autoencoder(x[:batch], sparse=True)
             g = (2 * (record.pre_activations if form is FisherForm.pre else record.codes).dense()).detach()

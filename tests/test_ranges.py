@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from fsae.configuration.schema import SCHEMAS, RunSettings, settings_of
+from fsae.configuration.schema import RunSettings, schemas, settings_of
 from fsae.ranges import COUNT, Range, argument, check_number, is_nullable, range_of
 from fsae.training.settings import AdamSettings
 from tests.composition import composed
@@ -28,7 +28,7 @@ def numbers(kind: type) -> Iterator[tuple[str, Any]]:
                 yield from numbers(typing.cast(type, nested))
 
 
-ALL = dict(found for kind in [RunSettings, *SCHEMAS.values()] for found in numbers(kind))
+ALL = dict(found for kind in [RunSettings, *schemas().values()] for found in numbers(kind))
 
 
 def test_the_walk_finds_numbers_wherever_they_are():
@@ -118,7 +118,7 @@ def test_an_environment_variable_is_a_number_too(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("TOKENS", "3e5")
     config = composed("trainer.samples=${oc.env:TOKENS}")
     assert settings_of(config).trainer.samples == 300_000
-    assert "tokens: 300000" in OmegaConf.to_yaml(config.trainer, resolve=True)
+    assert "samples: 300000" in OmegaConf.to_yaml(config.trainer, resolve=True)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "nan", "inf", "many", "1e300"])

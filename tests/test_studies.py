@@ -13,7 +13,7 @@ from fsae.configuration.checks import check
 from fsae.configuration.schema import RunSettings, settings_of
 from fsae.sources.mnist import MNISTSettings
 from fsae.sweeps.launch import let_the_command_line_win
-from fsae.training.pam_learner import PamSettings
+from fsae.training.pam_settings import PamSettings
 from tests.composition import composed, composed_with_hydra
 
 ROOT = Path(__file__).parents[1]
@@ -69,7 +69,7 @@ def test_what_pam_is_set_against_differs_in_the_trainer_alone(data: str):
     for part in ("model", "site", "dataset", "source", "arch", "loss", "eval", "population"):
         assert getattr(pam, part) == getattr(sgd, part), part
     assert isinstance(pam.trainer, PamSettings)
-    moved = sum(pam.trainer.moves_encoder_at(step) for step in range(pam.trainer.steps))
+    moved = sum(pam.trainer.has_gradients_at(step) for step in range(pam.trainer.steps))
     assert moved == sgd.trainer.steps
     for setting in ("batch_size", "lr", "warm_up", "decay", "activation_scale", "updates_per_batch"):
         assert getattr(pam.trainer, setting) == getattr(sgd.trainer, setting), setting

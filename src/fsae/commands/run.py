@@ -32,9 +32,6 @@ from fsae.training.interruption import Interrupted, Interruption, hand_on
 
 log = logging.getLogger(__name__)
 
-register_schemas()
-register_resolvers()
-
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
 def run(config: DictConfig) -> float | None:
@@ -86,6 +83,8 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv[1:] = options_first(sys.argv[1:])
     try:
+        register_schemas()
+        register_resolvers()
         check_choices(sys.argv[1:])
         with sweep_told():
             run()

@@ -15,7 +15,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from fsae.configuration.schema import INSTEAD, SCHEMAS
+from fsae.configuration.schema import INSTEAD, schemas
 from fsae.credentials import concealed
 from fsae.outputs.status import Failure, RunState, mark, read_status
 
@@ -81,7 +81,7 @@ def _of_hydra(text: str) -> str:
     kind = re.fullmatch(r"Key '.*' (?:is )?not in '(\w+)'", in_file["what"])
     if kind is None:
         return f"{file}.yaml: {key}: {in_file['what']}"
-    schema = next((schema for schema in SCHEMAS.values() if schema.__name__ == kind[1]), None)
+    schema = next((schema for schema in schemas().values() if schema.__name__ == kind[1]), None)
     near = _near(key.rpartition(".")[2], [each.name for each in fields(schema)] if schema is not None else [])
     group, _, choice = file.rpartition("/")
     other = key.partition(".")[0]
@@ -109,7 +109,7 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
     if full_key in INSTEAD:
         return f"{full_key}: there is no such setting; {INSTEAD[full_key]}"
     parent, _, key = full_key.rpartition(".")
-    schema = next((schema for schema in SCHEMAS.values() if schema is error.object_type), None)
+    schema = next((schema for schema in schemas().values() if schema is error.object_type), None)
     known = sorted(field.name for field in fields(schema)) if schema is not None else _children(error)
     of = f" ({schema.__name__})" if schema is not None else ""
     prefix = f"{parent}." if parent else ""

@@ -5,13 +5,14 @@ import json
 import os
 from contextlib import suppress
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fsae.configuration.schema import SCHEMAS
+from fsae.configuration.schema import TABLES, schemas
 from fsae.language_models.hub import is_hub_name
 from fsae.language_models.settings import ModelSettings
 from fsae.sources.documents import DatasetSettings
@@ -28,12 +29,11 @@ BESIDE_THE_POINT = (
     "trainer.checkpoint_seconds",
 )
 
-# Schemas of which several fit one place, and the word by which YAML chooses between them.
-CHOICES = {
-    schema: path.split("/")[1]
-    for path, schema in SCHEMAS.items()
-    if path.startswith(("arch/", "loss/", "source/", "trainer/"))
-}
+
+@cache
+def _choices() -> dict[type, str]:
+    """Return the name by which YAML files choose each schema of a group that has several."""
+    return {schema: path.split("/")[1] for path, schema in schemas().items() if path.split("/")[0] in TABLES}
 
 
 def register_resolvers() -> None:
@@ -59,7 +59,7 @@ def flat_settings(config: DictConfig) -> dict[str, str]:
     def walk(prefix: str, value: object) -> None:
         if isinstance(value, DictConfig) and value:
             kind = OmegaConf.get_type(value)
-            if kind is not None and (word := CHOICES.get(kind)):
+            if kind is not None and (word := _choices().get(kind)):
                 flat[prefix] = word
             if kind in (ModelSettings, DatasetSettings):
                 # Settings that cannot be have no name; the checks that follow say what is wrong with them.
