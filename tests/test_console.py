@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fsae.console import BesideBars, forgiving_file
+from fsae.console import OutsideBars, lenient_file
 
 # Prints more than a pipe holds, logs, writes a file of its own, and at the end says how it left.
 SPEAKS = """
@@ -61,13 +61,13 @@ def test_a_character_that_the_console_cannot_show_is_shown_by_its_number():
 ON_A_TERMINAL = """
 import logging, sys, time, warnings
 from fsae import progress
-from fsae.console import BesideBars, console
+from fsae.console import OutsideBars, console
 from fsae.progress import Progress, working
 
 progress.SECONDS_BETWEEN_LINES = 0.0
 with console():
     handler = logging.StreamHandler(sys.stdout)
-    handler.addFilter(BesideBars())
+    handler.addFilter(OutsideBars())
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     with working("opening the model"):
         logging.info("it is large")
@@ -122,7 +122,7 @@ sys.stderr.write(sys.stdout.getvalue())
 
 
 def test_a_file_on_a_full_disk_drops_lines_and_knows_why():
-    words = forgiving_file("/dev/full")
+    words = lenient_file("/dev/full")
     assert words.failure is None
     words.write("a line\n")
     words.close()
@@ -131,7 +131,7 @@ def test_a_file_on_a_full_disk_drops_lines_and_knows_why():
 
 
 def test_what_a_bar_shows_is_kept_off_the_console():
-    shown = BesideBars()
+    shown = OutsideBars()
     record = logging.makeLogRecord({"msg": "training: 10 %"})
     assert shown.filter(record)
     record.in_the_bar = True

@@ -10,7 +10,7 @@ import pytest
 from fsae.configuration.accept import accept
 from fsae.credentials import concealed, for_client, split_address, without_password, without_passwords
 from fsae.tracking.mlflow_upload import first_line
-from fsae.tracking.server import open_store, resolve_uri, ui_command
+from fsae.tracking.server import open_client, resolve_uri, ui_command
 from tests.composition import composed
 
 PASSWORD = "Zebra@Quokka/77 é"
@@ -159,7 +159,7 @@ def test_what_mlflow_says_is_freed_of_what_it_repeats(uri: str, monkeypatch: pyt
     # It would try a database that is away for minutes.
     monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)
     with pytest.raises(Exception) as caught:
-        open_store(uri).search_experiments()
+        open_client(uri).search_experiments()
     assert betrayed(first_line(caught.value).encode()) == []
     assert betrayed(concealed("".join(traceback.format_exception(caught.value))).encode()) == []
 

@@ -22,7 +22,7 @@ from fsae.credentials import concealed
 IN_THE_BAR = {"in_the_bar": True}
 
 
-class _Forgiving(io.FileIO):
+class _LenientFile(io.FileIO):
     """A file that drops what cannot be written: nobody reads the pipe any more, the disk is full, the terminal is gone.
 
     Attributes:
@@ -41,7 +41,7 @@ class _Forgiving(io.FileIO):
             return size
 
 
-class _Console(_Forgiving):
+class _Console(_LenientFile):
     """Standard output or error; on a terminal bars make way for what is written."""
 
     def write(self, data: Any) -> int:
@@ -50,7 +50,7 @@ class _Console(_Forgiving):
             return super().write(data)
 
 
-class Words(io.TextIOWrapper):
+class SafeText(io.TextIOWrapper):
     """Text that is written line by line, as far as it can be, and without passwords and tokens.
 
     A character without a code is written as its number.
@@ -67,20 +67,20 @@ class Words(io.TextIOWrapper):
     @property
     def failure(self) -> OSError | None:
         """Why something could not be written; None if everything was."""
-        return self._file.failure if isinstance(self._file, _Forgiving) else None
+        return self._file.failure if isinstance(self._file, _LenientFile) else None
 
 
 # What live bars are drawn on, while `console` is entered.
 _bars: TextIO | None = None
 
 
-def forgiving_file(path: str) -> Words:
+def lenient_file(path: str) -> SafeText:
     """Append text to the file at `path`, as far as that is possible.
 
     Raises:
         OSError: it cannot be opened.
     """
-    return Words(_Forgiving(path, "a"))
+    return SafeText(_LenientFile(path, "a"))
 
 
 @contextmanager
@@ -108,8 +108,8 @@ def console(bars: bool = True) -> Iterator[None]:
     for stream in before:
         if stream is not None:
             stream.flush()
-    sys.stdout, sys.stderr = (Words(_Console(number, "w", closefd=False), _encoding(number)) for number in (1, 2))
-    _bars = Words(_Forgiving(2, "w", closefd=False), _encoding(2)) if bars else None
+    sys.stdout, sys.stderr = (SafeText(_Console(number, "w", closefd=False), _encoding(number)) for number in (1, 2))
+    _bars = SafeText(_LenientFile(2, "w", closefd=False), _encoding(2)) if bars else None
     try:
         yield
     except KeyboardInterrupt:
@@ -151,7 +151,7 @@ def live_bar(**settings: Any) -> "tqdm[Any]":
     return tqdm(**settings, file=_bars, dynamic_ncols=True, disable=not shown)
 
 
-class BesideBars(logging.Filter):
+class OutsideBars(logging.Filter):
     """Lets through what no live bar shows."""
 
     def filter(self, record: logging.LogRecord) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fsae.tracking.mlflow_upload import MlflowUpload, read_description
-from fsae.tracking.server import compare_link, create_database, open_store
+from fsae.tracking.server import compare_link, create_database, open_client
 from fsae.tracking.sweep_summary import SweepRun
 from tests.analysis.run_folders import write_sweep
 from tests.browser.conftest import Browser
@@ -33,7 +33,7 @@ def links(tmp_path: Path) -> Iterator[tuple[str, str]]:
             upload = MlflowUpload(folder, server.uri, read_description(folder))
             upload.send_metrics()
             upload.close()
-        store = open_store(server.uri)
+        store = open_client(server.uri)
         experiment = store.get_experiment_by_name("fsae")
         assert experiment
         # MLflow picks a colour by a run's random id, and two may get the same one.

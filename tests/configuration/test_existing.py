@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fsae.configuration.existing import _compare_model, heed_existing
+from fsae.configuration.existing import _compare_model, apply_provenance
 from fsae.configuration.schema import RunSettings, settings_of
 from fsae.export.saelens import Provenance, save_saelens
 from fsae.language_models.settings import ModelSettings, Package
@@ -29,12 +29,12 @@ def settings_for(folder: Path, *overrides: str, **said: Any) -> RunSettings:
 
 
 def heeded(folder: Path, *overrides: str, **said: Any) -> DatasetSettings:
-    return heed_existing(settings_for(folder, *overrides, **said)).place()[2]
+    return apply_provenance(settings_for(folder, *overrides, **said)).place()[2]
 
 
 def test_training_heeds_no_autoencoder():
     settings = settings_of(composed("debug=tiny"))
-    assert heed_existing(settings) is settings
+    assert apply_provenance(settings) is settings
     dataset = settings.place()[2]
     assert (dataset.context, dataset.prepend_bos, dataset.tokens_per_row) == (None, None, 128)
 
@@ -113,7 +113,7 @@ def test_an_autoencoder_of_a_language_model_needs_one(tmp_path: Path):
     other = ("source=grouped_features", "~model", "~site", "~dataset")
     settings = settings_of(composed(*other, "task=eval", f"sae.path={tmp_path / 'sae'}"))
     with pytest.raises(ValueError, match="this source has none; use source=activations"):
-        heed_existing(settings)
+        apply_provenance(settings)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_the_norm_beyond_which_its_training_left_activations_out_is_heeded(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     def limits(*overrides: str) -> tuple[float | None, float | None]:
-        source = heed_existing(settings_for(tmp_path, *overrides, max_activation_norm=812.5)).source
+        source = apply_provenance(settings_for(tmp_path, *overrides, max_activation_norm=812.5)).source
         assert isinstance(source, ActivationSourceSettings)
         return source.max_norm_multiple, source.max_norm
 

@@ -11,7 +11,7 @@ from fsae.tracking.server import (
     artifact_root,
     as_literal,
     checked_uri,
-    open_store,
+    open_client,
     python_command,
     resolve_uri,
     run_link,
@@ -86,7 +86,7 @@ def test_how_a_person_looks_at_it() -> None:
 def test_four_processes_may_open_one_fresh_database_at_once(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/deep/mlflow.db"
     program = (
-        f"from fsae.tracking.server import open_store; open_store({uri!r}).create_experiment(__import__('sys').argv[1])"
+        f"import sys; from fsae.tracking.server import open_client\nopen_client({uri!r}).create_experiment(sys.argv[1])"
     )
     processes = [
         subprocess.Popen([sys.executable, "-c", program, f"experiment {n}"], stderr=subprocess.PIPE, text=True)
@@ -94,7 +94,7 @@ def test_four_processes_may_open_one_fresh_database_at_once(tmp_path: Path) -> N
     ]
     said = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, said
-    names = {experiment.name for experiment in open_store(uri).search_experiments()}
+    names = {experiment.name for experiment in open_client(uri).search_experiments()}
     assert names == {"Default", *(f"experiment {n}" for n in range(4))}
     # No database half made, and no ./mlruns in the working directory.
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "mlflow.db", "mlflow.db.lock"]
@@ -105,7 +105,7 @@ def test_a_database_in_a_folder_of_any_name_is_made_there_and_by_the_umask(tmp_p
     uri = resolve_uri(None, outputs)
     before = os.umask(0o002)
     try:
-        store = open_store(uri)
+        store = open_client(uri)
     finally:
         os.umask(before)
     assert [experiment.name for experiment in store.search_experiments()] == ["Default"]
@@ -142,5 +142,5 @@ def test_a_command_can_be_pasted() -> None:
 
 def test_a_database_left_half_made_by_a_kill_does_not_matter(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db.new").write_bytes(b"half of a database")
-    store = open_store(f"sqlite:///{tmp_path}/mlflow.db")
+    store = open_client(f"sqlite:///{tmp_path}/mlflow.db")
     assert [experiment.name for experiment in store.search_experiments()] == ["Default"]

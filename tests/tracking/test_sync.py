@@ -95,7 +95,7 @@ def test_a_password_comes_from_the_environment_and_is_not_shown(
         opened.append(uri)
         raise RuntimeError("closed\nfor today")
 
-    monkeypatch.setattr("fsae.tracking.mlflow_upload.open_store", refuse)
+    monkeypatch.setattr("fsae.tracking.mlflow_upload.open_client", refuse)
     describe("https://me:secret@host")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@host")
     assert main([str(run_folder)]) == 1

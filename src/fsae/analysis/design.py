@@ -8,6 +8,7 @@ import pandas as pd
 
 from fsae.analysis.numbers import shown
 from fsae.analysis.runs import HISTOGRAM, IDENTITY, MEASURED
+from fsae.outputs.bookkeeping import is_bookkeeping
 
 THETA = "loss.penalty.weight"
 # Settings that change how many latents are active. Which of them a run has depends on its architecture.
@@ -16,16 +17,8 @@ SPARSITY = ("loss.sparsity.weight", "loss.sparsity.target", "arch.k")
 SIZE = ("arch.d_sae", "arch.expansion", "arch.rank")
 # What is drawn anew where nothing else changes.
 REPLICATES = ("seed", "source.seed")
-# Settings that say where and how a run is done, and decide nothing of its numbers.
-BOOKKEEPING = (
-    "name",
-    "source.cache",
-    "source.cache_gb",
-    "source.also",
-    "source.worker",
-    "trainer.checkpoint_seconds",
-)
-BOOKKEEPING_GROUPS = ("paths.", "tracking.", "search.", "sae.")
+# Settings that decide numbers, or name them, and are still no condition of a comparison of training runs.
+NOT_COMPARED = ("name", "task", "sae.path")
 # What a reader looks for first in a condition's name, and what it is called there.
 FIRST = {"model.name": "model", "site.name": "site", "site.layer": "layer", "dataset.name": "dataset"}
 
@@ -151,9 +144,9 @@ def named(row: Mapping[str, object], names: Sequence[str], skip_absent: bool = F
 
 
 def _is_setting(name: str) -> bool:
-    if name in (*IDENTITY, *HISTOGRAM, *BOOKKEEPING) or name.startswith((*MEASURED, *BOOKKEEPING_GROUPS)):
+    if name in (*IDENTITY, *HISTOGRAM, *NOT_COMPARED) or name.startswith(MEASURED):
         return False
-    return name != "task"
+    return not is_bookkeeping(name)
 
 
 def _telling(name: str) -> tuple[int, str]:

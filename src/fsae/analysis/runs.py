@@ -18,7 +18,7 @@ from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import RunState, read_status
 from fsae.outputs.sweep_folder import job_name, read_sweep
 from fsae.tracking.mlflow_upload import FOLDER_TAG, first_line, read_description
-from fsae.tracking.server import as_literal, checked_uri, open_store, sqlite_file, with_password, without_password
+from fsae.tracking.server import as_literal, checked_uri, open_client, sqlite_file, with_password, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -83,7 +83,7 @@ def collect_mlflow(uri: str, experiment: str, sweep: str | None = None) -> pd.Da
         raise ValueError(f"{database}: no such file; --mlflow names the store that the runs were logged to")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
-        client = open_store(uri)
+        client = open_client(uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
             names = ", ".join(sorted(each.name for each in client.search_experiments()))

@@ -18,8 +18,8 @@ from omegaconf import DictConfig
 from fsae.configuration.accept import accept
 from fsae.configuration.conf_folder import conf_folder
 from fsae.configuration.overrides import check_choices, options_first
-from fsae.configuration.places import outputs_named
-from fsae.configuration.refusal import MENDABLE, included_itself, refuse, tell, was_told
+from fsae.configuration.places import outputs_folder_of
+from fsae.configuration.refusal import MENDABLE, included_itself, refuse, report_error, was_reported
 from fsae.configuration.resolvers import register_resolvers
 from fsae.configuration.schema import Task, register_schemas
 from fsae.console import console
@@ -27,7 +27,7 @@ from fsae.credentials import without_passwords
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.run_log import run_log
 from fsae.progress import working
-from fsae.sweeps.launch import is_launching, sweep_told
+from fsae.sweeps.launch import is_launching, sweep_end_reported
 from fsae.training.interruption import Interrupted, Interruption, hand_on
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def run(config: DictConfig) -> float | None:
             )
             sys.exit(128 + signal.Signals[interrupted.signal_name])
         except Exception as error:
-            tell(error, folder)
+            report_error(error, folder)
             if not in_sweep:
                 sys.exit(1)
             # Hydra keeps it until the sweep's other jobs have run. The frames it holds keep a model each.
@@ -80,22 +80,22 @@ def main() -> None:
     try:
         sys.argv[1:] = without_passwords(sys.argv[1:])
     except ValueError as error:
-        refuse(error, outputs_named(sys.argv[1:]))
+        refuse(error, outputs_folder_of(sys.argv[1:]))
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     # Hydra then raises instead of printing, so that a refused composition is told and recorded as everything else.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv[1:] = options_first(sys.argv[1:])
     try:
         check_choices(sys.argv[1:])
-        with sweep_told():
+        with sweep_end_reported():
             run()
     except Exception as error:
         if isinstance(error, RecursionError):
             error = included_itself(sys.argv[1:])
         if wants_traceback:
             raise
-        if was_told(error) or isinstance(error, Interrupted):
+        if was_reported(error) or isinstance(error, Interrupted):
             sys.exit(1)
         if not isinstance(error, MENDABLE):
             raise
-        refuse(error, outputs_named(sys.argv[1:]))
+        refuse(error, outputs_folder_of(sys.argv[1:]))

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fsae.configuration.checks import check, check_files
-from fsae.configuration.existing import heed_existing
+from fsae.configuration.existing import apply_provenance
 from fsae.configuration.refusal import record_refusal
 from fsae.configuration.resolvers import absolute_paths, deciding_settings, flat_settings
 from fsae.configuration.schema import RunSettings, settings_of
@@ -52,7 +52,7 @@ def checked(config: DictConfig) -> RunSettings:
         refuse_secret(text, key)
     check(settings)
     check_files(settings)
-    return heed_existing(settings)
+    return apply_provenance(settings)
 
 
 def accept(config: DictConfig, folder: Path, overrides: Sequence[str]) -> tuple[RunSettings, Origin]:

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 Source = ActivationSourceSettings | SyntheticSettings | InMemorySettings
 
 
-def heed_existing(settings: RunSettings) -> RunSettings:
+def apply_provenance(settings: RunSettings) -> RunSettings:
     """The settings with what the autoencoder at `sae.path` says where they are null; those of another task as they are.
 
     What was set on the command line or in a YAML file counts, with a warning where the autoencoder says otherwise.

@@ -41,7 +41,7 @@ def check_folder(config: DictConfig, key: str) -> None:
             _check_below(file, file_key, config)
 
 
-def outputs_named(arguments: list[str]) -> Path | None:
+def outputs_folder_of(arguments: list[str]) -> Path | None:
     """The outputs folder of a command whose settings cannot be composed; None where it names none that can be used."""
     given = [each.partition("=")[2].strip("'\"") for each in arguments if each.startswith("paths.outputs=")]
     text = given[-1] if given else os.environ.get("FSAE_OUTPUTS", "outputs")

@@ -129,12 +129,12 @@ def _children(error: OmegaConfBaseException) -> list[str]:
     return sorted(str(key) for key in node) if node is not None and hasattr(node, "keys") else []  # pyright: ignore[reportGeneralTypeIssues]
 
 
-def tell(error: BaseException, folder: Path) -> None:
+def report_error(error: BaseException, folder: Path) -> None:
     """Say in the log what ended a job: in one message where it is for people to mend, else with the traceback.
 
     Telling an error again does nothing, so whoever knows first may tell it.
     """
-    if was_told(error):
+    if was_reported(error):
         return
     if isinstance(error, MENDABLE):
         log.error("%s", explain(error))
@@ -146,7 +146,7 @@ def tell(error: BaseException, folder: Path) -> None:
     error.add_note(_TOLD)
 
 
-def was_told(error: BaseException) -> bool:
+def was_reported(error: BaseException) -> bool:
     """Whether `tell` has said it."""
     return _TOLD in getattr(error, "__notes__", ())
 

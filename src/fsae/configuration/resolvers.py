@@ -14,19 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from fsae.configuration.schema import SCHEMAS
 from fsae.language_models.hub import is_hub_name
 from fsae.language_models.settings import ModelSettings
+from fsae.outputs.bookkeeping import is_bookkeeping
 from fsae.sources.documents import DatasetSettings
-
-# What does not change the numbers of a run: it neither names its folder nor makes a checkpoint foreign.
-BESIDE_THE_POINT = (
-    "paths",
-    "tracking",
-    "search",
-    "source.cache",
-    "source.cache_gb",
-    "source.also",
-    "source.worker",
-    "trainer.checkpoint_seconds",
-)
 
 # Schemas of which several fit one place, and the word by which YAML chooses between them.
 CHOICES = {
@@ -95,8 +84,7 @@ def absolute_paths(config: DictConfig) -> dict[str, str]:
 
 def deciding_settings(config: DictConfig) -> dict[str, str]:
     """Those of `flat_settings` that decide a run's numbers."""
-    beside = tuple(f"{key}." for key in BESIDE_THE_POINT)
-    return {key: value for key, value in flat_settings(config).items() if not f"{key}.".startswith(beside)}
+    return {key: value for key, value in flat_settings(config).items() if not is_bookkeeping(key)}
 
 
 def _run_folder(*, _root_: DictConfig) -> str:

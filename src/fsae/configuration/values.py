@@ -72,7 +72,7 @@ _OURS: dict[type, type[WholeNumber | Switch | Number]] = {
 }
 
 
-def written_by_people(schema: type) -> DictConfig:
+def lenient_node(schema: type) -> DictConfig:
     """A node of a frozen dataclass that reads values as people write them, and that YAML and overrides may change.
 
     OmegaConf makes nodes of frozen dataclasses read-only.

@@ -25,7 +25,7 @@ class MetricSink(Protocol):
         """
         ...
 
-    def say(self, message: str) -> None:
+    def log_message(self, message: str) -> None:
         """Put a line into the run's own log."""
         ...
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-from fsae.console import Words, forgiving_file
+from fsae.console import SafeText, lenient_file
 from fsae.outputs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -15,7 +15,7 @@ _speaking: ContextVar[Path | None] = ContextVar("speaking", default=None)
 
 
 @contextmanager
-def speaking_for(folder: Path) -> Iterator[None]:
+def logging_for(folder: Path) -> Iterator[None]:
     """What is logged within concerns this run only."""
     token = _speaking.set(folder)
     try:
@@ -49,7 +49,7 @@ def run_log(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def runs_named() -> Iterator[None]:
+def run_name_prefixes() -> Iterator[None]:
     """On the console, put the folder's name before what concerns one run only."""
     consoles = [handler for handler in logging.getLogger().handlers if not isinstance(handler, _RunLogHandler)]
     formatters = [handler.formatter for handler in consoles]
@@ -62,9 +62,9 @@ def runs_named() -> Iterator[None]:
             handler.setFormatter(formatter)
 
 
-class _RunLogHandler(logging.StreamHandler[Words]):
+class _RunLogHandler(logging.StreamHandler[SafeText]):
     def __init__(self, path: Path) -> None:
-        self.words = forgiving_file(str(path))
+        self.words = lenient_file(str(path))
         super().__init__(self.words)
 
     def close(self) -> None:

@@ -158,7 +158,7 @@ def is_launching() -> bool:
 
 
 @contextmanager
-def sweep_told() -> Iterator[None]:
+def sweep_end_reported() -> Iterator[None]:
     """Around a command: whatever ends the launching of its sweep, the end is told.
 
     Raises:

@@ -16,7 +16,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from fsae.configuration.accept import Origin, accept
-from fsae.configuration.refusal import tell
+from fsae.configuration.refusal import report_error
 from fsae.configuration.schema import RunSettings, Task
 from fsae.outputs.run_log import run_log
 from fsae.sweeps.worker import WorkerLauncher
@@ -136,7 +136,7 @@ def _accepted(config: DictConfig) -> tuple[RunSettings, Origin]:
         try:
             return accept(config, folder, hydra_config.overrides.task)
         except Exception as error:
-            tell(error, folder)
+            report_error(error, folder)
             raise
 
 

@@ -11,7 +11,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from fsae.configuration.refusal import tell
+from fsae.configuration.refusal import report_error
 from fsae.configuration.resolvers import register_resolvers
 from fsae.console import console
 
@@ -74,7 +74,7 @@ class Worker:
         error = JobLostError(
             f"job {folder.name} ended without a result ({reason}); what it did until then is in {folder}"
         )
-        tell(error, folder)
+        report_error(error, folder)
         lost = JobReturn(overrides=list(overrides), status=JobStatus.FAILED)
         lost.return_value = error
         return lost

@@ -26,7 +26,7 @@ from fsae.evaluation.results import MEANINGS
 from fsae.outputs.metric_log import MetricRecord, read_metrics
 from fsae.outputs.run_folder import RunFolder, write_json
 from fsae.outputs.status import RunState, RunStatus, read_status
-from fsae.tracking.server import artifact_root, open_store, python_command, run_link, shell_command
+from fsae.tracking.server import artifact_root, open_client, python_command, run_link, shell_command
 
 # MLflow's limits for one request and one value.
 METRICS_PER_BATCH = 1000
@@ -219,7 +219,7 @@ class MlflowUpload:
     def _open(self) -> None:
         from mlflow.entities import Param, RunTag
 
-        client = open_store(self.uri)
+        client = open_client(self.uri)
         description = self.description
         experiment_id = find_or_create_experiment(client, description.experiment, self.uri, Path(description.outputs))
         status = read_status(self.folder.path)

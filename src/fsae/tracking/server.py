@@ -141,7 +141,7 @@ def table_link(uri: str, experiment_id: str, sweep: str) -> str:
     return f"{_ui_address(uri)}/#/experiments/{experiment_id}/runs?{urlencode(query, quote_via=quote)}"
 
 
-def open_store(uri: str) -> MlflowClient:
+def open_client(uri: str) -> MlflowClient:
     """A client for the store; a SQLite file that is not there yet is made first. Imports MLflow (2 s).
 
     Raises:

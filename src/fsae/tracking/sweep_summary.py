@@ -19,7 +19,7 @@ from fsae.tracking.mlflow_upload import (
     first_line,
     read_description,
 )
-from fsae.tracking.server import as_literal, compare_link, jobs_filter, open_store, shared_view_key, table_link
+from fsae.tracking.server import as_literal, compare_link, jobs_filter, open_client, shared_view_key, table_link
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -66,7 +66,7 @@ class SweepRun:
         self._in_time(self._open)
 
     def _open(self) -> MlflowClient:
-        client = open_store(self._uri)
+        client = open_client(self._uri)
         self._experiment_id = find_or_create_experiment(client, self._experiment, self._uri, self._outputs)
         found = client.search_runs(
             [self._experiment_id],

@@ -9,7 +9,7 @@ from typing import Self
 
 from fsae.outputs.metric_log import MetricLog
 from fsae.outputs.run_folder import RunFolder
-from fsae.outputs.run_log import speaking_for
+from fsae.outputs.run_log import logging_for
 from fsae.ranges import Ranged, between
 from fsae.tracking.server import checked_uri
 from fsae.tracking.uploader import Uploader
@@ -77,9 +77,9 @@ class Tracker:
         """
         self._metrics.append(metrics, step)
 
-    def say(self, message: str) -> None:
+    def log_message(self, message: str) -> None:
         """Put a line into the run's own log."""
-        with speaking_for(self._folder):
+        with logging_for(self._folder):
             log.info(message)
 
     def position(self) -> int:

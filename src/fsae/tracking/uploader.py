@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from fsae.credentials import without_password
-from fsae.outputs.run_log import speaking_for
+from fsae.outputs.run_log import logging_for
 from fsae.tracking.mlflow_upload import DeletedExperimentError, MlflowUpload, first_line, read_description, sync_command
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class Uploader:
             self._process.kill()
         self._listener.join()
         for folder, upload in self._uploads.items():
-            with speaking_for(folder):
+            with logging_for(folder):
                 if folder in self._delivered:
                     log.info("in MLflow: %s", upload.link)
                     continue
@@ -144,7 +144,7 @@ class Uploader:
         upload = self._uploads[folder]
         upload.position, upload.link, upload.obstacle = said["position"], said["link"], said["obstacle"]
         if said["message"]:
-            with speaking_for(folder):
+            with logging_for(folder):
                 log.log(said["level"], "%s", said["message"])
         if said["delivered"]:
             self._delivered.add(folder)

@@ -113,7 +113,7 @@ class Training:
                 self.coupling.forget()
         for number, count in enumerate(started_over):
             if count > 0:
-                self.tracker.say(f"step {self.step}: {count} latents of member {number} start over")
+                self.tracker.log_message(f"step {self.step}: {count} latents of member {number} start over")
         self.step += 1
 
     def settle(self, rate: float, save: bool) -> None:
