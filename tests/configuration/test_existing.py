@@ -91,7 +91,7 @@ def test_token_ids_of_a_data_set_are_left_as_they_are(tmp_path: Path):
         ({"hook_name": "blocks.3.hook_out"}, "set site=resid_post site.layer=3"),
         (
             {"hook_name": "blocks.3.ln2.hook_normalized"},
-            r"no site has the hook .*; there are resid_pre \(blocks.0.hook_resid_pre\), resid_mid ",
+            r"no site has the hook .*; the sites are resid_pre \(blocks.0.hook_resid_pre\), resid_mid ",
         ),
         # In Gemma 2 these are other vectors than hook_mlp_out and hook_attn_out, which a norm has made of them.
         ({"hook_name": "blocks.1.mlp.hook_out"}, "before the norm .* write 'blocks.1.hook_mlp_out' in its place"),
