@@ -6,8 +6,8 @@ from pathlib import Path
 
 from fsae.outputs.status import RunState, mark
 from fsae.tracking.mlflow_upload import describe_run
-from fsae.tracking.tracker import Tracker
 from fsae.tracking.uploader import Uploader
+from tests.tracking.trackers import tracking
 
 STEPS, NAMES, SECONDS = 200, 10, 8.0
 
@@ -17,7 +17,7 @@ def main(folder: Path, uri: str) -> None:
     folder.mkdir(parents=True)
     describe_run(folder, uri=uri, outputs=folder.parent, experiment="writers", run_name=folder.name, params={}, tags={})
     mark(folder, RunState.running)
-    with Uploader(uri, flush_seconds=60) as uploader, Tracker(folder, uploader) as tracker:
+    with Uploader(uri, flush_seconds=60) as uploader, tracking(folder, uploader) as tracker:
         for step in range(STEPS):
             tracker.log({f"train/metric_{name}": step + name / NAMES for name in range(NAMES)}, step)
             time.sleep(SECONDS / STEPS)

@@ -157,7 +157,7 @@ LONG_NAME = "n" * 300
     [
         (["paths.outputs="], "paths.outputs is ''"),
         (["paths.outputs='  '"], "paths.outputs is '  '"),
-        (["paths.outputs='~/x'"], "paths.outputs is '~/x': ~ is only known to the shell"),
+        (["paths.outputs='~/x'"], "paths.outputs is '~/x': only the shell expands ~"),
         (["paths.outputs='a\nb'"], "paths.outputs is 'a\\nb': a folder's name may have no line break"),
         (["paths.runs="], "paths.runs is ''"),
         (["paths.runs=../x"], "paths.runs is '../x', which is not below the outputs folder"),

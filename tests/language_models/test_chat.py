@@ -69,7 +69,12 @@ def test_all_tokens_of_one_character_count():
     [
         (STRICT, [{"role": "system", "content": "x"}], None, "does not write: System role not supported"),
         (CHATML, [{"role": "assistant", "tool_calls": [{"name": "f"}]}], None, "does not write: .*content"),
-        (SHOUTING, [{"role": "user", "content": "x"}], ["user"], "rewrites, so that nobody can say which positions"),
+        (
+            SHOUTING,
+            [{"role": "user", "content": "x"}],
+            ["user"],
+            "rewrites, so that the positions of a role are unknown",
+        ),
         ("{% if", [{"role": "user", "content": "x"}], None, "does not write: "),
     ],
 )

@@ -146,7 +146,7 @@ SMALL = {key: value for key, value in COMMON.items() if key != "max_position_emb
             {**SMALL, "image_size": 16, "patch_size": 8},
             "no decoder of text (it reads images)",
         ),
-        ("ModernBertForMaskedLM", {**SMALL, "cls_token_id": 0, "sep_token_id": 0}, "opens no such architecture"),
+        ("ModernBertForMaskedLM", {**SMALL, "cls_token_id": 0, "sep_token_id": 0}, "TransformerLens does not open"),
         (
             "T5ForConditionalGeneration",
             {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": D_VOCAB},

@@ -8,7 +8,7 @@ from tests.analysis.test_design import table
 from tests.composition import composed
 
 
-def test_a_key_covers_itself_and_its_group_alone():
+def test_a_key_covers_only_itself_and_its_group():
     assert is_bookkeeping("paths.outputs")
     assert is_bookkeeping("source.cache")
     assert not is_bookkeeping("source.cached_norms")
@@ -21,7 +21,7 @@ def test_every_key_is_a_setting(name: str):
 
 
 @pytest.mark.parametrize("name", BOOKKEEPING)
-def test_neither_folders_nor_reports_depend_on_it(name: str):
+def test_folders_and_reports_do_not_depend_on_bookkeeping(name: str):
     flat = flat_settings(composed())
     keys = [key for key in flat if f"{key}.".startswith(f"{name}.")]
     assert not set(keys) & set(deciding_settings(composed()))

@@ -564,7 +564,7 @@ def test_a_later_pass_may_be_all_that_a_resumed_run_sees(tmp_path):
         ({"format": DatasetFormat.python_source, "context": 1}, "dataset.context is 1"),
     ],
 )
-def test_model_settings_refuse_contradictions(settings, message):
+def test_settings_that_cannot_be_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         DatasetSettings(**settings)
 

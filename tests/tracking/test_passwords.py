@@ -47,7 +47,7 @@ def guarded(server: Server) -> Iterator[PasswordServer]:
     proxy.close()
 
 
-def test_a_password_works_and_stands_nowhere(guarded: PasswordServer, server: Server, tmp_path: Path) -> None:
+def test_a_password_works_and_is_stored_nowhere(guarded: PasswordServer, server: Server, tmp_path: Path) -> None:
     """After a sweep of which one job fails, a run without its server that is synced later, a refusal, and `--cfg`."""
     outputs = tmp_path / "outputs"
     own = outputs / "own" / "experiment"

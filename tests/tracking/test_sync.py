@@ -12,9 +12,9 @@ from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import RunState, mark
 from fsae.tracking.mlflow_upload import RunDescription
 from fsae.tracking.server import python_command
-from fsae.tracking.tracker import Tracker
 from fsae.tracking.uploader import Uploader
 from tests.tracking.mlflow_server import Server
+from tests.tracking.trackers import tracking
 
 Describe = Callable[..., RunDescription]
 
@@ -25,12 +25,12 @@ def steps(uri: str, name: str) -> list[int]:
     return [metric.step for metric in client.get_metric_history(run.info.run_id, name)]
 
 
-def test_a_run_without_its_server_is_delivered_when_there_is_one(
+def test_sync_uploads_a_run_once_its_server_is_reachable(
     server: Server, run_folder: Path, describe: Describe, capfd: pytest.CaptureFixture[str]
 ) -> None:
     describe(server.uri)
     mark(run_folder, RunState.running)
-    with Uploader(server.uri, 5.0) as uploader, Tracker(run_folder, uploader) as tracker:
+    with Uploader(server.uri, 5.0) as uploader, tracking(run_folder, uploader) as tracker:
         for step in range(1500):
             tracker.log({"train/l0": 64.0 + step, "train/mse": 0.5}, step=step)
         mark(run_folder, RunState.finished)
@@ -38,7 +38,7 @@ def test_a_run_without_its_server_is_delivered_when_there_is_one(
     assert main([str(run_folder)]) == 1
     said = capfd.readouterr()
     assert said.out == ""
-    assert said.err.startswith(f"{run_folder}: MLflow ({server.uri}) does not take it: ")
+    assert said.err.startswith(f"{run_folder}: MLflow ({server.uri}) does not accept it: ")
     assert "3000 values remain" in said.err
 
     server.start()
@@ -54,7 +54,7 @@ def test_a_run_without_its_server_is_delivered_when_there_is_one(
     assert steps(server.uri, "train/l0") == list(range(1500))
 
 
-def test_many_folders_one_of_them_wrong(
+def test_sync_uploads_the_other_folders_if_one_is_wrong(
     sqlite_uri: str, run_folder: Path, describe: Describe, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     describe(sqlite_uri)
@@ -71,7 +71,7 @@ def test_many_folders_one_of_them_wrong(
     assert f"compare: {python_command()} -m mlflow ui --backend-store-uri {sqlite_uri} --host 127.0.0.1" in said.out
 
 
-def test_another_store_by_option(
+def test_sync_uploads_to_another_database_by_option(
     sqlite_uri: str, run_folder: Path, describe: Describe, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     describe("http://127.0.0.1:9")
@@ -86,7 +86,7 @@ def test_another_store_by_option(
     assert steps(sqlite_uri, "a") == [1]
 
 
-def test_a_password_comes_from_the_environment_and_is_not_shown(
+def test_sync_takes_a_password_from_the_environment_and_does_not_show_it(
     run_folder: Path, describe: Describe, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     opened: list[str] = []
@@ -103,11 +103,11 @@ def test_a_password_comes_from_the_environment_and_is_not_shown(
     assert main([str(run_folder)]) == 1
     assert opened == ["https://me:secret@host", "https://host"]
     said = capfd.readouterr().err
-    assert "MLflow (https://host) does not take it: closed." in said
+    assert "MLflow (https://host) does not accept it: closed." in said
     assert "secret" not in said
 
 
-def test_as_a_command(tmp_path: Path) -> None:
+def test_sync_works_as_a_command(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "fsae.sync", str(tmp_path)], capture_output=True, text=True, check=False
     )

@@ -142,7 +142,7 @@ def _read_folder(folder: RunFolder) -> dict[str, Any]:
         # Harvesting fills the store and has no results.
         if status.state is RunState.finished and row.get("task") != "harvest":
             row |= _results(folder.results.read_text(encoding="utf-8"))
-        elif status.state is RunState.running and not status.is_going():
+        elif status.state is RunState.running and not status.is_alive():
             row |= {"state": "killed", "failure": f"its process on {status.host} ended without a word"}
         elif status.failure:
             row["failure"] = f"{status.failure.kind}: {status.failure.message}"

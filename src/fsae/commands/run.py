@@ -17,8 +17,8 @@ from omegaconf import DictConfig
 
 from fsae.configuration.accept import accept
 from fsae.configuration.conf_folder import conf_folder
+from fsae.configuration.folders import outputs_folder_of
 from fsae.configuration.overrides import check_choices, options_first
-from fsae.configuration.places import outputs_folder_of
 from fsae.configuration.refusal import MENDABLE, included_itself, refuse, report_error, was_reported
 from fsae.configuration.resolvers import register_resolvers
 from fsae.configuration.schema import Task, register_schemas

@@ -58,7 +58,7 @@ def _sync(folder: Path, tracking_uri: str | None) -> tuple[str, str]:
             f"{upload.unsent()} values remain in the folder; try again later"
         ) from error
     news = f"{sent} values sent" if sent else "every value was there already"
-    if status is None or status.is_going():
+    if status is None or status.is_alive():
         rest = "its end will follow, the run is not over"
     else:
         rest = "its end and artifacts sent" if closed else "its end and artifacts were there already"

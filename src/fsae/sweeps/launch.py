@@ -25,8 +25,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from fsae.configuration.accept import checked, keep_password
+from fsae.configuration.folders import check_folder, check_outputs
 from fsae.configuration.overrides import check_jobs
-from fsae.configuration.places import check_folder, check_outputs
 from fsae.configuration.refusal import MENDABLE, explain, refuse
 from fsae.credentials import refuse_secret, without_password
 from fsae.outputs.run_folder import RunFolder
@@ -125,7 +125,7 @@ class Launch:
         table: JobTable | None,
         report: Path | None,
     ) -> None:
-        over = [job.folder for job, state in jobs if not state.is_going and RunFolder(job.folder).tracking.exists()]
+        over = [job.folder for job, state in jobs if not state.is_active and RunFolder(job.folder).tracking.exists()]
         note = f"```\n{self._words(jobs, counts, None)}\n```"
         if table is not None:
             note = f"{table.markdown()}\n\n{note}"

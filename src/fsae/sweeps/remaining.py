@@ -42,9 +42,9 @@ class RemainingJobs(Sweeper):
         sweep = read_sweep(self.folder)
         jobs = [(job, job.state()) for job in sweep.all_jobs()]
         for job, state in jobs:
-            if state.is_going:
+            if state.is_active:
                 log.warning("job %s (%s) is still %s and left alone", job.folder.name, job.name, state.value)
-        remaining = [job for job, state in jobs if not state.is_going and state is not JobState.finished]
+        remaining = [job for job, state in jobs if not state.is_active and state is not JobState.finished]
         if sweep.jobs is None:
             # Only the sweeper knew what these were to be, and it is gone.
             unknown = [job for job in remaining if not job.overrides]
