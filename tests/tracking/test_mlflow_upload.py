@@ -234,7 +234,9 @@ def test_upload_reports_every_answered_request(sqlite_uri: str, run_folder: Path
     assert len(arrived) == 3 + 4
 
 
-def test_the_error_for_a_deleted_experiment_names_the_command_to_restore_it(sqlite_uri: str, run_folder: Path, describe: Describe) -> None:
+def test_the_error_for_a_deleted_experiment_names_the_command_to_restore_it(
+    sqlite_uri: str, run_folder: Path, describe: Describe
+) -> None:
     client = MlflowClient(sqlite_uri)
     client.delete_experiment(client.create_experiment("fsae"))
     MetricLog(RunFolder(run_folder).metrics).append({"a": 1.0}, step=1)
@@ -284,9 +286,7 @@ def test_close_marks_a_killed_run_and_does_nothing_for_a_running_one(
     assert (run.info.status, run.data.tags["fsae.state"]) == ("KILLED", "killed")
 
 
-def test_changed_parameters_do_not_block_a_resumed_run(
-    sqlite_uri: str, run_folder: Path, describe: Describe
-) -> None:
+def test_changed_parameters_do_not_block_a_resumed_run(sqlite_uri: str, run_folder: Path, describe: Describe) -> None:
     first = describe(sqlite_uri, params={"tracking.flush_seconds": 30})
     MlflowUpload(run_folder, sqlite_uri, first).send_metrics()
     again = describe(sqlite_uri, params={"tracking.flush_seconds": 5, "new": 1}, uid=first.uid)

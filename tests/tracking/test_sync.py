@@ -36,10 +36,10 @@ def test_sync_uploads_a_run_once_its_server_is_reachable(
         mark(run_folder, RunState.finished)
 
     assert main([str(run_folder)]) == 1
-    said = capfd.readouterr()
-    assert said.out == ""
-    assert said.err.startswith(f"{run_folder}: MLflow ({server.uri}) does not accept it: ")
-    assert "3000 values remain" in said.err
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"{run_folder}: MLflow ({server.uri}) does not accept it: ")
+    assert "3000 values remain" in printed.err
 
     server.start()
     server.wait_until_up()
@@ -48,9 +48,9 @@ def test_sync_uploads_a_run_once_its_server_is_reachable(
     assert steps(server.uri, "train/l0") == list(range(1500))
 
     assert main([str(run_folder)]) == 0
-    said = capfd.readouterr().out
-    assert "every value was there already, its end and artifacts were there already" in said
-    assert f"compare: {server.uri}\n" in said
+    printed = capfd.readouterr().out
+    assert "every value was already stored, its end and artifacts were already stored" in printed
+    assert f"compare: {server.uri}\n" in printed
     assert steps(server.uri, "train/l0") == list(range(1500))
 
 
@@ -62,13 +62,13 @@ def test_sync_uploads_the_other_folders_if_one_is_wrong(
     mark(run_folder, RunState.running)
     (tmp_path / "other").mkdir()
     assert main([str(tmp_path / "nowhere"), str(tmp_path / "other"), str(run_folder)]) == 2
-    said = capfd.readouterr()
-    assert said.err.splitlines() == [
+    printed = capfd.readouterr()
+    assert printed.err.splitlines() == [
         f"{tmp_path / 'nowhere'}: no such folder",
         f"{tmp_path / 'other'}: {tmp_path / 'other'} is not a run's folder: it holds no tracking.json",
     ]
-    assert "1 values sent, its end will follow, the run is not over" in said.out
-    assert f"compare: {python_command()} -m mlflow ui --backend-store-uri {sqlite_uri} --host 127.0.0.1" in said.out
+    assert "1 values sent, its end will follow, the run is not over" in printed.out
+    assert f"compare: {python_command()} -m mlflow ui --backend-store-uri {sqlite_uri} --host 127.0.0.1" in printed.out
 
 
 def test_sync_uploads_to_another_database_by_option(
@@ -80,7 +80,7 @@ def test_sync_uploads_to_another_database_by_option(
     assert main([str(run_folder), "--tracking-uri", "mlruns"]) == 2
     assert "--tracking-uri=mlruns" in capfd.readouterr().err
     assert main([str(run_folder), "--tracking-uri", sqlite_uri]) == 0
-    # The artifacts go to that store's place, not to the working directory.
+    # The artifacts go to that database's folder, not to the working directory.
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
     assert len(list((tmp_path / "outputs" / "mlartifacts").rglob("status.json"))) == 1
     assert steps(sqlite_uri, "a") == [1]
@@ -102,9 +102,9 @@ def test_sync_takes_a_password_from_the_environment_and_does_not_show_it(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@elsewhere")
     assert main([str(run_folder)]) == 1
     assert opened == ["https://me:secret@host", "https://host"]
-    said = capfd.readouterr().err
-    assert "MLflow (https://host) does not accept it: closed." in said
-    assert "secret" not in said
+    printed = capfd.readouterr().err
+    assert "MLflow (https://host) does not accept it: closed." in printed
+    assert "secret" not in printed
 
 
 def test_sync_works_as_a_command(tmp_path: Path) -> None:

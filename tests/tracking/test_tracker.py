@@ -201,9 +201,7 @@ def test_a_run_ends_in_time_if_the_server_hangs(
     )
 
 
-def test_the_last_values_of_a_killed_run_are_uploaded(
-    sqlite_uri: str, run_folder: Path, describe: Describe
-) -> None:
+def test_the_last_values_of_a_killed_run_are_uploaded(sqlite_uri: str, run_folder: Path, describe: Describe) -> None:
     describe(sqlite_uri)
     program = f"""
 import os, pathlib, signal
