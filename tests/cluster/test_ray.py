@@ -21,7 +21,7 @@ def test_a_killed_worker_ends_its_own_job_only(in_namespace: list[str], tmp_path
         process,
         folder,
         tmp_path,
-        # Where there is no Ray, or it is not wanted any more.
+        # If Ray is missing or no longer needed.
         "launcher=local",
         reason="The worker died unexpectedly while executing this task",
     )

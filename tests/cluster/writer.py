@@ -1,4 +1,4 @@
-"""A process that logs as a run does, and no more than that: python -m tests.cluster.writer FOLDER URI"""
+"""A process that only logs, as a run does: python -m tests.cluster.writer FOLDER URI"""
 
 import sys
 import time
@@ -13,7 +13,7 @@ STEPS, NAMES, SECONDS = 200, 10, 8.0
 
 
 def main(folder: Path, uri: str) -> None:
-    """Log 2,000 values within some seconds, and wait for their arrival."""
+    """Log 2,000 values within some seconds, and wait for their upload."""
     folder.mkdir(parents=True)
     describe_run(folder, uri=uri, outputs=folder.parent, experiment="writers", run_name=folder.name, params={}, tags={})
     mark(folder, RunState.running)

@@ -37,7 +37,7 @@ def history(uri: str, name: str) -> list[tuple[int, float]]:
 def test_upload_logs_a_run_from_its_folder_alone(
     sqlite_uri: str, run_folder: Path, describe: Describe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    # Left behind by a program that started this one; following it would mix two runs.
+    # Set by a program that started this one; using it would mix two runs.
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     folder = RunFolder(run_folder)
     description = describe(sqlite_uri, params={"arch.name": "gated", "long": "x" * 9000}, tags={"fsae.job": "slurm 7"})
@@ -72,7 +72,7 @@ def test_upload_logs_a_run_from_its_folder_alone(
     assert math.isnan(loss)
     ((_, peak),) = history(sqlite_uri, "train/peak")
     assert peak > 1e308
-    # Artifacts lie beside the database; nothing appears in the working directory.
+    # Artifacts are next to the database; the working directory stays empty.
     place = tmp_path / "outputs" / "mlartifacts" / run.info.run_id / "artifacts"
     found = sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
     assert found == ["config.yaml", "results.json", "sae/cfg.json", "status.json"]
@@ -104,7 +104,7 @@ def test_requests_stay_within_mlflows_limit(
         log.append({f"a/{n}": 1.0 for n in range(400)}, step=step)
     log.append({f"b/{n}": 1.0 for n in range(2100)}, step=5)
     assert MlflowUpload(run_folder, sqlite_uri, describe(sqlite_uri)).send_metrics() == 5 * 400 + 2100
-    # The tags and the parameters first; then whole records while they fit (2 x 400), and what never fits in parts.
+    # First the tags and the parameters, then whole records while they fit (2 x 400), then parts of a larger record.
     assert sizes == [0, 0, 800, 800, 400, 1000, 1000, 100]
 
 
@@ -156,7 +156,7 @@ def test_a_resumed_run_continues_its_mlflow_run_without_doubled_values(
     assert runs(sqlite_uri)[0].info.status == "RUNNING"
     assert history(sqlite_uri, "train/l0") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
     assert history(sqlite_uri, "train/seconds") == [(2, 0.5), (4, 0.8)]
-    # Logged at a step that MLflow has of other metrics, and not of this one.
+    # Logged at a step that MLflow has for other metrics but not for this one.
     assert history(sqlite_uri, "eval/fvu") == [(0, 0.2)]
     mark(run_folder, RunState.finished)
     assert resumed.close()
@@ -167,8 +167,8 @@ def test_a_resumed_run_continues_its_mlflow_run_without_doubled_values(
 def test_a_late_uploader_of_a_killed_run_doubles_nothing(
     sqlite_uri: str, run_folder: Path, describe: Describe, late: str
 ) -> None:
-    """Its last request is carried out before the resumed run's uploader asks what there is, after that, or at last; or
-    it has none on its way, and finds the resumed run's values where it left off reading."""
+    """The killed run's last request is carried out before the resumed run's uploader reads what MLflow has, after that,
+    or after its upload; or no request is pending, and the late uploader reads the resumed run's values."""
     folder = RunFolder(run_folder)
     description = describe(sqlite_uri)
     mark(run_folder, RunState.running)
@@ -292,7 +292,7 @@ def test_changed_parameters_do_not_block_a_resumed_run(sqlite_uri: str, run_fold
     again = describe(sqlite_uri, params={"tracking.flush_seconds": 5, "new": 1}, uid=first.uid)
     MlflowUpload(run_folder, sqlite_uri, again).send_metrics()
     (run,) = runs(sqlite_uri)
-    # MLflow never changes a parameter; the config.yaml among the artifacts is the last word.
+    # MLflow never changes a parameter; config.yaml among the artifacts has the current values.
     assert run.data.params == {"tracking.flush_seconds": "30", "new": "1"}
 
 

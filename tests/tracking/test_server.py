@@ -92,11 +92,11 @@ def test_four_processes_may_create_one_database_at_once(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", program, f"experiment {n}"], stderr=subprocess.PIPE, text=True)
         for n in range(4)
     ]
-    said = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4, said
+    output = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, output
     names = {experiment.name for experiment in open_client(uri).search_experiments()}
     assert names == {"Default", *(f"experiment {n}" for n in range(4))}
-    # No database half made, and no ./mlruns in the working directory.
+    # No half-made database, and no ./mlruns in the working directory.
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "mlflow.db", "mlflow.db.lock"]
 
 
@@ -112,7 +112,7 @@ def test_a_database_is_created_in_a_folder_of_any_name_and_by_the_umask(tmp_path
     assert sqlite_file(uri) == outputs / "mlflow.db"
     assert (outputs / "mlflow.db").stat().st_mode & 0o777 == 0o664
     assert [path.name for path in tmp_path.iterdir()] == ["a%20b?c#d;e&f'g=h ü%"]
-    # What MLflow makes of the place for artifacts is that place again.
+    # MLflow reads the address of the artifacts as that folder.
     root = artifact_root(uri, outputs)
     assert root is not None
     experiment = find_or_create_experiment(store, "fsae", uri, outputs)

@@ -1,4 +1,4 @@
-"""The sweep's own run in MLflow."""
+"""A sweep's summary run in MLflow."""
 
 import sqlite3
 import threading
@@ -45,7 +45,7 @@ def test_a_resumed_sweep_keeps_its_summary_run(sqlite_uri: str, tmp_path: Path):
 
 
 def test_many_jobs_find_the_database_ready(tmp_path: Path):
-    """Threads stand in for the processes: the race is in the database, which is made once."""
+    """Threads replace processes: the race is in the database, which is created once."""
     uri = f"sqlite:///{tmp_path / 'new.db'}"
     runs = [sweep_run(uri, tmp_path) for _ in range(4)]
     failures: list[BaseException] = []

@@ -14,7 +14,7 @@ def git(*arguments: str) -> str:
 
 @pytest.fixture
 def untracked_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """As if installed into an environment, outside any repository; the working directory is empty."""
+    """The code as if installed into an environment, outside any repository, with an empty working directory."""
     installed = tmp_path / "site-packages"
     installed.mkdir()
     monkeypatch.setattr(tags, "__file__", str(installed / "tags.py"))
