@@ -179,7 +179,9 @@ def test_verdicts_claim_nothing_without_evidence(table: pd.DataFrame, verdict: s
         ("eval/fvu", (0.0, 0.0), "the same in all 5 pairs", ""),
     ],
 )  # fmt: skip
-def test_verdicts_state_the_size_and_the_number_of_seeds(metric: str, interval: tuple[float, float], verdict: str, worth: str):
+def test_verdicts_state_the_size_and_the_number_of_seeds(
+    metric: str, interval: tuple[float, float], verdict: str, worth: str
+):
     found = Comparison(
         condition="", arch="gated", treatment="θ = 1", metric=metric, interval=interval,
         differences={str(seed): sum(interval) / 2 for seed in range(5)},

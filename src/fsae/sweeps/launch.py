@@ -242,7 +242,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def _begin(config: DictConfig, resumed: bool) -> Launch:
-    let_the_command_line_win(config)
+    drop_overridden_lists(config)
     # Before the config is used further: launchers write it to disk for their workers.
     keep_password(config)
     # Names such as the sweep's folder are resolved only with Hydra's config in place.
@@ -321,7 +321,7 @@ def _check_jobs(config: DictConfig, sweep: Sweep) -> None:
         raise ValueError("\n".join(of_each))
 
 
-def let_the_command_line_win(config: DictConfig) -> None:
+def drop_overridden_lists(config: DictConfig) -> None:
     """Remove what the command line sets from the grid in an experiment's file.
 
     Hydra would keep both, and run each job as often as the replaced list is long.
