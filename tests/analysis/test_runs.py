@@ -196,10 +196,18 @@ def test_collect_mlflow_may_select_one_sweep(logged: tuple[Path, str]):
     pd.testing.assert_frame_equal(found, collect_folders([outputs / "sweeps"]))
 
 
-def test_a_truncated_result_in_mlflow_is_reported(logged: tuple[Path, str], monkeypatch: pytest.MonkeyPatch):
-    _, uri = logged
-    monkeypatch.setattr("fsae.analysis.runs._artifact", lambda *_: '{"eval/fvu": 0.')
-    assert set(collect_mlflow(uri, "fsae")["state"]) == {"damaged"}
+def test_a_truncated_result_in_mlflow_is_reported(tmp_path: Path):
+    create_database(tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    write_run(tmp_path / "run", settings_of("gated", 0, 1, 0), {"eval/fvu": 0.3}, uri=uri)
+    upload = MlflowUpload(tmp_path / "run", uri, read_description(tmp_path / "run"))
+    upload.send_metrics()
+    assert upload.close()
+    (stored,) = tmp_path.glob("mlartifacts/**/results.json")
+    stored.write_text(stored.read_text()[:-9])
+    (row,) = collect_mlflow(uri, "fsae").to_dict("records")
+    assert row["state"] == "damaged"
+    assert "results.json does not hold a run's results" in row["failure"]
 
 
 def test_the_error_names_what_mlflow_lacks(logged: tuple[Path, str], tmp_path: Path):
