@@ -19,7 +19,17 @@ PACKAGE = Path(fsae.__file__).parent
 LAYERS = [
     {"credentials"},
     {"console", "ranges"},
-    {"progress", "plugins", "seeds", "naming", "memory", "matching", "threads", "language_models.sites", "sources.source"},
+    {
+        "progress",
+        "plugins",
+        "seeds",
+        "naming",
+        "memory",
+        "matching",
+        "threads",
+        "language_models.sites",
+        "sources.source",
+    },
     {"sparse"},
     {"autoencoders", "language_models"},
     {"losses"},

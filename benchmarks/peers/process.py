@@ -98,6 +98,6 @@ class Process:
         if not line:
             self._process.wait()
             self._said.seek(0)
-            last = self._said.read().strip().splitlines() or ["it said nothing"]
+            last = self._said.read().strip().splitlines() or ["no output"]
             raise StoppedError(f"{self.job.library} {self.job.architecture} {self.job.mode}: {last[-1]}")
         return json.loads(line)

@@ -56,7 +56,10 @@ from tests.composition import composed
         (["tracking.uri=/some/folder"], r"tracking\.uri=/some/folder"),
         (["arch=gated", "arch.decoder_norm=free"], r"shrinks decoder rows.*loss\.auxiliary\.detach_decoder=false"),
         (["trainer=pam"], r"arch\.decoder_norm is unit, .*set arch\.decoder_norm=free"),
-        (["trainer=pam", "arch.decoder_norm=free", "arch.encoder_init=tied"], r"trainer=pam solves .* arch\.encoder_init=tied"),
+        (
+            ["trainer=pam", "arch.decoder_norm=free", "arch.encoder_init=tied"],
+            r"trainer=pam solves .* arch\.encoder_init=tied",
+        ),
         (
             ["trainer=pam", "arch.decoder_norm=free", "loss.reconstruction.weight=0.5"],
             r"trainer=pam solves .* loss\.reconstruction\.weight is 0\.5; set it to 1",

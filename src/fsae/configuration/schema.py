@@ -18,7 +18,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
 from fsae.autoencoders.choices import CHOICES as ARCHITECTURES
 from fsae.autoencoders.settings import AutoencoderSettings
-from fsae.configuration.values import written_by_people
+from fsae.configuration.values import lenient_node
 from fsae.evaluation.search_objective import SearchObjective
 from fsae.evaluation.settings import EvaluationSettings
 from fsae.language_models.settings import ModelSettings
@@ -189,7 +189,7 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     for path, schema in schemas().items():
         group, name = path.split("/")
-        store.store(name=name, node=written_by_people(schema), group=f"schema/{group}")
+        store.store(name=name, node=lenient_node(schema), group=f"schema/{group}")
     # At the root the groups are untyped: OmegaConf would make a node of the declared base class before the chosen
     # schema arrives. `settings_of` checks their types afterwards.
     root = [
@@ -198,7 +198,7 @@ def register_schemas() -> None:
         else (f.name, Any, None if NoneType in get_args(f.type) else MISSING)
         for f in fields(RunSettings)
     ]
-    store.store(name="run_schema", node=written_by_people(make_dataclass("RunSettings", root)))
+    store.store(name="run_schema", node=lenient_node(make_dataclass("RunSettings", root)))
     # Hydra copies the store for every group that it lists, which takes half of the time of --help; no copy is changed.
     setattr(store, "__deepcopy__", lambda memo: store)  # noqa: B010
 

@@ -109,7 +109,9 @@ def _training(run: Run, source: Source, scale_by: Callable[[Scale], float]) -> T
         for each in autoencoders:
             each.initialise(source.first_vectors, scale)
     members = [
-        settings.trainer.build_learner(each, Objective(with_fisher_measured(settings.loss)), scale, _seed(settings, number))
+        settings.trainer.build_learner(
+            each, Objective(with_fisher_measured(settings.loss)), scale, _seed(settings, number)
+        )
         for number, each in enumerate(autoencoders)
     ]
     log.info(

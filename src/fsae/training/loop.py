@@ -115,7 +115,7 @@ class Training:
                 self.coupling.forget()
         for number, count in enumerate(counts):
             if count > 0:
-                self.tracker.say(f"step {self.step}: re-initialised {count} latents of member {number}")
+                self.tracker.log_message(f"step {self.step}: re-initialised {count} latents of member {number}")
         self.step += 1
 
     def settle(self, rate: float, save: bool) -> None:
