@@ -227,7 +227,7 @@ def test_each_condition_has_a_picture_of_bits_with_a_line_per_trainer(tmp_path: 
         (axis,), (legend,) = figure.axes, figure.legends
         assert {"θ = 0, trainer=adam", "θ = 0, trainer=pam"} <= {text.get_text() for text in legend.get_texts()}
         # Per trainer four runs are points, and their two means over seeds are labelled.
-        assert [line.get_xydata().shape for line in axis.lines[::2]] == [(4, 2), (4, 2)]
+        assert [np.shape(line.get_xydata()) for line in axis.lines[::2]] == [(4, 2), (4, 2)]
         assert [np.shape(means.get_offsets()) for means in axis.collections] == [(2, 2), (2, 2)]
         assert sorted(text.get_text() for text in axis.texts) == ["128, rank 15", "128, rank 15", "64", "64"]
 
