@@ -89,10 +89,10 @@ def test_every_run_is_a_row(page: Page):
     rows = [row for row in page.rows["runs"] if row]
     assert len(rows) == 81
     # The differing settings, fvu and l0 come first; settings and the run's name last.
-    assert rows[0][0] == "gated, fisher.weight=0, sparsity.weight=0.5, seed=0"
+    assert rows[0][0] == "gated, penalty.weight=0, sparsity.weight=0.5, seed=0"
     assert 0 < float(rows[0][1]) < 1 < float(rows[0][2])
     assert rows[0][-5:] == ["gated", "0", "0.5", "0", "0"]
-    assert rows[-1][0] == "gated, fisher.weight=0, sparsity.weight=1, seed=9 failed"
+    assert rows[-1][0] == "gated, penalty.weight=0, sparsity.weight=1, seed=9 failed"
 
 
 def test_the_page_begins_with_the_jobs(sweep: Path, page: Page):
