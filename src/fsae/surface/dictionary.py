@@ -171,7 +171,7 @@ class Dictionary:
             ValueError: the last axis is not d_in long, or the numbers are not floating-point.
         """
         flat = self._rows(x, self.d_in, "encode: x", "d_in")
-        return self.autoencoder.encode(flat).codes.dense().unflatten(0, x.shape[:-1])
+        return self.autoencoder.encode(flat).codes.dense().view(*x.shape[:-1], self.d_sae)
 
     def decode(self, codes: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
         """Return the vectors that codes stand for, `codes @ W_dec + b_dec`, in the vectors' unit.
@@ -183,7 +183,7 @@ class Dictionary:
             ValueError: the last axis is not d_sae long, or the numbers are not floating-point.
         """
         flat = self._rows(codes, self.d_sae, "decode: codes", "d_sae")
-        return self.autoencoder.decode(Codes(flat)).unflatten(0, codes.shape[:-1])
+        return self.autoencoder.decode(Codes(flat)).view(*codes.shape[:-1], self.d_in)
 
     def __call__(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """Return the reconstruction of raw vectors, in their own type and on their device, so that it can replace them.

@@ -87,8 +87,8 @@ def train(
     """
     joined = as_vectors(vectors, "vectors")
     of_vectors = VectorsSettings(seed=seed, width=joined.shape[1], held_out=held_out)
-    chosen = _settings(of_vectors, arch, loss, trainer, seed, samples, batch_size, overrides, settings)
     source = of_vectors.source(joined, _device(device))
+    chosen = _settings(of_vectors, arch, loss, trainer, seed, samples, batch_size, overrides, settings)
     if folder is None:
         dictionary, _ = _trained(chosen, source, None, _Unrecorded(), None, Interruption())
         return dictionary
