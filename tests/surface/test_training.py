@@ -127,6 +127,16 @@ def test_a_settings_object_brings_the_loss_of_its_architecture():
     assert set(dictionary.settings.loss) == set(composed("arch=topk").loss)
 
 
+def test_the_penalty_is_chosen_by_name():
+    with_one, without = (
+        fsae.train(sparse_features(), "topk", penalty=penalty, k=4, d_sae=32, **SHORT).settings
+        for penalty in ("fisher", "none")
+    )
+    assert with_one is not None
+    assert without is not None
+    assert set(with_one.loss) - set(without.loss) == {"penalty"}
+
+
 def test_pam_can_be_chosen():
     dictionary = fsae.train(
         sparse_features(), "topk", trainer="pam", loss="squared_error", d_sae=32, k=4, decoder_norm="free",
@@ -226,6 +236,7 @@ def test_it_trains_in_another_thread(tmp_path: Path):
         (torch.ones(500, 4), {"k": -3}, r"arch\.k is -3"),
         (torch.ones(500, 4), {"arch": TopKSettings(k=2), "k": 3}, "so k belongs in it"),
         (torch.ones(500, 4), {"overrides": ["population.size=2"]}, "population.size is 2, and fsae.train trains one"),
+        (torch.ones(500, 4), {"loss": {}, "penalty": "none"}, "put a term named penalty into it"),
         (torch.ones(500, 4), {"loss": {}}, "loss.reconstruction is not there"),
     ],
 )  # fmt: skip

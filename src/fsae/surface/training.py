@@ -45,6 +45,7 @@ def train(
     arch: str | AutoencoderSettings = "gated",
     *,
     loss: str | Mapping[str, LossTerm] | None = None,
+    penalty: str | None = None,
     trainer: str | TrainerSettings | None = None,
     samples: int | None = None,
     batch_size: int | None = None,
@@ -64,7 +65,8 @@ def train(
     Args:
         vectors: raw vectors of shape (n, d_in), or an iterable of such tensors, which is joined in memory.
         arch: a choice of `arch=`, such as "topk" or "released/gated", or a settings object.
-        loss: a choice of `loss=`, or terms by name; None takes the loss of the architecture.
+        loss: a choice of `loss=`, or all terms by name; None takes the loss of the architecture.
+        penalty: a choice of `penalty=`, "fisher" or "none"; None takes the command's default. It fills `loss.penalty`.
         trainer: a choice of `trainer=` ("adam", "fit", "pam"), or a settings object; None takes the architecture's.
         samples: training vectors in all, counting repetitions; None takes the trainer's, one million.
         batch_size: vectors per step; None takes the trainer's.
@@ -88,7 +90,7 @@ def train(
     joined = as_vectors(vectors, "vectors")
     of_vectors = VectorsSettings(seed=seed, width=joined.shape[1], held_out=held_out)
     source = of_vectors.source(joined, _device(device))
-    chosen = _settings(of_vectors, arch, loss, trainer, seed, samples, batch_size, overrides, settings)
+    chosen = _settings(of_vectors, arch, loss, penalty, trainer, seed, samples, batch_size, overrides, settings)
     if folder is None:
         dictionary, _ = _trained(chosen, source, None, _Unrecorded(), None, Interruption())
         return dictionary
@@ -99,6 +101,7 @@ def _settings(
     of_vectors: VectorsSettings,
     arch: str | AutoencoderSettings,
     loss: str | Mapping[str, LossTerm] | None,
+    penalty: str | None,
     trainer: str | TrainerSettings | None,
     seed: int,
     samples: int | None,
@@ -114,11 +117,12 @@ def _settings(
         raise ValueError(
             f"loss is None, but {type(arch).__name__} has no choice of `arch=`, which brings a loss; give one"
         )
+    if penalty is not None and isinstance(loss, Mapping):
+        raise ValueError(f"penalty is {penalty!r}, but loss has all terms; put a term named penalty into it")
     # Any source without a language model, which these vectors take the place of.
     words = ["source=sparse_sources", "tracking=none", f"seed={seed}", f"arch={name or 'standard'}"]
-    words += [
-        f"{group}={choice}" for group, choice in (("loss", loss), ("trainer", trainer)) if isinstance(choice, str)
-    ]
+    named = {"loss": loss, "penalty": penalty, "trainer": trainer}
+    words += [f"{group}={choice}" for group, choice in named.items() if isinstance(choice, str)]
     given = {"trainer.samples": samples, "trainer.batch_size": batch_size}
     changes = {key: value for key, value in given.items() if value is not None}
     if isinstance(trainer, TrainerSettings):
