@@ -122,6 +122,18 @@ def console(bars: bool = True) -> Iterator[None]:
         (sys.stdout, sys.stderr), _bars = before, bars_before
 
 
+@contextmanager
+def bars() -> Iterator[None]:
+    """Show live bars on the terminal while this is entered, for a program that is none of the commands."""
+    global _bars
+    before = _bars
+    _bars = before or sys.stderr
+    try:
+        yield
+    finally:
+        _bars = before
+
+
 def _print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     print(concealed("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 

@@ -89,6 +89,7 @@ class LocalPCA(FittedAutoencoder):
 
     def __init__(self, d_in: int, settings: KMeansSettings | LocalPCASettings):
         super().__init__(d_in, settings.width(d_in))
+        self.settings = settings
         self.cells, self.rank = settings.cells(d_in), settings.components(d_in)
         self.W_dec = nn.Parameter(torch.zeros(self.d_sae, d_in))
         self.W_enc = nn.Parameter(torch.zeros(self.d_sae, d_in).T)

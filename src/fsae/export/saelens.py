@@ -197,6 +197,22 @@ def load_saelens(folder: Path) -> Autoencoder:
     return autoencoder
 
 
+def read_density(folder: Path) -> Float[Tensor, " d_sae"] | None:
+    """Read the share of samples on which each latent is on from a folder in SAELens' format; None if it has none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = folder / SPARSITY
+    if not path.exists():
+        return None
+    try:
+        logarithms = load_file(path)["sparsity"].float()
+    except (SafetensorError, OSError, KeyError) as error:
+        raise ValueError(f"{path} is truncated or damaged ({error}); delete it, or save it again") from error
+    return (10**logarithms - LEAST_FREQUENCY).clamp_min(0)
+
+
 # What SAELens' oldest layout, of 2024, calls what it now calls otherwise.
 _OLDEST_NAMES = {
     "hook_point": "hook_name",

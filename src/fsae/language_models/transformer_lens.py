@@ -101,6 +101,11 @@ class TransformerLensModel:
             # The observed width: in some families values and queries differ in width.
             self.shape = replace(self.shape, d_heads=heads.pop())
 
+    @property
+    def sites(self) -> dict[Site, int]:
+        """The sites that are what their names say, with the width of the activations there."""
+        return {site: width for site, width in self._widths.items() if site not in self._unsound}
+
     def width(self, site: Site) -> int:
         """Return the number of dimensions of the activations at a site, as observed."""
         self.check_site(site)
@@ -171,6 +176,17 @@ class TransformerLensModel:
                 "out of the text"
             )
         return ids
+
+    def strings(self, token_ids: Sequence[int]) -> list[str]:
+        """Return what each token stands for in a text; a part of a character becomes a replacement character."""
+        strings: list[str] = []
+        for token_id in token_ids:
+            text, token = self._tokenizer.decode([token_id]), self._tokenizer.convert_ids_to_tokens(token_id)
+            assert isinstance(text, str)
+            assert isinstance(token, str)
+            # SentencePiece's tokenizers drop the space that a text begins with.
+            strings.append(f" {text}" if token.startswith("▁") and not text.startswith(" ") else text)
+        return strings
 
     def tokenise_chat(
         self, messages: Sequence[dict[str, Any]], roles: Sequence[str] | None

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from fsae.language_models.device import dtype_of
 from fsae.losses.fisher import with_fisher_measured
 from fsae.losses.objective import Objective
 from fsae.memory import freed_memory_kept
+from fsae.outputs.metric_log import MetricSink
 from fsae.runs.outcome import TrainedRun
 from fsae.runs.run import Run, for_each
 from fsae.seeds import seed_of
@@ -26,6 +28,7 @@ from fsae.sources.activations import ActivationSource, ActivationSourceSettings,
 from fsae.sources.in_memory import InMemorySource
 from fsae.sources.source import Source
 from fsae.sources.synthetic.source import SyntheticSource
+from fsae.training.checkpoints import Checkpoints
 from fsae.training.interruption import Interruption
 from fsae.training.loop import Training, train
 from fsae.training.room import RoomCheck
@@ -64,7 +67,7 @@ def trained(runs: Sequence[Run], source: Source, interruption: Interruption) -> 
     made: list[TrainedRun] = []
     with freed_memory_kept():
         with interruption.at_once():
-            _check_memory([run.settings for run in runs if run.state is None], source)
+            check_memory([run.settings for run in runs if run.state is None], source)
             for_each(runs, lambda run: trainings.update({_training(run, source, scale): run}))
         # A training that is given back is let go of, and with it the optimiser's moments.
         for training, error in train(list(trainings), source, interruption):
@@ -87,7 +90,7 @@ def trained(runs: Sequence[Run], source: Source, interruption: Interruption) -> 
     return made
 
 
-def _check_memory(fresh: Sequence[RunSettings], source: Source) -> None:
+def check_memory(fresh: Sequence[RunSettings], source: Source) -> None:
     """Raise ValueError if training of new runs, side by side, has no room; resumed runs hold their memory already."""
     needing: dict[RoomCheck, list[AutoencoderSettings]] = {}
     for settings in fresh:
@@ -98,7 +101,32 @@ def _check_memory(fresh: Sequence[RunSettings], source: Source) -> None:
 
 
 def _training(run: Run, source: Source, scale_by: Callable[[Scale], float]) -> Training:
-    settings, state = run.settings, run.state
+    training = training_of(run.settings, source, scale_by, run.state, run.tracker, run.checkpoints)
+    run.state = None
+    return training
+
+
+def training_of(
+    settings: RunSettings,
+    source: Source,
+    scale_by: Callable[[Scale], float],
+    state: dict[str, Any] | None,
+    tracker: MetricSink,
+    checkpoints: Checkpoints | None,
+) -> Training:
+    """Build the training of a run.
+
+    Args:
+        settings: of the run.
+        source: of the vectors.
+        scale_by: measures the factor by which training multiplies them.
+        state: of the checkpoint from which training continues; None at the beginning.
+        tracker: takes the logged measures.
+        checkpoints: takes the states; None if none is kept.
+
+    Raises:
+        ValueError: the settings do not go with vectors of this width, or all vectors are zero.
+    """
     settings.check_width(source.d_in)
     autoencoders = [_fresh(settings, number, source) for number in range(settings.population.size)]
     autoencoder = autoencoders[0]
@@ -127,13 +155,12 @@ def _training(run: Run, source: Source, scale_by: Callable[[Scale], float]) -> T
         source,
         scale,
         settings.trainer,
-        run.tracker,
-        run.checkpoints,
+        tracker,
+        checkpoints,
     )
     if state is not None:
         training.load(state)
         log.info("going on at step %d of %d", training.step, settings.trainer.steps)
-        run.state = None
     return training
 
 

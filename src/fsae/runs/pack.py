@@ -90,7 +90,7 @@ def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
     runs = [Run(each, origin, data) for each, origin in jobs]
     assert all(pack_key(run.settings) == pack_key(settings) for run in runs)
     with run_name_prefixes() if len(runs) > 1 else nullcontext(), Interruption() as interruption:
-        for_each(runs, Run.claim)
+        for_each(runs, _claim)
         # Left after the outcome is written: it waits until MLflow has it.
         with _uploader(settings) if going(runs) else nullcontext() as uploader:
             try:
@@ -108,6 +108,14 @@ def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
                 if not isinstance(error, Exception):
                     raise
     return [Outcome(run.results, run.error) for run in runs]
+
+
+def _claim(run: Run) -> None:
+    try:
+        run.claim()
+    except ValueError as error:
+        record_refusal(error, Path(run.settings.paths.outputs), run.folder.path)
+        raise
 
 
 def _refused(settings: RunSettings, origin: Origin, error: ValueError) -> Outcome:

@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fsae.configuration.accept import Origin
-from fsae.configuration.refusal import record_refusal, report_error
+from fsae.configuration.refusal import report_error
 from fsae.configuration.schema import RunSettings
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.run_log import logging_for
@@ -97,9 +97,7 @@ class Run:
         except (Timeout, ValueError) as error:
             self._lock.release()
             busy = f"another process is running in {path}; wait for it, or change a setting or `name`"
-            refused = ValueError(busy) if isinstance(error, Timeout) else error
-            record_refusal(refused, Path(self.settings.paths.outputs), path)
-            raise refused from None
+            raise (ValueError(busy) if isinstance(error, Timeout) else error) from None
 
     def begin(self, uploader: Uploader | None) -> None:
         """Say in the claimed folder that the run is running, and open its tracker.

@@ -8,6 +8,7 @@ from fsae.sources.synthetic.grouped import GroupedFeaturesSettings
 from fsae.sources.synthetic.hierarchical import HierarchicalFeaturesSettings
 from fsae.sources.synthetic.sparse_sources import SparseSourcesSettings
 from fsae.sources.toy_clusters import ToyClustersSettings
+from fsae.sources.vectors import VectorsSettings
 
 CHOICES: dict[str, type[Ranged]] = {
     "activations": ActivationSourceSettings,
@@ -17,4 +18,5 @@ CHOICES: dict[str, type[Ranged]] = {
     "eeg": EEGSettings,
     "mnist": MNISTSettings,
     "toy_clusters": ToyClustersSettings,
+    "vectors": VectorsSettings,
 }

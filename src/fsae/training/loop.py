@@ -41,7 +41,7 @@ class Training:
         scale: the factor by which raw vectors are multiplied.
         settings: of the trainer.
         tracker: takes the logged measures.
-        checkpoints: takes the state.
+        checkpoints: takes the state; None if no state is kept.
         worth_a_thread: multiplications of a step's encoder product from which members step in threads.
 
     Attributes:
@@ -60,7 +60,7 @@ class Training:
         scale: float,
         settings: TrainerSettings,
         tracker: MetricSink,
-        checkpoints: Checkpoints,
+        checkpoints: Checkpoints | None,
         worth_a_thread: int = WORTH_A_THREAD,
     ):
         self.members, self.coupling, self.reinitialisation = members, coupling, reinitialisation
@@ -161,6 +161,8 @@ class Training:
         """
         for member in self.members:
             member.check_finite(self.step)
+        if self.checkpoints is None:
+            return
         self.checkpoints.save(
             {
                 "step": self.step,
