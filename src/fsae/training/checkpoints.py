@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-
 # Raise it whenever the contents of the state change: then a checkpoint of another version is refused with a sentence.
 FORMAT = 2
 
