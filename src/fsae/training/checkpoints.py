@@ -77,8 +77,8 @@ class Checkpoints:
             ) from error
         if found != FORMAT:
             raise ValueError(
-                f"the checkpoint {self.path} has format {found}, and this version of fsae reads format {FORMAT}; finish "
-                "the run with the version that began it, or delete the checkpoint to start from the beginning"
+                f"the checkpoint {self.path} has format {found}, and this version of fsae reads format {FORMAT}; "
+                "finish the run with the version that began it, or delete the checkpoint to start from the beginning"
             )
         keys = config.keys() | self._config.keys()
         differing = sorted(key for key in keys if config.get(key) != self._config.get(key))
@@ -99,6 +99,6 @@ class Checkpoints:
             )
             raise ValueError(
                 f"the checkpoint {self.path} was trained on other data; what these settings name has changed since:\n"
-                f"{lines}\nput it back; or start from the beginning: delete the checkpoint, or give the run another `name`"
+                f"{lines}\nput it back; or start again: delete the checkpoint, or give the run another `name`"
             )
         return state
