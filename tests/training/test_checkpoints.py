@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fsae.training import checkpoints as module
-from fsae.training.checkpoints import Checkpoints
+from fsae.training.checkpoints import FORMAT, Checkpoints
 
 STATE = {"step": 3, "weights": torch.arange(6.0).reshape(2, 3), "names": ["a", "b"], "text": {"position": 4}}
 CONFIG = {"arch.k": "64", "seed": "0"}
@@ -20,6 +20,18 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path):
     assert torch.equal(loaded.pop("weights"), STATE["weights"])
     assert loaded == {"step": 3, "names": ["a", "b"], "text": {"position": 4}}
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["latest.pt"]
+
+
+@pytest.mark.parametrize(("change", "named"), [({"format": 99}, "99"), ({"format": ...}, "1")])
+def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path, change: dict, named: str):
+    checkpoints = Checkpoints(tmp_path, CONFIG, DATA)
+    checkpoints.save(STATE)
+    written = torch.load(checkpoints.path, weights_only=True)
+    torch.save({key: value for key, value in (written | change).items() if value is not ...}, checkpoints.path)
+    with pytest.raises(
+        ValueError, match=rf"latest\.pt has format {named}, and this version of fsae reads format {FORMAT};"
+    ):
+        checkpoints.load()
 
 
 def test_a_full_disk_leaves_the_last_one(tmp_path: Path):
