@@ -19,7 +19,9 @@ PACKAGE = Path(fsae.__file__).parent
 LAYERS = [
     {"credentials"},
     {"console", "ranges"},
-    {"progress", "seeds", "naming", "memory", "matching", "threads", "language_models.sites", "sources.source"},
+    {"progress", "seeds", "naming", "memory", "matching", "threads", "language_models.sites"},
+    {"language_models.settings"},
+    {"devices"},
     {"sparse"},
     {"autoencoders", "language_models"},
     {"losses"},

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from fsae.language_models.settings import ModelSettings, Package
 from fsae.language_models.sites import Site, SiteName
-from fsae.sources.activations import ActivationSource, ActivationSourceSettings, Cache, open_activations, stream_key
+from fsae.sources.activations import ActivationSource, ActivationSourceSettings, Cache, open_activations
 from fsae.sources.documents import DatasetFormat, DatasetSettings
+from fsae.sources.source import Request
 from tests.streams import D_IN, PASSES, TEXTS, TableModel, activation_source, packed
 
 TOKENS, SHARD, BATCH = 70, 40, 16
@@ -349,37 +350,29 @@ def test_a_site_the_model_does_not_have_is_refused_before_anything_is_written(tm
 
 
 def key(**changes):
-    parts = {
-        "model": MODEL,
-        "site": WHERE,
-        "dataset": DATASET,
-        "source": ActivationSourceSettings(tokens=600),
-        "training_tokens": 600,
-        "batch_size": 16,
-    }
-    return stream_key(**(parts | changes))
+    source = changes.pop("source", ActivationSourceSettings(tokens=600))
+    request = {"model": MODEL, "site": WHERE, "dataset": DATASET, "training_samples": 600}
+    return source.stream_key(Request(**(request | changes), held_out_samples=100, stores=Path("stores")))
 
 
-def test_streams_are_told_apart_by_what_makes_them():
+def test_runs_share_a_stream_if_the_same_settings_make_it():
     same = [
         ActivationSourceSettings(tokens=600, cache=Cache.none),
         ActivationSourceSettings(tokens=600, cache_gb=3.0),
-        ActivationSourceSettings(tokens=600, also=["mlp_out.1"]),
-        ActivationSourceSettings(tokens=600, worker=4),
         ActivationSourceSettings(),
     ]
     assert {key(source=source) for source in same} == {key()}
-    assert key(training_tokens=700) == key()
+    assert key(training_samples=700) == key()
     different = [
-        # Lists among the settings, too.
+        # Settings that are lists count as well.
         key(dataset=replace(DATASET, exclude_tokens=[3])),
         key(dataset=replace(DATASET, prefix="x")),
         key(source=ActivationSourceSettings(tokens=601)),
         key(source=ActivationSourceSettings(tokens=600, shard_tokens=5)),
         key(source=ActivationSourceSettings(tokens=600, seed=1)),
-        key(source=ActivationSourceSettings(), training_tokens=700),
+        key(source=ActivationSourceSettings(), training_samples=700),
+        key(source=ActivationSourceSettings(tokens=600, also=["mlp_out.1"])),
         key(site=Site(name=SiteName.mlp_out, layer=1)),
-        key(batch_size=8),
         key(model=ModelSettings(package=Package.tiny, batch_size=4)),
     ]
     assert len({key(), *different}) == 1 + len(different)

@@ -44,7 +44,7 @@ def check(settings: RunSettings) -> None:
     if isinstance(settings.source, ActivationSourceSettings):
         _check_activations(settings, settings.source)
     else:
-        _check_other_source(settings, settings.source.d_in)
+        _check_other_source(settings, settings.source.width())
     if isinstance(settings.trainer, AdamSettings) and settings.trainer.compile and shutil.which("g++") is None:
         raise ValueError("trainer.compile has torch.compile make C++, and there is no g++; install it, or leave it out")
     restart = settings.population.reinitialise

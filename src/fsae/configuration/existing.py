@@ -12,12 +12,9 @@ from fsae.language_models.settings import ModelSettings
 from fsae.language_models.sites import Site
 from fsae.sources.activations import ActivationSourceSettings
 from fsae.sources.documents import DatasetSettings
-from fsae.sources.in_memory import InMemorySettings
-from fsae.sources.synthetic.source import SyntheticSettings
+from fsae.sources.source import SourceSettings
 
 log = logging.getLogger(__name__)
-
-Source = ActivationSourceSettings | SyntheticSettings | InMemorySettings
 
 
 def heed_existing(settings: RunSettings) -> RunSettings:
@@ -45,7 +42,7 @@ def heed_existing(settings: RunSettings) -> RunSettings:
     return replace(settings, dataset=_heeded(dataset, said, folder), source=_limited(settings.source, said, folder))
 
 
-def _limited(source: Source, said: Provenance, folder: Path) -> Source:
+def _limited(source: SourceSettings, said: Provenance, folder: Path) -> SourceSettings:
     """The source with the norm beyond which the autoencoder's training left activations out."""
     limit = said.max_activation_norm
     if not isinstance(source, ActivationSourceSettings) or limit is None:

@@ -38,11 +38,10 @@ from fsae.ranges import SEED, Ranged, check_number, is_nullable, range_of
 from fsae.sources.activations import ActivationSourceSettings
 from fsae.sources.documents import DatasetSettings
 from fsae.sources.eeg import EEGSettings
-from fsae.sources.in_memory import InMemorySettings
 from fsae.sources.mnist import MNISTSettings
+from fsae.sources.source import SourceSettings
 from fsae.sources.synthetic.grouped import GroupedFeaturesSettings
 from fsae.sources.synthetic.hierarchical import HierarchicalFeaturesSettings
-from fsae.sources.synthetic.source import SyntheticSettings
 from fsae.sources.synthetic.sparse_sources import SparseSourcesSettings
 from fsae.sources.toy_clusters import ToyClustersSettings
 from fsae.tracking.tracker import TrackingSettings
@@ -95,7 +94,7 @@ class RunSettings(Ranged):
     model: ModelSettings | None
     site: Site | None
     dataset: DatasetSettings | None
-    source: ActivationSourceSettings | SyntheticSettings | InMemorySettings
+    source: SourceSettings
     arch: AutoencoderSettings
     loss: dict[str, LossTerm]
     population: PopulationSettings

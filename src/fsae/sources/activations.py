@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -14,20 +14,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fsae.language_models.device import device_of, dtype_of, rows_at_once
+from fsae.devices import device_of, dtype_of, rows_at_once
 from fsae.language_models.identity import model_identity
 from fsae.language_models.settings import ModelSettings
 from fsae.language_models.shape import shape_of
 from fsae.language_models.sites import Site
 from fsae.language_models.transformer_lens import TransformerLensModel, open_language_model
-from fsae.ranges import COUNT, POSITIVE, SEED, Ranged, between
+from fsae.ranges import COUNT, POSITIVE, between
 from fsae.seeds import generator_for
 from fsae.sources.activation_store import ActivationStore, digest_of, shard_bytes
 from fsae.sources.documents import DatasetSettings, Part, dataset_identity, open_documents
 from fsae.sources.harvest import Harvester, require_memory
 from fsae.sources.massive import norm_limit, within
 from fsae.sources.shard_reader import Extent, Room, Shards
-from fsae.sources.source import Batch, in_batches
+from fsae.sources.source import Batch, Request, SourceSettings, in_batches
 from fsae.sources.supply import Supply
 from fsae.sources.tokens import PackedTokens
 
@@ -56,14 +56,13 @@ class Cache(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActivationSourceSettings(Ranged, group="source"):
+class ActivationSourceSettings(SourceSettings):
     """Which activations are trained on, in which order, and where they are kept. What is kept decides no numbers.
 
     Attributes:
         tokens: distinct activations; training goes round them again, each time in a new order. Null for as many as
             training takes.
         shard_tokens: activations a shard. Two shards are in memory at a time, and the shuffle reaches through one.
-        seed: of the order in training. Runs that share it, and all else that makes the stream, see the same batches.
         cache: whether activations are kept on disk for other runs.
         cache_gb: what the folder of all stores may take; null for no limit but the disk's.
         also: other sites, "mlp_out.5", whose activations are kept from the same forward passes.
@@ -79,7 +78,6 @@ class ActivationSourceSettings(Ranged, group="source"):
 
     tokens: int | None = field(default=None, metadata=COUNT)
     shard_tokens: int = field(default=262_144, metadata=COUNT)
-    seed: int = field(default=0, metadata=SEED)
     cache: Cache = Cache.auto
     cache_gb: float | None = field(default=None, metadata=POSITIVE)
     also: list[str] = field(default_factory=list)
@@ -109,6 +107,28 @@ class ActivationSourceSettings(Ranged, group="source"):
     def distinct_tokens(self, training_tokens: int) -> int:
         """`tokens`, or what training takes."""
         return training_tokens if self.tokens is None else self.tokens
+
+    def open(self, request: Request, heartbeat: Callable[[], None]) -> "ActivationSource":
+        model, site, dataset = request.text()
+        return open_activations(
+            model=model,
+            site=site,
+            dataset=dataset,
+            # A harvest that may not keep its activations has nothing to do.
+            source=replace(self, cache=Cache.disk) if request.harvest else self,
+            training_tokens=request.training_samples,
+            held_out_tokens=request.held_out_samples,
+            folder=request.stores,
+            heartbeat=heartbeat,
+            spliced=request.spliced,
+        )
+
+    def stream_key(self, request: Request) -> Hashable:
+        model, site, dataset = request.text()
+        tokens = self.distinct_tokens(request.training_samples)
+        # Text for what holds lists, which cannot be part of a key.
+        limit = self.max_norm_multiple, self.max_norm
+        return model, site, repr(dataset), tokens, self.shard_tokens, self.seed, limit, tuple(self.also)
 
 
 class _Fetched(NamedTuple):
@@ -502,22 +522,6 @@ def open_activations(
     for sentence in there.shortages():
         log.warning("%s", sentence)
     return result
-
-
-def stream_key(
-    *,
-    model: ModelSettings,
-    site: Site,
-    dataset: DatasetSettings,
-    source: ActivationSourceSettings,
-    training_tokens: int,
-    batch_size: int,
-) -> Hashable:
-    """What runs must have in common to be trained on the very same batches."""
-    tokens = source.distinct_tokens(training_tokens)
-    # In words: it holds lists, which cannot be a key.
-    limit = source.max_norm_multiple, source.max_norm
-    return model, site, repr(dataset), tokens, source.shard_tokens, source.seed, limit, batch_size
 
 
 def _contents(
