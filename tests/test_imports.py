@@ -19,7 +19,7 @@ PACKAGE = Path(fsae.__file__).parent
 LAYERS = [
     {"credentials"},
     {"console", "ranges"},
-    {"progress", "seeds", "naming", "memory", "matching", "threads", "language_models.sites"},
+    {"progress", "seeds", "naming", "files", "errors", "memory", "matching", "threads", "language_models.sites"},
     {"language_models.settings"},
     {"devices"},
     {"sparse"},
@@ -67,7 +67,7 @@ HOMES = {
     "sklearn": {"training.fitted_learner", "sources.mnist"},
     "mne": {"sources.eeg"},
     "triton": {"sparse.triton_products"},
-    "psutil": {"sources.harvest", "sweeps.joblib_launcher", "outputs.status", "memory"},
+    "psutil": {"sweeps.joblib_launcher", "outputs.status", "memory"},
     "sae_lens": set(),
     "pickle": set(),
     "dill": set(),

@@ -141,6 +141,6 @@ def test_a_command_can_be_pasted() -> None:
 
 
 def test_a_database_left_half_made_by_a_kill_does_not_matter(tmp_path: Path) -> None:
-    (tmp_path / "mlflow.db.new").write_bytes(b"half of a database")
+    (tmp_path / "mlflow.db.partial").write_bytes(b"half of a database")
     store = open_store(f"sqlite:///{tmp_path}/mlflow.db")
     assert [experiment.name for experiment in store.search_experiments()] == ["Default"]

@@ -163,7 +163,7 @@ def test_moments_that_have_no_room_are_refused(monkeypatch: pytest.MonkeyPatch):
     # 32 cells of 8 x 100^2 bytes: 2.56 MB each time.
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=6e6))
     check_moments([cells, cells], 99)
-    with pytest.raises(ValueError, match=r"96 cells of width 99 take 0.0 GiB, .* lower population.size or hydra"):
+    with pytest.raises(ValueError, match=r"96 cells of width 99 take 0.0 GB, .* lower population.size or hydra"):
         check_moments([cells] * 3, 99)
     # Of k-means nothing is summed up.
     check_moments([KMeansSettings(d_sae=2_000_000)], 99)

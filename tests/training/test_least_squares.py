@@ -233,9 +233,9 @@ def test_float32_codes_are_summed_in_float64():
 @pytest.mark.parametrize(("d_sae", "refused"), [(24, False), (2**20, True)])
 def test_equations_that_memory_has_no_room_for_are_refused(d_sae: int, refused: bool):
     if refused:
-        # 4 x 8 bytes x 2^20 x (2^20 + 6) are 32 TiB, twice.
+        # 4 x 8 bytes x 2^20 x (2^20 + 6) are 35,184.6 GB, twice.
         with pytest.raises(
-            ValueError, match=r"equations of 2 decoders \(d_sae 1,048,576\) take 65536\.4 GiB, .* lower arch"
+            ValueError, match=r"equations of 2 decoders \(d_sae 1,048,576\) take 70369\.1 GB, .* lower arch"
         ):
             check_equations([d_sae, d_sae], 6, torch.device("cpu"))
     else:

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from fsae.outputs.run_folder import write_json
+from fsae.files import write_json
 
 # A controller that is restarting is given this long for one answer.
 ANSWER_SECONDS = 30.0

@@ -22,7 +22,7 @@ from fsae.export.folding import check_foldable, fold
 from fsae.export.saelens import check_exportable
 from fsae.losses.fisher import with_fisher_measured
 from fsae.losses.objective import Objective
-from fsae.memory import freed_memory_kept, require_free
+from fsae.memory import FEWER_AUTOENCODERS, freed_memory_kept, require_free
 from fsae.runs.outcome import TrainedRun
 from fsae.runs.run import Run, for_each
 from fsae.seeds import seed_of
@@ -101,7 +101,7 @@ def _check_memory(fresh: Sequence[RunSettings], source: Source) -> None:
         4 * 4 * weights,
         source.device,
         f"the weights of {len(members)} autoencoder{'s' * (len(members) > 1)}, and what Adam keeps of them,",
-        "lower arch.d_sae or arch.expansion",
+        f"lower arch.d_sae or arch.expansion, {FEWER_AUTOENCODERS}",
     )
     solved = [each.arch.width(source.d_in) for each in members if isinstance(each.trainer, PamSettings)]
     check_equations(solved, source.d_in, source.device)

@@ -22,9 +22,9 @@ from fsae.evaluation.splice import evaluate_splice
 from fsae.evaluation.truth import Truth, evaluate_truth
 from fsae.evaluation.vectors import evaluate_vectors
 from fsae.export.saelens import Provenance, save_saelens
+from fsae.files import write_json
 from fsae.language_models.identity import published_as
 from fsae.losses.fisher import Fisher
-from fsae.outputs.run_folder import write_json
 from fsae.outputs.sweep_folder import is_job
 from fsae.progress import Progress, working
 from fsae.runs.run import Run

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fsae.devices import device_of, dtype_of, rows_at_once
+from fsae.files import digest_of
 from fsae.language_models.identity import model_identity
 from fsae.language_models.settings import ModelSettings
 from fsae.language_models.shape import shape_of
@@ -22,7 +23,7 @@ from fsae.language_models.sites import Site
 from fsae.language_models.transformer_lens import TransformerLensModel, open_language_model
 from fsae.ranges import COUNT, POSITIVE, between
 from fsae.seeds import generator_for
-from fsae.sources.activation_store import ActivationStore, digest_of, shard_bytes
+from fsae.sources.activation_store import ActivationStore, shard_bytes
 from fsae.sources.documents import DatasetSettings, Part, dataset_identity, open_documents
 from fsae.sources.harvest import Harvester, require_memory
 from fsae.sources.massive import norm_limit, within

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-import psutil
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fsae.language_models.sites import Site
+from fsae.memory import CPU, free_bytes, require_free
 from fsae.progress import Progress, working
 from fsae.sources.documents import Part
 from fsae.sources.tokens import Block, PackedTokens
@@ -165,10 +165,10 @@ class Harvester:
         text = self._text_before(part, number, nearest_text)
         self._stands_before.pop(part, None)
         model = self.model
-        order = order_in_shard(part, number, count)
-        place_of = torch.argsort(order)
         for site in sites:
             require_memory(count, model.width(site), model.dtype, len(sites))
+        order = order_in_shard(part, number, count)
+        place_of = torch.argsort(order)
         activations = {site: torch.empty(count, model.width(site), dtype=model.dtype) for site in sites}
         facts = torch.empty(3, count, dtype=torch.long)
         filled = distinct = 0
@@ -334,11 +334,11 @@ def _with_kept(text: PackedTokens) -> Iterator[Block]:
 
 
 def require_memory(count: int, d_in: int, dtype: torch.dtype, sites: int) -> None:
-    """Raise ValueError where memory cannot hold one shard of `count` vectors of each site."""
+    """Raise ValueError if memory cannot hold one shard of `count` vectors of each site."""
     needed = sites * count * d_in * dtype.itemsize
-    available = psutil.virtual_memory().available
-    if needed > available:
-        raise ValueError(
-            f"source.shard_tokens={count} takes {needed / 1e9:.1f} GB at {sites} site{'s' * (sites > 1)} and "
-            f"{available / 1e9:.1f} GB of memory are free; lower it to at most {int(0.8 * available / needed * count)}"
-        )
+    require_free(
+        needed,
+        CPU,
+        f"shards of {count:,} vectors (source.shard_tokens) at {sites} site{'s' * (sites > 1)}",
+        f"lower source.shard_tokens to at most {int(0.8 * free_bytes() / needed * count)}",
+    )

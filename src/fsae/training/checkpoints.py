@@ -1,12 +1,11 @@
 """Checkpoints of a run: one file, replaced whole, so that a kill at any moment leaves a good one."""
 
-import hashlib
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from fsae.files import digest_of, replacing
 
 
 class Checkpoints:
@@ -26,24 +25,19 @@ class Checkpoints:
     @property
     def data_digest(self) -> str:
         """Eight hexadecimal digits that stand for the data."""
-        return hashlib.sha256(json.dumps(self._data, sort_keys=True).encode()).hexdigest()[:8]
+        return digest_of(self._data)
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write aside, flush to the disk, rename.
+        """Replace the last checkpoint by this state.
 
         Raises:
             OSError: no space is left; the last checkpoint is untouched.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self.path.with_suffix(".partial")
         try:
-            with aside.open("wb") as file:
+            with replacing(self.path) as unfinished, unfinished.open("wb") as file:
                 torch.save({"config": self._config, "data": self._data, "state": state}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(self.path)
         except (OSError, RuntimeError) as error:
-            aside.unlink(missing_ok=True)
             # torch's zip writer turns a write that failed into a RuntimeError; others are not the disk's.
             reason = error if isinstance(error, OSError) else error.__context__
             if not isinstance(reason, OSError):

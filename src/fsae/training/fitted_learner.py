@@ -14,7 +14,7 @@ from fsae.autoencoders.pca import PCA
 from fsae.autoencoders.record import ForwardRecord
 from fsae.losses.objective import Objective
 from fsae.losses.term import Moment
-from fsae.memory import require_free
+from fsae.memory import FEWER_AUTOENCODERS, require_free
 from fsae.training.learner import Learner
 from fsae.training.measures import batch_measures
 from fsae.training.reinitialisation import Reinitialisation
@@ -36,7 +36,7 @@ def check_moments(fitted: Sequence[FittedSettings], d_in: int) -> None:
         8 * cells * (d_in + 1) ** 2,
         torch.device("cpu"),
         f"second moments of {cells} cells of width {d_in}",
-        "lower arch.d_sae or raise arch.rank, for fewer cells",
+        f"lower arch.d_sae or raise arch.rank, for fewer cells, {FEWER_AUTOENCODERS}",
     )
 
 

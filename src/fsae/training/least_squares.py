@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.memory import require_free
+from fsae.memory import FEWER_AUTOENCODERS, require_free
 from fsae.sparse.codes import Codes
 from fsae.sparse.gram_sum import GramSum
 
@@ -162,5 +162,5 @@ def check_equations(widths: Sequence[int], d_in: int, device: torch.device) -> N
         sum(4 * 8 * d_sae * (d_sae + d_in) for d_sae in widths),
         device,
         f"trainer=pam and the equations of {len(widths)} decoders (d_sae {shown})",
-        "lower arch.d_sae",
+        f"lower arch.d_sae, {FEWER_AUTOENCODERS}",
     )
