@@ -14,21 +14,19 @@ from fsae.sources import activation_store as module
 from fsae.sources.activation_store import (
     ActivationStore,
     DamagedShard,
-    Manifest,
     in_use,
     last_used,
     remove,
     shard_bytes,
 )
-from fsae.sources.documents import Part
-from fsae.sources.harvest import Shard
+from fsae.sources.shard import Part, Shard
 
 CONTENT = {"model": {"package": "tiny", "version": "1"}, "site": "resid_mid.1"}
 
 
 def made(folder: Path) -> ActivationStore:
-    store = ActivationStore(folder)
-    store.create(Manifest(content=CONTENT, d_in=4, prepends_bos=False))
+    store = ActivationStore(folder, CONTENT)
+    store.create(d_in=4, prepends_bos=False)
     return store
 
 
@@ -255,8 +253,8 @@ def test_a_shard_of_the_other_part_or_of_another_store_is_noticed(tmp_path: Path
     swap(store.path(Part.train, 0), store.path(Part.held_out, 0))
     with pytest.raises(DamagedShard, match="was written as shard 0 of the part held_out"):
         store.read(Part.train, 0)
-    other = ActivationStore(tmp_path / "b")
-    other.create(Manifest(content=CONTENT | {"site": "resid_mid.2"}, d_in=4, prepends_bos=False))
+    other = ActivationStore(tmp_path / "b", CONTENT | {"site": "resid_mid.2"})
+    other.create(d_in=4, prepends_bos=False)
     write(other, 0, 5)
     write(store, 0, 5)
     swap(store.path(Part.train, 0), other.path(Part.train, 0))
@@ -330,7 +328,7 @@ def test_a_store_that_is_opened_while_it_is_removed_begins_anew(tmp_path: Path, 
     assert not remove(store.folder)
     store.close()
     opened: list[ActivationStore] = []
-    other = Thread(target=lambda: opened.append(ActivationStore(store.folder)))
+    other = Thread(target=lambda: opened.append(ActivationStore(store.folder, CONTENT)))
     unlink = Path.unlink
 
     def slowly(path: Path, missing_ok: bool = False) -> None:
@@ -347,7 +345,7 @@ def test_a_store_that_is_opened_while_it_is_removed_begins_anew(tmp_path: Path, 
     other.join(10)
     assert not opened[0].holds(Part.train, 0, 5)
     assert in_use(store.folder)
-    opened[0].create(Manifest(content=CONTENT, d_in=4, prepends_bos=False))
+    opened[0].create(d_in=4, prepends_bos=False)
     given = write(opened[0], 0, 5)
     assert torch.equal(ActivationStore(store.folder).read(Part.train, 0).activations, given.activations)
 

@@ -13,8 +13,8 @@ from fsae.language_models.shape import shape_of
 from fsae.losses.auxiliary import GateReconstruction
 from fsae.losses.objective import check_terms
 from fsae.losses.reconstruction import SquaredError
-from fsae.sources.activations import ActivationSourceSettings, Cache
 from fsae.sources.documents import DatasetFormat, dataset_files
+from fsae.sources.open_activations import ActivationSourceSettings, Cache
 from fsae.tracking.server import resolve_uri
 from fsae.training.pam_learner import PamSettings
 from fsae.training.reinitialisation import Scope

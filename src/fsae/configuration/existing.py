@@ -10,8 +10,8 @@ from fsae.export.saelens import CONFIG, Provenance, read_provenance
 from fsae.language_models.identity import published_as
 from fsae.language_models.settings import ModelSettings
 from fsae.language_models.sites import Site
-from fsae.sources.activations import ActivationSourceSettings
 from fsae.sources.documents import DatasetSettings
+from fsae.sources.open_activations import ActivationSourceSettings
 from fsae.sources.source import SourceSettings
 
 log = logging.getLogger(__name__)

@@ -35,10 +35,10 @@ from fsae.losses.reconstruction import SquaredError
 from fsae.losses.sparsity import L1, StepL0, TanhL0, TargetL0
 from fsae.losses.term import LossTerm
 from fsae.ranges import SEED, Ranged, check_number, is_nullable, range_of
-from fsae.sources.activations import ActivationSourceSettings
 from fsae.sources.documents import DatasetSettings
 from fsae.sources.eeg import EEGSettings
 from fsae.sources.mnist import MNISTSettings
+from fsae.sources.open_activations import ActivationSourceSettings
 from fsae.sources.source import SourceSettings
 from fsae.sources.synthetic.grouped import GroupedFeaturesSettings
 from fsae.sources.synthetic.hierarchical import HierarchicalFeaturesSettings

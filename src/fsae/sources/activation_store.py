@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
@@ -22,8 +22,7 @@ from safetensors.torch import save_file
 
 from fsae.errors import first_line
 from fsae.files import digest_of, flush, replacing, share_as_folder, write_json
-from fsae.sources.documents import Part
-from fsae.sources.harvest import Shard
+from fsae.sources.shard import Extent, Part, Shard
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +116,7 @@ class ActivationStore:
 
     Args:
         folder: made when the first shard is written.
-        content: what the store shall hold; None for whatever it holds.
+        content: what determines the vectors that the store is to hold; None to read whatever it holds.
         marked: whether to keep it from being pruned until `close`, and to note that it was used.
 
     Raises:
@@ -126,7 +125,7 @@ class ActivationStore:
     """
 
     def __init__(self, folder: Path, content: dict[str, Any] | None = None, marked: bool = True):
-        self.folder = folder
+        self.folder, self._content = folder, content
         self.manifest = read_manifest(folder)
         if content is not None and self.manifest is not None and digest_of(content) != digest_of(self.manifest.content):
             raise ValueError(
@@ -138,8 +137,15 @@ class ActivationStore:
         if marked and self.manifest is not None:
             self._mark_in_use()
 
-    def create(self, manifest: Manifest) -> None:
-        """Make the folder and say what it holds, where that is not done."""
+    def create(self, *, d_in: int, prepends_bos: bool) -> None:
+        """Make the folder and write its manifest, if another process has not done so.
+
+        Args:
+            d_in: width of the vectors.
+            prepends_bos: whether each row of text begins with a BOS.
+        """
+        assert self._content is not None
+        manifest = Manifest(content=self._content, d_in=d_in, prepends_bos=prepends_bos)
         self._mark_in_use()
         # Not only where this object found none: the folder may have been removed since.
         if not (self.folder / _MANIFEST).exists():
@@ -281,6 +287,40 @@ class ActivationStore:
         return sorted(
             ((Part(match[1]), int(match[2])) for match in found), key=lambda place: (place[0].value, place[1])
         )
+
+    def missing(self, extent: Extent) -> Iterator[tuple[Part, int]]:
+        """Yield the shards of an extent that the store does not hold, as far as it knows the text to go."""
+        for part in Part:
+            for number in range(extent.shards(part)):
+                if not self.holds(part, number, extent.count(part, number)):
+                    yield part, number
+                elif (record := self.record(part, number)) and record.text_ended:
+                    break
+
+    def missing_bytes(self, extent: Extent, size: Callable[[int], int]) -> int:
+        """Return what the missing shards of an extent will take, without going through all of them.
+
+        Args:
+            extent: the shards that are wanted.
+            size: returns what a shard of so many vectors takes.
+        """
+        total = 0
+        for part in Part:
+            shards = extent.shards(part)
+            if shards == 0:
+                continue
+            total += (shards - 1) * size(extent.shard_tokens) + size(extent.count(part, shards - 1))
+            for each, number in self.shards():
+                if each is not part or number >= shards or not self.holds(part, number, extent.count(part, number)):
+                    continue
+                total -= size(extent.count(part, number))
+                if (record := self.record(part, number)) and record.text_ended:
+                    # There is no more text for the shards after it.
+                    if number < shards - 1:
+                        total -= (shards - 2 - number) * size(extent.shard_tokens)
+                        total -= size(extent.count(part, shards - 1))
+                    break
+        return total
 
     def foreign(self) -> list[Path]:
         """What lies in the folder and is no part of a store."""

@@ -20,6 +20,7 @@ from fsae.ranges import COUNT_OR_NONE, INNER_SHARE, Ranged, between
 from fsae.sources.chats import Message, messages_of
 from fsae.sources.files import files_at, standard_library
 from fsae.sources.rows import FileRows, Row, parquet_columns
+from fsae.sources.shard import Part
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -49,13 +50,6 @@ class DatasetFormat(Enum):
     json = "json"
     parquet = "parquet"
     hub = "hub"
-
-
-class Part(Enum):
-    """The two parts of every data set; a document's content alone decides which one it is in."""
-
-    train = "train"
-    held_out = "held_out"
 
 
 @dataclass(frozen=True, kw_only=True)
