@@ -38,7 +38,7 @@ def test_a_full_disk_leaves_the_last_one(tmp_path: Path):
     checkpoints = Checkpoints(tmp_path, CONFIG, DATA)
     checkpoints.save(STATE)
     # A real one: whatever is written to this device does not fit.
-    (tmp_path / "latest.partial").symlink_to("/dev/full")
+    (tmp_path / "latest.pt.partial").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"cannot write the checkpoint .*latest\.pt: .*the last one is untouched. Free"):
         checkpoints.save(STATE | {"step": 4, "weights": torch.zeros(1000, 1000)})
     loaded = checkpoints.load()

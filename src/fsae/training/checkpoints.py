@@ -1,12 +1,11 @@
 """Checkpoints of a run: one file, replaced as a whole, so that a kill at any moment leaves a good one."""
 
-import hashlib
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from fsae.files import digest_of, replacing
 
 # Raise it whenever the contents of the state change: then a checkpoint of another version is refused with a sentence.
 FORMAT = 2
@@ -29,24 +28,19 @@ class Checkpoints:
     @property
     def data_digest(self) -> str:
         """The identity of the data, as eight hexadecimal digits."""
-        return hashlib.sha256(json.dumps(self._data, sort_keys=True).encode()).hexdigest()[:8]
+        return digest_of(self._data)
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write to a temporary file, flush it to the disk, and rename it.
+        """Replace the last checkpoint by this state.
 
         Raises:
             OSError: no space is left; the last checkpoint is untouched.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self.path.with_suffix(".partial")
         try:
-            with aside.open("wb") as file:
+            with replacing(self.path) as unfinished, unfinished.open("wb") as file:
                 torch.save({"format": FORMAT, "config": self._config, "data": self._data, "state": state}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(self.path)
         except (OSError, RuntimeError) as error:
-            aside.unlink(missing_ok=True)
             # The zip writer of torch raises a RuntimeError for a failed write; other RuntimeErrors have other causes.
             reason = error if isinstance(error, OSError) else error.__context__
             if not isinstance(reason, OSError):
