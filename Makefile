@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help setup run test lint types format test-peers test-browser test-cluster bench ui clean
+.PHONY: help setup run test lint types format test-peers test-browser test-cluster bench tutorial ui clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -65,8 +65,15 @@ format: setup  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: setup $(VENV)/.cluster  ## pyright, with every optional package there
+types: setup $(VENV)/.cluster $(VENV)/.tutorial  ## pyright, with every optional package there
 	$(BIN)/pyright
+
+$(VENV)/.tutorial: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[tutorial]'
+	@touch $@
+
+tutorial: setup $(VENV)/.tutorial  ## run the tutorial notebook, on the newest run or on a small one
+	$(BIN)/python -m docs.tutorial
 
 bench: setup  ## time training steps on this machine, beside the peers' (ARGS="--d-sae 65536" ...)
 	$(BIN)/python -m benchmarks.step

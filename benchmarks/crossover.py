@@ -1,9 +1,9 @@
-"""From which density on dense products are faster than sparse ones, for `fsae.training.gradient_learner.CROSSOVER`.
+"""The density above which dense products are faster than sparse ones (`fsae.training.gradient_learner.CROSSOVER`).
 
-    python -m benchmarks.crossover                # some minutes; as long as a dense step is slow
+    python -m benchmarks.crossover                # some minutes, depending on the time of a dense step
 
-Whole steps of the architectures whose density changes as they train, at two shapes, in turns, on the GPU where there is
-one; each row shows how many times as long as a dense step a sparse one takes at these shares of codes that are on.
+It times whole steps of the architectures whose density changes during training, at two shapes, interleaved, on the GPU
+if there is one. Each row shows the time of a sparse step relative to a dense one, at these shares of active codes.
 """
 
 from collections.abc import Callable

@@ -1,14 +1,13 @@
-"""What one decoder solution of PAM takes, against one epoch of its encoder's steps on the same vectors.
+"""The time of one decoder solution of PAM, relative to one epoch of its encoder's steps on the same vectors.
 
     python -m benchmarks.pam                      # 1,000,000 vectors, 576 -> 4,096, 64 active latents: about 10 minutes
     python -m benchmarks.pam --tokens 65536 --d-sae 1024 --k 16 --repeats 1
 
-Every batch is stepped on, encoded, and its codes are gathered, in turns of some batches, so that a drifting machine
-hits all alike; after an epoch the decoder is solved for. Times are whole epochs', and medians over as many epochs as
-asked for. A solution is gathering and solving, and two ratios are shown: without what it takes to encode everything,
-which streaming does not, as it gathers the codes of the encoder's own steps; and with it, as at a fixed encoder
-(`trainer.decoder_batches`). The peak of the memory is that of a process of its own that gathers and
-solves, for an eighth of the vectors and for all.
+Encoder steps, encoding and gathering of codes are interleaved every few batches, so that a drift of the machine affects
+all alike; after an epoch the decoder is solved. Times are per epoch, medians over `--repeats` epochs. A solution is
+gathering and solving. Two ratios are shown: without encoding, since streaming gathers the codes of the encoder's own
+steps; and with the encoding of all vectors, for a fixed encoder (`trainer.decoder_batches`). Peak memory is measured in
+a separate process that gathers and solves, for an eighth of the vectors and for all.
 """
 
 import argparse
@@ -23,7 +22,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.step import add_shape, shape_of
-from fsae.autoencoders.initialisation import initialise_from
 from fsae.autoencoders.settings import DecoderNorm
 from fsae.autoencoders.topk import TopKSettings
 from fsae.losses.objective import Objective
@@ -32,19 +30,20 @@ from fsae.memory import freed_memory_kept
 from fsae.ranges import COUNT, argument
 from fsae.sparse.codes import Codes
 from fsae.training.least_squares import LeastSquares
-from fsae.training.pam_learner import PamLearner, PamSettings
+from fsae.training.pam_learner import PamLearner
+from fsae.training.pam_settings import PamSettings
 
 Result = TypeVar("Result")
 
-# Vectors that each kind of work is done on before the next takes its turn.
+# Vectors per turn of each kind of work.
 _TURN = 16_384
 
 
 class Epochs:
-    """Epochs of the same random vectors, and what each kind of work takes in them.
+    """Epochs over the same random vectors, with the time of each kind of work.
 
     Attributes:
-        seconds: of each epoch, by kind.
+        seconds: seconds per epoch, by kind.
     """
 
     def __init__(self, options: argparse.Namespace):
@@ -53,8 +52,8 @@ class Epochs:
         autoencoder = TopKSettings(d_sae=options.d_sae, k=options.k, decoder_norm=DecoderNorm.free).build(
             options.d_in, torch.Generator().manual_seed(0)
         )
-        initialise_from(autoencoder, self._vectors(0), scale=1.0)
-        # A step too small to move anything, and a round that does not end.
+        autoencoder.initialise(lambda: self._vectors(0), scale=1.0)
+        # A learning rate too small to change any weight, and a round that does not end.
         settings = PamSettings(
             samples=options.batch * (10**9 + 1),
             batch_size=options.batch,
@@ -69,7 +68,7 @@ class Epochs:
         self.seconds: dict[str, list[float]] = {"stepping": [], "encoding": [], "gathering": [], "solving": []}
 
     def run(self, tokens: int, step: bool) -> None:
-        """One epoch, with or without the encoder's steps."""
+        """Run one epoch, with or without the encoder's steps."""
         gathered = LeastSquares()
         for kind in self.seconds.values():
             kind.append(0.0)
@@ -107,7 +106,7 @@ class Epochs:
 
 
 def peak_memory(options: argparse.Namespace, tokens: int) -> float:
-    """In MB, of a process that encodes, gathers and solves."""
+    """Return the peak memory, in MB, of a process that encodes, gathers and solves."""
     with freed_memory_kept():
         Epochs(options).run(tokens, step=False)
     if torch.cuda.is_available():
@@ -118,13 +117,13 @@ def peak_memory(options: argparse.Namespace, tokens: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_shape(parser)
-    parser.add_argument("--tokens", type=argument(int, COUNT), default=1_000_000, help="of an epoch")
+    parser.add_argument("--tokens", type=argument(int, COUNT), default=1_000_000, help="vectors per epoch")
     parser.set_defaults(d_in=576, d_sae=4096, repeats=3)
     options = parser.parse_args()
     print(f"{shape_of(options)}; {options.tokens:,} vectors, medians of {options.repeats} epochs\n")
     epochs = Epochs(options)
     with freed_memory_kept():
-        # The first turn warms up and does not count.
+        # The first turn warms up and is not counted.
         epochs.run(options.batch, step=True)
         for kind in epochs.seconds.values():
             kind.clear()
@@ -136,10 +135,8 @@ def main() -> None:
     print(f"gathering codes   {taken['gathering']:8.2f} s")
     print(f"solving           {taken['solving']:8.2f} s")
     print(f"encoding          {taken['encoding']:8.2f} s\n")
-    print(
-        f"solution / steps  {solution / taken['stepping']:8.3f}   where codes are kept, or those of the steps gathered"
-    )
-    print(f"                  {(solution + taken['encoding']) / taken['stepping']:8.3f}   where all is encoded anew\n")
+    print(f"solution / steps  {solution / taken['stepping']:8.3f}   with the codes of the encoder's steps")
+    print(f"                  {(solution + taken['encoding']) / taken['stepping']:8.3f}   with encoding all vectors\n")
     for tokens in (options.tokens // 8, options.tokens):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             print(f"peak memory after {tokens:>9,} vectors {pool.apply(peak_memory, (options, tokens)):8.0f} MB")

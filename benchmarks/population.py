@@ -1,12 +1,13 @@
-"""What a population's step takes, against as many steps of one member, and what share of it is matching.
+"""The time of a population's step, relative to as many steps of one member, and its share of matching.
 
     python -m benchmarks.population               # 5 members of 768 -> 3,072, batch 4,096, 64 active latents
     python -m benchmarks.population --batch 500 --k 6     # as in MFR's experiment on GPT-2
 
-All in turns in one process, so that a drifting machine hits all alike. Members share the cores as in a run, and without
-a term also go one after the other on all cores. Matching is the Hungarian method on all pairs of members; `match_every`
-is how many steps partners are kept for. Members have random directions, of which no two are alike and matching takes
-longest, or the same ones in another order with noise, a cosine of 0.8 apart: what the term makes of them.
+All variants are interleaved in one process, so that a drift of the machine affects all alike. Members share the cores
+as in a run; without a term they are also stepped one after the other on all cores. Matching is the Hungarian method on
+all pairs of members; `match_every` is the number of steps for which partners are kept. Members have either random
+directions, for which matching takes longest, or the same directions in another order with noise, at a cosine of 0.8,
+as the mutual term makes them.
 """
 
 import argparse
@@ -21,7 +22,6 @@ import torch
 
 from benchmarks.step import add_shape, inputs, shape_of, wait
 from fsae.autoencoders.autoencoder import SparseAutoencoder
-from fsae.autoencoders.initialisation import initialise_from
 from fsae.autoencoders.topk import TopKSettings
 from fsae.couplings.mutual import Mutual, MutualCoupling
 from fsae.losses.auxiliary import AuxK
@@ -34,16 +34,16 @@ from fsae.threads import Threads
 from fsae.training.checkpoints import Checkpoints
 from fsae.training.gradient_learner import GradientLearner
 from fsae.training.loop import Training
-from fsae.training.reinitialisation import Reinitialisation
+from fsae.training.resample import Reinitialisation
 from fsae.training.settings import AdamSettings
 
 
 class Unheard:
-    """A sink for what nobody reads."""
+    """A sink that drops all values."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
-    def say(self, message: str) -> None: ...
+    def log_message(self, message: str) -> None: ...
 
     def position(self) -> int:
         return 0
@@ -51,13 +51,13 @@ class Unheard:
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What is measured.
+    """A kind of population to measure.
 
     Attributes:
-        size: of the population.
+        size: number of members.
         mutual: the term between its members.
-        alike: whether they have the same directions.
-        side_by_side: whether they share the cores as in a run.
+        alike: whether members have the same directions.
+        side_by_side: whether members share the cores as in a run.
     """
 
     size: int
@@ -70,12 +70,12 @@ class Variant:
     """A population in training.
 
     Attributes:
-        seconds: of each step, but for matching.
-        matching: of all steps.
+        seconds: seconds per step, without matching.
+        matching: seconds of matching in all steps.
     """
 
     def __init__(self, options: argparse.Namespace, x: torch.Tensor, kind: Kind, folder: Path):
-        # A step too small to move anything.
+        # A learning rate too small to change any weight.
         settings = AdamSettings(samples=10**12, batch_size=options.batch, lr=1e-12, log_every=10**9)
         members = []
         for seed in range(kind.size):
@@ -83,22 +83,22 @@ class Variant:
             autoencoder = arch.build(options.d_in, torch.Generator().manual_seed(seed)).to(x.device)
             if kind.alike and members:
                 _resemble(autoencoder, members[0].autoencoder)
-            initialise_from(autoencoder, x, scale=1.0)
+            autoencoder.initialise(lambda: x, scale=1.0)
             objective = Objective({"reconstruction": SquaredError(), "auxiliary": AuxK()})
             members.append(GradientLearner(autoencoder, objective, settings, scale=1.0, seed=seed))
         self._coupling = MutualCoupling(kind.mutual, seed=0) if kind.mutual.weight > 0 else None
-        source = SparseSourcesSettings().open(x.device)
+        source = SparseSourcesSettings().source(x.device)
         checkpoints = Checkpoints(folder, {}, {})
         self._run = Training(members, self._coupling, Reinitialisation(), source, 1.0, settings, Unheard(), checkpoints)
         if not kind.side_by_side:
-            # A run always takes the crew that fits its members.
+            # A run always chooses the crew for its number of members.
             self._run._threads = Threads()
         self._x = x
         self.seconds: list[float] = []
         self.matching = 0.0
 
     def step(self) -> None:
-        """One step of all members."""
+        """Step all members once."""
         wait()
         began = time.perf_counter()
         self._run.take(self._x, None)
@@ -110,7 +110,7 @@ class Variant:
         self.matching += matching
 
     def forget(self) -> None:
-        """What was measured so far."""
+        """Return the measurements so far."""
         self.seconds, self.matching = [], 0.0
 
 
@@ -124,7 +124,7 @@ def _resemble(autoencoder: SparseAutoencoder, other: SparseAutoencoder) -> None:
 
 
 def main() -> None:
-    """Measure all in turns and print the table."""
+    """Measure all variants, interleaved, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_shape(parser)
     parser.add_argument("--members", type=argument(int, COUNT), default=5)
@@ -132,7 +132,7 @@ def main() -> None:
     parser.set_defaults(d_sae=3072)
     options = parser.parse_args()
     x = inputs(options.batch, options.d_in)
-    print(f"{shape_of(options)}; {options.repeats} matchings of each, in turns\n")
+    print(f"{shape_of(options)}; {options.repeats} matchings of each, interleaved\n")
     kinds = {
         "one member": Kind(size=1),
         f"{options.members}, no term": Kind(size=options.members),
@@ -153,7 +153,7 @@ def main() -> None:
                 if kind.mutual.weight == 0 or turn < options.repeats * kind.mutual.match_every:
                     variants[name].step()
     one = statistics.median(variants["one member"].seconds)
-    print(f"{'':26}{'a step':>10}{'of one member':>15}{'matching':>10}")
+    print(f"{'':26}{'per step':>10}{'per member':>15}{'matching':>10}")
     for name, each in variants.items():
         matching = each.matching / len(each.seconds)
         whole = statistics.median(each.seconds) + matching

@@ -1,11 +1,11 @@
-"""Whether the fast steps train as well: ours in fp32 and bf16 beside SAELens, to the end, on real activations.
+"""The quality of trained autoencoders: fsae in fp32 and bf16 against SAELens, on real activations.
 
     python -m benchmarks.quality                     # 2M tokens of SmolLM2-135M-Instruct, topk and gated; an hour or so
     python -m benchmarks.quality --tokens 200000 --arch topk
 
 All train on identical batches from identical weights with the same hyper-parameters, one after the other; fvu and l0
-are then measured on held-out activations. These come from the activation store, which is filled when they are not in
-it, and are handed to each process in files.
+are then measured on held-out activations. Activations come from the activation store, which is filled first if it lacks
+them, and are passed to each process in files.
 """
 
 import argparse
@@ -25,11 +25,13 @@ from benchmarks.peers.process import Process
 from fsae.language_models.settings import ModelSettings, Package
 from fsae.language_models.sites import Site
 from fsae.ranges import COUNT, COUNT_OR_NONE, POSITIVE, argument
-from fsae.sources.activations import ActivationSource, ActivationSourceSettings, Cache, open_activations
+from fsae.sources.activations import ActivationSource
 from fsae.sources.documents import DatasetFormat, DatasetSettings
+from fsae.sources.open_activations import ActivationSourceSettings, Cache
+from fsae.sources.source import Request
 from fsae.training.scaling import Scale, scale_of
 
-# Weights at which about as many latents are on as the default k.
+# Weights at which about as many latents are active as the default k.
 SPARSITY = {"gated": 1.15, "standard": 1.15, "jumprelu": 1.0}
 HELD_OUT = 32_768
 
@@ -46,7 +48,9 @@ def main() -> None:
     parser.add_argument("--arch", nargs="*", default=["topk", "gated"])
     parser.add_argument("--autocast", action="store_true", help="SAELens in mixed precision as well")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where the activation store is")
+    parser.add_argument(
+        "--outputs", type=Path, default=Path("outputs"), help="outputs folder with the activation store"
+    )
     options = parser.parse_args()
     print(
         f"{machine_name(options.device)}, {torch.get_num_threads()} threads; "
@@ -86,21 +90,20 @@ def main() -> None:
 
 
 def open_source(options: argparse.Namespace) -> ActivationSource:
-    """The activations, from the store or into it."""
-    return open_activations(
+    """Return the source of activations, which fills the store if needed."""
+    request = Request(
         model=ModelSettings(package=Package.smollm2_135m_instruct_q4_1),
         site=Site.parse(f"resid_post.{options.layer}"),
         dataset=DatasetSettings(format=DatasetFormat.python_source),
-        source=ActivationSourceSettings(cache=Cache.disk),
-        training_tokens=options.tokens,
-        held_out_tokens=HELD_OUT,
-        folder=options.outputs / "activations",
-        heartbeat=lambda: None,
+        training_samples=options.tokens,
+        held_out_samples=HELD_OUT,
+        stores=options.outputs / "activations",
     )
+    return ActivationSourceSettings(cache=Cache.disk).open(request, lambda: None)
 
 
 def write_vectors(source: ActivationSource, options: argparse.Namespace, to: Path, held_out: Path) -> torch.Tensor:
-    """Write all batches in the order of training, and what is measured on, scaled; returns the first of them."""
+    """Write all training batches in order and the held-out vectors, scaled; returns the first batch."""
     scale = scale_of(source.first_vectors(), Scale.sqrt_d)
     steps = options.tokens // options.batch
     x = torch.empty(steps * options.batch, source.d_in)
@@ -113,7 +116,7 @@ def write_vectors(source: ActivationSource, options: argparse.Namespace, to: Pat
 
 
 def compare(job: Job, options: argparse.Namespace) -> None:
-    """Train SAELens' and ours, and print a line each."""
+    """Train with SAELens and with fsae, and print a line each."""
     theirs = train(replace(job, library="sae_lens"), options)
     jobs = [replace(job, mode="fp32"), replace(job, mode="bf16")]
     if options.autocast:
@@ -129,7 +132,7 @@ def compare(job: Job, options: argparse.Namespace) -> None:
 
 
 def train(job: Job, options: argparse.Namespace) -> dict[str, float]:
-    """What comes of all steps of a job, and the seconds that they took."""
+    """Return a trained job's measurements and the seconds of its steps."""
     with Process(job, python_of(job.library)) as process:
         began = time.monotonic()
         for _ in range(options.tokens // options.batch):

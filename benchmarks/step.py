@@ -1,30 +1,40 @@
-"""How long a training step takes, against the floor that no exact method can go below: the encoder's own product.
+"""The time of a training step, relative to a lower bound for any exact method: the encoder's own product.
 
     python -m benchmarks.step                     # 768 -> 12,288, batch 4,096, 64 active latents
     python -m benchmarks.step --d-sae 4096 --batch 1024 --repeats 3
     python -m benchmarks.step --precision bf16    # steps and the encoder's product in bfloat16
+    python -m benchmarks.step --against v0.1      # steps of an earlier commit and of the working tree, nothing else
 
-First how fast the machine makes products, a square one and the encoder's. Then three tables, every row's variants
-measured in turns in one process, so that a drifting machine hits all alike: whole steps per architecture, sparse and
-dense, over the encoder's product; whole steps with the Fisher term over the same step without it; and the Fisher term
-alone, in float32, over the d_sae x d_sae matrix built in full.
+It first prints the machine's speed for a square product and for the encoder's. Then it prints three tables; a row's
+variants are interleaved in one process, so that a drift of the machine affects all alike: whole steps per architecture,
+sparse and dense, relative to the encoder's product; whole steps with the Fisher term relative to the same step without
+it; and the Fisher term alone, in float32, relative to the full d_sae x d_sae matrix.
+
+With --against, two processes take steps in turns, each with its own source, from the same weights.
 """
 
 import argparse
 import statistics
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks.machine import machine
+from benchmarks.peers.comparison import ARCHITECTURES, write_vectors
+from benchmarks.peers.fsae_steps import write_weights
+from benchmarks.peers.job import Job
+from benchmarks.peers.process import Process
+from benchmarks.source_tree import ROOT, tree_of
 from fsae.autoencoders.abs_topk import AbsTopKSettings
 from fsae.autoencoders.batch_topk import BatchTopKSettings
 from fsae.autoencoders.gated import GatedSettings
-from fsae.autoencoders.initialisation import initialise_from
 from fsae.autoencoders.jumprelu import JumpReLUSettings
 from fsae.autoencoders.settings import SparseAutoencoderSettings
 from fsae.autoencoders.standard import StandardSettings
@@ -41,14 +51,16 @@ from fsae.training.gradient_learner import GradientLearner
 from fsae.training.settings import AdamSettings, Precision
 
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
-# Side of the square matrices whose product says what the machine can do.
+# Side of the square matrices whose product measures the machine's speed.
 SQUARE = 4096
-# Turns of what takes milliseconds.
+# Turns of operations that take milliseconds.
 SHORT_REPEATS = 10
+# Steps of a process before one of its steps is timed.
+WARM_UP = 3
 
 
 def architectures(d_sae: int, k: int) -> dict[str, tuple[SparseAutoencoderSettings, dict[str, LossTerm]]]:
-    """Every architecture with its usual loss, at about k active latents from the first step on."""
+    """Return every architecture with its usual loss, at about k active latents from the first step on."""
     density = k / d_sae
     reconstruction: dict[str, LossTerm] = {"reconstruction": SquaredError()}
     return {
@@ -72,10 +84,10 @@ def stepper(
     precision: Precision = Precision.fp32,
     compiled: bool = False,
 ) -> Callable[[], object]:
-    """A function that makes one whole optimiser step on x."""
+    """Return a function that makes one whole optimiser step on x."""
     autoencoder = settings.build(x.shape[1], torch.Generator().manual_seed(0)).to(x.device)
-    initialise_from(autoencoder, x, scale=1.0)
-    # A step too small to move anything keeps the density what it is while the clock runs.
+    autoencoder.initialise(lambda: x, scale=1.0)
+    # A learning rate too small to change any weight keeps the density constant during the measurement.
     trainer = AdamSettings(
         samples=10**9, batch_size=len(x), lr=1e-12, log_every=10**6, precision=precision, compile=compiled
     )
@@ -86,7 +98,7 @@ def stepper(
 
 
 def medians(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each variant, one run of each in turn; the first turn warms up and does not count."""
+    """Return the median seconds of each variant, interleaved; the first turn warms up and is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     with freed_memory_kept():
         for turn in range(repeats + 1):
@@ -101,14 +113,14 @@ def medians(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str
 
 
 def wait() -> None:
-    """Until the GPU, where there is one, has done what it was asked for."""
+    """Wait until the GPU, if any, has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def rates(pairs: dict[str, tuple[Tensor, Tensor]], repeats: int) -> dict[str, float]:
-    """TFLOP/s of each pair's product."""
-    # On a GPU one product is over about as soon as it is asked for.
+    """Return the TFLOP/s of each pair's product."""
+    # On a GPU the launch of one product takes about as long as the product.
     times = 20 if torch.cuda.is_available() else 1
 
     def multiply(a: Tensor, b: Tensor) -> None:
@@ -120,13 +132,13 @@ def rates(pairs: dict[str, tuple[Tensor, Tensor]], repeats: int) -> dict[str, fl
 
 
 def fisher_built(g: Tensor) -> Tensor:
-    """The penalty by its definition, through the whole (d_sae, d_sae) matrix."""
+    """Return the penalty by its definition, from the whole (d_sae, d_sae) matrix."""
     F = g.T @ g / g.shape[0]
     return (F - torch.diag(F.diagonal())).square().sum()
 
 
 def add_shape(parser: argparse.ArgumentParser) -> None:
-    """The options of what a step works on, with the shape that steps are compared at."""
+    """Return a parser with the options of a step's shape, with the defaults that steps are compared at."""
     parser.add_argument("--d-in", type=argument(int, COUNT), default=768)
     parser.add_argument("--d-sae", type=argument(int, COUNT), default=12_288)
     parser.add_argument("--batch", type=argument(int, COUNT), default=4096)
@@ -135,14 +147,54 @@ def add_shape(parser: argparse.ArgumentParser) -> None:
 
 
 def inputs(batch: int, d_in: int) -> Tensor:
-    """A batch to train on, on the GPU where there is one."""
+    """Return a training batch, on the GPU if there is one."""
     x = torch.randn(batch, d_in, generator=torch.Generator().manual_seed(1))
     return x.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def shape_of(options: argparse.Namespace) -> str:
-    """The machine and the shape, for a table's head."""
+    """Return the machine and the shape, for a table's heading."""
     return f"{machine()}; d_in {options.d_in}, d_sae {options.d_sae}, batch {options.batch}, {options.k} active"
+
+
+def steps_against(ref: str, architectures: Sequence[str], options: argparse.Namespace) -> None:
+    """Print how long whole steps take with a commit's source, and with the working tree's."""
+    print(f"{'whole step':<12}{'older':>10}{'newer':>10}{'newer/older':>13}")
+    with tree_of(ref) as older, tempfile.TemporaryDirectory(prefix="fsae-step-") as folder:
+        base = Job(
+            library="fsae",
+            mode=options.precision,
+            rules="sparsify",  # Its rules are our defaults.
+            architecture="topk",
+            d_in=options.d_in,
+            d_sae=options.d_sae,
+            k=options.k,
+            batch=options.batch,
+            density=options.k / options.d_sae,
+            lr=1e-12,
+            sparsity=1.0,
+            bandwidth=0.1,
+            dead_after=1000,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            threads=torch.get_num_threads(),
+            **{name: str(Path(folder) / f"{name}.safetensors") for name in ("weights", "vectors", "held_out")},
+        )
+        vectors = write_vectors(base)
+        for architecture in architectures:
+            job = replace(base, architecture=architecture)
+            write_weights(job, vectors)
+            python = Path(sys.executable)
+            with Process(job, python, older) as before, Process(job, python, ROOT) as after:
+                seconds: dict[Process, list[float]] = {before: [], after: []}
+                for process in seconds:
+                    for _ in range(WARM_UP):
+                        process.step()
+                for turn in range(options.repeats):
+                    # To and fro, as a drifting machine would favour whichever always comes first.
+                    for process in list(seconds)[:: 1 if turn % 2 == 0 else -1]:
+                        seconds[process].append(process.time())
+            old, new = (statistics.median(values) for values in seconds.values())
+            print(f"{architecture:<12}{old:>9.4f}s{new:>9.4f}s{new / old:>13.3f}", flush=True)
 
 
 def main() -> None:
@@ -150,10 +202,15 @@ def main() -> None:
     add_shape(parser)
     parser.add_argument("--arch", nargs="*", default=None, help="only these architectures")
     parser.add_argument("--precision", choices=[each.value for each in Precision], default="fp32")
-    parser.add_argument("--no-dense", action="store_true", help="leave out the dense steps, which are slow")
+    parser.add_argument("--no-dense", action="store_true", help="omit the dense steps, which are slow")
     parser.add_argument("--compile", action="store_true", help="also dense steps with trainer.compile")
-    parser.add_argument("--no-fisher", action="store_true", help="leave out the tables of the Fisher term")
+    parser.add_argument("--no-fisher", action="store_true", help="omit the tables of the Fisher term")
+    parser.add_argument("--against", metavar="REF", help="compare whole steps with this commit's, and nothing else")
     args = parser.parse_args()
+    if args.against:
+        print(f"{shape_of(args)}, {args.precision}; medians of {args.repeats} turns\n")
+        steps_against(args.against, args.arch or ARCHITECTURES, args)
+        return
     x, precision = inputs(args.batch, args.d_in), Precision(args.precision)
     weights = torch.randn(args.d_sae, args.d_in, device=x.device).T
     square = torch.randn(SQUARE, SQUARE, device=x.device)
@@ -195,16 +252,16 @@ def main() -> None:
             args.repeats,
         )
         print(f"{name + ', ' + form.value:<30}{t['without']:>9.3f}s{t['with']:>9.3f}s{t['with'] / t['without']:>14.2f}")
-    print(f"\n{'Fisher term alone':<30}{'built':>10}{'ours':>10}{'built/ours':>14}")
+    print(f"\n{'Fisher term alone':<30}{'built':>10}{'fsae':>10}{'built/fsae':>14}")
     for batch in sorted({min(100, args.batch), args.batch}):
         autoencoder = settings.build(args.d_in, torch.Generator().manual_seed(0)).to(x.device)
-        initialise_from(autoencoder, x, scale=1.0)
+        autoencoder.initialise(lambda: x, scale=1.0)
         for form in (FisherForm.pre, FisherForm.post):
             record = autoencoder(x[:batch], sparse=True)
             g = (2 * (record.pre_activations if form is FisherForm.pre else record.codes).dense()).detach()
             g.requires_grad_()
-            # What the gradient is found in: the codes on both sides; of `pre`, where the matrix is built from the
-            # pre-activations alone, ours are the weights, further on.
+            # The gradient is taken with respect to the codes on both sides. For `pre` the full matrix is built from
+            # the pre-activations alone; our term's gradient is taken further, with respect to the weights.
             leaf = autoencoder.W_enc
             if form is FisherForm.post:
                 leaf = record.codes.values.detach().requires_grad_()
@@ -217,7 +274,7 @@ def main() -> None:
             def built(g=g) -> None:
                 torch.autograd.grad(fisher_built(g), g)
 
-            # Not in turns: building takes up to some hundred times as long, and so many turns take too long.
+            # Not interleaved: building takes up to some hundred times as long, and so many turns would take too long.
             t = medians({"built": built}, max(1, args.repeats // 2)) | medians({"ours": ours}, SHORT_REPEATS)
             label = f"{form.value}, batch {batch}"
             print(f"{label:<30}{t['built']:>9.3f}s{t['ours']:>9.3f}s{t['built'] / t['ours']:>14.1f}")

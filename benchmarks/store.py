@@ -1,11 +1,11 @@
-"""The activation store's MB/s against plain sequential disk I/O, on the same disk in the same run.
+"""The activation store's MB/s, compared with plain sequential disk I/O on the same disk in the same run.
 
     python -m benchmarks.store [--folder FOLDER] [--vectors 250000] [--width 576] [--shards 4] [--repeats 5]
 
-Writing: shards that are in memory, to the disk's own confirmation (fsync), against one plain write of as many bytes.
-Reading: shuffled batches as training gets them, from files that are not in memory, against one plain sequential read
-of the very same files. Each pair is measured one after the other, as often as asked for; medians and the median ratio
-are printed. Files are dropped from memory with posix_fadvise before each reading.
+Writing: shards in memory, until the disk confirms them (fsync), compared with one plain write of as many bytes.
+Reading: shuffled batches as in training, from files that are not in memory, compared with one plain sequential read of
+the same files. Each pair is measured one after the other, `--repeats` times; medians and the median ratio are printed.
+Files are dropped from memory with posix_fadvise before each reading.
 """
 
 import argparse
@@ -18,13 +18,16 @@ from pathlib import Path
 
 import torch
 
+from fsae.language_models.settings import ModelSettings, Package
 from fsae.language_models.sites import Site, SiteName
 from fsae.ranges import COUNT, argument
-from fsae.sources.activation_store import ActivationStore, Manifest
+from fsae.sources.activation_store import ActivationStore
 from fsae.sources.activations import ActivationSource
-from fsae.sources.documents import Part
-from fsae.sources.harvest import Harvester, Shard
-from fsae.sources.shard_reader import Extent, Room, Shards
+from fsae.sources.corpus import Corpus
+from fsae.sources.documents import DatasetFormat, DatasetSettings
+from fsae.sources.harvest import Harvester
+from fsae.sources.shard import Extent, Part, Shard
+from fsae.sources.shard_reader import ShardReader
 
 BATCH = 1024
 BLOCK = 1 << 22
@@ -34,7 +37,7 @@ SITE = Site(name=SiteName.resid_mid, layer=0)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
-    parser.add_argument("--vectors", type=argument(int, COUNT), default=250_000, help="a shard")
+    parser.add_argument("--vectors", type=argument(int, COUNT), default=250_000, help="vectors per shard")
     parser.add_argument("--width", type=argument(int, COUNT), default=576)
     parser.add_argument("--shards", type=argument(int, COUNT), default=4)
     parser.add_argument("--repeats", type=argument(int, COUNT), default=5)
@@ -61,11 +64,11 @@ def main() -> None:
 
 
 def write_both(store_folder: Path, plain: Path, shard: Shard, shards: int, turn: int) -> tuple[float, float]:
-    """MB/s of writing shards to a store, and the same bytes to plain files; each goes first in every other turn."""
+    """Return MB/s of writing shards to a store, and of the same bytes to plain files; they alternate in going first."""
 
     def to_store() -> None:
-        store = ActivationStore(store_folder)
-        store.create(Manifest(content={}, d_in=shard.activations.shape[1], prepends_bos=False))
+        store = ActivationStore(store_folder, {})
+        store.create(d_in=shard.activations.shape[1], prepends_bos=False)
         for number in range(shards):
             store.discard(Part.train, number)
             facts = {"text": None, "text_ended": False, "distinct": len(shard), "skipped_rows": 0, "label_names": []}
@@ -84,15 +87,15 @@ def write_both(store_folder: Path, plain: Path, shard: Shard, shards: int, turn:
     speeds = {}
     for write in (to_store, to_plain)[:: 1 if turn % 2 == 0 else -1]:
         speeds[write] = shards * len(data) / 1e6 / seconds(write)
-        # Nothing of either is overwritten in place.
+        # Neither side overwrites files in place.
         for path in plain.parent.glob("plain.*"):
             path.unlink()
     return speeds[to_store], speeds[to_plain]
 
 
 def read_both(folder: Path, shard: Shard, shards: int, turn: int) -> tuple[float, float]:
-    """MB/s of one epoch of shuffled batches from a store on the disk, and of reading its files in a row; each goes
-    first in every other turn."""
+    """Return MB/s of one epoch of shuffled batches from a store on disk, and of reading its files sequentially; they
+    alternate in going first."""
     files = sorted(folder.glob("*.safetensors"))
     size = sum(path.stat().st_size for path in files)
 
@@ -100,17 +103,10 @@ def read_both(folder: Path, shard: Shard, shards: int, turn: int) -> tuple[float
         tokens = shards * len(shard)
         extent = Extent(tokens={Part.train: tokens, Part.held_out: 0}, shard_tokens=len(shard))
         store, width = ActivationStore(folder), shard.activations.shape[1]
-        shards_read = Shards(
-            Harvester(unexpected, unexpected, len(shard), lambda: None),
-            SITE,
-            {SITE: store},
-            {},
-            extent,
-            shard.activations.dtype,
-            Room(folder=folder, limit_gb=None),
-            writing=False,
-            required=False,
-        )
+        # All shards are in the store, so that the corpus is never opened.
+        corpus = Corpus(ModelSettings(package=Package.tiny), DatasetSettings(format=DatasetFormat.python_source))
+        harvester = Harvester(corpus, len(shard), lambda: None)
+        shards_read = ShardReader(harvester, SITE, {SITE: store}, extent, room=None)
         with ActivationSource(
             shards_read,
             d_in=width,
@@ -138,12 +134,8 @@ def read_both(folder: Path, shard: Shard, shards: int, turn: int) -> tuple[float
     return speeds[through_batches], speeds[in_a_row]
 
 
-def unexpected(*arguments: object):
-    raise AssertionError("everything is in the store")
-
-
 def drop(files: list[Path]) -> None:
-    """Have the files read from the disk next time."""
+    """Drop the files from memory, so that they are read from the disk next time."""
     for path in files:
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,3 +1,4 @@
+import json
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -5,10 +6,13 @@ from pathlib import Path
 from pkgutil import walk_packages
 
 import pytest
+import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from safetensors.torch import save_file
 
 import benchmarks
+from benchmarks import same_numbers
 from benchmarks.peers import comparison
 from benchmarks.peers.comparison import (
     ARCHITECTURES,
@@ -26,7 +30,7 @@ from benchmarks.peers.job import Job
 from benchmarks.peers.process import Process, StoppedError
 from benchmarks.peers.table import cells, draw, markdown, slope
 
-# These are for the peers' own Python.
+# These modules run in the peers' own Python.
 NOT_OURS = {f"benchmarks.peers.{peer}_steps" for peer in PEERS} | {"benchmarks.sae_lens_training"}
 JOB = Job(
     library="fsae",
@@ -48,7 +52,7 @@ JOB = Job(
     vectors="",
     held_out="",
 )
-# In the place of a peer's Python: it ends in its second timed step.
+# Replaces a peer's Python, and ends in its second timed step.
 MORTAL = """#!/bin/sh
 echo '{"sae_lens": "0"}'
 while read word; do
@@ -64,7 +68,7 @@ done
 def row(
     peer: str, mode: str, architecture: str = "topk", dense: bool = False, error: float = 9.0, l0: float = 2.0
 ) -> Row:
-    """A made-up one, of a peer that after three steps has this error, where ours has gone from 10 to 9."""
+    """Return a row of a peer that has this error after three steps; fsae's error fell from 10 to 9."""
     job = replace(JOB, architecture=architecture, density=None if dense else JOB.density)
 
     def measured(library: str, mode: str, after: dict[str, float], seconds: float) -> Measured:
@@ -78,7 +82,7 @@ def row(
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    """Ours, with its files."""
+    """A job of fsae, with its files."""
     names = {name: str(tmp_path / f"{name}.safetensors") for name in ("weights", "vectors", "held_out")}
     job = replace(JOB, **names)
     write_weights(job, write_vectors(job))
@@ -87,7 +91,7 @@ def job(tmp_path: Path) -> Job:
 
 @pytest.fixture
 def mortal(tmp_path: Path) -> Path:
-    """A program in the place of a peer's Python that ends in its second timed step."""
+    """A program that replaces a peer's Python and ends in its second timed step."""
     program = tmp_path / "python"
     program.write_text(MORTAL)
     program.chmod(0o755)
@@ -101,13 +105,13 @@ def test_every_module_imports():
         import_module(name)
 
 
-def test_slope_of_what_grows_with_the_width():
+def test_slope_is_the_growth_with_the_width():
     assert slope({1: 1.0, 2: 2.0}) == 1
     assert slope({1: 3.0, 4: 6.0}) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_page_and_picture_have_every_mode(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_page_and_the_picture_have_every_mode(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     drawn: list[Figure] = []
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda figure, *to, **how: [drawn.append(figure), save(figure, *to, **how)])
@@ -132,13 +136,13 @@ def test_page_and_picture_have_every_mode(device: str, tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("made", "figures"),
     [
-        # Of the whole error it is a fiftieth.
+        # A fiftieth of the whole error.
         (row("sae_lens", "fp32", error=9.2), "its error differs by 0.2 of what these changed, its l0 by 0,"),
         (row("sae_lens", "fp32", l0=2.5), "its error differs by 0 of what these changed, its l0 by 0.25,"),
         (row("sae_lens", "fp32", error=float("nan")), "its error differs by nan"),
     ],
 )
-def test_what_computes_something_else_has_no_ratio(made: Row, figures: str, tmp_path: Path):
+def test_a_peer_with_other_results_has_no_ratio(made: Row, figures: str, tmp_path: Path):
     notes: list[str] = []
     assert cells(made, notes) == ["topk", "sae_lens [1]", "failed", *["-"] * 10]
     assert "computes something else" in notes[0]
@@ -146,16 +150,14 @@ def test_what_computes_something_else_has_no_ratio(made: Row, figures: str, tmp_
     draw(tmp_path / "peers.png", "a machine", [made])
 
 
-def test_bounds_are_wider_where_a_difference_is_known():
+def test_bounds_are_wider_for_known_differences():
     assert row("sae_lens", "fp32", error=9.023).failure is not None
     assert row("sae_lens", "fp32", "jumprelu", error=9.023).failure is None
     assert row("sae_lens", "bf16", error=9.1).failure is None
     assert row("sae_lens", "bf16", error=9.4).failure is not None
 
 
-def test_a_peer_that_stops_in_a_timed_step_is_the_failure_of_its_row(
-    mortal: Path, job: Job, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_peer_that_stops_in_a_timed_step_fails_its_row(mortal: Path, job: Job, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(comparison, "python_of", lambda library: mortal if library in PEERS else Path(sys.executable))
     jobs = [job, replace(job, mode="bf16"), replace(job, library="sae_lens")]
     *ours, theirs = in_turns(jobs, repeats=3)
@@ -164,17 +166,81 @@ def test_a_peer_that_stops_in_a_timed_step_is_the_failure_of_its_row(
     notes: list[str] = []
     assert "failed" in cells(Row(theirs, dict(zip(OURS, ours, strict=True))), notes)
     assert notes == ["sae_lens, topk: sae_lens topk fp32: out of memory"]
-    # Ours did real steps.
+    # fsae made real steps.
     assert all(each.after["error"] < each.before["error"] for each in ours)
     assert all(each.after["l0"] == pytest.approx(2.0, abs=0.2) for each in ours)
 
 
-def test_a_process_that_ended_between_words_can_be_left(tmp_path: Path):
+def test_a_process_that_ended_between_commands_can_be_closed(tmp_path: Path):
     program = tmp_path / "python"
     program.write_text("#!/bin/sh\necho '{}'\n")
     program.chmod(0o755)
     with Process(JOB, program) as process:
         process._process.wait()
         for _ in range(2):
-            with pytest.raises(StoppedError, match="it said nothing"):
+            with pytest.raises(StoppedError, match="no output"):
                 process.step()
+
+
+def run_with(folder: Path, weight: float, loss: float | str, **results: float) -> dict[str, object]:
+    """The numbers of a made-up run."""
+    folder.mkdir()
+    save_file({"b": torch.tensor([1.0, weight])}, folder / "sae_weights.safetensors")
+    record = {"time_ms": 1, "step": 256, "metrics": {"train/loss": loss, "train/tokens_per_second": loss}}
+    (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    (folder / "results.json").write_text(json.dumps(results | {"histogram": {"latents": [1, 2]}, "note": "words"}))
+    return dict(same_numbers.numbers(folder))
+
+
+def test_runs_are_the_same_if_every_weight_result_and_logged_value_is(tmp_path: Path):
+    one = run_with(tmp_path / "1", 2.0, "NaN", fvu=float("nan"))
+    other = run_with(tmp_path / "2", 2.0, "NaN", fvu=float("nan"))
+    assert same_numbers.report(one, other, {}) == (True, "4 values and 1 tensors")
+    longer = run_with(tmp_path / "3", 2.0, "NaN", fvu=float("nan"), mse=1.0)
+    assert same_numbers.report(one, longer, {}) == (True, "4 values and 1 tensors; only in the working tree: mse")
+    assert same_numbers.report(longer, one, {}) == (False, "results.json mse: no longer there")
+
+
+@pytest.mark.parametrize(
+    ("weight", "loss", "fvu", "where"),
+    [
+        (2.0, 0.30000000000000004, 0.5, "metrics.jsonl train/loss: at step 256: 0.3 -> 0.30000000000000004"),
+        (2.0, 0.3, 0.25, "results.json fvu: 0.5 -> 0.25"),
+        (-2.0, 0.3, 0.5, "sae_weights.safetensors b: 1 of 2 entries, at 1 2 -> -2"),
+        (-2.0, 0.3, 0.25, "results.json fvu: 0.5 -> 0.25 (and 1 more)"),
+    ],
+)
+def test_a_difference_is_reported_by_its_place_and_both_values(
+    weight: float, loss: float, fvu: float, where: str, tmp_path: Path
+):
+    before = run_with(tmp_path / "before", 2.0, 0.3, fvu=0.5)
+    after = run_with(tmp_path / "after", weight, loss, fvu=fvu)
+    assert same_numbers.report(before, after, {}) == (False, where)
+
+
+def test_weights_that_are_equal_but_for_a_bit_differ():
+    assert same_numbers.difference(torch.tensor([0.0]), torch.tensor([-0.0])) == "1 of 1 entries, at 0 0 -> -0"
+
+
+def test_names_are_translated_between_the_trees():
+    renamed = {
+        "loss.fisher": "loss.penalty",
+        "arch=released_topk": "arch=released/topk",
+        "train/fisher": "train/penalty",
+    }
+    overrides = ["loss.penalty.weight=1", "arch=topk,released/topk", "loss.penalty_form=1", "-m"]
+    older = ["loss.fisher.weight=1", "arch=topk,released_topk", "loss.penalty_form=1", "-m"]
+    assert [same_numbers.older_override(each, renamed) for each in overrides] == older
+    metrics = ["train/fisher", "train/12/fisher", "train/fisher_ratio", "eval/fisher"]
+    newer = ["train/penalty", "train/12/penalty", "train/fisher_ratio", "eval/fisher"]
+    names = [same_numbers.newer_name(f"run/metrics.jsonl {each}", renamed) for each in metrics]
+    assert names == [f"run/metrics.jsonl {each}" for each in newer]
+
+
+def test_a_renamed_metric_is_compared_under_either_name():
+    renamed = {"train/fisher": "train/penalty"}
+    before = {"metrics.jsonl train/fisher": [(1, 0.5)]}
+    assert same_numbers.report(before, {"metrics.jsonl train/penalty": [(1, 0.5)]}, renamed)[0]
+    assert same_numbers.report(before, before, renamed)[0]
+    assert not same_numbers.report(before, {"metrics.jsonl train/penalty": [(1, 0.25)]}, renamed)[0]
+    assert not same_numbers.report(before, {"metrics.jsonl train/penalty": [(1, 0.5)]}, {})[0]

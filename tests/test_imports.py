@@ -19,7 +19,20 @@ PACKAGE = Path(fsae.__file__).parent
 LAYERS = [
     {"credentials"},
     {"console", "ranges"},
-    {"progress", "seeds", "naming", "memory", "matching", "threads", "language_models.sites", "sources.source"},
+    {
+        "progress",
+        "plugins",
+        "seeds",
+        "naming",
+        "files",
+        "errors",
+        "memory",
+        "matching",
+        "threads",
+        "language_models.sites",
+    },
+    {"language_models.settings"},
+    {"devices"},
     {"sparse"},
     {"autoencoders", "language_models"},
     {"losses"},
@@ -31,6 +44,7 @@ LAYERS = [
     {"tracking"},
     {"configuration"},
     {"runs"},
+    {"surface"},
     {"sweeps"},
     {"commands"},
     {"__main__"},
@@ -39,7 +53,7 @@ LAYERS = [
 # Outside the layers: it reads what runs leave behind, through the readers of tracking, and knows no torch.
 APART = "analysis"
 # Who has it make pictures and pages.
-SHOWING = ("evaluation", "runs", "sweeps", "commands.report")
+SHOWING = ("evaluation", "runs", "surface.collection", "sweeps", "commands.report")
 
 # Where a foreign package may be imported at all; a folder ends with a dot.
 HOMES = {
@@ -65,7 +79,7 @@ HOMES = {
     "sklearn": {"training.fitted_learner", "sources.mnist"},
     "mne": {"sources.eeg"},
     "triton": {"sparse.triton_products"},
-    "psutil": {"sources.harvest", "sweeps.joblib_launcher", "outputs.status", "memory"},
+    "psutil": {"sweeps.joblib_launcher", "outputs.status", "memory"},
     "sae_lens": set(),
     "pickle": set(),
     "dill": set(),

@@ -23,16 +23,19 @@ class Process:
     Args:
         job: what it trains.
         python: with which the library is installed.
+        tree: whose source and benchmarks are run; this working tree's if None.
     """
 
-    def __init__(self, job: Job, python: Path):
+    def __init__(self, job: Job, python: Path, tree: Path | None = None):
         self.job = job
+        # An editable install would find our source, whatever the tree.
+        source = {"PYTHONPATH": str(tree / "src")} if tree else {}
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in __exit__
         self._process = subprocess.Popen(
             [str(python), "-m", "benchmarks.peers.worker", json.dumps(asdict(job))],
-            cwd=ROOT,
+            cwd=tree or ROOT,
             # Nothing that they need is on a hub.
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"},
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"} | source,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -95,6 +98,6 @@ class Process:
         if not line:
             self._process.wait()
             self._said.seek(0)
-            last = self._said.read().strip().splitlines() or ["it said nothing"]
+            last = self._said.read().strip().splitlines() or ["no output"]
             raise StoppedError(f"{self.job.library} {self.job.architecture} {self.job.mode}: {last[-1]}")
         return json.loads(line)

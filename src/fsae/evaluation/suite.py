@@ -11,8 +11,9 @@ from typing import Any
 
 from fsae.evaluation.evaluation import Evaluation, Measured
 from fsae.evaluation.subject import Subject
+from fsae.files import write_json
 from fsae.outputs.results import Meaning, flat_results
-from fsae.outputs.run_folder import RunFolder, write_json
+from fsae.outputs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

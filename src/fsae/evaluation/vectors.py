@@ -193,9 +193,9 @@ def _histogram(frequencies: Sequence[Float[Tensor, " d_sae"]]) -> dict[str, Any]
 
 
 def _firing(histogram: dict[str, Any], dead_share: float) -> Callable[[Path], None]:
-    from fsae.analysis.run_plots import plot_firing
+    from fsae.analysis.run_plots import plot_density
 
-    return partial(plot_firing, histogram, dead_share)
+    return partial(plot_density, histogram, dead_share)
 
 
 def _warn_of_tail(share: float, remedy: str) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 from filelock import Timeout
 
+from fsae.files import write_json
 from fsae.outputs.metric_log import read_metrics
 from fsae.outputs.results import merged, read_results
-from fsae.outputs.run_folder import write_json
 from fsae.outputs.status import RunState, read_status
 from fsae.runs.run import Run
 from fsae.tracking.mlflow_upload import read_description

@@ -10,12 +10,12 @@ from typing import Any
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.configuration.accept import Origin
-from fsae.configuration.refusal import record_refusal, tell
+from fsae.configuration.refusal import record_refusal, report_error
 from fsae.configuration.schema import RunSettings, Task
 from fsae.export.saelens import load_members
-from fsae.outputs.run_log import runs_named
+from fsae.outputs.run_log import run_name_prefixes
 from fsae.progress import working
-from fsae.runs.build import existing, open_source, trained
+from fsae.runs.build import existing, open_source, request_of, trained
 from fsae.runs.finished import FinishedRun
 from fsae.runs.outcome import conclude, finish
 from fsae.runs.run import Run, for_each, going
@@ -54,10 +54,9 @@ def run_experiment(settings: RunSettings, origin: Origin) -> dict[str, Any]:
 
 def pack_key(settings: RunSettings) -> tuple[object, ...]:
     """What runs must have in common to be one pack: they see the same batches and are evaluated on the same text."""
-    model, site, dataset, trainer = settings.model, settings.site, settings.dataset, settings.trainer
-    stream = settings.source.stream_key(model, site, dataset, trainer.samples, trainer.batch_size)
-    # As text, and in their order: it decides how numbers are rounded.
-    return stream, repr(settings.eval), settings.task, settings.tracking, settings.paths
+    # As text, which has their order: numbers are rounded by it.
+    common = settings.task, repr(settings.eval), settings.tracking, settings.paths
+    return settings.source.stream_key(request_of(settings)), settings.trainer.batch_size, *common
 
 
 def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
@@ -81,8 +80,8 @@ def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
     kind = FinishedRun if settings.task is Task.reevaluate else Run
     runs = [kind(each, origin, data) for each, origin in jobs]
     assert all(pack_key(run.settings) == pack_key(settings) for run in runs)
-    with runs_named() if len(runs) > 1 else nullcontext(), Interruption() as interruption:
-        for_each(runs, lambda run: run.claim())
+    with run_name_prefixes() if len(runs) > 1 else nullcontext(), Interruption() as interruption:
+        for_each(runs, _claim)
         # Left after the outcome is written: it waits until MLflow has it.
         with _uploader(settings) if going(runs) else nullcontext() as uploader:
             try:
@@ -94,7 +93,7 @@ def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
                     error = Interrupted("SIGINT", saved=False)
                 if isinstance(error, Exception) and not isinstance(error, Interrupted):
                     # It concerns all of them, so it is told once and heard in every log.
-                    tell(error, (under_way or runs)[0].folder.path)
+                    report_error(error, (under_way or runs)[0].folder.path)
                 for run in under_way:
                     run.end(error)
                 if not isinstance(error, Exception):
@@ -102,8 +101,16 @@ def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
     return [Outcome(run.results, run.error) for run in runs]
 
 
+def _claim(run: Run) -> None:
+    try:
+        run.claim()
+    except ValueError as error:
+        record_refusal(error, Path(run.settings.paths.outputs), run.folder.path)
+        raise
+
+
 def _refused(settings: RunSettings, origin: Origin, error: ValueError) -> Outcome:
-    tell(error, origin.folder)
+    report_error(error, origin.folder)
     record_refusal(error, Path(settings.paths.outputs), origin.folder)
     return Outcome(None, error)
 

@@ -5,7 +5,7 @@ import json
 from fsae.language_models.identity import model_identity
 from fsae.language_models.settings import ModelSettings
 from fsae.sources.documents import DatasetSettings, dataset_identity
-from fsae.sources.settings import SourceSettings
+from fsae.sources.source import SourceSettings
 
 
 def data_identity(

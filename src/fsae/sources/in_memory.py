@@ -1,38 +1,31 @@
 """Vectors that are all in memory, as a stream: shuffled anew in each epoch."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.ranges import SEED
+from fsae.devices import any_device
 from fsae.seeds import generator_for
-from fsae.sources.settings import Demand, SourceSettings
-from fsae.sources.source import Batch, Source
+from fsae.sources.source import Batch, Request, Source, SourceSettings
 from fsae.sources.supply import Supply
 
 
 @dataclass(frozen=True, kw_only=True)
 class InMemorySettings(SourceSettings):
-    """What every source lets one choose whose vectors are all there from the beginning.
-
-    Attributes:
-        seed: of their order, and of what else is drawn.
-    """
-
-    seed: int = field(default=0, metadata=SEED)
-
-    def opened(self, demand: Demand) -> AbstractContextManager[Source]:
-        return nullcontext(self.open(demand.device))
+    """Base class of the settings of sources whose vectors are all in memory from the beginning."""
 
     @abstractmethod
-    def open(self, device: torch.device) -> "InMemorySource":
-        """Read or make the vectors; batches are wanted on `device`."""
+    def source(self, device: torch.device) -> "InMemorySource":
+        """Read or make the vectors; batches will be on `device`."""
+
+    def open(self, request: Request, heartbeat: Callable[[], None]) -> AbstractContextManager["InMemorySource"]:
+        return nullcontext(self.source(any_device()))
 
 
 class InMemorySource(Source):

@@ -1,20 +1,25 @@
-"""A source of vectors: all that training and evaluation know of where vectors come from."""
-
-from __future__ import annotations
+"""A source of training vectors: the one interface by which training and evaluation know where vectors come from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from fsae.language_models.settings import ModelSettings
+from fsae.language_models.sites import Site
+from fsae.ranges import SEED, Ranged
+from fsae.sources.documents import DatasetSettings
+from fsae.sources.supply import Supply
+from fsae.sparse.codes import Codes
+
 if TYPE_CHECKING:
-    from fsae.language_models.sites import Site
     from fsae.language_models.transformer_lens import TransformerLensModel
-    from fsae.sources.supply import Supply
-    from fsae.sparse.codes import Codes
 
 
 class Batch(NamedTuple):
@@ -28,7 +33,7 @@ class HeldOutText(Protocol):
     """Held-out text and the language model that reads it."""
 
     @property
-    def model(self) -> TransformerLensModel:
+    def model(self) -> "TransformerLensModel":
         """The language model, opened on first use."""
         ...
 
@@ -144,8 +149,79 @@ class Source(ABC):
         return {}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Everything that a run asks of its source, besides the source's own settings.
+
+    Attributes:
+        model, site, dataset: where a language model's activations come from; None if the source has no language model.
+        training_samples: how many samples training takes; 0 if there is no training.
+        held_out_samples: how many samples the evaluation takes.
+        stores: the folder of all activation stores.
+        harvest: whether the run only fills the store.
+        spliced: whether the evaluation puts reconstructions back into the language model.
+    """
+
+    model: ModelSettings | None = None
+    site: Site | None = None
+    dataset: DatasetSettings | None = None
+    training_samples: int
+    held_out_samples: int
+    stores: Path
+    harvest: bool = False
+    spliced: bool = False
+
+    def text(self) -> tuple[ModelSettings, Site, DatasetSettings]:
+        """Return model, site and data set of a source that reads a language model."""
+        assert self.model is not None, "the source reads a language model"
+        assert self.site is not None
+        assert self.dataset is not None
+        return self.model, self.site, self.dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSettings(Ranged, ABC, group="source"):
+    """Base class of all source settings: the settings of a source know how to open it.
+
+    Attributes:
+        seed: decides the order of the vectors in training, and everything else that the source draws. Runs that share
+            it, and the other settings of the stream, see the same batches.
+        provides: what evaluations and tasks may need of a source, a class attribute: "language_model" (activations of
+            one, with held-out text), "known_features" (a ground truth), "store" (an activation store).
+    """
+
+    seed: int = field(default=0, metadata=SEED)
+
+    provides: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def open(self, request: Request, heartbeat: Callable[[], None]) -> AbstractContextManager["Source"]:
+        """Open the source for a run, or for several runs that share its stream.
+
+        Args:
+            request: what the run asks of it.
+            heartbeat: called between units of long work; may raise to stop the work.
+
+        Raises:
+            ValueError: something that the settings name does not exist or cannot be read.
+            OSError: the disk has no room for what must be kept.
+        """
+
+    def width(self) -> int | None:
+        """Return the width of the vectors if it is known before the source is opened."""
+        return None
+
+    def identity(self) -> dict[str, str]:
+        """Return what distinguishes the files that the source reads; empty if it reads none."""
+        return {}
+
+    def stream_key(self, request: Request) -> Hashable:
+        """Return what the requests of two runs must have in common for both to read one opened source."""
+        return self
+
+
 def in_batches(parts: Iterable[Float[Tensor, "part d_in"]], size: int) -> Iterator[Float[Tensor, "batch d_in"]]:
-    """Yield vectors that come in parts of any size in batches of one size; the last batch may be smaller."""
+    """Vectors that come in parts of any size, in batches of one size; the last one may be smaller."""
     rest: Tensor | None = None
     for part in parts:
         joined = part if rest is None else torch.cat([rest, part])
