@@ -8,7 +8,6 @@ BOOKKEEPING = (
     "source.cache",
     "source.cache_gb",
     "source.also",
-    "source.worker",
     "trainer.checkpoint_seconds",
 )
 
