@@ -38,7 +38,7 @@ def test_flat_settings_list_the_choice_under_its_own_key():
 def test_deciding_settings_omit_bookkeeping():
     flat, deciding = flat_settings(composed()), deciding_settings(composed())
     # Where activations are kept, too: the stream is the same with a store and without. And how often states are saved.
-    kept = {"source.cache", "source.cache_gb", "source.also", "source.worker", "trainer.checkpoint_seconds"}
+    kept = {"source.cache", "source.cache_gb", "source.also", "trainer.checkpoint_seconds"}
     assert {key for key in flat if key not in deciding} == {
         key for key in flat if key.startswith(("paths.", "tracking.", "search.")) or key in kept
     }

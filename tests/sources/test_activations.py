@@ -380,7 +380,7 @@ def test_runs_share_a_stream_if_the_same_settings_make_it():
 
 def test_stores_are_told_apart_by_what_determines_their_content(tmp_path: Path):
     found = []
-    for changes in ({}, {"tokens": 300, "seed": 3, "worker": 1}, {"shard_tokens": 128}):
+    for changes in ({}, {"tokens": 300, "seed": 3}, {"shard_tokens": 128}):
         with opened(tmp_path, BATCH, **cast(dict[str, Any], changes)) as source:
             take(source, 1)
             found.append(len(list(tmp_path.iterdir())))
