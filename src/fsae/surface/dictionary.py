@@ -14,7 +14,7 @@ from torch import Tensor
 from fsae.autoencoders.autoencoder import Autoencoder, SparseAutoencoder
 from fsae.autoencoders.local_pca import LocalPCA
 from fsae.configuration.recorded import recorded_settings
-from fsae.configuration.resolvers import CHOICES
+from fsae.configuration.resolvers import choice_names
 from fsae.configuration.schema import RunSettings
 from fsae.export.saelens import CONFIG, Provenance, load_saelens, read_density, read_provenance, save_saelens
 from fsae.language_models.sites import Site
@@ -110,7 +110,7 @@ class Dictionary:
         """
         assert isinstance(self.autoencoder, SparseAutoencoder | LocalPCA)
         kind = type(self.autoencoder.settings)
-        return CHOICES.get(kind, kind.__name__)
+        return choice_names().get(kind, kind.__name__)
 
     @cached_property
     def settings(self) -> RunSettings | None:
