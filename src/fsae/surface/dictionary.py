@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.configuration.recorded import recorded_settings
-from fsae.configuration.resolvers import names_of_choices
+from fsae.configuration.resolvers import choice_names
 from fsae.configuration.schema import RunSettings
 from fsae.export.saelens import CONFIG, Provenance, load_saelens, read_density, read_provenance, save_saelens
 from fsae.language_models.sites import Site
@@ -108,7 +108,7 @@ class Dictionary:
         says how it was trained.
         """
         kind = type(self.autoencoder.settings)
-        return names_of_choices().get(kind, kind.__name__)
+        return choice_names().get(kind, kind.__name__)
 
     @cached_property
     def settings(self) -> RunSettings | None:

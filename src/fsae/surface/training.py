@@ -16,7 +16,7 @@ from fsae.autoencoders.settings import AutoencoderSettings
 from fsae.configuration.checks import check
 from fsae.configuration.composition import composed_settings
 from fsae.configuration.recorded import origin_of
-from fsae.configuration.resolvers import names_of_choices
+from fsae.configuration.resolvers import choice_names
 from fsae.configuration.schema import RunSettings
 from fsae.console import bars
 from fsae.evaluation.sparsity import density_histogram
@@ -113,7 +113,7 @@ def _settings(
     """Return a run's settings: the packaged YAML files' with what the caller chose."""
     if not isinstance(arch, str) and values:
         raise ValueError(f"arch is a settings object, so {', '.join(values)} belongs in it; or give arch by its name")
-    name = arch if isinstance(arch, str) else names_of_choices().get(type(arch))
+    name = arch if isinstance(arch, str) else choice_names().get(type(arch))
     if name is None and loss is None:
         raise ValueError(
             f"loss is None, but {type(arch).__name__} has no choice of `arch=`, which brings a loss; give one"
@@ -220,7 +220,7 @@ class _Unrecorded:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
-    def say(self, message: str) -> None: ...
+    def log_message(self, message: str) -> None: ...
 
     def position(self) -> int:
         return 0
