@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help setup run test lint types format test-peers test-browser test-cluster bench ui clean
+.PHONY: help setup run test lint types format test-peers test-browser test-cluster bench docs ui clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -65,8 +65,17 @@ format: setup  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: setup $(VENV)/.cluster  ## pyright, with every optional package there
+types: setup $(VENV)/.cluster $(VENV)/.docs  ## pyright, with every optional package there
 	$(BIN)/pyright
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	@touch $@
+
+# Strict: a broken link, a public name without a docstring and a setting without a meaning are errors.
+docs: setup $(VENV)/.docs  ## build the documentation site in site/
+	$(BIN)/python -m docs.assemble
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/zensical build --strict --clean
 
 bench: setup  ## time training steps on this machine, beside the peers' (ARGS="--d-sae 65536" ...)
 	$(BIN)/python -m benchmarks.step
@@ -76,4 +85,4 @@ ui: setup  ## open the MLflow UI on the local database
 	$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///outputs/mlflow.db
 
 clean:  ## remove environments and caches, keep outputs/
-	rm -rf .venv $(PEERS) .pytest_cache .ruff_cache dist build
+	rm -rf .venv $(PEERS) .pytest_cache .ruff_cache dist build site
