@@ -70,10 +70,12 @@ def page_paths() -> dict[str, str]:
 
 
 def page_text(source: str) -> str:
-    """Return the Markdown of a page: its file's, with links between pages and the import law put in."""
+    """Return the Markdown of a page: its file's, with links between pages and the tables of the import law."""
     path = REPOSITORY / source
     markdown = notebook_text(path) if path.suffix == ".ipynb" else path.read_text()
-    return page_links(markdown, source).replace("<!-- layers -->", layers_table())
+    return (
+        page_links(markdown, source).replace("<!-- layers -->", layers_table()).replace("<!-- homes -->", homes_table())
+    )
 
 
 def page_links(markdown: str, source: str) -> str:
@@ -98,6 +100,18 @@ def layers_table() -> str:
 
     rows = "".join(f"| {i} | {', '.join(f'`{name}`' for name in sorted(layer))} |\n" for i, layer in enumerate(LAYERS))
     return f"| layer | packages and modules |\n|---|---|\n{rows}"
+
+
+def homes_table() -> str:
+    """Return which modules may import each foreign package as a table."""
+    from tests.test_imports import HOMES
+
+    rows = "".join(
+        f"| {package} | {', '.join(f'`{home.rstrip(chr(46))}`' for home in sorted(homes))} |\n"
+        for package, homes in HOMES.items()
+        if homes
+    )
+    return f"| package | imported in |\n|---|---|\n{rows}"
 
 
 def notebook_text(path: Path) -> str:
