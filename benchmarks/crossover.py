@@ -1,9 +1,9 @@
-"""From which density on dense products are faster than sparse ones, for `fsae.training.gradient_learner.CROSSOVER`.
+"""The density at which dense products become faster than sparse ones: `fsae.training.gradient_learner.CROSSOVER`.
 
-    python -m benchmarks.crossover                # some minutes; as long as a dense step is slow
+    python -m benchmarks.crossover                # takes some minutes
 
-Whole steps of the architectures whose density changes as they train, at two shapes, in turns, on the GPU where there is
-one; each row shows how many times as long as a dense step a sparse one takes at these shares of codes that are on.
+It times whole steps, interleaved, of the architectures whose density changes in training, at two shapes, on the GPU if
+there is one. Each row shows the time of a sparse step divided by that of a dense one, at these densities.
 """
 
 from collections.abc import Callable

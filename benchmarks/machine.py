@@ -1,4 +1,4 @@
-"""What measurements were made on."""
+"""The machine that measurements are made on."""
 
 import platform
 from pathlib import Path
@@ -7,13 +7,13 @@ import torch
 
 
 def machine() -> str:
-    """The processor, its threads and torch's version."""
+    """Return the processor, its threads and torch's version."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return f"{machine_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def machine_name(device: str) -> str:
-    """The processor that does the work: "cpu" or one of torch's names of a GPU."""
+    """Return the name of the processor for "cpu" or for one of torch's names of a GPU."""
     if device != "cpu":
         return torch.cuda.get_device_name(device)
     information = Path("/proc/cpuinfo")

@@ -1,14 +1,13 @@
-"""What one decoder solution of PAM takes, against one epoch of its encoder's steps on the same vectors.
+"""The time of one decoder solution of PAM, relative to one epoch of its encoder's steps on the same vectors.
 
     python -m benchmarks.pam                      # 1,000,000 vectors, 576 -> 4,096, 64 active latents: about 10 minutes
     python -m benchmarks.pam --tokens 65536 --d-sae 1024 --k 16 --repeats 1
 
-Every batch is stepped on, encoded, and its codes are gathered, in turns of some batches, so that a drifting machine
-hits all alike; after an epoch the decoder is solved for. Times are whole epochs', and medians over as many epochs as
-asked for. A solution is gathering and solving, and two ratios are shown: without what it takes to encode everything,
-which streaming does not, as it gathers the codes of the encoder's own steps; and with it, as at a fixed encoder
-(`trainer.decoder_batches`). The peak of the memory is that of a process of its own that gathers and
-solves, for an eighth of the vectors and for all.
+Stepping, encoding and gathering are interleaved, some batches at a time, so that a drifting machine affects all of them
+equally. After an epoch the decoder is solved for. Times are those of whole epochs, and medians over epochs. A solution
+is gathering and solving. It is shown in two ways: without the time of encoding, as in streaming, which gathers the
+codes of the encoder's own steps; and with it, as with a fixed encoder (`trainer.decoder_batches`). The peak memory is
+that of another process that gathers and solves, for an eighth of the vectors and for all.
 """
 
 import argparse
@@ -36,12 +35,12 @@ from fsae.training.pam_learner import PamLearner, PamSettings
 
 Result = TypeVar("Result")
 
-# Vectors that each kind of work is done on before the next takes its turn.
+# Vectors per turn of each kind of work.
 _TURN = 16_384
 
 
 class Epochs:
-    """Epochs of the same random vectors, and what each kind of work takes in them.
+    """Epochs over the same random vectors, and the time of each kind of work in them.
 
     Attributes:
         seconds: of each epoch, by kind.
@@ -69,7 +68,7 @@ class Epochs:
         self.seconds: dict[str, list[float]] = {"stepping": [], "encoding": [], "gathering": [], "solving": []}
 
     def run(self, tokens: int, step: bool) -> None:
-        """One epoch, with or without the encoder's steps."""
+        """Run one epoch, with or without the encoder's steps."""
         gathered = LeastSquares()
         for kind in self.seconds.values():
             kind.append(0.0)
@@ -107,7 +106,7 @@ class Epochs:
 
 
 def peak_memory(options: argparse.Namespace, tokens: int) -> float:
-    """In MB, of a process that encodes, gathers and solves."""
+    """Return the peak memory, in MB, of a process that encodes, gathers and solves."""
     with freed_memory_kept():
         Epochs(options).run(tokens, step=False)
     if torch.cuda.is_available():
@@ -124,7 +123,7 @@ def main() -> None:
     print(f"{shape_of(options)}; {options.tokens:,} vectors, medians of {options.repeats} epochs\n")
     epochs = Epochs(options)
     with freed_memory_kept():
-        # The first turn warms up and does not count.
+        # The first turn is a warm-up.
         epochs.run(options.batch, step=True)
         for kind in epochs.seconds.values():
             kind.clear()
@@ -136,10 +135,8 @@ def main() -> None:
     print(f"gathering codes   {taken['gathering']:8.2f} s")
     print(f"solving           {taken['solving']:8.2f} s")
     print(f"encoding          {taken['encoding']:8.2f} s\n")
-    print(
-        f"solution / steps  {solution / taken['stepping']:8.3f}   where codes are kept, or those of the steps gathered"
-    )
-    print(f"                  {(solution + taken['encoding']) / taken['stepping']:8.3f}   where all is encoded anew\n")
+    print(f"solution / steps  {solution / taken['stepping']:8.3f}   without encoding")
+    print(f"                  {(solution + taken['encoding']) / taken['stepping']:8.3f}   with encoding\n")
     for tokens in (options.tokens // 8, options.tokens):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             print(f"peak memory after {tokens:>9,} vectors {pool.apply(peak_memory, (options, tokens)):8.0f} MB")

@@ -1,12 +1,13 @@
-"""What a population's step takes, against as many steps of one member, and what share of it is matching.
+"""The time of a population's step relative to one member's, and the share of it that matching takes.
 
     python -m benchmarks.population               # 5 members of 768 -> 3,072, batch 4,096, 64 active latents
     python -m benchmarks.population --batch 500 --k 6     # as in MFR's experiment on GPT-2
 
-All in turns in one process, so that a drifting machine hits all alike. Members share the cores as in a run, and without
-a term also go one after the other on all cores. Matching is the Hungarian method on all pairs of members; `match_every`
-is how many steps partners are kept for. Members have random directions, of which no two are alike and matching takes
-longest, or the same ones in another order with noise, a cosine of 0.8 apart: what the term makes of them.
+All variants are interleaved in one process, so that a drifting machine affects all of them equally. Members share the
+cores as in a run; without a term they are also timed one after another on all cores. Matching is the Hungarian method
+on all pairs of members, and `match_every` is the number of steps for which partners are kept. Members have either
+random directions, for which matching takes longest, or the same ones in another order with noise, at a cosine of 0.8,
+as the term makes them.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from fsae.training.settings import AdamSettings
 
 
 class Unheard:
-    """A sink for what nobody reads."""
+    """A sink that discards everything."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
@@ -51,11 +52,11 @@ class Unheard:
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What is measured.
+    """A kind of population.
 
     Attributes:
-        size: of the population.
-        mutual: the term between its members.
+        size: the number of members.
+        mutual: the term between them.
         alike: whether they have the same directions.
         side_by_side: whether they share the cores as in a run.
     """
@@ -70,8 +71,8 @@ class Variant:
     """A population in training.
 
     Attributes:
-        seconds: of each step, but for matching.
-        matching: of all steps.
+        seconds: of each step, without matching.
+        matching: seconds of matching, of all steps.
     """
 
     def __init__(self, options: argparse.Namespace, x: torch.Tensor, kind: Kind, folder: Path):
@@ -91,14 +92,14 @@ class Variant:
         checkpoints = Checkpoints(folder, {}, {})
         self._run = Training(members, self._coupling, Reinitialisation(), source, 1.0, settings, Unheard(), checkpoints)
         if not kind.side_by_side:
-            # A run always takes the crew that fits its members.
+            # A run always takes the threads that fit its members.
             self._run._threads = Threads()
         self._x = x
         self.seconds: list[float] = []
         self.matching = 0.0
 
     def step(self) -> None:
-        """One step of all members."""
+        """Make one step of all members."""
         wait()
         began = time.perf_counter()
         self._run.take(self._x, None)
@@ -110,7 +111,7 @@ class Variant:
         self.matching += matching
 
     def forget(self) -> None:
-        """What was measured so far."""
+        """Discard earlier measurements."""
         self.seconds, self.matching = [], 0.0
 
 
@@ -124,7 +125,7 @@ def _resemble(autoencoder: SparseAutoencoder, other: SparseAutoencoder) -> None:
 
 
 def main() -> None:
-    """Measure all in turns and print the table."""
+    """Measure all variants, interleaved, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_shape(parser)
     parser.add_argument("--members", type=argument(int, COUNT), default=5)
@@ -132,11 +133,11 @@ def main() -> None:
     parser.set_defaults(d_sae=3072)
     options = parser.parse_args()
     x = inputs(options.batch, options.d_in)
-    print(f"{shape_of(options)}; {options.repeats} matchings of each, in turns\n")
+    print(f"{shape_of(options)}; {options.repeats} matchings of each, interleaved\n")
     kinds = {
         "one member": Kind(size=1),
         f"{options.members}, no term": Kind(size=options.members),
-        f"{options.members}, one after the other": Kind(size=options.members, side_by_side=False),
+        f"{options.members}, one after another": Kind(size=options.members, side_by_side=False),
     }
     for every in options.match_every:
         for alike in (False, True):
@@ -153,7 +154,7 @@ def main() -> None:
                 if kind.mutual.weight == 0 or turn < options.repeats * kind.mutual.match_every:
                     variants[name].step()
     one = statistics.median(variants["one member"].seconds)
-    print(f"{'':26}{'a step':>10}{'of one member':>15}{'matching':>10}")
+    print(f"{'':26}{'per step':>10}{'of one member':>15}{'matching':>10}")
     for name, each in variants.items():
         matching = each.matching / len(each.seconds)
         whole = statistics.median(each.seconds) + matching

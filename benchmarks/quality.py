@@ -1,11 +1,11 @@
-"""Whether the fast steps train as well: ours in fp32 and bf16 beside SAELens, to the end, on real activations.
+"""Quality of the fast steps: fsae in fp32 and bf16 compared with SAELens after a whole training on real activations.
 
     python -m benchmarks.quality                     # 2M tokens of SmolLM2-135M-Instruct, topk and gated; an hour or so
     python -m benchmarks.quality --tokens 200000 --arch topk
 
-All train on identical batches from identical weights with the same hyper-parameters, one after the other; fvu and l0
-are then measured on held-out activations. These come from the activation store, which is filled when they are not in
-it, and are handed to each process in files.
+All train on identical batches from identical weights with the same hyper-parameters, one after another. Then fvu and l0
+are measured on held-out activations. Activations come from the store, which is filled first if necessary, and each
+process reads them from files.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from fsae.sources.activations import ActivationSource, ActivationSourceSettings,
 from fsae.sources.documents import DatasetFormat, DatasetSettings
 from fsae.training.scaling import Scale, scale_of
 
-# Weights at which about as many latents are on as the default k.
+# Weights with which l0 is about the default k.
 SPARSITY = {"gated": 1.15, "standard": 1.15, "jumprelu": 1.0}
 HELD_OUT = 32_768
 
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def open_source(options: argparse.Namespace) -> ActivationSource:
-    """The activations, from the store or into it."""
+    """Return the activations, from the store or into it."""
     return open_activations(
         model=ModelSettings(package=Package.smollm2_135m_instruct_q4_1),
         site=Site.parse(f"resid_post.{options.layer}"),
@@ -100,7 +100,7 @@ def open_source(options: argparse.Namespace) -> ActivationSource:
 
 
 def write_vectors(source: ActivationSource, options: argparse.Namespace, to: Path, held_out: Path) -> torch.Tensor:
-    """Write all batches in the order of training, and what is measured on, scaled; returns the first of them."""
+    """Write the scaled batches in the order of training, and the held-out vectors; return the first batches."""
     scale = scale_of(source.first_vectors(), Scale.sqrt_d)
     steps = options.tokens // options.batch
     x = torch.empty(steps * options.batch, source.d_in)
@@ -113,7 +113,7 @@ def write_vectors(source: ActivationSource, options: argparse.Namespace, to: Pat
 
 
 def compare(job: Job, options: argparse.Namespace) -> None:
-    """Train SAELens' and ours, and print a line each."""
+    """Train with SAELens and fsae, and print a line for each."""
     theirs = train(replace(job, library="sae_lens"), options)
     jobs = [replace(job, mode="fp32"), replace(job, mode="bf16")]
     if options.autocast:
@@ -129,7 +129,7 @@ def compare(job: Job, options: argparse.Namespace) -> None:
 
 
 def train(job: Job, options: argparse.Namespace) -> dict[str, float]:
-    """What comes of all steps of a job, and the seconds that they took."""
+    """Run all steps of a job and return its measurements and seconds."""
     with Process(job, python_of(job.library)) as process:
         began = time.monotonic()
         for _ in range(options.tokens // options.batch):

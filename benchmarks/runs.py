@@ -1,4 +1,4 @@
-"""Whole training runs on SmolLM2-135M-Instruct (Q4_1) in processes of their own, timed: ours and sae_lens' own."""
+"""Whole training runs on SmolLM2-135M-Instruct (Q4_1) timed: of fsae and of sae_lens, each in another process."""
 
 import json
 import os
@@ -21,7 +21,7 @@ D_IN = 576
 
 
 def our_run(overrides: Sequence[str], outputs: str, dtype: str = "float32") -> tuple[float, str]:
-    """Seconds of `python -m fsae.run` on that model with these overrides, and what it said.
+    """Return the seconds of `python -m fsae.run` on that model with these overrides, and its output.
 
     Args:
         dtype: of the language model; sae_lens' is float32.
@@ -40,7 +40,7 @@ def our_run(overrides: Sequence[str], outputs: str, dtype: str = "float32") -> t
 
 
 def sae_lens_run(python: Path, **job: Any) -> tuple[float, str]:
-    """Seconds of a run of sae_lens' runner on that model, and what it said last: seconds and l0 of the training alone.
+    """Return the seconds of sae_lens' runner on that model, and its last line: seconds and l0 of the training alone.
 
     Args:
         python: with sae_lens installed.
@@ -66,7 +66,11 @@ def sae_lens_run(python: Path, **job: Any) -> tuple[float, str]:
 
 
 def timed(command: Sequence[str], environment: dict[str, str]) -> tuple[float, str]:
-    """Seconds of a process, and what it said; SystemExit with the end of it where it failed."""
+    """Return the seconds of a process and its output.
+
+    Raises:
+        SystemExit: the process failed; the message has the end of its output.
+    """
     began = time.monotonic()
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:

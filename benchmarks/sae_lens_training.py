@@ -1,4 +1,4 @@
-"""One training run of sae_lens' own runner, timed; started by `benchmarks.runs` with sae_lens' Python, never imported.
+"""One timed training run of sae_lens' runner; `benchmarks.runs` starts it with sae_lens' Python, nothing imports it.
 
 sae_lens_training.py JSON   with model, texts, architecture, hook_name, tokens, batch_size, context, d_sae, sparsity
 """
@@ -25,10 +25,10 @@ BATCHES_FOR_SCALE = 8
 
 
 def main(job: dict) -> dict[str, float]:
-    """Train as the job says; returns the seconds it took and the last batch's l0."""
+    """Train as the job specifies and return the seconds and the l0 of the last batch."""
     torch.set_num_threads(job["threads"])
     began = time.monotonic()
-    # Its own class of models does not open a folder; this is the other one that its runner takes.
+    # sae_lens' class of models cannot open a folder; its runner accepts this one too.
     model = TransformerBridge.boot_transformers(job["model"], device="cpu")
     texts = datasets.load_dataset("text", data_files=job["texts"], sample_by="document", split="train", streaming=True)
     common = {"d_in": job["d_in"], "d_sae": job["d_sae"], "normalize_activations": "expected_average_only_in"}

@@ -1,13 +1,14 @@
-"""How long a training step takes, against the floor that no exact method can go below: the encoder's own product.
+"""The time of a training step relative to the encoder's product, a lower bound for every exact method.
 
     python -m benchmarks.step                     # 768 -> 12,288, batch 4,096, 64 active latents
     python -m benchmarks.step --d-sae 4096 --batch 1024 --repeats 3
     python -m benchmarks.step --precision bf16    # steps and the encoder's product in bfloat16
 
-First how fast the machine makes products, a square one and the encoder's. Then three tables, every row's variants
-measured in turns in one process, so that a drifting machine hits all alike: whole steps per architecture, sparse and
-dense, over the encoder's product; whole steps with the Fisher term over the same step without it; and the Fisher term
-alone, in float32, over the d_sae x d_sae matrix built in full.
+First the machine's speed of products is printed, for a square one and the encoder's. Then there are three tables. The
+variants of a row are interleaved in one process, so that a drifting machine affects all of them equally. The tables
+have whole steps per architecture, sparse and dense, relative to the encoder's product; whole steps with the Fisher term
+relative to the same step without it; and the Fisher term alone, in float32, relative to the d_sae x d_sae matrix built
+in full.
 """
 
 import argparse
@@ -41,14 +42,14 @@ from fsae.training.gradient_learner import GradientLearner
 from fsae.training.settings import AdamSettings, Precision
 
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
-# Side of the square matrices whose product says what the machine can do.
+# Side of the square matrices whose product measures the machine.
 SQUARE = 4096
-# Turns of what takes milliseconds.
+# Repeats of measurements that take milliseconds.
 SHORT_REPEATS = 10
 
 
 def architectures(d_sae: int, k: int) -> dict[str, tuple[SparseAutoencoderSettings, dict[str, LossTerm]]]:
-    """Every architecture with its usual loss, at about k active latents from the first step on."""
+    """Return every architecture with its usual loss, with about k active latents from the first step on."""
     density = k / d_sae
     reconstruction: dict[str, LossTerm] = {"reconstruction": SquaredError()}
     return {
@@ -72,10 +73,10 @@ def stepper(
     precision: Precision = Precision.fp32,
     compiled: bool = False,
 ) -> Callable[[], object]:
-    """A function that makes one whole optimiser step on x."""
+    """Return a function that makes one whole optimiser step on x."""
     autoencoder = settings.build(x.shape[1], torch.Generator().manual_seed(0)).to(x.device)
     initialise_from(autoencoder, x, scale=1.0)
-    # A step too small to move anything keeps the density what it is while the clock runs.
+    # A step too small to move anything keeps the density constant while the clock runs.
     trainer = AdamSettings(
         samples=10**9, batch_size=len(x), lr=1e-12, log_every=10**6, precision=precision, compile=compiled
     )
@@ -86,7 +87,7 @@ def stepper(
 
 
 def medians(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each variant, one run of each in turn; the first turn warms up and does not count."""
+    """Return the median seconds of each variant; runs are interleaved, and the first turn is a warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     with freed_memory_kept():
         for turn in range(repeats + 1):
@@ -101,14 +102,14 @@ def medians(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str
 
 
 def wait() -> None:
-    """Until the GPU, where there is one, has done what it was asked for."""
+    """Wait until the GPU, if there is one, has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def rates(pairs: dict[str, tuple[Tensor, Tensor]], repeats: int) -> dict[str, float]:
-    """TFLOP/s of each pair's product."""
-    # On a GPU one product is over about as soon as it is asked for.
+    """Return the TFLOP/s of each pair's product."""
+    # On a GPU a single product is too short to time.
     times = 20 if torch.cuda.is_available() else 1
 
     def multiply(a: Tensor, b: Tensor) -> None:
@@ -120,13 +121,13 @@ def rates(pairs: dict[str, tuple[Tensor, Tensor]], repeats: int) -> dict[str, fl
 
 
 def fisher_built(g: Tensor) -> Tensor:
-    """The penalty by its definition, through the whole (d_sae, d_sae) matrix."""
+    """Return the penalty by its definition, through the whole (d_sae, d_sae) matrix."""
     F = g.T @ g / g.shape[0]
     return (F - torch.diag(F.diagonal())).square().sum()
 
 
 def add_shape(parser: argparse.ArgumentParser) -> None:
-    """The options of what a step works on, with the shape that steps are compared at."""
+    """Add the options of a step's shape; the defaults are the shape at which steps are compared."""
     parser.add_argument("--d-in", type=argument(int, COUNT), default=768)
     parser.add_argument("--d-sae", type=argument(int, COUNT), default=12_288)
     parser.add_argument("--batch", type=argument(int, COUNT), default=4096)
@@ -135,13 +136,13 @@ def add_shape(parser: argparse.ArgumentParser) -> None:
 
 
 def inputs(batch: int, d_in: int) -> Tensor:
-    """A batch to train on, on the GPU where there is one."""
+    """Return a batch to train on, on the GPU if there is one."""
     x = torch.randn(batch, d_in, generator=torch.Generator().manual_seed(1))
     return x.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def shape_of(options: argparse.Namespace) -> str:
-    """The machine and the shape, for a table's head."""
+    """Return the machine and the shape, for a table's head."""
     return f"{machine()}; d_in {options.d_in}, d_sae {options.d_sae}, batch {options.batch}, {options.k} active"
 
 
@@ -195,7 +196,7 @@ def main() -> None:
             args.repeats,
         )
         print(f"{name + ', ' + form.value:<30}{t['without']:>9.3f}s{t['with']:>9.3f}s{t['with'] / t['without']:>14.2f}")
-    print(f"\n{'Fisher term alone':<30}{'built':>10}{'ours':>10}{'built/ours':>14}")
+    print(f"\n{'Fisher term alone':<30}{'built':>10}{'fsae':>10}{'built/fsae':>14}")
     for batch in sorted({min(100, args.batch), args.batch}):
         autoencoder = settings.build(args.d_in, torch.Generator().manual_seed(0)).to(x.device)
         initialise_from(autoencoder, x, scale=1.0)
@@ -203,8 +204,8 @@ def main() -> None:
             record = autoencoder(x[:batch], sparse=True)
             g = (2 * (record.pre_activations if form is FisherForm.pre else record.codes).dense()).detach()
             g.requires_grad_()
-            # What the gradient is found in: the codes on both sides; of `pre`, where the matrix is built from the
-            # pre-activations alone, ours are the weights, further on.
+            # The gradient is taken with respect to the codes on both sides. For `pre` the matrix is built from the
+            # pre-activations alone, and fsae's gradient goes further, to the weights.
             leaf = autoencoder.W_enc
             if form is FisherForm.post:
                 leaf = record.codes.values.detach().requires_grad_()
@@ -217,10 +218,10 @@ def main() -> None:
             def built(g=g) -> None:
                 torch.autograd.grad(fisher_built(g), g)
 
-            # Not in turns: building takes up to some hundred times as long, and so many turns take too long.
-            t = medians({"built": built}, max(1, args.repeats // 2)) | medians({"ours": ours}, SHORT_REPEATS)
+            # Not interleaved: building takes up to some hundred times as long, so few repeats must do.
+            t = medians({"built": built}, max(1, args.repeats // 2)) | medians({"fsae": ours}, SHORT_REPEATS)
             label = f"{form.value}, batch {batch}"
-            print(f"{label:<30}{t['built']:>9.3f}s{t['ours']:>9.3f}s{t['built'] / t['ours']:>14.1f}")
+            print(f"{label:<30}{t['built']:>9.3f}s{t['fsae']:>9.3f}s{t['built'] / t['fsae']:>14.1f}")
 
 
 if __name__ == "__main__":

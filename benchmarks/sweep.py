@@ -1,11 +1,11 @@
-"""What a sweep costs: ours with the store, ours packed, ours without the store, and sae_lens looped over the same jobs.
+"""The cost of a sweep: fsae with the store, packed, and without the store, and sae_lens in a loop over the same jobs.
 
     python -m benchmarks.sweep                 # all twelve jobs every way: hours on a small machine
-    python -m benchmarks.sweep --measured 3    # where jobs share nothing, one an architecture, times four
+    python -m benchmarks.sweep --measured 3    # if jobs share nothing, one job per architecture, times four
 
 Twelve jobs: standard, gated and jumprelu, each with two sparsity weights and with and without the Fisher penalty, on
-one site of SmolLM2-135M-Instruct (Q4_1). sae_lens has no such penalty: its jobs are the same without it, and
-none of them evaluates, while ours also evaluate on held-out text, log, plot and export.
+one site of SmolLM2-135M-Instruct (Q4_1). sae_lens' jobs have no such penalty and do not evaluate; fsae's jobs also
+evaluate on held-out text, log, plot and export.
 """
 
 import argparse
@@ -27,21 +27,23 @@ JOBS = len(ARCHITECTURES) * len(SPARSITIES) * len(FISHER_WEIGHTS)
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a way to run the sweep: as measured, and for all twelve jobs."""
+    """Seconds of a way to run the sweep."""
 
     measured: float
     jobs: int
 
     @property
     def sweep(self) -> float:
-        """For all jobs; only where jobs share nothing are fewer than all measured."""
+        """Seconds of all jobs. Fewer than all are measured only if jobs share nothing."""
         return self.measured * JOBS / self.jobs
 
 
 def main() -> None:
     """Run every way in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measured", type=int, choices=(3, 6, 12), default=12, help="of those that share nothing")
+    parser.add_argument(
+        "--measured", type=int, choices=(3, 6, 12), default=12, help="jobs to measure if they share nothing"
+    )
     parser.add_argument("--tokens", type=argument(int, COUNT), default=500_000)
     parser.add_argument("--d-sae", type=argument(int, COUNT), default=4608)
     parser.add_argument("--batch", type=argument(int, COUNT), default=4096)
@@ -50,16 +52,16 @@ def main() -> None:
     parser.add_argument("--autocast", action="store_true", help="sae_lens in mixed precision")
     options = parser.parse_args()
     print(
-        f"{machine()}; SmolLM2-135M-Instruct (Q4_1) {options.site}.{options.layer}, {options.tokens:,} tokens a job, "
+        f"{machine()}; SmolLM2-135M-Instruct (Q4_1) {options.site}.{options.layer}, {options.tokens:,} tokens per job, "
         f"d_sae {options.d_sae}, batch {options.batch}"
     )
     timings = {
-        "sae_lens, looped": sae_lens(options),
-        "ours, with the store": ours(options, "launcher=local", "source.cache=disk"),
-        "ours, packed": ours(options, "launcher=packed", "source.cache=disk"),
-        "ours, without the store": ours(options, "launcher=local", "source.cache=none", jobs=options.measured),
+        "sae_lens, in a loop": sae_lens(options),
+        "fsae, with the store": ours(options, "launcher=local", "source.cache=disk"),
+        "fsae, packed": ours(options, "launcher=packed", "source.cache=disk"),
+        "fsae, without the store": ours(options, "launcher=local", "source.cache=none", jobs=options.measured),
     }
-    slowest = timings["sae_lens, looped"].sweep
+    slowest = timings["sae_lens, in a loop"].sweep
     print(f"\n{'':24}{'jobs measured':>14}{'seconds':>9}{'all 12 jobs':>13}{'sae_lens / this':>17}")
     for name, timing in timings.items():
         print(
@@ -68,9 +70,9 @@ def main() -> None:
 
 
 def ours(options: argparse.Namespace, *overrides: str, jobs: int = JOBS) -> Timing:
-    """Our sweep in a process of its own, with an outputs folder of its own, imports and model loading included."""
+    """Time fsae's sweep in another process, with a new outputs folder, imports and model loading included."""
     axes = [f"arch={','.join(ARCHITECTURES)}"]
-    # Three jobs are one an architecture, six have both sparsities.
+    # Three jobs are one per architecture, six have both sparsities.
     axes.append(f"loss.sparsity.weight={_list(SPARSITIES if jobs >= 6 else SPARSITIES[:1])}")
     axes.append(f"loss.penalty.weight={_list(FISHER_WEIGHTS if jobs == JOBS else FISHER_WEIGHTS[:1])}")
     with tempfile.TemporaryDirectory(prefix="fsae-benchmark-") as outputs:
@@ -94,7 +96,7 @@ def ours(options: argparse.Namespace, *overrides: str, jobs: int = JOBS) -> Timi
 
 
 def harvest_seconds(outputs: str) -> list[str]:
-    """What each job's log says of its harvest."""
+    """Return the line of each job's log about its harvest."""
     logs = sorted(Path(outputs).glob("sweeps/*/*/*/run.log"), key=lambda log: int(log.parent.name))
     return [
         f"job {log.parent.name}: {line.partition('INFO ')[2]}"
@@ -105,9 +107,9 @@ def harvest_seconds(outputs: str) -> list[str]:
 
 
 def sae_lens(options: argparse.Namespace) -> Timing:
-    """sae_lens' runner, a process a job."""
+    """Time sae_lens' runner, one process per job."""
     total = 0.0
-    # Without a penalty of that kind, half of the jobs would be the other half over again.
+    # Without a penalty, half of the jobs would repeat the other half.
     for number in range(options.measured):
         architecture = ARCHITECTURES[number % 3]
         seconds, said = sae_lens_run(

@@ -1,10 +1,10 @@
-"""From text to a trained autoencoder without a cache: ours against sae_lens' runner, imports and all.
+"""The time from text to a trained autoencoder without a store, imports included: fsae and sae_lens' runner.
 
     python -m benchmarks.text_to_sae              # 1M tokens of SmolLM2-135M-Instruct, layer 10
     python -m benchmarks.text_to_sae --tokens 100000 --arch gated
 
-Runs alternate: ours in float32 as sae_lens', then with the language model and training's products in bfloat16.
-Ours also evaluates on held-out text, logs, plots and exports; sae_lens' does none of these.
+Runs alternate: fsae in float32 like sae_lens, then with the language model and training's products in bfloat16. fsae
+also evaluates on held-out text, logs, plots and exports; sae_lens does none of these.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from benchmarks.runs import our_run, sae_lens_run
 from fsae.ranges import COUNT, COUNT_OR_NONE, argument
 from fsae.training.settings import Precision
 
-# Weights at which some tens of latents are on at the end.
+# Weights with which l0 is some tens at the end.
 SPARSITY = {"standard": 1.0, "gated": 1.0, "jumprelu": 1.0}
 
 
@@ -43,8 +43,8 @@ def main() -> None:
         f"{options.tokens:,} tokens, {options.arch}, d_sae {options.d_sae}, batch {options.batch}"
     )
     ways = {
-        "ours": partial(ours, options, Precision.fp32, "float32"),
-        "ours, bfloat16": partial(ours, options, Precision.bf16, "bfloat16"),
+        "fsae": partial(ours, options, Precision.fp32, "float32"),
+        "fsae, bfloat16": partial(ours, options, Precision.bf16, "bfloat16"),
         "sae_lens": partial(sae_lens, options, False),
     }
     if options.autocast:
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def ours(options: argparse.Namespace, precision: Precision, dtype: str) -> float:
-    """Seconds of a run of ours, with products and language model in these."""
+    """Return the seconds of a run of fsae, with products and language model in these types."""
     sparsity = f"arch.k={options.k}" if options.arch == "topk" else f"loss.sparsity.weight={SPARSITY[options.arch]}"
     with tempfile.TemporaryDirectory(prefix="fsae-benchmark-") as outputs:
         seconds, _ = our_run(
@@ -83,7 +83,7 @@ def ours(options: argparse.Namespace, precision: Precision, dtype: str) -> float
 
 
 def sae_lens(options: argparse.Namespace, autocast: bool) -> float:
-    """Seconds of a run of sae_lens' runner."""
+    """Return the seconds of a run of sae_lens' runner."""
     seconds, said = sae_lens_run(
         python_of("sae_lens"),
         architecture=options.arch,

@@ -48,7 +48,7 @@ JOB = Job(
     vectors="",
     held_out="",
 )
-# In the place of a peer's Python: it ends in its second timed step.
+# A stand-in for a peer's Python: it ends in its second timed step.
 MORTAL = """#!/bin/sh
 echo '{"sae_lens": "0"}'
 while read word; do
@@ -176,5 +176,5 @@ def test_a_process_that_ended_between_words_can_be_left(tmp_path: Path):
     with Process(JOB, program) as process:
         process._process.wait()
         for _ in range(2):
-            with pytest.raises(StoppedError, match="it said nothing"):
+            with pytest.raises(StoppedError, match="no output"):
                 process.step()
