@@ -28,10 +28,12 @@ GROUPS = {
     "source": "The stream of vectors to train on: activations, or vectors that need no language model. See "
     "[Activations](../../activations.md) and [Populations](../../populations.md).",
     "arch": "The architecture of the autoencoder.",
-    "loss": "The terms of the training objective. By default an architecture brings the loss of its own name.",
+    "loss": "The terms of the training objective, without the penalty. By default an architecture brings its own.",
+    "penalty": "The penalty that a study is about: `loss.penalty`. See [The Fisher penalty](../../penalty.md).",
     "population": "How many autoencoders train together. See [Populations](../../populations.md).",
     "trainer": "How an autoencoder is trained. See [Splines](../../splines.md) for `pam` and `fit`.",
-    "eval": "What is measured on held-out data.",
+    "eval": "The evaluations of a trained autoencoder: `eval=[vectors,splice]` chooses several.",
+    "suite": "The sizes that the evaluations share.",
     "tracking": "Where metrics are logged.",
     "paths": "Where files are written.",
     "launcher": "How the jobs of a sweep are started. See [Sweeps](../../sweeps.md).",
@@ -48,6 +50,10 @@ COMMANDS = {
     "store": "List, verify and prune the stored activations.",
     "sync": "Deliver a run's metrics to the MLflow server.",
 }
+
+
+# How the settings of a group begin, if not with its name. A loss names its terms itself.
+_PREFIXES = {"loss": "", "penalty": "loss.penalty."}
 
 
 @dataclass(frozen=True)
@@ -188,7 +194,7 @@ def _section(kind: type, group: str) -> str:
         text += ".\n\n"
     own = _own_fields(kind)
     if own:
-        text += "\n\n" + _table(kind, "" if group == "loss" else f"{group}.", only=own)
+        text += "\n\n" + _table(kind, _PREFIXES.get(group, f"{group}."), only=own)
     for enum in _enums_of(kind, own):
         text += f"\n**{enum.__name__}**: {_flat_docstring(enum)}\n"
     return text + "\n"
@@ -254,9 +260,11 @@ def _kinds_of(group: str) -> Iterator[type]:
                     if inspect.isclass(inner) and is_dataclass(inner):
                         yield from walk(inner)
 
-    for name, schema in SCHEMAS.items():
-        if name.partition("/")[0] == group:
-            yield from walk(schema)
+    used = {name for choice in choices(group) for name in choice.schemas}
+    own = [name for name in SCHEMAS if name.partition("/")[0] == group]
+    # A penalty's schema is that of a loss term.
+    for name in own or [name for name in SCHEMAS if name in used]:
+        yield from walk(SCHEMAS[name])
 
 
 def _all_kinds() -> Iterator[type]:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from docs.assemble import layers_table, notebook_text, page_links, page_paths
+from docs.reference import REPOSITORY, settings_pages
 from tests.test_imports import LAYERS
 
 
@@ -35,3 +36,11 @@ def test_a_notebook_becomes_its_cells_and_what_they_printed(tmp_path: Path):
     ]
     (tmp_path / "a.ipynb").write_text(json.dumps({"cells": cells}))
     assert notebook_text(tmp_path / "a.ipynb") == "# Title\nText.\n\n```python\nprint(1)\n```\n\n```text\n1\n```"
+
+
+def test_every_page_is_in_the_navigation():
+    text = (REPOSITORY / "mkdocs.yml").read_text()
+    pages = {*page_paths().values(), *settings_pages(), "reference/metrics.md", "reference/commands.md"}
+    assert [
+        page for page in sorted(pages) if page.endswith(".md") and f"- {page}\n" not in text and page != "index.md"
+    ] == []
