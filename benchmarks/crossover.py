@@ -1,9 +1,9 @@
-"""The density at which dense products become faster than sparse ones: `fsae.training.gradient_learner.CROSSOVER`.
+"""The density above which dense products are faster than sparse ones (`fsae.training.gradient_learner.CROSSOVER`).
 
-    python -m benchmarks.crossover                # takes some minutes
+    python -m benchmarks.crossover                # some minutes, depending on the time of a dense step
 
-It times whole steps, interleaved, of the architectures whose density changes in training, at two shapes, on the GPU if
-there is one. Each row shows the time of a sparse step divided by that of a dense one, at these densities.
+It times whole steps of the architectures whose density changes during training, at two shapes, interleaved, on the GPU
+if there is one. Each row shows the time of a sparse step relative to a dense one, at these shares of active codes.
 """
 
 from collections.abc import Callable

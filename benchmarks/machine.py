@@ -13,7 +13,7 @@ def machine() -> str:
 
 
 def machine_name(device: str) -> str:
-    """Return the name of the processor for "cpu" or for one of torch's names of a GPU."""
+    """Return the name of the processor of a torch device."""
     if device != "cpu":
         return torch.cuda.get_device_name(device)
     information = Path("/proc/cpuinfo")

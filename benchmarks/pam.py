@@ -3,11 +3,11 @@
     python -m benchmarks.pam                      # 1,000,000 vectors, 576 -> 4,096, 64 active latents: about 10 minutes
     python -m benchmarks.pam --tokens 65536 --d-sae 1024 --k 16 --repeats 1
 
-Stepping, encoding and gathering are interleaved, some batches at a time, so that a drifting machine affects all of them
-equally. After an epoch the decoder is solved for. Times are those of whole epochs, and medians over epochs. A solution
-is gathering and solving. It is shown in two ways: without the time of encoding, as in streaming, which gathers the
-codes of the encoder's own steps; and with it, as with a fixed encoder (`trainer.decoder_batches`). The peak memory is
-that of another process that gathers and solves, for an eighth of the vectors and for all.
+Encoder steps, encoding and gathering of codes are interleaved every few batches, so that a drift of the machine affects
+all alike; after an epoch the decoder is solved. Times are per epoch, medians over `--repeats` epochs. A solution is
+gathering and solving. Two ratios are shown: without encoding, since streaming gathers the codes of the encoder's own
+steps; and with the encoding of all vectors, for a fixed encoder (`trainer.decoder_batches`). Peak memory is measured in
+a separate process that gathers and solves, for an eighth of the vectors and for all.
 """
 
 import argparse
@@ -40,10 +40,10 @@ _TURN = 16_384
 
 
 class Epochs:
-    """Epochs over the same random vectors, and the time of each kind of work in them.
+    """Epochs over the same random vectors, with the time of each kind of work.
 
     Attributes:
-        seconds: of each epoch, by kind.
+        seconds: seconds per epoch, by kind.
     """
 
     def __init__(self, options: argparse.Namespace):
@@ -53,7 +53,7 @@ class Epochs:
             options.d_in, torch.Generator().manual_seed(0)
         )
         initialise_from(autoencoder, self._vectors(0), scale=1.0)
-        # A step too small to move anything, and a round that does not end.
+        # A learning rate too small to change any weight, and a round that does not end.
         settings = PamSettings(
             samples=options.batch * (10**9 + 1),
             batch_size=options.batch,
@@ -117,13 +117,13 @@ def peak_memory(options: argparse.Namespace, tokens: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_shape(parser)
-    parser.add_argument("--tokens", type=argument(int, COUNT), default=1_000_000, help="of an epoch")
+    parser.add_argument("--tokens", type=argument(int, COUNT), default=1_000_000, help="vectors per epoch")
     parser.set_defaults(d_in=576, d_sae=4096, repeats=3)
     options = parser.parse_args()
     print(f"{shape_of(options)}; {options.tokens:,} vectors, medians of {options.repeats} epochs\n")
     epochs = Epochs(options)
     with freed_memory_kept():
-        # The first turn is a warm-up.
+        # The first turn warms up and is not counted.
         epochs.run(options.batch, step=True)
         for kind in epochs.seconds.values():
             kind.clear()
@@ -135,8 +135,8 @@ def main() -> None:
     print(f"gathering codes   {taken['gathering']:8.2f} s")
     print(f"solving           {taken['solving']:8.2f} s")
     print(f"encoding          {taken['encoding']:8.2f} s\n")
-    print(f"solution / steps  {solution / taken['stepping']:8.3f}   without encoding")
-    print(f"                  {(solution + taken['encoding']) / taken['stepping']:8.3f}   with encoding\n")
+    print(f"solution / steps  {solution / taken['stepping']:8.3f}   with the codes of the encoder's steps")
+    print(f"                  {(solution + taken['encoding']) / taken['stepping']:8.3f}   with encoding all vectors\n")
     for tokens in (options.tokens // 8, options.tokens):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             print(f"peak memory after {tokens:>9,} vectors {pool.apply(peak_memory, (options, tokens)):8.0f} MB")

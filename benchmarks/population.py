@@ -1,13 +1,13 @@
-"""The time of a population's step relative to one member's, and the share of it that matching takes.
+"""The time of a population's step, relative to as many steps of one member, and its share of matching.
 
     python -m benchmarks.population               # 5 members of 768 -> 3,072, batch 4,096, 64 active latents
     python -m benchmarks.population --batch 500 --k 6     # as in MFR's experiment on GPT-2
 
-All variants are interleaved in one process, so that a drifting machine affects all of them equally. Members share the
-cores as in a run; without a term they are also timed one after another on all cores. Matching is the Hungarian method
-on all pairs of members, and `match_every` is the number of steps for which partners are kept. Members have either
-random directions, for which matching takes longest, or the same ones in another order with noise, at a cosine of 0.8,
-as the term makes them.
+All variants are interleaved in one process, so that a drift of the machine affects all alike. Members share the cores
+as in a run; without a term they are also stepped one after the other on all cores. Matching is the Hungarian method on
+all pairs of members; `match_every` is the number of steps for which partners are kept. Members have either random
+directions, for which matching takes longest, or the same directions in another order with noise, at a cosine of 0.8,
+as the mutual term makes them.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from fsae.training.settings import AdamSettings
 
 
 class Unheard:
-    """A sink that discards everything."""
+    """A sink that drops all values."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
@@ -52,13 +52,13 @@ class Unheard:
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A kind of population.
+    """A kind of population to measure.
 
     Attributes:
-        size: the number of members.
-        mutual: the term between them.
-        alike: whether they have the same directions.
-        side_by_side: whether they share the cores as in a run.
+        size: number of members.
+        mutual: the term between its members.
+        alike: whether members have the same directions.
+        side_by_side: whether members share the cores as in a run.
     """
 
     size: int
@@ -71,12 +71,12 @@ class Variant:
     """A population in training.
 
     Attributes:
-        seconds: of each step, without matching.
-        matching: seconds of matching, of all steps.
+        seconds: seconds per step, without matching.
+        matching: seconds of matching in all steps.
     """
 
     def __init__(self, options: argparse.Namespace, x: torch.Tensor, kind: Kind, folder: Path):
-        # A step too small to move anything.
+        # A learning rate too small to change any weight.
         settings = AdamSettings(samples=10**12, batch_size=options.batch, lr=1e-12, log_every=10**9)
         members = []
         for seed in range(kind.size):
@@ -92,14 +92,14 @@ class Variant:
         checkpoints = Checkpoints(folder, {}, {})
         self._run = Training(members, self._coupling, Reinitialisation(), source, 1.0, settings, Unheard(), checkpoints)
         if not kind.side_by_side:
-            # A run always takes the threads that fit its members.
+            # A run always chooses the crew for its number of members.
             self._run._threads = Threads()
         self._x = x
         self.seconds: list[float] = []
         self.matching = 0.0
 
     def step(self) -> None:
-        """Make one step of all members."""
+        """Step all members once."""
         wait()
         began = time.perf_counter()
         self._run.take(self._x, None)
@@ -111,7 +111,7 @@ class Variant:
         self.matching += matching
 
     def forget(self) -> None:
-        """Discard earlier measurements."""
+        """Return the measurements so far."""
         self.seconds, self.matching = [], 0.0
 
 
@@ -137,7 +137,7 @@ def main() -> None:
     kinds = {
         "one member": Kind(size=1),
         f"{options.members}, no term": Kind(size=options.members),
-        f"{options.members}, one after another": Kind(size=options.members, side_by_side=False),
+        f"{options.members}, one after the other": Kind(size=options.members, side_by_side=False),
     }
     for every in options.match_every:
         for alike in (False, True):
@@ -154,7 +154,7 @@ def main() -> None:
                 if kind.mutual.weight == 0 or turn < options.repeats * kind.mutual.match_every:
                     variants[name].step()
     one = statistics.median(variants["one member"].seconds)
-    print(f"{'':26}{'per step':>10}{'of one member':>15}{'matching':>10}")
+    print(f"{'':26}{'per step':>10}{'per member':>15}{'matching':>10}")
     for name, each in variants.items():
         matching = each.matching / len(each.seconds)
         whole = statistics.median(each.seconds) + matching

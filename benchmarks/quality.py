@@ -1,11 +1,11 @@
-"""Quality of the fast steps: fsae in fp32 and bf16 compared with SAELens after a whole training on real activations.
+"""The quality of trained autoencoders: fsae in fp32 and bf16 against SAELens, on real activations.
 
     python -m benchmarks.quality                     # 2M tokens of SmolLM2-135M-Instruct, topk and gated; an hour or so
     python -m benchmarks.quality --tokens 200000 --arch topk
 
-All train on identical batches from identical weights with the same hyper-parameters, one after another. Then fvu and l0
-are measured on held-out activations. Activations come from the store, which is filled first if necessary, and each
-process reads them from files.
+All train on identical batches from identical weights with the same hyper-parameters, one after the other; fvu and l0
+are then measured on held-out activations. Activations come from the activation store, which is filled first if it lacks
+them, and are passed to each process in files.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from fsae.sources.activations import ActivationSource, ActivationSourceSettings,
 from fsae.sources.documents import DatasetFormat, DatasetSettings
 from fsae.training.scaling import Scale, scale_of
 
-# Weights with which l0 is about the default k.
+# Weights at which about as many latents are active as the default k.
 SPARSITY = {"gated": 1.15, "standard": 1.15, "jumprelu": 1.0}
 HELD_OUT = 32_768
 
@@ -46,7 +46,9 @@ def main() -> None:
     parser.add_argument("--arch", nargs="*", default=["topk", "gated"])
     parser.add_argument("--autocast", action="store_true", help="SAELens in mixed precision as well")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where the activation store is")
+    parser.add_argument(
+        "--outputs", type=Path, default=Path("outputs"), help="outputs folder with the activation store"
+    )
     options = parser.parse_args()
     print(
         f"{machine_name(options.device)}, {torch.get_num_threads()} threads; "
@@ -86,7 +88,7 @@ def main() -> None:
 
 
 def open_source(options: argparse.Namespace) -> ActivationSource:
-    """Return the activations, from the store or into it."""
+    """Return the source of activations, which fills the store if needed."""
     return open_activations(
         model=ModelSettings(package=Package.smollm2_135m_instruct_q4_1),
         site=Site.parse(f"resid_post.{options.layer}"),
@@ -100,7 +102,7 @@ def open_source(options: argparse.Namespace) -> ActivationSource:
 
 
 def write_vectors(source: ActivationSource, options: argparse.Namespace, to: Path, held_out: Path) -> torch.Tensor:
-    """Write the scaled batches in the order of training, and the held-out vectors; return the first batches."""
+    """Write all training batches in order and the held-out vectors, scaled; returns the first batch."""
     scale = scale_of(source.first_vectors(), Scale.sqrt_d)
     steps = options.tokens // options.batch
     x = torch.empty(steps * options.batch, source.d_in)
@@ -113,7 +115,7 @@ def write_vectors(source: ActivationSource, options: argparse.Namespace, to: Pat
 
 
 def compare(job: Job, options: argparse.Namespace) -> None:
-    """Train with SAELens and fsae, and print a line for each."""
+    """Train with SAELens and with fsae, and print a line each."""
     theirs = train(replace(job, library="sae_lens"), options)
     jobs = [replace(job, mode="fp32"), replace(job, mode="bf16")]
     if options.autocast:
@@ -129,7 +131,7 @@ def compare(job: Job, options: argparse.Namespace) -> None:
 
 
 def train(job: Job, options: argparse.Namespace) -> dict[str, float]:
-    """Run all steps of a job and return its measurements and seconds."""
+    """Return a trained job's measurements and the seconds of its steps."""
     with Process(job, python_of(job.library)) as process:
         began = time.monotonic()
         for _ in range(options.tokens // options.batch):

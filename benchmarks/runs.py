@@ -1,4 +1,4 @@
-"""Whole training runs on SmolLM2-135M-Instruct (Q4_1) timed: of fsae and of sae_lens, each in another process."""
+"""Timed training runs of fsae and of sae_lens on SmolLM2-135M-Instruct (Q4_1), each in its own process."""
 
 import json
 import os
@@ -20,14 +20,14 @@ CONTEXT = 128
 D_IN = 576
 
 
-def our_run(overrides: Sequence[str], outputs: str, dtype: str = "float32") -> tuple[float, str]:
-    """Return the seconds of `python -m fsae.run` on that model with these overrides, and its output.
+def fsae_run(overrides: Sequence[str], outputs: str, dtype: str = "float32") -> tuple[float, str]:
+    """Run `python -m fsae.run` on that model with these overrides; returns its seconds and output.
 
     Args:
-        dtype: of the language model; sae_lens' is float32.
+        dtype: the language model's dtype; sae_lens uses float32.
 
     Raises:
-        SystemExit: it failed.
+        SystemExit: the run failed.
     """
     common = [
         "model=smollm2_135m_instruct_q4_1",
@@ -40,14 +40,14 @@ def our_run(overrides: Sequence[str], outputs: str, dtype: str = "float32") -> t
 
 
 def sae_lens_run(python: Path, **job: Any) -> tuple[float, str]:
-    """Return the seconds of sae_lens' runner on that model, and its last line: seconds and l0 of the training alone.
+    """Run sae_lens' runner on that model; returns its seconds and last line, with seconds and l0 of the training alone.
 
     Args:
-        python: with sae_lens installed.
+        python: the interpreter of an environment with sae_lens.
         job: architecture, sparsity (k for topk), site, layer, tokens, batch_size, d_sae, autocast.
 
     Raises:
-        SystemExit: it failed.
+        SystemExit: the run failed.
     """
     texts = DatasetSettings(format=DatasetFormat.python_source)
     job |= {
@@ -61,16 +61,12 @@ def sae_lens_run(python: Path, **job: Any) -> tuple[float, str]:
         "threads": torch.get_num_threads(),
     }
     script = Path(__file__).with_name("sae_lens_training.py")
-    seconds, said = timed([str(python), str(script), json.dumps(job)], {"HF_HUB_OFFLINE": "1"})
-    return seconds, said.strip().splitlines()[-1]
+    seconds, output = timed([str(python), str(script), json.dumps(job)], {"HF_HUB_OFFLINE": "1"})
+    return seconds, output.strip().splitlines()[-1]
 
 
 def timed(command: Sequence[str], environment: dict[str, str]) -> tuple[float, str]:
-    """Return the seconds of a process and its output.
-
-    Raises:
-        SystemExit: the process failed; the message has the end of its output.
-    """
+    """Run a process; returns its seconds and output, or raises SystemExit with the end of the output if it fails."""
     began = time.monotonic()
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:

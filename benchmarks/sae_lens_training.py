@@ -1,4 +1,4 @@
-"""One timed training run of sae_lens' runner; `benchmarks.runs` starts it with sae_lens' Python, nothing imports it.
+"""A timed training run of sae_lens' own runner; started by `benchmarks.runs` with sae_lens' Python, never imported.
 
 sae_lens_training.py JSON   with model, texts, architecture, hook_name, tokens, batch_size, context, d_sae, sparsity
 """
@@ -20,15 +20,15 @@ from sae_lens.saes import (
 )
 from transformer_lens.model_bridge import TransformerBridge
 
-# Batches that sae_lens harvests only to measure the scale; its default of 1,000 would be more than the whole training.
+# Batches that sae_lens harvests to measure the scale; its default of 1,000 would exceed the whole training.
 BATCHES_FOR_SCALE = 8
 
 
 def main(job: dict) -> dict[str, float]:
-    """Train as the job specifies and return the seconds and the l0 of the last batch."""
+    """Train the job; returns the seconds of the training and the last batch's l0."""
     torch.set_num_threads(job["threads"])
     began = time.monotonic()
-    # sae_lens' class of models cannot open a folder; its runner accepts this one too.
+    # sae_lens' default class of models does not open a folder; its runner also accepts this one.
     model = TransformerBridge.boot_transformers(job["model"], device="cpu")
     texts = datasets.load_dataset("text", data_files=job["texts"], sample_by="document", split="train", streaming=True)
     common = {"d_in": job["d_in"], "d_sae": job["d_sae"], "normalize_activations": "expected_average_only_in"}

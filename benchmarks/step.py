@@ -1,14 +1,13 @@
-"""The time of a training step relative to the encoder's product, a lower bound for every exact method.
+"""The time of a training step, relative to a lower bound for any exact method: the encoder's own product.
 
     python -m benchmarks.step                     # 768 -> 12,288, batch 4,096, 64 active latents
     python -m benchmarks.step --d-sae 4096 --batch 1024 --repeats 3
     python -m benchmarks.step --precision bf16    # steps and the encoder's product in bfloat16
 
-First the machine's speed of products is printed, for a square one and the encoder's. Then there are three tables. The
-variants of a row are interleaved in one process, so that a drifting machine affects all of them equally. The tables
-have whole steps per architecture, sparse and dense, relative to the encoder's product; whole steps with the Fisher term
-relative to the same step without it; and the Fisher term alone, in float32, relative to the d_sae x d_sae matrix built
-in full.
+It first prints the machine's speed for a square product and for the encoder's. Then it prints three tables; a row's
+variants are interleaved in one process, so that a drift of the machine affects all alike: whole steps per architecture,
+sparse and dense, relative to the encoder's product; whole steps with the Fisher term relative to the same step without
+it; and the Fisher term alone, in float32, relative to the full d_sae x d_sae matrix.
 """
 
 import argparse
@@ -42,14 +41,14 @@ from fsae.training.gradient_learner import GradientLearner
 from fsae.training.settings import AdamSettings, Precision
 
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
-# Side of the square matrices whose product measures the machine.
+# Side of the square matrices whose product measures the machine's speed.
 SQUARE = 4096
-# Repeats of measurements that take milliseconds.
+# Turns of operations that take milliseconds.
 SHORT_REPEATS = 10
 
 
 def architectures(d_sae: int, k: int) -> dict[str, tuple[SparseAutoencoderSettings, dict[str, LossTerm]]]:
-    """Return every architecture with its usual loss, with about k active latents from the first step on."""
+    """Return every architecture with its usual loss, at about k active latents from the first step on."""
     density = k / d_sae
     reconstruction: dict[str, LossTerm] = {"reconstruction": SquaredError()}
     return {
@@ -76,7 +75,7 @@ def stepper(
     """Return a function that makes one whole optimiser step on x."""
     autoencoder = settings.build(x.shape[1], torch.Generator().manual_seed(0)).to(x.device)
     initialise_from(autoencoder, x, scale=1.0)
-    # A step too small to move anything keeps the density constant while the clock runs.
+    # A learning rate too small to change any weight keeps the density constant during the measurement.
     trainer = AdamSettings(
         samples=10**9, batch_size=len(x), lr=1e-12, log_every=10**6, precision=precision, compile=compiled
     )
@@ -87,7 +86,7 @@ def stepper(
 
 
 def medians(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Return the median seconds of each variant; runs are interleaved, and the first turn is a warm-up."""
+    """Return the median seconds of each variant, interleaved; the first turn warms up and is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     with freed_memory_kept():
         for turn in range(repeats + 1):
@@ -102,14 +101,14 @@ def medians(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str
 
 
 def wait() -> None:
-    """Wait until the GPU, if there is one, has finished."""
+    """Wait until the GPU, if any, has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def rates(pairs: dict[str, tuple[Tensor, Tensor]], repeats: int) -> dict[str, float]:
     """Return the TFLOP/s of each pair's product."""
-    # On a GPU a single product is too short to time.
+    # On a GPU the launch of one product takes about as long as the product.
     times = 20 if torch.cuda.is_available() else 1
 
     def multiply(a: Tensor, b: Tensor) -> None:
@@ -121,13 +120,13 @@ def rates(pairs: dict[str, tuple[Tensor, Tensor]], repeats: int) -> dict[str, fl
 
 
 def fisher_built(g: Tensor) -> Tensor:
-    """Return the penalty by its definition, through the whole (d_sae, d_sae) matrix."""
+    """Return the penalty by its definition, from the whole (d_sae, d_sae) matrix."""
     F = g.T @ g / g.shape[0]
     return (F - torch.diag(F.diagonal())).square().sum()
 
 
 def add_shape(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a step's shape; the defaults are the shape at which steps are compared."""
+    """Return a parser with the options of a step's shape, with the defaults that steps are compared at."""
     parser.add_argument("--d-in", type=argument(int, COUNT), default=768)
     parser.add_argument("--d-sae", type=argument(int, COUNT), default=12_288)
     parser.add_argument("--batch", type=argument(int, COUNT), default=4096)
@@ -136,13 +135,13 @@ def add_shape(parser: argparse.ArgumentParser) -> None:
 
 
 def inputs(batch: int, d_in: int) -> Tensor:
-    """Return a batch to train on, on the GPU if there is one."""
+    """Return a training batch, on the GPU if there is one."""
     x = torch.randn(batch, d_in, generator=torch.Generator().manual_seed(1))
     return x.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def shape_of(options: argparse.Namespace) -> str:
-    """Return the machine and the shape, for a table's head."""
+    """Return the machine and the shape, for a table's heading."""
     return f"{machine()}; d_in {options.d_in}, d_sae {options.d_sae}, batch {options.batch}, {options.k} active"
 
 
@@ -151,9 +150,9 @@ def main() -> None:
     add_shape(parser)
     parser.add_argument("--arch", nargs="*", default=None, help="only these architectures")
     parser.add_argument("--precision", choices=[each.value for each in Precision], default="fp32")
-    parser.add_argument("--no-dense", action="store_true", help="leave out the dense steps, which are slow")
+    parser.add_argument("--no-dense", action="store_true", help="omit the dense steps, which are slow")
     parser.add_argument("--compile", action="store_true", help="also dense steps with trainer.compile")
-    parser.add_argument("--no-fisher", action="store_true", help="leave out the tables of the Fisher term")
+    parser.add_argument("--no-fisher", action="store_true", help="omit the tables of the Fisher term")
     args = parser.parse_args()
     x, precision = inputs(args.batch, args.d_in), Precision(args.precision)
     weights = torch.randn(args.d_sae, args.d_in, device=x.device).T
@@ -204,8 +203,8 @@ def main() -> None:
             record = autoencoder(x[:batch], sparse=True)
             g = (2 * (record.pre_activations if form is FisherForm.pre else record.codes).dense()).detach()
             g.requires_grad_()
-            # The gradient is taken with respect to the codes on both sides. For `pre` the matrix is built from the
-            # pre-activations alone, and fsae's gradient goes further, to the weights.
+            # The gradient is taken with respect to the codes on both sides. For `pre` the full matrix is built from
+            # the pre-activations alone; our term's gradient is taken further, with respect to the weights.
             leaf = autoencoder.W_enc
             if form is FisherForm.post:
                 leaf = record.codes.values.detach().requires_grad_()
@@ -218,10 +217,10 @@ def main() -> None:
             def built(g=g) -> None:
                 torch.autograd.grad(fisher_built(g), g)
 
-            # Not interleaved: building takes up to some hundred times as long, so few repeats must do.
-            t = medians({"built": built}, max(1, args.repeats // 2)) | medians({"fsae": ours}, SHORT_REPEATS)
+            # Not interleaved: building takes up to some hundred times as long, and so many turns would take too long.
+            t = medians({"built": built}, max(1, args.repeats // 2)) | medians({"ours": ours}, SHORT_REPEATS)
             label = f"{form.value}, batch {batch}"
-            print(f"{label:<30}{t['built']:>9.3f}s{t['fsae']:>9.3f}s{t['built'] / t['fsae']:>14.1f}")
+            print(f"{label:<30}{t['built']:>9.3f}s{t['ours']:>9.3f}s{t['built'] / t['ours']:>14.1f}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The activation store's MB/s compared with plain sequential disk I/O, on the same disk in the same run.
+"""The activation store's MB/s, compared with plain sequential disk I/O on the same disk in the same run.
 
     python -m benchmarks.store [--folder FOLDER] [--vectors 250000] [--width 576] [--shards 4] [--repeats 5]
 
-Writing: shards from memory, until the disk confirms (fsync), compared with one plain write of as many bytes. Reading:
-shuffled batches as in training, from files that are not in memory, compared with one plain sequential read of the same
-files. The two of a pair are measured one after another, --repeats times; medians and the median ratio are printed.
+Writing: shards in memory, until the disk confirms them (fsync), compared with one plain write of as many bytes.
+Reading: shuffled batches as in training, from files that are not in memory, compared with one plain sequential read of
+the same files. Each pair is measured one after the other, `--repeats` times; medians and the median ratio are printed.
 Files are dropped from memory with posix_fadvise before each reading.
 """
 
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def write_both(store_folder: Path, plain: Path, shard: Shard, shards: int, turn: int) -> tuple[float, float]:
-    """Return the MB/s of writing shards to a store, and the same bytes to plain files; the order alternates."""
+    """Return MB/s of writing shards to a store, and of the same bytes to plain files; they alternate in going first."""
 
     def to_store() -> None:
         store = ActivationStore(store_folder)
@@ -84,15 +84,15 @@ def write_both(store_folder: Path, plain: Path, shard: Shard, shards: int, turn:
     speeds = {}
     for write in (to_store, to_plain)[:: 1 if turn % 2 == 0 else -1]:
         speeds[write] = shards * len(data) / 1e6 / seconds(write)
-        # No file is overwritten in place.
+        # Neither side overwrites files in place.
         for path in plain.parent.glob("plain.*"):
             path.unlink()
     return speeds[to_store], speeds[to_plain]
 
 
 def read_both(folder: Path, shard: Shard, shards: int, turn: int) -> tuple[float, float]:
-    """Return the MB/s of one epoch of shuffled batches from a store, and of reading its files in a row; the order
-    alternates."""
+    """Return MB/s of one epoch of shuffled batches from a store on disk, and of reading its files sequentially; they
+    alternate in going first."""
     files = sorted(folder.glob("*.safetensors"))
     size = sum(path.stat().st_size for path in files)
 
@@ -143,7 +143,7 @@ def unexpected(*arguments: object):
 
 
 def drop(files: list[Path]) -> None:
-    """Drop the files from memory, so that they are next read from the disk."""
+    """Drop the files from memory, so that they are read from the disk next time."""
     for path in files:
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

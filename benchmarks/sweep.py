@@ -1,11 +1,11 @@
-"""The cost of a sweep: fsae with the store, packed, and without the store, and sae_lens in a loop over the same jobs.
+"""The time of a sweep: fsae with the store, packed, and without the store, and sae_lens looped over the same jobs.
 
     python -m benchmarks.sweep                 # all twelve jobs every way: hours on a small machine
-    python -m benchmarks.sweep --measured 3    # if jobs share nothing, one job per architecture, times four
+    python -m benchmarks.sweep --measured 3    # ways that share nothing: one job per architecture, times four
 
 Twelve jobs: standard, gated and jumprelu, each with two sparsity weights and with and without the Fisher penalty, on
-one site of SmolLM2-135M-Instruct (Q4_1). sae_lens' jobs have no such penalty and do not evaluate; fsae's jobs also
-evaluate on held-out text, log, plot and export.
+one site of SmolLM2-135M-Instruct (Q4_1). sae_lens has no such penalty, so its jobs are the same without it. Its jobs do
+not evaluate; fsae's jobs also evaluate on held-out text, log, plot and export.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.machine import machine
 from benchmarks.peers.environment import python_of
-from benchmarks.runs import our_run, sae_lens_run
+from benchmarks.runs import fsae_run, sae_lens_run
 from fsae.ranges import COUNT, COUNT_OR_NONE, argument
 
 ARCHITECTURES = ("standard", "gated", "jumprelu")
@@ -27,22 +27,26 @@ JOBS = len(ARCHITECTURES) * len(SPARSITIES) * len(FISHER_WEIGHTS)
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a way to run the sweep."""
+    """The seconds of a way to run the sweep: as measured, and for all twelve jobs."""
 
     measured: float
     jobs: int
 
     @property
     def sweep(self) -> float:
-        """Seconds of all jobs. Fewer than all are measured only if jobs share nothing."""
+        """Seconds of all jobs; fewer than all are measured only if jobs share nothing."""
         return self.measured * JOBS / self.jobs
 
 
 def main() -> None:
-    """Run every way in turn and print the table."""
+    """Run the sweep in every way and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--measured", type=int, choices=(3, 6, 12), default=12, help="jobs to measure if they share nothing"
+        "--measured",
+        type=int,
+        choices=(3, 6, 12),
+        default=12,
+        help="measured jobs, for ways in which jobs share nothing",
     )
     parser.add_argument("--tokens", type=argument(int, COUNT), default=500_000)
     parser.add_argument("--d-sae", type=argument(int, COUNT), default=4608)
@@ -56,12 +60,12 @@ def main() -> None:
         f"d_sae {options.d_sae}, batch {options.batch}"
     )
     timings = {
-        "sae_lens, in a loop": sae_lens(options),
+        "sae_lens, looped": sae_lens(options),
         "fsae, with the store": ours(options, "launcher=local", "source.cache=disk"),
         "fsae, packed": ours(options, "launcher=packed", "source.cache=disk"),
         "fsae, without the store": ours(options, "launcher=local", "source.cache=none", jobs=options.measured),
     }
-    slowest = timings["sae_lens, in a loop"].sweep
+    slowest = timings["sae_lens, looped"].sweep
     print(f"\n{'':24}{'jobs measured':>14}{'seconds':>9}{'all 12 jobs':>13}{'sae_lens / this':>17}")
     for name, timing in timings.items():
         print(
@@ -70,13 +74,13 @@ def main() -> None:
 
 
 def ours(options: argparse.Namespace, *overrides: str, jobs: int = JOBS) -> Timing:
-    """Time fsae's sweep in another process, with a new outputs folder, imports and model loading included."""
+    """Run fsae's sweep in its own process and outputs folder, including imports and model loading."""
     axes = [f"arch={','.join(ARCHITECTURES)}"]
     # Three jobs are one per architecture, six have both sparsities.
     axes.append(f"loss.sparsity.weight={_list(SPARSITIES if jobs >= 6 else SPARSITIES[:1])}")
     axes.append(f"loss.penalty.weight={_list(FISHER_WEIGHTS if jobs == JOBS else FISHER_WEIGHTS[:1])}")
     with tempfile.TemporaryDirectory(prefix="fsae-benchmark-") as outputs:
-        seconds, said = our_run(
+        seconds, output = fsae_run(
             [
                 "-m", *axes, *overrides,
                 f"site={options.site}", f"site.layer={options.layer}",
@@ -89,14 +93,14 @@ def ours(options: argparse.Namespace, *overrides: str, jobs: int = JOBS) -> Timi
         )  # fmt: skip
         finished = list(Path(outputs).glob("sweeps/*/*/*/results.json"))
         if len(finished) != jobs:
-            raise SystemExit(f"{len(finished)} of {jobs} jobs finished:\n{said[-3000:]}")
+            raise SystemExit(f"{len(finished)} of {jobs} jobs finished:\n{output[-3000:]}")
         for line in harvest_seconds(outputs):
             print(f"  {line}", flush=True)
     return Timing(seconds, jobs)
 
 
 def harvest_seconds(outputs: str) -> list[str]:
-    """Return the line of each job's log about its harvest."""
+    """Return the line about the training time in each job's log."""
     logs = sorted(Path(outputs).glob("sweeps/*/*/*/run.log"), key=lambda log: int(log.parent.name))
     return [
         f"job {log.parent.name}: {line.partition('INFO ')[2]}"
@@ -107,12 +111,12 @@ def harvest_seconds(outputs: str) -> list[str]:
 
 
 def sae_lens(options: argparse.Namespace) -> Timing:
-    """Time sae_lens' runner, one process per job."""
+    """Run sae_lens' runner, one process per job."""
     total = 0.0
-    # Without a penalty, half of the jobs would repeat the other half.
+    # sae_lens has no such penalty, so half of the jobs would repeat the other half.
     for number in range(options.measured):
         architecture = ARCHITECTURES[number % 3]
-        seconds, said = sae_lens_run(
+        seconds, summary = sae_lens_run(
             python_of("sae_lens"),
             architecture=architecture,
             sparsity=SPARSITIES[number // 3 % 2],
@@ -123,7 +127,7 @@ def sae_lens(options: argparse.Namespace) -> Timing:
             d_sae=options.d_sae,
             autocast=options.autocast,
         )
-        print(f"  sae_lens {architecture}: {seconds:.0f} s, {said}", flush=True)
+        print(f"  sae_lens {architecture}: {seconds:.0f} s, {summary}", flush=True)
         total += seconds
     return Timing(total, options.measured)
 

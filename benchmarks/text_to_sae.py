@@ -1,10 +1,10 @@
-"""The time from text to a trained autoencoder without a store, imports included: fsae and sae_lens' runner.
+"""The time from text to a trained autoencoder without a cache: fsae against sae_lens' runner, with imports.
 
     python -m benchmarks.text_to_sae              # 1M tokens of SmolLM2-135M-Instruct, layer 10
     python -m benchmarks.text_to_sae --tokens 100000 --arch gated
 
-Runs alternate: fsae in float32 like sae_lens, then with the language model and training's products in bfloat16. fsae
-also evaluates on held-out text, logs, plots and exports; sae_lens does none of these.
+Runs alternate: fsae in float32 like sae_lens, fsae with the language model and training's products in bfloat16, and
+sae_lens. fsae also evaluates on held-out text, logs, plots and exports; sae_lens does none of these.
 """
 
 import argparse
@@ -17,16 +17,16 @@ import torch
 
 from benchmarks.machine import machine_name
 from benchmarks.peers.environment import python_of
-from benchmarks.runs import our_run, sae_lens_run
+from benchmarks.runs import fsae_run, sae_lens_run
 from fsae.ranges import COUNT, COUNT_OR_NONE, argument
 from fsae.training.settings import Precision
 
-# Weights with which l0 is some tens at the end.
+# Weights at which some tens of latents are active at the end.
 SPARSITY = {"standard": 1.0, "gated": 1.0, "jumprelu": 1.0}
 
 
 def main() -> None:
-    """Run each in turn and print the table."""
+    """Run each way in turn and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=argument(int, COUNT), default=1_000_000)
     parser.add_argument("--layer", type=argument(int, COUNT_OR_NONE), default=10)
@@ -62,10 +62,10 @@ def main() -> None:
 
 
 def ours(options: argparse.Namespace, precision: Precision, dtype: str) -> float:
-    """Return the seconds of a run of fsae, with products and language model in these types."""
+    """Return the seconds of a run of fsae, with this precision of products and this dtype of the language model."""
     sparsity = f"arch.k={options.k}" if options.arch == "topk" else f"loss.sparsity.weight={SPARSITY[options.arch]}"
     with tempfile.TemporaryDirectory(prefix="fsae-benchmark-") as outputs:
-        seconds, _ = our_run(
+        seconds, _ = fsae_run(
             [
                 f"arch={options.arch}", sparsity, f"arch.d_sae={options.d_sae}",
                 "site=resid_post", f"site.layer={options.layer}",
@@ -84,7 +84,7 @@ def ours(options: argparse.Namespace, precision: Precision, dtype: str) -> float
 
 def sae_lens(options: argparse.Namespace, autocast: bool) -> float:
     """Return the seconds of a run of sae_lens' runner."""
-    seconds, said = sae_lens_run(
+    seconds, summary = sae_lens_run(
         python_of("sae_lens"),
         architecture=options.arch,
         sparsity=options.k if options.arch == "topk" else SPARSITY[options.arch],
@@ -95,7 +95,7 @@ def sae_lens(options: argparse.Namespace, autocast: bool) -> float:
         d_sae=options.d_sae,
         autocast=autocast,
     )
-    print(f"    {said}")
+    print(f"    {summary}")
     return seconds
 
 

@@ -284,8 +284,8 @@ def _enums_of(kind: type, own: tuple[str, ...]) -> list[type[Enum]]:
 
 
 def _meanings_of(kind: type) -> dict[str, str]:
-    """Return what the docstrings' Attributes of a class and of its bases say of each setting."""
-    found: dict[str, str] = {}
+    """Return the meaning of each setting: from the Attributes of the class and its bases, else from its enumeration."""
+    found = {each.name: _summary(kinds[0]) for each in fields(kind) if (kinds := _enums_of(kind, (each.name,)))}
     for each in reversed(kind.__mro__):
         text = inspect.cleandoc(each.__doc__ or "") if is_dataclass(each) else ""
         section = re.search(r"^Attributes:\n((?:    .*\n?|\n)+)", text, re.MULTILINE)

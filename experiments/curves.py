@@ -75,7 +75,7 @@ def place_of(arm: Arm, x: str) -> float | str:
 
 
 def seconds_of(folder: Path) -> float:
-    """Return the seconds of a run's training, from its log of metrics, whose first line is one interval after the start.
+    """Return the seconds of a run's training, from its log of metrics, which starts one interval after the training.
 
     Raises:
         SystemExit: metrics were logged only once.

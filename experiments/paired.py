@@ -134,7 +134,7 @@ def compare(arms: Sequence[Arm], against: Mapping[str, str], apart: Sequence[str
 
 
 def table(compared: Sequence[Compared], metrics: Sequence[str]) -> str:
-    """Return arms as lines and metrics as columns: the mean, and the mean difference with its interval if it has one."""
+    """Return arms as lines and metrics as columns: the mean, and the mean difference with its interval."""
     lines = [["arm", "seeds", *metrics], ["---"] * (2 + len(metrics))]
     for each in compared:
         lines.append([each.name, str(len(each.arm.runs)), *(_cell(each, metric) for metric in metrics)])
@@ -142,8 +142,10 @@ def table(compared: Sequence[Compared], metrics: Sequence[str]) -> str:
 
 
 def plot(compared: Sequence[Compared], metrics: Sequence[str], picture: Path) -> None:
-    """Plot one panel per metric and one line per arm: differences in percent of the baseline's mean, with seeds as dots,
-    their mean as a tick, the interval as a bar."""
+    """Plot one panel per metric and one line per arm.
+
+    Differences are in percent of the baseline's mean, with seeds as dots, their mean as a tick, the interval as a bar.
+    """
     compared = [each for each in compared if each.baseline is not None]
     labels = [each.name.replace(", ", "\n") for each in compared]
     lines = sum(label.count("\n") + 2 for label in labels)

@@ -26,7 +26,7 @@ from benchmarks.peers.job import Job
 from benchmarks.peers.process import Process, StoppedError
 from benchmarks.peers.table import cells, draw, markdown, slope
 
-# These are for the peers' own Python.
+# These modules run in the peers' own Python.
 NOT_OURS = {f"benchmarks.peers.{peer}_steps" for peer in PEERS} | {"benchmarks.sae_lens_training"}
 JOB = Job(
     library="fsae",
@@ -48,7 +48,7 @@ JOB = Job(
     vectors="",
     held_out="",
 )
-# A stand-in for a peer's Python: it ends in its second timed step.
+# Replaces a peer's Python, and ends in its second timed step.
 MORTAL = """#!/bin/sh
 echo '{"sae_lens": "0"}'
 while read word; do
@@ -64,7 +64,7 @@ done
 def row(
     peer: str, mode: str, architecture: str = "topk", dense: bool = False, error: float = 9.0, l0: float = 2.0
 ) -> Row:
-    """A made-up one, of a peer that after three steps has this error, where ours has gone from 10 to 9."""
+    """Return a row of a peer that has this error after three steps; fsae's error fell from 10 to 9."""
     job = replace(JOB, architecture=architecture, density=None if dense else JOB.density)
 
     def measured(library: str, mode: str, after: dict[str, float], seconds: float) -> Measured:
@@ -78,7 +78,7 @@ def row(
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    """Ours, with its files."""
+    """A job of fsae, with its files."""
     names = {name: str(tmp_path / f"{name}.safetensors") for name in ("weights", "vectors", "held_out")}
     job = replace(JOB, **names)
     write_weights(job, write_vectors(job))
@@ -87,7 +87,7 @@ def job(tmp_path: Path) -> Job:
 
 @pytest.fixture
 def mortal(tmp_path: Path) -> Path:
-    """A program in the place of a peer's Python that ends in its second timed step."""
+    """A program that replaces a peer's Python and ends in its second timed step."""
     program = tmp_path / "python"
     program.write_text(MORTAL)
     program.chmod(0o755)
@@ -101,13 +101,13 @@ def test_every_module_imports():
         import_module(name)
 
 
-def test_slope_of_what_grows_with_the_width():
+def test_slope_is_the_growth_with_the_width():
     assert slope({1: 1.0, 2: 2.0}) == 1
     assert slope({1: 3.0, 4: 6.0}) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_page_and_picture_have_every_mode(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_page_and_the_picture_have_every_mode(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     drawn: list[Figure] = []
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda figure, *to, **how: [drawn.append(figure), save(figure, *to, **how)])
@@ -132,13 +132,13 @@ def test_page_and_picture_have_every_mode(device: str, tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("made", "figures"),
     [
-        # Of the whole error it is a fiftieth.
+        # A fiftieth of the whole error.
         (row("sae_lens", "fp32", error=9.2), "its error differs by 0.2 of what these changed, its l0 by 0,"),
         (row("sae_lens", "fp32", l0=2.5), "its error differs by 0 of what these changed, its l0 by 0.25,"),
         (row("sae_lens", "fp32", error=float("nan")), "its error differs by nan"),
     ],
 )
-def test_what_computes_something_else_has_no_ratio(made: Row, figures: str, tmp_path: Path):
+def test_a_peer_with_other_results_has_no_ratio(made: Row, figures: str, tmp_path: Path):
     notes: list[str] = []
     assert cells(made, notes) == ["topk", "sae_lens [1]", "failed", *["-"] * 10]
     assert "computes something else" in notes[0]
@@ -146,16 +146,14 @@ def test_what_computes_something_else_has_no_ratio(made: Row, figures: str, tmp_
     draw(tmp_path / "peers.png", "a machine", [made])
 
 
-def test_bounds_are_wider_where_a_difference_is_known():
+def test_bounds_are_wider_for_known_differences():
     assert row("sae_lens", "fp32", error=9.023).failure is not None
     assert row("sae_lens", "fp32", "jumprelu", error=9.023).failure is None
     assert row("sae_lens", "bf16", error=9.1).failure is None
     assert row("sae_lens", "bf16", error=9.4).failure is not None
 
 
-def test_a_peer_that_stops_in_a_timed_step_is_the_failure_of_its_row(
-    mortal: Path, job: Job, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_peer_that_stops_in_a_timed_step_fails_its_row(mortal: Path, job: Job, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(comparison, "python_of", lambda library: mortal if library in PEERS else Path(sys.executable))
     jobs = [job, replace(job, mode="bf16"), replace(job, library="sae_lens")]
     *ours, theirs = in_turns(jobs, repeats=3)
@@ -164,12 +162,12 @@ def test_a_peer_that_stops_in_a_timed_step_is_the_failure_of_its_row(
     notes: list[str] = []
     assert "failed" in cells(Row(theirs, dict(zip(OURS, ours, strict=True))), notes)
     assert notes == ["sae_lens, topk: sae_lens topk fp32: out of memory"]
-    # Ours did real steps.
+    # fsae made real steps.
     assert all(each.after["error"] < each.before["error"] for each in ours)
     assert all(each.after["l0"] == pytest.approx(2.0, abs=0.2) for each in ours)
 
 
-def test_a_process_that_ended_between_words_can_be_left(tmp_path: Path):
+def test_a_process_that_ended_between_commands_can_be_closed(tmp_path: Path):
     program = tmp_path / "python"
     program.write_text("#!/bin/sh\necho '{}'\n")
     program.chmod(0o755)

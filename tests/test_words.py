@@ -98,7 +98,10 @@ def python_prose(path: Path, messages: bool) -> Iterator[Passage]:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             yield Passage(path, node.lineno, node.name.removeprefix("test_").replace("_", " "))
     for node in ast.walk(tree):
-        if messages and isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings:
+        if not (messages and isinstance(node, ast.Constant) and isinstance(node.value, str)):
+            continue
+        # A single word is a key, not a sentence.
+        if node not in docstrings and " " in node.value.strip():
             yield Passage(path, node.lineno, node.value)
     yield from _comments(path, source)
 

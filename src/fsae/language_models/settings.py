@@ -51,8 +51,6 @@ class ModelSettings(Ranged, group="model"):
         package: a model that needs no hub.
         tokenizer: another model's, as a folder or a hub name; null for the model's own.
         weights: those that it was published with, or random ones.
-        dtype: the type that the model computes in.
-        device: where the model runs.
         batch_size: sequences per forward pass; null for as many as fit the device.
 
     Raises:

@@ -30,10 +30,9 @@ _BEFORE_NORM = {"mlp.hook_out": SiteName.mlp_out, "attn.hook_out": SiteName.attn
 
 @dataclass(frozen=True, kw_only=True)
 class Site(Ranged, group="site"):
-    """One site. It is a config group of its own.
+    """A site: a name and the block it is in. It is a config group of its own.
 
     Attributes:
-        name: the place in the block.
         layer: the block, counted from 0.
     """
 

@@ -62,7 +62,6 @@ class DatasetSettings(Ranged, group="dataset"):
     """A data set, and how its documents are cut into rows of tokens.
 
     Attributes:
-        format: what the data set is read from.
         path: a folder, a file or a glob for text, json and parquet; a hub name or a local copy's folder for hub.
         config, split, data_dir, revision: which part of a hub data set.
         text_column, tokens_column, chat_column: at most one; `text` where none is named. Documents are text, token ids,
