@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help setup run test lint types format test-peers test-browser test-cluster bench docs ui clean
+.PHONY: help setup run test lint types format test-peers test-browser test-cluster bench docs tutorial ui clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -65,7 +65,7 @@ format: setup  ## let ruff repair what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: setup $(VENV)/.cluster $(VENV)/.docs  ## pyright, with every optional package there
+types: setup $(VENV)/.cluster $(VENV)/.docs $(VENV)/.tutorial  ## pyright, with every optional package there
 	$(BIN)/pyright
 
 $(VENV)/.docs: $(VENV)/.installed
@@ -76,6 +76,13 @@ $(VENV)/.docs: $(VENV)/.installed
 docs: setup $(VENV)/.docs  ## build the documentation site in site/
 	$(BIN)/python -m docs.assemble
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/zensical build --strict --clean
+
+$(VENV)/.tutorial: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[tutorial]'
+	@touch $@
+
+tutorial: setup $(VENV)/.tutorial  ## run the tutorial notebook, on the newest run or on a small one
+	$(BIN)/python -m docs.tutorial
 
 bench: setup  ## time training steps on this machine, and those of other libraries (ARGS="--d-sae 65536" ...)
 	$(BIN)/python -m benchmarks.step

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.step import add_shape, shape_of
-from fsae.autoencoders.initialisation import initialise_from
 from fsae.autoencoders.settings import DecoderNorm
 from fsae.autoencoders.topk import TopKSettings
 from fsae.losses.objective import Objective
@@ -31,7 +30,8 @@ from fsae.memory import freed_memory_kept
 from fsae.ranges import COUNT, argument
 from fsae.sparse.codes import Codes
 from fsae.training.least_squares import LeastSquares
-from fsae.training.pam_learner import PamLearner, PamSettings
+from fsae.training.pam_learner import PamLearner
+from fsae.training.pam_settings import PamSettings
 
 Result = TypeVar("Result")
 
@@ -52,7 +52,7 @@ class Epochs:
         autoencoder = TopKSettings(d_sae=options.d_sae, k=options.k, decoder_norm=DecoderNorm.free).build(
             options.d_in, torch.Generator().manual_seed(0)
         )
-        initialise_from(autoencoder, self._vectors(0), scale=1.0)
+        autoencoder.initialise(lambda: self._vectors(0), scale=1.0)
         # A learning rate too small to change any weight, and a round that does not end.
         settings = PamSettings(
             samples=options.batch * (10**9 + 1),

@@ -22,7 +22,6 @@ import torch
 
 from benchmarks.step import add_shape, inputs, shape_of, wait
 from fsae.autoencoders.autoencoder import SparseAutoencoder
-from fsae.autoencoders.initialisation import initialise_from
 from fsae.autoencoders.topk import TopKSettings
 from fsae.couplings.mutual import Mutual, MutualCoupling
 from fsae.losses.auxiliary import AuxK
@@ -35,7 +34,7 @@ from fsae.threads import Threads
 from fsae.training.checkpoints import Checkpoints
 from fsae.training.gradient_learner import GradientLearner
 from fsae.training.loop import Training
-from fsae.training.reinitialisation import Reinitialisation
+from fsae.training.resample import Reinitialisation
 from fsae.training.settings import AdamSettings
 
 
@@ -44,7 +43,7 @@ class Unheard:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
-    def say(self, message: str) -> None: ...
+    def log_message(self, message: str) -> None: ...
 
     def position(self) -> int:
         return 0
@@ -84,7 +83,7 @@ class Variant:
             autoencoder = arch.build(options.d_in, torch.Generator().manual_seed(seed)).to(x.device)
             if kind.alike and members:
                 _resemble(autoencoder, members[0].autoencoder)
-            initialise_from(autoencoder, x, scale=1.0)
+            autoencoder.initialise(lambda: x, scale=1.0)
             objective = Objective({"reconstruction": SquaredError(), "auxiliary": AuxK()})
             members.append(GradientLearner(autoencoder, objective, settings, scale=1.0, seed=seed))
         self._coupling = MutualCoupling(kind.mutual, seed=0) if kind.mutual.weight > 0 else None

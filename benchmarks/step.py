@@ -3,28 +3,38 @@
     python -m benchmarks.step                     # 768 -> 12,288, batch 4,096, 64 active latents
     python -m benchmarks.step --d-sae 4096 --batch 1024 --repeats 3
     python -m benchmarks.step --precision bf16    # steps and the encoder's product in bfloat16
+    python -m benchmarks.step --against v0.1      # steps of an earlier commit and of the working tree, nothing else
 
 It first prints the machine's speed for a square product and for the encoder's. Then it prints three tables; a row's
 variants are interleaved in one process, so that a drift of the machine affects all alike: whole steps per architecture,
 sparse and dense, relative to the encoder's product; whole steps with the Fisher term relative to the same step without
 it; and the Fisher term alone, in float32, relative to the full d_sae x d_sae matrix.
+
+With --against, two processes take steps in turns, each with its own source, from the same weights.
 """
 
 import argparse
 import statistics
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks.machine import machine
+from benchmarks.peers.comparison import ARCHITECTURES, write_vectors
+from benchmarks.peers.fsae_steps import write_weights
+from benchmarks.peers.job import Job
+from benchmarks.peers.process import Process
+from benchmarks.source_tree import ROOT, tree_of
 from fsae.autoencoders.abs_topk import AbsTopKSettings
 from fsae.autoencoders.batch_topk import BatchTopKSettings
 from fsae.autoencoders.gated import GatedSettings
-from fsae.autoencoders.initialisation import initialise_from
 from fsae.autoencoders.jumprelu import JumpReLUSettings
 from fsae.autoencoders.settings import SparseAutoencoderSettings
 from fsae.autoencoders.standard import StandardSettings
@@ -45,6 +55,8 @@ DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 SQUARE = 4096
 # Turns of operations that take milliseconds.
 SHORT_REPEATS = 10
+# Steps of a process before one of its steps is timed.
+WARM_UP = 3
 
 
 def architectures(d_sae: int, k: int) -> dict[str, tuple[SparseAutoencoderSettings, dict[str, LossTerm]]]:
@@ -74,7 +86,7 @@ def stepper(
 ) -> Callable[[], object]:
     """Return a function that makes one whole optimiser step on x."""
     autoencoder = settings.build(x.shape[1], torch.Generator().manual_seed(0)).to(x.device)
-    initialise_from(autoencoder, x, scale=1.0)
+    autoencoder.initialise(lambda: x, scale=1.0)
     # A learning rate too small to change any weight keeps the density constant during the measurement.
     trainer = AdamSettings(
         samples=10**9, batch_size=len(x), lr=1e-12, log_every=10**6, precision=precision, compile=compiled
@@ -145,6 +157,46 @@ def shape_of(options: argparse.Namespace) -> str:
     return f"{machine()}; d_in {options.d_in}, d_sae {options.d_sae}, batch {options.batch}, {options.k} active"
 
 
+def steps_against(ref: str, architectures: Sequence[str], options: argparse.Namespace) -> None:
+    """Print how long whole steps take with a commit's source, and with the working tree's."""
+    print(f"{'whole step':<12}{'older':>10}{'newer':>10}{'newer/older':>13}")
+    with tree_of(ref) as older, tempfile.TemporaryDirectory(prefix="fsae-step-") as folder:
+        base = Job(
+            library="fsae",
+            mode=options.precision,
+            rules="sparsify",  # Its rules are our defaults.
+            architecture="topk",
+            d_in=options.d_in,
+            d_sae=options.d_sae,
+            k=options.k,
+            batch=options.batch,
+            density=options.k / options.d_sae,
+            lr=1e-12,
+            sparsity=1.0,
+            bandwidth=0.1,
+            dead_after=1000,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            threads=torch.get_num_threads(),
+            **{name: str(Path(folder) / f"{name}.safetensors") for name in ("weights", "vectors", "held_out")},
+        )
+        vectors = write_vectors(base)
+        for architecture in architectures:
+            job = replace(base, architecture=architecture)
+            write_weights(job, vectors)
+            python = Path(sys.executable)
+            with Process(job, python, older) as before, Process(job, python, ROOT) as after:
+                seconds: dict[Process, list[float]] = {before: [], after: []}
+                for process in seconds:
+                    for _ in range(WARM_UP):
+                        process.step()
+                for turn in range(options.repeats):
+                    # To and fro, as a drifting machine would favour whichever always comes first.
+                    for process in list(seconds)[:: 1 if turn % 2 == 0 else -1]:
+                        seconds[process].append(process.time())
+            old, new = (statistics.median(values) for values in seconds.values())
+            print(f"{architecture:<12}{old:>9.4f}s{new:>9.4f}s{new / old:>13.3f}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_shape(parser)
@@ -153,7 +205,12 @@ def main() -> None:
     parser.add_argument("--no-dense", action="store_true", help="omit the dense steps, which are slow")
     parser.add_argument("--compile", action="store_true", help="also dense steps with trainer.compile")
     parser.add_argument("--no-fisher", action="store_true", help="omit the tables of the Fisher term")
+    parser.add_argument("--against", metavar="REF", help="compare whole steps with this commit's, and nothing else")
     args = parser.parse_args()
+    if args.against:
+        print(f"{shape_of(args)}, {args.precision}; medians of {args.repeats} turns\n")
+        steps_against(args.against, args.arch or ARCHITECTURES, args)
+        return
     x, precision = inputs(args.batch, args.d_in), Precision(args.precision)
     weights = torch.randn(args.d_sae, args.d_in, device=x.device).T
     square = torch.randn(SQUARE, SQUARE, device=x.device)
@@ -198,7 +255,7 @@ def main() -> None:
     print(f"\n{'Fisher term alone':<30}{'built':>10}{'fsae':>10}{'built/fsae':>14}")
     for batch in sorted({min(100, args.batch), args.batch}):
         autoencoder = settings.build(args.d_in, torch.Generator().manual_seed(0)).to(x.device)
-        initialise_from(autoencoder, x, scale=1.0)
+        autoencoder.initialise(lambda: x, scale=1.0)
         for form in (FisherForm.pre, FisherForm.post):
             record = autoencoder(x[:batch], sparse=True)
             g = (2 * (record.pre_activations if form is FisherForm.pre else record.codes).dense()).detach()

@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from docs.reference import REPOSITORY, commands_page, metrics_page, settings_pages, undocumented
+from docs.reference import REPOSITORY, generated_pages, undocumented
 
 ASSEMBLED = REPOSITORY / "build" / "docs"
 
@@ -30,7 +30,7 @@ _LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)\s]+)(\))")
 def main() -> int:
     """Write all pages. Return 1 if a file that a page links to is missing or something has no description, else 0."""
     shutil.rmtree(ASSEMBLED, ignore_errors=True)
-    pages = {**settings_pages(), "reference/metrics.md": metrics_page(), "reference/commands.md": commands_page()}
+    pages = generated_pages()
     for source, page in sorted(page_paths().items()):
         if page.endswith(".md"):
             pages[page] = page_text(source)

@@ -13,7 +13,7 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import fsae
-from fsae.configuration.schema import SCHEMAS, RunSettings
+from fsae.configuration.schema import RunSettings, schemas
 from fsae.evaluation.results import MEANINGS
 from fsae.ranges import range_of, written
 
@@ -66,9 +66,19 @@ class Choice:
     text: str
 
 
+def generated_pages() -> dict[str, str]:
+    """Return all pages of the reference, by their path in the site."""
+    return {
+        **settings_pages(),
+        "reference/metrics.md": metrics_page(),
+        "reference/commands.md": commands_page(),
+        "reference/python.md": python_page(),
+    }
+
+
 def settings_pages() -> dict[str, str]:
     """Return the pages of all config groups, by their path in the site."""
-    found = {path.name for path in CONF.iterdir() if path.is_dir()} | {name.partition("/")[0] for name in SCHEMAS}
+    found = {path.name for path in CONF.iterdir() if path.is_dir()} | {name.partition("/")[0] for name in schemas()}
     unknown = found - set(GROUPS) - {"hydra"}
     if unknown:
         raise ValueError(f"docs/reference.py has no line for the config group {min(unknown)}; add it to GROUPS")
@@ -96,6 +106,14 @@ def metrics_page() -> str:
     )
 
 
+def python_page() -> str:
+    """Return the page of the public Python surface; the builder writes each name's documentation."""
+    names = [name for name in fsae.__all__ if inspect.isroutine(value := getattr(fsae, name)) or inspect.isclass(value)]
+    return "# Python\n\n[fsae from Python](../python.md) shows how to use these names.\n\n" + "".join(
+        f"::: fsae.{name}\n\n" for name in names
+    )
+
+
 def commands_page() -> str:
     """Return the page of all commands."""
     # The settings have pages of their own.
@@ -113,7 +131,7 @@ def meanings() -> Mapping[str, str]:
 
 def undocumented() -> Iterator[str]:
     """Yield what the reference cannot describe: a public name without a docstring, a setting without a meaning."""
-    for name in getattr(fsae, "__all__", ()):
+    for name in fsae.__all__:
         yield from undocumented_parts(f"fsae.{name}", getattr(fsae, name))
     for kind in _all_kinds():
         known = _meanings_of(kind)
@@ -160,7 +178,7 @@ def _choice(path: Path, name: str) -> Choice:
 
 
 def _summary_of(choice: Choice) -> str:
-    kinds = [SCHEMAS[name] for name in choice.schemas if name in SCHEMAS]
+    kinds = [schemas()[name] for name in choice.schemas if name in schemas()]
     return _summary(kinds[0]) if kinds else ""
 
 
@@ -182,7 +200,7 @@ def _group_page(group: str) -> str:
 
 
 def _section(kind: type, group: str) -> str:
-    names = ", ".join(f"`{name.partition('/')[2]}`" for name, schema in SCHEMAS.items() if schema is kind)
+    names = ", ".join(f"`{name.partition('/')[2]}`" for name, schema in schemas().items() if schema is kind)
     bases = [base for base in kind.__mro__[1:] if is_dataclass(base)]
     text = f"### {kind.__name__}\n\n{_escaped(_summary(kind))}\n\n"
     if names and group != names.strip("`"):
@@ -261,10 +279,10 @@ def _kinds_of(group: str) -> Iterator[type]:
                         yield from walk(inner)
 
     used = {name for choice in choices(group) for name in choice.schemas}
-    own = [name for name in SCHEMAS if name.partition("/")[0] == group]
+    own = [name for name in schemas() if name.partition("/")[0] == group]
     # A penalty's schema is that of a loss term.
-    for name in own or [name for name in SCHEMAS if name in used]:
-        yield from walk(SCHEMAS[name])
+    for name in own or [name for name in schemas() if name in used]:
+        yield from walk(schemas()[name])
 
 
 def _all_kinds() -> Iterator[type]:

@@ -1,7 +1,8 @@
 """One small autoencoder of every architecture, with weights at which every path through it carries gradient."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -11,25 +12,136 @@ from torch import Tensor
 from fsae.autoencoders.abs_topk import AbsTopKSettings
 from fsae.autoencoders.autoencoder import Autoencoder, SparseAutoencoder
 from fsae.autoencoders.batch_topk import BatchTopKSettings
-from fsae.autoencoders.fitted import FittedSettings
+from fsae.autoencoders.fitted import FittedAutoencoder, FittedSettings
 from fsae.autoencoders.gated import GatedSettings
 from fsae.autoencoders.jumprelu import JumpReLUSettings
-from fsae.autoencoders.local_pca import KMeansSettings, LocalPCA, LocalPCASettings
-from fsae.autoencoders.pca import PCA, PCASettings
+from fsae.autoencoders.local_pca import KMeansSettings, LocalPCASettings
+from fsae.autoencoders.pca import PCASettings
 from fsae.autoencoders.record import Encoding
 from fsae.autoencoders.settings import SparseAutoencoderSettings
 from fsae.autoencoders.standard import Standard, StandardSettings
-from fsae.autoencoders.topk import TopKSettings
+from fsae.autoencoders.topk import KSettings, TopKSettings
+from fsae.losses.auxiliary import AuxK, GateReconstruction
+from fsae.losses.sparsity import L1, StepL0
+from fsae.losses.term import LossTerm
 from fsae.sparse.codes import Codes
 
-# A wide kernel, so that a few dozen entries suffice for some to fall into it.
-ARCHITECTURES: dict[str, tuple[type[SparseAutoencoderSettings], dict[str, Any]]] = {
-    "standard": (StandardSettings, {}),
-    "gated": (GatedSettings, {}),
-    "jumprelu": (JumpReLUSettings, {"init_threshold": 0.3, "bandwidth": 0.4}),
-    "topk": (TopKSettings, {"k": 3}),
-    "batch_topk": (BatchTopKSettings, {"k": 3}),
-    "abs_topk": (AbsTopKSettings, {"k": 3}),
+
+def _rectified(h: Tensor, chosen: Tensor, autoencoder: SparseAutoencoder) -> Tensor:
+    return torch.relu(h) * chosen
+
+
+def _k_largest(score: Tensor, k: int) -> Tensor:
+    """(batch, d_sae) bool: the k largest of each row."""
+    return score >= score.sort(dim=1, descending=True).values[:, k - 1 : k]
+
+
+def _k_of(autoencoder: SparseAutoencoder) -> int:
+    assert isinstance(autoencoder.settings, KSettings)
+    return autoencoder.settings.k
+
+
+def _jumped(h: Tensor, chosen: Tensor, autoencoder: SparseAutoencoder) -> Tensor:
+    """Rectified, with the straight-through gradient of the thresholds."""
+    assert isinstance(autoencoder.settings, JumpReLUSettings)
+    width, threshold = autoencoder.settings.bandwidth, autoencoder.get_parameter("log_threshold").exp()
+    fixed = threshold.detach()
+    kernel = ((h.detach() - fixed).abs() < width / 2).to(h.dtype)
+    # Worth 0, with derivative -(threshold / width) in the threshold where the kernel is on.
+    return h * chosen - fixed / width * kernel * (threshold - fixed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """All that the tests know of an architecture that gradients train: one row of the table.
+
+    Its codes are defined from the parameters, without anything of the package's forward pass.
+
+    Attributes:
+        settings: their class.
+        changes: to the defaults of the settings.
+        loss: its own terms, besides the reconstruction.
+        saelens: its name in SAELens' format, and its tensors of shape (d_sae,) there.
+        pre_activations: of (x - b_dec) W_enc and the parameters; if there is a gate, of the magnitude path.
+        gate: likewise; None for the pre-activations.
+        selected: (batch, d_sae) bool, of pre-activations, gate and autoencoder: which latents may be on, before
+            rectifying. No gradient goes through it.
+        activation: codes of pre-activations, the selected ones and the autoencoder.
+        competes: whether latents compete for places.
+        signed: whether codes may be negative.
+        bias: the bias that decides which latents are on.
+        silent: parameters that no gradient of the codes reaches.
+        thresholds: parameters whose gradient is an estimate, no derivative.
+    """
+
+    settings: type[SparseAutoencoderSettings]
+    changes: dict[str, Any] = field(default_factory=dict)
+    loss: dict[str, LossTerm]
+    saelens: tuple[str, tuple[str, ...]]
+    pre_activations: Callable[[Tensor, dict[str, Tensor]], Tensor] = lambda products, p: products + p["b_enc"]
+    gate: Callable[[Tensor, dict[str, Tensor]], Tensor] | None = None
+    selected: Callable[[Tensor, Tensor, SparseAutoencoder], Tensor]
+    activation: Callable[[Tensor, Tensor, SparseAutoencoder], Tensor] = _rectified
+    competes: bool = False
+    signed: bool = False
+    bias: str = "b_enc"
+    silent: frozenset[str] = frozenset()
+    thresholds: frozenset[str] = frozenset()
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "standard": Architecture(
+        settings=StandardSettings,
+        loss={"sparsity": L1(weight=0.3, warm_up=0.5)},
+        saelens=("standard", ("b_enc",)),
+        selected=lambda h, gate, _: torch.ones_like(h, dtype=torch.bool),
+    ),
+    "gated": Architecture(
+        settings=GatedSettings,
+        loss={"sparsity": L1(weight=0.3, warm_up=0.5), "auxiliary": GateReconstruction()},
+        saelens=("gated", ("b_gate", "b_mag", "r_mag")),
+        pre_activations=lambda products, p: products * p["r_mag"].exp() + p["b_mag"],
+        gate=lambda products, p: products + p["b_gate"],
+        selected=lambda h, gate, _: gate > 0,
+        bias="b_gate",
+        silent=frozenset({"b_gate"}),
+    ),
+    # A wide kernel, so that a few dozen entries suffice for some to fall into it.
+    "jumprelu": Architecture(
+        settings=JumpReLUSettings,
+        changes={"init_threshold": 0.3, "bandwidth": 0.4},
+        loss={"sparsity": StepL0(weight=0.1, warm_up=0.5)},
+        saelens=("jumprelu", ("b_enc", "threshold")),
+        selected=lambda h, gate, autoencoder: h > autoencoder.get_parameter("log_threshold").detach().exp(),
+        activation=_jumped,
+        thresholds=frozenset({"log_threshold"}),
+    ),
+    "topk": Architecture(
+        settings=TopKSettings,
+        changes={"k": 3},
+        loss={"auxiliary": AuxK(k=2)},
+        saelens=("topk", ("b_enc",)),
+        selected=lambda h, gate, autoencoder: _k_largest(h, _k_of(autoencoder)),
+        competes=True,
+    ),
+    "batch_topk": Architecture(
+        settings=BatchTopKSettings,
+        changes={"k": 3},
+        loss={"auxiliary": AuxK(k=2)},
+        saelens=("jumprelu", ("b_enc", "threshold")),
+        selected=lambda h, gate, autoencoder: _k_largest(h.view(1, -1), _k_of(autoencoder) * len(h)).view_as(h),
+        competes=True,
+    ),
+    "abs_topk": Architecture(
+        settings=AbsTopKSettings,
+        changes={"k": 3},
+        loss={"auxiliary": AuxK(k=2)},
+        saelens=("abstopk", ("b_enc",)),
+        selected=lambda h, gate, autoencoder: _k_largest(h.abs(), _k_of(autoencoder)),
+        activation=lambda h, chosen, _: h * chosen,
+        competes=True,
+        signed=True,
+    ),
 }
 
 
@@ -58,8 +170,8 @@ each_architecture = pytest.mark.parametrize("arch", list(ARCHITECTURES))
 
 def settings_of(arch: str, **changes: Any) -> SparseAutoencoderSettings:
     """Settings of an architecture, with `changes` to the defaults of these tests."""
-    kind, defaults = ARCHITECTURES[arch]
-    return kind(**{**defaults, **changes})
+    row = ARCHITECTURES[arch]
+    return row.settings(**{**row.changes, **changes})
 
 
 def build(
@@ -74,13 +186,13 @@ def build(
     return autoencoder
 
 
-def fitted(arch: str, d_in: int = 5, dtype: torch.dtype = torch.float32) -> LocalPCA | PCA:
+def fitted(arch: str, d_in: int = 5, dtype: torch.dtype = torch.float32) -> FittedAutoencoder:
     """One with centres and means that are drawn and components that are orthonormal."""
     autoencoder = FITTED[arch].build(d_in, torch.Generator()).to(dtype).eval()
     cells, rank = autoencoder.cells, autoencoder.rank
     bases = torch.linalg.qr(samples(cells * d_in, d_in, seed=2).view(cells, d_in, d_in)).Q
     centres, means = (samples(cells, d_in, seed=seed).to(dtype) for seed in (3, 4))
-    autoencoder.place(centres, bases[:, :rank].to(dtype), means)
+    autoencoder.set_weights(centres, bases[:, :rank].to(dtype), means)
     return autoencoder
 
 

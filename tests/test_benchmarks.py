@@ -1,3 +1,4 @@
+import json
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -5,10 +6,13 @@ from pathlib import Path
 from pkgutil import walk_packages
 
 import pytest
+import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from safetensors.torch import save_file
 
 import benchmarks
+from benchmarks import same_numbers
 from benchmarks.peers import comparison
 from benchmarks.peers.comparison import (
     ARCHITECTURES,
@@ -176,3 +180,57 @@ def test_a_process_that_ended_between_commands_can_be_closed(tmp_path: Path):
         for _ in range(2):
             with pytest.raises(StoppedError, match="no output"):
                 process.step()
+
+
+def run_with(folder: Path, weight: float, loss: float | str, **results: float) -> dict[str, object]:
+    """The numbers of a made-up run."""
+    folder.mkdir()
+    save_file({"b": torch.tensor([1.0, weight])}, folder / "sae_weights.safetensors")
+    record = {"time_ms": 1, "step": 256, "metrics": {"train/loss": loss, "train/tokens_per_second": loss}}
+    (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    (folder / "results.json").write_text(json.dumps(results | {"histogram": {"latents": [1, 2]}, "note": "words"}))
+    return dict(same_numbers.numbers(folder, {}))
+
+
+def test_runs_are_the_same_if_every_weight_result_and_logged_value_is(tmp_path: Path):
+    one = run_with(tmp_path / "1", 2.0, "NaN", fvu=float("nan"))
+    other = run_with(tmp_path / "2", 2.0, "NaN", fvu=float("nan"))
+    assert same_numbers.report(one, other) == (True, "4 values and 1 tensors")
+    longer = run_with(tmp_path / "3", 2.0, "NaN", fvu=float("nan"), mse=1.0)
+    assert same_numbers.report(one, longer) == (True, "4 values and 1 tensors; only in the working tree: mse")
+    assert same_numbers.report(longer, one) == (False, "results.json mse: no longer there")
+
+
+@pytest.mark.parametrize(
+    ("weight", "loss", "fvu", "where"),
+    [
+        (2.0, 0.30000000000000004, 0.5, "metrics.jsonl train/loss: at step 256: 0.3 -> 0.30000000000000004"),
+        (2.0, 0.3, 0.25, "results.json fvu: 0.5 -> 0.25"),
+        (-2.0, 0.3, 0.5, "sae_weights.safetensors b: 1 of 2 entries, at 1 2 -> -2"),
+        (-2.0, 0.3, 0.25, "results.json fvu: 0.5 -> 0.25 (and 1 more)"),
+    ],
+)
+def test_a_difference_is_reported_by_its_place_and_both_values(
+    weight: float, loss: float, fvu: float, where: str, tmp_path: Path
+):
+    before = run_with(tmp_path / "before", 2.0, 0.3, fvu=0.5)
+    after = run_with(tmp_path / "after", weight, loss, fvu=fvu)
+    assert same_numbers.report(before, after) == (False, where)
+
+
+def test_weights_that_are_equal_but_for_a_bit_differ():
+    assert same_numbers.difference(torch.tensor([0.0]), torch.tensor([-0.0])) == "1 of 1 entries, at 0 0 -> -0"
+
+
+def test_names_are_translated_between_the_trees():
+    renamed = {
+        "loss.fisher": "loss.penalty",
+        "arch=released_topk": "arch=released/topk",
+        "train/fisher": "train/penalty",
+    }
+    overrides = ["loss.penalty.weight=1", "arch=topk,released/topk", "loss.penalty_form=1", "-m"]
+    older = ["loss.fisher.weight=1", "arch=topk,released_topk", "loss.penalty_form=1", "-m"]
+    assert [same_numbers.older_override(each, renamed) for each in overrides] == older
+    metrics = ["train/fisher", "train/12/fisher", "train/fisher_ratio", "eval/fisher"]
+    newer = ["train/penalty", "train/12/penalty", "train/fisher_ratio", "eval/fisher"]
+    assert [same_numbers.newer_name(each, renamed) for each in metrics] == newer

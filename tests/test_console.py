@@ -1,4 +1,4 @@
-"""Printing and logging that cannot fail, in processes of their own: what is closed or full is the process' own."""
+"""Printing and logging that cannot fail, in processes with closed or full streams of their own."""
 
 import contextlib
 import logging
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fsae.console import BesideBars, forgiving_file
+from fsae.console import OutsideBars, lenient_file
 
 # Prints more than a pipe holds, logs, writes a file of its own, and at the end says how it left.
 SPEAKS = """
@@ -40,7 +40,7 @@ main()
     "redirection",
     ["> /dev/full", "> /dev/full 2> /dev/full", ">&-", "2>&- > /dev/null", "<&- >&- 2>&-", "| head -c 1 > /dev/null"],
 )
-def test_a_command_finishes_although_nobody_can_read_it(redirection: str, tmp_path: Path):
+def test_a_command_finishes_without_readable_streams(redirection: str, tmp_path: Path):
     result = tmp_path / "result"
     command = f'set -o pipefail; "$0" -c "$1" "$2" {redirection}'
     done = subprocess.run(["bash", "-c", command, sys.executable, SPEAKS, str(result)], capture_output=True, timeout=60)
@@ -50,7 +50,7 @@ def test_a_command_finishes_although_nobody_can_read_it(redirection: str, tmp_pa
     assert result.read_text() == "all of it"
 
 
-def test_a_character_that_the_console_cannot_show_is_shown_by_its_number():
+def test_a_character_without_a_code_is_printed_as_its_number():
     code = "from fsae.console import console\nwith console():\n    print('gr\\u00f6\\u00dfe')"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, env={"PYTHONIOENCODING": "ascii", "PATH": "/bin:/usr/bin"}
@@ -61,13 +61,13 @@ def test_a_character_that_the_console_cannot_show_is_shown_by_its_number():
 ON_A_TERMINAL = """
 import logging, sys, time, warnings
 from fsae import progress
-from fsae.console import BesideBars, console
+from fsae.console import OutsideBars, console
 from fsae.progress import Progress, working
 
 progress.SECONDS_BETWEEN_LINES = 0.0
 with console():
     handler = logging.StreamHandler(sys.stdout)
-    handler.addFilter(BesideBars())
+    handler.addFilter(OutsideBars())
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     with working("opening the model"):
         logging.info("it is large")
@@ -80,7 +80,7 @@ with console():
 """
 
 
-def test_on_a_terminal_words_stand_above_the_bar_and_what_it_shows_is_not_said_twice():
+def test_a_terminal_shows_lines_above_the_bar_and_nothing_twice():
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (24, 100))
     process = subprocess.Popen([sys.executable, "-c", ON_A_TERMINAL], stdout=slave, stderr=slave)
@@ -102,7 +102,7 @@ def test_on_a_terminal_words_stand_above_the_bar_and_what_it_shows_is_not_said_t
     assert b"training:  80%" in written
 
 
-def test_the_streams_are_given_back_and_a_capture_is_left_alone():
+def test_console_restores_the_streams_and_does_not_replace_a_capture():
     code = """
 import io, sys
 from fsae.console import console
@@ -121,8 +121,8 @@ sys.stderr.write(sys.stdout.getvalue())
     assert (done.stdout, done.stderr) == ("said True True\nTrue\n", "captured\n")
 
 
-def test_a_file_on_a_full_disk_drops_lines_and_knows_why():
-    words = forgiving_file("/dev/full")
+def test_a_file_on_a_full_disk_drops_lines_and_keeps_the_reason():
+    words = lenient_file("/dev/full")
     assert words.failure is None
     words.write("a line\n")
     words.close()
@@ -130,8 +130,8 @@ def test_a_file_on_a_full_disk_drops_lines_and_knows_why():
     assert words.failure.strerror == "No space left on device"
 
 
-def test_what_a_bar_shows_is_kept_off_the_console():
-    shown = BesideBars()
+def test_the_filter_drops_records_that_a_bar_shows():
+    shown = OutsideBars()
     record = logging.makeLogRecord({"msg": "training: 10 %"})
     assert shown.filter(record)
     record.in_the_bar = True

@@ -1,4 +1,4 @@
-"""Passwords and tokens: they work, and stand nowhere."""
+"""Passwords and tokens work and are stored nowhere."""
 
 import base64
 import traceback
@@ -10,7 +10,7 @@ import pytest
 from fsae.configuration.accept import accept
 from fsae.credentials import concealed, for_client, split_address, without_password, without_passwords
 from fsae.tracking.mlflow_upload import first_line
-from fsae.tracking.server import open_store, resolve_uri, ui_command
+from fsae.tracking.server import open_client, resolve_uri, ui_command
 from tests.composition import composed
 
 PASSWORD = "Zebra@Quokka/77 é"
@@ -19,19 +19,19 @@ TOKEN = "tok-Wombat4711"
 HUB_TOKEN = "hf_Axolotl0815"
 
 
-def betrayed(content: bytes) -> list[bytes]:
-    """Which forms of the secrets stand in it: as they are, as typed, in pieces, and as HTTP Basic sends them."""
+def shown_secrets(content: bytes) -> list[bytes]:
+    """Return the forms of the secrets in the text: as they are, as typed, in pieces, and as HTTP Basic sends them."""
     encoded = [base64.b64encode(text.encode()) for text in (f"me:{PASSWORD}", PASSWORD, f"{TOKEN}:", TOKEN)]
     plain = [b"Zebra", b"Quokka", TYPED.encode(), TOKEN.encode(), b"Wombat", HUB_TOKEN.encode()]
     return [form for form in (*plain, *(text.rstrip(b"=")[:-1] for text in encoded)) if form in content]
 
 
-def assert_nothing_betrayed(*folders: Path, said: str = "") -> None:
-    assert betrayed(said.encode()) == [], said
+def assert_no_secret_shown(*folders: Path, printed: str = "") -> None:
+    assert shown_secrets(printed.encode()) == [], printed
     for folder in folders:
         files = [path for path in folder.rglob("*") if path.is_file()]
         assert files
-        assert {path: found for path in files if (found := betrayed(path.read_bytes()))} == {}
+        assert {path: found for path in files if (found := shown_secrets(path.read_bytes()))} == {}
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def assert_nothing_betrayed(*folders: Path, said: str = "") -> None:
         ("me:pw12@host", "***@host", ("me:pw12",)),
     ],
 )
-def test_an_address_is_parted_from_its_secrets(uri: str, bare: str, secrets: tuple[str, ...]) -> None:
+def test_split_address_separates_the_secrets(uri: str, bare: str, secrets: tuple[str, ...]) -> None:
     assert split_address(uri) == (bare, secrets)
     assert without_password(bare) == bare
 
@@ -71,7 +71,7 @@ def test_an_address_is_parted_from_its_secrets(uri: str, bare: str, secrets: tup
 @pytest.mark.parametrize(
     "uri", ["http://me:Zeb/ra@host", "postgresql://me:Zeb?ra@host/db", "postgresql://me:Ze#b@host"]
 )
-def test_a_password_whose_end_cannot_be_told_is_refused_and_not_shown(uri: str) -> None:
+def test_a_password_without_a_clear_end_is_refused_and_not_shown(uri: str) -> None:
     with pytest.raises(ValueError, match=r"tracking\.uri=\w+://\*\*\*: .*percent-encoding: / is %2F") as caught:
         without_passwords(["arch=gated", f"tracking.uri={uri}"])
     assert "Ze" not in str(caught.value)
@@ -87,14 +87,14 @@ def test_a_password_whose_end_cannot_be_told_is_refused_and_not_shown(uri: str) 
         "tracking.uri=http://me:Zebra@a,http://me:Zebra@b",
     ],
 )
-def test_a_secret_in_another_place_is_refused_and_not_shown(override: str) -> None:
+def test_a_secret_in_another_setting_is_refused_and_not_shown(override: str) -> None:
     with pytest.raises(ValueError, match=r"password") as caught:
         without_passwords([override])
     assert "Zebra" not in str(caught.value)
     assert override.partition("=")[0] in str(caught.value)
 
 
-def test_what_is_no_secret_stays() -> None:
+def test_text_without_a_secret_is_not_changed() -> None:
     plain = ["-m", "eval.tokens=5", "tracking.uri=sqlite:////a@b/x.db", "dataset.path=/a:b@c", "+x={TOKENS: 3}"]
     plain += ["hydra.sweeper.storage='${oc.env:STORAGE}'", "tracking.uri=http://host:5000", "dataset.name=a/b@v1"]
     plain += [
@@ -104,7 +104,7 @@ def test_what_is_no_secret_stays() -> None:
     assert without_passwords(plain) == plain
 
 
-def test_the_environment_has_the_password_of_an_address_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_password_takes_the_password_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://other")
     assert without_passwords([f"++tracking.uri='https://me:{TYPED}@host/x'"]) == ["++tracking.uri=https://host/x"]
     assert resolve_uri("https://host/x", Path()) == f"https://me:{TYPED}@host/x"
@@ -122,7 +122,7 @@ def test_the_environment_has_the_password_of_an_address_without_it(monkeypatch: 
     assert '--backend-store-uri "$MLFLOW_TRACKING_URI"' in ui_command(resolve_uri("postgresql://me@host/db", Path()))
 
 
-def test_clients_are_left_nothing_to_guess() -> None:
+def test_for_client_returns_an_unambiguous_address() -> None:
     # requests sends nothing for a user without a colon, and SQLAlchemy ends a password at its first @.
     assert for_client("http://TOKEN@host/a@b") == "http://TOKEN:@host/a@b"
     assert for_client("postgresql://me:p@ss@host/db") == "postgresql://me:p%40ss@host/db"
@@ -132,7 +132,7 @@ def test_clients_are_left_nothing_to_guess() -> None:
         assert for_client(uri) == uri
 
 
-def test_a_file_of_settings_may_hold_the_password_of_the_store_only(
+def test_a_settings_file_may_hold_the_tracking_servers_password_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
@@ -142,12 +142,12 @@ def test_a_file_of_settings_may_hold_the_password_of_the_store_only(
     mine.write_text(f"# @package _global_\ntracking:\n  uri: http://me:{TYPED}@host\n")
     settings, origin = accept(composed("experiment=mine", own=tmp_path), tmp_path / "run", [])
     assert (settings.tracking.uri, origin.flat["tracking.uri"]) == ("http://host", "http://host")
-    assert betrayed(origin.config_yaml.encode()) == []
+    assert shown_secrets(origin.config_yaml.encode()) == []
     assert resolve_uri(settings.tracking.uri, tmp_path) == f"http://me:{TYPED}@host"
     mine.write_text(f"# @package _global_\ndataset:\n  path: https://me:{TYPED}@host\n  text_column: text\n")
     with pytest.raises(ValueError, match=r"dataset\.path holds a password"):
         accept(composed("experiment=mine", "dataset=text_files", own=tmp_path), tmp_path / "run", [])
-    assert_nothing_betrayed(tmp_path / "run")
+    assert_no_secret_shown(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -155,16 +155,16 @@ def test_a_file_of_settings_may_hold_the_password_of_the_store_only(
     [f"http://me:{TYPED}@127.0.0.1:9", f"http://{TOKEN}@127.0.0.1:9", f"postgresql+psycopg2://me:{TYPED}@127.0.0.1:9/a",
      "mysql+none://me:Zebra@Quokka@127.0.0.1:9/a", f"postgresql://127.0.0.1:9/a?password={TYPED}"],
 )  # fmt: skip
-def test_what_mlflow_says_is_freed_of_what_it_repeats(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_removed_from_mlflows_errors(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # It would try a database that is away for minutes.
     monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)
     with pytest.raises(Exception) as caught:
-        open_store(uri).search_experiments()
-    assert betrayed(first_line(caught.value).encode()) == []
-    assert betrayed(concealed("".join(traceback.format_exception(caught.value))).encode()) == []
+        open_client(uri).search_experiments()
+    assert shown_secrets(first_line(caught.value).encode()) == []
+    assert shown_secrets(concealed("".join(traceback.format_exception(caught.value))).encode()) == []
 
 
-def test_secrets_of_the_environment_are_hidden_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concealed_hides_secrets_of_the_environment_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", HUB_TOKEN)
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
@@ -174,6 +174,6 @@ def test_secrets_of_the_environment_are_hidden_wherever_they_stand(monkeypatch: 
     assert concealed(text) == "401 for Bearer ***, Basic ***, '***', ***, via ***"
 
 
-def test_a_password_that_is_public_is_not_looked_for() -> None:
+def test_a_password_that_occurs_in_the_public_address_is_not_hidden() -> None:
     assert split_address("postgresql://mlflow:mlflow@host/mlflow") == ("postgresql://mlflow@host/mlflow", ("mlflow",))
     assert concealed("in mlflow.db, postgresql://mlflow:mlflow@host") == "in mlflow.db, postgresql://mlflow:***@host"

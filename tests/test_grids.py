@@ -1,4 +1,4 @@
-"""The grids in conf/experiment: how many jobs they are, that every one can be run, and who wins over a grid."""
+"""The grids in conf/experiment: their numbers of jobs, whether every job can be run, and overriding a list."""
 
 import math
 from itertools import product
@@ -10,7 +10,7 @@ from fsae.autoencoders.local_pca import KMeansSettings, LocalPCASettings
 from fsae.autoencoders.topk import TopKSettings
 from fsae.configuration.checks import check
 from fsae.configuration.schema import settings_of
-from fsae.sweeps.launch import let_the_command_line_win
+from fsae.sweeps.launch import drop_overridden_lists
 from tests.composition import composed, composed_with_hydra
 
 JOBS = {
@@ -44,33 +44,33 @@ def _outputs(monkeypatch, tmp_path):
 
 
 def grid(experiment: str, *overrides: str) -> dict[str, list[str]]:
-    """The lists that a command sweeps over."""
+    """Return the lists that a command sweeps over."""
     config = composed_with_hydra(f"experiment={experiment}", *overrides)
     assert config.hydra.mode.name == "MULTIRUN"
-    let_the_command_line_win(config)
+    drop_overridden_lists(config)
     return {key: str(values).split(",") for key, values in config.hydra.sweeper.params.items()}
 
 
 @pytest.mark.parametrize("experiment", JOBS)
-def test_a_grid_is_so_many_jobs_and_each_can_be_run(experiment):
+def test_a_grids_jobs_are_counted_and_can_be_run(experiment):
     lists = grid(experiment)
     assert math.prod(map(len, lists.values())) == JOBS[experiment]
-    # Values of different lists hardly meet but for the architecture, so each is tried once with each of those.
+    # Values of different lists interact with the architecture alone, so each is tried once per architecture.
     longest = max(map(len, lists.values()))
     for i, arch in product(range(longest), lists.get("arch", [None])):
         values = {key: each[i % len(each)] for key, each in lists.items()} | ({"arch": arch} if arch else {})
         check(settings_of(composed(f"experiment={experiment}", *(f"{key}={value}" for key, value in values.items()))))
 
 
-def test_the_command_line_replaces_a_list():
+def test_the_command_line_replaces_a_grids_list():
     assert grid("fisher/grid_as_released_small", "arch=released/gated", "loss.penalty.weight=0") == {
         "site": ["resid_mid"],
         "site.layer": ["3"],
     }
 
 
-def test_the_toy_has_k_means_of_as_many_centres_as_local_pca_has_cells():
-    """And the numbers of atoms that SplInterp's toy has."""
+def test_the_toys_k_means_has_as_many_centres_as_local_pca_has_cells():
+    """Both numbers are those of SplInterp's toy."""
     archs, sizes = (grid("splines/toy")[key] for key in ("arch", "arch.expansion"))
     built = [
         settings_of(composed("experiment=splines/toy", f"arch={a}", f"arch.expansion={s}")).arch
@@ -82,13 +82,13 @@ def test_the_toy_has_k_means_of_as_many_centres_as_local_pca_has_cells():
     assert {(1, 40), (3, 80)} <= atoms
 
 
-def test_all_seeds_of_a_grid_see_one_stream():
+def test_all_seeds_of_a_grid_share_one_stream():
     orders = {settings_of(composed("experiment=fisher/grid_repaired", f"seed={seed}")).source.seed for seed in (1, 2)}
     assert orders == {0}
 
 
-def test_without_the_penalty_the_baseline_measures_it():
-    """Every run has the term, so the report has its value for the baselines, too."""
+def test_baselines_measure_the_penalty():
+    """Every run measures the penalty, so the report has its value for the baselines too."""
     fisher = settings_of(composed("experiment=fisher/grid_repaired", "loss.penalty.weight=0")).loss["penalty"]
     assert fisher.weight == 0
 

@@ -19,7 +19,17 @@ PACKAGE = Path(fsae.__file__).parent
 LAYERS = [
     {"credentials"},
     {"console", "ranges"},
-    {"progress", "seeds", "naming", "memory", "matching", "threads", "language_models.sites", "sources.source"},
+    {
+        "progress",
+        "plugins",
+        "seeds",
+        "naming",
+        "memory",
+        "matching",
+        "threads",
+        "language_models.sites",
+        "sources.source",
+    },
     {"sparse"},
     {"autoencoders", "language_models"},
     {"losses"},
@@ -31,6 +41,7 @@ LAYERS = [
     {"tracking"},
     {"configuration"},
     {"runs"},
+    {"surface"},
     {"sweeps"},
     {"commands"},
     {"__main__"},
@@ -39,7 +50,7 @@ LAYERS = [
 # Outside the layers: it reads what runs leave behind, through the readers of tracking, and knows no torch.
 APART = "analysis"
 # Who has it make pictures and pages.
-SHOWING = ("runs", "sweeps", "commands.report")
+SHOWING = ("runs", "surface.collection", "sweeps", "commands.report")
 
 # Where a foreign package may be imported at all; a folder ends with a dot.
 HOMES = {

@@ -1,4 +1,4 @@
-"""Paths become words that a folder's name can hold."""
+"""Names that a folder can have, made of paths."""
 
 from pathlib import Path
 
@@ -27,11 +27,11 @@ from fsae.naming import last_part, word
         ("/a/" + "漢" * 50, "漢" * 26),
     ],
 )
-def test_a_path_is_called_by_its_last_part(path: str, name: str):
+def test_last_part_names_a_path(path: str, name: str):
     assert last_part(path) == name
 
 
-def test_a_relative_path_is_called_by_the_folder_that_it_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_last_part_resolves_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "model" / "odd [1]").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "model")
     monkeypatch.chdir(tmp_path / "model")
@@ -45,5 +45,5 @@ def test_a_relative_path_is_called_by_the_folder_that_it_means(tmp_path: Path, m
     ]
 
 
-def test_a_word_has_no_character_that_separates_folders():
+def test_word_replaces_separators_of_folders():
     assert word("data/java") == "data_java"

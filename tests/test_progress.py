@@ -13,7 +13,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_the_rate_is_of_this_process_and_the_rest_is_of_the_whole(clock: list[float], caplog: pytest.LogCaptureFixture):
+def test_the_rate_counts_this_process_and_the_rest_counts_all_work(
+    clock: list[float], caplog: pytest.LogCaptureFixture
+):
     # 600 were done before; 100 more in 4 seconds leave 300 for 12.
     progress = Progress("training", 1000, done=600)
     clock[0] += 4
@@ -26,7 +28,7 @@ def test_the_rate_is_of_this_process_and_the_rest_is_of_the_whole(clock: list[fl
     assert caplog.messages == ["training: 700 of 1,000 tokens (70 %), 25 tokens/s, 12 s left, loss 0.1235, l0 64"]
 
 
-def test_a_log_gets_a_line_now_and_then_and_not_at_every_step(clock: list[float], caplog: pytest.LogCaptureFixture):
+def test_progress_logs_a_line_at_intervals(clock: list[float], caplog: pytest.LogCaptureFixture):
     progress = Progress("harvesting", 100)
     with caplog.at_level(logging.INFO):
         for _ in range(100):
@@ -35,7 +37,7 @@ def test_a_log_gets_a_line_now_and_then_and_not_at_every_step(clock: list[float]
     assert len(caplog.messages) == 100 // module.SECONDS_BETWEEN_LINES
 
 
-def test_nothing_done_yet_has_no_end_in_sight(clock: list[float], caplog: pytest.LogCaptureFixture):
+def test_progress_without_units_done_has_no_end(clock: list[float], caplog: pytest.LogCaptureFixture):
     progress = Progress("training", 100, unit="samples")
     with caplog.at_level(logging.INFO):
         progress.close()

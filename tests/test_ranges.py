@@ -1,4 +1,4 @@
-"""Every number among the settings has a range, and what means nothing is in none."""
+"""Every number among the settings has a range, which excludes absurd values."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from fsae.configuration.schema import SCHEMAS, RunSettings, settings_of
+from fsae.configuration.schema import RunSettings, schemas, settings_of
 from fsae.ranges import COUNT, Range, argument, check_number, is_nullable, range_of
 from fsae.training.settings import AdamSettings
 from tests.composition import composed
@@ -28,10 +28,10 @@ def numbers(kind: type) -> Iterator[tuple[str, Any]]:
                 yield from numbers(typing.cast(type, nested))
 
 
-ALL = dict(found for kind in [RunSettings, *SCHEMAS.values()] for found in numbers(kind))
+ALL = dict(found for kind in [RunSettings, *schemas().values()] for found in numbers(kind))
 
 
-def test_the_walk_finds_numbers_wherever_they_are():
+def test_the_walk_finds_nested_numbers():
     assert {
         "RunSettings.seed",
         "AdamSettings.lr",
@@ -42,7 +42,7 @@ def test_the_walk_finds_numbers_wherever_they_are():
 
 
 @pytest.mark.parametrize("name", list(ALL))
-def test_every_number_has_a_range_that_holds_its_default_and_nothing_absurd(name: str):
+def test_every_number_has_a_range_with_its_default_and_without_absurd_values(name: str):
     field = ALL[name]
     allowed = range_of(field.metadata)
     assert allowed is not None, f"{name} has no range; give its field a metadata from fsae.ranges"
@@ -59,20 +59,20 @@ def test_every_number_has_a_range_that_holds_its_default_and_nothing_absurd(name
 
 
 @pytest.mark.parametrize(
-    ("allowed", "inside", "outside", "said"),
+    ("allowed", "inside", "outside", "shown"),
     [
         (Range(least=1, most=10**15), [1, 10**15], [0, 10**15 + 1], "at least 1 and at most 1e15"),
         (Range(least=0, most=1, open_least=True), [1e-9, 1], [0, 1.1], "above 0 and at most 1"),
         (Range(least=0, most=1, open_most=True), [0, 0.999], [1, -1e-9], "at least 0 and below 1"),
     ],
 )
-def test_an_end_is_in_a_range_unless_it_is_open(allowed: Range, inside: list, outside: list, said: str):
+def test_a_range_contains_its_ends_unless_they_are_open(allowed: Range, inside: list, outside: list, shown: str):
     assert all(value in allowed for value in inside)
     assert not any(value in allowed for value in outside)
-    assert str(allowed) == said
+    assert str(allowed) == shown
 
 
-def test_settings_are_checked_where_they_are_made():
+def test_settings_are_checked_when_they_are_created():
     with pytest.raises(ValueError, match=r"^trainer\.lr is nan; it must be above 0 and at most 1e30$"):
         AdamSettings(lr=math.nan)
 
@@ -99,7 +99,7 @@ def test_settings_are_checked_where_they_are_made():
         ("eval.batch_size=1", "eval.batch_size is 1; it must be"),
     ],
 )
-def test_a_number_out_of_range_is_told_by_the_key_that_was_typed(override: str, message: str):
+def test_the_error_for_a_number_out_of_range_names_the_typed_key(override: str, message: str):
     with pytest.raises(ValueError, match=f"^{message.replace('+', '.')}"):
         settings_of(composed(override))
 
@@ -108,21 +108,21 @@ def test_a_number_out_of_range_is_told_by_the_key_that_was_typed(override: str, 
     ("written", "tokens"),
     [("1e6", 10**6), ("250_000", 250_000), ("2.5e5", 250_000), ("'1e6'", 10**6), ("1000.0", 1000)],
 )
-def test_counts_are_read_as_people_write_them(written: str, tokens: int):
+def test_counts_may_be_written_with_a_power_of_ten(written: str, tokens: int):
     settings = settings_of(composed(f"trainer.samples={written}", "trainer.batch_size=100"))
     assert settings.trainer.samples == tokens
     assert type(settings.trainer.samples) is int
 
 
-def test_an_environment_variable_is_a_number_too(monkeypatch: pytest.MonkeyPatch):
+def test_an_environment_variable_may_be_a_number(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TOKENS", "3e5")
     config = composed("trainer.samples=${oc.env:TOKENS}")
     assert settings_of(config).trainer.samples == 300_000
-    assert "tokens: 300000" in OmegaConf.to_yaml(config.trainer, resolve=True)
+    assert "samples: 300000" in OmegaConf.to_yaml(config.trainer, resolve=True)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "nan", "inf", "many", "1e300"])
-def test_an_argument_out_of_its_range_is_refused(text: str):
+def test_argument_refuses_a_number_out_of_range(text: str):
     with pytest.raises(
         ArgumentTypeError, match=f"^it is {text}; it must be a whole number, at least 1 and at most 1e15"
     ):

@@ -1,4 +1,4 @@
-"""The studies' scripts: every arm can be run, and what was begun is gone on with."""
+"""The studies' scripts: every arm can be run, and started arms are resumed."""
 
 import os
 import re
@@ -12,8 +12,8 @@ import pytest
 from fsae.configuration.checks import check
 from fsae.configuration.schema import RunSettings, settings_of
 from fsae.sources.mnist import MNISTSettings
-from fsae.sweeps.launch import let_the_command_line_win
-from fsae.training.pam_learner import PamSettings
+from fsae.sweeps.launch import drop_overridden_lists
+from fsae.training.pam_settings import PamSettings
 from tests.composition import composed, composed_with_hydra
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +23,7 @@ each_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: scri
 
 
 def commands(script: Path, folder: Path) -> list[list[str]]:
-    """What the script runs, with a Python that only takes note and pictures that are not there to be copied."""
+    """Return the commands of the script, run with a Python that only records them and a cp that does nothing."""
     notes, python, copy = folder / "notes", folder / "bin" / "python", folder / "bin" / "cp"
     python.parent.mkdir(exist_ok=True)
     notes.unlink(missing_ok=True)
@@ -37,7 +37,7 @@ def commands(script: Path, folder: Path) -> list[list[str]]:
 
 
 def arms(script: Path, folder: Path) -> list[tuple[Path, list[str]]]:
-    """Folder and overrides of each sweep that the script begins."""
+    """Return the folder and the overrides of each sweep that the script starts."""
     found = []
     for module, *overrides in [each[1:] for each in commands(script, folder)]:
         if module == "fsae.run":
@@ -47,10 +47,10 @@ def arms(script: Path, folder: Path) -> list[tuple[Path, list[str]]]:
 
 
 def jobs(overrides: list[str]) -> Iterator[RunSettings]:
-    """Of a sweep's lists, which the command line or a file has, every value, beside the first ones of the others."""
+    """Yield the settings for each value of each list of a sweep, with the first values of the other lists."""
     given = dict(each.split("=", 1) for each in overrides)
     config = composed_with_hydra(*(f"{key}={value.split(',')[0]}" for key, value in given.items()))
-    let_the_command_line_win(config)
+    drop_overridden_lists(config)
     lists = given
     if config.hydra.mode is not None and config.hydra.mode.name == "MULTIRUN":
         lists = {key: str(values) for key, values in (config.hydra.sweeper.params or {}).items()} | given
@@ -64,12 +64,12 @@ def jobs(overrides: list[str]) -> Iterator[RunSettings]:
 @pytest.mark.parametrize(
     "data", sorted(each.stem.removeprefix("pam_") for each in ROOT.glob("conf/experiment/pam_*.yaml"))
 )
-def test_what_pam_is_set_against_differs_in_the_trainer_alone(data: str):
+def test_pam_and_its_baseline_differ_in_the_trainer_alone(data: str):
     pam, sgd = (settings_of(composed(f"experiment={way}_{data}", "seed=1")) for way in ("pam", "sgd"))
     for part in ("model", "site", "dataset", "source", "arch", "loss", "eval", "population"):
         assert getattr(pam, part) == getattr(sgd, part), part
     assert isinstance(pam.trainer, PamSettings)
-    moved = sum(pam.trainer.moves_encoder_at(step) for step in range(pam.trainer.steps))
+    moved = sum(pam.trainer.has_gradients_at(step) for step in range(pam.trainer.steps))
     assert moved == sgd.trainer.steps
     for setting in ("batch_size", "lr", "warm_up", "decay", "activation_scale", "updates_per_batch"):
         assert getattr(pam.trainer, setting) == getattr(sgd.trainer, setting), setting
@@ -82,7 +82,7 @@ def test_every_arm_can_be_run(script: Path, tmp_path: Path, monkeypatch: pytest.
     for folder, overrides in arms(script, tmp_path):
         assert folder not in folders
         folders.add(folder)
-        # Arms of a loop differ in numbers that the script works out alike.
+        # Arms of a loop differ only in numbers that the script computes.
         kind = tuple(re.sub(r"\d[\d_.]*", "#", each) for each in overrides)
         if kind in kinds:
             continue
@@ -90,20 +90,20 @@ def test_every_arm_can_be_run(script: Path, tmp_path: Path, monkeypatch: pytest.
         for settings in jobs(overrides):
             check(settings)
             if isinstance(settings.source, MNISTSettings):
-                # Known only when the files are read.
+                # The width is known only after the files are read.
                 settings.check_width(784)
     assert len(folders) > 5
 
 
 @each_script
-def test_what_was_begun_is_gone_on_with(script: Path, tmp_path: Path):
-    begun = next(each for each in commands(script, tmp_path) if each[1] == "fsae.run")
-    (folder,) = (Path(each.partition("=")[2]) for each in begun if each.startswith("hydra.sweep.dir="))
+def test_resume_continues_started_arms(script: Path, tmp_path: Path):
+    started = next(each for each in commands(script, tmp_path) if each[1] == "fsae.run")
+    (folder,) = (Path(each.partition("=")[2]) for each in started if each.startswith("hydra.sweep.dir="))
     folder.mkdir(parents=True)
     (folder / "sweep.json").touch()
-    again = commands(script, tmp_path)
-    assert ["-m", "fsae.resume", str(folder)] in again
-    assert begun not in again
+    resumed = commands(script, tmp_path)
+    assert ["-m", "fsae.resume", str(folder)] in resumed
+    assert started not in resumed
 
 
 @each_script

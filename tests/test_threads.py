@@ -14,10 +14,10 @@ from fsae.couplings.mutual import Mutual, MutualCoupling
 from fsae.outputs.run_folder import RunFolder
 from fsae.threads import Threads
 from fsae.tracking.tracker import Tracker
-from fsae.training import loop
 from fsae.training.checkpoints import Checkpoints
 from fsae.training.interruption import Interrupted, Interruption
-from fsae.training.reinitialisation import Reinitialisation, Scope
+from fsae.training.loop import WORTH_A_THREAD, threads_for
+from fsae.training.resample import Reinitialisation, Scope
 from tests.streams import activation_source
 from tests.training.runs import SCALE, LoneRun, adam, differences, logged, member, saved
 
@@ -90,18 +90,17 @@ def test_an_error_is_raised_when_the_others_are_done():
     assert torch.get_num_threads() == 4
 
 
-def size_of(count: int) -> int:
-    return 4 // loop.threads_for([member("topk", adam()) for _ in range(count)]).cores_each
+def size_of(count: int, worth_a_thread: int) -> int:
+    return 4 // threads_for([member("topk", adam()) for _ in range(count)], worth_a_thread).cores_each
 
 
-def test_threads_are_taken_where_steps_are_long(monkeypatch: pytest.MonkeyPatch):
-    assert size_of(3) == 1
-    monkeypatch.setattr(loop, "_WORTH_A_THREAD", 0)
-    assert [size_of(count) for count in (1, 2, 9)] == [1, 2, 4]
+def test_long_steps_take_threads():
+    assert size_of(3, WORTH_A_THREAD) == 1
+    assert [size_of(count, 0) for count in (1, 2, 9)] == [1, 2, 4]
 
 
-def population(folder: Path, coupled: bool, stop_at: int | None = None) -> LoneRun:
-    """Three of an architecture, which start over now and then; from the folder's state where there is one."""
+def population(folder: Path, coupled: bool, stop_at: int | None = None, worth_a_thread: int = 0) -> LoneRun:
+    """Three members that are re-initialised now and then; they resume from the folder's state if there is one."""
     folder.mkdir(exist_ok=True)
     settings, source = adam(), activation_source()
     checkpoints = Checkpoints(RunFolder(folder).checkpoints, {}, {})
@@ -115,6 +114,7 @@ def population(folder: Path, coupled: bool, stop_at: int | None = None) -> LoneR
         settings,
         Tracker(folder, None, state["metrics_position"] if state else 0),
         checkpoints,
+        worth_a_thread,
     )
     run.interruption, run.stop_at = Interruption(), stop_at
     if state is not None:
@@ -122,17 +122,15 @@ def population(folder: Path, coupled: bool, stop_at: int | None = None) -> LoneR
     return run
 
 
-def test_members_side_by_side_are_what_they_are_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_threads_change_no_number(tmp_path: Path):
     for at, least in (("threads", 0), ("one by one", 2**40)):
-        monkeypatch.setattr(loop, "_WORTH_A_THREAD", least)
         # Each has one core either way: on more of them an operation may round differently.
         torch.set_num_threads(3 if least == 0 else 1)
-        population(tmp_path / at, coupled=False).train()
+        population(tmp_path / at, coupled=False, worth_a_thread=least).train()
     same(tmp_path / "threads", tmp_path / "one by one")
 
 
-def test_a_population_on_threads_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loop, "_WORTH_A_THREAD", 0)
+def test_a_population_on_threads_resumes_bit_for_bit(tmp_path: Path):
     population(tmp_path / "whole", coupled=True).train()
     with pytest.raises(Interrupted):
         population(tmp_path / "stopped", coupled=True, stop_at=13).train()
@@ -140,17 +138,16 @@ def test_a_population_on_threads_goes_on_bit_for_bit(tmp_path: Path, monkeypatch
     same(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_every_start_over_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_the_log_reports_every_reinitialisation(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.INFO):
-        population(tmp_path, coupled=False).train()
-    told = re.findall(r"step \d+: (\d+) latents of member (\d) start over", caplog.text)
-    counted = [each["started_over"] for each in saved(tmp_path)["members"]]
+        population(tmp_path, coupled=False, worth_a_thread=WORTH_A_THREAD).train()
+    told = re.findall(r"step \d+: re-initialised (\d+) latents of member (\d)", caplog.text)
+    counted = [each["reinitialised"] for each in saved(tmp_path)["members"]]
     assert [sum(int(count) for count, of in told if of == str(number)) for number in range(3)] == counted
     assert min(counted) > 0
 
 
-def test_a_coupled_population_is_always_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loop, "_WORTH_A_THREAD", 0)
+def test_a_coupled_population_is_reproducible(tmp_path: Path):
     for at in ("once", "again"):
         population(tmp_path / at, coupled=True).train()
     same(tmp_path / "once", tmp_path / "again")
@@ -159,4 +156,4 @@ def test_a_coupled_population_is_always_the_same(tmp_path: Path, monkeypatch: py
 def same(*folders: Path) -> None:
     assert not differences(saved(folders[0]), saved(folders[1]))
     assert logged(folders[0]) == logged(folders[1])
-    assert all(each["started_over"] > 0 for each in saved(folders[0])["members"])
+    assert all(each["reinitialised"] > 0 for each in saved(folders[0])["members"])

@@ -12,7 +12,6 @@ from benchmarks.peers.job import Job
 from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.batch_topk import BatchTopKSettings
 from fsae.autoencoders.gated import GatedSettings
-from fsae.autoencoders.initialisation import initialise_from
 from fsae.autoencoders.jumprelu import JumpReLUSettings
 from fsae.autoencoders.settings import DecoderNorm, SparseAutoencoderSettings
 from fsae.autoencoders.standard import StandardSettings
@@ -87,7 +86,7 @@ def write_weights(job: Job, vectors: Tensor) -> None:
     """Write fresh weights to the file that the job reads."""
     settings, _ = settings_of(job)
     autoencoder = settings.build(job.d_in, torch.Generator().manual_seed(0))
-    initialise_from(autoencoder, vectors, scale=1.0)
+    autoencoder.initialise(lambda: vectors, scale=1.0)
     save_file({name: value.contiguous() for name, value in autoencoder.state_dict().items()}, Path(job.weights))
 
 

@@ -23,16 +23,19 @@ class Process:
     Args:
         job: its job.
         python: the Python of the library's environment.
+        tree: whose source and benchmarks are run; this working tree's if None.
     """
 
-    def __init__(self, job: Job, python: Path):
+    def __init__(self, job: Job, python: Path, tree: Path | None = None):
         self.job = job
+        # An editable install would find our source, whatever the tree.
+        source = {"PYTHONPATH": str(tree / "src")} if tree else {}
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in __exit__
         self._process = subprocess.Popen(
             [str(python), "-m", "benchmarks.peers.worker", json.dumps(asdict(job))],
-            cwd=ROOT,
+            cwd=tree or ROOT,
             # They need nothing from a hub.
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"},
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"} | source,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,

@@ -1,10 +1,10 @@
-"""The console script `fsae`, the same as `python -m fsae.run`: it listens before anything slow is imported."""
+"""The console script `fsae`, the same as `python -m fsae.run`; handles signals before slow imports."""
 
 from fsae.console import leave_on_signals
 
 
 def main() -> None:
-    """Hand over to `fsae.commands.run`."""
+    """Run `fsae.commands.run`."""
     leave_on_signals()
     from fsae.commands.run import main as run
 

@@ -1,6 +1,6 @@
-"""The console: what people read while a command runs.
+"""The console, which people read while a command runs.
 
-Writing to it never fails, a live bar keeps its own line, and passwords and tokens are left out.
+Writing to it never fails, a live bar keeps its own line, and passwords and tokens are hidden.
 """
 
 import io
@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from fsae.credentials import concealed
 
-# Of a log record that a live bar on the terminal shows already.
+# Marks a log record whose content a live bar on the terminal already shows.
 IN_THE_BAR = {"in_the_bar": True}
 
 
-class _Forgiving(io.FileIO):
-    """A file that drops what cannot be written: nobody reads the pipe any more, the disk is full, the terminal is gone.
+class _LenientFile(io.FileIO):
+    """A file that drops what cannot be written: the pipe has no reader, the disk is full, the terminal is gone.
 
     Attributes:
         failure: why something was dropped last.
@@ -34,15 +34,15 @@ class _Forgiving(io.FileIO):
     def write(self, data: Any) -> int:
         size = memoryview(data).nbytes
         try:
-            # None: a pipe that does not block, and is full.
+            # None means that a non-blocking pipe is full.
             return super().write(data) or size
         except OSError as error:
             self.failure = error
             return size
 
 
-class _Console(_Forgiving):
-    """Standard output or error; on a terminal bars make way for what is written."""
+class _Console(_LenientFile):
+    """Standard output or error; on a terminal, live bars are cleared while text is written."""
 
     def write(self, data: Any) -> int:
         bars = _bars if self.isatty() else None
@@ -50,10 +50,10 @@ class _Console(_Forgiving):
             return super().write(data)
 
 
-class Words(io.TextIOWrapper):
-    """Text that is written line by line, as far as it can be, and without passwords and tokens.
+class SafeText(io.TextIOWrapper):
+    """A text stream that is flushed after every line and hides passwords and tokens.
 
-    A character without a code is written as its number.
+    A character that the encoding lacks is written as its number.
     """
 
     def __init__(self, file: io.FileIO, encoding: str = "utf-8") -> None:
@@ -66,60 +66,72 @@ class Words(io.TextIOWrapper):
 
     @property
     def failure(self) -> OSError | None:
-        """Why something could not be written; None if everything was."""
-        return self._file.failure if isinstance(self._file, _Forgiving) else None
+        """Why something could not be written last; None if everything was written."""
+        return self._file.failure if isinstance(self._file, _LenientFile) else None
 
 
-# What live bars are drawn on, while `console` is entered.
+# The stream of live bars, while `console` is entered.
 _bars: TextIO | None = None
 
 
-def forgiving_file(path: str) -> Words:
-    """Append text to the file at `path`, as far as that is possible.
+def lenient_file(path: str) -> SafeText:
+    """Open the file at `path` for appending text; what cannot be written is dropped.
 
     Raises:
         OSError: it cannot be opened.
     """
-    return Words(_Forgiving(path, "a"))
+    return SafeText(_LenientFile(path, "a"))
 
 
 @contextmanager
 def console(bars: bool = True) -> Iterator[None]:
-    """Make sure that printing and logging to the console cannot fail while this is entered; also a decorator.
+    """Keep printing and logging to the console from failing within the block; also usable as a decorator.
 
-    Standard streams that are closed are opened on nothing: else the next file to be opened would get their number, and
-    with it whatever a library writes to that number. Ctrl-C is told in one line.
+    Closed standard streams are opened on the null device: otherwise the next opened file would get their number, and
+    receive what libraries write to that number. Ctrl-C is reported in one line.
 
     Args:
-        bars: whether live bars are shown on a terminal; not by several processes on one terminal.
+        bars: whether live bars are shown on a terminal; false if several processes share the terminal.
     """
     global _bars
-    # What ends a process is printed when this is left.
+    # An exception that ends the process is printed after the block.
     sys.excepthook = _print_exception
-    # Entered already, or somebody else's: a notebook's, a test's.
+    # The block is entered already, or the streams belong to a notebook or a test.
     if sys.stdout not in (None, sys.__stdout__):
         yield
         return
     before, bars_before = (sys.stdout, sys.stderr), _bars
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            # The lowest number that is free.
+            # The system opens the lowest free number.
             assert os.open(os.devnull, os.O_RDWR) >= number
     for stream in before:
         if stream is not None:
             stream.flush()
-    sys.stdout, sys.stderr = (Words(_Console(number, "w", closefd=False), _encoding(number)) for number in (1, 2))
-    _bars = Words(_Forgiving(2, "w", closefd=False), _encoding(2)) if bars else None
+    sys.stdout, sys.stderr = (SafeText(_Console(number, "w", closefd=False), _encoding(number)) for number in (1, 2))
+    _bars = SafeText(_LenientFile(2, "w", closefd=False), _encoding(2)) if bars else None
     try:
         yield
     except KeyboardInterrupt:
-        # Whoever has something to save has done it by now.
+        # Code that had something to save has saved it by now.
         print("fsae: interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         (sys.stdout, sys.stderr), _bars = before, bars_before
+
+
+@contextmanager
+def bars() -> Iterator[None]:
+    """Show live bars on the terminal while this is entered, for a program that is none of the commands."""
+    global _bars
+    before = _bars
+    _bars = before or sys.stderr
+    try:
+        yield
+    finally:
+        _bars = before
 
 
 def _print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -132,10 +144,10 @@ def _encoding(number: int) -> str:
 
 
 def leave_on_signals() -> None:
-    """Until whoever has something to save listens: on Ctrl-C and the like, leave at once with a line."""
+    """Exit at once with one line on Ctrl-C and SIGTERM, until code that has something to save handles them."""
 
     def leave(number: int, frame: FrameType | None) -> None:
-        # Not by an exception: it might come within an import, and be taken for the failure of that.
+        # Not by an exception: during an import it could be taken for the import's failure.
         with suppress(OSError):
             os.write(2, f"fsae: interrupted by {signal.Signals(number).name}\n".encode())
         os._exit(128 + number)
@@ -145,14 +157,14 @@ def leave_on_signals() -> None:
 
 
 def live_bar(**settings: Any) -> "tqdm[Any]":
-    """A bar of tqdm's on the terminal; without one, or outside of `console`, it is disabled and shows nothing."""
-    # A terminal that nobody gave a size has room for no bar.
+    """Return a tqdm bar on the terminal; without a terminal, or outside `console`, it is disabled and shows nothing."""
+    # A terminal without a size has no room for a bar.
     shown = _bars is not None and _bars.isatty() and os.get_terminal_size(_bars.fileno()).columns > 0
     return tqdm(**settings, file=_bars, dynamic_ncols=True, disable=not shown)
 
 
-class BesideBars(logging.Filter):
-    """Lets through what no live bar shows."""
+class OutsideBars(logging.Filter):
+    """A log filter that drops what a live bar shows."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not getattr(record, "in_the_bar", False)

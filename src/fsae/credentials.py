@@ -1,8 +1,8 @@
-"""Passwords and tokens: kept in the environment, taken out of what is written down, and hidden in what is said.
+"""Passwords and tokens: kept in the environment, removed from what is stored, and hidden in what is printed.
 
-An address with a password (http://user:password@host) is used and never recorded. What is recorded is the same address
-without it; whoever opens the store later finds the password in MLFLOW_TRACKING_URI, where a command puts what it was
-given and what processes it starts inherit.
+An address with a password (http://user:password@host) is used and never stored. What is stored is the same address
+without it; a later command that opens the tracking server finds the password in MLFLOW_TRACKING_URI. A command puts
+the password that it is given there, and the processes that it starts inherit it.
 """
 
 import base64
@@ -21,32 +21,32 @@ _PARAMETER = (
     r"[\w.\-]*(?:password|passwd|passphrase|passwort|pwd|token|secret|credentials?|api_?key|access_?key|signature|"
     r"odbc_connect)|pass|passcode|pw|auth|authorization|bearer|jwt|key|sas|sig"
 )
-# As parts of an address: the name and password before the host, a parameter after the path.
-# A slash is lost where an address was taken for a path.
+# Parts of an address: the name and password before the host, and a parameter after the path.
+# An address that was taken for a path has lost a slash.
 _USERINFO = re.compile(
     r"(?P<scheme>[A-Za-z][\w+.\-]+)(?P<slashes>://?)(?P<user>[^\s/@:'\"]*)(?P<password>:[^\s/'\"]*)?@"
 )
 _QUERY = re.compile(rf"(?P<name>[?&;#](?:{_PARAMETER})=)(?P<value>[^&;\s'\"]+)", re.IGNORECASE)
 _ODBC = re.compile(r"(?:pwd|password)\s*=\s*\{?([^;}]+)", re.IGNORECASE)
-# Variables of the environment that hold a secret, and, in a command, one that is set to a literal.
+# Environment variables that hold a secret, and an assignment of a literal to one inside a command.
 _SECRET_VARIABLE = re.compile(r"(?:PASSWORD|PASSWD|PASSPHRASE|_PWD|TOKEN|SECRET|_KEY|CREDENTIALS?)$")
 _ASSIGNMENT = re.compile(
     r"\b[A-Z][A-Z0-9_]*(?:PASSWORD|PASSWD|PASSPHRASE|_PWD|TOKEN|SECRET|_KEY)['\"]?\s*[=:]\s*[^\s$'\"]"
 )
-# Shorter ones would be found in words that have nothing to do with them.
+# Shorter secrets would match parts of unrelated words.
 _SHORTEST = 4
 
 _seen: set[str] = set()
 
 
 def split_address(uri: str) -> tuple[str, tuple[str, ...]]:
-    """An address fit to be shown and written down, and the secrets it held, as they stood in it.
+    """Return an address that may be shown and stored, and the secrets it held, as written in it.
 
-    A server's address loses its user, its query and its fragment too, any of which may be a token; a database's keeps
-    them, but for parameters that are known to hold a secret.
+    A server's address also loses its user, its query and its fragment, since each may be a token; a database's address
+    loses only parameters that are known to hold a secret.
 
     Raises:
-        ValueError: where the password ends cannot be told.
+        ValueError: the end of the password cannot be determined.
     """
     scheme, mark, rest = uri.partition("://")
     if not mark:
@@ -58,7 +58,7 @@ def split_address(uri: str) -> tuple[str, tuple[str, ...]]:
     userinfo, at, host = authority.rpartition("@")
     port = authority.rpartition(":")[2] if ":" in authority.rpartition("]")[2] else ""
     if port and not at and not port.isdecimal() and "@" not in tail:
-        # No port: a profile's token, as in databricks://profile:token, or what was meant to stand before a host.
+        # Not a port: a profile's token, as in databricks://profile:token, or a user and password without a host.
         userinfo, host = authority, authority.removesuffix(f":{port}")
     path = tail.partition("?")[0]
     wrong = server or "@" in path or (port and not at and not port.isdecimal())
@@ -71,7 +71,7 @@ def split_address(uri: str) -> tuple[str, tuple[str, ...]]:
     user, _, password = userinfo.partition(":")
     secrets = [part for part in (password or (user if server else ""),) if part]
     address = f"{scheme}://" + (f"{user}@" if at and not server else "") + host
-    # A file's name may have a #.
+    # A file's name may contain a #.
     query = re.search(r"\?.*" if scheme.startswith("sqlite") else "[?#].*", tail)
     path = tail[: query.start()] if query else tail
     kept = ""
@@ -89,7 +89,7 @@ def split_address(uri: str) -> tuple[str, tuple[str, ...]]:
 
 
 def without_password(uri: str) -> str:
-    """The address fit to be shown and written down."""
+    """Return the address without secrets, which may be shown and stored."""
     try:
         return split_address(uri)[0]
     except ValueError:
@@ -97,31 +97,31 @@ def without_password(uri: str) -> str:
 
 
 def with_password(uri: str) -> str:
-    """The address as a client needs it: with the name and password that MLFLOW_TRACKING_URI has for it."""
+    """Return the address with the name and password that MLFLOW_TRACKING_URI has for it, if any."""
     inherited = os.environ.get(VARIABLE, "")
     return inherited if without_password(inherited).rstrip("/") == uri.rstrip("/") else uri
 
 
 def for_client(uri: str) -> str:
-    """The address as clients of all kinds read it: http://TOKEN@host means the user TOKEN and an empty password."""
+    """Return the address in a form that every client reads alike: http://TOKEN@host gets an empty password."""
     found = _USERINFO.match(uri)
     if found is None:
         return uri
     user, password = found["user"], (found["password"] or ":")[1:]
     if found["scheme"].lower() in ("http", "https"):
-        # Their client sends Latin-1 where servers expect UTF-8.
+        # MLflow's HTTP client sends Latin-1, but servers expect UTF-8.
         user, password = (quote(unquote(part).encode().decode("latin-1"), safe="") for part in (user, password))
     elif not password:
         return uri
-    # Some end a password at its first @.
+    # Some clients end a password at its first @.
     return f"{found['scheme']}://{user}:{password.replace('@', '%40')}@{uri[found.end() :]}"
 
 
 def keep(uri: str, origin: str) -> str:
-    """The address without its password, which goes into the environment, for this process and those it starts.
+    """Return the address without its password, which is put into the environment of this process and its children.
 
     Raises:
-        ValueError: where the password ends cannot be told.
+        ValueError: the end of the password cannot be determined.
     """
     try:
         bare, secrets = split_address(uri)
@@ -133,10 +133,10 @@ def keep(uri: str, origin: str) -> str:
 
 
 def without_passwords(overrides: Sequence[str]) -> list[str]:
-    """A command's arguments as they may be written down; the password of its `tracking.uri` goes into the environment.
+    """Return a command's arguments without secrets; the password of its `tracking.uri` is put into the environment.
 
     Raises:
-        ValueError: a secret stands where it cannot be taken out.
+        ValueError: an argument holds a secret that cannot be removed.
     """
     kept = []
     for override in overrides:
@@ -157,39 +157,42 @@ def _public_value(value: str) -> str:
         return value
     if text.count("://") > 1 or text.startswith(("choice(", "[", "glob(")):
         raise ValueError(
-            f"{SETTING}={concealed(text)}: one sweep has one store where there is a password; start a sweep for each"
+            f"{SETTING}={concealed(text)}: a sweep with a password has one tracking server; start a sweep for each"
         )
     bare = keep(text, SETTING)
     return bare if re.fullmatch(r"[\w:/.\-+%@?|]+", bare) else "'" + bare.replace("'", "\\'") + "'"
 
 
 def holds_secret(text: str) -> bool:
-    """Whether a password or a token stands in the text, as far as its form tells."""
+    """Return whether the text holds a password or a token, judging by its form."""
     if _hide_forms(text) != text:
         return True
-    # A server's address with a query or a fragment, and one with something else than a port behind its colon.
+    # A server's address with a query or a fragment, and an address with something other than a port after its colon.
     if re.fullmatch(r"[^\s/]*https?://[^\s?#$]*[?#][^\s$]*", text, re.IGNORECASE):
         return True
     if re.match(r"[\w+.\-]+://[^\s/?#@:$]*:(?!\d*(?:[/?#]|$))[^\s/?#@$]+(?:[/?#]|$)", text):
         return True
-    # An address that has no scheme, or in which the password ends where it cannot be told.
+    # An address without a scheme, or one in which the end of the password cannot be determined.
     address = re.fullmatch(r"[\w+.\-]*(?::/?/?)?[^\s/@]*:[^\s@]*@[^\s@]+", text)
     return address is not None and not text.startswith("sqlite")
 
 
 def refuse_secret(text: str, origin: str) -> None:
-    """Raise ValueError where a password or a token stands in a setting; `origin` is the setting's name."""
+    """Raise ValueError if a setting, named by `origin`, holds a password or a token."""
     if _hide_forms(text) != text or _ASSIGNMENT.search(text):
         raise ValueError(
-            f"{origin} holds a password or a token, which would be written down with the settings: only {SETTING} may; "
+            f"{origin} holds a password or a token, which would be stored with the settings: only {SETTING} may; "
             "export it as a variable of the environment instead (one of Hydra's own settings may name that, as in "
             "hydra.sweeper.storage='${oc.env:STORAGE}')"
         )
 
 
 def concealed(text: str) -> str:
-    """The text without passwords and tokens: those of addresses in it, and wherever they stand those of the environment
-    and those that an address had which this process has seen, as they are and as they are encoded."""
+    """Return the text without passwords and tokens.
+
+    Hidden are those of addresses in the text, those of the environment, and those of addresses that this process has
+    seen; as they are and encoded.
+    """
     text = _hide_forms(text)
     for secret in _known():
         text = text.replace(secret, HIDDEN)
@@ -212,7 +215,7 @@ def _hide_userinfo(found: re.Match[str]) -> str:
 
 
 def _remember(public: str, *secrets: str, pair: str = "") -> None:
-    """Keep in mind what to hide; a password that stands in the public part of its address too gives nothing away."""
+    """Remember secrets to hide, except those that also occur in the public part of their address."""
     forms = {form for secret in secrets for form in _forms(secret)}
     if secrets and pair:
         user, _, password = pair.partition(":")
@@ -221,7 +224,7 @@ def _remember(public: str, *secrets: str, pair: str = "") -> None:
 
 
 def _forms(secret: str) -> Iterator[str]:
-    """A secret as it may turn up: decoded, encoded, in Python's and in JSON's quotes, and cut where an address is."""
+    """Yield the forms of a secret: decoded, encoded, quoted by Python and JSON, and cut at an address's separators."""
     for text in {secret, unquote(secret), unquote_plus(secret)}:
         pieces = re.split(r"[@:/?#\[\]]", text)
         encoded = (quote(text), quote(text, safe=""), quote_plus(text), _base64(text))
@@ -235,7 +238,7 @@ def _base64(text: str) -> str:
 
 
 def _known() -> list[str]:
-    """What to hide, the longest first: a shorter one may be a part of it."""
+    """Return all secrets to hide, the longest first, since a shorter one may be a part of it."""
     variables = tuple(
         (name, value) for name, value in os.environ.items() if _SECRET_VARIABLE.search(name) or "://" in value
     )

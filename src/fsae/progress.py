@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar on a terminal, lines on any other console, and lines in run.log either way."""
+"""Progress of long work: a live bar on a terminal, lines on any other console, and lines in run.log in both cases."""
 
 import logging
 import threading
@@ -15,7 +15,7 @@ SECONDS_BETWEEN_LINES = 15.0
 
 @contextmanager
 def working(label: str) -> Iterator[None]:
-    """Show that something goes on that cannot say how far it is: the seconds on a terminal, one line in the log."""
+    """Show work of unknown length: the elapsed seconds on a terminal, one line in the log."""
     bar = live_bar(desc=label, bar_format="{desc}: {elapsed}", leave=False)
     log.info("%s", label, extra=None if bar.disable else IN_THE_BAR)
     over = threading.Event()
@@ -34,13 +34,13 @@ def working(label: str) -> Iterator[None]:
 
 
 class Progress:
-    """Counts units of work towards a total; shows rate and time left.
+    """Counts units of work towards a total, and shows rate and time left.
 
     Args:
-        label: what is being done.
-        total: units in all.
-        unit: what one unit is.
-        done: units that an earlier process did already.
+        label: description of the work.
+        total: total number of units.
+        unit: name of a unit.
+        done: units that an earlier process has done.
     """
 
     def __init__(self, label: str, total: int, unit: str = "tokens", done: int = 0):
@@ -58,27 +58,27 @@ class Progress:
         )
 
     def advance(self, units: int) -> None:
-        """Note that `units` more are done."""
+        """Record that `units` more are done."""
         self.done += units
         self._bar.update(units)
         if time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._line(IN_THE_BAR if not self._bar.disable else None)
 
     def show(self, **numbers: float) -> None:
-        """Show these numbers beside the bar."""
+        """Show these numbers next to the bar."""
         self._bar.set_postfix({name: f"{value:.4g}" for name, value in numbers.items()}, refresh=False)
         self._numbers = numbers
 
     def rate(self) -> float:
-        """Units a second since this process began."""
+        """Return units per second since this process began."""
         return (self.done - self._done_at_begin) / max(1e-9, self.seconds())
 
     def seconds(self) -> float:
-        """Time since this process began the work."""
+        """Return the seconds since this process began the work."""
         return time.monotonic() - self._begin
 
     def close(self) -> None:
-        """Remove the bar and say how far it came."""
+        """Remove the bar and log the final count."""
         self._bar.close()
         self._line()
 

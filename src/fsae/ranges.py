@@ -1,7 +1,7 @@
-"""Ranges: which values each number among the settings may have, checked in one way.
+"""Ranges: the values that each number among the settings may have, checked in one place.
 
-A number's range stands with its field, `lr: float = field(default=1e-3, metadata=between(above=0, most=100))`, and a
-test finds the fields that have none.
+A number's range is declared with its field, `lr: float = field(default=1e-3, metadata=between(above=0, most=100))`; a
+test finds fields without one.
 """
 
 import re
@@ -16,12 +16,12 @@ _KEY = "range"
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """The values that a number may have. Infinity and what is no number are in none.
+    """The values that a number may have. Infinity and NaN are in no range.
 
     Attributes:
         least, most: the ends.
-        open_least, open_most: whether the end itself is left out.
-        meaning: what the number is, for messages; "" where its name says it.
+        open_least, open_most: whether the end itself is excluded.
+        meaning: description of the number for messages; "" if its name is clear.
     """
 
     least: float
@@ -31,7 +31,7 @@ class Range:
     meaning: str = ""
 
     def __contains__(self, value: object) -> bool:
-        # To Python True is the number 1. NaN compares false with everything.
+        # In Python True is the number 1. Comparisons with NaN are false.
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         after = self.least < value if self.open_least else self.least <= value
@@ -51,7 +51,7 @@ def between(
     below: float | None = None,
     meaning: str = "",
 ) -> dict[str, Range]:
-    """A field's metadata: its range from `least` or `above` to `most` or `below`, each end named once."""
+    """Return a field's metadata: its range from `least` or `above` to `most` or `below`, each end given once."""
     low, high = (least if above is None else above), (most if below is None else below)
     assert low is not None
     assert high is not None
@@ -62,30 +62,30 @@ def between(
     }
 
 
-# What counts vectors, tokens, steps or the like.
+# A number of vectors, tokens, steps or the like.
 COUNT = between(least=1, most=10**15)
-# A count that may be none at all.
+# A number that may be zero.
 COUNT_OR_NONE = between(least=0, most=10**15)
 SEED = between(least=0, most=2**32 - 1)
-# A factor of a term, or of a penalty.
+# The weight of a loss term or penalty.
 WEIGHT = between(least=0, most=1e12)
-# A share that may be nothing or everything, one that is something, and one that is neither.
+# A share from 0 to 1 with both ends, without 0, and without both ends.
 SHARE = between(least=0, most=1, meaning="a share")
 SOME_SHARE = between(above=0, most=1, meaning="a share")
 INNER_SHARE = between(above=0, below=1, meaning="a share")
-# What an average keeps of its past.
+# The weight of the past in a running average.
 DECAY = between(least=0, below=1)
-# What is of any size, but of some.
+# A positive number of any size.
 POSITIVE = between(above=0, most=1e9)
 
 
 def range_of(metadata: Any) -> Range | None:
-    """The range that a field's metadata holds."""
+    """Return the range in a field's metadata."""
     return metadata.get(_KEY)
 
 
 def argument(kind: type[int] | type[float], metadata: dict[str, Range]) -> Callable[[str], float]:
-    """A command's argument, as argparse's `type`: a number of this kind within a range."""
+    """Return a `type` for argparse: a number of this kind within a range."""
     allowed = metadata[_KEY]
 
     def read(text: str) -> float:
@@ -99,7 +99,7 @@ def argument(kind: type[int] | type[float], metadata: dict[str, Range]) -> Calla
 
 
 def check_number(value: object, allowed: Range, key: str, nullable: bool) -> None:
-    """Raise ValueError where a number, or one of a list, is out of its range; null is in it where it is nullable."""
+    """Raise ValueError if a number, or one in a list, is out of its range; null is allowed if `nullable`."""
     if isinstance(value, list):
         for each in value:
             check_number(each, allowed, f"one of {key}", nullable=False)
@@ -113,13 +113,13 @@ def check_number(value: object, allowed: Range, key: str, nullable: bool) -> Non
 
 
 class Ranged:
-    """Settings whose numbers are checked when they are made, before whatever else must hold between them.
+    """Settings whose numbers are checked when they are created, before other checks.
 
     Raises:
         ValueError: a number is out of its range.
     """
 
-    # How messages begin that name one of these settings.
+    # The prefix of these settings' names in messages.
     _group: ClassVar[str] = ""
 
     def __init_subclass__(cls, group: str | None = None) -> None:
@@ -136,12 +136,12 @@ class Ranged:
 
 
 def is_nullable(annotation: object) -> bool:
-    """Whether a field of this type may be null."""
+    """Return whether a field of this type may be null."""
     return type(None) in getattr(annotation, "__args__", ())
 
 
 def written(value: float) -> str:
-    """A number as one would type it: large counts by their power of ten where that is exact."""
+    """Return a number as one would type it: large round counts with a power of ten."""
     if isinstance(value, float):
         short = f"{value:g}"
         return re.sub(r"e\+?(-?)0*", r"e\1", short if float(short) == value else repr(value))

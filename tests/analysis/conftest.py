@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Those that pictures were written of."""
+    """The figures that pictures were written of."""
     written: list[Figure] = []
     save = Figure.savefig
 

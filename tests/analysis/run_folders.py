@@ -1,4 +1,4 @@
-"""Run folders as runs leave them, with numbers that follow from their settings in a known way."""
+"""Run folders as runs write them, with numbers that are a known function of their settings."""
 
 import itertools
 import json
@@ -19,8 +19,8 @@ L0 = {"standard": 90.0, "gated": 60.0, "jumprelu": 40.0}
 
 
 def results_of(arch: str, theta: float, weight: float, seed: int, *, effect: float, noise: float) -> dict[str, Any]:
-    """Held-out numbers: fvu is 0.5 - 0.07 ln(l0) and `effect` more with a penalty, whatever its weight; l0 is a fifth
-    lower with one. The noise of a seed is its own for each treatment."""
+    """Return held-out numbers: fvu is 0.5 - 0.07 ln(l0), plus `effect` with a penalty of any weight, which also lowers
+    l0 by a fifth. The noise differs by seed and treatment."""
     draw = np.random.default_rng([seed, sorted(L0).index(arch), int(1e6 * theta), int(1000 * weight)])
     of_seed = np.random.default_rng([seed, sorted(L0).index(arch), int(1e6 * theta)]).normal() * noise
     l0 = L0[arch] / weight * (0.8 if theta else 1.0) * float(np.exp(0.02 * draw.normal()))
@@ -53,7 +53,7 @@ def write_run(
     state: RunState = RunState.finished,
     failure: Failure | None = None,
 ) -> None:
-    """One run's folder, with all files that a report reads."""
+    """Write a run's folder, with all files that a report reads."""
     folder.mkdir(parents=True)
     describe_run(
         folder,
@@ -74,7 +74,7 @@ def write_run(
 
 
 def settings_of(arch: str, theta: float, weight: float, seed: int, **more: Any) -> dict[str, Any]:
-    """Flat settings as runs record them, a few of them."""
+    """Return some of the flat settings that runs record."""
     own = {"arch.bandwidth": 0.1} if arch == "jumprelu" else {}
     return {
         "task": "train",
@@ -108,7 +108,7 @@ def write_sweep(
     uri: str = "sqlite:////nowhere/mlflow.db",
     more: Mapping[str, Any] | None = None,
 ) -> None:
-    """A sweep's folder with one finished run for each combination, and `more` settings in all of them."""
+    """Write a sweep's folder with one finished run per combination, and `more` settings in all of them."""
     for number, (arch, theta, weight, seed) in enumerate(itertools.product(archs, thetas, weights, seeds)):
         write_run(
             folder / str(number),

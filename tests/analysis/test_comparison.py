@@ -20,7 +20,7 @@ from tests.analysis.run_folders import settings_of
 
 
 def runs(*rows: dict) -> pd.DataFrame:
-    """The table of finished runs with these settings and numbers."""
+    """Return the table of finished runs with these settings and numbers."""
     identity = {"run": "r", "folder": "f", "state": "finished", "failure": None, "sweep": None, "commit": None}
     histogram = {"density/log10_edges": None, "density/latents": None}
     return pd.DataFrame([identity | row | histogram for row in rows])
@@ -31,7 +31,7 @@ def run(theta: float, weight: float, seed: int, l0: float, fvu: float, arch: str
 
 
 def pair(seed: int, difference: float, arch: str = "gated", **more) -> list[dict]:
-    """A seed's runs at l0 8 to 64 and, with the penalty, at half of that; fvu = 1 - log2(l0) / 10 + difference."""
+    """Return a seed's runs at l0 8 to 64, or half of that with the penalty; fvu = 1 - log2(l0) / 10 + difference."""
     found = []
     for weight, l0 in ((1, 64), (2, 32), (4, 16), (8, 8)):
         found.append(run(0, weight, seed, l0, 1 - math.log2(l0) / 10, arch, **more))
@@ -43,32 +43,32 @@ def only_fvu(table: pd.DataFrame) -> list[Comparison]:
     return [each for each in compare(design_of(table)) if each.metric == "eval/fvu"]
 
 
-def test_curves_are_interpolated_over_the_logarithm_of_l0():
+def test_a_curve_is_interpolated_over_the_logarithm_of_l0():
     curve = Curve(np.array([10.0, 1000.0]), np.array([1.0, 3.0]))
     # Half way from log 10 to log 1000 is log 100.
     assert curve.at(np.array([10.0, 100.0, 1000.0])) == pytest.approx([1.0, 2.0, 3.0])
 
 
 @pytest.mark.parametrize("l0", [9.9, 1001.0])
-def test_nothing_is_extrapolated(l0: float):
+def test_a_curve_refuses_extrapolation(l0: float):
     with pytest.raises(AssertionError, match="no extrapolation"):
         Curve(np.array([10.0, 1000.0]), np.array([1.0, 3.0])).at(np.array([l0]))
 
 
-def test_the_grid_reaches_both_ends_and_curves_take_it():
+def test_the_grid_reaches_both_ends_of_a_curve():
     curve = Curve(np.array([0.1, 7.3]), np.array([1.0, 3.0]))
     grid = log_grid(0.1, 7.3)
     assert (grid[0], grid[-1]) == pytest.approx((0.1, 7.3))
     assert curve.at(grid)[[0, -1]] == pytest.approx([1.0, 3.0])
 
 
-def test_only_the_range_that_all_curves_cover_is_shared():
+def test_shared_range_is_covered_by_all_curves():
     a, b, c = (Curve(np.array(l0), np.zeros(2)) for l0 in ((4.0, 32.0), (8.0, 64.0), (33.0, 64.0)))
     assert shared_range([a, b]) == (8.0, 32.0)
     assert shared_range([a, c]) is None
 
 
-def test_runs_of_one_l0_are_averaged_and_silent_ones_left_out():
+def test_curves_average_runs_of_one_l0_and_omit_inactive_ones():
     table = runs(
         run(0, 1, 0, 8.0, 0.2), run(0, 2, 0, 8.0, 0.4), run(0, 4, 0, 4.0, 0.6), run(0, 8, 0, 0.0, 1.0),
         run(0, 9, 0, 2.0, math.nan),
@@ -78,7 +78,7 @@ def test_runs_of_one_l0_are_averaged_and_silent_ones_left_out():
     assert seeds.values.tolist() == pytest.approx([0.6, 0.3])
 
 
-def test_a_difference_is_taken_at_the_same_l0_and_not_at_the_same_setting():
+def test_differences_are_taken_at_the_same_l0():
     (found,) = only_fvu(runs(*[row for seed in range(4) for row in pair(seed, -0.05)]))
     # At one setting the penalty halves l0, which costs 0.1; at one l0 it gains 0.05.
     assert found.differences == pytest.approx({f"seed={s}, source.seed={s}": -0.05 for s in range(4)})
@@ -89,7 +89,7 @@ def test_a_difference_is_taken_at_the_same_l0_and_not_at_the_same_setting():
     assert found.interval == pytest.approx((-0.05, -0.05))
 
 
-def test_the_mean_is_over_the_logarithm_of_l0():
+def test_the_mean_difference_is_over_the_logarithm_of_l0():
     """A difference of 0 at l0 8 that falls to -0.2 at 32 in steps of log l0 is -0.1 on average."""
     rows = []
     for place, l0 in enumerate((8, 16, 32, 64)):
@@ -98,14 +98,14 @@ def test_the_mean_is_over_the_logarithm_of_l0():
     assert found.difference == pytest.approx(-0.15)
 
 
-def test_seeds_without_a_partner_are_left_out():
+def test_seeds_without_a_partner_are_omitted():
     alone = [row for row in pair(9, 5.0) if row["loss.penalty.weight"]]
     (found,) = only_fvu(runs(*[row for seed in range(4) for row in pair(seed, -0.05)], *alone))
     assert len(found.differences) == 4
 
 
 def test_runs_with_another_penalty_setting_share_the_baseline():
-    """θ = 0 is the same whatever the form of a penalty that does not train."""
+    """θ = 0 is the same treatment for every form of the penalty."""
     rows = [row for seed in range(4) for row in pair(seed, -0.05)]
     other = [row | {"loss.penalty.form": "pre"} for row in rows if row["loss.penalty.weight"]]
     found = only_fvu(runs(*rows, *other))
@@ -113,7 +113,7 @@ def test_runs_with_another_penalty_setting_share_the_baseline():
     assert [each.difference for each in found] == pytest.approx([-0.05, -0.05])
 
 
-def test_pairs_are_of_one_architecture_and_condition():
+def test_pairs_have_one_architecture_and_condition():
     rows = [row for seed in range(4) for arch in ("gated", "jumprelu") for row in pair(seed, -0.05, arch)]
     rows += [row | {"site.layer": 9, "eval/fvu": row["eval/fvu"] + 7} for row in rows]
     found = only_fvu(runs(*rows))
@@ -160,7 +160,7 @@ def test_the_mean_over_architectures_counts_seeds_and_not_runs():
         ),
     ],
 )  # fmt: skip
-def test_what_cannot_be_said_is_not_said(table: pd.DataFrame, verdict: str):
+def test_verdicts_claim_nothing_without_evidence(table: pd.DataFrame, verdict: str):
     (found,) = only_fvu(table)
     assert found.verdict.startswith(verdict)
 
@@ -179,7 +179,9 @@ def test_what_cannot_be_said_is_not_said(table: pd.DataFrame, verdict: str):
         ("eval/fvu", (0.0, 0.0), "the same in all 5 pairs", ""),
     ],
 )  # fmt: skip
-def test_verdicts_say_how_much_and_how_many_seeds(metric: str, interval: tuple[float, float], verdict: str, worth: str):
+def test_verdicts_state_the_size_and_the_number_of_seeds(
+    metric: str, interval: tuple[float, float], verdict: str, worth: str
+):
     found = Comparison(
         condition="", arch="gated", treatment="θ = 1", metric=metric, interval=interval,
         differences={str(seed): sum(interval) / 2 for seed in range(5)},
@@ -199,13 +201,13 @@ def test_a_negative_zero_has_no_sign():
 
 
 def test_treatments_are_sorted_by_their_numbers():
-    """By rising weight first; then 9 before 10, which comes first as text."""
+    """Weights come first, in increasing order; then 9 before 10, unlike as text."""
     rows = [run(theta, 1, 0, 8.0, 0.2) | {"loss.penalty.samples": n} for theta in (0.01, 0.0, 1e-5) for n in (10, 9)]
     names = ["θ = 1e-5, samples=9", "θ = 1e-5, samples=10", "θ = 0.01, samples=9", "θ = 0.01, samples=10"]
     assert treatments(design_of(runs(*rows)).cells) == ["θ = 0", *names]
 
 
-def test_the_bootstrap_of_four_values_is_enumerated():
+def test_the_bootstrap_enumerates_resamples_of_four_values():
     """For -1, -1, 1, 1 a resample with k ones has the mean (2k - 4) / 4 and, over n = 4, the variance 1 - mean^2; its
     t is mean / sqrt(variance / 3). k = 3 gives 0.5 / 0.5 = 1, and k = 4, one in 16, infinity. So the 97.5 % quantile,
     with 1/16 above k = 3, is infinite."""
@@ -214,7 +216,7 @@ def test_the_bootstrap_of_four_values_is_enumerated():
 
 
 def test_the_bootstrap_inverts_the_distribution_of_t():
-    """Against drawing resamples one by one, which the enumeration stands for."""
+    """The enumeration agrees with drawing resamples one by one."""
     values = np.array([0.1, 0.4, -0.3, 0.9, 1.7])
     error = values.std(ddof=1) / math.sqrt(5)
     drawn = values[np.random.default_rng(0).integers(0, 5, (200_000, 5))]
@@ -237,7 +239,7 @@ def test_intervals_follow_scale_and_shift_and_do_not_change(n: int):
     assert bootstrap_interval(values).tolist() == [low, high]
 
 
-def test_columns_have_the_intervals_that_they_have_alone():
+def test_each_column_has_its_own_interval():
     values = np.random.default_rng(0).normal(size=(5, 3))
     together = bootstrap_interval(values)
     assert together.shape == (2, 3)
@@ -247,9 +249,9 @@ def test_columns_have_the_intervals_that_they_have_alone():
 
 @pytest.mark.parametrize("n", [4, 5, 6])
 @pytest.mark.parametrize("draw", ["normal", "heavy", "skewed"])
-def test_a_null_effect_is_called_one_about_one_time_in_twenty(n: int, draw: str):
-    """The mean of the differences is 0: their intervals leave it out in 5 % of 2000 sweeps. The usual percentile
-    interval would do so in 20 % at five seeds."""
+def test_a_null_effect_is_excluded_one_time_in_twenty(n: int, draw: str):
+    """The true mean of the differences is 0, which their intervals exclude in 5 % of 2000 sweeps. The usual percentile
+    interval would exclude it in 20 % at five seeds."""
     generator = np.random.default_rng(n)
     sweeps = {
         "normal": generator.normal(size=(n, 2000)),
@@ -265,7 +267,7 @@ def test_a_null_effect_is_called_one_about_one_time_in_twenty(n: int, draw: str)
 
 
 def test_a_known_difference_is_found():
-    """An effect of two standard deviations, in six seeds."""
+    """The effect is two standard deviations, with six seeds."""
     sweeps = np.random.default_rng(0).normal(-2.0, 1.0, size=(6, 500))
     low, high = bootstrap_interval(sweeps)
     assert float((high < 0).mean()) > 0.75

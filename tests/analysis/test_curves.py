@@ -1,4 +1,4 @@
-"""Arms as points of curves."""
+"""Curves whose points are arms of a study."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from experiments.curves import Point, curves_of, plot, seconds_of, table
 
 
 def runs(tmp_path: Path) -> pd.DataFrame:
-    """Five seeds of two trainers at three shares; trained for as many seconds as the share has tenths."""
+    """Five seeds of two trainers at three shares; a run's seconds are ten times its share."""
     rows = []
     for trainer in ("adam", "pam"):
         for share in (0.1, 0.5, 1.0):
@@ -44,7 +44,7 @@ def runs(tmp_path: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_a_setting_is_an_axis_and_others_are_lines(tmp_path: Path):
+def test_one_setting_is_the_axis_and_others_are_lines(tmp_path: Path):
     curves = curves_of(
         arms_of(runs(tmp_path), ["source.share", "trainer"], ["fvu"]), "source.share", ["trainer"], "fvu"
     )
@@ -60,21 +60,21 @@ def test_a_setting_is_an_axis_and_others_are_lines(tmp_path: Path):
     assert "| trainer=pam | 0.5 | 0.52 | " in table(curves, "source.share", "fvu")
 
 
-def test_what_was_measured_may_be_an_axis_too(tmp_path: Path):
+def test_a_measured_number_may_be_the_axis(tmp_path: Path):
     arms = arms_of(runs(tmp_path), ["trainer"], ["fvu", "l0"])
     assert [point.x for point in curves_of(arms, "eval/l0", ["trainer"], "fvu")["trainer=adam"]] == [1.0, 5.0, 10.0]
     # The first line is logged a fifth of the way.
     assert [point.x for point in curves_of(arms, "seconds", ["trainer"], "fvu")["trainer=adam"]] == [1.0, 5.0, 10.0]
 
 
-def test_a_time_that_is_not_known_is_told(tmp_path: Path):
+def test_an_unknown_time_is_reported(tmp_path: Path):
     (tmp_path / "metrics.jsonl").write_text('{"time_ms": 1, "step": 1, "metrics": {"train/loss": 1}}\n')
     with pytest.raises(SystemExit, match="logged once only"):
         seconds_of(tmp_path)
 
 
 @pytest.mark.parametrize("places", [(1.0, 20.0), ("all", "last")])
-def test_it_is_drawn(places: tuple[float | str, ...], tmp_path: Path):
+def test_curves_are_drawn(places: tuple[float | str, ...], tmp_path: Path):
     curves = {
         f"trainer={name}": [Point(place, mean, (0.9 * mean, 1.1 * mean), 5) for place in places]
         for name, mean in (("pam", 0.5), ("adam", 1.0))

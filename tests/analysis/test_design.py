@@ -10,7 +10,7 @@ def table(*rows: dict) -> pd.DataFrame:
     return pd.DataFrame([finished | row for row in rows])
 
 
-def test_settings_play_their_parts():
+def test_design_of_assigns_a_role_to_each_setting():
     design = design_of(
         table(
             *(
@@ -38,7 +38,7 @@ def test_settings_play_their_parts():
     assert (first["sparsity"], first["replicate"]) == ("loss.sparsity.weight=1", "seed=0, source.seed=0")
 
 
-def test_what_goes_with_another_setting_names_no_condition_of_its_own():
+def test_a_setting_that_follows_from_another_is_no_condition():
     rows = [
         settings_of("gated", 0, 1, seed, **{"dataset.name": name, "dataset.path": f"hub/{name}"})
         for seed in (0, 1)
@@ -49,7 +49,7 @@ def test_what_goes_with_another_setting_names_no_condition_of_its_own():
     assert set(design.cells["condition"]) == {"dataset=devign", "dataset=tinystories"}
 
 
-def test_names_that_follow_from_paths_are_no_second_condition():
+def test_names_that_follow_from_paths_are_no_condition():
     """A data set's name comes from its path, so two paths may have one name."""
     rows = [
         settings_of("gated", 0, 1, 0) | {"dataset.name": name, "dataset.path": path}
@@ -63,7 +63,7 @@ def test_names_that_follow_from_paths_are_no_second_condition():
     assert len(both.cells) == 3
 
 
-def test_a_penalty_that_does_not_train_has_one_name():
+def test_a_penalty_without_weight_has_one_name():
     rows = [
         settings_of("gated", theta, 1, 0) | {"loss.penalty.form": form}
         for theta in (0.0, 0.1)
@@ -82,7 +82,7 @@ def test_a_loss_without_the_term_is_a_baseline():
     assert list(design.cells["treatment"]) == ["θ = 0", "θ = 0.5"]
 
 
-def test_each_architecture_has_its_own_sparsity():
+def test_each_architecture_has_its_own_sparsity_setting():
     topk = settings_of("topk", 0, 1, 0) | {"loss.sparsity.weight": None, "arch.k": 32.0}
     design = design_of(
         table(topk, topk | {"arch.k": 64.0}, settings_of("gated", 0, 1, 0), settings_of("gated", 0, 2, 0))
@@ -110,7 +110,7 @@ def test_only_evaluated_training_runs_are_compared(change: dict):
     assert len(design_of(runs).cells) == 1
 
 
-def test_no_run_has_a_design_too():
+def test_design_of_accepts_an_empty_table():
     design = design_of(table({"state": "failed"}))
     assert (design.varied, design.constant, len(design.cells)) == ([], {}, 0)
 
@@ -120,12 +120,12 @@ def test_a_negative_zero_is_the_baseline():
     assert list(design.cells["treatment"]) == [design.baseline, "θ = 0.5"]
 
 
-def test_weights_that_differ_late_stay_apart():
+def test_weights_that_differ_in_late_digits_are_different_treatments():
     design = design_of(table(*(settings_of("gated", theta, 1, 0) for theta in (0.01234567, 0.01234568))))
     assert list(design.cells["treatment"]) == ["θ = 0.01234567", "θ = 0.01234568"]
     assert design.repeats == 0
 
 
-def test_long_seeds_of_a_column_with_gaps_stay_apart():
+def test_long_seeds_in_a_column_with_gaps_stay_different():
     rows = [settings_of("gated", 0, 1, 0) | {"source.seed": seed} for seed in (12345678901.0, 12345678902.0, None)]
     assert design_of(table(*rows)).repeats == 0

@@ -16,7 +16,7 @@ REFUSED = Failure(kind="ValueError", message="k is too large")
 
 
 def jobs(folder: Path, *rows: tuple[dict[str, Any], dict[str, Any] | None]) -> JobTable:
-    """The table of jobs with these settings and held-out numbers; None for a job that failed."""
+    """Return the table of jobs with these settings and held-out numbers; None for a failed job."""
     for number, (settings, numbers) in enumerate(rows):
         results = None if numbers is None else {f"eval/{name}": value for name, value in numbers.items()}
         state = RunState.failed if numbers is None else RunState.finished
@@ -24,7 +24,7 @@ def jobs(folder: Path, *rows: tuple[dict[str, Any], dict[str, Any] | None]) -> J
     return job_table(collect_folders([folder]))
 
 
-def test_rows_say_what_differs_then_numbers_then_state(tmp_path: Path):
+def test_rows_list_differing_settings_then_numbers_then_state(tmp_path: Path):
     rows = [
         (settings_of(arch, 0, 1, seed), {"fvu": 0.25 + seed / 8, "l0": 65536.0, "dead_share": 0.0, "kl": 1.0})
         for arch, seed in itertools.product(("gated", "jumprelu"), (0, 1))
@@ -64,13 +64,13 @@ def test_rows_say_what_differs_then_numbers_then_state(tmp_path: Path):
         ("fisher_ratio", [0.1, 0.2, 0.3], set()),
     ],
 )
-def test_the_best_is_marked_where_it_can_be_said(name: str, values: list[float | None], best: set[int], tmp_path: Path):
+def test_the_best_job_is_marked_if_there_is_one(name: str, values: list[float | None], best: set[int], tmp_path: Path):
     table = jobs(tmp_path, *((settings_of("gated", 0, 1, seed), {name: value}) for seed, value in enumerate(values)))
     assert {number for number, row in enumerate(table.rows) if f"eval/{name}" in row.best} == best
 
 
-def test_a_job_that_is_worse_than_the_mean_is_best_at_nothing(tmp_path: Path):
-    """It may have no dead latent, and be at nothing what one would want."""
+def test_a_job_worse_than_the_mean_is_best_at_nothing(tmp_path: Path):
+    """Such a job may have no dead latents and still be useless."""
     numbers = [(1.5, 0.0), (0.4, 0.3), (1.0, 0.2), (0.5, 0.2)]
     rows = [
         (settings_of("gated", 0, 1, seed), {"fvu": fvu, "dead_share": dead}) for seed, (fvu, dead) in enumerate(numbers)
@@ -84,13 +84,13 @@ def test_every_number_has_a_meaning_and_a_direction():
     assert {name.removeprefix("eval/") for name in NUMBERS} <= set(MEANINGS)
 
 
-def test_a_single_job_is_called_by_its_run(tmp_path: Path):
+def test_a_single_job_is_named_after_its_run(tmp_path: Path):
     table = jobs(tmp_path / "alone", (settings_of("gated", 0, 1, 0), {"fvu": 0.5}))
     assert (table.settings, [row.job for row in table.rows]) == ([], ["0"])
     assert table.text() == "run  fvu   state\n0    0.5   finished"
 
 
-def test_jobs_that_never_began_are_called_by_what_was_asked_for(tmp_path: Path):
+def test_jobs_that_never_started_are_named_after_their_overrides(tmp_path: Path):
     overrides = [["model=tiny", "arch=topk", f"arch.k={k}"] for k in (4, 8, 999, 16)]
     Sweep(
         folder=tmp_path, tag="s", started="", command=[], working_directory="", outputs="", config_dirs=[],
@@ -109,8 +109,8 @@ def test_jobs_that_never_began_are_called_by_what_was_asked_for(tmp_path: Path):
     assert [line.split()[0] for line in table.text().splitlines()] == ["k", "4", "8", "999", "16"]
 
 
-def test_a_group_that_a_refused_job_names_is_no_setting(tmp_path: Path):
-    """MLflow knows of such a job what was typed: `model=tiny`, which all others have as `model.name`."""
+def test_a_refused_jobs_group_is_no_setting(tmp_path: Path):
+    """For such a job MLflow has the typed override: `model=tiny`, which all other jobs have as `model.name`."""
     for seed in (0, 1):
         write_run(tmp_path / str(seed), settings_of("topk", 0, 1, seed), {"eval/fvu": 0.5})
     asked = {"model": "tiny", "seed": "2"}

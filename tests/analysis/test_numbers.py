@@ -31,7 +31,7 @@ from fsae.analysis.numbers import numbers_in_order, readable, setting_number, sh
         ("a_b$c", "a_b$c"),
     ],
 )
-def test_settings_are_shown_as_people_write_them(value: object, text: str):
+def test_shown_formats_settings_as_people_write_them(value: object, text: str):
     assert shown(value) == text
 
 
@@ -48,7 +48,7 @@ def test_settings_are_shown_as_people_write_them(value: object, text: str):
         (float("nan"), "nan"),
     ],
 )
-def test_measured_numbers_are_rounded_to_be_read(value: float, text: str):
+def test_readable_rounds_measured_numbers(value: float, text: str):
     assert readable(value) == text
 
 
@@ -68,7 +68,7 @@ def test_measured_numbers_are_rounded_to_be_read(value: float, text: str):
         ("", None),
     ],
 )
-def test_a_settings_text_is_a_number_where_it_was_one(text: str, number: float | None):
+def test_setting_number_reads_only_numbers(text: str, number: float | None):
     assert setting_number(text) == number
 
 

@@ -1,4 +1,4 @@
-"""Arms against their baseline, seed by seed."""
+"""Paired differences of arms and their baseline, seed by seed."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from experiments.paired import Compared, compare, plot, table
 
 
 def runs(**changes) -> pd.DataFrame:
-    """Five seeds of two weights at two sizes; the error is about 1 less with the weight, and half with the size."""
+    """Five seeds of two weights at two sizes; the weight lowers the error by about 1, the size halves it."""
     rows = [
         {
             "run": f"{weight} {size} {seed}",
@@ -49,7 +49,7 @@ def lines(text: str) -> dict[str, list[str]]:
     return {name: rest for name, *rest in cells}
 
 
-def test_an_arm_is_set_against_the_one_that_differs_in_the_named_setting_only():
+def test_an_arm_is_paired_with_the_arm_that_differs_only_in_the_named_setting():
     found = lines(told(runs(), {"population.mutual.weight": "0"}, [], ["fvu"]))
     assert found["arm"] == ["seeds", "fvu"]
     assert found["population.mutual.weight=0, population.size=5"] == ["5", "29.5"]
@@ -59,14 +59,14 @@ def test_an_arm_is_set_against_the_one_that_differs_in_the_named_setting_only():
     assert low < -0.97 < high < 0
 
 
-def test_settings_may_be_left_apart():
+def test_settings_may_be_ignored():
     against = {"population.mutual.weight": "0", "population.size": "2"}
     found = lines(told(runs(), against, [], ["fvu"]))
     assert found["population.mutual.weight=24, population.size=5"][1].startswith("28.53 (-1.5,")
     assert found["population.mutual.weight=0, population.size=2"][1] == "30"
 
 
-def test_what_is_apart_matters_only_where_no_arm_has_the_same():
+def test_ignored_settings_matter_only_if_no_arm_has_the_same():
     every = runs()
     against = {"population.mutual.weight": "0.0"}
     found = lines(told(every, against, ["population.size"], ["fvu"]))
@@ -80,7 +80,7 @@ def test_what_is_apart_matters_only_where_no_arm_has_the_same():
         told(pd.DataFrame(three), against, ["population.size"], ["fvu"])
 
 
-def test_all_of_a_group_may_be_apart():
+def test_a_whole_group_may_be_ignored():
     every = runs()
     grown = pd.DataFrame(
         every.assign(**{"trainer.samples": every["population.mutual.weight"] + 100.0, "trainer.lr": 0.1})
@@ -104,7 +104,7 @@ def test_few_seeds_have_no_interval_and_absent_values_no_difference():
     assert found["population.mutual.weight=0, population.size=2"] == ["2", "15", "15"]
 
 
-def test_what_no_run_has_is_told():
+def test_unknown_columns_and_values_are_reported():
     with pytest.raises(SystemExit, match=r"no run has population\.mutual\.wieght, eval/nothing"):
         told(runs(), {"population.mutual.wieght": "0"}, [], ["nothing"])
     with pytest.raises(SystemExit, match=r"no run has population\.mutual\.weight=7"):
@@ -118,7 +118,7 @@ def test_runs_without_a_value_are_left_out():
     assert found["population.mutual.weight=24, population.size=2"][1].startswith("24.02 (-0.98,")
 
 
-def test_a_picture_has_a_line_for_each_arm_that_is_compared(tmp_path: Path):
+def test_the_picture_has_a_line_per_compared_arm(tmp_path: Path):
     wide, tall = tmp_path / "one.png", tmp_path / "two.png"
     plot(compared(runs(), {"population.mutual.weight": "0"}, [], ["fvu"]), ["fvu"], wide)
     more = pd.concat([runs(), runs().assign(**{"population.size": 9})])

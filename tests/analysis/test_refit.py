@@ -1,4 +1,4 @@
-"""Decoders solved for at the codes of trained encoders."""
+"""Least-squares decoders for the codes of trained encoders."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.processes import finished
 
 
 @pytest.mark.parametrize("arch", ["abs_topk", "standard"])
-def test_the_decoder_is_the_least_squares_one(arch: str):
+def test_refit_gives_the_least_squares_decoder(arch: str):
     autoencoder, x = build(arch, decoder_norm="free").eval(), samples(200)
     codes = autoencoder(x).codes.dense().detach()
     solve_decoder(autoencoder, x, alpha=1e-12)
@@ -21,7 +21,7 @@ def test_the_decoder_is_the_least_squares_one(arch: str):
     assert left.sum(0).abs().max() < 1e-6
 
 
-def test_of_a_run_both_errors_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_refit_prints_both_errors_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = tmp_path / "run"
     few = ["trainer.samples=900", "trainer.dead_after=900", "eval.batch_size=100", "tracking=none"]
     told = finished("experiment=splines/sgd_mnist_small", "seed=1", f"hydra.sweep.dir={run}", *few, outputs=tmp_path)
@@ -33,7 +33,7 @@ def test_of_a_run_both_errors_are_told(tmp_path: Path, capsys: pytest.CaptureFix
     assert 0 < float(cells[3]) < 0.7 * float(cells[2])
 
 
-def test_other_runs_are_refused(tmp_path: Path):
+def test_refit_refuses_other_runs(tmp_path: Path):
     told = finished(
         "experiment=splines/toy",
         "arch=kmeans",

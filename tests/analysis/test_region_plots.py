@@ -13,7 +13,7 @@ POINTS = np.array([[0.5, -0.5], [0.1, 0.9], [-0.2, 0.0]])
 
 
 @pytest.mark.parametrize("sites", [None, np.array([[0.5, 0.0, 1.0], [-0.5, 0.0, 0.0]])])
-def test_a_plane_is_coloured_by_region_with_boundaries_samples_and_sites(
+def test_the_plane_shows_regions_boundaries_samples_and_sites(
     tmp_path: Path, figures: list[Figure], sites: np.ndarray | None
 ):
     plot_regions(REGIONS, EDGES, POINTS, sites, tmp_path / "plots" / "regions.png")
@@ -36,7 +36,7 @@ def test_a_plane_is_coloured_by_region_with_boundaries_samples_and_sites(
     assert axis.get_title() == f"2 regions in {where}"
 
 
-def test_sites_stand_at_their_height_above_the_section(tmp_path: Path, figures: list[Figure]):
+def test_sites_are_drawn_at_their_height_above_the_section(tmp_path: Path, figures: list[Figure]):
     lift = np.array([[0.5, 0.0, 0.0], [-0.5, 0.0, 1.0]])
     plot_lift(REGIONS, EDGES, lift, tmp_path / "lift.png")
     (axis,) = figures[0].axes
@@ -45,7 +45,7 @@ def test_sites_stand_at_their_height_above_the_section(tmp_path: Path, figures: 
     assert [stem.tolist() for stem in stems] == [[[x, y, 0.0], [x, y, height]] for x, y, height in lift]
 
 
-def test_sizes_of_regions_are_bars_between_powers_of_two(tmp_path: Path, figures: list[Figure]):
+def test_region_sizes_are_bars_between_powers_of_two(tmp_path: Path, figures: list[Figure]):
     plot_region_sizes([1, 2, 4], [7, 0, 1], tmp_path / "sizes.png")
     (axis,) = figures[0].axes
     (bars,) = axis.patches

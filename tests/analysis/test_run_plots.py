@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from fsae.analysis.run_plots import plot_firing, plot_sharing, plot_training
+from fsae.analysis.run_plots import plot_density, plot_sharing, plot_training
 from fsae.outputs.metric_log import MetricLog
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -15,7 +15,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are saved, which are saved nevertheless."""
+    """The figures that are saved."""
     saved: list[Figure] = []
     save = Figure.savefig
 
@@ -40,7 +40,7 @@ def line(axis: Axes) -> list[tuple[float, float]]:
     return [(x, y) for x, y in np.column_stack(drawn.get_data()).tolist()]
 
 
-def test_each_curve_is_drawn_against_millions_of_vectors(tmp_path: Path, figures: list[Figure]):
+def test_curves_are_drawn_against_millions_of_vectors(tmp_path: Path, figures: list[Figure]):
     metrics = metrics_file(
         tmp_path,
         [
@@ -69,27 +69,27 @@ def test_each_curve_is_drawn_against_millions_of_vectors(tmp_path: Path, figures
         [(10, {"train/fvu": float("nan"), "train/fisher_ratio": 0.0}), (20, {"train/fvu": float("inf")})],
     ],
 )
-def test_a_run_with_little_to_show_is_drawn_too(records: list, tmp_path: Path):
+def test_a_run_with_few_records_is_drawn(records: list, tmp_path: Path):
     plot_training(metrics_file(tmp_path, records), tmp_path / "training.png")
     assert (tmp_path / "training.png").read_bytes().startswith(PNG)
 
 
-def test_firing_is_drawn_and_the_dead_are_named(tmp_path: Path, figures: list[Figure]):
-    plot_firing({"log10_edges": [-3.0, -2.0, -1.0, 0.0], "latents": [0, 5, 2]}, 0.125, tmp_path / "firing.png")
+def test_the_density_is_drawn_and_dead_latents_are_counted(tmp_path: Path, figures: list[Figure]):
+    plot_density({"log10_edges": [-3.0, -2.0, -1.0, 0.0], "latents": [0, 5, 2]}, 0.125, tmp_path / "firing.png")
     (axis,) = figures[0].axes
-    assert axis.get_title() == "7 latents fire; 12.5 % never do"
+    assert axis.get_title() == "7 latents are active; 12.5 % never are"
     (steps,) = axis.patches
     assert steps.get_data().values.tolist() == [0, 5, 2]  # pyright: ignore[reportAttributeAccessIssue]
     # From a little left of the first latents.
     assert axis.get_xlim() == pytest.approx((-2.2, 0.0))
 
 
-def test_all_dead_is_drawn_too(tmp_path: Path):
-    plot_firing({"log10_edges": [-1.0, 0.0], "latents": [0]}, 1.0, tmp_path / "firing.png")
+def test_a_density_without_active_latents_is_drawn(tmp_path: Path):
+    plot_density({"log10_edges": [-1.0, 0.0], "latents": [0]}, 1.0, tmp_path / "firing.png")
     assert (tmp_path / "firing.png").read_bytes().startswith(PNG)
 
 
-def test_what_members_share_is_drawn_beside_how_true_it_is(tmp_path: Path, figures: list[Figure]):
+def test_sharing_is_drawn_next_to_the_cosines_to_the_truth(tmp_path: Path, figures: list[Figure]):
     sharing = tmp_path / "sharing.json"
     # The last latent of the second member never fires.
     found = {"found_by": [[2, 2, 1], [2, 2, 0]], "closest": [[0.9, 0.8, 0.3], [0.8, 0.9, 0.3]]}

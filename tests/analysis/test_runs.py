@@ -27,7 +27,7 @@ def test_a_row_holds_settings_numbers_and_identity(tmp_path: Path):
     assert len(row["density/log10_edges"]) == len(row["density/latents"]) + 1 == 61
 
 
-def test_runs_are_found_at_any_depth_once_and_in_the_order_of_their_numbers(tmp_path: Path):
+def test_runs_are_found_at_any_depth_in_the_order_of_their_numbers(tmp_path: Path):
     for name in ("s/10", "s/9", "other/x/1"):
         one_run(tmp_path / name)
     # What a run made is no run, nor is a folder above that keeps the reason of a command without a run.
@@ -39,7 +39,7 @@ def test_runs_are_found_at_any_depth_once_and_in_the_order_of_their_numbers(tmp_
     assert [Path(folder).relative_to(tmp_path).as_posix() for folder in found["folder"]] == ["other/x/1", "s/9", "s/10"]
 
 
-def test_a_setting_is_a_number_where_it_is_one_in_every_run(tmp_path: Path):
+def test_a_setting_is_a_number_if_it_is_one_in_every_run(tmp_path: Path):
     for number, (k, data) in enumerate(((8, 1), (None, "text"), (0.5, True))):
         write_run(tmp_path / str(number), {"arch.k": k, "mixed": data, "off": None, "yes": True}, {"eval/l0": 1.0})
     runs = collect_folders([tmp_path])
@@ -50,7 +50,7 @@ def test_a_setting_is_a_number_where_it_is_one_in_every_run(tmp_path: Path):
     assert runs["yes"].tolist() == ["true"] * 3
 
 
-def test_a_refused_job_makes_no_texts_of_the_others_numbers(tmp_path: Path):
+def test_a_refused_job_does_not_turn_numbers_into_texts(tmp_path: Path):
     for number, weight in enumerate((0.5, 10.0)):
         write_run(tmp_path / str(number), {"weight": weight}, {"eval/l0": 1.0})
     for number, text in ((2, "abc"), (3, "1e-5")):
@@ -63,13 +63,13 @@ def test_a_refused_job_makes_no_texts_of_the_others_numbers(tmp_path: Path):
 
 
 @pytest.mark.parametrize("texts", [["007", "7"], ["1e5", "100000"], [str(2**53), str(2**53 + 1), "null"]])
-def test_texts_that_would_become_one_number_stay_texts(texts: list[str], tmp_path: Path):
+def test_texts_that_would_become_equal_numbers_stay_texts(texts: list[str], tmp_path: Path):
     for number, text in enumerate(texts):
         write_run(tmp_path / str(number), {"name": text}, {"eval/l0": 1.0})
     assert collect_folders([tmp_path])["name"].tolist() == [None if text == "null" else text for text in texts]
 
 
-def test_what_is_not_finite_is_no_number(tmp_path: Path):
+def test_values_that_are_not_finite_become_nan(tmp_path: Path):
     write_run(tmp_path / "r", {}, {"eval/fvu": None, "eval/l0": 3.0, "notes": {"eval/fvu": "not finite: inf"}})
     (row,) = collect_folders([tmp_path]).to_dict("records")
     assert math.isnan(row["eval/fvu"])
@@ -92,7 +92,7 @@ def test_what_is_not_finite_is_no_number(tmp_path: Path):
         ("tracking.json", '{"uid": "1"}', "damaged", "tracking.json"),
     ],
 )
-def test_a_damaged_folder_is_a_row_that_says_so(
+def test_a_damaged_folder_is_a_row_with_the_reason(
     file: str, content: str | None, state: str, reason: str, tmp_path: Path
 ):
     one_run(tmp_path / "good")
@@ -107,7 +107,7 @@ def test_a_damaged_folder_is_a_row_that_says_so(
     assert bad["folder"] == str(tmp_path / "bad")
 
 
-def test_without_its_description_a_run_keeps_its_numbers(tmp_path: Path):
+def test_a_run_without_a_description_keeps_its_numbers(tmp_path: Path):
     one_run(tmp_path / "r")
     (tmp_path / "r" / "tracking.json").unlink()
     (row,) = collect_folders([tmp_path]).to_dict("records")
@@ -115,7 +115,7 @@ def test_without_its_description_a_run_keeps_its_numbers(tmp_path: Path):
     assert row["eval/l0"] > 0
 
 
-def test_how_runs_ended_early(tmp_path: Path):
+def test_failure_states_how_runs_ended_early(tmp_path: Path):
     settings = settings_of("gated", 0, 1, 0)
     oom = Failure(kind="OutOfMemoryError", message="CUDA out of memory")
     write_run(tmp_path / "0", settings, None, state=RunState.failed, failure=oom)
@@ -128,10 +128,10 @@ def test_how_runs_ended_early(tmp_path: Path):
     runs = collect_folders([tmp_path])
     assert runs["state"].tolist() == ["failed", "running", "killed", "not started"]
     assert runs["failure"].tolist()[0] == "OutOfMemoryError: CUDA out of memory"
-    assert "ended without a word" in runs["failure"].tolist()[2]
+    assert "ended without a report" in runs["failure"].tolist()[2]
 
 
-def test_folders_without_runs_are_told(tmp_path: Path):
+def test_folders_without_runs_are_reported(tmp_path: Path):
     with pytest.raises(ValueError, match="nowhere: no such folder"):
         collect_folders([tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()
@@ -141,7 +141,7 @@ def test_folders_without_runs_are_told(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A sweep in folders and the same in MLflow, with all the ways in which a run can end."""
+    """A sweep in folders and in MLflow, with a run for every way to end."""
     outputs = tmp_path_factory.mktemp("outputs")
     create_database(outputs / "mlflow.db")
     uri = f"sqlite:///{outputs / 'mlflow.db'}"
@@ -167,7 +167,7 @@ def test_folders_and_mlflow_give_the_same_table(logged: tuple[Path, str]):
     pd.testing.assert_frame_equal(collect_folders([outputs]), collect_mlflow(uri, "fsae"))
 
 
-def test_and_the_same_report(logged: tuple[Path, str], tmp_path: Path):
+def test_folders_and_mlflow_give_the_same_report(logged: tuple[Path, str], tmp_path: Path):
     outputs, uri = logged
     pages = [
         write_report(runs, tmp_path / name).read_text()
@@ -179,7 +179,7 @@ def test_and_the_same_report(logged: tuple[Path, str], tmp_path: Path):
     assert (tmp_path / "a" / "runs.csv").read_text() == (tmp_path / "b" / "runs.csv").read_text()
 
 
-def test_one_sweep_of_an_experiment_without_its_summary(logged: tuple[Path, str]):
+def test_collect_mlflow_may_select_one_sweep(logged: tuple[Path, str]):
     outputs, uri = logged
     from mlflow import MlflowClient
 
@@ -196,13 +196,21 @@ def test_one_sweep_of_an_experiment_without_its_summary(logged: tuple[Path, str]
     pd.testing.assert_frame_equal(found, collect_folders([outputs / "sweeps"]))
 
 
-def test_a_result_that_is_cut_short_in_mlflow_is_told(logged: tuple[Path, str], monkeypatch: pytest.MonkeyPatch):
-    _, uri = logged
-    monkeypatch.setattr("fsae.analysis.runs._artifact", lambda *_: '{"eval/fvu": 0.')
-    assert set(collect_mlflow(uri, "fsae")["state"]) == {"damaged"}
+def test_a_truncated_result_in_mlflow_is_reported(tmp_path: Path):
+    create_database(tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    write_run(tmp_path / "run", settings_of("gated", 0, 1, 0), {"eval/fvu": 0.3}, uri=uri)
+    upload = MlflowUpload(tmp_path / "run", uri, read_description(tmp_path / "run"))
+    upload.send_metrics()
+    assert upload.close()
+    (stored,) = tmp_path.glob("mlartifacts/**/results.json")
+    stored.write_text(stored.read_text()[:-9])
+    (row,) = collect_mlflow(uri, "fsae").to_dict("records")
+    assert row["state"] == "damaged"
+    assert "results.json does not hold a run's results" in row["failure"]
 
 
-def test_what_mlflow_does_not_have_is_told(logged: tuple[Path, str], tmp_path: Path):
+def test_the_error_names_what_mlflow_lacks(logged: tuple[Path, str], tmp_path: Path):
     _, uri = logged
     with pytest.raises(ValueError, match=r"no experiment 'other'; it has .*fsae"):
         collect_mlflow(uri, "other")

@@ -13,7 +13,7 @@ from fsae.analysis.sweep_plots import Palette, plot_description_length, plot_dif
 BITS, FVU = "eval/description_length", "eval/fvu"
 
 
-def test_a_line_of_bits_goes_through_the_means_that_no_other_betters(tmp_path: Path, figures: list[Figure]):
+def test_the_line_of_bits_joins_the_means_that_no_other_beats(tmp_path: Path, figures: list[Figure]):
     # Two seeds each, of which the lucky ones would make another line. The mean of "c" has more bits and more fvu than
     # that of "b"; of another treatment it would stand alone.
     values = {"a": [(10, 0.4), (14, 0.2)], "b": [(20, 0.2), (20, 0.1)], "c": [(30, 0.05), (30, 0.35)]}
@@ -36,7 +36,7 @@ def test_a_line_of_bits_goes_through_the_means_that_no_other_betters(tmp_path: P
     assert [text.get_text() for text in axis.texts] == ["a", "b", "c", "c"]
 
 
-def test_labels_of_points_that_lie_close_do_not_cover_each_other(tmp_path: Path, figures: list[Figure]):
+def test_labels_of_close_points_do_not_overlap(tmp_path: Path, figures: list[Figure]):
     rows = [
         {"arch": "topk", "treatment": "", "setting": name, "label": f"{name} latents", BITS: bits, FVU: 0.2}
         for name, bits in {"a": 100, "b": 101, "c": 102, "d": 10}.items()
@@ -52,7 +52,7 @@ LONG = "form=reconstruction, samples=1024"
 @pytest.mark.parametrize(
     "names", [["0", "0.01", "0.1"], ["0", *(f"{10.0**-n}" for n in range(6))], ["0", f"1, {LONG}"]]
 )
-def test_ticks_of_treatments_do_not_run_into_each_other(names: list[str], tmp_path: Path, figures: list[Figure]):
+def test_ticks_of_treatments_do_not_overlap(names: list[str], tmp_path: Path, figures: list[Figure]):
     archs, treatments = ["batch_topk", "gated", "jumprelu"], [f"θ = {name}" for name in names]
     rows = [
         {"arch": arch, "treatment": treatment, "sparsity": "", FVU: 0.2, "eval/l0": 8.0}
@@ -67,8 +67,8 @@ def test_ticks_of_treatments_do_not_run_into_each_other(names: list[str], tmp_pa
     assert all(box.x0 >= 0 and box.x1 <= width for box in boxes)
 
 
-def test_all_that_is_written_can_be_read_on_a_phone(tmp_path: Path, figures: list[Figure]):
-    """A phone shows a picture of the page 350 pixels wide."""
+def test_all_text_can_be_read_on_a_phone(tmp_path: Path, figures: list[Figure]):
+    """A phone shows a picture of the page at a width of 350 pixels."""
     treatments = ["θ = 0", f"θ = 0.01, {LONG}"]
     curves = {
         ("", "gated", name): {"seed=0": Curve(np.array([8.0, 16.0]), np.array([0.2, 0.1]))} for name in treatments

@@ -19,6 +19,7 @@ from fsae.losses.sparsity import L1, StepL0, TanhL0
 from fsae.losses.term import LossTerm, Moment
 from fsae.sparse import encoder_product
 from tests.architectures import (
+    ARCHITECTURES,
     build,
     each_architecture,
     entries,
@@ -180,7 +181,7 @@ def test_sparse_forward_is_the_dense_one(arch: str, case: str, apply_b_dec_to_in
         assert (one is None) == (other is None)
         if one is not None:
             assert torch.equal(one.dense(), other.dense())
-    if case == "empty batch" and arch != "abs_topk":
+    if case == "empty batch" and not ARCHITECTURES[arch].signed:
         assert not dense.codes.dense().any()
         assert torch.equal(sparse.reconstruction, sparse.b_dec.expand_as(x))
     elif case == "empty rows" and apply_b_dec_to_input:
@@ -205,7 +206,7 @@ def test_gradients_of_ordinary_batches_reach_every_parameter(arch: str):
     autoencoder = build(arch)
     found = gradients(autoencoder(samples(7), sparse=True).reconstruction.square().sum(), autoencoder)
     silent = {name for name, grad in found.items() if not grad.any()}
-    assert silent == ({"b_gate"} if arch == "gated" else set())
+    assert silent == ARCHITECTURES[arch].silent
 
 
 @each_architecture
@@ -221,7 +222,7 @@ def test_pattern_covers_every_code(arch: str, seed: int):
     outside = dense.codes.dense()[~held]
     assert outside.count_nonzero() == 0
     assert torch.equal(sparse.codes.dense(), dense.codes.dense())
-    if arch in ("topk", "abs_topk"):
+    if autoencoder.settings.fixed_k:
         assert (held.sum(1) == 3).all()
 
 
@@ -545,7 +546,7 @@ def test_what_is_not_a_number_is_among_the_largest(width: int, sign: float, dtyp
     assert chosen.sort(1).values.tolist() == [[40, 77]] * 20
 
 
-@pytest.mark.parametrize("arch", ["standard", "gated", "topk", "batch_topk", "abs_topk"])
+@pytest.mark.parametrize("arch", [arch for arch, row in ARCHITECTURES.items() if not row.thresholds])
 @each_path
 def test_gradcheck_of_the_reconstruction(arch: str, sparse: bool):
     # JumpReLU's thresholds have a gradient that is no derivative.

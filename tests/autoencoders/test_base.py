@@ -67,7 +67,6 @@ def test_init_norm_under_free():
         ({"expansion": 0.0}, r"arch\.expansion is 0"),
         ({"init_norm": -1.0, "decoder_norm": DecoderNorm.free}, r"arch\.init_norm is -1"),
         ({"init_norm": 0.5}, r"arch\.decoder_norm=free"),
-        ({"tied": True, "encoder_init": EncoderInit.random}, r"arch\.tied makes the encoder the decoder's transpose"),
     ],
 )
 def test_settings_that_cannot_hold(changes: dict, says: str):

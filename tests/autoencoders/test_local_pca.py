@@ -14,7 +14,7 @@ COMPONENTS = torch.tensor([[[0.0, 1.0, 0.0]], [[0.0, 0.0, 1.0]]])
 
 def local_pca() -> LocalPCA:
     autoencoder = LocalPCASettings(d_sae=4, rank=1).build(3, torch.Generator()).eval()
-    autoencoder.place(CENTRES, COMPONENTS)
+    autoencoder.set_weights(CENTRES, COMPONENTS)
     return autoencoder
 
 
@@ -29,14 +29,14 @@ def test_a_cell_has_its_centre_and_the_coordinates_along_its_components():
 
 def test_the_coordinates_are_of_the_difference_to_the_centre():
     autoencoder = local_pca()
-    autoencoder.place(CENTRES + 1.0, COMPONENTS)
+    autoencoder.set_weights(CENTRES + 1.0, COMPONENTS)
     # 3 - 1 along the second axis from the centre (1, 1, 1).
     assert autoencoder(torch.tensor([[0.0, 3.0, 0.0]])).reconstruction.tolist() == [[1.0, 3.0, 1.0]]
 
 
 def test_the_encoder_has_the_centre_and_the_decoder_the_mean():
     autoencoder = local_pca()
-    autoencoder.place(CENTRES, COMPONENTS, CENTRES + 1.0)
+    autoencoder.set_weights(CENTRES, COMPONENTS, CENTRES + 1.0)
     # Nearer to the centre 0 than to 4 (though not than to the other mean, 5); of (1, 1, 1) its second axis is kept.
     record = autoencoder(torch.tensor([[1.9, 3.0, 0.0]]))
     assert record.codes.dense().tolist() == [[1.0, 2.0, 0.0, 0.0]]
@@ -48,7 +48,7 @@ def test_the_encoder_has_the_centre_and_the_decoder_the_mean():
 def test_k_means_gives_the_nearest_centre():
     autoencoder = KMeansSettings(d_sae=7).build(5, torch.Generator()).double()
     centres, x = samples(7, seed=2), samples(40)
-    autoencoder.place(centres)
+    autoencoder.set_weights(centres)
     nearest = torch.cdist(x, centres).argmin(1)
     record = autoencoder(x)
     assert torch.equal(record.reconstruction, centres[nearest])
@@ -60,14 +60,14 @@ def test_pca_projects_on_the_affine_space_through_the_mean():
     assert isinstance(autoencoder, PCA)
     mean, x = samples(1, seed=3), samples(40)
     basis = torch.linalg.qr(samples(5, seed=4)).Q[:2]
-    autoencoder.place(mean, basis.unsqueeze(0))
+    autoencoder.set_weights(mean, basis.unsqueeze(0))
     torch.testing.assert_close(autoencoder(x).reconstruction, mean + (x - mean) @ basis.T @ basis)
 
 
 def test_dense_and_sparse_codes_are_the_same():
     autoencoder = LocalPCASettings(d_sae=12, rank=3).build(5, torch.Generator()).double()
     components = torch.linalg.qr(samples(15, seed=5).view(3, 5, 5)).Q[:, :3]
-    autoencoder.place(samples(3, seed=6), components)
+    autoencoder.set_weights(samples(3, seed=6), components)
     x = samples(40)
     dense, sparse = autoencoder(x), autoencoder(x, sparse=True)
     assert sparse.codes.pattern is not None

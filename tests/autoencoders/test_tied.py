@@ -5,19 +5,26 @@ from pathlib import Path
 import pytest
 import torch
 
-from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.batch_topk import BatchTopK
-from fsae.autoencoders.initialisation import initialise_from
-from fsae.autoencoders.settings import DecoderNorm
+from fsae.autoencoders.settings import DecoderNorm, EncoderInit
 from fsae.couplings.mutual import Directions, Mutual, MutualCoupling
 from fsae.export.folding import fold
 from fsae.export.saelens import Provenance, load_saelens, save_saelens
 from fsae.losses.fisher import Fisher
 from fsae.losses.term import Moment
-from fsae.training.dead_latents import DeadLatents, resample
+from fsae.training.dead_latents import DeadLatents
 from fsae.training.interruption import Interrupted
-from fsae.training.reinitialisation import start_over
-from tests.architectures import build, each_architecture, gradients, relative_error, samples, settings_of, twin
+from fsae.training.resample import reinitialise, resample
+from tests.architectures import (
+    ARCHITECTURES,
+    build,
+    each_architecture,
+    gradients,
+    relative_error,
+    samples,
+    settings_of,
+    twin,
+)
 from tests.training.runs import adam, differences, logged, member, saved, training_run
 
 NO_DEAD = Moment(dead_latents=torch.tensor([], dtype=torch.int64))
@@ -25,7 +32,7 @@ NO_DEAD = Moment(dead_latents=torch.tensor([], dtype=torch.int64))
 
 def pair(arch: str, **changes):
     """A tied autoencoder, and one with the same weights, each its own."""
-    tied = build(arch, tied=True, **changes)
+    tied = build(arch, encoder_init=EncoderInit.tied, **changes)
     untied = twin(tied)
     untied.untie()
     return tied, untied
@@ -33,7 +40,7 @@ def pair(arch: str, **changes):
 
 @each_architecture
 def test_the_encoder_is_the_decoder_s_transpose_and_no_parameter(arch: str):
-    tied = settings_of(arch, d_sae=13, tied=True).build(5, torch.Generator().manual_seed(0))
+    tied = settings_of(arch, d_sae=13, encoder_init=EncoderInit.tied).build(5, torch.Generator().manual_seed(0))
     untied = settings_of(arch, d_sae=13).build(5, torch.Generator().manual_seed(0))
     names = {name for name, _ in tied.named_parameters()}
     assert names | {"W_enc"} == {name for name, _ in untied.named_parameters()}
@@ -67,24 +74,23 @@ def test_its_gradient_is_that_of_both(arch: str, sparse: bool, decoder_norm: Dec
 
 @each_architecture
 def test_biases_are_set_by_the_first_vectors(arch: str):
-    rectified = {"init_density": 0.2} if arch in ("standard", "gated", "jumprelu") else {}
+    rectified = {} if ARCHITECTURES[arch].competes else {"init_density": 0.2}
     tied, untied = (
-        settings_of(arch, d_sae=13, tied=each, **rectified).build(5, torch.Generator().manual_seed(0))
-        for each in (True, False)
+        settings_of(arch, d_sae=13, encoder_init=each, **rectified).build(5, torch.Generator().manual_seed(0))
+        for each in (EncoderInit.tied, EncoderInit.transpose)
     )
     for autoencoder in (tied, untied):
-        initialise_from(autoencoder, samples(300, dtype=torch.float32), scale=1.0)
+        autoencoder.initialise(lambda: samples(300, dtype=torch.float32), scale=1.0)
     for name, parameter in tied.named_parameters():
         assert torch.equal(parameter, untied.get_parameter(name)), name
 
 
 @each_architecture
 def test_folded_it_has_weights_of_its_own_and_gives_the_same(arch: str):
-    tied = build(arch, tied=True, decoder_norm=DecoderNorm.free).eval()
+    tied = build(arch, encoder_init=EncoderInit.tied, decoder_norm=DecoderNorm.free).eval()
     if isinstance(tied, BatchTopK):
         tied.threshold.fill_(0.5)
     folded, x = fold(tied, 0.37), samples(50)
-    assert isinstance(folded, SparseAutoencoder)
     assert not folded.settings.tied
     assert tied.settings.tied
     assert folded.get_parameter("W_enc").stride() == (1, 5)
@@ -94,7 +100,7 @@ def test_folded_it_has_weights_of_its_own_and_gives_the_same(arch: str):
 @each_architecture
 @pytest.mark.parametrize("folded", [True, False])
 def test_it_is_exported_as_an_ordinary_one(arch: str, folded: bool, tmp_path: Path):
-    tied = build(arch, tied=True, dtype=torch.float32).eval()
+    tied = build(arch, encoder_init=EncoderInit.tied, dtype=torch.float32).eval()
     if isinstance(tied, BatchTopK):
         tied.threshold.fill_(0.5)
     autoencoder = fold(tied, 1.0) if folded else tied
@@ -106,13 +112,13 @@ def test_it_is_exported_as_an_ordinary_one(arch: str, folded: bool, tmp_path: Pa
 
 @each_architecture
 def test_dead_latents_and_single_latents_start_over_on_both_sides(arch: str):
-    tied = build(arch, d_sae=13, tied=True, dtype=torch.float32)
+    tied = build(arch, d_sae=13, encoder_init=EncoderInit.tied, dtype=torch.float32)
     optimiser = torch.optim.Adam(tied.parameters(), lr=1e-3)
     x = samples(20, dtype=torch.float32)
     (tied(x).reconstruction.square().sum() + sum(each.sum() for each in tied.parameters())).backward()
     optimiser.step()
     dead = DeadLatents(13, after=100)
-    dead.tokens_since_fired[[2, 5]] = 100
+    dead.samples_since_fired[[2, 5]] = 100
     others = [latent for latent in range(13) if latent not in (2, 5)]
     before = tied.W_dec.detach().clone()
     assert resample(tied, optimiser, dead, tied(x), torch.Generator().manual_seed(0)) == 2
@@ -123,7 +129,7 @@ def test_dead_latents_and_single_latents_start_over_on_both_sides(arch: str):
     drawn = tied.W_dec.detach().clone()
     which = torch.zeros(13, dtype=torch.bool)
     which[7] = True
-    start_over(tied, optimiser, dead, which, x, torch.Generator())
+    reinitialise(tied, optimiser, dead, which, x, torch.Generator())
     assert not torch.equal(tied.W_dec[7], drawn[7])
     assert torch.equal(tied.W_dec[~which], drawn[~which])
     assert (optimiser.state[tied.W_dec]["exp_avg"][[2, 5, 7]] == 0).all()
@@ -131,7 +137,7 @@ def test_dead_latents_and_single_latents_start_over_on_both_sides(arch: str):
 
 
 def test_the_mutual_term_pulls_on_the_one_matrix():
-    members = [build("topk", tied=True, seed=seed) for seed in range(2)]
+    members = [build("topk", encoder_init=EncoderInit.tied, seed=seed) for seed in range(2)]
     pulls = []
     for directions in Directions:
         MutualCoupling(Mutual(weight=1.0, directions=directions), seed=0).backward(members, 0, 1.0)
@@ -147,7 +153,7 @@ def test_the_mutual_term_pulls_on_the_one_matrix():
 @pytest.mark.parametrize("decoder_norm", list(DecoderNorm))
 def test_a_stopped_and_resumed_training_is_the_uninterrupted_one_bit_for_bit(arch, decoder_norm, tmp_path: Path):
     def train(folder: Path, stop_at: int | None = None) -> None:
-        trained = member(arch, adam(), tied=True, decoder_norm=decoder_norm)
+        trained = member(arch, adam(), encoder_init=EncoderInit.tied, decoder_norm=decoder_norm)
         training_run(arch, folder, stop_at=stop_at, trained=trained).train()
 
     train(tmp_path / "whole")

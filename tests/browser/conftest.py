@@ -1,4 +1,4 @@
-"""Headless Chromium: pages as they look and as their scripts leave them."""
+"""Headless Chromium: the appearance of pages, and their content after their scripts have run."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-# The page may speak to this machine and to nobody else.
+# The page may connect to this machine only.
 ONLY_LOOPBACK = "MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 QUIET = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -27,13 +27,13 @@ class Browser:
         self._folder = folder
 
     def picture(self, url: str, *flags: str, width: int, height: int) -> np.ndarray:
-        """(height, width, 3) what the page looks like, from 0 to 255."""
+        """Return a screenshot of the page, (height, width, 3), from 0 to 255."""
         file = self._folder / "picture.png"
         self._run(url, *flags, f"--window-size={width},{height}", f"--screenshot={file}")
         return np.asarray(Image.open(file).convert("RGB"))
 
     def source(self, url: str, *flags: str) -> str:
-        """The page as its scripts have made it."""
+        """Return the page's source after its scripts have run."""
         return self._run(url, *flags, "--dump-dom")
 
     def _run(self, url: str, *flags: str) -> str:
@@ -45,7 +45,7 @@ class Browser:
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Browser:
-    """FSAE_REQUIRE_BROWSER makes the absence of a browser a failure."""
+    """A browser; without one the test is skipped, or fails if FSAE_REQUIRE_BROWSER is set."""
     program = next((found for name in PROGRAMS if (found := shutil.which(name))), None)
     if program is None:
         missing = "there is no Chromium; on Debian: apt-get install chromium"
@@ -58,7 +58,7 @@ def browser(tmp_path: Path) -> Browser:
 
 @pytest.fixture(scope="session")
 def share_of() -> Callable[[np.ndarray, str], float]:
-    """How much of a picture is of a colour, as in "#0072B2", or close to it."""
+    """Return the share of a picture that has a colour such as "#0072B2", or one close to it."""
 
     def share(picture: np.ndarray, colour: str) -> float:
         wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])

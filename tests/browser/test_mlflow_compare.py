@@ -1,4 +1,4 @@
-"""A sweep's runs in MLflow's own pages, which the sweep's link opens."""
+"""A sweep's runs in MLflow's pages, which the sweep's links open."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fsae.tracking.mlflow_upload import MlflowUpload, read_description
-from fsae.tracking.server import compare_link, create_database, open_store
+from fsae.tracking.server import compare_link, create_database, open_client
 from fsae.tracking.sweep_summary import SweepRun
 from tests.analysis.run_folders import write_sweep
 from tests.browser.conftest import Browser
@@ -19,7 +19,7 @@ COLOURS = ["#c83243", "#137dae", "#308613", "#de7921"]
 
 @pytest.fixture
 def links(tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """The addresses of the charts and of the table of a sweep of four runs, on a server that has them."""
+    """The addresses of the charts and of the table of a sweep of four runs on a server."""
     place = tmp_path / "server"
     place.mkdir()
     create_database(place / "mlflow.db")
@@ -33,10 +33,10 @@ def links(tmp_path: Path) -> Iterator[tuple[str, str]]:
             upload = MlflowUpload(folder, server.uri, read_description(folder))
             upload.send_metrics()
             upload.close()
-        store = open_store(server.uri)
+        store = open_client(server.uri)
         experiment = store.get_experiment_by_name("fsae")
         assert experiment
-        # MLflow picks a colour by a run's random id, and two may get the same one.
+        # MLflow chooses a colour by a run's random id, and two runs may get the same one.
         for run, colour in zip(store.search_runs([experiment.experiment_id]), COLOURS, strict=True):
             store.set_tag(run.info.run_id, "mlflow.runColor", colour)
         summary = SweepRun(
@@ -51,19 +51,19 @@ def links(tmp_path: Path) -> Iterator[tuple[str, str]]:
         server.kill()
 
 
-# Where the page has the list of runs, each with a dot of its own colour, and where its charts, in pixels.
+# Positions, in pixels, of the list of runs, each with a dot of its own colour, and of the charts.
 LIST = (slice(200, 360), slice(320, 370))
 CHARTS = (slice(280, 1400), slice(530, 1230))
 
 
 def pixels(seen: np.ndarray, colour: str) -> int:
-    """How many pixels of a picture are of a colour, or nearly."""
+    """Return how many pixels of a picture have a colour, or nearly."""
     wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
     return int((np.abs(seen.astype(int) - wanted).max(-1) < 6).sum())
 
 
 def shown(seen: np.ndarray) -> bool:
-    """Whether every run of the sweep is in the list, and its points and lines are in the charts."""
+    """Return whether every run of the sweep is in the list, with its points and lines in the charts."""
     return all(pixels(seen[LIST], colour) > 40 and pixels(seen[CHARTS], colour) > 100 for colour in COLOURS)
 
 
@@ -73,8 +73,8 @@ def test_the_sweeps_links_show_its_runs_as_charts_and_as_a_table(links: tuple[st
     def look() -> np.ndarray:
         return browser.picture(link, "--virtual-time-budget=60000", width=1700, height=1900)
 
-    # The browser's clock runs ahead while it waits for the server, so that on a slow machine the page is not done when
-    # its time is up. What has been loaded is kept, and the next try gets further.
+    # The browser's clock runs ahead while it waits for the server, so on a slow machine the page may be incomplete at
+    # the end. Loaded files are cached, so the next attempt gets further.
     seen = look()
     for _ in range(4):
         if shown(seen):
@@ -85,10 +85,10 @@ def test_the_sweeps_links_show_its_runs_as_charts_and_as_a_table(links: tuple[st
     for name in ("eval/fvu", "eval/l0", "eval/dead_share"):
         assert name in source
 
-    # Held-out numbers are bars: one for each of the four runs, in each chart. Plotly calls a bar a point.
+    # Held-out numbers are bars: one per run in each chart. Plotly calls a bar a point.
     assert source.count('class="point"') >= 4 * 3
     source = browser.source(table, "--window-size=2400,1200", "--virtual-time-budget=60000")
-    # Columns of what differs and of the main numbers; the sweep's summary is no row.
+    # The columns are the varied settings and the main numbers; the sweep's summary run is no row.
     for name in ("arch", "seed", "eval/fvu", "eval/l0", "eval/dead_share"):
         assert f"`{name}`" in source, name
     assert f"sweep {SWEEP}" not in source

@@ -1,4 +1,4 @@
-"""The report as people see it: on a laptop and a phone, by day and by night, without a network."""
+"""The report in a browser: on a laptop and a phone, by day and by night, without a network."""
 
 import html
 import json
@@ -18,7 +18,7 @@ from tests.browser.conftest import Browser
 
 DARK = "--blink-settings=preferredColorScheme=0"
 
-# What the page says of itself, within a frame as wide as a device.
+# Measurements of the page in a frame as wide as a device.
 MEASURE = """
 <iframe id="device" style="width: %dpx; height: 3000px; border: 0" srcdoc="%s"></iframe><pre id="measured"></pre>
 <script>
@@ -69,10 +69,10 @@ def measured(browser: Browser, page: Path, width: int, tmp_path: Path) -> dict:
 
 
 @pytest.mark.parametrize(("width", "narrowest"), [(1400, 480), (390, 300)])
-def test_it_fits_a_laptop_and_a_phone(width: int, narrowest: int, browser: Browser, page: Path, tmp_path: Path):
+def test_the_report_fits_a_laptop_and_a_phone(width: int, narrowest: int, browser: Browser, page: Path, tmp_path: Path):
     found = measured(browser, page, width, tmp_path)
     assert found["width"] == width
-    # Nothing scrolls sideways but tables, each within itself.
+    # Only tables scroll sideways, each within its frame.
     assert found["needed"] == width
     assert found["tables"]
     assert (found["images"], found["broken"]) == (12, 0)
@@ -80,19 +80,19 @@ def test_it_fits_a_laptop_and_a_phone(width: int, narrowest: int, browser: Brows
     assert found["smallest"] >= 12
 
 
-def test_a_phone_shows_what_says_something_first(browser: Browser, page: Path, tmp_path: Path):
+def test_a_phone_shows_the_important_columns_first(browser: Browser, page: Path, tmp_path: Path):
     found = measured(browser, page, 390, tmp_path)
     assert found["seen"][:3] == ["job", "fvu", "l0"]
     assert found["verdicts"]
-    # However far the table is scrolled, the job stays at its left edge.
+    # The job stays at the left edge of a scrolled table.
     scrolled, left = found["far"]
     assert scrolled
     assert 0 <= left <= 2
 
 
-def test_the_table_of_runs_is_sorted_by_a_click(browser: Browser, page: Path, tmp_path: Path):
+def test_a_click_sorts_the_table_of_runs(browser: Browser, page: Path, tmp_path: Path):
     found = measured(browser, page, 1400, tmp_path)
-    # A job that failed has no l0 and comes last, either way.
+    # A failed job has no l0 and comes last in either order.
     assert (found["up"][-1], found["down"][-1]) == ("", "")
     numbers = [float(text) for text in found["up"][:-1]]
     assert numbers == sorted(numbers)
@@ -100,22 +100,22 @@ def test_the_table_of_runs_is_sorted_by_a_click(browser: Browser, page: Path, tm
     assert found["words"] == ["gated"] * 41 + ["jumprelu"] * 40
 
 
-def test_the_pictures_are_on_it(browser: Browser, page: Path, share_of: Callable[[np.ndarray, str], float]):
+def test_the_report_shows_its_pictures(browser: Browser, page: Path, share_of: Callable[[np.ndarray, str], float]):
     seen = browser.picture(page.as_uri(), width=1400, height=5000)
     assert seen.shape[:2] == (5000, 1400)
     gated, jumprelu, standard = COLOURS[:3]
-    # Lines, dots and bars of the two architectures that are compared, and of no third.
+    # Lines, dots and bars have the colours of the two compared architectures, and no third colour.
     assert share_of(seen, gated) > 2e-4
     assert share_of(seen, jumprelu) > 2e-4
     assert share_of(seen, standard) < share_of(seen, gated) / 5
 
 
-def test_by_night_it_is_dark_and_hues_stay(browser: Browser, page: Path):
+def test_the_report_is_dark_by_night_and_keeps_its_hues(browser: Browser, page: Path):
     day = browser.picture(page.as_uri(), width=1400, height=5000)
     night = browser.picture(page.as_uri(), DARK, width=1400, height=5000)
     assert day.mean() > 225
     assert night.mean() < 60
-    # No picture is left that glares.
+    # No picture is bright.
     assert float((night.min(-1) > 200).mean()) < 0.02
 
     def bluish(seen: np.ndarray) -> np.ndarray:

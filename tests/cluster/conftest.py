@@ -1,4 +1,4 @@
-"""A real Slurm, Ray and PostgreSQL on loopback; tests of what is missing are skipped, unless FSAE_REQUIRE_CLUSTER=1."""
+"""A real Slurm, Ray and PostgreSQL on loopback; their tests are skipped if missing, unless FSAE_REQUIRE_CLUSTER=1."""
 
 import importlib.util
 import os
@@ -15,14 +15,14 @@ HERE = Path(__file__).parent
 
 
 def lacking(reason: str) -> NoReturn:
-    """Skip the test, or fail it where everything is required."""
+    """Skip the test, or fail it if everything is required."""
     if os.environ.get("FSAE_REQUIRE_CLUSTER") == "1":
         pytest.fail(f"FSAE_REQUIRE_CLUSTER=1, but {reason}")
     pytest.skip(f"{reason}; `make test-cluster` brings it")
 
 
 def installed(package: str, command: str) -> None:
-    """Make sure of a command from a Debian package: as root and required, install it."""
+    """Check for a command of a Debian package, and install it if it is required and this is root."""
     if shutil.which(command):
         return
     if os.geteuid() != 0 or shutil.which("apt-get") is None or os.environ.get("FSAE_REQUIRE_CLUSTER") != "1":
@@ -38,14 +38,14 @@ def installed(package: str, command: str) -> None:
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A Slurm of one node with the partitions main, low and high; yields the environment that finds it."""
+    """A Slurm of one node with the partitions main, low and high; yields the environment of its clients."""
     if os.geteuid() != 0:
         lacking("starting a Slurm takes root")
     for package, command in (("slurmctld", "slurmctld"), ("slurmd", "slurmd"), ("slurm-client", "sbatch")):
         installed(package, command)
     installed("munge", "munged")
     folder = tmp_path_factory.mktemp("slurm", numbered=False)
-    # munged refuses a socket in a place that others cannot reach.
+    # munged refuses a socket in a folder that others cannot reach.
     for parent in (folder.parent, folder.parent.parent):
         parent.chmod(0o755)
     environment = {"FSAE_SLURM_FOLDER": str(folder), "SLURM_CONF": str(folder / "slurm.conf")}
@@ -61,7 +61,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def in_namespace() -> list[str]:
-    """What goes before a command so that it sees loopback and no other network; Ray listens on every address."""
+    """The prefix of a command that gives it loopback and no other network; Ray listens on every address."""
     if importlib.util.find_spec("ray") is None:
         lacking("Ray is not installed (the extra `ray`)")
     inside = ["unshare", "--net", "bash", "-c", 'ip link set lo up && exec "$@"', "--"]
@@ -72,7 +72,7 @@ def in_namespace() -> list[str]:
 
 @pytest.fixture
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An empty database of a PostgreSQL that listens on a socket file only; yields its address."""
+    """An empty database of a PostgreSQL that listens only on a socket file; yields its address."""
     if os.geteuid() != 0:
         lacking("running PostgreSQL as its own user takes root")
     if importlib.util.find_spec("psycopg2") is None:

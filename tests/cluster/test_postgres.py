@@ -1,4 +1,4 @@
-"""An MLflow server on PostgreSQL: many writers at once, and none of their values lost when it dies half way."""
+"""An MLflow server on PostgreSQL with many writers at once: its death half way loses none of their values."""
 
 import subprocess
 import sys
@@ -14,12 +14,12 @@ WRITERS = 8
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def test_nothing_is_lost_of_eight_writers_though_the_server_dies_half_way(postgres: str, tmp_path: Path):
+def test_the_death_of_the_server_loses_no_value_of_eight_writers(postgres: str, tmp_path: Path):
     server = Server(tmp_path / "unused.db", tmp_path / "server.log", store=postgres)
     server.start()
     try:
         server.wait_until_up()
-        # As at a sweep's start: the database is empty before, and ready for all of them after.
+        # As at a sweep's start, this prepares the empty database for all writers.
         sweep = SweepRun(uri=server.uri, outputs=tmp_path, experiment="writers", sweep="one", seconds=60)
         sweep.open()
         began = time.monotonic()
@@ -37,10 +37,10 @@ def test_nothing_is_lost_of_eight_writers_though_the_server_dies_half_way(postgr
         server.kill()
         time.sleep(SECONDS / 4)
         server.start()
-        said = [writer.communicate(timeout=150)[0] for writer in writers]
-        assert [writer.returncode for writer in writers] == WRITERS * [0], said
+        output = [writer.communicate(timeout=150)[0] for writer in writers]
+        assert [writer.returncode for writer in writers] == WRITERS * [0], output
         server.wait_until_up()
-        # As at a sweep's end: what a writer could not deliver before it ended is in its folder.
+        # As at a sweep's end, this sends what a writer could not upload before it ended.
         sweep.deliver([path.parent for path in logs])
 
         from mlflow import MlflowClient

@@ -8,7 +8,7 @@ from tests.processes import environment
 from tests.sweeps.sweeps import LONG, assert_a_killed_worker_takes_down_its_own_job_only
 
 
-def test_a_killed_worker_takes_down_its_own_job_only(in_namespace: list[str], tmp_path: Path):
+def test_a_killed_worker_ends_its_own_job_only(in_namespace: list[str], tmp_path: Path):
     folder = tmp_path / "sweeps" / "ray"
     command = [
         *in_namespace, sys.executable, "-m", "fsae.run", "-m", *LONG, "tracking.flush_seconds=1,2,3", "launcher=ray",
@@ -21,7 +21,7 @@ def test_a_killed_worker_takes_down_its_own_job_only(in_namespace: list[str], tm
         process,
         folder,
         tmp_path,
-        # Where there is no Ray, or it is not wanted any more.
+        # If Ray is missing or no longer needed.
         "launcher=local",
         reason="The worker died unexpectedly while executing this task",
     )

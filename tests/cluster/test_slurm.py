@@ -13,16 +13,16 @@ from tests.sweeps.sweeps import SHORT, assert_equal_runs, begun, ended, is_train
 
 SLURM = ("launcher=slurm", "hydra.launcher.timeout_min=20", "hydra.launcher.cpus_per_task=1")
 
-# Training takes some ten seconds; what happens to a job here happens within.
+# Training takes some ten seconds, so that jobs can be disturbed during it.
 LONG = ("debug=tiny", "eval.splice_tokens=0", "trainer.checkpoint_seconds=1", "trainer.samples=800_000")
 
 
 def job_id(folder: Path) -> str:
-    """Slurm's id of the job with this run folder."""
+    """Return Slurm's id of the job with this run folder."""
     return json.loads((folder / "slurm.json").read_text())["job_id"]
 
 
-def test_eight_jobs_of_which_one_fails_and_some_are_preempted(slurm: dict[str, str], tmp_path: Path):
+def test_a_sweep_survives_a_failing_job_and_preemptions(slurm: dict[str, str], tmp_path: Path):
     folder = tmp_path / "sweeps" / "eight"
     rates = [f"{n}e-4" for n in range(1, 8)] + ["1e30"]
     process = begun(
@@ -31,7 +31,7 @@ def test_eight_jobs_of_which_one_fails_and_some_are_preempted(slurm: dict[str, s
         outputs=tmp_path, **slurm,
     )  # fmt: skip
     wait_until(lambda: is_training(folder / "0") or is_training(folder / "1"), process)
-    # It wants the whole node, and its partition comes first: Slurm pushes out what runs in the other.
+    # It needs the whole node and its partition has priority, so Slurm preempts the jobs of the other partition.
     subprocess.run(
         ["sbatch", "--partition=high", "--exclusive", "--time=1", "--output=/dev/null", "--wrap=true"],
         check=True, capture_output=True, env=os.environ | slurm,
@@ -44,7 +44,7 @@ def test_eight_jobs_of_which_one_fails_and_some_are_preempted(slurm: dict[str, s
     assert "  7  trainer.lr=1e+30  failed: ValueError: loss, " in done.stdout
     resumed = [job for job in range(8) if "going on at step" in (folder / str(job) / "run.log").read_text()]
     assert resumed
-    # In MLflow they are one run for each job, none of them left as it was between two tries.
+    # MLflow has one run per job, each with the state of its last attempt.
     from mlflow import MlflowClient
 
     runs = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").search_runs(["1"], "tags.`fsae.kind` = 'train'")
@@ -56,9 +56,7 @@ def test_eight_jobs_of_which_one_fails_and_some_are_preempted(slurm: dict[str, s
     assert_equal_runs(folder / str(job), wanted)
 
 
-def test_a_cancelled_job_stays_cancelled_a_killed_one_is_seen_and_resuming_finishes_both(
-    slurm: dict[str, str], tmp_path: Path
-):
+def test_resuming_finishes_cancelled_and_killed_jobs(slurm: dict[str, str], tmp_path: Path):
     folder = tmp_path / "sweeps" / "two"
     process = begun(
         "fsae.run", "-m", *LONG, "tracking.flush_seconds=1,2,3", *SLURM, f"hydra.sweep.dir={folder}",
@@ -86,7 +84,7 @@ def test_a_cancelled_job_stays_cancelled_a_killed_one_is_seen_and_resuming_finis
         ("hydra.launcher.gres=gpu:9", "launcher=slurm: sbatch refuses the jobs: Invalid generic resource (gres)"),
     ],
 )
-def test_what_slurm_cannot_do_is_told_before_anything_runs(
+def test_impossible_slurm_settings_are_reported_before_anything_runs(
     setting: str, message: str, slurm: dict[str, str], tmp_path: Path
 ):
     done = ended(begun("fsae.run", "-m", *SHORT, "seed=1,2", *SLURM, setting, outputs=tmp_path, **slurm))

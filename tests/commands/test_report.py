@@ -12,7 +12,7 @@ def one_run(folder: Path) -> None:
     write_run(folder, settings_of("gated", 0, 1, 0), results_of("gated", 0, 1, 0, effect=0, noise=0))
 
 
-def test_a_folder_is_reported_on_within_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_the_report_on_one_folder_is_written_inside_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     one_run(tmp_path / "s" / "0")
     assert main([str(tmp_path / "s")]) == 0
     page = tmp_path / "s" / "report" / "report.html"
@@ -23,7 +23,7 @@ def test_a_folder_is_reported_on_within_it(tmp_path: Path, capfd: pytest.Capture
     assert capfd.readouterr().out.startswith("1 runs")
 
 
-def test_several_folders_are_reported_on_here_or_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_report_on_several_folders_is_written_here_or_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     one_run(tmp_path / "a" / "0")
     one_run(tmp_path / "b" / "0")
@@ -34,7 +34,7 @@ def test_several_folders_are_reported_on_here_or_elsewhere(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["nowhere"], "nowhere: no such folder"),
         (["."], "no run in"),
@@ -42,24 +42,28 @@ def test_several_folders_are_reported_on_here_or_elsewhere(tmp_path: Path, monke
         (["--mlflow", "file:///tmp"], "--mlflow=file:///tmp: "),
     ],
 )
-def test_bad_input_is_told(
-    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_report_explains_bad_input(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
-    assert said in capfd.readouterr().err
+    assert message in capfd.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("arguments", [[], ["a", "--mlflow", "x"], ["a", "--sweep", "x"]])
-def test_what_makes_no_sense_together_is_refused(arguments: list[str], capfd: pytest.CaptureFixture[str]):
+def test_report_refuses_contradictory_arguments(arguments: list[str], capfd: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
     assert "error:" in capfd.readouterr().err
 
 
-def test_it_needs_no_torch():
+def test_report_imports_no_torch():
     code = "import sys, fsae.report; print({'torch', 'mlflow', 'hydra'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

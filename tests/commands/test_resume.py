@@ -1,4 +1,4 @@
-"""Which command finishes a sweep."""
+"""The command that finishes a sweep."""
 
 from pathlib import Path
 
@@ -34,19 +34,19 @@ def sweep(folder: Path) -> Sweep:
 OWN = ["hydra.sweep.dir='/a sweep'", "hydra/sweeper=remaining", "hydra.callbacks.sweep.resumed=true"]
 
 
-def test_it_launches_as_before():
+def test_resume_launches_with_the_sweeps_own_launcher():
     command = resume._command(sweep(Path("/a sweep")), [])
     kept = ["launcher=slurm", "seed=1", "hydra.launcher.partition=gpu", "hydra.verbose=true"]
     assert command == ["--multirun", "--config-dir=/own", *kept, *OWN]
 
 
-def test_or_with_a_setting_of_the_launcher_changed():
+def test_resume_may_change_a_setting_of_the_launcher():
     command = resume._command(sweep(Path("/a sweep")), ["hydra.launcher.partition=cpu"])
     kept = ["launcher=slurm", "seed=1", "hydra.verbose=true", "hydra.launcher.partition=cpu"]
     assert command == ["--multirun", "--config-dir=/own", *kept, *OWN]
 
 
-def test_or_by_another_launcher_without_the_former_one_s_settings():
+def test_resume_with_another_launcher_drops_the_formers_settings():
     command = resume._command(sweep(Path("/a sweep")), ["launcher=joblib", "hydra.launcher.n_jobs=4"])
     kept = ["seed=1", "hydra.verbose=true", "launcher=joblib", "hydra.launcher.n_jobs=4"]
     assert command == ["--multirun", "--config-dir=/own", *kept, *OWN]
@@ -55,12 +55,12 @@ def test_or_by_another_launcher_without_the_former_one_s_settings():
 @pytest.mark.parametrize(
     "name", ["plain", "it's", "a,b=c d", "back\\slash", "back\\' of", "ends in \\\\", "%20 {x} [y] ü"]
 )
-def test_a_folder_of_any_name_is_read_as_it_is(name: str):
+def test_resume_accepts_a_folder_of_any_name(name: str):
     (override,) = OverridesParser.create().parse_overrides([f"hydra.sweep.dir={resume._quoted(Path(name))}"])
     assert str(override.value()) == name
 
 
-def test_other_settings_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_resume_refuses_other_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     sweep(tmp_path).write()
     with pytest.raises(SystemExit) as left:
         resume.main([str(tmp_path), "trainer.lr=1"])
@@ -68,7 +68,7 @@ def test_other_settings_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err.startswith("fsae: trainer.lr=1: a sweep is finished with the settings it began with")
 
 
-def test_so_is_what_is_no_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_resume_refuses_a_folder_without_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as left:
         resume.main([str(tmp_path)])
     assert left.value.code == 2
@@ -76,7 +76,7 @@ def test_so_is_what_is_no_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("name", ["a b", "it's", "a=b,c", "a\\b"])
-def test_any_folder_s_name_can_be_an_override_s_value(name: str):
+def test_any_folders_name_can_be_an_overrides_value(name: str):
     (override,) = OverridesParser.create().parse_overrides([f"x={resume._quoted(Path('/s') / name)}"])
     assert not override.is_sweep_override()
     assert override.value() == f"/s/{name}"

@@ -1,4 +1,4 @@
-"""Whole runs by the command line: what is refused and how, and what survives a kill."""
+"""Whole runs by the command line: refusals, and resuming after a kill."""
 
 import json
 import logging
@@ -33,15 +33,15 @@ TINY = ("debug=tiny", "eval.splice_tokens=128")
 
 @dataclass
 class Ended:
-    """How a command ended in this process."""
+    """The end of a command that ran in this process."""
 
     exit_status: int
-    said: str
+    output: str
 
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator:
-    """The command line in this process, for what ends before anything is loaded."""
+    """The command line in this process, for commands that end before anything is loaded."""
     monkeypatch.setenv("FSAE_OUTPUTS", str(tmp_path / "outputs"))
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     root = logging.getLogger()
@@ -49,7 +49,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
 
     def ended(*arguments: str) -> Ended:
         monkeypatch.setattr(sys, "argv", ["run", *arguments])
-        # main sets it for itself.
+        # main sets it.
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
         status = 0
         try:
@@ -77,14 +77,14 @@ def only(paths: Iterator[Path]) -> Path:
         (["--config-dir=/no/such/folder"], "Additional config directory '/no/such/folder' not found"),
     ],
 )
-def test_what_does_not_compose_is_told_once_and_recorded_in_the_outputs_folder(
+def test_a_failed_composition_is_reported_once_and_recorded(
     arguments: list[str], message: str, command, tmp_path: Path
 ):
     ended = command(*arguments)
     assert ended.exit_status == 1
-    assert ended.said.startswith(f"fsae: {message}")
-    assert ended.said.count(message) == 1
-    assert "Traceback" not in ended.said
+    assert ended.output.startswith(f"fsae: {message}")
+    assert ended.output.count(message) == 1
+    assert "Traceback" not in ended.output
     status = json.loads((tmp_path / "outputs" / "status.json").read_text())
     assert status["state"] == "refused"
     assert status["failure"]["message"].startswith(message)
@@ -111,13 +111,13 @@ def test_what_does_not_compose_is_told_once_and_recorded_in_the_outputs_folder(
         ),
     ],
 )
-def test_a_refusal_is_told_once_and_leaves_one_line_in_the_outputs_folder(
+def test_a_refusal_is_reported_once_and_recorded_in_the_outputs_folder(
     arguments: list[str], message: str, command, tmp_path: Path
 ):
     ended = command(*arguments)
     assert ended.exit_status == 1
-    assert ended.said.count(message) == 1
-    assert "Traceback" not in ended.said
+    assert ended.output.count(message) == 1
+    assert "Traceback" not in ended.output
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["status.json"]
     status = json.loads((tmp_path / "outputs" / "status.json").read_text())
     assert status["state"] == "refused"
@@ -125,10 +125,10 @@ def test_a_refusal_is_told_once_and_leaves_one_line_in_the_outputs_folder(
     assert status["failure"]["message"].startswith(message)
 
 
-def test_a_sweep_of_which_no_job_can_be_run_is_told_once_and_leaves_as_little(command, tmp_path: Path):
+def test_a_sweep_without_a_runnable_job_is_reported_once_and_recorded(command, tmp_path: Path):
     ended = command("-m", "model=tiny", "site.layer=4", "seed=1,2", "arch=gated,topk")
     assert ended.exit_status == 1
-    assert ended.said == "fsae: site.layer is 4, but model tiny has 4 layers, 0 to 3; choose one of them\n"
+    assert ended.output == "fsae: site.layer is 4, but model tiny has 4 layers, 0 to 3; choose one of them\n"
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["status.json"]
 
 
@@ -140,12 +140,12 @@ def test_a_sweep_of_which_no_job_can_be_run_is_told_once_and_leaves_as_little(co
         (["paths.outputs=one,two"], "paths.outputs has several values, but a sweep has one folder"),
     ],
 )
-def test_a_sweep_with_a_choice_that_does_not_exist_leaves_as_little(
+def test_a_sweep_with_an_unknown_choice_is_reported_once_and_recorded(
     arguments: list[str], message: str, command, tmp_path: Path
 ):
     ended = command("-m", "model=tiny", "site.layer=1", *arguments)
-    assert (ended.exit_status, ended.said.count("fsae: ")) == (1, 1)
-    assert ended.said.startswith(f"fsae: {message}")
+    assert (ended.exit_status, ended.output.count("fsae: ")) == (1, 1)
+    assert ended.output.startswith(f"fsae: {message}")
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["status.json"]
 
 
@@ -157,7 +157,7 @@ LONG_NAME = "n" * 300
     [
         (["paths.outputs="], "paths.outputs is ''"),
         (["paths.outputs='  '"], "paths.outputs is '  '"),
-        (["paths.outputs='~/x'"], "paths.outputs is '~/x': ~ is only known to the shell"),
+        (["paths.outputs='~/x'"], "paths.outputs is '~/x': only the shell expands ~"),
         (["paths.outputs='a\nb'"], "paths.outputs is 'a\\nb': a folder's name may have no line break"),
         (["paths.runs="], "paths.runs is ''"),
         (["paths.runs=../x"], "paths.runs is '../x', which is not below the outputs folder"),
@@ -185,7 +185,7 @@ LONG_NAME = "n" * 300
         ([f"name={LONG_NAME}"], "name is 300 bytes long"),
     ],
 )
-def test_a_folder_elsewhere_is_refused_before_anything_is_made(
+def test_a_folder_outside_the_outputs_is_refused_before_anything_is_created(
     arguments: list[str], message: str, command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     working = tmp_path / "a" / "b"
@@ -193,9 +193,9 @@ def test_a_folder_elsewhere_is_refused_before_anything_is_made(
     monkeypatch.chdir(working)
     ended = command(*arguments, *TINY_FOLDER)
     assert ended.exit_status == 1
-    assert ended.said.startswith("fsae: ")
-    assert message in ended.said
-    assert ended.said.count("\n") == 1
+    assert ended.output.startswith("fsae: ")
+    assert message in ended.output
+    assert ended.output.count("\n") == 1
     made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
     assert made <= {"a", "a/b", "outputs", "outputs/status.json"}
 
@@ -210,12 +210,12 @@ def test_an_empty_outputs_folder_in_the_environment_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_command_that_does_not_compose_is_recorded_where_it_says(command, tmp_path: Path):
+def test_a_failed_composition_is_recorded_in_the_named_outputs_folder(command, tmp_path: Path):
     command("arch=topj", f"paths.outputs={tmp_path / 'other'}")
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
-def test_a_refusal_leaves_earlier_results_alone(command, tmp_path: Path):
+def test_a_refusal_does_not_change_earlier_results(command, tmp_path: Path):
     folder = folder_of("model=tiny", "site.layer=4")
     (folder / "results.json").write_text("{}")
     (folder / "status.json").write_text(json.dumps({"state": "finished"}))
@@ -228,7 +228,7 @@ TINY_FOLDER = ("model=tiny", "site.layer=1", "tracking=none")
 
 
 def folder_of(*arguments: str) -> Path:
-    """The folder that these settings get, made here."""
+    """The folder of these settings, created here."""
     folder = run_folder(*arguments)
     folder.mkdir(parents=True)
     return folder
@@ -240,55 +240,55 @@ def failure_in(folder: Path, state: str = "failed") -> str:
     return status["failure"]["message"]
 
 
-def test_a_damaged_checkpoint_is_told_and_left_as_it_is(command):
+def test_a_damaged_checkpoint_is_reported_and_not_changed(command):
     folder = folder_of(*TINY_FOLDER)
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "latest.pt").write_bytes(b"PK half of it")
     ended = command(*TINY_FOLDER)
     assert ended.exit_status == 1
-    assert ended.said.count("latest.pt is damaged") == 1
+    assert ended.output.count("latest.pt is damaged") == 1
     assert "delete it to start this run from the beginning" in failure_in(folder, "refused")
     assert (folder / "checkpoints" / "latest.pt").read_bytes() == b"PK half of it"
 
 
-def test_a_checkpoint_of_other_settings_is_refused_by_the_keys_that_differ(command):
+def test_the_error_for_a_foreign_checkpoint_lists_the_differing_keys(command):
     folder = folder_of(*TINY_FOLDER)
     Checkpoints(folder / "checkpoints", {"seed": "5", "arch.k": "3"}, {}).save({})
     ended = command(*TINY_FOLDER)
     assert ended.exit_status == 1
-    assert "\n  seed: 5 in the checkpoint, 0 now\n" in ended.said
+    assert "\n  seed: 5 in the checkpoint, 0 now\n" in ended.output
     assert "\n  arch.k: 3 in the checkpoint, (absent) now\n" in failure_in(folder, "refused")
 
 
-def test_a_full_disk_is_told_with_its_place(command):
+def test_the_error_for_a_full_disk_names_the_folder(command):
     folder = folder_of(*TINY_FOLDER)
-    # Whatever is written to this device does not fit.
+    # This device refuses every write.
     (folder / "config.yaml").symlink_to("/dev/full")
     ended = command(*TINY_FOLDER)
     assert ended.exit_status == 1
-    assert ended.said.count(f"no space left for {folder}; free some") == 1
-    assert "Traceback" not in ended.said
+    assert ended.output.count(f"no space left for {folder}; free some") == 1
+    assert "Traceback" not in ended.output
     assert failure_in(folder).startswith("no space left for")
 
 
-def test_an_outputs_folder_that_cannot_be_is_told_without_a_traceback(command, monkeypatch: pytest.MonkeyPatch):
+def test_an_impossible_outputs_folder_is_reported_without_a_traceback(command, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FSAE_OUTPUTS", "/dev/null/outputs")
     ended = command("model=tiny", "site.layer=1")
     assert ended.exit_status == 1
-    assert "/dev/null/outputs" in ended.said
-    assert "Traceback" not in ended.said
+    assert "/dev/null/outputs" in ended.output
+    assert "Traceback" not in ended.output
 
 
-def test_a_bug_of_ours_shows_its_traceback(command, monkeypatch: pytest.MonkeyPatch):
+def test_an_unexpected_error_shows_its_traceback(command, monkeypatch: pytest.MonkeyPatch):
     def broken(settings: object) -> None:
-        raise TypeError("nobody expects this")
+        raise TypeError("unexpected")
 
     monkeypatch.setattr(origin, "check", broken)
     ended = command("model=tiny", "site.layer=1")
     assert ended.exit_status == 1
-    assert "nobody expects this" in ended.said
-    assert "Traceback" in ended.said
-    assert "in broken" in ended.said
+    assert "unexpected" in ended.output
+    assert "Traceback" in ended.output
+    assert "in broken" in ended.output
 
 
 @pytest.mark.parametrize(("name", "exit_status"), [("SIGTERM", 143), ("SIGINT", 130)])
@@ -301,11 +301,11 @@ def test_a_signal_ends_a_whole_sweep(
     monkeypatch.setattr(run_module, "accept", interrupted)
     ended = command("-m", "model=tiny", "seed=1,2")
     assert ended.exit_status == exit_status
-    assert ended.said.count(f"interrupted by {name}; fsae.resume starts it again") == 1
+    assert ended.output.count(f"interrupted by {name}; fsae.resume starts it again") == 1
     assert [path.name for path in (tmp_path / "outputs" / "sweeps").glob("*/*/*") if path.is_dir()] == ["0"]
 
 
-def test_yaml_files_of_one_s_own(command, tmp_path: Path):
+def test_a_users_own_yaml_files_are_used(command, tmp_path: Path):
     (tmp_path / "arch").mkdir()
     (tmp_path / "arch" / "wide.yaml").write_text("defaults: [/schema/arch@_here_: topk, _self_]\nd_sae: 999\nk: 7\n")
     (tmp_path / "experiment").mkdir()
@@ -314,12 +314,12 @@ def test_yaml_files_of_one_s_own(command, tmp_path: Path):
         "defaults: [override /arch: wide, override /loss: topk]\n"
         "seed: 11\nname: mine\nloss: {fisher: {weight: 0.5}}\n"
     )
-    said = command(f"--config-dir={tmp_path}", "--cfg=job", "experiment=mine").said
-    assert "\nseed: 11\n" in said
-    assert "name: mine\n" in said
-    assert "  d_sae: 999\n" in said
-    assert re.search(r"fisher:\n(    .*\n)*    weight: 0\.5\n", said)
-    assert "\nseed: 12\n" in command(f"--config-dir={tmp_path}", "--cfg=job", "experiment=mine", "seed=12").said
+    output = command(f"--config-dir={tmp_path}", "--cfg=job", "experiment=mine").output
+    assert "\nseed: 11\n" in output
+    assert "name: mine\n" in output
+    assert "  d_sae: 999\n" in output
+    assert re.search(r"fisher:\n(    .*\n)*    weight: 0\.5\n", output)
+    assert "\nseed: 12\n" in command(f"--config-dir={tmp_path}", "--cfg=job", "experiment=mine", "seed=12").output
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_yaml_files_of_one_s_own(command, tmp_path: Path):
         (["--help"], "== Configuration groups =="),
     ],
 )
-def test_help_and_refusals_answer_fast_and_import_nothing_slow(arguments: list[str], message: str, tmp_path: Path):
+def test_help_and_refusals_are_fast_and_import_nothing_slow(arguments: list[str], message: str, tmp_path: Path):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "fsae.run", *arguments],
@@ -344,22 +344,22 @@ def test_help_and_refusals_answer_fast_and_import_nothing_slow(arguments: list[s
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines() if "|" in line}
     assert "torch" in imported
     assert not imported & {"transformers", "transformer_lens", "datasets", "mlflow", "matplotlib"}
-    # Of the processor, as this machine may be busy with others.
+    # CPU time, since this machine may be busy with other processes.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 4
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_signal_before_anything_has_begun_is_told_in_one_line(name: str, tmp_path: Path):
+def test_a_signal_during_imports_is_reported_in_one_line(name: str, tmp_path: Path):
     process = start(*TINY, outputs=tmp_path / "outputs")
     # Python itself is there, and imports what takes seconds.
     time.sleep(0.5)
     process.send_signal(signal.Signals[name])
-    said, _ = process.communicate(timeout=30)
-    assert (process.returncode, said) == (128 + signal.Signals[name], f"fsae: interrupted by {name}\n")
+    output, _ = process.communicate(timeout=30)
+    assert (process.returncode, output) == (128 + signal.Signals[name], f"fsae: interrupted by {name}\n")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_signal_while_a_model_is_opened_ends_the_run_as_interrupted(tmp_path: Path):
+def test_a_signal_during_the_opening_of_a_model_interrupts_the_run(tmp_path: Path):
     process = start(*TINY, outputs=tmp_path)
 
     def is_opening() -> bool:
@@ -367,10 +367,10 @@ def test_a_signal_while_a_model_is_opened_ends_the_run_as_interrupted(tmp_path: 
 
     wait_until(is_opening, process)
     process.send_signal(signal.SIGHUP)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 129, said
-    assert said.splitlines()[-1].endswith("WARNING interrupted by SIGHUP; the same command starts it again")
-    assert "Traceback" not in said
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 129, output
+    assert output.splitlines()[-1].endswith("WARNING interrupted by SIGHUP; the same command starts it again")
+    assert "Traceback" not in output
     (folder,) = (tmp_path / "runs").iterdir()
     assert failure_in(folder, "interrupted") == "interrupted by SIGHUP"
 
@@ -393,7 +393,7 @@ def lines(folder: Path) -> int:
 
 
 def written_at(folder: Path) -> int | None:
-    """When the checkpoint was saved; None where there is none."""
+    """Return when the checkpoint was saved; None if there is none."""
     checkpoint = folder / "checkpoints" / "latest.pt"
     return checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
 
@@ -404,7 +404,7 @@ def step_in(folder: Path) -> int:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nobody disturbed."""
+    """The folder of a run that was not interrupted."""
     outputs = tmp_path_factory.mktemp("uninterrupted")
     done = finished(*LONG, outputs=outputs)
     assert done.returncode == 0, done.stdout
@@ -414,18 +414,18 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_killed_again_and_again_it_ends_as_if_nothing_had_been(uninterrupted: Path, tmp_path: Path):
+def test_a_run_killed_several_times_ends_with_the_same_numbers(uninterrupted: Path, tmp_path: Path):
     moment = random.Random(os.urandom(8))
     # The same settings have the same name in another outputs folder.
     folder = tmp_path / "runs" / uninterrupted.name
 
-    # Before there is anything to go on from.
+    # Before the first checkpoint.
     process = start(*LONG, outputs=tmp_path)
     wait_until((folder / "status.json").exists, process)
     process.kill()
     process.communicate()
 
-    # Anywhere in the first half of the training.
+    # At any moment in the first half of the training.
     process = start(*LONG, outputs=tmp_path)
     wanted = moment.randint(2, 12)
     wait_until(lambda: lines(folder) >= wanted, process)
@@ -434,7 +434,7 @@ def test_killed_again_and_again_it_ends_as_if_nothing_had_been(uninterrupted: Pa
     assert json.loads((folder / "status.json").read_text())["state"] == "running"
     assert not (folder / "results.json").exists()
 
-    # Asked to stop, after a second one was refused.
+    # Stopped by a signal, after a second process was refused.
     before_it = written_at(folder)
     process = start(*LONG, outputs=tmp_path)
     wait_until(lambda: written_at(folder) != before_it, process)
@@ -447,9 +447,9 @@ def test_killed_again_and_again_it_ends_as_if_nothing_had_been(uninterrupted: Pa
     assert {name: (folder / name).read_bytes() for name in before} == before
     process.send_signal(signal.SIGCONT)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate()
-    assert process.returncode == 143, said
-    assert "interrupted by SIGTERM; the same command goes on from the saved state" in said
+    output, _ = process.communicate()
+    assert process.returncode == 143, output
+    assert "interrupted by SIGTERM; the same command resumes from the saved state" in output
     status = json.loads((folder / "status.json").read_text())
     assert status["state"] == "interrupted"
     assert status["failure"] == {"kind": "Interrupted", "message": "interrupted by SIGTERM"}
@@ -466,7 +466,7 @@ def test_killed_again_and_again_it_ends_as_if_nothing_had_been(uninterrupted: Pa
 def assert_same_run(folder: Path, wanted: Path) -> None:
     states = [torch.load(each / "checkpoints" / "latest.pt", weights_only=True) for each in (folder, wanted)]
     for state in states:
-        # How many digits the speed has decides how long the file is.
+        # The file's length depends on the number of digits of the speed.
         state["state"].pop("metrics_position")
         assert state["state"]["step"] == 128
     assert differences(*states) == []
@@ -487,7 +487,7 @@ def assert_same_run(folder: Path, wanted: Path) -> None:
     assert evaluation[0] == 32_768
 
 
-def test_a_run_s_folder_holds_everything(uninterrupted: Path):
+def test_a_runs_folder_holds_everything(uninterrupted: Path):
     names = {str(path.relative_to(uninterrupted)) for path in uninterrupted.rglob("*") if path.is_file()}
     assert names == {
         "config.yaml",
@@ -513,7 +513,7 @@ def test_a_run_s_folder_holds_everything(uninterrupted: Path):
     assert list(OmegaConf.load(uninterrupted / "overrides.yaml")) == list(LONG)
 
 
-def test_what_was_exported_evaluates_to_the_run_s_own_results(uninterrupted: Path, tmp_path: Path):
+def test_the_exported_autoencoder_evaluates_to_the_runs_results(uninterrupted: Path, tmp_path: Path):
     sae = tmp_path / "sae"
     shutil.copytree(uninterrupted / "sae", sae)
     done = finished(*TINY, "task=eval", f"sae.path={sae}", outputs=tmp_path, cwd=tmp_path)
@@ -523,14 +523,14 @@ def test_what_was_exported_evaluates_to_the_run_s_own_results(uninterrupted: Pat
     results = json.loads((folder / "results.json").read_text())
     wanted = json.loads((uninterrupted / "results.json").read_text())
     assert results.pop("density_histogram") == wanted.pop("density_histogram")
-    # An evaluation trains on nothing, and has no counts of it.
+    # An evaluation does not train, so it has no counts of training samples.
     of_training = {name for name in wanted if name.startswith("data/train") or name == "data/text_rounds"}
     assert wanted.keys() - results.keys() == of_training
     assert results == pytest.approx({name: wanted[name] for name in results}, rel=1e-5)
     assert not (folder / "checkpoints").exists()
 
 
-def test_a_sweep_s_jobs_have_flat_folders_and_a_failing_one_does_not_stop_the_others(tmp_path: Path):
+def test_a_sweeps_jobs_have_flat_folders_and_one_failure_stops_no_other(tmp_path: Path):
     short = ("eval.splice_tokens=0", "trainer.samples=1024", "source.shard_tokens=1024")
     # 40 latents are too few for topk's 64.
     done = finished("-m", "debug=tiny", *short, "arch=topk,standard", "arch.d_sae=40", "seed=1,2", outputs=tmp_path)
@@ -544,10 +544,10 @@ def test_a_sweep_s_jobs_have_flat_folders_and_a_failing_one_does_not_stop_the_ot
     assert states == {"0": "refused", "1": "refused", "2": "finished", "3": "finished"}
     for job in ("0", "1"):
         assert "arch.k is 64, more than the 40 latents" in (sweep / job / "run.log").read_text()
-    # Each where it happened and in the summary.
+    # Each failure in its job's log and in the summary.
     assert done.stdout.count("arch.k is 64, more than the 40 latents") == 4
     assert "Traceback" not in done.stdout
     results = [json.loads((sweep / job / "results.json").read_text()) for job in ("2", "3")]
     assert results[0] != results[1]
-    # The outputs folder is not told of a refusal that belongs to a job.
+    # A refusal that belongs to a job is not recorded in the outputs folder.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["activations", "sweeps"]

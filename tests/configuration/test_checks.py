@@ -14,7 +14,7 @@ from tests.composition import composed
             ["dataset.context=64", "dataset.skip_positions=63"],
             r"eval\.splice_tokens is 2048, but .* keeps the last of 64 positions alone.*eval\.splice_tokens=0",
         ),
-        (["~loss.reconstruction"], r"loss\.reconstruction is not there, and without it nothing holds codes"),
+        (["~loss.reconstruction"], r"loss\.reconstruction is missing, and without it nothing ties codes"),
         (["loss.reconstruction.weight=0"], r"loss\.reconstruction has the weight 0"),
         (
             ["debug=tiny", "arch.expansion=1e-9"],
@@ -56,7 +56,10 @@ from tests.composition import composed
         (["tracking.uri=/some/folder"], r"tracking\.uri=/some/folder"),
         (["arch=gated", "arch.decoder_norm=free"], r"shrinks decoder rows.*loss\.auxiliary\.detach_decoder=false"),
         (["trainer=pam"], r"arch\.decoder_norm is unit, .*set arch\.decoder_norm=free"),
-        (["trainer=pam", "arch.decoder_norm=free", "arch.tied=true"], r"trainer=pam solves .* arch\.tied"),
+        (
+            ["trainer=pam", "arch.decoder_norm=free", "arch.encoder_init=tied"],
+            r"trainer=pam solves .* arch\.encoder_init=tied",
+        ),
         (
             ["trainer=pam", "arch.decoder_norm=free", "loss.reconstruction.weight=0.5"],
             r"trainer=pam solves .* loss\.reconstruction\.weight is 0\.5; set it to 1",

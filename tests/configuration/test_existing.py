@@ -1,4 +1,4 @@
-"""What an autoencoder's cfg.json says, and what becomes of the settings that evaluate it."""
+"""An autoencoder's cfg.json, and the settings that evaluate it."""
 
 import json
 import logging
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fsae.configuration.existing import _compare_model, heed_existing
+from fsae.configuration.existing import _compare_model, apply_provenance
 from fsae.configuration.schema import RunSettings, settings_of
 from fsae.export.saelens import Provenance, save_saelens
 from fsae.language_models.settings import ModelSettings, Package
@@ -20,110 +20,110 @@ from tests.composition import composed
 SITE = "blocks.1.hook_resid_mid"
 
 
-def settings_for(folder: Path, *overrides: str, **said: Any) -> RunSettings:
-    """Those of an evaluation on the tiny model, of an autoencoder whose cfg.json says so."""
+def settings_for(folder: Path, *overrides: str, **provenance: Any) -> RunSettings:
+    """Return the settings of an evaluation on the tiny model, of an autoencoder with this cfg.json."""
     save_saelens(build("standard", dtype=torch.float32), folder / "sae", Provenance())
     config = folder / "sae" / "cfg.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"metadata": {"hook_name": SITE} | said}))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"metadata": {"hook_name": SITE} | provenance}))
     return settings_of(composed("debug=tiny", "task=eval", f"sae.path={folder / 'sae'}", *overrides))
 
 
-def heeded(folder: Path, *overrides: str, **said: Any) -> DatasetSettings:
-    return heed_existing(settings_for(folder, *overrides, **said)).place()[2]
+def dataset_for(folder: Path, *overrides: str, **provenance: Any) -> DatasetSettings:
+    return apply_provenance(settings_for(folder, *overrides, **provenance)).place()[2]
 
 
-def test_training_heeds_no_autoencoder():
+def test_training_ignores_the_provenance():
     settings = settings_of(composed("debug=tiny"))
-    assert heed_existing(settings) is settings
+    assert apply_provenance(settings) is settings
     dataset = settings.place()[2]
     assert (dataset.context, dataset.prepend_bos, dataset.tokens_per_row) == (None, None, 128)
 
 
-def test_its_rows_are_those_it_was_made_for(tmp_path: Path):
-    dataset = heeded(tmp_path, context_size=64, prepend_bos=True, seqpos_slice=[5, None])
+def test_an_evaluation_takes_its_rows_from_the_provenance(tmp_path: Path):
+    dataset = dataset_for(tmp_path, context_size=64, prepend_bos=True, seqpos_slice=[5, None])
     assert (dataset.context, dataset.prepend_bos, dataset.skip_positions) == (64, True, 5)
 
 
-def test_token_ids_that_it_left_out_are_left_out(tmp_path: Path):
-    dataset = heeded(tmp_path, "dataset.exclude_tokens=[7]", exclude_special_tokens=[7, 3])
+def test_token_ids_left_out_in_training_are_left_out(tmp_path: Path):
+    dataset = dataset_for(tmp_path, "dataset.exclude_tokens=[7]", exclude_special_tokens=[7, 3])
     assert dataset.exclude_tokens == [7, 3]
 
 
-def test_special_tokens_that_it_was_trained_on_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_special_tokens_of_the_training_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO)
-    assert heeded(tmp_path, exclude_special_tokens=False).exclude_special_tokens
+    assert dataset_for(tmp_path, exclude_special_tokens=False).exclude_special_tokens
     assert "exclude_special_tokens is true, but" in caplog.text
 
 
-@pytest.mark.parametrize("said", [{}, {"context_size": None, "prepend_bos": None, "seqpos_slice": [None]}])
-def test_what_it_does_not_say_stays_null(tmp_path: Path, said: dict[str, Any]):
-    dataset = heeded(tmp_path, **said)
+@pytest.mark.parametrize("provenance", [{}, {"context_size": None, "prepend_bos": None, "seqpos_slice": [None]}])
+def test_settings_without_provenance_stay_null(tmp_path: Path, provenance: dict[str, Any]):
+    dataset = dataset_for(tmp_path, **provenance)
     assert (dataset.context, dataset.prepend_bos, dataset.skip_positions) == (None, None, 1)
 
 
-def test_what_is_set_counts_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_explicit_settings_take_precedence_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     overrides = ("dataset.context=32", "dataset.prepend_bos=false")
-    dataset = heeded(tmp_path, *overrides, context_size=64, prepend_bos=True)
+    dataset = dataset_for(tmp_path, *overrides, context_size=64, prepend_bos=True)
     assert (dataset.context, dataset.prepend_bos) == (32, False)
-    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert [message.split(",")[0] for message in told] == ["dataset.context is 32", "dataset.prepend_bos is False"]
+    reported = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [message.split(",")[0] for message in reported] == ["dataset.context is 32", "dataset.prepend_bos is False"]
 
 
-def test_the_prefix_and_the_roles_that_it_was_made_for_are_heeded(tmp_path: Path):
+def test_the_prefix_and_the_roles_come_from_the_provenance(tmp_path: Path):
     chats = ("dataset=parquet_files", f"dataset.path={tmp_path}", "dataset.chat_column=messages")
-    said = {"prefix": "Listen: ", "chat_roles": ["assistant"]}
-    dataset = heeded(tmp_path, *chats, **said)
+    provenance = {"prefix": "Listen: ", "chat_roles": ["assistant"]}
+    dataset = dataset_for(tmp_path, *chats, **provenance)
     assert (dataset.prefix, dataset.chat_roles) == ("Listen: ", ["assistant"])
     # Roles of what is no chat there are none.
-    assert heeded(tmp_path, **said).chat_roles is None
+    assert dataset_for(tmp_path, **provenance).chat_roles is None
 
 
-def test_token_ids_of_a_data_set_are_left_as_they_are(tmp_path: Path):
+def test_token_ids_of_a_data_set_are_not_changed(tmp_path: Path):
     ids = ("dataset=parquet_files", f"dataset.path={tmp_path}", "dataset.tokens_column=ids")
-    assert heeded(tmp_path, *ids, prepend_bos=True).prepend_bos is None
+    assert dataset_for(tmp_path, *ids, prepend_bos=True).prepend_bos is None
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("provenance", "message"),
     [
-        ({"hook_name": "blocks.3.hook_resid_post"}, "was made for .*; set site=resid_post site.layer=3, where it"),
+        ({"hook_name": "blocks.3.hook_resid_post"}, "was made for .*; set site=resid_post site.layer=3"),
         # TransformerBridge's own words for the same.
         ({"hook_name": "blocks.3.hook_out"}, "set site=resid_post site.layer=3"),
         (
             {"hook_name": "blocks.3.ln2.hook_normalized"},
-            r"no site has the hook .*; there are resid_pre \(blocks.0.hook_resid_pre\), resid_mid ",
+            r"no site has the hook .*; the sites are resid_pre \(blocks.0.hook_resid_pre\), resid_mid ",
         ),
         # In Gemma 2 these are other vectors than hook_mlp_out and hook_attn_out, which a norm has made of them.
-        ({"hook_name": "blocks.1.mlp.hook_out"}, "before the norm .* write 'blocks.1.hook_mlp_out' in its place"),
-        ({"hook_name": "blocks.1.attn.hook_out"}, "before the norm .* write 'blocks.1.hook_attn_out' in its place"),
+        ({"hook_name": "blocks.1.mlp.hook_out"}, "before the norm .* write 'blocks.1.hook_mlp_out' instead"),
+        ({"hook_name": "blocks.1.attn.hook_out"}, "before the norm .* write 'blocks.1.hook_attn_out' instead"),
         ({"hook_name": "hook_embed"}, "no site has the hook 'hook_embed'"),
         ({"seqpos_slice": [0, 64]}, "seqpos_slice is .* the first 64 positions alone; set dataset.context=64"),
         ({"seqpos_slice": [0, None, 2]}, "a step other than 1"),
         ({"seqpos_slice": [128, None]}, "none of the 128 positions"),
-        ({"context_size": 1}, "cfg.json asks for what cannot be: dataset.context is 1"),
+        ({"context_size": 1}, "cfg.json requires settings that are refused: dataset.context is 1"),
     ],
 )
-def test_what_cannot_be_heeded_is_refused(tmp_path: Path, said: dict[str, Any], message: str):
+def test_provenance_that_cannot_be_applied_is_refused(tmp_path: Path, provenance: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
-        heeded(tmp_path, **said)
+        dataset_for(tmp_path, **provenance)
 
 
-def test_an_autoencoder_of_a_language_model_needs_one(tmp_path: Path):
+def test_an_autoencoder_of_a_language_model_needs_a_language_model(tmp_path: Path):
     save_saelens(build("standard"), tmp_path / "sae", Provenance(hook_name=SITE))
     other = ("source=grouped_features", "~model", "~site", "~dataset")
     settings = settings_of(composed(*other, "task=eval", f"sae.path={tmp_path / 'sae'}"))
     with pytest.raises(ValueError, match="this source has none; use source=activations"):
-        heed_existing(settings)
+        apply_provenance(settings)
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
-    [({"hook_name": None}, "does not say for which site"), ({"model_name": "gpt2-small"}, "for the model gpt2-small")],
+    ("provenance", "message"),
+    [({"hook_name": None}, "does not name the site"), ({"model_name": "gpt2-small"}, "for the model gpt2-small")],
 )
-def test_what_cannot_be_decided_is_warned_of(
-    tmp_path: Path, said: dict[str, Any], message: str, caplog: pytest.LogCaptureFixture
+def test_unknown_provenance_is_reported_in_a_warning(
+    tmp_path: Path, provenance: dict[str, Any], message: str, caplog: pytest.LogCaptureFixture
 ):
-    heeded(tmp_path, **said)
+    dataset_for(tmp_path, **provenance)
     assert [message in record.getMessage() for record in caplog.records] == [True]
 
 
@@ -139,22 +139,20 @@ def test_what_cannot_be_decided_is_warned_of(
         ),
     ],
 )
-def test_an_autoencoder_made_for_another_model_is_told(made_for: Provenance, warning: str | None, caplog):
+def test_an_autoencoder_made_for_another_model_is_reported(made_for: Provenance, warning: str | None, caplog):
     _compare_model(ModelSettings(path="google/gemma-2b"), made_for, Path("sae"))
     assert (warning in caplog.text) if warning else not caplog.records
 
 
-def test_an_autoencoder_made_for_unquantised_weights_is_told(caplog):
+def test_an_autoencoder_made_for_unquantised_weights_is_reported(caplog):
     made_for = Provenance(model_name="HuggingFaceTB/SmolLM2-135M-Instruct")
     _compare_model(ModelSettings(package=Package.smollm2_135m_instruct_q4_1), made_for, Path("sae"))
     assert "(as published), and it is evaluated on other weights of it (weights quantised to Q4_1" in caplog.text
 
 
-def test_the_norm_beyond_which_its_training_left_activations_out_is_heeded(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
+def test_the_norm_limit_comes_from_the_provenance(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     def limits(*overrides: str) -> tuple[float | None, float | None]:
-        source = heed_existing(settings_for(tmp_path, *overrides, max_activation_norm=812.5)).source
+        source = apply_provenance(settings_for(tmp_path, *overrides, max_activation_norm=812.5)).source
         assert isinstance(source, ActivationSourceSettings)
         return source.max_norm_multiple, source.max_norm
 

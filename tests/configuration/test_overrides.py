@@ -15,14 +15,14 @@ from tests.composition import composed_with_hydra
         ("seed=1 --config-dir=/a --cfg job seed=2", "--config-dir=/a --cfg job seed=1 seed=2"),
     ],
 )
-def test_overrides_stand_behind_options(arguments: str, ordered: str):
+def test_options_first_moves_overrides_behind_options(arguments: str, ordered: str):
     assert options_first(arguments.split()) == ordered.split()
 
 
 @pytest.mark.parametrize(
     "argument", ["arch=null", "loss=5", "trainer=[1]", "model=1.5", "debug=true", "experiment=null"]
 )
-def test_what_is_no_choice_of_a_group_is_told_with_those_that_are(argument: str):
+def test_the_error_for_an_invalid_choice_lists_the_choices(argument: str):
     group, _, value = argument.partition("=")
     with pytest.raises(ValueError, match="is no choice of") as caught:
         check_choices(["seed=1", argument])
@@ -33,14 +33,14 @@ def test_what_is_no_choice_of_a_group_is_told_with_those_that_are(argument: str)
     "argument",
     ["arch=topk", "arch=topk,gated", "experiment=2024_mine", "model='tiny'", "~dataset", "seed=null", "arch=[1"],
 )
-def test_choices_and_what_hydra_tells_itself_are_let_through(argument: str):
+def test_check_choices_accepts_choices_and_what_hydra_reports_itself(argument: str):
     check_choices([argument])
 
 
 @pytest.mark.parametrize(
     "key", ["loss", "arch", "trainer", "source", "paths", "population", "eval", "tracking", "sae", "search", "seed"]
 )
-def test_what_a_run_needs_is_not_taken_away(key: str):
+def test_check_choices_refuses_to_remove_a_needed_group(key: str):
     with pytest.raises(ValueError, match=f"^~{key}: a run needs {key}; leave out ~{key}, or give it another value by"):
         check_choices(["seed=1", f"~{key}"])
 
@@ -52,7 +52,7 @@ def test_what_a_run_needs_is_not_taken_away(key: str):
         (["seed=range(200)", "trainer.lr=1e-3,1e-4", "arch.expansion=range(1,101)"], "40,000"),
     ],
 )
-def test_more_jobs_than_anybody_means_are_refused_before_they_are_made(overrides: list[str], jobs: str):
+def test_check_jobs_refuses_too_many_jobs_before_creating_them(overrides: list[str], jobs: str):
     config = composed_with_hydra("hydra.mode=MULTIRUN")
     config.hydra.overrides.task = overrides
     with pytest.raises(
@@ -62,5 +62,5 @@ def test_more_jobs_than_anybody_means_are_refused_before_they_are_made(overrides
     check_jobs(config, 1_000_000)
 
 
-def test_a_limit_for_sweeps_is_among_the_settings():
+def test_the_limit_of_jobs_is_a_setting():
     assert composed_with_hydra().hydra.callbacks.sweep.max_jobs == 10_000

@@ -64,7 +64,7 @@ def refusal(*overrides: str, own: Path | None = None) -> str:
         ("seed=0,1", "seed=0,1: several values are a sweep; add -m"),
         ("arch=gated,topk", "arch=gated,topk: several values are a sweep; add -m"),
         ("seed=range(3)", "seed=range(3): several values are a sweep; add -m"),
-        ("+trainer.lr=3", "+trainer.lr: there is such a setting already; leave out the +"),
+        ("+trainer.lr=3", "+trainer.lr: this setting exists already; leave out the +"),
         ("~trainer.lr", "trainer.lr: a setting cannot be deleted; give it a value"),
         # What is no override at all.
         (
@@ -73,20 +73,20 @@ def refusal(*overrides: str, own: Path | None = None) -> str:
         ),
     ],
 )
-def test_one_message_says_what_is_wrong_where_and_what_would_be_right(override: str, message: str):
+def test_explain_names_the_mistake_its_place_and_a_remedy(override: str, message: str):
     found = refusal(override)
     assert found.startswith(message)
     assert "Traceback" not in found
     assert found.count("\n") <= 1
 
 
-def test_a_setting_that_others_take_their_value_from_cannot_be_deleted():
+def test_deleting_a_setting_that_others_refer_to_is_refused():
     with pytest.raises(OmegaConfBaseException) as caught:
         settings_of(composed("~seed"))
     assert explain(caught.value) == "seed is not set, and a run needs it; add seed=..., or leave out ~seed"
 
 
-def test_an_experiment_that_includes_itself_is_named(tmp_path: Path):
+def test_the_error_names_an_experiment_that_includes_itself(tmp_path: Path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("defaults: [/experiment: mine, _self_]\n")
     with pytest.raises(RecursionError):
@@ -95,12 +95,12 @@ def test_an_experiment_that_includes_itself_is_named(tmp_path: Path):
     assert said.startswith("experiment=mine: the defaults list of mine.yaml includes itself")
 
 
-def test_class_variables_are_not_offered_as_settings():
+def test_explain_does_not_list_class_variables_as_settings():
     assert "needs" not in refusal("loss.penalty.foo=1").splitlines()[1]
     assert "provides" not in refusal("arch.foo=1").splitlines()[1]
 
 
-def test_a_file_of_one_s_own_is_named(tmp_path: Path):
+def test_the_error_names_a_users_own_file(tmp_path: Path):
     (tmp_path / "arch").mkdir()
     (tmp_path / "arch" / "typo.yaml").write_text("defaults: [/schema/arch@_here_: topk, _self_]\nkay: 3\n")
     found = refusal("arch=typo", "loss=topk", own=tmp_path)
@@ -110,7 +110,7 @@ def test_a_file_of_one_s_own_is_named(tmp_path: Path):
     assert str(tmp_path / "arch" / "broken.yaml") in refusal("arch=broken", "loss=topk", own=tmp_path)
 
 
-def test_a_file_that_sets_what_another_choice_has_not_is_named_with_the_key(tmp_path: Path):
+def test_the_error_names_the_file_and_the_key_that_another_choice_lacks(tmp_path: Path):
     assert refusal("debug=tiny", "source=eeg") == (
         "debug/tiny.yaml sets source.tokens, and EEGSettings has no such setting; leave out debug=tiny, or choose "
         "another source"
@@ -125,7 +125,7 @@ def test_a_file_that_sets_what_another_choice_has_not_is_named_with_the_key(tmp_
     assert refusal("experiment=mine", own=tmp_path).startswith("experiment/mine.yaml: seed: 'many' is not a whole num")
 
 
-def test_an_error_of_our_own_is_left_as_it_is():
+def test_explain_does_not_change_our_own_errors():
     assert explain(ValueError("site.layer is 4, but model tiny has 4 layers")) == (
         "site.layer is 4, but model tiny has 4 layers"
     )
@@ -139,14 +139,14 @@ def failure_in(folder: Path) -> Failure | None:
     return status.failure
 
 
-def test_what_has_no_folder_is_recorded_in_the_outputs_folder_and_gets_none(tmp_path: Path):
+def test_a_refusal_without_a_run_folder_is_recorded_in_the_outputs_folder(tmp_path: Path):
     for folder in (None, tmp_path / "outputs" / "runs" / "one"):
         record_refusal(ValueError("no such thing"), tmp_path / "outputs", folder)
         assert failure_in(tmp_path / "outputs") == Failure(kind="ValueError", message="no such thing")
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["status.json"]
 
 
-def test_what_cannot_be_run_is_recorded_in_its_folder(tmp_path: Path):
+def test_a_refusal_is_recorded_in_an_existing_run_folder(tmp_path: Path):
     run, outputs = tmp_path / "outputs" / "runs" / "one", tmp_path / "outputs"
     run.mkdir(parents=True)
     for message in ("wrong", "still wrong"):
@@ -156,7 +156,7 @@ def test_what_cannot_be_run_is_recorded_in_its_folder(tmp_path: Path):
 
 
 @pytest.mark.parametrize("state", [state for state in RunState if state is not RunState.refused])
-def test_what_a_run_wrote_of_itself_stays(state: RunState, tmp_path: Path):
+def test_a_refusal_does_not_replace_a_runs_status(state: RunState, tmp_path: Path):
     run, outputs = tmp_path / "outputs" / "runs" / "one", tmp_path / "outputs"
     run.mkdir(parents=True)
     before = mark(run, state)
@@ -165,7 +165,7 @@ def test_what_a_run_wrote_of_itself_stays(state: RunState, tmp_path: Path):
     assert failure_in(outputs) == Failure(kind="ValueError", message="wrong")
 
 
-def test_a_status_that_cannot_be_read_stays_too(tmp_path: Path):
+def test_a_refusal_does_not_replace_a_damaged_status(tmp_path: Path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "status.json").write_text("half of")
     record_refusal(ValueError("wrong"), tmp_path, tmp_path / "run")

@@ -26,7 +26,7 @@ def test_settings_are_flattened_to_text():
     assert not any(key.startswith("hydra") for key in flat)
 
 
-def test_what_was_chosen_stands_under_the_key_of_the_choice():
+def test_flat_settings_list_the_choice_under_its_own_key():
     assert flat_settings(composed("arch=abs_topk"))["arch"] == "abs_topk"
     assert flat_settings(composed("trainer=pam"))["trainer"] == "pam"
     # The same keys, another term.
@@ -35,7 +35,7 @@ def test_what_was_chosen_stands_under_the_key_of_the_choice():
     assert step["loss.penalty"] == "fisher"
 
 
-def test_what_does_not_decide_the_numbers_is_left_out():
+def test_deciding_settings_omit_bookkeeping():
     flat, deciding = flat_settings(composed()), deciding_settings(composed())
     # Where activations are kept, too: the stream is the same with a store and without. And how often states are saved.
     kept = {"source.cache", "source.cache_gb", "source.also", "source.worker", "trainer.checkpoint_seconds"}
@@ -44,7 +44,7 @@ def test_what_does_not_decide_the_numbers_is_left_out():
     }
 
 
-def test_paths_are_absolute_and_taken_from_where_the_command_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_relative_paths_refer_to_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FSAE_OUTPUTS", "here")
     assert composed().paths.runs == str(tmp_path / "here" / "runs")
@@ -54,13 +54,13 @@ def test_paths_are_absolute_and_taken_from_where_the_command_is_given(tmp_path: 
     assert composed().paths.outputs == str(tmp_path / "outputs")
 
 
-def test_the_same_settings_have_the_same_folder_however_they_are_said():
+def test_the_same_settings_have_the_same_folder_in_any_notation():
     folder = run_folder("model=tiny", "site.layer=1", "trainer.lr=1e-3")
     assert folder.name.startswith("tiny-resid_mid.1-gated-")
     assert folder == run_folder("trainer.lr=0.001", "site.layer=1", "model=tiny", "seed=0", "arch=gated")
 
 
-def test_tracking_and_paths_do_not_matter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_tracking_and_paths_do_not_change_the_folders_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     name = run_folder("model=tiny").name
     assert run_folder("model=tiny", "tracking=none", "tracking.experiment=other").name == name
     monkeypatch.setenv("FSAE_OUTPUTS", str(tmp_path / "elsewhere"))
@@ -73,16 +73,16 @@ def test_tracking_and_paths_do_not_matter(monkeypatch: pytest.MonkeyPatch, tmp_p
     "override",
     ["seed=1", "trainer.lr=1e-5", "arch=topk", "loss.penalty.weight=0.123", "dataset.context=64", "site.layer=1"],
 )
-def test_everything_else_does(override: str):
+def test_other_settings_change_the_folders_name(override: str):
     assert run_folder("model=tiny").name != run_folder("model=tiny", override).name
 
 
-def test_a_name_replaces_the_made_one():
+def test_a_given_name_replaces_the_default():
     assert run_folder("name=mine").name.startswith("mine-")
     assert run_folder("name=mine").name != run_folder("name=mine", "seed=1").name
 
 
-def test_the_names_of_a_model_and_a_data_set_follow_from_their_settings(tmp_path: Path):
+def test_names_of_models_and_data_sets_follow_from_their_settings(tmp_path: Path):
     mine = ["model=custom", f"model.path={tmp_path}/it", "dataset=text_files", f"dataset.path={tmp_path}/texts"]
     flat = flat_settings(composed(*mine))
     assert (flat["model.name"], flat["dataset.name"]) == ("it", "texts")
@@ -92,13 +92,13 @@ def test_the_names_of_a_model_and_a_data_set_follow_from_their_settings(tmp_path
     assert "model.name" not in flat_settings(composed("model=tiny", "model.path=gpt2"))
 
 
-def test_an_evaluation_says_so():
+def test_the_folder_of_an_evaluation_begins_with_eval():
     assert run_folder("task=eval", "sae.path=/some/where").name.startswith(
         "eval-smollm2_135m_instruct_q4_1-resid_mid.3-"
     )
 
 
-def test_a_finished_run_s_folder_is_not_used_again_and_any_other_is():
+def test_only_the_folder_of_a_finished_run_is_not_reused():
     first = run_folder()
     for state, wanted in (
         ("running", first.name),
@@ -121,7 +121,7 @@ def test_a_finished_run_s_folder_is_not_used_again_and_any_other_is():
     assert run_folder() == first
 
 
-def test_a_path_is_the_same_wherever_the_command_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_path_means_the_same_in_every_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "a" / "text").mkdir(parents=True)
     (tmp_path / "b" / "text").mkdir(parents=True)
     files = ("dataset=text_files", "dataset.path=text", "model=custom", "model.path=./model")
@@ -136,7 +136,7 @@ def test_a_path_is_the_same_wherever_the_command_is_given(tmp_path: Path, monkey
     assert run_folder(*files[:1], f"dataset.path={tmp_path}/b/text", *files[2:]) == folders[1]
 
 
-def test_a_hub_name_stays_one_unless_a_folder_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_hub_name_is_kept_unless_a_folder_has_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     assert flat_settings(composed("model=gpt2"))["model.path"] == "gpt2"
     (tmp_path / "gpt2").mkdir()
@@ -149,7 +149,7 @@ def test_a_glob_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert flat["dataset.path"] == f"{tmp_path}/code/**/*.java"
 
 
-def test_a_tokenizer_s_folder_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_tokenizers_folder_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     flat = flat_settings(composed("model=custom", "model.path=gpt2", "model.tokenizer=./mine"))
     assert (flat["model.path"], flat["model.tokenizer"]) == ("gpt2", str(tmp_path / "mine"))

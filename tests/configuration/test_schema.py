@@ -6,7 +6,7 @@ import pytest
 from fsae.autoencoders.gated import GatedSettings
 from fsae.autoencoders.settings import BiasInit, DecoderNorm
 from fsae.autoencoders.topk import TopKSettings
-from fsae.configuration.schema import SCHEMAS, RunSettings, Task, settings_of
+from fsae.configuration.schema import RunSettings, Task, schemas, settings_of
 from fsae.language_models.settings import Package
 from fsae.language_models.sites import Site, SiteName
 from fsae.losses.auxiliary import AuxK
@@ -54,12 +54,12 @@ def test_settings_are_frozen():
         settings.seed = 3  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@pytest.mark.parametrize("schema", list(SCHEMAS))
+@pytest.mark.parametrize("schema", list(schemas()))
 def test_every_schema_is_a_frozen_dataclass_by_keyword(schema: str):
-    parameters = SCHEMAS[schema].__dataclass_params__
+    parameters = schemas()[schema].__dataclass_params__
     assert parameters.frozen
     # Also a way of seeing keyword-only: there is no positional argument.
-    assert all(field.kw_only for field in dataclasses.fields(SCHEMAS[schema]))
+    assert all(field.kw_only for field in dataclasses.fields(schemas()[schema]))
 
 
 @pytest.mark.parametrize(

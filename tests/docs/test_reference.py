@@ -7,7 +7,7 @@ import pytest
 
 from docs import reference
 from docs.reference import CONF, choices, meanings, metrics_page, settings_pages, undocumented, undocumented_parts
-from fsae.configuration.schema import SCHEMAS
+from fsae.configuration.schema import schemas
 from fsae.ranges import COUNT
 
 
@@ -57,7 +57,7 @@ def test_a_setting_without_a_meaning_is_reported(monkeypatch: pytest.MonkeyPatch
         known: int = field(default=1, metadata=COUNT)
         unknown: int = field(default=1, metadata=COUNT)
 
-    monkeypatch.setitem(SCHEMAS, "eval/undescribed", Undescribed)
+    monkeypatch.setitem(schemas(), "eval/undescribed", Undescribed)
     (complaint,) = undocumented()
     assert complaint.endswith("the docstring's Attributes do not describe unknown")
 

@@ -28,7 +28,7 @@ def bits(autoencoder: Autoencoder, x: torch.Tensor, sparse: bool = False, parts:
 
 def test_of_four_cells_it_is_whether_each_is_the_one():
     autoencoder = KMeansSettings(d_sae=4).build(1, torch.Generator()).double()
-    autoencoder.place(torch.tensor([[0.0], [1.0], [2.0], [3.0]]).double())
+    autoencoder.set_weights(torch.tensor([[0.0], [1.0], [2.0], [3.0]]).double())
     x = torch.tensor([[0.0], [1.0], [2.0], [3.0]] * 10).double()
     # Four times H(1/4) = 2 - 3/4 log2 3; the values are all 1.
     assert bits(autoencoder, x) == pytest.approx(4 * (2 - 0.75 * math.log2(3)))
@@ -38,7 +38,7 @@ def test_that_a_cells_components_are_on_goes_without_saying():
     autoencoder = LocalPCASettings(d_sae=4, rank=1).build(2, torch.Generator()).double()
     # Two cells, each with the second axis.
     second = torch.tensor([[0.0, 1.0]]).double()
-    autoencoder.place(torch.tensor([[-3.0, 0.0], [3.0, 0.0]]).double(), torch.stack([second, second]))
+    autoencoder.set_weights(torch.tensor([[-3.0, 0.0], [3.0, 0.0]]).double(), torch.stack([second, second]))
     x = torch.tensor([[-3.0, 1.0], [-3.0, -1.0], [3.0, 1.0], [3.0, -1.0]]).double()
     # The spread is sqrt(10). Of the centres H(1/2) each; one component a sample, of deviation 1.
     wanted = 2 + 0.5 * math.log2(2 * math.pi * math.e * 64**2 / 10)

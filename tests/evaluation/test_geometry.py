@@ -22,7 +22,7 @@ def halves(d_in: int) -> LocalPCA:
     autoencoder = KMeansSettings(d_sae=2).build(d_in, torch.Generator()).eval()
     centres = torch.zeros(2, d_in)
     centres[:, 0] = torch.tensor([-1.0, 1.0])
-    autoencoder.place(centres)
+    autoencoder.set_weights(centres)
     return autoencoder
 
 
@@ -99,7 +99,7 @@ def test_where_samples_span_no_plane_there_is_no_picture(count: int):
 
 def test_one_region_has_no_end():
     autoencoder = PCASettings(d_sae=1).build(3, torch.Generator()).eval()
-    autoencoder.place(torch.zeros(1, 3), torch.eye(3)[:1].unsqueeze(0))
+    autoencoder.set_weights(torch.zeros(1, 3), torch.eye(3)[:1].unsqueeze(0))
     (found,) = evaluate_geometry([autoencoder], batches(samples(200, d_in=3, dtype=torch.float32)))
     assert (found.scalars["regions"], found.scalars["region_radius"]) == (1.0, math.inf)
     assert (found.scalars["same_region_share"], found.scalars["adjacent_share"]) == (1.0, 0.0)

@@ -13,7 +13,7 @@ from tests.architectures import build, each_architecture, samples
 def line() -> LocalPCA:
     """Centres at 0, 2 and 4: boundaries at 1 and 3."""
     autoencoder = KMeansSettings(d_sae=3).build(1, torch.Generator()).double().eval()
-    autoencoder.place(torch.tensor([[0.0], [2.0], [4.0]]).double())
+    autoencoder.set_weights(torch.tensor([[0.0], [2.0], [4.0]]).double())
     return autoencoder
 
 
@@ -80,7 +80,7 @@ def test_no_more_places_are_there_at_a_time_than_a_forward_pass_takes(monkeypatc
 
 def test_a_plane_is_cut_row_by_row():
     autoencoder = KMeansSettings(d_sae=2).build(3, torch.Generator()).double().eval()
-    autoencoder.place(torch.tensor([[0.0, 0.0, 0.0], [0.0, 2.0, 0.0]]).double())
+    autoencoder.set_weights(torch.tensor([[0.0, 0.0, 0.0], [0.0, 2.0, 0.0]]).double())
     # Columns go along the third axis, rows along the second: the boundary at 1 is between rows 0.5 and 1.5.
     axes = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]).double()
     grid = torch.tensor([-0.5, 0.5, 1.5]).double()

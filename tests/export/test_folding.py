@@ -6,6 +6,7 @@ from fsae.autoencoders.batch_topk import BatchTopK
 from fsae.autoencoders.settings import DecoderNorm
 from fsae.export.folding import fold
 from tests.architectures import (
+    ARCHITECTURES,
     FITTED,
     SquaredSettings,
     build,
@@ -17,7 +18,6 @@ from tests.architectures import (
 )
 
 SCALE = 0.37
-COMPETING = {"topk", "abs_topk", "batch_topk"}
 
 
 def trained(arch: str, **changes) -> SparseAutoencoder:
@@ -73,7 +73,7 @@ def test_codes_times_row_norms_are_lengths_in_raw_units(arch):
 def test_rows_become_unit_where_that_keeps_the_choice_of_latents(arch):
     autoencoder = trained(arch, decoder_norm=DecoderNorm.free)
     norms = fold(autoencoder, SCALE).W_dec.norm(dim=1)
-    wanted = autoencoder.W_dec.norm(dim=1) if arch in COMPETING else torch.ones_like(norms)
+    wanted = autoencoder.W_dec.norm(dim=1) if ARCHITECTURES[arch].competes else torch.ones_like(norms)
     assert relative_error(norms, wanted) < 1e-12
 
 
@@ -133,8 +133,10 @@ def test_a_row_of_zeros_stays_one():
         assert relative_error(folded(x).reconstruction, wanted) < 1e-12
 
 
-def test_an_architecture_that_is_not_known_is_refused():
+def test_codes_without_a_unit_of_their_own_are_refused():
     # (s relu(x))^2 is not s relu(x)^2: folded as its parent it would be another autoencoder.
     autoencoder = SquaredSettings(d_sae=13).build(5, torch.Generator())
-    with pytest.raises(ValueError, match=r"Squared is an architecture that fsae\.export\.folding does not know"):
+    with pytest.raises(
+        ValueError, match=r"Squared computes codes in its own way, but does not define change_unit or latents_compete"
+    ):
         fold(autoencoder, SCALE)

@@ -14,7 +14,16 @@ from safetensors.torch import load_file, save_file
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.batch_topk import BatchTopK
 from fsae.export.saelens import Provenance, load_saelens, read_provenance, save_saelens
-from tests.architectures import FITTED, SquaredSettings, build, each_architecture, fitted, relative_error, samples
+from tests.architectures import (
+    ARCHITECTURES,
+    FITTED,
+    SquaredSettings,
+    build,
+    each_architecture,
+    fitted,
+    relative_error,
+    samples,
+)
 
 PROVENANCE = Provenance(
     model_name="tiny", hook_name="blocks.1.hook_resid_mid", context_size=16, prepend_bos=True, dataset_path="here"
@@ -84,7 +93,7 @@ def test_what_is_fitted_is_read_back_the_same_and_said_where_saelens_cannot(tmp_
     word = json.loads((tmp_path / "sae" / "cfg.json").read_text())["architecture"]
     # PCA is an AbsTopK that leaves all latents on, which SAELens knows.
     assert word == ("abstopk" if arch == "pca" else arch)
-    assert (f"SAELens cannot express {arch}" in caplog.text) == (arch != "pca")
+    assert (f"SAELens has no architecture {arch}" in caplog.text) == (arch != "pca")
 
 
 @each_architecture
@@ -92,20 +101,12 @@ def test_names_and_shapes_are_saelens_own(tmp_path, arch):
     folder = written(tmp_path, arch)
     shapes = {name: tuple(tensor.shape) for name, tensor in load_file(folder / "sae_weights.safetensors").items()}
     common = {"W_enc": (5, 13), "W_dec": (13, 5), "b_dec": (5,)}
-    of_architecture = {
-        "standard": ("standard", {"b_enc"}),
-        "gated": ("gated", {"b_gate", "b_mag", "r_mag"}),
-        "jumprelu": ("jumprelu", {"b_enc", "threshold"}),
-        "topk": ("topk", {"b_enc"}),
-        "batch_topk": ("jumprelu", {"b_enc", "threshold"}),
-        "abs_topk": ("abstopk", {"b_enc"}),
-    }
-    word, per_latent = of_architecture[arch]
+    word, per_latent = ARCHITECTURES[arch].saelens
     assert shapes == common | dict.fromkeys(per_latent, (13,))
     config = json.loads((folder / "cfg.json").read_text())
     assert (config["architecture"], config["d_in"], config["d_sae"]) == (word, 5, 13)
     assert config["normalize_activations"] == "none"
-    assert config.get("k") == (3 if arch in ("topk", "abs_topk") else None)
+    assert config.get("k") == (3 if word in ("topk", "abstopk") else None)
     assert config["metadata"]["hook_name"] == "blocks.1.hook_resid_mid"
 
 
@@ -418,7 +419,9 @@ def test_a_threshold_of_zero_leaves_the_relu(tmp_path):
 
 def test_an_architecture_that_is_not_known_is_refused(tmp_path):
     autoencoder = SquaredSettings(d_sae=13).build(5, torch.Generator())
-    with pytest.raises(ValueError, match=r"Squared is an architecture that fsae\.export\.saelens does not know"):
+    with pytest.raises(
+        ValueError, match=r"Squared computes codes in its own way, but does not define change_unit or latents_compete"
+    ):
         save_saelens(autoencoder, tmp_path / "sae", PROVENANCE)
     assert list(tmp_path.iterdir()) == []
 

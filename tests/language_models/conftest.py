@@ -1,4 +1,4 @@
-"""Models that several tests read, opened once."""
+"""Models that several tests read, opened once per session."""
 
 import functools
 

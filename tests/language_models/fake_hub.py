@@ -54,7 +54,7 @@ class _Answers(BaseHTTPRequestHandler):
 
 @contextmanager
 def fake_hub() -> Iterator[str]:
-    """Serve until the block ends; gives the address."""
+    """Serve until the block ends; yields the address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

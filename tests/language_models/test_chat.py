@@ -1,4 +1,4 @@
-"""Chats in a tokenizer's template, and whose words its tokens are."""
+"""Chats in a tokenizer's template, and which tokens belong to which role."""
 
 import pytest
 
@@ -27,7 +27,7 @@ CHAT = [
 
 
 def chat(template: str, messages: list, roles: list[str] | None) -> tuple[str, str]:
-    """The written text, and those of its characters that count."""
+    """Return the written text, and those of its characters that count."""
     tokenizer = _byte_tokenizer()
     tokenizer.chat_template = template
     ids, counts = tokenised_chat(tokenizer, messages, roles)
@@ -35,7 +35,7 @@ def chat(template: str, messages: list, roles: list[str] | None) -> tuple[str, s
     return str(tokenizer.decode(ids)), str(tokenizer.decode(kept))
 
 
-def test_everything_counts_where_no_role_is_named():
+def test_every_token_counts_if_no_role_is_named():
     written, counting = chat(CHATML, CHAT, None)
     assert written == counting
     assert written.startswith("<|im_start|>system\nYou are helpful<|im_end|>\n<|im_start|>user\nuser<|im_end|>\n")
@@ -53,13 +53,13 @@ def test_everything_counts_where_no_role_is_named():
         (STRICT, ["user"], "userassistant"),
     ],
 )
-def test_only_the_words_of_these_roles_count(template: str, roles: list[str], counting: str):
+def test_only_messages_of_the_named_roles_count(template: str, roles: list[str], counting: str):
     written, found = chat(template, CHAT, roles)
     assert found == counting
     assert len(written) > len(found)
 
 
-def test_a_character_of_several_tokens_counts_as_a_whole():
+def test_all_tokens_of_one_character_count():
     _, counting = chat(CHATML, [{"role": "user", "content": "na\N{LATIN SMALL LETTER I WITH DIAERESIS}ve"}], ["user"])
     assert counting == "na\N{LATIN SMALL LETTER I WITH DIAERESIS}ve"
 
@@ -69,15 +69,20 @@ def test_a_character_of_several_tokens_counts_as_a_whole():
     [
         (STRICT, [{"role": "system", "content": "x"}], None, "does not write: System role not supported"),
         (CHATML, [{"role": "assistant", "tool_calls": [{"name": "f"}]}], None, "does not write: .*content"),
-        (SHOUTING, [{"role": "user", "content": "x"}], ["user"], "rewrites, so that nobody can say which positions"),
+        (
+            SHOUTING,
+            [{"role": "user", "content": "x"}],
+            ["user"],
+            "rewrites, so that the positions of a role are unknown",
+        ),
         ("{% if", [{"role": "user", "content": "x"}], None, "does not write: "),
     ],
 )
-def test_a_chat_that_the_template_does_not_write_is_refused(template: str, messages, roles, reason: str):
+def test_tokenised_chat_refuses_what_the_template_cannot_write(template: str, messages, roles, reason: str):
     with pytest.raises(UnwritableChat, match=reason):
         chat(template, messages, roles)
 
 
-def test_a_tokenizer_without_a_template_is_refused():
+def test_tokenised_chat_refuses_a_tokenizer_without_a_template():
     with pytest.raises(ValueError, match=r"dataset.chat_column is set, but the model's tokenizer has no chat template"):
         chat("", CHAT, None)

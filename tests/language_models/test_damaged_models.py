@@ -1,4 +1,4 @@
-"""Models that cannot be used are refused in one message, which names the file or key and says what to do."""
+"""Models that cannot be used are refused in one message, which names the file or key and the remedy."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(whole: Path, tmp_path: Path) -> Path:
-    """A small Llama, to be damaged."""
+    """A small Llama that a test may damage."""
     return shutil.copytree(whole, tmp_path / "it")
 
 
@@ -55,11 +55,11 @@ def configure(folder: Path, **changes: Any) -> None:
     [
         ("", "config.json is damaged (Expecting value"),
         ('{"model_type": "lla', "config.json is damaged (Unterminated string"),
-        ("[1, 2]", "config.json holds a list, where settings by name should be"),
+        ("[1, 2]", "config.json holds a list, but must hold settings by name"),
         ("[" * 100_000, "config.json is damaged (maximum recursion"),
     ],
 )
-def test_a_damaged_config_is_refused_before_anything_is_imported(content: str, message: str, folder: Path):
+def test_shape_of_refuses_a_damaged_config(content: str, message: str, folder: Path):
     (folder / "config.json").write_text(content)
     with pytest.raises(ValueError) as caught:
         shape_of(settings(folder))
@@ -75,10 +75,10 @@ def test_a_damaged_config_is_refused_before_anything_is_imported(content: str, m
         ({"num_hidden_layers": -1}, "config.json: num_hidden_layers is -1; it must be a whole number above 0"),
         ({"num_hidden_layers": True}, "config.json: num_hidden_layers is True"),
         ({"num_attention_heads": 4.0}, "config.json: num_attention_heads is 4.0"),
-        ({"is_encoder_decoder": True}, "whose decoder reads what an encoder made"),
+        ({"is_encoder_decoder": True}, "whose decoder reads an encoder's output"),
     ],
 )
-def test_an_impossible_config_is_refused_before_anything_is_imported(changes: dict, message: str, folder: Path):
+def test_shape_of_refuses_impossible_sizes(changes: dict, message: str, folder: Path):
     configure(folder, **changes)
     with pytest.raises(ValueError) as caught:
         shape_of(settings(folder))
@@ -100,7 +100,7 @@ def test_an_impossible_config_is_refused_before_anything_is_imported(changes: di
         ({"max_position_embeddings": 0}, "by its config.json it takes 0 tokens"),
     ],
 )
-def test_a_config_that_does_not_fit_is_refused(changes: dict, message: str, folder: Path):
+def test_opening_refuses_a_config_that_does_not_fit(changes: dict, message: str, folder: Path):
     configure(folder, **changes)
     assert message in refusal(folder)
 
@@ -128,7 +128,7 @@ def _cut_short(folder: Path) -> None:
         (lambda folder: (folder / "tokenizer_config.json").write_text("[]"), "no tokenizer can be read from"),
     ],
 )
-def test_a_damaged_file_is_named(damage: Callable[[Path], object], message: str, folder: Path):
+def test_the_error_names_a_damaged_file(damage: Callable[[Path], object], message: str, folder: Path):
     damage(folder)
     assert message in refusal(folder)
 
@@ -140,13 +140,17 @@ SMALL = {key: value for key, value in COMMON.items() if key != "max_position_emb
     ("family", "changes", "message"),
     [
         ("BertForMaskedLM", SMALL, "is a BertForMaskedLM, which is no decoder of text (it fills in masked tokens)"),
-        ("BertLMHeadModel", SMALL, "reads tokens that come later"),
-        ("ViTForImageClassification", {**SMALL, "image_size": 16, "patch_size": 8}, "no decoder of text (it sees)"),
-        ("ModernBertForMaskedLM", {**SMALL, "cls_token_id": 0, "sep_token_id": 0}, "opens no such architecture"),
+        ("BertLMHeadModel", SMALL, "reads later tokens"),
+        (
+            "ViTForImageClassification",
+            {**SMALL, "image_size": 16, "patch_size": 8},
+            "no decoder of text (it reads images)",
+        ),
+        ("ModernBertForMaskedLM", {**SMALL, "cls_token_id": 0, "sep_token_id": 0}, "TransformerLens does not open"),
         (
             "T5ForConditionalGeneration",
             {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": D_VOCAB},
-            "whose decoder reads what an encoder made",
+            "whose decoder reads an encoder's output",
         ),
         (
             "WhisperForConditionalGeneration",
@@ -159,11 +163,11 @@ SMALL = {key: value for key, value in COMMON.items() if key != "max_position_emb
                 "vocab_size": D_VOCAB,
                 "pad_token_id": 0,
             },
-            "whose decoder reads what an encoder made",
+            "whose decoder reads an encoder's output",
         ),
     ],
 )
-def test_a_model_that_is_no_decoder_of_text_is_refused(family: str, changes: dict, message: str, tmp_path: Path):
+def test_opening_refuses_models_that_do_not_decode_text(family: str, changes: dict, message: str, tmp_path: Path):
     import transformers
 
     vision = family.startswith("ViT")
@@ -172,16 +176,16 @@ def test_a_model_that_is_no_decoder_of_text_is_refused(family: str, changes: dic
     assert message in refusal(write_model(lambda: cls(cls.config_class(**kept)), tmp_path))
 
 
-def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path):
+def test_opening_refuses_a_tokenizer_larger_than_the_vocabulary(tmp_path: Path):
     import transformers
 
     config = transformers.LlamaConfig(**{**COMMON, "vocab_size": 100})
-    said = refusal(write_model(lambda: transformers.LlamaForCausalLM(config), tmp_path))
-    assert "has 100 token ids, but its tokenizer has 257 tokens" in said
-    assert said.endswith("model.tokenizer=FOLDER_OR_HUB_NAME")
+    message = refusal(write_model(lambda: transformers.LlamaForCausalLM(config), tmp_path))
+    assert "has 100 token ids, but its tokenizer has 257 tokens" in message
+    assert message.endswith("model.tokenizer=FOLDER_OR_HUB_NAME")
 
 
-def test_a_model_without_a_tokenizer_is_refused_and_takes_another_s(folder: Path, whole: Path):
+def test_a_model_without_a_tokenizer_needs_another_models_tokenizer(folder: Path, whole: Path):
     for path in folder.glob("token*"):
         path.unlink()
     assert refusal(folder).endswith("name another model's tokenizer with model.tokenizer=FOLDER_OR_HUB_NAME")
@@ -195,6 +199,6 @@ def test_a_model_without_a_tokenizer_is_refused_and_takes_another_s(folder: Path
     assert set(identity) - set(model_identity(settings(folder))) == {"tokenizer_files"}
 
 
-def test_a_tokenizer_that_leads_nowhere_is_refused_by_its_key(folder: Path):
+def test_the_error_names_the_key_of_a_missing_tokenizer(folder: Path):
     with pytest.raises(ValueError, match=r"model\.tokenizer: '/no/where/at/all' is no folder on this machine"):
         open_language_model(settings(folder, tokenizer="/no/where/at/all"))

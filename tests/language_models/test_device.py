@@ -1,4 +1,4 @@
-"""What a language model runs in and how much of it at a time, on devices that are not here as well."""
+"""The dtype and the batch size of a language model, for devices that this machine may lack."""
 
 from types import SimpleNamespace
 
@@ -29,7 +29,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("tiles", [False, True])
 @pytest.mark.parametrize("avx512", [False, True])
-def test_a_cpu_that_multiplies_in_bfloat16_does(avx512: bool, tiles: bool, monkeypatch: pytest.MonkeyPatch):
+def test_a_cpu_runs_in_bfloat16_if_it_multiplies_in_it(avx512: bool, tiles: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
     on_cpu = settings(device=Device.cpu)
@@ -37,7 +37,7 @@ def test_a_cpu_that_multiplies_in_bfloat16_does(avx512: bool, tiles: bool, monke
     assert dtype_of(settings(device=Device.cpu, dtype=DType.float16)) is torch.float16
 
 
-def test_a_gpu_is_taken_with_the_type_it_is_good_at(gpu):
+def test_auto_chooses_the_gpu_and_its_dtype(gpu):
     gpu(80)
     assert device_of(settings()).type == "cuda"
     assert dtype_of(settings()) is torch.bfloat16
@@ -46,7 +46,7 @@ def test_a_gpu_is_taken_with_the_type_it_is_good_at(gpu):
     assert device_of(settings(device=Device.cpu)).type == "cpu"
 
 
-def test_rows_fill_a_pass(gpu):
+def test_rows_fill_a_forward_pass(gpu):
     on_cpu = {"device": Device.cpu}
     assert [rows_at_once(settings(**on_cpu), context) for context in (128, 1000, 4096)] == [8, 1, 1]
     gpu(24)

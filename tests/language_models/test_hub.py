@@ -69,7 +69,7 @@ def ask(home: Path, endpoint: str, *questions: tuple[str, str | None, str], **en
 
 @pytest.fixture
 def closed_port() -> str:
-    """An address where nobody listens."""
+    """An address that refuses connections."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -77,7 +77,7 @@ def closed_port() -> str:
 
 @pytest.fixture
 def silent_hub():
-    """An address that takes connections and never answers."""
+    """An address that accepts connections and never answers."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
@@ -86,7 +86,7 @@ def silent_hub():
 
 @pytest.fixture
 def cached_gpt2(tmp_path) -> Path:
-    """A home of Hugging Face's libraries with a small random model in its cache, called gpt2."""
+    """A cache of Hugging Face's libraries with a small random model called gpt2."""
     import torch
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
@@ -103,7 +103,7 @@ def cached_gpt2(tmp_path) -> Path:
     return tmp_path
 
 
-def test_what_the_hub_answers_is_told(tmp_path):
+def test_require_repo_reports_the_hubs_refusals(tmp_path):
     questions = {
         ("owner/open", None, "model"): None,
         ("owner/open", None, "dataset"): None,
@@ -128,7 +128,7 @@ def test_what_the_hub_answers_is_told(tmp_path):
             assert ("HF_TOKEN" in answer) == ("gated" in answer or "missing" in answer)
 
 
-def test_a_hub_in_trouble_is_one_that_cannot_be_asked(tmp_path):
+def test_a_hub_with_server_errors_counts_as_unreachable(tmp_path):
     with fake_hub() as hub:
         (answer,), offline, _ = ask(tmp_path, hub, ("owner/broken", None, "model"))
     assert "cannot be asked (HfHubHTTPError: Server error '503" in answer
@@ -136,7 +136,7 @@ def test_a_hub_in_trouble_is_one_that_cannot_be_asked(tmp_path):
 
 
 def test_a_hub_that_failed_once_is_asked_again(tmp_path):
-    """Jobs of one sweep may share a process; what one of them met is not what the next one meets."""
+    """Jobs of one sweep may share a process, so one job's failed request must not affect the next job."""
     with fake_hub() as hub:
         answers, offline, _ = ask(
             tmp_path,
@@ -151,7 +151,7 @@ def test_a_hub_that_failed_once_is_asked_again(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["model", "dataset"])
-def test_no_network_is_told_at_once(tmp_path, closed_port, kind):
+def test_a_missing_network_is_reported_at_once(tmp_path, closed_port, kind):
     (answer,), offline, seconds = ask(tmp_path, closed_port, ("gpt2", None, kind))
     assert answer.startswith(f"{kind}.path: gpt2 is not ")
     assert f"{closed_port} cannot be asked" in answer
@@ -161,24 +161,24 @@ def test_no_network_is_told_at_once(tmp_path, closed_port, kind):
     assert seconds < 15
 
 
-def test_a_hub_that_never_answers_is_given_up(tmp_path, silent_hub):
+def test_require_repo_gives_up_on_a_silent_hub(tmp_path, silent_hub):
     (answer,), _, seconds = ask(tmp_path, silent_hub, ("gpt2", None, "model"))
     assert "cannot be asked" in answer
     assert seconds < 15
 
 
-def test_the_offline_flag_is_named_as_the_reason(tmp_path, closed_port):
+def test_the_error_names_the_offline_flag(tmp_path, closed_port):
     (answer,), _, _ = ask(tmp_path, closed_port, ("gpt2", None, "model"), HF_HUB_OFFLINE="1")
     assert "cannot be asked (HF_HUB_OFFLINE is set); unset it" in answer
 
 
-def test_a_cached_model_opens_by_its_name_without_a_network(cached_gpt2, closed_port):
+def test_a_cached_model_opens_without_a_network(cached_gpt2, closed_port):
     output, errors, _ = run(OPEN_GPT2, home=cached_gpt2, endpoint=closed_port)
-    # It is open, and nothing that comes later is told to stay offline.
+    # The model is open, and later requests are not kept offline.
     assert output.splitlines() == ["3", "[1, 3, 257]", "False False"], errors
 
 
-def test_a_model_that_is_cached_in_part_fails_at_once(cached_gpt2, closed_port):
+def test_a_partly_cached_model_fails_at_once(cached_gpt2, closed_port):
     snapshot = next((cached_gpt2 / "hub" / "models--gpt2" / "snapshots").iterdir())
     (snapshot / "model.safetensors").unlink()
     output, errors, seconds = run(OPEN_GPT2, home=cached_gpt2, endpoint=closed_port)
@@ -188,7 +188,7 @@ def test_a_model_that_is_cached_in_part_fails_at_once(cached_gpt2, closed_port):
     assert seconds < 25
 
 
-def test_a_folder_of_that_name_wins_over_the_hub(tmp_path, monkeypatch):
+def test_a_folder_takes_precedence_over_a_hub_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert local_model_folder("gpt2") is None
     (tmp_path / "gpt2").mkdir()
@@ -197,10 +197,10 @@ def test_a_folder_of_that_name_wins_over_the_hub(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "google/gemma-2b", "EleutherAI/pythia-70m", "a_b/c.d-e"])
-def test_names_of_repositories(name):
+def test_is_hub_name_accepts_repository_names(name):
     assert is_hub_name(name)
 
 
 @pytest.mark.parametrize("path", ["/models/gpt2", "./gpt2", "../gpt2", "~/gpt2", "a/b/c", "", "gpt2/", "data/*.json"])
-def test_paths_are_no_names_of_repositories(path):
+def test_is_hub_name_refuses_paths(path):
     assert not is_hub_name(path)

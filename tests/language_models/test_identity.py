@@ -21,7 +21,7 @@ from fsae.language_models.settings import ModelSettings, Package, Weights
         ({"package": Package.tiny}, "tiny", []),
     ],
 )
-def test_the_export_names_a_model_that_others_can_open_and_notes_what_differs(settings, name, notes):
+def test_published_as_names_the_hub_model_and_notes_differences(settings, name, notes):
     found, note = published_as(ModelSettings(**settings))
     assert found == name
     assert all(each in (note or "") for each in notes)

@@ -1,4 +1,4 @@
-"""Packaged models are written once, whole, and the same every time."""
+"""Packaged models are written once, completely, and always the same."""
 
 import importlib.metadata
 import subprocess
@@ -20,7 +20,7 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "models"
 
 
-def test_the_tiny_model_is_the_same_every_time(cache):
+def test_the_tiny_model_is_always_the_same(cache):
     folder = packaged_folder(Package.tiny)
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
     weights = load_file(folder / "model.safetensors")
@@ -36,7 +36,7 @@ def test_the_tiny_model_is_the_same_every_time(cache):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_folder_is_written_once_and_leaves_nothing_aside(cache, monkeypatch):
+def test_packaged_folder_writes_once_and_leaves_no_temporary_files(cache, monkeypatch):
     written = []
 
     def write(folder: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_folder_is_written_once_and_leaves_nothing_aside(cache, monkeypatch):
     assert {path.name for path in cache.iterdir()} == {"tiny-2", "tiny-2.lock"}
 
 
-def test_a_failure_leaves_no_folder(cache, monkeypatch):
+def test_a_failed_write_leaves_no_folder(cache, monkeypatch):
     def write(folder: Path) -> None:
         (folder / "config.json").write_text("{}")
         raise OSError("no space left on device")
@@ -65,7 +65,7 @@ def test_a_failure_leaves_no_folder(cache, monkeypatch):
     assert {path.name for path in cache.iterdir()} == {"tiny-2.lock"}
 
 
-def test_processes_that_start_together_write_it_once(cache):
+def test_concurrent_processes_write_the_folder_once(cache):
     """The second one finds the folder, or waits at the lock until it is there."""
     code = (
         "from pathlib import Path; import time, os; from fsae.language_models import packaged as e;"
@@ -87,7 +87,7 @@ def test_processes_that_start_together_write_it_once(cache):
         (Package.gemma3_270m_q4_k_m, "pip install gemma3-270m"),
     ],
 )
-def test_a_package_that_is_not_installed_is_named(package, command, monkeypatch):
+def test_the_error_names_a_missing_package(package, command, monkeypatch):
     def missing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
@@ -97,7 +97,7 @@ def test_a_package_that_is_not_installed_is_named(package, command, monkeypatch)
 
 
 @pytest.mark.packaged
-def test_reading_smollm2_does_not_import_the_package_that_carries_it():
+def test_reading_smollm2_does_not_import_its_package():
     code = (
         "import sys; from fsae.language_models.packaged import packaged_folder;"
         "from fsae.language_models.settings import Package;"

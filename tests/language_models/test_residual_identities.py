@@ -1,4 +1,4 @@
-"""Which site is named where the sums between a block's activations do not hold."""
+"""The site that is named when the sums between a block's activations do not hold."""
 
 import pytest
 import torch
@@ -34,25 +34,25 @@ def found(read: dict[Site, Tensor]) -> set[str]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_sums_that_hold_but_for_rounding_name_no_site(dtype: torch.dtype):
+def test_sums_that_hold_up_to_rounding_name_no_site(dtype: torch.dtype):
     assert found(stream(dtype)) == set()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("wrong", ["attn_out.1", "resid_mid.1", "mlp_out.1"])
-def test_a_site_that_reads_another_tensor_is_named_and_no_other(wrong: str, dtype: torch.dtype):
+def test_only_the_site_that_reads_another_tensor_is_named(wrong: str, dtype: torch.dtype):
     read = stream(dtype)
     read[Site.parse(wrong)] = torch.randn(1, 6, 16).to(dtype)
     assert found(read) == {wrong}
 
 
-def test_a_stream_that_is_not_what_the_next_block_reads_is_named():
+def test_a_stream_that_differs_from_the_next_blocks_input_is_named():
     read = stream()
     read[Site.parse("resid_pre.1")] = 2 * read[Site.parse("resid_pre.1")]
     assert {"resid_post.0", "resid_pre.1"} <= found(read)
 
 
-def test_a_stream_that_is_normalised_after_each_sum_has_no_resid_mid_and_keeps_the_rest():
+def test_a_stream_normalised_after_each_sum_keeps_its_other_sites():
     read = stream()
     for layer in range(2):
         pre, mid, post, mlp, attn, _ = (Site(name=name, layer=layer) for name in SiteName)
@@ -70,7 +70,7 @@ def test_parallel_blocks_add_up_without_resid_mid():
     assert found(read) == {"attn_out.0", "mlp_out.0"}
 
 
-def test_what_overflowed_names_no_site():
+def test_overflowed_values_name_no_site():
     read = stream(torch.float16)
     for site in ("resid_mid.1", "resid_post.1"):
         read[Site.parse(site)][:, 0] = float("inf")

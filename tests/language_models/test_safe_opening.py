@@ -21,7 +21,7 @@ PROCESSES = [(subprocess, "Popen"), (os, "system"), (os, "posix_spawn"), (os, "p
 
 @pytest.fixture
 def attempts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was tried to start or to ask, which is kept from happening; torchvision is not there."""
+    """The attempts to start a process or ask a question, each of them prevented; torchvision is missing."""
     tried: list[str] = []
 
     def refusing(name: str):
@@ -43,7 +43,7 @@ def opened(folder: Path) -> TransformerLensModel:
 
 
 @pytest.mark.parametrize("family", ["gemma3", "qwen2_5_vl", "qwen3_vl", "llava", "mistral3"])
-def test_a_model_that_sees_images_opens_for_text_alone(family: str, tmp_path: Path, attempts: list[str]):
+def test_a_model_that_takes_images_opens_for_text_alone(family: str, tmp_path: Path, attempts: list[str]):
     model = opened(write_model(seeing_models()[family], tmp_path))
     for name in SiteName:
         model.check_splice(Site(name=name, layer=1))
@@ -60,7 +60,7 @@ def with_own_code(folder: Path, model_type: str, *classes: str) -> Path:
     return folder
 
 
-def test_code_of_a_model_s_own_is_refused_without_a_question(tmp_path: Path, attempts: list[str]):
+def test_opening_refuses_a_models_own_code_without_asking(tmp_path: Path, attempts: list[str]):
     folder = with_own_code(tmp_path, "my_own", "AutoConfig", "AutoModelForCausalLM")
     with pytest.raises(ValueError, match=r"runs code of its own \(own_code.AutoConfig, .*choose a model that"):
         opened(folder)
@@ -69,14 +69,14 @@ def test_code_of_a_model_s_own_is_refused_without_a_question(tmp_path: Path, att
 
 
 @pytest.mark.parametrize("classes", [("AutoConfig", "AutoModelForCausalLM"), ("AutoModelForCausalLM", "AutoTokenizer")])
-def test_a_model_that_transformers_knows_opens_without_its_own_code(classes, tmp_path: Path, attempts: list[str]):
+def test_a_known_architecture_opens_without_the_models_own_code(classes, tmp_path: Path, attempts: list[str]):
     folder = with_own_code(tmp_path, "llama", *classes)
     opened(folder).check_splice(Site(name=SiteName.resid_mid, layer=1))
     assert attempts == []
     assert not (folder / "mark").exists()
 
 
-def test_a_tokenizer_s_own_code_is_not_run(tmp_path: Path, attempts: list[str]):
+def test_opening_does_not_run_a_tokenizers_own_code(tmp_path: Path, attempts: list[str]):
     folder = with_own_code(tmp_path, "llama")
     path = folder / "tokenizer_config.json"
     own = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own_code.Own", None]}}
@@ -98,12 +98,12 @@ def test_a_tokenizer_s_own_code_is_not_run(tmp_path: Path, attempts: list[str]):
         lambda: input(),
     ],
 )
-def test_an_attempt_is_refused_within_the_block(attempt):
+def test_nothing_started_refuses_attempts_within_the_block(attempt):
     with nothing_started(), pytest.raises(RefusedError, match="opening a model was about to"):
         attempt()
 
 
-def test_other_threads_and_what_comes_later_may_start_processes():
+def test_other_threads_and_later_code_may_start_processes():
     ended: list[int] = []
 
     def start() -> None:

@@ -1,4 +1,4 @@
-"""A model's settings name exactly one place, and its name follows from it."""
+"""A model's settings name exactly one origin, and the model's name follows from it."""
 
 import pytest
 
@@ -15,7 +15,7 @@ from fsae.language_models.settings import ModelSettings, Package
         ({"package": Package.tiny, "batch_size": 0}, "model.batch_size is 0"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings, message):
+def test_model_settings_refuse_contradictions(settings, message):
     with pytest.raises(ValueError, match=message):
         ModelSettings(**settings)
 
@@ -28,7 +28,7 @@ def test_settings_that_cannot_be_are_refused(settings, message):
         ({"path": "/some/where/my model"}, "my_model"),
     ],
 )
-def test_a_model_is_called_by_what_it_is(settings, name):
+def test_a_model_is_named_after_its_package_or_path(settings, name):
     assert ModelSettings(**settings).name == name
     with pytest.raises(TypeError):
         ModelSettings(**{**settings, "name": "gpt2"})

@@ -1,4 +1,4 @@
-"""What is known of a model before it is loaded."""
+"""A model's shape, known before it is loaded."""
 
 import json
 
@@ -18,7 +18,7 @@ from tests.language_models.conftest import opened
         pytest.param(Package.gemma3_270m_q4_k_m, marks=pytest.mark.packaged),
     ],
 )
-def test_the_table_of_packaged_models_is_true(package):
+def test_the_table_of_packaged_shapes_matches_the_models(package):
     assert shape_of(ModelSettings(package=package)) == opened(package).shape
 
 
@@ -60,12 +60,12 @@ def test_the_table_of_packaged_models_is_true(package):
         pytest.param({"model_type": "something_else"}, None, id="unknown"),
     ],
 )
-def test_the_shape_in_a_config_json(tmp_path, config, shape):
+def test_shape_of_reads_config_json(tmp_path, config, shape):
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert shape_of(ModelSettings(path=str(tmp_path))) == shape
 
 
-def test_a_hub_model_that_was_never_downloaded_has_no_known_shape(tmp_path, monkeypatch):
+def test_shape_of_returns_none_for_a_hub_model_never_downloaded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert shape_of(ModelSettings(path="no-such-owner/no-such-model")) is None
 
@@ -77,7 +77,7 @@ def test_widths():
     assert set(widths.values()) == {640}
 
 
-def test_sites_that_a_model_does_not_have_are_refused():
+def test_check_site_refuses_missing_sites():
     parallel = Shape(num_layers=2, d_model=8, d_heads=8, parallel=True)
     parallel.check_site(Site(name=SiteName.resid_pre, layer=1), "it")
     with pytest.raises(ValueError, match=r"site.layer is 2, but model it has 2 layers, 0 to 1"):
@@ -86,7 +86,7 @@ def test_sites_that_a_model_does_not_have_are_refused():
         parallel.check_site(Site(name=SiteName.resid_mid, layer=0), "it")
 
 
-def test_folders_that_are_no_models_are_refused(tmp_path):
+def test_shape_of_refuses_folders_without_a_model(tmp_path):
     with pytest.raises(ValueError, match=r"holds no config.json"):
         shape_of(ModelSettings(path=str(tmp_path)))
     for path in (str(tmp_path / "missing"), "./missing", "a/b/c"):

@@ -21,7 +21,7 @@ TEXT = "def mean(values):\n    # Add them up and divide by how many.\n    return
 
 
 def families() -> dict:
-    """The architectures of the hub models in conf/model, small and random: name to a function that makes one."""
+    """The architectures of the hub models in conf/model, small and random: name to a function that makes the model."""
     import transformers as t
 
     size: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "vocab_size": 257}
@@ -116,7 +116,7 @@ def cross_entropy(logits, tokens) -> float:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).item()
 
 
-def test_activations_are_those_of_a_full_forward_pass(model, tokens):
+def test_activations_equal_those_of_a_full_forward_pass(model, tokens):
     _, cache = model._bridge.run_with_cache(tokens, names_filter=[site.hook_name for site in sites_of(model)])
     for site in sites_of(model):
         read = model.activations(tokens, [site])[site]
@@ -126,14 +126,14 @@ def test_activations_are_those_of_a_full_forward_pass(model, tokens):
     assert hooks_left(model) == 0
 
 
-def test_several_sites_in_one_pass(model, tokens):
+def test_one_pass_reads_several_sites(model, tokens):
     sites = [*sites_of(model), Site(name=SiteName.resid_post, layer=0)]
     together = model.activations(tokens, sites)
     for site in sites:
         assert torch.equal(together[site], model.activations(tokens, [site])[site])
 
 
-def test_the_streams_parts_add_up(model, tokens):
+def test_the_parts_of_the_stream_add_up(model, tokens):
     read = {site.name: x for site, x in model.activations(tokens, sites_of(model)).items()}
     end = read[SiteName.resid_pre] + read[SiteName.attn_out] + read[SiteName.mlp_out]
     torch.testing.assert_close(read[SiteName.resid_post], end, atol=1e-3, rtol=1e-4)
@@ -142,8 +142,8 @@ def test_the_streams_parts_add_up(model, tokens):
         torch.testing.assert_close(read[SiteName.resid_mid], middle, atol=1e-3, rtol=1e-4)
 
 
-def test_a_harvest_beside_a_splice_sees_nothing_of_it(tiny):
-    """Shards are fetched by a thread of their own, while an evaluation may go on."""
+def test_a_concurrent_splice_does_not_change_harvested_activations(tiny):
+    """Shards are fetched by a thread of their own, while an evaluation may be running."""
     tokens = torch.arange(256).view(8, 32)
     site = Site(name=SiteName.resid_mid, layer=1)
     alone = tiny.activations(tokens, [site])[site], tiny.logits(tokens), tiny.logits(tokens, (site, torch.zeros_like))
@@ -155,7 +155,7 @@ def test_a_harvest_beside_a_splice_sees_nothing_of_it(tiny):
         assert all(torch.equal(read, alone[0]) for read in harvest.result())
 
 
-def test_rows_beyond_one_forward_pass(tiny):
+def test_rows_beyond_one_forward_pass_are_read(tiny):
     tokens = torch.arange(40).view(5, 8)
     site = Site(name=SiteName.attn_z, layer=1)
     one_by_one = torch.cat([tiny.activations(row[None], [site])[site] for row in tokens])
@@ -178,7 +178,7 @@ def test_the_pass_stops_at_the_site(model, tokens):
         model._bridge.reset_hooks()
 
 
-def test_putting_activations_back_changes_nothing(model, tokens):
+def test_replacing_activations_by_themselves_changes_nothing(model, tokens):
     whole = model.logits(tokens)
     assert whole.shape == (*tokens.shape, model.d_vocab)
     for site in sites_of(model):
@@ -186,15 +186,15 @@ def test_putting_activations_back_changes_nothing(model, tokens):
     assert hooks_left(model) == 0
 
 
-def test_the_replacement_gets_what_is_read(model, tokens):
+def test_the_replacement_receives_the_activations_that_are_read(model, tokens):
     for site in sites_of(model):
         got = []
         model.logits(tokens, (site, lambda x, got=got: got.append(x) or x))
         torch.testing.assert_close(got[0], model.activations(tokens, [site])[site], atol=2e-4, rtol=1e-4)
 
 
-def test_without_the_stream_only_later_layers_are_left(model, tokens):
-    """Zeroing the stream at the end of a block and before the next one is the same; nothing of the text is left."""
+def test_zeroing_the_stream_leaves_only_later_layers(model, tokens):
+    """Zeroing the stream at a block's end equals zeroing it before the next block; nothing of the text is left."""
     after = model.logits(tokens, (Site(name=SiteName.resid_post, layer=LAYER), torch.zeros_like))
     before = model.logits(tokens, (Site(name=SiteName.resid_pre, layer=LAYER + 1), torch.zeros_like))
     torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
@@ -203,7 +203,7 @@ def test_without_the_stream_only_later_layers_are_left(model, tokens):
     assert torch.diff(model.logits(tokens), dim=0).abs().max() > 0.1
 
 
-def test_resid_mid_is_taken_out_of_the_stream_too(model, tokens):
+def test_replacing_resid_mid_also_edits_the_skip_connection(model, tokens):
     if model.shape.parallel:
         pytest.skip("no resid_mid")
     middle = Site(name=SiteName.resid_mid, layer=LAYER)
@@ -234,7 +234,7 @@ def test_resid_mid_is_taken_out_of_the_stream_too(model, tokens):
 
 @pytest.mark.packaged
 @pytest.mark.parametrize("package", [Package.smollm2_135m_instruct_q4_1, Package.gemma3_270m_q4_k_m])
-def test_packaged_models_know_language_and_forget_it_without_the_stream(package):
+def test_packaged_models_predict_text_unless_the_stream_is_zeroed(package):
     model = opened(package)
     ids = model.tokenise([TEXT])[0][:47]
     tokens = torch.tensor([[model.separator_id if model.bos_id is None else model.bos_id, *ids]])
@@ -257,7 +257,7 @@ def test_special_tokens_of_packaged_models():
     assert not set(gemma.tokenise(["def f():\n\n\treturn 1\n"])[0]) & gemma.special_ids
 
 
-def test_opening_a_folder_asks_nobody(monkeypatch):
+def test_opening_a_folder_makes_no_request(monkeypatch):
     asked = []
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: asked.append(host) or [])
     open_language_model(ModelSettings(package=Package.tiny))
@@ -271,7 +271,7 @@ def test_tokenise(tiny):
     assert tiny.tokenise([]) == []
 
 
-def test_a_long_text_is_tokenised_whole_and_in_silence(tiny, capfd):
+def test_a_long_text_is_tokenised_completely_and_without_a_warning(tiny, capfd):
     assert len(tiny.tokenise(["a" * 5 * tiny.context_limit])[0]) == 5 * tiny.context_limit
     assert capfd.readouterr().err == ""
 
@@ -295,7 +295,7 @@ def test_dtype(tiny):
     assert torch.equal(model.logits(tokens, (site, lambda x: x.float())), whole)
 
 
-def test_random_weights_are_drawn_once_and_for_all(tiny):
+def test_random_weights_are_always_the_same(tiny):
     drawn = [
         open_language_model(ModelSettings(package=Package.tiny, weights=Weights.random, dtype=dtype))
         for dtype in (DType.float32, DType.float32, DType.bfloat16)
@@ -313,28 +313,28 @@ def test_random_weights_are_drawn_once_and_for_all(tiny):
 
 
 @pytest.mark.parametrize("name", SiteName)
-def test_a_layer_beyond_the_model_is_refused(tiny, name):
+def test_check_site_refuses_a_layer_beyond_the_model(tiny, name):
     with pytest.raises(ValueError, match=r"site.layer is 4, but model tiny has 4 layers, 0 to 3"):
         tiny.check_site(Site(name=name, layer=4))
     with pytest.raises(ValueError, match="has 4 layers"):
         tiny.activations(torch.zeros(1, 2, dtype=torch.long), [Site(name=name, layer=4)])
 
 
-def test_a_site_without_a_hook_is_refused(folder_of):
+def test_check_site_refuses_a_site_without_a_hook(folder_of):
     model = open_language_model(ModelSettings(path=str(folder_of("gpt_neox"))))
     sites = "resid_pre, resid_post, mlp_out, attn_out, attn_z"
     with pytest.raises(ValueError, match=f"resid_mid, but in model .* sites {sites}"):
         model.check_site(Site(name=SiteName.resid_mid, layer=0))
 
 
-def test_a_gpu_that_is_not_there_is_refused():
+def test_opening_refuses_a_missing_gpu():
     if torch.cuda.is_available():
         pytest.skip("there is one")
     with pytest.raises(ValueError, match="PyTorch sees no GPU"):
         open_language_model(ModelSettings(package=Package.tiny, device=Device.cuda))
 
 
-def test_a_folder_without_weights_is_refused(folder_of):
+def test_opening_refuses_a_folder_without_weights(folder_of):
     folder = folder_of("gpt2")
     (folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=f"model.path: {folder} could not be opened"):

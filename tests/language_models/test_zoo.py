@@ -1,4 +1,4 @@
-"""Every family that opens is read and edited where its sites say, and what is not there is refused."""
+"""Every family that opens is read and edited at its sites, and a missing site is refused."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def test_every_site_is_sound_or_refused(family: str, tmp_path: Path):
             assert read.shape[-1] == model.width(site)
             assert early is None or early.width(site) == model.width(site)
             if family in WITHOUT_LOGITS:
-                with pytest.raises(ValueError, match=r"nothing can be put in its place .* set eval.splice_tokens=0"):
+                with pytest.raises(ValueError, match=r"can be read but not replaced .* set eval.splice_tokens=0"):
                     model.check_splice(site)
             else:
                 model.check_splice(site)

@@ -8,17 +8,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fsae.autoencoders.autoencoder import SparseAutoencoder
-from fsae.autoencoders.jumprelu import JumpReLUSettings
 from fsae.autoencoders.record import AffineMap, ForwardRecord
 from fsae.autoencoders.settings import DecoderNorm
-from fsae.autoencoders.topk import KSettings
 from fsae.losses.fisher import Fisher, FisherEstimator, FisherForm, fisher_sums
 from fsae.losses.reconstruction import SquaredError
 from fsae.losses.term import Moment
-from fsae.sparse import squared_gram
+from fsae.sparse import gram
 from fsae.sparse.codes import Codes
 from fsae.sparse.pattern import Pattern
-from tests.architectures import build, each_architecture, gradients, relative_error, samples, twin
+from tests.architectures import ARCHITECTURES, build, each_architecture, gradients, relative_error, samples, twin
 
 NO_DEAD = Moment(dead_latents=torch.tensor([], dtype=torch.int64))
 each_form = pytest.mark.parametrize("form", list(FisherForm), ids=lambda form: form.name)
@@ -30,64 +28,28 @@ each_path = pytest.mark.parametrize("sparse", [False, True], ids=["dense", "spar
 
 
 def pre_activations(autoencoder: SparseAutoencoder, x: Tensor, arch: str) -> tuple[Tensor, Tensor]:
-    """(batch, d_sae) pre-activations, and for gated the gate's (else the same ones)."""
-    p = dict(autoencoder.named_parameters())
+    """(batch, d_sae) pre-activations, and those of the gate (the same ones if there is none)."""
+    row, p = ARCHITECTURES[arch], dict[str, Tensor](autoencoder.named_parameters())
     inputs = x - p["b_dec"] if autoencoder.settings.apply_b_dec_to_input else x
-    products = inputs @ p["W_enc"]
-    if arch == "gated":
-        return products * p["r_mag"].exp() + p["b_mag"], products + p["b_gate"]
-    return products + p["b_enc"], products + p["b_enc"]
-
-
-def selected(h: Tensor, gate: Tensor, autoencoder: SparseAutoencoder, arch: str) -> Tensor:
-    """(batch, d_sae) bool: what may be on, apart from rectifying; held fixed where gradients are taken."""
-    settings = autoencoder.settings
-    h = h.detach()
-    match arch:
-        case "standard":
-            return torch.ones_like(h, dtype=torch.bool)
-        case "gated":
-            return gate.detach() > 0
-        case "jumprelu":
-            return h > autoencoder.get_parameter("log_threshold").detach().exp()
-    assert isinstance(settings, KSettings)
-    if arch == "batch_topk":
-        kth = h.flatten().sort(descending=True).values[settings.k * h.shape[0] - 1]
-        return h >= kth
-    score = h.abs() if arch == "abs_topk" else h
-    kth = score.sort(dim=1, descending=True).values[:, settings.k - 1 : settings.k]
-    return score >= kth
-
-
-def activation(h: Tensor, chosen: Tensor, autoencoder: SparseAutoencoder, arch: str) -> Tensor:
-    """Codes from pre-activations, with the straight-through gradient of jumprelu's thresholds."""
-    if arch == "abs_topk":
-        return h * chosen
-    if arch != "jumprelu":
-        return torch.relu(h) * chosen
-    assert isinstance(autoencoder.settings, JumpReLUSettings)
-    width = autoencoder.settings.bandwidth
-    threshold = autoencoder.get_parameter("log_threshold").exp()
-    fixed = threshold.detach()
-    kernel = ((h.detach() - fixed).abs() < width / 2).to(h.dtype)
-    # Worth 0, with derivative -(threshold / width) in the threshold where the kernel is on.
-    return h * chosen - fixed / width * kernel * (threshold - fixed)
+    h = row.pre_activations(inputs @ p["W_enc"], p)
+    return h, h if row.gate is None else row.gate(inputs @ p["W_enc"], p)
 
 
 def per_sample_gradients(autoencoder: SparseAutoencoder, x: Tensor, arch: str, form: FisherForm) -> Tensor:
     """(batch, d_sae) the g_b, differentiable in every parameter."""
     h, gate = pre_activations(autoencoder, x, arch)
-    chosen = selected(h, gate, autoencoder, arch)
+    row = ARCHITECTURES[arch]
+    chosen = row.selected(h.detach(), gate.detach(), autoencoder)
     if form is FisherForm.pre:
         return torch.autograd.grad(h.square().sum(), h, create_graph=True)[0]
     if form is FisherForm.reconstruction:
 
         def loss(h_b: Tensor, chosen_b: Tensor, x_b: Tensor) -> Tensor:
-            x_hat = activation(h_b, chosen_b, autoencoder, arch) @ autoencoder.W_dec + autoencoder.b_dec
+            x_hat = row.activation(h_b, chosen_b, autoencoder) @ autoencoder.W_dec + autoencoder.b_dec
             return 0.5 * (x_b - x_hat).square().sum()
 
         return torch.func.vmap(torch.func.grad(loss))(h, chosen, x)
-    f = activation(h, chosen, autoencoder, arch)
+    f = row.activation(h, chosen, autoencoder)
     g = torch.autograd.grad(f.square().sum(), f, create_graph=True)[0]
     if form is FisherForm.post:
         return g
@@ -173,11 +135,11 @@ def test_every_parameter_that_should_gets_gradient(arch: str, apply_b_dec_to_inp
         autoencoder = build(arch, apply_b_dec_to_input=apply_b_dec_to_input)
         found = gradients(Fisher(form=form).measure(autoencoder(samples(9)), NO_DEAD).value, autoencoder)
         silent = {name for name, grad in found.items() if not grad.any()}
-        wanted = {"b_gate"} if arch == "gated" else set()
+        wanted = set(ARCHITECTURES[arch].silent)
         if form is not FisherForm.reconstruction:
             wanted |= {"W_dec"} if apply_b_dec_to_input else {"W_dec", "b_dec"}
-        if form is FisherForm.pre and arch == "jumprelu":
-            wanted |= {"log_threshold"}
+        if form is FisherForm.pre:
+            wanted |= ARCHITECTURES[arch].thresholds
         assert silent == wanted, form
 
 
@@ -504,10 +466,10 @@ def test_sparse_codes_are_never_spread_over_the_width(
 ):
     # With few of 5,000 latents on, everything after the encoder's product stays below a tenth of batch x d_sae once the
     # Gram matrix's gradient is taken in slices of 2 of the 24 samples; d_in is small, so that the weights are below it.
-    monkeypatch.setattr(squared_gram, "_samples_a_slice", lambda pattern: 2)
+    monkeypatch.setattr(gram, "_samples_per_slice", lambda pattern: 2)
     autoencoder = build(arch, 2, WIDE, dtype=torch.float32)
     with torch.no_grad():
-        autoencoder.get_parameter("b_gate" if arch == "gated" else "b_enc").sub_(4)
+        autoencoder.get_parameter(ARCHITECTURES[arch].bias).sub_(4)
     record = autoencoder(samples(BATCH, 2, dtype=torch.float32), sparse=True)
     assert 0 < record.codes.values.numel() < BATCH * WIDE // 50
 

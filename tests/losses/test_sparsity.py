@@ -8,7 +8,7 @@ import torch
 from fsae.autoencoders.settings import DecoderNorm
 from fsae.losses.sparsity import L1, StepL0, TanhL0, TargetL0
 from fsae.losses.term import Measured, Moment
-from tests.architectures import build, each_architecture, gradients, samples, with_weights
+from tests.architectures import ARCHITECTURES, build, each_architecture, gradients, samples, with_weights
 
 NO_DEAD = Moment(dead_latents=torch.tensor([], dtype=torch.int64))
 each_path = pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
@@ -106,10 +106,10 @@ def test_descent_makes_codes_smaller(term, arch: str):
             parameter -= 1e-6 * found[name]
     after = term.measure(autoencoder(samples(20)), NO_DEAD).value
     steepness = sum(float(grad.square().sum()) for grad in found.values())
-    if arch == "jumprelu":
+    if thresholds := ARCHITECTURES[arch].thresholds:
         # A step in what is on moves the value by jumps, which the true gradient in the codes leaves out: the
         # thresholds' part is an estimate, so only the direction of the rest is asked for.
-        steepness -= float(found["log_threshold"].square().sum())
+        steepness -= sum(float(found[name].square().sum()) for name in thresholds)
         assert float(after.detach()) < float(before.detach())
     else:
         assert float((before - after).detach()) == pytest.approx(1e-6 * steepness, rel=1e-3)

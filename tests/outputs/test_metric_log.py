@@ -13,7 +13,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "metrics.jsonl"
 
 
-def test_what_is_logged_is_read_back_at_once(path: Path) -> None:
+def test_a_logged_record_can_be_read_at_once(path: Path) -> None:
     before = time.time_ns() // 1_000_000
     log = MetricLog(path)
     log.append({"train/l0": 64.0, "train/mse": 0.1 + 0.2}, step=512)
@@ -27,7 +27,7 @@ def test_what_is_logged_is_read_back_at_once(path: Path) -> None:
     assert list(read_metrics(path, first.end)) == [second]
 
 
-def test_values_that_are_not_finite_survive_as_valid_json(path: Path) -> None:
+def test_values_that_are_not_finite_are_stored_as_valid_json(path: Path) -> None:
     MetricLog(path).append({"nan": math.nan, "up": math.inf, "down": -math.inf}, step=1)
     text = path.read_text()
     assert '"nan": "NaN"' in text
@@ -37,7 +37,7 @@ def test_values_that_are_not_finite_survive_as_valid_json(path: Path) -> None:
     assert (record.metrics["up"], record.metrics["down"]) == (math.inf, -math.inf)
 
 
-def test_a_torn_last_line_is_left_out_until_it_is_whole(path: Path) -> None:
+def test_read_metrics_omits_an_incomplete_last_line(path: Path) -> None:
     log = MetricLog(path)
     log.append({"a": 1.0}, step=1)
     log.append({"a": 2.0}, step=2)
@@ -49,7 +49,7 @@ def test_a_torn_last_line_is_left_out_until_it_is_whole(path: Path) -> None:
     assert [record.step for record in read_metrics(path, first.end)] == [2]
 
 
-def test_a_damaged_line_is_named(path: Path) -> None:
+def test_the_error_names_the_position_of_a_damaged_line(path: Path) -> None:
     MetricLog(path).append({"a": 1.0}, step=1)
     size = path.stat().st_size
     with path.open("a") as file:
@@ -58,7 +58,7 @@ def test_a_damaged_line_is_named(path: Path) -> None:
         list(read_metrics(path))
 
 
-def test_resuming_drops_what_was_logged_after_the_checkpoint(path: Path) -> None:
+def test_resuming_drops_values_logged_after_the_checkpoint(path: Path) -> None:
     log = MetricLog(path)
     log.append({"a": 1.0}, step=1)
     position = log.position()
@@ -71,7 +71,7 @@ def test_resuming_drops_what_was_logged_after_the_checkpoint(path: Path) -> None
     assert resumed.position() == path.stat().st_size
 
 
-def test_what_is_dropped_is_kept_beside_in_the_order_of_logging(path: Path) -> None:
+def test_dropped_values_are_kept_in_a_second_file_in_the_order_of_logging(path: Path) -> None:
     dropped = path.with_name("dropped")
     log = MetricLog(path, dropped=dropped)
     log.append({"a": 1.0}, step=1)
@@ -90,13 +90,13 @@ def test_what_is_dropped_is_kept_beside_in_the_order_of_logging(path: Path) -> N
     assert [record.metrics["a"] for record in read_metrics(dropped)] == [2.0, 4.0]
 
 
-def test_a_new_run_in_an_old_folder_starts_an_empty_file(path: Path) -> None:
+def test_a_new_run_in_an_existing_folder_starts_an_empty_file(path: Path) -> None:
     MetricLog(path).append({"a": 1.0}, step=1)
     MetricLog(path)
     assert path.stat().st_size == 0
 
 
-def test_a_file_shorter_than_the_checkpoint_says_is_refused_and_kept(path: Path) -> None:
+def test_a_file_shorter_than_the_checkpoint_is_refused_and_kept(path: Path) -> None:
     MetricLog(path).append({"a": 1.0}, step=1)
     size = path.stat().st_size
     with pytest.raises(ValueError, match=rf"has {size} bytes.*when it had {size + 1}: restore"):
@@ -105,7 +105,7 @@ def test_a_file_shorter_than_the_checkpoint_says_is_refused_and_kept(path: Path)
 
 
 @pytest.mark.parametrize("name", ["train/l0[2]", "", "../l0", "/l0", "a//b", "x" * 251, "fisher>0"])
-def test_a_name_that_mlflow_would_refuse_is_refused_when_it_is_logged(path: Path, name: str) -> None:
+def test_append_refuses_names_that_mlflow_would_refuse(path: Path, name: str) -> None:
     log = MetricLog(path)
     with pytest.raises(ValueError, match="as in train/l0"):
         log.append({name: 1.0}, step=1)
@@ -113,7 +113,7 @@ def test_a_name_that_mlflow_would_refuse_is_refused_when_it_is_logged(path: Path
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device without space")  # noqa: PTH110
-def test_a_full_disk_is_an_error_and_not_a_silent_loss() -> None:
+def test_append_raises_on_a_full_disk() -> None:
     log = MetricLog.__new__(MetricLog)
     log._known_names = set()
     log._file = open("/dev/full", "ab")  # noqa: PTH123, SIM115

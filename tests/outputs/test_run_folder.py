@@ -7,7 +7,7 @@ from fsae.outputs import run_folder
 from fsae.outputs.run_folder import RunFolder, write_json
 
 
-def test_a_failed_write_leaves_the_earlier_file_and_nothing_beside_it(
+def test_a_failed_write_keeps_the_earlier_file_and_leaves_no_temporary_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = RunFolder(tmp_path).results

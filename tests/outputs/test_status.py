@@ -11,7 +11,7 @@ from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import Failure, RunState, mark, read_status
 
 
-def test_a_run_from_start_to_failure(tmp_path: Path) -> None:
+def test_mark_records_a_run_from_start_to_failure(tmp_path: Path) -> None:
     assert read_status(tmp_path) is None
     started = mark(tmp_path, RunState.running)
     assert started == read_status(tmp_path)
@@ -29,16 +29,16 @@ def test_a_run_from_start_to_failure(tmp_path: Path) -> None:
     assert written["ended"].endswith("+00:00")
 
 
-def test_a_resumed_run_keeps_its_first_start_and_forgets_its_end(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_first_start_and_drops_its_end(tmp_path: Path) -> None:
     first = mark(tmp_path, RunState.running)
     mark(tmp_path, RunState.interrupted)
     resumed = mark(tmp_path, RunState.running)
     assert (resumed.started, resumed.ended) == (first.started, None)
 
 
-def test_a_run_whose_process_is_gone_is_not_going(tmp_path: Path) -> None:
-    assert mark(tmp_path, RunState.running).is_going()
-    assert not mark(tmp_path, RunState.finished).is_going()
+def test_a_run_is_not_alive_without_its_process(tmp_path: Path) -> None:
+    assert mark(tmp_path, RunState.running).is_alive()
+    assert not mark(tmp_path, RunState.finished).is_alive()
     program = (
         "import os, pathlib, signal; from fsae.outputs.status import RunState, mark\n"
         f"mark(pathlib.Path({str(tmp_path)!r}), RunState.running); os.kill(os.getpid(), signal.SIGKILL)"
@@ -47,30 +47,30 @@ def test_a_run_whose_process_is_gone_is_not_going(tmp_path: Path) -> None:
     status = read_status(tmp_path)
     assert status is not None
     assert status.state is RunState.running
-    assert not status.is_going()
+    assert not status.is_alive()
 
 
-def test_nor_is_one_whose_process_number_is_another_s_by_now(tmp_path: Path) -> None:
+def test_a_run_is_not_alive_if_another_process_has_its_number(tmp_path: Path) -> None:
     mark(tmp_path, RunState.running)
     path = RunFolder(tmp_path).status
     # This process began later, as after a restart of the container.
     path.write_text(json.dumps(json.loads(path.read_text()) | {"updated": "2020-01-02T03:04:05+00:00"}))
     status = read_status(tmp_path)
     assert status is not None
-    assert not status.is_going()
+    assert not status.is_alive()
 
 
-def test_a_run_on_another_host_is_believed(tmp_path: Path) -> None:
+def test_a_run_on_another_host_counts_as_alive(tmp_path: Path) -> None:
     mark(tmp_path, RunState.running)
     path = RunFolder(tmp_path).status
     path.write_text(json.dumps(json.loads(path.read_text()) | {"host": "elsewhere", "pid": 999_999_999}))
     status = read_status(tmp_path)
     assert status is not None
-    assert status.is_going()
+    assert status.is_alive()
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"state": "asleep"}', "[1]"])
-def test_a_damaged_status_is_named(tmp_path: Path, text: str) -> None:
+def test_the_error_names_a_damaged_status(tmp_path: Path, text: str) -> None:
     RunFolder(tmp_path).status.write_text(text)
     with pytest.raises(ValueError, match=r"status\.json is not a run's status"):
         read_status(tmp_path)

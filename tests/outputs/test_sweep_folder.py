@@ -1,4 +1,4 @@
-"""What a sweep's folder says of its jobs."""
+"""The jobs in a sweep's folder."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def sweep(tmp_path: Path) -> Sweep:
 
 @pytest.fixture
 def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A squeue that answers with this file's text."""
+    """A squeue that prints this file."""
     answer = tmp_path / "queue"
     program = tmp_path / "bin" / "squeue"
     program.parent.mkdir()
@@ -43,11 +43,11 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return answer
 
 
-def test_what_is_written_is_read(sweep: Sweep):
+def test_read_sweep_returns_what_was_written(sweep: Sweep):
     assert read_sweep(sweep.folder) == sweep
 
 
-def test_a_job_is_named_by_what_tells_it_from_its_neighbours(sweep: Sweep):
+def test_a_job_is_named_after_the_overrides_that_distinguish_it(sweep: Sweep):
     assert [job.name for job in sweep.all_jobs()] == ["arch=topk", "arch=gated"]
     folder = sweep.folder / "1"
     tags = {"fsae.sweep": "day/time", "fsae.sweep_job": "1"}
@@ -55,7 +55,7 @@ def test_a_job_is_named_by_what_tells_it_from_its_neighbours(sweep: Sweep):
     assert run_name_and_tags(sweep.folder / "runs" / "alone", ["arch=gated"], "fisher") == ("alone", {})
 
 
-def test_jobs_that_a_sweeper_decided_on_are_found_by_their_folders(sweep: Sweep):
+def test_jobs_chosen_by_the_sweeper_are_found_by_their_folders(sweep: Sweep):
     for job in ("0", "10", "2", "report"):
         (sweep.folder / job).mkdir()
     (sweep.folder / "2" / "overrides.yaml").write_text('- "arch=topk"\n- "site.layer=\\"1\\""\n')
@@ -67,7 +67,7 @@ def test_jobs_that_a_sweeper_decided_on_are_found_by_their_folders(sweep: Sweep)
 @pytest.mark.parametrize(
     "state", [RunState.finished, RunState.failed, RunState.refused, RunState.interrupted], ids=lambda state: state.name
 )
-def test_an_ended_job_is_what_it_says(state: RunState, sweep: Sweep):
+def test_an_ended_jobs_state_comes_from_its_status(state: RunState, sweep: Sweep):
     job = sweep.all_jobs()[0]
     assert job.state() is JobState.not_started
     job.folder.mkdir()
@@ -75,7 +75,7 @@ def test_an_ended_job_is_what_it_says(state: RunState, sweep: Sweep):
     assert job.state() is JobState[state.name]
 
 
-def test_a_job_that_says_running_is_killed_when_its_process_is_gone(sweep: Sweep):
+def test_a_running_job_without_its_process_is_killed(sweep: Sweep):
     job = sweep.all_jobs()[0]
     job.folder.mkdir()
     mark(job.folder, RunState.running)
@@ -102,7 +102,7 @@ def test_a_job_that_says_running_is_killed_when_its_process_is_gone(sweep: Sweep
         (RunState.finished, "12_0 COMPLETING", JobState.finished),
     ],
 )
-def test_slurm_s_queue_knows_whether_a_job_goes_on(
+def test_slurms_queue_decides_whether_a_job_is_active(
     written: RunState | None, queued: str, state: JobState, sweep: Sweep, queue: Path
 ):
     job = sweep.all_jobs()[0]
@@ -124,14 +124,14 @@ def test_slurm_s_queue_knows_whether_a_job_goes_on(
         ('{"format": 99}', "is of format 99, this version of fsae reads 1"),
     ],
 )
-def test_what_is_no_sweep_is_told(content: str | None, message: str, tmp_path: Path):
+def test_read_sweep_refuses_what_is_no_sweep(content: str | None, message: str, tmp_path: Path):
     if content is not None:
         (tmp_path / "sweep.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         read_sweep(tmp_path)
 
 
-def test_one_process_at_a_time_launches_a_sweep(tmp_path: Path):
+def test_only_one_process_may_launch_a_sweep(tmp_path: Path):
     held = lock(tmp_path)
     with pytest.raises(ValueError, match="another process is launching the sweep"):
         lock(tmp_path)

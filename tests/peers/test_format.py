@@ -104,7 +104,7 @@ def made(sae_lens, inputs, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("kind", THEIRS)
 def test_we_open_theirs(made, inputs, kind):
     autoencoder = load_saelens(made / kind)
-    assert type(autoencoder.settings) is ARCHITECTURES[THEIRS[kind]][0]
+    assert type(autoencoder.settings) is ARCHITECTURES[THEIRS[kind]].settings
     expected = load_file(made / f"{kind}.safetensors")
     with torch.no_grad():
         record = autoencoder(load_file(inputs)["x"])

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from fsae.sparse import codes as codes_module
+from fsae.sparse import gram
 from fsae.sparse.codes import Codes
+from fsae.sparse.gram import add_gram, squared_gram_norm
 from fsae.sparse.pattern import Pattern
 from tests.sparse.matrices import BATCH, D_IN, WIDTH, draw, each_case, mask_with, sparse_codes, unsorted_codes
 
@@ -25,7 +27,7 @@ def test_products_by_hand():
     assert codes.sample(X, W).values.tolist() == [1, 5, 7]
     # Rows share no column, so only the diagonal is left: 4 + 1 and 9.
     # The Gram matrix is [[5 0 0], [0 0 0], [0 0 9]]: 25 + 81.
-    assert codes.squared_gram_norm() == 106
+    assert squared_gram_norm(codes) == 106
     assert codes.column_sums().tolist() == [2, 3, -1]
     assert codes.row_sums().tolist() == [1, 0, 3]
     assert codes.columns(torch.tensor([10.0, 20.0, 30.0])).tolist() == [10, 30, 20]
@@ -55,7 +57,7 @@ def test_sparse_products_and_gradients_are_the_dense_ones(case: str, product: st
                 sampled = codes.sample(X, W)
                 return sampled.with_values(sampled.values * codes.values).dense()
             case "squared_gram_norm":
-                return codes.squared_gram_norm()
+                return squared_gram_norm(codes)
             case "column_sums":
                 return codes.column_sums()
             case "row_sums":
@@ -85,10 +87,10 @@ def test_gradcheck_of_decode_sample_and_gram(case: str):
     X = draw(codes.shape[0], D_IN, seed=1).requires_grad_()
     if codes.values.numel():
         assert torch.autograd.gradcheck(lambda values, W: codes.with_values(values).decode(W), (codes.values, W))
-        assert torch.autograd.gradcheck(lambda values: codes.with_values(values).squared_gram_norm(), (codes.values,))
+        assert torch.autograd.gradcheck(lambda values: squared_gram_norm(codes.with_values(values)), (codes.values,))
     else:
         assert torch.autograd.gradcheck(lambda W: codes.decode(W), (W,))
-        assert codes.squared_gram_norm() == 0
+        assert squared_gram_norm(codes) == 0
     assert torch.autograd.gradcheck(lambda X, W: codes.sample(X, W).dense(), (X, W))
 
 
@@ -96,24 +98,23 @@ def test_gradcheck_with_columns_in_no_order():
     codes = unsorted_codes()
     W, X = draw(WIDTH, D_IN).requires_grad_(), draw(BATCH, D_IN, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(lambda values, W: codes.with_values(values).decode(W), (codes.values, W))
-    assert torch.autograd.gradcheck(lambda values: codes.with_values(values).squared_gram_norm(), (codes.values,))
+    assert torch.autograd.gradcheck(lambda values: squared_gram_norm(codes.with_values(values)), (codes.values,))
     assert torch.autograd.gradcheck(lambda X, W: codes.sample(X, W).dense(), (X, W))
-    torch.testing.assert_close(codes.squared_gram_norm(), (codes.dense() @ codes.dense().T).square().sum())
+    torch.testing.assert_close(squared_gram_norm(codes), (codes.dense() @ codes.dense().T).square().sum())
 
 
 @each_case
 @pytest.mark.parametrize("slices", [1, 3, 4, 7])
 @pytest.mark.parametrize("mkl", [True, False])
 def test_gram_over_the_latents(case: str, slices: int, mkl: bool, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(codes_module, "_GRAM_SLICES", slices)
     if not mkl:
-        monkeypatch.setattr(codes_module, "has_sparse_product", lambda tensor: False)
+        monkeypatch.setattr(gram, "has_sparse_product", lambda tensor: False)
     codes = sparse_codes(mask_with(case))
     dense = codes.dense().detach()
     begun = draw(WIDTH, WIDTH, seed=8)
     for each in (codes, Codes(dense)):
         total = begun.clone()
-        each.add_gram(total)
+        add_gram(each, total, slices)
         torch.testing.assert_close(total.triu(), (begun + dense.T @ dense).triu(), rtol=1e-13, atol=1e-13)
 
 
@@ -121,7 +122,7 @@ def test_gram_over_the_latents(case: str, slices: int, mkl: bool, monkeypatch: p
 def test_gram_over_the_latents_with_columns_in_no_order(dtype: torch.dtype):
     codes = Codes(unsorted_codes().values.to(dtype), unsorted_codes().pattern)
     dense, total = codes.dense().detach().double(), torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
-    codes.add_gram(total)
+    add_gram(codes, total)
     torch.testing.assert_close(total.triu(), (dense.T @ dense).triu(), rtol=1e-14, atol=1e-14)
 
 
@@ -132,7 +133,6 @@ def test_gram_over_the_latents_with_columns_in_no_order(dtype: torch.dtype):
 def test_transposed_products_are_added_in_the_type_of_the_sum(
     case: str, mkl: bool, dtype: torch.dtype, samples: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(codes_module, "_VECTOR_ENTRIES", samples * D_IN)
     if not mkl:
         monkeypatch.setattr(codes_module, "has_sparse_product", lambda tensor: False)
     codes = sparse_codes(mask_with(case), dtype=dtype)
@@ -140,7 +140,7 @@ def test_transposed_products_are_added_in_the_type_of_the_sum(
     wanted = begun + codes.dense().detach().double().T @ X.double()
     for each in (codes, Codes(codes.dense().detach())):
         total = begun.clone()
-        each.add_transposed_product(total, X)
+        each.add_transposed_product(total, X, samples * D_IN)
         torch.testing.assert_close(total, wanted, rtol=1e-13, atol=1e-13)
 
 
@@ -148,5 +148,5 @@ def test_sparse_products_say_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         codes = sparse_codes(mask_with("empty row"))
-        codes.squared_gram_norm().backward()
-        codes.add_gram(torch.zeros(WIDTH, WIDTH))
+        squared_gram_norm(codes).backward()
+        add_gram(codes, torch.zeros(WIDTH, WIDTH))

@@ -10,6 +10,7 @@ from fsae.losses.fisher import FisherEstimator, FisherForm, fisher_sums
 from fsae.sparse import products
 from fsae.sparse.codes import Codes
 from fsae.sparse.encoder_product import encoder_product
+from fsae.sparse.gram import squared_gram_norm
 from fsae.sparse.pattern import Pattern
 from tests.architectures import build, each_architecture, gradients, samples
 
@@ -73,7 +74,7 @@ def test_gradcheck(batch: int, d_sae: int, kernels: None):
     W, X = (draw(count, 3, seed=count, dtype=torch.float64).requires_grad_() for count in (d_sae, batch))
     codes = Codes(values, pattern)
     assert torch.autograd.gradcheck(lambda values, W: codes.with_values(values).decode(W), (values, W))
-    assert torch.autograd.gradcheck(lambda values: codes.with_values(values).squared_gram_norm(), (values,))
+    assert torch.autograd.gradcheck(lambda values: squared_gram_norm(codes.with_values(values)), (values,))
     assert torch.autograd.gradcheck(lambda X, W: codes.sample(X, W).dense(), (X, W))
     assert torch.autograd.gradcheck(
         lambda X, W: encoder_product(X, None, W.T, lambda products: pattern).dense(), (X, W)

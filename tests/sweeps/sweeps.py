@@ -1,4 +1,4 @@
-"""Sweeps as people start them, each in a process of its own, and what they leave behind."""
+"""Sweeps as people start them, each in a process of its own, and readers of their results."""
 
 import json
 import os
@@ -20,7 +20,7 @@ LONG = ("debug=tiny", "eval.splice_tokens=0", "trainer.samples=150_000", "traine
 
 
 def begun(*arguments: str, outputs: Path, **more: str) -> "subprocess.Popen[str]":
-    """`python -m ARGUMENTS`, not waited for; `more` is put into its environment."""
+    """Start `python -m ARGUMENTS` without waiting; `more` is added to its environment."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # As in a shell's background, and what ignores Ctrl-C passes that on to all it starts.
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -35,30 +35,30 @@ def begun(*arguments: str, outputs: Path, **more: str) -> "subprocess.Popen[str]
 
 
 def ended(process: "subprocess.Popen[str]", seconds: float = 250) -> subprocess.CompletedProcess[str]:
-    """The same, over; what it said, on both streams, is `stdout`."""
+    """Run the same to its end; `stdout` has the output of both streams."""
     said, _ = process.communicate(timeout=seconds)
     return subprocess.CompletedProcess(process.args, process.returncode, said)
 
 
 def status_of(folder: Path) -> Mapping:
-    """The folder's `status.json`; empty before there is one."""
+    """Return the folder's `status.json`, or an empty dictionary if there is none."""
     path = folder / "status.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def states_in(sweep: Path) -> dict[str, str]:
-    """What each job's `status.json` says, by the job's number."""
+    """Return each job's `status.json`, by the job's number."""
     return {path.name: status_of(path).get("state", "") for path in sorted(sweep.iterdir()) if path.name.isdecimal()}
 
 
 def is_training(folder: Path) -> bool:
-    """Whether the run has logged something."""
+    """Return whether the run has logged something."""
     path = folder / "metrics.jsonl"
     return path.exists() and path.stat().st_size > 0
 
 
 def assert_equal_runs(folder: Path, wanted: Path) -> None:
-    """Both ended with the same autoencoder and the same results, bit for bit."""
+    """Assert that both runs have the same autoencoder and the same results, bit for bit."""
     for name in ("sae_weights.safetensors", "sparsity.safetensors"):
         assert differences(load_file(folder / "sae" / name), load_file(wanted / "sae" / name)) == []
     assert json.loads((folder / "results.json").read_text()) == json.loads((wanted / "results.json").read_text())
@@ -67,8 +67,8 @@ def assert_equal_runs(folder: Path, wanted: Path) -> None:
 def assert_a_killed_worker_takes_down_its_own_job_only(
     process: "subprocess.Popen[str]", folder: Path, outputs: Path, *launcher: str, reason: str
 ) -> str:
-    """Kill the worker of the first of three equal jobs, two at a time, and finish the sweep afterwards; returns what
-    the sweep said. `launcher` is the one that finishes it, `reason` is why the job was lost."""
+    """Kill the worker of the first of three equal jobs, two at a time, and finish the sweep afterwards; returns its
+    output. `launcher` is the launcher that finishes it, `reason` is why the job was lost."""
     wait_until(lambda: is_training(folder / "0"), process)
     os.kill(status_of(folder / "0")["pid"], signal.SIGKILL)
     swept = ended(process)

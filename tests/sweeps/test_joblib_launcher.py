@@ -1,4 +1,4 @@
-"""`launcher=joblib`: what a killed worker takes down with it, which is its own job."""
+"""`launcher=joblib`: a killed worker ends its own job only."""
 
 import signal
 import subprocess
@@ -21,13 +21,13 @@ from tests.sweeps.sweeps import (
 
 
 def swept(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
-    """A sweep of long jobs into a folder two below the outputs."""
+    """Start a sweep of long jobs in a folder two levels below the outputs."""
     return begun(
         "fsae.run", "-m", *LONG, *overrides, "launcher=joblib", f"hydra.sweep.dir={folder}", outputs=folder.parents[1]
     )
 
 
-def test_a_killed_worker_takes_down_its_own_job_only(tmp_path: Path):
+def test_a_killed_worker_ends_its_own_job_only(tmp_path: Path):
     folder = tmp_path / "sweeps" / "one"
     said = assert_a_killed_worker_takes_down_its_own_job_only(
         swept(folder, "tracking.flush_seconds=1,2,3"),
@@ -38,7 +38,7 @@ def test_a_killed_worker_takes_down_its_own_job_only(tmp_path: Path):
     assert "Traceback" not in said
 
 
-def test_a_signal_to_the_launching_process_alone_has_the_job_save_too(tmp_path: Path):
+def test_a_signal_to_the_launcher_makes_its_jobs_save(tmp_path: Path):
     folder = tmp_path / "sweeps" / "one"
     # Longer than anybody waits.
     process = swept(folder, "trainer.samples=40_000_000", "seed=1,2", "hydra.launcher.n_jobs=1")
@@ -50,7 +50,7 @@ def test_a_signal_to_the_launching_process_alone_has_the_job_save_too(tmp_path: 
     assert "2 jobs, 1 interrupted, 1 not started" in done.stdout
 
 
-def test_workers_save_and_end_when_the_launching_process_is_killed(tmp_path: Path):
+def test_workers_save_and_end_if_the_launcher_is_killed(tmp_path: Path):
     folder = tmp_path / "sweeps" / "one"
     process = swept(folder, "trainer.samples=40_000_000", "seed=1,2", "hydra.launcher.n_jobs=1")
     wait_until(lambda: is_training(folder / "0"), process)
@@ -62,6 +62,6 @@ def test_workers_save_and_end_when_the_launching_process_is_killed(tmp_path: Pat
     assert (folder / "0" / "checkpoints" / "latest.pt").exists()
 
 
-def test_no_job_at_a_time_is_refused():
+def test_n_jobs_of_zero_is_refused():
     with pytest.raises(ValueError, match=r"hydra\.launcher\.n_jobs is 0; at least one job"):
         JoblibLauncher(n_jobs=0)

@@ -1,4 +1,4 @@
-"""A sweep from its claim on a folder to what is said at its end, and what `fsae.resume` makes of it."""
+"""A sweep from locking its folder to its summary, and its completion by `fsae.resume`."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def swept(outputs: Path) -> tuple[Path, str, int]:
-    """A sweep's folder, what was said, and the exit status: one job cannot be run, one diverges, one finishes."""
+    """A sweep's folder, output and exit status: one job cannot be run, one diverges, one finishes."""
     folder = outputs / "sweeps" / "day" / "time"
     done = ended(
         begun("fsae.run", "-m", *SHORT, "arch=topk", "arch.k=8,512", "trainer.lr=1e-3,1e30", "tracking=mlflow",
@@ -28,7 +28,7 @@ def swept(outputs: Path) -> tuple[Path, str, int]:
     return folder, done.stdout, done.returncode
 
 
-def test_failing_jobs_take_nothing_down_and_are_told(swept: tuple[Path, str, int]):
+def test_failing_jobs_stop_no_other_and_are_reported(swept: tuple[Path, str, int]):
     folder, said, exit_status = swept
     assert exit_status == 1
     assert states_in(folder) == {"0": "finished", "1": "failed", "2": "refused", "3": "refused"}
@@ -40,7 +40,7 @@ def test_failing_jobs_take_nothing_down_and_are_told(swept: tuple[Path, str, int
     assert "Traceback" not in said
 
 
-def test_the_end_is_one_table_of_the_jobs_and_one_command_for_mlflow(swept: tuple[Path, str, int]):
+def test_the_summary_has_one_table_and_one_command_for_mlflow(swept: tuple[Path, str, int]):
     folder, said, _ = swept
     fvu = json.loads((folder / "0" / "results.json").read_text())["eval/fvu"]
     rows = [line.split() for line in said[said.index("sweep day/time") :].splitlines()]
@@ -54,7 +54,7 @@ def test_the_end_is_one_table_of_the_jobs_and_one_command_for_mlflow(swept: tupl
     assert said.count("fisher_ratio") == 1
 
 
-def test_the_sweep_s_runs_are_neighbours_in_mlflow_tied_by_a_tag(swept: tuple[Path, str, int], outputs: Path):
+def test_the_sweeps_runs_share_a_tag_in_mlflow(swept: tuple[Path, str, int], outputs: Path):
     from mlflow import MlflowClient
 
     _, said, _ = swept
@@ -88,17 +88,17 @@ def test_the_sweep_s_runs_are_neighbours_in_mlflow_tied_by_a_tag(swept: tuple[Pa
     assert f"#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning&searchFilter=" in said
 
 
-def test_a_second_sweep_on_a_folder_is_refused(swept: tuple[Path, str, int], outputs: Path):
+def test_a_second_sweep_in_a_folder_is_refused(swept: tuple[Path, str, int], outputs: Path):
     folder, _, _ = swept
     before = (folder / "sweep.json").read_bytes()
     done = ended(begun("fsae.run", "-m", *SHORT, "seed=1,2", f"hydra.sweep.dir={folder}", outputs=outputs))
     assert done.returncode == 1
-    assert done.stdout.count(f"{folder} holds a sweep already: finish it with") == 1
+    assert done.stdout.count(f"{folder} already holds a sweep: finish it with") == 1
     assert "Traceback" not in done.stdout
     assert (folder / "sweep.json").read_bytes() == before
 
 
-def test_so_is_one_whose_jobs_could_not_be_found_again(outputs: Path):
+def test_a_sweep_with_other_job_folders_is_refused(outputs: Path):
     folder = outputs / "sweeps" / "named"
     done = ended(
         begun("fsae.run", "-m", *SHORT, "seed=1,2", "hydra.sweep.subdir=${hydra.job.override_dirname}",
@@ -109,7 +109,7 @@ def test_so_is_one_whose_jobs_could_not_be_found_again(outputs: Path):
     assert not (folder / "sweep.json").exists()
 
 
-def test_so_is_one_beside_a_launching_process(swept: tuple[Path, str, int], outputs: Path):
+def test_a_sweep_that_another_process_launches_is_refused(swept: tuple[Path, str, int], outputs: Path):
     folder, _, _ = swept
     held = lock(folder)
     done = ended(begun("fsae.resume", str(folder), outputs=outputs))
@@ -118,9 +118,7 @@ def test_so_is_one_beside_a_launching_process(swept: tuple[Path, str, int], outp
     assert f"another process is launching the sweep in {folder}" in done.stdout
 
 
-def test_resuming_launches_what_is_not_finished_and_nothing_else(
-    swept: tuple[Path, str, int], outputs: Path, tmp_path: Path
-):
+def test_resuming_launches_only_unfinished_jobs(swept: tuple[Path, str, int], outputs: Path, tmp_path: Path):
     folder, _, _ = swept
     # As after a sweep that was killed between its jobs: job 3 is another that was never started.
     sweep = read_sweep(folder)
@@ -139,7 +137,7 @@ def test_resuming_launches_what_is_not_finished_and_nothing_else(
     assert '"arch.k=4"' in overrides
 
 
-def test_interrupting_a_sweep_saves_its_job_and_resuming_gives_the_same_numbers(outputs: Path):
+def test_an_interrupted_and_resumed_sweep_gives_the_same_numbers(outputs: Path):
     folder = outputs / "sweeps" / "interrupted"
     # What differs decides no numbers: the second job, not interrupted, is what the first has to equal.
     process = begun("fsae.run", "-m", *LONG, "tracking.flush_seconds=1,2", f"hydra.sweep.dir={folder}", outputs=outputs)

@@ -1,4 +1,4 @@
-"""`launcher=packed`: many jobs in one process, each with its own folder and its own end."""
+"""`launcher=packed`: many jobs in one process, each with its own folder and outcome."""
 
 import json
 import signal
@@ -20,7 +20,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def swept(outputs: Path) -> tuple[Path, str, int]:
-    """A sweep's folder, what was said, and the exit status: two k and two seeds, and two jobs at fault."""
+    """A sweep's folder, output and exit status: two k and two seeds, and two faulty jobs."""
     folder = outputs / "sweeps" / "whole"
     done = ended(
         begun("fsae.run", "-m", *PACKED, "arch.k=8,12,99", "seed=1,2", f"hydra.sweep.dir={folder}", outputs=outputs)
@@ -28,7 +28,7 @@ def swept(outputs: Path) -> tuple[Path, str, int]:
     return folder, done.stdout, done.returncode
 
 
-def test_what_cannot_be_run_is_refused_and_the_others_are_one_pack(swept: tuple[Path, str, int]):
+def test_faulty_jobs_are_refused_and_the_others_form_one_pack(swept: tuple[Path, str, int]):
     folder, said, exit_status = swept
     assert exit_status == 1
     assert list(states_in(folder).values()) == ["finished"] * 4 + ["refused"] * 2
@@ -41,9 +41,7 @@ def test_what_cannot_be_run_is_refused_and_the_others_are_one_pack(swept: tuple[
     assert len(results) == 4
 
 
-def test_stopped_and_killed_it_is_finished_by_resume_as_if_nothing_had_been(
-    swept: tuple[Path, str, int], outputs: Path
-):
+def test_resume_finishes_a_stopped_and_killed_sweep_with_the_same_numbers(swept: tuple[Path, str, int], outputs: Path):
     folder = outputs / "sweeps" / "disturbed"
     process = begun("fsae.run", "-m", *PACKED, "arch.k=8,12", "seed=1,2", f"hydra.sweep.dir={folder}", outputs=outputs)
     wait_until(lambda: is_training(folder / "3"), process)
@@ -68,7 +66,7 @@ def test_stopped_and_killed_it_is_finished_by_resume_as_if_nothing_had_been(
         assert_equal_runs(folder / number, whole / number)
 
 
-def test_packs_that_seeds_keep_apart_are_told(outputs: Path):
+def test_packs_separated_by_seeds_are_reported(outputs: Path):
     short = ("debug=tiny", "launcher=packed", "trainer.samples=512", "eval.splice_tokens=0")
     folder = outputs / "sweeps" / "apart"
     done = ended(begun("fsae.run", "-m", *short, "seed=1,2", f"hydra.sweep.dir={folder}", outputs=outputs))
@@ -77,6 +75,6 @@ def test_packs_that_seeds_keep_apart_are_told(outputs: Path):
     assert "packs could be as few as 1 if source.seed did not differ" in done.stdout
 
 
-def test_a_pack_of_nobody_is_refused():
+def test_an_empty_pack_is_refused():
     with pytest.raises(ValueError, match=r"hydra\.launcher\.max_jobs is 0; a pack has at least one job"):
         PackedLauncher(max_jobs=0)

@@ -1,4 +1,4 @@
-"""Which jobs `fsae.resume` launches."""
+"""The jobs that `fsae.resume` launches."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +14,13 @@ from fsae.sweeps.remaining import RemainingJobs
 
 
 class Noted(Launcher):
-    """Launches nothing and keeps what it was asked to."""
+    """A launcher that records jobs and launches none."""
 
     def __init__(self):
         self.asked: list[list[str]] = []
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Nothing to take over."""
+        """Do nothing."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         self.asked = [list(overrides) for overrides in job_overrides]
@@ -28,7 +28,7 @@ class Noted(Launcher):
 
 
 def launched(folder: Path, jobs: list[list[str]] | None, *arguments: str) -> list[list[str]]:
-    """What is launched of a sweep in `folder`."""
+    """Return the jobs that are launched of a sweep in `folder`."""
     Sweep(
         folder=folder, tag="one", started="", command=[], working_directory="/", outputs="/", config_dirs=[],
         hydra_overrides=[], constant=[], varied=["seed"], jobs=jobs,
@@ -45,7 +45,7 @@ def marked(folder: Path, state: RunState) -> Path:
     return folder
 
 
-def test_what_is_not_finished_goes_into_its_own_folder_by_the_launcher_asked_for(tmp_path: Path):
+def test_unfinished_jobs_go_to_their_own_folders_by_the_given_launcher(tmp_path: Path):
     for job, state in enumerate((RunState.finished, RunState.failed, RunState.running)):
         marked(tmp_path / str(job), state)
     jobs = [["launcher=slurm", f"seed={seed}"] for seed in range(4)]
@@ -55,12 +55,12 @@ def test_what_is_not_finished_goes_into_its_own_folder_by_the_launcher_asked_for
     ]
 
 
-def test_a_trial_of_a_search_that_left_no_overrides_is_not_launched_with_none(tmp_path: Path):
-    """It would be another job: all its settings at their defaults."""
+def test_a_searchs_trial_without_recorded_overrides_is_not_launched(tmp_path: Path):
+    """Without overrides it would be another job, with all settings at their defaults."""
     marked(tmp_path / "0", RunState.refused)
     (marked(tmp_path / "1", RunState.failed) / "overrides.yaml").write_text('- "seed=1"\n')
     assert launched(tmp_path, None) == [["seed=1", "hydra.sweep.subdir=1"]]
 
 
-def test_a_job_of_a_grid_may_have_no_overrides(tmp_path: Path):
+def test_a_grids_job_may_have_no_overrides(tmp_path: Path):
     assert launched(tmp_path, [[]]) == [["hydra.sweep.subdir=0"]]

@@ -1,4 +1,4 @@
-"""A described run folder, and MLflow stores to log it to: SQLite files and a server on loopback."""
+"""A described run folder, SQLite files to log it to, and a tracking server on loopback."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made once, as the migration takes seconds."""
+    """A database that is created once per session, as the migration takes seconds."""
     path = tmp_path_factory.mktemp("database") / "mlflow.db"
     create_database(path)
     return path

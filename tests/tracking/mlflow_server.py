@@ -15,7 +15,7 @@ class Server:
 
     Args:
         database: a SQLite file; artifacts are stored beside it.
-        log: where its words go.
+        log: the file for its output.
         store: another database's address, instead of the file.
     """
 

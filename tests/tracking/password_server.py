@@ -1,4 +1,4 @@
-"""A server that asks for a name and a password (HTTP Basic) and hands what it is asked on to another."""
+"""A server that asks for a name and a password (HTTP Basic) and forwards requests to another server."""
 
 import base64
 import threading
@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class PasswordServer:
-    """Listens on loopback from its making on.
+    """A server on loopback that listens as soon as it is created.
 
     Args:
         target: the address of the server that answers.

@@ -34,10 +34,10 @@ def history(uri: str, name: str) -> list[tuple[int, float]]:
     return [(metric.step, metric.value) for metric in MlflowClient(uri).get_metric_history(run.info.run_id, name)]
 
 
-def test_a_run_from_its_folder_only(
+def test_upload_logs_a_run_from_its_folder_alone(
     sqlite_uri: str, run_folder: Path, describe: Describe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    # Left behind by a program that started this one; following it would mix two runs.
+    # Set by a program that started this one; using it would mix two runs.
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     folder = RunFolder(run_folder)
     description = describe(sqlite_uri, params={"arch.name": "gated", "long": "x" * 9000}, tags={"fsae.job": "slurm 7"})
@@ -72,7 +72,7 @@ def test_a_run_from_its_folder_only(
     assert math.isnan(loss)
     ((_, peak),) = history(sqlite_uri, "train/peak")
     assert peak > 1e308
-    # Artifacts lie beside the database; nothing appears in the working directory.
+    # Artifacts are next to the database; the working directory stays empty.
     place = tmp_path / "outputs" / "mlartifacts" / run.info.run_id / "artifacts"
     found = sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
     assert found == ["config.yaml", "results.json", "sae/cfg.json", "status.json"]
@@ -104,7 +104,7 @@ def test_requests_stay_within_mlflows_limit(
         log.append({f"a/{n}": 1.0 for n in range(400)}, step=step)
     log.append({f"b/{n}": 1.0 for n in range(2100)}, step=5)
     assert MlflowUpload(run_folder, sqlite_uri, describe(sqlite_uri)).send_metrics() == 5 * 400 + 2100
-    # The tags and the parameters first; then whole records while they fit (2 x 400), and what never fits in parts.
+    # First the tags and the parameters, then whole records while they fit (2 x 400), then parts of a larger record.
     assert sizes == [0, 0, 800, 800, 400, 1000, 1000, 100]
 
 
@@ -116,7 +116,7 @@ def test_requests_stay_within_mlflows_limit(
         (RunState.interrupted, None, "KILLED"),
     ],
 )
-def test_how_a_run_ended(
+def test_upload_logs_how_a_run_ended(
     sqlite_uri: str, run_folder: Path, describe: Describe, state: RunState, failure: Failure | None, status: str
 ) -> None:
     mark(run_folder, RunState.running)
@@ -129,7 +129,7 @@ def test_how_a_run_ended(
         assert f"{failure.kind}: {failure.message}" in run.data.tags["mlflow.note.content"]
 
 
-def test_a_resumed_run_goes_on_as_the_same_mlflow_run_with_nothing_doubled(
+def test_a_resumed_run_continues_its_mlflow_run_without_doubled_values(
     sqlite_uri: str, run_folder: Path, describe: Describe
 ) -> None:
     metrics = RunFolder(run_folder).metrics
@@ -156,7 +156,7 @@ def test_a_resumed_run_goes_on_as_the_same_mlflow_run_with_nothing_doubled(
     assert runs(sqlite_uri)[0].info.status == "RUNNING"
     assert history(sqlite_uri, "train/l0") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
     assert history(sqlite_uri, "train/seconds") == [(2, 0.5), (4, 0.8)]
-    # Logged at a step that MLflow has of other metrics, and not of this one.
+    # Logged at a step that MLflow has for other metrics but not for this one.
     assert history(sqlite_uri, "eval/fvu") == [(0, 0.2)]
     mark(run_folder, RunState.finished)
     assert resumed.close()
@@ -164,11 +164,11 @@ def test_a_resumed_run_goes_on_as_the_same_mlflow_run_with_nothing_doubled(
 
 
 @pytest.mark.parametrize("late", ["before", "between", "after", "reading on"])
-def test_a_killed_runs_uploader_may_be_late_and_nothing_is_doubled(
+def test_a_late_uploader_of_a_killed_run_doubles_nothing(
     sqlite_uri: str, run_folder: Path, describe: Describe, late: str
 ) -> None:
-    """Its last request is carried out before the resumed run's uploader asks what there is, after that, or at last; or
-    it has none on its way, and finds the resumed run's values where it left off reading."""
+    """The killed run's last request is carried out before the resumed run's uploader reads what MLflow has, after that,
+    or after its upload; or no request is pending, and the late uploader reads the resumed run's values."""
     folder = RunFolder(run_folder)
     description = describe(sqlite_uri)
     mark(run_folder, RunState.running)
@@ -203,7 +203,7 @@ def test_a_killed_runs_uploader_may_be_late_and_nothing_is_doubled(
     assert history(sqlite_uri, "train/seconds") == [(step, 0.5 if step < 6 else 0.7) for step in range(2, 8)]
 
 
-def test_a_late_end_of_a_killed_run_does_not_end_the_one_that_goes_on(
+def test_a_late_uploader_of_a_killed_run_does_not_end_the_resumed_run(
     sqlite_uri: str, run_folder: Path, describe: Describe
 ) -> None:
     description = describe(sqlite_uri)
@@ -214,7 +214,7 @@ def test_a_late_end_of_a_killed_run_does_not_end_the_one_that_goes_on(
     assert runs(sqlite_uri)[0].info.status == "RUNNING"
 
 
-def test_every_request_that_is_answered_is_reported(sqlite_uri: str, run_folder: Path, describe: Describe) -> None:
+def test_upload_reports_every_answered_request(sqlite_uri: str, run_folder: Path, describe: Describe) -> None:
     folder = RunFolder(run_folder)
     log = MetricLog(folder.metrics)
     for step in range(25):
@@ -234,7 +234,9 @@ def test_every_request_that_is_answered_is_reported(sqlite_uri: str, run_folder:
     assert len(arrived) == 3 + 4
 
 
-def test_a_deleted_experiment_is_named_with_its_cure(sqlite_uri: str, run_folder: Path, describe: Describe) -> None:
+def test_the_error_for_a_deleted_experiment_names_the_command_to_restore_it(
+    sqlite_uri: str, run_folder: Path, describe: Describe
+) -> None:
     client = MlflowClient(sqlite_uri)
     client.delete_experiment(client.create_experiment("fsae"))
     MetricLog(RunFolder(run_folder).metrics).append({"a": 1.0}, step=1)
@@ -246,7 +248,7 @@ def test_a_deleted_experiment_is_named_with_its_cure(sqlite_uri: str, run_folder
     assert upload.send_metrics() == 1
 
 
-def test_an_answer_that_got_lost_does_not_double_the_batch(
+def test_a_lost_answer_does_not_double_the_batch(
     sqlite_uri: str, run_folder: Path, describe: Describe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = MetricLog(RunFolder(run_folder).metrics)
@@ -270,7 +272,7 @@ def test_an_answer_that_got_lost_does_not_double_the_batch(
     assert history(sqlite_uri, "train/l0") == [(step, float(step)) for step in range(50)]
 
 
-def test_a_killed_run_is_closed_as_killed_and_a_running_one_is_left_alone(
+def test_close_marks_a_killed_run_and_does_nothing_for_a_running_one(
     sqlite_uri: str, run_folder: Path, describe: Describe
 ) -> None:
     mark(run_folder, RunState.running)
@@ -284,26 +286,24 @@ def test_a_killed_run_is_closed_as_killed_and_a_running_one_is_left_alone(
     assert (run.info.status, run.data.tags["fsae.state"]) == ("KILLED", "killed")
 
 
-def test_changed_parameters_of_a_resumed_run_do_not_hold_it_up(
-    sqlite_uri: str, run_folder: Path, describe: Describe
-) -> None:
+def test_changed_parameters_do_not_block_a_resumed_run(sqlite_uri: str, run_folder: Path, describe: Describe) -> None:
     first = describe(sqlite_uri, params={"tracking.flush_seconds": 30})
     MlflowUpload(run_folder, sqlite_uri, first).send_metrics()
     again = describe(sqlite_uri, params={"tracking.flush_seconds": 5, "new": 1}, uid=first.uid)
     MlflowUpload(run_folder, sqlite_uri, again).send_metrics()
     (run,) = runs(sqlite_uri)
-    # MLflow never changes a parameter; the config.yaml among the artifacts is the last word.
+    # MLflow never changes a parameter; config.yaml among the artifacts has the current values.
     assert run.data.params == {"tracking.flush_seconds": "30", "new": "1"}
 
 
-def test_a_folder_is_one_run_until_its_parameters_change(describe: Describe, sqlite_uri: str) -> None:
+def test_describe_run_keeps_the_uid_until_parameters_change(describe: Describe, sqlite_uri: str) -> None:
     first = describe(sqlite_uri)
     assert describe(sqlite_uri).uid == first.uid
     assert describe(sqlite_uri, uid="from the checkpoint", params={"seed": 4}).uid == "from the checkpoint"
     assert describe(sqlite_uri, params={"seed": 5}).uid not in (first.uid, "from the checkpoint")
 
 
-def test_a_password_is_not_written_down(run_folder: Path, tmp_path: Path) -> None:
+def test_describe_run_does_not_store_a_password(run_folder: Path, tmp_path: Path) -> None:
     describe_run(
         run_folder,
         uri="https://me:secret@host",
@@ -317,7 +317,7 @@ def test_a_password_is_not_written_down(run_folder: Path, tmp_path: Path) -> Non
     assert read_description(run_folder).uri == "https://host"
 
 
-def test_a_folder_that_is_no_run_is_named(run_folder: Path) -> None:
+def test_the_error_names_a_folder_that_is_no_run(run_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"is not a run's folder: it holds no tracking\.json"):
         read_description(run_folder)
     RunFolder(run_folder).tracking.write_text('{"uid": ')
@@ -325,7 +325,7 @@ def test_a_folder_that_is_no_run_is_named(run_folder: Path) -> None:
         read_description(run_folder)
 
 
-def test_an_experiment_made_by_another_run_in_between_is_used(
+def test_an_experiment_created_concurrently_is_used(
     sqlite_uri: str, run_folder: Path, describe: Describe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = MlflowClient(sqlite_uri).create_experiment("fsae")
@@ -341,7 +341,7 @@ def test_an_experiment_made_by_another_run_in_between_is_used(
     assert [run.info.experiment_id for run in runs(sqlite_uri)] == [made]
 
 
-def test_mlflow_is_not_imported_before_it_is_needed() -> None:
+def test_importing_the_uploader_does_not_import_mlflow() -> None:
     program = (
         "import sys, fsae.sync, fsae.tracking.tracker, fsae.tracking.tags; print({'mlflow', 'torch'} & {*sys.modules})"
     )

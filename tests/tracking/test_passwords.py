@@ -1,4 +1,4 @@
-"""A password in the address of MLflow's store: commands as people start them, and all that they leave behind."""
+"""A password in a tracking server's address: commands as people start them, and every file that they write."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.processes import environment
-from tests.test_credentials import HUB_TOKEN, PASSWORD, TOKEN, TYPED, assert_nothing_betrayed
+from tests.test_credentials import HUB_TOKEN, PASSWORD, TOKEN, TYPED, assert_no_secret_shown
 from tests.tracking.mlflow_server import Server
 from tests.tracking.password_server import PasswordServer
 
@@ -20,8 +20,8 @@ SHORT = (
 )  # fmt: skip
 
 
-def said_by(*commands: list[str], outputs: Path, **variables: str) -> list[tuple[int, str]]:
-    """How each `python -m ...` ended and what it said on both streams; all at once."""
+def outputs_of(*commands: list[str], outputs: Path, **variables: str) -> list[tuple[int, str]]:
+    """Run `python -m COMMAND` for all commands at once; returns each exit status and output."""
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", *command],
@@ -33,13 +33,13 @@ def said_by(*commands: list[str], outputs: Path, **variables: str) -> list[tuple
         )
         for command in commands
     ]
-    words = [process.communicate(timeout=200)[0] for process in processes]
-    return [(process.returncode, said) for process, said in zip(processes, words, strict=True)]
+    printed = [process.communicate(timeout=200)[0] for process in processes]
+    return [(process.returncode, output) for process, output in zip(processes, printed, strict=True)]
 
 
 @pytest.fixture
 def guarded(server: Server) -> Iterator[PasswordServer]:
-    """In front of an MLflow server that is up."""
+    """A password server in front of a running MLflow server."""
     server.start()
     server.wait_until_up()
     proxy = PasswordServer(server.uri, "me", PASSWORD)
@@ -47,17 +47,17 @@ def guarded(server: Server) -> Iterator[PasswordServer]:
     proxy.close()
 
 
-def test_a_password_works_and_stands_nowhere(guarded: PasswordServer, server: Server, tmp_path: Path) -> None:
-    """After a sweep of which one job fails, a run without its server that is synced later, a refusal, and `--cfg`."""
+def test_a_password_works_and_is_stored_nowhere(guarded: PasswordServer, server: Server, tmp_path: Path) -> None:
+    """Covers a sweep with a failing job, a run that is synced later, a refusal, and `--cfg`."""
     outputs = tmp_path / "outputs"
     own = outputs / "own" / "experiment"
     own.mkdir(parents=True)
-    # A user's own file may have it; what is said of it may not.
+    # A user's own file may have it; messages about it may not.
     (own / "mine.yaml").write_text("# @package _global_\ntracking:\n  uri: http://me:Zebra@host\n")
     away, bare = f"http://{TOKEN}@127.0.0.1:9", f"http://127.0.0.1:{guarded.port}"
     there = bare.replace("127", f"me:{TYPED}@127")
     # The sweep's second job diverges.
-    sweep, alone, *others = said_by(
+    sweep, alone, *others = outputs_of(
         [
             "fsae.run",
             "-m",
@@ -80,7 +80,7 @@ def test_a_password_works_and_stands_nowhere(guarded: PasswordServer, server: Se
     assert "not in MLflow (http://127.0.0.1:9) yet" in alone[1]
 
     (folder,) = (outputs / "runs").glob("away*")
-    synced = said_by(["fsae.sync", str(folder), "--tracking-uri", there], outputs=outputs)
+    synced = outputs_of(["fsae.sync", str(folder), "--tracking-uri", there], outputs=outputs)
     assert synced[0][0] == 0, synced
     client = MlflowClient(server.uri)
     runs = {run.info.run_name: run for run in client.search_runs(["1"])}
@@ -93,5 +93,5 @@ def test_a_password_works_and_stands_nowhere(guarded: PasswordServer, server: Se
     assert runs["trainer.lr=0.001"].data.metrics["eval/fvu"] >= 0
     assert runs["trainer.lr=0.001"].data.params["tracking.uri"] == bare
     assert "config.yaml" in {artifact.path for artifact in client.list_artifacts(runs["trainer.lr=0.001"].info.run_id)}
-    said = "".join(words for _, words in (sweep, alone, *others, *synced))
-    assert_nothing_betrayed(outputs, tmp_path / "server", said=said)
+    output = "".join(text for _, text in (sweep, alone, *others, *synced))
+    assert_no_secret_shown(outputs, tmp_path / "server", printed=output)

@@ -1,4 +1,4 @@
-"""The sweep's own run in MLflow."""
+"""A sweep's summary run in MLflow."""
 
 import sqlite3
 import threading
@@ -14,7 +14,7 @@ def sweep_run(uri: str, outputs: Path, seconds: float = 60) -> SweepRun:
     return SweepRun(uri=uri, outputs=outputs, experiment="fsae", sweep="day/time", seconds=seconds)
 
 
-def test_it_is_one_run_however_often_the_sweep_is_resumed(sqlite_uri: str, tmp_path: Path):
+def test_a_resumed_sweep_keeps_its_summary_run(sqlite_uri: str, tmp_path: Path):
     from mlflow import MlflowClient
 
     report = tmp_path / "report"
@@ -44,8 +44,8 @@ def test_it_is_one_run_however_often_the_sweep_is_resumed(sqlite_uri: str, tmp_p
     )
 
 
-def test_many_processes_find_the_store_ready(tmp_path: Path):
-    """Threads stand in for the processes: the race is in the database, which is made once."""
+def test_many_jobs_find_the_database_ready(tmp_path: Path):
+    """Threads replace processes: the race is in the database, which is created once."""
     uri = f"sqlite:///{tmp_path / 'new.db'}"
     runs = [sweep_run(uri, tmp_path) for _ in range(4)]
     failures: list[BaseException] = []
@@ -64,7 +64,7 @@ def test_many_processes_find_the_store_ready(tmp_path: Path):
     assert failures == []
 
 
-def test_a_locked_database_is_told_in_time(sqlite_uri: str, tmp_path: Path):
+def test_a_locked_database_is_reported_in_time(sqlite_uri: str, tmp_path: Path):
     holder = sqlite3.connect(sqlite_uri.removeprefix("sqlite:///"))
     holder.execute("BEGIN EXCLUSIVE")
     began = time.monotonic()
@@ -75,12 +75,12 @@ def test_a_locked_database_is_told_in_time(sqlite_uri: str, tmp_path: Path):
     holder.close()
 
 
-def test_a_server_that_is_not_there_is_told(tmp_path: Path):
+def test_a_missing_server_is_reported(tmp_path: Path):
     with pytest.raises(ConnectionError, match=r"Connection refused|Max retries"):
         sweep_run("http://127.0.0.1:1", tmp_path).open()
 
 
-def test_a_long_note_is_cut_at_a_line(sqlite_uri: str, tmp_path: Path):
+def test_a_long_note_is_cut_at_the_end_of_a_line(sqlite_uri: str, tmp_path: Path):
     from mlflow import MlflowClient
 
     run = sweep_run(sqlite_uri, tmp_path)

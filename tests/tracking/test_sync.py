@@ -12,9 +12,9 @@ from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import RunState, mark
 from fsae.tracking.mlflow_upload import RunDescription
 from fsae.tracking.server import python_command
-from fsae.tracking.tracker import Tracker
 from fsae.tracking.uploader import Uploader
 from tests.tracking.mlflow_server import Server
+from tests.tracking.trackers import tracking
 
 Describe = Callable[..., RunDescription]
 
@@ -25,21 +25,21 @@ def steps(uri: str, name: str) -> list[int]:
     return [metric.step for metric in client.get_metric_history(run.info.run_id, name)]
 
 
-def test_a_run_without_its_server_is_delivered_when_there_is_one(
+def test_sync_uploads_a_run_once_its_server_is_reachable(
     server: Server, run_folder: Path, describe: Describe, capfd: pytest.CaptureFixture[str]
 ) -> None:
     describe(server.uri)
     mark(run_folder, RunState.running)
-    with Uploader(server.uri, 5.0) as uploader, Tracker(run_folder, uploader) as tracker:
+    with Uploader(server.uri, 5.0) as uploader, tracking(run_folder, uploader) as tracker:
         for step in range(1500):
             tracker.log({"train/l0": 64.0 + step, "train/mse": 0.5}, step=step)
         mark(run_folder, RunState.finished)
 
     assert main([str(run_folder)]) == 1
-    said = capfd.readouterr()
-    assert said.out == ""
-    assert said.err.startswith(f"{run_folder}: MLflow ({server.uri}) does not take it: ")
-    assert "3000 values remain" in said.err
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"{run_folder}: MLflow ({server.uri}) does not accept it: ")
+    assert "3000 values remain" in printed.err
 
     server.start()
     server.wait_until_up()
@@ -48,13 +48,13 @@ def test_a_run_without_its_server_is_delivered_when_there_is_one(
     assert steps(server.uri, "train/l0") == list(range(1500))
 
     assert main([str(run_folder)]) == 0
-    said = capfd.readouterr().out
-    assert "every value was there already, its end and artifacts were there already" in said
-    assert f"compare: {server.uri}\n" in said
+    printed = capfd.readouterr().out
+    assert "every value was already stored, its end and artifacts were already stored" in printed
+    assert f"compare: {server.uri}\n" in printed
     assert steps(server.uri, "train/l0") == list(range(1500))
 
 
-def test_many_folders_one_of_them_wrong(
+def test_sync_uploads_the_other_folders_if_one_is_wrong(
     sqlite_uri: str, run_folder: Path, describe: Describe, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     describe(sqlite_uri)
@@ -62,16 +62,16 @@ def test_many_folders_one_of_them_wrong(
     mark(run_folder, RunState.running)
     (tmp_path / "other").mkdir()
     assert main([str(tmp_path / "nowhere"), str(tmp_path / "other"), str(run_folder)]) == 2
-    said = capfd.readouterr()
-    assert said.err.splitlines() == [
+    printed = capfd.readouterr()
+    assert printed.err.splitlines() == [
         f"{tmp_path / 'nowhere'}: no such folder",
         f"{tmp_path / 'other'}: {tmp_path / 'other'} is not a run's folder: it holds no tracking.json",
     ]
-    assert "1 values sent, its end will follow, the run is not over" in said.out
-    assert f"compare: {python_command()} -m mlflow ui --backend-store-uri {sqlite_uri} --host 127.0.0.1" in said.out
+    assert "1 values sent, its end will follow, the run is not over" in printed.out
+    assert f"compare: {python_command()} -m mlflow ui --backend-store-uri {sqlite_uri} --host 127.0.0.1" in printed.out
 
 
-def test_another_store_by_option(
+def test_sync_uploads_to_another_database_by_option(
     sqlite_uri: str, run_folder: Path, describe: Describe, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     describe("http://127.0.0.1:9")
@@ -80,13 +80,13 @@ def test_another_store_by_option(
     assert main([str(run_folder), "--tracking-uri", "mlruns"]) == 2
     assert "--tracking-uri=mlruns" in capfd.readouterr().err
     assert main([str(run_folder), "--tracking-uri", sqlite_uri]) == 0
-    # The artifacts go to that store's place, not to the working directory.
+    # The artifacts go to that database's folder, not to the working directory.
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
     assert len(list((tmp_path / "outputs" / "mlartifacts").rglob("status.json"))) == 1
     assert steps(sqlite_uri, "a") == [1]
 
 
-def test_a_password_comes_from_the_environment_and_is_not_shown(
+def test_sync_takes_a_password_from_the_environment_and_does_not_show_it(
     run_folder: Path, describe: Describe, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     opened: list[str] = []
@@ -95,19 +95,19 @@ def test_a_password_comes_from_the_environment_and_is_not_shown(
         opened.append(uri)
         raise RuntimeError("closed\nfor today")
 
-    monkeypatch.setattr("fsae.tracking.mlflow_upload.open_store", refuse)
+    monkeypatch.setattr("fsae.tracking.mlflow_upload.open_client", refuse)
     describe("https://me:secret@host")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@host")
     assert main([str(run_folder)]) == 1
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@elsewhere")
     assert main([str(run_folder)]) == 1
     assert opened == ["https://me:secret@host", "https://host"]
-    said = capfd.readouterr().err
-    assert "MLflow (https://host) does not take it: closed." in said
-    assert "secret" not in said
+    printed = capfd.readouterr().err
+    assert "MLflow (https://host) does not accept it: closed." in printed
+    assert "secret" not in printed
 
 
-def test_as_a_command(tmp_path: Path) -> None:
+def test_sync_works_as_a_command(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "fsae.sync", str(tmp_path)], capture_output=True, text=True, check=False
     )

@@ -14,7 +14,7 @@ def git(*arguments: str) -> str:
 
 @pytest.fixture
 def untracked_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """As if installed into an environment, outside any repository; the working directory is empty."""
+    """The code as if installed into an environment, outside any repository, with an empty working directory."""
     installed = tmp_path / "site-packages"
     installed.mkdir()
     monkeypatch.setattr(tags, "__file__", str(installed / "tags.py"))
@@ -25,7 +25,7 @@ def untracked_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return work
 
 
-def test_commit_and_dirty_flag_of_the_working_directory(untracked_code: Path) -> None:
+def test_git_tags_describe_the_working_directory(untracked_code: Path) -> None:
     assert git_tags() == {}
     git("init")
     assert git_tags() == {}
@@ -38,7 +38,7 @@ def test_commit_and_dirty_flag_of_the_working_directory(untracked_code: Path) ->
     assert git_tags() == {"mlflow.source.git.commit": commit, "fsae.git_dirty": "true"}
 
 
-def test_the_codes_own_repository_comes_first(
+def test_the_codes_own_repository_takes_precedence(
     untracked_code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "site-packages" / "tags.py").write_text("")
@@ -51,7 +51,7 @@ def test_the_codes_own_repository_comes_first(
     assert git_tags()["mlflow.source.git.commit"] == commit
 
 
-def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_git_tags_are_empty_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert git_tags() == {}
 
@@ -65,7 +65,7 @@ def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None
         ({"LSB_JOBID": "5"}, "lsf 5"),
     ],
 )
-def test_the_schedulers_job(environment: dict[str, str], job: str) -> None:
+def test_scheduler_tags_name_the_job(environment: dict[str, str], job: str) -> None:
     assert scheduler_tags(environment) == {"fsae.job": job}
     assert scheduler_tags({}) == {}
 

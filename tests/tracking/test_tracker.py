@@ -20,13 +20,14 @@ from fsae.tracking.server import python_command
 from fsae.tracking.tracker import Tracker, TrackingSettings
 from fsae.tracking.uploader import RESTARTS, Uploader
 from tests.tracking.mlflow_server import Server
+from tests.tracking.trackers import tracking
 
 Describe = Callable[..., RunDescription]
+PAUSE = 0.1
 
 
 @pytest.fixture(autouse=True)
-def _quick_uploads(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("fsae.tracking.uploader.SECONDS_BETWEEN_UPLOADS", 0.1)
+def _logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="fsae")
 
 
@@ -46,7 +47,7 @@ def steps(uri: str, name: str) -> list[int]:
 
 
 def log_steps(sink: MetricSink, first: int, last: int) -> list[float]:
-    """Ten values a step; how long each call took, in seconds."""
+    """Log ten values per step; returns how long each call took, in seconds."""
     seconds = []
     for step in range(first, last):
         begin = time.perf_counter()
@@ -63,19 +64,19 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_without_mlflow_there_is_the_file_alone(run_folder: Path) -> None:
-    with Tracker(run_folder, None) as tracker:
+def test_without_mlflow_only_the_file_is_written(run_folder: Path) -> None:
+    with tracking(run_folder, None) as tracker:
         tracker.log({"train/l0": 3.0}, step=7)
         assert tracker.position() == RunFolder(run_folder).metrics.stat().st_size
     assert [path.name for path in run_folder.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_run_is_seen_in_mlflow_while_it_goes_on_and_closed_at_its_end(
+def test_mlflow_shows_a_run_while_it_is_running_and_closes_it_at_its_end(
     sqlite_uri: str, run_folder: Path, describe: Describe, caplog: pytest.LogCaptureFixture
 ) -> None:
     describe(sqlite_uri)
     mark(run_folder, RunState.running)
-    with Uploader(sqlite_uri, 30.0) as uploader, Tracker(run_folder, uploader) as tracker:
+    with Uploader(sqlite_uri, 30.0, PAUSE) as uploader, tracking(run_folder, uploader) as tracker:
         log_steps(tracker, 0, 20)
         wait_for(lambda: len(steps(sqlite_uri, "train/0")) == 20)
         assert only_run(sqlite_uri).info.status == "RUNNING"
@@ -91,7 +92,7 @@ def test_a_run_is_seen_in_mlflow_while_it_goes_on_and_closed_at_its_end(
     )
 
 
-def test_one_process_serves_many_folders_each_ending_in_its_own_time(
+def test_one_process_uploads_many_folders_that_end_at_different_times(
     sqlite_uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folders = [tmp_path / "outputs" / "runs" / str(n) for n in range(6)]
@@ -101,7 +102,7 @@ def test_one_process_serves_many_folders_each_ending_in_its_own_time(
             folder, uri=sqlite_uri, outputs=tmp_path, experiment="fsae", run_name=folder.name, params={}, tags={}
         )
         mark(folder, RunState.running)
-    with Uploader(sqlite_uri, 30.0) as uploader:
+    with Uploader(sqlite_uri, 30.0, PAUSE) as uploader:
         children = len(psutil.Process().children())
         trackers = [Tracker(folder, uploader) for folder in folders]
         assert len(psutil.Process().children()) == children
@@ -121,13 +122,13 @@ def test_one_process_serves_many_folders_each_ending_in_its_own_time(
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["in MLflow"] * 6
 
 
-def test_a_run_that_fails_before_its_first_value_is_in_mlflow_too(
+def test_a_run_that_fails_before_its_first_value_is_in_mlflow(
     sqlite_uri: str, run_folder: Path, describe: Describe
 ) -> None:
     describe(sqlite_uri)
 
     def run() -> None:
-        with Uploader(sqlite_uri, 30.0) as uploader, Tracker(run_folder, uploader):
+        with Uploader(sqlite_uri, 30.0, PAUSE) as uploader, tracking(run_folder, uploader):
             try:
                 raise ValueError("no text")
             except ValueError:
@@ -139,7 +140,7 @@ def test_a_run_that_fails_before_its_first_value_is_in_mlflow_too(
     assert only_run(sqlite_uri).info.status == "FAILED"
 
 
-def test_the_server_is_killed_and_comes_back_nothing_lost_none_doubled_no_waiting(
+def test_an_outage_of_the_server_loses_doubles_and_delays_nothing(
     server: Server, run_folder: Path, describe: Describe, caplog: pytest.LogCaptureFixture
 ) -> None:
     database = f"sqlite:///{server.database}"
@@ -148,12 +149,12 @@ def test_the_server_is_killed_and_comes_back_nothing_lost_none_doubled_no_waitin
     describe(server.uri)
     folder = RunFolder(run_folder)
     mark(run_folder, RunState.running)
-    with Uploader(server.uri, 30.0) as uploader, Tracker(run_folder, uploader) as tracker:
+    with Uploader(server.uri, 30.0, PAUSE) as uploader, tracking(run_folder, uploader) as tracker:
         seconds = log_steps(tracker, 0, 300)
         wait_for(lambda: len(steps(database, "train/0")) >= 300)
         server.kill()
         seconds += log_steps(tracker, 300, 1200)
-        wait_for(lambda: "does not take" in caplog.text)
+        wait_for(lambda: "does not accept" in caplog.text)
         server.start()
         server.wait_until_up()
         seconds += log_steps(tracker, 1200, 1500)
@@ -166,7 +167,7 @@ def test_the_server_is_killed_and_comes_back_nothing_lost_none_doubled_no_waitin
     assert only_run(database).info.status == "FINISHED"
     run_id = only_run(server.uri).info.run_id
     assert {file.path for file in MlflowClient(server.uri).list_artifacts(run_id)} == {"config.yaml", "status.json"}
-    # Said once when it went, once when it came back, and where the run is now.
+    # One line for the outage, one for its end, and one with the run's address.
     went, back, end = caplog.records
     assert went.levelname == "WARNING"
     assert sync_command(run_folder) in went.getMessage()
@@ -178,7 +179,7 @@ def test_the_server_is_killed_and_comes_back_nothing_lost_none_doubled_no_waitin
     assert seconds[-1] < 1.0
 
 
-def test_a_run_ends_in_time_though_the_server_hangs(
+def test_a_run_ends_in_time_if_the_server_hangs(
     run_folder: Path, describe: Describe, caplog: pytest.LogCaptureFixture
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -186,7 +187,7 @@ def test_a_run_ends_in_time_though_the_server_hangs(
         describe(uri)
         mark(run_folder, RunState.running)
         begin = time.monotonic()
-        with Uploader(uri, 4.0) as uploader, Tracker(run_folder, uploader) as tracker:
+        with Uploader(uri, 4.0, PAUSE) as uploader, tracking(run_folder, uploader) as tracker:
             seconds = log_steps(tracker, 0, 200)
             mark(run_folder, RunState.finished)
         assert 4.0 < time.monotonic() - begin < 8.0
@@ -200,15 +201,13 @@ def test_a_run_ends_in_time_though_the_server_hangs(
     )
 
 
-def test_what_a_killed_run_logged_last_is_still_delivered(
-    sqlite_uri: str, run_folder: Path, describe: Describe
-) -> None:
+def test_the_last_values_of_a_killed_run_are_uploaded(sqlite_uri: str, run_folder: Path, describe: Describe) -> None:
     describe(sqlite_uri)
     program = f"""
 import os, pathlib, signal
 from fsae.outputs.status import RunState, mark
 from fsae.tracking.tracker import Tracker
-from fsae.tracking.uploader import RESTARTS, Uploader
+from fsae.tracking.uploader import Uploader
 folder = pathlib.Path({str(run_folder)!r})
 mark(folder, RunState.running)
 tracker = Tracker(folder, Uploader({sqlite_uri!r}, 30.0))
@@ -221,20 +220,19 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert steps(sqlite_uri, "train/l0") == list(range(1000))
 
 
-def test_a_locked_database_a_killed_run_and_its_second_start_double_nothing(
+def test_a_locked_database_and_a_resumed_run_double_nothing(
     sqlite_uri: str, run_folder: Path, describe: Describe
 ) -> None:
     describe(sqlite_uri)
     database = sqlite3.connect(sqlite_uri.removeprefix("sqlite:///"), isolation_level=None, check_same_thread=False)
     program = f"""
 import pathlib, sys, time
-from fsae.tracking import uploader
 from fsae.outputs.status import RunState, mark
 from fsae.tracking.tracker import Tracker
-uploader.SECONDS_BETWEEN_UPLOADS = 0.1
+from fsae.tracking.uploader import Uploader
 folder = pathlib.Path({str(run_folder)!r})
 mark(folder, RunState.running)
-tracker = Tracker(folder, uploader.Uploader({sqlite_uri!r}, 30.0))
+tracker = Tracker(folder, Uploader({sqlite_uri!r}, 30.0, {PAUSE}))
 for first in (0, 10):
     for step in range(first, first + 10):
         tracker.log({{f"train/{{n}}": step + n / 10 for n in range(10)}}, step)
@@ -252,13 +250,13 @@ time.sleep(100)
         run.stdin.write("\n")
         run.stdin.flush()
         run.stdout.readline()
-        # Its uploader asks to write and is kept waiting.
+        # The run's uploader waits for the lock.
         time.sleep(1)
         run.kill()
     mark(run_folder, RunState.running)
-    with Uploader(sqlite_uri, 30.0) as uploader, Tracker(run_folder, uploader, position) as tracker:
+    with Uploader(sqlite_uri, 30.0, PAUSE) as uploader, tracking(run_folder, uploader, position) as tracker:
         log_steps(tracker, 10, 30)
-        # And so does this one, after it has read what there is.
+        # So does this uploader, after it has read what MLflow has.
         time.sleep(3)
         database.execute("ROLLBACK")
         mark(run_folder, RunState.finished)
@@ -268,57 +266,57 @@ time.sleep(100)
     assert only_run(sqlite_uri).info.status == "FINISHED"
 
 
-def test_a_run_s_end_waits_for_the_server_as_long_as_it_may(
+def test_a_runs_end_waits_for_the_server(
     server: Server, run_folder: Path, describe: Describe, caplog: pytest.LogCaptureFixture
 ) -> None:
     describe(server.uri)
     mark(run_folder, RunState.running)
-    with Uploader(server.uri, 60.0) as uploader, Tracker(run_folder, uploader) as tracker:
+    with Uploader(server.uri, 60.0, PAUSE) as uploader, tracking(run_folder, uploader) as tracker:
         log_steps(tracker, 0, 10)
         mark(run_folder, RunState.finished)
-        # It is up some seconds after the first try of the run's end.
+        # The server is up some seconds after the first attempt to send the run's end.
         server.start()
     assert steps(server.uri, "train/0") == list(range(10))
     assert only_run(server.uri).info.status == "FINISHED"
 
 
-def test_an_uploader_that_is_killed_is_told_at_once_and_started_again(
+def test_a_killed_uploader_is_reported_at_once_and_restarted(
     sqlite_uri: str, run_folder: Path, describe: Describe, caplog: pytest.LogCaptureFixture
 ) -> None:
     describe(sqlite_uri)
     mark(run_folder, RunState.running)
-    with Uploader(sqlite_uri, 30.0) as uploader, Tracker(run_folder, uploader) as tracker:
+    with Uploader(sqlite_uri, 30.0, PAUSE) as uploader, tracking(run_folder, uploader) as tracker:
         log_steps(tracker, 0, 10)
         for times in range(1, 3):
             uploader._process.kill()
-            wait_for(lambda: caplog.text.count("exit status -9): it is started again") == times)  # noqa: B023
+            wait_for(lambda: caplog.text.count("exit status -9): it is restarted") == times)  # noqa: B023
         log_steps(tracker, 10, 20)
         mark(run_folder, RunState.finished)
     assert steps(sqlite_uri, "train/0") == list(range(20))
     assert "in MLflow: http" in caplog.text
 
 
-def test_an_uploader_that_keeps_dying_is_given_up_and_that_is_told(
+def test_an_uploader_that_keeps_dying_is_not_restarted_and_reported(
     run_folder: Path, describe: Describe, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     describe("http://127.0.0.1:9")
     monkeypatch.setattr(sys, "executable", "/bin/false")
     begin = time.monotonic()
-    with Uploader("http://127.0.0.1:9", 30.0) as uploader, Tracker(run_folder, uploader) as tracker:
-        wait_for(lambda: "is not started any more" in caplog.text)
+    with Uploader("http://127.0.0.1:9", 30.0, PAUSE) as uploader, tracking(run_folder, uploader) as tracker:
+        wait_for(lambda: "is not restarted" in caplog.text)
         log_steps(tracker, 0, 10)
     assert time.monotonic() - begin < 10
-    assert caplog.text.count("it is started again") == RESTARTS
+    assert caplog.text.count("it is restarted") == RESTARTS
     assert "not in MLflow (http://127.0.0.1:9) yet: 100 values" in caplog.text
 
 
-def test_the_last_line_says_that_a_deleted_experiment_is_to_be_restored_first(
+def test_the_last_line_asks_to_restore_a_deleted_experiment(
     sqlite_uri: str, run_folder: Path, describe: Describe, caplog: pytest.LogCaptureFixture
 ) -> None:
     description = describe(sqlite_uri)
     client = MlflowClient(sqlite_uri)
     client.delete_experiment(client.create_experiment(description.experiment))
-    with Uploader(sqlite_uri, 30.0) as uploader, Tracker(run_folder, uploader) as tracker:
+    with Uploader(sqlite_uri, 30.0, PAUSE) as uploader, tracking(run_folder, uploader) as tracker:
         log_steps(tracker, 0, 1)
         wait_for(lambda: "was deleted in MLflow" in caplog.text)
     last = caplog.messages[-1]
@@ -327,29 +325,29 @@ def test_the_last_line_says_that_a_deleted_experiment_is_to_be_restored_first(
     assert f"Restore it first, then send them with: {python_command()} -m fsae.sync '{run_folder}'" in last
 
 
-def test_a_run_that_starts_over_leaves_no_values_of_the_one_before(run_folder: Path) -> None:
-    with Tracker(run_folder, None) as tracker:
+def test_a_new_run_drops_the_values_of_the_earlier_run(run_folder: Path) -> None:
+    with tracking(run_folder, None) as tracker:
         log_steps(tracker, 0, 5)
-    with Tracker(run_folder, None) as tracker:
+    with tracking(run_folder, None) as tracker:
         log_steps(tracker, 0, 5)
     assert len(list(read_metrics(RunFolder(run_folder).dropped))) == 5
-    with Tracker(run_folder, None, anew=True) as tracker:
+    with tracking(run_folder, None, anew=True) as tracker:
         assert tracker.position() == 0
     assert not RunFolder(run_folder).dropped.exists()
 
 
-def test_a_resumed_tracker_goes_on_from_the_checkpoints_position(
+def test_a_resumed_tracker_continues_at_the_checkpoints_position(
     sqlite_uri: str, run_folder: Path, describe: Describe
 ) -> None:
     describe(sqlite_uri)
     mark(run_folder, RunState.running)
-    with Uploader(sqlite_uri, 30.0) as uploader, Tracker(run_folder, uploader) as tracker:
+    with Uploader(sqlite_uri, 30.0, PAUSE) as uploader, tracking(run_folder, uploader) as tracker:
         log_steps(tracker, 0, 10)
         position = tracker.position()
         log_steps(tracker, 10, 15)
         mark(run_folder, RunState.interrupted)
     mark(run_folder, RunState.running)
-    with Uploader(sqlite_uri, 30.0) as uploader, Tracker(run_folder, uploader, position) as tracker:
+    with Uploader(sqlite_uri, 30.0, PAUSE) as uploader, tracking(run_folder, uploader, position) as tracker:
         log_steps(tracker, 10, 20)
         mark(run_folder, RunState.finished)
     assert steps(sqlite_uri, "train/3") == list(range(20))
@@ -366,6 +364,6 @@ def test_a_resumed_tracker_goes_on_from_the_checkpoints_position(
         ({"flush_seconds": float("nan")}, r"tracking\.flush_seconds is nan"),
     ],
 )
-def test_wrong_settings_are_named(wrong: dict, message: str) -> None:
+def test_tracking_settings_are_refused_by_name(wrong: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrackingSettings(**wrong)

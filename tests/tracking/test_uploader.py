@@ -6,7 +6,7 @@ from fsae.tracking.uploader import LONGEST_PAUSE, follow
 
 
 class Over(threading.Event):
-    """The run ends when `after` pauses have been waited; keeps how long each was."""
+    """An event that is set after `after` pauses; it records their lengths."""
 
     def __init__(self, after: int) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Over(threading.Event):
 
 
 class Upload(MlflowUpload):
-    """Answers as the script says: True takes what is sent, False is away."""
+    """An upload that follows a script: True accepts values, False raises."""
 
     def __init__(self, script: list[bool]) -> None:
         self.uri = "http://host"
@@ -45,55 +45,55 @@ class Upload(MlflowUpload):
         return True
 
 
-def test_an_outage_is_told_once_and_so_is_its_end() -> None:
-    said: list[tuple[int, str]] = []
+def test_follow_reports_an_outage_and_its_end_once_each() -> None:
+    reports: list[tuple[int, str]] = []
     upload = Upload([True, False, False, False, True, True, True])
     over = Over(after=6)
-    assert follow(upload, lambda level, message: said.append((level, message)), 2.0, over, over.is_set)
-    told = [(level, message) for level, message in said if message]
-    assert [level for level, _ in told] == [logging.WARNING, logging.INFO]
-    assert "MLflow (http://host) does not take the run's values: refused. The run goes on" in told[0][1]
-    assert "python -m fsae.sync run" in told[0][1]
-    assert told[1][1] == "MLflow (http://host) is back and up to date"
-    # Twice as long after each failure, at once as before after a success.
+    assert follow(upload, lambda level, message: reports.append((level, message)), 2.0, over, over.is_set)
+    shown = [(level, message) for level, message in reports if message]
+    assert [level for level, _ in shown] == [logging.WARNING, logging.INFO]
+    assert "MLflow (http://host) does not accept the run's values: refused. The run continues" in shown[0][1]
+    assert "python -m fsae.sync run" in shown[0][1]
+    assert shown[1][1] == "MLflow (http://host) is back and up to date"
+    # The pause doubles after each failure and is reset by a success.
     assert over.pauses == [2.0, 4.0, 8.0, 16.0, 2.0, 2.0]
     assert upload.closed == 1
 
 
-def test_a_store_that_stays_away_is_asked_ever_more_rarely_and_once_at_the_end() -> None:
-    said: list[str] = []
+def test_follow_tries_an_unreachable_server_ever_more_rarely_and_once_at_the_end() -> None:
+    reports: list[str] = []
     upload = Upload([False] * 9)
     over = Over(after=8)
-    assert not follow(upload, lambda level, message: said.append(message), 2.0, over, over.is_set)
+    assert not follow(upload, lambda level, message: reports.append(message), 2.0, over, over.is_set)
     assert over.pauses == [4.0, 8.0, 16.0] + [2.0 * LONGEST_PAUSE] * 5
-    assert len(said) == 1
+    assert len(reports) == 1
     assert upload.closed == 0
     assert next(upload.script, None) is None
 
 
-def test_the_end_is_tried_until_it_arrives_while_somebody_waits() -> None:
+def test_follow_retries_the_end_while_the_run_waits() -> None:
     upload, over = Upload([False, False, False, True]), threading.Event()
     over.set()
     assert follow(upload, lambda level, message: None, 0.001, over, lambda: False)
     assert upload.closed == 1
 
 
-def test_the_end_of_a_killed_run_is_tried_once() -> None:
+def test_follow_tries_the_end_of_a_killed_run_once() -> None:
     upload = Upload([True, False, True])
     assert not follow(upload, lambda level, message: None, 0.001, threading.Event(), lambda: True)
     assert next(upload.script)
 
 
-def test_a_deleted_experiment_is_told_at_once_and_not_waited_for() -> None:
-    said: list[str] = []
+def test_follow_reports_a_deleted_experiment_at_once_and_does_not_wait() -> None:
+    reports: list[str] = []
     upload, over = Upload([True, False, False, False]), Over(after=2)
     upload.error = DeletedExperimentError("mine", "7", "http://host")
-    assert not follow(upload, lambda level, message: said.append(message), 2.0, over, lambda: False)
-    (told,) = filter(None, said)
-    assert "tracking.experiment=mine: this experiment was deleted in MLflow; restore it with" in told
-    assert "experiments restore -x 7`" in told
+    assert not follow(upload, lambda level, message: reports.append(message), 2.0, over, lambda: False)
+    (shown,) = filter(None, reports)
+    assert "tracking.experiment=mine: this experiment was deleted in MLflow; restore it with" in shown
+    assert "experiments restore -x 7`" in shown
     # For the last line of the run's log.
     assert upload.obstacle == str(upload.error)
-    assert "; after that send them with: " in told
-    # Two while the run went on, one at its end.
+    assert "; after that send them with: " in shown
+    # Two attempts while the run continued, one at its end.
     assert next(upload.script, None) is False

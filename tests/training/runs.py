@@ -7,11 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fsae.losses.auxiliary import AuxK, GateReconstruction
 from fsae.losses.fisher import Fisher
 from fsae.losses.objective import Objective
 from fsae.losses.reconstruction import SquaredError
-from fsae.losses.sparsity import L1, StepL0
 from fsae.losses.term import LossTerm
 from fsae.outputs.metric_log import read_metrics
 from fsae.outputs.run_folder import RunFolder
@@ -22,10 +20,10 @@ from fsae.training.gradient_learner import GradientLearner
 from fsae.training.interruption import Interruption
 from fsae.training.learner import Learner
 from fsae.training.loop import Ended, Training, train
-from fsae.training.pam_learner import PamLearner, PamSettings
-from fsae.training.reinitialisation import Reinitialisation
+from fsae.training.pam_settings import PamSettings
+from fsae.training.resample import Reinitialisation
 from fsae.training.settings import AdamSettings, TrainerSettings
-from tests.architectures import settings_of
+from tests.architectures import ARCHITECTURES, settings_of
 from tests.streams import D_IN, activation_source
 
 D_SAE = 24
@@ -62,32 +60,27 @@ def pam(**changes: Any) -> PamSettings:
 
 def terms(arch: str) -> dict[str, LossTerm]:
     """What the architecture's own loss group has, and a Fisher penalty that trains."""
-    own: dict[str, dict[str, LossTerm]] = {
-        "standard": {"sparsity": L1(weight=0.3, warm_up=0.5)},
-        "gated": {"sparsity": L1(weight=0.3, warm_up=0.5), "auxiliary": GateReconstruction()},
-        "jumprelu": {"sparsity": StepL0(weight=0.1, warm_up=0.5)},
-    }
-    with_k: dict[str, LossTerm] = {"auxiliary": AuxK(k=2)}
     fisher = Fisher(weight=1e-3, warm_up=0.3)
-    return {"reconstruction": SquaredError(), **own.get(arch, with_k), "fisher": fisher}
+    return {"reconstruction": SquaredError(), **ARCHITECTURES[arch].loss, "fisher": fisher}
 
 
 def member(
     arch: str, settings: AdamSettings, loss: dict[str, LossTerm] | None = None, seed: int = 1, **changes: Any
 ) -> GradientLearner:
     """A member with fresh weights, a quarter of its latents dead; `changes` are the architecture's settings."""
+    row = ARCHITECTURES[arch]
     autoencoder = settings_of(arch, d_sae=D_SAE, **changes).build(D_IN, torch.Generator().manual_seed(seed))
     with torch.no_grad():
         for name, parameter in autoencoder.named_parameters():
-            # Where latents are chosen by magnitude a low bias would put them first, so there they get no weight.
-            if name == "W_enc" and arch == "abs_topk":
+            # If magnitudes decide, a low bias would put latents first, so they get small weights instead.
+            if name == "W_enc" and row.signed:
                 parameter[:, : D_SAE // 4] *= 1e-3
-            elif name in ("b_enc", "b_gate") and arch != "abs_topk":
+            elif name == row.bias and not row.signed:
                 parameter[: D_SAE // 4] = -20.0
     objective = Objective(loss if loss is not None else terms(arch))
-    if isinstance(settings, PamSettings):
-        return PamLearner(autoencoder, objective, settings, SCALE, seed=3)
-    return GradientLearner(autoencoder, objective, settings, SCALE, seed=3)
+    made = settings.build_learner(autoencoder, objective, SCALE, seed=3)
+    assert isinstance(made, GradientLearner)
+    return made
 
 
 class LoneRun(Training):

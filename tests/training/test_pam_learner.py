@@ -16,8 +16,9 @@ from fsae.losses.reconstruction import SquaredError
 from fsae.training.interruption import Interrupted
 from fsae.training.least_squares import LeastSquares, Solution
 from fsae.training.loop import Training
-from fsae.training.pam_learner import PamLearner, PamSettings
-from fsae.training.reinitialisation import Reinitialisation, Scope
+from fsae.training.pam_learner import PamLearner
+from fsae.training.pam_settings import PamSettings
+from fsae.training.resample import Reinitialisation, Scope
 from fsae.training.settings import AdamSettings, Precision
 from tests.architectures import each_architecture
 from tests.streams import D_IN
@@ -344,14 +345,14 @@ def test_no_decoder_is_that_of_what_came_after_latents_were_drawn_anew(memory: f
     assert memory == 0 or max(sizes) > 3 * BATCH
 
 
-def test_latents_start_over_between_rounds_only():
+def test_latents_are_reinitialised_between_rounds_only():
     settings = pam(samples=12 * BATCH, resample_every=None, encoder_batches=3, memory=1.0)
     trained = pam_member("topk", settings)
     when = Reinitialisation(scope=Scope.latents, every=2, threshold=0.1, until=1.0)
     started, began = [], []
     for step, x in enumerate(batches(12)):
         record = trained.step(x, step)
-        started.append(trained.start_over(record, step, when) > 0)
+        started.append(trained.reinitialise(record, step, when) > 0)
         began.append(bool(trained.state_dict()["began"]))
     # After 3 batches of which the second was due; not at the end, where no round follows.
     assert [step for step, count in enumerate(started) if count] == [2, 5, 8]

@@ -1,1 +1,1 @@
-"""From finished runs to pictures and tables."""
+"""Analysis of finished runs: tables, comparisons, pictures and the report. No torch."""

@@ -1,4 +1,4 @@
-"""With the Fisher penalty against without at matched sparsity: paired differences, their intervals, words for them."""
+"""Comparison of runs with and without the penalty at matched sparsity: paired differences, intervals, verdicts."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -23,11 +23,11 @@ COMPARED = (
     "eval/decoder_max_cosine",
 )
 
-# Of one curve of one seed: fewer say too little about what lies between them.
+# Per curve of a seed: fewer points leave too much between them unknown.
 MIN_SPARSITIES = 4
-# With three, the bootstrap's resamples are so few that no 95 % interval is finite.
+# With three pairs the bootstrap has so few resamples that no 95 % interval is finite.
 MIN_PAIRS = 4
-# Points at which two curves are compared, evenly spread over the logarithm of l0.
+# Number of points at which two curves are compared, evenly spaced in the logarithm of l0.
 GRID = 65
 ALL_ARCHITECTURES = "all"
 
@@ -37,17 +37,17 @@ _RESAMPLES = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One metric of one treatment less the baseline's, at the same l0.
+    """One metric of one treatment minus the baseline's, at the same l0.
 
     Attributes:
         condition, arch, treatment: what is compared; `arch` is "all" for the mean over architectures and conditions.
         metric: as `eval/<metric>`.
-        l0: lower and upper end of the range of l0 that every curve covers; None where nothing was compared.
-        baseline: the metric without the penalty, over the same range; NaN where nothing was compared.
-        differences: penalised less baseline by seed, each the mean over log l0 within the range.
-        interval: 95 % bootstrap interval of their mean; None with fewer than four, or with so few different ones that
-            it has no end.
-        obstacle: why nothing was compared, or an empty text.
+        l0: lower and upper end of the range of l0 that every curve covers; None if nothing was compared.
+        baseline: the metric without the penalty, over the same range; NaN if nothing was compared.
+        differences: treatment minus baseline by seed, each the mean over log l0 within the range.
+        interval: 95 % bootstrap interval of their mean; None with fewer than four differences, or with so few different
+            ones that it has no end.
+        obstacle: the reason why nothing was compared, or an empty text.
     """
 
     condition: str
@@ -62,12 +62,12 @@ class Comparison:
 
     @property
     def difference(self) -> float:
-        """The mean over seeds; NaN where nothing was compared."""
+        """The mean over seeds; NaN if nothing was compared."""
         return float(np.mean(list(self.differences.values()))) if self.differences else math.nan
 
     @property
     def outcome(self) -> str:
-        """One word: "lower", "higher", "none" found, too "few" seeds or values to say, or "not" comparable."""
+        """The result: "lower", "higher", "none" (no difference found), "few" (too few values) or "not" (comparable)."""
         if self.obstacle:
             return "not"
         if self.interval is None:
@@ -77,7 +77,7 @@ class Comparison:
 
     @property
     def worth(self) -> str:
-        """ "better" or "worse" where a difference was found in a metric of which that can be said, else empty."""
+        """ "better" or "worse" if a difference was found and the metric has a better direction, else empty."""
         more_is_better = MORE_IS_BETTER[self.metric]
         if more_is_better is None or self.outcome not in ("lower", "higher"):
             return ""
@@ -85,7 +85,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """The same in words that claim no more than the interval does."""
+        """The outcome as a sentence that claims no more than the interval does."""
         n = len(self.differences)
         if self.obstacle:
             return f"not comparable: {self.obstacle}"
@@ -107,7 +107,7 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A metric against l0 for one seed: the runs of one sweep over sparsities, by rising l0.
+    """A metric against l0 for one seed: the runs of one sweep over sparsities, by increasing l0.
 
     Attributes:
         l0: above 0; runs of the same l0 are averaged.
@@ -118,8 +118,8 @@ class Curve:
     values: Float[np.ndarray, " points"]
 
     def at(self, l0: Float[np.ndarray, " grid"]) -> Float[np.ndarray, " grid"]:
-        """The metric at other l0 within the curve's range, linear in log l0 between the nearest points."""
-        # An end of the range may have been through a logarithm and back.
+        """Interpolate the metric at other l0 within the curve's range, linearly in log l0 between neighbours."""
+        # The end of a range may be rounded, after a logarithm and its inverse.
         assert l0.min() > self.l0[0] * (1 - 1e-9), "there is no extrapolation"
         assert l0.max() < self.l0[-1] * (1 + 1e-9), "there is no extrapolation"
         return np.interp(np.log(l0), np.log(self.l0), self.values)
@@ -130,7 +130,7 @@ Curves = dict[tuple[str, str, str], dict[str, Curve]]
 
 
 def curves_of(cells: pd.DataFrame, metric: str) -> Curves:
-    """Every curve of a metric; runs without the metric, and those in which no latent is active, are left out."""
+    """Return every curve of a metric, without runs that lack the metric or have no active latent."""
     found: Curves = {}
     usable = cells.loc[cells[metric].notna() & (cells["eval/l0"] > 0)]
     points: dict[tuple[str, ...], list[tuple[float, float]]] = {}
@@ -146,18 +146,18 @@ def curves_of(cells: pd.DataFrame, metric: str) -> Curves:
 
 
 def shared_range(curves: Iterable[Curve]) -> tuple[float, float] | None:
-    """The range of l0 that all curves cover, or None."""
+    """Return the range of l0 that all curves cover, or None."""
     curves = list(curves)
     low, high = max(float(each.l0[0]) for each in curves), min(float(each.l0[-1]) for each in curves)
     return (low, high) if low < high else None
 
 
 def compare(design: Design) -> list[Comparison]:
-    """Every treatment against the baseline, by condition, architecture and metric; then, where there are several
-    conditions or architectures, their mean by seed.
+    """Compare every treatment with the baseline, by condition, architecture and metric; if there are several conditions
+    or architectures, also their mean by seed.
 
-    The curve of a seed is interpolated linearly over log l0 between its own runs, at least four, and only where the
-    curves of every seed with and without the penalty have runs on both sides.
+    A seed's curve is interpolated linearly over log l0 between its own runs, at least four, and only within the range
+    that the curves of every seed with and without the penalty cover.
     """
     found: list[Comparison] = []
     for metric in COMPARED:
@@ -180,26 +180,27 @@ def compare(design: Design) -> list[Comparison]:
 
 
 def treatments(cells: pd.DataFrame) -> list[str]:
-    """The treatments' names by rising weight, the baseline first; their numbers are sorted as numbers."""
+    """Return the treatments' names by increasing weight, the baseline first; numbers are sorted by value."""
     weights = dict(zip(cells["treatment"], cells["theta"], strict=True))
     return sorted(weights, key=lambda name: (weights[name], numbers_in_order(name)))
 
 
 def log_grid(low: float, high: float) -> Float[np.ndarray, " grid"]:
-    """Values of l0 from `low` to `high`, evenly spread over its logarithm."""
+    """Return values of l0 from `low` to `high`, evenly spaced in its logarithm."""
     return np.exp(np.linspace(math.log(low), math.log(high), GRID))
 
 
 def bootstrap_interval(values: Float[np.ndarray, "seeds ..."]) -> Float[np.ndarray, "2 ..."]:
-    """95 % intervals of the mean of each column, by the bootstrap of its t statistic.
+    """Return 95 % intervals of the mean of each column, by the bootstrap of its t statistic.
 
-    With a handful of values the usual percentile interval covers the mean far too seldom (80 % of the time for five);
-    that of the t statistic holds its level from four values on. All resamples are enumerated up to eight values.
+    With a handful of values the usual percentile interval covers the mean far too seldom (80 % of the time for five
+    values); the interval of the t statistic keeps its level from four values on. Up to eight values all resamples are
+    enumerated.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), 12.5.
 
     Args:
-        values: at least four rows; rows are drawn anew together.
+        values: at least four rows; whole rows are resampled.
     """
     n = values.shape[0]
     assert n >= MIN_PAIRS
@@ -208,12 +209,12 @@ def bootstrap_interval(values: Float[np.ndarray, "seeds ..."]) -> Float[np.ndarr
     mean = columns.mean(0)
     centred = columns - mean
     error = np.sqrt(centred.var(0, ddof=1) / n)
-    # Of every resample: how far its mean is off, in its own standard errors.
+    # For every resample: the error of its mean, in its own standard errors.
     off = counts @ centred / n
     spread = np.sqrt(np.maximum(counts @ centred**2 / n - off**2, 0.0) / (n - 1))
     tiny = 1e-9 * error
     t = np.where(spread > tiny, off / np.where(spread > tiny, spread, 1.0), np.where(off > 0, np.inf, -np.inf))
-    # One whose mean is not off says nothing, whatever its spread.
+    # A resample whose mean has no error has t = 0, whatever its spread.
     t = np.where(np.abs(off) <= tiny, 0.0, t)
     order = np.argsort(t, axis=0)
     cumulated = np.cumsum(weights[order], axis=0)
@@ -226,8 +227,8 @@ def bootstrap_interval(values: Float[np.ndarray, "seeds ..."]) -> Float[np.ndarr
 
 
 def in_step(*values: float) -> list[str]:
-    """Numbers with as many decimals as the largest needs to show two digits, and all together to look different."""
-    # Adding zero makes a negative zero an ordinary one.
+    """Format numbers with the decimals that show two digits of the largest and make all of them look different."""
+    # Adding zero removes the sign of a negative zero.
     values = tuple(value + 0.0 for value in values)
     largest = max(map(abs, values))
     decimals = max(0, 1 - math.floor(math.log10(largest))) if largest > 0 else 0
@@ -238,7 +239,7 @@ def in_step(*values: float) -> list[str]:
 
 @lru_cache
 def _resamples(n: int) -> tuple[Float[np.ndarray, "resamples n"], Float[np.ndarray, " resamples"]]:
-    """How often each of n values is drawn, and how probable that is."""
+    """Return how often each of n values is drawn in each resample, and the resample's probability."""
     if n > _ENUMERATED:
         counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES)
         return counts.astype(float), np.full(_RESAMPLES, 1 / _RESAMPLES)
@@ -248,7 +249,7 @@ def _resamples(n: int) -> tuple[Float[np.ndarray, "resamples n"], Float[np.ndarr
 
 
 def _compare_one(asked: Comparison, curves: Curves, design: Design) -> Comparison:
-    """The comparison that names its condition, architecture, treatment and metric, carried out."""
+    """Carry out the comparison that names its condition, architecture, treatment and metric."""
     penalised = curves[asked.condition, asked.arch, asked.treatment]
     plain = curves.get((asked.condition, asked.arch, design.baseline))
     if not plain:
@@ -280,8 +281,8 @@ def _mean(on_grid: Float[np.ndarray, " grid"]) -> float:
 
 
 def _mean_over(parts: Sequence[Comparison]) -> Comparison:
-    """The mean over architectures and conditions, by seed: runs of one seed share their data and are no independent
-    pairs."""
+    """Return the mean over architectures and conditions, by seed: runs of one seed share their data, so they are no
+    independent pairs."""
     seeds = [seed for seed in parts[0].differences if all(seed in part.differences for part in parts)]
     differences = {seed: float(np.mean([part.differences[seed] for part in parts])) for seed in seeds}
     return Comparison(
@@ -300,7 +301,7 @@ def _interval(differences: dict[str, float]) -> tuple[float, float] | None:
     if len(differences) < MIN_PAIRS:
         return None
     low, high = map(float, bootstrap_interval(np.array(list(differences.values()))))
-    # Where many differences are equal, so many resamples have no spread that a quantile of their t is infinite.
+    # If many differences are equal, many resamples have no spread, and a quantile of t may be infinite.
     return (low, high) if math.isfinite(high - low) else None
 
 

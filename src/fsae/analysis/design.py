@@ -1,4 +1,4 @@
-"""What a set of runs compares: which settings are constant, which vary, and which of them play which part."""
+"""The design of a set of runs: the settings that are constant or vary, and the role of each in a comparison."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,46 +8,39 @@ import pandas as pd
 
 from fsae.analysis.numbers import shown
 from fsae.analysis.runs import HISTOGRAM, IDENTITY, MEASURED
+from fsae.outputs.bookkeeping import is_bookkeeping
 
 THETA = "loss.penalty.weight"
-# Settings that change how many latents are active. Which of them a run has depends on its architecture.
+# Settings that change how many latents are active. A run's architecture determines which of them it has.
 SPARSITY = ("loss.sparsity.weight", "loss.sparsity.target", "arch.k")
-# Settings that say how large an autoencoder is.
+# Settings that determine the size of an autoencoder.
 SIZE = ("arch.d_sae", "arch.expansion", "arch.rank")
-# What is drawn anew where nothing else changes.
+# Seeds: settings that repeat a run with other random numbers.
 REPLICATES = ("seed", "source.seed")
-# Settings that say where and how a run is done, and decide nothing of its numbers.
-BOOKKEEPING = (
-    "name",
-    "source.cache",
-    "source.cache_gb",
-    "source.also",
-    "source.worker",
-    "trainer.checkpoint_seconds",
-)
-BOOKKEEPING_GROUPS = ("paths.", "tracking.", "search.", "sae.")
-# What a reader looks for first in a condition's name, and what it is called there.
+# Settings that decide numbers, or name them, but are no condition in a comparison of training runs.
+NOT_COMPARED = ("name", "task", "sae.path")
+# Settings that a reader looks for first in a condition's name, and their names there.
 FIRST = {"model.name": "model", "site.name": "site", "site.layer": "layer", "dataset.name": "dataset"}
 
 NEEDED = ("eval/l0", "eval/fvu")
-# States of jobs that never had all of their settings.
+# States of jobs whose settings are not all known.
 PARTLY_KNOWN = ("refused", "not started", "damaged")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Design:
-    """The comparison that finished training runs allow.
+    """The comparison that a set of finished training runs allows.
 
     Attributes:
-        constant: settings with one value in all of them, as text.
+        constant: settings with one value in all runs, as text.
         varied: settings that vary, without those that follow from others.
         follows: settings that vary with the architecture or with one of `varied`.
-        conditions: of `varied`, those apart from architecture, Fisher penalty, sparsity and seed.
-        cells: one row for each (condition, arch, treatment, sparsity, replicate) with these as columns, `theta` and the
+        conditions: the varied settings other than architecture, penalty, sparsity and seed.
+        cells: one row per (condition, arch, treatment, sparsity, replicate) with these as columns, `theta` and the
             numbers `eval/<metric>`; runs that repeat one another are averaged. `treatment` is "θ = 0" for the baseline,
-            whatever the other settings of a penalty that does not train.
-        labels: the same columns for each comparable run, by the index it has among all.
-        repeats: runs that repeat another, in all but their name.
+            whatever the other settings of a penalty without weight.
+        labels: the same columns for each comparable run, by the run's index among all.
+        repeats: number of runs that repeat another in everything but their name.
     """
 
     constant: dict[str, str]
@@ -65,7 +58,7 @@ class Design:
 
 
 def comparable(runs: pd.DataFrame) -> pd.DataFrame:
-    """The finished training runs that were evaluated."""
+    """Return the finished training runs that were evaluated."""
     kept = (runs["state"] == "finished") & _column(runs, "task", "train").eq("train")
     for name in NEEDED:
         kept &= _column(runs, name, float("nan")).notna()
@@ -73,10 +66,10 @@ def comparable(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def design_of(runs: pd.DataFrame) -> Design:
-    """The design of the runs that are `comparable`.
+    """Return the design of the runs that are `comparable`.
 
     Args:
-        runs: as `fsae.analysis.runs` collects them.
+        runs: the table from `fsae.analysis.runs`.
     """
     runs = comparable(runs)
     settings = [name for name in runs if _is_setting(name)]
@@ -110,9 +103,9 @@ def design_of(runs: pd.DataFrame) -> Design:
 
 
 def differing_settings(runs: pd.DataFrame) -> list[str]:
-    """The settings that tell these runs apart, whatever became of them, without those that follow from others: the
-    architecture first, seeds last."""
-    # Of a job that never began only what was asked for is known: that the rest is missing is no difference.
+    """Return the settings that distinguish these runs, in any state, without those that follow from others; the
+    architecture comes first, seeds last."""
+    # For a job that never started only the requested settings are known: the missing ones are no difference.
     complete = [state == "finished" for state in runs["state"]]
     if not any(complete):
         complete = [state not in PARTLY_KNOWN for state in runs["state"]]
@@ -120,11 +113,11 @@ def differing_settings(runs: pd.DataFrame) -> list[str]:
     found: list[str] = []
     for name in sorted(texts, key=_telling):
         has = [known or text != "null" for known, text in zip(complete, texts[name], strict=True)]
-        # A key that no complete run has is a word for a group, whose settings are told instead.
+        # A key that no complete run has names a choice of a group; the group's settings are listed instead.
         is_word = any(complete) and not any(text != "null" for text in compress(texts[name], complete))
         if is_word or len(set(compress(texts[name], has))) < 2:
             continue
-        # It may follow from what all of these have.
+        # It may follow from settings that all of these runs have.
         others = [has_it and not known for has_it, known in zip(has, complete, strict=True)]
         leading = [each for each in found if "null" not in compress(texts[each], others)]
         if not _follows(runs.loc[has], name, leading):
@@ -133,17 +126,17 @@ def differing_settings(runs: pd.DataFrame) -> list[str]:
 
 
 def called(name: str) -> str:
-    """A setting's key as a column names it: "k" for "arch.k"."""
+    """Return a setting's key as a column's heading: "k" for "arch.k"."""
     return FIRST.get(name) or name.removeprefix("arch.").removeprefix("loss.")
 
 
 def treatment_name(theta: float, others: Sequence[str] = ()) -> str:
-    """How the Fisher penalty of some runs is called."""
+    """Return the name of a treatment: the penalty's weight and its other settings."""
     return ", ".join([f"θ = {shown(theta)}", *others])
 
 
 def named(row: Mapping[str, object], names: Sequence[str], skip_absent: bool = False) -> str:
-    """A run's values of these settings, as `name=value`; with `skip_absent` those alone that it has."""
+    """Return a run's values of these settings as `name=value`; with `skip_absent`, only those that it has."""
     texts = {name: shown(row[name]) for name in names}
     return ", ".join(
         f"{FIRST.get(name, name)}={text}" for name, text in texts.items() if not (skip_absent and text == "null")
@@ -151,13 +144,13 @@ def named(row: Mapping[str, object], names: Sequence[str], skip_absent: bool = F
 
 
 def _is_setting(name: str) -> bool:
-    if name in (*IDENTITY, *HISTOGRAM, *BOOKKEEPING) or name.startswith((*MEASURED, *BOOKKEEPING_GROUPS)):
+    if name in (*IDENTITY, *HISTOGRAM, *NOT_COMPARED) or name.startswith(MEASURED):
         return False
-    return name != "task"
+    return not is_bookkeeping(name)
 
 
 def _telling(name: str) -> tuple[int, str]:
-    """What to sort settings by, so that those come first that a reader looks for."""
+    """Return a sort key of settings that puts first what a reader looks for first."""
     first = ["arch", *FIRST, THETA, *SPARSITY, *SIZE]
     if name in first:
         return first.index(name), ""
@@ -167,12 +160,12 @@ def _telling(name: str) -> tuple[int, str]:
 
 
 def _theta(runs: pd.DataFrame) -> pd.Series:
-    """The penalty's weight; a loss that has no such term does not penalise."""
+    """Return the penalty's weight, 0 for a loss without the term."""
     return _column(runs, THETA, 0.0).astype(float)
 
 
 def _column(runs: pd.DataFrame, name: str, otherwise: object) -> pd.Series:
-    """A column with `otherwise` where a run has no value; also where no run has one."""
+    """Return a column with `otherwise` for runs without a value; also if no run has the column."""
     values = runs[name] if name in runs else [None] * len(runs)
     return pd.Series([otherwise if shown(value) == "null" else value for value in values], runs.index)
 
@@ -182,7 +175,7 @@ def _differs(runs: pd.DataFrame, name: str) -> bool:
 
 
 def _follows(runs: pd.DataFrame, name: str, known: list[str]) -> bool:
-    """Whether these settings leave no choice for this one."""
+    """Return whether the known settings determine this one."""
     if not known:
         return False
     leading = list(zip(*(runs[each].map(shown) for each in known), strict=True))

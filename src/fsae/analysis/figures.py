@@ -1,4 +1,4 @@
-"""How pictures look: their size, their type, and colours that colour-blind readers can tell apart."""
+"""The style of pictures: size, type, and colours that colour-blind readers can distinguish."""
 
 import logging
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from fsae.analysis.numbers import shown
 
-# matplotlib announces its font cache, in the run's log.
+# matplotlib would log the building of its font cache in the run's log.
 logging.getLogger("matplotlib").setLevel(logging.WARNING)
 
 # Okabe and Ito's palette, darkest hues first, and two of Tol's; black is last.
@@ -36,18 +36,18 @@ STYLE = {
     "legend.fontsize": 9,
     "lines.linewidth": 1.4,
     "figure.constrained_layout.use": True,
-    # A name with dollar signs is no formula.
+    # A name with dollar signs is not a formula.
     "text.parse_math": False,
-    # Ticks say their numbers, not what is to be added to them.
+    # Ticks show whole numbers, not offsets from a common number.
     "axes.formatter.useoffset": False,
 }
 
 
 @contextmanager
 def figure(picture: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of so many inches to draw on, written to `picture` at the end."""
+    """Yield a figure of this size in inches, and write it to `picture` at the end."""
     with mpl.rc_context(STYLE):  # pyright: ignore[reportArgumentType]
-        # What is measured while drawing is so in the file: type has other widths at another resolution.
+        # Drawn at the file's resolution: text has other widths at another one, so measurements would be wrong.
         drawn = Figure(figsize=(width, height), dpi=170)
         yield drawn
         picture.parent.mkdir(parents=True, exist_ok=True)
@@ -55,14 +55,14 @@ def figure(picture: Path, width: float, height: float) -> Iterator[Figure]:
 
 
 def log_x(axes: Axes, low: float, high: float) -> None:
-    """A logarithmic x axis from a little below `low` > 0 to a little above `high`, with numbers a person can read."""
+    """Give axes a logarithmic x axis from a little below `low` > 0 to a little above `high`, with readable numbers."""
     axes.set_xscale("log")
     axes.set_xlim(*_with_margin(low, high))
     _log_ticks(axes.xaxis, low, high)
 
 
 def log_y(axes: Axes, low: float, high: float) -> None:
-    """The same for the y axis."""
+    """Give axes the same logarithmic scale for y."""
     axes.set_yscale("log")
     axes.set_ylim(*_with_margin(low, high))
     _log_ticks(axes.yaxis, low, high)
@@ -75,7 +75,7 @@ def _with_margin(low: float, high: float) -> tuple[float, float]:
 
 def _log_ticks(axis: Axis, low: float, high: float) -> None:
     low, high = _with_margin(low, high)
-    # Within one decade, steps that are round in themselves say more than powers of ten.
+    # Within one decade, round steps are more useful than powers of ten.
     few = LogLocator(subs=(1, 2, 5)) if high / low < 1e3 else LogLocator()
     axis.set_major_locator(few if high / low >= 10 else MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axis.set_minor_locator(NullLocator())

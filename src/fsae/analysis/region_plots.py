@@ -1,4 +1,4 @@
-"""Pictures of regions: a plane through them, the Voronoi diagram that they are a section of, and how full they are."""
+"""Pictures of regions: a plane through them, the Voronoi diagram that it is a section of, and regions by size."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter
 from fsae.analysis.figures import COLOURS, figure, log_y
 from fsae.analysis.numbers import shown
 
-# Twenty hues; regions that meet may share one, so boundaries are drawn too.
+# Twenty hues; neighbouring regions may share one, so boundaries are drawn too.
 _HUES = mpl.colormaps["tab20"]
 
 
@@ -22,13 +22,13 @@ def plot_regions(
     sites: Float[np.ndarray, "sites 3"] | None,
     picture: Path,
 ) -> None:
-    """A plane, coloured by region, with the samples in it.
+    """Draw a plane, coloured by region, with the samples in it.
 
     Args:
         regions: number of the region at (edges[j], edges[i]).
         edges: coordinates along both axes.
         points: of samples.
-        sites: x, y and weight of the power diagram's sites, where it is in the plane.
+        sites: x, y and weight of the power diagram's sites, if the diagram is in the plane.
         picture: the PNG to write.
     """
     with figure(picture, 6.2, 6) as drawn:
@@ -52,7 +52,7 @@ def plot_lift(
     lift: Float[np.ndarray, "sites 3"],
     picture: Path,
 ) -> None:
-    """The lifted sites above the plane that is the section of their Voronoi diagram at height 0.
+    """Draw the lifted sites above the plane that is the section of their Voronoi diagram at height 0.
 
     Args:
         regions: number of the region at (edges[j], edges[i]).
@@ -76,11 +76,11 @@ def plot_lift(
 
 
 def plot_region_sizes(least: Sequence[int], counts: Sequence[int], picture: Path) -> None:
-    """How many regions have how many samples, both on a log axis.
+    """Draw the number of regions by their number of samples, both on a log axis.
 
     Args:
-        least: least number of samples in each bin, powers of two.
-        counts: regions in it.
+        least: smallest number of samples of each bin, powers of two.
+        counts: number of regions in each bin.
         picture: the PNG to write.
     """
     with figure(picture, 6, 4) as drawn:
@@ -95,12 +95,12 @@ def plot_region_sizes(least: Sequence[int], counts: Sequence[int], picture: Path
 
 
 def _hues(regions: Int[np.ndarray, "side side"]) -> Float[np.ndarray, "side side 4"]:
-    """One for each region; of numbers that follow each other they are far apart."""
+    """Return a hue for each region; consecutive numbers get distant hues."""
     return np.array(_HUES(regions * 7 % 20))
 
 
 def _with_boundaries(regions: Int[np.ndarray, "side side"]) -> Float[np.ndarray, "side side 4"]:
-    """The hues, darker where another region begins."""
+    """Return the hues, darker at the boundary of a region."""
     colours = _hues(regions)
     boundary = np.zeros(regions.shape, dtype=bool)
     boundary[1:] |= regions[1:] != regions[:-1]

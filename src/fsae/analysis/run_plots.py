@@ -1,4 +1,4 @@
-"""Pictures of one run, from the files in its folder: how training went, and how often its latents fire."""
+"""Pictures of one run, from the files in its folder: the course of training, and the density of its latents."""
 
 import json
 import math
@@ -10,7 +10,7 @@ import numpy as np
 from fsae.analysis.figures import COLOURS, figure, log_y
 from fsae.outputs.metric_log import read_metrics
 
-# What a reader looks at first, with the axis it is best read on.
+# The curves that a reader looks at first, with the scale of their axes.
 CURVES = (
     ("train/fvu", "fraction of variance unexplained", "log"),
     ("train/l0", "active latents per vector (l0)", "linear"),
@@ -20,10 +20,10 @@ CURVES = (
 
 
 def plot_training(metrics: Path, picture: Path) -> None:
-    """The logged curves of a run against the vectors it has seen.
+    """Draw the logged curves of a run against the vectors it has seen.
 
     Args:
-        metrics: its `metrics.jsonl`.
+        metrics: the run's `metrics.jsonl`.
         picture: the PNG to write.
     """
     series: dict[str, tuple[list[int], list[float]]] = {}
@@ -43,12 +43,12 @@ def plot_training(metrics: Path, picture: Path) -> None:
             axis.set_xlabel("training vectors (millions)")
 
 
-def plot_firing(histogram: Mapping[str, Sequence[float]], dead_share: float, picture: Path) -> None:
-    """How many latents fire how often on held-out data, on a log axis; dead latents are named beside it.
+def plot_density(histogram: Mapping[str, Sequence[float]], dead_share: float, picture: Path) -> None:
+    """Draw a histogram of the latents' density on held-out data, on a log axis; the title has the dead latents.
 
     Args:
         histogram: `density_histogram` of the run's results.
-        dead_share: of the latents, never active.
+        dead_share: share of the latents that are never active.
         picture: the PNG to write.
     """
     with figure(picture, 7, 4) as drawn:
@@ -58,12 +58,12 @@ def plot_firing(histogram: Mapping[str, Sequence[float]], dead_share: float, pic
         axis.set_xlim(min(used, default=-6.0) - 0.2, 0.0)
         axis.set_xlabel("log10 of the share of held-out vectors on which a latent is active")
         axis.set_ylabel("latents")
-        axis.set_title(f"{sum(histogram['latents']):,.0f} latents fire; {100 * dead_share:.1f} % never do")
+        axis.set_title(f"{sum(histogram['latents']):,.0f} latents are active; {100 * dead_share:.1f} % never are")
 
 
 def plot_sharing(sharing: Path, picture: Path) -> None:
-    """How many of a population's members have each latent that fires; where the truth is known, how near latents are to
-    it, by how close they are to their closest partner in another member.
+    """Draw how many of a population's members have each active latent; if the truth is known, also the cosine of each
+    latent to the nearest true feature against the cosine to its closest partner in another member.
 
     Args:
         sharing: a run's `sharing.json`.
@@ -78,7 +78,7 @@ def plot_sharing(sharing: Path, picture: Path) -> None:
         axis, *others = drawn.subplots(1, 2 if known else 1, squeeze=False)[0]
         counts = [found_by.count(number) / members for number in numbers]
         axis.bar(numbers, counts, color=COLOURS[0])
-        axis.set_ylabel("latents a member")
+        axis.set_ylabel("latents per member")
         axis.set_title(f"{100 * counts[-1] / max(1e-9, sum(counts)):.0f} % in all {members}")
         axis.set_xticks(numbers)
         axis.set_xlabel("members that have a latent")

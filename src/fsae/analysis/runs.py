@@ -1,4 +1,4 @@
-"""One row a run, from run folders or from MLflow: settings, held-out numbers, and what became of it."""
+"""A table with one row per run, from run folders or from MLflow: settings, held-out numbers and state."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import RunState, read_status
 from fsae.outputs.sweep_folder import job_name, read_sweep
 from fsae.tracking.mlflow_upload import FOLDER_TAG, first_line, read_description
-from fsae.tracking.server import as_literal, checked_uri, open_store, sqlite_file, with_password, without_password
+from fsae.tracking.server import as_literal, checked_uri, open_client, sqlite_file, with_password, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-# What every row has, whatever became of the run; its settings and numbers follow.
+# Columns of every row, whatever the run's state; its settings and numbers follow.
 IDENTITY = ("run", "folder", "state", "failure", "sweep", "commit", "data")
 HISTOGRAM = ("density/log10_edges", "density/latents")
-# How the names of a run's numbers begin: what was measured held out, and how much data there was.
+# Prefixes of a run's numbers: held-out measurements, and amounts of data.
 MEASURED = ("eval/", "data/")
 
 SWEEP_TAG = "fsae.sweep"
@@ -40,9 +40,9 @@ _DOWNLOADS_AT_ONCE = 8
 
 
 def collect_folders(paths: Iterable[Path]) -> pd.DataFrame:
-    """Every run in these folders: run folders, sweeps' folders, or any folder above some.
+    """Collect every run in these folders: run folders, sweeps' folders, or any folder above them.
 
-    A folder whose files are damaged or missing is a row too, with what is wrong in `failure`.
+    A folder whose files are damaged or missing is a row too, with the reason in `failure`.
 
     Returns:
         One row a run, ordered by folder. Columns: `run`, `folder` (absolute), `state` (that of `status.json`, or
@@ -60,18 +60,18 @@ def collect_folders(paths: Iterable[Path]) -> pd.DataFrame:
     folders = {folder.resolve(): None for path in paths for folder in _run_folders(path)}
     if not folders:
         raise ValueError(
-            f"no run in {', '.join(map(str, paths))}; a run's folder holds status.json, a sweep's folder has one a job"
+            f"no run in {', '.join(map(str, paths))}; a run's folder holds status.json, a sweep's folder one per job"
         )
     return _frame([_read_folder(RunFolder(folder)) for folder in sorted(folders, key=_numbers_as_such)])
 
 
 def collect_mlflow(uri: str, experiment: str, sweep: str | None = None) -> pd.DataFrame:
-    """The same table from an MLflow experiment; histograms and reasons of failure come from the runs' artifacts.
+    """Collect the same table from an MLflow experiment; histograms and failures come from the runs' artifacts.
 
     Args:
-        uri: the MLflow store, a server or a database.
-        experiment: its name.
-        sweep: only the runs with this value of the tag `fsae.sweep`, as in "2026-11-21/14-00-00".
+        uri: the tracking server or database.
+        experiment: the experiment's name.
+        sweep: only the runs with this value of the tag `fsae.sweep`, such as "2026-11-21/14-00-00".
 
     Raises:
         ValueError: no such database, experiment or sweep, or no run in it.
@@ -80,10 +80,10 @@ def collect_mlflow(uri: str, experiment: str, sweep: str | None = None) -> pd.Da
     uri = with_password(checked_uri(uri, "--mlflow"))
     database = sqlite_file(uri)
     if database and not database.exists():
-        raise ValueError(f"{database}: no such file; --mlflow names the store that the runs were logged to")
+        raise ValueError(f"{database}: no such file; --mlflow names the database that the runs were logged to")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
-        client = open_store(uri)
+        client = open_client(uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
             names = ", ".join(sorted(each.name for each in client.search_experiments()))
@@ -96,17 +96,17 @@ def collect_mlflow(uri: str, experiment: str, sweep: str | None = None) -> pd.Da
             rows = list(pool.map(lambda run: _read_mlflow(client, run), runs))
     except ValueError:
         raise
-    # MLflow's, its database's or a missing driver's.
+    # An error of MLflow, of its database, or of a missing driver.
     except Exception as error:
         raise ConnectionError(f"MLflow ({without_password(uri)}) does not answer: {first_line(error)}") from error
     return _frame(sorted(rows, key=lambda row: (_numbers_as_such(Path(row["folder"] or "")), row["run"])))
 
 
 def _run_folders(path: Path) -> Iterator[Path]:
-    """Folders with a run's files, and those that a sweep has reserved for jobs which never began."""
+    """Yield folders with a run's files, and folders that a sweep has reserved for jobs that never started."""
     names = RunFolder(path)
     marks = {file.name for file in (names.status, names.tracking, names.config, names.results, names.metrics)}
-    # What runs made, and what MLflow copied of it.
+    # Folders written by runs, and MLflow's copies of them.
     without_runs = {names.checkpoints.name, names.sae.name, names.plots.name, "activations", "mlartifacts"}
     found = []
     for folder, children, files in ((Path(place), *rest) for place, *rest in os.walk(path)):
@@ -115,13 +115,13 @@ def _run_folders(path: Path) -> Iterator[Path]:
         if marks & set(files):
             found.append(folder)
         children[:] = [name for name in children if name not in without_runs]
-    # The folder above all runs may hold a status.json too: of a command that did not get as far as having a folder.
+    # The folder above all runs may also hold a status.json, of a command that was refused before it had a folder.
     above = {parent for folder in found for parent in folder.parents}
     yield from (folder for folder in found if folder not in above)
 
 
 def _jobs(sweep: Path) -> list[Path]:
-    # A sweeper that decides on its jobs as it goes lists none; nor does a file that is damaged.
+    # There is no list of jobs if the sweeper chooses them from earlier results, or if the file is damaged.
     with suppress(OSError, ValueError, KeyError, TypeError):
         return [sweep / str(number) for number in range(len(json.loads((sweep / "sweep.json").read_text())["jobs"]))]
     return []
@@ -139,11 +139,11 @@ def _read_folder(folder: RunFolder) -> dict[str, Any]:
         if status is None:
             return row | {"state": "not started", "failure": "it has no status.json"}
         row["state"] = status.state.value
-        # Harvesting fills the store and has no results.
+        # Harvesting fills the activation store and has no results.
         if status.state is RunState.finished and row.get("task") != "harvest":
             row |= _results(folder.results.read_text(encoding="utf-8"))
-        elif status.state is RunState.running and not status.is_going():
-            row |= {"state": "killed", "failure": f"its process on {status.host} ended without a word"}
+        elif status.state is RunState.running and not status.is_alive():
+            row |= {"state": "killed", "failure": f"its process on {status.host} ended without a report"}
         elif status.failure:
             row["failure"] = f"{status.failure.kind}: {status.failure.message}"
     except (ValueError, OSError) as error:
@@ -152,7 +152,7 @@ def _read_folder(folder: RunFolder) -> dict[str, Any]:
 
 
 def _asked_for(folder: Path) -> dict[str, Any]:
-    """What is known of a sweep's job that never began: its name and the settings it was to have."""
+    """Return what is known of a sweep's job that never started: its name and its requested settings."""
     with suppress(OSError, ValueError):
         sweep = read_sweep(folder.parent)
         overrides = next((job.overrides for job in sweep.all_jobs() if job.folder == folder), [])
@@ -169,13 +169,13 @@ def _read_mlflow(client: MlflowClient, run: Run) -> dict[str, Any]:
     try:
         return row | _outcome(client, run, row["state"])
     except ValueError as error:
-        return row | {"state": "damaged", "failure": f"an artifact of the run is not what it should be: {error}"}
+        return row | {"state": "damaged", "failure": f"an artifact of the run is damaged: {error}"}
 
 
 def _outcome(client: MlflowClient, run: Run, state: str) -> dict[str, Any]:
-    """The numbers of a finished run, and why another ended."""
+    """Return the numbers of a finished run, or the reason why another run ended."""
     if state == "finished":
-        # MLflow keeps what is infinite as the largest number there is; results.json has null for all of these.
+        # MLflow stores infinity as the largest finite number; results.json has null for all such numbers.
         numbers = {name: value for name, value in run.data.metrics.items() if name.startswith("eval/")}
         finite = {name: value if abs(value) < 1e308 else float("nan") for name, value in numbers.items()}
         return finite | _results(_artifact(client, run, "results.json"))
@@ -189,7 +189,7 @@ def _described(name: str, tags: Mapping[str, str], params: Mapping[str, str]) ->
 
 
 def _results(text: str) -> dict[str, Any]:
-    """The numbers and the histogram in the text of a `results.json`."""
+    """Return the numbers and the histogram in the text of a `results.json`."""
     try:
         results = json.loads(text)
         row: dict[str, Any] = {
@@ -205,7 +205,7 @@ def _results(text: str) -> dict[str, Any]:
 
 
 def _artifact(client: MlflowClient, run: Run, name: str) -> str:
-    """The text of a JSON artifact; that of an empty object where the run has none."""
+    """Return the text of a JSON artifact, or the text of an empty object if the run has none."""
     from mlflow.exceptions import MlflowException
 
     with tempfile.TemporaryDirectory() as folder:
@@ -231,12 +231,12 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     names = sorted({name for row in rows for name in row} - {*IDENTITY, *HISTOGRAM})
     numbers = [name for name in names if name.startswith(MEASURED)]
     settings = [name for name in names if name not in numbers]
-    # Of a job that was refused, a setting may be anything; it does not make texts of the others' numbers.
+    # A refused job may have any text as a setting; it must not turn the other jobs' numbers into texts.
     finished = [row.get("state") == "finished" for row in rows]
     decisive = pd.Series(finished if any(finished) else [True] * len(rows))
     columns: dict[str, pd.Series] = {}
     for name in (*IDENTITY, *settings, *numbers, *HISTOGRAM):
-        # As objects: in pandas' own type for text None would become NaN.
+        # The object type, since pandas' own type for text would turn None into NaN.
         column = pd.Series([row.get(name) for row in rows], dtype=object)
         if name in settings:
             column = _typed(column, decisive)
@@ -245,17 +245,17 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _typed(texts: pd.Series, decisive: pd.Series) -> pd.Series:
-    """Numbers where every decisive run's text is one, and without a value where another's is none; else the texts.
+    """Return numbers if every decisive run's text is a number (others become empty), else the texts.
 
     "null" is no value.
     """
     values = texts.where(texts != "null", None)
     numbers = pd.Series(pd.to_numeric(values, errors="coerce"))
-    # What does not come out as it was, such as the name "007" or a seed that no float holds, stays text.
+    # A text that does not survive the conversion, such as the name "007" or a seed too large for a float, stays text.
     pairs = zip(values[decisive], numbers[decisive].tolist(), strict=True)
     return numbers if all(text is None or setting_number(text) == number for text, number in pairs) else values
 
 
 def _numbers_as_such(path: Path) -> list[tuple[int, str]]:
-    """Sorts job 10 after job 9."""
+    """Return a sort key that puts job 10 after job 9."""
     return [(int(part) if part.isdecimal() else -1, part) for part in path.parts]

@@ -1,4 +1,4 @@
-"""Pictures of a sweep: fronts, bits, θ-curves, differences at matched l0, and how often latents fire.
+"""Pictures of a sweep: fronts, bits, θ-curves, differences at matched l0, and densities.
 
 Each is small enough to be read on a phone; a reader with more room sees several side by side.
 """
@@ -35,18 +35,18 @@ from fsae.analysis.comparison import (
 from fsae.analysis.figures import COLOURS, LINE_STYLES, MARKERS, figure, log_x, log_y
 from fsae.analysis.numbers import numbers_in_order, shown
 
-# In inches. A phone shows as many pixels across, which makes of a point of type a pixel.
+# In inches. A phone's screen is as many pixels wide as the picture is points wide.
 WIDTH = 4.8
 VIRIDIS = mpl.colormaps["viridis"]
 
-# Where a point's label may begin or end, in points from it, nearest first.
+# Positions at which a point's label may begin or end, in points from it, nearest first.
 _PLACES = [(across, up) for far in (4, 9, 18, 28) for across in (4, -4) for up in (far, -far)]
 
-# How an axis names a metric.
+# An axis's label for a metric.
 AXIS_LABELS = {
     "eval/fvu": "fraction of variance unexplained (fvu)",
     "eval/ce_recovered_zero": "cross-entropy recovered",
-    "eval/l0": "active latents a vector (l0)",
+    "eval/l0": "active latents per vector (l0)",
     "eval/dead_share": "share of dead latents",
     "eval/code_correlation_excess": "code correlation beyond chance",
     "eval/decoder_max_cosine": "cosine to the nearest other latent",
@@ -55,29 +55,29 @@ AXIS_LABELS = {
 
 @dataclass(frozen=True)
 class Palette:
-    """One colour an architecture, one line style and marker a treatment: the same in every picture of a report."""
+    """One colour per architecture, one line style and marker per treatment: the same in every picture of a report."""
 
     archs: Sequence[str]
     treatments: Sequence[str]
 
     def colour(self, arch: str) -> str:
-        """Of an architecture; black for the mean over all."""
+        """Return the colour of an architecture; black for the mean over all."""
         return COLOURS[self.archs.index(arch) % (len(COLOURS) - 1)] if arch in self.archs else COLOURS[-1]
 
     def line(self, treatment: str):
-        """Line style of a treatment."""
+        """Return the line style of a treatment."""
         return LINE_STYLES[self.treatments.index(treatment) % len(LINE_STYLES)]
 
     def marker(self, treatment: str) -> str:
-        """Marker of a treatment."""
+        """Return the marker of a treatment."""
         return MARKERS[self.treatments.index(treatment) % len(MARKERS)]
 
 
 def plot_front(curves: Curves, condition: str, metric: str, palette: Palette, picture: Path) -> None:
-    """A metric against l0 in one condition: every run a point, the seeds' mean a line, with a band.
+    """Draw a metric against l0 in one condition: a point per run, a line for the seeds' mean, and a band.
 
-    The band is the 95 % bootstrap interval of the mean at each l0 where there are four seeds or more, else the range of
-    the seeds; it and the line end where a seed's runs do.
+    The band is the 95 % bootstrap interval of the mean at each l0 with four seeds or more, else the range of the seeds;
+    it and the line cover the range of l0 that every seed has.
     """
     here = {(arch, name): seeds for (where, arch, name), seeds in curves.items() if where == condition}
     l0 = np.concatenate([curve.l0 for seeds in here.values() for curve in seeds.values()])
@@ -96,12 +96,12 @@ def plot_front(curves: Curves, condition: str, metric: str, palette: Palette, pi
 
 
 def plot_description_length(runs: pd.DataFrame, palette: Palette, picture: Path) -> None:
-    """Fvu against the bits of a sample's codes: every run a point, the seeds' means labelled, and a line through those
-    that no other mean of the same architecture and treatment betters in both.
+    """Draw fvu against the bits of a sample's codes: a point per run, labelled means over seeds, and a line through the
+    means that no other mean of the same architecture and treatment beats in both.
 
     Args:
-        runs: `arch` and `treatment`, which tell lines apart; `setting`, the same for a mean's seeds, and its `label`;
-            `eval/description_length`, above 0, and `eval/fvu`.
+        runs: columns `arch` and `treatment`, which distinguish lines; `setting`, equal for the seeds of a mean, and its
+            `label`; `eval/description_length`, above 0, and `eval/fvu`.
     """
     bits, fvu = names = ["eval/description_length", "eval/fvu"]
     with figure(picture, WIDTH, 4.4) as drawn:
@@ -130,18 +130,18 @@ def plot_description_length(runs: pd.DataFrame, palette: Palette, picture: Path)
 
 
 def plot_theta(cells: pd.DataFrame, metric: str, palette: Palette, picture: Path) -> None:
-    """A metric against the penalty's weight, one panel an architecture, one line a sparsity, coloured by the l0 it has.
+    """Draw a metric against the penalty's weight: a panel per architecture, a line per sparsity, coloured by its l0.
 
     Points are means over seeds, bars their range.
 
     Args:
-        cells: of a `Design`, in one condition.
+        cells: the cells of a `Design`, in one condition.
     """
     archs = [arch for arch in palette.archs if arch in set(cells["arch"])]
     names = [name for name in palette.treatments if name in set(cells["treatment"])]
     norm = LogNorm(*_l0_limits(cells))
     ticks = [name.removeprefix("θ = ").replace(", ", "\n") for name in names]
-    # What a panel needs so that its ticks do not run into each other.
+    # The width of a panel whose ticks do not overlap.
     needed = 0.09 * len(names) * max(2 + len(line) for tick in ticks for line in tick.split("\n"))
     rows, columns = _panels(len(archs), at_most=max(1, int((WIDTH - 1.2) / needed)))
     slanted = needed > WIDTH - 1.2
@@ -161,12 +161,12 @@ def plot_theta(cells: pd.DataFrame, metric: str, palette: Palette, picture: Path
                     places, means, np.abs(ends - means), fmt="-o", color=colour, markersize=4.5, capsize=2, elinewidth=1
                 )  # fmt: skip
             axis.set_title(arch)
-            # Evenly spaced: zero has no place on a logarithmic axis.
+            # Evenly spaced, since a logarithmic axis has no place for zero.
             axis.set_xticks(range(len(names)), ticks)
             if slanted:
                 axis.tick_params(axis="x", labelrotation=90, labelsize=8)
             axis.margins(x=0.15)
-        drawn.supxlabel("weight of the Fisher penalty (θ)", fontsize=10)
+        drawn.supxlabel("weight of the penalty (θ)", fontsize=10)
         drawn.supylabel(AXIS_LABELS[metric], fontsize=10)
         bar = drawn.colorbar(ScalarMappable(norm, VIRIDIS), ax=panels, aspect=30, pad=0.02)
         bar.set_label("l0 (mean of each line)")
@@ -177,15 +177,15 @@ def plot_theta(cells: pd.DataFrame, metric: str, palette: Palette, picture: Path
 
 
 def plot_differences(comparisons: Sequence[Comparison], palette: Palette, picture: Path) -> None:
-    """One metric's differences at matched l0: seeds as dots, their mean as a tick, the interval as a bar.
+    """Draw one metric's differences at matched l0: seeds as dots, their mean as a tick, the interval as a bar.
 
     Args:
-        comparisons: of one metric, all of them compared.
+        comparisons: comparisons of one metric, without those that have an obstacle.
     """
     labels = []
     for each in comparisons:
         mean = each.arch == ALL_ARCHITECTURES
-        # Not to be broken after "θ =".
+        # Non-breaking spaces keep "θ = 1" on one line.
         treatment = each.treatment.replace("θ = ", "θ\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
         parts = [f"{'mean of the above' if mean else each.arch}, {treatment}", "" if mean else each.condition]
         labels.append("\n".join(fill(part, 26) for part in parts if part))
@@ -208,10 +208,10 @@ def plot_differences(comparisons: Sequence[Comparison], palette: Palette, pictur
 
 
 def plot_density(histograms: Mapping[tuple[str, str], tuple[Sequence[float], Sequence[float]]], picture: Path) -> None:
-    """How many latents fire how often, one panel an architecture, one line a treatment.
+    """Draw the distribution of the latents' density: a panel per architecture, a line per treatment.
 
     Args:
-        histograms: (architecture, treatment) -> edges in log10, latents in each bin.
+        histograms: (architecture, treatment) -> edges in log10, number of latents in each bin.
     """
     archs = list(dict.fromkeys(arch for arch, _ in histograms))
     names = sorted({name for _, name in histograms}, key=numbers_in_order)
@@ -247,7 +247,7 @@ def plot_density(histograms: Mapping[tuple[str, str], tuple[Sequence[float], Seq
 def band(
     curves: Sequence[Curve],
 ) -> tuple[Float[np.ndarray, " grid"], Float[np.ndarray, " grid"], Float[np.ndarray, "2 grid"]] | None:
-    """Over the l0 that all seeds' curves cover: l0, their mean, and the band's two edges; None where there is none."""
+    """Return l0, the seeds' mean and the band's two edges, where all curves overlap; None if they do not."""
     shared = shared_range(curves)
     if shared is None:
         return None
@@ -258,7 +258,7 @@ def band(
 
 
 def _add_legend(drawn: Figure, palette: Palette, archs: Set[str], treatments: Set[str]) -> None:
-    """Of what is shown, colours for architectures and line styles for treatments, where there are several."""
+    """Add a legend: colours for the architectures, and line styles for the treatments if there are several."""
     colours = [Line2D([], [], color=palette.colour(arch), lw=4, label=arch) for arch in palette.archs if arch in archs]
     grey: dict[str, Any] = {"color": "#555555", "markersize": 5}
     styles = [
@@ -266,7 +266,7 @@ def _add_legend(drawn: Figure, palette: Palette, archs: Set[str], treatments: Se
         for name in palette.treatments
         if name in treatments and len(treatments) > 1
     ]
-    # It is filled column by column: colours in its upper rows, styles below.
+    # matplotlib fills a legend column by column; this puts colours in its upper rows and styles below.
     columns = min(_legend_columns([*archs, *treatments]), max(len(colours), len(styles)))
     rows = [each[i : i + columns] for each in (colours, styles) for i in range(0, len(each), columns)]
     blank = Line2D([], [], ls="", label=" ")
@@ -280,10 +280,10 @@ def _label_points(
     labelled: Sequence[tuple[str, tuple[float, float], str]],
     points: Float[np.ndarray, "points 2"],
 ) -> None:
-    """Labels, with their points and colours, each near its point where it covers no other label and no point and lies
-    within the axes; one that finds no such place is left out."""
+    """Draw labels near their points, within the axes, covering no other label and no point; omit a label that has no
+    such position."""
     drawn.draw_without_rendering()
-    # Positions stay what they are from here on: a label must not make the axes smaller, which would move the points.
+    # Fixes the layout: otherwise a label would shrink the axes, which would move the points.
     drawn.set_layout_engine("none")
     large, small = (radius * drawn.dpi / 72 for radius in (3.5, 2))
     drawn_points = [(axis.transData.transform(place), large) for _, place, _ in labelled]
@@ -294,7 +294,7 @@ def _label_points(
         if not label:
             continue
         text = axis.annotate(label, place, (0, 0), textcoords="offset points", fontsize=8, color=colour)
-        # A line may pass behind it.
+        # A white outline keeps a label readable over a line.
         text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
         for across, up in _PLACES:
             text.set(position=(across, up), ha="left" if across > 0 else "right", va="bottom" if up > 0 else "top")
@@ -310,7 +310,7 @@ def _label_points(
 def _draw_mean(axis: Axes, curves: Sequence[Curve], colour: str, style) -> None:
     found = band(curves)
     if found is None:
-        # Seeds whose ranges do not meet have no mean; a seed with one run has no line.
+        # Seeds without a common range have no mean; a seed with one run has no line.
         for curve in curves:
             axis.plot(curve.l0, curve.values, color=colour, ls=style, lw=0.9)
         return
@@ -321,18 +321,18 @@ def _draw_mean(axis: Axes, curves: Sequence[Curve], colour: str, style) -> None:
 
 
 def _panels(number: int, at_most: int = 3) -> tuple[int, int]:
-    """Rows and columns."""
+    """Return the numbers of rows and columns."""
     columns = min(2 if number == 4 else 3, number, at_most)
     return -(-number // columns), columns
 
 
 def _points(number: int) -> dict[str, Any]:
-    """How so many points of runs are drawn: as large as leaves them apart."""
+    """Return the style of this many points: smaller if there are more, so that they stay separate."""
     return {"markersize": 6.5 if number <= 40 else 5 if number <= 200 else 3.5, "alpha": 0.65, "mew": 0}
 
 
 def _in_legend(name: str) -> str:
-    """A name on as many lines as it needs."""
+    """Return a name, broken into several lines if it is long."""
     return fill(name, 48)
 
 
@@ -346,7 +346,7 @@ def _l0_limits(cells: pd.DataFrame) -> tuple[float, float]:
     l0 = l0[l0 > 0]
     if not len(l0):
         return 1.0, 10.0
-    # A colour bar needs some width.
+    # A colour bar needs a range that is not empty.
     return float(l0.min()) / 1.05, float(l0.max()) * 1.05
 
 

@@ -1,1 +1,1 @@
-"""Sparse autoencoders: one forward record, one file per architecture, codes dense or sparse."""
+"""Architectures of autoencoders, one file for each, and the forward record that losses and metrics read."""

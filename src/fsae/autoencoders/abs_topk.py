@@ -1,26 +1,38 @@
 """The AbsTopK autoencoder (arXiv 2510.00404)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from fsae.autoencoders.record import DecidingMap, SAELensForm
 from fsae.autoencoders.topk import KSettings, TopK
 
 
 @dataclass(frozen=True, kw_only=True)
 class AbsTopKSettings(KSettings):
-    """The k pre-activations of largest magnitude of each sample, with their sign."""
+    """Settings of the AbsTopK autoencoder: the k pre-activations of largest magnitude of each sample are on."""
+
+    saelens_names: ClassVar[tuple[str, ...]] = ("abstopk",)
 
     def build(self, d_in: int, generator: torch.Generator) -> "AbsTopK":
         return AbsTopK(d_in, self, generator)
 
 
 class AbsTopK(TopK):
-    """codes = pre at the k entries of largest |pre|, else 0."""
+    """An autoencoder with codes = pre at the k entries of largest |pre|, else 0; codes keep their sign."""
+
+    latents_compete = True
 
     def score(self, pre: Tensor) -> Tensor:
         return pre.abs()
 
     def activation(self, pre: Tensor) -> Tensor:
         return pre
+
+    def deciding_map(self) -> DecidingMap:
+        return replace(super().deciding_map(), rectified=False, signed=True)
+
+    def to_saelens(self) -> SAELensForm:
+        return replace(super().to_saelens(), architecture="abstopk")

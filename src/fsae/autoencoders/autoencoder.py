@@ -1,4 +1,4 @@
-"""Autoencoders: weights, one forward record, and one class for training and inference."""
+"""Autoencoders: weights, one forward record, the algebra of the weights, and one class for training and inference."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -6,30 +6,35 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from fsae.autoencoders.record import Encoding, ForwardRecord
-from fsae.autoencoders.settings import DecoderNorm, EncoderInit, SparseAutoencoderSettings
+from fsae.autoencoders.initialisation import geometric_median, levels, thinned
+from fsae.autoencoders.record import DecidingMap, Encoding, ForwardRecord, SAELensForm
+from fsae.autoencoders.settings import BiasInit, DecoderNorm, EncoderInit, SparseAutoencoderSettings
 from fsae.sparse.codes import Codes
 from fsae.sparse.encoder_product import encoder_product
 from fsae.sparse.pattern import Pattern
 
 
 class Autoencoder(nn.Module, ABC):
-    """x -> codes -> codes @ W_dec + b_dec, however it came by its weights.
+    """A map x -> codes -> codes @ W_dec + b_dec, trained by gradients or fitted without.
 
-    W_enc is (d_in, d_sae) and W_dec (d_sae, d_in). W_enc is held transposed in memory, because the sparse products
-    read and write whole rows of one latent in both matrices.
+    W_enc is (d_in, d_sae) and W_dec (d_sae, d_in). W_enc lies transposed in memory, because the sparse products read
+    and write whole rows of one latent in both matrices.
     """
 
     W_enc: Tensor
     W_dec: nn.Parameter
     b_dec: nn.Parameter
 
-    # Parameters and buffers that stay in float32 when the others go to a shorter type, because small steps would be
+    # Parameters and buffers that stay in float32 if the others go to a shorter type, because small steps would be
     # lost there.
     float32_names: ClassVar[tuple[str, ...]] = ()
+    # The names of the attributes that decide the codes, and of those that must be stated again by a class that
+    # changes the codes: how the codes depend on the input's unit, and the form in SAELens' format.
+    code_attributes: ClassVar[tuple[str, ...]] = ("encode",)
+    stated: ClassVar[tuple[tuple[str, ...], ...]] = (("change_unit",), ("to_saelens",))
 
     def __init__(self, d_in: int, d_sae: int):
         super().__init__()
@@ -37,22 +42,22 @@ class Autoencoder(nn.Module, ABC):
 
     @property
     def centre(self) -> Float[Tensor, " d_in"] | None:
-        """What is subtracted from the input before encoding; None for nothing."""
+        """The vector that is subtracted from the input before encoding; None for none."""
         return None
 
     @property
     def deciding(self) -> slice:
-        """The latents that decide which are on; the others follow them."""
+        """The latents that decide which latents are on; the others follow them."""
         return slice(None)
 
     @property
     def code_weights(self) -> Float[Tensor, " d_sae"] | None:
-        """What a unit of each code is worth to a sparsity term; None for one each."""
+        """The weight of each code in a sparsity term; None for one each."""
         return None
 
     @abstractmethod
     def encode(self, x: Float[Tensor, "batch d_in"], sparse: bool = False) -> Encoding:
-        """Codes of x; with `sparse` they hold only the entries that may be non-zero. The numbers are the same."""
+        """Compute the codes of x; if `sparse`, only the entries that may be non-zero, with the same values."""
 
     def forward(
         self, x: Float[Tensor, "batch d_in"], sparse: bool = False, targets: Float[Tensor, "batch d_in"] | None = None
@@ -71,7 +76,7 @@ class Autoencoder(nn.Module, ABC):
         )
 
     def decode(self, codes: Codes) -> Float[Tensor, "batch d_in"]:
-        """codes @ W_dec + b_dec."""
+        """Compute codes @ W_dec + b_dec."""
         return codes.decode(self.W_dec) + self.b_dec
 
     def encoder_product(
@@ -80,12 +85,70 @@ class Autoencoder(nn.Module, ABC):
         select: Callable[[Tensor], Pattern] | None = None,
         narrow: Callable[[Pattern, Tensor], Tensor] | None = None,
     ) -> Codes:
-        """encoder_input(x) @ W_enc, everywhere or where it is wanted; see `encoder_product`."""
+        """Compute encoder_input(x) @ W_enc, everywhere or at selected entries; see `encoder_product`."""
         return encoder_product(x, self.centre, self.W_enc, select, narrow)
 
     def encoder_input(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
-        """x, less b_dec where the settings say so."""
+        """Return x, minus b_dec if the settings say so."""
         return x if self.centre is None else x - self.centre
+
+    def initialise(self, vectors: Callable[[], Float[Tensor, "vectors d_in"]], scale: float) -> None:
+        """Adapt fresh weights to data, if the architecture does so before the first step.
+
+        Args:
+            vectors: returns raw vectors of the training part.
+            scale: the factor by which training multiplies them.
+        """
+
+    @abstractmethod
+    def change_unit(self, scale: float) -> None:
+        """Change the weights in place, from inputs that are multiplied by `scale` to inputs that are not.
+
+        Afterwards the autoencoder maps x to what it made of scale * x before, divided by `scale`. The same latents are
+        on, and code_i * |W_dec_i| is the length of latent i's contribution in the new unit.
+        """
+
+    @abstractmethod
+    def to_saelens(self) -> SAELensForm:
+        """Return the autoencoder as SAELens' format holds it."""
+
+    def saelens_tensors(self, *names: str) -> dict[str, Tensor]:
+        """Return the weights and the named parameters, by their own names."""
+        matrices: dict[str, Tensor] = {"W_enc": self.W_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
+        return matrices | {name: self.get_parameter(name) for name in names}
+
+    @torch.no_grad()
+    def load_saelens(self, tensors: dict[str, Tensor]) -> None:
+        """Take over tensors of SAELens' format."""
+        for name, parameter in self.named_parameters():
+            parameter.copy_(tensors[name])
+
+    def check_algebra(self) -> None:
+        """Raise ValueError if a class computes codes in its own way and inherits the algebra of another class's codes.
+
+        Inherited, a change of unit and an export would be wrong without a message.
+        """
+        kinds = type(self).__mro__
+
+        def nearest(*names: str) -> int:
+            return min(i for i, kind in enumerate(kinds) if any(name in vars(kind) for name in names))
+
+        own = nearest(*self.code_attributes)
+        for names in self.stated:
+            if nearest(*names) > own:
+                raise ValueError(
+                    f"{kinds[own].__name__} computes codes in its own way, but does not define {' or '.join(names)} "
+                    "itself; define it in the class, because its codes are folded, evaluated and exported by it"
+                )
+
+    def deciding_map(self) -> DecidingMap | None:
+        """Return the affine functions that decide which latents are on if latents compete for a fixed number of places
+        per sample; None otherwise."""
+        return None
+
+    def latent_axis(self, name: str) -> int | None:
+        """Return the axis of a parameter along which latents are counted; None if the parameter has no such axis."""
+        return {"W_enc": 1, "b_dec": None}.get(name, 0)
 
     def _apply(self, fn, recurse=True):
         before = {name: getattr(self, name).data for name in self.float32_names}
@@ -98,10 +161,16 @@ class Autoencoder(nn.Module, ABC):
 
 
 class SparseAutoencoder(Autoencoder):
-    """An autoencoder that gradient steps make sparse, from weights that are drawn.
+    """An autoencoder with random initial weights that gradient steps make sparse.
 
     W_enc is a parameter unless the settings tie it to W_dec.
     """
+
+    stated = (("change_unit", "latents_compete"), ("to_saelens",))
+
+    # Whether latents compete for a limited number of places per sample or per batch. If not, each latent is switched on
+    # independently of the others, and may have a unit of its own.
+    latents_compete: ClassVar[bool]
 
     def __init__(self, d_in: int, settings: SparseAutoencoderSettings, generator: torch.Generator):
         super().__init__(d_in, settings.width(d_in))
@@ -111,20 +180,20 @@ class SparseAutoencoder(Autoencoder):
         self.W_dec = nn.Parameter(rows)
         if settings.encoder_init is EncoderInit.random:
             self.W_enc = nn.Parameter((torch.randn(self.d_sae, d_in, generator=generator) / d_in**0.5).T)
-        elif not settings.tied:
+        elif settings.encoder_init is EncoderInit.transpose:
             self.W_enc = nn.Parameter(rows.clone().T)
         self.b_dec = nn.Parameter(torch.zeros(d_in))
 
     def __getattr__(self, name: str) -> Tensor | nn.Module:
-        # Only what is no plain attribute is looked for here.
+        # Python looks here only for names that are no plain attributes.
         if name == "W_enc" and self.settings.tied:
             return self.W_dec.T
         return super().__getattr__(name)
 
     def untie(self) -> None:
-        """Give the encoder weights of its own, equal to those that it shared, where it has none."""
+        """Give the encoder weights of its own, equal to the shared ones; change nothing if it has them already."""
         if self.settings.tied:
-            self.settings = replace(self.settings, tied=False)
+            self.settings = replace(self.settings, encoder_init=EncoderInit.transpose)
             self.W_enc = nn.Parameter(self.W_dec.detach().clone().T)
 
     @property
@@ -136,28 +205,127 @@ class SparseAutoencoder(Autoencoder):
         return self.W_dec.norm(dim=1) if self.settings.decoder_norm is DecoderNorm.free else None
 
     @torch.no_grad()
-    def set_decoder(self, W_dec: Float[Tensor, "d_sae d_in"], b_dec: Float[Tensor, " d_in"]) -> None:
-        """Take another decoder; every input keeps its codes.
+    def initialise(
+        self,
+        vectors: Callable[[], Float[Tensor, "vectors d_in"]],
+        scale: float,
+        centre: Float[Tensor, " d_in"] | None = None,
+    ) -> None:
+        """Set the biases according to `arch.b_dec_init` and `arch.init_density`.
 
-        Where b_dec is subtracted from the input, the encoder's biases make up for the difference.
+        Args:
+            vectors: returns raw vectors of the training part.
+            scale: the factor by which training multiplies them.
+            centre: replaces the result of `arch.b_dec_init`.
+        """
+        sample, settings = thinned(vectors()).float() * scale, self.settings
+        if centre is not None:
+            self.b_dec.copy_(centre)
+        elif settings.b_dec_init is BiasInit.mean:
+            self.b_dec.copy_(sample.mean(0))
+        elif settings.b_dec_init is BiasInit.geometric_median:
+            self.b_dec.copy_(geometric_median(sample))
+        if settings.bias_density is not None:
+            for latents, products in levels(self.encoder_input(sample), self.W_enc, settings.bias_density):
+                self.switch_on_above(latents, products)
+
+    @torch.no_grad()
+    def set_decoder(self, W_dec: Float[Tensor, "d_sae d_in"], b_dec: Float[Tensor, " d_in"]) -> None:
+        """Replace the decoder; every input keeps its codes.
+
+        If b_dec is subtracted from the input, the encoder's biases compensate for its change.
         """
         if self.settings.apply_b_dec_to_input:
-            self._raise_pre_activations((b_dec.to(self.b_dec) - self.b_dec) @ self.W_enc)
+            self.raise_pre_activations((b_dec.to(self.b_dec) - self.b_dec) @ self.W_enc)
         self.W_dec.copy_(W_dec)
         self.b_dec.copy_(b_dec)
 
-    def _raise_pre_activations(self, by: Float[Tensor, " d_sae"]) -> None:
-        """Add to what the biases add to the encoder's product."""
+    @torch.no_grad()
+    def raise_pre_activations(self, by: Float[Tensor, " d_sae"]) -> None:
+        """Add a vector to the encoder's product with every input, by way of the biases."""
         self.get_parameter("b_enc").add_(by)
 
     @torch.no_grad()
+    def switch_on_above(self, latents: slice, products: Float[Tensor, " latents"]) -> None:
+        """Set biases so that a latent is on if its encoder product with an input exceeds the given number."""
+        self.get_parameter("b_enc")[latents] = -products
+
+    @torch.no_grad()
+    def change_unit(self, scale: float) -> None:
+        """See `Autoencoder.change_unit`; tied weights become untied.
+
+        If each latent is switched on independently, the decoder's rows become unit vectors, so that a code alone is the
+        length of its contribution. If latents compete, only a factor common to all keeps the winners: every code is
+        divided by `scale` and the rows stay as they were, unit vectors under `decoder_norm: unit`.
+        """
+        self.untie()
+        # With x' = scale * x, the code's unit may be chosen per latent: unit_i = norm_i / scale turns c'_i into
+        # c_i = unit_i * c'_i. Encoder columns then carry scale * unit_i = norm_i, decoder rows 1 / norm_i.
+        norm = self.W_dec.new_ones(self.d_sae) if self.latents_compete else _row_norms(self.W_dec)
+        self.W_enc.mul_(norm)
+        self.W_dec.div_(norm[:, None])
+        self.b_dec.div_(scale)
+        self.multiply_pre_activations(norm / scale)
+
+    def multiply_pre_activations(self, unit: Float[Tensor, " d_sae"]) -> None:
+        """Multiply everything that is added to, or compared with, pre-activations; the caller changes W_enc.
+
+        relu(unit * a) = unit * relu(a), and a step at a threshold stays where it is if both sides are multiplied.
+        """
+        self.get_parameter("b_enc").mul_(unit)
+
+    @torch.no_grad()
+    def resample(
+        self,
+        latents: Int[Tensor, " latents"],
+        alive: Bool[Tensor, " d_sae"],
+        read: Float[Tensor, "latents d_in"],
+        written: Float[Tensor, "latents d_in"],
+    ) -> None:
+        """Give latents new weights (Bricken et al. 2023, appendix "Neuron Resampling").
+
+        A decoder row becomes the direction that the latent should write, with the mean norm of the live latents' rows;
+        an encoder column becomes the direction that it should read, at a fifth of the mean norm of the live latents'
+        columns; biases become zero. If latents compete, the encoder column has the whole mean norm: at a fifth it would
+        never win a place.
+
+        Args:
+            latents: indices.
+            alive: all other latents.
+            read, written: unit vectors.
+        """
+        encoder_norm = self.W_enc.norm(dim=0)[alive].mean() if alive.any() else torch.ones(())
+        decoder_norm = self.W_dec.norm(dim=1)[alive].mean() if alive.any() else torch.ones(())
+        share = 1.0 if self.latents_compete else 0.2
+        for name, parameter in self.named_parameters():
+            if name == "W_dec":
+                parameter[latents] = written * decoder_norm
+            elif name == "W_enc":
+                parameter[:, latents] = read.T * encoder_norm * share
+            elif (axis := self.latent_axis(name)) is not None:
+                parameter.index_fill_(axis, latents, 0.0)
+
+    @torch.no_grad()
+    def copy_latents(self, other: "SparseAutoencoder", latents: Int[Tensor, " latents"]) -> None:
+        """Take over the weights of some latents from another autoencoder of the same kind and size."""
+        for name, parameter in self.named_parameters():
+            if (axis := self.latent_axis(name)) is not None:
+                parameter.index_copy_(axis, latents, other.get_parameter(name).index_select(axis, latents))
+
+    @torch.no_grad()
     def normalise_decoder(self) -> None:
-        """Give every decoder row unit norm, as `decoder_norm: unit` wants after each step."""
+        """Give every decoder row unit norm, as `decoder_norm: unit` requires after each step."""
         self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8))
 
     @torch.no_grad()
     def project_decoder_gradient(self) -> None:
-        """Remove from the decoder's gradient what would only change its rows' norms (they are renormalised)."""
+        """Remove the part of the decoder's gradient that would only change the norms of rows, which are fixed."""
         grad = self.W_dec.grad
         assert grad is not None
         grad.addcmul_((grad * self.W_dec).sum(dim=1, keepdim=True), self.W_dec, value=-1.0)
+
+
+def _row_norms(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, " d_sae"]:
+    """Return the norms of the rows, 1 for a row of zeros: that latent contributes nothing at any length."""
+    norms = W_dec.norm(dim=1)
+    return torch.where(norms > 0, norms, 1.0)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fsae.autoencoders.autoencoder import SparseAutoencoder
-from fsae.autoencoders.record import AffineMap, Encoding, ForwardRecord
+from fsae.autoencoders.record import AffineMap, Encoding, ForwardRecord, SAELensForm
 from fsae.autoencoders.topk import KSettings
 from fsae.ranges import DECAY
 from fsae.sparse.codes import Codes
@@ -16,8 +16,7 @@ from fsae.sparse.pattern import Pattern, lowered
 
 @dataclass(frozen=True, kw_only=True)
 class BatchTopKSettings(KSettings):
-    """On average k active latents a sample: in training the k x batch largest of the whole batch, afterwards those
-    above a threshold learned meanwhile.
+    """Settings of the BatchTopK autoencoder: k latents per sample are on, on average over the batch.
 
     Attributes:
         threshold_decay: weight of the past in the moving average of the smallest active code.
@@ -32,24 +31,29 @@ class BatchTopKSettings(KSettings):
 
 
 class BatchTopK(SparseAutoencoder):
-    """codes = relu(pre) at the k x batch largest entries of the batch (training) or above `threshold` (inference)."""
+    """An autoencoder with codes = relu(pre) at the k x batch largest entries of the batch in training, and at the
+    entries above `threshold` in evaluation mode. SAELens' format holds it as jumprelu, with one threshold.
+
+    Attributes:
+        threshold: the smallest code that a batch lets through, as a moving average over the batches of training;
+            negative before the first batch.
+    """
 
     settings: BatchTopKSettings
+    latents_compete = True
     threshold: Tensor
     float32_names: ClassVar[tuple[str, ...]] = ("threshold",)
 
     def __init__(self, d_in: int, settings: BatchTopKSettings, generator: torch.Generator):
         super().__init__(d_in, settings, generator)
         self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
-        # One number: the smallest code that a batch lets through, averaged over batches. Negative
-        # means that no batch was seen.
         self.register_buffer("threshold", torch.tensor(-1.0))
-        # The smallest code that the batch encoded last lets through. The search in the next one begins a little below.
+        # The smallest code that the last batch let through. The search in the next batch starts a little below it.
         self._smallest: Tensor | None = None
 
     def forward(self, x: Tensor, sparse: bool = False, targets: Tensor | None = None) -> ForwardRecord:
         record = super().forward(x, sparse, targets)
-        # Not where a batch is only encoded: each counts once.
+        # Not in `encode`, which may be called twice for a batch.
         if self.training:
             self._average()
         return record
@@ -61,19 +65,19 @@ class BatchTopK(SparseAutoencoder):
         return Encoding(codes, AffineMap(x, self.W_enc, self.b_enc, centre=self.centre))
 
     def _mask(self, pre: Tensor, batch: int) -> Tensor:
-        """Which pre-activations are let through: of the whole batch, or of those that could be."""
+        """Return which pre-activations are let through."""
         if not self.training:
             return pre > self.threshold.clamp_min(0)
         smallest = _smallest_of_largest(pre.flatten(), self.settings.k * batch).clamp_min(0)
         self._smallest = smallest
-        # At or above the smallest one kept: ties beyond k x batch are let in rather than chosen between.
+        # All ties with the smallest code are let through, even beyond k x batch.
         return (pre >= smallest) & (pre > 0)
 
     def _sparse_product(self, x: Tensor) -> Codes:
         if not self.training:
             return self.encoder_product(x, self._above_threshold)
-        # Selecting among all entries would cost a CPU twice the encoder's product; nearly all are far below what is
-        # kept, and that changes little from batch to batch.
+        # To select among all entries would cost a CPU twice the encoder's product. Nearly all entries are far below the
+        # smallest code, which changes little from batch to batch.
         floors = [None, self.threshold.new_zeros(())]
         for floor in floors if self._smallest is None else [0.9 * self._smallest, *floors]:
             search = _Search(self.b_enc, self.settings.k, floor)
@@ -86,6 +90,15 @@ class BatchTopK(SparseAutoencoder):
         threshold = self.threshold.clamp_min(0)
         return Pattern.above(products, threshold - self.b_enc, threshold + self.b_enc.abs())
 
+    def multiply_pre_activations(self, unit: Tensor) -> None:
+        super().multiply_pre_activations(unit)
+        self.threshold.mul_(unit[0])
+
+    def to_saelens(self) -> SAELensForm:
+        threshold = self.threshold.clamp_min(0).expand(self.d_sae)
+        tensors = self.saelens_tensors("b_enc") | {"threshold": threshold}
+        return SAELensForm("jumprelu", tensors, trained_as="batchtopk")
+
     @torch.no_grad()
     def _average(self) -> None:
         assert self._smallest is not None
@@ -96,15 +109,15 @@ class BatchTopK(SparseAutoencoder):
 
 
 class _Search:
-    """The k x batch largest pre-activations, found among those above a floor.
+    """A search for the k x batch largest pre-activations among those above a floor.
 
     Args:
-        b_enc: (d_sae,) what makes products pre-activations.
-        k: wanted for each sample, on average.
-        floor: below which nothing is looked for; None draws it for each lot of samples from the lot itself.
+        b_enc: (d_sae,) the encoder's bias, which turns products into pre-activations.
+        k: number of latents per sample, on average.
+        floor: the smallest pre-activation that is looked at; None takes it from each group of samples itself.
 
     Attributes:
-        complete: whether nothing below a floor can be among the wanted.
+        complete: whether no entry below a floor can be among the largest.
     """
 
     def __init__(self, b_enc: Tensor, k: int, floor: Tensor | None):
@@ -113,7 +126,7 @@ class _Search:
         self.complete = False
 
     def select(self, products: Tensor) -> Pattern:
-        """What is above the floor, of some samples."""
+        """Return the entries of a group of samples that are above the floor."""
         pre = products + self._b_enc.to(products.dtype)
         floor = self._floor
         if floor is None:
@@ -123,7 +136,7 @@ class _Search:
         return Pattern.of_mask(pre > floor)
 
     def narrow(self, pattern: Pattern, values: Tensor) -> Tensor:
-        """Which of it may be among the largest of all, once computed exactly: a little more than those."""
+        """Return which entries, computed exactly, may be among the largest of the batch: a few more than those."""
         pre = values + self._b_enc.to(values.dtype)[pattern.columns]
         smallest = lowered(_smallest_of_largest(pre, self._k * pattern.batch), values.dtype)
         floor = torch.stack(self._floors).max()
@@ -132,10 +145,10 @@ class _Search:
 
 
 def _smallest_of_largest(entries: Tensor, total: int) -> Tensor:
-    """The smallest of the `total` largest entries; 0 where there are fewer."""
+    """Return the smallest of the `total` largest entries; 0 if there are fewer."""
     if entries.numel() < total:
         return entries.new_zeros(())
     if entries.is_cuda:
-        # Its kthvalue would leave a whole batch to a single block of threads.
+        # On a GPU, kthvalue would leave a whole batch to a single block of threads.
         return entries.topk(total, sorted=False).values.min()
     return entries.kthvalue(entries.numel() - total + 1).values

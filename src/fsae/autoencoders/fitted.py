@@ -1,40 +1,62 @@
-"""Settings that architectures fitted without gradients share."""
+"""Settings and interface that the architectures fitted without gradients share."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.settings import AutoencoderSettings
 
-if TYPE_CHECKING:
-    from fsae.autoencoders.local_pca import LocalPCA
-    from fsae.autoencoders.pca import PCA
+
+class FittedAutoencoder(Autoencoder):
+    """An autoencoder of cells, each with a centre and principal components, that is fitted without gradients.
+
+    Attributes:
+        cells: number of cells.
+        rank: number of principal components of each cell.
+    """
+
+    cells: int
+    rank: int
+
+    @abstractmethod
+    def set_weights(
+        self,
+        centres: Float[Tensor, "cells d_in"],
+        components: Float[Tensor, "cells rank d_in"] | None = None,
+        means: Float[Tensor, "cells d_in"] | None = None,
+    ) -> None:
+        """Take over centres, orthonormal components and means; components default to zero, means to the centres."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FittedSettings(AutoencoderSettings):
-    """What the autoencoders share that are fitted to data without a gradient."""
+    """Settings of the autoencoders that are fitted to data without a gradient."""
 
     fixed_k: ClassVar[bool] = True
-    # The setting that says how many components there are.
+    fitted: ClassVar[bool] = True
+    # The setting of the number of components.
     components_key: ClassVar[str] = "arch.rank"
 
     @abstractmethod
     def cells(self, d_in: int) -> int:
-        """Into how many cells the inputs' space is divided."""
+        """Return the number of cells into which the space of inputs is divided."""
 
     @abstractmethod
     def components(self, d_in: int) -> int:
-        """Principal components of each cell."""
+        """Return the number of principal components of each cell."""
 
     @abstractmethod
-    def build(self, d_in: int, generator: torch.Generator) -> "LocalPCA | PCA":
-        """An autoencoder that is zero everywhere; nothing is drawn from `generator`."""
+    def build(self, d_in: int, generator: torch.Generator) -> FittedAutoencoder:
+        """Build an autoencoder that is zero everywhere; nothing is drawn from `generator`."""
 
     def check_width(self, d_in: int) -> None:
-        """Raise ValueError where vectors of this width have fewer components."""
+        """Raise ValueError if vectors of this width have fewer components."""
         if self.components(d_in) > d_in:
             raise ValueError(
                 f"{self.components_key} asks for {self.components(d_in)} principal components, but vectors of width "
@@ -43,3 +65,7 @@ class FittedSettings(AutoencoderSettings):
 
     def first_density(self, d_in: int) -> float:
         return 1 / self.cells(d_in)
+
+    @classmethod
+    def from_saelens(cls, architecture: str, config: Mapping[str, Any], d_sae: int) -> Self:
+        return cls(d_sae=d_sae)

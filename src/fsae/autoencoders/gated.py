@@ -7,29 +7,35 @@ import torch
 from torch import Tensor, nn
 
 from fsae.autoencoders.autoencoder import SparseAutoencoder
-from fsae.autoencoders.record import AffineMap, Encoding
+from fsae.autoencoders.record import AffineMap, Encoding, SAELensForm
 from fsae.autoencoders.settings import RectifiedSettings
 from fsae.sparse.pattern import Pattern
 
 
 @dataclass(frozen=True, kw_only=True)
 class GatedSettings(RectifiedSettings):
-    """A gate decides which latents are on, a magnitude path sharing its directions decides how much."""
+    """Settings of the gated autoencoder."""
 
     provides: ClassVar[frozenset[str]] = frozenset({"gate"})
+    saelens_names: ClassVar[tuple[str, ...]] = ("gated",)
+    saelens_vectors: ClassVar[tuple[str, ...]] = ("b_gate", "b_mag", "r_mag")
 
     def build(self, d_in: int, generator: torch.Generator) -> "Gated":
         return Gated(d_in, self, generator)
 
 
 class Gated(SparseAutoencoder):
-    """codes = 1[gate > 0] relu(magnitude), with (paper, eqs. 3-5)
+    """An autoencoder whose gate decides which latents are on, and whose magnitude path decides their codes.
+
+    codes = 1[gate > 0] relu(magnitude), with (paper, eqs. 3-5)
 
     gate = (x - b_dec) W_enc + b_gate,  magnitude = (x - b_dec) W_enc exp(r_mag) + b_mag.
 
     The step passes no gradient: the gate learns through its rectified value alone, by the sparsity term and by the
     auxiliary reconstruction, and W_enc by the magnitude path as well.
     """
+
+    latents_compete = False
 
     def __init__(self, d_in: int, settings: GatedSettings, generator: torch.Generator):
         super().__init__(d_in, settings, generator)
@@ -45,9 +51,22 @@ class Gated(SparseAutoencoder):
         pre_activations = AffineMap(x, self.W_enc, self.b_mag, self.r_mag.exp(), self.centre)
         return Encoding(codes, pre_activations, {"gate": gate})
 
-    def _raise_pre_activations(self, by: Tensor) -> None:
+    @torch.no_grad()
+    def raise_pre_activations(self, by: Tensor) -> None:
         self.b_gate.add_(by)
         self.b_mag.add_(by * self.r_mag.exp())
 
+    @torch.no_grad()
+    def switch_on_above(self, latents: slice, products: Tensor) -> None:
+        self.b_gate[latents] = -products
+
+    def multiply_pre_activations(self, unit: Tensor) -> None:
+        # r_mag needs no change: exp(r_mag) multiplies the product with W_enc, which has the new unit already.
+        self.b_gate.mul_(unit)
+        self.b_mag.mul_(unit)
+
     def _select(self, products: Tensor) -> Pattern:
         return Pattern.above(products, -self.b_gate)
+
+    def to_saelens(self) -> SAELensForm:
+        return SAELensForm("gated", self.saelens_tensors("b_gate", "b_mag", "r_mag"))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fsae.autoencoders.autoencoder import SparseAutoencoder
-from fsae.autoencoders.record import AffineMap, Encoding
+from fsae.autoencoders.record import AffineMap, Encoding, SAELensForm
 from fsae.autoencoders.settings import RectifiedSettings
 from fsae.autoencoders.straight_through import jump_relu, step
 from fsae.ranges import between
@@ -17,30 +17,35 @@ from fsae.sparse.pattern import Pattern
 
 @dataclass(frozen=True, kw_only=True)
 class JumpReLUSettings(RectifiedSettings):
-    """A ReLU with a learned threshold per latent.
+    """Settings of the JumpReLU autoencoder.
 
     Attributes:
-        init_threshold: every threshold at the start, in units of the scaled activations.
-        bandwidth: width of the kernel that estimates the thresholds' gradient, in the same units.
+        init_threshold: all thresholds at the start, in units of the scaled activations.
+        bandwidth: width of the kernel that estimates the gradient of the thresholds, in the same units.
     """
 
     init_threshold: float = field(default=0.1, metadata=between(above=0, most=10**6))
     bandwidth: float = field(default=0.1, metadata=between(above=0, most=10**6))
 
     provides: ClassVar[frozenset[str]] = frozenset({"active"})
+    saelens_names: ClassVar[tuple[str, ...]] = ("jumprelu",)
+    saelens_vectors: ClassVar[tuple[str, ...]] = ("b_enc", "threshold")
 
     def build(self, d_in: int, generator: torch.Generator) -> "JumpReLU":
         return JumpReLU(d_in, self, generator)
 
 
 class JumpReLU(SparseAutoencoder):
-    """codes = pre 1[pre > threshold], pre = (x - b_dec) W_enc + b_enc.
+    """An autoencoder with a learned threshold per latent: codes = pre 1[pre > threshold].
+
+    pre = (x - b_dec) W_enc + b_enc.
 
     The log of the threshold is learned, so it stays positive; it stays in float32 whatever the other weights are,
     because a step of a small learning rate would be lost in bfloat16.
     """
 
     settings: JumpReLUSettings
+    latents_compete = False
     float32_names: ClassVar[tuple[str, ...]] = ("log_threshold",)
 
     def __init__(self, d_in: int, settings: JumpReLUSettings, generator: torch.Generator):
@@ -50,7 +55,7 @@ class JumpReLU(SparseAutoencoder):
 
     @property
     def threshold(self) -> Tensor:
-        """(d_sae,) thresholds."""
+        """The thresholds, (d_sae,)."""
         return self.log_threshold.exp()
 
     def encode(self, x: Tensor, sparse: bool = False) -> Encoding:
@@ -68,3 +73,27 @@ class JumpReLU(SparseAutoencoder):
         # Below the threshold but within the kernel the code is zero and its threshold still has a gradient.
         lowest = self.threshold - self.settings.bandwidth / 2 - self.b_enc
         return Pattern.above(products, lowest, self.threshold + self.settings.bandwidth + self.b_enc.abs())
+
+    @torch.no_grad()
+    def switch_on_above(self, latents: slice, products: Tensor) -> None:
+        super().switch_on_above(latents, products)
+        self.b_enc[latents] += self.threshold[latents]
+
+    def multiply_pre_activations(self, unit: Tensor) -> None:
+        super().multiply_pre_activations(unit)
+        self.log_threshold.add_(unit.log())
+
+    @torch.no_grad()
+    def resample(self, latents: Tensor, alive: Tensor, read: Tensor, written: Tensor) -> None:
+        """See `SparseAutoencoder.resample`; thresholds become the mean of the live latents' thresholds."""
+        log_threshold = self.log_threshold[alive].mean() if alive.any() else self.log_threshold.mean()
+        super().resample(latents, alive, read, written)
+        self.log_threshold[latents] = log_threshold
+
+    def to_saelens(self) -> SAELensForm:
+        return SAELensForm("jumprelu", self.saelens_tensors("b_enc") | {"threshold": self.threshold})
+
+    @torch.no_grad()
+    def load_saelens(self, tensors: dict[str, Tensor]) -> None:
+        others = {name: tensor for name, tensor in tensors.items() if name != "threshold"}
+        super().load_saelens(others | {"log_threshold": tensors["threshold"].log()})

@@ -1,18 +1,20 @@
 """k-means with a principal component analysis in each cell; k-means alone is its rank 0, PCA alone its single cell.
 
-Between the first and the optimal piecewise-affine autoencoder with as many cells, k-means with local PCA, stand sparse
-autoencoders, whose regions share their decoder's rows (SplInterp, arXiv 2505.11836).
+Sparse autoencoders stand between k-means and the optimal piecewise-affine autoencoder with as many cells, k-means with
+local PCA: their regions share the rows of one decoder (SplInterp, arXiv 2505.11836).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fsae.autoencoders.autoencoder import Autoencoder
-from fsae.autoencoders.fitted import FittedSettings
-from fsae.autoencoders.record import AffineMap, Encoding
+from fsae.autoencoders.fitted import FittedAutoencoder, FittedSettings
+from fsae.autoencoders.record import AffineMap, DecidingMap, Encoding, SAELensForm
+from fsae.autoencoders.settings import count_in
 from fsae.ranges import between
 from fsae.sparse.codes import Codes
 from fsae.sparse.pattern import Pattern
@@ -20,7 +22,9 @@ from fsae.sparse.pattern import Pattern
 
 @dataclass(frozen=True, kw_only=True)
 class KMeansSettings(FittedSettings):
-    """The centre of the cell that an input lies in: d_sae cells."""
+    """Settings of k-means: the centre of the cell that an input lies in, with d_sae cells."""
+
+    saelens_names: ClassVar[tuple[str, ...]] = ("kmeans",)
 
     def cells(self, d_in: int) -> int:
         return self.width(d_in)
@@ -34,7 +38,7 @@ class KMeansSettings(FittedSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class LocalPCASettings(FittedSettings):
-    """The nearest point of an affine space of the cell's own: d_sae / (1 + rank) cells.
+    """Settings of local PCA: the nearest point of an affine space per cell, with d_sae / (1 + rank) cells.
 
     Attributes:
         rank: principal components of each cell.
@@ -43,6 +47,8 @@ class LocalPCASettings(FittedSettings):
     rank: int = field(
         default=15, metadata=between(least=1, most=10**6, meaning="a number of components (arch=kmeans has none)")
     )
+
+    saelens_names: ClassVar[tuple[str, ...]] = ("local_pca",)
 
     def __post_init__(self):
         super().__post_init__()
@@ -61,25 +67,29 @@ class LocalPCASettings(FittedSettings):
     def components(self, d_in: int) -> int:
         return self.rank
 
+    @classmethod
+    def from_saelens(cls, architecture: str, config: Mapping[str, Any], d_sae: int) -> Self:
+        rank = count_in(config, "rank")
+        if d_sae % (1 + rank):
+            raise ValueError(f"d_sae is {d_sae}, no multiple of 1 + rank ({1 + rank})")
+        return cls(d_sae=d_sae, rank=rank)
+
     def build(self, d_in: int, generator: torch.Generator) -> "LocalPCA":
         return LocalPCA(d_in, self)
 
 
-class LocalPCA(Autoencoder):
-    """x_hat = m_k + V_k V_k' (x - m_k) in the cell k of the nearest centre c_k, or m_k alone.
+class LocalPCA(FittedAutoencoder):
+    """An autoencoder with x_hat = m_k + V_k V_k' (x - m_k) in the cell k of the nearest centre c_k, or m_k alone.
 
-    Each cell has 1 + rank latents side by side: one whose code is 1 in the cell, and its components, with the
-    coordinates of x - m_k; all others are 0. The first one's pre-activation is x . c_k - |c_k|^2 / 2, which is largest
-    where x is nearest to c_k, and its row of W_dec is m_k: the encoder has the centre, the decoder what stands for the
-    cell. `b_dec` is zero.
-
-    Attributes:
-        cells: how many.
-        rank: components of each.
+    Each cell has 1 + rank latents side by side. The code of the first is 1 in the cell; the codes of the others, the
+    components, are the coordinates of x - m_k; all are 0 outside the cell. The pre-activation of the first latent is
+    x . c_k - |c_k|^2 / 2, which is largest for the nearest centre, and its row of W_dec is m_k: the encoder holds the
+    centre, the decoder the point that stands for the cell. `b_dec` is zero.
     """
 
     def __init__(self, d_in: int, settings: KMeansSettings | LocalPCASettings):
         super().__init__(d_in, settings.width(d_in))
+        self.settings = settings
         self.cells, self.rank = settings.cells(d_in), settings.components(d_in)
         self.W_dec = nn.Parameter(torch.zeros(self.d_sae, d_in))
         self.W_enc = nn.Parameter(torch.zeros(self.d_sae, d_in).T)
@@ -96,7 +106,7 @@ class LocalPCA(Autoencoder):
 
     @property
     def means(self) -> Float[Tensor, "cells d_in"]:
-        """The points that the affine spaces go through."""
+        """One point of each affine space."""
         return self.W_dec[self.deciding]
 
     @property
@@ -104,14 +114,12 @@ class LocalPCA(Autoencoder):
         return self.W_dec.view(self.cells, 1 + self.rank, self.d_in)[:, 1:]
 
     @torch.no_grad()
-    def place(
+    def set_weights(
         self,
         centres: Float[Tensor, "cells d_in"],
         components: Float[Tensor, "cells rank d_in"] | None = None,
         means: Float[Tensor, "cells d_in"] | None = None,
     ) -> None:
-        """Take over centres, orthonormal components and means; components are zero where there are none yet, means
-        the centres."""
         means = centres if means is None else means
         rows = centres.new_zeros(self.cells, 1 + self.rank, self.d_in)
         biases = centres.new_zeros(self.cells, 1 + self.rank)
@@ -135,3 +143,18 @@ class LocalPCA(Autoencoder):
             of_centre = pattern.columns % size == 0
             codes = codes.with_values(torch.where(of_centre, 1.0, coordinates))
         return Encoding(codes if sparse else Codes(codes.dense()), AffineMap(x, self.W_enc, self.b_enc))
+
+    @torch.no_grad()
+    def change_unit(self, scale: float) -> None:
+        """See `Autoencoder.change_unit`; the code of a centre stays 1."""
+        self.set_weights(self.centres / scale, self.components, self.means / scale)
+
+    @torch.no_grad()
+    def deciding_map(self) -> DecidingMap:
+        centres = self.centres.double()
+        return DecidingMap(centres, -centres.square().sum(1) / 2, 1)
+
+    def to_saelens(self) -> SAELensForm:
+        """Return the form under a name that SAELens does not have: none of its codes depend on an argmax alone."""
+        name = "local_pca" if self.rank else "kmeans"
+        return SAELensForm(name, self.saelens_tensors("b_enc"), {"rank": self.rank}, known=False)

@@ -8,12 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fsae.autoencoders.abs_topk import AbsTopK, AbsTopKSettings
-from fsae.autoencoders.fitted import FittedSettings
+from fsae.autoencoders.fitted import FittedAutoencoder, FittedSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class PCASettings(FittedSettings):
-    """The nearest point of one affine space through the mean, spanned by d_sae principal components."""
+    """Settings of PCA: the nearest point of one affine space through the mean, spanned by d_sae components."""
 
     components_key: ClassVar[str] = "arch.d_sae"
 
@@ -27,28 +27,22 @@ class PCASettings(FittedSettings):
         return PCA(d_in, self.width(d_in))
 
 
-class PCA(AbsTopK):
-    """x_hat = m + V V' (x - m): an AbsTopK autoencoder that leaves every latent on.
-
-    Attributes:
-        cells: one.
-        rank: its components, which are all latents.
-    """
+class PCA(AbsTopK, FittedAutoencoder):
+    """An AbsTopK autoencoder whose latents are all on: x_hat = m + V V' (x - m). It has one cell."""
 
     def __init__(self, d_in: int, rank: int):
         super().__init__(d_in, AbsTopKSettings(k=rank, d_sae=rank), torch.Generator())
         self.cells, self.rank = 1, rank
-        self.place(torch.zeros(1, d_in))
+        self.set_weights(torch.zeros(1, d_in))
 
     @torch.no_grad()
-    def place(
+    def set_weights(
         self,
         centres: Float[Tensor, "1 d_in"],
         components: Float[Tensor, "1 rank d_in"] | None = None,
         means: Float[Tensor, "1 d_in"] | None = None,
     ) -> None:
-        """Take over the mean and orthonormal components, which are zero where there are none yet; the one centre
-        decides nothing."""
+        """Take over the mean and orthonormal components, zero by default; the centre decides nothing."""
         rows = torch.zeros_like(self.W_dec) if components is None else components[0]
         self.W_dec.copy_(rows)
         self.W_enc.copy_(rows.T)

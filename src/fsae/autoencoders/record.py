@@ -1,4 +1,4 @@
-"""The forward record: everything that one forward pass computes, read by losses and metrics."""
+"""What autoencoders return: the forward record, which losses and metrics read, and the parts that it is made of."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +14,10 @@ from fsae.sparse.codes import Codes
 
 @dataclass(frozen=True, eq=False)
 class AffineMap:
-    """(inputs - centre) @ weight + bias with weight = directions * scale, multiplied out only by who needs it."""
+    """An affine map of the inputs, (inputs - centre) @ weight + bias with weight = directions * scale.
+
+    Nothing is multiplied until a value is asked for.
+    """
 
     inputs: Float[Tensor, "batch d_in"]
     directions: Float[Tensor, "d_in d_sae"]
@@ -34,8 +37,9 @@ class AffineMap:
         return torch.addmm(self.bias, self.centred, self.weight)
 
     def at(self, latents: Tensor) -> Float[Tensor, "batch latents"]:
-        """Only the named latents' columns."""
-        # index_select's backward adds in a fixed order, and of rows its gradient is held as that of W_enc is.
+        """Compute the columns of the named latents only."""
+        # The backward pass of index_select adds in a fixed order, and the gradient of rows lies in memory as that of
+        # W_enc does.
         weight = self.directions.T.index_select(0, latents).T
         if self.scale is not None:
             weight = weight * self.scale.index_select(0, latents)
@@ -44,21 +48,22 @@ class AffineMap:
 
 @dataclass(frozen=True, eq=False)
 class ForwardRecord:
-    """Everything a forward pass knows; losses and metrics read it and need no branch per architecture.
+    """The results of one forward pass. Losses and metrics read it and need no branch per architecture.
 
     Attributes:
-        inputs: (batch, d_in) what was encoded, as given.
-        pre_activations: (batch, d_sae) as an affine map of the encoder's input. For gated: the magnitude path.
+        inputs: (batch, d_in) the encoder's inputs, as given.
+        pre_activations: (batch, d_sae) as an affine map of the inputs. For gated: the magnitude path.
         codes: (batch, d_sae).
         reconstruction: (batch, d_in).
         W_dec: (d_sae, d_in).
         b_dec: (d_in,).
-        code_weights: (d_sae,) what a unit of each code is worth to a sparsity term: decoder norms under `free`,
-            None (all one) under `unit`.
+        code_weights: (d_sae,) the weight of each code in a sparsity term: decoder norms under `free`, None (all one)
+            under `unit`.
         gate: gated only: the rectified gate pre-activations, which carry the sparsity loss and the auxiliary path.
         active: jumprelu only: 1 where a code is on, with the straight-through gradient to the thresholds.
-        rank: what latents are chosen by, as a function of their pre-activations, where it is not their value.
-        targets: (batch, d_in) what the inputs shall be turned into; None for the inputs themselves.
+        selection_score: maps pre-activations to the score by which latents are selected; None if the score is the
+            pre-activation itself.
+        targets: (batch, d_in) what the reconstruction should be; None for the inputs themselves.
     """
 
     inputs: Float[Tensor, "batch d_in"]
@@ -70,24 +75,68 @@ class ForwardRecord:
     code_weights: Float[Tensor, " d_sae"] | None = None
     gate: Codes | None = None
     active: Codes | None = None
-    rank: Callable[[Tensor], Tensor] | None = None
+    selection_score: Callable[[Tensor], Tensor] | None = None
     targets: Float[Tensor, "batch d_in"] | None = None
 
     @property
     def wanted(self) -> Float[Tensor, "batch d_in"]:
-        """What the reconstruction is compared with: the targets, or the inputs where there are none."""
+        """The vectors that the reconstruction is compared with: the targets, or the inputs if there are no targets."""
         return self.inputs if self.targets is None else self.targets
 
     @property
     def error(self) -> Float[Tensor, "batch d_in"]:
-        """wanted - reconstruction."""
+        """The difference wanted - reconstruction."""
         return self.wanted - self.reconstruction
 
 
 @dataclass(frozen=True, eq=False)
 class Encoding:
-    """What an architecture's encoder returns; the base class completes it to a `ForwardRecord`."""
+    """The results of an encoder, which `Autoencoder.forward` completes to a `ForwardRecord`.
+
+    Attributes:
+        extra: fields of the record that only this architecture fills.
+    """
 
     codes: Codes
     pre_activations: AffineMap
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class DecidingMap:
+    """The affine functions of the input whose largest values decide which latents are on, in float64.
+
+    The regions in which they choose the same latents are the cells of a power diagram of order k.
+
+    Attributes:
+        columns: (functions, d_in) their gradients.
+        biases: (functions,).
+        k: how many of the largest values decide.
+        rectified: whether a latent is also off if its value is negative.
+        signed: whether magnitudes decide instead of values.
+    """
+
+    columns: Float[Tensor, "functions d_in"]
+    biases: Float[Tensor, " functions"]
+    k: int
+    rectified: bool = False
+    signed: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class SAELensForm:
+    """An autoencoder as SAELens' format holds it.
+
+    Attributes:
+        architecture: the format's name for it.
+        tensors: by the format's names: W_enc (d_in, d_sae), W_dec (d_sae, d_in), b_dec (d_in,), others (d_sae,).
+        config: keys of `cfg.json` that only this architecture has.
+        trained_as: the format's name for what was trained, if it is another one.
+        known: whether SAELens itself has this architecture and can open the folder.
+    """
+
+    architecture: str
+    tensors: dict[str, Tensor]
+    config: dict[str, Any] = field(default_factory=dict)
+    trained_as: str | None = None
+    known: bool = True

@@ -1,9 +1,10 @@
 """Settings that architectures share."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
@@ -13,23 +14,44 @@ if TYPE_CHECKING:
     from fsae.autoencoders.autoencoder import Autoencoder, SparseAutoencoder
 
 
+def count_in(config: Mapping[str, Any], key: str) -> int:
+    """Return a count from `cfg.json`.
+
+    Raises:
+        ValueError: it is missing, or no positive whole number.
+    """
+    count = config.get(key)
+    # To Python True is the whole number 1.
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"{key} is {count!r}; it must be a positive whole number")
+    return count
+
+
 class DecoderNorm(Enum):
-    """What holds the decoder's rows: `unit` renormalises them after every step, `free` lets sparsity terms weigh each
-    code by its row's norm, so that a code cannot be made cheap by a long row."""
+    """The constraint on the norms of the decoder's rows.
+
+    `unit` renormalises the rows after every step. `free` does not; sparsity terms weigh each code by the norm of its
+    row, so that a long row does not make a code cheap.
+    """
 
     unit = "unit"
     free = "free"
 
 
 class EncoderInit(Enum):
-    """`transpose` starts the encoder as the decoder's transpose, `random` draws it on its own."""
+    """The start of the encoder.
+
+    `transpose` starts it as the transpose of the decoder, `random` draws it independently, and `tied` keeps it the
+    transpose of the decoder in training: one parameter, trained through both.
+    """
 
     transpose = "transpose"
     random = "random"
+    tied = "tied"
 
 
 class BiasInit(Enum):
-    """Where `b_dec` starts: zeros, or the mean or geometric median of the first activations."""
+    """The start of `b_dec`: zeros, or the mean or geometric median of the first activations."""
 
     zeros = "zeros"
     mean = "mean"
@@ -38,62 +60,91 @@ class BiasInit(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderSettings(Ranged, ABC, group="arch"):
-    """What every autoencoder lets one choose: its size.
+    """Settings of every autoencoder: its size.
 
     Attributes:
-        expansion: d_sae as a multiple of d_in, used where `d_sae` is null.
+        expansion: d_sae as a multiple of d_in; used if `d_sae` is null.
         d_sae: number of latents, or null.
     """
 
     expansion: float = field(default=8.0, metadata=between(above=0, most=2**16))
     d_sae: int | None = field(default=None, metadata=between(least=1, most=2**28, meaning="a number of latents"))
 
-    # Fields of the forward record beyond the common ones; loss terms name those they need.
+    # Fields of the forward record beyond the common ones. A loss term names the fields that it needs.
     provides: ClassVar[frozenset[str]] = frozenset()
-    # Whether every sample has the same number of codes, so that their places are known without counting them.
+    # Whether every sample has the same number of codes, so that their positions are known without counting.
     fixed_k: ClassVar[bool] = False
+    # Whether the settings say how many latents are on per sample, at least on average.
+    has_k: ClassVar[bool] = False
+    # Whether the weights are fitted without gradients (`trainer=fit`).
+    fitted: ClassVar[bool] = False
+    # Names under which SAELens' format holds this architecture, and its tensors of shape (d_sae,) there.
+    saelens_names: ClassVar[tuple[str, ...]] = ()
+    saelens_vectors: ClassVar[tuple[str, ...]] = ("b_enc",)
+
+    @property
+    def name(self) -> str:
+        """The architecture's name in messages."""
+        return type(self).__name__.removesuffix("Settings")
+
+    @property
+    def frees_decoder_norms(self) -> bool:
+        """Whether training may give the decoder's rows any norm."""
+        return False
 
     def width(self, d_in: int) -> int:
-        """Number of latents for inputs of width d_in."""
+        """Return the number of latents for inputs of width d_in."""
         if self.d_sae is not None:
             return self.d_sae
         width = round(self.expansion * d_in)
         if width < 1:
             raise ValueError(
-                f"arch.expansion is {self.expansion:g}, which makes no latent of vectors of width {d_in}; raise it, or "
-                "set arch.d_sae"
+                f"arch.expansion is {self.expansion:g}, which gives no latent for vectors of width {d_in}; raise it, "
+                "or set arch.d_sae"
             )
         return width
 
     def check_width(self, d_in: int) -> None:
-        """Raise ValueError where a choice cannot hold for inputs of width d_in."""
+        """Raise ValueError if a setting is impossible for inputs of width d_in."""
 
     def first_density(self, d_in: int) -> float:
-        """Share of codes that are on before the first step: half, where nothing is known."""
+        """Return the share of codes that are on before the first step; one half if it is not known."""
         return 0.5
 
     @abstractmethod
     def build(self, d_in: int, generator: torch.Generator) -> "Autoencoder":
-        """An autoencoder with fresh weights, drawn from `generator`."""
+        """Build an autoencoder with fresh weights, drawn from `generator`."""
+
+    @classmethod
+    @abstractmethod
+    def from_saelens(cls, architecture: str, config: Mapping[str, Any], d_sae: int) -> Self:
+        """Return the settings of an autoencoder in SAELens' format.
+
+        Args:
+            architecture: one of `saelens_names`.
+            config: what `cfg.json` holds.
+            d_sae: number of latents.
+
+        Raises:
+            ValueError: a key is missing or has an impossible value.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
 class SparseAutoencoderSettings(AutoencoderSettings):
-    """What every sparse autoencoder lets one choose.
+    """Settings of every autoencoder that gradient steps train.
 
     Attributes:
         apply_b_dec_to_input: subtract b_dec from the input before encoding.
-        decoder_norm: what holds the decoder's rows.
-        encoder_init: how W_enc starts.
-        tied: W_enc is W_dec transposed for good: one parameter, trained through both.
+        decoder_norm: the constraint on the norms of the decoder's rows.
+        encoder_init: how W_enc starts, and whether it stays the decoder's transpose.
         init_norm: norm of the decoder's rows at the start (1 under `decoder_norm: unit`).
-        b_dec_init: where b_dec starts.
+        b_dec_init: the start of b_dec.
     """
 
     apply_b_dec_to_input: bool = True
     decoder_norm: DecoderNorm = DecoderNorm.unit
     encoder_init: EncoderInit = EncoderInit.transpose
-    tied: bool = False
     init_norm: float = field(default=1.0, metadata=between(above=0, most=10**6))
     b_dec_init: BiasInit = BiasInit.geometric_median
 
@@ -104,28 +155,49 @@ class SparseAutoencoderSettings(AutoencoderSettings):
                 f"arch.init_norm is {self.init_norm} but arch.decoder_norm is unit, which makes it 1 after one step; "
                 "set arch.decoder_norm=free"
             )
-        if self.tied and self.encoder_init is EncoderInit.random:
-            raise ValueError(
-                "arch.encoder_init is random but arch.tied makes the encoder the decoder's transpose; leave one of "
-                "them out"
-            )
+
+    @property
+    def tied(self) -> bool:
+        """Whether the encoder has no weights of its own."""
+        return self.encoder_init is EncoderInit.tied
+
+    @property
+    def frees_decoder_norms(self) -> bool:
+        return self.decoder_norm is DecoderNorm.free
+
+    @property
+    def bias_density(self) -> float | None:
+        """The share of the first vectors on which each latent's bias should switch it on; None leaves the biases."""
+        return None
 
     @abstractmethod
     def build(self, d_in: int, generator: torch.Generator) -> "SparseAutoencoder":
-        """An autoencoder with fresh weights, drawn from `generator`."""
+        """Build an autoencoder with fresh weights, drawn from `generator`."""
+
+    @classmethod
+    def from_saelens(cls, architecture: str, config: Mapping[str, Any], d_sae: int) -> Self:
+        return cls(
+            d_sae=d_sae,
+            apply_b_dec_to_input=config.get("apply_b_dec_to_input", True),
+            decoder_norm=DecoderNorm.free,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RectifiedSettings(SparseAutoencoderSettings):
-    """What the architectures share that switch each latent on by itself.
+    """Settings of the architectures in which each latent is switched on independently of the others.
 
     Attributes:
-        init_density: share of the first vectors on which each latent fires at the start (its bias is set so); null
-            leaves the biases at zero, and about half of all latents on. A small share makes the first steps sparse,
-            and no latent begins dead.
+        init_density: share of the first vectors on which each latent is on at the start; its bias is set accordingly.
+            Null leaves the biases at zero, and about half of all latents on. A small share makes the first steps
+            sparse, and no latent starts dead.
     """
 
     init_density: float | None = field(default=None, metadata=INNER_SHARE)
+
+    @property
+    def bias_density(self) -> float | None:
+        return self.init_density
 
     def first_density(self, d_in: int) -> float:
         return super().first_density(d_in) if self.init_density is None else self.init_density

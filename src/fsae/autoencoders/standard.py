@@ -1,26 +1,31 @@
 """The ReLU autoencoder (Cunningham et al. 2023, arXiv 2309.08600; Bricken et al. 2023)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fsae.autoencoders.autoencoder import SparseAutoencoder
-from fsae.autoencoders.record import AffineMap, Encoding
+from fsae.autoencoders.record import AffineMap, Encoding, SAELensForm
 from fsae.autoencoders.settings import RectifiedSettings
 from fsae.sparse.pattern import Pattern
 
 
 @dataclass(frozen=True, kw_only=True)
 class StandardSettings(RectifiedSettings):
-    """codes = relu(x W_enc + b_enc)."""
+    """Settings of the ReLU autoencoder."""
+
+    saelens_names: ClassVar[tuple[str, ...]] = ("standard",)
 
     def build(self, d_in: int, generator: torch.Generator) -> "Standard":
         return Standard(d_in, self, generator)
 
 
 class Standard(SparseAutoencoder):
-    """codes = relu((x - b_dec) W_enc + b_enc)."""
+    """An autoencoder with codes = relu((x - b_dec) W_enc + b_enc)."""
+
+    latents_compete = False
 
     def __init__(self, d_in: int, settings: StandardSettings, generator: torch.Generator):
         super().__init__(d_in, settings, generator)
@@ -33,3 +38,6 @@ class Standard(SparseAutoencoder):
 
     def _select(self, products: Tensor) -> Pattern:
         return Pattern.above(products, -self.b_enc)
+
+    def to_saelens(self) -> SAELensForm:
+        return SAELensForm("standard", self.saelens_tensors("b_enc"))

@@ -1,23 +1,23 @@
 """The TopK autoencoder (Gao et al. 2024, arXiv 2406.04093)."""
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from fsae.autoencoders.autoencoder import SparseAutoencoder
-from fsae.autoencoders.record import AffineMap, Encoding
-from fsae.autoencoders.settings import SparseAutoencoderSettings
+from fsae.autoencoders.record import AffineMap, DecidingMap, Encoding, SAELensForm
+from fsae.autoencoders.settings import SparseAutoencoderSettings, count_in
 from fsae.ranges import COUNT
 from fsae.sparse.codes import Codes
 from fsae.sparse.pattern import Pattern
 
-# Entries of a group, of which only the maximum is looked at first.
+# Entries of a group; the search for the largest entries starts with the maxima of groups.
 _GROUP = 16
 
-
-# Whole numbers as long as those that scores are in.
+# The whole numbers of as many bits as each type of scores.
 _WHOLE = {
     torch.bfloat16: torch.int16,
     torch.float16: torch.int16,
@@ -28,39 +28,55 @@ _WHOLE = {
 
 @dataclass(frozen=True, kw_only=True)
 class KSettings(SparseAutoencoderSettings):
-    """What the architectures with a fixed number of active latents share.
+    """Settings of the architectures with a fixed number of active latents.
 
     Attributes:
-        k: active latents a sample.
+        k: active latents per sample.
     """
 
     k: int = field(default=64, metadata=COUNT)
 
     fixed_k: ClassVar[bool] = True
+    has_k: ClassVar[bool] = True
 
     def check_width(self, d_in: int) -> None:
         if self.k > self.width(d_in):
             raise ValueError(
-                f"arch.k is {self.k}, more than the {self.width(d_in)} latents there are; "
-                "lower arch.k or raise arch.d_sae (or arch.expansion)"
+                f"arch.k is {self.k}, more than the {self.width(d_in)} latents of the autoencoder; lower arch.k, or "
+                "raise arch.d_sae (or arch.expansion)"
             )
 
     def first_density(self, d_in: int) -> float:
         return self.k / self.width(d_in)
 
+    @classmethod
+    def from_saelens(cls, architecture: str, config: Mapping[str, Any], d_sae: int) -> Self:
+        # Before sae_lens 6 k stood among the arguments of the activation function.
+        of_function = (config.get("activation_fn_kwargs") or {}).get("k")
+        k = config.get("k", of_function)
+        if of_function not in (None, k):
+            raise ValueError(f"k is {k!r}, but in activation_fn_kwargs {of_function!r}")
+        if (k := count_in({"k": k}, "k")) > d_sae:
+            raise ValueError(f"k is {k}, more than the {d_sae} latents of the autoencoder")
+        return replace(super().from_saelens(architecture, config, d_sae), k=k)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TopKSettings(KSettings):
-    """The k largest pre-activations of each sample, rectified."""
+    """Settings of the TopK autoencoder: the k largest pre-activations of each sample are on."""
+
+    saelens_names: ClassVar[tuple[str, ...]] = ("topk",)
 
     def build(self, d_in: int, generator: torch.Generator) -> "TopK":
         return TopK(d_in, self, generator)
 
 
 class TopK(SparseAutoencoder):
-    """codes = relu(pre) at the k largest entries of pre = (x - b_dec) W_enc + b_enc, else 0."""
+    """An autoencoder with codes = relu(pre) at the k largest entries of pre = (x - b_dec) W_enc + b_enc, else 0."""
 
     settings: KSettings
+    latents_compete = True
+    code_attributes = ("encode", "score", "activation")
 
     def __init__(self, d_in: int, settings: KSettings, generator: torch.Generator):
         super().__init__(d_in, settings, generator)
@@ -75,14 +91,14 @@ class TopK(SparseAutoencoder):
             pre = self.encoder_product(x).values + self.b_enc
             chosen = torch.zeros_like(pre, dtype=torch.bool).scatter_(1, self._indices(pre.detach()), True)
             codes = Codes(self.activation(pre) * chosen)
-        return Encoding(codes, pre_activations, {"rank": self.score})
+        return Encoding(codes, pre_activations, {"selection_score": self.score})
 
     def score(self, pre: Tensor) -> Tensor:
-        """What the k latents are chosen by."""
+        """Return the scores whose k largest select the latents."""
         return pre
 
     def activation(self, pre: Tensor) -> Tensor:
-        """What becomes of a chosen pre-activation."""
+        """Turn selected pre-activations into codes."""
         return torch.relu(pre)
 
     def _indices(self, pre: Tensor) -> Tensor:
@@ -91,18 +107,28 @@ class TopK(SparseAutoencoder):
     def _select(self, products: Tensor) -> Pattern:
         return Pattern.of_indices(self._indices(products + self.b_enc.to(products.dtype)), self.d_sae)
 
+    @torch.no_grad()
+    def deciding_map(self) -> DecidingMap:
+        columns, biases = self.W_enc.T.double(), self.b_enc.double()
+        if self.centre is not None:
+            biases = biases - columns @ self.b_dec.double()
+        return DecidingMap(columns, biases, self.settings.k, rectified=True)
+
+    def to_saelens(self) -> SAELensForm:
+        config = {"k": self.settings.k, "rescale_acts_by_decoder_norm": False}
+        return SAELensForm("topk", self.saelens_tensors("b_enc"), config)
+
 
 def _largest(scores: Tensor, k: int) -> Tensor:
-    """(batch, k) indices of each row's k largest, in no order.
+    """Return the (batch, k) indices of the k largest entries of each row, in no order.
 
-    They lie in those k groups of entries whose maxima are the largest, and looking through all entries for their
-    groups' maxima is all that has to be done with all entries.
+    They lie in the k groups of entries with the largest maxima. Only the search for these maxima reads all entries.
     """
     batch, width = scores.shape
     groups = width // _GROUP
     if width % _GROUP or groups < 2 * k:
         return _order_keys(scores).topk(k, dim=1, sorted=False).indices
-    # A group's entries are far apart, so that maxima are taken over whole rows at a time.
+    # The entries of a group lie far apart, so that each operation takes maxima over whole rows.
     grouped = scores.view(batch, _GROUP, groups)
     best = _order_keys(grouped.amax(1)).topk(k, dim=1, sorted=False).indices
     candidates = grouped.gather(2, best.unsqueeze(1).expand(-1, _GROUP, -1)).flatten(1)
@@ -111,13 +137,14 @@ def _largest(scores: Tensor, k: int) -> Tensor:
 
 
 def _order_keys(scores: Tensor) -> Tensor:
-    """Whole numbers in the same order, NaN above all, among which a CPU finds the largest in two thirds of the time."""
+    """Return whole numbers in the same order, with NaN above all; a CPU finds the largest in two thirds of the time."""
     if scores.is_cuda:
         return scores
     whole = _WHOLE[scores.dtype]
     kind = torch.iinfo(whole)
     bits = scores.view(whole)
-    # The bits of positive numbers are in order as they are, those of negative ones in the other.
+    # The bits of positive numbers have the order of the numbers, the bits of negative numbers the reverse.
     keys = bits ^ (bits >> kind.bits - 1 & kind.max)
-    # A NaN with a sign, as inf - inf has on some machines, would be below all: so many of them are wrapped round.
+    # A NaN with a sign, the result of inf - inf on some machines, would be below all. The subtraction wraps round, by
+    # as many numbers as there are such NaNs.
     return keys - (round(1 / torch.finfo(scores.dtype).eps) - 1)

@@ -12,23 +12,23 @@ from fsae.console import console
 
 @console()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the report that the command line asks for; returns 0, 1 where MLflow is away, 2 for bad input."""
+    """Write the report that the command line asks for; returns 0, 1 if MLflow is unreachable, 2 for bad input."""
     parser = argparse.ArgumentParser(
         prog="python -m fsae.report",
         description="Compare runs: tables, Pareto fronts and paired differences at matched l0, on one HTML page.",
     )
-    parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="runs, sweeps, or a folder above some")
-    parser.add_argument("--mlflow", metavar="URI", help="collect the runs from this MLflow store instead")
-    parser.add_argument("--experiment", default="fsae", metavar="NAME", help="of MLflow (default: fsae)")
-    parser.add_argument("--sweep", metavar="TAG", help="only the runs of one sweep, as in 2026-11-21/14-00-00")
+    parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="runs, sweeps, or folders above them")
     parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="where to write (default: FOLDER/report or ./report)"
+        "--mlflow", metavar="URI", help="collect the runs from this tracking server or database instead"
     )
+    parser.add_argument("--experiment", default="fsae", metavar="NAME", help="MLflow's experiment (default: fsae)")
+    parser.add_argument("--sweep", metavar="TAG", help="only the runs of one sweep, such as 2026-11-21/14-00-00")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="output folder (default: FOLDER/report or ./report)")
     options = parser.parse_args(arguments)
     if bool(options.folders) == bool(options.mlflow):
-        parser.error("name folders of runs, or a store by --mlflow, and not both")
+        parser.error("name folders of runs, or a tracking server with --mlflow, and not both")
     if options.sweep and not options.mlflow:
-        parser.error("--sweep chooses runs of an MLflow store (--mlflow); name the sweep's folder instead")
+        parser.error("--sweep chooses runs in MLflow (--mlflow); name the sweep's folder instead")
     try:
         if options.mlflow:
             runs = collect_mlflow(options.mlflow, options.experiment, options.sweep)

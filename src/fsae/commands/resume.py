@@ -1,4 +1,4 @@
-"""Finish a sweep, launching only what is not finished: python -m fsae.resume SWEEP_DIR"""
+"""Finish a sweep by launching its unfinished jobs: python -m fsae.resume SWEEP_DIR"""
 
 import argparse
 import os
@@ -10,34 +10,34 @@ from pathlib import Path
 from fsae.console import console
 from fsae.outputs.sweep_folder import Sweep, read_sweep
 
-# What a resumed sweep sets for itself.
+# Settings that a resumed sweep sets itself.
 _OWN = ("hydra.mode", "hydra.sweep.dir", "hydra/sweeper", "hydra.sweeper")
 
 
 @console()
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Launch the jobs of a sweep that are not finished, as they were launched or by another launcher.
+    """Launch the jobs of a sweep that are not finished, by the same launcher or another one.
 
     Raises:
-        SystemExit: with status 0 where every job of the sweep is finished at the end, 1 where not, 2 for bad input.
+        SystemExit: with status 0 if every job of the sweep is finished at the end, 1 if not, 2 for bad input.
     """
     parser = argparse.ArgumentParser(
         prog="python -m fsae.resume",
-        description="Launch those jobs of a sweep that are not finished: each goes on in its own folder, from its last "
-        "checkpoint. Finished ones are left as they are, and so are those that are still going on.",
+        description="Launch the jobs of a sweep that are not finished: each resumes in its own folder, from its last "
+        "checkpoint. Finished jobs and jobs that are still running are not touched.",
     )
     parser.add_argument("sweep", type=Path, metavar="SWEEP_DIR", help="a sweep's folder")
     parser.add_argument(
         "launcher",
         nargs="*",
         metavar="OVERRIDE",
-        help="another launcher (launcher=joblib) or settings of it (hydra.launcher.n_jobs=4)",
+        help="another launcher (launcher=joblib) or settings of the launcher (hydra.launcher.n_jobs=4)",
     )
     options = parser.parse_args(arguments)
     try:
         sweep = read_sweep(options.sweep.absolute())
         command = _command(sweep, options.launcher)
-        # As it was when the sweep began: relative paths, and where everything goes, are to mean the same.
+        # The working directory of the sweep's start, so that relative paths mean the same.
         os.chdir(sweep.working_directory)
     except (ValueError, OSError) as error:
         print(f"fsae: {error}", file=sys.stderr)
@@ -50,11 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _command(sweep: Sweep, launcher: Sequence[str]) -> list[str]:
-    """The arguments of `fsae.run` that launch what is left of a sweep."""
+    """Return the arguments of `fsae.run` that launch the rest of a sweep."""
     foreign = [each for each in launcher if not each.startswith(("launcher=", "hydra.launcher.", "hydra/launcher"))]
     if foreign:
         raise ValueError(
-            f"{foreign[0]}: a sweep is finished with the settings it began with; only its launcher can be another, as "
+            f"{foreign[0]}: a sweep is finished with the settings it began with; only its launcher can change, as "
             "in launcher=joblib hydra.launcher.n_jobs=4"
         )
     another = any(each.startswith("launcher=") for each in launcher)
@@ -73,5 +73,5 @@ def _command(sweep: Sweep, launcher: Sequence[str]) -> list[str]:
 
 
 def _quoted(path: Path) -> str:
-    """The path as a value of an override, whatever its characters: a backslash counts before quotation marks only."""
+    """Quote any path as a value of an override: a backslash escapes only before quotation marks."""
     return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), str(path)) + "'"

@@ -1,4 +1,4 @@
-"""The entry point: compose the settings, check them, hand over.
+"""The command `fsae.run`: compose the settings, check them, and run the job or the sweep.
 
 python -m fsae.run model=gemma2b arch=gated
 """
@@ -17,9 +17,9 @@ from omegaconf import DictConfig
 
 from fsae.configuration.accept import accept
 from fsae.configuration.conf_folder import conf_folder
+from fsae.configuration.folders import outputs_folder_of
 from fsae.configuration.overrides import check_choices, options_first
-from fsae.configuration.places import outputs_named
-from fsae.configuration.refusal import MENDABLE, included_itself, refuse, tell, was_told
+from fsae.configuration.refusal import MENDABLE, included_itself, refuse, report_error, was_reported
 from fsae.configuration.resolvers import register_resolvers
 from fsae.configuration.schema import Task, register_schemas
 from fsae.console import console
@@ -27,28 +27,25 @@ from fsae.credentials import without_passwords
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.run_log import run_log
 from fsae.progress import working
-from fsae.sweeps.launch import is_launching, sweep_told
+from fsae.sweeps.launch import is_launching, sweep_end_reported
 from fsae.training.interruption import Interrupted, Interruption, hand_on
 
 log = logging.getLogger(__name__)
 
-register_schemas()
-register_resolvers()
-
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
 def run(config: DictConfig) -> float | None:
-    """One job. Returns what a sweeper may minimise (`search`), or None for a job without an evaluation."""
+    """Run one job. Returns the value that a sweeper minimises (`search`), or None for a job without an evaluation."""
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     in_sweep = hydra_config.mode is RunMode.MULTIRUN
     with run_log(folder):
         try:
-            # From here on a signal is noted, also while what takes seconds is imported, and acted on once that can be
-            # recorded. It is left before the signal is handed on, which is for the handlers that were there before.
+            # From here on a signal is noted, also during slow imports, and acted on once it can be recorded. The
+            # context is left before the signal is passed on to the handlers that were installed earlier.
             with Interruption():
                 settings, origin = accept(config, folder, hydra_config.overrides.task)
-                # Imported only now: what it needs takes seconds, and wrong settings shall be told at once.
+                # Imported only now: this takes seconds, and wrong settings should be reported at once.
                 with working("importing what a run needs"):
                     from fsae.runs.pack import run_experiment
 
@@ -56,46 +53,47 @@ def run(config: DictConfig) -> float | None:
             return settings.search.value(results) if in_sweep and settings.task is not Task.harvest else None
         except Interrupted as interrupted:
             if in_sweep and not is_launching():
-                # A worker's own: the sweep's other jobs go on.
+                # A signal to one worker does not stop the sweep's other jobs.
                 hand_on(interrupted)
                 raise
-            goes_on = "fsae.resume" if in_sweep else "the same command"
+            command = "fsae.resume" if in_sweep else "the same command"
             has_state = (RunFolder(folder).checkpoints / "latest.pt").exists()
-            log.warning(
-                "%s; %s %s", interrupted, goes_on, "goes on from the saved state" if has_state else "starts it again"
-            )
+            remedy = "resumes from the saved state" if has_state else "starts it again"
+            log.warning("%s; %s %s", interrupted, command, remedy)
             sys.exit(128 + signal.Signals[interrupted.signal_name])
         except Exception as error:
-            tell(error, folder)
+            report_error(error, folder)
             if not in_sweep:
                 sys.exit(1)
-            # Hydra keeps it until the sweep's other jobs have run. The frames it holds keep a model each.
+            # Hydra keeps the error until the sweep's other jobs have run, and its frames would each keep a model.
             traceback.clear_frames(error.__traceback__)
             raise
 
 
 @console()
 def main() -> None:
-    """`python -m fsae.run`, and the console script `fsae`."""
+    """Run `python -m fsae.run`, or the console script `fsae`."""
     try:
         sys.argv[1:] = without_passwords(sys.argv[1:])
     except ValueError as error:
-        refuse(error, outputs_named(sys.argv[1:]))
+        refuse(error, outputs_folder_of(sys.argv[1:]))
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
-    # Hydra then raises instead of printing, so that a refused composition is told and recorded as everything else.
+    # Makes Hydra raise instead of print, so that its errors are reported and recorded like all others.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv[1:] = options_first(sys.argv[1:])
     try:
+        register_schemas()
+        register_resolvers()
         check_choices(sys.argv[1:])
-        with sweep_told():
+        with sweep_end_reported():
             run()
     except Exception as error:
         if isinstance(error, RecursionError):
             error = included_itself(sys.argv[1:])
         if wants_traceback:
             raise
-        if was_told(error) or isinstance(error, Interrupted):
+        if was_reported(error) or isinstance(error, Interrupted):
             sys.exit(1)
         if not isinstance(error, MENDABLE):
             raise
-        refuse(error, outputs_named(sys.argv[1:]))
+        refuse(error, outputs_folder_of(sys.argv[1:]))

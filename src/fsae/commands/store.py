@@ -1,4 +1,4 @@
-"""What the activation stores hold, whether it is whole, and making room: python -m fsae.store list|verify|prune."""
+"""List, verify and prune activation stores: python -m fsae.store list|verify|prune."""
 
 import argparse
 import os
@@ -25,26 +25,26 @@ _DAY = 86_400.0
 
 @console()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out one command; returns 0, 1 where a shard is damaged or a store in use, 2 for bad input."""
+    """Run one command; returns 0, 1 if a shard is damaged or a store is in use, 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m fsae.store", description=__doc__)
     parser.add_argument(
         "--folder",
         type=Path,
         default=Path(os.environ.get("FSAE_OUTPUTS", "outputs")) / "activations",
-        help="where the stores are (%(default)s)",
+        help="folder of the stores (%(default)s)",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="what there is, how large, and when it was last used")
-    verify = commands.add_parser("verify", help="compare every shard with its checksum; status 1 where one is damaged")
-    verify.add_argument("names", nargs="*", metavar="STORE", help="all, where none is named")
-    prune = commands.add_parser("prune", help="remove stores; what a run needs again it harvests again")
-    prune.add_argument("names", nargs="*", metavar="STORE")
+    commands.add_parser("list", help="list the stores, their sizes, and when they were last used")
+    verify = commands.add_parser("verify", help="compare every shard with its checksum; status 1 if one is damaged")
+    verify.add_argument("names", nargs="*", metavar="STORE", help="stores to verify (default: all)")
+    prune = commands.add_parser("prune", help="remove stores; a run harvests again what it needs")
+    prune.add_argument("names", nargs="*", metavar="STORE", help="stores to remove")
     prune.add_argument("--all", action="store_true", help="every store")
     prune.add_argument(
         "--unused-days",
         type=argument(float, between(least=0, most=1e6)),
         metavar="DAYS",
-        help="those that no run opened for so long",
+        help="stores that no run has opened for so many days",
     )
     options = parser.parse_args(arguments)
     try:
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "verify":
         return _verify([folders[name] for name in names] or list(folders.values()))
     if not names and not options.all and options.unused_days is None:
-        parser.error("prune removes what is named, or everything with --all, or what is unused with --unused-days")
+        parser.error("prune removes named stores, all with --all, or unused ones with --unused-days: give one of these")
     chosen = [folders[name] for name in names] or list(folders.values())
     return _prune([each for each in chosen if _is_unused(each, options.unused_days)])
 
@@ -104,7 +104,7 @@ def _verify(folders: list[Path]) -> int:
         for path in foreign:
             print(f"{path} is no part of the store; nothing reads it", file=sys.stderr)
         for path in unrecorded:
-            print(f"{path} has no record beside it; nothing reads it", file=sys.stderr)
+            print(f"{path} has no record; nothing reads it", file=sys.stderr)
         print(f"{folder.name}: {whole} of {len(shards)} shards are whole")
         all_whole = all_whole and whole == len(shards)
     return 0 if all_whole else 1
@@ -123,7 +123,7 @@ def _prune(folders: list[Path]) -> int:
         if removed:
             print(f"{folder.name}: {size / 1e9:.3g} GB removed")
         else:
-            print(f"{folder.name} is in use by a run; it stays", file=sys.stderr)
+            print(f"{folder.name} is in use by a run; it is not removed", file=sys.stderr)
             exit_status = 1
     return exit_status
 

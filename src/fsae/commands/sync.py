@@ -1,4 +1,4 @@
-"""Send finished, cut-off or running runs to MLflow, as far as they are not there: python -m fsae.sync RUN_DIR..."""
+"""Upload finished, interrupted or running runs to MLflow, which gets what it lacks: python -m fsae.sync RUN_DIR..."""
 
 import argparse
 import sys
@@ -14,18 +14,18 @@ from fsae.tracking.server import checked_uri, ui_command
 
 @console()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Upload each folder named on the command line; returns 0, 1 where a store refused or was away, 2 for bad input."""
+    """Upload each folder on the command line; returns 0, 1 if MLflow refused or was unreachable, 2 for bad input."""
     parser = argparse.ArgumentParser(
-        prog="python -m fsae.sync", description="Send to MLflow what it does not have yet. Doing it again is harmless."
+        prog="python -m fsae.sync", description="Send to MLflow what it lacks of these runs. May be repeated."
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR", help="a run's folder")
-    parser.add_argument("--tracking-uri", metavar="URI", help="the MLflow store, instead of the one the run was for")
+    parser.add_argument("--tracking-uri", metavar="URI", help="another tracking server or database than the run's own")
     options = parser.parse_args(arguments)
     exit_status = 0
     opened: set[str] = set()
     for folder in options.runs:
         try:
-            uri, said = _sync(folder, options.tracking_uri)
+            uri, outcome = _sync(folder, options.tracking_uri)
         except ValueError as error:
             print(f"{folder}: {error}", file=sys.stderr)
             exit_status = 2
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{folder}: {error}", file=sys.stderr)
             exit_status = exit_status or 1
         else:
-            print(f"{folder}: {said}")
+            print(f"{folder}: {outcome}")
             opened.add(ui_command(uri))
     for command in sorted(opened):
         print(f"compare: {command}")
@@ -54,12 +54,12 @@ def _sync(folder: Path, tracking_uri: str | None) -> tuple[str, str]:
         raise
     except Exception as error:
         raise ConnectionError(
-            f"MLflow ({without_password(uri)}) does not take it: {first_line(error)}. "
+            f"MLflow ({without_password(uri)}) does not accept it: {first_line(error)}. "
             f"{upload.unsent()} values remain in the folder; try again later"
         ) from error
-    news = f"{sent} values sent" if sent else "every value was there already"
-    if status is None or status.is_going():
+    news = f"{sent} values sent" if sent else "every value was already stored"
+    if status is None or status.is_alive():
         rest = "its end will follow, the run is not over"
     else:
-        rest = "its end and artifacts sent" if closed else "its end and artifacts were there already"
+        rest = "its end and artifacts sent" if closed else "its end and artifacts were already stored"
     return uri, f"{news}, {rest}: {upload.link}"

@@ -1,1 +1,1 @@
-"""Settings: their schema, how YAML becomes them, and what must hold between them."""
+"""Settings: their schema, their composition from YAML, and the checks that they pass."""

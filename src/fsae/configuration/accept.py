@@ -1,4 +1,4 @@
-"""From Hydra's config of a job to what a run is given: real settings, and where they came from."""
+"""The step from a job's Hydra config to the settings of a run and their origin."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fsae.configuration.checks import check, check_files
-from fsae.configuration.existing import heed_existing
+from fsae.configuration.existing import apply_provenance
 from fsae.configuration.refusal import record_refusal
 from fsae.configuration.resolvers import absolute_paths, deciding_settings, flat_settings
 from fsae.configuration.schema import RunSettings, settings_of
@@ -17,12 +17,12 @@ from fsae.credentials import SETTING, holds_secret, keep, refuse_secret, without
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where a run's settings came from, for its records.
+    """The origin of a run's settings, for its records.
 
     Attributes:
-        folder: the run's own.
+        folder: the run's folder.
         config_yaml: the resolved config.
-        overrides: what the command line changed.
+        overrides: the command line's overrides.
         deciding: flattened settings that decide the numbers.
         flat: all settings, flattened.
     """
@@ -35,13 +35,13 @@ class Origin:
 
 
 def checked(config: DictConfig) -> RunSettings:
-    """Settings that can be run, as far as that is known before anything is loaded.
+    """Return settings that pass every check that needs nothing loaded.
 
-    Paths in `config` become absolute, and a password in it goes into the environment.
+    Paths in `config` become absolute, and a password in it is moved into the environment.
 
     Raises:
-        ValueError: they cannot.
-        OmegaConfBaseException: likewise.
+        ValueError: a check fails.
+        OmegaConfBaseException: the config does not fit its schema.
     """
     keep_password(config)
     for key, path in absolute_paths(config).items():
@@ -52,20 +52,20 @@ def checked(config: DictConfig) -> RunSettings:
         refuse_secret(text, key)
     check(settings)
     check_files(settings)
-    return heed_existing(settings)
+    return apply_provenance(settings)
 
 
 def accept(config: DictConfig, folder: Path, overrides: Sequence[str]) -> tuple[RunSettings, Origin]:
-    """Settings that can be run, and their origin.
+    """Return settings that can be run, and their origin.
 
     Args:
-        config: composed, without Hydra's own settings.
-        folder: the run's own.
-        overrides: what the command line changed.
+        config: the composed config, without Hydra's own settings.
+        folder: the run's folder.
+        overrides: the command line's overrides.
 
     Raises:
-        ValueError: they cannot be run; the refusal is recorded first.
-        OmegaConfBaseException: likewise.
+        ValueError: the settings cannot be run; the refusal is recorded first.
+        OmegaConfBaseException: the config does not fit its schema; the refusal is recorded first.
     """
     try:
         overrides = without_passwords(overrides)
@@ -87,7 +87,7 @@ def keep_password(config: DictConfig) -> None:
     """Put the password of `tracking.uri` into the environment, and the address without it into the config.
 
     Raises:
-        ValueError: where the password ends cannot be told.
+        ValueError: the end of the password cannot be determined.
     """
     uri = OmegaConf.select(config, SETTING)
     if isinstance(uri, str) and holds_secret(uri):

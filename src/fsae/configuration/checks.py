@@ -1,66 +1,51 @@
-"""What must hold between groups, found out before anything heavy is imported or loaded."""
+"""Checks between groups of settings, before anything heavy is imported or loaded."""
 
-import shutil
 from pathlib import Path
 
-from fsae.autoencoders.fitted import FittedSettings
-from fsae.autoencoders.settings import DecoderNorm, SparseAutoencoderSettings
-from fsae.autoencoders.topk import KSettings
 from fsae.configuration.schema import RunSettings, Task
-from fsae.couplings.mutual import Directions
 from fsae.export.saelens import read_provenance
 from fsae.language_models.shape import shape_of
-from fsae.losses.auxiliary import GateReconstruction
 from fsae.losses.objective import check_terms
-from fsae.losses.reconstruction import SquaredError
 from fsae.sources.activations import ActivationSourceSettings, Cache
 from fsae.sources.documents import DatasetFormat, dataset_files
 from fsae.tracking.server import resolve_uri
-from fsae.training.pam_learner import PamSettings
-from fsae.training.reinitialisation import Scope
-from fsae.training.settings import AdamSettings, FitSettings
+from fsae.training.resample import Scope
 
 
 def check(settings: RunSettings) -> None:
-    """Raise ValueError for the first pair of settings that cannot be run together.
+    """Raise ValueError for the first settings that cannot be combined.
 
-    Sizes that are not known without a download are checked again once the model is open.
+    Sizes that only a download would show are checked again when the model is open.
     """
     if settings.task is Task.eval:
         if settings.sae.path is None:
-            raise ValueError("task=eval evaluates an existing autoencoder: say which with sae.path=FOLDER")
+            raise ValueError("task=eval evaluates an existing autoencoder: name its folder with sae.path=FOLDER")
     elif settings.sae.path is not None:
         raise ValueError("sae.path is only read by task=eval; add task=eval, or leave sae.path out")
     reconstruction = settings.loss.get("reconstruction")
     if reconstruction is None or reconstruction.weight == 0:
-        what = "is not there" if reconstruction is None else "has the weight 0"
+        what = "is missing" if reconstruction is None else "has the weight 0"
         raise ValueError(
-            f"loss.reconstruction {what}, and without it nothing holds codes to their inputs; leave it in, with a "
-            "positive weight"
+            f"loss.reconstruction {what}, and without it nothing ties codes to their inputs; give it a positive weight"
         )
     check_terms(settings.loss, settings.arch)
-    _check_fitting(settings)
-    _check_gate(settings)
+    settings.trainer.check(settings.arch, settings.loss, settings.population)
     if isinstance(settings.source, ActivationSourceSettings):
         _check_activations(settings, settings.source)
     else:
         _check_other_source(settings, settings.source.d_in)
-    if isinstance(settings.trainer, AdamSettings) and settings.trainer.compile and shutil.which("g++") is None:
-        raise ValueError("trainer.compile has torch.compile make C++, and there is no g++; install it, or leave it out")
     restart = settings.population.reinitialise
-    if restart.scope is not Scope.none and restart.target_rate is None and not isinstance(settings.arch, KSettings):
+    if restart.scope is not Scope.none and restart.target_rate is None and not settings.arch.has_k:
         raise ValueError(
             "population.reinitialise.target_rate is null, which stands for k / d_sae, but this architecture has no k; "
-            "set it to the share of samples that a latent should be on in"
+            "set it to the share of samples on which a latent should be on"
         )
-    if isinstance(settings.trainer, PamSettings):
-        _check_pam(settings)
     if settings.tracking.mlflow:
         resolve_uri(settings.tracking.uri, Path(settings.paths.outputs))
 
 
 def check_files(settings: RunSettings) -> None:
-    """Raise ValueError where a file or folder of this machine that the settings name is not there."""
+    """Raise ValueError if a file or folder that the settings name does not exist on this machine."""
     if settings.sae.path is not None:
         read_provenance(Path(settings.sae.path).expanduser())
     if settings.dataset is not None and settings.dataset.format not in (DatasetFormat.hub, DatasetFormat.python_source):
@@ -68,42 +53,6 @@ def check_files(settings: RunSettings) -> None:
     path = getattr(settings.source, "path", None)
     if path is not None and not Path(path).expanduser().exists():
         raise ValueError(f"source.path: there is no file or folder {path} (seen from {Path.cwd()}); correct the path")
-
-
-def _check_fitting(settings: RunSettings) -> None:
-    arch, trainer = settings.arch, settings.trainer
-    name = type(arch).__name__.removesuffix("Settings")
-    if isinstance(arch, FittedSettings) != isinstance(trainer, FitSettings):
-        how = ("has no gradients", "fit") if isinstance(arch, FittedSettings) else ("is trained by gradients", "adam")
-        raise ValueError("arch {} {}: choose trainer={}".format(name, *how))
-    if not isinstance(arch, FittedSettings):
-        return
-    for key, term in settings.loss.items():
-        if key != "reconstruction" and term.weight > 0:
-            raise ValueError(
-                f"loss.{key}.weight is {term.weight}, but arch {name} is fitted to the squared error alone; set it to 0"
-            )
-    population = settings.population
-    if population.mutual.weight > 0 or population.reinitialise.scope is not Scope.none:
-        raise ValueError(
-            f"arch {name} is fitted: nothing pulls members toward each other or starts them over; set "
-            "population.mutual.weight=0 and population.reinitialise.scope=none"
-        )
-
-
-def _check_gate(settings: RunSettings) -> None:
-    # Under PAM no gradient reaches the decoder.
-    if isinstance(settings.trainer, PamSettings) or not isinstance(settings.arch, SparseAutoencoderSettings):
-        return
-    if settings.arch.decoder_norm is DecoderNorm.unit:
-        return
-    for key, term in settings.loss.items():
-        if isinstance(term, GateReconstruction) and term.detach_decoder:
-            raise ValueError(
-                f"arch.decoder_norm is free, so the sparsity term shrinks decoder rows, and loss.{key} does not hold "
-                f"what the gate needs of them: latents would all switch on. Set loss.{key}.detach_decoder=false, or "
-                "arch.decoder_norm=unit"
-            )
 
 
 def _check_activations(settings: RunSettings, source: ActivationSourceSettings) -> None:
@@ -130,32 +79,6 @@ def _check_activations(settings: RunSettings, source: ActivationSourceSettings) 
         )
     if settings.task is Task.harvest and source.cache is Cache.none:
         raise ValueError("task=harvest fills the activation store, and source.cache is none; use disk or auto")
-
-
-def _check_pam(settings: RunSettings) -> None:
-    assert isinstance(settings.arch, SparseAutoencoderSettings)
-    if settings.arch.tied:
-        raise ValueError(
-            "trainer=pam solves for a decoder of its own, and arch.tied makes it the encoder's; leave it out"
-        )
-    if settings.arch.decoder_norm is DecoderNorm.unit:
-        raise ValueError(
-            "arch.decoder_norm is unit, but trainer=pam solves for decoder rows of whatever norm is best; set "
-            "arch.decoder_norm=free"
-        )
-    weights = [term.weight for term in settings.loss.values() if isinstance(term, SquaredError)]
-    if weights != [1.0]:
-        raise ValueError(
-            "trainer=pam solves for the decoder of least squared error, and the encoder must be trained on the same, "
-            f"but loss.reconstruction.weight is {weights[0] if weights else 'not there'}; set it to 1, and weigh the "
-            "other terms against it"
-        )
-    mutual = settings.population.mutual
-    if mutual.weight > 0 and mutual.directions is Directions.decoder:
-        raise ValueError(
-            "population.mutual pulls on decoders, which trainer=pam solves for without it; set "
-            "population.mutual.directions=encoder"
-        )
 
 
 def _check_other_source(settings: RunSettings, d_in: int | None) -> None:

@@ -1,4 +1,4 @@
-"""Where the YAML files are: packaged beside the code in a wheel, at the repository's top in a source tree."""
+"""The folder of YAML files: packaged with the code in a wheel, at the repository's top in a source tree."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import fsae
 
 
 def conf_folder() -> Path:
-    """Absolute path of the folder that holds config.yaml."""
+    """Return the absolute path of the folder that holds config.yaml."""
     package = Path(fsae.__file__).resolve().parent
     packaged = package / "conf"
     return packaged if packaged.is_dir() else package.parents[1] / "conf"

@@ -1,4 +1,4 @@
-"""What an existing autoencoder says of itself: heeded in the settings that evaluate it, or refused."""
+"""Provenance of an existing autoencoder: applied to the settings that evaluate it, or refused."""
 
 import logging
 from dataclasses import replace
@@ -20,125 +20,130 @@ log = logging.getLogger(__name__)
 Source = ActivationSourceSettings | SyntheticSettings | InMemorySettings
 
 
-def heed_existing(settings: RunSettings) -> RunSettings:
-    """The settings with what the autoencoder at `sae.path` says where they are null; those of another task as they are.
+def apply_provenance(settings: RunSettings) -> RunSettings:
+    """Fill settings that are null from the provenance of the autoencoder at `sae.path`; change nothing in other tasks.
 
-    What was set on the command line or in a YAML file counts, with a warning where the autoencoder says otherwise.
+    Settings from the command line or a YAML file take precedence, with a warning if the provenance differs.
 
     Raises:
-        ValueError: there is no autoencoder, it was made for another site, or it says what cannot be heeded.
+        ValueError: there is no autoencoder, it was made for another site, or its provenance cannot be applied.
     """
     if settings.task is not Task.eval:
         return settings
     folder = settings.existing()
-    said = read_provenance(folder)
+    provenance = read_provenance(folder)
     if settings.model is None:
-        if said.hook_name is not None:
+        if provenance.hook_name is not None:
             raise ValueError(
-                f"{folder / CONFIG} says that it was made for {said.hook_name} of a language model, and this source "
+                f"by {folder / CONFIG} it was made for {provenance.hook_name} of a language model, and this source "
                 "has none; use source=activations"
             )
         return settings
     model, site, dataset = settings.place()
-    _check_site(site, said, folder)
-    _compare_model(model, said, folder)
-    return replace(settings, dataset=_heeded(dataset, said, folder), source=_limited(settings.source, said, folder))
+    _check_site(site, provenance, folder)
+    _compare_model(model, provenance, folder)
+    return replace(
+        settings,
+        dataset=_with_its_rows(dataset, provenance, folder),
+        source=_with_its_norm_limit(settings.source, provenance, folder),
+    )
 
 
-def _limited(source: Source, said: Provenance, folder: Path) -> Source:
-    """The source with the norm beyond which the autoencoder's training left activations out."""
-    limit = said.max_activation_norm
+def _with_its_norm_limit(source: Source, provenance: Provenance, folder: Path) -> Source:
+    """Return the source with the norm limit of the autoencoder's training, beyond which activations were left out."""
+    limit = provenance.max_activation_norm
     if not isinstance(source, ActivationSourceSettings) or limit is None:
         return source
     if source.max_norm is None and source.max_norm_multiple is not None:
-        _say(logging.INFO, f"source.max_norm is {limit:.6g}, as {folder / CONFIG} says")
+        _log_once(logging.INFO, f"source.max_norm is {limit:.6g}, from {folder / CONFIG}")
         return replace(source, max_norm=limit)
     if source.max_norm != limit:
-        _say(
+        _log_once(
             logging.WARNING,
-            f"source.max_norm is {source.max_norm}, but {folder / CONFIG} says that activations beyond a norm of "
-            f"{limit:.6g} were left out in its training",
+            f"source.max_norm is {source.max_norm}, but by {folder / CONFIG} its training left out activations beyond "
+            f"a norm of {limit:.6g}",
         )
     return source
 
 
 @cache
-def _say(level: int, message: str) -> None:
-    """Log it, once: settings are looked at before a run has a folder, and again in it."""
+def _log_once(level: int, message: str) -> None:
+    """Log the message once: settings are checked before a run has a folder, and again inside it."""
     log.log(level, message)
 
 
-def _check_site(site: Site, said: Provenance, folder: Path) -> None:
-    if said.hook_name is None:
-        _say(logging.WARNING, f"{folder / CONFIG} does not say for which site it was made; it is evaluated at {site}")
+def _check_site(site: Site, provenance: Provenance, folder: Path) -> None:
+    if provenance.hook_name is None:
+        _log_once(logging.WARNING, f"{folder / CONFIG} does not name the site; the autoencoder is evaluated at {site}")
         return
     try:
-        made_for = Site.of_hook(said.hook_name)
+        made_for = Site.of_hook(provenance.hook_name)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from None
     if made_for != site:
         raise ValueError(
-            f"the autoencoder in {folder} was made for {said.hook_name}, but site {site} is {site.hook_name}; set "
-            f"site={made_for.name.value} site.layer={made_for.layer}, where it belongs"
+            f"the autoencoder in {folder} was made for {provenance.hook_name}, but site {site} is {site.hook_name}; "
+            f"set site={made_for.name.value} site.layer={made_for.layer}"
         )
 
 
-def _compare_model(model: ModelSettings, said: Provenance, folder: Path) -> None:
-    """Warn where the autoencoder was made for another model, or for other weights of it."""
-    if said.model_name is None:
+def _compare_model(model: ModelSettings, provenance: Provenance, folder: Path) -> None:
+    """Warn if the autoencoder was made for another model, or for other weights of the same model."""
+    if provenance.model_name is None:
         return
     name, note = published_as(model)
-    # SAELens' releases leave out the owner, and write some names in small letters.
+    # SAELens' releases omit the owner, and write some names in small letters.
     known = {each.casefold() for each in (name, name.rpartition("/")[2], model.name)}
-    if said.model_name.casefold() not in known:
-        _say(
+    if provenance.model_name.casefold() not in known:
+        _log_once(
             logging.WARNING,
-            f"{folder / CONFIG} says that it was made for the model {said.model_name}, and it is evaluated on "
-            f"{name}: unless these are two names of one model its numbers mean little",
+            f"by {folder / CONFIG} it was made for the model {provenance.model_name}, and it is evaluated on {name}: "
+            "unless these are two names of one model its numbers mean little",
         )
-    elif said.model_note != note:
-        _say(
+    elif provenance.model_note != note:
+        _log_once(
             logging.WARNING,
-            f"{folder / CONFIG} says that it was made for {said.model_name} ({said.model_note or 'as published'}), and "
-            f"it is evaluated on other weights of it ({note or 'as published'})",
+            f"by {folder / CONFIG} it was made for {provenance.model_name} "
+            f"({provenance.model_note or 'as published'}), and it is evaluated on other weights of it "
+            f"({note or 'as published'})",
         )
 
 
-def _heeded(dataset: DatasetSettings, said: Provenance, folder: Path) -> DatasetSettings:
+def _with_its_rows(dataset: DatasetSettings, provenance: Provenance, folder: Path) -> DatasetSettings:
     path = folder / CONFIG
-    # Token ids are taken as they are, as sae_lens takes them: whoever tokenised them put a BOS there, or did not.
-    prepend_bos = said.prepend_bos if dataset.tokens_column is None else None
-    wishes = {"context": said.context_size, "prepend_bos": prepend_bos, "prefix": said.prefix}
+    # Token ids of a data set are used unchanged, as in sae_lens: a BOS in them depends on who tokenised them.
+    prepend_bos = provenance.prepend_bos if dataset.tokens_column is None else None
+    wishes = {"context": provenance.context_size, "prepend_bos": prepend_bos, "prefix": provenance.prefix}
     if dataset.chat_column is not None:
-        wishes["chat_roles"] = said.chat_roles
+        wishes["chat_roles"] = provenance.chat_roles
     for name, wanted in wishes.items():
         set_to = getattr(dataset, name)
         if wanted is not None and set_to is None:
             dataset = _replaced(dataset, path, **{name: wanted})
-            _say(logging.INFO, f"dataset.{name} is {wanted!r}, as {path} says")
+            _log_once(logging.INFO, f"dataset.{name} is {wanted!r}, from {path}")
         elif wanted is not None and set_to != wanted:
-            different = f"dataset.{name} is {set_to}, but {path} says {wanted}: it was not made for such rows"
-            _say(logging.WARNING, different)
-    start, stop = _positions(said.seqpos_slice or [None], dataset.tokens_per_row, path)
+            different = f"dataset.{name} is {set_to}, but {wanted} in {path}: it was not made for such rows"
+            _log_once(logging.WARNING, different)
+    start, stop = _positions(provenance.seqpos_slice or [None], dataset.tokens_per_row, path)
     if stop < dataset.tokens_per_row:
         raise ValueError(
-            f"{path}: seqpos_slice is {said.seqpos_slice}, so that it knows the first {stop} positions alone; set "
-            f"dataset.context={stop}"
+            f"{path}: seqpos_slice is {provenance.seqpos_slice}, so the autoencoder was trained on the first {stop} "
+            f"positions alone; set dataset.context={stop}"
         )
     if start > dataset.skip_positions:
         dataset = _replaced(dataset, path, skip_positions=start)
-        _say(logging.INFO, f"dataset.skip_positions is {start}, as seqpos_slice in {path} says")
-    ids = said.exclude_special_tokens if isinstance(said.exclude_special_tokens, list) else []
+        _log_once(logging.INFO, f"dataset.skip_positions is {start}, from seqpos_slice in {path}")
+    ids = provenance.exclude_special_tokens if isinstance(provenance.exclude_special_tokens, list) else []
     if more := sorted(set(ids) - set(dataset.exclude_tokens)):
         dataset = _replaced(dataset, path, exclude_tokens=[*dataset.exclude_tokens, *more])
-        _say(
+        _log_once(
             logging.INFO,
-            f"tokens {', '.join(map(str, more))} are left out, as exclude_special_tokens in {path} says",
+            f"tokens {', '.join(map(str, more))} are left out, from exclude_special_tokens in {path}",
         )
-    if said.exclude_special_tokens is True and not dataset.exclude_special_tokens:
-        _say(logging.WARNING, f"dataset.exclude_special_tokens is false, but {path} says that they were left out")
-    if said.exclude_special_tokens is False and dataset.exclude_special_tokens:
-        _say(logging.INFO, f"dataset.exclude_special_tokens is true, but {path} says that they were trained on")
+    if provenance.exclude_special_tokens is True and not dataset.exclude_special_tokens:
+        _log_once(logging.WARNING, f"dataset.exclude_special_tokens is false, but by {path} they were left out")
+    if provenance.exclude_special_tokens is False and dataset.exclude_special_tokens:
+        _log_once(logging.INFO, f"dataset.exclude_special_tokens is true, but by {path} they were trained on")
     return dataset
 
 
@@ -148,15 +153,15 @@ def _replaced(
     try:
         return replace(dataset, **changes)
     except ValueError as error:
-        raise ValueError(f"{path} asks for what cannot be: {error}") from None
+        raise ValueError(f"{path} requires settings that are refused: {error}") from None
 
 
 def _positions(seqpos_slice: list[int | None], context: int, path: Path) -> tuple[int, int]:
-    """The first position that counts, and the one after the last."""
+    """Return the first position that counts, and the position after the last one."""
     bounds = slice(*seqpos_slice)
     if bounds.step not in (None, 1):
         raise ValueError(f"{path}: seqpos_slice is {seqpos_slice}; a step other than 1 is not supported")
     start, stop, _ = bounds.indices(context)
     if start >= stop:
-        raise ValueError(f"{path}: seqpos_slice is {seqpos_slice}, which is none of the {context} positions of a row")
+        raise ValueError(f"{path}: seqpos_slice is {seqpos_slice}, which selects none of the {context} positions")
     return start, stop

@@ -1,4 +1,4 @@
-"""The command line's overrides: put where Hydra reads them, and told apart where its own message names none."""
+"""The command line's overrides: ordered for Hydra, and checked if Hydra's own message would not name the override."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -14,14 +14,14 @@ from omegaconf import DictConfig
 from fsae.configuration.conf_folder import conf_folder
 from fsae.configuration.schema import RunSettings
 
-# Options that stand alone: what follows them is no value of theirs.
+# Options without a value: the argument after them is not theirs.
 _FLAGS = {"-m", "--multirun", "-r", "--run", "--resolve"}
 
 
 def options_first(arguments: Sequence[str]) -> list[str]:
-    """The same arguments with the overrides last, so that `debug=tiny -m seed=1,2` is read as it is meant.
+    """Return the arguments with the overrides last, so that `debug=tiny -m seed=1,2` works.
 
-    argparse takes overrides in one piece: those after an option that follows others would be unknown to it.
+    argparse takes overrides in one piece: it does not recognise those that follow an option after other overrides.
     """
     options, overrides = [], []
     for before, argument in zip(["", *arguments], arguments, strict=False):
@@ -32,8 +32,11 @@ def options_first(arguments: Sequence[str]) -> list[str]:
 
 
 def check_choices(arguments: Sequence[str]) -> None:
-    """Raise ValueError where a group is given what is no choice of it, or taken away although a run needs it: Hydra's
-    message would not say which one."""
+    """Check the choices of config groups, since Hydra's message would not name the argument.
+
+    Raises:
+        ValueError: an argument gives a group something other than a choice, or removes a group that every run needs.
+    """
     needed = {each.name for each in fields(RunSettings)} - {"model", "site", "dataset"}
     for argument in arguments:
         key = argument.removeprefix("~").partition("=")[0]
@@ -48,7 +51,7 @@ def check_choices(arguments: Sequence[str]) -> None:
         try:
             override = OverridesParser.create().parse_override(argument)
         except HydraException:
-            continue  # which Hydra tells with the place of the mistake
+            continue  # Hydra reports it, with the position of the mistake
         if override.is_sweep_override():
             continue
         chosen = override.value()
@@ -60,17 +63,20 @@ def check_choices(arguments: Sequence[str]) -> None:
 
 
 def check_jobs(config: DictConfig, most: int) -> None:
-    """Raise ValueError where a sweep has more jobs than anybody means.
+    """Check that a sweep has no more jobs than is plausible.
 
     Args:
-        config: the sweep's, with Hydra's own settings.
-        most: how many it may have.
+        config: the sweep's config, with Hydra's own settings.
+        most: the largest number of jobs allowed.
+
+    Raises:
+        ValueError: it has more.
     """
     sweeper = config.hydra.sweeper
     if config.hydra.mode is not RunMode.MULTIRUN or not str(sweeper._target_).endswith("BasicSweeper"):
         return
     written = [*(f"{key}={value}" for key, value in (sweeper.params or {}).items()), *config.hydra.overrides.task]
-    # The command line's take the place of the YAML file's.
+    # The command line's parameters replace the YAML file's.
     counts = {each.key_or_group: (each, _choices(each)) for each in OverridesParser.create().parse_overrides(written)}
     jobs = prod(count for _, count in counts.values())
     if jobs > most:
@@ -82,7 +88,7 @@ def check_jobs(config: DictConfig, most: int) -> None:
 
 
 def _choices(override: Override) -> int:
-    """How many values it sweeps over, without making them all."""
+    """Return how many values the override sweeps over, without creating all of them."""
     if not override.is_sweep_override():
         return 1
     swept: Any = override.value()
@@ -90,5 +96,5 @@ def _choices(override: Override) -> int:
         assert swept.start is not None
         assert swept.stop is not None
         return max(1, int((swept.stop - swept.start) / swept.step))
-    # Of a glob it is not known before Hydra has looked.
+    # The number of a glob's values is unknown before Hydra resolves it.
     return len(getattr(swept, "list", None) or [None])

@@ -1,4 +1,4 @@
-"""Settings that cannot be composed: said in one message, and recorded although there is no run to record it in."""
+"""Refusals: one message for settings that cannot be composed, recorded although there is no run to record it in."""
 
 import difflib
 import logging
@@ -15,21 +15,21 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from fsae.configuration.schema import INSTEAD, SCHEMAS
+from fsae.configuration.schema import INSTEAD, schemas
 from fsae.credentials import concealed
 from fsae.outputs.status import Failure, RunState, mark, read_status
 
 log = logging.getLogger(__name__)
 
-# What people can mend: told without a traceback.
+# Errors that people can correct: reported without a traceback.
 MENDABLE = (ValueError, OSError, HydraException, OmegaConfBaseException, YAMLError)
-_TOLD = "(told in the run's log)"
+_REPORTED = "(reported in the run's log)"
 
 
 def explain(error: BaseException) -> str:
-    """What is wrong, where, and what would be right; without a traceback.
+    """Return what is wrong, where, and what would be right; without a traceback.
 
-    Hydra names the override and OmegaConf, the cause behind it, says what is the matter.
+    Hydra's error names the override, and OmegaConf's, its cause, describes the mistake.
     """
     for cause in _causes(error):
         if isinstance(cause, OverrideParseException):
@@ -51,7 +51,7 @@ def explain(error: BaseException) -> str:
 
 
 def included_itself(arguments: Sequence[str]) -> ValueError:
-    """What Hydra's endless recursion through a defaults list means."""
+    """Return the error that explains Hydra's endless recursion through a defaults list."""
     chosen = [each for each in arguments if each.lstrip("+").startswith("experiment=")]
     files = " and ".join(f"{each.partition('=')[2]}.yaml" for each in chosen) or "a chosen YAML file"
     return ValueError(
@@ -68,11 +68,11 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _of_hydra(text: str) -> str:
-    """What Hydra tells in several lines, or with its own names, in one sentence; any other text as it is."""
+    """Return one sentence for messages in which Hydra uses several lines or internal names; other text unchanged."""
     if (swept := re.match(r"Ambiguous value for argument '(.*)'\n|Sweep parameters '(.*)' requires", text)) is not None:
         return f"{swept[1] or swept[2]}: several values are a sweep; add -m"
     if (there := re.match(r"Could not append to config\. An item is already at '(.*)'\.", text)) is not None:
-        return f"+{there[1]}: there is such a setting already; leave out the +"
+        return f"+{there[1]}: this setting exists already; leave out the +"
     in_file = re.match(r"In '(?P<file>.+)': \w+ raised while composing config:\n(?P<what>.*)\n", text)
     full_key = re.search(r"^ *full_key: (\S+)", text, re.MULTILINE)
     if in_file is None or full_key is None:
@@ -81,7 +81,7 @@ def _of_hydra(text: str) -> str:
     kind = re.fullmatch(r"Key '.*' (?:is )?not in '(\w+)'", in_file["what"])
     if kind is None:
         return f"{file}.yaml: {key}: {in_file['what']}"
-    schema = next((schema for schema in SCHEMAS.values() if schema.__name__ == kind[1]), None)
+    schema = next((schema for schema in schemas().values() if schema.__name__ == kind[1]), None)
     near = _near(key.rpartition(".")[2], [each.name for each in fields(schema)] if schema is not None else [])
     group, _, choice = file.rpartition("/")
     other = key.partition(".")[0]
@@ -109,7 +109,7 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
     if full_key in INSTEAD:
         return f"{full_key}: there is no such setting; {INSTEAD[full_key]}"
     parent, _, key = full_key.rpartition(".")
-    schema = next((schema for schema in SCHEMAS.values() if schema is error.object_type), None)
+    schema = next((schema for schema in schemas().values() if schema is error.object_type), None)
     known = sorted(field.name for field in fields(schema)) if schema is not None else _children(error)
     of = f" ({schema.__name__})" if schema is not None else ""
     prefix = f"{parent}." if parent else ""
@@ -129,33 +129,33 @@ def _children(error: OmegaConfBaseException) -> list[str]:
     return sorted(str(key) for key in node) if node is not None and hasattr(node, "keys") else []  # pyright: ignore[reportGeneralTypeIssues]
 
 
-def tell(error: BaseException, folder: Path) -> None:
-    """Say in the log what ended a job: in one message where it is for people to mend, else with the traceback.
+def report_error(error: BaseException, folder: Path) -> None:
+    """Log the error that ended a job: in one message if people can correct it, else with the traceback.
 
-    Telling an error again does nothing, so whoever knows first may tell it.
+    Reporting an error a second time does nothing, so every caller that catches it may report it.
     """
-    if was_told(error):
+    if was_reported(error):
         return
     if isinstance(error, MENDABLE):
         log.error("%s", explain(error))
-        # Whoever suspects more than their own settings finds the place here. The disk may be what is wrong.
+        # The traceback is for those who suspect a fault of fsae. The disk may be the cause, so writing may fail.
         with suppress(OSError), (folder / "run.log").open("a") as file:
             file.write(concealed("".join(traceback.format_exception(error))))
     else:
         log.error("", exc_info=error)
-    error.add_note(_TOLD)
+    error.add_note(_REPORTED)
 
 
-def was_told(error: BaseException) -> bool:
-    """Whether `tell` has said it."""
-    return _TOLD in getattr(error, "__notes__", ())
+def was_reported(error: BaseException) -> bool:
+    """Return whether `report_error` has logged the error."""
+    return _REPORTED in getattr(error, "__notes__", ())
 
 
 def record_refusal(error: BaseException, outputs: Path, folder: Path | None = None) -> None:
-    """Write why a command was refused into a `status.json`.
+    """Write the reason for refusing a command into a `status.json`.
 
-    It goes into `folder`, a run's that is there already, where that holds no run yet. Otherwise it goes into the
-    outputs folder: what a run has written about itself stays, and what never began gets no folder.
+    It is written into `folder` if that is an existing folder that holds no run yet, else into the outputs folder: the
+    status that a run has written is kept, and a run that never started gets no folder.
 
     Raises:
         OSError: it cannot be written.
@@ -169,14 +169,14 @@ def record_refusal(error: BaseException, outputs: Path, folder: Path | None = No
 
 
 def refuse(error: BaseException, outputs: Path | None) -> NoReturn:
-    """Say why a command cannot be done and leave; nothing of it has begun.
+    """Print why a command is refused and exit; nothing has started.
 
     Args:
-        error: why.
-        outputs: where that is recorded; None where the outputs folder itself is what is wrong.
+        error: the reason.
+        outputs: the folder in which the reason is recorded; None if the outputs folder itself is invalid.
     """
     print(f"fsae: {explain(error)}", file=sys.stderr)
-    # It may be impossible to write there, and then that is what was told.
+    # The outputs folder may not be writable, which may be the reason itself.
     with suppress(OSError):
         if outputs is not None:
             record_refusal(error, outputs)

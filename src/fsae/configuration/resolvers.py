@@ -5,68 +5,57 @@ import json
 import os
 from contextlib import suppress
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fsae.configuration.schema import SCHEMAS
+from fsae.configuration.schema import TABLES, schemas
 from fsae.language_models.hub import is_hub_name
 from fsae.language_models.settings import ModelSettings
+from fsae.outputs.bookkeeping import is_bookkeeping
 from fsae.sources.documents import DatasetSettings
 
-# What does not change the numbers of a run: it neither names its folder nor makes a checkpoint foreign.
-BESIDE_THE_POINT = (
-    "paths",
-    "tracking",
-    "search",
-    "source.cache",
-    "source.cache_gb",
-    "source.also",
-    "source.worker",
-    "trainer.checkpoint_seconds",
-)
 
-# Schemas of which several fit one place, and the word by which YAML chooses between them.
-CHOICES = {
-    schema: path.split("/")[1]
-    for path, schema in SCHEMAS.items()
-    if path.startswith(("arch/", "loss/", "source/", "trainer/"))
-}
+@cache
+def _choices() -> dict[type, str]:
+    """Return the name by which YAML files choose each schema of a group that has several."""
+    return {schema: path.split("/")[1] for path, schema in schemas().items() if path.split("/")[0] in TABLES}
 
 
 def register_resolvers() -> None:
-    """Make `absolute` and `run_folder` known to OmegaConf."""
+    """Register `absolute` and `run_folder` with OmegaConf."""
     OmegaConf.register_new_resolver("absolute", _absolute, replace=True)
     OmegaConf.register_new_resolver("run_folder", _run_folder, replace=True, use_cache=False)
 
 
 def _absolute(path: str) -> str:
-    # Path("") would be the working directory: `check_outputs` tells it.
+    # Path("") would be the working directory: `check_outputs` refuses an empty path.
     return str(Path(path).expanduser().resolve()) if path.strip() else ""
 
 
 def flat_settings(config: DictConfig) -> dict[str, str]:
-    """All resolved settings but Hydra's own, flattened: text by dotted key.
+    """Return all resolved settings except Hydra's own, flattened: text by dotted key.
 
-    Architectures, trainers and loss terms differ by their schema too, so its word stands under their own key: `arch` is
-    "gated", `loss.sparsity` is "l1". What a model and a data set are called follows from their settings; it stands
-    among them as `model.name` and `dataset.name`.
+    Architectures, trainers and loss terms also differ by their schema, so the choice's name is listed under their own
+    key: `arch` is "gated", `loss.sparsity` is "l1". The names of a model and a data set, which follow from their
+    settings, are listed as `model.name` and `dataset.name`.
     """
     flat: dict[str, str] = {}
 
     def walk(prefix: str, value: object) -> None:
         if isinstance(value, DictConfig) and value:
             kind = OmegaConf.get_type(value)
-            if kind is not None and (word := CHOICES.get(kind)):
+            if kind is not None and (word := _choices().get(kind)):
                 flat[prefix] = word
             if kind in (ModelSettings, DatasetSettings):
-                # Settings that cannot be have no name; the checks that follow say what is wrong with them.
+                # Invalid settings have no name; later checks report what is wrong with them.
                 with suppress(ValueError, OmegaConfBaseException):
                     flat[f"{prefix}.name"] = cast(ModelSettings | DatasetSettings, OmegaConf.to_object(value)).name
             for key in value:
-                # What is missing is told by the checks that follow, better than OmegaConf tells it here.
+                # Later checks report a missing value, with a better message than OmegaConf's.
                 walk(f"{prefix}.{key}", "???" if OmegaConf.is_missing(value, key) else value[key])
         else:
             value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
@@ -81,9 +70,9 @@ def flat_settings(config: DictConfig) -> dict[str, str]:
 
 
 def absolute_paths(config: DictConfig) -> dict[str, str]:
-    """Settings that name files by a path, made absolute: a path means the same wherever the command is given again.
+    """Return the settings that name files by a path, made absolute, so that they do not depend on the directory.
 
-    A hub name stays as it is, unless a folder of that name is here: that is what would be read.
+    A hub name is not changed, unless there is a folder of that name here, which would then be read.
     """
     found: dict[str, str] = {}
     for key in ("model.path", "model.tokenizer", "dataset.path", "source.path", "sae.path"):
@@ -94,25 +83,24 @@ def absolute_paths(config: DictConfig) -> dict[str, str]:
 
 
 def deciding_settings(config: DictConfig) -> dict[str, str]:
-    """Those of `flat_settings` that decide a run's numbers."""
-    beside = tuple(f"{key}." for key in BESIDE_THE_POINT)
-    return {key: value for key, value in flat_settings(config).items() if not f"{key}.".startswith(beside)}
+    """Return those of `flat_settings` that decide a run's numbers."""
+    return {key: value for key, value in flat_settings(config).items() if not is_bookkeeping(key)}
 
 
 def _run_folder(*, _root_: DictConfig) -> str:
-    """A name for the run's folder that the same settings find again.
+    """Return the name of the run's folder, the same for the same settings.
 
-    Where that folder holds a finished run the next free number is added, so that nothing finished is overwritten.
+    If that folder holds a finished run the next free number is appended, so that nothing finished is overwritten.
     """
     deciding = deciding_settings(_root_)
     digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
-    # Read from the flat text: a YAML file without its schema is refused later, with a better message.
+    # Taken from the flat text: a YAML file without its schema is refused later, with a better message.
     if {"model.name", "site.name", "site.layer"} <= deciding.keys():
         vectors = f"{deciding['model.name']}-{deciding['site.name']}.{deciding['site.layer']}"
     else:
         vectors = _root_.hydra.runtime.choices.source
     if deciding["task"] == "eval":
-        # Which architecture it evaluates is in the autoencoder's own folder, not in these settings.
+        # The evaluated architecture is recorded in the autoencoder's folder, not in these settings.
         name = f"eval-{_root_.name or vectors}"
     elif deciding["task"] == "harvest":
         name = f"harvest-{_root_.name or vectors}"

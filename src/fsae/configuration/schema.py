@@ -5,8 +5,10 @@ under `schema/...`, where the YAML files take them from, so that unknown keys an
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, cast, get_args
@@ -14,41 +16,26 @@ from typing import Any, cast, get_args
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
-from fsae.autoencoders.abs_topk import AbsTopKSettings
-from fsae.autoencoders.batch_topk import BatchTopKSettings
-from fsae.autoencoders.fitted import FittedSettings
-from fsae.autoencoders.gated import GatedSettings
-from fsae.autoencoders.jumprelu import JumpReLUSettings
-from fsae.autoencoders.local_pca import KMeansSettings, LocalPCASettings
-from fsae.autoencoders.pca import PCASettings
+from fsae.autoencoders.choices import CHOICES as ARCHITECTURES
 from fsae.autoencoders.settings import AutoencoderSettings
-from fsae.autoencoders.standard import StandardSettings
-from fsae.autoencoders.topk import TopKSettings
-from fsae.configuration.values import written_by_people
+from fsae.configuration.values import lenient_node
 from fsae.evaluation.search_objective import SearchObjective
 from fsae.evaluation.settings import EvaluationSettings
 from fsae.language_models.settings import ModelSettings
 from fsae.language_models.sites import Site
-from fsae.losses.auxiliary import AuxK, GateReconstruction
-from fsae.losses.fisher import Fisher
-from fsae.losses.reconstruction import SquaredError
-from fsae.losses.sparsity import L1, StepL0, TanhL0, TargetL0
+from fsae.losses.choices import CHOICES as LOSSES
 from fsae.losses.term import LossTerm
+from fsae.plugins import with_outside
 from fsae.ranges import SEED, Ranged, check_number, is_nullable, range_of
 from fsae.sources.activations import ActivationSourceSettings
+from fsae.sources.choices import CHOICES as SOURCES
 from fsae.sources.documents import DatasetSettings
-from fsae.sources.eeg import EEGSettings
 from fsae.sources.in_memory import InMemorySettings
-from fsae.sources.mnist import MNISTSettings
-from fsae.sources.synthetic.grouped import GroupedFeaturesSettings
-from fsae.sources.synthetic.hierarchical import HierarchicalFeaturesSettings
 from fsae.sources.synthetic.source import SyntheticSettings
-from fsae.sources.synthetic.sparse_sources import SparseSourcesSettings
-from fsae.sources.toy_clusters import ToyClustersSettings
 from fsae.tracking.tracker import TrackingSettings
-from fsae.training.pam_learner import PamSettings
+from fsae.training.choices import CHOICES as TRAINERS
 from fsae.training.population import PopulationSettings
-from fsae.training.settings import AdamSettings, FitSettings, TrainerSettings
+from fsae.training.settings import TrainerSettings
 
 
 class Task(Enum):
@@ -134,12 +121,11 @@ class RunSettings(Ranged):
         return Path(self.sae.path).expanduser()
 
     def check_width(self, d_in: int) -> None:
-        """Raise ValueError where the architecture, or how it is trained, is not for vectors of this width."""
-        # Which has to be one at all.
+        """Raise ValueError if the architecture or the trainer is impossible for vectors of this width."""
+        # Raises if there would be no latent.
         self.arch.width(d_in)
         self.arch.check_width(d_in)
-        if isinstance(self.arch, FittedSettings) and isinstance(self.trainer, FitSettings):
-            self.trainer.check_cells(self.arch.cells(d_in), self.arch.components(d_in))
+        self.trainer.check_width(self.arch, d_in)
 
 
 def _check_name(name: str) -> None:
@@ -153,53 +139,51 @@ def _check_name(name: str) -> None:
         raise ValueError(f"name is {len(name.encode())} bytes long; a folder's name may have 200")
 
 
-SCHEMAS: dict[str, type] = {
-    "paths/paths": PathsSettings,
-    "model/model": ModelSettings,
-    "site/site": Site,
-    "dataset/dataset": DatasetSettings,
-    "source/activations": ActivationSourceSettings,
-    "source/grouped_features": GroupedFeaturesSettings,
-    "source/sparse_sources": SparseSourcesSettings,
-    "source/hierarchical_features": HierarchicalFeaturesSettings,
-    "source/eeg": EEGSettings,
-    "source/mnist": MNISTSettings,
-    "source/toy_clusters": ToyClustersSettings,
-    "arch/standard": StandardSettings,
-    "arch/gated": GatedSettings,
-    "arch/jumprelu": JumpReLUSettings,
-    "arch/topk": TopKSettings,
-    "arch/batch_topk": BatchTopKSettings,
-    "arch/abs_topk": AbsTopKSettings,
-    "arch/kmeans": KMeansSettings,
-    "arch/local_pca": LocalPCASettings,
-    "arch/pca": PCASettings,
-    "loss/squared_error": SquaredError,
-    "loss/l1": L1,
-    "loss/step_l0": StepL0,
-    "loss/tanh_l0": TanhL0,
-    "loss/target_l0": TargetL0,
-    "loss/gate_reconstruction": GateReconstruction,
-    "loss/aux_k": AuxK,
-    "loss/fisher": Fisher,
-    "population/population": PopulationSettings,
-    "trainer/adam": AdamSettings,
-    "trainer/fit": FitSettings,
-    "trainer/pam": PamSettings,
-    "eval/eval": EvaluationSettings,
-    "search/search": SearchObjective,
-    "tracking/tracking": TrackingSettings,
-    "sae/sae": SaeSettings,
+# The groups that choose between several components: the table of each, and the base class of its settings.
+TABLES: dict[str, tuple[Mapping[str, type], type]] = {
+    "source": (SOURCES, Ranged),
+    "arch": (ARCHITECTURES, AutoencoderSettings),
+    "loss": (LOSSES, LossTerm),
+    "trainer": (TRAINERS, TrainerSettings),
+}
+# The groups with one schema each, whose name is the group's.
+SINGLE: dict[str, type] = {
+    "paths": PathsSettings,
+    "model": ModelSettings,
+    "site": Site,
+    "dataset": DatasetSettings,
+    "population": PopulationSettings,
+    "eval": EvaluationSettings,
+    "search": SearchObjective,
+    "tracking": TrackingSettings,
+    "sae": SaeSettings,
 }
 
 
-# What people look for where it is not a setting, and what they want instead.
+@cache
+def schemas() -> dict[str, type]:
+    """Return all schemas by group and name, such as "arch/gated", including those of other distributions.
+
+    Raises:
+        ValueError: a distribution's entry point is broken, or has the name of another choice.
+    """
+    single = {f"{group}/{group}": schema for group, schema in SINGLE.items()}
+    of_tables = {
+        f"{group}/{name}": schema
+        for group, (own, base) in TABLES.items()
+        for name, schema in with_outside(group, own, base).items()
+    }
+    return single | of_tables
+
+
+# Keys that are no settings, or no longer, and what to set instead.
 INSTEAD = {
     "loss.fisher": "the Fisher penalty is loss.penalty, and theta is loss.penalty.weight; penalty=none trains without",
     "loss.penalty": "this run has no penalty; penalty=fisher has one, whose weight is loss.penalty.weight",
     "trainer.tokens": "it is trainer.samples",
     "trainer.centres": "it is trainer.centre_fraction",
     "objective": "it is search, as in search.metric=eval/fvu",
+    "arch.tied": "arch.encoder_init has it: set arch.encoder_init=tied, or leave it out",
     "model.name": "a model's name follows from what it is: choose another model, as in model=gpt2 or model=custom "
     "model.path=FOLDER_OR_HUB_NAME; name=... names the run",
     "dataset.name": "a data set's name follows from what it is: choose another one, as in dataset=tinystories or "
@@ -208,11 +192,15 @@ INSTEAD = {
 
 
 def register_schemas() -> None:
-    """Store every schema where the YAML files refer to it."""
+    """Store every schema under the path by which YAML files refer to it.
+
+    Raises:
+        ValueError: see `schemas`.
+    """
     store = ConfigStore.instance()
-    for path, schema in SCHEMAS.items():
+    for path, schema in schemas().items():
         group, name = path.split("/")
-        store.store(name=name, node=written_by_people(schema), group=f"schema/{group}")
+        store.store(name=name, node=lenient_node(schema), group=f"schema/{group}")
     # At the root the groups are untyped: OmegaConf would make a node of the declared base class before the chosen
     # schema arrives. `settings_of` checks their types afterwards.
     root = [
@@ -221,8 +209,8 @@ def register_schemas() -> None:
         else (f.name, Any, None if NoneType in get_args(f.type) else MISSING)
         for f in fields(RunSettings)
     ]
-    store.store(name="run_schema", node=written_by_people(make_dataclass("RunSettings", root)))
-    # Hydra copies the store for every group that it lists, which is half of the time of --help; nobody changes a copy.
+    store.store(name="run_schema", node=lenient_node(make_dataclass("RunSettings", root)))
+    # Hydra copies the store for every group that it lists, which takes half of the time of --help; no copy is changed.
     setattr(store, "__deepcopy__", lambda memo: store)  # noqa: B010
 
 

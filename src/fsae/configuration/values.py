@@ -1,4 +1,4 @@
-"""Values as people write them: whole numbers also as 1e6, switches as true and false alone."""
+"""Config nodes that read values as people write them: whole numbers also as 1e6, switches only as true and false."""
 
 import math
 import re
@@ -13,13 +13,22 @@ from fsae.ranges import written
 _ZEROS = {"k": 3, "m": 6, "g": 9, "b": 9}
 
 
-class WholeNumber(IntegerNode):
+class _CopiedByType:
+    """A node whose copy has its own type: OmegaConf's nodes copy themselves as the type they are derived from."""
+
+    def __deepcopy__(self: Any, memo: dict[int, Any]) -> Any:
+        copied = type(self)()
+        self._deepcopy_impl(copied, memo)
+        return copied
+
+
+class WholeNumber(_CopiedByType, IntegerNode):
     """A node for a whole number, which may be written as 250_000, 2.5e5 or 1e6."""
 
     def _validate_and_convert_impl(self, value: Any) -> int:
         found = value
         if isinstance(value, str):
-            # An environment variable's, or one in quotes.
+            # The value of an environment variable, or a value in quotes.
             try:
                 found = int(value)
             except ValueError:
@@ -30,39 +39,24 @@ class WholeNumber(IntegerNode):
             return found
         raise ValidationError(f"{value!r} is not a whole number; {_hint(value)}")
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "WholeNumber":
-        copied = WholeNumber()
-        self._deepcopy_impl(copied, memo)
-        return copied
 
-
-class Switch(BooleanNode):
-    """A node for true or false: no number stands for either."""
+class Switch(_CopiedByType, BooleanNode):
+    """A node for true or false; numbers are refused."""
 
     def _validate_and_convert_impl(self, value: Any) -> bool:
         if (isinstance(value, int | float) and not isinstance(value, bool)) or str(value).isdecimal():
             raise ValidationError(f"{value!r} is neither true nor false")
         return super()._validate_and_convert_impl(value)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Switch":
-        copied = Switch()
-        self._deepcopy_impl(copied, memo)
-        return copied
 
-
-class Number(FloatNode):
-    """A node for a number: one that has too many digits is told as such."""
+class Number(_CopiedByType, FloatNode):
+    """A node for a number; a number with too many digits gets a message of its own."""
 
     def _validate_and_convert_impl(self, value: Any) -> float:
         try:
             return super()._validate_and_convert_impl(value)
         except OverflowError:
             raise ValidationError(f"{written(value)} is too large for a number") from None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Number":
-        copied = Number()
-        self._deepcopy_impl(copied, memo)
-        return copied
 
 
 _OURS: dict[type, type[WholeNumber | Switch | Number]] = {
@@ -72,10 +66,10 @@ _OURS: dict[type, type[WholeNumber | Switch | Number]] = {
 }
 
 
-def written_by_people(schema: type) -> DictConfig:
-    """A node of a frozen dataclass that reads values as people write them, and that YAML and overrides may change.
+def lenient_node(schema: type) -> DictConfig:
+    """Return a node of a frozen dataclass, with nodes that read values as people write them.
 
-    OmegaConf makes nodes of frozen dataclasses read-only.
+    YAML and overrides may change it: OmegaConf alone makes nodes of frozen dataclasses read-only.
     """
     node = OmegaConf.structured(schema)
     _open(node)
@@ -101,7 +95,7 @@ def _float_of(text: str) -> float | None:
 
 
 def _hint(value: object) -> str:
-    """How the number is written that was meant, as far as can be guessed."""
+    """Return how to write the number that was probably meant."""
     meant = re.fullmatch(r"\s*([\d._]+)\s*([kKmMgGbB])\s*", value) if isinstance(value, str) else None
     if meant is None:
         return "write digits, as in 250_000 or 1e6"

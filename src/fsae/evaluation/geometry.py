@@ -8,8 +8,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
-from fsae.autoencoders.local_pca import LocalPCA
-from fsae.autoencoders.topk import TopK
 from fsae.evaluation.power_diagram import PowerDiagram, own_supports, power_diagram
 from fsae.evaluation.regions import Regions, along_segments, on_plane, radii, sizes
 from fsae.seeds import generator_for
@@ -119,13 +117,12 @@ def _geometry(autoencoder: Autoencoder, x: Float[Tensor, "samples d_in"], heartb
         "adjacent_share": (stretches == 2).double().mean().item(),
     }
     if diagram is not None:
-        assert isinstance(autoencoder, TopK | LocalPCA)
         scalars |= _agreement(autoencoder, diagram, x[:_COMPARED], heartbeat)
     return Geometry(scalars, counts.cpu(), _plane(regions, diagram, x))
 
 
 def _agreement(
-    autoencoder: TopK | LocalPCA, diagram: PowerDiagram, x: Tensor, heartbeat: Callable[[], None]
+    autoencoder: Autoencoder, diagram: PowerDiagram, x: Tensor, heartbeat: Callable[[], None]
 ) -> dict[str, float]:
     agree, ties = [], []
     # A pre-activation's rounding; power distances differ by twice as much as pre-activations.

@@ -13,10 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fsae.autoencoders.abs_topk import AbsTopK
 from fsae.autoencoders.autoencoder import Autoencoder
-from fsae.autoencoders.local_pca import LocalPCA
-from fsae.autoencoders.topk import TopK
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,31 +84,28 @@ class PowerDiagram:
 
 @torch.no_grad()
 def power_diagram(autoencoder: Autoencoder) -> PowerDiagram | None:
-    """The diagram of topk, abs_topk, kmeans and local_pca (of these two the Voronoi diagram of the centres); None for
-    other architectures, whose regions are none. A subtracted b_dec is taken into the biases; a scale that was folded
-    in is in the weights already."""
-    if isinstance(autoencoder, LocalPCA):
-        sites = autoencoder.centres.double()
-        return PowerDiagram(sites, sites.new_zeros(len(sites)), 1, len(sites))
-    if not isinstance(autoencoder, TopK):
+    """Return the diagram whose cells are the autoencoder's regions (of kmeans and local_pca the Voronoi diagram of the
+    centres); None if its latents do not compete for a fixed number of places per sample.
+
+    A subtracted b_dec is part of the biases, and a folded scale is part of the weights.
+    """
+    found = autoencoder.deciding_map()
+    if found is None:
         return None
-    columns, biases = autoencoder.W_enc.T.double(), autoencoder.b_enc.double()
-    if autoencoder.centre is not None:
-        biases = biases - columns @ autoencoder.b_dec.double()
-    weights = 2 * biases + columns.square().sum(1)
-    if isinstance(autoencoder, AbsTopK):
-        weights = torch.cat([weights, weights - 4 * biases])
+    columns, weights = found.columns, 2 * found.biases + found.columns.square().sum(1)
+    if found.signed:
+        weights = torch.cat([weights, weights - 4 * found.biases])
         columns = torch.cat([columns, -columns])
-    rectified = not isinstance(autoencoder, AbsTopK)
-    return PowerDiagram(columns, weights, autoencoder.settings.k, autoencoder.d_sae, rectified)
+    return PowerDiagram(columns, weights, found.k, len(found.columns), found.rectified)
 
 
 @torch.no_grad()
-def own_supports(autoencoder: TopK | LocalPCA, x: Float[Tensor, "batch d_in"]) -> Int[Tensor, "batch k"]:
-    """What the autoencoder itself has: the latents that are on, in rising order after a -1 for each of the k that is
-    off; of local_pca the cell."""
-    codes = autoencoder(x.to(autoencoder.W_dec), sparse=True).codes
-    chosen = codes.pattern.columns.view(len(x), -1)
-    if isinstance(autoencoder, LocalPCA):
-        return chosen[:, :1] // (1 + autoencoder.rank)
-    return torch.where(codes.values.view(len(x), -1) != 0, chosen, -1).sort(dim=1).values
+def own_supports(autoencoder: Autoencoder, x: Float[Tensor, "batch d_in"]) -> Int[Tensor, "batch k"]:
+    """Return the deciding latents that the autoencoder itself has on, in rising order after a -1 for each that is off.
+
+    Args:
+        autoencoder: one with a power diagram.
+    """
+    codes, deciding = autoencoder(x.to(autoencoder.W_dec), sparse=True).codes, autoencoder.deciding
+    chosen = codes.pattern.columns.view(len(x), -1)[:, deciding] // (deciding.step or 1)
+    return torch.where(codes.values.view(len(x), -1)[:, deciding] != 0, chosen, -1).sort(dim=1).values

@@ -16,16 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fsae.autoencoders.abs_topk import AbsTopK, AbsTopKSettings
 from fsae.autoencoders.autoencoder import Autoencoder
-from fsae.autoencoders.batch_topk import BatchTopK
-from fsae.autoencoders.gated import Gated, GatedSettings
-from fsae.autoencoders.jumprelu import JumpReLU, JumpReLUSettings
-from fsae.autoencoders.local_pca import KMeansSettings, LocalPCA, LocalPCASettings
-from fsae.autoencoders.pca import PCA
-from fsae.autoencoders.settings import AutoencoderSettings, DecoderNorm
-from fsae.autoencoders.standard import Standard, StandardSettings
-from fsae.autoencoders.topk import TopK, TopKSettings
+from fsae.autoencoders.choices import CHOICES
+from fsae.autoencoders.settings import AutoencoderSettings, count_in
+from fsae.plugins import with_outside
 
 log = logging.getLogger(__name__)
 
@@ -36,31 +30,6 @@ SPARSITY = "sparsity.safetensors"
 # The version whose layout is written. A reader takes a file that names no version, or one below 6, for the older
 # layout and drops its metadata.
 FORMAT_VERSION = "6.54.12"
-
-# Its word for each class. A subclass may choose its codes in another way, so it is not what its parent is; LocalPCA's
-# word depends on its rank.
-_WORDS: dict[type[Autoencoder], str] = {
-    Standard: "standard",
-    Gated: "gated",
-    JumpReLU: "jumprelu",
-    TopK: "topk",
-    BatchTopK: "jumprelu",
-    AbsTopK: "abstopk",
-    PCA: "abstopk",
-    LocalPCA: "local_pca",
-}
-# SAELens' word for an architecture -> its tensors: (d_in, d_sae), (d_sae, d_in), (d_in,), and these of (d_sae,).
-PER_LATENT = {
-    "standard": ("b_enc",),
-    "gated": ("b_gate", "b_mag", "r_mag"),
-    "jumprelu": ("b_enc", "threshold"),
-    "topk": ("b_enc",),
-    "abstopk": ("b_enc",),
-    "kmeans": ("b_enc",),
-    "local_pca": ("b_enc",),
-}
-# Of these SAELens has none: no code of its architectures says in which cell an input lies.
-OURS_ALONE = ("kmeans", "local_pca")
 
 # What weights may be kept in.
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -133,15 +102,19 @@ def save_saelens(
         firing_frequency: share of samples on which each latent fires; kept as log10 in `sparsity.safetensors`.
 
     Raises:
-        ValueError: an architecture that is not known here.
+        ValueError: the architecture does not define its form in SAELens' format.
         OSError: the disk is full or the folder cannot be written; an earlier folder is untouched.
     """
-    check_exportable(autoencoder)
-    architecture, tensors, extra = _contents(autoencoder)
-    if architecture in OURS_ALONE:
-        log.warning("SAELens cannot express %s: %s is in its layout, but for task=eval alone", architecture, folder)
+    autoencoder.check_algebra()
+    form = autoencoder.to_saelens()
+    if not form.known:
+        log.warning(
+            "SAELens has no architecture %s: %s is in its layout, but only task=eval opens it",
+            form.architecture,
+            folder,
+        )
     config = {
-        "architecture": architecture,
+        "architecture": form.architecture,
         "d_in": autoencoder.d_in,
         "d_sae": autoencoder.d_sae,
         "dtype": "float32",
@@ -150,11 +123,11 @@ def save_saelens(
         "normalize_activations": "none",
         # SAELens meets attn_z as (..., head, d_head) and has to be told to concatenate the heads, as we do.
         "reshape_activations": "hook_z" if (provenance.hook_name or "").endswith("hook_z") else "none",
-        **extra,
+        **form.config,
         "metadata": {
             "sae_lens_version": FORMAT_VERSION,
             "sae_lens_training_version": None,
-            "training_architecture": "batchtopk" if isinstance(autoencoder, BatchTopK) else architecture,
+            "training_architecture": form.trained_as or form.architecture,
             **asdict(provenance),
         },
     }
@@ -163,7 +136,7 @@ def save_saelens(
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
-        save_file(_plain(tensors), aside / WEIGHTS)
+        save_file(_plain(form.tensors), aside / WEIGHTS)
         (aside / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if firing_frequency is not None:
             save_file(_plain({"sparsity": torch.log10(firing_frequency + LEAST_FREQUENCY)}), aside / SPARSITY)
@@ -183,34 +156,6 @@ def save_saelens(
         raise OSError(
             f"cannot write the autoencoder to {folder}: {error}; free space there, or choose another folder"
         ) from error
-
-
-def check_exportable(autoencoder: Autoencoder) -> None:
-    """Raise ValueError for an architecture of which it is not known what SAELens calls it."""
-    if type(autoencoder) not in _WORDS:
-        raise ValueError(
-            f"{type(autoencoder).__name__} is an architecture that fsae.export.saelens does not know: its word and its "
-            "tensors must be said there before it can be trained or exported"
-        )
-
-
-def _contents(autoencoder: Autoencoder) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
-    """SAELens' word for the architecture, its tensors, and what only this architecture has in cfg.json."""
-    word = _WORDS[type(autoencoder)]
-    extra: dict[str, Any] = {}
-    tensors: dict[str, Tensor] = {name: getattr(autoencoder, name) for name in ("W_enc", "W_dec", "b_dec")}
-    for name in PER_LATENT[word]:
-        if name != "threshold":
-            tensors[name] = autoencoder.get_parameter(name)
-    if isinstance(autoencoder, LocalPCA):
-        word, extra = word if autoencoder.rank else "kmeans", {"rank": autoencoder.rank}
-    elif isinstance(autoencoder, TopK):
-        extra = {"k": autoencoder.settings.k, "rescale_acts_by_decoder_norm": False}
-    elif isinstance(autoencoder, JumpReLU):
-        tensors["threshold"] = autoencoder.threshold
-    elif isinstance(autoencoder, BatchTopK):
-        tensors["threshold"] = autoencoder.threshold.clamp_min(0).expand(autoencoder.d_sae)
-    return word, tensors, extra
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -233,23 +178,39 @@ def load_saelens(folder: Path) -> Autoencoder:
             wrong shape, the architecture is unknown, or cfg.json asks for something that would not be done.
     """
     config = _read_config(folder)
-    architecture = _architecture(config, folder)
+    architecture, kind = _architecture(config, folder)
     d_in, d_sae = (_size(config, key, folder) for key in ("d_in", "d_sae"))
     _refuse_unhonoured(config, folder)
-    tensors = _read_weights(folder, _shapes(architecture, d_in, d_sae))
-    autoencoder = _settings(architecture, config, d_sae, folder).build(d_in, torch.Generator()).eval()
+    tensors = _read_weights(folder, _shapes(kind, d_in, d_sae))
+    try:
+        settings = kind.from_saelens(architecture, config, d_sae)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from None
+    autoencoder = settings.build(d_in, torch.Generator()).eval()
     if config.get("rescale_acts_by_decoder_norm"):
         norms = tensors["W_dec"].norm(dim=1)
         tensors["W_enc"] *= norms
         tensors["b_enc"] *= norms
         # A row of zeros stays one, whatever it is divided by.
         tensors["W_dec"] /= torch.where(norms > 0, norms, 1.0)[:, None]
-    if "threshold" in tensors:
-        tensors["log_threshold"] = tensors.pop("threshold").log()
-    with torch.no_grad():
-        for name, parameter in autoencoder.named_parameters():
-            parameter.copy_(tensors[name])
+    autoencoder.load_saelens(tensors)
     return autoencoder
+
+
+def read_density(folder: Path) -> Float[Tensor, " d_sae"] | None:
+    """Read the share of samples on which each latent is on from a folder in SAELens' format; None if it has none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = folder / SPARSITY
+    if not path.exists():
+        return None
+    try:
+        logarithms = load_file(path)["sparsity"].float()
+    except (SafetensorError, OSError, KeyError) as error:
+        raise ValueError(f"{path} is truncated or damaged ({error}); delete it, or save it again") from error
+    return (10**logarithms - LEAST_FREQUENCY).clamp_min(0)
 
 
 # What SAELens' oldest layout, of 2024, calls what it now calls otherwise.
@@ -385,15 +346,20 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _architecture(config: dict[str, Any], folder: Path) -> str:
-    """The architecture's name; files from before sae_lens 6 may name an activation function instead."""
+def _architecture(config: dict[str, Any], folder: Path) -> tuple[str, type[AutoencoderSettings]]:
+    """Return SAELens' name of the architecture and the settings class that reads it.
+
+    Files from before sae_lens 6 may name an activation function instead.
+    """
     path = folder / CONFIG
     activation = config.get("activation_fn") or config.get("activation_fn_str") or "relu"
     if activation not in ("relu", "topk"):
         raise ValueError(f"{path}: the activation function {activation!r} is not known; known are relu, topk")
     architecture = config.get("architecture", "standard")
-    if not isinstance(architecture, str) or architecture not in PER_LATENT:
-        raise ValueError(f"{path}: the architecture {architecture!r} is not known; known are {', '.join(PER_LATENT)}")
+    choices = with_outside("arch", CHOICES, AutoencoderSettings)
+    known = {name: kind for kind in choices.values() for name in kind.saelens_names}
+    if not isinstance(architecture, str) or architecture not in known:
+        raise ValueError(f"{path}: the architecture {architecture!r} is not known; known are {', '.join(known)}")
     if activation == "topk" and architecture not in ("standard", "topk"):
         raise ValueError(f"{path}: the architecture is {architecture}, but the activation function is topk")
     architecture = "topk" if activation == "topk" else architecture
@@ -404,15 +370,14 @@ def _architecture(config: dict[str, Any], folder: Path) -> str:
         raise ValueError(
             f"{path}: activation_fn_kwargs names {', '.join(superfluous)}, which {architecture} has no use for"
         )
-    return architecture
+    return architecture, known[architecture]
 
 
 def _size(config: dict[str, Any], key: str, folder: Path) -> int:
-    size = config.get(key)
-    # To Python True is the whole number 1.
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise ValueError(f"{folder / CONFIG}: {key} is {size!r}; it must be a positive whole number")
-    return size
+    try:
+        return count_in(config, key)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from None
 
 
 def _refuse_unhonoured(config: dict[str, Any], folder: Path) -> None:
@@ -445,8 +410,8 @@ def _refuse_unhonoured(config: dict[str, Any], folder: Path) -> None:
         raise ValueError(f"{folder / CONFIG}: dtype is {dtype!r}; known are {', '.join(_DTYPES)}")
 
 
-def _shapes(architecture: str, d_in: int, d_sae: int) -> dict[str, tuple[int, ...]]:
-    per_latent = dict.fromkeys(PER_LATENT[architecture], (d_sae,))
+def _shapes(kind: type[AutoencoderSettings], d_in: int, d_sae: int) -> dict[str, tuple[int, ...]]:
+    per_latent = dict.fromkeys(kind.saelens_vectors, (d_sae,))
     return {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,), **per_latent}
 
 
@@ -493,29 +458,3 @@ def _read_weights(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str,
             "not; set them to 0 if every positive pre-activation is to count"
         )
     return weights
-
-
-def _settings(architecture: str, config: dict[str, Any], d_sae: int, folder: Path) -> AutoencoderSettings:
-    if architecture == "kmeans":
-        return KMeansSettings(d_sae=d_sae)
-    if architecture == "local_pca":
-        rank = _size(config, "rank", folder)
-        if d_sae % (1 + rank):
-            raise ValueError(f"{folder / CONFIG}: d_sae is {d_sae}, no multiple of 1 + rank ({1 + rank})")
-        return LocalPCASettings(d_sae=d_sae, rank=rank)
-    common: dict[str, Any] = {
-        "d_sae": d_sae,
-        "apply_b_dec_to_input": config.get("apply_b_dec_to_input", True),
-        "decoder_norm": DecoderNorm.free,
-    }
-    if architecture in ("topk", "abstopk"):
-        # Before sae_lens 6 k stood among the activation function's arguments.
-        of_function = (config.get("activation_fn_kwargs") or {}).get("k")
-        if of_function not in (None, config.get("k", of_function)):
-            raise ValueError(f"{folder / CONFIG}: k is {config['k']!r}, but in activation_fn_kwargs {of_function!r}")
-        k = _size({"k": config.get("k", of_function)}, "k", folder)
-        if k > d_sae:
-            raise ValueError(f"{folder / CONFIG}: k is {k}, more than the {d_sae} latents there are")
-        return (AbsTopKSettings if architecture == "abstopk" else TopKSettings)(k=k, **common)
-    simple = {"standard": StandardSettings, "gated": GatedSettings, "jumprelu": JumpReLUSettings}
-    return simple[architecture](**common)

@@ -1,1 +1,1 @@
-"""Language models as sources of activations: what we need of one, where it is read, how it is opened."""
+"""Language models as sources of activations: settings, sites, and how a model is opened and read."""

@@ -1,4 +1,4 @@
-"""Chats written out by a tokenizer's template, and which of the tokens are whose words."""
+"""Chats written out by a tokenizer's template, with a mask of the tokens that belong to given roles."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -7,22 +7,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class UnwritableChat(Exception):  # noqa: N818 - a state of a document, which is told and counted
-    """The template cannot write a chat; the message says why."""
+class UnwritableChat(Exception):  # noqa: N818 - a state of a document, which is reported and counted
+    """A chat that the template cannot write; the message states the reason."""
 
 
 def tokenised_chat(
     tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, Any]], roles: Sequence[str] | None
 ) -> tuple[list[int], list[bool]]:
-    """The token ids of a chat as the template writes it, and which of them count.
+    """Return the token ids of a chat as the template writes it, and a mask of the ids that count.
 
     Args:
-        roles: those whose messages' own texts count, without what the template puts around them; None for everything.
+        roles: the roles whose messages count, without the text that the template adds around them; None for all tokens.
 
     Raises:
         ValueError: the tokenizer has no template.
-        UnwritableChat: the template refuses the chat (a role that it does not know, no content), or rewrites the
-            texts so that nobody can say where they are.
+        UnwritableChat: the template refuses the chat (an unknown role, no content), or rewrites the texts so that
+            their positions are unknown.
     """
     if not tokenizer.chat_template:
         raise ValueError(
@@ -35,8 +35,8 @@ def tokenised_chat(
         return ids, [True] * len(ids)
     if not tokenizer.is_fast:
         raise ValueError(
-            "dataset.chat_roles needs a tokenizer that knows where in the text its tokens are, and the model's is a "
-            "slow one; set it to null"
+            "dataset.chat_roles needs a fast tokenizer, which reports the position of each token in the text, and the "
+            "model's is slow; set it to null"
         )
     counting = bytearray(len(text))
     for (begin, end), message in zip(_places(tokenizer, messages, text), messages, strict=True):
@@ -50,7 +50,7 @@ def _written(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, 
     try:
         return str(tokenizer.apply_chat_template(list(messages), tokenize=False))
     except Exception as error:
-        # A template is a program of its own, which may fail as it likes.
+        # A template is a program, which may raise any exception.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UnwritableChat(f"holds a chat that the model's template does not write: {reason}") from error
 
@@ -58,10 +58,10 @@ def _written(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, 
 def _places(
     tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, Any]], text: str
 ) -> list[tuple[int, int]]:
-    """Where each message's content is in the written text.
+    """Return the span of each message's content in the written text.
 
-    The chat is written once more with a mark in place of each content. What stands around the marks is the template's
-    own, so that a content which reads like it ("user") is not looked for there.
+    The chat is written a second time with a mark in place of each content. The text around the marks comes from the
+    template, so a content that reads like the template ("user") is not searched for there.
     """
     marks = [f"\ue000{number}\ue001" for number in range(len(messages))]
     marked = _written(tokenizer, [{**each, "content": mark} for each, mark in zip(messages, marks, strict=True)])
@@ -70,7 +70,7 @@ def _places(
         before, found, rest = rest.partition(mark)
         content = message.get("content", "")
         begin = at + len(before)
-        # Templates may strip what they write.
+        # Templates may strip the contents.
         written = next((each for each in (content, content.strip()) if text.startswith(each, begin)), None)
         if not found or written is None or not text.startswith(before, at):
             break
@@ -78,7 +78,7 @@ def _places(
         places.append((begin, at))
     if len(places) < len(messages) or text[at:] != rest:
         raise UnwritableChat(
-            "holds a chat whose texts the model's template rewrites, so that nobody can say which positions are "
-            "whose; set dataset.chat_roles to null"
+            "holds a chat whose texts the model's template rewrites, so that the positions of a role are unknown; set "
+            "dataset.chat_roles to null"
         )
     return places

@@ -1,21 +1,21 @@
-"""The device a language model runs on, and how: in which type, and how many sequences at a time."""
+"""The device, dtype and batch size of a language model."""
 
 import torch
 
 from fsae.language_models.settings import Device, DType, ModelSettings
 
-# Tokens of a forward pass. A CPU is no faster with more of them; on a GPU, memory for one token's logits over the
-# largest vocabularies (256,000 in float32, twice when two models are compared) and for all that leads to them.
+# Tokens per forward pass. More tokens do not make a CPU faster. On a GPU the limit is memory: the logits of one token
+# over the largest vocabularies (256,000 in float32, twice if two models are compared) and the activations before them.
 _TOKENS_ON_CPU = 1024
-_BYTES_A_TOKEN = 2**22
+_BYTES_PER_TOKEN = 2**22
 _MOST_TOKENS = 2**15
 
 
 def device_of(settings: ModelSettings) -> torch.device:
-    """Where the model runs.
+    """Return the device that the model runs on.
 
     Raises:
-        ValueError: no GPU where one is asked for.
+        ValueError: the settings ask for a GPU and there is none.
     """
     if settings.device is Device.cuda and not torch.cuda.is_available():
         raise ValueError("model.device is cuda, but PyTorch sees no GPU on this machine; use auto or cpu")
@@ -25,17 +25,17 @@ def device_of(settings: ModelSettings) -> torch.device:
 
 
 def dtype_of(settings: ModelSettings) -> torch.dtype:
-    """The type of the weights and activations; `auto` is decided by the device."""
+    """Return the dtype of the weights and activations; `auto` depends on the device."""
     if settings.dtype is not DType.auto:
         return getattr(torch, settings.dtype.value)
     return torch.bfloat16 if _multiplies_in_bfloat16(device_of(settings)) else torch.float32
 
 
 def rows_at_once(settings: ModelSettings, context: int) -> int:
-    """Sequences of `context` tokens in a forward pass.
+    """Return the number of sequences of `context` tokens per forward pass.
 
-    By the device's whole memory, not by what is free of it: rounding depends on this number, and so does what jobs on
-    one machine share.
+    It depends on the device's total memory, not on its free memory: rounding depends on this number, and so do the
+    activations that jobs on one machine share.
     """
     if settings.batch_size is not None:
         return settings.batch_size
@@ -43,7 +43,7 @@ def rows_at_once(settings: ModelSettings, context: int) -> int:
     if device.type == "cpu":
         tokens = _TOKENS_ON_CPU
     else:
-        tokens = min(_MOST_TOKENS, torch.cuda.get_device_properties(device).total_memory // _BYTES_A_TOKEN)
+        tokens = min(_MOST_TOKENS, torch.cuda.get_device_properties(device).total_memory // _BYTES_PER_TOKEN)
     return max(1, tokens // context)
 
 

@@ -1,4 +1,4 @@
-"""GGUF files: one becomes an ordinary Hugging Face folder with dense float32 weights."""
+"""Conversion of a GGUF file to an ordinary Hugging Face folder with dense float32 weights."""
 
 import copy
 from pathlib import Path
@@ -15,14 +15,14 @@ def write_folder(gguf: Path, folder: Path) -> None:
     from fsae.language_models.quiet import quiet_transformers
 
     with quiet_transformers():
-        # Without `dequantize` the weights stay packed where the `kernels` package is installed.
+        # Without `dequantize` the weights stay packed if the `kernels` package is installed.
         packed = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,
             dtype=torch.float32,
             quantization_config=GgufConfig(dequantize=True),
         )
-        # transformers marks the model as quantised and refuses to save it; an unmarked twin takes over its weights.
+        # transformers marks the model as quantised and refuses to save it, so an unmarked copy takes over its weights.
         config = copy.deepcopy(packed.config)
         config.architectures = [type(packed).__name__]
         with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""The model hub and its data sets: is a name there, may we read it, and one clear answer within seconds if not."""
+"""The model hub: checks within seconds whether a repository exists and may be read."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 
-# A request may take this long once connected; the whole question, name resolution included, twice as long.
+# The time limit of one request after connecting, and of the whole check with name resolution.
 REQUEST_SECONDS = 5.0
 QUESTION_SECONDS = 10.0
 
@@ -16,32 +16,32 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class RepoKind(Enum):
-    """What a hub repository holds."""
+    """The kinds of hub repositories."""
 
     model = "model"
     dataset = "dataset"
 
 
 def hub_endpoint() -> str:
-    """The hub's address; HF_ENDPOINT names a mirror."""
+    """Return the hub's address; HF_ENDPOINT names a mirror."""
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
 def is_hub_name(path: str) -> bool:
-    """Whether `path` could name a hub repository: `name` or `owner/name`, and nothing else."""
+    """Return whether `path` could name a hub repository: `name` or `owner/name`, and nothing else."""
     return _HUB_NAME.fullmatch(path) is not None and not path.startswith((".", "~"))
 
 
 def local_model_folder(path: str, setting: str = "model.path") -> Path | None:
-    """The folder `path` names, or None where it is a hub name instead.
+    """Return the folder that `path` names, or None if it is a hub name.
 
-    A folder of that name wins over the hub, as it does in transformers.
+    An existing folder takes precedence over a hub repository of the same name, as in transformers.
 
     Args:
-        setting: what gave the path; a tokenizer's folder (`model.tokenizer`) need not hold a model.
+        setting: the setting that holds the path; a tokenizer's folder (`model.tokenizer`) need not hold a model.
 
     Raises:
-        ValueError: it is neither, or the folder holds no model.
+        ValueError: `path` is neither a folder nor a hub name, or the folder holds no model.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
@@ -60,7 +60,7 @@ def local_model_folder(path: str, setting: str = "model.path") -> Path | None:
 
 
 def cached_file(repo: str, filename: str, *, revision: str | None) -> Path | None:
-    """Where this machine keeps `filename` of a hub model, or None when it was never downloaded. Asks nobody."""
+    """Return the local copy of `filename` of a hub model, or None if it was never downloaded; makes no request."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repo, filename, revision=revision)
@@ -68,26 +68,26 @@ def cached_file(repo: str, filename: str, *, revision: str | None) -> Path | Non
 
 
 def require_repo(repo: str, *, revision: str | None, kind: RepoKind, setting: str | None = None) -> bool:
-    """Make sure that a hub repository can be opened, before a library with long retries tries it.
+    """Check that a hub repository can be opened, before a library with long retries tries it.
 
     Args:
-        setting: what named it; `model.path` or `dataset.path` where nothing else is said.
+        setting: the setting that names it; by default `model.path` or `dataset.path`.
 
     Returns:
-        Whether the hub answers. False where it does not but the model is in the cache: open it within `offline()`.
+        Whether the hub answers. False if it does not but the model is in the cache: open it within `offline()`.
 
     Raises:
         ValueError: hub unreachable and nothing cached, gated or private without access, no such repository or revision.
     """
     setting = setting or f"{kind.value}.path"
-    told_offline = is_offline()
-    refusal = "HF_HUB_OFFLINE is set" if told_offline else _ask(repo, revision, kind, setting)
+    set_offline = is_offline()
+    refusal = "HF_HUB_OFFLINE is set" if set_offline else _ask(repo, revision, kind, setting)
     if refusal is None:
         return True
     if kind is RepoKind.model and cached_file(repo, "config.json", revision=revision) is not None:
         return False
     kept = "is not in the local cache" if kind is RepoKind.model else "is not on this machine"
-    remedy = "unset it" if told_offline else "check the network, the proxy or HF_ENDPOINT"
+    remedy = "unset it" if set_offline else "check the network, the proxy or HF_ENDPOINT"
     instead = (
         "or use a model that needs no hub (model=smollm2_135m_instruct_q4_1, model=gemma3_270m_q4_k_m) or a folder "
         "(model.path=/a/folder)"
@@ -98,7 +98,7 @@ def require_repo(repo: str, *, revision: str | None, kind: RepoKind, setting: st
 
 
 def resolved_revision(repo: str, *, revision: str | None, kind: RepoKind) -> str:
-    """The commit that a hub repository's name and revision stand for now; offline, the one that is in the cache.
+    """Return the commit that a name and revision resolve to: the hub's current one, or offline the cached one.
 
     Raises:
         ValueError: as `require_repo`.
@@ -110,12 +110,12 @@ def resolved_revision(repo: str, *, revision: str | None, kind: RepoKind) -> str
         assert found is not None
         return found
     config_json = cached_file(repo, "config.json", revision=revision)
-    assert config_json is not None, "require_repo let only a cached model through"
+    assert config_json is not None, "require_repo accepts only a cached model"
     return config_json.parent.name
 
 
 def is_offline() -> bool:
-    """Whether Hugging Face's libraries are told not to use the network."""
+    """Return whether Hugging Face's libraries are set not to use the network."""
     from huggingface_hub import constants
 
     return constants.is_offline_mode()
@@ -123,9 +123,9 @@ def is_offline() -> bool:
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Hugging Face's libraries open models from the cache alone within this block, and may ask the hub after it.
+    """Make Hugging Face's libraries open models from the cache alone within this block.
 
-    No longer than that: a later job of the same process may find the hub in better health.
+    The setting ends with the block: the hub may answer a later job of the same process.
     """
     from huggingface_hub import constants
 
@@ -138,10 +138,10 @@ def offline() -> Iterator[None]:
 
 
 def _ask(repo: str, revision: str | None, kind: RepoKind, setting: str) -> str | None:
-    """None when the repository can be read, a reason when the hub gives no answer.
+    """Return None if the repository can be read, or the reason if the hub gives no answer.
 
     Raises:
-        ValueError: it answers no.
+        ValueError: the hub refuses access or knows no such repository.
     """
     answers: list[str | ValueError | None] = []
 
@@ -151,7 +151,7 @@ def _ask(repo: str, revision: str | None, kind: RepoKind, setting: str) -> str |
         except ValueError as refused:
             answers.append(refused)
 
-    # Resolving a name has no time limit of its own, so the question is left behind when it takes too long.
+    # Name resolution has no time limit of its own, so the thread is abandoned if it takes too long.
     thread = threading.Thread(target=question, daemon=True)
     thread.start()
     thread.join(QUESTION_SECONDS)
@@ -181,7 +181,7 @@ def _request(repo: str, revision: str | None, kind: RepoKind, setting: str) -> s
             head("config.json")
         else:
             info = HfApi().dataset_info(repo, revision=revision, timeout=REQUEST_SECONDS)
-            # Anyone may list a gated data set; only reading one of its files tells whether we may.
+            # Anyone may list a gated data set; only reading one of its files shows whether we may.
             data = [file.rfilename for file in info.siblings or [] if not file.rfilename.startswith(("README", "."))]
             if info.gated and data:
                 head(data[0])
@@ -202,6 +202,6 @@ def _request(repo: str, revision: str | None, kind: RepoKind, setting: str) -> s
     except EntryNotFoundError:
         raise ValueError(f"{setting}: {repo} holds no config.json, so it is not a model; see {page}") from None
     except Exception as error:
-        # Whatever HTTP client the hub's library uses: anything but an answer means that it could not be asked.
+        # The hub's library may use any HTTP client: every other exception means that the hub gave no answer.
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'}"
     return None

@@ -1,4 +1,4 @@
-"""Which weights a model's settings stand for, known without loading them."""
+"""Identifiers of a model's weights, known without loading them."""
 
 from hashlib import blake2b
 from pathlib import Path
@@ -9,8 +9,8 @@ from fsae.language_models.settings import ModelSettings, Weights
 
 
 def model_identity(settings: ModelSettings) -> dict[str, str]:
-    """What tells these weights from any others: a package's version, a hub commit, or a digest of a folder's listing;
-    whether they are kept at all; and the tokenizer, where it is not their own.
+    """Return what distinguishes these weights from all others: a package's version, a hub commit, or a digest of a
+    folder's listing; whether the weights are random; and the tokenizer, if it is another model's.
 
     Raises:
         ValueError: package not installed, no such folder, hub unreachable and nothing cached, no access.
@@ -37,15 +37,15 @@ def _origin(path: str, revision: str | None, setting: str) -> dict[str, str]:
 
 
 def folder_identity(folder: Path) -> dict[str, str]:
-    """What tells a folder's files from any others; a folder that is not there has none."""
+    """Return what distinguishes a folder's files from all others; a missing folder counts as an empty one."""
     return {"files": listing_digest(folder, [path for path in folder.rglob("*") if path.is_file()])}
 
 
 def published_as(settings: ModelSettings) -> tuple[str, str | None]:
-    """The name under which other libraries open the model, and what tells its weights from those that they open.
+    """Return the name under which other libraries open the model, and how its weights differ from theirs.
 
-    The name is a hub name where there is one, else the folder that was given: the name that a folder's config.json may
-    keep is that of the model it was trained from.
+    The name is a hub name if there is one, else the given folder: the name in a folder's config.json is the name of
+    the model that it was trained from.
     """
     notes = []
     if settings.package is None:
@@ -69,7 +69,7 @@ def published_as(settings: ModelSettings) -> tuple[str, str | None]:
 
 
 def listing_digest(root: Path, files: list[Path]) -> str:
-    """A digest of files' names below `root`, sizes and times of change: reading them all could take hours."""
+    """Return a digest of the files' names below `root`, sizes and modification times; reading them could take hours."""
     listing = blake2b(digest_size=16)
     for path in sorted(files):
         found = path.stat()

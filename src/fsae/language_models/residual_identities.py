@@ -1,4 +1,4 @@
-"""Whether sites are what their names say: the sums that hold between a block's activations."""
+"""Checks that each site holds what its name means, by the sums that relate a block's activations."""
 
 from collections.abc import Mapping
 
@@ -8,22 +8,22 @@ from torch import Tensor
 
 from fsae.language_models.sites import Site, SiteName
 
-# Rounding of a sum, as a multiple of the type's epsilon, beside what float32 itself leaves.
+# Tolerance for rounding of a sum: a multiple of the type's epsilon, but at least _LEAST, for float32.
 _ROUNDINGS = 1.0
 _LEAST = 1e-5
 
 
 def unsound_sites(read: Mapping[Site, Float[Tensor, "sequence position d"]], num_layers: int) -> dict[Site, str]:
-    """The sites that are not what their names say, each with the reason.
+    """Return the sites that do not hold what their names mean, each with the reason.
 
-    A resid_mid is resid_pre + attn_out, and with mlp_out it is resid_post, which is the next block's resid_pre. Where
-    attention and MLP are parallel there is no resid_mid, and resid_post is the sum of all three. Where one sum does not
-    hold, the site is named which no other sum confirms. A model that normalises its stream after each sum has an
-    attn_out and an mlp_out, but no stream between them that either belongs to.
+    resid_mid is resid_pre + attn_out; resid_mid + mlp_out is resid_post, which is the next block's resid_pre. If
+    attention and MLP are parallel there is no resid_mid, and resid_post is the sum of the other three. If one sum
+    fails, the unsound site is the one that no other sum confirms. A model that normalises its stream after each sum
+    has an attn_out and an mlp_out, but no stream between them that either adds up with.
 
     Args:
-        read: the activations of one forward pass at all sites that the model has; their widths are checked first.
-        num_layers: blocks.
+        read: the activations of one forward pass at all sites of the model; their widths are checked first.
+        num_layers: number of blocks.
     """
     unsound: dict[Site, str] = {}
     for layer in range(num_layers):
@@ -45,7 +45,7 @@ def unsound_sites(read: Mapping[Site, Float[Tensor, "sequence position d"]], num
 
 
 def is_not_sum(read: Mapping[Site, Tensor], total: Site, *parts: Site) -> bool | None:
-    """Whether a site is not the sum of others, by more than rounding; None where one of them is not there."""
+    """Return whether a site differs from the sum of others by more than rounding; None if one of them is absent."""
     if any(site not in read for site in (total, *parts)):
         return None
     terms = [read[site].double() for site in (total, *parts)]
@@ -54,6 +54,6 @@ def is_not_sum(read: Mapping[Site, Tensor], total: Site, *parts: Site) -> bool |
     error = (terms[0] - sum(terms[1:])).norm(dim=-1)
     size = torch.stack([term.norm(dim=-1) for term in terms]).sum(0)
     tolerance = max(_LEAST, _ROUNDINGS * torch.finfo(read[total].dtype).eps)
-    # What overflowed (float16) says nothing of the site.
+    # Values that overflowed (float16) give no evidence about the site.
     finite = error.isfinite()
     return bool((error > tolerance * size)[finite].any())

@@ -1,4 +1,4 @@
-"""Opening models from outside: nothing is started, nothing is asked, whatever the libraries that open them would do."""
+"""Guard for opening models from outside: no library may start a process or ask a question meanwhile."""
 
 import sys
 import threading
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# Python's own events for a new process and for a question on the terminal.
+# Python's audit events for a new process and for a question on the terminal.
 _REFUSED = {
     "subprocess.Popen": "to start a process",
     "os.system": "to start a process",
@@ -26,14 +26,14 @@ _hooked = False
 
 
 class RefusedError(RuntimeError):
-    """Raised where a library was about to do something that opening a model must not do."""
+    """An attempt by a library to start a process or ask a question while a model is opened."""
 
 
 @contextmanager
 def nothing_started() -> Iterator[None]:
-    """Within the block this thread starts no process and reads no line of the terminal; `RefusedError` otherwise.
+    """Let this thread start no process and read no line of the terminal within the block; raise `RefusedError` instead.
 
-    Other threads are free: they deliver to MLflow or run other jobs meanwhile.
+    Other threads are not restricted: they upload to MLflow or run other jobs meanwhile.
     """
     _add_hook()
     before = getattr(_opening, "refusing", False)
@@ -45,7 +45,7 @@ def nothing_started() -> Iterator[None]:
 
 
 def _add_hook() -> None:
-    # An audit hook stays for good, so that there must be one alone.
+    # An audit hook cannot be removed, so there must be only one.
     global _hooked
     with _hook_lock:
         if not _hooked:
@@ -54,6 +54,6 @@ def _add_hook() -> None:
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    # Every import and every opened file comes by here.
+    # Every import and every opened file raises an event.
     if event in _REFUSED and getattr(_opening, "refusing", False):
         raise RefusedError(f"opening a model was about {_REFUSED[event]} ({event}: {str(arguments)[:200]})")

@@ -1,4 +1,4 @@
-"""The settings of a language model: where its weights are, and how they are run."""
+"""Settings of a language model: where its weights come from, and how it runs."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -8,7 +8,7 @@ from fsae.ranges import Ranged, between
 
 
 class Package(Enum):
-    """Models that need no hub: two that install from the package registry, and a tiny random one made on the spot."""
+    """Models that need no hub: two that install from the package registry, and a tiny random one that fsae makes."""
 
     smollm2_135m_instruct_q4_1 = "smollm2_135m_instruct_q4_1"
     gemma3_270m_q4_k_m = "gemma3_270m_q4_k_m"
@@ -16,8 +16,8 @@ class Package(Enum):
 
 
 class DType(Enum):
-    """The floating-point type of the weights and so of the activations; `auto` is bfloat16 on devices that multiply in
-    it, and float32 elsewhere."""
+    """The floating-point type of the weights and activations; `auto` is bfloat16 on devices that multiply in bfloat16,
+    and float32 on others."""
 
     auto = "auto"
     float32 = "float32"
@@ -26,15 +26,15 @@ class DType(Enum):
 
 
 class Weights(Enum):
-    """`random` draws the model's weights anew, as they were before it was trained: a control. What is found in its
-    activations is in the architecture and the text, and was not learned."""
+    """The origin of the weights. `random` initialises the model as before its training, as a control: structure in its
+    activations comes from the architecture and the text, and was not learned."""
 
     pretrained = "pretrained"
     random = "random"
 
 
 class Device(Enum):
-    """Where the model runs; `auto` is the GPU if there is one. CUDA_VISIBLE_DEVICES chooses among several."""
+    """The device that the model runs on; `auto` is the GPU if there is one. CUDA_VISIBLE_DEVICES chooses among GPUs."""
 
     auto = "auto"
     cpu = "cpu"
@@ -43,14 +43,14 @@ class Device(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings(Ranged, group="model"):
-    """One language model; exactly one of `package` and `path` says where it comes from.
+    """A language model; exactly one of `package` and `path` is set.
 
     Attributes:
         path: a folder in Hugging Face's layout, or a name on its hub.
         revision: branch, tag or commit of a hub model; None is the default branch.
-        package: a model that needs no hub.
-        tokenizer: another model's, as a folder or a hub name; null for the model's own.
-        weights: those that it was published with, or random ones.
+        package: a packaged model, which needs no hub.
+        tokenizer: another model's tokenizer, as a folder or a hub name; null for the model's own.
+        weights: the published weights, or random ones.
         batch_size: sequences per forward pass; null for as many as fit the device.
 
     Raises:
@@ -84,7 +84,7 @@ class ModelSettings(Ranged, group="model"):
 
     @property
     def name(self) -> str:
-        """What runs and tables call the model: its package, or the last part of its path."""
+        """The model's name in run names and tables: its package, or the last part of its path."""
         if self.package is not None:
             return self.package.name
         assert self.path is not None

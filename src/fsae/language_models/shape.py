@@ -1,4 +1,4 @@
-"""Shapes of language models, known before one is loaded, so that a site it does not have is refused at once."""
+"""Shapes of language models, read before a model is loaded, so that a site it lacks is refused at once."""
 
 import json
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from fsae.language_models.sites import Site, SiteName
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What of a model's shape its sites depend on.
+    """The parts of a model's shape that its sites depend on.
 
     Attributes:
-        num_layers: blocks.
+        num_layers: number of blocks.
         d_model: width of the residual stream.
-        d_heads: width of all attention heads together.
-        parallel: attention and MLP read the same stream, so that there is no resid_mid between them.
+        d_heads: total width of all attention heads.
+        parallel: attention and MLP read the same stream, so there is no resid_mid between them.
     """
 
     num_layers: int
@@ -27,14 +27,14 @@ class Shape:
     parallel: bool = False
 
     def width(self, site: Site) -> int:
-        """The number of dimensions of the activations at a site."""
+        """Return the number of dimensions of the activations at a site."""
         return self.d_heads if site.name is SiteName.attn_z else self.d_model
 
     def check_site(self, site: Site, model: str) -> None:
-        """Make sure that the model has the site.
+        """Check that the model has the site.
 
         Raises:
-            ValueError: the layer is beyond the model, or its blocks have no such place.
+            ValueError: the layer is beyond the model, or its blocks have no such site.
         """
         if site.layer >= self.num_layers:
             raise ValueError(
@@ -55,7 +55,7 @@ _PACKAGED = {
     Package.tiny: Shape(num_layers=4, d_model=32, d_heads=32),
 }
 
-# Families whose heads share the model's width among them; `head_dim` is seldom in their config.json.
+# Families whose heads divide the model's width among them; `head_dim` is seldom in their config.json.
 _HEADS_SHARE_THE_WIDTH = {
     "gpt2", "gptj", "gpt_neo", "gpt_neox", "gpt_bigcode", "codegen", "bloom", "mpt", "falcon", "opt", "xglm", "llama",
     "mistral", "mixtral", "phi", "phi3", "qwen2", "qwen2_moe", "olmo", "olmo2", "olmoe", "cohere", "stablelm",
@@ -64,8 +64,8 @@ _HEADS_SHARE_THE_WIDTH = {
 
 
 def shape_of(settings: ModelSettings) -> Shape | None:
-    """A model's shape, from its config.json or a table; None for a hub model that was never downloaded, and where the
-    file does not say.
+    """Return a model's shape, from its config.json or a table; None for a hub model that was never downloaded, or if
+    the file does not determine it.
 
     Raises:
         ValueError: `model.path` is neither a model's folder nor a hub name, its config.json is damaged or has
@@ -85,10 +85,10 @@ def _read(config_json: Path) -> Shape | None:
     config = _object(config_json)
     if config.get("is_encoder_decoder") is True:
         raise ValueError(
-            f"model.path: {config_json.parent} is a {config.get('model_type')}, whose decoder reads what an encoder "
-            "made; choose a model that predicts the next token of text alone, such as gpt2"
+            f"model.path: {config_json.parent} is a {config.get('model_type')}, whose decoder reads an encoder's "
+            "output; choose a model that predicts the next token of text alone, such as gpt2"
         )
-    # Models that also see images keep their text part one level down.
+    # Models that also take images keep the settings of their text part one level down.
     if isinstance(config.get("text_config"), dict):
         config = config["text_config"]
 
@@ -106,28 +106,28 @@ def _read(config_json: Path) -> Shape | None:
                 return value
         return None
 
-    # GPT-2's, GPT-Neo's, MPT's and everybody else's words.
+    # The keys of most families, and of GPT-2, GPT-Neo and MPT.
     num_layers = first("num_hidden_layers", "n_layer", "num_layers", "n_layers")
     d_model = first("hidden_size", "n_embd", "d_model")
     heads = first("num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads")
-    # DeepSeek's values are of another width than its queries.
+    # DeepSeek's values differ in width from its queries.
     head_dim = first("v_head_dim", "head_dim")
     if num_layers is None or d_model is None or heads is None:
         return None
     if head_dim is None and config.get("model_type") not in _HEADS_SHARE_THE_WIDTH:
-        # Some families have a width of their own where config.json leaves it out.
+        # Some families have a default width of their own if config.json omits it.
         return None
-    # GPT-NeoX (Pythia) is parallel unless its config says otherwise, and saves the flag either way.
+    # GPT-NeoX (Pythia) is parallel unless its config denies it; its config may or may not contain the flag.
     parallel = bool(config.get("use_parallel_residual", config.get("model_type") == "gpt_neox"))
     d_heads = d_model if head_dim is None else heads * head_dim
     return Shape(num_layers=num_layers, d_model=d_model, d_heads=d_heads, parallel=parallel)
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """What a JSON file holds.
+    """Return the object in a JSON file.
 
     Raises:
-        ValueError: it is damaged, or no object.
+        ValueError: the file is damaged, or holds something else.
     """
     remedy = "save or download the model again"
     try:
@@ -135,7 +135,5 @@ def _object(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"model.path: {path} is damaged ({error}); {remedy}") from None
     if not isinstance(found, dict):
-        raise ValueError(
-            f"model.path: {path} holds a {type(found).__name__}, where settings by name should be; {remedy}"
-        )
+        raise ValueError(f"model.path: {path} holds a {type(found).__name__}, but must hold settings by name; {remedy}")
     return found

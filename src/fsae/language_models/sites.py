@@ -1,4 +1,4 @@
-"""Sites: the places of a transformer block where activations are read and reconstructions are put back."""
+"""Sites: the places of a transformer block where activations are read and replaced."""
 
 import re
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from fsae.ranges import Ranged, between
 
 
 class SiteName(Enum):
-    """Where in a block; the words are TransformerLens' own."""
+    """The places in a block, by TransformerLens' names."""
 
     resid_pre = "resid_pre"
     resid_mid = "resid_mid"
@@ -18,13 +18,13 @@ class SiteName(Enum):
     attn_z = "attn_z"
 
 
-# What the Bridge calls a block's hooks, where this is one site in every family.
+# The Bridge's names of a block's hooks, for sites that are the same in every family.
 _BRIDGE_HOOKS = {
     SiteName.resid_pre: "hook_in",
     SiteName.resid_post: "hook_out",
     SiteName.attn_z: "attn.o.hook_in",
 }
-# These lie before the norm that some families (Gemma 2, OLMo 2) put after a sublayer, and our sites after it.
+# These hooks lie before the norm that some families (Gemma 2, OLMo 2) apply after a sublayer; our sites lie after it.
 _BEFORE_NORM = {"mlp.hook_out": SiteName.mlp_out, "attn.hook_out": SiteName.attn_out}
 
 
@@ -47,10 +47,10 @@ class Site(Ranged, group="site"):
 
     @classmethod
     def of_hook(cls, hook_name: str) -> "Site":
-        """The site whose hook has this name, in TransformerLens' words of old or those of its Bridge.
+        """Return the site with this hook, by TransformerLens' older names or its Bridge's.
 
         Raises:
-            ValueError: no site has it, or only some families' have.
+            ValueError: no site has this hook, or only some families' sites do.
         """
         if (found := re.fullmatch(r"blocks\.(\d+)\.(.+)", hook_name)) is not None:
             for name in SiteName:
@@ -60,12 +60,12 @@ class Site(Ranged, group="site"):
             if (name := _BEFORE_NORM.get(found[2])) is not None:
                 meant = cls(name=name, layer=int(found[1]))
                 raise ValueError(
-                    f"the hook {hook_name!r} lies before the norm that some models have after this sublayer, and "
-                    f"{name.value} after it; if the model has no such norm they are the same: write "
-                    f"{meant.hook_name!r} in its place"
+                    f"the hook {hook_name!r} lies before the norm that some models apply after this sublayer, and "
+                    f"{name.value} lies after it; if the model has no such norm they are the same: write "
+                    f"{meant.hook_name!r} instead"
                 )
         raise ValueError(
-            f"no site has the hook {hook_name!r}; there are "
+            f"no site has the hook {hook_name!r}; the sites are "
             + ", ".join(f"{name.value} ({cls(name=name, layer=0).hook_name})" for name in SiteName)
         )
 
@@ -74,10 +74,10 @@ class Site(Ranged, group="site"):
 
     @classmethod
     def parse(cls, text: str) -> "Site":
-        """The site that `str` would turn into this text.
+        """Return the site that `str` turns into this text.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is no such site.
         """
         name, _, layer = text.partition(".")
         if name not in SiteName.__members__ or not layer.isdecimal():

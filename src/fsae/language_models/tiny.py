@@ -6,7 +6,7 @@ from pathlib import Path
 NUM_LAYERS = 4
 D_MODEL = 32
 CONTEXT_LIMIT = 256
-# Each message on a line of its own after its role, as in "user: hello".
+# Each message is on its own line after its role, as in "user: hello".
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + '\\n' }}{% endfor %}"
 
 
@@ -21,7 +21,7 @@ def write_folder(folder: Path) -> None:
 
 
 def _byte_tokenizer():
-    """Id 0 separates documents; ids 1 to 256 are the bytes."""
+    """Return a tokenizer whose id 0 separates documents and whose ids 1 to 256 are the bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -56,15 +56,15 @@ def _random_llama(d_vocab: int):
         eos_token_id=0,
         pad_token_id=0,
     )
-    # Without memory there is nothing to initialise, so that a run's own random draws stay what they are.
+    # Tensors on the meta device are not initialised, so the run's own random state does not change.
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     model.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            # The usual initialisation (0.02) leaves every layer near the embedding; variance-keeping matrices let
-            # attention and MLPs move the stream, so that layers and tokens differ.
+            # The usual initialisation (0.02) leaves every layer near the embedding; variance-preserving matrices let
+            # attention and MLPs change the stream, so that layers and tokens differ.
             if "embed_tokens" in name:
                 weight.normal_(generator=generator)
             elif weight.dim() == 2:

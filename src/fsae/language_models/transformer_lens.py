@@ -1,4 +1,4 @@
-"""A language model behind TransformerLens: the only file that knows its names."""
+"""A language model opened by TransformerLens; no other module uses TransformerLens' names."""
 
 import re
 import threading
@@ -29,41 +29,41 @@ if TYPE_CHECKING:
 
 _SEPARATOR = "<|endoftext|>"
 
-# Files of which a tokenizer may be made.
+# Files that a tokenizer can be loaded from.
 _TOKENIZER_FILE = re.compile(r"token|vocab|merges|spiece|\.model$|tekken", re.IGNORECASE)
 
-# TransformerLens' kinds of models that are not for us.
+# TransformerLens' kinds of models that fsae cannot use.
 _NO_DECODERS = {
-    "seq2seq": "its decoder reads what an encoder made",
+    "seq2seq": "its decoder reads an encoder's output",
     "masked_lm": "it fills in masked tokens",
-    "audio": "it hears",
-    "vision": "it sees",
+    "audio": "it reads audio",
+    "vision": "it reads images",
 }
 
-# Tokens of the forward passes by which a model and its sites are checked.
+# Tokens of the forward passes that check a model and its sites.
 _CHECK_TOKENS = 8
 
-# A hook's name and what it does with the activations; the name may be a filter, as TransformerLens types it.
+# A hook's name and a function of the activations; the name may be a filter, as TransformerLens types it.
 _Hook = tuple[str | Callable, Callable]
 
 
 class _EverySiteRead(Exception):  # noqa: N818 - nothing went wrong
-    """Ends a forward pass early: what was asked for has been read."""
+    """Ends a forward pass early, once all requested sites have been read."""
 
 
 class TransformerLensModel:
     """A causal language model: text to token ids, token ids to activations at sites, logits with a site replaced.
 
     Attributes:
-        name: what runs and tables call it.
+        name: its name in run names and tables.
         shape: layers and widths.
-        d_vocab: how many token ids there are.
-        context_limit: the longest sequence it takes.
-        device, dtype: where its weights are, and their type.
-        bos_id: what its own tokenizer puts before a text; None where it puts nothing there.
-        bos_token_id: the tokenizer's BOS, whether it puts it before a text or not; None where it has none.
-        separator_id: what stands between documents.
-        special_ids: every id that stands for no text.
+        d_vocab: number of token ids.
+        context_limit: the longest sequence that it accepts.
+        device, dtype: device and type of its weights.
+        bos_id: the id that its tokenizer puts before a text; None if it puts nothing there.
+        bos_token_id: the tokenizer's BOS, whether it puts it before a text or not; None if it has none.
+        separator_id: the id between documents.
+        special_ids: all ids that represent no text.
     """
 
     def __init__(self, bridge: "TransformerBridge", tokenizer: "PreTrainedTokenizerBase", name: str):
@@ -90,7 +90,7 @@ class TransformerLensModel:
         self._bridge = bridge
         self._tokenizer = tokenizer
         self._knows_all_ids = _check_vocabulary(tokenizer, self.d_vocab, name)
-        # A source may harvest in the background; two passes at a time would run each other's hooks.
+        # A source may harvest in the background; two simultaneous passes would run each other's hooks.
         self._one_pass = threading.Lock()
         self._probe = _probe(self.d_vocab, min(_CHECK_TOKENS, self.context_limit), self.special_ids)
         self._checked: set[Site] = set()
@@ -98,49 +98,54 @@ class TransformerLensModel:
         self._widths, self._unsound = self._survey()
         heads = {width for site, width in self._widths.items() if site.name is SiteName.attn_z}
         if len(heads) == 1:
-            # As they are: not every family's values are as wide as its queries.
+            # The observed width: in some families values and queries differ in width.
             self.shape = replace(self.shape, d_heads=heads.pop())
 
+    @property
+    def sites(self) -> dict[Site, int]:
+        """The sites that are what their names say, with the width of the activations there."""
+        return {site: width for site, width in self._widths.items() if site not in self._unsound}
+
     def width(self, site: Site) -> int:
-        """The number of dimensions of the activations at a site, as they were seen."""
+        """Return the number of dimensions of the activations at a site, as observed."""
         self.check_site(site)
         return self._widths[site]
 
     def check_site(self, site: Site) -> None:
-        """Make sure that the model has the site, and that it is what its name says.
+        """Check that the model has the site, and that the site holds what its name means.
 
         Raises:
-            ValueError: the layer is beyond the model, its blocks have no such place, or what is read there is another.
+            ValueError: the layer is beyond the model, its blocks have no such site, or the activations are others.
         """
         if site in self._checked:
             return
         self.shape.check_site(site, self.name)
         reason = self._unsound.get(site)
         if site not in self._widths:
-            reason = f"a forward pass does not come by {site.hook_name}"
+            reason = f"a forward pass does not reach {site.hook_name}"
             if self._failure is not None:
-                reason = f"the forward pass fails before it ({self._failure}), perhaps not with model.dtype=float32"
+                reason = f"the forward pass fails before it ({self._failure}); model.dtype=float32 may help"
         if reason is not None:
             layer = [Site(name=name, layer=site.layer) for name in SiteName if name is not site.name]
             sound = [each.name.value for each in layer if each in self._widths and each not in self._unsound]
             raise ValueError(
-                f"site {site} of model {self.name} is not what its name says: {reason}; sound at layer {site.layer}: "
-                f"{', '.join(sound) or 'none'}; choose one of them with site=..."
+                f"site {site} of model {self.name} does not hold what its name means: {reason}; sound at layer "
+                f"{site.layer}: {', '.join(sound) or 'none'}; choose one of them with site=..."
             )
         self._checked.add(site)
 
     def check_splice(self, site: Site) -> None:
-        """Make sure that what is put back at a site takes its place: itself changes no logits, zeros change some.
+        """Check that a replacement at a site takes effect: the activations themselves change no logits, zeros do.
 
         Raises:
-            ValueError: it does not, or the model does not have the site.
+            ValueError: it does not, or the model lacks the site.
         """
         self.check_site(site)
         reason = None
         if site.name is SiteName.resid_mid:
             end, mlp = (Site(name=name, layer=site.layer) for name in (SiteName.resid_post, SiteName.mlp_out))
-            if is_not_sum(self._glance(self._probe), end, site, mlp):
-                reason = f"it is carried past the MLP by a sum, and {site} + {mlp} is not {end}"
+            if is_not_sum(self._read_all(self._probe), end, site, mlp):
+                reason = f"a sum carries it past the MLP, and {site} + {mlp} is not {end}"
         try:
             plain = self._logits(self._probe, [])
             same = self._logits(self._probe, _replacement(site, lambda activations: activations))
@@ -153,15 +158,15 @@ class TransformerLensModel:
             reason = f"TransformerLens fails to compute logits: {_one_line(error)}"
         if reason is not None:
             raise ValueError(
-                f"site {site} of model {self.name} can be read, but nothing can be put in its place ({reason}); set "
+                f"site {site} of model {self.name} can be read but not replaced ({reason}); set "
                 "eval.splice_tokens=0, or choose another site or model"
             )
 
     def tokenise(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of each text, without special tokens."""
+        """Return the token ids of each text, without special tokens."""
         if not texts:
-            return []  # which the tokenizer cannot take
-        # `verbose` warns of texts beyond the context limit; packing cuts them into rows.
+            return []  # the tokenizer does not accept an empty list
+        # `verbose` would warn of texts beyond the context limit; packing cuts them into rows anyway.
         encoded = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
         ids: list[list[int]] = encoded["input_ids"]
         if not self._knows_all_ids and (beyond := max(map(max, filter(None, ids)), default=0)) >= self.d_vocab:
@@ -172,10 +177,21 @@ class TransformerLensModel:
             )
         return ids
 
+    def strings(self, token_ids: Sequence[int]) -> list[str]:
+        """Return what each token stands for in a text; a part of a character becomes a replacement character."""
+        strings: list[str] = []
+        for token_id in token_ids:
+            text, token = self._tokenizer.decode([token_id]), self._tokenizer.convert_ids_to_tokens(token_id)
+            assert isinstance(text, str)
+            assert isinstance(token, str)
+            # SentencePiece's tokenizers drop the space that a text begins with.
+            strings.append(f" {text}" if token.startswith("▁") and not text.startswith(" ") else text)
+        return strings
+
     def tokenise_chat(
         self, messages: Sequence[dict[str, Any]], roles: Sequence[str] | None
     ) -> tuple[list[int], list[bool]]:
-        """The token ids of a chat in the tokenizer's template, and which of them are the words of these roles.
+        """Return the token ids of a chat in the tokenizer's template, and a mask of the ids that belong to these roles.
 
         Raises:
             ValueError: the tokenizer has no template.
@@ -186,17 +202,17 @@ class TransformerLensModel:
     def activations(
         self, tokens: Int[Tensor, "sequence position"], sites: Sequence[Site]
     ) -> dict[Site, Float[Tensor, "sequence position d"]]:
-        """The activations at each site, in the model's dtype and on its device; heads of attn_z are concatenated.
+        """Return the activations at each site, in the model's dtype and on its device; attn_z concatenates its heads.
 
-        All rows run in one pass, which stops at the last of the sites: reading resid_mid does not run that block's MLP.
+        All rows run in one pass, which stops at the last site: reading resid_mid does not run that block's MLP.
 
         Raises:
-            ValueError: the model does not have the site.
+            ValueError: the model lacks the site.
         """
         for site in sites:
             self.check_site(site)
         read = self._read(tokens.to(self.device), sites)
-        # Copied outside inference mode, so that training may use the result in an autograd graph.
+        # Cloned outside inference mode, so that training may use the result in an autograd graph.
         return {site: read[site].clone() for site in sites}
 
     def logits(
@@ -204,12 +220,12 @@ class TransformerLensModel:
         tokens: Int[Tensor, "sequence position"],
         replace: tuple[Site, Callable[[Float[Tensor, "sequence position d"]], Tensor]] | None = None,
     ) -> Float[Tensor, "sequence position d_vocab"]:
-        """The logits of one forward pass, with the activations at a site replaced by a function of them.
+        """Return the logits of one forward pass, with the activations at a site replaced by a function of them.
 
-        All rows run in one pass: logits are d_vocab wide, so the caller chooses how many rows it can hold.
+        All rows run in one pass: logits are d_vocab wide, so the caller chooses how many rows fit.
 
         Raises:
-            ValueError: the model does not have the site.
+            ValueError: the model lacks the site.
         """
         hooks: list[_Hook] = []
         if replace is not None:
@@ -219,20 +235,20 @@ class TransformerLensModel:
         return self._logits(tokens, hooks)
 
     def _survey(self) -> tuple[dict[Site, int], dict[Site, str]]:
-        """The widths of all sites that the model has, and which of them are not what their names say."""
-        read = self._glance(self._probe)
+        """Return the widths of all sites of the model, and the sites that do not hold what their names mean."""
+        read = self._read_all(self._probe)
         other_end = self._probe.clone()
         other_end[:, -1] = self._probe[:, 0]
-        for site, changed in self._glance(other_end).items():
+        for site, changed in self._read_all(other_end).items():
             if _differ(changed[:, :-1], read[site][:, :-1]):
                 raise ValueError(
-                    f"model {self.name} reads tokens that come later ({site} changes with them), so it is no decoder "
-                    "of text; choose a model that predicts the next token, such as gpt2"
+                    f"model {self.name} reads later tokens ({site} changes with them), so it is no decoder of text; "
+                    "choose a model that predicts the next token, such as gpt2"
                 )
         return {site: x.shape[-1] for site, x in read.items()}, unsound_sites(read, self.shape.num_layers)
 
-    def _glance(self, tokens: Tensor) -> dict[Site, Tensor]:
-        """The activations at all sites that a forward pass comes by."""
+    def _read_all(self, tokens: Tensor) -> dict[Site, Tensor]:
+        """Return the activations at all sites that a forward pass reaches."""
         hooked = self._bridge.hook_dict
         sites = [Site(name=name, layer=layer) for layer in range(self.shape.num_layers) for name in SiteName]
         sites = [site for site in sites if site.hook_name in hooked]
@@ -240,7 +256,7 @@ class TransformerLensModel:
 
         def reader(site: Site):
             def keep(activations: Tensor, hook):
-                # Anything else has no positions.
+                # A tensor with fewer dimensions has no positions.
                 if activations.dim() > 2:
                     read[site] = activations.flatten(2)
                 if len(read) == len(sites):
@@ -252,7 +268,7 @@ class TransformerLensModel:
             try:
                 self._logits(tokens, [(site.hook_name, reader(site)) for site in sites])
             except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-                # It concerns the sites behind it, and splices at any; told to whoever asks for those.
+                # It affects only later sites and splices; it is reported when one of them is requested.
                 self._failure = f"{type(error).__name__}: {_one_line(error)}"
         return read
 
@@ -281,15 +297,16 @@ class TransformerLensModel:
 
 
 def open_language_model(settings: ModelSettings) -> TransformerLensModel:
-    """Open the model that the settings name: a packaged one, a folder, or one on the hub.
+    """Open the model that the settings name: a packaged model, a folder, or a hub repository.
 
-    Nothing is installed, started, asked or run that came with the model. Of a model that also sees images the text part
-    is used, and what prepares images is left alone.
+    Opening installs nothing, starts no process, asks no question and runs no code that came with the model. Of a model
+    that also takes images only the text part is used.
 
     Raises:
         ValueError: package not installed, no such folder, hub unreachable and nothing cached, gated without access,
             unknown name or revision, code of its own, an architecture that TransformerLens does not know or that is no
-            decoder of text, damaged or missing files, a tokenizer that does not fit, no GPU where one is asked for.
+            decoder of text, damaged or missing files, a tokenizer that does not fit, or no GPU although one is asked
+            for.
     """
     device, dtype = device_of(settings), dtype_of(settings)
     if settings.package is not None:
@@ -304,7 +321,7 @@ def open_language_model(settings: ModelSettings) -> TransformerLensModel:
 
     from fsae.language_models.quiet import quiet_transformers
 
-    # Not within `offline`: some libraries read once, when imported, whether they may use the network.
+    # Not within `offline`: some libraries check only at import whether they may use the network.
     _import_text_only()
     with quiet_transformers(), nullcontext() if hub_answers else offline(), nothing_started():
         architecture = _architecture(source, settings.revision)
@@ -315,7 +332,7 @@ def open_language_model(settings: ModelSettings) -> TransformerLensModel:
 
 
 def _located(path: str, revision: str | None, setting: str) -> tuple[str, bool]:
-    """What transformers is to open, and whether it may ask the hub."""
+    """Return what transformers opens, and whether it may ask the hub."""
     folder = local_model_folder(path, setting)
     if folder is not None:
         return str(folder), True
@@ -323,10 +340,10 @@ def _located(path: str, revision: str | None, setting: str) -> tuple[str, bool]:
 
 
 def _import_text_only() -> None:
-    """Import TransformerLens, and keep it from what only images need.
+    """Import TransformerLens without its support for images.
 
-    It would load what prepares images, install torchvision for that, and refuse models where torchvision is not there;
-    their text is read without either.
+    It would load image processors, install torchvision for them, and refuse models if torchvision is missing; reading
+    text needs none of this.
     """
     from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
     from transformer_lens.model_bridge.sources.transformers import helpers, source
@@ -338,16 +355,17 @@ def _import_text_only() -> None:
         (source, "load_modality_processor", nothing),
         (ArchitectureAdapter, "_check_required_libraries", nothing),
     ):
-        # What TransformerLens calls otherwise some day must not come back in silence.
-        assert hasattr(owner, name), f"TransformerLens has no {name} any more"
+        # If TransformerLens renames one of these, the patch must fail instead of silently doing nothing.
+        assert hasattr(owner, name), f"TransformerLens no longer has {name}"
         setattr(owner, name, replacement)
 
 
 def _architecture(source: str, revision: str | None) -> str:
-    """The architecture that a model's config.json names.
+    """Return the architecture that a model's config.json names.
 
     Raises:
-        ValueError: it cannot be read, names code of the model's own, or no decoder of text that TransformerLens knows.
+        ValueError: it cannot be read, names code of the model's own, or is no decoder of text that TransformerLens
+            knows.
     """
     from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
     from transformer_lens.model_bridge.sources._hf_format import determine_architecture_from_hf_config
@@ -355,7 +373,7 @@ def _architecture(source: str, revision: str | None) -> str:
     from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
     where = f"model.path: {source}"
-    with _told(f"{where}: its config.json cannot be read", "save or download it again"):
+    with _as_value_error(f"{where}: its config.json cannot be read", "save or download it again"):
         plain, _ = PretrainedConfig.get_config_dict(source, revision=revision)
     kind = plain.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
@@ -369,7 +387,8 @@ def _architecture(source: str, revision: str | None) -> str:
             f"{where}: its config.json has model_type {kind!r}, which transformers does not know; correct it, or "
             "choose another model"
         )
-    with _told(f"{where}: its config.json does not describe a {kind} model", "correct the value, or download it again"):
+    no_model = f"{where}: its config.json does not describe a {kind} model"
+    with _as_value_error(no_model, "correct the value, or download it again"):
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     named = ", ".join(getattr(config, "architectures", None) or []) or kind
     what = classify_model_config(config)
@@ -384,15 +403,15 @@ def _architecture(source: str, revision: str | None) -> str:
         architecture = None
     if architecture not in SUPPORTED_ARCHITECTURES:
         raise ValueError(
-            f"{where} is a {named}, and TransformerLens opens no such architecture as a decoder of text; choose a "
+            f"{where} is a {named}, an architecture that TransformerLens does not open as a decoder of text; choose a "
             "model of another one, such as gpt2, Llama, Gemma or Qwen"
         )
     return architecture
 
 
 def _tokenizer(source: str, revision: str | None, settings: ModelSettings) -> "PreTrainedTokenizerBase":
-    """Our own tokenizer: the one TransformerLens makes puts a BOS before every text, also where the model never saw one
-    in training (SmolLM2)."""
+    """Open the model's tokenizer ourselves: TransformerLens' puts a BOS before every text, even if the model never saw
+    one in training (SmolLM2)."""
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer
 
@@ -400,15 +419,15 @@ def _tokenizer(source: str, revision: str | None, settings: ModelSettings) -> "P
     another = "name another model's tokenizer with model.tokenizer=FOLDER_OR_HUB_NAME"
     if Path(source).is_dir() and not any(_TOKENIZER_FILE.search(file.name) for file in Path(source).iterdir()):
         raise ValueError(f"{setting}: {source} holds no tokenizer (tokenizer.json); {another}")
-    # What transformers says of a damaged file does not name it.
+    # The error that transformers raises for a damaged file does not name the file.
     if (file := Path(source) / "tokenizer.json").is_file():
-        with _told(f"{setting}: {file} is damaged", f"save or download it again, or {another}"):
+        with _as_value_error(f"{setting}: {file} is damaged", f"save or download it again, or {another}"):
             Tokenizer.from_file(str(file))
-    with _told(f"{setting}: no tokenizer can be read from {source}", f"repair it, or {another}"):
+    with _as_value_error(f"{setting}: no tokenizer can be read from {source}", f"repair it, or {another}"):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-        # What is made of nothing where there are no files, and fails at the first text where they are damaged.
+        # Without files transformers may return an empty tokenizer; with damaged ones it fails at the first text.
         if not tokenizer("a", add_special_tokens=False)["input_ids"]:
-            raise ValueError("it makes no tokens of text; its files (tokenizer.json and others) are not there")
+            raise ValueError("it makes no tokens of text; its files (tokenizer.json and others) are missing")
     return tokenizer
 
 
@@ -424,13 +443,13 @@ def _bridge(
     from transformer_lens.model_bridge.sources.transformers.helpers import get_hf_model_class_for_architecture
 
     with (
-        _told(
+        _as_value_error(
             f"model.path: {source} could not be opened as a language model",
-            "check config.json and the weights beside it, or download the model again",
+            "check config.json and the weights in the same folder, or download the model again",
         ),
         torch.random.fork_rng(devices=[]),
     ):
-        torch.manual_seed(0)  # of random weights
+        torch.manual_seed(0)  # for random weights
         bridge = TransformerBridge.boot_transformers(
             source,
             device=device.type,
@@ -441,17 +460,17 @@ def _bridge(
             model_class=_WholeModels(get_hf_model_class_for_architecture(architecture)),
         )
     if settings.weights is Weights.random:
-        # Where it loads weights it does this itself.
+        # TransformerLens does this itself only if it loads weights.
         bridge.to(device)
         for name, tensor in [*bridge.named_parameters(), *bridge.named_buffers()]:
-            # Positions' frequencies do not bear rounding.
+            # The frequencies of positional embeddings must not be rounded.
             if tensor.is_floating_point() and not name.endswith("inv_freq"):
                 tensor.data = tensor.data.to(dtype)
     return bridge
 
 
 class _WholeModels:
-    """One of transformers' classes that open models, but for models without code of their own and with all weights."""
+    """One of transformers' model classes, restricted to models without code of their own and with all weights."""
 
     def __init__(self, opener: Any):
         self._opener = opener
@@ -468,7 +487,7 @@ class _WholeModels:
                 raise ValueError(f"{path.name} is truncated or damaged: {error}") from error
         ours = {"trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
         model, found = self._opener.from_pretrained(source, **{**arguments, **ours})
-        # transformers would draw what is in these lists anew and go on.
+        # transformers would initialise these weights at random and continue.
         for name, there, wanted in sorted(found["mismatched_keys"]):
             raise ValueError(f"the weights' {name} is {tuple(there)}, by config.json it should be {tuple(wanted)}")
         missing = sorted(found["missing_keys"])
@@ -479,8 +498,8 @@ class _WholeModels:
 
 
 @contextmanager
-def _told(what: str, remedy: str) -> Iterator[None]:
-    """Say in one message what libraries raise about files from outside, which may be any exception."""
+def _as_value_error(what: str, remedy: str) -> Iterator[None]:
+    """Turn any exception that a library raises about a file from outside into one ValueError with a remedy."""
     try:
         yield
     except Exception as error:
@@ -493,23 +512,23 @@ def _one_line(error: Exception) -> str:
 
 
 def _probe(d_vocab: int, length: int, special_ids: Set[int]) -> Int[Tensor, "1 position"]:
-    """Ids from all over the vocabulary, without those that stand for no text (an image's place, say)."""
+    """Return ids spread over the vocabulary, without those that represent no text (such as an image's position)."""
     ordinary = [token_id for token_id in range(d_vocab) if token_id not in special_ids]
     return torch.tensor([[ordinary[len(ordinary) * (1 + i) // (length + 1)] for i in range(length)]])
 
 
 def _differ(a: Tensor, b: Tensor) -> bool:
-    """Whether logits differ by more than rounding; what overflowed says nothing."""
+    """Return whether logits differ by more than rounding; values that overflowed are ignored."""
     finite = a.isfinite() & b.isfinite()
     tolerance = max(1e-3, 4 * torch.finfo(b.dtype).eps)
     return bool((a - b)[finite].double().norm() > tolerance * b[finite].double().norm())
 
 
 def _check_vocabulary(tokenizer: "PreTrainedTokenizerBase", d_vocab: int, name: str) -> bool:
-    """Whether all of a tokenizer's ids are in the model's vocabulary; a few added tokens may lie beyond it (Gemma 3).
+    """Return whether all of a tokenizer's ids are in the model's vocabulary; a few added tokens may not be (Gemma 3).
 
     Raises:
-        ValueError: tokens of ordinary text lie beyond it.
+        ValueError: ids of ordinary tokens are not in it.
     """
     beyond = {token: token_id for token, token_id in tokenizer.get_vocab().items() if token_id >= d_vocab}
     ordinary = [token for token, token_id in beyond.items() if token_id not in tokenizer.added_tokens_decoder]
@@ -523,13 +542,14 @@ def _check_vocabulary(tokenizer: "PreTrainedTokenizerBase", d_vocab: int, name: 
 
 
 def _bos_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:
-    """The BOS id where the tokenizer itself puts it before a text; SmolLM2 and GPT-2 have one and do not."""
+    """Return the BOS id if the tokenizer itself puts it before a text; SmolLM2 and GPT-2 have one and do not."""
     bos, first = tokenizer.bos_token_id, tokenizer("a")["input_ids"][0]
     return bos if isinstance(bos, int) and bos == first else None
 
 
 def _separator_id(tokenizer: "PreTrainedTokenizerBase", name: str) -> int:
-    """<|endoftext|> where the vocabulary has it (a chat model's EOS ends a turn, not a document), else EOS."""
+    """Return the id of <|endoftext|> if the vocabulary has it (a chat model's EOS ends a turn, not a document), else
+    EOS."""
     separator = tokenizer.convert_tokens_to_ids(_SEPARATOR)
     if isinstance(separator, int) and tokenizer.convert_ids_to_tokens(separator) == _SEPARATOR:
         return separator
@@ -547,8 +567,8 @@ def _replacement(site: Site, function: Callable[[Tensor], Tensor]) -> list[_Hook
     if site.name is not SiteName.resid_mid:
         return [(site.hook_name, lambda activations, hook: edited(activations))]
 
-    # The Bridge's resid_mid is only what the MLP reads: the block's skip connection keeps the unedited stream. The
-    # same change is added to the block's output, which is where that connection ends.
+    # The Bridge's resid_mid is only the MLP's input: the block's skip connection keeps the unedited stream. The same
+    # change is therefore added to the block's output, where that connection ends.
     changes: list[Tensor] = []
 
     def edit_what_the_mlp_reads(activations: Tensor, hook) -> Tensor:

@@ -54,7 +54,8 @@ class AuxK(LossTerm):
         wanted = self.k if self.k is not None else max(1, record.inputs.shape[1] // 2)
         k = min(wanted, dead.numel())
         pre = record.pre_activations.at(dead)
-        places = (pre if record.rank is None else record.rank(pre)).topk(k, dim=1, sorted=False).indices
+        scores = pre if record.selection_score is None else record.selection_score(pre)
+        places = scores.topk(k, dim=1, sorted=False).indices
         # Not rectified: a latent whose pre-activations are all negative would never get a gradient again.
         pattern = Pattern.of_indices(dead[places], len(record.W_dec))
         codes = Codes(pre.gather(1, places).flatten(), pattern)

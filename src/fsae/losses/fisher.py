@@ -23,6 +23,7 @@ from torch import Tensor
 from fsae.autoencoders.record import AffineMap, ForwardRecord
 from fsae.losses.term import LossTerm, Measured, Moment
 from fsae.sparse.codes import Codes
+from fsae.sparse.gram import squared_gram_norm
 from fsae.sparse.products import first_order
 
 # By so many roundings of its own size a column may vary and count as constant: those of the sum that is its mean, and
@@ -150,7 +151,7 @@ def _moments(g: Codes) -> _Moments:
     squares = g.map(torch.square)
     return _Moments(
         g.shape[0],
-        g.squared_gram_norm(),
+        squared_gram_norm(g),
         squares.column_sums().square().sum(),
         lambda: (squares.row_sums().square().sum(), squares.values.square().sum()),
     )
@@ -262,7 +263,7 @@ def _normalised_moments(codes: Codes) -> _Moments:
     gram_sums = times(scaled.column_sums())
     return _Moments(
         batch,
-        scaled.squared_gram_norm() + 4 * (a @ gram_sums) + 2 * batch * a.square().sum() + 2 * a.sum().square(),
+        squared_gram_norm(scaled) + 4 * (a @ gram_sums) + 2 * batch * a.square().sum() + 2 * a.sum().square(),
         over_entries(2).square().sum(),
         lambda: ((scaled.map(torch.square).row_sums() + 2 * a).square().sum(), over_entries(4).sum()),
     )

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one JSON line a logging call, on disk before any server hears of it."""
+"""`metrics.jsonl`: one JSON line per logging call, written to disk before any server receives it."""
 
 import json
 import math
@@ -11,32 +11,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-# What MLflow accepts as a metric's name on every system. A name it refuses would hold up all that follow it.
+# The metric names that MLflow accepts on every system. A refused name would block all values that follow it.
 METRIC_NAME = re.compile(r"[\w.\- /]{1,250}")
 
 
 class MetricSink(Protocol):
-    """Where a training loop's numbers go."""
+    """A receiver of a training loop's numbers."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record values at `step`, which counts tokens (samples where the data is not text).
+        """Record values at `step`, which counts samples (tokens if the data is text).
 
-        A name is logged at most once a step, and its steps rise. Never waits for a server.
+        A name is logged at most once per step, and its steps increase. Never waits for a server.
         """
         ...
 
-    def say(self, message: str) -> None:
-        """Put a line into the run's own log."""
+    def log_message(self, message: str) -> None:
+        """Write a line to the run's own log."""
         ...
 
     def position(self) -> int:
-        """How many bytes are recorded and safe on disk: what a checkpoint keeps, to resume from."""
+        """Return the number of bytes that are recorded and safe on disk, for a checkpoint to resume from."""
         ...
 
 
 @dataclass(frozen=True)
 class MetricRecord:
-    """One line: the values logged at `step`, `time_ms` after 1970; `end` is the byte at which the next line starts."""
+    """One line: values logged at `step`, `time_ms` after 1970; `end` is the byte at which the next line starts."""
 
     time_ms: int
     step: int
@@ -45,12 +45,12 @@ class MetricRecord:
 
 
 class MetricLog:
-    """Appends to a `metrics.jsonl`; every line reaches the operating system at once, so that a kill loses none.
+    """A writer of `metrics.jsonl`; every line reaches the operating system at once, so a kill loses none.
 
     Args:
-        path: the file, made when it is not there.
-        position: bytes to keep, from the checkpoint that is resumed; what was logged after it is dropped.
-        dropped: a file to which that is appended.
+        path: the file, created if missing.
+        position: bytes to keep, from the resumed checkpoint; values logged after it are dropped.
+        dropped: a file that the dropped lines are appended to.
 
     Raises:
         ValueError: the file is shorter than `position`.
@@ -85,7 +85,7 @@ class MetricLog:
         self._file.flush()
 
     def position(self) -> int:
-        """Bytes written, after making sure that they survive a crash of the machine."""
+        """Return the bytes written, after making sure that they survive a crash of the machine."""
         os.fsync(self._file.fileno())
         return self._file.tell()
 
@@ -94,7 +94,7 @@ class MetricLog:
         if size < position:
             raise ValueError(
                 f"{self.path} has {size} bytes, and the checkpoint was saved when it had {position}: "
-                "restore the file, or delete the checkpoints to start anew"
+                "restore the file, or delete the checkpoints to start from the beginning"
             )
         if dropped is not None and size > position:
             _append_lines(self.path, position, dropped)
@@ -102,14 +102,14 @@ class MetricLog:
         self._file.seek(position)
 
     def close(self) -> None:
-        """Make the lines safe on disk and close the file; again is harmless."""
+        """Make the lines safe on disk and close the file; closing it again does nothing."""
         if not self._file.closed:
             os.fsync(self._file.fileno())
             self._file.close()
 
 
 def read_metrics(path: Path, start: int = 0) -> Iterator[MetricRecord]:
-    """The records from byte `start` on, in the order of logging; a last line that is still being written is left out.
+    """Yield the records from byte `start` on, in the order of logging, without an incomplete last line.
 
     Raises:
         ValueError: a complete line is not a record.
@@ -134,7 +134,7 @@ def read_metrics(path: Path, start: int = 0) -> Iterator[MetricRecord]:
 
 
 def _append_lines(path: Path, start: int, to: Path) -> None:
-    """Copy the complete lines from byte `start` on to the end of another file, which may end in a torn line."""
+    """Append the complete lines from byte `start` on to another file, which may end in an incomplete line."""
     with path.open("rb") as source, to.open("a+b") as file:
         source.seek(start)
         lines = source.read()
@@ -146,7 +146,7 @@ def _append_lines(path: Path, start: int, to: Path) -> None:
 
 
 def _to_json(value: float) -> float | str:
-    # JSON has no numbers for these, and a reader other than Python's stops at a bare NaN.
+    # JSON has no such numbers, and most readers other than Python's refuse a bare NaN.
     if math.isfinite(value):
         return float(value)
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -1,4 +1,4 @@
-"""A run's folder: which file holds what, and writing one so that a reader never sees half of it."""
+"""A run's folder: the names of its files, and writing one so that a reader never sees half of it."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The names in a run's folder, the same for every run and whatever launched it."""
+    """The names in a run's folder, the same for every run and every launcher."""
 
     path: Path
 
@@ -21,7 +21,7 @@ class RunFolder:
 
     @property
     def overrides(self) -> Path:
-        """What the command line asked for, as Hydra keeps it."""
+        """The command line's overrides, in Hydra's format."""
         return self.path / "overrides.yaml"
 
     @property
@@ -36,8 +36,8 @@ class RunFolder:
 
     @property
     def dropped(self) -> Path:
-        """Values that were logged after the checkpoint that a run went on from, and were logged again: MLflow may have
-        the first ones, so it is given no others."""
+        """Values logged after the checkpoint that a run resumed from, which were then logged a second time: MLflow may
+        have received the first values, so it gets no others."""
         return self.path / "metrics.dropped.jsonl"
 
     @property
@@ -47,8 +47,8 @@ class RunFolder:
 
     @property
     def sharing(self) -> Path:
-        """Of a population: `found_by`, for each latent of each member how many have it; and where the truth is known
-        `nearest_cosine`, that of each latent and the nearest true feature."""
+        """For a population: `found_by`, the number of members that have each latent of each member; if the truth is
+        known also `nearest_cosine`, the cosine of each latent to its nearest true feature."""
         return self.path / "sharing.json"
 
     @property
@@ -63,25 +63,25 @@ class RunFolder:
 
     @property
     def plots(self) -> Path:
-        """Pictures made at the run's end."""
+        """Pictures drawn at the run's end."""
         return self.path / "plots"
 
     @property
     def log(self) -> Path:
-        """What the run said."""
+        """The run's log."""
         return self.path / "run.log"
 
     @property
     def tracking(self) -> Path:
-        """Under which names the run is logged, and where (see `fsae.tracking.mlflow_upload`)."""
+        """The name and the tracking server under which the run is logged (see `fsae.tracking.mlflow_upload`)."""
         return self.path / "tracking.json"
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace `path` by `content` as JSON in one step: a reader, or a kill, finds the old file or the new one.
+    """Replace `path` by `content` as JSON in one step: a reader finds the old file or the new one, even after a kill.
 
     Raises:
-        OSError: the disk is full or the folder is not writable; the earlier file is untouched.
+        OSError: the disk is full or the folder is not writable; the earlier file is unchanged.
     """
     beside = path.with_name(path.name + ".tmp")
     try:

@@ -1,4 +1,4 @@
-"""`run.log`: what a run said. Runs may share a process: what is said for one is in its file only, the rest in all."""
+"""`run.log`: a run's log. Of runs that share a process, each file has the run's own lines and the common ones."""
 
 import logging
 from collections.abc import Iterator
@@ -6,29 +6,29 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-from fsae.console import Words, forgiving_file
+from fsae.console import SafeText, lenient_file
 from fsae.outputs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-_speaking: ContextVar[Path | None] = ContextVar("speaking", default=None)
+_current_run: ContextVar[Path | None] = ContextVar("current run", default=None)
 
 
 @contextmanager
-def speaking_for(folder: Path) -> Iterator[None]:
-    """What is logged within concerns this run only."""
-    token = _speaking.set(folder)
+def logging_for(folder: Path) -> Iterator[None]:
+    """Mark what is logged within the block as concerning this run only."""
+    token = _current_run.set(folder)
     try:
         yield
     finally:
-        _speaking.reset(token)
+        _current_run.reset(token)
 
 
 @contextmanager
 def run_log(folder: Path) -> Iterator[None]:
-    """Append what is logged to the folder's `run.log`, less what concerns other runs.
+    """Append what is logged to the folder's `run.log`, except lines that concern other runs.
 
-    A line that cannot be written is left out, and that is logged at the end: it is no reason for a run to fail.
+    A line that cannot be written is dropped and a warning is logged at the end: a run does not fail because of its log.
 
     Raises:
         OSError: the file cannot be opened.
@@ -36,7 +36,7 @@ def run_log(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     handler = _RunLogHandler(RunFolder(folder).log)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
-    handler.addFilter(lambda record: _speaking.get() in (None, folder))
+    handler.addFilter(lambda record: _current_run.get() in (None, folder))
     root = logging.getLogger()
     root.addHandler(handler)
     try:
@@ -44,17 +44,17 @@ def run_log(folder: Path) -> Iterator[None]:
     finally:
         root.removeHandler(handler)
         handler.close()
-        if handler.words.failure is not None:
-            log.warning("%s lacks lines: %s", RunFolder(folder).log, handler.words.failure.strerror)
+        if handler.stream.failure is not None:
+            log.warning("%s lacks lines: %s", RunFolder(folder).log, handler.stream.failure.strerror)
 
 
 @contextmanager
-def runs_named() -> Iterator[None]:
-    """On the console, put the folder's name before what concerns one run only."""
+def run_name_prefixes() -> Iterator[None]:
+    """Prefix console lines that concern one run only with the name of its folder."""
     consoles = [handler for handler in logging.getLogger().handlers if not isinstance(handler, _RunLogHandler)]
     formatters = [handler.formatter for handler in consoles]
     for handler in consoles:
-        handler.setFormatter(_Named(handler.formatter or logging.Formatter()))
+        handler.setFormatter(_Prefixed(handler.formatter or logging.Formatter()))
     try:
         yield
     finally:
@@ -62,21 +62,20 @@ def runs_named() -> Iterator[None]:
             handler.setFormatter(formatter)
 
 
-class _RunLogHandler(logging.StreamHandler[Words]):
+class _RunLogHandler(logging.StreamHandler[SafeText]):
     def __init__(self, path: Path) -> None:
-        self.words = forgiving_file(str(path))
-        super().__init__(self.words)
+        super().__init__(lenient_file(str(path)))
 
     def close(self) -> None:
         super().close()
-        self.words.close()
+        self.stream.close()
 
 
-class _Named(logging.Formatter):
+class _Prefixed(logging.Formatter):
     def __init__(self, inner: logging.Formatter):
         super().__init__()
         self._inner = inner
 
     def format(self, record: logging.LogRecord) -> str:
-        folder, text = _speaking.get(), self._inner.format(record)
+        folder, text = _current_run.get(), self._inner.format(record)
         return f"[{folder.name}] {text}" if folder else text

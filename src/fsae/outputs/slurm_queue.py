@@ -1,4 +1,4 @@
-"""What Slurm's queue says of a job; asked with `squeue`, which needs no accounting database."""
+"""Slurm's queue: the state of a job by `squeue`, which needs no accounting database."""
 
 import json
 import shutil
@@ -8,22 +8,22 @@ from pathlib import Path
 
 from fsae.outputs.run_folder import write_json
 
-# A controller that is restarting is given this long for one answer.
+# Long enough for a controller that is restarting.
 ANSWER_SECONDS = 30.0
 
 
-class QueueUnknown(Exception):  # noqa: N818 (it may know a moment later)
+class QueueUnknown(Exception):  # noqa: N818 (it may answer a moment later)
     """Slurm did not answer."""
 
 
 def note_slurm_job(folder: Path, job_id: str) -> None:
-    """Write down in a run's folder under which id, as in "12_3", Slurm has it."""
+    """Write Slurm's id of the job, such as "12_3", into the run's folder."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "slurm.json", {"job_id": job_id})
 
 
 def is_queued(folder: Path) -> bool | None:
-    """Whether Slurm runs the job of this folder or will; None where it is none of Slurm's, or Slurm does not answer."""
+    """Return whether Slurm runs this folder's job or will; None if it is no Slurm job or Slurm does not answer."""
     path = folder / "slurm.json"
     if not path.exists() or shutil.which("squeue") is None:
         return None
@@ -35,13 +35,13 @@ def is_queued(folder: Path) -> bool | None:
 
 
 def queued_states(job_ids: Sequence[str]) -> dict[str, str]:
-    """Slurm's word ("PENDING", "RUNNING") for each of these jobs that it runs or will; those that are over are absent.
+    """Return Slurm's state ("PENDING", "RUNNING") of each of these jobs that has not ended.
 
     Args:
-        job_ids: as in "12" or "12_3".
+        job_ids: ids such as "12" or "12_3".
 
     Raises:
-        QueueUnknown: no answer.
+        QueueUnknown: Slurm does not answer.
     """
     arrays = sorted({job_id.partition("_")[0] for job_id in job_ids})
     command = ["squeue", "--noheader", "--array", "--format=%i %T", f"--jobs={','.join(arrays)}"]
@@ -49,7 +49,7 @@ def queued_states(job_ids: Sequence[str]) -> dict[str, str]:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise QueueUnknown(str(error)) from error
-    # A job that ended long ago is not known any more.
+    # Slurm forgets jobs that ended long ago.
     if answer.returncode != 0 and "Invalid job id" not in answer.stderr:
         raise QueueUnknown(answer.stderr.strip())
     states = dict(line.split(maxsplit=1) for line in answer.stdout.splitlines() if line.strip())
@@ -57,7 +57,7 @@ def queued_states(job_ids: Sequence[str]) -> dict[str, str]:
 
 
 def end_state(job_id: str) -> str:
-    """Slurm's word for how a job ended ("OUT_OF_MEMORY", "CANCELLED"), or an empty text where it does not know."""
+    """Return Slurm's state of an ended job ("OUT_OF_MEMORY", "CANCELLED"), or an empty text if Slurm does not know."""
     for command in (
         ["scontrol", "--oneliner", "show", "job", job_id],
         ["sacct", "--noheader", "--parsable2", "--allocations", "--format=State", f"--jobs={job_id}"],
@@ -66,7 +66,7 @@ def end_state(job_id: str) -> str:
             answer = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS).stdout
         except (OSError, subprocess.TimeoutExpired):
             continue
-        told = [word.partition("=")[2] for word in answer.split() if word.startswith("JobState=")] or answer.split()[:1]
-        if told:
-            return told[0]
+        states = [word.partition("=")[2] for word in answer.split() if word.startswith("JobState=")]
+        if states := states or answer.split()[:1]:
+            return states[0]
     return ""

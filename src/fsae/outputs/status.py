@@ -1,4 +1,4 @@
-"""What became of a run, in `status.json`: readable at any moment, also after a kill."""
+"""`status.json`: the state of a run, readable at any moment, also after a kill."""
 
 import json
 import os
@@ -15,7 +15,8 @@ from fsae.outputs.run_folder import RunFolder, write_json
 
 
 class RunState(Enum):
-    """`interrupted` saved a checkpoint on a signal and can go on; `refused` never started, its settings were wrong."""
+    """The states of a run. `interrupted`: it saved a checkpoint on a signal and can resume. `refused`: its settings
+    were wrong and it never started."""
 
     running = "running"
     finished = "finished"
@@ -26,7 +27,7 @@ class RunState(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why a run ended early: the exception's type and its message."""
+    """The reason why a run ended early: the exception's type and its message."""
 
     kind: str
     message: str
@@ -34,12 +35,12 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class RunStatus:
-    """One run's state. Times are UTC; `host` and `pid` name the process that wrote it.
+    """A run's status. Times are UTC; `host` and `pid` name the process that wrote it.
 
     Attributes:
         started: when the run was first started, kept over resumes.
-        updated: when this was written.
-        ended: when the run stopped, None while it is running.
+        updated: when the status was written.
+        ended: when the run stopped; None while it is running.
     """
 
     state: RunState
@@ -50,16 +51,16 @@ class RunStatus:
     host: str
     pid: int
 
-    def is_going(self) -> bool:
-        """Whether the run is running: it says so, and its process was not killed, as far as this host can know."""
+    def is_alive(self) -> bool:
+        """Return whether the state is running and, as far as this host can know, the process still exists."""
         if self.state is not RunState.running:
             return False
         if self.host != socket.gethostname():
             return True
         try:
             process = psutil.Process(self.pid)
-            # A dead process stays listed until whoever started it asks for its exit status, and after a restart of the
-            # machine or container another has its number.
+            # An ended process stays listed until its parent reads its exit status, and after a restart of the machine
+            # or container another process may have its number.
             return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= self.updated.timestamp()
         except psutil.Error:
             return False
@@ -78,7 +79,7 @@ def mark(folder: Path, state: RunState, failure: Failure | None = None) -> RunSt
         started=earlier.started if earlier else now,
         updated=now,
         ended=None if state is RunState.running else now,
-        # The message may be a library's own, which repeats an address or a header.
+        # A library's message may repeat an address or a header.
         failure=failure and replace(failure, message=concealed(failure.message)),
         host=socket.gethostname(),
         pid=os.getpid(),
@@ -97,7 +98,7 @@ def mark(folder: Path, state: RunState, failure: Failure | None = None) -> RunSt
 
 
 def read_status(folder: Path) -> RunStatus | None:
-    """The folder's status, or None where no run has started.
+    """Return the folder's status, or None if no run has started.
 
     Raises:
         ValueError: `status.json` does not hold what `mark` writes.
@@ -117,4 +118,6 @@ def read_status(folder: Path) -> RunStatus | None:
             pid=written["pid"],
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a run's status ({error!r}): restore it, or delete it to start anew") from error
+        raise ValueError(
+            f"{path} is not a run's status ({error!r}): restore it, or delete it to start from the beginning"
+        ) from error

@@ -1,4 +1,4 @@
-"""A sweep's folder: `sweep.json` says which jobs there are, and each job's own folder what became of it."""
+"""A sweep's folder: `sweep.json` lists the jobs, and each job's folder holds its state."""
 
 import json
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ FORMAT = 1
 
 
 class JobState(Enum):
-    """What became of a job; `killed` wrote that it is running and is not, `waiting` has not begun and will."""
+    """The states of a job. `killed`: its status is running but its process is gone. `waiting`: it will start later."""
 
     finished = "finished"
     failed = "failed"
@@ -28,8 +28,8 @@ class JobState(Enum):
     not_started = "not started"
 
     @property
-    def is_going(self) -> bool:
-        """Whether something still works on the job, or will by itself."""
+    def is_active(self) -> bool:
+        """Whether the job is running, or will run without further action."""
         return self in (JobState.running, JobState.waiting)
 
 
@@ -42,12 +42,12 @@ _ENDED = {
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a sweep.
+    """A job of a sweep.
 
     Attributes:
         folder: its run's folder.
-        name: the overrides that tell it from its neighbours, as in "arch=gated,seed=1".
-        overrides: all of them.
+        name: the overrides that distinguish it from the other jobs, such as "arch=gated,seed=1".
+        overrides: all overrides.
     """
 
     folder: Path
@@ -55,7 +55,7 @@ class Job:
     overrides: list[str]
 
     def state(self) -> JobState:
-        """What became of it, from its folder and, where Slurm has it, from Slurm's queue.
+        """Return the job's state, from its folder and, if it is a Slurm job, from Slurm's queue.
 
         Raises:
             ValueError: its `status.json` is damaged.
@@ -65,36 +65,36 @@ class Job:
             return JobState.finished
         queued = is_queued(self.folder)
         if status is not None and status.state is RunState.running:
-            # The queue knows better than this host whether a process on another one is alive.
-            alive = status.is_going() if queued is None else queued
+            # The queue is better evidence than this host's for a process on another host.
+            alive = status.is_alive() if queued is None else queued
             return JobState.running if alive else JobState.killed
         if queued:
-            # Before its first try, or between two: after a preemption, or launched again after a failure.
+            # Before its first attempt, or between two: after a preemption, or relaunched after a failure.
             return JobState.waiting
         return JobState.not_started if status is None else _ENDED[status.state]
 
     def failure(self) -> Failure | None:
-        """Why it ended early, as far as it could say."""
+        """Return why the job ended early, if its status states it."""
         status = read_status(self.folder)
         return status.failure if status else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What `sweep.json` holds: enough to launch any of the jobs again.
+    """A sweep, as `sweep.json` records it: enough to launch any of its jobs again.
 
     Attributes:
-        folder: the sweep's.
-        tag: names the sweep in MLflow: its folder relative to outputs/sweeps.
-        started: when, in ISO form.
-        command: the arguments it was started with.
-        working_directory: where; relative paths in the overrides are taken from here.
+        folder: the sweep's folder.
+        tag: the sweep's name in MLflow: its folder relative to outputs/sweeps.
+        started: the time of its start, in ISO form.
+        command: the arguments that started it.
+        working_directory: the directory that relative paths in the overrides refer to.
         outputs: the outputs folder.
         config_dirs: folders of the user's own YAML files.
         hydra_overrides: the overrides of Hydra's own settings.
         constant: the overrides that all jobs share.
         varied: keys that differ between jobs.
-        jobs: each job's overrides, by number; None where the sweeper decides on them as it goes.
+        jobs: each job's overrides, by number; None if the sweeper chooses jobs from earlier results.
     """
 
     folder: Path
@@ -111,11 +111,11 @@ class Sweep:
 
     @property
     def file(self) -> Path:
-        """Where this is written."""
+        """The path of `sweep.json`."""
         return self.folder / "sweep.json"
 
     def write(self) -> None:
-        """Replace `sweep.json` by this.
+        """Write `sweep.json`, replacing an earlier one.
 
         Raises:
             OSError: it cannot be written.
@@ -123,7 +123,7 @@ class Sweep:
         write_json(self.file, {"format": FORMAT} | {k: v for k, v in asdict(self).items() if k != "folder"})
 
     def all_jobs(self) -> list[Job]:
-        """Every job; where the sweeper decides on them as it goes, those that have begun."""
+        """Return every job; if the sweeper chooses them from earlier results, those that have started."""
         if self.jobs is None:
             numbers = sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
             folders = [self.folder / str(number) for number in numbers]
@@ -134,7 +134,7 @@ class Sweep:
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """The sweep in a folder.
+    """Read the sweep in a folder.
 
     Raises:
         ValueError: there is none, or its `sweep.json` is damaged or of another version of fsae.
@@ -153,10 +153,10 @@ def read_sweep(folder: Path) -> Sweep:
 
 
 def lock(folder: Path) -> FileLock:
-    """Take a sweep's folder for this process, until the lock is released or the process ends.
+    """Lock a sweep's folder for this process, until the lock is released or the process ends.
 
     Raises:
-        ValueError: another process drives the sweep.
+        ValueError: another process is launching the sweep.
     """
     folder.mkdir(parents=True, exist_ok=True)
     taken = FileLock(folder / "sweep.lock")
@@ -170,7 +170,7 @@ def lock(folder: Path) -> FileLock:
 
 
 def job_name(overrides: Sequence[str], varied: Sequence[str]) -> str:
-    """Those of a job's overrides that tell it from its neighbours, as in "arch=gated,seed=1"."""
+    """Return the overrides that distinguish a job from the other jobs, such as "arch=gated,seed=1"."""
     return ",".join(override for override in overrides if override.partition("=")[0] in varied)
 
 
@@ -182,12 +182,12 @@ def _recorded_overrides(folder: Path) -> list[str]:
 
 
 def is_job(folder: Path) -> bool:
-    """Whether a run's folder is that of a sweep's job."""
+    """Return whether a run's folder belongs to a sweep's job."""
     return (folder.parent / "sweep.json").exists()
 
 
 def run_name_and_tags(folder: Path, overrides: Sequence[str], penalty: str) -> tuple[str, dict[str, str]]:
-    """Return the run's name in MLflow, which says its penalty, and the tags that tie a job to its sweep."""
+    """Return the run's name in MLflow, which names its penalty, and the tags that link a job to its sweep."""
     if not is_job(folder):
         return folder.name, {}
     sweep = read_sweep(folder.parent)
@@ -199,5 +199,5 @@ def run_name_and_tags(folder: Path, overrides: Sequence[str], penalty: str) -> t
 
 
 def sweep_tags(folder: Path, sweep: Sweep) -> dict[str, str]:
-    """MLflow's tags of the job in a folder of a sweep."""
+    """Return MLflow's tags of a sweep's job."""
     return {"fsae.sweep": sweep.tag, "fsae.sweep_job": folder.name}

@@ -7,22 +7,20 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from fsae.autoencoders.autoencoder import Autoencoder, SparseAutoencoder
-from fsae.autoencoders.fitted import FittedSettings
-from fsae.autoencoders.initialisation import initialise_from
-from fsae.autoencoders.local_pca import LocalPCA
-from fsae.autoencoders.pca import PCA
+from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.autoencoders.settings import AutoencoderSettings
 from fsae.configuration.schema import RunSettings, Task
 from fsae.couplings.mutual import MutualCoupling
-from fsae.export.folding import check_foldable, fold
-from fsae.export.saelens import check_exportable
+from fsae.export.folding import fold
 from fsae.language_models.device import dtype_of
 from fsae.losses.fisher import with_fisher_measured
 from fsae.losses.objective import Objective
-from fsae.memory import freed_memory_kept, require_free
+from fsae.memory import freed_memory_kept
+from fsae.outputs.metric_log import MetricSink
 from fsae.runs.outcome import TrainedRun
 from fsae.runs.run import Run, for_each
 from fsae.seeds import seed_of
@@ -30,15 +28,11 @@ from fsae.sources.activations import ActivationSource, ActivationSourceSettings,
 from fsae.sources.in_memory import InMemorySource
 from fsae.sources.source import Source
 from fsae.sources.synthetic.source import SyntheticSource
-from fsae.training.fitted_learner import FittedLearner, check_moments
-from fsae.training.gradient_learner import GradientLearner
+from fsae.training.checkpoints import Checkpoints
 from fsae.training.interruption import Interruption
-from fsae.training.learner import Learner
-from fsae.training.least_squares import check_equations
 from fsae.training.loop import Training, train
-from fsae.training.pam_learner import PamLearner, PamSettings
+from fsae.training.room import RoomCheck
 from fsae.training.scaling import Scale, scale_of
-from fsae.training.settings import AdamSettings, FitSettings
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +67,7 @@ def trained(runs: Sequence[Run], source: Source, interruption: Interruption) -> 
     made: list[TrainedRun] = []
     with freed_memory_kept():
         with interruption.at_once():
-            _check_memory([run.settings for run in runs if run.state is None], source)
+            check_memory([run.settings for run in runs if run.state is None], source)
             for_each(runs, lambda run: trainings.update({_training(run, source, scale): run}))
         # A training that is given back is let go of, and with it the optimiser's moments.
         for training, error in train(list(trainings), source, interruption):
@@ -96,37 +90,57 @@ def trained(runs: Sequence[Run], source: Source, interruption: Interruption) -> 
     return made
 
 
-def _check_memory(fresh: Sequence[RunSettings], source: Source) -> None:
-    """Raise ValueError where what is held beside weights has no room; what goes on holds it already."""
-    members = [each for each in fresh for _ in range(each.population.size)]
-    weights = sum(2 * source.d_in * each.arch.width(source.d_in) for each in members if _by_gradients(each))
-    require_free(
-        # Each has a gradient and two moments.
-        4 * 4 * weights,
-        source.device,
-        f"the weights of {len(members)} autoencoder{'s' * (len(members) > 1)}, and what Adam keeps of them,",
-        "lower arch.d_sae or arch.expansion",
-    )
-    solved = [each.arch.width(source.d_in) for each in members if isinstance(each.trainer, PamSettings)]
-    check_equations(solved, source.d_in, source.device)
-    check_moments([each.arch for each in members if isinstance(each.arch, FittedSettings)], source.d_in)
-
-
-def _by_gradients(settings: RunSettings) -> bool:
-    return isinstance(settings.trainer, AdamSettings)
+def check_memory(fresh: Sequence[RunSettings], source: Source) -> None:
+    """Raise ValueError if training of new runs, side by side, has no room; resumed runs hold their memory already."""
+    needing: dict[RoomCheck, list[AutoencoderSettings]] = {}
+    for settings in fresh:
+        for check in settings.trainer.room_checks:
+            needing.setdefault(check, []).extend([settings.arch] * settings.population.size)
+    for check, archs in needing.items():
+        check(archs, source.d_in, source.device)
 
 
 def _training(run: Run, source: Source, scale_by: Callable[[Scale], float]) -> Training:
-    settings, state = run.settings, run.state
+    training = training_of(run.settings, source, scale_by, run.state, run.tracker, run.checkpoints)
+    run.state = None
+    return training
+
+
+def training_of(
+    settings: RunSettings,
+    source: Source,
+    scale_by: Callable[[Scale], float],
+    state: dict[str, Any] | None,
+    tracker: MetricSink,
+    checkpoints: Checkpoints | None,
+) -> Training:
+    """Build the training of a run.
+
+    Args:
+        settings: of the run.
+        source: of the vectors.
+        scale_by: measures the factor by which training multiplies them.
+        state: of the checkpoint from which training continues; None at the beginning.
+        tracker: takes the logged measures.
+        checkpoints: takes the states; None if none is kept.
+
+    Raises:
+        ValueError: the settings do not go with vectors of this width, or all vectors are zero.
+    """
     settings.check_width(source.d_in)
     autoencoders = [_fresh(settings, number, source) for number in range(settings.population.size)]
     autoencoder = autoencoders[0]
-    # Before a vector is asked for, for what cannot be folded and exported cannot be measured either.
-    check_foldable(autoencoder)
-    check_exportable(autoencoder)
+    # Before the source is asked for a vector: an autoencoder that cannot be folded and exported cannot be measured.
+    autoencoder.check_algebra()
     scale = scale_by(settings.trainer.activation_scale) if state is None else state["scale"]
+    if state is None:
+        for each in autoencoders:
+            each.initialise(source.first_vectors, scale)
     members = [
-        _member(settings, number, each, source, scale, fresh=state is None) for number, each in enumerate(autoencoders)
+        settings.trainer.build_learner(
+            each, Objective(with_fisher_measured(settings.loss)), scale, _seed(settings, number)
+        )
+        for number, each in enumerate(autoencoders)
     ]
     log.info(
         "%s%s: d_in %d, d_sae %d, at %s; inputs are scaled by %.4g",
@@ -141,13 +155,12 @@ def _training(run: Run, source: Source, scale_by: Callable[[Scale], float]) -> T
         source,
         scale,
         settings.trainer,
-        run.tracker,
-        run.checkpoints,
+        tracker,
+        checkpoints,
     )
     if state is not None:
         training.load(state)
         log.info("going on at step %d of %d", training.step, settings.trainer.steps)
-        run.state = None
     return training
 
 
@@ -159,23 +172,6 @@ def _seed(settings: RunSettings, number: int) -> int:
 def _fresh(settings: RunSettings, number: int, source: Source) -> Autoencoder:
     generator = torch.Generator().manual_seed(_seed(settings, number))
     return settings.arch.build(source.d_in, generator).to(source.device)
-
-
-def _member(
-    settings: RunSettings, number: int, autoencoder: Autoencoder, source: Source, scale: float, fresh: bool
-) -> Learner:
-    seed = _seed(settings, number)
-    objective, trainer = Objective(with_fisher_measured(settings.loss)), settings.trainer
-    if isinstance(trainer, FitSettings):
-        assert isinstance(autoencoder, LocalPCA | PCA)
-        return FittedLearner(autoencoder, objective, trainer, scale, seed)
-    assert isinstance(autoencoder, SparseAutoencoder)
-    assert isinstance(trainer, AdamSettings)
-    if fresh:
-        initialise_from(autoencoder, source.first_vectors(), scale)
-    if isinstance(trainer, PamSettings):
-        return PamLearner(autoencoder, objective, trainer, scale, seed)
-    return GradientLearner(autoencoder, objective, trainer, scale, seed)
 
 
 def fitting(existing: dict[Run, Autoencoder], source: Source) -> list[TrainedRun]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fsae.analysis.region_plots import plot_lift, plot_region_sizes, plot_regions
-from fsae.analysis.run_plots import plot_firing, plot_sharing, plot_training
+from fsae.analysis.run_plots import plot_density, plot_sharing, plot_training
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.configuration.schema import Task
 from fsae.evaluation.agreement import agreement, truth_by_sharing
@@ -219,7 +219,7 @@ def _report(
         of_each = {f"{number}/{name}": value for number, each in enumerate(scalars) for name, value in each.items()}
         write_json(run.folder.sharing, sharing)
         plot_sharing(run.folder.sharing, run.folder.plots / "sharing.png")
-    plot_firing(histogram, metrics["dead_share"], run.folder.plots / "firing.png")
+    plot_density(histogram, metrics["dead_share"], run.folder.plots / "firing.png")
     region_histogram = _picture(geometries[made.best], run.folder.plots) if geometries else {}
     numbers = supply.numbers()
     run.tracker.log({f"eval/{name}": value for name, value in (metrics | of_each).items()} | numbers, made.tokens)

@@ -10,10 +10,10 @@ from typing import Any
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.configuration.accept import Origin
-from fsae.configuration.refusal import record_refusal, tell
+from fsae.configuration.refusal import record_refusal, report_error
 from fsae.configuration.schema import RunSettings, Task
 from fsae.export.saelens import load_saelens
-from fsae.outputs.run_log import runs_named
+from fsae.outputs.run_log import run_name_prefixes
 from fsae.progress import working
 from fsae.runs.build import fitting, open_source, trained
 from fsae.runs.outcome import evaluate, finish
@@ -89,8 +89,8 @@ def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
         return [_refused(each, origin, missing) for each, origin in jobs]
     runs = [Run(each, origin, data) for each, origin in jobs]
     assert all(pack_key(run.settings) == pack_key(settings) for run in runs)
-    with runs_named() if len(runs) > 1 else nullcontext(), Interruption() as interruption:
-        for_each(runs, Run.claim)
+    with run_name_prefixes() if len(runs) > 1 else nullcontext(), Interruption() as interruption:
+        for_each(runs, _claim)
         # Left after the outcome is written: it waits until MLflow has it.
         with _uploader(settings) if going(runs) else nullcontext() as uploader:
             try:
@@ -102,7 +102,7 @@ def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
                     error = Interrupted("SIGINT", saved=False)
                 if isinstance(error, Exception) and not isinstance(error, Interrupted):
                     # It concerns all of them, so it is told once and heard in every log.
-                    tell(error, (under_way or runs)[0].folder.path)
+                    report_error(error, (under_way or runs)[0].folder.path)
                 for run in under_way:
                     run.end(error)
                 if not isinstance(error, Exception):
@@ -110,8 +110,16 @@ def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
     return [Outcome(run.results, run.error) for run in runs]
 
 
+def _claim(run: Run) -> None:
+    try:
+        run.claim()
+    except ValueError as error:
+        record_refusal(error, Path(run.settings.paths.outputs), run.folder.path)
+        raise
+
+
 def _refused(settings: RunSettings, origin: Origin, error: ValueError) -> Outcome:
-    tell(error, origin.folder)
+    report_error(error, origin.folder)
     record_refusal(error, Path(settings.paths.outputs), origin.folder)
     return Outcome(None, error)
 

@@ -14,10 +14,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fsae.configuration.accept import Origin
-from fsae.configuration.refusal import record_refusal, tell
+from fsae.configuration.refusal import report_error
 from fsae.configuration.schema import RunSettings
 from fsae.outputs.run_folder import RunFolder
-from fsae.outputs.run_log import speaking_for
+from fsae.outputs.run_log import logging_for
 from fsae.outputs.status import Failure, RunState, mark, read_status
 from fsae.outputs.sweep_folder import run_name_and_tags
 from fsae.tracking.mlflow_upload import describe_run, read_description
@@ -75,7 +75,7 @@ class Run:
         Raises:
             Interrupted: that is about the whole process.
         """
-        with speaking_for(self.folder.path):
+        with logging_for(self.folder.path):
             try:
                 yield
             except Interrupted:
@@ -97,9 +97,7 @@ class Run:
         except (Timeout, ValueError) as error:
             self._lock.release()
             busy = f"another process is running in {path}; wait for it, or change a setting or `name`"
-            refused = ValueError(busy) if isinstance(error, Timeout) else error
-            record_refusal(refused, Path(self.settings.paths.outputs), path)
-            raise refused from None
+            raise (ValueError(busy) if isinstance(error, Timeout) else error) from None
 
     def begin(self, uploader: Uploader | None) -> None:
         """Say in the claimed folder that the run is running, and open its tracker.
@@ -147,13 +145,13 @@ class Run:
         if self.over:
             return
         self.over = True
-        with speaking_for(self.folder.path):
-            self.error = error and _placed(error, self.folder.path)
+        with logging_for(self.folder.path):
+            self.error = error and _naming_the_folder(error, self.folder.path)
             if self._began:
                 self._write_end()
             if isinstance(self.error, Exception) and not isinstance(self.error, Interrupted):
                 # Now, not after tracking had its time to say goodbye.
-                tell(self.error, self.folder.path)
+                report_error(self.error, self.folder.path)
             if error is not None:
                 # The frames hold the run's weights, which the runs beside it may need the room of.
                 traceback.clear_frames(error.__traceback__)
@@ -164,7 +162,7 @@ class Run:
             try:
                 write()
             except OSError as unwritten:
-                self.error = self.error or _placed(unwritten, self.folder.path)
+                self.error = self.error or _naming_the_folder(unwritten, self.folder.path)
 
     def _mark_end(self) -> None:
         path, error = self.folder.path, self.error
@@ -182,7 +180,7 @@ class Run:
             self._tracker.finish()
 
 
-def _placed(error: BaseException, folder: Path) -> BaseException:
+def _naming_the_folder(error: BaseException, folder: Path) -> BaseException:
     """The error; one for people to mend where a disk was full, which the system's own message does not place."""
     if not isinstance(error, OSError) or error.errno != errno.ENOSPC:
         return error

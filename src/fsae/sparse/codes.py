@@ -9,17 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fsae.sparse.pattern import Pattern, starts
+from fsae.sparse.pattern import Pattern
 from fsae.sparse.products import add_sparse_product, compressed, first_order, has_sparse_product
-from fsae.sparse.squared_gram import DenseSquaredGramNorm, SquaredGramNorm
 
-# Slices of the latents by which the Gram matrix over them is found: of more, less is found in vain below its diagonal,
-# and more is spent on finding each one's entries.
-_GRAM_SLICES = 4
-
-# The most entries of vectors that products with codes are added of at a time: 5 MB, read again for every active latent.
-# Of fewer samples, more is spent on going through the sum; of four times as many, all takes twice as long.
-_VECTOR_ENTRIES = 600_000
+# The most entries of vectors per sparse product that is added to a sum: 5 MB, read again for every active latent. With
+# fewer, more time goes into passes over the sum; with four times as many, everything takes twice as long.
+VECTOR_ENTRIES = 600_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,54 +93,37 @@ class Codes:
         return self.values.T @ X if self.pattern is None else self.pattern.scatter(self.values, X)
 
     @torch.no_grad()
-    def add_transposed_product(self, total: Float[Tensor, "d_sae d_in"], X: Float[Tensor, "batch d_in"]) -> None:
-        """Add codes.T @ X to `total`, in its type."""
+    def add_transposed_product(
+        self,
+        total: Float[Tensor, "d_sae d_in"],
+        X: Float[Tensor, "batch d_in"],
+        vector_entries: int = VECTOR_ENTRIES,
+    ) -> None:
+        """Add codes.T @ X to `total`, in its type.
+
+        Args:
+            vector_entries: the most entries of X per sparse product.
+        """
         codes, X = self.with_values(self.values.to(total.dtype)), X.to(total.dtype)
         if codes.pattern is None or not has_sparse_product(total):
             total.addmm_(codes.dense().T, X)
             return
-        for some, vectors in codes._parts(X):
+        for some, vectors in codes._parts(X, vector_entries):
             assert some.pattern is not None
             order, transposed = some.pattern.transposed
             values = some.values.index_select(0, order)
             left = compressed(transposed.offsets, transposed.columns, values, transposed.width)
             add_sparse_product(total, left, vectors)
 
-    def _parts(self, X: Float[Tensor, "batch d"]) -> Iterator[tuple["Codes", Tensor]]:
+    def _parts(self, X: Float[Tensor, "batch d"], vector_entries: int) -> Iterator[tuple["Codes", Tensor]]:
         """Sparse codes of some samples, and these samples' vectors, which are few enough for a CPU's cache."""
         assert self.pattern is not None
-        count = math.ceil(len(X) / math.ceil(max(1, X.numel()) / _VECTOR_ENTRIES)) or 1
+        count = math.ceil(len(X) / math.ceil(max(1, X.numel()) / vector_entries)) or 1
         for number, entries in enumerate(self.pattern.slices(count)):
             samples = slice(number * count, (number + 1) * count)
             offsets = self.pattern.offsets[samples.start : samples.stop + 1] - entries.start
             pattern = Pattern(self.pattern.columns[entries], offsets, self.pattern.width)
             yield Codes(self.values[entries], pattern), X[samples]
-
-    @torch.no_grad()
-    def add_gram(self, total: Float[Tensor, "d_sae d_sae"]) -> None:
-        """Add codes.T @ codes to the upper triangle of `total`, in its type; what is below afterwards means nothing."""
-        codes = self.with_values(self.values.to(total.dtype))
-        if codes.pattern is None or not has_sparse_product(total):
-            dense = codes.dense()
-            total.addmm_(dense.T, dense)
-            return
-        for latents, left, right in _gram_slices(codes.values, codes.pattern):
-            add_sparse_product(total[latents, latents.start :], left, right)
-
-    def squared_gram_norm(self) -> Float[Tensor, ""]:
-        """The sum of squares of codes @ codes.T, in float32 where the codes are in less.
-
-        The same as that of codes.T @ codes, so the smaller of the two is taken.
-        """
-        values = self.values.to(torch.promote_types(self.values.dtype, torch.float32))
-        batch, width = self.shape
-        if self.pattern is None:
-            return DenseSquaredGramNorm.apply(values)  # pyright: ignore[reportReturnType]
-        pattern = self.pattern
-        if batch > width:
-            order, pattern = pattern.transposed
-            values = values.index_select(0, order)
-        return SquaredGramNorm.apply(values, pattern)  # pyright: ignore[reportReturnType]
 
 
 class _Decode(torch.autograd.Function):
@@ -182,21 +160,3 @@ class _Sample(torch.autograd.Function):
         grad_X = ctx.pattern.decode(grads[0], W) if needs_X else None
         grad_W = ctx.pattern.scatter(grads[0], X) if needs_W else None
         return grad_X, grad_W, None
-
-
-def _gram_slices(values: Tensor, pattern: Pattern) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Of sparse codes: some latents, and two sparse matrices whose product is their inner products with themselves and
-    all later ones."""
-    order, transposed = pattern.transposed
-    ordered, begins = values.index_select(0, order), transposed.offsets
-    rows, columns = pattern.rows, pattern.columns
-    size = math.ceil(pattern.width / _GRAM_SLICES)
-    for first in range(0, pattern.width, size):
-        latents = slice(first, min(first + size, pattern.width))
-        if first > 0:
-            later = (columns >= first).nonzero().squeeze(1)
-            rows, columns, values = (each.index_select(0, later) for each in (rows, columns, values))
-        begin, end = begins[[latents.start, latents.stop]].tolist()
-        offsets = begins[first : latents.stop + 1] - begin
-        left = compressed(offsets, transposed.columns[begin:end], ordered[begin:end], pattern.batch)
-        yield latents, left, compressed(starts(rows, pattern.batch), columns - first, values, pattern.width - first)

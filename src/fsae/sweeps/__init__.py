@@ -1,1 +1,1 @@
-"""Sweeps: what launches their jobs, and what is said when they end."""
+"""Sweeps: the launchers of their jobs, and the summary at their end."""

@@ -25,10 +25,10 @@ SECONDS_BETWEEN_LOOKS = 1.0
 
 @dataclass
 class JoblibSettings:
-    """How jobs are spread over this machine.
+    """Settings of `launcher=joblib`.
 
     Attributes:
-        n_jobs: jobs at a time; each should get at least one core (set OMP_NUM_THREADS accordingly).
+        n_jobs: jobs at a time; each needs at least one core (set OMP_NUM_THREADS accordingly).
     """
 
     _target_: str = "hydra_plugins.fsae.JoblibLauncher"
@@ -38,8 +38,8 @@ class JoblibSettings:
 class JoblibLauncher(WorkerLauncher):
     """Runs jobs in joblib's worker processes (loky), `n_jobs` at a time.
 
-    A pool of loky dies whole when one of its processes is killed, so every worker is a pool of its own: a job that is
-    killed takes nothing down with it, and its place is filled again.
+    All of a loky pool fails if one of its processes is killed, so every worker is a pool of its own: a killed job takes
+    no other down with it, and a new worker replaces its worker.
     """
 
     def __init__(self, n_jobs: int):
@@ -48,14 +48,14 @@ class JoblibLauncher(WorkerLauncher):
         self.n_jobs = n_jobs
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the jobs; returns each one's record, in their order."""
+        """Run the jobs; returns their records in their order."""
         log.info("%d jobs, %d at a time", len(job_overrides), self.n_jobs)
         returns: dict[int, JobReturn] = {}
         waiting: queue.SimpleQueue[tuple[int, Sequence[str]]] = queue.SimpleQueue()
         for number, overrides in enumerate(job_overrides, initial_job_idx):
             waiting.put((number, overrides))
         stop = threading.Event()
-        # Not by joining threads: an exception within `join`, such as Ctrl-C's, makes Python take the thread for ended.
+        # Events instead of `join`: if Ctrl-C interrupts `join`, Python takes the thread for ended.
         ended = [threading.Event() for _ in range(min(self.n_jobs, len(job_overrides)))]
 
         def work(over: threading.Event) -> None:
@@ -71,11 +71,11 @@ class JoblibLauncher(WorkerLauncher):
                 over.wait()
         except (KeyboardInterrupt, SystemExit):
             stop.set()
-            # A terminal's Ctrl-C reached the workers too, any other signal this process only.
+            # A terminal's Ctrl-C has reached the workers too; any other signal has reached this process only.
             for process in psutil.Process().children():
                 with suppress(psutil.NoSuchProcess):
                     process.send_signal(signal.SIGTERM)
-            log.warning("no further jobs are started; those under way save their state")
+            log.warning("no further jobs are started; running jobs save their state")
             for over in ended:
                 over.wait()
             raise
@@ -118,19 +118,19 @@ def _run(worker: Worker, launcher: int, overrides: list[str], number: int) -> Jo
 
 @cache
 def _end_with(launcher: int) -> None:
-    """From now on, end this process when the process of that number has ended, as on SIGTERM: nobody would end it."""
+    """Send SIGTERM to this process once the launcher's process has ended, since no other process would end it."""
 
     def watch() -> None:
         while True:
             time.sleep(SECONDS_BETWEEN_LOOKS)
             if os.getppid() != launcher:
-                # A job saves its state and ends. The next one finds no job, and ends the process.
+                # The signal makes a running job save its state and end; between jobs it ends the process.
                 os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="watch on the launcher", daemon=True).start()
 
 
 def _reason(error: BaseException) -> str:
-    """The exit code, which loky names within a long text."""
+    """Return the exit code, which loky names within a long text."""
     named = re.search(r"exit codes of the workers are \{(.*)\}", str(error))
     return f"its process ended with {named[1]}" if named else "its process was killed"

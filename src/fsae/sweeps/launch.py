@@ -1,4 +1,4 @@
-"""The launching of a sweep, from its claim on a folder to what is said at its end, however that comes."""
+"""The launch of a sweep, from locking its folder to the summary at its end, whatever ends it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from fsae.configuration.accept import checked, keep_password
+from fsae.configuration.folders import check_folder, check_outputs
 from fsae.configuration.overrides import check_jobs
-from fsae.configuration.places import check_folder, check_outputs
 from fsae.configuration.refusal import MENDABLE, explain, refuse
 from fsae.credentials import refuse_secret, without_password
 from fsae.outputs.run_folder import RunFolder
@@ -47,10 +47,10 @@ class Launch:
     """A sweep that this process launches.
 
     Args:
-        sweep: described in its folder.
+        sweep: the sweep, described in its folder.
         held: the lock on that folder.
-        run: its summary in MLflow, None for no MLflow.
-        uri: the MLflow store.
+        run: its summary run in MLflow, None for no MLflow.
+        uri: the tracking server or database.
         experiment: MLflow's experiment.
     """
 
@@ -62,20 +62,20 @@ class Launch:
         self._uri = uri
 
     def end(self) -> bool:
-        """Say what became of the jobs, write the report, tell MLflow; returns whether every job finished."""
+        """Print the summary, write the report, and send both to MLflow; returns whether every job finished."""
         jobs = [(job, job.state()) for job in self.sweep.all_jobs()]
         counts = Counter(state.value for _, state in jobs)
         finished = bool(jobs) and counts[JobState.finished.value] == len(jobs)
         began = any((job.folder / "status.json").exists() for job, _ in jobs)
         table = self._table() if began else None
-        print(f"\n{self._words(jobs, counts, table)}")
+        print(f"\n{self._summary(jobs, counts, table)}")
         report = self._report() if began else None
         if self._run:
-            self._tell_mlflow(self._run, jobs, counts, table, report)
+            self._send_to_mlflow(self._run, jobs, counts, table, report)
         self._held.release()
         return finished
 
-    def _words(self, jobs: list[tuple[Job, JobState]], counts: Counter[str], table: JobTable | None) -> str:
+    def _summary(self, jobs: list[tuple[Job, JobState]], counts: Counter[str], table: JobTable | None) -> str:
         lines = [
             f"sweep {self.sweep.tag}: {len(jobs)} jobs, " + ", ".join(f"{n} {state}" for state, n in counts.items())
         ]
@@ -99,7 +99,7 @@ class Launch:
 
             return job_table(collect_folders([self.sweep.folder]))
         except Exception:
-            # Each job's results stand in its own folder.
+            # Each job's results are in its own folder.
             log.exception("no table of the jobs")
             return None
 
@@ -111,13 +111,13 @@ class Launch:
 
             page = write_report(collect_folders([self.sweep.folder]), folder)
         except Exception:
-            # The jobs' results stand, and the report can be written again from them.
+            # The jobs' results are stored, and the report can be written from them later.
             log.exception("no report; try again with: %s", shell_command("report", self.sweep.folder))
             return None
         print(f"report:      {page}")
         return folder
 
-    def _tell_mlflow(
+    def _send_to_mlflow(
         self,
         run: SweepRun,
         jobs: list[tuple[Job, JobState]],
@@ -125,14 +125,14 @@ class Launch:
         table: JobTable | None,
         report: Path | None,
     ) -> None:
-        over = [job.folder for job, state in jobs if not state.is_going and RunFolder(job.folder).tracking.exists()]
-        note = f"```\n{self._words(jobs, counts, None)}\n```"
+        over = [job.folder for job, state in jobs if not state.is_active and RunFolder(job.folder).tracking.exists()]
+        note = f"```\n{self._summary(jobs, counts, None)}\n```"
         if table is not None:
             note = f"{table.markdown()}\n\n{note}"
         try:
             run.close(
                 finished=counts[JobState.finished.value] == len(jobs),
-                # Zeros too: they replace what was counted before the sweep was resumed.
+                # Zeros too: they replace the counts from before the sweep was resumed.
                 counts={state.name: counts[state.value] for state in JobState},
                 note=note,
                 report=report,
@@ -140,8 +140,8 @@ class Launch:
             run.deliver(over)
         except (ConnectionError, DeletedExperimentError) as error:
             log.warning(
-                "MLflow (%s) does not take all of the sweep: %s. Its folder has everything; send the jobs' runs with: "
-                "%s",
+                "MLflow (%s) does not accept all of the sweep: %s. Its folder has everything; send the jobs' runs "
+                "with: %s",
                 without_password(self._uri), error, shell_command("sync", *over),
             )  # fmt: skip
         if run.compare_link:
@@ -153,16 +153,16 @@ _launching: list[Launch] = []
 
 
 def is_launching() -> bool:
-    """Whether this process launches a sweep, rather than being one of its workers."""
+    """Return whether this process launches a sweep, rather than being one of its workers."""
     return bool(_launching)
 
 
 @contextmanager
-def sweep_told() -> Iterator[None]:
-    """Around a command: whatever ends the launching of its sweep, the end is told.
+def sweep_end_reported() -> Iterator[None]:
+    """Print the summary of the command's sweep, whatever ends the launch.
 
     Raises:
-        SystemExit: with status 1 where not every job finished, unless something else is raised already.
+        SystemExit: with status 1 if not every job finished, unless something else is raised already.
     """
     try:
         yield
@@ -183,33 +183,33 @@ def _end() -> bool:
 
 
 class SweepCallback(Callback):
-    """Hydra's word that a command is a sweep.
+    """Hydra's callback at the start of a run or a sweep.
 
     Args:
-        resumed: whether its folder holds the sweep already.
-        max_jobs: how many jobs a sweep may have.
+        resumed: whether the folder already holds the sweep.
+        max_jobs: the largest number of jobs in a sweep.
     """
 
     def __init__(self, resumed: bool = False, max_jobs: int = 10_000) -> None:
         self.resumed, self.max_jobs = resumed, max_jobs
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Refuse what cannot be run, before it has a folder; warn where a launcher was chosen for what is no sweep."""
+        """Refuse what cannot be run, before it has a folder; warn of a launcher that was chosen without a sweep."""
         launcher = config.hydra.runtime.choices.get("launcher", "local")
         if launcher != "local":
-            log.warning("launcher=%s is for sweeps: without -m the run goes on here, in this process", launcher)
+            log.warning("launcher=%s is for sweeps: without -m the run is done in this process", launcher)
         HydraConfig.instance().set_config(config)
         with _refused(config):
-            # The settings first: a name that climbs is told as what it is.
+            # The settings first: a name with .. gets the better message.
             _check_job(config)
             check_folder(config, "hydra.run.dir")
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Claim the folder and open MLflow's store, before any job can."""
+        """Lock the folder and open MLflow, before any job does."""
         with _refused(config):
             check_jobs(config, self.max_jobs)
             _launching.append(_begin(config, self.resumed))
-        # As an exception, so that the end is told. A job under way in this process listens by itself.
+        # As an exception, so that the summary is printed. A job running in this process has handlers of its own.
         signal.signal(signal.SIGTERM, _leave)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -218,7 +218,7 @@ class SweepCallback(Callback):
 
 @contextmanager
 def _refused(config: DictConfig) -> Iterator[None]:
-    """Leave with a sentence where the command cannot be done: Hydra makes a warning of what a callback raises."""
+    """Print the reason and exit if the command cannot be done: Hydra turns a callback's exception into a warning."""
     try:
         check_outputs(config)
     except MENDABLE as error:
@@ -230,7 +230,7 @@ def _refused(config: DictConfig) -> Iterator[None]:
 
 
 def _check_job(config: DictConfig) -> None:
-    """Raise ValueError where a job with this config, which has Hydra's own settings too, cannot be run."""
+    """Raise ValueError if a job with this config, which includes Hydra's own settings, cannot be run."""
     config = copy.deepcopy(config)
     with read_write(config), open_dict(config):
         del config["hydra"]
@@ -242,10 +242,10 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def _begin(config: DictConfig, resumed: bool) -> Launch:
-    let_the_command_line_win(config)
-    # Before the config goes anywhere: launchers write it to disk for their workers.
+    drop_overridden_lists(config)
+    # Before the config is used further: launchers write it to disk for their workers.
     keep_password(config)
-    # Names such as the sweep's folder are only resolved with Hydra's config in place.
+    # Names such as the sweep's folder are resolved only with Hydra's config in place.
     HydraConfig.instance().set_config(config)
     uri = resolve_uri(config.tracking.uri, Path(config.paths.outputs))
     _check_launcher(config)
@@ -257,13 +257,13 @@ def _begin(config: DictConfig, resumed: bool) -> Launch:
     else:
         if (folder / "sweep.json").exists():
             raise ValueError(
-                f"{folder} holds a sweep already: finish it with {shell_command('resume', folder)}, or choose "
+                f"{folder} already holds a sweep: finish it with {shell_command('resume', folder)}, or choose "
                 "another hydra.sweep.dir"
             )
         as_written = OmegaConf.to_container(config.hydra.sweep)
         assert isinstance(as_written, dict)
         if as_written["subdir"] != "${hydra.job.num}":
-            raise ValueError("hydra.sweep.subdir cannot be changed: a sweep finds its jobs again by their numbers")
+            raise ValueError("hydra.sweep.subdir cannot be changed: a sweep finds its jobs by their numbers")
         sweep = _described(config, folder)
         for override in (*sweep.hydra_overrides, *sweep.constant, *chain.from_iterable(sweep.jobs or [])):
             refuse_secret(override, override.partition("=")[0])
@@ -282,21 +282,21 @@ def _begin(config: DictConfig, resumed: bool) -> Launch:
         try:
             run.open()
         except ConnectionError as error:
-            log.warning("MLflow (%s) is away: %s. The sweep goes on and keeps its values", without_password(uri), error)
+            log.warning("MLflow (%s) is unreachable: %s. The sweep keeps its values", without_password(uri), error)
         except DeletedExperimentError as error:
-            # A sweep that has begun cannot choose another one.
+            # A sweep that has started cannot choose another experiment.
             if not resumed:
                 raise
-            log.warning("%s. The sweep goes on and keeps its values", error)
+            log.warning("%s. The sweep keeps its values", error)
     if not resumed:
         sweep.write()
     return Launch(sweep, held, run, uri, config.tracking.experiment)
 
 
 def _check_jobs(config: DictConfig, sweep: Sweep) -> None:
-    """Raise ValueError where a choice that a job makes does not exist, or where none of the jobs can be run.
+    """Raise ValueError if a job makes a choice that does not exist, or if none of the jobs can be run.
 
-    One job that cannot be run among others that can is told at the sweep's end.
+    If only some jobs cannot be run, the summary at the sweep's end reports them.
     """
     place = next((key for key in sweep.varied if key.startswith(("paths.", "hydra."))), None)
     if place is not None:
@@ -304,7 +304,7 @@ def _check_jobs(config: DictConfig, sweep: Sweep) -> None:
     loader, seen, reasons = GlobalHydra.instance().config_loader(), set[str](), Counter[str]()
     runnable = not sweep.jobs
     for overrides in sweep.jobs or []:
-        # Composing takes a tenth of a second: once one job can be run, only what no earlier job has is tried.
+        # Composing takes a tenth of a second: once one job can be run, only jobs with new overrides are composed.
         if runnable and seen.issuperset(overrides):
             continue
         seen.update(overrides)
@@ -321,10 +321,10 @@ def _check_jobs(config: DictConfig, sweep: Sweep) -> None:
         raise ValueError("\n".join(of_each))
 
 
-def let_the_command_line_win(config: DictConfig) -> None:
-    """Take what the command line sets out of the grid that an experiment's file asks for.
+def drop_overridden_lists(config: DictConfig) -> None:
+    """Remove what the command line sets from the grid in an experiment's file.
 
-    Hydra would have both, and run each job as often as the replaced list is long.
+    Hydra would keep both, and run each job as often as the replaced list is long.
     """
     given = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
     grid = config.hydra.sweeper.get("params") or {}
@@ -352,7 +352,7 @@ def _described(config: DictConfig, folder: Path) -> Sweep:
     jobs = BasicSweeper.split_arguments(overrides, None)[0] if decided_beforehand else None
     return Sweep(
         folder=folder,
-        # MLflow's filters can hold one kind of quotation marks only.
+        # MLflow's filters can contain only one kind of quotation marks.
         tag=str(folder.relative_to(sweeps) if folder.is_relative_to(sweeps) else folder).replace('"', "%22"),
         started=datetime.now(UTC).isoformat(),
         command=sys.argv[1:],
@@ -367,6 +367,6 @@ def _described(config: DictConfig, folder: Path) -> Sweep:
 
 
 def _differing(varied: list[str], jobs: list[list[str]] | None) -> list[str]:
-    """Those of the keys that are swept over, without those of a single value as far as that is known; else all."""
+    """Return the swept keys with several values; all swept keys if the jobs are not known."""
     values = [{key: value for key, _, value in (each.partition("=") for each in job)} for job in jobs or []]
     return [key for key in varied if len({job.get(key) for job in values}) > 1] or varied

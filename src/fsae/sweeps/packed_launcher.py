@@ -1,4 +1,4 @@
-"""`launcher=packed`: jobs that read the same stream of vectors, in this process and all at once."""
+"""`launcher=packed`: jobs that read the same stream of vectors, all at once in this process."""
 
 import gc
 import logging
@@ -16,7 +16,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from fsae.configuration.accept import Origin, accept
-from fsae.configuration.refusal import tell
+from fsae.configuration.refusal import report_error
 from fsae.configuration.schema import RunSettings, Task
 from fsae.outputs.run_log import run_log
 from fsae.sweeps.worker import WorkerLauncher
@@ -27,11 +27,11 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class PackedSettings:
-    """How jobs are put together.
+    """Settings of `launcher=packed`.
 
     Attributes:
-        max_jobs: at a time. Each autoencoder of each holds its weights, their gradients and two moments: 32 bytes x
-            d_in x d_sae, and as much again for a moment when it goes on from a checkpoint.
+        max_jobs: jobs at a time. Each autoencoder of each job holds its weights, their gradients and two moments: 32
+            bytes x d_in x d_sae, and briefly twice that when it resumes from a checkpoint.
     """
 
     _target_: str = "hydra_plugins.fsae.PackedLauncher"
@@ -40,7 +40,7 @@ class PackedSettings:
 
 @dataclass
 class _Job:
-    """A job that can be run, and Hydra's record of it, which is completed when it has ended."""
+    """A job that can be run, and Hydra's record of it, which is completed at the job's end."""
 
     record: JobReturn
     settings: RunSettings
@@ -48,10 +48,10 @@ class _Job:
 
 
 class PackedLauncher(WorkerLauncher):
-    """Runs jobs in packs, one pack after the other: what is read, harvested and measured once serves a whole pack.
+    """Runs jobs in packs, one pack after the other: a whole pack shares what is read, harvested and measured.
 
-    Jobs fit into one pack when they see the same batches, that is when they differ in nothing of model, site, data set,
-    source and batch size.
+    Jobs fit into one pack if they see the same batches, that is, if they have the same model, site, data set, source
+    and batch size.
 
     Args:
         max_jobs: see `PackedSettings`.
@@ -66,16 +66,16 @@ class PackedLauncher(WorkerLauncher):
         self.max_jobs = max_jobs
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take over what Hydra knows of the sweep."""
-        # The worker only finds out whether a job can be run. Callbacks are not to take that for the job.
+        """Store Hydra's context of the sweep."""
+        # The worker only checks whether a job can be run, so callbacks must not take that for the job.
         quiet = HydraContext(config_loader=hydra_context.config_loader, callbacks=Callbacks())
         super().setup(hydra_context=quiet, task_function=_accepted, config=config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the jobs; returns each one's record, in their order.
+        """Run the jobs; returns their records in their order.
 
         Raises:
-            SystemExit: a signal came; the states are saved.
+            SystemExit: a signal arrived; the states are saved.
         """
         numbered = list(enumerate(job_overrides, initial_job_idx))
         for number, overrides in numbered:
@@ -85,16 +85,16 @@ class PackedLauncher(WorkerLauncher):
         jobs = [_Job(each, *each.return_value) for each in records if each.status is JobStatus.COMPLETED]
         packs = self._packs(jobs)
         if packs:
-            self._say(packs, jobs)
+            self._log_packs(packs, jobs)
         for pack in packs:
             _run(pack)
             configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-            # The language model is tied up in cycles, and the next pack needs its room.
+            # Reference cycles hold the language model, and the next pack needs its memory.
             gc.collect()
         return records
 
     def _packs(self, jobs: Sequence[_Job]) -> list[list[_Job]]:
-        """The jobs that go together, in the order of each pack's first."""
+        """Return the jobs in packs, ordered by each pack's first job."""
         from fsae.runs.pack import pack_key
 
         groups: list[tuple[object, list[_Job]]] = []
@@ -108,14 +108,14 @@ class PackedLauncher(WorkerLauncher):
         size = self.max_jobs
         return [group[begin : begin + size] for _, group in groups for begin in range(0, len(group), size)]
 
-    def _say(self, packs: Sequence[Sequence[_Job]], jobs: Sequence[_Job]) -> None:
+    def _log_packs(self, packs: Sequence[Sequence[_Job]], jobs: Sequence[_Job]) -> None:
         log.info("%d jobs in packs of %s", len(jobs), ", ".join(str(len(pack)) for pack in packs))
         for setting, why in (
             (
                 "seed",
-                "the seed also draws the order of training; a constant, as in source.seed=0, is shared by all seeds",
+                "the seed also shuffles the training; a constant, as in source.seed=0, is shared by all seeds",
             ),
-            ("tokens", "without it, how many activations there are follows from trainer.samples"),
+            ("tokens", "without it, the number of activations follows from trainer.samples"),
         ):
             if not all(hasattr(job.settings.source, setting) for job in jobs):
                 continue
@@ -129,14 +129,14 @@ class PackedLauncher(WorkerLauncher):
 
 
 def _accepted(config: DictConfig) -> tuple[RunSettings, Origin]:
-    """A job's settings and their origin, in the place of a run."""
+    """Return a job's settings and their origin, instead of running it."""
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     with run_log(folder):
         try:
             return accept(config, folder, hydra_config.overrides.task)
         except Exception as error:
-            tell(error, folder)
+            report_error(error, folder)
             raise
 
 
@@ -144,9 +144,9 @@ def _run(pack: Sequence[_Job]) -> None:
     """Run a pack and complete the records of its jobs.
 
     Raises:
-        SystemExit: a signal came; the states are saved.
+        SystemExit: a signal arrived; the states are saved.
     """
-    # Imported only now: what it needs takes seconds, and wrong settings shall be told at once.
+    # Imported only now: this takes seconds, and wrong settings should be reported at once.
     from fsae.runs.pack import run_pack
 
     hydra = pack[0].record.hydra_cfg
@@ -158,7 +158,7 @@ def _run(pack: Sequence[_Job]) -> None:
         outcomes = run_pack([(job.settings, job.origin) for job in pack])
         stopped = next((each.error for each in outcomes if isinstance(each.error, Interrupted)), None)
         if stopped is not None:
-            log.warning("%s; fsae.resume goes on from the saved states", stopped)
+            log.warning("%s; fsae.resume resumes from the saved states", stopped)
             sys.exit(128 + signal.Signals[stopped.signal_name])
     for job, outcome in zip(pack, outcomes, strict=True):
         record = job.record

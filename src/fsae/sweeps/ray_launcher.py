@@ -1,4 +1,4 @@
-"""`launcher=ray`: jobs as tasks of a Ray cluster, or of one that is started on this machine for the sweep."""
+"""`launcher=ray`: jobs as tasks of a Ray cluster, or of a cluster that is started on this machine for the sweep."""
 
 import importlib.util
 import logging
@@ -17,13 +17,13 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class RaySettings:
-    """What a job asks of Ray.
+    """Settings of `launcher=ray`.
 
     Attributes:
-        address: of a running cluster, as in "ray://host:10001" or "auto"; null starts one on this machine.
-        num_cpus: of a cluster started here; null for as many as there are.
-        cpus_per_job: logical cores a job takes up.
-        gpus_per_job: logical devices a job takes up; fractions share one.
+        address: address of a running cluster, such as "ray://host:10001" or "auto"; null starts one on this machine.
+        num_cpus: cores of a cluster started here; null for all cores.
+        cpus_per_job: logical cores per job.
+        gpus_per_job: logical devices per job; jobs with fractions share a device.
     """
 
     _target_: str = "hydra_plugins.fsae.RayLauncher"
@@ -34,7 +34,7 @@ class RaySettings:
 
 
 def check_ray() -> None:
-    """Raise ValueError where Ray is not installed."""
+    """Raise ValueError if Ray is not installed."""
     if importlib.util.find_spec("ray") is None:
         raise ValueError(
             "launcher=ray: Ray is not installed; install the extra (pip install 'fsae[ray]'), or use launcher=joblib "
@@ -52,24 +52,24 @@ class RayLauncher(WorkerLauncher):
         self.gpus_per_job = gpus_per_job
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run the jobs; returns each one's record, in their order."""
-        # Ray reports home unless told not to.
+        """Run the jobs; returns their records in their order."""
+        # Ray sends usage reports by default.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
         from ray.exceptions import RayError
 
         if self.address:
-            # Workers of a cluster that was there before know nothing of where outputs, models and MLflow are.
-            told = {name: value for name, value in os.environ.items() if name.startswith(("FSAE_", "HF_", "MLFLOW_"))}
-            # Ray writes down the environment that it is asked for: what is secret goes with the job.
-            public = {name: value for name, value in told.items() if concealed(value) == value}
-            secret = dict(told.items() - public.items())
+            # Workers of an existing cluster lack the variables that locate outputs, models and MLflow.
+            needed = {name: value for name, value in os.environ.items() if name.startswith(("FSAE_", "HF_", "MLFLOW_"))}
+            # Ray stores the environment that it is given, so secrets are passed with the job instead.
+            public = {name: value for name, value in needed.items() if concealed(value) == value}
+            secret = dict(needed.items() - public.items())
             ray.init(address=self.address, runtime_env={"env_vars": public})
         else:
             secret = {}
             ray.init(num_cpus=self.num_cpus, include_dashboard=False)
         try:
-            # Ray would start a killed job three times more by itself, unseen by the sweep.
+            # By default Ray restarts a killed job three times, which the sweep would not see.
             run = ray.remote(num_cpus=self.cpus_per_job, num_gpus=self.gpus_per_job, max_retries=0)(_run)
             worker = ray.put(self.worker)
             jobs = []
@@ -90,6 +90,6 @@ class RayLauncher(WorkerLauncher):
 
 def _run(worker: Worker, directory: Path, secret: dict[str, str], overrides: list[str], number: int) -> JobReturn:
     os.environ.update(secret)
-    # Relative paths are taken from where the sweep was started.
+    # Relative paths refer to the directory in which the sweep was started.
     os.chdir(directory)
     return worker(overrides, number)

@@ -1,4 +1,4 @@
-"""A sweeper for `fsae.resume`: launches those jobs of a sweep that are not finished, into their own folders."""
+"""The sweeper of `fsae.resume`: launches the unfinished jobs of a sweep into their own folders."""
 
 import logging
 from pathlib import Path
@@ -15,10 +15,10 @@ log = logging.getLogger(__name__)
 
 
 class RemainingJobs(Sweeper):
-    """Launches what `hydra.sweep.dir` has left to do, whatever sweeper began it.
+    """Launches the unfinished jobs in `hydra.sweep.dir`, whichever sweeper started the sweep.
 
     Args:
-        former: settings of that sweeper, not needed any more.
+        former: settings of that sweeper, which are ignored.
     """
 
     folder: Path
@@ -27,7 +27,7 @@ class RemainingJobs(Sweeper):
         pass
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take over what Hydra knows of the sweep."""
+        """Store Hydra's context of the sweep."""
         self.folder = Path(config.hydra.sweep.dir)
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -37,19 +37,19 @@ class RemainingJobs(Sweeper):
         """Launch the jobs.
 
         Raises:
-            Exception: the first of those that ended a job, once all jobs are over.
+            Exception: the first of the errors that ended a job, once all jobs are over.
         """
         sweep = read_sweep(self.folder)
         jobs = [(job, job.state()) for job in sweep.all_jobs()]
         for job, state in jobs:
-            if state.is_going:
-                log.warning("job %s (%s) is still %s and left alone", job.folder.name, job.name, state.value)
-        remaining = [job for job, state in jobs if not state.is_going and state is not JobState.finished]
+            if state.is_active:
+                log.warning("job %s (%s) is still %s and is not launched", job.folder.name, job.name, state.value)
+        remaining = [job for job, state in jobs if not state.is_active and state is not JobState.finished]
         if sweep.jobs is None:
-            # Only the sweeper knew what these were to be, and it is gone.
+            # Only the sweeper, which is gone, knew the settings of these jobs.
             unknown = [job for job in remaining if not job.overrides]
             for job in unknown:
-                log.warning("job %s ended before it wrote down its settings: it is not launched again", job.folder.name)
+                log.warning("job %s ended before it stored its settings: it is not launched again", job.folder.name)
             remaining = [job for job in remaining if job not in unknown]
         if not remaining:
             log.info("nothing to launch")
@@ -60,7 +60,7 @@ class RemainingJobs(Sweeper):
         ]
         assert self.launcher is not None
         for job in self.launcher.launch(overrides, initial_job_idx=0):
-            # Raises what ended the job.
+            # Raises the error that ended the job.
             _ = job.return_value
 
 

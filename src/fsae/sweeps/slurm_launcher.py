@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Between two looks at the queue: short at first, so that a small sweep is not held up.
+# Pauses between two queries of the queue: short at first, so that a small sweep is not delayed.
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0
-# A result that another machine wrote appears here a little later, on a shared file system.
+# On a shared file system, a result written by another machine appears here with a delay.
 RESULT_SECONDS = 20.0
 
 
 @dataclass
 class SlurmSettings:
-    """What a job asks of Slurm. Whatever is null is left to the cluster's own defaults.
+    """Settings of `launcher=slurm`. For null the cluster's own default applies.
 
     Attributes:
-        partition: where the jobs run; likewise account, qos, constraint, exclude and gres are sbatch's.
-        timeout_min: minutes that one try of a job may take. A job that reaches it saves its state and is requeued.
-        signal_delay_s: seconds before the time limit at which it is told to save.
-        max_num_timeout: how often it may be requeued for that. Tries of at most ten minutes count preemptions too.
+        partition: where the jobs run; account, qos, constraint, exclude and gres are also passed to sbatch.
+        timeout_min: time limit of one attempt of a job, in minutes. At the limit a job saves its state and is requeued.
+        signal_delay_s: seconds before the time limit at which a job is signalled to save its state.
+        max_num_timeout: the largest number of requeues. Attempts of at most ten minutes count preemptions too.
         array_parallelism: jobs at a time.
         setup: shell commands before the job.
-        additional_parameters: any other option of sbatch, as {"mail-user": "me"}.
+        additional_parameters: any other option of sbatch, as in {"mail-user": "me"}.
     """
 
     _target_: str = "hydra_plugins.fsae.SlurmLauncher"
@@ -60,7 +60,7 @@ class SlurmSettings:
 
 
 def check_slurm(launcher: DictConfig) -> None:
-    """Raise ValueError where these `SlurmSettings` cannot submit anything here."""
+    """Raise ValueError if a sweep with these `SlurmSettings` cannot be submitted here."""
     if importlib.util.find_spec("submitit") is None:
         raise ValueError("launcher=slurm: submitit is not installed; install the extra (pip install 'fsae[sweeps]')")
     if shutil.which("sbatch") is None or shutil.which("sinfo") is None:
@@ -81,8 +81,8 @@ def check_slurm(launcher: DictConfig) -> None:
 class SlurmLauncher(WorkerLauncher):
     """Submits the jobs as one array and waits for it; see `SlurmSettings` for the arguments.
 
-    Waits by `squeue`: submitit's own way asks the accounting database, which not every cluster has, and gives up on
-    all jobs when one of them was killed.
+    It waits by `squeue`: submitit's own method queries the accounting database, which some clusters lack, and gives up
+    all jobs if one of them was killed.
     """
 
     def __init__(self, *, max_num_timeout: int, **parameters: Any):
@@ -93,11 +93,11 @@ class SlurmLauncher(WorkerLauncher):
         }
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Submit the jobs and wait for them; returns each one's record, in their order."""
+        """Submit the jobs and wait for them; returns their records in their order."""
         from submitit import AutoExecutor
 
         numbered = list(enumerate(job_overrides, initial_job_idx))
-        # Their folders are known, and named, before the array begins: who asks about a job asks by its folder.
+        # Each folder is created and recorded before the array starts: the state of a job is looked up by its folder.
         folders = [self.worker.folder(overrides, number) for number, overrides in numbered]
         executor = AutoExecutor(
             Path(self.config.hydra.sweep.dir) / ".submitit" / "%j",
@@ -125,14 +125,14 @@ class SlurmLauncher(WorkerLauncher):
         return [self._result(job, overrides, number) for (number, overrides), job in zip(numbered, jobs, strict=True)]
 
     def _wait(self, job_ids: list[str]) -> None:
-        """Until none of them is in the queue any more, or will come back into it."""
+        """Wait until none of the jobs is in the queue or will return to it."""
         pause, counts_before, silent = FIRST_PAUSE, None, False
         while True:
             try:
                 states = queued_states(job_ids)
             except QueueUnknown as error:
                 if not silent:
-                    log.warning("Slurm does not answer (%s); its jobs go on, and so does the wait", error)
+                    log.warning("Slurm does not answer (%s); its jobs continue, and so does the wait", error)
                 silent = True
             else:
                 silent = False
@@ -153,12 +153,12 @@ class SlurmLauncher(WorkerLauncher):
 
         deadline = time.monotonic() + RESULT_SECONDS
         state = "" if job.paths.result_pickle.exists() else end_state(job.job_id)
-        # What Slurm itself ended has nothing to say.
+        # A job that Slurm itself ended leaves no result, so there is nothing to wait for.
         while state in ("", "COMPLETED") and not job.paths.result_pickle.exists() and time.monotonic() < deadline:
             time.sleep(0.2)
         if not job.paths.result_pickle.exists():
-            said = f"Slurm job {job.job_id} is {state or 'gone'}, its words are in {job.paths.stderr}"
-            return self.worker.lost(overrides, number, said)
+            reason = f"Slurm job {job.job_id} is {state or 'gone'}, its output is in {job.paths.stderr}"
+            return self.worker.lost(overrides, number, reason)
         try:
             return job.result()
         except (FailedJobError, UncompletedJobError) as error:
@@ -166,7 +166,7 @@ class SlurmLauncher(WorkerLauncher):
 
 
 def _sbatch_refusal(error: Exception) -> str | None:
-    """What sbatch said, where it is sbatch that refused."""
-    said = str(error)
-    lines = [line.partition("error:")[2].strip() for line in said.splitlines() if "sbatch: error:" in line]
+    """Return sbatch's message if the error is a refusal by sbatch."""
+    text = str(error)
+    lines = [line.partition("error:")[2].strip() for line in text.splitlines() if "sbatch: error:" in line]
     return "; ".join(lines) or None

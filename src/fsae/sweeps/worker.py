@@ -1,4 +1,4 @@
-"""What a launcher hands to its workers: one job at a time, and whatever comes of it as Hydra's record of a job."""
+"""The worker of a launcher: runs one job at a time and returns Hydra's record of it, whatever ends the job."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,20 +11,20 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from fsae.configuration.refusal import tell
+from fsae.configuration.refusal import report_error
 from fsae.configuration.resolvers import register_resolvers
 from fsae.console import console
 
 
 class JobLostError(ChildProcessError):
-    """A job's process ended without a word: killed, out of memory, or its machine went down."""
+    """A job's process ended without a result: killed, out of memory, or its machine went down."""
 
 
 class Worker:
     """Runs jobs of one sweep, in this process or, pickled, in another.
 
     Args:
-        hydra_context: as a launcher is given it, like the rest.
+        hydra_context, task_function, config: the arguments of a launcher's `setup`.
     """
 
     def __init__(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig):
@@ -35,7 +35,7 @@ class Worker:
 
     @console(bars=False)
     def __call__(self, overrides: Sequence[str], number: int) -> JobReturn:
-        """Compose the job's config and run it; what it raises is in the returned record."""
+        """Compose the job's config and run it; the returned record holds the error, if any."""
         Singleton.set_state(self._singletons)
         setup_globals()
         register_resolvers()
@@ -50,43 +50,41 @@ class Worker:
         )
 
     def checkpoint(self, *job: Any) -> Any:
-        """What submitit starts when it puts the job back into Slurm's queue: the same again, it finds its folder."""
+        """Return the same job for submitit to put back into Slurm's queue; the job finds its folder."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, *job)
 
     def compose(self, overrides: Sequence[str], number: int) -> DictConfig:
-        """The job's whole config, Hydra's own settings included."""
+        """Return the job's whole config, including Hydra's own settings."""
         config = self._hydra_context.config_loader.load_sweep_config(self._config, list(overrides))
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
         return config
 
     def folder(self, overrides: Sequence[str], number: int) -> Path:
-        """The run folder that the job will have."""
+        """Return the run folder that the job will have."""
         config = self.compose(overrides, number)
         HydraConfig.instance().set_config(config)
         return Path(config.hydra.sweep.dir) / str(OmegaConf.select(config, "hydra.sweep.subdir"))
 
     def lost(self, overrides: Sequence[str], number: int, reason: str) -> JobReturn:
-        """The record of a job whose process ended without one."""
+        """Return the record of a job whose process ended without one."""
         folder = self.folder(overrides, number)
-        error = JobLostError(
-            f"job {folder.name} ended without a result ({reason}); what it did until then is in {folder}"
-        )
-        tell(error, folder)
+        error = JobLostError(f"job {folder.name} ended without a result ({reason}); its log until then is in {folder}")
+        report_error(error, folder)
         lost = JobReturn(overrides=list(overrides), status=JobStatus.FAILED)
         lost.return_value = error
         return lost
 
 
 class WorkerLauncher(Launcher):
-    """A launcher whose jobs a `Worker` runs; how the worker gets to them is the subclass's."""
+    """A launcher whose jobs a `Worker` runs; subclasses decide how jobs reach the worker."""
 
     worker: Worker
     config: DictConfig
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take over what Hydra knows of the sweep."""
+        """Store Hydra's context of the sweep and create the worker."""
         self.config = config
         self.worker = Worker(hydra_context=hydra_context, task_function=task_function, config=config)

@@ -1,1 +1,1 @@
-"""Where a run's numbers go: a local file first, MLflow from there."""
+"""Tracking: a run's numbers are written to a local file first and uploaded to MLflow from there."""

@@ -1,10 +1,10 @@
-"""One run's way into MLflow, from its folder only: metrics, parameters, tags, artifacts and how it ended.
+"""The upload of one run to MLflow, from its folder alone: metrics, parameters, tags, artifacts and its end.
 
-Nothing about the upload is kept on disk. The run is found again by its tag `fsae.uid`, and MLflow itself says up to
-which step it holds each metric, so an upload may be cut off anywhere and be taken up by any other process: nothing is
-lost. Nor is anything doubled, though two processes may be at it at once, and a request that was given up may still be
-carried out: each of them would send the same value with the same time, which MLflow keeps once. After a kill, when a
-resumed run logs again what it had logged, MLflow gets what was logged first.
+No state of the upload is kept on disk. The run is found by its tag `fsae.uid`, and MLflow itself knows the last step of
+each metric, so an upload may be cut off anywhere and continued by any process without losing a value. Nor are values
+doubled, although two processes may upload at once and an abandoned request may still be carried out: each of them would
+send the same value with the same time, which MLflow keeps once. If a resumed run logs values a second time after a
+kill, MLflow gets those that were logged first.
 """
 
 import json
@@ -26,7 +26,7 @@ from fsae.evaluation.results import MEANINGS
 from fsae.outputs.metric_log import MetricRecord, read_metrics
 from fsae.outputs.run_folder import RunFolder, write_json
 from fsae.outputs.status import RunState, RunStatus, read_status
-from fsae.tracking.server import artifact_root, open_store, python_command, run_link, shell_command
+from fsae.tracking.server import artifact_root, open_client, python_command, run_link, shell_command
 
 # MLflow's limits for one request and one value.
 METRICS_PER_BATCH = 1000
@@ -34,7 +34,7 @@ PARAM_LENGTH = 6000
 TAG_LENGTH = 8000
 
 UID_TAG = "fsae.uid"
-# Set last, to the time at which the run ended: everything about that end has arrived.
+# Set last, to the time at which the run ended: everything about that end has been uploaded.
 DELIVERED_TAG = "fsae.delivered"
 FOLDER_TAG = "fsae.folder"
 
@@ -45,22 +45,22 @@ MLFLOW_STATUS = {
     RunState.interrupted: "KILLED",
 }
 
-# A server's words, PostgreSQL's and MySQL's.
+# Errors of servers, PostgreSQL and MySQL that ask for a password.
 _NO_ENTRY = re.compile(r"error code 40[13]\b|password authentication failed|no password supplied|Access denied for")
 
 HELD_OUT = "eval/"  # measured once, at a run's end
-BAR = "\\|"  # as a table's cell can hold it
-PARAMS_AT_ONCE = 100  # more in one request are refused
+BAR = "\\|"  # a | inside a table's cell
+PARAMS_AT_ONCE = 100  # MLflow refuses more in one request
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunDescription:
-    """What `tracking.json` says about a run, enough to log it from another process on another day.
+    """The content of `tracking.json`: enough to log the run later from another process.
 
     Attributes:
-        uid: names the run over resumes and uploads.
-        uri: the MLflow store, without a password.
-        outputs: the outputs folder, where artifacts go unless the store has its own place for them.
+        uid: identifies the run over resumes and uploads.
+        uri: the tracking server or database, without a password.
+        outputs: the outputs folder, which holds artifacts unless a server does.
         params: the flattened configuration.
     """
 
@@ -87,8 +87,8 @@ def describe_run(
     """Write the folder's `tracking.json`.
 
     Args:
-        uid: of the run that is resumed, from its checkpoint. Left out, a folder described before with the same
-            parameters stays the same run, and any other is a new one.
+        uid: the uid in the checkpoint of a resumed run. By default a folder that was described before with the same
+            parameters remains the same run, and any other is a new run.
 
     Raises:
         ValueError: an earlier `tracking.json` is damaged.
@@ -111,7 +111,7 @@ def describe_run(
 
 
 def read_description(folder: Path) -> RunDescription:
-    """What `describe_run` wrote.
+    """Read what `describe_run` wrote.
 
     Raises:
         ValueError: the file is missing or damaged.
@@ -126,20 +126,21 @@ def read_description(folder: Path) -> RunDescription:
 
 
 class MlflowUpload:
-    """Sends one folder's contents to MLflow, as far as they are not there yet.
+    """Sends to MLflow what it lacks of one folder.
 
-    Every method may raise whatever MLflow raises when its store is away; calling it again goes on from there.
+    Every method may raise any exception of MLflow's if the tracking server is unreachable; calling it again continues
+    the upload.
 
     Args:
         folder: a run's folder, described.
-        uri: the store, with its password.
-        description: the folder's.
-        arrived: called whenever MLflow has taken something.
+        uri: the tracking server or database, with its password.
+        description: the folder's description.
+        arrived: called whenever MLflow has accepted something.
 
     Attributes:
         position: bytes of `metrics.jsonl` known to be in MLflow.
         link: address of the run's page, once it is known.
-        obstacle: what somebody has to mend before anything arrives; "" for nothing.
+        obstacle: what a person must correct before anything can be uploaded; "" if nothing.
     """
 
     def __init__(
@@ -158,7 +159,7 @@ class MlflowUpload:
         self._lock = FileLock(folder / ".upload.lock")
 
     def send_metrics(self) -> int:
-        """Send what was logged since; returns how many values that were."""
+        """Send the values logged since the last call; returns their number."""
         if not self._is_open:
             self._open()
         sent = 0
@@ -168,17 +169,17 @@ class MlflowUpload:
         return sent + self._send(self._dropped_until(math.inf))
 
     def close(self) -> bool:
-        """Log how the run ended, its summary and its artifacts; returns False where that was there already.
+        """Log how the run ended, its summary and its artifacts; returns False if MLflow has them already.
 
-        A run that is still going is left alone.
+        Does nothing for a run that is still running.
         """
         if not self._is_open:
             self._open()
-        # One at a time, and each by what is true then: the uploader of a run that was killed may be late, and the run
-        # may go on or have ended in the meantime.
+        # One process at a time, and each by the current status: the uploader of a killed run may be late, and the run
+        # may have been resumed or have ended in the meantime.
         with self._lock:
             status = read_status(self.folder.path)
-            if status is None or status.is_going():
+            if status is None or status.is_alive():
                 return False
             self._is_open = False
             news = self._close(status)
@@ -190,9 +191,9 @@ class MlflowUpload:
         client, run_id = self._client, self._run_id
         if client.get_run(run_id).data.tags.get(DELIVERED_TAG) == ended.isoformat():
             return False
-        # Still "running" and yet not going: killed outright, with nobody left to say so.
+        # The status is "running" but the process is gone: it was killed and could not write another status.
         killed = status.state is RunState.running
-        # The status before the artifacts: it is small, and must not depend on whether a picture could be stored.
+        # The status comes before the artifacts: it is small, and must not depend on the upload of a picture.
         client.set_terminated(run_id, "KILLED" if killed else MLFLOW_STATUS[status.state], _milliseconds(ended))
         client.set_tag(run_id, "fsae.state", "killed" if killed else status.state.value)
         client.set_tag(run_id, "mlflow.note.content", self._summary(status))
@@ -211,7 +212,7 @@ class MlflowUpload:
         return True
 
     def unsent(self) -> int:
-        """How many values of `metrics.jsonl` are not known to be in MLflow."""
+        """Return how many values of `metrics.jsonl` are not known to be in MLflow."""
         if not self.folder.metrics.exists():
             return 0
         return sum(len(record.metrics) for record in read_metrics(self.folder.metrics, self.position))
@@ -219,11 +220,11 @@ class MlflowUpload:
     def _open(self) -> None:
         from mlflow.entities import Param, RunTag
 
-        client = open_store(self.uri)
+        client = open_client(self.uri)
         description = self.description
         experiment_id = find_or_create_experiment(client, description.experiment, self.uri, Path(description.outputs))
         status = read_status(self.folder.path)
-        # Two processes may upload one folder, the run itself and `fsae.sync`: they must not make two runs of it.
+        # Two processes may upload one folder, the run's uploader and `fsae.sync`: they must not create two runs.
         with self._lock:
             found = client.search_runs([experiment_id], f"tags.`{UID_TAG}` = '{self.description.uid}'", max_results=1)
             run = (
@@ -248,7 +249,7 @@ class MlflowUpload:
         if status and status.state is RunState.running and run.info.status != "RUNNING":
             client.update_run(run_id, status="RUNNING")
         self._client, self._run_id = client, run_id
-        # What MLflow's record of a run shows of a metric is its value at the highest step.
+        # For each metric, MLflow's record of a run has the value at the highest step.
         self._stored_step = {metric.key: metric.step for metric in run.to_proto().data.metrics}
         self.link = run_link(self.uri, experiment_id, run_id)
         self._dropped, self._dropped_size = [], 0
@@ -269,11 +270,11 @@ class MlflowUpload:
             yield batch
 
     def _dropped_until(self, step: float) -> list[MetricRecord]:
-        """What was logged first and dropped, of the steps up to this one, without what was returned before.
+        """Return the dropped values up to this step, which were logged first, except those returned before.
 
-        Another process may be sending it, or have sent it. The same value of the same time is one to MLflow, a value of
-        the same step that was logged again would be a second one. So it is looked for after the values that it comes
-        before were read: they may be of a run that went on only now.
+        Another process may have sent them or be sending them. To MLflow the same value at the same time is one value,
+        but a value logged again at the same step would be a second one. The file is therefore read after the values
+        that the dropped ones precede: these may belong to a run that has resumed only now.
         """
         file = self.folder.dropped
         size = file.stat().st_size if file.exists() else 0
@@ -289,15 +290,15 @@ class MlflowUpload:
 
         stored = dict(self._stored_step)
         metrics = []
-        # Of one step, what was logged first comes first.
+        # Within one step the values that were logged first come first.
         for record in sorted(records, key=lambda record: record.step):
             for name, value in record.metrics.items():
-                # MLflow draws bars of what has no step but 0, and of anything else lines, which are points here.
+                # MLflow draws bars for metrics whose only step is 0, and lines for others, which would be points here.
                 step = 0 if name.startswith(HELD_OUT) else record.step
                 if step > stored.get(name, -1):
                     stored[name] = step
                     metrics.append(Metric(name, value, record.time_ms, step))
-        # What MLflow has is asked anew after a failure.
+        # After a failure, MLflow is asked again for what it has.
         self._is_open = False
         # A single record can hold more than one batch.
         for start in range(0, len(metrics), METRICS_PER_BATCH):
@@ -312,7 +313,7 @@ class MlflowUpload:
             lines.append(f"**{status.state.value}**: {status.failure.kind}: {status.failure.message[:1000]}")
         if self.folder.results.exists():
             results = json.loads(self.folder.results.read_text(encoding="utf-8"))
-            # Those of a population's single members, eval/0/fvu, are among the metrics.
+            # The numbers of a population's members, such as eval/0/fvu, are among the metrics.
             numbers = {f"{HELD_OUT}{name}": meaning for name, meaning in MEANINGS.items()}
             rows = [
                 f"| {name} | {results[name]:.4g} | {meaning.replace('|', BAR)} |"
@@ -324,18 +325,18 @@ class MlflowUpload:
 
 
 class DeletedExperimentError(ValueError):
-    """An experiment that somebody deleted in MLflow, which keeps its name."""
+    """The experiment was deleted in MLflow, which still reserves its name."""
 
     def __init__(self, name: str, experiment_id: str, uri: str) -> None:
-        store = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} " if without_password(uri) == uri else ""
+        variable = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} " if without_password(uri) == uri else ""
         super().__init__(
             f"tracking.experiment={name}: this experiment was deleted in MLflow; restore it with "
-            f"`{store}{python_command()} -m mlflow experiments restore -x {experiment_id}`, or name another"
+            f"`{variable}{python_command()} -m mlflow experiments restore -x {experiment_id}`, or name another"
         )
 
 
 def find_or_create_experiment(client: Any, name: str, uri: str, outputs: Path) -> str:
-    """The experiment's id; several processes may try at once.
+    """Return the experiment's id; several processes may try at once.
 
     Raises:
         DeletedExperimentError: it was deleted.
@@ -354,25 +355,25 @@ def find_or_create_experiment(client: Any, name: str, uri: str, outputs: Path) -
             tags={"mlflow.experimentKind": "custom_model_development"},
         )
     except MlflowException:
-        # Another run may have made it in between.
+        # Another run may have created it in between.
         if experiment := client.get_experiment_by_name(name):
             return experiment.experiment_id
         raise
 
 
 def sync_command(folder: Path) -> str:
-    """What sends a folder to MLflow afterwards."""
+    """Return the command that uploads a folder to MLflow later."""
     return shell_command("sync", folder)
 
 
 def first_line(error: Exception) -> str:
-    """What an error of MLflow's says in short: its own text can run over pages."""
+    """Return the first line of an MLflow error, whose full text can be pages long."""
     if isinstance(error, DeletedExperimentError):
         return str(error)
     line = concealed(str(error).strip() or type(error).__name__).splitlines()[0][:200]
     if _NO_ENTRY.search(str(error)):
         line += (
-            " (the store asks for a name and a password: export MLFLOW_TRACKING_URI with them, as in "
+            " (the tracking server asks for a name and a password: export MLFLOW_TRACKING_URI with them, as in "
             "http://user:password@host, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
         )
     return line

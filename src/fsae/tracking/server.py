@@ -1,4 +1,4 @@
-"""Which MLflow store a run is logged to, how it is opened, and how a person looks at it."""
+"""The tracking server or database that a run is logged to: its address, its client, and links for people."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SERVER_SCHEMES = ("http", "https")
 DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
 
-# One request fails fast instead of holding the uploader for minutes: it tries again by itself.
+# One request fails fast instead of blocking the uploader for minutes; the uploader retries by itself.
 MLFLOW_ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -29,12 +29,12 @@ MLFLOW_ENVIRONMENT = {
 
 
 def resolve_uri(setting: str | None, outputs: Path) -> str:
-    """The store to use: the setting, else MLFLOW_TRACKING_URI, else `outputs`/mlflow.db; a SQLite path made absolute.
+    """Return the URI to log to: the setting, else MLFLOW_TRACKING_URI, else `outputs`/mlflow.db as an absolute path.
 
-    A setting has no password: MLFLOW_TRACKING_URI may be the same address with it, and is then what is used.
+    A setting holds no password: if MLFLOW_TRACKING_URI is the same address with a password, it is used instead.
 
     Raises:
-        ValueError: not a tracking server and not a database.
+        ValueError: the URI is neither a tracking server nor a database.
     """
     if setting:
         return with_password(checked_uri(setting, "tracking.uri"))
@@ -44,10 +44,10 @@ def resolve_uri(setting: str | None, outputs: Path) -> str:
 
 
 def checked_uri(uri: str, origin: str) -> str:
-    """The URI with a SQLite path made absolute, so that it means the same in a job with another working directory.
+    """Return the URI with an absolute SQLite path, so that it means the same in a job with another working directory.
 
     Raises:
-        ValueError: not a tracking server and not a database; says that the URI came from `origin`.
+        ValueError: the URI, which came from `origin`, is neither a tracking server nor a database.
     """
     scheme = _scheme(uri)
     try:
@@ -69,7 +69,7 @@ def checked_uri(uri: str, origin: str) -> str:
 
 
 def artifact_root(uri: str, outputs: Path) -> Path | None:
-    """Where artifacts lie: beside a SQLite file, in `outputs` for another database; None where a server decides."""
+    """Return where artifacts are kept: next to a SQLite file, in `outputs` for another database; None for a server."""
     if _scheme(uri) in SERVER_SCHEMES:
         return None
     database = sqlite_file(uri)
@@ -77,25 +77,25 @@ def artifact_root(uri: str, outputs: Path) -> Path | None:
 
 
 def ui_command(uri: str) -> str:
-    """What opens the store in a browser: a shell command, or for a server its address."""
+    """Return how to open the MLflow UI: a shell command for a database, the address for a server."""
     if _scheme(uri) in SERVER_SCHEMES:
         return without_password(uri)
     bare = without_password(uri)
-    store = shlex.quote(uri) if bare == uri else f'"${VARIABLE}"'
-    return f"{python_command()} -m mlflow ui --backend-store-uri {store} --host 127.0.0.1"
+    address = shlex.quote(uri) if bare == uri else f'"${VARIABLE}"'
+    return f"{python_command()} -m mlflow ui --backend-store-uri {address} --host 127.0.0.1"
 
 
 def python_command() -> str:
-    """This Python as a shell finds it from here, without the environment having to be activated."""
+    """Return this Python's path as a shell finds it from here, without activating the environment."""
     here, python = Path.cwd(), Path(sys.executable)
     return shlex.quote(str(python.relative_to(here) if python.is_relative_to(here) else python))
 
 
 def as_literal(text: str) -> str:
-    """The text as MLflow's filters take it; their language has no way to write both kinds of quotation marks.
+    """Return the text as a literal of MLflow's filters, which cannot contain both kinds of quotation marks.
 
     Raises:
-        ValueError: it has both.
+        ValueError: the text has both.
     """
     if "'" in text and '"' in text:
         raise ValueError(f"MLflow cannot search for {text}, which has both kinds of quotation marks")
@@ -103,23 +103,23 @@ def as_literal(text: str) -> str:
 
 
 def shell_command(module: str, *arguments: str | Path) -> str:
-    """`python -m fsae.MODULE ARGUMENTS...` as it can be pasted into a shell."""
+    """Return `python -m fsae.MODULE ARGUMENTS...`, ready to be pasted into a shell."""
     return f"{python_command()} -m fsae.{module} {shlex.join(map(str, arguments))}"
 
 
 def run_link(uri: str, experiment_id: str, run_id: str) -> str:
-    """The address of a run's page, for a database in the UI that `ui_command` starts."""
+    """Return the address of a run's page; for a database, in the UI that `ui_command` starts."""
     # Without the workflow type the page opens in the mode for language-model applications.
     return f"{_ui_address(uri)}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
 def jobs_filter(sweep: str) -> str:
-    """MLflow's search for the runs of a sweep, without the one that sums it up."""
+    """Return MLflow's filter for the runs of a sweep, without the sweep's summary run."""
     return f"tags.`fsae.sweep` = {as_literal(sweep)} and tags.`fsae.kind` != 'sweep'"
 
 
 def compare_link(uri: str, experiment_id: str, sweep: str) -> str:
-    """The address of the charts of a sweep's runs, for a database in the UI that `ui_command` starts."""
+    """Return the address of the charts of a sweep's runs; for a database, in the UI that `ui_command` starts."""
     query = {
         "workflowType": "machine_learning",
         "searchFilter": jobs_filter(sweep),
@@ -130,22 +130,22 @@ def compare_link(uri: str, experiment_id: str, sweep: str) -> str:
 
 
 def shared_view_key(sweep: str) -> str:
-    """Under which name the experiment keeps how the table of a sweep's runs is to be shown."""
+    """Return the key under which the experiment stores the view of the table of a sweep's runs."""
     return f"fsae-{hashlib.sha256(sweep.encode()).hexdigest()[:12]}"
 
 
 def table_link(uri: str, experiment_id: str, sweep: str) -> str:
-    """The address of the table of a sweep's runs, with the columns that `SweepRun` chose."""
-    # Any other word of the search here would have MLflow overlook the key.
+    """Return the address of the table of a sweep's runs, with the columns that `SweepRun` chose."""
+    # With any other search parameter MLflow would ignore the key.
     query = {"workflowType": "machine_learning", "viewStateShareKey": shared_view_key(sweep)}
     return f"{_ui_address(uri)}/#/experiments/{experiment_id}/runs?{urlencode(query, quote_via=quote)}"
 
 
-def open_store(uri: str) -> MlflowClient:
-    """A client for the store; a SQLite file that is not there yet is made first. Imports MLflow (2 s).
+def open_client(uri: str) -> MlflowClient:
+    """Return a client for the URI; a missing SQLite file is created first. Imports MLflow (2 s).
 
     Raises:
-        mlflow.exceptions.MlflowException: the store cannot be opened.
+        mlflow.exceptions.MlflowException: the server or database cannot be opened.
     """
     for name, value in MLFLOW_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -158,10 +158,10 @@ def open_store(uri: str) -> MlflowClient:
 
 
 def create_database(path: Path) -> None:
-    """Make a fresh MLflow SQLite file, unless there is one; any number of processes may try at once.
+    """Create an MLflow SQLite file, unless it exists; any number of processes may try at once.
 
-    MLflow's own migration of an empty file fails in all processes but one when several start it, and a kill in its
-    middle leaves a file that never opens again: so one process at a time, and aside.
+    If several processes start MLflow's own migration of an empty file it fails in all but one, and a kill during it
+    leaves a file that never opens again. Therefore one process at a time makes the file under another name.
     """
     import logging
 
@@ -175,7 +175,7 @@ def create_database(path: Path) -> None:
             return
         beside = path.with_name(path.name + ".new")
         beside.unlink(missing_ok=True)
-        # SQLite would make it so that no group can write it, whatever the umask says.
+        # SQLite would create the file without write permission for the group, whatever the umask allows.
         beside.touch()
         MlflowClient(tracking_uri=_sqlite_uri(beside)).search_experiments(max_results=1)
         beside.replace(path)
@@ -186,9 +186,9 @@ def _ui_address(uri: str) -> str:
 
 
 def _sqlite_uri(path: Path, dialect: str = "sqlite") -> str:
-    """The address of a SQLite file, whatever characters its path has: SQLAlchemy reads %41 as A and ? as the end."""
+    """Return the address of a SQLite file with any path: SQLAlchemy reads %41 as A, and ? as the end of the path."""
     quoted = re.sub("[%?#]", lambda found: quote(found[0]), str(path))
-    # Of a plain sqlite:/// MLflow makes the parent folder, without reading the quotation. A named driver keeps it out.
+    # For a plain sqlite:/// MLflow creates the parent folder from the quoted path. Naming a driver prevents that.
     if dialect == "sqlite" and quoted != str(path):
         dialect = "sqlite+pysqlite"
     return f"{dialect}:///{quoted}"
@@ -199,5 +199,5 @@ def _scheme(uri: str) -> str:
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of a SQLite store, None for any other."""
+    """Return the file of a SQLite database, or None for any other URI."""
     return Path(unquote(uri.partition(":///")[2].partition("?")[0])) if _scheme(uri) == "sqlite" else None

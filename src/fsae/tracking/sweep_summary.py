@@ -1,6 +1,6 @@
-"""A sweep's one run in MLflow that is no job: it says how the jobs fared and holds the report.
+"""A sweep's summary run in MLflow: it is no job, counts the jobs by state and holds the report.
 
-The jobs' own runs are its neighbours, not its children, which MLflow's table would hide and its charts leave out.
+The jobs' runs are not its children: MLflow's table would hide children and its charts would omit them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from fsae.tracking.mlflow_upload import (
     first_line,
     read_description,
 )
-from fsae.tracking.server import as_literal, compare_link, jobs_filter, open_store, shared_view_key, table_link
+from fsae.tracking.server import as_literal, compare_link, jobs_filter, open_client, shared_view_key, table_link
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# Held-out numbers that the table of a sweep's jobs shows, in this order.
+# Held-out numbers in the table of a sweep's jobs, in this order.
 COLUMNS = (
     "fvu", "l0", "ce_recovered_zero", "kl", "dead_share", "fisher_ratio", "code_correlation_excess",
     "decoder_max_cosine", "mcc", "pw_mcc", "description_length",
@@ -34,18 +34,18 @@ KIND_TAG, SWEEP_TAG = "fsae.kind", "fsae.sweep"
 
 
 class SweepRun:
-    """The summary run of one sweep; opening it also makes the store ready for many jobs at once.
+    """The summary run of a sweep; opening it also prepares the database for many jobs at once.
 
-    Every method may raise ConnectionError, where MLflow does not take it or not in time, and DeletedExperimentError;
-    trying again later is harmless.
+    Every method may raise ConnectionError, if MLflow does not accept the request in time, or DeletedExperimentError;
+    any method may be called again later.
 
     Args:
-        uri: the MLflow store, with its password.
-        outputs: the outputs folder, where artifacts go unless the store has its own place for them.
+        uri: the tracking server or database, with its password.
+        outputs: the outputs folder, which holds artifacts unless a server does.
         experiment: MLflow's experiment.
-        sweep: the tag that ties the sweep's runs together.
-        varied: the settings that differ between its jobs, columns of its table.
-        seconds: how long one call may take.
+        sweep: the tag that the sweep's runs share.
+        varied: the settings that differ between its jobs, which are columns of its table.
+        seconds: time limit of one call.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class SweepRun:
         self._run_id = ""
 
     def open(self) -> None:
-        """Find the run or make it."""
+        """Find the run or create it."""
         self._in_time(self._open)
 
     def _open(self) -> MlflowClient:
-        client = open_store(self._uri)
+        client = open_client(self._uri)
         self._experiment_id = find_or_create_experiment(client, self._experiment, self._uri, self._outputs)
         found = client.search_runs(
             [self._experiment_id],
@@ -82,7 +82,7 @@ class SweepRun:
         return client
 
     def _choose_columns(self, client: MlflowClient) -> None:
-        """Have the experiment keep how the jobs' table is to be shown: what differs, then the main numbers."""
+        """Store the view of the jobs' table in the experiment: the varied settings, then the main numbers."""
         columns = [f"params.`{key}`" for key in self._varied]
         columns += [f"metrics.`eval/{name}`" for name in COLUMNS]
         view = {
@@ -98,7 +98,7 @@ class SweepRun:
         client.set_experiment_tag(self._experiment_id, name, json.dumps(view))
 
     def deliver(self, folders: Sequence[Path]) -> None:
-        """Send what MLflow does not have yet of the jobs in these folders, such as the end of one that was killed."""
+        """Send what MLflow lacks of the jobs in these folders, such as the end of a killed job."""
 
         def send() -> None:
             for folder in folders:
@@ -109,12 +109,12 @@ class SweepRun:
         self._in_time(send, self._seconds + len(folders))
 
     def close(self, *, finished: bool, counts: Mapping[str, int], note: str, report: Path | None) -> None:
-        """Say how the sweep ended.
+        """Record how the sweep ended.
 
         Args:
-            finished: whether every job did.
-            counts: jobs by what became of them.
-            note: shown on the run's page; Markdown.
+            finished: whether every job finished.
+            counts: number of jobs by state.
+            note: Markdown text for the run's page.
             report: the report's folder.
         """
 
@@ -132,12 +132,12 @@ class SweepRun:
 
     @property
     def compare_link(self) -> str | None:
-        """The address at which the sweep's runs are compared, once the run was opened."""
+        """The address of the charts of the sweep's runs, once the run was opened."""
         return compare_link(self._uri, self._experiment_id, self._sweep) if self._experiment_id else None
 
     @property
     def table_link(self) -> str | None:
-        """The address of a table of the sweep's runs, once the run was opened."""
+        """The address of the table of the sweep's runs, once the run was opened."""
         return table_link(self._uri, self._experiment_id, self._sweep) if self._experiment_id else None
 
     def _in_time(self, action: Callable[[], object], seconds: float | None = None) -> None:
@@ -149,7 +149,7 @@ class SweepRun:
             except Exception as error:
                 failures.append(error)
 
-        # MLflow tries a database that is away for minutes, and cannot be told otherwise: it is left behind.
+        # MLflow retries an unreachable database for minutes, without an option to stop: the thread is abandoned.
         thread = threading.Thread(target=attempt, name="sweep's run in MLflow", daemon=True)
         thread.start()
         seconds = self._seconds if seconds is None else seconds
@@ -163,7 +163,7 @@ class SweepRun:
 
 
 def _cut(note: str) -> str:
-    """As much of a note as MLflow takes, in whole lines."""
+    """Return as many whole lines of a note as MLflow accepts."""
     if len(note) <= TAG_LENGTH:
         return note
     end = "\n\nMore is in the report, among the artifacts."

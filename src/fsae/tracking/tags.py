@@ -1,4 +1,4 @@
-"""Where a run came from: code, command, machine, job. Tags by which MLflow's table is filtered."""
+"""Tags that record a run's origin: code, command, machine and job. MLflow's table can be filtered by them."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def run_tags(overrides: Sequence[str]) -> dict[str, str]:
-    """The tags of a run that this process starts with these overrides. What cannot be known is left out."""
+    """Return the tags of a run that this process starts with these overrides; unknown values are omitted."""
     return {
         "mlflow.source.name": shlex.join(["python", "-m", "fsae.run", *overrides]),
         "mlflow.source.type": "LOCAL",
@@ -26,7 +26,7 @@ def run_tags(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def _versions(*packages: str) -> dict[str, str]:
-    """Versions of installed packages; our own has none where it runs from a bare source tree."""
+    """Return tags with the versions of installed packages; fsae has none if it runs from a bare source tree."""
     tags = {}
     for package in packages:
         with suppress(PackageNotFoundError):
@@ -35,7 +35,7 @@ def _versions(*packages: str) -> dict[str, str]:
 
 
 def git_tags() -> dict[str, str]:
-    """Commit and dirty flag of the repository that this code is in, else of the working directory's; else nothing."""
+    """Return commit and dirty flag of the repository that tracks this code, else of the working directory's, if any."""
     here = Path(__file__)
     # Installed into an environment, the code may lie inside a repository that does not track it.
     own = _git(here.parent, "ls-files", "--error-unmatch", here.name) is not None
@@ -49,7 +49,7 @@ def git_tags() -> dict[str, str]:
 
 
 def scheduler_tags(environment: Mapping[str, str]) -> dict[str, str]:
-    """The cluster job: Slurm (array jobs as ARRAY_TASK, as Slurm writes them), PBS or LSF; else nothing."""
+    """Return the tag of the cluster job, if any: Slurm (array jobs as ARRAY_TASK, as Slurm writes them), PBS or LSF."""
     if "SLURM_JOB_ID" in environment:
         array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
         return {"fsae.job": f"slurm {array}_{task}" if array and task else f"slurm {environment['SLURM_JOB_ID']}"}

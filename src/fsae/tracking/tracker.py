@@ -1,15 +1,13 @@
-"""A run's tracking: every value goes to `metrics.jsonl`, and from there to MLflow by a process beside the run."""
+"""A run's tracking: values are appended to `metrics.jsonl`, and a separate process uploads them to MLflow."""
 
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from fsae.outputs.metric_log import MetricLog
 from fsae.outputs.run_folder import RunFolder
-from fsae.outputs.run_log import speaking_for
+from fsae.outputs.run_log import logging_for
 from fsae.ranges import Ranged, between
 from fsae.tracking.server import checked_uri
 from fsae.tracking.uploader import Uploader
@@ -19,13 +17,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingSettings(Ranged, group="tracking"):
-    """Where a run's numbers go besides its folder.
+    """Settings of a run's logging outside its folder.
 
     Attributes:
-        mlflow: log to MLflow; without it only the folder's files are written.
-        uri: the MLflow store; null takes MLFLOW_TRACKING_URI, or else mlflow.db in the outputs folder.
+        mlflow: log to MLflow; if false only the folder's files are written.
+        uri: the tracking server or database; null for MLFLOW_TRACKING_URI, or else mlflow.db in the outputs folder.
         experiment: MLflow's experiment.
-        flush_seconds: how long the end of a run waits for MLflow while nothing arrives there.
+        flush_seconds: how long the end of a run waits for MLflow while nothing is uploaded.
     """
 
     mlflow: bool = True
@@ -42,15 +40,15 @@ class TrackingSettings(Ranged, group="tracking"):
 
 
 class Tracker:
-    """Records a run's values and, where MLflow is on, has them uploaded behind the run's back.
+    """Recorder of a run's values; if MLflow is on, another process uploads them.
 
-    Use it as a context, and `mark` how the run ended before leaving it: that is what MLflow is told.
+    `mark` how the run ended before calling `finish`, which sends the status to MLflow.
 
     Args:
-        folder: the run's folder, described (`describe_run`) where MLflow is on.
-        uploader: what carries it to MLflow, or None for no MLflow.
-        position: from the checkpoint that is resumed; what was logged after it is dropped, and logged again.
-        anew: this is another run than the one whose values the folder may hold.
+        folder: the run's folder; with an uploader it must be described (`describe_run`).
+        uploader: the process that uploads the folder to MLflow, or None for no MLflow.
+        position: the position in the resumed checkpoint; values logged after it are dropped and logged again.
+        anew: drop all values in the folder, which belong to another run.
 
     Raises:
         ValueError: `metrics.jsonl` is shorter than `position`.
@@ -67,9 +65,9 @@ class Tracker:
             uploader.follow(folder)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record values at `step` (tokens, or samples where the data is not text).
+        """Record values at `step`, which counts samples (tokens if the data is text).
 
-        A name is logged at most once a step, and its steps rise.
+        A name is logged at most once per step, and its steps increase.
 
         Raises:
             ValueError: a name that MLflow would refuse.
@@ -77,17 +75,17 @@ class Tracker:
         """
         self._metrics.append(metrics, step)
 
-    def say(self, message: str) -> None:
-        """Put a line into the run's own log."""
-        with speaking_for(self._folder):
+    def log_message(self, message: str) -> None:
+        """Write a line to the run's own log."""
+        with logging_for(self._folder):
             log.info(message)
 
     def position(self) -> int:
-        """Bytes recorded and safe on disk: what a checkpoint keeps."""
+        """Return the number of bytes that are recorded and safe on disk, for a checkpoint."""
         return self._metrics.position()
 
     def finish(self) -> None:
-        """Close the file and let MLflow have the rest; again is harmless.
+        """Close the file and ask the uploader to send the rest; calling it again does nothing.
 
         Raises:
             OSError: no space is left.
@@ -98,11 +96,3 @@ class Tracker:
         finally:
             if uploader:
                 uploader.end(self._folder)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.finish()

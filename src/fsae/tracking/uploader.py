@@ -1,8 +1,8 @@
-"""The process beside one or several runs that carries their folders to MLflow, and the runs' end of it.
+"""The process that uploads the folders of one or several runs to MLflow, and the runs' connection to it.
 
-A thread would not do: while MLflow's client computes, every call of the training loop that lets go of the interpreter
-lock waits milliseconds to get it back. A process costs the run nothing, and it outlives a run that is killed. Runs in
-one process share it: MLflow's client takes a few hundred megabytes.
+A thread would be too slow: while MLflow's client computes, every call of the training loop that releases the
+interpreter lock waits milliseconds to get it back. A separate process costs the run nothing, and it outlives a run that
+is killed. Runs in one process share it: MLflow's client takes a few hundred megabytes.
 """
 
 import json
@@ -21,13 +21,13 @@ from types import TracebackType
 from typing import IO, Self
 
 from fsae.credentials import without_password
-from fsae.outputs.run_log import speaking_for
+from fsae.outputs.run_log import logging_for
 from fsae.tracking.mlflow_upload import DeletedExperimentError, MlflowUpload, first_line, read_description, sync_command
 
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_UPLOADS = 2.0
-LONGEST_PAUSE = 15  # in uploads, while the store is away
+LONGEST_PAUSE = 15  # in uploads, while MLflow is unreachable
 RESTARTS = 3
 
 # Folders that one process uploads at a time: MLflow's pool of connections to a database holds five.
@@ -35,73 +35,74 @@ _REQUESTS = threading.BoundedSemaphore(4)
 
 
 class Uploader:
-    """Starts the process, tells it of folders, and passes on what it says to their logs.
+    """Starts the process, sends it the names of folders, and copies its messages to the runs' logs.
 
-    If the process dies it is started again, at most `RESTARTS` times.
+    If the process dies it is restarted, at most `RESTARTS` times.
 
-    Use it as a context around the runs' trackers: leaving it waits until everything has arrived.
+    Use it as a context around the runs' trackers: leaving it waits until everything is uploaded.
 
     Args:
-        uri: the MLflow store.
-        flush_seconds: how long leaving waits while nothing arrives.
+        uri: the tracking server or database.
+        flush_seconds: how long leaving waits while nothing is uploaded.
+        pause: seconds between uploads.
     """
 
-    def __init__(self, uri: str, flush_seconds: float) -> None:
-        self._uri = uri
+    def __init__(self, uri: str, flush_seconds: float, pause: float = SECONDS_BETWEEN_UPLOADS) -> None:
+        self._uri, self._pause = uri, pause
         self._flush_seconds = flush_seconds
         self._uploads: dict[Path, MlflowUpload] = {}
         self._ended: list[Path] = []
         self._finishing = False
         self._restarts = 0
-        # A folder whenever something of it arrived, and a last None when nothing more will be said.
+        # Receives a folder whenever something of it was uploaded, and None once no more messages will come.
         self._arrivals: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
         self._delivered: set[Path] = set()
-        # Held while words are said, and while the process that hears them is replaced.
-        self._speaking = threading.Lock()
+        # Held while commands are sent, and while the process that reads them is replaced.
+        self._sending = threading.Lock()
         self._process = self._started()
-        self._listener = threading.Thread(target=self._listen, name="uploader's words", daemon=True)
+        self._listener = threading.Thread(target=self._listen, name="messages of the uploader", daemon=True)
         self._listener.start()
 
     def _started(self) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            [sys.executable, "-m", __name__, str(SECONDS_BETWEEN_UPLOADS), str(os.getpid())],
+            [sys.executable, "-m", __name__, str(self._pause), str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            # By environment, as an argument shows the password to everybody on the machine.
+            # In the environment, since everybody on the machine can read a process's arguments.
             env=os.environ | {"MLFLOW_TRACKING_URI": self._uri},
-            # A Ctrl-C is for the run, which then has something left to say.
+            # Ctrl-C must not end the uploader: the run still has values to upload.
             start_new_session=True,
         )
 
     def follow(self, folder: Path) -> None:
         """Upload a described folder from now on."""
-        with self._speaking:
+        with self._sending:
             self._uploads[folder] = MlflowUpload(folder, self._uri, read_description(folder))
-            self._say("follow", folder)
+            self._send("follow", folder)
 
     def end(self, folder: Path) -> None:
-        """Upload how the folder's run ended, which is in it now; does not wait."""
-        with self._speaking:
+        """Upload the end of the folder's run, which is in the folder now; does not wait."""
+        with self._sending:
             self._ended.append(folder)
-            self._say("end", folder)
+            self._send("end", folder)
 
     def finish(self) -> None:
-        """Have everything sent, as long as something arrives; says where each run is to be seen, or what remains."""
-        with self._speaking:
+        """Wait while values are being uploaded, then log each run's address in MLflow, or what was not uploaded."""
+        with self._sending:
             self._finishing = True
-            self._say("finish")
+            self._send("finish")
         with suppress(queue.Empty):
             while self._arrivals.get(timeout=self._flush_seconds):
                 pass
-        with self._speaking:
-            # Not to be started again.
+        with self._sending:
+            # Prevents a restart.
             self._restarts = RESTARTS
             self._process.kill()
         self._listener.join()
         for folder, upload in self._uploads.items():
-            with speaking_for(folder):
+            with logging_for(folder):
                 if folder in self._delivered:
                     log.info("in MLflow: %s", upload.link)
                     continue
@@ -121,9 +122,9 @@ class Uploader:
     ) -> None:
         self.finish()
 
-    def _say(self, word: str, folder: Path | None = None) -> None:
+    def _send(self, word: str, folder: Path | None = None) -> None:
         assert self._process.stdin
-        # It breaks if the process has died; the next one is told everything again.
+        # The pipe breaks if the process has died; a new process gets all commands again.
         with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps([word, str(folder)]) + "\n")
             self._process.stdin.flush()
@@ -132,93 +133,93 @@ class Uploader:
         while True:
             assert self._process.stdout
             for line in self._process.stdout:
-                self._hear(line)
+                self._receive(line)
             status = self._process.wait()
             if (status == 0 and self._finishing) or not self._restarted(status):
                 self._arrivals.put(None)
                 return
 
-    def _hear(self, line: str) -> None:
-        said = json.loads(line)
-        folder = Path(said["folder"])
+    def _receive(self, line: str) -> None:
+        report = json.loads(line)
+        folder = Path(report["folder"])
         upload = self._uploads[folder]
-        upload.position, upload.link, upload.obstacle = said["position"], said["link"], said["obstacle"]
-        if said["message"]:
-            with speaking_for(folder):
-                log.log(said["level"], "%s", said["message"])
-        if said["delivered"]:
+        upload.position, upload.link, upload.obstacle = report["position"], report["link"], report["obstacle"]
+        if report["message"]:
+            with logging_for(folder):
+                log.log(report["level"], "%s", report["message"])
+        if report["delivered"]:
             self._delivered.add(folder)
-        if said["arrived"]:
+        if report["arrived"]:
             self._arrivals.put(folder)
 
     def _restarted(self, status: int) -> bool:
-        """Start another process in the place of one that ended with this status; returns False where it is given up."""
-        with self._speaking:
+        """Replace a process that ended with this status; returns False if there were too many restarts."""
+        with self._sending:
             if self._restarts == RESTARTS:
                 if not self._finishing:
                     log.warning(
-                        "the process that sends values to MLflow ended again (exit status %d) and is not started any "
-                        "more. The run goes on and keeps them; how to send them is said at its end", status
+                        "the process that sends values to MLflow ended again (exit status %d) and is not restarted. "
+                        "The run continues and keeps them; its last lines state how to send them", status
                     )  # fmt: skip
                 return False
             self._restarts += 1
-            log.warning("the process that sends values to MLflow ended (exit status %d): it is started again", status)
+            log.warning("the process that sends values to MLflow ended (exit status %d): it is restarted", status)
             self._process = self._started()
             for folder in self._uploads:
-                self._say("follow", folder)
+                self._send("follow", folder)
             for folder in self._ended:
-                self._say("end", folder)
+                self._send("end", folder)
             if self._finishing:
-                self._say("finish")
+                self._send("finish")
             return True
 
 
 def follow(
     upload: MlflowUpload,
-    say: Callable[[int, str], None],
+    report: Callable[[int, str], None],
     pause: float,
     over: threading.Event,
     is_abandoned: Callable[[], bool],
 ) -> bool:
-    """Upload while the run goes on, and its end once it is over; returns whether everything arrived.
+    """Upload while the run continues, and its end once it is over; returns whether everything was uploaded.
 
-    While the store is away it is tried ever more rarely, at most `LONGEST_PAUSE` pauses apart. That it went, and that
-    it is back, is said once each. Once the run is over it waits for what is tried, so that is tried after each pause.
+    While MLflow is unreachable it is tried ever more rarely, at most `LONGEST_PAUSE` pauses apart. The outage and its
+    end are reported once each. Once the run is over its process waits, so MLflow is tried after each pause.
 
     Args:
-        say: takes a level of `logging` and a message.
+        report: takes a level of `logging` and a message.
         pause: seconds between uploads.
         over: set when the run is over.
-        is_abandoned: whether nobody waits any more: the run was killed. Its end is tried once.
+        is_abandoned: returns whether the run was killed, so that no process waits; its end is then tried once.
     """
     failures = 0
-    told_deleted = False
+    reported_deleted = False
 
     def attempt() -> bool:
-        nonlocal failures, told_deleted
+        nonlocal failures, reported_deleted
         ending = over.is_set()
         try:
             with _REQUESTS:
                 upload.send_metrics()
                 if ending:
                     upload.close()
-        # Whatever it is, it is not the run's failure; `fsae.sync` remains, and shows it again.
+        # Whatever the error is, the run does not fail; `fsae.sync` can upload it later, and shows the error again.
         except Exception as error:
             failures += 1
             deleted = isinstance(error, DeletedExperimentError)
             upload.obstacle = first_line(error) if deleted else ""
-            if failures == 1 or (deleted and not told_deleted):
+            if failures == 1 or (deleted and not reported_deleted):
                 when = "after that" if deleted else "if it ends before MLflow is back,"
-                say(
+                report(
                     logging.WARNING,
-                    f"MLflow ({without_password(upload.uri)}) does not take the run's values: {first_line(error)}. "
-                    f"The run goes on and keeps them; {when} send them with: {sync_command(upload.folder.path)}",
+                    f"MLflow ({without_password(upload.uri)}) does not accept the run's values: {first_line(error)}. "
+                    f"The run continues and keeps them; {when} send them with: {sync_command(upload.folder.path)}",
                 )
-            told_deleted = deleted
+            reported_deleted = deleted
             return False
         upload.obstacle = ""
-        say(logging.INFO, f"MLflow ({without_password(upload.uri)}) is back and up to date" if failures else "")
-        failures, told_deleted = 0, False
+        report(logging.INFO, f"MLflow ({without_password(upload.uri)}) is back and up to date" if failures else "")
+        failures, reported_deleted = 0, False
         return True
 
     while not over.is_set():
@@ -227,42 +228,42 @@ def follow(
         if is_abandoned():
             over.set()
     while not attempt():
-        # An experiment that was deleted does not come back by itself.
-        if is_abandoned() or told_deleted:
+        # A deleted experiment is not restored by waiting.
+        if is_abandoned() or reported_deleted:
             return False
         time.sleep(pause)
     return True
 
 
 class Follower:
-    """Within the process: uploads one folder in a thread of its own.
+    """A thread of the process that uploads one folder.
 
     Args:
         folder: a run's folder, described.
         pause: seconds between uploads.
-        run: the process that writes to the folder.
-        words: where it is said how far it came.
+        run: the id of the process that writes to the folder.
+        output: the stream for progress and messages.
     """
 
-    def __init__(self, folder: Path, pause: float, run: int, words: IO[str]) -> None:
+    def __init__(self, folder: Path, pause: float, run: int, output: IO[str]) -> None:
         uri = os.environ["MLFLOW_TRACKING_URI"]
-        self._upload = MlflowUpload(folder, uri, read_description(folder), lambda: self._say(arrived=True))
-        self._words = words
+        self._upload = MlflowUpload(folder, uri, read_description(folder), lambda: self._report(arrived=True))
+        self._output = output
         self._run = run
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._follow, args=(pause,))
         self.thread.start()
 
     def _follow(self, pause: float) -> None:
-        # The run's end does not show in the pipe while another process that it started holds that open.
-        if follow(self._upload, self._say, pause, self.over, lambda: os.getppid() != self._run):
-            self._say(arrived=True, delivered=True)
+        # A closed pipe does not show that the run was killed while a process started by the run holds it open.
+        if follow(self._upload, self._report, pause, self.over, lambda: os.getppid() != self._run):
+            self._report(arrived=True, delivered=True)
 
-    def _say(
+    def _report(
         self, level: int = logging.INFO, message: str = "", arrived: bool = False, delivered: bool = False
     ) -> None:
         upload = self._upload
-        told = {
+        report = {
             "folder": str(upload.folder.path),
             "level": level,
             "message": message,
@@ -272,35 +273,35 @@ class Follower:
             "arrived": arrived,
             "delivered": delivered,
         }
-        # A run that was killed no longer listens.
+        # A killed run no longer reads.
         with suppress(BrokenPipeError):
-            self._words.write(json.dumps(told) + "\n")
+            self._output.write(json.dumps(report) + "\n")
 
 
 def main() -> None:
-    """Follow the folders that standard input names, each until it says that the run is over, or until it ends."""
-    # Standard output carries one JSON object a line and must not carry what a library prints.
-    words = os.fdopen(os.dup(1), "w", buffering=1)
+    """Upload the folders named on standard input, each until the run is reported over or the input ends."""
+    # Standard output carries one JSON object per line and must not carry what a library prints.
+    output = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    # A scheduler signals every process of a job; when this one may stop is the run's to say.
+    # A scheduler signals every process of a job; only the run decides when this one may stop.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    # The run comes first wherever the two share a processor.
+    # The run takes precedence if the two share a processor.
     os.nice(10)
     pause, run = float(sys.argv[1]), int(sys.argv[2])
     followers: dict[str, Follower] = {}
     for line in sys.stdin:
         word, folder = json.loads(line)
         if word == "follow":
-            followers[folder] = Follower(Path(folder), pause, run, words)
+            followers[folder] = Follower(Path(folder), pause, run, output)
         elif word == "end":
             followers[folder].over.set()
         else:
-            # Said in words: a worker process forked from the run may hold this pipe open.
+            # An explicit command, since a worker process forked from the run may hold this pipe open.
             break
     for follower in followers.values():
         follower.over.set()
-    # MLflow starts threads of its own, which the interpreter refuses once its main thread is at its end.
+    # MLflow starts threads of its own, which the interpreter refuses once its main thread has ended.
     for follower in followers.values():
         follower.thread.join()
 

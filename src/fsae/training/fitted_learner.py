@@ -1,6 +1,5 @@
 """Fitting without gradients: k-means by mini-batches, then each cell's principal components from its second moments."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,39 +7,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.autoencoders.fitted import FittedSettings
-from fsae.autoencoders.local_pca import LocalPCA
-from fsae.autoencoders.pca import PCA
+from fsae.autoencoders.fitted import FittedAutoencoder
 from fsae.autoencoders.record import ForwardRecord
 from fsae.losses.objective import Objective
 from fsae.losses.term import Moment
-from fsae.memory import require_free
 from fsae.training.learner import Learner
 from fsae.training.measures import batch_measures
-from fsae.training.reinitialisation import Reinitialisation
+from fsae.training.resample import Reinitialisation
 from fsae.training.settings import FitSettings
 
 # Variance along a direction over a cell's moments, below which it is what adding up in float64 leaves.
 _ROUNDING = 1e-12
 
 
-def check_moments(fitted: Sequence[FittedSettings], d_in: int) -> None:
-    """Raise ValueError where no memory is free for the second moments of all that is fitted side by side.
-
-    Args:
-        fitted: one for each autoencoder.
-        d_in: width of the vectors.
-    """
-    cells = sum(each.cells(d_in) for each in fitted if each.components(d_in) > 0)
-    require_free(
-        8 * cells * (d_in + 1) ** 2,
-        torch.device("cpu"),
-        f"second moments of {cells} cells of width {d_in}",
-        "lower arch.d_sae or raise arch.rank, for fewer cells",
-    )
-
-
-class FittedLearner(Learner[LocalPCA | PCA, FitSettings]):
+class FittedLearner(Learner[FittedAutoencoder, FitSettings]):
     """An autoencoder that is fitted batch by batch, on the CPU.
 
     First the centres, by Sculley's mini-batch k-means (2010) as scikit-learn has it: each centre is the mean of all
@@ -62,7 +42,7 @@ class FittedLearner(Learner[LocalPCA | PCA, FitSettings]):
     remedy = "the source's vectors are to blame"
 
     def __init__(
-        self, autoencoder: LocalPCA | PCA, objective: Objective, settings: FitSettings, scale: float, seed: int
+        self, autoencoder: FittedAutoencoder, objective: Objective, settings: FitSettings, scale: float, seed: int
     ):
         # Slow to import.
         from sklearn.cluster import MiniBatchKMeans
@@ -91,7 +71,7 @@ class FittedLearner(Learner[LocalPCA | PCA, FitSettings]):
     def finish(self, record: ForwardRecord, step: int) -> None:
         self.dead.update(record.codes)
 
-    def start_over(self, record: ForwardRecord, step: int, when: Reinitialisation) -> int:
+    def reinitialise(self, record: ForwardRecord, step: int, when: Reinitialisation) -> int:
         return 0
 
     def _fit(self, vectors: Float[Tensor, "batch d_in"], step: int) -> None:
@@ -99,13 +79,13 @@ class FittedLearner(Learner[LocalPCA | PCA, FitSettings]):
             if 2 * step >= self._centre_steps:
                 self._kmeans.reassignment_ratio = 0.0
             self._kmeans.partial_fit(vectors.numpy())
-            self.autoencoder.place(self._centres.to(self.autoencoder.W_dec))
+            self.autoencoder.set_weights(self._centres.to(self.autoencoder.W_dec))
             return
         self._sum_up(vectors)
         if step + 1 == self.settings.steps:
             components, means = self._best_spaces()
             weights = self.autoencoder.W_dec
-            self.autoencoder.place(self._centres.to(weights), components.to(weights), means.to(weights))
+            self.autoencoder.set_weights(self._centres.to(weights), components.to(weights), means.to(weights))
             # What was measured before is of the centres alone.
             self._sums, self._counts = {}, {}
 

@@ -1,4 +1,4 @@
-"""One autoencoder in training, with everything that is its own."""
+"""Training by gradients: one autoencoder with its optimiser, dead latents and random generator."""
 
 from typing import Any
 
@@ -11,30 +11,29 @@ from fsae.autoencoders.settings import DecoderNorm
 from fsae.losses.objective import Losses, Objective
 from fsae.losses.term import Moment
 from fsae.seeds import generator_for
-from fsae.training.dead_latents import resample
 from fsae.training.fused_adam import FusedAdam
 from fsae.training.learner import Learner
 from fsae.training.measures import batch_measures
-from fsae.training.reinitialisation import Reinitialisation, Scope, start_over
+from fsae.training.resample import Reinitialisation, Scope, reinitialise, resample
 from fsae.training.settings import AdamSettings, Precision
 
-# Share of codes that are on at which a step with sparse products takes as long as one with dense products, on a CPU
-# (`benchmarks.crossover` finds it): all widths, batches and architectures tried agree within a third.
+# Share of codes at which a step with sparse products takes as long as one with dense products, on a CPU
+# (`benchmarks.crossover` finds it): all tried widths, batch sizes and architectures agree within a third.
 CROSSOVER = {Precision.fp32: 0.2, Precision.bf16: 0.09}
-# Two bounds, so that a density between them does not make a run go to and fro (the numbers are the same either way).
+# Two bounds, so that a density between them does not make a run alternate (the numbers are the same either way).
 SPARSE_BELOW = 0.6
 DENSE_ABOVE = 0.9
 
 
 class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
-    """An autoencoder, its objective, optimiser, dead latents, generator, and sums of what it measured.
+    """An autoencoder that Adam trains, with its objective, optimiser, dead latents, generator, and sums of measures.
 
     Args:
         autoencoder: with weights in scaled units.
-        objective: what is minimised.
-        settings: how.
-        scale: what raw activations are multiplied by before they come here.
-        seed: of draws made in training.
+        objective: the sum of terms to minimise.
+        settings: of the training.
+        scale: the factor by which raw activations were multiplied.
+        seed: of the random numbers that training draws.
     """
 
     remedy = "lower trainer.lr, raise trainer.warm_up or set trainer.clip_norm"
@@ -43,7 +42,7 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
         self, autoencoder: SparseAutoencoder, objective: Objective, settings: AdamSettings, scale: float, seed: int
     ):
         super().__init__(autoencoder, objective, settings, scale)
-        # Shares the weights. Sparse batches are no use to it: each has another number of codes.
+        # It shares the weights. Sparse batches are not compiled: the number of codes differs between them.
         self._dense_forward = torch.compile(autoencoder) if settings.compile else autoencoder
         device = autoencoder.W_dec.device
         self.optimiser = FusedAdam(
@@ -52,22 +51,22 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
             betas=(settings.beta1, settings.beta2),
             weight_decay=settings.weight_decay,
         )
-        # Not the one that drew the weights: what starts over would be what it was.
+        # Not the generator of the first weights: re-initialised weights would equal them.
         self.generator = generator_for(seed, "training")
         self.resampled = 0
-        # How often each latent was on since rates were last looked at, and in how many samples.
+        # How often each latent was on since its rate was last compared, and in how many samples.
         self._fired, self._samples = torch.zeros(autoencoder.d_sae, dtype=torch.long, device=device), 0
         self.sparse = False
         self._choose_products(autoencoder.settings.first_density(autoencoder.d_in))
 
     def backward(self, x: Tensor, step: int, targets: Tensor | None = None) -> ForwardRecord:
-        """The gradients of its own objective."""
+        """Compute the gradients of the objective on a batch."""
         record, losses = self.forward(x, step, targets)
         losses.total.backward()
         return record
 
     def forward(self, x: Tensor, step: int, targets: Tensor | None) -> tuple[ForwardRecord, Losses]:
-        """What it makes of a batch, and its objective."""
+        """Compute the forward record and the losses of a batch."""
         settings, autoencoder = self.settings, self.autoencoder
         with self.precision(x):
             record = (autoencoder if self.sparse else self._dense_forward)(x, self.sparse, targets)
@@ -77,11 +76,11 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
         return record, losses
 
     def precision(self, x: Tensor) -> torch.autocast:
-        """What its products with x are taken in."""
+        """Return the context that sets the type of products with x."""
         return torch.autocast(x.device.type, torch.bfloat16, enabled=self.settings.precision is Precision.bf16)
 
     def update(self, step: int) -> None:
-        """What the gradients say is done."""
+        """Apply one update of the optimiser."""
         settings, autoencoder = self.settings, self.autoencoder
         unit_norm = autoencoder.settings.decoder_norm is DecoderNorm.unit
         if unit_norm:
@@ -96,16 +95,16 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
             autoencoder.normalise_decoder()
 
     def finish(self, record: ForwardRecord, step: int) -> None:
-        """After a batch's last update it is counted, and dead latents are drawn anew where that is due."""
+        """Count a batch after its last update, and resample dead latents if due."""
         self.dead.update(record.codes)
         self._remember(batch_measures(record, self.scale))
         if self._resamples_after(step):
             self.resampled += resample(self.autoencoder, self.optimiser, self.dead, record, self.generator)
 
-    def start_over(self, record: ForwardRecord, step: int, when: Reinitialisation) -> int:
-        """Count a batch, and draw anew what is off its target where that is due; returns how many latents.
+    def reinitialise(self, record: ForwardRecord, step: int, when: Reinitialisation) -> int:
+        """Count a batch and, if due, resample the latents that are off the target; return the number of these latents.
 
-        Waits for the device where it is due.
+        Waits for the device if due.
         """
         if when.scope is Scope.none:
             return 0
@@ -118,14 +117,14 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
         self._fired, self._samples = torch.zeros_like(self._fired), 0
         count = int(which.sum())
         if count > 0:
-            start_over(self.autoencoder, self.optimiser, self.dead, which, record.inputs, self.generator)
-            self.started_over += count
+            reinitialise(self.autoencoder, self.optimiser, self.dead, which, record.inputs, self.generator)
+            self.reinitialised += count
         return count
 
     def read_interval(self) -> dict[str, float]:
-        """Means over the steps since the last call; waits for the device, once.
+        """Return means over the steps since the last call; waits for the device, once.
 
-        The list of dead latents is refreshed and the products are chosen anew by the density that was measured.
+        Refreshes the dead latents and chooses dense or sparse products by the measured density.
         """
         means = super().read_interval()
         means["lr"] = self.optimiser.param_groups[0]["lr"]
@@ -141,7 +140,7 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
     def _choose_products(self, density: float) -> None:
         on_cpu = self.autoencoder.W_dec.device.type == "cpu"
         share = density / CROSSOVER[self.settings.precision]
-        # On a GPU, finding codes whose number is not known makes every step wait for the device.
+        # On a GPU, codes of an unknown number make every step wait for the device.
         if share < SPARSE_BELOW and (on_cpu or self.autoencoder.settings.fixed_k):
             self.sparse = True
         elif share > DENSE_ABOVE:
@@ -159,7 +158,7 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
             "optimiser": self.optimiser.state_dict(),
             "generator": self.generator.get_state(),
             "resampled": self.resampled,
-            "started_over": self.started_over,
+            "reinitialised": self.reinitialised,
             "fired": self._fired,
             "samples": self._samples,
             "sparse": self.sparse,
@@ -169,6 +168,6 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
         super().load_state_dict(state)
         self.optimiser.load_state_dict(state["optimiser"])
         self.generator.set_state(state["generator"])
-        self.resampled, self.started_over = state["resampled"], state["started_over"]
+        self.resampled, self.reinitialised = state["resampled"], state["reinitialised"]
         self.sparse = state["sparse"]
         self._fired, self._samples = state["fired"].to(self._fired.device), state["samples"]

@@ -1,4 +1,4 @@
-"""What the loop knows of one autoencoder in training, however it is trained."""
+"""The interface between the training loop and one autoencoder in training."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Generic, TypeVar
@@ -10,7 +10,7 @@ from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.record import ForwardRecord
 from fsae.losses.objective import Objective
 from fsae.training.dead_latents import DeadLatents
-from fsae.training.reinitialisation import Reinitialisation
+from fsae.training.resample import Reinitialisation
 from fsae.training.settings import TrainerSettings
 
 Trained = TypeVar("Trained", bound=Autoencoder)
@@ -18,35 +18,35 @@ Trainer = TypeVar("Trainer", bound=TrainerSettings)
 
 
 class Learner(ABC, Generic[Trained, Trainer]):
-    """An autoencoder, its objective, its dead latents, and sums of what it measured.
+    """An autoencoder in training, with its objective, its dead latents, and sums of measures.
 
     Args:
         autoencoder: with weights in scaled units.
-        objective: what is minimised.
-        settings: how.
-        scale: what raw activations are multiplied by before they come here.
+        objective: the sum of terms.
+        settings: of the training.
+        scale: the factor by which raw activations were multiplied.
 
     Attributes:
-        started_over: latents that `start_over` drew anew.
+        reinitialised: the number of latents that `reinitialise` has resampled.
     """
 
-    # What people can do where numbers are not finite.
+    # The advice in the message about numbers that are not finite.
     remedy: ClassVar[str]
 
     def __init__(self, autoencoder: Trained, objective: Objective, settings: Trainer, scale: float):
         self.autoencoder, self.objective, self.settings, self.scale = autoencoder, objective, settings, scale
         self.dead = DeadLatents(autoencoder.d_sae, settings.dead_after).to(autoencoder.W_dec.device)
-        self.started_over = 0
+        self.reinitialised = 0
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
     def step(self, x: Tensor, step: int, targets: Tensor | None = None) -> ForwardRecord:
-        """All that is done with one batch; returns what was last made of it. Waits for nothing.
+        """Train on one batch and return its last forward record. Waits for nothing.
 
         Args:
             x: (batch, d_in) scaled inputs.
             step: counts from 0.
-            targets: (batch, d_in) what they shall be turned into, likewise scaled; None for themselves.
+            targets: (batch, d_in) scaled targets of the reconstruction; None for the inputs themselves.
         """
         record = self.backward(x, step, targets)
         self.update(step)
@@ -58,25 +58,22 @@ class Learner(ABC, Generic[Trained, Trainer]):
 
     @abstractmethod
     def backward(self, x: Tensor, step: int, targets: Tensor | None = None) -> ForwardRecord:
-        """What is found out about a batch: the gradients of its own objective."""
+        """Compute on a batch whatever `update` needs, such as gradients; a coupling may add to these."""
 
     @abstractmethod
     def update(self, step: int) -> None:
-        """What follows from it is done."""
+        """Apply one update."""
 
     @abstractmethod
     def finish(self, record: ForwardRecord, step: int) -> None:
-        """After a batch's last update it is counted."""
+        """Count a batch after its last update."""
 
     @abstractmethod
-    def start_over(self, record: ForwardRecord, step: int, when: Reinitialisation) -> int:
-        """Draw anew what is off its target where that is due; returns how many latents."""
+    def reinitialise(self, record: ForwardRecord, step: int, when: Reinitialisation) -> int:
+        """Resample the latents that are off their target, if due; return the number of these latents."""
 
     def read_interval(self) -> dict[str, float]:
-        """Means over the steps since the last call; waits for the device, once.
-
-        The list of dead latents is refreshed.
-        """
+        """Return means over the steps since the last call, and refresh the dead latents; waits for the device, once."""
         names = list(self._sums)
         sums = torch.stack([self._sums[name].double() for name in names]).tolist() if names else []
         means = {name: total / self._counts[name] for name, total in zip(names, sums, strict=True)}
@@ -86,9 +83,9 @@ class Learner(ABC, Generic[Trained, Trainer]):
         return means
 
     def check_finite(self, step: int) -> None:
-        """Raise ValueError where a loss since the last logging, or a weight, is not finite. Waits for the device."""
+        """Raise ValueError if a loss since the last logging, or a weight, is not finite. Waits for the device."""
         found = {"loss": self._sums.get("loss"), **dict(self.autoencoder.named_parameters())}
-        # Weights too: a gradient that is not finite spoils them a step before the loss shows it.
+        # Weights, too: a gradient that is not finite spoils them a step before the loss shows it.
         bad = [name for name, tensor in found.items() if tensor is not None and not torch.isfinite(tensor).all()]
         if bad:
             raise ValueError(
@@ -114,7 +111,7 @@ class Learner(ABC, Generic[Trained, Trainer]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.autoencoder.load_state_dict(state["autoencoder"])
         self.dead.load_state_dict(state["dead"])
-        device = self.dead.tokens_since_fired.device
+        device = self.dead.samples_since_fired.device
         self.dead.indices = state["dead_indices"].to(device)
         self._sums = {name: total.to(device) for name, total in state["sums"].items()}
         self._counts = dict(state["counts"])

@@ -1,15 +1,13 @@
 """The decoder and bias of least squared error at fixed codes, found from sums over any number of samples."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.memory import require_free
 from fsae.sparse.codes import Codes
-from fsae.sparse.gram_sum import GramSum
+from fsae.sparse.gram import SAMPLES_AT_ONCE, GramSum
 
 
 class Solution(NamedTuple):
@@ -53,8 +51,8 @@ class LeastSquares:
     beside.
     """
 
-    def __init__(self):
-        self.samples = 0.0
+    def __init__(self, samples_at_once: int = SAMPLES_AT_ONCE):
+        self.samples, self._samples_at_once = 0.0, samples_at_once
         # None where nothing was seen.
         self._sums: _Sums | None = None
 
@@ -64,7 +62,7 @@ class LeastSquares:
         codes, targets = codes.with_values(codes.values.detach().double()), targets.double()
         if self._sums is None:
             (n, d), zeros = (codes.shape[1], targets.shape[1]), targets.new_zeros
-            self._sums = _Sums(GramSum(zeros(n, n)), zeros(n, d), zeros(n), zeros(d))
+            self._sums = _Sums(GramSum(zeros(n, n), self._samples_at_once), zeros(n, d), zeros(n), zeros(d))
         zz, zx, z, x = self._sums
         zz.add(codes)
         codes.add_transposed_product(zx, targets)
@@ -146,21 +144,5 @@ class LeastSquares:
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         self.samples, self._sums = state["samples"], None
         if state["zz"] is not None:
-            self._sums = _Sums(GramSum.of_state(state["zz"], device), *(each.to(device) for each in state["others"]))
-
-
-def check_equations(widths: Sequence[int], d_in: int, device: torch.device) -> None:
-    """Raise ValueError where no memory is free for decoders' sums and equations, all solved for side by side.
-
-    Args:
-        widths: d_sae of each autoencoder.
-        d_in: width of the vectors.
-        device: where they are trained.
-    """
-    shown = ", ".join(f"{d_sae:,}" for d_sae in dict.fromkeys(widths))
-    require_free(
-        sum(4 * 8 * d_sae * (d_sae + d_in) for d_sae in widths),
-        device,
-        f"trainer=pam and the equations of {len(widths)} decoders (d_sae {shown})",
-        "lower arch.d_sae",
-    )
+            zz = GramSum.of_state(state["zz"], device, self._samples_at_once)
+            self._sums = _Sums(zz, *(each.to(device) for each in state["others"]))

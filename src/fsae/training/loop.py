@@ -18,36 +18,37 @@ from fsae.threads import Threads
 from fsae.training.checkpoints import Checkpoints
 from fsae.training.interruption import Interrupted, Interruption
 from fsae.training.learner import Learner
-from fsae.training.reinitialisation import Reinitialisation, Scope
-from fsae.training.settings import AdamSettings, TrainerSettings
+from fsae.training.resample import Reinitialisation, Scope
+from fsae.training.settings import TrainerSettings
 
 log = logging.getLogger(__name__)
 
-# Multiplications of a step's encoder product, from which threads are worth it: below, a step is mostly Python's work,
-# which threads do one at a time.
-_WORTH_A_THREAD = 2**26
-# What is logged of each member of a population, beside the means over all of them.
+# The multiplications of a step's encoder product from which threads pay: a smaller step is mostly Python's own work,
+# and threads take turns in it.
+WORTH_A_THREAD = 2**26
+# Measures that are logged for each member of a population, in addition to the means over all members.
 OF_EACH = ("loss", "fvu", "l0", "dead_share")
 
 
 class Training:
-    """One run's training, fed batch by batch: its members, what is logged of them, and what is saved.
+    """The training of one run, fed batch by batch: its members, their logged measures, and its saved state.
 
     Args:
-        members: autoencoders in training; the ordinary run has one.
-        coupling: what pulls them toward each other, or None.
-        reinitialisation: when one of them is started over.
-        source: what the batches come from; its position is part of the state.
-        scale: what raw vectors are multiplied by before they come here.
-        settings: how long, how fast.
-        tracker: where numbers go.
-        checkpoints: where state goes.
+        members: autoencoders in training; an ordinary run has one.
+        coupling: the term that pulls them toward each other, or None.
+        reinitialisation: when their latents are resampled.
+        source: of the batches; its position is part of the state.
+        scale: the factor by which raw vectors are multiplied.
+        settings: of the trainer.
+        tracker: takes the logged measures.
+        checkpoints: takes the state; None if no state is kept.
+        worth_a_thread: multiplications of a step's encoder product from which members step in threads.
 
     Attributes:
-        step: how many steps were taken.
-        position: where the stream was when the loaded state was saved; None at its beginning.
-        means: what was logged last, over all members.
-        fvu_of_each: of each member, in the batches before that.
+        step: number of steps taken.
+        position: position of the stream in the loaded state; None at the start.
+        means: the last logged measures, as means over all members.
+        fvu_of_each: fvu of each member in the batches of these measures.
     """
 
     def __init__(
@@ -59,7 +60,8 @@ class Training:
         scale: float,
         settings: TrainerSettings,
         tracker: MetricSink,
-        checkpoints: Checkpoints,
+        checkpoints: Checkpoints | None,
+        worth_a_thread: int = WORTH_A_THREAD,
     ):
         self.members, self.coupling, self.reinitialisation = members, coupling, reinitialisation
         self.source, self.scale, self.settings = source, scale, settings
@@ -68,7 +70,7 @@ class Training:
         self.position: dict[str, Any] | None = None
         self.means: dict[str, float] = {}
         self.fvu_of_each: list[float] = []
-        self._threads = threads_for(members)
+        self._threads = threads_for(members, worth_a_thread)
         self._saved_at = time.monotonic()
 
     @property
@@ -78,54 +80,54 @@ class Training:
 
     @property
     def trained(self) -> bool:
-        """Whether every step was taken."""
+        """Whether all steps are taken."""
         return self.step >= self.settings.steps
 
     def take(self, x: Float[Tensor, "batch d_in"], targets: Float[Tensor, "batch d_in"] | None) -> None:
-        """One step of every member, on scaled inputs and what they shall be turned into (None for themselves).
+        """Take one step with every member, on scaled inputs and targets (None for the inputs themselves).
 
-        Waits for nothing, unless members are matched or started over.
+        Waits for nothing, unless members are matched or re-initialised.
         """
 
-        def start_over(member: Learner, record: ForwardRecord) -> int:
-            return member.start_over(record, self.step, self.reinitialisation)
+        def reinitialise(member: Learner, record: ForwardRecord) -> int:
+            return member.reinitialise(record, self.step, self.reinitialisation)
 
         def finish(member: Learner, record: ForwardRecord) -> int:
             member.finish(record, self.step)
-            return start_over(member, record)
+            return reinitialise(member, record)
 
         if self.coupling is None:
-            # Each one's record is let go of at once.
-            started_over = self._threads.map(
-                lambda member: start_over(member, member.step(x, self.step, targets)), self.members
+            # In one call, so that each record is freed at once.
+            counts = self._threads.map(
+                lambda member: reinitialise(member, member.step(x, self.step, targets)), self.members
             )
         else:
             records: list[ForwardRecord] = []
             for _ in range(self.settings.updates_at(self.step)):
                 records = self._threads.map(lambda member: member.backward(x, self.step, targets), self.members)
-                if self.settings.moves_encoder_at(self.step):
+                if self.settings.has_gradients_at(self.step):
                     self.coupling.backward(
                         [member.autoencoder for member in self.members], self.step, self.step / self.settings.steps
                     )
                 self._threads.map(lambda member: member.update(self.step), self.members)
-            started_over = self._threads.map(lambda both: finish(*both), list(zip(self.members, records, strict=True)))
-            if any(started_over):
+            counts = self._threads.map(lambda both: finish(*both), list(zip(self.members, records, strict=True)))
+            if any(counts):
                 self.coupling.forget()
-        for number, count in enumerate(started_over):
+        for number, count in enumerate(counts):
             if count > 0:
-                self.tracker.say(f"step {self.step}: {count} latents of member {number} start over")
+                self.tracker.log_message(f"step {self.step}: re-initialised {count} latents of member {number}")
         self.step += 1
 
     def settle(self, rate: float, save: bool) -> None:
-        """Log and save what is due after a step.
+        """Log measures and save the state if they are due after a step.
 
         Args:
-            rate: vectors a second, to be logged.
-            save: write a checkpoint though none is due.
+            rate: vectors per second, to be logged.
+            save: write a checkpoint even if none is due.
 
         Raises:
             ValueError: a loss is not finite; the last checkpoint is from before.
-            OSError: no space is left; likewise.
+            OSError: no space is left; the last checkpoint is untouched.
         """
         if self.settings.logs_after(self.step - 1):
             self._log(rate)
@@ -138,7 +140,7 @@ class Training:
         each = [member.read_interval() for member in self.members]
         if self.reinitialisation.scope is not Scope.none:
             for member, means in zip(self.members, each, strict=True):
-                means["started_over"] = float(member.started_over)
+                means["reinitialised"] = float(member.reinitialised)
         names = dict.fromkeys(name for means in each for name in means)
         self.means = {name: sum(means.get(name, 0.0) for means in each) / len(each) for name in names}
         self.fvu_of_each = [means["fvu"] for means in each]
@@ -147,18 +149,20 @@ class Training:
         values = self.means
         if len(each) > 1:
             values = values | {f"{i}/{name}": means[name] for i, means in enumerate(each) for name in OF_EACH}
-        tokens = self.step * self.settings.batch_size
-        self.tracker.log({f"train/{name}": value for name, value in values.items()}, tokens)
+        samples = self.step * self.settings.batch_size
+        self.tracker.log({f"train/{name}": value for name, value in values.items()}, samples)
 
     def save(self) -> None:
-        """Write a checkpoint of everything.
+        """Write a checkpoint of the whole state.
 
         Raises:
             ValueError: a loss is not finite; the last good checkpoint stays.
-            OSError: no space is left; likewise.
+            OSError: no space is left; the last good checkpoint stays.
         """
         for member in self.members:
             member.check_finite(self.step)
+        if self.checkpoints is None:
+            return
         self.checkpoints.save(
             {
                 "step": self.step,
@@ -173,7 +177,7 @@ class Training:
         self._saved_at = time.monotonic()
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over a checkpoint's state, but for the source's: other runs may read it too."""
+        """Take over the state of a checkpoint, but leave the source where it is: other runs may read it, too."""
         self.step, self.position, self.fvu_of_each = state["step"], state["source"], state["fvu_of_each"]
         for member, saved in zip(self.members, state["members"], strict=True):
             member.load_state_dict(saved)
@@ -181,41 +185,40 @@ class Training:
             self.coupling.load_state_dict(state["coupling"])
 
 
-def threads_for(members: Sequence[Learner]) -> Threads:
+def threads_for(members: Sequence[Learner], worth_a_thread: int = WORTH_A_THREAD) -> Threads:
     """Return as many threads as make steps of these members fastest."""
     autoencoders = [member.autoencoder for member in members]
     least = min(member.settings.batch_size * member.autoencoder.W_enc.numel() for member in members)
     on_cpu = all(autoencoder.W_enc.device.type == "cpu" for autoencoder in autoencoders)
-    # torch.compile traces one thing at a time.
-    compiled = any(isinstance(member.settings, AdamSettings) and member.settings.compile for member in members)
-    if not on_cpu or compiled or least < _WORTH_A_THREAD:
+    compiles = any(member.settings.compiles for member in members)
+    if not on_cpu or compiles or least < worth_a_thread:
         return Threads()
     return Threads(min(len(members), torch.get_num_threads()))
 
 
 class Ended(NamedTuple):
-    """A run that takes no more batches: it is trained, or `error` is why it cannot go on."""
+    """A training that takes no more batches: it is complete, or `error` ended it."""
 
     run: Training
     error: Exception | None
 
 
 def train(runs: Iterable[Training], source: Source, interruption: Interruption) -> Iterator[Ended]:
-    """Train every run from one stream, each batch drawn and scaled once, and give each back as it ends.
+    """Train every run from one stream, in which each batch is drawn and scaled once; yield each run as it ends.
 
-    The stream starts where the run with the fewest steps stands, and any other takes its first batch when the stream
-    has come to its own place: which batch is next depends on the number of steps alone.
+    The stream starts at the position of the run with the fewest steps. Every other run takes its first batch when the
+    stream reaches its position: the number of steps alone decides the next batch.
 
     Args:
-        runs: of one batch size, on this source; each is as long as its own settings say.
-        source: raw vectors.
-        interruption: what may ask to stop.
+        runs: of one batch size, on this source; each has its own number of steps.
+        source: of raw vectors.
+        interruption: notes signals.
 
     Raises:
         Interrupted: a signal came; every state was saved first.
     """
     going = list(runs)
-    # What has been given back is not held here: weights and moments of many runs may be most of the memory.
+    # Runs that were yielded are not kept here: weights and moments of many runs may be most of the memory.
     del runs
     while trained := next((run for run in going if run.trained), None):
         going.remove(trained)
@@ -234,7 +237,7 @@ def train(runs: Iterable[Training], source: Source, interruption: Interruption) 
             try:
                 batch = next(batches)
             except Interrupted:
-                # While something was harvested: the state is that of the step before.
+                # The signal came in a harvest: the state is that of the step before.
                 with interruption.saving():
                     _each([run for run in going if run.step == step > 0], Training.save)
                 raise
@@ -259,13 +262,13 @@ def train(runs: Iterable[Training], source: Source, interruption: Interruption) 
 
 
 def _scaled(batch: Batch, scale: float) -> tuple[Tensor, Tensor | None]:
-    """Inputs and targets, None for the inputs themselves."""
+    """Return scaled inputs and targets (None for the inputs themselves)."""
     inputs = batch.inputs.float() * scale
     return inputs, None if batch.targets is batch.inputs else batch.targets.float() * scale
 
 
 def _each(runs: Iterable[Training], action: Callable[..., None], *given: Any) -> dict[Training, Exception]:
-    """Do it for every run; returns those that it failed for, and why."""
+    """Call `action` for every run, and return the errors of the runs for which it failed."""
     failed: dict[Training, Exception] = {}
     for run in runs:
         try:

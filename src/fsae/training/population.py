@@ -4,17 +4,17 @@ from dataclasses import dataclass, field
 
 from fsae.couplings.mutual import Mutual
 from fsae.ranges import Ranged, between
-from fsae.training.reinitialisation import Reinitialisation
+from fsae.training.resample import Reinitialisation
 
 
 @dataclass(frozen=True, kw_only=True)
 class PopulationSettings(Ranged, group="population"):
-    """How many autoencoders a run trains, and what is between them.
+    """Settings of a population: its size, its mutual term, and re-initialisation.
 
     Attributes:
-        size: how many; they differ in the seed of their weights.
-        mutual: what pulls their features toward each other.
-        reinitialise: when an autoencoder, or some of its latents, is started over.
+        size: number of autoencoders; they differ in the seed of their weights.
+        mutual: the term that pulls their directions toward each other.
+        reinitialise: when latents of an autoencoder, or all of them, are resampled.
     """
 
     size: int = field(default=1, metadata=between(least=1, most=10_000, meaning="a number of autoencoders"))
@@ -25,6 +25,6 @@ class PopulationSettings(Ranged, group="population"):
         super().__post_init__()
         if self.size == 1 and self.mutual.weight > 0:
             raise ValueError(
-                f"population.mutual.weight is {self.mutual.weight}, but there is nobody to be like; raise "
-                "population.size"
+                f"population.mutual.weight is {self.mutual.weight}, but a mutual term needs at least two members; "
+                "raise population.size"
             )

@@ -5,19 +5,18 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fsae.sparse import squared_gram
 from fsae.sparse.codes import Codes
+from fsae.sparse.gram import squared_gram_norm
 from fsae.sparse.pattern import Pattern
 from tests.sparse.matrices import draw, mask_with, sparse_codes
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_gram_gradient_is_the_same_in_slices(count: int, monkeypatch: pytest.MonkeyPatch):
+def test_gram_gradient_is_the_same_in_slices(count: int):
     codes = sparse_codes(mask_with("empty row"))
-    (whole,) = torch.autograd.grad(codes.squared_gram_norm(), codes.values)
+    (whole,) = torch.autograd.grad(squared_gram_norm(codes), codes.values)
     # 5 samples in slices of 1, 2 and 3: the last slice is a short one for 2 and 3.
-    monkeypatch.setattr(squared_gram, "_samples_a_slice", lambda pattern: count)
-    (sliced,) = torch.autograd.grad(codes.squared_gram_norm(), codes.values)
+    (sliced,) = torch.autograd.grad(squared_gram_norm(codes, samples_at_once=count), codes.values)
     torch.testing.assert_close(sliced, whole, rtol=1e-14, atol=1e-14)
 
 
@@ -30,8 +29,8 @@ def test_gram_of_either_shape(shape: tuple[int, int], sparse: bool):
         pattern = Pattern.of_mask(matrix != 0)
         codes = Codes(matrix[pattern.rows, pattern.columns], pattern)
     codes.values.requires_grad_()
-    torch.testing.assert_close(codes.squared_gram_norm(), (matrix @ matrix.T).square().sum(), rtol=1e-13, atol=0)
-    assert torch.autograd.gradcheck(lambda values: codes.with_values(values).squared_gram_norm(), (codes.values,))
+    torch.testing.assert_close(squared_gram_norm(codes), (matrix @ matrix.T).square().sum(), rtol=1e-13, atol=0)
+    assert torch.autograd.gradcheck(lambda values: squared_gram_norm(codes.with_values(values)), (codes.values,))
 
 
 @pytest.mark.parametrize("sparse", [False, True])
@@ -52,20 +51,20 @@ def test_gram_takes_the_smaller_side(sparse: bool):
             return result
 
     with Largest():
-        codes.squared_gram_norm().backward()
+        squared_gram_norm(codes).backward()
     assert 0 < largest <= 400 * 6
 
 
 def test_no_samples_have_no_gram():
     codes = Codes(torch.zeros(0), Pattern.of_mask(torch.zeros(0, 8, dtype=torch.bool)))
-    assert codes.squared_gram_norm() == 0
+    assert squared_gram_norm(codes) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_gram_of_short_types_is_summed_in_float32(dtype: torch.dtype):
     codes = sparse_codes(mask_with("empty row"), dtype=dtype)
     exact = codes.dense().detach().double()
-    norm = codes.squared_gram_norm()
+    norm = squared_gram_norm(codes)
     assert norm.dtype == torch.float32
     torch.testing.assert_close(norm.double(), (exact @ exact.T).square().sum(), rtol=1e-6, atol=1e-6)
     norm.backward()

@@ -1,0 +1,23 @@
+"""The table of architectures: the name of each, which `arch=` chooses, and its settings."""
+
+from fsae.autoencoders.abs_topk import AbsTopKSettings
+from fsae.autoencoders.batch_topk import BatchTopKSettings
+from fsae.autoencoders.gated import GatedSettings
+from fsae.autoencoders.jumprelu import JumpReLUSettings
+from fsae.autoencoders.local_pca import KMeansSettings, LocalPCASettings
+from fsae.autoencoders.pca import PCASettings
+from fsae.autoencoders.settings import AutoencoderSettings
+from fsae.autoencoders.standard import StandardSettings
+from fsae.autoencoders.topk import TopKSettings
+
+CHOICES: dict[str, type[AutoencoderSettings]] = {
+    "standard": StandardSettings,
+    "gated": GatedSettings,
+    "jumprelu": JumpReLUSettings,
+    "topk": TopKSettings,
+    "batch_topk": BatchTopKSettings,
+    "abs_topk": AbsTopKSettings,
+    "kmeans": KMeansSettings,
+    "local_pca": LocalPCASettings,
+    "pca": PCASettings,
+}

@@ -1,0 +1,18 @@
+"""The table of loss terms: the name of each, by which YAML files choose it, and its settings, which are the term."""
+
+from fsae.losses.auxiliary import AuxK, GateReconstruction
+from fsae.losses.fisher import Fisher
+from fsae.losses.reconstruction import SquaredError
+from fsae.losses.sparsity import L1, StepL0, TanhL0, TargetL0
+from fsae.losses.term import LossTerm
+
+CHOICES: dict[str, type[LossTerm]] = {
+    "squared_error": SquaredError,
+    "l1": L1,
+    "step_l0": StepL0,
+    "tanh_l0": TanhL0,
+    "target_l0": TargetL0,
+    "gate_reconstruction": GateReconstruction,
+    "aux_k": AuxK,
+    "fisher": Fisher,
+}

@@ -1,0 +1,21 @@
+"""Settings that decide no number: where and how a run is done, recorded and searched."""
+
+# A setting by its dotted key, or a group with everything in it.
+BOOKKEEPING = (
+    "paths",
+    "tracking",
+    "search",
+    "source.cache",
+    "source.cache_gb",
+    "source.also",
+    "source.worker",
+    "trainer.checkpoint_seconds",
+)
+
+
+def is_bookkeeping(key: str) -> bool:
+    """Whether a setting (a dotted key) decides no number.
+
+    Such a setting neither names a run's folder nor makes a checkpoint foreign, and no report compares its values.
+    """
+    return f"{key}.".startswith(tuple(f"{each}." for each in BOOKKEEPING))

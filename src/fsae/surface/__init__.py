@@ -1,0 +1,1 @@
+"""What `import fsae` offers: dictionaries, training, evaluation, tables of runs, language models."""

@@ -1,0 +1,325 @@
+"""A trained dictionary: its weights, its codes, and what is known of how it came about."""
+
+import json
+import logging
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fsae.autoencoders.autoencoder import Autoencoder, SparseAutoencoder
+from fsae.autoencoders.local_pca import LocalPCA
+from fsae.configuration.recorded import recorded_settings
+from fsae.configuration.resolvers import CHOICES
+from fsae.configuration.schema import RunSettings
+from fsae.export.saelens import CONFIG, Provenance, load_saelens, read_density, read_provenance, save_saelens
+from fsae.language_models.sites import Site
+from fsae.outputs.run_folder import RunFolder
+from fsae.outputs.status import read_status
+from fsae.sparse.codes import Codes
+from fsae.surface.language_model import LanguageModel, language_model
+
+log = logging.getLogger(__name__)
+
+
+class Dictionary:
+    """A trained autoencoder that reads raw vectors, such as a language model's activations as they are.
+
+    `fsae.load` and `fsae.train` make one. Inputs are cast to the dictionary's type and moved to its device. Gradients
+    flow to inputs that require them; the weights are constants.
+
+    Args:
+        autoencoder: in raw units; it is put into evaluation mode.
+        settings: of the run that trained it.
+        results: numbers of the run's evaluation, by the names of results.json.
+        provenance: what it was trained on, in SAELens' words.
+        density: (d_sae,) share of held-out samples on which each latent is on.
+        folder: the folder in SAELens' format that it was read from.
+
+    Attributes:
+        autoencoder: the module itself, for everything that this class does not offer.
+        results: as given; empty if there was no evaluation.
+        provenance: as given; all None if nothing is known.
+        density: as given; None if it is not known.
+        folder: as given; None if it was trained in this process.
+    """
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        *,
+        settings: RunSettings | None = None,
+        results: Mapping[str, Any] | None = None,
+        provenance: Provenance | None = None,
+        density: Float[Tensor, " d_sae"] | None = None,
+        folder: Path | None = None,
+    ):
+        self.autoencoder = autoencoder.eval().requires_grad_(False)
+        self.results = dict(results or {})
+        self.provenance = provenance or Provenance()
+        self.density = density
+        self.folder = folder
+        self._settings = settings
+        self._run = None if folder is None else _run_of(folder)
+
+    @property
+    def d_in(self) -> int:
+        """Width of the vectors that it reads."""
+        return self.autoencoder.d_in
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        return self.autoencoder.d_sae
+
+    @property
+    def W_enc(self) -> Float[Tensor, "d_in d_sae"]:  # noqa: N802
+        """Encoder weights, one column per latent, for raw vectors."""
+        return self.autoencoder.W_enc
+
+    @property
+    def W_dec(self) -> Float[Tensor, "d_sae d_in"]:  # noqa: N802
+        """Decoder weights, one row per latent, in the unit of the vectors per unit of the code."""
+        return self.autoencoder.W_dec
+
+    @property
+    def b_dec(self) -> Float[Tensor, " d_in"]:
+        """Decoder bias, in the unit of the vectors."""
+        return self.autoencoder.b_dec
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.autoencoder.W_dec.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights and so of codes and reconstructions."""
+        return self.autoencoder.W_dec.dtype
+
+    @property
+    def architecture(self) -> str:
+        """Name of the `arch=` choice that computes codes as this dictionary does.
+
+        SAELens' format has no batch_topk: such a dictionary is a jumprelu once it has been saved, and `settings.arch`
+        says how it was trained.
+        """
+        assert isinstance(self.autoencoder, SparseAutoencoder | LocalPCA)
+        kind = type(self.autoencoder.settings)
+        return CHOICES.get(kind, kind.__name__)
+
+    @cached_property
+    def settings(self) -> RunSettings | None:
+        """Settings of the run that trained it; None for a folder in SAELens' format that belongs to no run.
+
+        Raises:
+            ValueError: another version of fsae wrote settings that this version lacks.
+        """
+        if self._settings is None and self._run is not None:
+            return recorded_settings(self._run)
+        return self._settings
+
+    @cached_property
+    def cfg(self) -> dict[str, Any]:
+        """Content of the folder's cfg.json, SAELens' settings; empty for a dictionary that was read from no folder."""
+        return {} if self.folder is None else json.loads((self.folder / CONFIG).read_text(encoding="utf-8"))
+
+    @property
+    def site(self) -> Site | None:
+        """Where in the language model its vectors are read; None if they are of no language model.
+
+        Raises:
+            ValueError: SAELens' name of the hook is no site of fsae.
+        """
+        hook = self.provenance.hook_name
+        return None if hook is None else Site.of_hook(hook)
+
+    @cached_property
+    def language_model(self) -> LanguageModel | None:
+        """The language model whose activations it was trained on, opened when it is first asked for; None if there is
+        none.
+
+        Raises:
+            ValueError: the model cannot be opened (`fsae.language_model` has the reasons).
+        """
+        settings = self.settings
+        if settings is not None:
+            return None if settings.model is None else LanguageModel(settings.model)
+        if self.provenance.model_name is None:
+            return None
+        if self.provenance.model_note is not None:
+            log.warning(
+                "%s is opened, but it was trained on %s", self.provenance.model_name, self.provenance.model_note
+            )
+        return language_model(self.provenance.model_name)
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        """Return the codes of vectors.
+
+        Args:
+            x: raw vectors; any number of axes before the last one.
+
+        Returns:
+            Codes in the dictionary's type and on its device; zero for latents that are off. `codes @ W_dec + b_dec`
+            has the unit of the vectors.
+
+        Raises:
+            ValueError: the last axis is not d_in long, or the numbers are not floating-point.
+        """
+        flat = self._rows(x, self.d_in, "encode: x", "d_in")
+        return self.autoencoder.encode(flat).codes.dense().view(*x.shape[:-1], self.d_sae)
+
+    def decode(self, codes: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
+        """Return the vectors that codes stand for, `codes @ W_dec + b_dec`, in the vectors' unit.
+
+        Args:
+            codes: any number of axes before the last one.
+
+        Raises:
+            ValueError: the last axis is not d_sae long, or the numbers are not floating-point.
+        """
+        flat = self._rows(codes, self.d_sae, "decode: codes", "d_sae")
+        return self.autoencoder.decode(Codes(flat)).view(*codes.shape[:-1], self.d_in)
+
+    def __call__(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+        """Return the reconstruction of raw vectors, in their own type and on their device, so that it can replace them.
+
+        Raises:
+            ValueError: as `encode` does.
+        """
+        return self.decode(self.encode(x)).to(x)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Dictionary":
+        """Move the weights to a device, cast them to a type, and return this dictionary.
+
+        Args:
+            device: such as "cuda"; None leaves them where they are.
+            dtype: floating-point; None leaves it. Thresholds stay in float32 when the others become shorter.
+        """
+        self.autoencoder.to(device=device, dtype=dtype)
+        return self
+
+    def __repr__(self) -> str:
+        of = (
+            ""
+            if self.provenance.hook_name is None
+            else f", {self.provenance.hook_name} of {self.provenance.model_name}"
+        )
+        return f"Dictionary({self.architecture}, d_in={self.d_in}, d_sae={self.d_sae}{of})"
+
+    def _rows(self, given: Tensor, width: int, what: str, name: str) -> Float[Tensor, "rows width"]:
+        if given.dim() < 1 or given.shape[-1] != width or not given.is_floating_point():
+            raise ValueError(
+                f"{what}: expected floating-point numbers of shape (..., {name}) with {name} = {width}, found "
+                f"{tuple(given.shape)} of {str(given.dtype).removeprefix('torch.')}"
+            )
+        return given.to(self.device, self.dtype).reshape(-1, width)
+
+
+def load(path: str | Path, member: int | None = None) -> Dictionary:
+    """Load a dictionary from a run's folder or from a folder in SAELens' format.
+
+    Args:
+        path: a run's folder (`RUN`), one member of a population (`RUN/sae/0`), or a folder with cfg.json and
+            sae_weights.safetensors, as sae_lens and `fsae.save` write it.
+        member: which member of a population's run, counted from 0; None for a run that trained one dictionary.
+
+    Returns:
+        The dictionary in raw units, on the CPU, in float32.
+
+    Raises:
+        ValueError: no such folder, no dictionary in it, a population without `member`, or damaged files.
+    """
+    folder = _exported(Path(path).expanduser(), member)
+    run = _run_of(folder)
+    return Dictionary(
+        load_saelens(folder),
+        results=_results(run) if run is not None else None,
+        provenance=read_provenance(folder),
+        density=read_density(folder),
+        folder=folder,
+    )
+
+
+def save(
+    dictionary: Dictionary | Autoencoder,
+    folder: str | Path,
+    provenance: Provenance | None = None,
+) -> None:
+    """Write a dictionary in SAELens' format: cfg.json, sae_weights.safetensors and, if known, sparsity.safetensors.
+
+    `sae_lens.SAE.load_from_disk` opens the folder, as `fsae.load` does; kmeans and local_pca only `fsae.load` opens.
+
+    Args:
+        dictionary: or an autoencoder in raw units.
+        folder: replaced in one step if it exists and is in SAELens' format.
+        provenance: what it was trained on; None writes what the dictionary has.
+
+    Raises:
+        ValueError: `folder` is a file, or a folder that holds something else than a dictionary.
+        OSError: the disk is full or the folder cannot be written; an earlier dictionary there is untouched.
+    """
+    folder = Path(folder).expanduser()
+    if folder.exists() and not (folder / CONFIG).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(
+            f"{folder}: expected a new folder, an empty one or one that holds a dictionary, found other files; name "
+            "another folder"
+        )
+    if isinstance(dictionary, Autoencoder):
+        save_saelens(dictionary, folder, provenance or Provenance())
+    else:
+        save_saelens(dictionary.autoencoder, folder, provenance or dictionary.provenance, dictionary.density)
+
+
+def _exported(path: Path, member: int | None) -> Path:
+    """Return the folder in SAELens' format that is meant."""
+    if not path.is_dir():
+        raise ValueError(f"{path}: expected the folder of a run or of a dictionary, found no folder")
+    sae = path if (path / CONFIG).is_file() else RunFolder(path).sae
+    if (sae / CONFIG).is_file():
+        if member is not None:
+            raise ValueError(f"{path}: member is {member}, but it holds one dictionary; leave member out")
+        return sae
+    # Also of a population's `sae` itself.
+    members = {
+        int(each.parent.name): each.parent for each in [*sae.glob(f"*/{CONFIG}"), *path.glob(f"[0-9]*/{CONFIG}")]
+    }
+    if not members:
+        raise ValueError(f"{path}: expected a dictionary ({CONFIG} here or in sae/), found {_found(path)}")
+    if member not in members:
+        raise ValueError(
+            f"{path}: it holds the {len(members)} members {min(members)} to {max(members)} of a population, and member "
+            f"is {member}; choose one, as in fsae.load({str(path)!r}, member={min(members)})"
+        )
+    return members[member]
+
+
+def _found(path: Path) -> str:
+    status = read_status(path)
+    if status is not None:
+        return f"a run in the state {status.state.value!r}; a training that has finished holds one"
+    names = sorted(each.name for each in path.iterdir())
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "an empty folder"
+
+
+def _run_of(folder: Path) -> Path | None:
+    """Return the run that exported a dictionary there, RUN for RUN/sae and RUN/sae/0; None if none did."""
+    above = folder.resolve().parents
+    for run, sae in ((above[0], folder.resolve()), (above[1], above[0])) if len(above) > 1 else ():
+        if sae.name == RunFolder(run).sae.name and RunFolder(run).config.is_file():
+            return run
+    return None
+
+
+def _results(run: Path) -> dict[str, Any]:
+    path = RunFolder(run).results
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); evaluate the run again, or delete the file") from error

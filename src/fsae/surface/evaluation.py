@@ -1,0 +1,85 @@
+"""Numbers of a dictionary on held-out vectors."""
+
+from collections.abc import Iterable, Iterator
+
+from torch import Tensor
+
+from fsae.evaluation.results import MEANINGS, results_table
+from fsae.evaluation.settings import EvaluationSettings
+from fsae.evaluation.vectors import VectorEvaluation, evaluate_vectors
+from fsae.losses.fisher import Fisher
+from fsae.sources.source import Batch, Source, in_batches
+from fsae.sources.vectors import as_vectors
+from fsae.surface.dictionary import Dictionary
+
+_DEFAULTS = EvaluationSettings()
+
+
+class Numbers(dict[str, float]):
+    """Numbers of an evaluation by the names of results.json, such as "eval/fvu"; printed as a table with meanings."""
+
+    @property
+    def meanings(self) -> dict[str, str]:
+        """What each number says."""
+        return {name: MEANINGS[name.removeprefix("eval/")] for name in self}
+
+    def __str__(self) -> str:
+        return results_table({name.removeprefix("eval/"): value for name, value in self.items()})
+
+
+def evaluate(
+    dictionary: Dictionary,
+    vectors: Tensor | Iterable[Tensor] | Source,
+    *,
+    samples: int | None = None,
+    batch_size: int = _DEFAULTS.batch_size,
+) -> Numbers:
+    """Measure a dictionary on vectors that it was not trained on, as a run's evaluation of vectors does.
+
+    Args:
+        dictionary: what to measure.
+        vectors: raw vectors of shape (n, d_in), an iterable of such tensors, which is read once, or a source, which
+            has a held-out part.
+        samples: how many vectors to measure on at most; None for all of them, or 32,768 of a source.
+        batch_size: vectors per batch. The Fisher numbers are statistics of a batch: compare them at one size only.
+
+    Returns:
+        Numbers by the names of results.json, in the vectors' unit; `numbers.meanings` explains each.
+
+    Raises:
+        ValueError: vectors of another width, fewer than two of them, or numbers that are not finite.
+    """
+    evaluated = measured(dictionary, _batches(vectors, samples, batch_size))
+    return Numbers({f"eval/{name}": value for name, value in evaluated.scalars.items()})
+
+
+def measured(dictionary: Dictionary, batches: Iterable[Batch]) -> VectorEvaluation:
+    """Return everything that one pass over the batches gives."""
+    terms = dictionary.settings.loss.values() if dictionary.settings is not None else ()
+    fisher = next((term for term in terms if isinstance(term, Fisher)), Fisher())
+    (evaluated,) = evaluate_vectors([dictionary.autoencoder], _of_width(dictionary.d_in, batches), [fisher])
+    return evaluated
+
+
+def _batches(vectors: Tensor | Iterable[Tensor] | Source, samples: int | None, size: int) -> Iterator[Batch]:
+    if not isinstance(vectors, Iterable):
+        yield from vectors.held_out(_DEFAULTS.tokens if samples is None else samples, size)
+        return
+    parts = [vectors] if isinstance(vectors, Tensor) else vectors
+    left = samples
+    for inputs in in_batches((as_vectors(part, "vectors") for part in parts), size):
+        inputs = inputs[:left]
+        if len(inputs) == 0:
+            return
+        left = None if left is None else left - len(inputs)
+        yield Batch(inputs, inputs)
+
+
+def _of_width(d_in: int, batches: Iterable[Batch]) -> Iterator[Batch]:
+    for batch in batches:
+        if batch.inputs.shape[1] != d_in:
+            raise ValueError(
+                f"vectors: expected shape (n, d_in) with d_in = {d_in}, as the dictionary reads, found "
+                f"{tuple(batch.inputs.shape)}"
+            )
+        yield batch

@@ -1,0 +1,227 @@
+"""Training a dictionary on vectors that are in memory."""
+
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fsae.autoencoders.settings import AutoencoderSettings
+from fsae.configuration.checks import check
+from fsae.configuration.composition import composed_settings
+from fsae.configuration.recorded import origin_of
+from fsae.configuration.resolvers import CHOICES
+from fsae.configuration.schema import RunSettings
+from fsae.console import bars
+from fsae.evaluation.results import flat_results
+from fsae.evaluation.sparsity import density_histogram
+from fsae.export.folding import fold
+from fsae.losses.term import LossTerm
+from fsae.memory import freed_memory_kept
+from fsae.outputs.metric_log import MetricSink
+from fsae.outputs.run_folder import write_json
+from fsae.runs.build import check_memory, training_of
+from fsae.runs.run import Run
+from fsae.sources.source import Source
+from fsae.sources.supply import Supply
+from fsae.sources.vectors import VectorsSettings, as_vectors, digest
+from fsae.surface.dictionary import Dictionary, save
+from fsae.surface.evaluation import measured
+from fsae.training.checkpoints import Checkpoints
+from fsae.training.interruption import Interrupted, Interruption
+from fsae.training.loop import train as train_all
+from fsae.training.scaling import scale_of
+from fsae.training.settings import TrainerSettings
+
+
+def train(
+    vectors: Tensor | Iterable[Tensor],
+    arch: str | AutoencoderSettings = "gated",
+    *,
+    loss: str | Mapping[str, LossTerm] | None = None,
+    penalty: str | None = None,
+    trainer: str | TrainerSettings | None = None,
+    samples: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    held_out: float = 0.1,
+    overrides: Sequence[str] = (),
+    folder: str | Path | None = None,
+    device: torch.device | str | None = None,
+    **settings: Any,
+) -> Dictionary:
+    """Train a dictionary on vectors, with the defaults and the numbers of `python -m fsae.run`.
+
+    The vectors stay in memory and are shuffled anew in each epoch. Training multiplies them by one factor
+    (`trainer.activation_scale`), which is folded into the weights at the end: the dictionary reads raw vectors. The
+    last vectors in their given order are held out, and `results` has the evaluation on them.
+
+    Args:
+        vectors: raw vectors of shape (n, d_in), or an iterable of such tensors, which is joined in memory.
+        arch: a choice of `arch=`, such as "topk" or "released/gated", or a settings object.
+        loss: a choice of `loss=`, or all terms by name; None takes the loss of the architecture.
+        penalty: a choice of `penalty=`, "fisher" or "none"; None takes the command's default. It fills `loss.penalty`.
+        trainer: a choice of `trainer=` ("adam", "fit", "pam"), or a settings object; None takes the architecture's.
+        samples: training vectors in all, counting repetitions; None takes the trainer's, one million.
+        batch_size: vectors per step; None takes the trainer's.
+        seed: of the weights, the order of the vectors and every other draw.
+        held_out: share of the vectors that is held out, the last ones.
+        overrides: more settings in the command line's words, such as ["trainer.lr=1e-3", "loss.sparsity.weight=2"].
+        folder: a run's folder to write: metrics.jsonl, checkpoints, results.json and the dictionary in sae/. The same
+            call with the same vectors continues a training that was stopped. None writes nothing.
+        device: where to train; None takes the GPU if there is one.
+        **settings: settings of the architecture, such as `k=32` or `d_sae=4096`; only if `arch` is a name.
+
+    Returns:
+        The dictionary in raw units, with the settings, the results, and the latents' density.
+
+    Raises:
+        ValueError: vectors that are no floating-point (n, d_in), too few of them, settings that do not exist or do
+            not go together, a loss that is not finite, or a folder of another training.
+        OSError: no space is left in the folder; the last checkpoint is untouched.
+        KeyboardInterrupt: Ctrl-C; with a folder, the state is saved first.
+    """
+    joined = as_vectors(vectors, "vectors")
+    of_vectors = VectorsSettings(seed=seed, width=joined.shape[1], held_out=held_out)
+    source = of_vectors.source(joined, _device(device))
+    chosen = _settings(of_vectors, arch, loss, penalty, trainer, seed, samples, batch_size, overrides, settings)
+    if folder is None:
+        dictionary, _ = _trained(chosen, source, None, _Unrecorded(), None, Interruption())
+        return dictionary
+    return _recorded(chosen, source, Path(folder).expanduser(), overrides, {"the vectors": digest(joined)})
+
+
+def _settings(
+    of_vectors: VectorsSettings,
+    arch: str | AutoencoderSettings,
+    loss: str | Mapping[str, LossTerm] | None,
+    penalty: str | None,
+    trainer: str | TrainerSettings | None,
+    seed: int,
+    samples: int | None,
+    batch_size: int | None,
+    overrides: Sequence[str],
+    values: Mapping[str, Any],
+) -> RunSettings:
+    """Return a run's settings: the packaged YAML files' with what the caller chose."""
+    if not isinstance(arch, str) and values:
+        raise ValueError(f"arch is a settings object, so {', '.join(values)} belongs in it; or give arch by its name")
+    name = arch if isinstance(arch, str) else CHOICES.get(type(arch))
+    if name is None and loss is None:
+        raise ValueError(
+            f"loss is None, but {type(arch).__name__} has no choice of `arch=`, which brings a loss; give one"
+        )
+    if penalty is not None and isinstance(loss, Mapping):
+        raise ValueError(f"penalty is {penalty!r}, but loss has all terms; put a term named penalty into it")
+    # Any source without a language model, which these vectors take the place of.
+    words = ["source=sparse_sources", "tracking=none", f"seed={seed}", f"arch={name or 'standard'}"]
+    named = {"loss": loss, "penalty": penalty, "trainer": trainer}
+    words += [f"{group}={choice}" for group, choice in named.items() if isinstance(choice, str)]
+    given = {"trainer.samples": samples, "trainer.batch_size": batch_size}
+    changes = {key: value for key, value in given.items() if value is not None}
+    if isinstance(trainer, TrainerSettings):
+        trainer = replace(trainer, **{key.removeprefix("trainer."): value for key, value in changes.items()})
+        changes = {}
+    composed = composed_settings([*words, *overrides], changes | {f"arch.{key}": each for key, each in values.items()})
+    found = replace(
+        composed,
+        source=of_vectors,
+        arch=composed.arch if isinstance(arch, str) else arch,
+        loss=dict(loss) if isinstance(loss, Mapping) else composed.loss,
+        trainer=trainer if isinstance(trainer, TrainerSettings) else composed.trainer,
+    )
+    if found.population.size > 1:
+        raise ValueError(
+            f"population.size is {found.population.size}, and fsae.train trains one dictionary; use python -m fsae.run"
+        )
+    check(found)
+    return found
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _recorded(
+    settings: RunSettings, source: Source, folder: Path, overrides: Sequence[str], data: dict[str, str]
+) -> Dictionary:
+    """Train in a run's folder."""
+    run = Run(settings, origin_of(settings, folder.absolute(), overrides), data)
+    run.claim()
+    try:
+        run.begin(None)
+        with _listening() as interruption:
+            dictionary, results = _trained(settings, source, run.state, run.tracker, run.checkpoints, interruption)
+        save(dictionary, run.folder.sae)
+        write_json(run.folder.results, results)
+    except BaseException as error:
+        run.end(error)
+        if isinstance(error, Interrupted):
+            # The caller's own handlers are in place again.
+            signal.raise_signal(getattr(signal, error.signal_name))
+        raise
+    run.end()
+    return dictionary
+
+
+def _trained(
+    settings: RunSettings,
+    source: Source,
+    state: dict[str, Any] | None,
+    tracker: MetricSink,
+    checkpoints: Checkpoints | None,
+    interruption: Interruption,
+) -> tuple[Dictionary, dict[str, Any]]:
+    scale = cache(lambda kind: scale_of(source.first_vectors(), kind))
+    with bars(), freed_memory_kept():
+        if state is None:
+            check_memory([settings], source)
+        training = training_of(settings, source, scale, state, tracker, checkpoints)
+        for _, error in train_all([training], source, interruption):
+            if error is not None:
+                raise error
+    dictionary = Dictionary(fold(training.members[0].autoencoder, training.scale), settings=settings)
+    evaluated = measured(dictionary, source.held_out(settings.eval.tokens, settings.eval.batch_size))
+    taken = training.step * settings.trainer.batch_size
+    supply = Supply(
+        trained=taken,
+        distinct=source.distinct(taken),
+        held_out=evaluated.samples,
+        held_out_wanted=settings.eval.tokens,
+    )
+    numbers = supply.numbers()
+    tracker.log({f"eval/{name}": value for name, value in evaluated.scalars.items()} | numbers, taken)
+    histogram = {"density_histogram": density_histogram(evaluated.firing_frequency)}
+    dictionary.density = evaluated.firing_frequency.float()
+    dictionary.results = flat_results(evaluated.scalars) | numbers | histogram
+    return dictionary, dictionary.results
+
+
+@contextmanager
+def _listening() -> Iterator[Interruption]:
+    """Listen to signals if this thread may, which is the main one."""
+    interruption = Interruption()
+    if threading.current_thread() is not threading.main_thread():
+        yield interruption
+        return
+    with interruption:
+        yield interruption
+
+
+class _Unrecorded:
+    """A sink for the numbers of a training that leaves no files."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+    def say(self, message: str) -> None: ...
+
+    def position(self) -> int:
+        return 0

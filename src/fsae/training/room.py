@@ -1,0 +1,69 @@
+"""Free memory for all that training holds besides the weights, checked before the first step."""
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+
+from fsae.autoencoders.fitted import FittedSettings
+from fsae.autoencoders.settings import AutoencoderSettings
+from fsae.memory import require_free
+
+# Raises ValueError if there is no room for autoencoders of these settings, for vectors of a width, on a device.
+RoomCheck = Callable[[Sequence[AutoencoderSettings], int, torch.device], None]
+
+
+def check_moments(archs: Sequence[AutoencoderSettings], d_in: int, device: torch.device) -> None:
+    """Raise ValueError if no memory is free for the weights of autoencoders, their gradients, and the moments of Adam.
+
+    Args:
+        archs: one for each autoencoder.
+        d_in: width of the vectors.
+        device: of the training.
+    """
+    weights = sum(2 * d_in * arch.width(d_in) for arch in archs)
+    require_free(
+        # Each has a gradient and two moments.
+        4 * 4 * weights,
+        device,
+        f"the weights of {len(archs)} autoencoder{'s' * (len(archs) > 1)}, and what Adam keeps of them,",
+        "lower arch.d_sae or arch.expansion",
+    )
+
+
+def check_equations(archs: Sequence[AutoencoderSettings], d_in: int, device: torch.device) -> None:
+    """Raise ValueError if no memory is free for the sums and equations of decoders that are solved for side by side.
+
+    Args:
+        archs: one for each autoencoder.
+        d_in: width of the vectors.
+        device: of the training.
+    """
+    widths = [arch.width(d_in) for arch in archs]
+    shown = ", ".join(f"{d_sae:,}" for d_sae in dict.fromkeys(widths))
+    require_free(
+        sum(4 * 8 * d_sae * (d_sae + d_in) for d_sae in widths),
+        device,
+        f"trainer=pam and the equations of {len(widths)} decoders (d_sae {shown})",
+        "lower arch.d_sae",
+    )
+
+
+def check_second_moments(archs: Sequence[AutoencoderSettings], d_in: int, device: torch.device) -> None:
+    """Raise ValueError if no memory is free for the second moments of all cells that are fitted side by side.
+
+    They are on the CPU, whatever the device.
+
+    Args:
+        archs: one for each autoencoder.
+        d_in: width of the vectors.
+        device: of the training.
+    """
+    fitted = cast(Sequence[FittedSettings], archs)
+    cells = sum(each.cells(d_in) for each in fitted if each.components(d_in) > 0)
+    require_free(
+        8 * cells * (d_in + 1) ** 2,
+        torch.device("cpu"),
+        f"second moments of {cells} cells of width {d_in}",
+        "lower arch.d_sae or raise arch.rank, for fewer cells",
+    )
