@@ -87,7 +87,7 @@ class Variant:
             objective = Objective({"reconstruction": SquaredError(), "auxiliary": AuxK()})
             members.append(GradientLearner(autoencoder, objective, settings, scale=1.0, seed=seed))
         self._coupling = MutualCoupling(kind.mutual, seed=0) if kind.mutual.weight > 0 else None
-        source = SparseSourcesSettings().open(x.device)
+        source = SparseSourcesSettings().source(x.device)
         checkpoints = Checkpoints(folder, {}, {})
         self._run = Training(members, self._coupling, Reinitialisation(), source, 1.0, settings, Unheard(), checkpoints)
         if not kind.side_by_side:

@@ -25,8 +25,10 @@ from benchmarks.peers.process import Process
 from fsae.language_models.settings import ModelSettings, Package
 from fsae.language_models.sites import Site
 from fsae.ranges import COUNT, COUNT_OR_NONE, POSITIVE, argument
-from fsae.sources.activations import ActivationSource, ActivationSourceSettings, Cache, open_activations
+from fsae.sources.activations import ActivationSource
 from fsae.sources.documents import DatasetFormat, DatasetSettings
+from fsae.sources.open_activations import ActivationSourceSettings, Cache
+from fsae.sources.source import Request
 from fsae.training.scaling import Scale, scale_of
 
 # Weights at which about as many latents are active as the default k.
@@ -89,16 +91,15 @@ def main() -> None:
 
 def open_source(options: argparse.Namespace) -> ActivationSource:
     """Return the source of activations, which fills the store if needed."""
-    return open_activations(
+    request = Request(
         model=ModelSettings(package=Package.smollm2_135m_instruct_q4_1),
         site=Site.parse(f"resid_post.{options.layer}"),
         dataset=DatasetSettings(format=DatasetFormat.python_source),
-        source=ActivationSourceSettings(cache=Cache.disk),
-        training_tokens=options.tokens,
-        held_out_tokens=HELD_OUT,
-        folder=options.outputs / "activations",
-        heartbeat=lambda: None,
+        training_samples=options.tokens,
+        held_out_samples=HELD_OUT,
+        stores=options.outputs / "activations",
     )
+    return ActivationSourceSettings(cache=Cache.disk).open(request, lambda: None)
 
 
 def write_vectors(source: ActivationSource, options: argparse.Namespace, to: Path, held_out: Path) -> torch.Tensor:

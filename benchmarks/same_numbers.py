@@ -40,6 +40,9 @@ from benchmarks.source_tree import ROOT, environment_of, tree_of
 # The cases below have the working tree's names.
 RENAMED: dict[str, str] = {
     "trainer.tokens": "trainer.samples",
+    "loss.fisher": "loss.penalty",
+    # Only of runs with a penalty: others measure the Fisher sums under their own name.
+    "train/fisher_weighted": "train/penalty_weighted",
     "arch=released_standard": "arch=released/standard",
     "arch=released_gated": "arch=released/gated",
     "arch=released_jumprelu": "arch=released/jumprelu",
@@ -106,11 +109,16 @@ CASES: dict[str, tuple[Command, ...]] = {
     "rectified": (Command((*TINY, SPLICED, "-m", "arch=standard,gated,jumprelu")),),
     "topk": (Command((*TINY, *FEW, SPLICED, "-m", "arch=topk,batch_topk,abs_topk", "eval=geometry")),),
     "fitted": (Command((*TINY, "-m", "arch=kmeans,local_pca,pca", "arch.d_sae=32", "eval=geometry")),),
-    "losses": (Command((*TINY, "-m", "arch=jumprelu", "loss=jumprelu_tanh,jumprelu_target_l0,base")),),
+    "losses": (
+        Command((
+            *TINY, "-m", "arch=jumprelu", "loss=jumprelu_tanh,jumprelu_target_l0,squared_error",
+            "loss.penalty.weight=0.1",
+        )),
+    ),
     "fisher": (
         Command((
-            *TINY, "-m", "arch=gated", "loss.fisher.form=pre,post,correlation,reconstruction",
-            "loss.fisher.estimator=batch,unbiased", "loss.fisher.weight=0.1",
+            *TINY, "-m", "arch=gated", "loss.penalty.form=pre,post,correlation,reconstruction",
+            "loss.penalty.estimator=batch,unbiased", "loss.penalty.weight=0.1",
         )),
     ),
     "optimiser": (
@@ -122,13 +130,13 @@ CASES: dict[str, tuple[Command, ...]] = {
     ),
     "packed": (
         Command((
-            *TINY, "-m", "launcher=packed", "arch=gated", "loss.sparsity.weight=0.1,0.5,1", "loss.fisher.weight=100",
+            *TINY, "-m", "launcher=packed", "arch=gated", "loss.sparsity.weight=0.1,0.5,1", "loss.penalty.weight=100",
         )),
     ),
     "population": (Command((*TINY, SPLICED, *POPULATION)),),
     "pam": (
         Command((
-            *TINY, "-m", "trainer=pam", "arch=gated,topk", "arch.decoder_norm=free", "loss.fisher.weight=0.01",
+            *TINY, "-m", "trainer=pam", "arch=gated,topk", "arch.decoder_norm=free", "loss.penalty.weight=0.01",
             "trainer.encoder_batches=2", "trainer.decoder_batches=2", "trainer.updates_per_batch=2",
         )),
     ),
@@ -229,7 +237,7 @@ def compared(name: str, sides: Sequence[Side], folder: Path) -> tuple[bool, str]
         outputs = folder / side.name
         for command in CASES[name]:
             run_command(command, side, outputs)
-        return dict(numbers(outputs, side.renamed))
+        return dict(numbers(outputs))
 
     with ThreadPoolExecutor(2) as pool:
         running = [pool.submit(run, side) for side in sides]
@@ -237,7 +245,7 @@ def compared(name: str, sides: Sequence[Side], folder: Path) -> tuple[bool, str]
             before, after = (each.result() for each in running)
         except FailedError as error:
             return False, str(error)
-    return report(before, after)
+    return report(before, after, sides[0].renamed)
 
 
 def run_command(command: Command, side: Side, outputs: Path) -> None:
@@ -296,15 +304,14 @@ def older_names(tree: Path) -> dict[str, str]:
     return {old: new for old, new in RENAMED.items() if concerned(old, new)}
 
 
-def numbers(outputs: Path, renamed: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+def numbers(outputs: Path) -> Iterator[tuple[str, Any]]:
     """Yield every number in all runs' folders below `outputs`, under a name that says where it is.
 
     A metric has one value for all its steps, a list of step and value.
     """
 
     def named(path: Path, name: str) -> str:
-        place = path.parent.relative_to(outputs) / path.name
-        return f"{place} {newer_name(name, renamed)}"
+        return f"{path.relative_to(outputs)} {name}"
 
     for run in sorted(path.parent for path in outputs.rglob("metrics.jsonl")):
         series: dict[str, list[tuple[int, Any]]] = {}
@@ -326,18 +333,19 @@ def numbers(outputs: Path, renamed: Mapping[str, str]) -> Iterator[tuple[str, An
                 yield named(path, name), tensor
 
 
-def report(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[bool, str]:
-    """Compare what two runs have.
+def report(before: Mapping[str, Any], after: Mapping[str, Any], renamed: Mapping[str, str]) -> tuple[bool, str]:
+    """Compare what two runs have, whose metrics may have other names in the second one.
 
     Returns:
         Whether all that there was before is the same, and the first difference or how much was compared.
     """
+    found_as = {name: name if name in after else newer_name(name, renamed) for name in before}
     differences = [
         f"{name}: {found}"
         for name, value in before.items()
-        if (found := difference(value, after[name]) if name in after else "no longer there")
+        if (found := difference(value, after[found_as[name]]) if found_as[name] in after else "no longer there")
     ]
-    added = sorted({name.partition(" ")[2] for name in after.keys() - before.keys()})
+    added = sorted({name.partition(" ")[2] for name in after.keys() - found_as.values()})
     tail = f"; only in the working tree: {', '.join(added)}" if added else ""
     if differences:
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
@@ -389,13 +397,14 @@ def older_override(override: str, renamed: Mapping[str, str]) -> str:
 
 
 def newer_name(name: str, renamed: Mapping[str, str]) -> str:
-    """Return what a metric of the older tree is called in the working tree; `eval/0/fvu` is a member's `eval/fvu`."""
+    """Return the file and the name under which the working tree has a metric; `eval/0/fvu` is a member's `eval/fvu`."""
+    file, _, name = name.partition(" ")
     for old, new in renamed.items():
         (group, _, metric), (new_group, slash, new_metric) = old.rpartition("/"), new.rpartition("/")
         found = re.fullmatch(rf"{re.escape(group)}/?(\d+/)?{re.escape(metric)}([.\[].*)?", name)
         if found:
             name = new_group + slash + (found[1] or "") + new_metric + (found[2] or "")
-    return name
+    return f"{file} {name}"
 
 
 def _printed(tree: Path, *arguments: str) -> str:

@@ -18,13 +18,16 @@ from pathlib import Path
 
 import torch
 
+from fsae.language_models.settings import ModelSettings, Package
 from fsae.language_models.sites import Site, SiteName
 from fsae.ranges import COUNT, argument
-from fsae.sources.activation_store import ActivationStore, Manifest
+from fsae.sources.activation_store import ActivationStore
 from fsae.sources.activations import ActivationSource
-from fsae.sources.documents import Part
-from fsae.sources.harvest import Harvester, Shard
-from fsae.sources.shard_reader import Extent, Room, Shards
+from fsae.sources.corpus import Corpus
+from fsae.sources.documents import DatasetFormat, DatasetSettings
+from fsae.sources.harvest import Harvester
+from fsae.sources.shard import Extent, Part, Shard
+from fsae.sources.shard_reader import ShardReader
 
 BATCH = 1024
 BLOCK = 1 << 22
@@ -64,8 +67,8 @@ def write_both(store_folder: Path, plain: Path, shard: Shard, shards: int, turn:
     """Return MB/s of writing shards to a store, and of the same bytes to plain files; they alternate in going first."""
 
     def to_store() -> None:
-        store = ActivationStore(store_folder)
-        store.create(Manifest(content={}, d_in=shard.activations.shape[1], prepends_bos=False))
+        store = ActivationStore(store_folder, {})
+        store.create(d_in=shard.activations.shape[1], prepends_bos=False)
         for number in range(shards):
             store.discard(Part.train, number)
             facts = {"text": None, "text_ended": False, "distinct": len(shard), "skipped_rows": 0, "label_names": []}
@@ -100,17 +103,10 @@ def read_both(folder: Path, shard: Shard, shards: int, turn: int) -> tuple[float
         tokens = shards * len(shard)
         extent = Extent(tokens={Part.train: tokens, Part.held_out: 0}, shard_tokens=len(shard))
         store, width = ActivationStore(folder), shard.activations.shape[1]
-        shards_read = Shards(
-            Harvester(unexpected, unexpected, len(shard), lambda: None),
-            SITE,
-            {SITE: store},
-            {},
-            extent,
-            shard.activations.dtype,
-            Room(folder=folder, limit_gb=None),
-            writing=False,
-            required=False,
-        )
+        # All shards are in the store, so that the corpus is never opened.
+        corpus = Corpus(ModelSettings(package=Package.tiny), DatasetSettings(format=DatasetFormat.python_source))
+        harvester = Harvester(corpus, len(shard), lambda: None)
+        shards_read = ShardReader(harvester, SITE, {SITE: store}, extent, room=None)
         with ActivationSource(
             shards_read,
             d_in=width,
@@ -136,10 +132,6 @@ def read_both(folder: Path, shard: Shard, shards: int, turn: int) -> tuple[float
         drop(files)
         speeds[read] = size / 1e6 / seconds(read)
     return speeds[through_batches], speeds[in_a_row]
-
-
-def unexpected(*arguments: object):
-    raise AssertionError("everything is in the store")
 
 
 def drop(files: list[Path]) -> None:

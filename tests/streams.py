@@ -11,9 +11,12 @@ from fsae.language_models.chat import UnwritableChat
 from fsae.language_models.sites import Site, SiteName
 from fsae.sources.activation_store import ActivationStore
 from fsae.sources.activations import ActivationSource
-from fsae.sources.documents import Document, Documents, Part
+from fsae.sources.corpus import Corpus
+from fsae.sources.documents import Document, Documents
 from fsae.sources.harvest import Harvester
-from fsae.sources.shard_reader import Extent, Room, Shards
+from fsae.sources.room import Room
+from fsae.sources.shard import Extent, Part
+from fsae.sources.shard_reader import ShardReader
 from fsae.sources.tokens import PackedTokens
 
 SITE = Site(name=SiteName.resid_post, layer=0)
@@ -114,9 +117,26 @@ def packed(texts: Sequence[str], repeat: bool, labels: Sequence[Any] | None = No
     )
 
 
-def open_text(model: Any, part: Part) -> PackedTokens:
-    """The training text, and the same documents in another order as the held-out one."""
-    return packed(TEXTS, repeat=True) if part is Part.train else packed(TEXTS[::-1], repeat=False)
+class ListedCorpus:
+    """The listed texts for training, the same ones in another order as the held-out part, and a table as the model."""
+
+    prepends_bos = False
+    held_out_positions = Corpus.held_out_positions
+    held_out_rows = Corpus.held_out_rows
+
+    def __init__(
+        self,
+        model: TableModel,
+        train: Sequence[str] = TEXTS,
+        held_out: Sequence[str] = TEXTS[::-1],
+        labels: Sequence[Any] | None = None,
+    ):
+        self.model, self._labels = model, labels
+        self._texts = {Part.train: train, Part.held_out: held_out}
+        self.labelled = labels is not None
+
+    def text(self, part: Part) -> PackedTokens:
+        return packed(self._texts[part], repeat=part is Part.train, labels=self._labels)
 
 
 def listed_shards(
@@ -129,23 +149,17 @@ def listed_shards(
     heartbeat: Callable[[], None] = lambda: None,
     sites: Sequence[Site] = (SITE,),
     limit_gb: float | None = None,
-    writing: bool = True,
     required: bool = True,
-    open_text: Callable[[Any, Part], PackedTokens] = open_text,
-) -> Shards:
-    """Shards of the listed texts, kept in stores below `folder` where there is one."""
-    table = model or TableModel()
-    stores = {site: ActivationStore(folder / str(site)) for site in sites} if folder else {}
-    return Shards(
-        Harvester(lambda: table, open_text, shard_tokens, heartbeat),
+    **texts: Any,
+) -> ShardReader:
+    """Shards of the listed texts, kept in stores below `folder` if there is one."""
+    corpus = ListedCorpus(model or TableModel(), **texts)
+    return ShardReader(
+        Harvester(cast(Corpus, corpus), shard_tokens, heartbeat),
         sites[0],
-        stores,
-        {site: {"site": str(site)} for site in stores},
+        {site: ActivationStore(folder / str(site), {"site": str(site)}) for site in sites} if folder else {},
         Extent(tokens={Part.train: tokens, Part.held_out: held_out_tokens}, shard_tokens=shard_tokens),
-        table.dtype,
-        Room(folder=folder or Path(), limit_gb=limit_gb),
-        writing=writing,
-        required=required,
+        Room(folder=folder or Path(), limit_gb=limit_gb, required=required),
     )
 
 

@@ -189,16 +189,16 @@ def run_with(folder: Path, weight: float, loss: float | str, **results: float) -
     record = {"time_ms": 1, "step": 256, "metrics": {"train/loss": loss, "train/tokens_per_second": loss}}
     (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
     (folder / "results.json").write_text(json.dumps(results | {"histogram": {"latents": [1, 2]}, "note": "words"}))
-    return dict(same_numbers.numbers(folder, {}))
+    return dict(same_numbers.numbers(folder))
 
 
 def test_runs_are_the_same_if_every_weight_result_and_logged_value_is(tmp_path: Path):
     one = run_with(tmp_path / "1", 2.0, "NaN", fvu=float("nan"))
     other = run_with(tmp_path / "2", 2.0, "NaN", fvu=float("nan"))
-    assert same_numbers.report(one, other) == (True, "4 values and 1 tensors")
+    assert same_numbers.report(one, other, {}) == (True, "4 values and 1 tensors")
     longer = run_with(tmp_path / "3", 2.0, "NaN", fvu=float("nan"), mse=1.0)
-    assert same_numbers.report(one, longer) == (True, "4 values and 1 tensors; only in the working tree: mse")
-    assert same_numbers.report(longer, one) == (False, "results.json mse: no longer there")
+    assert same_numbers.report(one, longer, {}) == (True, "4 values and 1 tensors; only in the working tree: mse")
+    assert same_numbers.report(longer, one, {}) == (False, "results.json mse: no longer there")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_difference_is_reported_by_its_place_and_both_values(
 ):
     before = run_with(tmp_path / "before", 2.0, 0.3, fvu=0.5)
     after = run_with(tmp_path / "after", weight, loss, fvu=fvu)
-    assert same_numbers.report(before, after) == (False, where)
+    assert same_numbers.report(before, after, {}) == (False, where)
 
 
 def test_weights_that_are_equal_but_for_a_bit_differ():
@@ -233,4 +233,14 @@ def test_names_are_translated_between_the_trees():
     assert [same_numbers.older_override(each, renamed) for each in overrides] == older
     metrics = ["train/fisher", "train/12/fisher", "train/fisher_ratio", "eval/fisher"]
     newer = ["train/penalty", "train/12/penalty", "train/fisher_ratio", "eval/fisher"]
-    assert [same_numbers.newer_name(each, renamed) for each in metrics] == newer
+    names = [same_numbers.newer_name(f"run/metrics.jsonl {each}", renamed) for each in metrics]
+    assert names == [f"run/metrics.jsonl {each}" for each in newer]
+
+
+def test_a_renamed_metric_is_compared_under_either_name():
+    renamed = {"train/fisher": "train/penalty"}
+    before = {"metrics.jsonl train/fisher": [(1, 0.5)]}
+    assert same_numbers.report(before, {"metrics.jsonl train/penalty": [(1, 0.5)]}, renamed)[0]
+    assert same_numbers.report(before, before, renamed)[0]
+    assert not same_numbers.report(before, {"metrics.jsonl train/penalty": [(1, 0.25)]}, renamed)[0]
+    assert not same_numbers.report(before, {"metrics.jsonl train/penalty": [(1, 0.5)]}, {})[0]

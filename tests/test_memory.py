@@ -7,7 +7,7 @@ import psutil
 import pytest
 import torch
 
-from fsae.memory import freed_memory_kept
+from fsae.memory import CPU, free_bytes, freed_memory_kept, require_free
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is about glibc")
@@ -27,6 +27,13 @@ def test_freed_memory_is_kept_and_given_back_at_the_end():
         torch.ones(size, dtype=torch.uint8)
         assert grown(before) > 100
     assert grown(before) < 50
+
+
+def test_memory_that_is_not_free_is_refused_with_a_remedy():
+    require_free(1000, CPU, "weights", "lower arch.d_sae")
+    with pytest.raises(ValueError, match=r"weights take 2000000\.0 GB, and [\d.]+ GB of memory are free; lower arch"):
+        require_free(2 * 10**15, CPU, "weights", "lower arch.d_sae")
+    assert 0 < free_bytes() < 10**15
 
 
 def test_errors_pass_through():

@@ -13,14 +13,28 @@ _TOP_PAD = (-2, 2**26, 2**17)
 _MMAP_MAX = (-4, 0, 2**16)
 
 
+CPU = torch.device("cpu")
+# The end of a remedy, if the memory is for autoencoders that are trained side by side.
+FEWER_AUTOENCODERS = "or lower population.size or hydra.launcher.max_jobs, for fewer autoencoders at a time"
+
+
+def free_bytes(device: torch.device = CPU) -> int:
+    """Return how many bytes are free for a device's tensors."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
 def require_free(wanted: int, device: torch.device, what: str, remedy: str) -> None:
-    """Raise ValueError where so many bytes are not free for a device's tensors; `what` takes them."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    """Raise ValueError if `wanted` bytes are not free for a device's tensors.
+
+    Args:
+        wanted: bytes.
+        device: where the tensors are.
+        what: what takes the memory, in the plural.
+        remedy: what people can do.
+    """
+    free = free_bytes(device)
     if wanted > free:
-        raise ValueError(
-            f"{what} take {wanted / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; {remedy}, or lower "
-            "population.size or hydra.launcher.max_jobs, for fewer autoencoders at a time"
-        )
+        raise ValueError(f"{what} take {wanted / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free; {remedy}")
 
 
 @contextmanager

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from fsae.files import write_json
 from fsae.outputs.metric_log import MetricLog
-from fsae.outputs.run_folder import RunFolder, write_json
+from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import Failure, RunState, mark
 from fsae.tracking.mlflow_upload import describe_run
 

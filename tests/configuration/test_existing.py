@@ -12,8 +12,8 @@ from fsae.configuration.existing import _compare_model, apply_provenance
 from fsae.configuration.schema import RunSettings, settings_of
 from fsae.export.saelens import Provenance, save_saelens
 from fsae.language_models.settings import ModelSettings, Package
-from fsae.sources.activations import ActivationSourceSettings
 from fsae.sources.documents import DatasetSettings
+from fsae.sources.open_activations import ActivationSourceSettings
 from tests.architectures import build
 from tests.composition import composed
 

@@ -1,4 +1,3 @@
-import errno
 import fcntl
 import json
 import os
@@ -8,28 +7,26 @@ from threading import Thread
 
 import pytest
 import torch
+import xxhash
 from safetensors.torch import save_file
 
 from fsae.sources import activation_store as module
 from fsae.sources.activation_store import (
     ActivationStore,
     DamagedShard,
-    Manifest,
-    digest_of,
     in_use,
     last_used,
     remove,
     shard_bytes,
 )
-from fsae.sources.documents import Part
-from fsae.sources.harvest import Shard
+from fsae.sources.shard import Part, Shard
 
 CONTENT = {"model": {"package": "tiny", "version": "1"}, "site": "resid_mid.1"}
 
 
 def made(folder: Path) -> ActivationStore:
-    store = ActivationStore(folder)
-    store.create(Manifest(content=CONTENT, d_in=4, prepends_bos=False))
+    store = ActivationStore(folder, CONTENT)
+    store.create(d_in=4, prepends_bos=False)
     return store
 
 
@@ -137,19 +134,29 @@ def test_no_space_is_an_error_of_the_system_s(tmp_path: Path, monkeypatch: pytes
     assert {path.name for path in store.folder.iterdir()} == {"store.json", "in_use.lock"}
 
 
-def test_a_record_without_space_leaves_a_shorter_shard_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_record_without_space_leaves_a_shorter_shard_in_place(tmp_path: Path):
     store = made(tmp_path / "a")
     short = write(store, 0, 5)
-
-    def full(*_, **__) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(module.json, "dump", full)
+    # A real full disk: nothing fits on this device.
+    (store.folder / "train-00000.json.partial.partial").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device"):
         write(store, 0, 50)
-    monkeypatch.undo()
     assert torch.equal(ActivationStore(store.folder).read(Part.train, 0).activations, short.activations)
     assert not list(store.folder.glob("*.partial"))
+
+
+def test_a_record_of_an_earlier_version_is_read(tmp_path: Path):
+    """Records had a mean norm, which their seal covers."""
+    store = made(tmp_path / "a")
+    given = write(store, 0, 5)
+    path = store.path(Part.train, 0).with_suffix(".json")
+    values = json.loads(path.read_text()) | {"mean_norm": 7.233281487345695, "seal": ""}
+    seal = xxhash.xxh3_128(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(values | {"seal": seal}))
+    assert torch.equal(ActivationStore(store.folder).read(Part.train, 0).activations, given.activations)
+    path.write_text(json.dumps(values | {"seal": seal, "mean_norm": 7.0}))
+    with pytest.raises(DamagedShard, match="the record beside it was changed"):
+        store.read(Part.train, 0)
 
 
 def test_a_lock_is_for_one_at_a_time(tmp_path: Path):
@@ -246,8 +253,8 @@ def test_a_shard_of_the_other_part_or_of_another_store_is_noticed(tmp_path: Path
     swap(store.path(Part.train, 0), store.path(Part.held_out, 0))
     with pytest.raises(DamagedShard, match="was written as shard 0 of the part held_out"):
         store.read(Part.train, 0)
-    other = ActivationStore(tmp_path / "b")
-    other.create(Manifest(content=CONTENT | {"site": "resid_mid.2"}, d_in=4, prepends_bos=False))
+    other = ActivationStore(tmp_path / "b", CONTENT | {"site": "resid_mid.2"})
+    other.create(d_in=4, prepends_bos=False)
     write(other, 0, 5)
     write(store, 0, 5)
     swap(store.path(Part.train, 0), other.path(Part.train, 0))
@@ -321,7 +328,7 @@ def test_a_store_that_is_opened_while_it_is_removed_begins_anew(tmp_path: Path, 
     assert not remove(store.folder)
     store.close()
     opened: list[ActivationStore] = []
-    other = Thread(target=lambda: opened.append(ActivationStore(store.folder)))
+    other = Thread(target=lambda: opened.append(ActivationStore(store.folder, CONTENT)))
     unlink = Path.unlink
 
     def slowly(path: Path, missing_ok: bool = False) -> None:
@@ -338,7 +345,7 @@ def test_a_store_that_is_opened_while_it_is_removed_begins_anew(tmp_path: Path, 
     other.join(10)
     assert not opened[0].holds(Part.train, 0, 5)
     assert in_use(store.folder)
-    opened[0].create(Manifest(content=CONTENT, d_in=4, prepends_bos=False))
+    opened[0].create(d_in=4, prepends_bos=False)
     given = write(opened[0], 0, 5)
     assert torch.equal(ActivationStore(store.folder).read(Part.train, 0).activations, given.activations)
 
@@ -359,9 +366,3 @@ def test_a_store_is_in_use_until_it_is_closed(tmp_path: Path):
     with (store.folder / "in_use.lock").open() as other:
         fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
     again.close()
-
-
-def test_a_digest_stands_for_the_whole_content():
-    assert digest_of(CONTENT) == digest_of(dict(reversed(CONTENT.items())))
-    assert digest_of(CONTENT) != digest_of(CONTENT | {"site": "resid_mid.2"})
-    assert len(digest_of(CONTENT)) == 8

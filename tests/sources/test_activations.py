@@ -13,8 +13,10 @@ from torch import Tensor
 
 from fsae.language_models.settings import ModelSettings, Package
 from fsae.language_models.sites import Site, SiteName
-from fsae.sources.activations import ActivationSource, ActivationSourceSettings, Cache, open_activations, stream_key
+from fsae.sources.activations import ActivationSource
 from fsae.sources.documents import DatasetFormat, DatasetSettings
+from fsae.sources.open_activations import ActivationSourceSettings, Cache, open_activations
+from fsae.sources.source import Request
 from tests.streams import D_IN, PASSES, TEXTS, TableModel, activation_source, packed
 
 TOKENS, SHARD, BATCH = 70, 40, 16
@@ -283,16 +285,15 @@ def opened(
 ) -> ActivationSource:
     given: dict[str, Any] = {"tokens": 600, "shard_tokens": 256}
     settings = ActivationSourceSettings(**(given | changes))
-    return open_activations(
+    request = Request(
         model=MODEL,
         site=WHERE,
         dataset=dataset,
-        source=settings,
-        training_tokens=training_tokens,
-        held_out_tokens=held_out_tokens,
-        folder=folder,
-        heartbeat=lambda: None,
+        training_samples=training_tokens,
+        held_out_samples=held_out_tokens,
+        stores=folder,
     )
+    return open_activations(settings, request, lambda: None)
 
 
 def test_a_real_model_is_harvested_once_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -349,37 +350,29 @@ def test_a_site_the_model_does_not_have_is_refused_before_anything_is_written(tm
 
 
 def key(**changes):
-    parts = {
-        "model": MODEL,
-        "site": WHERE,
-        "dataset": DATASET,
-        "source": ActivationSourceSettings(tokens=600),
-        "training_tokens": 600,
-        "batch_size": 16,
-    }
-    return stream_key(**(parts | changes))
+    source = changes.pop("source", ActivationSourceSettings(tokens=600))
+    request = {"model": MODEL, "site": WHERE, "dataset": DATASET, "training_samples": 600}
+    return source.stream_key(Request(**(request | changes), held_out_samples=100, stores=Path("stores")))
 
 
-def test_streams_are_told_apart_by_what_makes_them():
+def test_runs_share_a_stream_if_the_same_settings_make_it():
     same = [
         ActivationSourceSettings(tokens=600, cache=Cache.none),
         ActivationSourceSettings(tokens=600, cache_gb=3.0),
-        ActivationSourceSettings(tokens=600, also=["mlp_out.1"]),
-        ActivationSourceSettings(tokens=600, worker=4),
         ActivationSourceSettings(),
     ]
     assert {key(source=source) for source in same} == {key()}
-    assert key(training_tokens=700) == key()
+    assert key(training_samples=700) == key()
     different = [
-        # Lists among the settings, too.
+        # Settings that are lists count as well.
         key(dataset=replace(DATASET, exclude_tokens=[3])),
         key(dataset=replace(DATASET, prefix="x")),
         key(source=ActivationSourceSettings(tokens=601)),
         key(source=ActivationSourceSettings(tokens=600, shard_tokens=5)),
         key(source=ActivationSourceSettings(tokens=600, seed=1)),
-        key(source=ActivationSourceSettings(), training_tokens=700),
+        key(source=ActivationSourceSettings(), training_samples=700),
+        key(source=ActivationSourceSettings(tokens=600, also=["mlp_out.1"])),
         key(site=Site(name=SiteName.mlp_out, layer=1)),
-        key(batch_size=8),
         key(model=ModelSettings(package=Package.tiny, batch_size=4)),
     ]
     assert len({key(), *different}) == 1 + len(different)
@@ -458,7 +451,7 @@ def test_the_announced_size_is_what_is_written(also: list[str], tmp_path: Path, 
 
 
 def test_text_that_cannot_be_read_is_refused_before_the_model_is_opened(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("fsae.sources.activations.open_language_model", lambda settings: pytest.fail("it was opened"))
+    monkeypatch.setattr("fsae.sources.corpus.open_language_model", lambda settings: pytest.fail("it was opened"))
     (tmp_path / "a.txt").write_text("alone")
     wrong = DatasetSettings(format=DatasetFormat.json, path=str(tmp_path / "a.txt"), context=32)
     with pytest.raises(ValueError, match=r"a\.txt cannot be read as json: line 1 is no JSON"):
@@ -469,8 +462,8 @@ def test_text_that_cannot_be_read_is_refused_before_the_model_is_opened(tmp_path
 
 
 def test_a_shard_larger_than_memory_is_refused_before_the_model_is_opened(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("fsae.sources.activations.open_language_model", lambda settings: pytest.fail("it was opened"))
-    with pytest.raises(ValueError, match=r"source\.shard_tokens=10000000000000 takes .* GB at 1 site and"):
+    monkeypatch.setattr("fsae.sources.corpus.open_language_model", lambda settings: pytest.fail("it was opened"))
+    with pytest.raises(ValueError, match=r"at 1 site take .* GB, and .* lower source\.shard_tokens"):
         opened(tmp_path, 10**13, tokens=10**13, shard_tokens=10**13, cache=Cache.none)
     with pytest.raises(OSError, match=r"GB of activations are to be written to .* are free there: free space"):
         opened(tmp_path, 10**13, tokens=10**13, shard_tokens=10**5, cache=Cache.disk)

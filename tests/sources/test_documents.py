@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from fsae.sources.documents import DatasetFormat, DatasetSettings, Document, Part, open_documents
+from fsae.sources.documents import DatasetFormat, DatasetSettings, Document, open_documents
+from fsae.sources.shard import Part
 from tests.language_models.fake_hub import fake_hub
 
 STORIES = [f"Story {i}: once upon a time there were {i} tokens." for i in range(200)]

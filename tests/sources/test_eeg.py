@@ -160,7 +160,7 @@ def test_what_is_no_recording_is_named(tmp_path: Path):
     write_edf(tmp_path / "a.edf", sines(10), RATE, NAMES)
     (tmp_path / "b.edf").write_bytes((tmp_path / "a.edf").read_bytes()[:100])
     with pytest.raises(ValueError, match=r"b\.edf cannot be read as EEG .* take it out"):
-        EEGSettings(path=str(tmp_path)).open(torch.device("cpu"))
+        EEGSettings(path=str(tmp_path)).source(torch.device("cpu"))
 
 
 def test_folders_without_recordings_and_recordings_without_windows_are_told(tmp_path: Path, folder: Path):

@@ -25,7 +25,8 @@ from experiments.data.local_copies import (
     write_tokenised,
 )
 from fsae.configuration.schema import settings_of
-from fsae.sources.documents import DatasetSettings, Document, Part, open_documents
+from fsae.sources.documents import DatasetSettings, Document, open_documents
+from fsae.sources.shard import Part
 from tests.composition import composed
 from tests.sources.file_hub import file_hub
 
@@ -121,7 +122,8 @@ def test_a_folder_that_hides_a_hub_data_set_is_told(tmp_path, monkeypatch, caplo
 STREAM = """
 import json, sys
 from fsae.configuration.schema import settings_of
-from fsae.sources.documents import Part, open_documents
+from fsae.sources.documents import open_documents
+from fsae.sources.shard import Part
 from tests.composition import composed
 from hashlib import sha256
 for choice in sys.argv[1:]:
@@ -167,7 +169,8 @@ def test_streamed_from_a_hub_by_their_real_names_they_are_the_same(copies, tmp_p
 DIE = """
 import sys, time
 from fsae.configuration.schema import settings_of
-from fsae.sources.documents import Part, open_documents
+from fsae.sources.documents import open_documents
+from fsae.sources.shard import Part
 from tests.composition import composed
 documents = open_documents(settings_of(composed("dataset=openwebtext")).dataset, Part.train)
 next(documents)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fsae.sources.activations import ActivationSource, ActivationSourceSettings
+from fsae.sources.activations import ActivationSource
 from fsae.sources.massive import norm_limit, within
+from fsae.sources.open_activations import ActivationSourceSettings
 from tests.streams import TableModel, activation_source
 
 BATCH, PER_EPOCH = 16, 4

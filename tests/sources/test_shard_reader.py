@@ -1,7 +1,6 @@
 """Shards between the store and the language model: who harvests, who waits, and what is done about damage."""
 
 import errno
-import json
 import os
 import re
 import signal
@@ -16,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from fsae.sources import shard_reader as module
 from fsae.sources.activation_store import ActivationStore, folder_bytes, in_use
-from fsae.sources.documents import Part
-from fsae.sources.shard_reader import Extent, Shards
+from fsae.sources.room import Room
+from fsae.sources.shard import Extent, Part
+from fsae.sources.shard_reader import ShardReader
 from tests.sources.test_activation_store import swap
 from tests.streams import OTHER_SITE, SITE, TEXTS, TableModel, activation_source, listed_shards, packed
 
@@ -52,11 +51,11 @@ def filling(folder: Path, seconds_a_pass: float) -> subprocess.Popen[str]:
     )
 
 
-def places_of(shards: Shards) -> list[tuple[Part, int]]:
+def places_of(shards: ShardReader) -> list[tuple[Part, int]]:
     return [(part, number) for part in Part for number in range(shards.extent.shards(part))]
 
 
-def every(shards: Shards) -> list[torch.Tensor]:
+def every(shards: ShardReader) -> list[torch.Tensor]:
     return [shards.shard(part, number).activations for part, number in places_of(shards)]
 
 
@@ -92,7 +91,8 @@ def test_facts_say_where_each_vector_is_from(tmp_path: Path):
         shards = listed_shards(
             folder,
             model=model,
-            open_text=lambda _, part: packed(TEXTS, repeat=part is TRAIN, labels=labels),
+            held_out=TEXTS,
+            labels=labels,
             **SIZES,
         )
         for part, number in places_of(shards):
@@ -163,12 +163,12 @@ def test_shards_after_the_held_out_text_are_not_missing(tmp_path: Path):
     store = ActivationStore(tmp_path / str(SITE))
     assert len(store.shards()) < 10
     shards = listed_shards(tmp_path, **sizes)
-    assert list(shards.extent.missing(store)) == []
+    assert list(store.missing(shards.extent)) == []
     shards.fill()
     assert shards.made == 0
     # But one before the end is.
     store.discard(HELD_OUT, 1)
-    assert list(shards.extent.missing(store)) == [(HELD_OUT, 1)]
+    assert list(store.missing(shards.extent)) == [(HELD_OUT, 1)]
 
 
 def test_filling_a_store_reads_nothing_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -428,9 +428,9 @@ def test_text_that_waits_takes_no_room(tmp_path: Path):
     """One document of 300,000 tokens, of which a shard uses 40."""
     sizes: dict[str, Any] = {"tokens": 80, "shard_tokens": 40, "held_out_tokens": 40}
 
-    def opened() -> Shards:
+    def opened() -> ShardReader:
         long = ["stream of words " * 20_000]
-        return listed_shards(tmp_path, open_text=lambda _, part: packed(long, repeat=part is TRAIN), **sizes)
+        return listed_shards(tmp_path, train=long, held_out=long, **sizes)
 
     shards = opened()
     shards.fill()
@@ -449,12 +449,12 @@ def test_missing_bytes_are_those_of_the_missing_shards(tokens: int, tmp_path: Pa
     listed_shards(tmp_path, tokens=110, shard_tokens=40, held_out_tokens=4000).fill()
     store = ActivationStore(tmp_path / str(SITE))
     extent = Extent(tokens={TRAIN: tokens, HELD_OUT: 4000}, shard_tokens=40)
-    found = extent.missing_bytes(store, lambda count: 10 * count + 7)
+    found = store.missing_bytes(extent, lambda count: 10 * count + 7)
     if tokens > 1000:
         # Two of the shards that are wanted are there, and the text of the held-out part has ended.
         assert found == 10 * (tokens - 80) + 7 * (tokens // 40 - 2)
     else:
-        assert found == sum(10 * extent.count(*place) + 7 for place in extent.missing(store))
+        assert found == sum(10 * extent.count(*place) + 7 for place in store.missing(extent))
 
 
 def test_what_is_read_again_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -490,7 +490,7 @@ def test_a_real_full_disk(tmp_path: Path):
     shards = listed_shards(disk, tokens=4000, shard_tokens=800)
     try:
         # Its own estimate would stop it in time.
-        shards._room = module.Room(folder=tmp_path, limit_gb=None)
+        shards._room = Room(folder=tmp_path, limit_gb=None, required=True)
         full = "No space left on device; what was harvested so far is kept"
         for harvest in (lambda: every(shards), shards.fill):
             with pytest.raises(OSError, match=full) as raised:
@@ -527,19 +527,11 @@ def test_what_is_left_out_may_be_what_it_likes():
     assert listed_shards(model=model).shard(TRAIN, 0).activations.isfinite().all()
 
 
-def test_a_shard_that_cannot_fit_into_memory_is_refused_before_it_is_taken(monkeypatch: pytest.MonkeyPatch):
-    from types import SimpleNamespace
-
-    from fsae.sources import harvest
-
-    monkeypatch.setattr(harvest.psutil, "virtual_memory", lambda: SimpleNamespace(available=1e9))
+def test_a_shard_that_cannot_fit_into_memory_is_refused_before_it_is_allocated():
     model = TableModel()
-    # 1e8 vectors of 6 floats are 2.4 GB; 0.8 of 1 GB holds 33,333,333.
-    shards = listed_shards(model=model, tokens=10**8, shard_tokens=10**8)
-    monkeypatch.setattr(harvest, "order_in_shard", lambda part, number, count: torch.arange(3))
-    with pytest.raises(
-        ValueError, match=r"shard_tokens=100000000 takes 2\.4 GB at 1 site and 1\.0 GB .* most 33333333"
-    ):
+    # 10^14 vectors of 6 floats.
+    shards = listed_shards(model=model, tokens=10**14, shard_tokens=10**14)
+    with pytest.raises(ValueError, match=r"take 2400000\.0 GB, and .* lower source\.shard_tokens to at most \d+"):
         shards.shard(TRAIN, 0)
     assert model.passes == 0
 
@@ -561,14 +553,6 @@ def test_a_harvest_can_be_stopped_between_forward_passes():
 
 
 def test_text_with_no_position_to_train_on_is_refused():
-    shards = listed_shards(open_text=lambda _, part: packed([""] * 40, repeat=True))
+    shards = listed_shards(train=[""] * 40)
     with pytest.raises(ValueError, match="a whole pass over the text has no position to train on"):
         shards.shard(TRAIN, 0)
-
-
-def test_the_record_says_how_long_vectors_are(tmp_path: Path):
-    shards = listed_shards(tmp_path)
-    vectors = shards.shard(TRAIN, 0).activations
-    record = json.loads((tmp_path / str(SITE) / "train-00000.json").read_text())
-    assert record["mean_norm"] == pytest.approx(float(vectors.norm(dim=1).mean()), rel=1e-6)
-    assert record["count"] == 40

@@ -11,7 +11,8 @@ import torch
 
 from fsae.language_models.chat import UnwritableChat
 from fsae.sources import tokens as tokens_module
-from fsae.sources.documents import DatasetFormat, DatasetSettings, Documents, Part, open_documents
+from fsae.sources.documents import DatasetFormat, DatasetSettings, Documents, open_documents
+from fsae.sources.shard import Part
 from fsae.sources.tokens import PackedTokens
 from tests.streams import ListedDocuments
 

@@ -9,7 +9,7 @@ CPU = torch.device("cpu")
 
 
 def test_its_points_are_a_line_a_square_and_a_diagonal():
-    x, y = ToyClustersSettings(points=1000).open(CPU).first_vectors().T
+    x, y = ToyClustersSettings(points=1000).source(CPU).first_vectors().T
     # 40, 30 and 30 %; noise of 0.15 stays within 0.75, that is five standard deviations.
     line, square, diagonal = slice(0, 400), slice(400, 700), slice(700, 1000)
     assert x[line].min() >= -4
@@ -23,7 +23,7 @@ def test_its_points_are_a_line_a_square_and_a_diagonal():
 
 
 def test_the_held_out_points_are_others_of_the_same_clusters():
-    source = ToyClustersSettings().open(CPU)
+    source = ToyClustersSettings().source(CPU)
     held_out = torch.cat([batch.inputs for batch in source.held_out(10_000, 512)])
     assert (len(source.first_vectors()), len(held_out), source.d_in) == (100, 4096, 2)
     assert held_out.mean(0).tolist() == pytest.approx([0.2, 0.0], abs=0.1)

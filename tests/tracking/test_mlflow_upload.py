@@ -10,8 +10,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from fsae.files import write_json
 from fsae.outputs.metric_log import MetricLog, read_metrics
-from fsae.outputs.run_folder import RunFolder, write_json
+from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import Failure, RunState, mark
 from fsae.tracking.mlflow_upload import (
     DeletedExperimentError,

@@ -141,6 +141,6 @@ def test_shell_command_can_be_pasted() -> None:
 
 
 def test_a_half_made_database_of_a_killed_process_is_replaced(tmp_path: Path) -> None:
-    (tmp_path / "mlflow.db.new").write_bytes(b"half of a database")
+    (tmp_path / "mlflow.db.partial").write_bytes(b"half of a database")
     store = open_client(f"sqlite:///{tmp_path}/mlflow.db")
     assert [experiment.name for experiment in store.search_experiments()] == ["Default"]

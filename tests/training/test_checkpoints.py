@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fsae.training import checkpoints as module
-from fsae.training.checkpoints import Checkpoints
+from fsae.training.checkpoints import FORMAT, Checkpoints
 
 STATE = {"step": 3, "weights": torch.arange(6.0).reshape(2, 3), "names": ["a", "b"], "text": {"position": 4}}
 CONFIG = {"arch.k": "64", "seed": "0"}
@@ -22,11 +22,23 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["latest.pt"]
 
 
+@pytest.mark.parametrize(("change", "named"), [({"format": 99}, "99"), ({"format": ...}, "1")])
+def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path, change: dict, named: str):
+    checkpoints = Checkpoints(tmp_path, CONFIG, DATA)
+    checkpoints.save(STATE)
+    written = torch.load(checkpoints.path, weights_only=True)
+    torch.save({key: value for key, value in (written | change).items() if value is not ...}, checkpoints.path)
+    with pytest.raises(
+        ValueError, match=rf"latest\.pt has format {named}, and this version of fsae reads format {FORMAT};"
+    ):
+        checkpoints.load()
+
+
 def test_a_full_disk_leaves_the_last_one(tmp_path: Path):
     checkpoints = Checkpoints(tmp_path, CONFIG, DATA)
     checkpoints.save(STATE)
     # A real one: whatever is written to this device does not fit.
-    (tmp_path / "latest.partial").symlink_to("/dev/full")
+    (tmp_path / "latest.pt.partial").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"cannot write the checkpoint .*latest\.pt: .*the last one is untouched. Free"):
         checkpoints.save(STATE | {"step": 4, "weights": torch.zeros(1000, 1000)})
     loaded = checkpoints.load()

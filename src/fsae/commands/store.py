@@ -18,7 +18,7 @@ from fsae.sources.activation_store import (
     remove,
     store_folders,
 )
-from fsae.sources.documents import Part
+from fsae.sources.shard import Part
 
 _DAY = 86_400.0
 

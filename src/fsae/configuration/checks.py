@@ -6,8 +6,8 @@ from fsae.configuration.schema import RunSettings, Task
 from fsae.export.saelens import read_provenance
 from fsae.language_models.shape import shape_of
 from fsae.losses.objective import check_terms
-from fsae.sources.activations import ActivationSourceSettings, Cache
 from fsae.sources.documents import DatasetFormat, dataset_files
+from fsae.sources.open_activations import ActivationSourceSettings, Cache
 from fsae.tracking.server import resolve_uri
 from fsae.training.resample import Scope
 
@@ -33,7 +33,7 @@ def check(settings: RunSettings) -> None:
     if isinstance(settings.source, ActivationSourceSettings):
         _check_activations(settings, settings.source)
     else:
-        _check_other_source(settings, settings.source.d_in)
+        _check_other_source(settings, settings.source.width())
     restart = settings.population.reinitialise
     if restart.scope is not Scope.none and restart.target_rate is None and not settings.arch.has_k:
         raise ValueError(

@@ -10,14 +10,11 @@ from fsae.export.saelens import CONFIG, Provenance, read_provenance
 from fsae.language_models.identity import published_as
 from fsae.language_models.settings import ModelSettings
 from fsae.language_models.sites import Site
-from fsae.sources.activations import ActivationSourceSettings
 from fsae.sources.documents import DatasetSettings
-from fsae.sources.in_memory import InMemorySettings
-from fsae.sources.synthetic.source import SyntheticSettings
+from fsae.sources.open_activations import ActivationSourceSettings
+from fsae.sources.source import SourceSettings
 
 log = logging.getLogger(__name__)
-
-Source = ActivationSourceSettings | SyntheticSettings | InMemorySettings
 
 
 def apply_provenance(settings: RunSettings) -> RunSettings:
@@ -49,7 +46,7 @@ def apply_provenance(settings: RunSettings) -> RunSettings:
     )
 
 
-def _with_its_norm_limit(source: Source, provenance: Provenance, folder: Path) -> Source:
+def _with_its_norm_limit(source: SourceSettings, provenance: Provenance, folder: Path) -> SourceSettings:
     """Return the source with the norm limit of the autoencoder's training, beyond which activations were left out."""
     limit = provenance.max_activation_norm
     if not isinstance(source, ActivationSourceSettings) or limit is None:

@@ -17,6 +17,7 @@ from yaml import YAMLError
 
 from fsae.configuration.schema import INSTEAD, schemas
 from fsae.credentials import concealed
+from fsae.errors import first_line
 from fsae.outputs.status import Failure, RunState, mark, read_status
 
 log = logging.getLogger(__name__)
@@ -33,13 +34,13 @@ def explain(error: BaseException) -> str:
     """
     for cause in _causes(error):
         if isinstance(cause, OverrideParseException):
-            return f"{cause.override}: not an override Hydra can read ({_first_line(cause)}); as in trainer.lr=1e-3"
+            return f"{cause.override}: not an override Hydra can read ({first_line(cause)}); as in trainer.lr=1e-3"
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
             return _unknown_choice(cause)
         if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
             return _unknown_key(cause)
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-            line = _first_line(cause)
+            line = first_line(cause)
             if (gone := re.search(r"(?:Missing mandatory value: |Interpolation key ')([\w.]+)", line)) is not None:
                 return f"{gone[1]} is not set, and a run needs it; add {gone[1]}=..., or leave out ~{gone[1]}"
             if "is not a ListConfig" in line:
@@ -88,10 +89,6 @@ def _of_hydra(text: str) -> str:
     own = group in ("", other) or "." not in key
     leave = f"leave out that line{near}" if own else f"leave out {group}={choice}, or choose another {other}"
     return f"{file}.yaml sets {key}, and {kind[1]} has no such setting; {leave}"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0]
 
 
 def _unknown_choice(error: MissingConfigException) -> str:

@@ -1,6 +1,5 @@
 """Values that YAML computes: absolute paths, and the name of a run's folder."""
 
-import hashlib
 import json
 import os
 from contextlib import suppress
@@ -13,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fsae.configuration.schema import TABLES, schemas
+from fsae.files import digest_of
 from fsae.language_models.hub import is_hub_name
 from fsae.language_models.settings import ModelSettings
 from fsae.outputs.bookkeeping import is_bookkeeping
@@ -93,7 +93,7 @@ def _run_folder(*, _root_: DictConfig) -> str:
     If that folder holds a finished run the next free number is appended, so that nothing finished is overwritten.
     """
     deciding = deciding_settings(_root_)
-    digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:8]
+    digest = digest_of(deciding)
     # Taken from the flat text: a YAML file without its schema is refused later, with a better message.
     if {"model.name", "site.name", "site.layer"} <= deciding.keys():
         vectors = f"{deciding['model.name']}-{deciding['site.name']}.{deciding['site.layer']}"

@@ -27,11 +27,9 @@ from fsae.losses.choices import CHOICES as LOSSES
 from fsae.losses.term import LossTerm
 from fsae.plugins import with_outside
 from fsae.ranges import SEED, Ranged, check_number, is_nullable, range_of
-from fsae.sources.activations import ActivationSourceSettings
 from fsae.sources.choices import CHOICES as SOURCES
 from fsae.sources.documents import DatasetSettings
-from fsae.sources.in_memory import InMemorySettings
-from fsae.sources.synthetic.source import SyntheticSettings
+from fsae.sources.source import SourceSettings
 from fsae.tracking.tracker import TrackingSettings
 from fsae.training.choices import CHOICES as TRAINERS
 from fsae.training.population import PopulationSettings
@@ -93,7 +91,7 @@ class RunSettings(Ranged):
     model: ModelSettings | None
     site: Site | None
     dataset: DatasetSettings | None
-    source: ActivationSourceSettings | SyntheticSettings | InMemorySettings
+    source: SourceSettings
     arch: AutoencoderSettings
     loss: dict[str, LossTerm]
     population: PopulationSettings

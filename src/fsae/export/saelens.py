@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -19,6 +18,7 @@ from torch import Tensor
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.choices import CHOICES
 from fsae.autoencoders.settings import AutoencoderSettings, count_in
+from fsae.files import flush, replacing, share_as_folder
 from fsae.plugins import with_outside
 
 log = logging.getLogger(__name__)
@@ -131,28 +131,24 @@ def save_saelens(
             **asdict(provenance),
         },
     }
-    aside, earlier = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.earlier")
+    earlier = folder.with_name(f".{folder.name}.earlier")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        save_file(_plain(form.tensors), aside / WEIGHTS)
-        (aside / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        if firing_frequency is not None:
-            save_file(_plain({"sparsity": torch.log10(firing_frequency + LEAST_FREQUENCY)}), aside / SPARSITY)
-        for path in aside.iterdir():
-            # safetensors makes files for their owner only; the export is for whom its folder is for.
-            path.chmod(aside.stat().st_mode & 0o666)
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        # A folder that holds files cannot be replaced in one step.
-        if folder.exists():
-            shutil.rmtree(earlier, ignore_errors=True)
-            folder.rename(earlier)
-        aside.rename(folder)
+        with replacing(folder) as unfinished:
+            unfinished.mkdir()
+            save_file(_plain(form.tensors), unfinished / WEIGHTS)
+            (unfinished / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            if firing_frequency is not None:
+                save_file(_plain({"sparsity": torch.log10(firing_frequency + LEAST_FREQUENCY)}), unfinished / SPARSITY)
+            for path in unfinished.iterdir():
+                share_as_folder(path)
+            # Before the earlier folder goes: a folder that holds files cannot be replaced in one step.
+            flush(unfinished)
+            if folder.exists():
+                shutil.rmtree(earlier, ignore_errors=True)
+                folder.rename(earlier)
         shutil.rmtree(earlier, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
         raise OSError(
             f"cannot write the autoencoder to {folder}: {error}; free space there, or choose another folder"
         ) from error

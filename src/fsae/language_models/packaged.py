@@ -4,13 +4,13 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
+from fsae.files import replacing, share_as_folder
 from fsae.language_models.settings import Package
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def packaged_folder(package: Package) -> Path:
         with FileLock(cache / f"{folder.name}.lock"):
             if not folder.is_dir():
                 log.info("converting the packaged model to %s (first use only)", folder)
-                _write_and_rename(model, folder)
+                _write(model, folder)
     return folder
 
 
@@ -75,19 +75,12 @@ def package_version(package: Package) -> str:
         ) from None
 
 
-def _write_and_rename(model: PackagedModel, folder: Path) -> None:
-    aside = folder.with_name(f"{folder.name}.partial")
-    # Left by a killed process; no other process writes here while we hold the lock.
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    try:
-        model.write(aside)
-        for path in aside.iterdir():
-            # Libraries write weights for their owner alone; files get the permissions of the cache folder.
-            path.chmod(aside.stat().st_mode & 0o666)
-        aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+def _write(model: PackagedModel, folder: Path) -> None:
+    with replacing(folder) as unfinished:
+        unfinished.mkdir()
+        model.write(unfinished)
+        for path in unfinished.iterdir():
+            share_as_folder(path)
 
 
 def _write_smollm2(folder: Path) -> None:

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fsae.devices import device_of, dtype_of
 from fsae.language_models.chat import tokenised_chat
-from fsae.language_models.device import device_of, dtype_of
 from fsae.language_models.hub import RepoKind, local_model_folder, offline, require_repo
 from fsae.language_models.packaged import packaged_folder
 from fsae.language_models.residual_identities import is_not_sum, unsound_sites

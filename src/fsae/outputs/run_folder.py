@@ -1,11 +1,7 @@
-"""A run's folder: the names of its files, and writing one so that a reader never sees half of it."""
+"""A run's folder: which file holds what."""
 
-import json
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -75,22 +71,3 @@ class RunFolder:
     def tracking(self) -> Path:
         """The name and the tracking server under which the run is logged (see `fsae.tracking.mlflow_upload`)."""
         return self.path / "tracking.json"
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace `path` by `content` as JSON in one step: a reader finds the old file or the new one, even after a kill.
-
-    Raises:
-        OSError: the disk is full or the folder is not writable; the earlier file is unchanged.
-    """
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise

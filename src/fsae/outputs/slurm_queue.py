@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from fsae.outputs.run_folder import write_json
+from fsae.files import write_json
 
 # Long enough for a controller that is restarting.
 ANSWER_SECONDS = 30.0

@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 
 from fsae.credentials import concealed
-from fsae.outputs.run_folder import RunFolder, write_json
+from fsae.files import write_json
+from fsae.outputs.run_folder import RunFolder
 
 
 class RunState(Enum):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fsae.outputs.run_folder import RunFolder, write_json
+from fsae.files import write_json
+from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.slurm_queue import is_queued
 from fsae.outputs.status import Failure, RunState, read_status
 

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,8 +15,8 @@ from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.settings import AutoencoderSettings
 from fsae.configuration.schema import RunSettings, Task
 from fsae.couplings.mutual import MutualCoupling
+from fsae.devices import dtype_of
 from fsae.export.folding import fold
-from fsae.language_models.device import dtype_of
 from fsae.losses.fisher import with_fisher_measured
 from fsae.losses.objective import Objective
 from fsae.memory import freed_memory_kept
@@ -24,10 +24,8 @@ from fsae.outputs.metric_log import MetricSink
 from fsae.runs.outcome import TrainedRun
 from fsae.runs.run import Run, for_each
 from fsae.seeds import seed_of
-from fsae.sources.activations import ActivationSource, ActivationSourceSettings, Cache, open_activations
-from fsae.sources.in_memory import InMemorySource
-from fsae.sources.source import Source
-from fsae.sources.synthetic.source import SyntheticSource
+from fsae.sources.activations import ActivationSource
+from fsae.sources.source import Request, Source
 from fsae.training.checkpoints import Checkpoints
 from fsae.training.interruption import Interruption
 from fsae.training.loop import Training, train
@@ -37,27 +35,25 @@ from fsae.training.scaling import Scale, scale_of
 log = logging.getLogger(__name__)
 
 
-def open_source(
-    runs: Sequence[Run], heartbeat: Callable[[], None]
-) -> AbstractContextManager[ActivationSource | SyntheticSource | InMemorySource]:
-    settings, source = runs[0].settings, runs[0].settings.source
-    if not isinstance(source, ActivationSourceSettings):
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return nullcontext(source.open(device))
-    model, site, dataset = settings.place()
-    # A harvest without room for what it harvests has nothing to do.
+def request_of(settings: RunSettings) -> Request:
+    """Return what a run asks of its source."""
     harvest = settings.task is Task.harvest
-    return open_activations(
-        model=model,
-        site=site,
-        dataset=dataset,
-        source=replace(source, cache=Cache.disk) if harvest else source,
-        training_tokens=0 if settings.task is Task.eval else max(run.settings.trainer.samples for run in runs),
-        held_out_tokens=settings.eval.tokens,
-        folder=Path(settings.paths.activations),
-        heartbeat=heartbeat,
+    return Request(
+        model=settings.model,
+        site=settings.site,
+        dataset=settings.dataset,
+        training_samples=0 if settings.task is Task.eval else settings.trainer.samples,
+        held_out_samples=settings.eval.tokens,
+        stores=Path(settings.paths.activations),
+        harvest=harvest,
         spliced=not harvest and settings.eval.splice_tokens > 0,
     )
+
+
+def open_source(runs: Sequence[Run], heartbeat: Callable[[], None]) -> AbstractContextManager[Source]:
+    requests = [request_of(run.settings) for run in runs]
+    most = max(request.training_samples for request in requests)
+    return runs[0].settings.source.open(replace(requests[0], training_samples=most), heartbeat)
 
 
 def trained(runs: Sequence[Run], source: Source, interruption: Interruption) -> list[TrainedRun]:

@@ -13,6 +13,7 @@ from fsae.analysis.region_plots import plot_lift, plot_region_sizes, plot_region
 from fsae.analysis.run_plots import plot_density, plot_sharing, plot_training
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.configuration.schema import Task
+from fsae.devices import rows_at_once
 from fsae.evaluation.agreement import agreement, truth_by_sharing
 from fsae.evaluation.geometry import Geometry, evaluate_geometry, size_histogram
 from fsae.evaluation.results import flat_results, results_table
@@ -21,10 +22,9 @@ from fsae.evaluation.splice import evaluate_splice
 from fsae.evaluation.truth import Truth, evaluate_truth
 from fsae.evaluation.vectors import evaluate_vectors
 from fsae.export.saelens import Provenance, save_saelens
-from fsae.language_models.device import rows_at_once
+from fsae.files import write_json
 from fsae.language_models.identity import published_as
 from fsae.losses.fisher import Fisher
-from fsae.outputs.run_folder import write_json
 from fsae.outputs.sweep_folder import is_job
 from fsae.progress import Progress, working
 from fsae.runs.run import Run

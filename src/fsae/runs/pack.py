@@ -15,10 +15,10 @@ from fsae.configuration.schema import RunSettings, Task
 from fsae.export.saelens import load_saelens
 from fsae.outputs.run_log import run_name_prefixes
 from fsae.progress import working
-from fsae.runs.build import fitting, open_source, trained
+from fsae.runs.build import fitting, open_source, request_of, trained
 from fsae.runs.outcome import evaluate, finish
 from fsae.runs.run import Run, for_each, going
-from fsae.sources.activations import ActivationSource, ActivationSourceSettings, stream_key
+from fsae.sources.activations import ActivationSource
 from fsae.sources.identity import data_identity
 from fsae.tracking.server import resolve_uri
 from fsae.tracking.uploader import Uploader
@@ -55,19 +55,7 @@ def run_experiment(settings: RunSettings, origin: Origin) -> dict[str, Any]:
 def pack_key(settings: RunSettings) -> tuple[object, ...]:
     """What runs must have in common to be one pack: they see the same batches and are evaluated on the same text."""
     common = settings.task, settings.eval, settings.tracking, settings.paths
-    source = settings.source
-    if not isinstance(source, ActivationSourceSettings):
-        return source, settings.trainer.batch_size, *common
-    model, site, dataset = settings.place()
-    stream = stream_key(
-        model=model,
-        site=site,
-        dataset=dataset,
-        source=source,
-        training_tokens=settings.trainer.samples,
-        batch_size=settings.trainer.batch_size,
-    )
-    return stream, source.also, *common
+    return settings.source.stream_key(request_of(settings)), settings.trainer.batch_size, *common
 
 
 def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:

@@ -2,14 +2,12 @@
 
 import errno
 import fcntl
-import hashlib
 import json
 import logging
 import os
 import re
 import shlex
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
@@ -22,9 +20,9 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fsae.sources.documents import Part
-from fsae.sources.harvest import Shard
-from fsae.sources.rows import first_line
+from fsae.errors import first_line
+from fsae.files import digest_of, flush, replacing, share_as_folder, write_json
+from fsae.sources.shard import Extent, Part, Shard
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +37,8 @@ _FACT_BYTES = 4 + 4
 _LABEL_BYTES = 8
 # What a shard takes besides its vectors, at most: the file's header and the record; names of labels come on top.
 _OVERHEAD_BYTES = 2_000
+# Values in the records of earlier versions that nothing reads any more; the seals of those records cover them.
+_RETIRED = {"mean_norm"}
 # The names of a shard's two files.
 _NAME = re.compile(r"(train|held_out)-(\d{5}|[1-9]\d{5,})\.(?:safetensors|json)")
 # Other names that a store's folder may have: its own files, and what is being written or locked.
@@ -58,7 +58,6 @@ class ShardRecord:
         part, number: which shard of it.
         count: vectors.
         bytes, checksum: of the file; xxh3, 128 bits.
-        mean_norm: of the vectors.
         text_ended: whether there is no more text after it.
         text: the text's position after it; None where the next shard begins elsewhere.
         distinct: vectors from text that no earlier vector is from.
@@ -73,7 +72,6 @@ class ShardRecord:
     count: int
     bytes: int
     checksum: str
-    mean_norm: float
     text_ended: bool
     text: dict[str, Any] | None
     distinct: int
@@ -82,9 +80,12 @@ class ShardRecord:
     seal: str = ""
 
     def sealed(self) -> "ShardRecord":
-        """The same with its seal."""
-        values = asdict(replace(self, seal=""))
-        return replace(self, seal=xxhash.xxh3_128(json.dumps(values, sort_keys=True).encode()).hexdigest())
+        """Return the same record with its seal."""
+        return replace(self, seal=_seal_of(asdict(self)))
+
+
+def _seal_of(values: dict[str, Any]) -> str:
+    return xxhash.xxh3_128(json.dumps(values | {"seal": ""}, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +107,6 @@ class Manifest:
     format: int = FORMAT
 
 
-def digest_of(content: dict[str, Any]) -> str:
-    """Eight hexadecimal digits that stand for what determines a store's vectors."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
-
-
 class ActivationStore:
     """One site's activations in a folder of their own.
 
@@ -120,7 +116,7 @@ class ActivationStore:
 
     Args:
         folder: made when the first shard is written.
-        content: what the store shall hold; None for whatever it holds.
+        content: what determines the vectors that the store is to hold; None to read whatever it holds.
         marked: whether to keep it from being pruned until `close`, and to note that it was used.
 
     Raises:
@@ -129,7 +125,7 @@ class ActivationStore:
     """
 
     def __init__(self, folder: Path, content: dict[str, Any] | None = None, marked: bool = True):
-        self.folder = folder
+        self.folder, self._content = folder, content
         self.manifest = read_manifest(folder)
         if content is not None and self.manifest is not None and digest_of(content) != digest_of(self.manifest.content):
             raise ValueError(
@@ -141,12 +137,20 @@ class ActivationStore:
         if marked and self.manifest is not None:
             self._mark_in_use()
 
-    def create(self, manifest: Manifest) -> None:
-        """Make the folder and say what it holds, where that is not done."""
+    def create(self, *, d_in: int, prepends_bos: bool) -> None:
+        """Make the folder and write its manifest, if another process has not done so.
+
+        Args:
+            d_in: width of the vectors.
+            prepends_bos: whether each row of text begins with a BOS.
+        """
+        assert self._content is not None
+        manifest = Manifest(content=self._content, d_in=d_in, prepends_bos=prepends_bos)
         self._mark_in_use()
         # Not only where this object found none: the folder may have been removed since.
         if not (self.folder / _MANIFEST).exists():
-            _write_json(self.folder / _MANIFEST, asdict(manifest))
+            # Several processes may do so at the same time.
+            write_json(self.folder / _MANIFEST, asdict(manifest), shared=True)
         self.manifest = manifest
 
     def path(self, part: Part, number: int) -> Path:
@@ -170,11 +174,12 @@ class ActivationStore:
             return None
         except (ValueError, RecursionError) as error:
             raise DamagedShard(f"{path}: the record beside it cannot be read ({first_line(error)})") from error
-        if not isinstance(values, dict) or values.keys() != {each.name for each in fields(ShardRecord)}:
+        names = {each.name for each in fields(ShardRecord)}
+        if not isinstance(values, dict) or values.keys() - _RETIRED != names:
             raise DamagedShard(f"{path}: the record beside it is none of format {FORMAT}")
-        record = ShardRecord(**values)
-        if record.sealed().seal != record.seal:
+        if _seal_of(values) != values["seal"]:
             raise DamagedShard(f"{path}: the record beside it was changed")
+        record = ShardRecord(**{name: values[name] for name in names})
         if (record.part, record.number) != (part.value, number):
             raise DamagedShard(f"{path} was written as shard {record.number} of the part {record.part}")
         if self.manifest is not None and record.store != digest_of(self.manifest.content):
@@ -229,36 +234,30 @@ class ActivationStore:
             OSError: no space is left, or a quota is reached; nothing is left of it.
         """
         path = self.path(part, number)
-        aside, record_aside = path.with_suffix(".partial"), path.with_suffix(".json.partial")
         tensors = {"activations": shard.activations, "tokens": shard.tokens, "documents": shard.documents}
         if shard.labels is not None:
             tensors["labels"] = shard.labels
         assert self.manifest is not None
-        try:
-            _save(tensors, aside)
+        # Both are on the disk before a shorter shard that they replace is touched: it outlives a disk that is full.
+        with replacing(path.with_suffix(".json")) as unfinished_record, replacing(path) as unfinished:
+            _save(tensors, unfinished)
+            flush(unfinished)
             record = ShardRecord(
                 store=digest_of(self.manifest.content),
                 part=part.value,
                 number=number,
                 count=len(shard),
-                bytes=aside.stat().st_size,
-                checksum=checksum_of(aside),
-                mean_norm=_mean_norm(shard.activations),
+                bytes=unfinished.stat().st_size,
+                checksum=checksum_of(unfinished),
                 text_ended=text_ended,
                 text=text,
                 distinct=distinct,
                 skipped_rows=skipped_rows,
                 label_names=label_names,
             ).sealed()
-            # Both are on the disk before a shorter shard that they replace is touched: it outlives a disk that is full.
-            _write_json(record_aside, asdict(record))
-            # No shard is described by the other's record, not for a moment.
+            write_json(unfinished_record, asdict(record))
+            # The shard is renamed first, and then its record: not for a moment does a record describe another shard.
             path.with_suffix(".json").unlink(missing_ok=True)
-            aside.replace(path)
-            record_aside.replace(path.with_suffix(".json"))
-        finally:
-            aside.unlink(missing_ok=True)
-            record_aside.unlink(missing_ok=True)
 
     def discard(self, part: Part, number: int) -> None:
         """Forget a shard; the caller holds its lock."""
@@ -288,6 +287,40 @@ class ActivationStore:
         return sorted(
             ((Part(match[1]), int(match[2])) for match in found), key=lambda place: (place[0].value, place[1])
         )
+
+    def missing(self, extent: Extent) -> Iterator[tuple[Part, int]]:
+        """Yield the shards of an extent that the store does not hold, as far as it knows the text to go."""
+        for part in Part:
+            for number in range(extent.shards(part)):
+                if not self.holds(part, number, extent.count(part, number)):
+                    yield part, number
+                elif (record := self.record(part, number)) and record.text_ended:
+                    break
+
+    def missing_bytes(self, extent: Extent, size: Callable[[int], int]) -> int:
+        """Return what the missing shards of an extent will take, without going through all of them.
+
+        Args:
+            extent: the shards that are wanted.
+            size: returns what a shard of so many vectors takes.
+        """
+        total = 0
+        for part in Part:
+            shards = extent.shards(part)
+            if shards == 0:
+                continue
+            total += (shards - 1) * size(extent.shard_tokens) + size(extent.count(part, shards - 1))
+            for each, number in self.shards():
+                if each is not part or number >= shards or not self.holds(part, number, extent.count(part, number)):
+                    continue
+                total -= size(extent.count(part, number))
+                if (record := self.record(part, number)) and record.text_ended:
+                    # There is no more text for the shards after it.
+                    if number < shards - 1:
+                        total -= (shards - 2 - number) * size(extent.shard_tokens)
+                        total -= size(extent.count(part, shards - 1))
+                    break
+        return total
 
     def foreign(self) -> list[Path]:
         """What lies in the folder and is no part of a store."""
@@ -491,25 +524,4 @@ def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
         if code is None:
             raise
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
-    # It makes files for their owner only; the store is for whom its folder is for.
-    path.chmod(path.parent.stat().st_mode & 0o666)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    # A name of its own: a store's manifest may be written by several processes at a time.
-    aside = path.with_name(f"{path.name}.{os.getpid()}-{time.monotonic_ns()}.partial")
-    try:
-        with aside.open("w") as file:
-            json.dump(values, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _mean_norm(activations: torch.Tensor) -> float:
-    total = sum(float(part.float().norm(dim=1).double().sum()) for part in activations.split(65_536))
-    return total / max(1, len(activations))
+    share_as_folder(path)

@@ -1,114 +1,24 @@
 """Activations of a language model at one site as a stream of shuffled batches."""
 
-import logging
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from enum import Enum
-from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fsae.language_models.device import device_of, dtype_of, rows_at_once
-from fsae.language_models.identity import model_identity
-from fsae.language_models.settings import ModelSettings
-from fsae.language_models.shape import shape_of
-from fsae.language_models.sites import Site
-from fsae.language_models.transformer_lens import TransformerLensModel, open_language_model
-from fsae.ranges import COUNT, POSITIVE, SEED, Ranged, between
+from fsae.language_models.transformer_lens import TransformerLensModel
 from fsae.seeds import generator_for
-from fsae.sources.activation_store import ActivationStore, digest_of, shard_bytes
-from fsae.sources.documents import DatasetSettings, Part, dataset_identity, open_documents
-from fsae.sources.harvest import Harvester, require_memory
+from fsae.sources.harvest import Harvester
 from fsae.sources.massive import norm_limit, within
-from fsae.sources.shard_reader import Extent, Room, Shards
+from fsae.sources.shard import Part
+from fsae.sources.shard_reader import ShardReader
 from fsae.sources.source import Batch, in_batches
-from fsae.sources.supply import Supply
-from fsae.sources.tokens import PackedTokens
 
-log = logging.getLogger(__name__)
-
-# The one that training is in and the one that is fetched meanwhile.
+# The shard that training is in, and the one that is fetched meanwhile.
 SHARDS_IN_MEMORY = 2
-# With cache=auto a store takes at most this share of what the disk has left.
-_SHARE_OF_FREE_DISK = 0.5
-# Held-out positions that are counted at a run's beginning, to find out whether there are enough.
-_HELD_OUT_COUNTED = 100_000
-
-
-class Cache(Enum):
-    """Whether harvested activations are kept on disk.
-
-    Attributes:
-        auto: where there is room: at most half of what is free, and within `source.cache_gb`.
-        disk: always; a run that has no room for them is refused.
-        none: never.
-    """
-
-    auto = "auto"
-    disk = "disk"
-    none = "none"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ActivationSourceSettings(Ranged, group="source"):
-    """Which activations are trained on, in which order, and where they are kept. What is kept decides no numbers.
-
-    Attributes:
-        tokens: distinct activations; training goes round them again, each time in a new order. Null for as many as
-            training takes.
-        shard_tokens: activations a shard. Two shards are in memory at a time, and the shuffle reaches through one.
-        seed: of the order in training. Runs that share it, and all else that makes the stream, see the same batches.
-        cache: whether activations are kept on disk for other runs.
-        cache_gb: what the folder of all stores may take; null for no limit but the disk's.
-        also: other sites, "mlp_out.5", whose activations are kept from the same forward passes.
-        worker: a number that tells apart jobs which harvest together; it decides nothing.
-        max_norm_multiple: vectors whose norm is more than this many times the median are left out of training and
-            evaluation, and the splice leaves them as they are. Null keeps them. The store holds them either way.
-        max_norm: the limit itself, in the place of that multiple. Null for the multiple's, or in task=eval the one that
-            the autoencoder says (`max_activation_norm` in its cfg.json).
-
-    Raises:
-        ValueError: a number out of range, a site that does not read "name.layer", other sites without a cache.
-    """
-
-    tokens: int | None = field(default=None, metadata=COUNT)
-    shard_tokens: int = field(default=262_144, metadata=COUNT)
-    seed: int = field(default=0, metadata=SEED)
-    cache: Cache = Cache.auto
-    cache_gb: float | None = field(default=None, metadata=POSITIVE)
-    also: list[str] = field(default_factory=list)
-    worker: int = field(default=0, metadata=between(least=0, most=10**6))
-    max_norm_multiple: float | None = field(
-        default=10.0, metadata=between(above=1, most=10**9, meaning="a multiple of the median norm")
-    )
-    max_norm: float | None = field(default=None, metadata=between(above=0, most=1e12))
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.also and self.cache is Cache.none:
-            raise ValueError("source.also names sites to keep, and source.cache is none; use disk or auto")
-        self.other_sites()
-
-    def other_sites(self) -> list[Site]:
-        """`also`, read.
-
-        Raises:
-            ValueError: one does not read "name.layer".
-        """
-        try:
-            return [Site.parse(text) for text in self.also]
-        except ValueError as error:
-            raise ValueError(f"source.also: {error}") from None
-
-    def distinct_tokens(self, training_tokens: int) -> int:
-        """`tokens`, or what training takes."""
-        return training_tokens if self.tokens is None else self.tokens
 
 
 class _Fetched(NamedTuple):
@@ -128,7 +38,7 @@ class ActivationSource:
     every shard has as many vectors as it would have without them.
 
     Args:
-        shards: of both parts.
+        shards: reads the shards of both parts.
         d_in: width of the vectors.
         seed: of the order.
         training_tokens: vectors that training will take; nothing is fetched for after them.
@@ -148,7 +58,7 @@ class ActivationSource:
 
     def __init__(
         self,
-        shards: Shards,
+        shards: ShardReader,
         *,
         d_in: int,
         seed: int,
@@ -184,7 +94,7 @@ class ActivationSource:
     @property
     def model(self) -> TransformerLensModel:
         """The language model, opened on first use."""
-        return self.harvester.model
+        return self.harvester.corpus.model
 
     @property
     def prepends_bos(self) -> bool:
@@ -313,7 +223,7 @@ class ActivationSource:
         Raises:
             ValueError: the held-out part is empty or shorter than one row.
         """
-        return self.harvester.held_out_rows(count)
+        return self.harvester.corpus.held_out_rows(count)
 
     def fill_store(self) -> dict[str, float]:
         """Put every shard of both parts and all sites into the store, beside other processes that do the same.
@@ -371,226 +281,6 @@ class ActivationSource:
                 "both to null"
             )
         return _Fetched(vectors, kept.nonzero().squeeze(1))
-
-
-def open_activations(
-    *,
-    model: ModelSettings,
-    site: Site,
-    dataset: DatasetSettings,
-    source: ActivationSourceSettings,
-    training_tokens: int,
-    held_out_tokens: int,
-    folder: Path,
-    heartbeat: Callable[[], None],
-    spliced: bool = False,
-) -> ActivationSource:
-    """The activations that these settings describe; says where they come from and what they take.
-
-    The language model is opened only when something has to be harvested.
-
-    Args:
-        training_tokens: vectors that training takes; 0 where there is none.
-        held_out_tokens: vectors that the evaluation takes.
-        folder: of all activation stores.
-        heartbeat: called after each forward pass; may raise to stop.
-        spliced: whether the evaluation puts reconstructions back into the model.
-
-    Raises:
-        ValueError: a model, data set or site that is not there, a store of another format.
-        OSError: source.cache is disk and there is no room.
-    """
-
-    def open_text(opened: TransformerLensModel, part: Part) -> PackedTokens:
-        return PackedTokens(
-            open_documents(dataset, part),
-            opened,
-            rows=rows_at_once(model, dataset.tokens_per_row),
-            context=dataset.tokens_per_row,
-            skip_positions=dataset.skip_positions,
-            exclude_special_tokens=dataset.exclude_special_tokens,
-            prepend_bos=dataset.prepend_bos,
-            repeat=part is Part.train,
-            exclude_tokens=dataset.exclude_tokens,
-            prefix=dataset.prefix,
-            chat_roles=dataset.chat_roles,
-        )
-
-    device = device_of(model)
-    harvester = Harvester(partial(open_language_model, model), open_text, source.shard_tokens, heartbeat)
-    extent = Extent(
-        tokens={
-            Part.train: source.distinct_tokens(training_tokens) if training_tokens else 0,
-            Part.held_out: held_out_tokens,
-        },
-        shard_tokens=source.shard_tokens,
-    )
-    contents = {} if source.cache is Cache.none else _contents(model, [site, *source.other_sites()], dataset, source)
-    stores = {
-        each: ActivationStore(folder / _folder_name(model, each, dataset, content), content)
-        for each, content in contents.items()
-    }
-    if any(next(extent.missing(store), None) for store in stores.values()) or not stores:
-        # Before the model is opened, which may take minutes: can the text be read?
-        for part in [Part.train, Part.held_out] if extent.tokens[Part.train] else [Part.held_out]:
-            next(open_documents(dataset, part))
-    shape = shape_of(model) or harvester.model.shape
-    dtype = dtype_of(model)
-    room = Room(folder=folder, limit_gb=source.cache_gb)
-    labelled = dataset.label_column is not None
-
-    def size(each: Site) -> Callable[[int], int]:
-        return lambda count: shard_bytes(count, shape.width(each), dtype, labelled)
-
-    missing = sum(extent.missing_bytes(store, size(each)) for each, store in stores.items())
-    writing = _is_written(source.cache, missing, room)
-    in_store = bool(stores) and missing == 0
-    if in_store:
-        log.info(
-            "activations from the store, nothing harvested: %s to train on and %s held out, %.3g GB in %s",
-            f"{extent.tokens[Part.train]:,}", f"{held_out_tokens:,}", stores[site].bytes() / 1e9, stores[site].folder,
-        )  # fmt: skip
-    else:
-        count = min(source.shard_tokens, max(extent.tokens.values()))
-        require_memory(count, shape.width(site), dtype, max(1, len(stores)))
-    shards = Shards(
-        harvester,
-        site,
-        stores,
-        contents,
-        extent,
-        dtype,
-        room,
-        labelled=labelled,
-        writing=writing,
-        required=source.cache is Cache.disk,
-    )
-    result = ActivationSource(
-        shards,
-        # As it was seen, where there is a model: a config.json may leave out the width of heads.
-        d_in=shape.width(site) if in_store else harvester.model.width(site),
-        seed=source.seed,
-        training_tokens=training_tokens,
-        device=device,
-        passes=_passes(model, dataset),
-        max_norm_multiple=source.max_norm_multiple,
-        max_norm=source.max_norm,
-    )
-    if not in_store:
-        # Before the hours of training, not after them: is the site there, and held-out text?
-        for each in [site, *source.other_sites()]:
-            harvester.model.check_site(each)
-        if spliced:
-            harvester.model.check_splice(site)
-        counted = min(held_out_tokens, _HELD_OUT_COUNTED)
-        held_out = harvester.held_out_positions(counted)
-        if held_out == 0:
-            raise ValueError(
-                f"data set {dataset.name}: its held-out text has no position to evaluate on; give it more text, or "
-                f"raise dataset.held_out, which is {dataset.held_out}"
-            )
-        if not writing:
-            _say_memory(extent, size(site), training_tokens)
-    else:
-        counted, held_out = held_out_tokens, shards.held_out_count() or 0
-    there = Supply(
-        held_out=held_out if held_out < counted else held_out_tokens,
-        held_out_wanted=held_out_tokens,
-        distinct=result.distinct(training_tokens) if in_store else None,
-        wanted=result.wanted(training_tokens),
-    )
-    for sentence in there.shortages():
-        log.warning("%s", sentence)
-    return result
-
-
-def stream_key(
-    *,
-    model: ModelSettings,
-    site: Site,
-    dataset: DatasetSettings,
-    source: ActivationSourceSettings,
-    training_tokens: int,
-    batch_size: int,
-) -> Hashable:
-    """What runs must have in common to be trained on the very same batches."""
-    tokens = source.distinct_tokens(training_tokens)
-    # In words: it holds lists, which cannot be a key.
-    limit = source.max_norm_multiple, source.max_norm
-    return model, site, repr(dataset), tokens, source.shard_tokens, source.seed, limit, batch_size
-
-
-def _contents(
-    model: ModelSettings, sites: list[Site], dataset: DatasetSettings, source: ActivationSourceSettings
-) -> dict[Site, dict[str, Any]]:
-    """Everything that determines a store's vectors, by site; the count is no part of it, as shards do not depend on how
-    many there are. Rows of a forward pass are: they decide where a shard ends, and the last bits."""
-    text = {
-        name: value.name if isinstance(value, Enum) else value
-        for name, value in asdict(dataset).items()
-        if name not in ("path", "context", "max_invalid_rows") and not (name == "prepend_bos" and value is None)
-    }
-    text["context"] = dataset.tokens_per_row
-    shared = {
-        "model": model_identity(model),
-        **_passes(model, dataset),
-        "dataset": text | dataset_identity(dataset),
-        "shard_tokens": source.shard_tokens,
-    }
-    return {site: shared | {"site": str(site)} for site in dict.fromkeys(sites)}
-
-
-def _passes(model: ModelSettings, dataset: DatasetSettings) -> dict[str, Any]:
-    return {
-        "dtype": str(dtype_of(model)).removeprefix("torch."),
-        "rows": rows_at_once(model, dataset.tokens_per_row),
-    }
-
-
-def _folder_name(model: ModelSettings, site: Site, dataset: DatasetSettings, content: dict[str, Any]) -> str:
-    return f"{model.name}-{site}-{dataset.name}-{digest_of(content)}"
-
-
-def _is_written(cache: Cache, missing: int, room: Room) -> bool:
-    """Whether missing shards go to the store; says what they take, or why not.
-
-    Raises:
-        OSError: they must, and there is no room.
-    """
-    if cache is Cache.none or missing == 0:
-        return cache is not Cache.none
-    reason = None
-    try:
-        room.require(missing)
-        if cache is Cache.auto and missing > _SHARE_OF_FREE_DISK * room.free():
-            reason = f"that is more than half of the {room.free() / 1e9:.3g} GB that are free"
-    except OSError as error:
-        if cache is Cache.disk:
-            raise OSError(
-                f"{error.strerror}: free space (`python -m fsae.store list` says what takes it) or lower "
-                "source.tokens; source.cache=none trains without keeping them"
-            ) from None
-        reason = error.strerror
-    if reason is not None:
-        log.warning("%.3g GB of activations are not kept: %s", missing / 1e9, reason)
-        return False
-    log.info(
-        "%.3g GB of activations will be written to %s, where %.3g GB are free",
-        missing / 1e9, room.folder, room.free() / 1e9,
-    )  # fmt: skip
-    return True
-
-
-def _say_memory(extent: Extent, size: Callable[[int], int], training_tokens: int) -> None:
-    shards, tokens = extent.shards(Part.train), extent.tokens[Part.train]
-    at_a_time = min(shards, SHARDS_IN_MEMORY) * size(extent.count(Part.train, 0))
-    log.info("activations are harvested into memory: at most %.3g GB at a time", at_a_time / 1e9)
-    if training_tokens > tokens and shards > SHARDS_IN_MEMORY:
-        log.warning(
-            "training goes %.1f times round %d shards, of which memory holds %d: they are harvested again each time; "
-            "use source.cache=disk, fewer source.tokens, or larger shards",
-            training_tokens / tokens, shards, SHARDS_IN_MEMORY,
-        )  # fmt: skip
 
 
 def _permutation(size: int, *drawn_from: int) -> Int[Tensor, " size"]:

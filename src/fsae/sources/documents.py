@@ -12,13 +12,15 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from fsae.errors import first_line
 from fsae.language_models.hub import RepoKind, is_hub_name, require_repo, resolved_revision
 from fsae.language_models.identity import folder_identity, listing_digest
 from fsae.naming import last_part, word
 from fsae.ranges import COUNT_OR_NONE, INNER_SHARE, Ranged, between
 from fsae.sources.chats import Message, messages_of
 from fsae.sources.files import files_at, standard_library
-from fsae.sources.rows import FileRows, Row, first_line, parquet_columns
+from fsae.sources.rows import FileRows, Row, parquet_columns
+from fsae.sources.shard import Part
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -48,13 +50,6 @@ class DatasetFormat(Enum):
     json = "json"
     parquet = "parquet"
     hub = "hub"
-
-
-class Part(Enum):
-    """The two parts of every data set; a document's content alone decides which one it is in."""
-
-    train = "train"
-    held_out = "held_out"
 
 
 @dataclass(frozen=True, kw_only=True)

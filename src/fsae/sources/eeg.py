@@ -68,7 +68,7 @@ class EEGSettings(InMemorySettings):
     def identity(self) -> dict[str, str]:
         return {} if self.path is None else folder_identity(Path(self.path).expanduser())
 
-    def open(self, device: torch.device) -> "EEGSource":
+    def source(self, device: torch.device) -> "EEGSource":
         return EEGSource(self, device)
 
 

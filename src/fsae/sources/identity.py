@@ -4,16 +4,14 @@ import json
 
 from fsae.language_models.identity import model_identity
 from fsae.language_models.settings import ModelSettings
-from fsae.sources.activations import ActivationSourceSettings
 from fsae.sources.documents import DatasetSettings, dataset_identity
-from fsae.sources.in_memory import InMemorySettings
-from fsae.sources.synthetic.source import SyntheticSettings
+from fsae.sources.source import SourceSettings
 
 
 def data_identity(
     model: ModelSettings | None,
     dataset: DatasetSettings | None,
-    source: ActivationSourceSettings | SyntheticSettings | InMemorySettings,
+    source: SourceSettings,
 ) -> dict[str, str]:
     """What tells the data from any other that the same settings may name on another day: text by what it is of.
 
@@ -27,6 +25,5 @@ def data_identity(
         identities["the weights of model"] = model_identity(model)
     if dataset is not None:
         identities["the text of dataset"] = dataset_identity(dataset)
-    if isinstance(source, InMemorySettings):
-        identities["the files of source"] = source.identity()
+    identities["the files of source"] = source.identity()
     return {what: json.dumps(each, sort_keys=True) for what, each in identities.items() if each}

@@ -1,41 +1,30 @@
 """Vectors that are all in memory, as a stream: shuffled anew in each epoch."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.ranges import SEED, Ranged
+from fsae.devices import any_device
 from fsae.seeds import generator_for
-from fsae.sources.source import Batch
+from fsae.sources.source import Batch, Request, SourceSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class InMemorySettings(Ranged, ABC, group="source"):
-    """What every source lets one choose whose vectors are all there from the beginning.
-
-    Attributes:
-        seed: of their order, and of what else is drawn.
-    """
-
-    seed: int = field(default=0, metadata=SEED)
-
-    @property
-    def d_in(self) -> int | None:
-        """Width of the vectors, where it is known before they are read."""
-        return None
-
-    def identity(self) -> dict[str, str]:
-        """What tells the files that are read from any others; nothing where none are."""
-        return {}
+class InMemorySettings(SourceSettings):
+    """Base class of the settings of sources whose vectors are all in memory from the beginning."""
 
     @abstractmethod
-    def open(self, device: torch.device) -> "InMemorySource":
-        """Read or make the vectors; batches are wanted on `device`."""
+    def source(self, device: torch.device) -> "InMemorySource":
+        """Read or make the vectors; batches will be on `device`."""
+
+    def open(self, request: Request, heartbeat: Callable[[], None]) -> AbstractContextManager["InMemorySource"]:
+        return nullcontext(self.source(any_device()))
 
 
 class InMemorySource:

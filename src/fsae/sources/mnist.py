@@ -39,14 +39,13 @@ class MNISTSettings(InMemorySettings):
     path: str | None = None
     share: float = field(default=1.0, metadata=SOME_SHARE)
 
-    @property
-    def d_in(self) -> int | None:
+    def width(self) -> int | None:
         return 64 if self.path is None else None
 
     def identity(self) -> dict[str, str]:
         return {} if self.path is None else folder_identity(Path(self.path).expanduser())
 
-    def open(self, device: torch.device) -> InMemorySource:
+    def source(self, device: torch.device) -> InMemorySource:
         """Images of one mean and one standard deviation over all pixels, which are those of what is trained on.
 
         Raises:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fsae.errors import first_line
+
 # Rows of a Parquet file that are in memory at a time.
 _ROWS_AT_ONCE = 1000
 
@@ -89,11 +91,6 @@ def _naming(file: str, reads: str) -> Iterator[None]:
         raise ValueError(
             f"{file} cannot be read as {reads}: {first_line(error)}; mend the file, or name others by dataset.path"
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _text_rows(file: str, columns: Sequence[str], begin: int) -> Iterator[Row]:

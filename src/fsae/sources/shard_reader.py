@@ -1,201 +1,68 @@
-"""The shards of a stream, wherever they come from: the store where it has them, the language model otherwise."""
+"""The shards of a stream, wherever they come from: the store if it has them, otherwise the language model."""
 
-import errno
 import logging
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any
-
-import torch
-from filelock import FileLock
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 from fsae.language_models.sites import Site
 from fsae.progress import SECONDS_BETWEEN_LINES
-from fsae.sources.activation_store import ActivationStore, DamagedShard, Manifest, folder_bytes, is_full, shard_bytes
-from fsae.sources.documents import Part
-from fsae.sources.harvest import Harvested, Harvester, Shard, order_in_shard
+from fsae.sources.activation_store import ActivationStore, DamagedShard, is_full, shard_bytes
+from fsae.sources.harvest import Harvested, Harvester
+from fsae.sources.room import Room
+from fsae.sources.shard import Extent, Part, Shard
+from fsae.sources.shard_text import TextPosition
 
 log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LOOKS = 0.1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Extent:
-    """How many vectors a run wants, and how they are cut into shards.
+class ShardReader:
+    """Reads the shards of one site; it has missing shards harvested, and writes them to the store if it has room.
 
-    Attributes:
-        tokens: of each part.
-        shard_tokens: a shard; the last one of a part may be shorter.
-    """
-
-    tokens: dict[Part, int]
-    shard_tokens: int
-
-    def shards(self, part: Part) -> int:
-        """How many shards a part has."""
-        return -(-self.tokens[part] // self.shard_tokens)
-
-    def count(self, part: Part, number: int) -> int:
-        """How many vectors a shard has."""
-        return min(self.shard_tokens, self.tokens[part] - number * self.shard_tokens)
-
-    def missing(self, store: ActivationStore) -> Iterator[tuple[Part, int]]:
-        """The shards that a store does not hold, as far as it knows the text to go."""
-        for part in Part:
-            for number in range(self.shards(part)):
-                if not store.holds(part, number, self.count(part, number)):
-                    yield part, number
-                elif (record := store.record(part, number)) and record.text_ended:
-                    break
-
-    def missing_bytes(self, store: ActivationStore, size: Callable[[int], int]) -> int:
-        """What the shards that a store does not hold will take, without going through all of them.
-
-        Args:
-            size: what a shard of so many vectors takes.
-        """
-        total = 0
-        for part in Part:
-            shards = self.shards(part)
-            if shards == 0:
-                continue
-            total += (shards - 1) * size(self.shard_tokens) + size(self.count(part, shards - 1))
-            for each, number in store.shards():
-                if each is not part or number >= shards or not store.holds(part, number, self.count(part, number)):
-                    continue
-                total -= size(self.count(part, number))
-                if (record := store.record(part, number)) and record.text_ended:
-                    # There is no more text for those after it.
-                    if number < shards - 1:
-                        total -= (shards - 2 - number) * size(self.shard_tokens) + size(self.count(part, shards - 1))
-                    break
-        return total
-
-
-@dataclass(frozen=True, kw_only=True)
-class Room:
-    """What may be written to the folder of all activation stores.
-
-    Attributes:
-        folder: need not be there yet.
-        limit_gb: what all stores may take together; None for what the disk has.
-    """
-
-    folder: Path
-    limit_gb: float | None
-
-    def free(self) -> int:
-        """Bytes that the disk has left."""
-        there = next(path for path in (self.folder, *self.folder.parents) if path.exists())
-        return shutil.disk_usage(there).free
-
-    def require(self, needed: int) -> None:
-        """Raise OSError where `needed` more bytes exceed the limit or the disk."""
-        if self.limit_gb is not None:
-            taken = folder_bytes(self.folder)
-            if taken + needed > self.limit_gb * 1e9:
-                raise OSError(
-                    errno.EDQUOT,
-                    f"source.cache_gb is {self.limit_gb:g}, the stores in {self.folder} take {taken / 1e9:.3g} GB and "
-                    f"{needed / 1e9:.3g} GB are to be added",
-                )
-        free = self.free()
-        if needed > free:
-            raise OSError(
-                errno.ENOSPC,
-                f"{needed / 1e9:.3g} GB of activations are to be written to {self.folder} and {free / 1e9:.3g} GB "
-                "are free there",
-            )
-
-    @contextmanager
-    def taken(self, needed: int) -> Iterator[None]:
-        """Room for `needed` more bytes, which are written within the block.
-
-        Where there is a limit, one process writes at a time: two that both find room would exceed it together.
-
-        Raises:
-            OSError: there is no room.
-        """
-        if self.limit_gb is None:
-            yield
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / "room.lock"):
-            self.require(needed)
-            yield
-
-
-class Shards:
-    """Gives out the shards of one site; what is missing in the store it harvests and writes there.
-
-    Several processes may do so at once on one store: each missing shard is harvested by whichever gets its lock, and
-    who waits for one harvests a later one meanwhile.
+    Several processes may do so at the same time on one store: each missing shard is harvested by the process that gets
+    its lock. A process that waits for a shard harvests a later one meanwhile.
 
     Args:
         harvester: runs the language model.
-        site: whose shards are given out.
-        stores: of this site and of others to fill in the same forward passes; none at all to keep nothing on disk.
-        contents: what determines each store's vectors, for its manifest.
+        site: the site whose shards are read.
+        stores: of this site, and of others to fill from the same forward passes; empty to keep nothing on disk.
         extent: which shards there are.
-        dtype: of the activations.
-        room: what may be written.
-        labelled: whether there are labels.
-        writing: whether missing shards are written; without, they are harvested into memory.
-        required: whether to fail, and not to go on in memory, when there is no room left.
+        room: the room for missing shards on disk; None to harvest them into memory.
+
+    Attributes:
+        made: shards that this reader wrote to stores.
     """
 
     def __init__(
-        self,
-        harvester: Harvester,
-        site: Site,
-        stores: dict[Site, ActivationStore],
-        contents: dict[Site, dict[str, Any]],
-        extent: Extent,
-        dtype: torch.dtype,
-        room: Room,
-        *,
-        labelled: bool = False,
-        writing: bool,
-        required: bool,
+        self, harvester: Harvester, site: Site, stores: dict[Site, ActivationStore], extent: Extent, room: Room | None
     ):
         assert not stores or site in stores
         self.harvester, self.site, self.extent = harvester, site, extent
-        self._stores, self._contents, self._dtype, self._room = stores, contents, dtype, room
-        self._labelled, self._writing, self._required = labelled, writing, required
+        self._stores, self._store, self._room = stores, stores.get(site), room if stores else None
         self.made = 0
 
     @property
     def prepends_bos(self) -> bool:
-        """Whether each row of text begins with a BOS; opens the language model where no store knows."""
-        store = self._stores.get(self.site)
-        if store is not None and store.manifest is not None:
-            return store.manifest.prepends_bos
-        return self.harvester.prepends_bos
+        """Whether each row of text begins with a BOS; opens the language model if the store does not know."""
+        if self._store is not None and self._store.manifest is not None:
+            return self._store.manifest.prepends_bos
+        return self.harvester.corpus.prepends_bos
 
     def shard(self, part: Part, number: int) -> Shard:
-        """One shard, once it is there.
+        """Return one shard, once it exists.
 
         Raises:
             ValueError: activations that are not finite, or no memory for them.
             OSError: no room for a shard that must be written.
         """
-        count = self.extent.count(part, number)
-        store = self._stores.get(self.site)
-        if store is None:
-            return self._harvest(part, number, count, [self.site]).shards[self.site]
-        while True:
-            if not self._await(store, part, number, count):
-                return self._harvest(part, number, count, [self.site]).shards[self.site]
+        while self._store is not None and self._await(self._store, part, number):
             try:
-                return _beginning(store.read(part, number), part, number, count)
+                return self._store.read(part, number).beginning(part, number, self.extent.count(part, number))
             except DamagedShard:
-                self._discard_damaged(store, part, number)
+                self._discard_damaged(self._store, part, number)
+        return self._harvest(part, number, [self.site]).shards[self.site]
 
     def fill(self) -> None:
         """Put every shard of every site into its store, together with the other processes that do the same.
@@ -204,23 +71,26 @@ class Shards:
             ValueError: activations that are not finite, or no memory for them.
             OSError: no room.
         """
-        waited = _Waiting(self)
+        assert self._room is not None
+        waiting = _Waiting(self)
         try:
-            while wanted := [place for store in self._stores.values() for place in self.extent.missing(store)]:
-                if not any(self._make(part, number, list(self._stores)) for part, number in wanted):
-                    waited.a_moment(*wanted[0])
+            while wanted := [place for store in self._stores.values() for place in store.missing(self.extent)]:
+                if not any(self._make(part, number, list(self._stores), self._room) for part, number in wanted):
+                    waiting.a_moment(*wanted[0])
         except OSError as error:
             if is_full(error):
-                raise self._without_room(error) from error
+                raise self._without_room(error, self._room) from error
             raise
 
     def distinct(self, part: Part, count: int) -> int:
-        """How many of a part's first `count` vectors are from the first pass over the text; all of a shard's where
-        nobody knows."""
+        """Return how many of a part's first `count` vectors are from the first pass over the text.
+
+        All vectors of a shard count if nobody knows.
+        """
         total = 0
         for number in range(min(self.extent.shards(part), -(-count // self.extent.shard_tokens))):
-            known = self.harvester.distinct.get((part, number))
-            if known is None and (store := self._stores.get(self.site)) and (record := store.record(part, number)):
+            known = self.harvester.distinct(part, number)
+            if known is None and self._store is not None and (record := self._store.record(part, number)):
                 known = record.distinct
             here = min(self.extent.count(part, number), count - number * self.extent.shard_tokens)
             total += here if known is None else min(known, here)
@@ -230,58 +100,65 @@ class Shards:
 
     @property
     def skipped_rows(self) -> int:
-        """Rows of the data set that held no document, in one pass over it, as far as it was read."""
-        store = self._stores.get(self.site)
+        """Rows of the data set without a document, in one pass over it, as far as it was read."""
+        store = self._store
         records = [store.record(*place) for place in store.shards()] if store else []
         return max([self.harvester.skipped_rows, *(record.skipped_rows for record in records if record is not None)])
 
     def held_out_count(self) -> int | None:
-        """How many held-out vectors the store has, where it has all that there are or all that are wanted."""
-        store, total = self._stores.get(self.site), 0
-        for number in range(self.extent.shards(Part.held_out) if store else 0):
-            record = store.record(Part.held_out, number) if store else None
+        """Return how many held-out vectors the store has if these are all that exist or all that are wanted."""
+        if self._store is None:
+            return None
+        total = 0
+        for number in range(self.extent.shards(Part.held_out)):
+            record = self._store.record(Part.held_out, number)
             if record is None:
                 return None
             total += min(record.count, self.extent.count(Part.held_out, number))
             if record.text_ended:
                 break
-        return total if store else None
+        return total
 
     def close(self) -> None:
-        """Let the stores be pruned."""
+        """Let other processes prune the stores."""
         for store in self._stores.values():
             store.close()
 
-    def _await(self, store: ActivationStore, part: Part, number: int, count: int) -> bool:
-        """Return True once the store holds a shard; False where it has to be harvested into memory."""
-        waited = _Waiting(self)
-        while self._writing:
+    def _await(self, store: ActivationStore, part: Part, number: int) -> bool:
+        """Return True once the store holds a shard; False if the shard has to be harvested into memory."""
+        waiting = _Waiting(self)
+        while (room := self._room) is not None:
             try:
-                # Of the other sites, too, where this one is there already.
-                if self._make(part, number, list(self._stores)):
+                # For the other sites too, if this site has the shard already.
+                if self._make(part, number, list(self._stores), room):
                     continue
-                if store.holds(part, number, count):
+                if store.holds(part, number, self.extent.count(part, number)):
                     return True
                 later = range(number + 1, self.extent.shards(part))
-                if not any(self._make(part, another, [self.site]) for another in later):
-                    waited.a_moment(part, number)
+                if not any(self._make(part, another, [self.site], room) for another in later):
+                    waiting.a_moment(part, number)
             except OSError as error:
                 if not is_full(error):
                     raise
-                if self._required:
-                    raise self._without_room(error) from error
+                if room.required:
+                    raise self._without_room(error, room) from error
                 log.warning("%s; activations are harvested into memory from here on", error.strerror)
-                self._writing = False
-        return store.holds(part, number, count)
+                self._room = None
+        return store.holds(part, number, self.extent.count(part, number))
 
-    def _without_room(self, error: OSError) -> OSError:
+    @staticmethod
+    def _without_room(error: OSError, room: Room) -> OSError:
         return OSError(
-            f"{error.strerror}; what was harvested so far is kept in {self._room.folder}. Free space (`python -m "
+            f"{error.strerror}; what was harvested so far is kept in {room.folder}. Free space (`python -m "
             "fsae.store list` says what takes it) or raise source.cache_gb, and start the same command again"
         )
 
-    def _make(self, part: Part, number: int, leading: Sequence[Site]) -> bool:
-        """Harvest a shard where one of the leading sites misses it and no other process is at it; whether it did."""
+    def _make(self, part: Part, number: int, leading: Sequence[Site], room: Room) -> bool:
+        """Harvest a shard into the stores if one of the leading sites misses it and no other process harvests it.
+
+        Returns:
+            Whether it was harvested.
+        """
         count = self.extent.count(part, number)
         with ExitStack() as locks:
 
@@ -290,30 +167,25 @@ class Shards:
                 return (
                     not store.holds(part, number, count)
                     and locks.enter_context(store.lock(part, number))
-                    # Somebody may have finished it between the two.
+                    # Another process may have finished it between the two.
                     and not store.holds(part, number, count)
                 )
 
             ours = [site for site in self._stores if is_ours(site)]
             if not set(leading) & set(ours):
                 return False
-            model = self.harvester.model
-            sizes = {site: shard_bytes(count, model.width(site), self._dtype, self._labelled) for site in ours}
+            corpus = self.harvester.corpus
+            model = corpus.model
+            sizes = {site: shard_bytes(count, model.width(site), model.dtype, corpus.labelled) for site in ours}
             # Before the work; when it is written others may have taken the room meanwhile.
-            self._room.require(sum(sizes.values()))
+            room.require(sum(sizes.values()))
             for site in ours:
-                # With the folder the store is kept from being pruned.
-                self._stores[site].create(
-                    Manifest(
-                        content=self._contents[site],
-                        d_in=model.width(site),
-                        prepends_bos=self.harvester.prepends_bos,
-                    )
-                )
-            harvested = self._harvest(part, number, count, ours)
+                # With its folder made, the store is kept from being pruned.
+                self._stores[site].create(d_in=model.width(site), prepends_bos=corpus.prepends_bos)
+            harvested = self._harvest(part, number, ours)
             names = sum(len(name.encode()) + 8 for name in harvested.label_names)
             for site in ours:
-                with self._room.taken(sizes[site] + 2 * names):
+                with room.taken(sizes[site] + 2 * names):
                     self._stores[site].write(
                         part,
                         number,
@@ -327,23 +199,24 @@ class Shards:
                 self.made += 1
         return True
 
-    def _harvest(self, part: Part, number: int, count: int, sites: Sequence[Site]) -> Harvested:
-        return self.harvester.harvest(part, number, count, sites, partial(self._nearest_text, part, number))
+    def _harvest(self, part: Part, number: int, sites: Sequence[Site]) -> Harvested:
+        known = None if self.harvester.is_before(part, number) else self._nearest_text(part, number)
+        return self.harvester.harvest(part, number, self.extent.count(part, number), sites, known)
 
-    def _nearest_text(self, part: Part, number: int) -> tuple[int, dict[str, Any]] | None:
-        """The latest shard, up to this one, that a store knows the text's position before, and that position."""
+    def _nearest_text(self, part: Part, number: int) -> TextPosition | None:
+        """Return the nearest position at or before the beginning of a shard that a store knows."""
         for earlier in range(number - 1, -1, -1):
             for store in self._stores.values():
                 text = store.text_after(part, earlier)
                 if text is not None:
-                    return earlier + 1, text
+                    return TextPosition(earlier + 1, text)
         return None
 
     def _discard_damaged(self, store: ActivationStore, part: Part, number: int) -> None:
         with store.lock(part, number) as ours:
             if ours:
                 try:
-                    # Another process may have mended it meanwhile.
+                    # Another process may have harvested it again meanwhile.
                     store.read(part, number)
                 except DamagedShard as damage:
                     log.warning("%s; it is harvested again", damage)
@@ -351,31 +224,17 @@ class Shards:
 
 
 class _Waiting:
-    """Sleeps a moment at a time, and says now and then what for."""
+    """Sleeps a moment at a time, and logs now and then what for."""
 
-    def __init__(self, shards: Shards):
-        self._shards, self._said = shards, float("-inf")
+    def __init__(self, reader: ShardReader):
+        self._reader, self._logged = reader, float("-inf")
 
     def a_moment(self, part: Part, number: int) -> None:
-        if time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
-            self._said = time.monotonic()
+        if time.monotonic() - self._logged >= SECONDS_BETWEEN_LINES:
+            self._logged = time.monotonic()
             log.info(
                 "waiting for the process that harvests %s: %s shard %d of %d",
-                self._shards.site, part.value, number + 1, self._shards.extent.shards(part),
+                self._reader.site, part.value, number + 1, self._reader.extent.shards(part),
             )  # fmt: skip
         time.sleep(_SECONDS_BETWEEN_LOOKS)
-        self._shards.harvester.beat()
-
-
-def _beginning(shard: Shard, part: Part, number: int, count: int) -> Shard:
-    """The first `count` vectors of the text in a shard, in the order in which a shard of just those would be."""
-    if len(shard) <= count:
-        return shard
-    places = torch.argsort(order_in_shard(part, number, len(shard)))
-    rows = places[order_in_shard(part, number, count)]
-    return Shard(
-        activations=shard.activations[rows],
-        tokens=shard.tokens[rows],
-        documents=shard.documents[rows],
-        labels=None if shard.labels is None else shard.labels[rows],
-    )
+        self._reader.harvester.beat()

@@ -1,11 +1,20 @@
-"""A source of training vectors: what everything after it may know of where they come from."""
+"""A source of training vectors: the one interface by which training and evaluation know where vectors come from."""
 
-from collections.abc import Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from fsae.language_models.settings import ModelSettings
+from fsae.language_models.sites import Site
+from fsae.ranges import SEED, Ranged
+from fsae.sources.documents import DatasetSettings
 
 
 class Batch(NamedTuple):
@@ -49,6 +58,73 @@ class Source(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Everything that a run asks of its source, besides the source's own settings.
+
+    Attributes:
+        model, site, dataset: where a language model's activations come from; None if the source has no language model.
+        training_samples: how many samples training takes; 0 if there is no training.
+        held_out_samples: how many samples the evaluation takes.
+        stores: the folder of all activation stores.
+        harvest: whether the run only fills the store.
+        spliced: whether the evaluation puts reconstructions back into the language model.
+    """
+
+    model: ModelSettings | None = None
+    site: Site | None = None
+    dataset: DatasetSettings | None = None
+    training_samples: int
+    held_out_samples: int
+    stores: Path
+    harvest: bool = False
+    spliced: bool = False
+
+    def text(self) -> tuple[ModelSettings, Site, DatasetSettings]:
+        """Return model, site and data set of a source that reads a language model."""
+        assert self.model is not None, "the source reads a language model"
+        assert self.site is not None
+        assert self.dataset is not None
+        return self.model, self.site, self.dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSettings(Ranged, ABC, group="source"):
+    """Base class of all source settings: the settings of a source know how to open it.
+
+    Attributes:
+        seed: decides the order of the vectors in training, and everything else that the source draws. Runs that share
+            it, and the other settings of the stream, see the same batches.
+    """
+
+    seed: int = field(default=0, metadata=SEED)
+
+    @abstractmethod
+    def open(self, request: Request, heartbeat: Callable[[], None]) -> AbstractContextManager["Source"]:
+        """Open the source for a run, or for several runs that share its stream.
+
+        Args:
+            request: what the run asks of it.
+            heartbeat: called between units of long work; may raise to stop the work.
+
+        Raises:
+            ValueError: something that the settings name does not exist or cannot be read.
+            OSError: the disk has no room for what must be kept.
+        """
+
+    def width(self) -> int | None:
+        """Return the width of the vectors if it is known before the source is opened."""
+        return None
+
+    def identity(self) -> dict[str, str]:
+        """Return what distinguishes the files that the source reads; empty if it reads none."""
+        return {}
+
+    def stream_key(self, request: Request) -> Hashable:
+        """Return what the requests of two runs must have in common for both to read one opened source."""
+        return self
 
 
 def in_batches(parts: Iterable[Float[Tensor, "part d_in"]], size: int) -> Iterator[Float[Tensor, "batch d_in"]]:

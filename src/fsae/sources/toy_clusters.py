@@ -25,11 +25,10 @@ class ToyClustersSettings(InMemorySettings):
 
     points: int = field(default=100, metadata=between(least=3, most=10**9, meaning="points of three clusters"))
 
-    @property
-    def d_in(self) -> int:
+    def width(self) -> int:
         return 2
 
-    def open(self, device: torch.device) -> InMemorySource:
+    def source(self, device: torch.device) -> InMemorySource:
         train, held_out = (self._draw(part, count) for part, count in (("train", self.points), ("held out", _HELD_OUT)))
         return InMemorySource(train, held_out, self.seed, device)
 

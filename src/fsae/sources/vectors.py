@@ -17,21 +17,20 @@ class VectorsSettings(InMemorySettings):
     """What is known of vectors that a caller hands over, so that a run's records can name it.
 
     Attributes:
-        width: number of dimensions.
+        d_in: width of the vectors.
         held_out: share of the vectors, the last ones, that is held out.
     """
 
-    width: int = field(metadata=between(least=1, most=2**28, meaning="a number of dimensions"))
+    d_in: int = field(metadata=between(least=1, most=2**28, meaning="a number of dimensions"))
     held_out: float = field(default=0.1, metadata=INNER_SHARE)
 
-    @property
-    def d_in(self) -> int:
-        return self.width
+    def width(self) -> int:
+        return self.d_in
 
-    def open(self, device: torch.device) -> InMemorySource:
+    def source(self, device: torch.device) -> InMemorySource:
         raise ValueError("these vectors were in a Python process's memory; call fsae.train with them again")
 
-    def source(self, vectors: Float[Tensor, "vectors d_in"], device: torch.device) -> InMemorySource:
+    def stream(self, vectors: Float[Tensor, "vectors d_in"], device: torch.device) -> InMemorySource:
         """Return a stream of the vectors, of which the last ones are held out."""
         held_out = round(self.held_out * len(vectors))
         # A variance needs two.

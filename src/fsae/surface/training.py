@@ -88,8 +88,8 @@ def train(
         KeyboardInterrupt: Ctrl-C; with a folder, the state is saved first.
     """
     joined = as_vectors(vectors, "vectors")
-    of_vectors = VectorsSettings(seed=seed, width=joined.shape[1], held_out=held_out)
-    source = of_vectors.source(joined, _device(device))
+    of_vectors = VectorsSettings(seed=seed, d_in=joined.shape[1], held_out=held_out)
+    source = of_vectors.stream(joined, _device(device))
     chosen = _settings(of_vectors, arch, loss, penalty, trainer, seed, samples, batch_size, overrides, settings)
     if folder is None:
         dictionary, _ = _trained(chosen, source, None, _Unrecorded(), None, Interruption())

@@ -23,8 +23,9 @@ from filelock import FileLock
 
 from fsae.credentials import concealed, without_password
 from fsae.evaluation.results import MEANINGS
+from fsae.files import write_json
 from fsae.outputs.metric_log import MetricRecord, read_metrics
-from fsae.outputs.run_folder import RunFolder, write_json
+from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import RunState, RunStatus, read_status
 from fsae.tracking.server import artifact_root, open_client, python_command, run_link, shell_command
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlencode
 
 from fsae.credentials import VARIABLE, for_client, split_address, with_password, without_password
+from fsae.files import replacing
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -173,12 +174,12 @@ def create_database(path: Path) -> None:
     with FileLock(f"{path}.lock"):
         if path.exists():
             return
-        beside = path.with_name(path.name + ".new")
-        beside.unlink(missing_ok=True)
-        # SQLite would create the file without write permission for the group, whatever the umask allows.
-        beside.touch()
-        MlflowClient(tracking_uri=_sqlite_uri(beside)).search_experiments(max_results=1)
-        beside.replace(path)
+        with replacing(path) as unfinished:
+            # A killed process may have left half of one.
+            unfinished.unlink(missing_ok=True)
+            # SQLite would create the file without write permission for the group, whatever the umask allows.
+            unfinished.touch()
+            MlflowClient(tracking_uri=_sqlite_uri(unfinished)).search_experiments(max_results=1)
 
 
 def _ui_address(uri: str) -> str:

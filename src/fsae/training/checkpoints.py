@@ -1,12 +1,14 @@
-"""Checkpoints of a run: one file, replaced whole, so that a kill at any moment leaves a good one."""
+"""Checkpoints of a run: one file, replaced as a whole, so that a kill at any moment leaves a good one."""
 
-import hashlib
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from fsae.files import digest_of, replacing
+
+# Raise it whenever the contents of the state change: then a checkpoint of another version is refused with a sentence.
+FORMAT = 2
 
 
 class Checkpoints:
@@ -14,8 +16,8 @@ class Checkpoints:
 
     Args:
         folder: the run's `checkpoints/`.
-        config: flattened settings that decide what is trained; kept in the file and compared on loading.
-        data: what is behind those of the settings that name files: which weights, which text. Kept and compared, too.
+        config: flattened settings that decide the numbers; saved with the state and compared on loading.
+        data: identities of the files that settings name, such as weights and text; saved and compared, too.
     """
 
     def __init__(self, folder: Path, config: dict[str, str], data: dict[str, str]):
@@ -25,50 +27,53 @@ class Checkpoints:
 
     @property
     def data_digest(self) -> str:
-        """Eight hexadecimal digits that stand for the data."""
-        return hashlib.sha256(json.dumps(self._data, sort_keys=True).encode()).hexdigest()[:8]
+        """The identity of the data, as eight hexadecimal digits."""
+        return digest_of(self._data)
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write aside, flush to the disk, rename.
+        """Replace the last checkpoint by this state.
 
         Raises:
             OSError: no space is left; the last checkpoint is untouched.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self.path.with_suffix(".partial")
         try:
-            with aside.open("wb") as file:
-                torch.save({"config": self._config, "data": self._data, "state": state}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(self.path)
+            with replacing(self.path) as unfinished, unfinished.open("wb") as file:
+                torch.save({"format": FORMAT, "config": self._config, "data": self._data, "state": state}, file)
         except (OSError, RuntimeError) as error:
-            aside.unlink(missing_ok=True)
-            # torch's zip writer turns a write that failed into a RuntimeError; others are not the disk's.
+            # The zip writer of torch raises a RuntimeError for a failed write; other RuntimeErrors have other causes.
             reason = error if isinstance(error, OSError) else error.__context__
             if not isinstance(reason, OSError):
                 raise
             raise OSError(
                 f"cannot write the checkpoint {self.path}: {reason}; the last one is untouched. Free space on that "
-                "disk and start the same command again, it goes on from there"
+                "disk and start the same command again; it resumes from the last one"
             ) from error
 
     def load(self) -> dict[str, Any] | None:
-        """The saved state, or None where there is none.
+        """Return the saved state, or None if there is no checkpoint.
 
         Raises:
-            ValueError: the file is damaged, was made under other settings or on other data.
+            ValueError: the file is damaged, has another format, or belongs to other settings or other data.
         """
         if not self.path.exists():
             return None
         try:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
-            config, data, state = saved["config"], saved["data"], saved["state"]
+            # The first format had no number.
+            found = saved.get("format", 1)
+            if found == FORMAT:
+                config, data, state = saved["config"], saved["data"], saved["state"]
         except Exception as error:
             reason = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
             raise ValueError(
                 f"the checkpoint {self.path} is damaged ({reason}); delete it to start this run from the beginning"
             ) from error
+        if found != FORMAT:
+            raise ValueError(
+                f"the checkpoint {self.path} has format {found}, and this version of fsae reads format {FORMAT}; "
+                "finish the run with the version that began it, or delete the checkpoint to start from the beginning"
+            )
         keys = config.keys() | self._config.keys()
         differing = sorted(key for key in keys if config.get(key) != self._config.get(key))
         if differing:
@@ -88,6 +93,6 @@ class Checkpoints:
             )
             raise ValueError(
                 f"the checkpoint {self.path} was trained on other data; what these settings name has changed since:\n"
-                f"{lines}\nput it back, or start anew: delete the checkpoint, or give the run another `name`"
+                f"{lines}\nput it back; or start again: delete the checkpoint, or give the run another `name`"
             )
         return state

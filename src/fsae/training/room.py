@@ -7,7 +7,7 @@ import torch
 
 from fsae.autoencoders.fitted import FittedSettings
 from fsae.autoencoders.settings import AutoencoderSettings
-from fsae.memory import require_free
+from fsae.memory import FEWER_AUTOENCODERS, require_free
 
 # Raises ValueError if there is no room for autoencoders of these settings, for vectors of a width, on a device.
 RoomCheck = Callable[[Sequence[AutoencoderSettings], int, torch.device], None]
@@ -27,7 +27,7 @@ def check_moments(archs: Sequence[AutoencoderSettings], d_in: int, device: torch
         4 * 4 * weights,
         device,
         f"the weights of {len(archs)} autoencoder{'s' * (len(archs) > 1)}, and what Adam keeps of them,",
-        "lower arch.d_sae or arch.expansion",
+        f"lower arch.d_sae or arch.expansion, {FEWER_AUTOENCODERS}",
     )
 
 
@@ -45,7 +45,7 @@ def check_equations(archs: Sequence[AutoencoderSettings], d_in: int, device: tor
         sum(4 * 8 * d_sae * (d_sae + d_in) for d_sae in widths),
         device,
         f"trainer=pam and the equations of {len(widths)} decoders (d_sae {shown})",
-        "lower arch.d_sae",
+        f"lower arch.d_sae, {FEWER_AUTOENCODERS}",
     )
 
 
@@ -65,5 +65,5 @@ def check_second_moments(archs: Sequence[AutoencoderSettings], d_in: int, device
         8 * cells * (d_in + 1) ** 2,
         torch.device("cpu"),
         f"second moments of {cells} cells of width {d_in}",
-        "lower arch.d_sae or raise arch.rank, for fewer cells",
+        f"lower arch.d_sae or raise arch.rank, for fewer cells, {FEWER_AUTOENCODERS}",
     )

@@ -1,7 +1,8 @@
 """Synthetic data: features that are known, and a stream of samples of them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.ranges import SEED, Ranged, between
+from fsae.devices import any_device
+from fsae.ranges import between
 from fsae.seeds import generator_for
-from fsae.sources.source import Batch, in_batches
+from fsae.sources.source import Batch, Request, SourceSettings, in_batches
 from fsae.sparse.codes import Codes
 
 # Vectors that scale and biases are measured on.
@@ -37,26 +39,30 @@ class FeatureModel(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SyntheticSettings(Ranged, ABC, group="source"):
-    """What every synthetic source lets one choose.
+class SyntheticSettings(SourceSettings):
+    """Base class of the settings of sources that draw samples of known features.
 
     Attributes:
         d_in: width of the vectors.
-        features: how many there are.
-        seed: of the features and of all samples. Runs that share it see the same batches.
+        features: how many features there are.
     """
 
     d_in: int = field(metadata=between(least=1, most=2**20))
     features: int = field(metadata=between(least=1, most=2**28))
-    seed: int = field(default=0, metadata=SEED)
 
     @abstractmethod
     def model(self) -> FeatureModel:
         """The features, drawn."""
 
-    def open(self, device: torch.device) -> "SyntheticSource":
-        """Samples of them; batches are wanted on `device`."""
+    def width(self) -> int:
+        return self.d_in
+
+    def source(self, device: torch.device) -> "SyntheticSource":
+        """Draw the features; batches will be on `device`."""
         return SyntheticSource(self, device)
+
+    def open(self, request: Request, heartbeat: Callable[[], None]) -> AbstractContextManager["SyntheticSource"]:
+        return nullcontext(self.source(any_device()))
 
 
 class SyntheticSource:

@@ -1,18 +1,23 @@
-"""The device, dtype and batch size of a language model."""
+"""Devices: where a model or a source runs, in which dtype, and how many sequences at a time."""
 
 import torch
 
 from fsae.language_models.settings import Device, DType, ModelSettings
 
-# Tokens per forward pass. More tokens do not make a CPU faster. On a GPU the limit is memory: the logits of one token
-# over the largest vocabularies (256,000 in float32, twice if two models are compared) and the activations before them.
+# Tokens per forward pass. A CPU is no faster with more tokens. On a GPU each token is given enough memory for its
+# logits over the largest vocabularies (256,000 in float32, twice if two models are compared) and what leads to them.
 _TOKENS_ON_CPU = 1024
 _BYTES_PER_TOKEN = 2**22
 _MOST_TOKENS = 2**15
 
 
+def any_device() -> torch.device:
+    """Return the GPU if there is one, otherwise the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def device_of(settings: ModelSettings) -> torch.device:
-    """Return the device that the model runs on.
+    """Return the device that a language model runs on.
 
     Raises:
         ValueError: the settings ask for a GPU and there is none.
@@ -20,22 +25,22 @@ def device_of(settings: ModelSettings) -> torch.device:
     if settings.device is Device.cuda and not torch.cuda.is_available():
         raise ValueError("model.device is cuda, but PyTorch sees no GPU on this machine; use auto or cpu")
     if settings.device is Device.auto:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return any_device()
     return torch.device(settings.device.value)
 
 
 def dtype_of(settings: ModelSettings) -> torch.dtype:
-    """Return the dtype of the weights and activations; `auto` depends on the device."""
+    """Return the dtype of a language model's weights and activations; the device decides `auto`."""
     if settings.dtype is not DType.auto:
         return getattr(torch, settings.dtype.value)
     return torch.bfloat16 if _multiplies_in_bfloat16(device_of(settings)) else torch.float32
 
 
 def rows_at_once(settings: ModelSettings, context: int) -> int:
-    """Return the number of sequences of `context` tokens per forward pass.
+    """Return how many sequences of `context` tokens one forward pass takes.
 
-    It depends on the device's total memory, not on its free memory: rounding depends on this number, and so do the
-    activations that jobs on one machine share.
+    The number depends on the device's whole memory, not on its free memory: rounding depends on this number, and jobs
+    on one machine share activations only if they agree on it.
     """
     if settings.batch_size is not None:
         return settings.batch_size

@@ -1,11 +1,11 @@
-"""The dtype and the batch size of a language model, for devices that this machine may lack."""
+"""Devices, dtypes and rows per forward pass, also for devices that this machine does not have."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from fsae.language_models.device import device_of, dtype_of, rows_at_once
+from fsae.devices import device_of, dtype_of, rows_at_once
 from fsae.language_models.settings import Device, DType, ModelSettings, Package
 
 
@@ -15,7 +15,7 @@ def settings(**changes) -> ModelSettings:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch):
-    """A GPU that multiplies in bfloat16 and has so much memory, in GB."""
+    """Pretend that there is a GPU with so many GiB of memory."""
 
     def present(memory: float, bf16: bool = True) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -29,7 +29,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("tiles", [False, True])
 @pytest.mark.parametrize("avx512", [False, True])
-def test_a_cpu_runs_in_bfloat16_if_it_multiplies_in_it(avx512: bool, tiles: bool, monkeypatch: pytest.MonkeyPatch):
+def test_a_cpu_with_bfloat16_instructions_runs_in_bfloat16(avx512: bool, tiles: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
     on_cpu = settings(device=Device.cpu)
@@ -37,7 +37,7 @@ def test_a_cpu_runs_in_bfloat16_if_it_multiplies_in_it(avx512: bool, tiles: bool
     assert dtype_of(settings(device=Device.cpu, dtype=DType.float16)) is torch.float16
 
 
-def test_auto_chooses_the_gpu_and_its_dtype(gpu):
+def test_auto_takes_a_gpu_and_the_dtype_it_supports(gpu):
     gpu(80)
     assert device_of(settings()).type == "cuda"
     assert dtype_of(settings()) is torch.bfloat16

@@ -1,0 +1,71 @@
+"""Files that appear whole: written under a temporary name, flushed to the disk and renamed; JSON, and its digest."""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Ends the name of every file and folder that is still being written.
+UNFINISHED = ".partial"
+
+
+@contextmanager
+def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """Give a temporary path beside `path`; when the block ends, flush what was written there and rename it to `path`.
+
+    A reader, or a process that starts after a kill, finds the old file or the whole new one. A folder can be written in
+    the same way if `path` does not exist by the end of the block.
+
+    Args:
+        path: the file or folder to write.
+        shared: whether several processes may write it at the same time, each under a temporary name of its own.
+
+    Raises:
+        OSError: the disk is full or the folder is not writable; the old file is untouched.
+    """
+    own = f".{os.getpid()}-{time.monotonic_ns()}" if shared else ""
+    unfinished = path.with_name(f"{path.name}{own}{UNFINISHED}")
+    if unfinished.is_dir():
+        # A killed process left it.
+        shutil.rmtree(unfinished)
+    try:
+        yield unfinished
+        flush(unfinished)
+        unfinished.replace(path)
+    finally:
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished, ignore_errors=True)
+        else:
+            unfinished.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or every file directly in a folder, has reached the disk."""
+    for file in path.iterdir() if path.is_dir() else [path]:
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+
+
+def share_as_folder(path: Path) -> None:
+    """Give a file the read and write permissions of its folder: safetensors makes files for their owner only."""
+    path.chmod(path.parent.stat().st_mode & 0o666)
+
+
+def write_json(path: Path, content: Mapping[str, Any], *, shared: bool = False) -> None:
+    """Replace a file by `content` as JSON; see `replacing`.
+
+    Raises:
+        OSError: the disk is full or the folder is not writable; the old file is untouched.
+    """
+    with replacing(path, shared=shared) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """Return eight hexadecimal digits that identify `content`, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]

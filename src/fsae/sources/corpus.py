@@ -1,0 +1,93 @@
+"""A corpus: a language model and the text that it reads, each opened on first use."""
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from fsae.devices import rows_at_once
+from fsae.language_models.settings import ModelSettings
+from fsae.language_models.transformer_lens import TransformerLensModel, open_language_model
+from fsae.progress import working
+from fsae.sources.documents import DatasetSettings, open_documents
+from fsae.sources.shard import Part
+from fsae.sources.tokens import Block, PackedTokens
+
+
+class Corpus:
+    """The text of a data set in the tokens of a language model.
+
+    Args:
+        model_settings: the language model.
+        dataset: the documents, and how they become rows of tokens.
+
+    Attributes:
+        labelled: whether documents have labels.
+    """
+
+    def __init__(self, model_settings: ModelSettings, dataset: DatasetSettings):
+        self._model_settings, self._dataset = model_settings, dataset
+        self.labelled = dataset.label_column is not None
+
+    @cached_property
+    def model(self) -> TransformerLensModel:
+        """The language model, opened on first use."""
+        with working("opening the language model"):
+            return open_language_model(self._model_settings)
+
+    @cached_property
+    def prepends_bos(self) -> bool:
+        """Whether each row of text begins with a BOS; opens the language model."""
+        return self.text(Part.held_out).prepends_bos
+
+    def text(self, part: Part) -> PackedTokens:
+        """Open one part of the text at its beginning; training text repeats.
+
+        Raises:
+            ValueError: the documents cannot be read, or do not suit the language model.
+        """
+        dataset = self._dataset
+        return PackedTokens(
+            open_documents(dataset, part),
+            self.model,
+            rows=rows_at_once(self._model_settings, dataset.tokens_per_row),
+            context=dataset.tokens_per_row,
+            skip_positions=dataset.skip_positions,
+            exclude_special_tokens=dataset.exclude_special_tokens,
+            prepend_bos=dataset.prepend_bos,
+            repeat=part is Part.train,
+            exclude_tokens=dataset.exclude_tokens,
+            prefix=dataset.prefix,
+            chat_roles=dataset.chat_roles,
+        )
+
+    def held_out_positions(self, count: int, heartbeat: Callable[[], None]) -> int:
+        """Count the positions of held-out text that an evaluation can use, up to `count`.
+
+        Raises:
+            ValueError: the held-out part is empty or shorter than one row.
+        """
+        found = 0
+        for block in self.text(Part.held_out):
+            found += int(block.keep.sum())
+            heartbeat()
+            if found >= count:
+                break
+        return min(found, count)
+
+    def held_out_rows(self, count: int) -> tuple[Int[Tensor, "row context"], Bool[Tensor, "row context"]]:
+        """Return the first rows of held-out text that have at least `count` tokens together, or all rows.
+
+        Raises:
+            ValueError: the held-out part is empty or shorter than one row.
+        """
+        blocks: list[Block] = []
+        for block in self.text(Part.held_out):
+            blocks.append(block)
+            if sum(each.tokens.numel() for each in blocks) >= count:
+                break
+        tokens, keep = torch.cat([block.tokens for block in blocks]), torch.cat([block.keep for block in blocks])
+        rows = -(-count // tokens.shape[1])
+        return tokens[:rows], keep[:rows]

@@ -1,0 +1,295 @@
+"""Opening a language model's activations: the settings, and the way from them to a stream."""
+
+import logging
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
+from functools import partial
+from typing import Any
+
+from fsae.devices import device_of, dtype_of, rows_at_once
+from fsae.files import digest_of
+from fsae.language_models.identity import model_identity
+from fsae.language_models.settings import ModelSettings
+from fsae.language_models.shape import shape_of
+from fsae.language_models.sites import Site
+from fsae.ranges import COUNT, POSITIVE, between
+from fsae.sources.activation_store import ActivationStore, shard_bytes
+from fsae.sources.activations import SHARDS_IN_MEMORY, ActivationSource
+from fsae.sources.corpus import Corpus
+from fsae.sources.documents import DatasetSettings, dataset_identity, open_documents
+from fsae.sources.harvest import Harvester, require_memory
+from fsae.sources.room import Room
+from fsae.sources.shard import Extent, Part
+from fsae.sources.shard_reader import ShardReader
+from fsae.sources.source import Request, SourceSettings
+from fsae.sources.supply import Supply
+
+log = logging.getLogger(__name__)
+
+# With cache=auto a store takes at most this share of what the disk has left.
+_SHARE_OF_FREE_DISK = 0.5
+# Held-out positions that are counted at a run's beginning, to find out whether there are enough.
+_HELD_OUT_COUNTED = 100_000
+
+
+class Cache(Enum):
+    """Whether harvested activations are kept on disk.
+
+    Attributes:
+        auto: where there is room: at most half of what is free, and within `source.cache_gb`.
+        disk: always; a run that has no room for them is refused.
+        none: never.
+    """
+
+    auto = "auto"
+    disk = "disk"
+    none = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationSourceSettings(SourceSettings):
+    """Which activations are trained on, in which order, and where they are kept. What is kept decides no numbers.
+
+    Attributes:
+        tokens: distinct activations; training goes round them again, each time in a new order. Null for as many as
+            training takes.
+        shard_tokens: activations a shard. Two shards are in memory at a time, and the shuffle reaches through one.
+        cache: whether activations are kept on disk for other runs.
+        cache_gb: what the folder of all stores may take; null for no limit but the disk's.
+        also: other sites, "mlp_out.5", whose activations are kept from the same forward passes.
+        worker: a number that tells apart jobs which harvest together; it decides nothing.
+        max_norm_multiple: vectors whose norm is more than this many times the median are left out of training and
+            evaluation, and the splice leaves them as they are. Null keeps them. The store holds them either way.
+        max_norm: the limit itself, in the place of that multiple. Null for the multiple's, or in task=eval the one that
+            the autoencoder says (`max_activation_norm` in its cfg.json).
+
+    Raises:
+        ValueError: a number out of range, a site that does not read "name.layer", other sites without a cache.
+    """
+
+    tokens: int | None = field(default=None, metadata=COUNT)
+    shard_tokens: int = field(default=262_144, metadata=COUNT)
+    cache: Cache = Cache.auto
+    cache_gb: float | None = field(default=None, metadata=POSITIVE)
+    also: list[str] = field(default_factory=list)
+    worker: int = field(default=0, metadata=between(least=0, most=10**6))
+    max_norm_multiple: float | None = field(
+        default=10.0, metadata=between(above=1, most=10**9, meaning="a multiple of the median norm")
+    )
+    max_norm: float | None = field(default=None, metadata=between(above=0, most=1e12))
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.also and self.cache is Cache.none:
+            raise ValueError("source.also names sites to keep, and source.cache is none; use disk or auto")
+        self.other_sites()
+
+    def other_sites(self) -> list[Site]:
+        """`also`, read.
+
+        Raises:
+            ValueError: one does not read "name.layer".
+        """
+        try:
+            return [Site.parse(text) for text in self.also]
+        except ValueError as error:
+            raise ValueError(f"source.also: {error}") from None
+
+    def distinct_tokens(self, training_tokens: int) -> int:
+        """`tokens`, or what training takes."""
+        return training_tokens if self.tokens is None else self.tokens
+
+    def open(self, request: Request, heartbeat: Callable[[], None]) -> ActivationSource:
+        # A harvest that may not keep its activations has nothing to do.
+        return open_activations(replace(self, cache=Cache.disk) if request.harvest else self, request, heartbeat)
+
+    def stream_key(self, request: Request) -> Hashable:
+        model, site, dataset = request.text()
+        tokens = self.distinct_tokens(request.training_samples)
+        # Text for what holds lists, which cannot be part of a key.
+        limit = self.max_norm_multiple, self.max_norm
+        return model, site, repr(dataset), tokens, self.shard_tokens, self.seed, limit, tuple(self.also)
+
+
+def open_activations(
+    settings: ActivationSourceSettings, request: Request, heartbeat: Callable[[], None]
+) -> ActivationSource:
+    """Open the activations that the settings describe, and log where they come from and what they take.
+
+    The language model is opened only if something has to be harvested.
+
+    Args:
+        settings: which activations, in which order, and where they are kept.
+        request: what the run asks of them.
+        heartbeat: called after each forward pass; may raise to stop.
+
+    Raises:
+        ValueError: a model, data set or site that does not exist, a store of another format.
+        OSError: source.cache is disk and there is no room.
+    """
+    model, site, dataset = request.text()
+    sites = [site, *settings.other_sites()]
+    extent = Extent(
+        tokens={
+            Part.train: settings.distinct_tokens(request.training_samples) if request.training_samples else 0,
+            Part.held_out: request.held_out_samples,
+        },
+        shard_tokens=settings.shard_tokens,
+    )
+    stores = {} if settings.cache is Cache.none else _stores(settings, request, sites)
+    if not stores or any(next(store.missing(extent), None) for store in stores.values()):
+        _check_documents(dataset, extent)
+    corpus = Corpus(model, dataset)
+    shape = shape_of(model) or corpus.model.shape
+
+    def size(at: Site, count: int) -> int:
+        return shard_bytes(count, shape.width(at), dtype_of(model), corpus.labelled)
+
+    missing = sum(store.missing_bytes(extent, partial(size, at)) for at, store in stores.items())
+    room = _room_for(missing, settings, request) if stores else None
+    harvester = Harvester(corpus, settings.shard_tokens, heartbeat)
+    reader = ShardReader(harvester, site, stores, extent, room)
+    in_store = bool(stores) and missing == 0
+    if in_store:
+        log.info(
+            "activations from the store, nothing harvested: %s to train on and %s held out, %.3g GB in %s",
+            f"{extent.tokens[Part.train]:,}", f"{request.held_out_samples:,}",
+            stores[site].bytes() / 1e9, stores[site].folder,
+        )  # fmt: skip
+        counted, held_out = request.held_out_samples, reader.held_out_count() or 0
+    else:
+        largest = min(settings.shard_tokens, max(extent.tokens.values()))
+        require_memory(largest, shape.width(site), dtype_of(model), max(1, len(stores)))
+        _check_sites(corpus, sites, spliced=request.spliced)
+        counted = min(request.held_out_samples, _HELD_OUT_COUNTED)
+        held_out = _held_out_positions(harvester, counted, dataset)
+        if room is None:
+            _log_memory(extent, partial(size, site), request.training_samples)
+    source = ActivationSource(
+        reader,
+        # The width as it was read, if the model is open: a config.json may leave out the width of heads.
+        d_in=shape.width(site) if in_store else corpus.model.width(site),
+        seed=settings.seed,
+        training_tokens=request.training_samples,
+        device=device_of(model),
+        passes=_passes(model, dataset),
+        max_norm_multiple=settings.max_norm_multiple,
+        max_norm=settings.max_norm,
+    )
+    supply = Supply(
+        held_out=held_out if held_out < counted else request.held_out_samples,
+        held_out_wanted=request.held_out_samples,
+        distinct=source.distinct(request.training_samples) if in_store else None,
+        wanted=source.wanted(request.training_samples),
+    )
+    for sentence in supply.shortages():
+        log.warning("%s", sentence)
+    return source
+
+
+def _stores(settings: ActivationSourceSettings, request: Request, sites: Sequence[Site]) -> dict[Site, ActivationStore]:
+    """Open the store of each site, whether or not it exists yet."""
+    model, _, dataset = request.text()
+    shared = _content(model, dataset, settings.shard_tokens)
+    stores = {}
+    for site in dict.fromkeys(sites):
+        content = shared | {"site": str(site)}
+        name = f"{model.name}-{site}-{dataset.name}-{digest_of(content)}"
+        stores[site] = ActivationStore(request.stores / name, content)
+    return stores
+
+
+def _content(model: ModelSettings, dataset: DatasetSettings, shard_tokens: int) -> dict[str, Any]:
+    """Return everything that determines the vectors of a store, besides the site.
+
+    The number of tokens is not part of it, as shards do not depend on how many there are. The rows of a forward pass
+    are: they decide where a shard ends, and the last bits of its vectors.
+    """
+    text = {
+        name: value.name if isinstance(value, Enum) else value
+        for name, value in asdict(dataset).items()
+        if name not in ("path", "context", "max_invalid_rows") and not (name == "prepend_bos" and value is None)
+    }
+    text["context"] = dataset.tokens_per_row
+    return {
+        "model": model_identity(model),
+        **_passes(model, dataset),
+        "dataset": text | dataset_identity(dataset),
+        "shard_tokens": shard_tokens,
+    }
+
+
+def _passes(model: ModelSettings, dataset: DatasetSettings) -> dict[str, Any]:
+    return {
+        "dtype": str(dtype_of(model)).removeprefix("torch."),
+        "rows": rows_at_once(model, dataset.tokens_per_row),
+    }
+
+
+def _check_documents(dataset: DatasetSettings, extent: Extent) -> None:
+    """Read one document of each part that is wanted, before the language model is opened, which may take minutes."""
+    for part in [Part.train, Part.held_out] if extent.tokens[Part.train] else [Part.held_out]:
+        next(open_documents(dataset, part))
+
+
+def _check_sites(corpus: Corpus, sites: Sequence[Site], *, spliced: bool) -> None:
+    """Raise ValueError if the language model cannot be read or spliced at the sites: before the hours of training."""
+    for site in sites:
+        corpus.model.check_site(site)
+    if spliced:
+        corpus.model.check_splice(sites[0])
+
+
+def _held_out_positions(harvester: Harvester, count: int, dataset: DatasetSettings) -> int:
+    """Count the held-out positions, up to `count`; a ValueError if there are none."""
+    found = harvester.corpus.held_out_positions(count, harvester.beat)
+    if found == 0:
+        raise ValueError(
+            f"data set {dataset.name}: its held-out text has no position to evaluate on; give it more text, or "
+            f"raise dataset.held_out, which is {dataset.held_out}"
+        )
+    return found
+
+
+def _room_for(missing: int, settings: ActivationSourceSettings, request: Request) -> Room | None:
+    """Return the room for the bytes that are missing from the stores, or None if they are not to be kept; log which.
+
+    Raises:
+        OSError: they must be kept, and there is no room.
+    """
+    room = Room(folder=request.stores, limit_gb=settings.cache_gb, required=settings.cache is Cache.disk)
+    if missing == 0:
+        return room
+    reason = None
+    try:
+        room.require(missing)
+        if settings.cache is Cache.auto and missing > _SHARE_OF_FREE_DISK * room.free():
+            reason = f"that is more than half of the {room.free() / 1e9:.3g} GB that are free"
+    except OSError as error:
+        if room.required:
+            raise OSError(
+                f"{error.strerror}: free space (`python -m fsae.store list` says what takes it) or lower "
+                "source.tokens; source.cache=none trains without keeping them"
+            ) from None
+        reason = error.strerror
+    if reason is not None:
+        log.warning("%.3g GB of activations are not kept: %s", missing / 1e9, reason)
+        return None
+    log.info(
+        "%.3g GB of activations will be written to %s, where %.3g GB are free",
+        missing / 1e9, room.folder, room.free() / 1e9,
+    )  # fmt: skip
+    return room
+
+
+def _log_memory(extent: Extent, size: Callable[[int], int], training_tokens: int) -> None:
+    shards, tokens = extent.shards(Part.train), extent.tokens[Part.train]
+    at_a_time = min(shards, SHARDS_IN_MEMORY) * size(extent.count(Part.train, 0))
+    log.info("activations are harvested into memory: at most %.3g GB at a time", at_a_time / 1e9)
+    if training_tokens > tokens and shards > SHARDS_IN_MEMORY:
+        log.warning(
+            "training goes %.1f times round %d shards, of which memory holds %d: they are harvested again each time; "
+            "use source.cache=disk, fewer source.tokens, or larger shards",
+            training_tokens / tokens, shards, SHARDS_IN_MEMORY,
+        )  # fmt: skip

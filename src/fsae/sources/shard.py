@@ -1,0 +1,82 @@
+"""Shards: the unit in which activations are harvested, stored and read."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class Part(Enum):
+    """The two parts of every data set; a document's content alone decides which part it is in."""
+
+    train = "train"
+    held_out = "held_out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """How many vectors a run wants of each part, and how they are divided into shards.
+
+    Attributes:
+        tokens: vectors of each part.
+        shard_tokens: vectors per shard; the last shard of a part may have fewer.
+    """
+
+    tokens: dict[Part, int]
+    shard_tokens: int
+
+    def shards(self, part: Part) -> int:
+        """Return how many shards a part has."""
+        return -(-self.tokens[part] // self.shard_tokens)
+
+    def count(self, part: Part, number: int) -> int:
+        """Return how many vectors a shard has."""
+        return min(self.shard_tokens, self.tokens[part] - number * self.shard_tokens)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Shard:
+    """Activations at one site, and where in the text each vector is from.
+
+    Training and evaluation read the activations alone. The other columns are kept for the latents' contexts and
+    labels: no reader needs them yet, and a store that lacked them would have to be harvested again.
+
+    Attributes:
+        activations: raw, in the language model's dtype.
+        tokens: the token id at the position of each vector.
+        documents: the number of the document in its part, counted from 0.
+        labels: the label of that document; None if the data set has no labels.
+    """
+
+    activations: Float[Tensor, "vectors d_in"]
+    tokens: Int[Tensor, " vectors"]
+    documents: Int[Tensor, " vectors"]
+    labels: Int[Tensor, " vectors"] | None
+
+    def __len__(self) -> int:
+        return len(self.activations)
+
+    def beginning(self, part: Part, number: int, count: int) -> "Shard":
+        """Return what shard `number` of a part would be if it had `count` vectors only: the first ones in the text."""
+        if len(self) <= count:
+            return self
+        places = torch.argsort(order_in_shard(part, number, len(self)))
+        rows = places[order_in_shard(part, number, count)]
+        return Shard(
+            activations=self.activations[rows],
+            tokens=self.tokens[rows],
+            documents=self.documents[rows],
+            labels=None if self.labels is None else self.labels[rows],
+        )
+
+
+def order_in_shard(part: Part, number: int, count: int) -> Int[Tensor, " count"]:
+    """Return, for each row of a shard, its place in the shard's text.
+
+    Training shards are shuffled across documents; held-out shards keep the order of the text.
+    """
+    if part is Part.held_out:
+        return torch.arange(count)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(number))

@@ -1,0 +1,72 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from fsae.files import digest_of, replacing, share_as_folder, write_json
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path):
+    path = tmp_path / "results.json"
+    write_json(path, {"eval/fvu": 0.1})
+    # A real full disk: nothing fits on this device.
+    (tmp_path / "results.json.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        write_json(path, {"eval/fvu": 0.2})
+    assert json.loads(path.read_text()) == {"eval/fvu": 0.1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_not_replaced_before_the_block_ends(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with replacing(path) as unfinished:
+        unfinished.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_replaces_what_a_killed_process_left_of_it(tmp_path: Path):
+    (tmp_path / "model.partial").mkdir()
+    (tmp_path / "model.partial" / "half.bin").write_text("")
+    with replacing(tmp_path / "model") as unfinished:
+        unfinished.mkdir()
+        (unfinished / "whole.bin").write_text("")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.bin")] == ["model/whole.bin"]
+
+
+def test_an_error_leaves_no_folder(tmp_path: Path):
+    def write() -> None:
+        with replacing(tmp_path / "model") as unfinished:
+            unfinished.mkdir()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write()
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_processes_write_one_shared_file_under_names_of_their_own(tmp_path: Path):
+    path = tmp_path / "store.json"
+    with replacing(path, shared=True) as first, replacing(path, shared=True) as second:
+        first.write_text("first")
+        second.write_text("second")
+        assert first != second
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_shared_file_has_the_permissions_of_its_folder(tmp_path: Path):
+    tmp_path.chmod(0o750)
+    file = tmp_path / "weights"
+    file.touch(mode=0o600)
+    share_as_folder(file)
+    assert file.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_digest_identifies_the_whole_content():
+    content = {"model": {"package": "tiny", "version": "1"}, "site": "resid_mid.1"}
+    assert digest_of(content) == digest_of(dict(reversed(content.items())))
+    assert digest_of(content) != digest_of(content | {"site": "resid_mid.2"})
+    assert len(digest_of(content)) == 8
