@@ -24,6 +24,7 @@ _FILES = {
     "CITATION.cff": "CITATION.cff",
 }
 
+_INCLUDED = re.compile(r'^--8<-- "(.*)"$', re.MULTILINE)
 _LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)\s]+)(\))")
 
 
@@ -70,7 +71,7 @@ def page_paths() -> dict[str, str]:
 
 
 def page_text(source: str) -> str:
-    """Return the Markdown of a page: its file's, with links between pages and the tables of the import law."""
+    """Return the Markdown of a page: its file with included files, links between pages and the import law in place."""
     path = REPOSITORY / source
     markdown = notebook_text(path) if path.suffix == ".ipynb" else path.read_text()
     return (
