@@ -1,4 +1,4 @@
-"""Runs sae_lens on files: the tests in this folder start it with sae_lens' own Python, and never import it.
+"""sae_lens' side of the tests in this folder: they run it with sae_lens' own Python and never import it.
 
 sae_lens_side.py reconstruct INPUTS OUT FOLDER...     open each folder; codes and reconstructions of INPUTS' x
 sae_lens_side.py make INPUTS OUT                      make and save one SAE of every kind, with the same outputs
@@ -88,7 +88,7 @@ class TokenStore:
 
 
 def evaluate(model_folder: str, *folders: str) -> None:
-    """Write FOLDER/theirs.json: sae_lens' numbers for FOLDER/sae on the tokens in FOLDER/tokens.safetensors."""
+    """Write sae_lens' numbers for FOLDER/sae on the tokens in FOLDER/tokens.safetensors, as `FOLDER/theirs.json`."""
     from transformer_lens.model_bridge import TransformerBridge
 
     model = TransformerBridge.boot_transformers(model_folder, device="cpu", dtype=torch.float32)

@@ -74,7 +74,7 @@ def opened(sae_lens, inputs, tmp_path_factory) -> dict[str, dict]:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_sae_lens_opens_ours(opened, name):
+def test_sae_lens_opens_an_export(opened, name):
     expected, found = opened[name]["expected"], opened[name]["found"]
     assert relative_error(found["reconstruction"], expected["reconstruction"]) < 1e-5
     assert relative_error(found["codes"], expected["codes"]) < 1e-5
@@ -102,7 +102,7 @@ def made(sae_lens, inputs, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("kind", THEIRS)
-def test_we_open_theirs(made, inputs, kind):
+def test_fsae_opens_an_sae_of_sae_lens(made, inputs, kind):
     autoencoder = load_saelens(made / kind)
     assert type(autoencoder.settings) is ARCHITECTURES[THEIRS[kind]].settings
     expected = load_file(made / f"{kind}.safetensors")

@@ -55,7 +55,7 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def evaluated(sae_lens, tmp_path_factory) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """fsae's numbers and sae_lens' for every case."""
+    """Return the numbers of fsae and of sae_lens for every case."""
     root = tmp_path_factory.mktemp("cases")
     write_folder(root / "model")
     model = open_language_model(ModelSettings(path=str(root / "model"), dtype=DType.float32))
