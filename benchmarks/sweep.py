@@ -87,7 +87,7 @@ def ours(options: argparse.Namespace, *overrides: str, jobs: int = JOBS) -> Timi
                 f"arch.d_sae={options.d_sae}",
                 f"trainer.samples={options.tokens}", f"trainer.batch_size={options.batch}",
                 f"source.tokens={options.tokens}",
-                "eval.splice_tokens=0",
+                "eval=[vectors]",
             ],
             outputs,
         )  # fmt: skip

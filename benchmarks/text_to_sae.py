@@ -70,7 +70,7 @@ def ours(options: argparse.Namespace, precision: Precision, dtype: str) -> float
                 f"arch={options.arch}", sparsity, f"arch.d_sae={options.d_sae}",
                 "site=resid_post", f"site.layer={options.layer}",
                 f"trainer.samples={options.tokens}", f"trainer.batch_size={options.batch}",
-                f"trainer.precision={precision.value}", "eval.splice_tokens=0",
+                f"trainer.precision={precision.value}", "eval=[vectors]",
                 "source.tokens=null", "source.cache=none",
             ],
             outputs,

@@ -12,9 +12,10 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from fsae.evaluation.results import MEANINGS
+
 import fsae
 from fsae.configuration.schema import RunSettings, schemas
-from fsae.evaluation.results import MEANINGS
 from fsae.ranges import range_of, written
 
 REPOSITORY = Path(__file__).parents[1]

@@ -38,8 +38,8 @@ LAYERS = [
     {"losses"},
     {"couplings"},
     {"sources", "export"},
-    {"evaluation"},
     {"outputs"},
+    {"evaluation"},
     {"training"},
     {"tracking"},
     {"configuration"},
@@ -48,12 +48,12 @@ LAYERS = [
     {"sweeps"},
     {"commands"},
     {"__main__"},
-    {"run", "report", "resume", "store", "sync"},
+    {"run", "evaluate", "report", "resume", "store", "sync"},
 ]
 # Outside the layers: it reads what runs leave behind, through the readers of tracking, and knows no torch.
 APART = "analysis"
 # Who has it make pictures and pages.
-SHOWING = ("runs", "surface.collection", "sweeps", "commands.report")
+SHOWING = ("evaluation", "runs", "surface.collection", "sweeps", "commands.report")
 
 # Where a foreign package may be imported at all; a folder ends with a dot.
 HOMES = {

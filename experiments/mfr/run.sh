@@ -31,7 +31,7 @@ arm smollm2/weights $smollm2 population.mutual.weight=0,4,300
 arm smollm2/shuffled $smollm2 population.mutual.weight=4 population.mutual.shuffled=true
 arm smollm2/longer $smollm2 $alone trainer.samples=1_500_000
 arm smollm2_released/weights $smollm2 $released trainer.samples=150_000
-arm smollm2_random/weights $smollm2 model.weights=random eval.splice_tokens=0 trainer.samples=150_000 \
+arm smollm2_random/weights $smollm2 model.weights=random "eval=[vectors,agreement]" trainer.samples=150_000 \
     population.mutual.weight=0,4,300
 
 # EEG: five members; the window itself, and the clean window from a noisy one, for which MFR's weight is half of 768.

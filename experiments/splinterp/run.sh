@@ -104,7 +104,7 @@ arm between/local_pca $fitted arch=local_pca arch.rank=5,15 arch.d_sae=48,240,96
 arm between/pca $fitted arch=pca arch.d_sae=5,15,64,256
 arm between/sgd experiment=splines/sgd_mnist_small "source.path=$digits" trainer.samples=180_000 arch.d_sae=64,256,1024 arch.k=5,15 \
     $repaired
-arm geometry/mnist experiment=splines/sgd_mnist_small "source.path=$digits" trainer.samples=90_000 eval=geometry $repaired
+arm geometry/mnist experiment=splines/sgd_mnist_small "source.path=$digits" trainer.samples=90_000 "eval=[vectors,geometry]" $repaired
 
 # SmolLM2-135M-Instruct (Q4_1), all tokens, without SplInterp's costs to move, with a rate that falls to zero and clipping
 # for both methods: learning rates and ReLU; then, each at its best rate, the number of tokens (PAM with and without a cost
@@ -130,8 +130,8 @@ for epochs in 2 10; do
 done
 arm smollm2_alone/25/sgd experiment=splines/sgd_smollm2_small source.tokens=25_600 trainer.samples=640_000 launcher=local \
     trainer.log_every=20 $falling
-arm geometry/smollm2 experiment=splines/sgd_smollm2_small source.tokens=25_600 trainer.samples=128_000 eval=geometry $falling
+arm geometry/smollm2 experiment=splines/sgd_smollm2_small source.tokens=25_600 trainer.samples=128_000 "eval=[vectors,splice,geometry]" $falling
 # As released: PAM's clipping, costs, a constant rate, and the last token of each row.
 pam_only=
 smollm2 smollm2_released 100 10
-smollm2 smollm2_last 15 20 dataset.skip_positions=127 eval.splice_tokens=0 eval.tokens=1_000
+smollm2 smollm2_last 15 20 dataset.skip_positions=127 "eval=[vectors]" suite.samples=1_000

@@ -2,7 +2,7 @@
 
 from hydra.core.config_store import ConfigStore
 
-from fsae.sweeps import joblib_launcher, packed_launcher, ray_launcher, remaining, slurm_launcher
+from fsae.sweeps import finished, joblib_launcher, packed_launcher, ray_launcher, remaining, slurm_launcher
 
 
 class JoblibLauncher(joblib_launcher.JoblibLauncher):
@@ -25,6 +25,10 @@ class RemainingJobs(remaining.RemainingJobs):
     """See `fsae.sweeps.remaining`."""
 
 
+class FinishedRuns(finished.FinishedRuns):
+    """See `fsae.sweeps.finished`."""
+
+
 store = ConfigStore.instance()
 for name, settings in (
     ("joblib", joblib_launcher.JoblibSettings),
@@ -35,3 +39,4 @@ for name, settings in (
     store.store(group="hydra/launcher", name=f"fsae_{name}", node=settings)
 # Without a schema: the settings of the sweep's own sweeper may be left in it.
 store.store(group="hydra/sweeper", name="remaining", node={"_target_": "hydra_plugins.fsae.RemainingJobs"})
+store.store(group="hydra/sweeper", name="finished", node={"_target_": "hydra_plugins.fsae.FinishedRuns", "folders": []})

@@ -14,6 +14,7 @@ from fsae.outputs.metric_log import MetricLog
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import Failure, RunState, mark
 from fsae.tracking.mlflow_upload import describe_run
+from tests.evaluation.meanings import MEANINGS
 
 # Active latents at sparsity weight 1 without a penalty; the weight divides it.
 L0 = {"standard": 90.0, "gated": 60.0, "jumprelu": 40.0}
@@ -67,7 +68,9 @@ def write_run(
     )
     mark(folder, RunState.running)
     if results is not None:
-        write_json(RunFolder(folder).results, results)
+        names = {name.removeprefix("eval/") for name in results}
+        meanings = {f"eval/{name}": meaning.as_json() for name, meaning in MEANINGS.items() if name in names}
+        write_json(RunFolder(folder).results, {**results, "meanings": meanings})
         log = MetricLog(RunFolder(folder).metrics)
         log.append({name: math.nan if x is None else x for name, x in results.items() if name.startswith("eval/")}, 100)
         log.close()

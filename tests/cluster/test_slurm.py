@@ -14,7 +14,7 @@ from tests.sweeps.sweeps import SHORT, assert_equal_runs, begun, ended, is_train
 SLURM = ("launcher=slurm", "hydra.launcher.timeout_min=20", "hydra.launcher.cpus_per_task=1")
 
 # Training takes some ten seconds, so that jobs can be disturbed during it.
-LONG = ("debug=tiny", "eval.splice_tokens=0", "trainer.checkpoint_seconds=1", "trainer.samples=800_000")
+LONG = ("debug=tiny", "eval=[vectors]", "trainer.checkpoint_seconds=1", "trainer.samples=800_000")
 
 
 def job_id(folder: Path) -> str:

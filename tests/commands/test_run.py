@@ -28,7 +28,7 @@ from tests.composition import run_folder
 from tests.processes import environment, finished, start, wait_until
 from tests.training.runs import differences
 
-TINY = ("debug=tiny", "eval.splice_tokens=128")
+TINY = ("debug=tiny", "eval.splice.tokens=128")
 
 
 @dataclass
@@ -351,7 +351,7 @@ def test_help_and_refusals_are_fast_and_import_nothing_slow(arguments: list[str]
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_during_imports_is_reported_in_one_line(name: str, tmp_path: Path):
     process = start(*TINY, outputs=tmp_path / "outputs")
-    # Python itself is there, and imports what takes seconds.
+    # Python has started, and its imports take seconds.
     time.sleep(0.5)
     process.send_signal(signal.Signals[name])
     output, _ = process.communicate(timeout=30)
@@ -531,7 +531,7 @@ def test_the_exported_autoencoder_evaluates_to_the_runs_results(uninterrupted: P
 
 
 def test_a_sweeps_jobs_have_flat_folders_and_one_failure_stops_no_other(tmp_path: Path):
-    short = ("eval.splice_tokens=0", "trainer.samples=1024", "source.shard_tokens=1024")
+    short = ("eval=[vectors]", "trainer.samples=1024", "source.shard_tokens=1024")
     # 40 latents are too few for topk's 64.
     done = finished("-m", "debug=tiny", *short, "arch=topk,standard", "arch.d_sae=40", "seed=1,2", outputs=tmp_path)
     assert done.returncode == 1

@@ -12,7 +12,7 @@ from tests.composition import composed
     [
         (
             ["dataset.context=64", "dataset.skip_positions=63"],
-            r"eval\.splice_tokens is 2048, but .* keeps the last of 64 positions alone.*eval\.splice_tokens=0",
+            r"eval\.splice needs next tokens, but .* keeps only the last of 64 positions .*leave splice out of eval",
         ),
         (["~loss.reconstruction"], r"loss\.reconstruction is missing, and without it nothing ties codes"),
         (["loss.reconstruction.weight=0"], r"loss\.reconstruction has the weight 0"),

@@ -18,7 +18,7 @@ def refusal(*overrides: str, own: Path | None = None) -> str:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        # Choices: what there is, and the nearest.
+        # Choices: the error lists them, and the nearest.
         (
             "arch=topj",
             "arch=topj: there is no such choice; did you mean topk?\narch has: abs_topk, batch_topk, gated, ",
@@ -66,7 +66,7 @@ def refusal(*overrides: str, own: Path | None = None) -> str:
         ("seed=range(3)", "seed=range(3): several values are a sweep; add -m"),
         ("+trainer.lr=3", "+trainer.lr: this setting exists already; leave out the +"),
         ("~trainer.lr", "trainer.lr: a setting cannot be deleted; give it a value"),
-        # What is no override at all.
+        # Not an override.
         (
             "trainer.lr=[1",
             "trainer.lr=[1: not an override Hydra can read (no viable alternative at input '[1'); as in ",
@@ -91,8 +91,8 @@ def test_the_error_names_an_experiment_that_includes_itself(tmp_path: Path):
     (tmp_path / "experiment" / "mine.yaml").write_text("defaults: [/experiment: mine, _self_]\n")
     with pytest.raises(RecursionError):
         composed("experiment=mine", own=tmp_path)
-    said = str(included_itself(["seed=1", "experiment=mine"]))
-    assert said.startswith("experiment=mine: the defaults list of mine.yaml includes itself")
+    message = str(included_itself(["seed=1", "experiment=mine"]))
+    assert message.startswith("experiment=mine: the defaults list of mine.yaml includes itself")
 
 
 def test_explain_does_not_list_class_variables_as_settings():

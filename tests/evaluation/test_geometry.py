@@ -9,9 +9,8 @@ from fsae.autoencoders.local_pca import KMeansSettings, LocalPCA
 from fsae.autoencoders.pca import PCASettings
 from fsae.autoencoders.topk import TopK
 from fsae.evaluation import geometry
-from fsae.evaluation.geometry import evaluate_geometry, size_histogram
+from fsae.evaluation.geometry import Geometry, evaluate_geometry, size_histogram
 from fsae.evaluation.power_diagram import power_diagram
-from fsae.evaluation.results import MEANINGS
 from fsae.seeds import generator_for
 from fsae.sources.source import Batch
 from tests.architectures import build, samples
@@ -42,7 +41,7 @@ def test_two_halves_of_a_plane():
     assert scalars["adjacent_share"] == 1 - scalars["same_region_share"]
     assert scalars["segment_regions"] == pytest.approx(1 + scalars["adjacent_share"])
     assert scalars["diagram_agreement"] == 1.0
-    assert scalars.keys() <= MEANINGS.keys()
+    assert scalars.keys() <= Geometry.meanings.keys()
 
 
 def test_the_picture_is_of_the_plane_itself_with_sites_and_lift():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fsae.evaluation.agreement import Agreement, truth_by_sharing
+from fsae.evaluation.agreement import Shared, truth_by_sharing
 from fsae.evaluation.truth import evaluate_truth
 from fsae.sparse.codes import Codes
 from tests.architectures import with_weights
@@ -46,14 +46,14 @@ def test_truth_of_features_that_are_shared_and_of_others():
     found_by = torch.tensor([[2, 1, 1], [2, 1, 0]])
     closest = torch.tensor([[0.9, 0.1, 0.3], [0.8, 0.2, 0.99]])
     cosines = torch.tensor([[0.9, 0.1, 0.3], [0.7, 0.2, 0.0]])
-    assert truth_by_sharing(Agreement({}, found_by, closest), cosines) == pytest.approx(
+    assert truth_by_sharing(Shared({}, found_by, closest), cosines) == pytest.approx(
         {"truth_of_shared": 0.8, "truth_of_single": 0.2, "truth_rank_correlation": 1}
     )
 
 
 def test_equal_cosines_have_one_rank():
     found_by = torch.ones(1, 4, dtype=torch.long)
-    compared = Agreement({}, found_by, torch.tensor([[0.0, 0.0, 0.0, 0.5]]))
+    compared = Shared({}, found_by, torch.tensor([[0.0, 0.0, 0.0, 0.5]]))
     # Ranks 2, 2, 2, 4 and 1, 2, 3, 4: from their means -0.5, -0.5, -0.5, 1.5 and -1.5, -0.5, 0.5, 1.5.
     assert truth_by_sharing(compared, torch.tensor([[0.1, 0.2, 0.3, 0.4]]))["truth_rank_correlation"] == pytest.approx(
         3 / 15**0.5

@@ -78,7 +78,7 @@ def shake(sae) -> None:
 
 
 class TokenStore:
-    """Stands in for sae_lens' activation store: its evaluation asks for batches of tokens only."""
+    """Replaces sae_lens' activation store, from which its evaluation takes only batches of tokens."""
 
     def __init__(self, tokens):
         self.batches = iter(tokens)
@@ -100,9 +100,9 @@ def evaluate(model_folder: str, *folders: str) -> None:
 
 @torch.no_grad()
 def evaluation(sae, model, tokens, batch_rows, ignore) -> dict:
-    """sae_lens' numbers on tokens (rows, context), `batch_rows` at a time, without the token ids to ignore."""
+    """Return sae_lens' numbers on tokens (rows, context), `batch_rows` at a time, without the token ids to ignore."""
     if sae.cfg.reshape_activations == "hook_z":
-        # As sae_lens' run_evals does: the two functions below concatenate the heads themselves.
+        # Like sae_lens' run_evals: the two functions below concatenate the heads themselves.
         sae.turn_off_forward_pass_hook_z_reshaping()
     common = {
         "n_batches": len(tokens) // int(batch_rows),

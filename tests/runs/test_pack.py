@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,9 @@ from safetensors.torch import load_file, save_file
 from fsae import memory
 from fsae.configuration.accept import Origin, accept
 from fsae.configuration.schema import RunSettings, settings_of
+from fsae.evaluation.evaluation import Evaluation
+from fsae.evaluation.splice import Splice
+from fsae.evaluation.vectors import Vectors
 from fsae.export.saelens import Provenance, save_saelens
 from fsae.language_models import transformer_lens as transformer_lens_model
 from fsae.language_models.packaged import packaged_folder
@@ -26,7 +30,6 @@ from fsae.language_models.settings import Package
 from fsae.outputs.metric_log import read_metrics
 from fsae.outputs.run_log import run_log
 from fsae.outputs.status import RunState, read_status
-from fsae.runs import outcome as outcome_module
 from fsae.runs import pack as run_module
 from fsae.runs.pack import pack_key, run_experiment, run_pack
 from fsae.sources import activations
@@ -45,9 +48,9 @@ from tests.training.runs import differences
 
 SHORT = (
     "debug=tiny",
-    "eval.splice_tokens=128",
-    "eval.tokens=512",
-    "eval.batch_size=256",
+    "eval.splice.tokens=128",
+    "suite.samples=512",
+    "suite.batch_size=256",
     "trainer.batch_size=256",
     "trainer.log_every=4",
     "source.tokens=2048",
@@ -168,17 +171,17 @@ def test_each_run_of_a_pack_is_what_it_is_alone_whatever_becomes_of_the_others(
         assert status.state is RunState.finished
 
 
-@pytest.mark.parametrize("measuring", ["evaluate_vectors", "evaluate_splice"])
+@pytest.mark.parametrize("evaluation", [Vectors, Splice])
 def test_a_signal_in_the_evaluation_stops_it_and_nothing_is_trained_twice(
-    measuring: str, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    evaluation: type[Evaluation], alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    measure = getattr(outcome_module, measuring)
+    measure = evaluation.measure
 
-    def signalled(*arguments: object) -> object:
+    def signalled(*arguments: Any) -> object:
         signal.raise_signal(signal.SIGUSR2)
         return measure(*arguments)
 
-    monkeypatch.setattr(outcome_module, measuring, signalled)
+    monkeypatch.setattr(evaluation, "measure", signalled)
     with pytest.raises(Interrupted):
         run_experiment(*job(tmp_path, "topk", *JOBS["topk"]))
     status = read_status(tmp_path / "topk")
@@ -273,7 +276,7 @@ def test_existing_autoencoders_are_evaluated_together(alone: Path, tmp_path: Pat
 
 
 def test_what_did_not_count_in_training_does_not_count_in_evaluating_it(tmp_path: Path):
-    short = ["eval.splice_tokens=0", "trainer.samples=1024", "source.tokens=1024"]
+    short = ["eval=[vectors]", "trainer.samples=1024", "source.tokens=1024"]
     left_out = ["dataset.skip_positions=7", "dataset.exclude_tokens=[11,12]", "dataset.prefix='# A line'"]
     [made] = run_pack([job(tmp_path, "made", *short, *left_out)])
     assert made.error is None
@@ -307,7 +310,7 @@ def test_what_did_not_count_in_training_does_not_count_in_evaluating_it(tmp_path
         ("source.tokens=1024", False),
         ("trainer.batch_size=128", False),
         ("site.layer=2", False),
-        ("eval.tokens=300", False),
+        ("suite.samples=300", False),
         ("task=eval", False),
     ],
 )
@@ -363,7 +366,7 @@ def test_features_that_are_known_are_trained_on_and_scored_against(source: str, 
     overrides = [
         f"source={source}", "arch=topk", "arch.k=3", "arch.d_sae=32", "population.size=2", "tracking=none",
         "trainer.samples=4096", "trainer.batch_size=256", "trainer.log_every=4",
-        "eval.tokens=512", "eval.batch_size=256",
+        "suite.samples=512", "suite.batch_size=256",
     ]  # fmt: skip
     config = composed(*overrides)
     OmegaConf.update(config, "paths.outputs", str(tmp_path))
@@ -376,14 +379,14 @@ def test_features_that_are_known_are_trained_on_and_scored_against(source: str, 
     assert results["eval/true_l0"] == (32 if source == "grouped_features" else 3)
     assert "eval/ce_base" not in results
     settings, _ = accept(config, tmp_path / source, overrides)
-    assert settings.source in pack_key(settings)
+    assert (settings.source, 256) in pack_key(settings)
 
 
 def test_a_truth_may_be_large_and_hierarchical(tmp_path: Path):
     overrides = [
         "source=hierarchical_features", "source.features=300", "source.roots=8", "source.depth=2", "source.d_in=24",
         "arch=topk", "arch.k=3", "arch.d_sae=32", "tracking=none", "trainer.samples=1024", "trainer.batch_size=256",
-        "eval.tokens=512", "eval.batch_size=256",
+        "suite.samples=512", "suite.batch_size=256",
     ]  # fmt: skip
     config = composed(*overrides)
     OmegaConf.update(config, "paths.outputs", str(tmp_path))
@@ -400,7 +403,7 @@ def test_noise_is_taken_out_of_eeg(tmp_path: Path):
     overrides = [
         "source=eeg", f"source.path={tmp_path / 'eeg'}", "source.noise_snr_db=0", "source.high=20", "arch=topk",
         "arch.k=4", "arch.d_sae=48", "source.held_out=0.25", "population.size=2", "tracking=none",
-        "trainer.samples=12_000", "trainer.batch_size=60", "trainer.lr=3e-3", "eval.tokens=40", "eval.batch_size=20",
+        "trainer.samples=12_000", "trainer.batch_size=60", "trainer.lr=3e-3", "suite.samples=40", "suite.batch_size=20",
     ]  # fmt: skip
     config = composed(*overrides)
     OmegaConf.update(config, "paths.outputs", str(tmp_path))
@@ -413,7 +416,7 @@ def test_noise_is_taken_out_of_eeg(tmp_path: Path):
 def fitted_job(outputs: Path, *overrides: str) -> tuple[RunSettings, Origin]:
     """Local PCA of three cells, looked at on the way out."""
     overrides = (
-        "arch=local_pca", "arch.d_sae=6", "arch.rank=1", "eval=geometry", "trainer.samples=1000",
+        "arch=local_pca", "arch.d_sae=6", "arch.rank=1", "eval=[vectors,geometry]", "trainer.samples=1000",
         "trainer.batch_size=100", "tracking=none", *overrides,
     )  # fmt: skip
     config = composed(*overrides)
@@ -425,7 +428,7 @@ def fitted_job(outputs: Path, *overrides: str) -> tuple[RunSettings, Origin]:
     ("source", "vectors", "planes"), [("toy_clusters", 500, 2), ("mnist", 100, 1), ("mnist", 2, 0)]
 )
 def test_regions_are_pictured_as_far_as_there_is_a_plane(source: str, vectors: int, planes: int, tmp_path: Path):
-    overrides = f"source={source}", f"eval.tokens={vectors}", f"eval.batch_size={vectors}"
+    overrides = f"source={source}", f"suite.samples={vectors}", f"suite.batch_size={vectors}"
     results = run_experiment(*fitted_job(tmp_path, *overrides))
     assert results["eval/diagram_agreement"] == 1.0
     assert sum(results["region_histogram"]["regions"]) == results["eval/regions"] <= 3
@@ -500,7 +503,7 @@ def test_a_run_does_not_go_on_with_other_data_than_it_began_with(
     shutil.copytree(packaged_folder(Package.tiny), model)
     overrides = [
         "arch=topk", "arch.k=4", "trainer.samples=4096", "dataset=text_files", f"dataset.path={text}", "model=custom",
-        f"model.path={model}", "model.dtype=float32", "site.layer=1", "eval.tokens=128", "eval.batch_size=64",
+        f"model.path={model}", "model.dtype=float32", "site.layer=1", "suite.samples=128", "suite.batch_size=64",
     ]  # fmt: skip
     update = GradientLearner.update
 

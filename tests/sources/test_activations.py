@@ -380,7 +380,7 @@ def test_runs_share_a_stream_if_the_same_settings_make_it():
 
 def test_stores_are_told_apart_by_what_determines_their_content(tmp_path: Path):
     found = []
-    for changes in ({}, {"tokens": 300, "seed": 3, "worker": 1}, {"shard_tokens": 128}):
+    for changes in ({}, {"tokens": 300, "seed": 3}, {"shard_tokens": 128}):
         with opened(tmp_path, BATCH, **cast(dict[str, Any], changes)) as source:
             take(source, 1)
             found.append(len(list(tmp_path.iterdir())))
@@ -418,7 +418,9 @@ def test_too_little_text_is_told_and_counted(cache: Cache, tmp_path: Path, caplo
     caplog.clear()
     with opening(held_out_tokens=5000) as source:
         # It is known at the beginning.
-        assert "too little held-out text: 5,000 samples are asked for (eval.tokens) and there are" in caplog.text
+        assert (
+            "too little held-out text: 5,000 samples are asked for (eval.vectors.samples) and there are" in caplog.text
+        )
         if cache is Cache.disk:
             take(source, 1)
             list(source.held_out(5000, 100))

@@ -1,14 +1,13 @@
 """What there was against what was asked for."""
 
-from fsae.evaluation.results import SUPPLY
-from fsae.sources.supply import Supply
+from fsae.sources.supply import MEANINGS, Supply
 
 PLENTY = Supply(trained=300, distinct=100, wanted=100, held_out=50, held_out_wanted=50, skipped_rows=0)
 LITTLE = Supply(trained=600, distinct=30, wanted=300, held_out=12, held_out_wanted=50, skipped_rows=2)
 
 
 def test_numbers_are_explained_and_nothing_else_is():
-    assert {name.removeprefix("data/") for name in PLENTY.numbers()} == SUPPLY.keys()
+    assert {name.removeprefix("data/") for name in PLENTY.numbers()} == MEANINGS.keys()
 
 
 def test_rounds_are_over_what_is_distinct():
@@ -32,5 +31,5 @@ def test_shortages_are_told_with_their_numbers():
     assert text.startswith("too little text: 300 distinct activations are asked for (source.tokens) and the training")
     assert "has 30, so that it is read 10.0 times over" in text
     assert "set source.tokens to at most 30" in text
-    assert "50 samples are asked for (eval.tokens) and there are 12" in held_out
+    assert "50 samples are asked for (eval.vectors.samples) and there are 12" in held_out
     assert rows.startswith("2 rows of the data set")

@@ -22,7 +22,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A language model's run, and a population's."""
     outputs = tmp_path_factory.mktemp("outputs")
     tiny = ["debug=tiny", "arch=topk", "arch.d_sae=64", "arch.k=4", "trainer.samples=4096"]
-    tiny += ["source.tokens=4096", "source.shard_tokens=4096", "eval.splice_tokens=0"]
+    tiny += ["source.tokens=4096", "source.shard_tokens=4096", "eval=[vectors]"]
     several = ["source=sparse_sources", "tracking=none", "population.size=2", "arch=topk", "arch.k=3"]
     several += ["trainer.samples=4096", "eval=quick"]
     for name, words in (("tiny", tiny), ("several", several)):

@@ -1,7 +1,7 @@
 """Comparison of runs with and without the penalty at matched sparsity: paired differences, intervals, verdicts."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import combinations_with_replacement
@@ -11,8 +11,8 @@ import pandas as pd
 from jaxtyping import Float
 
 from fsae.analysis.design import Design
-from fsae.analysis.metrics import MORE_IS_BETTER
 from fsae.analysis.numbers import numbers_in_order
+from fsae.outputs.results import Better, Meaning
 
 # The metrics that are compared.
 COMPARED = (
@@ -48,6 +48,7 @@ class Comparison:
         interval: 95 % bootstrap interval of their mean; None with fewer than four differences, or with so few different
             ones that it has no end.
         obstacle: the reason why nothing was compared, or an empty text.
+        better: which way the metric is better.
     """
 
     condition: str
@@ -59,6 +60,7 @@ class Comparison:
     differences: dict[str, float] = field(default_factory=dict)
     interval: tuple[float, float] | None = None
     obstacle: str = ""
+    better: Better = Better.neither
 
     @property
     def difference(self) -> float:
@@ -78,10 +80,9 @@ class Comparison:
     @property
     def worth(self) -> str:
         """ "better" or "worse" if a difference was found and the metric has a better direction, else empty."""
-        more_is_better = MORE_IS_BETTER[self.metric]
-        if more_is_better is None or self.outcome not in ("lower", "higher"):
+        if self.better is Better.neither or self.outcome not in ("lower", "higher"):
             return ""
-        return "better" if more_is_better == (self.outcome == "higher") else "worse"
+        return "better" if (self.better is Better.more) == (self.outcome == "higher") else "worse"
 
     @property
     def verdict(self) -> str:
@@ -152,23 +153,29 @@ def shared_range(curves: Iterable[Curve]) -> tuple[float, float] | None:
     return (low, high) if low < high else None
 
 
-def compare(design: Design) -> list[Comparison]:
+def compare(design: Design, meanings: Mapping[str, Meaning]) -> list[Comparison]:
     """Compare every treatment with the baseline, by condition, architecture and metric; if there are several conditions
     or architectures, also their mean by seed.
 
     A seed's curve is interpolated linearly over log l0 between its own runs, at least four, and only within the range
-    that the curves of every seed with and without the penalty cover.
+    that the curves of every seed with and without the penalty cover. `meanings` says which
+    way a metric is better.
     """
     found: list[Comparison] = []
     for metric in COMPARED:
         if metric not in design.cells:
             continue
         curves = curves_of(design.cells, metric)
+        better = meanings[metric].better if metric in meanings else Better.neither
         for treatment in treatments(design.cells):
             if treatment == design.baseline:
                 continue
             within = [
-                _compare_one(Comparison(condition=condition, arch=arch, treatment=name, metric=metric), curves, design)
+                _compare_one(
+                    Comparison(condition=condition, arch=arch, treatment=name, metric=metric, better=better),
+                    curves,
+                    design,
+                )
                 for condition, arch, name in curves
                 if name == treatment
             ]
@@ -290,6 +297,7 @@ def _mean_over(parts: Sequence[Comparison]) -> Comparison:
         arch=ALL_ARCHITECTURES,
         treatment=parts[0].treatment,
         metric=parts[0].metric,
+        better=parts[0].better,
         baseline=float(np.mean([part.baseline for part in parts])) if seeds else math.nan,
         differences=differences,
         interval=_interval(differences),

@@ -2,14 +2,15 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from fsae.analysis.design import PARTLY_KNOWN, called, differing_settings
-from fsae.analysis.metrics import MAIN, MORE_IS_BETTER, NUMBERS
+from fsae.analysis.metrics import in_tables, meanings_of
 from fsae.analysis.numbers import readable, shown
+from fsae.outputs.results import Better, Meaning, Shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +41,11 @@ class JobTable:
 
     Attributes:
         settings: keys of the settings that differ, without those that follow from others.
-        numbers: `eval/<metric>` of the numbers that some job has, those looked at first in front.
+        numbers: `eval/<metric>` of the numbers that some job has, those looked at first in front, and what they mean.
     """
 
     settings: list[str]
-    numbers: list[str]
+    numbers: dict[str, Meaning]
     rows: list[JobRow]
 
     def text(self) -> str:
@@ -72,11 +73,15 @@ class JobTable:
     def legend(self) -> str:
         """Which numbers are marked as best, and whether as lowest or highest; empty where none is."""
         marked = [name for name in self.numbers if any(name in row.best for row in self.rows)]
-        words = [f"{'highest' if MORE_IS_BETTER[name] else 'lowest'} {_short(name)}" for name in marked if name in MAIN]
+        words = [
+            f"{'highest' if self.numbers[name].better is Better.more else 'lowest'} {_short(name)}"
+            for name in marked
+            if name in self._main()
+        ]
         return f"best of all jobs: {', '.join(words)}" if words else ""
 
     def _main(self) -> list[str]:
-        return [name for name in self.numbers if name in MAIN]
+        return [name for name, meaning in self.numbers.items() if meaning.shown is Shown.first]
 
     def _numeric(self) -> list[bool]:
         return [*(False for _ in self.settings or ["run"]), *(True for _ in self._main()), False]
@@ -104,10 +109,15 @@ def job_table(runs: pd.DataFrame) -> JobTable:
     """
     settings = differing_settings(runs)
     records = runs.to_dict("records")
-    measured = [_finite(record) if record["state"] == "finished" else {} for record in records]
-    numbers = [name for name in NUMBERS if any(name in found for found in measured)]
+    meanings = meanings_of(runs)
+    names = in_tables(meanings)
+    measured = [_finite(record, names) if record["state"] == "finished" else {} for record in records]
+    numbers = {name: meanings[name] for name in names if any(name in found for found in measured)}
     sound = [{} if (record.get("eval/fvu") or 0.0) > 1 else own for record, own in zip(records, measured, strict=True)]
-    best = {name: _best(name, [found[name] for found in sound if name in found]) for name in numbers}
+    best = {
+        name: _best(meaning.better, [found[name] for found in sound if name in found])
+        for name, meaning in numbers.items()
+    }
     rows = []
     for record, found, eligible in zip(records, measured, sound, strict=True):
         own = {name: record[name] for name in settings if shown(record[name]) != "null"}
@@ -132,16 +142,15 @@ def _asked(run: str) -> str:
     return ", ".join(f"{called(key)}{mark}{value}".removeprefix("arch=") for key, mark, value in parts)
 
 
-def _finite(record: dict) -> dict[str, float]:
-    values = {name: record.get(name) for name in NUMBERS}
+def _finite(record: Mapping, names: Sequence[str]) -> dict[str, float]:
+    values = {name: record.get(name) for name in names}
     return {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}
 
 
-def _best(name: str, values: Sequence[float]) -> float | None:
-    more = MORE_IS_BETTER[name]
-    if more is None or len(set(values)) < 2:
+def _best(better: Better, values: Sequence[float]) -> float | None:
+    if better is Better.neither or len(set(values)) < 2:
         return None
-    return max(values) if more else min(values)
+    return max(values) if better is Better.more else min(values)
 
 
 def _short(name: str) -> str:

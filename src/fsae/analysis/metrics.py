@@ -1,44 +1,30 @@
-"""The held-out numbers that a report shows: in which order, and of which more or less is better."""
+"""What the held-out numbers of runs mean, as the runs' own files say it: unit, direction, and where they are shown."""
 
-# What a reader looks at first; the table at a sweep's end has these.
-MAIN = ("eval/fvu", "eval/l0", "eval/ce_recovered_zero", "eval/fisher_ratio", "eval/dead_share")
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-# The numbers in the table of jobs, in this order; the parquet table has all.
-NUMBERS = (
-    *MAIN,
-    "eval/description_length",
-    "eval/dense_share",
-    "eval/code_correlation_excess",
-    "eval/decoder_max_cosine",
-    "eval/cosine",
-    "eval/l2_ratio",
-    "eval/best_fvu",
-    "eval/pw_mcc",
-    "eval/shared_share",
-    "eval/mcc",
-    "eval/f1",
-    "eval/fvu_of_inputs",
-)
+import pandas as pd
 
-# Whether more is better; None where that is not settled. Fewer latents or bits are better only at the same error, and
-# whether codes should be less correlated or decoder rows less alike, which the penalty asks for, is what is studied.
-MORE_IS_BETTER: dict[str, bool | None] = {
-    "eval/fvu": False,
-    "eval/l0": None,
-    "eval/ce_recovered_zero": True,
-    "eval/fisher_ratio": None,
-    "eval/dead_share": False,
-    "eval/description_length": None,
-    "eval/dense_share": False,
-    "eval/code_correlation_excess": None,
-    "eval/decoder_max_cosine": None,
-    "eval/cosine": True,
-    # Best at 1.
-    "eval/l2_ratio": None,
-    "eval/best_fvu": False,
-    "eval/pw_mcc": True,
-    "eval/shared_share": True,
-    "eval/mcc": True,
-    "eval/f1": True,
-    "eval/fvu_of_inputs": False,
-}
+from fsae.outputs.results import Meaning, Shown, in_order, meaning_of
+
+# The key of a table's attributes under which it keeps the meanings of its numbers.
+_ATTRIBUTE = "meanings"
+
+
+def keep_meanings(runs: pd.DataFrame, of_each: Iterable[Mapping[str, Mapping[str, str]]]) -> None:
+    """Put the meanings that the runs' results have into the table's attributes; a later run's meaning counts."""
+    found: dict[str, Any] = {}
+    for meanings in of_each:
+        found |= meanings
+    runs.attrs[_ATTRIBUTE] = found
+
+
+def meanings_of(runs: pd.DataFrame) -> dict[str, Meaning]:
+    """Return the meaning of each number `eval/<name>`, in the order in which tables show them."""
+    meanings = {name: meaning_of(written) for name, written in runs.attrs.get(_ATTRIBUTE, {}).items()}
+    return {name: meanings[name] for name in in_order(meanings)}
+
+
+def in_tables(meanings: Mapping[str, Meaning]) -> list[str]:
+    """Return the numbers that the table of jobs has."""
+    return [name for name, meaning in meanings.items() if meaning.shown is not Shown.files]

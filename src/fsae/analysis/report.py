@@ -27,7 +27,7 @@ from fsae.analysis.comparison import (
 )
 from fsae.analysis.design import SIZE, SPARSITY, THETA, Design, comparable, design_of, named
 from fsae.analysis.job_table import JobTable, job_table
-from fsae.analysis.metrics import MORE_IS_BETTER, NUMBERS
+from fsae.analysis.metrics import in_tables, meanings_of
 from fsae.analysis.numbers import readable, shown
 from fsae.analysis.runs import HISTOGRAM
 from fsae.analysis.sweep_plots import (
@@ -39,12 +39,11 @@ from fsae.analysis.sweep_plots import (
     plot_front,
     plot_theta,
 )
+from fsae.outputs.results import LARGE_TAIL
 
 FRONTS = ("eval/fvu", "eval/ce_recovered_zero")
 THETA_CURVES = ("eval/fvu", "eval/l0", "eval/code_correlation_excess")
 PAGE = "report.html"
-# Of held-out vectors' variance, in the thousandth with the largest norms: above it fvu is theirs alone.
-TOP_VARIANCE_SHARE = 0.2
 # A caveat names so many jobs.
 NAMED_AT_MOST = 4
 _TEMPLATES = Environment(
@@ -99,7 +98,7 @@ def write_report(runs: pd.DataFrame, folder: Path) -> Path:
     design = design_of(runs)
     table = job_table(runs)
     palette = Palette(sorted(set(design.cells["arch"])), treatments(design.cells))
-    comparisons = compare(design)
+    comparisons = compare(design, meanings_of(runs))
     compared = [each for each in comparisons if not each.obstacle]
     page = _TEMPLATES.get_template("report.html.jinja").render(
         title=_title(runs),
@@ -107,7 +106,6 @@ def write_report(runs: pd.DataFrame, folder: Path) -> Path:
         counts=[f"{count} {state}" for state, count in Counter(runs["state"]).most_common()],
         design=design,
         table=table,
-        more_is_better=MORE_IS_BETTER,
         readable=readable,
         signed=_signed,
         shown=shown,
@@ -201,11 +199,13 @@ def _cautions(runs: pd.DataFrame, usable: pd.DataFrame, design: Design) -> Itera
     silent = [l0 for l0 in _values(usable, "eval/l0") if l0 == 0]
     if silent:
         yield f"In {_runs(len(silent))} no latent is ever active; such a run is in no curve."
-    broken = [name for name in NUMBERS if any(math.isnan(value) for value in _values(usable, name))]
+    broken = [
+        name for name in in_tables(meanings_of(runs)) if any(math.isnan(value) for value in _values(usable, name))
+    ]
     if broken:
         names = ", ".join(name.removeprefix("eval/") for name in broken)
         yield f"Some runs lack a finite value of {names}; they are left out where it is compared."
-    for name in ("eval.tokens", "eval/fisher_batch"):
+    for name in ("eval.vectors.samples", "eval/fisher_batch"):
         if len({shown(value) for value in _values(usable, name)}) > 1:
             yield f"{name.removeprefix('eval/')} differs between runs: their held-out numbers differ in precision too."
 
@@ -249,7 +249,7 @@ def _caveats(runs: pd.DataFrame, table: JobTable) -> Iterator[str]:
             "Small differences between such numbers are chance."
         )
     top = _numbers(runs, "eval/top_variance_share")
-    if (massive := top > TOP_VARIANCE_SHARE).any():
+    if (massive := top > LARGE_TAIL).any():
         yield (
             f"Massive activations in {of(massive)}: one held-out vector in a thousand, those with the largest norms, "
             f"holds {span(100 * top[massive])} % of the variance. Such an fvu says how well these few are "

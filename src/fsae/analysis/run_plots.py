@@ -1,6 +1,5 @@
 """Pictures of one run, from the files in its folder: the course of training, and the density of its latents."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,20 +60,19 @@ def plot_density(histogram: Mapping[str, Sequence[float]], dead_share: float, pi
         axis.set_title(f"{sum(histogram['latents']):,.0f} latents are active; {100 * dead_share:.1f} % never are")
 
 
-def plot_sharing(sharing: Path, picture: Path) -> None:
+def plot_sharing(sharing: Mapping[str, Sequence[Sequence[float]]], picture: Path) -> None:
     """Draw how many of a population's members have each active latent; if the truth is known, also the cosine of each
     latent to the nearest true feature against the cosine to its closest partner in another member.
 
     Args:
-        sharing: a run's `sharing.json`.
+        sharing: the content of a run's `sharing.json`.
         picture: the PNG to write.
     """
-    found = json.loads(sharing.read_text())
-    members = len(found["found_by"])
-    found_by = [count for each in found["found_by"] for count in each]
+    members = len(sharing["found_by"])
+    found_by = [count for each in sharing["found_by"] for count in each]
     numbers = range(1, members + 1)
     with figure(picture, 6, 4) as drawn:
-        known = "nearest_cosine" in found
+        known = "nearest_cosine" in sharing
         axis, *others = drawn.subplots(1, 2 if known else 1, squeeze=False)[0]
         counts = [found_by.count(number) / members for number in numbers]
         axis.bar(numbers, counts, color=COLOURS[0])
@@ -84,7 +82,7 @@ def plot_sharing(sharing: Path, picture: Path) -> None:
         axis.set_xlabel("members that have a latent")
         for truth in others:
             closest, cosines = (
-                [value for each in found[name] for value in each] for name in ("closest", "nearest_cosine")
+                [value for each in sharing[name] for value in each] for name in ("closest", "nearest_cosine")
             )
             firing = [place for place, count in enumerate(found_by) if count > 0]
             x, y = ([values[place] for place in firing] for values in (closest, cosines))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from fsae.analysis.metrics import keep_meanings
 from fsae.analysis.numbers import setting_number
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import RunState, read_status
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 # Columns of every row, whatever the run's state; its settings and numbers follow.
 IDENTITY = ("run", "folder", "state", "failure", "sweep", "commit", "data")
 HISTOGRAM = ("density/log10_edges", "density/latents")
+# The key of a row that holds what its numbers mean; the table keeps it among its attributes.
+_MEANINGS = "meanings"
 # Prefixes of a run's numbers: held-out measurements, and amounts of data.
 MEASURED = ("eval/", "data/")
 
@@ -48,7 +51,8 @@ def collect_folders(paths: Iterable[Path]) -> pd.DataFrame:
         One row a run, ordered by folder. Columns: `run`, `folder` (absolute), `state` (that of `status.json`, or
         "killed", "not started", "damaged"), `failure`, `sweep`, `commit`; the flat settings as numbers where all
         values of one are; the results' numbers as `eval/<metric>` and `data/<count>`, NaN where they are not finite;
-        `density/...`, the histogram's lists. What a run lacks is None or NaN.
+        `density/...`, the histogram's lists. What a run lacks is None or NaN. What the numbers mean is among the
+        table's attributes (`fsae.analysis.metrics.meanings_of`).
 
     Raises:
         ValueError: one of the paths does not exist, or there is no run in any.
@@ -197,6 +201,7 @@ def _results(text: str) -> dict[str, Any]:
             for name, value in results.items()
             if name.startswith(MEASURED)
         }
+        row[_MEANINGS] = dict(results.get("meanings") or {})
         if histogram := results.get("density_histogram"):
             row |= dict(zip(HISTOGRAM, (histogram["log10_edges"], histogram["latents"]), strict=True))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -228,7 +233,7 @@ def _runs_of(client: MlflowClient, experiment_id: str, sweep: str | None) -> Ite
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    names = sorted({name for row in rows for name in row} - {*IDENTITY, *HISTOGRAM})
+    names = sorted({name for row in rows for name in row} - {*IDENTITY, *HISTOGRAM, _MEANINGS})
     numbers = [name for name in names if name.startswith(MEASURED)]
     settings = [name for name in names if name not in numbers]
     # A refused job may have any text as a setting; it must not turn the other jobs' numbers into texts.
@@ -241,7 +246,9 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
         if name in settings:
             column = _typed(column, decisive)
         columns[name] = column.astype(float) if name in numbers else column
-    return pd.DataFrame(columns)
+    table = pd.DataFrame(columns)
+    keep_meanings(table, (row.get(_MEANINGS, {}) for row in rows))
+    return table
 
 
 def _typed(texts: pd.Series, decisive: pd.Series) -> pd.Series:

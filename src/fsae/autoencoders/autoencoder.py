@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from fsae.autoencoders.initialisation import geometric_median, levels, thinned
 from fsae.autoencoders.record import DecidingMap, Encoding, ForwardRecord, SAELensForm
-from fsae.autoencoders.settings import BiasInit, DecoderNorm, EncoderInit, SparseAutoencoderSettings
+from fsae.autoencoders.settings import (
+    AutoencoderSettings,
+    BiasInit,
+    DecoderNorm,
+    EncoderInit,
+    SparseAutoencoderSettings,
+)
 from fsae.sparse.codes import Codes
 from fsae.sparse.encoder_product import encoder_product
 from fsae.sparse.pattern import Pattern
@@ -24,6 +30,7 @@ class Autoencoder(nn.Module, ABC):
     and write whole rows of one latent in both matrices.
     """
 
+    settings: AutoencoderSettings
     W_enc: Tensor
     W_dec: nn.Parameter
     b_dec: nn.Parameter
@@ -166,6 +173,7 @@ class SparseAutoencoder(Autoencoder):
     W_enc is a parameter unless the settings tie it to W_dec.
     """
 
+    settings: SparseAutoencoderSettings
     stated = (("change_unit", "latents_compete"), ("to_saelens",))
 
     # Whether latents compete for a limited number of places per sample or per batch. If not, each latent is switched on

@@ -2,11 +2,11 @@
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fsae.configuration.overrides import quoted
 from fsae.console import console
 from fsae.outputs.sweep_folder import Sweep, read_sweep
 
@@ -66,12 +66,7 @@ def _command(sweep: Sweep, launcher: Sequence[str]) -> list[str]:
         *(f"--config-dir={folder}" for folder in sweep.config_dirs),
         *(each for each in kept if each.partition("=")[0] not in given),
         *launcher,
-        f"hydra.sweep.dir={_quoted(sweep.folder)}",
+        f"hydra.sweep.dir={quoted(sweep.folder)}",
         "hydra/sweeper=remaining",
         "hydra.callbacks.sweep.resumed=true",
     ]
-
-
-def _quoted(path: Path) -> str:
-    """Quote any path as a value of an override: a backslash escapes only before quotation marks."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), str(path)) + "'"

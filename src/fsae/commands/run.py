@@ -21,7 +21,7 @@ from fsae.configuration.folders import outputs_folder_of
 from fsae.configuration.overrides import check_choices, options_first
 from fsae.configuration.refusal import MENDABLE, included_itself, refuse, report_error, was_reported
 from fsae.configuration.resolvers import register_resolvers
-from fsae.configuration.schema import Task, register_schemas
+from fsae.configuration.schema import register_schemas
 from fsae.console import console
 from fsae.credentials import without_passwords
 from fsae.outputs.run_folder import RunFolder
@@ -50,7 +50,7 @@ def run(config: DictConfig) -> float | None:
                     from fsae.runs.pack import run_experiment
 
                 results = run_experiment(settings, origin)
-            return settings.search.value(results) if in_sweep and settings.task is not Task.harvest else None
+            return settings.search_value(results) if in_sweep else None
         except Interrupted as interrupted:
             if in_sweep and not is_launching():
                 # A signal to one worker does not stop the sweep's other jobs.

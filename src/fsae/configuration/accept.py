@@ -1,18 +1,21 @@
 """The step from a job's Hydra config to the settings of a run and their origin."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fsae.configuration.checks import check, check_files
-from fsae.configuration.existing import apply_provenance
+from fsae.configuration.existing import apply_provenance, with_its_norm_limit
+from fsae.configuration.finished import with_own_settings
 from fsae.configuration.refusal import record_refusal
 from fsae.configuration.resolvers import absolute_paths, deciding_settings, flat_settings
-from fsae.configuration.schema import RunSettings, settings_of
+from fsae.configuration.schema import RunSettings, Task, settings_of
 from fsae.credentials import SETTING, holds_secret, keep, refuse_secret, without_passwords
+from fsae.evaluation.suite import MEMBERS, chosen
+from fsae.export.saelens import read_provenance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +37,12 @@ class Origin:
     flat: dict[str, str]
 
 
-def checked(config: DictConfig) -> RunSettings:
+def checked(config: DictConfig, overrides: Sequence[str] = ()) -> RunSettings:
     """Return settings that pass every check that needs nothing loaded.
 
-    Paths in `config` become absolute, and a password in it is moved into the environment.
+    Paths in `config` become absolute, and a password in it is moved into the environment. Evaluations that the
+    source or the population does not allow are left out, unless one of the `overrides` names them: then they are
+    refused.
 
     Raises:
         ValueError: a check fails.
@@ -48,6 +53,11 @@ def checked(config: DictConfig) -> RunSettings:
         refuse_secret(str(OmegaConf.select(config, key)), key)
         OmegaConf.update(config, key, path)
     settings = settings_of(config)
+    named = any(override.startswith("eval=") for override in overrides)
+    # Runs of one pack have the same evaluations; those of populations are measured of each run that has members.
+    several = settings.population.size > 1 or not named
+    provided = settings.source.provides | ({MEMBERS} if several else set())
+    settings = replace(settings, eval=chosen(settings.eval, provided, named))
     for key, text in flat_settings(config).items():
         refuse_secret(text, key)
     check(settings)
@@ -69,7 +79,12 @@ def accept(config: DictConfig, folder: Path, overrides: Sequence[str]) -> tuple[
     """
     try:
         overrides = without_passwords(overrides)
-        settings = checked(config)
+        again = config.task is Task.reevaluate
+        if again:
+            config = with_own_settings(config, folder, overrides)
+        settings = checked(config, overrides)
+        if again:
+            settings = _as_trained(settings, folder)
     except (ValueError, OmegaConfBaseException) as error:
         record_refusal(error, Path(config.paths.outputs), folder)
         raise
@@ -81,6 +96,13 @@ def accept(config: DictConfig, folder: Path, overrides: Sequence[str]) -> tuple[
         flat=flat_settings(config),
     )
     return settings, origin
+
+
+def _as_trained(settings: RunSettings, folder: Path) -> RunSettings:
+    """The settings with the norm above which the finished run in the folder left activations out of its training."""
+    sae = folder / "sae"
+    exported = sae / "0" if (sae / "0").is_dir() else sae
+    return replace(settings, source=with_its_norm_limit(settings.source, read_provenance(exported), exported))
 
 
 def keep_password(config: DictConfig) -> None:

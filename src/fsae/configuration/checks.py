@@ -30,10 +30,12 @@ def check(settings: RunSettings) -> None:
         )
     check_terms(settings.loss, settings.arch)
     settings.trainer.check(settings.arch, settings.loss, settings.population)
+    if settings.task is Task.harvest and "store" not in settings.source.provides:
+        raise ValueError("task=harvest fills the activation store, which is for source=activations")
     if isinstance(settings.source, ActivationSourceSettings):
         _check_activations(settings, settings.source)
     else:
-        _check_other_source(settings, settings.source.width())
+        _check_other_source(settings)
     restart = settings.population.reinitialise
     if restart.scope is not Scope.none and restart.target_rate is None and not settings.arch.has_k:
         raise ValueError(
@@ -65,11 +67,13 @@ def _check_activations(settings: RunSettings, source: ActivationSourceSettings) 
         for other in source.other_sites():
             shape.check_site(other, model.name)
         settings.check_width(shape.width(site))
-    dataset, spliced = settings.dataset, settings.eval.splice_tokens
-    if spliced > 0 and dataset.skip_positions >= dataset.tokens_per_row - 1:
+    dataset = settings.dataset
+    predicting = [name for name, each in settings.eval.items() if "language_model" in each.needs]
+    if predicting and dataset.skip_positions >= dataset.tokens_per_row - 1:
         raise ValueError(
-            f"eval.splice_tokens is {spliced}, but dataset.skip_positions={dataset.skip_positions} keeps the last of "
-            f"{dataset.tokens_per_row} positions alone, which predicts nothing that is there; set eval.splice_tokens=0"
+            f"eval.{predicting[0]} needs next tokens, but dataset.skip_positions={dataset.skip_positions} keeps only "
+            f"the last of {dataset.tokens_per_row} positions of a row, which has none; leave {predicting[0]} out of "
+            "eval, as in eval=[vectors]"
         )
     tokens = source.distinct_tokens(settings.trainer.samples)
     if tokens < settings.trainer.batch_size:
@@ -81,11 +85,9 @@ def _check_activations(settings: RunSettings, source: ActivationSourceSettings) 
         raise ValueError("task=harvest fills the activation store, and source.cache is none; use disk or auto")
 
 
-def _check_other_source(settings: RunSettings, d_in: int | None) -> None:
+def _check_other_source(settings: RunSettings) -> None:
     for name in ("model", "site", "dataset"):
         if getattr(settings, name) is not None:
             raise ValueError(f"{name} is chosen, but this source has nothing to do with a language model; leave it out")
-    if settings.task is Task.harvest:
-        raise ValueError("task=harvest fills the activation store, which is for source=activations")
-    if d_in is not None:
+    if (d_in := settings.source.known_width) is not None:
         settings.check_width(d_in)

@@ -42,11 +42,11 @@ def apply_provenance(settings: RunSettings) -> RunSettings:
     return replace(
         settings,
         dataset=_with_its_rows(dataset, provenance, folder),
-        source=_with_its_norm_limit(settings.source, provenance, folder),
+        source=with_its_norm_limit(settings.source, provenance, folder),
     )
 
 
-def _with_its_norm_limit(source: SourceSettings, provenance: Provenance, folder: Path) -> SourceSettings:
+def with_its_norm_limit(source: SourceSettings, provenance: Provenance, folder: Path) -> SourceSettings:
     """Return the source with the norm limit of the autoencoder's training, beyond which activations were left out."""
     limit = provenance.max_activation_norm
     if not isinstance(source, ActivationSourceSettings) or limit is None:

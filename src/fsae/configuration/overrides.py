@@ -1,5 +1,6 @@
 """The command line's overrides: ordered for Hydra, and checked if Hydra's own message would not name the override."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from math import prod
@@ -29,6 +30,14 @@ def options_first(arguments: Sequence[str]) -> list[str]:
         is_override = not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
         (overrides if is_override and not of_option else options).append(argument)
     return [*options, *overrides]
+
+
+def quoted(path: object) -> str:
+    """Return a path as a value of an override, whatever its characters.
+
+    A backslash counts before quotation marks only.
+    """
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), str(path)) + "'"
 
 
 def check_choices(arguments: Sequence[str]) -> None:

@@ -93,6 +93,8 @@ def _of_hydra(text: str) -> str:
 
 def _unknown_choice(error: MissingConfigException) -> str:
     group, _, choice = str(error.missing_cfg_file).rpartition("/")
+    if f"{group}={choice}" in INSTEAD:
+        return f"{group}={choice}: there is no such choice; {INSTEAD[f'{group}={choice}']}"
     options = error.options or []
     if (group, choice) == ("hydra/sweeper", "optuna"):
         return "hydra/sweeper=optuna: its sweeper is not installed; install the extra (pip install 'fsae[sweeps]')"

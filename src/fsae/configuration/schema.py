@@ -19,8 +19,10 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from fsae.autoencoders.choices import CHOICES as ARCHITECTURES
 from fsae.autoencoders.settings import AutoencoderSettings
 from fsae.configuration.values import lenient_node
+from fsae.evaluation.choices import CHOICES as EVALUATIONS
+from fsae.evaluation.evaluation import Evaluation
 from fsae.evaluation.search_objective import SearchObjective
-from fsae.evaluation.settings import EvaluationSettings
+from fsae.evaluation.suite_settings import SuiteSettings
 from fsae.language_models.settings import ModelSettings
 from fsae.language_models.sites import Site
 from fsae.losses.choices import CHOICES as LOSSES
@@ -37,11 +39,18 @@ from fsae.training.settings import TrainerSettings
 
 
 class Task(Enum):
-    """`train` makes an autoencoder and evaluates it; `eval` reads one from `sae.path` and evaluates it; `harvest` only
-    fills the activation store that those read."""
+    """What a run does.
+
+    Attributes:
+        train: trains an autoencoder and evaluates it.
+        eval: evaluates the autoencoder at `sae.path`, in a folder of its own.
+        reevaluate: evaluates a finished run again, in its own folder (`fsae.evaluate`).
+        harvest: fills the activation store that the others read.
+    """
 
     train = "train"
     eval = "eval"
+    reevaluate = "reevaluate"
     harvest = "harvest"
 
 
@@ -81,7 +90,9 @@ class RunSettings(Ranged):
         task: what to do.
         name: of the run, in its folder's name and in MLflow; null for one made from the settings.
         seed: of the weights, the data's order and every other draw.
-        model, site, dataset: of a language model's activations; None where the source is another.
+        model, site, dataset: of a language model's activations; None for another source.
+        suite: sizes that the evaluations share.
+        eval: the evaluations, by name.
     """
 
     task: Task
@@ -96,7 +107,8 @@ class RunSettings(Ranged):
     loss: dict[str, LossTerm]
     population: PopulationSettings
     trainer: TrainerSettings
-    eval: EvaluationSettings
+    suite: SuiteSettings
+    eval: dict[str, Evaluation]
     search: SearchObjective
     tracking: TrackingSettings
     sae: SaeSettings
@@ -117,6 +129,10 @@ class RunSettings(Ranged):
         """The folder of the autoencoder that task=eval evaluates."""
         assert self.sae.path is not None
         return Path(self.sae.path).expanduser()
+
+    def search_value(self, results: Mapping[str, Any]) -> float | None:
+        """Return what a sweeper may minimise; None for a task that nothing is searched by."""
+        return self.search.value(results) if self.task in (Task.train, Task.eval) else None
 
     def check_width(self, d_in: int) -> None:
         """Raise ValueError if the architecture or the trainer is impossible for vectors of this width."""
@@ -143,6 +159,7 @@ TABLES: dict[str, tuple[Mapping[str, type], type]] = {
     "arch": (ARCHITECTURES, AutoencoderSettings),
     "loss": (LOSSES, LossTerm),
     "trainer": (TRAINERS, TrainerSettings),
+    "eval": (EVALUATIONS, Evaluation),
 }
 # The groups with one schema each, whose name is the group's.
 SINGLE: dict[str, type] = {
@@ -151,7 +168,7 @@ SINGLE: dict[str, type] = {
     "site": Site,
     "dataset": DatasetSettings,
     "population": PopulationSettings,
-    "eval": EvaluationSettings,
+    "suite": SuiteSettings,
     "search": SearchObjective,
     "tracking": TrackingSettings,
     "sae": SaeSettings,
@@ -186,6 +203,12 @@ INSTEAD = {
     "model.path=FOLDER_OR_HUB_NAME; name=... names the run",
     "dataset.name": "a data set's name follows from what it is: choose another one, as in dataset=tinystories or "
     "dataset=text_files dataset.path=FOLDER; name=... names the run",
+    "eval.tokens": "each evaluation has its own size, as in eval.vectors.samples=32768; suite.samples is that of all",
+    "eval.batch_size": "it is eval.vectors.batch_size now; suite.batch_size is that of all evaluations",
+    "eval.splice_tokens": "it is eval.splice.tokens now; leave splice out of the list for none, as in eval=[vectors]",
+    "eval.geometry": "geometry is an evaluation to choose, as in eval=[vectors,splice,geometry]",
+    "eval=quick": "how much is evaluated is suite=quick now; eval lists what is measured, as in eval=[vectors,splice]",
+    "eval=default": "the default is what runs without any eval=...; suite=default has its sizes",
 }
 
 
@@ -245,6 +268,13 @@ def settings_of(config: DictConfig) -> RunSettings:
             f"loss.{name} is not a loss term; give it a schema in the YAML file's defaults, "
             f"for instance `/schema/loss@{name}: l1`"
         )
+    for name, evaluation in values["eval"].items():
+        if not isinstance(evaluation, Evaluation):
+            instead = INSTEAD.get(f"eval.{name}") or (
+                "an evaluation is chosen by eval=[...], and its YAML file begins with "
+                "`defaults: [/schema/eval@_here_: ..., _self_]`"
+            )
+            raise ValueError(f"eval.{name} is not an evaluation; {instead}")
     return RunSettings(**values)
 
 

@@ -1,21 +1,29 @@
-"""What the members of a population have in common: how alike their features are, and which of them are shared."""
+"""`agreement`: how alike the latents of a population's members are, and which latents the members share."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.subject import Examined, Subject
+from fsae.evaluation.truth import TruthScores
+from fsae.evaluation.vectors import VectorEvaluation
 from fsae.matching import Matching, assignment, mmcs, unit_rows
+from fsae.outputs.results import Better, Meaning, Shown
 
 # Two features are the same one where their directions' cosine is above this (Paulo and Belrose 2025, arXiv 2501.16615).
 SAME = 0.7
 
 
 @dataclass(frozen=True, eq=False)
-class Agreement:
+class Shared:
     """How far members found the same features.
 
     Attributes:
@@ -38,7 +46,7 @@ def agreement(
     decoders: Sequence[Float[Tensor, "d_sae d_in"]],
     firing: Sequence[Bool[Tensor, " d_sae"]],
     heartbeat: Callable[[], None] = lambda: None,
-) -> Agreement:
+) -> Shared:
     """Compare two or more members.
 
     Args:
@@ -62,7 +70,7 @@ def agreement(
         for member, latents in ((a, of_a), (b, of_b)):
             found_by[member, latents] += both_fire & (alike > SAME)
             closest[member, latents] = torch.maximum(closest[member, latents], alike * both_fire)
-    return Agreement(
+    return Shared(
         {
             "pw_mcc": sum(matched) / len(matched),
             "mmcs": sum(nearest) / len(nearest),
@@ -73,7 +81,7 @@ def agreement(
     )
 
 
-def truth_by_sharing(compared: Agreement, nearest_cosine: Float[Tensor, "members d_sae"]) -> dict[str, float]:
+def truth_by_sharing(compared: Shared, nearest_cosine: Float[Tensor, "members d_sae"]) -> dict[str, float]:
     """Whether features that members share are nearer to the truth: MFR's motivation. Of latents that fire:
 
     truth_of_shared and truth_of_single, the mean cosine to the nearest true feature of those that every member has, and
@@ -93,3 +101,58 @@ def _ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """From 1 on; equal values share their mean rank."""
     _, place, counts = values.unique(return_inverse=True, return_counts=True)
     return (counts.cumsum(0) - (counts.double() - 1) / 2)[place]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement(Evaluation, group="eval.agreement"):
+    """How far a population's members found the same latents, and whether shared latents are nearer to the truth."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"members", "vectors"})
+    reads: ClassVar[frozenset[str]] = frozenset({"truth"})
+    meanings: ClassVar[dict[str, Meaning]] = {
+        "pw_mcc": Meaning("cosine of matched latents of two members", better=Better.more),
+        "shared_share": Meaning("share of firing latents that every member has", better=Better.more),
+        "mmcs": Meaning("cosine of a latent and the nearest in another member", better=Better.more, shown=Shown.files),
+        "truth_of_shared": Meaning(
+            "cosine with the truth of latents that all members have",
+            better=Better.more,
+            shown=Shown.files,
+        ),
+        "truth_of_single": Meaning(
+            "cosine with the truth of latents that one member has",
+            better=Better.more,
+            shown=Shown.files,
+        ),
+        "truth_rank_correlation": Meaning("rank correlation of being shared and being true", shown=Shown.files),
+    }
+
+    def measure(self, subject: Subject) -> list[Measured]:
+        """Return each population's numbers; nothing for a run of one autoencoder."""
+        vectors, truths = subject.found(VectorEvaluation), subject.found(TruthScores)
+        assert vectors is not None
+        known = [[] for _ in subject.runs] if truths is None else subject.by_run(truths)
+        return [
+            _of_run(run, [each.firing_frequency > 0 for each in own], scores, subject.heartbeat)
+            for run, own, scores in zip(subject.runs, subject.by_run(vectors), known, strict=True)
+        ]
+
+
+def _of_run(
+    run: Examined, firing: Sequence[Tensor], truths: Sequence[TruthScores], heartbeat: Callable[[], None]
+) -> Measured:
+    if len(run.autoencoders) == 1:
+        return Measured()
+    compared = agreement([each.W_dec for each in run.autoencoders], firing, heartbeat)
+    numbers = dict(compared.scalars)
+    sharing: dict[str, Any] = {"found_by": compared.found_by.tolist(), "closest": compared.closest.tolist()}
+    if truths:
+        nearest = torch.stack([each.nearest_cosine for each in truths])
+        numbers |= truth_by_sharing(compared, nearest)
+        sharing["nearest_cosine"] = nearest.tolist()
+    return Measured(shared=numbers, files={"sharing.json": sharing}, pictures={"sharing.png": _drawn(sharing)})
+
+
+def _drawn(sharing: dict[str, Any]) -> Callable[[Path], None]:
+    from fsae.analysis.run_plots import plot_sharing
+
+    return partial(plot_sharing, sharing)

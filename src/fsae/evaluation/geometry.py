@@ -1,17 +1,27 @@
-"""How autoencoders divide the space of their inputs, seen from held-out samples."""
+"""`geometry`: how autoencoders divide the space of their inputs, seen from held-out samples."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.evaluation.evaluation import Evaluation, Measured
 from fsae.evaluation.power_diagram import PowerDiagram, own_supports, power_diagram
 from fsae.evaluation.regions import Regions, along_segments, on_plane, radii, sizes
+from fsae.evaluation.subject import Subject
+from fsae.outputs.results import Meaning, Shown
+from fsae.ranges import COUNT, between
 from fsae.seeds import generator_for
 from fsae.sources.source import Batch
+
+log = logging.getLogger(__name__)
 
 # Samples that are compared with the power diagram, segments and rays: enough for two digits.
 _COMPARED = 1024
@@ -48,8 +58,8 @@ class Slice:
 
 
 @dataclass(frozen=True, eq=False)
-class Geometry:
-    """What is found of one autoencoder.
+class Divided:
+    """How one autoencoder divides the space.
 
     Attributes:
         scalars: by name. regions: distinct supports among the held-out samples. points_per_region: samples over these.
@@ -74,7 +84,7 @@ class Geometry:
 @torch.no_grad()
 def evaluate_geometry(
     autoencoders: Sequence[Autoencoder], batches: Iterable[Batch], heartbeat: Callable[[], None] = lambda: None
-) -> list[Geometry]:
+) -> list[Divided]:
     """Each autoencoder's regions on held-out samples.
 
     Args:
@@ -97,7 +107,7 @@ def size_histogram(region_sizes: Int[Tensor, " regions"]) -> dict[str, list[int]
     return {"from": [2**power for power in range(len(bins))], "regions": bins}
 
 
-def _geometry(autoencoder: Autoencoder, x: Float[Tensor, "samples d_in"], heartbeat: Callable[[], None]) -> Geometry:
+def _geometry(autoencoder: Autoencoder, x: Float[Tensor, "samples d_in"], heartbeat: Callable[[], None]) -> Divided:
     regions, diagram = Regions(autoencoder, heartbeat), power_diagram(autoencoder)
     names = regions.names(x)
     counts = sizes(names)
@@ -118,7 +128,7 @@ def _geometry(autoencoder: Autoencoder, x: Float[Tensor, "samples d_in"], heartb
     }
     if diagram is not None:
         scalars |= _agreement(autoencoder, diagram, x[:_COMPARED], heartbeat)
-    return Geometry(scalars, counts.cpu(), _plane(regions, diagram, x))
+    return Divided(scalars, counts.cpu(), _plane(regions, diagram, x))
 
 
 def _agreement(
@@ -184,3 +194,61 @@ def _spanned(x: Tensor) -> tuple[Float[Tensor, "3 d_in"], Float[Tensor, "2 d_in"
         axes.append(left[chosen[-1]] / distances[chosen[-1]])
         left = left - torch.outer(left @ axes[-1], axes[-1])
     return some[chosen], torch.stack(axes).to(x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry(Evaluation, group="eval.geometry"):
+    """The regions into which an autoencoder divides the space of its inputs, with pictures.
+
+    Attributes:
+        samples: held-out samples; all are in memory at once.
+        batch_size: samples that are read at a time.
+    """
+
+    samples: int = field(default=32768, metadata=COUNT)
+    batch_size: int = field(default=2048, metadata=between(least=1, most=10**9))
+
+    meanings: ClassVar[dict[str, Meaning]] = {
+        "regions": Meaning("distinct supports among the held-out samples", shown=Shown.files),
+        "points_per_region": Meaning("held-out samples per region", shown=Shown.files),
+        "largest_region": Meaning("share of samples in the fullest region", shown=Shown.files),
+        "region_radius": Meaning("median distance to the boundary, over the samples' spread", shown=Shown.files),
+        "segment_regions": Meaning("regions along a segment between two samples", shown=Shown.files),
+        "same_region_share": Meaning("share of segments between two samples in one region", shown=Shown.files),
+        "adjacent_share": Meaning("share of segments between two samples across one boundary", shown=Shown.files),
+        "diagram_agreement": Meaning("share of samples whose support is the power diagram's", shown=Shown.files),
+        "diagram_ties": Meaning("share of samples where rounding may decide the support", shown=Shown.files),
+    }
+
+    @property
+    def held_out(self) -> int:
+        return self.samples
+
+    def measure(self, subject: Subject) -> list[Measured]:
+        """Return every autoencoder's regions, and pictures of each run's best one."""
+        batches = subject.held_out(self.samples, self.batch_size, "evaluating regions")
+        found = subject.by_run(evaluate_geometry(subject.autoencoders, batches, subject.heartbeat))
+        return [_of_run(own, own[run.best]) for run, own in zip(subject.runs, found, strict=True)]
+
+
+def _of_run(found: Sequence[Divided], best: Divided) -> Measured:
+    histogram = size_histogram(best.region_sizes)
+    pictures = _pictures(histogram, best.plane)
+    return Measured([each.scalars for each in found], content={"region_histogram": histogram}, pictures=pictures)
+
+
+def _pictures(histogram: dict[str, list[int]], plane: Slice | None) -> dict[str, Callable[[Path], None]]:
+    from fsae.analysis.region_plots import plot_lift, plot_region_sizes, plot_regions
+
+    pictures: dict[str, Callable[[Path], None]] = {
+        "region_sizes.png": partial(plot_region_sizes, histogram["from"], histogram["regions"])
+    }
+    if plane is None:
+        log.info("no three held-out samples span a plane, so there is no picture of regions in one")
+        return pictures
+    regions, edges = plane.regions.numpy(), plane.edges.numpy()
+    sites = None if plane.sites is None else plane.sites.numpy()
+    pictures["regions.png"] = partial(plot_regions, regions, edges, plane.points.numpy(), sites)
+    if plane.lift is not None:
+        pictures["voronoi_lift.png"] = partial(plot_lift, regions, edges, plane.lift.numpy())
+    return pictures

@@ -12,7 +12,8 @@ class ReconstructionMetric:
 
     mse: mean_b |x_b - x_hat_b|^2, summed over dimensions.
     fvu: sum_b |x_b - x_hat_b|^2 / sum_b |x_b - mean(x)|^2, the fraction of variance unexplained; the mean is that of
-        the whole set. 1 - fvu is sae_lens' explained variance.
+        the whole set.
+    explained_variance: 1 - fvu, as sae_lens defines it.
     l2_ratio: mean_b |x_hat_b| / |x_b|, below 1 where reconstructions shrink. Samples with x_b = 0 are left out.
     cosine: mean_b cos(x_b, x_hat_b), 0 for x_hat_b = 0. Samples with x_b = 0 are left out.
 
@@ -65,8 +66,10 @@ class ReconstructionMetric:
         of_inputs = {}
         if self._squared_error_of_inputs is not None:
             of_inputs["fvu_of_inputs"] = (self._squared_error_of_inputs / self._squared_deviation).item()
+        fvu = (self._squared_error / self._squared_deviation).item()
         return of_inputs | {
-            "fvu": (self._squared_error / self._squared_deviation).item(),
+            "fvu": fvu,
+            "explained_variance": 1 - fvu,
             "mse": (self._squared_error / self.samples).item(),
             "cosine": (self._cosine / self._nonzero).item(),
             "l2_ratio": (self._ratio / self._nonzero).item(),

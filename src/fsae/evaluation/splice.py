@@ -1,8 +1,9 @@
-"""What the language model loses with the reconstruction in the place of its activations."""
+"""`splice`: what the language model loses if reconstructions take the place of its activations."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.evaluation.evaluation import Evaluation, Measured
 from fsae.evaluation.finiteness import check_finite
+from fsae.evaluation.subject import Subject
+from fsae.evaluation.vectors import VectorEvaluation
 from fsae.language_models.sites import Site
+from fsae.outputs.results import Better, Meaning, Shown
+from fsae.progress import working
+from fsae.ranges import COUNT
 from fsae.sources.massive import within
 
 # Entries of log-softmax held at once, in float32; logits of a whole batch may be several gigabytes.
@@ -119,7 +126,7 @@ def evaluate_splice(
 def _nothing_to_predict(tokens: Tensor) -> ValueError:
     return ValueError(
         f"none of the {tokens.numel()} held-out tokens can be predicted from a kept position; "
-        "raise eval.splice_tokens or give the dataset more text"
+        "raise eval.splice.tokens or give the dataset more text"
     )
 
 
@@ -179,3 +186,56 @@ def _chunks(keep: Tensor, logits: Float[Tensor, "places vocabulary"]) -> tuple[T
     """The kept places in portions whose log-softmax fits in memory."""
     places = keep.flatten().nonzero().squeeze(1).to(logits.device)
     return places.split(max(1, _CHUNK_ENTRIES // logits.shape[1]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splice(Evaluation, group="eval.splice"):
+    """Cross-entropy of the language model with the reconstruction at the site.
+
+    Attributes:
+        tokens: held-out tokens on which the language model runs.
+    """
+
+    tokens: int = field(default=2048, metadata=COUNT)
+
+    needs: ClassVar[frozenset[str]] = frozenset({"language_model", "vectors"})
+    meanings: ClassVar[dict[str, Meaning]] = {
+        "ce_recovered_zero": Meaning(
+            "cross-entropy recovered, against zeros at the site", better=Better.more, shown=Shown.first
+        ),
+        "ce_recovered_mean": Meaning(
+            "cross-entropy recovered, against the mean activation", better=Better.more, shown=Shown.files
+        ),
+        "kl": Meaning(
+            "KL(model || model with reconstruction)", unit="nats per token", better=Better.less, shown=Shown.files
+        ),
+        "ce_base": Meaning("cross-entropy of the model", unit="nats per token", shown=Shown.files),
+        "ce_spliced": Meaning(
+            "cross-entropy with the reconstruction",
+            unit="nats per token",
+            better=Better.less,
+            shown=Shown.files,
+        ),
+        "ce_zero": Meaning("cross-entropy with zeros at the site", unit="nats per token", shown=Shown.files),
+        "ce_mean": Meaning("cross-entropy with the mean activation", unit="nats per token", shown=Shown.files),
+    }
+
+    def measure(self, subject: Subject) -> list[Measured]:
+        """Return every autoencoder's numbers on the first rows of held-out text."""
+        text, vectors = subject.source.text, subject.found(VectorEvaluation)
+        assert text is not None
+        assert vectors is not None
+        with working("running the language model with the reconstruction in place of its activations"):
+            tokens, keep = text.held_out_rows(self.tokens)
+            spliced = evaluate_splice(
+                text.model,
+                text.site,
+                subject.autoencoders,
+                tokens,
+                keep,
+                vectors[0].mean_activation,
+                text.rows_at_once,
+                subject.heartbeat,
+                text.norm_limit,
+            )
+        return [Measured(own) for own in subject.by_run(spliced)]

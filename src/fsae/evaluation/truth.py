@@ -1,19 +1,24 @@
-"""How well autoencoders found features that are known."""
+"""`truth`: how well autoencoders found features that are known."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.subject import Subject
 from fsae.matching import assignment, unit_rows
+from fsae.outputs.results import Better, Meaning, Shown
+from fsae.ranges import COUNT
 from fsae.sparse.codes import Codes
 
 
 @dataclass(frozen=True, eq=False)
-class Truth:
+class TruthScores:
     """One autoencoder's scores, over the true features that occur in the held-out samples.
 
     Attributes:
@@ -46,9 +51,9 @@ class _Detection:
         self._fired += fired.sum(0)
         self._there += there.sum(0)
 
-    def scores(self) -> Truth:
+    def scores(self) -> TruthScores:
         cosines = self._cosines()
-        return Truth(
+        return TruthScores(
             {
                 "mcc": cosines[assignment(cosines)].mean().item(),
                 "mmcs_truth": cosines.amax(0).mean().item(),
@@ -69,7 +74,7 @@ class _Detection:
 @torch.no_grad()
 def evaluate_truth(
     autoencoders: Sequence[Autoencoder], features: Float[Tensor, "true d_in"], samples: Iterable[Codes]
-) -> list[Truth]:
+) -> list[TruthScores]:
     """Each autoencoder's scores on held-out samples.
 
     Args:
@@ -94,3 +99,47 @@ def evaluate_truth(
     for each in truths:
         each.scalars["true_l0"] = true_l0
     return truths
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truth(Evaluation, group="eval.truth"):
+    """Scores against the known features of synthetic data.
+
+    Attributes:
+        samples: held-out samples.
+    """
+
+    samples: int = field(default=32768, metadata=COUNT)
+
+    needs: ClassVar[frozenset[str]] = frozenset({"known_features"})
+    meanings: ClassVar[dict[str, Meaning]] = {
+        "mcc": Meaning("cosine of true features and the latents matched to them", better=Better.more),
+        "f1": Meaning("f1 of latents as detectors of the nearest feature", better=Better.more),
+        "mmcs_truth": Meaning("cosine of a true feature and the nearest latent", better=Better.more, shown=Shown.files),
+        "mmcs_latents": Meaning(
+            "cosine of a latent and the nearest true feature", better=Better.more, shown=Shown.files
+        ),
+        "uniqueness": Meaning(
+            "distinct true features nearest to latents, per latent",
+            better=Better.more,
+            shown=Shown.files,
+        ),
+        "precision": Meaning(
+            "precision of latents as detectors of the nearest feature",
+            better=Better.more,
+            shown=Shown.files,
+        ),
+        "recall": Meaning(
+            "recall of latents as detectors of the nearest feature", better=Better.more, shown=Shown.files
+        ),
+        "true_l0": Meaning("true features per sample", shown=Shown.files),
+    }
+
+    def measure(self, subject: Subject) -> list[Measured]:
+        """Return every autoencoder's scores, and keep them for later evaluations."""
+        truth = subject.source.truth
+        assert truth is not None
+        samples = subject.beating(truth.held_out_codes(self.samples))
+        scores = evaluate_truth(subject.autoencoders, truth.features, samples)
+        subject.keep(scores)
+        return [Measured([each.scalars for each in own]) for own in subject.by_run(scores)]

@@ -1,7 +1,11 @@
-"""One pass over held-out vectors: everything that can be said of autoencoders without the language model."""
+"""`vectors`: one pass over held-out vectors, which gives all that needs no language model and no known truth."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -10,13 +14,19 @@ from torch import Tensor
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.evaluation.decoder import decoder_max_cosine
 from fsae.evaluation.description_length import DescriptionLengthMetric
+from fsae.evaluation.evaluation import Evaluation, Measured
 from fsae.evaluation.finiteness import check_finite
 from fsae.evaluation.fisher import FisherMetric
 from fsae.evaluation.reconstruction import ReconstructionMetric
-from fsae.evaluation.sparsity import SparsityMetric
+from fsae.evaluation.sparsity import SparsityMetric, density_histogram
+from fsae.evaluation.subject import Subject
 from fsae.evaluation.tail import TailMetric
 from fsae.losses.fisher import Fisher
+from fsae.outputs.results import LARGE_TAIL, Better, Meaning, Shown
+from fsae.ranges import COUNT, between
 from fsae.sources.source import Batch
+
+log = logging.getLogger(__name__)
 
 # Above this share of entries the products between samples, whose cost rises with its square, are faster dense.
 _CHEAP_SHARE = 0.05
@@ -102,3 +112,96 @@ class _Sums:
         return VectorEvaluation(
             scalars, reconstruction.samples, self._sparsity.firing_frequency, reconstruction.mean_input
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vectors(Evaluation, group="eval.vectors"):
+    """Reconstruction, sparsity, independence and alikeness of latents, over held-out vectors.
+
+    Attributes:
+        samples: held-out vectors.
+        batch_size: vectors per batch. The Fisher metrics are statistics of a batch, so runs are comparable at the same
+            size only.
+    """
+
+    samples: int = field(default=32768, metadata=COUNT)
+    batch_size: int = field(
+        default=2048, metadata=between(least=2, most=10**9, meaning="samples whose latents are correlated")
+    )
+
+    meanings: ClassVar[dict[str, Meaning]] = {
+        "fvu": Meaning("fraction of variance unexplained", better=Better.less, shown=Shown.first),
+        "explained_variance": Meaning("1 - fvu", better=Better.more, shown=Shown.files),
+        "l0": Meaning("active latents per sample", shown=Shown.first),
+        "fisher_ratio": Meaning("off-diagonal over diagonal squares of the Fisher matrix", shown=Shown.first),
+        "dead_share": Meaning("share of latents that never fire", better=Better.less, shown=Shown.first),
+        "description_length": Meaning("size of a sample's codes", unit="bits"),
+        "dense_share": Meaning("share of latents on for more than 10 % of samples", better=Better.less),
+        "code_correlation_excess": Meaning("code_correlation minus its value for independent latents"),
+        "decoder_max_cosine": Meaning("cosine of a decoder row and its nearest other"),
+        "cosine": Meaning("cosine of reconstruction and input", better=Better.more),
+        "l2_ratio": Meaning("|reconstruction| / |input|, best at 1"),
+        "fvu_of_inputs": Meaning("fvu of the inputs as they are, against the clean targets", better=Better.less),
+        "mse": Meaning("squared error, summed over dimensions", better=Better.less, shown=Shown.files),
+        "l1": Meaning("sum of |code| x |decoder row|", shown=Shown.files),
+        "fisher": Meaning("off-diagonal squares of the Fisher matrix, summed, in raw units", shown=Shown.files),
+        "fisher_batch": Meaning("samples per batch of fisher and fisher_ratio", shown=Shown.files),
+        "code_correlation": Meaning("mean squared correlation of two latents", shown=Shown.files),
+        "top_variance_share": Meaning("share of variance in the 0.1 % of samples of largest norm", shown=Shown.files),
+        "massive_share": Meaning("share of samples left out (source.max_norm_multiple)", shown=Shown.files),
+        "best_fvu": Meaning("fvu of the member that was best in training", better=Better.less),
+        "best_member": Meaning("number of the member that was best in training", shown=Shown.files),
+    }
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.samples < self.batch_size:
+            raise ValueError(
+                f"eval.vectors.samples is {self.samples}, less than one batch of eval.vectors.batch_size="
+                f"{self.batch_size}; raise eval.vectors.samples or lower eval.vectors.batch_size"
+            )
+
+    @property
+    def held_out(self) -> int:
+        return self.samples
+
+    def measure(self, subject: Subject) -> list[Measured]:
+        """Return the metrics of every autoencoder, and keep what the pass found for later evaluations."""
+        batches = subject.held_out(self.samples, self.batch_size, "evaluating")
+        found = evaluate_vectors(subject.autoencoders, batches, subject.fishers)
+        subject.keep(found)
+        left_out = subject.source.massive_share
+        massive = {} if left_out is None else {"massive_share": left_out}
+        _warn_of_tail(found[0].scalars["top_variance_share"], subject.source.tail_remedy)
+        measured = []
+        for run, own in zip(subject.runs, subject.by_run(found), strict=True):
+            numbers = [each.scalars | massive for each in own]
+            shared = {}
+            if len(own) > 1:
+                shared = {"best_fvu": numbers[run.best]["fvu"], "best_member": float(run.best)}
+            histogram = _histogram([each.firing_frequency for each in own])
+            dead = sum(each["dead_share"] for each in numbers) / len(numbers)
+            pictures = {"firing.png": _firing(histogram, dead)}
+            measured.append(Measured(numbers, shared, {"density_histogram": histogram}, pictures=pictures))
+        return measured
+
+
+def _histogram(frequencies: Sequence[Float[Tensor, " d_sae"]]) -> dict[str, Any]:
+    """Return how many latents fire how often, over all members of a run."""
+    histograms = [density_histogram(each) for each in frequencies]
+    return histograms[0] | {"latents": torch.tensor([each["latents"] for each in histograms]).sum(0).tolist()}
+
+
+def _firing(histogram: dict[str, Any], dead_share: float) -> Callable[[Path], None]:
+    from fsae.analysis.run_plots import plot_density
+
+    return partial(plot_density, histogram, dead_share)
+
+
+def _warn_of_tail(share: float, remedy: str) -> None:
+    if share > LARGE_TAIL:
+        log.warning(
+            "0.1 %% of the held-out vectors hold %.0f %% of the variance. fvu describes how these are reconstructed, "
+            "and hardly how all others are%s",
+            100 * share, f": {remedy}" if remedy else "",
+        )  # fmt: skip

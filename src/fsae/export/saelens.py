@@ -162,6 +162,18 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def load_members(folder: Path) -> list[Autoencoder]:
+    """Return the autoencoder in a folder in SAELens' format, or a population's members in folders `0`, `1`, ... of it.
+
+    Raises:
+        ValueError: as `load_saelens`.
+    """
+    if (folder / CONFIG).exists() or not (folder / "0").is_dir():
+        return [load_saelens(folder)]
+    numbers = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+    return [load_saelens(folder / str(number)) for number in numbers]
+
+
 def load_saelens(folder: Path) -> Autoencoder:
     """An autoencoder from a folder in SAELens' format, ours or sae_lens' own, as our class in evaluation mode.
 

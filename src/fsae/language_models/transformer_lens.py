@@ -159,7 +159,7 @@ class TransformerLensModel:
         if reason is not None:
             raise ValueError(
                 f"site {site} of model {self.name} can be read but not replaced ({reason}); set "
-                "eval.splice_tokens=0, or choose another site or model"
+                "eval=[vectors], or choose another site or model"
             )
 
     def tokenise(self, texts: Sequence[str]) -> list[list[int]]:

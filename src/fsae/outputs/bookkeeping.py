@@ -5,10 +5,11 @@ BOOKKEEPING = (
     "paths",
     "tracking",
     "search",
+    # It decides numbers only by way of eval.
+    "suite",
     "source.cache",
     "source.cache_gb",
     "source.also",
-    "source.worker",
     "trainer.checkpoint_seconds",
 )
 

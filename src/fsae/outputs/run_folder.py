@@ -42,6 +42,11 @@ class RunFolder:
         return self.path / "results.json"
 
     @property
+    def evaluations(self) -> Path:
+        """A file for each evaluation: its settings, its numbers and what they mean."""
+        return self.path / "evaluations"
+
+    @property
     def sharing(self) -> Path:
         """For a population: `found_by`, the number of members that have each latent of each member; if the truth is
         known also `nearest_cosine`, the cosine of each latent to its nearest true feature."""

@@ -128,7 +128,7 @@ class Sweep:
         if self.jobs is None:
             numbers = sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
             folders = [self.folder / str(number) for number in numbers]
-            jobs = [(folder, _recorded_overrides(folder)) for folder in folders]
+            jobs = [(folder, recorded_overrides(folder)) for folder in folders]
         else:
             jobs = [(self.folder / str(number), overrides) for number, overrides in enumerate(self.jobs)]
         return [Job(folder, job_name(overrides, self.varied), overrides) for folder, overrides in jobs]
@@ -175,7 +175,8 @@ def job_name(overrides: Sequence[str], varied: Sequence[str]) -> str:
     return ",".join(override for override in overrides if override.partition("=")[0] in varied)
 
 
-def _recorded_overrides(folder: Path) -> list[str]:
+def recorded_overrides(folder: Path) -> list[str]:
+    """Return the overrides that a run wrote down when it began; none if it did not begin."""
     path = RunFolder(folder).overrides
     if not path.exists():
         return []

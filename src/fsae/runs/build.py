@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,14 @@ from fsae.autoencoders.settings import AutoencoderSettings
 from fsae.configuration.schema import RunSettings, Task
 from fsae.couplings.mutual import MutualCoupling
 from fsae.devices import dtype_of
+from fsae.evaluation.suite import held_out_samples
 from fsae.export.folding import fold
 from fsae.losses.fisher import with_fisher_measured
 from fsae.losses.objective import Objective
 from fsae.memory import freed_memory_kept
 from fsae.outputs.metric_log import MetricSink
-from fsae.runs.outcome import TrainedRun
 from fsae.runs.run import Run, for_each
 from fsae.seeds import seed_of
-from fsae.sources.activations import ActivationSource
 from fsae.sources.source import Request, Source
 from fsae.training.checkpoints import Checkpoints
 from fsae.training.interruption import Interruption
@@ -35,6 +34,23 @@ from fsae.training.scaling import Scale, scale_of
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, eq=False)
+class TrainedRun:
+    """A run and the autoencoders that it trained or read, in raw units.
+
+    Attributes:
+        run: the run.
+        autoencoders: one, or the members of a population.
+        samples: samples that they were trained on in this run; 0 for none.
+        best: the member with the least unexplained variance at the end of training.
+    """
+
+    run: Run
+    autoencoders: list[Autoencoder]
+    samples: int
+    best: int
+
+
 def request_of(settings: RunSettings) -> Request:
     """Return what a run asks of its source."""
     harvest = settings.task is Task.harvest
@@ -42,21 +58,23 @@ def request_of(settings: RunSettings) -> Request:
         model=settings.model,
         site=settings.site,
         dataset=settings.dataset,
-        training_samples=0 if settings.task is Task.eval else settings.trainer.samples,
-        held_out_samples=settings.eval.tokens,
+        training_samples=settings.trainer.samples if settings.task in (Task.train, Task.harvest) else 0,
+        held_out_samples=held_out_samples(settings.eval),
         stores=Path(settings.paths.activations),
         harvest=harvest,
-        spliced=not harvest and settings.eval.splice_tokens > 0,
+        spliced=not harvest and any("language_model" in each.needs for each in settings.eval.values()),
     )
 
 
 def open_source(runs: Sequence[Run], heartbeat: Callable[[], None]) -> AbstractContextManager[Source]:
+    """Return the source that all the runs share, to be entered."""
     requests = [request_of(run.settings) for run in runs]
     most = max(request.training_samples for request in requests)
     return runs[0].settings.source.open(replace(requests[0], training_samples=most), heartbeat)
 
 
 def trained(runs: Sequence[Run], source: Source, interruption: Interruption) -> list[TrainedRun]:
+    """Train all the runs on the source's stream; a run that fails ends, and is not among those that are returned."""
     began = time.monotonic()
     scale = cache(lambda kind: scale_of(source.first_vectors(), kind))
     trainings: dict[Training, Run] = {}
@@ -73,16 +91,10 @@ def trained(runs: Sequence[Run], source: Source, interruption: Interruption) -> 
                 continue
             with run.alone():
                 autoencoders = [fold(member.autoencoder, training.scale) for member in training.members]
-                tokens = training.step * run.settings.trainer.batch_size
-                made.append(TrainedRun(run, autoencoders, tokens, training.best))
-    harvest = ""
-    if isinstance(source, ActivationSource):
-        harvester = source.harvester
-        harvest = (
-            f", {source.waited:.0f} s of it waiting for activations; harvest: {harvester.seconds:.0f} s, "
-            f"{harvester.text_seconds:.0f} s of it waiting for text"
-        )
-    log.info("trained in %.0f s%s", time.monotonic() - began, harvest)
+                samples = training.step * run.settings.trainer.batch_size
+                made.append(TrainedRun(run, autoencoders, samples, training.best))
+    costs = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in source.costs().items())
+    log.info("trained in %.0f s%s", time.monotonic() - began, f"; the source so far: {costs}" if costs else "")
     return made
 
 
@@ -170,17 +182,18 @@ def _fresh(settings: RunSettings, number: int, source: Source) -> Autoencoder:
     return settings.arch.build(source.d_in, generator).to(source.device)
 
 
-def fitting(existing: dict[Run, Autoencoder], source: Source) -> list[TrainedRun]:
-    """Those of the autoencoders that read vectors of the source's width; the runs of the others end."""
+def existing(loaded: dict[Run, list[Autoencoder]], source: Source) -> list[TrainedRun]:
+    """Return the runs whose autoencoders read vectors of the source's width; the other runs end."""
     made: list[TrainedRun] = []
-    for run, autoencoder in existing.items():
+    for run, autoencoders in loaded.items():
         with run.alone():
-            if autoencoder.d_in != source.d_in:
+            if autoencoders[0].d_in != source.d_in:
                 raise ValueError(
-                    f"the autoencoder in {run.settings.sae.path} reads vectors of width {autoencoder.d_in}, but "
+                    f"the autoencoder in {run.exported} reads vectors of width {autoencoders[0].d_in}, but "
                     f"{_described(run.settings)} has width {source.d_in}; choose what it was made for"
                 )
-            made.append(TrainedRun(run, [autoencoder.to(source.device)], 0, 0))
+            moved = [each.to(source.device) for each in autoencoders]
+            made.append(TrainedRun(run, moved, 0, run.best))
     return made
 
 

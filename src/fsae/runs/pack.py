@@ -12,13 +12,13 @@ from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.configuration.accept import Origin
 from fsae.configuration.refusal import record_refusal, report_error
 from fsae.configuration.schema import RunSettings, Task
-from fsae.export.saelens import load_saelens
+from fsae.export.saelens import load_members
 from fsae.outputs.run_log import run_name_prefixes
 from fsae.progress import working
-from fsae.runs.build import fitting, open_source, request_of, trained
-from fsae.runs.outcome import evaluate, finish
+from fsae.runs.build import existing, open_source, request_of, trained
+from fsae.runs.finished import FinishedRun
+from fsae.runs.outcome import conclude, finish
 from fsae.runs.run import Run, for_each, going
-from fsae.sources.activations import ActivationSource
 from fsae.sources.identity import data_identity
 from fsae.tracking.server import resolve_uri
 from fsae.tracking.uploader import Uploader
@@ -54,7 +54,8 @@ def run_experiment(settings: RunSettings, origin: Origin) -> dict[str, Any]:
 
 def pack_key(settings: RunSettings) -> tuple[object, ...]:
     """What runs must have in common to be one pack: they see the same batches and are evaluated on the same text."""
-    common = settings.task, settings.eval, settings.tracking, settings.paths
+    # As text, which has their order: numbers are rounded by it.
+    common = settings.task, repr(settings.eval), settings.tracking, settings.paths
     return settings.source.stream_key(request_of(settings)), settings.trainer.batch_size, *common
 
 
@@ -72,10 +73,12 @@ def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
     settings = jobs[0][0]
     try:
         # Before a folder is taken: what cannot be found is refused as wrong settings are.
-        data = data_identity(settings.model, settings.dataset, settings.source) if settings.task is Task.train else {}
+        of_data = settings.task in (Task.train, Task.reevaluate)
+        data = data_identity(settings.model, settings.dataset, settings.source) if of_data else {}
     except ValueError as missing:
         return [_refused(each, origin, missing) for each, origin in jobs]
-    runs = [Run(each, origin, data) for each, origin in jobs]
+    kind = FinishedRun if settings.task is Task.reevaluate else Run
+    runs = [kind(each, origin, data) for each, origin in jobs]
     assert all(pack_key(run.settings) == pack_key(settings) for run in runs)
     with run_name_prefixes() if len(runs) > 1 else nullcontext(), Interruption() as interruption:
         for_each(runs, _claim)
@@ -130,12 +133,12 @@ def _uploader(settings: RunSettings) -> Iterator[Uploader | None]:
 
 
 def _work(runs: Sequence[Run], interruption: Interruption) -> None:
-    """All that is between the beginning and the end of the runs."""
+    """Do what is between the beginning and the end of the runs: open the source, train or load, conclude."""
     task = runs[0].settings.task
     # Read before anything heavy is opened.
-    existing: dict[Run, Autoencoder] = {}
-    if task is Task.eval:
-        for_each(runs, lambda run: existing.update({run: load_saelens(run.settings.existing())}))
+    loaded: dict[Run, list[Autoencoder]] = {}
+    if task in (Task.eval, Task.reevaluate):
+        for_each(runs, lambda run: loaded.update({run: load_members(run.exported)}))
     under_way = going(runs)
     if not under_way:
         return
@@ -144,17 +147,17 @@ def _work(runs: Sequence[Run], interruption: Interruption) -> None:
         with interruption.at_once():
             source = stack.enter_context(open_source(under_way, interruption.check))
         if task is Task.harvest:
-            assert isinstance(source, ActivationSource)
-            results = source.fill_store()
+            assert source.store is not None
+            results = source.store.fill_store()
             for_each(under_way, lambda run: finish(run, results))
             return
         opened = time.monotonic()
-        made = trained(under_way, source, interruption) if task is Task.train else fitting(existing, source)
+        made = trained(under_way, source, interruption) if task is Task.train else existing(loaded, source)
         done = time.monotonic()
-        waited = source.waited if isinstance(source, ActivationSource) else 0.0
+        waited = source.costs().get("waiting", 0.0)
         if made:
-            evaluate(made, source, interruption.check)
-        _say_shares(
+            conclude(made, source, interruption.check)
+        _log_shares(
             {
                 "opening the source": opened - began,
                 "waiting for it": waited,
@@ -164,7 +167,7 @@ def _work(runs: Sequence[Run], interruption: Interruption) -> None:
         )
 
 
-def _say_shares(seconds: dict[str, float]) -> None:
+def _log_shares(seconds: dict[str, float]) -> None:
     total = sum(seconds.values())
     shares = ", ".join(f"{name} {each / total:.0%}" for name, each in seconds.items())
-    log.info("of %.0f s: %s", total, shares)
+    log.info("total %.0f s: %s", total, shares)

@@ -6,7 +6,7 @@ import logging
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from fsae.configuration.accept import Origin
 from fsae.configuration.refusal import report_error
 from fsae.configuration.schema import RunSettings
+from fsae.files import write_json
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.run_log import logging_for
 from fsae.outputs.status import Failure, RunState, mark, read_status
@@ -61,6 +62,16 @@ class Run:
         self.over = False
         self._lock = FileLock(self.folder.path / "run.lock")
         self._began = False
+
+    @property
+    def exported(self) -> Path:
+        """The existing autoencoder that the run evaluates."""
+        return self.settings.existing()
+
+    @property
+    def best(self) -> int:
+        """Which of the existing autoencoders was best in training."""
+        return 0
 
     @property
     def tracker(self) -> Tracker:
@@ -139,6 +150,15 @@ class Run:
             uid=uid,
         )
         return described.uid != earlier
+
+    def log_results(self, numbers: Mapping[str, float], samples: int) -> None:
+        """Log the numbers of the evaluation, after so many samples of training."""
+        self.tracker.log(numbers, samples)
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """Write `results.json`."""
+        write_json(self.folder.results, results)
+        self.results = results
 
     def end(self, error: BaseException | None = None) -> None:
         """Write how it ended, let go of the folder, and have MLflow told; only the first end counts."""

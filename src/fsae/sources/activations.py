@@ -9,13 +9,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from fsae.language_models.sites import Site
 from fsae.language_models.transformer_lens import TransformerLensModel
 from fsae.seeds import generator_for
 from fsae.sources.harvest import Harvester
 from fsae.sources.massive import norm_limit, within
 from fsae.sources.shard import Part
 from fsae.sources.shard_reader import ShardReader
-from fsae.sources.source import Batch, in_batches
+from fsae.sources.source import Batch, Source, in_batches
+from fsae.sources.supply import Supply
 
 # The shard that training is in, and the one that is fetched meanwhile.
 SHARDS_IN_MEMORY = 2
@@ -28,7 +30,7 @@ class _Fetched(NamedTuple):
     kept: Int[Tensor, " kept"] | None
 
 
-class ActivationSource:
+class ActivationSource(Source):
     """Shuffled activations of a language model at one site.
 
     Training goes round the shards: in their order the first time, so that it can begin while later ones are harvested,
@@ -55,6 +57,7 @@ class ActivationSource:
     """
 
     unit = "tokens"
+    tail_remedy = "lower source.max_norm_multiple, or raise dataset.skip_positions"
 
     def __init__(
         self,
@@ -71,6 +74,7 @@ class ActivationSource:
         self.d_in, self.device, self._passes = d_in, device, passes
         self._max_norm_multiple = max_norm_multiple
         self._norm_limit = max_norm
+        self.text = self.store = self
         self.held_out_found = 0
         self.massive_share = 0.0
         self._shards, self._seed, self._training_tokens = shards, seed, training_tokens
@@ -95,6 +99,16 @@ class ActivationSource:
     def model(self) -> TransformerLensModel:
         """The language model, opened on first use."""
         return self.harvester.corpus.model
+
+    @property
+    def site(self) -> Site:
+        """The site whose activations are the vectors."""
+        return self._shards.site
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows per forward pass of the language model."""
+        return self._passes["rows"]
 
     @property
     def prepends_bos(self) -> bool:
@@ -192,16 +206,26 @@ class ActivationSource:
             yield Batch(vectors, vectors)
 
     def distinct(self, taken: int) -> int:
+        """How many different vectors the first `taken` training vectors are."""
         return self._shards.distinct(Part.train, self.wanted(taken))
 
     def wanted(self, taken: int) -> int:
         """How many different ones `taken` training vectors would be if there were text enough."""
         return min(taken, self._extent.tokens[Part.train])
 
-    @property
-    def skipped_rows(self) -> int:
-        """Rows of the data set that held no document and were left out, in one pass as far as it was read."""
-        return self._shards.skipped_rows
+    def supply(self, trained: int | None, held_out: int | None, held_out_wanted: int) -> Supply:
+        return Supply(
+            trained=trained,
+            distinct=None if trained is None else self.distinct(trained),
+            wanted=None if trained is None else self.wanted(trained),
+            held_out=held_out,
+            held_out_wanted=held_out_wanted,
+            skipped_rows=self._shards.skipped_rows,
+        )
+
+    def costs(self) -> dict[str, float]:
+        harvester = self.harvester
+        return {"waiting": self.waited, "harvesting": harvester.seconds, "reading text": harvester.text_seconds}
 
     def _held_out(self, count: int) -> Iterator[Float[Tensor, "part d_in"]]:
         assert count <= self._extent.tokens[Part.held_out]

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fsae.devices import any_device
 from fsae.seeds import generator_for
-from fsae.sources.source import Batch, Request, SourceSettings
+from fsae.sources.source import Batch, Request, Source, SourceSettings
+from fsae.sources.supply import Supply
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class InMemorySettings(SourceSettings):
         return nullcontext(self.source(any_device()))
 
 
-class InMemorySource:
+class InMemorySource(Source):
     """A training part, whose order depends on the seed and the epoch alone, and a held-out part.
 
     Args:
@@ -81,8 +82,9 @@ class InMemorySource:
         inputs, targets = (each[:count].split(batch_size) for each in whole)
         yield from map(Batch, inputs, inputs if whole.targets is whole.inputs else targets)
 
-    def distinct(self, taken: int) -> int:
-        return min(taken, len(self._train))
+    def supply(self, trained: int | None, held_out: int | None, held_out_wanted: int) -> Supply:
+        distinct = None if trained is None else min(trained, len(self._train))
+        return Supply(trained=trained, distinct=distinct, held_out=held_out, held_out_wanted=held_out_wanted)
 
     def _made_of(self, vectors: Tensor, *drawn_for: object) -> Batch:
         """A batch of these; what is random in it is drawn for it alone."""

@@ -2,6 +2,17 @@
 
 from dataclasses import dataclass
 
+# What each number says; in `results.json` it is data/<name>.
+MEANINGS = {
+    "train_samples_distinct": "different training samples; of text, the positions of one pass over it",
+    "train_samples_wanted": "different training samples if there were text enough",
+    "text_rounds": "train_samples_wanted over train_samples_distinct: how often the text was read; 1 if it sufficed",
+    "training_rounds": "how often training saw each distinct sample",
+    "held_out_samples": "samples that there were to evaluate on",
+    "held_out_samples_wanted": "samples that the evaluations asked for (eval.vectors.samples and the like)",
+    "skipped_rows": "rows of the data set without a usable document, left out",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Supply:
@@ -23,7 +34,7 @@ class Supply:
     skipped_rows: int | None = None
 
     def numbers(self) -> dict[str, float]:
-        """Flat names, as `evaluation.results.SUPPLY` explains them."""
+        """Flat names, as `MEANINGS` explains them."""
         numbers: dict[str, float | None] = {
             "train_samples_distinct": self.distinct,
             "train_samples_wanted": self.wanted,
@@ -46,8 +57,9 @@ class Supply:
             )
         if self.held_out is not None and self.held_out_wanted is not None and self.held_out < self.held_out_wanted:
             sentences.append(
-                f"too little held-out text: {self.held_out_wanted:,} samples are asked for (eval.tokens) and there are "
-                f"{self.held_out:,}, so that the results are uncertain. Use more text, or raise dataset.held_out"
+                f"too little held-out text: {self.held_out_wanted:,} samples are asked for (eval.vectors.samples) "
+                f"and there are {self.held_out:,}, so that the results are uncertain. Use more text, or raise "
+                "dataset.held_out"
             )
         if self.skipped_rows:
             sentences.append(

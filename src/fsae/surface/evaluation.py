@@ -4,15 +4,14 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
-from fsae.evaluation.results import MEANINGS, results_table
-from fsae.evaluation.settings import EvaluationSettings
-from fsae.evaluation.vectors import VectorEvaluation, evaluate_vectors
+from fsae.evaluation.vectors import VectorEvaluation, Vectors, evaluate_vectors
 from fsae.losses.fisher import Fisher
+from fsae.outputs.results import results_table
 from fsae.sources.source import Batch, Source, in_batches
 from fsae.sources.vectors import as_vectors
 from fsae.surface.dictionary import Dictionary
 
-_DEFAULTS = EvaluationSettings()
+_DEFAULTS = Vectors()
 
 
 class Numbers(dict[str, float]):
@@ -21,10 +20,11 @@ class Numbers(dict[str, float]):
     @property
     def meanings(self) -> dict[str, str]:
         """What each number says."""
-        return {name: MEANINGS[name.removeprefix("eval/")] for name in self}
+        return {name: str(Vectors.meanings[name.removeprefix("eval/")]) for name in self}
 
     def __str__(self) -> str:
-        return results_table({name.removeprefix("eval/"): value for name, value in self.items()})
+        numbers = {name.removeprefix("eval/"): value for name, value in self.items()}
+        return results_table(numbers, Vectors.meanings)
 
 
 def evaluate(
@@ -63,7 +63,7 @@ def measured(dictionary: Dictionary, batches: Iterable[Batch]) -> VectorEvaluati
 
 def _batches(vectors: Tensor | Iterable[Tensor] | Source, samples: int | None, size: int) -> Iterator[Batch]:
     if not isinstance(vectors, Iterable):
-        yield from vectors.held_out(_DEFAULTS.tokens if samples is None else samples, size)
+        yield from vectors.held_out(_DEFAULTS.samples if samples is None else samples, size)
         return
     parts = [vectors] if isinstance(vectors, Tensor) else vectors
     left = samples

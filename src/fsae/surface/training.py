@@ -16,20 +16,21 @@ from fsae.autoencoders.settings import AutoencoderSettings
 from fsae.configuration.checks import check
 from fsae.configuration.composition import composed_settings
 from fsae.configuration.recorded import origin_of
-from fsae.configuration.resolvers import CHOICES
+from fsae.configuration.resolvers import choice_names
 from fsae.configuration.schema import RunSettings
 from fsae.console import bars
-from fsae.evaluation.results import flat_results
 from fsae.evaluation.sparsity import density_histogram
+from fsae.evaluation.suite import held_out_samples
+from fsae.evaluation.vectors import Vectors
 from fsae.export.folding import fold
 from fsae.losses.term import LossTerm
 from fsae.memory import freed_memory_kept
 from fsae.outputs.metric_log import MetricSink
+from fsae.outputs.results import flat_results
 from fsae.outputs.run_folder import write_json
 from fsae.runs.build import check_memory, training_of
 from fsae.runs.run import Run
 from fsae.sources.source import Source
-from fsae.sources.supply import Supply
 from fsae.sources.vectors import VectorsSettings, as_vectors, digest
 from fsae.surface.dictionary import Dictionary, save
 from fsae.surface.evaluation import measured
@@ -112,7 +113,7 @@ def _settings(
     """Return a run's settings: the packaged YAML files' with what the caller chose."""
     if not isinstance(arch, str) and values:
         raise ValueError(f"arch is a settings object, so {', '.join(values)} belongs in it; or give arch by its name")
-    name = arch if isinstance(arch, str) else CHOICES.get(type(arch))
+    name = arch if isinstance(arch, str) else choice_names().get(type(arch))
     if name is None and loss is None:
         raise ValueError(
             f"loss is None, but {type(arch).__name__} has no choice of `arch=`, which brings a loss; give one"
@@ -125,7 +126,7 @@ def _settings(
     words += [f"{group}={choice}" for group, choice in named.items() if isinstance(choice, str)]
     given = {"trainer.samples": samples, "trainer.batch_size": batch_size}
     changes = {key: value for key, value in given.items() if value is not None}
-    if isinstance(trainer, TrainerSettings):
+    if trainer is not None and not isinstance(trainer, str):
         trainer = replace(trainer, **{key.removeprefix("trainer."): value for key, value in changes.items()})
         changes = {}
     composed = composed_settings([*words, *overrides], changes | {f"arch.{key}": each for key, each in values.items()})
@@ -134,7 +135,7 @@ def _settings(
         source=of_vectors,
         arch=composed.arch if isinstance(arch, str) else arch,
         loss=dict(loss) if isinstance(loss, Mapping) else composed.loss,
-        trainer=trainer if isinstance(trainer, TrainerSettings) else composed.trainer,
+        trainer=composed.trainer if trainer is None or isinstance(trainer, str) else trainer,
     )
     if found.population.size > 1:
         raise ValueError(
@@ -189,19 +190,17 @@ def _trained(
             if error is not None:
                 raise error
     dictionary = Dictionary(fold(training.members[0].autoencoder, training.scale), settings=settings)
-    evaluated = measured(dictionary, source.held_out(settings.eval.tokens, settings.eval.batch_size))
+    vectors = settings.eval["vectors"]
+    assert isinstance(vectors, Vectors)
+    evaluated = measured(dictionary, source.held_out(vectors.samples, vectors.batch_size))
     taken = training.step * settings.trainer.batch_size
-    supply = Supply(
-        trained=taken,
-        distinct=source.distinct(taken),
-        held_out=evaluated.samples,
-        held_out_wanted=settings.eval.tokens,
-    )
+    supply = source.supply(taken, evaluated.samples, held_out_samples(settings.eval))
     numbers = supply.numbers()
     tracker.log({f"eval/{name}": value for name, value in evaluated.scalars.items()} | numbers, taken)
     histogram = {"density_histogram": density_histogram(evaluated.firing_frequency)}
     dictionary.density = evaluated.firing_frequency.float()
-    dictionary.results = flat_results(evaluated.scalars) | numbers | histogram
+    found = {name: meaning for name, meaning in Vectors.meanings.items() if name in evaluated.scalars}
+    dictionary.results = flat_results(evaluated.scalars, found) | numbers | histogram
     return dictionary, dictionary.results
 
 
@@ -221,7 +220,7 @@ class _Unrecorded:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
-    def say(self, message: str) -> None: ...
+    def log_message(self, message: str) -> None: ...
 
     def position(self) -> int:
         return 0

@@ -232,9 +232,10 @@ def _refused(config: DictConfig) -> Iterator[None]:
 def _check_job(config: DictConfig) -> None:
     """Raise ValueError if a job with this config, which includes Hydra's own settings, cannot be run."""
     config = copy.deepcopy(config)
+    overrides = list(config.hydra.overrides.task)
     with read_write(config), open_dict(config):
         del config["hydra"]
-    checked(config)
+    checked(config, overrides)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

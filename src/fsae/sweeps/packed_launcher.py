@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from fsae.configuration.accept import Origin, accept
 from fsae.configuration.refusal import report_error
-from fsae.configuration.schema import RunSettings, Task
+from fsae.configuration.schema import RunSettings
 from fsae.outputs.run_log import run_log
 from fsae.sweeps.worker import WorkerLauncher
 from fsae.training.interruption import Interrupted
@@ -164,7 +164,6 @@ def _run(pack: Sequence[_Job]) -> None:
         record = job.record
         if outcome.error is None:
             assert outcome.results is not None
-            is_harvest = job.settings.task is Task.harvest
-            record.return_value = None if is_harvest else job.settings.search.value(outcome.results)
+            record.return_value = job.settings.search_value(outcome.results)
         else:
             record.return_value, record.status = outcome.error, JobStatus.FAILED

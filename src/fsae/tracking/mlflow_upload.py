@@ -11,6 +11,7 @@ import json
 import math
 import re
 import shlex
+import sys
 import uuid
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
@@ -22,9 +23,9 @@ from typing import Any
 from filelock import FileLock
 
 from fsae.credentials import concealed, without_password
-from fsae.evaluation.results import MEANINGS
 from fsae.files import write_json
 from fsae.outputs.metric_log import MetricRecord, read_metrics
+from fsae.outputs.results import MEASURED, in_order, meanings_in, read_results
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import RunState, RunStatus, read_status
 from fsae.tracking.server import artifact_root, open_client, python_command, run_link, shell_command
@@ -49,7 +50,6 @@ MLFLOW_STATUS = {
 # Errors of servers, PostgreSQL and MySQL that ask for a password.
 _NO_ENTRY = re.compile(r"error code 40[13]\b|password authentication failed|no password supplied|Access denied for")
 
-HELD_OUT = "eval/"  # measured once, at a run's end
 BAR = "\\|"  # a | inside a table's cell
 PARAMS_AT_ONCE = 100  # MLflow refuses more in one request
 
@@ -190,7 +190,8 @@ class MlflowUpload:
     def _close(self, status: RunStatus) -> bool:
         ended = status.ended or status.updated
         client, run_id = self._client, self._run_id
-        if client.get_run(run_id).data.tags.get(DELIVERED_TAG) == ended.isoformat():
+        delivered = self._delivered(ended)
+        if client.get_run(run_id).data.tags.get(DELIVERED_TAG) == delivered:
             return False
         # The status is "running" but the process is gone: it was killed and could not write another status.
         killed = status.state is RunState.running
@@ -203,14 +204,18 @@ class MlflowUpload:
             if file.exists():
                 client.log_artifact(run_id, str(file))
                 self._arrived()
-        for directory in (folder.plots, folder.sae):
+        for directory in (folder.plots, folder.sae, folder.evaluations):
             if directory.exists():
                 for file in sorted(path for path in directory.rglob("*") if path.is_file()):
                     below = file.parent.relative_to(folder.path).as_posix()
                     client.log_artifact(run_id, str(file), artifact_path=below)
                     self._arrived()
-        client.set_tag(run_id, DELIVERED_TAG, ended.isoformat())
+        client.set_tag(run_id, DELIVERED_TAG, delivered)
         return True
+
+    def _delivered(self, ended: datetime) -> str:
+        """What the run's last tag is set to: its end, or when a finished run was last evaluated again."""
+        return str(read_results(self.folder.results).get("evaluated") or ended.isoformat())
 
     def unsent(self) -> int:
         """Return how many values of `metrics.jsonl` are not known to be in MLflow."""
@@ -251,7 +256,9 @@ class MlflowUpload:
             client.update_run(run_id, status="RUNNING")
         self._client, self._run_id = client, run_id
         # For each metric, MLflow's record of a run has the value at the highest step.
-        self._stored_step = {metric.key: metric.step for metric in run.to_proto().data.metrics}
+        stored = run.to_proto().data.metrics
+        self._stored_step = {metric.key: metric.step for metric in stored}
+        self._stored_value = {metric.key: metric.value for metric in stored if metric.key.startswith(MEASURED)}
         self.link = run_link(self.uri, experiment_id, run_id)
         self._dropped, self._dropped_size = [], 0
         self._is_open = True
@@ -289,15 +296,19 @@ class MlflowUpload:
     def _send(self, records: list[MetricRecord]) -> int:
         from mlflow.entities import Metric
 
-        stored = dict(self._stored_step)
+        stored, measured = dict(self._stored_step), dict(self._stored_value)
         metrics = []
         # Within one step the values that were logged first come first.
         for record in sorted(records, key=lambda record: record.step):
             for name, value in record.metrics.items():
                 # MLflow draws bars for metrics whose only step is 0, and lines for others, which would be points here.
-                step = 0 if name.startswith(HELD_OUT) else record.step
-                if step > stored.get(name, -1):
+                is_measured = name.startswith(MEASURED)
+                step = 0 if is_measured else record.step
+                # A finished run that is evaluated again may have another value of the same step.
+                if step > stored.get(name, -1) or (is_measured and not _same(measured[name], value)):
                     stored[name] = step
+                    if is_measured:
+                        measured[name] = value
                     metrics.append(Metric(name, value, record.time_ms, step))
         # After a failure, MLflow is asked again for what it has.
         self._is_open = False
@@ -305,7 +316,7 @@ class MlflowUpload:
         for start in range(0, len(metrics), METRICS_PER_BATCH):
             self._client.log_batch(self._run_id, metrics=metrics[start : start + METRICS_PER_BATCH])
             self._arrived()
-        self._stored_step, self._is_open = stored, True
+        self._stored_step, self._stored_value, self._is_open = stored, measured, True
         return len(metrics)
 
     def _summary(self, status: RunStatus | None) -> str:
@@ -313,12 +324,12 @@ class MlflowUpload:
         if status and status.failure:
             lines.append(f"**{status.state.value}**: {status.failure.kind}: {status.failure.message[:1000]}")
         if self.folder.results.exists():
-            results = json.loads(self.folder.results.read_text(encoding="utf-8"))
+            results = read_results(self.folder.results)
             # The numbers of a population's members, such as eval/0/fvu, are among the metrics.
-            numbers = {f"{HELD_OUT}{name}": meaning for name, meaning in MEANINGS.items()}
+            meanings = meanings_in(results)
             rows = [
-                f"| {name} | {results[name]:.4g} | {meaning.replace('|', BAR)} |"
-                for name, meaning in numbers.items()
+                f"| {name} | {results[name]:.4g} | {str(meanings[name]).replace('|', BAR)} |"
+                for name in in_order(meanings)
                 if isinstance(results.get(name), int | float)
             ]
             lines.append("\n".join(["| held out | | |", "| --- | --- | --- |", *rows]))
@@ -378,6 +389,14 @@ def first_line(error: Exception) -> str:
             "http://user:password@host, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
         )
     return line
+
+
+def _same(stored: float, value: float) -> bool:
+    """Whether MLflow has this value, as it keeps values: what is infinite as the largest number there is."""
+    if math.isnan(stored) or math.isnan(value):
+        return math.isnan(stored) and math.isnan(value)
+    kept = [max(-sys.float_info.max, min(sys.float_info.max, each)) for each in (stored, value)]
+    return kept[0] == kept[1]
 
 
 def _milliseconds(time: datetime) -> int:

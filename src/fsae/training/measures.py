@@ -12,6 +12,7 @@ def batch_measures(record: ForwardRecord, scale: float) -> dict[str, Tensor]:
 
     l0: active latents a sample. l1: sum_i |f_i| |W_dec_i|. mse: squared error summed over dimensions.
     l2_ratio: mean |x_hat| / |x|. fvu: squared error over the batch's variance.
+    explained_variance: 1 - fvu.
 
     Args:
         scale: what the raw activations were multiplied by.
@@ -21,10 +22,12 @@ def batch_measures(record: ForwardRecord, scale: float) -> dict[str, Tensor]:
     l1 = sizes.values.sum() if record.code_weights is None else sizes.column_sums() @ record.code_weights
     error = record.error.square().sum()
     batch = x.shape[0]
+    fvu = error / (x - x.mean(0)).square().sum().clamp_min(1e-12)
     return {
         "l0": codes.firing_counts.sum() / batch,
         "l1": l1 / (batch * scale),
         "mse": error / (batch * scale**2),
         "l2_ratio": (x_hat.norm(dim=1) / x.norm(dim=1).clamp_min(1e-12)).mean(),
-        "fvu": error / (x - x.mean(0)).square().sum().clamp_min(1e-12),
+        "fvu": fvu,
+        "explained_variance": 1 - fvu,
     }

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,8 @@ from torch import Tensor
 from fsae.devices import any_device
 from fsae.ranges import between
 from fsae.seeds import generator_for
-from fsae.sources.source import Batch, Request, SourceSettings, in_batches
+from fsae.sources.source import Batch, Request, Source, SourceSettings, in_batches
+from fsae.sources.supply import Supply
 from fsae.sparse.codes import Codes
 
 # Vectors that scale and biases are measured on.
@@ -50,6 +51,8 @@ class SyntheticSettings(SourceSettings):
     d_in: int = field(metadata=between(least=1, most=2**20))
     features: int = field(metadata=between(least=1, most=2**28))
 
+    provides: ClassVar[frozenset[str]] = frozenset({"known_features"})
+
     @abstractmethod
     def model(self) -> FeatureModel:
         """The features, drawn."""
@@ -65,7 +68,7 @@ class SyntheticSettings(SourceSettings):
         return nullcontext(self.source(any_device()))
 
 
-class SyntheticSource:
+class SyntheticSource(Source):
     """Samples of known features as a stream.
 
     Args:
@@ -80,6 +83,7 @@ class SyntheticSource:
 
     def __init__(self, settings: SyntheticSettings, device: torch.device):
         self.d_in, self.device = settings.d_in, device
+        self.truth = self
         self._model, self._seed = settings.model(), settings.seed
         self._first: Tensor | None = None
         self._batch = 0
@@ -108,8 +112,8 @@ class SyntheticSource:
         for number, begin in enumerate(range(0, count, _HELD_OUT_AT_ONCE)):
             yield self._draw("held out", number, min(_HELD_OUT_AT_ONCE, count - begin))
 
-    def distinct(self, taken: int) -> int:
-        return taken
+    def supply(self, trained: int | None, held_out: int | None, held_out_wanted: int) -> Supply:
+        return Supply(trained=trained, distinct=trained, held_out=held_out, held_out_wanted=held_out_wanted)
 
     def _draw(self, part: str, number: int, count: int) -> Codes:
         return self._model.draw(count, generator_for(self._seed, part, number))

@@ -1,0 +1,80 @@
+"""The settings of a finished run that is evaluated again: those that it has, with another evaluation."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fsae.outputs.run_folder import RunFolder
+
+
+def evaluations_of(folder: Path) -> list[str]:
+    """Return the names of the evaluations that a run lists and has been measured by.
+
+    Raises:
+        ValueError: there are none: the run was evaluated by an earlier version of fsae.
+    """
+    files = RunFolder(folder)
+    names = [str(name) for name in _saved(folder).get("eval") or {} if (files.evaluations / f"{name}.json").exists()]
+    if not names:
+        raise ValueError(f"{folder} does not say by what it was evaluated; name it, as in eval=[vectors,splice]")
+    return names
+
+
+def outputs_of(folder: Path) -> str:
+    """Return the outputs folder that a run was given."""
+    return str(_saved(folder).paths.outputs)
+
+
+def with_own_settings(config: DictConfig, folder: Path, overrides: Sequence[str]) -> DictConfig:
+    """Return the config of a run with the values of its own `config.yaml`, but for what the overrides say of `eval` and
+    `suite`.
+
+    Args:
+        config: composed from the run's choices: which schema each group has is not in `config.yaml`.
+        folder: of the run.
+        overrides: of the job; those of `eval` and `suite` are the evaluation's, and no others are left of these.
+
+    Raises:
+        ValueError: the run has other settings than this version of fsae knows.
+    """
+    saved = _saved(folder)
+    given = {override.lstrip("+").partition("=")[0] for override in overrides}
+    config = config.copy()
+    written = OmegaConf.to_container(config.eval, resolve=False)
+    assert isinstance(written, dict)
+
+    def is_given(key: str) -> bool:
+        """Whether the overrides say the value: here, or of the size of the suite that it is taken from."""
+        _, *path = key.split(".")
+        value = written[path[0]][path[1]] if key.startswith("eval.") else f"${{{key}}}"
+        taken_from = str(value).removeprefix("${").removesuffix("}")
+        return not {key, taken_from, taken_from.partition(".")[0]}.isdisjoint(given)
+
+    try:
+        for group in saved:
+            if group not in ("task", "eval", "suite"):
+                OmegaConf.update(config, str(group), saved[group], merge=True)
+        own = {f"suite.{key}": value for key, value in (saved.get("suite") or {}).items()}
+        for name in config.eval.keys() & (saved.get("eval") or {}).keys():
+            own |= {f"eval.{name}.{key}": value for key, value in saved.eval[name].items()}
+        for key, value in own.items():
+            if not is_given(key):
+                OmegaConf.update(config, key, value)
+    except OmegaConfBaseException as error:
+        raise ValueError(
+            f"{RunFolder(folder).config} has a setting that this version of fsae does not know; evaluate the run with "
+            f"the version that made it ({str(error).splitlines()[0]})"
+        ) from error
+    return config
+
+
+def _saved(folder: Path) -> DictConfig:
+    path = RunFolder(folder).config
+    try:
+        saved = OmegaConf.load(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} does not hold a run's settings ({error}); it may be missing or cut off") from None
+    assert isinstance(saved, DictConfig)
+    return saved

@@ -1,0 +1,15 @@
+"""The evaluations that can be chosen by name."""
+
+from fsae.evaluation.agreement import Agreement
+from fsae.evaluation.geometry import Geometry
+from fsae.evaluation.splice import Splice
+from fsae.evaluation.truth import Truth
+from fsae.evaluation.vectors import Vectors
+
+CHOICES: dict[str, type] = {
+    "vectors": Vectors,
+    "splice": Splice,
+    "truth": Truth,
+    "agreement": Agreement,
+    "geometry": Geometry,
+}

@@ -1,0 +1,86 @@
+"""The subject of evaluations: the autoencoders of one or several runs, and what they are measured with."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.losses.fisher import Fisher
+from fsae.progress import Progress
+from fsae.sources.source import Batch, Source
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, eq=False)
+class Examined:
+    """The autoencoders of one run.
+
+    Attributes:
+        autoencoders: in eval mode and in raw units: one, or the members of a population.
+        best: the member with the least unexplained variance at the end of training.
+        fisher: the form and the estimator of the run's Fisher sums.
+    """
+
+    autoencoders: Sequence[Autoencoder]
+    best: int = 0
+    fisher: Fisher = field(default_factory=Fisher)
+
+
+class Subject:
+    """The autoencoders of several runs on one source, measured side by side.
+
+    Args:
+        runs: each run's autoencoders.
+        source: of the vectors that they read.
+        heartbeat: called between batches; may raise to stop the measuring.
+
+    Attributes:
+        found_samples: held-out vectors that the largest pass over them found, including those that it left out for
+            their norm; None before any.
+    """
+
+    def __init__(self, runs: Sequence[Examined], source: Source, heartbeat: Callable[[], None] = lambda: None):
+        self.runs, self.source, self.heartbeat = runs, source, heartbeat
+        self.found_samples: int | None = None
+        self._found: dict[type, list] = {}
+
+    @property
+    def autoencoders(self) -> list[Autoencoder]:
+        """All autoencoders, run by run."""
+        return [autoencoder for run in self.runs for autoencoder in run.autoencoders]
+
+    @property
+    def fishers(self) -> list[Fisher]:
+        """For each autoencoder, the form and the estimator of its run's Fisher sums."""
+        return [run.fisher for run in self.runs for _ in run.autoencoders]
+
+    def by_run(self, items: Sequence[Item]) -> list[list[Item]]:
+        """Return what was found of each autoencoder, run by run."""
+        rest = iter(items)
+        return [[next(rest) for _ in run.autoencoders] for run in self.runs]
+
+    def held_out(self, samples: int, batch_size: int, label: str) -> Iterator[Batch]:
+        """Yield held-out vectors with a heartbeat before each batch, and show the progress as `label`."""
+        progress, count = Progress(label, samples, self.source.unit), 0
+        for batch in self.beating(self.source.held_out(samples, batch_size)):
+            yield batch
+            count += len(batch.inputs)
+            progress.advance(len(batch.inputs))
+        progress.close()
+        found = self.source.held_out_found
+        self.found_samples = max(self.found_samples or 0, count if found is None else found)
+
+    def beating(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield the items, with a heartbeat after each has arrived."""
+        for item in items:
+            self.heartbeat()
+            yield item
+
+    def keep(self, found: Sequence[object]) -> None:
+        """Keep what an evaluation found of each autoencoder for the evaluations after it, under the objects' type."""
+        self._found[type(found[0])] = list(found)
+
+    def found(self, kind: type[Item]) -> list[Item] | None:
+        """Return what an earlier evaluation kept of this type, one for each autoencoder; None if it kept nothing."""
+        return self._found.get(kind)

@@ -1,0 +1,202 @@
+"""A suite of evaluations: which of them can be measured, in which order, and what is written of them."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.subject import Subject
+from fsae.files import write_json
+from fsae.outputs.results import Meaning, flat_results
+from fsae.outputs.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+# The need of evaluations that compare a population's members.
+MEMBERS = "members"
+# What to do if a need is not met.
+REMEDIES = {
+    "language_model": "the source has no language model; use source=activations",
+    "known_features": "the source's features are not known; use a synthetic source, as in source=grouped_features",
+    MEMBERS: "the run trains one autoencoder; set population.size to 2 or more",
+}
+
+
+def chosen(
+    evaluations: Mapping[str, Evaluation], provided: frozenset[str], named: bool = False
+) -> dict[str, Evaluation]:
+    """Return the evaluations whose needs are met, in the order in which they are measured.
+
+    Args:
+        evaluations: by name.
+        provided: what the source and the run provide.
+        named: whether the command line named them: one whose needs are not met is refused. Those that a YAML file lists
+            are left out if their needs are not met.
+
+    Raises:
+        ValueError: a named evaluation's needs are not met, two evaluations have a number of the same name, or they need
+            each other.
+    """
+    possible: dict[str, Evaluation] = {}
+    for name in _ordered(evaluations):
+        each = evaluations[name]
+        missing = sorted(each.needs - provided - possible.keys())
+        if not missing:
+            possible[name] = each
+        elif named:
+            raise ValueError(f"eval.{name} cannot be measured: {_remedy(missing[0], name, evaluations)}")
+    _check_names(possible)
+    return possible
+
+
+def held_out_samples(evaluations: Mapping[str, Evaluation]) -> int:
+    """Return how many held-out samples the evaluations read."""
+    return max((each.held_out for each in evaluations.values()), default=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What a suite found of one run.
+
+    Attributes:
+        evaluations: the suite, by name.
+        measured: by name of the evaluation.
+    """
+
+    evaluations: Mapping[str, Evaluation]
+    measured: Mapping[str, Measured]
+
+    @cached_property
+    def meanings(self) -> dict[str, Meaning]:
+        """What each number says, in the order of the suite."""
+        all_of_them = {name: says for each in self.evaluations.values() for name, says in each.meanings.items()}
+        return {name: says for name, says in all_of_them.items() if name in self.numbers}
+
+    @cached_property
+    def numbers(self) -> dict[str, float]:
+        """The run's numbers by name: means over its autoencoders, and what is of the run as a whole."""
+        found: dict[str, float] = {}
+        for each in self.measured.values():
+            found |= _means(each.numbers) | each.shared
+        return found
+
+    @property
+    def of_each(self) -> dict[str, float]:
+        """Each member's numbers, as in "0/fvu"; nothing for a run of one autoencoder."""
+        return {
+            f"{member}/{name}": value
+            for each in self.measured.values()
+            if len(each.numbers) > 1
+            for member, numbers in enumerate(each.numbers)
+            for name, value in numbers.items()
+        }
+
+    def logged(self) -> dict[str, float]:
+        """Return the numbers under the names by which they are logged."""
+        return {f"eval/{name}": value for name, value in (self.numbers | self.of_each).items()}
+
+    def results(self) -> dict[str, Any]:
+        """Return what stands in `results.json`."""
+        content = {name: value for each in self.measured.values() for name, value in each.content.items()}
+        return flat_results(self.numbers | self.of_each, self.meanings) | content
+
+    def write(self, folder: RunFolder) -> None:
+        """Write `evaluations/<name>.json` of each evaluation, its further files and its pictures.
+
+        Every file is replaced in one step, so that a kill leaves an earlier one or the new one.
+
+        Raises:
+            OSError: no space is left.
+        """
+        folder.evaluations.mkdir(exist_ok=True)
+        for name, each in self.measured.items():
+            for file, content in each.files.items():
+                write_json(folder.path / file, content)
+            for picture, draw in each.pictures.items():
+                _draw(folder.plots / picture, draw)
+            write_json(folder.evaluations / f"{name}.json", _described(self.evaluations[name], each))
+
+
+def measure(subject: Subject, evaluations: Mapping[str, Evaluation]) -> list[Findings]:
+    """Measure the subject's runs by every evaluation, in their order; returns what was found of each run.
+
+    An evaluation that needs members is not measured of a run without any.
+    """
+    found: list[dict[str, Measured]] = [{} for _ in subject.runs]
+    for name, evaluation in evaluations.items():
+        is_measured = [MEMBERS not in evaluation.needs or len(run.autoencoders) > 1 for run in subject.runs]
+        if not any(is_measured):
+            continue
+        for own, each, counts in zip(found, evaluation.measure(subject), is_measured, strict=True):
+            if not counts:
+                continue
+            unknown = {*each.shared, *_means(each.numbers)} - evaluation.meanings.keys()
+            assert not unknown, f"eval.{name} has no meaning of {', '.join(sorted(unknown))}"
+            own[name] = each
+    return [Findings(evaluations, each) for each in found]
+
+
+def _ordered(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """Names in their order, but each after the evaluations that it needs or reads."""
+    rest, order = list(evaluations), list[str]()
+    while rest:
+        before = {name: evaluations[name].needs | evaluations[name].reads for name in rest}
+        ready = [name for name in rest if not before[name] & ({*rest} - {name})]
+        if not ready:
+            raise ValueError(f"the evaluations {', '.join(rest)} need each other; leave one of them out of eval")
+        order.append(ready[0])
+        rest.remove(ready[0])
+    return order
+
+
+def _remedy(missing: str, name: str, evaluations: Mapping[str, Evaluation]) -> str:
+    if missing in REMEDIES:
+        return f"{REMEDIES[missing]}, or leave {name} out of eval"
+    names = ",".join([missing, *evaluations])
+    if missing in evaluations:
+        return f"it needs {missing}, which cannot be measured either; leave both out of eval"
+    return f"it needs {missing}; add that, as in eval=[{names}], or choose a source that provides it"
+
+
+def _check_names(evaluations: Mapping[str, Evaluation]) -> None:
+    owner: dict[str, str] = {}
+    for name, each in evaluations.items():
+        for number in each.meanings:
+            if number in owner:
+                raise ValueError(f"eval.{name} and eval.{owner[number]} both report {number}; leave one of them out")
+            owner[number] = name
+
+
+def _means(numbers: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    if not numbers:
+        return {}
+    return {name: sum(each[name] for each in numbers) / len(numbers) for name in numbers[0]}
+
+
+def _draw(picture: Path, draw: Callable[[Path], None]) -> None:
+    aside = picture.with_name(f".{picture.name}")
+    draw(aside)
+    aside.replace(picture)
+
+
+def _described(evaluation: Evaluation, measured: Measured) -> dict[str, Any]:
+    """The content of `evaluations/<name>.json`."""
+    members = [_finite(numbers) for numbers in measured.numbers]
+    return {
+        "settings": {
+            name: value.name if isinstance(value, Enum) else value for name, value in asdict(evaluation).items()
+        },
+        "numbers": _finite(_means(measured.numbers) | measured.shared),
+        **({"members": members} if len(members) > 1 else {}),
+        **measured.content,
+        "meanings": {name: meaning.as_json() for name, meaning in evaluation.meanings.items()},
+    }
+
+
+def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}

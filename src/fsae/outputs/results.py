@@ -1,0 +1,130 @@
+"""A run's results: numbers by flat name in `results.json`, and what each of them says."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+# How the names of held-out numbers begin.
+MEASURED = "eval/"
+# Of the held-out variance: if the 0.1 % of vectors with the largest norms hold more, fvu describes these alone.
+LARGE_TAIL = 0.2
+
+
+class Better(Enum):
+    """Which way a number is better; `neither` if that is not settled, or depends on other numbers."""
+
+    more = "more"
+    less = "less"
+    neither = "neither"
+
+
+class Shown(Enum):
+    """Where a number is shown: in every table, in a report's table of jobs, or in the files alone."""
+
+    first = "first"
+    table = "table"
+    files = "files"
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a number says.
+
+    Attributes:
+        text: in a few words.
+        unit: of the number; "" for a pure number.
+        better: which way it is better.
+        shown: where it is shown.
+    """
+
+    text: str
+    unit: str = ""
+    better: Better = Better.neither
+    shown: Shown = Shown.table
+
+    def __str__(self) -> str:
+        return f"{self.text} [{self.unit}]" if self.unit else self.text
+
+    def as_json(self) -> dict[str, str]:
+        """Return what `meaning_of` reads."""
+        return asdict(self) | {"better": self.better.value, "shown": self.shown.value}
+
+
+def meaning_of(written: Mapping[str, str]) -> Meaning:
+    """Return the meaning that `Meaning.as_json` wrote.
+
+    Raises:
+        ValueError, KeyError: the text is of something else.
+    """
+    better, shown = Better(written["better"]), Shown(written["shown"])
+    return Meaning(text=written["text"], unit=written["unit"], better=better, shown=shown)
+
+
+def meanings_in(results: Mapping[str, Any]) -> dict[str, Meaning]:
+    """Return the meanings in the content of a `results.json`, by flat name, in the order of its evaluations."""
+    return {name: meaning_of(written) for name, written in (results.get("meanings") or {}).items()}
+
+
+def in_order(meanings: Mapping[str, Meaning]) -> list[str]:
+    """Return the names in the order in which tables show them: first ones first, otherwise as they come."""
+    return sorted(meanings, key=lambda name: list(Shown).index(meanings[name].shown))
+
+
+def flat_results(scalars: Mapping[str, float], meanings: Mapping[str, Meaning] | None = None) -> dict[str, Any]:
+    """Return `eval/<name>` to its value, as strict JSON can hold it.
+
+    A number that is not finite becomes null, and `notes` says under the same name what it was; without such a number
+    there are no `notes`. `meanings` says what each number means; without any there is no such entry.
+    """
+    results: dict[str, Any] = {f"{MEASURED}{name}": value for name, value in scalars.items()}
+    notes = {name: f"not finite: {value}" for name, value in results.items() if not math.isfinite(value)}
+    results |= dict.fromkeys(notes)
+    if notes:
+        results["notes"] = notes
+    if meanings:
+        results["meanings"] = {f"{MEASURED}{name}": meaning.as_json() for name, meaning in meanings.items()}
+    return results
+
+
+def merged(earlier: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return earlier results with new ones in their place; numbers that were not measured again stay."""
+    notes = {name: note for name, note in (earlier.get("notes") or {}).items() if name not in new}
+    notes |= new.get("notes") or {}
+    meanings = (earlier.get("meanings") or {}) | (new.get("meanings") or {})
+    results = {**earlier, **new}
+    for name, content in (("notes", notes), ("meanings", meanings)):
+        results.pop(name, None)
+        if content:
+            results[name] = content
+    return results
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Return the content of a `results.json`; nothing if there is no such file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return dict(content)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} does not hold a run's results ({error!r}); it may be cut off") from error
+
+
+def results_table(scalars: Mapping[str, float], meanings: Mapping[str, Meaning]) -> str:
+    """Return aligned lines of name, value and meaning, in the order of tables, without a newline at the end."""
+    rows = [(name, f"{scalars[name]:.4g}", str(meanings[name])) for name in in_order(meanings) if name in scalars]
+    return "\n".join(_aligned(rows)) if rows else "nothing was measured"
+
+
+def _aligned(rows: Iterable[tuple[str, str, str]]) -> list[str]:
+    rows = list(rows)
+    names, values = (max(len(row[column]) for row in rows) for column in (0, 1))
+    return [f"{name:<{names}}  {value:>{values}}  {meaning}" for name, value, meaning in rows]

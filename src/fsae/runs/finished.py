@@ -1,0 +1,88 @@
+"""A finished run that is evaluated again, in its own folder: new numbers join the earlier ones, and the rest stays."""
+
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import Timeout
+
+from fsae.files import write_json
+from fsae.outputs.metric_log import read_metrics
+from fsae.outputs.results import merged, read_results
+from fsae.outputs.status import RunState, read_status
+from fsae.runs.run import Run
+from fsae.tracking.mlflow_upload import read_description
+from fsae.tracking.tracker import Tracker
+from fsae.tracking.uploader import Uploader
+
+log = logging.getLogger(__name__)
+
+
+class FinishedRun(Run):
+    """A finished run under evaluation, from taking its folder to writing its numbers.
+
+    It stays finished whatever happens: `status.json`, the exported autoencoder and the checkpoint are only read.
+    """
+
+    @property
+    def exported(self) -> Path:
+        return self.folder.sae
+
+    @property
+    def best(self) -> int:
+        return int(read_results(self.folder.results).get("eval/best_member") or 0)
+
+    def claim(self) -> None:
+        """Take the folder.
+
+        Raises:
+            ValueError: another process has it, the run is not finished, or it has no exported autoencoder.
+        """
+        path = self.folder.path
+        try:
+            check_finished(path)
+            self._lock.acquire(timeout=0)
+        except (Timeout, ValueError) as error:
+            self._lock.release()
+            busy = f"another process works in {path}; wait for it"
+            raise (ValueError(busy) if isinstance(error, Timeout) else error) from None
+        if read_description(path).tags.get("fsae.data") != self.checkpoints.data_digest:
+            log.warning("the files behind the model or the data set of %s changed since it was trained", path)
+
+    def begin(self, uploader: Uploader | None) -> None:
+        """Open the tracker behind what is logged already."""
+        metrics = self.folder.metrics
+        # A kill while a line was written leaves a part of one, which is dropped.
+        end = max((record.end for record in read_metrics(metrics)), default=0) if metrics.exists() else 0
+        self._began = True
+        self._tracker = Tracker(self.folder.path, uploader, end)
+
+    def log_results(self, numbers: Mapping[str, float], samples: int) -> None:
+        """Log the numbers at the last step that the run logged."""
+        last = max((record.step for record in read_metrics(self.folder.metrics)), default=samples)
+        self.tracker.log(numbers, last)
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """Write `results.json` with the new numbers in the place of earlier ones; all others stay."""
+        evaluated = {"evaluated": datetime.now(UTC).isoformat()}
+        self.results = merged(read_results(self.folder.results), results) | evaluated
+        write_json(self.folder.results, self.results)
+
+    def _write_end(self) -> None:
+        self._close_tracker()
+
+
+def check_finished(folder: Path) -> None:
+    """Raise ValueError if the folder is not that of a finished run with an exported autoencoder."""
+    status = read_status(folder)
+    if status is None:
+        raise ValueError(f"{folder} is not a run's folder: it has no status.json")
+    if status.state is not RunState.finished:
+        raise ValueError(
+            f"the run in {folder} is {status.state.value}, and only a finished one can be evaluated again; give its "
+            "command again, or finish its sweep with fsae.resume"
+        )
+    if not (folder / "sae").is_dir():
+        raise ValueError(f"{folder} has no sae/: there is no exported autoencoder to evaluate")

@@ -1,0 +1,125 @@
+"""`python -m fsae.evaluate`: finished runs and sweeps, evaluated again through any launcher."""
+
+import json
+import os
+import signal
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsae.commands.evaluate import main
+from fsae.outputs.status import RunState, mark
+from tests.processes import wait_until
+from tests.sweeps.sweeps import begun, ended
+
+TINY = (
+    "source=sparse_sources", "arch=topk", "arch.k=3", "arch.d_sae=16", "trainer.samples=1024",
+    "trainer.batch_size=128", "trainer.log_every=4", "suite.samples=512", "suite.batch_size=256", "source.seed=0",
+)  # fmt: skip
+SWEEP = Path("sweeps/here")
+
+
+def results(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An outputs folder with a finished sweep of three jobs, all of them in MLflow, and one whose last job failed."""
+    folder = tmp_path_factory.mktemp("outputs")
+    sweep = ended(begun("fsae.run", *TINY, "-m", "seed=0,1,2", f"hydra.sweep.dir={folder / SWEEP}",
+                        "launcher=packed", outputs=folder))  # fmt: skip
+    assert sweep.returncode == 0, sweep.stdout
+    return folder
+
+
+@pytest.mark.parametrize("launcher", ["local", "joblib", "packed"])
+def test_a_sweep_is_evaluated_through_any_launcher(launcher: str, outputs: Path):
+    sweep = outputs / SWEEP
+    before = [results(sweep / str(job)) for job in range(3)]
+    given = ("eval=[vectors,geometry]", "eval.geometry.samples=100", f"launcher={launcher}")
+    done = ended(begun("fsae.evaluate", str(sweep), *given, outputs=outputs))
+    assert done.returncode == 0, done.stdout
+    assert ("3 jobs in packs of 3" in done.stdout) == (launcher == "packed")
+    for job in range(3):
+        after = results(sweep / str(job))
+        assert after["evaluated"] > before[job].get("evaluated", "")
+        assert {name: after[name] for name in before[job] if name.startswith("eval/")} == {
+            name: value for name, value in before[job].items() if name.startswith("eval/")
+        }
+        assert "eval/regions" in after
+        assert json.loads((sweep / str(job) / "status.json").read_text())["state"] == "finished"
+    assert not (outputs / "runs").exists()
+
+
+def test_new_numbers_reach_the_run_in_mlflow(outputs: Path):
+    run = outputs / SWEEP / "0"
+    for samples in (300, 400):
+        done = ended(begun("fsae.evaluate", str(run), "eval=[vectors,truth]", f"eval.truth.samples={samples}",
+                           f"eval.vectors.samples={samples}", outputs=outputs))  # fmt: skip
+        assert done.returncode == 0, done.stdout
+        assert "in MLflow" in done.stdout
+    uid = json.loads((run / "tracking.json").read_text())["uid"]
+    with sqlite3.connect(outputs / "mlflow.db") as database:
+        (run_id,) = database.execute("select run_uuid from tags where key = 'fsae.uid' and value = ?", [uid]).fetchone()
+        latest = dict(database.execute("select key, value from latest_metrics where run_uuid = ?", [run_id]))
+        rows = database.execute(
+            "select value from metrics where run_uuid = ? and key = 'eval/fvu'", [run_id]
+        ).fetchall()
+    wanted = {name: value for name, value in results(run).items() if name.startswith("eval/") and value is not None}
+    assert {name: latest[name] for name in wanted} == pytest.approx(wanted)
+    # Each evaluation's value is there once: the first one's, and those of 300 and of 400 samples.
+    assert len(rows) == len(set(rows)) == 3
+    (artifacts,) = outputs.rglob(f"{run_id}/artifacts/evaluations")
+    assert json.loads((artifacts / "truth.json").read_text())["settings"] == {"samples": 400}
+
+
+def test_a_killed_evaluation_is_started_again(outputs: Path):
+    run = outputs / SWEEP / "1"
+    before = results(run)
+    given = ("fsae.evaluate", str(run), "eval=[vectors,geometry]", "eval.geometry.samples=4000")
+    evaluations = (run / "run.log").read_text().count("evaluating")
+    process = begun(*given, outputs=outputs)
+    wait_until(lambda: (run / "run.log").read_text().count("evaluating") > evaluations, process)
+    os.kill(process.pid, signal.SIGKILL)
+    ended(process)
+    assert json.loads((run / "status.json").read_text())["state"] == "finished"
+    assert set(before) <= set(results(run))
+    again = ended(begun(*given, outputs=outputs))
+    assert again.returncode == 0, again.stdout
+    assert "eval/regions" in results(run)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{sweep}/0", "seed=3"], "seed=3: a run is evaluated with the settings that it has; only eval, suite"),
+        (["{sweep}/0", "+x=3"], "+x=3: a run is evaluated with"),
+        (["{outputs}/nowhere"], "no such folder"),
+        (["{sweep}/report"], "is not a run's folder: it has no status.json"),
+        (["eval=[vectors]"], "name the folder of a run or of a sweep"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
+    arguments: list[str], message: str, outputs: Path, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as left:
+        main([each.format(sweep=outputs / SWEEP, outputs=outputs) for each in arguments])
+    assert left.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_jobs_of_a_sweep_that_are_not_finished_are_named_and_left_out(
+    outputs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    sweep = outputs / SWEEP
+    mark(sweep / "2", RunState.failed)
+    try:
+        monkeypatch.setattr("fsae.commands.run.main", lambda: None)
+        monkeypatch.setenv("FSAE_OUTPUTS", "")
+        main([str(sweep)])
+    finally:
+        mark(sweep / "2", RunState.finished)
+    assert f"not evaluated: the run in {sweep / '2'} is failed" in capsys.readouterr().err
