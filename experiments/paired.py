@@ -1,13 +1,13 @@
-"""Arms of a study side by side: what each comes to over its seeds, and how far it is from a baseline's, seed by seed.
+"""A table of a study's arms: the mean of each over its seeds, and its difference from a baseline, seed by seed.
 
     python -m experiments.paired SWEEP... --against population.mutual.weight=0 --metrics fvu best_fvu pw_mcc
     python -m experiments.paired SWEEP... --against trainer=adam --picture differences.png
 
 An arm is a set of finished runs that differ in their seed only. The baseline is the arm with the named settings that
-has all others in common with the arm it is set against; those named by --apart may differ where there is no such arm.
-Intervals are 95 % intervals of the mean difference by Student's t, from three seeds on. Of an autoencoder by itself,
-best_fvu is its fvu. Prints a table in Markdown, differences also in percent of the baseline's mean, as a picture shows
-them.
+has all others in common with the compared arm. If there is no such arm, the settings named by --apart may differ.
+Intervals are 95 % intervals of the mean difference by Student's t, from three seeds on. The best_fvu of a single
+autoencoder is its fvu. The command prints a table in Markdown, with differences also in percent of the baseline's mean;
+the plot shows those.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Difference:
-    """Of two arms in one metric, over the seeds that both have.
+    """Differences of two arms in one metric, over the seeds that both have.
 
     Attributes:
         values: of each seed.
@@ -64,12 +64,12 @@ class Difference:
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """An arm and what it is set against.
+    """An arm and its baseline.
 
     Attributes:
-        name: the settings that tell it from other arms.
-        arm: itself.
-        baseline: the arm it is set against, if there is one.
+        name: the settings that distinguish it from other arms.
+        arm: the arm itself.
+        baseline: the baseline, if there is one.
         is_baseline: whether it has the baseline's settings itself.
     """
 
@@ -79,7 +79,7 @@ class Compared:
     is_baseline: bool
 
     def difference(self, metric: str) -> Difference | None:
-        """From the baseline; None where no seed has both."""
+        """Return the difference from the baseline; None if no seed has both."""
         own, others = self.arm.by_seed(metric), {} if self.baseline is None else self.baseline.by_seed(metric)
         seeds = [seed for seed in own if seed in others]
         if not seeds:
@@ -89,11 +89,11 @@ class Compared:
 
 
 def compare(arms: Sequence[Arm], against: Mapping[str, str], apart: Sequence[str]) -> list[Compared]:
-    """Every arm with its baseline.
+    """Return every arm with its baseline.
 
     Args:
         against: settings of the baseline, as text.
-        apart: settings in which an arm and its baseline may differ besides these, and groups of such, as "trainer.".
+        apart: further settings in which an arm and its baseline may differ, and groups of them, as "trainer.".
 
     Raises:
         SystemExit: no arm has the baseline's settings, or several could be the baseline of one.
@@ -103,7 +103,7 @@ def compare(arms: Sequence[Arm], against: Mapping[str, str], apart: Sequence[str
         raise SystemExit(f"no run has {', '.join(f'{name}={value}' for name, value in against.items())}")
     groups = tuple(name for name in apart if name.endswith("."))
     free = {name for name in arms[0].settings if name in apart or name.startswith(groups)} - set(fixed)
-    told = [
+    naming = [
         name
         for name in arms[0].settings
         if len({arm.settings[name] for arm in arms}) > 1 and (name in fixed or not name.startswith(groups))
@@ -128,13 +128,13 @@ def compare(arms: Sequence[Arm], against: Mapping[str, str], apart: Sequence[str
         return close[0] if close else None
 
     def name_of(arm: Arm) -> str:
-        return ", ".join(f"{name}={arm.settings[name]}" for name in told)
+        return ", ".join(f"{name}={arm.settings[name]}" for name in naming)
 
     return [Compared(name_of(arm), arm, baseline_of(arm), is_baseline(arm)) for arm in arms]
 
 
 def table(compared: Sequence[Compared], metrics: Sequence[str]) -> str:
-    """Arms as lines, metrics as columns: the mean, and the mean difference with its interval where there is one."""
+    """Return arms as lines and metrics as columns: the mean, and the mean difference with its interval."""
     lines = [["arm", "seeds", *metrics], ["---"] * (2 + len(metrics))]
     for each in compared:
         lines.append([each.name, str(len(each.arm.runs)), *(_cell(each, metric) for metric in metrics)])
@@ -142,8 +142,10 @@ def table(compared: Sequence[Compared], metrics: Sequence[str]) -> str:
 
 
 def plot(compared: Sequence[Compared], metrics: Sequence[str], picture: Path) -> None:
-    """One panel a metric, one line an arm: differences in percent of the baseline's mean; seeds as dots, their mean as
-    a tick, the interval as a bar."""
+    """Plot one panel per metric and one line per arm.
+
+    Differences are in percent of the baseline's mean, with seeds as dots, their mean as a tick, the interval as a bar.
+    """
     compared = [each for each in compared if each.baseline is not None]
     labels = [each.name.replace(", ", "\n") for each in compared]
     lines = sum(label.count("\n") + 2 for label in labels)
@@ -182,7 +184,7 @@ def _cell(compared: Compared, metric: str) -> str:
 
 
 def _text(value: str) -> str:
-    """As `shown` writes it."""
+    """Return the value as `shown` writes it."""
     try:
         return shown(float(value))
     except ValueError:

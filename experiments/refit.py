@@ -1,10 +1,10 @@
-"""What one closed-form decoder at the end would have made of runs on MNIST: the control for solving in turns.
+"""The effect of one closed-form decoder at the end of runs on MNIST: the control for alternating solutions.
 
     python -m experiments.refit SWEEP... [--lines source.share trainer.lr] [--alpha 1.1e-10]
 
-Each run's encoder stays as it was trained; W_dec and b_dec are solved for at its codes of all images that it was
-trained on, as PAM-SGD's last round does. Prints, for each arm, fvu on the held-out images as the run left it and solved
-for, and the mean difference with its 95 % interval by Student's t.
+Each run's encoder stays as it was trained. W_dec and b_dec are solved for from its codes of all training images, as in
+PAM-SGD's last round. For each arm the command prints fvu on the held-out images as trained and as solved for, and the
+mean difference with its 95 % interval by Student's t.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="SWEEP")
     parser.add_argument("--lines", nargs="*", default=[], metavar="SETTING")
     parser.add_argument(
-        "--alpha", type=argument(float, WEIGHT), default=1.1e-10, help="the ridge, beside a mean over images"
+        "--alpha", type=argument(float, WEIGHT), default=1.1e-10, help="the ridge, for a mean over images"
     )
     options = parser.parse_args(arguments)
     print("| arm | seeds | as trained | solved for | difference |\n| --- | --- | --- | --- | --- |")
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def before_and_after(folder: Path, alpha: float) -> tuple[float, float]:
-    """A run's fvu on held-out images, and that with the decoder solved for.
+    """Return a run's fvu on held-out images, and its fvu with the decoder solved for.
 
     Raises:
         SystemExit: the run is not one on MNIST whose decoder's rows may have any norm.

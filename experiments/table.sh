@@ -1,4 +1,4 @@
-# For studies' scripts: `table HEADING MODULE ARGUMENTS...` is what a module of experiments/ prints, below a heading.
+# For the studies' scripts: `table HEADING MODULE ARGUMENTS...` prints the output of a module of experiments/ below a heading.
 table() {
     printf '\n## %s\n\n' "$1"
     module=$2

@@ -29,7 +29,7 @@ TEXTS = [f"{word} " * (3 + i % 4) for i, word in enumerate(WORDS)]
 
 
 class ListedDocuments:
-    """Documents from a list, read in order; labels stand beside them or there are none."""
+    """Documents from a list, read in order; with or without labels."""
 
     name = "listed"
     tokenised = False

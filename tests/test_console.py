@@ -13,7 +13,7 @@ import pytest
 
 from fsae.console import OutsideBars, lenient_file
 
-# Prints more than a pipe holds, logs, writes a file of its own, and at the end says how it left.
+# Prints more than a pipe holds, logs, and writes a file of its own.
 SPEAKS = """
 import contextlib, logging, os, sys
 from fsae.console import console, live_bar
@@ -46,7 +46,7 @@ def test_a_command_finishes_without_readable_streams(redirection: str, tmp_path:
     done = subprocess.run(["bash", "-c", command, sys.executable, SPEAKS, str(result)], capture_output=True, timeout=60)
     assert done.returncode == 0
     assert b"Error" not in done.stderr
-    # Nothing that was meant for a closed stream has gone into it.
+    # The file received nothing that was meant for a closed stream.
     assert result.read_text() == "all of it"
 
 
@@ -86,18 +86,18 @@ def test_a_terminal_shows_lines_above_the_bar_and_nothing_twice():
     process = subprocess.Popen([sys.executable, "-c", ON_A_TERMINAL], stdout=slave, stderr=slave)
     os.close(slave)
     written = b""
-    # At the end of its only writer a terminal has an error to say.
+    # Reading a terminal fails once its only writer has ended.
     with contextlib.suppress(OSError):
         while piece := os.read(master, 4096):
             written += piece
     os.close(master)
     assert process.wait() == 0
-    # What a line shows is what follows the last return to its beginning.
+    # A line shows the text after its last carriage return.
     shown = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in written.decode().split("\n")]
     assert shown[:3] == ["it is large", "a latent starts over", "a library's words"]
     assert shown[3].startswith("training: 8 of 10 tokens (80 %)")
     assert shown[4:] == [""]
-    # Both bars were there meanwhile.
+    # Both bars were shown meanwhile.
     assert b"opening the model: 00:00" in written
     assert b"training:  80%" in written
 
@@ -110,7 +110,7 @@ before = sys.stdout, sys.stderr
 with console():
     inner = sys.stdout
     with console():
-        print("said", sys.stdout is inner, inner is not before[0])
+        print("printed", sys.stdout is inner, inner is not before[0])
 print((sys.stdout, sys.stderr) == before)
 sys.stdout = io.StringIO()
 with console():
@@ -118,7 +118,7 @@ with console():
 sys.stderr.write(sys.stdout.getvalue())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("said True True\nTrue\n", "captured\n")
+    assert (done.stdout, done.stderr) == ("printed True True\nTrue\n", "captured\n")
 
 
 def test_a_file_on_a_full_disk_drops_lines_and_keeps_the_reason():

@@ -42,7 +42,7 @@ def assert_no_secret_shown(*folders: Path, printed: str = "") -> None:
         ("http://TOKEN:@host", "http://host", ("TOKEN",)),
         ("https://me:p@ss:word@[::1]:5000", "https://[::1]:5000", ("p@ss:word",)),
         ("http://[::1]:5000", "http://[::1]:5000", ()),
-        # Of a server's query nothing is kept, whatever its parameters are called.
+        # Nothing of a server's query is kept, whatever its parameters' names.
         ("http://host/?token=abcd&x=1", "http://host/", ("abcd", "x=1")),
         ("http://host/a?q=a;token=abcd", "http://host/a", ("q=a", "abcd")),
         ("http://host/#access_token=abcd", "http://host/", ("abcd",)),
@@ -118,7 +118,7 @@ def test_with_password_takes_the_password_from_the_environment(monkeypatch: pyte
         assert resolve_uri(bare, Path()) == uri
         assert "Zebra" not in concealed(f"cannot reach {uri}")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:Zebra@host/db")
-    # In the shell that has the variable this opens the store.
+    # In a shell with the variable this command opens the database.
     assert '--backend-store-uri "$MLFLOW_TRACKING_URI"' in ui_command(resolve_uri("postgresql://me@host/db", Path()))
 
 
@@ -156,7 +156,7 @@ def test_a_settings_file_may_hold_the_tracking_servers_password_only(
      "mysql+none://me:Zebra@Quokka@127.0.0.1:9/a", f"postgresql://127.0.0.1:9/a?password={TYPED}"],
 )  # fmt: skip
 def test_secrets_are_removed_from_mlflows_errors(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # It would try a database that is away for minutes.
+    # MLflow would retry an unreachable database for minutes.
     monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)
     with pytest.raises(Exception) as caught:
         open_client(uri).search_experiments()

@@ -85,7 +85,7 @@ HOMES = {
     "dill": set(),
 }
 
-# Seconds each: only inside the functions that use them, so that wrong settings are told at once.
+# Each takes seconds: imported only inside the functions that use them, so that wrong settings are reported at once.
 SLOW = {"transformer_lens", "transformers", "datasets", "mlflow", "huggingface_hub", "sae_lens", "scipy", "sklearn"}
 SLOW |= {"ray", "submitit"}
 
@@ -230,7 +230,7 @@ def test_what_is_allowed_is_not_called_a_breach(module: str, code: str):
 
 
 def test_every_module_imports_without_what_is_slow():
-    """Also through others: what a library of ours imports is as slow as what we do."""
+    """An import through another module is as slow as a direct one."""
     code = (
         "import importlib, sys\n"
         "for name in sys.argv[1:]:\n"

@@ -16,7 +16,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_the_rate_counts_this_process_and_the_rest_counts_all_work(
     clock: list[float], caplog: pytest.LogCaptureFixture
 ):
-    # 600 were done before; 100 more in 4 seconds leave 300 for 12.
+    # 600 units were done before; 100 more in 4 seconds leave 300, which take 12.
     progress = Progress("training", 1000, done=600)
     clock[0] += 4
     progress.advance(100)

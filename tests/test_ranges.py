@@ -47,12 +47,12 @@ def test_every_number_has_a_range_with_its_default_and_without_absurd_values(nam
     allowed = range_of(field.metadata)
     assert allowed is not None, f"{name} has no range; give its field a metadata from fsae.ranges"
     nullable = is_nullable(field.type)
-    # Minus one is something in decibels alone.
+    # Minus one makes sense in decibels alone.
     absurd = [math.nan, math.inf, -math.inf, 1e300, 10**300, True, False, "1", *([-1] if allowed.least >= 0 else [])]
     for value in [*absurd, *([] if nullable else [None])]:
         with pytest.raises(ValueError, match=r"^a key is "):
             check_number(value, allowed, "a key", nullable)
-    # Zero is in it where the range says so, and only there.
+    # The range contains zero only if its ends do.
     assert (0 in allowed) == (allowed.least < 0 or (allowed.least == 0 and not allowed.open_least))
     if field.default is not dataclasses.MISSING:
         check_number(field.default, allowed, "a key", nullable)
@@ -80,7 +80,7 @@ def test_settings_are_checked_when_they_are_created():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        # By the key that was typed: source.seed takes its value from seed, and a term does not know its own name.
+        # The error names the typed key: source.seed takes its value from seed, and a term does not know its own name.
         ("seed=-1", "seed is -1; it must be at least 0"),
         ("source.seed=-1", "source.seed is -1"),
         ("loss.penalty.weight=nan", "loss.penalty.weight is nan; it must be at least 0 and at most 1e12"),

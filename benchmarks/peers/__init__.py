@@ -1,1 +1,1 @@
-"""Training steps of ours and of the peers, side by side: `python -m benchmarks.peers`."""
+"""Training steps of fsae and of other libraries (peers): `python -m benchmarks.peers`."""

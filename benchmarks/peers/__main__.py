@@ -1,13 +1,13 @@
-"""Training steps of ours and of the peers side by side, on identical batches from identical weights.
+"""Training steps of fsae and of other libraries (peers), on identical batches from identical weights.
 
-    make bench                                                # or, once the environments are there,
+    make bench                                                # or, if the environments exist,
     python -m benchmarks.peers                                # 768 -> 12,288, batch 4,096, 64 active latents
     python -m benchmarks.peers --d-in 2304 --d-sae 65536 --batch 8192 --peers sae_lens      # with a GPU
     python -m benchmarks.peers --arch topk --peers sparsify --repeats 5
 
-Every library runs in its own environment, made when it is missing. It is first checked that all compute the same: a
-peer whose error or l0 after a few steps is not ours has no times in the table, but a note that says so. The page and
-the picture are written to --out after every comparison.
+Every library runs in its own environment, which is made if it is missing. First all are checked to compute the same: a
+peer whose error or l0 after a few steps differs from fsae's has a note in the table and no times. The page and the plot
+are written to --out after every comparison.
 """
 
 import argparse
@@ -30,7 +30,11 @@ def main() -> None:
     parser.add_argument("--arch", nargs="*", choices=ARCHITECTURES, default=ARCHITECTURES)
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS)
     parser.add_argument(
-        "--widths", nargs="*", type=argument(int, COUNT), default=[4096, 8192, 16_384, 32_768, 65_536], help="of growth"
+        "--widths",
+        nargs="*",
+        type=argument(int, COUNT),
+        default=[4096, 8192, 16_384, 32_768, 65_536],
+        help="values of d_sae for the table of growth",
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--out", type=Path, default=Path("outputs/peers"))

@@ -1,4 +1,4 @@
-"""Libraries measured side by side: the same weights, the same batches, in turns."""
+"""Libraries compared with each other: the same weights, the same batches, interleaved steps."""
 
 import statistics
 from collections.abc import Iterator, Sequence
@@ -18,22 +18,22 @@ ARCHITECTURES = ("standard", "gated", "jumprelu", "topk", "batch_topk")
 RECTIFIED = ("standard", "gated", "jumprelu")
 PEERS = ("sae_lens", "dictionary_learning", "sparsify")
 OURS: tuple[str, ...] = ("fp32", "bf16")
-# Steps after which all must have the same error; they warm up as well.
+# Steps after which all must have the same error; they are also the warm-up.
 CHECKED_STEPS = 3
 BATCHES = 4
-# How far from ours a peer may then be and still count as computing the same: its error by this share of what the
-# checked steps changed, its l0 by this share of ours.
+# The difference from fsae up to which a peer counts as computing the same: in its error, this share of the change in
+# the checked steps; in its l0, this share of fsae's.
 BOUND = 0.02
-# Each library rounds other products to bfloat16 (sparse steps of ours the encoder's alone), which tells which codes are
-# chosen, and Adam's first steps are as long for a gradient that is left of rounding as for any other: 0.010 was
-# measured at 768 -> 12,288, 0.11 (gated) at 256 -> 2,048. The strict check is that of the same peer in fp32.
+# Each library rounds other products to bfloat16 (fsae's sparse steps the encoder's alone), which decides which codes
+# are chosen, and Adam's first steps are as long for a gradient of rounding errors as for any other: 0.010 was measured
+# at 768 -> 12,288, 0.11 (gated) at 256 -> 2,048. The same peer in fp32 is the strict check.
 BOUND_BF16 = 0.3
-# Where a peer's training differs from ours under its rules, by design, and the bound there: about three times what was
-# measured at 768 -> 12,288.
+# Differences by design between a peer's training and fsae's under its rules, and the bound for them: about three times
+# the difference that was measured at 768 -> 12,288.
 NOTES = {
-    ("sae_lens", "jumprelu"): ("it learns thresholds, ours their logarithms", 0.025),
+    ("sae_lens", "jumprelu"): ("it learns thresholds, fsae their logarithms", 0.025),
     ("dictionary_learning", "jumprelu"): (
-        "it learns thresholds, ours their logarithms; its sparsity term sees only the half of the window above a "
+        "it learns thresholds, fsae their logarithms; its sparsity term sees only the half of the window above a "
         "threshold",
         0.025,
     ),
@@ -43,15 +43,15 @@ NOTES = {
 
 @dataclass
 class Measured:
-    """What came of a job.
+    """The measurements of a job.
 
     Attributes:
-        job: what was asked for.
+        job: the job.
         versions: of the library and torch.
         before, after: measurements at the start and after the checked steps.
         seconds: of each timed step.
         memory: bytes at the peak.
-        failure: why there is none of this, where there is none.
+        failure: the reason if the job has no measurements.
     """
 
     job: Job
@@ -69,54 +69,54 @@ class Measured:
 
 @dataclass(frozen=True)
 class Row:
-    """A peer in one mode beside ours under its rules, from the same weights."""
+    """A peer in one mode compared with fsae under the peer's rules, from the same weights."""
 
     theirs: Measured
     ours: dict[str, Measured]
 
     @property
     def precision(self) -> str:
-        """What the peer computes in."""
+        """The precision of the peer."""
         return "bf16" if self.theirs.job.mode in ("bf16", "compiled") else "fp32"
 
     @property
     def counterpart(self) -> Measured:
-        """Ours in that precision."""
+        """fsae's measurements in that precision."""
         return self.ours[self.precision]
 
     @property
     def known(self) -> tuple[str | None, float]:
-        """In what its training differs from ours by design, and how far the two may be apart."""
+        """The difference by design between the peer's training and fsae's, and the bound for it."""
         note, bound = NOTES.get((self.theirs.job.library, self.theirs.job.architecture), (None, BOUND))
         return note, max(bound, BOUND_BF16) if self.precision == "bf16" else bound
 
     @property
     def difference(self) -> float:
-        """Of the errors after the checked steps, over what these steps changed: of the whole error that is little."""
+        """Difference of the errors after the checked steps, relative to the change of the error in these steps."""
         ours = self.counterpart
         return abs(self.theirs.after["error"] - ours.after["error"]) / abs(ours.before["error"] - ours.after["error"])
 
     @property
     def failure(self) -> str | None:
-        """Why its times are not to be compared with ours, if so."""
+        """The reason if the peer's times cannot be compared with fsae's."""
         if self.theirs.failure:
             return self.theirs.failure
         _, bound = self.known
         l0 = abs(self.theirs.after["l0"] / self.counterpart.after["l0"] - 1)
-        # What is not a number is not within a bound either.
+        # NaN is in no bound.
         if self.difference <= bound and l0 <= bound:
             return None
         return (
             f"computes something else: after {CHECKED_STEPS} steps its error differs by {self.difference:.2g} of what "
-            f"these changed, its l0 by {l0:.2g}, where {bound:g} is allowed"
+            f"these changed, its l0 by {l0:.2g}, beyond the bound of {bound:g}"
         )
 
 
 def write_vectors(job: Job) -> torch.Tensor:
-    """Write Gaussian vectors to train on and to measure on, and return others to start from.
+    """Write Gaussian vectors for training and for measuring, and return others for the starting weights.
 
-    At the start one of the latter lies exactly at each latent's limit: in training, rounding alone would tell whether
-    it is on.
+    At the start one of the latter is exactly at each latent's limit: in training, rounding alone would decide whether
+    the latent is active.
     """
     generator = torch.Generator().manual_seed(1)
     save_file({"x": torch.randn(BATCHES * job.batch, job.d_in, generator=generator)}, Path(job.vectors))
@@ -125,7 +125,7 @@ def write_vectors(job: Job) -> torch.Tensor:
 
 
 def modes_of(peer: str, architecture: str, device: str, dense: bool) -> list[str]:
-    """Ways to compute of a peer, the default first; of dense steps only the faster one is asked for."""
+    """Return the ways in which a peer computes, the default first; for dense steps only the faster one."""
     on_gpu = device != "cpu"
     if peer == "sparsify":
         # On a GPU it turns autocast on by itself.
@@ -138,14 +138,14 @@ def modes_of(peer: str, architecture: str, device: str, dense: bool) -> list[str
 
 
 def compare(base: Job, peer: str, architecture: str, dense: bool, vectors: torch.Tensor, repeats: int) -> list[Row]:
-    """Ours in both precisions and a peer in all its modes, in turns; no rows where it has no such architecture.
+    """Compare fsae in both precisions with a peer in all its modes; no rows if the peer lacks the architecture.
 
     Args:
         base: shapes and files.
-        peer: against which.
-        architecture: of what.
-        dense: from biases of zero, where half of the codes are on.
-        vectors: for the starting weights; none that is trained on.
+        peer: the peer.
+        architecture: the architecture.
+        dense: whether biases start at zero, with half of the codes active.
+        vectors: for the starting weights; training uses others.
         repeats: timed steps of each.
     """
     modes = modes_of(peer, architecture, base.device, dense)
@@ -162,9 +162,9 @@ def compare(base: Job, peer: str, architecture: str, dense: bool, vectors: torch
 
 
 def in_turns(jobs: Sequence[Job], repeats: int) -> list[Measured]:
-    """Start all, check them, then time one step of each in turn, to and fro.
+    """Start all, check them, then time one step of each in turn, forward and backward.
 
-    One after the other where a GPU's memory would be half full of what they keep between steps.
+    They run one after another if the tensors that they keep between steps would fill half of a GPU's memory.
     """
     all_measured = [Measured(job) for job in jobs]
     # Encoder and decoder, their gradients, and the optimiser's two moments, in float32.
@@ -201,7 +201,7 @@ def _measure(all_measured: Sequence[Measured], repeats: int) -> None:
 
 @contextmanager
 def _stopping(measured: Measured) -> Iterator[None]:
-    """One that stops, or cannot begin, is the failure of its job: the others go on."""
+    """Record the failure of a process that stops or cannot start; the others continue."""
     try:
         yield
     except (CannotInstallError, StoppedError) as error:
@@ -209,7 +209,7 @@ def _stopping(measured: Measured) -> Iterator[None]:
 
 
 def growth(base: Job, widths: Sequence[int], repeats: int) -> dict[str, dict[int, float]]:
-    """Median seconds of our topk step by precision and d_sae."""
+    """Return the median seconds of fsae's topk step by precision and d_sae."""
     jobs = []
     for d_sae in widths:
         job = replace(base, library="fsae", rules="sae_lens", architecture="topk", d_sae=d_sae)

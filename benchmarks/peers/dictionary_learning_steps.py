@@ -1,4 +1,4 @@
-"""dictionary_learning's side: `update` of its trainers."""
+"""Training steps of dictionary_learning: `update` of its trainers."""
 
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
@@ -21,7 +21,7 @@ from dictionary_learning.trainers import (  # noqa: E402
 )
 
 DISTRIBUTION = "dictionary-learning"
-# Our names of parameters by its names of them; its linear layers hold the transposes.
+# fsae's name of each parameter by dictionary_learning's; its linear layers hold the transposes.
 LINEAR = {"encoder.weight": "W_enc", "decoder.weight": "W_dec"}
 PARAMETERS = {
     "standard": LINEAR | {"encoder.bias": "b_enc", "bias": "b_dec"},
@@ -69,7 +69,7 @@ class Training:
                 parameter.copy_(value.T if name in LINEAR else value)
 
     def step(self, x: Tensor, number: int) -> None:
-        # Numbers count from 1: at 0 it would set its own bias of the decoder.
+        # Numbers count from 1: at 0 the trainer would set the decoder's bias itself.
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.job.mode == "bf16"):
             self.trainer.update(number, x)
 

@@ -1,11 +1,11 @@
-"""The environments that the libraries live in, one each: their requirements do not go together."""
+"""The environments of the libraries, one for each: their requirements are incompatible."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# What the Makefile makes for each peer.
+# The folders that the Makefile makes.
 FOLDERS = {
     "sae_lens": ".venv-peers",
     "dictionary_learning": ".venv-dictionary-learning",
@@ -14,11 +14,11 @@ FOLDERS = {
 
 
 class CannotInstallError(Exception):
-    """A peer's environment could not be made; the message says why."""
+    """A peer's environment that could not be made; the message has the reason."""
 
 
 def python_of(library: str) -> Path:
-    """A library's Python; a peer's environment is made when it is missing or its requirements have changed.
+    """Return a library's Python; a peer's environment is made if it is missing or its requirements have changed.
 
     Raises:
         CannotInstallError: it could not be.
@@ -30,5 +30,5 @@ def python_of(library: str) -> Path:
     made = subprocess.run(making, cwd=ROOT, capture_output=True, text=True, check=False)
     if made.returncode != 0:
         errors = [line for line in made.stderr.splitlines() if "error" in line.lower()]
-        raise CannotInstallError((errors or ["make failed without a word"])[0].strip())
+        raise CannotInstallError((errors or ["make failed without an error message"])[0].strip())
     return ROOT / folder / "bin" / "python"

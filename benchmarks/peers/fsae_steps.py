@@ -1,4 +1,4 @@
-"""fsae's side: a `GradientLearner` under the rules of the peer it is compared with, and the common weights."""
+"""Training steps of fsae: a `GradientLearner` under the rules of a peer, and the common weights."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ DISTRIBUTION = "fsae"
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """How a peer trains, as far as our settings can say it."""
+    """A peer's way of training, as far as fsae's settings can express it."""
 
     decoder_norm: DecoderNorm = DecoderNorm.unit
     clip_norm: float | None = None
@@ -39,7 +39,7 @@ class Rules:
 
 
 def rules_of(peer: str, architecture: str) -> Rules:
-    """What a peer does with an architecture."""
+    """Return the rules of a peer for an architecture."""
     if peer == "sae_lens":
         return Rules(decoder_norm=DecoderNorm.free, clip_norm=1.0)
     if peer == "sparsify":
@@ -54,7 +54,7 @@ def rules_of(peer: str, architecture: str) -> Rules:
 
 
 def settings_of(job: Job) -> tuple[SparseAutoencoderSettings, dict[str, LossTerm]]:
-    """The autoencoder and its objective."""
+    """Return the autoencoder's settings and its objective."""
     rules = rules_of(job.rules, job.architecture)
     common = {
         "d_sae": job.d_sae,
@@ -83,7 +83,7 @@ def settings_of(job: Job) -> tuple[SparseAutoencoderSettings, dict[str, LossTerm
 
 
 def write_weights(job: Job, vectors: Tensor) -> None:
-    """Write fresh weights for a job to where it reads them."""
+    """Write fresh weights to the file that the job reads."""
     settings, _ = settings_of(job)
     autoencoder = settings.build(job.d_in, torch.Generator().manual_seed(0))
     autoencoder.initialise(lambda: vectors, scale=1.0)
@@ -94,7 +94,7 @@ class Training:
     """Steps of `GradientLearner`."""
 
     def __init__(self, job: Job, weights: dict[str, Tensor]):
-        # As long as this is held: the process does nothing but train.
+        # Held for the whole process, which only trains.
         self._memory = ExitStack()
         self._memory.enter_context(freed_memory_kept())
         settings, terms = settings_of(job)
@@ -117,7 +117,7 @@ class Training:
 
     def step(self, x: Tensor, number: int) -> None:
         self.member.step(x, number - 1)
-        # As the training loop does: the list of dead latents and the choice of products are brought up to date.
+        # As the training loop does, to update the list of dead latents and the choice of products.
         if self.member.settings.logs_after(number - 1):
             self.member.read_interval()
 

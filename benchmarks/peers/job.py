@@ -1,4 +1,4 @@
-"""What one process of the comparison trains; read by our Python and by the peers' own, so it imports nothing."""
+"""The job of one process of the comparison. All libraries' Pythons read this module, so it imports nothing of fsae."""
 
 from dataclasses import dataclass
 
@@ -8,21 +8,21 @@ class Job:
     """One library training one autoencoder on vectors in a file.
 
     Attributes:
-        library: which; the module `<library>_steps` trains with it.
-        mode: how that library computes: fp32, bf16 (autocast for the peers) and what else it offers.
-        rules: whose objective and optimiser settings ours follows; the peers have only their own.
+        library: the library; the module `<library>_steps` trains with it.
+        mode: how that library computes: fp32, bf16 (autocast for the peers) and its other modes.
+        rules: the peer whose objective and optimiser settings fsae follows; each peer has only its own.
         architecture: standard, gated, jumprelu, topk or batch_topk.
         d_in, d_sae, k, batch: shapes; k is also the target of objectives that have one.
-        density: share of the codes that are on at the start; None for biases of zero, which leave about half on.
-            Of the architectures that choose k latents it is k / d_sae in any case.
+        density: share of active codes at the start; None for biases of zero, with about half of the codes active.
+            For architectures that choose k latents it is k / d_sae in any case.
         lr: learning rate, constant.
         sparsity: weight of the sparsity term.
         bandwidth: of jumprelu's kernel.
-        dead_after: steps without firing after which a latent counts as dead.
-        device: where to compute.
-        threads: of one process.
-        weights: file with the starting weights, by our names.
-        vectors: file whose `x` (vectors, d_in) is trained on, batch after batch and round again.
+        dead_after: steps without an active code after which a latent counts as dead.
+        device: the device.
+        threads: threads per process.
+        weights: file with the starting weights, by fsae's names.
+        vectors: file whose `x` (vectors, d_in) is trained on, batch after batch, repeatedly.
         held_out: file whose `x` the autoencoder is measured on.
     """
 

@@ -1,4 +1,4 @@
-"""A library at its job in a process of its own, led from here step by step."""
+"""A library that trains in another process, controlled step by step."""
 
 import json
 import os
@@ -14,15 +14,15 @@ from benchmarks.peers.job import Job
 
 
 class StoppedError(Exception):
-    """The process ended by itself; the message is the last that it said."""
+    """The end of a process that was not asked for; the message is its last line of output."""
 
 
 class Process:
-    """A worker that waits for what to do.
+    """A worker that waits for commands.
 
     Args:
-        job: what it trains.
-        python: with which the library is installed.
+        job: its job.
+        python: the Python of the library's environment.
         tree: whose source and benchmarks are run; this working tree's if None.
     """
 
@@ -34,7 +34,7 @@ class Process:
         self._process = subprocess.Popen(
             [str(python), "-m", "benchmarks.peers.worker", json.dumps(asdict(job))],
             cwd=tree or ROOT,
-            # Nothing that they need is on a hub.
+            # They need nothing from a hub.
             env=os.environ | {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"} | source,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -46,7 +46,7 @@ class Process:
         """Wait until it is ready.
 
         Raises:
-            StoppedError: it could not build what it was asked for.
+            StoppedError: the worker could not build the job.
         """
         try:
             self.versions: dict[str, str] = self._answer()
@@ -57,7 +57,7 @@ class Process:
 
     def __exit__(self, *exc_info: object) -> None:
         assert self._process.stdin is not None
-        # A word that it did not live to read is still to be written.
+        # A command that the ended process did not read is still in the pipe.
         with suppress(BrokenPipeError):
             self._process.stdin.close()
         try:
@@ -72,15 +72,15 @@ class Process:
         self._ask("step")
 
     def time(self) -> float:
-        """Seconds of the next step."""
+        """Make the next step and return its seconds."""
         return self._ask("time")
 
     def measure(self) -> dict[str, float]:
-        """`error`, `fvu` and `l0` on the held-out vectors."""
+        """Return `error`, `fvu` and `l0` on the held-out vectors."""
         return self._ask("measure")
 
     def memory(self) -> int:
-        """Bytes that training took at its peak so far."""
+        """Return the peak memory of training so far, in bytes."""
         return self._ask("memory")
 
     def _ask(self, word: str) -> Any:
@@ -89,7 +89,7 @@ class Process:
             self._process.stdin.write(word + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # What it said before it ended is read below.
+            pass  # Its output is read below.
         return self._answer()
 
     def _answer(self) -> Any:

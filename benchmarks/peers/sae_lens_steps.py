@@ -1,4 +1,4 @@
-"""SAELens' side: `SAETrainer.step`, as its runner calls it."""
+"""Training steps of SAELens: `SAETrainer.step`, as its runner calls it."""
 
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
@@ -15,14 +15,14 @@ NAMES = {"batch_topk": "batchtopk"}
 
 
 def settings_of(job: Job) -> dict:
-    """What its configuration of the architecture takes beyond the shapes."""
+    """Return the settings of the architecture's configuration, without the shapes."""
     match job.architecture:
         case "standard" | "gated":
             return {"l1_coefficient": job.sparsity}
         case "jumprelu":
             return {"l0_coefficient": job.sparsity, "jumprelu_bandwidth": job.bandwidth}
         case _:
-            # Codes are chosen by their values, as in the paper; by default they are weighed by decoder norms.
+            # Codes are chosen by their values, as in the paper; SAELens' default weighs them by decoder norms.
             return {
                 "k": job.k,
                 "rescale_acts_by_decoder_norm": False,
@@ -50,7 +50,7 @@ class Training:
             total_training_samples=10**12,
             train_batch_size_samples=job.batch,
             lr=job.lr,
-            # Its constant schedule ends here; its runner sets it to a tenth of the other.
+            # The end of its constant schedule; its runner sets a tenth of lr.
             lr_end=job.lr,
             device=job.device,
             autocast=job.mode in ("bf16", "compiled"),

@@ -1,4 +1,4 @@
-"""sparsify's side: its `SparseCoder`, stepped as its trainer does, whose loop runs a language model as well."""
+"""Training steps of sparsify: its `SparseCoder`, stepped as in its trainer, whose loop also runs a language model."""
 
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
@@ -12,8 +12,8 @@ DISTRIBUTION = "eai-sparsify"
 
 
 class Training:
-    """Steps of Adam, the one of its optimisers that the others have too; its only mode is fp32 on a CPU and bf16 on
-    a GPU, where it turns autocast on by itself."""
+    """Steps of Adam, its only optimiser that the other libraries have too. Its only mode is fp32 on a CPU, and bf16 on
+    a GPU, where it turns on autocast."""
 
     def __init__(self, job: Job, weights: dict[str, Tensor]):
         config = SparseCoderConfig(num_latents=job.d_sae, k=job.k)
@@ -39,7 +39,7 @@ class Training:
         self.since_fired[fired] = 0
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        # Its trainer does this at the beginning of a step, ours at the end.
+        # Its trainer does this at the beginning of a step, fsae at the end.
         self.coder.set_decoder_norm_to_unit_norm()
         out = self.coder(x)
         return out.sae_out, (out.latent_acts != 0).sum()

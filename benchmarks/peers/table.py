@@ -1,4 +1,4 @@
-"""What was measured, as a page of Markdown and a picture."""
+"""The measurements as a page of Markdown and a plot."""
 
 import math
 from collections.abc import Sequence
@@ -13,21 +13,21 @@ from benchmarks.peers.job import Job
 from fsae.analysis.figures import COLOURS, figure, log_x
 
 HEADINGS = (
-    "", "against", "theirs, s", "ours, s", "ours bf16, s", "theirs / ours", "theirs / ours bf16",
-    f"error after {CHECKED_STEPS} steps", "differs by", "l0", "memory, theirs MB", "ours MB", "ours bf16 MB",
+    "", "peer", "peer, s", "fsae, s", "fsae bf16, s", "peer / fsae", "peer / fsae bf16",
+    f"error after {CHECKED_STEPS} steps", "differs by", "l0", "memory, peer MB", "fsae MB", "fsae bf16 MB",
 )  # fmt: skip
 LIBRARIES = ("fsae", *PEERS)
 MODES = {"fp32": "", "bf16": " autocast", "sparse": " sparse", "compiled": " compiled"}
 
 
 def title(job: Job) -> str:
-    """The architecture, and how it starts where that is not sparse."""
+    """Return the architecture, and how it starts if that is not sparse."""
     dense = job.density is None and job.architecture not in ("topk", "batch_topk")
     return job.architecture + (", dense start" if dense else "")
 
 
 def cells(row: Row, notes: list[str]) -> list[str]:
-    """A row of the table; its notes are added to those there are."""
+    """Return a row of the table and add its notes to the list."""
     theirs, ours, job = row.theirs, row.ours, row.theirs.job
     mark = ""
     if note := row.failure or row.known[0]:
@@ -50,7 +50,7 @@ def cells(row: Row, notes: list[str]) -> list[str]:
 
 
 def slope(seconds: dict[int, float]) -> float:
-    """Least-squares slope of log seconds over log d_sae."""
+    """Return the least-squares slope of log seconds over log d_sae."""
     x, y = [math.log(width) for width in seconds], [math.log(value) for value in seconds.values()]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     across = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
@@ -58,7 +58,7 @@ def slope(seconds: dict[int, float]) -> float:
 
 
 def markdown(machine: str, base: Job, repeats: int, rows: Sequence[Row], grown: dict[str, dict[int, float]]) -> str:
-    """The page."""
+    """Return the page."""
     versions: dict[str, str] = {}
     for row in rows:
         for one in (*row.ours.values(), row.theirs):
@@ -68,16 +68,17 @@ def markdown(machine: str, base: Job, repeats: int, rows: Sequence[Row], grown: 
     notes: list[str] = []
     table = [cells(row, notes) for row in rows]
     lines = [
-        "# A training step, ours and the peers'",
+        "# A training step of fsae and of other libraries",
         "",
         f"{datetime.now(UTC):%Y-%m-%d}; {machine}, {base.threads} threads; "
         + ", ".join(f"{name} {text}" for name, text in versions.items())
         + ".",
-        f"d_in {base.d_in}, d_sae {base.d_sae}, batch {base.batch}, k {base.k}: medians of {repeats} steps, taken in "
-        "turns on identical batches from identical weights. Ours follows each peer's rules (decoder norm, clipping, "
-        "Adam's settings): under SAELens' the decoder's rows are of any norm and gradients are clipped. No latents are "
-        "dead. The error is the mean squared one on other vectors; a peer's differs from that of ours in the same "
-        "precision by so much of what the steps changed. Memory is the peak of training beyond what was there before.",
+        f"d_in {base.d_in}, d_sae {base.d_sae}, batch {base.batch}, k {base.k}: medians of {repeats} interleaved steps "
+        "on identical batches from identical weights. fsae follows the rules of each peer (decoder norm, clipping, "
+        "Adam's settings): under SAELens' rules the decoder's rows have any norm and gradients are clipped. No latents "
+        "are dead. The error is the mean squared error on other vectors; its difference is from fsae's in the same "
+        "precision, relative to the change in these steps. Memory is the peak of training minus the memory in use "
+        "before.",
         "",
         *_table(HEADINGS, table),
         "",
@@ -86,15 +87,18 @@ def markdown(machine: str, base: Job, repeats: int, rows: Sequence[Row], grown: 
     for mode, seconds in grown.items():
         if len(seconds) > 1:
             points = ", ".join(f"{width}: {value:.3g} s" for width, value in seconds.items())
-            lines += ["", f"Our topk step in {mode} by d_sae: {points}; slope of the logarithms {slope(seconds):.2f}."]
+            lines += [
+                "",
+                f"fsae's topk step in {mode} by d_sae: {points}; slope of the logarithms {slope(seconds):.2f}.",
+            ]
     return "\n".join(lines) + "\n"
 
 
 def draw(picture: Path, machine: str, rows: Sequence[Row]) -> None:
-    """Seconds of a step, a group of bars an architecture."""
+    """Plot the seconds per step, with one group of bars per architecture."""
     groups: dict[str, dict[tuple[str, str], float]] = {}
     for row in rows:
-        # Ours under SAELens' rules, or whichever come first: they cost about the same.
+        # fsae under SAELens' rules, or whichever come first: they cost about the same.
         group = groups.setdefault(title(row.theirs.job), {})
         for mode in OURS:
             group.setdefault(("fsae", mode), row.ours[mode].median)
@@ -116,21 +120,21 @@ def draw(picture: Path, machine: str, rows: Sequence[Row]) -> None:
         axis.set_yticks(ticks, list(groups))
         axis.invert_yaxis()
         axis.margins(y=0.01)
-        # Room for the shortest bar, and for the number of the longest.
+        # Space for the shortest bar, and for the number of the longest.
         log_x(axis, min(times) / 1.5, max(times) * 1.15)
         axis.grid(axis="y", visible=False)
-        axis.set_xlabel("seconds a step")
+        axis.set_xlabel("seconds per step")
         axis.set_title(machine)
         legend = [Patch(color=_colour(*way), label=_name(*way)) for way in ways]
         drawn.legend(handles=legend, loc="outside upper center", ncols=3)
 
 
 def _name(library: str, mode: str) -> str:
-    return f"ours {mode}" if library == "fsae" else library + MODES[mode]
+    return f"fsae {mode}" if library == "fsae" else library + MODES[mode]
 
 
 def _colour(library: str, mode: str) -> tuple[float, float, float]:
-    """A hue for each library, paler from mode to mode."""
+    """Return the library's hue, paler for each further mode."""
     paleness = 0.75 * list(MODES).index(mode) / (len(MODES) - 1)
     red, green, blue = (part + (1 - part) * paleness for part in to_rgb(COLOURS[LIBRARIES.index(library)]))
     return red, green, blue

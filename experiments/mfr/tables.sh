@@ -1,5 +1,5 @@
 #!/bin/sh
-# Every figure of the study with its interval, of what run.sh left; the pictures go beside this file.
+# Prints every figure of the study with its interval, from the runs of run.sh; writes the plots next to this file.
 #
 #     sh experiments/mfr/tables.sh [FOLDER] > experiments/mfr/tables.md
 set -e
@@ -27,10 +27,10 @@ table "EEG, five members" paired "$out/eeg" $controls --metrics $without_text
 table "EEG, as released" paired "$out/eeg_released" --against $none --metrics $without_text
 table "EEG, the clean window from a noisy one" paired "$out/eeg_denoised" --against $none \
     --metrics fvu_of_inputs $without_text
-table "EEG, starting over" paired "$out/eeg_restarts" --against population.reinitialise.scope=none \
+table "EEG, resampling" paired "$out/eeg_restarts" --against population.reinitialise.scope=none \
     --metrics $without_text
 
-# Of the first seed, without the term.
+# The first seed, without the term.
 cp "$out/synthetic_sparse/weights/0/plots/sharing.png" "$here/sharing.png"
-printf '\n## Runs in which something started over\n\n'
+printf '\n## Runs in which something was resampled\n\n'
 grep -l "start over" "$out"/*/*/*/run.log | sed "s|^$out/||" | cut -d/ -f1,2 | sort | uniq -c || true

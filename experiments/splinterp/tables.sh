@@ -1,5 +1,5 @@
 #!/bin/sh
-# Every figure of the study with its interval, of what run.sh left; the pictures go beside this file.
+# Prints every figure of the study with its interval, from the runs of run.sh; writes the plots next to this file.
 #
 #     sh experiments/splinterp/tables.sh [FOLDER] > experiments/splinterp/tables.md
 set -e
@@ -7,7 +7,7 @@ out=${1:-outputs/splinterp}
 here=$(dirname "$0")
 . "$here/../table.sh"
 
-# Both ways, and every setting in which they differ.
+# Both methods, and every setting in which they differ.
 trainers() {
     heading=$1
     shift
@@ -46,7 +46,7 @@ table "Between k-means and local PCA: the toy" curves "$out"/toy --x eval/descri
 table "The toy's regions: samples whose support the power diagram says" curves "$out"/toy --x arch.expansion \
     --lines arch arch.k --metric diagram_agreement
 python -m fsae.report "$out"/between/kmeans "$out"/between/*pca "$out"/between/sgd --out "$out/between/report" >&2
-# TopK of 40 latents, one of them on, first seed.
+# TopK with 40 latents, one of them active, first seed.
 cp "$out/toy/50/plots/regions.png" "$here/toy_regions.png"
 cp "$out/toy/50/plots/voronoi_lift.png" "$here/toy_lift.png"
 cp "$out/between/report/pictures/description_length_0.png" "$here/bits.png"

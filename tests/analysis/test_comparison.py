@@ -85,7 +85,7 @@ def test_differences_are_taken_at_the_same_l0():
     (found,) = only_fvu(runs(*[row for seed in range(4) for row in pair(seed, -0.05)]))
     # At one setting the penalty halves l0, which costs 0.1; at one l0 it gains 0.05.
     assert found.differences == pytest.approx({f"seed={s}, source.seed={s}": -0.05 for s in range(4)})
-    # Without from 8, with to 32.
+    # The runs without the penalty start at 8, those with it end at 32.
     assert found.l0 == pytest.approx((8.0, 32.0))
     # The mean over log2(l0) from 3 to 5 of 1 - log2(l0) / 10.
     assert found.baseline == pytest.approx(0.6)
@@ -148,7 +148,7 @@ def test_the_mean_over_architectures_counts_seeds_and_not_runs():
             "not comparable: the ranges of l0 do not overlap",
         ),
         (runs(*[row for s in range(4) for row in pair(s, 0.0)]), "the same in all 4 pairs"),
-        # A resample of equal values has no spread: the interval would have no end.
+        # A resample of equal values has no spread, so the interval would have no end.
         (
             runs(*[row for s, by in enumerate((0.0, 0.0, 0.0, 0.01)) for row in pair(s, by)]),
             "too few different values to say (4 seeds), higher in 1 of them",
@@ -264,7 +264,7 @@ def test_a_null_effect_is_excluded_one_time_in_twenty(n: int, draw: str):
     }[draw]
     low, high = bootstrap_interval(sweeps)
     missed = float(((low > 0) | (high < 0)).mean())
-    # Skewed differences are the hard case of any interval for a mean from a handful of values.
+    # Skewed differences are the hardest case for an interval of a mean of a handful of values.
     assert missed < (0.1 if draw == "skewed" else 0.07)
     if draw == "normal":
         assert missed > 0.03

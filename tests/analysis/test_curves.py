@@ -63,7 +63,7 @@ def test_one_setting_is_the_axis_and_others_are_lines(tmp_path: Path):
 def test_a_measured_number_may_be_the_axis(tmp_path: Path):
     arms = arms_of(runs(tmp_path), ["trainer"], ["fvu", "l0"])
     assert [point.x for point in curves_of(arms, "eval/l0", ["trainer"], "fvu")["trainer=adam"]] == [1.0, 5.0, 10.0]
-    # The first line is logged a fifth of the way.
+    # The first line is logged after a fifth of the run.
     assert [point.x for point in curves_of(arms, "seconds", ["trainer"], "fvu")["trainer=adam"]] == [1.0, 5.0, 10.0]
 
 

@@ -27,7 +27,7 @@ def test_design_of_assigns_a_role_to_each_setting():
         "arch", "site.layer", "loss.penalty.weight", "loss.sparsity.weight", "seed", "source.seed",
     ]  # fmt: skip
     assert design.conditions == ["site.layer"]
-    # Only jumprelu has it.
+    # Only jumprelu has this setting.
     assert design.follows == ["arch.bandwidth"]
     assert design.constant["site.name"] == "mlp_out"
     assert design.constant["trainer.samples"] == "500000"
@@ -71,7 +71,7 @@ def test_a_penalty_without_weight_has_one_name():
     ]
     design = design_of(table(*rows))
     assert list(design.cells["treatment"]) == ["θ = 0", "θ = 0.1, form=pre", "θ = 0.1, form=codes"]
-    # The two without are one cell now.
+    # The two runs without the penalty are one cell.
     assert design.repeats == 1
 
 

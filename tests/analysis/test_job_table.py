@@ -54,10 +54,10 @@ def test_rows_list_differing_settings_then_numbers_then_state(tmp_path: Path):
         ("fvu", [0.3, 0.1, 0.2], {1}),
         ("ce_recovered_zero", [0.8, 0.9, -0.5], {1}),
         ("dead_share", [0.0, 0.5, 0.0], {0, 2}),
-        # Nothing is better than the same.
+        # Equal values have no best.
         ("fvu", [0.3, 0.3, 0.3], set()),
         ("fvu", [None, 0.3, 0.2], {2}),
-        # Of these more is neither better nor worse.
+        # For these numbers no direction is better.
         ("l0", [8.0, 16.0, 32.0], set()),
         ("fisher_ratio", [0.1, 0.2, 0.3], set()),
     ],

@@ -9,7 +9,7 @@ from fsae.analysis.numbers import numbers_in_order, readable, setting_number, sh
         (0.001, "0.001"),
         (0.3, "0.3"),
         (1.15, "1.15"),
-        # What a sum of tenths comes to is the same setting.
+        # A sum of tenths is shown as the same setting.
         (0.1 + 0.2, "0.3"),
         (1.0, "1"),
         (-2.5, "-2.5"),
@@ -19,7 +19,7 @@ from fsae.analysis.numbers import numbers_in_order, readable, setting_number, sh
         (5e8, "500000000"),
         (1e15, "1000000000000000"),
         (1e20, "1e20"),
-        # Seeds of a column in which one run has none are floats.
+        # pandas turns seeds into floats if one run has none.
         (12345678901.0, "12345678901"),
         (12345678902.0, "12345678902"),
         (0.123456789012, "0.123456789012"),

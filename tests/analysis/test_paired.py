@@ -36,7 +36,7 @@ def runs(**changes) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def told(runs: pd.DataFrame, against: dict[str, str], apart: list[str], metrics: list[str]) -> str:
+def printed(runs: pd.DataFrame, against: dict[str, str], apart: list[str], metrics: list[str]) -> str:
     return table(compared(runs, against, apart, metrics), metrics)
 
 
@@ -50,7 +50,7 @@ def lines(text: str) -> dict[str, list[str]]:
 
 
 def test_an_arm_is_paired_with_the_arm_that_differs_only_in_the_named_setting():
-    found = lines(told(runs(), {"population.mutual.weight": "0"}, [], ["fvu"]))
+    found = lines(printed(runs(), {"population.mutual.weight": "0"}, [], ["fvu"]))
     assert found["arm"] == ["seeds", "fvu"]
     assert found["population.mutual.weight=0, population.size=5"] == ["5", "29.5"]
     seeds, cell = found["population.mutual.weight=24, population.size=5"]
@@ -61,7 +61,7 @@ def test_an_arm_is_paired_with_the_arm_that_differs_only_in_the_named_setting():
 
 def test_settings_may_be_ignored():
     against = {"population.mutual.weight": "0", "population.size": "2"}
-    found = lines(told(runs(), against, [], ["fvu"]))
+    found = lines(printed(runs(), against, [], ["fvu"]))
     assert found["population.mutual.weight=24, population.size=5"][1].startswith("28.53 (-1.5,")
     assert found["population.mutual.weight=0, population.size=2"][1] == "30"
 
@@ -69,15 +69,15 @@ def test_settings_may_be_ignored():
 def test_ignored_settings_matter_only_if_no_arm_has_the_same():
     every = runs()
     against = {"population.mutual.weight": "0.0"}
-    found = lines(told(every, against, ["population.size"], ["fvu"]))
+    found = lines(printed(every, against, ["population.size"], ["fvu"]))
     assert found["population.mutual.weight=24, population.size=5"][1].startswith("28.53 (-0.97,")
     assert found["population.mutual.weight=0, population.size=5"][1] == "29.5"
     lone = pd.DataFrame(every.loc[(every["population.size"] == 2) | (every["population.mutual.weight"] > 0)])
-    found = lines(told(lone, against, ["population.size"], ["fvu"]))
+    found = lines(printed(lone, against, ["population.size"], ["fvu"]))
     assert found["population.mutual.weight=24, population.size=5"][1].startswith("28.53 (-1.5,")
     three = pd.concat([every, every.loc[every["population.mutual.weight"] > 0].assign(**{"population.size": 9})])
     with pytest.raises(SystemExit, match="2 arms could be the baseline"):
-        told(pd.DataFrame(three), against, ["population.size"], ["fvu"])
+        printed(pd.DataFrame(three), against, ["population.size"], ["fvu"])
 
 
 def test_a_whole_group_may_be_ignored():
@@ -98,23 +98,23 @@ def test_few_seeds_have_no_interval_and_absent_values_no_difference():
     every = runs()
     some = pd.DataFrame(every.loc[every["seed"] < 3])
     some.loc[some["population.mutual.weight"] > 0, "eval/best_fvu"] = 1.0
-    found = lines(told(some, {"population.mutual.weight": "0"}, [], ["fvu", "best_fvu"]))
+    found = lines(printed(some, {"population.mutual.weight": "0"}, [], ["fvu", "best_fvu"]))
     assert found["population.mutual.weight=24, population.size=2"] == ["2", "14.02 (-0.99, -6.6%)", "1 (-14, -93.3%)"]
-    # Of one autoencoder it is its fvu.
+    # For a single autoencoder this is its fvu.
     assert found["population.mutual.weight=0, population.size=2"] == ["2", "15", "15"]
 
 
 def test_unknown_columns_and_values_are_reported():
     with pytest.raises(SystemExit, match=r"no run has population\.mutual\.wieght, eval/nothing"):
-        told(runs(), {"population.mutual.wieght": "0"}, [], ["nothing"])
+        printed(runs(), {"population.mutual.wieght": "0"}, [], ["nothing"])
     with pytest.raises(SystemExit, match=r"no run has population\.mutual\.weight=7"):
-        told(runs(), {"population.mutual.weight": "7"}, [], ["fvu"])
+        printed(runs(), {"population.mutual.weight": "7"}, [], ["fvu"])
 
 
 def test_runs_without_a_value_are_left_out():
     gaps = runs()
     gaps.loc[gaps["seed"] == 5, "eval/fvu"] = np.nan
-    found = lines(told(gaps, {"population.mutual.weight": "0"}, [], ["fvu"]))
+    found = lines(printed(gaps, {"population.mutual.weight": "0"}, [], ["fvu"]))
     assert found["population.mutual.weight=24, population.size=2"][1].startswith("24.02 (-0.98,")
 
 

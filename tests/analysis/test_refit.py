@@ -24,8 +24,8 @@ def test_refit_gives_the_least_squares_decoder(arch: str):
 def test_refit_prints_both_errors_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = tmp_path / "run"
     few = ["trainer.samples=900", "trainer.dead_after=900", "suite.batch_size=100", "tracking=none"]
-    told = finished("experiment=splines/sgd_mnist_small", "seed=1", f"hydra.sweep.dir={run}", *few, outputs=tmp_path)
-    assert told.returncode == 0, told.stdout
+    done = finished("experiment=splines/sgd_mnist_small", "seed=1", f"hydra.sweep.dir={run}", *few, outputs=tmp_path)
+    assert done.returncode == 0, done.stdout
     main([str(run), "--lines", "trainer"])
     (cells,) = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
     assert cells[:2] == ["trainer=adam", "1"]
@@ -34,7 +34,7 @@ def test_refit_prints_both_errors_of_a_run(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_refit_refuses_other_runs(tmp_path: Path):
-    told = finished(
+    done = finished(
         "experiment=splines/toy",
         "arch=kmeans",
         "seed=1",
@@ -44,6 +44,6 @@ def test_refit_refuses_other_runs(tmp_path: Path):
         "tracking=none",
         outputs=tmp_path,
     )
-    assert told.returncode == 0, told.stdout
+    assert done.returncode == 0, done.stdout
     with pytest.raises(SystemExit, match="is no sparse autoencoder on MNIST"):
         main([str(tmp_path / "run")])

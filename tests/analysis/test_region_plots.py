@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from fsae.analysis.region_plots import plot_lift, plot_region_sizes, plot_regions
 
 EDGES = np.linspace(-1, 1, 50)
-# Left and right of the middle.
+# One region on each side of the middle.
 REGIONS = np.broadcast_to((EDGES > 0).astype(int), (50, 50))
 POINTS = np.array([[0.5, -0.5], [0.1, 0.9], [-0.2, 0.0]])
 

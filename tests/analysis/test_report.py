@@ -49,8 +49,8 @@ class Page(HTMLParser):
         if "td" in self.unclosed:
             self.rows[self._section][-1][-1] += data
         if self.unclosed[-1:] not in (["style"], ["script"]):
-            said = self.sections.get(self._section, "")
-            self.sections[self._section] = said + " " + re.sub(r"\s+", " ", data)
+            text = self.sections.get(self._section, "")
+            self.sections[self._section] = text + " " + re.sub(r"\s+", " ", data)
 
 
 def page_on(folder: Path) -> Page:
@@ -81,7 +81,7 @@ def test_the_page_loads_nothing_from_outside(page: Page):
     assert page.unclosed == []
     outside = [address for address in page.loaded if not address.startswith(("data:image/png;base64,", "#"))]
     assert outside == []
-    # Five differences, two fronts, one of bits, three θ-curves, one density.
+    # Five pictures of differences, two fronts, one of bits, three θ-curves, one of densities.
     assert sum(address.startswith("data:") for address in page.loaded) == 12
 
 
@@ -101,7 +101,7 @@ def test_the_page_begins_with_the_jobs(sweep: Path, page: Page):
     text = (sweep / "report" / "report.html").read_text()
     marked = re.findall(r"<strong>([\d.]+)</strong>", text)
     runs = collect_folders([sweep])
-    # The lowest fvu and the highest cross-entropy recovered among them; with neither better nor worse no l0.
+    # Bold are the lowest fvu and the highest cross-entropy recovered, but no l0, which has no better direction.
     assert f"{runs['eval/fvu'].min():.4g}" in marked
     assert f"{runs['eval/ce_recovered_zero'].max():.4g}" in marked
     assert f"{runs['eval/l0'].min():.4g}" not in marked
@@ -180,7 +180,7 @@ def test_a_single_run_has_a_report(tmp_path: Path):
     write_run(tmp_path / "r", settings_of("gated", 1, 1, 0), results_of("gated", 1, 1, 0, effect=0, noise=0))
     page = page_on(tmp_path / "r")
     assert [row[0] for row in page.rows["runs"] if row] == ["r"]
-    # Nothing is compared with nothing.
+    # A single run is compared with nothing.
     assert set(page.sections) == {"head", "runs", "density", "settings", "after"}
 
 
@@ -293,7 +293,7 @@ def test_caveats_name_their_jobs_at_the_top(what: str, tmp_path: Path):
     page = page_on(tmp_path)
     assert message in page.sections["head"]
     assert "2 of 4 jobs (seed=1; seed=3)" in page.sections["head"]
-    # What there was of data is no setting: it makes no condition of its own.
+    # The amount of data is no setting, so it is no condition.
     assert "data/" not in page.sections["settings"]
 
 
@@ -314,7 +314,7 @@ def test_runs_on_changed_files_are_reported(tmp_path: Path):
         results = results_of("gated", 0, 1, seed, effect=0, noise=0) | ENOUGH
         settings = settings_of("gated", 0, 1, seed)
         write_run(tmp_path / "same" / str(seed), settings, results, tags={"fsae.data": data})
-        # Another model's weights are others, and nobody is told what the settings say.
+        # The settings are the same, but the data came from another model's weights.
         other = {"model.name": "another"} if data == "4b" else {}
         write_run(tmp_path / "other" / str(seed), settings | other, results, tags={"fsae.data": data})
     changed = "trained on different text or weights"

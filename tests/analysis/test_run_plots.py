@@ -45,7 +45,7 @@ def test_curves_are_drawn_against_millions_of_vectors(tmp_path: Path, figures: l
         [
             (500_000, {"train/fvu": 0.5, "train/l0": 80.0, "train/fisher_ratio": 2.0, "train/dead_share": 0.0}),
             (1_500_000, {"train/fvu": 0.25, "train/l0": 64.0, "train/dead_share": 0.1}),
-            # Logged beside them and drawn nowhere.
+            # Logged as well, and not drawn.
             (1_500_000, {"eval/fvu": 0.3}),
         ],
     )
@@ -79,7 +79,7 @@ def test_the_density_is_drawn_and_dead_latents_are_counted(tmp_path: Path, figur
     assert axis.get_title() == "7 latents are active; 12.5 % never are"
     (steps,) = axis.patches
     assert steps.get_data().values.tolist() == [0, 5, 2]  # pyright: ignore[reportAttributeAccessIssue]
-    # From a little left of the first latents.
+    # The axis begins a little left of the first latents.
     assert axis.get_xlim() == pytest.approx((-2.2, 0.0))
 
 
@@ -89,7 +89,7 @@ def test_a_density_without_active_latents_is_drawn(tmp_path: Path):
 
 
 def test_sharing_is_drawn_next_to_the_cosines_to_the_truth(tmp_path: Path, figures: list[Figure]):
-    # The last latent of the second member never fires.
+    # The last latent of the second member is dead.
     found = {"found_by": [[2, 2, 1], [2, 2, 0]], "closest": [[0.9, 0.8, 0.3], [0.8, 0.9, 0.3]]}
     plot_sharing(found, tmp_path / "alone.png")
     plot_sharing(found | {"nearest_cosine": [[0.9, 0.8, 0.2], [0.9, 0.8, 0.4]]}, tmp_path / "known.png")

@@ -30,7 +30,7 @@ def test_a_row_holds_settings_numbers_and_identity(tmp_path: Path):
 def test_runs_are_found_at_any_depth_in_the_order_of_their_numbers(tmp_path: Path):
     for name in ("s/10", "s/9", "other/x/1"):
         one_run(tmp_path / name)
-    # What a run made is no run, nor is a folder above that keeps the reason of a command without a run.
+    # A run's subfolders are no runs, nor is a folder above runs with the status of a refused command.
     for copied in ("s/9/sae/config.yaml", "mlartifacts/1/artifacts/status.json"):
         (tmp_path / copied).parent.mkdir(parents=True)
         (tmp_path / copied).touch()
@@ -123,7 +123,7 @@ def test_failure_states_how_runs_ended_early(tmp_path: Path):
     write_run(tmp_path / "2", settings, None, state=RunState.running)
     status = json.loads((tmp_path / "2" / "status.json").read_text())
     (tmp_path / "2" / "status.json").write_text(json.dumps(status | {"pid": 2**22 + 1}))
-    # The sweep had four jobs: the last never began.
+    # The sweep had four jobs; the last never started.
     (tmp_path / "sweep.json").write_text(json.dumps({"jobs": [[], [], [], []]}))
     runs = collect_folders([tmp_path])
     assert runs["state"].tolist() == ["failed", "running", "killed", "not started"]
@@ -173,7 +173,7 @@ def test_folders_and_mlflow_give_the_same_report(logged: tuple[Path, str], tmp_p
         write_report(runs, tmp_path / name).read_text()
         for name, runs in (("a", collect_folders([outputs])), ("b", collect_mlflow(uri, "fsae")))
     ]
-    # But for the time at which they were written.
+    # All lines except the time of writing.
     first, second = ([line for line in page.splitlines() if "Written" not in line] for page in pages)
     assert first == second
     assert (tmp_path / "a" / "runs.csv").read_text() == (tmp_path / "b" / "runs.csv").read_text()

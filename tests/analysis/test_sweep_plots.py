@@ -32,7 +32,7 @@ def test_the_line_of_bits_joins_the_means_that_no_other_beats(tmp_path: Path, fi
     assert len(alone) == 2
     np.testing.assert_allclose(single, [[30, 0.2]])
     assert axis.lines[1].get_linestyle() != axis.lines[3].get_linestyle()
-    # Means that a line leaves out have their label too.
+    # Means that the line omits are labelled too.
     assert [text.get_text() for text in axis.texts] == ["a", "b", "c", "c"]
 
 
@@ -85,7 +85,7 @@ def test_all_text_can_be_read_on_a_phone(tmp_path: Path, figures: list[Figure]):
         sizes = [float(text.get_fontsize()) * pixels_a_point for text in figure.findobj(Text) if text.get_text()]
         assert min(sizes) > 8
         (axis,) = figure.axes
-        # Long names leave the picture most of its width, and none of them is cut off.
+        # Long names leave most of the width to the picture, and none is cut off.
         assert axis.get_window_extent().width > 0.5 * figure.bbox.width
         names = [text.get_window_extent() for text in figure.findobj(Text) if "form=" in text.get_text()]
         assert names

@@ -18,7 +18,7 @@ def test_the_report_on_one_folder_is_written_inside_it(tmp_path: Path, capfd: py
     page = tmp_path / "s" / "report" / "report.html"
     assert page.exists()
     assert capfd.readouterr().out == f"1 runs, 1 finished: {page}\n"
-    # Its own report is no run.
+    # The sweep's own report is no run.
     assert main([str(tmp_path / "s")]) == 0
     assert capfd.readouterr().out.startswith("1 runs")
 

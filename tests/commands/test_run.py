@@ -351,7 +351,7 @@ def test_help_and_refusals_are_fast_and_import_nothing_slow(arguments: list[str]
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_during_imports_is_reported_in_one_line(name: str, tmp_path: Path):
     process = start(*TINY, outputs=tmp_path / "outputs")
-    # Python itself is there, and imports what takes seconds.
+    # Python has started, and its imports take seconds.
     time.sleep(0.5)
     process.send_signal(signal.Signals[name])
     output, _ = process.communicate(timeout=30)

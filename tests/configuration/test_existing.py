@@ -74,7 +74,7 @@ def test_the_prefix_and_the_roles_come_from_the_provenance(tmp_path: Path):
     provenance = {"prefix": "Listen: ", "chat_roles": ["assistant"]}
     dataset = dataset_for(tmp_path, *chats, **provenance)
     assert (dataset.prefix, dataset.chat_roles) == ("Listen: ", ["assistant"])
-    # Roles of what is no chat there are none.
+    # Without chats there are no roles.
     assert dataset_for(tmp_path, **provenance).chat_roles is None
 
 
@@ -87,13 +87,13 @@ def test_token_ids_of_a_data_set_are_not_changed(tmp_path: Path):
     ("provenance", "message"),
     [
         ({"hook_name": "blocks.3.hook_resid_post"}, "was made for .*; set site=resid_post site.layer=3"),
-        # TransformerBridge's own words for the same.
+        # TransformerBridge's name of the same hook.
         ({"hook_name": "blocks.3.hook_out"}, "set site=resid_post site.layer=3"),
         (
             {"hook_name": "blocks.3.ln2.hook_normalized"},
             r"no site has the hook .*; the sites are resid_pre \(blocks.0.hook_resid_pre\), resid_mid ",
         ),
-        # In Gemma 2 these are other vectors than hook_mlp_out and hook_attn_out, which a norm has made of them.
+        # In Gemma 2 a norm lies between these hooks and hook_mlp_out and hook_attn_out, so the vectors differ.
         ({"hook_name": "blocks.1.mlp.hook_out"}, "before the norm .* write 'blocks.1.hook_mlp_out' instead"),
         ({"hook_name": "blocks.1.attn.hook_out"}, "before the norm .* write 'blocks.1.hook_attn_out' instead"),
         ({"hook_name": "hook_embed"}, "no site has the hook 'hook_embed'"),

@@ -10,7 +10,7 @@ from tests.composition import composed_with_hydra
         ("debug=tiny -m seed=1,2", "-m debug=tiny seed=1,2"),
         ("-m debug=tiny", "-m debug=tiny"),
         ("debug=tiny --multirun ~dataset +a=1", "--multirun debug=tiny ~dataset +a=1"),
-        # An option's value is no override, whatever it looks like.
+        # An option's value is no override, even if it looks like one.
         ("seed=1 --config-dir /a=b seed=2", "--config-dir /a=b seed=1 seed=2"),
         ("seed=1 --config-dir=/a --cfg job seed=2", "--config-dir=/a --cfg job seed=1 seed=2"),
     ],

@@ -18,7 +18,7 @@ def refusal(*overrides: str, own: Path | None = None) -> str:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        # Choices: what there is, and the nearest.
+        # Choices: the error lists them, and the nearest.
         (
             "arch=topj",
             "arch=topj: there is no such choice; did you mean topk?\narch has: abs_topk, batch_topk, gated, ",
@@ -53,7 +53,8 @@ def refusal(*overrides: str, own: Path | None = None) -> str:
         (f"trainer.lr=-{'7' * 400}", "trainer.lr: -77... (401 digits) is too large for a number"),
         (f"loss.penalty.weight={10**400}", "loss.penalty.weight: 1e400 is too large for a number"),
         ("trainer.lr=true", "trainer.lr: Value 'True' of type 'bool' could not be converted to Float"),
-        ("arch.tied=1", "arch.tied: 1 is neither true nor false"),
+        ("trainer.compile=1", "trainer.compile: 1 is neither true nor false"),
+        ("arch.tied=true", "arch.tied: there is no such setting; arch.encoder_init has it: set arch.encoder_init=tied"),
         ("tracking.mlflow=0.0", "tracking.mlflow: 0.0 is neither true nor false"),
         ("tracking.mlflow='2'", "tracking.mlflow: '2' is neither true nor false"),
         ("site.name=resid", "site.name: Invalid value 'resid', expected one of [resid_pre, resid_mid, "),
@@ -66,7 +67,7 @@ def refusal(*overrides: str, own: Path | None = None) -> str:
         ("seed=range(3)", "seed=range(3): several values are a sweep; add -m"),
         ("+trainer.lr=3", "+trainer.lr: this setting exists already; leave out the +"),
         ("~trainer.lr", "trainer.lr: a setting cannot be deleted; give it a value"),
-        # What is no override at all.
+        # Not an override.
         (
             "trainer.lr=[1",
             "trainer.lr=[1: not an override Hydra can read (no viable alternative at input '[1'); as in ",
@@ -91,8 +92,8 @@ def test_the_error_names_an_experiment_that_includes_itself(tmp_path: Path):
     (tmp_path / "experiment" / "mine.yaml").write_text("defaults: [/experiment: mine, _self_]\n")
     with pytest.raises(RecursionError):
         composed("experiment=mine", own=tmp_path)
-    said = str(included_itself(["seed=1", "experiment=mine"]))
-    assert said.startswith("experiment=mine: the defaults list of mine.yaml includes itself")
+    message = str(included_itself(["seed=1", "experiment=mine"]))
+    assert message.startswith("experiment=mine: the defaults list of mine.yaml includes itself")
 
 
 def test_explain_does_not_list_class_variables_as_settings():

@@ -29,7 +29,7 @@ def test_settings_are_flattened_to_text():
 def test_flat_settings_list_the_choice_under_its_own_key():
     assert flat_settings(composed("arch=abs_topk"))["arch"] == "abs_topk"
     assert flat_settings(composed("trainer=pam"))["trainer"] == "pam"
-    # The same keys, another term.
+    # These have the same keys but are different terms.
     step, tanh = (flat_settings(composed("arch=jumprelu", f"loss={loss}")) for loss in ("jumprelu", "jumprelu_tanh"))
     assert (step["loss.sparsity"], tanh["loss.sparsity"]) == ("step_l0", "tanh_l0")
     assert step["loss.penalty"] == "fisher"
@@ -37,8 +37,8 @@ def test_flat_settings_list_the_choice_under_its_own_key():
 
 def test_deciding_settings_omit_bookkeeping():
     flat, deciding = flat_settings(composed()), deciding_settings(composed())
-    # Where activations are kept, too: the stream is the same with a store and without. And how often states are saved.
-    kept = {"source.cache", "source.cache_gb", "source.also", "source.worker", "trainer.checkpoint_seconds"}
+    # The stream is the same with a store and without, and does not depend on how often states are saved.
+    kept = {"source.cache", "source.cache_gb", "source.also", "trainer.checkpoint_seconds"}
     assert {key for key in flat if key not in deciding} == {
         key for key in flat if key.startswith(("paths.", "tracking.", "search.", "suite.")) or key in kept
     }
@@ -88,7 +88,7 @@ def test_names_of_models_and_data_sets_follow_from_their_settings(tmp_path: Path
     assert (flat["model.name"], flat["dataset.name"]) == ("it", "texts")
     assert run_folder(*mine).name.startswith("it-resid_mid.3-gated-")
     assert flat_settings(composed("model=tiny"))["model.name"] == "tiny"
-    # What is refused anyhow has no name.
+    # Settings that will be refused have no name.
     assert "model.name" not in flat_settings(composed("model=tiny", "model.path=gpt2"))
 
 
@@ -116,7 +116,7 @@ def test_only_the_folder_of_a_finished_run_is_not_reused():
     assert run_folder() == second
     (second / "status.json").write_text(json.dumps({"state": "finished"}))
     assert run_folder().name == f"{first.name}-3"
-    # Something else in the place of a status is not taken for a finished run.
+    # A damaged status is not taken for a finished run.
     (first / "status.json").write_text("half of")
     assert run_folder() == first
 

@@ -5,20 +5,20 @@ import pytest
 from fsae.language_models.chat import UnwritableChat, tokenised_chat
 from fsae.language_models.tiny import _byte_tokenizer
 
-# SmolLM2's, shortened: it adds a system message of its own, and marks each message's beginning and end.
+# SmolLM2's template, shortened: it adds a system message, and marks each message's beginning and end.
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are helpful<|im_end|>\n' }}{% endif %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
 )
-# Llama's strips what it writes; Gemma's knows no system and calls the assistant otherwise.
+# Llama's template strips contents; Gemma's has no system role and another name for the assistant.
 STRIPPING = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] | trim }} {% endfor %}"
 STRICT = (
     "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "<{{ 'model' if m['role'] == 'assistant' else m['role'] }}>{{ m['content'] }}{% endfor %}"
 )
 SHOUTING = "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}"
-# Their words are words of the template, too.
+# These contents also occur in the template.
 CHAT = [
     {"role": "user", "content": "user"},
     {"role": "assistant", "content": " assistant "},

@@ -117,7 +117,7 @@ def test_require_repo_reports_the_hubs_refusals(tmp_path):
     }
     with fake_hub() as hub:
         answers, offline, _ = ask(tmp_path, hub, *questions)
-    # A hub that answers is no reason to go offline.
+    # The libraries stay online if the hub answers.
     assert not offline
     for question, expected, answer in zip(questions, questions.values(), answers, strict=True):
         if expected is None:
@@ -184,7 +184,7 @@ def test_a_partly_cached_model_fails_at_once(cached_gpt2, closed_port):
     output, errors, seconds = run(OPEN_GPT2, home=cached_gpt2, endpoint=closed_port)
     assert output.splitlines() == ["3"]
     assert "ValueError: model.path: gpt2 could not be opened" in errors
-    # Imports take 6 s of it. The libraries' own retries would take 23 s more.
+    # Imports take 6 s. The libraries' own retries would take another 23 s.
     assert seconds < 25
 
 

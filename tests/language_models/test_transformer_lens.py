@@ -198,7 +198,7 @@ def test_zeroing_the_stream_leaves_only_later_layers(model, tokens):
     after = model.logits(tokens, (Site(name=SiteName.resid_post, layer=LAYER), torch.zeros_like))
     before = model.logits(tokens, (Site(name=SiteName.resid_pre, layer=LAYER + 1), torch.zeros_like))
     torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
-    # Rows 0 and 1 hold different tokens; what they differ in came through the stream.
+    # Rows 0 and 1 hold different tokens, so any difference came through the stream.
     torch.testing.assert_close(after[0], after[1], atol=1e-4, rtol=1e-4)
     assert torch.diff(model.logits(tokens), dim=0).abs().max() > 0.1
 
@@ -208,11 +208,11 @@ def test_replacing_resid_mid_also_edits_the_skip_connection(model, tokens):
         pytest.skip("no resid_mid")
     middle = Site(name=SiteName.resid_mid, layer=LAYER)
     without = model.logits(tokens, (middle, torch.zeros_like))
-    # As at the other places of the stream nothing of the text is left. (What only the MLP misses would leave it all.)
+    # As at the stream's other sites nothing of the text is left. (Zeroing only the MLP's input would leave all of it.)
     torch.testing.assert_close(without[0], without[1], atol=1e-4, rtol=1e-4)
     only_mlp = model.logits(tokens, (Site(name=SiteName.mlp_out, layer=LAYER), torch.zeros_like))
     assert (without - only_mlp).abs().max() > 0.1
-    # Adding a vector in the middle is adding it at the end, but for what the MLP makes of it; taken from its output:
+    # Adding a vector at resid_mid equals adding it at resid_post, apart from its effect on the MLP's output:
     change = torch.randn(model.shape.d_model, generator=torch.Generator().manual_seed(0))
     mlp_out = Site(name=SiteName.mlp_out, layer=LAYER)
     read, mlp = model.activations(tokens, [middle, mlp_out]).values()
@@ -249,7 +249,7 @@ def test_special_tokens_of_packaged_models():
     smollm2, gemma = opened(Package.smollm2_135m_instruct_q4_1), opened(Package.gemma3_270m_q4_k_m)
     # 1 is <|im_start|>, which the tokenizer calls its BOS and never puts before a text.
     assert (smollm2.bos_id, smollm2.separator_id) == (None, 0)
-    # It has one and does not put it.
+    # The tokenizer has a BOS and does not put it before a text.
     assert smollm2.bos_token_id == smollm2._tokenizer.convert_tokens_to_ids("<|im_start|>") == 1
     assert {0, 1, 2} <= smollm2.special_ids
     assert (gemma.bos_id, gemma.separator_id) == (2, 1)
@@ -306,7 +306,7 @@ def test_random_weights_are_always_the_same(tiny):
     assert (first - tiny.logits(tokens)).abs().max() > 0.01
     assert half.dtype is torch.bfloat16
     torch.testing.assert_close(half.float(), first, atol=0.05, rtol=0.05)
-    # Frequencies of positions are not weights, and do not bear rounding.
+    # Frequencies of positional embeddings are not weights, and must not be rounded.
     frequencies = [buffer for name, buffer in drawn[2]._bridge.named_buffers() if "inv_freq" in name]
     assert frequencies
     assert all(buffer.dtype is torch.float32 for buffer in frequencies)

@@ -11,9 +11,9 @@ from fsae.language_models.sites import Site, SiteName
 from fsae.language_models.transformer_lens import open_language_model
 from tests.language_models.zoo import D_MODEL, DECODERS, NUM_LAYERS, write_decoder
 
-# Models that normalise the stream after each sum: no resid_mid, and of GPT no block's end either.
+# Models that normalise the stream after each sum have no resid_mid, and GPT's has no resid_post either.
 MISSING = {"opt_postnorm": {"resid_mid"}, "openai_gpt": {"resid_mid", "resid_post"}}
-# Of these TransformerLens cannot compute logits, so that nothing can be put back.
+# TransformerLens cannot compute the logits of these models, so no site can be replaced.
 WITHOUT_LOGITS = {"opt_postnorm"}
 
 
@@ -40,7 +40,7 @@ def test_every_site_is_sound_or_refused(family: str, tmp_path: Path):
                     model.check_splice(site)
             else:
                 model.check_splice(site)
-    # As transformers itself sees the stream.
+    # The stream as transformers returns it.
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     with torch.no_grad():
         seen = plain(tokens, output_hidden_states=True).hidden_states

@@ -10,7 +10,7 @@ NUM_LAYERS = 2
 D_MODEL = 32
 D_VOCAB = 257
 
-# The words that most families use.
+# The keys that most families use.
 COMMON: dict[str, Any] = {
     "hidden_size": D_MODEL,
     "intermediate_size": 64,
@@ -36,7 +36,7 @@ GPT: dict[str, Any] = {
     "eos_token_id": 0,
 }
 
-# Family -> the name before Config and ForCausalLM in transformers, and the settings of a small one.
+# Family -> the name before Config and ForCausalLM in transformers, and the settings of a small model.
 DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", GPT),
     "gptj": ("GPTJ", {**GPT, "rotary_dim": 4}),
@@ -109,7 +109,7 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "bitnet": ("BitNet", GROUPED),
     "gpt_oss": ("GptOss", {**WIDE_HEADS, "num_local_experts": 4, "num_experts_per_tok": 2}),
 }
-# What is not made of that name.
+# Exceptions to that naming.
 _CLASSES = {
     "GPT2": "GPT2LMHeadModel",
     "OpenAIGPT": "OpenAIGPTLMHeadModel",
@@ -142,7 +142,7 @@ def write_model(make: Callable[[], Any], folder: Path, *, tokenizer: bool = True
                 if weight.dim() > 1:
                     weight.mul_(8)
                 elif weight.dim() == 1:
-                    # Norms' gains and biases away from 1 and 0: that is where wrong sites show.
+                    # Gains and biases of norms other than 1 and 0, which make wrong sites visible.
                     weight.add_(0.1 * torch.randn_like(weight))
         model.save_pretrained(folder)
         if tokenizer:
@@ -154,7 +154,7 @@ def seeing_models() -> dict[str, Callable[[], Any]]:
     """Models that also see images, by family."""
     import transformers
 
-    # Its types do not know that a config's parts may be dictionaries.
+    # transformers' types do not allow dictionaries as a config's parts.
     t: Any = transformers
 
     text = {**GROUPED, "head_dim": 8}
@@ -166,7 +166,7 @@ def seeing_models() -> dict[str, Callable[[], Any]]:
         "image_size": 16,
         "patch_size": 8,
     }
-    # Ids of an image's places, which no text has.
+    # Ids of an image's positions, which no text has.
     image: dict[str, Any] = {"image_token_id": 256, "vision_start_token_id": 255, "vision_end_token_id": 254}
     mrope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [1, 1, 2]}
     patches = {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": D_MODEL}

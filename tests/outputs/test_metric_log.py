@@ -18,7 +18,7 @@ def test_a_logged_record_can_be_read_at_once(path: Path) -> None:
     log = MetricLog(path)
     log.append({"train/l0": 64.0, "train/mse": 0.1 + 0.2}, step=512)
     log.append({"train/l0": 60}, step=1024)
-    # Nothing was closed or waited for: a kill at this point loses neither line.
+    # The file is still open, so a kill at this point loses neither line.
     first, second = read_metrics(path)
     assert (first.step, first.metrics) == (512, {"train/l0": 64.0, "train/mse": 0.1 + 0.2})
     assert (second.step, second.metrics) == (1024, {"train/l0": 60.0})
@@ -83,7 +83,7 @@ def test_dropped_values_are_kept_in_a_second_file_in_the_order_of_logging(path: 
         log = MetricLog(path, position, dropped)
     assert [record.metrics["a"] for record in read_metrics(path)] == [1.0]
     assert [record.metrics["a"] for record in read_metrics(dropped)] == [2.0, 3.0]
-    # A kill while they were copied left half a line.
+    # A kill during the copy left half a line.
     dropped.write_bytes(dropped.read_bytes()[:-3])
     log.append({"a": 4.0}, step=2)
     MetricLog(path, position, dropped)

@@ -22,7 +22,7 @@ def test_mark_records_a_run_from_start_to_failure(tmp_path: Path) -> None:
     assert ended == read_status(tmp_path)
     assert ended.ended == ended.updated
     assert ended.started == started.started <= ended.updated <= datetime.now(UTC)
-    # Read by people and by other programs: plain words and ISO times.
+    # People and other programs read it, so it has plain words and ISO times.
     written = json.loads(RunFolder(tmp_path).status.read_text())
     assert written["state"] == "failed"
     assert written["failure"] == {"kind": "ValueError", "message": "k=9 above d_sae=8"}
@@ -53,7 +53,7 @@ def test_a_run_is_not_alive_without_its_process(tmp_path: Path) -> None:
 def test_a_run_is_not_alive_if_another_process_has_its_number(tmp_path: Path) -> None:
     mark(tmp_path, RunState.running)
     path = RunFolder(tmp_path).status
-    # This process began later, as after a restart of the container.
+    # This process started later, as after a restart of the container.
     path.write_text(json.dumps(json.loads(path.read_text()) | {"updated": "2020-01-02T03:04:05+00:00"}))
     status = read_status(tmp_path)
     assert status is not None

@@ -90,13 +90,13 @@ def test_a_running_job_without_its_process_is_killed(sweep: Sweep):
     [
         (None, "12_0 PENDING", JobState.waiting),
         (None, "12_1 PENDING", JobState.not_started),
-        # On another host, of which only the queue knows.
+        # On another host, whose processes only the queue knows.
         (RunState.running, "12_0 RUNNING", JobState.running),
         (RunState.running, "", JobState.killed),
-        # Between two tries.
+        # Between two attempts.
         (RunState.interrupted, "12_0 PENDING", JobState.waiting),
         (RunState.interrupted, "", JobState.interrupted),
-        # Launched again after it failed.
+        # Relaunched after a failure.
         (RunState.failed, "12_0 PENDING", JobState.waiting),
         (RunState.failed, "", JobState.failed),
         (RunState.finished, "12_0 COMPLETING", JobState.finished),

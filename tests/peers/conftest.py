@@ -1,4 +1,4 @@
-"""Running sae_lens, which lives in another environment (`make test-peers` makes it), on files."""
+"""Runs sae_lens on files, in an environment of its own (`make test-peers` makes it)."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def sae_lens() -> Callable[..., None]:
         pytest.skip(missing)
 
     def run(*arguments: str | Path) -> None:
-        # Nothing that it needs is on a hub.
+        # It needs nothing from the hub.
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
         command = [str(python), str(SCRIPT), *map(str, arguments)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""What sae_lens itself makes of files: run by the tests beside it with sae_lens' own Python, never imported.
+"""sae_lens' side of the tests in this folder: they run it with sae_lens' own Python and never import it.
 
 sae_lens_side.py reconstruct INPUTS OUT FOLDER...     open each folder; codes and reconstructions of INPUTS' x
 sae_lens_side.py make INPUTS OUT                      make and save one SAE of every kind, with the same outputs
@@ -78,7 +78,7 @@ def shake(sae) -> None:
 
 
 class TokenStore:
-    """Stands in for sae_lens' activation store: its evaluation asks for batches of tokens only."""
+    """Replaces sae_lens' activation store, from which its evaluation takes only batches of tokens."""
 
     def __init__(self, tokens):
         self.batches = iter(tokens)
@@ -88,7 +88,7 @@ class TokenStore:
 
 
 def evaluate(model_folder: str, *folders: str) -> None:
-    """Write FOLDER/theirs.json: sae_lens' numbers for FOLDER/sae on the tokens in FOLDER/tokens.safetensors."""
+    """Write sae_lens' numbers for FOLDER/sae on the tokens in FOLDER/tokens.safetensors, as `FOLDER/theirs.json`."""
     from transformer_lens.model_bridge import TransformerBridge
 
     model = TransformerBridge.boot_transformers(model_folder, device="cpu", dtype=torch.float32)
@@ -100,9 +100,9 @@ def evaluate(model_folder: str, *folders: str) -> None:
 
 @torch.no_grad()
 def evaluation(sae, model, tokens, batch_rows, ignore) -> dict:
-    """sae_lens' numbers on tokens (rows, context), `batch_rows` at a time, without the token ids to ignore."""
+    """Return sae_lens' numbers on tokens (rows, context), `batch_rows` at a time, without the token ids to ignore."""
     if sae.cfg.reshape_activations == "hook_z":
-        # As sae_lens' run_evals does: the two functions below concatenate the heads themselves.
+        # Like sae_lens' run_evals: the two functions below concatenate the heads themselves.
         sae.turn_off_forward_pass_hook_z_reshaping()
     common = {
         "n_batches": len(tokens) // int(batch_rows),

@@ -1,4 +1,4 @@
-"""sae_lens opens what we write, and we open what sae_lens writes, with the same codes and reconstructions."""
+"""sae_lens opens fsae's exports and fsae opens sae_lens', with the same codes and reconstructions."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.peers
 D_IN = 12
 SCALE = 0.4
 
-# How each export is made: architecture, settings, hook.
+# Architecture, settings and hook of each export.
 OURS = {
     **{arch: (arch, {}, "hook_resid_mid") for arch in ARCHITECTURES},
     "free": ("gated", {"decoder_norm": DecoderNorm.free}, "hook_mlp_out"),
@@ -48,7 +48,7 @@ def inputs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def opened(sae_lens, inputs, tmp_path_factory) -> dict[str, dict]:
-    """For each export: codes and reconstruction before folding and saving, and what sae_lens made of the files."""
+    """For each export, codes and reconstruction before folding and saving, and sae_lens' from the files."""
     out = tmp_path_factory.mktemp("theirs")
     x = load_file(inputs)["x"]
     expected = {}
@@ -74,7 +74,7 @@ def opened(sae_lens, inputs, tmp_path_factory) -> dict[str, dict]:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_sae_lens_opens_ours(opened, name):
+def test_sae_lens_opens_an_export(opened, name):
     expected, found = opened[name]["expected"], opened[name]["found"]
     assert relative_error(found["reconstruction"], expected["reconstruction"]) < 1e-5
     assert relative_error(found["codes"], expected["codes"]) < 1e-5
@@ -102,7 +102,7 @@ def made(sae_lens, inputs, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("kind", THEIRS)
-def test_we_open_theirs(made, inputs, kind):
+def test_fsae_opens_an_sae_of_sae_lens(made, inputs, kind):
     autoencoder = load_saelens(made / kind)
     assert type(autoencoder.settings) is ARCHITECTURES[THEIRS[kind]].settings
     expected = load_file(made / f"{kind}.safetensors")

@@ -1,4 +1,4 @@
-"""Our held-out numbers are sae_lens' own, on the same autoencoder, tokens and model, where the definitions agree."""
+"""fsae's held-out numbers equal sae_lens' on the same autoencoder, tokens and model, if the definitions agree."""
 
 import json
 from pathlib import Path
@@ -37,14 +37,14 @@ CASES: dict[str, tuple[str, SiteName, list[int]]] = {
     "separators_left_out": ("standard", SiteName.resid_post, [SEPARATOR]),
 }
 
-# Ours -> theirs, where the definitions agree.
+# fsae's name -> sae_lens' name, for equal definitions.
 NAMES = {
     "mse": "mse",
     "cosine": "cossim",
     "l2_ratio": "l2_ratio",
     "l0": "l0",
     "l1": "l1",
-    "firing_frequency": "feature_density",
+    "density": "feature_density",
     "ce_base": "ce_loss_without_sae",
     "ce_spliced": "ce_loss_with_sae",
     "ce_zero": "ce_loss_with_ablation",
@@ -55,7 +55,7 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def evaluated(sae_lens, tmp_path_factory) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Our numbers and theirs for every case."""
+    """Return the numbers of fsae and of sae_lens for every case."""
     root = tmp_path_factory.mktemp("cases")
     write_folder(root / "model")
     model = open_language_model(ModelSettings(path=str(root / "model"), dtype=DType.float32))
@@ -87,12 +87,12 @@ def our_evaluation(
         reconstruction.update(record)
         sparsity.update(record)
     (spliced,) = evaluate_splice(model, site, [loaded], tokens, keep, reconstruction.mean_input, rows_at_once=5)
-    frequency = {"firing_frequency": sparsity.firing_frequency.tolist()}
+    frequency = {"density": sparsity.density.tolist()}
     return {**reconstruction.compute(), **sparsity.compute(), **spliced, **frequency}
 
 
 def text_of(model: TransformerLensModel) -> torch.Tensor:
-    """Rows drawn from the model's own distribution, so that it has something to lose; separators begin and cut them."""
+    """Return rows sampled from the model, so that it predicts them; separators begin and cut them."""
     generator = torch.Generator().manual_seed(3)
     tokens = torch.full((ROWS, 1), SEPARATOR)
     while tokens.shape[1] < CONTEXT:
@@ -104,7 +104,7 @@ def text_of(model: TransformerLensModel) -> torch.Tensor:
 
 @torch.no_grad()
 def untrained(arch: str, x: torch.Tensor) -> Autoencoder:
-    """An autoencoder that reads and writes the same directions, so that it resembles a trained one a little."""
+    """Return an autoencoder whose encoder and decoder have the same directions, roughly like a trained one."""
     autoencoder = build(arch, D_MODEL, D_SAE, dtype=torch.float32).eval()
     autoencoder.normalise_decoder()
     autoencoder.W_enc.copy_(autoencoder.W_dec.T)
@@ -119,7 +119,7 @@ def untrained(arch: str, x: torch.Tensor) -> Autoencoder:
 def test_numbers_agree(evaluated, case, name):
     ours, theirs = evaluated[case]
     if case == "separators_left_out" and name in ("ce_zero", "ce_recovered_zero"):
-        # sae_lens ablates the positions that are left out as well; we leave them to the model.
+        # sae_lens also ablates positions that are left out; fsae does not.
         assert ours[name] != pytest.approx(theirs[NAMES[name]], rel=1e-4)
     else:
         assert ours[name] == pytest.approx(theirs[NAMES[name]], rel=1e-4)

@@ -237,7 +237,7 @@ def test_it_trains_in_another_thread(tmp_path: Path):
         (torch.ones(500, 4), {"arch": TopKSettings(k=2), "k": 3}, "so k belongs in it"),
         (torch.ones(500, 4), {"overrides": ["population.size=2"]}, "population.size is 2, and fsae.train trains one"),
         (torch.ones(500, 4), {"loss": {}, "penalty": "none"}, "put a term named penalty into it"),
-        (torch.ones(500, 4), {"loss": {}}, "loss.reconstruction is not there"),
+        (torch.ones(500, 4), {"loss": {}}, r"loss\.reconstruction"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_on_is_refused(vectors: Any, arguments: dict[str, Any], message: str):

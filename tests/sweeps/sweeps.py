@@ -13,16 +13,16 @@ from safetensors.torch import load_file
 from tests.processes import environment, wait_until
 from tests.training.runs import differences
 
-# A job of a second or so, once its process is there.
+# A job of about a second after its imports.
 SHORT = ("debug=tiny", "eval=[vectors]", "trainer.samples=4096", "source.tokens=4096", "source.shard_tokens=4096")
-# One that gives the time to do something to it.
+# A job that is long enough to be disturbed.
 LONG = ("debug=tiny", "eval=[vectors]", "trainer.samples=150_000", "trainer.checkpoint_seconds=1")
 
 
 def begun(*arguments: str, outputs: Path, **more: str) -> "subprocess.Popen[str]":
     """Start `python -m ARGUMENTS` without waiting; `more` is added to its environment."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # As in a shell's background, and what ignores Ctrl-C passes that on to all it starts.
+        # As in a shell's background; a process that ignores Ctrl-C passes that on to its children.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [sys.executable, "-m", *arguments],
@@ -35,9 +35,9 @@ def begun(*arguments: str, outputs: Path, **more: str) -> "subprocess.Popen[str]
 
 
 def ended(process: "subprocess.Popen[str]", seconds: float = 250) -> subprocess.CompletedProcess[str]:
-    """Run the same to its end; `stdout` has the output of both streams."""
-    said, _ = process.communicate(timeout=seconds)
-    return subprocess.CompletedProcess(process.args, process.returncode, said)
+    """Wait for the process to end; `stdout` has the output of both streams."""
+    output, _ = process.communicate(timeout=seconds)
+    return subprocess.CompletedProcess(process.args, process.returncode, output)
 
 
 def status_of(folder: Path) -> Mapping:
@@ -47,7 +47,7 @@ def status_of(folder: Path) -> Mapping:
 
 
 def states_in(sweep: Path) -> dict[str, str]:
-    """Return each job's `status.json`, by the job's number."""
+    """Return each job's state, by the job's number."""
     return {path.name: status_of(path).get("state", "") for path in sorted(sweep.iterdir()) if path.name.isdecimal()}
 
 
@@ -73,7 +73,7 @@ def assert_a_killed_worker_takes_down_its_own_job_only(
     os.kill(status_of(folder / "0")["pid"], signal.SIGKILL)
     swept = ended(process)
     assert swept.returncode == 1, swept.stdout
-    # Job 2 was started after it, in the place that had become free.
+    # Job 2 was started after it, by a new worker.
     assert states_in(folder) == {"0": "running", "1": "finished", "2": "finished"}
     assert "3 jobs, 1 killed, 2 finished" in swept.stdout
     assert f"job 0 ended without a result ({reason}" in swept.stdout

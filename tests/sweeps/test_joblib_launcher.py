@@ -29,18 +29,18 @@ def swept(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
 
 def test_a_killed_worker_ends_its_own_job_only(tmp_path: Path):
     folder = tmp_path / "sweeps" / "one"
-    said = assert_a_killed_worker_takes_down_its_own_job_only(
+    output = assert_a_killed_worker_takes_down_its_own_job_only(
         swept(folder, "tracking.flush_seconds=1,2,3"),
         folder,
         tmp_path,
         reason="its process ended with SIGKILL(-9))",
     )
-    assert "Traceback" not in said
+    assert "Traceback" not in output
 
 
 def test_a_signal_to_the_launcher_makes_its_jobs_save(tmp_path: Path):
     folder = tmp_path / "sweeps" / "one"
-    # Longer than anybody waits.
+    # Longer than the test waits.
     process = swept(folder, "trainer.samples=40_000_000", "seed=1,2", "hydra.launcher.n_jobs=1")
     wait_until(lambda: is_training(folder / "0"), process)
     process.send_signal(signal.SIGINT)

@@ -29,63 +29,63 @@ def swept(outputs: Path) -> tuple[Path, str, int]:
 
 
 def test_failing_jobs_stop_no_other_and_are_reported(swept: tuple[Path, str, int]):
-    folder, said, exit_status = swept
+    folder, output, exit_status = swept
     assert exit_status == 1
     assert states_in(folder) == {"0": "finished", "1": "failed", "2": "refused", "3": "refused"}
-    end = said[said.index("sweep day/time: 4 jobs, 1 finished, 1 failed, 2 refused") :]
+    end = output[output.index("sweep day/time: 4 jobs, 1 finished, 1 failed, 2 refused") :]
     assert "  1  arch.k=8,trainer.lr=1e+30  failed: ValueError: loss, " in end
     assert f"     {folder / '1'}\n" in end
     assert "  2  arch.k=512,trainer.lr=0.001  refused: ValueError: arch.k is 512, more than the 256 latents" in end
     assert f"-m fsae.resume {folder}\n" in end
-    assert "Traceback" not in said
+    assert "Traceback" not in output
 
 
 def test_the_summary_has_one_table_and_one_command_for_mlflow(swept: tuple[Path, str, int]):
-    folder, said, _ = swept
+    folder, output, _ = swept
     fvu = json.loads((folder / "0" / "results.json").read_text())["eval/fvu"]
-    rows = [line.split() for line in said[said.index("sweep day/time") :].splitlines()]
+    rows = [line.split() for line in output[output.index("sweep day/time") :].splitlines()]
     head = next(number for number, row in enumerate(rows) if row[:3] == ["k", "trainer.lr", "fvu"])
     assert rows[head + 1][:3] == ["8", "0.001", f"{fvu:.4g}"]
     assert [row[-1] for row in rows[head + 1 : head + 5]] == ["finished", "failed", "refused", "refused"]
     assert [row[:2] for row in rows[head + 2 : head + 5]] == [["8", "1e30"], ["512", "0.001"], ["512", "1e30"]]
-    assert said.count("MLflow UI:") == 1
-    # No job has a table or a command of its own.
-    assert "run folder:" not in said
-    assert said.count("fisher_ratio") == 1
+    assert output.count("MLflow UI:") == 1
+    # The table and the command are printed once, not per job.
+    assert "run folder:" not in output
+    assert output.count("fisher_ratio") == 1
 
 
 def test_the_sweeps_runs_share_a_tag_in_mlflow(swept: tuple[Path, str, int], outputs: Path):
     from mlflow import MlflowClient
 
-    _, said, _ = swept
+    _, output, _ = swept
     client = MlflowClient(f"sqlite:///{outputs / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("fsae")
     assert experiment
     runs = client.search_runs([experiment.experiment_id], "tags.`fsae.sweep` = 'day/time'")
     jobs = {run.info.run_name: run for run in runs if run.data.tags["fsae.kind"] == "train"}
     assert {name: run.info.status for name, run in jobs.items()} == {
-        "arch.k=8,trainer.lr=0.001": "FINISHED",
-        "arch.k=8,trainer.lr=1e+30": "FAILED",
+        "arch.k=8,trainer.lr=0.001,penalty=fisher": "FINISHED",
+        "arch.k=8,trainer.lr=1e+30,penalty=fisher": "FAILED",
     }
     assert all("mlflow.parentRunId" not in run.data.tags for run in runs)
-    assert jobs["arch.k=8,trainer.lr=1e+30"].data.tags["fsae.sweep_job"] == "1"
-    diverged = jobs["arch.k=8,trainer.lr=1e+30"].info.run_id
+    assert jobs["arch.k=8,trainer.lr=1e+30,penalty=fisher"].data.tags["fsae.sweep_job"] == "1"
+    diverged = jobs["arch.k=8,trainer.lr=1e+30,penalty=fisher"].info.run_id
     log = Path(client.download_artifacts(diverged, "run.log"))
     assert "Traceback" in log.read_text()
     (summary,) = (run for run in runs if run.data.tags["fsae.kind"] == "sweep")
     assert summary.info.status == "FAILED"
     counts = {name: count for name, count in summary.data.metrics.items() if count}
     assert counts == {"jobs/finished": 1, "jobs/failed": 1, "jobs/refused": 2}
-    # A resumed sweep replaces all of them.
+    # Counts of zero are stored too, since a resumed sweep replaces all counts.
     assert summary.data.metrics.keys() == {f"jobs/{state.name}" for state in JobState}
     assert "1 finished, 1 failed, 2 refused" in summary.data.tags["mlflow.note.content"]
-    # One row a job, with what differs, its numbers and its state.
+    # One row per job, with the differing settings, its numbers and its state.
     head, _, *rows = summary.data.tags["mlflow.note.content"].partition("\n\n")[0].splitlines()
     assert (head.count("fvu"), head.endswith("| state |"), len(rows)) == (1, True, 4)
-    assert "&viewStateShareKey=fsae-" in said
+    assert "&viewStateShareKey=fsae-" in output
     held = {artifact.path for artifact in client.list_artifacts(summary.info.run_id, "report")}
     assert "report/report.html" in held
-    assert f"#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning&searchFilter=" in said
+    assert f"#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning&searchFilter=" in output
 
 
 def test_a_second_sweep_in_a_folder_is_refused(swept: tuple[Path, str, int], outputs: Path):
@@ -105,7 +105,7 @@ def test_a_sweep_with_other_job_folders_is_refused(outputs: Path):
               f"hydra.sweep.dir={folder}", outputs=outputs)
     )  # fmt: skip
     assert done.returncode == 1
-    assert done.stdout == "fsae: hydra.sweep.subdir cannot be changed: a sweep finds its jobs again by their numbers\n"
+    assert done.stdout == "fsae: hydra.sweep.subdir cannot be changed: a sweep finds its jobs by their numbers\n"
     assert not (folder / "sweep.json").exists()
 
 
@@ -120,7 +120,7 @@ def test_a_sweep_that_another_process_launches_is_refused(swept: tuple[Path, str
 
 def test_resuming_launches_only_unfinished_jobs(swept: tuple[Path, str, int], outputs: Path, tmp_path: Path):
     folder, _, _ = swept
-    # As after a sweep that was killed between its jobs: job 3 is another that was never started.
+    # Like a sweep that was killed between its jobs: job 3 was never started.
     sweep = read_sweep(folder)
     copy = tmp_path / "sweep"
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("1", "2", "3", "report", "*.lock"))
@@ -139,7 +139,7 @@ def test_resuming_launches_only_unfinished_jobs(swept: tuple[Path, str, int], ou
 
 def test_an_interrupted_and_resumed_sweep_gives_the_same_numbers(outputs: Path):
     folder = outputs / "sweeps" / "interrupted"
-    # What differs decides no numbers: the second job, not interrupted, is what the first has to equal.
+    # The jobs differ in bookkeeping only: the first, which is interrupted, must equal the second, which is not.
     process = begun("fsae.run", "-m", *LONG, "tracking.flush_seconds=1,2", f"hydra.sweep.dir={folder}", outputs=outputs)
     wait_until(lambda: is_training(folder / "0"), process)
     process.send_signal(signal.SIGINT)

@@ -29,11 +29,11 @@ def swept(outputs: Path) -> tuple[Path, str, int]:
 
 
 def test_faulty_jobs_are_refused_and_the_others_form_one_pack(swept: tuple[Path, str, int]):
-    folder, said, exit_status = swept
+    folder, output, exit_status = swept
     assert exit_status == 1
     assert list(states_in(folder).values()) == ["finished"] * 4 + ["refused"] * 2
-    assert "4 jobs in packs of 4" in said
-    assert "Traceback" not in said
+    assert "4 jobs in packs of 4" in output
+    assert "Traceback" not in output
     log = (folder / "5" / "run.log").read_text()
     assert "arch.k is 99, more than the 64 latents" in log
     assert "training:" not in log
@@ -52,7 +52,7 @@ def test_resume_finishes_a_stopped_and_killed_sweep_with_the_same_numbers(swept:
 
     before = {n: (folder / str(n) / "checkpoints" / "latest.pt").stat().st_mtime_ns for n in range(4)}
     process = begun("fsae.resume", str(folder), outputs=outputs)
-    # Each saves at its own time: the states may differ by some steps.
+    # Each job saves at its own time, so the states may differ by some steps.
     wait_until(lambda: (folder / "0" / "checkpoints" / "latest.pt").stat().st_mtime_ns > before[0], process)
     process.kill()
     process.communicate()

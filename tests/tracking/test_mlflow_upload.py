@@ -146,7 +146,7 @@ def test_a_resumed_run_continues_its_mlflow_run_without_doubled_values(
     mark(run_folder, RunState.interrupted)
     assert killed.close()
 
-    # Resumed from the checkpoint after step 1: the same steps again, at another time, with another stopwatch reading.
+    # Resumed from the checkpoint after step 1: the same steps at another time, with other measured seconds.
     mark(run_folder, RunState.running)
     log = MetricLog(metrics, position)
     resumed = MlflowUpload(run_folder, sqlite_uri, describe(sqlite_uri, uid=description.uid))

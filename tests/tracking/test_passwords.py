@@ -13,7 +13,7 @@ from tests.test_credentials import HUB_TOKEN, PASSWORD, TOKEN, TYPED, assert_no_
 from tests.tracking.mlflow_server import Server
 from tests.tracking.password_server import PasswordServer
 
-# A run of a second, once its process is there: no language model.
+# A run of about a second after its imports, since it needs no language model.
 SHORT = (
     "source=toy_clusters", "arch=topk", "trainer.samples=2000", "trainer.batch_size=100", "suite=quick",
     "suite.samples=200", "suite.batch_size=200", "tracking.flush_seconds=20",

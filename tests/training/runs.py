@@ -86,6 +86,7 @@ def member(
 class LoneRun(Training):
     """A run that has its stream for itself; a signal comes during step `stop_at`."""
 
+    checkpoints: Checkpoints  # pyright: ignore[reportIncompatibleVariableOverride] (it always keeps its state)
     interruption: Interruption
     stop_at: int | None
 

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from fsae.autoencoders.initialisation import geometric_median, levels, thinned
 from fsae.autoencoders.record import DecidingMap, Encoding, ForwardRecord, SAELensForm
-from fsae.autoencoders.settings import BiasInit, DecoderNorm, EncoderInit, SparseAutoencoderSettings
+from fsae.autoencoders.settings import (
+    AutoencoderSettings,
+    BiasInit,
+    DecoderNorm,
+    EncoderInit,
+    SparseAutoencoderSettings,
+)
 from fsae.sparse.codes import Codes
 from fsae.sparse.encoder_product import encoder_product
 from fsae.sparse.pattern import Pattern
@@ -39,6 +45,11 @@ class Autoencoder(nn.Module, ABC):
     def __init__(self, d_in: int, d_sae: int):
         super().__init__()
         self.d_in, self.d_sae = d_in, d_sae
+
+    @property
+    @abstractmethod
+    def settings_type(self) -> type[AutoencoderSettings]:
+        """The class of its settings, which the table of architectures names."""
 
     @property
     def centre(self) -> Float[Tensor, " d_in"] | None:
@@ -189,6 +200,10 @@ class SparseAutoencoder(Autoencoder):
         if name == "W_enc" and self.settings.tied:
             return self.W_dec.T
         return super().__getattr__(name)
+
+    @property
+    def settings_type(self) -> type[SparseAutoencoderSettings]:
+        return type(self.settings)
 
     def untie(self) -> None:
         """Give the encoder weights of its own, equal to the shared ones; change nothing if it has them already."""

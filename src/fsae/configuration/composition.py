@@ -14,7 +14,7 @@ from fsae.configuration.conf_folder import conf_folder
 from fsae.configuration.refusal import explain
 from fsae.configuration.resolvers import register_resolvers
 from fsae.configuration.schema import RunSettings, register_schemas, settings_of
-from fsae.configuration.values import written_by_people
+from fsae.configuration.values import lenient_node
 from fsae.language_models.settings import ModelSettings
 
 register_schemas()
@@ -51,7 +51,7 @@ def model_settings(name_or_path: str) -> ModelSettings:
     choices.pop("custom")
     if name_or_path not in choices:
         return ModelSettings(path=name_or_path)
-    node, values = written_by_people(ModelSettings), OmegaConf.load(choices[name_or_path])
+    node, values = lenient_node(ModelSettings), OmegaConf.load(choices[name_or_path])
     assert isinstance(values, DictConfig)
     del values["defaults"]
     node.merge_with(values)

@@ -11,8 +11,8 @@ from yaml import YAMLError
 
 from fsae.configuration.accept import Origin
 from fsae.configuration.resolvers import deciding_settings, flat_settings
-from fsae.configuration.schema import SCHEMAS, RunSettings, Task, settings_of
-from fsae.configuration.values import written_by_people
+from fsae.configuration.schema import RunSettings, Task, schemas, settings_of
+from fsae.configuration.values import lenient_node
 from fsae.outputs.run_folder import RunFolder
 from fsae.tracking.mlflow_upload import read_description
 
@@ -68,11 +68,11 @@ def _typed(key: str, value: Any, words: Mapping[str, str]) -> Any:
     if not isinstance(value, DictConfig):
         return value
     group = key.partition(".")[0]
-    of_group = [name for name in SCHEMAS if name.startswith(f"{group}/")]
+    of_group = [name for name in schemas() if name.startswith(f"{group}/")]
     # Groups of one schema have no word of their own.
     name = of_group[0] if len(of_group) == 1 else f"{group}/{words.get(key)}"
-    if name not in SCHEMAS:
+    if name not in schemas():
         return {child: _typed(f"{key}.{child}", value[child], words) for child in value}
-    node = written_by_people(SCHEMAS[name])
+    node = lenient_node(schemas()[name])
     node.merge_with(value)
     return node

@@ -20,7 +20,7 @@ from fsae.sources.documents import DatasetSettings
 
 
 @cache
-def _choices() -> dict[type, str]:
+def choice_names() -> dict[type, str]:
     """Return the name by which YAML files choose each schema of a group that has several."""
     return {schema: path.split("/")[1] for path, schema in schemas().items() if path.split("/")[0] in TABLES}
 
@@ -48,8 +48,8 @@ def flat_settings(config: DictConfig) -> dict[str, str]:
     def walk(prefix: str, value: object) -> None:
         kind = OmegaConf.get_type(value) if isinstance(value, DictConfig) else None
         # A choice without settings of its own has its name only.
-        if isinstance(value, DictConfig) and (value or kind in _choices()):
-            if kind is not None and (word := _choices().get(kind)):
+        if isinstance(value, DictConfig) and (value or kind in choice_names()):
+            if kind is not None and (word := choice_names().get(kind)):
                 flat[prefix] = word
             if kind in (ModelSettings, DatasetSettings):
                 # Invalid settings have no name; later checks report what is wrong with them.

@@ -56,7 +56,14 @@ class Task(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class PathsSettings:
-    """Absolute folders: everything is written below `outputs`; `activations` alone may lie elsewhere."""
+    """Absolute folders.
+
+    Attributes:
+        outputs: everything is written below this folder.
+        runs: the folders of single runs.
+        sweeps: the folders of sweeps.
+        activations: stored activations. This folder alone may lie outside `outputs`.
+    """
 
     outputs: str
     runs: str
@@ -66,7 +73,11 @@ class PathsSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class SaeSettings:
-    """An existing autoencoder: `path` is a folder in SAELens' format."""
+    """An existing autoencoder.
+
+    Attributes:
+        path: a folder in SAELens' format.
+    """
 
     path: str | None = None
 

@@ -30,7 +30,11 @@ _BEFORE_NORM = {"mlp.hook_out": SiteName.mlp_out, "attn.hook_out": SiteName.attn
 
 @dataclass(frozen=True, kw_only=True)
 class Site(Ranged, group="site"):
-    """A site: a name and the block it is in (counted from 0). It is a config group of its own."""
+    """A site: a name and the block it is in. It is a config group of its own.
+
+    Attributes:
+        layer: the block, counted from 0.
+    """
 
     name: SiteName
     layer: int = field(metadata=between(least=0, most=10_000, meaning="a block, counted from 0"))

@@ -10,7 +10,6 @@ BOOKKEEPING = (
     "source.cache",
     "source.cache_gb",
     "source.also",
-    "source.worker",
     "trainer.checkpoint_seconds",
 )
 

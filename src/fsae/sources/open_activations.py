@@ -58,7 +58,6 @@ class ActivationSourceSettings(SourceSettings):
         cache: whether activations are kept on disk for other runs.
         cache_gb: what the folder of all stores may take; null for no limit but the disk's.
         also: other sites, "mlp_out.5", whose activations are kept from the same forward passes.
-        worker: a number that tells apart jobs which harvest together; it decides nothing.
         max_norm_multiple: vectors whose norm is more than this many times the median are left out of training and
             evaluation, and the splice leaves them as they are. Null keeps them. The store holds them either way.
         max_norm: the limit itself, in the place of that multiple. Null for the multiple's, or in task=eval the one that
@@ -73,7 +72,6 @@ class ActivationSourceSettings(SourceSettings):
     cache: Cache = Cache.auto
     cache_gb: float | None = field(default=None, metadata=POSITIVE)
     also: list[str] = field(default_factory=list)
-    worker: int = field(default=0, metadata=between(least=0, most=10**6))
     max_norm_multiple: float | None = field(
         default=10.0, metadata=between(above=1, most=10**9, meaning="a multiple of the median norm")
     )

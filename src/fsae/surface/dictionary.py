@@ -11,10 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.autoencoders.autoencoder import Autoencoder, SparseAutoencoder
-from fsae.autoencoders.local_pca import LocalPCA
+from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.configuration.recorded import recorded_settings
-from fsae.configuration.resolvers import CHOICES
+from fsae.configuration.resolvers import choice_names
 from fsae.configuration.schema import RunSettings
 from fsae.export.saelens import CONFIG, Provenance, load_saelens, read_density, read_provenance, save_saelens
 from fsae.language_models.sites import Site
@@ -108,9 +107,8 @@ class Dictionary:
         SAELens' format has no batch_topk: such a dictionary is a jumprelu once it has been saved, and `settings.arch`
         says how it was trained.
         """
-        assert isinstance(self.autoencoder, SparseAutoencoder | LocalPCA)
-        kind = type(self.autoencoder.settings)
-        return CHOICES.get(kind, kind.__name__)
+        kind = self.autoencoder.settings_type
+        return choice_names().get(kind, kind.__name__)
 
     @cached_property
     def settings(self) -> RunSettings | None:
@@ -269,10 +267,10 @@ def save(
             f"{folder}: expected a new folder, an empty one or one that holds a dictionary, found other files; name "
             "another folder"
         )
-    if isinstance(dictionary, Autoencoder):
-        save_saelens(dictionary, folder, provenance or Provenance())
-    else:
+    if isinstance(dictionary, Dictionary):
         save_saelens(dictionary.autoencoder, folder, provenance or dictionary.provenance, dictionary.density)
+    else:
+        save_saelens(dictionary, folder, provenance or Provenance())
 
 
 def _exported(path: Path, member: int | None) -> Path:

@@ -16,7 +16,7 @@ from fsae.autoencoders.settings import AutoencoderSettings
 from fsae.configuration.checks import check
 from fsae.configuration.composition import composed_settings
 from fsae.configuration.recorded import origin_of
-from fsae.configuration.resolvers import CHOICES
+from fsae.configuration.resolvers import choice_names
 from fsae.configuration.schema import RunSettings
 from fsae.console import bars
 from fsae.evaluation.sparsity import density_histogram
@@ -113,7 +113,7 @@ def _settings(
     """Return a run's settings: the packaged YAML files' with what the caller chose."""
     if not isinstance(arch, str) and values:
         raise ValueError(f"arch is a settings object, so {', '.join(values)} belongs in it; or give arch by its name")
-    name = arch if isinstance(arch, str) else CHOICES.get(type(arch))
+    name = arch if isinstance(arch, str) else choice_names().get(type(arch))
     if name is None and loss is None:
         raise ValueError(
             f"loss is None, but {type(arch).__name__} has no choice of `arch=`, which brings a loss; give one"
@@ -126,7 +126,7 @@ def _settings(
     words += [f"{group}={choice}" for group, choice in named.items() if isinstance(choice, str)]
     given = {"trainer.samples": samples, "trainer.batch_size": batch_size}
     changes = {key: value for key, value in given.items() if value is not None}
-    if isinstance(trainer, TrainerSettings):
+    if trainer is not None and not isinstance(trainer, str):
         trainer = replace(trainer, **{key.removeprefix("trainer."): value for key, value in changes.items()})
         changes = {}
     composed = composed_settings([*words, *overrides], changes | {f"arch.{key}": each for key, each in values.items()})
@@ -135,7 +135,7 @@ def _settings(
         source=of_vectors,
         arch=composed.arch if isinstance(arch, str) else arch,
         loss=dict(loss) if isinstance(loss, Mapping) else composed.loss,
-        trainer=trainer if isinstance(trainer, TrainerSettings) else composed.trainer,
+        trainer=composed.trainer if trainer is None or isinstance(trainer, str) else trainer,
     )
     if found.population.size > 1:
         raise ValueError(
@@ -197,8 +197,8 @@ def _trained(
     supply = source.supply(taken, evaluated.samples, held_out_samples(settings.eval))
     numbers = supply.numbers()
     tracker.log({f"eval/{name}": value for name, value in evaluated.scalars.items()} | numbers, taken)
-    histogram = {"density_histogram": density_histogram(evaluated.firing_frequency)}
-    dictionary.density = evaluated.firing_frequency.float()
+    histogram = {"density_histogram": density_histogram(evaluated.density)}
+    dictionary.density = evaluated.density.float()
     found = {name: meaning for name, meaning in Vectors.meanings.items() if name in evaluated.scalars}
     dictionary.results = flat_results(evaluated.scalars, found) | numbers | histogram
     return dictionary, dictionary.results
@@ -220,7 +220,7 @@ class _Unrecorded:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
-    def say(self, message: str) -> None: ...
+    def log_message(self, message: str) -> None: ...
 
     def position(self) -> int:
         return 0

@@ -62,18 +62,18 @@ class Checkpoints:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
             # The first format had no number.
             found = saved.get("format", 1)
-            if found == FORMAT:
-                config, data, state = saved["config"], saved["data"], saved["state"]
+            content = (saved["config"], saved["data"], saved["state"]) if found == FORMAT else None
         except Exception as error:
             reason = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
             raise ValueError(
                 f"the checkpoint {self.path} is damaged ({reason}); delete it to start this run from the beginning"
             ) from error
-        if found != FORMAT:
+        if content is None:
             raise ValueError(
                 f"the checkpoint {self.path} has format {found}, and this version of fsae reads format {FORMAT}; "
                 "finish the run with the version that began it, or delete the checkpoint to start from the beginning"
             )
+        config, data, state = content
         keys = config.keys() | self._config.keys()
         differing = sorted(key for key in keys if config.get(key) != self._config.get(key))
         if differing:

@@ -1,0 +1,132 @@
+"""Assemble the sources of the documentation site in build/docs: `python -m docs.assemble`.
+
+The site has the pages of docs/, the repository's own files (README, CHANGELOG, ...), the studies of experiments/, and a
+reference that is made from the code. Links between files of the repository become links between pages.
+"""
+
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from docs.reference import REPOSITORY, generated_pages, undocumented
+
+ASSEMBLED = REPOSITORY / "build" / "docs"
+
+# Where files outside docs/ stand in the site.
+_FILES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "LICENSE": "LICENSE.txt",
+    "CITATION.cff": "CITATION.cff",
+}
+
+_INCLUDED = re.compile(r'^--8<-- "(.*)"$', re.MULTILINE)
+_LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)\s]+)(\))")
+
+
+def main() -> int:
+    """Write all pages. Return 1 if a file that a page links to is missing or something has no description, else 0."""
+    shutil.rmtree(ASSEMBLED, ignore_errors=True)
+    pages = generated_pages()
+    for source, page in sorted(page_paths().items()):
+        if page.endswith(".md"):
+            pages[page] = page_text(source)
+        else:
+            _place(page).write_bytes((REPOSITORY / source).read_bytes())
+    for page, text in pages.items():
+        _place(page).write_text(text)
+    complaints = [*undocumented(), *(f"{page}: there is no {link}" for page in pages for link in missing_links(page))]
+    for complaint in complaints:
+        print(complaint, file=sys.stderr)
+    return 1 if complaints else 0
+
+
+def missing_links(page: str) -> list[str]:
+    """Return the relative links of an assembled page that lead to no file. The builder checks links to pages alone."""
+    text = re.sub(r"^ *```.*?^ *```", "", (ASSEMBLED / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    links = [link[2].partition("#")[0] for link in _LINK.finditer(text)]
+    return [link for link in links if not (ASSEMBLED / page).parent.joinpath(link).exists()]
+
+
+def _place(page: str) -> Path:
+    target = ASSEMBLED / page
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def page_paths() -> dict[str, str]:
+    """Return the path in the site of every file that the site takes from the repository."""
+    found = dict(_FILES)
+    for folder, prefix in (("docs", ""), ("experiments", "studies")):
+        for path in (REPOSITORY / folder).rglob("*"):
+            if path.suffix in (".md", ".png", ".ipynb"):
+                page = Path(prefix, path.relative_to(REPOSITORY / folder))
+                page = page.with_suffix(".md") if page.suffix == ".ipynb" else page
+                found[str(path.relative_to(REPOSITORY))] = str(page)
+    return found
+
+
+def page_text(source: str) -> str:
+    """Return the Markdown of a page: its file with included files, links between pages and the import law in place."""
+    path = REPOSITORY / source
+    markdown = notebook_text(path) if path.suffix == ".ipynb" else path.read_text()
+    return (
+        page_links(markdown, source).replace("<!-- layers -->", layers_table()).replace("<!-- homes -->", homes_table())
+    )
+
+
+def page_links(markdown: str, source: str) -> str:
+    """Rewrite links between files of the repository as links between pages of the site."""
+    pages = page_paths()
+
+    def rewritten(link: re.Match[str]) -> str:
+        target, mark, anchor = link[2].partition("#")
+        path = os.path.normpath(Path(source).parent / target)
+        page = pages.get(path) or pages.get(f"{path}/README.md")
+        if page is None:
+            # A generated page, or a broken link, which the builder reports.
+            return link[0]
+        return f"{link[1]}{os.path.relpath(page, Path(pages[source]).parent)}{mark}{anchor}{link[3]}"
+
+    return _LINK.sub(rewritten, markdown)
+
+
+def layers_table() -> str:
+    """Return the import law as a table."""
+    from tests.test_imports import LAYERS
+
+    rows = "".join(f"| {i} | {', '.join(f'`{name}`' for name in sorted(layer))} |\n" for i, layer in enumerate(LAYERS))
+    return f"| layer | packages and modules |\n|---|---|\n{rows}"
+
+
+def homes_table() -> str:
+    """Return which modules may import each foreign package as a table."""
+    from tests.test_imports import HOMES
+
+    rows = "".join(
+        f"| {package} | {', '.join(f'`{home.rstrip(chr(46))}`' for home in sorted(homes))} |\n"
+        for package, homes in HOMES.items()
+        if homes
+    )
+    return f"| package | imported in |\n|---|---|\n{rows}"
+
+
+def notebook_text(path: Path) -> str:
+    """Return a notebook's cells and printed outputs as Markdown."""
+    parts = []
+    for cell in json.loads(path.read_text())["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", ()):
+            text = "".join(output.get("text", ()) or output.get("data", {}).get("text/plain", ()))
+            if text:
+                parts.append(f"```text\n{text.rstrip()}\n```")
+    return "\n\n".join(parts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
