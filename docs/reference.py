@@ -12,10 +12,9 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from fsae.evaluation.results import MEANINGS
-
 import fsae
 from fsae.configuration.schema import RunSettings, schemas
+from fsae.evaluation.choices import CHOICES as EVALUATIONS
 from fsae.ranges import range_of, written
 
 REPOSITORY = Path(__file__).parents[1]
@@ -49,6 +48,7 @@ COMMANDS = {
     "resume": "Launch the unfinished jobs of a sweep again.",
     "report": "Compare runs on one HTML page.",
     "store": "List, verify and prune the stored activations.",
+    "evaluate": "Evaluate finished runs again, without training.",
     "sync": "Deliver a run's metrics to the MLflow server.",
 }
 
@@ -127,7 +127,7 @@ def commands_page() -> str:
 
 def meanings() -> Mapping[str, str]:
     """Return every held-out metric with its meaning."""
-    return MEANINGS
+    return {name: str(meaning) for each in EVALUATIONS.values() for name, meaning in each.meanings.items()}
 
 
 def undocumented() -> Iterator[str]:
