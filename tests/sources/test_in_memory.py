@@ -44,5 +44,5 @@ def test_the_held_out_part_is_always_the_same():
 
 
 def test_a_batch_larger_than_the_training_part_is_refused():
-    with pytest.raises(ValueError, match=r"trainer.batch_size is 11, more than the 10 samples there are"):
+    with pytest.raises(ValueError, match=r"trainer.batch_size is 11, more than the 10 training samples; lower it"):
         first(source(), 1, size=11)
