@@ -23,11 +23,11 @@ from fsae.evaluation.sparsity import density_histogram
 from fsae.evaluation.suite import held_out_samples
 from fsae.evaluation.vectors import Vectors
 from fsae.export.folding import fold
+from fsae.files import write_json
 from fsae.losses.term import LossTerm
 from fsae.memory import freed_memory_kept
 from fsae.outputs.metric_log import MetricSink
 from fsae.outputs.results import flat_results
-from fsae.outputs.run_folder import write_json
 from fsae.runs.build import check_memory, training_of
 from fsae.runs.run import Run
 from fsae.sources.source import Source
