@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOK = REPOSITORY / "docs" / "tutorial.ipynb"
 # Two or three minutes on two cores.
 SMALL = ["name=tutorial", "arch=topk", "arch.d_sae=4608", "arch.k=32", "source.tokens=60_000"]
-SMALL += ["source.shard_tokens=60_000", "trainer.samples=250_000", "trainer.dead_after=60_000", "eval=quick"]
+SMALL += ["source.shard_tokens=60_000", "trainer.samples=250_000", "trainer.dead_after=60_000", "suite=quick"]
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ def test_by_hand_over_two_batches(sparse):
     # Signed codes count by magnitude, each with its row's norm.
     assert numbers["l1"] == pytest.approx((2 * 2 + (1 * 5 + 3 * 2) + 0) / 3)
     assert numbers["dead_share"] == pytest.approx(1 / 3)
-    assert metric.firing_frequency.tolist() == pytest.approx([1 / 3, 2 / 3, 0])
+    assert metric.density.tolist() == pytest.approx([1 / 3, 2 / 3, 0])
 
 
 def test_dense_is_more_than_a_tenth_of_the_samples():
@@ -37,7 +37,7 @@ def test_sparse_codes_give_the_same_numbers(arch):
         for batch in x.split(16):
             with torch.no_grad():
                 metric.update(autoencoder(batch, sparse))
-        frequencies.append(metric.firing_frequency)
+        frequencies.append(metric.density)
         numbers.append(metric.compute())
     assert numbers[0] == pytest.approx(numbers[1], rel=1e-12)
     assert torch.equal(*frequencies)

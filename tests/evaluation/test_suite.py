@@ -40,7 +40,7 @@ class Counting(Evaluation):
         assert vectors is not None
         return [
             Measured(
-                [{"counted": float((each.firing_frequency > 0).sum())} for each in own],
+                [{"counted": float((each.density > 0).sum())} for each in own],
                 {"runs": float(len(subject.runs))},
                 {"counting_histogram": [1, 2]},
                 {"counts.json": {"size": self.size}},

@@ -37,7 +37,7 @@ def test_gives_every_metric_and_each_has_a_meaning(arch):
     assert evaluation.scalars.keys() == Vectors.meanings.keys() - MORE
     assert all(map(math.isfinite, evaluation.scalars.values()))
     assert evaluation.samples == 70
-    assert evaluation.scalars["l0"] == pytest.approx(evaluation.firing_frequency.sum().item())
+    assert evaluation.scalars["l0"] == pytest.approx(evaluation.density.sum().item())
 
 
 @each_architecture
@@ -91,7 +91,7 @@ def test_several_get_what_each_gets_alone():
     for each, autoencoder, fisher in zip(together, autoencoders, fishers, strict=True):
         alone = evaluated(autoencoder, samples(60).split(20), fisher)
         assert each.scalars == alone.scalars
-        assert torch.equal(each.firing_frequency, alone.firing_frequency)
+        assert torch.equal(each.density, alone.density)
         assert torch.equal(each.mean_activation, together[0].mean_activation)
 
 
@@ -119,7 +119,7 @@ def test_a_perfect_dictionary_of_opposite_pairs():
 
 def test_no_gradient_is_kept():
     evaluation = evaluated(build("gated").eval(), samples(20).split(10))
-    assert not evaluation.firing_frequency.requires_grad
+    assert not evaluation.density.requires_grad
     assert not evaluation.mean_activation.requires_grad
 
 

@@ -119,7 +119,7 @@ def test_heads_are_reshaped_for_attn_z_alone(tmp_path, hook, reshaping):
 
 def test_firing_frequencies_are_kept_as_log10(tmp_path):
     frequency = torch.tensor([0.0, 0.001, 1.0] + [0.1] * 10)
-    save_saelens(trained("standard"), tmp_path / "sae", PROVENANCE, firing_frequency=frequency)
+    save_saelens(trained("standard"), tmp_path / "sae", PROVENANCE, density=frequency)
     sparsity = load_file(tmp_path / "sae" / "sparsity.safetensors")["sparsity"]
     assert sparsity[:3].tolist() == pytest.approx([-10, -3, 0], abs=1e-5)
 

@@ -44,7 +44,7 @@ NAMES = {
     "l2_ratio": "l2_ratio",
     "l0": "l0",
     "l1": "l1",
-    "firing_frequency": "feature_density",
+    "density": "feature_density",
     "ce_base": "ce_loss_without_sae",
     "ce_spliced": "ce_loss_with_sae",
     "ce_zero": "ce_loss_with_ablation",
@@ -87,7 +87,7 @@ def our_evaluation(
         reconstruction.update(record)
         sparsity.update(record)
     (spliced,) = evaluate_splice(model, site, [loaded], tokens, keep, reconstruction.mean_input, rows_at_once=5)
-    frequency = {"firing_frequency": sparsity.firing_frequency.tolist()}
+    frequency = {"density": sparsity.density.tolist()}
     return {**reconstruction.compute(), **sparsity.compute(), **spliced, **frequency}
 
 

@@ -250,7 +250,7 @@ def test_held_out_rows_are_the_first_and_no_more_than_needed():
 
 
 def test_a_batch_larger_than_all_there_is_is_refused():
-    with pytest.raises(ValueError, match=r"trainer\.batch_size is 71, more than the 70 vectors there are"):
+    with pytest.raises(ValueError, match=r"trainer\.batch_size is 71, more than the 70 training vectors; raise"):
         next(activation_source().batches(71))
 
 

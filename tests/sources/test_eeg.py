@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fsae.sources import eeg as eeg_module
-from fsae.sources.eeg import EEGSettings, EEGSource, Recording, recordings, windows, windows_of
+from fsae.sources.eeg import EEGSettings, EEGSource, Recording, divided, recordings, windows, windows_of
 from tests.sources.edf_file import write_edf
 from tests.sources.positions import check_goes_on
 
@@ -115,17 +114,14 @@ def test_noise_has_the_wanted_strength_and_is_on_inputs_only(folder: Path):
     assert noisy.first_vectors().var() == pytest.approx(1 + 10**-0.6, rel=0.05)
 
 
-def test_other_channels_are_left_out_and_other_rates_are_resampled(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-):
+def test_other_channels_are_left_out_and_other_rates_are_resampled(caplog: pytest.LogCaptureFixture):
     common = [recording(str(number), sines(10)) for number in range(3)]
     faster = recording("faster", sines(10, rate=2 * RATE), rate=2 * RATE)
     # Its channels are in another order, and one more is among them.
     more = recording("more", np.concatenate([sines(10)[::-1], sines(3)[:1]]), channels=(*NAMES[::-1], "Pz"))
     other = recording("other", sines(10), channels=("A1", "A2", "A3"))
-    monkeypatch.setattr(eeg_module, "recordings", lambda settings: [*common, faster, more, other])
     with caplog.at_level(logging.INFO):
-        train, held_out = windows(EEGSettings(path=".", held_out=0.2))
+        train, held_out = divided([*common, faster, more, other], EEGSettings(path=".", held_out=0.2))
     assert train.shape[1:] == (3, RATE)
     assert len(train) + len(held_out) == 5 * 8
     assert "1 of 6 recordings lack some of the channels Fp1, Fp2, Cz" in caplog.text

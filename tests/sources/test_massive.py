@@ -136,7 +136,7 @@ def test_a_shard_that_is_massive_throughout_is_refused():
     source.first_vectors()
     model.table *= TIMES
     model.positions *= TIMES
-    with pytest.raises(ValueError, match=r"every activation of shard 1 has a norm beyond .* set both to null"):
+    with pytest.raises(ValueError, match=r"every activation of shard 1 has a norm above .* set both to null"):
         epoch_of(source)
 
 

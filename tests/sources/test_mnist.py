@@ -80,7 +80,7 @@ def test_what_is_missing_or_damaged_is_named(folder: Path, tmp_path: Path):
 def test_shares_are_checked(folder: Path):
     with pytest.raises(ValueError, match=r"source.share is 1.5; it must be a share"):
         MNISTSettings(share=1.5)
-    with pytest.raises(ValueError, match=r"source.share=0.01 of 40 images is none; raise it"):
+    with pytest.raises(ValueError, match=r"source.share=0.01 of 40 images is no image; raise it"):
         MNISTSettings(path=str(folder), share=0.01).source(CPU)
     four = MNISTSettings(path=str(folder), share=0.1).source(CPU)
     with pytest.raises(ValueError, match=r"trainer.batch_size is 5, more than the 4 samples there are"):

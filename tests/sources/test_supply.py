@@ -29,7 +29,7 @@ def test_shortages_are_told_with_their_numbers():
     assert PLENTY.shortages() == []
     text, held_out, rows = LITTLE.shortages()
     assert text.startswith("too little text: 300 distinct activations are asked for (source.tokens) and the training")
-    assert "has 30, so that it is read 10.0 times over" in text
+    assert "has 30, so that it is read 10.0 times. Use" in text
     assert "set source.tokens to at most 30" in text
     assert "50 samples are asked for (eval.vectors.samples) and there are 12" in held_out
     assert rows.startswith("2 rows of the data set")

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from fsae.language_models.chat import UnwritableChat
-from fsae.sources import tokens as tokens_module
 from fsae.sources.documents import DatasetFormat, DatasetSettings, Documents, open_documents
 from fsae.sources.shard import Part
 from fsae.sources.tokens import PackedTokens
@@ -256,11 +255,10 @@ def test_positions_from_text_that_was_read_before_are_told_apart(packed):
 
 @pytest.mark.parametrize("bos_id", [None, BOS])
 @pytest.mark.parametrize("repeat", [False, True])
-def test_going_on_from_a_saved_position(packed, monkeypatch, bos_id, repeat):
-    # A few documents at a time, so that positions in the middle of the data set occur.
-    monkeypatch.setattr(tokens_module, "_BATCH_CHARACTERS", 20)
+def test_text_continues_from_a_saved_position(packed, bos_id, repeat):
     contents = ["abcdefghijklmnopqrstuvwxyz"[i % 20 : i % 20 + i % 6] for i in range(40)]
-    settings = {"vocabulary": Alphabet(bos_id), "rows": 3, "context": 5, "repeat": repeat}
+    # A few documents at a time, so that positions in the middle of the data set occur.
+    settings = {"vocabulary": Alphabet(bos_id), "rows": 3, "context": 5, "repeat": repeat, "batch_characters": 20}
 
     def blocks(text: PackedTokens, count: int) -> list[torch.Tensor]:
         return [tokens for (tokens, *_), _ in zip(text, range(count), strict=False)]
@@ -302,10 +300,9 @@ def test_a_finished_text_can_be_read_again_from_its_start(packed):
     assert [letters(tokens) for tokens, *_ in text] == first
 
 
-def test_documents_are_tokenised_in_batches(packed, monkeypatch):
-    monkeypatch.setattr(tokens_module, "_BATCH_CHARACTERS", 10)
+def test_documents_are_tokenised_in_batches(packed):
     vocabulary = Alphabet()
-    list(packed(["abcd"] * 7, vocabulary))
+    list(packed(["abcd"] * 7, vocabulary, batch_characters=10))
     # Three of four letters reach ten; 3 + 3 + 1, and nothing at the end.
     assert [size for size in vocabulary.batches if size] == [3, 3, 1]
 

@@ -24,7 +24,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     tiny = ["debug=tiny", "arch=topk", "arch.d_sae=64", "arch.k=4", "trainer.samples=4096"]
     tiny += ["source.tokens=4096", "source.shard_tokens=4096", "eval=[vectors]"]
     several = ["source=sparse_sources", "tracking=none", "population.size=2", "arch=topk", "arch.k=3"]
-    several += ["trainer.samples=4096", "eval=quick"]
+    several += ["trainer.samples=4096", "suite=quick"]
     for name, words in (("tiny", tiny), ("several", several)):
         done = finished(f"name={name}", *words, outputs=outputs)
         assert done.returncode == 0, done.stdout

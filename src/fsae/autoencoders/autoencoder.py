@@ -30,7 +30,6 @@ class Autoencoder(nn.Module, ABC):
     and write whole rows of one latent in both matrices.
     """
 
-    settings: AutoencoderSettings
     W_enc: Tensor
     W_dec: nn.Parameter
     b_dec: nn.Parameter
@@ -46,6 +45,11 @@ class Autoencoder(nn.Module, ABC):
     def __init__(self, d_in: int, d_sae: int):
         super().__init__()
         self.d_in, self.d_sae = d_in, d_sae
+
+    @property
+    @abstractmethod
+    def settings_type(self) -> type[AutoencoderSettings]:
+        """The class of its settings, which the table of architectures names."""
 
     @property
     def centre(self) -> Float[Tensor, " d_in"] | None:
@@ -173,7 +177,6 @@ class SparseAutoencoder(Autoencoder):
     W_enc is a parameter unless the settings tie it to W_dec.
     """
 
-    settings: SparseAutoencoderSettings
     stated = (("change_unit", "latents_compete"), ("to_saelens",))
 
     # Whether latents compete for a limited number of places per sample or per batch. If not, each latent is switched on
@@ -197,6 +200,10 @@ class SparseAutoencoder(Autoencoder):
         if name == "W_enc" and self.settings.tied:
             return self.W_dec.T
         return super().__getattr__(name)
+
+    @property
+    def settings_type(self) -> type[SparseAutoencoderSettings]:
+        return type(self.settings)
 
     def untie(self) -> None:
         """Give the encoder weights of its own, equal to the shared ones; change nothing if it has them already."""

@@ -97,6 +97,10 @@ class LocalPCA(FittedAutoencoder):
         self.b_dec = nn.Parameter(torch.zeros(d_in))
 
     @property
+    def settings_type(self) -> type[FittedSettings]:
+        return type(self.settings)
+
+    @property
     def deciding(self) -> slice:
         return slice(None, None, 1 + self.rank)
 

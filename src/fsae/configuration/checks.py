@@ -89,5 +89,5 @@ def _check_other_source(settings: RunSettings) -> None:
     for name in ("model", "site", "dataset"):
         if getattr(settings, name) is not None:
             raise ValueError(f"{name} is chosen, but this source has nothing to do with a language model; leave it out")
-    if (d_in := settings.source.known_width) is not None:
+    if (d_in := settings.source.width()) is not None:
         settings.check_width(d_in)

@@ -132,7 +132,7 @@ class Agreement(Evaluation, group="eval.agreement"):
         assert vectors is not None
         known = [[] for _ in subject.runs] if truths is None else subject.by_run(truths)
         return [
-            _of_run(run, [each.firing_frequency > 0 for each in own], scores, subject.heartbeat)
+            _of_run(run, [each.density > 0 for each in own], scores, subject.heartbeat)
             for run, own, scores in zip(subject.runs, subject.by_run(vectors), known, strict=True)
         ]
 

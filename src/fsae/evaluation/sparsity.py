@@ -25,7 +25,7 @@ class SparsityMetric:
         self._l1 = torch.zeros((), dtype=torch.float64, device=device)
 
     @property
-    def firing_frequency(self) -> Float[Tensor, " d_sae"]:
+    def density(self) -> Float[Tensor, " d_sae"]:
         """Share of the samples that each latent is on for, in float64."""
         return self._fired / self._samples
 
@@ -37,7 +37,7 @@ class SparsityMetric:
         self._l1 += (codes.values.abs() * codes.columns(norms)).sum(dtype=torch.float64)
 
     def compute(self) -> dict[str, float]:
-        frequency = self.firing_frequency
+        frequency = self.density
         return {
             "l0": (self._fired.sum() / self._samples).item(),
             "l1": (self._l1 / self._samples).item(),
@@ -46,12 +46,12 @@ class SparsityMetric:
         }
 
 
-def density_histogram(firing_frequency: Float[Tensor, " d_sae"]) -> dict[str, list[float]]:
+def density_histogram(density: Float[Tensor, " d_sae"]) -> dict[str, list[float]]:
     """How many latents fire how often: counts of log10 frequencies in bins from 1e-6 to 1, dead latents left out.
 
     Returns:
         `log10_edges` (61,) and `latents` (60,).
     """
-    logs = firing_frequency[firing_frequency > 0].log10().float().cpu()
+    logs = density[density > 0].log10().float().cpu()
     counts = torch.histc(logs, bins=60, min=-6.0, max=0.0)
     return {"log10_edges": torch.linspace(-6.0, 0.0, 61).tolist(), "latents": counts.tolist()}

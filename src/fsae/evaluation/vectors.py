@@ -39,13 +39,13 @@ class VectorEvaluation:
     Attributes:
         scalars: every metric by name, in raw activation units.
         samples: number of held-out vectors.
-        firing_frequency: (d_sae,) share of them that each latent is on for; times `samples` it is a count.
+        density: (d_sae,) share of them that each latent is on for; times `samples` it is a count.
         mean_activation: (d_in,) mean of the vectors, which mean ablation puts in their place.
     """
 
     scalars: dict[str, float]
     samples: int
-    firing_frequency: Float[Tensor, " d_sae"]
+    density: Float[Tensor, " d_sae"]
     mean_activation: Float[Tensor, " d_in"]
 
 
@@ -110,7 +110,7 @@ class _Sums:
         scalars |= tail.compute(reconstruction)
         scalars["decoder_max_cosine"] = decoder_max_cosine(self._autoencoder.W_dec)
         return VectorEvaluation(
-            scalars, reconstruction.samples, self._sparsity.firing_frequency, reconstruction.mean_input
+            scalars, reconstruction.samples, self._sparsity.density, reconstruction.mean_input
         )
 
 
@@ -179,7 +179,7 @@ class Vectors(Evaluation, group="eval.vectors"):
             shared = {}
             if len(own) > 1:
                 shared = {"best_fvu": numbers[run.best]["fvu"], "best_member": float(run.best)}
-            histogram = _histogram([each.firing_frequency for each in own])
+            histogram = _histogram([each.density for each in own])
             dead = sum(each["dead_share"] for each in numbers) / len(numbers)
             pictures = {"firing.png": _firing(histogram, dead)}
             measured.append(Measured(numbers, shared, {"density_histogram": histogram}, pictures=pictures))

@@ -44,7 +44,7 @@ _HARMLESS_OPENING = {
 }  # fmt: skip
 
 # SAELens adds this before the logarithm, so that a latent that never fired has a finite entry.
-LEAST_FREQUENCY = 1e-10
+LEAST_DENSITY = 1e-10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def save_saelens(
     autoencoder: Autoencoder,
     folder: Path,
     provenance: Provenance,
-    firing_frequency: Float[Tensor, " d_sae"] | None = None,
+    density: Float[Tensor, " d_sae"] | None = None,
 ) -> None:
     """Write an autoencoder for raw activations (see `fold`) so that `sae_lens.SAE.load_from_disk` opens it.
 
@@ -99,7 +99,7 @@ def save_saelens(
         autoencoder: what it sees is taken to be raw activations; nothing is folded here.
         folder: replaced if it exists.
         provenance: what it was trained on.
-        firing_frequency: share of samples on which each latent fires; kept as log10 in `sparsity.safetensors`.
+        density: share of samples on which each latent fires; kept as log10 in `sparsity.safetensors`.
 
     Raises:
         ValueError: the architecture does not define its form in SAELens' format.
@@ -138,8 +138,8 @@ def save_saelens(
             unfinished.mkdir()
             save_file(_plain(form.tensors), unfinished / WEIGHTS)
             (unfinished / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            if firing_frequency is not None:
-                save_file(_plain({"sparsity": torch.log10(firing_frequency + LEAST_FREQUENCY)}), unfinished / SPARSITY)
+            if density is not None:
+                save_file(_plain({"sparsity": torch.log10(density + LEAST_DENSITY)}), unfinished / SPARSITY)
             for path in unfinished.iterdir():
                 share_as_folder(path)
             # Before the earlier folder goes: a folder that holds files cannot be replaced in one step.
@@ -218,7 +218,7 @@ def read_density(folder: Path) -> Float[Tensor, " d_sae"] | None:
         logarithms = load_file(path)["sparsity"].float()
     except (SafetensorError, OSError, KeyError) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}); delete it, or save it again") from error
-    return (10**logarithms - LEAST_FREQUENCY).clamp_min(0)
+    return (10**logarithms - LEAST_DENSITY).clamp_min(0)
 
 
 # What SAELens' oldest layout, of 2024, calls what it now calls otherwise.

@@ -34,7 +34,7 @@ def conclude(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
     subject = Subject(examined, source, heartbeat)
     findings = measure(subject, evaluations)
     vectors = subject.found(VectorEvaluation)
-    densities = None if vectors is None else subject.by_run([each.firing_frequency for each in vectors])
+    densities = None if vectors is None else subject.by_run([each.density for each in vectors])
     for number, (each, found) in enumerate(zip(made, findings, strict=True)):
         with each.run.alone():
             task = each.run.settings.task

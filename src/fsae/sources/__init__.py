@@ -1,1 +1,1 @@
-"""Where training vectors come from: text to tokens to activations to a shuffled, scaled, resumable stream."""
+"""Sources of training vectors: documents, tokens, shards of activations and a resumable stream; and other data."""

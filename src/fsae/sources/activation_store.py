@@ -1,4 +1,4 @@
-"""The activation store: shards of one site's activations on disk, whole or not there at all."""
+"""The activation store: shards of one site's activations on disk, each whole or absent."""
 
 import errno
 import fcntl
@@ -26,44 +26,44 @@ from fsae.sources.shard import Extent, Part, Shard
 
 log = logging.getLogger(__name__)
 
-# Of the layout described in docs/activations.md; another number means that this program cannot read it.
+# The number of the layout that docs/activations.md describes; this program cannot read a store of another number.
 FORMAT = 2
 
 _MANIFEST = "store.json"
 _IN_USE = "in_use.lock"
 _READ_AT_ONCE = 1 << 22
-# What one vector has besides its activations: token and document (int32), and a label (int64) where there are any.
+# Bytes per vector besides its activations: token and document (int32), and a label (int64) if there are labels.
 _FACT_BYTES = 4 + 4
 _LABEL_BYTES = 8
-# What a shard takes besides its vectors, at most: the file's header and the record; names of labels come on top.
+# Bytes per shard besides its vectors, at most: the file's header and the record; names of labels are extra.
 _OVERHEAD_BYTES = 2_000
 # Values in the records of earlier versions that nothing reads any more; the seals of those records cover them.
 _RETIRED = {"mean_norm"}
 # The names of a shard's two files.
 _NAME = re.compile(r"(train|held_out)-(\d{5}|[1-9]\d{5,})\.(?:safetensors|json)")
-# Other names that a store's folder may have: its own files, and what is being written or locked.
+# Other names in a store's folder: files that are being written or locked.
 _OTHER_NAMES = re.compile(r".*\.(?:partial|lock)")
 
 
-class DamagedShard(Exception):  # noqa: N818 - a state of a file that is found out, told and mended
-    """A shard's file is not what was written; the message says how."""
+class DamagedShard(Exception):  # noqa: N818 - recoverable: the shard is reported and harvested again
+    """A shard's file differs from the file that was written; the message says how."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRecord:
-    """What stands beside a shard's file, written after it: where there is a record, the shard is whole.
+    """Record beside a shard's file, written after the file: if there is a record, the shard is whole.
 
     Attributes:
         store: the digest of the content of the store that the shard was written for.
-        part, number: which shard of it.
-        count: vectors.
-        bytes, checksum: of the file; xxh3, 128 bits.
-        text_ended: whether there is no more text after it.
-        text: the text's position after it; None where the next shard begins elsewhere.
+        part, number: the shard's part, and its number in that part.
+        count: vectors in the shard.
+        bytes, checksum: size and checksum of the file; xxh3, 128 bits.
+        text_ended: whether there is no more text after the shard.
+        text: the text's position after the shard; None if the next shard begins elsewhere.
         distinct: vectors from text that no earlier vector is from.
-        skipped_rows: of the data set, which held no document, in the pass over it that the shard ends in.
+        skipped_rows: rows of the data set without a document, in the pass over it in which the shard ends.
         label_names: what labels that stand for text mean.
-        seal: a checksum of all the above.
+        seal: a checksum of all the other values.
     """
 
     store: str
@@ -90,14 +90,14 @@ def _seal_of(values: dict[str, Any]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a store holds.
+    """Manifest of a store: what the store holds.
 
     Attributes:
         content: everything that determines its vectors.
-        d_in: their width.
+        d_in: width of the vectors.
         prepends_bos: whether each row of text began with a BOS.
-        written_by: which program, in which version.
-        format: of the layout.
+        written_by: the program that wrote the store, and its version.
+        format: number of the layout.
     """
 
     content: dict[str, Any]
@@ -108,20 +108,20 @@ class Manifest:
 
 
 class ActivationStore:
-    """One site's activations in a folder of their own.
+    """A folder with one site's activations.
 
     Shards are safetensors files with `activations` and, for each vector, `tokens`, `documents` and `labels`; a record
-    in JSON stands beside each. Files appear under their names by a rename after they reached the disk. Any number of
-    processes may read and write: whoever holds a shard's lock writes it.
+    in JSON lies beside each file. Files get their names by a rename after they have reached the disk. Any number of
+    processes may read and write: the process that holds a shard's lock writes it.
 
     Args:
-        folder: made when the first shard is written.
+        folder: the folder; it is made when the first shard is written.
         content: what determines the vectors that the store is to hold; None to read whatever it holds.
-        marked: whether to keep it from being pruned until `close`, and to note that it was used.
+        marked: whether to keep the store from being pruned until `close`, and to record that it was used.
 
     Raises:
-        ValueError: the folder was written in another format, its manifest is damaged, or it holds something else.
-        OSError: the manifest may not be read.
+        ValueError: the folder was written in another format, its manifest is damaged, or it holds other content.
+        OSError: permissions forbid reading the manifest.
     """
 
     def __init__(self, folder: Path, content: dict[str, Any] | None = None, marked: bool = True):
@@ -132,7 +132,7 @@ class ActivationStore:
                 f"the activation store {folder} holds other activations than its name says: its {_MANIFEST} was "
                 f"changed or is another store's; {_remedy(folder)}"
             )
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._use: int | None = None
         if marked and self.manifest is not None:
             self._mark_in_use()
@@ -147,22 +147,22 @@ class ActivationStore:
         assert self._content is not None
         manifest = Manifest(content=self._content, d_in=d_in, prepends_bos=prepends_bos)
         self._mark_in_use()
-        # Not only where this object found none: the folder may have been removed since.
+        # Even if this object has found a manifest: the folder may have been removed since.
         if not (self.folder / _MANIFEST).exists():
             # Several processes may do so at the same time.
             write_json(self.folder / _MANIFEST, asdict(manifest), shared=True)
         self.manifest = manifest
 
     def path(self, part: Part, number: int) -> Path:
-        """A shard's file."""
+        """Return the path of a shard's file."""
         return self.folder / f"{part.value}-{number:05d}.safetensors"
 
     def record(self, part: Part, number: int) -> ShardRecord | None:
-        """What is known of a shard; None where there is none, or what there is cannot be right."""
+        """Return a shard's record; None if there is no shard, or if its file or record is damaged."""
         try:
             return self._record(part, number)
         except DamagedShard as damage:
-            self._tell(f"{damage}; it is harvested again")
+            self._warn_once(f"{damage}; it is harvested again")
         return None
 
     def _record(self, part: Part, number: int) -> ShardRecord | None:
@@ -189,16 +189,17 @@ class ActivationStore:
         return record
 
     def holds(self, part: Part, number: int, count: int) -> bool:
-        """Whether a shard is there with `count` vectors, or with all that the text has."""
+        """Return whether the store has a shard with `count` vectors, or with all vectors that the text has."""
         record = self.record(part, number)
         return record is not None and (record.count >= count or record.text_ended)
 
     def read(self, part: Part, number: int) -> Shard:
-        """A shard, mapped into memory; its checksum is compared when this object first reads it, which also brings the
-        file into memory in one sweep.
+        """Return a shard, mapped into memory.
+
+        Its checksum is compared every time, which also reads the file into memory in one sweep.
 
         Raises:
-            DamagedShard: it is not what was written.
+            DamagedShard: the file differs from the file that was written.
         """
         path, record = self.path(part, number), self._record(part, number)
         if record is None:
@@ -212,7 +213,7 @@ class ActivationStore:
             )
 
     def text_after(self, part: Part, number: int) -> dict[str, Any] | None:
-        """The text's position after a shard, where it is known."""
+        """Return the text's position after a shard, or None if it is unknown."""
         record = self.record(part, number)
         return None if record is None else record.text
 
@@ -228,10 +229,10 @@ class ActivationStore:
         skipped_rows: int,
         label_names: list[str],
     ) -> None:
-        """Put a shard in place; the caller holds its lock and made the folder.
+        """Write a shard; the caller holds its lock and has made the folder.
 
         Raises:
-            OSError: no space is left, or a quota is reached; nothing is left of it.
+            OSError: no space is left, or a quota is reached; no part of the shard remains.
         """
         path = self.path(part, number)
         tensors = {"activations": shard.activations, "tokens": shard.tokens, "documents": shard.documents}
@@ -260,15 +261,15 @@ class ActivationStore:
             path.with_suffix(".json").unlink(missing_ok=True)
 
     def discard(self, part: Part, number: int) -> None:
-        """Forget a shard; the caller holds its lock."""
+        """Remove a shard; the caller holds its lock."""
         path = self.path(part, number)
         path.with_suffix(".json").unlink(missing_ok=True)
         path.unlink(missing_ok=True)
 
     @contextmanager
     def lock(self, part: Part, number: int) -> Iterator[bool]:
-        """Whether the shard is ours to write as long as the block lasts; False where another process has it."""
-        # Who waits for another's shards uses the store as well.
+        """Lock a shard for writing until the block ends; yield False if another process has the lock."""
+        # A process that waits for another's shards uses the store as well.
         self._mark_in_use()
         lock = FileLock(self.path(part, number).with_suffix(".lock"))
         try:
@@ -282,7 +283,7 @@ class ActivationStore:
             lock.release()
 
     def shards(self) -> list[tuple[Part, int]]:
-        """Those that have a record, in order."""
+        """Return the shards that have a record, in order."""
         found = [match for path in self.folder.glob("*.json") if (match := _NAME.fullmatch(path.name))]
         return sorted(
             ((Part(match[1]), int(match[2])) for match in found), key=lambda place: (place[0].value, place[1])
@@ -323,7 +324,7 @@ class ActivationStore:
         return total
 
     def foreign(self) -> list[Path]:
-        """What lies in the folder and is no part of a store."""
+        """Return the paths in the folder that are no part of a store."""
         own = {_MANIFEST, _IN_USE}
         return sorted(
             path
@@ -332,49 +333,49 @@ class ActivationStore:
         )
 
     def unrecorded(self) -> list[Path]:
-        """Files named like a shard's that have no record: what a cut-off write or a copy left."""
+        """Return files with a shard's name and without a record, which an interrupted write or a copy leaves."""
         files = self.folder.glob("*.safetensors")
         return sorted(path for path in files if _NAME.fullmatch(path.name) and not path.with_suffix(".json").exists())
 
     def bytes(self) -> int:
-        """What the folder takes on disk."""
+        """Return how many bytes the folder takes on disk."""
         return folder_bytes(self.folder)
 
     def close(self) -> None:
-        """Let it be pruned."""
+        """Let other processes prune the store."""
         if self._use is not None:
             os.close(self._use)
             self._use = None
 
     @contextmanager
     def _whole(self, path: Path, record: ShardRecord) -> Iterator[safe_open]:
-        """A shard's file, which has its checksum."""
+        """Open a shard's file after comparing its checksum."""
         try:
-            # Each time: it also reads the file in a row, which a shuffle through the mapped file would not.
+            # Every time: this also reads the file sequentially, which a shuffle through the mapped file would not do.
             if checksum_of(path) != record.checksum:
                 raise DamagedShard(f"{path} does not have the checksum it was written with")
             file = safe_open(path, framework="pt")
         except FileNotFoundError:
-            # Another process has just discarded it.
+            # Another process has just removed it.
             raise DamagedShard(f"{path} was removed") from None
         with file as tensors:
             yield tensors
 
-    def _tell(self, message: str) -> None:
-        """Say it once: a shard is looked at often while another process mends it."""
-        if message not in self._told:
-            self._told.add(message)
+    def _warn_once(self, message: str) -> None:
+        """Log a warning once: a shard is looked at often while another process harvests it again."""
+        if message not in self._warned:
+            self._warned.add(message)
             log.warning(message)
 
     def _mark_in_use(self) -> None:
         while self._use is None:
-            # The folder may be removed between any two of these, and even within the first.
+            # The folder may be removed between any two of these steps, and even within the first.
             with suppress(FileNotFoundError, FileExistsError):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                # Held until the process ends, however it does.
+                # Held until the process ends, however it ends.
                 descriptor = os.open(self.folder / _IN_USE, os.O_RDWR | os.O_CREAT, 0o666)
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
-                # Without a name it went with a store that was removed while we waited: it keeps nobody out.
+                # A lock file without a name belonged to a store that was removed meanwhile: it keeps nobody out.
                 if os.fstat(descriptor).st_nlink > 0:
                     os.utime(descriptor)
                     self._use = descriptor
@@ -383,11 +384,11 @@ class ActivationStore:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """What a store's folder holds; None where there is no store, or the first write of one was cut off.
+    """Return a store's manifest; None if there is no store, or if its first write was interrupted.
 
     Raises:
-        ValueError: it was written in another format, or its manifest is damaged.
-        OSError: it may not be read.
+        ValueError: the store was written in another format, or its manifest is damaged.
+        OSError: permissions forbid reading it.
     """
     try:
         values = json.loads((folder / _MANIFEST).read_text())
@@ -408,7 +409,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def _unfit(values: Any) -> str | None:
-    """What keeps the values of a manifest from being one."""
+    """Return why these values are no manifest, or None if they are one."""
     kinds = {"content": dict, "d_in": int, "prepends_bos": bool, "written_by": str, "format": int}
     if not isinstance(values, dict):
         return f"it holds {type(values).__name__}, not an object"
@@ -429,10 +430,10 @@ def _remedy(folder: Path) -> str:
 
 
 def store_folders(activations: Path) -> list[Path]:
-    """The folders of all stores, whatever their format; none where there is no such folder.
+    """Return the folders of all stores, whatever their format; none if there is no such folder.
 
     Raises:
-        OSError: it may not be read, or is no folder.
+        OSError: permissions forbid reading it, or it is no folder.
     """
     if not activations.exists():
         return []
@@ -440,13 +441,13 @@ def store_folders(activations: Path) -> list[Path]:
 
 
 def last_used(folder: Path) -> float:
-    """When a run last opened a store, in seconds since the epoch."""
+    """Return when a run last opened a store, in seconds since the epoch."""
     marks = [folder / name for name in (_IN_USE, _MANIFEST)]
     return max((mark.stat().st_mtime for mark in marks if mark.exists()), default=0.0)
 
 
 def in_use(folder: Path) -> bool:
-    """Whether a run has a store open; False where nobody but its owner could say."""
+    """Return whether a run has a store open; False if only another user could find out."""
     try:
         with _kept_out(folder) as nobody:
             return not nobody
@@ -455,14 +456,17 @@ def in_use(folder: Path) -> bool:
 
 
 def remove(folder: Path) -> bool:
-    """Remove a store, unless a run has it open; whether it did. A run that opens it meanwhile waits for the end."""
+    """Remove a store unless a run has it open; return whether it was removed.
+
+    A run that opens the store meanwhile waits until it is removed.
+    """
     with _kept_out(folder) as nobody:
         if nobody:
-            # In this order a store whose removal is cut off is still listed, and nobody opens the rest of one.
+            # In this order a store whose removal is interrupted is still listed, and nobody opens the rest of it.
             last = [folder / _MANIFEST, folder / _IN_USE]
             for path in [*({*folder.iterdir()} - {*last}), *last]:
                 path.unlink(missing_ok=True)
-            # Unless a run has begun it anew.
+            # A run may have made the store again.
             with suppress(OSError):
                 folder.rmdir()
         return nobody
@@ -470,7 +474,7 @@ def remove(folder: Path) -> bool:
 
 @contextmanager
 def _kept_out(folder: Path) -> Iterator[bool]:
-    """Whether no run has a store open; then none opens it as long as the block lasts."""
+    """Yield whether no run has a store open; if so, no run can open it until the block ends."""
     descriptor = os.open(folder / _IN_USE, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -484,7 +488,7 @@ def _kept_out(folder: Path) -> Iterator[bool]:
 
 
 def folder_bytes(folder: Path) -> int:
-    """What the files below a folder take; they may come and go meanwhile."""
+    """Return how many bytes the files below a folder take; files may appear and disappear meanwhile."""
     total = 0
     for path in folder.rglob("*"):
         with suppress(OSError):
@@ -493,17 +497,17 @@ def folder_bytes(folder: Path) -> int:
 
 
 def shard_bytes(count: int, d_in: int, dtype: torch.dtype, labelled: bool) -> int:
-    """What a shard of so many vectors takes on disk, a little more rather than less."""
+    """Return how many bytes a shard of so many vectors takes on disk, rounded up a little."""
     return count * (d_in * dtype.itemsize + _FACT_BYTES + labelled * _LABEL_BYTES) + _OVERHEAD_BYTES
 
 
 def checksum_of(path: Path) -> str:
-    """A file's checksum: xxh3 of 128 bits, which keeps up with a disk where cryptographic ones do not."""
+    """Return a file's checksum: xxh3 of 128 bits, which is as fast as a disk; cryptographic checksums are not."""
     checksum = xxhash.xxh3_128()
     buffer = memoryview(bytearray(_READ_AT_ONCE))
     with path.open("rb", buffering=0) as file:
         if hasattr(os, "posix_fadvise"):
-            # The disk is to go on while sums are taken.
+            # The disk reads ahead while the checksum is computed.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
         while count := file.readinto(buffer):
             checksum.update(buffer[:count])
@@ -511,7 +515,7 @@ def checksum_of(path: Path) -> str:
 
 
 def is_full(error: OSError) -> bool:
-    """Whether it says that a disk or a quota is full."""
+    """Return whether an error reports a full disk or quota."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -519,7 +523,7 @@ def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     except SafetensorError as error:
-        # It gives the system's error as text only.
+        # safetensors reports the system's error as text only.
         code = re.search(r"os error (\d+)", str(error))
         if code is None:
             raise

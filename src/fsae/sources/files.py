@@ -1,4 +1,4 @@
-"""The files of a data set on this machine: which ones there are, and whether they can be read."""
+"""Local files of a data set: which files there are, and whether they can be read."""
 
 import glob
 import logging
@@ -11,17 +11,19 @@ log = logging.getLogger(__name__)
 
 
 def files_at(path: str, endings: tuple[str, ...], kind: str) -> list[str]:
-    """The files that a folder, a file or a glob stands for, resolved and sorted: the same on every machine.
+    """Return the files that a folder, a file or a glob stands for, resolved and sorted: the same on every machine.
 
-    A folder is searched with all folders below it, linked ones too; hidden files are left out. A file that several
-    links lead to is listed once. What is no regular file (a pipe, a socket) is left out with a warning.
+    A folder is searched with all folders below it, including linked folders; hidden files are left out. A file is
+    listed once, even if several links lead to it. Paths that are no regular files (a pipe, a socket) are left out with
+    a warning.
 
     Args:
-        endings: of the names that a folder's files must have; none for any name.
-        kind: what the files are called in messages.
+        path: a folder, a file or a glob.
+        endings: the endings of names that a folder's files must have; empty for any name.
+        kind: the name of the files in messages.
 
     Raises:
-        ValueError: nothing is there or nothing matches, a link leads nowhere, a file or folder may not be read.
+        ValueError: no file exists or matches, a link leads nowhere, permissions forbid reading a file or folder.
     """
     pattern = Path(path).expanduser()
     if glob.has_magic(str(pattern)) and not pattern.exists():
@@ -44,12 +46,12 @@ def files_at(path: str, endings: tuple[str, ...], kind: str) -> list[str]:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Everything below a folder that is no folder, through links to other folders too, and nothing hidden.
+    """Yield every path below a folder that is no folder, through links to other folders too, except hidden paths.
 
-    Each folder is visited once, however many links lead to it, so that a loop of links ends.
+    Each folder is visited once, even if several links lead to it, so that a loop of links ends.
 
     Raises:
-        ValueError: a folder may not be read.
+        ValueError: permissions forbid reading a folder.
     """
 
     def refuse(error: OSError) -> None:
@@ -64,20 +66,20 @@ def files_below(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         visited.add((there.st_dev, there.st_ino))
-        # Sorted, because the first of several links to a folder is the one that is followed.
+        # Sorted, because only the first of several links to a folder is followed.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(where) / name for name in sorted(names) if not name.startswith("."))
 
 
 def standard_library() -> list[str]:
-    """The files of the running Python's standard library, sorted, without its tests and installed packages."""
+    """Return the files of the running Python's standard library, sorted, without tests and installed packages."""
     root = Path(sysconfig.get_path("stdlib"))
     left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
     return sorted(str(path) for path in root.rglob("*.py") if not left_out & set(path.relative_to(root).parts))
 
 
 def _is_readable_file(path: Path) -> bool:
-    """Whether a path is a regular file; a ValueError if it is a link to nothing or may not be read."""
+    """Return whether a path is a regular file; raise ValueError if it is a dangling link or cannot be read."""
     if not path.exists():
         raise ValueError(
             f"dataset.path: {path} is a link that leads nowhere ({os.readlink(path)}); mend or remove it"  # noqa: PTH115

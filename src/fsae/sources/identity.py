@@ -1,4 +1,4 @@
-"""What a run's vectors are made of: the weights and files behind the settings that name them."""
+"""The identity of a run's data: the weights and files behind the settings that name them."""
 
 import json
 
@@ -13,12 +13,15 @@ def data_identity(
     dataset: DatasetSettings | None,
     source: SourceSettings,
 ) -> dict[str, str]:
-    """What tells the data from any other that the same settings may name on another day: text by what it is of.
+    """Return what distinguishes a run's data from other data that the same settings may name on another day.
 
-    It is what an activation store's key knows besides the settings themselves.
+    The key of an activation store has the same information, in addition to the settings themselves.
+
+    Returns:
+        Text, by a name for messages of the thing that it identifies.
 
     Raises:
-        ValueError: a model or a data set that is not there.
+        ValueError: a model or a data set does not exist.
     """
     identities: dict[str, dict[str, str]] = {}
     if model is not None:

@@ -1,4 +1,4 @@
-"""Vectors that are all in memory, as a stream: shuffled anew in each epoch."""
+"""Vectors that are all in memory, as a stream that each epoch shuffles again."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -29,13 +29,13 @@ class InMemorySettings(SourceSettings):
 
 
 class InMemorySource(Source):
-    """A training part, whose order depends on the seed and the epoch alone, and a held-out part.
+    """Stream of vectors in memory; the order of the training part depends on the seed and the epoch only.
 
     Args:
-        train: raw vectors.
-        held_out: likewise.
-        seed: of the order.
-        device: where batches are wanted.
+        train: raw training vectors.
+        held_out: raw held-out vectors.
+        seed: decides the order.
+        device: where batches will be.
     """
 
     unit = "samples"
@@ -48,7 +48,7 @@ class InMemorySource(Source):
         device: torch.device,
     ):
         self.d_in, self.device = train.shape[1], device
-        # Training's are there from the beginning: a copy for each batch would have the host wait for the device.
+        # Training vectors are on the device from the beginning: a copy per batch would make the host wait for it.
         self._train, self._held_out, self._seed = train.to(device), held_out, seed
         self._epoch = self._batch = 0
 
@@ -56,15 +56,15 @@ class InMemorySource(Source):
         return self._train
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        """Raw training batches without end, from the position on; what is left of an epoch is left out.
+        """Yield raw training batches without end, from the position on; vectors that fill no batch are left out.
 
         Raises:
-            ValueError: there are fewer vectors than a batch has.
+            ValueError: there are fewer vectors than one batch needs.
         """
         whole = len(self._train) // batch_size
         if whole == 0:
             raise ValueError(
-                f"trainer.batch_size is {batch_size}, more than the {len(self._train)} {self.unit} there are; lower it"
+                f"trainer.batch_size is {batch_size}, more than the {len(self._train)} training {self.unit}; lower it"
             )
         while True:
             order = torch.randperm(len(self._train), generator=generator_for(self._seed, "order", self._epoch))
@@ -77,7 +77,7 @@ class InMemorySource(Source):
             self._epoch, self._batch = self._epoch + 1, 0
 
     def held_out(self, count: int, batch_size: int) -> Iterator[Batch]:
-        # All at once: what is drawn does not depend on how it is divided.
+        # All vectors at once, so that the noise does not depend on the batch size.
         whole = self._made_of(self._held_out, "held-out noise")
         inputs, targets = (each[:count].split(batch_size) for each in whole)
         yield from map(Batch, inputs, inputs if whole.targets is whole.inputs else targets)
@@ -87,7 +87,7 @@ class InMemorySource(Source):
         return Supply(trained=trained, distinct=distinct, held_out=held_out, held_out_wanted=held_out_wanted)
 
     def _made_of(self, vectors: Tensor, *drawn_for: object) -> Batch:
-        """A batch of these; what is random in it is drawn for it alone."""
+        """Return a batch of these vectors; random parts of it are drawn for this batch only."""
         moved = vectors.to(self.device)
         return Batch(moved, moved)
 

@@ -1,4 +1,4 @@
-"""Handwritten digits as vectors: MNIST, or anything in its files' format, or the small set that scikit-learn brings."""
+"""Images as vectors: MNIST, any data set in the format of its files, or the small set that scikit-learn contains."""
 
 import gzip
 import logging
@@ -26,13 +26,13 @@ _MAGIC = bytes([0, 0, 8, 3])
 
 @dataclass(frozen=True, kw_only=True)
 class MNISTSettings(InMemorySettings):
-    """Which images, and how many.
+    """Settings of MNIST: which images, and how many.
 
     Attributes:
         path: a folder with MNIST's own files (`train-images-idx3-ubyte` and `t10k-images-idx3-ubyte`, .gz or not), or
-            with Fashion-MNIST's; null for the 1,797 digits of 8 x 8 pixels that scikit-learn brings, which are not
-            MNIST, and of which a tenth is held out.
-        share: of the training part that is trained on; which images, `seed` decides. A smaller share is part of a
+            with the files of Fashion-MNIST. Null for the 1,797 digits of 8 x 8 pixels that scikit-learn contains: they
+            are not MNIST, and a tenth of them is held out.
+        share: share of the training part that is trained on; `seed` decides which images. A smaller share is part of a
             larger one.
     """
 
@@ -46,15 +46,15 @@ class MNISTSettings(InMemorySettings):
         return {} if self.path is None else folder_identity(Path(self.path).expanduser())
 
     def source(self, device: torch.device) -> InMemorySource:
-        """Images of one mean and one standard deviation over all pixels, which are those of what is trained on.
+        """Read the images and standardise them by one mean and one standard deviation over all training pixels.
 
         Raises:
-            ValueError: a file is missing or damaged, or the share is of no image.
+            ValueError: a file is missing or damaged, or the share has no image.
         """
         train, held_out = _packaged() if self.path is None else _files(Path(self.path).expanduser())
         kept = torch.randperm(len(train), generator=generator_for("share", self.seed))[: round(self.share * len(train))]
         if len(kept) == 0:
-            raise ValueError(f"source.share={self.share} of {len(train)} images is none; raise it")
+            raise ValueError(f"source.share={self.share} of {len(train)} images is no image; raise it")
         train = train[kept]
         mean, deviation = train.mean(), train.std()
         log.info("%d images to train on and %d held out, of %d pixels", len(train), len(held_out), train.shape[1])
@@ -74,12 +74,15 @@ def _packaged() -> tuple[Float[Tensor, "train 64"], Float[Tensor, "held_out 64"]
 def _files(folder: Path) -> tuple[Float[Tensor, "train pixels"], Float[Tensor, "held_out pixels"]]:
     train, held_out = (_read_idx(folder, name) for name in _FILES)
     if train.shape[1] != held_out.shape[1]:
-        raise ValueError(f"{folder}: training images have {train.shape[1]} pixels, the others {held_out.shape[1]}")
+        raise ValueError(
+            f"{folder}: training images have {train.shape[1]} pixels, test images {held_out.shape[1]}; both files "
+            "must be of one data set"
+        )
     return train, held_out
 
 
 def _read_idx(folder: Path, name: str) -> Float[Tensor, "images pixels"]:
-    """Of http://yann.lecun.com/exdb/mnist: four bytes that say the type, three sizes, and the pixels."""
+    """Read a file in the format of http://yann.lecun.com/exdb/mnist: four bytes of type, three sizes, the pixels."""
     found = [folder / each for each in (name, f"{name}.gz") if (folder / each).is_file()]
     if not found:
         raise ValueError(f"source.path: {folder} has no {name} or {name}.gz; MNIST's images are in these two files")

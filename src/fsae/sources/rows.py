@@ -1,4 +1,4 @@
-"""Rows of files on this machine: text, JSON and Parquet, one by one, from a position that can be saved."""
+"""Rows of local files: text, JSON and Parquet, read one by one, from a position that can be saved."""
 
 import io
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 from fsae.errors import first_line
 
-# Rows of a Parquet file that are in memory at a time.
+# Rows of a Parquet file that are in memory at the same time.
 _ROWS_AT_ONCE = 1000
 
 
@@ -19,9 +19,9 @@ class Row:
     """One row.
 
     Attributes:
-        where: it stands, for messages: "/data/a.jsonl, line 201".
-        values: of the columns that are wanted, or of all.
-        columns: all that there are.
+        where: the row's place, for messages: "/data/a.jsonl, line 201".
+        values: the values of the wanted columns, or of all columns.
+        columns: the names of all columns.
     """
 
     where: str
@@ -30,14 +30,14 @@ class Row:
 
 
 class FileRows(Iterator[Row]):
-    """The rows of files, file by file; its position can be saved and restored exactly.
+    """Rows of files, file by file; the position can be saved and restored exactly.
 
-    Files need not have the same columns: those that are not wanted are not looked at.
+    Files need not have the same columns: unwanted columns are not read.
 
     Args:
-        files: in the order in which they are read.
+        files: the files, in the order in which they are read.
         reads: how a file is read: "text" (one row with the column `text`), "json" or "parquet".
-        columns: those that are wanted.
+        columns: the wanted columns.
 
     Raises:
         ValueError: while iterating: a file is damaged or of another kind.
@@ -61,21 +61,21 @@ class FileRows(Iterator[Row]):
         raise StopIteration
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the last row returned."""
+        """Return the position after the last row."""
         return {"file": self._file, "row": self._row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a position in the same files."""
+        """Continue from a position in the same files."""
         self._file: int = state["file"]
         self._row: int = state["row"]
         self._rows: Iterator[Row] | None = None
 
 
 def parquet_columns(file: str) -> list[str]:
-    """The columns of a Parquet file.
+    """Return the columns of a Parquet file.
 
     Raises:
-        ValueError: it is damaged, or no Parquet file.
+        ValueError: the file is damaged, or no Parquet file.
     """
     with _naming(file, "parquet"), closing(_parquet(file)) as parquet:
         return parquet.schema_arrow.names
@@ -83,11 +83,11 @@ def parquet_columns(file: str) -> list[str]:
 
 @contextmanager
 def _naming(file: str, reads: str) -> Iterator[None]:
-    """Turns whatever a damaged file makes a reader raise into a ValueError that names the file."""
+    """Turn any error that a damaged file causes in a reader into a ValueError that names the file."""
     try:
         yield
     except Exception as error:
-        # Each reader and each kind of compression has exceptions of its own.
+        # Each reader and each kind of compression raises exceptions of its own.
         raise ValueError(
             f"{file} cannot be read as {reads}: {first_line(error)}; mend the file, or name others by dataset.path"
         ) from error
@@ -108,28 +108,28 @@ def _json_rows(file: str, columns: Sequence[str], begin: int) -> Iterator[Row]:
                 value = {"text": value}
             if not isinstance(value, dict):
                 raise ValueError(
-                    f"{where} is {_kind(value)}, not an object with columns; expected are JSON Lines (one object a "
-                    "line) or one list of objects"
+                    f"{where} is {_kind(value)}, not an object with columns; expected are JSON Lines (one object "
+                    "per line) or one list of objects"
                 )
             yield Row(f"{file}, {where}", value, list(value))
 
 
 def _json_values(file: str, stream: io.TextIOBase, begin: int) -> Iterator[tuple[str, Any]]:
-    """Each line's value; or each item of a file that is one list, or the file's one object."""
+    """Yield the value of each line, each item of a file that is one list, or the one object of a file."""
     first, count = True, 0
     for number, line in enumerate(stream, start=1):
         if not line.strip():
             continue
         count += 1
         if not first:
-            # A line before the position is counted and not read.
+            # A line before the position is counted, not parsed.
             yield f"line {number}", None if count <= begin else _parsed(line, number)
             continue
         first = False
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):
-            # One value over many lines, or damage.
+            # One value spread over many lines, or a damaged file.
             value = _parsed(line + stream.read(), number)
         if isinstance(value, list):
             yield from ((f"item {place}", item) for place, item in enumerate(value, start=1))
@@ -171,7 +171,7 @@ def _parquet(file: str) -> Any:
 
 
 def _opened(file: str, encoding: str, errors: str) -> io.TextIOBase:
-    """A text file, which may be compressed: its ending says how."""
+    """Open a text file, which may be compressed; its ending determines how."""
     import fsspec
 
     opened = fsspec.open(f"file://{Path(file)}", "rb", compression="infer")

@@ -1,4 +1,4 @@
-"""How much there was to train and evaluate on, against what was asked for."""
+"""Supply of samples: how many there were to train and evaluate on, compared with how many were asked for."""
 
 from dataclasses import dataclass
 
@@ -16,14 +16,14 @@ MEANINGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Supply:
-    """Counts of samples; None where they mean nothing.
+    """Counts of samples; None for counts without a meaning in this run.
 
     Attributes:
-        trained: samples that training took, however often it saw each.
-        distinct: different ones among these. A language model's are from one pass over the text.
-        wanted: how many different ones there would be if there were text enough.
-        held_out, held_out_wanted: samples to evaluate on.
-        skipped_rows: rows of the data set that held no document, in one pass.
+        trained: samples that training took, counted each time.
+        distinct: distinct samples among these. Activations are distinct if they are from one pass over the text.
+        wanted: how many distinct samples there would be if there were enough text.
+        held_out, held_out_wanted: samples to evaluate on, and how many were asked for.
+        skipped_rows: rows of the data set without a document, in one pass.
     """
 
     trained: int | None = None
@@ -47,12 +47,12 @@ class Supply:
         return {f"data/{name}": value for name, value in numbers.items() if value is not None}
 
     def shortages(self) -> list[str]:
-        """A sentence for each kind of which there is too little."""
+        """Return one sentence for each shortage."""
         sentences = []
         if self.wanted is not None and self.distinct is not None and self.distinct < self.wanted:
             sentences.append(
                 f"too little text: {self.wanted:,} distinct activations are asked for (source.tokens) and the training "
-                f"text has {self.distinct:,}, so that it is read {self.wanted / max(1, self.distinct):.1f} times over. "
+                f"text has {self.distinct:,}, so that it is read {self.wanted / max(1, self.distinct):.1f} times. "
                 f"Use more text, or set source.tokens to at most {self.distinct}"
             )
         if self.held_out is not None and self.held_out_wanted is not None and self.held_out < self.held_out_wanted:
@@ -63,7 +63,7 @@ class Supply:
             )
         if self.skipped_rows:
             sentences.append(
-                f"{self.skipped_rows:,} rows of the data set held no usable document and were left out "
+                f"{self.skipped_rows:,} rows of the data set had no usable document and were left out "
                 "(dataset.max_invalid_rows)"
             )
         return sentences

@@ -1,4 +1,4 @@
-"""Tokens: documents packed into rows of equal length, with a mask of the positions that count."""
+"""Tokens: documents packed into rows of equal length, with a mask of the positions to train and evaluate on."""
 
 import logging
 from collections import Counter, deque
@@ -15,15 +15,15 @@ from fsae.sources.documents import Document, Documents
 
 log = logging.getLogger(__name__)
 
-# Documents are tokenised together until they hold this many characters: enough to keep the tokenizer's threads
-# busy, little enough that going on from a saved position, which reads the last ones again, takes no time.
-_BATCH_CHARACTERS = 200_000
-# A larger share of token ids than this in runs of one id, at the beginning or the end of rows, is taken for padding.
+# Documents are tokenised together until they have this many characters: enough to keep the tokenizer's threads busy,
+# and few enough that resuming from a saved position, which reads the last documents again, takes no time.
+BATCH_CHARACTERS = 200_000
+# Runs of one id at the beginning or the end of rows are taken for padding if they hold a larger share of all ids.
 _SHARE_OF_PADDING = 0.1
 
 
 class Vocabulary(Protocol):
-    """What packing needs of a language model."""
+    """The part of a language model that packing needs."""
 
     name: str
     d_vocab: int
@@ -34,17 +34,21 @@ class Vocabulary(Protocol):
     special_ids: frozenset[int]
 
     def tokenise(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of each text, without special tokens."""
+        """Return the token ids of each text, without special tokens."""
         ...
 
     def tokenise_chat(self, messages: Sequence[Message], roles: Sequence[str] | None) -> tuple[list[int], list[bool]]:
-        """The token ids of a chat, and which of them count; UnwritableChat where there can be none."""
+        """Return the token ids of a chat, and which of them count.
+
+        Raises:
+            UnwritableChat: the chat template cannot write it.
+        """
         ...
 
 
 def special_tokens(vocabulary: Vocabulary) -> list[int]:
-    """The ids that `dataset.exclude_special_tokens` leaves out, ascending."""
-    # A tokenizer may know special tokens that the model has no place for.
+    """Return the ids that `dataset.exclude_special_tokens` leaves out, ascending."""
+    # A tokenizer may have special tokens that are not in the model's vocabulary.
     ids = {*vocabulary.special_ids, vocabulary.separator_id}
     return sorted(token_id for token_id in ids if token_id < vocabulary.d_vocab)
 
@@ -54,14 +58,16 @@ NO_LABEL = -1
 
 
 class Block(NamedTuple):
-    """Some rows of text.
+    """Rows of text.
 
     Attributes:
-        tokens: ids.
+        tokens: token ids.
         keep: the positions to train and evaluate on.
-        documents: which document of its part each token is from, counted from 0; a BOS belongs to what follows it.
-        labels: that document's label, or `NO_LABEL`: a whole number as it is, text as its place in `label_names`.
-        distinct: how many of the positions to keep are from text that was not read before; they come first.
+        documents: the number of each token's document in its part, counted from 0; a BOS belongs to the document that
+            follows it.
+        labels: the label of that document, or `NO_LABEL`. A whole number stands for itself, text for its index in
+            `label_names`.
+        distinct: how many of the kept positions are from text that was not read before; they come first.
     """
 
     tokens: Int[Tensor, "row context"]
@@ -74,24 +80,25 @@ class Block(NamedTuple):
 class PackedTokens(Iterator[Block]):
     """Blocks of rows of token ids, with the mask of the positions to train and evaluate on.
 
-    Documents follow one another, each ended by the separator, and are cut into rows of `context` tokens. Where a BOS is
-    wanted it is the first token of each row, as sae_lens has it, and a prefix follows it. Padding of a data set that is
-    tokenised already is left out.
+    Documents follow one another, each with a separator at its end, and are cut into rows of `context` tokens. If rows
+    begin with a BOS, it is the first token of each row, as in sae_lens, and the prefix follows it. The padding of a
+    data set that is already tokenised is left out.
 
     Args:
-        documents: what to pack.
-        vocabulary: whose token ids.
-        rows: per block.
+        documents: the documents to pack.
+        vocabulary: the language model that reads the tokens.
+        rows: rows per block.
         context: tokens per row.
-        skip_positions: how many positions at each row's start the mask leaves out.
+        skip_positions: how many positions at the start of each row the mask leaves out.
         exclude_special_tokens: whether the mask leaves out BOS, separators and other special tokens.
-        prepend_bos: whether each row begins with the model's BOS. With None it does where the model's own tokenizer
-            puts one before a text; the token ids of a data set that is tokenised already are then taken as they are.
-        repeat: start the text again when it runs out. Otherwise the iteration ends, its last block may be shorter,
-            and what does not fill a row is left out.
-        exclude_tokens: more ids that the mask leaves out.
-        prefix: text that each row begins with, after a BOS; the mask leaves it out.
-        chat_roles: of chats, whose words the mask keeps; None for everybody's and the template's.
+        prepend_bos: whether each row begins with the model's BOS. If it is None, rows begin with one if the model's own
+            tokenizer puts one before a text; the token ids of a data set that is already tokenised are used unchanged.
+        repeat: whether the text starts again at its end. Otherwise the iteration ends, its last block may be shorter,
+            and tokens that do not fill a row are left out.
+        exclude_tokens: further ids that the mask leaves out.
+        prefix: text at the start of each row, after a BOS; the mask leaves it out.
+        chat_roles: the roles whose messages the mask keeps; None for all roles and the template's own text.
+        batch_characters: documents are tokenised together until they have this many characters.
 
     Attributes:
         epoch: how often the text has started again.
@@ -100,8 +107,8 @@ class PackedTokens(Iterator[Block]):
         prepends_bos: whether each row begins with a BOS.
 
     Raises:
-        ValueError: a context beyond the model's limit or filled by the prefix, a BOS asked for that the model does not
-            have, ids to leave out that it does not have; while iterating: a whole text shorter than one row, ids of
+        ValueError: a context beyond the model's limit or filled by the prefix, a BOS that the model does not have, ids
+            to leave out that the model does not have; while iterating: a whole text shorter than one row, ids of
             another tokenizer, labels that are neither whole numbers nor text, chats without a template.
     """
 
@@ -119,6 +126,7 @@ class PackedTokens(Iterator[Block]):
         exclude_tokens: Sequence[int] = (),
         prefix: str | None = None,
         chat_roles: Sequence[str] | None = None,
+        batch_characters: int = BATCH_CHARACTERS,
     ):
         if context > vocabulary.context_limit:
             raise ValueError(
@@ -135,13 +143,13 @@ class PackedTokens(Iterator[Block]):
         self.label_names: list[str] = []
         self._documents, self._vocabulary = documents, vocabulary
         self._rows, self._context, self._repeat = rows, context, repeat
-        self._skip_positions, self._chat_roles = skip_positions, chat_roles
+        self._skip_positions, self._chat_roles, self._batch_characters = skip_positions, chat_roles, batch_characters
         if prepend_bos is None:
             self._bos_id = None if documents.tokenised else vocabulary.bos_id
         else:
             self._bos_id = vocabulary.bos_token_id if prepend_bos else None
         self.prepends_bos = self._bos_id is not None
-        # What every row begins with.
+        # The tokens at the start of every row.
         self._opening = [] if self._bos_id is None else [self._bos_id]
         self._prefix_begins = len(self._opening)
         self._opening += vocabulary.tokenise([prefix])[0] if prefix else []
@@ -161,18 +169,18 @@ class PackedTokens(Iterator[Block]):
                     f"{vocabulary.d_vocab - 1}"
                 )
             self._counts[token_id] = False
-        # What is read but not handed out yet: ids, their documents, their labels, whether they may count.
+        # Tokens that were read and not yet returned: ids, their documents, their labels, whether they may count.
         self._pending = torch.empty(4, 0, dtype=torch.long)
-        # The batches of documents that it is from: each one's position in the text, and how many tokens it has left.
+        # The batches of documents that these are from: the position of each in the text, and its remaining tokens.
         self._batches: deque[tuple[dict[str, Any], int]] = deque()
-        # How many tokens of the first of these were handed out.
+        # How many tokens of the first batch were returned.
         self._used = 0
         self._read_this_epoch = self._documents_this_epoch = 0
         self._looked_for_padding = not repeat
 
     @property
     def skipped_rows(self) -> int:
-        """Rows of this pass over the data set that hold no document."""
+        """Rows without a document in the present pass over the data set."""
         return self._documents.skipped
 
     def __next__(self) -> Block:
@@ -185,7 +193,7 @@ class PackedTokens(Iterator[Block]):
         is_new = (torch.arange(block.shape[1]) < new).view(rows, -1)
         block = block.view(4, rows, -1)
         if self._opening:
-            # They belong to the document that follows.
+            # These tokens belong to the document that follows.
             opening = block[:, :, :1].expand(-1, -1, len(self._opening)).clone()
             opening[0] = torch.tensor(self._opening)
             block = torch.cat([opening, block], dim=2)
@@ -197,13 +205,13 @@ class PackedTokens(Iterator[Block]):
         return Block(tokens, keep, documents, labels, int((keep & is_new).sum()))
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the last block returned: the first batch of documents that is not used up, and how much
-        of it is. The text itself is read again from there."""
+        """Return the position after the last block, from which the text itself is read again: the first batch of
+        documents that is not used up, and how many of its tokens are used."""
         position = self._batches[0][0] if self._batches else self._position()
         return position | {"used": self._used, "label_names": self.label_names[: position["label_names"]]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a position in the same text."""
+        """Continue from a position in the same text."""
         self._documents.load_state_dict(state["documents"])
         self._read_this_epoch = state["read_this_epoch"]
         self._documents_this_epoch = state["documents_this_epoch"]
@@ -217,7 +225,7 @@ class PackedTokens(Iterator[Block]):
             self._take(state["used"])
 
     def _position(self) -> dict[str, Any]:
-        """Where the text goes on being read."""
+        """Return the position from which the next documents will be read."""
         return {
             "documents": self._documents.state_dict(),
             "read_this_epoch": self._read_this_epoch,
@@ -227,7 +235,7 @@ class PackedTokens(Iterator[Block]):
         }
 
     def _take(self, count: int) -> tuple[Int[Tensor, "4 count"], int]:
-        """The next tokens of what is pending, and how many of them are from the first pass over the text."""
+        """Return the next pending tokens, and how many of them are from the first pass over the text."""
         taken, self._pending = self._pending[:, :count], self._pending[:, count:]
         new = 0
         while count > 0:
@@ -244,7 +252,7 @@ class PackedTokens(Iterator[Block]):
         return taken, new
 
     def _read_more(self) -> bool:
-        """Add some documents to what is pending; False when the text has run out for good."""
+        """Read further documents; return False if the text has ended for good."""
         position = self._position()
         read = self._next_documents()
         if read is not None:
@@ -265,10 +273,10 @@ class PackedTokens(Iterator[Block]):
         return self._repeat
 
     def _next_documents(self) -> Int[Tensor, "4 tokens"] | None:
-        """The next documents' ids, each with its separator, places, labels and whether they may count; None at the end
-        of the text."""
+        """Return the next documents' ids with separators, document numbers, labels and whether they may count; None at
+        the end of the text."""
         documents, size = [], 0
-        while size < _BATCH_CHARACTERS and (document := next(self._documents, None)) is not None:
+        while size < self._batch_characters and (document := next(self._documents, None)) is not None:
             documents.append(document)
             size += document.size
         if not documents:
@@ -294,7 +302,7 @@ class PackedTokens(Iterator[Block]):
         return torch.stack([flat, places.repeat_interleave(lengths), labels.repeat_interleave(lengths), counts])
 
     def _chats(self, documents: list[Document]) -> tuple[list[Document], list[list[int]], list[list[bool]]]:
-        """Those of the chats that can be written out, their ids and which of these may count."""
+        """Return the chats that the template can write, their ids and which of these may count."""
         written, ids, counting = [], [], []
         for document in documents:
             try:
@@ -303,7 +311,7 @@ class PackedTokens(Iterator[Block]):
                 self._documents.reject(document, str(reason))
                 continue
             if chat and chat[0] == self._bos_id:
-                # Each row has one; templates write another.
+                # Each row has a BOS; templates write another.
                 chat, counts = chat[1:], counts[1:]
             written.append(document)
             ids.append([*chat, self._vocabulary.separator_id])
@@ -311,7 +319,7 @@ class PackedTokens(Iterator[Block]):
         return written, ids, counting
 
     def _look_for_padding(self, rows: list[list[int]]) -> None:
-        """Warn, once, of rows that look padded and have no mask to say so."""
+        """Warn, once, of rows that look padded and have no mask."""
         if self._looked_for_padding or self._documents.masked:
             return
         self._looked_for_padding = True
@@ -326,7 +334,7 @@ class PackedTokens(Iterator[Block]):
             if count > _SHARE_OF_PADDING * size:
                 log.warning(
                     "data set %s: %.0f %% of its token ids are runs of %d at the beginning or the end of rows, which "
-                    "looks like padding, and no mask says so; name its mask by dataset.mask_column, or leave that id "
+                    "looks like padding, and there is no mask; name the mask by dataset.mask_column, or leave that id "
                     "out of training by dataset.exclude_tokens=[%d]",
                     self._documents.name, 100 * count / size, token_id, token_id,
                 )  # fmt: skip

@@ -15,12 +15,14 @@ _HELD_OUT = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class ToyClustersSettings(InMemorySettings):
-    """How many points of the three clusters (arXiv 2505.11836, toy experiment): 40 % on a level line from (-4, 0) to
-    (-1, 0) with noise of 0.15 across it, 30 % in the square between (1, 1) and (3, 3), 30 % on the diagonal from
-    (1, -3) to (3, -1) with noise of 0.15 in both coordinates. The places are ours; the paper's are not in its text.
+    """Settings of the toy: three clusters in the plane (arXiv 2505.11836, toy experiment).
+
+    40 % of the points are on a level line from (-4, 0) to (-1, 0) with noise of 0.15 across it, 30 % in the square
+    between (1, 1) and (3, 3), 30 % on the diagonal from (1, -3) to (3, -1) with noise of 0.15 in both coordinates. The
+    coordinates are our choice; the paper's text does not state them.
 
     Attributes:
-        points: to train on; 4,096 others are held out.
+        points: training points; 4,096 other points are held out.
     """
 
     points: int = field(default=100, metadata=between(least=3, most=10**9, meaning="points of three clusters"))

@@ -107,7 +107,7 @@ class Dictionary:
         SAELens' format has no batch_topk: such a dictionary is a jumprelu once it has been saved, and `settings.arch`
         says how it was trained.
         """
-        kind = type(self.autoencoder.settings)
+        kind = self.autoencoder.settings_type
         return choice_names().get(kind, kind.__name__)
 
     @cached_property

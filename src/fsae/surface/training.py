@@ -197,8 +197,8 @@ def _trained(
     supply = source.supply(taken, evaluated.samples, held_out_samples(settings.eval))
     numbers = supply.numbers()
     tracker.log({f"eval/{name}": value for name, value in evaluated.scalars.items()} | numbers, taken)
-    histogram = {"density_histogram": density_histogram(evaluated.firing_frequency)}
-    dictionary.density = evaluated.firing_frequency.float()
+    histogram = {"density_histogram": density_histogram(evaluated.density)}
+    dictionary.density = evaluated.density.float()
     found = {name: meaning for name, meaning in Vectors.meanings.items() if name in evaluated.scalars}
     dictionary.results = flat_results(evaluated.scalars, found) | numbers | histogram
     return dictionary, dictionary.results

@@ -1,5 +1,5 @@
-"""Vectors made of known features: x = sum_i c_i f_i, of which an autoencoder sees x alone.
+"""Vectors made of known features: x = sum_i c_i f_i; an autoencoder sees x only.
 
-Nothing is stored. Each batch is drawn from (seed, part, number of the batch), so that a position is one counter and a
-run that is resumed sees the batches that it would have seen.
+Nothing is stored. Each batch is drawn from (seed, part, number of the batch): a position is one counter, and a resumed
+run sees the same batches as an uninterrupted one.
 """

@@ -14,11 +14,13 @@ from fsae.sparse.pattern import Pattern
 
 @dataclass(frozen=True, kw_only=True)
 class GroupedFeaturesSettings(SyntheticSettings):
-    """MFR's data (Marks et al. 2024, arXiv 2411.01220, and its code): each sample takes its features from one group.
+    """Settings of MFR's data (Marks et al. 2024, arXiv 2411.01220, and its code).
+
+    Each sample takes its features from one group.
 
     Attributes:
-        groups: of features // groups features each; what is left over is never there.
-        active: features of a sample, drawn without replacement.
+        groups: how many groups there are, each of features // groups features; the remaining features are never on.
+        active: features per sample, drawn without replacement.
         decay: the i-th feature of a group is drawn with probability proportional to decay^i. Coefficients are uniform
             in [0, 1], features standard normal.
     """
@@ -52,7 +54,7 @@ class _GroupedFeatures(FeatureModel):
         settings = self._settings
         size = settings.features // settings.groups
         group = torch.randint(settings.groups, (count, 1), generator=generator)
-        # The largest of log-probabilities with Gumbel noise are a draw without replacement.
+        # The features with the largest log-probability plus Gumbel noise are a draw without replacement.
         uniform = torch.rand(count, size, generator=generator).clamp_min(1e-20)
         scores = torch.arange(size) * math.log(settings.decay) - (-uniform.log()).log()
         chosen = scores.topk(settings.active, dim=1, sorted=False).indices + group * size

@@ -14,23 +14,24 @@ from fsae.sparse.pattern import Pattern
 
 @dataclass(frozen=True, kw_only=True)
 class HierarchicalFeaturesSettings(SyntheticSettings):
-    """Many features with a hierarchy and correlations, after SynthSAEBench-16k (arXiv 2602.14687).
+    """Settings of many features with a hierarchy and correlations, after SynthSAEBench-16k (arXiv 2602.14687).
 
-    The first features are the roots, followed by their children, theirs and so on; what is left stands alone. Base
-    rates fall from p_max to p_min with the feature's number, as its power -zipf. A feature is on where a Gaussian
-    variable of its own, which shares `rank` common factors with the others', is above a threshold, where its parent is
-    on, and, of siblings that would be on at once, where chance picks it; thresholds are such that it is on at its base
-    rate all the same, as far as its parent's allows, which for most features of the trees is less than half of it.
-    Coefficients are normal, rectified, with means that fall from 5 to 4 and standard deviations |N(0.5, 0.5^2)|; a
-    child's is multiplied by its parent's over the parent's mean. Features are unit vectors. The benchmark
-    also makes them more orthogonal than chance, and adds a constant; this does not.
+    The roots come first, then their children, then the next level, and so on; the remaining features are in no tree.
+    Base rates fall from p_max to p_min with the feature's number, as its power -zipf. A feature is on if three
+    conditions hold: its Gaussian variable, which shares `rank` common factors with the other variables, is above a
+    threshold; its parent is on; and chance picks it among the siblings that would be on at the same time. Thresholds
+    are set so that each feature fires at its base rate if the parent's rate permits; for most features of the trees
+    the realised rate is below half the base rate. Coefficients are rectified normals with means that fall from 5 to 4
+    and standard deviations |N(0.5, 0.5^2)|; a child's coefficient is multiplied by the ratio of its parent's
+    coefficient to the parent's mean. Features are unit vectors. The benchmark also makes features more orthogonal than
+    chance and adds a constant; this source does neither.
 
     Attributes:
-        roots, branching, depth: of the hierarchy: so many trees, each feature above the lowest level with so many
-            children.
-        zipf, p_min, p_max: of the base rates.
+        roots, branching, depth: shape of the hierarchy: the number of trees, the children per feature above the lowest
+            level, and the number of levels below the roots.
+        zipf, p_min, p_max: shape and ends of the base rates.
         rank: common factors of the Gaussian variables.
-        factor: standard deviation of a variable's loading on each, beside 1 of its own.
+        factor: standard deviation of a variable's loading on each factor; its own part has standard deviation 1.
     """
 
     d_in: int = field(default=768, metadata=between(least=1, most=2**20))
@@ -80,7 +81,7 @@ class _HierarchicalFeatures(FeatureModel):
         return settings.p_min + (settings.p_max - settings.p_min) * (powers - powers[-1]) / spread
 
     def _hierarchy(self) -> list[tuple[slice, Tensor]]:
-        """For each level below the roots: its features, siblings side by side, and their parents."""
+        """Return the features of each level below the roots, siblings side by side, and their parents."""
         settings, levels = self._settings, []
         begin, end = 0, settings.roots
         for _ in range(settings.depth):
@@ -90,8 +91,11 @@ class _HierarchicalFeatures(FeatureModel):
         return levels
 
     def _own_rates(self, rates: Tensor) -> Tensor:
-        """At which a child's own variable is to be above its threshold, given that its parent is on: its base rate
-        over the parent's, and more for the times when a sibling is picked."""
+        """Return the rates at which the features' own variables are above their thresholds.
+
+        For a child, given that its parent is on, this is its base rate over the parent's, raised to make up for the
+        times when a sibling is picked.
+        """
         own = rates.clone()
         for features, parents in self._levels:
             given = (rates[features] / rates[parents]).view(-1, self._settings.branching)
@@ -106,7 +110,7 @@ class _HierarchicalFeatures(FeatureModel):
         on = variables.addmm_(common, self._loadings.T) > self._thresholds
         for features, parents in self._levels:
             children = (on[:, features] & on[:, parents]).view(count, -1, settings.branching)
-            # Of siblings that are on, the one with the largest of random numbers.
+            # Among siblings that are on, the sibling with the largest random number stays on.
             luck = torch.rand(children.shape, generator=generator) * children
             picked = children & (luck == luck.amax(2, keepdim=True))
             on[:, features] = picked.view(count, -1)

@@ -1,4 +1,4 @@
-"""Synthetic data: features that are known, and a stream of samples of them."""
+"""Synthetic data: known features, and a stream of samples of them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -17,16 +17,14 @@ from fsae.sources.source import Batch, Request, Source, SourceSettings, in_batch
 from fsae.sources.supply import Supply
 from fsae.sparse.codes import Codes
 
-# Vectors that scale and biases are measured on.
+# How many vectors the scale and the biases are measured on.
 _FIRST = 8192
-
-
-# A draw's size is part of what is drawn, and batches of the evaluation are not to be.
+# Held-out samples are drawn in parts of one size: samples depend on it, and must not depend on the batch size.
 _HELD_OUT_AT_ONCE = 2048
 
 
 class FeatureModel(ABC):
-    """Features, and how they come together.
+    """Distribution of samples of known features.
 
     Attributes:
         features: (features, d_in) directions.
@@ -36,7 +34,7 @@ class FeatureModel(ABC):
 
     @abstractmethod
     def draw(self, count: int, generator: torch.Generator) -> Codes:
-        """Coefficients of `count` samples: (count, features), of which few are there."""
+        """Draw the sparse coefficients of `count` samples: (count, features)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +53,7 @@ class SyntheticSettings(SourceSettings):
 
     @abstractmethod
     def model(self) -> FeatureModel:
-        """The features, drawn."""
+        """Draw the features."""
 
     def width(self) -> int:
         return self.d_in
@@ -72,11 +70,11 @@ class SyntheticSource(Source):
     """Samples of known features as a stream.
 
     Args:
-        settings: which features.
-        device: where batches are wanted.
+        settings: the features and their distribution.
+        device: where batches will be.
 
     Attributes:
-        features: (features, d_in) the truth.
+        features: (features, d_in) the ground truth.
     """
 
     unit = "samples"
@@ -108,7 +106,7 @@ class SyntheticSource(Source):
             yield Batch(vectors, vectors)
 
     def held_out_codes(self, count: int) -> Iterator[Codes]:
-        """The coefficients, (some, features), of the samples of `held_out`."""
+        """Yield the coefficients, (part, features), of the samples of `held_out`."""
         for number, begin in enumerate(range(0, count, _HELD_OUT_AT_ONCE)):
             yield self._draw("held out", number, min(_HELD_OUT_AT_ONCE, count - begin))
 
@@ -119,7 +117,7 @@ class SyntheticSource(Source):
         return self._model.draw(count, generator_for(self._seed, part, number))
 
     def vectors(self, codes: Codes) -> Float[Tensor, "batch d_in"]:
-        """The samples that these coefficients make."""
+        """Return the samples with these coefficients."""
         return codes.decode(self._model.features).to(self.device)
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,11 +12,13 @@ from fsae.sparse.pattern import Pattern
 
 @dataclass(frozen=True, kw_only=True)
 class SparseSourcesSettings(SyntheticSettings):
-    """The toy of the amortisation gap (O'Neill et al. 2025, arXiv 2411.13117): more sources than dimensions.
+    """Settings of the toy of the amortisation gap (O'Neill et al. 2025, arXiv 2411.13117).
+
+    It has more sources than dimensions.
 
     Attributes:
-        active: sources of a sample. Coefficients are |N(0, 1)|, features unit vectors.
-        zipf: the i-th source is drawn with probability proportional to i^-zipf; 0 for all alike.
+        active: sources per sample. Coefficients are |N(0, 1)|, features are unit vectors.
+        zipf: the i-th source is drawn with probability proportional to i^-zipf; 0 for equal probabilities.
     """
 
     d_in: int = field(default=8, metadata=between(least=1, most=2**20))
