@@ -104,7 +104,9 @@ def test_excess_sees_dependence_at_any_batch_size():
     "codes", [[[1.0, 2.0]] * 4, [[0.0, 0.0]] * 4, [[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [5.0, 0.0]]]
 )
 def test_nothing_correlates_where_fewer_than_two_latents_vary(codes):
-    numbers = measured(Fisher(form=FisherForm.post, estimator=FisherEstimator.batch), record_of([[0.0]] * 4, codes, [[0.0]] * 2))
+    numbers = measured(
+        Fisher(form=FisherForm.post, estimator=FisherEstimator.batch), record_of([[0.0]] * 4, codes, [[0.0]] * 2)
+    )
     assert numbers["code_correlation"] == 0
 
 

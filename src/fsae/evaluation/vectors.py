@@ -109,9 +109,7 @@ class _Sums:
         scalars = {name: value for metric in self._metrics for name, value in metric.compute().items()}
         scalars |= tail.compute(reconstruction)
         scalars["decoder_max_cosine"] = decoder_max_cosine(self._autoencoder.W_dec)
-        return VectorEvaluation(
-            scalars, reconstruction.samples, self._sparsity.density, reconstruction.mean_input
-        )
+        return VectorEvaluation(scalars, reconstruction.samples, self._sparsity.density, reconstruction.mean_input)
 
 
 @dataclass(frozen=True, kw_only=True)
