@@ -168,7 +168,7 @@ def test_folders_without_recordings_and_recordings_without_windows_are_refused(t
     with pytest.raises(ValueError, match=r"source\.high is 80"):
         windows(EEGSettings(path=str(folder), high=80.0))
     source = EEGSource(EEGSettings(path=str(folder)), CPU)
-    with pytest.raises(ValueError, match=r"trainer\.batch_size is 100, more than the 72 samples"):
+    with pytest.raises(ValueError, match=r"trainer\.batch_size is 100, more than the 72 training samples"):
         next(source.batches(100))
 
 

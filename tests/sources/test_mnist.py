@@ -83,5 +83,5 @@ def test_shares_are_checked(folder: Path):
     with pytest.raises(ValueError, match=r"source.share=0.01 of 40 images is no image; raise it"):
         MNISTSettings(path=str(folder), share=0.01).source(CPU)
     four = MNISTSettings(path=str(folder), share=0.1).source(CPU)
-    with pytest.raises(ValueError, match=r"trainer.batch_size is 5, more than the 4 samples there are"):
+    with pytest.raises(ValueError, match=r"trainer.batch_size is 5, more than the 4 training samples"):
         next(four.batches(5))
