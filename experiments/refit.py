@@ -57,7 +57,7 @@ def before_and_after(folder: Path, alpha: float) -> tuple[float, float]:
     autoencoder = load_saelens(folder / "sae")
     if "share" not in config.source or not isinstance(autoencoder, SparseAutoencoder):
         raise SystemExit(f"{folder} is no sparse autoencoder on MNIST")
-    source = MNISTSettings(**config.source).open(torch.device("cpu"))
+    source = MNISTSettings(**config.source).source(torch.device("cpu"))
 
     def fvu() -> float:
         (measured,) = evaluate_vectors([autoencoder], source.held_out(_HELD_OUT, _BATCH), [Fisher()])

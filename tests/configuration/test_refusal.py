@@ -55,7 +55,7 @@ def refusal(*overrides: str, own: Path | None = None) -> str:
         ("trainer.lr=true", "trainer.lr: Value 'True' of type 'bool' could not be converted to Float"),
         ("trainer.compile=1", "trainer.compile: 1 is neither true nor false"),
         ("arch.tied=true", "arch.tied: there is no such setting; arch.encoder_init has it: set arch.encoder_init=tied"),
-        ("eval.geometry=0.0", "eval.geometry: 0.0 is neither true nor false"),
+        ("tracking.mlflow=0.0", "tracking.mlflow: 0.0 is neither true nor false"),
         ("tracking.mlflow='2'", "tracking.mlflow: '2' is neither true nor false"),
         ("site.name=resid", "site.name: Invalid value 'resid', expected one of [resid_pre, resid_mid, "),
         ("tracking.mlflow=maybe", "tracking.mlflow: Value 'maybe' is not a valid bool"),

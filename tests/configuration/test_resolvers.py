@@ -40,7 +40,7 @@ def test_deciding_settings_omit_bookkeeping():
     # The stream is the same with a store and without, and does not depend on how often states are saved.
     kept = {"source.cache", "source.cache_gb", "source.also", "trainer.checkpoint_seconds"}
     assert {key for key in flat if key not in deciding} == {
-        key for key in flat if key.startswith(("paths.", "tracking.", "search.")) or key in kept
+        key for key in flat if key.startswith(("paths.", "tracking.", "search.", "suite.")) or key in kept
     }
 
 

@@ -39,7 +39,7 @@ def test_by_hand(sparse):
     # Latents 0 and 1: codes (1, 0, 1, 0) and (2, 2, 0, 0) are uncorrelated; latent 2 repeats latent 0, 3 is constant.
     codes = [[1, 2, 3, 1], [0, 2, 0, 1], [1, 0, 3, 1], [0, 0, 0, 1]]
     record = record_of([[0.0]] * 4, codes, [[0.0]] * 4, sparse=sparse)
-    numbers = measured(Fisher(form=FisherForm.post), record)
+    numbers = measured(Fisher(form=FisherForm.post, estimator=FisherEstimator.batch), record)
     # Three latents vary, in six ordered pairs; r^2 is 1 for (0, 2) and (2, 0).
     assert numbers["code_correlation"] == pytest.approx(2 / 6)
     assert numbers["code_correlation_excess"] == pytest.approx(2 / 6 - 1 / 3, abs=1e-7)
@@ -72,7 +72,7 @@ def test_means_over_full_batches(arch, sparse, form, estimator):
 
 def test_a_set_smaller_than_one_batch_is_one_batch():
     f = samples(7)
-    numbers = measured(Fisher(form=FisherForm.post), with_codes(f))
+    numbers = measured(Fisher(form=FisherForm.post, estimator=FisherEstimator.batch), with_codes(f))
     assert numbers["fisher_batch"] == 7
     assert numbers["code_correlation"] == pytest.approx(squared_correlation(f))
 
@@ -104,7 +104,7 @@ def test_excess_sees_dependence_at_any_batch_size():
     "codes", [[[1.0, 2.0]] * 4, [[0.0, 0.0]] * 4, [[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [5.0, 0.0]]]
 )
 def test_nothing_correlates_where_fewer_than_two_latents_vary(codes):
-    numbers = measured(Fisher(form=FisherForm.post), record_of([[0.0]] * 4, codes, [[0.0]] * 2))
+    numbers = measured(Fisher(form=FisherForm.post, estimator=FisherEstimator.batch), record_of([[0.0]] * 4, codes, [[0.0]] * 2))
     assert numbers["code_correlation"] == 0
 
 

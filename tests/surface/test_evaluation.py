@@ -44,7 +44,7 @@ def test_every_number_has_a_meaning_and_is_in_the_table(dictionary: fsae.Diction
 
 
 def test_a_source_is_measured_on_its_held_out_part():
-    source = ToyClustersSettings(points=300).open(torch.device("cpu"))
+    source = ToyClustersSettings(points=300).source(torch.device("cpu"))
     dictionary = fsae.train(source.first_vectors(), "topk", d_sae=8, k=2, samples=3000, batch_size=100)
     (held_out,) = source.held_out(4096, 4096)
     assert fsae.evaluate(dictionary, source) == fsae.evaluate(dictionary, held_out.inputs)

@@ -41,7 +41,7 @@ def same(one: fsae.Dictionary, other: fsae.Dictionary) -> bool:
 
 def toy_points(points: int, held_out: int = 4096) -> Tensor:
     """All points of the command's toy, those to train on first."""
-    source = ToyClustersSettings(points=points).open(torch.device("cpu"))
+    source = ToyClustersSettings(points=points).source(torch.device("cpu"))
     return torch.cat([source.first_vectors(), *(batch.inputs for batch in source.held_out(held_out, held_out))])
 
 

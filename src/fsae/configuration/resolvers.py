@@ -46,8 +46,9 @@ def flat_settings(config: DictConfig) -> dict[str, str]:
     flat: dict[str, str] = {}
 
     def walk(prefix: str, value: object) -> None:
-        if isinstance(value, DictConfig) and value:
-            kind = OmegaConf.get_type(value)
+        kind = OmegaConf.get_type(value) if isinstance(value, DictConfig) else None
+        # A choice without settings of its own has its name only.
+        if isinstance(value, DictConfig) and (value or kind in choice_names()):
             if kind is not None and (word := choice_names().get(kind)):
                 flat[prefix] = word
             if kind in (ModelSettings, DatasetSettings):

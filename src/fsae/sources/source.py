@@ -221,7 +221,7 @@ class SourceSettings(Ranged, ABC, group="source"):
 
 
 def in_batches(parts: Iterable[Float[Tensor, "part d_in"]], size: int) -> Iterator[Float[Tensor, "batch d_in"]]:
-    """Vectors that come in parts of any size, in batches of one size; the last one may be smaller."""
+    """Yield vectors that come in parts of any size in batches of one size; the last batch may be smaller."""
     rest: Tensor | None = None
     for part in parts:
         joined = part if rest is None else torch.cat([rest, part])
