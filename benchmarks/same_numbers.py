@@ -40,6 +40,10 @@ from benchmarks.source_tree import ROOT, environment_of, tree_of
 # The cases below have the working tree's names.
 RENAMED: dict[str, str] = {
     "trainer.tokens": "trainer.samples",
+    "eval.tokens": "suite.samples",
+    "eval.batch_size": "suite.batch_size",
+    "eval.splice_tokens": "suite.tokens",
+    "eval=geometry": "eval=[vectors,splice,geometry]",
     "loss.fisher": "loss.penalty",
     # Only of runs with a penalty: others measure the Fisher sums under their own name.
     "train/fisher_weighted": "train/penalty_weighted",
@@ -83,15 +87,14 @@ class Command:
 TINY = (
     "debug=tiny", "arch.d_sae=64", "trainer.samples=4096", "trainer.batch_size=256", "trainer.log_every=5",
     "trainer.dead_after=512", "source.tokens=2048", "source.shard_tokens=1500", "source.seed=0",
-    "eval.tokens=512", "eval.batch_size=256", "eval.splice_tokens=0",
+    "suite.samples=512", "suite.batch_size=256", "suite.tokens=128",
 )  # fmt: skip
-SPLICED = "eval.splice_tokens=128"
 # A few codes of many latents: some latents are dead, and auxk has something to do.
 FEW = ("arch.d_sae=512", "arch.k=choice(2)", "trainer.lr=0.01")
 # As long as TINY, without a language model.
 TOY = (
     "tracking=none", "trainer.samples=4096", "trainer.batch_size=256", "trainer.log_every=5", "trainer.dead_after=512",
-    "eval.tokens=512", "eval.batch_size=256",
+    "suite.samples=512", "suite.batch_size=256",
 )  # fmt: skip
 POPULATION = (
     "arch=topk", "arch.k=2", "arch.d_sae=512", "trainer.lr=0.01", "population=mfr/base", "population.size=3",
@@ -106,9 +109,9 @@ LONG = (
 
 CASES: dict[str, tuple[Command, ...]] = {
     # The default loss, which penalises Fisher's off-diagonal.
-    "rectified": (Command((*TINY, SPLICED, "-m", "arch=standard,gated,jumprelu")),),
-    "topk": (Command((*TINY, *FEW, SPLICED, "-m", "arch=topk,batch_topk,abs_topk", "eval=geometry")),),
-    "fitted": (Command((*TINY, "-m", "arch=kmeans,local_pca,pca", "arch.d_sae=32", "eval=geometry")),),
+    "rectified": (Command((*TINY, "-m", "arch=standard,gated,jumprelu")),),
+    "topk": (Command((*TINY, *FEW, "-m", "arch=topk,batch_topk,abs_topk", "eval=[vectors,splice,geometry]")),),
+    "fitted": (Command((*TINY, "-m", "arch=kmeans,local_pca,pca", "arch.d_sae=32", "eval=[vectors,splice,geometry]")),),
     "losses": (
         Command((
             *TINY, "-m", "arch=jumprelu", "loss=jumprelu_tanh,jumprelu_target_l0,squared_error",
@@ -133,7 +136,7 @@ CASES: dict[str, tuple[Command, ...]] = {
             *TINY, "-m", "launcher=packed", "arch=gated", "loss.sparsity.weight=0.1,0.5,1", "loss.penalty.weight=100",
         )),
     ),
-    "population": (Command((*TINY, SPLICED, *POPULATION)),),
+    "population": (Command((*TINY, *POPULATION)),),
     "pam": (
         Command((
             *TINY, "-m", "trainer=pam", "arch=gated,topk", "arch.decoder_norm=free", "loss.penalty.weight=0.01",
@@ -149,8 +152,8 @@ CASES: dict[str, tuple[Command, ...]] = {
     "eval": (
         Command((*TINY, "-m", "arch=gated,topk"), "trained"),
         Command((
-            *TINY, SPLICED, "-m", "task=eval", "sae.path={outputs}/trained/0/sae,{outputs}/trained/1/sae",
-            "eval=geometry",
+            *TINY, "-m", "task=eval", "sae.path={outputs}/trained/0/sae,{outputs}/trained/1/sae",
+            "eval=[vectors,splice,geometry]",
         )),
     ),
     "resume": (
@@ -162,13 +165,14 @@ CASES: dict[str, tuple[Command, ...]] = {
             "-m", "experiment=fisher/as_released",
             "arch=released/standard,released/gated,released/jumprelu,released/topk", "model=tiny", "site.layer=1",
             "dataset=python_source", "dataset.context=128", "tracking=none", "source.tokens=2048",
-            "trainer.samples=3000", "trainer.log_every=7", "eval.tokens=512", "eval.batch_size=256", SPLICED,
+            "trainer.samples=3000", "trainer.log_every=7",
+            "suite.samples=512", "suite.batch_size=256", "suite.tokens=128",
         )),
     ),
     "mfr_synthetic_small": (
         Command((
             "experiment=mfr/synthetic_small", "tracking=none", "population.mutual.weight=0,24", "seed=1",
-            "trainer.samples=15_000", "trainer.log_every=5", "eval.tokens=2048",
+            "trainer.samples=15_000", "trainer.log_every=5", "suite.samples=2048",
         )),
     ),
     "pam_mnist_small": (
@@ -388,6 +392,8 @@ def older_override(override: str, renamed: Mapping[str, str]) -> str:
     name, equals, value = override.partition("=")
     for old, new in renamed.items():
         new_name, choice, new_value = new.partition("=")
+        if override == new:
+            return old
         if choice and name == new_name:
             values = [old.partition("=")[2] if each == new_value else each for each in value.split(",")]
             value = ",".join(values)
