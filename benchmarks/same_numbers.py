@@ -165,8 +165,8 @@ CASES: dict[str, tuple[Command, ...]] = {
             "-m", "experiment=fisher/as_released",
             "arch=released/standard,released/gated,released/jumprelu,released/topk", "model=tiny", "site.layer=1",
             "dataset=python_source", "dataset.context=128", "tracking=none", "source.tokens=2048",
-            "trainer.samples=3000", "trainer.log_every=7", "suite.samples=512", "suite.batch_size=256",
-            "suite.tokens=128",
+            "trainer.samples=3000", "trainer.log_every=7",
+            "suite.samples=512", "suite.batch_size=256", "suite.tokens=128",
         )),
     ),
     "mfr_synthetic_small": (

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import fsae
 from fsae.configuration.schema import RunSettings, schemas
-from fsae.evaluation.choices import CHOICES as EVALUATIONS
+from fsae.evaluation.choices import CHOICES
+from fsae.outputs.results import Better
 from fsae.ranges import range_of, written
 
 REPOSITORY = Path(__file__).parents[1]
@@ -45,14 +46,15 @@ GROUPS = {
 
 COMMANDS = {
     "run": "Train, evaluate and export an autoencoder; with `-m`, a sweep.",
+    "evaluate": "Evaluate finished runs again, without training.",
     "resume": "Launch the unfinished jobs of a sweep again.",
     "report": "Compare runs on one HTML page.",
     "store": "List, verify and prune the stored activations.",
-    "evaluate": "Evaluate finished runs again, without training.",
     "sync": "Deliver a run's metrics to the MLflow server.",
 }
 
 
+_ARROWS = {Better.more: "↑", Better.less: "↓", Better.neither: ""}
 # How the settings of a group begin, if not with its name. A loss names its terms itself.
 _PREFIXES = {"loss": "", "penalty": "loss.penalty."}
 
@@ -98,13 +100,23 @@ def settings_pages() -> dict[str, str]:
 
 
 def metrics_page() -> str:
-    """Return the page of all held-out metrics."""
-    rows = "".join(f"| `eval/{name}` | {_cell(meaning)} |\n" for name, meaning in meanings().items())
-    return (
-        "# Metrics\n\nA run measures these on held-out data. They are in `results.json`, in MLflow and in the report. "
-        "A metric is absent if it does not apply to the run.\n\n"
-        f"| metric | meaning |\n|---|---|\n{rows}"
-    )
+    """Return the page of all held-out metrics, by evaluation."""
+    sections = [
+        "# Metrics\n\nA run measures these on held-out data, in raw units. They are in `results.json`, MLflow and "
+        "the report. A metric is absent if it does not apply to the run. ↑ marks metrics of which more is better, ↓ "
+        "those of which less is better; the others have no better direction.\n\n"
+        "Every run has `eval=[vectors,splice,truth,agreement]` by default, and measures those that its source and its "
+        "population allow. `python -m fsae.evaluate` adds others to a finished run.\n"
+    ]
+    for name, evaluation in CHOICES.items():
+        rows = "".join(
+            f"| `eval/{metric}` | {_cell(each.text)} | {_cell(each.unit)} | {_ARROWS[each.better]} |\n"
+            for metric, each in evaluation.meanings.items()
+        )
+        sections.append(
+            f"## {name}\n\n{_escaped(_summary(evaluation))}\n\n| metric | meaning | unit | |\n|---|---|---|---|\n{rows}"
+        )
+    return "\n".join(sections)
 
 
 def python_page() -> str:
@@ -123,11 +135,6 @@ def commands_page() -> str:
         f"## `python -m fsae.{name}`\n\n{line}\n\n```text\n{helps[name]}\n```\n\n" for name, line in COMMANDS.items()
     )
     return f"# Commands\n\n`fsae` is short for `python -m fsae.run`.\n\n{pages}"
-
-
-def meanings() -> Mapping[str, str]:
-    """Return every held-out metric with its meaning."""
-    return {name: str(meaning) for each in EVALUATIONS.values() for name, meaning in each.meanings.items()}
 
 
 def undocumented() -> Iterator[str]:

@@ -10,7 +10,7 @@ import fsae
 
 PACKAGE = Path(fsae.__file__).parent
 # Packages whose choices others may add to: nothing outside may depend on which class one is.
-OPEN = ("autoencoders", "training")
+OPEN = ("autoencoders", "sources", "training")
 
 
 def trees(folder: Path) -> Iterator[tuple[str, ast.Module]]:

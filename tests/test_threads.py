@@ -30,7 +30,7 @@ def _four_cores() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def test_each_has_its_share_of_the_cores_and_they_come_back():
+def test_each_item_has_a_share_of_the_cores():
     two = Threads(2)
     together = threading.Barrier(2, timeout=10)
 
@@ -42,7 +42,7 @@ def test_each_has_its_share_of_the_cores_and_they_come_back():
     assert torch.get_num_threads() == 4
 
 
-def test_one_is_done_here_with_all_cores():
+def test_one_item_has_all_cores():
     here = threading.get_ident()
     for size, items in ((1, [1, 2]), (2, [1])):
         several = Threads(size)
@@ -51,7 +51,7 @@ def test_one_is_done_here_with_all_cores():
         )
 
 
-def test_those_who_would_leave_cores_idle_have_all_of_them():
+def test_remaining_items_have_all_cores():
     found = Threads(2).map(lambda item: (item, torch.get_num_threads()), [1, 2, 3])
     assert found == [(1, 2), (2, 2), (3, 4)]
 
@@ -74,7 +74,7 @@ def test_threads_that_begin_meanwhile_have_all_cores():
         assert asked.result() == 4
 
 
-def test_an_error_is_raised_when_the_others_are_done():
+def test_an_error_is_raised_once_all_threads_have_finished():
     done = []
 
     def act(item: int) -> None:

@@ -1,4 +1,4 @@
-"""Memory: what is free, and what the process frees and keeps for the next step, which needs as much again."""
+"""Memory: checks of free memory, and a setting that keeps freed memory in the process between steps."""
 
 import ctypes
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import psutil
 import torch
 
-# Parameters of glibc's mallopt, each with its value for a while of training and its usual one.
+# Parameters of glibc's mallopt, each with its value during training and its default.
 _TRIM_THRESHOLD = (-1, 2**31 - 1, 2**17)
 _TOP_PAD = (-2, 2**26, 2**17)
 _MMAP_MAX = (-4, 0, 2**16)
@@ -39,11 +39,11 @@ def require_free(wanted: int, device: torch.device, what: str, remedy: str) -> N
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Let the C library keep freed memory rather than give it back to the system; at the end it is given back.
+    """Make the C library keep freed memory until the block ends, instead of returning it to the system.
 
-    It would give back every tensor above 32 MB at once, and its successor in the next step would come page by page,
-    each cleared by the system: with weights of that size a fifth of a CPU's training step. Where the C library is
-    another one than glibc, nothing is done.
+    The C library would return every tensor above 32 MB at once, and get the next step's tensor page by page, each
+    cleared by the system. With weights of that size this takes a fifth of a CPU's training step. Nothing is done if the
+    C library is not glibc.
     """
     library = ctypes.CDLL(None)
     known = hasattr(library, "mallopt") and hasattr(library, "malloc_trim")

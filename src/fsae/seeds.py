@@ -1,4 +1,4 @@
-"""Random numbers that depend on names and counters alone, and so on nothing that was drawn before."""
+"""Random numbers that depend on names and counters only, not on earlier draws."""
 
 from hashlib import blake2b
 
@@ -6,10 +6,10 @@ import torch
 
 
 def seed_of(*drawn_for: object) -> int:
-    """A seed for this purpose, apart from that of any other."""
+    """Return a seed for a purpose; every other purpose has another seed."""
     return int.from_bytes(blake2b(repr(drawn_for).encode(), digest_size=8).digest(), "big") % 2**63
 
 
 def generator_for(*drawn_for: object) -> torch.Generator:
-    """A generator for this purpose, at its beginning."""
+    """Return a new generator for a purpose."""
     return torch.Generator().manual_seed(seed_of(*drawn_for))

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from docs import reference
-from docs.reference import CONF, choices, meanings, metrics_page, settings_pages, undocumented, undocumented_parts
+from docs.reference import CONF, choices, metrics_page, settings_pages, undocumented, undocumented_parts
 from fsae.configuration.schema import schemas
+from fsae.evaluation.choices import CHOICES
 from fsae.ranges import COUNT
 
 
@@ -35,7 +36,8 @@ def test_a_setting_has_its_range_its_default_and_its_meaning(pages: dict[str, st
 
 def test_every_metric_has_a_row():
     page = metrics_page()
-    assert all(f"| `eval/{name}` | " in page for name in meanings())
+    names = [name for evaluation in CHOICES.values() for name in evaluation.meanings]
+    assert all(f"| `eval/{name}` | " in page for name in names)
 
 
 def test_a_config_group_without_a_line_is_refused(monkeypatch: pytest.MonkeyPatch):

@@ -54,7 +54,7 @@ def write_shard(store: ActivationStore, part: Part, number: int, given: Shard, *
 @pytest.mark.parametrize("labels", [True, False])
 @pytest.mark.parametrize("count", [5, 0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_read_is_what_was_written(labels: bool, count: int, dtype: torch.dtype, tmp_path: Path):
+def test_a_shard_reads_back_as_it_was_written(labels: bool, count: int, dtype: torch.dtype, tmp_path: Path):
     store, given = made(tmp_path / "a"), shard(count, labels)
     given = Shard(
         activations=given.activations.to(dtype), tokens=given.tokens, documents=given.documents, labels=given.labels
@@ -68,7 +68,7 @@ def test_what_is_read_is_what_was_written(labels: bool, count: int, dtype: torch
     assert store.shards() == [(Part.held_out, 3)]
 
 
-def test_the_text_s_position_comes_back(tmp_path: Path):
+def test_a_record_keeps_the_position_of_the_text(tmp_path: Path):
     store = made(tmp_path / "a")
     text = {"documents": {"rows": {"shard": 3}, "seen": 2}, "used": 6, "epoch": 1}
     write(store, 0, 5, text=text)
@@ -78,7 +78,7 @@ def test_the_text_s_position_comes_back(tmp_path: Path):
     assert store.text_after(Part.train, 2) is None
 
 
-def test_a_shard_is_there_once_its_record_is(tmp_path: Path):
+def test_a_store_holds_a_shard_once_it_has_a_record(tmp_path: Path):
     store = made(tmp_path / "a")
     write(store, 0, 5)
     assert store.holds(Part.train, 0, 5)
@@ -90,7 +90,7 @@ def test_a_shard_is_there_once_its_record_is(tmp_path: Path):
         store.read(Part.train, 0)
 
 
-def test_checksums_are_compared_each_time(tmp_path: Path):
+def test_every_read_compares_the_checksum(tmp_path: Path):
     """Also of what this process has read or written before."""
     store = made(tmp_path / "a")
     write(store, 0, 5)
@@ -103,7 +103,7 @@ def test_checksums_are_compared_each_time(tmp_path: Path):
         store.read(Part.train, 0)
 
 
-def test_a_shard_stays_readable_while_another_takes_its_place(tmp_path: Path):
+def test_a_shard_stays_readable_while_another_replaces_it(tmp_path: Path):
     store = made(tmp_path / "a")
     short = write(store, 0, 5)
     found = store.read(Part.train, 0)
@@ -112,14 +112,14 @@ def test_a_shard_stays_readable_while_another_takes_its_place(tmp_path: Path):
     assert len(store.read(Part.train, 0)) == 50
 
 
-def test_files_are_for_whom_the_folder_is_for(tmp_path: Path):
+def test_files_have_the_permissions_of_their_folder(tmp_path: Path):
     store = made(tmp_path / "a")
     write(store, 0, 5)
     modes = {path.stat().st_mode & 0o777 for path in store.folder.glob("train-*.*")}
     assert modes == {(tmp_path / "a").stat().st_mode & 0o666}
 
 
-def test_no_space_is_an_error_of_the_system_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_raises_the_system_s_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from safetensors import SafetensorError
 
     def full(tensors, path) -> None:
@@ -134,7 +134,7 @@ def test_no_space_is_an_error_of_the_system_s(tmp_path: Path, monkeypatch: pytes
     assert {path.name for path in store.folder.iterdir()} == {"store.json", "in_use.lock"}
 
 
-def test_a_record_without_space_leaves_a_shorter_shard_in_place(tmp_path: Path):
+def test_a_record_without_space_keeps_the_shorter_shard(tmp_path: Path):
     store = made(tmp_path / "a")
     short = write(store, 0, 5)
     # A real full disk: nothing fits on this device.
@@ -159,7 +159,7 @@ def test_a_record_of_an_earlier_version_is_read(tmp_path: Path):
         store.read(Part.train, 0)
 
 
-def test_a_lock_is_for_one_at_a_time(tmp_path: Path):
+def test_only_one_holder_has_a_lock(tmp_path: Path):
     store = made(tmp_path / "a")
     with store.lock(Part.train, 0) as first, store.lock(Part.train, 0) as second, store.lock(Part.train, 1) as third:
         assert (first, second, third) == (True, False, True)
@@ -167,7 +167,7 @@ def test_a_lock_is_for_one_at_a_time(tmp_path: Path):
         assert free
 
 
-def test_a_store_of_another_format_is_refused_by_who_wrote_it(tmp_path: Path):
+def test_refusing_another_format_names_the_program_that_wrote_it(tmp_path: Path):
     folder = made(tmp_path / "a").folder
     manifest = json.loads((folder / "store.json").read_text())
     (folder / "store.json").write_text(json.dumps(manifest | {"format": 7, "written_by": "fsae 9.0", "new": 1}))
@@ -295,7 +295,7 @@ def test_a_record_that_cannot_be_read_is_noticed(text: str, tmp_path: Path):
         store.read(Part.train, 0)
 
 
-def test_foreign_files_are_none_of_the_shards(tmp_path: Path):
+def test_foreign_files_do_not_count_as_shards(tmp_path: Path):
     store = made(tmp_path / "a")
     write(store, 0, 5)
     with store.lock(Part.train, 1):
@@ -312,7 +312,7 @@ def test_foreign_files_are_none_of_the_shards(tmp_path: Path):
 
 @pytest.mark.parametrize("labels", [True, False])
 @pytest.mark.parametrize("width", [4, 768])
-def test_the_estimate_is_what_a_shard_takes(labels: bool, width: int, tmp_path: Path):
+def test_the_estimate_matches_the_size_of_a_shard(labels: bool, width: int, tmp_path: Path):
     store, given = made(tmp_path / "a"), shard(20_000, labels)
     given = replace(given, activations=torch.zeros(20_000, width))
     text = {"documents": {"rows": {"file": 3, "row": 10**6}, "seen": 10**7, "kept": 10**6, "skipped": 3}, "used": 9}
@@ -322,7 +322,7 @@ def test_the_estimate_is_what_a_shard_takes(labels: bool, width: int, tmp_path: 
     assert taken <= estimate <= 1.01 * taken
 
 
-def test_a_store_that_is_opened_while_it_is_removed_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_store_that_is_opened_while_it_is_removed_starts_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     store = made(tmp_path / "a")
     write(store, 0, 5)
     assert not remove(store.folder)

@@ -45,7 +45,7 @@ def same_rows(a: Tensor, b: Tensor) -> bool:
     return sorted(map(tuple, a.tolist())) == sorted(map(tuple, b.tolist()))
 
 
-def test_an_autoencoder_is_to_return_what_it_is_given():
+def test_targets_are_the_inputs():
     batch = next(activation_source().batches(BATCH))
     assert batch.inputs is batch.targets
     assert batch.inputs.shape == (BATCH, D_IN)
@@ -58,7 +58,7 @@ def test_shards_follow_one_another_in_the_text():
     assert same_rows(everything[SHARD:], shard_in_text_order(1, tokens=80))
 
 
-def test_an_epoch_goes_round_every_vector_less_what_fills_no_batch():
+def test_an_epoch_has_every_vector_except_those_that_fill_no_batch():
     source = activation_source()
     first = torch.cat(take(source, PER_EPOCH))
     whole = torch.cat([shard_in_text_order(0), shard_in_text_order(1)])
@@ -71,7 +71,7 @@ def test_an_epoch_goes_round_every_vector_less_what_fills_no_batch():
     assert len(left) == TOKENS - PER_EPOCH * BATCH
 
 
-def test_every_epoch_shard_and_seed_has_its_own_order_and_keeps_it():
+def test_every_epoch_shard_and_seed_has_an_order_of_its_own():
     # Four shards of 40 are ten batches.
     streams = [take(activation_source(seed=seed, tokens=160), 40) for seed in (0, 0, 1)]
     assert all(torch.equal(a, b) for a, b in zip(streams[0], streams[1], strict=True))
@@ -104,7 +104,7 @@ def test_a_position_is_two_counters():
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_the_stream_is_the_same_whether_or_not_it_is_kept(kept: bool, tmp_path: Path):
+def test_a_store_does_not_change_the_stream(kept: bool, tmp_path: Path):
     wanted = take(activation_source(), 3 * PER_EPOCH)
     held_out = [batch.inputs for batch in activation_source().held_out(60, 25)]
     # Written, then read; a store that holds more serves as well.
@@ -120,7 +120,7 @@ def test_the_stream_is_the_same_whether_or_not_it_is_kept(kept: bool, tmp_path: 
             assert all(torch.equal(a, b) for a, b in zip(found, held_out, strict=True))
 
 
-def test_a_resumed_stream_is_the_same_when_the_store_was_removed_meanwhile(tmp_path: Path):
+def test_removing_the_store_does_not_change_a_resumed_stream(tmp_path: Path):
     wanted = take(activation_source(), 3 * PER_EPOCH)
     with activation_source(tmp_path / "before") as before:
         take(before, PER_EPOCH + 2)
@@ -144,7 +144,7 @@ def test_a_full_store_needs_no_language_model(tmp_path: Path):
     assert model.passes == 0
 
 
-def test_nothing_is_fetched_that_training_does_not_take():
+def test_no_shard_is_fetched_that_training_does_not_reach():
     passes = []
     # 40 vectors are the first shard; 64 need the second one; 200 go round both, which are in memory by then.
     for training_tokens in (40, 64, 200):
@@ -156,7 +156,7 @@ def test_nothing_is_fetched_that_training_does_not_take():
     assert passes[0] < passes[1] == passes[2]
 
 
-def test_what_fills_no_batch_at_the_end_does_not_begin_another_epoch():
+def test_vectors_that_fill_no_batch_do_not_begin_another_epoch():
     passes = set()
     for seed in range(6):
         # Three shards, of which memory holds two: some other epoch begins with the one that is not there.
@@ -168,7 +168,7 @@ def test_what_fills_no_batch_at_the_end_does_not_begin_another_epoch():
     assert len(passes) == 1
 
 
-def test_the_next_shard_is_harvested_while_training_goes_on():
+def test_the_next_shard_is_harvested_during_training():
     model, second_shard_begun = TableModel(), threading.Event()
     main = threading.current_thread()
 
@@ -193,7 +193,7 @@ def test_at_most_two_shards_are_in_memory():
         assert len(source._fetched) == 2
 
 
-def test_memory_that_holds_every_shard_harvests_each_once():
+def test_each_shard_is_harvested_once_if_memory_holds_all():
     model = TableModel()
     with activation_source(model=model) as source:
         take(source, PER_EPOCH)
@@ -215,7 +215,7 @@ def test_a_closed_source_stops_harvesting():
     assert model.passes < 10
 
 
-def test_held_out_vectors_are_always_the_same_whatever_is_trained_meanwhile():
+def test_training_does_not_change_held_out_vectors():
     source = activation_source()
     first = [batch.inputs for batch in source.held_out(60, 25)]
     assert [len(batch) for batch in first] == [25, 25, 10]
@@ -240,7 +240,7 @@ def test_held_out_vectors_end_with_the_text():
     assert int(keep.sum()) - 16 * shards < len(everything) <= int(keep.sum())
 
 
-def test_held_out_rows_are_the_first_and_no_more_than_needed():
+def test_held_out_rows_are_the_fewest_first_rows():
     source = activation_source()
     tokens, keep = source.held_out_rows(30)
     assert tokens.shape == keep.shape == (4, 8)
@@ -249,7 +249,7 @@ def test_held_out_rows_are_the_first_and_no_more_than_needed():
     assert torch.equal(longer[:4], tokens)
 
 
-def test_a_batch_larger_than_all_there_is_is_refused():
+def test_a_batch_larger_than_the_training_part_is_refused():
     with pytest.raises(ValueError, match=r"trainer\.batch_size is 71, more than the 70 training vectors; raise"):
         next(activation_source().batches(71))
 
@@ -296,7 +296,7 @@ def opened(
     return open_activations(settings, request, lambda: None)
 
 
-def test_a_real_model_is_harvested_once_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_real_model_is_harvested_once_and_the_log_reports_it(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO")
     with opened(tmp_path, cache=Cache.none) as source:
         wanted = take(source, 30)
@@ -318,14 +318,14 @@ def test_a_real_model_is_harvested_once_and_says_so(tmp_path: Path, caplog: pyte
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
-def test_an_evaluation_asks_for_held_out_vectors_only(tmp_path: Path):
+def test_an_evaluation_harvests_held_out_vectors_only(tmp_path: Path):
     with opened(tmp_path, training_tokens=0) as source:
         list(source.held_out(100, 50))
     (folder,) = tmp_path.iterdir()
     assert [path.name for path in folder.glob("*.safetensors")] == ["held_out-00000.safetensors"]
 
 
-def test_a_store_that_has_no_room_is_refused_or_done_without(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_run_without_room_for_its_store_is_refused_or_keeps_none(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     # 700 vectors of 32 floats and 16 bytes: 0.0001 GB.
     with pytest.raises(
         OSError, match=r"source\.cache_gb is 1e-05, the stores in .* take 0 GB and .* source\.cache=none"
@@ -337,7 +337,7 @@ def test_a_store_that_has_no_room_is_refused_or_done_without(tmp_path: Path, cap
     assert not list(tmp_path.iterdir())
 
 
-def test_going_round_more_than_memory_holds_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_repeated_harvests_cause_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     with opened(tmp_path, cache=Cache.none, training_tokens=1500):
         pass
     assert "training goes 2.5 times round 3 shards, of which memory holds 2" in caplog.text
@@ -378,7 +378,7 @@ def test_runs_share_a_stream_if_the_same_settings_make_it():
     assert len({key(), *different}) == 1 + len(different)
 
 
-def test_stores_are_told_apart_by_what_determines_their_content(tmp_path: Path):
+def test_settings_that_determine_the_content_have_a_store_of_their_own(tmp_path: Path):
     found = []
     for changes in ({}, {"tokens": 300, "seed": 3}, {"shard_tokens": 128}):
         with opened(tmp_path, BATCH, **cast(dict[str, Any], changes)) as source:
@@ -387,7 +387,7 @@ def test_stores_are_told_apart_by_what_determines_their_content(tmp_path: Path):
     assert found == [1, 1, 2]
 
 
-def test_a_position_in_activations_of_another_kind_is_refused():
+def test_a_position_with_other_forward_passes_is_refused():
     source = activation_source()
     state = source.state_dict() | {"passes": PASSES | {"dtype": "bfloat16"}}
     with pytest.raises(
@@ -404,7 +404,7 @@ def written_text(folder: Path, characters: int) -> DatasetSettings:
 
 
 @pytest.mark.parametrize("cache", [Cache.disk, Cache.none])
-def test_too_little_text_is_told_and_counted(cache: Cache, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_too_little_text_is_reported_and_counted(cache: Cache, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     dataset = written_text(tmp_path / "text", 4800)
     opening = partial(opened, tmp_path / "out", 8192, dataset=dataset, tokens=8192, shard_tokens=4096, cache=cache)
     with opening() as source:
@@ -436,7 +436,7 @@ def test_too_little_text_is_told_and_counted(cache: Cache, tmp_path: Path, caplo
 
 
 @pytest.mark.parametrize("also", [[], ["mlp_out.2", "attn_z.3"]])
-def test_the_announced_size_is_what_is_written(also: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_the_logged_size_matches_the_files(also: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture):
     """Also where text waits between shards: one document is longer than everything that is harvested of it."""
     caplog.set_level("INFO")
     (tmp_path / "text").mkdir()

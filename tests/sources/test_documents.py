@@ -86,7 +86,7 @@ def test_the_part_does_not_depend_on_the_format(tmp_path):
     assert all(part == held_out[0] for part in held_out)
 
 
-def test_copies_of_a_document_fall_on_the_same_side(tmp_path):
+def test_copies_of_a_document_are_in_the_same_part(tmp_path):
     write_parquet(tmp_path / "a.parquet", {"text": STORIES[:50] * 3})
     settings = DatasetSettings(format=DatasetFormat.parquet, path=str(tmp_path), held_out=0.3)
     train, held_out = contents(settings, Part.train), contents(settings, Part.held_out)
@@ -103,14 +103,14 @@ def test_the_share_grows_the_held_out_part(tmp_path):
     assert parts[0] < parts[1] < parts[2]
 
 
-def test_files_come_in_a_random_order_that_is_always_the_same(tmp_path):
+def test_files_come_in_a_fixed_random_order(tmp_path):
     settings = write_text(tmp_path)
     first, again = (contents(settings, Part.train) for _ in range(2))
     assert first == again
     assert first != sorted(first)
 
 
-def test_going_on_from_a_saved_position(stories):
+def test_documents_continue_from_a_saved_position(stories):
     documents = open_documents(stories, Part.train)
     for _ in range(70):
         next(documents)
@@ -122,7 +122,7 @@ def test_going_on_from_a_saved_position(stories):
     assert len(rest) > 70
 
 
-def test_rewinding(stories):
+def test_rewinding_returns_to_the_first_document(stories):
     documents = open_documents(stories, Part.held_out)
     first = list(documents)
     assert next(documents, None) is None
@@ -132,14 +132,14 @@ def test_rewinding(stories):
     assert list(documents) == first
 
 
-def test_reading_files_asks_nobody(stories, monkeypatch):
+def test_reading_files_opens_no_connection(stories, monkeypatch):
     asked = []
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: asked.append(host) or [])
     next(open_documents(stories, Part.train))
     assert asked == []
 
 
-def test_closing_in_the_middle_takes_no_time(tmp_path):
+def test_closing_early_takes_no_time(tmp_path):
     """datasets sleeps 5 s when a shuffled parquet stream is closed; ours is not shuffled that way."""
     documents = open_documents(write_parquet_files(tmp_path), Part.train)
     next(documents)
@@ -160,7 +160,7 @@ def test_labels_are_kept(tmp_path):
     assert all(document.label is (len(document.content) % 2 == 0) for document in documents)
 
 
-def test_token_ids_are_read_as_they_are(tmp_path):
+def test_token_ids_are_read_unchanged(tmp_path):
     rows = [[i, i + 1, i + 2] for i in range(40)]
     write_parquet(tmp_path / "train.parquet", {"input_ids": rows})
     settings = DatasetSettings(
@@ -177,7 +177,7 @@ def test_token_ids_are_read_as_they_are(tmp_path):
     assert train[0] == Document(content=train[0].content, label=None)
 
 
-def test_a_split_a_configuration_and_a_data_folder_of_a_local_copy(tmp_path):
+def test_a_local_copy_has_splits_configurations_and_data_folders(tmp_path):
     """The same settings as on the hub: `split`, `config` (the card names its files) and `data_dir`."""
     settings = write_hub_copy(tmp_path / "plain")
     validation = DatasetSettings(format=settings.format, path=settings.path, split="validation", held_out=0.999999)
@@ -203,7 +203,7 @@ def test_a_split_a_configuration_and_a_data_folder_of_a_local_copy(tmp_path):
     assert contents(python, Part.held_out) == ["a = 1"]
 
 
-def test_the_running_pythons_source():
+def test_python_source_reads_the_running_python():
     settings = DatasetSettings(format=DatasetFormat.python_source)
     documents = contents(settings, Part.train) + contents(settings, Part.held_out)
     assert len(documents) > 300
@@ -222,13 +222,13 @@ def test_the_running_pythons_source():
         ({"format": DatasetFormat.hub, "path": "big/stack", "config": "v2", "data_dir": "c"}, "stack-v2-c"),
     ],
 )
-def test_a_data_set_is_called_by_what_it_is(settings, name):
+def test_a_data_set_is_named_after_its_path(settings, name):
     assert DatasetSettings(**settings).name == name
     with pytest.raises(TypeError):
         DatasetSettings(**(settings | {"name": "tinystories"}))
 
 
-def test_a_glob_a_single_file_and_strange_names(tmp_path):
+def test_globs_single_files_and_strange_names_are_read(tmp_path):
     write_text(tmp_path)
     (tmp_path / "odd [1].txt").write_text("brackets")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
@@ -250,7 +250,7 @@ def failure(**settings) -> str:
     return str(caught.value)
 
 
-def test_paths_that_lead_nowhere(tmp_path):
+def test_paths_that_lead_nowhere_are_refused(tmp_path):
     missing = str(tmp_path / "missing")
     for format in (DatasetFormat.text, DatasetFormat.json, DatasetFormat.parquet):
         assert failure(format=format, path=missing).startswith(f"dataset.path: there is no file or folder {missing}")
@@ -351,7 +351,7 @@ def write_lines(folder: Path, rows: list[dict]) -> DatasetSettings:
     return DatasetSettings(format=DatasetFormat.json, path=str(folder), held_out=1e-9)
 
 
-def test_rows_with_nothing_in_them_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_rows_without_a_document_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     rows: list[dict] = [{"text": story} for story in STORIES]
     rows[100], rows[150] = {"text": None}, {"other": "late"}
     settings = write_lines(tmp_path, rows)
@@ -391,7 +391,7 @@ def test_more_such_rows_than_allowed_end_the_pass(allowed: int, tmp_path: Path):
         (5, "holds int, not a list"),
     ],
 )
-def test_what_is_no_list_of_token_ids_is_refused(value, reason: str, tmp_path: Path):
+def test_values_that_are_no_lists_of_token_ids_are_refused(value, reason: str, tmp_path: Path):
     # In the first row at once: the column is wrong, and not the row.
     settings = replace(write_lines(tmp_path, [{"ids": value}]), tokens_column="ids")
     with pytest.raises(ValueError, match=rf"data set \S+, .*n\.jsonl, line 1: column 'ids' {reason}"):
@@ -410,7 +410,7 @@ PADDED = [
 
 
 @pytest.mark.parametrize("named", ["attention_mask", "my_mask"])
-def test_padding_is_dropped_where_the_mask_says_so(named: str, tmp_path: Path):
+def test_padding_is_dropped_by_the_mask(named: str, tmp_path: Path):
     rows = [{"ids": row["ids"], named: row["attention_mask"]} for row in PADDED]
     settings = replace(write_lines(tmp_path, rows), tokens_column="ids")
     settings = settings if named == "attention_mask" else replace(settings, mask_column=named)
@@ -433,13 +433,13 @@ def test_padding_is_dropped_where_the_mask_says_so(named: str, tmp_path: Path):
         ({"ids": [1, 2]}, "no column 'm'; it has ids: set dataset.mask_column to one of these"),
     ],
 )
-def test_a_mask_that_is_none_is_refused(row: dict, reason: str, tmp_path: Path):
+def test_an_invalid_mask_is_refused(row: dict, reason: str, tmp_path: Path):
     settings = replace(write_lines(tmp_path, [row]), tokens_column="ids", mask_column="m")
     with pytest.raises(ValueError, match=reason):
         contents(settings, Part.train)
 
 
-def test_a_padded_copy_of_a_row_falls_on_the_same_side(tmp_path: Path):
+def test_a_padded_copy_of_a_row_is_in_the_same_part(tmp_path: Path):
     rows = [{"ids": [i, i + 1], "attention_mask": [1, 1]} for i in range(50)]
     padded = [{"ids": [0, *row["ids"], 0], "attention_mask": [0, 1, 1, 0]} for row in rows]
     settings = replace(write_lines(tmp_path, rows + padded), tokens_column="ids", held_out=0.3)
@@ -484,7 +484,7 @@ def test_chats_are_lists_of_messages(chat: list, wanted: list, tmp_path: Path):
         ([{"role": "user", "content": [{"type": "image"}]}], r"has a part that is no text \(image\) in message 1"),
     ],
 )
-def test_what_is_no_chat_is_refused(chat, reason: str, tmp_path: Path):
+def test_values_that_are_no_chats_are_refused(chat, reason: str, tmp_path: Path):
     settings = replace(write_lines(tmp_path, [{"messages": chat}]), chat_column="messages")
     with pytest.raises(ValueError, match=rf"data set \S+, .*n\.jsonl, line 1: column 'messages' {reason}"):
         contents(settings, Part.train)
@@ -499,7 +499,7 @@ def test_a_file_that_is_no_text_is_left_out_and_counted(tmp_path: Path):
     assert documents.skipped == 1
 
 
-def test_columns_that_are_not_there(tmp_path):
+def test_missing_columns_are_refused(tmp_path):
     write_parquet(tmp_path / "train.parquet", {"func": STORIES, "target": [0] * len(STORIES)})
     where = {"format": DatasetFormat.parquet, "path": str(tmp_path)}
     assert f"{tmp_path.name} has no column 'text'; it has func, target" in failure(**where)
@@ -510,13 +510,13 @@ def test_columns_that_are_not_there(tmp_path):
     )
 
 
-def test_splits_and_configurations_that_are_not_there(tmp_path):
+def test_missing_splits_and_configurations_are_refused(tmp_path):
     where = {"format": DatasetFormat.hub, "path": write_hub_copy(tmp_path).path}
     assert "Bad split: test" in failure(**where, split="test")
     assert "python" in failure(**where, config="python")
 
 
-def test_data_sets_without_documents(tmp_path):
+def test_data_sets_without_documents_are_refused(tmp_path):
     write_parquet(tmp_path / "none" / "train.parquet", {"text": []})
     assert "none is empty: no document in" in failure(format=DatasetFormat.parquet, path=str(tmp_path / "none"))
     write_parquet(tmp_path / "one" / "train.parquet", {"text": ["alone"]})
@@ -525,7 +525,7 @@ def test_data_sets_without_documents(tmp_path):
     assert "none of its 1 documents is in the part train" in failure(**one, held_out=1 - 1e-12)
 
 
-def test_a_later_pass_may_be_all_that_a_resumed_run_sees(tmp_path):
+def test_a_resumed_run_may_see_only_a_later_pass(tmp_path):
     """Resuming at the very end finds no further document, and that is no empty data set."""
     settings = write_text(tmp_path)
     documents = open_documents(settings, Part.train)
@@ -565,7 +565,7 @@ def test_a_later_pass_may_be_all_that_a_resumed_run_sees(tmp_path):
         ({"format": DatasetFormat.python_source, "context": 1}, "dataset.context is 1"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings, message):
+def test_contradictory_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         DatasetSettings(**settings)
 

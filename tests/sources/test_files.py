@@ -56,7 +56,7 @@ def test_pipes_are_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCap
         names(tmp_path / "pipe")
 
 
-def test_files_that_may_not_be_read_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_unreadable_files_are_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "a.txt").write_text("a")
     # Root may read everything.
     monkeypatch.setattr(os, "access", lambda path, mode: False)
@@ -64,7 +64,7 @@ def test_files_that_may_not_be_read_are_refused_by_name(tmp_path: Path, monkeypa
         names(tmp_path)
 
 
-def test_a_folder_that_may_not_be_read_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_unreadable_folder_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def forbidden(top, **options):
         options["onerror"](PermissionError(13, "Permission denied", f"{tmp_path}/closed"))
         return iter(())

@@ -20,7 +20,7 @@ def first(source: InMemorySource, batches: int, size: int = 3) -> list[list[floa
     return [batch.inputs[:, 0].tolist() for batch in islice(source.batches(size), batches)]
 
 
-def test_an_epoch_has_each_vector_at_most_once_and_the_next_another_order():
+def test_each_epoch_has_a_vector_at_most_once_in_an_order_of_its_own():
     batches = first(source(), 6)
     # Three whole batches of the ten vectors, one of which is left out.
     for epoch in (batches[:3], batches[3:]):
@@ -33,7 +33,7 @@ def test_the_seed_decides_the_order():
 
 
 @pytest.mark.parametrize("before", [2, 3, 4])
-def test_it_goes_on_where_it_was(before: int):
+def test_a_resumed_stream_continues_at_its_position(before: int):
     check_goes_on(source, 3, before)
 
 
@@ -44,5 +44,5 @@ def test_the_held_out_part_is_always_the_same():
 
 
 def test_a_batch_larger_than_the_training_part_is_refused():
-    with pytest.raises(ValueError, match=r"trainer.batch_size is 11, more than the 10 samples there are"):
+    with pytest.raises(ValueError, match=r"trainer.batch_size is 11, more than the 10 training samples; lower it"):
         first(source(), 1, size=11)

@@ -91,7 +91,7 @@ def test_devigns_labels_stay_with_their_functions(copies):
     assert all(document.label is defective[str(document.content)] for document in documents)
 
 
-def test_the_splits_of_devign_are_apart_by_file(copies):
+def test_devigns_splits_are_files_of_their_own(copies):
     files = {function.text: function.file for function in FUNCTIONS}
     seen = []
     for split in ("train", "validation", "test"):
@@ -101,7 +101,7 @@ def test_the_splits_of_devign_are_apart_by_file(copies):
 
 
 @pytest.mark.parametrize("choice", ["devign_gpt2", "tinystories_gpt2", "stack_python_gpt2", "stack_java_gpt2"])
-def test_data_sets_that_are_tokenised_already(tmp_path, choice):
+def test_tokenised_data_sets_are_read(tmp_path, choice):
     rows = [[(7 * i + j) % 257 for j in range(512)] for i in range(30)]
     write_tokenised(tmp_path, rows, context=512)
     settings = chosen(choice, f"dataset.path={tmp_path}")
@@ -111,7 +111,7 @@ def test_data_sets_that_are_tokenised_already(tmp_path, choice):
     assert open_documents(settings, Part.train).tokenised
 
 
-def test_a_folder_that_hides_a_hub_data_set_is_told(tmp_path, monkeypatch, caplog):
+def test_a_folder_that_hides_a_hub_data_set_causes_a_warning(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     write_openwebtext(tmp_path / "Skylion007" / "openwebtext", TEXTS[:50])
     with caplog.at_level(logging.WARNING):
@@ -147,7 +147,7 @@ def digest_of(documents: list[Document]) -> str:
     return sha256(repr([(document.content, document.label) for document in documents]).encode()).hexdigest()
 
 
-def test_streamed_from_a_hub_by_their_real_names_they_are_the_same(copies, tmp_path):
+def test_streaming_from_a_hub_gives_the_same_documents(copies, tmp_path):
     """Read in part, left, and gone on with from the saved position; other splits are not downloaded."""
     with file_hub({name: copies / folder for folder, name in HUB_NAMES.items()}) as hub:
         result = subprocess.run(
@@ -184,7 +184,7 @@ except ValueError as error:
 """
 
 
-def test_a_hub_that_dies_half_way_is_told(copies, tmp_path):
+def test_a_hub_that_fails_midway_is_reported(copies, tmp_path):
     with file_hub({HUB_NAMES["openwebtext"]: copies / "openwebtext"}) as hub:
         reader = subprocess.Popen(
             [sys.executable, "-c", DIE],
@@ -230,7 +230,7 @@ def test_c_functions_are_found_whole():
     assert functions["reads_freed"].endswith("dg-warning \"use after 'free' of 'p'\" } */\n}")
 
 
-def test_neither_comment_nor_name_tells_the_label():
+def test_neither_comment_nor_name_reveals_the_label():
     defective, clean = labelled(C_FILE, "file.c")
     assert (defective.defective, clean.defective) == (True, False)
     for function in (defective, clean):

@@ -49,7 +49,7 @@ def test_half_precision_norms_do_not_overflow():
     assert norm_limit(vectors, 10.0) == pytest.approx(10 * 2 * 60_000, rel=1e-3)
 
 
-def test_training_sees_no_massive_vector_and_all_the_others():
+def test_training_sees_every_vector_except_massive_ones():
     everything = epoch_of(activation_source(model=sinking_model(), max_norm_multiple=None))
     massive = is_massive(everything)
     assert 0 < massive.sum() < 10
@@ -60,7 +60,7 @@ def test_training_sees_no_massive_vector_and_all_the_others():
     assert len(rows(everything[~massive]) - rows(seen)) <= 6
 
 
-def test_a_stream_without_massive_vectors_is_the_same_with_a_limit_and_without():
+def test_a_limit_does_not_change_a_stream_without_massive_vectors():
     limited, free = (epoch_of(activation_source(max_norm_multiple=multiple)) for multiple in (10.0, None))
     assert torch.equal(limited, free)
 
@@ -71,7 +71,7 @@ def test_scale_and_biases_are_measured_without_massive_vectors():
     assert rows(kept) == rows(everything[~is_massive(everything)])
 
 
-def test_held_out_vectors_leave_the_massive_ones_out_and_count_them():
+def test_massive_held_out_vectors_are_left_out_and_counted():
     source = activation_source(model=sinking_model(), held_out_tokens=1000)
     kept = torch.cat([batch.inputs for batch in source.held_out(1000, 25)])
     free = activation_source(model=sinking_model(), held_out_tokens=1000, max_norm_multiple=None)
@@ -93,13 +93,13 @@ def test_training_and_evaluation_have_one_limit(tmp_path: Path):
     assert source.norm_limit == before == source.state_dict()["norm_limit"]
 
 
-def test_an_evaluation_alone_measures_its_limit_on_held_out_vectors():
+def test_an_evaluation_without_training_measures_its_limit_on_held_out_vectors():
     source = activation_source(model=sinking_model(), tokens=0, held_out_tokens=1000)
     assert not is_massive(torch.cat([batch.inputs for batch in source.held_out(1000, 25)])).any()
     assert source.massive_share
 
 
-def test_a_limit_that_is_given_takes_the_place_of_the_multiple():
+def test_a_given_limit_replaces_the_multiple():
     for multiple in (None, 1e6, 10.0):
         source = activation_source(model=sinking_model(), max_norm_multiple=multiple, max_norm=50.0)
         assert source.norm_limit == 50.0
@@ -130,7 +130,7 @@ def test_a_store_holds_massive_vectors_for_runs_of_another_limit(tmp_path: Path,
     assert model.passes == 0
 
 
-def test_a_shard_that_is_massive_throughout_is_refused():
+def test_a_shard_with_only_massive_vectors_is_refused():
     model = TableModel()
     source = activation_source(model=model)
     source.first_vectors()
@@ -141,6 +141,6 @@ def test_a_shard_that_is_massive_throughout_is_refused():
 
 
 @pytest.mark.parametrize("multiple", [1.0, 0.0, -3.0, float("nan"), float("inf")])
-def test_a_multiple_that_is_none_is_refused(multiple: float):
+def test_a_multiple_out_of_range_is_refused(multiple: float):
     with pytest.raises(ValueError, match=r"source.max_norm_multiple is .* median norm"):
         ActivationSourceSettings(max_norm_multiple=multiple)

@@ -30,7 +30,7 @@ def held_out(source: InMemorySource) -> torch.Tensor:
     return torch.cat([batch.inputs for batch in source.held_out(1000, 7)])
 
 
-def test_its_files_are_read_zipped_or_not_and_scaled_by_the_training_part(folder: Path):
+def test_mnist_files_are_read_and_scaled_by_the_training_part(folder: Path):
     source = MNISTSettings(path=str(folder)).source(CPU)
     train = source.first_vectors()
     assert (source.d_in, len(train)) == (784, 40)
@@ -54,14 +54,14 @@ def test_a_share_is_drawn_by_the_seed_and_scales_by_itself(folder: Path):
     torch.testing.assert_close(images, (of_half - of_half.mean()) / of_half.std())
 
 
-def test_scikit_learns_digits_are_said_not_to_be_mnist(caplog: pytest.LogCaptureFixture):
+def test_a_warning_says_that_scikit_learns_digits_are_not_mnist(caplog: pytest.LogCaptureFixture):
     source = MNISTSettings().source(CPU)
     # 1,797, of which a tenth is held out.
     assert (source.d_in, len(source.first_vectors()), len(held_out(source))) == (64, 1618, 179)
     assert "scikit-learn's digits, not MNIST" in caplog.text
 
 
-def test_what_is_missing_or_damaged_is_named(folder: Path, tmp_path: Path):
+def test_missing_and_damaged_files_are_named(folder: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"has no train-images-idx3-ubyte or train-images-idx3-ubyte.gz"):
         MNISTSettings(path=str(tmp_path / "nowhere")).source(CPU)
     zipped = folder / "t10k-images-idx3-ubyte.gz"
@@ -83,5 +83,5 @@ def test_shares_are_checked(folder: Path):
     with pytest.raises(ValueError, match=r"source.share=0.01 of 40 images is no image; raise it"):
         MNISTSettings(path=str(folder), share=0.01).source(CPU)
     four = MNISTSettings(path=str(folder), share=0.1).source(CPU)
-    with pytest.raises(ValueError, match=r"trainer.batch_size is 5, more than the 4 samples there are"):
+    with pytest.raises(ValueError, match=r"trainer.batch_size is 5, more than the 4 training samples"):
         next(four.batches(5))

@@ -69,14 +69,14 @@ def wanted() -> list[torch.Tensor]:
     return every(listed_shards(**SIZES))
 
 
-def test_what_is_stored_is_what_is_harvested(tmp_path: Path, wanted):
+def test_stored_shards_equal_harvested_shards(tmp_path: Path, wanted):
     assert same(every(listed_shards(tmp_path, **SIZES)), wanted)
     model = TableModel()
     assert same(every(listed_shards(tmp_path, model=model, **SIZES)), wanted)
     assert model.passes == 0
 
 
-def test_the_order_in_which_shards_are_asked_for_does_not_matter(wanted):
+def test_the_order_of_requests_does_not_change_shards(wanted):
     places = places_of(listed_shards(**SIZES))
     for order in ([3, 0, 2, 1, 5, 4], [5, 4, 3, 2, 1, 0]):
         shards = listed_shards(**SIZES)
@@ -84,7 +84,7 @@ def test_the_order_in_which_shards_are_asked_for_does_not_matter(wanted):
         assert same([found[i] for i in range(6)], wanted)
 
 
-def test_facts_say_where_each_vector_is_from(tmp_path: Path):
+def test_columns_state_where_each_vector_is_from(tmp_path: Path):
     model = TableModel()
     labels = [f"kind {i % 3}" for i in range(len(TEXTS))]
     for folder in (None, tmp_path, tmp_path):
@@ -119,7 +119,7 @@ def test_training_shards_are_shuffled_across_documents_and_held_out_ones_are_not
 
 
 @pytest.mark.parametrize("tokens", [30, 70, 100, 150])
-def test_a_store_with_more_or_less_serves_all_the_same(tokens: int, tmp_path: Path):
+def test_a_store_serves_runs_of_any_size(tokens: int, tmp_path: Path):
     wanted = every(listed_shards(tokens=tokens, shard_tokens=40))
     every(listed_shards(tmp_path, tokens=110, shard_tokens=40))
     assert same(every(listed_shards(tmp_path, tokens=tokens, shard_tokens=40)), wanted)
@@ -132,7 +132,7 @@ def test_a_store_with_more_or_less_serves_all_the_same(tokens: int, tmp_path: Pa
     assert model.passes == 0
 
 
-def test_extending_a_store_harvests_only_what_is_new(tmp_path: Path):
+def test_extending_a_store_harvests_new_shards_only(tmp_path: Path):
     counts = []
     for tokens in (80, 160):
         model = TableModel()
@@ -144,7 +144,7 @@ def test_extending_a_store_harvests_only_what_is_new(tmp_path: Path):
     assert sum(counts) == model.passes
 
 
-def test_held_out_text_that_ends_is_not_looked_for_again(tmp_path: Path):
+def test_the_end_of_held_out_text_is_found_once(tmp_path: Path):
     passes = []
     for _ in range(2):
         model = TableModel()
@@ -171,7 +171,7 @@ def test_shards_after_the_held_out_text_are_not_missing(tmp_path: Path):
     assert list(store.missing(shards.extent)) == [(HELD_OUT, 1)]
 
 
-def test_filling_a_store_reads_nothing_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_filling_a_store_looks_up_no_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The text stands where the next shard begins, so that nobody looks up where that is."""
     read: list[int] = []
     text_after = ActivationStore.text_after
@@ -186,13 +186,13 @@ def test_filling_a_store_reads_nothing_of_it(tmp_path: Path, monkeypatch: pytest
     assert read == []
 
 
-def test_another_site_is_kept_though_this_one_is_there_already(tmp_path: Path, wanted):
+def test_another_site_is_filled_if_this_site_is_stored_already(tmp_path: Path, wanted):
     listed_shards(tmp_path, **SIZES).fill()
     assert same(every(listed_shards(tmp_path, sites=[SITE, OTHER_SITE], **SIZES)), wanted)
     assert len(ActivationStore(tmp_path / str(OTHER_SITE)).shards()) == 6
 
 
-def test_other_sites_come_from_the_same_passes_and_are_what_they_are_alone(tmp_path: Path):
+def test_sites_of_the_same_passes_equal_sites_harvested_alone(tmp_path: Path):
     alone = TableModel()
     listed_shards(tmp_path / "alone", model=alone, sites=[SITE], **SIZES).fill()
     listed_shards(tmp_path / "alone", sites=[OTHER_SITE], **SIZES).fill()
@@ -213,7 +213,7 @@ def test_other_sites_come_from_the_same_passes_and_are_what_they_are_alone(tmp_p
     assert before == after
 
 
-def test_processes_share_the_shards_and_harvest_none_twice(tmp_path: Path, wanted):
+def test_processes_share_the_work_and_harvest_no_shard_twice(tmp_path: Path, wanted):
     together = [filling(tmp_path, 0.05) for _ in range(3)]
     counts = [tuple(map(int, process.communicate(timeout=60)[0].split())) for process in together]
     assert [process.returncode for process in together] == [0, 0, 0]
@@ -224,7 +224,7 @@ def test_processes_share_the_shards_and_harvest_none_twice(tmp_path: Path, wante
     assert same(every(listed_shards(tmp_path, **SIZES)), wanted)
 
 
-def test_who_waits_for_a_shard_harvests_a_later_one_meanwhile(tmp_path: Path, wanted, caplog):
+def test_a_reader_that_waits_for_a_shard_harvests_a_later_one(tmp_path: Path, wanted, caplog):
     caplog.set_level("INFO")
     shards = listed_shards(tmp_path, **SIZES)
     other = ActivationStore(tmp_path / str(SITE))
@@ -246,7 +246,7 @@ def test_who_waits_for_a_shard_harvests_a_later_one_meanwhile(tmp_path: Path, wa
 
 
 @pytest.mark.parametrize("after", [0, 1, 3])
-def test_a_kill_leaves_whole_shards_and_the_rest_follows(after: int, tmp_path: Path, wanted):
+def test_a_kill_leaves_whole_shards_and_the_next_run_adds_the_rest(after: int, tmp_path: Path, wanted):
     folder = tmp_path / str(SITE)
     process = filling(tmp_path, 0.03)
     began = time.monotonic()
@@ -298,7 +298,7 @@ def spoil_the_record(path: Path) -> None:
         (swap_with_the_next, "train-00001.safetensors was written as shard 2 of the part train; it is harvested again"),
     ],
 )
-def test_a_damaged_shard_is_told_and_harvested_again(damage, told: str, tmp_path: Path, wanted, caplog):
+def test_a_damaged_shard_is_reported_and_harvested_again(damage, told: str, tmp_path: Path, wanted, caplog):
     every(listed_shards(tmp_path, **SIZES))
     damage(tmp_path / str(SITE) / "train-00001.safetensors")
     shards = listed_shards(tmp_path, **SIZES)
@@ -310,7 +310,7 @@ def test_a_damaged_shard_is_told_and_harvested_again(damage, told: str, tmp_path
     assert model.passes == 0
 
 
-def test_text_is_read_on_after_a_damaged_shard(tmp_path: Path, wanted):
+def test_text_continues_after_a_damaged_shard(tmp_path: Path, wanted):
     """Where the text goes on is in the record, which has a checksum of its own."""
     listed_shards(tmp_path, tokens=40, shard_tokens=40, held_out_tokens=60).fill()
     flip_a_byte(tmp_path / str(SITE) / "train-00000.safetensors")
@@ -320,7 +320,7 @@ def test_text_is_read_on_after_a_damaged_shard(tmp_path: Path, wanted):
     assert later.made == 0
 
 
-def test_damage_is_told_once_however_long_another_mends_it(tmp_path: Path, caplog):
+def test_damage_is_reported_once_while_another_process_harvests_again(tmp_path: Path, caplog):
     listed_shards(tmp_path, **SIZES).fill()
     cut_short(tmp_path / str(SITE) / "train-00000.safetensors")
     shards, beats = listed_shards(tmp_path, **SIZES), []
@@ -336,7 +336,7 @@ def test_damage_is_told_once_however_long_another_mends_it(tmp_path: Path, caplo
     assert caplog.text.count("it is harvested again") == 1
 
 
-def test_a_store_is_in_use_by_those_who_wait_for_another_s_shards(tmp_path: Path):
+def test_a_reader_that_waits_keeps_the_store_in_use(tmp_path: Path):
     """They opened it before there was anything in it."""
     shards, beats = listed_shards(tmp_path, **SIZES), []
     other = ActivationStore(tmp_path / str(SITE))
@@ -365,7 +365,7 @@ def one_shard_of_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ActivationStore, "write", limited)
 
 
-def test_a_disk_that_is_full_half_way_keeps_what_is_whole(tmp_path: Path, wanted, monkeypatch: pytest.MonkeyPatch):
+def test_a_disk_that_fills_up_keeps_whole_shards(tmp_path: Path, wanted, monkeypatch: pytest.MonkeyPatch):
     one_shard_of_room(monkeypatch)
     shards = listed_shards(tmp_path, **SIZES)
     shards.shard(TRAIN, 0)
@@ -377,7 +377,7 @@ def test_a_disk_that_is_full_half_way_keeps_what_is_whole(tmp_path: Path, wanted
     assert again.made == 5
 
 
-def test_a_run_that_can_do_without_goes_on_in_memory(tmp_path: Path, wanted, monkeypatch, caplog):
+def test_a_run_that_needs_no_store_continues_in_memory(tmp_path: Path, wanted, monkeypatch, caplog):
     one_shard_of_room(monkeypatch)
     shards = listed_shards(tmp_path, required=False, **SIZES)
     assert same(every(shards), wanted)
@@ -385,7 +385,7 @@ def test_a_run_that_can_do_without_goes_on_in_memory(tmp_path: Path, wanted, mon
     assert ActivationStore(tmp_path / str(SITE)).shards() == [(TRAIN, 0)]
 
 
-def test_a_quota_is_kept_half_way_too(tmp_path: Path):
+def test_a_quota_ends_a_harvest_midway(tmp_path: Path):
     # A shard of 40 vectors of 6 floats and 8 bytes is 1,280 bytes, and at most 2,000 beside them.
     shards = listed_shards(tmp_path, limit_gb=8e-6, **SIZES)
     with pytest.raises(OSError, match=r"source\.cache_gb is 8e-06, the stores in .* what was harvested so far is kept"):
@@ -394,7 +394,7 @@ def test_a_quota_is_kept_half_way_too(tmp_path: Path):
     assert folder_bytes(tmp_path) <= 8000
 
 
-def test_a_quota_is_kept_by_several_at_once(tmp_path: Path):
+def test_several_processes_keep_one_quota(tmp_path: Path):
     """Both find room for a shard of two sites while the other harvests; only one of them may write it."""
     most: list[int] = []
     # A shard of one site takes about 1,950 bytes.
@@ -424,7 +424,7 @@ def test_a_quota_is_kept_by_several_at_once(tmp_path: Path):
     assert list(tmp_path.rglob("train-*.safetensors"))
 
 
-def test_text_that_waits_takes_no_room(tmp_path: Path):
+def test_pending_text_is_not_stored(tmp_path: Path):
     """One document of 300,000 tokens, of which a shard uses 40."""
     sizes: dict[str, Any] = {"tokens": 80, "shard_tokens": 40, "held_out_tokens": 40}
 
@@ -457,7 +457,7 @@ def test_missing_bytes_are_those_of_the_missing_shards(tokens: int, tmp_path: Pa
         assert found == sum(10 * extent.count(*place) + 7 for place in store.missing(extent))
 
 
-def test_what_is_read_again_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_text_that_is_read_again_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     letters = sum(len(text) for text in TEXTS)
     tokens = 3 * letters // 40 * 40
     sizes: dict[str, Any] = {"tokens": tokens, "shard_tokens": 40}
@@ -481,7 +481,7 @@ def test_what_is_read_again_is_counted(tmp_path: Path, caplog: pytest.LogCapture
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a file system of its own takes root")
-def test_a_real_full_disk(tmp_path: Path):
+def test_a_real_full_disk_keeps_whole_shards(tmp_path: Path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True)
@@ -521,7 +521,7 @@ def test_activations_that_are_not_finite_are_refused_by_place(value: float):
         listed_shards(model=model).shard(TRAIN, 0)
 
 
-def test_what_is_left_out_may_be_what_it_likes():
+def test_positions_that_are_left_out_need_not_be_finite():
     model = TableModel()
     model.table[0] = float("nan")
     assert listed_shards(model=model).shard(TRAIN, 0).activations.isfinite().all()

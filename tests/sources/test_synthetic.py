@@ -39,7 +39,7 @@ def test_vectors_are_sums_of_features(settings: SyntheticSettings):
 
 
 @each_kind
-def test_goes_on_with_the_batch_that_would_have_come(settings: SyntheticSettings):
+def test_a_resumed_stream_continues_with_the_next_batch(settings: SyntheticSettings):
     check_goes_on(lambda: SyntheticSource(settings, CPU), 16)
 
 
@@ -88,7 +88,7 @@ def test_grouped_samples_take_their_features_from_one_group():
     assert dense[on].mean() == pytest.approx(0.5, abs=0.02)
 
 
-def test_sources_come_three_at_a_time_with_half_normal_coefficients():
+def test_a_sample_has_three_sources_with_half_normal_coefficients():
     model = SparseSourcesSettings().model()
     dense = model.draw(20_000, generator()).dense()
     on = dense != 0
@@ -100,7 +100,7 @@ def test_sources_come_three_at_a_time_with_half_normal_coefficients():
     assert zipf[:, 0].float().mean() > 3 * zipf[:, 15].float().mean()
 
 
-def test_children_come_with_their_parents_and_without_their_siblings():
+def test_children_are_on_with_their_parents_and_without_siblings():
     settings = SMALL[2]
     on = settings.model().draw(20_000, generator()).dense() != 0
     # 4 roots, their 12 children (three each, in order), their 36.
@@ -110,7 +110,7 @@ def test_children_come_with_their_parents_and_without_their_siblings():
         assert family.sum(2).max() == 1
 
 
-def test_each_feature_is_on_at_its_base_rate_children_too():
+def test_every_feature_is_on_at_its_base_rate():
     settings = HierarchicalFeaturesSettings(
         d_in=20, features=20, roots=3, branching=2, depth=1, zipf=0.5, rank=2, p_min=0.02, p_max=0.3
     )
@@ -122,7 +122,7 @@ def test_each_feature_is_on_at_its_base_rate_children_too():
     torch.testing.assert_close(on[:, 3:9].float().mean(0), rates[3:9], rtol=0.25, atol=0.0)
 
 
-def test_a_childs_strength_goes_with_its_parents():
+def test_a_childs_coefficient_scales_with_its_parents():
     settings = HierarchicalFeaturesSettings(d_in=8, features=6, roots=2, branching=2, depth=1, rank=1, p_min=0.2)
     model = settings.model()
     model._deviations.fill_(1.0)  # pyright: ignore[reportAttributeAccessIssue]
@@ -133,7 +133,7 @@ def test_a_childs_strength_goes_with_its_parents():
     assert torch.corrcoef(dense[apart][:, [1, 2]].T)[0, 1].abs() < 0.1
 
 
-def test_the_benchmarks_size_has_its_statistics():
+def test_the_default_size_has_the_benchmarks_statistics():
     codes = HierarchicalFeaturesSettings().model().draw(500, generator())
     # Published: about 34 features a sample.
     assert codes.firing_counts.sum() / 500 == pytest.approx(34, rel=0.1)
@@ -141,7 +141,7 @@ def test_the_benchmarks_size_has_its_statistics():
     assert codes.firing_counts[:10_880].sum() > 0.55 * codes.firing_counts.sum()
 
 
-def test_common_factors_make_features_come_together():
+def test_common_factors_correlate_features():
     def together(factor: float) -> float:
         settings = HierarchicalFeaturesSettings(
             d_in=8, features=60, roots=1, branching=1, depth=0, zipf=0.0, p_max=0.2, p_min=0.2, rank=3, factor=factor
@@ -170,6 +170,6 @@ def test_common_factors_make_features_come_together():
         (HierarchicalFeaturesSettings, {"p_min": 0.5}, "source.p_min"),
     ],
 )
-def test_refuses_settings_out_of_range(kind: type[SyntheticSettings], changes: dict[str, Any], named: str):
+def test_settings_out_of_range_are_refused(kind: type[SyntheticSettings], changes: dict[str, Any], named: str):
     with pytest.raises(ValueError, match=named.replace(".", r"\.")):
         kind(**changes)

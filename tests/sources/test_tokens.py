@@ -90,19 +90,19 @@ def test_documents_are_joined_by_separators_and_cut_into_rows(packed):
     assert blocks == [["abc|", "de|f"], ["ghi|"]]
 
 
-def test_what_does_not_fill_a_row_is_left_out(packed):
+def test_tokens_that_fill_no_row_are_left_out(packed):
     # abcde|fg|  is 9 ids: two rows of four, and one id too many.
     assert [letters(tokens) for tokens, *_ in packed(["abcde", "fg"])] == [["abcd", "e|fg"]]
 
 
-def test_a_row_begins_with_bos_where_the_model_wants_one(packed):
+def test_a_row_begins_with_bos_by_the_model_s_convention(packed):
     blocks = list(packed(["abcde", "fg"], Alphabet(bos_id=BOS), rows=5))
     assert [letters(tokens) for tokens, *_ in blocks] == [["^abc", "^de|", "^fg|"]]
 
 
 @pytest.mark.parametrize("convention", [None, BOS])
 @pytest.mark.parametrize(("wanted", "rows"), [(True, ["^abc", "^de|", "^fg|"]), (False, ["abcd", "e|fg"])])
-def test_a_setting_decides_against_the_model_s_convention(packed, convention, wanted, rows):
+def test_a_setting_overrides_the_model_s_convention(packed, convention, wanted, rows):
     text = packed(["abcde", "fg"], Alphabet(convention), rows=5, bos=wanted)
     assert text.prepends_bos is wanted
     assert letters(next(text).tokens) == rows
@@ -115,7 +115,7 @@ def test_a_bos_that_the_model_does_not_have_is_refused(packed):
 
 
 @pytest.mark.parametrize(("wanted", "rows"), [(None, ["abcd"]), (False, ["abcd"]), (True, ["^abc"])])
-def test_ids_of_a_data_set_get_a_bos_by_the_setting_alone(packed, wanted, rows):
+def test_only_the_setting_adds_a_bos_to_tokenised_data(packed, wanted, rows):
     text = packed([[1, 2, 3, 4]], Alphabet(bos_id=BOS), bos=wanted)
     assert letters(next(text).tokens) == rows
     assert text.prepends_bos is bool(wanted)
@@ -133,11 +133,11 @@ def test_the_mask_can_keep_them(packed):
     assert keep.all()
 
 
-def test_empty_documents_add_nothing_but_their_separator(packed):
+def test_empty_documents_add_only_a_separator(packed):
     assert [letters(tokens) for tokens, *_ in packed(["ab", "", "c"])] == [["ab||"]]
 
 
-def test_text_that_repeats_goes_on_in_the_middle_of_a_row(packed):
+def test_repeated_text_starts_again_within_a_row(packed):
     # abc|de| is 7 ids; rows of 4 go through it without a gap: abc| de|a bc|d e|ab c|de |abc ...
     text = packed(["abc", "de"], repeat=True)
     rows = []
@@ -150,7 +150,7 @@ def test_text_that_repeats_goes_on_in_the_middle_of_a_row(packed):
     assert text.epoch == 7
 
 
-def test_blocks_longer_than_the_text(packed):
+def test_blocks_may_be_longer_than_the_text(packed):
     tokens, *_ = next(packed(["abc"], repeat=True, rows=5))
     assert letters(tokens) == ["abc|"] * 5
 
@@ -160,7 +160,7 @@ def test_the_mask_leaves_out_the_first_positions_of_each_row(packed):
     assert keep.tolist() == [[False, False, True, True]] * 2
 
 
-def test_token_ids_of_a_data_set_are_taken_as_they_are(packed):
+def test_token_ids_of_a_data_set_are_used_unchanged(packed):
     (tokens, keep, *_), *_ = packed([[1, 2, 3], [27, 5], [6, 7, 8]], Alphabet(bos_id=BOS))
     assert tokens.tolist() == [[1, 2, 3, 27], [5, 6, 7, 8]]
     assert keep.tolist() == [[True, True, True, False], [True] * 4]
@@ -175,7 +175,7 @@ def test_ids_to_leave_out_are_read_and_not_kept(packed):
 
 
 @pytest.mark.parametrize(("bos_id", "opening"), [(None, "xy"), (BOS, "^xy")])
-def test_a_prefix_begins_each_row_and_is_not_kept(bos_id, opening: str, packed):
+def test_each_row_begins_with_the_prefix_which_the_mask_leaves_out(bos_id, opening: str, packed):
     vocabulary = Alphabet(bos_id)
     # abcdefg| in rows of 4 letters after the opening.
     context = len(opening) + 4
@@ -227,7 +227,7 @@ PADDING = [[*range(1, 1 + length), *[9] * (10 - length)] for length in (2, 4, 6,
 
 
 @pytest.mark.parametrize("side", [1, -1])
-def test_rows_that_look_padded_are_warned_of_once(side: int, packed, caplog: pytest.LogCaptureFixture):
+def test_rows_that_look_padded_cause_one_warning(side: int, packed, caplog: pytest.LogCaptureFixture):
     text = packed([row[::side] for row in PADDING], repeat=True)
     for _ in range(12):
         next(text)
@@ -241,7 +241,7 @@ def test_rows_that_look_padded_are_warned_of_once(side: int, packed, caplog: pyt
     assert caplog.text == ""
 
 
-def test_positions_from_text_that_was_read_before_are_told_apart(packed):
+def test_positions_from_repeated_text_are_not_distinct(packed):
     # abc|de| is 7 ids, of which two separate; rows of 4 go round it: abc| de|a bc|d
     text = packed(["abc", "de"], repeat=True, rows=1)
     assert [next(text).distinct for _ in range(4)] == [3, 2, 0, 0]
@@ -324,13 +324,13 @@ def test_token_ids_of_another_tokenizer_are_refused(packed, wrong):
         next(packed([[1, 2, 3], [4, wrong]]))
 
 
-def test_each_token_is_known_by_its_document(packed):
+def test_each_token_has_the_number_of_its_document(packed):
     text = packed(["abc", "de", "fghi"], Alphabet(bos_id=BOS), rows=1)
     # ^abc ^|de ^|fg: a BOS is counted to what follows it, a separator to what it ends; "hi|" fills no row... of two.
     assert [block.documents.tolist() for block in text] == [[[0, 0, 0, 0]], [[0, 0, 1, 1]], [[1, 1, 2, 2]], [[2] * 4]]
 
 
-def test_documents_are_counted_anew_when_the_text_starts_again(packed):
+def test_document_numbers_restart_with_the_text(packed):
     text = packed(["abc", "de"], rows=1, repeat=True)
     # abc| de|a bc|d e|ab
     assert [next(text).documents.tolist()[0] for _ in range(4)] == [[0] * 4, [1, 1, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0]]

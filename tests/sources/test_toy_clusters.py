@@ -8,7 +8,7 @@ from fsae.sources.toy_clusters import ToyClustersSettings
 CPU = torch.device("cpu")
 
 
-def test_its_points_are_a_line_a_square_and_a_diagonal():
+def test_points_are_a_line_a_square_and_a_diagonal():
     x, y = ToyClustersSettings(points=1000).source(CPU).first_vectors().T
     # 40, 30 and 30 %; noise of 0.15 stays within 0.75, that is five standard deviations.
     line, square, diagonal = slice(0, 400), slice(400, 700), slice(700, 1000)
@@ -22,7 +22,7 @@ def test_its_points_are_a_line_a_square_and_a_diagonal():
     assert (y - x + 4)[diagonal].std().item() == pytest.approx(0.15 * 2**0.5, rel=0.15)
 
 
-def test_the_held_out_points_are_others_of_the_same_clusters():
+def test_held_out_points_are_other_points_of_the_same_clusters():
     source = ToyClustersSettings().source(CPU)
     held_out = torch.cat([batch.inputs for batch in source.held_out(10_000, 512)])
     assert (len(source.first_vectors()), len(held_out), source.d_in) == (100, 4096, 2)
@@ -30,6 +30,6 @@ def test_the_held_out_points_are_others_of_the_same_clusters():
     assert torch.cdist(source.first_vectors(), held_out).min() > 0
 
 
-def test_two_points_are_no_three_clusters():
+def test_fewer_than_three_points_are_refused():
     with pytest.raises(ValueError, match=r"source.points is 2; it must be points of three clusters, at least 3"):
         ToyClustersSettings(points=2)

@@ -114,9 +114,9 @@ def test_settings_of_another_version_are_refused_when_they_are_asked_for(runs: d
     run = runs["tiny"]
     text = (run / "config.yaml").read_text()
     try:
-        (run / "config.yaml").write_text(text.replace("  samples: ", "  tokens: "))
+        (run / "config.yaml").write_text(text.replace("  checkpoint_seconds: ", "  checkpoint_every: "))
         dictionary = fsae.load(run)
-        with pytest.raises(ValueError, match=r"config.yaml does not hold the settings of a run .*tokens"):
+        with pytest.raises(ValueError, match=r"config.yaml does not hold the settings of a run .*checkpoint_every"):
             dictionary.settings  # noqa: B018
     finally:
         (run / "config.yaml").write_text(text)

@@ -230,7 +230,7 @@ def test_it_trains_in_another_thread(tmp_path: Path):
         ([torch.ones(2, 3), torch.ones(2, 4)], {}, "widths 3, 4"),
         (torch.ones(10, 4), {"held_out": 0.1}, "1 of 10 vectors; at least two"),
         (torch.ones(10, 4), {"held_out": 1.0}, "held_out is 1; it must be a share"),
-        (torch.ones(500, 4), {"k": 2}, "trainer.batch_size is 1024, more than the 450 samples"),
+        (torch.ones(500, 4), {"k": 2}, "trainer.batch_size is 1024, more than the 450 training samples"),
         (torch.ones(500, 4), {"arch": "topc"}, "arch=topc: there is no such choice; did you mean topk"),
         (torch.ones(500, 4), {"kk": 3}, r"arch\.kk: there is no such setting"),
         (torch.ones(500, 4), {"k": -3}, r"arch\.k is -3"),

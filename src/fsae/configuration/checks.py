@@ -7,7 +7,6 @@ from fsae.export.saelens import read_provenance
 from fsae.language_models.shape import shape_of
 from fsae.losses.objective import check_terms
 from fsae.sources.documents import DatasetFormat, dataset_files
-from fsae.sources.open_activations import ActivationSourceSettings, Cache
 from fsae.tracking.server import resolve_uri
 from fsae.training.resample import Scope
 
@@ -30,12 +29,13 @@ def check(settings: RunSettings) -> None:
         )
     check_terms(settings.loss, settings.arch)
     settings.trainer.check(settings.arch, settings.loss, settings.population)
-    if settings.task is Task.harvest and "store" not in settings.source.provides:
-        raise ValueError("task=harvest fills the activation store, which is for source=activations")
-    if isinstance(settings.source, ActivationSourceSettings):
-        _check_activations(settings, settings.source)
+    if settings.task is Task.harvest:
+        settings.source.check_harvest()
+    if "language_model" in settings.source.provides:
+        _check_activations(settings)
     else:
         _check_other_source(settings)
+    settings.source.check_training(settings.trainer.samples, settings.trainer.batch_size)
     restart = settings.population.reinitialise
     if restart.scope is not Scope.none and restart.target_rate is None and not settings.arch.has_k:
         raise ValueError(
@@ -57,14 +57,14 @@ def check_files(settings: RunSettings) -> None:
         raise ValueError(f"source.path: there is no file or folder {path} (seen from {Path.cwd()}); correct the path")
 
 
-def _check_activations(settings: RunSettings, source: ActivationSourceSettings) -> None:
+def _check_activations(settings: RunSettings) -> None:
     model, site = settings.model, settings.site
     if model is None or site is None or settings.dataset is None:
         raise ValueError("source=activations harvests from a language model: choose model, site and dataset")
     shape = shape_of(model)
     if shape is not None:
         shape.check_site(site, model.name)
-        for other in source.other_sites():
+        for other in settings.source.other_sites():
             shape.check_site(other, model.name)
         settings.check_width(shape.width(site))
     dataset = settings.dataset
@@ -75,14 +75,6 @@ def _check_activations(settings: RunSettings, source: ActivationSourceSettings) 
             f"the last of {dataset.tokens_per_row} positions of a row, which has none; leave {predicting[0]} out of "
             "eval, as in eval=[vectors]"
         )
-    tokens = source.distinct_tokens(settings.trainer.samples)
-    if tokens < settings.trainer.batch_size:
-        raise ValueError(
-            f"trainer.batch_size is {settings.trainer.batch_size}, more than source.tokens ({tokens}), the distinct "
-            "activations it is drawn from"
-        )
-    if settings.task is Task.harvest and source.cache is Cache.none:
-        raise ValueError("task=harvest fills the activation store, and source.cache is none; use disk or auto")
 
 
 def _check_other_source(settings: RunSettings) -> None:

@@ -11,7 +11,6 @@ from fsae.language_models.identity import published_as
 from fsae.language_models.settings import ModelSettings
 from fsae.language_models.sites import Site
 from fsae.sources.documents import DatasetSettings
-from fsae.sources.open_activations import ActivationSourceSettings
 from fsae.sources.source import SourceSettings
 
 log = logging.getLogger(__name__)
@@ -49,18 +48,18 @@ def apply_provenance(settings: RunSettings) -> RunSettings:
 def with_its_norm_limit(source: SourceSettings, provenance: Provenance, folder: Path) -> SourceSettings:
     """Return the source with the norm limit of the autoencoder's training, beyond which activations were left out."""
     limit = provenance.max_activation_norm
-    if not isinstance(source, ActivationSourceSettings) or limit is None:
+    if limit is None:
         return source
-    if source.max_norm is None and source.max_norm_multiple is not None:
-        _log_once(logging.INFO, f"source.max_norm is {limit:.6g}, from {folder / CONFIG}")
-        return replace(source, max_norm=limit)
-    if source.max_norm != limit:
+    limited, other = source.with_norm_limit(limit)
+    if other is not None:
         _log_once(
             logging.WARNING,
-            f"source.max_norm is {source.max_norm}, but by {folder / CONFIG} its training left out activations beyond "
-            f"a norm of {limit:.6g}",
+            f"source.max_norm is {other}, but by {folder / CONFIG} its training left out activations beyond a norm of "
+            f"{limit:.6g}",
         )
-    return source
+    elif limited is not source:
+        _log_once(logging.INFO, f"source.max_norm is {limit:.6g}, from {folder / CONFIG}")
+    return limited
 
 
 @cache

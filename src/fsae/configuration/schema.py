@@ -155,7 +155,7 @@ def _check_name(name: str) -> None:
 
 # The groups that choose between several components: the table of each, and the base class of its settings.
 TABLES: dict[str, tuple[Mapping[str, type], type]] = {
-    "source": (SOURCES, Ranged),
+    "source": (SOURCES, SourceSettings),
     "arch": (ARCHITECTURES, AutoencoderSettings),
     "loss": (LOSSES, LossTerm),
     "trainer": (TRAINERS, TrainerSettings),

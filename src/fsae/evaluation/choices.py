@@ -1,12 +1,13 @@
 """The evaluations that can be chosen by name."""
 
 from fsae.evaluation.agreement import Agreement
+from fsae.evaluation.evaluation import Evaluation
 from fsae.evaluation.geometry import Geometry
 from fsae.evaluation.splice import Splice
 from fsae.evaluation.truth import Truth
 from fsae.evaluation.vectors import Vectors
 
-CHOICES: dict[str, type] = {
+CHOICES: dict[str, type[Evaluation]] = {
     "vectors": Vectors,
     "splice": Splice,
     "truth": Truth,

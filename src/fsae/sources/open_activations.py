@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from fsae.devices import device_of, dtype_of, rows_at_once
 from fsae.files import digest_of
@@ -99,6 +99,23 @@ class ActivationSourceSettings(SourceSettings):
     def distinct_tokens(self, training_tokens: int) -> int:
         """`tokens`, or what training takes."""
         return training_tokens if self.tokens is None else self.tokens
+
+    def check_training(self, samples: int, batch_size: int) -> None:
+        tokens = self.distinct_tokens(samples)
+        if tokens < batch_size:
+            raise ValueError(
+                f"trainer.batch_size is {batch_size}, more than source.tokens ({tokens}), the distinct activations it "
+                "is drawn from"
+            )
+
+    def check_harvest(self) -> None:
+        if self.cache is Cache.none:
+            raise ValueError("task=harvest fills the activation store, and source.cache is none; use disk or auto")
+
+    def with_norm_limit(self, limit: float) -> tuple[Self, str | None]:
+        if self.max_norm is None and self.max_norm_multiple is not None:
+            return replace(self, max_norm=limit), None
+        return self, None if self.max_norm == limit else str(self.max_norm)
 
     def open(self, request: Request, heartbeat: Callable[[], None]) -> ActivationSource:
         # A harvest that may not keep its activations has nothing to do.

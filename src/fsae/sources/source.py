@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -211,6 +211,22 @@ class SourceSettings(Ranged, ABC, group="source"):
         """Return the width of the vectors if it is known before the source is opened."""
         return None
 
+    def other_sites(self) -> list[Site]:
+        """Return the sites whose activations are harvested in the same forward passes, besides the run's own."""
+        return []
+
+    def check_training(self, samples: int, batch_size: int) -> None:
+        """Raise ValueError if a training of so many samples, in batches of one size, cannot be supplied."""
+
+    def check_harvest(self) -> None:
+        """Raise ValueError if there is no store that a harvest could fill."""
+        raise ValueError("task=harvest fills the activation store, which is for source=activations")
+
+    def with_norm_limit(self, limit: float) -> tuple[Self, str | None]:
+        """Return the settings with a limit for the norm of activations, unless they have one, and the one they have if
+        it is another."""
+        return self, None
+
     def identity(self) -> dict[str, str]:
         """Return what distinguishes the files that the source reads; empty if it reads none."""
         return {}
@@ -221,7 +237,7 @@ class SourceSettings(Ranged, ABC, group="source"):
 
 
 def in_batches(parts: Iterable[Float[Tensor, "part d_in"]], size: int) -> Iterator[Float[Tensor, "batch d_in"]]:
-    """Vectors that come in parts of any size, in batches of one size; the last one may be smaller."""
+    """Yield vectors that come in parts of any size in batches of one size; the last batch may be smaller."""
     rest: Tensor | None = None
     for part in parts:
         joined = part if rest is None else torch.cat([rest, part])

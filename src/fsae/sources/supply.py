@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-# What each number says; in `results.json` it is data/<name>.
+# The meaning of each number, which `results.json` has as data/<name>.
 MEANINGS = {
-    "train_samples_distinct": "different training samples; of text, the positions of one pass over it",
-    "train_samples_wanted": "different training samples if there were text enough",
-    "text_rounds": "train_samples_wanted over train_samples_distinct: how often the text was read; 1 if it sufficed",
+    "train_samples_distinct": "distinct training samples; for text, the positions of one pass over it",
+    "train_samples_wanted": "distinct training samples if there were enough text",
+    "text_rounds": "how often the text was read (train_samples_wanted / train_samples_distinct); 1 if there was enough",
     "training_rounds": "how often training saw each distinct sample",
-    "held_out_samples": "samples that there were to evaluate on",
+    "held_out_samples": "samples to evaluate on",
     "held_out_samples_wanted": "samples that the evaluations asked for (eval.vectors.samples and the like)",
     "skipped_rows": "rows of the data set without a usable document, left out",
 }
@@ -34,7 +34,7 @@ class Supply:
     skipped_rows: int | None = None
 
     def numbers(self) -> dict[str, float]:
-        """Flat names, as `MEANINGS` explains them."""
+        """Return the counts by flat names, which `MEANINGS` explains."""
         numbers: dict[str, float | None] = {
             "train_samples_distinct": self.distinct,
             "train_samples_wanted": self.wanted,
@@ -58,7 +58,7 @@ class Supply:
         if self.held_out is not None and self.held_out_wanted is not None and self.held_out < self.held_out_wanted:
             sentences.append(
                 f"too little held-out text: {self.held_out_wanted:,} samples are asked for (eval.vectors.samples) "
-                f"and there are {self.held_out:,}, so that the results are uncertain. Use more text, or raise "
+                f"and there are {self.held_out:,}, which makes the results uncertain. Use more text, or raise "
                 "dataset.held_out"
             )
         if self.skipped_rows:
