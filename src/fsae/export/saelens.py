@@ -201,7 +201,10 @@ def load_saelens(folder: Path) -> Autoencoder:
         tensors["b_enc"] *= norms
         # A row of zeros stays one, whatever it is divided by.
         tensors["W_dec"] /= torch.where(norms > 0, norms, 1.0)[:, None]
-    autoencoder.load_saelens(tensors)
+    try:
+        autoencoder.load_saelens(tensors)
+    except ValueError as error:
+        raise ValueError(f"{folder / WEIGHTS}: {error}") from None
     return autoencoder
 
 
@@ -460,9 +463,4 @@ def _read_weights(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str,
     for name in ("W_enc", "W_dec"):
         if not weights[name].any():
             raise ValueError(f"{path}: {name} is all zero, so it explains nothing; save or download it again")
-    if "threshold" in weights and (below := int((weights["threshold"] < 0).sum())):
-        raise ValueError(
-            f"{path}: {below} of {weights['threshold'].numel()} thresholds are negative, and a latent's threshold is "
-            "not; set them to 0 if every positive pre-activation is to count"
-        )
     return weights
