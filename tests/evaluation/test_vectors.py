@@ -138,7 +138,7 @@ def test_an_empty_set_is_refused():
 
 
 @each_architecture
-def test_what_inputs_shall_become_is_what_reconstructions_are_compared_with(arch: str):
+def test_reconstructions_are_compared_with_the_targets(arch: str):
     autoencoder, clean = build(arch).eval(), samples(40)
     noisy = clean + 0.5 * samples(40, seed=5)
     batches = [Batch(*parts) for parts in zip(noisy.split(16), clean.split(16), strict=True)]
