@@ -32,7 +32,7 @@ _ROUNDINGS = 16
 
 
 class FisherForm(Enum):
-    """What g is the gradient of, and with respect to what.
+    """The function whose gradient is g, and its argument.
 
     pre: sum h^2 in the pre-activations h, so g = 2h. FisherSAE's first version and its README.
     post: sum f^2 in the codes f, so g = 2f.
@@ -40,8 +40,8 @@ class FisherForm(Enum):
         F = correlation / B. FisherSAE's code as finally released.
     reconstruction: |x - x_hat|^2 / 2 in the pre-activations: the empirical Fisher matrix of a unit Gaussian decoder.
         The activation's derivative is 1 where a code is on and 0 elsewhere, in every architecture here, so
-        g = 1[f != 0] (x_hat - x) W_dec^T. Where rows of W_dec are free to have any norm they are taken as unit
-        vectors (f in units of what it adds to x_hat), or short rows and long codes would be a way out of the penalty.
+        g = 1[f != 0] (x_hat - x) W_dec^T. If rows of W_dec are free to have any norm, they are taken as unit
+        vectors (f in units of its part of x_hat); otherwise short rows and long codes would evade the penalty.
     """
 
     pre = "pre"
@@ -70,7 +70,7 @@ class FisherSums(NamedTuple):
 
     @property
     def ratio(self) -> Tensor:
-        """Off-diagonal over diagonal: free of units, so comparable between runs. 0 where nothing is active."""
+        """Off-diagonal over diagonal: free of units, so comparable between runs. 0 if no latent is active."""
         return torch.where(self.diagonal != 0, self.off_diagonal / self.diagonal, 0.0)
 
 
