@@ -22,19 +22,19 @@ def encoder_product(
     select: Callable[[Float[Tensor, "rows d_sae"]], Pattern] | None = None,
     narrow: Callable[[Pattern, Float[Tensor, " entries"]], Bool[Tensor, " entries"]] | None = None,
 ) -> Codes:
-    """(x - centre) @ W_enc, dense or only where it is wanted.
+    """Return (x - centre) @ W_enc, dense or only at selected entries.
 
     Args:
-        x: what is encoded.
-        centre: is subtracted from it, or None.
+        x: the samples.
+        centre: is subtracted from the samples; None for no centre.
         W_enc: encoder weights; held transposed in memory they need no copy on the sparse path.
-        select: sees the dense product of some samples at a time and returns the pattern to keep; None keeps everything.
-        narrow: sees what was selected of all samples, and says which of it to keep; None keeps it all.
+        select: maps the dense product of some samples to the pattern to keep; None keeps all entries.
+        narrow: maps the selected entries of all samples to a mask of those to keep; None keeps all of them.
     """
     with torch.no_grad():
         inputs = x if centre is None else x - centre
         if select is None:
-            # Detached, lest autocast keeps this copy of the weights, which has no gradient, for others.
+            # Detached, so that autocast does not cache this copy of the weights, which has no gradient.
             pattern, known = None, inputs @ W_enc.detach()
         else:
             pattern, known = _encode_sparsely(inputs, W_enc, select, narrow)
@@ -66,7 +66,7 @@ def _encode_sparsely(
         kept = narrow(pattern, values)
         pattern = Pattern.of_places(pattern.rows[kept], pattern.columns[kept], (pattern.batch, width))
         found = [values[kept]]
-    # In bfloat16 the product only says where to look: the codes are computed anew.
+    # A product in bfloat16 only selects the entries: the codes are computed again.
     return pattern, torch.cat(found) if exact else pattern.sample(inputs, W_enc.T)
 
 

@@ -1,8 +1,8 @@
-"""Where a batch of codes may be non-zero, and the products that read only there.
+"""Patterns: the entries of a batch of codes that may be non-zero, and the products that read only these.
 
 After the encoder's product nothing has to touch batch x width again: the codes of a trained dictionary and all of their
 gradients are sparse (about 64 of many thousand). A sparse batch is a `Pattern` and one value per entry. Three products
-cover the forward and the backward pass, and each one's gradients are made of the other two:
+cover the forward and the backward pass, and the gradients of each consist of the other two:
 
     decode   (B, n) codes times (n, d) rows              -> (B, d)
     scatter  transposed (B, n) codes times (B, d) rows   -> (n, d)
@@ -23,13 +23,13 @@ from fsae.sparse.products import sample_rows, sum_rows
 
 
 class Pattern:
-    """Which entries of a (batch, d_sae) matrix exist: compressed rows, like CSR without values.
+    """The stored entries of a (batch, d_sae) matrix: compressed rows, like CSR without values.
 
     Args:
         columns: (entries,) latent of each entry, row after row.
         offsets: (batch + 1,) where each row's entries begin in `columns`; the last one is their number.
         width: d_sae.
-        per_row: entries of every row, where all have as many.
+        per_row: entries of every row, if all rows have as many; else None.
     """
 
     def __init__(
@@ -154,12 +154,12 @@ def lowered(limits: Tensor, dtype: torch.dtype, size: Tensor | None = None) -> T
 
 
 def starts(sorted_ids: Tensor, count: int) -> Tensor:
-    """Where each of the ids 0..count begins in a sorted list of ids."""
+    """Return the position at which each of the ids 0..count begins in a sorted list of ids."""
     return torch.searchsorted(sorted_ids, torch.arange(count + 1, device=sorted_ids.device))
 
 
 def _true_places(mask: Bool[Tensor, " entries"]) -> Int[Tensor, " true"]:
-    """Where a mask is true; looks at eight entries at a time, nearly all of which are false."""
+    """Return the positions at which a mask is true; reads eight entries at a time, as nearly all are false."""
     if mask.numel() % 8 or mask.storage_offset() % 8:
         return mask.nonzero().squeeze(1)
     eights = mask.view(torch.int64).nonzero().squeeze(1)

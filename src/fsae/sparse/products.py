@@ -61,7 +61,7 @@ def sample_rows(
 
 
 def has_sparse_product(tensor: Tensor) -> bool:
-    """Whether `add_sparse_product` can be had where this tensor is."""
+    """Return whether `add_sparse_product` works on this tensor's device."""
     return tensor.device.type == "cpu" and torch.backends.mkl.is_available()
 
 
@@ -71,7 +71,7 @@ def compressed(
     values: Float[Tensor, " entries"],
     width: int,
 ) -> Float[Tensor, "rows {width}"]:
-    """A sparse matrix in torch's own form, from compressed rows."""
+    """Return a sparse matrix in torch's own form, from compressed rows."""
     shape = (offsets.shape[0] - 1, width)
     return torch.sparse_csr_tensor(offsets.int(), columns.int(), values, shape, check_invariants=False)
 
