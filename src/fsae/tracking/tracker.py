@@ -48,7 +48,7 @@ class Tracker:
         folder: the run's folder; with an uploader it must be described (`describe_run`).
         uploader: the process that uploads the folder to MLflow, or None for no MLflow.
         position: the position in the resumed checkpoint; values logged after it are dropped and logged again.
-        anew: drop all values in the folder, which belong to another run.
+        anew: drop all existing values in the folder, because they belong to another run.
 
     Raises:
         ValueError: `metrics.jsonl` is shorter than `position`.
