@@ -24,22 +24,22 @@ class FittedLearner(Learner[FittedAutoencoder, FitSettings]):
     """An autoencoder that is fitted batch by batch, on the CPU.
 
     First the centres, by Sculley's mini-batch k-means (2010) as scikit-learn has it: each centre is the mean of all
-    that was ever assigned to it. One that gets next to nothing starts over at a sample, but for the second half of
-    these steps, in which the centres settle. Then, with the centres where they are, each cell's samples are summed up
-    in float64: their number, their sum and their second moments. In the last step the cell gets the affine space that
-    is best for these samples, through their mean along the leading eigenvectors of their covariance; it has no more
-    components than the samples span, the others stay zero. Until then a cell has its centre alone. What is held is
-    cells x (d_in + 1)^2 numbers, however many samples come.
+    samples that were ever assigned to it. In the first half of these steps, a centre with very few samples is placed at
+    a new sample; in the second half the centres settle. Then the centres stay fixed, and the learner sums up each
+    cell's samples in float64: their number, their sum and their second moments. In the last step the cell gets the
+    affine space that is best for these samples, through their mean along the leading eigenvectors of their covariance;
+    it has no more components than the samples span, and the others stay zero. Until then a cell has only its centre.
+    Memory is cells x (d_in + 1)^2 numbers, for any number of samples.
 
     Args:
-        autoencoder: zero.
-        objective: is measured, and not what is minimised: that is the squared error.
-        settings: for how long.
-        scale: what raw activations are multiplied by before they come here.
-        seed: of the first centres, and of centres that start over.
+        autoencoder: all weights are zero at the beginning.
+        objective: is measured only; the learner minimises the squared error.
+        settings: the length of the fit.
+        scale: the factor by which raw activations were multiplied.
+        seed: of the first centres, and of centres that are placed at a new sample.
     """
 
-    remedy = "the source's vectors are to blame"
+    remedy = "check the source for vectors that are not finite or extremely large"
 
     def __init__(
         self, autoencoder: FittedAutoencoder, objective: Objective, settings: FitSettings, scale: float, seed: int
@@ -57,7 +57,7 @@ class FittedLearner(Learner[FittedAutoencoder, FitSettings]):
 
     @torch.no_grad()
     def backward(self, x: Tensor, step: int, targets: Tensor | None = None) -> ForwardRecord:
-        """Fit the batch; what is measured and returned comes after."""
+        """Fit the batch, then measure it and return its record."""
         self._fit((x if targets is None else targets).cpu().double(), step)
         record = self.autoencoder(x, sparse=True, targets=targets)
         progress, measure_all = step / self.settings.steps, self.settings.logs_after(step)
@@ -66,7 +66,7 @@ class FittedLearner(Learner[FittedAutoencoder, FitSettings]):
         return record
 
     def update(self, step: int) -> None:
-        """Nothing is left to do."""
+        """Do nothing: `backward` has fitted the batch."""
 
     def finish(self, record: ForwardRecord, step: int) -> None:
         self.dead.update(record.codes)

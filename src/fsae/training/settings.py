@@ -69,7 +69,7 @@ class TrainerSettings(Ranged, ABC, group="trainer"):
 
     @property
     def compiles(self) -> bool:
-        """Whether torch.compile takes part, which traces one thing at a time."""
+        """True if training uses torch.compile, which traces one function at a time."""
         return False
 
     def logs_after(self, step: int) -> bool:
