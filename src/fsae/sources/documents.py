@@ -328,7 +328,7 @@ class Documents(Iterator[Document]):
         if self.skipped > limit:
             raise ValueError(
                 f"data set {self.name}: {reason}. That makes {self.skipped} rows of {self._seen} without a usable "
-                f"document, and dataset.max_invalid_rows is {limit}: repair these rows, or raise the limit to leave them out"
+                f"document, and dataset.max_invalid_rows is {limit}: repair them, or raise the limit to leave them out"
             )
         # One warning: both parts read every row.
         if self.skipped == 1 and self._part is Part.train:

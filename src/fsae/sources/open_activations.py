@@ -54,7 +54,7 @@ class ActivationSourceSettings(SourceSettings):
     Attributes:
         tokens: distinct activations; training passes over them repeatedly, each time in a new order. Null for as many
             as training takes.
-        shard_tokens: activations per shard. Two shards are in memory at a time, and vectors are shuffled within a shard.
+        shard_tokens: activations per shard. Two shards are in memory at a time; each is shuffled within itself.
         cache: keep activations on disk for other runs, or not.
         cache_gb: size limit of the folder of all stores; null for the disk's own limit.
         also: other sites, "mlp_out.5", whose activations are kept from the same forward passes.
