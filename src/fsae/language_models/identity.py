@@ -62,7 +62,7 @@ def published_as(settings: ModelSettings) -> tuple[str, str | None]:
     if settings.revision is not None:
         notes.append(f"revision {settings.revision}")
     if settings.weights is Weights.random:
-        notes.append("random weights, drawn by fsae")
+        notes.append("random weights, freshly initialised")
     if settings.tokenizer is not None:
         notes.append(f"tokenizer of {settings.tokenizer}")
     return name, "; ".join(notes) or None

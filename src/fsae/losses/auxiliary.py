@@ -35,7 +35,7 @@ class GateReconstruction(LossTerm):
 
 @dataclass(frozen=True, kw_only=True)
 class AuxK(LossTerm):
-    """The squared error of the residual as the k strongest dead latents explain it (arXiv 2406.04093, A.2).
+    """The error with which the k strongest dead latents explain the residual of each sample (arXiv 2406.04093, A.2).
 
     |e - z_dead W_dec|^2 with the residual e = x - x_hat detached, no bias, times min(dead / k, 1) so that a few dead
     latents do not have to explain everything.
