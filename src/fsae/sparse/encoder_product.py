@@ -1,4 +1,4 @@
-"""The encoder's product, the one thing that touches batch x width: kept whole, or only where codes may be non-zero."""
+"""The encoder's product, the only one over batch x width: kept as a whole, or only where codes may be non-zero."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from fsae.sparse.codes import Codes
 from fsae.sparse.pattern import Pattern
 from fsae.sparse.products import first_order
 
-# The most entries of the encoder's product that are there at a time: of fewer rows it is slower, of more no faster.
+# The most entries of the encoder's product in memory at a time: fewer are slower, and more are no faster.
 _PRODUCT_ENTRIES = 2**24
 
 
@@ -48,7 +48,7 @@ def _encode_sparsely(
     select: Callable[[Tensor], Pattern],
     narrow: Callable[[Pattern, Tensor], Tensor] | None,
 ) -> tuple[Pattern, Float[Tensor, " entries"]]:
-    """The entries of inputs @ W_enc that are wanted; the product as a whole is never there on a CPU."""
+    """Return the selected entries of inputs @ W_enc; on a CPU the whole product is never in memory."""
     device, width = inputs.device.type, W_enc.shape[1]
     exact = not torch.is_autocast_enabled(device)
     dtype = inputs.dtype if exact else torch.get_autocast_dtype(device)
@@ -59,7 +59,7 @@ def _encode_sparsely(
         patterns.append(select(products))
         if exact or narrow is not None:
             found.append(products.reshape(-1)[patterns[-1].rows * width + patterns[-1].columns])
-        del products  # before the next ones are there
+        del products  # before the next ones are computed
     pattern = Pattern.stacked(patterns)
     if narrow is not None:
         values = torch.cat(found)
@@ -71,7 +71,7 @@ def _encode_sparsely(
 
 
 def _rows_at_once(inputs: Tensor, width: int) -> int:
-    """Of the encoder's product: on a CPU so many that its memory does not grow with the batch."""
+    """Return the rows of the encoder's product per slice; on a CPU its memory does not grow with the batch."""
     batch = max(1, inputs.shape[0])
     if inputs.device.type != "cpu":
         return batch
@@ -79,10 +79,10 @@ def _rows_at_once(inputs: Tensor, width: int) -> int:
 
 
 class _Encode(torch.autograd.Function):
-    """(x - centre) @ W.T, everywhere or at the pattern, of which `known` are the values.
+    """The product (x - centre) @ W.T, at all entries or at the pattern; `known` are its values.
 
-    The centre's gradient is that of every sample's input, summed. Summing first, over the latents' gradients, spares
-    the product with W of the whole batch, which data do not need.
+    The centre's gradient is the sum of the gradients of all samples' inputs. Summing the latents' gradients first
+    avoids a product of the whole batch with W, because data need no gradient.
     """
 
     @staticmethod
