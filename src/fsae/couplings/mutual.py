@@ -114,8 +114,8 @@ class MutualCoupling:
         self._pairs = self._matrix = None
 
     def read_interval(self) -> dict[str, float]:
-        """Return the means of 1 - MMCS and of the weighted term, if steps were taken since the last call, and the time of
-        matching; waits for the device."""
+        """Return the means of 1 - MMCS and of the weighted term over the steps since the last call (without steps, no
+        means), and the time of matching; waits for the device."""
         means = {"matching_seconds": self.matching_seconds}
         if self._count:
             means["mutual"], means["mutual_weighted"] = (self._sums / self._count).tolist()
