@@ -16,7 +16,7 @@ from fsae.training.measures import batch_measures
 from fsae.training.resample import Reinitialisation
 from fsae.training.settings import FitSettings
 
-# Variance along a direction over a cell's moments, below which it is what adding up in float64 leaves.
+# Variance along a direction, relative to a cell's moments, below which it is only rounding of sums in float64.
 _ROUNDING = 1e-12
 
 
@@ -86,7 +86,7 @@ class FittedLearner(Learner[FittedAutoencoder, FitSettings]):
             components, means = self._best_spaces()
             weights = self.autoencoder.W_dec
             self.autoencoder.set_weights(self._centres.to(weights), components.to(weights), means.to(weights))
-            # What was measured before is of the centres alone.
+            # The earlier measures are of the centres alone.
             self._sums, self._counts = {}, {}
 
     def _sum_up(self, vectors: Float[Tensor, "batch d_in"]) -> None:
@@ -102,14 +102,14 @@ class FittedLearner(Learner[FittedAutoencoder, FitSettings]):
             self._moments[cell].addmm_(of_cell.T, of_cell)
 
     def _best_spaces(self) -> tuple[Float[Tensor, "cells rank d_in"], Float[Tensor, "cells d_in"]]:
-        """Each cell's components and mean; the centre where a cell has no sample."""
+        """Return each cell's components and mean; the mean is the centre if the cell has no sample."""
         assert self._moments is not None
         rank, means = self.autoencoder.rank, self._centres.clone()
         components = means.new_zeros(len(means), rank, means.shape[1])
         for mean, rows, moments in zip(means, components, self._moments, strict=True):
             shift, squares = moments[-1, :-1] / moments[-1, -1].clamp_min(1), moments[:-1, :-1]
             values, vectors = torch.linalg.eigh(squares - torch.outer(moments[-1, :-1], shift))
-            # Eigenvalues rise: the last ones are the leading ones.
+            # Eigenvalues are in ascending order: the last ones are the leading ones.
             spanned = min(rank, int((values > _ROUNDING * squares.trace()).sum()))
             rows[:spanned] = vectors.T.flip(0)[:spanned]
             mean += shift
@@ -120,7 +120,7 @@ class FittedLearner(Learner[FittedAutoencoder, FitSettings]):
         return torch.from_numpy(self._kmeans.cluster_centers_)
 
     def state_dict(self) -> dict[str, Any]:
-        # All that fitting added to the estimator's own settings.
+        # All attributes that fitting added to the estimator's own settings.
         fitted = {name: _plain(each) for name, each in vars(self._kmeans).items() if name not in self._settings}
         return super().state_dict() | {"kmeans": fitted, "moments": self._moments}
 
@@ -136,7 +136,7 @@ class FittedLearner(Learner[FittedAutoencoder, FitSettings]):
 
 
 def _plain(value: Any) -> Any:
-    """As a checkpoint holds it."""
+    """Return a value in the form in which a checkpoint holds it."""
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.copy())
     if isinstance(value, np.random.RandomState):

@@ -11,7 +11,7 @@ from fsae.sparse.gram import SAMPLES_AT_ONCE, GramSum
 
 
 class Solution(NamedTuple):
-    """A decoder and its bias, in float64, and what is known of their equations A W = C.
+    """A decoder and its bias, in float64, with the factor and the norm of their equations A W = C.
 
     Attributes:
         factor: U of A = U'U, upper triangular.
@@ -24,8 +24,8 @@ class Solution(NamedTuple):
     norm: Float[Tensor, ""]
 
     def condition(self) -> float:
-        """A's condition number in the 1-norm: LAPACK's estimate (Higham 1988), which reads U a few times on the CPU."""
-        from scipy.linalg import get_lapack_funcs  # a quarter of a second, which --help can do without
+        """Return A's condition number in the 1-norm, by LAPACK's estimate (Higham 1988), which reads U on the CPU."""
+        from scipy.linalg import get_lapack_funcs  # takes a quarter of a second, which --help does not need
 
         factor = self.factor.cpu().numpy()
         (pocon,) = get_lapack_funcs(["pocon"], (factor,))
@@ -34,7 +34,7 @@ class Solution(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Over samples, in float64."""
+    """Sums over samples, in float64."""
 
     zz: GramSum
     zx: Float[Tensor, "d_sae d_in"]
@@ -58,7 +58,7 @@ class LeastSquares:
 
     @torch.no_grad()
     def add(self, codes: Codes, targets: Float[Tensor, "batch d_in"]) -> None:
-        """Count samples in."""
+        """Add samples to the statistics."""
         codes, targets = codes.with_values(codes.values.detach().double()), targets.double()
         if self._sums is None:
             (n, d), zeros = (codes.shape[1], targets.shape[1]), targets.new_zeros
@@ -71,7 +71,7 @@ class LeastSquares:
         self.samples += len(targets)
 
     def decay(self, factor: float) -> None:
-        """Let what was seen so far count only by a factor, 0 to 1."""
+        """Multiply the weight of all samples seen so far by a factor, 0 to 1."""
         if factor == 0:
             self.samples, self._sums = 0.0, None
         elif factor < 1 and self._sums is not None:

@@ -185,7 +185,7 @@ class AdamSettings(TrainerSettings):
     resample_every: int | None = field(default=None, metadata=COUNT)
 
     room_checks: ClassVar[tuple[RoomCheck, ...]] = (check_moments,)
-    # Whether gradients train the decoder, too.
+    # True if gradients train the decoder, too.
     trains_decoder: ClassVar[bool] = True
 
     def __post_init__(self):
