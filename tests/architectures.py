@@ -63,7 +63,7 @@ class Architecture:
         loss: its own terms, besides the reconstruction.
         saelens: its name in SAELens' format, and its tensors of shape (d_sae,) there.
         pre_activations: of (x - b_dec) W_enc and the parameters; if there is a gate, of the magnitude path.
-        gate: likewise; None for the pre-activations.
+        gate: the gate path, of the same arguments; None for the pre-activations.
         selected: (batch, d_sae) bool, of pre-activations, gate and autoencoder: which latents may be on, before
             rectifying. No gradient goes through it.
         activation: codes of pre-activations, the selected ones and the autoencoder.

@@ -218,7 +218,7 @@ def test_a_difference_is_reported_by_its_place_and_both_values(
     assert same_numbers.report(before, after, {}) == (False, where)
 
 
-def test_weights_that_are_equal_but_for_a_bit_differ():
+def test_weights_that_differ_by_one_bit_differ():
     assert same_numbers.difference(torch.tensor([0.0]), torch.tensor([-0.0])) == "1 of 1 entries, at 0 0 -> -0"
 
 

@@ -6,7 +6,7 @@ import pytest
 from fsae.files import digest_of, replacing, share_as_folder, write_json
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path):
+def test_a_failed_write_leaves_only_the_old_file(tmp_path: Path):
     path = tmp_path / "results.json"
     write_json(path, {"eval/fvu": 0.1})
     # A real full disk: nothing fits on this device.

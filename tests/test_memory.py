@@ -1,4 +1,4 @@
-"""Memory that is kept while training and given back afterwards."""
+"""Memory that is kept during training and released afterwards."""
 
 import gc
 import platform
@@ -11,7 +11,7 @@ from fsae.memory import CPU, free_bytes, freed_memory_kept, require_free
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is about glibc")
-def test_freed_memory_is_kept_and_given_back_at_the_end():
+def test_freed_memory_is_kept_and_released_at_the_end():
     process = psutil.Process()
     size = 200_000_000
 

@@ -19,7 +19,7 @@ def trees(folder: Path) -> Iterator[tuple[str, ast.Module]]:
 
 
 def classes_of(package: str) -> set[str]:
-    """Return the names of a package's classes, but for its exceptions."""
+    """Return the names of a package's classes, except for its exceptions."""
     found = [node for _, tree in trees(PACKAGE / package) for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     return {node.name for node in found if not any("Exception" in ast.unparse(base) for base in node.bases)}
 

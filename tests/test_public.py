@@ -86,5 +86,5 @@ def test_other_attributes_of_the_package_can_be_set():
         delattr(fsae, "something")
 
 
-def test_type_checkers_are_told_that_it_is_typed():
+def test_the_package_is_marked_as_typed():
     assert (Path(fsae.__file__).parent / "py.typed").is_file()

@@ -69,7 +69,7 @@ def test_threads_that_begin_meanwhile_have_all_cores():
     source = activation_source()
     assert two.map(begin, [1, 2]) == [2, 2]
     with source:
-        # Which is why a source's own thread is told how many are its.
+        # For this reason a source sets the number of threads in its own thread.
         asked = source._background.submit(torch.get_num_threads)
         assert asked.result() == 4
 

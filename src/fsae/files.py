@@ -16,14 +16,14 @@ UNFINISHED = ".partial"
 
 @contextmanager
 def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
-    """Give a temporary path beside `path`; when the block ends, flush what was written there and rename it to `path`.
+    """Yield a temporary path next to `path`; at the end of the block, flush its contents and rename it to `path`.
 
     A reader, or a process that starts after a kill, finds the old file or the whole new one. A folder can be written in
     the same way if `path` does not exist by the end of the block.
 
     Args:
         path: the file or folder to write.
-        shared: whether several processes may write it at the same time, each under a temporary name of its own.
+        shared: several processes may write it at the same time, each under its own temporary name.
 
     Raises:
         OSError: the disk is full or the folder is not writable; the old file is untouched.

@@ -111,7 +111,7 @@ def test_it_is_exported_as_an_ordinary_one(arch: str, folded: bool, tmp_path: Pa
 
 
 @each_architecture
-def test_dead_latents_and_single_latents_start_over_on_both_sides(arch: str):
+def test_resampling_sets_both_sides_of_tied_weights(arch: str):
     tied = build(arch, d_sae=13, encoder_init=EncoderInit.tied, dtype=torch.float32)
     optimiser = torch.optim.Adam(tied.parameters(), lr=1e-3)
     x = samples(20, dtype=torch.float32)

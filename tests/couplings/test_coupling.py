@@ -70,14 +70,14 @@ def test_following_it_makes_members_alike(arch: str):
     assert mmcs(autoencoders[0].W_dec, autoencoders[1].W_dec, Matching.hungarian) > max(0.95, before)
 
 
-def test_weight_zero_matches_nobody_where_nothing_is_measured():
+def test_weight_zero_matches_no_members_if_nothing_is_measured():
     autoencoders = members()
     coupling = MutualCoupling(Mutual(), seed=0)
     coupling.backward(autoencoders, 0, 1.0)
     assert coupling.state_dict()["pairs"] is None
 
 
-def test_weights_that_are_not_finite_are_told_as_such():
+def test_weights_that_are_not_finite_are_reported():
     autoencoders = members(size=2)
     with torch.no_grad():
         autoencoders[0].W_dec[0, 0] = torch.nan
@@ -129,7 +129,7 @@ def test_a_step_without_weight_matches_nothing_and_has_no_value():
     assert found["mutual_weighted"] == pytest.approx(0.5 * found["mutual"])
 
 
-def test_goes_on_from_a_state():
+def test_continues_from_a_state():
     autoencoders, others = members(), members()
     coupling = MutualCoupling(Mutual(weight=1.0, match_every=5, shuffled=True), seed=0)
     coupling.backward(autoencoders, 0, 1.0)

@@ -119,7 +119,7 @@ def test_aux_k_reaches_b_dec_as_the_encoder_subtracts_it(sparse: bool):
     torch.testing.assert_close(found["b_dec"], -autoencoder.W_enc @ found["b_enc"], rtol=1e-10, atol=1e-12)
 
 
-def test_aux_k_takes_half_the_width_unless_told():
+def test_aux_k_takes_half_the_width_by_default():
     autoencoder = build("topk", 6, 13)
     record = autoencoder(samples(7, 6))
     moment = Moment(dead_latents=DEAD)

@@ -177,7 +177,7 @@ def test_by_hand(form: FisherForm, estimator: FisherEstimator, sparse: bool):
         # Twice the mean over the six ordered pairs of different samples.
         wanted = 2 * (sum(products) ** 2 - sum(value**2 for value in products)) / 6
     got = Fisher(form=form, estimator=estimator).measure(record, NO_DEAD).value
-    # The 1e-8 beside the norms is all that differs.
+    # Only the 1e-8 that is added to the norms differs.
     assert float(got) == pytest.approx(wanted, rel=1e-7, abs=1e-12)
 
 
@@ -256,7 +256,7 @@ def test_ratio_is_free_of_scale(form: FisherForm, estimator: FisherEstimator):
     torch.testing.assert_close(scaled.ratio, sums.ratio)
 
 
-def test_ratio_is_zero_where_nothing_is_active():
+def test_ratio_is_zero_if_no_latent_is_active():
     for codes in (Codes(torch.zeros(5, 7)), sparse_of(torch.zeros(5, 7))):
         for estimator in FisherEstimator:
             for form in (FisherForm.post, FisherForm.correlation, FisherForm.reconstruction):
@@ -366,7 +366,7 @@ def test_latents_on_everywhere_and_hardly_varying_are_centred_exactly(sparse: bo
     record = record_of(sparse_of(shifted) if sparse else Codes(shifted))
     got = fisher_sums(record, FisherForm.correlation, FisherEstimator.batch).off_diagonal
     wanted = (torch.corrcoef(shifted.double().T).square().sum() - 8) / 50**2
-    # What float32 keeps of a deviation of 1e-3 beside 1 is 1e-4 of it.
+    # float32 holds a deviation of 1e-3 from 1 to a relative 1e-4.
     assert float(got) == pytest.approx(float(wanted), rel=1e-3)
 
 

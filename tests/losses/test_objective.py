@@ -74,7 +74,7 @@ def test_sparse_is_dense_in_float32(arch: str, name: str):
 
 
 @each_term_of_each_architecture
-def test_sparse_is_dense_where_nothing_is_active(arch: str, name: str):
+def test_sparse_is_dense_if_no_latent_is_active(arch: str, name: str):
     autoencoder = build(arch)
     x = samples(4)
     with torch.no_grad():

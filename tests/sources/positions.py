@@ -1,4 +1,4 @@
-"""Positions in a stream: what every source must be able to go on from."""
+"""Checks of positions in a stream: every source must continue from a saved one."""
 
 from collections.abc import Callable
 from itertools import islice

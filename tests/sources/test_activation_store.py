@@ -155,7 +155,7 @@ def test_a_record_of_an_earlier_version_is_read(tmp_path: Path):
     path.write_text(json.dumps(values | {"seal": seal}))
     assert torch.equal(ActivationStore(store.folder).read(Part.train, 0).activations, given.activations)
     path.write_text(json.dumps(values | {"seal": seal, "mean_norm": 7.0}))
-    with pytest.raises(DamagedShard, match="the record beside it was changed"):
+    with pytest.raises(DamagedShard, match="its record was changed"):
         store.read(Part.train, 0)
 
 
@@ -270,10 +270,10 @@ def test_a_shard_of_the_other_part_or_of_another_store_is_noticed(tmp_path: Path
         (lambda record: record | {"count": 4}, "was changed"),
         (lambda record: record | {"count": "5"}, "was changed"),
         (lambda record: record | {"text": {"used": 3}}, "was changed"),
-        (lambda record: record | {"more": 1}, "is none of format 2"),
-        (lambda record: {key: value for key, value in record.items() if key != "bytes"}, "is none of format 2"),
-        (lambda record: [record], "is none of format 2"),
-        (lambda record: None, "is none of format 2"),
+        (lambda record: record | {"more": 1}, "does not have format 2"),
+        (lambda record: {key: value for key, value in record.items() if key != "bytes"}, "does not have format 2"),
+        (lambda record: [record], "does not have format 2"),
+        (lambda record: None, "does not have format 2"),
     ],
 )
 def test_a_record_that_was_changed_is_noticed(change, reason: str, tmp_path: Path):
@@ -282,7 +282,7 @@ def test_a_record_that_was_changed_is_noticed(change, reason: str, tmp_path: Pat
     path = store.path(Part.train, 0).with_suffix(".json")
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     assert store.record(Part.train, 0) is None
-    with pytest.raises(DamagedShard, match=rf"train-00000.safetensors: the record beside it {reason}"):
+    with pytest.raises(DamagedShard, match=rf"train-00000.safetensors: its record {reason}"):
         store.read(Part.train, 0)
 
 
@@ -291,7 +291,7 @@ def test_a_record_that_cannot_be_read_is_noticed(text: str, tmp_path: Path):
     store = made(tmp_path / "a")
     write(store, 0, 5)
     store.path(Part.train, 0).with_suffix(".json").write_text(text)
-    with pytest.raises(DamagedShard, match=r"train-00000.safetensors: the record beside it cannot be read"):
+    with pytest.raises(DamagedShard, match=r"train-00000.safetensors: its record cannot be read"):
         store.read(Part.train, 0)
 
 
@@ -333,7 +333,7 @@ def test_a_store_that_is_opened_while_it_is_removed_starts_empty(tmp_path: Path,
 
     def slowly(path: Path, missing_ok: bool = False) -> None:
         if path.name == "store.json":
-            # It has read the manifest, and waits until nobody removes the store.
+            # The other thread has read the manifest, and waits until the removal has ended.
             other.start()
             other.join(0.2)
             assert other.is_alive()

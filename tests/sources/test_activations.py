@@ -30,7 +30,7 @@ def take(source: ActivationSource, count: int) -> list[Tensor]:
 
 
 def shard_in_text_order(number: int, tokens: int = TOKENS) -> Tensor:
-    """A shard's activations as the text has them, computed beside the source."""
+    """Return a shard's activations in the order of the text, computed without the source."""
     model, text, found = TableModel(), packed(TEXTS, repeat=True), []
     for _ in range(number + 1):
         found = []
@@ -146,7 +146,7 @@ def test_a_full_store_needs_no_language_model(tmp_path: Path):
 
 def test_no_shard_is_fetched_that_training_does_not_reach():
     passes = []
-    # 40 vectors are the first shard; 64 need the second one; 200 go round both, which are in memory by then.
+    # 40 vectors are the first shard; 64 need the second one; 200 are several passes over both, which are in memory.
     for training_tokens in (40, 64, 200):
         model = TableModel()
         with activation_source(model=model, training_tokens=training_tokens) as source:
@@ -391,7 +391,7 @@ def test_a_position_with_other_forward_passes_is_refused():
     source = activation_source()
     state = source.state_dict() | {"passes": PASSES | {"dtype": "bfloat16"}}
     with pytest.raises(
-        ValueError, match=r"in bfloat16, 4 rows a pass, and here it would be float32.*model\.batch_size=4"
+        ValueError, match=r"in bfloat16, 4 rows per pass; here they would be harvested in float32.*model\.batch_size=4"
     ):
         source.load_state_dict(state)
 

@@ -140,7 +140,7 @@ def test_reading_files_opens_no_connection(stories, monkeypatch):
 
 
 def test_closing_early_takes_no_time(tmp_path):
-    """datasets sleeps 5 s when a shuffled parquet stream is closed; ours is not shuffled that way."""
+    """datasets sleeps 5 s when a shuffled parquet stream is closed; fsae does not shuffle by datasets."""
     documents = open_documents(write_parquet_files(tmp_path), Part.train)
     next(documents)
     began = time.monotonic()
@@ -285,7 +285,7 @@ def test_a_damaged_file_is_refused_by_name(name: str, tmp_path: Path):
     message = failure(format=DatasetFormat(format), path=str(tmp_path))
     assert message.startswith(f"data set {tmp_path.name}: {tmp_path / name} cannot be read {reason}"[: -len(reason)])
     assert reason in message
-    assert "mend the file, or name others by dataset.path" in message
+    assert "repair the file, or name others by dataset.path" in message
 
 
 def test_a_compressed_file_that_was_cut_is_refused_by_name(tmp_path: Path):
@@ -359,7 +359,7 @@ def test_rows_without_a_document_are_left_out_and_counted(tmp_path: Path, caplog
     assert [document.content for document in documents] == STORIES[:100] + STORIES[101:150] + STORIES[151:]
     assert documents.skipped == 2
     assert caplog.text.count("n.jsonl, line 101: column 'text' is null. The row is left out") == 1
-    # Of the pass that goes on, also after a saved position; and anew in the next one.
+    # The count belongs to one pass: a saved position keeps it, and the next pass begins at 0.
     resumed = open_documents(settings, Part.train)
     resumed.load_state_dict(documents.state_dict())
     assert resumed.skipped == 2
@@ -414,7 +414,7 @@ def test_padding_is_dropped_by_the_mask(named: str, tmp_path: Path):
     rows = [{"ids": row["ids"], named: row["attention_mask"]} for row in PADDED]
     settings = replace(write_lines(tmp_path, rows), tokens_column="ids")
     settings = settings if named == "attention_mask" else replace(settings, mask_column=named)
-    # 9 is an id like any other where it is not masked.
+    # 9 is an ordinary id if it is not masked.
     assert contents(settings, Part.train) == [[1, 2, 3], [4, 5], [6, 9, 7], []]
     write_parquet(tmp_path / "p.parquet", {name: [list(map(int, row[name])) for row in rows] for name in rows[0]})
     settings = replace(settings, format=DatasetFormat.parquet)

@@ -43,7 +43,7 @@ def test_a_link_that_leads_nowhere_is_refused_by_name(target: str, tmp_path: Pat
     (tmp_path / "b.txt").write_text("b")
     with pytest.raises(ValueError, match=rf"{tmp_path}/a\.txt is a link that leads nowhere \({tmp_path}/{target}\)"):
         names(tmp_path)
-    # Of another ending it is none of ours.
+    # A link with another ending is ignored.
     assert names(tmp_path, (".jsonl", "b.txt")) == ["b.txt"]
 
 

@@ -148,7 +148,7 @@ def digest_of(documents: list[Document]) -> str:
 
 
 def test_streaming_from_a_hub_gives_the_same_documents(copies, tmp_path):
-    """Read in part, left, and gone on with from the saved position; other splits are not downloaded."""
+    """A partly read stream continues from its saved position; other splits are not downloaded."""
     with file_hub({name: copies / folder for folder, name in HUB_NAMES.items()}) as hub:
         result = subprocess.run(
             [sys.executable, "-c", STREAM, *CHOICES],

@@ -172,7 +172,7 @@ def test_shards_after_the_held_out_text_are_not_missing(tmp_path: Path):
 
 
 def test_filling_a_store_looks_up_no_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The text stands where the next shard begins, so that nobody looks up where that is."""
+    """The text is already at the next shard's beginning, so that its position is not looked up."""
     read: list[int] = []
     text_after = ActivationStore.text_after
     monkeypatch.setattr(
@@ -294,7 +294,7 @@ def spoil_the_record(path: Path) -> None:
         (cut_short, r"train-00001.safetensors has \d+ bytes instead of \d+; it is harvested again"),
         (flip_a_byte, "train-00001.safetensors does not have the checksum it was written with; it is harvested again"),
         (remove, ""),
-        (spoil_the_record, "train-00001.safetensors: the record beside it cannot be read .*; it is harvested again"),
+        (spoil_the_record, "train-00001.safetensors: its record cannot be read .*; it is harvested again"),
         (swap_with_the_next, "train-00001.safetensors was written as shard 2 of the part train; it is harvested again"),
     ],
 )
@@ -311,7 +311,7 @@ def test_a_damaged_shard_is_reported_and_harvested_again(damage, told: str, tmp_
 
 
 def test_text_continues_after_a_damaged_shard(tmp_path: Path, wanted):
-    """Where the text goes on is in the record, which has a checksum of its own."""
+    """The position after the shard is in its record, which has its own checksum."""
     listed_shards(tmp_path, tokens=40, shard_tokens=40, held_out_tokens=60).fill()
     flip_a_byte(tmp_path / str(SITE) / "train-00000.safetensors")
     listed_shards(tmp_path, **SIZES).fill()
@@ -386,7 +386,7 @@ def test_a_run_that_needs_no_store_continues_in_memory(tmp_path: Path, wanted, m
 
 
 def test_a_quota_ends_a_harvest_midway(tmp_path: Path):
-    # A shard of 40 vectors of 6 floats and 8 bytes is 1,280 bytes, and at most 2,000 beside them.
+    # A shard of 40 vectors of 6 floats and 8 bytes is 1,280 bytes, and at most 2,000 bytes come with it.
     shards = listed_shards(tmp_path, limit_gb=8e-6, **SIZES)
     with pytest.raises(OSError, match=r"source\.cache_gb is 8e-06, the stores in .* what was harvested so far is kept"):
         every(shards)
@@ -435,7 +435,7 @@ def test_pending_text_is_not_stored(tmp_path: Path):
     shards = opened()
     shards.fill()
     assert folder_bytes(tmp_path) < 3 * 5000
-    # And is there again where a shard goes on after it.
+    # The rest of the document is read again for a shard that continues it.
     wanted = shards.shard(TRAIN, 1).activations
     ActivationStore(tmp_path / str(SITE)).discard(TRAIN, 1)
     again = opened()
@@ -445,7 +445,7 @@ def test_pending_text_is_not_stored(tmp_path: Path):
 
 @pytest.mark.parametrize("tokens", [30, 110, 150, 10**13])
 def test_missing_bytes_are_those_of_the_missing_shards(tokens: int, tmp_path: Path):
-    """Also where there are so many that nobody could count them one by one."""
+    """Also for so many shards that counting them one by one would not end."""
     listed_shards(tmp_path, tokens=110, shard_tokens=40, held_out_tokens=4000).fill()
     store = ActivationStore(tmp_path / str(SITE))
     extent = Extent(tokens={TRAIN: tokens, HELD_OUT: 4000}, shard_tokens=40)
@@ -470,7 +470,7 @@ def test_text_that_is_read_again_is_counted(tmp_path: Path, caplog: pytest.LogCa
         assert shards.distinct(TRAIN, 50) == 50
         assert "the training text has ended" in caplog.text
         caplog.clear()
-    # A full store knows it, and a run that goes on in the middle without one: it reads over the text before.
+    # A full store has the number. A run that resumes in the middle without a store reads over the text before.
     found.add(listed_shards(tmp_path, **sizes).distinct(TRAIN, tokens))
     later = listed_shards(**sizes)
     later.shard(TRAIN, shards.extent.shards(TRAIN) - 1)

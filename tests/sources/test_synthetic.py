@@ -135,7 +135,7 @@ def test_a_childs_coefficient_scales_with_its_parents():
 
 def test_the_default_size_has_the_benchmarks_statistics():
     codes = HierarchicalFeaturesSettings().model().draw(500, generator())
-    # Published: about 34 features a sample.
+    # Published: about 34 features per sample.
     assert codes.firing_counts.sum() / 500 == pytest.approx(34, rel=0.1)
     # Most of them are of the trees' 128 x (1 + 4 + 16 + 64).
     assert codes.firing_counts[:10_880].sum() > 0.55 * codes.firing_counts.sum()

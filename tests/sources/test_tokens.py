@@ -242,7 +242,7 @@ def test_rows_that_look_padded_cause_one_warning(side: int, packed, caplog: pyte
 
 
 def test_positions_from_repeated_text_are_not_distinct(packed):
-    # abc|de| is 7 ids, of which two separate; rows of 4 go round it: abc| de|a bc|d
+    # abc|de| is 7 ids, two of them separators; rows of 4 pass over it repeatedly: abc| de|a bc|d
     text = packed(["abc", "de"], repeat=True, rows=1)
     assert [next(text).distinct for _ in range(4)] == [3, 2, 0, 0]
     # Also from a saved position on.

@@ -1,4 +1,4 @@
-"""The toy's points lie where they are said to."""
+"""The toy's points lie where its definition puts them."""
 
 import pytest
 import torch

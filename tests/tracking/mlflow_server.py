@@ -14,7 +14,7 @@ class Server:
     """An MLflow server that can be killed and started again on the same port and database.
 
     Args:
-        database: a SQLite file; artifacts are stored beside it.
+        database: a SQLite file; artifacts are stored next to it.
         log: the file for its output.
         store: another database's address, instead of the file.
     """

@@ -331,7 +331,7 @@ def test_a_new_run_drops_the_values_of_the_earlier_run(run_folder: Path) -> None
     with tracking(run_folder, None) as tracker:
         log_steps(tracker, 0, 5)
     assert len(list(read_metrics(RunFolder(run_folder).dropped))) == 5
-    with tracking(run_folder, None, anew=True) as tracker:
+    with tracking(run_folder, None, fresh=True) as tracker:
         assert tracker.position() == 0
     assert not RunFolder(run_folder).dropped.exists()
 

@@ -9,9 +9,9 @@ from fsae.tracking.uploader import Uploader
 
 
 @contextmanager
-def tracking(folder: Path, uploader: Uploader | None, position: int = 0, *, anew: bool = False) -> Iterator[Tracker]:
+def tracking(folder: Path, uploader: Uploader | None, position: int = 0, *, fresh: bool = False) -> Iterator[Tracker]:
     """Yield a tracker that is finished when the block ends, also by an exception."""
-    tracker = Tracker(folder, uploader, position, anew=anew)
+    tracker = Tracker(folder, uploader, position, fresh=fresh)
     try:
         yield tracker
     finally:

@@ -48,7 +48,7 @@ SHORT: dict[str, Any] = {
 
 
 def adam(**changes: Any) -> AdamSettings:
-    """27 steps of 16; logged every 5, so that the last interval is a short one; latents die and are drawn anew."""
+    """27 steps of 16; logged every 5, so that the last interval is a short one; latents die and are resampled."""
     return AdamSettings(**(SHORT | changes))
 
 
@@ -125,7 +125,7 @@ def training_run(
     source: Source | None = None,
     trained: Learner | None = None,
 ) -> LoneRun:
-    """All parts anew, and the state from `folder` where it holds a checkpoint."""
+    """Build all parts of a run; load the state from `folder` if it holds a checkpoint."""
     settings = settings or adam()
     folder.mkdir(exist_ok=True)
     checkpoints = Checkpoints(RunFolder(folder).checkpoints, {"arch": arch}, {})

@@ -166,7 +166,7 @@ def test_centres_settle_in_the_second_half_of_their_steps():
 
 
 @pytest.mark.parametrize("arch", list(FITTED))
-def test_an_interrupted_run_goes_on_bit_for_bit(arch: str, tmp_path: Path):
+def test_an_interrupted_run_continues_bit_for_bit(arch: str, tmp_path: Path):
     run(arch, tmp_path / "whole").train()
     # Among the centres' steps, and among the components'.
     for stop_at in (7, 20):

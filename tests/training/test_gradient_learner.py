@@ -341,8 +341,8 @@ def test_codes_of_sparse_batches_are_exact_in_bfloat16(arch: str):
 def test_a_step_does_not_ask_the_device_for_a_number(
     arch: str, sparse: bool, form: FisherForm, monkeypatch: pytest.MonkeyPatch
 ):
-    # As on a GPU, where only a fixed number of codes is known without asking: tensors without numbers, of which
-    # whoever reads one, or lets the shape of a result depend on one, is told so.
+    # On a GPU, only a fixed number of codes is known without a synchronisation. Fake tensors have no numbers: reading
+    # one, or letting the shape of a result depend on one, is an error.
     monkeypatch.setattr("fsae.sparse.gram._samples_per_slice", lambda pattern: 5)
     with FakeTensorMode():
         trained = member(arch, adam(resample_every=None), terms(arch) | {"fisher": Fisher(weight=1e-3, form=form)})

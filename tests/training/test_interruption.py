@@ -51,7 +51,7 @@ def test_a_hangup_that_nohup_ignores_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_where_nothing_has_to_be_saved_a_signal_ends_a_wait():
+def test_a_signal_ends_a_wait_if_nothing_has_to_be_saved():
     done = []
 
     def work(before: str, after: str) -> None:

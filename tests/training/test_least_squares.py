@@ -26,7 +26,7 @@ def sparse(dense: Tensor) -> Codes:
 
 
 def problem(samples: int = SAMPLES, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Codes, about a third of which are on, and what they shall be decoded to; neither has mean 0."""
+    """Return codes, about a third of which are on, and their targets; neither has mean 0."""
     z, x = drawn(samples, N_CODES, seed=seed), drawn(samples, D_IN, seed=seed + 1)
     return (z + 0.5).where(z > 0.4, 0.0), x + 2.0
 
@@ -143,7 +143,7 @@ def test_equations_without_a_single_solution_say_what_to_raise():
         seen(z, x).solve(torch.zeros(N_CODES, D_IN), torch.zeros(D_IN))
 
 
-def test_codes_that_are_not_finite_are_told_as_such():
+def test_codes_that_are_not_finite_are_reported():
     z, x = problem()
     z[3, 2] = torch.inf
     with pytest.raises(ValueError, match=r"codes became infinite or NaN; lower trainer\.lr"):
@@ -159,7 +159,7 @@ def test_the_condition_number_is_that_of_the_equations():
 
 
 @pytest.mark.parametrize("samples", [0, 5, SAMPLES])
-def test_goes_on_from_a_state_bit_for_bit(samples: int):
+def test_continues_from_a_state_bit_for_bit(samples: int):
     z, x = problem()
     one, other = LeastSquares(samples_at_once=12), LeastSquares(samples_at_once=12)
     for some_z, some_x in zip(z[:samples].split(5), x[:samples].split(5), strict=True):
@@ -203,7 +203,7 @@ def test_of_float32_codes_the_equations_are_those_of_float64(samples: int, is_sp
     for some_z, some_x in zip(z.split(90), x.split(90), strict=True):
         statistics.add(sparse(some_z) if is_sparse else Codes(some_z), some_x)
     W, b, U, _ = statistics.solve(torch.zeros(256, D_IN), torch.zeros(D_IN), alpha=alpha)
-    # Along what no sample tells apart, the ridge is all there is.
+    # Along directions in which no samples differ, only the ridge is left.
     assert float(torch.linalg.eigvalsh(U.T @ U)[0]) == pytest.approx(alpha, rel=0.01)
     z, x = z.double(), x.double()
     mean_z, mean_x = z.mean(0), x.mean(0)

@@ -244,7 +244,7 @@ def test_a_signal_saves_every_run_of_a_pack(folders: tuple[Path, Path]):
     assert_each_as_alone(pack, alone)
 
 
-def test_a_run_that_cannot_go_on_leaves_the_others_alone(folders: tuple[Path, Path]):
+def test_a_run_that_fails_leaves_the_others_alone(folders: tuple[Path, Path]):
     pack, alone = folders
     source = activation_source()
     runs = pack_of_all(pack, source)
@@ -271,7 +271,7 @@ def test_a_run_that_cannot_go_on_leaves_the_others_alone(folders: tuple[Path, Pa
         assert not differences(saved(pack / arch), saved(alone / arch))
 
 
-def test_what_has_been_given_back_is_let_go_of(tmp_path: Path):
+def test_train_releases_a_run_that_has_ended(tmp_path: Path):
     source = activation_source()
     runs = [training_run("topk", tmp_path / str(n), adam(samples=BATCH * n), source=source) for n in (2, 9)]
     short = weakref.ref(runs[0].members[0])

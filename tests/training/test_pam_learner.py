@@ -327,7 +327,7 @@ def samples_of_solutions(trained: PamLearner, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("memory", [0.0, 1.0])
-def test_no_decoder_is_that_of_what_came_after_latents_were_drawn_anew(memory: float, monkeypatch: pytest.MonkeyPatch):
+def test_no_decoder_is_solved_from_only_the_samples_since_a_resampling(memory: float, monkeypatch: pytest.MonkeyPatch):
     # Due after steps 4, 9, 14 and 19, drawn after rounds of 3: after 5, 11, 14 and 20.
     trained = pam_member("topk", pam(samples=30 * BATCH, resample_every=5 * BATCH, encoder_batches=3, memory=memory))
     sizes = samples_of_solutions(trained, monkeypatch)
@@ -354,7 +354,7 @@ def test_latents_are_reinitialised_between_rounds_only():
         record = trained.step(x, step)
         started.append(trained.reinitialise(record, step, when) > 0)
         began.append(bool(trained.state_dict()["began"]))
-    # After 3 batches of which the second was due; not at the end, where no round follows.
+    # After rounds of 3 batches, the second of which was due; not at the end, because no round follows.
     assert [step for step, count in enumerate(started) if count] == [2, 5, 8]
     assert began == [True, True, False] * 4
 

@@ -1,4 +1,4 @@
-"""What autoencoders return: the forward record, which losses and metrics read, and the parts that it is made of."""
+"""The forward record, which autoencoders return and losses and metrics read, and its parts."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from fsae.sparse.codes import Codes
 class AffineMap:
     """An affine map of the inputs, (inputs - centre) @ weight + bias with weight = directions * scale.
 
-    Nothing is multiplied until a value is asked for.
+    The products are computed on first use.
     """
 
     inputs: Float[Tensor, "batch d_in"]
@@ -111,9 +111,9 @@ class DecidingMap:
     Attributes:
         columns: (functions, d_in) their gradients.
         biases: (functions,).
-        k: how many of the largest values decide.
-        rectified: whether a latent is also off if its value is negative.
-        signed: whether magnitudes decide instead of values.
+        k: number of the largest values that decide.
+        rectified: a latent is also off if its value is negative.
+        signed: magnitudes decide instead of values.
     """
 
     columns: Float[Tensor, "functions d_in"]
@@ -131,8 +131,8 @@ class SAELensForm:
         architecture: the format's name for it.
         tensors: by the format's names: W_enc (d_in, d_sae), W_dec (d_sae, d_in), b_dec (d_in,), others (d_sae,).
         config: keys of `cfg.json` that only this architecture has.
-        trained_as: the format's name for what was trained, if it is another one.
-        known: whether SAELens itself has this architecture and can open the folder.
+        trained_as: the format's name for the trained architecture, if it differs from `architecture`.
+        known: SAELens itself has this architecture and can open the folder.
     """
 
     architecture: str

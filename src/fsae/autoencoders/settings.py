@@ -89,7 +89,7 @@ class AutoencoderSettings(Ranged, ABC, group="arch"):
 
     @property
     def frees_decoder_norms(self) -> bool:
-        """Whether training may give the decoder's rows any norm."""
+        """True if training may give the decoder's rows any norm."""
         return False
 
     def width(self, d_in: int) -> int:
@@ -158,7 +158,7 @@ class SparseAutoencoderSettings(AutoencoderSettings):
 
     @property
     def tied(self) -> bool:
-        """Whether the encoder has no weights of its own."""
+        """True if the encoder has no weights of its own."""
         return self.encoder_init is EncoderInit.tied
 
     @property

@@ -1,8 +1,8 @@
-"""What pulls the features of autoencoders that are trained side by side toward each other.
+"""The mutual term, which pulls the features of autoencoders that train side by side toward each other.
 
     1 - mean over pairs of members of MMCS(A, B)        (Marks et al. 2024, arXiv 2411.01220)
 
-MMCS(A, B) is the mean cosine of each direction of A and its partner in B; who is whose partner is the `Matching`.
+MMCS(A, B) is the mean cosine of each direction of A and its partner in B; the `Matching` chooses the partners.
 """
 
 import time
@@ -26,7 +26,7 @@ from fsae.threads import Threads
 
 
 class Directions(Enum):
-    """Whether features are compared by their encoder's columns or their decoder's rows."""
+    """Weights by which features are compared: the encoder's columns or the decoder's rows."""
 
     encoder = "encoder"
     decoder = "decoder"
@@ -38,12 +38,12 @@ class Mutual(Weighted, group="population.mutual"):
 
     Attributes:
         weight: factor of 1 - MMCS in the sum of the members' objectives.
-        matching: who is whose partner.
-        directions: what is compared.
+        matching: how partners are chosen.
+        directions: the weights that are compared.
         match_every: steps between matchings; partners stay the same meanwhile.
-        shuffled: partners are drawn once, at random, and kept; partners of one latent are each other's, too, and
-            neither `matching` nor `match_every` says anything. The control: a term of the same weight whose pull does
-            not lessen as fast, for partners are not alike to begin with.
+        shuffled: draw partners once, at random, and keep them; two partners of one latent are partners of each other,
+            too. `matching` and `match_every` are ignored. This is the control: a term of the same weight, whose pull
+            decreases more slowly because partners are not alike to begin with.
     """
 
     weight: float = field(default=0.0, metadata=WEIGHT)
@@ -54,7 +54,7 @@ class Mutual(Weighted, group="population.mutual"):
 
 
 def unit_directions(autoencoders: Sequence, directions: Directions) -> list[Tensor]:
-    """(d_sae, d_in) of each, in unit length, differentiable."""
+    """Return each autoencoder's (d_sae, d_in) directions in unit length, differentiable."""
     return [unit_rows(each.W_dec if directions is Directions.decoder else each.W_enc.T) for each in autoencoders]
 
 
@@ -70,12 +70,12 @@ class MutualCoupling:
         seed: of the shuffled partners.
 
     Attributes:
-        matching_seconds: what matching has taken since it was last read.
+        matching_seconds: time of the matchings since the last read.
     """
 
     def __init__(self, settings: Mutual, seed: int):
         self.settings, self._seed = settings, seed
-        # Of as many threads as there are cores: SciPy's matching uses one, and lets others go on.
+        # As many threads as cores: SciPy's matching uses one thread, and releases the lock of Python.
         self._threads: Threads | None = None
         self.matching_seconds = 0.0
         self._sums, self._count = torch.zeros(2), 0
@@ -84,7 +84,7 @@ class MutualCoupling:
         self._matrix: Codes | None = None
 
     def backward(self, autoencoders: Sequence[Autoencoder], step: int, progress: float) -> None:
-        """Add the weighted term's gradient to the autoencoders' own. Waits for the device in steps that match anew.
+        """Add the weighted term's gradient to the autoencoders' own. Waits for the device in steps with a matching.
 
         Args:
             autoencoders: the members.
@@ -110,12 +110,12 @@ class MutualCoupling:
         self._count += 1
 
     def forget(self) -> None:
-        """Match anew in the next step: a member has started over."""
+        """Match again in the next step, because latents of a member were re-initialised."""
         self._pairs = self._matrix = None
 
     def read_interval(self) -> dict[str, float]:
-        """The means of 1 - MMCS and of the weighted term over the steps since the last call that had it, and what
-        matching took; waits for the device."""
+        """Return the means of 1 - MMCS and of the weighted term over the steps since the last call (without steps, no
+        means), and the time of matching; waits for the device."""
         means = {"matching_seconds": self.matching_seconds}
         if self._count:
             means["mutual"], means["mutual_weighted"] = (self._sums / self._count).tolist()

@@ -37,12 +37,12 @@ def _origin(path: str, revision: str | None, setting: str) -> dict[str, str]:
 
 
 def folder_identity(folder: Path) -> dict[str, str]:
-    """Return what distinguishes a folder's files from all others; a missing folder counts as an empty one."""
+    """Return a digest of the folder's files that differs for other files; a missing folder counts as an empty one."""
     return {"files": listing_digest(folder, [path for path in folder.rglob("*") if path.is_file()])}
 
 
 def published_as(settings: ModelSettings) -> tuple[str, str | None]:
-    """Return the name under which other libraries open the model, and how its weights differ from theirs.
+    """Return the name under which other libraries open the model, and the differences of its weights.
 
     The name is a hub name if there is one, else the given folder: the name in a folder's config.json is the name of
     the model that it was trained from.
@@ -62,7 +62,7 @@ def published_as(settings: ModelSettings) -> tuple[str, str | None]:
     if settings.revision is not None:
         notes.append(f"revision {settings.revision}")
     if settings.weights is Weights.random:
-        notes.append("random weights, drawn anew")
+        notes.append("random weights, freshly initialised")
     if settings.tokenizer is not None:
         notes.append(f"tokenizer of {settings.tokenizer}")
     return name, "; ".join(notes) or None

@@ -35,13 +35,13 @@ class GateReconstruction(LossTerm):
 
 @dataclass(frozen=True, kw_only=True)
 class AuxK(LossTerm):
-    """What the k strongest dead latents of each sample could explain of the residual (arXiv 2406.04093, A.2).
+    """The error with which the k strongest dead latents explain the residual of each sample (arXiv 2406.04093, A.2).
 
     |e - z_dead W_dec|^2 with the residual e = x - x_hat detached, no bias, times min(dead / k, 1) so that a few dead
-    latents are not asked to explain everything.
+    latents do not have to explain everything.
 
     Attributes:
-        k: dead latents a sample; null for half the input's width.
+        k: dead latents per sample; null for half the input's width.
     """
 
     weight: float = field(default=1 / 32, metadata=WEIGHT)

@@ -2,13 +2,13 @@
 
     F = (1/B) sum_b g_b g_b^T,    penalty = sum_{i != j} F_ij^2,
 
-where g_b is a per-sample gradient over the latents. What it is the gradient of is the penalty's `form`. No form builds
-the d_sae x d_sae matrix: with K = G G^T, the (B, B) inner products of the samples' gradients,
+where g_b is a per-sample gradient over the latents. The penalty's `form` is the function that is differentiated. No
+form builds the d_sae x d_sae matrix: with K = G G^T, the (B, B) inner products of the samples' gradients,
 
     sum_ij F_ij^2 = |K|^2 / B^2,    F_ii = (1/B) sum_b g_bi^2,
 
-and K is cheap where the g_b are as sparse as the codes. Where g is dense but low-rank (form `pre`) there is a second
-exact way through (d_in + 1)^2 matrices, and the cheaper one is taken.
+and K is cheap if the g_b are as sparse as the codes. If g is dense but low-rank (form `pre`), a second exact method
+uses (d_in + 1)^2 matrices, and the cheaper method is chosen.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,13 +26,13 @@ from fsae.sparse.codes import Codes
 from fsae.sparse.gram import squared_gram_norm
 from fsae.sparse.products import first_order
 
-# By so many roundings of its own size a column may vary and count as constant: those of the sum that is its mean, and
-# of what it was computed from.
+# A column counts as constant if it varies by at most this many roundings of its own size. They come from the sum in
+# its mean, and from the computation of its values.
 _ROUNDINGS = 16
 
 
 class FisherForm(Enum):
-    """What g is the gradient of, and with respect to what.
+    """The function whose gradient is g, and its argument.
 
     pre: sum h^2 in the pre-activations h, so g = 2h. FisherSAE's first version and its README.
     post: sum f^2 in the codes f, so g = 2f.
@@ -40,8 +40,8 @@ class FisherForm(Enum):
         F = correlation / B. FisherSAE's code as finally released.
     reconstruction: |x - x_hat|^2 / 2 in the pre-activations: the empirical Fisher matrix of a unit Gaussian decoder.
         The activation's derivative is 1 where a code is on and 0 elsewhere, in every architecture here, so
-        g = 1[f != 0] (x_hat - x) W_dec^T. Where rows of W_dec are free to have any norm they are taken as unit
-        vectors (f in units of what it adds to x_hat), or short rows and long codes would be a way out of the penalty.
+        g = 1[f != 0] (x_hat - x) W_dec^T. If rows of W_dec are free to have any norm, they are taken as unit
+        vectors (f in units of its part of x_hat); otherwise short rows and long codes would evade the penalty.
     """
 
     pre = "pre"
@@ -51,7 +51,9 @@ class FisherForm(Enum):
 
 
 class FisherEstimator(Enum):
-    """`batch` is the definition applied to the batch, which is positive even for independent latents (about
+    """Estimators of the Fisher sums.
+
+    `batch` is the definition applied to the batch, which is positive even for independent latents (about
     n^2 / (B - 1) for normalised columns). `unbiased` takes pairs of different samples only,
 
         1/(B(B-1)) sum_{b != c} [ (g_b . g_c)^2 - sum_i g_bi^2 g_ci^2 ],
@@ -70,7 +72,7 @@ class FisherSums(NamedTuple):
 
     @property
     def ratio(self) -> Tensor:
-        """Off-diagonal over diagonal: free of units, so comparable between runs. 0 where nothing is active."""
+        """Off-diagonal over diagonal: free of units, so comparable between runs. 0 if no latent is active."""
         return torch.where(self.diagonal != 0, self.off_diagonal / self.diagonal, 0.0)
 
 
@@ -81,7 +83,7 @@ class Fisher(LossTerm):
     It is logged as `fisher`, and its ratio to sum_i F_ii^2 as `fisher_ratio`.
 
     Attributes:
-        form: which Fisher matrix.
+        form: the Fisher matrix.
         estimator: the batch's own value, or the population's without bias.
     """
 
@@ -101,7 +103,7 @@ def with_fisher_measured(terms: Mapping[str, LossTerm]) -> dict[str, LossTerm]:
 
 
 def fisher_sums(record: ForwardRecord, form: FisherForm, estimator: FisherEstimator) -> FisherSums:
-    """The two sums over the Fisher matrix of one batch, differentiable in everything the record depends on.
+    """Return the two sums over the Fisher matrix of one batch, differentiable in all that the record depends on.
 
     Raises:
         ValueError: the unbiased estimator of a batch of one sample.
@@ -123,12 +125,12 @@ def fisher_sums(record: ForwardRecord, form: FisherForm, estimator: FisherEstima
 
 
 class _Moments(NamedTuple):
-    """All that both estimators need of per-sample gradients g (B, n).
+    """Moments of per-sample gradients g (B, n) that the two estimators need.
 
     Attributes:
         gram: sum_bc (g_b . g_c)^2.
         column: sum_i (sum_b g_bi^2)^2.
-        within: sum_b |g_b|^4 and sum_bi g_bi^4, the shares of single samples in these; asked for when needed.
+        within: sum_b |g_b|^4 and sum_bi g_bi^4, the shares of single samples in these; computed on demand.
     """
 
     batch: int
@@ -158,13 +160,13 @@ def _moments(g: Codes) -> _Moments:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """In float32 at least: the off-diagonal sum is the difference of two close ones."""
+    """Return the tensor in at least float32, because the off-diagonal sum is a difference of two close sums."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _reconstruction_gradient(record: ForwardRecord) -> Codes:
     on = (record.codes.values != 0).to(record.reconstruction.dtype)
-    # Of the other sign, which no product of two of them has.
+    # With the opposite sign, which products of two gradients do not show.
     sampled = record.codes.sample(record.error, record.W_dec)
     if record.code_weights is not None:
         on = on / record.codes.columns(record.code_weights.clamp_min(1e-8))
@@ -172,13 +174,13 @@ def _reconstruction_gradient(record: ForwardRecord) -> Codes:
 
 
 def _affine_moments(pre: AffineMap) -> _Moments:
-    """Moments of g = 2h for h = inputs @ weight + bias, without any (batch, d_sae) matrix where that is dearer."""
+    """Return moments of g = 2h, h = inputs @ weight + bias, without a (batch, d_sae) matrix if that is cheaper."""
     batch, d_in = pre.inputs.shape
     if batch <= d_in:
         return _moments(Codes(2 * _wide(pre.dense())))
     inputs, weight, bias = pre.inputs, pre.weight, pre.bias
     if pre.centre is not None:
-        # The centre's gradient goes by way of the bias, as a vector; by way of the inputs it would take those of all.
+        # The centre's gradient goes through the bias, as a vector: through the inputs it would need one per sample.
         inputs = inputs - pre.centre.detach()
         bias = bias - (pre.centre - pre.centre.detach()) @ weight
     inputs, weight, bias = _wide(inputs), _wide(weight), _wide(bias)
@@ -194,10 +196,10 @@ def _affine_moments(pre: AffineMap) -> _Moments:
 
 
 class _LowRankMoments(torch.autograd.Function):
-    """|HH'|^2 and sum_i (sum_b h_bi^2)^2 of H = XW, for X (batch, d) and W (d, n) with d the smallest.
+    """The sums |HH'|^2 and sum_i (sum_b h_bi^2)^2 of H = XW, for X (batch, d) and W (d, n) with d the smallest.
 
     With C = X'X and M = WW' they are tr(CMCM) and sum_i (w_i' C w_i)^2. The gradients share CW and CM with them: four
-    products over d x d x n in all, where autograd alone would take six.
+    products over d x d x n in all, compared with six by autograd alone.
     """
 
     @staticmethod
@@ -224,16 +226,16 @@ class _LowRankMoments(torch.autograd.Function):
 
 
 def _normalised_moments(codes: Codes) -> _Moments:
-    """Moments of g = (2f - mean) / (|2f - mean| + 1e-8), columns over the batch.
+    """Return moments of g = (2f - mean) / (|2f - mean| + 1e-8), with columns over the batch.
 
     With S = 2f / norm and m = mean / norm the centred Gram matrix is SS' + a1' + 1a', a = m'm / 2 - Sm: centring costs
     a correction of rank two, S stays as sparse as the codes, and the squared norm is
 
         |SS'|^2 + 4 a'SS'1 + 2B a'a + 2 (a'1)^2.
 
-    Columns without a zero are centred in place: they would not get sparser, and where they hardly vary the correction
-    would be a difference of huge numbers. A column that varies by no more than rounding is constant: its g is 0, and no
-    gradient passes through it.
+    Columns without a zero are centred in place: they are not sparse, and if they hardly vary, the correction would be a
+    difference of huge numbers. A column that varies by no more than rounding is constant: its g is 0, and no gradient
+    passes through it.
     """
     batch = codes.shape[0]
     doubled = codes.map(lambda f: 2 * _wide(f))
@@ -241,7 +243,7 @@ def _normalised_moments(codes: Codes) -> _Moments:
         centred = (doubled.values - doubled.values.mean(0)) * _varies(doubled)
         return _moments(Codes(centred / _column_norms(centred.square().sum(0))))
     mean = doubled.column_sums() / batch
-    # sum_b (f - mean)^2, from the entries there are and the zeros there are not.
+    # sum_b (f - mean)^2, from the stored entries and the zeros that are not stored.
     absent = batch - doubled.map(torch.ones_like).column_sums()
     varies = _varies(doubled)
     deviations = doubled.with_values((doubled.values - doubled.columns(mean)).square()).column_sums() * varies
@@ -252,7 +254,7 @@ def _normalised_moments(codes: Codes) -> _Moments:
     m = (mean - centre) / norms
 
     def over_entries(power: int) -> Tensor:
-        """sum_b (s_bi - m_i)^power by column, entries and absent zeros together."""
+        """Return sum_b (s_bi - m_i)^power per column, over entries and absent zeros together."""
         there = scaled.with_values((scaled.values - scaled.columns(m)) ** power).column_sums()
         return there + absent * (-m) ** power
 
@@ -271,13 +273,13 @@ def _normalised_moments(codes: Codes) -> _Moments:
 
 @torch.no_grad()
 def _varies(codes: Codes) -> Float[Tensor, " d_sae"]:
-    """1 for a column that varies over the batch by more than rounding of its largest entry, 0 for one that does not."""
+    """Return 1 for a column that varies over the batch by more than rounding of its largest entry, else 0."""
     batch, width = codes.shape
     values = codes.values.detach()
     if codes.pattern is None:
         most, least = values.amax(0), values.amin(0)
     else:
-        # A column with an entry too few has a zero.
+        # A column with fewer entries than samples has a zero.
         entries = codes.map(torch.ones_like).column_sums()
         most, least = (
             torch.where(entries < batch, 0.0, end).to(values.dtype)
@@ -291,6 +293,6 @@ def _varies(codes: Codes) -> Float[Tensor, " d_sae"]:
 
 
 def _column_norms(sums_of_squares: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
-    """Norms plus 1e-8, with gradient 0 where a column is constant (the square root's own is infinite there)."""
+    """Return norms plus 1e-8; a constant column gets gradient 0, because the square root's own is infinite."""
     alive = sums_of_squares > 0
     return torch.where(alive, sums_of_squares, 1.0).sqrt() * alive + 1e-8

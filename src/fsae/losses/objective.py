@@ -16,7 +16,7 @@ class Losses:
 
     Attributes:
         total: differentiable scalar.
-        parts: detached scalars by name: `<term>` raw, `<term>_weighted`, and what terms measure beside.
+        parts: detached scalars by name: `<term>` raw, `<term>_weighted`, and further measures of the terms.
     """
 
     total: Tensor

@@ -1,4 +1,4 @@
-"""How far the reconstruction is from its target."""
+"""Reconstruction terms: distances of the reconstruction from its target."""
 
 from dataclasses import dataclass
 

@@ -12,7 +12,7 @@ from fsae.ranges import SHARE, WEIGHT, Ranged
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """A term's raw value (a scalar, differentiable) and further numbers worth logging beside it, by name."""
+    """A term's raw value (a scalar, differentiable) and further numbers worth logging, by name."""
 
     value: Tensor
     beside: dict[str, Tensor] = field(default_factory=dict)
@@ -20,7 +20,7 @@ class Measured:
 
 @dataclass(frozen=True, eq=False)
 class Moment:
-    """What a term may need to know beyond the record.
+    """State of the training that a term may need in addition to the record.
 
     Attributes:
         dead_latents: (dead,) indices of latents that have not fired for long; empty if none.
@@ -42,13 +42,13 @@ class Weighted(Ranged, ABC):
     warm_up: float = field(default=0.0, metadata=SHARE)
 
     def weight_at(self, progress: float) -> float:
-        """The weight once a share `progress` (0 to 1) of the training is done."""
+        """Return the weight after a share `progress` (0 to 1) of the training."""
         return self.weight * min(1.0, progress / self.warm_up) if self.warm_up > 0 else self.weight
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossTerm(Weighted, group="loss"):
-    """A named part of the objective. Its settings are the term: there is nothing else to hold.
+    """A named part of the objective. Its settings are the term.
 
     Attributes:
         weight: factor in the objective; 0 measures the term without training on it.
@@ -56,9 +56,9 @@ class LossTerm(Weighted, group="loss"):
 
     weight: float = field(default=1.0, metadata=WEIGHT)
 
-    # Optional fields of the forward record that the term reads; architectures say which they provide.
+    # Optional fields of the forward record that the term reads; architectures declare which they provide.
     needs: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
-        """The term's raw value for one batch, before its weight."""
+        """Return the term's raw value for one batch, before its weight."""

@@ -15,7 +15,7 @@ BOOKKEEPING = (
 
 
 def is_bookkeeping(key: str) -> bool:
-    """Whether a setting (a dotted key) decides no number.
+    """Return whether a setting (a dotted key) changes no number.
 
     Such a setting neither names a run's folder nor makes a checkpoint foreign, and no report compares its values.
     """

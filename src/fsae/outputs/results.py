@@ -8,14 +8,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-# How the names of held-out numbers begin.
+# The prefix of held-out numbers' names.
 MEASURED = "eval/"
-# Of the held-out variance: if the 0.1 % of vectors with the largest norms hold more, fvu describes these alone.
+# A share of the held-out variance. If the 0.1 % of vectors with the largest norms hold more, fvu describes only them.
 LARGE_TAIL = 0.2
 
 
 class Better(Enum):
-    """Which way a number is better; `neither` if that is not settled, or depends on other numbers."""
+    """The better direction of a number; `neither` if it is not settled, or depends on other numbers."""
 
     more = "more"
     less = "less"
@@ -23,7 +23,7 @@ class Better(Enum):
 
 
 class Shown(Enum):
-    """Where a number is shown: in every table, in a report's table of jobs, or in the files alone."""
+    """Places that show a number: every table, a report's table of jobs, or the files alone."""
 
     first = "first"
     table = "table"
@@ -32,13 +32,13 @@ class Shown(Enum):
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a number says.
+    """Meaning of a number in the results.
 
     Attributes:
-        text: in a few words.
-        unit: of the number; "" for a pure number.
-        better: which way it is better.
-        shown: where it is shown.
+        text: the meaning in a few words.
+        unit: the number's unit; "" for a pure number.
+        better: its better direction.
+        shown: the places that show it.
     """
 
     text: str

@@ -30,7 +30,7 @@ class JobState(Enum):
 
     @property
     def is_active(self) -> bool:
-        """Whether the job is running, or will run without further action."""
+        """True if the job is running, or will run without further action."""
         return self in (JobState.running, JobState.waiting)
 
 

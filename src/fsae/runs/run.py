@@ -126,7 +126,7 @@ class Run:
         stopped = earlier is not None and earlier.state in (RunState.running, RunState.interrupted)
         position = self.state["metrics_position"] if self.state is not None else 0
         anew = self._describe(stopped)
-        self._tracker = Tracker(path, uploader, position, anew=anew)
+        self._tracker = Tracker(path, uploader, position, fresh=anew)
 
     def _describe(self, stopped: bool) -> bool:
         """Write the run's description for MLflow; return whether the run is another than the folder's earlier one."""

@@ -51,7 +51,7 @@ class DamagedShard(Exception):  # noqa: N818 - recoverable: the shard is reporte
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRecord:
-    """Record beside a shard's file, written after the file: if there is a record, the shard is whole.
+    """Record of a shard, written next to its file and after it: a shard with a record is whole.
 
     Attributes:
         store: the digest of the content of the store that the shard was written for.
@@ -111,7 +111,7 @@ class ActivationStore:
     """A folder with one site's activations.
 
     Shards are safetensors files with `activations` and, for each vector, `tokens`, `documents` and `labels`; a record
-    in JSON lies beside each file. Files get their names by a rename after they have reached the disk. Any number of
+    in JSON lies next to each file. Files get their names by a rename after they have reached the disk. Any number of
     processes may read and write: the process that holds a shard's lock writes it.
 
     Args:
@@ -173,12 +173,12 @@ class ActivationStore:
         except FileNotFoundError:
             return None
         except (ValueError, RecursionError) as error:
-            raise DamagedShard(f"{path}: the record beside it cannot be read ({first_line(error)})") from error
+            raise DamagedShard(f"{path}: its record cannot be read ({first_line(error)})") from error
         names = {each.name for each in fields(ShardRecord)}
         if not isinstance(values, dict) or values.keys() - _RETIRED != names:
-            raise DamagedShard(f"{path}: the record beside it is none of format {FORMAT}")
+            raise DamagedShard(f"{path}: its record does not have format {FORMAT}")
         if _seal_of(values) != values["seal"]:
-            raise DamagedShard(f"{path}: the record beside it was changed")
+            raise DamagedShard(f"{path}: its record was changed")
         record = ShardRecord(**{name: values[name] for name in names})
         if (record.part, record.number) != (part.value, number):
             raise DamagedShard(f"{path} was written as shard {record.number} of the part {record.part}")
@@ -203,7 +203,7 @@ class ActivationStore:
         """
         path, record = self.path(part, number), self._record(part, number)
         if record is None:
-            raise DamagedShard(f"{path} or the record beside it was removed")
+            raise DamagedShard(f"{path} or its record was removed")
         with self._whole(path, record) as tensors:
             return Shard(
                 activations=tensors.get_tensor("activations"),
@@ -375,7 +375,7 @@ class ActivationStore:
                 # Held until the process ends, however it ends.
                 descriptor = os.open(self.folder / _IN_USE, os.O_RDWR | os.O_CREAT, 0o666)
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
-                # A lock file without a name belonged to a store that was removed meanwhile: it keeps nobody out.
+                # If the lock file has no name any more, its store was removed meanwhile: the lock protects nothing.
                 if os.fstat(descriptor).st_nlink > 0:
                     os.utime(descriptor)
                     self._use = descriptor
@@ -462,7 +462,8 @@ def remove(folder: Path) -> bool:
     """
     with _kept_out(folder) as nobody:
         if nobody:
-            # In this order a store whose removal is interrupted is still listed, and nobody opens the rest of it.
+            # The manifest and the lock go last: after an interrupted removal the store is still listed, and no run
+            # opens the rest of it before the lock is released.
             last = [folder / _MANIFEST, folder / _IN_USE]
             for path in [*({*folder.iterdir()} - {*last}), *last]:
                 path.unlink(missing_ok=True)

@@ -113,7 +113,7 @@ class ActivationSource(Source):
 
     @property
     def prepends_bos(self) -> bool:
-        """Whether each row of text begins with a BOS."""
+        """True if each row of text begins with a BOS."""
         return self._shards.prepends_bos
 
     @property
@@ -148,9 +148,9 @@ class ActivationSource(Source):
             ValueError: the position is in a stream whose vectors were harvested with another dtype or number of rows.
         """
         if state["passes"] != self._passes:
-            was, now = ("{dtype}, {rows} rows a pass".format(**each) for each in (state["passes"], self._passes))
+            was, now = ("{dtype}, {rows} rows per pass".format(**each) for each in (state["passes"], self._passes))
             raise ValueError(
-                f"the run began on activations that were harvested in {was}, and here it would be {now}: resume it on "
+                f"the run began on activations harvested in {was}; here they would be harvested in {now}: resume it on "
                 "a device of the same kind, or begin again with model.dtype={dtype} model.batch_size={rows}".format(
                     **state["passes"]
                 )
@@ -207,7 +207,7 @@ class ActivationSource(Source):
             yield Batch(vectors, vectors)
 
     def distinct(self, taken: int) -> int:
-        """How many different vectors the first `taken` training vectors are."""
+        """Return the number of distinct vectors among the first `taken` training vectors."""
         return self._shards.distinct(Part.train, self.wanted(taken))
 
     def wanted(self, taken: int) -> int:

@@ -39,7 +39,7 @@ class Corpus:
 
     @cached_property
     def prepends_bos(self) -> bool:
-        """Whether each row of text begins with a BOS; opens the language model."""
+        """True if each row of text begins with a BOS; opens the language model."""
         return self.text(Part.held_out).prepends_bos
 
     def text(self, part: Part) -> PackedTokens:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The mask column that tokenizers write beside token ids; it is used if the settings name no other.
+# The mask column that tokenizers write next to the token ids; it is used if the settings name no other.
 _USUAL_MASK = "attention_mask"
 _CONTENT_KEYS = "dataset.text_column, dataset.tokens_column or dataset.chat_column"
 # Tokens per row if neither the settings nor an existing autoencoder state it.
@@ -62,8 +62,8 @@ class DatasetSettings(Ranged, group="dataset"):
         text_column, tokens_column, chat_column: the column of the documents; at most one may be set, and null for all
             three means `text`. Documents are text, token ids, or lists of messages with role and content, which the
             tokenizer's chat template writes out.
-        mask_column: a column beside token ids with 1 for text and 0 for padding; padding is dropped before anything
-            reads it. Null for attention_mask if the data set has it.
+        mask_column: a column of the same length as the token ids, with 1 for text and 0 for padding; padding is
+            dropped before anything reads it. Null for attention_mask if the data set has it.
         chat_roles: the roles whose messages are trained and evaluated on; the model reads everything. Null for every
             position of a chat.
         label_column: a column that is kept with each document.
@@ -185,7 +185,7 @@ class Document:
 
     @property
     def size(self) -> int:
-        """How many characters or token ids the document has."""
+        """The number of characters or token ids in the document."""
         if self.content and isinstance(self.content[0], dict):
             return sum(len(message.get("content", "")) for message in cast(list[Message], self.content))
         return len(self.content)
@@ -328,7 +328,7 @@ class Documents(Iterator[Document]):
         if self.skipped > limit:
             raise ValueError(
                 f"data set {self.name}: {reason}. That makes {self.skipped} rows of {self._seen} without a usable "
-                f"document, and dataset.max_invalid_rows is {limit}: mend them, or raise it to leave them out"
+                f"document, and dataset.max_invalid_rows is {limit}: repair them, or raise the limit to leave them out"
             )
         # One warning: both parts read every row.
         if self.skipped == 1 and self._part is Part.train:

@@ -56,7 +56,8 @@ def files_below(folder: Path) -> Iterator[Path]:
 
     def refuse(error: OSError) -> None:
         raise ValueError(
-            f"dataset.path: the folder {error.filename} cannot be read ({error.strerror}); mend it or name other files"
+            f"dataset.path: the folder {error.filename} cannot be read ({error.strerror}); "
+            "change its permissions or name other files"
         )
 
     visited = set()
@@ -82,7 +83,7 @@ def _is_readable_file(path: Path) -> bool:
     """Return whether a path is a regular file; raise ValueError if it is a dangling link or cannot be read."""
     if not path.exists():
         raise ValueError(
-            f"dataset.path: {path} is a link that leads nowhere ({os.readlink(path)}); mend or remove it"  # noqa: PTH115
+            f"dataset.path: {path} is a link that leads nowhere ({os.readlink(path)}); repair or remove it"  # noqa: PTH115
         )
     if not path.is_file():
         log.warning("dataset.path: %s is no regular file; it is left out", path)

@@ -34,12 +34,12 @@ _HELD_OUT_COUNTED = 100_000
 
 
 class Cache(Enum):
-    """Whether harvested activations are kept on disk.
+    """Places for harvested activations.
 
     Attributes:
-        auto: where there is room: at most half of what is free, and within `source.cache_gb`.
-        disk: always; a run that has no room for them is refused.
-        none: never.
+        auto: on disk if they fit into half of the free space and into `source.cache_gb`, else in memory.
+        disk: on disk; a run without room for them is refused.
+        none: in memory.
     """
 
     auto = "auto"
@@ -49,19 +49,19 @@ class Cache(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationSourceSettings(SourceSettings):
-    """Which activations are trained on, in which order, and where they are kept. What is kept decides no numbers.
+    """Settings of the activations: their number, their order and their store. The store does not change any number.
 
     Attributes:
-        tokens: distinct activations; training goes round them again, each time in a new order. Null for as many as
-            training takes.
-        shard_tokens: activations a shard. Two shards are in memory at a time, and the shuffle reaches through one.
-        cache: whether activations are kept on disk for other runs.
-        cache_gb: what the folder of all stores may take; null for no limit but the disk's.
+        tokens: distinct activations; training passes over them repeatedly, each time in a new order. Null for as many
+            as training takes.
+        shard_tokens: activations per shard. Two shards are in memory at a time; each is shuffled within itself.
+        cache: keep activations on disk for other runs, or not.
+        cache_gb: size limit of the folder of all stores; null for the disk's own limit.
         also: other sites, "mlp_out.5", whose activations are kept from the same forward passes.
         max_norm_multiple: vectors whose norm is more than this many times the median are left out of training and
             evaluation, and the splice leaves them as they are. Null keeps them. The store holds them either way.
-        max_norm: the limit itself, in the place of that multiple. Null for the multiple's, or in task=eval the one that
-            the autoencoder says (`max_activation_norm` in its cfg.json).
+        max_norm: the limit itself, instead of a multiple. Null for the limit by the multiple; in evaluation, for the
+            limit in the autoencoder's cfg.json (`max_activation_norm`).
 
     Raises:
         ValueError: a number out of range, a site that does not read "name.layer", other sites without a cache.

@@ -14,12 +14,12 @@ from fsae.sources.activation_store import folder_bytes
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """What may be written to the folder of all activation stores.
+    """Limits of the folder of all activation stores.
 
     Attributes:
         folder: the folder; it need not exist yet.
-        limit_gb: what all stores may take together; None for whatever the disk has.
-        required: whether a run fails if there is no room left, instead of continuing in memory.
+        limit_gb: size limit of all stores together; None for the disk's own limit.
+        required: fail if no room is left, instead of continuing in memory.
     """
 
     folder: Path

@@ -89,7 +89,7 @@ def _naming(file: str, reads: str) -> Iterator[None]:
     except Exception as error:
         # Each reader and each kind of compression raises exceptions of its own.
         raise ValueError(
-            f"{file} cannot be read as {reads}: {first_line(error)}; mend the file, or name others by dataset.path"
+            f"{file} cannot be read as {reads}: {first_line(error)}; repair the file, or name others by dataset.path"
         ) from error
 
 

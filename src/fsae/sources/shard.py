@@ -17,7 +17,7 @@ class Part(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Extent:
-    """How many vectors a run wants of each part, and how they are divided into shards.
+    """Numbers of vectors that a run wants of each part, and their division into shards.
 
     Attributes:
         tokens: vectors of each part.

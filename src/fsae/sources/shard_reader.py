@@ -19,7 +19,7 @@ _SECONDS_BETWEEN_LOOKS = 0.1
 
 
 class ShardReader:
-    """Reads the shards of one site; it has missing shards harvested, and writes them to the store if it has room.
+    """Reader of one site's shards; it has missing shards harvested, and writes them to the store if it has room.
 
     Several processes may do so at the same time on one store: each missing shard is harvested by the process that gets
     its lock. A process that waits for a shard harvests a later one meanwhile.
@@ -45,7 +45,7 @@ class ShardReader:
 
     @property
     def prepends_bos(self) -> bool:
-        """Whether each row of text begins with a BOS; opens the language model if the store does not know."""
+        """True if each row of text begins with a BOS; opens the language model if the store does not know."""
         if self._store is not None and self._store.manifest is not None:
             return self._store.manifest.prepends_bos
         return self.harvester.corpus.prepends_bos
@@ -85,7 +85,7 @@ class ShardReader:
     def distinct(self, part: Part, count: int) -> int:
         """Return how many of a part's first `count` vectors are from the first pass over the text.
 
-        All vectors of a shard count if nobody knows.
+        All vectors of a shard count if the number is not known.
         """
         total = 0
         for number in range(min(self.extent.shards(part), -(-count // self.extent.shard_tokens))):

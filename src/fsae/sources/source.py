@@ -1,4 +1,4 @@
-"""A source of training vectors: the one interface by which training and evaluation know where vectors come from."""
+"""A source of training vectors: the only interface between vectors and training or evaluation."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
-    """Inputs and the targets that they are to become; for an autoencoder both are the same tensor."""
+    """Inputs and their targets; for an autoencoder both are the same tensor."""
 
     inputs: Float[Tensor, "batch d_in"]
     targets: Float[Tensor, "batch d_out"]
@@ -54,7 +54,7 @@ class HeldOutText(Protocol):
 
     @property
     def prepends_bos(self) -> bool:
-        """Whether each row begins with a BOS."""
+        """True if each row begins with a BOS."""
         ...
 
     def held_out_rows(self, count: int) -> tuple[Int[Tensor, "row context"], Bool[Tensor, "row context"]]:
@@ -128,7 +128,7 @@ class Source(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Return the position: enough to go on with exactly the batch that would have come next."""
+        """Return the position, from which a resumed run continues with exactly the next batch."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:

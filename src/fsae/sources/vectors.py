@@ -14,7 +14,7 @@ from fsae.sources.in_memory import InMemorySettings, InMemorySource
 
 @dataclass(frozen=True, kw_only=True)
 class VectorsSettings(InMemorySettings):
-    """What is known of vectors that a caller hands over, so that a run's records can name it.
+    """Description, in a run's records, of vectors that a caller hands over.
 
     Attributes:
         d_in: width of the vectors.

@@ -1,4 +1,4 @@
-"""Codes of a batch, dense or sparse, and products with them that gradients go through."""
+"""Codes of a batch, dense or sparse, and differentiable products with them."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ class Codes:
     """A (batch, d_sae) matrix of codes.
 
     Dense: `values` is (batch, d_sae) and `pattern` is None. Sparse: `values` is (entries,), one per entry of the
-    pattern; entries may be zero, and everything outside the pattern is.
+    pattern; entries may be zero, and all codes outside the pattern are zero.
     """
 
     values: Tensor
@@ -35,7 +35,7 @@ class Codes:
         return (self.pattern.batch, self.pattern.width)
 
     def dense(self) -> Float[Tensor, "batch d_sae"]:
-        """The whole matrix; builds batch x d_sae, so not for a training step with sparse codes."""
+        """Return the whole matrix, batch x d_sae; too large for a training step with sparse codes."""
         if self.pattern is None:
             return self.values
         flat = self.values.new_zeros(self.shape[0] * self.shape[1])
@@ -47,11 +47,11 @@ class Codes:
         return Codes(function(self.values), self.pattern)
 
     def with_values(self, values: Tensor) -> "Codes":
-        """Other values in the same places."""
+        """Return codes with other values at the same entries."""
         return Codes(values, self.pattern)
 
     def columns(self, vector: Float[Tensor, " d_sae"]) -> Tensor:
-        """A per-latent vector laid out like `values`, to be combined with them."""
+        """Return a per-latent vector in the layout of `values`, to be combined with them."""
         # index_select's backward adds in a fixed order, unlike advanced indexing's: runs repeat bit for bit.
         return vector if self.pattern is None else vector.index_select(0, self.pattern.columns)
 
@@ -69,7 +69,7 @@ class Codes:
 
     @cached_property
     def firing_counts(self) -> Int[Tensor, " d_sae"]:
-        """In how many samples of the batch each latent is on."""
+        """The number of samples of the batch in which each latent is on."""
         values = self.values.detach()
         if self.pattern is None:
             return values.count_nonzero(dim=0)
@@ -77,19 +77,19 @@ class Codes:
         return on.new_zeros(self.pattern.width).index_add(0, self.pattern.columns, on)
 
     def decode(self, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
-        """codes @ W_dec."""
+        """Return codes @ W_dec."""
         if self.pattern is None:
             return self.values @ W_dec
         return _Decode.apply(self.values, W_dec, self.pattern)  # pyright: ignore[reportReturnType]
 
     def sample(self, X: Float[Tensor, "batch d_in"], W_dec: Float[Tensor, "d_sae d_in"]) -> "Codes":
-        """X @ W_dec.T where these codes may be non-zero (everywhere, if dense)."""
+        """Return X @ W_dec.T at the entries at which these codes may be non-zero (at all entries, if dense)."""
         if self.pattern is None:
             return Codes(X @ W_dec.T)
         return Codes(_Sample.apply(X, W_dec, self.pattern), self.pattern)  # pyright: ignore[reportArgumentType]
 
     def transposed_product(self, X: Float[Tensor, "batch d_in"]) -> Float[Tensor, "d_sae d_in"]:
-        """codes.T @ X; no gradient goes through it."""
+        """Return codes.T @ X, without gradients."""
         return self.values.T @ X if self.pattern is None else self.pattern.scatter(self.values, X)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The encoder's product, the one thing that touches batch x width: kept whole, or only where codes may be non-zero."""
+"""The encoder's product, the only one over batch x width: kept as a whole, or only where codes may be non-zero."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from fsae.sparse.codes import Codes
 from fsae.sparse.pattern import Pattern
 from fsae.sparse.products import first_order
 
-# The most entries of the encoder's product that are there at a time: of fewer rows it is slower, of more no faster.
+# The most entries of the encoder's product in memory at a time: fewer are slower, and more are no faster.
 _PRODUCT_ENTRIES = 2**24
 
 
@@ -22,19 +22,19 @@ def encoder_product(
     select: Callable[[Float[Tensor, "rows d_sae"]], Pattern] | None = None,
     narrow: Callable[[Pattern, Float[Tensor, " entries"]], Bool[Tensor, " entries"]] | None = None,
 ) -> Codes:
-    """(x - centre) @ W_enc, dense or only where it is wanted.
+    """Return (x - centre) @ W_enc, dense or only at selected entries.
 
     Args:
-        x: what is encoded.
-        centre: is subtracted from it, or None.
+        x: the samples.
+        centre: is subtracted from the samples; None for no centre.
         W_enc: encoder weights; held transposed in memory they need no copy on the sparse path.
-        select: sees the dense product of some samples at a time and returns the pattern to keep; None keeps everything.
-        narrow: sees what was selected of all samples, and says which of it to keep; None keeps it all.
+        select: maps the dense product of some samples to the pattern to keep; None keeps all entries.
+        narrow: maps the selected entries of all samples to a mask of those to keep; None keeps all of them.
     """
     with torch.no_grad():
         inputs = x if centre is None else x - centre
         if select is None:
-            # Detached, lest autocast keeps this copy of the weights, which has no gradient, for others.
+            # Detached, so that autocast does not cache this copy of the weights, which has no gradient.
             pattern, known = None, inputs @ W_enc.detach()
         else:
             pattern, known = _encode_sparsely(inputs, W_enc, select, narrow)
@@ -48,7 +48,7 @@ def _encode_sparsely(
     select: Callable[[Tensor], Pattern],
     narrow: Callable[[Pattern, Tensor], Tensor] | None,
 ) -> tuple[Pattern, Float[Tensor, " entries"]]:
-    """The entries of inputs @ W_enc that are wanted; the product as a whole is never there on a CPU."""
+    """Return the selected entries of inputs @ W_enc; on a CPU the whole product is never in memory."""
     device, width = inputs.device.type, W_enc.shape[1]
     exact = not torch.is_autocast_enabled(device)
     dtype = inputs.dtype if exact else torch.get_autocast_dtype(device)
@@ -59,19 +59,19 @@ def _encode_sparsely(
         patterns.append(select(products))
         if exact or narrow is not None:
             found.append(products.reshape(-1)[patterns[-1].rows * width + patterns[-1].columns])
-        del products  # before the next ones are there
+        del products  # before the next ones are computed
     pattern = Pattern.stacked(patterns)
     if narrow is not None:
         values = torch.cat(found)
         kept = narrow(pattern, values)
         pattern = Pattern.of_places(pattern.rows[kept], pattern.columns[kept], (pattern.batch, width))
         found = [values[kept]]
-    # In bfloat16 the product only says where to look: the codes are computed anew.
+    # A product in bfloat16 only selects the entries: the codes are computed again.
     return pattern, torch.cat(found) if exact else pattern.sample(inputs, W_enc.T)
 
 
 def _rows_at_once(inputs: Tensor, width: int) -> int:
-    """Of the encoder's product: on a CPU so many that its memory does not grow with the batch."""
+    """Return the rows of the encoder's product per slice; on a CPU its memory does not grow with the batch."""
     batch = max(1, inputs.shape[0])
     if inputs.device.type != "cpu":
         return batch
@@ -79,10 +79,10 @@ def _rows_at_once(inputs: Tensor, width: int) -> int:
 
 
 class _Encode(torch.autograd.Function):
-    """(x - centre) @ W.T, everywhere or at the pattern, of which `known` are the values.
+    """The product (x - centre) @ W.T, at all entries or at the pattern; `known` are its values.
 
-    The centre's gradient is that of every sample's input, summed. Summing first, over the latents' gradients, spares
-    the product with W of the whole batch, which data do not need.
+    The centre's gradient is the sum of the gradients of all samples' inputs. Summing the latents' gradients first
+    avoids a product of the whole batch with W, because data need no gradient.
     """
 
     @staticmethod

@@ -1,8 +1,8 @@
-"""Where a batch of codes may be non-zero, and the products that read only there.
+"""Patterns: the entries of a batch of codes that may be non-zero, and the products that read only these.
 
 After the encoder's product nothing has to touch batch x width again: the codes of a trained dictionary and all of their
 gradients are sparse (about 64 of many thousand). A sparse batch is a `Pattern` and one value per entry. Three products
-cover the forward and the backward pass, and each one's gradients are made of the other two:
+cover the forward and the backward pass, and the gradients of each consist of the other two:
 
     decode   (B, n) codes times (n, d) rows              -> (B, d)
     scatter  transposed (B, n) codes times (B, d) rows   -> (n, d)
@@ -23,13 +23,13 @@ from fsae.sparse.products import sample_rows, sum_rows
 
 
 class Pattern:
-    """Which entries of a (batch, d_sae) matrix exist: compressed rows, like CSR without values.
+    """The stored entries of a (batch, d_sae) matrix: compressed rows, like CSR without values.
 
     Args:
         columns: (entries,) latent of each entry, row after row.
         offsets: (batch + 1,) where each row's entries begin in `columns`; the last one is their number.
         width: d_sae.
-        per_row: entries of every row, where all have as many.
+        per_row: entries of every row, if all rows have as many; else None.
     """
 
     def __init__(
@@ -46,14 +46,14 @@ class Pattern:
 
     @classmethod
     def of_mask(cls, mask: Bool[Tensor, "batch d_sae"]) -> "Pattern":
-        """The entries where `mask` is true. Their number is read from the device, so this waits for it."""
+        """Return the pattern of the entries at which `mask` is true. Waits for the device, to read their number."""
         batch, width = mask.shape
         places = _true_places(mask.flatten())
         return cls.of_places(places // width, places % width, (batch, width))
 
     @classmethod
     def of_places(cls, rows: Int[Tensor, " entries"], columns: Int[Tensor, " entries"], shape: tuple[int, int]):
-        """Entries given one by one, row after row, of a matrix of this shape."""
+        """Return the pattern of single entries, given row after row, of a matrix of this shape."""
         batch, width = shape
         pattern = cls(columns, starts(rows, batch), width)
         pattern.__dict__["rows"] = rows
@@ -66,18 +66,18 @@ class Pattern:
         limits: Float[Tensor, " d_sae"],
         size: Float[Tensor, " d_sae"] | None = None,
     ) -> "Pattern":
-        """The entries that exceed their latent's limit, and those that may once they are computed exactly.
+        """Return the pattern of the entries that exceed their latent's limit, or may exceed it in exact arithmetic.
 
         Args:
             products: may be rounded to bfloat16.
-            limits: of each latent.
-            size: of the numbers that each limit is the difference of; its own where it is none.
+            limits: one per latent.
+            size: the size of the two numbers whose difference each limit is; None if the limits are no differences.
         """
         return cls.of_mask(products > lowered(limits, products.dtype, size).to(products.dtype))
 
     @classmethod
     def stacked(cls, patterns: Sequence["Pattern"]) -> "Pattern":
-        """One pattern's rows under the other's."""
+        """Return the pattern with the rows of all patterns, one below the other."""
         if len(patterns) == 1:
             return patterns[0]
         before = [0, *accumulate(pattern.columns.shape[0] for pattern in patterns)]
@@ -89,7 +89,7 @@ class Pattern:
 
     @classmethod
     def of_indices(cls, indices: Int[Tensor, "batch k"], width: int) -> "Pattern":
-        """The same number k of entries in every row."""
+        """Return the pattern with k given entries in every row."""
         batch, k = indices.shape
         offsets = torch.arange(0, (batch + 1) * k, k, device=indices.device)
         return cls(indices.reshape(-1), offsets, width, per_row=k)
@@ -100,66 +100,66 @@ class Pattern:
 
     @cached_property
     def rows(self) -> Int[Tensor, " entries"]:
-        """Row of each entry."""
+        """The row of each entry."""
         counts = self.offsets.diff()
         rows = torch.arange(self.batch, device=counts.device)
         return rows.repeat_interleave(counts, output_size=self.columns.shape[0])
 
     @cached_property
     def transposed(self) -> tuple[Int[Tensor, " entries"], "Pattern"]:
-        """The order that sorts the entries by column, and the (d_sae, batch) pattern of them in that order."""
-        # Numbers half as long are sorted in a third of the time; index_select takes a quarter of what indexing does.
+        """The order that sorts the entries by column, and their (d_sae, batch) pattern in that order."""
+        # Sorting 32-bit numbers takes a third of the time, and index_select a quarter of the time of indexing.
         columns, order = torch.sort(self.columns.int(), stable=True)
         return order, Pattern.of_places(columns.long(), self.rows.index_select(0, order), (self.width, self.batch))
 
     def decode(self, values: Float[Tensor, " entries"], W: Float[Tensor, "d_sae d"]) -> Float[Tensor, "batch d"]:
-        """The matrix with these values times W; no gradient goes through it."""
+        """Return the product of the matrix with these values and W, without gradients."""
         return sum_rows(W, self.columns, self.offsets, values)
 
     def scatter(self, values: Float[Tensor, " entries"], X: Float[Tensor, "batch d"]) -> Float[Tensor, "d_sae d"]:
-        """The matrix with these values, transposed, times X; no gradient goes through it."""
+        """Return the product of the transposed matrix with these values and X, without gradients."""
         order, transposed = self.transposed
         return transposed.decode(values.index_select(0, order), X)
 
     def sample(self, X: Float[Tensor, "batch d"], W: Float[Tensor, "d_sae d"]) -> Float[Tensor, " entries"]:
-        """X @ W.T at each entry; no gradient goes through it."""
+        """Return X @ W.T at each entry, without gradients."""
         if W.shape[0] <= X.shape[0]:
             return sample_rows(X, W, self.rows, self.columns, self.offsets)
-        # The larger matrix is read once and in order, and the smaller one, which more of fits a cache, over and over.
+        # The larger matrix is read once and in order. The smaller one is read repeatedly: more of it fits into a cache.
         order, transposed = self.transposed
         sampled = sample_rows(W, X, transposed.rows, transposed.columns, transposed.offsets)
         return torch.empty_like(sampled).scatter_(0, order, sampled)
 
     def slices(self, count: int) -> Iterator[slice]:
-        """The entries of the first `count` samples, of the next, and so on."""
+        """Yield the entries of the first `count` samples, then of the next `count`, and so on."""
         firsts = range(0, max(1, self.batch), count)
         if len(firsts) == 1:
             begins = [0]
         elif self.per_row is not None:
             begins = [first * self.per_row for first in firsts]
         else:
-            # Here alone the device is waited for.
+            # Only this case waits for the device.
             begins = self.offsets[:-1][::count].tolist()
         for begin, end in zip(begins, [*begins[1:], self.columns.shape[0]], strict=True):
             yield slice(begin, end)
 
 
 def lowered(limits: Tensor, dtype: torch.dtype, size: Tensor | None = None) -> Tensor:
-    """Limits that let in all that rounding to this type may put on either side of the true ones, generously.
+    """Return limits so low that no value above its true limit falls below them by rounding to this type.
 
-    Rounding is in proportion to the numbers that are added up: `size`, or the limits' own, but 1 at least, which is the
-    size of the products of scaled inputs with unit vectors.
+    The rounding error is in proportion to the numbers that are added up: `size`, or the size of the limits, but at
+    least 1, which is the size of the products of scaled inputs with unit vectors. The margin is generous.
     """
     return limits - 4 * torch.finfo(dtype).eps * (limits.abs() if size is None else size).clamp_min(1)
 
 
 def starts(sorted_ids: Tensor, count: int) -> Tensor:
-    """Where each of the ids 0..count begins in a sorted list of ids."""
+    """Return the position at which each of the ids 0..count begins in a sorted list of ids."""
     return torch.searchsorted(sorted_ids, torch.arange(count + 1, device=sorted_ids.device))
 
 
 def _true_places(mask: Bool[Tensor, " entries"]) -> Int[Tensor, " true"]:
-    """Where a mask is true; looks at eight entries at a time, nearly all of which are false."""
+    """Return the positions at which a mask is true; reads eight entries at a time, as nearly all are false."""
     if mask.numel() % 8 or mask.storage_offset() % 8:
         return mask.nonzero().squeeze(1)
     eights = mask.view(torch.int64).nonzero().squeeze(1)

@@ -1,11 +1,11 @@
-"""The products that everything sparse is made of, by whatever is fastest on the device.
+"""The products from which all sparse operations are built, by the fastest implementation on each device.
 
-    sum_rows      weighted sums of named rows of a table, one for each bag of names
-    sample_rows   inner products of named rows of two tables
+    sum_rows      weighted sums of listed rows of a table, one for each bag of ids
+    sample_rows   inner products of listed rows of two tables
 
-On a CPU they are torch's own operators for embedding bags; on a GPU Triton kernels, which come with torch there. A
-third, which adds a sparse matrix's product with another matrix to what is there, is MKL's, and only there where torch
-was built with it.
+On a CPU they are torch's own operators for embedding bags; on a GPU they are Triton kernels, which come with
+torch there. A third product, by MKL, adds a sparse matrix times another matrix to an existing sum; it needs a torch
+that was built with MKL.
 """
 
 import warnings
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 with warnings.catch_warnings():
-    # Torch says once that such matrices are in beta: now, while no other thread looks at what is filtered.
+    # Torch warns once that such matrices are in beta. Trigger it now, because filters of warnings are not thread-safe.
     warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
     torch.zeros(1, 1).to_sparse_csr()
 
@@ -31,12 +31,12 @@ def sum_rows(
     starts: Int[Tensor, " bags_plus_1"],
     weights: Float[Tensor, " entries"],
 ) -> Float[Tensor, "bags d"]:
-    """For each bag, entries starts[i] to starts[i + 1]: the sum of `table`'s rows named by `ids`, times `weights`."""
+    """Return, per bag of entries starts[i] to starts[i + 1], the sum of the rows `ids` of `table` times `weights`."""
     if _has_kernels(table):
         from fsae.sparse import triton_products
 
         return triton_products.sum_rows(table.contiguous(), ids, starts, weights.contiguous())
-    # Without what autograd would need: the gradients are taken by other products.
+    # Autograd is not needed: other products compute the gradients.
     return torch.ops.aten._embedding_bag_forward_only(
         table.contiguous(), ids, starts, False, 0, False, weights.detach(), True
     )[0]
@@ -49,7 +49,7 @@ def sample_rows(
     columns: Int[Tensor, " entries"],
     offsets: Int[Tensor, " batch_plus_1"],
 ) -> Float[Tensor, " entries"]:
-    """X[row] . W[column] of each entry; `offsets` say where each of X's rows begins among the entries."""
+    """Return X[row] . W[column] of each entry; `offsets` are the entries at which the rows of X begin."""
     if _has_kernels(X):
         from fsae.sparse import triton_products
 
@@ -61,7 +61,7 @@ def sample_rows(
 
 
 def has_sparse_product(tensor: Tensor) -> bool:
-    """Whether `add_sparse_product` can be had where this tensor is."""
+    """Return whether `add_sparse_product` works on this tensor's device."""
     return tensor.device.type == "cpu" and torch.backends.mkl.is_available()
 
 
@@ -71,7 +71,7 @@ def compressed(
     values: Float[Tensor, " entries"],
     width: int,
 ) -> Float[Tensor, "rows {width}"]:
-    """A sparse matrix in torch's own form, from compressed rows."""
+    """Return a sparse matrix in torch's own form, from compressed rows."""
     shape = (offsets.shape[0] - 1, width)
     return torch.sparse_csr_tensor(offsets.int(), columns.int(), values, shape, check_invariants=False)
 
@@ -79,13 +79,13 @@ def compressed(
 def add_sparse_product(
     total: Float[Tensor, "rows columns"], left: Float[Tensor, "rows inner"], right: Float[Tensor, "inner columns"]
 ) -> None:
-    """total += left @ right: `total` is dense, `left` is `compressed`, `right` one or the other."""
+    """Compute total += left @ right: `total` is dense, `left` is `compressed`, and `right` is either."""
     torch.addmm(total, left, right, out=total)
 
 
 def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """A backward pass that cannot be differentiated again, and says so where somebody tries."""
-    # A function of its own for its type alone: type checkers take once_differentiable's result for another signature.
+    """Return a backward pass that raises an error if it is differentiated again."""
+    # This function exists only for its type: type checkers infer another signature from once_differentiable.
     return once_differentiable(backward)
 
 

@@ -15,7 +15,7 @@ _DIMENSIONS = tl.constexpr(128)
 
 
 def sum_rows(table: Tensor, ids: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
-    """(bags, d) weighted sums of the rows of table (n, d) that each bag names; see `products.sum_rows`."""
+    """Return (bags, d) weighted sums of the rows of table (n, d) that each bag lists; see `products.sum_rows`."""
     bags, d = starts.shape[0] - 1, table.shape[1]
     sums = table.new_empty(bags, d)
     if bags > 0:
@@ -25,7 +25,7 @@ def sum_rows(table: Tensor, ids: Tensor, starts: Tensor, weights: Tensor) -> Ten
 
 
 def sample_rows(X: Tensor, W: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(entries,) inner products X[row] . W[column]; see `products.sample_rows`."""
+    """Return (entries,) inner products X[row] . W[column]; see `products.sample_rows`."""
     entries, d = columns.shape[0], X.shape[1]
     values = X.new_empty(entries)
     if entries > 0:

@@ -214,7 +214,7 @@ class MlflowUpload:
         return True
 
     def _delivered(self, ended: datetime) -> str:
-        """What the run's last tag is set to: its end, or when a finished run was last evaluated again."""
+        """Return the value of the run's last tag: its end, or the time at which a finished run was last evaluated."""
         return str(read_results(self.folder.results).get("evaluated") or ended.isoformat())
 
     def unsent(self) -> int:
@@ -392,7 +392,7 @@ def first_line(error: Exception) -> str:
 
 
 def _same(stored: float, value: float) -> bool:
-    """Whether MLflow has this value, as it keeps values: what is infinite as the largest number there is."""
+    """Return whether MLflow has stored this value; it stores infinity as the largest finite number."""
     if math.isnan(stored) or math.isnan(value):
         return math.isnan(stored) and math.isnan(value)
     kept = [max(-sys.float_info.max, min(sys.float_info.max, each)) for each in (stored, value)]

@@ -57,7 +57,7 @@ def checked_uri(uri: str, origin: str) -> str:
         raise ValueError(f"{origin}={without_password(uri)}: {error}") from None
     if scheme not in SERVER_SCHEMES + DATABASE_SCHEMES:
         raise ValueError(
-            f"{origin}={without_password(uri)}: MLflow's store of plain files is no longer maintained; give a server "
+            f"{origin}={without_password(uri)}: MLflow no longer maintains tracking in plain files; set a server "
             "(http://127.0.0.1:5000) or a database (sqlite:////absolute/mlflow.db, postgresql://user@host/name)"
         )
     if scheme != "sqlite":

@@ -48,14 +48,14 @@ class Tracker:
         folder: the run's folder; with an uploader it must be described (`describe_run`).
         uploader: the process that uploads the folder to MLflow, or None for no MLflow.
         position: the position in the resumed checkpoint; values logged after it are dropped and logged again.
-        anew: drop all values in the folder, which belong to another run.
+        fresh: drop all existing values in the folder, because they belong to another run.
 
     Raises:
         ValueError: `metrics.jsonl` is shorter than `position`.
     """
 
-    def __init__(self, folder: Path, uploader: Uploader | None, position: int = 0, *, anew: bool = False) -> None:
-        if anew:
+    def __init__(self, folder: Path, uploader: Uploader | None, position: int = 0, *, fresh: bool = False) -> None:
+        if fresh:
             for file in (RunFolder(folder).metrics, RunFolder(folder).dropped):
                 file.unlink(missing_ok=True)
         self._metrics = MetricLog(RunFolder(folder).metrics, position, RunFolder(folder).dropped)

@@ -1,1 +1,1 @@
-"""The loop that minimises an objective, its state, and how it survives interruption."""
+"""The loop that minimises an objective, its state, and its behaviour at interruptions."""

@@ -16,7 +16,7 @@ from fsae.training.measures import batch_measures
 from fsae.training.resample import Reinitialisation
 from fsae.training.settings import FitSettings
 
-# Variance along a direction over a cell's moments, below which it is what adding up in float64 leaves.
+# Variance along a direction, relative to a cell's moments, below which it is only rounding of sums in float64.
 _ROUNDING = 1e-12
 
 
@@ -24,22 +24,22 @@ class FittedLearner(Learner[FittedAutoencoder, FitSettings]):
     """An autoencoder that is fitted batch by batch, on the CPU.
 
     First the centres, by Sculley's mini-batch k-means (2010) as scikit-learn has it: each centre is the mean of all
-    that was ever assigned to it. One that gets next to nothing starts over at a sample, but for the second half of
-    these steps, in which the centres settle. Then, with the centres where they are, each cell's samples are summed up
-    in float64: their number, their sum and their second moments. In the last step the cell gets the affine space that
-    is best for these samples, through their mean along the leading eigenvectors of their covariance; it has no more
-    components than the samples span, the others stay zero. Until then a cell has its centre alone. What is held is
-    cells x (d_in + 1)^2 numbers, however many samples come.
+    samples that were ever assigned to it. In the first half of these steps, a centre with very few samples is placed at
+    a new sample; in the second half the centres settle. Then the centres stay fixed, and the learner sums up each
+    cell's samples in float64: their number, their sum and their second moments. In the last step the cell gets the
+    affine space that is best for these samples, through their mean along the leading eigenvectors of their covariance;
+    it has no more components than the samples span, and the others stay zero. Until then a cell has only its centre.
+    Memory is cells x (d_in + 1)^2 numbers, for any number of samples.
 
     Args:
-        autoencoder: zero.
-        objective: is measured, and not what is minimised: that is the squared error.
-        settings: for how long.
-        scale: what raw activations are multiplied by before they come here.
-        seed: of the first centres, and of centres that start over.
+        autoencoder: all weights are zero at the beginning.
+        objective: is measured only; the learner minimises the squared error.
+        settings: the length of the fit.
+        scale: the factor by which raw activations were multiplied.
+        seed: of the first centres, and of centres that are placed at a new sample.
     """
 
-    remedy = "the source's vectors are to blame"
+    remedy = "check the source for vectors that are not finite or extremely large"
 
     def __init__(
         self, autoencoder: FittedAutoencoder, objective: Objective, settings: FitSettings, scale: float, seed: int
@@ -57,7 +57,7 @@ class FittedLearner(Learner[FittedAutoencoder, FitSettings]):
 
     @torch.no_grad()
     def backward(self, x: Tensor, step: int, targets: Tensor | None = None) -> ForwardRecord:
-        """Fit the batch; what is measured and returned comes after."""
+        """Fit the batch, then measure it and return its record."""
         self._fit((x if targets is None else targets).cpu().double(), step)
         record = self.autoencoder(x, sparse=True, targets=targets)
         progress, measure_all = step / self.settings.steps, self.settings.logs_after(step)
@@ -66,7 +66,7 @@ class FittedLearner(Learner[FittedAutoencoder, FitSettings]):
         return record
 
     def update(self, step: int) -> None:
-        """Nothing is left to do."""
+        """Do nothing: `backward` has fitted the batch."""
 
     def finish(self, record: ForwardRecord, step: int) -> None:
         self.dead.update(record.codes)
@@ -86,7 +86,7 @@ class FittedLearner(Learner[FittedAutoencoder, FitSettings]):
             components, means = self._best_spaces()
             weights = self.autoencoder.W_dec
             self.autoencoder.set_weights(self._centres.to(weights), components.to(weights), means.to(weights))
-            # What was measured before is of the centres alone.
+            # The earlier measures are of the centres alone.
             self._sums, self._counts = {}, {}
 
     def _sum_up(self, vectors: Float[Tensor, "batch d_in"]) -> None:
@@ -102,14 +102,14 @@ class FittedLearner(Learner[FittedAutoencoder, FitSettings]):
             self._moments[cell].addmm_(of_cell.T, of_cell)
 
     def _best_spaces(self) -> tuple[Float[Tensor, "cells rank d_in"], Float[Tensor, "cells d_in"]]:
-        """Each cell's components and mean; the centre where a cell has no sample."""
+        """Return each cell's components and mean; the mean is the centre if the cell has no sample."""
         assert self._moments is not None
         rank, means = self.autoencoder.rank, self._centres.clone()
         components = means.new_zeros(len(means), rank, means.shape[1])
         for mean, rows, moments in zip(means, components, self._moments, strict=True):
             shift, squares = moments[-1, :-1] / moments[-1, -1].clamp_min(1), moments[:-1, :-1]
             values, vectors = torch.linalg.eigh(squares - torch.outer(moments[-1, :-1], shift))
-            # Eigenvalues rise: the last ones are the leading ones.
+            # Eigenvalues are in ascending order: the last ones are the leading ones.
             spanned = min(rank, int((values > _ROUNDING * squares.trace()).sum()))
             rows[:spanned] = vectors.T.flip(0)[:spanned]
             mean += shift
@@ -120,7 +120,7 @@ class FittedLearner(Learner[FittedAutoencoder, FitSettings]):
         return torch.from_numpy(self._kmeans.cluster_centers_)
 
     def state_dict(self) -> dict[str, Any]:
-        # All that fitting added to the estimator's own settings.
+        # All attributes that fitting added to the estimator's own settings.
         fitted = {name: _plain(each) for name, each in vars(self._kmeans).items() if name not in self._settings}
         return super().state_dict() | {"kmeans": fitted, "moments": self._moments}
 
@@ -136,7 +136,7 @@ class FittedLearner(Learner[FittedAutoencoder, FitSettings]):
 
 
 def _plain(value: Any) -> Any:
-    """As a checkpoint holds it."""
+    """Return a value in the form in which a checkpoint holds it."""
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.copy())
     if isinstance(value, np.random.RandomState):

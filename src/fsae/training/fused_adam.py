@@ -1,4 +1,4 @@
-"""Adam in one pass over memory, whichever way round a matrix is held."""
+"""Adam in one pass over memory, for matrices in either memory order."""
 
 from typing import Any
 
@@ -7,10 +7,11 @@ from torch import Tensor
 
 
 class FusedAdam(torch.optim.Adam):
-    """torch's fused Adam, which copies a matrix that is held transposed, as W_enc is, with its gradient and moments,
-    and goes wrong where a gradient is held the other way round than its weight.
+    """Fused Adam of torch, for matrices in either memory order.
 
-    It is handed matrices as they lie in memory: an update is made entry by entry, so the numbers are the same.
+    torch's own copies a matrix that is held transposed, as W_enc is, with its gradient and moments, and computes wrong
+    updates if a gradient has another memory order than its weight. This one passes matrices in the order of memory: an
+    update works entry by entry, so the numbers are the same.
     """
 
     def __init__(self, parameters: Any, **options: Any):

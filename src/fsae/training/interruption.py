@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: they only set a flag, and the loop acts on it where its state is whole."""
+"""Signals that ask a run to stop: they only set a flag, and the loop acts on it when its state is complete."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 
 
 class Interrupted(Exception):  # noqa: N818 (it is no error)
-    """The run was asked to stop; `signal_name` says by what, `saved` whether its state was saved for it."""
+    """Request to stop the run, by the signal `signal_name`; `saved` is true if the run's state was saved."""
 
     def __init__(self, signal_name: str, saved: bool = True):
         super().__init__(f"interrupted by {signal_name}" + ("" if saved else " a second time, before it could save"))
@@ -19,13 +19,13 @@ class Interrupted(Exception):  # noqa: N818 (it is no error)
 
 
 class Interruption:
-    """Listens while it is entered; a second SIGINT stops at once.
+    """Listener for signals while it is entered; a second SIGINT stops at once.
 
-    SIGHUP is the end of the terminal, unless `nohup` has it ignored. SIGUSR2 is what Slurm can be asked to send some
-    time before it ends a job, be it for its time limit or for a job of more weight.
+    SIGHUP is the end of the terminal, unless `nohup` makes the process ignore it. Slurm can be configured to send
+    SIGUSR2 some time before it ends a job, for its time limit or for a job of higher priority.
 
     Attributes:
-        signal_name: what has come, None for nothing; within another one also what came to that one.
+        signal_name: the signal received, or None; within another listener also the signal that the other received.
     """
 
     def __init__(self):
@@ -49,18 +49,18 @@ class Interruption:
             raise KeyboardInterrupt
         self.signal_name = signal.Signals(number).name
         if self._at_once:
-            # Once only: what follows it may have something to put in order.
+            # Only once: the code after it may have to clean up.
             self._at_once = False
             raise Interrupted(self.signal_name)
 
     def check(self) -> None:
-        """Raise Interrupted where a signal has come."""
+        """Raise Interrupted if a signal has come."""
         if self.signal_name is not None:
             raise Interrupted(self.signal_name)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Act on a signal where it comes, for work of which nothing has to be saved, such as waiting and opening.
+        """Act on a signal at once, during work without results to save, such as waiting and opening.
 
         Raises:
             Interrupted: a signal has come, before or within.
@@ -70,7 +70,7 @@ class Interruption:
         try:
             yield
         except Exception as error:
-            # A library on the way may have made something else of it.
+            # A library may have replaced the exception by another one.
             if self.signal_name is not None and not isinstance(error, Interrupted):
                 raise Interrupted(self.signal_name) from error
             raise
@@ -80,7 +80,7 @@ class Interruption:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Hold off a second SIGINT too, as long as the state is written: it is what the first one waits for."""
+        """Delay also a second SIGINT while the state is written, because the first one waits for that."""
         self._saving = True
         try:
             yield
@@ -93,11 +93,11 @@ def _is_ignored_hangup(number: int) -> bool:
 
 
 def hand_on(interrupted: Interrupted) -> None:
-    """With the state saved, leave to Slurm what becomes of a job that submitit started; does nothing elsewhere.
+    """Leave a job that submitit started, whose state is saved, to Slurm; do nothing for other processes.
 
-    On SIGUSR2 submitit's own handler has the job requeued and ends the process. SIGTERM is what `scancel` sends, and
-    preemption on clusters that know no other signal. Only Slurm knows which it was, so the kill is waited for: a
-    preempted job is then requeued by Slurm itself, a cancelled one stays cancelled.
+    On SIGUSR2 submitit's own handler requeues the job and ends the process. SIGTERM comes from `scancel`, and from
+    preemption on clusters that use no other signal. Only Slurm knows the cause, so the process waits to be killed:
+    Slurm then requeues a preempted job, and a cancelled job stays cancelled.
 
     Raises:
         SystemExit: the job is requeued.

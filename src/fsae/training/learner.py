@@ -58,7 +58,7 @@ class Learner(ABC, Generic[Trained, Trainer]):
 
     @abstractmethod
     def backward(self, x: Tensor, step: int, targets: Tensor | None = None) -> ForwardRecord:
-        """Compute on a batch whatever `update` needs, such as gradients; a coupling may add to these."""
+        """Compute on a batch all that `update` needs, such as gradients; a coupling may add to these."""
 
     @abstractmethod
     def update(self, step: int) -> None:

@@ -11,7 +11,7 @@ from fsae.sparse.gram import SAMPLES_AT_ONCE, GramSum
 
 
 class Solution(NamedTuple):
-    """A decoder and its bias, in float64, and what is known of their equations A W = C.
+    """A decoder and its bias, in float64, with the factor and the norm of their equations A W = C.
 
     Attributes:
         factor: U of A = U'U, upper triangular.
@@ -24,8 +24,8 @@ class Solution(NamedTuple):
     norm: Float[Tensor, ""]
 
     def condition(self) -> float:
-        """A's condition number in the 1-norm: LAPACK's estimate (Higham 1988), which reads U a few times on the CPU."""
-        from scipy.linalg import get_lapack_funcs  # a quarter of a second, which --help can do without
+        """Return A's condition number in the 1-norm, by LAPACK's estimate (Higham 1988), which reads U on the CPU."""
+        from scipy.linalg import get_lapack_funcs  # takes a quarter of a second, which --help does not need
 
         factor = self.factor.cpu().numpy()
         (pocon,) = get_lapack_funcs(["pocon"], (factor,))
@@ -34,7 +34,7 @@ class Solution(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Over samples, in float64."""
+    """Sums over samples, in float64."""
 
     zz: GramSum
     zx: Float[Tensor, "d_sae d_in"]
@@ -43,22 +43,22 @@ class _Sums(NamedTuple):
 
 
 class LeastSquares:
-    """What a decoder's closed form needs of the samples seen: means of z z', z x', z and x, whatever their number.
+    """Statistics of the samples seen that a decoder's closed form needs: means of z z', z x', z and x.
 
-    z are codes, x what they shall be decoded to. All products are taken in float64, whatever the type of these: what is
-    left of mean z z' - mean z mean z' for latents that hardly vary, or only together, is as small as the ridge.
-    Memory is d_sae x (d_sae + d_in) numbers and the codes of a few thousand samples; solving takes three times as much
-    beside.
+    z are codes, and x are the targets of decoding. All products are computed in float64 for every type of inputs: for
+    latents that hardly vary, or vary only together, the difference mean z z' - mean z mean z' is as small as the ridge.
+    Memory is d_sae x (d_sae + d_in) numbers and the codes of a few thousand samples, however many samples were seen;
+    solving takes three times as much in addition.
     """
 
     def __init__(self, samples_at_once: int = SAMPLES_AT_ONCE):
         self.samples, self._samples_at_once = 0.0, samples_at_once
-        # None where nothing was seen.
+        # None if no sample was seen.
         self._sums: _Sums | None = None
 
     @torch.no_grad()
     def add(self, codes: Codes, targets: Float[Tensor, "batch d_in"]) -> None:
-        """Count samples in."""
+        """Add samples to the statistics."""
         codes, targets = codes.with_values(codes.values.detach().double()), targets.double()
         if self._sums is None:
             (n, d), zeros = (codes.shape[1], targets.shape[1]), targets.new_zeros
@@ -71,7 +71,7 @@ class LeastSquares:
         self.samples += len(targets)
 
     def decay(self, factor: float) -> None:
-        """Let what was seen so far count only by a factor, 0 to 1."""
+        """Multiply the weight of all samples seen so far by a factor, 0 to 1."""
         if factor == 0:
             self.samples, self._sums = 0.0, None
         elif factor < 1 and self._sums is not None:
@@ -91,7 +91,7 @@ class LeastSquares:
         mu: float = 0.0,
         nu: float = 0.0,
     ) -> Solution:
-        """The one minimum over W and b together of
+        """Return the only minimum over W and b together of
 
             mean |x - z W - b|^2 + alpha |W|^2 + beta |b|^2 + mu |W - W_dec|^2 + nu |b - b_dec|^2
 
@@ -101,11 +101,11 @@ class LeastSquares:
             ((alpha + mu) I + mean z z' - mean z mean z' / S) W = mu W_dec + mean z x' - mean z (mean x + nu b_dec)' / S
             b = (mean x + nu b_dec - W' mean z) / S,
 
-        solved by Cholesky's method in float64. Of latents that never fired the samples say nothing, and alpha alone
-        would make their rows zero: these stay as they were. Waits for the device.
+        solved by Cholesky's method in float64. The samples do not determine the rows of latents that never fired,
+        and alpha alone would make these rows zero: they stay as they were. Waits for the device.
 
         Args:
-            W_dec, b_dec: where it is costly to move from.
+            W_dec, b_dec: the weights from which mu and nu penalise moving.
 
         Raises:
             ValueError: the equations have no single solution, or something seen was not finite.
@@ -114,7 +114,7 @@ class LeastSquares:
         zz, zx, z, x = self._sums
         S, z = 1 + beta + nu, z / self.samples
         wanted = x / self.samples + nu * b_dec.double()
-        # The upper triangle alone, which is all that Cholesky's method reads.
+        # Only the upper triangle: Cholesky's method reads no more.
         A = (zz.total / self.samples).addr_(z, z, alpha=-1 / S).triu_()
         A.diagonal().add_(alpha + mu)
         sizes = torch.linalg.vector_norm(A, 1, dim=0) + torch.linalg.vector_norm(A, 1, dim=1) - A.diagonal().abs()
@@ -123,7 +123,7 @@ class LeastSquares:
         C = (zx / self.samples).addr_(z, wanted, alpha=-1 / S).add_(W_dec.double(), alpha=mu)
         W = torch.cholesky_solve(C, U, upper=True)
         never_fired = zz.total.diagonal() == 0
-        # A factor that fails on a GPU may be told by its numbers alone.
+        # On a GPU a failed factor may show only in its numbers.
         if ((failed != 0) | ~torch.isfinite(W).all()).item():
             if not all(torch.isfinite(each).all() for each in (zz.total.triu(), zx)):
                 raise ValueError("codes became infinite or NaN; lower trainer.lr or set trainer.clip_norm")

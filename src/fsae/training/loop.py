@@ -80,7 +80,7 @@ class Training:
 
     @property
     def trained(self) -> bool:
-        """Whether all steps are taken."""
+        """True if all steps are taken."""
         return self.step >= self.settings.steps
 
     def take(self, x: Float[Tensor, "batch d_in"], targets: Float[Tensor, "batch d_in"] | None) -> None:

@@ -1,4 +1,4 @@
-"""What is logged of a training batch beside its losses."""
+"""Measures of a training batch that are logged in addition to its losses."""
 
 import torch
 from torch import Tensor
@@ -8,14 +8,14 @@ from fsae.autoencoders.record import ForwardRecord
 
 @torch.no_grad()
 def batch_measures(record: ForwardRecord, scale: float) -> dict[str, Tensor]:
-    """Scalars of one training batch in raw activation units, under the names that evaluation uses on held-out data.
+    """Return scalars of one training batch in raw activation units, by the names of the held-out metrics.
 
-    l0: active latents a sample. l1: sum_i |f_i| |W_dec_i|. mse: squared error summed over dimensions.
+    l0: active latents per sample. l1: sum_i |f_i| |W_dec_i|. mse: squared error summed over dimensions.
     l2_ratio: mean |x_hat| / |x|. fvu: squared error over the batch's variance.
     explained_variance: 1 - fvu.
 
     Args:
-        scale: what the raw activations were multiplied by.
+        scale: the factor by which raw activations were multiplied.
     """
     codes, x, x_hat = record.codes, record.wanted, record.reconstruction
     sizes = codes.map(torch.abs)

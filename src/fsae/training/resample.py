@@ -16,7 +16,7 @@ from fsae.training.dead_latents import DeadLatents
 class Scope(Enum):
     """The part of an autoencoder that re-initialisation resamples.
 
-    Nothing; the latents that are off the target; or all latents, if the mean deviation over them is too large.
+    It is no latent; the latents that are off the target; or all latents, if their mean deviation is too large.
     """
 
     none = "none"

@@ -1,4 +1,4 @@
-"""Free memory for all that training holds besides the weights, checked before the first step."""
+"""Checks of free memory for all that training holds, before the first step."""
 
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -52,7 +52,7 @@ def check_equations(archs: Sequence[AutoencoderSettings], d_in: int, device: tor
 def check_second_moments(archs: Sequence[AutoencoderSettings], d_in: int, device: torch.device) -> None:
     """Raise ValueError if no memory is free for the second moments of all cells that are fitted side by side.
 
-    They are on the CPU, whatever the device.
+    They are on the CPU, for every device of the training.
 
     Args:
         archs: one for each autoencoder.

@@ -1,4 +1,4 @@
-"""The one factor between raw activations and what an autoencoder is trained on."""
+"""The factor between raw activations and the inputs of an autoencoder in training."""
 
 from enum import Enum
 
@@ -10,15 +10,15 @@ ROWS_AT_ONCE = 65_536
 
 
 class Scale(Enum):
-    """What activations are multiplied by in training: `sqrt_d` makes their mean norm sqrt(d_in), so that learning
-    rates and loss weights carry over between models and sites; `none` leaves them."""
+    """Ways to scale activations for training: `sqrt_d` makes their mean norm sqrt(d_in), so that learning rates and
+    loss weights carry over between models and sites; `none` leaves activations as they are."""
 
     sqrt_d = "sqrt_d"
     none = "none"
 
 
 def scale_of(vectors: Float[Tensor, "vectors d_in"], kind: Scale) -> float:
-    """The factor, measured on raw vectors of the training part.
+    """Return the factor, measured on raw vectors of the training part.
 
     Raises:
         ValueError: all vectors are zero.

@@ -69,7 +69,7 @@ class TrainerSettings(Ranged, ABC, group="trainer"):
 
     @property
     def compiles(self) -> bool:
-        """Whether torch.compile takes part, which traces one thing at a time."""
+        """True if training uses torch.compile, which traces one function at a time."""
         return False
 
     def logs_after(self, step: int) -> bool:
@@ -185,7 +185,7 @@ class AdamSettings(TrainerSettings):
     resample_every: int | None = field(default=None, metadata=COUNT)
 
     room_checks: ClassVar[tuple[RoomCheck, ...]] = (check_moments,)
-    # Whether gradients train the decoder, too.
+    # True if gradients train the decoder, too.
     trains_decoder: ClassVar[bool] = True
 
     def __post_init__(self):
