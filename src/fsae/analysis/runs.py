@@ -31,7 +31,7 @@ HISTOGRAM = ("density/log10_edges", "density/latents")
 # The key of the numbers' meanings in a row; the table keeps them among its attributes.
 _MEANINGS = "meanings"
 # Prefixes of a run's numbers: held-out measurements, and amounts of data.
-MEASURED = ("eval/", "data/")
+MEASURED_GROUPS = ("eval/", "data/")
 
 SWEEP_TAG = "fsae.sweep"
 KIND_TAG = "fsae.kind"
@@ -199,7 +199,7 @@ def _results(text: str) -> dict[str, Any]:
         row: dict[str, Any] = {
             name: float("nan") if value is None else float(value)
             for name, value in results.items()
-            if name.startswith(MEASURED)
+            if name.startswith(MEASURED_GROUPS)
         }
         row[_MEANINGS] = dict(results.get("meanings") or {})
         if histogram := results.get("density_histogram"):
@@ -234,7 +234,7 @@ def _runs_of(client: MlflowClient, experiment_id: str, sweep: str | None) -> Ite
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     names = sorted({name for row in rows for name in row} - {*IDENTITY, *HISTOGRAM, _MEANINGS})
-    numbers = [name for name in names if name.startswith(MEASURED)]
+    numbers = [name for name in names if name.startswith(MEASURED_GROUPS)]
     settings = [name for name in names if name not in numbers]
     # A refused job may have any text as a setting; it must not turn the other jobs' numbers into texts.
     finished = [row.get("state") == "finished" for row in rows]

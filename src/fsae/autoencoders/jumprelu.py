@@ -98,8 +98,8 @@ class JumpReLU(SparseAutoencoder):
         thresholds = tensors["threshold"]
         if below := int((thresholds < 0).sum()):
             raise ValueError(
-                f"{below} of {thresholds.numel()} thresholds are negative, and a latent's threshold is not; set them to "
-                "0 if every positive pre-activation is to count"
+                f"{below} of {thresholds.numel()} thresholds are negative, and a latent's threshold is not; set them "
+                "to 0 if every positive pre-activation is to count"
             )
         others = {name: tensor for name, tensor in tensors.items() if name != "threshold"}
         super().load_saelens(others | {"log_threshold": thresholds.log()})

@@ -3,6 +3,7 @@ logged and printed."""
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,14 @@ from fsae.sources.tokens import special_tokens
 from fsae.tracking.server import resolve_uri, ui_command
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The outcome of a run: its evaluation's numbers by name, or the error that ended it early."""
+
+    results: dict[str, Any] | None
+    error: BaseException | None
 
 
 def conclude(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[], None]) -> None:

@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from fsae.outputs.run_log import run_name_prefixes
 from fsae.progress import working
 from fsae.runs.build import existing, open_source, request_of, trained
 from fsae.runs.finished import FinishedRun
-from fsae.runs.outcome import conclude, finish
+from fsae.runs.outcome import Outcome, conclude, finish
 from fsae.runs.run import Run, for_each, going
 from fsae.sources.identity import data_identity
 from fsae.tracking.server import resolve_uri
@@ -25,14 +24,6 @@ from fsae.tracking.uploader import Uploader
 from fsae.training.interruption import Interrupted, Interruption
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The outcome of a run: its evaluation's numbers by name, or the error that ended it early."""
-
-    results: dict[str, Any] | None
-    error: BaseException | None
 
 
 def run_experiment(settings: RunSettings, origin: Origin) -> dict[str, Any]:
