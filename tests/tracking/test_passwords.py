@@ -85,13 +85,13 @@ def test_a_password_works_and_is_stored_nowhere(guarded: PasswordServer, server:
     client = MlflowClient(server.uri)
     runs = {run.info.run_name: run for run in client.search_runs(["1"])}
     assert {name: run.info.status for name, run in runs.items()} == {
-        "trainer.lr=0.001": "FINISHED",
-        "trainer.lr=1e+30": "FAILED",
+        "trainer.lr=0.001,penalty=fisher": "FINISHED",
+        "trainer.lr=1e+30,penalty=fisher": "FAILED",
         folder.name: "FINISHED",
         f"sweep {outputs / 'sweep'}": "FAILED",
     }
-    assert runs["trainer.lr=0.001"].data.metrics["eval/fvu"] >= 0
-    assert runs["trainer.lr=0.001"].data.params["tracking.uri"] == bare
-    assert "config.yaml" in {artifact.path for artifact in client.list_artifacts(runs["trainer.lr=0.001"].info.run_id)}
+    assert runs["trainer.lr=0.001,penalty=fisher"].data.metrics["eval/fvu"] >= 0
+    assert runs["trainer.lr=0.001,penalty=fisher"].data.params["tracking.uri"] == bare
+    assert "config.yaml" in {artifact.path for artifact in client.list_artifacts(runs["trainer.lr=0.001,penalty=fisher"].info.run_id)}
     output = "".join(text for _, text in (sweep, alone, *others, *synced))
     assert_no_secret_shown(outputs, tmp_path / "server", printed=output)
