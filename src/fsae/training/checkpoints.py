@@ -60,20 +60,18 @@ class Checkpoints:
             return None
         try:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
-            # The first format had no number.
-            found = saved.get("format", 1)
-            content = (saved["config"], saved["data"], saved["state"]) if found == FORMAT else None
+            config, data, state = saved["config"], saved["data"], saved["state"]
         except Exception as error:
             reason = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
             raise ValueError(
                 f"the checkpoint {self.path} is damaged ({reason}); delete it to start this run from the beginning"
             ) from error
-        if content is None:
+        # The first format had no number.
+        if (found := saved.get("format", 1)) != FORMAT:
             raise ValueError(
                 f"the checkpoint {self.path} has format {found}, and this version of fsae reads format {FORMAT}; "
                 "finish the run with the version that began it, or delete the checkpoint to start from the beginning"
             )
-        config, data, state = content
         keys = config.keys() | self._config.keys()
         differing = sorted(key for key in keys if config.get(key) != self._config.get(key))
         if differing:
