@@ -47,6 +47,7 @@ RENAMED: dict[str, str] = {
     "loss.fisher": "loss.penalty",
     # Only of runs with a penalty: others measure the Fisher sums under their own name.
     "train/fisher_weighted": "train/penalty_weighted",
+    "train/started_over": "train/reinitialised",
     "arch=released_standard": "arch=released/standard",
     "arch=released_gated": "arch=released/gated",
     "arch=released_jumprelu": "arch=released/jumprelu",

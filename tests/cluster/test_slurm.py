@@ -42,7 +42,7 @@ def test_a_sweep_survives_a_failing_job_and_preemptions(slurm: dict[str, str], t
     assert states_in(folder) == {str(job): "failed" if job == 7 else "finished" for job in range(8)}
     assert "8 jobs, 7 finished, 1 failed" in done.stdout
     assert "  7  trainer.lr=1e+30  failed: ValueError: loss, " in done.stdout
-    resumed = [job for job in range(8) if "going on at step" in (folder / str(job) / "run.log").read_text()]
+    resumed = [job for job in range(8) if "resuming at step" in (folder / str(job) / "run.log").read_text()]
     assert resumed
     # MLflow has one run per job, each with the state of its last attempt.
     from mlflow import MlflowClient

@@ -458,7 +458,7 @@ def test_a_run_killed_several_times_ends_with_the_same_numbers(uninterrupted: Pa
 
     done = finished(*LONG, outputs=tmp_path)
     assert done.returncode == 0, done.stdout
-    assert f"going on at step {stopped_at} of 128" in done.stdout
+    assert f"resuming at step {stopped_at} of 128" in done.stdout
     assert json.loads((folder / "status.json").read_text())["state"] == "finished"
     assert_same_run(folder, uninterrupted)
 

@@ -89,7 +89,9 @@ def test_what_no_schema_knows_and_what_is_out_of_range_is_refused_by_name(overri
         ("dataset", "defaults: [/schema/dataset@_here_: dataset]\npath: x", r"dataset\.format is not set"),
     ],
 )
-def test_a_yaml_file_that_is_not_whole_is_told_what_is_missing(group: str, content: str, message: str, tmp_path: Path):
+def test_an_incomplete_yaml_file_is_refused_with_its_missing_part(
+    group: str, content: str, message: str, tmp_path: Path
+):
     (tmp_path / group).mkdir()
     (tmp_path / group / "mine.yaml").write_text(content)
     with pytest.raises(ValueError, match=message):

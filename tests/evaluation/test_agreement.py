@@ -7,8 +7,8 @@ from fsae.evaluation.agreement import agreement
 
 
 def test_by_hand():
-    # The second member has the first one's rows 0 and 1 (one of them turned round), and a third one at cosine 0.6 to
-    # its row 2; the third member has row 0 only, and else what nobody has.
+    # The second member has the first one's rows 0 and 1 (one of them reversed), and a third row at cosine 0.6 to
+    # its row 2. The third member has row 0, and two rows that no other member has.
     one = torch.eye(3, 8)
     two = torch.stack([-2 * one[1], 3 * one[0], 0.6 * one[2] + 0.8 * torch.eye(8)[5]])
     three = torch.stack([one[0], torch.eye(8)[6], torch.eye(8)[7]])
@@ -22,7 +22,7 @@ def test_by_hand():
     assert compared.closest[0].tolist() == pytest.approx([1, 1, 0.6])
 
 
-def test_what_never_fires_is_shared_with_nobody():
+def test_a_latent_that_never_fires_is_not_shared():
     rows = torch.eye(3)
     compared = agreement([rows, rows], [torch.tensor([True, False, True]), torch.tensor([True, True, False])])
     assert compared.found_by.tolist() == [[2, 0, 1], [2, 1, 0]]

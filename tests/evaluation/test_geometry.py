@@ -1,4 +1,4 @@
-"""The geometry of an autoencoder as a whole, where it can be said beforehand."""
+"""The geometry of an autoencoder as a whole, for cases whose geometry is known."""
 
 import math
 
@@ -135,7 +135,7 @@ def test_another_autoencoders_diagram_does_not_agree(monkeypatch: pytest.MonkeyP
     assert 0.5 < found.scalars["diagram_agreement"] < 1
 
 
-def test_ties_are_told():
+def test_ties_are_reported():
     topk = build("topk", dtype=torch.float32).eval()
     assert isinstance(topk, TopK)
     with torch.no_grad():

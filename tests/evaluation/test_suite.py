@@ -96,7 +96,7 @@ def test_a_needed_evaluation_that_is_not_chosen_is_named():
         chosen({"splice": _needing("vectors")}, frozenset(), named=True)
 
 
-def test_a_need_that_nobody_knows_is_a_sources_to_provide():
+def test_a_source_can_provide_an_unknown_need():
     with pytest.raises(ValueError, match=r"it needs labels; .* choose a source that provides it"):
         chosen({"probing": _needing("labels")}, frozenset(), named=True)
     assert list(chosen({"probing": _needing("labels")}, frozenset({"labels"}), named=True)) == ["probing"]

@@ -18,7 +18,7 @@ WEIGHTS = {
 
 def test_by_hand():
     autoencoder = with_weights("standard", WEIGHTS, apply_b_dec_to_input=False).eval()
-    # The third feature never occurs, so that nobody can find it.
+    # The third feature never occurs, so no latent can find it.
     features = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
     # Feature 0 is there twice and large enough to be seen; feature 1 three times, once too weak (0.3 < 0.5).
     coefficients = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0.1, 0], [0, 1, 0]], dtype=torch.float64)

@@ -9,7 +9,7 @@ from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.batch_topk import BatchTopK
 from fsae.autoencoders.standard import StandardSettings
 from fsae.evaluation.vectors import VectorEvaluation, Vectors, evaluate_vectors
-from fsae.losses.fisher import Fisher, FisherForm
+from fsae.losses.fisher import Fisher, FisherEstimator, FisherForm
 from fsae.sources.source import Batch
 from tests.architectures import ARCHITECTURES, build, each_architecture, samples
 
@@ -108,7 +108,8 @@ def test_a_perfect_dictionary_of_opposite_pairs():
     with torch.no_grad():
         autoencoder.W_dec.copy_(rows)
         autoencoder.W_enc.copy_(rows.T)
-    numbers = evaluated(autoencoder, samples(40, 4, dtype=torch.float32).split(20)).scalars
+    fisher = Fisher(form=FisherForm.reconstruction, estimator=FisherEstimator.batch)
+    numbers = evaluated(autoencoder, samples(40, 4, dtype=torch.float32).split(20), fisher).scalars
     assert numbers["fvu"] == pytest.approx(0, abs=1e-12)
     assert numbers["l0"] == 4
     assert numbers["cosine"] == pytest.approx(1)
@@ -137,7 +138,7 @@ def test_an_empty_set_is_refused():
 
 
 @each_architecture
-def test_what_inputs_shall_become_is_what_reconstructions_are_compared_with(arch: str):
+def test_reconstructions_are_compared_with_the_targets(arch: str):
     autoencoder, clean = build(arch).eval(), samples(40)
     noisy = clean + 0.5 * samples(40, seed=5)
     batches = [Batch(*parts) for parts in zip(noisy.split(16), clean.split(16), strict=True)]

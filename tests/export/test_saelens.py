@@ -81,7 +81,7 @@ def test_read_back_it_encodes_and_reconstructs_the_same(tmp_path, arch, apply_b_
 
 
 @pytest.mark.parametrize("arch", list(FITTED))
-def test_what_is_fitted_is_read_back_the_same_and_said_where_saelens_cannot(tmp_path, arch, caplog):
+def test_fitted_architectures_are_read_back_and_a_warning_names_those_that_saelens_refuses(tmp_path, arch, caplog):
     autoencoder = fitted(arch)
     save_saelens(autoencoder, tmp_path / "sae", PROVENANCE)
     loaded = load_saelens(tmp_path / "sae")
@@ -117,9 +117,9 @@ def test_heads_are_reshaped_for_attn_z_alone(tmp_path, hook, reshaping):
     load_saelens(tmp_path / "sae")
 
 
-def test_firing_frequencies_are_kept_as_log10(tmp_path):
-    frequency = torch.tensor([0.0, 0.001, 1.0] + [0.1] * 10)
-    save_saelens(trained("standard"), tmp_path / "sae", PROVENANCE, density=frequency)
+def test_density_is_kept_as_log10(tmp_path):
+    density = torch.tensor([0.0, 0.001, 1.0] + [0.1] * 10)
+    save_saelens(trained("standard"), tmp_path / "sae", PROVENANCE, density=density)
     sparsity = load_file(tmp_path / "sae" / "sparsity.safetensors")["sparsity"]
     assert sparsity[:3].tolist() == pytest.approx([-10, -3, 0], abs=1e-5)
 
@@ -172,7 +172,7 @@ def test_a_kill_while_writing_leaves_the_earlier_folder(tmp_path):
     done = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, str(folder)], env=environment, check=False)
     assert done.returncode == -signal.SIGKILL
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    # And the next save is not hindered by what was left beside it.
+    # The leftover temporary folder does not hinder the next save.
     save_saelens(trained("gated"), folder, PROVENANCE)
     assert [path.name for path in tmp_path.iterdir()] == ["sae"]
 
@@ -426,7 +426,7 @@ def test_an_architecture_that_is_not_known_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_all_that_is_said_of_its_training_is_read_back(tmp_path):
+def test_the_whole_provenance_is_read_back(tmp_path):
     whole = replace(
         PROVENANCE,
         model_note="in 4 bits",

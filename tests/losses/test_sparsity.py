@@ -7,7 +7,7 @@ import torch
 
 from fsae.autoencoders.settings import DecoderNorm
 from fsae.losses.sparsity import L1, StepL0, TanhL0, TargetL0
-from fsae.losses.term import Measured, Moment
+from fsae.losses.term import Moment, TermValue
 from tests.architectures import ARCHITECTURES, build, each_architecture, gradients, samples, with_weights
 
 NO_DEAD = Moment(dead_latents=torch.tensor([], dtype=torch.int64))
@@ -18,11 +18,11 @@ X = torch.tensor([[1.0, 2.0], [-1.0, 0.5]], dtype=torch.float64)
 WEIGHTS = {"W_enc": [[1.0, 0.0], [0.0, 1.0]], "W_dec": [[3.0, 4.0], [0.0, 2.0]]}
 
 
-def measured(term, arch: str, sparse: bool, weights: dict | None = None, **changes) -> Measured:
+def measured(term, arch: str, sparse: bool, weights: dict | None = None, **changes) -> TermValue:
     return term.measure(with_weights(arch, weights or WEIGHTS, **changes)(X, sparse=sparse), NO_DEAD)
 
 
-def number(found: Measured) -> float:
+def number(found: TermValue) -> float:
     return float(found.value.detach())
 
 

@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 # An architecture with its loss term, on a source, all from outside; 1,000 steps, each followed by a checkpoint.
 CIRCLE = [
     f"--config-dir={HERE / 'conf'}", "arch=soft_threshold", "source=circle", "penalty=none", "tracking=none",
+    "eval=[vectors,largest_code]",
     "trainer.batch_size=64", "trainer.samples=64_000", "trainer.checkpoint_seconds=0",
 ]  # fmt: skip
 
@@ -84,6 +85,7 @@ def test_a_run_with_parts_from_outside_resumes_bit_for_bit_and_is_read_back(inst
     assert all(torch.equal(others[name], tensor) for name, tensor in weights.items())
     first, second = (json.loads((folder / "results.json").read_text()) for folder in (whole, resumed))
     assert first["eval/fvu"] == second["eval/fvu"] < 0.5
+    assert first["eval/largest_code"] == second["eval/largest_code"] > 0
 
     again = [*CIRCLE, "task=eval", f"sae.path={whole / 'sae'}"]
     output_of(installed, tmp_path / "again", *again)

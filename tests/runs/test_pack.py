@@ -342,8 +342,8 @@ def test_a_population_has_results_of_all_and_of_each(alone: Path):
     assert last["train/reinitialised"] > 0
 
 
-def test_a_population_goes_on_where_it_stopped(alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    # Between two matchings, and between two looks at the rates.
+def test_a_population_resumes_where_it_stopped(alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # The stop is between two matchings, and between two readings of the rates.
     update, steps = GradientLearner.update, []
 
     def interrupted(self: GradientLearner, *arguments: object) -> None:
@@ -451,7 +451,7 @@ def test_the_control_of_one_autoencoder_is_one(experiment: str):
     own = settings_of(composed(f"experiment={experiment}"))
     assert own.population.size > 1
     control = settings_of(composed(f"experiment={experiment}", "population.size=1", "population.mutual.weight=0"))
-    # All else is the same, starting over included.
+    # All other settings are the same, those of resampling included.
     mutual = replace(own.population.mutual, weight=0.0)
     assert control == replace(own, population=replace(own.population, size=1, mutual=mutual))
 
@@ -496,7 +496,7 @@ def change_the_weights(text: Path, model: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "what"), [(change_a_text, "the text of dataset"), (change_the_weights, "the weights of model")]
 )
-def test_a_run_does_not_go_on_with_other_data_than_it_began_with(
+def test_a_run_refuses_to_resume_with_other_data(
     change: Callable[[Path, Path], None], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     text, model = written_texts(tmp_path / "text"), tmp_path / "model"
@@ -524,7 +524,7 @@ def test_a_run_does_not_go_on_with_other_data_than_it_began_with(
     assert status is not None
     assert status.state is RunState.interrupted
     assert (tmp_path / "run" / "checkpoints" / "latest.pt").read_bytes() == before
-    # A run that begins anew is told from it in MLflow and in the report.
+    # MLflow and the report distinguish a new run on the new data from it.
     with monkeypatch.context() as patched:
         patched.setattr(GradientLearner, "update", interrupted)
         with pytest.raises(Interrupted):

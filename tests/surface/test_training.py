@@ -208,7 +208,7 @@ def test_a_folder_of_another_training_is_refused_and_stays(tmp_path: Path):
 
 
 def test_it_trains_in_another_thread(tmp_path: Path):
-    """Where Python lets nobody listen to signals."""
+    """Python allows no signal handler there."""
     found: list[fsae.Dictionary] = []
     thread = threading.Thread(
         target=lambda: found.append(

@@ -149,5 +149,5 @@ def test_an_interrupted_and_resumed_sweep_gives_the_same_numbers(outputs: Path):
     assert "2 jobs, 1 interrupted, 1 not started" in done.stdout
     done = ended(begun("fsae.resume", str(folder), outputs=outputs))
     assert done.returncode == 0, done.stdout
-    assert done.stdout.count("going on at step") == 1
+    assert done.stdout.count("resuming at step") == 1
     assert_equal_runs(folder / "0", folder / "1")

@@ -12,6 +12,7 @@ from mlflow.entities import Run
 
 from fsae.files import write_json
 from fsae.outputs.metric_log import MetricLog, read_metrics
+from fsae.outputs.results import Meaning
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import Failure, RunState, mark
 from fsae.tracking.mlflow_upload import (
@@ -50,7 +51,8 @@ def test_upload_logs_a_run_from_its_folder_alone(
     folder.config.write_text("seed: 3\n")
     folder.sae.mkdir()
     (folder.sae / "cfg.json").write_text("{}")
-    write_json(folder.results, {"eval/fvu": 0.125, "eval/note": "text"})
+    fvu = Meaning("fraction of variance unexplained")
+    write_json(folder.results, {"eval/fvu": 0.125, "eval/note": "text", "meanings": {"eval/fvu": fvu.as_json()}})
     ended = mark(run_folder, RunState.finished)
 
     upload = MlflowUpload(run_folder, sqlite_uri, description)

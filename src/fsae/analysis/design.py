@@ -7,7 +7,7 @@ from itertools import compress
 import pandas as pd
 
 from fsae.analysis.numbers import shown
-from fsae.analysis.runs import HISTOGRAM, IDENTITY, MEASURED
+from fsae.analysis.runs import HISTOGRAM, IDENTITY, MEASURED_GROUPS
 from fsae.outputs.bookkeeping import is_bookkeeping
 
 THETA = "loss.penalty.weight"
@@ -144,7 +144,7 @@ def named(row: Mapping[str, object], names: Sequence[str], skip_absent: bool = F
 
 
 def _is_setting(name: str) -> bool:
-    if name in (*IDENTITY, *HISTOGRAM, *NOT_COMPARED) or name.startswith(MEASURED):
+    if name in (*IDENTITY, *HISTOGRAM, *NOT_COMPARED) or name.startswith(MEASURED_GROUPS):
         return False
     return not is_bookkeeping(name)
 

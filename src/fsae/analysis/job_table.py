@@ -18,12 +18,12 @@ class JobRow:
     """One job.
 
     Attributes:
-        job: the values that tell it from the others, as in "gated, seed=0"; the run's name where there are none.
+        job: the values that distinguish it from the others, as in "gated, seed=0"; the run's name if no value does.
         run, folder, state: as in the table of runs.
-        settings: what the job has of the table's settings, by key.
-        numbers: what it has of the table's numbers, by `eval/<metric>`; finite.
-        best: those of `numbers` that no other job betters, of the ones that differ and of which better can be said; of
-            a job whose fvu is above 1, which is worse than always saying the mean, none.
+        settings: the table's settings that the job has, by key.
+        numbers: the table's finite numbers that the job has, by `eval/<metric>`.
+        best: those of `numbers` that no other job improves on, among numbers that differ and have a better direction.
+            Empty if the job's fvu is above 1, which is worse than predicting the mean.
     """
 
     job: str
@@ -71,7 +71,7 @@ class JobTable:
         return "\n".join(f"| {line} |" for line in lines)
 
     def legend(self) -> str:
-        """Which numbers are marked as best, and whether as lowest or highest; empty where none is."""
+        """Return the names of the numbers that are marked as lowest or highest; empty if no number is marked."""
         marked = [name for name in self.numbers if any(name in row.best for row in self.rows)]
         words = [
             f"{'highest' if self.numbers[name].better is Better.more else 'lowest'} {_short(name)}"
@@ -137,7 +137,7 @@ def job_table(runs: pd.DataFrame) -> JobTable:
 
 
 def _asked(run: str) -> str:
-    """What a job was asked for, "arch=gated, arch.k=8", as jobs are named of which all settings are known."""
+    """Return a job's requested settings, "arch=gated, arch.k=8", in the form of names of jobs with known settings."""
     parts = [part.partition("=") for part in re.split(r", ?(?=[\w.]+=)", run)]
     return ", ".join(f"{called(key)}{mark}{value}".removeprefix("arch=") for key, mark, value in parts)
 

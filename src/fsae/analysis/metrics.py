@@ -1,4 +1,4 @@
-"""What the held-out numbers of runs mean, as the runs' own files say it: unit, direction, and where they are shown."""
+"""Meanings of the held-out numbers, from the runs' files: the unit, the better direction, and the place in tables."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import pandas as pd
 
 from fsae.outputs.results import Meaning, Shown, in_order, meaning_of
 
-# The key of a table's attributes under which it keeps the meanings of its numbers.
+# The key of the meanings among a table's attributes.
 _ATTRIBUTE = "meanings"
 
 

@@ -44,7 +44,7 @@ from fsae.outputs.results import LARGE_TAIL
 FRONTS = ("eval/fvu", "eval/ce_recovered_zero")
 THETA_CURVES = ("eval/fvu", "eval/l0", "eval/code_correlation_excess")
 PAGE = "report.html"
-# A caveat names so many jobs.
+# A caveat names at most so many jobs.
 NAMED_AT_MOST = 4
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -53,14 +53,14 @@ _TEMPLATES = Environment(
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture on the page: its file, and what it shows."""
+    """One picture on the page: its file and its caption."""
 
     file: Path
     caption: str
 
     @property
     def data(self) -> str:
-        """The file as an address, so that the page holds it."""
+        """Return the file as a data address, so that the page contains it."""
         return "data:image/png;base64," + base64.b64encode(self.file.read_bytes()).decode()
 
 
@@ -155,7 +155,7 @@ def _of(comparisons: Sequence[Comparison], metric: str) -> list[Comparison]:
 
 
 def _in_short(comparisons: Sequence[Comparison]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """For each metric its name and, for each treatment, the verdicts counted and that on their mean, with its worth."""
+    """Yield each metric's name and, for each treatment, the counts of verdicts and the verdict on their mean."""
     words = {"lower": "lower", "higher": "higher", "none": "no difference found", "few": "too few to say"}
     names = list(dict.fromkeys(each.treatment for each in comparisons))
     for metric in dict.fromkeys(each.metric for each in comparisons):
@@ -176,7 +176,7 @@ def _in_short(comparisons: Sequence[Comparison]) -> Iterator[tuple[str, list[tup
 
 
 def _cautions(runs: pd.DataFrame, usable: pd.DataFrame, design: Design) -> Iterator[str]:
-    """What a reader must know before believing a difference."""
+    """Yield the cautions that a reader needs before believing a difference."""
     missing = len(runs) - len(usable)
     if missing and len(usable):
         yield f"{missing} of {_runs(len(runs))} {'is' if missing == 1 else 'are'} not compared; see below."
@@ -211,7 +211,7 @@ def _cautions(runs: pd.DataFrame, usable: pd.DataFrame, design: Design) -> Itera
 
 
 def _differs_unseen(usable: pd.DataFrame) -> bool:
-    """Whether there are runs whose data differ though the settings that name them do not."""
+    """Return whether the data of some runs differ although the settings that name the data are equal."""
     known = usable[usable["data"].notna()]
     settings = [name for name in known if str(name).startswith(("model.", "dataset.", "source.path"))]
     data_of: dict[tuple[str, ...], set[str]] = {}
@@ -221,7 +221,7 @@ def _differs_unseen(usable: pd.DataFrame) -> bool:
 
 
 def _caveats(runs: pd.DataFrame, table: JobTable) -> Iterator[str]:
-    """What makes the numbers of some jobs say little, whatever they are compared with."""
+    """Yield the caveats that weaken the numbers of some jobs in every comparison."""
 
     def of(found: Bool[np.ndarray, " runs"]) -> str:
         names = [row.job for row, is_found in zip(table.rows, found, strict=True) if is_found]
@@ -239,7 +239,7 @@ def _caveats(runs: pd.DataFrame, table: JobTable) -> Iterator[str]:
         distinct, wanted = (_numbers(runs, f"data/train_samples_{name}")[again] for name in ("distinct", "wanted"))
         yield (
             f"Too little text in {of(again)}: only {span(distinct)} of {span(wanted)} training samples are distinct, "
-            f"the text was read {span(rounds[again])} times over. An autoencoder may know such text by heart; its "
+            f"the text was read {span(rounds[again])} times over. An autoencoder may memorise such text; its "
             "numbers say little about other text."
         )
     held_out, asked = (_numbers(runs, f"data/held_out_samples{name}") for name in ("", "_wanted"))
@@ -252,24 +252,24 @@ def _caveats(runs: pd.DataFrame, table: JobTable) -> Iterator[str]:
     if (massive := top > LARGE_TAIL).any():
         yield (
             f"Massive activations in {of(massive)}: one held-out vector in a thousand, those with the largest norms, "
-            f"holds {span(100 * top[massive])} % of the variance. Such an fvu says how well these few are "
-            "reconstructed, and little about all others."
+            f"holds {span(100 * top[massive])} % of the variance. Such an fvu measures the reconstruction "
+            "of these few, and hardly that of all others."
         )
 
 
 def _numbers(runs: pd.DataFrame, name: str) -> Float[np.ndarray, " runs"]:
-    """A column of numbers; NaN where a run has none."""
+    """Return a column of numbers; NaN for a run that has none."""
     return np.array(_values(runs, name) or [math.nan] * len(runs), dtype=float)
 
 
 def _signed(value: float) -> str:
-    """A difference with its sign and two digits."""
+    """Format a difference with its sign and two digits."""
     text = readable(value, 2)
     return f"+{text}" if value > 0 else text
 
 
 def _sort_value(value: object) -> str:
-    """What a script sorts a setting's cell by."""
+    """Return the value by which the page's script sorts a setting's cell."""
     return json.dumps(float(value)) if isinstance(value, int | float) else str(value)
 
 
@@ -278,7 +278,7 @@ def _values(runs: pd.DataFrame, name: str) -> list[float]:
 
 
 def _comparison_absent(design: Design, comparisons: Sequence[Comparison]) -> str:
-    """Why nothing can be compared at matched l0."""
+    """Return the reason why nothing can be compared at matched l0."""
     names = set(design.cells["treatment"])
     if not names:
         return "no run has finished with results"
@@ -321,8 +321,7 @@ def _plot_fronts(design: Design, palette: Palette, folder: Path) -> Iterator[Pic
 def _plot_description_lengths(
     usable: pd.DataFrame, design: Design, palette: Palette, folder: Path
 ) -> Iterator[Picture]:
-    """One picture for each place that vectors are from: how an autoencoder is trained is a line's own, and along a line
-    are sizes and sparsities."""
+    """Draw one picture per origin of vectors: a line per way of training, with sizes and sparsities along it."""
     name = "eval/description_length"
     if name not in usable:
         return
@@ -331,7 +330,7 @@ def _plot_description_lengths(
     along = [each for each in (*SIZE, *SPARSITY) if each in usable]
     coded = usable.loc[usable[name] > 0]
     rows = coded.to_dict("records")
-    # What is the same in all of them labels none.
+    # A setting that is the same in all runs is in no label.
     differing = [each for each in along if coded[each].map(shown).nunique() > 1]
     points = coded[[name, "eval/fvu"]].assign(
         condition=[named(row, where) for row in rows],
@@ -348,17 +347,17 @@ def _plot_description_lengths(
         if len(here) > 1:
             file = folder / f"description_length_{number}.png"
             plot_description_length(here, styles, file)
-            told = "against the bits of a sample's codes"
+            caption = "against the bits of a sample's codes"
             if any(here["label"]):
-                told += "; labels are latents and sparsity, as far as they differ and there is room"
-            yield Picture(file, ", ".join(filter(None, [str(condition), told])))
+                caption += "; labels are latents and sparsity, as far as they differ and there is room"
+            yield Picture(file, ", ".join(filter(None, [str(condition), caption])))
 
 
 def _point_label(row: Mapping[str, object], names: Sequence[str]) -> str:
-    """A run's size and sparsity in short, as in "128, rank 15, weight=0.3", of these settings."""
+    """Return the size and the sparsity of a run in short, as in "128, rank 15, weight=0.3"."""
     texts = {name: shown(row[name]) for name in names if shown(row[name]) != "null"}
     if "arch.d_sae" in texts:
-        # The number of latents is what an expansion comes to.
+        # The number of latents follows from the expansion.
         texts.pop("arch.expansion", None)
     sizes = {"arch.d_sae": "%s", "arch.expansion": "%s d_in", "arch.rank": "rank %s"}
     return ", ".join(sizes.get(name, f"{name.rpartition('.')[2]}=%s") % text for name, text in texts.items())
@@ -370,7 +369,7 @@ def _plot_thetas(design: Design, palette: Palette, folder: Path) -> Iterator[Pic
             continue
         for number, condition in enumerate(dict.fromkeys(design.cells["condition"])):
             cells = design.cells.loc[(design.cells["condition"] == condition) & design.cells[metric].notna()]
-            # With one weight for each architecture there is nothing to see of what a weight does.
+            # One weight per architecture shows no effect of the weight.
             if max(cells.groupby("arch")["treatment"].nunique().to_list(), default=0) > 1:
                 file = folder / f"theta_{_file_name(metric)}_{number}.png"
                 plot_theta(cells, metric, palette, file)
@@ -378,7 +377,7 @@ def _plot_thetas(design: Design, palette: Palette, folder: Path) -> Iterator[Pic
 
 
 def _plot_densities(usable: pd.DataFrame, design: Design, folder: Path) -> Iterator[Picture]:
-    """One picture a condition, at each architecture's middle sparsity by l0, averaged over seeds."""
+    """Draw one picture per condition, at each architecture's middle sparsity by l0, averaged over seeds."""
     cells = design.labels.loc[[shown(each) != "null" for each in usable[HISTOGRAM[1]]]]
     for number, condition in enumerate(dict.fromkeys(cells["condition"])):
         here = cells.loc[cells["condition"] == condition]
@@ -405,7 +404,7 @@ def _failures(runs: pd.DataFrame, usable: pd.DataFrame) -> Iterator[Failure]:
         state = str(row["state"])
         if state == "finished":
             if row.get("task") not in (None, "train"):
-                # It has done what it was to do, which is not to be compared.
+                # Runs of other tasks are complete, and are not compared.
                 continue
             state = "no results"
         reason = row["failure"] or {"running": "it is still running"}.get(state, "")

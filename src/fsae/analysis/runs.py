@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 # Columns of every row, whatever the run's state; its settings and numbers follow.
 IDENTITY = ("run", "folder", "state", "failure", "sweep", "commit", "data")
 HISTOGRAM = ("density/log10_edges", "density/latents")
-# The key of a row that holds what its numbers mean; the table keeps it among its attributes.
+# The key of the numbers' meanings in a row; the table keeps them among its attributes.
 _MEANINGS = "meanings"
 # Prefixes of a run's numbers: held-out measurements, and amounts of data.
-MEASURED = ("eval/", "data/")
+MEASURED_GROUPS = ("eval/", "data/")
 
 SWEEP_TAG = "fsae.sweep"
 KIND_TAG = "fsae.kind"
@@ -48,11 +48,11 @@ def collect_folders(paths: Iterable[Path]) -> pd.DataFrame:
     A folder whose files are damaged or missing is a row too, with the reason in `failure`.
 
     Returns:
-        One row a run, ordered by folder. Columns: `run`, `folder` (absolute), `state` (that of `status.json`, or
+        One row per run, ordered by folder. Columns: `run`, `folder` (absolute), `state` (that of `status.json`, or
         "killed", "not started", "damaged"), `failure`, `sweep`, `commit`; the flat settings as numbers where all
-        values of one are; the results' numbers as `eval/<metric>` and `data/<count>`, NaN where they are not finite;
-        `density/...`, the histogram's lists. What a run lacks is None or NaN. What the numbers mean is among the
-        table's attributes (`fsae.analysis.metrics.meanings_of`).
+        values of one are; the results' numbers as `eval/<metric>` and `data/<count>`, NaN if they are not finite;
+        `density/...`, the histogram's lists. A value that a run lacks is None or NaN. The meanings of the numbers are
+        among the table's attributes (`fsae.analysis.metrics.meanings_of`).
 
     Raises:
         ValueError: one of the paths does not exist, or there is no run in any.
@@ -79,7 +79,7 @@ def collect_mlflow(uri: str, experiment: str, sweep: str | None = None) -> pd.Da
 
     Raises:
         ValueError: no such database, experiment or sweep, or no run in it.
-        ConnectionError: the store does not answer.
+        ConnectionError: the tracking server does not answer.
     """
     uri = with_password(checked_uri(uri, "--mlflow"))
     database = sqlite_file(uri)
@@ -199,7 +199,7 @@ def _results(text: str) -> dict[str, Any]:
         row: dict[str, Any] = {
             name: float("nan") if value is None else float(value)
             for name, value in results.items()
-            if name.startswith(MEASURED)
+            if name.startswith(MEASURED_GROUPS)
         }
         row[_MEANINGS] = dict(results.get("meanings") or {})
         if histogram := results.get("density_histogram"):
@@ -234,7 +234,7 @@ def _runs_of(client: MlflowClient, experiment_id: str, sweep: str | None) -> Ite
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     names = sorted({name for row in rows for name in row} - {*IDENTITY, *HISTOGRAM, _MEANINGS})
-    numbers = [name for name in names if name.startswith(MEASURED)]
+    numbers = [name for name in names if name.startswith(MEASURED_GROUPS)]
     settings = [name for name in names if name not in numbers]
     # A refused job may have any text as a setting; it must not turn the other jobs' numbers into texts.
     finished = [row.get("state") == "finished" for row in rows]

@@ -130,7 +130,11 @@ class Autoencoder(nn.Module, ABC):
 
     @torch.no_grad()
     def load_saelens(self, tensors: dict[str, Tensor]) -> None:
-        """Take over tensors of SAELens' format."""
+        """Take over tensors of SAELens' format.
+
+        Raises:
+            ValueError: a tensor has values that the architecture cannot have.
+        """
         for name, parameter in self.named_parameters():
             parameter.copy_(tensors[name])
 

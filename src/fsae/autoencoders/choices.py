@@ -1,4 +1,4 @@
-"""The table of architectures: the name of each, which `arch=` chooses, and its settings."""
+"""The table of architectures: the name of each and its settings. `arch=` chooses a YAML file of `conf/arch`."""
 
 from fsae.autoencoders.abs_topk import AbsTopKSettings
 from fsae.autoencoders.batch_topk import BatchTopKSettings

@@ -95,5 +95,11 @@ class JumpReLU(SparseAutoencoder):
 
     @torch.no_grad()
     def load_saelens(self, tensors: dict[str, Tensor]) -> None:
+        thresholds = tensors["threshold"]
+        if below := int((thresholds < 0).sum()):
+            raise ValueError(
+                f"{below} of {thresholds.numel()} thresholds are negative, and a latent's threshold is not; set them "
+                "to 0 if every positive pre-activation is to count"
+            )
         others = {name: tensor for name, tensor in tensors.items() if name != "threshold"}
-        super().load_saelens(others | {"log_threshold": tensors["threshold"].log()})
+        super().load_saelens(others | {"log_threshold": thresholds.log()})

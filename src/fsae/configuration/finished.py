@@ -18,7 +18,7 @@ def evaluations_of(folder: Path) -> list[str]:
     files = RunFolder(folder)
     names = [str(name) for name in _saved(folder).get("eval") or {} if (files.evaluations / f"{name}.json").exists()]
     if not names:
-        raise ValueError(f"{folder} does not say by what it was evaluated; name it, as in eval=[vectors,splice]")
+        raise ValueError(f"{folder} does not name the run's evaluations; name them, as in eval=[vectors,splice]")
     return names
 
 
@@ -28,13 +28,12 @@ def outputs_of(folder: Path) -> str:
 
 
 def with_own_settings(config: DictConfig, folder: Path, overrides: Sequence[str]) -> DictConfig:
-    """Return the config of a run with the values of its own `config.yaml`, but for what the overrides say of `eval` and
-    `suite`.
+    """Return a run's config with the values of its own `config.yaml`, except for overrides of `eval` and `suite`.
 
     Args:
         config: composed from the run's choices: which schema each group has is not in `config.yaml`.
-        folder: of the run.
-        overrides: of the job; those of `eval` and `suite` are the evaluation's, and no others are left of these.
+        folder: the run's folder.
+        overrides: the job's overrides. Those of `eval` and `suite` replace the run's own ones of these groups.
 
     Raises:
         ValueError: the run has other settings than this version of fsae knows.
@@ -46,7 +45,7 @@ def with_own_settings(config: DictConfig, folder: Path, overrides: Sequence[str]
     assert isinstance(written, dict)
 
     def is_given(key: str) -> bool:
-        """Whether the overrides say the value: here, or of the size of the suite that it is taken from."""
+        """Return whether the overrides give the value, or the size of the suite that it is taken from."""
         _, *path = key.split(".")
         value = written[path[0]][path[1]] if key.startswith("eval.") else f"${{{key}}}"
         taken_from = str(value).removeprefix("${").removesuffix("}")

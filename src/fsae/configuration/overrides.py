@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from fsae.configuration.conf_folder import conf_folder
 from fsae.configuration.schema import RunSettings
 
-# Options without a value: the argument after them is not theirs.
+# Options without a value: the argument after one of them is an argument of its own.
 _FLAGS = {"-m", "--multirun", "-r", "--run", "--resolve"}
 
 

@@ -39,9 +39,9 @@ def _absolute(path: str) -> str:
 def flat_settings(config: DictConfig) -> dict[str, str]:
     """Return all resolved settings except Hydra's own, flattened: text by dotted key.
 
-    Architectures, trainers and loss terms also differ by their schema, so the choice's name is listed under their own
-    key: `arch` is "gated", `loss.sparsity` is "l1". The names of a model and a data set, which follow from their
-    settings, are listed as `model.name` and `dataset.name`.
+    Architectures, trainers, sources, evaluations and loss terms also differ by their schema, so the choice's name is
+    listed under their own key: `arch` is "gated", `loss.sparsity` is "l1". The names of a model and a data set,
+    which follow from their settings, are listed as `model.name` and `dataset.name`.
     """
     flat: dict[str, str] = {}
 

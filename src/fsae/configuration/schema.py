@@ -1,6 +1,6 @@
-"""The schema: which settings there are, and how composed YAML becomes real, frozen settings objects.
+"""The schema: all settings, and the step from composed YAML to frozen settings objects.
 
-Each component's settings stand beside it as a frozen dataclass. Here they are gathered into `RunSettings` and stored
+Each component's settings are a frozen dataclass next to it. Here they are gathered into `RunSettings` and stored
 under `schema/...`, where the YAML files take them from, so that unknown keys and wrong types fail at composition.
 """
 
@@ -39,7 +39,7 @@ from fsae.training.settings import TrainerSettings
 
 
 class Task(Enum):
-    """What a run does.
+    """The task of a run.
 
     Attributes:
         train: trains an autoencoder and evaluates it.
@@ -84,13 +84,13 @@ class SaeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings(Ranged):
-    """Everything that one run is told.
+    """All settings of one run.
 
     Attributes:
         task: what to do.
-        name: of the run, in its folder's name and in MLflow; null for one made from the settings.
-        seed: of the weights, the data's order and every other draw.
-        model, site, dataset: of a language model's activations; None for another source.
+        name: the run's name, in its folder's name and in MLflow; null for a name made from the settings.
+        seed: seed of the weights, the data's order and every other draw.
+        model, site, dataset: origin of a language model's activations; None for another source.
         suite: sizes that the evaluations share.
         eval: the evaluations, by name.
     """
@@ -119,7 +119,7 @@ class RunSettings(Ranged):
             _check_name(self.name)
 
     def place(self) -> tuple[ModelSettings, Site, DatasetSettings]:
-        """Where activations are from; not of a run on other vectors."""
+        """Return the model, the site and the data set of the activations; only for a run on activations."""
         assert self.model is not None, "the source has no language model"
         assert self.site is not None
         assert self.dataset is not None
@@ -143,12 +143,12 @@ class RunSettings(Ranged):
 
 
 def _check_name(name: str) -> None:
-    """Raise ValueError where the run's folder cannot be named so."""
+    """Raise ValueError if the run's folder cannot have this name."""
     if not name.strip(". "):
         raise ValueError(f"name is {name!r}; it has to have a letter or a digit, or be null")
     if "/" in name or "\\" in name or not name.isprintable():
         raise ValueError(f"name is {name!r}; it names one folder, so it may have no slash and no line break")
-    # A folder's name has at most 255 bytes, and ours ends in a number of its own.
+    # A folder's name has at most 255 bytes, and a run's folder may end in a number.
     if len(name.encode()) > 200:
         raise ValueError(f"name is {len(name.encode())} bytes long; a folder's name may have 200")
 
@@ -279,7 +279,7 @@ def settings_of(config: DictConfig) -> RunSettings:
 
 
 def _refuse_unknown(node: DictConfig, known: set[str], path: str) -> None:
-    """Raise ValueError for a key that `+key=value` put where no schema has it; OmegaConf lets those in."""
+    """Raise ValueError for a key that `+key=value` added and no schema has; OmegaConf accepts such keys."""
     for key in node:
         full_key = f"{path}.{key}" if path else str(key)
         if known and key not in known:
@@ -294,7 +294,7 @@ def _refuse_unknown(node: DictConfig, known: set[str], path: str) -> None:
 def _check_ranges(node: DictConfig, kind: type | None, path: str) -> None:
     """Raise ValueError for a number that is out of its range, by the key that was typed.
 
-    Before the objects are made: they would know their own fields' names alone, and reckon with these numbers.
+    The check comes before the objects: they know only their own fields' names, and they compute with these numbers.
     """
     ranges = {f.name: (range_of(f.metadata), f.type) for f in fields(kind)} if is_dataclass(kind) else {}
     for key in node:
@@ -309,7 +309,7 @@ def _check_ranges(node: DictConfig, kind: type | None, path: str) -> None:
 
 
 def _typed_key(node: DictConfig, key: Any, full_key: str) -> str:
-    """Where a value was set: another key, where this one takes that one's."""
+    """Return the key at which a value was set: another key if this one refers to it."""
     written: Any = OmegaConf.to_container(node, resolve=False)
     found = re.fullmatch(r"\$\{([\w.]+)\}", written[key]) if isinstance(written[key], str) else None
     return full_key if found is None else found[1]

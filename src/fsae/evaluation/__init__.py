@@ -1,1 +1,1 @@
-"""What a trained autoencoder is worth on held-out data."""
+"""Measurements of trained autoencoders on held-out data."""

@@ -1,4 +1,4 @@
-"""`agreement`: how alike the latents of a population's members are, and which latents the members share."""
+"""`agreement`: the similarity of the latents of a population's members, and the latents that members share."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,22 +18,23 @@ from fsae.evaluation.vectors import VectorEvaluation
 from fsae.matching import Matching, assignment, mmcs, unit_rows
 from fsae.outputs.results import Better, Meaning, Shown
 
-# Two features are the same one where their directions' cosine is above this (Paulo and Belrose 2025, arXiv 2501.16615).
+# Two features are the same one if their directions' cosine is above this (Paulo and Belrose 2025, arXiv 2501.16615).
 SAME = 0.7
 
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """How far members found the same features.
+    """The extent to which members found the same features.
 
     Attributes:
         scalars: by name: pw_mcc, the mean absolute cosine of one-to-one matched decoder rows over all pairs of members
             (arXiv 2505.20254); mmcs, the mean cosine of every row and the nearest in another member, over all ordered
-            pairs; shared_share, of features that every member has, among latents that fire.
-        found_by: (members, d_sae) how many members have each feature, itself counted: where the one-to-one partner's
-            absolute cosine is above 0.7 and both fire. 0 for a latent that does not.
+            pairs; shared_share, the share of firing latents that every member has.
+        found_by: (members, d_sae) the number of members that have each latent's feature, its own member included.
+            Another member has it if the one-to-one partner's absolute cosine is above 0.7 and both latents fire.
+            0 for a latent that never fires.
         closest: (members, d_sae) the largest absolute cosine of a latent and its one-to-one partner in another member,
-            of those that fire.
+            if both fire.
     """
 
     scalars: dict[str, float]
@@ -50,8 +51,9 @@ def agreement(
     """Compare two or more members.
 
     Args:
-        decoders: of each.
-        firing: which latents of each fire; of others the decoder's rows say nothing about the data.
+        decoders: the decoder of each member.
+        firing: whether each latent of each member fires; the decoder row of a latent that never fires carries no
+            information about the data.
         heartbeat: called before each pair is matched; may raise to stop.
     """
     rows = [unit_rows(W.float()) for W in decoders]
@@ -82,11 +84,14 @@ def agreement(
 
 
 def truth_by_sharing(compared: Shared, nearest_cosine: Float[Tensor, "members d_sae"]) -> dict[str, float]:
-    """Whether features that members share are nearer to the truth: MFR's motivation. Of latents that fire:
+    """Compare the true-feature cosines of shared latents and of single ones, among latents that fire.
 
-    truth_of_shared and truth_of_single, the mean cosine to the nearest true feature of those that every member has, and
-    of those that one has alone, NaN where there are none; truth_rank_correlation, Spearman's, of that cosine and how
-    close the closest partner is, which needs no bound between shared and not.
+    MFR assumes that features which members share are nearer to the truth.
+
+    truth_of_shared: mean cosine to the nearest true feature, over latents that every member has; NaN without any.
+    truth_of_single: the same mean over latents that one member alone has; NaN without any.
+    truth_rank_correlation: Spearman's correlation of that cosine and the cosine of the closest partner; unlike the two
+        means it needs no threshold for "shared".
     """
     fires = compared.found_by > 0
     ranks = [_ranks(each[fires]) for each in (compared.closest, nearest_cosine)]
@@ -98,14 +103,14 @@ def truth_by_sharing(compared: Shared, nearest_cosine: Float[Tensor, "members d_
 
 
 def _ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """From 1 on; equal values share their mean rank."""
+    """Return ranks from 1 on; equal values share their mean rank."""
     _, place, counts = values.unique(return_inverse=True, return_counts=True)
     return (counts.cumsum(0) - (counts.double() - 1) / 2)[place]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement(Evaluation, group="eval.agreement"):
-    """How far a population's members found the same latents, and whether shared latents are nearer to the truth."""
+    """The similarity of a population's members, and of shared latents to the truth."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"members", "vectors"})
     reads: ClassVar[frozenset[str]] = frozenset({"truth"})
@@ -127,7 +132,7 @@ class Agreement(Evaluation, group="eval.agreement"):
     }
 
     def measure(self, subject: Subject) -> list[Measured]:
-        """Return each population's numbers; nothing for a run of one autoencoder."""
+        """Return each population's numbers; a run of one autoencoder has none."""
         vectors, truths = subject.found(VectorEvaluation), subject.found(TruthScores)
         assert vectors is not None
         known = [[] for _ in subject.runs] if truths is None else subject.by_run(truths)

@@ -1,4 +1,4 @@
-"""The evaluations that can be chosen by name."""
+"""The table of evaluations: the name of each and its settings. `eval=` lists YAML files of `conf/eval`."""
 
 from fsae.evaluation.agreement import Agreement
 from fsae.evaluation.evaluation import Evaluation

@@ -1,4 +1,4 @@
-"""How alike the dictionary's directions are."""
+"""The similarity of the dictionary's directions."""
 
 import torch
 from jaxtyping import Float
@@ -7,7 +7,7 @@ from torch import Tensor
 
 @torch.no_grad()
 def decoder_max_cosine(W_dec: Float[Tensor, "d_sae d_in"], chunk: int = 1024) -> float:
-    """mean_i max_{j != i} cos(W_dec_i, W_dec_j): near 1 where latents come in copies. NaN for a single latent.
+    """Return mean_i max_{j != i} cos(W_dec_i, W_dec_j): near 1 if latents come in copies, NaN for a single latent.
 
     `chunk` rows at a time are compared with all others, so no d_sae x d_sae matrix is built.
     """

@@ -1,4 +1,4 @@
-"""How many bits a sample's codes take."""
+"""The description length of a sample's codes, in bits."""
 
 import math
 
@@ -8,26 +8,27 @@ from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.record import ForwardRecord
 from fsae.evaluation.reconstruction import ReconstructionMetric
 
-# The step to which contributions are rounded: the samples' spread over this.
+# Contributions are rounded to the samples' spread divided by this.
 STEPS = 64
 
 
 class DescriptionLengthMetric:
-    """Bits of the codes of a sample, by the minimum description length of MDL-SAEs (arXiv 2410.11179).
+    """Bits per sample that the codes take, by the minimum description length of MDL-SAEs (arXiv 2410.11179).
 
     description_length: sum_i [H(p_i) + p_i h_i], in bits. p_i is the share of samples that latent i is on for and
-        H(p) = -p log2 p - (1 - p) log2 (1 - p): each latent says by itself whether it is on, but for local_pca's
-        components, which are on where their cell's centre is and have no H. h_i are the bits of a latent's
-        value where it is on, with the contribution f_i |W_dec_i| rounded to multiples of d, a sixty-fourth of the
-        samples' root mean square distance from their mean (l0 such roundings add l0 / 49,152 to fvu):
-        h_i = max(0, log2(2 pi e s_i^2 / d^2) / 2) with s_i the contribution's standard deviation where it is on. This
-        is the entropy of a normal variable, which is the largest at this deviation, and not the histogram's, which is
-        too small where a latent is rarely on. A code that is always 1 where it is on takes none. The decoder is not
-        counted, and that latents exclude each other saves nothing: of n equally full cells it says log2 n + 1.44.
+        H(p) = -p log2 p - (1 - p) log2 (1 - p) are the bits that encode whether the latent is on. Each latent is
+        encoded by itself. The components of local_pca have no H, because they are on if their cell's centre is.
+        h_i are the bits of a latent's value while it is on. The contribution f_i |W_dec_i| is rounded to multiples of
+        d, a sixty-fourth of the samples' root mean square distance from their mean (l0 such roundings add l0 / 49,152
+        to fvu): h_i = max(0, log2(2 pi e s_i^2 / d^2) / 2), with s_i the contribution's standard deviation while the
+        latent is on. This is the entropy of a normal variable, the largest at this deviation; the histogram's entropy
+        would be too small for latents that are rarely on. A code that is always 1 if it is on takes no bits. The
+        decoder is not counted. Latents that exclude each other save nothing: n equally full cells take
+        log2 n + 1.44 bits.
 
     Args:
-        autoencoder: whose codes they are.
-        reconstruction: of the same samples; knows their spread.
+        autoencoder: the autoencoder that makes the codes.
+        reconstruction: the metric of the same samples; it has their spread.
     """
 
     def __init__(self, autoencoder: Autoencoder, reconstruction: ReconstructionMetric):

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What an evaluation found of one run.
+    """The findings of an evaluation on one run.
 
     Attributes:
-        numbers: by name, for each of the run's autoencoders in their order. A population's results have their means,
-            and each member's own.
+        numbers: by name, for each of the run's autoencoders in their order. A population's results have the means
+            and each member's own numbers.
         shared: numbers of the run as a whole, such as how far its members agree.
-        content: further JSON by name, which stands in `results.json`, such as a histogram.
+        content: further JSON by name for `results.json`, such as a histogram.
         files: further JSON by file name, written into the run's folder.
-        pictures: by file name in the run's `plots/`, what draws it: a function of the path.
+        pictures: by file name in the run's `plots/`, the function of the path that draws the picture.
     """
 
     numbers: Sequence[dict[str, float]] = ()
@@ -37,15 +37,15 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Ranged, ABC, group="eval"):
-    """A named measurement. Its settings are the evaluation: there is nothing else to hold.
+    """A named measurement. Its settings are the evaluation; it has no other state.
 
     A class keeps `needs`, `reads` and `meanings` as class attributes:
 
-    needs: what it cannot be measured without, by name: what a source provides ("language_model", "known_features",
-        ...), what a run has ("members", if it trains a population), or another evaluation ("vectors"), which comes
-        before it.
-    reads: evaluations that come before it if they are chosen, because it reads what they found.
-    meanings: each number's name to what it says.
+    needs: names of the things that the measurement requires: capabilities of a source ("language_model",
+        "known_features", ...) or of a run ("members", if it trains a population), or another evaluation ("vectors"),
+        which is measured first.
+    reads: evaluations whose findings it reads if they are chosen; they are measured first.
+    meanings: the meaning of each number, by the number's name.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -54,13 +54,13 @@ class Evaluation(Ranged, ABC, group="eval"):
 
     @property
     def held_out(self) -> int:
-        """Held-out samples that it reads; 0 for none of the source's own vectors."""
+        """Return the number of held-out samples that it reads; 0 if it reads none of the source's own vectors."""
         return 0
 
     @abstractmethod
     def measure(self, subject: Subject) -> list[Measured]:
-        """Return what it finds of each of the subject's runs, in their order.
+        """Return the findings on each of the subject's runs, in their order.
 
         Raises:
-            ValueError: the data do not allow it, with what to do.
+            ValueError: the data do not allow the measurement; the message has the remedy.
         """

@@ -1,15 +1,15 @@
-"""Activations that are no numbers, found before they turn every metric into one."""
+"""The check for activations that are not finite, before they make every metric NaN."""
 
 import torch
 from torch import Tensor
 
 
 def check_finite(activations: Tensor, where: str) -> None:
-    """Raise ValueError naming how many activations are not finite and where the first one is; waits for the device.
+    """Raise ValueError if activations are not finite, with their number and the first one; wait for the device.
 
     Args:
         activations: (vectors, d_in).
-        where: what they are, to begin the message with.
+        where: the beginning of the message, such as the number of the batch.
     """
     bad = ~torch.isfinite(activations)
     if not bad.any():

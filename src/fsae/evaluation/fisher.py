@@ -1,4 +1,4 @@
-"""How far the latents of a batch are from independent: the Fisher penalty and the codes' correlation, held out."""
+"""The dependence of latents within a batch of held-out samples: the Fisher penalty and the correlation of codes."""
 
 from dataclasses import replace
 
@@ -10,16 +10,16 @@ from fsae.losses.fisher import Fisher, FisherEstimator, FisherForm, FisherSums, 
 
 
 class FisherMetric:
-    """Means over batches, all of one size B: these are statistics of a batch, and their expectations depend on B.
+    """Means over batches, all of one size B. These are statistics of a batch: their expectations depend on B.
 
-    The first batch sets B and batches of another size are left out: the partial one at the end of a data set.
+    The first batch sets B. Batches of another size, such as the partial one at the end of a data set, are left out.
 
     fisher: sum_{i != j} F_ij^2 under the run's form and estimator, in the units of the autoencoder that is evaluated.
     fisher_ratio: the mean of that sum over the mean of sum_i F_ii^2; free of the activations' unit.
     fisher_batch: B, without which the batch estimator's values cannot be compared.
     code_correlation: mean_{i != j} r_ij^2 over pairs of latents whose codes vary in the batch, r_ij their correlation
-        coefficient over the batch. 0 where fewer than two vary.
-    code_correlation_excess: that less 1 / (B - 1), which it is on average for independent latents.
+        coefficient over the batch. 0 if fewer than two vary.
+    code_correlation_excess: code_correlation minus 1 / (B - 1), its mean for independent latents.
     """
 
     def __init__(self, fisher: Fisher, device: torch.device):
@@ -68,15 +68,18 @@ class FisherMetric:
 
 
 def _mean_squared_correlation(sums: FisherSums, batch: int) -> Tensor:
-    """sum_{i != j} r_ij^2 / (n (n - 1)), from the sums over F = r / B; r_ii is 1 for the n latents that vary."""
+    """Return sum_{i != j} r_ij^2 / (n (n - 1)), from the sums over F = r / B; r_ii is 1 for the n latents that vary."""
     varying = (sums.diagonal * batch**2).round()
     pairs = varying * (varying - 1)
     return torch.where(pairs > 0, sums.off_diagonal * batch**2 / pairs, 0.0)
 
 
 def _in_float64(record: ForwardRecord) -> ForwardRecord:
-    """What the Fisher sums read, in float64: the off-diagonal is a difference of sums of fourth powers over all pairs
-    of samples, and raw activations with norms of 1e4 and more are common."""
+    """Return the record that the Fisher sums read, in float64.
+
+    The off-diagonal is a difference of sums of fourth powers over all pairs of samples, and raw activations with norms
+    of 1e4 and more are common.
+    """
     pre = record.pre_activations
     return replace(
         record,

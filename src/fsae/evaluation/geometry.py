@@ -1,4 +1,4 @@
-"""`geometry`: how autoencoders divide the space of their inputs, seen from held-out samples."""
+"""`geometry`: the regions into which autoencoders divide the space of their inputs, seen from held-out samples."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -23,16 +23,17 @@ from fsae.sources.source import Batch
 
 log = logging.getLogger(__name__)
 
-# Samples that are compared with the power diagram, segments and rays: enough for two digits.
+# Samples for the comparison with the power diagram, for segments and for rays: enough for two digits.
 _COMPARED = 1024
 _SEGMENTS = 256
 _STEPS = 256
 _RAYS = 1024
-# Entries of the table of power distances that is there at a time.
+# Entries of the table of power distances that is held at a time.
 _DISTANCES = 2**22
 # Points along each side of a picture.
 _SIDE = 320
-# Distance of a sample from a line, over that of the farthest from its origin, below which it counts as on it.
+# A sample counts as on a line if its distance from the line, over the farthest sample's distance from the line's
+# origin, is below this.
 _ON_LINE = 1e-3
 
 
@@ -43,11 +44,11 @@ class Slice:
     Attributes:
         regions: at each point of a square grid, numbered from 0: row i, column j is at (edges[j], edges[i]).
         edges: coordinates along both axes.
-        points: of samples that lie in the plane.
-        sites: of the power diagram, where it is in the plane, with the origin's if it has a cell: x, y and weight; else
-            None.
-        lift: of the same sites: x, y and height. Both are of the diagram whose sites are as large as the samples are,
-            which has the same cells.
+        points: coordinates of the samples that lie in the plane.
+        sites: x, y and weight of the power diagram's sites, and of the origin if it has a cell; None if the diagram is
+            not in the plane.
+        lift: x, y and height of the same sites. `sites` and `lift` describe the diagram with the same cells whose sites
+            have the samples' size.
     """
 
     regions: Int[Tensor, "side side"]
@@ -59,21 +60,21 @@ class Slice:
 
 @dataclass(frozen=True, eq=False)
 class Divided:
-    """How one autoencoder divides the space.
+    """The regions of one autoencoder.
 
     Attributes:
-        scalars: by name. regions: distinct supports among the held-out samples. points_per_region: samples over these.
+        scalars: by name. regions: distinct supports among the held-out samples. points_per_region: samples per region.
             largest_region: share of the samples in the fullest one. region_radius: median distance from a sample to
-            the end of its region in a direction drawn evenly from all, over the samples' root mean square distance
+            the end of its region in a uniformly random direction, over the samples' root mean square distance
             from their mean; a region of volume v has about the d_in-th root of v over the unit ball's. segment_regions:
-            mean number of stretches of one support along a segment between two samples, looked at in 256 places, so at
-            most 256 and too few where regions are thinner. same_region_share, adjacent_share: of these segments, those
-            that stay in one region, and those that cross one boundary. diagram_agreement: for architectures that have a
-            power diagram, share of samples whose support is the one that the diagram's distances give. diagram_ties:
-            share of samples where distances that decide lie within float32's rounding of each other.
+            mean number of stretches of one support along a segment between two samples, read at 256 places: at most
+            256, and too few if regions are thinner than the places' distance. same_region_share, adjacent_share: shares
+            of these segments that stay in one region, and that cross one boundary. diagram_agreement: for architectures
+            that have a power diagram, share of samples whose support follows from the diagram's distances.
+            diagram_ties: share of samples whose deciding distances lie within float32's rounding of each other.
         region_sizes: samples of each occupied region, the fullest first.
-        plane: the plane itself where inputs have two dimensions, else that through three samples; None where samples
-            span none.
+        plane: the inputs' plane if they have two dimensions, else the plane through three samples; None if samples span
+            no plane.
     """
 
     scalars: dict[str, float]
@@ -85,7 +86,7 @@ class Divided:
 def evaluate_geometry(
     autoencoders: Sequence[Autoencoder], batches: Iterable[Batch], heartbeat: Callable[[], None] = lambda: None
 ) -> list[Divided]:
-    """Each autoencoder's regions on held-out samples.
+    """Return each autoencoder's regions on held-out samples.
 
     Args:
         autoencoders: in eval mode and in raw units.
@@ -97,11 +98,11 @@ def evaluate_geometry(
 
 
 def size_histogram(region_sizes: Int[Tensor, " regions"]) -> dict[str, list[int]]:
-    """How many regions have how many samples.
+    """Return a histogram of the regions' sizes.
 
     Returns:
-        `from`, the least number of samples in each bin, a power of two; `regions` with so many or more, but fewer than
-        the next.
+        `from`: the least number of samples in each bin, a power of two. `regions`: the number of regions with at least
+        so many samples, and fewer than the next bin's.
     """
     bins = torch.bincount(region_sizes.double().log2().floor().long()).tolist()
     return {"from": [2**power for power in range(len(bins))], "regions": bins}
@@ -179,8 +180,11 @@ def _plane(regions: Regions, diagram: PowerDiagram | None, x: Tensor) -> Slice |
 
 
 def _spanned(x: Tensor) -> tuple[Float[Tensor, "3 d_in"], Float[Tensor, "2 d_in"]] | None:
-    """Three samples that span a plane, and orthonormal axes of it: of samples in random order the first one, the next
-    that is another, and the next that is not in line with these two. None where there are no such three."""
+    """Return three samples that span a plane, and the plane's orthonormal axes; None if no three samples span one.
+
+    In the samples' random order these are the first one, the next that differs from it, and the next that is not in
+    line with these two.
+    """
     some = x[torch.randperm(len(x), generator=generator_for("plane"))[:_COMPARED].to(x.device)]
     chosen, axes = [0], []
     left = some.double() - some[0].double()
@@ -202,7 +206,7 @@ class Geometry(Evaluation, group="eval.geometry"):
 
     Attributes:
         samples: held-out samples; all are in memory at once.
-        batch_size: samples that are read at a time.
+        batch_size: samples per batch.
     """
 
     samples: int = field(default=32768, metadata=COUNT)

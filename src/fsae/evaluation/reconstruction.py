@@ -1,4 +1,4 @@
-"""How close reconstructions are to what they reconstruct."""
+"""The distance of reconstructions from their targets."""
 
 import torch
 from jaxtyping import Float
@@ -11,14 +11,14 @@ class ReconstructionMetric:
     """Errors of x_hat against x, over all samples b of the held-out set.
 
     mse: mean_b |x_b - x_hat_b|^2, summed over dimensions.
-    fvu: sum_b |x_b - x_hat_b|^2 / sum_b |x_b - mean(x)|^2, the fraction of variance unexplained; the mean is that of
-        the whole set.
+    fvu: sum_b |x_b - x_hat_b|^2 / sum_b |x_b - mean(x)|^2, the fraction of variance unexplained; mean(x) is the
+        mean of the whole set.
     explained_variance: 1 - fvu, as sae_lens defines it.
-    l2_ratio: mean_b |x_hat_b| / |x_b|, below 1 where reconstructions shrink. Samples with x_b = 0 are left out.
+    l2_ratio: mean_b |x_hat_b| / |x_b|, below 1 if reconstructions shrink. Samples with x_b = 0 are left out.
     cosine: mean_b cos(x_b, x_hat_b), 0 for x_hat_b = 0. Samples with x_b = 0 are left out.
 
-    Where inputs shall become something else (are to be denoised), x is that, and
-    fvu_of_inputs: the fvu of leaving them as they are.
+    If the target is not the input (as in denoising), x is the target, and
+    fvu_of_inputs: the fvu of the unchanged inputs against the target.
     """
 
     def __init__(self, d_in: int, device: torch.device):
@@ -34,17 +34,17 @@ class ReconstructionMetric:
 
     @property
     def mean_input(self) -> Float[Tensor, " d_in"]:
-        """The mean of all inputs so far, in float64."""
+        """Return the mean of all inputs so far, in float64."""
         return self._mean
 
     @property
     def squared_deviation(self) -> Float[Tensor, ""]:
-        """The sum of squared distances from the mean, in float64."""
+        """Return the sum of squared distances from the mean, in float64."""
         return self._squared_deviation
 
     @property
     def spread(self) -> Float[Tensor, ""]:
-        """The samples' root mean square distance from their mean, in float64."""
+        """Return the samples' root mean square distance from their mean, in float64."""
         return (self._squared_deviation / self.samples).sqrt()
 
     def update(self, record: ForwardRecord) -> None:

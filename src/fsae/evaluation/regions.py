@@ -10,7 +10,7 @@ from torch import Tensor
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.seeds import generator_for
 
-# Rows of a forward pass, and places that are there at a time.
+# Rows per forward pass, and places that are held at a time.
 _AT_ONCE = 4096
 # Halvings of the interval that holds a region's boundary.
 _HALVINGS = 30
@@ -19,10 +19,10 @@ _DOUBLINGS = 12
 
 
 class Regions:
-    """Names the regions that inputs lie in.
+    """The names of the regions that inputs lie in.
 
-    A name is the sum of 64-bit random numbers, one of each latent that is on: two supports share one with a probability
-    of 2^-64.
+    A name is the sum of 64-bit random numbers, one for each latent that is on: two supports share a name with a
+    probability of 2^-64.
 
     Args:
         autoencoder: in eval mode, in the inputs' units.
@@ -38,7 +38,7 @@ class Regions:
 
     @torch.no_grad()
     def names(self, x: Float[Tensor, "batch d_in"]) -> Int[Tensor, " batch"]:
-        """The region of each input."""
+        """Return the region of each input."""
         return torch.cat([self._names(some) for some in x.split(_AT_ONCE)])
 
     def _names(self, x: Tensor) -> Tensor:
@@ -50,14 +50,14 @@ class Regions:
 
 
 def sizes(names: Int[Tensor, " samples"]) -> Int[Tensor, " regions"]:
-    """How many samples each occupied region has, the fullest first."""
+    """Return the number of samples in each occupied region, the fullest first."""
     return torch.unique(names, return_counts=True)[1].sort(descending=True).values
 
 
 def along_segments(
     regions: Regions, ends: Float[Tensor, "segments 2 d_in"], steps: int
 ) -> Int[Tensor, "segments steps"]:
-    """Regions at `steps` places in equal distances along segments, both ends among them."""
+    """Return the regions at `steps` evenly spaced places along segments, both ends included."""
     shares = torch.linspace(0, 1, steps, device=ends.device, dtype=ends.dtype).view(1, -1, 1)
     portions = ends.split(max(1, _AT_ONCE // steps))
     names = [regions.names((some[:, :1] + shares * (some[:, 1:] - some[:, :1])).flatten(0, 1)) for some in portions]
@@ -67,18 +67,18 @@ def along_segments(
 def radii(
     regions: Regions, points: Float[Tensor, "points d_in"], unit: float, generator: torch.Generator
 ) -> Float[Tensor, " points"]:
-    """How far it is from each point to the end of its region, in one direction drawn evenly from all.
+    """Return the distance from each point to the end of its region, in a uniformly random direction.
 
-    Found by halving, which is exact where a ray leaves its region once: TopK's and relu-like regions are convex.
+    Bisection finds it, which is exact if a ray leaves its region once: TopK's and relu-like regions are convex.
 
     Args:
-        regions: of one autoencoder.
-        points: where the rays begin.
-        unit: the distance to begin with.
-        generator: of the directions.
+        regions: the names of one autoencoder's regions.
+        points: the origins of the rays.
+        unit: the first distance that is tried.
+        generator: draws the directions.
 
     Returns:
-        Distances; infinite where the region reaches farther than 4,096 units.
+        Distances; infinite if the region reaches farther than 4,096 units.
     """
     directions = torch.nn.functional.normalize(torch.randn(points.shape, generator=generator), dim=1).to(points)
     home = regions.names(points)
@@ -94,7 +94,7 @@ def radii(
 def on_plane(
     regions: Regions, origin: Float[Tensor, " d_in"], axes: Float[Tensor, "2 d_in"], grid: Float[Tensor, " side"]
 ) -> Int[Tensor, "side side"]:
-    """Regions at origin + grid_j axes_0 + grid_i axes_1, for a picture: row i, column j."""
+    """Return the regions at origin + grid_j axes_0 + grid_i axes_1, for a picture: row i, column j."""
     row = origin + grid.unsqueeze(1) * axes[0]
     portions = grid.view(-1, 1, 1).split(max(1, _AT_ONCE // len(grid)))
     names = [regions.names((row + some * axes[1]).flatten(0, 1)) for some in portions]

@@ -1,4 +1,4 @@
-"""What a sweeper minimises: one number of a run's held-out results, at a wanted sparsity if need be."""
+"""The number that a sweeper minimises: one of a run's held-out results, with a penalty for another sparsity."""
 
 import math
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from fsae.ranges import POSITIVE, Ranged
 
 @dataclass(frozen=True, kw_only=True)
 class SearchObjective(Ranged, group="search"):
-    """A number of the results, plus a penalty for another l0 than the wanted one.
+    """A number of the results, plus a penalty if l0 is not the wanted one.
 
     Attributes:
-        metric: its name in results.json, as in eval/fvu; less must be better, or the sweeper told to maximise.
-        target_l0: wanted active latents a sample. The penalty is |ln(l0 / target_l0)|: 0.1 where l0 is a tenth off,
-            0.7 where it is half or twice of it. Null for none.
+        metric: its name in results.json, as in eval/fvu. Smaller values must be better, unless the sweeper maximises.
+        target_l0: wanted active latents per sample. The penalty is |ln(l0 / target_l0)|: 0.1 if l0 is a tenth off,
+            0.7 if it is half or twice the target. Null for no penalty.
     """
 
     metric: str = "eval/fvu"
@@ -27,10 +27,10 @@ class SearchObjective(Ranged, group="search"):
             raise ValueError(f"search.metric is {self.metric!r}; name a held-out result, as in search.metric=eval/fvu")
 
     def value(self, results: Mapping[str, Any]) -> float:
-        """The number for these results; infinite where nothing fires and a sparsity is wanted.
+        """Return the number for these results; infinite if no latent fires and a sparsity is wanted.
 
         Raises:
-            ValueError: there is no such metric among them, or it is not finite.
+            ValueError: the results have no such metric, or it is not finite.
         """
         measured = results.get(self.metric)
         if measured is None:

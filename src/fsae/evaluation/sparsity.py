@@ -1,4 +1,4 @@
-"""How many latents are on, how strongly, and how often each one is."""
+"""The number of latents that are on, the size of their codes, and the density of each latent."""
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ DENSE = 0.1
 
 
 class SparsityMetric:
-    """Activity of the codes f over all samples b and latents i of the held-out set. A latent is on where f_bi != 0.
+    """Activity of the codes f over all samples b and latents i of the held-out set. A latent is on if f_bi != 0.
 
     l0: mean_b #{i : f_bi != 0}.
     l1: mean_b sum_i |f_bi| |W_dec_i|; with decoder rows of unit norm it is sae_lens' l1.
@@ -26,7 +26,7 @@ class SparsityMetric:
 
     @property
     def density(self) -> Float[Tensor, " d_sae"]:
-        """Share of the samples that each latent is on for, in float64."""
+        """Return the share of the samples that each latent is on for, in float64."""
         return self._fired / self._samples
 
     def update(self, record: ForwardRecord) -> None:
@@ -47,7 +47,7 @@ class SparsityMetric:
 
 
 def density_histogram(density: Float[Tensor, " d_sae"]) -> dict[str, list[float]]:
-    """How many latents fire how often: counts of log10 frequencies in bins from 1e-6 to 1, dead latents left out.
+    """Return the histogram of log10 density in bins from 1e-6 to 1, without dead latents.
 
     Returns:
         `log10_edges` (61,) and `latents` (60,).

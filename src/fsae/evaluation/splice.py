@@ -1,4 +1,4 @@
-"""`splice`: what the language model loses if reconstructions take the place of its activations."""
+"""`splice`: the loss of the language model if reconstructions replace its activations."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,12 +28,12 @@ Replacement = Callable[[Float[Tensor, "row position d_in"]], Tensor]
 
 
 class SpliceableModel(Protocol):
-    """All that the splice needs of a language model."""
+    """The language model that the splice needs."""
 
     def logits(
         self, tokens: Int[Tensor, "row position"], replace: tuple[Site, Replacement] | None = None
     ) -> Float[Tensor, "row position vocabulary"]:
-        """Logits of one forward pass, with the activations at a site replaced by a function of them."""
+        """Return the logits of one forward pass, with the activations at a site replaced by a function of them."""
         ...
 
 
@@ -49,28 +49,29 @@ def evaluate_splice(
     heartbeat: Callable[[], None] = lambda: None,
     norm_limit: float | None = None,
 ) -> list[dict[str, float]]:
-    """Cross-entropy and divergence, in nats a token, with something else at the site; for each autoencoder.
+    """Return each autoencoder's cross-entropy and divergence with replaced activations, in nats per token.
 
-    Everything acts, and is counted, at kept positions only: the model keeps its own activations elsewhere in every
-    variant (sae_lens ablates at all positions; with nothing left out it is the same). Every sum runs over all tokens.
+    Only kept positions are replaced and counted: in every variant the model keeps its own activations elsewhere.
+    sae_lens ablates at all positions, which is the same if every position is kept. Every sum runs over all tokens.
 
     ce_base: mean of -log p(next token) over kept positions that have a next token.
     ce_spliced: the same with the reconstruction at the kept positions.
     ce_zero, ce_mean: the same with zeros, or with the mean activation, at the kept positions.
-    ce_recovered_zero: (ce_zero - ce_spliced) / (ce_zero - ce_base), 1 where nothing is lost; sae_lens' ce_loss_score.
+    ce_recovered_zero: (ce_zero - ce_spliced) / (ce_zero - ce_base), the loss recovered: 1 if nothing is lost;
+        sae_lens' ce_loss_score.
     ce_recovered_mean: the same with ce_mean.
     kl: mean over kept positions of KL(p_base || p_spliced).
 
     Args:
         model: runs one forward pass for each autoencoder, and three more.
-        site: where the autoencoder was trained.
+        site: the site that the autoencoder was trained at.
         autoencoders: in eval mode and in raw units.
         tokens: held-out rows.
         keep: positions that count for the autoencoder, as in training.
         mean_activation: mean at the site over held-out vectors.
-        rows_at_once: rows a forward pass; two sets of their logits are held at a time.
+        rows_at_once: rows per forward pass; two sets of their logits are held at a time.
         heartbeat: called before each set of rows; may raise to stop.
-        norm_limit: vectors of a greater norm are left as they are and are not counted, as in training.
+        norm_limit: vectors of a greater norm are neither replaced nor counted, as in training.
 
     Raises:
         ValueError: no kept position has a next token, or activations at the site are not finite.
@@ -133,7 +134,7 @@ def _nothing_to_predict(tokens: Tensor) -> ValueError:
 def _base_and_short(
     model: SpliceableModel, site: Site, tokens: Int[Tensor, "row position"], norm_limit: float
 ) -> tuple[Float[Tensor, "row position vocabulary"], Bool[Tensor, "row position"]]:
-    """The model's own logits, and where the norm at the site is within the limit."""
+    """Return the model's own logits, and the positions whose norm at the site is within the limit."""
     short: list[Tensor] = []
 
     def look(activations: Tensor) -> Tensor:
@@ -162,18 +163,18 @@ def _reconstruct(autoencoder: Autoencoder, site: Site, x: Float[Tensor, "vectors
 
 
 def _cross_entropy(logits: Tensor, tokens: Tensor, keep: Tensor) -> Tensor:
-    """The sum of -log p(next token) over kept positions that have one."""
+    """Return the sum of -log p(next token) over kept positions that have one."""
     flat = logits[:, :-1].flatten(0, 1)
     targets = tokens[:, 1:].flatten().to(flat.device)
     total = torch.zeros((), dtype=torch.float64, device=flat.device)
     for places in _chunks(keep[:, :-1], flat):
-        # Promoted before the softmax: bfloat16 logits have three digits.
+        # Logits are promoted before the softmax: in bfloat16 they have three digits.
         total += F.cross_entropy(flat[places].float(), targets[places], reduction="none").sum(dtype=torch.float64)
     return total.to(tokens.device)
 
 
 def _divergence(base: Tensor, spliced: Tensor, keep: Tensor) -> Tensor:
-    """The sum of KL(p_base || p_spliced) over kept positions."""
+    """Return the sum of KL(p_base || p_spliced) over kept positions."""
     base, spliced = base.flatten(0, 1), spliced.flatten(0, 1)
     total = torch.zeros((), dtype=torch.float64, device=base.device)
     for places in _chunks(keep, base):
@@ -183,7 +184,7 @@ def _divergence(base: Tensor, spliced: Tensor, keep: Tensor) -> Tensor:
 
 
 def _chunks(keep: Tensor, logits: Float[Tensor, "places vocabulary"]) -> tuple[Tensor, ...]:
-    """The kept places in portions whose log-softmax fits in memory."""
+    """Yield the kept places in portions whose log-softmax fits in memory."""
     places = keep.flatten().nonzero().squeeze(1).to(logits.device)
     return places.split(max(1, _CHUNK_ENTRIES // logits.shape[1]))
 

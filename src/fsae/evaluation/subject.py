@@ -1,4 +1,4 @@
-"""The subject of evaluations: the autoencoders of one or several runs, and what they are measured with."""
+"""The subject of evaluations: the autoencoders of one or several runs, and the source of their vectors."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,16 +28,16 @@ class Examined:
 
 
 class Subject:
-    """The autoencoders of several runs on one source, measured side by side.
+    """The autoencoders of several runs on one source, measured together.
 
     Args:
         runs: each run's autoencoders.
-        source: of the vectors that they read.
+        source: the source of the vectors that they read.
         heartbeat: called between batches; may raise to stop the measuring.
 
     Attributes:
-        found_samples: held-out vectors that the largest pass over them found, including those that it left out for
-            their norm; None before any.
+        found_samples: held-out vectors that the largest pass over them read, including vectors left out for their norm;
+            None before the first pass.
     """
 
     def __init__(self, runs: Sequence[Examined], source: Source, heartbeat: Callable[[], None] = lambda: None):
@@ -47,16 +47,16 @@ class Subject:
 
     @property
     def autoencoders(self) -> list[Autoencoder]:
-        """All autoencoders, run by run."""
+        """Return all autoencoders, run by run."""
         return [autoencoder for run in self.runs for autoencoder in run.autoencoders]
 
     @property
     def fishers(self) -> list[Fisher]:
-        """For each autoencoder, the form and the estimator of its run's Fisher sums."""
+        """Return the form and the estimator of the Fisher sums for each autoencoder."""
         return [run.fisher for run in self.runs for _ in run.autoencoders]
 
     def by_run(self, items: Sequence[Item]) -> list[list[Item]]:
-        """Return what was found of each autoencoder, run by run."""
+        """Return the findings on each autoencoder, run by run."""
         rest = iter(items)
         return [[next(rest) for _ in run.autoencoders] for run in self.runs]
 
@@ -78,9 +78,9 @@ class Subject:
             yield item
 
     def keep(self, found: Sequence[object]) -> None:
-        """Keep what an evaluation found of each autoencoder for the evaluations after it, under the objects' type."""
+        """Keep an evaluation's findings on each autoencoder for later evaluations, under the objects' type."""
         self._found[type(found[0])] = list(found)
 
     def found(self, kind: type[Item]) -> list[Item] | None:
-        """Return what an earlier evaluation kept of this type, one for each autoencoder; None if it kept nothing."""
+        """Return the findings of this type that an earlier evaluation kept, one per autoencoder; None without any."""
         return self._found.get(kind)

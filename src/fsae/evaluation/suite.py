@@ -1,4 +1,4 @@
-"""A suite of evaluations: which of them can be measured, in which order, and what is written of them."""
+"""A suite of evaluations: the choice of those that can be measured, their order, and their files."""
 
 import logging
 import math
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 # The need of evaluations that compare a population's members.
 MEMBERS = "members"
-# What to do if a need is not met.
+# The remedy if a need is not met.
 REMEDIES = {
     "language_model": "the source has no language model; use source=activations",
     "known_features": "the source's features are not known; use a synthetic source, as in source=grouped_features",
@@ -34,9 +34,9 @@ def chosen(
 
     Args:
         evaluations: by name.
-        provided: what the source and the run provide.
-        named: whether the command line named them: one whose needs are not met is refused. Those that a YAML file lists
-            are left out if their needs are not met.
+        provided: the needs that the source and the run meet.
+        named: whether the command line named the evaluations. A named one whose needs are not met is refused; one that
+            a YAML file lists is left out.
 
     Raises:
         ValueError: a named evaluation's needs are not met, two evaluations have a number of the same name, or they need
@@ -61,11 +61,11 @@ def held_out_samples(evaluations: Mapping[str, Evaluation]) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """What a suite found of one run.
+    """The findings of a suite on one run.
 
     Attributes:
         evaluations: the suite, by name.
-        measured: by name of the evaluation.
+        measured: the findings, by name of the evaluation.
     """
 
     evaluations: Mapping[str, Evaluation]
@@ -73,13 +73,13 @@ class Findings:
 
     @cached_property
     def meanings(self) -> dict[str, Meaning]:
-        """What each number says, in the order of the suite."""
+        """Return the meaning of each number, in the order of the suite."""
         all_of_them = {name: says for each in self.evaluations.values() for name, says in each.meanings.items()}
         return {name: says for name, says in all_of_them.items() if name in self.numbers}
 
     @cached_property
     def numbers(self) -> dict[str, float]:
-        """The run's numbers by name: means over its autoencoders, and what is of the run as a whole."""
+        """Return the run's numbers by name: means over its autoencoders, and the numbers of the run as a whole."""
         found: dict[str, float] = {}
         for each in self.measured.values():
             found |= _means(each.numbers) | each.shared
@@ -87,7 +87,7 @@ class Findings:
 
     @property
     def of_each(self) -> dict[str, float]:
-        """Each member's numbers, as in "0/fvu"; nothing for a run of one autoencoder."""
+        """Return each member's numbers, as in "0/fvu"; a run of one autoencoder has none."""
         return {
             f"{member}/{name}": value
             for each in self.measured.values()
@@ -101,14 +101,14 @@ class Findings:
         return {f"eval/{name}": value for name, value in (self.numbers | self.of_each).items()}
 
     def results(self) -> dict[str, Any]:
-        """Return what stands in `results.json`."""
+        """Return the content of `results.json`."""
         content = {name: value for each in self.measured.values() for name, value in each.content.items()}
         return flat_results(self.numbers | self.of_each, self.meanings) | content
 
     def write(self, folder: RunFolder) -> None:
         """Write `evaluations/<name>.json` of each evaluation, its further files and its pictures.
 
-        Every file is replaced in one step, so that a kill leaves an earlier one or the new one.
+        Every file is replaced in one step: after a kill it is the earlier one or the new one.
 
         Raises:
             OSError: no space is left.
@@ -123,9 +123,9 @@ class Findings:
 
 
 def measure(subject: Subject, evaluations: Mapping[str, Evaluation]) -> list[Findings]:
-    """Measure the subject's runs by every evaluation, in their order; returns what was found of each run.
+    """Measure the subject's runs by every evaluation, in their order, and return the findings on each run.
 
-    An evaluation that needs members is not measured of a run without any.
+    An evaluation that needs members skips a run without any.
     """
     found: list[dict[str, Measured]] = [{} for _ in subject.runs]
     for name, evaluation in evaluations.items():
@@ -142,7 +142,7 @@ def measure(subject: Subject, evaluations: Mapping[str, Evaluation]) -> list[Fin
 
 
 def _ordered(evaluations: Mapping[str, Evaluation]) -> list[str]:
-    """Names in their order, but each after the evaluations that it needs or reads."""
+    """Return the names in their order, but each after the evaluations that it needs or reads."""
     rest, order = list(evaluations), list[str]()
     while rest:
         before = {name: evaluations[name].needs | evaluations[name].reads for name in rest}
@@ -185,7 +185,7 @@ def _draw(picture: Path, draw: Callable[[Path], None]) -> None:
 
 
 def _described(evaluation: Evaluation, measured: Measured) -> dict[str, Any]:
-    """The content of `evaluations/<name>.json`."""
+    """Return the content of `evaluations/<name>.json`."""
     members = [_finite(numbers) for numbers in measured.numbers]
     return {
         "settings": {

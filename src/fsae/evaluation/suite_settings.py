@@ -7,7 +7,7 @@ from fsae.ranges import COUNT, Ranged, between
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteSettings(Ranged, group="suite"):
-    """How much held-out data the evaluations take, unless one of them is given a size of its own.
+    """The held-out data that evaluations read, unless an evaluation has a size of its own.
 
     Attributes:
         samples: held-out samples, as in `eval.vectors.samples`.

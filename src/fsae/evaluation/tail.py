@@ -1,4 +1,4 @@
-"""How much of the variance lies in a few vectors."""
+"""The share of the variance that lies in a few vectors."""
 
 import torch
 from jaxtyping import Float
@@ -12,11 +12,11 @@ MOST = 1024
 
 
 class TailMetric:
-    """The part of the held-out variance that is in the vectors with the largest norms.
+    """The share of the held-out variance in the vectors with the largest norms.
 
     top_variance_share: sum_{b in T} |x_b - mean(x)|^2 / sum_b |x_b - mean(x)|^2, T the 0.1 % of the vectors with the
-        largest norms (at least one vector, at most `MOST`). 0.001 where all deviations are alike; above a tenth or two,
-        a fraction of variance unexplained says how these few are reconstructed.
+        largest norms (at least one vector, at most `MOST`). 0.001 if all deviations are alike. Above 0.1 or 0.2,
+        the fraction of variance unexplained mainly measures the reconstruction of these few vectors.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class TailMetric:
         self._largest = both[norms.topk(min(MOST, len(both))).indices]
 
     def compute(self, reconstruction: ReconstructionMetric) -> dict[str, float]:
-        """The share, by the mean and the variance that were summed up of the same vectors."""
+        """Return the share, by the mean and the variance of the same vectors in `ReconstructionMetric`."""
         assert self._largest is not None
         tail = self._largest[: max(1, reconstruction.samples // ONE_IN)].double()
         deviation = (tail - reconstruction.mean_input.to(tail.device)).square().sum()

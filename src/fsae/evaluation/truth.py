@@ -1,4 +1,4 @@
-"""`truth`: how well autoencoders found features that are known."""
+"""`truth`: scores of autoencoders against known features."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,11 +23,11 @@ class TruthScores:
 
     Attributes:
         scalars: by name. mcc: mean absolute cosine of decoder rows and true features under the best one-to-one
-            assignment. mmcs_truth: mean over true features of the nearest decoder row's absolute cosine: how much of
-            the truth was found. mmcs_latents: mean over decoder rows of the nearest true feature's: how much of what
-            was found is true. uniqueness: distinct true features among those nearest to each latent, over the number of
+            assignment. mmcs_truth: mean over true features of the nearest decoder row's absolute cosine, a recall of
+            features. mmcs_latents: mean over decoder rows of the nearest true feature's absolute cosine, a precision of
+            latents. uniqueness: distinct true features among those nearest to each latent, over the number of
             latents. precision, recall, f1: of each latent as a detector of the true feature nearest to it, averaged
-            over latents; one that never fires counts 0. true_l0: true features of a sample.
+            over latents; a dead latent counts 0. true_l0: true features per sample.
         nearest_cosine: (d_sae,) the nearest true feature's absolute cosine.
     """
 
@@ -36,7 +36,7 @@ class TruthScores:
 
 
 class _Detection:
-    """Counts of when each latent fired and when its feature was there."""
+    """Counts of the samples in which each latent fired and its feature was present."""
 
     def __init__(self, autoencoder: Autoencoder, truth: Tensor, occurring: Tensor):
         self._autoencoder, self._truth = autoencoder, truth
@@ -67,7 +67,7 @@ class _Detection:
         )
 
     def _cosines(self) -> Float[Tensor, "d_sae true"]:
-        # Not kept: of many autoencoders at once they would be most of the memory.
+        # The cosines are not kept: for many autoencoders they would be most of the memory.
         return (unit_rows(self._autoencoder.W_dec.double()) @ self._truth.T).abs()
 
 
@@ -75,7 +75,7 @@ class _Detection:
 def evaluate_truth(
     autoencoders: Sequence[Autoencoder], features: Float[Tensor, "true d_in"], samples: Iterable[Codes]
 ) -> list[TruthScores]:
-    """Each autoencoder's scores on held-out samples.
+    """Return each autoencoder's scores on held-out samples.
 
     Args:
         autoencoders: in eval mode and in raw units.

@@ -1,4 +1,4 @@
-"""`vectors`: one pass over held-out vectors, which gives all that needs no language model and no known truth."""
+"""`vectors`: metrics from one pass over held-out vectors, without a language model or known features."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -28,19 +28,20 @@ from fsae.sources.source import Batch
 
 log = logging.getLogger(__name__)
 
-# Above this share of entries the products between samples, whose cost rises with its square, are faster dense.
+# Above this share of non-zero entries dense products between samples are faster: the cost of sparse ones rises with
+# its square.
 _CHEAP_SHARE = 0.05
 
 
 @dataclass(frozen=True, eq=False)
 class VectorEvaluation:
-    """What one pass over the held-out vectors gives.
+    """The result of one pass over the held-out vectors.
 
     Attributes:
         scalars: every metric by name, in raw activation units.
         samples: number of held-out vectors.
         density: (d_sae,) share of them that each latent is on for; times `samples` it is a count.
-        mean_activation: (d_in,) mean of the vectors, which mean ablation puts in their place.
+        mean_activation: (d_in,) mean of the vectors, their replacement in mean ablation.
     """
 
     scalars: dict[str, float]
@@ -56,17 +57,17 @@ def evaluate_vectors(
     fishers: Sequence[Fisher],
     sparse: bool = True,
 ) -> list[VectorEvaluation]:
-    """Every metric of trained autoencoders on the same held-out vectors, in one pass over them.
+    """Return every metric of trained autoencoders on the same held-out vectors, in one pass over them.
 
     Args:
         autoencoders: in eval mode and in raw units, that is with the activation scale folded into the weights.
-        batches: raw vectors; all of one size but for a smaller last one.
+        batches: raw vectors; all of one size except for a smaller last one.
         fishers: for each autoencoder, the form and the estimator of its `fisher` and `fisher_ratio`.
-        sparse: keep only the entries of the codes that may be non-zero, unless a batch shows that they are too many for
-            it to be cheaper. The numbers are the same.
+        sparse: keep only the entries of the codes that may be non-zero, unless a batch has so many that dense codes are
+            cheaper. The numbers are the same.
 
     Raises:
-        ValueError: no vectors or a single one, or activations that are not finite (how many and where).
+        ValueError: fewer than two vectors, or activations that are not finite (how many and where).
     """
     sums = [_Sums(each, fisher, sparse) for each, fisher in zip(autoencoders, fishers, strict=True)]
     samples, tail = 0, TailMetric()
@@ -82,7 +83,7 @@ def evaluate_vectors(
 
 
 class _Sums:
-    """What is summed up of one autoencoder."""
+    """The sums of one autoencoder."""
 
     def __init__(self, autoencoder: Autoencoder, fisher: Fisher, sparse: bool):
         assert not autoencoder.training
@@ -114,12 +115,12 @@ class _Sums:
 
 @dataclass(frozen=True, kw_only=True)
 class Vectors(Evaluation, group="eval.vectors"):
-    """Reconstruction, sparsity, independence and alikeness of latents, over held-out vectors.
+    """Reconstruction, sparsity, independence and similarity of latents, over held-out vectors.
 
     Attributes:
         samples: held-out vectors.
-        batch_size: vectors per batch. The Fisher metrics are statistics of a batch, so runs are comparable at the same
-            size only.
+        batch_size: vectors per batch. The Fisher metrics are statistics of a batch, so runs are comparable only at the
+            same size.
     """
 
     samples: int = field(default=32768, metadata=COUNT)
@@ -139,7 +140,7 @@ class Vectors(Evaluation, group="eval.vectors"):
         "decoder_max_cosine": Meaning("cosine of a decoder row and its nearest other"),
         "cosine": Meaning("cosine of reconstruction and input", better=Better.more),
         "l2_ratio": Meaning("|reconstruction| / |input|, best at 1"),
-        "fvu_of_inputs": Meaning("fvu of the inputs as they are, against the clean targets", better=Better.less),
+        "fvu_of_inputs": Meaning("fvu of the noisy inputs against the clean targets", better=Better.less),
         "mse": Meaning("squared error, summed over dimensions", better=Better.less, shown=Shown.files),
         "l1": Meaning("sum of |code| x |decoder row|", shown=Shown.files),
         "fisher": Meaning("off-diagonal squares of the Fisher matrix, summed, in raw units", shown=Shown.files),
@@ -164,7 +165,7 @@ class Vectors(Evaluation, group="eval.vectors"):
         return self.samples
 
     def measure(self, subject: Subject) -> list[Measured]:
-        """Return the metrics of every autoencoder, and keep what the pass found for later evaluations."""
+        """Return the metrics of every autoencoder, and keep the result of the pass for later evaluations."""
         batches = subject.held_out(self.samples, self.batch_size, "evaluating")
         found = evaluate_vectors(subject.autoencoders, batches, subject.fishers)
         subject.keep(found)
@@ -185,7 +186,7 @@ class Vectors(Evaluation, group="eval.vectors"):
 
 
 def _histogram(frequencies: Sequence[Float[Tensor, " d_sae"]]) -> dict[str, Any]:
-    """Return how many latents fire how often, over all members of a run."""
+    """Return the histogram of density over all members of a run."""
     histograms = [density_histogram(each) for each in frequencies]
     return histograms[0] | {"latents": torch.tensor([each["latents"] for each in histograms]).sum(0).tolist()}
 
@@ -199,7 +200,7 @@ def _firing(histogram: dict[str, Any], dead_share: float) -> Callable[[Path], No
 def _warn_of_tail(share: float, remedy: str) -> None:
     if share > LARGE_TAIL:
         log.warning(
-            "0.1 %% of the held-out vectors hold %.0f %% of the variance. fvu describes how these are reconstructed, "
-            "and hardly how all others are%s",
+            "0.1 %% of the held-out vectors hold %.0f %% of the variance. fvu describes the reconstruction of these, "
+            "and hardly that of all others%s",
             100 * share, f": {remedy}" if remedy else "",
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Autoencoders as SAELens keeps them: a folder with `cfg.json` and `sae_weights.safetensors`."""
+"""SAELens' format of autoencoders: a folder with `cfg.json` and `sae_weights.safetensors`."""
 
 import json
 import logging
@@ -31,13 +31,13 @@ SPARSITY = "sparsity.safetensors"
 # layout and drops its metadata.
 FORMAT_VERSION = "6.54.12"
 
-# What weights may be kept in.
+# The types that stored weights may have.
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-# No autoencoder of raw activations comes near; products of greater numbers leave float32.
+# Weights of autoencoders of raw activations are far smaller; products of greater numbers overflow float32.
 _LARGEST_WEIGHT = 1e12
 
-# Of a language model's opening, what leaves the vectors that were trained on as they are.
+# Arguments of opening a language model that do not change its activations.
 _HARMLESS_OPENING = {
     "dtype", "torch_dtype", "device", "device_map", "n_devices", "move_to_device", "low_cpu_mem_usage", "cache_dir",
     "local_files_only", "default_padding_side", "attn_implementation",
@@ -49,22 +49,23 @@ LEAST_DENSITY = 1e-10
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What the autoencoder was trained on; None where it does not apply.
+    """The origin of the vectors that an autoencoder was trained on; None if an attribute does not apply.
 
-    The names are SAELens' own, but for `model_note`, `max_activation_norm`, `prefix` and `chat_roles`.
+    The names are SAELens' own, except for `model_note`, `max_activation_norm`, `prefix` and `chat_roles`.
 
     Attributes:
         model_name: the language model, as TransformerLens and SAELens open it.
-        model_note: what tells its weights from those that are opened under that name: a quantisation, a revision.
+        model_note: the difference of its weights from those under that name, such as a quantisation or a revision.
         hook_name: TransformerLens' name of the site.
-        context_size: tokens of a sequence.
+        context_size: tokens per sequence.
         prepend_bos: whether every sequence began with the model's first token.
-        dataset_path: the text.
-        exclude_special_tokens: ids of tokens whose activations were left out, or whether the tokenizer's were.
-        seqpos_slice: start, and where there are more stop and step, of the positions of a sequence that counted.
-        max_activation_norm: activations of a greater norm were left out, too.
+        dataset_path: path or name of the text.
+        exclude_special_tokens: ids of tokens whose activations were left out, or whether those of the
+            tokenizer's special tokens were.
+        seqpos_slice: start, and optionally stop and step, of the positions of a sequence that counted.
+        max_activation_norm: activations of a greater norm were left out.
         prefix: text that every row began with, and whose positions did not count.
-        chat_roles: whose words of a chat counted.
+        chat_roles: roles of a chat whose words counted.
     """
 
     model_name: str | None = None
@@ -92,13 +93,13 @@ def save_saelens(
     threshold for each latent, as SAELens saves its own; abs_topk as `abstopk`, which sae_lens 6.54 knows.
     PCA is an abs_topk whose latents are all on. kmeans and local_pca are written alike, under their own names, which
     SAELens refuses; `load_saelens` opens them.
-    Weights are written in float32. The folder is written aside and renamed: a crash leaves the earlier one, the new one
-    or none, never half of one.
+    Weights are written in float32. The folder is written under a temporary name and renamed: a crash leaves the earlier
+    folder, the new one or none, but no partial one.
 
     Args:
-        autoencoder: what it sees is taken to be raw activations; nothing is folded here.
+        autoencoder: an autoencoder for raw activations; nothing is folded here.
         folder: replaced if it exists.
-        provenance: what it was trained on.
+        provenance: the origin of its training vectors.
         density: share of samples on which each latent fires; kept as log10 in `sparsity.safetensors`.
 
     Raises:
@@ -121,7 +122,7 @@ def save_saelens(
         "device": "cpu",
         "apply_b_dec_to_input": autoencoder.centre is not None,
         "normalize_activations": "none",
-        # SAELens meets attn_z as (..., head, d_head) and has to be told to concatenate the heads, as we do.
+        # SAELens reads attn_z as (..., head, d_head), and concatenates the heads as fsae does only with this setting.
         "reshape_activations": "hook_z" if (provenance.hook_name or "").endswith("hook_z") else "none",
         **form.config,
         "metadata": {
@@ -155,7 +156,7 @@ def save_saelens(
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors takes them: laid out as their shape says (W_enc is held transposed), sharing nothing."""
+    """Return tensors as safetensors takes them: contiguous (W_enc is held transposed) and without shared memory."""
     return {
         name: tensor.detach().to("cpu", torch.float32).clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
@@ -175,15 +176,15 @@ def load_members(folder: Path) -> list[Autoencoder]:
 
 
 def load_saelens(folder: Path) -> Autoencoder:
-    """An autoencoder from a folder in SAELens' format, ours or sae_lens' own, as our class in evaluation mode.
+    """Return the autoencoder in a folder in SAELens' format, written by fsae or sae_lens, in evaluation mode.
 
-    It takes raw activations; attn_z with its heads concatenated. Weights are read as float32. `jumprelu` is what both
-    our jumprelu and our batch_topk become, so it is read as jumprelu. A topk that chooses by pre-activation times
+    It takes raw activations; attn_z with its heads concatenated. Weights are read as float32. Both fsae's jumprelu and
+    its batch_topk are written as `jumprelu`, which is read as jumprelu. A topk that chooses by pre-activation times
     decoder norm (`rescale_acts_by_decoder_norm`) is folded to unit rows, which is exact.
 
     Raises:
         ValueError: the folder or one of its files is missing or damaged, a tensor is missing, superfluous or of the
-            wrong shape, the architecture is unknown, or cfg.json asks for something that would not be done.
+            wrong shape, the architecture is unknown, or cfg.json asks for something that fsae does not support.
     """
     config = _read_config(folder)
     architecture, kind = _architecture(config, folder)
@@ -201,7 +202,10 @@ def load_saelens(folder: Path) -> Autoencoder:
         tensors["b_enc"] *= norms
         # A row of zeros stays one, whatever it is divided by.
         tensors["W_dec"] /= torch.where(norms > 0, norms, 1.0)[:, None]
-    autoencoder.load_saelens(tensors)
+    try:
+        autoencoder.load_saelens(tensors)
+    except ValueError as error:
+        raise ValueError(f"{folder / WEIGHTS}: {error}") from None
     return autoencoder
 
 
@@ -221,29 +225,29 @@ def read_density(folder: Path) -> Float[Tensor, " d_sae"] | None:
     return (10**logarithms - LEAST_DENSITY).clamp_min(0)
 
 
-# What SAELens' oldest layout, of 2024, calls what it now calls otherwise.
+# Names in SAELens' oldest layout, of 2024, and their names today.
 _OLDEST_NAMES = {
     "hook_point": "hook_name",
     "hook_point_layer": "hook_layer",
     "hook_point_head_index": "hook_head_index",
 }
-# What is heeded or refused, and may therefore not be said twice and differently.
+# Keys that are read or refused, and may therefore not have two different values.
 _SAID = {field.name for field in fields(Provenance)} | {*_OLDEST_NAMES.values(), "hook_name_out", "hook_point_out"}
 
 
 def read_provenance(folder: Path) -> Provenance:
-    """What the autoencoder in a folder in SAELens' format was trained on, as far as its cfg.json says.
+    """Return the provenance in the cfg.json of a folder in SAELens' format.
 
     Raises:
-        ValueError: the folder or its cfg.json is missing or damaged, contradicts itself, or says of the vectors that
-            were trained on what cannot be had here: those of one attention head, or of two sites.
+        ValueError: the folder or its cfg.json is missing or damaged, contradicts itself, or names training vectors that
+            fsae does not support: those of one attention head, or of two sites.
     """
     path = folder / CONFIG
     known = _flat(_read_config(folder), path)
 
     def read(name: str, kind: type, wanted: str) -> Any:
         value = known.get(name)
-        # To Python True is a whole number.
+        # In Python True is a whole number.
         if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is int)):
             raise ValueError(f"{path}: {name} is {value!r}; it must be {wanted}, or null")
         return value
@@ -295,11 +299,11 @@ def read_provenance(folder: Path) -> Provenance:
 
 
 def _flat(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """What cfg.json says, under today's names and in one dictionary: before its version 6 SAELens had no `metadata`.
+    """Return the content of cfg.json under today's names and in one dictionary: SAELens before 6 had no `metadata`.
 
     Raises:
-        ValueError: `metadata` is no object, something is said twice and differently, or the language model was opened
-            in a way that changes its activations.
+        ValueError: `metadata` is no object, a key has two different values, or the language model was opened in a way
+            that changes its activations.
     """
     metadata = config.get("metadata")
     if metadata is not None and not isinstance(metadata, dict):
@@ -460,9 +464,4 @@ def _read_weights(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str,
     for name in ("W_enc", "W_dec"):
         if not weights[name].any():
             raise ValueError(f"{path}: {name} is all zero, so it explains nothing; save or download it again")
-    if "threshold" in weights and (below := int((weights["threshold"] < 0).sum())):
-        raise ValueError(
-            f"{path}: {below} of {weights['threshold'].numel()} thresholds are negative, and a latent's threshold is "
-            "not; set them to 0 if every positive pre-activation is to count"
-        )
     return weights

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from fsae.autoencoders.record import ForwardRecord
-from fsae.losses.term import LossTerm, Measured, Moment
+from fsae.losses.term import LossTerm, Moment, TermValue
 from fsae.ranges import COUNT, WEIGHT
 from fsae.sparse.codes import Codes
 from fsae.sparse.pattern import Pattern
@@ -24,13 +24,13 @@ class GateReconstruction(LossTerm):
 
     needs: ClassVar[frozenset[str]] = frozenset({"gate"})
 
-    def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
+    def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
         assert record.gate is not None
         W_dec, b_dec = record.W_dec, record.b_dec
         if self.detach_decoder:
             W_dec, b_dec = W_dec.detach(), b_dec.detach()
         through_gate = record.gate.decode(W_dec) + b_dec
-        return Measured((record.wanted - through_gate).square().sum(1).mean())
+        return TermValue((record.wanted - through_gate).square().sum(1).mean())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +47,10 @@ class AuxK(LossTerm):
     weight: float = field(default=1 / 32, metadata=WEIGHT)
     k: int | None = field(default=None, metadata=COUNT)
 
-    def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
+    def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
         dead = moment.dead_latents
         if dead.numel() == 0:
-            return Measured(record.inputs.new_zeros(()))
+            return TermValue(record.inputs.new_zeros(()))
         wanted = self.k if self.k is not None else max(1, record.inputs.shape[1] // 2)
         k = min(wanted, dead.numel())
         pre = record.pre_activations.at(dead)
@@ -60,4 +60,4 @@ class AuxK(LossTerm):
         pattern = Pattern.of_indices(dead[places], len(record.W_dec))
         codes = Codes(pre.gather(1, places).flatten(), pattern)
         error = record.error.detach() - codes.decode(record.W_dec)
-        return Measured(error.square().sum(1).mean() * min(dead.numel() / wanted, 1.0))
+        return TermValue(error.square().sum(1).mean() * min(dead.numel() / wanted, 1.0))

@@ -1,4 +1,4 @@
-"""The table of loss terms: the name of each, by which YAML files choose it, and its settings, which are the term."""
+"""The table of loss terms: the name of each, for `conf/loss` and `conf/penalty`, and its settings."""
 
 from fsae.losses.auxiliary import AuxK, GateReconstruction
 from fsae.losses.fisher import Fisher

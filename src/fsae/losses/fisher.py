@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fsae.autoencoders.record import AffineMap, ForwardRecord
-from fsae.losses.term import LossTerm, Measured, Moment
+from fsae.losses.term import LossTerm, Moment, TermValue
 from fsae.sparse.codes import Codes
 from fsae.sparse.gram import squared_gram_norm
 from fsae.sparse.products import first_order
@@ -90,9 +90,9 @@ class Fisher(LossTerm):
     form: FisherForm = FisherForm.correlation
     estimator: FisherEstimator = FisherEstimator.unbiased
 
-    def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
+    def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
         sums = fisher_sums(record, self.form, self.estimator)
-        return Measured(sums.off_diagonal, {"fisher": sums.off_diagonal.detach(), "fisher_ratio": sums.ratio.detach()})
+        return TermValue(sums.off_diagonal, {"fisher": sums.off_diagonal.detach(), "fisher_ratio": sums.ratio.detach()})
 
 
 def with_fisher_measured(terms: Mapping[str, LossTerm]) -> dict[str, LossTerm]:

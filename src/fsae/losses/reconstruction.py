@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from fsae.autoencoders.record import ForwardRecord
-from fsae.losses.term import LossTerm, Measured, Moment
+from fsae.losses.term import LossTerm, Moment, TermValue
 
 
 @dataclass(frozen=True, kw_only=True)
 class SquaredError(LossTerm):
     """|x - x_hat|^2 summed over the input's dimensions, averaged over the batch, in scaled units."""
 
-    def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
-        return Measured(record.error.square().sum(1).mean())
+    def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
+        return TermValue(record.error.square().sum(1).mean())

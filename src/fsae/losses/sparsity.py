@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from fsae.autoencoders.record import ForwardRecord
-from fsae.losses.term import LossTerm, Measured, Moment
+from fsae.losses.term import LossTerm, Moment, TermValue
 from fsae.ranges import POSITIVE
 from fsae.sparse.codes import Codes
 
@@ -15,9 +15,9 @@ from fsae.sparse.codes import Codes
 class L1(LossTerm):
     """sum_i f_i |W_dec_i| averaged over the batch; for gated, of the rectified gate (arXiv 2404.16014, eq. 8)."""
 
-    def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
+    def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
         sizes = _sizes(record)
-        return Measured(sizes.values.sum() / sizes.shape[0])
+        return TermValue(sizes.values.sum() / sizes.shape[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +26,9 @@ class StepL0(LossTerm):
 
     needs: ClassVar[frozenset[str]] = frozenset({"active"})
 
-    def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
+    def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
         assert record.active is not None
-        return Measured(record.active.values.sum() / record.active.shape[0])
+        return TermValue(record.active.values.sum() / record.active.shape[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,10 @@ class TargetL0(LossTerm):
 
     needs: ClassVar[frozenset[str]] = frozenset({"active"})
 
-    def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
+    def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
         assert record.active is not None
         l0 = record.active.values.sum() / record.active.shape[0]
-        return Measured((l0 / self.target - 1).square(), {"sparsity_l0": l0.detach()})
+        return TermValue((l0 / self.target - 1).square(), {"sparsity_l0": l0.detach()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +60,9 @@ class TanhL0(LossTerm):
 
     scale: float = field(default=4.0, metadata=POSITIVE)
 
-    def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
+    def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
         sizes = _sizes(record)
-        return Measured(torch.tanh(self.scale * sizes.values).sum() / sizes.shape[0])
+        return TermValue(torch.tanh(self.scale * sizes.values).sum() / sizes.shape[0])
 
 
 def _sizes(record: ForwardRecord) -> Codes:

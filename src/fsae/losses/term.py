@@ -11,7 +11,7 @@ from fsae.ranges import SHARE, WEIGHT, Ranged
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class TermValue:
     """A term's raw value (a scalar, differentiable) and further numbers worth logging, by name."""
 
     value: Tensor
@@ -60,5 +60,5 @@ class LossTerm(Weighted, group="loss"):
     needs: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
-    def measure(self, record: ForwardRecord, moment: Moment) -> Measured:
+    def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
         """Return the term's raw value for one batch, before its weight."""

@@ -1,1 +1,1 @@
-"""A run from settings to results: its folder while it is under way, its parts, and what it produces."""
+"""A run from settings to results: its folder while it is under way, its parts, and its results."""

@@ -1,4 +1,4 @@
-"""The parts of a run, built from its settings: the source, the autoencoders in training, and what they become."""
+"""The parts of a run, built from its settings: the source, the autoencoders in training, and the trained ones."""
 
 import logging
 import time
@@ -41,7 +41,7 @@ class TrainedRun:
     Attributes:
         run: the run.
         autoencoders: one, or the members of a population.
-        samples: samples that they were trained on in this run; 0 for none.
+        samples: samples that they were trained on in this run; 0 if they were only read.
         best: the member with the least unexplained variance at the end of training.
     """
 
@@ -52,7 +52,7 @@ class TrainedRun:
 
 
 def request_of(settings: RunSettings) -> Request:
-    """Return what a run asks of its source."""
+    """Return the request of a run to its source."""
     harvest = settings.task is Task.harvest
     return Request(
         model=settings.model,
@@ -74,7 +74,7 @@ def open_source(runs: Sequence[Run], heartbeat: Callable[[], None]) -> AbstractC
 
 
 def trained(runs: Sequence[Run], source: Source, interruption: Interruption) -> list[TrainedRun]:
-    """Train all the runs on the source's stream; a run that fails ends, and is not among those that are returned."""
+    """Train all the runs on the source's stream; a run that fails ends and is not returned."""
     began = time.monotonic()
     scale = cache(lambda kind: scale_of(source.first_vectors(), kind))
     trainings: dict[Training, Run] = {}
@@ -83,7 +83,7 @@ def trained(runs: Sequence[Run], source: Source, interruption: Interruption) -> 
         with interruption.at_once():
             check_memory([run.settings for run in runs if run.state is None], source)
             for_each(runs, lambda run: trainings.update({_training(run, source, scale): run}))
-        # A training that is given back is let go of, and with it the optimiser's moments.
+        # `pop` releases the finished training, and with it the optimiser's moments.
         for training, error in train(list(trainings), source, interruption):
             run = trainings.pop(training)
             if error is not None:
@@ -99,7 +99,7 @@ def trained(runs: Sequence[Run], source: Source, interruption: Interruption) -> 
 
 
 def check_memory(fresh: Sequence[RunSettings], source: Source) -> None:
-    """Raise ValueError if training of new runs, side by side, has no room; resumed runs hold their memory already."""
+    """Raise ValueError if memory is too small to train the new runs together; resumed runs already hold their share."""
     needing: dict[RoomCheck, list[AutoencoderSettings]] = {}
     for settings in fresh:
         for check in settings.trainer.room_checks:
@@ -125,20 +125,20 @@ def training_of(
     """Build the training of a run.
 
     Args:
-        settings: of the run.
-        source: of the vectors.
-        scale_by: measures the factor by which training multiplies them.
-        state: of the checkpoint from which training continues; None at the beginning.
-        tracker: takes the logged measures.
-        checkpoints: takes the states; None if none is kept.
+        settings: the run's settings.
+        source: the source of the vectors.
+        scale_by: measures the factor by which training multiplies the vectors.
+        state: the checkpoint's state from which training continues; None at the beginning.
+        tracker: logs the measures.
+        checkpoints: stores the states; None if no state is kept.
 
     Raises:
-        ValueError: the settings do not go with vectors of this width, or all vectors are zero.
+        ValueError: the settings do not fit vectors of this width, or all vectors are zero.
     """
     settings.check_width(source.d_in)
     autoencoders = [_fresh(settings, number, source) for number in range(settings.population.size)]
     autoencoder = autoencoders[0]
-    # Before the source is asked for a vector: an autoencoder that cannot be folded and exported cannot be measured.
+    # An autoencoder that cannot be folded and exported cannot be measured: refused before the source makes a vector.
     autoencoder.check_algebra()
     scale = scale_by(settings.trainer.activation_scale) if state is None else state["scale"]
     if state is None:
@@ -168,12 +168,12 @@ def training_of(
     )
     if state is not None:
         training.load(state)
-        log.info("going on at step %d of %d", training.step, settings.trainer.steps)
+        log.info("resuming at step %d of %d", training.step, settings.trainer.steps)
     return training
 
 
 def _seed(settings: RunSettings, number: int) -> int:
-    """Of one of a population; the first has the run's own, and is what the run alone would train."""
+    """Return a member's seed; the first member has the run's seed, so it equals the autoencoder of a run of one."""
     return settings.seed if number == 0 else seed_of(settings.seed, number)
 
 
@@ -190,7 +190,7 @@ def existing(loaded: dict[Run, list[Autoencoder]], source: Source) -> list[Train
             if autoencoders[0].d_in != source.d_in:
                 raise ValueError(
                     f"the autoencoder in {run.exported} reads vectors of width {autoencoders[0].d_in}, but "
-                    f"{_described(run.settings)} has width {source.d_in}; choose what it was made for"
+                    f"{_described(run.settings)} has width {source.d_in}; choose the vectors that it was made for"
                 )
             moved = [each.to(source.device) for each in autoencoders]
             made.append(TrainedRun(run, moved, 0, run.best))
@@ -198,7 +198,7 @@ def existing(loaded: dict[Run, list[Autoencoder]], source: Source) -> list[Train
 
 
 def _described(settings: RunSettings) -> str:
-    """Where the vectors come from, in words."""
+    """Return a description of the origin of the vectors."""
     if settings.model is None:
         return "the source"
     return f"{settings.site} of {settings.model.name} in {str(dtype_of(settings.model)).removeprefix('torch.')}"

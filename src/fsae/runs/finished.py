@@ -1,4 +1,4 @@
-"""A finished run that is evaluated again, in its own folder: new numbers join the earlier ones, and the rest stays."""
+"""A finished run that is evaluated again, in its own folder: new numbers join the earlier ones, the rest is kept."""
 
 import logging
 from collections.abc import Mapping
@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 class FinishedRun(Run):
     """A finished run under evaluation, from taking its folder to writing its numbers.
 
-    It stays finished whatever happens: `status.json`, the exported autoencoder and the checkpoint are only read.
+    It stays finished even if the evaluation fails: `status.json`, the exported autoencoder and the checkpoint are only
+    read.
     """
 
     @property
@@ -52,9 +53,9 @@ class FinishedRun(Run):
             log.warning("the files behind the model or the data set of %s changed since it was trained", path)
 
     def begin(self, uploader: Uploader | None) -> None:
-        """Open the tracker behind what is logged already."""
+        """Open the tracker after the last complete line of the log."""
         metrics = self.folder.metrics
-        # A kill while a line was written leaves a part of one, which is dropped.
+        # A kill during a write leaves a partial line, which is dropped.
         end = max((record.end for record in read_metrics(metrics)), default=0) if metrics.exists() else 0
         self._began = True
         self._tracker = Tracker(self.folder.path, uploader, end)
@@ -65,7 +66,7 @@ class FinishedRun(Run):
         self.tracker.log(numbers, last)
 
     def write_results(self, results: dict[str, Any]) -> None:
-        """Write `results.json` with the new numbers in the place of earlier ones; all others stay."""
+        """Write `results.json` with the new numbers in place of earlier ones; all others are kept."""
         evaluated = {"evaluated": datetime.now(UTC).isoformat()}
         self.results = merged(read_results(self.folder.results), results) | evaluated
         write_json(self.folder.results, self.results)

@@ -1,8 +1,9 @@
-"""What becomes of trained runs: their autoencoders are measured side by side, exported, and each run's numbers are
-written, logged and printed."""
+"""The end of trained runs: their autoencoders are measured together and exported, and each run's numbers are written,
+logged and printed."""
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,14 @@ from fsae.sources.tokens import special_tokens
 from fsae.tracking.server import resolve_uri, ui_command
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The outcome of a run: its evaluation's numbers by name, or the error that ended it early."""
+
+    results: dict[str, Any] | None
+    error: BaseException | None
 
 
 def conclude(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[], None]) -> None:
@@ -53,11 +62,11 @@ def conclude(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
 
 
 def finish(run: Run, results: dict[str, Any], table: str | None = None) -> None:
-    """End a run with its results; those of a run of its own are printed once they are written and handed to MLflow."""
+    """End a run with its results; outside a sweep, print them once they are written and sent to MLflow."""
     run.write_results(results)
     run.end()
     if is_job(run.folder.path):
-        # The end of its sweep shows all jobs in one table.
+        # The sweep prints all jobs in one table at its end.
         if results.get("eval/fvu") is not None:
             log.info("held out: fvu %.4g, l0 %.4g", results["eval/fvu"], results["eval/l0"])
         return
@@ -91,7 +100,7 @@ def _provenance(settings: RunSettings, text: HeldOutText, folder: RunFolder) -> 
         special = sorted({*own, *dataset.exclude_tokens})
     if dataset.prefix or dataset.chat_roles:
         log.warning(
-            "SAELens has no names for dataset.prefix and dataset.chat_roles: only fsae reads what %s says of them",
+            "SAELens has no names for dataset.prefix and dataset.chat_roles: only fsae reads them in %s",
             folder.sae,
         )
     model_name, model_note = published_as(model)
@@ -116,6 +125,6 @@ def _warn_of_failure(numbers: dict[str, float], task: Task) -> None:
         made_for = "Was it made for this model, this site and raw activations?"
         log.warning(
             "eval/fvu is %.3g: the mean of the activations alone would be a better reconstruction, so none of these "
-            "numbers says anything of a dictionary. %s",
-            fvu, "See whether training diverged." if task is Task.train else made_for,
+            "numbers describes a useful dictionary. %s",
+            fvu, "Check whether training diverged." if task is Task.train else made_for,
         )  # fmt: skip

@@ -1,10 +1,9 @@
-"""Runs from settings to results: builds the parts in order, for one run or for several on one stream of vectors."""
+"""Packs: one or several runs on one stream of vectors, from settings to results."""
 
 import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from fsae.outputs.run_log import run_name_prefixes
 from fsae.progress import working
 from fsae.runs.build import existing, open_source, request_of, trained
 from fsae.runs.finished import FinishedRun
-from fsae.runs.outcome import conclude, finish
+from fsae.runs.outcome import Outcome, conclude, finish
 from fsae.runs.run import Run, for_each, going
 from fsae.sources.identity import data_identity
 from fsae.tracking.server import resolve_uri
@@ -27,23 +26,15 @@ from fsae.training.interruption import Interrupted, Interruption
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a run: its evaluation's numbers by name, or what ended it early."""
-
-    results: dict[str, Any] | None
-    error: BaseException | None
-
-
 def run_experiment(settings: RunSettings, origin: Origin) -> dict[str, Any]:
-    """Run it; everything it makes is in `origin.folder`.
+    """Run one experiment and write all its files into `origin.folder`.
 
     Returns:
         The evaluation's numbers, by name.
 
     Raises:
-        Interrupted: a signal came; the state is saved and the same command goes on.
-        Exception: whatever ended it; `status.json` holds it and earlier results stand.
+        Interrupted: a signal arrived. The state is saved, and the same command resumes the run.
+        Exception: the error that ended the run. `status.json` holds it, and earlier results are kept.
     """
     (outcome,) = run_pack([(settings, origin)])
     if outcome.error is not None:
@@ -53,26 +44,26 @@ def run_experiment(settings: RunSettings, origin: Origin) -> dict[str, Any]:
 
 
 def pack_key(settings: RunSettings) -> tuple[object, ...]:
-    """What runs must have in common to be one pack: they see the same batches and are evaluated on the same text."""
-    # As text, which has their order: numbers are rounded by it.
+    """Return the settings that the runs of a pack share, so that they read the same batches and held-out text."""
+    # The text of `eval` keeps the order of the evaluations, which affects rounding.
     common = settings.task, repr(settings.eval), settings.tracking, settings.paths
     return settings.source.stream_key(request_of(settings)), settings.trainer.batch_size, *common
 
 
 def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
-    """Run several as one: vectors are read once for all, the language model and MLflow's process are there once.
+    """Run several jobs on one stream of vectors, one language model and one MLflow process.
 
-    Each has its own folder and ends as it would alone, with the same numbers. What ends one leaves the others alone.
+    Each run has its own folder, and the same numbers as a run of its own. An error in one run does not end the others.
 
     Args:
-        jobs: of one `pack_key`.
+        jobs: settings and origins with the same `pack_key`.
 
     Returns:
-        What became of each, in their order; Interrupted is the error of all that a signal stopped.
+        The outcome of each job, in their order; the error of every run that a signal stopped is Interrupted.
     """
     settings = jobs[0][0]
     try:
-        # Before a folder is taken: what cannot be found is refused as wrong settings are.
+        # Missing data are refused like wrong settings, before any run takes its folder.
         of_data = settings.task in (Task.train, Task.reevaluate)
         data = data_identity(settings.model, settings.dataset, settings.source) if of_data else {}
     except ValueError as missing:
@@ -82,7 +73,7 @@ def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
     assert all(pack_key(run.settings) == pack_key(settings) for run in runs)
     with run_name_prefixes() if len(runs) > 1 else nullcontext(), Interruption() as interruption:
         for_each(runs, _claim)
-        # Left after the outcome is written: it waits until MLflow has it.
+        # This block exits after the outcome is written: it waits until MLflow has received it.
         with _uploader(settings) if going(runs) else nullcontext() as uploader:
             try:
                 for_each(runs, lambda run: run.begin(uploader))
@@ -92,7 +83,7 @@ def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
                 if isinstance(error, KeyboardInterrupt):
                     error = Interrupted("SIGINT", saved=False)
                 if isinstance(error, Exception) and not isinstance(error, Interrupted):
-                    # It concerns all of them, so it is told once and heard in every log.
+                    # The error concerns all runs: it is reported once and stands in every log.
                     report_error(error, (under_way or runs)[0].folder.path)
                 for run in under_way:
                     run.end(error)
@@ -129,13 +120,13 @@ def _uploader(settings: RunSettings) -> Iterator[Uploader | None]:
             with working("waiting until MLflow has everything"):
                 uploader.finish()
         except KeyboardInterrupt:
-            log.warning("MLflow is not waited for; what it has not taken yet goes on being sent")
+            log.warning("no longer waiting for MLflow; the remaining data are sent in the background")
 
 
 def _work(runs: Sequence[Run], interruption: Interruption) -> None:
-    """Do what is between the beginning and the end of the runs: open the source, train or load, conclude."""
+    """Open the source, train or load the autoencoders, and measure them."""
     task = runs[0].settings.task
-    # Read before anything heavy is opened.
+    # Existing autoencoders are read before anything heavy is opened.
     loaded: dict[Run, list[Autoencoder]] = {}
     if task in (Task.eval, Task.reevaluate):
         for_each(runs, lambda run: loaded.update({run: load_members(run.exported)}))

@@ -1,4 +1,4 @@
-"""One run's folder while the run is under way: it is ours alone, numbers go into it, and how the run ended."""
+"""A run under way: it locks its folder, and writes its numbers and its status there."""
 
 import errno
 import json
@@ -33,22 +33,22 @@ log = logging.getLogger(__name__)
 
 
 class Run:
-    """A run under way, from taking its folder to writing how it ended.
+    """A run under way, from locking its folder to writing its final status.
 
     Args:
-        settings: what it was told.
-        origin: where that came from.
-        data: what its settings' data are (`data_identity`); a checkpoint of other data is refused.
+        settings: the run's settings.
+        origin: the origin of the settings.
+        data: the identity of the run's data (`data_identity`); a checkpoint of other data is refused.
 
     Attributes:
-        settings: what it was told.
-        origin: where that came from.
-        folder: the run's own.
-        checkpoints: in the folder.
-        state: of the checkpoint that it goes on from, or None at its beginning.
-        results: the evaluation's numbers by name, once there are any.
-        error: what ended it early.
-        over: whether it has ended, either way.
+        settings: the run's settings.
+        origin: the origin of the settings.
+        folder: the run's folder.
+        checkpoints: the checkpoints in the folder.
+        state: the checkpoint's state from which the run resumes; None for a new run.
+        results: the evaluation's numbers by name; None before the evaluation.
+        error: the error that ended the run early.
+        over: whether the run has ended, with or without an error.
     """
 
     def __init__(self, settings: RunSettings, origin: Origin, data: dict[str, str]):
@@ -65,26 +65,26 @@ class Run:
 
     @property
     def exported(self) -> Path:
-        """The existing autoencoder that the run evaluates."""
+        """Return the folder of the existing autoencoder that the run evaluates."""
         return self.settings.existing()
 
     @property
     def best(self) -> int:
-        """Which of the existing autoencoders was best in training."""
+        """Return the number of the existing autoencoder that was best in training."""
         return 0
 
     @property
     def tracker(self) -> Tracker:
-        """Where its numbers go."""
+        """Return the tracker that logs the run's numbers."""
         assert self._tracker is not None, "the run has not begun"
         return self._tracker
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """What is done for this run and no other: an error ends it and is kept in `error` instead of being raised.
+        """Do work for this run alone: an error ends the run and is kept in `error` instead of being raised.
 
         Raises:
-            Interrupted: that is about the whole process.
+            Interrupted: a signal concerns the whole process.
         """
         with logging_for(self.folder.path):
             try:
@@ -95,10 +95,11 @@ class Run:
                 self.end(error)
 
     def claim(self) -> None:
-        """Take the folder, and read the state that it holds.
+        """Lock the folder and read its checkpoint.
 
         Raises:
-            ValueError: another process has it, or its checkpoint is damaged or of other settings; it is left as it is.
+            ValueError: another process has locked the folder, or its checkpoint is damaged or has other settings. The
+                folder is not changed.
         """
         path = self.folder.path
         path.mkdir(parents=True, exist_ok=True)
@@ -111,7 +112,7 @@ class Run:
             raise (ValueError(busy) if isinstance(error, Timeout) else error) from None
 
     def begin(self, uploader: Uploader | None) -> None:
-        """Say in the claimed folder that the run is running, and open its tracker.
+        """Write into the claimed folder that the run is running, and open its tracker.
 
         Raises:
             OSError: no space is left.
@@ -128,15 +129,15 @@ class Run:
         self._tracker = Tracker(path, uploader, position, fresh=anew)
 
     def _describe(self, stopped: bool) -> bool:
-        """Write down where the run is logged; returns whether it is another than the one that was here before."""
+        """Write the run's description for MLflow; return whether the run is another than the folder's earlier one."""
         path, tracking, outputs = self.folder.path, self.settings.tracking, Path(self.settings.paths.outputs)
         name, sweep_tags = run_name_and_tags(path, self.origin.overrides, self.origin.flat["loss.penalty"])
-        # A resumed run goes on in the same MLflow run, also where it was stopped before it had a state to go on from:
-        # it logs the same values again. One that starts over after its end is another.
+        # A resumed run continues the same MLflow run. So does a run that was stopped before its first checkpoint, which
+        # logs the same values again. A run that begins again after its end is another MLflow run.
         resumed = self.state is not None
         earlier = read_description(path).uid if resumed or (stopped and self.folder.tracking.exists()) else None
         uid = earlier if resumed else None if stopped else uuid.uuid4().hex
-        # Also without MLflow, so that the run can be sent there later.
+        # The description is written even without MLflow, so that the run can be sent there later.
         described = describe_run(
             path,
             uri=resolve_uri(tracking.uri, outputs),
@@ -152,7 +153,7 @@ class Run:
         return described.uid != earlier
 
     def log_results(self, numbers: Mapping[str, float], samples: int) -> None:
-        """Log the numbers of the evaluation, after so many samples of training."""
+        """Log the numbers of the evaluation at a number of training samples."""
         self.tracker.log(numbers, samples)
 
     def write_results(self, results: dict[str, Any]) -> None:
@@ -161,7 +162,7 @@ class Run:
         self.results = results
 
     def end(self, error: BaseException | None = None) -> None:
-        """Write how it ended, let go of the folder, and have MLflow told; only the first end counts."""
+        """Write the final status, log it to MLflow, and release the folder; a second call does nothing."""
         if self.over:
             return
         self.over = True
@@ -170,10 +171,10 @@ class Run:
             if self._began:
                 self._write_end()
             if isinstance(self.error, Exception) and not isinstance(self.error, Interrupted):
-                # Now, not after tracking had its time to say goodbye.
+                # The error is reported now, and not after the uploader has finished.
                 report_error(self.error, self.folder.path)
             if error is not None:
-                # The frames hold the run's weights, which the runs beside it may need the room of.
+                # The frames hold the run's weights; the other runs of the pack may need that memory.
                 traceback.clear_frames(error.__traceback__)
         self._lock.release()
 
@@ -192,7 +193,7 @@ class Run:
             state = RunState.interrupted if isinstance(error, Interrupted) else RunState.failed
             if isinstance(error, Interrupted) and not error.saved and self.checkpoints.path.exists():
                 age = time.time() - self.checkpoints.path.stat().st_mtime
-                log.warning("what was trained in the last %.0f s is lost", age)
+                log.warning("the last %.0f s of training are lost", age)
             mark(path, state, Failure(kind=type(error).__name__, message=str(error)))
 
     def _close_tracker(self) -> None:
@@ -201,10 +202,10 @@ class Run:
 
 
 def _naming_the_folder(error: BaseException, folder: Path) -> BaseException:
-    """The error; one for people to mend where a disk was full, which the system's own message does not place."""
+    """Return the error; for a full disk, one that names the folder, which the system's message does not."""
     if not isinstance(error, OSError) or error.errno != errno.ENOSPC:
         return error
-    placed = OSError(f"no space left for {folder}; free some and start the same command again, it goes on from there")
+    placed = OSError(f"no space left for {folder}; free some, and the same command resumes the run")
     placed.__cause__ = error
     return placed
 
@@ -215,7 +216,7 @@ def going(runs: Iterable[Run]) -> list[Run]:
 
 
 def for_each(runs: Iterable[Run], action: Callable[[Run], None]) -> None:
-    """Do it for every run that has not ended; where it fails that run ends, and no other."""
+    """Apply the action to every run that has not ended; an error ends its own run and no other."""
     for run in going(runs):
         with run.alone():
             action(run)

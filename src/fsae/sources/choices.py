@@ -1,4 +1,7 @@
-"""The table of sources: the name of each, which `source=` chooses, and its settings."""
+"""The table of sources: the name of each and its settings. `source=` chooses a YAML file of `conf/source`.
+
+Only `vectors` has no such file: a Python caller hands them over, by `fsae.train`.
+"""
 
 from fsae.sources.eeg import EEGSettings
 from fsae.sources.mnist import MNISTSettings

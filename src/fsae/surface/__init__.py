@@ -1,1 +1,1 @@
-"""What `import fsae` offers: dictionaries, training, evaluation, tables of runs, language models."""
+"""The contents of `import fsae`: dictionaries, training, evaluation, tables of runs, language models."""

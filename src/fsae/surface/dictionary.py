@@ -1,4 +1,4 @@
-"""A trained dictionary: its weights, its codes, and what is known of how it came about."""
+"""A trained dictionary: its weights, its codes, and the record of its training."""
 
 import json
 import logging
@@ -43,7 +43,7 @@ class Dictionary:
         autoencoder: the module itself, for everything that this class does not offer.
         results: as given; empty if there was no evaluation.
         provenance: as given; all None if nothing is known.
-        density: as given; None if it is not known.
+        density: as given; None if it is unknown.
         folder: as given; None if it was trained in this process.
     """
 
@@ -92,7 +92,7 @@ class Dictionary:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.autoencoder.W_dec.device
 
     @property
@@ -128,7 +128,7 @@ class Dictionary:
 
     @property
     def site(self) -> Site | None:
-        """Where in the language model its vectors are read; None if they are of no language model.
+        """Site in the language model at which its vectors are read; None if they are of no language model.
 
         Raises:
             ValueError: SAELens' name of the hook is no site of fsae.

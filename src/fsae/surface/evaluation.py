@@ -19,7 +19,7 @@ class Numbers(dict[str, float]):
 
     @property
     def meanings(self) -> dict[str, str]:
-        """What each number says."""
+        """Return the meaning of each number."""
         return {name: str(Vectors.meanings[name.removeprefix("eval/")]) for name in self}
 
     def __str__(self) -> str:
@@ -37,10 +37,10 @@ def evaluate(
     """Measure a dictionary on vectors that it was not trained on, as a run's evaluation of vectors does.
 
     Args:
-        dictionary: what to measure.
+        dictionary: the dictionary that is measured.
         vectors: raw vectors of shape (n, d_in), an iterable of such tensors, which is read once, or a source, which
             has a held-out part.
-        samples: how many vectors to measure on at most; None for all of them, or 32,768 of a source.
+        samples: largest number of vectors to measure on; None for all of them, or 32,768 of a source.
         batch_size: vectors per batch. The Fisher numbers are statistics of a batch: compare them at one size only.
 
     Returns:
@@ -54,7 +54,7 @@ def evaluate(
 
 
 def measured(dictionary: Dictionary, batches: Iterable[Batch]) -> VectorEvaluation:
-    """Return everything that one pass over the batches gives."""
+    """Return the result of one pass over the batches."""
     terms = dictionary.settings.loss.values() if dictionary.settings is not None else ()
     fisher = next((term for term in terms if isinstance(term, Fisher)), Fisher())
     (evaluated,) = evaluate_vectors([dictionary.autoencoder], _of_width(dictionary.d_in, batches), [fisher])

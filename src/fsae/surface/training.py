@@ -59,7 +59,7 @@ def train(
 ) -> Dictionary:
     """Train a dictionary on vectors, with the defaults and the numbers of `python -m fsae.run`.
 
-    The vectors stay in memory and are shuffled anew in each epoch. Training multiplies them by one factor
+    The vectors stay in memory and are shuffled again in each epoch. Training multiplies them by one factor
     (`trainer.activation_scale`), which is folded into the weights at the end: the dictionary reads raw vectors. The
     last vectors in their given order are held out, and `results` has the evaluation on them.
 
@@ -110,7 +110,7 @@ def _settings(
     overrides: Sequence[str],
     values: Mapping[str, Any],
 ) -> RunSettings:
-    """Return a run's settings: the packaged YAML files' with what the caller chose."""
+    """Return a run's settings: those of the packaged YAML files with the caller's choices."""
     if not isinstance(arch, str) and values:
         raise ValueError(f"arch is a settings object, so {', '.join(values)} belongs in it; or give arch by its name")
     name = arch if isinstance(arch, str) else choice_names().get(type(arch))
@@ -120,7 +120,7 @@ def _settings(
         )
     if penalty is not None and isinstance(loss, Mapping):
         raise ValueError(f"penalty is {penalty!r}, but loss has all terms; put a term named penalty into it")
-    # Any source without a language model, which these vectors take the place of.
+    # Any source without a language model will do: these vectors replace it.
     words = ["source=sparse_sources", "tracking=none", f"seed={seed}", f"arch={name or 'standard'}"]
     named = {"loss": loss, "penalty": penalty, "trainer": trainer}
     words += [f"{group}={choice}" for group, choice in named.items() if isinstance(choice, str)]

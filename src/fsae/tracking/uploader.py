@@ -39,11 +39,9 @@ class Uploader:
 
     If the process dies it is restarted, at most `RESTARTS` times.
 
-    Use it as a context around the runs' trackers: leaving it waits until everything is uploaded.
-
     Args:
         uri: the tracking server or database.
-        flush_seconds: how long leaving waits while nothing is uploaded.
+        flush_seconds: how long `finish` waits while nothing is uploaded.
         pause: seconds between uploads.
     """
 

@@ -1,4 +1,4 @@
-"""The table of trainers: the name of each, which `trainer=` chooses, and its settings."""
+"""The table of trainers: the name of each and its settings. `trainer=` chooses a YAML file of `conf/trainer`."""
 
 from fsae.training.pam_settings import PamSettings
 from fsae.training.settings import AdamSettings, FitSettings, TrainerSettings
