@@ -397,7 +397,7 @@ def test_batch_topk_keeps_k_a_sample_on_average(sparse: bool, batch: int):
     assert batch == 1 or (codes > 0).sum(1).unique().numel() > 1  # not the same number in each
 
 
-def test_batch_topk_keeps_only_what_is_positive():
+def test_batch_topk_keeps_only_positive_values():
     autoencoder = batch_topk(k=50)
     record = autoencoder(samples(10, 16))
     pre = record.pre_activations.dense()
@@ -538,7 +538,7 @@ def test_the_largest_by_groups_are_the_largest(width: int, k: int, dtype: torch.
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("width", [160, 161])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_what_is_not_a_number_is_among_the_largest(width: int, sign: float, dtype: torch.dtype):
+def test_nan_is_among_the_largest_values(width: int, sign: float, dtype: torch.dtype):
     scores = samples(20, width, dtype=dtype)
     scores[:, 40] = math.inf
     scores[:, 77] = torch.tensor(math.nan, dtype=dtype).copysign(torch.tensor(sign, dtype=dtype))

@@ -86,7 +86,7 @@ def test_biases_are_set_by_the_first_vectors(arch: str):
 
 
 @each_architecture
-def test_folded_it_has_weights_of_its_own_and_gives_the_same(arch: str):
+def test_folding_unties_weights_and_keeps_the_reconstruction(arch: str):
     tied = build(arch, encoder_init=EncoderInit.tied, decoder_norm=DecoderNorm.free).eval()
     if isinstance(tied, BatchTopK):
         tied.threshold.fill_(0.5)
@@ -99,7 +99,7 @@ def test_folded_it_has_weights_of_its_own_and_gives_the_same(arch: str):
 
 @each_architecture
 @pytest.mark.parametrize("folded", [True, False])
-def test_it_is_exported_as_an_ordinary_one(arch: str, folded: bool, tmp_path: Path):
+def test_a_tied_autoencoder_is_exported_as_an_ordinary_one(arch: str, folded: bool, tmp_path: Path):
     tied = build(arch, encoder_init=EncoderInit.tied, dtype=torch.float32).eval()
     if isinstance(tied, BatchTopK):
         tied.threshold.fill_(0.5)

@@ -57,7 +57,7 @@ def test_gradient_and_value_are_the_definition(matching: Matching, which: Direct
 
 
 @each_architecture
-def test_following_it_makes_members_alike(arch: str):
+def test_following_the_gradient_makes_members_alike(arch: str):
     autoencoders = members(arch, size=2)
     coupling = MutualCoupling(Mutual(weight=1.0), seed=0)
     before = mmcs(autoencoders[0].W_dec, autoencoders[1].W_dec, Matching.hungarian)

@@ -22,7 +22,7 @@ def test_gate_reconstruction_by_hand(sparse: bool):
 
 
 @each_path
-def test_gate_reconstruction_trains_the_decoder_where_that_is_set(sparse: bool):
+def test_gate_reconstruction_trains_the_decoder_if_set(sparse: bool):
     autoencoder, x = build("gated"), samples(7)
     record = autoencoder(x, sparse=sparse)
     value = GateReconstruction(detach_decoder=False).measure(record, NO_DEAD).value

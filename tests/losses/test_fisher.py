@@ -443,7 +443,7 @@ WIDE, BATCH = 5_000, 24
 
 @each_architecture
 @each_path
-def test_nothing_of_width_squared_is_built(arch: str, sparse: bool):
+def test_fisher_builds_no_matrix_of_width_squared(arch: str, sparse: bool):
     autoencoder = build(arch, 8, WIDE, dtype=torch.float32)
     for form in FisherForm:
         for estimator in FisherEstimator:

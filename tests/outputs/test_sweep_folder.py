@@ -43,7 +43,7 @@ def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return answer
 
 
-def test_read_sweep_returns_what_was_written(sweep: Sweep):
+def test_read_sweep_returns_the_written_sweep(sweep: Sweep):
     assert read_sweep(sweep.folder) == sweep
 
 

@@ -368,7 +368,7 @@ def test_rows_without_a_document_are_left_out_and_counted(tmp_path: Path, caplog
 
 
 @pytest.mark.parametrize("allowed", [0, 1, 3])
-def test_more_such_rows_than_allowed_end_the_pass(allowed: int, tmp_path: Path):
+def test_more_invalid_rows_than_allowed_end_the_pass(allowed: int, tmp_path: Path):
     rows = [{"text": story} for story in STORIES[:20]] + [{"content": story} for story in STORIES[20:]]
     settings = replace(write_lines(tmp_path, rows), max_invalid_rows=allowed)
     message = (

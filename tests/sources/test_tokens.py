@@ -128,7 +128,7 @@ def test_the_mask_leaves_out_special_tokens(packed):
     assert keep.dtype is torch.bool
 
 
-def test_the_mask_can_keep_them(packed):
+def test_the_mask_can_keep_special_tokens(packed):
     (_, keep, *_), *_ = packed(["abcde", "?g"], Alphabet(bos_id=BOS), rows=3, exclude=False)
     assert keep.all()
 

@@ -144,7 +144,7 @@ def test_transposed_products_are_added_in_the_type_of_the_sum(
         torch.testing.assert_close(total, wanted, rtol=1e-13, atol=1e-13)
 
 
-def test_sparse_products_say_nothing():
+def test_sparse_products_log_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         codes = sparse_codes(mask_with("empty row"))

@@ -39,7 +39,7 @@ def test_a_relative_sqlite_path_is_made_absolute(tmp_path: Path) -> None:
 @pytest.mark.parametrize("uri", ["file:///tmp/mlruns", "mlruns", "/tmp/mlruns", "./mlruns", "s3://bucket", "C:\\runs"])
 def test_mlflows_file_store_is_refused(uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with pytest.raises(ValueError, match=r"MLFLOW_TRACKING_URI=.*give a server .* or a database"):
+    with pytest.raises(ValueError, match=r"MLFLOW_TRACKING_URI=.*set a server .* or a database"):
         resolve_uri(None, tmp_path)
 
 

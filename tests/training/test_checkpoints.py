@@ -11,7 +11,7 @@ CONFIG = {"arch.k": "64", "seed": "0"}
 DATA = {"the text of dataset": "files 3a"}
 
 
-def test_a_state_comes_back_as_it_was(tmp_path: Path):
+def test_a_loaded_state_equals_the_saved_state(tmp_path: Path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", CONFIG, DATA)
     assert checkpoints.load() is None
     checkpoints.save(STATE)
@@ -75,7 +75,7 @@ def test_a_write_that_fails_half_way_leaves_the_last_one(
     assert [path.name for path in tmp_path.iterdir()] == ["latest.pt"]
 
 
-def test_an_error_that_is_not_the_disk_s_is_not_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_error_of_another_kind_is_not_reported_as_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def broken(content, file):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
@@ -117,7 +117,7 @@ def test_a_truncated_file_is_named_and_not_overwritten(share: float, tmp_path: P
     assert checkpoints.path.read_bytes() == whole[: int(share * len(whole))]
 
 
-def test_a_file_of_something_else_is_damaged_too(tmp_path: Path):
+def test_a_file_of_another_kind_is_refused_as_damaged(tmp_path: Path):
     checkpoints = Checkpoints(tmp_path, CONFIG, DATA)
     torch.save({"step": 3}, checkpoints.path)
     with pytest.raises(ValueError, match="is damaged"):
@@ -152,7 +152,7 @@ def test_another_config_is_refused_by_the_keys_that_differ(tmp_path: Path):
     assert "another run folder" in lines[-1]
 
 
-def test_other_data_under_the_same_settings_are_refused_by_what_they_are(tmp_path: Path):
+def test_other_data_under_the_same_settings_are_refused_by_name(tmp_path: Path):
     Checkpoints(tmp_path, CONFIG, DATA | {"the weights of model": "files 77"}).save(STATE)
     with pytest.raises(ValueError, match="was trained on other data") as caught:
         Checkpoints(tmp_path, CONFIG, {"the text of dataset": "files 4b"}).load()

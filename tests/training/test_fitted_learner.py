@@ -72,7 +72,7 @@ def test_k_means_finds_clusters_as_full_k_means_does():
     assert record.error.square().sum(1).mean().item() == pytest.approx(wanted, rel=0.02)
 
 
-def test_k_means_comes_near_to_full_k_means_where_cells_meet():
+def test_mini_batch_k_means_comes_near_to_full_k_means_if_cells_meet():
     data = torch.randn(10 * BATCH, 4, generator=torch.Generator().manual_seed(2))
     record = fitted(KMeansSettings(d_sae=12), data, fit(400)).autoencoder(data)
     # Running means still have a share of what was nearest early on: 6 % more error here.
@@ -138,7 +138,7 @@ def test_an_empty_cell_keeps_its_centre():
     assert autoencoder.components.norm(dim=2).squeeze(1).tolist() == pytest.approx([1.0, 0.0, 1.0])
 
 
-def test_what_is_measured_last_is_of_the_components(tmp_path: Path):
+def test_the_last_measures_are_of_the_components(tmp_path: Path):
     # One interval, of whose 27 steps all but one are of the mean alone.
     settings = replace(fit(), log_every=STEPS)
     trained = training_run("pca", tmp_path, settings, trained=member(FITTED["pca"], settings))
@@ -177,7 +177,7 @@ def test_an_interrupted_run_continues_bit_for_bit(arch: str, tmp_path: Path):
     assert logged(tmp_path / "whole") == logged(tmp_path / "halved")
 
 
-def test_what_it_holds_does_not_grow_with_the_samples():
+def test_a_fitted_state_does_not_grow_with_the_samples():
     sizes = []
     for steps in (6, 60):
         state = fitted(LocalPCASettings(d_sae=6, rank=1), clusters(10 * BATCH), fit(steps)).state_dict()

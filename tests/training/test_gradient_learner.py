@@ -47,7 +47,7 @@ def test_sparse_products_train_to_the_same_weights_as_dense_ones(arch: str):
 
 @each_architecture
 @pytest.mark.parametrize("sparse", [True, False])
-def test_it_learns_to_make_targets_of_inputs(arch: str, sparse: bool):
+def test_a_learner_learns_to_map_inputs_to_targets(arch: str, sparse: bool):
     x, targets = batches(2)
     trained = member(arch, adam())
     trained.sparse = sparse
@@ -113,7 +113,7 @@ def test_products_are_chosen_by_the_measured_density_and_do_not_go_to_and_fro():
 
 
 @pytest.mark.parametrize(("k", "sparse"), [(20, True), (30, False)])
-def test_where_k_is_fixed_the_first_step_knows(k: int, sparse: bool):
+def test_a_fixed_k_chooses_sparse_products_from_the_first_step(k: int, sparse: bool):
     assert member("topk", adam(), k=k).sparse is False
     autoencoder = settings_of("topk", d_sae=200, k=k).build(D_IN, torch.Generator())
     assert GradientLearner(autoencoder, Objective({}), adam(), 1.0, seed=0).sparse is sparse
@@ -298,7 +298,7 @@ def test_products_in_bfloat16_train_to_the_same_quality(arch: str):
     assert l0_bf16 == pytest.approx(l0, rel=0.03)
 
 
-def test_weight_decay_moves_what_nothing_else_moves():
+def test_weight_decay_moves_weights_without_gradients():
     trained = member(
         "standard", adam(weight_decay=0.1, clip_norm=None, warm_up=0.0), loss={"reconstruction": SquaredError()}
     )

@@ -10,7 +10,7 @@ from fsae.training.interruption import Interrupted, Interruption, hand_on
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2])
-def test_a_signal_is_only_noted_until_it_is_asked_for(number: signal.Signals):
+def test_a_signal_is_only_noted_until_check(number: signal.Signals):
     before = signal.getsignal(number)
     with Interruption() as interruption:
         interruption.check()
@@ -68,7 +68,7 @@ def test_a_signal_ends_a_wait_if_nothing_has_to_be_saved():
 
 
 @pytest.mark.parametrize("swallowed", [False, True])
-def test_a_library_that_makes_something_else_of_a_signal_does_not_hide_it(swallowed: bool):
+def test_a_library_that_replaces_the_exception_does_not_hide_a_signal(swallowed: bool):
     def library() -> None:
         try:
             signal.raise_signal(signal.SIGTERM)
@@ -80,7 +80,7 @@ def test_a_library_that_makes_something_else_of_a_signal_does_not_hide_it(swallo
         library()
 
 
-def test_what_came_to_the_outer_one_is_known_to_the_inner_one():
+def test_a_nested_interruption_knows_the_signal_of_the_outer_one():
     with Interruption() as outer:
         signal.raise_signal(signal.SIGTERM)
         with Interruption() as inner:
@@ -121,6 +121,6 @@ def test_after_sigterm_slurm_s_next_word_is_waited_for(submitit: None):
     assert time.monotonic() - began > 0.1
 
 
-def test_without_slurm_nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch):
+def test_hand_on_waits_for_nothing_without_slurm(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("SUBMITIT_FOLDER", raising=False)
     hand_on(Interrupted("SIGTERM"))

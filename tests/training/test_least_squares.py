@@ -63,7 +63,7 @@ def test_the_solution_has_no_gradient(alpha: float, beta: float, mu: float, nu: 
     assert max(float(each.abs().max()) for each in gradient) < 1e-12 * max(size, float(x.abs().max()))
 
 
-def test_without_costs_it_is_ordinary_least_squares():
+def test_solution_without_costs_is_ordinary_least_squares():
     z, x = problem()
     W, b, *_ = seen(z, x).solve(torch.zeros(N_CODES, D_IN), torch.zeros(D_IN))
     with_one = torch.cat([z, torch.ones(SAMPLES, 1, dtype=torch.float64)], dim=1)
@@ -72,7 +72,7 @@ def test_without_costs_it_is_ordinary_least_squares():
 
 
 @pytest.mark.parametrize(("N", "alpha", "beta", "mu", "nu"), [(40, 0.1, 0.2, 0.3, 0.4), (4000, 7.0, 0.0, 0.0, 50.0)])
-def test_it_is_the_published_joint_solution_with_weights_over_the_samples(N, alpha, beta, mu, nu):
+def test_solution_is_the_published_one_with_weights_over_the_samples(N, alpha, beta, mu, nu):
     """Samples as columns and W as (d_in, d_sae), as published; a batch of B stands for N."""
     z, x = problem()
     W_t, b_t = drawn(N_CODES, D_IN, seed=5), drawn(D_IN, seed=6)
@@ -94,7 +94,7 @@ def solved(statistics: LeastSquares) -> Tensor:
 
 @pytest.mark.parametrize("by", [1, 7, SAMPLES])
 @pytest.mark.parametrize("at_once", [1, 16])
-def test_it_does_not_matter_in_which_portions_samples_come(by: int, at_once: int):
+def test_solution_does_not_depend_on_the_batches_of_samples(by: int, at_once: int):
     z, x = problem()
     whole = LeastSquares()
     whole.add(Codes(z), x)
@@ -110,7 +110,7 @@ def test_dense_and_sparse_codes_may_alternate():
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.25, 1.0])
-def test_what_was_seen_before_counts_less(factor: float):
+def test_a_factor_lowers_the_weight_of_earlier_samples(factor: float):
     (old_z, old_x), (z, x) = problem(), problem(seed=11)
     statistics = seen(old_z, old_x)
     statistics.decay(factor)
@@ -136,7 +136,7 @@ def test_latents_that_never_fired_stay_as_they_were(mu: float):
     assert torch.equal(W[2], W_t[2])
 
 
-def test_equations_without_a_single_solution_say_what_to_raise():
+def test_equations_without_a_single_solution_name_the_setting_to_raise():
     z, x = problem()
     z[:, 2] = 0
     with pytest.raises(ValueError, match=r"1 latents that never fired.*raise trainer\.alpha or trainer\.mu"):
@@ -174,7 +174,7 @@ def test_continues_from_a_state_bit_for_bit(samples: int):
     assert torch.equal(solved(one), solved(other))
 
 
-def test_what_is_held_does_not_grow_with_the_samples():
+def test_statistics_do_not_grow_with_the_samples():
     statistics, sizes = LeastSquares(samples_at_once=12), []
     z, x = problem()
     for _ in range(30):

@@ -75,7 +75,7 @@ def test_the_state_survives_a_stop_at_every_single_step(arch: str, tmp_path: Pat
     assert logged(folder) == logged(tmp_path / "whole")
 
 
-def test_after_a_kill_what_was_logged_since_the_checkpoint_is_logged_once(tmp_path: Path):
+def test_values_after_the_checkpoint_are_logged_once_after_a_kill(tmp_path: Path):
     training_run("topk", tmp_path / "whole").train()
     folder = tmp_path / "killed"
     # Eleven steps and their two logged lines are lost with the process.
@@ -184,7 +184,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return pack, alone
 
 
-def test_runs_of_a_pack_are_what_they_are_alone_bit_for_bit_and_batches_are_drawn_once(folders: tuple[Path, Path]):
+def test_runs_of_a_pack_equal_single_runs_bit_for_bit_and_batches_are_drawn_once(folders: tuple[Path, Path]):
     pack, alone = folders
     source = activation_source()
     drawn = 0

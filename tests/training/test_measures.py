@@ -21,7 +21,7 @@ def test_hand_computed():
     assert measures["fvu"] == pytest.approx(2 / (25 - 49 / 3 + 2))
 
 
-def test_l1_weighs_codes_by_their_decoder_norms_only_where_these_are_free():
+def test_l1_weighs_codes_by_decoder_norms_only_if_norms_are_free():
     x = torch.tensor([[4.0, 1.0]], dtype=torch.float64)
     for norm, wanted in ((DecoderNorm.free, 4 + 1 * 2), (DecoderNorm.unit, 4 + 1)):
         autoencoder = with_weights("standard", WEIGHTS, decoder_norm=norm)

@@ -53,7 +53,7 @@ def moved(trained: PamLearner, x: Tensor, step: int) -> set[str]:
     return {name for name, tensor in trained.autoencoder.named_parameters() if not torch.equal(tensor, before[name])}
 
 
-def test_who_moves_when():
+def test_encoder_and_decoder_move_in_turns():
     # apply_b_dec_to_input=False: biases do not answer to b_dec.
     decoder, encoder = {"W_dec", "b_dec"}, {"W_enc", "b_enc"}
     wanted = {
@@ -199,7 +199,7 @@ def test_streaming_gathers_codes_as_each_batch_s_last_update_found_them_and_reme
             statistics.decay(0.5)
 
 
-def test_targets_are_what_codes_are_decoded_to():
+def test_codes_are_decoded_to_targets():
     trained = pam_member("topk", pam(mu=0.0, nu=0.0, alpha=1e-6))
     x = batches(1)[0]
     targets = x @ torch.randn(D_IN, D_IN, generator=torch.Generator().manual_seed(3))
@@ -280,7 +280,7 @@ def gradients_of_second_update(settings: PamSettings) -> tuple[dict[str, Tensor]
     return seen[1], now[1]
 
 
-def test_it_costs_the_encoder_to_move_from_where_the_round_began():
+def test_moving_the_encoder_from_the_start_of_the_round_has_a_cost():
     free, costly = (
         gradients_of_second_update(pam(updates_per_batch=2, clip_norm=None, mu_enc=mu, nu_enc=nu))
         for mu, nu in ((0.0, 0.0), (3.0, 5.0))
@@ -301,7 +301,7 @@ def test_the_decoder_learns_of_no_other_term():
     assert trained.autoencoder.W_enc.grad is not None
 
 
-def test_nothing_couples_encoders_that_stay():
+def test_coupling_adds_nothing_to_encoders_that_stay():
     settings = pam(resample_every=None, **MODES["in full"])
     members = [pam_member("topk", settings, seed=seed) for seed in (1, 2)]
     coupling, seen = MutualCoupling(Mutual(weight=0.1, directions=Directions.encoder), seed=0), []
@@ -360,7 +360,7 @@ def test_latents_are_reinitialised_between_rounds_only():
 
 
 @each_architecture
-def test_it_trains_in_bfloat16_products(arch: str):
+def test_pam_trains_in_bfloat16_products(arch: str):
     settings = pam(precision=Precision.bf16, lr=1e-3, resample_every=None, mu=0.0, **MODES["in full"])
     trained = pam_member(arch, settings)
     x = batches(settings.steps)

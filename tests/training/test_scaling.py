@@ -13,14 +13,14 @@ def test_sqrt_d_makes_the_mean_norm_the_square_root_of_the_width():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_it_holds_for_many_vectors_of_any_size_and_type(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+def test_scale_holds_for_many_vectors_of_any_size_and_type(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(scaling, "ROWS_AT_ONCE", 7)
     vectors = (1e3 * torch.randn(100, 16, generator=torch.Generator().manual_seed(0))).to(dtype)
     scaled = scale_of(vectors, Scale.sqrt_d) * vectors.double()
     assert scaled.norm(dim=1).mean().item() == pytest.approx(4.0, rel=1e-6)
 
 
-def test_none_leaves_them():
+def test_scale_none_leaves_vectors_as_they_are():
     assert scale_of(torch.tensor([[3.0, 4.0]]), Scale.none) == 1.0
 
 

@@ -60,9 +60,9 @@ class ShardRecord:
         bytes, checksum: size and checksum of the file; xxh3, 128 bits.
         text_ended: whether there is no more text after the shard.
         text: the text's position after the shard; None if the next shard begins elsewhere.
-        distinct: vectors from text that no earlier vector is from.
+        distinct: vectors from text that no earlier shard has read.
         skipped_rows: rows of the data set without a document, in the pass over it in which the shard ends.
-        label_names: what labels that stand for text mean.
+        label_names: the texts for which numbers in `labels` stand.
         seal: a checksum of all the other values.
     """
 
@@ -147,7 +147,7 @@ class ActivationStore:
         assert self._content is not None
         manifest = Manifest(content=self._content, d_in=d_in, prepends_bos=prepends_bos)
         self._mark_in_use()
-        # Even if this object has found a manifest: the folder may have been removed since.
+        # Also if this object has found a manifest: the folder may have been removed meanwhile.
         if not (self.folder / _MANIFEST).exists():
             # Several processes may do so at the same time.
             write_json(self.folder / _MANIFEST, asdict(manifest), shared=True)
@@ -239,7 +239,7 @@ class ActivationStore:
         if shard.labels is not None:
             tensors["labels"] = shard.labels
         assert self.manifest is not None
-        # Both are on the disk before a shorter shard that they replace is touched: it outlives a disk that is full.
+        # Both files reach the disk before they replace a shorter shard: a full disk does not destroy that shard.
         with replacing(path.with_suffix(".json")) as unfinished_record, replacing(path) as unfinished:
             _save(tensors, unfinished)
             flush(unfinished)
@@ -257,7 +257,7 @@ class ActivationStore:
                 label_names=label_names,
             ).sealed()
             write_json(unfinished_record, asdict(record))
-            # The shard is renamed first, and then its record: not for a moment does a record describe another shard.
+            # The shard is renamed before its record, so that a record never describes another shard.
             path.with_suffix(".json").unlink(missing_ok=True)
 
     def discard(self, part: Part, number: int) -> None:
@@ -290,7 +290,7 @@ class ActivationStore:
         )
 
     def missing(self, extent: Extent) -> Iterator[tuple[Part, int]]:
-        """Yield the shards of an extent that the store does not hold, as far as it knows the text to go."""
+        """Yield the shards of an extent that the store lacks, up to the end of the text if the store knows it."""
         for part in Part:
             for number in range(extent.shards(part)):
                 if not self.holds(part, number, extent.count(part, number)):
@@ -299,11 +299,11 @@ class ActivationStore:
                     break
 
     def missing_bytes(self, extent: Extent, size: Callable[[int], int]) -> int:
-        """Return what the missing shards of an extent will take, without going through all of them.
+        """Return the size of an extent's missing shards, without a pass over all of them.
 
         Args:
             extent: the shards that are wanted.
-            size: returns what a shard of so many vectors takes.
+            size: returns the bytes of a shard with a given number of vectors.
         """
         total = 0
         for part in Part:
@@ -333,7 +333,7 @@ class ActivationStore:
         )
 
     def unrecorded(self) -> list[Path]:
-        """Return files with a shard's name and without a record, which an interrupted write or a copy leaves."""
+        """Return files with a shard's name and without a record: leftovers of an interrupted write or a copy."""
         files = self.folder.glob("*.safetensors")
         return sorted(path for path in files if _NAME.fullmatch(path.name) and not path.with_suffix(".json").exists())
 
@@ -351,7 +351,7 @@ class ActivationStore:
     def _whole(self, path: Path, record: ShardRecord) -> Iterator[safe_open]:
         """Open a shard's file after comparing its checksum."""
         try:
-            # Every time: this also reads the file sequentially, which a shuffle through the mapped file would not do.
+            # On every open: this also reads the file sequentially, unlike a shuffle through the mapped file.
             if checksum_of(path) != record.checksum:
                 raise DamagedShard(f"{path} does not have the checksum it was written with")
             file = safe_open(path, framework="pt")
@@ -362,7 +362,7 @@ class ActivationStore:
             yield tensors
 
     def _warn_once(self, message: str) -> None:
-        """Log a warning once: a shard is looked at often while another process harvests it again."""
+        """Log a warning only once, because a shard is checked often while another process harvests it again."""
         if message not in self._warned:
             self._warned.add(message)
             log.warning(message)

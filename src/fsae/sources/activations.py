@@ -40,10 +40,10 @@ class ActivationSource(Source):
     the number of vectors per shard does not depend on how many are massive.
 
     Args:
-        shards: reads the shards of both parts.
+        shards: the reader of both parts' shards.
         d_in: width of the vectors.
         seed: decides the order.
-        training_tokens: vectors that training will take; no shard is fetched that training does not reach.
+        training_tokens: vectors that training will take; shards that training does not reach are not fetched.
         device: where batches will be.
         passes: dtype and rows of the language model's forward passes, which the device decides and the vectors depend
             on. A position in a stream with other passes is refused.
@@ -83,7 +83,7 @@ class ActivationSource(Source):
         self._epoch = self._batch = 0
         self.waited = 0.0
         self._fetched: dict[int, Future[_Fetched]] = {}
-        # It has as many cores as this thread, however many other threads are given while it begins.
+        # It has as many cores as this thread, for any limit that other threads set while it begins.
         self._background = ThreadPoolExecutor(1, "harvest", torch.set_num_threads, (torch.get_num_threads(),))
 
     def __enter__(self) -> "ActivationSource":
@@ -194,7 +194,7 @@ class ActivationSource(Source):
                     parts.append(vectors.index_select(0, places))
                     row += len(places)
                     if len(places) == missing:
-                        # Counted before it is yielded: a state that is saved meanwhile names the next batch.
+                        # Counted before the yield, so that a state saved meanwhile names the next batch.
                         self._batch += 1
                         batch = parts[0] if len(parts) == 1 else torch.cat(parts)
                         parts = []

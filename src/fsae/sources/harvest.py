@@ -34,7 +34,7 @@ class Harvested:
         text_ended: whether there is no more text.
         distinct: how many of the positions are from text that was not read before; they come first.
         skipped_rows: rows of the data set without a document, in the present pass over it.
-        label_names: what labels that stand for text mean.
+        label_names: the texts for which numbers in the labels stand.
     """
 
     shards: dict[Site, Shard]
@@ -46,7 +46,7 @@ class Harvested:
 
 
 class Harvester:
-    """Runs a corpus's language model over its text, one shard at a time.
+    """Harvester, which runs a corpus's language model over its text, one shard at a time.
 
     Args:
         corpus: the language model and its text.
@@ -99,7 +99,7 @@ class Harvester:
 
         Args:
             count: positions, at most `shard_tokens`.
-            known: the nearest known position in the text, from which to read on if the text stands farther away.
+            known: the nearest known position in the text, where reading continues if the present one is farther away.
 
         Raises:
             ValueError: activations that are not finite, no memory for a shard, text without a position to train on.

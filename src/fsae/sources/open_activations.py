@@ -1,4 +1,4 @@
-"""Opening a language model's activations: the settings, and the way from them to a stream."""
+"""Settings of a language model's activations, and the function that opens them as a stream."""
 
 import logging
 from collections.abc import Callable, Hashable, Sequence
@@ -86,7 +86,7 @@ class ActivationSourceSettings(SourceSettings):
         self.other_sites()
 
     def other_sites(self) -> list[Site]:
-        """`also`, read.
+        """Return the sites of `also`.
 
         Raises:
             ValueError: one does not read "name.layer".
@@ -97,7 +97,7 @@ class ActivationSourceSettings(SourceSettings):
             raise ValueError(f"source.also: {error}") from None
 
     def distinct_tokens(self, training_tokens: int) -> int:
-        """`tokens`, or what training takes."""
+        """Return `tokens`, or the number of training samples if it is null."""
         return training_tokens if self.tokens is None else self.tokens
 
     def check_training(self, samples: int, batch_size: int) -> None:
@@ -124,7 +124,7 @@ class ActivationSourceSettings(SourceSettings):
     def stream_key(self, request: Request) -> Hashable:
         model, site, dataset = request.text()
         tokens = self.distinct_tokens(request.training_samples)
-        # Text for what holds lists, which cannot be part of a key.
+        # Settings with lists as text, because lists cannot be part of a key.
         limit = self.max_norm_multiple, self.max_norm
         return model, site, repr(dataset), tokens, self.shard_tokens, self.seed, limit, tuple(self.also)
 
@@ -132,13 +132,13 @@ class ActivationSourceSettings(SourceSettings):
 def open_activations(
     settings: ActivationSourceSettings, request: Request, heartbeat: Callable[[], None]
 ) -> ActivationSource:
-    """Open the activations that the settings describe, and log where they come from and what they take.
+    """Open the activations that the settings describe, and log their origin and their size.
 
     The language model is opened only if something has to be harvested.
 
     Args:
-        settings: which activations, in which order, and where they are kept.
-        request: what the run asks of them.
+        settings: of the activations.
+        request: of the run.
         heartbeat: called after each forward pass; may raise to stop.
 
     Raises:
@@ -220,8 +220,8 @@ def _stores(settings: ActivationSourceSettings, request: Request, sites: Sequenc
 def _content(model: ModelSettings, dataset: DatasetSettings, shard_tokens: int) -> dict[str, Any]:
     """Return everything that determines the vectors of a store, besides the site.
 
-    The number of tokens is not part of it, as shards do not depend on how many there are. The rows of a forward pass
-    are: they decide where a shard ends, and the last bits of its vectors.
+    The number of tokens is not included, because shards do not depend on it. The rows of a forward pass are included:
+    they decide where a shard ends, and the last bits of its vectors.
     """
     text = {
         name: value.name if isinstance(value, Enum) else value
@@ -245,13 +245,13 @@ def _passes(model: ModelSettings, dataset: DatasetSettings) -> dict[str, Any]:
 
 
 def _check_documents(dataset: DatasetSettings, extent: Extent) -> None:
-    """Read one document of each part that is wanted, before the language model is opened, which may take minutes."""
+    """Read one document of each wanted part, before the language model is opened, because opening may take minutes."""
     for part in [Part.train, Part.held_out] if extent.tokens[Part.train] else [Part.held_out]:
         next(open_documents(dataset, part))
 
 
 def _check_sites(corpus: Corpus, sites: Sequence[Site], *, spliced: bool) -> None:
-    """Raise ValueError if the language model cannot be read or spliced at the sites: before the hours of training."""
+    """Raise ValueError, before hours of training, if the language model cannot be read or spliced at the sites."""
     for site in sites:
         corpus.model.check_site(site)
     if spliced:
@@ -259,7 +259,7 @@ def _check_sites(corpus: Corpus, sites: Sequence[Site], *, spliced: bool) -> Non
 
 
 def _held_out_positions(harvester: Harvester, count: int, dataset: DatasetSettings) -> int:
-    """Count the held-out positions, up to `count`; a ValueError if there are none."""
+    """Count the held-out positions, up to `count`; raise ValueError if there are none."""
     found = harvester.corpus.held_out_positions(count, harvester.beat)
     if found == 0:
         raise ValueError(
@@ -270,7 +270,7 @@ def _held_out_positions(harvester: Harvester, count: int, dataset: DatasetSettin
 
 
 def _room_for(missing: int, settings: ActivationSourceSettings, request: Request) -> Room | None:
-    """Return the room for the bytes that are missing from the stores, or None if they are not to be kept; log which.
+    """Return the room for the bytes that are missing from the stores, or None if they are not kept; log the choice.
 
     Raises:
         OSError: they must be kept, and there is no room.

@@ -38,7 +38,7 @@ class Extent:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Shard:
-    """Activations at one site, and where in the text each vector is from.
+    """Activations at one site, with the place of each vector in the text.
 
     Training and evaluation read the activations alone. The other columns are kept for the latents' contexts and
     labels: no reader needs them yet, and a store that lacked them would have to be harvested again.
@@ -59,7 +59,7 @@ class Shard:
         return len(self.activations)
 
     def beginning(self, part: Part, number: int, count: int) -> "Shard":
-        """Return what shard `number` of a part would be if it had `count` vectors only: the first ones in the text."""
+        """Return shard `number` of a part reduced to its first `count` vectors in the text."""
         if len(self) <= count:
             return self
         places = torch.argsort(order_in_shard(part, number, len(self)))

@@ -1,4 +1,4 @@
-"""The shards of a stream, wherever they come from: the store if it has them, otherwise the language model."""
+"""The shards of a stream, from the store if it has them, otherwise from the language model."""
 
 import logging
 import time
@@ -28,7 +28,7 @@ class ShardReader:
         harvester: runs the language model.
         site: the site whose shards are read.
         stores: of this site, and of others to fill from the same forward passes; empty to keep nothing on disk.
-        extent: which shards there are.
+        extent: the number of shards and their sizes.
         room: the room for missing shards on disk; None to harvest them into memory.
 
     Attributes:
@@ -106,7 +106,7 @@ class ShardReader:
         return max([self.harvester.skipped_rows, *(record.skipped_rows for record in records if record is not None)])
 
     def held_out_count(self) -> int | None:
-        """Return how many held-out vectors the store has if these are all that exist or all that are wanted."""
+        """Return the number of held-out vectors in the store if no more exist or no more are wanted; else None."""
         if self._store is None:
             return None
         total = 0
@@ -167,7 +167,7 @@ class ShardReader:
                 return (
                     not store.holds(part, number, count)
                     and locks.enter_context(store.lock(part, number))
-                    # Another process may have finished it between the two.
+                    # Another process may have finished it between the check and the lock.
                     and not store.holds(part, number, count)
                 )
 
@@ -177,10 +177,10 @@ class ShardReader:
             corpus = self.harvester.corpus
             model = corpus.model
             sizes = {site: shard_bytes(count, model.width(site), model.dtype, corpus.labelled) for site in ours}
-            # Before the work; when it is written others may have taken the room meanwhile.
+            # Checked before the work, and again on writing: other processes may take the room meanwhile.
             room.require(sum(sizes.values()))
             for site in ours:
-                # With its folder made, the store is kept from being pruned.
+                # Once its folder exists, the store is protected from being pruned.
                 self._stores[site].create(d_in=model.width(site), prepends_bos=corpus.prepends_bos)
             harvested = self._harvest(part, number, ours)
             names = sum(len(name.encode()) + 8 for name in harvested.label_names)
@@ -224,7 +224,7 @@ class ShardReader:
 
 
 class _Waiting:
-    """Sleeps a moment at a time, and logs now and then what for."""
+    """Waiting for a shard of another process, in short sleeps, with a log line now and then."""
 
     def __init__(self, reader: ShardReader):
         self._reader, self._logged = reader, float("-inf")

@@ -52,7 +52,7 @@ class ShardText:
         return self._next == number
 
     def move_to(self, number: int, known: TextPosition | None) -> PackedTokens:
-        """Go to the beginning of a shard, from where the text stands or from a known position that is nearer.
+        """Go to the beginning of a shard, from the present position or from a known one that is nearer.
 
         The shards in between are read over, at the tokenizer's speed.
         """

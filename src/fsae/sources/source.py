@@ -58,8 +58,8 @@ class HeldOutText(Protocol):
         ...
 
     def held_out_rows(self, count: int) -> tuple[Int[Tensor, "row context"], Bool[Tensor, "row context"]]:
-        """Return the first rows that have `count` tokens between them (fewer if there are no more), and which positions
-        count.
+        """Return the first rows that have `count` tokens together (fewer if there are no more), and a mask of the
+        positions that count.
 
         Raises:
             ValueError: the held-out part is shorter than one row.
@@ -84,7 +84,7 @@ class FillableStore(Protocol):
     """An activation store that can be filled without training."""
 
     def fill_store(self) -> dict[str, float]:
-        """Harvest what the store lacks; returns `harvest/...` numbers."""
+        """Harvest the shards that the store lacks; return `harvest/...` numbers."""
         ...
 
 
@@ -93,15 +93,15 @@ class Source(ABC):
 
     Attributes:
         d_in: width of the vectors.
-        unit: what one vector is, for axes and progress ("tokens", "samples").
+        unit: the plural noun for vectors on axes and in progress ("tokens", "samples").
         device: where batches are.
         text: held-out text with its language model, if vectors are activations of one.
-        truth: the features that vectors are made of, if they are known.
+        truth: the features of which vectors consist, if they are known.
         store: the activation store behind the source, if it has one.
         held_out_found: held-out vectors in the last pass over them, including those that it left out for their norm;
             None if the source leaves none out.
         massive_share: share of these that it left out.
-        tail_remedy: what lowers the share of variance that few vectors of large norm hold; "" if nothing does.
+        tail_remedy: advice for lowering the share of variance that few vectors of large norm hold; "" for none.
     """
 
     d_in: int
@@ -136,7 +136,7 @@ class Source(ABC):
 
     @abstractmethod
     def supply(self, trained: int | None, held_out: int | None, held_out_wanted: int) -> Supply:
-        """Return how many vectors there were.
+        """Return the numbers of vectors that training and evaluation had.
 
         Args:
             trained: training vectors that a run took; None for a run that trained nothing.
@@ -145,16 +145,16 @@ class Source(ABC):
         """
 
     def costs(self) -> dict[str, float]:
-        """Return seconds spent so far, by what they were spent on; "waiting" is the time that training waited."""
+        """Return seconds spent so far, by kind of work; "waiting" is the time that training waited."""
         return {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Everything that a run asks of its source, besides the source's own settings.
+    """Request of a run to its source, in addition to the source's own settings.
 
     Attributes:
-        model, site, dataset: where a language model's activations come from; None if the source has no language model.
+        model, site, dataset: the origin of a language model's activations; None if the source has no language model.
         training_samples: how many samples training takes; 0 if there is no training.
         held_out_samples: how many samples the evaluation takes.
         stores: the folder of all activation stores.
@@ -199,7 +199,7 @@ class SourceSettings(Ranged, ABC, group="source"):
         """Open the source for a run, or for several runs that share its stream.
 
         Args:
-            request: what the run asks of it.
+            request: of the run.
             heartbeat: called between units of long work; may raise to stop the work.
 
         Raises:
@@ -223,8 +223,8 @@ class SourceSettings(Ranged, ABC, group="source"):
         raise ValueError("task=harvest fills the activation store, which is for source=activations")
 
     def with_norm_limit(self, limit: float) -> tuple[Self, str | None]:
-        """Return the settings with a limit for the norm of activations, unless they have one, and the one they have if
-        it is another."""
+        """Return the settings with a limit for the norm of activations, unless they have a limit; also return their own
+        limit if it differs."""
         return self, None
 
     def identity(self) -> dict[str, str]:
@@ -237,7 +237,7 @@ class SourceSettings(Ranged, ABC, group="source"):
 
 
 def in_batches(parts: Iterable[Float[Tensor, "part d_in"]], size: int) -> Iterator[Float[Tensor, "batch d_in"]]:
-    """Yield vectors that come in parts of any size in batches of one size; the last batch may be smaller."""
+    """Yield vectors from parts of any size in batches of one size; the last batch may be smaller."""
     rest: Tensor | None = None
     for part in parts:
         joined = part if rest is None else torch.cat([rest, part])

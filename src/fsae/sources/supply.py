@@ -1,4 +1,4 @@
-"""Supply of samples: how many there were to train and evaluate on, compared with how many were asked for."""
+"""Supply of samples: the number available for training and evaluation, compared with the number requested."""
 
 from dataclasses import dataclass
 
@@ -21,8 +21,8 @@ class Supply:
     Attributes:
         trained: samples that training took, counted each time.
         distinct: distinct samples among these. Activations are distinct if they are from one pass over the text.
-        wanted: how many distinct samples there would be if there were enough text.
-        held_out, held_out_wanted: samples to evaluate on, and how many were asked for.
+        wanted: distinct samples with enough text.
+        held_out, held_out_wanted: samples available for evaluation, and the number requested.
         skipped_rows: rows of the data set without a document, in one pass.
     """
 

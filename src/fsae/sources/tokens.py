@@ -101,7 +101,7 @@ class PackedTokens(Iterator[Block]):
         batch_characters: documents are tokenised together until they have this many characters.
 
     Attributes:
-        epoch: how often the text has started again.
+        epoch: number of completed passes over the text.
         labelled: whether its documents have labels.
         label_names: labels that are text, in the order in which the documents bring them.
         prepends_bos: whether each row begins with a BOS.

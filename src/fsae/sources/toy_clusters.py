@@ -19,7 +19,7 @@ class ToyClustersSettings(InMemorySettings):
 
     40 % of the points are on a level line from (-4, 0) to (-1, 0) with noise of 0.15 across it, 30 % in the square
     between (1, 1) and (3, 3), 30 % on the diagonal from (1, -3) to (3, -1) with noise of 0.15 in both coordinates. The
-    coordinates are our choice; the paper's text does not state them.
+    coordinates are fsae's choice; the paper's text does not state them.
 
     Attributes:
         points: training points; 4,096 other points are held out.

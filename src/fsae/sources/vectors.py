@@ -31,7 +31,7 @@ class VectorsSettings(InMemorySettings):
         raise ValueError("these vectors were in a Python process's memory; call fsae.train with them again")
 
     def stream(self, vectors: Float[Tensor, "vectors d_in"], device: torch.device) -> InMemorySource:
-        """Return a stream of the vectors, of which the last ones are held out."""
+        """Return a stream of the vectors; the last ones are held out."""
         held_out = round(self.held_out * len(vectors))
         # A variance needs two.
         if held_out < 2 or held_out > len(vectors) - 2:

@@ -17,7 +17,7 @@ from fsae.sources.source import Batch, Request, Source, SourceSettings, in_batch
 from fsae.sources.supply import Supply
 from fsae.sparse.codes import Codes
 
-# How many vectors the scale and the biases are measured on.
+# The number of vectors on which the scale and the biases are measured.
 _FIRST = 8192
 # Held-out samples are drawn in parts of one size: samples depend on it, and must not depend on the batch size.
 _HELD_OUT_AT_ONCE = 2048
