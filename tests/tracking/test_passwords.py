@@ -90,8 +90,9 @@ def test_a_password_works_and_is_stored_nowhere(guarded: PasswordServer, server:
         folder.name: "FINISHED",
         f"sweep {outputs / 'sweep'}": "FAILED",
     }
-    assert runs["trainer.lr=0.001,penalty=fisher"].data.metrics["eval/fvu"] >= 0
-    assert runs["trainer.lr=0.001,penalty=fisher"].data.params["tracking.uri"] == bare
-    assert "config.yaml" in {artifact.path for artifact in client.list_artifacts(runs["trainer.lr=0.001,penalty=fisher"].info.run_id)}
+    job = runs["trainer.lr=0.001,penalty=fisher"]
+    assert job.data.metrics["eval/fvu"] >= 0
+    assert job.data.params["tracking.uri"] == bare
+    assert "config.yaml" in {artifact.path for artifact in client.list_artifacts(job.info.run_id)}
     output = "".join(text for _, text in (sweep, alone, *others, *synced))
     assert_no_secret_shown(outputs, tmp_path / "server", printed=output)
