@@ -1,4 +1,4 @@
-"""What every number of the evaluations means, by name."""
+"""The meaning of every number of the evaluations, by name."""
 
 from fsae.evaluation.choices import CHOICES
 from fsae.outputs.results import Meaning

@@ -1,4 +1,4 @@
-"""What members have in common, by hand."""
+"""Agreement of members, computed by hand."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What every evaluation that can be chosen by name has."""
+"""Properties of every evaluation that can be chosen by name."""
 
 from collections import Counter
 from pathlib import Path

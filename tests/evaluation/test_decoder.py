@@ -8,7 +8,7 @@ from tests.architectures import build, each_architecture
 
 
 def test_by_hand():
-    # Angles 0, 90 and 45 degrees, lengths do not matter: each one's nearest is 45 degrees away.
+    # The rows are at 0, 90 and 45 degrees, and lengths do not matter: the nearest row is always 45 degrees away.
     rows = torch.tensor([[2.0, 0.0], [0.0, 0.5], [3.0, 3.0]])
     assert decoder_max_cosine(rows) == pytest.approx(math.sqrt(0.5))
 

@@ -1,4 +1,4 @@
-"""Bits of codes, at codes whose bits are known."""
+"""Description length of codes whose bits are known."""
 
 import math
 
@@ -40,7 +40,7 @@ def test_that_a_cells_components_are_on_goes_without_saying():
     second = torch.tensor([[0.0, 1.0]]).double()
     autoencoder.set_weights(torch.tensor([[-3.0, 0.0], [3.0, 0.0]]).double(), torch.stack([second, second]))
     x = torch.tensor([[-3.0, 1.0], [-3.0, -1.0], [3.0, 1.0], [3.0, -1.0]]).double()
-    # The spread is sqrt(10). Of the centres H(1/2) each; one component a sample, of deviation 1.
+    # The spread is sqrt(10). Each centre takes H(1/2); a sample has one component, of deviation 1.
     wanted = 2 + 0.5 * math.log2(2 * math.pi * math.e * 64**2 / 10)
     assert bits(autoencoder, x) == pytest.approx(wanted)
 

@@ -63,7 +63,7 @@ def test_means_over_full_batches(arch, sparse, form, estimator):
         sums = [fisher_sums(record, form, estimator) for record in records[:-1]]
     off_diagonal = sum(s.off_diagonal.item() for s in sums) / 3
     diagonal = sum(s.diagonal.item() for s in sums) / 3
-    # The unbiased estimator's difference is near 0 and taken in float32 here, so it is held against the diagonal.
+    # The unbiased estimator's difference is near 0 and in float32 here, so the error is relative to the diagonal.
     assert numbers["fisher"] == pytest.approx(off_diagonal, rel=1e-4, abs=1e-5 * diagonal)
     assert numbers["fisher_ratio"] == pytest.approx(off_diagonal / diagonal, rel=1e-4, abs=1e-5)
     correlations = [squared_correlation(record.codes.dense()) for record in records[:-1]]
@@ -112,7 +112,7 @@ def test_nothing_correlates_where_fewer_than_two_latents_vary(codes):
 
 @pytest.mark.parametrize("form", list(FisherForm), ids=lambda form: form.name)
 def test_large_activations_do_not_overflow(form):
-    # In float32 the sums of `pre`, `post` and `reconstruction` are beyond its end (3e38) from about 1e9 on.
+    # In float32 the sums of `pre`, `post` and `reconstruction` overflow (3e38) from about 1e9 on.
     autoencoder = build("standard", d_in=6, d_sae=40, dtype=torch.float32).eval()
     with torch.no_grad():
         numbers = measured(Fisher(form=form), autoencoder(1e9 * samples(16, 6, dtype=torch.float32)))

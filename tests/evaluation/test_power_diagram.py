@@ -47,7 +47,7 @@ def test_its_supports_are_the_autoencoders(arch: str, apply_b_dec_to_input: bool
     assert isinstance(autoencoder, TopK)
     x = 2 * samples(1000)
     assert torch.equal(diagram_of(autoencoder).supports(x)[0], own_supports(autoencoder, x))
-    # Of another unit of the inputs too.
+    # The same holds in another unit of the inputs.
     folded = fold(autoencoder, 0.37)
     assert isinstance(folded, TopK)
     assert torch.equal(diagram_of(folded).supports(x)[0], own_supports(autoencoder, 0.37 * x))

@@ -1,4 +1,4 @@
-"""Regions: counted, crossed, measured and cut, where k-means on a line says what must come out."""
+"""Regions of k-means on a line, whose number, boundaries and sizes are known."""
 
 import math
 

@@ -12,11 +12,11 @@ def test_it_is_the_metric():
 
 
 @pytest.mark.parametrize(("target", "penalty"), [(32, 0.0), (64, math.log(2)), (16, math.log(2)), (320, math.log(10))])
-def test_an_l0_off_the_target_costs_its_log_ratio_either_way(target: float, penalty: float):
+def test_another_sparsity_than_the_wanted_costs_its_log_ratio_either_way(target: float, penalty: float):
     assert SearchObjective(target_l0=target).value(RESULTS) == pytest.approx(0.25 + penalty)
 
 
-def test_a_run_without_firing_latents_has_an_infinite_objective():
+def test_nothing_firing_is_as_bad_as_can_be():
     assert SearchObjective(target_l0=64).value(RESULTS | {"eval/l0": 0.0}) == math.inf
 
 

@@ -62,7 +62,7 @@ def identity() -> Autoencoder:
 
 
 def constant(value: Tensor) -> Autoencoder:
-    """Reconstructs `value` whatever comes."""
+    """Reconstructs `value` for every input."""
     autoencoder = StandardSettings(d_sae=2).build(D_IN, torch.Generator()).double().eval()
     with torch.no_grad():
         autoencoder.W_dec.zero_()

@@ -1,4 +1,4 @@
-"""Which evaluations are measured, in which order, and what is written of them."""
+"""The choice of evaluations, their order, and their files."""
 
 import json
 import math

@@ -22,11 +22,11 @@ def evaluated(
 
 
 def reproduced(batches: Iterable[Tensor]) -> Iterator[Batch]:
-    """Vectors that are to become themselves; given out once."""
+    """Vectors that are their own targets; they can be read once."""
     return (Batch(x, x) for x in batches)
 
 
-# What needs noisy inputs, a source with a norm limit, or a population.
+# Metrics that need noisy inputs, a source with a norm limit, or a population.
 MORE = {"fvu_of_inputs", "massive_share", "best_fvu", "best_member"}
 
 
@@ -65,7 +65,7 @@ def test_against_the_whole_set_at_once(arch):
 @each_architecture
 @pytest.mark.parametrize("form", list(FisherForm), ids=lambda form: form.name)
 def test_sparse_and_dense_agree(arch, form):
-    # At most 3 of 100 latents are on, where the architecture says so; the others fall back to dense codes.
+    # At most 3 of 100 latents are on if the architecture limits them; the others fall back to dense codes.
     autoencoder = build(arch, d_sae=100).eval()
     if isinstance(autoencoder, BatchTopK):
         autoencoder.threshold.fill_(6.0)
@@ -113,7 +113,7 @@ def test_a_perfect_dictionary_of_opposite_pairs():
     assert numbers["fvu"] == pytest.approx(0, abs=1e-12)
     assert numbers["l0"] == 4
     assert numbers["cosine"] == pytest.approx(1)
-    # The Fisher matrix is made of residuals, of which there are none.
+    # The Fisher matrix is made of residuals, and all of them are 0.
     assert numbers["fisher"] == pytest.approx(0, abs=1e-20)
     assert numbers["decoder_max_cosine"] == 0
 

@@ -137,7 +137,7 @@ def test_a_full_disk_leaves_the_earlier_folder(tmp_path):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     large = trained("standard", d_in=64, d_sae=256)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # Python ignores the signal, so a write beyond the limit fails as one to a full disk does.
+    # Python ignores the signal, so a write beyond the limit fails like a write to a full disk.
     assert signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
@@ -214,7 +214,7 @@ def test_a_damaged_config(tmp_path, text):
         ({"W_skip": torch.zeros(5, 5)}, r"holds W_skip, which this architecture has no use for"),
         ({"scaling_factor": torch.full((13,), 2.0)}, r"holds scaling_factor"),
         ({"b_enc": torch.tensor([0.0] * 12 + [float("nan")])}, r"1 of 13 numbers of b_enc are not finite"),
-        # Beyond what float32 holds.
+        # The value overflows float32.
         ({"W_dec": torch.full((13, 5), 1e300, dtype=torch.float64)}, r"65 of 65 numbers of W_dec are not finite"),
         ({"W_enc": torch.full((5, 13), 1e37)}, r"W_enc goes up to 1e\+37, beyond any weight"),
         ({"W_dec": torch.full((13, 5), -1e30)}, r"W_dec goes up to 1e\+30"),
@@ -248,7 +248,7 @@ def test_wrong_tensors(tmp_path, changes, message):
         ({"d_in": 6}, r"W_enc is \(5, 13\), by cfg.json it should be \(6, 13\)"),
         ({"architecture": "topk"}, r"k is None"),
         ({"architecture": "topk", "k": 14}, r"k is 14, more than the 13 latents"),
-        # Of another type than they should be.
+        # The values have the wrong type.
         ({"d_in": True}, r"d_in is True; it must be a positive whole number"),
         ({"d_in": 5.0}, r"d_in is 5\.0"),
         ({"d_in": float("inf")}, r"d_in is inf"),
@@ -436,7 +436,7 @@ def test_the_whole_provenance_is_read_back(tmp_path):
         prefix="Listen: ",
         chat_roles=["assistant"],
     )
-    # None at all is left out, so that a field which is not read would be noticed.
+    # No field is None, so the test fails if a field is not read.
     assert None not in asdict(whole).values()
     save_saelens(trained("standard"), tmp_path / "sae", whole)
     assert read_provenance(tmp_path / "sae") == whole

@@ -67,7 +67,7 @@ def train(folder: Path, *overrides: str) -> None:
 
 
 def evaluate(*folders: Path, given: tuple[str, ...] = ()) -> list[BaseException | None]:
-    """Evaluate the runs again, side by side; returns each one's error."""
+    """Evaluate the runs again as one pack; return the error of each."""
     jobs = []
     for folder in folders:
         overrides = [each for each in job_overrides(folder, ["task=reevaluate", *given]) if "hydra." not in each]
@@ -84,7 +84,7 @@ def numbers_of(found: dict[str, Any]) -> dict[str, float]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a run that an evaluation must leave alone."""
+    """Return every file of a run that an evaluation must not change."""
     grows = {"results.json", "metrics.jsonl", "run.log", "run.lock"}
     return {
         str(path.relative_to(folder)): path.read_bytes()
@@ -116,7 +116,7 @@ def test_an_evaluation_of_a_finished_run_has_its_own_numbers_and_leaves_the_rest
     after = results(run)
     assert after.pop("evaluated")
     if run.name == "batch_topk":
-        # It comes back as a jumprelu with the same codes, whose sums are taken in another order.
+        # It is loaded as a jumprelu with the same codes, which are summed in another order.
         assert numbers_of(after) == pytest.approx(numbers_of(before), rel=1e-12)
         return
     assert after == before
@@ -163,12 +163,12 @@ def test_an_evaluation_that_is_killed_leaves_the_run_whole_and_can_be_repeated(
     before = results(run)
 
     class Killed(BaseException):
-        """Ends everything at once, as SIGKILL does."""
+        """Ends the process at once, as SIGKILL does."""
 
     def killed(*_: object) -> None:
         raise Killed
 
-    # Half a line is what a kill while it is written leaves.
+    # A kill during a write leaves half a line.
     with RunFolder(run).metrics.open("a") as metrics:
         metrics.write('{"time_ms": 1, "st')
     monkeypatch.setattr(Findings, "results", killed)
@@ -231,7 +231,7 @@ def test_one_run_that_fails_does_not_stop_the_others(finished: Path, tmp_path: P
 
 
 def test_a_run_keeps_settings_that_presets_gave_it_at_the_time(run: Path):
-    """The values are those of its config.yaml, whatever the same overrides would be today."""
+    """The values are those of its config.yaml, even if the same overrides have other values today."""
     config = OmegaConf.load(run / "config.yaml")
     OmegaConf.update(config, "eval.vectors.samples", 300)
     OmegaConf.update(config, "dataset.held_out", 0.2)

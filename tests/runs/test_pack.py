@@ -1,4 +1,4 @@
-"""Several runs in one process: each ends as it would alone."""
+"""Several runs in one process: each has the same results as a run of its own."""
 
 import json
 import logging
@@ -57,7 +57,7 @@ SHORT = (
     "source.shard_tokens=1500",
     "source.seed=0",
 )
-# λ, θ, learning rates, seeds and lengths of their own.
+# Each has its own λ, θ, learning rate, seed and length.
 JOBS = {
     "standard": ["arch=standard", "loss.sparsity.weight=0.1", "seed=1", "trainer.samples=4096"],
     "gated": [
@@ -102,7 +102,7 @@ def job(outputs: Path, name: str, *overrides: str) -> tuple[RunSettings, Origin]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Of every exported autoencoder: of a population's members they are in folders of their own."""
+    """Every exported autoencoder counts: those of a population's members are in their own folders."""
     files = sorted((folder / "sae").rglob("sae_weights.safetensors"))
     return {f"{file.parent.name}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
 
@@ -117,7 +117,7 @@ def logged(folder: Path) -> list[tuple[int, dict[str, float]]]:
 def assert_same(folder: Path, wanted: Path) -> None:
     states = [torch.load(each / "checkpoints" / "latest.pt", weights_only=True)["state"] for each in (folder, wanted)]
     for state in states:
-        # How many digits the speed has decides how long the file is.
+        # The length of the file depends on the number of digits of the speed.
         state.pop("metrics_position")
     assert differences(*states) == []
     assert differences(weights(folder), weights(wanted)) == []
@@ -127,7 +127,7 @@ def assert_same(folder: Path, wanted: Path) -> None:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every job by itself; their folders have their names."""
+    """Every job runs alone; the folders have the jobs' names."""
     outputs = tmp_path_factory.mktemp("alone")
     for name, overrides in JOBS.items():
         run_experiment(*job(outputs, name, *overrides))
@@ -137,7 +137,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_each_run_of_a_pack_is_what_it_is_alone_whatever_becomes_of_the_others(
     alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    # One is finished already, one is busy, one diverges.
+    # One is already finished, one is busy, one diverges.
     run_experiment(*job(tmp_path, "topk", *JOBS["topk"]))
     busy = FileLock(tmp_path / "busy" / "run.lock")
     (tmp_path / "busy").mkdir()
@@ -251,7 +251,7 @@ def test_data_that_are_not_there_are_refused_for_all_runs(tmp_path: Path):
     jobs = [
         job(tmp_path, name, *JOBS[name], "dataset=text_files", f"dataset.path={text}") for name in ("topk", "gated")
     ]
-    # It was there when the settings were checked.
+    # The file existed when the settings were checked.
     shutil.rmtree(text)
     outcomes = run_pack(jobs)
     assert all(isinstance(outcome.error, ValueError) and str(text) in str(outcome.error) for outcome in outcomes)
@@ -270,7 +270,7 @@ def test_existing_autoencoders_are_evaluated_together(alone: Path, tmp_path: Pat
         wanted = json.loads((alone / name / "results.json").read_text())
         assert outcome.results["eval/fvu"] == pytest.approx(wanted["eval/fvu"], rel=1e-5)
         assert outcome.results["eval/ce_spliced"] == pytest.approx(wanted["eval/ce_spliced"], rel=1e-5)
-    # Nothing is trained on, so nothing is harvested for it.
+    # No training needs vectors, so none are harvested for it.
     assert list((tmp_path / "activations").rglob("held_out-*.safetensors"))
     assert not list((tmp_path / "activations").rglob("train-*"))
 
@@ -283,11 +283,11 @@ def test_what_did_not_count_in_training_does_not_count_in_evaluating_it(tmp_path
     assert made.results is not None
     said = json.loads((tmp_path / "made" / "sae" / "cfg.json").read_text())["metadata"]
     assert said["seqpos_slice"] == [7, None]
-    # With the tokenizer's own special ones.
+    # The tokenizer's special tokens are included.
     assert {11, 12} < set(said["exclude_special_tokens"])
     assert said["prefix"] == "# A line"
     sae = f"sae.path={tmp_path / 'made' / 'sae'}"
-    # In two packs, for these are other rows.
+    # These are other rows, so the runs are in two packs.
     [same] = run_pack([job(tmp_path, "same", *short, "task=eval", sae)])
     [other] = run_pack([job(tmp_path, "other", *short, "task=eval", sae, "dataset.prefix=def")])
     assert (same.error, other.error) == (None, None)
@@ -397,7 +397,7 @@ def test_noise_is_taken_out_of_eeg(tmp_path: Path):
     pytest.importorskip("mne")
     times = np.arange(40 * 64) / 64
     for number in range(4):
-        # Of no whole number of cycles a window, so that windows differ.
+        # A window has no whole number of cycles, so that windows differ.
         waves = np.stack([30 * np.sin(2 * np.pi * (4.37 + 0.71 * number) * times + phase) for phase in (0.0, 1.0)])
         write_edf(tmp_path / "eeg" / f"{number}.edf", waves, 64, ["Fp1", "Fp2"])
     overrides = [
@@ -408,13 +408,13 @@ def test_noise_is_taken_out_of_eeg(tmp_path: Path):
     config = composed(*overrides)
     OmegaConf.update(config, "paths.outputs", str(tmp_path))
     results = run_experiment(*accept(config, tmp_path / "run", overrides))
-    # As much noise as signal is in what it reads, and less is left of it.
+    # The inputs have as much noise as signal, and the reconstructions have less noise.
     assert results["eval/fvu_of_inputs"] == pytest.approx(1.0, rel=0.1)
     assert results["eval/fvu"] < 0.85
 
 
 def fitted_job(outputs: Path, *overrides: str) -> tuple[RunSettings, Origin]:
-    """Local PCA of three cells, looked at on the way out."""
+    """Local PCA of three cells, with the evaluation of regions."""
     overrides = (
         "arch=local_pca", "arch.d_sae=6", "arch.rank=1", "eval=[vectors,geometry]", "trainer.samples=1000",
         "trainer.batch_size=100", "tracking=none", *overrides,
@@ -434,12 +434,12 @@ def test_regions_are_pictured_as_far_as_there_is_a_plane(source: str, vectors: i
     assert sum(results["region_histogram"]["regions"]) == results["eval/regions"] <= 3
     pictures = {picture.name for picture in (tmp_path / "run" / "plots").iterdir()}
     assert "region_sizes.png" in pictures
-    # Of inputs with two dimensions their plane, and what it is a section of.
+    # Inputs with two dimensions have pictures of their plane and of the diagram that it is a section of.
     assert ("regions.png" in pictures, "voronoi_lift.png" in pictures) == (planes >= 1, planes == 2)
 
 
 def test_all_that_is_fitted_at_a_time_must_have_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    # Of each member three cells of 8 x 3^2 bytes.
+    # Each member has three cells of 8 x 3^2 bytes.
     monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=500))
     with pytest.raises(ValueError, match=r"9 cells of width 2 take .* lower population.size"):
         run_experiment(*fitted_job(tmp_path / "three", "source=toy_clusters", "population.size=3"))

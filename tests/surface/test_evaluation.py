@@ -1,4 +1,4 @@
-"""`fsae.evaluate`: a run's numbers, on vectors of the caller's."""
+"""`fsae.evaluate`: a run's numbers, on the caller's own vectors."""
 
 from typing import Any
 

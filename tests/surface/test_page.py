@@ -1,4 +1,4 @@
-"""docs/python.md: its code blocks run as they stand, one after the other."""
+"""docs/python.md: its code blocks run unchanged, one after the other."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""`fsae.train`: the command's numbers, on vectors of the caller's."""
+"""`fsae.train`: the command's numbers, on the caller's own vectors."""
 
 import json
 import threading
@@ -40,7 +40,7 @@ def same(one: fsae.Dictionary, other: fsae.Dictionary) -> bool:
 
 
 def toy_points(points: int, held_out: int = 4096) -> Tensor:
-    """All points of the command's toy, those to train on first."""
+    """Return all points of the command's toy source, training points first."""
     source = ToyClustersSettings(points=points).source(torch.device("cpu"))
     return torch.cat([source.first_vectors(), *(batch.inputs for batch in source.held_out(held_out, held_out))])
 

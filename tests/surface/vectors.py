@@ -11,7 +11,7 @@ SHORT: dict[str, Any] = {"samples": 6_000, "batch_size": 200, "overrides": ["tra
 
 
 def sparse_features(count: int = 3000, seed: int = 0) -> Tensor:
-    """(count, 16) vectors of 24 features, 2 of which are on on average."""
+    """(count, 16) vectors of 24 features, with 2 of them on per vector on average."""
     generator = torch.Generator().manual_seed(seed)
     directions = torch.nn.functional.normalize(torch.randn(24, D_IN, generator=generator), dim=1)
     on = torch.rand(count, 24, generator=generator) < 2 / 24

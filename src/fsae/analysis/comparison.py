@@ -64,12 +64,12 @@ class Comparison:
 
     @property
     def difference(self) -> float:
-        """The mean over seeds; NaN if nothing was compared."""
+        """Return the mean over seeds; NaN if nothing was compared."""
         return float(np.mean(list(self.differences.values()))) if self.differences else math.nan
 
     @property
     def outcome(self) -> str:
-        """The result: "lower", "higher", "none" (no difference found), "few" (too few values) or "not" (comparable)."""
+        """Return "lower", "higher", "none" (no difference found), "few" (too few values) or "not" (comparable)."""
         if self.obstacle:
             return "not"
         if self.interval is None:
@@ -79,14 +79,14 @@ class Comparison:
 
     @property
     def worth(self) -> str:
-        """ "better" or "worse" if a difference was found and the metric has a better direction, else empty."""
+        """Return "better" or "worse" if a difference was found and the metric has a better direction, else ""."""
         if self.better is Better.neither or self.outcome not in ("lower", "higher"):
             return ""
         return "better" if (self.better is Better.more) == (self.outcome == "higher") else "worse"
 
     @property
     def verdict(self) -> str:
-        """The outcome as a sentence that claims no more than the interval does."""
+        """Return the outcome as a sentence that claims no more than the interval does."""
         n = len(self.differences)
         if self.obstacle:
             return f"not comparable: {self.obstacle}"

@@ -53,7 +53,7 @@ class Design:
 
     @property
     def baseline(self) -> str:
-        """The treatment without the penalty."""
+        """Return the name of the treatment without the penalty."""
         return treatment_name(0.0)
 
 

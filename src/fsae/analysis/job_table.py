@@ -1,4 +1,4 @@
-"""The table that answers first: a row per job with what differs, the held-out numbers, and what became of it."""
+"""The table of jobs: a row per job with its differing settings, its held-out numbers and its state."""
 
 import math
 import re
@@ -41,7 +41,7 @@ class JobTable:
 
     Attributes:
         settings: keys of the settings that differ, without those that follow from others.
-        numbers: `eval/<metric>` of the numbers that some job has, those looked at first in front, and what they mean.
+        numbers: `eval/<metric>` of the numbers that some job has, the main ones first, and their meanings.
     """
 
     settings: list[str]
@@ -49,8 +49,10 @@ class JobTable:
     rows: list[JobRow]
 
     def text(self) -> str:
-        """Aligned columns for a console: what differs, the main numbers (the best ones with a star), the state; without
-        a newline at the end."""
+        """Return aligned columns for a console: the differing settings, the main numbers and the state.
+
+        A star marks the best numbers. The text does not end in a newline.
+        """
         cells = self._cells(lambda number, best: f"{number}{'*' if best else ' '}")
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         numeric = self._numeric()
@@ -64,7 +66,7 @@ class JobTable:
         return "\n".join([*lines, *([f"* {self.legend()}"] if self.legend() else [])])
 
     def markdown(self) -> str:
-        """The same as a table in Markdown, the best numbers bold."""
+        """Return the same columns as a table in Markdown, the best numbers bold."""
         head, *rows = self._cells(lambda number, best: f"**{number}**" if best else number)
         rule = ["---:" if right else "---" for right in self._numeric()]
         lines = [" | ".join(cell.strip().replace("|", "\\|") for cell in row) for row in (head, rule, *rows)]
@@ -87,7 +89,7 @@ class JobTable:
         return [*(False for _ in self.settings or ["run"]), *(True for _ in self._main()), False]
 
     def _cells(self, mark: Callable[[str, bool], str]) -> list[list[str]]:
-        """Texts, line by line; `mark` makes one of a number and of whether it is the best."""
+        """Yield the texts line by line; `mark` makes the text of a number, given whether it is the best."""
         head = [*map(called, self.settings or ["run"]), *(mark(_short(name), False) for name in self._main()), "state"]
         rows = []
         for row in self.rows:
@@ -96,13 +98,13 @@ class JobTable:
                 mark(readable(row.numbers[name]), name in row.best) if name in row.numbers else ""
                 for name in self._main()
             ]
-            # Of a job without any of these settings the name is what there is to say.
+            # A job without any of these settings is shown by its name.
             rows.append([*(own if any(own) else [row.run, *own[1:]]), *numbers, row.state])
         return [head, *rows]
 
 
 def job_table(runs: pd.DataFrame) -> JobTable:
-    """The table of these jobs.
+    """Return the table of these jobs.
 
     Args:
         runs: as `fsae.analysis.runs` collects them.

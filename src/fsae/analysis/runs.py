@@ -49,7 +49,7 @@ def collect_folders(paths: Iterable[Path]) -> pd.DataFrame:
 
     Returns:
         One row per run, ordered by folder. Columns: `run`, `folder` (absolute), `state` (that of `status.json`, or
-        "killed", "not started", "damaged"), `failure`, `sweep`, `commit`; the flat settings as numbers where all
+        "killed", "not started", "damaged"), `failure`, `sweep`, `commit`; the flat settings as numbers if all
         values of one are; the results' numbers as `eval/<metric>` and `data/<count>`, NaN if they are not finite;
         `density/...`, the histogram's lists. A value that a run lacks is None or NaN. The meanings of the numbers are
         among the table's attributes (`fsae.analysis.metrics.meanings_of`).

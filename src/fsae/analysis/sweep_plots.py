@@ -247,7 +247,7 @@ def plot_density(histograms: Mapping[tuple[str, str], tuple[Sequence[float], Seq
 def band(
     curves: Sequence[Curve],
 ) -> tuple[Float[np.ndarray, " grid"], Float[np.ndarray, " grid"], Float[np.ndarray, "2 grid"]] | None:
-    """Return l0, the seeds' mean and the band's two edges, where all curves overlap; None if they do not."""
+    """Return l0, the seeds' mean and the band's two edges in the range that all curves share; None without one."""
     shared = shared_range(curves)
     if shared is None:
         return None

@@ -99,7 +99,7 @@ def accept(config: DictConfig, folder: Path, overrides: Sequence[str]) -> tuple[
 
 
 def _as_trained(settings: RunSettings, folder: Path) -> RunSettings:
-    """The settings with the norm above which the finished run in the folder left activations out of its training."""
+    """Return the settings with the norm above which the folder's finished run left out activations in training."""
     sae = folder / "sae"
     exported = sae / "0" if (sae / "0").is_dir() else sae
     return replace(settings, source=with_its_norm_limit(settings.source, read_provenance(exported), exported))

@@ -1,7 +1,7 @@
 """The schema: all settings, and the step from composed YAML to frozen settings objects.
 
 Each component's settings are a frozen dataclass next to it. Here they are gathered into `RunSettings` and stored
-under `schema/...`, where the YAML files take them from, so that unknown keys and wrong types fail at composition.
+under `schema/...`, from which the YAML files take them, so that unknown keys and wrong types fail at composition.
 """
 
 import re
@@ -126,7 +126,7 @@ class RunSettings(Ranged):
         return self.model, self.site, self.dataset
 
     def existing(self) -> Path:
-        """The folder of the autoencoder that task=eval evaluates."""
+        """Return the folder of the autoencoder that task=eval evaluates."""
         assert self.sae.path is not None
         return Path(self.sae.path).expanduser()
 
@@ -236,7 +236,7 @@ def register_schemas() -> None:
 
 
 def settings_of(config: DictConfig) -> RunSettings:
-    """Real settings objects of a composed config; their own range checks run here.
+    """Return the settings objects of a composed config; their own range checks run here.
 
     Raises:
         ValueError: a value is missing or out of range, a key was added that no schema has, or a group holds something

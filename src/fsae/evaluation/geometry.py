@@ -152,7 +152,7 @@ def _agreement(
 
 
 def _plane(regions: Regions, diagram: PowerDiagram | None, x: Tensor) -> Slice | None:
-    """With a margin around the samples that lie in it."""
+    """Return the picture of a plane, with a margin around the samples in it."""
     if x.shape[1] == 2:
         origin, axes = x.new_zeros(2), torch.eye(2).to(x)
         points = x

@@ -76,7 +76,7 @@ class ReconstructionMetric:
         }
 
     def _add_deviation(self, x: Float[Tensor, "batch d_in"]) -> None:
-        # Chan, Golub and LeVeque's update. E|x|^2 - |E x|^2 would cancel where activations have a large mean.
+        # Chan, Golub and LeVeque's update. E|x|^2 - |E x|^2 would cancel if activations have a large mean.
         batch = x.shape[0]
         mean = x.mean(0)
         shift = mean - self._mean

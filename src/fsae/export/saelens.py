@@ -143,7 +143,8 @@ def save_saelens(
                 save_file(_plain({"sparsity": torch.log10(density + LEAST_DENSITY)}), unfinished / SPARSITY)
             for path in unfinished.iterdir():
                 share_as_folder(path)
-            # Before the earlier folder goes: a folder that holds files cannot be replaced in one step.
+            # The new folder is flushed before the earlier one is removed: no folder with files can be replaced in one
+            # step.
             flush(unfinished)
             if folder.exists():
                 shutil.rmtree(earlier, ignore_errors=True)

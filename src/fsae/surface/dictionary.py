@@ -67,42 +67,42 @@ class Dictionary:
 
     @property
     def d_in(self) -> int:
-        """Width of the vectors that it reads."""
+        """Return the width of the vectors that it reads."""
         return self.autoencoder.d_in
 
     @property
     def d_sae(self) -> int:
-        """Number of latents."""
+        """Return the number of latents."""
         return self.autoencoder.d_sae
 
     @property
     def W_enc(self) -> Float[Tensor, "d_in d_sae"]:  # noqa: N802
-        """Encoder weights, one column per latent, for raw vectors."""
+        """Return the encoder weights, one column per latent, for raw vectors."""
         return self.autoencoder.W_enc
 
     @property
     def W_dec(self) -> Float[Tensor, "d_sae d_in"]:  # noqa: N802
-        """Decoder weights, one row per latent, in the unit of the vectors per unit of the code."""
+        """Return the decoder weights, one row per latent, in the unit of the vectors per unit of the code."""
         return self.autoencoder.W_dec
 
     @property
     def b_dec(self) -> Float[Tensor, " d_in"]:
-        """Decoder bias, in the unit of the vectors."""
+        """Return the decoder bias, in the unit of the vectors."""
         return self.autoencoder.b_dec
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
+        """Return the device of the weights."""
         return self.autoencoder.W_dec.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights and so of codes and reconstructions."""
+        """Return the type of the weights, which is also the type of codes and reconstructions."""
         return self.autoencoder.W_dec.dtype
 
     @property
     def architecture(self) -> str:
-        """Name of the `arch=` choice that computes codes as this dictionary does.
+        """Return the name of the `arch=` choice that computes codes as this dictionary does.
 
         SAELens' format has no batch_topk: such a dictionary is a jumprelu once it has been saved, and `settings.arch`
         says how it was trained.
@@ -112,7 +112,7 @@ class Dictionary:
 
     @cached_property
     def settings(self) -> RunSettings | None:
-        """Settings of the run that trained it; None for a folder in SAELens' format that belongs to no run.
+        """Return the settings of the run that trained it; None for a folder in SAELens' format that belongs to no run.
 
         Raises:
             ValueError: another version of fsae wrote settings that this version lacks.
@@ -123,12 +123,12 @@ class Dictionary:
 
     @cached_property
     def cfg(self) -> dict[str, Any]:
-        """Content of the folder's cfg.json, SAELens' settings; empty for a dictionary that was read from no folder."""
+        """Return the content of the folder's cfg.json, SAELens' settings; empty if it was read from no folder."""
         return {} if self.folder is None else json.loads((self.folder / CONFIG).read_text(encoding="utf-8"))
 
     @property
     def site(self) -> Site | None:
-        """Site in the language model at which its vectors are read; None if they are of no language model.
+        """Return the site in the language model at which its vectors are read; None if they are of no language model.
 
         Raises:
             ValueError: SAELens' name of the hook is no site of fsae.
@@ -138,8 +138,7 @@ class Dictionary:
 
     @cached_property
     def language_model(self) -> LanguageModel | None:
-        """The language model whose activations it was trained on, opened when it is first asked for; None if there is
-        none.
+        """Return the language model whose activations it was trained on, opened at the first use; None if it has none.
 
         Raises:
             ValueError: the model cannot be opened (`fsae.language_model` has the reasons).

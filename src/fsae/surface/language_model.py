@@ -34,7 +34,7 @@ class LanguageModel:
     """A causal language model, opened through TransformerLens.
 
     Args:
-        settings: where its weights are, and how they are run.
+        settings: the origin of its weights and the way to run them.
 
     Attributes:
         settings: as given.
