@@ -45,7 +45,6 @@ RENAMED: dict[str, str] = {
     "eval.splice_tokens": "suite.tokens",
     "eval=geometry": "eval=[vectors,splice,geometry]",
     "loss.fisher": "loss.penalty",
-    # Only of runs with a penalty: others measure the Fisher sums under their own name.
     "train/fisher_weighted": "train/penalty_weighted",
     "train/started_over": "train/reinitialised",
     "arch=released_standard": "arch=released/standard",

@@ -78,7 +78,7 @@ def test_an_architecture_fits_the_loss_that_it_brings_and_refuses_others_by_name
     check(settings_of(composed(f"arch={arch}")))
     assert "squared_error" in fits
     # Fitting minimises the squared error alone.
-    assert not (arch in FITTED and "penalty" in settings_of(composed(f"arch={arch}")).loss)
+    assert not (arch in FITTED and settings_of(composed(f"arch={arch}")).loss["penalty"].weight)
 
 
 def test_there_are_all_groups():

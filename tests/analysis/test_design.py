@@ -129,3 +129,16 @@ def test_weights_that_differ_in_late_digits_are_different_treatments():
 def test_long_seeds_in_a_column_with_gaps_stay_different():
     rows = [settings_of("gated", 0, 1, 0) | {"source.seed": seed} for seed in (12345678901.0, 12345678902.0, None)]
     assert design_of(table(*rows)).repeats == 0
+
+
+def test_two_penalties_of_one_weight_are_two_treatments():
+    rows = [
+        settings_of("gated", theta, 1, 0) | {"loss.penalty": penalty, "eval/fvu": fvu}
+        for theta, penalty, fvu in ((0.0, "none", 0.5), (1.0, "fisher", 0.1), (1.0, "orthogonal", 0.3))
+    ]
+    cells = design_of(table(*rows)).cells
+    assert dict(zip(cells["treatment"], cells["eval/fvu"], strict=True)) == {
+        "θ = 0": 0.5,
+        "θ = 1, penalty=fisher": 0.1,
+        "θ = 1, penalty=orthogonal": 0.3,
+    }

@@ -41,6 +41,10 @@ from tests.composition import composed
         (["arch=topk", "trainer=fit"], r"arch TopK is trained by gradients: choose trainer=adam"),
         (["arch=kmeans", "trainer=adam"], r"arch KMeans has no gradients: choose trainer=fit"),
         (
+            ["penalty=none", "trainer.batch_size=1"],
+            r"trainer\.batch_size is 1, .* set loss\.penalty\.estimator=batch",
+        ),
+        (
             ["arch=pca", "penalty=fisher"],
             r"loss\.penalty\.weight is 1000\.0, but arch PCA is fitted to the squared error alone",
         ),

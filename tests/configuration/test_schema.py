@@ -117,3 +117,12 @@ def test_an_architecture_and_an_experiment_of_one_s_own(tmp_path: Path):
     settings = settings_of(composed("experiment=mine", "seed=12", "loss.penalty.weight=0.25", "arch.k=8", own=tmp_path))
     assert isinstance(settings.arch, TopKSettings)
     assert (settings.seed, settings.loss["penalty"].weight, settings.arch.k) == (12, 0.25, 8)
+
+
+def test_a_yaml_file_with_the_former_name_of_the_penalty_is_refused(tmp_path: Path):
+    (tmp_path / "loss").mkdir()
+    (tmp_path / "loss" / "mine.yaml").write_text(
+        "defaults:\n  - squared_error\n  - /schema/loss@fisher: fisher\n  - _self_\nfisher:\n  weight: 0.5\n"
+    )
+    with pytest.raises(ValueError, match=r"loss\.fisher: there is no such setting; .* loss\.penalty"):
+        settings_of(composed("loss=mine", own=tmp_path))

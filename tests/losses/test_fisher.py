@@ -10,7 +10,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.record import AffineMap, ForwardRecord
 from fsae.autoencoders.settings import DecoderNorm
-from fsae.losses.fisher import Fisher, FisherEstimator, FisherForm, fisher_sums
+from fsae.losses.fisher import (
+    Fisher,
+    FisherEstimator,
+    FisherForm,
+    NoPenalty,
+    fisher_of,
+    fisher_sums,
+    with_fisher_measured,
+)
 from fsae.losses.reconstruction import SquaredError
 from fsae.losses.term import Moment
 from fsae.sparse import gram
@@ -478,3 +486,12 @@ def test_sparse_codes_are_never_spread_over_the_width(
         (penalty + SquaredError().measure(record, NO_DEAD).value).backward()
 
     assert not recorded(work).at_least(BATCH * WIDE // 10)
+
+
+def test_no_penalty_measures_the_sums_in_the_chosen_form():
+    none = NoPenalty(form=FisherForm.pre, estimator=FisherEstimator.batch)
+    assert with_fisher_measured({"penalty": none}) == {"penalty": none}
+    assert fisher_of([none]) is none
+    assert with_fisher_measured({}) == {"fisher": NoPenalty()}
+    with pytest.raises(ValueError, match=r"loss\.penalty\.weight is 2, but penalty=none has no weight"):
+        NoPenalty(weight=2.0)

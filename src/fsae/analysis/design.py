@@ -76,7 +76,9 @@ def design_of(runs: pd.DataFrame) -> Design:
     differing = [name for name in settings if _differs(runs, name)]
     penalised = runs.loc[_theta(runs) > 0]
     treatment = [
-        name for name in differing if name.startswith("loss.penalty.") and name != THETA and _differs(penalised, name)
+        name
+        for name in differing
+        if f"{name}.".startswith("loss.penalty.") and name != THETA and _differs(penalised, name)
     ]
     parts = {"arch", THETA, *SPARSITY, *REPLICATES, *(n for n in differing if n.startswith("loss.penalty"))}
     known, conditions, follows = (["arch"] if "arch" in runs else []), [], []
@@ -187,7 +189,7 @@ def _labels(runs: pd.DataFrame, conditions: list[str], treatment: list[str], spa
     rows: list[dict[str, object]] = runs.to_dict("records")  # pyright: ignore[reportAssignmentType]
 
     def others(row: dict[str, object]) -> list[str]:
-        return [f"{name.removeprefix('loss.penalty.')}={shown(row[name])}" for name in treatment]
+        return [f"{name.removeprefix('loss.').removeprefix('penalty.')}={shown(row[name])}" for name in treatment]
 
     replicates = [name for name in REPLICATES if name in runs]
     return pd.DataFrame(

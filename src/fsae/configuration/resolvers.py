@@ -107,7 +107,7 @@ def _run_folder(*, _root_: DictConfig) -> str:
         name = f"harvest-{_root_.name or vectors}"
     else:
         arch = _root_.hydra.runtime.choices.arch.replace("/", "_")
-        penalty = deciding["loss.penalty"].replace("none", "no_penalty")
+        penalty = "no_penalty" if deciding["loss.penalty"] == "none" else deciding["loss.penalty"]
         name = _root_.name or f"{vectors}-{arch}-{penalty}"
     runs = Path(_root_.paths.runs)
     folder, number = f"{name}-{digest}", 1

@@ -194,7 +194,6 @@ def schemas() -> dict[str, type]:
 # Keys that are no settings, or no longer, and what to set instead.
 INSTEAD = {
     "loss.fisher": "the Fisher penalty is loss.penalty, and theta is loss.penalty.weight; penalty=none trains without",
-    "loss.penalty": "this run has no penalty; penalty=fisher has one, whose weight is loss.penalty.weight",
     "trainer.tokens": "it is trainer.samples",
     "trainer.centres": "it is trainer.centre_fraction",
     "objective": "it is search, as in search.metric=eval/fvu",
@@ -260,10 +259,10 @@ def settings_of(config: DictConfig) -> RunSettings:
                 f"`defaults: [/schema/{f.name}@_here_: ..., _self_]`"
             )
     for name, term in values["loss"].items():
-        if isinstance(term, LossTerm):
-            continue
         if f"loss.{name}" in INSTEAD:
             raise ValueError(f"loss.{name}: there is no such setting; {INSTEAD[f'loss.{name}']}")
+        if isinstance(term, LossTerm):
+            continue
         raise ValueError(
             f"loss.{name} is not a loss term; give it a schema in the YAML file's defaults, "
             f"for instance `/schema/loss@{name}: l1`"

@@ -1,7 +1,7 @@
 """The table of loss terms: the name of each, for `conf/loss` and `conf/penalty`, and its settings."""
 
 from fsae.losses.auxiliary import AuxK, GateReconstruction
-from fsae.losses.fisher import Fisher
+from fsae.losses.fisher import Fisher, NoPenalty
 from fsae.losses.reconstruction import SquaredError
 from fsae.losses.sparsity import L1, StepL0, TanhL0, TargetL0
 from fsae.losses.term import LossTerm
@@ -15,4 +15,5 @@ CHOICES: dict[str, type[LossTerm]] = {
     "gate_reconstruction": GateReconstruction,
     "aux_k": AuxK,
     "fisher": Fisher,
+    "none": NoPenalty,
 }

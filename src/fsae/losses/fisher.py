@@ -11,8 +11,8 @@ and K is cheap if the g_b are as sparse as the codes. If g is dense but low-rank
 uses (d_in + 1)^2 matrices, and the cheaper method is chosen.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fsae.autoencoders.record import AffineMap, ForwardRecord
 from fsae.losses.term import LossTerm, Moment, TermValue
+from fsae.ranges import WEIGHT
 from fsae.sparse.codes import Codes
 from fsae.sparse.gram import squared_gram_norm
 from fsae.sparse.products import first_order
@@ -95,11 +96,37 @@ class Fisher(LossTerm):
         return TermValue(sums.off_diagonal, {"fisher": sums.off_diagonal.detach(), "fisher_ratio": sums.ratio.detach()})
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoPenalty(Fisher):
+    """No penalty: the Fisher sums are measured, and nothing is added to the objective.
+
+    Attributes:
+        weight: always 0.
+    """
+
+    weight: float = field(default=0.0, metadata=WEIGHT)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weight != 0:
+            raise ValueError(
+                f"loss.penalty.weight is {self.weight:g}, but penalty=none has no weight; choose penalty=fisher, or "
+                "leave loss.penalty.weight out"
+            )
+
+
+def fisher_of(terms: Iterable[LossTerm]) -> Fisher:
+    """Return the term that says in which form the Fisher sums are measured; the default form if there is none."""
+    return next((term for term in terms if isinstance(term, Fisher)), NoPenalty())
+
+
 def with_fisher_measured(terms: Mapping[str, LossTerm]) -> dict[str, LossTerm]:
-    """Return the terms, and a Fisher term of weight 0 if none of them measures the Fisher sums."""
-    if any(isinstance(term, Fisher) for term in terms.values()):
+    """Return the terms, and one that measures the Fisher sums if none of them does."""
+    measuring = fisher_of(terms.values())
+    if measuring in terms.values():
         return dict(terms)
-    return {**terms, "fisher": Fisher(weight=0.0)}
+    assert "fisher" not in terms, "the name of the measured term"
+    return {**terms, "fisher": measuring}
 
 
 def fisher_sums(record: ForwardRecord, form: FisherForm, estimator: FisherEstimator) -> FisherSums:

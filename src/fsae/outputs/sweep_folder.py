@@ -195,7 +195,7 @@ def run_name_and_tags(folder: Path, overrides: Sequence[str], penalty: str) -> t
     sweep = read_sweep(folder.parent)
     name = job_name(overrides, sweep.varied) or folder.name
     # The name of a run of its own ends in the penalty, and so does that of a job whose sweep does not vary it.
-    if "penalty" not in name:
+    if not ({"penalty", "loss.penalty"} & set(sweep.varied)):
         name = f"{name},penalty={penalty}"
     return name, sweep_tags(folder, sweep)
 

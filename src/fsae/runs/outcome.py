@@ -14,7 +14,7 @@ from fsae.evaluation.suite import held_out_samples, measure
 from fsae.evaluation.vectors import VectorEvaluation
 from fsae.export.saelens import Provenance, save_saelens
 from fsae.language_models.identity import published_as
-from fsae.losses.fisher import Fisher
+from fsae.losses.fisher import fisher_of
 from fsae.outputs.results import results_table
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.sweep_folder import is_job
@@ -39,7 +39,7 @@ class Outcome:
 def conclude(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[], None]) -> None:
     """Measure all runs at once, and finish each with its own numbers; `heartbeat` may raise to stop the measuring."""
     evaluations = made[0].run.settings.eval
-    examined = [Examined(each.autoencoders, each.best, _fisher(each.run.settings)) for each in made]
+    examined = [Examined(each.autoencoders, each.best, fisher_of(each.run.settings.loss.values())) for each in made]
     subject = Subject(examined, source, heartbeat)
     findings = measure(subject, evaluations)
     vectors = subject.found(VectorEvaluation)
@@ -76,10 +76,6 @@ def finish(run: Run, results: dict[str, Any], table: str | None = None) -> None:
     if run.settings.tracking.mlflow:
         uri = resolve_uri(run.settings.tracking.uri, Path(run.settings.paths.outputs))
         print(f"MLflow UI:   {ui_command(uri)}")
-
-
-def _fisher(settings: RunSettings) -> Fisher:
-    return next((term for term in settings.loss.values() if isinstance(term, Fisher)), Fisher())
 
 
 def _export(made: TrainedRun, densities: Sequence[Any] | None, text: HeldOutText | None) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from torch import Tensor
 
 from fsae.evaluation.vectors import VectorEvaluation, Vectors, evaluate_vectors
-from fsae.losses.fisher import Fisher
+from fsae.losses.fisher import fisher_of
 from fsae.outputs.results import results_table
 from fsae.sources.source import Batch, Source, in_batches
 from fsae.sources.vectors import as_vectors
@@ -56,7 +56,7 @@ def evaluate(
 def measured(dictionary: Dictionary, batches: Iterable[Batch]) -> VectorEvaluation:
     """Return the result of one pass over the batches."""
     terms = dictionary.settings.loss.values() if dictionary.settings is not None else ()
-    fisher = next((term for term in terms if isinstance(term, Fisher)), Fisher())
+    fisher = fisher_of(terms)
     (evaluated,) = evaluate_vectors([dictionary.autoencoder], _of_width(dictionary.d_in, batches), [fisher])
     return evaluated
 
