@@ -24,12 +24,17 @@ _FILES = {
     "CITATION.cff": "CITATION.cff",
 }
 
-_INCLUDED = re.compile(r'^--8<-- "(.*)"$', re.MULTILINE)
+# A comment in the language of the code block, so that no formatter takes the line for code.
+_INCLUDED = re.compile(r'^# --8<-- "(.*)"$', re.MULTILINE)
 _LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)\s]+)(\))")
 
 
 def main() -> int:
-    """Write all pages. Return 1 if a file that a page links to is missing or something has no description, else 0."""
+    """Write all pages.
+
+    Return 1 if a page links to a missing file or still names a file to include, or if something has no description;
+    else 0.
+    """
     shutil.rmtree(ASSEMBLED, ignore_errors=True)
     pages = generated_pages()
     for source, page in sorted(page_paths().items()):
@@ -39,7 +44,11 @@ def main() -> int:
             _place(page).write_bytes((REPOSITORY / source).read_bytes())
     for page, text in pages.items():
         _place(page).write_text(text)
-    complaints = [*undocumented(), *(f"{page}: there is no {link}" for page in pages for link in missing_links(page))]
+    complaints = [
+        *undocumented(),
+        *(f"{page}: there is no {link}" for page in pages for link in missing_links(page)),
+        *(f"{page}: not included: {line}" for page, text in pages.items() for line in left_out(text)),
+    ]
     for complaint in complaints:
         print(complaint, file=sys.stderr)
     return 1 if complaints else 0
@@ -74,9 +83,19 @@ def page_text(source: str) -> str:
     """Return the Markdown of a page: its file with included files, links between pages and the import law in place."""
     path = REPOSITORY / source
     markdown = notebook_text(path) if path.suffix == ".ipynb" else path.read_text()
-    return (
-        page_links(markdown, source).replace("<!-- layers -->", layers_table()).replace("<!-- homes -->", homes_table())
-    )
+    linked = page_links(markdown, source)
+    tables = linked.replace("<!-- layers -->", layers_table()).replace("<!-- homes -->", homes_table())
+    return included(tables)
+
+
+def included(markdown: str) -> str:
+    """Replace each line `# --8<-- "path"` by that file of the repository."""
+    return _INCLUDED.sub(lambda line: (REPOSITORY / line[1]).read_text().rstrip(), markdown)
+
+
+def left_out(markdown: str) -> list[str]:
+    """Return the lines of an assembled page that look like an inclusion, such as one that a formatter changed."""
+    return [line for line in markdown.splitlines() if "--8" in line]
 
 
 def page_links(markdown: str, source: str) -> str:

@@ -1,6 +1,6 @@
 """Choices from other distributions: entry points of the group `fsae`, such as `arch.mine = "my_package:MySettings"`."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
@@ -47,6 +47,24 @@ def with_outside(group: str, own: Mapping[str, type[Settings]], base: type[Setti
             )
         found[name], makers[name] = settings, maker
     return found
+
+
+def check_groups(groups: Collection[str]) -> None:
+    """Check that every entry point names one of these groups: one of another group would have no effect.
+
+    Raises:
+        ValueError: a distribution has another one.
+    """
+    for each in _entry_points():
+        group, _, name = each.name.partition(".")
+        if group in groups and name:
+            continue
+        maker = each.dist.name if each.dist is not None else each.value
+        kinds = ", ".join(f"{known}.NAME" for known in sorted(groups))
+        raise ValueError(
+            f"the distribution {maker} has the entry point {each.name}, which names no choice of fsae; an entry point "
+            f"is one of {kinds}; rename it, or uninstall {maker}"
+        )
 
 
 @cache

@@ -153,8 +153,8 @@ def test_an_earlier_report_is_replaced(tmp_path: Path):
     [
         ({"seeds": [0]}, "matched", "too few seeds to say: 1 of at least 4"),
         ({"weights": [1.0, 2.0, 4.0]}, "matched", "Nothing is compared at matched l0: fewer than four sparsities (3)."),
-        ({"thetas": [0.01]}, "matched", "there is no baseline: no run has loss.penalty.weight=0"),
-        ({"thetas": [0.0]}, "matched", "no run has a Fisher penalty: loss.penalty.weight is 0 in all"),
+        ({"thetas": [0.01]}, "matched", "there is no baseline: no run has penalty=none or loss.penalty.weight=0"),
+        ({"thetas": [0.0]}, "matched", "no run has a penalty: all have penalty=none or loss.penalty.weight=0"),
         ({"weights": [1.0]}, "fronts", "No setting of sparsity varies"),
     ],
 )

@@ -24,7 +24,15 @@ def refusal(*overrides: str, own: Path | None = None) -> str:
             "arch=topj: there is no such choice; did you mean topk?\narch has: abs_topk, batch_topk, gated, ",
         ),
         ("model=gpt5", "model=gpt5: there is no such choice; did you mean gpt2?\nmodel has: custom, gemma2_2b, "),
-        ("experiment=mine", "experiment=mine: there is no such choice\n"),
+        (
+            "arch=released/gatd",
+            "arch=released/gatd: there is no such choice; did you mean released/gated?\narch has: abs_topk, batch",
+        ),
+        (
+            "experiment=mine",
+            "experiment=mine: there is no such choice\nexperiment has: fisher/as_released, fisher/grid_as_released, ",
+        ),
+        ("hydra/launcher=mine", "hydra/launcher=mine: there is no such choice\nhydra/launcher has: basic"),
         # Keys.
         ("site.layr=1", "site.layr: there is no such setting; did you mean site.layer?\nsite (Site) has: layer, name"),
         (
@@ -79,6 +87,81 @@ def test_explain_names_the_mistake_its_place_and_a_remedy(override: str, message
     assert found.startswith(message)
     assert "Traceback" not in found
     assert found.count("\n") <= 1
+
+
+@pytest.mark.parametrize(
+    ("old", "instead"),
+    [
+        ("trainer.tokens=1", "it is trainer.samples"),
+        ("trainer.centres=0.1", "it is trainer.centre_fraction"),
+        ("objective.metric=eval/fvu", "it is search, as in search.metric=eval/fvu"),
+        ("loss.fisher.weight=1", "the Fisher penalty is loss.penalty, and theta is loss.penalty.weight"),
+        ("eval=default", "the default is what runs without any eval=...; suite=default has its sizes"),
+        ("eval=quick", "how much is evaluated is suite=quick now"),
+        ("eval.tokens=1", "each evaluation has its own size, as in eval.vectors.samples=32768"),
+        ("eval.batch_size=1", "it is eval.vectors.batch_size now"),
+        ("eval.splice_tokens=1", "it is eval.splice.tokens now"),
+        ("eval.geometry=true", "geometry is an evaluation to choose"),
+        ("source.worker=1", "jobs that harvest together differ by their names, as in name=harvest-1,harvest-2"),
+        ("arch.tied=true", "arch.encoder_init has it: set arch.encoder_init=tied"),
+        ("model=smollm2_135m", "it is model=smollm2_135m_instruct_q4_1"),
+        ("model=gemma3_270m", "it is model=gemma3_270m_q4_k_m"),
+        ("loss=base", "it is loss=squared_error, and the penalty is a group of its own, as in penalty=fisher"),
+        ("loss=abs_topk", "it is loss=topk, which arch=abs_topk brings"),
+        ("loss=batch_topk", "it is loss=topk, which arch=batch_topk brings"),
+        ("loss=splines_topk", "it is loss=topk, which arch=splines/topk brings"),
+        ("experiment=fisher_grid", "it is experiment=fisher/grid_as_released"),
+        ("population=mfr", "it is population=mfr/base"),
+    ],
+)
+def test_the_error_names_what_took_the_place_of_an_old_name(old: str, instead: str):
+    assert f": there is no such {'choice' if '.' not in old else 'setting'}; {instead}" in refusal(old)
+
+
+MOVED = [
+    f"{group}={folder}/{name}"
+    for group, moved in {
+        "arch": {
+            "released": ["gated", "jumprelu", "standard", "topk"],
+            "splines": ["llm", "llm_small", "local_pca", "mnist", "relu", "topk", "topk_3"],
+        },
+        "loss": {"released": ["gated", "jumprelu", "standard", "topk"], "splines": ["relu"]},
+        "population": {"mfr": ["eeg", "gpt2", "synthetic"]},
+        "experiment": {
+            "fisher": [
+                "as_released", "repaired", "grid_as_released", "grid_as_released_small", "grid_repaired",
+                "grid_repaired_small", "grid_repaired_topk",
+            ],
+            "mfr": ["eeg", "eeg_small", "gpt2", "smollm2", "smollm2_small", "synthetic", "synthetic_small"],
+            "search": ["sparsity"],
+            "splines": ["toy"],
+        },
+    }.items()
+    for folder, names in moved.items()
+    for name in names
+]  # fmt: skip
+# These did not have their new folder's name before.
+UNPREFIXED = [
+    f"experiment=splines/{way}_{where}"
+    for way in ("pam", "sgd")
+    for where in ("mnist", "mnist_small", "smollm2", "smollm2_small", "gemma2_2b")
+]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(new.replace("/", "_"), new) for new in MOVED] + [(new.replace("splines/", ""), new) for new in UNPREFIXED],
+)
+def test_the_error_names_the_folder_into_which_a_choice_has_moved(old: str, new: str):
+    assert refusal(old) == f"{old}: there is no such choice; it is {new}"
+
+
+def test_the_error_lists_choices_of_a_users_own_folder(tmp_path: Path):
+    (tmp_path / "experiment" / "mfr").mkdir(parents=True)
+    (tmp_path / "experiment" / "mine.yaml").touch()
+    (tmp_path / "experiment" / "mfr" / "mine.yaml").touch()
+    assert "; did you mean mine?\n" in refusal("experiment=mina", own=tmp_path)
+    assert ", mfr/mine, " in refusal("experiment=mfr/other", own=tmp_path)
 
 
 def test_deleting_a_setting_that_others_refer_to_is_refused():

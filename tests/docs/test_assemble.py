@@ -1,9 +1,10 @@
 """The site's sources: where each file of the repository stands, and what its links become."""
 
 import json
+import re
 from pathlib import Path
 
-from docs.assemble import layers_table, notebook_text, page_links, page_paths
+from docs.assemble import included, layers_table, left_out, notebook_text, page_links, page_paths, page_text
 from docs.reference import REPOSITORY, generated_pages
 from tests.test_imports import LAYERS
 
@@ -21,6 +22,35 @@ def test_every_page_of_the_repository_is_in_the_site():
     assert paths["experiments/mfr/README.md"] == "studies/mfr/README.md"
     assert paths["docs/architecture.md"] == "architecture.md"
     assert len(set(paths.values())) == len(paths)
+
+
+def test_a_page_shows_the_files_that_it_names():
+    page = page_text("docs/adding.md")
+    for path in (REPOSITORY / "tests" / "outside").rglob("*.yaml"):
+        assert f"```yaml\n{path.read_text()}```" in page
+    assert "```python\n" + (REPOSITORY / "tests/outside/package/src/fsae_outside/circle.py").read_text() + "```" in page
+    assert left_out(page) == []
+
+
+def test_an_inclusion_that_was_changed_by_a_formatter_is_reported():
+    assert left_out(included('a\n--8 < --"tests/outside/package/pyproject.toml"\n')) == [
+        '--8 < --"tests/outside/package/pyproject.toml"'
+    ]
+
+
+def test_every_module_that_a_page_names_exists():
+    modules = [
+        f"/{path.relative_to(REPOSITORY).as_posix()}"
+        for folder in ("src", "tests", "benchmarks", "docs")
+        for path in (REPOSITORY / folder).rglob("*.py")
+    ]
+    named = {
+        (page.name, name)
+        for page in [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")]
+        for name in re.findall(r"`([\w/]+\.py)`", page.read_text())
+    }
+    assert len(named) > 20
+    assert [each for each in sorted(named) if not any(module.endswith(f"/{each[1]}") for module in modules)] == []
 
 
 def test_the_import_law_on_the_page_is_the_tests_own():

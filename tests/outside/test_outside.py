@@ -136,6 +136,15 @@ def test_a_broken_distribution_is_named_in_one_sentence(tmp_path: Path, lines: s
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize("name", ["architecture.mine", "mine", "arch."])
+def test_an_entry_point_of_no_group_is_refused(tmp_path: Path, name: str):
+    site = entry_points(tmp_path / "site", "broken-one", f"{name} = broken_one:Mine", "class Mine: ...")
+    output = output_of(site, tmp_path / "outputs", "arch=topk", succeeds=False)
+    assert f"the distribution broken-one has the entry point {name}, which names no choice of fsae" in output
+    assert "one of arch.NAME, eval.NAME, loss.NAME, source.NAME, trainer.NAME" in output
+    assert "Traceback" not in output
+
+
 def test_two_distributions_with_one_name_are_refused(tmp_path: Path):
     code = "from fsae.autoencoders.topk import TopKSettings as Mine"
     site = entry_points(tmp_path / "site", "one-of-two", "arch.mine = one_of_two:Mine", code)

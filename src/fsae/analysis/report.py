@@ -283,9 +283,9 @@ def _comparison_absent(design: Design, comparisons: Sequence[Comparison]) -> str
     if not names:
         return "no run has finished with results"
     if design.baseline not in names:
-        return f"there is no baseline: no run has {THETA}=0"
+        return f"there is no baseline: no run has penalty=none or {THETA}=0"
     if names == {design.baseline}:
-        return f"no run has a Fisher penalty: {THETA} is 0 in all"
+        return f"no run has a penalty: all have penalty=none or {THETA}=0"
     return "; ".join(dict.fromkeys(each.obstacle for each in comparisons))
 
 

@@ -10,3 +10,9 @@ def conf_folder() -> Path:
     package = Path(fsae.__file__).resolve().parent
     packaged = package / "conf"
     return packaged if packaged.is_dir() else package.parents[1] / "conf"
+
+
+def choices_of(group: str) -> list[str]:
+    """Return the choices of a group, including those in its subfolders, such as "released/gated"."""
+    folder = conf_folder() / group
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))

@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fsae.configuration.conf_folder import conf_folder
+from fsae.configuration.conf_folder import choices_of, conf_folder
 from fsae.configuration.schema import RunSettings
 
 # Options without a value: the argument after one of them is an argument of its own.
@@ -66,9 +66,7 @@ def check_choices(arguments: Sequence[str]) -> None:
         chosen = override.value()
         if not all(isinstance(word, str) for word in (chosen if isinstance(chosen, list) else [chosen])):
             key, _, value = argument.partition("=")
-            group = conf_folder() / key
-            choices = ", ".join(sorted(str(path.relative_to(group).with_suffix("")) for path in group.rglob("*.yaml")))
-            raise ValueError(f"{argument}: {value} is no choice of {key}; it has: {choices}")
+            raise ValueError(f"{argument}: {value} is no choice of {key}; it has: {', '.join(choices_of(key))}")
 
 
 def check_jobs(config: DictConfig, most: int) -> None:

@@ -15,7 +15,8 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from fsae.configuration.schema import INSTEAD, schemas
+from fsae.configuration.conf_folder import choices_of, conf_folder
+from fsae.configuration.schema import CHOSEN_INSTEAD, INSTEAD, schemas
 from fsae.credentials import concealed
 from fsae.errors import first_line
 from fsae.outputs.status import Failure, RunState, mark, read_status
@@ -92,15 +93,27 @@ def _of_hydra(text: str) -> str:
 
 
 def _unknown_choice(error: MissingConfigException) -> str:
-    group, _, choice = str(error.missing_cfg_file).rpartition("/")
-    if f"{group}={choice}" in INSTEAD:
-        return f"{group}={choice}: there is no such choice; {INSTEAD[f'{group}={choice}']}"
-    options = error.options or []
+    folder, _, name = str(error.missing_cfg_file).rpartition("/")
+    # A preset's name includes its folder, and Hydra takes the folder for a part of the group.
+    top, _, inner = folder.partition("/")
+    group = top if (conf_folder() / top).is_dir() else folder
+    prefix = f"{inner}/" if inner and group == top else ""
+    choice = prefix + name
+    # Hydra lists the choices of that folder alone, but those of the user's own folders too.
+    options = sorted({*choices_of(group), *(prefix + each for each in error.options or [])})
+    if (instead := CHOSEN_INSTEAD.get(f"{group}={choice}") or _moved(group, choice, options)) is not None:
+        return f"{group}={choice}: there is no such choice; {instead}"
     if (group, choice) == ("hydra/sweeper", "optuna"):
         return "hydra/sweeper=optuna: its sweeper is not installed; install the extra (pip install 'fsae[sweeps]')"
-    rest = f"{group} has: {', '.join(options)}" if options else f"there is no {group} yet"
+    rest = f"{group} has: {', '.join(options)}" if options else f"there is no choice of {group}"
     where = f"--config-dir=FOLDER adds choices of your own, here as FOLDER/{group}/{choice}.yaml"
     return f"{group}={choice}: there is no such choice{_near(choice, options)}\n{rest}; {where}"
+
+
+def _moved(group: str, choice: str, options: Iterable[str]) -> str | None:
+    """Return the choice that moved into a folder, as "mfr_eeg" to "mfr/eeg" and "pam_mnist" to "splines/pam_mnist"."""
+    found = [each for each in options if "/" in each and choice in (each.replace("/", "_"), each.partition("/")[2])]
+    return f"it is {group}={found[0]}" if len(found) == 1 else None
 
 
 def _unknown_key(error: OmegaConfBaseException) -> str:

@@ -27,7 +27,7 @@ from fsae.language_models.settings import ModelSettings
 from fsae.language_models.sites import Site
 from fsae.losses.choices import CHOICES as LOSSES
 from fsae.losses.term import LossTerm
-from fsae.plugins import with_outside
+from fsae.plugins import check_groups, with_outside
 from fsae.ranges import SEED, Ranged, check_number, is_nullable, range_of
 from fsae.sources.choices import CHOICES as SOURCES
 from fsae.sources.documents import DatasetSettings
@@ -180,8 +180,9 @@ def schemas() -> dict[str, type]:
     """Return all schemas by group and name, such as "arch/gated", including those of other distributions.
 
     Raises:
-        ValueError: a distribution's entry point is broken, or has the name of another choice.
+        ValueError: a distribution's entry point is broken, names no group, or has the name of another choice.
     """
+    check_groups(TABLES)
     single = {f"{group}/{group}": schema for group, schema in SINGLE.items()}
     of_tables = {
         f"{group}/{name}": schema
@@ -206,8 +207,21 @@ INSTEAD = {
     "eval.batch_size": "it is eval.vectors.batch_size now; suite.batch_size is that of all evaluations",
     "eval.splice_tokens": "it is eval.splice.tokens now; leave splice out of the list for none, as in eval=[vectors]",
     "eval.geometry": "geometry is an evaluation to choose, as in eval=[vectors,splice,geometry]",
+    "source.worker": "jobs that harvest together differ by their names, as in name=harvest-1,harvest-2",
+}
+# Choices of an earlier version, and what to choose instead. The refusal itself finds a choice that only moved into a
+# folder.
+CHOSEN_INSTEAD = {
     "eval=quick": "how much is evaluated is suite=quick now; eval lists what is measured, as in eval=[vectors,splice]",
     "eval=default": "the default is what runs without any eval=...; suite=default has its sizes",
+    "experiment=fisher_grid": "it is experiment=fisher/grid_as_released",
+    "loss=abs_topk": "it is loss=topk, which arch=abs_topk brings",
+    "loss=base": "it is loss=squared_error, and the penalty is a group of its own, as in penalty=fisher",
+    "loss=batch_topk": "it is loss=topk, which arch=batch_topk brings",
+    "loss=splines_topk": "it is loss=topk, which arch=splines/topk brings",
+    "model=gemma3_270m": "it is model=gemma3_270m_q4_k_m",
+    "model=smollm2_135m": "it is model=smollm2_135m_instruct_q4_1",
+    "population=mfr": "it is population=mfr/base",
 }
 
 
