@@ -51,6 +51,8 @@ def test_a_sweep_is_evaluated_through_any_launcher(launcher: str, outputs: Path)
         }
         assert "eval/regions" in after
         assert json.loads((sweep / str(job) / "status.json").read_text())["state"] == "finished"
+        assert f"\n{sweep / str(job)}: fvu {after['eval/fvu']:.4g}, l0 " in done.stdout
+    assert done.stdout.rstrip().endswith(f"-m fsae.report {sweep}")
     assert not (outputs / "runs").exists()
 
 
@@ -61,6 +63,8 @@ def test_new_numbers_reach_the_run_in_mlflow(outputs: Path):
                            f"eval.vectors.samples={samples}", outputs=outputs))  # fmt: skip
         assert done.returncode == 0, done.stdout
         assert "in MLflow" in done.stdout
+        assert "share of variance" in done.stdout or "fvu " in done.stdout
+        assert f"run folder:  {run}" in done.stdout
     uid = json.loads((run / "tracking.json").read_text())["uid"]
     with sqlite3.connect(outputs / "mlflow.db") as database:
         (run_id,) = database.execute("select run_uuid from tags where key = 'fsae.uid' and value = ?", [uid]).fetchone()
@@ -90,6 +94,28 @@ def test_a_killed_evaluation_is_started_again(outputs: Path):
     again = ended(begun(*given, outputs=outputs))
     assert again.returncode == 0, again.stdout
     assert "eval/regions" in results(run)
+
+
+@pytest.mark.parametrize("launcher", ["local", "packed", "joblib"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_evaluation_of_a_sweep(launcher: str, number: signal.Signals, outputs: Path):
+    sweep = outputs / SWEEP
+    logs = [sweep / str(job) / "run.log" for job in range(3)]
+    lengths = [len(log.read_text()) for log in logs]
+    evaluated = [results(sweep / str(job)).get("evaluated") for job in range(3)]
+    given = ("eval=[vectors,geometry]", "eval.geometry.samples=1_000_000", f"launcher={launcher}")
+    more = ("hydra.launcher.n_jobs=1",) if launcher == "joblib" else ()
+    process = begun("fsae.evaluate", str(sweep), *given, *more, outputs=outputs)
+    wait_until(lambda: "evaluating" in logs[0].read_text()[lengths[0] :], process)
+    os.kill(process.pid, number)
+    done = ended(process)
+    assert done.returncode == 128 + number, done.stdout
+    assert "resume" not in done.stdout
+    if launcher != "joblib":
+        assert f"interrupted by {number.name}; the same command of fsae.evaluate starts" in done.stdout
+    started = ["evaluating" in log.read_text()[length:] for log, length in zip(logs, lengths, strict=True)]
+    assert launcher == "packed" or started == [True, False, False]
+    assert [results(sweep / str(job)).get("evaluated") for job in range(3)] == evaluated
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,8 @@ def test_everything_that_was_found_is_written(tmp_path: Path):
     }  # fmt: skip
     assert json.loads((tmp_path / "counts.json").read_text()) == {"size": 7}
     assert (tmp_path / "plots" / "counts.png").read_text() == "drawn"
-    assert (tmp_path / "plots" / "firing.png").exists()
+    assert {path.name for path in (tmp_path / "plots").iterdir()} >= {"counts.png", "firing.png"}
+    assert all(path.suffix == ".png" for path in (tmp_path / "plots").iterdir())
     results = found.results()
     assert results["counting_histogram"] == [1, 2]
     assert results["meanings"]["eval/counted"] == written["meanings"]["counted"]
@@ -147,12 +148,48 @@ def test_everything_that_was_found_is_written(tmp_path: Path):
     assert all(map(math.isfinite, found.logged().values()))
 
 
-def test_a_number_without_a_meaning_is_a_mistake_of_the_evaluation():
+def test_a_number_without_a_meaning_is_refused():
     class Unexplained(Counting):
         meanings: ClassVar[dict[str, Meaning]] = {}
 
-    with pytest.raises(AssertionError, match=r"eval\.counting has no meaning of counted, runs"):
+    with pytest.raises(
+        ValueError, match=r"eval\.counting reports counted, runs without a meaning; .* Unexplained\.mea"
+    ):
         measure(subject(1), chosen({"vectors": VECTORS, "counting": Unexplained()}, frozenset()))
+
+
+def test_a_meaning_that_is_plain_text_is_refused_before_anything_is_measured():
+    class Plain(Counting):
+        meanings: ClassVar[dict[str, Meaning]] = {"counted": "latents that fire"}  # pyright: ignore[reportAssignmentType]
+
+    with pytest.raises(ValueError, match=r"eval\.counting: the meaning of counted is 'latents that fire'; it must be"):
+        chosen({"counting": Plain()}, frozenset())
+
+
+@pytest.mark.parametrize("name", ["meanings", "notes", "evaluated", "numbers", "eval/fvu", "data/held_out_samples"])
+def test_content_cannot_take_the_place_of_the_results_own_entries(name: str):
+    class Overwriting(Counting):
+        def measure(self, subject: Subject) -> list[Measured]:
+            return [Measured(content={name: 1}) for _ in subject.runs]
+
+    with pytest.raises(ValueError, match=f"eval.counting has content named {name}, which"):
+        measure(subject(1), chosen({"counting": Overwriting()}, frozenset()))
+
+
+def test_settings_are_written_with_the_names_of_their_choices_at_any_depth(tmp_path: Path):
+    @dataclass(frozen=True)
+    class Inner:
+        better: Better = Better.less
+
+    @dataclass(frozen=True, kw_only=True)
+    class Nested(Counting):
+        inner: Inner = Inner()
+        wanted: tuple[Better, ...] = (Better.more, Better.neither)
+
+    (found,) = measure(subject(1), chosen({"vectors": VECTORS, "counting": Nested()}, frozenset()))
+    found.write(RunFolder(tmp_path))
+    settings = json.loads((tmp_path / "evaluations" / "counting.json").read_text())["settings"]
+    assert settings == {"size": 3, "inner": {"better": "less"}, "wanted": ["more", "neither"]}
 
 
 def _needing(need: str) -> Evaluation:

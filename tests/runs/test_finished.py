@@ -11,13 +11,18 @@ import torch
 from filelock import FileLock
 from omegaconf import OmegaConf
 
+import fsae
 from fsae.configuration.accept import Origin, accept
+from fsae.configuration.finished import outputs_of
 from fsae.configuration.schema import RunSettings
 from fsae.evaluation.geometry import Geometry
 from fsae.evaluation.suite import Findings
+from fsae.evaluation.vectors import Vectors
+from fsae.export.saelens import load_members
 from fsae.outputs.metric_log import read_metrics
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import RunState, mark
+from fsae.runs.finished import check_finished
 from fsae.runs.pack import run_pack
 from fsae.sources.synthetic.grouped import GroupedFeaturesSettings
 from fsae.sweeps.finished import job_overrides
@@ -157,6 +162,28 @@ def test_new_numbers_join_the_earlier_ones(run: Path):
     assert last.metrics["eval/regions"] == after["eval/regions"]
 
 
+def test_the_counts_of_samples_are_those_of_the_evaluation_of_vectors(run: Path):
+    before = results(run)
+    assert evaluate(run, given=("eval=[geometry]", "eval.geometry.samples=100")) == [None]
+    after = results(run)
+    assert "eval/regions" in after
+    assert after["data/held_out_samples"] == before["data/held_out_samples"] == 512
+    assert evaluate(run, given=("eval=[vectors]", "eval.vectors.samples=300")) == [None]
+    assert results(run)["data/held_out_samples"] == 300
+    assert results(run)["data/train_samples_distinct"] == before["data/train_samples_distinct"]
+
+
+def test_a_trained_autoencoder_exists_even_if_an_evaluation_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def failed(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Vectors, "measure", failed)
+    (outcome,) = run_pack([accepted(tmp_path / "run", *RUNS["gated"])])
+    assert isinstance(outcome.error, ZeroDivisionError)
+    assert load_members(tmp_path / "run" / "sae")[0].d_in == 32
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
 def test_an_evaluation_that_is_killed_leaves_the_run_whole_and_can_be_repeated(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -204,6 +231,21 @@ def test_a_run_that_cannot_be_evaluated_is_refused(spoil: Any, message: str, run
     (error,) = evaluate(run)
     assert message in str(error)
     assert results(run) == before
+
+
+@pytest.mark.parametrize("content", ["", "a: [", "- 1", "trainer: {}", "paths: {}\nsource: {}\neval: {vectors: {}}"])
+def test_damaged_settings_are_refused_in_a_sentence(content: str, run: Path):
+    (run / "config.yaml").write_text(content)
+    with pytest.raises(
+        ValueError, match=r"config\.yaml does not hold a run's settings .*; it may be missing or cut off"
+    ):
+        outputs_of(run)
+
+
+def test_a_run_of_vectors_in_memory_is_evaluated_in_python(tmp_path: Path):
+    fsae.train(torch.randn(600, 8), "topk", d_sae=16, k=2, samples=1000, batch_size=100, folder=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"trained by fsae\.train in Python: .* as in fsae\.evaluate\(fsae\.load\('/"):
+        check_finished(tmp_path / "run")
 
 
 @pytest.mark.parametrize("lost", ["sae/sae_weights.safetensors", "sae/cfg.json", "sae"])

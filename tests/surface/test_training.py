@@ -236,6 +236,8 @@ def test_it_trains_in_another_thread(tmp_path: Path):
         (torch.ones(500, 4), {"k": -3}, r"arch\.k is -3"),
         (torch.ones(500, 4), {"arch": TopKSettings(k=2), "k": 3}, "so k belongs in it"),
         (torch.ones(500, 4), {"overrides": ["population.size=2"]}, "population.size is 2, and fsae.train trains one"),
+        (torch.ones(500, 4), {"overrides": ["eval=[geometry]"]}, "the evaluations are geometry, and fsae.train"),
+        (torch.ones(500, 4), {"overrides": ["eval=[vectors,truth]"]}, "the evaluations are vectors, truth, and fsae"),
         (torch.ones(500, 4), {"loss": {}, "penalty": "none"}, "put a term named penalty into it"),
         (torch.ones(500, 4), {"loss": {}}, r"loss\.reconstruction"),
     ],

@@ -21,7 +21,7 @@ from fsae.configuration.folders import outputs_folder_of
 from fsae.configuration.overrides import check_choices, options_first
 from fsae.configuration.refusal import MENDABLE, included_itself, refuse, report_error, was_reported
 from fsae.configuration.resolvers import register_resolvers
-from fsae.configuration.schema import register_schemas
+from fsae.configuration.schema import Task, register_schemas
 from fsae.console import console
 from fsae.credentials import without_passwords
 from fsae.outputs.run_folder import RunFolder
@@ -56,10 +56,7 @@ def run(config: DictConfig) -> float | None:
                 # A signal to one worker does not stop the sweep's other jobs.
                 hand_on(interrupted)
                 raise
-            command = "fsae.resume" if in_sweep else "the same command"
-            has_state = (RunFolder(folder).checkpoints / "latest.pt").exists()
-            remedy = "resumes from the saved state" if has_state else "starts it again"
-            log.warning("%s; %s %s", interrupted, command, remedy)
+            log.warning("%s; %s", interrupted, _remedy(config.task, in_sweep, folder))
             sys.exit(128 + signal.Signals[interrupted.signal_name])
         except Exception as error:
             report_error(error, folder)
@@ -68,6 +65,15 @@ def run(config: DictConfig) -> float | None:
             # Hydra keeps the error until the sweep's other jobs have run, and its frames would each keep a model.
             traceback.clear_frames(error.__traceback__)
             raise
+
+
+def _remedy(task: Task, in_sweep: bool, folder: Path) -> str:
+    """Return how an interrupted job goes on."""
+    if task is Task.reevaluate:
+        return "the same command of fsae.evaluate starts the evaluation again"
+    command = "fsae.resume" if in_sweep else "the same command"
+    has_state = (RunFolder(folder).checkpoints / "latest.pt").exists()
+    return f"{command} {'resumes from the saved state' if has_state else 'starts it again'}"
 
 
 @console()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from fsae.outputs.run_folder import RunFolder
 
@@ -24,7 +25,11 @@ def evaluations_of(folder: Path) -> list[str]:
 
 def outputs_of(folder: Path) -> str:
     """Return the outputs folder that a run was given."""
-    return str(_saved(folder).paths.outputs)
+    saved = _saved(folder)
+    try:
+        return str(saved.paths.outputs)
+    except (OmegaConfBaseException, AttributeError) as error:
+        raise _damaged(folder, error) from None
 
 
 def with_own_settings(config: DictConfig, folder: Path, overrides: Sequence[str]) -> DictConfig:
@@ -73,7 +78,14 @@ def _saved(folder: Path) -> DictConfig:
     path = RunFolder(folder).config
     try:
         saved = OmegaConf.load(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} does not hold a run's settings ({error}); it may be missing or cut off") from None
-    assert isinstance(saved, DictConfig)
+    except (OSError, ValueError, YAMLError) as error:
+        raise _damaged(folder, error) from None
+    if not isinstance(saved, DictConfig) or not {"paths", "source"} <= saved.keys():
+        raise _damaged(folder, "paths or source is missing")
     return saved
+
+
+def _damaged(folder: Path, reason: object) -> ValueError:
+    first = (str(reason).splitlines() or [type(reason).__name__])[0]
+    path = RunFolder(folder).config
+    return ValueError(f"{path} does not hold a run's settings ({first}); it may be missing or cut off")

@@ -2,23 +2,28 @@
 
 import logging
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from fsae.evaluation.evaluation import Evaluation, Measured
 from fsae.evaluation.subject import Subject
-from fsae.files import write_json
-from fsae.outputs.results import Meaning, flat_results
+from fsae.files import replacing, write_json
+from fsae.outputs.results import MEASURED, Meaning, flat_results
 from fsae.outputs.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
 # The need of evaluations that compare a population's members.
 MEMBERS = "members"
+# Names in `results.json` and `evaluations/<name>.json` that no evaluation's content may have.
+RESERVED = frozenset({"meanings", "notes", "evaluated", "settings", "numbers", "members"})
+PREFIXES = (MEASURED, "data/")
 # The remedy if a need is not met.
 REMEDIES = {
     "language_model": "the source has no language model; use source=activations",
@@ -126,6 +131,9 @@ def measure(subject: Subject, evaluations: Mapping[str, Evaluation]) -> list[Fin
     """Measure the subject's runs by every evaluation, in their order, and return the findings on each run.
 
     An evaluation that needs members skips a run without any.
+
+    Raises:
+        ValueError: an evaluation has a number without a meaning, or content of a reserved name; or it cannot measure.
     """
     found: list[dict[str, Measured]] = [{} for _ in subject.runs]
     for name, evaluation in evaluations.items():
@@ -136,7 +144,16 @@ def measure(subject: Subject, evaluations: Mapping[str, Evaluation]) -> list[Fin
             if not counts:
                 continue
             unknown = {*each.shared, *_means(each.numbers)} - evaluation.meanings.keys()
-            assert not unknown, f"eval.{name} has no meaning of {', '.join(sorted(unknown))}"
+            if unknown:
+                numbers = ", ".join(sorted(unknown))
+                raise ValueError(
+                    f"eval.{name} reports {numbers} without a meaning; add it to {type(evaluation).__name__}.meanings"
+                )
+            reserved = sorted(name for name in each.content if name in RESERVED or name.startswith(PREFIXES))
+            if reserved:
+                raise ValueError(
+                    f"eval.{name} has content named {reserved[0]}, which results.json has for fsae's own; rename it"
+                )
             own[name] = each
     return [Findings(evaluations, each) for each in found]
 
@@ -166,7 +183,11 @@ def _remedy(missing: str, name: str, evaluations: Mapping[str, Evaluation]) -> s
 def _check_names(evaluations: Mapping[str, Evaluation]) -> None:
     owner: dict[str, str] = {}
     for name, each in evaluations.items():
-        for number in each.meanings:
+        for number, meaning in each.meanings.items():
+            if not isinstance(meaning, Meaning):
+                raise ValueError(
+                    f"eval.{name}: the meaning of {number} is {meaning!r}; it must be an fsae.outputs.results.Meaning"
+                )
             if number in owner:
                 raise ValueError(f"eval.{name} and eval.{owner[number]} both report {number}; leave one of them out")
             owner[number] = name
@@ -179,23 +200,33 @@ def _means(numbers: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _draw(picture: Path, draw: Callable[[Path], None]) -> None:
-    aside = picture.with_name(f".{picture.name}")
-    draw(aside)
-    aside.replace(picture)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    # Drawn elsewhere under its own name: matplotlib chooses the format by the suffix.
+    with TemporaryDirectory() as aside, replacing(picture) as unfinished:
+        drawn = Path(aside) / picture.name
+        draw(drawn)
+        shutil.copyfile(drawn, unfinished)
 
 
 def _described(evaluation: Evaluation, measured: Measured) -> dict[str, Any]:
     """Return the content of `evaluations/<name>.json`."""
     members = [_finite(numbers) for numbers in measured.numbers]
     return {
-        "settings": {
-            name: value.name if isinstance(value, Enum) else value for name, value in asdict(evaluation).items()
-        },
+        "settings": _as_json(asdict(evaluation)),
         "numbers": _finite(_means(measured.numbers) | measured.shared),
         **({"members": members} if len(members) > 1 else {}),
         **measured.content,
         "meanings": {name: meaning.as_json() for name, meaning in evaluation.meanings.items()},
     }
+
+
+def _as_json(value: Any) -> Any:
+    """Return a setting with names in place of enumeration members, at any depth."""
+    if isinstance(value, Mapping):
+        return {name: _as_json(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(each) for each in value]
+    return value.name if isinstance(value, Enum) else value
 
 
 def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:

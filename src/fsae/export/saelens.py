@@ -140,7 +140,7 @@ def save_saelens(
             save_file(_plain(form.tensors), unfinished / WEIGHTS)
             (unfinished / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             if density is not None:
-                save_file(_plain({"sparsity": torch.log10(density + LEAST_DENSITY)}), unfinished / SPARSITY)
+                _write_density(unfinished / SPARSITY, density)
             for path in unfinished.iterdir():
                 share_as_folder(path)
             # The new folder is flushed before the earlier one is removed: no folder with files can be replaced in one
@@ -154,6 +154,25 @@ def save_saelens(
         raise OSError(
             f"cannot write the autoencoder to {folder}: {error}; free space there, or choose another folder"
         ) from error
+
+
+def save_density(folder: Path, density: Float[Tensor, " d_sae"]) -> None:
+    """Add the share of samples on which each latent fires to an exported autoencoder, as `save_saelens` writes it.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
+    path = folder / SPARSITY
+    try:
+        with replacing(path) as unfinished:
+            _write_density(unfinished, density)
+            share_as_folder(unfinished)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}; free space there") from error
+
+
+def _write_density(path: Path, density: Float[Tensor, " d_sae"]) -> None:
+    save_file(_plain({"sparsity": torch.log10(density + LEAST_DENSITY)}), path)
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -76,7 +76,7 @@ class FinishedRun(Run):
 
 
 def check_finished(folder: Path) -> None:
-    """Raise ValueError if the folder is not that of a finished run with an exported autoencoder."""
+    """Raise ValueError if the folder is not that of a finished run with an exported autoencoder and data to read."""
     status = read_status(folder)
     if status is None:
         raise ValueError(f"{folder} is not a run's folder: it has no status.json")
@@ -87,3 +87,8 @@ def check_finished(folder: Path) -> None:
         )
     if not (folder / "sae").is_dir():
         raise ValueError(f"{folder} has no sae/: there is no exported autoencoder to evaluate")
+    if read_description(folder).params.get("source") == "vectors":
+        raise ValueError(
+            f"the run in {folder} was trained by fsae.train in Python: its vectors were in that process' memory. "
+            f"Evaluate it in Python, as in fsae.evaluate(fsae.load({str(folder)!r}), vectors)"
+        )

@@ -1,4 +1,4 @@
-"""The end of trained runs: their autoencoders are measured together and exported, and each run's numbers are written,
+"""The end of trained runs: their autoencoders are exported and measured together, and each run's numbers are written,
 logged and printed."""
 
 import logging
@@ -12,7 +12,7 @@ from fsae.configuration.schema import RunSettings, Task
 from fsae.evaluation.subject import Examined, Subject
 from fsae.evaluation.suite import held_out_samples, measure
 from fsae.evaluation.vectors import VectorEvaluation
-from fsae.export.saelens import Provenance, save_saelens
+from fsae.export.saelens import Provenance, save_density, save_saelens
 from fsae.language_models.identity import published_as
 from fsae.losses.fisher import fisher_of
 from fsae.outputs.results import results_table
@@ -37,8 +37,19 @@ class Outcome:
 
 
 def conclude(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[], None]) -> None:
-    """Measure all runs at once, and finish each with its own numbers; `heartbeat` may raise to stop the measuring."""
-    evaluations = made[0].run.settings.eval
+    """Export trained runs, measure all runs at once, and finish each with its own numbers.
+
+    `heartbeat` may raise to stop the measuring.
+    """
+    task, evaluations = made[0].run.settings.task, made[0].run.settings.eval
+    if task is Task.train:
+        # A trained autoencoder exists from here on, even if an evaluation fails.
+        for each in made:
+            with each.run.alone(), working("exporting"):
+                _export(each, source.text)
+        made = [each for each in made if not each.run.over]
+        if not made:
+            return
     examined = [Examined(each.autoencoders, each.best, fisher_of(each.run.settings.loss.values())) for each in made]
     subject = Subject(examined, source, heartbeat)
     findings = measure(subject, evaluations)
@@ -46,17 +57,19 @@ def conclude(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
     densities = None if vectors is None else subject.by_run([each.density for each in vectors])
     for number, (each, found) in enumerate(zip(made, findings, strict=True)):
         with each.run.alone():
-            task = each.run.settings.task
             trained = each.samples if task is Task.train else None
             supply = source.supply(trained, subject.found_samples, held_out_samples(evaluations))
-            with working("exporting and drawing"):
-                if task is Task.train:
-                    _export(each, None if densities is None else densities[number], source.text)
+            with working("drawing"):
+                if task is Task.train and densities is not None:
+                    for folder, density in zip(_exports(each), densities[number], strict=True):
+                        save_density(folder, density)
                 found.write(each.run.folder)
             _warn_of_failure(found.numbers, task)
             for sentence in supply.shortages():
                 log.warning("%s", sentence)
-            numbers = supply.numbers()
+            # The counts in the results are those of `vectors`: they stay if only other evaluations are repeated.
+            counted = task is not Task.reevaluate or "vectors" in evaluations
+            numbers = supply.numbers() if counted else {}
             each.run.log_results(found.logged() | numbers, each.samples)
             finish(each.run, found.results() | numbers, results_table(found.numbers, found.meanings))
 
@@ -70,6 +83,9 @@ def finish(run: Run, results: dict[str, Any], table: str | None = None) -> None:
         if results.get("eval/fvu") is not None:
             log.info("held out: fvu %.4g, l0 %.4g", results["eval/fvu"], results["eval/l0"])
         return
+    if run.settings.task is Task.reevaluate:
+        # `fsae.evaluate` prints the numbers of all runs at its end.
+        return
     if table is not None:
         print(f"\n{table}")
     print(f"\nrun folder:  {run.folder.path}")
@@ -78,13 +94,17 @@ def finish(run: Run, results: dict[str, Any], table: str | None = None) -> None:
         print(f"MLflow UI:   {ui_command(uri)}")
 
 
-def _export(made: TrainedRun, densities: Sequence[Any] | None, text: HeldOutText | None) -> None:
+def _exports(made: TrainedRun) -> list[Path]:
+    """Return the folder of each exported autoencoder."""
+    sae, count = made.run.folder.sae, len(made.autoencoders)
+    return [sae] if count == 1 else [sae / str(number) for number in range(count)]
+
+
+def _export(made: TrainedRun, text: HeldOutText | None) -> None:
     folder, settings = made.run.folder, made.run.settings
     provenance = Provenance() if text is None else _provenance(settings, text, folder)
-    alone = len(made.autoencoders) == 1
-    for number, autoencoder in enumerate(made.autoencoders):
-        density = None if densities is None else densities[number]
-        save_saelens(autoencoder, folder.sae if alone else folder.sae / str(number), provenance, density)
+    for autoencoder, exported in zip(made.autoencoders, _exports(made), strict=True):
+        save_saelens(autoencoder, exported, provenance)
     plot_training(folder.metrics, folder.plots / "training.png")
 
 
@@ -122,5 +142,5 @@ def _warn_of_failure(numbers: dict[str, float], task: Task) -> None:
         log.warning(
             "eval/fvu is %.3g: the mean of the activations alone would be a better reconstruction, so none of these "
             "numbers describes a useful dictionary. %s",
-            fvu, "Check whether training diverged." if task is Task.train else made_for,
+            fvu, "Check whether training diverged." if task is not Task.eval else made_for,
         )  # fmt: skip

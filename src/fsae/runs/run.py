@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from fsae.configuration.accept import Origin
 from fsae.configuration.refusal import report_error
 from fsae.configuration.schema import RunSettings
-from fsae.files import write_json
+from fsae.files import replacing, write_json
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.run_log import logging_for
 from fsae.outputs.status import Failure, RunState, mark, read_status
@@ -121,8 +121,10 @@ class Run:
         self._began = True
         earlier = read_status(path)
         mark(path, RunState.running)
-        self.folder.config.write_text(self.origin.config_yaml)
-        self.folder.overrides.write_text("".join(f"- {json.dumps(override)}\n" for override in self.origin.overrides))
+        overrides = "".join(f"- {json.dumps(override)}\n" for override in self.origin.overrides)
+        for file, text in ((self.folder.config, self.origin.config_yaml), (self.folder.overrides, overrides)):
+            with replacing(file) as unfinished:
+                unfinished.write_text(text, encoding="utf-8")
         stopped = earlier is not None and earlier.state in (RunState.running, RunState.interrupted)
         position = self.state["metrics_position"] if self.state is not None else 0
         anew = self._describe(stopped)

@@ -141,6 +141,12 @@ def _settings(
         raise ValueError(
             f"population.size is {found.population.size}, and fsae.train trains one dictionary; use python -m fsae.run"
         )
+    named = any(word.lstrip("+").startswith(("eval=", "eval@")) for word in overrides)
+    if "vectors" not in found.eval or (named and len(found.eval) > 1):
+        raise ValueError(
+            f"the evaluations are {', '.join(found.eval) or 'none'}, and fsae.train measures vectors alone; leave eval "
+            "out of overrides, or use python -m fsae.run"
+        )
     check(found)
     return found
 

@@ -1,5 +1,6 @@
 """A sweeper for `fsae.evaluate`: launches the evaluation of finished runs, each in its own folder."""
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +12,20 @@ from omegaconf import DictConfig
 
 from fsae.configuration.finished import evaluations_of
 from fsae.configuration.overrides import quoted
-from fsae.outputs.sweep_folder import recorded_overrides
+from fsae.outputs.results import Meaning, in_order, meaning_of, read_results, results_table
+from fsae.outputs.run_folder import RunFolder
+from fsae.outputs.sweep_folder import is_job, recorded_overrides
+from fsae.sweeps.launch import launching
+from fsae.tracking.server import shell_command
 
 log = logging.getLogger(__name__)
 
 # What a run was given once, and what is given to its evaluation instead.
 _NOT_ITS_OWN = ("task", "launcher", "eval", "suite", "hydra")
+
+
+# Of several runs, each one's line has the most important numbers.
+NUMBERS_IN_A_LINE = 6
 
 
 class FinishedRuns(Sweeper):
@@ -44,7 +53,14 @@ class FinishedRuns(Sweeper):
         """
         assert self.launcher is not None
         overrides = [job_overrides(folder, arguments) for folder in self.folders]
-        for job in self.launcher.launch(overrides, initial_job_idx=0):
+        earlier = [_evaluated(folder) for folder in self.folders]
+        with launching("evaluate"):
+            try:
+                jobs = self.launcher.launch(overrides, initial_job_idx=0)
+            finally:
+                before = zip(self.folders, overrides, earlier, strict=True)
+                _print_numbers([(folder, job) for folder, job, time in before if _evaluated(folder) != time])
+        for job in jobs:
             # Raises what ended the job.
             _ = job.return_value
 
@@ -64,6 +80,40 @@ def job_overrides(folder: Path, arguments: Sequence[str]) -> list[str]:
         f"hydra.sweep.dir={quoted(folder.parent)}",
         f"hydra.sweep.subdir={quoted(folder.name)}",
     ]
+
+
+def _evaluated(folder: Path) -> str | None:
+    """Return the time at which a run was last evaluated again; None if it never was."""
+    return read_results(RunFolder(folder).results).get("evaluated")
+
+
+def _print_numbers(measured: Sequence[tuple[Path, Sequence[str]]]) -> None:
+    """Print the new numbers of runs, given with the overrides of their jobs, and the command that compares the runs."""
+    found = [(folder, *_numbers(folder, overrides)) for folder, overrides in measured]
+    if len(found) == 1:
+        folder, numbers, meanings = found[0]
+        print(f"\n{results_table(numbers, meanings)}\n\nrun folder:  {folder}")
+    elif found:
+        print()
+        for folder, numbers, meanings in found:
+            names = [name for name in in_order(meanings) if name in numbers][:NUMBERS_IN_A_LINE]
+            print(f"{folder}: {', '.join(f'{name} {numbers[name]:.4g}' for name in names)}")
+        sweeps = {folder.parent if is_job(folder) else folder: None for folder, *_ in found}
+        print(f"\ncompare:     {shell_command('report', *sweeps)}")
+
+
+def _numbers(folder: Path, overrides: Sequence[str]) -> tuple[dict[str, float], dict[str, Meaning]]:
+    """Return the numbers of the evaluations that a job named, and their meanings."""
+    listed = next(each for each in reversed(overrides) if each.startswith("eval="))
+    numbers, meanings = dict[str, float](), dict[str, Meaning]()
+    for name in listed.removeprefix("eval=").strip("[]").split(","):
+        file = RunFolder(folder).evaluations / f"{name.strip()}.json"
+        if not file.exists():
+            continue
+        written = json.loads(file.read_text(encoding="utf-8"))
+        numbers |= {each: value for each, value in written["numbers"].items() if value is not None}
+        meanings |= {each: meaning_of(meaning) for each, meaning in written["meanings"].items()}
+    return numbers, meanings
 
 
 def _group(override: str) -> str:

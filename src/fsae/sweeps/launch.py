@@ -150,11 +150,30 @@ class Launch:
 
 
 _launching: list[Launch] = []
+# Commands under way that launch jobs without a sweep's folder.
+_commands: list[str] = []
 
 
 def is_launching() -> bool:
-    """Return whether this process launches a sweep, rather than being one of its workers."""
-    return bool(_launching)
+    """Return whether this process launches jobs, rather than being one of their workers."""
+    return bool(_launching or _commands)
+
+
+@contextmanager
+def launching(command: str) -> Iterator[None]:
+    """Count this process as the launcher of a command's jobs, which a signal stops.
+
+    Raises:
+        SystemExit: with status 128 + n: signal n arrived.
+    """
+    _commands.append(command)
+    _let_signals_raise()
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    finally:
+        _commands.pop()
 
 
 @contextmanager
@@ -209,11 +228,8 @@ class SweepCallback(Callback):
         with _refused(config):
             check_jobs(config, self.max_jobs)
             _launching.append(_begin(config, self.resumed))
-        # As an exception, so that the summary is printed. A job running in this process has handlers of its own.
-        signal.signal(signal.SIGTERM, _leave)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            signal.signal(signal.SIGHUP, _leave)
+        # So that the summary is printed. A job running in this process has handlers of its own.
+        _let_signals_raise()
 
 
 @contextmanager
@@ -236,6 +252,14 @@ def _check_job(config: DictConfig) -> None:
     with read_write(config), open_dict(config):
         del config["hydra"]
     checked(config, overrides)
+
+
+def _let_signals_raise() -> None:
+    """Let signals that end this process raise KeyboardInterrupt or SystemExit."""
+    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _leave)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from fsae.configuration.accept import Origin, accept
 from fsae.configuration.refusal import report_error
-from fsae.configuration.schema import RunSettings
+from fsae.configuration.schema import RunSettings, Task
 from fsae.outputs.run_log import run_log
 from fsae.sweeps.worker import WorkerLauncher
 from fsae.training.interruption import Interrupted
@@ -158,7 +158,13 @@ def _run(pack: Sequence[_Job]) -> None:
         outcomes = run_pack([(job.settings, job.origin) for job in pack])
         stopped = next((each.error for each in outcomes if isinstance(each.error, Interrupted)), None)
         if stopped is not None:
-            log.warning("%s; fsae.resume resumes from the saved states", stopped)
+            again = pack[0].settings.task is Task.reevaluate
+            remedy = (
+                "the same command of fsae.evaluate starts the evaluation again"
+                if again
+                else "fsae.resume resumes from the saved states"
+            )
+            log.warning("%s; %s", stopped, remedy)
             sys.exit(128 + signal.Signals[stopped.signal_name])
     for job, outcome in zip(pack, outcomes, strict=True):
         record = job.record

@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock
 
 from fsae.credentials import concealed, without_password
-from fsae.files import write_json
+from fsae.files import UNFINISHED, write_json
 from fsae.outputs.metric_log import MetricRecord, read_metrics
 from fsae.outputs.results import MEASURED, in_order, meanings_in, read_results
 from fsae.outputs.run_folder import RunFolder
@@ -49,6 +49,9 @@ MLFLOW_STATUS = {
 
 # Errors of servers, PostgreSQL and MySQL that ask for a password.
 _NO_ENTRY = re.compile(r"error code 40[13]\b|password authentication failed|no password supplied|Access denied for")
+
+# Numbers of which a finished run that is evaluated again may have another value at the same step.
+REPLACED = (MEASURED, "data/")
 
 BAR = "\\|"  # a | inside a table's cell
 PARAMS_AT_ONCE = 100  # MLflow refuses more in one request
@@ -206,7 +209,7 @@ class MlflowUpload:
                 self._arrived()
         for directory in (folder.plots, folder.sae, folder.evaluations):
             if directory.exists():
-                for file in sorted(path for path in directory.rglob("*") if path.is_file()):
+                for file in sorted(path for path in directory.rglob("*") if _is_whole(path)):
                     below = file.parent.relative_to(folder.path).as_posix()
                     client.log_artifact(run_id, str(file), artifact_path=below)
                     self._arrived()
@@ -258,7 +261,7 @@ class MlflowUpload:
         # For each metric, MLflow's record of a run has the value at the highest step.
         stored = run.to_proto().data.metrics
         self._stored_step = {metric.key: metric.step for metric in stored}
-        self._stored_value = {metric.key: metric.value for metric in stored if metric.key.startswith(MEASURED)}
+        self._stored_value = {metric.key: metric.value for metric in stored if metric.key.startswith(REPLACED)}
         self.link = run_link(self.uri, experiment_id, run_id)
         self._dropped, self._dropped_size = [], 0
         self._is_open = True
@@ -304,10 +307,10 @@ class MlflowUpload:
                 # MLflow draws bars for metrics whose only step is 0, and lines for others, which would be points here.
                 is_measured = name.startswith(MEASURED)
                 step = 0 if is_measured else record.step
-                # A finished run that is evaluated again may have another value of the same step.
-                if step > stored.get(name, -1) or (is_measured and not _same(measured[name], value)):
+                is_news = step > stored.get(name, -1)
+                if is_news or (name in measured and step == stored[name] and not _same(measured[name], value)):
                     stored[name] = step
-                    if is_measured:
+                    if name.startswith(REPLACED):
                         measured[name] = value
                     metrics.append(Metric(name, value, record.time_ms, step))
         # After a failure, MLflow is asked again for what it has.
@@ -334,6 +337,11 @@ class MlflowUpload:
             ]
             lines.append("\n".join(["| held out | | |", "| --- | --- | --- |", *rows]))
         return "\n\n".join(lines)[:TAG_LENGTH]
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a path is a file, and not one that a killed process left unfinished."""
+    return path.is_file() and path.suffix != UNFINISHED
 
 
 class DeletedExperimentError(ValueError):
