@@ -1,6 +1,6 @@
 """The generated reference: complete for what there is, and a complaint about whatever is not described."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import pytest
@@ -38,6 +38,15 @@ def test_every_metric_has_a_row():
     page = metrics_page()
     names = [name for evaluation in CHOICES.values() for name in evaluation.meanings]
     assert all(f"| `eval/{name}` | " in page for name in names)
+
+
+def test_every_evaluation_is_on_the_page_about_them_with_its_sizes():
+    page = (reference.REPOSITORY / "docs" / "evaluate.md").read_text()
+    rows = {row.split("`")[1]: row for row in page.splitlines() if row.startswith("| `") and "=" not in row}
+    assert rows.keys() == CHOICES.keys()
+    for name, evaluation in CHOICES.items():
+        sizes = rows[name].rstrip(" |").rpartition("|")[2] if fields(evaluation) else ""
+        assert sizes.split("`")[1::2] == [each.name for each in fields(evaluation)]
 
 
 def test_a_config_group_without_a_line_is_refused(monkeypatch: pytest.MonkeyPatch):
