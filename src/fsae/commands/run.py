@@ -68,7 +68,7 @@ def run(config: DictConfig) -> float | None:
 
 
 def _remedy(task: Task, in_sweep: bool, folder: Path) -> str:
-    """Return how an interrupted job goes on."""
+    """Return how an interrupted job can be continued."""
     if task is Task.reevaluate:
         return "the same command of fsae.evaluate starts the evaluation again"
     command = "fsae.resume" if in_sweep else "the same command"
