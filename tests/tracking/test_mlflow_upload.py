@@ -166,6 +166,34 @@ def test_a_resumed_run_continues_its_mlflow_run_without_doubled_values(
     assert runs(sqlite_uri)[0].info.status == "FINISHED"
 
 
+def test_a_later_evaluation_replaces_the_counts_of_samples_too(
+    sqlite_uri: str, run_folder: Path, describe: Describe
+) -> None:
+    mark(run_folder, RunState.running)
+    log = MetricLog(RunFolder(run_folder).metrics)
+    log.append({"train/l0": 1.0, "data/held_out_samples": 512.0, "eval/fvu": 0.2}, step=3)
+    MlflowUpload(run_folder, sqlite_uri, describe(sqlite_uri)).send_metrics()
+    log.append({"train/l0": 2.0, "data/held_out_samples": 300.0, "eval/fvu": 0.3}, step=3)
+    MlflowUpload(run_folder, sqlite_uri, describe(sqlite_uri)).send_metrics()
+    latest = runs(sqlite_uri)[0].data.metrics
+    assert latest == {"train/l0": 1.0, "data/held_out_samples": 300.0, "eval/fvu": 0.3}
+
+
+def test_files_that_a_killed_process_left_unfinished_are_not_uploaded(
+    sqlite_uri: str, run_folder: Path, describe: Describe
+) -> None:
+    folder = RunFolder(run_folder)
+    folder.plots.mkdir(exist_ok=True)
+    (folder.plots / "whole.png").write_text("drawn")
+    (folder.plots / "half.png.partial").write_text("dra")
+    mark(run_folder, RunState.finished)
+    assert MlflowUpload(run_folder, sqlite_uri, describe(sqlite_uri)).close()
+    client = MlflowClient(sqlite_uri)
+    names = {each.path for each in client.list_artifacts(runs(sqlite_uri)[0].info.run_id, "plots")}
+    assert "plots/whole.png" in names
+    assert "plots/half.png.partial" not in names
+
+
 @pytest.mark.parametrize("late", ["before", "between", "after", "reading on"])
 def test_a_late_uploader_of_a_killed_run_doubles_nothing(
     sqlite_uri: str, run_folder: Path, describe: Describe, late: str
