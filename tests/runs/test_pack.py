@@ -32,7 +32,7 @@ from fsae.outputs.run_log import run_log
 from fsae.outputs.status import RunState, read_status
 from fsae.runs import pack as run_module
 from fsae.runs.pack import pack_key, run_experiment, run_pack
-from fsae.sources import activations
+from fsae.sources import corpus
 from fsae.sources.eeg import EEGSettings
 from fsae.sources.identity import data_identity
 from fsae.sources.in_memory import InMemorySource
@@ -148,7 +148,7 @@ def test_each_run_of_a_pack_is_what_it_is_alone_whatever_becomes_of_the_others(
         opened.append(settings)
         return transformer_lens_model.open_language_model(settings)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(activations, "open_language_model", counted)
+    monkeypatch.setattr(corpus, "open_language_model", counted)
     overrides = {"busy": JOBS["topk"], "diverging": [*JOBS["standard"], "trainer.lr=1e30"], **JOBS}
     jobs = {name: job(tmp_path, name, *each) for name, each in overrides.items()}
     outcomes = dict(zip(jobs, run_pack(list(jobs.values())), strict=True))
@@ -276,7 +276,7 @@ def test_existing_autoencoders_are_evaluated_together(alone: Path, tmp_path: Pat
 
 
 def test_what_did_not_count_in_training_does_not_count_in_evaluating_it(tmp_path: Path):
-    short = ["eval=[vectors]", "trainer.samples=1024", "source.tokens=1024"]
+    short = ["trainer.samples=1024", "source.tokens=1024"]
     left_out = ["dataset.skip_positions=7", "dataset.exclude_tokens=[11,12]", "dataset.prefix='# A line'"]
     [made] = run_pack([job(tmp_path, "made", *short, *left_out)])
     assert made.error is None
@@ -379,7 +379,7 @@ def test_features_that_are_known_are_trained_on_and_scored_against(source: str, 
     assert results["eval/true_l0"] == (32 if source == "grouped_features" else 3)
     assert "eval/ce_base" not in results
     settings, _ = accept(config, tmp_path / source, overrides)
-    assert (settings.source, 256) in pack_key(settings)
+    assert pack_key(settings)[:2] == (settings.source, 256)
 
 
 def test_a_truth_may_be_large_and_hierarchical(tmp_path: Path):
