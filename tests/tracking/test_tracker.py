@@ -358,7 +358,7 @@ def test_a_resumed_tracker_continues_at_the_checkpoints_position(
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"uri": "file:///tmp/mlruns"}, r"tracking\.uri=.*give a server"),
+        ({"uri": "file:///tmp/mlruns"}, r"tracking\.uri=.*set a server"),
         ({"experiment": ""}, r"tracking\.experiment is empty"),
         ({"flush_seconds": -1.0}, r"tracking\.flush_seconds is -1; it must be at least 0"),
         ({"flush_seconds": float("nan")}, r"tracking\.flush_seconds is nan"),
