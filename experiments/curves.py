@@ -1,6 +1,6 @@
 """A metric as a function of a setting, or of the time of training: a line for each choice of some other settings.
 
-    python -m experiments.curves SWEEP... --x source.share --lines trainer arch.tied --picture share.png
+    python -m experiments.curves SWEEP... --x source.share --lines trainer arch.encoder_init --picture share.png
     python -m experiments.curves SWEEP... --x seconds --lines trainer
     python -m experiments.curves SWEEP... --x eval/l0 --lines trainer --metric fvu
 

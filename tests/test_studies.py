@@ -46,15 +46,20 @@ def arms(script: Path, folder: Path) -> list[tuple[Path, list[str]]]:
     return found
 
 
+def swept(value: str) -> list[str]:
+    """Return the values of a sweep over them; the commas of a list in brackets separate none."""
+    return re.split(r",(?![^\[]*\])", value)
+
+
 def jobs(overrides: list[str]) -> Iterator[RunSettings]:
     """Yield the settings for each value of each list of a sweep, with the first values of the other lists."""
     given = dict(each.split("=", 1) for each in overrides)
-    config = composed_with_hydra(*(f"{key}={value.split(',')[0]}" for key, value in given.items()))
+    config = composed_with_hydra(*(f"{key}={swept(value)[0]}" for key, value in given.items()))
     drop_overridden_lists(config)
     lists = given
     if config.hydra.mode is not None and config.hydra.mode.name == "MULTIRUN":
         lists = {key: str(values) for key, values in (config.hydra.sweeper.params or {}).items()} | given
-    values = {key: value.split(",") for key, value in lists.items()}
+    values = {key: swept(value) for key, value in lists.items()}
     first = {key: some[0] for key, some in values.items()}
     changes = [{key: value} for key, some in values.items() if key != "seed" for value in some[1:]]
     for change in ({}, *changes):
@@ -62,10 +67,10 @@ def jobs(overrides: list[str]) -> Iterator[RunSettings]:
 
 
 @pytest.mark.parametrize(
-    "data", sorted(each.stem.removeprefix("pam_") for each in ROOT.glob("conf/experiment/pam_*.yaml"))
+    "data", sorted(each.stem.removeprefix("pam_") for each in ROOT.glob("conf/experiment/splines/pam_*.yaml"))
 )
 def test_pam_and_its_baseline_differ_in_the_trainer_alone(data: str):
-    pam, sgd = (settings_of(composed(f"experiment={way}_{data}", "seed=1")) for way in ("pam", "sgd"))
+    pam, sgd = (settings_of(composed(f"experiment=splines/{way}_{data}", "seed=1")) for way in ("pam", "sgd"))
     for part in ("model", "site", "dataset", "source", "arch", "loss", "eval", "population"):
         assert getattr(pam, part) == getattr(sgd, part), part
     assert isinstance(pam.trainer, PamSettings)

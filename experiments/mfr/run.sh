@@ -10,7 +10,7 @@ out=${1:-outputs/mfr}
 alone="population.size=1 population.mutual.weight=0"
 
 # The closest to the released autoencoder: tied, without AuxK, clipping or decay.
-released="arch.tied=true arch.apply_b_dec_to_input=false loss.auxiliary.weight=0 trainer.clip_norm=null trainer.decay=0"
+released="arch.encoder_init=tied arch.apply_b_dec_to_input=false loss.auxiliary.weight=0 trainer.clip_norm=null trainer.decay=0"
 
 # Known features: two members, and MFR's weight of 1.
 synthetic="experiment=mfr/synthetic_small"

@@ -51,7 +51,7 @@ for percent in 1 10 100; do
     share=$(share_of "$percent")
     mnist "share_released/$share" "$percent" 20 "source.share=$share"
     arm "share_released/$share/tied" experiment=splines/sgd_mnist_small "source.path=$digits" "source.share=$share" \
-        "trainer.samples=$((90 * percent * 20))" arch.tied=true
+        "trainer.samples=$((90 * percent * 20))" arch.encoder_init=tied
 done
 # With the 2,000 updates of all samples.
 mnist share_updates/0.01 1 2000 source.share=0.01 $repaired

@@ -16,7 +16,7 @@ trainers() {
 
 echo "# SplInterp: all figures"
 table "Start and rate" curves "$out"/lr/*/* --x trainer.lr --lines trainer arch.init_norm
-table "Sample efficiency, as released" curves "$out"/share_released/*/* --x source.share --lines trainer arch.tied
+table "Sample efficiency, as released" curves "$out"/share_released/*/* --x source.share --lines trainer arch.encoder_init
 table "Sample efficiency" curves "$out"/share_repaired/*/* --x source.share --lines trainer --picture "$here/share.png"
 trainers "Sample efficiency: all digits, by seeds" "$out"/share_repaired/1.00/* --metrics fvu
 table "As many updates as all digits get" curves "$out"/share_updates/*/* --x source.share --lines trainer
