@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from fsae.training import scaling
 from fsae.training.scaling import Scale, scale_of
 
 
@@ -13,10 +12,9 @@ def test_sqrt_d_makes_the_mean_norm_the_square_root_of_the_width():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_scale_holds_for_many_vectors_of_any_size_and_type(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(scaling, "ROWS_AT_ONCE", 7)
+def test_scale_holds_for_many_vectors_of_any_size_and_type(dtype: torch.dtype):
     vectors = (1e3 * torch.randn(100, 16, generator=torch.Generator().manual_seed(0))).to(dtype)
-    scaled = scale_of(vectors, Scale.sqrt_d) * vectors.double()
+    scaled = scale_of(vectors, Scale.sqrt_d, rows_at_once=7) * vectors.double()
     assert scaled.norm(dim=1).mean().item() == pytest.approx(4.0, rel=1e-6)
 
 

@@ -6,8 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-ROWS_AT_ONCE = 65_536
-
 
 class Scale(Enum):
     """Ways to scale activations for training: `sqrt_d` makes their mean norm sqrt(d_in), so that learning rates and
@@ -17,15 +15,15 @@ class Scale(Enum):
     none = "none"
 
 
-def scale_of(vectors: Float[Tensor, "vectors d_in"], kind: Scale) -> float:
-    """Return the factor, measured on raw vectors of the training part.
+def scale_of(vectors: Float[Tensor, "vectors d_in"], kind: Scale, rows_at_once: int = 65_536) -> float:
+    """Return the factor, measured on raw vectors of the training part, `rows_at_once` of them in float32 at a time.
 
     Raises:
         ValueError: all vectors are zero.
     """
     if kind is Scale.none:
         return 1.0
-    total = sum(float(part.float().norm(dim=1).double().sum()) for part in torch.split(vectors, ROWS_AT_ONCE))
+    total = sum(float(part.float().norm(dim=1).double().sum()) for part in torch.split(vectors, rows_at_once))
     if total == 0:
         raise ValueError("every activation is zero at this site; choose another site, or trainer.activation_scale=none")
     return vectors.shape[1] ** 0.5 * len(vectors) / total
