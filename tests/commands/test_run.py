@@ -263,7 +263,7 @@ def test_the_error_for_a_foreign_checkpoint_lists_the_differing_keys(command):
 def test_the_error_for_a_full_disk_names_the_folder(command):
     folder = folder_of(*TINY_FOLDER)
     # This device refuses every write.
-    (folder / "config.yaml").symlink_to("/dev/full")
+    (folder / "config.yaml.partial").symlink_to("/dev/full")
     ended = command(*TINY_FOLDER)
     assert ended.exit_status == 1
     assert ended.output.count(f"no space left for {folder}; free some") == 1
