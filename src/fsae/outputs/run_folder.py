@@ -63,6 +63,11 @@ class RunFolder:
         return self.path / "sae"
 
     @property
+    def latents(self) -> Path:
+        """What a pass over data found about every latent, and pages that show it (see `fsae.outputs.latent_store`)."""
+        return self.path / "latents"
+
+    @property
     def plots(self) -> Path:
         """Pictures drawn at the run's end."""
         return self.path / "plots"
