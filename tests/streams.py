@@ -123,6 +123,7 @@ class ListedCorpus:
     prepends_bos = False
     held_out_positions = Corpus.held_out_positions
     held_out_rows = Corpus.held_out_rows
+    rows = Corpus.rows
 
     def __init__(
         self,

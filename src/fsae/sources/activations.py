@@ -1,7 +1,7 @@
 """Activations of a language model at one site as a stream of shuffled batches."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from fsae.sources.shard import Part
 from fsae.sources.shard_reader import ShardReader
 from fsae.sources.source import Batch, Source, in_batches
 from fsae.sources.supply import Supply
+from fsae.sources.tokens import TextRows
 
 # The shard that training is in, and the one that is fetched meanwhile.
 SHARDS_IN_MEMORY = 2
@@ -249,6 +250,14 @@ class ActivationSource(Source):
             ValueError: the held-out part is empty or shorter than one row.
         """
         return self.harvester.corpus.held_out_rows(count)
+
+    def rows(self, part: Part, count: int, heartbeat: Callable[[], None] = lambda: None) -> TextRows:
+        """Return the first rows of a part that have at least `count` tokens together, or all its rows.
+
+        Raises:
+            ValueError: the part is empty or shorter than one row.
+        """
+        return self.harvester.corpus.rows(part, count, heartbeat)
 
     def fill_store(self) -> dict[str, float]:
         """Put every shard of both parts and all sites into the store, together with other processes that do the same.

@@ -13,7 +13,7 @@ from fsae.language_models.transformer_lens import TransformerLensModel, open_lan
 from fsae.progress import working
 from fsae.sources.documents import DatasetSettings, open_documents
 from fsae.sources.shard import Part
-from fsae.sources.tokens import Block, PackedTokens
+from fsae.sources.tokens import Block, PackedTokens, TextRows
 
 
 class Corpus:
@@ -83,11 +83,29 @@ class Corpus:
         Raises:
             ValueError: the held-out part is empty or shorter than one row.
         """
-        blocks: list[Block] = []
-        for block in self.text(Part.held_out):
-            blocks.append(block)
-            if sum(each.tokens.numel() for each in blocks) >= count:
+        tokens, keep, _ = self.rows(Part.held_out, count)
+        return tokens, keep
+
+    def rows(self, part: Part, count: int, heartbeat: Callable[[], None] = lambda: None) -> TextRows:
+        """Return the first rows of a part that have at least `count` tokens together, or all its rows.
+
+        Args:
+            heartbeat: called after each block of text; may raise to stop.
+
+        Raises:
+            ValueError: the part is empty or shorter than one row.
+        """
+        text, blocks, found = self.text(part), list[Block](), 0
+        for block in text:
+            # Training text repeats: what is read a second time is left out.
+            if text.epoch > 0 and blocks:
                 break
-        tokens, keep = torch.cat([block.tokens for block in blocks]), torch.cat([block.keep for block in blocks])
+            blocks.append(block)
+            found += block.tokens.numel()
+            heartbeat()
+            if found >= count:
+                break
+        columns = ([getattr(block, name) for block in blocks] for name in TextRows._fields)
+        tokens, keep, documents = (torch.cat(column) for column in columns)
         rows = -(-count // tokens.shape[1])
-        return tokens[:rows], keep[:rows]
+        return TextRows(tokens[:rows], keep[:rows], documents[:rows])

@@ -2,6 +2,7 @@
 
 import gzip
 import logging
+import math
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +59,11 @@ class MNISTSettings(InMemorySettings):
         train = train[kept]
         mean, deviation = train.mean(), train.std()
         log.info("%d images to train on and %d held out, of %d pixels", len(train), len(held_out), train.shape[1])
-        return InMemorySource((train - mean) / deviation, (held_out - mean) / deviation, self.seed, device)
+        source = InMemorySource((train - mean) / deviation, (held_out - mean) / deviation, self.seed, device)
+        side = math.isqrt(train.shape[1])
+        if side * side == train.shape[1]:
+            source.picture = (side, side)
+        return source
 
 
 def _packaged() -> tuple[Float[Tensor, "train 64"], Float[Tensor, "held_out 64"]]:

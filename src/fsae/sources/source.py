@@ -15,7 +15,9 @@ from fsae.language_models.settings import ModelSettings
 from fsae.language_models.sites import Site
 from fsae.ranges import SEED, Ranged
 from fsae.sources.documents import DatasetSettings
+from fsae.sources.shard import Part
 from fsae.sources.supply import Supply
+from fsae.sources.tokens import TextRows
 from fsae.sparse.codes import Codes
 
 if TYPE_CHECKING:
@@ -66,6 +68,14 @@ class HeldOutText(Protocol):
         """
         ...
 
+    def rows(self, part: Part, count: int, heartbeat: Callable[[], None] = ...) -> TextRows:
+        """Return the first rows of a part that have `count` tokens together, or all its rows.
+
+        Raises:
+            ValueError: the part is shorter than one row.
+        """
+        ...
+
 
 class KnownFeatures(Protocol):
     """The ground truth of synthetic vectors."""
@@ -101,6 +111,7 @@ class Source(ABC):
         held_out_found: held-out vectors in the last pass over them, including those that it left out for their norm;
             None if the source leaves none out.
         massive_share: share of these that it left out.
+        picture: height and width, if its vectors are pictures row by row.
         tail_remedy: advice for lowering the share of variance that few vectors of large norm hold; "" for none.
     """
 
@@ -112,6 +123,7 @@ class Source(ABC):
     store: FillableStore | None = None
     held_out_found: int | None = None
     massive_share: float | None = None
+    picture: tuple[int, int] | None = None
     tail_remedy: str = ""
 
     @abstractmethod

@@ -77,6 +77,20 @@ class Block(NamedTuple):
     distinct: int
 
 
+class TextRows(NamedTuple):
+    """Rows of text from one part of a data set.
+
+    Attributes:
+        tokens: token ids.
+        keep: the positions to train and evaluate on.
+        documents: the number of each token's document in its part.
+    """
+
+    tokens: Int[Tensor, "row context"]
+    keep: Bool[Tensor, "row context"]
+    documents: Int[Tensor, "row context"]
+
+
 class PackedTokens(Iterator[Block]):
     """Blocks of rows of token ids, with the mask of the positions to train and evaluate on.
 

@@ -1,0 +1,111 @@
+"""A block: the codes of some contexts, as one list of entries sorted by latent."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fsae.sparse.codes import Codes
+from fsae.sparse.pattern import Pattern
+
+
+@dataclass(frozen=True, eq=False)
+class Places:
+    """Places of a block's vectors: which positions of which contexts counted.
+
+    Attributes:
+        contexts: (rows,) number of each context in the whole data.
+        keep: (rows, context) positions that counted, in reading order the block's vectors.
+        documents: (rows, context) number of each position's document; windows end where it changes.
+    """
+
+    contexts: Int[Tensor, " rows"]
+    keep: Bool[Tensor, "rows context"]
+    documents: Int[Tensor, "rows context"]
+
+
+class Block:
+    """The codes that are not zero, sorted by latent, context and position.
+
+    Args:
+        codes: (vectors, d_sae) of the kept positions.
+        places: where the vectors are from.
+
+    Attributes:
+        latents, values: of each entry.
+        rows: row of `places` of each entry.
+        positions: position in its row of each entry.
+        vectors: row of `codes` of each entry.
+    """
+
+    def __init__(self, codes: Codes, places: Places):
+        pattern = codes.pattern if codes.pattern is not None else Pattern.of_mask(codes.values != 0)
+        values = codes.values if codes.pattern is not None else codes.values[codes.values != 0]
+        order, transposed = pattern.transposed
+        # A pattern's entries may be zero.
+        values = values.index_select(0, order).float()
+        on = values != 0
+        self.places, self.d_sae = places, pattern.width
+        self.latents, self.vectors, self.values = transposed.rows[on], transposed.columns[on], values[on]
+        row, position = places.keep.nonzero(as_tuple=True)
+        self.rows, self.positions = row[self.vectors], position[self.vectors]
+
+    @cached_property
+    def segments(self) -> "Segments":
+        """The entries of one latent in one context, for each such pair."""
+        key = self.latents * len(self.places.contexts) + self.rows
+        begins = torch.cat([key.new_ones(1, dtype=torch.bool), key[1:] != key[:-1]]) if len(key) else key.bool()
+        first = begins.nonzero().squeeze(1)
+        lengths = torch.cat([first[1:], first.new_tensor([len(key)])]) - first if len(first) else first
+        segment = torch.arange(len(first), device=key.device).repeat_interleave(lengths, output_size=len(key))
+        strength = self.values.abs()
+        peak_strength = strength.new_zeros(len(first)).scatter_reduce_(0, segment, strength, "amax")
+        entries = torch.arange(len(key), device=key.device)
+        # Of equal peaks the first one.
+        at_peak = torch.where(strength == peak_strength[segment], entries, len(key))
+        peak = entries.new_full((len(first),), len(key)).scatter_reduce_(0, segment, at_peak, "amin")
+        return Segments(self, first, lengths, peak)
+
+
+class Segments:
+    """The entries of one latent in one context, for each such pair.
+
+    Attributes:
+        first, lengths: the entries of each.
+        peak: the entry of the largest absolute code.
+        latents, contexts, rows, positions, values: of the peaks.
+    """
+
+    def __init__(self, block: Block, first: Tensor, lengths: Tensor, peak: Tensor):
+        self.block, self.first, self.lengths, self.peak = block, first, lengths, peak
+        self.latents, self.rows = block.latents[peak], block.rows[peak]
+        self.positions, self.values = block.positions[peak], block.values[peak]
+        self.contexts = block.places.contexts[self.rows]
+
+    def windows(self, which: Int[Tensor, " some"], width: int) -> Float[Tensor, "some window"]:
+        """Return the codes of each segment's latent from `width` positions before the peak to as many after it.
+
+        Positions of other documents, and positions that did not count, are NaN.
+        """
+        block, places = self.block, self.block.places
+        offsets = torch.arange(-width, width + 1, device=which.device)
+        position = self.positions[which, None] + offsets
+        inside = (position >= 0) & (position < places.keep.shape[1])
+        flat = self.rows[which, None] * places.keep.shape[1] + position.clamp(0, places.keep.shape[1] - 1)
+        documents = places.documents.flatten()
+        own = documents[self.rows[which] * places.keep.shape[1] + self.positions[which]]
+        counted = inside & places.keep.flatten()[flat] & (documents[flat] == own[:, None])
+        windows = torch.where(counted, 0.0, torch.nan)
+        lengths = self.lengths[which]
+        total = int(lengths.sum())
+        place = torch.arange(len(which), device=which.device).repeat_interleave(lengths, output_size=total)
+        begins = lengths.cumsum(0) - lengths
+        entry = torch.arange(total, device=which.device) - begins[place] + self.first[which][place]
+        column = block.positions[entry] - self.positions[which][place] + width
+        there = (column >= 0) & (column <= 2 * width)
+        place, column, values = place[there], column[there], block.values[entry][there]
+        there = counted[place, column]
+        windows[place[there], column[there]] = values[there]
+        return windows
