@@ -64,13 +64,13 @@ def test_top_contexts_equal_brute_force(codes, keep):
         expected = [context for context in expected if peaks[context, latent] > 0]
         assert top["context"].tolist() == expected
         assert top["rank"].tolist() == list(range(len(expected)))
-        for row in top.to_dict("records"):
+        for row in top.to_dict(orient="records"):
             assert row["value"] == codes[row["context"], row["position"], latent]
             assert abs(row["value"]) == peaks[row["context"], latent]
 
 
 def test_windows_hold_the_codes_of_their_document(codes, keep):
-    for row in hit_table(surveyed(codes, keep, list(range(CONTEXTS)))).to_dict("records"):
+    for row in hit_table(surveyed(codes, keep, list(range(CONTEXTS)))).to_dict(orient="records"):
         document = DOCUMENTS[row["context"], row["position"]]
         assert row["values"][row["position"] - row["begin"]] == row["value"]
         for position, value in enumerate(row["values"], row["begin"]):

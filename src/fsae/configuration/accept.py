@@ -16,6 +16,7 @@ from fsae.configuration.schema import RunSettings, Task, settings_of
 from fsae.credentials import SETTING, holds_secret, keep, refuse_secret, without_passwords
 from fsae.evaluation.suite import MEMBERS, chosen
 from fsae.export.saelens import read_provenance
+from fsae.outputs.sweep_folder import is_job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +38,12 @@ class Origin:
     flat: dict[str, str]
 
 
-def checked(config: DictConfig, overrides: Sequence[str] = ()) -> RunSettings:
+def checked(config: DictConfig, overrides: Sequence[str] = (), in_sweep: bool = False) -> RunSettings:
     """Return settings that pass every check that needs nothing loaded.
 
     Paths in `config` become absolute, and a password in it is moved into the environment. Evaluations that the
     source or the population does not allow are left out, unless one of the `overrides` names them: then they are
-    refused.
+    refused. The jobs of a sweep are measured by evaluations of single runs only if an override names them.
 
     Raises:
         ValueError: a check fails.
@@ -57,7 +58,7 @@ def checked(config: DictConfig, overrides: Sequence[str] = ()) -> RunSettings:
     # Runs of one pack have the same evaluations; those of populations are measured of each run that has members.
     several = settings.population.size > 1 or not named
     provided = settings.source.provides | ({MEMBERS} if several else set())
-    settings = replace(settings, eval=chosen(settings.eval, provided, named))
+    settings = replace(settings, eval=chosen(settings.eval, provided, named, in_sweep))
     for key, text in flat_settings(config).items():
         refuse_secret(text, key)
     check(settings)
@@ -82,7 +83,7 @@ def accept(config: DictConfig, folder: Path, overrides: Sequence[str]) -> tuple[
         again = config.task is Task.reevaluate
         if again:
             config = with_own_settings(config, folder, overrides)
-        settings = checked(config, overrides)
+        settings = checked(config, overrides, in_sweep=is_job(folder) and not again)
         if again:
             settings = _as_trained(settings, folder)
     except (ValueError, OmegaConfBaseException) as error:

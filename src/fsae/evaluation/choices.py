@@ -3,6 +3,7 @@
 from fsae.evaluation.agreement import Agreement
 from fsae.evaluation.evaluation import Evaluation
 from fsae.evaluation.geometry import Geometry
+from fsae.evaluation.latents import Latents
 from fsae.evaluation.splice import Splice
 from fsae.evaluation.truth import Truth
 from fsae.evaluation.vectors import Vectors
@@ -13,4 +14,5 @@ CHOICES: dict[str, type[Evaluation]] = {
     "truth": Truth,
     "agreement": Agreement,
     "geometry": Geometry,
+    "latents": Latents,
 }

@@ -26,6 +26,7 @@ class Measured:
         content: further JSON by name for `results.json`, such as a histogram.
         files: further JSON by file name, written into the run's folder.
         pictures: by file name in the run's `plots/`, the function of the path that draws the picture.
+        folders: by folder name in the run's folder, the function of the path that replaces the folder.
     """
 
     numbers: Sequence[dict[str, float]] = ()
@@ -33,6 +34,7 @@ class Measured:
     content: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, Callable[[Path], None]] = field(default_factory=dict)
+    folders: dict[str, Callable[[Path], None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +48,13 @@ class Evaluation(Ranged, ABC, group="eval"):
         which is measured first.
     reads: evaluations whose findings it reads if they are chosen; they are measured first.
     meanings: the meaning of each number, by the number's name.
+    in_sweeps: whether the jobs of a sweep are measured by it if only a YAML file lists it, and not the command line.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     reads: ClassVar[frozenset[str]] = frozenset()
     meanings: ClassVar[dict[str, Meaning]] = {}
+    in_sweeps: ClassVar[bool] = True
 
     @property
     def held_out(self) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from fsae.autoencoders.autoencoder import Autoencoder
@@ -20,11 +21,13 @@ class Examined:
         autoencoders: in eval mode and in raw units: one, or the members of a population.
         best: the member with the least unexplained variance at the end of training.
         fisher: the form and the estimator of the run's Fisher sums.
+        folder: of the run, where a long evaluation keeps what is done; None if the run has none.
     """
 
     autoencoders: Sequence[Autoencoder]
     best: int = 0
     fisher: Fisher = field(default_factory=Fisher)
+    folder: Path | None = None
 
 
 class Subject:

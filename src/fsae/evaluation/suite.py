@@ -33,7 +33,7 @@ REMEDIES = {
 
 
 def chosen(
-    evaluations: Mapping[str, Evaluation], provided: frozenset[str], named: bool = False
+    evaluations: Mapping[str, Evaluation], provided: frozenset[str], named: bool = False, in_sweep: bool = False
 ) -> dict[str, Evaluation]:
     """Return the evaluations whose needs are met, in the order in which they are measured.
 
@@ -42,6 +42,7 @@ def chosen(
         provided: the needs that the source and the run meet.
         named: whether the command line named the evaluations. A named one whose needs are not met is refused; one that
             a YAML file lists is left out.
+        in_sweep: whether the run is a sweep's job, for which the evaluations of single runs must be named.
 
     Raises:
         ValueError: a named evaluation's needs are not met, two evaluations have a number of the same name, or they need
@@ -50,6 +51,8 @@ def chosen(
     possible: dict[str, Evaluation] = {}
     for name in _ordered(evaluations):
         each = evaluations[name]
+        if in_sweep and not named and not each.in_sweeps:
+            continue
         missing = sorted(each.needs - provided - possible.keys())
         if not missing:
             possible[name] = each
@@ -111,7 +114,7 @@ class Findings:
         return flat_results(self.numbers | self.of_each, self.meanings) | content
 
     def write(self, folder: RunFolder) -> None:
-        """Write `evaluations/<name>.json` of each evaluation, its further files and its pictures.
+        """Write `evaluations/<name>.json` of each evaluation, its further files, folders and pictures.
 
         Every file is replaced in one step: after a kill it is the earlier one or the new one.
 
@@ -122,6 +125,8 @@ class Findings:
         for name, each in self.measured.items():
             for file, content in each.files.items():
                 write_json(folder.path / file, content)
+            for name, write in each.folders.items():
+                write(folder.path / name)
             for picture, draw in each.pictures.items():
                 _draw(folder.plots / picture, draw)
             write_json(folder.evaluations / f"{name}.json", _described(self.evaluations[name], each))

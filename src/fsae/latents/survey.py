@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fsae.latents.bins import BINS
 from fsae.latents.block import Block
 from fsae.latents.cofiring import Cofiring
 from fsae.latents.hits import Hits, HitSizes
@@ -27,6 +28,7 @@ class Survey:
     """
 
     def __init__(self, d_sae: int, sizes: HitSizes, cofiring: int, seed: int, device: torch.device | None = None):
+        self._made_of = (d_sae, sizes, cofiring, seed, device)
         self.tally = Tally(d_sae, device)
         self.hits = Hits(d_sae, sizes, seed, device)
         self.cofiring = Cofiring(d_sae, cofiring, seed, device=device)
@@ -40,6 +42,10 @@ class Survey:
         self.tally.add(block, int(block.places.keep.sum()), part)
         self.hits.add(block)
         self.cofiring.add(block)
+
+    def like(self) -> "Survey":
+        """Return an empty survey of the same dictionary and sizes."""
+        return Survey(*self._made_of)
 
     def merge(self, other: "Survey") -> None:
         """Add a survey of other parts."""
@@ -66,13 +72,12 @@ class Survey:
             part.load({key[len(prefix) :]: each.to(device) for key, each in state.items() if key.startswith(prefix)})
 
 
-def survey_bytes(d_sae: int, sizes: HitSizes, cofiring: int, bins: int, l0: float) -> int:
-    """Return the bytes that a survey needs at most: histogram and limits, hits twice while they are pruned, co-firing.
+def survey_bytes(survey: Survey) -> int:
+    """Return the bytes that a survey needs at most.
 
-    tally: d_sae x (4 bins + 16); hits: 2 x d_sae x rows x row_bytes, and d_sae x 8 (1 + bins) of limits; co-firing:
-    d_sae x cofiring entries of 12 bytes, three times while sets are dropped: every set has l0 entries, and serves about
-    as many latents.
+    With F latents, B activation bins and H hits per latent: the histogram and the limits of the bins take 4 F B + 8 F B.
+    Hits take 2 F H row_bytes, because they are there twice while they are sorted. The sets of co-firing latents take 12
+    bytes for each of at most F x samples x 32 entries... see `Cofiring`.
     """
-    tally = d_sae * (4 * bins + 16)
-    hits = 2 * d_sae * sizes.rows * sizes.row_bytes + 8 * d_sae * (1 + bins)
-    return int(tally + hits + 3 * 12 * d_sae * cofiring)
+    d_sae, sizes = survey.tally.d_sae, survey.hits.sizes
+    return d_sae * (12 * BINS + 2 * sizes.rows * sizes.row_bytes)

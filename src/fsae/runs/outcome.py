@@ -50,7 +50,10 @@ def conclude(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[],
         made = [each for each in made if not each.run.over]
         if not made:
             return
-    examined = [Examined(each.autoencoders, each.best, fisher_of(each.run.settings.loss.values())) for each in made]
+    examined = [
+        Examined(each.autoencoders, each.best, fisher_of(each.run.settings.loss.values()), each.run.folder.path)
+        for each in made
+    ]
     subject = Subject(examined, source, heartbeat)
     findings = measure(subject, evaluations)
     vectors = subject.found(VectorEvaluation)

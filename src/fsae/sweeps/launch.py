@@ -251,7 +251,7 @@ def _check_job(config: DictConfig) -> None:
     overrides = list(config.hydra.overrides.task)
     with read_write(config), open_dict(config):
         del config["hydra"]
-    checked(config, overrides)
+    checked(config, overrides, in_sweep=True)
 
 
 def _let_signals_raise() -> None:

@@ -1,0 +1,188 @@
+"""`latents`: what every latent means, in a store and in pages that open without a server."""
+
+import logging
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.subject import Examined, Subject
+from fsae.evaluation.vectors import Vectors
+from fsae.files import digest_of
+from fsae.latents.bins import EDGES
+from fsae.latents.contexts import Contexts, SampleContexts, TextContexts
+from fsae.latents.control import control_of
+from fsae.latents.findings import Findings, findings, weights_digest, with_control, write_findings
+from fsae.latents.hits import HitSizes
+from fsae.latents.labels import MEANINGS
+from fsae.latents.latent_pass import Sizes, Surveyed, kept_in, run_pass
+from fsae.latents.survey import Survey
+from fsae.outputs.latent_store import LatentStore, Meta
+from fsae.outputs.results import Meaning, Shown
+from fsae.progress import working
+from fsae.ranges import COUNT, SEED, between
+from fsae.sources.shard import Part
+
+log = logging.getLogger(__name__)
+
+# `vectors` reports the others, of other samples.
+_OWN = {name: meaning for name, meaning in MEANINGS.items() if name not in Vectors.meanings}
+# Vectors on which densities are measured for the control.
+_CALIBRATED_ON = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latents(Evaluation, group="eval.latents"):
+    """One pass over data that finds what every latent means: top contexts, samples, histograms, co-firing, labels.
+
+    Attributes:
+        tokens: tokens of text, or samples of other data.
+        text: the part of the text.
+        top: contexts in which a latent's largest code is greatest, kept of each latent.
+        per_bin: samples of each activation bin (half an octave).
+        bins: activation bins that are sampled, from that of the maximum down.
+        window: positions on either side of a peak whose codes are kept.
+        cofiring: samples of each latent in which other latents are counted.
+        partners: latents that co-fire with a latent, at most.
+        control: random directions of equal density, on which the same numbers are measured. 0 for none.
+        seed: of the sampling and the control.
+    """
+
+    tokens: int = field(default=100_000, metadata=COUNT)
+    text: Part = Part.held_out
+    top: int = field(default=20, metadata=between(least=1, most=1000))
+    per_bin: int = field(default=3, metadata=between(least=0, most=100))
+    bins: int = field(default=12, metadata=between(least=1, most=96))
+    window: int = field(default=24, metadata=between(least=0, most=10_000))
+    cofiring: int = field(default=32, metadata=between(least=2, most=10_000))
+    partners: int = field(default=10, metadata=between(least=1, most=1000))
+    control: int = field(default=256, metadata=between(least=0, most=100_000))
+    seed: int = field(default=0, metadata=SEED)
+
+    in_sweeps: ClassVar[bool] = False
+    meanings: ClassVar[dict[str, Meaning]] = _OWN | {
+        f"control_{name}": Meaning(f"{meaning.text}: random directions", meaning.unit, shown=Shown.files)
+        for name, meaning in _OWN.items()
+    }
+
+    def measure(self, subject: Subject) -> list[Measured]:
+        """Return every autoencoder's numbers, and the latent store and pages of each as folders of the run."""
+        with working("reading the text" if subject.source.text is not None else "reading the samples"):
+            contexts = self._contexts(subject)
+        sizes = Sizes(HitSizes(self.top, self.per_bin, self.bins, self.window), self.cofiring, self.seed)
+        runs = []
+        for run in subject.runs:
+            # A dictionary with its control, the next one with its control, and so on.
+            dictionaries = [each for own in run.autoencoders for each in (own, *self._control(contexts, own))]
+            key = self._key(contexts, dictionaries)
+            surveys = [sizes.survey(each) for each in dictionaries]
+            runs.append(Surveyed(dictionaries, surveys, kept_in(run.folder, key)))
+        run_pass(contexts, runs, subject.heartbeat)
+        with working("labelling latents"):
+            return [
+                self._measured(contexts, surveyed, run, subject)
+                for surveyed, run in zip(runs, subject.runs, strict=True)
+            ]
+
+    def _contexts(self, subject: Subject) -> Contexts:
+        text = subject.source.text
+        if text is None:
+            batches = subject.source.held_out(self.tokens, 2048)
+            return SampleContexts(torch.cat([batch.inputs for batch in subject.beating(batches)]))
+        rows = text.rows(self.text, self.tokens, subject.heartbeat)
+        if rows.tokens.numel() < self.tokens:
+            log.warning(
+                "the %s text has %d tokens, and eval.latents.tokens asks for %d%s", self.text.name,
+                rows.tokens.numel(), self.tokens,
+                "; eval.latents.text=train has more" if self.text is Part.held_out else "",
+            )  # fmt: skip
+        if not rows.keep.any():
+            raise ValueError(
+                f"none of the {rows.tokens.numel()} tokens that eval.latents reads counts: all are special or skipped; "
+                "raise eval.latents.tokens, or see dataset.skip_positions and dataset.exclude_tokens"
+            )
+        return TextContexts(rows, text.model, text.site, text.rows_at_once, text.norm_limit)
+
+    def _control(self, contexts: Contexts, autoencoder: Autoencoder) -> list[Autoencoder]:
+        """Return random directions of the dictionary's densities; none if it has no latent that is on."""
+        if self.control == 0:
+            return []
+        vectors, found = [], 0
+        for read in contexts.blocks(0):
+            vectors.append(read.vectors.to(autoencoder.W_dec))
+            found += len(read.vectors)
+            if found >= _CALIBRATED_ON:
+                break
+        joined = torch.cat(vectors)
+        with torch.no_grad():
+            counts = sum(autoencoder.encode(part, sparse=True).codes.firing_counts for part in joined.split(2048))
+        assert isinstance(counts, torch.Tensor)
+        if not counts.any():
+            return []
+        return [control_of(counts / len(joined), joined, autoencoder.d_in, self.control, self.seed)]
+
+    def _key(self, contexts: Contexts, dictionaries: list[Autoencoder]) -> str:
+        data = {"count": contexts.count, "length": contexts.length, "at_once": contexts.at_once}
+        if isinstance(contexts, TextContexts):
+            tokens = contexts.rows.tokens
+            digest = blake2b(tokens.numpy().tobytes(), digest_size=8).hexdigest()
+            data |= {"tokens": digest, "site": str(contexts.site), "limit": contexts.norm_limit}
+        sizes = [self.top, self.per_bin, self.bins, self.window, self.cofiring, self.seed]
+        return digest_of({"data": data, "sizes": sizes, "weights": [weights_digest(each) for each in dictionaries]})
+
+    def _measured(self, contexts: Contexts, surveyed: Surveyed, run: Examined, subject: Subject) -> Measured:
+        found = {
+            autoencoder: (findings(contexts, autoencoder, survey, self.partners), survey)
+            for autoencoder, survey in zip(surveyed.autoencoders, surveyed.surveys, strict=True)
+        }
+        controls = {own: each for own, each in zip(surveyed.autoencoders, surveyed.autoencoders[1:], strict=False)}
+        numbers, folders = [], {}
+        for member, autoencoder in enumerate(run.autoencoders):
+            own, survey = found[autoencoder]
+            control = controls.get(autoencoder)
+            there = control is not None and control not in run.autoencoders
+            meta = self._meta(contexts, autoencoder, survey, subject)
+            meta = with_control(meta, own, [found[control][0]] if there else [])
+            named = own.numbers | {f"control_{name}": value for name, value in meta.control.items()}
+            numbers.append({name: value for name, value in named.items() if name in self.meanings})
+            name = "latents" if len(run.autoencoders) == 1 else f"latents/{member}"
+            folders[name] = partial(_write, own, contexts, meta)
+        common = set.intersection(*(set(each) for each in numbers))
+        return Measured([{name: each[name] for name in each if name in common} for each in numbers], folders=folders)
+
+    def _meta(self, contexts: Contexts, autoencoder: Autoencoder, survey: Survey, subject: Subject) -> Meta:
+        positions = survey.tally.samples
+        by_text = contexts.count * contexts.length - positions - survey.left_out
+        text = contexts if isinstance(contexts, TextContexts) else None
+        picture = subject.source.picture
+        return Meta(
+            kind="samples" if text is None else "text",
+            d_sae=autoencoder.d_sae,
+            architecture=type(autoencoder).__name__,
+            weights=weights_digest(autoencoder),
+            positions=positions,
+            excluded={"special or skipped": by_text, "massive": survey.left_out},
+            contexts=contexts.count,
+            context=contexts.length,
+            window=self.window,
+            top=self.top,
+            per_bin=self.per_bin,
+            bin_edges=EDGES,
+            seed=self.seed,
+            model=None if text is None else text.model.name,
+            site=None if text is None else str(text.site),
+            part=None if text is None else self.text.name,
+            picture=None if picture is None else list(picture),
+            dtype=None if text is None else str(text.model.dtype).removeprefix("torch."),
+        )
+
+
+def _write(found: Findings, contexts: Contexts, meta: Meta, folder: Path) -> None:
+
+    write_findings(found, contexts, meta, folder)
+    print(LatentStore(folder), folder, folder.parent.name, {})

@@ -1,0 +1,108 @@
+"""Findings: everything that is known of a dictionary's latents after a pass, as the latent store holds it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.latents.contexts import Contexts, SampleContexts, TextContexts
+from fsae.latents.labels import aggregates, classes, labels, text_columns
+from fsae.latents.survey import Survey
+from fsae.latents.tables import cofiring_columns, hit_table, tally_columns
+from fsae.latents.weights import logit_columns, weight_columns
+from fsae.outputs.latent_store import Meta, write_latent_store
+
+# Lists of tokens of which the store holds the text.
+_TOKEN_LISTS = ("top_tokens", "logit_top", "logit_bottom", "raw_logit_top", "raw_logit_bottom", "trigger")
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """Findings on the latents of one dictionary.
+
+    Attributes:
+        latents: a row per latent; see `LATENT_COLUMNS`.
+        hits: top contexts and samples; see `HIT_COLUMNS`.
+        numbers: of the dictionary as a whole.
+    """
+
+    latents: pd.DataFrame
+    hits: pd.DataFrame
+    numbers: dict[str, float]
+
+
+def findings(contexts: Contexts, autoencoder: Autoencoder, survey: Survey, partners: int) -> Findings:
+    """Return the tables of a dictionary whose survey is complete.
+
+    Args:
+        contexts: the data that were surveyed.
+        autoencoder: the dictionary.
+        survey: of its latents.
+        partners: latents that co-fire with each latent, at most.
+    """
+    columns: dict[str, Any] = tally_columns(survey)
+    hits = hit_table(survey)
+    found = survey.cofiring.partners(columns["density"], columns["count"], partners)
+    columns |= cofiring_columns(found) | weight_columns(autoencoder.W_enc, autoencoder.W_dec)
+    if isinstance(contexts, TextContexts):
+        inputs = None
+        stream = contexts.model.into_stream(contexts.site)
+        if stream is not None:
+            own, inputs = logit_columns(autoencoder.W_dec, contexts.model.unembedding(), stream)
+            columns |= own
+        columns |= text_columns(hits, contexts.rows.tokens.numpy(), autoencoder.d_sae, inputs)
+    table = pd.DataFrame(columns)
+    table["class"] = classes(table)
+    if isinstance(contexts, TextContexts):
+        strings = token_strings(contexts, table)
+        table["label"] = labels(table, hits, contexts.rows.tokens.numpy(), strings)
+    return Findings(table, hits, aggregates(table))
+
+
+def token_strings(contexts: TextContexts, table: pd.DataFrame) -> dict[int, str]:
+    """Return the text of every token id that occurs in the data or in the table."""
+    ids = [np.unique(contexts.rows.tokens.numpy())]
+    for name in _TOKEN_LISTS:
+        if name in table:
+            ids += [np.asarray(each) for each in table[name] if each is not None]
+    known = np.unique(np.concatenate(ids)).tolist()
+    return dict(zip(known, contexts.model.strings(known), strict=True))
+
+
+def weights_digest(autoencoder: Autoencoder) -> str:
+    """Return 16 hexadecimal digits that identify a dictionary's tensors."""
+    digest = blake2b(digest_size=8)
+    for name, tensor in sorted(autoencoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_findings(found: Findings, contexts: Contexts, meta: Meta, folder: Path) -> None:
+    """Replace a latent store by the findings.
+
+    Raises:
+        OSError: no space is left; an earlier store is untouched.
+    """
+    if isinstance(contexts, TextContexts):
+        tokens = contexts.rows.tokens.numpy()
+        small = tokens.astype(np.uint16 if contexts.model.d_vocab <= 2**16 else np.int32)
+        strings = token_strings(contexts, found.latents)
+        write_latent_store(folder, found.latents, found.hits, meta, tokens=small, strings=strings)
+    else:
+        assert isinstance(contexts, SampleContexts)
+        ids = np.unique(found.hits["context"].to_numpy())
+        samples = contexts.vectors[ids].float().cpu().numpy()
+        write_latent_store(folder, found.latents, found.hits, meta, sample_ids=ids, samples=samples)
+
+
+def with_control(meta: Meta, own: Findings, controls: Sequence[Findings]) -> Meta:
+    """Return the facts with the numbers of a dictionary and those of its control."""
+    control = controls[0].numbers if controls else {}
+    latents = len(controls[0].latents) if controls else 0
+    return replace(meta, aggregates=dict(own.numbers), control=dict(control), control_latents=latents)

@@ -1,0 +1,113 @@
+"""The pass: every part of the data is read once, and the latents of all dictionaries are surveyed in it."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.latents.bins import BINS
+from fsae.latents.contexts import Contexts
+from fsae.latents.hits import HitSizes
+from fsae.latents.scan import scan
+from fsae.latents.survey import Survey, survey_bytes
+from fsae.latents.unfinished import Unfinished
+from fsae.memory import require_free
+from fsae.progress import Progress
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a pass.
+
+    Attributes:
+        hits: of every latent.
+        cofiring: samples of every latent whose other latents are kept.
+        seed: of the sampling.
+    """
+
+    hits: HitSizes
+    cofiring: int
+    seed: int
+
+    def survey(self, autoencoder: Autoencoder) -> Survey:
+        """Return an empty survey of a dictionary."""
+        return Survey(autoencoder.d_sae, self.hits, self.cofiring, self.seed, autoencoder.W_dec.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Surveyed:
+    """The dictionaries of one run in a pass.
+
+    Attributes:
+        autoencoders: in evaluation mode and in raw units.
+        surveys: of each.
+        unfinished: where the surveys are kept until the pass is complete; None if they are not kept.
+    """
+
+    autoencoders: Sequence[Autoencoder]
+    surveys: Sequence[Survey]
+    unfinished: Unfinished | None = None
+
+    def lacks(self, part: int) -> bool:
+        """Return whether a part is still to be read."""
+        return part not in self.surveys[0].parts
+
+
+def run_pass(contexts: Contexts, runs: Sequence[Surveyed], heartbeat: Callable[[], None]) -> None:
+    """Complete the surveys of all runs; parts that an earlier process has read are not read again.
+
+    Args:
+        contexts: the data.
+        runs: the dictionaries of each run.
+        heartbeat: called after each forward pass; may raise to stop. What is complete by then is kept.
+
+    Raises:
+        ValueError: memory is too small; it says for what.
+        OSError: no space is left for the surveys of the parts that are complete.
+    """
+    for run in runs:
+        if run.unfinished is not None:
+            run.unfinished.load(run.surveys)
+    require_memory([survey for run in runs for survey in run.surveys])
+    parts = [part for part in range(contexts.parts) if any(run.lacks(part) for run in runs)]
+    done = contexts.parts - len(parts)
+    if done:
+        log.info("%d of %d parts of the pass are there already", done, contexts.parts)
+    positions = contexts.count * contexts.length
+    progress = Progress("looking at latents", positions, done=done * contexts.per_part * contexts.length)
+    for part in parts:
+        lacking = [run for run in runs if run.lacks(part)]
+        autoencoders = [each for run in lacking for each in run.autoencoders]
+        surveys = [each for run in lacking for each in run.surveys]
+
+        def beat() -> None:
+            progress.advance(contexts.at_once * contexts.length)
+            heartbeat()
+
+        scan(part, contexts.blocks(part), autoencoders, surveys, beat)
+        if contexts.parts > 1:
+            for run in lacking:
+                if run.unfinished is not None:
+                    run.unfinished.save(run.surveys)
+    progress.close()
+
+
+def require_memory(surveys: Sequence[Survey]) -> None:
+    """Log the memory that surveys need at most, and raise ValueError if it is not free."""
+    needed = sum(map(survey_bytes, surveys))
+    log.info("what is kept of all latents takes at most %.2f GB of memory", needed / 1e9)
+    device: torch.device = surveys[0].tally.histogram.device
+    require_free(
+        needed, device, "the top contexts and samples of all latents",
+        "lower eval.latents.top, eval.latents.window or eval.latents.per_bin",
+    )  # fmt: skip
+
+
+def kept_in(folder: Path | None, key: str) -> Unfinished | None:
+    """Return the place in a run's folder where an unfinished pass is kept; None without a folder."""
+    return None if folder is None else Unfinished(folder / "latents.unfinished", key)

@@ -1,0 +1,73 @@
+"""An unfinished pass: the surveys of the parts that are done, in a file from which another process continues."""
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fsae.files import replacing, share_as_folder
+from fsae.latents.survey import Survey
+
+log = logging.getLogger(__name__)
+
+_SUFFIX = ".safetensors"
+
+
+class Unfinished:
+    """The folder in which the surveys of a pass are kept until it is complete.
+
+    Args:
+        folder: deleted by `close`.
+        key: what decides the surveys: weights, data and sizes. Surveys of another key are not read.
+    """
+
+    def __init__(self, folder: Path, key: str):
+        self.folder, self._key = folder, key
+
+    def save(self, surveys: Sequence[Survey], name: str = "survey") -> None:
+        """Replace the surveys under a name.
+
+        Raises:
+            OSError: no space is left; the earlier ones are untouched.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            f"{number}/{key}": each.contiguous()
+            for number, survey in enumerate(surveys)
+            for key, each in survey.state().items()
+        }
+        path = self.folder / f"{name}{_SUFFIX}"
+        with replacing(path) as file:
+            save_file(tensors, file, {"key": self._key})
+            share_as_folder(file)
+
+    def load(self, surveys: Sequence[Survey]) -> None:
+        """Merge what there is into new surveys; a damaged file, or one of another pass, is deleted."""
+        for path in sorted(self.folder.glob(f"*{_SUFFIX}")):
+            try:
+                with safe_open(path, "pt") as file:
+                    found = (file.metadata() or {}).get("key")
+                    tensors = {name: file.get_tensor(name) for name in file.keys()} if found == self._key else {}  # noqa: SIM118
+            except (SafetensorError, OSError) as error:
+                log.warning("%s is damaged (%s): the parts of the pass that it has are read again", path, error)
+                tensors = {}
+            if not tensors:
+                path.unlink()
+                continue
+            for number, survey in enumerate(surveys):
+                _merge(survey, tensors, f"{number}/")
+
+    def close(self) -> None:
+        """Delete the folder: the pass is complete."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _merge(survey: Survey, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    state = {name[len(prefix) :]: each for name, each in tensors.items() if name.startswith(prefix)}
+    own = survey.like()
+    own.load(state)
+    survey.merge(own)
