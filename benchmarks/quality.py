@@ -59,29 +59,18 @@ def main() -> None:
     )
     options.outputs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fsae-quality-", dir=options.outputs) as folder:
-        vectors, held_out = Path(folder, "vectors.safetensors"), Path(folder, "held_out.safetensors")
         with open_source(options) as source:
-            first = write_vectors(source, options, vectors, held_out)
-        job = Job(
-            library="fsae",
-            mode="fp32",
-            rules="sae_lens",
-            architecture="topk",
-            d_in=first.shape[1],
-            d_sae=options.d_sae,
-            k=options.k,
-            batch=options.batch,
-            density=options.k / options.d_sae,
-            lr=options.lr,
-            sparsity=0.0,
-            bandwidth=0.1,
-            dead_after=1000,
-            device=options.device,
-            threads=torch.get_num_threads(),
-            weights=str(Path(folder, "weights.safetensors")),
-            vectors=str(vectors),
-            held_out=str(held_out),
-        )
+            job = Job.of_fsae(
+                Path(folder),
+                d_in=source.d_in,
+                d_sae=options.d_sae,
+                k=options.k,
+                batch=options.batch,
+                lr=options.lr,
+                device=options.device,
+                threads=torch.get_num_threads(),
+            )
+            first = write_vectors(source, options, job)
         print(f"\n{'':12}{'':20}{'fvu':>10}{'l0':>8}{'fvu differs':>13}{'l0 differs':>12}{'seconds':>9}")
         for architecture in options.arch:
             job = replace(job, architecture=architecture, sparsity=SPARSITY.get(architecture, 0.0))
@@ -102,16 +91,16 @@ def open_source(options: argparse.Namespace) -> ActivationSource:
     return ActivationSourceSettings(cache=Cache.disk).open(request, lambda: None)
 
 
-def write_vectors(source: ActivationSource, options: argparse.Namespace, to: Path, held_out: Path) -> torch.Tensor:
-    """Write all training batches in order and the held-out vectors, scaled; returns the first batch."""
+def write_vectors(source: ActivationSource, options: argparse.Namespace, job: Job) -> torch.Tensor:
+    """Write all training batches in order and the held-out vectors, scaled; return the first two batches."""
     scale = scale_of(source.first_vectors(), Scale.sqrt_d)
     steps = options.tokens // options.batch
     x = torch.empty(steps * options.batch, source.d_in)
     for begin, batch in zip(range(0, len(x), options.batch), source.batches(options.batch), strict=False):
         torch.mul(batch.inputs, scale, out=x[begin : begin + options.batch])
-    save_file({"x": x}, to)
+    save_file({"x": x}, job.vectors)
     held_out_vectors = torch.cat([batch.inputs for batch in source.held_out(HELD_OUT, options.batch)])
-    save_file({"x": held_out_vectors * scale}, held_out)
+    save_file({"x": held_out_vectors * scale}, job.held_out)
     return x[: 2 * options.batch].clone()
 
 

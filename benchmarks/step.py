@@ -161,24 +161,18 @@ def steps_against(ref: str, architectures: Sequence[str], options: argparse.Name
     """Print how long whole steps take with a commit's source, and with the working tree's."""
     print(f"{'whole step':<12}{'older':>10}{'newer':>10}{'newer/older':>13}")
     with tree_of(ref) as older, tempfile.TemporaryDirectory(prefix="fsae-step-") as folder:
-        base = Job(
-            library="fsae",
-            mode=options.precision,
-            rules="sparsify",  # Its rules are our defaults.
-            architecture="topk",
+        base = Job.of_fsae(
+            Path(folder),
             d_in=options.d_in,
             d_sae=options.d_sae,
             k=options.k,
             batch=options.batch,
-            density=options.k / options.d_sae,
             lr=1e-12,
-            sparsity=1.0,
-            bandwidth=0.1,
-            dead_after=1000,
             device="cuda" if torch.cuda.is_available() else "cpu",
             threads=torch.get_num_threads(),
-            **{name: str(Path(folder) / f"{name}.safetensors") for name in ("weights", "vectors", "held_out")},
         )
+        # The rules of sparsify are our defaults.
+        base = replace(base, mode=options.precision, rules="sparsify")
         vectors = write_vectors(base)
         for architecture in architectures:
             job = replace(base, architecture=architecture)

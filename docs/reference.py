@@ -172,9 +172,9 @@ def undocumented_parts(name: str, value: object) -> Iterator[str]:
                 yield from undocumented_parts(f"{name}.{method}", inner)
 
 
-def choices(group: str) -> list[Choice]:
+def choices(group: str, conf: Path = CONF) -> list[Choice]:
     """Return the YAML files of a config group."""
-    folder = CONF / group
+    folder = conf / group
     return [_choice(path, str(path.relative_to(folder).with_suffix(""))) for path in sorted(folder.rglob("*.yaml"))]
 
 

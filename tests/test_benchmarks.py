@@ -32,26 +32,7 @@ from benchmarks.peers.table import cells, draw, markdown, slope
 
 # These modules run in the peers' own Python.
 NOT_OURS = {f"benchmarks.peers.{peer}_steps" for peer in PEERS} | {"benchmarks.sae_lens_training"}
-JOB = Job(
-    library="fsae",
-    mode="fp32",
-    rules="sae_lens",
-    architecture="topk",
-    d_in=8,
-    d_sae=16,
-    k=2,
-    batch=32,
-    density=0.125,
-    lr=1e-3,
-    sparsity=1.0,
-    bandwidth=0.1,
-    dead_after=1000,
-    device="cpu",
-    threads=1,
-    weights="",
-    vectors="",
-    held_out="",
-)
+JOB = Job.of_fsae(Path(), d_in=8, d_sae=16, k=2, batch=32, lr=1e-3, device="cpu", threads=1)
 # Replaces a peer's Python, and ends in its second timed step.
 MORTAL = """#!/bin/sh
 echo '{"sae_lens": "0"}'

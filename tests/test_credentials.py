@@ -9,7 +9,7 @@ import pytest
 
 from fsae.configuration.accept import accept
 from fsae.credentials import concealed, for_client, split_address, without_password, without_passwords
-from fsae.tracking.mlflow_upload import first_line
+from fsae.tracking.mlflow_upload import reason_of
 from fsae.tracking.server import open_client, resolve_uri, ui_command
 from tests.composition import composed
 
@@ -160,7 +160,7 @@ def test_secrets_are_removed_from_mlflows_errors(uri: str, monkeypatch: pytest.M
     monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)
     with pytest.raises(Exception) as caught:
         open_client(uri).search_experiments()
-    assert shown_secrets(first_line(caught.value).encode()) == []
+    assert shown_secrets(reason_of(caught.value).encode()) == []
     assert shown_secrets(concealed("".join(traceback.format_exception(caught.value))).encode()) == []
 
 

@@ -9,8 +9,15 @@ import pytest
 import fsae
 
 PACKAGE = Path(fsae.__file__).parent
-# Packages whose choices others may add to: nothing outside may depend on which class one is.
-OPEN = ("autoencoders", "sources", "training")
+# Packages whose choices others may add to: nothing outside may depend on which class one is. Whether an object is one
+# at all, a class of the second column, may be asked: of a user's YAML, for instance.
+OPEN = {
+    "autoencoders": set(),
+    "sources": set(),
+    "training": set(),
+    "losses": {"LossTerm"},
+    "evaluation": {"Evaluation"},
+}
 
 
 def trees(folder: Path) -> Iterator[tuple[str, ast.Module]]:
@@ -41,7 +48,7 @@ def questions(tree: ast.AST, names: set[str]) -> Iterator[str]:
 
 @pytest.mark.parametrize("package", OPEN)
 def test_nothing_outside_a_package_asks_which_of_its_classes_one_is(package: str):
-    names = classes_of(package)
+    names = classes_of(package) - OPEN[package]
     assert names
     outside = [(path, tree) for path, tree in trees(PACKAGE) if not path.startswith(f"{package}/")]
     assert [f"{path}, {found}" for path, tree in outside for found in questions(tree, names)] == []

@@ -42,25 +42,15 @@ def main() -> None:
     machine = machine_name(options.device)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="fsae-peers-") as folder:
-        base = Job(
-            library="fsae",
-            mode="fp32",
-            rules="sae_lens",
-            architecture="topk",
+        base = Job.of_fsae(
+            Path(folder),
             d_in=options.d_in,
             d_sae=options.d_sae,
             k=options.k,
             batch=options.batch,
-            density=options.k / options.d_sae,
             lr=1e-4,
-            sparsity=1.0,
-            bandwidth=0.1,
-            dead_after=1000,
             device=options.device,
             threads=torch.get_num_threads(),
-            weights=f"{folder}/weights.safetensors",
-            vectors=f"{folder}/vectors.safetensors",
-            held_out=f"{folder}/held_out.safetensors",
         )
         vectors = write_vectors(base)
         grown: dict[str, dict[int, float]] = {}

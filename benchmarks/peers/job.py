@@ -1,6 +1,7 @@
 """The job of one process of the comparison. All libraries' Pythons read this module, so it imports nothing of fsae."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,3 +45,29 @@ class Job:
     weights: str
     vectors: str
     held_out: str
+
+    @classmethod
+    def of_fsae(
+        cls, folder: Path, *, d_in: int, d_sae: int, k: int, batch: int, lr: float, device: str, threads: int
+    ) -> "Job":
+        """Return the job that others are made of: topk of fsae in float32, with its files in a folder."""
+        return cls(
+            library="fsae",
+            mode="fp32",
+            rules="sae_lens",
+            architecture="topk",
+            d_in=d_in,
+            d_sae=d_sae,
+            k=k,
+            batch=batch,
+            density=k / d_sae,
+            lr=lr,
+            sparsity=1.0,
+            bandwidth=0.1,
+            dead_after=1000,
+            device=device,
+            threads=threads,
+            weights=str(folder / "weights.safetensors"),
+            vectors=str(folder / "vectors.safetensors"),
+            held_out=str(folder / "held_out.safetensors"),
+        )

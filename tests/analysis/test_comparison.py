@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from fsae.analysis.comparison import (
+    COMPARED_FIRST,
     Comparison,
     Curve,
     bootstrap_interval,
@@ -16,6 +17,7 @@ from fsae.analysis.comparison import (
     treatments,
 )
 from fsae.analysis.design import design_of
+from fsae.outputs.results import Better, Meaning, Shown
 from tests.analysis.run_folders import settings_of
 from tests.evaluation.meanings import MEANINGS as BY_NAME
 
@@ -99,6 +101,27 @@ def test_the_mean_difference_is_over_the_logarithm_of_l0():
         rows += [run(0, l0, 0, l0, 0.5), run(0.01, l0, 0, l0, 0.5 - 0.1 * place)]
     (found,) = only_fvu(runs(*rows))
     assert found.difference == pytest.approx(-0.15)
+
+
+def test_numbers_of_any_evaluation_with_a_better_direction_follow_the_first_ones():
+    meanings = {
+        "eval/probe_accuracy": Meaning("accuracy of a probe", better=Better.more),
+        "eval/probe_size": Meaning("size of a probe"),
+        "eval/probe_loss": Meaning("loss of a probe", better=Better.less, shown=Shown.files),
+        **MEANINGS,
+    }
+    rows = [
+        row
+        | dict.fromkeys((*COMPARED_FIRST[1:], "eval/probe_size", "eval/probe_loss"), 1.0)
+        | {"eval/probe_accuracy": 0.9 if row["loss.penalty.weight"] else 0.8}
+        for seed in range(4)
+        for row in pair(seed, -0.05)
+    ]
+    found = {each.metric: each for each in compare(design_of(runs(*rows)), meanings)}
+    assert list(found) == [*COMPARED_FIRST, "eval/probe_accuracy"]
+    accuracy = found["eval/probe_accuracy"]
+    assert accuracy.differences == pytest.approx(dict.fromkeys(accuracy.differences, 0.1))
+    assert (len(accuracy.differences), accuracy.worth) == (4, "better")
 
 
 def test_seeds_without_a_partner_are_omitted():

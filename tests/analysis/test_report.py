@@ -122,6 +122,14 @@ def test_the_verdict_states_the_true_difference(page: Page):
     assert "lower in 2 of 2; mean: lower by" in page.sections["matched"]
 
 
+def test_a_number_without_a_place_of_its_own_is_compared_by_its_meaning(page: Page):
+    metrics = [row[0] for row in page.rows["matched"] if len(row) == 2]
+    assert metrics[0] == "fraction of variance unexplained (fvu)"
+    assert metrics[5:] == ["share of latents on for more than 10 % of samples (dense_share)"]
+    # It is the same in every run.
+    assert [row[1] for row in page.rows["matched"] if len(row) == 7][-1] == "the same in all 5 pairs"
+
+
 def test_failures_are_listed_and_escaped(page: Page, sweep: Path):
     (row,) = [row for row in page.rows["failures"] if row]
     assert row == ["99", "OutOfMemoryError: <script>alert(1)</script>", "failed", str(sweep / "99")]

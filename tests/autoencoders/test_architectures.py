@@ -17,7 +17,6 @@ from fsae.losses.fisher import Fisher, FisherForm
 from fsae.losses.reconstruction import SquaredError
 from fsae.losses.sparsity import L1, StepL0, TanhL0
 from fsae.losses.term import LossTerm, Moment
-from fsae.sparse import encoder_product
 from tests.architectures import (
     ARCHITECTURES,
     build,
@@ -250,9 +249,10 @@ def test_jumprelu_pattern_covers_codes_that_bfloat16_rounds_up():
 
 @each_architecture
 @pytest.mark.parametrize("rows", [1, 3, 4])
-def test_samples_encoded_some_at_a_time_are_the_dense_ones(arch: str, rows: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(encoder_product, "_PRODUCT_ENTRIES", rows * 13)
-    dense, sparse, with_dense, with_sparse = pair(build(arch), samples(10))
+def test_samples_encoded_some_at_a_time_are_the_dense_ones(arch: str, rows: int):
+    autoencoder = build(arch)
+    autoencoder.product_entries = rows * autoencoder.d_sae
+    dense, sparse, with_dense, with_sparse = pair(autoencoder, samples(10))
     torch.testing.assert_close(sparse.codes.dense(), dense.codes.dense(), rtol=1e-12, atol=1e-12)
     got = gradients(sparse.reconstruction.square().sum(), with_sparse)
     wanted = gradients(dense.reconstruction.square().sum(), with_dense)

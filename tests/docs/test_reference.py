@@ -90,11 +90,10 @@ def test_a_public_name_without_a_docstring_is_reported():
     ]
 
 
-def test_a_comment_of_several_lines_describes_a_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_comment_of_several_lines_describes_a_choice(tmp_path: Path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "mine.yaml").write_text(
         "# @package _global_\n# One line,\n# and another.\nlayer: 1\n# Not this.\n"
     )
-    monkeypatch.setattr(reference, "CONF", tmp_path)
-    (choice,) = choices("site")
+    (choice,) = choices("site", tmp_path)
     assert choice.comment == "One line, and another."

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.standard import StandardSettings
-from fsae.evaluation import splice
-from fsae.evaluation.splice import evaluate_splice
+from fsae.evaluation.splice import ENTRIES_AT_ONCE, evaluate_splice
 from fsae.language_models.sites import Site, SiteName
 from tests.architectures import ARCHITECTURES, build, each_architecture
 
@@ -70,11 +69,18 @@ def constant(value: Tensor) -> Autoencoder:
     return autoencoder
 
 
-def evaluated(autoencoder: Autoencoder, keep: Tensor | None = None, rows_at_once: int = 3) -> dict[str, float]:
+def evaluated(
+    autoencoder: Autoencoder,
+    keep: Tensor | None = None,
+    rows_at_once: int = 3,
+    entries_at_once: int = ENTRIES_AT_ONCE,
+) -> dict[str, float]:
     model, tokens = OneLayerModel(), some_tokens()
     keep = torch.ones_like(tokens, dtype=torch.bool) if keep is None else keep
     mean = model.activations(tokens)[keep].mean(0)
-    (numbers,) = evaluate_splice(model, SITE, [autoencoder], tokens, keep, mean, rows_at_once)
+    (numbers,) = evaluate_splice(
+        model, SITE, [autoencoder], tokens, keep, mean, rows_at_once, entries_at_once=entries_at_once
+    )
     return numbers
 
 
@@ -132,12 +138,12 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 2, 7, 100])
-@pytest.mark.parametrize("chunk_entries", [1, 3 * VOCABULARY, 2**25])
-def test_portions_change_nothing(monkeypatch, rows_at_once, chunk_entries):
+@pytest.mark.parametrize("entries_at_once", [1, 3 * VOCABULARY, ENTRIES_AT_ONCE])
+def test_portions_change_nothing(rows_at_once, entries_at_once):
     autoencoder = build("standard", D_IN).eval()
     whole = evaluated(autoencoder, some_kept(), rows_at_once=ROWS)
-    monkeypatch.setattr(splice, "_CHUNK_ENTRIES", chunk_entries)
-    assert evaluated(autoencoder, some_kept(), rows_at_once) == pytest.approx(whole, rel=1e-6)
+    portions = evaluated(autoencoder, some_kept(), rows_at_once, entries_at_once)
+    assert portions == pytest.approx(whole, rel=1e-6)
 
 
 def test_one_forward_pass_a_variant():

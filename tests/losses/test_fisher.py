@@ -21,7 +21,6 @@ from fsae.losses.fisher import (
 )
 from fsae.losses.reconstruction import SquaredError
 from fsae.losses.term import Moment
-from fsae.sparse import gram
 from fsae.sparse.codes import Codes
 from fsae.sparse.pattern import Pattern
 from tests.architectures import ARCHITECTURES, build, each_architecture, gradients, relative_error, samples, twin
@@ -469,23 +468,21 @@ def test_fisher_builds_no_matrix_of_width_squared(arch: str, sparse: bool):
     "form", [FisherForm.post, FisherForm.correlation, FisherForm.reconstruction], ids=lambda form: form.name
 )
 @each_estimator
-def test_sparse_codes_are_never_spread_over_the_width(
-    arch: str, form: FisherForm, estimator: FisherEstimator, monkeypatch: pytest.MonkeyPatch
-):
-    # With few of 5,000 latents on, everything after the encoder's product stays below a tenth of batch x d_sae once the
-    # Gram matrix's gradient is taken in slices of 2 of the 24 samples; d_in is small, so that the weights are below it.
-    monkeypatch.setattr(gram, "_samples_per_slice", lambda pattern: 2)
-    autoencoder = build(arch, 2, WIDE, dtype=torch.float32)
+def test_sparse_codes_are_never_spread_over_the_width(arch: str, form: FisherForm, estimator: FisherEstimator):
+    # With few latents on, everything after the encoder's product stays below a tenth of batch x d_sae. The Gram matrix
+    # is computed in slices of 32 of the 400 samples, and d_in is small, so that the weights are below it.
+    batch, width = 400, 16_384
+    autoencoder = build(arch, 2, width, dtype=torch.float32)
     with torch.no_grad():
         autoencoder.get_parameter(ARCHITECTURES[arch].bias).sub_(4)
-    record = autoencoder(samples(BATCH, 2, dtype=torch.float32), sparse=True)
-    assert 0 < record.codes.values.numel() < BATCH * WIDE // 50
+    record = autoencoder(samples(batch, 2, dtype=torch.float32), sparse=True)
+    assert 0 < record.codes.values.numel() < batch * width // 50
 
     def work() -> None:
         penalty = fisher_sums(record, form, estimator).off_diagonal
         (penalty + SquaredError().measure(record, NO_DEAD).value).backward()
 
-    assert not recorded(work).at_least(BATCH * WIDE // 10)
+    assert not recorded(work).at_least(batch * width // 10)
 
 
 def test_no_penalty_measures_the_sums_in_the_chosen_form():

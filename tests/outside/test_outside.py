@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 # An architecture with its loss term, on a source, all from outside; 1,000 steps, each followed by a checkpoint.
 CIRCLE = [
     f"--config-dir={HERE / 'conf'}", "arch=soft_threshold", "source=circle", "penalty=none", "tracking=none",
-    "eval=[vectors,largest_code]",
+    "eval=[vectors,largest_error]",
     "trainer.batch_size=64", "trainer.samples=64_000", "trainer.checkpoint_seconds=0",
 ]  # fmt: skip
 
@@ -64,7 +64,7 @@ def run_folder(outputs: Path) -> Path:
 
 def test_help_lists_choices_from_outside(installed: Path, tmp_path: Path):
     output = output_of(installed, tmp_path, f"--config-dir={HERE / 'conf'}", "--help")
-    for name in ("soft_threshold", "square", "circle", "largest_code"):
+    for name in ("soft_threshold", "square", "circle", "largest_error"):
         assert name in output
 
 
@@ -85,12 +85,27 @@ def test_a_run_with_parts_from_outside_resumes_bit_for_bit_and_is_read_back(inst
     assert all(torch.equal(others[name], tensor) for name, tensor in weights.items())
     first, second = (json.loads((folder / "results.json").read_text()) for folder in (whole, resumed))
     assert first["eval/fvu"] == second["eval/fvu"] < 0.5
-    assert first["eval/largest_code"] == second["eval/largest_code"] > 0
+    assert first["eval/largest_error"] == second["eval/largest_error"] > 0
 
     again = [*CIRCLE, "task=eval", f"sae.path={whole / 'sae'}"]
     output_of(installed, tmp_path / "again", *again)
     read_back = json.loads((run_folder(tmp_path / "again") / "results.json").read_text())
     assert read_back["eval/fvu"] == pytest.approx(first["eval/fvu"], rel=1e-5)
+
+
+def test_a_sweep_s_report_compares_the_numbers_of_an_evaluation_from_outside(installed: Path, tmp_path: Path):
+    output_of(
+        installed, tmp_path, *CIRCLE, "-m", "launcher=packed", "penalty=fisher", "loss.penalty.weight=0,1e-6",
+        "loss.sparsity.weight=0.1,0.3,1,3", "trainer.samples=6400",
+        "eval.vectors.samples=256", "eval.vectors.batch_size=256", "eval.largest_error.samples=256",
+    )  # fmt: skip
+    (report,) = tmp_path.glob("sweeps/*/*/report/report.html")
+    _, matched = report.read_text().split("At matched l0: penalty minus baseline")
+    heading = "<h3>Largest distance of a vector from its reconstruction (largest_error)</h3>"
+    assert matched.index("(fvu)</h3>") < matched.index(heading)
+    _, compared = matched.split(heading)
+    assert "soft_threshold, θ = 1e-6" in compared
+    assert "too few seeds to say: 1 of at least 4" in compared
 
 
 @pytest.mark.packaged

@@ -65,18 +65,23 @@ def terms(arch: str) -> dict[str, LossTerm]:
 
 
 def member(
-    arch: str, settings: AdamSettings, loss: dict[str, LossTerm] | None = None, seed: int = 1, **changes: Any
+    arch: str,
+    settings: AdamSettings,
+    loss: dict[str, LossTerm] | None = None,
+    seed: int = 1,
+    d_sae: int = D_SAE,
+    **changes: Any,
 ) -> GradientLearner:
     """A member with fresh weights, a quarter of its latents dead; `changes` are the architecture's settings."""
     row = ARCHITECTURES[arch]
-    autoencoder = settings_of(arch, d_sae=D_SAE, **changes).build(D_IN, torch.Generator().manual_seed(seed))
+    autoencoder = settings_of(arch, d_sae=d_sae, **changes).build(D_IN, torch.Generator().manual_seed(seed))
     with torch.no_grad():
         for name, parameter in autoencoder.named_parameters():
             # If magnitudes decide, a low bias would put latents first, so they get small weights instead.
             if name == "W_enc" and row.signed:
-                parameter[:, : D_SAE // 4] *= 1e-3
+                parameter[:, : d_sae // 4] *= 1e-3
             elif name == row.bias and not row.signed:
-                parameter[: D_SAE // 4] = -20.0
+                parameter[: d_sae // 4] = -20.0
     objective = Objective(loss if loss is not None else terms(arch))
     made = settings.build_learner(autoencoder, objective, SCALE, seed=3)
     assert isinstance(made, GradientLearner)

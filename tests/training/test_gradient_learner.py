@@ -338,17 +338,17 @@ def test_codes_of_sparse_batches_are_exact_in_bfloat16(arch: str):
         *((arch, True) for arch in ARCHITECTURES if settings_of(arch).fixed_k),
     ],
 )
-def test_a_step_does_not_ask_the_device_for_a_number(
-    arch: str, sparse: bool, form: FisherForm, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_step_does_not_ask_the_device_for_a_number(arch: str, sparse: bool, form: FisherForm):
     # On a GPU, only a fixed number of codes is known without a synchronisation. Fake tensors have no numbers: reading
-    # one, or letting the shape of a result depend on one, is an error.
-    monkeypatch.setattr("fsae.sparse.gram._samples_per_slice", lambda pattern: 5)
+    # one, or letting the shape of a result depend on one, is an error. Of this width, the Gram matrix of the sparse
+    # codes is computed in slices of 32 samples.
+    width, batch = 2**14, 80
     with FakeTensorMode():
-        trained = member(arch, adam(resample_every=None), terms(arch) | {"fisher": Fisher(weight=1e-3, form=form)})
+        loss = terms(arch) | {"fisher": Fisher(weight=1e-3, form=form)}
+        trained = member(arch, adam(resample_every=None), loss, d_sae=width)
         trained.sparse = sparse
         for step in range(2):
             trained.dead.indices = torch.tensor([1, 4, 7])
-            trained.step(torch.randn(16, D_IN), step)
+            trained.step(torch.randn(batch, D_IN), step)
         with pytest.raises(DataDependentOutputException):
             trained.read_interval()

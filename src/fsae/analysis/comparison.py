@@ -11,11 +11,12 @@ import pandas as pd
 from jaxtyping import Float
 
 from fsae.analysis.design import Design
+from fsae.analysis.metrics import in_tables
 from fsae.analysis.numbers import numbers_in_order
 from fsae.outputs.results import Better, Meaning
 
-# The metrics that are compared.
-COMPARED = (
+# The numbers that come first in every comparison; two of them have no better direction.
+COMPARED_FIRST = (
     "eval/fvu",
     "eval/ce_recovered_zero",
     "eval/dead_share",
@@ -153,16 +154,22 @@ def shared_range(curves: Iterable[Curve]) -> tuple[float, float] | None:
     return (low, high) if low < high else None
 
 
+def compared_numbers(meanings: Mapping[str, Meaning]) -> list[str]:
+    """Return the numbers that are compared: the first ones, then all others of tables that have a better direction."""
+    directed = [name for name in in_tables(meanings) if meanings[name].better is not Better.neither]
+    return list(dict.fromkeys([*COMPARED_FIRST, *directed]))
+
+
 def compare(design: Design, meanings: Mapping[str, Meaning]) -> list[Comparison]:
     """Compare every treatment with the baseline, by condition, architecture and metric; if there are several conditions
     or architectures, also their mean by seed.
 
     A seed's curve is interpolated linearly over log l0 between its own runs, at least four, and only within the range
-    that the curves of every seed with and without the penalty cover. `meanings` says which
-    way a metric is better.
+    that the curves of every seed with and without the penalty cover. `meanings` decides which
+    metrics are compared, and has the better direction of each.
     """
     found: list[Comparison] = []
-    for metric in COMPARED:
+    for metric in compared_numbers(meanings):
         if metric not in design.cells:
             continue
         curves = curves_of(design.cells, metric)

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader
 
 from fsae.analysis.comparison import (
     ALL_ARCHITECTURES,
-    COMPARED,
+    COMPARED_FIRST,
     MIN_PAIRS,
     MIN_SPARSITIES,
     Comparison,
@@ -39,7 +39,7 @@ from fsae.analysis.sweep_plots import (
     plot_front,
     plot_theta,
 )
-from fsae.outputs.results import LARGE_TAIL
+from fsae.outputs.results import LARGE_TAIL, Meaning
 
 FRONTS = ("eval/fvu", "eval/ce_recovered_zero")
 THETA_CURVES = ("eval/fvu", "eval/l0", "eval/code_correlation_excess")
@@ -98,7 +98,8 @@ def write_report(runs: pd.DataFrame, folder: Path) -> Path:
     design = design_of(runs)
     table = job_table(runs)
     palette = Palette(sorted(set(design.cells["arch"])), treatments(design.cells))
-    comparisons = compare(design, meanings_of(runs))
+    meanings = meanings_of(runs)
+    comparisons = compare(design, meanings)
     compared = [each for each in comparisons if not each.obstacle]
     page = _TEMPLATES.get_template("report.html.jinja").render(
         title=_title(runs),
@@ -110,9 +111,9 @@ def write_report(runs: pd.DataFrame, folder: Path) -> Path:
         signed=_signed,
         shown=shown,
         sort_value=_sort_value,
-        in_short=list(_in_short(comparisons)) if compared else [],
+        in_short=list(_in_short(comparisons, meanings)) if compared else [],
         caveats=[*_caveats(runs, table), *_cautions(runs, usable, design)],
-        comparisons=[(metric, _label(metric), _of(comparisons, metric)) for metric in COMPARED] if compared else [],
+        comparisons=list(_by_metric(comparisons, meanings)) if compared else [],
         comparison_absent="" if compared else _comparison_absent(design, comparisons),
         intervals=sum(each.interval is not None for each in comparisons),
         limits={"pairs": MIN_PAIRS, "sparsities": MIN_SPARSITIES},
@@ -146,22 +147,32 @@ def _runs(number: int) -> str:
     return f"{number} run" if number == 1 else f"{number} runs"
 
 
-def _label(metric: str) -> str:
-    return AXIS_LABELS.get(metric, metric.removeprefix("eval/"))
+def _label(metric: str, meanings: Mapping[str, Meaning]) -> str:
+    return AXIS_LABELS.get(metric) or f"{meanings[metric]} ({metric.removeprefix('eval/')})"
 
 
 def _of(comparisons: Sequence[Comparison], metric: str) -> list[Comparison]:
     return [each for each in comparisons if each.metric == metric]
 
 
-def _in_short(comparisons: Sequence[Comparison]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Yield each metric's name and, for each treatment, the counts of verdicts and the verdict on their mean."""
+def _by_metric(
+    comparisons: Sequence[Comparison], meanings: Mapping[str, Meaning]
+) -> Iterator[tuple[str, list[Comparison]]]:
+    """Yield each metric's label and its comparisons."""
+    for metric in dict.fromkeys(each.metric for each in comparisons):
+        yield _label(metric, meanings), _of(comparisons, metric)
+
+
+def _in_short(
+    comparisons: Sequence[Comparison], meanings: Mapping[str, Meaning]
+) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Yield each metric's label and, for each treatment, the counts of verdicts and the verdict on their mean."""
     words = {"lower": "lower", "higher": "higher", "none": "no difference found", "few": "too few to say"}
     names = list(dict.fromkeys(each.treatment for each in comparisons))
-    for metric in dict.fromkeys(each.metric for each in comparisons):
+    for label, of_metric in _by_metric(comparisons, meanings):
         cells = []
         for treatment in names:
-            found = [each for each in _of(comparisons, metric) if each.treatment == treatment]
+            found = [each for each in of_metric if each.treatment == treatment]
             single = [each for each in found if each.arch != ALL_ARCHITECTURES]
             comparable_ones = [each for each in single if not each.obstacle]
             if len(single) == 1:
@@ -172,7 +183,7 @@ def _in_short(comparisons: Sequence[Comparison]) -> Iterator[tuple[str, list[tup
             text = f"{counted or 'comparable in 0'} of {len(single)}"
             mean = next((each for each in found if each.arch == ALL_ARCHITECTURES), None)
             cells.append((f"{text}; mean: {mean.verdict}", mean.worth) if mean else (text, ""))
-        yield _label(metric), cells
+        yield label, cells
 
 
 def _cautions(runs: pd.DataFrame, usable: pd.DataFrame, design: Design) -> Iterator[str]:
@@ -296,12 +307,12 @@ def _front_remark(design: Design) -> str:
 
 
 def _plot_differences(comparisons: Sequence[Comparison], palette: Palette, folder: Path) -> Iterator[Picture]:
-    for metric in COMPARED:
+    for metric in COMPARED_FIRST:
         compared = [each for each in _of(comparisons, metric) if not each.obstacle]
         if compared:
             file = folder / f"difference_{_file_name(metric)}.png"
             plot_differences(compared, palette, file)
-            yield Picture(file, _label(metric))
+            yield Picture(file, AXIS_LABELS[metric])
 
 
 def _plot_fronts(design: Design, palette: Palette, folder: Path) -> Iterator[Picture]:

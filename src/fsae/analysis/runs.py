@@ -18,7 +18,7 @@ from fsae.analysis.numbers import setting_number
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import RunState, read_status
 from fsae.outputs.sweep_folder import job_name, read_sweep
-from fsae.tracking.mlflow_upload import FOLDER_TAG, first_line, read_description
+from fsae.tracking.mlflow_upload import FOLDER_TAG, read_description, reason_of
 from fsae.tracking.server import as_literal, checked_uri, open_client, sqlite_file, with_password, without_password
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def collect_mlflow(uri: str, experiment: str, sweep: str | None = None) -> pd.Da
         raise
     # An error of MLflow, of its database, or of a missing driver.
     except Exception as error:
-        raise ConnectionError(f"MLflow ({without_password(uri)}) does not answer: {first_line(error)}") from error
+        raise ConnectionError(f"MLflow ({without_password(uri)}) does not answer: {reason_of(error)}") from error
     return _frame(sorted(rows, key=lambda row: (_numbers_as_such(Path(row["folder"] or "")), row["run"])))
 
 

@@ -19,7 +19,7 @@ from fsae.autoencoders.settings import (
     SparseAutoencoderSettings,
 )
 from fsae.sparse.codes import Codes
-from fsae.sparse.encoder_product import encoder_product
+from fsae.sparse.encoder_product import ENTRIES_AT_ONCE, encoder_product
 from fsae.sparse.pattern import Pattern
 
 
@@ -34,6 +34,8 @@ class Autoencoder(nn.Module, ABC):
     W_dec: nn.Parameter
     b_dec: nn.Parameter
 
+    # Entries of the encoder's product in memory at a time, on a CPU and with sparse codes.
+    product_entries: int = ENTRIES_AT_ONCE
     # Parameters and buffers that stay in float32 if the others go to a shorter type, because small steps would be
     # lost there.
     float32_names: ClassVar[tuple[str, ...]] = ()
@@ -97,7 +99,7 @@ class Autoencoder(nn.Module, ABC):
         narrow: Callable[[Pattern, Tensor], Tensor] | None = None,
     ) -> Codes:
         """Compute encoder_input(x) @ W_enc, everywhere or at selected entries; see `encoder_product`."""
-        return encoder_product(x, self.centre, self.W_enc, select, narrow)
+        return encoder_product(x, self.centre, self.W_enc, select, narrow, self.product_entries)
 
     def encoder_input(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """Return x, minus b_dec if the settings say so."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from fsae.console import console
 from fsae.credentials import with_password, without_password
 from fsae.outputs.status import read_status
-from fsae.tracking.mlflow_upload import MlflowUpload, first_line, read_description
+from fsae.tracking.mlflow_upload import MlflowUpload, read_description, reason_of
 from fsae.tracking.server import checked_uri, ui_command
 
 
@@ -54,7 +54,7 @@ def _sync(folder: Path, tracking_uri: str | None) -> tuple[str, str]:
         raise
     except Exception as error:
         raise ConnectionError(
-            f"MLflow ({without_password(uri)}) does not accept it: {first_line(error)}. "
+            f"MLflow ({without_password(uri)}) does not accept it: {reason_of(error)}. "
             f"{upload.unsent()} values remain in the folder; try again later"
         ) from error
     news = f"{sent} values sent" if sent else "every value was already stored"

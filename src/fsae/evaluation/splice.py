@@ -21,8 +21,8 @@ from fsae.progress import working
 from fsae.ranges import COUNT
 from fsae.sources.massive import within
 
-# Entries of log-softmax held at once, in float32; logits of a whole batch may be several gigabytes.
-_CHUNK_ENTRIES = 2**25
+# Entries of log-softmax in memory at a time, in float32: all logits of a batch may be several gigabytes.
+ENTRIES_AT_ONCE = 2**25
 
 Replacement = Callable[[Float[Tensor, "row position d_in"]], Tensor]
 
@@ -48,6 +48,7 @@ def evaluate_splice(
     rows_at_once: int,
     heartbeat: Callable[[], None] = lambda: None,
     norm_limit: float | None = None,
+    entries_at_once: int = ENTRIES_AT_ONCE,
 ) -> list[dict[str, float]]:
     """Return each autoencoder's cross-entropy and divergence with replaced activations, in nats per token.
 
@@ -72,6 +73,7 @@ def evaluate_splice(
         rows_at_once: rows per forward pass; two sets of their logits are held at a time.
         heartbeat: called before each set of rows; may raise to stop.
         norm_limit: vectors of a greater norm are neither replaced nor counted, as in training.
+        entries_at_once: entries of log-softmax in memory at a time.
 
     Raises:
         ValueError: no kept position has a next token, or activations at the site are not finite.
@@ -99,16 +101,16 @@ def evaluate_splice(
             row_keep = row_keep & short.to(row_keep.device)
         predictions += row_keep[:, :-1].sum()
         counted += row_keep.sum()
-        shared["base"] += _cross_entropy(base, row_tokens, row_keep)
+        shared["base"] += _cross_entropy(base, row_tokens, row_keep, entries_at_once)
         for i, autoencoder in enumerate(autoencoders):
             logits = model.logits(row_tokens, (site, _at(row_keep, partial(_reconstruct, autoencoder, site))))
-            spliced[i] += _cross_entropy(logits, row_tokens, row_keep)
-            divergence[i] += _divergence(base, logits, row_keep)
+            spliced[i] += _cross_entropy(logits, row_tokens, row_keep, entries_at_once)
+            divergence[i] += _divergence(base, logits, row_keep, entries_at_once)
             del logits
         del base
         for name, ablation in ablations.items():
             logits = model.logits(row_tokens, (site, _at(row_keep, ablation)))
-            shared[name] += _cross_entropy(logits, row_tokens, row_keep)
+            shared[name] += _cross_entropy(logits, row_tokens, row_keep, entries_at_once)
             del logits
 
     if not predictions:
@@ -162,31 +164,31 @@ def _reconstruct(autoencoder: Autoencoder, site: Site, x: Float[Tensor, "vectors
     return autoencoder(x.to(autoencoder.W_dec), sparse=True).reconstruction
 
 
-def _cross_entropy(logits: Tensor, tokens: Tensor, keep: Tensor) -> Tensor:
+def _cross_entropy(logits: Tensor, tokens: Tensor, keep: Tensor, entries_at_once: int) -> Tensor:
     """Return the sum of -log p(next token) over kept positions that have one."""
     flat = logits[:, :-1].flatten(0, 1)
     targets = tokens[:, 1:].flatten().to(flat.device)
     total = torch.zeros((), dtype=torch.float64, device=flat.device)
-    for places in _chunks(keep[:, :-1], flat):
+    for places in _portions(keep[:, :-1], flat, entries_at_once):
         # Logits are promoted before the softmax: in bfloat16 they have three digits.
         total += F.cross_entropy(flat[places].float(), targets[places], reduction="none").sum(dtype=torch.float64)
     return total.to(tokens.device)
 
 
-def _divergence(base: Tensor, spliced: Tensor, keep: Tensor) -> Tensor:
+def _divergence(base: Tensor, spliced: Tensor, keep: Tensor, entries_at_once: int) -> Tensor:
     """Return the sum of KL(p_base || p_spliced) over kept positions."""
     base, spliced = base.flatten(0, 1), spliced.flatten(0, 1)
     total = torch.zeros((), dtype=torch.float64, device=base.device)
-    for places in _chunks(keep, base):
+    for places in _portions(keep, base, entries_at_once):
         log_p, log_q = base[places].float().log_softmax(1), spliced[places].float().log_softmax(1)
         total += (log_p.exp() * (log_p - log_q)).sum(1).sum(dtype=torch.float64)
     return total.to(keep.device)
 
 
-def _chunks(keep: Tensor, logits: Float[Tensor, "places vocabulary"]) -> tuple[Tensor, ...]:
-    """Yield the kept places in portions whose log-softmax fits in memory."""
+def _portions(keep: Tensor, logits: Float[Tensor, "places vocabulary"], entries_at_once: int) -> tuple[Tensor, ...]:
+    """Return the kept places in portions whose log-softmax has at most so many entries."""
     places = keep.flatten().nonzero().squeeze(1).to(logits.device)
-    return places.split(max(1, _CHUNK_ENTRIES // logits.shape[1]))
+    return places.split(max(1, entries_at_once // logits.shape[1]))
 
 
 @dataclass(frozen=True, kw_only=True)

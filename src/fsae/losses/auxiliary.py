@@ -24,6 +24,10 @@ class GateReconstruction(LossTerm):
 
     needs: ClassVar[frozenset[str]] = frozenset({"gate"})
 
+    @property
+    def detaches_decoder(self) -> bool:
+        return self.detach_decoder
+
     def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
         assert record.gate is not None
         W_dec, b_dec = record.W_dec, record.b_dec

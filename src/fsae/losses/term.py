@@ -58,6 +58,13 @@ class LossTerm(Weighted, group="loss"):
 
     # Optional fields of the forward record that the term reads; architectures declare which they provide.
     needs: ClassVar[frozenset[str]] = frozenset()
+    # True if the decoder of least squares minimises the term.
+    minimised_by_least_squares: ClassVar[bool] = False
+
+    @property
+    def detaches_decoder(self) -> bool:
+        """True if the term reads the decoder and passes it no gradient, by a setting `detach_decoder`."""
+        return False
 
     @abstractmethod
     def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:

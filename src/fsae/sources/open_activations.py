@@ -7,11 +7,13 @@ from enum import Enum
 from functools import partial
 from typing import Any, ClassVar, Self
 
+import torch
+
 from fsae.devices import device_of, dtype_of, rows_at_once
 from fsae.files import digest_of
 from fsae.language_models.identity import model_identity
 from fsae.language_models.settings import ModelSettings
-from fsae.language_models.shape import shape_of
+from fsae.language_models.shape import Shape, shape_of
 from fsae.language_models.sites import Site
 from fsae.ranges import COUNT, POSITIVE, between
 from fsae.sources.activation_store import ActivationStore, shard_bytes
@@ -147,46 +149,81 @@ def open_activations(
     """
     model, site, dataset = request.text()
     sites = [site, *settings.other_sites()]
-    extent = Extent(
-        tokens={
-            Part.train: settings.distinct_tokens(request.training_samples) if request.training_samples else 0,
-            Part.held_out: request.held_out_samples,
-        },
-        shard_tokens=settings.shard_tokens,
-    )
+    extent = _extent(settings, request)
     stores = {} if settings.cache is Cache.none else _stores(settings, request, sites)
     if not stores or any(next(store.missing(extent), None) for store in stores.values()):
         _check_documents(dataset, extent)
     corpus = Corpus(model, dataset)
-    shape = shape_of(model) or corpus.model.shape
-
-    def size(at: Site, count: int) -> int:
-        return shard_bytes(count, shape.width(at), dtype_of(model), corpus.labelled)
-
-    missing = sum(store.missing_bytes(extent, partial(size, at)) for at, store in stores.items())
+    shards = _ShardSize(shape_of(model) or corpus.model.shape, dtype_of(model), corpus.labelled)
+    missing = sum(store.missing_bytes(extent, partial(shards.bytes, at)) for at, store in stores.items())
     room = _room_for(missing, settings, request) if stores else None
-    harvester = Harvester(corpus, settings.shard_tokens, heartbeat)
-    reader = ShardReader(harvester, site, stores, extent, room)
-    in_store = bool(stores) and missing == 0
-    if in_store:
-        log.info(
-            "activations from the store, nothing harvested: %s to train on and %s held out, %.3g GB in %s",
-            f"{extent.tokens[Part.train]:,}", f"{request.held_out_samples:,}",
-            stores[site].bytes() / 1e9, stores[site].folder,
-        )  # fmt: skip
-        counted, held_out = request.held_out_samples, reader.held_out_count() or 0
+    reader = ShardReader(Harvester(corpus, settings.shard_tokens, heartbeat), site, stores, extent, room)
+    if stores and missing == 0:
+        _log_store(stores[site], extent)
+        held_out = reader.held_out_count() or 0
+        source = _source(settings, request, reader, shards.shape.width(site))
+        distinct = source.distinct(request.training_samples)
     else:
-        largest = min(settings.shard_tokens, max(extent.tokens.values()))
-        require_memory(largest, shape.width(site), dtype_of(model), max(1, len(stores)))
+        shards.require_memory(site, extent, max(1, len(stores)))
         _check_sites(corpus, sites, spliced=request.spliced)
-        counted = min(request.held_out_samples, _HELD_OUT_COUNTED)
-        held_out = _held_out_positions(harvester, counted, dataset)
+        held_out = _held_out_positions(reader.harvester, extent, dataset)
         if room is None:
-            _log_memory(extent, partial(size, site), request.training_samples)
-    source = ActivationSource(
+            _log_memory(extent, partial(shards.bytes, site), request.training_samples)
+        # The width as the model was read: a config.json may leave out the width of heads.
+        source = _source(settings, request, reader, corpus.model.width(site))
+        distinct = None
+    supply = Supply(
+        held_out=min(held_out, request.held_out_samples),
+        held_out_wanted=request.held_out_samples,
+        distinct=distinct,
+        wanted=source.wanted(request.training_samples),
+    )
+    for sentence in supply.shortages():
+        log.warning("%s", sentence)
+    return source
+
+
+@dataclass(frozen=True)
+class _ShardSize:
+    """The memory that a shard takes, on disk and while it is harvested.
+
+    Attributes:
+        shape: of the language model.
+        dtype: of the activations.
+        labelled: whether each vector has a label.
+    """
+
+    shape: Shape
+    dtype: torch.dtype
+    labelled: bool
+
+    def bytes(self, site: Site, count: int) -> int:
+        """Return how many bytes a shard of so many vectors takes on disk."""
+        return shard_bytes(count, self.shape.width(site), self.dtype, self.labelled)
+
+    def require_memory(self, site: Site, extent: Extent, sites: int) -> None:
+        """Raise ValueError if memory cannot hold the largest shard of each site."""
+        largest = min(extent.shard_tokens, max(extent.tokens.values()))
+        require_memory(largest, self.shape.width(site), self.dtype, sites)
+
+
+def _extent(settings: ActivationSourceSettings, request: Request) -> Extent:
+    """Return the numbers of vectors that the run wants; none to train on if it does not train."""
+    training = request.training_samples
+    return Extent(
+        tokens={
+            Part.train: settings.distinct_tokens(training) if training else 0,
+            Part.held_out: request.held_out_samples,
+        },
+        shard_tokens=settings.shard_tokens,
+    )
+
+
+def _source(settings: ActivationSourceSettings, request: Request, reader: ShardReader, d_in: int) -> ActivationSource:
+    model, _, dataset = request.text()
+    return ActivationSource(
         reader,
-        # The width as it was read, if the model is open: a config.json may leave out the width of heads.
-        d_in=shape.width(site) if in_store else corpus.model.width(site),
+        d_in=d_in,
         seed=settings.seed,
         training_tokens=request.training_samples,
         device=device_of(model),
@@ -194,15 +231,6 @@ def open_activations(
         max_norm_multiple=settings.max_norm_multiple,
         max_norm=settings.max_norm,
     )
-    supply = Supply(
-        held_out=held_out if held_out < counted else request.held_out_samples,
-        held_out_wanted=request.held_out_samples,
-        distinct=source.distinct(request.training_samples) if in_store else None,
-        wanted=source.wanted(request.training_samples),
-    )
-    for sentence in supply.shortages():
-        log.warning("%s", sentence)
-    return source
 
 
 def _stores(settings: ActivationSourceSettings, request: Request, sites: Sequence[Site]) -> dict[Site, ActivationStore]:
@@ -258,15 +286,21 @@ def _check_sites(corpus: Corpus, sites: Sequence[Site], *, spliced: bool) -> Non
         corpus.model.check_splice(sites[0])
 
 
-def _held_out_positions(harvester: Harvester, count: int, dataset: DatasetSettings) -> int:
-    """Count the held-out positions, up to `count`; raise ValueError if there are none."""
-    found = harvester.corpus.held_out_positions(count, harvester.beat)
+def _held_out_positions(harvester: Harvester, extent: Extent, dataset: DatasetSettings) -> int:
+    """Return how many of the wanted held-out positions the text has: all, if its beginning has enough.
+
+    Raises:
+        ValueError: there are none.
+    """
+    wanted = extent.tokens[Part.held_out]
+    counted = min(wanted, _HELD_OUT_COUNTED)
+    found = harvester.corpus.held_out_positions(counted, harvester.beat)
     if found == 0:
         raise ValueError(
             f"data set {dataset.name}: its held-out text has no position to evaluate on; give it more text, or "
             f"raise dataset.held_out, which is {dataset.held_out}"
         )
-    return found
+    return wanted if found == counted else found
 
 
 def _room_for(missing: int, settings: ActivationSourceSettings, request: Request) -> Room | None:
@@ -298,6 +332,13 @@ def _room_for(missing: int, settings: ActivationSourceSettings, request: Request
         missing / 1e9, room.folder, room.free() / 1e9,
     )  # fmt: skip
     return room
+
+
+def _log_store(store: ActivationStore, extent: Extent) -> None:
+    log.info(
+        "activations from the store, nothing harvested: %s to train on and %s held out, %.3g GB in %s",
+        f"{extent.tokens[Part.train]:,}", f"{extent.tokens[Part.held_out]:,}", store.bytes() / 1e9, store.folder,
+    )  # fmt: skip
 
 
 def _log_memory(extent: Extent, size: Callable[[int], int], training_tokens: int) -> None:

@@ -12,7 +12,7 @@ from fsae.sparse.pattern import Pattern
 from fsae.sparse.products import first_order
 
 # The most entries of the encoder's product in memory at a time: fewer are slower, and more are no faster.
-_PRODUCT_ENTRIES = 2**24
+ENTRIES_AT_ONCE = 2**24
 
 
 def encoder_product(
@@ -21,6 +21,7 @@ def encoder_product(
     W_enc: Float[Tensor, "d_in d_sae"],
     select: Callable[[Float[Tensor, "rows d_sae"]], Pattern] | None = None,
     narrow: Callable[[Pattern, Float[Tensor, " entries"]], Bool[Tensor, " entries"]] | None = None,
+    entries_at_once: int = ENTRIES_AT_ONCE,
 ) -> Codes:
     """Return (x - centre) @ W_enc, dense or only at selected entries.
 
@@ -30,6 +31,7 @@ def encoder_product(
         W_enc: encoder weights; held transposed in memory they need no copy on the sparse path.
         select: maps the dense product of some samples to the pattern to keep; None keeps all entries.
         narrow: maps the selected entries of all samples to a mask of those to keep; None keeps all of them.
+        entries_at_once: entries of the product in memory at a time, on a CPU and with `select`.
     """
     with torch.no_grad():
         inputs = x if centre is None else x - centre
@@ -37,7 +39,7 @@ def encoder_product(
             # Detached, so that autocast does not cache this copy of the weights, which has no gradient.
             pattern, known = None, inputs @ W_enc.detach()
         else:
-            pattern, known = _encode_sparsely(inputs, W_enc, select, narrow)
+            pattern, known = _encode_sparsely(inputs, W_enc, select, narrow, entries_at_once)
     values = _Encode.apply(x, centre, W_enc.T, inputs, pattern, known)
     return Codes(values, pattern)  # pyright: ignore[reportArgumentType]
 
@@ -47,6 +49,7 @@ def _encode_sparsely(
     W_enc: Tensor,
     select: Callable[[Tensor], Pattern],
     narrow: Callable[[Pattern, Tensor], Tensor] | None,
+    entries_at_once: int,
 ) -> tuple[Pattern, Float[Tensor, " entries"]]:
     """Return the selected entries of inputs @ W_enc; on a CPU the whole product is never in memory."""
     device, width = inputs.device.type, W_enc.shape[1]
@@ -54,7 +57,7 @@ def _encode_sparsely(
     dtype = inputs.dtype if exact else torch.get_autocast_dtype(device)
     W = W_enc.to(dtype)
     patterns, found = [], []
-    for some in inputs.to(dtype).split(_rows_at_once(inputs, width)):
+    for some in inputs.to(dtype).split(_rows_at_once(inputs, width, entries_at_once)):
         products = some @ W
         patterns.append(select(products))
         if exact or narrow is not None:
@@ -70,12 +73,12 @@ def _encode_sparsely(
     return pattern, torch.cat(found) if exact else pattern.sample(inputs, W_enc.T)
 
 
-def _rows_at_once(inputs: Tensor, width: int) -> int:
+def _rows_at_once(inputs: Tensor, width: int, entries_at_once: int) -> int:
     """Return the rows of the encoder's product per slice; on a CPU its memory does not grow with the batch."""
     batch = max(1, inputs.shape[0])
     if inputs.device.type != "cpu":
         return batch
-    return math.ceil(batch / math.ceil(batch * width / _PRODUCT_ENTRIES))
+    return math.ceil(batch / math.ceil(batch * width / entries_at_once))
 
 
 class _Encode(torch.autograd.Function):

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -196,8 +196,7 @@ def _trained(
             if error is not None:
                 raise error
     dictionary = Dictionary(fold(training.members[0].autoencoder, training.scale), settings=settings)
-    vectors = settings.eval["vectors"]
-    assert isinstance(vectors, Vectors)
+    vectors = cast(Vectors, settings.eval["vectors"])
     evaluated = measured(dictionary, source.held_out(vectors.samples, vectors.batch_size))
     taken = training.step * settings.trainer.batch_size
     supply = source.supply(taken, evaluated.samples, held_out_samples(settings.eval))

@@ -23,6 +23,7 @@ from typing import Any
 from filelock import FileLock
 
 from fsae.credentials import concealed, without_password
+from fsae.errors import first_line
 from fsae.files import UNFINISHED, write_json
 from fsae.outputs.metric_log import MetricRecord, read_metrics
 from fsae.outputs.results import MEASURED, in_order, meanings_in, read_results
@@ -386,11 +387,11 @@ def sync_command(folder: Path) -> str:
     return shell_command("sync", folder)
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an MLflow error, whose full text can be pages long."""
+def reason_of(error: Exception) -> str:
+    """Return the reason of an MLflow error in one line without secrets; its full text may have pages."""
     if isinstance(error, DeletedExperimentError):
         return str(error)
-    line = concealed(str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    line = concealed(first_line(error))[:200]
     if _NO_ENTRY.search(str(error)):
         line += (
             " (the tracking server asks for a name and a password: export MLFLOW_TRACKING_URI with them, as in "

@@ -16,8 +16,8 @@ from fsae.tracking.mlflow_upload import (
     DeletedExperimentError,
     MlflowUpload,
     find_or_create_experiment,
-    first_line,
     read_description,
+    reason_of,
 )
 from fsae.tracking.server import as_literal, compare_link, jobs_filter, open_client, shared_view_key, table_link
 
@@ -159,7 +159,7 @@ class SweepRun:
         if failures and isinstance(failures[0], DeletedExperimentError):
             raise failures[0]
         if failures:
-            raise ConnectionError(first_line(failures[0])) from failures[0]
+            raise ConnectionError(reason_of(failures[0])) from failures[0]
 
 
 def _cut(note: str) -> str:

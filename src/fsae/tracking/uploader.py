@@ -22,7 +22,7 @@ from typing import IO, Self
 
 from fsae.credentials import without_password
 from fsae.outputs.run_log import logging_for
-from fsae.tracking.mlflow_upload import DeletedExperimentError, MlflowUpload, first_line, read_description, sync_command
+from fsae.tracking.mlflow_upload import DeletedExperimentError, MlflowUpload, read_description, reason_of, sync_command
 
 log = logging.getLogger(__name__)
 
@@ -205,12 +205,12 @@ def follow(
         except Exception as error:
             failures += 1
             deleted = isinstance(error, DeletedExperimentError)
-            upload.obstacle = first_line(error) if deleted else ""
+            upload.obstacle = reason_of(error) if deleted else ""
             if failures == 1 or (deleted and not reported_deleted):
                 when = "after that" if deleted else "if it ends before MLflow is back,"
                 report(
                     logging.WARNING,
-                    f"MLflow ({without_password(upload.uri)}) does not accept the run's values: {first_line(error)}. "
+                    f"MLflow ({without_password(upload.uri)}) does not accept the run's values: {reason_of(error)}. "
                     f"The run continues and keeps them; {when} send them with: {sync_command(upload.folder.path)}",
                 )
             reported_deleted = deleted

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar, cast
 from fsae.autoencoders.settings import AutoencoderSettings, SparseAutoencoderSettings
 from fsae.couplings.mutual import Directions
 from fsae.losses.objective import Objective
-from fsae.losses.reconstruction import SquaredError
 from fsae.losses.term import LossTerm
 from fsae.ranges import COUNT, COUNT_OR_NONE, SHARE, WEIGHT
 from fsae.training.population import PopulationSettings
@@ -110,7 +109,7 @@ class PamSettings(AdamSettings):
                 "arch.decoder_norm is unit, but trainer=pam solves for decoder rows of any norm; set "
                 "arch.decoder_norm=free"
             )
-        weights = [term.weight for term in loss.values() if isinstance(term, SquaredError)]
+        weights = [term.weight for term in loss.values() if term.minimised_by_least_squares]
         if weights != [1.0]:
             raise ValueError(
                 "trainer=pam solves for the decoder of least squared error, and the encoder must be trained on the "

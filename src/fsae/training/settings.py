@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 from fsae.autoencoders.fitted import FittedAutoencoder, FittedSettings
 from fsae.autoencoders.settings import AutoencoderSettings
-from fsae.losses.auxiliary import GateReconstruction
 from fsae.losses.objective import Objective
 from fsae.losses.term import LossTerm
 from fsae.ranges import COUNT, DECAY, INNER_SHARE, POSITIVE, SHARE, WEIGHT, Ranged, between
@@ -213,8 +212,7 @@ class AdamSettings(TrainerSettings):
         if arch.fitted:
             raise ValueError(f"arch {arch.name} has no gradients: choose trainer=fit")
         for key, term in loss.items():
-            detached = isinstance(term, GateReconstruction) and term.detach_decoder
-            if detached and self.trains_decoder and arch.frees_decoder_norms:
+            if term.detaches_decoder and self.trains_decoder and arch.frees_decoder_norms:
                 raise ValueError(
                     f"arch.decoder_norm is free, so the sparsity term shrinks decoder rows, and loss.{key} does not "
                     f"hold what the gate needs of them: latents would all switch on. Set loss.{key}.detach_decoder="
