@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fsae.autoencoders.autoencoder import Autoencoder
-from fsae.configuration.accept import Origin
+from fsae.configuration.origin import Origin
 from fsae.configuration.refusal import record_refusal, report_error
 from fsae.configuration.schema import RunSettings, Task
 from fsae.export.saelens import load_members

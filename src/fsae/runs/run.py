@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from fsae.configuration.accept import Origin
+from fsae.configuration.origin import Origin
 from fsae.configuration.refusal import report_error
 from fsae.configuration.schema import RunSettings
 from fsae.files import replacing, write_json

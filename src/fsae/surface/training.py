@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fsae.autoencoders.settings import AutoencoderSettings
 from fsae.configuration.checks import check
-from fsae.configuration.composition import composed_settings
-from fsae.configuration.recorded import origin_of
+from fsae.configuration.composition import composed_settings, config_of
+from fsae.configuration.origin import origin_of
 from fsae.configuration.resolvers import choice_names
 from fsae.configuration.schema import RunSettings
 from fsae.console import bars
@@ -161,7 +161,7 @@ def _recorded(
     settings: RunSettings, source: Source, folder: Path, overrides: Sequence[str], data: dict[str, str]
 ) -> Dictionary:
     """Train in a run's folder."""
-    run = Run(settings, origin_of(settings, folder.absolute(), overrides), data)
+    run = Run(settings, origin_of(config_of(settings), folder.absolute(), overrides), data)
     run.claim()
     try:
         run.begin(None)
