@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 import fsae
 from fsae.configuration.accept import accept
 from fsae.configuration.origin import Origin
-from fsae.configuration.recorded import recorded_outputs, recorded_settings
+from fsae.configuration.recorded import recorded_outputs
 from fsae.configuration.schema import RunSettings
 from fsae.evaluation.geometry import Geometry
 from fsae.evaluation.suite import Findings
