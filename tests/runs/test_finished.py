@@ -26,7 +26,7 @@ from fsae.outputs.status import RunState, mark
 from fsae.runs.finished import check_finished
 from fsae.runs.pack import run_pack
 from fsae.sources.synthetic.grouped import GroupedFeaturesSettings
-from fsae.sweeps.finished import job_overrides
+from fsae.sweeps.reevaluation import job_overrides
 from tests.composition import composed
 
 SMALL = (

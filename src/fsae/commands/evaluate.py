@@ -68,7 +68,7 @@ def _command(folders: Sequence[Path], overrides: Sequence[str], config_dir: str 
         *(f"--config-dir={each}" for each in dict.fromkeys(config_dirs)),
         "task=reevaluate",
         *overrides,
-        "hydra/sweeper=finished",
+        "hydra/sweeper=reevaluation",
         f"hydra.sweeper.folders=[{','.join(map(quoted, runs))}]",
         f"hydra.sweep.dir={quoted(runs[0].parent)}",
         # It would claim the folder as a new sweep's.

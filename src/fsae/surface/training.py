@@ -70,8 +70,8 @@ def train(
         seed: of the weights, the order of the vectors and every other draw.
         held_out: share of the vectors that is held out, the last ones.
         overrides: more settings in the command line's words, such as ["trainer.lr=1e-3", "loss.sparsity.weight=2"].
-        folder: a run's folder to write: metrics.jsonl, checkpoints, results.json and the dictionary in sae/. The same
-            call with the same vectors continues a training that was stopped. None writes nothing.
+        folder: a run's folder to write: metrics.jsonl, checkpoints, results.json, plots and the dictionary in sae/. The
+            same call with the same vectors continues a training that was stopped. None writes nothing.
         device: the device to train on; None takes the GPU if there is one.
         **settings: settings of the architecture, such as `k=32` or `d_sae=4096`; only if `arch` is a name.
 

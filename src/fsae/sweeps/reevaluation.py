@@ -1,4 +1,4 @@
-"""A sweeper for `fsae.evaluate`: launches the evaluation of finished runs, each in its own folder."""
+"""The sweeper of `fsae.evaluate`: launches the evaluation of finished runs, each in its own folder."""
 
 import json
 import logging
@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 NUMBERS_IN_A_LINE = 6
 
 
-class FinishedRuns(Sweeper):
-    """Launches one job for each finished run.
+class Reevaluation(Sweeper):
+    """A sweeper that launches one job for each finished run.
 
     Args:
         folders: the folders of the runs.
