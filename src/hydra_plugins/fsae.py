@@ -2,7 +2,7 @@
 
 from hydra.core.config_store import ConfigStore
 
-from fsae.sweeps import finished, joblib_launcher, packed_launcher, ray_launcher, remaining, slurm_launcher
+from fsae.sweeps import joblib_launcher, packed_launcher, ray_launcher, reevaluation, remaining, slurm_launcher
 
 
 class JoblibLauncher(joblib_launcher.JoblibLauncher):
@@ -25,8 +25,8 @@ class RemainingJobs(remaining.RemainingJobs):
     """See `fsae.sweeps.remaining`."""
 
 
-class FinishedRuns(finished.FinishedRuns):
-    """See `fsae.sweeps.finished`."""
+class Reevaluation(reevaluation.Reevaluation):
+    """See `fsae.sweeps.reevaluation`."""
 
 
 store = ConfigStore.instance()
@@ -39,4 +39,5 @@ for name, settings in (
     store.store(group="hydra/launcher", name=f"fsae_{name}", node=settings)
 # Without a schema: the settings of the sweep's own sweeper may be left in it.
 store.store(group="hydra/sweeper", name="remaining", node={"_target_": "hydra_plugins.fsae.RemainingJobs"})
-store.store(group="hydra/sweeper", name="finished", node={"_target_": "hydra_plugins.fsae.FinishedRuns", "folders": []})
+again = {"_target_": "hydra_plugins.fsae.Reevaluation", "folders": []}
+store.store(group="hydra/sweeper", name="reevaluation", node=again)

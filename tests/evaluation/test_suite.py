@@ -144,7 +144,7 @@ def test_everything_that_was_found_is_written(tmp_path: Path):
     results = found.results()
     assert results["counting_histogram"] == [1, 2]
     assert results["meanings"]["eval/counted"] == written["meanings"]["counted"]
-    assert {name for name in results if name.startswith("eval/")} == found.logged().keys()
+    assert {name for name in results if name.startswith(("eval/", "data/"))} == found.logged().keys()
     assert all(map(math.isfinite, found.logged().values()))
 
 

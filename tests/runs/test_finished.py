@@ -12,8 +12,9 @@ from filelock import FileLock
 from omegaconf import OmegaConf
 
 import fsae
-from fsae.configuration.accept import Origin, accept
-from fsae.configuration.finished import outputs_of
+from fsae.configuration.accept import accept
+from fsae.configuration.origin import Origin
+from fsae.configuration.recorded import recorded_outputs
 from fsae.configuration.schema import RunSettings
 from fsae.evaluation.geometry import Geometry
 from fsae.evaluation.suite import Findings
@@ -25,7 +26,7 @@ from fsae.outputs.status import RunState, mark
 from fsae.runs.finished import check_finished
 from fsae.runs.pack import run_pack
 from fsae.sources.synthetic.grouped import GroupedFeaturesSettings
-from fsae.sweeps.finished import job_overrides
+from fsae.sweeps.reevaluation import job_overrides
 from tests.composition import composed
 
 SMALL = (
@@ -239,7 +240,7 @@ def test_damaged_settings_are_refused_in_a_sentence(content: str, run: Path):
     with pytest.raises(
         ValueError, match=r"config\.yaml does not hold a run's settings .*; it may be missing or cut off"
     ):
-        outputs_of(run)
+        recorded_outputs(run)
 
 
 def test_a_run_of_vectors_in_memory_is_evaluated_in_python(tmp_path: Path):
@@ -292,7 +293,7 @@ def test_a_setting_that_is_not_known_any_more_is_named(run: Path):
     config = OmegaConf.load(run / "config.yaml")
     OmegaConf.update(config, "trainer.magic", 3)
     OmegaConf.save(config, run / "config.yaml")
-    with pytest.raises(ValueError, match=r"config\.yaml has a setting that this version of fsae does not know.*magic"):
+    with pytest.raises(ValueError, match=r"config\.yaml has other settings than this version of fsae knows .*magic"):
         evaluate(run)
 
 

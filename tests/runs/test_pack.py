@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
 from fsae import memory
-from fsae.configuration.accept import Origin, accept
+from fsae.configuration.accept import accept
+from fsae.configuration.origin import Origin
 from fsae.configuration.schema import RunSettings, settings_of
 from fsae.evaluation.evaluation import Evaluation
 from fsae.evaluation.splice import Splice

@@ -160,6 +160,11 @@ def test_a_folder_is_a_run_s(tmp_path: Path):
     assert steps == [*range(1000, 6001, 1000), 6000]
     row = fsae.collect(folder).iloc[0]
     assert (row["state"], row["arch"], row["arch.k"]) == ("finished", "topk", 4)
+    assert (
+        json.loads((folder / "evaluations" / "vectors.json").read_text())["numbers"]["fvu"]
+        == trained.results["eval/fvu"]
+    )
+    assert {each.name for each in (folder / "plots").iterdir()} == {"training.png", "firing.png"}
     # Nothing else is written, such as into an outputs folder.
     assert [each.name for each in tmp_path.iterdir()] == ["run"]
 

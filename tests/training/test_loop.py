@@ -276,7 +276,7 @@ def test_train_releases_a_run_that_has_ended(tmp_path: Path):
     runs = [training_run("topk", tmp_path / str(n), adam(samples=BATCH * n), source=source) for n in (2, 9)]
     short = weakref.ref(runs[0].members[0])
     ending = train(runs, source, Interruption())
-    assert next(ending).run is runs[0]
+    assert next(ending).training is runs[0]
     runs.clear()
     ((_, error),) = ending
     assert error is None

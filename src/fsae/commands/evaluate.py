@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from fsae.configuration.finished import evaluations_of, outputs_of
 from fsae.configuration.overrides import quoted
+from fsae.configuration.recorded import recorded_evaluations, recorded_outputs
 from fsae.console import console
 from fsae.outputs.sweep_folder import read_sweep
 from fsae.runs.finished import check_finished
@@ -60,15 +60,15 @@ def _command(folders: Sequence[Path], overrides: Sequence[str], config_dir: str 
     for run in runs:
         check_finished(run)
         if not any(each.startswith("eval=") for each in overrides):
-            evaluations_of(run)
-    os.environ["FSAE_OUTPUTS"] = outputs_of(runs[0])
+            recorded_evaluations(run)
+    os.environ["FSAE_OUTPUTS"] = recorded_outputs(runs[0])
     config_dirs = [*_config_dirs(folders), *([str(Path(config_dir).absolute())] if config_dir else [])]
     return [
         "--multirun",
         *(f"--config-dir={each}" for each in dict.fromkeys(config_dirs)),
         "task=reevaluate",
         *overrides,
-        "hydra/sweeper=finished",
+        "hydra/sweeper=reevaluation",
         f"hydra.sweeper.folders=[{','.join(map(quoted, runs))}]",
         f"hydra.sweep.dir={quoted(runs[0].parent)}",
         # It would claim the folder as a new sweep's.

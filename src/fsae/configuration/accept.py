@@ -1,7 +1,7 @@
 """The step from a job's Hydra config to the settings of a run and their origin."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -9,33 +9,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fsae.configuration.checks import check, check_files
 from fsae.configuration.existing import apply_provenance, with_its_norm_limit
-from fsae.configuration.finished import with_own_settings
+from fsae.configuration.origin import Origin, origin_of
+from fsae.configuration.recorded import with_evaluations_of
 from fsae.configuration.refusal import record_refusal
-from fsae.configuration.resolvers import absolute_paths, deciding_settings, flat_settings
+from fsae.configuration.resolvers import absolute_paths, flat_settings
 from fsae.configuration.schema import RunSettings, Task, settings_of
 from fsae.credentials import SETTING, holds_secret, keep, refuse_secret, without_passwords
 from fsae.evaluation.suite import MEMBERS, chosen
 from fsae.export.saelens import read_provenance
 from fsae.outputs.sweep_folder import is_job
-
-
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """The origin of a run's settings, for its records.
-
-    Attributes:
-        folder: the run's folder.
-        config_yaml: the resolved config.
-        overrides: the command line's overrides.
-        deciding: flattened settings that decide the numbers.
-        flat: all settings, flattened.
-    """
-
-    folder: Path
-    config_yaml: str
-    overrides: Sequence[str]
-    deciding: dict[str, str]
-    flat: dict[str, str]
 
 
 def checked(config: DictConfig, overrides: Sequence[str] = (), in_sweep: bool = False) -> RunSettings:
@@ -82,21 +64,14 @@ def accept(config: DictConfig, folder: Path, overrides: Sequence[str]) -> tuple[
         overrides = without_passwords(overrides)
         again = config.task is Task.reevaluate
         if again:
-            config = with_own_settings(config, folder, overrides)
+            config = with_evaluations_of(config, folder, overrides)
         settings = checked(config, overrides, in_sweep=is_job(folder) and not again)
         if again:
             settings = _as_trained(settings, folder)
     except (ValueError, OmegaConfBaseException) as error:
         record_refusal(error, Path(config.paths.outputs), folder)
         raise
-    origin = Origin(
-        folder=folder,
-        config_yaml=OmegaConf.to_yaml(OmegaConf.create(OmegaConf.to_container(config, resolve=True))),
-        overrides=overrides,
-        deciding=deciding_settings(config),
-        flat=flat_settings(config),
-    )
-    return settings, origin
+    return settings, origin_of(config, folder, overrides)
 
 
 def _as_trained(settings: RunSettings, folder: Path) -> RunSettings:

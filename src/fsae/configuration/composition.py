@@ -1,6 +1,7 @@
 """A run's settings without a command line: composed from the same YAML files, so that defaults are the command's."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -40,6 +41,11 @@ def composed_settings(overrides: Sequence[str], values: Mapping[str, Any]) -> Ru
         raise ValueError(explain(error)) from error
 
 
+def config_of(settings: RunSettings) -> DictConfig:
+    """Return the config of settings, as composition would give it."""
+    return OmegaConf.create({each.name: _as_node(getattr(settings, each.name)) for each in fields(settings)})
+
+
 def model_settings(name_or_path: str) -> ModelSettings:
     """Return the settings of a choice of `model=`, or of any model by a folder or its name on the hub.
 
@@ -58,6 +64,12 @@ def model_settings(name_or_path: str) -> ModelSettings:
     settings = OmegaConf.to_object(node)
     assert isinstance(settings, ModelSettings)
     return settings
+
+
+def _as_node(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _as_node(each) for key, each in value.items()}
+    return OmegaConf.structured(value) if is_dataclass(value) else value
 
 
 def _composed(overrides: Sequence[str]) -> DictConfig:

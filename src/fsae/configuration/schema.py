@@ -318,10 +318,10 @@ def _check_ranges(node: DictConfig, kind: type | None, path: str) -> None:
         allowed, annotation = ranges.get(str(key), (None, None))
         if allowed is not None:
             child = OmegaConf.to_container(child) if isinstance(child, ListConfig) else child
-            check_number(child, allowed, _typed_key(node, key, full_key), is_nullable(annotation))
+            check_number(child, allowed, typed_key(node, key, full_key), is_nullable(annotation))
 
 
-def _typed_key(node: DictConfig, key: Any, full_key: str) -> str:
+def typed_key(node: DictConfig, key: Any, full_key: str) -> str:
     """Return the key at which a value was set: another key if this one refers to it."""
     written: Any = OmegaConf.to_container(node, resolve=False)
     found = re.fullmatch(r"\$\{([\w.]+)\}", written[key]) if isinstance(written[key], str) else None

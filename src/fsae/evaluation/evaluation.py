@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from jaxtyping import Float
+from torch import Tensor
+
 from fsae.outputs.results import Meaning
 from fsae.ranges import Ranged
 
@@ -27,6 +30,8 @@ class Measured:
         files: further JSON by file name, written into the run's folder.
         pictures: by file name in the run's `plots/`, the function of the path that draws the picture.
         folders: by folder name in the run's folder, the function of the path that replaces the folder.
+        densities: for each of the run's autoencoders, (d_sae,) share of held-out samples on which each latent is on;
+            empty if the evaluation measures none.
     """
 
     numbers: Sequence[dict[str, float]] = ()
@@ -35,6 +40,7 @@ class Measured:
     files: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, Callable[[Path], None]] = field(default_factory=dict)
     folders: dict[str, Callable[[Path], None]] = field(default_factory=dict)
+    densities: Sequence[Float[Tensor, " d_sae"]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

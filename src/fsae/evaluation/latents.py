@@ -140,7 +140,7 @@ class Latents(Evaluation, group="eval.latents"):
             autoencoder: (findings(contexts, autoencoder, survey, self.partners), survey)
             for autoencoder, survey in zip(surveyed.autoencoders, surveyed.surveys, strict=True)
         }
-        controls = {own: each for own, each in zip(surveyed.autoencoders, surveyed.autoencoders[1:], strict=False)}
+        controls = dict(zip(surveyed.autoencoders, surveyed.autoencoders[1:], strict=False))
         numbers, folders = [], {}
         for member, autoencoder in enumerate(run.autoencoders):
             own, survey = found[autoencoder]

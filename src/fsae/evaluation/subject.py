@@ -21,12 +21,14 @@ class Examined:
         autoencoders: in eval mode and in raw units: one, or the members of a population.
         best: the member with the least unexplained variance at the end of training.
         fisher: the form and the estimator of the run's Fisher sums.
+        samples: samples that they were trained on in this run; 0 if they were only read.
         folder: of the run, where a long evaluation keeps what is done; None if the run has none.
     """
 
     autoencoders: Sequence[Autoencoder]
     best: int = 0
     fisher: Fisher = field(default_factory=Fisher)
+    samples: int = 0
     folder: Path | None = None
 
 

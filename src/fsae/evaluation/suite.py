@@ -11,11 +11,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
 from fsae.evaluation.evaluation import Evaluation, Measured
 from fsae.evaluation.subject import Subject
 from fsae.files import replacing, write_json
 from fsae.outputs.results import MEASURED, Meaning, flat_results
 from fsae.outputs.run_folder import RunFolder
+from fsae.sources.supply import Supply
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +78,12 @@ class Findings:
     Attributes:
         evaluations: the suite, by name.
         measured: the findings, by name of the evaluation.
+        supply: the samples that the run was trained on and measured on.
     """
 
     evaluations: Mapping[str, Evaluation]
     measured: Mapping[str, Measured]
+    supply: Supply
 
     @cached_property
     def meanings(self) -> dict[str, Meaning]:
@@ -104,14 +110,20 @@ class Findings:
             for name, value in numbers.items()
         }
 
+    @property
+    def densities(self) -> Sequence[Float[Tensor, " d_sae"]]:
+        """Return the density of each of the run's autoencoders; empty if no evaluation measured it."""
+        return next((each.densities for each in self.measured.values() if each.densities), ())
+
     def logged(self) -> dict[str, float]:
-        """Return the numbers under the names by which they are logged."""
-        return {f"eval/{name}": value for name, value in (self.numbers | self.of_each).items()}
+        """Return the numbers and the counts of samples, under the names by which they are logged."""
+        found = {f"{MEASURED}{name}": value for name, value in (self.numbers | self.of_each).items()}
+        return found | self.supply.numbers()
 
     def results(self) -> dict[str, Any]:
         """Return the content of `results.json`."""
         content = {name: value for each in self.measured.values() for name, value in each.content.items()}
-        return flat_results(self.numbers | self.of_each, self.meanings) | content
+        return flat_results(self.numbers | self.of_each, self.meanings) | content | self.supply.numbers()
 
     def write(self, folder: RunFolder) -> None:
         """Write `evaluations/<name>.json` of each evaluation, its further files, folders and pictures.
@@ -160,7 +172,11 @@ def measure(subject: Subject, evaluations: Mapping[str, Evaluation]) -> list[Fin
                     f"eval.{name} has content named {reserved[0]}, which results.json has for fsae's own; rename it"
                 )
             own[name] = each
-    return [Findings(evaluations, each) for each in found]
+    wanted = held_out_samples(evaluations)
+    return [
+        Findings(evaluations, own, subject.source.supply(run.samples or None, subject.found_samples, wanted))
+        for run, own in zip(subject.runs, found, strict=True)
+    ]
 
 
 def _ordered(evaluations: Mapping[str, Evaluation]) -> list[str]:

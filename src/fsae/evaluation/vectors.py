@@ -178,10 +178,12 @@ class Vectors(Evaluation, group="eval.vectors"):
             shared = {}
             if len(own) > 1:
                 shared = {"best_fvu": numbers[run.best]["fvu"], "best_member": float(run.best)}
-            histogram = _histogram([each.density for each in own])
+            densities = [each.density for each in own]
+            histogram = _histogram(densities)
             dead = sum(each["dead_share"] for each in numbers) / len(numbers)
             pictures = {"firing.png": _firing(histogram, dead)}
-            measured.append(Measured(numbers, shared, {"density_histogram": histogram}, pictures=pictures))
+            content = {"density_histogram": histogram}
+            measured.append(Measured(numbers, shared, content, pictures=pictures, densities=densities))
         return measured
 
 

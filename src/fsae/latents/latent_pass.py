@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from fsae.autoencoders.autoencoder import Autoencoder
-from fsae.latents.bins import BINS
 from fsae.latents.contexts import Contexts
 from fsae.latents.hits import HitSizes
 from fsae.latents.scan import scan

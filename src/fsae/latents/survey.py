@@ -73,11 +73,10 @@ class Survey:
 
 
 def survey_bytes(survey: Survey) -> int:
-    """Return the bytes that a survey needs at most.
+    """Return the bytes that a survey needs at most, without the sets of co-firing latents.
 
-    With F latents, B activation bins and H hits per latent: the histogram and the limits of the bins take 4 F B + 8 F B.
-    Hits take 2 F H row_bytes, because they are there twice while they are sorted. The sets of co-firing latents take 12
-    bytes for each of at most F x samples x 32 entries... see `Cofiring`.
+    With F latents, B activation bins and H hits per latent: 12 F B for the histogram and the limits of the bins, and
+    2 F H row_bytes for the hits, which are there twice while they are sorted.
     """
     d_sae, sizes = survey.tally.d_sae, survey.hits.sizes
     return d_sae * (12 * BINS + 2 * sizes.rows * sizes.row_bytes)

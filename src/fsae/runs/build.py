@@ -1,11 +1,9 @@
-"""The parts of a run, built from its settings: the source, the autoencoders in training, and the trained ones."""
+"""The parts of a run, built from its settings: the source, the training, and the trained autoencoders."""
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +14,20 @@ from fsae.autoencoders.settings import AutoencoderSettings
 from fsae.configuration.schema import RunSettings, Task
 from fsae.couplings.mutual import MutualCoupling
 from fsae.devices import dtype_of
+from fsae.evaluation.subject import Examined
 from fsae.evaluation.suite import held_out_samples
 from fsae.export.folding import fold
-from fsae.losses.fisher import with_fisher_measured
+from fsae.losses.fisher import fisher_of, with_fisher_measured
 from fsae.losses.objective import Objective
-from fsae.memory import freed_memory_kept
 from fsae.outputs.metric_log import MetricSink
-from fsae.runs.run import Run, for_each
 from fsae.seeds import seed_of
 from fsae.sources.source import Request, Source
 from fsae.training.checkpoints import Checkpoints
-from fsae.training.interruption import Interruption
-from fsae.training.loop import Training, train
+from fsae.training.loop import Training
 from fsae.training.room import RoomCheck
-from fsae.training.scaling import Scale, scale_of
+from fsae.training.scaling import Scale
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class TrainedRun:
-    """A run and the autoencoders that it trained or read, in raw units.
-
-    Attributes:
-        run: the run.
-        autoencoders: one, or the members of a population.
-        samples: samples that they were trained on in this run; 0 if they were only read.
-        best: the member with the least unexplained variance at the end of training.
-    """
-
-    run: Run
-    autoencoders: list[Autoencoder]
-    samples: int
-    best: int
 
 
 def request_of(settings: RunSettings) -> Request:
@@ -66,36 +45,11 @@ def request_of(settings: RunSettings) -> Request:
     )
 
 
-def open_source(runs: Sequence[Run], heartbeat: Callable[[], None]) -> AbstractContextManager[Source]:
-    """Return the source that all the runs share, to be entered."""
-    requests = [request_of(run.settings) for run in runs]
+def open_source(settings: Sequence[RunSettings], heartbeat: Callable[[], None]) -> AbstractContextManager[Source]:
+    """Return the source that runs with these settings share, to be entered."""
+    requests = [request_of(each) for each in settings]
     most = max(request.training_samples for request in requests)
-    return runs[0].settings.source.open(replace(requests[0], training_samples=most), heartbeat)
-
-
-def trained(runs: Sequence[Run], source: Source, interruption: Interruption) -> list[TrainedRun]:
-    """Train all the runs on the source's stream; a run that fails ends and is not returned."""
-    began = time.monotonic()
-    scale = cache(lambda kind: scale_of(source.first_vectors(), kind))
-    trainings: dict[Training, Run] = {}
-    made: list[TrainedRun] = []
-    with freed_memory_kept():
-        with interruption.at_once():
-            check_memory([run.settings for run in runs if run.state is None], source)
-            for_each(runs, lambda run: trainings.update({_training(run, source, scale): run}))
-        # `pop` releases the finished training, and with it the optimiser's moments.
-        for training, error in train(list(trainings), source, interruption):
-            run = trainings.pop(training)
-            if error is not None:
-                run.end(error)
-                continue
-            with run.alone():
-                autoencoders = [fold(member.autoencoder, training.scale) for member in training.members]
-                samples = training.step * run.settings.trainer.batch_size
-                made.append(TrainedRun(run, autoencoders, samples, training.best))
-    costs = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in source.costs().items())
-    log.info("trained in %.0f s%s", time.monotonic() - began, f"; the source so far: {costs}" if costs else "")
-    return made
+    return settings[0].source.open(replace(requests[0], training_samples=most), heartbeat)
 
 
 def check_memory(fresh: Sequence[RunSettings], source: Source) -> None:
@@ -106,12 +60,6 @@ def check_memory(fresh: Sequence[RunSettings], source: Source) -> None:
             needing.setdefault(check, []).extend([settings.arch] * settings.population.size)
     for check, archs in needing.items():
         check(archs, source.d_in, source.device)
-
-
-def _training(run: Run, source: Source, scale_by: Callable[[Scale], float]) -> Training:
-    training = training_of(run.settings, source, scale_by, run.state, run.tracker, run.checkpoints)
-    run.state = None
-    return training
 
 
 def training_of(
@@ -182,19 +130,34 @@ def _fresh(settings: RunSettings, number: int, source: Source) -> Autoencoder:
     return settings.arch.build(source.d_in, generator).to(source.device)
 
 
-def existing(loaded: dict[Run, list[Autoencoder]], source: Source) -> list[TrainedRun]:
-    """Return the runs whose autoencoders read vectors of the source's width; the other runs end."""
-    made: list[TrainedRun] = []
-    for run, autoencoders in loaded.items():
-        with run.alone():
-            if autoencoders[0].d_in != source.d_in:
-                raise ValueError(
-                    f"the autoencoder in {run.exported} reads vectors of width {autoencoders[0].d_in}, but "
-                    f"{_described(run.settings)} has width {source.d_in}; choose the vectors that it was made for"
-                )
-            moved = [each.to(source.device) for each in autoencoders]
-            made.append(TrainedRun(run, moved, 0, run.best))
-    return made
+def trained_of(training: Training, settings: RunSettings) -> Examined:
+    """Return the autoencoders of a finished training, in raw units."""
+    autoencoders = [fold(member.autoencoder, training.scale) for member in training.members]
+    samples = training.step * settings.trainer.batch_size
+    return Examined(autoencoders, training.best, fisher_of(settings.loss.values()), samples)
+
+
+def existing_of(
+    autoencoders: Sequence[Autoencoder], folder: Path, best: int, settings: RunSettings, source: Source
+) -> Examined:
+    """Return existing autoencoders, on the source's device.
+
+    Args:
+        autoencoders: the autoencoders.
+        folder: the folder that they were read from.
+        best: the number of the one that was best in training.
+        settings: the settings of the run that evaluates them.
+        source: the source of the vectors.
+
+    Raises:
+        ValueError: they read vectors of another width than the source's.
+    """
+    if autoencoders[0].d_in != source.d_in:
+        raise ValueError(
+            f"the autoencoder in {folder} reads vectors of width {autoencoders[0].d_in}, but {_described(settings)} "
+            f"has width {source.d_in}; choose the vectors that it was made for"
+        )
+    return Examined([each.to(source.device) for each in autoencoders], best, fisher_of(settings.loss.values()))
 
 
 def _described(settings: RunSettings) -> str:

@@ -63,13 +63,21 @@ class FinishedRun(Run):
     def log_results(self, numbers: Mapping[str, float], samples: int) -> None:
         """Log the numbers at the last step that the run logged."""
         last = max((record.step for record in read_metrics(self.folder.metrics)), default=samples)
-        self.tracker.log(numbers, last)
+        self.tracker.log(self._joining(numbers), last)
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Write `results.json` with the new numbers in place of earlier ones; all others are kept."""
         evaluated = {"evaluated": datetime.now(UTC).isoformat()}
-        self.results = merged(read_results(self.folder.results), results) | evaluated
+        self.results = merged(read_results(self.folder.results), self._joining(results)) | evaluated
         write_json(self.folder.results, self.results)
+
+    def _joining(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the numbers that join the earlier ones.
+
+        The counts of samples are those of `vectors`: they stay if only other evaluations are repeated.
+        """
+        counted = "vectors" in self.settings.eval
+        return {name: value for name, value in numbers.items() if counted or not name.startswith("data/")}
 
     def _write_end(self) -> None:
         self._close_tracker()

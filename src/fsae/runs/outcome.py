@@ -1,29 +1,26 @@
-"""The end of trained runs: their autoencoders are exported and measured together, and each run's numbers are written,
-logged and printed."""
+"""The end of runs: their autoencoders are exported and measured together, and each run's numbers are written, logged
+and printed."""
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fsae.analysis.run_plots import plot_training
 from fsae.configuration.schema import RunSettings, Task
 from fsae.evaluation.subject import Examined, Subject
-from fsae.evaluation.suite import held_out_samples, measure
-from fsae.evaluation.vectors import VectorEvaluation
+from fsae.evaluation.suite import Findings, measure
 from fsae.export.saelens import Provenance, save_density, save_saelens
 from fsae.language_models.identity import published_as
-from fsae.losses.fisher import fisher_of
 from fsae.outputs.results import results_table
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.sweep_folder import is_job
 from fsae.progress import working
-from fsae.runs.build import TrainedRun
 from fsae.runs.run import Run
 from fsae.sources.source import HeldOutText, Source
 from fsae.sources.tokens import special_tokens
-from fsae.tracking.server import resolve_uri, ui_command
+from fsae.tracking.server import ui_command
 
 log = logging.getLogger(__name__)
 
@@ -36,79 +33,76 @@ class Outcome:
     error: BaseException | None
 
 
-def conclude(made: Sequence[TrainedRun], source: Source, heartbeat: Callable[[], None]) -> None:
-    """Export trained runs, measure all runs at once, and finish each with its own numbers.
+def conclude(made: Mapping[Run, Examined], source: Source, heartbeat: Callable[[], None]) -> None:
+    """Export what runs have trained, measure all runs at once, and finish each with its own numbers.
 
-    `heartbeat` may raise to stop the measuring.
+    Args:
+        made: the autoencoders that each run trained or read.
+        source: the source of the vectors.
+        heartbeat: may raise to stop the measuring.
     """
-    task, evaluations = made[0].run.settings.task, made[0].run.settings.eval
-    if task is Task.train:
-        # A trained autoencoder exists from here on, even if an evaluation fails.
-        for each in made:
-            with each.run.alone(), working("exporting"):
-                _export(each, source.text)
-        made = [each for each in made if not each.run.over]
-        if not made:
-            return
-    examined = [
-        Examined(each.autoencoders, each.best, fisher_of(each.run.settings.loss.values()), each.run.folder.path)
-        for each in made
-    ]
-    subject = Subject(examined, source, heartbeat)
-    findings = measure(subject, evaluations)
-    vectors = subject.found(VectorEvaluation)
-    densities = None if vectors is None else subject.by_run([each.density for each in vectors])
-    for number, (each, found) in enumerate(zip(made, findings, strict=True)):
-        with each.run.alone():
-            trained = each.samples if task is Task.train else None
-            supply = source.supply(trained, subject.found_samples, held_out_samples(evaluations))
-            with working("drawing"):
-                if task is Task.train and densities is not None:
-                    for folder, density in zip(_exports(each), densities[number], strict=True):
-                        save_density(folder, density)
-                found.write(each.run.folder)
-            _warn_of_failure(found.numbers, task)
-            for sentence in supply.shortages():
-                log.warning("%s", sentence)
-            # The counts in the results are those of `vectors`: they stay if only other evaluations are repeated.
-            counted = task is not Task.reevaluate or "vectors" in evaluations
-            numbers = supply.numbers() if counted else {}
-            each.run.log_results(found.logged() | numbers, each.samples)
-            finish(each.run, found.results() | numbers, results_table(found.numbers, found.meanings))
+    # A trained autoencoder exists from here on, even if an evaluation fails.
+    for run, examined in made.items():
+        if examined.samples:
+            with run.alone():
+                export(run, examined, source.text)
+    made = {run: examined for run, examined in made.items() if not run.over}
+    if not made:
+        return
+    subject = Subject([replace(each, folder=run.folder.path) for run, each in made.items()], source, heartbeat)
+    findings = measure(subject, next(iter(made)).settings.eval)
+    for (run, examined), found in zip(made.items(), findings, strict=True):
+        with run.alone():
+            record(run, examined, found)
+            finish(run, found)
 
 
-def finish(run: Run, results: dict[str, Any], table: str | None = None) -> None:
-    """End a run with its results; outside a sweep, print them once they are written and sent to MLflow."""
-    run.write_results(results)
+def export(run: Run, examined: Examined, text: HeldOutText | None) -> None:
+    """Write the autoencoders that a run has trained, and draw its training."""
+    folder = run.folder
+    with working("exporting"):
+        provenance = Provenance() if text is None else _provenance(run.settings, text, folder)
+        for autoencoder, exported in zip(examined.autoencoders, _exports(folder, examined), strict=True):
+            save_saelens(autoencoder, exported, provenance)
+        plot_training(folder.metrics, folder.plots / "training.png")
+
+
+def record(run: Run, examined: Examined, found: Findings) -> None:
+    """Write and log the findings on a run, and warn of shortages and of a useless autoencoder."""
+    with working("drawing"):
+        if examined.samples and found.densities:
+            for exported, density in zip(_exports(run.folder, examined), found.densities, strict=True):
+                save_density(exported, density)
+        found.write(run.folder)
+    _warn_of_failure(found.numbers, run.settings.task)
+    for sentence in found.supply.shortages():
+        log.warning("%s", sentence)
+    run.log_results(found.logged(), examined.samples)
+    run.write_results(found.results())
+
+
+def finish(run: Run, found: Findings | None) -> None:
+    """End a run whose results are written; outside a sweep, print the findings."""
     run.end()
     if is_job(run.folder.path):
         # The sweep prints all jobs in one table at its end.
-        if results.get("eval/fvu") is not None:
-            log.info("held out: fvu %.4g, l0 %.4g", results["eval/fvu"], results["eval/l0"])
+        if found is not None and "fvu" in found.numbers:
+            log.info("held out: fvu %.4g, l0 %.4g", found.numbers["fvu"], found.numbers["l0"])
         return
     if run.settings.task is Task.reevaluate:
         # `fsae.evaluate` prints the numbers of all runs at its end.
         return
-    if table is not None:
-        print(f"\n{table}")
+    if found is not None:
+        print(f"\n{results_table(found.numbers, found.meanings)}")
     print(f"\nrun folder:  {run.folder.path}")
     if run.settings.tracking.mlflow:
-        uri = resolve_uri(run.settings.tracking.uri, Path(run.settings.paths.outputs))
-        print(f"MLflow UI:   {ui_command(uri)}")
+        print(f"MLflow UI:   {ui_command(run.tracking_uri)}")
 
 
-def _exports(made: TrainedRun) -> list[Path]:
+def _exports(folder: RunFolder, examined: Examined) -> list[Path]:
     """Return the folder of each exported autoencoder."""
-    sae, count = made.run.folder.sae, len(made.autoencoders)
-    return [sae] if count == 1 else [sae / str(number) for number in range(count)]
-
-
-def _export(made: TrainedRun, text: HeldOutText | None) -> None:
-    folder, settings = made.run.folder, made.run.settings
-    provenance = Provenance() if text is None else _provenance(settings, text, folder)
-    for autoencoder, exported in zip(made.autoencoders, _exports(made), strict=True):
-        save_saelens(autoencoder, exported, provenance)
-    plot_training(folder.metrics, folder.plots / "training.png")
+    count = len(examined.autoencoders)
+    return [folder.sae] if count == 1 else [folder.sae / str(number) for number in range(count)]
 
 
 def _provenance(settings: RunSettings, text: HeldOutText, folder: RunFolder) -> Provenance:

@@ -2,26 +2,31 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from fsae.autoencoders.autoencoder import Autoencoder
-from fsae.configuration.accept import Origin
+from fsae.configuration.origin import Origin
 from fsae.configuration.refusal import record_refusal, report_error
 from fsae.configuration.schema import RunSettings, Task
+from fsae.evaluation.subject import Examined
 from fsae.export.saelens import load_members
+from fsae.memory import freed_memory_kept
 from fsae.outputs.run_log import run_name_prefixes
 from fsae.progress import working
-from fsae.runs.build import existing, open_source, request_of, trained
+from fsae.runs.build import check_memory, existing_of, open_source, request_of, trained_of, training_of
 from fsae.runs.finished import FinishedRun
 from fsae.runs.outcome import Outcome, conclude, finish
-from fsae.runs.run import Run, for_each, going
+from fsae.runs.run import Run, going
 from fsae.sources.identity import data_identity
-from fsae.tracking.server import resolve_uri
+from fsae.sources.source import Source
 from fsae.tracking.uploader import Uploader
 from fsae.training.interruption import Interrupted, Interruption
+from fsae.training.loop import Training, train
+from fsae.training.scaling import scale_of
 
 log = logging.getLogger(__name__)
 
@@ -72,11 +77,15 @@ def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
     runs = [kind(each, origin, data) for each, origin in jobs]
     assert all(pack_key(run.settings) == pack_key(settings) for run in runs)
     with run_name_prefixes() if len(runs) > 1 else nullcontext(), Interruption() as interruption:
-        for_each(runs, _claim)
+        for run in runs:
+            with run.alone():
+                _claim(run)
         # This block exits after the outcome is written: it waits until MLflow has received it.
-        with _uploader(settings) if going(runs) else nullcontext() as uploader:
+        with _uploader(runs[0]) if going(runs) else nullcontext() as uploader:
             try:
-                for_each(runs, lambda run: run.begin(uploader))
+                for run in going(runs):
+                    with run.alone():
+                        run.begin(uploader)
                 _work(runs, interruption)
             except BaseException as error:
                 under_way = going(runs)
@@ -107,12 +116,13 @@ def _refused(settings: RunSettings, origin: Origin, error: ValueError) -> Outcom
 
 
 @contextmanager
-def _uploader(settings: RunSettings) -> Iterator[Uploader | None]:
-    if not settings.tracking.mlflow:
+def _uploader(run: Run) -> Iterator[Uploader | None]:
+    """Yield the uploader that runs with this run's settings share; None without MLflow."""
+    tracking = run.settings.tracking
+    if not tracking.mlflow:
         yield None
         return
-    uri = resolve_uri(settings.tracking.uri, Path(settings.paths.outputs))
-    uploader = Uploader(uri, settings.tracking.flush_seconds)
+    uploader = Uploader(run.tracking_uri, tracking.flush_seconds)
     try:
         yield uploader
     finally:
@@ -127,23 +137,19 @@ def _work(runs: Sequence[Run], interruption: Interruption) -> None:
     """Open the source, train or load the autoencoders, and measure them."""
     task = runs[0].settings.task
     # Existing autoencoders are read before anything heavy is opened.
-    loaded: dict[Run, list[Autoencoder]] = {}
-    if task in (Task.eval, Task.reevaluate):
-        for_each(runs, lambda run: loaded.update({run: load_members(run.exported)}))
-    under_way = going(runs)
-    if not under_way:
+    loaded = _loaded(going(runs)) if task in (Task.eval, Task.reevaluate) else {}
+    runs = going(runs)
+    if not runs:
         return
     began = time.monotonic()
     with ExitStack() as stack:
         with interruption.at_once():
-            source = stack.enter_context(open_source(under_way, interruption.check))
+            source = stack.enter_context(open_source([run.settings for run in runs], interruption.check))
         if task is Task.harvest:
-            assert source.store is not None
-            results = source.store.fill_store()
-            for_each(under_way, lambda run: finish(run, results))
+            _harvest(runs, source)
             return
         opened = time.monotonic()
-        made = trained(under_way, source, interruption) if task is Task.train else existing(loaded, source)
+        made = _trained(runs, source, interruption) if task is Task.train else _existing(loaded, source)
         done = time.monotonic()
         waited = source.costs().get("waiting", 0.0)
         if made:
@@ -156,6 +162,59 @@ def _work(runs: Sequence[Run], interruption: Interruption) -> None:
                 "evaluating": time.monotonic() - done,
             }
         )
+
+
+def _harvest(runs: Sequence[Run], source: Source) -> None:
+    assert source.store is not None
+    results = source.store.fill_store()
+    for run in runs:
+        with run.alone():
+            run.write_results(results)
+            finish(run, None)
+
+
+def _trained(runs: Sequence[Run], source: Source, interruption: Interruption) -> dict[Run, Examined]:
+    """Train all the runs on the source's stream; a run that fails ends and is not returned."""
+    began = time.monotonic()
+    scale = cache(lambda kind: scale_of(source.first_vectors(), kind))
+    trainings: dict[Training, Run] = {}
+    made: dict[Run, Examined] = {}
+    with freed_memory_kept():
+        with interruption.at_once():
+            check_memory([run.settings for run in runs if run.state is None], source)
+            for run in runs:
+                with run.alone():
+                    trainings[training_of(run.settings, source, scale, run.state, run.tracker, run.checkpoints)] = run
+                    run.state = None
+        # `pop` releases the finished training, and with it the optimiser's moments.
+        for training, error in train(list(trainings), source, interruption):
+            run = trainings.pop(training)
+            if error is not None:
+                run.end(error)
+                continue
+            with run.alone():
+                made[run] = trained_of(training, run.settings)
+    costs = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in source.costs().items())
+    log.info("trained in %.0f s%s", time.monotonic() - began, f"; the source so far: {costs}" if costs else "")
+    return made
+
+
+def _loaded(runs: Sequence[Run]) -> dict[Run, list[Autoencoder]]:
+    """Read the existing autoencoders of each run; a run whose autoencoders cannot be read ends and is not returned."""
+    loaded: dict[Run, list[Autoencoder]] = {}
+    for run in runs:
+        with run.alone():
+            loaded[run] = load_members(run.exported)
+    return loaded
+
+
+def _existing(loaded: Mapping[Run, Sequence[Autoencoder]], source: Source) -> dict[Run, Examined]:
+    """Return the runs whose autoencoders read vectors of the source's width; the other runs end."""
+    made: dict[Run, Examined] = {}
+    for run, autoencoders in loaded.items():
+        with run.alone():
+            made[run] = existing_of(autoencoders, run.exported, run.best, run.settings, source)
+    return made
 
 
 def _log_shares(seconds: dict[str, float]) -> None:

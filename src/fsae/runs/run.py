@@ -6,14 +6,14 @@ import logging
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from fsae.configuration.accept import Origin
+from fsae.configuration.origin import Origin
 from fsae.configuration.refusal import report_error
 from fsae.configuration.schema import RunSettings
 from fsae.files import replacing, write_json
@@ -74,6 +74,11 @@ class Run:
         return 0
 
     @property
+    def tracking_uri(self) -> str:
+        """Return the address of MLflow's data."""
+        return resolve_uri(self.settings.tracking.uri, Path(self.settings.paths.outputs))
+
+    @property
     def tracker(self) -> Tracker:
         """Return the tracker that logs the run's numbers."""
         assert self._tracker is not None, "the run has not begun"
@@ -132,7 +137,7 @@ class Run:
 
     def _describe(self, stopped: bool) -> bool:
         """Write the run's description for MLflow; return whether the run is another than the folder's earlier one."""
-        path, tracking, outputs = self.folder.path, self.settings.tracking, Path(self.settings.paths.outputs)
+        path = self.folder.path
         name, sweep_tags = run_name_and_tags(path, self.origin.overrides, self.origin.flat["loss.penalty"])
         # A resumed run continues the same MLflow run. So does a run that was stopped before its first checkpoint, which
         # logs the same values again. A run that begins again after its end is another MLflow run.
@@ -142,9 +147,9 @@ class Run:
         # The description is written even without MLflow, so that the run can be sent there later.
         described = describe_run(
             path,
-            uri=resolve_uri(tracking.uri, outputs),
-            outputs=outputs,
-            experiment=tracking.experiment,
+            uri=self.tracking_uri,
+            outputs=Path(self.settings.paths.outputs),
+            experiment=self.settings.tracking.experiment,
             run_name=name,
             params=self.origin.flat,
             tags=run_tags(self.origin.overrides)
@@ -215,10 +220,3 @@ def _naming_the_folder(error: BaseException, folder: Path) -> BaseException:
 def going(runs: Iterable[Run]) -> list[Run]:
     """Return the runs that have not ended."""
     return [run for run in runs if not run.over]
-
-
-def for_each(runs: Iterable[Run], action: Callable[[Run], None]) -> None:
-    """Apply the action to every run that has not ended; an error ends its own run and no other."""
-    for run in going(runs):
-        with run.alone():
-            action(run)

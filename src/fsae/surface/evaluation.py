@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
-from fsae.evaluation.vectors import VectorEvaluation, Vectors, evaluate_vectors
+from fsae.evaluation.vectors import Vectors, evaluate_vectors
 from fsae.losses.fisher import fisher_of
 from fsae.outputs.results import results_table
 from fsae.sources.source import Batch, Source, in_batches
@@ -49,16 +49,10 @@ def evaluate(
     Raises:
         ValueError: vectors of another width, fewer than two of them, or numbers that are not finite.
     """
-    evaluated = measured(dictionary, _batches(vectors, samples, batch_size))
-    return Numbers({f"eval/{name}": value for name, value in evaluated.scalars.items()})
-
-
-def measured(dictionary: Dictionary, batches: Iterable[Batch]) -> VectorEvaluation:
-    """Return the result of one pass over the batches."""
+    batches = _of_width(dictionary.d_in, _batches(vectors, samples, batch_size))
     terms = dictionary.settings.loss.values() if dictionary.settings is not None else ()
-    fisher = fisher_of(terms)
-    (evaluated,) = evaluate_vectors([dictionary.autoencoder], _of_width(dictionary.d_in, batches), [fisher])
-    return evaluated
+    (evaluated,) = evaluate_vectors([dictionary.autoencoder], batches, [fisher_of(terms)])
+    return Numbers({f"eval/{name}": value for name, value in evaluated.scalars.items()})
 
 
 def _batches(vectors: Tensor | Iterable[Tensor] | Source, samples: int | None, size: int) -> Iterator[Batch]:

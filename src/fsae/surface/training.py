@@ -7,33 +7,29 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fsae.autoencoders.settings import AutoencoderSettings
 from fsae.configuration.checks import check
-from fsae.configuration.composition import composed_settings
-from fsae.configuration.recorded import origin_of
+from fsae.configuration.composition import composed_settings, config_of
+from fsae.configuration.origin import origin_of
 from fsae.configuration.resolvers import choice_names
 from fsae.configuration.schema import RunSettings
 from fsae.console import bars
-from fsae.evaluation.sparsity import density_histogram
-from fsae.evaluation.suite import held_out_samples
-from fsae.evaluation.vectors import Vectors
-from fsae.export.folding import fold
-from fsae.files import write_json
+from fsae.evaluation.subject import Examined, Subject
+from fsae.evaluation.suite import Findings, chosen, measure
 from fsae.losses.term import LossTerm
 from fsae.memory import freed_memory_kept
 from fsae.outputs.metric_log import MetricSink
-from fsae.outputs.results import flat_results
-from fsae.runs.build import check_memory, training_of
+from fsae.runs.build import check_memory, trained_of, training_of
+from fsae.runs.outcome import export, record
 from fsae.runs.run import Run
 from fsae.sources.source import Source
 from fsae.sources.vectors import VectorsSettings, as_vectors, digest
-from fsae.surface.dictionary import Dictionary, save
-from fsae.surface.evaluation import measured
+from fsae.surface.dictionary import Dictionary
 from fsae.training.checkpoints import Checkpoints
 from fsae.training.interruption import Interrupted, Interruption
 from fsae.training.loop import train as train_all
@@ -74,8 +70,8 @@ def train(
         seed: of the weights, the order of the vectors and every other draw.
         held_out: share of the vectors that is held out, the last ones.
         overrides: more settings in the command line's words, such as ["trainer.lr=1e-3", "loss.sparsity.weight=2"].
-        folder: a run's folder to write: metrics.jsonl, checkpoints, results.json and the dictionary in sae/. The same
-            call with the same vectors continues a training that was stopped. None writes nothing.
+        folder: a run's folder to write: metrics.jsonl, checkpoints, results.json, plots and the dictionary in sae/. The
+            same call with the same vectors continues a training that was stopped. None writes nothing.
         device: the device to train on; None takes the GPU if there is one.
         **settings: settings of the architecture, such as `k=32` or `d_sae=4096`; only if `arch` is a name.
 
@@ -91,11 +87,11 @@ def train(
     joined = as_vectors(vectors, "vectors")
     of_vectors = VectorsSettings(seed=seed, d_in=joined.shape[1], held_out=held_out)
     source = of_vectors.stream(joined, _device(device))
-    chosen = _settings(of_vectors, arch, loss, penalty, trainer, seed, samples, batch_size, overrides, settings)
+    settled = _settings(of_vectors, arch, loss, penalty, trainer, seed, samples, batch_size, overrides, settings)
     if folder is None:
-        dictionary, _ = _trained(chosen, source, None, _Unrecorded(), None, Interruption())
-        return dictionary
-    return _recorded(chosen, source, Path(folder).expanduser(), overrides, {"the vectors": digest(joined)})
+        examined = _trained(settled, source, None, _Unrecorded(), None, Interruption())
+        return _dictionary(settled, examined, _measured(settled, source, examined, Interruption()))
+    return _recorded(settled, source, Path(folder).expanduser(), overrides, {"the vectors": digest(joined)})
 
 
 def _settings(
@@ -161,14 +157,15 @@ def _recorded(
     settings: RunSettings, source: Source, folder: Path, overrides: Sequence[str], data: dict[str, str]
 ) -> Dictionary:
     """Train in a run's folder."""
-    run = Run(settings, origin_of(settings, folder.absolute(), overrides), data)
+    run = Run(settings, origin_of(config_of(settings), folder.absolute(), overrides), data)
     run.claim()
     try:
         run.begin(None)
         with _listening() as interruption:
-            dictionary, results = _trained(settings, source, run.state, run.tracker, run.checkpoints, interruption)
-        save(dictionary, run.folder.sae)
-        write_json(run.folder.results, results)
+            examined = _trained(settings, source, run.state, run.tracker, run.checkpoints, interruption)
+            export(run, examined, source.text)
+            found = _measured(settings, source, examined, interruption)
+        record(run, examined, found)
     except BaseException as error:
         run.end(error)
         if isinstance(error, Interrupted):
@@ -176,7 +173,7 @@ def _recorded(
             signal.raise_signal(getattr(signal, error.signal_name))
         raise
     run.end()
-    return dictionary
+    return _dictionary(settings, examined, found)
 
 
 def _trained(
@@ -186,7 +183,7 @@ def _trained(
     tracker: MetricSink,
     checkpoints: Checkpoints | None,
     interruption: Interruption,
-) -> tuple[Dictionary, dict[str, Any]]:
+) -> Examined:
     scale = cache(lambda kind: scale_of(source.first_vectors(), kind))
     with bars(), freed_memory_kept():
         if state is None:
@@ -195,18 +192,18 @@ def _trained(
         for _, error in train_all([training], source, interruption):
             if error is not None:
                 raise error
-    dictionary = Dictionary(fold(training.members[0].autoencoder, training.scale), settings=settings)
-    vectors = cast(Vectors, settings.eval["vectors"])
-    evaluated = measured(dictionary, source.held_out(vectors.samples, vectors.batch_size))
-    taken = training.step * settings.trainer.batch_size
-    supply = source.supply(taken, evaluated.samples, held_out_samples(settings.eval))
-    numbers = supply.numbers()
-    tracker.log({f"eval/{name}": value for name, value in evaluated.scalars.items()} | numbers, taken)
-    histogram = {"density_histogram": density_histogram(evaluated.density)}
-    dictionary.density = evaluated.density.float()
-    found = {name: meaning for name, meaning in Vectors.meanings.items() if name in evaluated.scalars}
-    dictionary.results = flat_results(evaluated.scalars, found) | numbers | histogram
-    return dictionary, dictionary.results
+    return trained_of(training, settings)
+
+
+def _measured(settings: RunSettings, source: Source, examined: Examined, interruption: Interruption) -> Findings:
+    evaluations = chosen(settings.eval, settings.source.provides)
+    (found,) = measure(Subject([examined], source, interruption.check), evaluations)
+    return found
+
+
+def _dictionary(settings: RunSettings, examined: Examined, found: Findings) -> Dictionary:
+    (autoencoder,), (density,) = examined.autoencoders, found.densities
+    return Dictionary(autoencoder, settings=settings, results=found.results(), density=density.float())
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrid
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from fsae.configuration.accept import Origin, accept
+from fsae.configuration.accept import accept
+from fsae.configuration.origin import Origin
 from fsae.configuration.refusal import report_error
 from fsae.configuration.schema import RunSettings, Task
 from fsae.outputs.run_log import run_log

@@ -1,4 +1,4 @@
-"""The training loop: batches in, steps, logged means, checkpoints; of one run, or of several on one stream."""
+"""The training loop: batches in, steps, logged means, checkpoints; for one training, or for several on one stream."""
 
 import logging
 import time
@@ -177,7 +177,7 @@ class Training:
         self._saved_at = time.monotonic()
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over the state of a checkpoint, but leave the source where it is: other runs may read it, too."""
+        """Take over the state of a checkpoint, but leave the source where it is: other trainings may read it."""
         self.step, self.position, self.fvu_of_each = state["step"], state["source"], state["fvu_of_each"]
         for member, saved in zip(self.members, state["members"], strict=True):
             member.load_state_dict(saved)
@@ -199,38 +199,39 @@ def threads_for(members: Sequence[Learner], worth_a_thread: int = WORTH_A_THREAD
 class Ended(NamedTuple):
     """A training that takes no more batches: it is complete, or `error` ended it."""
 
-    run: Training
+    training: Training
     error: Exception | None
 
 
-def train(runs: Iterable[Training], source: Source, interruption: Interruption) -> Iterator[Ended]:
-    """Train every run from one stream, in which each batch is drawn and scaled once; yield each run as it ends.
+def train(trainings: Iterable[Training], source: Source, interruption: Interruption) -> Iterator[Ended]:
+    """Feed all trainings from one stream, in which each batch is drawn and scaled once; yield each training as it ends.
 
-    The stream starts at the position of the run with the fewest steps. Every other run takes its first batch when the
-    stream reaches its position: the number of steps alone decides the next batch.
+    The stream starts at the position of the training with the fewest steps. Every other training takes its first batch
+    when the stream reaches its position: the number of steps alone decides the next batch.
 
     Args:
-        runs: of one batch size, on this source; each has its own number of steps.
-        source: of raw vectors.
+        trainings: trainings of one batch size on this source; each has its own number of steps.
+        source: the source of raw vectors.
         interruption: notes signals.
 
     Raises:
         Interrupted: a signal came; every state was saved first.
     """
-    going = list(runs)
-    # Runs that were yielded are not kept here: weights and moments of many runs may be most of the memory.
-    del runs
-    while trained := next((run for run in going if run.trained), None):
+    going = list(trainings)
+    # Trainings that were yielded are not kept here: weights and moments of many trainings may be most of the memory.
+    del trainings
+    while trained := next((training for training in going if training.trained), None):
         going.remove(trained)
         yield Ended(trained, None)
     del trained
     if not going:
         return
-    (size,) = {run.settings.batch_size for run in going}
-    step, position = min(((run.step, run.position) for run in going), key=lambda place: place[0])
+    (size,) = {training.settings.batch_size for training in going}
+    step, position = min(((training.step, training.position) for training in going), key=lambda place: place[0])
     if position is not None:
         source.load_state_dict(position)
-    progress = Progress("training", max(run.settings.steps for run in going) * size, source.unit, done=step * size)
+    most = max(training.settings.steps for training in going)
+    progress = Progress("training", most * size, source.unit, done=step * size)
     batches = source.batches(size)
     try:
         while going:
@@ -239,21 +240,21 @@ def train(runs: Iterable[Training], source: Source, interruption: Interruption) 
             except Interrupted:
                 # The signal came in a harvest: the state is that of the step before.
                 with interruption.saving():
-                    _each([run for run in going if run.step == step > 0], Training.save)
+                    _each([training for training in going if training.step == step > 0], Training.save)
                 raise
-            here = [run for run in going if run.step == step]
-            scaled = {scale: _scaled(batch, scale) for scale in {run.scale for run in here}}
-            failed = _each(here, lambda run, scaled: run.take(*scaled[run.scale]), scaled)
+            here = [training for training in going if training.step == step]
+            scaled = {scale: _scaled(batch, scale) for scale in {training.scale for training in here}}
+            failed = _each(here, lambda training, scaled: training.take(*scaled[training.scale]), scaled)
             step += 1
             progress.advance(size)
             stop, rate = interruption.signal_name is not None, progress.rate()
             with interruption.saving():
-                failed |= _each([run for run in here if run not in failed], Training.settle, rate, stop)
+                failed |= _each([training for training in here if training not in failed], Training.settle, rate, stop)
             _show(progress, going, rate / size)
-            for run in here:
-                if run in failed or run.trained:
-                    going.remove(run)
-                    yield Ended(run, failed.get(run))
+            for training in here:
+                if training in failed or training.trained:
+                    going.remove(training)
+                    yield Ended(training, failed.get(training))
             if stop:
                 log.info("saved the state at step %d", step)
                 interruption.check()
@@ -267,20 +268,20 @@ def _scaled(batch: Batch, scale: float) -> tuple[Tensor, Tensor | None]:
     return inputs, None if batch.targets is batch.inputs else batch.targets.float() * scale
 
 
-def _each(runs: Iterable[Training], action: Callable[..., None], *given: Any) -> dict[Training, Exception]:
-    """Call `action` for every run, and return the errors of the runs for which it failed."""
+def _each(trainings: Iterable[Training], action: Callable[..., None], *given: Any) -> dict[Training, Exception]:
+    """Call `action` for every training, and return the errors of the trainings for which it failed."""
     failed: dict[Training, Exception] = {}
-    for run in runs:
+    for training in trainings:
         try:
-            action(run, *given)
+            action(training, *given)
         except Exception as error:
-            failed[run] = error
+            failed[training] = error
     return failed
 
 
-def _show(progress: Progress, runs: Sequence[Training], steps_per_second: float) -> None:
-    means = runs[0].means
-    if len(runs) > 1:
-        progress.show(**{"runs": len(runs), "steps/s": steps_per_second})
+def _show(progress: Progress, trainings: Sequence[Training], steps_per_second: float) -> None:
+    means = trainings[0].means
+    if len(trainings) > 1:
+        progress.show(**{"trainings": len(trainings), "steps/s": steps_per_second})
     elif means:
         progress.show(loss=means["loss"], l0=means["l0"], fvu=means["fvu"])

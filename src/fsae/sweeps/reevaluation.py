@@ -1,4 +1,4 @@
-"""A sweeper for `fsae.evaluate`: launches the evaluation of finished runs, each in its own folder."""
+"""The sweeper of `fsae.evaluate`: launches the evaluation of finished runs, each in its own folder."""
 
 import json
 import logging
@@ -10,33 +10,28 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from fsae.configuration.finished import evaluations_of
 from fsae.configuration.overrides import quoted
+from fsae.configuration.recorded import recorded_evaluations
 from fsae.outputs.results import Meaning, in_order, meaning_of, read_results, results_table
 from fsae.outputs.run_folder import RunFolder
-from fsae.outputs.sweep_folder import is_job, recorded_overrides
+from fsae.outputs.sweep_folder import is_job
 from fsae.sweeps.launch import launching
 from fsae.tracking.server import shell_command
 
 log = logging.getLogger(__name__)
 
-# What a run was given once, and what is given to its evaluation instead.
-_NOT_ITS_OWN = ("task", "launcher", "eval", "suite", "hydra")
-
-
 # Of several runs, each one's line has the most important numbers.
 NUMBERS_IN_A_LINE = 6
 
 
-class FinishedRuns(Sweeper):
-    """Launches one job for each finished run.
+class Reevaluation(Sweeper):
+    """A sweeper that launches one job for each finished run.
 
     Args:
-        folders: of the runs.
-        former: settings of the sweeper that a run's preset chose, not needed any more.
+        folders: the folders of the runs.
     """
 
-    def __init__(self, folders: Sequence[str], **former: object):
+    def __init__(self, folders: Sequence[str]):
         self.folders = [Path(folder) for folder in folders]
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
@@ -66,17 +61,15 @@ class FinishedRuns(Sweeper):
 
 
 def job_overrides(folder: Path, arguments: Sequence[str]) -> list[str]:
-    """Return the overrides of the job that evaluates the run in a folder: the run's own choices, and the command's.
+    """Return the overrides of the job that evaluates the run in a folder.
 
     Raises:
-        ValueError: the run does not say by what it was evaluated, and the command does not name it.
+        ValueError: the run does not name its evaluations, and neither does the command.
     """
-    own = [override for override in recorded_overrides(folder) if _group(override) not in _NOT_ITS_OWN]
-    listed = [] if any(each.startswith("eval=") for each in arguments) else evaluations_of(folder)
+    named = any(each.startswith("eval=") for each in arguments)
     return [
-        *own,
         *arguments,
-        *([f"eval=[{','.join(listed)}]"] if listed else []),
+        *([] if named else [f"eval=[{','.join(recorded_evaluations(folder))}]"]),
         f"hydra.sweep.dir={quoted(folder.parent)}",
         f"hydra.sweep.subdir={quoted(folder.name)}",
     ]
@@ -114,7 +107,3 @@ def _numbers(folder: Path, overrides: Sequence[str]) -> tuple[dict[str, float], 
         numbers |= {each: value for each, value in written["numbers"].items() if value is not None}
         meanings |= {each: meaning_of(meaning) for each, meaning in written["meanings"].items()}
     return numbers, meanings
-
-
-def _group(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0].replace("/", ".").partition(".")[0]
