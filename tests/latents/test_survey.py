@@ -1,6 +1,7 @@
 """The streaming survey against brute force on dense codes, and the merging of parts."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -51,6 +52,10 @@ def add(survey: Survey, codes, keep, contexts: list[int], part: int, sparse: boo
     return survey
 
 
+def records(table: pd.DataFrame) -> list[dict]:
+    return [dict(zip(table, row, strict=True)) for row in table.itertuples(index=False)]
+
+
 def state_of(survey: Survey) -> dict[str, bytes]:
     return {name: each.numpy().tobytes() for name, each in survey.state().items()}
 
@@ -64,13 +69,13 @@ def test_top_contexts_equal_brute_force(codes, keep):
         expected = [context for context in expected if peaks[context, latent] > 0]
         assert top["context"].tolist() == expected
         assert top["rank"].tolist() == list(range(len(expected)))
-        for row in top.to_dict(orient="records"):
+        for row in records(top):
             assert row["value"] == codes[row["context"], row["position"], latent]
             assert abs(row["value"]) == peaks[row["context"], latent]
 
 
 def test_windows_hold_the_codes_of_their_document(codes, keep):
-    for row in hit_table(surveyed(codes, keep, list(range(CONTEXTS)))).to_dict(orient="records"):
+    for row in records(hit_table(surveyed(codes, keep, list(range(CONTEXTS))))):
         document = DOCUMENTS[row["context"], row["position"]]
         assert row["values"][row["position"] - row["begin"]] == row["value"]
         for position, value in enumerate(row["values"], row["begin"]):

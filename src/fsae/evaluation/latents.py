@@ -1,6 +1,7 @@
 """`latents`: what every latent means, in a store and in pages that open without a server."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
@@ -108,7 +109,7 @@ class Latents(Evaluation, group="eval.latents"):
             )
         return TextContexts(rows, text.model, text.site, text.rows_at_once, text.norm_limit)
 
-    def _control(self, contexts: Contexts, autoencoder: Autoencoder) -> list[Autoencoder]:
+    def _control(self, contexts: Contexts, autoencoder: Autoencoder) -> Sequence[Autoencoder]:
         """Return random directions of the dictionary's densities; none if it has no latent that is on."""
         if self.control == 0:
             return []
@@ -124,7 +125,8 @@ class Latents(Evaluation, group="eval.latents"):
         assert isinstance(counts, torch.Tensor)
         if not counts.any():
             return []
-        return [control_of(counts / len(joined), joined, autoencoder.d_in, self.control, self.seed)]
+        densities = (counts / len(joined)).cpu().numpy()
+        return [control_of(densities, joined, autoencoder.d_in, self.control, self.seed)]
 
     def _key(self, contexts: Contexts, dictionaries: list[Autoencoder]) -> str:
         data = {"count": contexts.count, "length": contexts.length, "at_once": contexts.at_once}
@@ -145,9 +147,8 @@ class Latents(Evaluation, group="eval.latents"):
         for member, autoencoder in enumerate(run.autoencoders):
             own, survey = found[autoencoder]
             control = controls.get(autoencoder)
-            there = control is not None and control not in run.autoencoders
-            meta = self._meta(contexts, autoencoder, survey, subject)
-            meta = with_control(meta, own, [found[control][0]] if there else [])
+            of_control = None if control is None or control in run.autoencoders else found[control][0]
+            meta = with_control(self._meta(contexts, autoencoder, survey, subject), own, of_control)
             named = own.numbers | {f"control_{name}": value for name, value in meta.control.items()}
             numbers.append({name: value for name, value in named.items() if name in self.meanings})
             name = "latents" if len(run.autoencoders) == 1 else f"latents/{member}"

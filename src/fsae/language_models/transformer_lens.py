@@ -22,6 +22,7 @@ from fsae.language_models.safe_opening import nothing_started
 from fsae.language_models.settings import ModelSettings, Weights
 from fsae.language_models.shape import Shape
 from fsae.language_models.sites import Site, SiteName
+from fsae.language_models.unembedding import Unembedding
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -233,6 +234,79 @@ class TransformerLensModel:
             self.check_site(site)
             hooks = _replacement(site, function)
         return self._logits(tokens, hooks)
+
+    def unembedding(self) -> Unembedding:
+        """Return the final norm and the unembedding matrix.
+
+        Raises:
+            ValueError: the unembedding does not read the residual stream's width.
+        """
+        config, norm = self._bridge.cfg, _module(self._bridge, "ln_final")
+        W_U = self._bridge.unembed.W_U.detach()
+        if W_U.shape[0] != self.shape.d_model:
+            raise ValueError(
+                f"the unembedding of model {self.name} reads {W_U.shape[0]} dimensions and its residual stream has "
+                f"{self.shape.d_model}, so latents have no effects on logits that could be read from the weights"
+            )
+        # Cohere multiplies its logits, Granite divides them.
+        scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        weight, centred = self._observed_norm(norm)
+        return Unembedding(W_U, weight, centred, scale)
+
+    def into_stream(self, site: Site) -> Float[Tensor, "d d_model"] | None:
+        """Return the matrix by which a vector at a site is added to the residual stream; None if no matrix does this.
+
+        It is the identity at sites of the stream itself and at the outputs of attention and MLP. attn_z goes through
+        its layer's W_O, and in Gemma 2 and others through the weight of a norm after it. The stream's own norm at that
+        place divides the result by a root mean square, which differs from sample to sample and is left out.
+
+        Raises:
+            ValueError: the model lacks the site.
+        """
+        self.check_site(site)
+        if site.name is not SiteName.attn_z:
+            return torch.eye(self.shape.d_model, device=self.device)
+        block = self._bridge.blocks[site.layer]
+        project, norm = _module(block.attn, "o"), _module(block, "ln1_post")
+        attn_out = Site(name=SiteName.attn_out, layer=site.layer)
+        if project is None or attn_out not in self.sites:
+            return None
+        read = self._read(self._probe.to(self.device), [site, attn_out])
+        with torch.inference_mode():
+            written = project(read[site])
+            written = (written if norm is None else norm(written)).double()
+            # Granite multiplies what a sublayer writes.
+            scale = (written * read[attn_out]).sum() / written.square().sum()
+            if _differ(scale * written, read[attn_out]):
+                return None
+            unit = torch.eye(self.width(site), dtype=self.dtype, device=self.device)
+            # Its bias is added to the stream too, but not by the vector.
+            W_O = project(unit).float() - project(torch.zeros_like(unit[:1])).float()
+        matrix = W_O * scale.float()
+        if norm is None:
+            return matrix
+        weight, centred = self._observed_norm(norm)
+        return (matrix - matrix.mean(1, keepdim=True) if centred else matrix) * weight
+
+    def _observed_norm(self, norm: torch.nn.Module | None) -> tuple[Float[Tensor, " d_model"], bool]:
+        """Return the factors by which a norm multiplies its normalised input, and whether it subtracts the mean.
+
+        They are observed, because families keep them in different ways: Gemma's factor is 1 + its weight, OLMo's norm
+        has no weight.
+        """
+        ones = torch.ones(self.shape.d_model, dtype=self.dtype, device=self.device)
+        if norm is None:
+            return ones.float(), False
+        assert self.shape.d_model % 2 == 0
+        signs = ones.clone()
+        signs[1::2] = -1
+        # Large inputs, against which a norm's epsilon is nothing. Differences leave out its bias.
+        with torch.inference_mode():
+            up, down, constant, other_constant = norm(64 * torch.stack([signs, -signs, ones, -ones])).float()
+        weight = (up - down) / 2 * signs
+        # A norm that subtracts the mean makes every constant vector zero.
+        centred = (constant - other_constant).norm() < 1e-2 * weight.norm()
+        return weight.float(), bool(centred)
 
     def _survey(self) -> tuple[dict[Site, int], dict[Site, str]]:
         """Return the widths of all sites of the model, and the sites that do not hold what their names mean."""
@@ -505,6 +579,11 @@ def _as_value_error(what: str, remedy: str) -> Iterator[None]:
     except Exception as error:
         kind = "" if type(error) is Exception else f"{type(error).__name__}: "
         raise ValueError(f"{what} ({kind}{_one_line(error)}); {remedy}") from error
+
+
+def _module(owner: Any, name: str) -> torch.nn.Module | None:
+    """Return the module that a part of the Bridge wraps, without the Bridge's hooks; None if there is none."""
+    return getattr(getattr(owner, name, None), "original_component", None)
 
 
 def _one_line(error: Exception) -> str:

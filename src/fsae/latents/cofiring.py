@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.sparse
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -85,6 +84,9 @@ class Cofiring:
             count: samples on which it is on.
             number: partners of each.
         """
+        # Imported here, because it takes a second.
+        import scipy.sparse
+
         latents, orders = (each.cpu().numpy() for each in self._kept())
         samples, sample = np.unique(orders, return_inverse=True)
         sets = scipy.sparse.csr_matrix((np.ones(len(latents), np.int32), (sample, latents)), (len(samples), self.d_sae))

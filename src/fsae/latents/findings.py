@@ -1,6 +1,5 @@
 """Findings: everything that is known of a dictionary's latents after a pass, as the latent store holds it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -101,8 +100,9 @@ def write_findings(found: Findings, contexts: Contexts, meta: Meta, folder: Path
         write_latent_store(folder, found.latents, found.hits, meta, sample_ids=ids, samples=samples)
 
 
-def with_control(meta: Meta, own: Findings, controls: Sequence[Findings]) -> Meta:
-    """Return the facts with the numbers of a dictionary and those of its control."""
-    control = controls[0].numbers if controls else {}
-    latents = len(controls[0].latents) if controls else 0
-    return replace(meta, aggregates=dict(own.numbers), control=dict(control), control_latents=latents)
+def with_control(meta: Meta, own: Findings, control: Findings | None) -> Meta:
+    """Return the facts with the numbers of a dictionary and those of its control, if it has one."""
+    meta = replace(meta, aggregates=dict(own.numbers))
+    if control is None:
+        return meta
+    return replace(meta, control=dict(control.numbers), control_latents=len(control.latents))

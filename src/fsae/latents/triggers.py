@@ -69,13 +69,14 @@ def shortest_triggers(
         By latent, its trigger's tokens without the opening; None if it has no top context, or if no text passes.
     """
     assert not autoencoder.training
-    top = hits[(hits["group"] == TOP) & (hits["rank"] == 0) & hits["latent"].isin(latents)]
-    texts = {
-        int(hit.latent): tokens[hit.context, len(opening) : hit.position + 1].tolist()
-        for hit in top.itertuples()
-        if hit.position >= len(opening)
-    }
-    wanted = {int(hit.latent): share * abs(hit.value) for hit in top.itertuples()}
+    chosen = (hits["group"].to_numpy() == TOP) & (hits["rank"].to_numpy() == 0)
+    chosen &= np.isin(hits["latent"].to_numpy(), latents)
+    top = [hits[name].to_numpy()[chosen].tolist() for name in ("latent", "context", "position", "value")]
+    texts, wanted = {}, {}
+    for latent, context, position, value in zip(*top, strict=True):
+        wanted[latent] = share * abs(value)
+        if position >= len(opening):
+            texts[latent] = tokens[context, len(opening) : position + 1].tolist()
     found: dict[int, list[int] | None] = dict.fromkeys(latents)
     begin = 1 + max(0, first_position - len(opening))
     while texts:

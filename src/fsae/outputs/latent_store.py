@@ -107,7 +107,9 @@ HIT_COLUMNS = {
     "position": Column(pa.int32(), "position of the peak in its row"),
     "value": Column(pa.float32(), "the latent's code at the peak, the largest of this context"),
     "begin": Column(pa.int32(), "position in the row of the first of `values`"),
-    "values": Column(_FLOATS, "codes at the positions of the window, within the document; null where none was read"),
+    "values": Column(
+        _FLOATS, "codes at the positions of the window, within the document; null at positions that did not count"
+    ),
 }
 
 

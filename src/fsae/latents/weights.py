@@ -1,0 +1,142 @@
+"""Facts about latents that the weights alone give: neighbours, and effects on a language model's logits."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fsae.language_models.unembedding import Unembedding
+
+NEIGHBOURS = 10
+LOGITS = 10
+# Top logits that the input score reads.
+INPUT_LOGITS = 20
+# Entries of a block of cosines or logits. In float32, with as many for each intermediate result, some 0.3 GB.
+ENTRIES = 2**24
+
+
+@torch.no_grad()
+def weight_columns(W_enc: Float[Tensor, "d_in d_sae"], W_dec: Float[Tensor, "d_sae d_in"]) -> dict[str, Any]:
+    """Return the columns of the latent store that follow from the dictionary's weights.
+
+    Decoder and encoder neighbours with their cosines, the decoder's norms, and the cosines of encoder and decoder. A
+    latent whose row or column is zero has no direction, and nulls.
+    """
+    columns: dict[str, Any] = {}
+    for name, rows in (("decoder", W_dec), ("encoder", W_enc.T)):
+        columns[f"{name}_neighbours"], columns[f"{name}_cosines"] = neighbours(rows)
+    columns["decoder_norm"] = W_dec.float().norm(dim=1).cpu().numpy()
+    products = torch.linalg.vecdot(W_enc.T.float(), W_dec.float())
+    cosines = products / (W_enc.float().norm(dim=0) * W_dec.float().norm(dim=1))
+    columns["encoder_decoder_cosine"] = cosines.cpu().numpy()
+    return columns
+
+
+@torch.no_grad()
+def neighbours(
+    rows: Float[Tensor, "latents d"], count: int = NEIGHBOURS, entries: int = ENTRIES
+) -> tuple[list[Int[np.ndarray, " count"] | None], list[Float[np.ndarray, " count"] | None]]:
+    """Return, for every row, the rows with the largest cosines, without the row itself, and these cosines.
+
+    cosine(i, j) = rows_i . rows_j / (|rows_i| |rows_j|), for blocks of rows i against all rows j: 2 latents² d
+    operations, and one block of `entries` cosines in memory. A row of zeros has no neighbours and is none.
+
+    Args:
+        rows: any type; products are in float32.
+        count: neighbours per row, or fewer if there are not as many others.
+        entries: cosines that are held at a time.
+    """
+    rows = rows.float()
+    norms = rows.norm(dim=1)
+    has_direction = norms > 0
+    inverse = torch.where(has_direction, 1 / norms, 0.0)
+    count = max(0, min(count, int(has_direction.sum()) - 1))
+    indices, cosines = [], []
+    for block in _blocks(len(rows), len(rows), entries):
+        found = ((rows[block] * inverse[block, None]) @ rows.T).mul_(inverse)
+        found[:, ~has_direction] = -torch.inf
+        own = torch.arange(len(found), device=rows.device)
+        found[own, own + block.start] = -torch.inf
+        best = found.topk(count, dim=1)
+        indices.append(best.indices.int().cpu())
+        cosines.append(best.values.cpu())
+    known = has_direction.tolist()
+    return _lists(indices, known), _lists(cosines, known)
+
+
+@torch.no_grad()
+def logit_columns(
+    W_dec: Float[Tensor, "d_sae d_in"],
+    unembedding: Unembedding,
+    into_stream: Float[Tensor, "d_in d_model"],
+    entries: int = ENTRIES,
+) -> tuple[dict[str, Any], Int[np.ndarray, "d_sae top"]]:
+    """Return the columns of the latent store about logits, and every latent's top tokens for the input score.
+
+    A latent's effects are `unembedding.effects(direction)`, with direction = W_dec_i / |W_dec_i| @ into_stream, through
+    the final norm and without it. With m the mean over the vocabulary and s the standard deviation, skew is the mean of
+    ((effect - m) / s)³ and kurtosis the mean of ((effect - m) / s)⁴; both are of the effects through the norm. These
+    are direct effects: later blocks also read the direction, which the weights alone do not show.
+
+    A latent whose row is zero has nulls, and -1 as its top tokens.
+
+    Args:
+        W_dec: any type; products are in float32.
+        unembedding: of the language model.
+        into_stream: the matrix by which a vector at the site is added to the residual stream.
+        entries: logits that are held at a time.
+    """
+    d_vocab = unembedding.W_U.shape[1]
+    top, bottom = min(max(LOGITS, INPUT_LOGITS), d_vocab), min(LOGITS, d_vocab)
+    norms = W_dec.float().norm(dim=1)
+    has_direction = norms > 0
+    blocks: dict[str, list[Tensor]] = {}
+
+    def keep(**found: Tensor) -> None:
+        for name, values in found.items():
+            blocks.setdefault(name, []).append(values.cpu())
+
+    for block in _blocks(len(W_dec), d_vocab, entries):
+        rows = W_dec[block].float() / norms[block].where(has_direction[block], 1.0)[:, None]
+        directions = rows.to(into_stream) @ into_stream
+        effects = unembedding.effects(directions)
+        largest, least = effects.topk(top, dim=1), effects.topk(bottom, dim=1, largest=False)
+        keep(input_tokens=largest.indices)
+        keep(logit_top=largest.indices[:, :LOGITS].int(), logit_top_values=largest.values[:, :LOGITS])
+        keep(logit_bottom=least.indices.int(), logit_bottom_values=least.values)
+        effects.sub_(effects.mean(1, keepdim=True))
+        squares = effects.square()
+        variance = squares.mean(1)
+        keep(logit_std=variance.sqrt(), logit_skew=(squares * effects).mean(1) / variance**1.5)
+        keep(logit_kurtosis=squares.square_().mean(1) / variance.square())
+        del squares
+        effects = unembedding.effects(directions, through_norm=False)
+        largest, least = effects.topk(bottom, dim=1), effects.topk(bottom, dim=1, largest=False)
+        keep(raw_logit_top=largest.indices.int(), raw_logit_top_values=largest.values)
+        keep(raw_logit_bottom=least.indices.int(), raw_logit_bottom_values=least.values)
+
+    input_tokens = torch.cat(blocks.pop("input_tokens")).numpy()
+    input_tokens[~has_direction.cpu().numpy()] = -1
+    known = has_direction.tolist()
+    columns: dict[str, Any] = {}
+    for name, found in blocks.items():
+        if found[0].dim() == 2:
+            columns[name] = _lists(found, known)
+        else:
+            columns[name] = torch.cat(found).where(has_direction.cpu(), torch.nan).numpy()
+    return columns, input_tokens
+
+
+def _blocks(count: int, width: int, entries: int) -> Iterator[slice]:
+    """Yield slices of rows so that a block of them has at most this many entries, and at least one row."""
+    size = max(1, entries // width)
+    for begin in range(0, count, size):
+        yield slice(begin, min(begin + size, count))
+
+
+def _lists(blocks: list[Tensor], known: list[bool]) -> list[np.ndarray | None]:
+    rows = torch.cat(blocks).numpy()
+    return [row if has else None for row, has in zip(rows, known, strict=True)]
