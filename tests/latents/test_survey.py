@@ -69,7 +69,7 @@ def test_top_contexts_equal_brute_force(codes, keep):
         expected = [context for context in expected if peaks[context, latent] > 0]
         assert top["context"].tolist() == expected
         assert top["rank"].tolist() == list(range(len(expected)))
-        for row in records(top):
+        for row in records(pd.DataFrame(top)):
             assert row["value"] == codes[row["context"], row["position"], latent]
             assert abs(row["value"]) == peaks[row["context"], latent]
 

@@ -64,7 +64,7 @@ class RunFolder:
 
     @property
     def latents(self) -> Path:
-        """The findings of a pass over data on every latent, and pages that show them (see `fsae.outputs.latent_store`)."""
+        """The findings on every latent, and pages that show them (see `fsae.outputs.latent_store`)."""
         return self.path / "latents"
 
     @property
