@@ -23,6 +23,7 @@ from fsae.latents.hits import HitSizes
 from fsae.latents.labels import MEANINGS
 from fsae.latents.latent_pass import Sizes, Surveyed, kept_in, run_pass
 from fsae.latents.survey import Survey
+from fsae.latents.unfinished import Unfinished
 from fsae.outputs.latent_store import LatentStore, Meta
 from fsae.outputs.results import Meaning, Shown
 from fsae.progress import working
@@ -52,6 +53,8 @@ class Latents(Evaluation, group="eval.latents"):
         partners: latents that co-fire with a latent, at most.
         control: random directions of equal density, on which the same numbers are measured. 0 for none.
         seed: of the sampling and the control.
+        workers: processes that read text at the same time, each with a language model of its own. They decide no
+            number.
     """
 
     tokens: int = field(default=100_000, metadata=COUNT)
@@ -64,6 +67,7 @@ class Latents(Evaluation, group="eval.latents"):
     partners: int = field(default=10, metadata=between(least=1, most=1000))
     control: int = field(default=256, metadata=between(least=0, most=100_000))
     seed: int = field(default=0, metadata=SEED)
+    workers: int = field(default=1, metadata=between(least=1, most=1000))
 
     in_sweeps: ClassVar[bool] = False
     meanings: ClassVar[dict[str, Meaning]] = _OWN | {
@@ -83,7 +87,7 @@ class Latents(Evaluation, group="eval.latents"):
             key = self._key(contexts, dictionaries)
             surveys = [sizes.survey(each) for each in dictionaries]
             runs.append(Surveyed(dictionaries, surveys, kept_in(run.folder, key)))
-        run_pass(contexts, runs, subject.heartbeat)
+        run_pass(contexts, runs, subject.heartbeat, self.workers)
         with working("labelling latents"):
             return [
                 self._measured(contexts, surveyed, run, subject)
@@ -107,7 +111,7 @@ class Latents(Evaluation, group="eval.latents"):
                 f"none of the {rows.tokens.numel()} tokens that eval.latents reads counts: all are special or skipped; "
                 "raise eval.latents.tokens, or see dataset.skip_positions and dataset.exclude_tokens"
             )
-        return TextContexts(rows, text.model, text.site, text.rows_at_once, text.norm_limit)
+        return TextContexts(rows, text.model, text.site, text.rows_at_once, text.norm_limit, text.open_model)
 
     def _control(self, contexts: Contexts, autoencoder: Autoencoder) -> Sequence[Autoencoder]:
         """Return random directions of the dictionary's densities; none if it has no latent that is on."""
@@ -152,7 +156,7 @@ class Latents(Evaluation, group="eval.latents"):
             named = own.numbers | {f"control_{name}": value for name, value in meta.control.items()}
             numbers.append({name: value for name, value in named.items() if name in self.meanings})
             name = "latents" if len(run.autoencoders) == 1 else f"latents/{member}"
-            folders[name] = partial(_write, own, contexts, meta)
+            folders[name] = partial(_write, own, contexts, meta, surveyed.unfinished)
         common = set.intersection(*(set(each) for each in numbers))
         return Measured([{name: each[name] for name in each if name in common} for each in numbers], folders=folders)
 
@@ -183,7 +187,9 @@ class Latents(Evaluation, group="eval.latents"):
         )
 
 
-def _write(found: Findings, contexts: Contexts, meta: Meta, folder: Path) -> None:
+def _write(found: Findings, contexts: Contexts, meta: Meta, unfinished: Unfinished | None, folder: Path) -> None:
 
     write_findings(found, contexts, meta, folder)
+    if unfinished is not None:
+        unfinished.close()
     print(LatentStore(folder), folder, folder.parent.name, {})

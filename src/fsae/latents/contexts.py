@@ -1,7 +1,8 @@
 """Contexts: the rows of text, or the single samples, in which a pass looks for latents."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from fsae.sources.tokens import TextRows
 if TYPE_CHECKING:
     from fsae.language_models.transformer_lens import TransformerLensModel
 
-# Positions of a part. Sums are made part by part, so this number decides their last bits.
+# Positions of a part: some minutes of work for a CPU.
 PART_POSITIONS = 2**18
 
 
@@ -40,15 +41,17 @@ class Contexts(ABC):
     Attributes:
         count: contexts.
         length: positions of each.
+        part_positions: positions of a part. Sums are made part by part, so this number decides their last bits.
     """
 
     count: int
     length: int
+    part_positions: int
 
     @property
     def per_part(self) -> int:
         """Return the contexts of a part; the last part may have fewer."""
-        return max(self.at_once, PART_POSITIONS // self.length // self.at_once * self.at_once)
+        return max(self.at_once, self.part_positions // self.length // self.at_once * self.at_once)
 
     @property
     def parts(self) -> int:
@@ -59,6 +62,10 @@ class Contexts(ABC):
     @abstractmethod
     def at_once(self) -> int:
         """Return the contexts that are read together."""
+
+    @abstractmethod
+    def reopened(self) -> Callable[[], "Contexts"]:
+        """Return a function that opens the same contexts in another process."""
 
     @abstractmethod
     def read(self, begin: int, end: int) -> Read:
@@ -80,18 +87,33 @@ class TextContexts(Contexts):
         site: the site.
         at_once: rows per forward pass.
         norm_limit: vectors of a greater norm are left out, as in training; None for no limit.
+        open_model: opens the language model again.
+        part_positions: positions of a part.
     """
 
     def __init__(
-        self, rows: TextRows, model: "TransformerLensModel", site: Site, at_once: int, norm_limit: float | None
+        self,
+        rows: TextRows,
+        model: "TransformerLensModel",
+        site: Site,
+        at_once: int,
+        norm_limit: float | None,
+        open_model: Callable[[], "TransformerLensModel"],
+        part_positions: int = PART_POSITIONS,
     ):
-        self.rows, self.model, self.site = rows, model, site
+        self.part_positions = part_positions
+        self.rows, self.model, self.site, self._open_model = rows, model, site, open_model
         self.norm_limit, self._at_once = norm_limit, at_once
         self.count, self.length = rows.tokens.shape
 
     @property
     def at_once(self) -> int:
         return self._at_once
+
+    def reopened(self) -> Callable[[], Contexts]:
+        return partial(
+            _text_contexts, self.rows, self._open_model, self.site, self._at_once, self.norm_limit, self.part_positions
+        )
 
     def read(self, begin: int, end: int) -> Read:
         """Return the vectors of some rows, from one forward pass.
@@ -119,23 +141,41 @@ class TextContexts(Contexts):
         return Read(vectors, Places(numbers, keep, self.rows.documents[begin:end].to(keep.device)), left_out)
 
 
+def _text_contexts(
+    rows: TextRows,
+    open_model: Callable[[], "TransformerLensModel"],
+    site: Site,
+    at_once: int,
+    norm_limit: float | None,
+    part_positions: int,
+) -> TextContexts:
+    return TextContexts(rows, open_model(), site, at_once, norm_limit, open_model, part_positions)
+
+
 class SampleContexts(Contexts):
     """Samples without text: every sample is a context of its own.
 
     Args:
         vectors: all samples.
         at_once: samples that are read together.
+        part_positions: samples of a part.
     """
 
     length = 1
 
-    def __init__(self, vectors: Float[Tensor, "samples d_in"], at_once: int = 2048):
+    def __init__(
+        self, vectors: Float[Tensor, "samples d_in"], at_once: int = 2048, part_positions: int = PART_POSITIONS
+    ):
+        self.part_positions = part_positions
         self.vectors, self._at_once = vectors, at_once
         self.count = len(vectors)
 
     @property
     def at_once(self) -> int:
         return self._at_once
+
+    def reopened(self) -> Callable[[], Contexts]:
+        return partial(SampleContexts, self.vectors, self._at_once, self.part_positions)
 
     def read(self, begin: int, end: int) -> Read:
         vectors = self.vectors[begin:end]

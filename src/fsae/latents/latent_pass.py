@@ -13,6 +13,7 @@ from fsae.latents.hits import HitSizes
 from fsae.latents.scan import scan
 from fsae.latents.survey import Survey, survey_bytes
 from fsae.latents.unfinished import Unfinished
+from fsae.latents.workers import Share, work
 from fsae.memory import require_free
 from fsae.progress import Progress
 
@@ -57,13 +58,14 @@ class Surveyed:
         return part not in self.surveys[0].parts
 
 
-def run_pass(contexts: Contexts, runs: Sequence[Surveyed], heartbeat: Callable[[], None]) -> None:
+def run_pass(contexts: Contexts, runs: Sequence[Surveyed], heartbeat: Callable[[], None], workers: int = 1) -> None:
     """Complete the surveys of all runs; parts that an earlier process has read are not read again.
 
     Args:
         contexts: the data.
         runs: the dictionaries of each run.
         heartbeat: called after each forward pass; may raise to stop. What is complete by then is kept.
+        workers: processes that read parts at the same time; one is this process itself.
 
     Raises:
         ValueError: memory is too small; it says for what.
@@ -71,7 +73,7 @@ def run_pass(contexts: Contexts, runs: Sequence[Surveyed], heartbeat: Callable[[
     """
     for run in runs:
         if run.unfinished is not None:
-            run.unfinished.load(run.surveys)
+            run.unfinished.gather(run.surveys)
     require_memory([survey for run in runs for survey in run.surveys])
     parts = [part for part in range(contexts.parts) if any(run.lacks(part) for run in runs)]
     done = contexts.parts - len(parts)
@@ -79,21 +81,50 @@ def run_pass(contexts: Contexts, runs: Sequence[Surveyed], heartbeat: Callable[[
         log.info("%d of %d parts of the pass are there already", done, contexts.parts)
     positions = contexts.count * contexts.length
     progress = Progress("looking at latents", positions, done=done * contexts.per_part * contexts.length)
-    for part in parts:
-        lacking = [run for run in runs if run.lacks(part)]
-        autoencoders = [each for run in lacking for each in run.autoencoders]
-        surveys = [each for run in lacking for each in run.surveys]
-
-        def beat() -> None:
-            progress.advance(contexts.at_once * contexts.length)
-            heartbeat()
-
-        scan(part, contexts.blocks(part), autoencoders, surveys, beat)
-        if contexts.parts > 1:
-            for run in lacking:
-                if run.unfinished is not None:
-                    run.unfinished.save(run.surveys)
+    alike = all(run.lacks(part) for run in runs for part in parts)
+    kept = [run.unfinished for run in runs if run.unfinished is not None]
+    if min(workers, len(parts)) > 1 and alike and len(kept) == len(runs):
+        work(_shares(contexts, runs, kept, parts, workers), heartbeat, progress.advance)
+        for run, unfinished in zip(runs, kept, strict=True):
+            unfinished.gather(run.surveys)
+    else:
+        for part in parts:
+            _read(part, contexts, [run for run in runs if run.lacks(part)], heartbeat, progress)
     progress.close()
+
+
+def _read(
+    part: int, contexts: Contexts, runs: Sequence[Surveyed], heartbeat: Callable[[], None], progress: Progress
+) -> None:
+    """Read a part in this process, and keep the surveys."""
+
+    def beat() -> None:
+        progress.advance(contexts.at_once * contexts.length)
+        heartbeat()
+
+    autoencoders = [each for run in runs for each in run.autoencoders]
+    scan(part, contexts.blocks(part), autoencoders, [each for run in runs for each in run.surveys], beat)
+    for run in runs:
+        if run.unfinished is not None and contexts.parts > 1:
+            run.unfinished.save(run.surveys)
+
+
+def _shares(
+    contexts: Contexts, runs: Sequence[Surveyed], kept: Sequence[Unfinished], parts: Sequence[int], workers: int
+) -> list[Share]:
+    workers = min(workers, len(parts))
+    return [
+        Share(
+            name=f"worker-{number}",
+            parts=parts[number::workers],
+            open_contexts=contexts.reopened(),
+            dictionaries=[run.autoencoders for run in runs],
+            surveys=[[survey.like() for survey in run.surveys] for run in runs],
+            unfinished=kept,
+            threads=max(1, torch.get_num_threads() // workers),
+        )
+        for number in range(workers)
+    ]
 
 
 def require_memory(surveys: Sequence[Survey]) -> None:

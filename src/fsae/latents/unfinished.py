@@ -15,6 +15,8 @@ from fsae.latents.survey import Survey
 log = logging.getLogger(__name__)
 
 _SUFFIX = ".safetensors"
+# The name of the surveys of the process itself; it comes before those of workers.
+_WHOLE = "survey"
 
 
 class Unfinished:
@@ -28,7 +30,7 @@ class Unfinished:
     def __init__(self, folder: Path, key: str):
         self.folder, self._key = folder, key
 
-    def save(self, surveys: Sequence[Survey], name: str = "survey") -> None:
+    def save(self, surveys: Sequence[Survey], name: str = _WHOLE) -> None:
         """Replace the surveys under a name.
 
         Raises:
@@ -61,6 +63,17 @@ class Unfinished:
             for number, survey in enumerate(surveys):
                 _merge(survey, tensors, f"{number}/")
 
+    def gather(self, surveys: Sequence[Survey]) -> None:
+        """Read the surveys of all files into new ones, and put them into one file if there are several."""
+        if len(list(self.folder.glob(f"*{_SUFFIX}"))) < 2:
+            self.load(surveys)
+            return
+        self.load(surveys)
+        self.save(surveys)
+        for path in self.folder.glob(f"*{_SUFFIX}"):
+            if path.stem != _WHOLE:
+                path.unlink()
+
     def close(self) -> None:
         """Delete the folder: the pass is complete."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -70,4 +83,6 @@ def _merge(survey: Survey, tensors: Mapping[str, Tensor], prefix: str) -> None:
     state = {name[len(prefix) :]: each for name, each in tensors.items() if name.startswith(prefix)}
     own = survey.like()
     own.load(state)
-    survey.merge(own)
+    # A killed process may have left the file of a worker whose parts are in the other file too.
+    if not own.parts <= survey.parts:
+        survey.merge(own)

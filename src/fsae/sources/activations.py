@@ -108,6 +108,11 @@ class ActivationSource(Source):
         return self._shards.site
 
     @property
+    def open_model(self) -> Callable[[], TransformerLensModel]:
+        """Opens the language model again, in another process."""
+        return self.harvester.corpus.open_model
+
+    @property
     def rows_at_once(self) -> int:
         """Rows per forward pass of the language model."""
         return self._passes["rows"]

@@ -1,7 +1,7 @@
 """A corpus: a language model and the text that it reads, each opened on first use."""
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Bool, Int
@@ -36,6 +36,11 @@ class Corpus:
         """The language model, opened on first use."""
         with working("opening the language model"):
             return open_language_model(self._model_settings)
+
+    @property
+    def open_model(self) -> Callable[[], TransformerLensModel]:
+        """Opens the language model again, in another process."""
+        return partial(open_language_model, self._model_settings)
 
     @cached_property
     def prepends_bos(self) -> bool:

@@ -45,6 +45,11 @@ class HeldOutText(Protocol):
         ...
 
     @property
+    def open_model(self) -> "Callable[[], TransformerLensModel]":
+        """Opens the language model again, in another process."""
+        ...
+
+    @property
     def rows_at_once(self) -> int:
         """Rows per forward pass of the language model."""
         ...

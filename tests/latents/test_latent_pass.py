@@ -1,0 +1,145 @@
+"""The pass on the tiny language model: workers, kills and resumes give the same bytes, and values can be repeated."""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.language_models.settings import ModelSettings, Package
+from fsae.language_models.sites import Site, SiteName
+from fsae.language_models.transformer_lens import TransformerLensModel, open_language_model
+from fsae.latents.contexts import SampleContexts, TextContexts
+from fsae.latents.hits import HitSizes
+from fsae.latents.latent_pass import Sizes, Surveyed, run_pass
+from fsae.latents.survey import Survey
+from fsae.latents.tables import hit_table, tally_columns
+from fsae.latents.unfinished import Unfinished
+from fsae.sources.tokens import TextRows
+from tests.architectures import ARCHITECTURES, build
+
+SITE = Site(name=SiteName.resid_post, layer=1)
+SIZES = Sizes(HitSizes(top=4, per_bin=2, bins=8, window=5), cofiring=8, seed=1)
+SETTINGS = ModelSettings(package=Package.tiny)
+
+
+@pytest.fixture(scope="module")
+def model() -> TransformerLensModel:
+    return open_language_model(SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def contexts(model: TransformerLensModel) -> TextContexts:
+    """Three parts of 8 rows."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, model.d_vocab, (24, 16), generator=generator)
+    keep = torch.ones_like(tokens, dtype=torch.bool)
+    keep[:, 0] = False
+    rows = TextRows(tokens, keep, torch.zeros_like(tokens))
+    return TextContexts(rows, model, SITE, 4, None, partial(open_language_model, SETTINGS), part_positions=128)
+
+
+def dictionary(contexts: TextContexts, name: str = "topk") -> Autoencoder:
+    """Weights drawn for the width of the model's activations, and in evaluation mode."""
+    return build(name, d_in=contexts.model.width(SITE), seed=0, dtype=torch.float32).eval()
+
+
+def surveys_of(dictionaries: Sequence[Autoencoder]) -> list[Survey]:
+    return [SIZES.survey(each) for each in dictionaries]
+
+
+def bytes_of(surveys: Sequence[Survey]) -> list[dict[str, bytes]]:
+    return [{name: each.numpy().tobytes() for name, each in survey.state().items()} for survey in surveys]
+
+
+def surveyed(contexts: TextContexts, folder: Path | None = None, workers: int = 1, heartbeat=lambda: None) -> Surveyed:
+    dictionaries = [dictionary(contexts), dictionary(contexts, "standard")]
+    unfinished = None if folder is None else Unfinished(folder, "key")
+    run = Surveyed(dictionaries, surveys_of(dictionaries), unfinished)
+    run_pass(contexts, [run], heartbeat, workers)
+    return run
+
+
+def test_two_workers_give_the_bytes_of_one(contexts: TextContexts, tmp_path: Path):
+    assert contexts.parts == 3
+    one = surveyed(contexts)
+    two = surveyed(contexts, tmp_path / "two", workers=2)
+    assert bytes_of(one.surveys) == bytes_of(two.surveys)
+    # One file is left, from which a further process continues.
+    assert [path.name for path in (tmp_path / "two").iterdir()] == ["survey.safetensors"]
+
+
+def test_a_resumed_pass_gives_the_bytes_of_an_uninterrupted_one(contexts: TextContexts, tmp_path: Path):
+    beats = iter(range(1000))
+
+    def stop() -> None:
+        if next(beats) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        surveyed(contexts, tmp_path, heartbeat=stop)
+    left = surveys_of([dictionary(contexts), dictionary(contexts, "standard")])
+    Unfinished(tmp_path, "key").load(left)
+    assert left[0].parts == {0, 1}
+    assert bytes_of(surveyed(contexts, tmp_path).surveys) == bytes_of(surveyed(contexts).surveys)
+
+
+def test_surveys_of_other_weights_and_damaged_files_are_not_read(contexts: TextContexts, tmp_path: Path):
+    surveyed(contexts, tmp_path)
+    (tmp_path / "worker-0.safetensors").write_bytes(b"half")
+    empty = surveys_of([dictionary(contexts), dictionary(contexts, "standard")])
+    Unfinished(tmp_path, "another key").load(empty)
+    assert not empty[0].parts
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_of_a_worker_that_was_gathered_before_a_kill_counts_once(contexts: TextContexts, tmp_path: Path):
+    run = surveyed(contexts, tmp_path)
+    Unfinished(tmp_path, "key").save(run.surveys, "worker-0")
+    again = surveys_of(run.autoencoders)
+    Unfinished(tmp_path, "key").load(again)
+    assert bytes_of(again) == bytes_of(run.surveys)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_stored_window_is_what_its_row_gives_again(contexts: TextContexts, name: str):
+    """A value on a page is reproduced from the text of its row alone."""
+    own = dictionary(contexts, name)
+    run = Surveyed([own], surveys_of([own]))
+    run_pass(contexts, [run], lambda: None)
+    hits = hit_table(run.surveys[0])
+    assert len(hits)
+    columns = [hits[name].tolist() for name in ("latent", "context", "position", "begin", "value")]
+    for *columns_of_row, found in zip(*columns, hits["values"], strict=True):
+        latent, context, position, begin, value = columns_of_row
+        values = np.asarray(found)
+        tokens = contexts.rows.tokens[context : context + 1]
+        with torch.no_grad():
+            activations = contexts.model.activations(tokens, [SITE])[SITE][0].float()
+            codes = own.encode(activations).codes.dense()[:, latent]
+        there = codes[begin : begin + len(values)].numpy()
+        counted = ~np.isnan(values)
+        assert values[counted] == pytest.approx(there[counted], rel=1e-3, abs=1e-4)
+        assert float(codes[position]) == pytest.approx(value, rel=1e-3, abs=1e-4)
+        assert abs(value) == pytest.approx(np.nanmax(np.abs(codes[1:].numpy())), rel=1e-3, abs=1e-4)
+
+
+def test_samples_are_contexts_of_their_own():
+    own = build("topk", d_in=8, seed=0, dtype=torch.float32).eval()
+    vectors = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+    run = Surveyed([own], surveys_of([own]))
+    run_pass(SampleContexts(vectors, at_once=64, part_positions=128), [run], lambda: None)
+    codes = own.encode(vectors).codes.dense()
+    columns = tally_columns(run.surveys[0])
+    assert columns["count"].tolist() == codes.count_nonzero(0).tolist()
+    hits: pd.DataFrame = hit_table(run.surveys[0])
+    assert set(hits["position"]) == {0}
+    top = hits[(hits["group"] == "top") & (hits["rank"] == 0)]
+    for latent, context in zip(top["latent"], top["context"], strict=True):
+        assert codes[context, latent] == codes[:, latent].max()
+    assert math.isfinite(sum(hits["value"]))
