@@ -74,6 +74,12 @@ def test_a_latent_without_hits_has_nulls():
     assert found["token_entropy"][1] == 0
 
 
+def test_no_hits_at_all_give_nulls():
+    found = text_columns(hits_of([]), np.zeros((1, 4), np.int32), 2, np.zeros((2, 3), np.int64))
+    assert found.pop("top_tokens") == found.pop("top_token_counts") == [None, None]
+    assert all(pd.isna(values).all() for values in found.values())
+
+
 def table_of(**columns) -> pd.DataFrame:
     whole = {
         "count": 1,

@@ -61,11 +61,12 @@ def control_of(
     centred = vectors - control.b_dec
     for begin in range(0, count, at_once):
         directions = slice(begin, begin + at_once)
-        products = (centred @ control.W_enc[:, directions]).sort(0, descending=True).values
-        last = torch.from_numpy(on[directions]).to(vectors.device)[None]
-        # Between the last product that is on and the next one, so that rounding moves none across.
-        threshold = (products.gather(0, last - 1) + products.gather(0, last))[0] / 2
-        least = 1e-3 * products.abs().amax(0).clamp_min(1e-6)
-        control.b_enc[directions] = (least - threshold).clamp_min(0)
-        control.log_threshold[directions] = threshold.maximum(least).log()
+        # numpy sorts many times faster than torch on a CPU.
+        products = np.sort((control.W_enc[:, directions].T @ centred.T).cpu().numpy(), axis=1)
+        each, first = np.arange(len(products)), len(vectors) - on[directions]
+        # Between the least product that is on and the next one, so that rounding moves none across.
+        threshold = (products[each, first] + products[each, first - 1]) / 2
+        least = 1e-3 * np.abs(products[:, [0, -1]]).max(1).clip(1e-6)
+        control.b_enc[directions] = torch.from_numpy((least - threshold).clip(0)).to(control.b_enc)
+        control.log_threshold[directions] = torch.from_numpy(np.log(np.maximum(threshold, least))).to(control.b_enc)
     return control.eval()
