@@ -11,6 +11,7 @@ from fsae.outputs.latent_store import SAMPLED, TOP, LatentStore, Meta, write_lat
 BINS = 96
 EDGES = [2.0 ** (number / 2 - 32) for number in range(BINS + 1)]
 WINDOW = 24
+LATENTS_AT_ONCE = 8192
 # Texts of the first tokens: whatever could end an element, a string, a line or the direction of writing.
 HOSTILE = [
     "</script><script>document.title='owned'</script>", "<img src=x onerror=\"document.title='owned'\">", "\n", "\t",
@@ -43,8 +44,9 @@ def write_text_store(
     dead = np.arange(d_sae) % 10 == 7
     alive = np.flatnonzero(~dead)
     maximum = np.where(dead, 0, np.exp(random.normal(1, 0.7, d_sae))).astype(np.float32)
-    hits = _hits(random, alive, maximum, tokens)
-    table = _table(random, d_sae, dead, maximum, vocabulary, hits, tokens, strings)
+    parts = np.array_split(alive, len(alive) // LATENTS_AT_ONCE + 1)
+    hits = pd.concat([_hits(random, part, maximum, tokens) for part in parts], ignore_index=True)
+    table = _table(random, d_sae, dead, maximum, vocabulary, tokens, strings)
     meta = _meta(
         kind="text", d_sae=d_sae, weights=weights, contexts=contexts, context=context, window=WINDOW,
         excluded={"first position": contexts, "massive": 3}, positions=contexts * 127, seed=seed, model="tiny/model",
@@ -75,7 +77,7 @@ def write_samples_store(folder: Path, picture: bool = True, d_sae: int = 40, sam
             "values": [[each] for each in value],
         }
     )  # fmt: skip
-    table = _table(random, d_sae, dead, maximum, 0, hits, None, {})
+    table = _table(random, d_sae, dead, maximum, 0, None, {})
     shown = np.unique(hits["context"])
     meta = _meta(
         kind="samples", d_sae=d_sae, weights="samples1", contexts=samples, context=1, window=0, excluded={},
@@ -114,7 +116,7 @@ def _hits(random: np.random.Generator, alive: np.ndarray, maximum: np.ndarray, t
     codes *= np.where(random.random(len(codes), dtype=np.float32) < 0.07, np.repeat(value, lengths) * 0.9, 0)
     codes[ends - lengths] = np.nan
     codes[ends - lengths + position - begin] = value
-    windows = pa.ListArray.from_arrays(np.r_[0, ends].astype(np.int32), pa.array(codes))
+    windows = pa.ListArray.from_arrays(np.r_[0, ends].astype(np.int32), pa.array(codes, mask=np.isnan(codes)))
     return pd.DataFrame(
         {
             "latent": latent.astype(np.int32),
@@ -136,7 +138,6 @@ def _table(
     dead: np.ndarray,
     maximum: np.ndarray,
     vocabulary: int,
-    hits: pd.DataFrame,
     tokens: np.ndarray | None,
     strings: dict[int, str],
 ) -> pd.DataFrame:

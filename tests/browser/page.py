@@ -107,6 +107,10 @@ class Page:
         self._call("Page.navigate", url=url)
         self.wait("document.readyState === 'complete' && 'ready' in document.documentElement.dataset")
 
+    def run_first(self, script: str) -> None:
+        """Run a script in every page that is opened from now on, before its own scripts."""
+        self._call("Page.addScriptToEvaluateOnNewDocument", source=script)
+
     def ask(self, script: str) -> Any:
         """Return the value of an expression in the page; a promise is awaited."""
         found = self._call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)

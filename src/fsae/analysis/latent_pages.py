@@ -37,8 +37,8 @@ _SHARED_SCRIPTS = ("text.js", "appearance.js")
 _SCRIPTS = (*_SHARED_SCRIPTS, "data.js", "notes.js", "table.js", "scatter.js", "charts.js", "latent.js", "pages.js")
 # Latents whose hits are read from the store at a time.
 _READ_AT_ONCE = 1024
-# Bits of the mantissa: codes have a relative error below 2e-5, numbers of the table and of lists below 3e-5 and 1e-3.
-_CODE_BITS, _TABLE_BITS, _LIST_BITS = 15, 15, 9
+# Lists show three digits: their numbers have a relative error below 1e-3. All other numbers are exact.
+_LIST_BITS = 9
 _SIDES = ("first", "second")
 # A part of these lists would be wrong.
 _WHOLE_LISTS = ("histogram", "trigger")
@@ -303,7 +303,7 @@ def _lists() -> dict[str, bool]:
 
 def _pairs(matched: pd.DataFrame) -> str:
     latents = {side: matched[side].fillna(-1).to_numpy(np.int32) for side in _SIDES}
-    return pack({**latents, "cosine": rounded(matched["cosine"].to_numpy(np.float32), _TABLE_BITS)})
+    return pack({**latents, "cosine": matched["cosine"].to_numpy(np.float32)})
 
 
 def _scripts(store: LatentStore, sizes: PageSizes) -> Iterator[tuple[str, str]]:
@@ -344,7 +344,7 @@ def _index(table: pd.DataFrame, sizes: PageSizes) -> dict[str, np.ndarray | list
             fits = np.isfinite(values).all() and values.min(initial=0) >= 0 and values.max(initial=0) < 2**32
             arrays[name] = smallest(values.astype(np.int64)) if fits else values
         else:
-            arrays[name] = rounded(table[name].to_numpy(np.float32, na_value=np.nan), _TABLE_BITS)
+            arrays[name] = table[name].to_numpy(np.float32, na_value=np.nan)
     tokens = [() if each is None else each[: sizes.top_tokens] for each in table["top_tokens"]]
     return arrays | pack_lists("top_tokens", tokens, np.uint32)
 
@@ -419,7 +419,7 @@ def _texts(
         "peak": smallest(position - low),
         "codes": smallest(np.bincount(np.repeat(np.arange(len(hits)), lengths)[on], minlength=len(hits))),
         "code_place": smallest(within[on]),
-        "code": rounded(window[on], _CODE_BITS),
+        "code": window[on].astype(np.float32),
     }
 
 
