@@ -156,7 +156,9 @@ def layer_breaches(imports: list[Import]) -> list[Import]:
             continue
         target = each.imported.removeprefix("fsae.")
         if _within(each.module, APART):
-            if not (_within(target, APART) or _within(target, "tracking") or _within(target, "outputs")):
+            if not (
+                _within(target, APART) or _within(target, "tracking") or _within(target, "outputs") or target == "files"
+            ):
                 found.append(each)
         elif _within(target, APART):
             if not any(_within(each.module, name) for name in SHOWING):

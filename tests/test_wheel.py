@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+# Ends of the names of files that are code, or texts that code writes.
+CODE = ("py", "jinja", "js", "css", "typed")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def test_the_wheel_holds_only_the_code_and_the_yaml_files(unpacked: Path):
     code = {name.relative_to("fsae") for name in names if name.parts[0] == "fsae" and name.parts[1] != "conf"}
     conf = {name.relative_to("fsae/conf") for name in names if name.parts[:2] == ("fsae", "conf")}
     source = REPOSITORY / "src" / "fsae"
-    assert code == {path.relative_to(source) for end in ("py", "jinja", "typed") for path in source.rglob(f"*.{end}")}
+    assert code == {path.relative_to(source) for end in CODE for path in source.rglob(f"*.{end}")}
     assert conf == {path.relative_to(REPOSITORY / "conf") for path in (REPOSITORY / "conf").rglob("*.yaml")}
     # Hydra looks for launchers in a namespace of its own.
     assert {name for name in names if name.parts[0] == "hydra_plugins"} == {Path("hydra_plugins", "fsae.py")}

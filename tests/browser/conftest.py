@@ -43,15 +43,26 @@ class Browser:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Browser:
-    """A browser; without one the test is skipped, or fails if FSAE_REQUIRE_BROWSER is set."""
-    program = next((found for name in PROGRAMS if (found := shutil.which(name))), None)
+def find_program() -> str | None:
+    """Return the path of Chromium."""
+    return next((found for name in PROGRAMS if (found := shutil.which(name))), None)
+
+
+@pytest.fixture(scope="session")
+def program() -> str:
+    """The path of Chromium; without one the test is skipped, or fails if FSAE_REQUIRE_BROWSER is set."""
+    program = find_program()
     if program is None:
         missing = "there is no Chromium; on Debian: apt-get install chromium"
         if os.environ.get("FSAE_REQUIRE_BROWSER"):
             pytest.fail(missing)
         pytest.skip(missing)
+    return program
+
+
+@pytest.fixture
+def browser(program: str, tmp_path: Path) -> Browser:
+    """A browser that opens a page, takes a picture of it or reads its source, and closes."""
     (tmp_path / "browser").mkdir()
     return Browser(program, tmp_path / "browser")
 

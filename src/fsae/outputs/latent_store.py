@@ -260,6 +260,10 @@ class LatentStore:
             raise ValueError(f"latent {latent}: the dictionary has the latents 0 to {self.meta.d_sae - 1}")
         return self._read(HITS, [("latent", "==", latent)])
 
+    def hits_between(self, first: int, end: int) -> pd.DataFrame:
+        """Return the hits of the latents from `first` to `end` - 1."""
+        return self._read(HITS, [("latent", ">=", first), ("latent", "<", end)])
+
     @cached_property
     def tokens(self) -> Int[np.ndarray, "contexts context"]:
         """The token ids of all text that was read; empty without text."""
@@ -294,7 +298,7 @@ class LatentStore:
 
     def _read(self, name: str, filters: list[tuple[str, str, Any]] | None = None) -> pd.DataFrame:
         try:
-            return pq.read_table(self.folder / name, filters=filters).to_pandas()
+            return pq.read_table(self.folder / name, filters=filters).to_pandas(ignore_metadata=True)
         except (OSError, pa.ArrowException) as error:
             raise self._damaged(name, error) from error
 

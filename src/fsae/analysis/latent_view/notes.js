@@ -1,0 +1,51 @@
+// Notes and stars, kept in the browser under the digest of the dictionary's weights.
+
+class Notes {
+  constructor(weights) {
+    this.weights = weights;
+    this.key = `fsae:notes:${weights}`;
+    this.read();
+  }
+
+  read() {
+    this.all = new Map();
+    try { this.merge(JSON.parse(kept.get(this.key) ?? "{}")); } catch { /* Foreign content under this name is not a note. */ }
+  }
+
+  of(latent) { return this.all.get(latent) ?? {star: false, note: ""}; }
+
+  change(latent, changed) {
+    // Another tab may have written since.
+    this.read();
+    const now = {...this.of(latent), ...changed};
+    if (now.star || now.note) this.all.set(latent, now); else this.all.delete(latent);
+    this.keep();
+  }
+
+  keep() {
+    if (!kept.set(this.key, JSON.stringify(Object.fromEntries(this.all))))
+      say("The browser keeps nothing for this page: export your notes before you close it.");
+  }
+
+  merge(found) {
+    for (const [latent, {star, note}] of Object.entries(found))
+      if (/^\d+$/.test(latent)) this.all.set(Number(latent), {star: star === true, note: typeof note === "string" ? note : ""});
+  }
+
+  exported() { return {weights: this.weights, notes: Object.fromEntries(this.all)}; }
+
+  // Notes of the file replace those of the same latent; others stay. Returns how many the file has.
+  import({weights, notes}) {
+    if (weights !== this.weights) throw new Error("These notes are of another dictionary.");
+    this.read();
+    this.merge(notes);
+    this.keep();
+    return Object.keys(notes).length;
+  }
+}
+
+const saveFile = (name, text) => {
+  const address = URL.createObjectURL(new Blob([text], {type: "application/json"}));
+  el("a", {href: address, download: name}).click();
+  setTimeout(() => URL.revokeObjectURL(address), 10000);
+};

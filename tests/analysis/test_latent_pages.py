@@ -1,0 +1,223 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fsae.analysis.latent_pages import (
+    PageSizes,
+    PromptView,
+    write_comparison_pages,
+    write_latent_pages,
+    write_prompt_page,
+)
+from fsae.outputs.latent_store import LATENT_COLUMNS, SAMPLED, TOP, LatentStore
+from tests.analysis.latent_stores import HOSTILE, LABEL, write_samples_store, write_text_store
+from tests.analysis.test_packed_arrays import from_few_bytes, unpack
+
+TITLE = "run <b>1</b> & more"
+PROVENANCE = {"run": "outputs/<i>2026</i>", "seed": "0"}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> LatentStore:
+    return write_text_store(tmp_path_factory.mktemp("text") / "latents")
+
+
+@pytest.fixture(scope="module")
+def page(store: LatentStore) -> Path:
+    return write_latent_pages(store, store.folder, TITLE, PROVENANCE)
+
+
+def data_of(page: Path) -> Path:
+    (folder,) = page.parent.glob("pages-*")
+    return folder
+
+
+def script(page: Path, name: str) -> dict[str, Any]:
+    found = re.fullmatch(r'fsaeLatents\("(.*)","(.*)"\)\n', (data_of(page) / f"{name}.js").read_text())
+    assert found
+    assert found[1] == name
+    return unpack(found[2])
+
+
+def test_the_pages_stand_next_to_the_store(page: Path, store: LatentStore):
+    assert page == store.folder / "index.html"
+    assert len(store.table) == 300
+    assert {path.name for path in data_of(page).iterdir()} == {
+        "first-index.js", "first-tokens.js", *(f"first-shard-{i:04d}.js" for i in range(3))
+    }  # fmt: skip
+
+
+def test_the_table_has_every_number_and_text_of_every_latent(page: Path, store: LatentStore):
+    index = script(page, "first-index")
+    scalars = [name for name, column in LATENT_COLUMNS.items() if not str(column.type).startswith("list")]
+    assert list(index) == [*scalars, "top_tokens", "top_tokens.lengths"]
+    for name in scalars:
+        if isinstance(index[name], list):
+            assert index[name] == store.table[name].fillna("").to_list()
+        else:
+            np.testing.assert_array_equal(index[name], store.table[name].astype(index[name].dtype))
+    assert index["label"][1] == LABEL
+    assert index["label"][7] == ""
+
+
+@pytest.mark.parametrize("latent", [0, 1, 7, 128, 255, 299])
+def test_a_shard_has_the_windows_of_its_latents(latent: int, page: Path, store: LatentStore):
+    sizes = PageSizes()
+    shard = script(page, f"first-shard-{latent // sizes.latents_per_shard:04d}")
+    own = latent % sizes.latents_per_shard
+    count = (shard["tops"] + shard["samples"].astype(int)).tolist()
+    begin = sum(count[:own])
+    hits = store.hits(latent)
+    top = hits.loc[(hits["group"] == TOP) & (hits["rank"] < sizes.top)]
+    sampled = hits.loc[(hits["group"] == SAMPLED) & (hits["rank"] < sizes.per_bin)]
+    wanted = pd.concat([top.sort_values("rank"), sampled.sort_values(["bin", "rank"], ascending=[False, True])])
+    assert count[own] == len(wanted) == (0 if latent == 7 else 50)
+    runs = np.cumsum(shard["run_first"]), np.cumsum(shard["run_context"]), shard["run_position"].astype(int)
+    ids, text = script(page, "first-tokens")["ids"], from_few_bytes(shard["tokens"])
+    codes_begin = np.r_[0, np.cumsum(shard["codes"])]
+    for i, hit in zip(range(begin, begin + count[own]), wanted.to_dict("records"), strict=True):
+        reach = sizes.top_window if hit["group"] == TOP else sizes.sample_window
+        low = max(hit["begin"], hit["position"] - reach)
+        high = min(hit["begin"] + len(hit["values"]), hit["position"] + reach + 1)
+        first, length = int(shard["first"][i]), int(shard["length"][i])
+        assert (length, shard["peak"][i]) == (high - low, hit["position"] - low)
+        tokens = ids[text[first : first + length]]
+        assert tokens.tolist() == store.tokens[hit["context"], low:high].tolist()
+        run = int(np.searchsorted(runs[0], first, side="right")) - 1
+        assert (runs[1][run], runs[2][run] + first - runs[0][run]) == (hit["context"], low)
+        codes = np.zeros(length)
+        part = slice(codes_begin[i], codes_begin[i + 1])
+        codes[shard["code_place"][part]] = shard["code"][part]
+        codes[shard["peak"][i]] = shard["value"][i]
+        np.testing.assert_array_equal(codes, hit["values"][low - hit["begin"] : high - hit["begin"]])
+        assert (shard["value"][i], shard["bin"][i]) == (np.float32(hit["value"]), hit["bin"])
+
+
+def test_lists_are_cut_to_their_length_and_null_is_empty(store: LatentStore, tmp_path: Path):
+    page = write_latent_pages(store, tmp_path / "pages", TITLE, {}, PageSizes(listed=4, latents_per_shard=300))
+    shard = script(page, "first-shard-0000")
+    assert set(shard["cofiring.lengths"].tolist()) == {0, 4}
+    assert shard["cofiring.lengths"][7] == 0
+    assert shard["cofiring"][:4].tolist() == store.table["cofiring"][0][:4].tolist()
+    # Neither the histogram nor the trigger means anything without its end.
+    assert shard["histogram.lengths"].tolist() == [96] * 300
+    assert shard["trigger.lengths"][:3].tolist() == [3, 0, 0]
+
+
+def test_every_text_is_shown_as_text(page: Path):
+    text = page.read_text()
+    assert "<b>1" not in text
+    assert "run &lt;b&gt;1&lt;/b&gt; &amp; more" in text
+    assert "outputs/&lt;i&gt;2026&lt;/i&gt;" in text
+    assert "a &lt;i&gt;data&lt;/i&gt; set" in text
+    tokens = script(page, "first-tokens")
+    assert {text for text, i in zip(tokens["texts"], tokens["ids"], strict=True) if i < len(HOSTILE)} == set(HOSTILE)
+    # Data scripts have nothing but letters of base64.
+    for file in data_of(page).iterdir():
+        assert re.fullmatch(r'fsaeLatents\("[a-z0-9-]+","[A-Za-z0-9+/=]+"\)\n', file.read_text())
+
+
+def test_no_file_names_another_place(page: Path):
+    for file in page.parent.rglob("*"):
+        if file.suffix in (".html", ".js"):
+            assert not re.search(r"\bhttps?:|\b(src|href)=[\"']?//|@import|= import\(|\bfetch\(", file.read_text()), (
+                file
+            )
+
+
+def test_the_provenance_is_on_the_page(page: Path):
+    text = page.read_text()
+    for fact in (
+        "tiny/model",
+        "resid_post.3",
+        "held out",
+        "400 contexts of 128 tokens",
+        "400 first position, 3 massive",
+    ):
+        assert fact in text
+    assert "0123abcd" in text
+    assert "raw units of the activations" in text
+
+
+def test_a_latent_takes_at_most_four_kilobytes(tmp_path: Path):
+    """Ten million tokens of 50,000 kinds, with the entropy of English: almost no text is shared between windows."""
+    latents = 1024
+    store = write_text_store(tmp_path / "latents", d_sae=latents, contexts=80_000, vocabulary=50_000)
+    data = data_of(write_latent_pages(store, store.folder, TITLE, PROVENANCE))
+    sizes = {file.name: file.stat().st_size for file in data.iterdir()}
+    # The texts of the tokens are the same for any number of latents.
+    tokens = sizes.pop("first-tokens.js")
+    assert sum(sizes.values()) / latents + tokens / 16_384 < 4000
+
+
+def test_pages_are_replaced_and_the_store_stays(store: LatentStore, tmp_path: Path):
+    folder = tmp_path / "pages"
+    page = write_latent_pages(store, folder, "one", {}, PageSizes(top=3))
+    earlier = data_of(page)
+    (folder / "meta.json").write_text("{}")
+    write_latent_pages(store, folder, "two", {}, PageSizes(top=4))
+    assert data_of(page) != earlier
+    assert "<title>two" in page.read_text()
+    assert (folder / "meta.json").exists()
+    # The same pages again give the same files.
+    before = {file.name: file.read_bytes() for file in data_of(page).iterdir()}
+    write_latent_pages(store, folder, "two", {}, PageSizes(top=4))
+    assert {file.name: file.read_bytes() for file in data_of(page).iterdir()} == before
+
+
+def test_earlier_pages_outlive_a_failure(tmp_path: Path):
+    store = write_text_store(tmp_path / "latents", d_sae=20)
+    page = write_latent_pages(store, store.folder, "one", {})
+    files = {file: file.read_bytes() for file in page.parent.rglob("*.[hj]*")}
+    (store.folder / "hits.parquet").write_bytes(b"no table")
+    with pytest.raises(ValueError, match="damaged"):
+        write_latent_pages(LatentStore(store.folder), store.folder, "two", {})
+    assert {file: file.read_bytes() for file in page.parent.rglob("*.[hj]*")} == files
+
+
+def test_samples_are_kept_in_255_steps(tmp_path: Path):
+    store = write_samples_store(tmp_path / "latents")
+    page = write_latent_pages(store, store.folder, "digits", {}, PageSizes(latents_per_shard=40))
+    shard = script(page, "first-shard-0000")
+    assert shard["tops"].tolist() == [0 if i % 10 == 7 else 6 for i in range(40)]
+    hits = store.hits(0)
+    ids = shard["sample_ids"][shard["sample"][: len(hits)]]
+    assert sorted(ids.tolist()) == sorted(hits["context"])
+    low, high = shard["low"], shard["high"]
+    for number, sample in enumerate(shard["sample_ids"].tolist()):
+        steps = shard["steps"].reshape(len(low), -1)[number].astype(float)
+        found = low[number] + steps / 255 * (high[number] - low[number])
+        np.testing.assert_allclose(found, store.samples[sample], atol=(high[number] - low[number]) / 500)
+
+
+def test_a_comparison_has_both_dictionaries_and_their_pairs(store: LatentStore, tmp_path: Path):
+    other = write_text_store(tmp_path / "other", d_sae=20, weights="other")
+    matched = pd.DataFrame({"first": [5, 6], "second": [19, None], "cosine": [0.5, np.nan]})
+    page = write_comparison_pages(store, other, matched, tmp_path / "pages", ("A", "<B>"), PROVENANCE)
+    pairs = script(page, "pairs")
+    assert (pairs["first"].tolist(), pairs["second"].tolist()) == ([5, 6], [19, -1])
+    np.testing.assert_array_equal(pairs["cosine"], [np.float32(0.5), np.nan])
+    assert len(script(page, "second-index")["latent"]) == 20
+    assert "A and &lt;B&gt;" in page.read_text()
+
+
+def test_a_pair_of_a_latent_that_is_missing_is_refused(store: LatentStore, tmp_path: Path):
+    other = write_text_store(tmp_path / "other", d_sae=20)
+    matched = pd.DataFrame({"first": [0], "second": [20], "cosine": [0.5]})
+    with pytest.raises(ValueError, match="latent 20, and the dictionary has the latents 0 to 19"):
+        write_comparison_pages(store, other, matched, tmp_path / "pages", ("A", "B"), {})
+
+
+def test_a_prompt_page_escapes_its_texts(tmp_path: Path):
+    prompt = PromptView(["a", "</script><b>"], [[(3, 0.5, None)], [(3, 1.5, -0.25)]], [1.0, None], {3: "<i>label</i>"})
+    page = write_prompt_page(tmp_path / "new", prompt, TITLE, PROVENANCE)
+    text = page.read_text()
+    assert page == tmp_path / "new" / "prompt.html"
+    assert text.count("</script>") == text.count("<script") == 2
+    for markup in ("<b>", "<i>"):
+        assert markup not in text
+    assert r'"latents": [[[3, 0.5, null]], [[3, 1.5, -0.25]]]' in text
