@@ -35,7 +35,7 @@ LAYERS = [
     {"devices"},
     {"sparse"},
     {"autoencoders", "language_models"},
-    {"losses"},
+    {"losses", "language_models.interventions"},
     {"couplings"},
     {"sources", "export"},
     {"outputs"},

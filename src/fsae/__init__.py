@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fsae.export.saelens import Provenance
+    from fsae.language_models.interventions import Ablate, Add, Clamp, Scale
     from fsae.surface.collection import collect
     from fsae.surface.dictionary import Dictionary, load, save
     from fsae.surface.evaluation import Numbers, evaluate
@@ -24,11 +25,15 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "Ablate",
     "Activations",
+    "Add",
+    "Clamp",
     "Dictionary",
     "LanguageModel",
     "Numbers",
     "Provenance",
+    "Scale",
     "__version__",
     "collect",
     "evaluate",
@@ -39,11 +44,15 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Ablate": "fsae.language_models.interventions",
     "Activations": "fsae.surface.language_model",
+    "Add": "fsae.language_models.interventions",
+    "Clamp": "fsae.language_models.interventions",
     "Dictionary": "fsae.surface.dictionary",
     "LanguageModel": "fsae.surface.language_model",
     "Numbers": "fsae.surface.evaluation",
     "Provenance": "fsae.export.saelens",
+    "Scale": "fsae.language_models.interventions",
     "collect": "fsae.surface.collection",
     "evaluate": "fsae.surface.evaluation",
     "language_model": "fsae.surface.language_model",
