@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fsae.surface.dictionary import Dictionary, load, save
     from fsae.surface.evaluation import Numbers, evaluate
     from fsae.surface.language_model import Activations, LanguageModel, language_model
+    from fsae.surface.steering import Steered, Steering, steer
     from fsae.surface.training import train
 
     __version__: str
@@ -34,12 +35,15 @@ __all__ = [
     "Numbers",
     "Provenance",
     "Scale",
+    "Steered",
+    "Steering",
     "__version__",
     "collect",
     "evaluate",
     "language_model",
     "load",
     "save",
+    "steer",
     "train",
 ]
 
@@ -53,11 +57,14 @@ _HOMES = {
     "Numbers": "fsae.surface.evaluation",
     "Provenance": "fsae.export.saelens",
     "Scale": "fsae.language_models.interventions",
+    "Steered": "fsae.surface.steering",
+    "Steering": "fsae.surface.steering",
     "collect": "fsae.surface.collection",
     "evaluate": "fsae.surface.evaluation",
     "language_model": "fsae.surface.language_model",
     "load": "fsae.surface.dictionary",
     "save": "fsae.surface.dictionary",
+    "steer": "fsae.surface.steering",
     "train": "fsae.surface.training",
 }
 

@@ -12,9 +12,9 @@ from the autoencoder alone, without hooks and without gradient.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -65,6 +65,14 @@ class Edit(Ranged, ABC):
         """Return whether the edit is in units of the latent's largest activation."""
         return False
 
+    def with_strength(self, strength: float) -> Self:
+        """Return the edit with another strength.
+
+        Raises:
+            ValueError: this kind of edit has none, or it cannot have this one.
+        """
+        raise ValueError(f"{type(self).__name__} has no strength to vary; use Scale, Add or Clamp")
+
     @abstractmethod
     def edited(self, codes: Float[Tensor, " vectors"], largest: float) -> Float[Tensor, " vectors"]:
         """Return what the latent's codes become.
@@ -94,6 +102,10 @@ class Scale(Edit, group="Scale"):
 
     by: float = field(metadata=between(least=0, most=1e6))
 
+    def with_strength(self, strength: float) -> Self:
+        """Return the edit with this factor."""
+        return replace(self, by=strength)
+
     def edited(self, codes: Float[Tensor, " vectors"], largest: float) -> Float[Tensor, " vectors"]:
         """Return the codes times the factor."""
         return codes * self.by
@@ -118,6 +130,9 @@ class StrengthEdit(Edit):
     @property
     def relative(self) -> bool:
         return self.unit == "largest"
+
+    def with_strength(self, strength: float) -> Self:
+        return replace(self, strength=strength)
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,7 @@ class Dictionary:
         """Edit latents in the language model within a `with` block.
 
             with dictionary.intervene(fsae.Add(12, 2.0), fsae.Ablate(40)) as model:
-                print(model.generate("Once upon a time"))
+                print(model.generate("The cat sat on"))
 
         The activations at the dictionary's site become decode(edited codes) + error, with the error of the
         reconstruction that the plain codes give; see `fsae.language_models.interventions`. Positions that the
@@ -383,15 +383,9 @@ def save(
 
 def _with_token(edit: Edit, model: LanguageModel) -> Edit:
     """Return an edit whose `after` is the id of a token."""
-    if not isinstance(edit.after, str):
+    if edit.after is None:
         return edit
-    (ids,) = model.model.tokenise([edit.after])
-    if len(ids) != 1:
-        raise ValueError(
-            f"{type(edit).__name__}.after is {edit.after!r}, which is {len(ids)} tokens of model {model.name}: "
-            f"{model.model.strings(ids)}; give one token, by its text or its id"
-        )
-    return replace(edit, after=ids[0])
+    return replace(edit, after=model.token_id(edit.after, f"{type(edit).__name__}.after"))
 
 
 def _exported(path: Path, member: int | None) -> Path:

@@ -236,6 +236,28 @@ class LanguageModel:
             rows.append(row)
         return rows
 
+    def token_id(self, token: str | int, what: str = "token") -> int:
+        """Return the id of a token.
+
+        Args:
+            token: its text with its space, as in " Paris", or its id.
+            what: names the token in messages.
+
+        Raises:
+            ValueError: the text is no token, or several, or the model has no such id.
+        """
+        if isinstance(token, int):
+            if not 0 <= token < self.model.d_vocab:
+                raise ValueError(f"{what} is {token}; model {self.name} has the ids 0 to {self.model.d_vocab - 1}")
+            return token
+        (ids,) = self.model.tokenise([token])
+        if len(ids) != 1:
+            raise ValueError(
+                f"{what} is {token!r}, which is {len(ids)} tokens of model {self.name}: {self.model.strings(ids)}; "
+                "give one token, by its text or its id"
+            )
+        return ids[0]
+
     @contextmanager
     def intervened(self, intervention: Intervention) -> Iterator[None]:
         """Edit every forward pass within the block; `Dictionary.intervene` makes the intervention.
