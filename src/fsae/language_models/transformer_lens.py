@@ -280,8 +280,8 @@ class TransformerLensModel:
         """
         tokens, first = forward_pass.tokens.to(self.device), forward_pass.first
         settings: dict[str, Any] = {}
-        # Some families accept no mask, so that it is given only if it says something; transformers would otherwise
-        # derive it from the cache.
+        # Some families accept no mask, so only passes that need one have it: those with padding, and those with a cache,
+        # from which transformers would derive it, on some machines as NaN.
         if first or not forward_pass.real.all():
             settings["attention_mask"] = forward_pass.real.long().to(self.device)
         if cache is not None:
@@ -296,27 +296,6 @@ class TransformerLensModel:
                 **settings,
             )
         return logits[:, -1], cache
-
-    def logit_lens(self, vectors: Float[Tensor, "vectors d"], site: Site) -> Float[Tensor, "vectors d_vocab"]:
-        """Return the logits of vectors at a site, if nothing but the final norm lay between it and the unembedding.
-
-        A vector at attn_z goes through the attention's output weights first.
-
-        Raises:
-            ValueError: the model lacks the site.
-        """
-        self.check_site(site)
-        bridge = self._bridge
-        with self._one_pass, torch.inference_mode():
-            x = vectors.to(self.device, self.dtype)[None]
-            if site.name is SiteName.attn_z:
-                x = bridge.blocks[site.layer].attn.o(x)
-            return bridge.unembed(bridge.ln_final(x))[0]
-
-    def _hooks(self, replacements: Sequence[Replacement]) -> list[_Hook]:
-        for site, _ in replacements:
-            self.check_site(site)
-        return _replacing(replacements)
 
     def unembedding(self) -> Unembedding:
         """Return the final norm and the unembedding matrix.
@@ -391,6 +370,11 @@ class TransformerLensModel:
         centred = (constant - other_constant).norm() < 1e-2 * weight.norm()
         return weight.float(), bool(centred)
 
+    def _hooks(self, replacements: Sequence[Replacement]) -> list[_Hook]:
+        for site, _ in replacements:
+            self.check_site(site)
+        return _replacing(replacements)
+
     def _survey(self) -> tuple[dict[Site, int], dict[Site, str]]:
         """Return the widths of all sites of the model, and the sites that do not hold what their names mean."""
         read = self._read_all(self._probe)
@@ -433,7 +417,7 @@ class TransformerLensModel:
         with self._one_pass, torch.inference_mode():
             return self._bridge.run_with_hooks(tokens.to(self.device), fwd_hooks=hooks, use_cache=False)
 
-    def _read(self, tokens: Tensor, sites: Sequence[Site], before: Sequence[_Hook]) -> dict[Site, Tensor]:
+    def _read(self, tokens: Tensor, sites: Sequence[Site], before: Sequence[_Hook] = ()) -> dict[Site, Tensor]:
         read: dict[Site, Tensor] = {}
 
         def reader(site: Site):

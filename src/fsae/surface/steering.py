@@ -208,11 +208,16 @@ def repetition(rows: Sequence[Sequence[int]], ngram: int) -> float:
 
 def _target_ids(dictionary: Dictionary, latent: int, targets: Sequence[str | int], model: LanguageModel) -> list[int]:
     """Return the ids of the targets."""
-    if not targets:
-        assert dictionary.site is not None
-        logits = model.model.logit_lens(dictionary.W_dec[latent][None], dictionary.site)[0]
-        return logits.topk(min(_TARGETS, len(logits))).indices.tolist()
-    return [model.token_id(each, "a target") for each in targets]
+    if targets:
+        return [model.token_id(each, "a target") for each in targets]
+    site = dictionary.site
+    assert site is not None
+    into_stream = model.model.into_stream(site)
+    if into_stream is None:
+        raise ValueError(f"at {site} of model {model.name} a latent's effect on logits is unknown; name targets")
+    directions = dictionary.W_dec[latent][None].to(into_stream) @ into_stream
+    effects = model.model.unembedding().effects(directions)[0]
+    return effects.topk(min(_TARGETS, len(effects))).indices.tolist()
 
 
 def _side_by_side(titles: tuple[str, str], texts: tuple[str, str], width: int) -> Iterator[str]:
