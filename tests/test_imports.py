@@ -35,7 +35,7 @@ LAYERS = [
     {"devices"},
     {"sparse"},
     {"autoencoders", "language_models"},
-    {"losses"},
+    {"losses", "language_models.interventions"},
     {"couplings"},
     {"sources", "export"},
     {"outputs"},
@@ -49,7 +49,7 @@ LAYERS = [
     {"sweeps"},
     {"commands"},
     {"__main__"},
-    {"run", "evaluate", "report", "resume", "store", "sync"},
+    {"run", "evaluate", "report", "resume", "steer", "store", "sync"},
 ]
 # Outside the layers: it reads what runs leave behind, through the readers of tracking, and knows no torch.
 APART = "analysis"

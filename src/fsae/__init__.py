@@ -15,40 +15,56 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fsae.export.saelens import Provenance
+    from fsae.language_models.interventions import Ablate, Add, Clamp, Scale
     from fsae.surface.collection import collect
     from fsae.surface.dictionary import Dictionary, load, save
     from fsae.surface.evaluation import Numbers, evaluate
     from fsae.surface.language_model import Activations, LanguageModel, language_model
+    from fsae.surface.steering import Steered, Steering, steer
     from fsae.surface.training import train
 
     __version__: str
 
 __all__ = [
+    "Ablate",
     "Activations",
+    "Add",
+    "Clamp",
     "Dictionary",
     "LanguageModel",
     "Numbers",
     "Provenance",
+    "Scale",
+    "Steered",
+    "Steering",
     "__version__",
     "collect",
     "evaluate",
     "language_model",
     "load",
     "save",
+    "steer",
     "train",
 ]
 
 _HOMES = {
+    "Ablate": "fsae.language_models.interventions",
     "Activations": "fsae.surface.language_model",
+    "Add": "fsae.language_models.interventions",
+    "Clamp": "fsae.language_models.interventions",
     "Dictionary": "fsae.surface.dictionary",
     "LanguageModel": "fsae.surface.language_model",
     "Numbers": "fsae.surface.evaluation",
     "Provenance": "fsae.export.saelens",
+    "Scale": "fsae.language_models.interventions",
+    "Steered": "fsae.surface.steering",
+    "Steering": "fsae.surface.steering",
     "collect": "fsae.surface.collection",
     "evaluate": "fsae.surface.evaluation",
     "language_model": "fsae.surface.language_model",
     "load": "fsae.surface.dictionary",
     "save": "fsae.surface.dictionary",
+    "steer": "fsae.surface.steering",
     "train": "fsae.surface.training",
 }
 

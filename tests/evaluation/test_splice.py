@@ -27,11 +27,10 @@ class OneLayerModel:
     def activations(self, tokens: Tensor) -> Tensor:
         return self.embedding[tokens]
 
-    def logits(self, tokens: Tensor, replace: tuple[Site, Callable[[Tensor], Tensor]] | None = None) -> Tensor:
+    def logits(self, tokens: Tensor, *replacements: tuple[Site, Callable[[Tensor], Tensor]]) -> Tensor:
         self.rows_seen.append(len(tokens))
         x = self.activations(tokens)
-        if replace is not None:
-            site, function = replace
+        for site, function in replacements:
             assert site == SITE
             with torch.inference_mode():
                 x = function(x)
@@ -117,9 +116,10 @@ def test_against_one_pass_with_all_logits(arch, masked):
 def test_by_hand():
     # One token of two is as likely as the other, until the activation is doubled: softmax(0, ln 3) = (1/4, 3/4).
     class TwoTokens:
-        def logits(self, tokens, replace=None):
+        def logits(self, tokens, *replacements):
             x = torch.ones(*tokens.shape, 1)
-            x = x if replace is None else replace[1](x)
+            for _, function in replacements:
+                x = function(x)
             return torch.cat([torch.zeros_like(x), (x - 1) * math.log(3)], dim=2)
 
     doubling = StandardSettings(d_sae=1).build(1, torch.Generator()).eval()
@@ -184,11 +184,11 @@ def test_positions_left_out_keep_the_models_own_activations():
     tokens, seen = some_tokens(), []
 
     class Recording(OneLayerModel):
-        def logits(self, tokens, replace=None):
-            if replace is not None:
+        def logits(self, tokens, *replacements):
+            for _, function in replacements:
                 x = self.activations(tokens)
-                seen.append((x, replace[1](x)))
-            return super().logits(tokens, replace)
+                seen.append((x, function(x)))
+            return super().logits(tokens, *replacements)
 
     keep = some_kept()
     mean = torch.full((D_IN,), 0.5, dtype=torch.float64)

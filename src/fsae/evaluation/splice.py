@@ -31,9 +31,9 @@ class SpliceableModel(Protocol):
     """The language model that the splice needs."""
 
     def logits(
-        self, tokens: Int[Tensor, "row position"], replace: tuple[Site, Replacement] | None = None
+        self, tokens: Int[Tensor, "row position"], *replacements: tuple[Site, Replacement]
     ) -> Float[Tensor, "row position vocabulary"]:
-        """Return the logits of one forward pass, with the activations at a site replaced by a function of them."""
+        """Return the logits of one forward pass, with the activations at sites replaced by a function of them."""
         ...
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fsae.devices import device_of, dtype_of
 from fsae.language_models.chat import tokenised_chat
+from fsae.language_models.forward_pass import ForwardPass
 from fsae.language_models.hub import RepoKind, local_model_folder, offline, require_repo
 from fsae.language_models.packaged import packaged_folder
 from fsae.language_models.residual_identities import is_not_sum, unsound_sites
@@ -44,8 +45,21 @@ _NO_DECODERS = {
 # Tokens of the forward passes that check a model and its sites.
 _CHECK_TOKENS = 8
 
+# A site, and a function of the activations there whose result replaces them.
+Replacement = tuple[Site, Callable[[Float[Tensor, "sequence position d"]], Tensor]]
+
 # A hook's name and a function of the activations; the name may be a filter, as TransformerLens types it.
 _Hook = tuple[str | Callable, Callable]
+
+# The sites of a block in the order in which a forward pass reaches them.
+_ORDER = [
+    SiteName.resid_pre,
+    SiteName.attn_z,
+    SiteName.attn_out,
+    SiteName.resid_mid,
+    SiteName.mlp_out,
+    SiteName.resid_post,
+]
 
 
 class _EverySiteRead(Exception):  # noqa: N818 - nothing went wrong
@@ -65,6 +79,8 @@ class TransformerLensModel:
         bos_token_id: the tokenizer's BOS, whether it puts it before a text or not; None if it has none.
         separator_id: the id between documents.
         special_ids: all ids that represent no text.
+        end_ids: ids at which generated text ends.
+        accepts_padding: whether prompts of different lengths can be continued in one pass.
     """
 
     def __init__(self, bridge: "TransformerBridge", tokenizer: "PreTrainedTokenizerBase", name: str):
@@ -88,6 +104,8 @@ class TransformerLensModel:
         self.special_ids = frozenset(tokenizer.all_special_ids) | {
             token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
         }
+        self.end_ids = frozenset({self.separator_id, *_end_ids(bridge, tokenizer)})
+        self.accepts_padding: bool = bridge.adapter.supports_batched_generation
         self._bridge = bridge
         self._tokenizer = tokenizer
         self._knows_all_ids = _check_vocabulary(tokenizer, self.d_vocab, name)
@@ -95,6 +113,7 @@ class TransformerLensModel:
         self._one_pass = threading.Lock()
         self._probe = _probe(self.d_vocab, min(_CHECK_TOKENS, self.context_limit), self.special_ids)
         self._checked: set[Site] = set()
+        self._replaceable: set[Site] = set()
         self._failure: str | None = None
         self._widths, self._unsound = self._survey()
         heads = {width for site, width in self._widths.items() if site.name is SiteName.attn_z}
@@ -141,6 +160,8 @@ class TransformerLensModel:
         Raises:
             ValueError: it does not, or the model lacks the site.
         """
+        if site in self._replaceable:
+            return
         self.check_site(site)
         reason = None
         if site.name is SiteName.resid_mid:
@@ -149,8 +170,8 @@ class TransformerLensModel:
                 reason = f"a sum carries it past the MLP, and {site} + {mlp} is not {end}"
         try:
             plain = self._logits(self._probe, [])
-            same = self._logits(self._probe, _replacement(site, lambda activations: activations))
-            without = self._logits(self._probe, _replacement(site, torch.zeros_like))
+            same = self._logits(self._probe, _replacing([(site, lambda activations: activations)]))
+            without = self._logits(self._probe, _replacing([(site, torch.zeros_like)]))
             if reason is None and _differ(same, plain):
                 reason = "the logits change when its activations are replaced by themselves"
             elif reason is None and torch.equal(without, plain):
@@ -162,6 +183,7 @@ class TransformerLensModel:
                 f"site {site} of model {self.name} can be read but not replaced ({reason}); set "
                 "eval=[vectors], or choose another site or model"
             )
+        self._replaceable.add(site)
 
     def tokenise(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, without special tokens."""
@@ -189,6 +211,12 @@ class TransformerLensModel:
             strings.append(f" {text}" if token.startswith("▁") and not text.startswith(" ") else text)
         return strings
 
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Return the text that tokens stand for together, special tokens included."""
+        text = self._tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
     def tokenise_chat(
         self, messages: Sequence[dict[str, Any]], roles: Sequence[str] | None
     ) -> tuple[list[int], list[bool]]:
@@ -201,39 +229,73 @@ class TransformerLensModel:
         return tokenised_chat(self._tokenizer, messages, roles)
 
     def activations(
-        self, tokens: Int[Tensor, "sequence position"], sites: Sequence[Site]
+        self, tokens: Int[Tensor, "sequence position"], sites: Sequence[Site], *replacements: Replacement
     ) -> dict[Site, Float[Tensor, "sequence position d"]]:
         """Return the activations at each site, in the model's dtype and on its device; attn_z concatenates its heads.
 
         All rows run in one pass, which stops at the last site: reading resid_mid does not run that block's MLP.
 
+        Args:
+            tokens: the rows.
+            sites: the sites to read.
+            replacements: what replaces activations, before they are read.
+
         Raises:
-            ValueError: the model lacks the site.
+            ValueError: the model lacks a site.
         """
         for site in sites:
             self.check_site(site)
-        read = self._read(tokens.to(self.device), sites)
+        read = self._read(tokens.to(self.device), sites, self._hooks(replacements))
         # Cloned outside inference mode, so that training may use the result in an autograd graph.
         return {site: read[site].clone() for site in sites}
 
     def logits(
-        self,
-        tokens: Int[Tensor, "sequence position"],
-        replace: tuple[Site, Callable[[Float[Tensor, "sequence position d"]], Tensor]] | None = None,
+        self, tokens: Int[Tensor, "sequence position"], *replacements: Replacement
     ) -> Float[Tensor, "sequence position d_vocab"]:
-        """Return the logits of one forward pass, with the activations at a site replaced by a function of them.
+        """Return the logits of one forward pass, with the activations at some sites replaced by a function of them.
 
-        All rows run in one pass: logits are d_vocab wide, so the caller chooses how many rows fit.
+        All rows run in one pass: logits are d_vocab wide, so the caller chooses how many rows fit. Of two replacements
+        at one site, the second gets the result of the first.
 
         Raises:
-            ValueError: the model lacks the site.
+            ValueError: the model lacks a site.
         """
-        hooks: list[_Hook] = []
-        if replace is not None:
-            site, function = replace
-            self.check_site(site)
-            hooks = _replacement(site, function)
-        return self._logits(tokens, hooks)
+        return self._logits(tokens, self._hooks(replacements))
+
+    def next_logits(
+        self, forward_pass: ForwardPass, cache: Any, *replacements: Replacement
+    ) -> tuple[Float[Tensor, "sequence d_vocab"], Any]:
+        """Return the logits of the token after each row, and the cache of all keys and values so far.
+
+        Args:
+            forward_pass: rows that end at the same position, with padding at their beginning.
+            cache: of the positions before the first that is computed; None if that is 0.
+            replacements: what replaces the activations of the positions that are computed.
+
+        Returns:
+            Logits, and a cache; None if the model has none, and each pass must compute all positions.
+
+        Raises:
+            ValueError: the model lacks a site.
+        """
+        tokens, first = forward_pass.tokens.to(self.device), forward_pass.first
+        settings: dict[str, Any] = {}
+        # Some families accept no mask, so only passes that need one have it: those with padding, and those with a cache,
+        # from which transformers would derive it, on some machines as NaN.
+        if first or not forward_pass.real.all():
+            settings["attention_mask"] = forward_pass.real.long().to(self.device)
+        if cache is not None:
+            settings["past_key_values"] = cache
+        hooks = self._hooks(replacements)
+        with self._one_pass, torch.inference_mode():
+            logits, cache = self._bridge.run_with_hooks(
+                tokens[:, first:],
+                fwd_hooks=hooks,
+                return_type="logits_and_cache",
+                use_cache=self._bridge.adapter.supports_kv_cache,
+                **settings,
+            )
+        return logits[:, -1], cache
 
     def unembedding(self) -> Unembedding:
         """Return the final norm and the unembedding matrix.
@@ -308,6 +370,11 @@ class TransformerLensModel:
         centred = (constant - other_constant).norm() < 1e-2 * weight.norm()
         return weight.float(), bool(centred)
 
+    def _hooks(self, replacements: Sequence[Replacement]) -> list[_Hook]:
+        for site, _ in replacements:
+            self.check_site(site)
+        return _replacing(replacements)
+
     def _survey(self) -> tuple[dict[Site, int], dict[Site, str]]:
         """Return the widths of all sites of the model, and the sites that do not hold what their names mean."""
         read = self._read_all(self._probe)
@@ -350,7 +417,7 @@ class TransformerLensModel:
         with self._one_pass, torch.inference_mode():
             return self._bridge.run_with_hooks(tokens.to(self.device), fwd_hooks=hooks, use_cache=False)
 
-    def _read(self, tokens: Tensor, sites: Sequence[Site]) -> dict[Site, Tensor]:
+    def _read(self, tokens: Tensor, sites: Sequence[Site], before: Sequence[_Hook] = ()) -> dict[Site, Tensor]:
         read: dict[Site, Tensor] = {}
 
         def reader(site: Site):
@@ -361,7 +428,7 @@ class TransformerLensModel:
 
             return keep
 
-        hooks: list[_Hook] = [(site.hook_name, reader(site)) for site in set(sites)]
+        hooks: list[_Hook] = [*before, *((site.hook_name, reader(site)) for site in set(sites))]
         with self._one_pass, torch.inference_mode():
             try:
                 self._bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type=None, use_cache=False)
@@ -637,6 +704,23 @@ def _separator_id(tokenizer: "PreTrainedTokenizerBase", name: str) -> int:
             f"model {name}: its tokenizer has neither {_SEPARATOR} nor an EOS token to put between documents"
         )
     return tokenizer.eos_token_id
+
+
+def _end_ids(bridge: "TransformerBridge", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Return the ids at which the model ends a text: the tokenizer's EOS, and those of its settings of generation."""
+    settings = getattr(bridge.original_model, "generation_config", None)
+    own = getattr(settings, "eos_token_id", None)
+    ids = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
+    return [token_id for token_id in ids if isinstance(token_id, int)]
+
+
+def _replacing(replacements: Sequence[Replacement]) -> list[_Hook]:
+    """Return the hooks of one forward pass that replaces activations.
+
+    In the order of the pass: one at resid_mid also changes the block's end, which a later one at resid_post must see.
+    """
+    ordered = sorted(replacements, key=lambda each: (each[0].layer, _ORDER.index(each[0].name)))
+    return [hook for site, function in ordered for hook in _replacement(site, function)]
 
 
 def _replacement(site: Site, function: Callable[[Tensor], Tensor]) -> list[_Hook]:

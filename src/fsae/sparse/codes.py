@@ -42,6 +42,18 @@ class Codes:
         places = self.pattern.rows * self.pattern.width + self.pattern.columns
         return flat.index_add(0, places, self.values).view(self.shape)
 
+    def of_latents(self, latents: Int[Tensor, " latents"]) -> Float[Tensor, "batch latents"]:
+        """Return the codes of some latents, each named once."""
+        if self.pattern is None:
+            return self.values[:, latents]
+        place = latents.new_full((self.pattern.width,), -1)
+        place[latents] = torch.arange(len(latents), device=latents.device)
+        columns = place[self.pattern.columns]
+        named = columns >= 0
+        codes = self.values.new_zeros(self.pattern.batch, len(latents))
+        codes[self.pattern.rows[named], columns[named]] = self.values[named]
+        return codes
+
     def map(self, function: Callable[[Tensor], Tensor]) -> "Codes":
         """Apply an elementwise function that keeps zero at zero."""
         return Codes(function(self.values), self.pattern)

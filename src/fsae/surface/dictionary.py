@@ -2,7 +2,9 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,17 +14,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.configuration.existing import with_its_norm_limit
 from fsae.configuration.recorded import recorded_settings
 from fsae.configuration.resolvers import choice_names
 from fsae.configuration.schema import RunSettings
 from fsae.export.saelens import CONFIG, Provenance, load_saelens, read_density, read_provenance, save_saelens
+from fsae.language_models.interventions import Edit, Intervention
 from fsae.language_models.sites import Site
+from fsae.outputs.latent_store import LatentStore
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import read_status
+from fsae.runs.build import request_of
+from fsae.sources.tokens import special_tokens
 from fsae.sparse.codes import Codes
 from fsae.surface.language_model import LanguageModel, language_model
 
 log = logging.getLogger(__name__)
+
+# Held-out vectors that are encoded at a time.
+_BATCH = 1024
 
 
 class Dictionary:
@@ -154,6 +164,98 @@ class Dictionary:
             )
         return language_model(self.provenance.model_name)
 
+    @cached_property
+    def largest_activations(self) -> Float[Tensor, " d_sae"]:
+        """Return each latent's code of the largest absolute value, with its sign; 0 for a latent that is never active.
+
+        It is over the samples of the run's latent store, or, without one, over the run's held-out activations. These
+        are read from the activation store, and harvested again if it has been deleted.
+
+        Raises:
+            ValueError: the dictionary belongs to no run, or the run read no language model.
+        """
+        if self._run is not None and (folder := RunFolder(self._run).latents).is_dir():
+            return torch.tensor(LatentStore(folder).table["max"].to_numpy(), dtype=self.dtype, device=self.device)
+        settings = self.settings
+        if settings is None or settings.model is None or self.folder is None:
+            raise ValueError(
+                f"{self!r}: the largest activations of its latents are unknown, because it belongs to no run on a "
+                'language model; give them with largest={LATENT: ...}, or strengths with unit="absolute"'
+            )
+        log.info("measuring the largest activation of each latent on the run's held-out activations")
+        request = replace(request_of(settings), training_samples=0, spliced=False)
+        source = with_its_norm_limit(settings.source, self.provenance, self.folder)
+        largest = torch.zeros(self.d_sae, dtype=self.dtype, device=self.device)
+        with source.open(request, lambda: None) as opened:
+            for batch in opened.held_out(request.held_out_samples, _BATCH):
+                codes = self.encode(batch.inputs)
+                for extreme in (codes.amax(0), codes.amin(0)):
+                    largest = torch.where(extreme.abs() > largest.abs(), extreme, largest)
+        return largest
+
+    @contextmanager
+    def intervene(
+        self,
+        *edits: Edit,
+        largest: Mapping[int, float] | Float[Tensor, " d_sae"] | None = None,
+        language_model: LanguageModel | None = None,
+    ) -> Iterator[LanguageModel]:
+        """Edit latents in the language model within a `with` block.
+
+            with dictionary.intervene(fsae.Add(12, 2.0), fsae.Ablate(40)) as model:
+                print(model.generate("The cat sat on"))
+
+        The activations at the dictionary's site become decode(edited codes) + error, with the error of the
+        reconstruction that the plain codes give; see `fsae.language_models.interventions`. Positions that the
+        dictionary's training left out (special tokens, massive activations) are not edited. Blocks may be nested, also
+        those of dictionaries at other sites; of two at one site, the inner one encodes what the outer one has edited.
+
+        Args:
+            *edits: `Ablate`, `Scale`, `Add` and `Clamp`, in the order in which they act; none changes nothing.
+            largest: the largest activation of the latents, which is the unit of strengths; None for
+                `largest_activations`.
+            language_model: the model to edit; None for the dictionary's own. Dictionaries at several sites of one model
+                need the same one.
+
+        Yields:
+            The language model, which is edited until the block ends, also by an exception.
+
+        Raises:
+            ValueError: there is no language model, a latent does not exist, its largest activation is unknown, or the
+                model's site cannot be edited.
+        """
+        model = language_model or self.language_model
+        site = self.site
+        if model is None or site is None:
+            missing = "language model" if model is None else "site"
+            raise ValueError(
+                f"{self!r}: it was not trained on a language model's activations (it has no {missing}), so there is "
+                "nothing to intervene in; load the run of a dictionary that was"
+            )
+        width = model.model.width(site)
+        if width != self.d_in:
+            raise ValueError(
+                f"{self!r} reads vectors of width {self.d_in}, and {site} of model {model.name} has width {width}; "
+                "give the language model that it was trained on"
+            )
+        relative = [edit.latent for edit in edits if edit.relative and edit.latent < self.d_sae]
+        if isinstance(largest, Tensor):
+            largest = dict(enumerate(largest.tolist()))
+        elif largest is None:
+            values = self.largest_activations if relative else None
+            largest = {} if values is None else {latent: float(values[latent]) for latent in relative}
+        intervention = Intervention(
+            self.autoencoder,
+            site,
+            [_with_token(edit, model) for edit in edits],
+            largest=largest,
+            left_out=self._left_out(model),
+            skipped=(self.provenance.seqpos_slice or [0])[0] or 0,
+            norm_limit=self.provenance.max_activation_norm,
+        )
+        with model.intervened(intervention):
+            yield model
+
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Return the codes of vectors.
 
@@ -207,6 +309,13 @@ class Dictionary:
             else f", {self.provenance.hook_name} of {self.provenance.model_name}"
         )
         return f"Dictionary({self.architecture}, d_in={self.d_in}, d_sae={self.d_sae}{of})"
+
+    def _left_out(self, model: LanguageModel) -> frozenset[int]:
+        """Return the ids of tokens whose activations training left out."""
+        excluded = self.provenance.exclude_special_tokens
+        if isinstance(excluded, list):
+            return frozenset(excluded)
+        return frozenset(special_tokens(model.model)) if excluded else frozenset()
 
     def _rows(self, given: Tensor, width: int, what: str, name: str) -> Float[Tensor, "rows width"]:
         if given.dim() < 1 or given.shape[-1] != width or not given.is_floating_point():
@@ -270,6 +379,13 @@ def save(
         save_saelens(dictionary.autoencoder, folder, provenance or dictionary.provenance, dictionary.density)
     else:
         save_saelens(dictionary, folder, provenance or Provenance())
+
+
+def _with_token(edit: Edit, model: LanguageModel) -> Edit:
+    """Return an edit whose `after` is the id of a token."""
+    if edit.after is None:
+        return edit
+    return replace(edit, after=model.token_id(edit.after, f"{type(edit).__name__}.after"))
 
 
 def _exported(path: Path, member: int | None) -> Path:
