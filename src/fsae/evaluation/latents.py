@@ -188,8 +188,9 @@ class Latents(Evaluation, group="eval.latents"):
 
 
 def _write(found: Findings, contexts: Contexts, meta: Meta, unfinished: Unfinished | None, folder: Path) -> None:
+    from fsae.analysis.latent_pages import write_latent_pages
 
     write_findings(found, contexts, meta, folder)
     if unfinished is not None:
         unfinished.close()
-    print(LatentStore(folder), folder, folder.parent.name, {})
+    write_latent_pages(LatentStore(folder), folder, folder.parent.name, {})

@@ -1,5 +1,6 @@
 """Findings: everything that is known of a dictionary's latents after a pass, as the latent store holds it."""
 
+import logging
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Int
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.latents.contexts import Contexts, SampleContexts, TextContexts
@@ -15,6 +17,8 @@ from fsae.latents.survey import Survey
 from fsae.latents.tables import cofiring_columns, hit_table, tally_columns
 from fsae.latents.weights import logit_columns, weight_columns
 from fsae.outputs.latent_store import Meta, write_latent_store
+
+log = logging.getLogger(__name__)
 
 # Lists of tokens of which the store holds the text.
 _TOKEN_LISTS = ("top_tokens", "logit_top", "logit_bottom", "raw_logit_top", "raw_logit_bottom", "trigger")
@@ -50,9 +54,8 @@ def findings(contexts: Contexts, autoencoder: Autoencoder, survey: Survey, partn
     columns |= cofiring_columns(found) | weight_columns(autoencoder.W_enc, autoencoder.W_dec)
     if isinstance(contexts, TextContexts):
         inputs = None
-        stream = contexts.model.into_stream(contexts.site)
-        if stream is not None:
-            own, inputs = logit_columns(autoencoder.W_dec, contexts.model.unembedding(), stream)
+        if (effects := _logit_columns(contexts, autoencoder)) is not None:
+            own, inputs = effects
             columns |= own
         columns |= text_columns(hits, contexts.rows.tokens.numpy(), autoencoder.d_sae, inputs)
     table = pd.DataFrame(columns)
@@ -61,6 +64,21 @@ def findings(contexts: Contexts, autoencoder: Autoencoder, survey: Survey, partn
         strings = token_strings(contexts, table)
         table["label"] = labels(table, hits, contexts.rows.tokens.numpy(), strings)
     return Findings(table, hits, aggregates(table))
+
+
+def _logit_columns(
+    contexts: TextContexts, autoencoder: Autoencoder
+) -> tuple[dict[str, Any], Int[np.ndarray, "d_sae top"]] | None:
+    """Return the columns of logit effects and the top tokens; None if no matrix leads from the site to the logits."""
+    stream = contexts.model.into_stream(contexts.site)
+    if stream is None:
+        return None
+    try:
+        unembedding = contexts.model.unembedding()
+    except ValueError as error:
+        log.warning("no effects on logits: %s", error)
+        return None
+    return logit_columns(autoencoder.W_dec, unembedding, stream)
 
 
 def token_strings(contexts: TextContexts, table: pd.DataFrame) -> dict[int, str]:
@@ -74,11 +92,10 @@ def token_strings(contexts: TextContexts, table: pd.DataFrame) -> dict[int, str]
 
 
 def weights_digest(autoencoder: Autoencoder) -> str:
-    """Return 16 hexadecimal digits that identify a dictionary's tensors."""
+    """Return 16 hexadecimal digits that identify a dictionary's encoder and decoder, before and after its export."""
     digest = blake2b(digest_size=8)
-    for name, tensor in sorted(autoencoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().float().numpy().tobytes())
+    for tensor in (autoencoder.W_enc.T, autoencoder.W_dec):
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
