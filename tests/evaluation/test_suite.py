@@ -45,6 +45,7 @@ class Counting(Evaluation):
                 {"counting_histogram": [1, 2]},
                 {"counts.json": {"size": self.size}},
                 {"counts.png": _draw},
+                folders={"counts/0": _make},
             )
             for own in subject.by_run(vectors)
         ]
@@ -61,6 +62,10 @@ class Members(Counting):
 
 def _draw(picture: Path) -> None:
     picture.write_text("drawn")
+
+
+def _make(folder: Path) -> None:
+    folder.mkdir(parents=True)
 
 
 VECTORS = Vectors(samples=40, batch_size=20)
@@ -138,6 +143,7 @@ def test_everything_that_was_found_is_written(tmp_path: Path):
         "text": "latents that fire", "unit": "latents", "better": "more", "shown": "table",
     }  # fmt: skip
     assert json.loads((tmp_path / "counts.json").read_text()) == {"size": 7}
+    assert (tmp_path / "counts" / "0").is_dir()
     assert (tmp_path / "plots" / "counts.png").read_text() == "drawn"
     assert {path.name for path in (tmp_path / "plots").iterdir()} >= {"counts.png", "firing.png"}
     assert all(path.suffix == ".png" for path in (tmp_path / "plots").iterdir())

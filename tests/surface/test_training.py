@@ -48,7 +48,7 @@ def toy_points(points: int, held_out: int = 4096) -> Tensor:
 @pytest.mark.parametrize("arch", ["topk", "gated"])
 def test_weights_and_numbers_are_the_command_s(arch: str, tmp_path: Path):
     points = 2048
-    words = ["trainer.samples=20_000", "trainer.batch_size=256", "arch.d_sae=16"]
+    words = ["eval=[vectors]", "trainer.samples=20_000", "trainer.batch_size=256", "arch.d_sae=16"]
     words += ["arch.k=2"] if arch == "topk" else []
     command = finished(
         f"arch={arch}", "source=toy_clusters", f"source.points={points}", "tracking=none", *words, outputs=tmp_path

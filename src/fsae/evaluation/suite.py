@@ -137,8 +137,8 @@ class Findings:
         for name, each in self.measured.items():
             for file, content in each.files.items():
                 write_json(folder.path / file, content)
-            for name, write in each.folders.items():
-                write(folder.path / name)
+            for inner, write in each.folders.items():
+                write(folder.path / inner)
             for picture, draw in each.pictures.items():
                 _draw(folder.plots / picture, draw)
             write_json(folder.evaluations / f"{name}.json", _described(self.evaluations[name], each))

@@ -20,7 +20,7 @@ from fsae.configuration.resolvers import choice_names
 from fsae.configuration.schema import RunSettings
 from fsae.console import bars
 from fsae.evaluation.subject import Examined, Subject
-from fsae.evaluation.suite import Findings, chosen, measure
+from fsae.evaluation.suite import Findings, measure
 from fsae.losses.term import LossTerm
 from fsae.memory import freed_memory_kept
 from fsae.outputs.metric_log import MetricSink
@@ -196,8 +196,7 @@ def _trained(
 
 
 def _measured(settings: RunSettings, source: Source, examined: Examined, interruption: Interruption) -> Findings:
-    evaluations = chosen(settings.eval, settings.source.provides)
-    (found,) = measure(Subject([examined], source, interruption.check), evaluations)
+    (found,) = measure(Subject([examined], source, interruption.check), {"vectors": settings.eval["vectors"]})
     return found
 
 
