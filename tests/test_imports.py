@@ -49,12 +49,20 @@ LAYERS = [
     {"sweeps"},
     {"commands"},
     {"__main__"},
-    {"run", "evaluate", "report", "resume", "steer", "store", "sync"},
+    {"run", "evaluate", "report", "resume", "steer", "store", "sync", "latents.__main__"},
 ]
 # Outside the layers: it reads what runs leave behind, through the readers of tracking, and knows no torch.
 APART = "analysis"
 # Who has it make pictures and pages.
-SHOWING = ("evaluation", "runs", "surface.collection", "sweeps", "commands.report")
+SHOWING = (
+    "evaluation",
+    "runs",
+    "surface.collection",
+    "sweeps",
+    "commands.report",
+    "commands.latents",
+    "surface.prompt",
+)
 
 # Where a foreign package may be imported at all; a folder ends with a dot.
 HOMES = {

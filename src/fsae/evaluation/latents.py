@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
+from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
 
@@ -51,6 +52,7 @@ class Latents(Evaluation, group="eval.latents"):
         window: positions on either side of a peak whose codes are kept.
         cofiring: samples of each latent in which other latents are counted.
         partners: latents that co-fire with a latent, at most.
+        triggers: latents whose shortest trigger is searched for, with further forward passes.
         control: random directions of equal density, on which the same numbers are measured. 0 for none.
         seed: of the sampling and the control.
         workers: processes that read text at the same time, each with a language model of its own. They decide no
@@ -65,6 +67,7 @@ class Latents(Evaluation, group="eval.latents"):
     window: int = field(default=24, metadata=between(least=0, most=10_000))
     cofiring: int = field(default=32, metadata=between(least=2, most=10_000))
     partners: int = field(default=10, metadata=between(least=1, most=1000))
+    triggers: int = field(default=64, metadata=between(least=0, most=10**9))
     control: int = field(default=256, metadata=between(least=0, most=100_000))
     seed: int = field(default=0, metadata=SEED)
     workers: int = field(default=1, metadata=between(least=1, most=1000))
@@ -142,10 +145,11 @@ class Latents(Evaluation, group="eval.latents"):
         return digest_of({"data": data, "sizes": sizes, "weights": [weights_digest(each) for each in dictionaries]})
 
     def _measured(self, contexts: Contexts, surveyed: Surveyed, run: Examined, subject: Subject) -> Measured:
-        found = {
-            autoencoder: (findings(contexts, autoencoder, survey, self.partners), survey)
-            for autoencoder, survey in zip(surveyed.autoencoders, surveyed.surveys, strict=True)
-        }
+        found = {}
+        for autoencoder, survey in zip(surveyed.autoencoders, surveyed.surveys, strict=True):
+            triggers = self.triggers if autoencoder in run.autoencoders else 0
+            own = findings(contexts, autoencoder, survey, self.partners, triggers, subject.heartbeat)
+            found[autoencoder] = own, survey
         controls = dict(zip(surveyed.autoencoders, surveyed.autoencoders[1:], strict=False))
         numbers, folders = [], {}
         for member, autoencoder in enumerate(run.autoencoders):
@@ -183,6 +187,7 @@ class Latents(Evaluation, group="eval.latents"):
             site=None if text is None else str(text.site),
             part=None if text is None else self.text.name,
             picture=None if picture is None else list(picture),
+            fsae=version("fsae"),
             dtype=None if text is None else str(text.model.dtype).removeprefix("torch."),
         )
 

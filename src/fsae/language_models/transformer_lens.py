@@ -280,8 +280,8 @@ class TransformerLensModel:
         """
         tokens, first = forward_pass.tokens.to(self.device), forward_pass.first
         settings: dict[str, Any] = {}
-        # Some families accept no mask, so only passes that need one have it: those with padding, and those with a cache,
-        # from which transformers would derive it, on some machines as NaN.
+        # Some families accept no mask, so only passes that need one have it: those with padding, and those with a
+        # cache, from which transformers would derive it, on some machines as NaN.
         if first or not forward_pass.real.all():
             settings["attention_mask"] = forward_pass.real.long().to(self.device)
         if cache is not None:

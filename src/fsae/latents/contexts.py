@@ -110,6 +110,17 @@ class TextContexts(Contexts):
     def at_once(self) -> int:
         return self._at_once
 
+    @property
+    def first_position(self) -> int:
+        """Return the first position that counts in any row."""
+        return int(self.rows.keep.any(0).nonzero()[0])
+
+    @property
+    def opening(self) -> list[int]:
+        """Return the tokens that begin every row and never count, such as a BOS and a prefix."""
+        same = (self.rows.tokens == self.rows.tokens[:1]).all(0) & ~self.rows.keep.any(0)
+        return self.rows.tokens[0, : int(same.long().cumprod(0).sum())].tolist()
+
     def reopened(self) -> Callable[[], Contexts]:
         return partial(
             _text_contexts, self.rows, self._open_model, self.site, self._at_once, self.norm_limit, self.part_positions

@@ -1,6 +1,7 @@
 """Findings: everything that is known of a dictionary's latents after a pass, as the latent store holds it."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -15,6 +16,7 @@ from fsae.latents.contexts import Contexts, SampleContexts, TextContexts
 from fsae.latents.labels import aggregates, classes, labels, text_columns
 from fsae.latents.survey import Survey
 from fsae.latents.tables import cofiring_columns, hit_table, tally_columns
+from fsae.latents.triggers import shortest_triggers
 from fsae.latents.weights import logit_columns, weight_columns
 from fsae.outputs.latent_store import Meta, write_latent_store
 
@@ -39,7 +41,14 @@ class Findings:
     numbers: dict[str, float]
 
 
-def findings(contexts: Contexts, autoencoder: Autoencoder, survey: Survey, partners: int) -> Findings:
+def findings(
+    contexts: Contexts,
+    autoencoder: Autoencoder,
+    survey: Survey,
+    partners: int,
+    triggers: int = 0,
+    heartbeat: Callable[[], None] = lambda: None,
+) -> Findings:
     """Return the tables of a dictionary whose survey is complete.
 
     Args:
@@ -47,6 +56,8 @@ def findings(contexts: Contexts, autoencoder: Autoencoder, survey: Survey, partn
         autoencoder: the dictionary.
         survey: of its latents.
         partners: latents that co-fire with each latent, at most.
+        triggers: latents whose shortest trigger is searched for: of those that are on, evenly spaced ones.
+        heartbeat: called between forward passes; may raise to stop.
     """
     columns: dict[str, Any] = tally_columns(survey)
     hits = hit_table(survey)
@@ -58,12 +69,38 @@ def findings(contexts: Contexts, autoencoder: Autoencoder, survey: Survey, partn
             own, inputs = effects
             columns |= own
         columns |= text_columns(hits, contexts.rows.tokens.numpy(), autoencoder.d_sae, inputs)
+        columns["trigger"] = _triggers(contexts, autoencoder, hits, columns["count"], triggers, heartbeat)
     table = pd.DataFrame(columns)
     table["class"] = classes(table)
     if isinstance(contexts, TextContexts):
         strings = token_strings(contexts, table)
         table["label"] = labels(table, hits, contexts.rows.tokens.numpy(), strings)
     return Findings(table, hits, aggregates(table))
+
+
+def _triggers(
+    contexts: TextContexts,
+    autoencoder: Autoencoder,
+    hits: pd.DataFrame,
+    count: Int[np.ndarray, " d_sae"],
+    number: int,
+    heartbeat: Callable[[], None],
+) -> list[list[int] | None]:
+    alive = count.nonzero()[0]
+    chosen = alive[np.unique(np.linspace(0, len(alive) - 1, min(number, len(alive))).round().astype(int))]
+    found = shortest_triggers(
+        contexts.model,
+        contexts.site,
+        autoencoder,
+        hits,
+        contexts.rows.tokens.numpy(),
+        chosen.tolist(),
+        opening=contexts.opening,
+        first_position=contexts.first_position,
+        norm_limit=contexts.norm_limit,
+        heartbeat=heartbeat,
+    )
+    return [found.get(latent) for latent in range(autoencoder.d_sae)]
 
 
 def _logit_columns(

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -21,6 +22,7 @@ from fsae.configuration.schema import RunSettings
 from fsae.export.saelens import CONFIG, Provenance, load_saelens, read_density, read_provenance, save_saelens
 from fsae.language_models.interventions import Edit, Intervention
 from fsae.language_models.sites import Site
+from fsae.latents.findings import weights_digest
 from fsae.outputs.latent_store import LatentStore
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import read_status
@@ -28,6 +30,9 @@ from fsae.runs.build import request_of
 from fsae.sources.tokens import special_tokens
 from fsae.sparse.codes import Codes
 from fsae.surface.language_model import LanguageModel, language_model
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -164,6 +169,42 @@ class Dictionary:
             )
         return language_model(self.provenance.model_name)
 
+    @property
+    def latents(self) -> "pd.DataFrame":
+        """Return the findings of a pass over text on every latent, a row per latent.
+
+        `latent_store` has their top contexts.
+
+        Raises:
+            ValueError: there was no pass, its files are damaged, or they are of other weights.
+        """
+        return self.latent_store.table
+
+    @cached_property
+    def latent_store(self) -> LatentStore:
+        """Return the findings of a pass over text: `table`, and `hits(latent)`, its top contexts and samples.
+
+        Raises:
+            ValueError: there was no pass, its files are damaged, or they are of other weights.
+        """
+        if self._latents_folder is None or self.folder is None:
+            raise ValueError(f"{self!r}: it belongs to no run, so there is no folder with findings on its latents")
+        store = LatentStore(self._latents_folder)
+        if store.meta.weights != weights_digest(load_saelens(self.folder)):
+            raise ValueError(
+                f"{store.folder} is of another dictionary than the one in {self.folder}; make it again with "
+                f"python -m fsae.latents {self._run}"
+            )
+        return store
+
+    @property
+    def _latents_folder(self) -> Path | None:
+        if self._run is None or self.folder is None:
+            return None
+        latents = RunFolder(self._run).latents
+        # A population has a folder per member.
+        return latents / self.folder.name if self.folder.resolve().parent.name == "sae" else latents
+
     @cached_property
     def largest_activations(self) -> Float[Tensor, " d_sae"]:
         """Return each latent's code of the largest absolute value, with its sign; 0 for a latent that is never active.
@@ -174,8 +215,9 @@ class Dictionary:
         Raises:
             ValueError: the dictionary belongs to no run, or the run read no language model.
         """
-        if self._run is not None and (folder := RunFolder(self._run).latents).is_dir():
-            return torch.tensor(LatentStore(folder).table["max"].to_numpy(), dtype=self.dtype, device=self.device)
+        if self._latents_folder is not None and self._latents_folder.is_dir():
+            largest = np.nan_to_num(self.latents["max"].to_numpy())
+            return torch.tensor(largest, dtype=self.dtype, device=self.device)
         settings = self.settings
         if settings is None or settings.model is None or self.folder is None:
             raise ValueError(
@@ -249,7 +291,7 @@ class Dictionary:
             site,
             [_with_token(edit, model) for edit in edits],
             largest=largest,
-            left_out=self._left_out(model),
+            left_out=self.left_out(model),
             skipped=(self.provenance.seqpos_slice or [0])[0] or 0,
             norm_limit=self.provenance.max_activation_norm,
         )
@@ -310,7 +352,7 @@ class Dictionary:
         )
         return f"Dictionary({self.architecture}, d_in={self.d_in}, d_sae={self.d_sae}{of})"
 
-    def _left_out(self, model: LanguageModel) -> frozenset[int]:
+    def left_out(self, model: LanguageModel) -> frozenset[int]:
         """Return the ids of tokens whose activations training left out."""
         excluded = self.provenance.exclude_special_tokens
         if isinstance(excluded, list):

@@ -1,0 +1,163 @@
+"""Look at latents: python -m fsae.latents RUN [--tokens N] [--prompt TEXT], or RUN RUN for two side by side."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fsae.configuration.overrides import quoted
+from fsae.console import console
+from fsae.export.saelens import CONFIG, read_provenance
+from fsae.language_models.sites import Site
+from fsae.outputs.latent_store import META, LatentStore
+from fsae.outputs.run_folder import RunFolder
+from fsae.ranges import COUNT, argument
+
+if TYPE_CHECKING:
+    from fsae.configuration.schema import RunSettings
+    from fsae.surface.dictionary import Dictionary
+
+
+@console()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the pages that the command line asks for; returns 0, or 2 for bad input.
+
+    Raises:
+        SystemExit: a pass over text failed; its status is that of `fsae.evaluate` or `fsae.run`.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m fsae.latents",
+        description="Find what every latent means in one pass over text, and write pages that open without a server.",
+        epilog="Further arguments are overrides, such as eval.latents.top=50 for a run, or model=gpt2 dataset=text "
+        "dataset.path=FOLDER for a dictionary in SAELens' format.",
+    )
+    parser.add_argument(
+        "what", nargs="+", metavar="RUN|DICTIONARY|OVERRIDE", help="one folder, or two to compare; overrides"
+    )
+    parser.add_argument("--tokens", type=argument(int, COUNT), metavar="N", help="tokens of text (default: 100,000)")
+    parser.add_argument("--train-text", action="store_true", help="read training text; without it, held-out text")
+    parser.add_argument(
+        "--workers", type=argument(int, COUNT), metavar="N", help="processes that read text (default: 1)"
+    )
+    parser.add_argument("--prompt", metavar="TEXT", help="show which latents are on at each token of a text of yours")
+    parser.add_argument("--member", type=int, metavar="N", help="member of a population, for --prompt or a comparison")
+    parser.add_argument("--config-dir", help="a folder of further YAML files that the run was started with")
+    options = parser.parse_intermixed_args(arguments)
+    overrides = [each for each in options.what if "=" in each and not Path(each).exists()]
+    folders = [Path(each).absolute() for each in options.what if each not in overrides]
+    try:
+        if len(folders) not in (1, 2) or (len(folders) == 2 and options.prompt):
+            raise ValueError("name one folder of a run or of a dictionary, or two runs to compare them")
+        overrides += _sizes(options)
+        if len(folders) == 1 and not options.prompt:
+            _survey(folders[0], overrides, options.config_dir)
+            return 0
+        for folder in folders:
+            _check_run(folder)
+            # There may have been a pass.
+            if overrides or not _has_store(folder):
+                _survey(folder, overrides, options.config_dir)
+        if options.prompt:
+            print(f"prompt:      {_prompt_page(folders[0], options.prompt, options.member)}")
+        else:
+            print(f"comparison:  {_comparison(folders[0], folders[1], options.member)}")
+    except (ValueError, OSError) as error:
+        print(f"fsae.latents: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _sizes(options: argparse.Namespace) -> list[str]:
+    """Return the overrides that the options stand for."""
+    given = {
+        "eval.latents.tokens": options.tokens,
+        "eval.latents.workers": options.workers,
+        "eval.latents.text": "train" if options.train_text else None,
+    }
+    return [f"{key}={value}" for key, value in given.items() if value is not None]
+
+
+def _check_run(folder: Path) -> None:
+    if (folder / CONFIG).is_file():
+        raise ValueError(
+            f"{folder} is a dictionary in SAELens' format; look at its latents first, with python -m fsae.latents "
+            f"{folder} model=... dataset=..., and name the run's folder that this prints"
+        )
+
+
+def _has_store(folder: Path) -> bool:
+    latents = RunFolder(folder).latents
+    return (latents / META).is_file() or any(latents.glob(f"*/{META}"))
+
+
+def _survey(folder: Path, overrides: Sequence[str], config_dir: str | None) -> None:
+    """Survey the latents of a run in its folder, or those of a dictionary in SAELens' format in a new run."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; name the folder of a run, or of a dictionary in SAELens' format")
+    directories = [] if config_dir is None else [f"--config-dir={config_dir}"]
+    if (folder / CONFIG).is_file():
+        own = ["task=eval", f"sae.path={quoted(folder)}", "eval=[latents]", *_site(folder, overrides)]
+        sys.argv = ["fsae.run", *directories, *own, *overrides]
+        from fsae.commands.run import main as run
+
+        return run()
+    from fsae.commands.evaluate import main as evaluate
+
+    try:
+        evaluate([str(folder), "eval=[latents]", *overrides, *directories])
+    except SystemExit as ended:
+        if ended.code not in (None, 0):
+            raise
+    for page in sorted(RunFolder(folder).latents.glob("**/index.html")):
+        print(f"latents:     {page}")
+    return None
+
+
+def _site(folder: Path, overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that choose the site of a dictionary, if its folder names one and the user names none."""
+    hook = read_provenance(folder).hook_name
+    if hook is None or any(each.startswith("site") for each in overrides):
+        return []
+    site = Site.of_hook(hook)
+    return [f"site={site.name.value}", f"site.layer={site.layer}"]
+
+
+def _prompt_page(run: Path, text: str, member: int | None) -> Path:
+    from fsae.analysis.latent_pages import write_prompt_page
+    from fsae.surface.prompt import view_prompt
+
+    dictionary, settings, store = _opened(run, member)
+    if settings.model is None:
+        raise ValueError(f"{run} did not read a language model, so its latents cannot read a text")
+    from fsae.surface.language_model import LanguageModel
+
+    view = view_prompt(dictionary, text, LanguageModel(settings.model), store)
+    name = f"prompt-{blake2b(text.encode(), digest_size=4).hexdigest()}.html"
+    return write_prompt_page(store.folder, view, run.name, {"run": run.name}, name)
+
+
+def _comparison(first: Path, second: Path, member: int | None) -> Path:
+    from fsae.analysis.latent_pages import write_comparison_pages
+    from fsae.latents.matches import matched_latents
+
+    one, _, first_store = _opened(first, member)
+    other, _, second_store = _opened(second, member)
+    matched = matched_latents(one.W_dec, other.W_dec)
+    folder = first_store.folder / f"beside-{second.name}"
+    titles = (first.name, second.name)
+    return write_comparison_pages(first_store, second_store, matched, folder, titles, {"runs": " and ".join(titles)})
+
+
+def _opened(run: Path, member: int | None) -> "tuple[Dictionary, RunSettings, LatentStore]":
+    """Return a run's dictionary, its settings and its latents."""
+    from fsae.configuration.recorded import recorded_settings
+    from fsae.configuration.schema import Task
+    from fsae.surface.dictionary import load
+
+    settings = recorded_settings(run)
+    if settings.task is Task.eval:
+        return load(settings.existing(), member), settings, LatentStore(RunFolder(run).latents)
+    dictionary = load(run, member)
+    return dictionary, settings, dictionary.latent_store
