@@ -3,11 +3,14 @@
 import base64
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -127,11 +130,18 @@ def write_report(runs: pd.DataFrame, folder: Path) -> Path:
         densities=list(_plot_densities(usable, design, pictures)),
         failures=list(_failures(runs, usable)),
         in_step=in_step,
+        latents=partial(_latents_page, folder),
         penalties=list(dict.fromkeys(each.treatment for each in comparisons)),
         all_architectures=ALL_ARCHITECTURES,
     )
     (folder / PAGE).write_text(page, encoding="utf-8")
     return folder / PAGE
+
+
+def _latents_page(folder: Path, run: str) -> str | None:
+    """Return the address of a run's pages of latents, as seen from the report's folder; None if it has none."""
+    page = RunFolder(Path(run)).latents / "index.html"
+    return quote(Path(os.path.relpath(page.absolute(), folder.absolute())).as_posix()) if page.is_file() else None
 
 
 def _title(runs: pd.DataFrame) -> str:

@@ -156,6 +156,7 @@ class Run:
             | {"fsae.kind": self.settings.task.value, "fsae.data": self.checkpoints.data_digest}
             | sweep_tags,
             uid=uid,
+            latents_mb=self.settings.tracking.latents_mb,
         )
         return described.uid != earlier
 

@@ -8,6 +8,7 @@ kill, MLflow gets those that were logged first.
 """
 
 import json
+import logging
 import math
 import re
 import shlex
@@ -18,7 +19,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 from filelock import FileLock
 
@@ -30,6 +33,11 @@ from fsae.outputs.results import MEASURED, in_order, meanings_in, read_results
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import RunState, RunStatus, read_status
 from fsae.tracking.server import artifact_root, open_client, python_command, run_link, shell_command
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
 
 # MLflow's limits for one request and one value.
 METRICS_PER_BATCH = 1000
@@ -67,6 +75,7 @@ class RunDescription:
         uri: the tracking server or database, without a password.
         outputs: the outputs folder, which holds artifacts unless a server does.
         params: the flattened configuration.
+        latents_mb: the largest folder `latents/` that is uploaded, in megabytes.
     """
 
     uid: str
@@ -76,6 +85,7 @@ class RunDescription:
     run_name: str
     params: dict[str, str]
     tags: dict[str, str]
+    latents_mb: float = 0.0
 
 
 def describe_run(
@@ -88,12 +98,14 @@ def describe_run(
     params: Mapping[str, Any],
     tags: Mapping[str, str],
     uid: str | None = None,
+    latents_mb: float = 0.0,
 ) -> RunDescription:
     """Write the folder's `tracking.json`.
 
     Args:
         uid: the uid in the checkpoint of a resumed run. By default a folder that was described before with the same
             parameters remains the same run, and any other is a new run.
+        latents_mb: the largest folder `latents/` that is uploaded, in megabytes.
 
     Raises:
         ValueError: an earlier `tracking.json` is damaged.
@@ -110,6 +122,7 @@ def describe_run(
         run_name=run_name,
         params=params,
         tags={name: value[:TAG_LENGTH] for name, value in tags.items()},
+        latents_mb=latents_mb,
     )
     write_json(RunFolder(folder).tracking, asdict(description))
     return description
@@ -214,8 +227,30 @@ class MlflowUpload:
                     below = file.parent.relative_to(folder.path).as_posix()
                     client.log_artifact(run_id, str(file), artifact_path=below)
                     self._arrived()
+        self._upload_latents(client, run_id)
         client.set_tag(run_id, DELIVERED_TAG, delivered)
         return True
+
+    def _upload_latents(self, client: "MlflowClient", run_id: str) -> None:
+        """Upload the pages of latents as one archive: their scripts do not load from MLflow's view of a file."""
+        folder = self.folder.latents
+        files = sorted(path for path in folder.rglob("*") if _is_whole(path)) if folder.exists() else []
+        size = sum(path.stat().st_size for path in files) / 1e6
+        if not files:
+            return
+        if size > self.description.latents_mb:
+            log.info(
+                "%s is not uploaded: it has %.0f MB, and tracking.latents_mb is %g",
+                folder, size, self.description.latents_mb,
+            )  # fmt: skip
+            return
+        with TemporaryDirectory() as aside:
+            archive = Path(aside) / "latents.zip"
+            with ZipFile(archive, "w", ZIP_DEFLATED) as opened:
+                for path in files:
+                    opened.write(path, path.relative_to(self.folder.path))
+            client.log_artifact(run_id, str(archive))
+        self._arrived()
 
     def _delivered(self, ended: datetime) -> str:
         """Return the value of the run's last tag: its end, or the time at which a finished run was last evaluated."""
@@ -325,6 +360,8 @@ class MlflowUpload:
 
     def _summary(self, status: RunStatus | None) -> str:
         lines = [f"Folder: `{self.folder.path.absolute()}`"]
+        if (page := self.folder.latents / "index.html").exists():
+            lines.append(f"Latents: `{page.absolute()}`")
         if status and status.failure:
             lines.append(f"**{status.state.value}**: {status.failure.kind}: {status.failure.message[:1000]}")
         if self.folder.results.exists():

@@ -24,12 +24,14 @@ class TrackingSettings(Ranged, group="tracking"):
         uri: the tracking server or database; null for MLFLOW_TRACKING_URI, or else mlflow.db in the outputs folder.
         experiment: MLflow's experiment.
         flush_seconds: how long the end of a run waits for MLflow while nothing is uploaded.
+        latents_mb: the pages of latents are uploaded, as one archive, if they have at most so many megabytes.
     """
 
     mlflow: bool = True
     uri: str | None = None
     experiment: str = "fsae"
     flush_seconds: float = field(default=30.0, metadata=between(least=0, most=10**6))
+    latents_mb: float = field(default=50.0, metadata=between(least=0, most=10**9))
 
     def __post_init__(self) -> None:
         super().__post_init__()
