@@ -43,6 +43,7 @@ from fsae.analysis.sweep_plots import (
     plot_theta,
 )
 from fsae.outputs.results import LARGE_TAIL, Meaning
+from fsae.outputs.run_folder import RunFolder
 
 FRONTS = ("eval/fvu", "eval/ce_recovered_zero")
 THETA_CURVES = ("eval/fvu", "eval/l0", "eval/code_correlation_excess")
