@@ -2,32 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from fsae.language_models.forward_pass import ForwardPass
-from fsae.language_models.transformer_lens import Replacement
+from fsae.language_models.transformer_lens import Replacement, TransformerLensModel
 from fsae.ranges import COUNT, SEED, Ranged, between
 from fsae.seeds import generator_for
-
-
-class GeneratingModel(Protocol):
-    """The language model that generation needs."""
-
-    name: str
-    context_limit: int
-    device: torch.device
-    end_ids: frozenset[int]
-    accepts_padding: bool
-
-    def next_logits(
-        self, forward_pass: ForwardPass, cache: Any, *replacements: Replacement
-    ) -> tuple[Float[Tensor, "row d_vocab"], Any]:
-        """Return the logits of the token after each row, and the cache of keys and values; None if there is none."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +29,7 @@ class Sampling(Ranged, group="generate"):
 
 
 def generate(
-    model: GeneratingModel,
+    model: TransformerLensModel,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     replacements: Callable[[ForwardPass], Sequence[Replacement]] = lambda forward_pass: (),
