@@ -56,9 +56,10 @@ def generate(
                 f"the {model.context_limit} that model {model.name} takes; shorten it, or generate fewer"
             )
     generators = [generator_for(sampling.seed, number) for number in range(len(prompts))]
-    together = [range(len(prompts))] if model.accepts_padding else [[number] for number in range(len(prompts))]
+    alone = [[number] for number in range(len(prompts))]
+    batches = [list(range(len(prompts)))] if prompts and model.accepts_padding else alone
     generated: list[list[int]] = []
-    for numbers in together:
+    for numbers in batches:
         forward_pass = _padded([prompts[number] for number in numbers], model.device)
         drawn: list[list[int]] = []
         ended, cache = torch.zeros(len(numbers), dtype=torch.bool), None
