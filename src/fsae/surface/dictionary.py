@@ -21,7 +21,7 @@ from fsae.configuration.schema import RunSettings
 from fsae.export.saelens import CONFIG, Provenance, load_saelens, read_density, read_provenance, save_saelens
 from fsae.language_models.interventions import Edit, Intervention
 from fsae.language_models.sites import Site
-from fsae.outputs.latent_store import LatentStore
+from fsae.outputs.latent_store import META, LatentStore
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import read_status
 from fsae.runs.build import request_of
@@ -174,8 +174,8 @@ class Dictionary:
         Raises:
             ValueError: the dictionary belongs to no run, or the run read no language model.
         """
-        if self._run is not None and (folder := RunFolder(self._run).latents).is_dir():
-            return torch.tensor(LatentStore(folder).table["max"].to_numpy(), dtype=self.dtype, device=self.device)
+        if (store := self._latent_store()) is not None:
+            return torch.tensor(store.table["max"].to_numpy(), dtype=self.dtype, device=self.device)
         settings = self.settings
         if settings is None or settings.model is None or self.folder is None:
             raise ValueError(
@@ -309,6 +309,15 @@ class Dictionary:
             else f", {self.provenance.hook_name} of {self.provenance.model_name}"
         )
         return f"Dictionary({self.architecture}, d_in={self.d_in}, d_sae={self.d_sae}{of})"
+
+    def _latent_store(self) -> LatentStore | None:
+        """Return what the run knows of the latents; None if it was never asked to find it."""
+        if self._run is None or self.folder is None:
+            return None
+        run = RunFolder(self._run)
+        # latents/ beside sae/, and latents/0 beside sae/0 of a population.
+        folder = run.latents / self.folder.resolve().relative_to(run.sae)
+        return LatentStore(folder) if (folder / META).is_file() else None
 
     def _left_out(self, model: LanguageModel) -> frozenset[int]:
         """Return the ids of tokens whose activations training left out."""

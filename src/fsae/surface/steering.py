@@ -49,7 +49,7 @@ class Steering:
     """Plain and steered text of the same prompts; printed side by side, with a table of the strengths.
 
     Attributes:
-        edit: with the last strength.
+        edit: the edit; each strength takes the place of its own.
         targets: the tokens whose probability `target_effect` measures.
         prompts: as given.
         plain: the model without an edit.
@@ -163,7 +163,7 @@ def steer(
         mean_effect, kl = (float(torch.cat(each).mean()) for each in (effect, divergence))
         steered.append(_measured(strength, mean_effect, kl, rows, texts, model, ngram))
     return Steering(
-        edit=edits[-1],
+        edit=edit,
         targets=model.model.strings(target_ids),
         prompts=prompts,
         plain=_measured(None, 0.0, 0.0, rows, plain, model, ngram),
