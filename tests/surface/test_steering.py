@@ -29,7 +29,7 @@ def model() -> fsae.LanguageModel:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outputs = tmp_path_factory.mktemp("outputs")
-    words = ["debug=tiny", "arch=topk", f"arch.d_sae={D_SAE}", "arch.k=4", "trainer.samples=4096", "site.layer=2"]
+    words = ["debug=tiny", "arch=abs_topk", f"arch.d_sae={D_SAE}", "arch.k=4", "trainer.samples=4096", "site.layer=2"]
     words += ["source.tokens=4096", "source.shard_tokens=4096", "eval=[vectors]", "name=steered"]
     done = finished(*words, outputs=outputs)
     assert done.returncode == 0, done.stdout
@@ -133,13 +133,14 @@ def test_a_run_measures_the_largest_activations_on_its_held_out_samples(run: Pat
     dictionary = fsae.load(run)
     largest = dictionary.largest_activations
     assert dictionary.density is not None
-    assert torch.equal(largest > 0, dictionary.density > 1e-9)
-    latent = int(largest.argmax())
-    texts = ["import os\n", "def main():\n    return 1\n"]
-    with dictionary.intervene(fsae.Clamp(latent, 1.0, unit="absolute")) as model:
-        absolute = model.logits(texts[0])
-    with dictionary.intervene(fsae.Clamp(latent, 1 / float(largest[latent]))) as model:
-        torch.testing.assert_close(model.logits(texts[0]), absolute)
+    assert torch.equal(largest != 0, dictionary.density > 1e-9)
+    # Codes of abs_topk have two signs.
+    latent = int(largest.argmin())
+    assert largest[latent] < 0 < largest.max()
+    with dictionary.intervene(fsae.Clamp(latent, 1.0)) as model:
+        relative = model.logits(TEXT)
+    with dictionary.intervene(fsae.Clamp(latent, float(largest[latent]), unit="absolute")) as model:
+        assert torch.equal(model.logits(TEXT), relative)
 
 
 @pytest.mark.parametrize(("sae", "latents"), [("sae", "latents"), ("sae/1", "latents/1")])
@@ -297,9 +298,15 @@ def test_steering_is_printed_side_by_side_with_a_table(model: fsae.LanguageModel
     )
     plain = fsae.Steered(strength=None, target_effect=0, kl=0, perplexity=20.0, repetition=0, texts=[""])
     steering = fsae.Steering(
-        edit=fsae.Add(1, 2.0), targets=[" a", "b"], prompts=["one"], plain=plain, steered=[steered]
+        edit=fsae.Add(1, 2.0, scope="prompt", after="x", decay=0.5),
+        targets=[" a", "b"],
+        prompts=["one"],
+        plain=plain,
+        steered=[steered],
     )
     assert str(steering).splitlines() == [
+        "latent 1: add in units of its largest activation, scope prompt, after 'x', decay 0.5",
+        "",
         "prompt: one",
         "",
         "plain                        | strength 2",

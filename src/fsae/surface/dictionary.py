@@ -315,7 +315,7 @@ class Dictionary:
         if self._run is None or self.folder is None:
             return None
         run = RunFolder(self._run)
-        # latents/ beside sae/, and latents/0 beside sae/0 of a population.
+        # latents/ for sae/, and latents/0 for sae/0 of a population.
         folder = run.latents / self.folder.resolve().relative_to(run.sae)
         return LatentStore(folder) if (folder / META).is_file() else None
 

@@ -64,7 +64,14 @@ class Steering:
 
     def __str__(self) -> str:
         width = max(40, min(200, shutil.get_terminal_size((120, 24)).columns))
-        return "\n".join([*self._texts(width), "", *self._table()])
+        return "\n".join([self._edit(), "", *self._texts(width), "", *self._table()])
+
+    def _edit(self) -> str:
+        edit = self.edit
+        unit = " in units of its largest activation" if edit.relative else ""
+        after = "" if edit.after is None else f", after {edit.after!r}"
+        decay = "" if edit.decay == 1 else f", decay {edit.decay:g}"
+        return f"latent {edit.latent}: {type(edit).__name__.lower()}{unit}, scope {edit.scope}{after}{decay}"
 
     def _texts(self, width: int) -> Iterator[str]:
         for number, prompt in enumerate(self.prompts):
