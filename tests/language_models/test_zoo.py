@@ -5,16 +5,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from fsae.language_models.generation import Sampling, generate
+from fsae.language_models.interventions import Add, Intervention
 from fsae.language_models.settings import DType, ModelSettings
 from fsae.language_models.shape import shape_of
 from fsae.language_models.sites import Site, SiteName
 from fsae.language_models.transformer_lens import open_language_model
+from tests.architectures import build
 from tests.language_models.zoo import D_MODEL, DECODERS, NUM_LAYERS, write_decoder
 
 # Models that normalise the stream after each sum have no resid_mid, and GPT's has no resid_post either.
 MISSING = {"opt_postnorm": {"resid_mid"}, "openai_gpt": {"resid_mid", "resid_post"}}
 # TransformerLens cannot compute the logits of these models, so no site can be replaced.
 WITHOUT_LOGITS = {"opt_postnorm"}
+# GPT's positions count the padding.
+WITHOUT_PADDING = {"openai_gpt"}
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -49,3 +54,21 @@ def test_every_site_is_sound_or_refused(family: str, tmp_path: Path):
         read = model.activations(tokens, [pre])[pre]
         assert read.shape == (1, 6, D_MODEL)
         torch.testing.assert_close(read, seen[layer], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", sorted(set(DECODERS) - WITHOUT_LOGITS))
+def test_edited_text_is_the_same_with_a_cache_and_with_padding(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = open_language_model(ModelSettings(path=str(write_decoder(family, tmp_path)), dtype=DType.float32))
+    monkeypatch.setattr(model, "end_ids", frozenset())
+    site = next(site for site in model.sites if site.name in (SiteName.resid_mid, SiteName.attn_out))
+    autoencoder = build("topk", D_MODEL, 13, dtype=torch.float32).eval()
+    edited = Intervention(autoencoder, site, [Add(3, 2.0, decay=0.9)], largest={3: 2.0})
+    prompts, sampling = [[5, 17, 200, 3, 66], [40, 41], [9, 8, 7, 6, 5, 4, 3]], Sampling(tokens=8, temperature=0)
+    together = generate(model, prompts, sampling, lambda of: [edited.within(of)])
+    assert together != generate(model, prompts, sampling)
+    assert together == generate(model, prompts, sampling, lambda of: [edited.within(of)], cached=False)
+    alone = [generate(model, [prompt], sampling, lambda of: [edited.within(of)])[0] for prompt in prompts]
+    assert together == alone
+    assert model.accepts_padding == (family not in WITHOUT_PADDING)

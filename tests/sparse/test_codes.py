@@ -150,3 +150,12 @@ def test_sparse_products_log_no_warning():
         codes = sparse_codes(mask_with("empty row"))
         squared_gram_norm(codes).backward()
         add_gram(codes, torch.zeros(WIDTH, WIDTH))
+
+
+def test_the_codes_of_some_latents_are_columns_of_all():
+    matrix = torch.tensor([[0.0, 2.0, 0.0, -1.0], [3.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 5.0]])
+    pattern = Pattern.of_mask(matrix != 0)
+    latents = torch.tensor([3, 1])
+    for codes in (Codes(matrix), Codes(matrix[matrix != 0], pattern)):
+        assert torch.equal(codes.of_latents(latents), matrix[:, [3, 1]])
+        assert codes.of_latents(latents[:0]).shape == (3, 0)

@@ -87,3 +87,52 @@ def test_what_cannot_be_read_is_refused(tiny: fsae.LanguageModel):
         tiny.activations("a", "residual")
     with pytest.raises(ValueError, match="1 texts without a token"):
         tiny.activations("", "resid_mid.0")
+
+
+def test_logits_are_those_at_every_token_of_each_text(tiny: fsae.LanguageModel):
+    texts = ["abc", "Hello you"]
+    several = tiny.logits(texts)
+    for text, logits in zip(texts, several, strict=True):
+        assert torch.equal(logits, tiny.logits(text))
+        assert torch.equal(logits, tiny.model.logits(torch.tensor(tiny.model.tokenise([text])))[0])
+
+
+def test_a_bos_stands_before_a_text_if_it_is_asked_for(tiny: fsae.LanguageModel, monkeypatch: pytest.MonkeyPatch):
+    (plain,), (begun,) = tiny.token_ids(["abc"]), tiny.token_ids(["abc"], prepend_bos=True)
+    assert begun.tolist() == [tiny.model.bos_token_id, *plain.tolist()]
+    assert torch.equal(tiny.logits("abc", prepend_bos=True), tiny.logits_of(begun))
+    assert tiny.generate("", 5, prepend_bos=True) != ""
+    monkeypatch.setattr(tiny.model, "bos_id", tiny.model.bos_token_id)
+    assert torch.equal(tiny.token_ids(["abc"])[0], begun)
+    assert torch.equal(tiny.token_ids(["abc"], prepend_bos=False)[0], plain)
+    monkeypatch.setattr(tiny.model, "bos_token_id", None)
+    with pytest.raises(ValueError, match="prepend_bos is True, but the tokenizer of model tiny has no BOS"):
+        tiny.token_ids(["abc"], prepend_bos=True)
+
+
+def test_generated_text_continues_the_prompt(tiny: fsae.LanguageModel):
+    text = tiny.generate("Once", 12, temperature=0)
+    (row,) = tiny.token_ids(["Once"])
+    for _ in range(12):
+        row = torch.cat([row, tiny.logits_of(row)[-1].argmax()[None]])
+    assert tiny.model.text(row.tolist()) == "Once" + text
+    assert tiny.generate(["Once", "a"], 12, temperature=0)[0] == text
+    assert tiny.generate([], 12) == []
+
+
+def test_a_prompt_that_ends_within_a_character_has_a_text_too(tiny: fsae.LanguageModel):
+    before, after = (tiny.model.tokenise(["é"])[0][place] for place in (0, 1))
+    assert tiny.continuation([before], [after, *tiny.model.tokenise(["b"])[0]]).endswith("b")
+
+
+def test_a_token_is_named_by_its_text_or_its_id(tiny: fsae.LanguageModel):
+    assert tiny.token_id("a") == tiny.token_id(tiny.token_id("a")) == tiny.model.tokenise(["a"])[0][0]
+    for wrong, message in (("ab", r"token is 'ab', which is 2 tokens of model tiny: \['a', 'b'\]"), (257, "0 to 256")):
+        with pytest.raises(ValueError, match=message):
+            tiny.token_id(wrong)
+
+
+def test_a_row_without_tokens_or_with_too_many_is_refused(tiny: fsae.LanguageModel):
+    for length in (0, 257):
+        with pytest.raises(ValueError, match=f"a row has {length} tokens; model tiny takes 1 to 256"):
+            tiny.logits_of(torch.ones(length, dtype=torch.long))

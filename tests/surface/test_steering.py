@@ -29,7 +29,7 @@ def model() -> fsae.LanguageModel:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outputs = tmp_path_factory.mktemp("outputs")
-    words = ["debug=tiny", "arch=topk", f"arch.d_sae={D_SAE}", "arch.k=4", "trainer.samples=4096", "site.layer=2"]
+    words = ["debug=tiny", "arch=abs_topk", f"arch.d_sae={D_SAE}", "arch.k=4", "trainer.samples=4096", "site.layer=2"]
     words += ["source.tokens=4096", "source.shard_tokens=4096", "eval=[vectors]", "name=steered"]
     done = finished(*words, outputs=outputs)
     assert done.returncode == 0, done.stdout
@@ -133,35 +133,36 @@ def test_a_run_measures_the_largest_activations_on_its_held_out_samples(run: Pat
     dictionary = fsae.load(run)
     largest = dictionary.largest_activations
     assert dictionary.density is not None
-    assert torch.equal(largest > 0, dictionary.density > 1e-9)
-    latent = int(largest.argmax())
-    texts = ["import os\n", "def main():\n    return 1\n"]
-    with dictionary.intervene(fsae.Clamp(latent, 1.0, unit="absolute")) as model:
-        absolute = model.logits(texts[0])
-    with dictionary.intervene(fsae.Clamp(latent, 1 / float(largest[latent]))) as model:
-        torch.testing.assert_close(model.logits(texts[0]), absolute)
+    assert torch.equal(largest != 0, dictionary.density > 1e-9)
+    # Codes of abs_topk have two signs.
+    latent = int(largest.argmin())
+    assert largest[latent] < 0 < largest.max()
+    with dictionary.intervene(fsae.Clamp(latent, 1.0)) as model:
+        relative = model.logits(TEXT)
+    with dictionary.intervene(fsae.Clamp(latent, float(largest[latent]), unit="absolute")) as model:
+        assert torch.equal(model.logits(TEXT), relative)
 
 
-def test_the_latent_store_s_largest_activations_are_taken(run: Path, tmp_path: Path):
-    dictionary = fsae.load(run)
+@pytest.mark.parametrize(("sae", "latents"), [("sae", "latents"), ("sae/1", "latents/1")])
+def test_the_latent_store_s_largest_activations_are_taken(
+    model: fsae.LanguageModel, tmp_path: Path, sae: str, latents: str
+):
+    (tmp_path / "config.yaml").touch()
+    saved = dictionary_at(SiteName.resid_pre, model)
+    fsae.save(saved, tmp_path / sae)
     stored = [float(latent + 1) for latent in range(D_SAE)]
     meta = Meta(
         kind="samples", d_sae=D_SAE, architecture="topk", weights="", positions=1, excluded={}, contexts=1, context=1,
         window=0, top=1, per_bin=1, bin_edges=[0.0], seed=0,
     )  # fmt: skip
-    latents = pd.DataFrame({"latent": range(D_SAE), "max": stored})
-    write_latent_store(run / "latents", latents, pd.DataFrame({"latent": []}), meta)
-    try:
-        assert dictionary.largest_activations.tolist() == stored
-        latent = 7
-        with dictionary.intervene(fsae.Add(latent, 1.0)) as model:
-            relative = model.logits(TEXT)
-        with dictionary.intervene(fsae.Add(latent, stored[latent], unit="absolute")) as model:
-            assert torch.equal(model.logits(TEXT), relative)
-    finally:
-        for path in (run / "latents").iterdir():
-            path.unlink()
-        (run / "latents").rmdir()
+    table = pd.DataFrame({"latent": range(D_SAE), "max": stored})
+    write_latent_store(tmp_path / latents, table, pd.DataFrame({"latent": []}), meta)
+    dictionary = fsae.load(tmp_path / sae)
+    assert dictionary.largest_activations.tolist() == stored
+    with dictionary.intervene(fsae.Add(7, 1.0), language_model=model):
+        relative = model.logits(TEXT)
+    with dictionary.intervene(fsae.Add(7, stored[7], unit="absolute"), language_model=model):
+        assert torch.equal(model.logits(TEXT), relative)
 
 
 def test_a_given_largest_activation_is_the_unit(model: fsae.LanguageModel):
@@ -267,7 +268,7 @@ def test_a_factor_is_a_strength_too(model: fsae.LanguageModel):
     steering = fsae.steer(dictionary, fsae.Scale(3, by=1.0), TEXT, strengths=[1, 0], tokens=5, language_model=model)
     same, without = steering.steered
     assert same.kl == 0 < without.kl
-    assert steering.edit == fsae.Scale(3, by=0)
+    assert steering.edit == fsae.Scale(3, by=1.0)
 
 
 @pytest.mark.parametrize(
@@ -297,9 +298,15 @@ def test_steering_is_printed_side_by_side_with_a_table(model: fsae.LanguageModel
     )
     plain = fsae.Steered(strength=None, target_effect=0, kl=0, perplexity=20.0, repetition=0, texts=[""])
     steering = fsae.Steering(
-        edit=fsae.Add(1, 2.0), targets=[" a", "b"], prompts=["one"], plain=plain, steered=[steered]
+        edit=fsae.Add(1, 2.0, scope="prompt", after="x", decay=0.5),
+        targets=[" a", "b"],
+        prompts=["one"],
+        plain=plain,
+        steered=[steered],
     )
     assert str(steering).splitlines() == [
+        "latent 1: add in units of its largest activation, scope prompt, after 'x', decay 0.5",
+        "",
         "prompt: one",
         "",
         "plain                        | strength 2",

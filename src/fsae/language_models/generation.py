@@ -2,32 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from fsae.language_models.forward_pass import ForwardPass
-from fsae.language_models.transformer_lens import Replacement
+from fsae.language_models.transformer_lens import Replacement, TransformerLensModel
 from fsae.ranges import COUNT, SEED, Ranged, between
 from fsae.seeds import generator_for
-
-
-class GeneratingModel(Protocol):
-    """The language model that generation needs."""
-
-    name: str
-    context_limit: int
-    device: torch.device
-    end_ids: frozenset[int]
-    accepts_padding: bool
-
-    def next_logits(
-        self, forward_pass: ForwardPass, cache: Any, *replacements: Replacement
-    ) -> tuple[Float[Tensor, "row d_vocab"], Any]:
-        """Return the logits of the token after each row, and the cache of keys and values; None if there is none."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +29,7 @@ class Sampling(Ranged, group="generate"):
 
 
 def generate(
-    model: GeneratingModel,
+    model: TransformerLensModel,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     replacements: Callable[[ForwardPass], Sequence[Replacement]] = lambda forward_pass: (),
@@ -73,9 +56,10 @@ def generate(
                 f"the {model.context_limit} that model {model.name} takes; shorten it, or generate fewer"
             )
     generators = [generator_for(sampling.seed, number) for number in range(len(prompts))]
-    together = [range(len(prompts))] if model.accepts_padding else [[number] for number in range(len(prompts))]
+    alone = [[number] for number in range(len(prompts))]
+    batches = [list(range(len(prompts)))] if prompts and model.accepts_padding else alone
     generated: list[list[int]] = []
-    for numbers in together:
+    for numbers in batches:
         forward_pass = _padded([prompts[number] for number in numbers], model.device)
         drawn: list[list[int]] = []
         ended, cache = torch.zeros(len(numbers), dtype=torch.bool), None

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,6 @@ class TransformerLensModel:
         separator_id: the id between documents.
         special_ids: all ids that represent no text.
         end_ids: ids at which generated text ends.
-        accepts_padding: whether prompts of different lengths can be continued in one pass.
     """
 
     def __init__(self, bridge: "TransformerBridge", tokenizer: "PreTrainedTokenizerBase", name: str):
@@ -105,7 +105,6 @@ class TransformerLensModel:
             token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
         }
         self.end_ids = frozenset({self.separator_id, *_end_ids(bridge, tokenizer)})
-        self.accepts_padding: bool = bridge.adapter.supports_batched_generation
         self._bridge = bridge
         self._tokenizer = tokenizer
         self._knows_all_ids = _check_vocabulary(tokenizer, self.d_vocab, name)
@@ -184,6 +183,19 @@ class TransformerLensModel:
                 "eval=[vectors], or choose another site or model"
             )
         self._replaceable.add(site)
+
+    @cached_property
+    def accepts_padding(self) -> bool:
+        """Return whether rows of different lengths can be read in one pass, as observed: padding changes no logits."""
+        plain = ForwardPass.over(self._probe)
+        padding = self._probe[:, :2]
+        tokens = torch.cat([padding, self._probe], dim=1)
+        real = torch.cat([torch.zeros_like(padding, dtype=torch.bool), plain.real], dim=1)
+        try:
+            padded, _ = self.next_logits(ForwardPass(tokens, real, real), None)
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+            return False
+        return not _differ(padded, self.next_logits(plain, None)[0])
 
     def tokenise(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, without special tokens."""
@@ -280,8 +292,8 @@ class TransformerLensModel:
         """
         tokens, first = forward_pass.tokens.to(self.device), forward_pass.first
         settings: dict[str, Any] = {}
-        # Some families accept no mask, so only passes that need one have it: those with padding, and those with a
-        # cache, from which transformers would derive it, on some machines as NaN.
+        # Some families accept no mask, so only passes that need one have it: with padding, and with a cache,
+        # from which transformers would derive it, on some machines as NaN.
         if first or not forward_pass.real.all():
             settings["attention_mask"] = forward_pass.real.long().to(self.device)
         if cache is not None:

@@ -23,7 +23,7 @@ from fsae.export.saelens import CONFIG, Provenance, load_saelens, read_density, 
 from fsae.language_models.interventions import Edit, Intervention
 from fsae.language_models.sites import Site
 from fsae.latents.findings import weights_digest
-from fsae.outputs.latent_store import LatentStore
+from fsae.outputs.latent_store import META, LatentStore
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import read_status
 from fsae.runs.build import request_of
@@ -201,9 +201,9 @@ class Dictionary:
     def _latents_folder(self) -> Path | None:
         if self._run is None or self.folder is None:
             return None
-        latents = RunFolder(self._run).latents
-        # A population has a folder per member.
-        return latents / self.folder.name if self.folder.resolve().parent.name == "sae" else latents
+        run = RunFolder(self._run)
+        # latents/ for sae/, and latents/0 for sae/0 of a population.
+        return run.latents / self.folder.resolve().relative_to(run.sae)
 
     @cached_property
     def largest_activations(self) -> Float[Tensor, " d_sae"]:
@@ -215,7 +215,7 @@ class Dictionary:
         Raises:
             ValueError: the dictionary belongs to no run, or the run read no language model.
         """
-        if self._latents_folder is not None and self._latents_folder.is_dir():
+        if self._latents_folder is not None and (self._latents_folder / META).is_file():
             largest = np.nan_to_num(self.latents["max"].to_numpy())
             return torch.tensor(largest, dtype=self.dtype, device=self.device)
         settings = self.settings

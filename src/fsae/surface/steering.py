@@ -49,7 +49,7 @@ class Steering:
     """Plain and steered text of the same prompts; printed side by side, with a table of the strengths.
 
     Attributes:
-        edit: with the last strength.
+        edit: the edit; each strength takes the place of its own.
         targets: the tokens whose probability `target_effect` measures.
         prompts: as given.
         plain: the model without an edit.
@@ -64,7 +64,14 @@ class Steering:
 
     def __str__(self) -> str:
         width = max(40, min(200, shutil.get_terminal_size((120, 24)).columns))
-        return "\n".join([*self._texts(width), "", *self._table()])
+        return "\n".join([self._edit(), "", *self._texts(width), "", *self._table()])
+
+    def _edit(self) -> str:
+        edit = self.edit
+        unit = " in units of its largest activation" if edit.relative else ""
+        after = "" if edit.after is None else f", after {edit.after!r}"
+        decay = "" if edit.decay == 1 else f", decay {edit.decay:g}"
+        return f"latent {edit.latent}: {type(edit).__name__.lower()}{unit}, scope {edit.scope}{after}{decay}"
 
     def _texts(self, width: int) -> Iterator[str]:
         for number, prompt in enumerate(self.prompts):
@@ -163,7 +170,7 @@ def steer(
         mean_effect, kl = (float(torch.cat(each).mean()) for each in (effect, divergence))
         steered.append(_measured(strength, mean_effect, kl, rows, texts, model, ngram))
     return Steering(
-        edit=edits[-1],
+        edit=edit,
         targets=model.model.strings(target_ids),
         prompts=prompts,
         plain=_measured(None, 0.0, 0.0, rows, plain, model, ngram),
