@@ -2,7 +2,7 @@
 
     python -m benchmarks.latent_pages [--latents 16384 131072] [--steps 20]
 
-A made-up store has 64 hits per alive latent in windows of 24 positions on either side of the peak, from ten million
+A made-up store has 72 hits per alive latent in windows of 24 positions on either side of the peak, from ten million
 tokens of 50,000 kinds with the entropy of English; every tenth latent is dead. Chromium opens its pages as a file, in a
 window of 1280 x 1000. Times include drawing:
 

@@ -15,9 +15,9 @@ from tests.browser.conftest import QUIET
 from tests.browser.page import Page
 
 ROWS = "[...document.querySelectorAll('#rows tbody tr[data-place]')]"
-LATENTS = f"{ROWS}.map(row => Number(row.querySelector('a').textContent))"
+LATENTS = f"{ROWS}.map(row => Number(row.querySelector('a').textContent.replace(/[★✎ ]/g, '')))"
 COUNTED = "document.querySelector('[role=status].soft').textContent"
-SHOWN = "document.documentElement.dataset.shown"
+SHOWN = "document.documentElement?.dataset.shown"
 
 # The least contrast of a text with what is behind it, over all texts on the page (WCAG 2.2, 1.4.3).
 CONTRAST = """
@@ -183,7 +183,7 @@ def test_an_address_opens_a_latent_and_keys_walk_through_the_table(address: str,
     # In another order, next is the next row.
     page.key("t")
     page.wait("document.querySelector('#rows') !== null")
-    page.pointer("#rows thead th:nth-child(3) button")
+    page.pointer("#rows thead th:nth-child(4) button")
     assert page.ask("document.activeElement.textContent") == "density"
     order = store.table.sort_values("density", ascending=False, kind="stable")["latent"].tolist()
     page.key("ArrowDown")
@@ -225,7 +225,7 @@ def test_contexts_have_three_widths_and_line_breaks(address: str, page: Page, st
     hit = store.hits(4).to_dict("records")[0]
     low, high = hit["begin"], hit["begin"] + len(hit["values"])
     count = "document.querySelector('.context .text').children.length"
-    assert page.ask("document.querySelectorAll('.context').length") == 50
+    assert page.ask("document.querySelectorAll('.context').length") == 44
     for reach, name in ((5, "short"), (10, "medium"), (24, "whole")):
         page.ask(
             f"[...document.querySelectorAll('.buttons button')].find(each => each.textContent === '{name}').click()"
@@ -241,7 +241,7 @@ def test_contexts_have_three_widths_and_line_breaks(address: str, page: Page, st
     assert "↵\n" in page.ask(text)
     heads = page.ask("[...document.querySelectorAll('.hits h4')].map(each => each.textContent)")
     assert heads[0] == "Top contexts one per context"
-    assert len(heads) == 11
+    assert len(heads) == 13
     assert "of the maximum" in heads[-1]
 
 
@@ -338,6 +338,7 @@ def test_pages_fit_a_phone_and_have_contrast(where: str, scheme: str, width: int
     page.resize(width, 844, phone=width == 390)
     page.scheme(scheme)
     page.open(address + where)
+    page.ask("document.querySelectorAll('details.top').forEach(each => { each.open = true; })")
     assert page.ask("[document.documentElement.clientWidth, document.documentElement.scrollWidth]") == [width, width]
     least, text = page.ask(CONTRAST)
     assert least >= 4.5, text
@@ -447,3 +448,27 @@ def test_missing_data_are_named(store: LatentStore, tmp_path: Path, program: str
         assert "first-shard-0001.js is missing" in page.ask("document.querySelector('.worse').textContent")
         page.ask("location.hash = '#latent=1'")
         page.wait(f"{SHOWN} === '1'")
+
+
+def test_a_store_without_a_control_reports_that(tmp_path: Path, page: Page):
+    store = write_text_store(tmp_path / "latents", d_sae=20)
+    path = store.folder / "meta.json"
+    meta = json.loads(path.read_text()) | {"control": {}, "control_latents": 0}
+    path.write_text(json.dumps(meta))
+    store = LatentStore(store.folder)
+    page.open(write_latent_pages(store, store.folder, "run", {}).as_uri())
+    shown = page.ask("document.querySelector('.aggregates').textContent")
+    assert "There is no control" in shown
+    assert page.ask("document.querySelectorAll('.aggregates thead th').length") == 2
+
+
+def test_the_table_shows_top_tokens_and_stars(address: str, page: Page, store: LatentStore):
+    page.open(address)
+    tokens = [store.strings[token].replace(" ", "␣") for token in store.table["top_tokens"].tolist()[3][:5]]
+    assert values(page, "top tokens")[3] == "".join(f"{token} " for token in tokens)
+    page.ask("pages.notes[0].change(3, {star: true, note: 'x'}); pages.fill()")
+    assert page.ask(f"{ROWS}[3].querySelector('a').textContent") == "★ ✎ 3"
+    page.pointer("#rows thead th:nth-child(3) button")
+    joined = page.ask("[...pages.selection.order].map(row => pages.selection.byName.get('top_tokens').values[row])")
+    assert joined[:270] == sorted(joined[:270], key=lambda text: text.encode("utf-16-be"))
+    assert joined[270:] == [""] * 30

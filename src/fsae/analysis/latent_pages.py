@@ -52,7 +52,8 @@ class PageSizes:
         latents_per_shard: latents in one file.
         top: top contexts per latent.
         top_window: positions on either side of a top context's peak.
-        per_bin: samples per latent and activation bin.
+        per_bin: samples per latent and activation bin, at most.
+        samples: samples per latent, at most: the more bins a latent has, the fewer of each, but one at least.
         sample_window: positions on either side of a sample's peak.
         listed: entries of each list: neighbours, co-firing, logits.
         top_tokens: peak tokens per latent that the table shows and searches.
@@ -62,6 +63,7 @@ class PageSizes:
     top: int = 20
     top_window: int = 24
     per_bin: int = 3
+    samples: int = 24
     sample_window: int = 10
     listed: int = 10
     top_tokens: int = 5
@@ -364,8 +366,10 @@ def _list_arrays(rows: pd.DataFrame, sizes: PageSizes) -> dict[str, np.ndarray]:
 def _shown(hits: pd.DataFrame, sizes: PageSizes) -> pd.DataFrame:
     """Return the hits that the pages show, in their order: top contexts, then samples of the highest bin first."""
     sampled = hits["group"] != TOP
+    bins = hits["bin"].where(sampled).groupby(hits["latent"]).transform("nunique").to_numpy(int)
+    per_bin = np.clip(sizes.samples // np.maximum(bins, 1), 1, sizes.per_bin)
     ordered = hits.assign(sampled=sampled, order=np.where(sampled, -hits["bin"].astype(int), 0))
-    shown = ordered.loc[hits["rank"] < np.where(sampled, sizes.per_bin, sizes.top)]
+    shown = ordered.loc[hits["rank"] < np.where(sampled, per_bin, sizes.top)]
     return shown.sort_values(["latent", "sampled", "order", "rank"], kind="stable")
 
 

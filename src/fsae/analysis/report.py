@@ -3,11 +3,13 @@
 import base64
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -27,8 +29,9 @@ from fsae.analysis.comparison import (
 )
 from fsae.analysis.design import SIZE, SPARSITY, THETA, Design, comparable, design_of, named
 from fsae.analysis.job_table import JobTable, job_table
+from fsae.analysis.latent_pages import PAGE as LATENT_PAGE
 from fsae.analysis.metrics import in_tables, meanings_of
-from fsae.analysis.numbers import readable, shown
+from fsae.analysis.numbers import numbers_in_order, readable, shown
 from fsae.analysis.runs import HISTOGRAM
 from fsae.analysis.sweep_plots import (
     AXIS_LABELS,
@@ -40,6 +43,7 @@ from fsae.analysis.sweep_plots import (
     plot_theta,
 )
 from fsae.outputs.results import LARGE_TAIL, Meaning
+from fsae.outputs.run_folder import RunFolder
 
 FRONTS = ("eval/fvu", "eval/ce_recovered_zero")
 THETA_CURVES = ("eval/fvu", "eval/l0", "eval/code_correlation_excess")
@@ -107,6 +111,7 @@ def write_report(runs: pd.DataFrame, folder: Path) -> Path:
         counts=[f"{count} {state}" for state, count in Counter(runs["state"]).most_common()],
         design=design,
         table=table,
+        latents={row.folder: list(_latent_pages(Path(row.folder), folder)) for row in table.rows if row.folder},
         readable=readable,
         signed=_signed,
         shown=shown,
@@ -132,6 +137,14 @@ def write_report(runs: pd.DataFrame, folder: Path) -> Path:
     )
     (folder / PAGE).write_text(page, encoding="utf-8")
     return folder / PAGE
+
+
+def _latent_pages(run: Path, report: Path) -> Iterator[str]:
+    """Yield the addresses of a run's pages of latents, one for each member, relative to the report's folder."""
+    latents = RunFolder(run).latents
+    pages = [*latents.glob(LATENT_PAGE), *latents.glob(f"*/{LATENT_PAGE}")]
+    for page in sorted(pages, key=lambda page: numbers_in_order(str(page))):
+        yield quote(Path(os.path.relpath(page, report.resolve())).as_posix())
 
 
 def _title(runs: pd.DataFrame) -> str:

@@ -153,7 +153,7 @@ class LatentPanel {
     return el("section", {class: "box contexts"}, el("div", {class: "heading"}, el("h3", {}, text ? "Contexts" : "Samples"), text ? this.views() : null),
       group(`Top ${text ? "contexts" : "samples"}`, text ? "one per context" : "", top),
       [...bins].map(([bin, hits]) => group(`${readable(edges[bin], 3)} to ${readable(edges[bin + 1], 3)}`,
-        [`${percent(edges[bin] / max)} to ${percent(edges[bin + 1] / max)} of the maximum`, counts[bin] ? `, ${percent(counts[bin] / total)} of its activations` : ""].join(""), hits)));
+        [`${percent(edges[bin] / max)} to ${percent(Math.min(1, edges[bin + 1] / max))} of the maximum`, counts[bin] ? `, ${percent(counts[bin] / total)} of its activations` : ""].join(""), hits)));
   }
 
   views() {
@@ -179,12 +179,12 @@ class LatentPanel {
     const max = this.number("max"), spans = [];
     for (let i = begin; i < end; i++) {
       const shaded = shade(hit.codes[i], max) ?? {};
-      const marks = [shaded.class, i === hit.peak ? "peak" : "", Number.isNaN(hit.codes[i]) ? "unread" : ""].filter(Boolean).join(" ");
+      const marks = [shaded.class, i === hit.peak ? "peak" : "", Number.isNaN(hit.codes[i]) ? "uncounted" : ""].filter(Boolean).join(" ");
       spans.push(el("span", {class: marks || null, style: shaded.style}, inText(dictionary.text(hit.tokens[i]), choices.breaks)));
     }
     const lines = span => {
       const i = begin + [...span.parentElement.children].indexOf(span), code = hit.codes[i];
-      return [alone(dictionary.text(hit.tokens[i])), Number.isNaN(code) ? "not read" : `activation ${readable(code)}`,
+      return [alone(dictionary.text(hit.tokens[i])), Number.isNaN(code) ? "this position did not count" : `activation ${readable(code)}`,
         el("span", {class: "soft"}, `token ${hit.tokens[i]}, context ${hit.context}, position ${hit.position + i}`)];
     };
     const text = el("p", {class: "text", dir: "auto", tabindex: 0, "aria-label": `context ${hit.context}, ${readable(hit.value)} at the peak; left and right read each token's activation`}, spans);

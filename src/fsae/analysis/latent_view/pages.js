@@ -4,7 +4,7 @@ const content = JSON.parse(document.getElementById("content").textContent);
 const meaning = name => content.meanings[name] ?? null;
 
 // Columns that are shown before the reader chooses.
-const SHOWN = ["latent", "label", "class", "density", "max", "token_purity", "ngram_correlation", "input_score"];
+const SHOWN = ["latent", "label", "top_tokens", "class", "density", "max", "token_purity", "input_score"];
 // Searching would wait for no one's typing to end otherwise.
 const SEARCH_AFTER = 120;
 
@@ -53,6 +53,8 @@ class Pages {
       const at = found.findIndex(column => column.name === "label");
       // The label belongs next to the number of the latent.
       if (at > 1) found.splice(1, 0, ...found.splice(at, 1));
+      found[0].show = row => [this.notes[0].of(row).star ? "★ " : "", this.notes[0].of(row).note ? "✎ " : "", row];
+      if (this.dictionaries[0].texts.size) found.splice(2, 0, this.topTokens(shown));
       return found;
     }
     const gathered = (side, name) => {
@@ -67,6 +69,17 @@ class Pages {
       values: gathered(side, name), shown: ["latent", "label", "density"].includes(name), wide: name === "label" ? "wide" : null})));
     const [first, second] = sides;
     return [rows, first[0], first[1], second[0], second[1], cosine, first[3], second[3], ...first.slice(2).filter((_, i) => i !== 1), ...second.slice(2).filter((_, i) => i !== 1)];
+  }
+
+  topTokens(shown) {
+    const [dictionary] = this.dictionaries, texts = row => Array.from(dictionary.topTokens(row), token => dictionary.text(token));
+    let all = null;
+    return {
+      name: "top_tokens", kind: "text", title: "top tokens", meaning: meaning("top_tokens"), shown: shown.has("top_tokens"),
+      show: row => texts(row).map(text => [alone(text), " "]),
+      // Only sorting needs the texts of all latents.
+      get values() { return all ??= Array.from({length: dictionary.count}, (_, row) => texts(row).join("")); },
+    };
   }
 
   known(values) { return Array.isArray(values) ? values.some(each => each) : values.some(each => !Number.isNaN(each)); }
@@ -133,13 +146,16 @@ class Pages {
     const tables = this.dictionaries.map(({meta, title}) => {
       const names = Object.keys(meta.aggregates);
       if (!names.length) return null;
-      return el("table", {class: "small"}, this.compares ? el("caption", {}, el("bdi", {}, plain(title))) : null, el("thead", {}, el("tr", {}, el("th", {scope: "col"}, "number"), el("th", {class: "number", scope: "col"}, "dictionary"), el("th", {class: "number", scope: "col"}, "control"))),
-        el("tbody", {}, names.map(name => el("tr", {}, el("th", {scope: "row"}, plain(name.replaceAll("_", " "))), el("td", {class: "number"}, readable(meta.aggregates[name])), el("td", {class: "number"}, readable(meta.control[name]))))));
+      const number = (tag, text) => el(tag, {class: "number", scope: tag === "th" ? "col" : null}, text), has = meta.control_latents > 0;
+      return el("table", {class: "small"}, this.compares ? el("caption", {}, el("bdi", {}, plain(title))) : null,
+        el("thead", {}, el("tr", {}, el("th", {scope: "col"}, "number"), number("th", "dictionary"), has ? number("th", "control") : null)),
+        el("tbody", {}, names.map(name => el("tr", {}, el("th", {scope: "row"}, plain(name.replaceAll("_", " "))), number("td", readable(meta.aggregates[name])),
+          has ? number("td", readable(meta.control[name])) : null))));
     }).filter(Boolean);
     if (!tables.length) return null;
-    const directions = this.dictionaries[0].meta.control_latents;
+    const directions = Math.max(...this.dictionaries.map(({meta}) => meta.control_latents));
     return el("section", {class: "box aggregates"}, el("div", {class: "heading"}, el("h3", {}, "The dictionary as a whole")), tables,
-      el("p", {class: "soft small"}, `The control is the same number, measured for ${directions} random directions with the densities of the dictionary's latents. A number close to its control says little about the dictionary.`));
+      el("p", {class: "soft small"}, directions === 0 ? "There is no control: the pass over the data had no random directions." : `The control is the same number, measured for ${directions} random directions with the densities of the dictionary's latents. A number close to its control says little about the dictionary.`));
   }
 
   // After a change of the selection: the address, the table and the scatter follow.
@@ -175,7 +191,8 @@ class Pages {
       if (Number.isInteger(row) && event.target.value.trim() !== "") location.hash = this.address(row);
       event.target.value = "";
     }});
-    this.bar = el("nav", {class: "bar", "aria-label": "latents"}, this.back, el("button", {title: "previous (k or ←)", onclick: go(-1)}, "‹ previous"), el("button", {title: "next (j or →)", onclick: go(1)}, "next ›"), this.place, this.jump);
+    this.bar = el("nav", {class: "bar", "aria-label": "latents"}, this.back, el("button", {title: "previous (k or ←)", "aria-label": "previous", onclick: go(-1)}, "‹", el("span", {class: "long"}, " previous")),
+      el("button", {title: "next (j or →)", "aria-label": "next", onclick: go(1)}, el("span", {class: "long"}, "next "), "›"), this.place, this.jump);
     document.getElementById("export").addEventListener("click", () => {
       const all = this.notes.map(notes => notes.exported());
       saveFile("fsae-notes.json", JSON.stringify(this.compares ? all : all[0], null, 2));
