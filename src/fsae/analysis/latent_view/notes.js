@@ -9,16 +9,23 @@ class Notes {
 
   read() {
     this.all = new Map();
-    try { this.merge(JSON.parse(kept.get(this.key) ?? "{}")); } catch { /* Foreign content under this name is not a note. */ }
+    try {
+      this.merge(JSON.parse(kept.get(this.key) ?? "{}"));
+    } catch {
+      /* Foreign content under this name is not a note. */
+    }
   }
 
-  of(latent) { return this.all.get(latent) ?? {star: false, note: ""}; }
+  of(latent) {
+    return this.all.get(latent) ?? {star: false, note: ""};
+  }
 
   change(latent, changed) {
     // Another tab may have written since.
     this.read();
     const now = {...this.of(latent), ...changed};
-    if (now.star || now.note) this.all.set(latent, now); else this.all.delete(latent);
+    if (now.star || now.note) this.all.set(latent, now);
+    else this.all.delete(latent);
     this.keep();
   }
 
@@ -29,10 +36,13 @@ class Notes {
 
   merge(found) {
     for (const [latent, {star, note}] of Object.entries(found))
-      if (/^\d+$/.test(latent)) this.all.set(Number(latent), {star: star === true, note: typeof note === "string" ? note : ""});
+      if (/^\d+$/.test(latent))
+        this.all.set(Number(latent), {star: star === true, note: typeof note === "string" ? note : ""});
   }
 
-  exported() { return {weights: this.weights, notes: Object.fromEntries(this.all)}; }
+  exported() {
+    return {weights: this.weights, notes: Object.fromEntries(this.all)};
+  }
 
   // Notes of the file replace those of the same latent; others stay. Returns how many the file has.
   import({weights, notes}) {
