@@ -85,10 +85,10 @@ def times_of(url: str, latents: int, steps: int, folder: Path, program: str) -> 
             for column in (3, 4, 5, 1)
         ]
         times["search"] = [
-            times_since(f"pages.selection.search = '{text}'; pages.changed()", "true")
+            times_since(f"pages.selection.search = '{text}'; pages.overview.changed()", "true")
             for text in ("word 5", "venro", "k", "")
         ]
-        page.ask("pages.selection.reset(); pages.changed()")
+        page.ask("pages.selection.reset(); pages.overview.changed()")
         times["jump"] = []
         for number in range(steps):
             # Every shard once.

@@ -80,7 +80,7 @@ def values(page: Page, column: str) -> list[str]:
 
 
 def search(page: Page, text: str) -> None:
-    page.ask("pages.searchBox.focus(); pages.searchBox.select()")
+    page.ask("pages.overview.searchBox.focus(); pages.overview.searchBox.select()")
     page.type(text)
     page.wait(f"pages.selection.search === {json.dumps(text)}")
 
@@ -129,7 +129,7 @@ def test_the_search_finds_labels_top_tokens_numbers_and_notes(address: str, page
 
 def test_any_number_filters_and_the_address_keeps_it(address: str, page: Page, store: LatentStore):
     page.open(address)
-    page.ask("pages.rangeName.value = 'density'; pages.low.focus()")
+    page.ask("pages.overview.rangeName.value = 'density'; pages.overview.low.focus()")
     page.type("0.001")
     page.key("Tab")
     page.type("1e-1")
@@ -153,7 +153,8 @@ def test_any_number_filters_and_the_address_keeps_it(address: str, page: Page, s
 def test_a_drag_over_the_scatter_filters_by_both_numbers(address: str, page: Page, store: LatentStore):
     page.open(address)
     left, top, width, height = page.ask(
-        "(({left, top, width, height}) => [left, top, width, height])(pages.scatter.canvas.getBoundingClientRect())"
+        "(({left, top, width, height}) => [left, top, width, height])("
+        "pages.overview.scatter.canvas.getBoundingClientRect())"
     )
     page.drag((left + width * 0.3, top + height * 0.2), (left + width * 0.7, top + height * 0.6))
     page.wait("pages.selection.ranges.length === 2")
@@ -396,7 +397,7 @@ def test_two_dictionaries_stand_side_by_side(store: LatentStore, tmp_path: Path,
     assert "cosine of the decoder rows 0.5" in page.ask("document.querySelector('main').textContent")
     page.key("j")
     page.wait(f"{SHOWN} === '1'")
-    assert "no match" in page.ask("document.querySelector('main').textContent")
+    assert "has no match" in page.ask("document.querySelector('main').textContent")
     # A neighbour that is in no pair opens alone.
     page.open(f"{address}#second=3")
     assert page.ask("document.querySelector('h2').textContent") == "☆latent 3 word 3 of 3"
@@ -466,7 +467,7 @@ def test_the_table_shows_top_tokens_and_stars(address: str, page: Page, store: L
     page.open(address)
     tokens = [store.strings[token].replace(" ", "␣") for token in store.table["top_tokens"].tolist()[3][:5]]
     assert values(page, "top tokens")[3] == "".join(f"{token} " for token in tokens)
-    page.ask("pages.notes[0].change(3, {star: true, note: 'x'}); pages.fill()")
+    page.ask("pages.notes[0].change(3, {star: true, note: 'x'}); pages.overview.fill()")
     assert page.ask(f"{ROWS}[3].querySelector('a').textContent") == "★ ✎ 3"
     page.pointer("#rows thead th:nth-child(3) button")
     joined = page.ask("[...pages.selection.order].map(row => pages.selection.byName.get('top_tokens').values[row])")

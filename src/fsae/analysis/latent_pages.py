@@ -34,7 +34,20 @@ _TEMPLATES = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, trim
 # The order of the columns is the order in the table.
 _TEMPLATES.policies["json.dumps_kwargs"] = {"sort_keys": False}
 _SHARED_SCRIPTS = ("text.js", "appearance.js")
-_SCRIPTS = (*_SHARED_SCRIPTS, "data.js", "notes.js", "table.js", "scatter.js", "charts.js", "latent.js", "pages.js")
+_SCRIPTS = (
+    *_SHARED_SCRIPTS,
+    *(
+        "data.js",
+        "notes.js",
+        "columns.js",
+        "table.js",
+        "scatter.js",
+        "overview.js",
+        "charts.js",
+        "latent.js",
+        "pages.js",
+    ),
+)
 # Latents whose hits are read from the store at a time.
 _READ_AT_ONCE = 1024
 # Lists show three digits: their numbers have a relative error below 1e-3. All other numbers are exact.

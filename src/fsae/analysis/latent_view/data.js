@@ -177,6 +177,17 @@ class Dictionary {
     return this.texts.get(token) ?? `[token ${token}]`;
   }
 
+  get loweredLabels() {
+    return (this.lowered ??= this.index.label.map(label => label.toLowerCase()));
+  }
+
+  // The ids of all tokens with a text in them.
+  tokensWith(text) {
+    const found = new Set();
+    for (const [id, own] of this.texts) if (own.toLowerCase().includes(text)) found.add(id);
+    return found;
+  }
+
   topTokens(latent) {
     return this.index.top_tokens.subarray(this.topBegins[latent], this.topBegins[latent + 1]);
   }

@@ -43,16 +43,25 @@ class Notes {
   exported() {
     return {weights: this.weights, notes: Object.fromEntries(this.all)};
   }
-
-  // Notes of the file replace those of the same latent; others stay. Returns how many the file has.
-  import({weights, notes}) {
-    if (weights !== this.weights) throw new Error("These notes are of another dictionary.");
-    this.read();
-    this.merge(notes);
-    this.keep();
-    return Object.keys(notes).length;
-  }
 }
+
+// Adds the notes of a file to those of the dictionaries that it is of; returns how many it has. Notes of the same latent
+// are replaced, others stay.
+const importNotes = (all, text) => {
+  const found = [JSON.parse(text)].flat();
+  if (!found.length || found.some(each => typeof each?.notes !== "object" || !each.notes))
+    throw new Error("The file has no notes of these pages.");
+  const fitting = found
+    .map(each => [all.find(notes => notes.weights === each.weights), each])
+    .filter(([notes]) => notes);
+  if (!fitting.length) throw new Error("The notes of this file are of another dictionary.");
+  for (const [notes, each] of fitting) {
+    notes.read();
+    notes.merge(each.notes);
+    notes.keep();
+  }
+  return fitting.reduce((sum, [, each]) => sum + Object.keys(each.notes).length, 0);
+};
 
 const saveFile = (name, text) => {
   const address = URL.createObjectURL(new Blob([text], {type: "application/json"}));

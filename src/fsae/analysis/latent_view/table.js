@@ -183,7 +183,7 @@ class Table {
       const content = i === 0 ? el("a", {href: this.address(row)}, text) : text;
       return el(
         i === 0 ? "th" : "td",
-        {scope: i === 0 ? "row" : null, class: column.kind === "text" ? (column.wide ?? "text") : "number"},
+        {scope: i === 0 ? "row" : null, class: column.kind === "text" ? (column.wide ? "wide" : "text") : "number"},
         content,
       );
     });
