@@ -241,7 +241,7 @@ def test_contexts_have_three_widths_and_line_breaks(address: str, page: Page, st
     page.ask("document.querySelector('.contexts input[type=checkbox]').click()")
     assert "↵\n" in page.ask(text)
     heads = page.ask("[...document.querySelectorAll('.hits h4')].map(each => each.textContent)")
-    assert heads[0] == "Top contexts one per context"
+    assert heads[0] == "Top contexts one hit per context"
     assert len(heads) == 13
     assert "of the maximum" in heads[-1]
 

@@ -33,20 +33,9 @@ _FOLDER = Path(__file__).with_name("latent_view")
 _TEMPLATES = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 # The order of the columns is the order in the table.
 _TEMPLATES.policies["json.dumps_kwargs"] = {"sort_keys": False}
-_SHARED_SCRIPTS = ("text.js", "appearance.js")
-_SCRIPTS = (
-    *_SHARED_SCRIPTS,
-    *(
-        "data.js",
-        "notes.js",
-        "columns.js",
-        "table.js",
-        "scatter.js",
-        "overview.js",
-        "charts.js",
-        "latent.js",
-        "pages.js",
-    ),
+_SCRIPTS = tuple(
+    f"{name}.js"
+    for name in "text appearance data notes columns table scatter overview charts contexts latent pages".split()
 )
 # Latents whose hits are read from the store at a time.
 _READ_AT_ONCE = 1024
@@ -199,7 +188,7 @@ def write_prompt_page(
         provenance={"": provenance},
         content=content,
         style=_file("style.css"),
-        script=_joined(*_SHARED_SCRIPTS, "prompt.js"),
+        script=_joined("text.js", "appearance.js", "prompt.js"),
     )
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / name) as unfinished:
