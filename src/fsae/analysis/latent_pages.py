@@ -30,13 +30,17 @@ from fsae.outputs.latent_store import LATENT_COLUMNS, TOP, LatentStore
 
 PAGE, PROMPT_PAGE = "index.html", "prompt.html"
 _FOLDER = Path(__file__).with_name("latent_view")
+
+
+def _file(name: str) -> Markup:
+    """Return a file of the templates' folder, to be part of a page as it is."""
+    return Markup((_FOLDER / name).read_text(encoding="utf-8"))
+
+
 _TEMPLATES = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+_TEMPLATES.globals["file"] = _file
 # The order of the columns is the order in the table.
 _TEMPLATES.policies["json.dumps_kwargs"] = {"sort_keys": False}
-_SCRIPTS = tuple(
-    f"{name}.js"
-    for name in "text appearance data notes columns table scatter overview charts contexts latent pages".split()
-)
 # Latents whose hits are read from the store at a time.
 _READ_AT_ONCE = 1024
 # Lists show three digits: their numbers have a relative error below 1e-3. All other numbers are exact.
@@ -187,8 +191,6 @@ def write_prompt_page(
         title=title,
         provenance={"": provenance},
         content=content,
-        style=_file("style.css"),
-        script=_joined("text.js", "appearance.js", "prompt.js"),
     )
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / name) as unfinished:
@@ -230,8 +232,6 @@ def _write(
             "latents_per_shard": sizes.latents_per_shard,
             "data": data.name,
         },
-        style=_file("style.css"),
-        script=_joined(*_SCRIPTS),
     )
     with replacing(folder / PAGE) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
@@ -239,14 +239,6 @@ def _write(
         if earlier != data:
             shutil.rmtree(earlier)
     return folder / PAGE
-
-
-def _file(name: str) -> Markup:
-    return Markup((_FOLDER / name).read_text(encoding="utf-8"))
-
-
-def _joined(*names: str) -> Markup:
-    return Markup("\n").join(_file(name) for name in names)
 
 
 def _write_script(folder: Path, name: str, packed: str) -> None:
