@@ -2,7 +2,10 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pandas as pd
@@ -436,6 +439,17 @@ def test_a_prompt_shows_activations_and_losses(store: LatentStore, address: str,
         assert page.ask(CONTRAST)[0] >= 4.5
     page.pointer(".linked a")
     page.wait(f"{SHOWN} === '3'")
+
+
+def test_a_static_host_serves_the_same_pages(store: LatentStore, address: str, program: str, tmp_path: Path):
+    handler = partial(SimpleHTTPRequestHandler, directory=str(store.folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with Page(program, tmp_path / "profile", *QUIET) as page:
+            page.open(f"http://127.0.0.1:{server.server_port}/index.html#latent=4")
+            assert page.ask("document.querySelectorAll('.context').length") == 44
+            assert page.errors == []
+        server.shutdown()
 
 
 def test_missing_data_are_named(store: LatentStore, tmp_path: Path, program: str):
