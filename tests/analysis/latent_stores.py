@@ -99,8 +99,8 @@ def _bin_of(values: np.ndarray) -> np.ndarray:
 
 
 def _hits(random: np.random.Generator, alive: np.ndarray, maximum: np.ndarray, tokens: np.ndarray) -> pd.DataFrame:
-    """Return 24 top contexts and 4 samples of each of 10 bins per alive latent, with their windows."""
-    top, per_bin, bins = 24, 4, 10
+    """Return 24 top contexts and 4 samples of each of 12 bins per alive latent, with their windows."""
+    top, per_bin, bins = 24, 4, 12
     rows = top + per_bin * bins
     latent = np.repeat(alive, rows)
     share = np.r_[np.sort(random.uniform(0.7, 1, top))[::-1], np.repeat(2.0 ** -(np.arange(bins) / 2), per_bin) * 0.9]

@@ -3,6 +3,7 @@ import re
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -190,6 +191,20 @@ def test_a_single_run_has_a_report(tmp_path: Path):
     assert [row[0] for row in page.rows["runs"] if row] == ["r"]
     # A single run is compared with nothing.
     assert set(page.sections) == {"head", "runs", "density", "settings", "after"}
+
+
+def test_a_run_links_to_the_pages_of_its_latents(tmp_path: Path):
+    runs = tmp_path / "out#puts"
+    write_sweep(runs, weights=[1.0], seeds=[0])
+    _, one, several, *_ = sorted(runs.iterdir())
+    for page in (one / "latents", several / "latents" / "0", several / "latents" / "1"):
+        page.mkdir(parents=True)
+        (page / "index.html").write_text("")
+    file = write_report(collect_folders([runs]), tmp_path / "report")
+    links = [link for link in Page(file).loaded if "latents" in link]
+    pages = [one / "latents", several / "latents" / "0", several / "latents" / "1"]
+    assert [(file.parent / unquote(link)).resolve() for link in links] == [page / "index.html" for page in pages]
+    assert re.findall(r">(latents.*?)</a>", file.read_text()) == ["latents", "latents 0", "latents 1"]
 
 
 def test_odd_numbers_do_not_stop_the_report(tmp_path: Path):

@@ -16,6 +16,7 @@ ONLY_LOOPBACK = "MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 QUIET = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
+    f"--host-resolver-rules={ONLY_LOOPBACK}",
 )  # fmt: skip
 
 
@@ -38,7 +39,7 @@ class Browser:
 
     def _run(self, url: str, *flags: str) -> str:
         profile = self._folder / "profile"
-        command = [self._program, *QUIET, f"--host-resolver-rules={ONLY_LOOPBACK}", f"--user-data-dir={profile}"]
+        command = [self._program, *QUIET, f"--user-data-dir={profile}"]
         command += ["--virtual-time-budget=30000", *flags, url]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
 

@@ -23,7 +23,7 @@ class ScriptError(Exception):
 
 
 class Page:
-    """One tab of a browser with a profile of its own; its network has no hosts at all.
+    """One tab of a browser with a profile of its own.
 
     Args:
         program: Chromium.
@@ -36,7 +36,7 @@ class Page:
         self._read, from_browser = os.pipe()
         # The browser reads its commands from file descriptor 3 and answers on 4.
         command = ["bash", "-c", f'exec "$@" 3<&{to_browser} 4>&{from_browser}', "bash", program, *flags]
-        command += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder}", "--remote-debugging-pipe"]
+        command += [f"--user-data-dir={folder}", "--remote-debugging-pipe"]
         self._process = subprocess.Popen(
             command,
             pass_fds=(to_browser, from_browser),

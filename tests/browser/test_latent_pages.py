@@ -2,7 +2,10 @@
 
 import json
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pandas as pd
@@ -15,9 +18,9 @@ from tests.browser.conftest import QUIET
 from tests.browser.page import Page
 
 ROWS = "[...document.querySelectorAll('#rows tbody tr[data-place]')]"
-LATENTS = f"{ROWS}.map(row => Number(row.querySelector('a').textContent))"
+LATENTS = f"{ROWS}.map(row => Number(row.querySelector('a').textContent.replace(/[★✎ ]/g, '')))"
 COUNTED = "document.querySelector('[role=status].soft').textContent"
-SHOWN = "document.documentElement.dataset.shown"
+SHOWN = "document.documentElement?.dataset.shown"
 
 # The least contrast of a text with what is behind it, over all texts on the page (WCAG 2.2, 1.4.3).
 CONTRAST = """
@@ -80,7 +83,7 @@ def values(page: Page, column: str) -> list[str]:
 
 
 def search(page: Page, text: str) -> None:
-    page.ask("pages.searchBox.focus(); pages.searchBox.select()")
+    page.ask("pages.overview.searchBox.focus(); pages.overview.searchBox.select()")
     page.type(text)
     page.wait(f"pages.selection.search === {json.dumps(text)}")
 
@@ -129,7 +132,7 @@ def test_the_search_finds_labels_top_tokens_numbers_and_notes(address: str, page
 
 def test_any_number_filters_and_the_address_keeps_it(address: str, page: Page, store: LatentStore):
     page.open(address)
-    page.ask("pages.rangeName.value = 'density'; pages.low.focus()")
+    page.ask("pages.overview.rangeName.value = 'density'; pages.overview.low.focus()")
     page.type("0.001")
     page.key("Tab")
     page.type("1e-1")
@@ -153,7 +156,8 @@ def test_any_number_filters_and_the_address_keeps_it(address: str, page: Page, s
 def test_a_drag_over_the_scatter_filters_by_both_numbers(address: str, page: Page, store: LatentStore):
     page.open(address)
     left, top, width, height = page.ask(
-        "(({left, top, width, height}) => [left, top, width, height])(pages.scatter.canvas.getBoundingClientRect())"
+        "(({left, top, width, height}) => [left, top, width, height])("
+        "pages.overview.scatter.canvas.getBoundingClientRect())"
     )
     page.drag((left + width * 0.3, top + height * 0.2), (left + width * 0.7, top + height * 0.6))
     page.wait("pages.selection.ranges.length === 2")
@@ -183,7 +187,7 @@ def test_an_address_opens_a_latent_and_keys_walk_through_the_table(address: str,
     # In another order, next is the next row.
     page.key("t")
     page.wait("document.querySelector('#rows') !== null")
-    page.pointer("#rows thead th:nth-child(3) button")
+    page.pointer("#rows thead th:nth-child(4) button")
     assert page.ask("document.activeElement.textContent") == "density"
     order = store.table.sort_values("density", ascending=False, kind="stable")["latent"].tolist()
     page.key("ArrowDown")
@@ -225,7 +229,7 @@ def test_contexts_have_three_widths_and_line_breaks(address: str, page: Page, st
     hit = store.hits(4).to_dict("records")[0]
     low, high = hit["begin"], hit["begin"] + len(hit["values"])
     count = "document.querySelector('.context .text').children.length"
-    assert page.ask("document.querySelectorAll('.context').length") == 50
+    assert page.ask("document.querySelectorAll('.context').length") == 44
     for reach, name in ((5, "short"), (10, "medium"), (24, "whole")):
         page.ask(
             f"[...document.querySelectorAll('.buttons button')].find(each => each.textContent === '{name}').click()"
@@ -240,8 +244,8 @@ def test_contexts_have_three_widths_and_line_breaks(address: str, page: Page, st
     page.ask("document.querySelector('.contexts input[type=checkbox]').click()")
     assert "↵\n" in page.ask(text)
     heads = page.ask("[...document.querySelectorAll('.hits h4')].map(each => each.textContent)")
-    assert heads[0] == "Top contexts one per context"
-    assert len(heads) == 11
+    assert heads[0] == "Top contexts one hit per context"
+    assert len(heads) == 13
     assert "of the maximum" in heads[-1]
 
 
@@ -338,6 +342,7 @@ def test_pages_fit_a_phone_and_have_contrast(where: str, scheme: str, width: int
     page.resize(width, 844, phone=width == 390)
     page.scheme(scheme)
     page.open(address + where)
+    page.ask("document.querySelectorAll('details.top').forEach(each => { each.open = true; })")
     assert page.ask("[document.documentElement.clientWidth, document.documentElement.scrollWidth]") == [width, width]
     least, text = page.ask(CONTRAST)
     assert least >= 4.5, text
@@ -395,7 +400,7 @@ def test_two_dictionaries_stand_side_by_side(store: LatentStore, tmp_path: Path,
     assert "cosine of the decoder rows 0.5" in page.ask("document.querySelector('main').textContent")
     page.key("j")
     page.wait(f"{SHOWN} === '1'")
-    assert "no match" in page.ask("document.querySelector('main').textContent")
+    assert "has no match" in page.ask("document.querySelector('main').textContent")
     # A neighbour that is in no pair opens alone.
     page.open(f"{address}#second=3")
     assert page.ask("document.querySelector('h2').textContent") == "☆latent 3 word 3 of 3"
@@ -436,6 +441,17 @@ def test_a_prompt_shows_activations_and_losses(store: LatentStore, address: str,
     page.wait(f"{SHOWN} === '3'")
 
 
+def test_a_static_host_serves_the_same_pages(store: LatentStore, address: str, program: str, tmp_path: Path):
+    handler = partial(SimpleHTTPRequestHandler, directory=str(store.folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with Page(program, tmp_path / "profile", *QUIET) as page:
+            page.open(f"http://127.0.0.1:{server.server_port}/index.html#latent=4")
+            assert page.ask("document.querySelectorAll('.context').length") == 44
+            assert page.errors == []
+        server.shutdown()
+
+
 def test_missing_data_are_named(store: LatentStore, tmp_path: Path, program: str):
     written = write_latent_pages(store, tmp_path / "pages", "run", {})
     (folder,) = written.parent.glob("pages-*")
@@ -447,3 +463,27 @@ def test_missing_data_are_named(store: LatentStore, tmp_path: Path, program: str
         assert "first-shard-0001.js is missing" in page.ask("document.querySelector('.worse').textContent")
         page.ask("location.hash = '#latent=1'")
         page.wait(f"{SHOWN} === '1'")
+
+
+def test_a_store_without_a_control_reports_that(tmp_path: Path, page: Page):
+    store = write_text_store(tmp_path / "latents", d_sae=20)
+    path = store.folder / "meta.json"
+    meta = json.loads(path.read_text()) | {"control": {}, "control_latents": 0}
+    path.write_text(json.dumps(meta))
+    store = LatentStore(store.folder)
+    page.open(write_latent_pages(store, store.folder, "run", {}).as_uri())
+    shown = page.ask("document.querySelector('.aggregates').textContent")
+    assert "There is no control" in shown
+    assert page.ask("document.querySelectorAll('.aggregates thead th').length") == 2
+
+
+def test_the_table_shows_top_tokens_and_stars(address: str, page: Page, store: LatentStore):
+    page.open(address)
+    tokens = [store.strings[token].replace(" ", "␣") for token in store.table["top_tokens"].tolist()[3][:5]]
+    assert values(page, "top tokens")[3] == "".join(f"{token} " for token in tokens)
+    page.ask("pages.notes[0].change(3, {star: true, note: 'x'}); pages.overview.fill()")
+    assert page.ask(f"{ROWS}[3].querySelector('a').textContent") == "★ ✎ 3"
+    page.pointer("#rows thead th:nth-child(3) button")
+    joined = page.ask("[...pages.selection.order].map(row => pages.selection.byName.get('top_tokens').values[row])")
+    assert joined[:270] == sorted(joined[:270], key=lambda text: text.encode("utf-16-be"))
+    assert joined[270:] == [""] * 30

@@ -30,11 +30,17 @@ from fsae.outputs.latent_store import LATENT_COLUMNS, TOP, LatentStore
 
 PAGE, PROMPT_PAGE = "index.html", "prompt.html"
 _FOLDER = Path(__file__).with_name("latent_view")
+
+
+def _file(name: str) -> Markup:
+    """Return a file of the templates' folder, to be part of a page as it is."""
+    return Markup((_FOLDER / name).read_text(encoding="utf-8"))
+
+
 _TEMPLATES = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+_TEMPLATES.globals["file"] = _file
 # The order of the columns is the order in the table.
 _TEMPLATES.policies["json.dumps_kwargs"] = {"sort_keys": False}
-_SHARED_SCRIPTS = ("text.js", "appearance.js")
-_SCRIPTS = (*_SHARED_SCRIPTS, "data.js", "notes.js", "table.js", "scatter.js", "charts.js", "latent.js", "pages.js")
 # Latents whose hits are read from the store at a time.
 _READ_AT_ONCE = 1024
 # Lists show three digits: their numbers have a relative error below 1e-3. All other numbers are exact.
@@ -52,7 +58,8 @@ class PageSizes:
         latents_per_shard: latents in one file.
         top: top contexts per latent.
         top_window: positions on either side of a top context's peak.
-        per_bin: samples per latent and activation bin.
+        per_bin: samples per latent and activation bin, at most.
+        samples: samples per latent, at most: the more bins a latent has, the fewer of each, but one at least.
         sample_window: positions on either side of a sample's peak.
         listed: entries of each list: neighbours, co-firing, logits.
         top_tokens: peak tokens per latent that the table shows and searches.
@@ -62,6 +69,7 @@ class PageSizes:
     top: int = 20
     top_window: int = 24
     per_bin: int = 3
+    samples: int = 24
     sample_window: int = 10
     listed: int = 10
     top_tokens: int = 5
@@ -183,8 +191,6 @@ def write_prompt_page(
         title=title,
         provenance={"": provenance},
         content=content,
-        style=_file("style.css"),
-        script=_joined(*_SHARED_SCRIPTS, "prompt.js"),
     )
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / name) as unfinished:
@@ -226,8 +232,6 @@ def _write(
             "latents_per_shard": sizes.latents_per_shard,
             "data": data.name,
         },
-        style=_file("style.css"),
-        script=_joined(*_SCRIPTS),
     )
     with replacing(folder / PAGE) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
@@ -235,14 +239,6 @@ def _write(
         if earlier != data:
             shutil.rmtree(earlier)
     return folder / PAGE
-
-
-def _file(name: str) -> Markup:
-    return Markup((_FOLDER / name).read_text(encoding="utf-8"))
-
-
-def _joined(*names: str) -> Markup:
-    return Markup("\n").join(_file(name) for name in names)
 
 
 def _write_script(folder: Path, name: str, packed: str) -> None:
@@ -364,8 +360,10 @@ def _list_arrays(rows: pd.DataFrame, sizes: PageSizes) -> dict[str, np.ndarray]:
 def _shown(hits: pd.DataFrame, sizes: PageSizes) -> pd.DataFrame:
     """Return the hits that the pages show, in their order: top contexts, then samples of the highest bin first."""
     sampled = hits["group"] != TOP
+    bins = hits["bin"].where(sampled).groupby(hits["latent"]).transform("nunique").to_numpy(int)
+    per_bin = np.clip(sizes.samples // np.maximum(bins, 1), 1, sizes.per_bin)
     ordered = hits.assign(sampled=sampled, order=np.where(sampled, -hits["bin"].astype(int), 0))
-    shown = ordered.loc[hits["rank"] < np.where(sampled, sizes.per_bin, sizes.top)]
+    shown = ordered.loc[hits["rank"] < np.where(sampled, per_bin, sizes.top)]
     return shown.sort_values(["latent", "sampled", "order", "rank"], kind="stable")
 
 

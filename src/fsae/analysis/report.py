@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -30,8 +29,9 @@ from fsae.analysis.comparison import (
 )
 from fsae.analysis.design import SIZE, SPARSITY, THETA, Design, comparable, design_of, named
 from fsae.analysis.job_table import JobTable, job_table
+from fsae.analysis.latent_pages import PAGE as LATENT_PAGE
 from fsae.analysis.metrics import in_tables, meanings_of
-from fsae.analysis.numbers import readable, shown
+from fsae.analysis.numbers import numbers_in_order, readable, shown
 from fsae.analysis.runs import HISTOGRAM
 from fsae.analysis.sweep_plots import (
     AXIS_LABELS,
@@ -111,6 +111,7 @@ def write_report(runs: pd.DataFrame, folder: Path) -> Path:
         counts=[f"{count} {state}" for state, count in Counter(runs["state"]).most_common()],
         design=design,
         table=table,
+        latents={row.folder: list(_latent_pages(Path(row.folder), folder)) for row in table.rows if row.folder},
         readable=readable,
         signed=_signed,
         shown=shown,
@@ -131,7 +132,6 @@ def write_report(runs: pd.DataFrame, folder: Path) -> Path:
         densities=list(_plot_densities(usable, design, pictures)),
         failures=list(_failures(runs, usable)),
         in_step=in_step,
-        latents=partial(_latents_page, folder),
         penalties=list(dict.fromkeys(each.treatment for each in comparisons)),
         all_architectures=ALL_ARCHITECTURES,
     )
@@ -139,10 +139,12 @@ def write_report(runs: pd.DataFrame, folder: Path) -> Path:
     return folder / PAGE
 
 
-def _latents_page(folder: Path, run: str) -> str | None:
-    """Return the address of a run's pages of latents, as seen from the report's folder; None if it has none."""
-    page = RunFolder(Path(run)).latents / "index.html"
-    return quote(Path(os.path.relpath(page.absolute(), folder.absolute())).as_posix()) if page.is_file() else None
+def _latent_pages(run: Path, report: Path) -> Iterator[str]:
+    """Yield the addresses of a run's pages of latents, one for each member, relative to the report's folder."""
+    latents = RunFolder(run).latents
+    pages = [*latents.glob(LATENT_PAGE), *latents.glob(f"*/{LATENT_PAGE}")]
+    for page in sorted(pages, key=lambda page: numbers_in_order(str(page))):
+        yield quote(Path(os.path.relpath(page, report.resolve())).as_posix())
 
 
 def _title(runs: pd.DataFrame) -> str:

@@ -2,8 +2,21 @@
 
 const kept = {
   // Storage may be switched off, or full; the page then works without memory.
-  get(key) { try { return localStorage.getItem(key); } catch { return null; } },
-  set(key, value) { try { localStorage.setItem(key, value); return true; } catch { return false; } },
+  get(key) {
+    try {
+      return localStorage.getItem(key);
+    } catch {
+      return null;
+    }
+  },
+  set(key, value) {
+    try {
+      localStorage.setItem(key, value);
+      return true;
+    } catch {
+      return false;
+    }
+  },
 };
 
 const appearance = {
@@ -35,13 +48,16 @@ const hover = {
     this.box.replaceChildren(...lines.map(line => el("div", {}, line)));
     this.box.hidden = false;
     // A token that is broken over two lines has two boxes; the first one counts.
-    const at = target.getClientRects()[0] ?? target.getBoundingClientRect(), own = this.box.getBoundingClientRect();
+    const at = target.getClientRects()[0] ?? target.getBoundingClientRect(),
+      own = this.box.getBoundingClientRect();
     const left = Math.min(Math.max(4, at.left), document.documentElement.clientWidth - own.width - 4);
     const above = at.top - own.height - 4;
     this.box.style.left = `${left}px`;
     this.box.style.top = `${above > 0 ? above : at.bottom + 4}px`;
   },
-  hide() { if (this.box) this.box.hidden = true; },
+  hide() {
+    if (this.box) this.box.hidden = true;
+  },
 };
 
 // How strongly a code colours its token: a share of the largest code, with a floor under which nothing would show.

@@ -8,27 +8,45 @@ function fsaeLatents(name, packed) {
   requests.delete(name);
 }
 
-const load = (name, folder) => new Promise((resolve, reject) => {
-  requests.set(name, resolve);
-  const script = el("script", {src: `${folder}/${name}.js`, onload: () => script.remove(), onerror: () => {
-    script.remove();
-    requests.delete(name);
-    reject(new Error(`${folder}/${name}.js is missing or unreadable. Keep the page together with its folder, or write the pages again.`));
-  }});
-  document.head.append(script);
-});
+const load = (name, folder) =>
+  new Promise((resolve, reject) => {
+    requests.set(name, resolve);
+    const script = el("script", {
+      src: `${folder}/${name}.js`,
+      onload: () => script.remove(),
+      onerror: () => {
+        script.remove();
+        requests.delete(name);
+        reject(
+          new Error(
+            `${folder}/${name}.js is missing or unreadable. Keep the page together with its folder, or write the pages again.`,
+          ),
+        );
+      },
+    });
+    document.head.append(script);
+  });
 
 const TYPES = {
-  uint8: Uint8Array, int8: Int8Array, uint16: Uint16Array, int16: Int16Array, uint32: Uint32Array, int32: Int32Array,
-  float32: Float32Array, float64: Float64Array,
+  uint8: Uint8Array,
+  int8: Int8Array,
+  uint16: Uint16Array,
+  int16: Int16Array,
+  uint32: Uint32Array,
+  int32: Int32Array,
+  float32: Float32Array,
+  float64: Float64Array,
 };
 
 // The inverse of `pack` in packed_arrays.py.
 async function unpack(packed) {
-  const bytes = Uint8Array.fromBase64 ? Uint8Array.fromBase64(packed) : Uint8Array.from(atob(packed), each => each.charCodeAt(0));
+  const bytes = Uint8Array.fromBase64
+    ? Uint8Array.fromBase64(packed)
+    : Uint8Array.from(atob(packed), each => each.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   const all = new Uint8Array(await new Response(stream).arrayBuffer());
-  const head = new DataView(all.buffer).getUint32(0, true), decoder = new TextDecoder();
+  const head = new DataView(all.buffer).getUint32(0, true),
+    decoder = new TextDecoder();
   const arrays = {};
   let place = 4 + head;
   for (const [name, type, length] of JSON.parse(decoder.decode(all.subarray(4, place)))) {
@@ -38,7 +56,9 @@ async function unpack(packed) {
       arrays[name] = JSON.parse(decoder.decode(content));
       continue;
     }
-    const size = TYPES[type].BYTES_PER_ELEMENT, count = length / size, whole = new Uint8Array(length);
+    const size = TYPES[type].BYTES_PER_ELEMENT,
+      count = length / size,
+      whole = new Uint8Array(length);
     for (let plane = 0; plane < size; plane++)
       for (let i = 0, from = plane * count, to = plane; i < count; i++, from++, to += size) whole[to] = content[from];
     arrays[name] = new TYPES[type](whole.buffer);
@@ -66,8 +86,8 @@ const fromFewBytes = bytes => {
   for (let i = 0; i < bytes.length;) {
     const first = bytes[i++];
     if (first < 160) found[count++] = first;
-    else if (first < 240) found[count++] = 160 + (first - 160 << 8 | bytes[i++]);
-    else found[count++] = 20640 + (first - 240 << 16 | bytes[i++] << 8 | bytes[i++]);
+    else if (first < 240) found[count++] = 160 + (((first - 160) << 8) | bytes[i++]);
+    else found[count++] = 20640 + (((first - 240) << 16) | (bytes[i++] << 8) | bytes[i++]);
   }
   return found.subarray(0, count);
 };
@@ -88,35 +108,46 @@ class Shard {
   }
 
   list(name, latent) {
-    const begins = this.begins[name], i = latent - this.first;
+    const begins = this.begins[name],
+      i = latent - this.first;
     return begins ? this.arrays[name].subarray(begins[i], begins[i + 1]) : [];
   }
 
   // The hits of a latent: its top contexts, and then its samples, from the highest activation bin down.
   hits(latent) {
-    const i = latent - this.first, begin = this.hitsBegin[i], end = this.hitsBegin[i + 1], tops = this.arrays.tops[i];
+    const i = latent - this.first,
+      begin = this.hitsBegin[i],
+      end = this.hitsBegin[i + 1],
+      tops = this.arrays.tops[i];
     const all = Array.from({length: end - begin}, (_, k) => this.hit(begin + k));
     return {top: all.slice(0, tops), samples: all.slice(tops)};
   }
 
   hit(i) {
-    const {arrays} = this, found = {bin: arrays.bin[i], value: arrays.value[i]};
+    const {arrays} = this,
+      found = {bin: arrays.bin[i], value: arrays.value[i]};
     if (arrays.sample) return {...found, sample: arrays.sample[i], context: arrays.sample_ids[arrays.sample[i]]};
-    const first = arrays.first[i], length = arrays.length[i], codes = new Float32Array(length);
+    const first = arrays.first[i],
+      length = arrays.length[i],
+      codes = new Float32Array(length);
     for (let k = this.codesBegin[i]; k < this.codesBegin[i + 1]; k++) codes[arrays.code_place[k]] = arrays.code[k];
     codes[arrays.peak[i]] = found.value;
     const tokens = Array.from(this.tokens.subarray(first, first + length), number => this.ids[number]);
     let run = 0;
     for (let low = 0, high = this.runs.first.length; low < high;) {
       const middle = (low + high) >> 1;
-      if (this.runs.first[middle] <= first) { run = middle; low = middle + 1; } else high = middle;
+      if (this.runs.first[middle] <= first) {
+        run = middle;
+        low = middle + 1;
+      } else high = middle;
     }
     const position = this.runs.position[run] + first - this.runs.first[run];
     return {...found, codes, tokens, peak: arrays.peak[i], context: this.runs.context[run], position};
   }
 
   sample(number) {
-    const {steps, low, high, sample_ids} = this.arrays, width = steps.length / sample_ids.length;
+    const {steps, low, high, sample_ids} = this.arrays,
+      width = steps.length / sample_ids.length;
     const scale = (high[number] - low[number]) / 255;
     return Float32Array.from(steps.subarray(number * width, (number + 1) * width), step => low[number] + step * scale);
   }
@@ -142,9 +173,24 @@ class Dictionary {
     }
   }
 
-  text(token) { return this.texts.get(token) ?? `[token ${token}]`; }
+  text(token) {
+    return this.texts.get(token) ?? `[token ${token}]`;
+  }
 
-  topTokens(latent) { return this.index.top_tokens.subarray(this.topBegins[latent], this.topBegins[latent + 1]); }
+  get loweredLabels() {
+    return (this.lowered ??= this.index.label.map(label => label.toLowerCase()));
+  }
+
+  // The ids of all tokens with a text in them.
+  tokensWith(text) {
+    const found = new Set();
+    for (const [id, own] of this.texts) if (own.toLowerCase().includes(text)) found.add(id);
+    return found;
+  }
+
+  topTokens(latent) {
+    return this.index.top_tokens.subarray(this.topBegins[latent], this.topBegins[latent + 1]);
+  }
 
   // The least recently used shards are released: all of a large dictionary would not fit into memory.
   shard(latent) {
@@ -153,7 +199,9 @@ class Dictionary {
     this.shards.delete(number);
     if (!found) {
       const name = `${this.side}-shard-${String(number).padStart(4, "0")}`;
-      found = load(name, this.folder).then(unpack).then(arrays => new Shard(arrays, number * this.perShard, this.ids));
+      found = load(name, this.folder)
+        .then(unpack)
+        .then(arrays => new Shard(arrays, number * this.perShard, this.ids));
       found.catch(() => this.shards.delete(number));
     }
     this.shards.set(number, found);

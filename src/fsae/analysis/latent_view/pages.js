@@ -3,199 +3,117 @@
 const content = JSON.parse(document.getElementById("content").textContent);
 const meaning = name => content.meanings[name] ?? null;
 
-// Columns that are shown before the reader chooses.
-const SHOWN = ["latent", "label", "class", "density", "max", "token_purity", "ngram_correlation", "input_score"];
-// Searching would wait for no one's typing to end otherwise.
-const SEARCH_AFTER = 120;
-
 class Pages {
   constructor() {
     this.dictionaries = content.dictionaries.map(each => new Dictionary(each, content));
     this.notes = this.dictionaries.map(each => new Notes(each.meta.weights));
     this.compares = this.dictionaries.length > 1;
+    // A row of the table is a latent, or in a comparison a pair.
+    this.noun = this.compares ? "pair" : "latent";
     this.view = document.getElementById("view");
   }
 
   async start() {
     await Promise.all(this.dictionaries.map(each => each.open()));
     if (this.compares) this.pairs = await unpack(await load("pairs", content.data));
-    const count = this.compares ? this.pairs.first.length : this.dictionaries[0].count;
-    this.selection = new Selection(count, this.columns(), query => this.search(query));
-    this.name = this.compares ? "pair" : "latent";
-    this.panels = this.dictionaries.map((dictionary, side) => new LatentPanel(dictionary, this.notes[side], latent => this.addressOf(side, latent)));
-    this.makeTable();
+    const columns = this.compares
+      ? pairColumns(this.dictionaries, this.pairs)
+      : latentColumns(this.dictionaries[0], this.notes[0]);
+    this.selection = new Selection(columns[0].values.length, columns, query => this.search(query));
+    this.overview = new Overview(this.dictionaries, this.selection, {
+      noun: this.noun,
+      address: row => this.address(row),
+      isStarred: row => this.latents(row).some((latent, side) => latent >= 0 && this.notes[side].of(latent).star),
+      axes: this.compares ? {x: "density_first", y: "density_second"} : {x: "density", y: "max"},
+    });
+    this.panels = this.dictionaries.map(
+      (dictionary, side) => new LatentPanel(dictionary, this.notes[side], latent => this.addressOf(side, latent)),
+    );
     this.makeBar();
+    this.connectNotes();
     addEventListener("hashchange", () => this.route());
     addEventListener("keydown", event => this.key(event));
-    // Another tab may star a latent.
-    addEventListener("storage", () => this.notes.forEach(notes => notes.read()));
     await this.route();
     document.documentElement.dataset.ready = "";
   }
 
-  // The row that an address opens.
-  address(row) { return `#${this.name}=${row}`; }
+  // The latents of a row; -1 if a side has none.
+  latents(row) {
+    return this.compares ? [this.pairs.first[row], this.pairs.second[row]] : [row];
+  }
 
-  // The address of a latent of one side: in a comparison, of its pair.
+  address(row) {
+    return `#${this.noun}=${row}`;
+  }
+
+  // The address of a latent of one side: in a comparison that of its pair, if it has one.
   addressOf(side, latent) {
-    if (!this.compares) return this.address(latent);
-    const row = this.pairs[side ? "second" : "first"].indexOf(latent);
-    return row < 0 ? `#${side ? "second" : "first"}=${latent}` : this.address(row);
+    const row = this.compares ? this.pairs[SIDES[side]].indexOf(latent) : latent;
+    return row < 0 ? `#${SIDES[side]}=${latent}` : this.address(row);
   }
 
-  latents(row) { return this.compares ? [this.pairs.first[row], this.pairs.second[row]] : [row]; }
-
-  columns() {
-    if (!this.compares) {
-      const {index} = this.dictionaries[0], shown = new Set(SHOWN);
-      const found = Object.entries(content.columns).map(([name, kind]) => (
-        {name, kind, title: name.replaceAll("_", " "), meaning: meaning(name), values: index[name], shown: shown.has(name) && this.known(index[name]), wide: name === "label" ? "wide" : null}));
-      const at = found.findIndex(column => column.name === "label");
-      // The label belongs next to the number of the latent.
-      if (at > 1) found.splice(1, 0, ...found.splice(at, 1));
-      return found;
-    }
-    const gathered = (side, name) => {
-      const rows = this.pairs[side ? "second" : "first"], {index} = this.dictionaries[side], values = index[name];
-      const missing = content.columns[name] === "text" ? "" : NaN;
-      return Array.isArray(values) ? Array.from(rows, row => row < 0 ? missing : values[row]) : Float64Array.from(rows, row => row < 0 ? missing : values[row]);
-    };
-    const rows = {name: "pair", title: "pair", kind: "whole", meaning: "row of the matched latents", values: Uint32Array.from(this.pairs.first, (_, i) => i), shown: true};
-    const cosine = {name: "cosine", title: "cosine", kind: "number", meaning: "cosine of the decoder rows of both latents", values: this.pairs.cosine, shown: true};
-    const sides = [0, 1].map(side => ["latent", "label", "class", "density", "max", "token_purity", "ngram_correlation"].map(name => ({
-      name: `${name}_${side ? "second" : "first"}`, title: `${name.replaceAll("_", " ")} ${side + 1}`, kind: content.columns[name], meaning: `${meaning(name)}, of ${this.dictionaries[side].title}`,
-      values: gathered(side, name), shown: ["latent", "label", "density"].includes(name), wide: name === "label" ? "wide" : null})));
-    const [first, second] = sides;
-    return [rows, first[0], first[1], second[0], second[1], cosine, first[3], second[3], ...first.slice(2).filter((_, i) => i !== 1), ...second.slice(2).filter((_, i) => i !== 1)];
-  }
-
-  known(values) { return Array.isArray(values) ? values.some(each => each) : values.some(each => !Number.isNaN(each)); }
-
-  // Whether a row has the text in its number, label, note or top tokens.
+  // Finds rows with the text in the number, label, note or top tokens of a latent.
   search(query) {
     const finders = this.dictionaries.map((dictionary, side) => {
-      dictionary.lowered ??= dictionary.index.label.map(label => label.toLowerCase());
-      const tokens = new Set();
-      for (const [id, text] of dictionary.texts) if (text.toLowerCase().includes(query)) tokens.add(id);
-      return latent => latent >= 0 && (String(latent) === query || dictionary.lowered[latent].includes(query)
-        || tokens.size > 0 && dictionary.topTokens(latent).some(token => tokens.has(token))
-        || this.notes[side].of(latent).note.toLowerCase().includes(query));
+      const tokens = dictionary.tokensWith(query),
+        notes = this.notes[side];
+      return latent =>
+        String(latent) === query ||
+        dictionary.loweredLabels[latent].includes(query) ||
+        (tokens.size > 0 && dictionary.topTokens(latent).some(token => tokens.has(token))) ||
+        notes.of(latent).note.toLowerCase().includes(query);
     });
-    return row => this.latents(row).some((latent, side) => finders[side](latent));
-  }
-
-  makeTable() {
-    const changed = () => this.changed(), {selection} = this;
-    this.table = new Table(selection, {address: row => this.address(row), changed});
-    this.scatter = new Scatter(selection, {address: row => this.address(row), ...(this.compares ? {x: "density_first", y: "density_second"} : {x: "density", y: "max"}), zoomed: ranges => {
-      selection.ranges = [...selection.ranges.filter(range => !ranges.some(each => each.name === range.name)), ...ranges];
-      changed();
-    }});
-    let typing;
-    this.searchBox = el("input", {type: "search", placeholder: this.dictionaries[0].meta.kind === "text" ? "search labels, top tokens, notes" : "search labels, notes", "aria-label": "search (/)", oninput: event => {
-      clearTimeout(typing);
-      typing = setTimeout(() => { selection.search = event.target.value; changed(); }, SEARCH_AFTER);
-    }});
-    this.starBox = el("input", {type: "checkbox", onchange: event => { selection.starred = event.target.checked; changed(); }});
-    const numbers = selection.columns.filter(column => column.kind !== "text");
-    this.rangeName = el("select", {"aria-label": "number to filter by"}, numbers.map(column => el("option", {value: column.name, selected: /^density/.test(column.name)}, column.title)));
-    const limit = text => el("input", {inputmode: "decimal", "aria-label": text, placeholder: text, size: 7});
-    this.low = limit("from");
-    this.high = limit("to");
-    const add = el("form", {class: "range", onsubmit: event => { event.preventDefault(); this.addRange(); }}, this.rangeName, this.low, this.high, el("button", {}, "filter"));
-    const classes = [...new Set(selection.byName.get("class")?.values ?? [])].filter(Boolean).sort();
-    this.classBoxes = classes.map(name => el("label", {class: "switch"}, el("input", {type: "checkbox", value: name, onchange: event => {
-      if (event.target.checked) selection.classes.add(name); else selection.classes.delete(name);
-      changed();
-    }}), plain(name)));
-    this.chips = el("div", {class: "chips"});
-    this.counted = el("p", {class: "soft", role: "status"});
-    const picker = el("details", {class: "picker"}, el("summary", {}, "Columns"), el("div", {}, selection.columns.slice(1).map(column => el("label", {class: "switch", title: column.meaning},
-      el("input", {type: "checkbox", checked: column.shown, onchange: event => { column.shown = event.target.checked; this.table.fill(); }}), column.title))));
-    this.overview = el("div", {class: "overview"},
-      // On a phone the table comes first.
-      el("details", {class: "top", open: innerWidth > 700}, el("summary", {}, "Overview"), el("div", {}, this.scatter.element, this.aggregates())),
-      el("div", {class: "controls filters"}, this.searchBox, el("label", {class: "switch"}, this.starBox, "starred"), add, this.classBoxes.length > 1 ? el("span", {class: "classes"}, this.classBoxes) : null),
-      this.chips, el("div", {class: "heading"}, this.counted, picker), this.table.element);
-  }
-
-  addRange() {
-    const {selection} = this, limits = [this.low, this.high].map(input => input.value.trim() === "" ? null : Number(input.value.trim().replace(",", ".")));
-    if (limits.some(Number.isNaN)) { say("A limit is a number, such as 0.01 or 1e-3."); return; }
-    if (limits[0] == null && limits[1] == null) return;
-    selection.ranges = [...selection.ranges.filter(range => range.name !== this.rangeName.value), {name: this.rangeName.value, low: limits[0], high: limits[1]}];
-    this.low.value = this.high.value = "";
-    this.changed();
-  }
-
-  // Numbers of the dictionary as a whole, each next to the same number of random directions.
-  aggregates() {
-    const tables = this.dictionaries.map(({meta, title}) => {
-      const names = Object.keys(meta.aggregates);
-      if (!names.length) return null;
-      return el("table", {class: "small"}, this.compares ? el("caption", {}, el("bdi", {}, plain(title))) : null, el("thead", {}, el("tr", {}, el("th", {scope: "col"}, "number"), el("th", {class: "number", scope: "col"}, "dictionary"), el("th", {class: "number", scope: "col"}, "control"))),
-        el("tbody", {}, names.map(name => el("tr", {}, el("th", {scope: "row"}, plain(name.replaceAll("_", " "))), el("td", {class: "number"}, readable(meta.aggregates[name])), el("td", {class: "number"}, readable(meta.control[name]))))));
-    }).filter(Boolean);
-    if (!tables.length) return null;
-    const directions = this.dictionaries[0].meta.control_latents;
-    return el("section", {class: "box aggregates"}, el("div", {class: "heading"}, el("h3", {}, "The dictionary as a whole")), tables,
-      el("p", {class: "soft small"}, `The control is the same number, measured for ${directions} random directions with the densities of the dictionary's latents. A number close to its control says little about the dictionary.`));
-  }
-
-  // After a change of the selection: the address, the table and the scatter follow.
-  changed() {
-    const parts = this.selection.written().toString();
-    history.replaceState(null, "", `#${parts}`);
-    this.fill();
-  }
-
-  fill() {
-    const {selection} = this;
-    selection.apply(row => this.latents(row).some((latent, side) => latent >= 0 && this.notes[side].of(latent).star));
-    this.table.fill();
-    this.scatter.draw();
-    const noun = this.compares ? "pairs" : "latents";
-    this.counted.textContent = selection.order.length === selection.count ? `${selection.count} ${noun}` : `${selection.order.length} of ${selection.count} ${noun}`;
-    const chip = (text, remove) => el("button", {class: "chip", title: "remove this filter", onclick: () => { remove(); this.changed(); }}, text, " ×");
-    this.chips.replaceChildren(...selection.ranges.map(range => {
-      const {title} = selection.byName.get(range.name), text = [range.low == null ? "" : `${readable(range.low, 3)} ≤ `, title, range.high == null ? "" : ` ≤ ${readable(range.high, 3)}`].join("");
-      return chip(text, () => { selection.ranges = selection.ranges.filter(each => each !== range); });
-    }));
-    if (document.activeElement !== this.searchBox) this.searchBox.value = selection.search;
-    this.starBox.checked = selection.starred;
-    for (const label of this.classBoxes) label.firstChild.checked = selection.classes.has(label.firstChild.value);
+    return row => this.latents(row).some((latent, side) => latent >= 0 && finders[side](latent));
   }
 
   makeBar() {
-    const go = step => () => this.step(step);
     this.back = el("a", {href: "#", title: "back to the table (t)"}, "← table");
     this.place = el("span", {class: "soft place"});
-    this.jump = el("input", {inputmode: "numeric", size: 6, "aria-label": `go to ${this.name}`, placeholder: this.name, onchange: event => {
-      const row = Number(event.target.value);
-      if (Number.isInteger(row) && event.target.value.trim() !== "") location.hash = this.address(row);
-      event.target.value = "";
-    }});
-    this.bar = el("nav", {class: "bar", "aria-label": "latents"}, this.back, el("button", {title: "previous (k or ←)", onclick: go(-1)}, "‹ previous"), el("button", {title: "next (j or →)", onclick: go(1)}, "next ›"), this.place, this.jump);
+    const move = (step, title, ...texts) =>
+      el("button", {title, "aria-label": title, onclick: () => this.step(step)}, texts);
+    const long = text => el("span", {class: "long"}, text);
+    const jump = el("input", {
+      inputmode: "numeric",
+      size: 6,
+      "aria-label": `go to ${this.noun}`,
+      placeholder: this.noun,
+      onchange: event => {
+        if (/^\s*\d+\s*$/.test(event.target.value)) location.hash = this.address(Number(event.target.value));
+        event.target.value = "";
+      },
+    });
+    this.bar = el(
+      "nav",
+      {class: "bar", "aria-label": `${this.noun}s`},
+      this.back,
+      move(-1, "previous (k or ←)", "‹", long(" previous")),
+      move(1, "next (j or →)", long("next "), "›"),
+      this.place,
+      jump,
+    );
+  }
+
+  connectNotes() {
     document.getElementById("export").addEventListener("click", () => {
       const all = this.notes.map(notes => notes.exported());
       saveFile("fsae-notes.json", JSON.stringify(this.compares ? all : all[0], null, 2));
     });
     document.getElementById("import").addEventListener("change", async event => {
       const [file] = event.target.files;
+      const text = await file?.text();
+      // The same file may be chosen again.
       event.target.value = "";
-      if (file) this.importNotes(await file.text());
+      if (text !== undefined) await this.importNotes(text);
     });
+    // Another tab may star a latent.
+    addEventListener("storage", () => this.notes.forEach(notes => notes.read()));
   }
 
   async importNotes(text) {
     try {
-      const found = [JSON.parse(text)].flat(), own = new Map(this.notes.map(notes => [notes.weights, notes]));
-      if (!found.length || found.some(each => typeof each?.notes !== "object" || !each.notes)) throw new Error("The file has no notes of these pages.");
-      const fitting = found.filter(each => own.has(each.weights));
-      if (!fitting.length) throw new Error("The notes of this file are of another dictionary.");
-      const counts = fitting.map(each => own.get(each.weights).import(each));
+      const count = importNotes(this.notes, text);
       await this.route();
-      say(`Notes imported: ${counts.reduce((sum, count) => sum + count, 0)}.`);
+      say(`Notes imported: ${count}.`);
     } catch (error) {
       say(error instanceof SyntaxError ? "The file is no JSON file of notes." : error.message);
     }
@@ -203,101 +121,148 @@ class Pages {
 
   async route() {
     const parts = new URLSearchParams(location.hash.slice(1));
-    const single = ["first", "second"].findIndex(side => parts.has(side)), asked = parts.get(this.name);
     hover.hide();
     say("");
-    if (asked == null && single < 0) {
-      this.row = null;
-      this.view.replaceChildren(this.overview);
-      document.title = content.title;
-      this.selection.parse(parts);
-      this.fill();
-      // The place in the table that the reader came from.
-      if (this.last != null) {
-        const place = this.selection.order.indexOf(this.last);
-        if (place >= 0) this.table.focus(place);
-      }
-      return;
-    }
+    const side = SIDES.findIndex(name => parts.has(name)),
+      asked = parts.get(this.noun);
+    if (asked == null && side < 0) return this.showTable(parts);
     const row = asked == null ? null : Number(asked);
-    const latents = row == null ? [0, 1].map(side => side === single ? Number(parts.get(content.dictionaries[side].side)) : -1) : Number.isInteger(row) && row >= 0 && row < this.selection.count ? this.latents(row) : [];
-    const fits = latents.length && latents.every((latent, side) => latent < this.dictionaries[side].count && Number.isInteger(latent));
-    if (!fits) {
-      this.view.replaceChildren(this.bar, el("p", {}, `There is no ${this.name} ${asked ?? ""}: the ${this.name}s are 0 to ${this.selection.count - 1}.`));
-      return;
-    }
-    await this.show(row, latents);
+    const latents =
+      row == null
+        ? this.dictionaries.map((_, own) => (own === side ? Number(parts.get(SIDES[side])) : -1))
+        : row >= 0 && row < this.selection.count
+          ? this.latents(row)
+          : [];
+    const there =
+      latents.some(latent => latent >= 0) &&
+      latents.every((latent, own) => Number.isInteger(latent) && latent < this.dictionaries[own].count);
+    if (there) return this.showLatents(row, latents);
+    this.view.replaceChildren(
+      this.bar,
+      el("p", {}, `There is no ${this.noun} ${asked ?? ""}: the ${this.noun}s are 0 to ${this.selection.count - 1}.`),
+    );
   }
 
-  async show(row, latents) {
-    if (this.row == null && this.overview.isConnected) this.back.href = `#${this.selection.written()}`;
+  showTable(parts) {
+    this.row = null;
+    this.view.replaceChildren(this.overview.element);
+    document.title = content.title;
+    this.selection.parse(parts);
+    this.overview.fill();
+    // The reader returns to the row that was open.
+    const place = this.last == null ? -1 : this.selection.order.indexOf(this.last);
+    if (place >= 0) this.overview.table.focus(place);
+  }
+
+  async showLatents(row, latents) {
+    if (this.overview.element.isConnected) this.back.href = `#${this.selection.written()}`;
     this.row = row;
-    if (row != null) this.last = row;
+    this.last = row ?? this.last;
     try {
-      await Promise.all(latents.map((latent, side) => latent < 0 ? null : this.panels[side].show(latent)));
+      await Promise.all(latents.map((latent, side) => (latent < 0 ? null : this.panels[side].show(latent))));
     } catch (error) {
       this.view.replaceChildren(this.bar, el("p", {class: "worse"}, error.message));
       return;
     }
+    // The reader may have moved on while a shard was loaded.
     if (this.row !== row) return;
-    const shown = latents.map((latent, side) => latent >= 0 ? this.panels[side].element : el("article", {class: "latent"}, el("p", {class: "soft"}, "This latent has no match here.")));
-    const sides = this.compares ? shown.map((element, side) => el("div", {}, el("p", {class: "side-title"}, el("bdi", {}, plain(this.dictionaries[side].title))), element)) : shown;
-    const cosine = this.compares && row != null && latents[1] >= 0 ? el("p", {}, `cosine of the decoder rows ${readable(this.pairs.cosine[row])}`) : null;
-    const top = el("div", {class: this.compares ? "both" : "one"}, sides);
-    this.view.replaceChildren(...[this.bar, cosine, top].filter(Boolean));
+    const panels = latents.map((latent, side) =>
+      latent < 0 ? el("article", {class: "soft"}, "The other latent has no match here.") : this.panels[side].element,
+    );
+    this.view.replaceChildren(this.bar, ...(this.compares ? this.sideBySide(row, panels) : panels));
     const place = this.selection.order.indexOf(row);
-    this.place.textContent = row == null ? "" : place < 0 ? "not in the table" : `${place + 1} of ${this.selection.order.length}`;
-    document.title = `${this.name} ${row ?? latents.find(latent => latent >= 0)} – ${content.title}`;
+    this.place.textContent =
+      row == null ? "" : place < 0 ? "not in the table" : `${place + 1} of ${this.selection.order.length}`;
+    document.title = `${this.noun} ${row ?? ""} – ${content.title}`;
     document.documentElement.dataset.shown = row ?? "";
-    this.prefetch(place);
+    this.prefetch();
   }
 
-  // In the table's order, if the row is in the table.
+  sideBySide(row, panels) {
+    const cosine =
+      row == null || Number.isNaN(this.pairs.cosine[row])
+        ? ""
+        : el("p", {}, `cosine of the decoder rows ${readable(this.pairs.cosine[row])}`);
+    const sides = panels.map((panel, side) =>
+      el("div", {}, el("p", {class: "side-title"}, el("bdi", {}, plain(this.dictionaries[side].title))), panel),
+    );
+    return [cosine, el("div", {class: "both"}, sides)];
+  }
+
+  // The row that is so many steps away: in the order of the table, if the table has the present row.
   rowAt(step) {
-    const {order, count} = this.selection, place = order.indexOf(this.row);
-    const next = place < 0 ? this.row + step : order[place + step];
-    return next >= 0 && next < count ? next : null;
-  }
-
-  prefetch(place) {
-    if (this.row == null) return;
-    for (const step of [1, -1]) {
-      const row = this.rowAt(step);
-      if (row != null) this.latents(row).forEach((latent, side) => { if (latent >= 0) this.dictionaries[side].shard(latent).catch(() => {}); });
-    }
+    const {order, count} = this.selection,
+      place = order.indexOf(this.row);
+    const row = place < 0 ? this.row + step : order[place + step];
+    return row >= 0 && row < count ? row : null;
   }
 
   step(step) {
-    if (this.row == null) return;
-    const row = this.rowAt(step);
-    if (row != null) location.hash = this.address(row);
-    else say(step > 0 ? "This is the last one." : "This is the first one.");
+    const row = this.row == null ? null : this.rowAt(step);
+    if (row == null) return say(step > 0 ? "This is the last one." : "This is the first one.");
+    location.hash = this.address(row);
+  }
+
+  // The neighbours' shards, so that the next page needs no file.
+  prefetch() {
+    const rows = this.row == null ? [] : [this.rowAt(1), this.rowAt(-1)].filter(row => row != null);
+    for (const row of rows) {
+      // A file that is missing is reported when its latent is wanted.
+      this.latents(row).forEach((latent, side) => latent >= 0 && this.dictionaries[side].shard(latent).catch(() => {}));
+    }
   }
 
   key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
+    if (
+      event.ctrlKey ||
+      event.metaKey ||
+      event.altKey ||
+      event.defaultPrevented ||
+      document.querySelector("dialog[open]")
+    )
+      return;
     if (event.target.matches?.("input:not([type=checkbox]), textarea, select")) {
       if (event.key === "Escape") event.target.blur();
       return;
     }
-    const onLatent = document.querySelector(".latent") !== null;
-    const act = {
-      "/": () => { if (onLatent) location.hash = this.back.getAttribute("href"); setTimeout(() => this.searchBox.focus()); },
-      "?": () => document.getElementById("help").showModal(),
-      ...(onLatent ? {
-        j: () => this.step(1), ArrowRight: () => this.step(1), k: () => this.step(-1), ArrowLeft: () => this.step(-1),
-        t: () => this.back.click(), Escape: () => this.back.click(),
-        s: () => this.panels[0].toggleStar(), n: () => this.panels[0].note.focus(), w: () => this.panels.forEach(panel => panel.element.isConnected && panel.nextView()),
-      } : {
-        j: () => this.table.focus(0), ArrowDown: () => this.table.focus(0),
-      }),
-    }[event.key];
-    if (!act || document.querySelector("dialog[open]")) return;
+    const act = (this.overview.element.isConnected ? this.tableKeys() : this.latentKeys())[event.key];
+    if (!act) return;
     event.preventDefault();
     act();
   }
+
+  tableKeys() {
+    const first = () => this.overview.table.focus(0);
+    return {"/": () => this.overview.searchBox.focus(), "?": showKeys, j: first, ArrowDown: first};
+  }
+
+  latentKeys() {
+    const [next, previous, back] = [() => this.step(1), () => this.step(-1), () => this.back.click()];
+    const panels = this.panels.filter(panel => panel.element.isConnected);
+    return {
+      j: next,
+      ArrowRight: next,
+      k: previous,
+      ArrowLeft: previous,
+      t: back,
+      Escape: back,
+      "?": showKeys,
+      s: () => panels[0]?.toggleStar(),
+      n: () => panels[0]?.note.focus(),
+      w: () => panels.forEach(panel => panel.nextView()),
+      "/": () => {
+        addEventListener("hashchange", () => this.overview.searchBox.focus(), {once: true});
+        back();
+      },
+    };
+  }
 }
 
+const showKeys = () => document.getElementById("help").showModal();
+
 appearance.start();
+document.getElementById("keys").addEventListener("click", showKeys);
 const pages = new Pages();
-pages.start().catch(error => { document.getElementById("view").replaceChildren(el("p", {class: "worse"}, error.message)); });
+pages.start().catch(error => {
+  document.getElementById("view").replaceChildren(el("p", {class: "worse"}, error.message));
+});

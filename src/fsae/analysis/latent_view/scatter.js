@@ -1,19 +1,39 @@
 // The scatter of all rows: one number against another, the rows of the table in colour and all others in grey.
 
-const LOGARITHMIC = new Set(["density", "count", "max", "mean", "std", "decoder_norm", "density_first", "density_second", "max_first", "max_second"]);
+const LOGARITHMIC = new Set([
+  "density",
+  "count",
+  "max",
+  "mean",
+  "std",
+  "decoder_norm",
+  "density_first",
+  "density_second",
+  "max_first",
+  "max_second",
+]);
 
 class Scatter {
   constructor(selection, {address, x, y, zoomed}) {
     Object.assign(this, {selection, address, zoomed});
     const numbers = selection.columns.filter(column => column.kind !== "text");
-    const choice = (name, chosen) => el("select", {"aria-label": name, onchange: () => this.draw()}, numbers.map(column =>
-      el("option", {value: column.name, selected: column.name === chosen}, column.title)));
+    const choice = (name, chosen) =>
+      el(
+        "select",
+        {"aria-label": name, onchange: () => this.draw()},
+        numbers.map(column => el("option", {value: column.name, selected: column.name === chosen}, column.title)),
+      );
     this.x = choice("across", x);
     this.y = choice("upwards", y);
     this.canvas = el("canvas", {role: "img", "aria-label": "Scatter of the latents; the table has the same numbers"});
     this.tip = el("span", {class: "soft"}, "Drag over points to filter by both numbers.");
-    this.element = el("figure", {class: "scatter"}, el("div", {class: "controls"}, el("label", {}, "up ", this.y), el("label", {}, "across ", this.x)), this.canvas,
-      el("figcaption", {"aria-live": "off"}, this.tip));
+    this.element = el(
+      "figure",
+      {class: "scatter"},
+      el("div", {class: "controls"}, el("label", {}, "up ", this.y), el("label", {}, "across ", this.x)),
+      this.canvas,
+      el("figcaption", {"aria-live": "off"}, this.tip),
+    );
     this.canvas.addEventListener("pointermove", event => this.over(event));
     this.canvas.addEventListener("pointerleave", () => this.mark(null));
     this.canvas.addEventListener("pointerdown", event => {
@@ -21,7 +41,9 @@ class Scatter {
       this.canvas.setPointerCapture(event.pointerId);
     });
     this.canvas.addEventListener("pointerup", event => this.drop(event));
-    this.canvas.addEventListener("pointercancel", () => { this.from = null; });
+    this.canvas.addEventListener("pointercancel", () => {
+      this.from = null;
+    });
     new ResizeObserver(() => this.draw()).observe(this.element);
     appearance.listeners.push(() => this.draw());
   }
@@ -33,29 +55,43 @@ class Scatter {
 
   // Places of all rows on an axis of `length` pixels. Zero and missing values have no place on a logarithmic one.
   axis(name, length) {
-    const {values, title} = this.selection.byName.get(name), log = LOGARITHMIC.has(name);
-    const scaled = log ? value => value > 0 ? Math.log10(value) : NaN : value => value;
-    let low = Infinity, high = -Infinity;
+    const {values, title} = this.selection.byName.get(name),
+      log = LOGARITHMIC.has(name);
+    const scaled = log ? value => (value > 0 ? Math.log10(value) : NaN) : value => value;
+    let low = Infinity,
+      high = -Infinity;
     for (const value of values) {
       const at = scaled(value);
       if (at < low) low = at;
       if (at > high) high = at;
     }
-    if (!(high > low)) { low = (Number.isFinite(low) ? low : 0) - 0.5; high = low + 1; }
-    const place = value => (scaled(value) - low) / (high - low) * length;
-    const value = place => { const at = low + place / length * (high - low); return log ? 10 ** at : at; };
+    if (!(high > low)) {
+      low = (Number.isFinite(low) ? low : 0) - 0.5;
+      high = low + 1;
+    }
+    const place = value => ((scaled(value) - low) / (high - low)) * length;
+    const value = place => {
+      const at = low + (place / length) * (high - low);
+      return log ? 10 ** at : at;
+    };
     return {title, place, value, values, ticks: ticks(low, high, log)};
   }
 
   draw() {
-    const width = this.canvas.clientWidth, height = this.canvas.clientHeight, ratio = devicePixelRatio || 1;
+    const width = this.canvas.clientWidth,
+      height = this.canvas.clientHeight,
+      ratio = devicePixelRatio || 1;
     if (!width) return;
     this.canvas.width = width * ratio;
     this.canvas.height = height * ratio;
-    const pen = this.canvas.getContext("2d"), style = getComputedStyle(this.canvas);
+    const pen = this.canvas.getContext("2d"),
+      style = getComputedStyle(this.canvas);
     pen.scale(ratio, ratio);
-    const [left, right, top, bottom] = [52, 10, 8, 24], wide = width - left - right, high = height - top - bottom;
-    const x = this.axis(this.x.value, wide), y = this.axis(this.y.value, high);
+    const [left, right, top, bottom] = [52, 10, 8, 24],
+      wide = width - left - right,
+      high = height - top - bottom;
+    const x = this.axis(this.x.value, wide),
+      y = this.axis(this.y.value, high);
     this.frame = {left, top, wide, high, x, y};
     pen.font = "12px system-ui, sans-serif";
     pen.strokeStyle = style.getPropertyValue("--line");
@@ -86,17 +122,22 @@ class Scatter {
       pen.fillStyle = style.getPropertyValue(shown ? "--bar" : "--line");
       pen.globalAlpha = count > 5000 ? 0.35 : 0.7;
       if (!shown && this.selection.order.length === count) continue;
-      for (let row = 0; row < count; row++) if (isIn[row] === shown) pen.fillRect(this.across[row] - size / 2, this.up[row] - size / 2, size, size);
+      for (let row = 0; row < count; row++)
+        if (isIn[row] === shown) pen.fillRect(this.across[row] - size / 2, this.up[row] - size / 2, size, size);
     }
     this.isIn = isIn;
     this.picture = pen.getImageData(0, 0, this.canvas.width, this.canvas.height);
   }
 
   nearest([x, y], reach = 14) {
-    let best = null, least = reach ** 2;
+    let best = null,
+      least = reach ** 2;
     for (let row = 0; row < this.selection.count; row++) {
       const distance = (this.across[row] - x) ** 2 + (this.up[row] - y) ** 2;
-      if (distance < least && this.isIn[row]) { least = distance; best = row; }
+      if (distance < least && this.isIn[row]) {
+        least = distance;
+        best = row;
+      }
     }
     return best;
   }
@@ -120,7 +161,10 @@ class Scatter {
       pen.beginPath();
       pen.arc(this.across[row], this.up[row], 5, 0, 7);
       pen.stroke();
-      const [first, label] = [this.selection.columns[0], this.selection.byName.get("label") ?? this.selection.byName.get("label_first")];
+      const [first, label] = [
+        this.selection.columns[0],
+        this.selection.byName.get("label") ?? this.selection.byName.get("label_first"),
+      ];
       this.tip.textContent = `${first.title} ${first.values[row]}: ${plain(label?.values[row] ?? "")}`;
     }
     this.canvas.style.cursor = row == null ? "crosshair" : "pointer";
@@ -129,7 +173,9 @@ class Scatter {
 
   drop(event) {
     if (!this.from) return;
-    const from = this.from, to = this.at(event), {left, top, high, x, y} = this.frame;
+    const from = this.from,
+      to = this.at(event),
+      {left, top, high, x, y} = this.frame;
     this.from = null;
     if (Math.abs(from[0] - to[0]) < 5 && Math.abs(from[1] - to[1]) < 5) {
       const row = this.nearest(to);
@@ -138,14 +184,22 @@ class Scatter {
     }
     const across = [from[0], to[0]].sort((a, b) => a - b).map(place => x.value(place - left));
     const up = [from[1], to[1]].sort((a, b) => b - a).map(place => y.value(top + high - place));
-    this.zoomed([{name: this.x.value, low: across[0], high: across[1]}, {name: this.y.value, low: up[0], high: up[1]}]);
+    this.zoomed([
+      {name: this.x.value, low: across[0], high: across[1]},
+      {name: this.y.value, low: up[0], high: up[1]},
+    ]);
   }
 }
 
 // A few round numbers between two limits; powers of ten if they are logarithms.
 const ticks = (low, high, log) => {
-  const step = log ? Math.max(1, Math.ceil((high - low) / 6)) : [1, 2, 5, 10].map(each => each * 10 ** Math.floor(Math.log10((high - low) / 5))).find(each => (high - low) / each <= 6);
+  const step = log
+    ? Math.max(1, Math.ceil((high - low) / 6))
+    : [1, 2, 5, 10]
+        .map(each => each * 10 ** Math.floor(Math.log10((high - low) / 5)))
+        .find(each => (high - low) / each <= 6);
   const found = [];
-  for (let at = Math.ceil(low / step) * step; at <= high + step * 1e-9; at += step) found.push(log ? 10 ** Math.round(at) : Math.abs(at) < step * 1e-9 ? 0 : at);
+  for (let at = Math.ceil(low / step) * step; at <= high + step * 1e-9; at += step)
+    found.push(log ? 10 ** Math.round(at) : Math.abs(at) < step * 1e-9 ? 0 : at);
   return found;
 };

@@ -32,7 +32,7 @@ const readable = (value, digits = 4) => {
   return String(Number(value.toPrecision(digits)));
 };
 
-const percent = share => Number.isNaN(share) ? "" : readable(100 * share, 3) + " %";
+const percent = share => (Number.isNaN(share) ? "" : readable(100 * share, 3) + " %");
 
 const signed = value => (value > 0 ? "+" : "") + readable(value);
 
@@ -41,7 +41,10 @@ const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u200b-\u200f\u202
 const named = text => text.replace(HIDDEN, character => "\\u" + character.charCodeAt(0).toString(16).padStart(4, "0"));
 
 // A token in running text: line breaks and tabs as signs. A line break also breaks the line if `broken`.
-const inText = (text, broken) => named(text.replace(/\r\n/g, "\n")).replace(/\t/g, "→\t").replace(/\n/g, broken ? "↵\n" : "↵");
+const inText = (text, broken) =>
+  named(text.replace(/\r\n/g, "\n"))
+    .replace(/\t/g, "→\t")
+    .replace(/\n/g, broken ? "↵\n" : "↵");
 
 // A label or a name, on one line.
 const plain = text => inText(text, false);
@@ -49,9 +52,13 @@ const plain = text => inText(text, false);
 // A token alone: its outer spaces as signs too.
 const alone = text => {
   if (text === "") return el("span", {class: "sign"}, "(empty)");
-  const inner = inText(text, false), begin = /^ */.exec(inner)[0].length, end = / *$/.exec(inner.slice(begin))[0].length;
-  const sign = count => count ? el("span", {class: "sign"}, "␣".repeat(count)) : null;
+  const inner = inText(text, false),
+    begin = /^ */.exec(inner)[0].length,
+    end = / *$/.exec(inner.slice(begin))[0].length;
+  const sign = count => (count ? el("span", {class: "sign"}, "␣".repeat(count)) : null);
   return el("bdi", {class: "token"}, sign(begin), inner.slice(begin, inner.length - end), sign(end));
 };
 
-const say = text => { document.getElementById("status").textContent = text; };
+const say = text => {
+  document.getElementById("status").textContent = text;
+};
