@@ -1,6 +1,9 @@
-import pytest
+from pathlib import Path
 
-from fsae.configuration.overrides import check_choices, check_jobs, options_first
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from fsae.configuration.overrides import check_choices, check_jobs, options_first, with_one_config_dir
 from tests.composition import composed_with_hydra
 
 
@@ -17,6 +20,31 @@ from tests.composition import composed_with_hydra
 )
 def test_options_first_moves_overrides_behind_options(arguments: str, ordered: str):
     assert options_first(arguments.split()) == ordered.split()
+
+
+def test_further_config_dirs_join_hydras_search_path(tmp_path: Path):
+    for name in ("one", "t,w o", "three"):
+        (tmp_path / name).mkdir()
+    words = ["-m", "--config-dir", f"{tmp_path}/one", f"--config-dir={tmp_path}/t,w o", "-cd", f"{tmp_path}/three"]
+    searched = f"hydra.searchpath=[pkg://own,'file://{tmp_path}/three']"
+    first, *rest, override = with_one_config_dir([*words, "seed=1", searched])
+    assert (first, rest) == (f"--config-dir={tmp_path / 'one'}", ["-m", "seed=1"])
+    (parsed,) = OverridesParser.create().parse_overrides([override])
+    assert parsed.key_or_group == "hydra.searchpath"
+    further = [f"file://{tmp_path / name}" for name in ("t,w o", "three")]
+    assert parsed.value() == [*further, "pkg://own"]
+
+
+@pytest.mark.parametrize("arguments", ["--config-dir=/a seed=1", "-cd /a", "seed=1", "--config-dir=/a --config-dir"])
+def test_hydra_reads_one_config_dir_itself(arguments: str):
+    assert with_one_config_dir(arguments.split()) == arguments.split()
+
+
+def test_one_of_several_config_dirs_that_does_not_exist_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"^--config-dir=/no/such: there is no such folder$"):
+        with_one_config_dir([f"--config-dir={tmp_path}", "--config-dir=/no/such"])
+    with pytest.raises(ValueError, match=r"^hydra.searchpath=/a: it must be a list, as in hydra.searchpath=\["):
+        with_one_config_dir([f"--config-dir={tmp_path}", f"--config-dir={tmp_path}", "hydra.searchpath=/a"])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import fields
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -30,6 +31,42 @@ def options_first(arguments: Sequence[str]) -> list[str]:
         is_override = not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
         (overrides if is_override and not of_option else options).append(argument)
     return [*options, *overrides]
+
+
+def with_one_config_dir(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the first `--config-dir` alone, and the others in `hydra.searchpath`.
+
+    Hydra would use the last `--config-dir` and ignore the others without a message.
+
+    Raises:
+        ValueError: one of several folders does not exist, or `hydra.searchpath` is not a list of folders.
+    """
+    folders, rest = list[Path](), list[str]()
+    words = iter(arguments)
+    for word in words:
+        option, given, folder = word.partition("=")
+        if option not in ("--config-dir", "-cd"):
+            rest.append(word)
+        elif (folder := folder if given else next(words, "")) != "":
+            folders.append(Path(folder).absolute())
+        else:
+            # Hydra reports that the folder is missing.
+            return list(arguments)
+    if len(folders) < 2:
+        return list(arguments)
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"--config-dir={folder}: there is no such folder")
+    searched = [word for word in rest if word.startswith("hydra.searchpath=")]
+    further = [f"file://{folder}" for folder in folders[1:]]
+    for override in OverridesParser.create().parse_overrides(searched):
+        entries = override.value()
+        if not isinstance(entries, list):
+            raise ValueError(f"{override.input_line}: it must be a list, as in hydra.searchpath=[file:///FOLDER]")
+        further += [str(each) for each in entries]
+    kept = [word for word in rest if word not in searched]
+    listed = ",".join(map(quoted, dict.fromkeys(further)))
+    return [f"--config-dir={folders[0]}", *kept, f"hydra.searchpath=[{listed}]"]
 
 
 def quoted(path: object) -> str:
