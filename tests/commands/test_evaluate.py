@@ -177,6 +177,15 @@ def test_a_signal_stops_the_evaluation_of_a_sweep(launcher: str, number: signal.
         (["{outputs}/nowhere"], "no such folder"),
         (["{sweep}/report"], "is not a run's folder: it has no status.json"),
         (["eval=[vectors]"], "name the folder of a run or of a sweep"),
+        (
+            ["{sweep}/0", "eval=vectors,truth"],
+            "eval=vectors,truth: several evaluations are a list, as in eval=[",
+        ),
+        (["{sweep}/0", "eval.vectors.samples=1,2"], "eval.vectors.samples=1,2 has several values; give it one"),
+        (["{sweep}/0", "eval=[]"], "eval names no evaluation; list one or more, as in eval=["),
+        (["{sweep}/0", "eval=[vectors,vectors]"], "eval=[vectors,vectors]: vectors is listed twice; leave one out"),
+        (["{sweep}/0", "+eval=[vectors]"], "+eval=[vectors]: a choice of eval has no +; leave it out"),
+        (["{sweep}/0", "eval=[vectors"], "eval=[vectors: not an override Hydra can read"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_in_a_sentence(

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,21 @@ def test_the_error_for_an_invalid_choice_lists_the_choices(argument: str):
     with pytest.raises(ValueError, match="is no choice of") as caught:
         check_choices(["seed=1", argument])
     assert str(caught.value).startswith(f"{argument}: {value} is no choice of {group}; it has: ")
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("eval=[]", "eval names no evaluation; list one or more, as in eval=[vectors,splice]"),
+        ("eval=[vectors,splice,vectors]", "eval=[vectors,splice,vectors]: vectors is listed twice; leave one out"),
+        ("+eval=[vectors]", "+eval=[vectors]: a choice of eval has no +; leave it out"),
+        ("+experiment=fisher/repaired", "+experiment=fisher/repaired: a choice of experiment has no +; leave it out"),
+        ("arch=[]", "arch=[]: [] is no choice of arch; it has: "),
+    ],
+)
+def test_check_choices_names_what_is_wrong_with_a_list_or_a_plus(argument: str, message: str):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        check_choices([argument])
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from fsae.configuration.overrides import quoted
+from fsae.configuration.overrides import check_choices, check_single, quoted
 from fsae.configuration.recorded import recorded_evaluations, recorded_outputs
+from fsae.configuration.refusal import MENDABLE, explain
 from fsae.console import console
 from fsae.outputs.sweep_folder import is_job, read_sweep
 from fsae.runs.finished import check_finished
@@ -21,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Evaluate finished runs again in their own folders, without training.
 
     Raises:
-        SystemExit: with status 0 if every run was evaluated, 1 if not, 2 for bad input.
+        SystemExit: with status 0 if every run was evaluated, 2 for folders that hold no finished run or for overrides
+            that an evaluation cannot have, else 1.
     """
     parser = argparse.ArgumentParser(
         prog="python -m fsae.evaluate",
@@ -43,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folders = [Path(each).resolve() for each in options.what if each not in overrides]
     try:
         command = _command(folders, overrides, options.config_dir)
-    except (ValueError, OSError) as error:
-        print(f"fsae: {error}", file=sys.stderr)
+    except MENDABLE as error:
+        print(f"fsae: {explain(error)}", file=sys.stderr)
         sys.exit(2)
     sys.argv = ["fsae.evaluate", *command]
     from fsae.commands.run import main as run
@@ -60,6 +62,8 @@ def _command(folders: Sequence[Path], overrides: Sequence[str], config_dirs: Seq
             f"{foreign[0]}: a run is evaluated with the settings that it has; only eval, suite and the launcher can be "
             "given, as in eval=[vectors,geometry] launcher=packed"
         )
+    check_choices(overrides)
+    check_single(overrides)
     if not folders:
         raise ValueError("name the folder of a run or of a sweep")
     runs = list(dict.fromkeys(run for folder in folders for run in _runs(folder)))
