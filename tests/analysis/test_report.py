@@ -332,6 +332,21 @@ def test_a_caveat_names_a_few_jobs_and_none_if_it_holds_for_all(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("_undrawn")
+@pytest.mark.parametrize("name", ["data/held_out_samples", "eval/fisher_batch"])
+def test_runs_measured_on_other_counts_are_reported(name: str, tmp_path: Path):
+    for seed, count in enumerate((8192, 8192, 4096)):
+        settings = settings_of("gated", 0, 1, seed) | {"eval.vectors.samples": 8192}
+        results = results_of("gated", 0, 1, seed, effect=0, noise=0) | {name: count}
+        write_run(tmp_path / "measured" / str(seed), settings, results)
+        # Neither a run without the number nor the size that the settings name is a difference.
+        settings |= {"eval.vectors.samples": count}
+        write_run(tmp_path / "named" / str(seed), settings, results if seed == 0 else results | {name: None})
+    caution = f"{name.partition('/')[2]} differs between runs: their held-out numbers differ in precision too."
+    assert caution in page_on(tmp_path / "measured").sections["head"]
+    assert caution not in page_on(tmp_path / "named").sections["head"]
+
+
+@pytest.mark.usefixtures("_undrawn")
 def test_runs_on_changed_files_are_reported(tmp_path: Path):
     for seed, data in enumerate(("3a", "3a", "4b")):
         results = results_of("gated", 0, 1, seed, effect=0, noise=0) | ENOUGH

@@ -2,14 +2,17 @@
 
 import json
 import os
+import re
 import signal
 import sqlite3
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fsae.commands.evaluate import main
+from fsae.configuration.overrides import quoted
 from fsae.outputs.status import RunState, mark
 from tests.processes import wait_until
 from tests.sweeps.sweeps import begun, ended
@@ -19,6 +22,8 @@ TINY = (
     "trainer.batch_size=128", "trainer.log_every=4", "suite.samples=512", "suite.batch_size=256", "source.seed=0",
 )  # fmt: skip
 SWEEP = Path("sweeps/here")
+# Folders of YAML files, each with an evaluation.
+OWN = ("first", "second")
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -29,8 +34,14 @@ def results(folder: Path) -> dict[str, Any]:
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An outputs folder with a finished sweep of three jobs, all of them in MLflow, and one whose last job failed."""
     folder = tmp_path_factory.mktemp("outputs")
+    for own in OWN:
+        (folder / own / "eval").mkdir(parents=True)
+        (folder / own / "eval" / f"of_{own}.yaml").write_text(
+            f"# @package eval.of_{own}\ndefaults: [/schema/eval@_here_: geometry, _self_]\n"
+            "samples: 100\nbatch_size: 100\n"
+        )
     sweep = ended(begun("fsae.run", *TINY, "-m", "seed=0,1,2", f"hydra.sweep.dir={folder / SWEEP}",
-                        "launcher=packed", outputs=folder))  # fmt: skip
+                        "launcher=packed", *(f"--config-dir={own}" for own in OWN), outputs=folder))  # fmt: skip
     assert sweep.returncode == 0, sweep.stdout
     return folder
 
@@ -63,7 +74,9 @@ def test_new_numbers_reach_the_run_in_mlflow(outputs: Path):
                            f"eval.vectors.samples={samples}", outputs=outputs))  # fmt: skip
         assert done.returncode == 0, done.stdout
         assert "in MLflow" in done.stdout
-        assert "share of variance" in done.stdout or "fvu " in done.stdout
+        for name in ("fvu", "mcc"):
+            meaning = results(run)["meanings"][f"eval/{name}"]["text"]
+            assert re.search(rf"^{name} +{results(run)[f'eval/{name}']:.4g}  {meaning}", done.stdout, re.MULTILINE)
         assert f"run folder:  {run}" in done.stdout
     uid = json.loads((run / "tracking.json").read_text())["uid"]
     with sqlite3.connect(outputs / "mlflow.db") as database:
@@ -78,6 +91,44 @@ def test_new_numbers_reach_the_run_in_mlflow(outputs: Path):
     assert len(rows) == len(set(rows)) == 3
     (artifacts,) = outputs.rglob(f"{run_id}/artifacts/evaluations")
     assert json.loads((artifacts / "truth.json").read_text())["settings"] == {"samples": 400}
+
+
+def evaluate_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
+    """Return the arguments of `fsae.run` that the command ends in."""
+    command = list[str]()
+    monkeypatch.setattr("fsae.commands.run.main", lambda: command.extend(sys.argv[1:]))
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setenv("FSAE_OUTPUTS", "")
+    main(arguments)
+    return command
+
+
+def test_a_job_by_its_own_folder_finds_every_config_dir_of_its_sweep(outputs: Path):
+    run = outputs / SWEEP / "2"
+    for own in OWN:
+        done = ended(begun("fsae.evaluate", str(run), f"eval=[of_{own}]", outputs=outputs))
+        assert done.returncode == 0, done.stdout
+        assert (run / "evaluations" / f"of_{own}.json").exists()
+
+
+def test_a_config_dir_of_the_sweep_that_no_longer_exists_is_named_and_left_out(
+    outputs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (outputs / "first").rename(outputs / "moved")
+    try:
+        command = evaluate_command(monkeypatch, str(outputs / SWEEP / "0"), "--config-dir=one", "--config-dir=two")
+    finally:
+        (outputs / "moved").rename(outputs / "first")
+    wanted = [Path("one").absolute(), Path("two").absolute(), outputs / "second"]
+    assert [each for each in command if "config-dir" in each] == [f"--config-dir={each}" for each in wanted]
+    assert f"--config-dir={outputs / 'first'}, and there is no such folder now" in capsys.readouterr().err
+
+
+def test_a_run_that_is_named_twice_is_evaluated_once(outputs: Path, monkeypatch: pytest.MonkeyPatch):
+    run = outputs / SWEEP / "0"
+    command = evaluate_command(monkeypatch, str(run), str(run / ".." / "0"), str(outputs / SWEEP))
+    (folders,) = [each for each in command if each.startswith("hydra.sweeper.folders=")]
+    assert folders == f"hydra.sweeper.folders=[{','.join(quoted(outputs / SWEEP / str(job)) for job in range(3))}]"
 
 
 def test_a_killed_evaluation_is_started_again(outputs: Path):
@@ -126,6 +177,15 @@ def test_a_signal_stops_the_evaluation_of_a_sweep(launcher: str, number: signal.
         (["{outputs}/nowhere"], "no such folder"),
         (["{sweep}/report"], "is not a run's folder: it has no status.json"),
         (["eval=[vectors]"], "name the folder of a run or of a sweep"),
+        (
+            ["{sweep}/0", "eval=vectors,truth"],
+            "eval=vectors,truth: several evaluations are a list, as in eval=[",
+        ),
+        (["{sweep}/0", "eval.vectors.samples=1,2"], "eval.vectors.samples=1,2 has several values; give it one"),
+        (["{sweep}/0", "eval=[]"], "eval names no evaluation; list one or more, as in eval=["),
+        (["{sweep}/0", "eval=[vectors,vectors]"], "eval=[vectors,vectors]: vectors is listed twice; leave one out"),
+        (["{sweep}/0", "+eval=[vectors]"], "+eval=[vectors]: a choice of eval has no +; leave it out"),
+        (["{sweep}/0", "eval=[vectors"], "eval=[vectors: not an override Hydra can read"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_in_a_sentence(
@@ -143,9 +203,7 @@ def test_jobs_of_a_sweep_that_are_not_finished_are_named_and_left_out(
     sweep = outputs / SWEEP
     mark(sweep / "2", RunState.failed)
     try:
-        monkeypatch.setattr("fsae.commands.run.main", lambda: None)
-        monkeypatch.setenv("FSAE_OUTPUTS", "")
-        main([str(sweep)])
+        evaluate_command(monkeypatch, str(sweep))
     finally:
         mark(sweep / "2", RunState.finished)
     assert f"not evaluated: the run in {sweep / '2'} is failed" in capsys.readouterr().err

@@ -44,6 +44,7 @@ from tests.composition import composed
             ["penalty=none", "trainer.batch_size=1"],
             r"trainer\.batch_size is 1, .* set loss\.penalty\.estimator=batch",
         ),
+        (["~loss.penalty", "trainer.batch_size=1"], r"trainer\.batch_size is 1, .* two samples per batch; raise it$"),
         (
             ["arch=pca", "penalty=fisher"],
             r"loss\.penalty\.weight is 1000\.0, but arch PCA is fitted to the squared error alone",

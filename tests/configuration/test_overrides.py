@@ -1,6 +1,10 @@
-import pytest
+import re
+from pathlib import Path
 
-from fsae.configuration.overrides import check_choices, check_jobs, options_first
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from fsae.configuration.overrides import check_choices, check_jobs, options_first, with_one_config_dir
 from tests.composition import composed_with_hydra
 
 
@@ -19,6 +23,31 @@ def test_options_first_moves_overrides_behind_options(arguments: str, ordered: s
     assert options_first(arguments.split()) == ordered.split()
 
 
+def test_further_config_dirs_join_hydras_search_path(tmp_path: Path):
+    for name in ("one", "t,w o", "three"):
+        (tmp_path / name).mkdir()
+    words = ["-m", "--config-dir", f"{tmp_path}/one", f"--config-dir={tmp_path}/t,w o", "-cd", f"{tmp_path}/three"]
+    searched = f"hydra.searchpath=[pkg://own,'file://{tmp_path}/three']"
+    first, *rest, override = with_one_config_dir([*words, "seed=1", searched])
+    assert (first, rest) == (f"--config-dir={tmp_path / 'one'}", ["-m", "seed=1"])
+    (parsed,) = OverridesParser.create().parse_overrides([override])
+    assert parsed.key_or_group == "hydra.searchpath"
+    further = [f"file://{tmp_path / name}" for name in ("t,w o", "three")]
+    assert parsed.value() == [*further, "pkg://own"]
+
+
+@pytest.mark.parametrize("arguments", ["--config-dir=/a seed=1", "-cd /a", "seed=1", "--config-dir=/a --config-dir"])
+def test_hydra_reads_one_config_dir_itself(arguments: str):
+    assert with_one_config_dir(arguments.split()) == arguments.split()
+
+
+def test_one_of_several_config_dirs_that_does_not_exist_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"^--config-dir=/no/such: there is no such folder$"):
+        with_one_config_dir([f"--config-dir={tmp_path}", "--config-dir=/no/such"])
+    with pytest.raises(ValueError, match=r"^hydra.searchpath=/a: it must be a list, as in hydra.searchpath=\["):
+        with_one_config_dir([f"--config-dir={tmp_path}", f"--config-dir={tmp_path}", "hydra.searchpath=/a"])
+
+
 @pytest.mark.parametrize(
     "argument", ["arch=null", "loss=5", "trainer=[1]", "model=1.5", "debug=true", "experiment=null"]
 )
@@ -27,6 +56,21 @@ def test_the_error_for_an_invalid_choice_lists_the_choices(argument: str):
     with pytest.raises(ValueError, match="is no choice of") as caught:
         check_choices(["seed=1", argument])
     assert str(caught.value).startswith(f"{argument}: {value} is no choice of {group}; it has: ")
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("eval=[]", "eval names no evaluation; list one or more, as in eval=[vectors,splice]"),
+        ("eval=[vectors,splice,vectors]", "eval=[vectors,splice,vectors]: vectors is listed twice; leave one out"),
+        ("+eval=[vectors]", "+eval=[vectors]: a choice of eval has no +; leave it out"),
+        ("+experiment=fisher/repaired", "+experiment=fisher/repaired: a choice of experiment has no +; leave it out"),
+        ("arch=[]", "arch=[]: [] is no choice of arch; it has: "),
+    ],
+)
+def test_check_choices_names_what_is_wrong_with_a_list_or_a_plus(argument: str, message: str):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        check_choices([argument])
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
+import re
 from pathlib import Path
 
 import pytest
 from omegaconf.errors import OmegaConfBaseException
 
+from fsae.configuration.conf_folder import choices_of
 from fsae.configuration.refusal import explain, included_itself, record_refusal
 from fsae.configuration.schema import settings_of
 from fsae.outputs.status import Failure, RunState, mark, read_status
@@ -73,6 +75,7 @@ def refusal(*overrides: str, own: Path | None = None) -> str:
         ("seed=0,1", "seed=0,1: several values are a sweep; add -m"),
         ("arch=gated,topk", "arch=gated,topk: several values are a sweep; add -m"),
         ("seed=range(3)", "seed=range(3): several values are a sweep; add -m"),
+        ("eval=vectors,splice", "eval=vectors,splice: several evaluations are a list, as in eval=[vectors,splice]"),
         ("+trainer.lr=3", "+trainer.lr: this setting exists already; leave out the +"),
         ("~trainer.lr", "trainer.lr: a setting cannot be deleted; give it a value"),
         # Not an override.
@@ -157,11 +160,16 @@ def test_the_error_names_the_folder_into_which_a_choice_has_moved(old: str, new:
 
 
 def test_the_error_lists_choices_of_a_users_own_folder(tmp_path: Path):
-    (tmp_path / "experiment" / "mfr").mkdir(parents=True)
+    (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").touch()
-    (tmp_path / "experiment" / "mfr" / "mine.yaml").touch()
     assert "; did you mean mine?\n" in refusal("experiment=mina", own=tmp_path)
-    assert ", mfr/mine, " in refusal("experiment=mfr/other", own=tmp_path)
+    assert ", mine, " in refusal("experiment=mfr/other", own=tmp_path)
+
+
+@pytest.mark.parametrize("override", ["arch=released/nonsense", "loss=splines/nonsense", "arch=nonsense"])
+def test_the_error_lists_choices_that_exist_alone(override: str):
+    (listed,) = re.findall(r" has: (.*); --config-dir", refusal(override))
+    assert listed.split(", ") == choices_of(override.partition("=")[0])
 
 
 def test_deleting_a_setting_that_others_refer_to_is_refused():
@@ -198,6 +206,10 @@ def test_the_error_names_the_file_and_the_key_that_another_choice_lacks(tmp_path
     assert refusal("debug=tiny", "source=eeg") == (
         "debug/tiny.yaml sets source.tokens, and EEGSettings has no such setting; leave out debug=tiny, or choose "
         "another source"
+    )
+    assert refusal("experiment=fisher/repaired", "source=mnist") == (
+        "experiment/fisher/repaired.yaml sets source.tokens, and MNISTSettings has no such setting; leave out "
+        "experiment=fisher/repaired, or choose another source"
     )
     (tmp_path / "experiment").mkdir()
     mine = tmp_path / "experiment" / "mine.yaml"

@@ -74,6 +74,10 @@ def test_every_schema_is_a_frozen_dataclass_by_keyword(schema: str):
         ("seed=-1", r"^seed is -1; it must be at least 0 and at most 4294967295"),
         ("trainer.lr=-1", r"trainer\.lr is -1; it must be above 0 and at most 1e30"),
         ("site.layer=-1", r"site\.layer is -1; it must be a block, counted from 0, at least 0"),
+        ("loss.penalty=none", r"^loss\.penalty is not a loss term; the penalty is a choice, as in penalty=none$"),
+        ("loss.penalty=fisher", r"; the penalty is a choice, as in penalty=fisher$"),
+        ("loss.penalty=0.5", r"; the penalty is a choice, as in penalty=none$"),
+        ("eval=[]", r"^eval names no evaluation; list one or more, as in eval=\[vectors,splice\]$"),
         ("+loss.extra.weight=1", r"loss\.extra is not a loss term; .*`/schema/loss@extra: l1`"),
     ],
 )

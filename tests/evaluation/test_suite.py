@@ -94,15 +94,19 @@ def test_evaluations_whose_needs_are_not_met_are_left_out_unless_the_command_lin
     assert list(chosen(listed, frozenset())) == ["vectors"]
     with pytest.raises(ValueError, match=r"eval\.members cannot be measured: .* set population\.size to 2 or more, or"):
         chosen(listed, frozenset(), named=True)
+    with pytest.raises(ValueError, match=r"measured: the run trains one autoencoder; leave members out of eval$"):
+        chosen(listed, frozenset(), named=True, trained=True)
 
 
 def test_a_needed_evaluation_that_is_not_chosen_is_named():
-    with pytest.raises(ValueError, match=r"eval\.splice .* needs vectors; add that, as in eval=\[vectors,splice\]"):
+    with pytest.raises(ValueError, match=r"eval\.splice .* needs vectors; add that, as in eval=\[vectors,splice\]$"):
         chosen({"splice": _needing("vectors")}, frozenset(), named=True)
 
 
 def test_a_source_can_provide_an_unknown_need():
-    with pytest.raises(ValueError, match=r"it needs labels; .* choose a source that provides it"):
+    with pytest.raises(
+        ValueError, match=r"it needs labels; choose a source that provides labels, or leave probing out"
+    ):
         chosen({"probing": _needing("labels")}, frozenset(), named=True)
     assert list(chosen({"probing": _needing("labels")}, frozenset({"labels"}), named=True)) == ["probing"]
 

@@ -490,5 +490,7 @@ def test_no_penalty_measures_the_sums_in_the_chosen_form():
     assert with_fisher_measured({"penalty": none}) == {"penalty": none}
     assert fisher_of([none]) is none
     assert with_fisher_measured({}) == {"fisher": NoPenalty()}
-    with pytest.raises(ValueError, match=r"loss\.penalty\.weight is 2, but penalty=none has no weight"):
+    with pytest.raises(ValueError, match=r"loss\.penalty\.weight is 2, and has no effect with penalty=none"):
         NoPenalty(weight=2.0)
+    with pytest.raises(ValueError, match=r"loss\.penalty\.warm_up is 0\.5, and has no effect with penalty=none"):
+        NoPenalty(warm_up=0.5)

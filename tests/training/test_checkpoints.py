@@ -22,12 +22,18 @@ def test_a_loaded_state_equals_the_saved_state(tmp_path: Path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["latest.pt"]
 
 
-@pytest.mark.parametrize(("change", "named"), [({"format": 99}, "99"), ({"format": ...}, "1")])
-def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path, change: dict, named: str):
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        # As version 0.1.0 wrote it.
+        ({"config": CONFIG, "state": STATE}, "1"),
+        ({"format": 99, "config": CONFIG, "data": DATA, "state": STATE}, "99"),
+        ({"format": 3, "settings": CONFIG}, "3"),
+    ],
+)
+def test_a_checkpoint_of_another_format_is_refused(content: dict, named: str, tmp_path: Path):
     checkpoints = Checkpoints(tmp_path, CONFIG, DATA)
-    checkpoints.save(STATE)
-    written = torch.load(checkpoints.path, weights_only=True)
-    torch.save({key: value for key, value in (written | change).items() if value is not ...}, checkpoints.path)
+    torch.save(content, checkpoints.path)
     with pytest.raises(
         ValueError, match=rf"latest\.pt has format {named}, and this version of fsae reads format {FORMAT};"
     ):
@@ -117,9 +123,10 @@ def test_a_truncated_file_is_named_and_not_overwritten(share: float, tmp_path: P
     assert checkpoints.path.read_bytes() == whole[: int(share * len(whole))]
 
 
-def test_a_file_of_another_kind_is_refused_as_damaged(tmp_path: Path):
+@pytest.mark.parametrize("content", [{"step": 3}, {"format": FORMAT}, [3], 3, None])
+def test_a_file_of_another_kind_is_refused_as_damaged(content: object, tmp_path: Path):
     checkpoints = Checkpoints(tmp_path, CONFIG, DATA)
-    torch.save({"step": 3}, checkpoints.path)
+    torch.save(content, checkpoints.path)
     with pytest.raises(ValueError, match="is damaged"):
         checkpoints.load()
 

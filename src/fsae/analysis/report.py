@@ -229,9 +229,10 @@ def _cautions(runs: pd.DataFrame, usable: pd.DataFrame, design: Design) -> Itera
     if broken:
         names = ", ".join(name.removeprefix("eval/") for name in broken)
         yield f"Some runs lack a finite value of {names}; they are left out where it is compared."
-    for name in ("eval.vectors.samples", "eval/fisher_batch"):
-        if len({shown(value) for value in _values(usable, name)}) > 1:
-            yield f"{name.removeprefix('eval/')} differs between runs: their held-out numbers differ in precision too."
+    # The counts that were measured: an evaluation of a finished run may use others than its settings have.
+    for name in ("data/held_out_samples", "eval/fisher_batch"):
+        if len({shown(value) for value in _values(usable, name) if not math.isnan(value)}) > 1:
+            yield f"{name.partition('/')[2]} differs between runs: their held-out numbers differ in precision too."
 
 
 def _differs_unseen(usable: pd.DataFrame) -> bool:

@@ -19,7 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Launch the jobs of a sweep that are not finished, by the same launcher or another one.
 
     Raises:
-        SystemExit: with status 0 if every job of the sweep is finished at the end, 1 if not, 2 for bad input.
+        SystemExit: with status 0 if every job of the sweep is finished at the end, 2 for a folder that holds no sweep
+            or for overrides that its rest cannot have, else 1.
     """
     parser = argparse.ArgumentParser(
         prog="python -m fsae.resume",

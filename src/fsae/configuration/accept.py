@@ -20,12 +20,15 @@ from fsae.export.saelens import read_provenance
 from fsae.outputs.sweep_folder import is_job
 
 
-def checked(config: DictConfig, overrides: Sequence[str] = (), in_sweep: bool = False) -> RunSettings:
+def checked(
+    config: DictConfig, overrides: Sequence[str] = (), in_sweep: bool = False, trained: bool = False
+) -> RunSettings:
     """Return settings that pass every check that needs nothing loaded.
 
     Paths in `config` become absolute, and a password in it is moved into the environment. Evaluations that the
     source or the population does not allow are left out, unless one of the `overrides` names them: then they are
-    refused. The jobs of a sweep are measured by evaluations of single runs only if an override names them.
+    refused. The jobs of a sweep are measured by evaluations of single runs only if an override names them. A run that
+    is trained can have no other source or population, so no remedy proposes one.
 
     Raises:
         ValueError: a check fails.
@@ -40,7 +43,7 @@ def checked(config: DictConfig, overrides: Sequence[str] = (), in_sweep: bool = 
     # Runs of one pack have the same evaluations; those of populations are measured of each run that has members.
     several = settings.population.size > 1 or not named
     provided = settings.source.provides | ({MEMBERS} if several else set())
-    settings = replace(settings, eval=chosen(settings.eval, provided, named, in_sweep))
+    settings = replace(settings, eval=chosen(settings.eval, provided, named, in_sweep, trained))
     for key, text in flat_settings(config).items():
         refuse_secret(text, key)
     check(settings)
@@ -65,7 +68,7 @@ def accept(config: DictConfig, folder: Path, overrides: Sequence[str]) -> tuple[
         again = config.task is Task.reevaluate
         if again:
             config = with_evaluations_of(config, folder, overrides)
-        settings = checked(config, overrides, in_sweep=is_job(folder) and not again)
+        settings = checked(config, overrides, in_sweep=is_job(folder) and not again, trained=again)
         if again:
             settings = _as_trained(settings, folder)
     except (ValueError, OmegaConfBaseException) as error:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fsae.configuration.conf_folder import conf_folder
+from fsae.configuration.overrides import check_choices
 from fsae.configuration.refusal import explain
 from fsae.configuration.resolvers import register_resolvers
 from fsae.configuration.schema import RunSettings, register_schemas, settings_of
@@ -33,6 +34,7 @@ def composed_settings(overrides: Sequence[str], values: Mapping[str, Any]) -> Ru
         ValueError: no such choice, no such setting, or a value that it cannot have.
     """
     try:
+        check_choices(overrides)
         config = _composed(overrides)
         for key, value in values.items():
             OmegaConf.update(config, key, value)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import fields
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -13,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from fsae.configuration.conf_folder import choices_of, conf_folder
-from fsae.configuration.schema import RunSettings
+from fsae.configuration.schema import NO_EVALUATION, RunSettings
 
 # Options without a value: the argument after one of them is an argument of its own.
 _FLAGS = {"-m", "--multirun", "-r", "--run", "--resolve"}
@@ -32,6 +33,42 @@ def options_first(arguments: Sequence[str]) -> list[str]:
     return [*options, *overrides]
 
 
+def with_one_config_dir(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the first `--config-dir` alone, and the others in `hydra.searchpath`.
+
+    Hydra would use the last `--config-dir` and ignore the others without a message.
+
+    Raises:
+        ValueError: one of several folders does not exist, or `hydra.searchpath` is not a list of folders.
+    """
+    folders, rest = list[Path](), list[str]()
+    words = iter(arguments)
+    for word in words:
+        option, given, folder = word.partition("=")
+        if option not in ("--config-dir", "-cd"):
+            rest.append(word)
+        elif (folder := folder if given else next(words, "")) != "":
+            folders.append(Path(folder).absolute())
+        else:
+            # Hydra reports that the folder is missing.
+            return list(arguments)
+    if len(folders) < 2:
+        return list(arguments)
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"--config-dir={folder}: there is no such folder")
+    searched = [word for word in rest if word.startswith("hydra.searchpath=")]
+    further = [f"file://{folder}" for folder in folders[1:]]
+    for override in OverridesParser.create().parse_overrides(searched):
+        entries = override.value()
+        if not isinstance(entries, list):
+            raise ValueError(f"{override.input_line}: it must be a list, as in hydra.searchpath=[file:///FOLDER]")
+        further += [str(each) for each in entries]
+    kept = [word for word in rest if word not in searched]
+    listed = ",".join(map(quoted, dict.fromkeys(further)))
+    return [f"--config-dir={folders[0]}", *kept, f"hydra.searchpath=[{listed}]"]
+
+
 def quoted(path: object) -> str:
     """Return a path as a value of an override, whatever its characters.
 
@@ -44,7 +81,8 @@ def check_choices(arguments: Sequence[str]) -> None:
     """Check the choices of config groups, since Hydra's message would not name the argument.
 
     Raises:
-        ValueError: an argument gives a group something other than a choice, or removes a group that every run needs.
+        ValueError: an argument gives a group something other than a choice, or removes a group that every run needs,
+            or lists no evaluation or one twice.
     """
     needed = {each.name for each in fields(RunSettings)} - {"model", "site", "dataset"}
     for argument in arguments:
@@ -55,7 +93,10 @@ def check_choices(arguments: Sequence[str]) -> None:
             )
     groups = {path.name for path in conf_folder().iterdir() if path.is_dir()}
     for argument in arguments:
-        if argument.startswith(("-", "~")) or argument.partition("=")[0] not in groups:
+        key = argument.partition("=")[0]
+        if key.startswith("+") and key.lstrip("+") in groups:
+            raise ValueError(f"{argument}: a choice of {key.lstrip('+')} has no +; leave it out")
+        if argument.startswith(("-", "~")) or key not in groups:
             continue
         try:
             override = OverridesParser.create().parse_override(argument)
@@ -64,9 +105,30 @@ def check_choices(arguments: Sequence[str]) -> None:
         if override.is_sweep_override():
             continue
         chosen = override.value()
-        if not all(isinstance(word, str) for word in (chosen if isinstance(chosen, list) else [chosen])):
-            key, _, value = argument.partition("=")
+        words = chosen if isinstance(chosen, list) else [chosen]
+        if key == "eval" and not words:
+            raise ValueError(NO_EVALUATION)
+        if not words or not all(isinstance(word, str) for word in words):
+            value = argument.partition("=")[2]
             raise ValueError(f"{argument}: {value} is no choice of {key}; it has: {', '.join(choices_of(key))}")
+        twice = [word for word in words if words.count(word) > 1]
+        if twice:
+            raise ValueError(f"{argument}: {twice[0]} is listed twice; leave one out")
+
+
+def check_single(overrides: Sequence[str]) -> None:
+    """Check that overrides of settings that cannot be swept over have one value each.
+
+    Raises:
+        ValueError: one has several.
+        HydraException: one cannot be read.
+    """
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if not override.is_sweep_override():
+            continue
+        if override.key_or_group == "eval":
+            raise ValueError(f"{override.input_line}: several evaluations are a list, as in eval=[vectors,splice]")
+        raise ValueError(f"{override.input_line} has several values; give it one")
 
 
 def check_jobs(config: DictConfig, most: int) -> None:

@@ -72,7 +72,10 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _of_hydra(text: str) -> str:
     """Return one sentence for messages in which Hydra uses several lines or internal names; other text unchanged."""
     if (swept := re.match(r"Ambiguous value for argument '(.*)'\n|Sweep parameters '(.*)' requires", text)) is not None:
-        return f"{swept[1] or swept[2]}: several values are a sweep; add -m"
+        override = swept[1] or swept[2]
+        if override.startswith("eval="):
+            return f"{override}: several evaluations are a list, as in eval=[{override.removeprefix('eval=')}]"
+        return f"{override}: several values are a sweep; add -m"
     if (there := re.match(r"Could not append to config\. An item is already at '(.*)'\.", text)) is not None:
         return f"+{there[1]}: this setting exists already; leave out the +"
     in_file = re.match(r"In '(?P<file>.+)': \w+ raised while composing config:\n(?P<what>.*)\n", text)
@@ -85,7 +88,7 @@ def _of_hydra(text: str) -> str:
         return f"{file}.yaml: {key}: {in_file['what']}"
     schema = next((schema for schema in schemas().values() if schema.__name__ == kind[1]), None)
     near = _near(key.rpartition(".")[2], [each.name for each in fields(schema)] if schema is not None else [])
-    group, _, choice = file.rpartition("/")
+    group, choice = _group_and_choice(file)
     other = key.partition(".")[0]
     own = group in ("", other) or "." not in key
     leave = f"leave out that line{near}" if own else f"leave out {group}={choice}, or choose another {other}"
@@ -93,14 +96,9 @@ def _of_hydra(text: str) -> str:
 
 
 def _unknown_choice(error: MissingConfigException) -> str:
-    folder, _, name = str(error.missing_cfg_file).rpartition("/")
-    # A preset's name includes its folder, and Hydra takes the folder for a part of the group.
-    top, _, inner = folder.partition("/")
-    group = top if (conf_folder() / top).is_dir() else folder
-    prefix = f"{inner}/" if inner and group == top else ""
-    choice = prefix + name
-    # Hydra lists the choices of that folder alone, but those of the user's own folders too.
-    options = sorted({*choices_of(group), *(prefix + each for each in error.options or [])})
+    group, choice = _group_and_choice(str(error.missing_cfg_file))
+    # Hydra lists no choices in the group's subfolders, but those in the user's own folders too.
+    options = sorted({*choices_of(group), *map(str, error.options or [])})
     if (instead := CHOSEN_INSTEAD.get(f"{group}={choice}") or _moved(group, choice, options)) is not None:
         return f"{group}={choice}: there is no such choice; {instead}"
     if (group, choice) == ("hydra/sweeper", "optuna"):
@@ -108,6 +106,15 @@ def _unknown_choice(error: MissingConfigException) -> str:
     rest = f"{group} has: {', '.join(options)}" if options else f"there is no choice of {group}"
     where = f"--config-dir=FOLDER adds choices of your own, here as FOLDER/{group}/{choice}.yaml"
     return f"{group}={choice}: there is no such choice{_near(choice, options)}\n{rest}; {where}"
+
+
+def _group_and_choice(file: str) -> tuple[str, str]:
+    """Return the group and the choice of a YAML file; a choice such as "fisher/repaired" includes its folder."""
+    top, _, inner = file.partition("/")
+    if inner and (conf_folder() / top).is_dir():
+        return top, inner
+    group, _, choice = file.rpartition("/")
+    return group, choice
 
 
 def _moved(group: str, choice: str, options: Iterable[str]) -> str | None:

@@ -18,6 +18,7 @@ from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
 from fsae.autoencoders.choices import CHOICES as ARCHITECTURES
 from fsae.autoencoders.settings import AutoencoderSettings
+from fsae.configuration.conf_folder import choices_of
 from fsae.configuration.values import lenient_node
 from fsae.evaluation.choices import CHOICES as EVALUATIONS
 from fsae.evaluation.evaluation import Evaluation
@@ -192,6 +193,7 @@ def schemas() -> dict[str, type]:
     return single | of_tables
 
 
+NO_EVALUATION = "eval names no evaluation; list one or more, as in eval=[vectors,splice]"
 # Keys that are no settings, or no longer, and what to set instead.
 INSTEAD = {
     "loss.fisher": "the Fisher penalty is loss.penalty, and theta is loss.penalty.weight; penalty=none trains without",
@@ -256,6 +258,8 @@ def settings_of(config: DictConfig) -> RunSettings:
             else than its schema.
     """
     missing = sorted(OmegaConf.missing_keys(config))
+    if "eval" in missing:
+        raise ValueError(NO_EVALUATION)
     if missing:
         raise ValueError(f"{missing[0]} is not set; add {missing[0]}=... to the command")
     _refuse_unknown(config, {f.name for f in fields(RunSettings)}, "")
@@ -277,6 +281,9 @@ def settings_of(config: DictConfig) -> RunSettings:
             raise ValueError(f"loss.{name}: there is no such setting; {INSTEAD[f'loss.{name}']}")
         if isinstance(term, LossTerm):
             continue
+        if name == "penalty":
+            chosen = term if term in choices_of("penalty") else "none"
+            raise ValueError(f"loss.penalty is not a loss term; the penalty is a choice, as in penalty={chosen}")
         raise ValueError(
             f"loss.{name} is not a loss term; give it a schema in the YAML file's defaults, "
             f"for instance `/schema/loss@{name}: l1`"

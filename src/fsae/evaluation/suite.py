@@ -14,11 +14,13 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from fsae.evaluation.choices import CHOICES
 from fsae.evaluation.evaluation import Evaluation, Measured
 from fsae.evaluation.subject import Subject
 from fsae.files import replacing, write_json
 from fsae.outputs.results import MEASURED, Meaning, flat_results
 from fsae.outputs.run_folder import RunFolder
+from fsae.plugins import with_outside
 from fsae.sources.supply import Supply
 
 log = logging.getLogger(__name__)
@@ -28,16 +30,22 @@ MEMBERS = "members"
 # Names in `results.json` and `evaluations/<name>.json` that no evaluation's content may have.
 RESERVED = frozenset({"meanings", "notes", "evaluated", "settings", "numbers", "members"})
 PREFIXES = (MEASURED, "data/")
-# The remedy if a need is not met.
-REMEDIES = {
-    "language_model": "the source has no language model; use source=activations",
-    "known_features": "the source's features are not known; use a synthetic source, as in source=grouped_features",
-    MEMBERS: "the run trains one autoencoder; set population.size to 2 or more",
-}
+# The reason why a need is not met, and the remedy for a run that is not trained yet.
+UNMET = {
+    "language_model": ("the source has no language model", "use source=activations"),
+    "known_features": (
+        "the source's features are not known", "use a synthetic source, as in source=grouped_features"
+    ),
+    MEMBERS: ("the run trains one autoencoder", "set population.size to 2 or more"),
+}  # fmt: skip
 
 
 def chosen(
-    evaluations: Mapping[str, Evaluation], provided: frozenset[str], named: bool = False, in_sweep: bool = False
+    evaluations: Mapping[str, Evaluation],
+    provided: frozenset[str],
+    named: bool = False,
+    in_sweep: bool = False,
+    trained: bool = False,
 ) -> dict[str, Evaluation]:
     """Return the evaluations whose needs are met, in the order in which they are measured.
 
@@ -47,6 +55,7 @@ def chosen(
         named: whether the command line named the evaluations. A named one whose needs are not met is refused; one that
             a YAML file lists is left out.
         in_sweep: whether the run is a sweep's job, for which the evaluations of single runs must be named.
+        trained: whether the run is finished, so that its source and its population cannot be changed.
 
     Raises:
         ValueError: a named evaluation's needs are not met, two evaluations have a number of the same name, or they need
@@ -61,7 +70,7 @@ def chosen(
         if not missing:
             possible[name] = each
         elif named:
-            raise ValueError(f"eval.{name} cannot be measured: {_remedy(missing[0], name, evaluations)}")
+            raise ValueError(f"eval.{name} cannot be measured: {_remedy(missing[0], name, evaluations, trained)}")
     _check_names(possible)
     return possible
 
@@ -192,13 +201,13 @@ def _ordered(evaluations: Mapping[str, Evaluation]) -> list[str]:
     return order
 
 
-def _remedy(missing: str, name: str, evaluations: Mapping[str, Evaluation]) -> str:
-    if missing in REMEDIES:
-        return f"{REMEDIES[missing]}, or leave {name} out of eval"
-    names = ",".join([missing, *evaluations])
-    if missing in evaluations:
+def _remedy(missing: str, name: str, evaluations: Mapping[str, Evaluation], trained: bool) -> str:
+    if missing not in UNMET and missing in evaluations:
         return f"it needs {missing}, which cannot be measured either; leave both out of eval"
-    return f"it needs {missing}; add that, as in eval=[{names}], or choose a source that provides it"
+    if missing not in UNMET and missing in with_outside("eval", CHOICES, Evaluation):
+        return f"it needs {missing}; add that, as in eval=[{','.join([missing, *evaluations])}]"
+    reason, remedy = UNMET.get(missing, (f"it needs {missing}", f"choose a source that provides {missing}"))
+    return f"{reason}; {'' if trained else f'{remedy}, or '}leave {name} out of eval"
 
 
 def _check_names(evaluations: Mapping[str, Evaluation]) -> None:

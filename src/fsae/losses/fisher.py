@@ -101,18 +101,19 @@ class NoPenalty(Fisher):
     """No penalty: the Fisher sums are measured, and nothing is added to the objective.
 
     Attributes:
-        weight: always 0.
+        weight, warm_up: always 0.
     """
 
     weight: float = field(default=0.0, metadata=WEIGHT)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.weight != 0:
-            raise ValueError(
-                f"loss.penalty.weight is {self.weight:g}, but penalty=none has no weight; choose penalty=fisher, or "
-                "leave loss.penalty.weight out"
-            )
+        for name in ("weight", "warm_up"):
+            if (value := getattr(self, name)) != 0:
+                raise ValueError(
+                    f"loss.penalty.{name} is {value:g}, and has no effect with penalty=none; choose penalty=fisher, or "
+                    f"leave loss.penalty.{name} out"
+                )
 
 
 def fisher_of(terms: Iterable[LossTerm]) -> Fisher:

@@ -383,12 +383,17 @@ def _described(config: DictConfig, folder: Path) -> Sweep:
         command=sys.argv[1:],
         working_directory=str(Path.cwd()),
         outputs=config.paths.outputs,
-        config_dirs=[source.path for source in hydra.runtime.config_sources if source.provider == "command-line"],
+        config_dirs=[source.path for source in hydra.runtime.config_sources if _is_users_folder(source)],
         hydra_overrides=list(hydra.overrides.hydra),
         constant=[o.input_line for o in overrides if not o.is_sweep_override() and o.input_line],
         varied=_differing(list(dict.fromkeys(varied)), jobs),
         jobs=jobs,
     )
+
+
+def _is_users_folder(source: DictConfig) -> bool:
+    """Return whether a source of YAML files is a folder that `--config-dir` or `hydra.searchpath` names."""
+    return source.schema == "file" and source.provider in ("command-line", "hydra.searchpath in command-line")
 
 
 def _differing(varied: list[str], jobs: list[list[str]] | None) -> list[str]:

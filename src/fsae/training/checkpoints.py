@@ -58,20 +58,7 @@ class Checkpoints:
         """
         if not self.path.exists():
             return None
-        try:
-            saved = torch.load(self.path, map_location="cpu", weights_only=True)
-            config, data, state = saved["config"], saved["data"], saved["state"]
-        except Exception as error:
-            reason = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
-            raise ValueError(
-                f"the checkpoint {self.path} is damaged ({reason}); delete it to start this run from the beginning"
-            ) from error
-        # The first format had no number.
-        if (found := saved.get("format", 1)) != FORMAT:
-            raise ValueError(
-                f"the checkpoint {self.path} has format {found}, and this version of fsae reads format {FORMAT}; "
-                "finish the run with the version that began it, or delete the checkpoint to start from the beginning"
-            )
+        config, data, state = self._parts()
         keys = config.keys() | self._config.keys()
         differing = sorted(key for key in keys if config.get(key) != self._config.get(key))
         if differing:
@@ -94,3 +81,22 @@ class Checkpoints:
                 f"{lines}\nput it back; or start again: delete the checkpoint, or give the run another `name`"
             )
         return state
+
+    def _parts(self) -> tuple[dict[str, str], dict[str, str], dict[str, Any]]:
+        """Return the config, the data and the state in the file."""
+        try:
+            saved = torch.load(self.path, map_location="cpu", weights_only=True)
+            # The first format had no number, and no data.
+            found = saved["format"] if "format" in saved or "config" not in saved else 1
+            if found == FORMAT:
+                return saved["config"], saved["data"], saved["state"]
+        except Exception as error:
+            reason = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
+            raise ValueError(
+                f"the checkpoint {self.path} is damaged ({reason}); delete it to start this run from the beginning"
+            ) from error
+        # Another format may have other parts.
+        raise ValueError(
+            f"the checkpoint {self.path} has format {found}, and this version of fsae reads format {FORMAT}; "
+            "finish the run with the version that began it, or delete the checkpoint to start from the beginning"
+        )
