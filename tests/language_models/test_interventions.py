@@ -11,8 +11,9 @@ from torch import Tensor
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.language_models.forward_pass import ForwardPass
 from fsae.language_models.interventions import Ablate, Add, Clamp, Edit, Intervention, Scale
+from fsae.language_models.settings import DType, ModelSettings, Package
 from fsae.language_models.sites import Site, SiteName
-from fsae.language_models.transformer_lens import TransformerLensModel
+from fsae.language_models.transformer_lens import TransformerLensModel, open_language_model
 from fsae.sparse.codes import Codes
 from tests.architectures import ARCHITECTURES, FITTED, build, fitted
 
@@ -213,14 +214,19 @@ def tokens() -> Tensor:
     return rows(2, 9)
 
 
+@pytest.fixture(scope="module", params=list(DType)[1:], ids=lambda dtype: dtype.name)
+def model(request: pytest.FixtureRequest) -> TransformerLensModel:
+    return open_language_model(ModelSettings(package=Package.tiny, dtype=request.param))
+
+
 @each_site
 @pytest.mark.parametrize("edits", NOTHING, ids=str)
 def test_an_edit_of_nothing_changes_no_bit_of_the_logits(
-    tiny: TransformerLensModel, site: Site, edits: list[Edit], tokens: Tensor
+    model: TransformerLensModel, site: Site, edits: list[Edit], tokens: Tensor
 ):
-    intervention = intervention_of(autoencoder_of("topk", tiny.width(site)), *edits, site=site)
-    edited = tiny.logits(tokens, intervention.within(ForwardPass.over(tokens)))
-    assert torch.equal(edited, tiny.logits(tokens))
+    intervention = intervention_of(autoencoder_of("topk", model.width(site)), *edits, site=site)
+    edited = model.logits(tokens, intervention.within(ForwardPass.over(tokens)))
+    assert torch.equal(edited, model.logits(tokens))
 
 
 @each_site

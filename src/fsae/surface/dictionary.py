@@ -19,6 +19,7 @@ from fsae.configuration.existing import with_its_norm_limit
 from fsae.configuration.recorded import recorded_settings
 from fsae.configuration.resolvers import choice_names
 from fsae.configuration.schema import RunSettings
+from fsae.evaluation.vectors import Vectors
 from fsae.export.saelens import CONFIG, Provenance, load_saelens, read_density, read_provenance, save_saelens
 from fsae.language_models.interventions import Edit, Intervention
 from fsae.language_models.sites import Site
@@ -225,11 +226,13 @@ class Dictionary:
                 'language model; give them with largest={LATENT: ...}, or strengths with unit="absolute"'
             )
         log.info("measuring the largest activation of each latent on the run's held-out activations")
-        request = replace(request_of(settings), training_samples=0, spliced=False)
+        request = request_of(settings)
+        samples = request.held_out_samples or Vectors().samples
+        request = replace(request, training_samples=0, held_out_samples=samples, spliced=False)
         source = with_its_norm_limit(settings.source, self.provenance, self.folder)
         largest = torch.zeros(self.d_sae, dtype=self.dtype, device=self.device)
         with source.open(request, lambda: None) as opened:
-            for batch in opened.held_out(request.held_out_samples, _BATCH):
+            for batch in opened.held_out(samples, _BATCH):
                 codes = self.encode(batch.inputs)
                 for extreme in (codes.amax(0), codes.amin(0)):
                     largest = torch.where(extreme.abs() > largest.abs(), extreme, largest)
