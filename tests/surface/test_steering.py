@@ -12,6 +12,7 @@ import fsae
 from fsae.export.folding import fold
 from fsae.export.saelens import Provenance
 from fsae.language_models.sites import Site, SiteName
+from fsae.latents.findings import weights_digest
 from fsae.outputs.latent_store import Meta, write_latent_store
 from fsae.surface.steering import repetition
 from tests.architectures import build
@@ -150,14 +151,14 @@ def test_the_latent_store_s_largest_activations_are_taken(
     (tmp_path / "config.yaml").touch()
     saved = dictionary_at(SiteName.resid_pre, model)
     fsae.save(saved, tmp_path / sae)
+    dictionary = fsae.load(tmp_path / sae)
     stored = [float(latent + 1) for latent in range(D_SAE)]
     meta = Meta(
-        kind="samples", d_sae=D_SAE, architecture="topk", weights="", positions=1, excluded={}, contexts=1, context=1,
-        window=0, top=1, per_bin=1, bin_edges=[0.0], seed=0,
+        kind="samples", d_sae=D_SAE, architecture="topk", weights=weights_digest(dictionary.autoencoder), positions=1,
+        excluded={}, contexts=1, context=1, window=0, top=1, per_bin=1, bin_edges=[0.0], seed=0,
     )  # fmt: skip
     table = pd.DataFrame({"latent": range(D_SAE), "max": stored})
     write_latent_store(tmp_path / latents, table, pd.DataFrame({"latent": []}), meta)
-    dictionary = fsae.load(tmp_path / sae)
     assert dictionary.largest_activations.tolist() == stored
     with dictionary.intervene(fsae.Add(7, 1.0), language_model=model):
         relative = model.logits(TEXT)
