@@ -9,9 +9,12 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from docs.reference import REPOSITORY, generated_pages, undocumented
+from fsae.outputs.latent_store import HIT_COLUMNS, LATENT_COLUMNS, Column
 
 ASSEMBLED = REPOSITORY / "build" / "docs"
 
@@ -84,8 +87,10 @@ def page_text(source: str) -> str:
     path = REPOSITORY / source
     markdown = notebook_text(path) if path.suffix == ".ipynb" else path.read_text()
     linked = page_links(markdown, source)
-    tables = linked.replace("<!-- layers -->", layers_table()).replace("<!-- homes -->", homes_table())
-    return included(tables)
+    for mark, table in _TABLES.items():
+        if mark in linked:
+            linked = linked.replace(mark, table())
+    return included(linked)
 
 
 def included(markdown: str) -> str:
@@ -112,6 +117,12 @@ def page_links(markdown: str, source: str) -> str:
         return f"{link[1]}{os.path.relpath(page, Path(pages[source]).parent)}{mark}{anchor}{link[3]}"
 
     return _LINK.sub(rewritten, markdown)
+
+
+def columns_table(columns: Mapping[str, Column]) -> str:
+    """Return the columns of a table of the latent store, with their types and meanings."""
+    rows = [f"| `{name}` | {column.type} | {column.meaning} |" for name, column in columns.items()]
+    return "\n".join(["| column | type | meaning |", "|---|---|---|", *rows])
 
 
 def layers_table() -> str:
@@ -146,6 +157,14 @@ def notebook_text(path: Path) -> str:
                 parts.append(f"```text\n{text.rstrip()}\n```")
     return "\n\n".join(parts)
 
+
+# What stands in a page in place of a table that is made from the code.
+_TABLES = {
+    "<!-- layers -->": layers_table,
+    "<!-- homes -->": homes_table,
+    "<!-- latent columns -->": partial(columns_table, LATENT_COLUMNS),
+    "<!-- hit columns -->": partial(columns_table, HIT_COLUMNS),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -47,6 +47,7 @@ GROUPS = {
 COMMANDS = {
     "run": "Train, evaluate and export an autoencoder; with `-m`, a sweep.",
     "evaluate": "Evaluate finished runs again, without training.",
+    "latents": "Look at the latents of a run, at those of a prompt, or at two dictionaries side by side.",
     "steer": "Steer a language model by one latent, and print plain and steered text side by side.",
     "resume": "Launch the unfinished jobs of a sweep again.",
     "report": "Compare runs on one HTML page.",
