@@ -1,7 +1,10 @@
 // The columns of the table: of all latents of one dictionary, or of the pairs of two.
 
 // Columns that are shown before the reader chooses.
-const SHOWN = ["latent", "label", "top_tokens", "class", "density", "max", "token_purity", "input_score"];
+const SHOWN = {
+  text: ["latent", "label", "top_tokens", "class", "density", "max", "token_purity", "input_score"],
+  samples: ["latent", "label", "class", "density", "max", "mean", "std", "encoder_decoder_cosine"],
+};
 // Columns of either side of a pair.
 const OF_A_SIDE = ["latent", "label", "density", "class", "max", "token_purity", "ngram_correlation"];
 const SIDES = ["first", "second"];
@@ -11,7 +14,7 @@ const known = values => (Array.isArray(values) ? values.some(each => each) : val
 const latentColumns = (dictionary, notes) => {
   const columns = Object.entries(content.columns).map(([name, kind]) => {
     const values = dictionary.index[name],
-      shown = SHOWN.includes(name) && known(values);
+      shown = SHOWN[dictionary.meta.kind].includes(name) && known(values);
     return {
       name,
       kind,
