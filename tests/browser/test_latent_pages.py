@@ -1,6 +1,7 @@
 """The pages of latents in a browser, as files: by keys and pointer, on a phone, by day and by night, offline."""
 
 import json
+import statistics
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks.latent_pages import times_of
 from fsae.analysis.latent_pages import PromptView, write_comparison_pages, write_latent_pages, write_prompt_page
 from fsae.outputs.latent_store import LatentStore
 from tests.analysis.latent_stores import HOSTILE, write_samples_store, write_text_store
@@ -450,6 +452,16 @@ def test_a_static_host_serves_the_same_pages(store: LatentStore, address: str, p
             assert page.ask("document.querySelectorAll('.context').length") == 44
             assert page.errors == []
         server.shutdown()
+
+
+def test_the_table_and_the_next_latent_appear_in_time(program: str, tmp_path: Path):
+    """`python -m benchmarks.latent_pages` measures 16,384 and 131,072 latents."""
+    latents = 4096
+    store = write_text_store(tmp_path / "latents", latents, contexts=8000, vocabulary=20_000)
+    url = write_latent_pages(store, store.folder, "run", {}).as_uri()
+    times = times_of(url, latents, 9, tmp_path, program)
+    assert statistics.median(times["first table"]) < 2000
+    assert statistics.median(times["next"]) < 100
 
 
 def test_missing_data_are_named(store: LatentStore, tmp_path: Path, program: str):

@@ -235,7 +235,7 @@ def _write(
     )
     with replacing(folder / PAGE) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
-    for earlier in folder.glob("pages-*"):
+    for earlier in folder.glob("pages-*/"):
         if earlier != data:
             shutil.rmtree(earlier)
     return folder / PAGE

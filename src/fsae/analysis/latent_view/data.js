@@ -181,6 +181,12 @@ class Dictionary {
     return (this.lowered ??= this.index.label.map(label => label.toLowerCase()));
   }
 
+  hasTopToken(latent, tokens) {
+    for (let i = this.topBegins[latent]; i < this.topBegins[latent + 1]; i++)
+      if (tokens.has(this.index.top_tokens[i])) return true;
+    return false;
+  }
+
   // The ids of all tokens with a text in them.
   tokensWith(text) {
     const found = new Set();
