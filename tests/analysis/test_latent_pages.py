@@ -202,6 +202,20 @@ def test_samples_are_kept_in_255_steps(tmp_path: Path):
         np.testing.assert_allclose(found, store.samples[sample], atol=(high[number] - low[number]) / 500)
 
 
+def test_the_table_has_the_top_sample_of_every_latent(tmp_path: Path):
+    store = write_samples_store(tmp_path / "latents")
+    index = script(write_latent_pages(store, store.folder, "digits", {}), "first-index")
+    steps = index["steps"].reshape(40, 48).astype(float) / 255
+    found = index["low"][:, None] + steps * (index["high"] - index["low"])[:, None]
+    for latent in range(40):
+        hits = store.hits(latent)
+        if latent % 10 == 7:
+            assert np.isnan(found[latent]).all()
+        else:
+            np.testing.assert_allclose(found[latent], store.samples[hits["context"].tolist()[0]], atol=0.02)
+    assert index["scale"][0] < index["scale"][1]
+
+
 def test_a_comparison_has_both_dictionaries_and_their_pairs(store: LatentStore, tmp_path: Path):
     other = write_text_store(tmp_path / "other", d_sae=20, weights="other")
     matched = pd.DataFrame({"first": [5, 6], "second": [19, None], "cosine": [0.5, np.nan]})

@@ -364,6 +364,13 @@ def test_the_reader_may_choose_the_appearance(address: str, page: Page):
 def test_digits_are_pictures_and_other_samples_curves(tmp_path: Path, page: Page):
     for picture in (True, False):
         store = write_samples_store(tmp_path / str(picture), picture)
+        page.open(write_latent_pages(store, store.folder, "samples", {}).as_uri())
+        # Every latent that is on has its top sample in the table.
+        assert page.ask(f"{ROWS}.slice(0, 10).map(row => row.querySelectorAll('.sample').length)") == [1] * 7 + [
+            0,
+            1,
+            1,
+        ]
         page.open(write_latent_pages(store, store.folder, "samples", {}).as_uri() + "#latent=0")
         assert page.ask("document.querySelectorAll('.hit').length") == 12
         hits = store.hits(0).to_dict("list")

@@ -30,10 +30,19 @@ const latentColumns = (dictionary, notes) => {
     const {star, note} = notes.of(row);
     return [star ? "★ " : "", note ? "✎ " : "", row];
   };
+  // Samples are known by sight.
+  if (dictionary.index.steps) {
+    if (!known(label.values)) label.title = "top sample";
+    label.shown = true;
+    label.show = row => [topSample(dictionary, row), plain(label.values[row])];
+  }
   const rest = columns.filter(column => column !== latent && column !== label);
   // What a latent is about stands next to its number.
   return [latent, label, ...(dictionary.texts.size ? [topTokenColumn(dictionary)] : []), ...rest];
 };
+
+const topSample = ({index, meta}, row) =>
+  Number.isNaN(index.low[row]) ? null : samplePicture(fromSteps(index, row), meta.picture, index.scale);
 
 const topTokenColumn = dictionary => {
   const texts = row => Array.from(dictionary.topTokens(row), token => dictionary.text(token));
