@@ -32,7 +32,7 @@ def page(store: LatentStore) -> Path:
 
 
 def data_of(page: Path) -> Path:
-    (folder,) = page.parent.glob("pages-*")
+    (folder,) = page.parent.glob("pages-*/")
     return folder
 
 
@@ -98,6 +98,12 @@ def test_a_shard_has_the_windows_of_its_latents(latent: int, page: Path, store: 
         assert (shard["value"][i], shard["bin"][i]) == (np.float32(hit["value"]), hit["bin"])
 
 
+def test_the_hits_of_a_range_are_those_of_its_latents(store: LatentStore):
+    wanted = pd.concat([store.hits(latent) for latent in range(5, 9)], ignore_index=True)
+    pd.testing.assert_frame_equal(store.hits_between(5, 9), wanted)
+    assert len(store.hits_between(299, 400)) == len(store.hits(299))
+
+
 def test_lists_are_cut_to_their_length_and_null_is_empty(store: LatentStore, tmp_path: Path):
     page = write_latent_pages(store, tmp_path / "pages", TITLE, {}, PageSizes(listed=4, latents_per_shard=300))
     shard = script(page, "first-shard-0000")
@@ -159,11 +165,12 @@ def test_pages_are_replaced_and_the_store_stays(store: LatentStore, tmp_path: Pa
     folder = tmp_path / "pages"
     page = write_latent_pages(store, folder, "one", {}, PageSizes(top=3))
     earlier = data_of(page)
-    (folder / "meta.json").write_text("{}")
+    for name in ("meta.json", "pages-of-mine"):
+        (folder / name).write_text("{}")
     write_latent_pages(store, folder, "two", {}, PageSizes(top=4))
     assert data_of(page) != earlier
     assert "<title>two" in page.read_text()
-    assert (folder / "meta.json").exists()
+    assert {path.name for path in folder.iterdir()} == {"index.html", data_of(page).name, "meta.json", "pages-of-mine"}
     # The same pages again give the same files.
     before = {file.name: file.read_bytes() for file in data_of(page).iterdir()}
     write_latent_pages(store, folder, "two", {}, PageSizes(top=4))
@@ -193,6 +200,20 @@ def test_samples_are_kept_in_255_steps(tmp_path: Path):
         steps = shard["steps"].reshape(len(low), -1)[number].astype(float)
         found = low[number] + steps / 255 * (high[number] - low[number])
         np.testing.assert_allclose(found, store.samples[sample], atol=(high[number] - low[number]) / 500)
+
+
+def test_the_table_has_the_top_sample_of_every_latent(tmp_path: Path):
+    store = write_samples_store(tmp_path / "latents")
+    index = script(write_latent_pages(store, store.folder, "digits", {}), "first-index")
+    steps = index["steps"].reshape(40, 48).astype(float) / 255
+    found = index["low"][:, None] + steps * (index["high"] - index["low"])[:, None]
+    for latent in range(40):
+        hits = store.hits(latent)
+        if latent % 10 == 7:
+            assert np.isnan(found[latent]).all()
+        else:
+            np.testing.assert_allclose(found[latent], store.samples[hits["context"].tolist()[0]], atol=0.02)
+    assert index["scale"][0] < index["scale"][1]
 
 
 def test_a_comparison_has_both_dictionaries_and_their_pairs(store: LatentStore, tmp_path: Path):

@@ -1,6 +1,7 @@
 """The pages of latents in a browser, as files: by keys and pointer, on a phone, by day and by night, offline."""
 
 import json
+import statistics
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks.latent_pages import times_of
 from fsae.analysis.latent_pages import PromptView, write_comparison_pages, write_latent_pages, write_prompt_page
 from fsae.outputs.latent_store import LatentStore
 from tests.analysis.latent_stores import HOSTILE, write_samples_store, write_text_store
@@ -362,6 +364,13 @@ def test_the_reader_may_choose_the_appearance(address: str, page: Page):
 def test_digits_are_pictures_and_other_samples_curves(tmp_path: Path, page: Page):
     for picture in (True, False):
         store = write_samples_store(tmp_path / str(picture), picture)
+        page.open(write_latent_pages(store, store.folder, "samples", {}).as_uri())
+        # Every latent that is on has its top sample in the table.
+        assert page.ask(f"{ROWS}.slice(0, 10).map(row => row.querySelectorAll('.sample').length)") == [1] * 7 + [
+            0,
+            1,
+            1,
+        ]
         page.open(write_latent_pages(store, store.folder, "samples", {}).as_uri() + "#latent=0")
         assert page.ask("document.querySelectorAll('.hit').length") == 12
         hits = store.hits(0).to_dict("list")
@@ -450,6 +459,16 @@ def test_a_static_host_serves_the_same_pages(store: LatentStore, address: str, p
             assert page.ask("document.querySelectorAll('.context').length") == 44
             assert page.errors == []
         server.shutdown()
+
+
+def test_the_table_and_the_next_latent_appear_in_time(program: str, tmp_path: Path):
+    """`python -m benchmarks.latent_pages` measures 16,384 and 131,072 latents."""
+    latents = 4096
+    store = write_text_store(tmp_path / "latents", latents, contexts=8000, vocabulary=20_000)
+    url = write_latent_pages(store, store.folder, "run", {}).as_uri()
+    times = times_of(url, latents, 9, tmp_path, program)
+    assert statistics.median(times["first table"]) < 2000
+    assert statistics.median(times["next"]) < 100
 
 
 def test_missing_data_are_named(store: LatentStore, tmp_path: Path, program: str):

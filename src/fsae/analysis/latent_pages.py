@@ -14,19 +14,19 @@ packed arrays (`fsae.analysis.packed_arrays`).
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from fsae.analysis.packed_arrays import in_few_bytes, pack, pack_lists, rounded, smallest
+from fsae.analysis.latent_page_data import DEFAULT_SIZES, PageSizes, columns, scripts
+from fsae.analysis.packed_arrays import pack
 from fsae.files import replacing
-from fsae.outputs.latent_store import LATENT_COLUMNS, TOP, LatentStore
+from fsae.outputs.latent_store import LATENT_COLUMNS, LatentStore
 
 PAGE, PROMPT_PAGE = "index.html", "prompt.html"
 _FOLDER = Path(__file__).with_name("latent_view")
@@ -41,38 +41,7 @@ _TEMPLATES = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, trim
 _TEMPLATES.globals["file"] = _file
 # The order of the columns is the order in the table.
 _TEMPLATES.policies["json.dumps_kwargs"] = {"sort_keys": False}
-# Latents whose hits are read from the store at a time.
-_READ_AT_ONCE = 1024
-# Lists show three digits: their numbers have a relative error below 1e-3. All other numbers are exact.
-_LIST_BITS = 9
 _SIDES = ("first", "second")
-# A part of these lists would be wrong.
-_WHOLE_LISTS = ("histogram", "trigger")
-
-
-@dataclass(frozen=True)
-class PageSizes:
-    """Sizes that decide how many bytes a latent takes.
-
-    Attributes:
-        latents_per_shard: latents in one file.
-        top: top contexts per latent.
-        top_window: positions on either side of a top context's peak.
-        per_bin: samples per latent and activation bin, at most.
-        samples: samples per latent, at most: the more bins a latent has, the fewer of each, but one at least.
-        sample_window: positions on either side of a sample's peak.
-        listed: entries of each list: neighbours, co-firing, logits.
-        top_tokens: peak tokens per latent that the table shows and searches.
-    """
-
-    latents_per_shard: int = 128
-    top: int = 20
-    top_window: int = 24
-    per_bin: int = 3
-    samples: int = 24
-    sample_window: int = 10
-    listed: int = 10
-    top_tokens: int = 5
 
 
 @dataclass(frozen=True)
@@ -94,7 +63,7 @@ class PromptView:
 
 
 def write_latent_pages(
-    store: LatentStore, folder: Path, title: str, provenance: Mapping[str, str], sizes: PageSizes = PageSizes()
+    store: LatentStore, folder: Path, title: str, provenance: Mapping[str, str], sizes: PageSizes = DEFAULT_SIZES
 ) -> Path:
     """Write the pages of a store; earlier pages in the folder are replaced in one step.
 
@@ -122,7 +91,7 @@ def write_comparison_pages(
     folder: Path,
     titles: tuple[str, str],
     provenance: Mapping[str, str],
-    sizes: PageSizes = PageSizes(),
+    sizes: PageSizes = DEFAULT_SIZES,
 ) -> Path:
     """Write pages that show two dictionaries side by side, a row for each pair of matched latents.
 
@@ -211,7 +180,7 @@ def _write(
     with replacing(data) as unfinished:
         unfinished.mkdir()
         for side, (_, store) in zip(_SIDES, stores, strict=False):
-            for name, content in _scripts(store, sizes):
+            for name, content in scripts(store, sizes):
                 _write_script(unfinished, f"{side}-{name}", content)
         if matched is not None:
             _write_script(unfinished, "pairs", _pairs(matched))
@@ -227,7 +196,7 @@ def _write(
         content={
             "title": title,
             "dictionaries": dictionaries,
-            "columns": _columns(),
+            "columns": columns(),
             "meanings": {name: column.meaning for name, column in LATENT_COLUMNS.items()},
             "latents_per_shard": sizes.latents_per_shard,
             "data": data.name,
@@ -235,7 +204,7 @@ def _write(
     )
     with replacing(folder / PAGE) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
-    for earlier in folder.glob("pages-*"):
+    for earlier in folder.glob("pages-*/"):
         if earlier != data:
             shutil.rmtree(earlier)
     return folder / PAGE
@@ -281,156 +250,6 @@ def _facts(store: LatentStore) -> dict[str, str]:
     return {name: str(fact) for name, fact in facts.items() if fact}
 
 
-def _columns() -> dict[str, str]:
-    """Return the columns of the table, with the kind of their values: whole numbers, numbers or texts."""
-    kinds = {"int": "whole", "flo": "number", "dou": "number", "str": "text"}
-    found = {name: kinds.get(str(column.type)[:3]) for name, column in LATENT_COLUMNS.items()}
-    return {name: kind for name, kind in found.items() if kind}
-
-
-def _lists() -> dict[str, bool]:
-    """Return the columns that hold lists, and whether of whole numbers."""
-    return {
-        name: "int" in str(column.type)
-        for name, column in LATENT_COLUMNS.items()
-        if str(column.type).startswith("list")
-    }
-
-
 def _pairs(matched: pd.DataFrame) -> str:
     latents = {side: matched[side].fillna(-1).to_numpy(np.int32) for side in _SIDES}
     return pack({**latents, "cosine": matched["cosine"].to_numpy(np.float32)})
-
-
-def _scripts(store: LatentStore, sizes: PageSizes) -> Iterator[tuple[str, str]]:
-    """Yield each script of one dictionary: its name and its packed arrays."""
-    table = store.table
-    index = _index(table, sizes)
-    if store.samples:
-        # Pictures and curves share one scale, on which a few extreme values do not count.
-        values = np.stack(list(store.samples.values()))
-        index["scale"] = np.quantile(values, [0.001, 0.999]).astype(np.float32)
-    yield "index", pack(index)
-    numbers = np.empty(0, np.int64)
-    if store.meta.kind == "text":
-        ids = _tokens_by_count(store)
-        texts = [store.strings.get(each, f"[token {each}]") for each in ids.tolist()]
-        yield "tokens", pack({"ids": ids.astype(np.uint32), "texts": texts})
-        numbers = np.empty(ids.max(initial=0) + 1, np.int64)
-        numbers[ids] = np.arange(len(ids))
-    step = sizes.latents_per_shard
-    at_once = max(step, _READ_AT_ONCE // step * step)
-    for begin in range(0, len(table), at_once):
-        hits = _shown(store.hits_between(begin, begin + at_once), sizes)
-        for first in range(begin, min(begin + at_once, len(table)), step):
-            rows = table.iloc[first : first + step]
-            own = hits.loc[hits["latent"].between(first, first + len(rows) - 1)]
-            found = _texts(own, store, numbers, sizes) if store.meta.kind == "text" else _samples(own, store)
-            yield f"shard-{first // step:04d}", pack(_list_arrays(rows, sizes) | _hits(own, first, len(rows)) | found)
-
-
-def _index(table: pd.DataFrame, sizes: PageSizes) -> dict[str, np.ndarray | list[str]]:
-    arrays: dict[str, np.ndarray | list[str]] = {}
-    for name, kind in _columns().items():
-        if kind == "text":
-            arrays[name] = [text if isinstance(text, str) else "" for text in table[name]]
-        elif kind == "whole":
-            # A null of a column of whole numbers makes it one of floats.
-            values = table[name].to_numpy(np.float64, na_value=np.nan)
-            fits = np.isfinite(values).all() and values.min(initial=0) >= 0 and values.max(initial=0) < 2**32
-            arrays[name] = smallest(values.astype(np.int64)) if fits else values
-        else:
-            arrays[name] = table[name].to_numpy(np.float32, na_value=np.nan)
-    tokens = [() if each is None else each[: sizes.top_tokens] for each in table["top_tokens"]]
-    return arrays | pack_lists("top_tokens", tokens, np.uint32)
-
-
-def _list_arrays(rows: pd.DataFrame, sizes: PageSizes) -> dict[str, np.ndarray]:
-    arrays = {}
-    for name, whole in _lists().items():
-        lists = [() if each is None else each for each in rows[name]]
-        if name not in _WHOLE_LISTS:
-            lists = [each[: sizes.listed] for each in lists]
-        packed = pack_lists(name, lists, np.int64 if whole else np.float32)
-        packed[name] = smallest(packed[name]) if whole else rounded(packed[name], _LIST_BITS)
-        arrays |= packed
-    return arrays
-
-
-def _shown(hits: pd.DataFrame, sizes: PageSizes) -> pd.DataFrame:
-    """Return the hits that the pages show, in their order: top contexts, then samples of the highest bin first."""
-    sampled = hits["group"] != TOP
-    bins = hits["bin"].where(sampled).groupby(hits["latent"]).transform("nunique").to_numpy(int)
-    per_bin = np.clip(sizes.samples // np.maximum(bins, 1), 1, sizes.per_bin)
-    ordered = hits.assign(sampled=sampled, order=np.where(sampled, -hits["bin"].astype(int), 0))
-    shown = ordered.loc[hits["rank"] < np.where(sampled, per_bin, sizes.top)]
-    return shown.sort_values(["latent", "sampled", "order", "rank"], kind="stable")
-
-
-def _hits(hits: pd.DataFrame, first: int, latents: int) -> dict[str, np.ndarray]:
-    own = hits["latent"].to_numpy() - first
-    sampled = hits["sampled"].to_numpy(bool)
-    return {
-        "tops": np.bincount(own[~sampled], minlength=latents).astype(np.uint16),
-        "samples": np.bincount(own[sampled], minlength=latents).astype(np.uint16),
-        "bin": smallest(hits["bin"].to_numpy()),
-        "value": hits["value"].to_numpy(np.float32),
-    }
-
-
-def _tokens_by_count(store: LatentStore) -> Int[np.ndarray, " tokens"]:
-    """Return the ids of all tokens of the store, the commonest first: their places are small numbers."""
-    counts = np.bincount(np.asarray(store.tokens).ravel(), minlength=max(store.strings, default=-1) + 1)
-    named = np.zeros(len(counts), bool)
-    named[list(store.strings)] = True
-    order = np.argsort(-counts, kind="stable")
-    return order[(counts > 0)[order] | named[order]]
-
-
-def _texts(
-    hits: pd.DataFrame, store: LatentStore, numbers: Int[np.ndarray, " vocabulary"], sizes: PageSizes
-) -> dict[str, np.ndarray]:
-    """Return the windows of hits: text that several windows share is held once, in the order of the contexts."""
-    context, position = (hits[name].to_numpy(np.int64) for name in ("context", "position"))
-    begin = hits["begin"].to_numpy(np.int64)
-    codes = list(hits["values"])
-    read = np.array([len(each) for each in codes], np.int64)
-    reach = np.where(hits["sampled"], sizes.sample_window, sizes.top_window)
-    low, high = np.maximum(begin, position - reach), np.minimum(begin + read, position + reach + 1)
-    lengths = high - low
-    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    window = np.concatenate(codes) if len(codes) else np.empty(0, np.float32)
-    window = window[np.repeat(np.cumsum(read) - read + low - begin, lengths) + within]
-    width = store.meta.context
-    places = np.unique(np.repeat(context * width + low, lengths) + within)
-    # A run is a stretch of one context.
-    breaks = np.flatnonzero((np.diff(places, prepend=-2) != 1) | (places % width == 0))
-    # The code at the peak is the hit's value.
-    on = (window != 0) & (within != np.repeat(position - low, lengths))
-    return {
-        "tokens": in_few_bytes(numbers[store.tokens[places // width, places % width]]),
-        "run_first": smallest(np.diff(breaks, prepend=0)),
-        "run_context": smallest(np.diff(places[breaks] // width, prepend=0)),
-        "run_position": smallest(places[breaks] % width),
-        "first": smallest(np.searchsorted(places, context * width + low)),
-        "length": smallest(lengths),
-        "peak": smallest(position - low),
-        "codes": smallest(np.bincount(np.repeat(np.arange(len(hits)), lengths)[on], minlength=len(hits))),
-        "code_place": smallest(within[on]),
-        "code": window[on].astype(np.float32),
-    }
-
-
-def _samples(hits: pd.DataFrame, store: LatentStore) -> dict[str, np.ndarray]:
-    """Return the samples of hits, each once, in 255 steps between its least and its greatest value."""
-    ids, local = np.unique(hits["context"].to_numpy(), return_inverse=True)
-    vectors = np.stack([store.samples[each] for each in ids.tolist()]) if len(ids) else np.empty((0, 1), np.float32)
-    low, high = vectors.min(1, keepdims=True), vectors.max(1, keepdims=True)
-    steps = np.rint((vectors - low) / np.maximum(high - low, np.finfo(np.float32).tiny) * 255)
-    return {
-        "sample_ids": ids.astype(np.uint32),
-        "sample": smallest(local),
-        "low": low[:, 0].astype(np.float32),
-        "high": high[:, 0].astype(np.float32),
-        "steps": steps.astype(np.uint8).ravel(),
-    }

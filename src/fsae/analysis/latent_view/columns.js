@@ -1,7 +1,10 @@
 // The columns of the table: of all latents of one dictionary, or of the pairs of two.
 
 // Columns that are shown before the reader chooses.
-const SHOWN = ["latent", "label", "top_tokens", "class", "density", "max", "token_purity", "input_score"];
+const SHOWN = {
+  text: ["latent", "label", "top_tokens", "class", "density", "max", "token_purity", "input_score"],
+  samples: ["latent", "label", "class", "density", "max", "mean", "std", "encoder_decoder_cosine"],
+};
 // Columns of either side of a pair.
 const OF_A_SIDE = ["latent", "label", "density", "class", "max", "token_purity", "ngram_correlation"];
 const SIDES = ["first", "second"];
@@ -11,7 +14,7 @@ const known = values => (Array.isArray(values) ? values.some(each => each) : val
 const latentColumns = (dictionary, notes) => {
   const columns = Object.entries(content.columns).map(([name, kind]) => {
     const values = dictionary.index[name],
-      shown = SHOWN.includes(name) && known(values);
+      shown = SHOWN[dictionary.meta.kind].includes(name) && known(values);
     return {
       name,
       kind,
@@ -27,10 +30,19 @@ const latentColumns = (dictionary, notes) => {
     const {star, note} = notes.of(row);
     return [star ? "★ " : "", note ? "✎ " : "", row];
   };
+  // Samples are known by sight.
+  if (dictionary.index.steps) {
+    if (!known(label.values)) label.title = "top sample";
+    label.shown = true;
+    label.show = row => [topSample(dictionary, row), plain(label.values[row])];
+  }
   const rest = columns.filter(column => column !== latent && column !== label);
   // What a latent is about stands next to its number.
   return [latent, label, ...(dictionary.texts.size ? [topTokenColumn(dictionary)] : []), ...rest];
 };
+
+const topSample = ({index, meta}, row) =>
+  Number.isNaN(index.low[row]) ? null : samplePicture(fromSteps(index, row), meta.picture, index.scale);
 
 const topTokenColumn = dictionary => {
   const texts = row => Array.from(dictionary.topTokens(row), token => dictionary.text(token));

@@ -146,12 +146,16 @@ class Shard {
   }
 
   sample(number) {
-    const {steps, low, high, sample_ids} = this.arrays,
-      width = steps.length / sample_ids.length;
-    const scale = (high[number] - low[number]) / 255;
-    return Float32Array.from(steps.subarray(number * width, (number + 1) * width), step => low[number] + step * scale);
+    return fromSteps(this.arrays, number);
   }
 }
+
+// A sample of those that are held in steps between their least and their greatest value.
+const fromSteps = ({steps, low, high}, number) => {
+  const width = steps.length / low.length,
+    scale = (high[number] - low[number]) / 255;
+  return Float32Array.from(steps.subarray(number * width, (number + 1) * width), step => low[number] + step * scale);
+};
 
 // One dictionary: the numbers of all latents at once, and the lists and hits of a latent when they are wanted.
 class Dictionary {
@@ -179,6 +183,12 @@ class Dictionary {
 
   get loweredLabels() {
     return (this.lowered ??= this.index.label.map(label => label.toLowerCase()));
+  }
+
+  hasTopToken(latent, tokens) {
+    for (let i = this.topBegins[latent]; i < this.topBegins[latent + 1]; i++)
+      if (tokens.has(this.index.top_tokens[i])) return true;
+    return false;
   }
 
   // The ids of all tokens with a text in them.

@@ -60,7 +60,7 @@ class Pages {
       return latent =>
         String(latent) === query ||
         dictionary.loweredLabels[latent].includes(query) ||
-        (tokens.size > 0 && dictionary.topTokens(latent).some(token => tokens.has(token))) ||
+        (tokens.size > 0 && dictionary.hasTopToken(latent, tokens)) ||
         notes.of(latent).note.toLowerCase().includes(query);
     });
     return row => this.latents(row).some((latent, side) => latent >= 0 && finders[side](latent));

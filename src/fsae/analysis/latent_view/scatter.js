@@ -191,15 +191,18 @@ class Scatter {
   }
 }
 
-// A few round numbers between two limits; powers of ten if they are logarithms.
+// A few round numbers between two limits. On a logarithmic axis the limits are powers of ten: over a short stretch of it
+// 1, 2 and 5 times each power are round.
 const ticks = (low, high, log) => {
-  const step = log
-    ? Math.max(1, Math.ceil((high - low) / 6))
-    : [1, 2, 5, 10]
-        .map(each => each * 10 ** Math.floor(Math.log10((high - low) / 5)))
-        .find(each => (high - low) / each <= 6);
   const found = [];
-  for (let at = Math.ceil(low / step) * step; at <= high + step * 1e-9; at += step)
-    found.push(log ? 10 ** Math.round(at) : Math.abs(at) < step * 1e-9 ? 0 : at);
+  if (log) {
+    const step = Math.max(1, Math.ceil((high - low) / 6));
+    for (let power = Math.ceil((low - 1) / step) * step; power <= high; power += step)
+      for (const factor of high - low < 2 ? [1, 2, 5] : [1]) found.push(factor * 10 ** power);
+    return found.filter(tick => Math.log10(tick) >= low && Math.log10(tick) <= high);
+  }
+  const size = 10 ** Math.floor(Math.log10((high - low) / 5));
+  const step = [1, 2, 5, 10].map(each => each * size).find(each => (high - low) / each <= 6);
+  for (let i = Math.ceil(low / step); i * step <= high; i++) found.push(i * step);
   return found;
 };

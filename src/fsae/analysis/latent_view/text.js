@@ -55,7 +55,8 @@ const alone = text => {
   const inner = inText(text, false),
     begin = /^ */.exec(inner)[0].length,
     end = / *$/.exec(inner.slice(begin))[0].length;
-  const sign = count => (count ? el("span", {class: "sign"}, "␣".repeat(count)) : null);
+  const spaces = count => (count > 4 ? `␣\u00d7${count}` : "␣".repeat(count));
+  const sign = count => (count ? el("span", {class: "sign"}, spaces(count)) : null);
   return el("bdi", {class: "token"}, sign(begin), inner.slice(begin, inner.length - end), sign(end));
 };
 
