@@ -159,8 +159,10 @@ class Latents(Evaluation, group="eval.latents"):
             meta = with_control(self._meta(contexts, autoencoder, survey, subject), own, of_control)
             named = own.numbers | {f"control_{name}": value for name, value in meta.control.items()}
             numbers.append({name: value for name, value in named.items() if name in self.meanings})
-            name = "latents" if len(run.autoencoders) == 1 else f"latents/{member}"
-            folders[name] = partial(_write, own, contexts, meta, surveyed.unfinished)
+            several = len(run.autoencoders) > 1
+            name = f"latents/{member}" if several else "latents"
+            title = f"{run.folder.name if run.folder else 'latents'}{f', member {member}' if several else ''}"
+            folders[name] = partial(_write, own, contexts, meta, surveyed.unfinished, title)
         common = set.intersection(*(set(each) for each in numbers))
         return Measured([{name: each[name] for name in each if name in common} for each in numbers], folders=folders)
 
@@ -192,10 +194,12 @@ class Latents(Evaluation, group="eval.latents"):
         )
 
 
-def _write(found: Findings, contexts: Contexts, meta: Meta, unfinished: Unfinished | None, folder: Path) -> None:
+def _write(
+    found: Findings, contexts: Contexts, meta: Meta, unfinished: Unfinished | None, title: str, folder: Path
+) -> None:
     from fsae.analysis.latent_pages import write_latent_pages
 
     write_findings(found, contexts, meta, folder)
     if unfinished is not None:
         unfinished.close()
-    write_latent_pages(LatentStore(folder), folder, folder.parent.name, {})
+    write_latent_pages(LatentStore(folder), folder, title, {"run": title})
