@@ -46,10 +46,11 @@ LAYERS = [
     {"configuration"},
     {"runs"},
     {"surface"},
+    {"publishing"},
     {"sweeps"},
     {"commands"},
     {"__main__"},
-    {"run", "evaluate", "report", "resume", "steer", "store", "sync", "latents.__main__"},
+    {"run", "evaluate", "publish", "report", "resume", "steer", "store", "sync", "latents.__main__"},
 ]
 # Outside the layers: it reads what runs leave behind, through the readers of tracking, and knows no torch.
 APART = "analysis"
@@ -77,10 +78,10 @@ HOMES = {
     "fsspec": {"sources.rows"},
     "pyarrow": {"sources.rows", "outputs.latent_store"},
     "transformers": {"language_models."},
-    "huggingface_hub": {"language_models.hub"},
+    "huggingface_hub": {"language_models.hub", "publishing."},
     "matplotlib": {"analysis."},
     "pandas": {"analysis.", "latents.", "outputs.latent_store"},
-    "jinja2": {"analysis."},
+    "jinja2": {"analysis.", "publishing.model_card"},
     "safetensors": {"export.", "latents.unfinished", "language_models.transformer_lens", "sources.activation_store"},
     "xxhash": {"sources.activation_store"},
     "tqdm": {"console"},

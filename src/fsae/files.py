@@ -45,10 +45,11 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or every file directly in a folder, has reached the disk."""
-    for file in path.iterdir() if path.is_dir() else [path]:
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
+    """Wait until a file, or every file in a folder and its subfolders, has reached the disk."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
 
 
 def share_as_folder(path: Path) -> None:

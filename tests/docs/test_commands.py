@@ -1,4 +1,5 @@
-"""Every `python -m fsae.run` of the documentation passes the checks, with the first value of each list."""
+"""Every `python -m fsae.run` of the documentation passes the checks, with the first value of each list, and every
+`python -m fsae.publish` has arguments that the command knows."""
 
 import re
 import shlex
@@ -8,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from docs.assemble import page_paths
 from docs.reference import REPOSITORY
+from fsae.commands.publish import command_line
 from fsae.configuration.checks import check
 from fsae.configuration.schema import settings_of
 from tests.composition import composed
@@ -16,13 +18,13 @@ from tests.composition import composed
 _ELSEWHERE = ("hydra.", "hydra/")
 
 
-def commands() -> list[str]:
-    """Return the commands, each on one line and without its comment."""
+def commands(name: str = "run") -> list[str]:
+    """Return the commands `python -m fsae.NAME`, each on one line and without its comment."""
     found = []
     for source in page_paths():
         if source.endswith(".md"):
             text = (REPOSITORY / source).read_text().replace("\\\n", " ")
-            found += re.findall(r"^(?:    |.*`)python -m fsae\.run ([^`\n]*)", text, re.MULTILINE)
+            found += re.findall(rf"^(?:    |.*`)python -m fsae\.{name} ([^`\n]*)", text, re.MULTILINE)
     return sorted({re.sub(r"\s+#.*", "", command).strip() for command in found})
 
 
@@ -36,3 +38,9 @@ def test_a_command_of_the_documentation_passes_the_checks(command: str, monkeypa
         for word, each in zip(words, overrides, strict=True)
     ]
     check(settings_of(composed(*chosen)))
+
+
+@pytest.mark.parametrize("command", commands("publish"))
+def test_a_publishing_command_of_the_documentation_is_understood(command: str):
+    options = command_line().parse_args(shlex.split(command))
+    assert options.repo or options.neuronpedia or options.neuronpedia_upload or options.saedashboard

@@ -3,10 +3,13 @@
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
+from typing import TypeVar
+
+Answer = TypeVar("Answer")
 
 # The time limit of one request after connecting, and of the whole check with name resolution.
 REQUEST_SECONDS = 5.0
@@ -143,22 +146,40 @@ def _ask(repo: str, revision: str | None, kind: RepoKind, setting: str) -> str |
     Raises:
         ValueError: the hub refuses access or knows no such repository.
     """
-    answers: list[str | ValueError | None] = []
+    try:
+        return in_time(lambda: _request(repo, revision, kind, setting))
+    except TimeoutError as error:
+        return str(error)
 
-    def question():
+
+def in_time(question: Callable[[], Answer], seconds: float | None = None) -> Answer:
+    """Return the answer to a question that goes over the network.
+
+    Args:
+        question: asks and returns the answer; what it raises is raised here.
+        seconds: the time limit; None for `QUESTION_SECONDS`.
+
+    Raises:
+        TimeoutError: there is no answer in time.
+    """
+    seconds = QUESTION_SECONDS if seconds is None else seconds
+    answers: list[Answer] = []
+    failures: list[Exception] = []
+
+    def ask() -> None:
         try:
-            answers.append(_request(repo, revision, kind, setting))
-        except ValueError as refused:
-            answers.append(refused)
+            answers.append(question())
+        except Exception as failure:
+            failures.append(failure)
 
     # Name resolution has no time limit of its own, so the thread is abandoned if it takes too long.
-    thread = threading.Thread(target=question, daemon=True)
+    thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(QUESTION_SECONDS)
+    thread.join(seconds)
+    if failures:
+        raise failures[0]
     if not answers:
-        return f"no answer within {QUESTION_SECONDS:.0f} s"
-    if isinstance(answers[0], ValueError):
-        raise answers[0]
+        raise TimeoutError(f"no answer within {seconds:.0f} s")
     return answers[0]
 
 

@@ -68,6 +68,15 @@ def published_as(settings: ModelSettings) -> tuple[str, str | None]:
     return name, "; ".join(notes) or None
 
 
+def hub_name(settings: ModelSettings) -> str | None:
+    """Return the hub's name of the model with these weights, or with the same weights before quantisation; None if the
+    hub has none."""
+    if settings.package is not None:
+        return PACKAGED[settings.package].hub_name
+    assert settings.path is not None
+    return settings.path if local_model_folder(settings.path) is None else None
+
+
 def listing_digest(root: Path, files: list[Path]) -> str:
     """Return a digest of the files' names below `root`, sizes and modification times; reading them could take hours."""
     listing = blake2b(digest_size=16)

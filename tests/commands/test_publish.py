@@ -1,0 +1,141 @@
+"""`python -m fsae.publish`: to a hub on loopback and back, and into folders."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import snapshot_download
+
+import fsae
+from fsae.commands.publish import main
+from fsae.outputs.latent_store import LatentStore
+from tests.language_models.fake_hub import WritableHub
+
+HOOK = "blocks.1.hook_resid_mid"
+Runs = dict[str, Path]
+Captured = pytest.CaptureFixture[str]
+
+
+def test_what_was_pushed_is_downloaded_and_gives_the_same_codes(runs: Runs, hub: WritableHub, capfd: Captured):
+    assert main([str(runs["text"]), "--repo", "me/tiny", "--pages", "--license", "mit"]) == 0
+    assert capfd.readouterr().out.endswith(f"{hub.address}/me/tiny\n")
+    assert hub.messages == [f"Publish {runs['text'].name} with fsae"]
+    # As the card says it.
+    folder = snapshot_download("me/tiny", allow_patterns=f"{HOOK}/*", endpoint=hub.address)
+    there, here = fsae.load(f"{folder}/{HOOK}"), fsae.load(runs["text"])
+    x = torch.randn(50, here.d_in, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(there.encode(x), here.encode(x))
+    assert there.provenance == here.provenance
+    assert there.density is not None
+    assert (Path(folder) / HOOK / "latents" / "index.html").is_file()
+    assert not (Path(folder) / "README.md").exists()
+
+
+def test_the_members_of_a_population_come_back_too(runs: Runs, hub: WritableHub):
+    assert main([str(runs["population"]), "--repo", "me/both", "--private"]) == 0
+    assert hub.private == {"me/both"}
+    folder = snapshot_download("me/both", allow_patterns="sae/*", endpoint=hub.address)
+    there, here = fsae.load(f"{folder}/sae", member=1), fsae.load(runs["population"], member=1)
+    assert torch.equal(there.W_dec, here.W_dec)
+
+
+def test_several_runs_share_a_repository_with_add(runs: Runs, hub: WritableHub, capfd: Captured):
+    text, population = str(runs["text"]), str(runs["population"])
+    assert main([text, "--repo", "me/all"]) == 0
+    assert main([population, "--repo", "me/all"]) == 2
+    assert f"me/all exists and holds other files (README.md, {HOOK}/cfg.json" in capfd.readouterr().err
+    assert main([population, "--repo", "me/all", "--add", "--folder", "features"]) == 0
+    assert {"README.md", f"{HOOK}/cfg.json", "features/README.md", "features/1/cfg.json"} < set(hub.repos["me/all"])
+
+
+def test_a_dry_run_prints_files_and_card_and_asks_no_server(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, capfd: Captured
+):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    assert main([str(runs["text"]), "--repo", "me/tiny", "--dry-run"]) == 0
+    printed = capfd.readouterr().out
+    size = (runs["text"] / "sae" / "sae_weights.safetensors").stat().st_size
+    assert f"{size:>14,}  {HOOK}/sae_weights.safetensors\n" in printed
+    assert "  bytes in 7 files; nothing is pushed\n" in printed
+    assert "\nREADME.md:\n\n---\nlibrary_name: saelens\n" in printed
+
+
+def test_the_latents_are_written_in_all_layouts(runs: Runs, tmp_path: Path, capfd: Captured):
+    run = runs["text"]
+    targets = ["--neuronpedia", "--neuronpedia-upload", "--saedashboard"]
+    words = [word for target in targets for word in (target, str(tmp_path / target[2:]))]
+    assert main([str(run), *words, "--set", "my-set", "--creator", "Me", "--model", "gpt2-small", "--labels"]) == 0
+    source = tmp_path / "neuronpedia" / "gpt2-small" / "1-my-set"
+    assert {path.name for path in source.iterdir()} == {
+        "release.jsonl", "model.jsonl", "sourceset.jsonl", "source.jsonl", "features", "activations", "explanations",
+    }  # fmt: skip
+    assert json.loads((source / "source.jsonl").read_text())["dataset"] == "python_source"
+    (dashboards,) = (tmp_path / "saedashboard").iterdir()
+    assert dashboards.name == f"gpt2-small_my-set_{HOOK}_48"
+    body = json.loads((tmp_path / "neuronpedia-upload" / "batch-0.json").read_text())
+    assert (body["modelId"], body["source"]) == ("gpt2-small", "1-my-set")
+    table = LatentStore(run / "latents").table
+    largest_codes = (table["max"] * table["decoder_norm"]).to_numpy()
+    counts = table["count"].to_numpy()
+    assert len(body["features"]) == (counts > 0).sum()
+    # The largest code of a latent is the largest number of its examples.
+    for feature in body["features"]:
+        largest = max(max(example["values"]) for example in feature["activations"])
+        assert largest == pytest.approx(largest_codes[feature["index"]], rel=1e-4)
+    printed = capfd.readouterr().out
+    assert str(source) in printed
+    assert str(dashboards) in printed
+    dead = (counts == 0).sum()
+    assert (f"({dead} latents are never on and left out)" in printed) == (dead > 0)
+
+
+def test_names_follow_from_the_run(runs: Runs, tmp_path: Path):
+    assert main([str(runs["text"]), "--neuronpedia", str(tmp_path)]) == 0
+    assert [path.name for path in (tmp_path / "tiny").iterdir()] == [f"1-{runs['text'].name}"]
+
+
+def test_bad_input_is_explained(runs: Runs, tmp_path: Path, capfd: Captured, monkeypatch: pytest.MonkeyPatch):
+    run, out = str(runs["text"]), str(tmp_path / "out")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret_token")
+    cases = {
+        (str(tmp_path), "--repo", "me/sae"): "expected a dictionary (cfg.json here or in sae/), found an empty folder",
+        (run, "--repo", "sae"): "a repository's name is owner/name",
+        (run, "--repo", "me/sae", "--member", "1"): "member is 1, but it holds one dictionary",
+        (run, "--neuronpedia", out, "--set", "My Set"): "the source set's name is 'My Set'",
+        (str(runs["population"]), "--saedashboard", out, "--member", "0"): "these layouts show text; only --repo",
+        (str(runs["population"]), "--saedashboard", out): "choose one",
+    }
+    for words, message in cases.items():
+        assert main(list(words)) == 2
+        error = capfd.readouterr().err
+        assert error.startswith("fsae.publish: ")
+        assert message in error
+    assert not (tmp_path / "out").exists()
+    assert main([run, "--repo", "me/sae"]) == 1
+    error = capfd.readouterr().err
+    assert "cannot be reached" in error
+    assert "hf_secret_token" not in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "name a target: --repo, --neuronpedia"),
+        (("--neuronpedia", "out", "--dry-run"), "--dry-run is for --repo alone"),
+    ],
+)
+def test_contradictory_arguments_are_refused(words: tuple[str, ...], message: str, capfd: Captured):
+    with pytest.raises(SystemExit) as ended:
+        main(["run", *words])
+    assert ended.value.code == 2
+    assert message in capfd.readouterr().err
+
+
+def test_the_module_is_a_command():
+    done = subprocess.run([sys.executable, "-m", "fsae.publish", "--help"], capture_output=True, text=True, check=True)
+    assert "--neuronpedia-upload" in done.stdout
