@@ -155,7 +155,7 @@ class Meta:
     per_bin: int
     bin_edges: list[float]
     seed: int
-    unit: str = "raw units of the activations (the decoder's norms are folded in)"
+    unit: str = "of the exported dictionary: a code times its decoder row is in raw units of the activations"
     model: str | None = None
     site: str | None = None
     dataset: str | None = None
