@@ -24,6 +24,7 @@ LAYERS = [
         "plugins",
         "seeds",
         "naming",
+        "wording",
         "files",
         "errors",
         "memory",

@@ -45,7 +45,7 @@ class Task(Enum):
     Attributes:
         train: trains an autoencoder and evaluates it.
         eval: evaluates the autoencoder at `sae.path`, in a folder of its own.
-        reevaluate: evaluates a finished run again, in its own folder (`fsae.evaluate`).
+        reevaluate: evaluates a finished run again, in its own folder; only `fsae.evaluate` sets it.
         harvest: fills the activation store that the others read.
     """
 

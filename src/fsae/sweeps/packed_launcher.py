@@ -22,6 +22,7 @@ from fsae.configuration.schema import RunSettings, Task
 from fsae.outputs.run_log import run_log
 from fsae.sweeps.worker import WorkerLauncher
 from fsae.training.interruption import Interrupted
+from fsae.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ class PackedLauncher(WorkerLauncher):
         return [group[begin : begin + size] for _, group in groups for begin in range(0, len(group), size)]
 
     def _log_packs(self, packs: Sequence[Sequence[_Job]], jobs: Sequence[_Job]) -> None:
-        log.info("%d jobs in packs of %s", len(jobs), ", ".join(str(len(pack)) for pack in packs))
+        log.info("%s in packs of %s", counted(len(jobs), "job"), ", ".join(str(len(pack)) for pack in packs))
         for setting, why in (
             (
                 "seed",
