@@ -275,7 +275,7 @@ def _begin(config: DictConfig, resumed: bool) -> Launch:
     # Names such as the sweep's folder are resolved only with Hydra's config in place.
     HydraConfig.instance().set_config(config)
     uri = resolve_uri(config.tracking.uri, Path(config.paths.outputs))
-    _check_launcher(config)
+    check_launcher(config)
     if not resumed:
         check_folder(config, "hydra.sweep.dir")
     folder = Path(config.hydra.sweep.dir).absolute()
@@ -362,7 +362,8 @@ def drop_overridden_lists(config: DictConfig) -> None:
             grid.pop(override.get_key_element().lstrip("+"), None)
 
 
-def _check_launcher(config: DictConfig) -> None:
+def check_launcher(config: DictConfig) -> None:
+    """Raise ValueError if the chosen launcher cannot start jobs on this machine."""
     launcher = config.hydra.runtime.choices["hydra/launcher"]
     if launcher == "fsae_slurm":
         check_slurm(config.hydra.launcher)
