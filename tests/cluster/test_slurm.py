@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -105,14 +106,16 @@ def test_a_cancelled_evaluation_leaves_its_run_finished(slurm: dict[str, str], t
     swept = ended(begun("fsae.run", "-m", *SHORT, "seed=1,2", f"hydra.sweep.dir={folder}", outputs=tmp_path))
     assert swept.returncode == 0, swept.stdout
     before = (folder / "1" / "results.json").read_text()
-    # The node has no second core for it, so the second job waits.
+    # One job at a time: the second one is cancelled before it starts.
     given = ("hydra.launcher.array_parallelism=1", "hydra.launcher.partition=low")
     process = begun("fsae.evaluate", str(folder), *SLURM, *given, outputs=tmp_path, **slurm)
     wait_until(lambda: (folder / "1" / "slurm.json").exists(), process)
     subprocess.run(["scancel", job_id(folder / "1")], check=True, env=os.environ | slurm)
     done = ended(process)
     assert done.returncode == 1, done.stdout
-    assert f"Slurm job {job_id(folder / '1')} is CANCELLED" in done.stdout
+    # Slurm may forget a part of an array that never started.
+    lost = rf"job 1 ended without a result \(Slurm job {job_id(folder / '1')} is (CANCELLED|gone), "
+    assert re.search(lost, done.stdout), done.stdout
     assert "evaluated" in json.loads((folder / "0" / "results.json").read_text())
     assert (folder / "1" / "results.json").read_text() == before
     assert states_in(folder) == {"0": "finished", "1": "finished"}
