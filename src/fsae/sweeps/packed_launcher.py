@@ -20,6 +20,7 @@ from fsae.configuration.origin import Origin
 from fsae.configuration.refusal import report_error
 from fsae.configuration.schema import RunSettings, Task
 from fsae.outputs.run_log import run_log
+from fsae.sweeps.reevaluation import START_AGAIN
 from fsae.sweeps.worker import WorkerLauncher
 from fsae.training.interruption import Interrupted
 from fsae.wording import counted
@@ -50,7 +51,7 @@ class _Job:
 
 
 class PackedLauncher(WorkerLauncher):
-    """Runs jobs in packs, one pack after the other: a whole pack shares what is read, harvested and measured.
+    """A launcher of jobs in packs, one pack after the other: a whole pack shares what is read, harvested and measured.
 
     Jobs fit into one pack if they see the same batches, that is, if they have the same model, site, data set, source
     and batch size.
@@ -161,11 +162,7 @@ def _run(pack: Sequence[_Job]) -> None:
         stopped = next((each.error for each in outcomes if isinstance(each.error, Interrupted)), None)
         if stopped is not None:
             again = pack[0].settings.task is Task.reevaluate
-            remedy = (
-                "the same command of fsae.evaluate starts the evaluation again"
-                if again
-                else "fsae.resume resumes from the saved states"
-            )
+            remedy = START_AGAIN if again else "fsae.resume resumes from the saved states"
             log.warning("%s; %s", stopped, remedy)
             sys.exit(128 + signal.Signals[stopped.signal_name])
     for job, outcome in zip(pack, outcomes, strict=True):

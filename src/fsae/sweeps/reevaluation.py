@@ -20,7 +20,9 @@ from fsae.tracking.server import shell_command
 
 log = logging.getLogger(__name__)
 
-# Of several runs, each one's line has the most important numbers.
+# The remedy after an interruption.
+START_AGAIN = "the same command of fsae.evaluate starts the evaluation again"
+# If there are several runs, the line of each has the most important numbers.
 NUMBERS_IN_A_LINE = 6
 
 

@@ -144,7 +144,7 @@ def read_description(folder: Path) -> RunDescription:
 
 
 class MlflowUpload:
-    """Sends to MLflow what it lacks of one folder.
+    """An upload to MLflow of what it lacks of one folder.
 
     Every method may raise any exception of MLflow's if the tracking server is unreachable; calling it again continues
     the upload.
