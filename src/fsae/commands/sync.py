@@ -56,7 +56,7 @@ def _sync(folder: Path, tracking_uri: str | None) -> tuple[str, str]:
     except Exception as error:
         raise ConnectionError(
             f"MLflow ({without_password(uri)}) does not accept it: {reason_of(error)}. "
-            f"{counted(upload.unsent(), 'value')} left in the folder; try again later"
+            f"The folder keeps {counted(upload.unsent(), 'value')}; try again later"
         ) from error
     news = f"{counted(sent, 'value')} sent" if sent else "every value was already stored"
     if status is None or status.is_alive():
