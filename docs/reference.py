@@ -17,6 +17,7 @@ from fsae.configuration.schema import RunSettings, schemas
 from fsae.evaluation.choices import CHOICES
 from fsae.outputs.results import Better
 from fsae.ranges import range_of, written
+from fsae.training.measures import MEANINGS
 
 REPOSITORY = Path(__file__).parents[1]
 CONF = REPOSITORY / "conf"
@@ -103,13 +104,13 @@ def settings_pages() -> dict[str, str]:
 
 
 def metrics_page() -> str:
-    """Return the page of all held-out metrics, by evaluation."""
+    """Return the page of all metrics: the held-out ones by evaluation, and those of training."""
     sections = [
         "# Metrics\n\nA run measures these on held-out data, in raw units. They are in `results.json`, MLflow and "
         "the report. A metric is absent if it does not apply to the run. ↑ marks metrics of which more is better, ↓ "
         "those of which less is better; the others have no better direction.\n\n"
-        "Every run has `eval=[vectors,splice,truth,agreement]` by default, and measures those that its source and its "
-        "population allow. `python -m fsae.evaluate` adds others to a finished run.\n"
+        "Every run has `eval=[vectors,splice,truth,agreement,latents]` by default, and measures those that its source "
+        "and its population allow. `python -m fsae.evaluate` adds others to a finished run.\n"
     ]
     for name, evaluation in CHOICES.items():
         rows = "".join(
@@ -119,6 +120,14 @@ def metrics_page() -> str:
         sections.append(
             f"## {name}\n\n{_escaped(_summary(evaluation))}\n\n| metric | meaning | unit | |\n|---|---|---|---|\n{rows}"
         )
+    rows = "".join(f"| `train/{name}` | {_cell(meaning)} |\n" for name, meaning in MEANINGS.items())
+    sections.append(
+        "## Training\n\nA run logs these while it trains, every `trainer.log_every` steps. They are in "
+        "`metrics.jsonl` and MLflow, by the number of samples. They are means over the steps since the last logging, "
+        "unless the meaning is another, and over the members of a population. TERM stands for the name of a loss "
+        "term, MEMBER for the number of a member and UNIT for tokens or samples.\n\n"
+        f"| metric | meaning |\n|---|---|\n{rows}"
+    )
     return "\n".join(sections)
 
 

@@ -24,6 +24,7 @@ LAYERS = [
         "plugins",
         "seeds",
         "naming",
+        "wording",
         "files",
         "errors",
         "memory",
@@ -165,9 +166,7 @@ def layer_breaches(imports: list[Import]) -> list[Import]:
             continue
         target = each.imported.removeprefix("fsae.")
         if _within(each.module, APART):
-            if not (
-                _within(target, APART) or _within(target, "tracking") or _within(target, "outputs") or target == "files"
-            ):
+            if not any(_within(target, name) for name in (APART, "tracking", "outputs", "files", "wording")):
                 found.append(each)
         elif _within(target, APART):
             if not any(_within(each.module, name) for name in SHOWING):

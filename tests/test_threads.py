@@ -100,7 +100,7 @@ def test_long_steps_take_threads():
 
 
 def population(folder: Path, coupled: bool, stop_at: int | None = None, worth_a_thread: int = 0) -> LoneRun:
-    """Three members that are re-initialised now and then; they resume from the folder's state if there is one."""
+    """Three members whose latents are resampled now and then; they resume from the folder's state if there is one."""
     folder.mkdir(exist_ok=True)
     settings, source = adam(), activation_source()
     checkpoints = Checkpoints(RunFolder(folder).checkpoints, {}, {})
@@ -141,7 +141,7 @@ def test_a_population_on_threads_resumes_bit_for_bit(tmp_path: Path):
 def test_the_log_reports_every_reinitialisation(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.INFO):
         population(tmp_path, coupled=False, worth_a_thread=WORTH_A_THREAD).train()
-    told = re.findall(r"step \d+: re-initialised (\d+) latents of member (\d)", caplog.text)
+    told = re.findall(r"step \d+: resampled (\d+) latents? of member (\d)", caplog.text)
     counted = [each["reinitialised"] for each in saved(tmp_path)["members"]]
     assert [sum(int(count) for count, of in told if of == str(number)) for number in range(3)] == counted
     assert min(counted) > 0

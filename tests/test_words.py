@@ -64,6 +64,13 @@ BANNED = {
 }
 # A docstring begins with a noun (of a class) or a verb (of a function), not with a clause.
 FIRST_WORDS = {"How", "What", "Where", "Whether", "Which", "Who"}
+# Verbs at the beginning of a class' docstring, unless a word follows that makes a noun of them ("Counts of samples").
+VERBS = {
+    "Adds", "Applies", "Builds", "Collects", "Computes", "Counts", "Describes", "Draws", "Ends", "Finds", "Gives",
+    "Holds", "Keeps", "Launches", "Loads", "Locks", "Logs", "Makes", "Measures", "Opens", "Prints", "Reads", "Reports",
+    "Returns", "Runs", "Saves", "Sends", "Shows", "Starts", "Stores", "Submits", "Takes", "Trains", "Waits", "Writes",
+}  # fmt: skip
+AFTER_NOUN = {"of", "that", "for", "in", "with", "on"}
 
 _PHRASES = {re.compile(rf"\b(?:{phrase.replace(' ', chr(92) + 's+')})\b"): word for phrase, word in BANNED.items()}
 # Programs' words in prose stand between backticks.
@@ -78,6 +85,7 @@ class Passage:
     line: int
     text: str
     is_docstring: bool = False
+    is_of_class: bool = False
 
 
 def python_prose(path: Path, messages: bool) -> Iterator[Passage]:
@@ -94,7 +102,7 @@ def python_prose(path: Path, messages: bool) -> Iterator[Passage]:
                 and isinstance(first.value.value, str)
             ):
                 docstrings.add(first.value)
-                yield Passage(path, first.value.lineno, first.value.value, is_docstring=True)
+                yield Passage(path, first.value.lineno, first.value.value, True, isinstance(node, ast.ClassDef))
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             yield Passage(path, node.lineno, node.name.removeprefix("test_").replace("_", " "))
     for node in ast.walk(tree):
@@ -165,9 +173,12 @@ def hits(passage: Passage) -> Iterator[str]:
         for found in phrase.finditer(text):
             line = passage.line + text.count("\n", 0, found.start())
             yield f'{place}:{line}: "{" ".join(found[0].split())}": write {remedy}'
-    first = text.split(maxsplit=1)[:1]
-    if passage.is_docstring and first and first[0] in FIRST_WORDS and place.parts[0] in ("src", "benchmarks"):
-        yield f'{place}:{passage.line}: a docstring begins with "{first[0]}": begin with a noun or a verb'
+    if passage.is_docstring and place.parts[0] in ("src", "benchmarks"):
+        first, second, *_ = [*text.split(maxsplit=2), "", ""]
+        if first in FIRST_WORDS:
+            yield f'{place}:{passage.line}: a docstring begins with "{first}": begin with a noun or a verb'
+        if passage.is_of_class and first in VERBS and second not in AFTER_NOUN:
+            yield f'{place}:{passage.line}: the docstring of a class begins with "{first}": begin with a noun'
 
 
 def all_hits() -> list[str]:
@@ -192,6 +203,21 @@ def test_the_project_uses_its_own_words():
 )
 def test_a_banned_phrase_is_found_across_a_line_break_too(text: str, phrase: str):
     assert f'"{phrase}"' in "".join(hits(Passage(Path("a.py"), 1, text)))
+
+
+@pytest.mark.parametrize(
+    ("docstring", "found"),
+    [
+        ("Runs jobs in packs.", True),
+        ("Sends to MLflow what it lacks.", True),
+        ("Runs that differ in their seed.", False),
+        ("Counts of samples.", False),
+        ("A runner of jobs.", False),
+    ],
+)
+def test_the_docstring_of_a_class_begins_with_a_noun(docstring: str, found: bool):
+    passage = Passage(REPOSITORY / "src" / "a.py", 1, docstring, is_docstring=True, is_of_class=True)
+    assert bool(list(hits(passage))) == found
 
 
 @pytest.mark.parametrize("text", ["`start_over` was a key", "Based on that.", "besides", "marshall", "twelve samples"])

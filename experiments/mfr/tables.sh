@@ -32,5 +32,5 @@ table "EEG, resampling" paired "$out/eeg_restarts" --against population.reinitia
 
 # The first seed, without the term.
 cp "$out/synthetic_sparse/weights/0/plots/sharing.png" "$here/sharing.png"
-printf '\n## Runs in which latents were re-initialised\n\n'
-grep -lE "re-initialised [0-9]+ latents|start over" "$out"/*/*/*/run.log | sed "s|^$out/||" | cut -d/ -f1,2 | sort | uniq -c || true
+printf '\n## Runs in which latents were resampled\n\n'
+grep -lE "(resampled|re-initialised) [0-9]+ latents?|start over" "$out"/*/*/*/run.log | sed "s|^$out/||" | cut -d/ -f1,2 | sort | uniq -c || true

@@ -34,7 +34,7 @@ def working(label: str) -> Iterator[None]:
 
 
 class Progress:
-    """Counts units of work towards a total, and shows rate and time left.
+    """A count of units of work towards a total, which shows rate and time left.
 
     Args:
         label: description of the work.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -75,6 +76,49 @@ def test_resuming_finishes_cancelled_and_killed_jobs(slurm: dict[str, str], tmp_
     assert done.returncode == 0, done.stdout
     for job in ("0", "1"):
         assert_equal_runs(folder / job, folder / "2")
+
+
+@pytest.mark.parametrize("launcher", ["local", "packed"])
+def test_a_finished_sweep_is_evaluated_again(launcher: str, slurm: dict[str, str], tmp_path: Path):
+    folder = tmp_path / "sweeps" / "two"
+    swept = ended(
+        begun("fsae.run", "-m", *SHORT, "seed=1,2", f"launcher={launcher}", f"hydra.sweep.dir={folder}",
+              outputs=tmp_path)
+    )  # fmt: skip
+    assert swept.returncode == 0, swept.stdout
+    before = [json.loads((folder / job / "results.json").read_text()) for job in "01"]
+    given = ("eval=[vectors,geometry]", "eval.geometry.samples=100")
+    done = ended(begun("fsae.evaluate", str(folder), *given, *SLURM, outputs=tmp_path, **slurm))
+    assert done.returncode == 0, done.stdout
+    assert states_in(folder) == {"0": "finished", "1": "finished"}
+    assert job_id(folder / "0") != job_id(folder / "1")
+    for job, earlier in zip("01", before, strict=True):
+        after = json.loads((folder / job / "results.json").read_text())
+        assert "eval/regions" in after
+        assert after["eval/fvu"] == earlier["eval/fvu"]
+        assert f"\n{folder / job}: fvu {after['eval/fvu']:.4g}, " in done.stdout
+    queue = subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, env=os.environ | slurm)
+    assert queue.stdout.strip() == ""
+
+
+def test_a_cancelled_evaluation_leaves_its_run_finished(slurm: dict[str, str], tmp_path: Path):
+    folder = tmp_path / "sweeps" / "two"
+    swept = ended(begun("fsae.run", "-m", *SHORT, "seed=1,2", f"hydra.sweep.dir={folder}", outputs=tmp_path))
+    assert swept.returncode == 0, swept.stdout
+    before = (folder / "1" / "results.json").read_text()
+    # One job at a time: the second one is cancelled before it starts.
+    given = ("hydra.launcher.array_parallelism=1", "hydra.launcher.partition=low")
+    process = begun("fsae.evaluate", str(folder), *SLURM, *given, outputs=tmp_path, **slurm)
+    wait_until(lambda: (folder / "1" / "slurm.json").exists(), process)
+    subprocess.run(["scancel", job_id(folder / "1")], check=True, env=os.environ | slurm)
+    done = ended(process)
+    assert done.returncode == 1, done.stdout
+    # Slurm may forget a part of an array that never started.
+    lost = rf"job 1 ended without a result \(Slurm job {job_id(folder / '1')} is (CANCELLED|gone), "
+    assert re.search(lost, done.stdout), done.stdout
+    assert "evaluated" in json.loads((folder / "0" / "results.json").read_text())
+    assert (folder / "1" / "results.json").read_text() == before
+    assert states_in(folder) == {"0": "finished", "1": "finished"}
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,13 @@ def test_new_numbers_reach_the_run_in_mlflow(outputs: Path):
     assert json.loads((artifacts / "truth.json").read_text())["settings"] == {"samples": 400}
 
 
+def test_a_launcher_that_this_machine_lacks_is_refused_in_a_sentence(outputs: Path):
+    done = ended(begun("fsae.evaluate", str(outputs / SWEEP), "launcher=slurm", outputs=outputs, PATH="/no/such"))
+    assert done.returncode == 1
+    assert done.stdout.startswith("fsae: launcher=slurm: there is no sbatch on PATH")
+    assert "Traceback" not in done.stdout
+
+
 def evaluate_command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
     """Return the arguments of `fsae.run` that the command ends in."""
     command = list[str]()

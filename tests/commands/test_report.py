@@ -17,10 +17,10 @@ def test_the_report_on_one_folder_is_written_inside_it(tmp_path: Path, capfd: py
     assert main([str(tmp_path / "s")]) == 0
     page = tmp_path / "s" / "report" / "report.html"
     assert page.exists()
-    assert capfd.readouterr().out == f"1 runs, 1 finished: {page}\n"
+    assert capfd.readouterr().out == f"1 run, 1 finished: {page}\n"
     # The sweep's own report is no run.
     assert main([str(tmp_path / "s")]) == 0
-    assert capfd.readouterr().out.startswith("1 runs")
+    assert capfd.readouterr().out.startswith("1 run, ")
 
 
 def test_the_report_on_several_folders_is_written_here_or_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

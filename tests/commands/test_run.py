@@ -100,6 +100,7 @@ def test_a_failed_composition_is_reported_once_and_recorded(
         (["arch=topk", "arch.d_sae=32"], "arch.k is 64, more than the 32 latents of the autoencoder"),
         (["loss=jumprelu", "arch=standard"], "loss.sparsity (StepL0) needs a forward record with active"),
         (["task=eval"], "task=eval evaluates an existing autoencoder: name its folder with sae.path=FOLDER"),
+        (["task=reevaluate"], "task=reevaluate evaluates a finished run again; use python -m fsae.evaluate RUN"),
         (["model=custom"], "model.path is not set; add model.path=FOLDER_OR_HUB_NAME"),
         (["dataset=text_files"], "dataset.path is not set; dataset.format=text needs a folder or a glob"),
         (["tracking.uri=file:///some/folder"], "tracking.uri"),
@@ -138,6 +139,7 @@ def test_a_sweep_without_a_runnable_job_is_reported_once_and_recorded(command, t
         (["arch=gated,topj"], "arch=topj: there is no such choice; did you mean topk?"),
         (["seed=1,x"], "seed: 'x' is not a whole number; write digits"),
         (["paths.outputs=one,two"], "paths.outputs has several values, but a sweep has one folder"),
+        (["task=train,reevaluate"], "task=reevaluate evaluates a finished run again; use python -m fsae.evaluate RUN"),
     ],
 )
 def test_a_sweep_with_an_unknown_choice_is_reported_once_and_recorded(

@@ -10,6 +10,7 @@ from docs.reference import CONF, choices, metrics_page, settings_pages, undocume
 from fsae.configuration.schema import schemas
 from fsae.evaluation.choices import CHOICES
 from fsae.ranges import COUNT
+from fsae.training.measures import MEANINGS
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,11 @@ def test_every_metric_has_a_row():
     page = metrics_page()
     names = [name for evaluation in CHOICES.values() for name in evaluation.meanings]
     assert all(f"| `eval/{name}` | " in page for name in names)
+
+
+def test_every_measure_of_training_has_a_row():
+    for name, meaning in MEANINGS.items():
+        assert f"| `train/{name}` | {meaning.replace('|', chr(92) + '|')} |" in metrics_page()
 
 
 def test_every_evaluation_is_on_the_page_about_them_with_its_sizes():

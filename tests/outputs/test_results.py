@@ -68,5 +68,8 @@ def test_merged_results_keep_the_numbers_that_were_not_measured_again():
 def test_a_damaged_file_is_named(tmp_path: Path):
     assert read_results(tmp_path / "results.json") == {}
     (tmp_path / "results.json").write_text('{"eval/fvu": ')
-    with pytest.raises(ValueError, match=r"results\.json does not hold a run's results.*cut off"):
+    with pytest.raises(
+        ValueError,
+        match=r"results\.json does .* cut off: delete it, and evaluate the run again, as in python -m fsae\.evaluate /",
+    ):
         read_results(tmp_path / "results.json")

@@ -51,8 +51,15 @@ def test_a_job_is_named_after_the_overrides_that_distinguish_it(sweep: Sweep):
     assert [job.name for job in sweep.all_jobs()] == ["arch=topk", "arch=gated"]
     folder = sweep.folder / "1"
     tags = {"fsae.sweep": "day/time", "fsae.sweep_job": "1"}
-    assert run_name_and_tags(folder, ["arch=gated", "seed=1"], "fisher") == ("arch=gated,penalty=fisher", tags)
-    assert run_name_and_tags(sweep.folder / "runs" / "alone", ["arch=gated"], "fisher") == ("alone", {})
+    for named in (False, True):
+        name = "arch=gated,penalty=fisher"
+        assert run_name_and_tags(folder, ["arch=gated", "seed=1"], "fisher", named) == (name, tags)
+
+
+def test_a_run_that_the_user_named_is_named_after_its_penalty_too(sweep: Sweep):
+    alone = sweep.folder / "runs" / "alone-3a"
+    assert run_name_and_tags(alone, ["arch=gated"], "fisher", False) == ("alone-3a", {})
+    assert run_name_and_tags(alone, ["arch=gated"], "fisher", True) == ("alone-3a,penalty=fisher", {})
 
 
 def test_jobs_chosen_by_the_sweeper_are_found_by_their_folders(sweep: Sweep):

@@ -31,5 +31,5 @@ def test_held_out_points_are_other_points_of_the_same_clusters():
 
 
 def test_fewer_than_three_points_are_refused():
-    with pytest.raises(ValueError, match=r"source.points is 2; it must be points of three clusters, at least 3"):
+    with pytest.raises(ValueError, match=r"source.points is 2; it must be a number of points, at least 3"):
         ToyClustersSettings(points=2)

@@ -1,6 +1,7 @@
 """`fsae.load`, `fsae.save` and the dictionary between them."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,14 @@ def test_members_of_a_population_are_loaded_one_by_one(runs: dict[str, Path]):
         fsae.load(run)
     with pytest.raises(ValueError, match="member is 2"):
         fsae.load(run, member=2)
+
+
+def test_results_that_are_cut_off_are_refused_with_the_remedy(runs: dict[str, Path], tmp_path: Path):
+    run = shutil.copytree(runs["tiny"], tmp_path / "run")
+    (run / "results.json").write_text('{"eval/fvu": ')
+    remedy = rf"delete it, and evaluate the run again, as in python -m fsae\.evaluate {run}$"
+    with pytest.raises(ValueError, match=remedy):
+        fsae.load(run)
 
 
 def test_a_folder_of_sae_lens_has_no_run(tmp_path: Path):

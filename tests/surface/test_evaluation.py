@@ -57,9 +57,17 @@ def test_a_source_is_measured_on_its_held_out_part():
         (torch.ones(4, D_IN + 1), rf"expected shape \(n, d_in\) with d_in = {D_IN}, .* found \(4, {D_IN + 1}\)"),
         (torch.ones(4), r"found \(4,\) of float32"),
         ([], "no vectors"),
+        (torch.ones(1, D_IN), "there is a single vector to measure on"),
         (torch.full((4, D_IN), float("nan")), "are not finite"),
     ],
 )
 def test_what_cannot_be_measured_on_is_refused(dictionary: fsae.Dictionary, vectors: Any, message: str):
     with pytest.raises(ValueError, match=message):
         fsae.evaluate(dictionary, vectors)
+
+
+@pytest.mark.parametrize("name", ["samples", "batch_size"])
+@pytest.mark.parametrize("size", [-1, 0, 1])
+def test_sizes_below_two_are_refused(name: str, size: int, dictionary: fsae.Dictionary):
+    with pytest.raises(ValueError, match=rf"^{name} is {size}; it must be at least 2 and at most"):
+        fsae.evaluate(dictionary, sparse_features()[-300:], **{name: size})

@@ -177,6 +177,9 @@ def test_a_later_evaluation_replaces_the_counts_of_samples_too(
     MlflowUpload(run_folder, sqlite_uri, describe(sqlite_uri)).send_metrics()
     latest = runs(sqlite_uri)[0].data.metrics
     assert latest == {"train/l0": 1.0, "data/held_out_samples": 300.0, "eval/fvu": 0.3}
+    # Nothing is left to send, although the log has the earlier values, too.
+    assert MlflowUpload(run_folder, sqlite_uri, describe(sqlite_uri)).send_metrics() == 0
+    assert history(sqlite_uri, "eval/fvu") == [(0, 0.2), (0, 0.3)]
 
 
 def test_files_that_a_killed_process_left_unfinished_are_not_uploaded(

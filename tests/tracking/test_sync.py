@@ -39,12 +39,12 @@ def test_sync_uploads_a_run_once_its_server_is_reachable(
     printed = capfd.readouterr()
     assert printed.out == ""
     assert printed.err.startswith(f"{run_folder}: MLflow ({server.uri}) does not accept it: ")
-    assert "3000 values remain" in printed.err
+    assert "The folder keeps 3,000 values; try again later" in printed.err
 
     server.start()
     server.wait_until_up()
     assert main([str(run_folder)]) == 0
-    assert f"{run_folder}: 3000 values sent, its end and artifacts sent: {server.uri}/#/" in capfd.readouterr().out
+    assert f"{run_folder}: 3,000 values sent, its end and artifacts sent: {server.uri}/#/" in capfd.readouterr().out
     assert steps(server.uri, "train/l0") == list(range(1500))
 
     assert main([str(run_folder)]) == 0
@@ -67,7 +67,7 @@ def test_sync_uploads_the_other_folders_if_one_is_wrong(
         f"{tmp_path / 'nowhere'}: no such folder",
         f"{tmp_path / 'other'}: {tmp_path / 'other'} is not a run's folder: it holds no tracking.json",
     ]
-    assert "1 values sent, its end will follow, the run is not over" in printed.out
+    assert "1 value sent, its end will follow, the run is not over" in printed.out
     assert f"compare: {python_command()} -m mlflow ui --backend-store-uri {sqlite_uri} --host 127.0.0.1" in printed.out
 
 

@@ -1,9 +1,18 @@
+from pathlib import Path
+
 import pytest
 import torch
 
 from fsae.autoencoders.settings import DecoderNorm
-from fsae.training.measures import batch_measures
+from fsae.couplings.mutual import Mutual, MutualCoupling
+from fsae.losses.sparsity import TargetL0
+from fsae.outputs.metric_log import read_metrics
+from fsae.outputs.run_folder import RunFolder
+from fsae.training.learner import Learner
+from fsae.training.measures import MEANINGS, batch_measures
+from fsae.training.resample import Reinitialisation, Scope
 from tests.architectures import build, each_architecture, samples, with_weights
+from tests.training.runs import LoneRun, adam, member, pam, terms, training_run
 
 # Identity both ways: codes are the positive inputs.
 WEIGHTS = {"W_enc": [[1.0, 0.0], [0.0, 1.0]], "W_dec": [[1.0, 0.0], [0.0, 2.0]]}
@@ -38,3 +47,30 @@ def test_sparse_and_dense_codes_measure_the_same(arch: str):
     assert dense.keys() == sparse.keys()
     for name in dense:
         assert sparse[name].item() == pytest.approx(dense[name].item(), rel=1e-9), name
+
+
+def measured(run: LoneRun, folder: Path) -> set[str]:
+    """Return the names of all measures that a training logs, as the table of meanings writes them."""
+    run.train()
+    logged = [name for record in read_metrics(RunFolder(folder).metrics) for name in record.metrics]
+    own = {f"{term}{end}": f"TERM{end}" for term in terms("topk") | terms("jumprelu") for end in ("", "_weighted")}
+    own |= {f"{each}/{name}": "MEMBER/loss" for each in range(2) for name in ("loss", "fvu", "l0", "dead_share")}
+    own |= {f"{run.source.unit}_per_second": "UNIT_per_second"}
+    names = {name.removeprefix("train/") for name in logged}
+    return {name if name in MEANINGS else own.get(name, name) for name in names}
+
+
+def test_every_measure_that_training_logs_has_a_meaning(tmp_path: Path):
+    population = training_run("topk", tmp_path / "population")
+    learners: list[Learner] = [member("topk", adam(), seed=seed) for seed in range(2)]
+    population.members, population.coupling = learners, MutualCoupling(Mutual(weight=0.1), seed=0)
+    population.reinitialisation = Reinitialisation(scope=Scope.latents, every=4, until=0.8)
+    pam_member = member("topk", pam(), decoder_norm=DecoderNorm.free)
+    target = member("jumprelu", adam(), loss={**terms("jumprelu"), "sparsity": TargetL0(target=4.0)})
+    runs = {
+        "population": population,
+        "pam": training_run("topk", tmp_path / "pam", pam(), trained=pam_member),
+        "target": training_run("jumprelu", tmp_path / "target", trained=target),
+    }
+    found = set[str]().union(*(measured(run, tmp_path / name) for name, run in runs.items()))
+    assert found == MEANINGS.keys()

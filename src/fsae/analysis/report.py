@@ -44,6 +44,7 @@ from fsae.analysis.sweep_plots import (
 )
 from fsae.outputs.results import LARGE_TAIL, Meaning
 from fsae.outputs.run_folder import RunFolder
+from fsae.wording import counted
 
 FRONTS = ("eval/fvu", "eval/ce_recovered_zero")
 THETA_CURVES = ("eval/fvu", "eval/l0", "eval/code_correlation_excess")
@@ -153,11 +154,7 @@ def _title(runs: pd.DataFrame) -> str:
         return f"Sweep {sweeps[0]}"
     if len(runs) == 1:
         return f"Run {runs['run'].iloc[0]}"
-    return _runs(len(runs)) + (f" of {len(sweeps)} sweeps" if len(sweeps) > 1 else "")
-
-
-def _runs(number: int) -> str:
-    return f"{number} run" if number == 1 else f"{number} runs"
+    return counted(len(runs), "run") + (f" of {len(sweeps)} sweeps" if len(sweeps) > 1 else "")
 
 
 def _label(metric: str, meanings: Mapping[str, Meaning]) -> str:
@@ -203,7 +200,7 @@ def _cautions(runs: pd.DataFrame, usable: pd.DataFrame, design: Design) -> Itera
     """Yield the cautions that a reader needs before believing a difference."""
     missing = len(runs) - len(usable)
     if missing and len(usable):
-        yield f"{missing} of {_runs(len(runs))} {'is' if missing == 1 else 'are'} not compared; see below."
+        yield f"{missing} of {counted(len(runs), 'run')} {'is' if missing == 1 else 'are'} not compared; see below."
     commits = {commit for commit in usable["commit"] if commit}
     if len(commits) > 1:
         yield f"The runs come from {len(commits)} commits of the code; a difference may be one of the code."
@@ -213,16 +210,16 @@ def _cautions(runs: pd.DataFrame, usable: pd.DataFrame, design: Design) -> Itera
             "settings changed in between. A difference may be one of the data."
         )
     if design.repeats:
-        yield f"{_runs(design.repeats)} of the same settings as another; such runs are averaged."
+        yield f"{counted(design.repeats, 'run')} of the same settings as another; such runs are averaged."
     dense = [share for share in _values(usable, "eval/dense_share") if share > 0.5]
     if dense:
         yield (
-            f"In {_runs(len(dense))} more than half of the latents are active on more than a tenth of the vectors: "
-            "nothing keeps their codes sparse."
+            f"In {counted(len(dense), 'run')} more than half of the latents are active on more than a tenth of the "
+            "vectors: nothing keeps their codes sparse."
         )
     silent = [l0 for l0 in _values(usable, "eval/l0") if l0 == 0]
     if silent:
-        yield f"In {_runs(len(silent))} no latent is ever active; such a run is in no curve."
+        yield f"In {counted(len(silent), 'run')} no latent is ever active; such a run is in no curve."
     broken = [
         name for name in in_tables(meanings_of(runs)) if any(math.isnan(value) for value in _values(usable, name))
     ]

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def _window(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-    """The rectangle kernel: 1 within half a bandwidth of the threshold."""
+    """Return the rectangle kernel: 1 within half a bandwidth of the threshold."""
     return ((pre - threshold).abs() < bandwidth / 2).to(pre.dtype)
 
 
@@ -38,7 +38,7 @@ class _Step(torch.autograd.Function):
 
 
 def jump_relu(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-    """pre where it exceeds its threshold, else 0. Same shapes in and out.
+    """Return `pre` if it exceeds its threshold, else 0. Same shapes in and out.
 
     The gradient in `pre` is the true one; the one in `threshold` is a kernel estimate over `bandwidth` (eq. 11).
     """

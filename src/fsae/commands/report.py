@@ -8,6 +8,7 @@ from pathlib import Path
 from fsae.analysis.report import write_report
 from fsae.analysis.runs import collect_folders, collect_mlflow
 from fsae.console import console
+from fsae.wording import counted
 
 
 @console()
@@ -40,5 +41,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"fsae.report: {error}", file=sys.stderr)
         return 1 if isinstance(error, ConnectionError) else 2
     finished = runs["state"].to_list().count("finished")
-    print(f"{len(runs)} runs, {finished} finished: {page}")
+    print(f"{counted(len(runs), 'run')}, {finished} finished: {page}")
     return 0

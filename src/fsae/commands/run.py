@@ -28,6 +28,7 @@ from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.run_log import run_log
 from fsae.progress import working
 from fsae.sweeps.launch import is_launching, sweep_end_reported
+from fsae.sweeps.reevaluation import START_AGAIN
 from fsae.training.interruption import Interrupted, Interruption, hand_on
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def run(config: DictConfig) -> float | None:
 def _remedy(task: Task, in_sweep: bool, folder: Path) -> str:
     """Return how to continue an interrupted job."""
     if task is Task.reevaluate:
-        return "the same command of fsae.evaluate starts the evaluation again"
+        return START_AGAIN
     command = "fsae.resume" if in_sweep else "the same command"
     has_state = (RunFolder(folder).checkpoints / "latest.pt").exists()
     return f"{command} {'resumes from the saved state' if has_state else 'starts it again'}"

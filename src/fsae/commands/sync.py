@@ -10,6 +10,7 @@ from fsae.credentials import with_password, without_password
 from fsae.outputs.status import read_status
 from fsae.tracking.mlflow_upload import MlflowUpload, read_description, reason_of
 from fsae.tracking.server import checked_uri, ui_command
+from fsae.wording import counted
 
 
 @console()
@@ -55,9 +56,9 @@ def _sync(folder: Path, tracking_uri: str | None) -> tuple[str, str]:
     except Exception as error:
         raise ConnectionError(
             f"MLflow ({without_password(uri)}) does not accept it: {reason_of(error)}. "
-            f"{upload.unsent()} values remain in the folder; try again later"
+            f"The folder keeps {counted(upload.unsent(), 'value')}; try again later"
         ) from error
-    news = f"{sent} values sent" if sent else "every value was already stored"
+    news = f"{counted(sent, 'value')} sent" if sent else "every value was already stored"
     if status is None or status.is_alive():
         rest = "its end will follow, the run is not over"
     else:

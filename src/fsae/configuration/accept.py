@@ -35,6 +35,8 @@ def checked(
         OmegaConfBaseException: the config does not fit its schema.
     """
     keep_password(config)
+    if not trained:
+        refuse_reevaluation(config)
     for key, path in absolute_paths(config).items():
         refuse_secret(str(OmegaConf.select(config, key)), key)
         OmegaConf.update(config, key, path)
@@ -82,6 +84,12 @@ def _as_trained(settings: RunSettings, folder: Path) -> RunSettings:
     sae = folder / "sae"
     exported = sae / "0" if (sae / "0").is_dir() else sae
     return replace(settings, source=with_its_norm_limit(settings.source, read_provenance(exported), exported))
+
+
+def refuse_reevaluation(config: DictConfig) -> None:
+    """Raise ValueError for the task that only `fsae.evaluate` sets: without a finished run it has no meaning."""
+    if config.task is Task.reevaluate:
+        raise ValueError("task=reevaluate evaluates a finished run again; use python -m fsae.evaluate RUN")
 
 
 def keep_password(config: DictConfig) -> None:

@@ -45,7 +45,7 @@ class Task(Enum):
     Attributes:
         train: trains an autoencoder and evaluates it.
         eval: evaluates the autoencoder at `sae.path`, in a folder of its own.
-        reevaluate: evaluates a finished run again, in its own folder (`fsae.evaluate`).
+        reevaluate: evaluates a finished run again, in its own folder; only `fsae.evaluate` sets it.
         harvest: fills the activation store that the others read.
     """
 
@@ -200,13 +200,13 @@ INSTEAD = {
     "trainer.tokens": "it is trainer.samples",
     "trainer.centres": "it is trainer.centre_fraction",
     "objective": "it is search, as in search.metric=eval/fvu",
-    "arch.tied": "arch.encoder_init has it: set arch.encoder_init=tied, or leave it out",
+    "arch.tied": "a tied encoder is a choice of arch.encoder_init: set arch.encoder_init=tied, or leave it out",
     "model.name": "a model's name follows from what it is: choose another model, as in model=gpt2 or model=custom "
     "model.path=FOLDER_OR_HUB_NAME; name=... names the run",
     "dataset.name": "a data set's name follows from what it is: choose another one, as in dataset=tinystories or "
     "dataset=text_files dataset.path=FOLDER; name=... names the run",
-    "eval.tokens": "each evaluation has its own size, as in eval.vectors.samples=32768; suite.samples is that of all",
-    "eval.batch_size": "it is eval.vectors.batch_size now; suite.batch_size is that of all evaluations",
+    "eval.tokens": "each evaluation has its own size, as in eval.vectors.samples=32768; suite.samples sets all of them",
+    "eval.batch_size": "it is eval.vectors.batch_size now; suite.batch_size sets the batch size of all evaluations",
     "eval.splice_tokens": "it is eval.splice.tokens now; leave splice out of the list for none, as in eval=[vectors]",
     "eval.geometry": "geometry is an evaluation to choose, as in eval=[vectors,splice,geometry]",
     "source.worker": "jobs that harvest together differ by their names, as in name=harvest-1,harvest-2",

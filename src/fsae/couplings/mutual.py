@@ -110,7 +110,7 @@ class MutualCoupling:
         self._count += 1
 
     def forget(self) -> None:
-        """Match again in the next step, because latents of a member were re-initialised."""
+        """Match again in the next step, because latents of a member were resampled."""
         self._pairs = self._matrix = None
 
     def read_interval(self) -> dict[str, float]:

@@ -41,7 +41,7 @@ class FisherMetric:
         if self._batch is None:
             if batch < 2:
                 raise ValueError(
-                    "the held-out part has a single vector; correlations between latents need at least two"
+                    "there is a single vector to measure on; correlations between latents need at least two"
                 )
             self._batch = batch
         if batch != self._batch:

@@ -124,9 +124,7 @@ class Vectors(Evaluation, group="eval.vectors"):
     """
 
     samples: int = field(default=32768, metadata=COUNT)
-    batch_size: int = field(
-        default=2048, metadata=between(least=2, most=10**9, meaning="samples whose latents are correlated")
-    )
+    batch_size: int = field(default=2048, metadata=between(least=2, most=10**9, meaning="a number of samples"))
 
     meanings: ClassVar[dict[str, Meaning]] = {
         "fvu": Meaning("fraction of variance unexplained", better=Better.less, shown=Shown.first),

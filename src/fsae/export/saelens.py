@@ -110,7 +110,7 @@ def save_saelens(
     form = autoencoder.to_saelens()
     if not form.known:
         log.warning(
-            "SAELens has no architecture %s: %s is in its layout, but only task=eval opens it",
+            "SAELens has no architecture %s: %s is in its layout, but only fsae opens it (fsae.load, task=eval)",
             form.architecture,
             folder,
         )

@@ -47,7 +47,7 @@ class ModelSettings(Ranged, group="model"):
 
     Attributes:
         path: a folder in Hugging Face's layout, or a name on its hub.
-        revision: branch, tag or commit of a hub model; None is the default branch.
+        revision: branch, tag or commit of a hub model; null is the default branch.
         package: a packaged model, which needs no hub.
         tokenizer: another model's tokenizer, as a folder or a hub name; null for the model's own.
         weights: the published weights, or random ones.

@@ -64,7 +64,7 @@ _ORDER = [
 
 
 class _EverySiteRead(Exception):  # noqa: N818 - nothing went wrong
-    """Ends a forward pass early, once all requested sites have been read."""
+    """The early end of a forward pass, once all requested sites have been read."""
 
 
 class TransformerLensModel:

@@ -115,7 +115,10 @@ def read_results(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         return dict(content)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} does not hold a run's results ({error!r}); it may be cut off") from error
+        raise ValueError(
+            f"{path} does not hold a run's results ({error!r}); it may be cut off: delete it, and evaluate the run "
+            f"again, as in python -m fsae.evaluate {path.parent}"
+        ) from error
 
 
 def results_table(scalars: Mapping[str, float], meanings: Mapping[str, Meaning]) -> str:

@@ -1,6 +1,7 @@
 """Slurm's queue: the state of a job by `squeue`, which needs no accounting database."""
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -58,15 +59,15 @@ def queued_states(job_ids: Sequence[str]) -> dict[str, str]:
 
 def end_state(job_id: str) -> str:
     """Return Slurm's state of an ended job ("OUT_OF_MEMORY", "CANCELLED"), or an empty text if Slurm does not know."""
-    for command in (
-        ["scontrol", "--oneliner", "show", "job", job_id],
-        ["sacct", "--noheader", "--parsable2", "--allocations", "--format=State", f"--jobs={job_id}"],
+    for command, state in (
+        (["scontrol", "--oneliner", "show", "job", job_id], r"\bJobState=(\w+)"),
+        (["sacct", "--noheader", "--parsable2", "--allocations", "--format=State", f"--jobs={job_id}"], r"^(\w+)"),
     ):
         try:
             answer = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS).stdout
         except (OSError, subprocess.TimeoutExpired):
             continue
-        states = [word.partition("=")[2] for word in answer.split() if word.startswith("JobState=")]
-        if states := states or answer.split()[:1]:
-            return states[0]
+        # scontrol prints "Job 12_3 not found" for a part of an array that was cancelled before it started.
+        if (found := re.search(state, answer)) is not None:
+            return found[1]
     return ""

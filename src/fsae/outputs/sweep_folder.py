@@ -188,13 +188,20 @@ def is_job(folder: Path) -> bool:
     return (folder.parent / "sweep.json").exists()
 
 
-def run_name_and_tags(folder: Path, overrides: Sequence[str], penalty: str) -> tuple[str, dict[str, str]]:
-    """Return the run's name in MLflow, which names its penalty, and the tags that link a job to its sweep."""
+def run_name_and_tags(folder: Path, overrides: Sequence[str], penalty: str, named: bool) -> tuple[str, dict[str, str]]:
+    """Return the run's name in MLflow, which names its penalty, and the tags that link a job to its sweep.
+
+    Args:
+        folder: the run's folder.
+        overrides: all overrides of the run.
+        penalty: the choice of `loss.penalty`.
+        named: whether the folder has a name of the user's choice, instead of one that ends in the penalty.
+    """
     if not is_job(folder):
-        return folder.name, {}
+        return f"{folder.name},penalty={penalty}" if named else folder.name, {}
     sweep = read_sweep(folder.parent)
     name = job_name(overrides, sweep.varied) or folder.name
-    # The name of a run of its own ends in the penalty, and so does that of a job whose sweep does not vary it.
+    # The name of a job ends in the penalty if the sweep does not vary it.
     if not ({"penalty", "loss.penalty"} & set(sweep.varied)):
         name = f"{name},penalty={penalty}"
     return name, sweep_tags(folder, sweep)

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from fsae.configuration.origin import Origin
 from fsae.configuration.refusal import report_error
-from fsae.configuration.schema import RunSettings
+from fsae.configuration.schema import RunSettings, Task
 from fsae.files import replacing, write_json
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.run_log import logging_for
@@ -138,7 +138,8 @@ class Run:
     def _describe(self, stopped: bool) -> bool:
         """Write the run's description for MLflow; return whether the run is another than the folder's earlier one."""
         path = self.folder.path
-        name, sweep_tags = run_name_and_tags(path, self.origin.overrides, self.origin.flat["loss.penalty"])
+        named = self.settings.task is Task.train and self.settings.name is not None
+        name, sweep_tags = run_name_and_tags(path, self.origin.overrides, self.origin.flat["loss.penalty"], named)
         # A resumed run continues the same MLflow run. So does a run that was stopped before its first checkpoint, which
         # logs the same values again. A run that begins again after its end is another MLflow run.
         resumed = self.state is not None

@@ -48,13 +48,15 @@ class EEGSettings(InMemorySettings):
     """
 
     path: str | None = None
-    rate: float | None = field(default=None, metadata=between(least=1, most=10**6, meaning="samples per second"))
-    low: float = field(default=0.5, metadata=between(above=0, most=10**6, meaning="in Hz"))
-    high: float = field(default=45.0, metadata=between(above=0, most=10**6, meaning="in Hz"))
+    rate: float | None = field(default=None, metadata=between(least=1, most=10**6, meaning="a number per second"))
+    low: float = field(default=0.5, metadata=between(above=0, most=10**6, meaning="a frequency in Hz"))
+    high: float = field(default=45.0, metadata=between(above=0, most=10**6, meaning="a frequency in Hz"))
     order: int = field(default=5, metadata=between(least=1, most=20, meaning="the order of a Butterworth filter"))
     seconds: float = field(default=1.0, metadata=between(above=0, most=10**5))
     held_out: float = field(default=0.1, metadata=INNER_SHARE)
-    noise_snr_db: float | None = field(default=None, metadata=between(least=-100, most=100, meaning="in decibels"))
+    noise_snr_db: float | None = field(
+        default=None, metadata=between(least=-100, most=100, meaning="a number of decibels")
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -25,7 +25,7 @@ class ToyClustersSettings(InMemorySettings):
         points: training points; 4,096 other points are held out.
     """
 
-    points: int = field(default=100, metadata=between(least=3, most=10**9, meaning="points of three clusters"))
+    points: int = field(default=100, metadata=between(least=3, most=10**9, meaning="a number of points"))
 
     def width(self) -> int:
         return 2

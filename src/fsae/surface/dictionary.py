@@ -25,6 +25,7 @@ from fsae.language_models.interventions import Edit, Intervention
 from fsae.language_models.sites import Site
 from fsae.latents.findings import weights_digest
 from fsae.outputs.latent_store import META, LatentStore
+from fsae.outputs.results import read_results
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import read_status
 from fsae.runs.build import request_of
@@ -389,7 +390,7 @@ def load(path: str | Path, member: int | None = None) -> Dictionary:
     run = _run_of(folder)
     return Dictionary(
         load_saelens(folder),
-        results=_results(run) if run is not None else None,
+        results=read_results(RunFolder(run).results) if run is not None else None,
         provenance=read_provenance(folder),
         density=read_density(folder),
         folder=folder,
@@ -471,13 +472,3 @@ def _run_of(folder: Path) -> Path | None:
         if sae.name == RunFolder(run).sae.name and RunFolder(run).config.is_file():
             return run
     return None
-
-
-def _results(run: Path) -> dict[str, Any]:
-    path = RunFolder(run).results
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); evaluate the run again, or delete the file") from error

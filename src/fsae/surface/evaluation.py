@@ -7,11 +7,14 @@ from torch import Tensor
 from fsae.evaluation.vectors import Vectors, evaluate_vectors
 from fsae.losses.fisher import fisher_of
 from fsae.outputs.results import results_table
+from fsae.ranges import Range, check_number
 from fsae.sources.source import Batch, Source, in_batches
 from fsae.sources.vectors import as_vectors
 from fsae.surface.dictionary import Dictionary
 
 _DEFAULTS = Vectors()
+# Correlations between latents need two samples.
+_SIZE = Range(least=2, most=10**15)
 
 
 class Numbers(dict[str, float]):
@@ -47,8 +50,11 @@ def evaluate(
         Numbers by the names of results.json, in the vectors' unit; `numbers.meanings` explains each.
 
     Raises:
-        ValueError: vectors of another width, fewer than two of them, or numbers that are not finite.
+        ValueError: vectors of another width, fewer than two of them, numbers that are not finite, or a size that is
+            too small.
     """
+    check_number(samples, _SIZE, "samples", nullable=True)
+    check_number(batch_size, _SIZE, "batch_size", nullable=False)
     batches = _of_width(dictionary.d_in, _batches(vectors, samples, batch_size))
     terms = dictionary.settings.loss.values() if dictionary.settings is not None else ()
     (evaluated,) = evaluate_vectors([dictionary.autoencoder], batches, [fisher_of(terms)])

@@ -17,7 +17,7 @@ from fsae.configuration.checks import check
 from fsae.configuration.composition import composed_settings, config_of
 from fsae.configuration.origin import origin_of
 from fsae.configuration.resolvers import choice_names
-from fsae.configuration.schema import RunSettings
+from fsae.configuration.schema import RunSettings, Task
 from fsae.console import bars
 from fsae.evaluation.subject import Examined, Subject
 from fsae.evaluation.suite import Findings, measure
@@ -69,7 +69,8 @@ def train(
         batch_size: vectors per step; None takes the trainer's.
         seed: of the weights, the order of the vectors and every other draw.
         held_out: share of the vectors that is held out, the last ones.
-        overrides: more settings in the command line's words, such as ["trainer.lr=1e-3", "loss.sparsity.weight=2"].
+        overrides: more settings in the command line's words, such as ["trainer.lr=1e-3", "loss.sparsity.weight=2"];
+            none that an argument sets.
         folder: a run's folder to write: metrics.jsonl, checkpoints, results.json, plots and the dictionary in sae/. The
             same call with the same vectors continues a training that was stopped. None writes nothing.
         device: the device to train on; None takes the GPU if there is one.
@@ -109,6 +110,7 @@ def _settings(
     """Return a run's settings: those of the packaged YAML files with the caller's choices."""
     if not isinstance(arch, str) and values:
         raise ValueError(f"arch is a settings object, so {', '.join(values)} belongs in it; or give arch by its name")
+    given = {"trainer.samples": samples, "trainer.batch_size": batch_size}
     name = arch if isinstance(arch, str) else choice_names().get(type(arch))
     if name is None and loss is None:
         raise ValueError(
@@ -116,11 +118,11 @@ def _settings(
         )
     if penalty is not None and isinstance(loss, Mapping):
         raise ValueError(f"penalty is {penalty!r}, but loss has all terms; put a term named penalty into it")
+    _check_overrides(overrides, given | {f"arch.{key}": value for key, value in values.items()})
     # Any source without a language model will do: these vectors replace it.
     words = ["source=sparse_sources", "tracking=none", f"seed={seed}", f"arch={name or 'standard'}"]
     named = {"loss": loss, "penalty": penalty, "trainer": trainer}
     words += [f"{group}={choice}" for group, choice in named.items() if isinstance(choice, str)]
-    given = {"trainer.samples": samples, "trainer.batch_size": batch_size}
     changes = {key: value for key, value in given.items() if value is not None}
     if trainer is not None and not isinstance(trainer, str):
         trainer = replace(trainer, **{key.removeprefix("trainer."): value for key, value in changes.items()})
@@ -133,6 +135,8 @@ def _settings(
         loss=dict(loss) if isinstance(loss, Mapping) else composed.loss,
         trainer=composed.trainer if trainer is None or isinstance(trainer, str) else trainer,
     )
+    if found.task is not Task.train:
+        raise ValueError(f"task is {found.task.value}, and fsae.train trains; leave it out of overrides")
     if found.population.size > 1:
         raise ValueError(
             f"population.size is {found.population.size}, and fsae.train trains one dictionary; use python -m fsae.run"
@@ -145,6 +149,24 @@ def _settings(
         )
     check(found)
     return found
+
+
+def _check_overrides(overrides: Sequence[str], given: Mapping[str, Any]) -> None:
+    """Raise ValueError if an override sets what an argument of `fsae.train` sets.
+
+    Args:
+        overrides: the overrides.
+        given: values of arguments by the keys that they set; None for an argument that is not given.
+    """
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if key.partition(".")[0] == "source":
+            raise ValueError(f"overrides has {override}, but the vectors are the source; leave it out")
+        if key in ("seed", "arch", "loss", "penalty", "trainer") or given.get(key) is not None:
+            argument = key.rpartition(".")[2]
+            raise ValueError(
+                f"overrides has {override}, but {argument} is an argument of fsae.train; give it there only"
+            )
 
 
 def _device(device: torch.device | str | None) -> torch.device:

@@ -36,7 +36,7 @@ class JoblibSettings:
 
 
 class JoblibLauncher(WorkerLauncher):
-    """Runs jobs in joblib's worker processes (loky), `n_jobs` at a time.
+    """A launcher of jobs in joblib's worker processes (loky), `n_jobs` at a time.
 
     All of a loky pool fails if one of its processes is killed, so every worker is a pool of its own: a killed job takes
     no other down with it, and a new worker replaces its worker.

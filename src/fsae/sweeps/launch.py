@@ -24,7 +24,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from fsae.configuration.accept import checked, keep_password
+from fsae.configuration.accept import checked, keep_password, refuse_reevaluation
 from fsae.configuration.folders import check_folder, check_outputs
 from fsae.configuration.overrides import check_jobs
 from fsae.configuration.refusal import MENDABLE, explain, refuse
@@ -36,6 +36,7 @@ from fsae.sweeps.slurm_launcher import check_slurm
 from fsae.tracking.mlflow_upload import DeletedExperimentError
 from fsae.tracking.server import resolve_uri, shell_command, ui_command
 from fsae.tracking.sweep_summary import SweepRun
+from fsae.wording import counted
 
 if TYPE_CHECKING:
     from fsae.analysis.job_table import JobTable
@@ -77,7 +78,8 @@ class Launch:
 
     def _summary(self, jobs: list[tuple[Job, JobState]], counts: Counter[str], table: JobTable | None) -> str:
         lines = [
-            f"sweep {self.sweep.tag}: {len(jobs)} jobs, " + ", ".join(f"{n} {state}" for state, n in counts.items())
+            f"sweep {self.sweep.tag}: {counted(len(jobs), 'job')}, "
+            + ", ".join(f"{n} {state}" for state, n in counts.items())
         ]
         if table is not None:
             lines += ["", table.text(), ""]
@@ -273,7 +275,7 @@ def _begin(config: DictConfig, resumed: bool) -> Launch:
     # Names such as the sweep's folder are resolved only with Hydra's config in place.
     HydraConfig.instance().set_config(config)
     uri = resolve_uri(config.tracking.uri, Path(config.paths.outputs))
-    _check_launcher(config)
+    check_launcher(config)
     if not resumed:
         check_folder(config, "hydra.sweep.dir")
     folder = Path(config.hydra.sweep.dir).absolute()
@@ -319,7 +321,7 @@ def _begin(config: DictConfig, resumed: bool) -> Launch:
 
 
 def _check_jobs(config: DictConfig, sweep: Sweep) -> None:
-    """Raise ValueError if a job makes a choice that does not exist, or if none of the jobs can be run.
+    """Raise ValueError if a job makes a choice or has a task that does not exist, or if none of the jobs can be run.
 
     If only some jobs cannot be run, the summary at the sweep's end reports them.
     """
@@ -334,6 +336,7 @@ def _check_jobs(config: DictConfig, sweep: Sweep) -> None:
             continue
         seen.update(overrides)
         job = loader.load_sweep_config(config, overrides)
+        refuse_reevaluation(job)
         if runnable:
             continue
         try:
@@ -342,7 +345,8 @@ def _check_jobs(config: DictConfig, sweep: Sweep) -> None:
         except (ValueError, OmegaConfBaseException) as error:
             reasons[explain(error)] += 1
     if not runnable:
-        of_each = reasons if len(reasons) == 1 else [f"{reason} ({count} jobs)" for reason, count in reasons.items()]
+        counts = [f"{reason} ({counted(count, 'job')})" for reason, count in reasons.items()]
+        of_each = reasons if len(reasons) == 1 else counts
         raise ValueError("\n".join(of_each))
 
 
@@ -358,7 +362,8 @@ def drop_overridden_lists(config: DictConfig) -> None:
             grid.pop(override.get_key_element().lstrip("+"), None)
 
 
-def _check_launcher(config: DictConfig) -> None:
+def check_launcher(config: DictConfig) -> None:
+    """Raise ValueError if the chosen launcher cannot start jobs on this machine."""
     launcher = config.hydra.runtime.choices["hydra/launcher"]
     if launcher == "fsae_slurm":
         check_slurm(config.hydra.launcher)

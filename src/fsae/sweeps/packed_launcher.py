@@ -20,8 +20,10 @@ from fsae.configuration.origin import Origin
 from fsae.configuration.refusal import report_error
 from fsae.configuration.schema import RunSettings, Task
 from fsae.outputs.run_log import run_log
+from fsae.sweeps.reevaluation import START_AGAIN
 from fsae.sweeps.worker import WorkerLauncher
 from fsae.training.interruption import Interrupted
+from fsae.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ class _Job:
 
 
 class PackedLauncher(WorkerLauncher):
-    """Runs jobs in packs, one pack after the other: a whole pack shares what is read, harvested and measured.
+    """A launcher of jobs in packs, one pack after the other: a whole pack shares what is read, harvested and measured.
 
     Jobs fit into one pack if they see the same batches, that is, if they have the same model, site, data set, source
     and batch size.
@@ -110,7 +112,7 @@ class PackedLauncher(WorkerLauncher):
         return [group[begin : begin + size] for _, group in groups for begin in range(0, len(group), size)]
 
     def _log_packs(self, packs: Sequence[Sequence[_Job]], jobs: Sequence[_Job]) -> None:
-        log.info("%d jobs in packs of %s", len(jobs), ", ".join(str(len(pack)) for pack in packs))
+        log.info("%s in packs of %s", counted(len(jobs), "job"), ", ".join(str(len(pack)) for pack in packs))
         for setting, why in (
             (
                 "seed",
@@ -160,11 +162,7 @@ def _run(pack: Sequence[_Job]) -> None:
         stopped = next((each.error for each in outcomes if isinstance(each.error, Interrupted)), None)
         if stopped is not None:
             again = pack[0].settings.task is Task.reevaluate
-            remedy = (
-                "the same command of fsae.evaluate starts the evaluation again"
-                if again
-                else "fsae.resume resumes from the saved states"
-            )
+            remedy = START_AGAIN if again else "fsae.resume resumes from the saved states"
             log.warning("%s; %s", stopped, remedy)
             sys.exit(128 + signal.Signals[stopped.signal_name])
     for job, outcome in zip(pack, outcomes, strict=True):

@@ -43,7 +43,7 @@ def check_ray() -> None:
 
 
 class RayLauncher(WorkerLauncher):
-    """Runs each job as a Ray task; see `RaySettings` for the arguments."""
+    """A launcher of each job as a Ray task; see `RaySettings` for the arguments."""
 
     def __init__(self, address: str | None, num_cpus: int | None, cpus_per_job: float, gpus_per_job: float):
         self.address = address

@@ -15,12 +15,14 @@ from fsae.configuration.recorded import recorded_evaluations
 from fsae.outputs.results import Meaning, in_order, meaning_of, read_results, results_table
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.sweep_folder import is_job
-from fsae.sweeps.launch import launching
+from fsae.sweeps.launch import check_launcher, launching
 from fsae.tracking.server import shell_command
 
 log = logging.getLogger(__name__)
 
-# Of several runs, each one's line has the most important numbers.
+# The remedy after an interruption.
+START_AGAIN = "the same command of fsae.evaluate starts the evaluation again"
+# If there are several runs, the line of each has the most important numbers.
 NUMBERS_IN_A_LINE = 6
 
 
@@ -35,7 +37,12 @@ class Reevaluation(Sweeper):
         self.folders = [Path(folder) for folder in folders]
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take over what Hydra knows of the command."""
+        """Create the launcher.
+
+        Raises:
+            ValueError: it cannot start jobs on this machine.
+        """
+        check_launcher(config)
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )

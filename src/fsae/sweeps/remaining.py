@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class RemainingJobs(Sweeper):
-    """Launches the unfinished jobs in `hydra.sweep.dir`, whichever sweeper started the sweep.
+    """A sweeper that launches the unfinished jobs in `hydra.sweep.dir`, whichever sweeper started the sweep.
 
     Args:
         former: settings of that sweeper, which are ignored.

@@ -79,7 +79,7 @@ def check_slurm(launcher: DictConfig) -> None:
 
 
 class SlurmLauncher(WorkerLauncher):
-    """Submits the jobs as one array and waits for it; see `SlurmSettings` for the arguments.
+    """A launcher that submits the jobs as one array and waits for it; see `SlurmSettings` for the arguments.
 
     It waits by `squeue`: submitit's own method queries the accounting database, which some clusters lack, and gives up
     all jobs if one of them was killed.

@@ -21,7 +21,7 @@ class JobLostError(ChildProcessError):
 
 
 class Worker:
-    """Runs jobs of one sweep, in this process or, pickled, in another.
+    """A runner of one sweep's jobs, in this process or, pickled, in another.
 
     Args:
         hydra_context, task_function, config: the arguments of a launcher's `setup`.

@@ -144,7 +144,7 @@ def read_description(folder: Path) -> RunDescription:
 
 
 class MlflowUpload:
-    """Sends to MLflow what it lacks of one folder.
+    """An upload to MLflow of what it lacks of one folder.
 
     Every method may raise any exception of MLflow's if the tracking server is unreachable; calling it again continues
     the upload.
@@ -297,7 +297,8 @@ class MlflowUpload:
         # For each metric, MLflow's record of a run has the value at the highest step.
         stored = run.to_proto().data.metrics
         self._stored_step = {metric.key: metric.step for metric in stored}
-        self._stored_value = {metric.key: metric.value for metric in stored if metric.key.startswith(REPLACED)}
+        replaced = [metric for metric in stored if metric.key.startswith(REPLACED)]
+        self._stored_value = {metric.key: (metric.timestamp, metric.value) for metric in replaced}
         self.link = run_link(self.uri, experiment_id, run_id)
         self._dropped, self._dropped_size = [], 0
         self._is_open = True
@@ -344,10 +345,14 @@ class MlflowUpload:
                 is_measured = name.startswith(MEASURED)
                 step = 0 if is_measured else record.step
                 is_news = step > stored.get(name, -1)
-                if is_news or (name in measured and step == stored[name] and not _same(measured[name], value)):
+                if not is_news and name in measured and step == stored[name]:
+                    # Values before the stored one were replaced by it.
+                    time_ms, latest = measured[name]
+                    is_news = record.time_ms > time_ms and not _same(latest, value)
+                if is_news:
                     stored[name] = step
                     if name.startswith(REPLACED):
-                        measured[name] = value
+                        measured[name] = record.time_ms, value
                     metrics.append(Metric(name, value, record.time_ms, step))
         # After a failure, MLflow is asked again for what it has.
         self._is_open = False

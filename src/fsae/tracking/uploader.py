@@ -35,7 +35,7 @@ _REQUESTS = threading.BoundedSemaphore(4)
 
 
 class Uploader:
-    """Starts the process, sends it the names of folders, and copies its messages to the runs' logs.
+    """The owner of the process that uploads: sends it the names of folders, and copies its messages to the runs' logs.
 
     If the process dies it is restarted, at most `RESTARTS` times.
 

@@ -51,7 +51,7 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
             betas=(settings.beta1, settings.beta2),
             weight_decay=settings.weight_decay,
         )
-        # Not the generator of the first weights: re-initialised weights would equal them.
+        # Not the generator of the first weights: resampled weights would equal them.
         self.generator = generator_for(seed, "training")
         self.resampled = 0
         # How often each latent was on since its rate was last compared, and in how many samples.

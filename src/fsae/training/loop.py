@@ -20,6 +20,7 @@ from fsae.training.interruption import Interrupted, Interruption
 from fsae.training.learner import Learner
 from fsae.training.resample import Reinitialisation, Scope
 from fsae.training.settings import TrainerSettings
+from fsae.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class Training:
     def take(self, x: Float[Tensor, "batch d_in"], targets: Float[Tensor, "batch d_in"] | None) -> None:
         """Take one step with every member, on scaled inputs and targets (None for the inputs themselves).
 
-        Waits for nothing, unless members are matched or re-initialised.
+        Waits for nothing, unless members are matched or latents resampled.
         """
 
         def reinitialise(member: Learner, record: ForwardRecord) -> int:
@@ -115,7 +116,7 @@ class Training:
                 self.coupling.forget()
         for number, count in enumerate(counts):
             if count > 0:
-                self.tracker.log_message(f"step {self.step}: re-initialised {count} latents of member {number}")
+                self.tracker.log_message(f"step {self.step}: resampled {counted(count, 'latent')} of member {number}")
         self.step += 1
 
     def settle(self, rate: float, save: bool) -> None:

@@ -1,9 +1,37 @@
-"""Measures of a training batch that are logged in addition to its losses."""
+"""Measures that training logs: their meanings, and those of a batch that are logged in addition to its losses."""
 
 import torch
 from torch import Tensor
 
 from fsae.autoencoders.record import ForwardRecord
+
+# Every measure that training logs as train/<name>, and its meaning. Measures are means over the steps since the last
+# logging, unless the meaning is another; over the members, if there are several. TERM stands for the name of a loss
+# term, MEMBER for the number of a population's member, and UNIT for the plural noun of the source's vectors.
+MEANINGS = {
+    "loss": "the objective, the sum of all weighted terms",
+    "TERM": "the loss term of this name (reconstruction, sparsity, auxiliary, penalty), before its weight",
+    "TERM_weighted": "the loss term multiplied by its weight",
+    "fisher": "off-diagonal squares of the Fisher matrix of a batch, summed, in scaled units",
+    "fisher_ratio": "off-diagonal over diagonal squares of the Fisher matrix",
+    "sparsity_l0": "l0 that a loss with a target l0 compares with its target (loss=jumprelu_target_l0)",
+    "fvu": "squared error over the variance of the batch",
+    "explained_variance": "1 - fvu",
+    "l0": "active latents per sample",
+    "l1": "sum of |code| x |decoder row|, in raw units",
+    "mse": "squared error, summed over dimensions, in raw units",
+    "l2_ratio": "|reconstruction| / |input|, best at 1",
+    "dead_share": "share of latents that were not active for trainer.dead_after samples, at the logging",
+    "lr": "learning rate at the logging",
+    "resampled": "dead latents that were resampled so far (trainer.resample_every)",
+    "reinitialised": "latents that were resampled by their rate so far (population.reinitialise)",
+    "condition": "condition number of the system that trainer=pam solves for the decoder",
+    "mutual": "1 - MMCS, the mean over all pairs of members",
+    "mutual_weighted": "the mutual term multiplied by its weight",
+    "matching_seconds": "seconds of matching latents between members since the last logging",
+    "UNIT_per_second": "samples of training per second; UNIT is tokens for text, else samples",
+    "MEMBER/loss": "the objective of one member; MEMBER/fvu, MEMBER/l0 and MEMBER/dead_share in the same way",
+}
 
 
 @torch.no_grad()
