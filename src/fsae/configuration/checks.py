@@ -5,7 +5,7 @@ from pathlib import Path
 from fsae.configuration.schema import RunSettings, Task
 from fsae.export.saelens import read_provenance
 from fsae.language_models.shape import shape_of
-from fsae.losses.fisher import Fisher, FisherEstimator, fisher_of
+from fsae.losses.fisher import FisherEstimator, fisher_of
 from fsae.losses.objective import check_terms
 from fsae.sources.documents import DatasetFormat, dataset_files
 from fsae.tracking.server import resolve_uri
@@ -29,8 +29,9 @@ def check(settings: RunSettings) -> None:
             f"loss.reconstruction {what}, and without it nothing ties codes to their inputs; give it a positive weight"
         )
     check_terms(settings.loss, settings.arch)
-    if settings.trainer.batch_size < 2 and fisher_of(settings.loss.values()).estimator is FisherEstimator.unbiased:
-        named = next((name for name, term in settings.loss.items() if isinstance(term, Fisher)), None)
+    fisher = fisher_of(settings.loss.values())
+    if settings.trainer.batch_size < 2 and fisher.estimator is FisherEstimator.unbiased:
+        named = next((name for name, term in settings.loss.items() if term is fisher), None)
         raise ValueError(
             "trainer.batch_size is 1, and the unbiased estimate of the Fisher sums needs two samples per batch; raise "
             f"it{f', or set loss.{named}.estimator=batch' if named else ''}"

@@ -144,7 +144,7 @@ def batches_of_facts(
 
 
 class _Reader:
-    """Reads the facts from a store and from the decoder's rows."""
+    """Reader of the facts from a store and from the decoder's rows."""
 
     def __init__(self, store: LatentStore, W_dec: Float[np.ndarray, "d_sae d_in"], window: int | None):
         self._store, self._W_dec, self._window = store, W_dec, window
