@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from fsae.credentials import concealed, holds_secret
+from fsae.credentials import concealed
 from fsae.errors import first_line
 from fsae.ranges import COUNT, POSITIVE, Ranged, between
 
@@ -254,7 +254,7 @@ def _address(url: str) -> httpx2.URL:
             f"{concealed(url)!r} is no address of a server; expected one such as http://127.0.0.1:8000/v1 or "
             "https://api.openai.com/v1"
         )
-    if address.userinfo or holds_secret(url):
+    if address.userinfo or concealed(url) != url:
         raise ValueError(f"{concealed(url)}: the address holds a key or a password; put the key into ${KEY}")
     path = address.path.rstrip("/")
     if not path.endswith(_PATH):

@@ -154,7 +154,7 @@ class Negatives:
         return [_halves(off[latent], NEIGHBOUR, sizes.scored) for latent in latents]
 
     def _anywhere(self, alive: Int[np.ndarray, " alive"]) -> list[Excerpt]:
-        """Return hits of random latents, from which all latents get theirs."""
+        """Return hits of random latents: the candidates for the random negatives of all latents."""
         random = np.random.default_rng(self._sizes.seed)
         drawn = random.choice(alive, min(_RANDOM_LATENTS, len(alive)), replace=False)
         hits = _distinct(_shuffled(self._hits_of(drawn.tolist(), RANDOM, random), random))

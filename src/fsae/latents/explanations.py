@@ -117,8 +117,8 @@ class Explained:
             )
         lines.append(f"  unreadable judgements: {100 * (self.numbers['unreadable'] or 0):.1f} %")
         lines.append(
-            f"{self.requests:,} requests, {self.prompt_tokens:,} tokens of prompts and {self.answer_tokens:,} tokens of "
-            "answers"
+            f"{self.requests:,} requests, {self.prompt_tokens:,} tokens of prompts and {self.answer_tokens:,} tokens "
+            "of answers"
         )
         return "\n".join([*lines, f"explanations: {self.folder}"])
 
@@ -296,8 +296,8 @@ class Explainer:
             if not readable and tried == min(_TRIED, len(jobs)):
                 raise EndpointError(
                     f"none of the first {tried} judgements of model {self.endpoint.model} can be read; expected "
-                    f"lines such as '1: yes', found {_shortened(answer)}; use a larger model that follows instructions, or "
-                    "other prompts (--prompts)"
+                    f"lines such as '1: yes', found {_shortened(answer)}; use a larger model that follows "
+                    "instructions, or other prompts (--prompts)"
                 )
             if len(judged[latent]) == wanted[latent]:
                 waiting.append(latent)

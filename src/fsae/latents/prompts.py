@@ -21,7 +21,7 @@ _EXPLAIN, _DETECT, _FUZZ = "explain", "detect", "fuzz"
 _ROLE = re.compile(r"^### (system|user|assistant)[ \t]*$", re.MULTILINE)
 _LIST = re.compile(r"\[\s*[01](?:\s*,\s*[01])*\s*\]")
 # A number and a judgement, such as "2: yes", "2. **No**" and "(2) 1".
-_LINE = re.compile(r"^\W*(\d+)\W+(yes|no|1|0)\b", re.MULTILINE | re.IGNORECASE)
+_LINE = re.compile(r"^[\s*(#-]*(\d+)[\s*.):-]+(yes|no|1|0)\b", re.MULTILINE | re.IGNORECASE)
 # Text in which some models think before they answer.
 _THOUGHT = re.compile(r"^.*</think(?:ing)?>", re.DOTALL)
 _PREFIX = re.compile(r"^.*\bexplanation\W*:", re.DOTALL | re.IGNORECASE)
