@@ -105,7 +105,7 @@ def test_a_killed_command_continues_without_paying_twice(run: Path, number: int)
         time.sleep(slow["seconds"])
         return guessing(body)
 
-    code = "import sys; from fsae.surface.explanations import explain; explain(sys.argv[1], sys.argv[2], 'small', latents=5)"
+    code = "import sys; from fsae.surface.explanations import explain as do; do(*sys.argv[1:], 'small', latents=5)"
     answers = explanations_folder(run / "latents") / "answers.jsonl"
     with ChatServer(answer) as server:
         process = subprocess.Popen([sys.executable, "-c", code, str(run), server.url], stderr=subprocess.DEVNULL)
