@@ -4,6 +4,7 @@ The model has 135 million parameters: it follows the form of the answers and exp
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from fsae.surface.explanations import explain
 from tests.explain.conftest import ModelServer
 from tests.processes import finished
 
-SIZES = {"shown": 4, "scored": 3, "per_request": 3, "answer_tokens": 30, "width": 24}
+SIZES: dict[str, Any] = {"shown": 4, "scored": 3, "per_request": 3, "answer_tokens": 30, "width": 24}
 
 
 @pytest.fixture

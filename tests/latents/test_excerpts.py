@@ -25,7 +25,9 @@ def excerpt(codes: list[float], kind: str = TOP, context: int = 0) -> Excerpt:
 @pytest.mark.parametrize("latent", ALIVE)
 def test_shown_are_hits_of_even_rank_and_scored_those_of_odd_rank(store: LatentStore, latent: int):
     found = positives_of(store, latent, SIZES)
-    ranks = {(each.group, each.context): each.rank for each in store.hits(latent).itertuples()}
+    names = ("group", "context", "rank")
+    hits = zip(*(store.hits(latent)[name].tolist() for name in names), strict=True)
+    ranks = {(group, context): rank for group, context, rank in hits}
     assert {ranks[each.kind, each.context] % 2 for each in found.shown} == {0}
     assert {ranks[each.kind, each.context] % 2 for each in found.scored} == {1}
     assert [each.kind for each in found.shown] == [TOP] * 6 + [SAMPLED] * 6

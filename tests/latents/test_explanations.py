@@ -287,7 +287,7 @@ def test_means_are_over_the_latents_that_have_a_number():
             balanced_accuracy=accuracy, precision=None, recall=None, f1=None, positives=3, negatives=3, unreadable=2
         )
 
-    shared = {"explanation": "a", "model": "m", "prompts": "p", "settings": "s", "weights": "w"}
+    shared: dict[str, Any] = {"explanation": "a", "model": "m", "prompts": "p", "settings": "s", "weights": "w"}
     numbers = explained_numbers(
         [
             Explanation(latent=0, detection=scores(0.9), control_detection=scores(0.5), **shared),

@@ -161,5 +161,6 @@ def test_latents_of_another_dictionary_are_refused(run: Path):
     ],
 )
 def test_bad_input_is_refused(given: dict[str, Any], message: str, run: Path):
+    arguments: dict[str, Any] = {"url": "http://localhost:1", "model": "small"} | given
     with pytest.raises(ValueError, match=message):
-        explain(run, **({"url": "http://localhost:1", "model": "small"} | given))
+        explain(run, **arguments)
