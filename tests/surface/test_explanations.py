@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,9 +131,12 @@ def test_a_killed_command_continues_without_paying_twice(run: Path, number: int)
         assert len(server.bodies) - paid == len(questions) - kept
 
 
-def test_a_run_without_latents_is_refused(tmp_path: Path):
+def test_a_run_without_latents_is_refused(run: Path, tmp_path: Path):
+    shutil.copytree(run / "sae", tmp_path / "run" / "sae")
+    shutil.copy(run / "config.yaml", tmp_path / "run")
+    shutil.copy(run / "status.json", tmp_path / "run")
     with pytest.raises(ValueError, match=r"no latent store; make it with python -m fsae\.latents RUN"):
-        explain(tmp_path, "http://localhost:1", "small")
+        explain(tmp_path / "run", "http://localhost:1", "small")
 
 
 def test_latents_of_another_dictionary_are_refused(run: Path):
@@ -141,7 +145,7 @@ def test_latents_of_another_dictionary_are_refused(run: Path):
     meta.write_text(json.dumps(json.loads(content) | {"weights": "0" * 16}))
     try:
         with ChatServer(guessing) as server:
-            with pytest.raises(ValueError, match="has the latents of another dictionary than the run; make it again"):
+            with pytest.raises(ValueError, match=r"is of another dictionary than the one in .*; make it again"):
                 explain(run, server.url, "small", latents=2, write=logging.debug)
             assert server.bodies == []
     finally:

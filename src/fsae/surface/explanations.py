@@ -7,10 +7,7 @@ from fsae.latents.context_codes import context_codes
 from fsae.latents.endpoint import Endpoint, RequestSettings
 from fsae.latents.excerpts import ExcerptSizes
 from fsae.latents.explanations import Codes, Cost, Explained, Explainer
-from fsae.latents.findings import weights_digest
 from fsae.latents.prompts import Prompts
-from fsae.outputs.latent_store import LatentStore
-from fsae.outputs.run_folder import RunFolder
 from fsae.surface.dictionary import Dictionary, load
 
 _SIZES, _REQUESTS = ExcerptSizes(), RequestSettings()
@@ -71,8 +68,8 @@ def explain(
         raise ValueError(f"latents is {latents}; it must be at least 1")
     sizes = ExcerptSizes(shown=shown, scored=scored, width=width, seed=seed)
     requests = RequestSettings(per_request=per_request, answer_tokens=answer_tokens, at_once=at_once, timeout=timeout)
-    folder = RunFolder(Path(run).expanduser()).latents
-    store = LatentStore(folder if member is None else folder / str(member))
+    dictionary = load(run, member)
+    store = dictionary.latent_store
     template = Prompts(None if prompts is None else Path(prompts).expanduser())
     endpoint = Endpoint(url, model, timeout=requests.timeout)
     try:
@@ -82,25 +79,21 @@ def explain(
         write(str(cost))
         if dry_run:
             return cost
-        explained = explainer.explain(chosen, lambda: _codes(load(run, member), store))
+        explained = explainer.explain(chosen, lambda: _codes(dictionary))
         write(str(explained))
         return explained
     finally:
         endpoint.close()
 
 
-def _codes(dictionary: Dictionary, store: LatentStore) -> Codes:
+def _codes(dictionary: Dictionary) -> Codes:
     """Return the function that computes a latent's codes in contexts of the store.
 
     Raises:
-        ValueError: the store is of another dictionary, or the language model cannot be opened.
+        ValueError: the language model cannot be opened.
     """
-    if weights_digest(dictionary.autoencoder) != store.meta.weights:
-        raise ValueError(
-            f"{store.folder} has the latents of another dictionary than the run; make it again with python -m "
-            "fsae.latents RUN"
-        )
     model, site = dictionary.language_model, dictionary.site
+    # The store has text, so a language model has read it.
     assert model is not None
     assert site is not None
-    return context_codes(model.model, site, dictionary.autoencoder, store.tokens)
+    return context_codes(model.model, site, dictionary.autoencoder, dictionary.latent_store.tokens)
