@@ -7,8 +7,9 @@ do not exceed those of the control say nothing about the explanation.
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -267,7 +268,7 @@ class Explainer:
         texts = self._texts(latents, positives, answers)
         known = {latent: each.explanation for latent, each in finished.items()} | texts
         partners = _partners([latent for latent, text in known.items() if text], self.sizes.seed)
-        questions, jobs = {}, []
+        shown_of, questions, jobs = dict(zip(latents, positives, strict=True)), {}, []
         for latent, own, off in zip(latents, positives, negatives, strict=True):
             text = texts[latent]
             questions[latent] = self._questions(latent, own.scored, off) if text else []
@@ -280,42 +281,40 @@ class Explainer:
             ]
 
         def record(latent: int) -> Explanation:
-            own = positives[latents.index(latent)]
+            own = shown_of[latent]
             return self._record(latent, texts[latent], partners.get(latent), questions[latent], judged[latent], own)
 
         judged: dict[int, dict[tuple[str, int], list[int | None]]] = {latent: {} for latent in latents}
-        wanted = {latent: sum(name[0] == latent for name, _ in jobs) for latent in latents}
+        wanted = Counter(latent for (latent, _, _), _ in jobs)
         # Latents without a question; and those that wait for the first readable answer.
         waiting = [latent for latent in latents if not wanted[latent]]
-        progress = Progress("judging explanations", len(jobs), "requests")
         tried, readable = 0, not jobs
-        for (latent, side, number), answer in answers.all(jobs, self.requests.at_once):
-            progress.advance(1)
-            judgements = judged[latent][side, number] = questions[latent][number].judgements(answer)
-            tried, readable = tried + 1, readable or any(each is not None for each in judgements)
-            if not readable and tried == min(_TRIED, len(jobs)):
-                raise EndpointError(
-                    f"none of the first {tried} judgements of model {self.endpoint.model} can be read; expected "
-                    f"lines such as '1: yes', found {_shortened(answer)}; use a larger model that follows "
-                    "instructions, or other prompts (--prompts)"
-                )
-            if len(judged[latent]) == wanted[latent]:
-                waiting.append(latent)
-            if readable:
-                yield from map(record, waiting)
-                waiting.clear()
-        progress.close()
+        with closing(Progress("judging explanations", len(jobs), "requests")) as progress:
+            for (latent, side, number), answer in answers.all(jobs, self.requests.at_once):
+                progress.advance(1)
+                judgements = judged[latent][side, number] = questions[latent][number].judgements(answer)
+                tried, readable = tried + 1, readable or any(each is not None for each in judgements)
+                if not readable and tried == min(_TRIED, len(jobs)):
+                    raise EndpointError(
+                        f"none of the first {tried} judgements of model {self.endpoint.model} can be read; expected "
+                        f"lines such as '1: yes', found {_shortened(answer)}; use a larger model that follows "
+                        "instructions, or other prompts (--prompts)"
+                    )
+                if len(judged[latent]) == wanted[latent]:
+                    waiting.append(latent)
+                if readable:
+                    yield from map(record, waiting)
+                    waiting.clear()
         yield from map(record, waiting)
 
     def _texts(self, latents: Sequence[int], positives: Sequence[Positives], answers: Answers) -> dict[int, str | None]:
         """Return the explanation of each latent; None if the model's answer has none."""
         questions = [(latent, self._explanation_question(own)) for latent, own in zip(latents, positives, strict=True)]
-        progress = Progress("explaining latents", len(questions), "requests")
         texts = {}
-        for latent, answer in answers.all(questions, self.requests.at_once):
-            texts[latent] = explanation_in(answer)
-            progress.advance(1)
-        progress.close()
+        with closing(Progress("explaining latents", len(questions), "requests")) as progress:
+            for latent, answer in answers.all(questions, self.requests.at_once):
+                texts[latent] = explanation_in(answer)
+                progress.advance(1)
         if not any(texts.values()):
             raise EndpointError(
                 f"none of {len(texts)} answers of model {self.endpoint.model} has an explanation; if it thinks before "
