@@ -13,6 +13,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from fsae.analysis.packed_arrays import in_few_bytes, pack, pack_lists, rounded, smallest
+from fsae.outputs.explanations import Explanation, Scores, read_explanations
 from fsae.outputs.latent_store import LATENT_COLUMNS, TOP, LatentStore
 
 # Latents whose hits are read from the store at a time.
@@ -91,7 +92,10 @@ def scripts(store: LatentStore, sizes: PageSizes) -> Iterator[tuple[str, str]]:
             own = hits.loc[hits["latent"].between(first, first + len(rows) - 1)]
             found = _texts(own, store, numbers, sizes) if store.meta.kind == "text" else _samples(own, store)
             yield f"shard-{first // step:04d}", pack(_list_arrays(rows, sizes) | _hits(own, first, len(rows)) | found)
-    yield "index", pack(_index(table, sizes) | _top_samples(store, tops))
+    explained = explanation_texts(store)
+    # Without any, the page has no place for them.
+    texts = {"explanation": [explained.get(latent, "") for latent in range(len(table))]} if explained else {}
+    yield "index", pack(_index(table, sizes) | _top_samples(store, tops) | texts)
 
 
 def _index(table: pd.DataFrame, sizes: PageSizes) -> dict[str, np.ndarray | list[str]]:
@@ -108,6 +112,29 @@ def _index(table: pd.DataFrame, sizes: PageSizes) -> dict[str, np.ndarray | list
             arrays[name] = table[name].to_numpy(np.float32, na_value=np.nan)
     tokens = [() if each is None else each[: sizes.top_tokens] for each in table["top_tokens"]]
     return arrays | pack_lists("top_tokens", tokens, np.uint32)
+
+
+def explanation_texts(store: LatentStore) -> dict[int, str]:
+    """Return the explanation of each latent that has one, with its scores and those of the control."""
+    found = read_explanations(store.folder, store.meta.weights)
+    return {latent: _with_scores(each) for latent, each in found.items() if each.explanation}
+
+
+def _with_scores(found: Explanation) -> str:
+    scores = [
+        f"{name} {own.balanced_accuracy:.2f}{_of_control(control)}"
+        for name, own, control in (
+            ("detection", found.detection, found.control_detection),
+            ("fuzzing", found.fuzzing, found.control_fuzzing),
+        )
+        if own is not None and own.balanced_accuracy is not None
+    ]
+    return f"{found.explanation} ({', '.join([*scores, found.model])})"
+
+
+def _of_control(control: Scores | None) -> str:
+    known = control is not None and control.balanced_accuracy is not None
+    return f", control {control.balanced_accuracy:.2f}" if known and control is not None else ""
 
 
 def _list_arrays(rows: pd.DataFrame, sizes: PageSizes) -> dict[str, np.ndarray]:

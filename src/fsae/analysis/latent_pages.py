@@ -23,7 +23,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from fsae.analysis.latent_page_data import DEFAULT_SIZES, PageSizes, columns, scripts
+from fsae.analysis.latent_page_data import DEFAULT_SIZES, PageSizes, columns, explanation_texts, scripts
 from fsae.analysis.packed_arrays import pack
 from fsae.files import replacing
 from fsae.outputs.latent_store import LATENT_COLUMNS, LatentStore
@@ -222,6 +222,7 @@ def _digest(stores: Sequence[tuple[str, LatentStore]], matched: pd.DataFrame | N
             if file.suffix in (".parquet", ".json", ".npy", ".npz"):
                 with file.open("rb") as opened:
                     digest.update(hashlib.file_digest(opened, "sha256").digest())
+        digest.update(repr(sorted(explanation_texts(store).items())).encode())
     if matched is not None:
         digest.update(matched.to_csv().encode())
     return digest.hexdigest()[:8]

@@ -13,7 +13,7 @@ from fsae.export.saelens import CONFIG, read_provenance
 from fsae.language_models.sites import Site
 from fsae.outputs.latent_store import META, LatentStore
 from fsae.outputs.run_folder import RunFolder
-from fsae.ranges import COUNT, argument
+from fsae.ranges import COUNT, POSITIVE, argument
 
 if TYPE_CHECKING:
     from fsae.configuration.schema import RunSettings
@@ -43,6 +43,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--prompt", metavar="TEXT", help="show which latents are on at each token of a text of yours")
     parser.add_argument("--member", type=int, metavar="N", help="member of a population, for --prompt or a comparison")
+    parser.add_argument(
+        "--explain", metavar="URL", help="explain latents by the model of an OpenAI-compatible endpoint"
+    )
+    parser.add_argument("--model", metavar="NAME", help="the model's name at the endpoint")
+    parser.add_argument(
+        "--explain-latents",
+        type=argument(int, COUNT),
+        default=100,
+        metavar="N",
+        help="how many (default: 100)",
+    )
+    parser.add_argument(
+        "--explain-tokens", type=argument(int, COUNT), metavar="N", help="the most tokens of the model's answer"
+    )
+    parser.add_argument(
+        "--explain-timeout", type=argument(float, POSITIVE), metavar="SECONDS", help="the longest time for one answer"
+    )
+    parser.add_argument("--prompts", metavar="FILE", help="a template of prompts in place of fsae's own")
+    parser.add_argument("--dry-run", action="store_true", help="with --explain: print the cost and ask nothing")
     parser.add_argument("--config-dir", help="a folder of further YAML files that the run was started with")
     options = parser.parse_intermixed_args(arguments)
     overrides = [each for each in options.what if "=" in each and not Path(each).exists()]
@@ -50,8 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if len(folders) not in (1, 2) or (len(folders) == 2 and options.prompt):
             raise ValueError("name one folder of a run or of a dictionary, or two runs to compare them")
+        if bool(options.explain) != bool(options.model) or (options.explain and (options.prompt or len(folders) > 1)):
+            raise ValueError("--explain URL needs --model NAME and one run, without --prompt")
         overrides += _sizes(options)
-        if len(folders) == 1 and not options.prompt:
+        if len(folders) == 1 and not options.prompt and not options.explain:
             _survey(folders[0], overrides, options.config_dir)
             return 0
         for folder in folders:
@@ -59,7 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # There may have been a pass.
             if overrides or not _has_store(folder):
                 _survey(folder, overrides, options.config_dir)
-        if options.prompt:
+        if options.explain:
+            print(f"latents:     {_explained(folders[0], options)}")
+        elif options.prompt:
             print(f"prompt:      {_prompt_page(folders[0], options.prompt, options.member)}")
         else:
             print(f"comparison:  {_comparison(folders[0], folders[1], options.member)}")
@@ -136,6 +159,27 @@ def _prompt_page(run: Path, text: str, member: int | None) -> Path:
     view = view_prompt(dictionary, text, LanguageModel(settings.model), store)
     name = f"prompt-{blake2b(text.encode(), digest_size=4).hexdigest()}.html"
     return write_prompt_page(store.folder, view, run.name, {"run": run.name}, name)
+
+
+def _explained(run: Path, options: argparse.Namespace) -> Path:
+    from fsae.analysis.latent_pages import PAGE, write_latent_pages
+    from fsae.surface.explanations import explain
+
+    limits = {"answer_tokens": options.explain_tokens, "timeout": options.explain_timeout}
+    explain(
+        run,
+        options.explain,
+        options.model,
+        member=options.member,
+        latents=options.explain_latents,
+        prompts=options.prompts,
+        dry_run=options.dry_run,
+        **{name: value for name, value in limits.items() if value is not None},
+    )
+    _, _, store = _opened(run, options.member)
+    return (
+        store.folder / PAGE if options.dry_run else write_latent_pages(store, store.folder, run.name, {"run": run.name})
+    )
 
 
 def _comparison(first: Path, second: Path, member: int | None) -> Path:

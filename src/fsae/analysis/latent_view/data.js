@@ -182,7 +182,7 @@ class Dictionary {
   }
 
   get loweredLabels() {
-    return (this.lowered ??= this.index.label.map(label => label.toLowerCase()));
+    return (this.lowered ??= this.index.label.map((label, row) => `${label} ${this.index.explanation?.[row] ?? ""}`.toLowerCase()));
   }
 
   hasTopToken(latent, tokens) {

@@ -53,6 +53,12 @@ class LatentPanel {
     this.contexts.nextView();
   }
 
+  // By a language model; few latents have one.
+  explanation() {
+    const text = this.dictionary.index.explanation?.[this.latent];
+    return text ? el("p", {class: "explanation"}, el("span", {class: "soft"}, "explanation "), el("bdi", {}, plain(text))) : null;
+  }
+
   header() {
     const {note} = this.notes.of(this.latent),
       label = this.value("label");
@@ -74,6 +80,7 @@ class LatentPanel {
       "header",
       {},
       el("h2", {}, this.star, `latent ${this.latent} `, label ? el("bdi", {class: "label"}, plain(label)) : null),
+      this.explanation(),
       this.facts(),
       this.note,
     );
