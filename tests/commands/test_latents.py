@@ -51,7 +51,7 @@ def test_a_run_on_text_has_a_store_pages_and_numbers(runs: dict[str, Path]):
     assert sum(table["count"]) == pytest.approx(sum(table["density"]) * meta.positions)
     results = json.loads((runs["text"] / "results.json").read_text())
     assert results["eval/token_purity"] == pytest.approx(meta.aggregates["token_purity"])
-    assert results["eval/control_token_purity"] == pytest.approx(meta.control["token_purity"])
+    assert results["latents_control"] == [meta.control]
     assert results["meanings"]["eval/token_purity"]["text"]
     assert meta.control_latents == 256
     assert any(trigger is not None for trigger in table["trigger"])

@@ -26,11 +26,12 @@ def test_every_evaluation_has_a_yaml_file_of_its_name():
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_chosen_evaluation_takes_the_sizes_of_the_suite(name: str):
-    settings = settings_of(composed(f"eval=[{name}]", "suite=quick", "suite.samples=1500", "suite.tokens=70"))
+    sizes = ("suite.samples=1500", "suite.tokens=70", "suite.latents=71")
+    settings = settings_of(composed(f"eval=[{name}]", "suite=quick", *sizes))
     (evaluation,) = settings.eval.values()
     assert isinstance(evaluation, CHOICES[name])
     assert evaluation.held_out in (0, 1500)
-    assert getattr(evaluation, "tokens", 70) == 70
+    assert getattr(evaluation, "tokens", 70) == (71 if name == "latents" else 70)
 
 
 def test_a_size_of_one_evaluation_is_its_own():

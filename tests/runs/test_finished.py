@@ -300,4 +300,4 @@ def test_a_setting_that_is_not_known_any_more_is_named(run: Path):
 def test_known_features_are_those_of_the_run(finished: Path):
     settings, _ = accepted(finished / "truth", *job_overrides(finished / "truth", ["task=reevaluate"])[:-2])
     assert isinstance(settings.source, GroupedFeaturesSettings)
-    assert list(settings.eval) == ["vectors", "truth", "agreement"]
+    assert list(settings.eval) == ["vectors", "truth", "agreement", "latents"]

@@ -15,6 +15,8 @@ import pytest
 import torch
 
 import fsae
+from fsae.analysis.latent_page_data import explanation_texts
+from fsae.commands.latents import main
 from fsae.latents.explanations import Cost, Explained
 from fsae.outputs.explanations import explanations_folder, read_explanations
 from fsae.outputs.latent_store import META, LatentStore
@@ -168,3 +170,27 @@ def test_bad_input_is_refused(given: dict[str, Any], message: str, run: Path):
     arguments: dict[str, Any] = {"url": "http://localhost:1", "model": "small"} | given
     with pytest.raises(ValueError, match=message):
         explain(run, **arguments)
+
+
+@pytest.mark.usefixtures("no_explanations")
+def test_the_command_explains_latents_and_puts_the_explanations_on_the_pages(
+    run: Path, capsys: pytest.CaptureFixture[str]
+):
+    before = {path.name for path in (run / "latents").glob("pages-*")}
+    given = ["--explain-latents", "3", "--explain-timeout", "30"]
+    with ChatServer(guessing) as server:
+        assert main([str(run), "--explain", server.url, "--model", "small", *given, "--dry-run"]) == 0
+        assert server.bodies == []
+        assert main([str(run), "--explain", server.url, "--model", "small", *given]) == 0
+    out = capsys.readouterr().out
+    assert "3 of 3 latents explained" in out
+    assert f"latents:     {run / 'latents' / 'index.html'}" in out
+    store = LatentStore(run / "latents")
+    texts = explanation_texts(store)
+    assert len(texts) == 3
+    assert all(text.startswith("the number ") and "detection 0." in text for text in texts.values())
+    assert {path.name for path in (run / "latents").glob("pages-*")} != before
+    assert main([str(run), "--explain", server.url]) == 2
+    assert "--explain URL needs --model NAME" in capsys.readouterr().err
+    assert main([str(run), "--explain", server.url, "--model", "small", *given[:1], "9"]) == 2
+    assert "fsae.latents: " in capsys.readouterr().err

@@ -26,15 +26,13 @@ from fsae.latents.latent_pass import Sizes, Surveyed, kept_in, run_pass
 from fsae.latents.survey import Survey
 from fsae.latents.unfinished import Unfinished
 from fsae.outputs.latent_store import LatentStore, Meta
-from fsae.outputs.results import Meaning, Shown
+from fsae.outputs.results import Meaning
 from fsae.progress import working
 from fsae.ranges import COUNT, SEED, between
 from fsae.sources.shard import Part
 
 log = logging.getLogger(__name__)
 
-# `vectors` reports the others, of other samples.
-_OWN = {name: meaning for name, meaning in MEANINGS.items() if name not in Vectors.meanings}
 # Vectors on which densities are measured for the control.
 _CALIBRATED_ON = 8192
 
@@ -73,9 +71,9 @@ class Latents(Evaluation, group="eval.latents"):
     workers: int = field(default=1, metadata=between(least=1, most=1000))
 
     in_sweeps: ClassVar[bool] = False
-    meanings: ClassVar[dict[str, Meaning]] = _OWN | {
-        f"control_{name}": Meaning(f"{meaning.text}: random directions", meaning.unit, shown=Shown.files)
-        for name, meaning in _OWN.items()
+    # `vectors` reports the other numbers, over more samples.
+    meanings: ClassVar[dict[str, Meaning]] = {
+        name: meaning for name, meaning in MEANINGS.items() if name not in Vectors.meanings
     }
 
     def measure(self, subject: Subject) -> list[Measured]:
@@ -151,20 +149,21 @@ class Latents(Evaluation, group="eval.latents"):
             own = findings(contexts, autoencoder, survey, self.partners, triggers, subject.heartbeat)
             found[autoencoder] = own, survey
         controls = dict(zip(surveyed.autoencoders, surveyed.autoencoders[1:], strict=False))
-        numbers, folders = [], {}
+        numbers, controlled, folders = [], [], {}
         for member, autoencoder in enumerate(run.autoencoders):
             own, survey = found[autoencoder]
             control = controls.get(autoencoder)
             of_control = None if control is None or control in run.autoencoders else found[control][0]
             meta = with_control(self._meta(contexts, autoencoder, survey, subject), own, of_control)
-            named = own.numbers | {f"control_{name}": value for name, value in meta.control.items()}
-            numbers.append({name: value for name, value in named.items() if name in self.meanings})
+            numbers.append({name: value for name, value in own.numbers.items() if name in self.meanings})
+            controlled.append(meta.control)
             several = len(run.autoencoders) > 1
             name = f"latents/{member}" if several else "latents"
             title = f"{run.folder.name if run.folder else 'latents'}{f', member {member}' if several else ''}"
             folders[name] = partial(_write, own, contexts, meta, surveyed.unfinished, title)
         common = set.intersection(*(set(each) for each in numbers))
-        return Measured([{name: each[name] for name in each if name in common} for each in numbers], folders=folders)
+        of_each = [{name: each[name] for name in each if name in common} for each in numbers]
+        return Measured(of_each, content={"latents_control": controlled}, folders=folders)
 
     def _meta(self, contexts: Contexts, autoencoder: Autoencoder, survey: Survey, subject: Subject) -> Meta:
         positions = survey.tally.samples
