@@ -16,6 +16,7 @@ from fsae.language_models.interventions import Ablate
 from fsae.outputs.latent_store import HIT_COLUMNS, LATENT_COLUMNS, LatentStore
 from fsae.surface.prompt import view_prompt
 from tests.processes import finished
+from tests.sweeps.sweeps import begun, ended
 
 RUNS = {
     "text": ["debug=tiny", "arch=batch_topk", "arch.d_sae=64", "arch.k=4", "eval=[vectors,latents]"],
@@ -80,16 +81,18 @@ def test_the_jobs_of_a_sweep_are_not_measured_unless_the_command_names_it():
     assert list(chosen(evaluations, frozenset(), named=True, in_sweep=True)) == ["vectors", "latents"]
 
 
-def test_a_new_pass_replaces_the_store(runs: dict[str, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path):
+def test_a_new_pass_replaces_the_store(runs: dict[str, Path], tmp_path: Path):
     run = tmp_path / "copy"
     shutil.copytree(runs["text"], run)
     before = fsae.load(run).latent_store.meta
-    assert main([str(run), "--tokens", "12_000", "--train-text", "eval.latents.top=5"]) == 0
+    given = ("--tokens", "12_000", "--train-text", "eval.latents.top=5")
+    done = ended(begun("fsae.latents", str(run), *given, outputs=tmp_path))
+    assert done.returncode == 0, done.stdout
     after = fsae.load(run).latent_store
     assert (after.meta.part, after.meta.top) == ("train", 5)
     assert after.meta.contexts * after.meta.context >= 12_000 > before.contexts * before.context
     assert max(after.hits()["rank"]) == 4
-    assert f"latents:     {run / 'latents' / 'index.html'}" in capsys.readouterr().out
+    assert f"latents:     {run / 'latents' / 'index.html'}" in done.stdout
 
 
 def test_the_loss_change_of_a_prompts_latent_is_that_of_an_ablation(runs: dict[str, Path]):
@@ -130,11 +133,9 @@ def test_a_prompt_and_a_comparison_get_pages_of_their_own(runs: dict[str, Path],
     assert comparison.is_file()
 
 
-def test_a_dictionary_in_saelens_format_gets_a_run_of_its_own(
-    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.setenv("FSAE_OUTPUTS", str(tmp_path))
-    main([str(runs["text"] / "sae"), "debug=tiny", "name=imported"])
+def test_a_dictionary_in_saelens_format_gets_a_run_of_its_own(runs: dict[str, Path], tmp_path: Path):
+    done = ended(begun("fsae.latents", str(runs["text"] / "sae"), "debug=tiny", "name=imported", outputs=tmp_path))
+    assert done.returncode == 0, done.stdout
     (run,) = (tmp_path / "runs").glob("eval-imported-*")
     own, imported = fsae.load(runs["text"]).latents, LatentStore(run / "latents").table
     assert imported["count"].tolist() == own["count"].tolist()

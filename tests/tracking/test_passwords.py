@@ -87,7 +87,7 @@ def test_a_password_works_and_is_stored_nowhere(guarded: PasswordServer, server:
     assert {name: run.info.status for name, run in runs.items()} == {
         "trainer.lr=0.001,penalty=fisher": "FINISHED",
         "trainer.lr=1e+30,penalty=fisher": "FAILED",
-        folder.name: "FINISHED",
+        f"{folder.name},penalty=fisher": "FINISHED",
         f"sweep {outputs / 'sweep'}": "FAILED",
     }
     job = runs["trainer.lr=0.001,penalty=fisher"]

@@ -265,7 +265,7 @@ MEANINGS: dict[str, Meaning] = {
     "ngram_f1": Meaning("mean F1 of the n-gram predictor on held-out windows"),
     "ngram_correlation": Meaning("mean correlation of the n-gram predictor with held-out codes"),
     "input_score": Meaning("mean share of peak tokens among the latent's 20 top logits"),
-    "logit_kurtosis": Meaning("median kurtosis of the logit effects; 3 for a normal distribution"),
+    "logit_kurtosis": Meaning("median kurtosis of the logit effects; 3 if they are normal"),
     "logit_skew": Meaning("mean skew of the logit effects", shown=Shown.files),
     "encoder_decoder_cosine": Meaning("mean cosine of encoder column and decoder row", shown=Shown.files),
     "neighbour_cosine": Meaning("mean cosine of the decoder row with the nearest other one", better=Better.less),
