@@ -19,7 +19,8 @@ from tests.sweeps.sweeps import begun, ended
 
 TINY = (
     "source=sparse_sources", "arch=topk", "arch.k=3", "arch.d_sae=16", "trainer.samples=1024",
-    "trainer.batch_size=128", "trainer.log_every=4", "suite.samples=512", "suite.batch_size=256", "source.seed=0",
+    "trainer.batch_size=128", "trainer.log_every=4", "suite.samples=512", "suite.batch_size=256", "suite.latents=512",
+    "source.seed=0",
 )  # fmt: skip
 SWEEP = Path("sweeps/here")
 # Folders of YAML files, each with an evaluation.

@@ -28,7 +28,7 @@ from tests.composition import run_folder
 from tests.processes import environment, finished, start, wait_until
 from tests.training.runs import differences
 
-TINY = ("debug=tiny", "eval.splice.tokens=128")
+TINY = ("debug=tiny", "eval.splice.tokens=128", "suite.latents=1024")
 
 
 @dataclass
@@ -226,7 +226,7 @@ def test_a_refusal_does_not_change_earlier_results(command, tmp_path: Path):
     assert sorted(path.name for path in folder.iterdir()) == ["results.json", "status.json"]
 
 
-TINY_FOLDER = ("model=tiny", "site.layer=1", "tracking=none")
+TINY_FOLDER = ("model=tiny", "site.layer=1", "tracking=none", "suite.latents=512")
 
 
 def folder_of(*arguments: str) -> Path:

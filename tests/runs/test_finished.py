@@ -31,6 +31,7 @@ from tests.composition import composed
 
 SMALL = (
     "tracking=none", "trainer.samples=2048", "trainer.batch_size=256", "suite.samples=512", "suite.batch_size=256",
+    "suite.latents=512",
     "trainer.dead_after=1024",
 )  # fmt: skip
 LANGUAGE = ("debug=tiny", *SMALL, "suite.tokens=128", "source.tokens=1024", "source.shard_tokens=700")

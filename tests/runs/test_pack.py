@@ -51,6 +51,7 @@ SHORT = (
     "debug=tiny",
     "eval.splice.tokens=128",
     "suite.samples=512",
+    "suite.latents=512",
     "suite.batch_size=256",
     "trainer.batch_size=256",
     "trainer.log_every=4",
@@ -367,7 +368,7 @@ def test_features_that_are_known_are_trained_on_and_scored_against(source: str, 
     overrides = [
         f"source={source}", "arch=topk", "arch.k=3", "arch.d_sae=32", "population.size=2", "tracking=none",
         "trainer.samples=4096", "trainer.batch_size=256", "trainer.log_every=4",
-        "suite.samples=512", "suite.batch_size=256",
+        "suite.samples=512", "suite.batch_size=256", "suite.latents=512",
     ]  # fmt: skip
     config = composed(*overrides)
     OmegaConf.update(config, "paths.outputs", str(tmp_path))
@@ -387,7 +388,7 @@ def test_a_truth_may_be_large_and_hierarchical(tmp_path: Path):
     overrides = [
         "source=hierarchical_features", "source.features=300", "source.roots=8", "source.depth=2", "source.d_in=24",
         "arch=topk", "arch.k=3", "arch.d_sae=32", "tracking=none", "trainer.samples=1024", "trainer.batch_size=256",
-        "suite.samples=512", "suite.batch_size=256",
+        "suite.samples=512", "suite.batch_size=256", "suite.latents=512",
     ]  # fmt: skip
     config = composed(*overrides)
     OmegaConf.update(config, "paths.outputs", str(tmp_path))
@@ -405,6 +406,7 @@ def test_noise_is_taken_out_of_eeg(tmp_path: Path):
         "source=eeg", f"source.path={tmp_path / 'eeg'}", "source.noise_snr_db=0", "source.high=20", "arch=topk",
         "arch.k=4", "arch.d_sae=48", "source.held_out=0.25", "population.size=2", "tracking=none",
         "trainer.samples=12_000", "trainer.batch_size=60", "trainer.lr=3e-3", "suite.samples=40", "suite.batch_size=20",
+        "suite.latents=40",
     ]  # fmt: skip
     config = composed(*overrides)
     OmegaConf.update(config, "paths.outputs", str(tmp_path))
@@ -505,6 +507,7 @@ def test_a_run_refuses_to_resume_with_other_data(
     overrides = [
         "arch=topk", "arch.k=4", "trainer.samples=4096", "dataset=text_files", f"dataset.path={text}", "model=custom",
         f"model.path={model}", "model.dtype=float32", "site.layer=1", "suite.samples=128", "suite.batch_size=64",
+        "suite.latents=512",
     ]  # fmt: skip
     update = GradientLearner.update
 

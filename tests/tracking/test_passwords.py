@@ -16,7 +16,7 @@ from tests.tracking.password_server import PasswordServer
 # A run of about a second after its imports, since it needs no language model.
 SHORT = (
     "source=toy_clusters", "arch=topk", "trainer.samples=2000", "trainer.batch_size=100", "suite=quick",
-    "suite.samples=200", "suite.batch_size=200", "tracking.flush_seconds=20",
+    "suite.samples=200", "suite.batch_size=200", "suite.latents=200", "tracking.flush_seconds=20",
 )  # fmt: skip
 
 
