@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help setup run test lint types format test-peers test-browser test-cluster test-explain bench docs tutorial ui clean
+.PHONY: help setup run test lint types format test-peers test-browser test-cluster test-explain test-outside bench docs tutorial ui clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -28,7 +28,7 @@ run: setup  ## train, evaluate, log and export the default Fisher SAE (ARGS="arc
 
 # Two processes. Their threads must not spin while they wait, because that takes the cores from the other process.
 test: setup  ## the test suite
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/peers --ignore=tests/browser --ignore=tests/cluster --ignore=tests/explain
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/peers --ignore=tests/browser --ignore=tests/cluster --ignore=tests/explain --ignore=tests/outside
 
 # The peers are installed in environments of their own, never in .venv.
 PEERS := .venv-peers .venv-dictionary-learning .venv-sparsify
@@ -56,6 +56,9 @@ $(VENV)/.cluster: $(VENV)/.installed
 # As root on a Debian machine this installs the missing daemons; they run on loopback and are stopped afterwards.
 test-cluster: setup $(VENV)/.cluster  ## sweeps on a real Slurm and Ray, MLflow on a real PostgreSQL
 	FSAE_REQUIRE_CLUSTER=1 $(BIN)/python -m pytest --timeout=900 tests/cluster
+
+test-outside: setup  ## a package of a user's own, built and installed into a scratch environment
+	$(BIN)/python -m pytest tests/outside
 
 test-explain: setup  ## explanations by a small model that `transformers serve` serves
 	FSAE_REQUIRE_SERVER=1 $(BIN)/python -m pytest --timeout=900 tests/explain

@@ -536,6 +536,8 @@ def test_the_exported_autoencoder_evaluates_to_the_runs_results(uninterrupted: P
     # An evaluation does not train, so it has no counts of training samples.
     of_training = {name for name in wanted if name.startswith("data/train") or name == "data/text_rounds"}
     assert wanted.keys() - results.keys() == of_training
+    (control,), (wanted_control,) = results.pop("latents_control"), wanted.pop("latents_control")
+    assert control == pytest.approx(wanted_control, rel=1e-5)
     assert results == pytest.approx({name: wanted[name] for name in results}, rel=1e-5)
     assert not (folder / "checkpoints").exists()
 
