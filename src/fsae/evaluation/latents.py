@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.evaluation.evaluation import Evaluation, Measured
@@ -81,10 +83,11 @@ class Latents(Evaluation, group="eval.latents"):
         with working("reading the text" if subject.source.text is not None else "reading the samples"):
             contexts = self._contexts(subject)
         sizes = Sizes(HitSizes(self.top, self.per_bin, self.bins, self.window), self.cofiring, self.seed)
+        calibrated_on = _first_vectors(contexts) if self.control else None
         runs = []
         for run in subject.runs:
             # A dictionary with its control, the next one with its control, and so on.
-            dictionaries = [each for own in run.autoencoders for each in (own, *self._control(contexts, own))]
+            dictionaries = [each for own in run.autoencoders for each in (own, *self._control(calibrated_on, own))]
             key = self._key(contexts, dictionaries)
             surveys = [sizes.survey(each) for each in dictionaries]
             runs.append(Surveyed(dictionaries, surveys, kept_in(run.folder, key)))
@@ -114,17 +117,11 @@ class Latents(Evaluation, group="eval.latents"):
             )
         return TextContexts(rows, text.model, text.site, text.rows_at_once, text.norm_limit, text.open_model)
 
-    def _control(self, contexts: Contexts, autoencoder: Autoencoder) -> Sequence[Autoencoder]:
+    def _control(self, vectors: Tensor | None, autoencoder: Autoencoder) -> Sequence[Autoencoder]:
         """Return random directions of the dictionary's densities; none if it has no latent that is on."""
-        if self.control == 0:
+        if vectors is None:
             return []
-        vectors, found = [], 0
-        for read in contexts.blocks(0):
-            vectors.append(read.vectors.to(autoencoder.W_dec))
-            found += len(read.vectors)
-            if found >= _CALIBRATED_ON:
-                break
-        joined = torch.cat(vectors)
+        joined = vectors.to(autoencoder.W_dec)
         with torch.no_grad():
             counts = sum(autoencoder.encode(part, sparse=True).codes.firing_counts for part in joined.split(2048))
         assert isinstance(counts, torch.Tensor)
@@ -191,6 +188,17 @@ class Latents(Evaluation, group="eval.latents"):
             fsae=version("fsae"),
             dtype=None if text is None else str(text.model.dtype).removeprefix("torch."),
         )
+
+
+def _first_vectors(contexts: Contexts) -> Float[Tensor, "vectors d_in"]:
+    """Return the vectors on which densities are measured, read once for all dictionaries."""
+    vectors, found = [], 0
+    for read in contexts.blocks(0):
+        vectors.append(read.vectors)
+        found += len(read.vectors)
+        if found >= _CALIBRATED_ON:
+            break
+    return torch.cat(vectors)
 
 
 def _write(

@@ -34,11 +34,13 @@ class Findings:
         latents: a row per latent; see `LATENT_COLUMNS`.
         hits: top contexts and samples; see `HIT_COLUMNS`.
         numbers: of the dictionary as a whole.
+        strings: the text of every token id that occurs in the data or in the tables; empty without text.
     """
 
     latents: pd.DataFrame
     hits: pd.DataFrame
     numbers: dict[str, float]
+    strings: dict[int, str]
 
 
 def findings(
@@ -72,10 +74,11 @@ def findings(
         columns["trigger"] = _triggers(contexts, autoencoder, hits, columns["count"], triggers, heartbeat)
     table = pd.DataFrame(columns)
     table["class"] = classes(table)
+    strings: dict[int, str] = {}
     if isinstance(contexts, TextContexts):
-        strings = token_strings(contexts, table)
+        strings = _token_strings(contexts, table)
         table["label"] = labels(table, hits, contexts.rows.tokens.numpy(), strings)
-    return Findings(table, hits, aggregates(table))
+    return Findings(table, hits, aggregates(table), strings)
 
 
 def _triggers(
@@ -118,7 +121,7 @@ def _logit_columns(
     return logit_columns(autoencoder.W_dec, unembedding, stream)
 
 
-def token_strings(contexts: TextContexts, table: pd.DataFrame) -> dict[int, str]:
+def _token_strings(contexts: TextContexts, table: pd.DataFrame) -> dict[int, str]:
     """Return the text of every token id that occurs in the data or in the table."""
     ids = [np.unique(contexts.rows.tokens.numpy())]
     for name in _TOKEN_LISTS:
@@ -145,8 +148,7 @@ def write_findings(found: Findings, contexts: Contexts, meta: Meta, folder: Path
     if isinstance(contexts, TextContexts):
         tokens = contexts.rows.tokens.numpy()
         small = tokens.astype(np.uint16 if contexts.model.d_vocab <= 2**16 else np.int32)
-        strings = token_strings(contexts, found.latents)
-        write_latent_store(folder, found.latents, found.hits, meta, tokens=small, strings=strings)
+        write_latent_store(folder, found.latents, found.hits, meta, tokens=small, strings=found.strings)
     else:
         assert isinstance(contexts, SampleContexts)
         ids = np.unique(found.hits["context"].to_numpy())

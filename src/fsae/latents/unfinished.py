@@ -64,15 +64,13 @@ class Unfinished:
                 _merge(survey, tensors, f"{number}/")
 
     def gather(self, surveys: Sequence[Survey]) -> None:
-        """Read the surveys of all files into new ones, and put them into one file if there are several."""
-        if len(list(self.folder.glob(f"*{_SUFFIX}"))) < 2:
-            self.load(surveys)
-            return
+        """Read the surveys of all files into new ones, and put those of workers into the one file of the process."""
         self.load(surveys)
-        self.save(surveys)
-        for path in self.folder.glob(f"*{_SUFFIX}"):
-            if path.stem != _WHOLE:
-                path.unlink()
+        of_workers = [path for path in self.folder.glob(f"*{_SUFFIX}") if path.stem != _WHOLE]
+        if of_workers:
+            self.save(surveys)
+        for path in of_workers:
+            path.unlink()
 
     def close(self) -> None:
         """Delete the folder: the pass is complete."""
