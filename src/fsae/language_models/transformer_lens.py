@@ -212,6 +212,26 @@ class TransformerLensModel:
             )
         return ids
 
+    def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Return where each token of `tokenise` begins and ends in its text, in characters.
+
+        Raises:
+            ValueError: the tokenizer does not know it.
+        """
+        if not self._tokenizer.is_fast:
+            raise ValueError(
+                f"the tokenizer of model {self.name} does not report which characters a token is of; choose a model "
+                "with a tokenizer.json"
+            )
+        encoded = self._tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        return [[(begin, end) for begin, end in spans] for spans in encoded["offset_mapping"]]
+
     def strings(self, token_ids: Sequence[int]) -> list[str]:
         """Return what each token stands for in a text; a part of a character becomes a replacement character."""
         strings: list[str] = []

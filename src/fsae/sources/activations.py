@@ -14,6 +14,7 @@ from fsae.language_models.transformer_lens import TransformerLensModel
 from fsae.seeds import generator_for
 from fsae.sources.harvest import Harvester
 from fsae.sources.massive import norm_limit, within
+from fsae.sources.room import Room
 from fsae.sources.shard import Part
 from fsae.sources.shard_reader import ShardReader
 from fsae.sources.source import Batch, Source, in_batches
@@ -51,8 +52,11 @@ class ActivationSource(Source):
         max_norm_multiple: a vector is massive, and left out, if its norm is more than this many times the median norm;
             None for no limit.
         max_norm: the limit itself, instead of a multiple.
+        origin: returns what decides activations besides text and site.
+        kept_in: the folder of all activations, in which those of an evaluation's own texts are kept; None for nowhere.
 
     Attributes:
+        kept_in: as given.
         waited: seconds in which training waited for the next shard.
         held_out_found: held-out vectors in the last pass over them, including the massive ones.
         massive_share: share of these that were massive and left out.
@@ -72,8 +76,11 @@ class ActivationSource(Source):
         passes: dict[str, Any],
         max_norm_multiple: float | None,
         max_norm: float | None = None,
+        origin: Callable[[], dict[str, Any]] = dict,
+        kept_in: Room | None = None,
     ):
         self.d_in, self.device, self._passes = d_in, device, passes
+        self._origin, self.kept_in = origin, kept_in
         self._max_norm_multiple = max_norm_multiple
         self._norm_limit = max_norm
         self.text = self.store = self
@@ -121,6 +128,11 @@ class ActivationSource(Source):
     def prepends_bos(self) -> bool:
         """True if each row of text begins with a BOS."""
         return self._shards.prepends_bos
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Everything besides text and site that decides activations: the model's identity and its dtype."""
+        return self._origin() | {"dtype": self._passes["dtype"]}
 
     @property
     def harvester(self) -> Harvester:

@@ -230,6 +230,8 @@ def _source(settings: ActivationSourceSettings, request: Request, reader: ShardR
         passes=_passes(model, dataset),
         max_norm_multiple=settings.max_norm_multiple,
         max_norm=settings.max_norm,
+        origin=lambda: {"model": model_identity(model)},
+        kept_in=None if settings.cache is Cache.none else Room(folder=request.stores, limit_gb=settings.cache_gb),
     )
 
 

@@ -15,6 +15,7 @@ from fsae.language_models.settings import ModelSettings
 from fsae.language_models.sites import Site
 from fsae.ranges import SEED, Ranged
 from fsae.sources.documents import DatasetSettings
+from fsae.sources.room import Room
 from fsae.sources.shard import Part
 from fsae.sources.supply import Supply
 from fsae.sources.tokens import TextRows
@@ -62,6 +63,16 @@ class HeldOutText(Protocol):
     @property
     def prepends_bos(self) -> bool:
         """True if each row begins with a BOS."""
+        ...
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Everything besides text and site that decides activations: the model's identity and its dtype."""
+        ...
+
+    @property
+    def kept_in(self) -> Room | None:
+        """The folder of all activations, where those of an evaluation's own texts are kept, too; None for none."""
         ...
 
     def held_out_rows(self, count: int) -> tuple[Int[Tensor, "row context"], Bool[Tensor, "row context"]]:

@@ -1,0 +1,226 @@
+"""Activations at a site of texts that an evaluation chooses, read once for all dictionaries and kept on disk."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import Enum
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fsae.files import digest_of, replacing, share_as_folder
+from fsae.progress import Progress
+from fsae.sources.room import Room
+from fsae.sources.source import HeldOutText
+
+if TYPE_CHECKING:
+    from fsae.language_models.transformer_lens import TransformerLensModel
+
+log = logging.getLogger(__name__)
+
+# The folder of kept texts, among the activation stores.
+_FOLDER = "texts"
+# Tokens of one forward pass, about.
+_TOKENS_AT_ONCE = 2048
+
+
+class Positions(Enum):
+    """Tokens of a text whose activations are read.
+
+    Attributes:
+        all: every token of the text, without BOS and other special tokens.
+        last: the last token of the text.
+    """
+
+    all = "all"
+    last = "last"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """The way in which texts are read.
+
+    Attributes:
+        positions: tokens whose activations are read.
+        tokens: the most tokens of a text, without a BOS; a longer one is cut.
+        from_end: whether a cut text keeps its end and not its beginning.
+    """
+
+    positions: Positions = Positions.all
+    tokens: int = 128
+    from_end: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class TextActivations:
+    """Raw activations of texts at a site, text by text.
+
+    Attributes:
+        vectors: (tokens, d_in) in the model's type, on the CPU.
+        ids: (tokens,) token ids.
+        places: (tokens,) place of each token in its text, counted from 0 without a BOS.
+        starts: (texts + 1,) where the tokens of each text begin; a text may have none.
+    """
+
+    vectors: Float[Tensor, "tokens d_in"]
+    ids: Int[Tensor, " tokens"]
+    places: Int[Tensor, " tokens"]
+    starts: Int[Tensor, " texts+1"]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def texts(self) -> Int[Tensor, " tokens"]:
+        """Return the number of each token's text."""
+        return torch.repeat_interleave(torch.arange(len(self)), self.starts.diff())
+
+    def of_tokens(self, kept: Tensor) -> "TextActivations":
+        """Return the same texts with some of their tokens only, which a mask names."""
+        counts = torch.zeros(len(self), dtype=torch.long).index_add(
+            0, self.texts[kept], torch.ones(int(kept.sum()), dtype=torch.long)
+        )
+        starts = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+        return replace(self, vectors=self.vectors[kept], ids=self.ids[kept], places=self.places[kept], starts=starts)
+
+
+def text_activations(
+    text: HeldOutText,
+    texts: Sequence[str],
+    reading: Reading,
+    label: str,
+    heartbeat: Callable[[], None] = lambda: None,
+) -> TextActivations:
+    """Return the activations of texts at the source's site.
+
+    Each text is read alone, and begins as the rows of training do: with a BOS if they have one. Activations are kept
+    next to the activation stores, under the identity of the model, the site, the texts and the reading. So other
+    dictionaries at the site, and the same command after a kill, need no language model for them. Massive activations
+    (`source.max_norm_multiple`) are left out of `Positions.all`, as they are of training.
+
+    Args:
+        text: the source's language model and site.
+        texts: the texts.
+        reading: which tokens are read.
+        label: the progress line.
+        heartbeat: called after each forward pass; may raise to stop.
+
+    Raises:
+        ValueError: a text has no token.
+    """
+    content = text.origin | {
+        "site": str(text.site),
+        "bos": text.prepends_bos,
+        "texts": _digest(texts),
+        "count": len(texts),
+        **{name: value.name if isinstance(value, Enum) else value for name, value in asdict(reading).items()},
+    }
+    path = None if text.kept_in is None else text.kept_in.folder / _FOLDER / f"{digest_of(content)}.safetensors"
+    found = None if path is None else _read(path)
+    if found is None:
+        found = _activations(text, texts, reading, label, heartbeat)
+        if path is not None and text.kept_in is not None:
+            _keep(found, path, text.kept_in, content)
+    limit = text.norm_limit
+    if limit is None or reading.positions is Positions.last:
+        return found
+    return found.of_tokens(found.vectors.float().norm(dim=1) <= limit)
+
+
+def token_ids(model: "TransformerLensModel", texts: Sequence[str], reading: Reading) -> list[list[int]]:
+    """Return the token ids of each text as they are read, without a BOS.
+
+    Raises:
+        ValueError: a text has no token.
+    """
+    rows = [ids[-reading.tokens :] if reading.from_end else ids[: reading.tokens] for ids in model.tokenise(texts)]
+    for number, ids in enumerate(rows):
+        if not ids:
+            raise ValueError(f"text {number} of {len(rows)} has no token: {texts[number]!r}; leave it out")
+    return rows
+
+
+@torch.no_grad()
+def _activations(
+    text: HeldOutText, texts: Sequence[str], reading: Reading, label: str, heartbeat: Callable[[], None]
+) -> TextActivations:
+    model = text.model
+    bos = [] if not text.prepends_bos else [model.bos_token_id]
+    room_for_text = model.context_limit - len(bos)
+    rows = token_ids(model, texts, replace(reading, tokens=min(reading.tokens, room_for_text)))
+    starts = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0)
+    if reading.positions is Positions.last:
+        starts = torch.arange(len(rows) + 1)
+    ids = torch.zeros(int(starts[-1]), dtype=torch.long)
+    places = torch.zeros_like(ids)
+    vectors: Tensor | None = None
+    progress = Progress(label, sum(map(len, rows)))
+    # Texts of about one length together, so that there is little padding. A causal model's activations do not depend
+    # on what follows, so padding at the end changes none.
+    order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
+    while order:
+        width = len(rows[order[0]])
+        some: list[int] = []
+        while order and len(some) * len(rows[order[0]]) < _TOKENS_AT_ONCE:
+            some.append(order.pop(0))
+            width = len(rows[some[-1]])
+        padded = torch.full((len(some), len(bos) + width), model.separator_id)
+        for place, number in enumerate(some):
+            padded[place, : len(bos) + len(rows[number])] = torch.tensor([*bos, *rows[number]])
+        read = model.activations(padded, [text.site])[text.site].cpu()
+        if vectors is None:
+            vectors = torch.zeros(len(ids), read.shape[-1], dtype=read.dtype)
+        for place, number in enumerate(some):
+            length, begin = len(rows[number]), int(starts[number])
+            wanted = range(length) if reading.positions is Positions.all else range(length - 1, length)
+            own = slice(begin, begin + len(wanted))
+            vectors[own] = read[place, len(bos) + wanted.start : len(bos) + wanted.stop]
+            ids[own] = torch.tensor(rows[number][wanted.start : wanted.stop])
+            places[own] = torch.arange(wanted.start, wanted.stop)
+        progress.advance(sum(len(rows[number]) for number in some))
+        heartbeat()
+    progress.close()
+    assert vectors is not None
+    found = TextActivations(vectors, ids, places, starts)
+    if reading.positions is Positions.last:
+        return found
+    return found.of_tokens(~torch.isin(ids, torch.tensor(sorted(model.special_ids))))
+
+
+def _digest(texts: Sequence[str]) -> str:
+    digest = blake2b(digest_size=16)
+    for each in texts:
+        encoded = each.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "little"))
+        digest.update(encoded)
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> TextActivations | None:
+    """Return what is kept; None if nothing is, or if the file is damaged."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as opened:
+            return TextActivations(**{name: opened.get_tensor(name) for name in ("vectors", "ids", "places", "starts")})
+    except (SafetensorError, OSError) as error:
+        log.warning("%s cannot be read (%s); its texts are read by the language model again", path, error)
+        return None
+
+
+def _keep(found: TextActivations, path: Path, room: Room, content: dict[str, Any]) -> None:
+    """Write activations, if there is room."""
+    tensors = {name: getattr(found, name).contiguous() for name in ("vectors", "ids", "places", "starts")}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with room.taken(sum(tensor.nbytes for tensor in tensors.values())), replacing(path, shared=True) as unfinished:
+            save_file(tensors, unfinished, metadata={"content": repr(content)})
+            share_as_folder(unfinished)
+    except (OSError, SafetensorError) as error:
+        log.warning("activations of texts are not kept: %s", error)
