@@ -10,6 +10,7 @@ from fsae.outputs.results import (
     Better,
     Meaning,
     Shown,
+    accompanied,
     flat_results,
     in_order,
     meaning_of,
@@ -73,3 +74,12 @@ def test_a_damaged_file_is_named(tmp_path: Path):
         match=r"results\.json does .* cut off: delete it, and evaluate the run again, as in python -m fsae\.evaluate /",
     ):
         read_results(tmp_path / "results.json")
+
+
+def test_a_number_is_accompanied_by_its_noise_and_its_controls():
+    found = accompanied("auc", Meaning("AUC", better=Better.more), {"random": "random directions"})
+    assert list(found) == ["auc", "auc_noise", "auc_random"]
+    assert (found["auc_noise"].noise_of, found["auc_random"].control_of) == ("auc", "auc")
+    assert found["auc_random"].text == "AUC, of random directions"
+    assert [each.shown for each in found.values()] == [Shown.table, Shown.files, Shown.files]
+    assert [meaning_of(each.as_json()) for each in found.values()] == list(found.values())

@@ -39,12 +39,17 @@ class Meaning:
         unit: the number's unit; "" for a pure number.
         better: its better direction.
         shown: the places that show it.
+        noise_of: the number whose noise this one is: its standard deviation over seeds of the evaluation.
+        control_of: the number that this one is a control of: the same measured on something that has learned nothing,
+            or on something simpler.
     """
 
     text: str
     unit: str = ""
     better: Better = Better.neither
     shown: Shown = Shown.table
+    noise_of: str = ""
+    control_of: str = ""
 
     def __str__(self) -> str:
         return f"{self.text} [{self.unit}]" if self.unit else self.text
@@ -54,14 +59,34 @@ class Meaning:
         return asdict(self) | {"better": self.better.value, "shown": self.shown.value}
 
 
+def accompanied(
+    name: str, meaning: Meaning, controls: Mapping[str, str] | None = None, noise: bool = True
+) -> dict[str, Meaning]:
+    """Return the meanings of a number, of its noise and of its controls, which the report shows next to it.
+
+    Args:
+        name: of the number; "<name>_noise" is its noise and "<name>_<control>" a control.
+        meaning: of the number.
+        controls: by name, what each control is measured on, as in "random directions of equal density".
+        noise: whether the number has a noise.
+    """
+    found = {name: meaning}
+    if noise:
+        text = f"standard deviation over seeds of the evaluation: {meaning.text}"
+        found[f"{name}_noise"] = Meaning(text, meaning.unit, shown=Shown.files, noise_of=name)
+    for control, subject in (controls or {}).items():
+        text = f"{meaning.text}, of {subject}"
+        found[f"{name}_{control}"] = Meaning(text, meaning.unit, shown=Shown.files, control_of=name)
+    return found
+
+
 def meaning_of(written: Mapping[str, str]) -> Meaning:
     """Return the meaning that `Meaning.as_json` wrote.
 
     Raises:
-        ValueError, KeyError: the text is of something else.
+        ValueError, KeyError, TypeError: the text is of something else.
     """
-    better, shown = Better(written["better"]), Shown(written["shown"])
-    return Meaning(text=written["text"], unit=written["unit"], better=better, shown=shown)
+    return Meaning(**dict(written) | {"better": Better(written["better"]), "shown": Shown(written["shown"])})
 
 
 def meanings_in(results: Mapping[str, Any]) -> dict[str, Meaning]:
