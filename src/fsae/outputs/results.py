@@ -86,7 +86,8 @@ def meaning_of(written: Mapping[str, str]) -> Meaning:
     Raises:
         ValueError, KeyError, TypeError: the text is of something else.
     """
-    return Meaning(**dict(written) | {"better": Better(written["better"]), "shown": Shown(written["shown"])})
+    texts = {name: text for name, text in written.items() if name not in ("better", "shown")}
+    return Meaning(**texts, better=Better(written["better"]), shown=Shown(written["shown"]))
 
 
 def meanings_in(results: Mapping[str, Any]) -> dict[str, Meaning]:
