@@ -80,6 +80,15 @@ def test_a_number_is_accompanied_by_its_noise_and_its_controls():
     found = accompanied("auc", Meaning("AUC", better=Better.more), {"random": "random directions"})
     assert list(found) == ["auc", "auc_noise", "auc_random"]
     assert (found["auc_noise"].noise_of, found["auc_random"].control_of) == ("auc", "auc")
-    assert found["auc_random"].text == "AUC, of random directions"
+    assert found["auc_random"].text == "auc of random directions"
     assert [each.shown for each in found.values()] == [Shown.table, Shown.files, Shown.files]
     assert [meaning_of(each.as_json()) for each in found.values()] == list(found.values())
+
+
+def test_the_table_has_noise_and_controls_next_to_their_number():
+    meanings = accompanied("auc", Meaning("AUC", better=Better.more), {"random": "random directions"})
+    table = results_table({"auc_random": 0.5, "auc_noise": 0.0123, "auc": 0.8765, "fvu": 0.25}, {"fvu": FVU} | meanings)
+    assert table.splitlines() == [
+        "fvu            0.25  fraction of variance unexplained",
+        "auc  0.8765 ± 0.012  AUC (random 0.5)",
+    ]

@@ -1,5 +1,6 @@
 """The table of evaluations: the name of each and its settings. `eval=` lists YAML files of `conf/eval`."""
 
+from fsae.evaluation.absorption import Absorption
 from fsae.evaluation.agreement import Agreement
 from fsae.evaluation.evaluation import Evaluation
 from fsae.evaluation.geometry import Geometry
@@ -15,4 +16,5 @@ CHOICES: dict[str, type[Evaluation]] = {
     "agreement": Agreement,
     "geometry": Geometry,
     "latents": Latents,
+    "absorption": Absorption,
 }

@@ -72,10 +72,10 @@ def accompanied(
     """
     found = {name: meaning}
     if noise:
-        text = f"standard deviation over seeds of the evaluation: {meaning.text}"
+        text = f"noise of {name} over seeds"
         found[f"{name}_noise"] = Meaning(text, meaning.unit, shown=Shown.files, noise_of=name)
     for control, subject in (controls or {}).items():
-        text = f"{meaning.text}, of {subject}"
+        text = f"{name} of {subject}"
         found[f"{name}_{control}"] = Meaning(text, meaning.unit, shown=Shown.files, control_of=name)
     return found
 
@@ -148,8 +148,24 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def results_table(scalars: Mapping[str, float], meanings: Mapping[str, Meaning]) -> str:
-    """Return aligned lines of name, value and meaning, in the order of tables, without a newline at the end."""
-    rows = [(name, f"{scalars[name]:.4g}", str(meanings[name])) for name in in_order(meanings) if name in scalars]
+    """Return aligned lines of name, value and meaning, in the order of tables, without a newline at the end.
+
+    A number's noise stands behind its value, as in "0.41 ± 0.02", and its controls behind its meaning.
+    """
+    rows = []
+    for name in in_order(meanings):
+        meaning = meanings[name]
+        if name not in scalars or meaning.noise_of or meaning.control_of:
+            continue
+        beside = {each: scalars[each] for each in meanings if each in scalars}
+        noise = [f" ± {value:.2g}" for each, value in beside.items() if meanings[each].noise_of == name]
+        controls = [
+            f"{each.removeprefix(f'{name}_')} {value:.3g}"
+            for each, value in beside.items()
+            if meanings[each].control_of == name
+        ]
+        text = f"{meaning} ({', '.join(controls)})" if controls else str(meaning)
+        rows.append((name, f"{scalars[name]:.4g}{''.join(noise)}", text))
     return "\n".join(_aligned(rows)) if rows else "nothing was measured"
 
 
