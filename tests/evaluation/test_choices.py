@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fsae.configuration.conf_folder import conf_folder
+from fsae.configuration.overrides import SUITE
 from fsae.configuration.schema import settings_of
 from fsae.evaluation.choices import CHOICES
 from fsae.evaluation.evaluation import Evaluation
@@ -21,7 +22,12 @@ def _outputs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 def test_every_evaluation_has_a_yaml_file_of_its_name():
-    assert {path.stem for path in (conf_folder() / "eval").glob("*.yaml")} == CHOICES.keys()
+    assert {path.stem for path in (conf_folder() / "eval").glob("*.yaml")} == CHOICES.keys() | {SUITE}
+
+
+def test_the_suite_has_every_evaluation_that_runs_alone():
+    settings = settings_of(composed(f"eval=[{SUITE}]"))
+    assert settings.eval.keys() == CHOICES.keys() - {"agreement", "geometry"}
 
 
 @pytest.mark.parametrize("name", CHOICES)

@@ -93,22 +93,22 @@ def test_evaluations_whose_needs_are_not_met_are_left_out_unless_the_command_lin
     assert list(chosen(listed, frozenset({"members"}))) == ["vectors", "members"]
     assert list(chosen(listed, frozenset())) == ["vectors"]
     with pytest.raises(ValueError, match=r"eval\.members cannot be measured: .* set population\.size to 2 or more, or"):
-        chosen(listed, frozenset(), named=True)
+        chosen(listed, frozenset(), frozenset(listed))
     with pytest.raises(ValueError, match=r"measured: the run trains one autoencoder; leave members out of eval$"):
-        chosen(listed, frozenset(), named=True, trained=True)
+        chosen(listed, frozenset(), frozenset(listed), trained=True)
 
 
 def test_a_needed_evaluation_that_is_not_chosen_is_named():
     with pytest.raises(ValueError, match=r"eval\.splice .* needs vectors; add that, as in eval=\[vectors,splice\]$"):
-        chosen({"splice": _needing("vectors")}, frozenset(), named=True)
+        chosen({"splice": _needing("vectors")}, frozenset(), frozenset({"splice"}))
 
 
 def test_a_source_can_provide_an_unknown_need():
     with pytest.raises(
         ValueError, match=r"it needs labels; choose a source that provides labels, or leave probing out"
     ):
-        chosen({"probing": _needing("labels")}, frozenset(), named=True)
-    assert list(chosen({"probing": _needing("labels")}, frozenset({"labels"}), named=True)) == ["probing"]
+        chosen({"probing": _needing("labels")}, frozenset(), frozenset({"probing"}))
+    assert list(chosen({"probing": _needing("labels")}, frozenset({"labels"}), frozenset({"probing"}))) == ["probing"]
 
 
 def test_evaluations_that_need_each_other_are_refused():
@@ -156,6 +156,25 @@ def test_everything_that_was_found_is_written(tmp_path: Path):
     assert results["meanings"]["eval/counted"] == written["meanings"]["counted"]
     assert {name for name in results if name.startswith(("eval/", "data/"))} == found.logged().keys()
     assert all(map(math.isfinite, found.logged().values()))
+
+
+def test_an_evaluation_that_cannot_measure_stops_no_other(caplog: pytest.LogCaptureFixture):
+    class Refusing(Counting):
+        meanings: ClassVar[dict[str, Meaning]] = {}
+
+        def measure(self, subject: Subject) -> list[Measured]:
+            raise ValueError("too few samples; raise eval.refusing.samples")
+
+    class Needing(Refusing):
+        needs: ClassVar[frozenset[str]] = frozenset({"refusing"})
+
+    (found,) = measure(
+        subject(1), {"refusing": Refusing(), "needing": Needing(), "vectors": VECTORS, "counting": Counting()}
+    )
+    assert "counted" in found.numbers
+    assert "eval.refusing cannot be measured: too few samples" in caplog.text
+    with pytest.raises(ValueError, match=r"^too few samples; .*samples; eval\.needing needs refusing, which was not"):
+        found.check()
 
 
 def test_a_number_without_a_meaning_is_refused():

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from fsae.configuration.overrides import check_choices, check_single, quoted
+from fsae.configuration.overrides import check_choices, check_single, named_evaluations, quoted
 from fsae.configuration.recorded import recorded_evaluations, recorded_outputs
 from fsae.configuration.refusal import MENDABLE, explain
 from fsae.console import console
@@ -69,7 +69,7 @@ def _command(folders: Sequence[Path], overrides: Sequence[str], config_dirs: Seq
     runs = list(dict.fromkeys(run for folder in folders for run in _runs(folder)))
     for run in runs:
         check_finished(run)
-        if not any(each.startswith("eval=") for each in overrides):
+        if not named_evaluations(overrides):
             recorded_evaluations(run)
     os.environ["FSAE_OUTPUTS"] = recorded_outputs(runs[0])
     own = [str(Path(each).absolute()) for each in config_dirs]

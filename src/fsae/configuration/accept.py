@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fsae.configuration.checks import check, check_files
 from fsae.configuration.existing import apply_provenance, with_its_norm_limit
 from fsae.configuration.origin import Origin, origin_of
+from fsae.configuration.overrides import SUITE, named_evaluations
 from fsae.configuration.recorded import with_evaluations_of
 from fsae.configuration.refusal import record_refusal
 from fsae.configuration.resolvers import absolute_paths, flat_settings
@@ -41,11 +42,11 @@ def checked(
         refuse_secret(str(OmegaConf.select(config, key)), key)
         OmegaConf.update(config, key, path)
     settings = settings_of(config)
-    named = any(override.startswith("eval=") for override in overrides)
+    named = named_evaluations(overrides)
     # Runs of one pack have the same evaluations; those of populations are measured of each run that has members.
-    several = settings.population.size > 1 or not named
+    several = settings.population.size > 1 or not named - {SUITE}
     provided = settings.source.provides | ({MEMBERS} if several else set())
-    settings = replace(settings, eval=chosen(settings.eval, provided, named, in_sweep, trained))
+    settings = replace(settings, eval=chosen(settings.eval, provided, named, in_sweep and not named, trained))
     for key, text in flat_settings(config).items():
         refuse_secret(text, key)
     check(settings)

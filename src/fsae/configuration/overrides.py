@@ -16,6 +16,8 @@ from omegaconf import DictConfig
 from fsae.configuration.conf_folder import choices_of, conf_folder
 from fsae.configuration.schema import NO_EVALUATION, RunSettings
 
+# The choice of `eval` that stands for all evaluations that need neither a hub nor a judge.
+SUITE = "suite"
 # Options without a value: the argument after one of them is an argument of its own.
 _FLAGS = {"-m", "--multirun", "-r", "--run", "--resolve"}
 
@@ -75,6 +77,12 @@ def quoted(path: object) -> str:
     A backslash counts before quotation marks only.
     """
     return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), str(path)) + "'"
+
+
+def named_evaluations(overrides: Sequence[str]) -> frozenset[str]:
+    """Return the choices that the last `eval=...` lists; none if there is none."""
+    lists = [each.partition("=")[2] for each in overrides if each.startswith("eval=")]
+    return frozenset(name.strip() for name in lists[-1].strip("[]").split(",")) if lists else frozenset()
 
 
 def check_choices(arguments: Sequence[str]) -> None:

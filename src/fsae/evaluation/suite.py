@@ -3,8 +3,8 @@
 import logging
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -43,7 +43,7 @@ UNMET = {
 def chosen(
     evaluations: Mapping[str, Evaluation],
     provided: frozenset[str],
-    named: bool = False,
+    named: Set[str] = frozenset(),
     in_sweep: bool = False,
     trained: bool = False,
 ) -> dict[str, Evaluation]:
@@ -52,9 +52,9 @@ def chosen(
     Args:
         evaluations: by name.
         provided: the needs that the source and the run meet.
-        named: whether the command line named the evaluations. A named one whose needs are not met is refused; one that
-            a YAML file lists is left out.
-        in_sweep: whether the run is a sweep's job, for which the evaluations of single runs must be named.
+        named: the evaluations that the command line named. A named one whose needs are not met is refused; one that a
+            YAML file lists is left out.
+        in_sweep: whether evaluations of single runs are left out, as in a sweep's job that names none.
         trained: whether the run is finished, so that its source and its population cannot be changed.
 
     Raises:
@@ -64,12 +64,12 @@ def chosen(
     possible: dict[str, Evaluation] = {}
     for name in _ordered(evaluations):
         each = evaluations[name]
-        if in_sweep and not named and not each.in_sweeps:
+        if in_sweep and not each.in_sweeps:
             continue
         missing = sorted(each.needs - provided - possible.keys())
         if not missing:
             possible[name] = each
-        elif named:
+        elif name in named:
             raise ValueError(f"eval.{name} cannot be measured: {_remedy(missing[0], name, evaluations, trained)}")
     _check_names(possible)
     return possible
@@ -88,11 +88,18 @@ class Findings:
         evaluations: the suite, by name.
         measured: the findings, by name of the evaluation.
         supply: the samples that the run was trained on and measured on.
+        refused: by name of the evaluation, the reason for which it could not measure.
     """
 
     evaluations: Mapping[str, Evaluation]
     measured: Mapping[str, Measured]
     supply: Supply
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise ValueError with the reasons of the evaluations that could not measure."""
+        if self.refused:
+            raise ValueError("; ".join(self.refused.values()))
 
     @cached_property
     def meanings(self) -> dict[str, Meaning]:
@@ -156,17 +163,28 @@ class Findings:
 def measure(subject: Subject, evaluations: Mapping[str, Evaluation]) -> list[Findings]:
     """Measure the subject's runs by every evaluation, in their order, and return the findings on each run.
 
-    An evaluation that needs members skips a run without any.
+    An evaluation that needs members skips a run without any. One that cannot measure is refused, and so are those that
+    need it; the others continue.
 
     Raises:
-        ValueError: an evaluation has a number without a meaning, or content of a reserved name; or it cannot measure.
+        ValueError: an evaluation has a number without a meaning, or content of a reserved name.
     """
     found: list[dict[str, Measured]] = [{} for _ in subject.runs]
+    refused: dict[str, str] = {}
     for name, evaluation in evaluations.items():
         is_measured = [MEMBERS not in evaluation.needs or len(run.autoencoders) > 1 for run in subject.runs]
         if not any(is_measured):
             continue
-        for own, each, counts in zip(found, evaluation.measure(subject), is_measured, strict=True):
+        if needed := sorted(evaluation.needs & refused.keys()):
+            refused[name] = f"eval.{name} needs {needed[0]}, which was not measured"
+            continue
+        try:
+            measured = evaluation.measure(subject)
+        except ValueError as error:
+            refused[name] = str(error)
+            log.error("eval.%s cannot be measured: %s", name, error)
+            continue
+        for own, each, counts in zip(found, measured, is_measured, strict=True):
             if not counts:
                 continue
             unknown = {*each.shared, *_means(each.numbers)} - evaluation.meanings.keys()
@@ -183,7 +201,7 @@ def measure(subject: Subject, evaluations: Mapping[str, Evaluation]) -> list[Fin
             own[name] = each
     wanted = held_out_samples(evaluations)
     return [
-        Findings(evaluations, own, subject.source.supply(run.samples or None, subject.found_samples, wanted))
+        Findings(evaluations, own, subject.source.supply(run.samples or None, subject.found_samples, wanted), refused)
         for run, own in zip(subject.runs, found, strict=True)
     ]
 

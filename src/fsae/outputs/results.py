@@ -56,7 +56,8 @@ class Meaning:
 
     def as_json(self) -> dict[str, str]:
         """Return what `meaning_of` reads."""
-        return asdict(self) | {"better": self.better.value, "shown": self.shown.value}
+        written = asdict(self) | {"better": self.better.value, "shown": self.shown.value}
+        return {name: value for name, value in written.items() if value or name == "unit"}
 
 
 def accompanied(

@@ -54,6 +54,7 @@ def conclude(made: Mapping[Run, Examined], source: Source, heartbeat: Callable[[
     for (run, examined), found in zip(made.items(), findings, strict=True):
         with run.alone():
             record(run, examined, found)
+            found.check()
             finish(run, found)
 
 

@@ -219,6 +219,7 @@ def _trained(
 
 def _measured(settings: RunSettings, source: Source, examined: Examined, interruption: Interruption) -> Findings:
     (found,) = measure(Subject([examined], source, interruption.check), {"vectors": settings.eval["vectors"]})
+    found.check()
     return found
 
 

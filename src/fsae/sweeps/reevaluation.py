@@ -10,7 +10,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from fsae.configuration.overrides import quoted
+from fsae.configuration.overrides import SUITE, named_evaluations, quoted
 from fsae.configuration.recorded import recorded_evaluations
 from fsae.outputs.results import Meaning, in_order, meaning_of, read_results, results_table
 from fsae.outputs.run_folder import RunFolder
@@ -73,7 +73,7 @@ def job_overrides(folder: Path, arguments: Sequence[str]) -> list[str]:
     Raises:
         ValueError: the run does not name its evaluations, and neither does the command.
     """
-    named = any(each.startswith("eval=") for each in arguments)
+    named = named_evaluations(arguments)
     return [
         *arguments,
         *([] if named else [f"eval=[{','.join(recorded_evaluations(folder))}]"]),
@@ -104,11 +104,10 @@ def _print_numbers(measured: Sequence[tuple[Path, Sequence[str]]]) -> None:
 
 def _numbers(folder: Path, overrides: Sequence[str]) -> tuple[dict[str, float], dict[str, Meaning]]:
     """Return the numbers of the evaluations that a job named, and their meanings."""
-    listed = next(each for each in reversed(overrides) if each.startswith("eval="))
+    named, evaluations = named_evaluations(overrides), RunFolder(folder).evaluations
     numbers, meanings = dict[str, float](), dict[str, Meaning]()
-    for name in listed.removeprefix("eval=").strip("[]").split(","):
-        file = RunFolder(folder).evaluations / f"{name.strip()}.json"
-        if not file.exists():
+    for file in sorted(evaluations.glob("*.json")):
+        if file.stem not in named and SUITE not in named:
             continue
         written = json.loads(file.read_text(encoding="utf-8"))
         numbers |= {each: value for each, value in written["numbers"].items() if value is not None}
