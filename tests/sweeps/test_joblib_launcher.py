@@ -1,26 +1,23 @@
 """`launcher=joblib`: a killed worker ends its own job only."""
 
 import signal
-import subprocess
 from pathlib import Path
 
 import psutil
 import pytest
 
 from fsae.sweeps.joblib_launcher import JoblibLauncher
-from tests.processes import wait_until
+from tests.processes import Command, begun, ended, wait_until
 from tests.sweeps.sweeps import (
     LONG,
     assert_a_killed_worker_takes_down_its_own_job_only,
-    begun,
-    ended,
     is_training,
     states_in,
     status_of,
 )
 
 
-def swept(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
+def swept(folder: Path, *overrides: str) -> Command:
     """Start a sweep of long jobs in a folder two levels below the outputs."""
     return begun(
         "fsae.run", "-m", *LONG, *overrides, "launcher=joblib", f"hydra.sweep.dir={folder}", outputs=folder.parents[1]
