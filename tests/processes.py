@@ -86,12 +86,12 @@ class Command:
         return self._said.read_text(encoding="utf-8")
 
 
-def begun(*arguments: str, outputs: Path, cwd: Path | None = None, **more: str) -> Command:
-    """Start `python -m ARGUMENTS` in `cwd` (the outputs folder) without waiting; `more` is added to its environment."""
-    return Command(arguments, environment(outputs, **more), cwd or outputs)
+def begun(*arguments: str, outputs: Path, **more: str) -> Command:
+    """Start `python -m ARGUMENTS` in the outputs folder without waiting; `more` is added to its environment."""
+    return Command(arguments, environment(outputs, **more), outputs)
 
 
-def ended(process: Command, seconds: float = 250) -> subprocess.CompletedProcess[str]:
+def ended(process: "Command | subprocess.Popen[str]", seconds: float = 250) -> subprocess.CompletedProcess[str]:
     """Wait for the process to end; `stdout` has the output of both streams."""
     output, _ = process.communicate(timeout=seconds)
     assert process.returncode is not None
@@ -100,7 +100,7 @@ def ended(process: Command, seconds: float = 250) -> subprocess.CompletedProcess
 
 def start(*arguments: str, outputs: Path, cwd: Path | None = None) -> Command:
     """Start `python -m fsae.run` and do not wait."""
-    return begun("fsae.run", *arguments, outputs=outputs, cwd=cwd or Path.cwd())
+    return Command(("fsae.run", *arguments), environment(outputs), cwd or Path.cwd())
 
 
 def finished(*arguments: str, outputs: Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

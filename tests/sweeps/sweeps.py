@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def assert_equal_runs(folder: Path, wanted: Path) -> None:
 
 
 def assert_a_killed_worker_takes_down_its_own_job_only(
-    process: Command, folder: Path, outputs: Path, *launcher: str, reason: str
+    process: "Command | subprocess.Popen[str]", folder: Path, outputs: Path, *launcher: str, reason: str
 ) -> str:
     """Kill the worker of the first of three equal jobs, two at a time, and finish the sweep afterwards; returns its
     output. `launcher` is the launcher that finishes it, `reason` is why the job was lost."""
