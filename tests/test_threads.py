@@ -32,7 +32,7 @@ def _four_cores() -> Iterator[None]:
 
 def test_each_item_has_a_share_of_the_cores():
     two = Threads(2)
-    together = threading.Barrier(2, timeout=10)
+    together = threading.Barrier(2, timeout=60)
 
     def look(item: int) -> tuple[int, int]:
         together.wait()

@@ -14,8 +14,7 @@ import pytest
 from fsae.commands.evaluate import main
 from fsae.configuration.overrides import quoted
 from fsae.outputs.status import RunState, mark
-from tests.processes import wait_until
-from tests.sweeps.sweeps import begun, ended
+from tests.processes import begun, ended, wait_until
 
 TINY = (
     "source=sparse_sources", "arch=topk", "arch.k=3", "arch.d_sae=16", "trainer.samples=1024",

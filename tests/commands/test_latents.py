@@ -15,8 +15,7 @@ from fsae.evaluation.suite import chosen
 from fsae.language_models.interventions import Ablate
 from fsae.outputs.latent_store import HIT_COLUMNS, LATENT_COLUMNS, LatentStore
 from fsae.surface.prompt import view_prompt
-from tests.processes import finished
-from tests.sweeps.sweeps import begun, ended
+from tests.processes import begun, ended, finished
 
 RUNS = {
     "text": ["debug=tiny", "arch=batch_topk", "arch.d_sae=64", "arch.k=4", "eval=[vectors,latents]"],

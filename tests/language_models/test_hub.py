@@ -1,4 +1,4 @@
-"""One clear answer within seconds, whatever the hub does; each in a process of its own, as the libraries read the
+"""One clear answer at once, whatever the hub does; each in a process of its own, as the libraries read the
 hub's address when they are imported."""
 
 import json
@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from fsae.language_models.settings import Package
 from tests.language_models.fake_hub import COMMIT, fake_hub
 
 QUESTIONS = """
-import json, sys
+import json, sys, time
+time.sleep = lambda seconds: sys.exit(f"waits {seconds} s")
 from fsae.language_models.hub import RepoKind, is_offline, require_repo
 answers = []
 for repo, revision, kind in json.loads(sys.argv[1]):
@@ -31,6 +31,8 @@ print(json.dumps([is_offline(), answers]))
 """
 
 OPEN_GPT2 = """
+import sys, time
+time.sleep = lambda seconds: sys.exit(f"waits {seconds} s")
 from fsae.language_models.settings import ModelSettings
 from fsae.language_models.shape import shape_of
 settings = ModelSettings(path="gpt2")
@@ -47,24 +49,23 @@ print(is_offline(), datasets.config.HF_HUB_OFFLINE)
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))}
 
 
-def run(code: str, *arguments: str, home: Path, endpoint: str, **environment: str) -> tuple[str, str, float]:
-    began = time.monotonic()
+def run(code: str, *arguments: str, home: Path, endpoint: str, **environment: str) -> tuple[str, str]:
     result = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         env={**ENVIRONMENT, "HF_HOME": str(home), "HF_ENDPOINT": endpoint, **environment},
         cwd=home,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
     )
-    return result.stdout, result.stderr, time.monotonic() - began
+    return result.stdout, result.stderr
 
 
 def ask(home: Path, endpoint: str, *questions: tuple[str, str | None, str], **environment: str):
-    output, errors, seconds = run(QUESTIONS, json.dumps(questions), home=home, endpoint=endpoint, **environment)
+    output, errors = run(QUESTIONS, json.dumps(questions), home=home, endpoint=endpoint, **environment)
     assert output, errors
     offline, answers = json.loads(output)
-    return answers, offline, seconds
+    return answers, offline
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_require_repo_reports_the_hubs_refusals(tmp_path):
         ("owner/no-model", None, "model"): "model.path: owner/no-model holds no config.json",
     }
     with fake_hub() as hub:
-        answers, offline, _ = ask(tmp_path, hub, *questions)
+        answers, offline = ask(tmp_path, hub, *questions)
     # The libraries stay online if the hub answers.
     assert not offline
     for question, expected, answer in zip(questions, questions.values(), answers, strict=True):
@@ -130,7 +131,7 @@ def test_require_repo_reports_the_hubs_refusals(tmp_path):
 
 def test_a_hub_with_server_errors_counts_as_unreachable(tmp_path):
     with fake_hub() as hub:
-        (answer,), offline, _ = ask(tmp_path, hub, ("owner/broken", None, "model"))
+        (answer,), offline = ask(tmp_path, hub, ("owner/broken", None, "model"))
     assert "cannot be asked (HfHubHTTPError: Server error '503" in answer
     assert not offline
 
@@ -138,7 +139,7 @@ def test_a_hub_with_server_errors_counts_as_unreachable(tmp_path):
 def test_a_hub_that_failed_once_is_asked_again(tmp_path):
     """Jobs of one sweep may share a process, so one job's failed request must not affect the next job."""
     with fake_hub() as hub:
-        answers, offline, _ = ask(
+        answers, offline = ask(
             tmp_path,
             hub,
             ("owner/broken", None, "model"),
@@ -152,28 +153,26 @@ def test_a_hub_that_failed_once_is_asked_again(tmp_path):
 
 @pytest.mark.parametrize("kind", ["model", "dataset"])
 def test_a_missing_network_is_reported_at_once(tmp_path, closed_port, kind):
-    (answer,), offline, seconds = ask(tmp_path, closed_port, ("gpt2", None, kind))
+    (answer,), offline = ask(tmp_path, closed_port, ("gpt2", None, kind))
     assert answer.startswith(f"{kind}.path: gpt2 is not ")
     assert f"{closed_port} cannot be asked" in answer
     assert "check the network, the proxy or HF_ENDPOINT" in answer
     assert {"model": "model=smollm2_135m_instruct_q4_1", "dataset": "dataset=python_source"}[kind] in answer
     assert not offline
-    assert seconds < 15
 
 
 def test_require_repo_gives_up_on_a_silent_hub(tmp_path, silent_hub):
-    (answer,), _, seconds = ask(tmp_path, silent_hub, ("gpt2", None, "model"))
+    (answer,), _ = ask(tmp_path, silent_hub, ("gpt2", None, "model"))
     assert "cannot be asked" in answer
-    assert seconds < 15
 
 
 def test_the_error_names_the_offline_flag(tmp_path, closed_port):
-    (answer,), _, _ = ask(tmp_path, closed_port, ("gpt2", None, "model"), HF_HUB_OFFLINE="1")
+    (answer,), _ = ask(tmp_path, closed_port, ("gpt2", None, "model"), HF_HUB_OFFLINE="1")
     assert "cannot be asked (HF_HUB_OFFLINE is set); unset it" in answer
 
 
 def test_a_cached_model_opens_without_a_network(cached_gpt2, closed_port):
-    output, errors, _ = run(OPEN_GPT2, home=cached_gpt2, endpoint=closed_port)
+    output, errors = run(OPEN_GPT2, home=cached_gpt2, endpoint=closed_port)
     # The model is open, and later requests are not kept offline.
     assert output.splitlines() == ["3", "[1, 3, 257]", "False False"], errors
 
@@ -181,11 +180,9 @@ def test_a_cached_model_opens_without_a_network(cached_gpt2, closed_port):
 def test_a_partly_cached_model_fails_at_once(cached_gpt2, closed_port):
     snapshot = next((cached_gpt2 / "hub" / "models--gpt2" / "snapshots").iterdir())
     (snapshot / "model.safetensors").unlink()
-    output, errors, seconds = run(OPEN_GPT2, home=cached_gpt2, endpoint=closed_port)
+    output, errors = run(OPEN_GPT2, home=cached_gpt2, endpoint=closed_port)
     assert output.splitlines() == ["3"]
     assert "ValueError: model.path: gpt2 could not be opened" in errors
-    # Imports take 6 s. The libraries' own retries would take another 23 s.
-    assert seconds < 25
 
 
 def test_a_folder_takes_precedence_over_a_hub_name(tmp_path, monkeypatch):

@@ -4,40 +4,18 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import load_file
 
-from tests.processes import environment, wait_until
+from tests.processes import Command, begun, ended, wait_until
 from tests.training.runs import differences
 
 # A job of about a second after its imports.
 SHORT = ("debug=tiny", "eval=[vectors]", "trainer.samples=4096", "source.tokens=4096", "source.shard_tokens=4096")
 # A job that is long enough to be disturbed.
 LONG = ("debug=tiny", "eval=[vectors]", "trainer.samples=150_000", "trainer.checkpoint_seconds=1")
-
-
-def begun(*arguments: str, outputs: Path, **more: str) -> "subprocess.Popen[str]":
-    """Start `python -m ARGUMENTS` without waiting; `more` is added to its environment."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # As in a shell's background; a process that ignores Ctrl-C passes that on to its children.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    return subprocess.Popen(
-        [sys.executable, "-m", *arguments],
-        env=environment(outputs, **more),
-        cwd=outputs,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def ended(process: "subprocess.Popen[str]", seconds: float = 250) -> subprocess.CompletedProcess[str]:
-    """Wait for the process to end; `stdout` has the output of both streams."""
-    output, _ = process.communicate(timeout=seconds)
-    return subprocess.CompletedProcess(process.args, process.returncode, output)
 
 
 def status_of(folder: Path) -> Mapping:
@@ -65,7 +43,7 @@ def assert_equal_runs(folder: Path, wanted: Path) -> None:
 
 
 def assert_a_killed_worker_takes_down_its_own_job_only(
-    process: "subprocess.Popen[str]", folder: Path, outputs: Path, *launcher: str, reason: str
+    process: "Command | subprocess.Popen[str]", folder: Path, outputs: Path, *launcher: str, reason: str
 ) -> str:
     """Kill the worker of the first of three equal jobs, two at a time, and finish the sweep afterwards; returns its
     output. `launcher` is the launcher that finishes it, `reason` is why the job was lost."""

@@ -1,26 +1,23 @@
 """`launcher=joblib`: a killed worker ends its own job only."""
 
 import signal
-import subprocess
 from pathlib import Path
 
 import psutil
 import pytest
 
 from fsae.sweeps.joblib_launcher import JoblibLauncher
-from tests.processes import wait_until
+from tests.processes import Command, begun, ended, wait_until
 from tests.sweeps.sweeps import (
     LONG,
     assert_a_killed_worker_takes_down_its_own_job_only,
-    begun,
-    ended,
     is_training,
     states_in,
     status_of,
 )
 
 
-def swept(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
+def swept(folder: Path, *overrides: str) -> Command:
     """Start a sweep of long jobs in a folder two levels below the outputs."""
     return begun(
         "fsae.run", "-m", *LONG, *overrides, "launcher=joblib", f"hydra.sweep.dir={folder}", outputs=folder.parents[1]
@@ -44,7 +41,7 @@ def test_a_signal_to_the_launcher_makes_its_jobs_save(tmp_path: Path):
     process = swept(folder, "trainer.samples=40_000_000", "seed=1,2", "hydra.launcher.n_jobs=1")
     wait_until(lambda: is_training(folder / "0"), process)
     process.send_signal(signal.SIGINT)
-    done = ended(process, seconds=60)
+    done = ended(process, seconds=120)
     assert done.returncode == 130, done.stdout
     assert states_in(folder) == {"0": "interrupted"}
     assert "2 jobs, 1 interrupted, 1 not started" in done.stdout
@@ -57,7 +54,7 @@ def test_workers_save_and_end_if_the_launcher_is_killed(tmp_path: Path):
     worker = psutil.Process(status_of(folder / "0")["pid"])
     process.kill()
     process.wait()
-    worker.wait(timeout=30)
+    worker.wait(timeout=120)
     assert states_in(folder) == {"0": "interrupted"}
     assert (folder / "0" / "checkpoints" / "latest.pt").exists()
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fsae.outputs.sweep_folder import JobState, Sweep, lock, read_sweep
-from tests.processes import wait_until
-from tests.sweeps.sweeps import LONG, SHORT, assert_equal_runs, begun, ended, is_training, states_in
+from tests.processes import begun, ended, wait_until
+from tests.sweeps.sweeps import LONG, SHORT, assert_equal_runs, is_training, states_in
 
 
 @pytest.fixture(scope="module")

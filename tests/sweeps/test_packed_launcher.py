@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fsae.sweeps.packed_launcher import PackedLauncher
-from tests.processes import wait_until
-from tests.sweeps.sweeps import LONG, assert_equal_runs, begun, ended, is_training, states_in
+from tests.processes import begun, ended, wait_until
+from tests.sweeps.sweeps import LONG, assert_equal_runs, is_training, states_in
 
 PACKED = (*LONG, "trainer.samples=100_000", "launcher=packed", "arch=topk", "arch.d_sae=64", "source.seed=0")
 

@@ -2,7 +2,6 @@
 
 import sqlite3
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -67,10 +66,9 @@ def test_many_jobs_find_the_database_ready(tmp_path: Path):
 def test_a_locked_database_is_reported_in_time(sqlite_uri: str, tmp_path: Path):
     holder = sqlite3.connect(sqlite_uri.removeprefix("sqlite:///"))
     holder.execute("BEGIN EXCLUSIVE")
-    began = time.monotonic()
-    with pytest.raises(ConnectionError, match=r"no answer within 1 s|database is locked"):
+    # MLflow alone would wait for minutes.
+    with pytest.raises(ConnectionError, match="no answer within 1 s"):
         sweep_run(sqlite_uri, tmp_path, seconds=1).open()
-    assert time.monotonic() - began < 5
     holder.rollback()
     holder.close()
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import call, create_autospec
 
 import psutil
 import pytest
@@ -46,19 +47,15 @@ def steps(uri: str, name: str) -> list[int]:
     return [metric.step for metrics in history for metric in metrics]
 
 
-def log_steps(sink: MetricSink, first: int, last: int) -> list[float]:
-    """Log ten values per step; returns how long each call took, in seconds."""
-    seconds = []
+def log_steps(sink: MetricSink, first: int, last: int) -> None:
+    """Log ten values per step."""
     for step in range(first, last):
-        begin = time.perf_counter()
         sink.log({f"train/{n}": step + n / 10 for n in range(10)}, step=step)
-        seconds.append(time.perf_counter() - begin)
         time.sleep(0.001)
-    return seconds
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -69,6 +66,15 @@ def test_without_mlflow_only_the_file_is_written(run_folder: Path) -> None:
         tracker.log({"train/l0": 3.0}, step=7)
         assert tracker.position() == RunFolder(run_folder).metrics.stat().st_size
     assert [path.name for path in run_folder.iterdir()] == ["metrics.jsonl"]
+
+
+def test_logging_a_value_sends_nothing_and_so_waits_for_nothing(run_folder: Path) -> None:
+    uploader = create_autospec(Uploader, instance=True)
+    with tracking(run_folder, uploader) as tracker:
+        log_steps(tracker, 0, 20)
+        tracker.position()
+        assert uploader.mock_calls == [call.follow(run_folder)]
+    assert uploader.mock_calls == [call.follow(run_folder), call.end(run_folder)]
 
 
 def test_mlflow_shows_a_run_while_it_is_running_and_closes_it_at_its_end(
@@ -140,7 +146,7 @@ def test_a_run_that_fails_before_its_first_value_is_in_mlflow(
     assert only_run(sqlite_uri).info.status == "FAILED"
 
 
-def test_an_outage_of_the_server_loses_doubles_and_delays_nothing(
+def test_an_outage_of_the_server_loses_and_doubles_nothing(
     server: Server, run_folder: Path, describe: Describe, caplog: pytest.LogCaptureFixture
 ) -> None:
     database = f"sqlite:///{server.database}"
@@ -150,14 +156,14 @@ def test_an_outage_of_the_server_loses_doubles_and_delays_nothing(
     folder = RunFolder(run_folder)
     mark(run_folder, RunState.running)
     with Uploader(server.uri, 30.0, PAUSE) as uploader, tracking(run_folder, uploader) as tracker:
-        seconds = log_steps(tracker, 0, 300)
+        log_steps(tracker, 0, 300)
         wait_for(lambda: len(steps(database, "train/0")) >= 300)
         server.kill()
-        seconds += log_steps(tracker, 300, 1200)
+        log_steps(tracker, 300, 1200)
         wait_for(lambda: "does not accept" in caplog.text)
         server.start()
         server.wait_until_up()
-        seconds += log_steps(tracker, 1200, 1500)
+        log_steps(tracker, 1200, 1500)
         wait_for(lambda: "is back" in caplog.text)
         folder.config.write_text("seed: 3\n")
         mark(run_folder, RunState.finished)
@@ -173,10 +179,6 @@ def test_an_outage_of_the_server_loses_doubles_and_delays_nothing(
     assert sync_command(run_folder) in went.getMessage()
     assert back.getMessage() == f"MLflow ({server.uri}) is back and up to date"
     assert end.getMessage().startswith(f"in MLflow: {server.uri}/#/experiments/")
-    # A single call may be late on a busy machine; none waits for a request.
-    seconds.sort()
-    assert seconds[int(0.99 * len(seconds))] < 0.005
-    assert seconds[-1] < 1.0
 
 
 def test_a_run_ends_in_time_if_the_server_hangs(
@@ -186,12 +188,10 @@ def test_a_run_ends_in_time_if_the_server_hangs(
         uri = f"http://127.0.0.1:{listener.getsockname()[1]}"
         describe(uri)
         mark(run_folder, RunState.running)
-        begin = time.monotonic()
+        # Nothing else ends the wait: the server never answers.
         with Uploader(uri, 4.0, PAUSE) as uploader, tracking(run_folder, uploader) as tracker:
-            seconds = log_steps(tracker, 0, 200)
+            log_steps(tracker, 0, 200)
             mark(run_folder, RunState.finished)
-        assert 4.0 < time.monotonic() - begin < 8.0
-    assert sorted(seconds)[190] < 0.005
     assert len(list(read_metrics(RunFolder(run_folder).metrics))) == 200
     (record,) = caplog.records
     assert record.levelname == "WARNING"
@@ -301,11 +301,10 @@ def test_an_uploader_that_keeps_dying_is_not_restarted_and_reported(
 ) -> None:
     describe("http://127.0.0.1:9")
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    begin = time.monotonic()
-    with Uploader("http://127.0.0.1:9", 30.0, PAUSE) as uploader, tracking(run_folder, uploader) as tracker:
+    # Its end waits for no process: the wait would last longer than a test may.
+    with Uploader("http://127.0.0.1:9", 1000.0, PAUSE) as uploader, tracking(run_folder, uploader) as tracker:
         wait_for(lambda: "is not restarted" in caplog.text)
         log_steps(tracker, 0, 10)
-    assert time.monotonic() - begin < 10
     assert caplog.text.count("it is restarted") == RESTARTS
     assert "not in MLflow (http://127.0.0.1:9) yet: 100 values" in caplog.text
 
