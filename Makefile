@@ -31,11 +31,12 @@ test: setup  ## the test suite
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/peers --ignore=tests/browser --ignore=tests/cluster --ignore=tests/explain --ignore=tests/outside
 
 # The peers are installed in environments of their own, never in .venv.
-PEERS := .venv-peers .venv-dictionary-learning .venv-sparsify
+PEERS := .venv-peers .venv-dictionary-learning .venv-sparsify .venv-sae-dashboard
 
 .venv-peers/.installed: tests/peers/requirements.txt
 .venv-dictionary-learning/.installed: benchmarks/peers/dictionary_learning.txt
 .venv-sparsify/.installed: benchmarks/peers/sparsify.txt
+.venv-sae-dashboard/.installed: benchmarks/peers/sae_dashboard.txt
 
 $(PEERS:=/.installed):
 	$(PYTHON) -m venv $(@D)

@@ -10,6 +10,7 @@ FOLDERS = {
     "sae_lens": ".venv-peers",
     "dictionary_learning": ".venv-dictionary-learning",
     "sparsify": ".venv-sparsify",
+    "sae_dashboard": ".venv-sae-dashboard",
 }
 
 

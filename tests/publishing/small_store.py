@@ -25,8 +25,8 @@ def write_small_store(folder: Path, largest: float = 1.5) -> LatentStore:
             "latent": np.arange(3, dtype=np.int32), "count": count, "density": count / 10,
             "max": np.array([largest, np.nan, 0.4], np.float32), "label": ["' a'", None, "x" * 600],
             "histogram": [[1, 0, 2], [0, 0, 0], [4, 0, 0]],
-            "raw_logit_top": [[1, 2], *none], "raw_logit_top_values": [[0.123456789, 0.1], *none],
-            "raw_logit_bottom": [[5], *none], "raw_logit_bottom_values": [[-2.0], *none],
+            "logit_top": [[1, 2], *none], "logit_top_values": [[0.123456789, 0.1], *none],
+            "logit_bottom": [[5], *none], "logit_bottom_values": [[-2.0], *none],
             "decoder_neighbours": [[2], None, [0]], "decoder_cosines": [[0.0], None, [0.0]],
             "cofiring": [[2], None, [0]], "cofiring_share": [[2 / 3], None, [2 / 4]],
         }

@@ -16,6 +16,7 @@ from fsae.language_models.sites import Site, SiteName
 from fsae.sources.activations import ActivationSource
 from fsae.sources.documents import DatasetFormat, DatasetSettings
 from fsae.sources.open_activations import ActivationSourceSettings, Cache, open_activations
+from fsae.sources.shard import Part
 from fsae.sources.source import Request
 from tests.streams import D_IN, PASSES, TEXTS, TableModel, activation_source, packed
 
@@ -325,6 +326,14 @@ def test_an_evaluation_harvests_held_out_vectors_only(tmp_path: Path):
         list(source.held_out(100, 50))
     (folder,) = tmp_path.iterdir()
     assert [path.name for path in folder.glob("*.safetensors")] == ["held_out-00000.safetensors"]
+
+
+def test_an_evaluation_of_text_alone_harvests_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    with opened(tmp_path, training_tokens=0, held_out_tokens=0, cache=Cache.none) as source:
+        assert source.text is not None
+        assert source.text.rows(Part.held_out, 64).tokens.shape == (2, 32)
+    assert "harvested" not in caplog.text
 
 
 def test_a_run_without_room_for_its_store_is_refused_or_keeps_none(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -69,7 +69,7 @@ class LatentFacts:
         histogram_values: centres of equal bars from 0 to the largest code.
         histogram_heights: active tokens in each bar. The store has half octaves; within one, tokens count as spread
             evenly.
-        raised_tokens, raised_values: tokens whose logits the direction raises most, without the final norm, and the
+        raised_tokens, raised_values: tokens whose logits the direction raises most, through the final norm, and the
             effects.
         lowered_tokens, lowered_values: tokens whose logits it lowers most, and the effects.
         neighbours, neighbour_cosines: latents with the most similar decoder rows, and the cosines of the rows.
@@ -177,10 +177,10 @@ class _Reader:
             examples=self._examples(own, hits, norm) if hits else [],
             histogram_values=values,
             histogram_heights=heights,
-            raised_tokens=self._shown(_list(own["raw_logit_top"])),
-            raised_values=rounded(_list(own["raw_logit_top_values"])),
-            lowered_tokens=self._shown(_list(own["raw_logit_bottom"])),
-            lowered_values=rounded(_list(own["raw_logit_bottom_values"])),
+            raised_tokens=self._shown(_list(own["logit_top"])),
+            raised_values=rounded(_list(own["logit_top_values"])),
+            lowered_tokens=self._shown(_list(own["logit_bottom"])),
+            lowered_values=rounded(_list(own["logit_bottom_values"])),
             neighbours=_list(own["decoder_neighbours"]),
             neighbour_cosines=rounded(_list(own["decoder_cosines"])),
             neurons=neurons.tolist(),

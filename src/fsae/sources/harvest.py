@@ -187,10 +187,10 @@ class Harvester:
 
 def require_memory(count: int, d_in: int, dtype: torch.dtype, sites: int) -> None:
     """Raise ValueError if memory cannot hold one shard of `count` vectors of each site."""
-    needed = sites * count * d_in * dtype.itemsize
+    vector = sites * d_in * dtype.itemsize
     require_free(
-        needed,
+        vector * count,
         CPU,
         f"shards of {count:,} vectors (source.shard_tokens) at {sites} site{'s' * (sites > 1)}",
-        f"lower source.shard_tokens to at most {int(0.8 * free_bytes() / needed * count)}",
+        f"lower source.shard_tokens to at most {int(0.8 * free_bytes() / vector)}",
     )

@@ -167,7 +167,7 @@ def open_activations(
         shards.require_memory(site, extent, max(1, len(stores)))
         _check_sites(corpus, sites, spliced=request.spliced)
         held_out = _held_out_positions(reader.harvester, extent, dataset)
-        if room is None:
+        if room is None and request.training_samples:
             _log_memory(extent, partial(shards.bytes, site), request.training_samples)
         # The width as the model was read: a config.json may leave out the width of heads.
         source = _source(settings, request, reader, corpus.model.width(site))
@@ -292,12 +292,12 @@ def _held_out_positions(harvester: Harvester, extent: Extent, dataset: DatasetSe
     """Return how many of the wanted held-out positions the text has: all, if its beginning has enough.
 
     Raises:
-        ValueError: there are none.
+        ValueError: some are wanted, and there are none.
     """
     wanted = extent.tokens[Part.held_out]
     counted = min(wanted, _HELD_OUT_COUNTED)
     found = harvester.corpus.held_out_positions(counted, harvester.beat)
-    if found == 0:
+    if wanted and not found:
         raise ValueError(
             f"data set {dataset.name}: its held-out text has no position to evaluate on; give it more text, or "
             f"raise dataset.held_out, which is {dataset.held_out}"
