@@ -35,6 +35,8 @@ _CONTROLS = {"random": "random directions", "token": "the best rule on the token
 _TOKENS = 192
 # Passages of one file, at most, so that no file fills the sample.
 _OF_A_FILE = 20
+# A share of files that holds none.
+_NEXT_TO_NONE = 1e-12
 # The F1 from which a latent detects a type.
 _DETECTED = 0.5
 
@@ -158,15 +160,20 @@ class Code(Evaluation, group="eval.code"):
         ]
 
     def _passages(self) -> list[Passage]:
+        # Files that the user names are for this evaluation alone: all of them are read.
+        named = self.format not in (DatasetFormat.python_source, DatasetFormat.hub)
         try:
             dataset = DatasetSettings(
-                format=self.format, path=self.path, data_dir=self.data_dir, text_column=self.column
+                format=self.format,
+                path=self.path,
+                data_dir=self.data_dir,
+                text_column=self.column,
+                **({"held_out": _NEXT_TO_NONE} if named else {}),
             )
-            documents = open_documents(dataset, Part.held_out)
+            documents = open_documents(dataset, Part.train if named else Part.held_out)
         except ValueError as error:
-            raise ValueError(
-                str(error).replace("dataset.text_column", "eval.code.column").replace("dataset.", "eval.code.")
-            ) from None
+            text = str(error).replace("dataset.text_column", "eval.code.column").replace("dataset.", "eval.code.")
+            raise ValueError(text) from None
         found: list[Passage] = []
         # More files than are needed are looked at, so that the passages are from many.
         per_file: Counter[int] = Counter()
