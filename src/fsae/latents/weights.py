@@ -14,8 +14,8 @@ NEIGHBOURS = 10
 LOGITS = 10
 # Top logits that the input score reads.
 INPUT_LOGITS = 20
-# Entries of a block of cosines or logits. In float32, with as many for each intermediate result, some 0.3 GB.
-ENTRIES = 2**24
+# Entries of a block of cosines or logits. In float32, with as many for each intermediate result, some 60 MB.
+ENTRIES = 2**22
 
 
 @torch.no_grad()
