@@ -1,7 +1,6 @@
 """A block: the codes of some contexts, as one list of entries sorted by latent."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -68,9 +67,11 @@ class Block:
         columns = (self.latents, self.values, self.vectors, self.rows, self.positions)
         return Block(self.places, *(each[entries] for each in columns))
 
-    @cached_property
     def segments(self) -> "Segments":
-        """The entries of one latent in one context, for each such pair."""
+        """Return the entries of one latent in one context, for each such pair.
+
+        The block does not keep them: they refer to it, and Python frees a cycle late.
+        """
         key = self.latents * len(self.places.contexts) + self.rows
         begins = torch.cat([key.new_ones(1, dtype=torch.bool), key[1:] != key[:-1]]) if len(key) else key.bool()
         first = begins.nonzero().squeeze(1)

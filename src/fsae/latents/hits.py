@@ -66,7 +66,7 @@ class Hits:
 
     def add(self, block: Block) -> None:
         """Offer every context in which a latent is on; the block has no other latents."""
-        segments, sizes = block.segments, self.sizes
+        segments, sizes = block.segments(), self.sizes
         latents = segments.latents - self.latents.start
         strength = segments.values.abs()
         bins = bin_of(strength)

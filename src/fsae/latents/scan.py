@@ -10,7 +10,7 @@ from fsae.latents.contexts import Read
 from fsae.latents.survey import Survey
 
 # Vectors that are encoded at once, at least: what the survey does once per block costs little then.
-VECTORS_AT_ONCE = 8192
+VECTORS_AT_ONCE = 4096
 
 
 @torch.no_grad()
