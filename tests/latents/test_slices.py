@@ -50,8 +50,8 @@ def test_slices_find_what_one_survey_finds(contexts, dictionaries, whole, tmp_pa
     sliced, slices = found(contexts, dictionaries, count, tmp_path)
     for one, several in zip(whole, sliced, strict=True):
         assert several.latents.equals(one.latents)
-        tables = [pd.concat(each.hits(), ignore_index=True) for each in (one, several)]
-        pd.testing.assert_frame_equal(*tables, check_exact=True)
+        expected, hits = (pd.concat(each.hits(), ignore_index=True) for each in (one, several))
+        pd.testing.assert_frame_equal(hits, expected, check_exact=True)
         assert (several.numbers, several.samples, several.left_out) == (one.numbers, one.samples, one.left_out)
     slices.close()
     assert list(tmp_path.iterdir()) == []

@@ -167,7 +167,7 @@ def test_surveys_of_some_latents_find_what_the_survey_of_all_finds(codes, keep):
         for name, values in tally_columns(survey).items():
             assert np.array_equal(np.stack(values), np.stack(columns[name][own]), equal_nan=True)
         of_range = hits["latent"].between(latents.start, latents.stop - 1)
-        pd.testing.assert_frame_equal(hit_table(survey), hits[of_range].reset_index(drop=True), check_exact=True)
+        pd.testing.assert_frame_equal(hit_table(survey), hits.loc[of_range].reset_index(drop=True), check_exact=True)
         for name, values in cofiring_columns(survey.cofiring.partners(density, count, 5)).items():
             assert [row.tolist() for row in values] == [row.tolist() for row in partners[name][own]]
 

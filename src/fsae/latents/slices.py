@@ -72,7 +72,8 @@ class Slices:
             del survey
 
     def close(self) -> None:
-        """Delete what is kept on disk: the findings are written."""
+        """Drop the surveys, in memory and on disk: the findings are written."""
+        self._in_memory = ()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -126,7 +126,9 @@ def logit_columns(
     known = has_direction.tolist()
     columns: dict[str, Any] = {}
     for name, found in kept.items():
-        columns[name] = _lists(found, known) if found.dim() == 2 else found.where(has_direction.cpu(), torch.nan).numpy()
+        columns[name] = (
+            _lists(found, known) if found.dim() == 2 else found.where(has_direction.cpu(), torch.nan).numpy()
+        )
     return columns, input_tokens
 
 
