@@ -118,7 +118,7 @@ class _SyntheticDictionary(Autoencoder):
         latents = torch.arange(self._l0) * width + hash_of(number, 0) % width
         values = torch.exp2(hash_of(number, 1) / 2**31 * -_OCTAVES)
         codes = Codes(values.flatten(), Pattern.of_indices(latents, self.d_sae))
-        return Encoding(codes, AffineMap(x, self.W_enc, None, centre=None), {})
+        return Encoding(codes, AffineMap(x, self.W_enc, torch.zeros(self.d_sae)), {})
 
     settings_type = change_unit = to_saelens = NotImplemented  # pyright: ignore
 

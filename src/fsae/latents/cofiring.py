@@ -15,7 +15,7 @@ from fsae.latents.sampling import hash_of
 
 # Latents whose counts are made at once.
 _AT_ONCE = 256
-# Entries of sets that are gathered before those that nobody draws are dropped.
+# Entries of sets that are gathered before those that no latent draws are dropped.
 _SPARE = 2**20
 # Samples whose sets are copied at once.
 _SETS_AT_ONCE = 2**14
