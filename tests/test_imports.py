@@ -77,7 +77,7 @@ HOMES = {
     "transformer_lens": {"language_models.transformer_lens"},
     "datasets": {"sources.documents"},
     "fsspec": {"sources.rows"},
-    "pyarrow": {"sources.rows", "outputs.latent_store"},
+    "pyarrow": {"sources.rows", "outputs.latent_store", "latents.findings"},
     "transformers": {"language_models."},
     "httpx2": {"latents.endpoint"},
     "huggingface_hub": {"language_models.hub", "publishing."},

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from fsae.outputs.latent_store import SAMPLED, TOP, LatentStore, Meta, write_latent_store
+from fsae.outputs.latent_store import SAMPLED, TOP, LatentStore, Meta, latent_rows, write_latent_store
 
 BINS = 96
 EDGES = [2.0 ** (number / 2 - 32) for number in range(BINS + 1)]
@@ -52,7 +52,7 @@ def write_text_store(
         excluded={"first position": contexts, "massive": 3}, positions=contexts * 127, seed=seed, model="tiny/model",
         site="resid_post.3", dataset="a <i>data</i> set", part="held out", dtype="float32",
     )  # fmt: skip
-    write_latent_store(folder, table, hits, meta, tokens=tokens, strings=strings)
+    write_latent_store(folder, latent_rows(table), [hits], meta, tokens=tokens, strings=strings)
     return LatentStore(folder)
 
 
@@ -83,7 +83,7 @@ def write_samples_store(folder: Path, picture: bool = True, d_sae: int = 40, sam
         kind="samples", d_sae=d_sae, weights="samples1", contexts=samples, context=1, window=0, excluded={},
         positions=samples, seed=1, dataset="mnist", picture=[8, 6] if picture else None,
     )  # fmt: skip
-    write_latent_store(folder, table, hits, meta, sample_ids=shown, samples=vectors[shown])
+    write_latent_store(folder, latent_rows(table), [hits], meta, sample_ids=shown, samples=vectors[shown])
     return LatentStore(folder)
 
 

@@ -13,12 +13,13 @@ from fsae.latents.labels import (
     OUTPUT_LIKE,
     SINGLE_TOKEN,
     Classes,
+    aggregated,
     aggregates,
     classes,
     labels,
     text_columns,
 )
-from fsae.outputs.latent_store import HIT_COLUMNS, LATENT_COLUMNS, LatentStore, Meta, write_latent_store
+from fsae.outputs.latent_store import HIT_COLUMNS, LATENT_COLUMNS, LatentStore, Meta, latent_rows, write_latent_store
 from tests.latents.tables import hit, hits_of, hits_where
 
 STRINGS = {0: " of", 1: " the", 2: " return", 3: "\n", 4: "x", 5: "'s"}
@@ -177,7 +178,7 @@ def test_aggregates_are_means_over_the_latents_that_are_alive():
         logit_kurtosis=[3.0, 4.0, 100.0, 5.0, 3.0, 9.0],
         decoder_cosines=[np.array([0.5, 0.1]), np.array([0.3]), None, np.array([]), np.array([0.1]), np.array([1.0])],
     )
-    found = aggregates(table)
+    found = aggregates(aggregated(table))
     assert set(found) <= set(MEANINGS)
     assert found["dead_share"] == pytest.approx(1 / 6)
     assert found["single_token_share"] == pytest.approx(1 / 5)
@@ -192,13 +193,13 @@ def test_aggregates_are_means_over_the_latents_that_are_alive():
 
 def test_numbers_of_text_are_left_out_without_text():
     table = pd.DataFrame({"count": [0, 5], "density": [0.0, 0.5], "encoder_decoder_cosine": [0.1, 0.9]})
-    found = aggregates(table.assign(**{"class": classes(table)}))
+    found = aggregates(aggregated(table.assign(**{"class": classes(table)})))
     assert found == {"dead_share": 0.5, "dense_share": 1.0, "encoder_decoder_cosine": pytest.approx(0.9)}
 
 
 def test_a_dictionary_of_dead_latents_has_only_their_share():
     table = pd.DataFrame({"count": [0], "density": [0.0]})
-    assert aggregates(table.assign(**{"class": classes(table)})) == {"dead_share": 1.0}
+    assert aggregates(aggregated(table.assign(**{"class": classes(table)}))) == {"dead_share": 1.0}
 
 
 def test_the_store_keeps_the_columns(tmp_path):
@@ -210,7 +211,7 @@ def test_the_store_keeps_the_columns(tmp_path):
         kind="text", d_sae=6, architecture="topk", weights="", positions=1, excluded={}, contexts=600, context=16,
         window=16, top=60, per_bin=60, bin_edges=[], seed=0,
     )  # fmt: skip
-    write_latent_store(tmp_path / "latents", table, hits, meta, tokens=tokens, strings=STRINGS)
+    write_latent_store(tmp_path / "latents", latent_rows(table), [hits], meta, tokens=tokens, strings=STRINGS)
     read = LatentStore(tmp_path / "latents").table
     assert read["label"].tolist() == table["label"].tolist()
     assert read["ngram_order"].to_numpy()[1] == 1

@@ -41,14 +41,14 @@ DOCUMENTS = (torch.arange(CONTEXTS * LENGTH).view(CONTEXTS, LENGTH) // 7).int()
 def surveyed(
     codes: torch.Tensor, keep: torch.Tensor, contexts: list[int], part: int = 0, sparse: bool = True
 ) -> Survey:
-    survey = Survey(D_SAE, SIZES, cofiring=4, seed=3)
+    survey = Survey(range(D_SAE), D_SAE, SIZES, cofiring=4, seed=3)
     return add(survey, codes, keep, contexts, part, sparse)
 
 
 def add(survey: Survey, codes, keep, contexts: list[int], part: int, sparse: bool = True) -> Survey:
     kept = codes[contexts][keep[contexts]]
     held = Codes(kept[kept != 0], Pattern.of_mask(kept != 0)) if sparse else Codes(kept)
-    survey.add(Block(held, Places(torch.tensor(contexts), keep[contexts], DOCUMENTS[contexts])), 0, part)
+    survey.add(Block.of(held, Places(torch.tensor(contexts), keep[contexts], DOCUMENTS[contexts])), 0, part)
     return survey
 
 
@@ -136,28 +136,51 @@ def test_bins_are_half_octaves():
 
 @pytest.mark.parametrize("sparse", [True, False])
 def test_parts_merge_to_the_same_bytes_in_any_order(codes, keep, sparse):
-    whole = Survey(D_SAE, SIZES, cofiring=4, seed=3)
+    whole = Survey(range(D_SAE), D_SAE, SIZES, cofiring=4, seed=3)
     parts = [list(range(begin, begin + 10)) for begin in range(0, CONTEXTS, 10)]
     for number, contexts in enumerate(parts):
         for context in contexts:
             add(whole, codes, keep, [context], number)
-    merged = Survey(D_SAE, SIZES, cofiring=4, seed=3)
+    merged = Survey(range(D_SAE), D_SAE, SIZES, cofiring=4, seed=3)
     for number in (2, 0, 3, 1):
-        own = Survey(D_SAE, SIZES, cofiring=4, seed=3)
+        own = Survey(range(D_SAE), D_SAE, SIZES, cofiring=4, seed=3)
         for context in parts[number]:
             add(own, codes, keep, [context], number, sparse)
         # As a killed process leaves it, and the next one finds it.
-        loaded = Survey(D_SAE, SIZES, cofiring=4, seed=3)
-        loaded.load(own.state())
-        merged.merge(loaded)
+        loaded = own.like()
+        loaded.merge(own.state())
+        merged.merge(loaded.state())
     assert state_of(merged) == state_of(whole)
     assert tally_columns(merged)["mean"].tobytes() == tally_columns(whole)["mean"].tobytes()
     assert hit_table(merged).equals(hit_table(whole))
 
 
+def test_surveys_of_some_latents_find_what_the_survey_of_all_finds(codes, keep):
+    whole = surveyed(codes, keep, list(range(CONTEXTS)))
+    count, density = whole.tally.count.numpy(), whole.tally.count.numpy() / whole.tally.samples
+    partners = cofiring_columns(whole.cofiring.partners(density, count, 5))
+    columns, hits = tally_columns(whole), hit_table(whole)
+    for latents in (range(7), range(7, 8), range(8, D_SAE)):
+        survey = Survey(latents, D_SAE, SIZES, cofiring=4, seed=3)
+        add(survey, codes, keep, list(range(CONTEXTS)), 0)
+        own = slice(latents.start, latents.stop)
+        for name, values in tally_columns(survey).items():
+            assert np.array_equal(np.stack(values), np.stack(columns[name][own]), equal_nan=True)
+        of_range = hits["latent"].between(latents.start, latents.stop - 1)
+        pd.testing.assert_frame_equal(hit_table(survey), hits.loc[of_range].reset_index(drop=True), check_exact=True)
+        for name, values in cofiring_columns(survey.cofiring.partners(density, count, 5)).items():
+            assert [row.tolist() for row in values] == [row.tolist() for row in partners[name][own]]
+
+
+def test_hits_of_some_latents_are_rows_of_the_whole_table(codes, keep):
+    survey = surveyed(codes, keep, list(range(CONTEXTS)))
+    tables = [hit_table(survey, first, min(first + 5, D_SAE)) for first in range(0, D_SAE, 5)]
+    pd.testing.assert_frame_equal(pd.concat(tables, ignore_index=True), hit_table(survey), check_exact=True)
+
+
 def test_co_firing_of_a_small_dictionary_equals_exact_counts(codes, keep):
     """Every sample of a latent is kept if it has fewer than `cofiring`."""
-    survey = Survey(D_SAE, SIZES, cofiring=1000, seed=3)
+    survey = Survey(range(D_SAE), D_SAE, SIZES, cofiring=1000, seed=3)
     add(survey, codes, keep, list(range(CONTEXTS)), 0)
     on = (codes[keep] != 0).double()
     count, density = on.sum(0).numpy(), on.mean(0).numpy()
@@ -179,7 +202,7 @@ def test_planted_pairs_co_fire():
     codes = (torch.rand(CONTEXTS, LENGTH, D_SAE, generator=generator) < 0.05).float()
     codes[:, :, 5] = codes[:, :, 4] * (torch.rand(CONTEXTS, LENGTH, generator=generator) < 0.9)
     keep = torch.ones(CONTEXTS, LENGTH, dtype=torch.bool)
-    survey = Survey(D_SAE, SIZES, cofiring=16, seed=0)
+    survey = Survey(range(D_SAE), D_SAE, SIZES, cofiring=16, seed=0)
     add(survey, codes, keep, list(range(CONTEXTS)), 0)
     on = (codes[keep] != 0).double()
     found = survey.cofiring.partners(on.mean(0).numpy(), on.sum(0).numpy(), 3)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fsae.latents.excerpts import Excerpt
-from fsae.outputs.latent_store import LatentStore, Meta, write_latent_store
+from fsae.outputs.latent_store import LatentStore, Meta, latent_rows, write_latent_store
 from tests.latents.tables import hits_where
 
 LATENTS, WORDS, CONTEXTS, LENGTH = 6, 60, 240, 64
@@ -29,7 +29,7 @@ def write_word_store(folder: Path, weights: str = "0123456789abcdef") -> LatentS
         contexts=CONTEXTS, context=LENGTH, window=24, top=20, per_bin=20, bin_edges=[0.0, 1.0], seed=0,
     )  # fmt: skip
     strings = {word: f" w{word}" for word in range(WORDS)}
-    write_latent_store(folder, table, hits, meta, tokens=tokens, strings=strings)
+    write_latent_store(folder, latent_rows(table), [hits], meta, tokens=tokens, strings=strings)
     return LatentStore(folder)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fsae.outputs.latent_store import SAMPLED, TOP, LatentStore, Meta, write_latent_store
+from fsae.outputs.latent_store import SAMPLED, TOP, LatentStore, Meta, latent_rows, write_latent_store
 
 # Lengths 2, 0 and 5.
 W_DEC = np.array([[0.0, -2.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [3.0, 0.0, 4.0, 0.0]], np.float32)
@@ -44,5 +44,5 @@ def write_small_store(folder: Path, largest: float = 1.5) -> LatentStore:
         contexts=2, context=6, window=2, top=2, per_bin=1, bin_edges=EDGES, seed=0, model="tiny", site="resid_mid.1",
         part="held_out", dtype="float32",
     )  # fmt: skip
-    write_latent_store(folder, table, hits, meta, tokens=TOKENS, strings=STRINGS)
+    write_latent_store(folder, latent_rows(table), [hits], meta, tokens=TOKENS, strings=STRINGS)
     return LatentStore(folder)

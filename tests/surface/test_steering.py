@@ -13,7 +13,7 @@ from fsae.export.folding import fold
 from fsae.export.saelens import Provenance
 from fsae.language_models.sites import Site, SiteName
 from fsae.latents.findings import weights_digest
-from fsae.outputs.latent_store import Meta, write_latent_store
+from fsae.outputs.latent_store import Meta, latent_rows, write_latent_store
 from fsae.surface.steering import repetition
 from tests.architectures import build
 from tests.processes import finished
@@ -158,7 +158,7 @@ def test_the_latent_store_s_largest_activations_are_taken(
         excluded={}, contexts=1, context=1, window=0, top=1, per_bin=1, bin_edges=[0.0], seed=0,
     )  # fmt: skip
     table = pd.DataFrame({"latent": range(D_SAE), "max": stored})
-    write_latent_store(tmp_path / latents, table, pd.DataFrame({"latent": []}), meta)
+    write_latent_store(tmp_path / latents, latent_rows(table), [pd.DataFrame({"latent": []})], meta)
     assert dictionary.largest_activations.tolist() == stored
     with dictionary.intervene(fsae.Add(7, 1.0), language_model=model):
         relative = model.logits(TEXT)

@@ -1,7 +1,7 @@
 """`latents`: what every latent means, in a store and in pages that open without a server."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
@@ -22,16 +22,18 @@ from fsae.latents.bins import EDGES
 from fsae.latents.contexts import Contexts, SampleContexts, TextContexts
 from fsae.latents.control import control_of
 from fsae.latents.findings import Findings, findings, weights_digest, with_control, write_findings
+from fsae.latents.footprint import Footprint, footprint, slices_needed
 from fsae.latents.hits import HitSizes
 from fsae.latents.labels import MEANINGS
-from fsae.latents.latent_pass import Sizes, Surveyed, kept_in, run_pass
-from fsae.latents.survey import Survey
-from fsae.latents.unfinished import Unfinished
+from fsae.latents.latent_pass import Sizes
+from fsae.latents.slices import Slices, survey_slices
+from fsae.memory import free_bytes
 from fsae.outputs.latent_store import LatentStore, Meta
 from fsae.outputs.results import Meaning
 from fsae.progress import working
-from fsae.ranges import COUNT, SEED, between
+from fsae.ranges import COUNT, POSITIVE, SEED, between
 from fsae.sources.shard import Part
+from fsae.sparse.codes import Codes
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,8 @@ class Latents(Evaluation, group="eval.latents"):
         seed: of the sampling and the control.
         workers: processes that read text at the same time, each with a language model of its own. They decide no
             number.
+        memory_gb: the most memory for what is kept of latents. If all latents need more, the data are read several
+            times, each time for some of the latents; this decides no number. None for three quarters of what is free.
     """
 
     tokens: int = field(default=100_000, metadata=COUNT)
@@ -71,6 +75,7 @@ class Latents(Evaluation, group="eval.latents"):
     control: int = field(default=256, metadata=between(least=0, most=100_000))
     seed: int = field(default=0, metadata=SEED)
     workers: int = field(default=1, metadata=between(least=1, most=1000))
+    memory_gb: float | None = field(default=None, metadata=POSITIVE)
 
     in_sweeps: ClassVar[bool] = False
     # `vectors` reports the other numbers, over more samples.
@@ -82,20 +87,28 @@ class Latents(Evaluation, group="eval.latents"):
         """Return every autoencoder's numbers, and the latent store and pages of each as folders of the run."""
         with working("reading the text" if subject.source.text is not None else "reading the samples"):
             contexts = self._contexts(subject)
-        sizes = Sizes(HitSizes(self.top, self.per_bin, self.bins, self.window), self.cofiring, self.seed)
-        calibrated_on = _first_vectors(contexts) if self.control else None
-        runs = []
+        vectors = _first_vectors(contexts)
+        # A dictionary with its control, the next one with its control, and so on.
+        dictionaries, footprints = [], []
         for run in subject.runs:
-            # A dictionary with its control, the next one with its control, and so on.
-            dictionaries = [each for own in run.autoencoders for each in (own, *self._control(calibrated_on, own))]
-            key = self._key(contexts, dictionaries)
-            surveys = [sizes.survey(each) for each in dictionaries]
-            runs.append(Surveyed(dictionaries, surveys, kept_in(run.folder, key)))
-        run_pass(contexts, runs, subject.heartbeat, self.workers)
+            own = []
+            for autoencoder in run.autoencoders:
+                codes = _codes(autoencoder, vectors)
+                control = self._control(vectors, codes, autoencoder)
+                own += [autoencoder, *control]
+                for each in (codes, *(_codes(each, vectors) for each in control)):
+                    footprints.append(footprint(self._sizes, each, contexts.count * contexts.length, contexts.parts))
+            dictionaries.append(own)
+        has_folders = all(run.folder is not None for run in subject.runs)
+        count = self._slices(footprints, vectors.device, has_folders)
+        runs = [
+            Slices(own, self._sizes, count, run.folder, self._key(contexts, own))
+            for run, own in zip(subject.runs, dictionaries, strict=True)
+        ]
+        survey_slices(contexts, runs, subject.heartbeat, self.workers)
         with working("labelling latents"):
             return [
-                self._measured(contexts, surveyed, run, subject)
-                for surveyed, run in zip(runs, subject.runs, strict=True)
+                self._measured(contexts, slices, run, subject) for slices, run in zip(runs, subject.runs, strict=True)
             ]
 
     def _contexts(self, subject: Subject) -> Contexts:
@@ -117,18 +130,38 @@ class Latents(Evaluation, group="eval.latents"):
             )
         return TextContexts(rows, text.model, text.site, text.rows_at_once, text.norm_limit, text.open_model)
 
-    def _control(self, vectors: Tensor | None, autoencoder: Autoencoder) -> Sequence[Autoencoder]:
+    @property
+    def _sizes(self) -> Sizes:
+        return Sizes(HitSizes(self.top, self.per_bin, self.bins, self.window), self.cofiring, self.seed)
+
+    def _control(self, vectors: Tensor, codes: Codes, autoencoder: Autoencoder) -> Sequence[Autoencoder]:
         """Return random directions of the dictionary's densities; none if it has no latent that is on."""
-        if vectors is None:
+        if not self.control or not codes.firing_counts.any():
             return []
-        joined = vectors.to(autoencoder.W_dec)
-        with torch.no_grad():
-            counts = sum(autoencoder.encode(part, sparse=True).codes.firing_counts for part in joined.split(2048))
-        assert isinstance(counts, torch.Tensor)
-        if not counts.any():
-            return []
-        densities = (counts / len(joined)).cpu().numpy()
-        return [control_of(densities, joined, autoencoder.d_in, self.control, self.seed)]
+        densities = (codes.firing_counts / len(vectors)).cpu().numpy()
+        return [control_of(densities, vectors.to(autoencoder.W_dec), autoencoder.d_in, self.control, self.seed)]
+
+    def _slices(self, footprints: Sequence[Footprint], device: torch.device, has_folders: bool) -> int:
+        """Return the number of slices of latents, and log the memory that their surveys take.
+
+        Raises:
+            ValueError: memory is too small.
+        """
+        room = 0.75 * free_bytes(device) if self.memory_gb is None else self.memory_gb * 1e9
+        whole = sum(each.whole for each in footprints)
+        needed = slices_needed(footprints, room)
+        if not needed or (needed > 1 and not has_folders):
+            raise ValueError(
+                f"what is kept of all latents takes {whole / 1e9:.2f} GB of memory, and {room / 1e9:.2f} GB may be "
+                "used; lower eval.latents.top, eval.latents.per_bin or eval.latents.window, or set a greater "
+                "eval.latents.memory_gb"
+            )
+        log.info("what is kept of all latents takes %.2f GB of memory", whole / 1e9)
+        if needed > 1:
+            log.info(
+                "%.2f GB may be used: the data are read %d times, each time for some of the latents", room / 1e9, needed
+            )
+        return needed
 
     def _key(self, contexts: Contexts, dictionaries: list[Autoencoder]) -> str:
         data = {"count": contexts.count, "length": contexts.length, "at_once": contexts.at_once}
@@ -139,32 +172,39 @@ class Latents(Evaluation, group="eval.latents"):
         sizes = [self.top, self.per_bin, self.bins, self.window, self.cofiring, self.seed]
         return digest_of({"data": data, "sizes": sizes, "weights": [weights_digest(each) for each in dictionaries]})
 
-    def _measured(self, contexts: Contexts, surveyed: Surveyed, run: Examined, subject: Subject) -> Measured:
-        found = {}
-        for autoencoder, survey in zip(surveyed.autoencoders, surveyed.surveys, strict=True):
+    def _measured(self, contexts: Contexts, slices: Slices, run: Examined, subject: Subject) -> Measured:
+        found: dict[Autoencoder, Findings] = {}
+        for number, autoencoder in enumerate(slices.autoencoders):
             triggers = self.triggers if autoencoder in run.autoencoders else 0
-            own = findings(contexts, autoencoder, survey, self.partners, triggers, subject.heartbeat)
-            found[autoencoder] = own, survey
-        controls = dict(zip(surveyed.autoencoders, surveyed.autoencoders[1:], strict=False))
+            found[autoencoder] = findings(
+                contexts,
+                autoencoder,
+                partial(slices.surveys, number),
+                slices.counts(number),
+                self.partners,
+                triggers,
+                subject.heartbeat,
+            )
+        controls = dict(zip(slices.autoencoders, slices.autoencoders[1:], strict=False))
         numbers, controlled, folders = [], [], {}
         for member, autoencoder in enumerate(run.autoencoders):
-            own, survey = found[autoencoder]
-            control = controls.get(autoencoder)
-            of_control = None if control is None or control in run.autoencoders else found[control][0]
-            meta = with_control(self._meta(contexts, autoencoder, survey, subject), own, of_control)
+            own, control = found[autoencoder], controls.get(autoencoder)
+            of_control = None if control is None or control in run.autoencoders else found[control]
+            meta = with_control(self._meta(contexts, autoencoder, own, subject), own, of_control)
             numbers.append({name: value for name, value in own.numbers.items() if name in self.meanings})
             controlled.append(meta.control)
             several = len(run.autoencoders) > 1
             name = f"latents/{member}" if several else "latents"
             title = f"{run.folder.name if run.folder else 'latents'}{f', member {member}' if several else ''}"
-            folders[name] = partial(_write, own, contexts, meta, surveyed.unfinished, title)
+            # What was surveyed is needed until the last folder is written.
+            close = slices.close if member == len(run.autoencoders) - 1 else None
+            folders[name] = partial(_write, own, contexts, meta, close, title)
         common = set.intersection(*(set(each) for each in numbers))
         of_each = [{name: each[name] for name in each if name in common} for each in numbers]
         return Measured(of_each, content={"latents_control": controlled}, folders=folders)
 
-    def _meta(self, contexts: Contexts, autoencoder: Autoencoder, survey: Survey, subject: Subject) -> Meta:
-        positions = survey.tally.samples
-        by_text = contexts.count * contexts.length - positions - survey.left_out
+    def _meta(self, contexts: Contexts, autoencoder: Autoencoder, found: Findings, subject: Subject) -> Meta:
+        by_text = contexts.count * contexts.length - found.samples - found.left_out
         text = contexts if isinstance(contexts, TextContexts) else None
         picture = subject.source.picture
         return Meta(
@@ -172,8 +212,8 @@ class Latents(Evaluation, group="eval.latents"):
             d_sae=autoencoder.d_sae,
             architecture=type(autoencoder).__name__,
             weights=weights_digest(autoencoder),
-            positions=positions,
-            excluded={"special or skipped": by_text, "massive": survey.left_out},
+            positions=found.samples,
+            excluded={"special or skipped": by_text, "massive": found.left_out},
             contexts=contexts.count,
             context=contexts.length,
             window=self.window,
@@ -190,6 +230,11 @@ class Latents(Evaluation, group="eval.latents"):
         )
 
 
+@torch.no_grad()
+def _codes(autoencoder: Autoencoder, vectors: Float[Tensor, "vectors d_in"]) -> Codes:
+    return autoencoder.encode(vectors.to(autoencoder.W_dec), sparse=True).codes
+
+
 def _first_vectors(contexts: Contexts) -> Float[Tensor, "vectors d_in"]:
     """Return the vectors on which densities are measured, read once for all dictionaries."""
     vectors, found = [], 0
@@ -202,11 +247,11 @@ def _first_vectors(contexts: Contexts) -> Float[Tensor, "vectors d_in"]:
 
 
 def _write(
-    found: Findings, contexts: Contexts, meta: Meta, unfinished: Unfinished | None, title: str, folder: Path
+    found: Findings, contexts: Contexts, meta: Meta, close: Callable[[], None] | None, title: str, folder: Path
 ) -> None:
     from fsae.analysis.latent_pages import write_latent_pages
 
     write_findings(found, contexts, meta, folder)
-    if unfinished is not None:
-        unfinished.close()
+    if close is not None:
+        close()
     write_latent_pages(LatentStore(folder), folder, title, {"run": title})

@@ -1,7 +1,6 @@
 """A block: the codes of some contexts, as one list of entries sorted by latent."""
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,35 +25,53 @@ class Places:
     documents: Int[Tensor, "rows context"]
 
 
+@dataclass(frozen=True, eq=False)
 class Block:
     """The codes that are not zero, sorted by latent, context and position.
 
-    Args:
-        codes: (vectors, d_sae) of the kept positions.
-        places: where the vectors are from.
-
     Attributes:
+        places: where the vectors are from.
         latents, values: of each entry.
+        vectors: the vector of each entry.
         rows: row of `places` of each entry.
         positions: position in its row of each entry.
-        vectors: row of `codes` of each entry.
     """
 
-    def __init__(self, codes: Codes, places: Places):
+    places: Places
+    latents: Int[Tensor, " entries"]
+    values: Float[Tensor, " entries"]
+    vectors: Int[Tensor, " entries"]
+    rows: Int[Tensor, " entries"]
+    positions: Int[Tensor, " entries"]
+
+    @classmethod
+    def of(cls, codes: Codes, places: Places) -> "Block":
+        """Return the block of the codes of the kept positions, (vectors, d_sae)."""
         pattern = codes.pattern if codes.pattern is not None else Pattern.of_mask(codes.values != 0)
         values = codes.values if codes.pattern is not None else codes.values[codes.values != 0]
         order, transposed = pattern.transposed
         # A pattern's entries may be zero.
         values = values.index_select(0, order).float()
         on = values != 0
-        self.places, self.d_sae = places, pattern.width
-        self.latents, self.vectors, self.values = transposed.rows[on], transposed.columns[on], values[on]
+        vectors = transposed.columns[on]
         row, position = places.keep.nonzero(as_tuple=True)
-        self.rows, self.positions = row[self.vectors], position[self.vectors]
+        return cls(places, transposed.rows[on], values[on], vectors, row[vectors], position[vectors])
 
-    @cached_property
+    def entries_of(self, latents: range) -> slice:
+        """Return the entries of some latents."""
+        first, end = torch.searchsorted(self.latents, self.latents.new_tensor([latents.start, latents.stop])).tolist()
+        return slice(first, end)
+
+    def where(self, entries: slice) -> "Block":
+        """Return the block of some entries."""
+        columns = (self.latents, self.values, self.vectors, self.rows, self.positions)
+        return Block(self.places, *(each[entries] for each in columns))
+
     def segments(self) -> "Segments":
-        """The entries of one latent in one context, for each such pair."""
+        """Return the entries of one latent in one context, for each such pair.
+
+        The block does not keep them: they refer to it, and Python frees a cycle late.
+        """
         key = self.latents * len(self.places.contexts) + self.rows
         begins = torch.cat([key.new_ones(1, dtype=torch.bool), key[1:] != key[:-1]]) if len(key) else key.bool()
         first = begins.nonzero().squeeze(1)

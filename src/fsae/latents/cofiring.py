@@ -1,18 +1,24 @@
 """Co-firing: which latents are on together, from a sample of each latent's samples."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fsae.latents.block import Block
-from fsae.latents.ranked import LAST
+from fsae.latents.ranked import LAST, Ranked
 from fsae.latents.sampling import hash_of
 
 # Latents whose counts are made at once.
-_AT_ONCE = 2048
+_AT_ONCE = 256
+# Entries of sets that are gathered before those that no latent draws are dropped.
+_SPARE = 2**20
+# Samples whose sets are copied at once.
+_SETS_AT_ONCE = 2**14
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,36 +48,58 @@ class Cofiring:
     which it is on. Sets of parts of the data merge to those of the whole.
 
     Args:
-        d_sae: latents.
+        latents: those of the dictionary that are looked at; the sets have all others too.
+        d_sae: latents of the dictionary.
         per_latent: samples kept of each.
         seed: of the hash.
-        spare: entries gathered before sets are dropped.
         device: of the sets.
     """
 
-    def __init__(
-        self, d_sae: int, per_latent: int, seed: int, *, spare: int = 2**20, device: torch.device | None = None
-    ):
-        self.d_sae, self.per_latent, self._seed, self._spare = d_sae, per_latent, seed, spare
-        # The hash that a further sample of a latent must be below.
-        self._limits = torch.full((d_sae,), LAST, dtype=torch.int64, device=device)
-        self._latents = torch.empty(0, dtype=torch.int32, device=device)
-        self._orders = torch.empty(0, dtype=torch.int64, device=device)
-        self._new: list[tuple[Tensor, Tensor]] = []
-        self._gathered = 0
+    def __init__(self, latents: range, d_sae: int, per_latent: int, seed: int, device: torch.device | None = None):
+        self.latents, self.per_latent, self._d_sae, self._seed = latents, per_latent, d_sae, seed
+        # The samples of each latent, by their orders.
+        self._drawn = Ranked(len(latents), per_latent, {}, device=device)
+        self._sets = [_Sets.none(device)]
+        # Entries of the first sets, which were pruned; the others may have samples that no latent has drawn any more.
+        self._pruned = 0
 
-    def add(self, block: Block) -> None:
-        """Offer every sample of a block."""
+    @property
+    def samples(self) -> int:
+        """Return the samples whose sets are kept."""
+        self._prune()
+        return len(self._sets[0].orders)
+
+    def add(self, block: Block, latents: slice) -> None:
+        """Offer every sample of a block.
+
+        Args:
+            block: with all latents of the dictionary.
+            latents: its entries that belong to the latents that are looked at.
+        """
         context = block.places.keep.shape[1]
-        place = block.places.contexts[block.rows] * context + block.positions
+        place = block.places.contexts[block.rows[latents]] * context + block.positions[latents]
         # The place makes the order unique.
         order = (hash_of(place, self._seed) << 32) | (place & 0xFFFFFFFF)
-        self._add_wanted(block.latents.int(), order, block.vectors, int(block.places.keep.sum()))
+        drawn = self._drawn.add(block.latents[latents] - self.latents.start, order, lambda some: {})
+        # The samples that some latent has drawn, and the latents that are on in them.
+        orders = block.vectors.new_full((int(block.places.keep.sum()),), LAST)
+        orders[block.vectors[latents][drawn]] = order[drawn]
+        entries = (orders[block.vectors] != LAST).nonzero().squeeze(1)
+        entries = entries[block.vectors[entries].argsort(stable=True)]
+        vectors, counts = block.vectors[entries].unique_consecutive(return_counts=True)
+        self._gather(_Sets(orders[vectors], counts.int(), block.latents[entries].int()))
 
-    def merge(self, other: "Cofiring") -> None:
-        """Add the sets of other parts of the data."""
-        self._gather(*other._kept())
+    def merge(self, state: Mapping[str, Tensor]) -> None:
+        """Add the sets of other parts of the data, as `state` returns them."""
+        device = self._sets[0].orders.device
+        self._drawn.merge({"order": state["drawn"]})
+        self._gather(_Sets(*(state[name].to(device) for name in ("orders", "counts", "latents"))))
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that it holds."""
         self._prune()
+        (sets,) = self._sets
+        return {"drawn": self._drawn.tensors()["order"], **sets._asdict()}
 
     def partners(self, density: Float[np.ndarray, " d_sae"], count: np.ndarray, number: int) -> Partners:
         """Return the `number` latents that co-fire most with each latent.
@@ -80,38 +108,38 @@ class Cofiring:
         standard error, so that a rare latent needs more than luck.
 
         Args:
-            density: share of all samples on which each latent is on.
+            density: share of all samples on which each latent of the dictionary is on.
             count: samples on which it is on.
             number: partners of each.
         """
         # Imported here, because it takes a second.
         import scipy.sparse
 
-        latents, orders = (each.cpu().numpy() for each in self._kept())
-        samples, sample = np.unique(orders, return_inverse=True)
-        sets = scipy.sparse.csr_matrix((np.ones(len(latents), np.int32), (sample, latents)), (len(samples), self.d_sae))
-        first = np.lexsort((orders, latents))
-        rank = np.arange(len(first)) - np.searchsorted(latents[first], latents[first])
-        own = first[rank < self.per_latent]
-        drawn = scipy.sparse.csr_matrix(
-            (np.ones(len(own), np.int32), (latents[own], sample[own])), (self.d_sae, len(samples))
-        )
-        sizes = np.asarray(drawn.sum(axis=1)).ravel()
+        state = {name: each.cpu().numpy() for name, each in self.state().items()}
+        latent, rank = (state["drawn"] != LAST).nonzero()
+        sample = np.searchsorted(state["orders"], state["drawn"][latent, rank])
+        samples, own = len(state["orders"]), len(self.latents)
+        ones = np.ones(len(state["latents"]), np.int32)
+        begins = np.concatenate([[0], state["counts"].cumsum(dtype=np.int64)])
+        sets = scipy.sparse.csr_matrix((ones, state["latents"], begins), (samples, self._d_sae))
+        drawn = scipy.sparse.csr_matrix((np.ones(len(latent), np.int32), (latent, sample)), (own, samples))
+        sizes = np.bincount(latent, minlength=own)
         found = Partners(
-            np.full((self.d_sae, number), -1, np.int32),
-            *(np.full((self.d_sae, number), np.nan, np.float32) for _ in range(4)),
+            np.full((own, number), -1, np.int32), *(np.full((own, number), np.nan, np.float32) for _ in range(4))
         )
-        for begin in range(0, self.d_sae, _AT_ONCE):
+        own_count = count[self.latents.start : self.latents.stop]
+        for begin in range(0, own, _AT_ONCE):
             both = (drawn[begin : begin + _AT_ONCE] @ sets).tocoo()
             this, other, together = both.row + begin, both.col, both.data
-            several = (this != other) & (together >= 2)
+            several = (this + self.latents.start != other) & (together >= 2)
             this, other, together = this[several], other[several], together[several]
             share = together / sizes[this]
             # Agresti and Coull's estimate: no error of zero at a share of one.
             wide = (together + 1) / (sizes[this] + 2)
             error = np.sqrt(wide * (1 - wide) / (sizes[this] + 2))
             surely = (share - error) / density[other]
-            jaccard = share * count[this] / (count[this] + count[other] - share * count[this])
+            both_on = share * own_count[this]
+            jaccard = both_on / (own_count[this] + count[other] - both_on)
             more = surely > 1
             this, other, share, error, surely, jaccard = (
                 each[more] for each in (this, other, share, error, surely, jaccard)
@@ -125,50 +153,58 @@ class Cofiring:
             found.jaccard[where] = jaccard[best]
         return found
 
-    def state(self) -> dict[str, Tensor]:
-        """Return everything that it holds."""
-        latents, orders = self._kept()
-        return {"latents": latents, "orders": orders}
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state` returned."""
-        self._gather(state["latents"], state["orders"])
-        self._prune()
-
-    def _add_wanted(self, latents: Tensor, orders: Tensor, vectors: Tensor, count: int) -> None:
-        wanted = orders < self._limits[latents.long()]
-        kept = wanted.new_zeros(count)
-        kept[vectors[wanted]] = True
-        entries = kept[vectors]
-        self._gather(latents[entries], orders[entries])
-        if self._gathered > self._spare:
+    def _gather(self, sets: "_Sets") -> None:
+        self._sets.append(sets)
+        if sum(len(each.latents) for each in self._sets) > self._pruned + max(_SPARE, self._pruned // 8):
             self._prune()
 
-    def _gather(self, latents: Tensor, orders: Tensor) -> None:
-        self._new.append((latents, orders))
-        self._gathered += len(latents)
-
     def _prune(self) -> None:
-        """Drop the sets that are among the first of no latent."""
-        if not self._new:
+        """Drop the sets of samples that no latent has drawn any more, and order the others."""
+        if len(self._sets) == 1:
             return
-        latents = torch.cat([self._latents, *(latents for latents, _ in self._new)])
-        orders = torch.cat([self._orders, *(orders for _, orders in self._new)])
-        # All entries of a sample lie together, and samples are in the order of their hashes.
-        sort = orders.argsort(stable=True)
-        latents, orders = latents[sort], orders[sort]
-        by_latent = latents.argsort(stable=True)
-        sorted_latents = latents[by_latent]
-        rank = torch.arange(len(by_latent), device=latents.device) - torch.searchsorted(sorted_latents, sorted_latents)
-        chosen = by_latent[rank < self.per_latent]
-        samples, sample = orders.unique_consecutive(return_inverse=True)
-        kept = torch.zeros(len(samples), dtype=torch.bool, device=latents.device)
-        kept[sample[chosen]] = True
-        self._latents, self._orders = latents[kept[sample]], orders[kept[sample]]
-        last = by_latent[rank == self.per_latent - 1]
-        self._limits[latents[last].long()] = orders[last]
-        self._new, self._gathered = [], 0
+        drawn = self._drawn.tensors()["order"]
+        drawn = drawn[drawn != LAST].unique()
+        # One after the other, so that only one of them is there twice.
+        for number, sets in enumerate(self._sets):
+            place = torch.searchsorted(drawn, sets.orders).clamp_max(max(0, len(drawn) - 1))
+            self._sets[number] = sets.where(drawn[place] == sets.orders) if len(drawn) else sets
+        self._sets = [_Sets.joined(self._sets)]
+        self._pruned = len(self._sets[0].latents)
 
-    def _kept(self) -> tuple[Int[Tensor, " entries"], Int[Tensor, " entries"]]:
-        self._prune()
-        return self._latents, self._orders
+
+class _Sets(NamedTuple):
+    """Sets of latents, one after the other.
+
+    Attributes:
+        orders: of each set's sample.
+        counts: latents of each set.
+        latents: of all sets.
+    """
+
+    orders: Int[Tensor, " samples"]
+    counts: Int[Tensor, " samples"]
+    latents: Int[Tensor, " entries"]
+
+    @classmethod
+    def none(cls, device: torch.device | None) -> "_Sets":
+        empty = torch.empty(0, dtype=torch.int32, device=device)
+        return cls(empty.long(), empty, empty)
+
+    @classmethod
+    def joined(cls, sets: Sequence["_Sets"]) -> "_Sets":
+        """Return all sets, ordered by their samples."""
+        unordered = cls(*(torch.cat(columns) for columns in zip(*sets, strict=True)))
+        order = unordered.orders.argsort()
+        orders, counts = unordered.orders[order], unordered.counts[order]
+        begins = (unordered.counts.cumsum(0) - unordered.counts)[order]
+        latents, end = torch.empty_like(unordered.latents), 0
+        for first, length in zip(begins.split(_SETS_AT_ONCE), counts.split(_SETS_AT_ONCE), strict=True):
+            within = torch.arange(int(length.sum()), device=length.device)
+            within += (first - (length.cumsum(0) - length)).repeat_interleave(length, output_size=len(within))
+            latents[end : end + len(within)] = unordered.latents[within]
+            end += len(within)
+        return cls(orders, counts, latents)
+
+    def where(self, kept: Bool[Tensor, " samples"]) -> "_Sets":
+        entries = kept.repeat_interleave(self.counts, output_size=len(self.latents))
+        return _Sets(self.orders[kept], self.counts[kept], self.latents[entries])

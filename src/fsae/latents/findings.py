@@ -1,29 +1,33 @@
 """Findings: everything that is known of a dictionary's latents after a pass, as the latent store holds it."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from jaxtyping import Int
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.latents.contexts import Contexts, SampleContexts, TextContexts
-from fsae.latents.labels import aggregates, classes, labels, text_columns
+from fsae.latents.labels import aggregated, aggregates, classes, labels, text_columns
 from fsae.latents.survey import Survey
 from fsae.latents.tables import cofiring_columns, hit_table, tally_columns
 from fsae.latents.triggers import shortest_triggers
 from fsae.latents.weights import logit_columns, weight_columns
-from fsae.outputs.latent_store import Meta, write_latent_store
+from fsae.outputs.latent_store import LATENT_COLUMNS, TOP, Meta, latent_rows, write_latent_store
 
 log = logging.getLogger(__name__)
 
 # Lists of tokens of which the store holds the text.
-_TOKEN_LISTS = ("top_tokens", "logit_top", "logit_bottom", "raw_logit_top", "raw_logit_bottom", "trigger")
+_TOKEN_LISTS = ("top_tokens", "logit_top", "logit_bottom", "raw_logit_top", "raw_logit_bottom")
+# Latents whose hits are in a table at a time.
+_LATENTS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,78 +36,152 @@ class Findings:
 
     Attributes:
         latents: a row per latent; see `LATENT_COLUMNS`.
-        hits: top contexts and samples; see `HIT_COLUMNS`.
+        hits: yields the top contexts and samples of some latents after the others; see `HIT_COLUMNS`.
         numbers: of the dictionary as a whole.
         strings: the text of every token id that occurs in the data or in the tables; empty without text.
+        samples: that counted.
+        left_out: positions that were left out for their norm.
     """
 
-    latents: pd.DataFrame
-    hits: pd.DataFrame
+    latents: pa.Table
+    hits: Callable[[], Iterator[pd.DataFrame]]
     numbers: dict[str, float]
     strings: dict[int, str]
+    samples: int
+    left_out: int
 
 
 def findings(
     contexts: Contexts,
     autoencoder: Autoencoder,
-    survey: Survey,
+    surveys: Callable[[], Iterator[Survey]],
+    count: Int[np.ndarray, " d_sae"],
     partners: int,
     triggers: int = 0,
     heartbeat: Callable[[], None] = lambda: None,
+    latents_at_once: int = _LATENTS_AT_ONCE,
 ) -> Findings:
-    """Return the tables of a dictionary whose survey is complete.
+    """Return the findings on a dictionary whose surveys are complete.
 
     Args:
         contexts: the data that were surveyed.
         autoencoder: the dictionary.
-        survey: of its latents.
+        surveys: yields the surveys of its latents, of some of them after the others.
+        count: samples on which each latent is on.
         partners: latents that co-fire with each latent, at most.
         triggers: latents whose shortest trigger is searched for: of those that are on, evenly spaced ones.
         heartbeat: called between forward passes; may raise to stop.
+        latents_at_once: latents whose hits are in a table at a time.
     """
-    columns: dict[str, Any] = tally_columns(survey)
-    hits = hit_table(survey)
-    found = survey.cofiring.partners(columns["density"], columns["count"], partners)
-    columns |= cofiring_columns(found) | weight_columns(autoencoder.W_enc, autoencoder.W_dec)
-    if isinstance(contexts, TextContexts):
-        inputs = None
-        if (effects := _logit_columns(contexts, autoencoder)) is not None:
-            own, inputs = effects
-            columns |= own
-        columns |= text_columns(hits, contexts.rows.tokens.numpy(), autoencoder.d_sae, inputs)
-        columns["trigger"] = _triggers(contexts, autoencoder, hits, columns["count"], triggers, heartbeat)
-    table = pd.DataFrame(columns)
-    table["class"] = classes(table)
+    of_weights, input_tokens = _of_weights(contexts, autoencoder)
+    alive = count.nonzero()[0]
+    chosen = alive[np.unique(np.linspace(0, len(alive) - 1, min(triggers, len(alive))).round().astype(int))]
+    text = contexts if isinstance(contexts, TextContexts) else None
     strings: dict[int, str] = {}
-    if isinstance(contexts, TextContexts):
-        strings = _token_strings(contexts, table)
-        table["label"] = labels(table, hits, contexts.rows.tokens.numpy(), strings)
-    return Findings(table, hits, aggregates(table), strings)
+    rows, numbers, peaks, samples, left_out = [], [], [], 0, 0
+    for survey in surveys():
+        samples, left_out = survey.tally.samples, survey.left_out
+        columns = tally_columns(survey)
+        columns |= cofiring_columns(survey.cofiring.partners(count / max(1, samples), count, partners))
+        for first, end in _ranges(len(survey.latents), latents_at_once):
+            hits = hit_table(survey, first, end)
+            begin = survey.latents.start + first
+            table = pd.DataFrame({name: values[first:end] for name, values in columns.items()})
+            table = table.join(of_weights.slice(begin, len(table)).to_pandas())
+            if text is not None:
+                is_peak = (hits["group"] == TOP) & (hits["rank"] == 0) & hits["latent"].isin(chosen.tolist())
+                peaks.append(hits.loc[is_peak].drop(columns="values"))
+                own_inputs = None if input_tokens is None else input_tokens[begin : begin + len(table)]
+                table = _with_text(table, hits.assign(latent=hits["latent"] - begin), text, own_inputs, strings)
+            else:
+                table["class"] = classes(table)
+            numbers.append(aggregated(table))
+            rows.append(latent_rows(table))
+        # Before the next one takes its memory.
+        del survey
+    latents = pa.concat_tables(rows)
+    if text is not None:
+        own = _triggers(text, autoencoder, pd.concat(peaks), chosen.tolist(), heartbeat)
+        name = "trigger"
+        column = pa.array([own.get(latent) for latent in range(autoencoder.d_sae)], LATENT_COLUMNS[name].type)
+        latents = latents.set_column(latents.column_names.index(name), name, column)
+    hits_again = partial(_hits, surveys, latents_at_once)
+    strings = dict(sorted(strings.items()))
+    return Findings(latents, hits_again, aggregates(pd.concat(numbers)), strings, samples, left_out)
+
+
+def _ranges(count: int, at_once: int) -> Iterator[tuple[int, int]]:
+    for first in range(0, count, at_once):
+        yield first, min(first + at_once, count)
+
+
+def _hits(surveys: Callable[[], Iterator[Survey]], latents_at_once: int) -> Iterator[pd.DataFrame]:
+    for survey in surveys():
+        for first, end in _ranges(len(survey.latents), latents_at_once):
+            yield hit_table(survey, first, end)
+        # Before the next one takes its memory.
+        del survey
+
+
+def _of_weights(contexts: Contexts, autoencoder: Autoencoder) -> tuple[pa.Table, Int[np.ndarray, "d_sae top"] | None]:
+    """Return the columns that follow from the weights, and the top tokens if there are effects on logits."""
+    columns, input_tokens = weight_columns(autoencoder.W_enc, autoencoder.W_dec), None
+    if isinstance(contexts, TextContexts) and (effects := _logit_columns(contexts, autoencoder)) is not None:
+        columns |= effects[0]
+        input_tokens = effects[1]
+    return latent_rows(pd.DataFrame(columns)).select(list(columns)), input_tokens
+
+
+def _with_text(
+    table: pd.DataFrame,
+    hits: pd.DataFrame,
+    text: TextContexts,
+    input_tokens: Int[np.ndarray, "latents top"] | None,
+    strings: dict[int, str],
+) -> pd.DataFrame:
+    """Return a table of some latents with the columns about text.
+
+    Args:
+        table: of the latents.
+        hits: of them; `latent` is counted from the first of them.
+        text: that was surveyed.
+        input_tokens: their top tokens.
+        strings: the texts of tokens; those of new tokens are added.
+    """
+    tokens = text.rows.tokens.numpy()
+    table = table.assign(**text_columns(hits, tokens, len(table), input_tokens))
+    table["class"] = classes(table)
+    lists = [each for name in _TOKEN_LISTS if name in table for each in table[name] if each is not None]
+    _add_strings(strings, text, lists if strings else [tokens.ravel(), *lists])
+    table["label"] = labels(table, hits, tokens, strings)
+    return table
+
+
+def _add_strings(strings: dict[int, str], text: TextContexts, lists: Iterable[np.ndarray]) -> None:
+    known = np.fromiter(strings, np.int64, len(strings))
+    new = np.setdiff1d(np.concatenate([np.empty(0, np.int64), *lists]), known).tolist()
+    strings.update(zip(new, text.model.strings(new), strict=True))
 
 
 def _triggers(
     contexts: TextContexts,
     autoencoder: Autoencoder,
-    hits: pd.DataFrame,
-    count: Int[np.ndarray, " d_sae"],
-    number: int,
+    peaks: pd.DataFrame,
+    latents: Sequence[int],
     heartbeat: Callable[[], None],
-) -> list[list[int] | None]:
-    alive = count.nonzero()[0]
-    chosen = alive[np.unique(np.linspace(0, len(alive) - 1, min(number, len(alive))).round().astype(int))]
-    found = shortest_triggers(
+) -> dict[int, list[int] | None]:
+    return shortest_triggers(
         contexts.model,
         contexts.site,
         autoencoder,
-        hits,
+        peaks,
         contexts.rows.tokens.numpy(),
-        chosen.tolist(),
+        latents,
         opening=contexts.opening,
         first_position=contexts.first_position,
         norm_limit=contexts.norm_limit,
         heartbeat=heartbeat,
     )
-    return [found.get(latent) for latent in range(autoencoder.d_sae)]
 
 
 def _logit_columns(
@@ -119,16 +197,6 @@ def _logit_columns(
         log.warning("no effects on logits: %s", error)
         return None
     return logit_columns(autoencoder.W_dec, unembedding, stream)
-
-
-def _token_strings(contexts: TextContexts, table: pd.DataFrame) -> dict[int, str]:
-    """Return the text of every token id that occurs in the data or in the table."""
-    ids = [np.unique(contexts.rows.tokens.numpy())]
-    for name in _TOKEN_LISTS:
-        if name in table:
-            ids += [np.asarray(each) for each in table[name] if each is not None]
-    known = np.unique(np.concatenate(ids)).tolist()
-    return dict(zip(known, contexts.model.strings(known), strict=True))
 
 
 def weights_digest(autoencoder: Autoencoder) -> str:
@@ -148,12 +216,12 @@ def write_findings(found: Findings, contexts: Contexts, meta: Meta, folder: Path
     if isinstance(contexts, TextContexts):
         tokens = contexts.rows.tokens.numpy()
         small = tokens.astype(np.uint16 if contexts.model.d_vocab <= 2**16 else np.int32)
-        write_latent_store(folder, found.latents, found.hits, meta, tokens=small, strings=found.strings)
+        write_latent_store(folder, found.latents, found.hits(), meta, tokens=small, strings=found.strings)
     else:
         assert isinstance(contexts, SampleContexts)
-        ids = np.unique(found.hits["context"].to_numpy())
+        ids = np.unique(np.concatenate([hits["context"].to_numpy(np.int64) for hits in found.hits()]))
         samples = contexts.vectors[ids].float().cpu().numpy()
-        write_latent_store(folder, found.latents, found.hits, meta, sample_ids=ids, samples=samples)
+        write_latent_store(folder, found.latents, found.hits(), meta, sample_ids=ids, samples=samples)
 
 
 def with_control(meta: Meta, own: Findings, control: Findings | None) -> Meta:

@@ -1,24 +1,17 @@
 """Hits: of every latent the top contexts, and samples of weaker ones, each with the codes around its peak."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from fsae.latents.bins import BINS, bin_of
-from fsae.latents.block import Block, Segments
+from fsae.latents.bins import bin_of
+from fsae.latents.block import Block
 from fsae.latents.ranked import Ranked
 from fsae.latents.sampling import hash_of
 from fsae.outputs.latent_store import SAMPLED, TOP
-
-_COLUMNS: dict[str, tuple[torch.dtype, int | None]] = {
-    "context": (torch.int32, None),
-    "position": (torch.int32, None),
-    "value": (torch.float32, None),
-}
-# Segments whose windows are made at once: they are few megabytes, even if every latent is on in every context.
-_AT_ONCE = 2**17
 
 
 @dataclass(frozen=True)
@@ -38,14 +31,12 @@ class HitSizes:
     window: int
 
     @property
-    def rows(self) -> int:
-        """Return the most rows of one latent."""
-        return self.top + self.bins * self.per_bin
-
-    @property
-    def row_bytes(self) -> int:
-        """Return the bytes of a row: its window, group and order (8 each), context, position and value (4 each)."""
-        return 4 * (2 * self.window + 1) + 28
+    def latent_bytes(self) -> int:
+        """Return the bytes of a latent's hits: per hit its order (8), position (4) and codes (4 each); per list its
+        limit (8), and the highest bin (2)."""
+        column_bytes = 4 + 4 * (2 * self.window + 1)
+        sampled = self.bins * Ranked.group_bytes(self.per_bin, column_bytes)
+        return Ranked.group_bytes(self.top, column_bytes) + sampled + 2
 
 
 class Hits:
@@ -56,94 +47,90 @@ class Hits:
     of the data merge to the whole.
 
     Args:
-        d_sae: latents.
+        latents: those of the dictionary that are looked at.
+        d_sae: latents of the dictionary.
         sizes: what is kept of each.
         seed: of the sampling.
         device: of the rows.
     """
 
-    def __init__(self, d_sae: int, sizes: HitSizes, seed: int, device: torch.device | None = None):
-        self.d_sae, self.sizes, self._seed = d_sae, sizes, seed
-        columns = _COLUMNS | {"values": (torch.float32, 2 * sizes.window + 1)}
-        self.top = Ranked(d_sae, sizes.top, columns, device=device)
-        self.sampled = Ranked(d_sae * BINS, sizes.per_bin, columns, device=device)
+    def __init__(self, latents: range, d_sae: int, sizes: HitSizes, seed: int, device: torch.device | None = None):
+        self.latents, self.sizes, self._d_sae, self._seed = latents, sizes, d_sae, seed
+        columns = {"position": (torch.int32, None), "values": (torch.float32, 2 * sizes.window + 1)}
+        self._top = Ranked(len(latents), sizes.top, columns, device=device)
+        # A latent has as many lists as bins that are sampled: bins that are `sizes.bins` apart share one, because only
+        # one of them is near enough to the maximum.
+        self._sampled = Ranked(len(latents) * sizes.bins, sizes.per_bin, columns, device=device)
         # The bin of each latent's largest code so far.
-        self._highest = torch.full((d_sae,), -1, dtype=torch.int16, device=device)
+        self._highest = torch.full((len(latents),), -1, dtype=torch.int16, device=device)
 
     def add(self, block: Block) -> None:
-        """Offer every context in which a latent is on."""
-        segments = block.segments
+        """Offer every context in which a latent is on; the block has no other latents."""
+        segments, sizes = block.segments(), self.sizes
+        latents = segments.latents - self.latents.start
         strength = segments.values.abs()
         bins = bin_of(strength)
-        self._highest.scatter_reduce_(0, segments.latents, bins.short(), "amax")
+        self._raise(self._highest.scatter_reduce(0, latents, bins.short(), "amax"))
+
+        def columns_of(some: Int[Tensor, " some"]) -> dict[str, Tensor]:
+            return {"position": segments.positions[some].int(), "values": segments.windows(some, sizes.window)}
+
         # The bits of a positive float are in the order of the numbers. Equal codes are ordered by context.
         by_strength = ((2**31 - strength.view(torch.int32).long()) << 32) | segments.contexts
-        drawn = hash_of(segments.contexts * self.d_sae + segments.latents, self._seed)
+        self._top.add(latents, by_strength, columns_of)
+        drawn = hash_of(segments.contexts * self._d_sae + segments.latents, self._seed)
         by_hash = (drawn << 32) | segments.contexts
-        self._offer(self.top, segments, segments.latents, by_strength)
-        sampled = bins > self._highest[segments.latents].long() - self.sizes.bins
-        self._offer(self.sampled, segments, segments.latents * BINS + bins, by_hash, sampled)
+        near = bins > self._highest[latents] - sizes.bins
+        self._sampled.add(latents * sizes.bins + bins % sizes.bins, by_hash, columns_of, near)
 
-    def merge(self, other: "Hits") -> None:
-        """Add the hits of other parts of the data."""
-        self._highest = torch.maximum(self._highest, other._highest)
-        self.top.add(**other.top.rows())
-        self.sampled.add(**other.sampled.rows())
-
-    def rows(self) -> dict[str, dict[str, Tensor]]:
-        """Return the rows by group, each with `latent`, `bin` and `rank` besides its own columns."""
-        top, sampled = self.top.rows(), self._high_samples()
-        bins = bin_of(top["value"].abs())
-        found = {
-            TOP: top | {"latent": top["group"], "bin": bins},
-            SAMPLED: sampled | {"latent": sampled["group"] // BINS, "bin": sampled["group"] % BINS},
+    def merge(self, state: Mapping[str, Tensor]) -> None:
+        """Add the hits of other parts of the data, as `state` returns them."""
+        highest = state["highest"].to(self._highest.device)
+        self._raise(torch.maximum(self._highest, highest))
+        tables = {
+            name: {key.removeprefix(f"{name}."): each for key, each in state.items() if key.startswith(f"{name}.")}
+            for name in ("top", "sampled")
         }
-        for rows in found.values():
-            group = rows["group"]
-            rows["rank"] = torch.arange(len(group), device=group.device) - torch.searchsorted(group, group)
-        return found
+        self._top.merge(tables["top"])
+        risen = self._bins(highest) != self._bins(self._highest)
+        self._sampled.merge(tables["sampled"], ~risen.flatten())
+
+    def largest(self) -> Float[Tensor, " latents"]:
+        """Return each latent's code of the largest absolute value; NaN for none."""
+        tables = self._top.tensors()
+        return tables["values"][:, 0, self.sizes.window].where(self._highest >= 0, torch.nan)
+
+    def rows(self, first: int = 0, end: int | None = None) -> dict[str, dict[str, Tensor]]:
+        """Return the rows of some latents, counted from the first of `latents`, by group.
+
+        The columns are `latent`, `bin`, `rank`, `context`, `position`, `value` and `values`.
+        """
+        end = len(self.latents) if end is None else end
+        bins = self.sizes.bins
+        top, sampled = self._top.rows(slice(first, end)), self._sampled.rows(slice(first * bins, end * bins))
+        for rows in (top, sampled):
+            rows["value"] = rows["values"][:, self.sizes.window]
+            rows["context"] = rows.pop("order") & 0xFFFFFFFF
+        top |= {"latent": top["group"], "bin": bin_of(top["value"].abs())}
+        own = self._bins(self._highest).flatten()[sampled["group"]]
+        sampled |= {"latent": sampled["group"] // bins, "bin": own}
+        for rows in (top, sampled):
+            rows["latent"] = rows["latent"] + self.latents.start
+        return {TOP: top, SAMPLED: sampled}
 
     def state(self) -> dict[str, Tensor]:
-        """Return everything that it holds."""
-        named = {"top": self.top.rows(), "sampled": self._high_samples()}
+        """Return everything that it holds, without a copy."""
+        named = {"top": self._top.tensors(), "sampled": self._sampled.tensors()}
         rows = {f"{table}.{name}": values for table, own in named.items() for name, values in own.items()}
         return rows | {"highest": self._highest}
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state` returned."""
-        self._highest = state["highest"]
-        for name, table in (("top", self.top), ("sampled", self.sampled)):
-            table.add(**{key.split(".")[1]: rows for key, rows in state.items() if key.startswith(f"{name}.")})
+    def _bins(self, highest: Int[Tensor, " latents"]) -> Int[Tensor, "latents bins"]:
+        """Return the bin of each of a latent's lists."""
+        lists = torch.arange(self.sizes.bins, device=highest.device)
+        return highest[:, None].long() - (highest[:, None].long() - lists) % self.sizes.bins
 
-    def _offer(
-        self,
-        table: Ranked,
-        segments: Segments,
-        group: Int[Tensor, " segments"],
-        order: Int[Tensor, " segments"],
-        which: Bool[Tensor, " segments"] | None = None,
-    ) -> None:
-        begin = 0
-        while begin < len(group):
-            part = slice(begin, begin + _AT_ONCE)
-            wanted = table.wanted(group[part], order[part])
-            if which is not None:
-                wanted &= which[part]
-            some = wanted.nonzero().squeeze(1) + begin
-            windows: Float[Tensor, "some window"] = segments.windows(some, self.sizes.window)
-            table.add(
-                group=group[some],
-                order=order[some],
-                context=segments.contexts[some].int(),
-                position=segments.positions[some].int(),
-                value=segments.values[some],
-                values=windows,
-            )
-            begin += _AT_ONCE
-
-    def _high_samples(self) -> dict[str, Tensor]:
-        """Return the samples of the bins that count: those near each latent's maximum."""
-        rows = self.sampled.rows()
-        latent, bins = rows["group"] // BINS, rows["group"] % BINS
-        self.sampled.keep(bins > self._highest[latent].long() - self.sizes.bins)
-        return self.sampled.rows()
+    def _raise(self, highest: Int[Tensor, " latents"]) -> None:
+        """Take over the bins of the largest codes; samples that are too far below them are dropped."""
+        changed = self._bins(highest) != self._bins(self._highest)
+        self._highest = highest
+        self._sampled.clear(changed.flatten().nonzero().squeeze(1))

@@ -272,21 +272,30 @@ MEANINGS: dict[str, Meaning] = {
 }
 
 
+def aggregated(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns of a table that `aggregates` reads; they are small."""
+    names = ["count", "class", "token_entropy", *MEANINGS]
+    small = table.filter(items=names)
+    if "decoder_cosines" in table:
+        nearest = [found[0] if found is not None and len(found) else np.nan for found in table["decoder_cosines"]]
+        small = small.assign(neighbour_cosine=np.array(nearest, float))
+    return small
+
+
 def aggregates(table: pd.DataFrame) -> dict[str, float]:
     """Return numbers of the dictionary as a whole, over latents that are alive; `MEANINGS` says what they mean.
 
     A mean is over the latents for which the number is known. A number that is known for no latent is left out, as all
     those of text are for other data.
+
+    Args:
+        table: the columns that `aggregated` returns.
     """
     alive = _numbers(table, "count") > 0
     numbers = {"dead_share": 1 - float(alive.mean())}
     kinds = table["class"].to_numpy()[alive]
     columns = {name: _numbers(table, name)[alive] for name in MEANINGS if name in table}
     columns["effective_tokens"] = 2 ** _numbers(table, "token_entropy")[alive]
-    if "decoder_cosines" in table:
-        cosines = table["decoder_cosines"].to_numpy()[alive]
-        nearest = [found[0] if found is not None and len(found) else np.nan for found in cosines]
-        columns["neighbour_cosine"] = np.array(nearest, float)
     columns = {name: values[~np.isnan(values)] for name, values in columns.items()}
     known = {name for name, values in columns.items() if len(values)}
     for name, kind, needed in (

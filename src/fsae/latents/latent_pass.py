@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -11,10 +10,9 @@ from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.latents.contexts import Contexts
 from fsae.latents.hits import HitSizes
 from fsae.latents.scan import scan
-from fsae.latents.survey import Survey, survey_bytes
+from fsae.latents.survey import Survey
 from fsae.latents.unfinished import Unfinished
 from fsae.latents.workers import Share, work
-from fsae.memory import require_free
 from fsae.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -34,14 +32,15 @@ class Sizes:
     cofiring: int
     seed: int
 
-    def survey(self, autoencoder: Autoencoder) -> Survey:
-        """Return an empty survey of a dictionary."""
-        return Survey(autoencoder.d_sae, self.hits, self.cofiring, self.seed, autoencoder.W_dec.device)
+    def survey(self, autoencoder: Autoencoder, latents: range | None = None) -> Survey:
+        """Return an empty survey of a dictionary's latents, or of some of them."""
+        latents = range(autoencoder.d_sae) if latents is None else latents
+        return Survey(latents, autoencoder.d_sae, self.hits, self.cofiring, self.seed, autoencoder.W_dec.device)
 
 
 @dataclass(frozen=True, eq=False)
 class Surveyed:
-    """The dictionaries of one run in a pass.
+    """The dictionaries of one run and the surveys of their latents, or of some of them.
 
     Attributes:
         autoencoders: in evaluation mode and in raw units.
@@ -68,13 +67,11 @@ def run_pass(contexts: Contexts, runs: Sequence[Surveyed], heartbeat: Callable[[
         workers: processes that read parts at the same time; one is this process itself.
 
     Raises:
-        ValueError: memory is too small; it says for what.
         OSError: no space is left for the surveys of the parts that are complete.
     """
     for run in runs:
         if run.unfinished is not None:
             run.unfinished.gather(run.surveys)
-    require_memory([survey for run in runs for survey in run.surveys])
     parts = [part for part in range(contexts.parts) if any(run.lacks(part) for run in runs)]
     done = contexts.parts - len(parts)
     if done:
@@ -125,19 +122,3 @@ def _shares(
         )
         for number in range(workers)
     ]
-
-
-def require_memory(surveys: Sequence[Survey]) -> None:
-    """Log the memory that surveys need at most, and raise ValueError if it is not free."""
-    needed = sum(map(survey_bytes, surveys))
-    log.info("what is kept of all latents takes at most %.2f GB of memory", needed / 1e9)
-    device: torch.device = surveys[0].tally.histogram.device
-    require_free(
-        needed, device, "the top contexts and samples of all latents",
-        "lower eval.latents.top, eval.latents.window or eval.latents.per_bin",
-    )  # fmt: skip
-
-
-def kept_in(folder: Path | None, key: str) -> Unfinished | None:
-    """Return the place in a run's folder where an unfinished pass is kept; None without a folder."""
-    return None if folder is None else Unfinished(folder / "latents.unfinished", key)

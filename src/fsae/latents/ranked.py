@@ -1,28 +1,29 @@
 """Ranked rows: of every group the few rows that come first, whatever the order in which rows arrive."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-# No row comes after this one.
+# The order number of a free place: no row comes after this one.
 LAST = torch.iinfo(torch.int64).max
+# Rows that are copied at once: few megabytes.
+_AT_ONCE = 2**12
 
 
 class Ranked:
     """A table that keeps, of every group, the rows whose order number is smallest.
 
-    Rows are gathered, and pruned when there are many: so a row costs little, and memory holds at most `spare` rows
-    beyond the kept ones. The rows kept are a function of the set of all rows, so tables of parts of the data merge to
-    the table of the whole.
+    Every group has its places from the start, so memory does not grow, and a row that stays is not moved. The rows kept
+    are a function of the set of all rows, so tables of parts of the data merge to the table of the whole.
 
     Args:
         groups: number of groups.
         per_group: rows kept of each.
         columns: names and types of the further columns, of one number per row, or of a list of some width.
-        spare: rows gathered before they are pruned.
         device: of the table.
+        at_once: rows that are copied at once.
     """
 
     def __init__(
@@ -31,72 +32,113 @@ class Ranked:
         per_group: int,
         columns: Mapping[str, tuple[torch.dtype, int | None]],
         *,
-        spare: int = 2**16,
         device: torch.device | None = None,
+        at_once: int = _AT_ONCE,
     ):
-        self.groups, self.per_group, self._spare = groups, per_group, spare
-        # The order number that a new row of a group must be below; `LAST` as long as the group has room.
-        self._limits = torch.full((groups,), LAST, dtype=torch.int64, device=device)
-        self._columns = {"group": (torch.int64, None), "order": (torch.int64, None), **columns}
-        self._rows = {name: self._empty(*kind) for name, kind in self._columns.items()}
-        self._new: list[dict[str, Tensor]] = []
-        self._gathered = 0
+        self.groups, self.per_group, self._at_once = groups, per_group, at_once
+        # `full` writes every page: what is kept takes its memory here, and not in the middle of a pass.
+        self._orders = torch.full((groups, per_group), LAST, dtype=torch.int64, device=device)
+        self._columns = {
+            name: torch.full((groups, per_group, *([] if width is None else [width])), 0, dtype=dtype, device=device)
+            for name, (dtype, width) in columns.items()
+        }
+        # The order number that a new row of a group must be below.
+        self._limits = torch.full((groups,), LAST if per_group else 0, dtype=torch.int64, device=device)
+        self._settled = True
 
-    def __len__(self) -> int:
-        return len(self._rows["group"]) + self._gathered
+    @staticmethod
+    def group_bytes(per_group: int, column_bytes: int) -> int:
+        """Return the bytes of a group, if a row takes `column_bytes` besides its order."""
+        return per_group * (8 + column_bytes) + 8
 
-    def wanted(self, group: Int[Tensor, " rows"], order: Int[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
-        """Return which rows could be kept, by the rows that are there."""
-        return order < self._limits[group]
+    def add(
+        self,
+        group: Int[Tensor, " rows"],
+        order: Int[Tensor, " rows"],
+        columns_of: Callable[[Int[Tensor, " some"]], Mapping[str, Tensor]],
+        allowed: Bool[Tensor, " rows"] | None = None,
+    ) -> Int[Tensor, " kept"]:
+        """Offer rows, and return the numbers of those that are kept.
 
-    def add(self, **columns: Tensor) -> None:
-        """Add rows: `group`, `order`, and every further column."""
-        assert columns.keys() == self._columns.keys()
-        if len(columns["group"]):
-            self._new.append(columns)
-            self._gathered += len(columns["group"])
-        if self._gathered > self._spare:
-            self.prune()
+        Args:
+            group: of each row.
+            order: of each row; no two rows of a group, here and in the table, have the same one.
+            columns_of: returns the further columns of some of these rows.
+            allowed: rows that may be kept; None for all.
+        """
+        wanted = order < self._limits[group]
+        if allowed is not None:
+            wanted &= allowed
+        rows = wanted.nonzero().squeeze(1)
+        rows = rows[order[rows].argsort()]
+        rows = rows[group[rows].argsort(stable=True)]
+        touched, number, counts = group[rows].unique_consecutive(return_inverse=True, return_counts=True)
+        rank = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[number]
+        # At most `per_group` of a group can be kept.
+        first = rank < self.per_group
+        rows, number, rank = rows[first], number[first], rank[first]
+        # The best new row takes the place of the worst old one if it is better, the second best that of the second
+        # worst, and so on.
+        worst, place = self._orders[touched].sort(dim=1, descending=True)
+        kept = order[rows] < worst[number, rank]
+        rows, number, rank = rows[kept], number[kept], rank[kept]
+        target = touched[number] * self.per_group + place[number, rank]
+        self._orders.view(-1)[target] = order[rows]
+        if self.per_group:
+            self._limits[touched] = self._orders[touched].amax(1)
+        if self._columns:
+            for some, places in zip(rows.split(self._at_once), target.split(self._at_once), strict=True):
+                for name, values in columns_of(some).items():
+                    self._columns[name].flatten(0, 1)[places] = values
+        self._settled = False
+        return rows
 
-    def prune(self) -> None:
-        """Drop the rows that are not among the first of their groups, and sort the others by group and order."""
-        if not self._new:
-            return
-        group, order = (torch.cat([self._rows[name], *(new[name] for new in self._new)]) for name in ("group", "order"))
-        sort = order.argsort(stable=True)
-        sort = sort[group[sort].argsort(stable=True)]
-        sorted_group = group[sort]
-        first = torch.searchsorted(sorted_group, sorted_group)
-        rank = torch.arange(len(sort), device=sort.device) - first
-        kept = sort[rank < self.per_group]
-        for name in self._columns:
-            # One column at a time, so that only one is there twice.
-            self._rows[name] = _taken([self._rows.pop(name), *(new.pop(name) for new in self._new)], kept)
-        self._new, self._gathered = [], 0
-        full = rank[rank < self.per_group] == self.per_group - 1
-        self._limits[self._rows["group"][full]] = self._rows["order"][full]
+    def clear(self, groups: Int[Tensor, " groups"]) -> None:
+        """Drop all rows of some groups."""
+        self._orders[groups] = LAST
+        self._limits[groups] = LAST if self.per_group else 0
+        self._settled = False
 
-    def keep(self, which: Bool[Tensor, " rows"]) -> None:
-        """Drop all other rows for good; `which` is of the rows that `rows` returns."""
-        assert not self._new
-        if not which.all():
-            self._rows = {name: values[which] for name, values in self._rows.items()}
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the table itself, (groups, per_group, ...): `order`, `LAST` for a free place, and every column.
 
-    def rows(self) -> dict[str, Tensor]:
-        """Return the columns of the kept rows, sorted by group and order."""
-        self.prune()
-        return dict(self._rows)
+        Rows are sorted by order and free places are zero, so that equal tables have equal bytes.
+        """
+        if not self._settled:
+            for groups in self._slices():
+                orders, place = self._orders[groups].sort(dim=1)
+                self._orders[groups] = orders
+                each = torch.arange(len(place), device=place.device)[:, None]
+                for values in self._columns.values():
+                    sorted_values = values[groups][each, place]
+                    sorted_values[orders == LAST] = 0
+                    values[groups] = sorted_values
+            self._settled = True
+        return {"order": self._orders, **self._columns}
 
-    def _empty(self, dtype: torch.dtype, width: int | None) -> Tensor:
-        return torch.empty((0,) if width is None else (0, width), dtype=dtype, device=self._limits.device)
+    def rows(self, groups: slice = slice(None)) -> dict[str, Tensor]:
+        """Return the rows of some groups, sorted by group and order: `group`, `rank`, `order` and the columns."""
+        tables = {name: values[groups] for name, values in self.tensors().items()}
+        group, rank = (tables["order"] != LAST).nonzero(as_tuple=True)
+        rows = {name: values[group, rank] for name, values in tables.items()}
+        return {"group": group + (groups.start or 0), "rank": rank, **rows}
 
+    def merge(self, tensors: Mapping[str, Tensor], allowed: Bool[Tensor, " groups"] | None = None) -> None:
+        """Offer the rows of another table, as `tensors` returns them; those of the allowed groups, or all."""
+        for groups in self._slices():
+            tables = {name: values[groups].to(self._orders.device) for name, values in tensors.items()}
+            there = tables["order"] != LAST
+            if allowed is not None:
+                there &= allowed[groups, None]
+            group, rank = there.nonzero(as_tuple=True)
+            own = {name: values[group, rank] for name, values in tables.items() if name != "order"}
+            self.add(
+                group + groups.start,
+                tables["order"][group, rank],
+                lambda some, own=own: {name: values[some] for name, values in own.items()},
+            )
 
-def _taken(pieces: list[Tensor], rows: Int[Tensor, " rows"]) -> Tensor:
-    """Return rows of the pieces, one below the other, without joining the pieces first."""
-    taken = pieces[0].new_empty(len(rows), *pieces[0].shape[1:])
-    begin = 0
-    for piece in pieces:
-        own = ((rows >= begin) & (rows < begin + len(piece))).nonzero().squeeze(1)
-        taken[own] = piece[rows[own] - begin]
-        begin += len(piece)
-    return taken
+    def _slices(self) -> Iterator[slice]:
+        step = max(1, self._at_once // max(1, self.per_group))
+        for begin in range(0, self.groups, step):
+            yield slice(begin, min(begin + step, self.groups))

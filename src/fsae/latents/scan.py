@@ -10,7 +10,7 @@ from fsae.latents.contexts import Read
 from fsae.latents.survey import Survey
 
 # Vectors that are encoded at once, at least: what the survey does once per block costs little then.
-_VECTORS_AT_ONCE = 8192
+VECTORS_AT_ONCE = 4096
 
 
 @torch.no_grad()
@@ -20,7 +20,7 @@ def scan(
     autoencoders: Sequence[Autoencoder],
     surveys: Sequence[Survey],
     heartbeat: Callable[[], None] = lambda: None,
-    vectors_at_once: int = _VECTORS_AT_ONCE,
+    vectors_at_once: int = VECTORS_AT_ONCE,
 ) -> None:
     """Add the codes of a part of the data to the survey of every dictionary.
 
@@ -35,14 +35,16 @@ def scan(
         vectors_at_once: vectors that are encoded together, at least.
     """
     assert not any(each.training for each in autoencoders)
-    for read in _joined(reads, vectors_at_once, heartbeat):
+    for read in joined(reads, vectors_at_once, heartbeat):
         for autoencoder, survey in zip(autoencoders, surveys, strict=True):
             codes = autoencoder.encode(read.vectors.to(autoencoder.W_dec), sparse=True).codes
-            survey.add(Block(codes, read.places), read.left_out, part)
+            survey.add(Block.of(codes, read.places), read.left_out, part)
 
 
-def _joined(reads: Iterable[Read], vectors: int, heartbeat: Callable[[], None]) -> Iterator[Read]:
-    """Yield reads that have so many vectors together."""
+def joined(
+    reads: Iterable[Read], vectors: int = VECTORS_AT_ONCE, heartbeat: Callable[[], None] = lambda: None
+) -> Iterator[Read]:
+    """Yield reads that have so many vectors together, at least."""
     waiting: list[Read] = []
     for read in reads:
         waiting.append(read)

@@ -12,20 +12,24 @@ from fsae.outputs.latent_store import TOP
 _NUMBERS = ("latent", "bin", "rank", "context", "position", "value")
 
 
-def hit_table(survey: Survey) -> pd.DataFrame:
+def hit_table(survey: Survey, first: int = 0, end: int | None = None) -> pd.DataFrame:
     """Return the hits, ordered by latent, group, bin from the strongest down, and rank; see `HIT_COLUMNS`.
 
     Windows end at the edges of their document; positions within that did not count are null.
+
+    Args:
+        survey: of some latents.
+        first, end: the latents, counted from the first one of the survey.
     """
     tables = []
-    for group, rows in survey.hits.rows().items():
+    for group, rows in survey.hits.rows(first, end).items():
         columns: dict[str, Any] = {name: rows[name].cpu().numpy() for name in _NUMBERS}
         width = survey.hits.sizes.window
         windows = rows["values"].cpu().numpy()
         counted = ~np.isnan(windows)
-        first, last = counted.argmax(1), windows.shape[1] - counted[:, ::-1].argmax(1)
-        columns["begin"] = columns["position"] - width + first
-        columns["values"] = [window[a:b] for window, a, b in zip(windows, first, last, strict=True)]
+        begins, ends = counted.argmax(1), windows.shape[1] - counted[:, ::-1].argmax(1)
+        columns["begin"] = columns["position"] - width + begins
+        columns["values"] = [window[a:b] for window, a, b in zip(windows, begins, ends, strict=True)]
         tables.append(pd.DataFrame({"group": group} | columns))
     table = pd.concat(tables)
     order = np.lexsort((table["rank"], -table["bin"] * (table["group"] != TOP), table["group"] != TOP, table["latent"]))
@@ -37,16 +41,11 @@ def tally_columns(survey: Survey) -> dict[str, Any]:
     tally = survey.tally
     mean, std = tally.moments()
     count = tally.count
-    # A latent's largest code is its first hit.
-    top = survey.hits.rows()[TOP]
-    largest = np.full(tally.d_sae, np.nan, np.float32)
-    first = (top["rank"] == 0).cpu().numpy()
-    largest[top["latent"].cpu().numpy()[first]] = top["value"].cpu().numpy()[first]
     return {
-        "latent": np.arange(tally.d_sae, dtype=np.int32),
+        "latent": np.arange(survey.latents.start, survey.latents.stop, dtype=np.int32),
         "count": count.cpu().numpy(),
         "density": (count.double() / max(1, tally.samples)).cpu().numpy(),
-        "max": largest,
+        "max": survey.hits.largest().cpu().numpy(),
         "mean": mean.cpu().numpy(),
         "std": std.cpu().numpy(),
         "histogram": list(tally.histogram.cpu().numpy().astype(np.int64)),

@@ -1,5 +1,7 @@
 """A tally: how often and how strongly every latent is on."""
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -15,42 +17,45 @@ class Tally:
     are added in the order of the parts at the end.
 
     Args:
-        d_sae: latents.
+        latents: those of the dictionary that are looked at.
         device: of the counts.
     """
 
-    def __init__(self, d_sae: int, device: torch.device | None = None):
-        self.d_sae = d_sae
-        self.histogram: Int[Tensor, "d_sae bins"] = torch.zeros(d_sae, BINS, dtype=torch.int32, device=device)
+    def __init__(self, latents: range, device: torch.device | None = None):
+        self.latents = latents
+        self.histogram: Int[Tensor, "latents bins"] = torch.full((len(latents), BINS), 0, dtype=torch.int32).to(device)
         self.samples = 0
-        self._sums: dict[int, Float[Tensor, "2 d_sae"]] = {}
+        self._sums: dict[int, Float[Tensor, "2 latents"]] = {}
 
     def add(self, block: Block, vectors: int, part: int) -> None:
-        """Count the codes of a block of `vectors` vectors."""
+        """Count the codes of a block of `vectors` vectors; the block has no other latents."""
         self.samples += vectors
-        place = block.latents * BINS + bin_of(block.values.abs())
+        latents = block.latents - self.latents.start
+        place = latents * BINS + bin_of(block.values.abs())
         self.histogram.view(-1).index_add_(0, place, torch.ones_like(place, dtype=torch.int32))
         if part not in self._sums:
-            self._sums[part] = torch.zeros(2, self.d_sae, dtype=torch.float64, device=block.values.device)
+            self._sums[part] = torch.zeros(2, len(self.latents), dtype=torch.float64, device=block.values.device)
         values = block.values.double()
-        self._sums[part][0].index_add_(0, block.latents, values)
-        self._sums[part][1].index_add_(0, block.latents, values.square())
+        self._sums[part][0].index_add_(0, latents, values)
+        self._sums[part][1].index_add_(0, latents, values.square())
 
-    def merge(self, other: "Tally") -> None:
-        """Add the counts of other parts of the data."""
-        assert not self._sums.keys() & other._sums.keys(), "a part is counted once"
-        self.histogram += other.histogram
-        self.samples += other.samples
-        self._sums |= other._sums
+    def merge(self, state: Mapping[str, Tensor]) -> None:
+        """Add the counts of other parts of the data, as `state` returns them."""
+        device = self.histogram.device
+        sums = {int(name.split(".")[1]): each.to(device) for name, each in state.items() if name.startswith("sums.")}
+        assert not self._sums.keys() & sums.keys(), "a part is counted once"
+        self.histogram += state["histogram"].to(device)
+        self.samples += int(state["samples"])
+        self._sums |= sums
 
     @property
-    def count(self) -> Int[Tensor, " d_sae"]:
+    def count(self) -> Int[Tensor, " latents"]:
         """Return the samples on which each latent is on."""
         return self.histogram.sum(1, dtype=torch.int64)
 
-    def moments(self) -> tuple[Float[Tensor, " d_sae"], Float[Tensor, " d_sae"]]:
+    def moments(self) -> tuple[Float[Tensor, " latents"], Float[Tensor, " latents"]]:
         """Return mean and standard deviation of each latent's codes over the samples on which it is on; NaN if none."""
-        total, squares = torch.zeros(2, self.d_sae, dtype=torch.float64, device=self.histogram.device)
+        total, squares = torch.zeros(2, len(self.latents), dtype=torch.float64, device=self.histogram.device)
         for part in sorted(self._sums):
             total, squares = total + self._sums[part][0], squares + self._sums[part][1]
         count = self.count.double()
@@ -61,9 +66,3 @@ class Tally:
         """Return everything that it holds."""
         sums = {f"sums.{part}": sums for part, sums in self._sums.items()}
         return {"histogram": self.histogram, "samples": torch.tensor(self.samples), **sums}
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state` returned."""
-        self.histogram = state["histogram"]
-        self.samples = int(state["samples"])
-        self._sums = {int(name.split(".")[1]): each for name, each in state.items() if name.startswith("sums.")}

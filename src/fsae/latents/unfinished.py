@@ -2,12 +2,11 @@
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from fsae.files import replacing, share_as_folder
 from fsae.latents.survey import Survey
@@ -47,8 +46,13 @@ class Unfinished:
             save_file(tensors, file, {"key": self._key})
             share_as_folder(file)
 
-    def load(self, surveys: Sequence[Survey]) -> None:
-        """Merge what there is into new surveys; a damaged file, or one of another pass, is deleted."""
+    def load(self, surveys: Sequence[Survey], first: int = 0) -> None:
+        """Merge what there is into new surveys; a damaged file, or one of another pass, is deleted.
+
+        Args:
+            surveys: empty ones.
+            first: number of the first of them among those that were saved.
+        """
         for path in sorted(self.folder.glob(f"*{_SUFFIX}")):
             try:
                 with safe_open(path, "pt") as file:
@@ -60,8 +64,12 @@ class Unfinished:
             if not tensors:
                 path.unlink()
                 continue
-            for number, survey in enumerate(surveys):
-                _merge(survey, tensors, f"{number}/")
+            for number, survey in enumerate(surveys, first):
+                prefix = f"{number}/"
+                state = {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
+                # A killed process may have left the file of a worker whose parts are in the other file too.
+                if not set(state["parts"].tolist()) <= survey.parts:
+                    survey.merge(state)
 
     def gather(self, surveys: Sequence[Survey]) -> None:
         """Read the surveys of all files into new ones, and put those of workers into the one file of the process."""
@@ -75,12 +83,3 @@ class Unfinished:
     def close(self) -> None:
         """Delete the folder: the pass is complete."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _merge(survey: Survey, tensors: Mapping[str, Tensor], prefix: str) -> None:
-    state = {name[len(prefix) :]: each for name, each in tensors.items() if name.startswith(prefix)}
-    own = survey.like()
-    own.load(state)
-    # A killed process may have left the file of a worker whose parts are in the other file too.
-    if not own.parts <= survey.parts:
-        survey.merge(own)

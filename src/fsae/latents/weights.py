@@ -14,8 +14,8 @@ NEIGHBOURS = 10
 LOGITS = 10
 # Top logits that the input score reads.
 INPUT_LOGITS = 20
-# Entries of a block of cosines or logits. In float32, with as many for each intermediate result, some 0.3 GB.
-ENTRIES = 2**24
+# Entries of a block of cosines or logits. In float32, with as many for each intermediate result, some 60 MB.
+ENTRIES = 2**22
 
 
 @torch.no_grad()
@@ -54,15 +54,15 @@ def neighbours(
     has_direction = norms > 0
     inverse = torch.where(has_direction, 1 / norms, 0.0)
     count = max(0, min(count, int(has_direction.sum()) - 1))
-    indices, cosines = [], []
+    indices = torch.empty(len(rows), count, dtype=torch.int32)
+    cosines = torch.empty(len(rows), count)
     for block in _blocks(len(rows), len(rows), entries):
         found = ((rows[block] * inverse[block, None]) @ rows.T).mul_(inverse)
         found[:, ~has_direction] = -torch.inf
         own = torch.arange(len(found), device=rows.device)
         found[own, own + block.start] = -torch.inf
         best = found.topk(count, dim=1)
-        indices.append(best.indices.int().cpu())
-        cosines.append(best.values.cpu())
+        indices[block], cosines[block] = best.indices.int().cpu(), best.values.cpu()
     known = has_direction.tolist()
     return _lists(indices, known), _lists(cosines, known)
 
@@ -93,11 +93,14 @@ def logit_columns(
     top, bottom = min(max(LOGITS, INPUT_LOGITS), d_vocab), min(LOGITS, d_vocab)
     norms = W_dec.float().norm(dim=1)
     has_direction = norms > 0
-    blocks: dict[str, list[Tensor]] = {}
+    kept: dict[str, Tensor] = {}
 
     def keep(**found: Tensor) -> None:
+        # In tensors of all latents: small ones of each block between the large ones would fragment the memory.
         for name, values in found.items():
-            blocks.setdefault(name, []).append(values.cpu())
+            if name not in kept:
+                kept[name] = torch.empty(len(W_dec), *values.shape[1:], dtype=values.dtype)
+            kept[name][block] = values.cpu()
 
     for block in _blocks(len(W_dec), d_vocab, entries):
         rows = W_dec[block].float() / norms[block].where(has_direction[block], 1.0)[:, None]
@@ -118,15 +121,14 @@ def logit_columns(
         keep(raw_logit_top=largest.indices.int(), raw_logit_top_values=largest.values)
         keep(raw_logit_bottom=least.indices.int(), raw_logit_bottom_values=least.values)
 
-    input_tokens = torch.cat(blocks.pop("input_tokens")).numpy()
+    input_tokens = kept.pop("input_tokens").numpy()
     input_tokens[~has_direction.cpu().numpy()] = -1
     known = has_direction.tolist()
     columns: dict[str, Any] = {}
-    for name, found in blocks.items():
-        if found[0].dim() == 2:
-            columns[name] = _lists(found, known)
-        else:
-            columns[name] = torch.cat(found).where(has_direction.cpu(), torch.nan).numpy()
+    for name, found in kept.items():
+        columns[name] = (
+            _lists(found, known) if found.dim() == 2 else found.where(has_direction.cpu(), torch.nan).numpy()
+        )
     return columns, input_tokens
 
 
@@ -137,6 +139,5 @@ def _blocks(count: int, width: int, entries: int) -> Iterator[slice]:
         yield slice(begin, min(begin + size, count))
 
 
-def _lists(blocks: list[Tensor], known: list[bool]) -> list[np.ndarray | None]:
-    rows = torch.cat(blocks).numpy()
-    return [row if has else None for row, has in zip(rows, known, strict=True)]
+def _lists(rows: Tensor, known: list[bool]) -> list[np.ndarray | None]:
+    return [row if has else None for row, has in zip(rows.numpy(), known, strict=True)]

@@ -10,7 +10,7 @@ meta.json         the version, the data, the counts and the sizes; `Meta`
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -171,8 +171,8 @@ class Meta:
 
 def write_latent_store(
     folder: Path,
-    latents: pd.DataFrame,
-    hits: pd.DataFrame,
+    latents: pa.Table,
+    hits: Iterable[pd.DataFrame],
     meta: Meta,
     *,
     tokens: Int[np.ndarray, "contexts context"] | None = None,
@@ -182,7 +182,15 @@ def write_latent_store(
 ) -> None:
     """Replace a latent store.
 
-    Columns that a table lacks are null.
+    Args:
+        folder: of the store.
+        latents: all of them, from `latent_rows`.
+        hits: tables of some latents after the others, in their order; columns that a table lacks are null.
+        meta: facts about the store.
+        tokens: all text that was read.
+        strings: the text of each token id.
+        sample_ids: without text, the samples that hits name, ascending.
+        samples: these samples.
 
     Raises:
         OSError: no space is left; an earlier store is untouched.
@@ -190,8 +198,8 @@ def write_latent_store(
     earlier = folder.with_name(f"{folder.name}.earlier")
     with replacing(folder) as unfinished:
         unfinished.mkdir(parents=True)
-        _write(unfinished / LATENTS, latents, LATENT_COLUMNS, _LATENTS_PER_GROUP)
-        _write(unfinished / HITS, hits, HIT_COLUMNS, _HITS_PER_GROUP)
+        pq.write_table(latents, unfinished / LATENTS, row_group_size=_LATENTS_PER_GROUP, compression="zstd")
+        _write_hits(unfinished / HITS, hits)
         if tokens is not None:
             np.save(unfinished / TOKENS, tokens)
             text = {str(token): string for token, string in (strings or {}).items()}
@@ -205,11 +213,33 @@ def write_latent_store(
         shutil.rmtree(earlier)
 
 
-def _write(path: Path, table: pd.DataFrame, columns: Mapping[str, Column], rows_per_group: int) -> None:
-    schema = pa.schema([pa.field(name, column.type) for name, column in columns.items()])
+def latent_rows(table: pd.DataFrame) -> pa.Table:
+    """Return a table of latents as the store holds it; columns that it lacks are null."""
+    return _arrow(table, LATENT_COLUMNS)
+
+
+def _arrow(table: pd.DataFrame, columns: Mapping[str, Column]) -> pa.Table:
     missing = {name: None for name in columns if name not in table}
-    arrow = pa.Table.from_pandas(table.assign(**missing)[list(columns)], schema=schema, preserve_index=False)
-    pq.write_table(arrow, path, row_group_size=rows_per_group, compression="zstd")
+    ordered = table.assign(**missing)[list(columns)]
+    return pa.Table.from_pandas(ordered, schema=_schema(columns), preserve_index=False).replace_schema_metadata()
+
+
+def _schema(columns: Mapping[str, Column]) -> pa.Schema:
+    return pa.schema([pa.field(name, column.type) for name, column in columns.items()])
+
+
+def _write_hits(path: Path, tables: Iterable[pd.DataFrame]) -> None:
+    schema = _schema(HIT_COLUMNS)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        waiting = schema.empty_table()
+        for table in tables:
+            waiting = pa.concat_tables([waiting, _arrow(table, HIT_COLUMNS)])
+            # Row groups do not depend on the tables.
+            whole = len(waiting) // _HITS_PER_GROUP * _HITS_PER_GROUP
+            if whole:
+                writer.write_table(waiting.slice(0, whole), row_group_size=_HITS_PER_GROUP)
+                waiting = waiting.slice(whole)
+        writer.write_table(waiting, row_group_size=_HITS_PER_GROUP)
 
 
 class LatentStore:
