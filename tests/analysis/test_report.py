@@ -385,3 +385,18 @@ def test_the_work_of_a_report_is_linear_in_its_runs(tmp_path: Path):
     assert len([row for row in page.rows["runs"] if row]) == 288
     conditions = {row[0].partition("θ = 0.01")[2] for row in page.rows["matched"] if len(row) == 7}
     assert conditions == {"layer=0", "layer=5", "layer=10", "mean of the 9 above"}
+
+
+def test_a_number_has_its_noise_and_its_controls_in_the_report(tmp_path: Path):
+    for number, (theta, weight, seed) in enumerate(itertools.product((0.0, 0.01), (0.5, 1.0, 2.0, 4.0), range(4))):
+        results = results_of("gated", theta, weight, seed, effect=-0.02, noise=0.001)
+        fvu = results["eval/fvu"]
+        results |= {"eval/absorption": fvu, "eval/absorption_noise": 0.03, "eval/absorption_random": 0.5 + 0.1 * fvu}
+        write_run(tmp_path / "s" / str(number), settings_of("gated", theta, weight, seed), results)
+    page = page_on(tmp_path / "s")
+    matched = page.sections["matched"]
+    assert "The evaluation's own noise is 0.03" in matched
+    assert "Controls, on average over the runs: random directions 0.5" in matched
+    pictures = [path.name for path in (tmp_path / "s" / "report" / "pictures").iterdir()]
+    assert any(name.startswith("front_absorption") for name in pictures)
+    assert not any("noise" in name or "random" in name for name in pictures)

@@ -74,7 +74,8 @@ def test_all_text_can_be_read_on_a_phone(tmp_path: Path, figures: list[Figure]):
         ("", "gated", name): {"seed=0": Curve(np.array([8.0, 16.0]), np.array([0.2, 0.1]))} for name in treatments
     }
     palette = Palette(["gated"], treatments)
-    plot_front(curves, "", FVU, palette, tmp_path / "front.png")
+    controls = {"random directions": np.array([[8.0, 16.0], [0.9, 0.8]])}
+    plot_front(curves, "", "fraction of variance unexplained", palette, tmp_path / "front.png", controls)
     differences = {"seed=0": -0.1, "seed=1": 0.2}
     compared = Comparison(
         condition=f"model={LONG}", arch="gated", treatment=treatments[1], metric=FVU, differences=differences

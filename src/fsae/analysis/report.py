@@ -30,7 +30,7 @@ from fsae.analysis.comparison import (
 from fsae.analysis.design import SIZE, SPARSITY, THETA, Design, comparable, design_of, named
 from fsae.analysis.job_table import JobTable, job_table
 from fsae.analysis.latent_pages import PAGE as LATENT_PAGE
-from fsae.analysis.metrics import in_tables, meanings_of
+from fsae.analysis.metrics import Beside, beside, in_tables, meanings_of
 from fsae.analysis.numbers import numbers_in_order, readable, shown
 from fsae.analysis.runs import HISTOGRAM
 from fsae.analysis.sweep_plots import (
@@ -120,12 +120,16 @@ def write_report(runs: pd.DataFrame, folder: Path) -> Path:
         in_short=list(_in_short(comparisons, meanings)) if compared else [],
         caveats=[*_caveats(runs, table), *_cautions(runs, usable, design)],
         comparisons=list(_by_metric(comparisons, meanings)) if compared else [],
+        beside={
+            _label(metric, meanings): _beside(beside(design.cells, metric, meanings))
+            for metric in dict.fromkeys(each.metric for each in comparisons)
+        },
         comparison_absent="" if compared else _comparison_absent(design, comparisons),
         intervals=sum(each.interval is not None for each in comparisons),
         limits={"pairs": MIN_PAIRS, "sparsities": MIN_SPARSITIES},
         differences=list(_plot_differences(comparisons, palette, pictures)),
         fronts=[
-            *_plot_fronts(design, palette, pictures),
+            *_plot_fronts(design, meanings, palette, pictures),
             *_plot_description_lengths(usable, design, palette, pictures),
         ],
         front_remark=_front_remark(design),
@@ -159,6 +163,17 @@ def _title(runs: pd.DataFrame) -> str:
 
 def _label(metric: str, meanings: Mapping[str, Meaning]) -> str:
     return AXIS_LABELS.get(metric) or f"{meanings[metric]} ({metric.removeprefix('eval/')})"
+
+
+def _beside(found: Beside) -> str:
+    """Return a sentence each on the noise and the controls of a number; "" without any."""
+    sentences = []
+    if found.noise is not None:
+        sentences.append(f"The evaluation's own noise is {readable(found.noise, 2)} (standard deviation over seeds).")
+    if found.controls:
+        means = [f"{name} {readable(float(values[1].mean()), 3)}" for name, values in found.controls.items()]
+        sentences.append(f"Controls, on average over the runs: {', '.join(means)}.")
+    return " ".join(sentences)
 
 
 def _of(comparisons: Sequence[Comparison], metric: str) -> list[Comparison]:
@@ -326,8 +341,10 @@ def _plot_differences(comparisons: Sequence[Comparison], palette: Palette, folde
             yield Picture(file, AXIS_LABELS[metric])
 
 
-def _plot_fronts(design: Design, palette: Palette, folder: Path) -> Iterator[Picture]:
-    for metric in FRONTS:
+def _plot_fronts(design: Design, meanings: Mapping[str, Meaning], palette: Palette, folder: Path) -> Iterator[Picture]:
+    """Draw the main numbers, and every number of tables that has a control."""
+    controlled = [metric for metric in in_tables(meanings) if beside(design.cells, metric, meanings).controls]
+    for metric in dict.fromkeys([*FRONTS, *controlled]):
         if metric not in design.cells:
             continue
         curves = curves_of(design.cells, metric)
@@ -336,7 +353,9 @@ def _plot_fronts(design: Design, palette: Palette, folder: Path) -> Iterator[Pic
             if sum(len(curve.l0) for seeds in here for curve in seeds.values()) < 2:
                 continue
             file = folder / f"front_{_file_name(metric)}_{number}.png"
-            plot_front(curves, condition, metric, palette, file)
+            cells = design.cells[design.cells["condition"].map(str) == condition]
+            controls = beside(cells, metric, meanings).controls
+            plot_front(curves, condition, _label(metric, meanings), palette, file, controls)
             yield Picture(file, condition)
 
 

@@ -43,6 +43,8 @@ VIRIDIS = mpl.colormaps["viridis"]
 _PLACES = [(across, up) for far in (4, 9, 18, 28) for across in (4, -4) for up in (far, -far)]
 
 # An axis's label for a metric.
+# Markers of the controls in a picture.
+_CONTROL_MARKERS = ("x", "+", "1", "2", "3", "4", "|", "_")
 AXIS_LABELS = {
     "eval/fvu": "fraction of variance unexplained (fvu)",
     "eval/ce_recovered_zero": "cross-entropy recovered",
@@ -73,8 +75,16 @@ class Palette:
         return MARKERS[self.treatments.index(treatment) % len(MARKERS)]
 
 
-def plot_front(curves: Curves, condition: str, metric: str, palette: Palette, picture: Path) -> None:
-    """Draw a metric against l0 in one condition: a point per run, a line for the seeds' mean, and a band.
+def plot_front(
+    curves: Curves,
+    condition: str,
+    label: str,
+    palette: Palette,
+    picture: Path,
+    controls: Mapping[str, Float[np.ndarray, "2 runs"]] | None = None,
+) -> None:
+    """Draw a metric against l0 in one condition: a point per run, a line for the seeds' mean, and a band; in grey, the
+    same of each control.
 
     The band is the 95 % bootstrap interval of the mean at each l0 with four seeds or more, else the range of the seeds;
     it and the line cover the range of l0 that every seed has.
@@ -89,10 +99,13 @@ def plot_front(curves: Curves, condition: str, metric: str, palette: Palette, pi
             for curve in seeds.values():
                 axis.plot(curve.l0, curve.values, palette.marker(treatment), color=colour, **_points(number))
             _draw_mean(axis, list(seeds.values()), colour, palette.line(treatment))
+        markers = dict(zip(controls or {}, _CONTROL_MARKERS, strict=False))
+        for name, marker in markers.items():
+            axis.plot(*(controls or {})[name], marker, color="#777777", **(_points(number) | {"mew": 1}))
         log_x(axis, l0.min(), l0.max())
         axis.set_xlabel(AXIS_LABELS["eval/l0"])
-        axis.set_ylabel(AXIS_LABELS[metric])
-        _add_legend(drawn, palette, {arch for arch, _ in here}, {treatment for _, treatment in here})
+        axis.set_ylabel(fill(label, 60))
+        _add_legend(drawn, palette, {arch for arch, _ in here}, {treatment for _, treatment in here}, markers)
 
 
 def plot_description_length(runs: pd.DataFrame, palette: Palette, picture: Path) -> None:
@@ -257,8 +270,16 @@ def band(
     return l0, values.mean(0), bootstrap_interval(values) if enough else np.array([values.min(0), values.max(0)])
 
 
-def _add_legend(drawn: Figure, palette: Palette, archs: Set[str], treatments: Set[str]) -> None:
-    """Add a legend: colours for the architectures, and line styles for the treatments if there are several."""
+def _add_legend(
+    drawn: Figure,
+    palette: Palette,
+    archs: Set[str],
+    treatments: Set[str],
+    controls: Mapping[str, str] | None = None,
+) -> None:
+    """Add a legend: colours for the architectures, line styles for the treatments if there are several, and markers of
+    the controls."""
+    controls = controls or {}
     colours = [Line2D([], [], color=palette.colour(arch), lw=4, label=arch) for arch in palette.archs if arch in archs]
     grey: dict[str, Any] = {"color": "#555555", "markersize": 5}
     styles = [
@@ -266,8 +287,11 @@ def _add_legend(drawn: Figure, palette: Palette, archs: Set[str], treatments: Se
         for name in palette.treatments
         if name in treatments and len(treatments) > 1
     ]
+    styles += [
+        Line2D([], [], ls="", marker=marker, label=_in_legend(name), **grey) for name, marker in controls.items()
+    ]
     # matplotlib fills a legend column by column; this puts colours in its upper rows and styles below.
-    columns = min(_legend_columns([*archs, *treatments]), max(len(colours), len(styles)))
+    columns = min(_legend_columns([*archs, *treatments, *controls]), max(len(colours), len(styles)))
     rows = [each[i : i + columns] for each in (colours, styles) for i in range(0, len(each), columns)]
     blank = Line2D([], [], ls="", label=" ")
     handles = [row[i] if i < len(row) else blank for i in range(columns) for row in rows]
