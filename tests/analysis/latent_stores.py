@@ -90,8 +90,9 @@ def write_samples_store(folder: Path, picture: bool = True, d_sae: int = 40, sam
 def _meta(**facts: object) -> Meta:
     aggregates = {"alive_share": 0.9, "mean_token_purity": 0.61, "ngram_f1_median": 0.34, "missing": None}
     control = {"alive_share": 1.0, "mean_token_purity": 0.12, "ngram_f1_median": 0.05, "missing": None}
+    meanings = {"mean_token_purity": "mean share of <b>the top codes</b>"}
     shared = {"architecture": "topk", "top": 24, "per_bin": 4, "bin_edges": EDGES, "fsae": "0.2.0"}
-    return Meta(**shared, aggregates=aggregates, control=control, control_latents=256, **facts)  # type: ignore[arg-type]
+    return Meta(**shared, aggregates=aggregates, meanings=meanings, control=control, control_latents=256, **facts)  # type: ignore[arg-type]
 
 
 def _bin_of(values: np.ndarray) -> np.ndarray:

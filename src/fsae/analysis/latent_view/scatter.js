@@ -69,6 +69,8 @@ class Scatter {
       low = (Number.isFinite(low) ? low : 0) - 0.5;
       high = low + 1;
     }
+    // No point lies on the frame.
+    [low, high] = [low - 0.03 * (high - low), high + 0.03 * (high - low)];
     const place = value => ((scaled(value) - low) / (high - low)) * length;
     const value = place => {
       const at = low + (place / length) * (high - low);
@@ -126,7 +128,9 @@ class Scatter {
         if (isIn[row] === shown) pen.fillRect(this.across[row] - size / 2, this.up[row] - size / 2, size, size);
     }
     this.isIn = isIn;
-    this.picture = pen.getImageData(0, 0, this.canvas.width, this.canvas.height);
+    // A copy by drawing: browsers that protect against fingerprints falsify the pixels that a script reads.
+    this.picture = el("canvas", {width: this.canvas.width, height: this.canvas.height});
+    this.picture.getContext("2d").drawImage(this.canvas, 0, 0);
   }
 
   nearest([x, y], reach = 14) {
@@ -154,8 +158,9 @@ class Scatter {
   mark(row) {
     if (!this.picture) return null;
     const pen = this.canvas.getContext("2d");
-    pen.putImageData(this.picture, 0, 0);
     pen.globalAlpha = 1;
+    pen.clearRect(0, 0, this.canvas.clientWidth, this.canvas.clientHeight);
+    pen.drawImage(this.picture, 0, 0, this.canvas.clientWidth, this.canvas.clientHeight);
     pen.strokeStyle = getComputedStyle(this.canvas).getPropertyValue("--text");
     if (row != null) {
       pen.beginPath();
