@@ -1,3 +1,5 @@
+import base64
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -6,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import fsae
 from fsae.analysis.latent_pages import (
     PageSizes,
     PromptView,
@@ -15,7 +18,7 @@ from fsae.analysis.latent_pages import (
 )
 from fsae.analysis.origin import Origin
 from fsae.outputs.latent_store import LATENT_COLUMNS, SAMPLED, TOP, LatentStore
-from tests.analysis.latent_stores import HOSTILE, LABEL, write_samples_store, write_text_store
+from tests.analysis.latent_stores import HOSTILE, LABEL, explain, write_samples_store, write_text_store
 from tests.analysis.test_packed_arrays import from_few_bytes, unpack
 
 TITLE = "run <b>1</b> & more"
@@ -226,6 +229,44 @@ def test_a_comparison_has_both_dictionaries_and_their_pairs(store: LatentStore, 
     np.testing.assert_array_equal(pairs["cosine"], [np.float32(0.5), np.nan])
     assert len(script(page, "second-index")["latent"]) == 20
     assert "A and &lt;B&gt;" in page.read_text()
+
+
+def test_explanations_and_their_scores_are_columns(tmp_path: Path):
+    store = write_text_store(tmp_path / "latents", d_sae=20)
+    # Explanations of other weights are none of this dictionary.
+    explain(store, 3, weights="others")
+    page = write_latent_pages(store, store.folder, ORIGIN)
+    assert "explanation" not in script(page, "first-index")
+    explain(store, 3, 5)
+    earlier = data_of(page)
+    page = write_latent_pages(store, store.folder, ORIGIN)
+    assert data_of(page) != earlier
+    index = script(page, "first-index")
+    assert [index["explanation"][latent] for latent in (3, 4, 5)] == ["on at <b>3</b>", "", "on at <b>5</b>"]
+    assert index["explained_by"][5] == "<i>judge</i>"
+    np.testing.assert_array_equal(index["detection"][3:6], [0.75, np.nan, 0.75])
+    assert np.isnan(index["fuzzing"]).all()
+    assert "with or without the latent on" in page.read_text()
+
+
+def test_the_policy_permits_the_page_s_own_script_and_no_other(page: Path, store: LatentStore, tmp_path: Path):
+    prompt = write_prompt_page(tmp_path, PromptView(["a"], [[]]), ORIGIN, store)
+    for file in (page, prompt):
+        text = file.read_text()
+        own = text.rpartition("<script>")[2].partition("</script>")[0]
+        digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
+        policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
+        assert policy
+        scripts = re.search(r"script-src ([^;]*)", policy[1])
+        assert scripts
+        assert scripts[1].split()[-1] == f"'sha256-{digest}'"
+        assert "unsafe" not in scripts[1]
+        assert "default-src 'none'" in policy[1]
+
+
+def test_no_script_makes_elements_of_text():
+    for file in (Path(fsae.__file__).parent / "analysis" / "latent_view").glob("*.js"):
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", file.read_text()), file
 
 
 def test_a_pair_of_a_latent_that_is_missing_is_refused(store: LatentStore, tmp_path: Path):

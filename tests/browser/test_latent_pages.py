@@ -19,7 +19,7 @@ from benchmarks.latent_pages import times_of
 from fsae.analysis.latent_pages import PromptView, write_comparison_pages, write_latent_pages, write_prompt_page
 from fsae.analysis.origin import Origin
 from fsae.outputs.latent_store import LATENT_COLUMNS, LatentStore
-from tests.analysis.latent_stores import HOSTILE, write_samples_store, write_text_store
+from tests.analysis.latent_stores import HOSTILE, explain, write_samples_store, write_text_store
 from tests.browser.conftest import QUIET
 from tests.browser.page import Page
 
@@ -402,7 +402,7 @@ def test_the_page_copies_code_and_a_link(address: str, page: Page):
     page.key("l")
     page.wait("window.copied.length === 2")
     assert page.ask("window.copied[1]") == f"{address}#latent=5"
-    steer = page.ask("[...document.querySelectorAll('.side pre')].at(-1).textContent")
+    steer = page.ask("[...document.querySelectorAll('.usage pre')].at(-1).textContent")
     assert shlex.split(steer) == ["python", "-m", "fsae.steer", "outputs/runs/it's <b>1</b>", "5", "--prompt", "The"]
 
 
@@ -597,6 +597,30 @@ def test_a_prompt_shows_activations_and_losses(store: LatentStore, address: str,
         assert page.ask(CONTRAST)[0] >= 4.5
     page.pointer(".linked a")
     page.wait(f"{SHOWN} === '3'")
+
+
+def test_a_prompt_is_coloured_by_the_change_of_the_loss_until_a_latent_is_chosen(tmp_path: Path, page: Page):
+    found = [[(3, 9.0, 0.5), (5, 1.0, -0.25)], [(5, 2.0, -2.0)], []]
+    page.open(write_prompt_page(tmp_path, PromptView(["a", "b", "c"], found, [1.0, 1.0, None]), Origin("run")).as_uri())
+    spans = "[...document.querySelectorAll('.prompt span')].map(each => "
+    assert page.ask(f"{spans}[each.className.split(' ')[0], each.style.getPropertyValue('--a')])") == [
+        ["on", "54%"], ["on", "100%"], ["", ""]
+    ]  # fmt: skip
+    assert page.ask(f"{spans}each.classList.contains('below'))") == [False, True, False]
+    assert "from 1 nat" in page.ask("document.querySelector('main').textContent")
+
+
+def test_explanations_are_in_the_table_and_on_the_page_of_the_latent(tmp_path: Path, page: Page):
+    store = write_text_store(tmp_path / "latents", d_sae=20)
+    explain(store, 3, 5)
+    address = write_latent_pages(store, store.folder, Origin("run")).as_uri()
+    page.open(f"{address}#sort=-detection")
+    assert values(page, "explanation")[:3] == ["on at <b>3</b>", "on at <b>5</b>", ""]
+    assert values(page, "detection")[:3] == ["0.75", "0.75", ""]
+    page.open(f"{address}#latent=5")
+    shown = page.ask("document.querySelector('.explanation').textContent")
+    assert shown == "on at <b>5</b>detection0.75explained by<i>judge</i>"
+    assert page.ask("document.querySelector('.usage')") is None
 
 
 def test_a_static_host_serves_the_same_pages(store: LatentStore, address: str, program: str, tmp_path: Path):

@@ -24,7 +24,14 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from fsae.analysis.latent_page_data import DEFAULT_SIZES, PageSizes, columns, explanation_texts, scripts
+from fsae.analysis.latent_page_data import (
+    DEFAULT_SIZES,
+    EXPLANATION_COLUMNS,
+    PageSizes,
+    columns,
+    explanations_of,
+    scripts,
+)
 from fsae.analysis.origin import Origin
 from fsae.analysis.packed_arrays import pack
 from fsae.files import replacing
@@ -207,6 +214,8 @@ def _write(
     ]
     title = " and ".join(origin.title for origin, _ in stores)
     meanings = {name: column.meaning for name, column in LATENT_COLUMNS.items()}
+    if any(explanations_of(store) for _, store in stores):
+        meanings |= EXPLANATION_COLUMNS
     page = _TEMPLATES.get_template("index.html.jinja").render(
         title=title,
         # Two dictionaries may have one name.
@@ -243,7 +252,7 @@ def _digest(stores: Sequence[tuple[Origin, LatentStore]], matched: pd.DataFrame 
             if file.suffix in (".parquet", ".json", ".npy", ".npz"):
                 with file.open("rb") as opened:
                     digest.update(hashlib.file_digest(opened, "sha256").digest())
-        digest.update(repr(sorted(explanation_texts(store).items())).encode())
+        digest.update(repr(sorted(explanations_of(store).items())).encode())
     if matched is not None:
         digest.update(matched.to_csv().encode())
     return digest.hexdigest()[:8]

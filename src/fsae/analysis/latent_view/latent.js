@@ -44,11 +44,11 @@ class LatentPanel {
     });
     const side = [
       ...[this.histogram(), this.tokens(), this.logits(), this.predictor()],
-      ...[this.neighbours(), this.cofiring(), this.usage()],
+      ...[this.neighbours(), this.cofiring()],
     ];
     this.element.replaceChildren(
       this.header(),
-      el("div", {class: "columns"}, this.contexts.element, el("div", {class: "side"}, side.filter(Boolean))),
+      el("div", {class: "columns"}, this.contexts.element, el("div", {class: "side"}, side.filter(Boolean)), this.usage()),
     );
   }
 
@@ -59,7 +59,17 @@ class LatentPanel {
   // By a language model; few latents have one.
   explanation() {
     const text = this.dictionary.index.explanation?.[this.latent];
-    return text ? el("p", {class: "explanation"}, el("span", {class: "soft"}, "explanation "), el("bdi", {}, plain(text))) : null;
+    if (!text) return null;
+    const score = name => {
+      const [own, control] = [name, `control_${name}`].map(each => readable(this.value(each), 3));
+      return own && [name, name, control ? `${own} (${control} with another latent's explanation)` : own];
+    };
+    return el(
+      "div",
+      {class: "explanation"},
+      el("p", {title: meaning("explanation")}, el("bdi", {}, plain(text))),
+      this.named(...["detection", "fuzzing"].map(score).filter(Boolean), ["explained by", "explained_by"]),
+    );
   }
 
   header() {
@@ -293,13 +303,14 @@ class LatentPanel {
   usage() {
     const {dictionary, latent} = this;
     if (!dictionary.path) return null;
-    return box(
+    const found = box(
       "Use it",
-      null,
+      el("span", {class: "soft small"}, "in the folder that has the outputs folder"),
       el("pre", {}, this.code()),
       dictionary.meta.kind === "text" ? el("pre", {}, steerCommand(dictionary, latent)) : null,
-      el("p", {class: "soft small"}, "In the folder that has the outputs folder."),
     );
+    found.classList.add("usage");
+    return found;
   }
 }
 

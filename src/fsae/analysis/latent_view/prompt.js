@@ -124,20 +124,33 @@ class Prompt {
     return this.at(place).reduce((best, each) => (best && this.size(best) >= this.size(each) ? best : each), null);
   }
 
+  // The latent at a place whose ablation changes the next token's loss most.
+  mostInfluential(place) {
+    return this.at(place).sort(this.order("change"))[0];
+  }
+
   draw() {
-    const own = this.latent == null ? null : this.byLatent.get(this.latent);
-    const shown = content.tokens.map((_, place) => (own ? own.at.get(place) : this.strongest(place)));
-    const sizes = shown.map(each => (each ? this.size(each) * Math.sign(each.activation) : 0));
-    const largest = this.known("share") ? 1 : Math.max(...sizes.map(Math.abs), 0);
+    const own = this.latent == null ? null : this.byLatent.get(this.latent),
+      byChange = !own && this.known("change");
+    const sizes = content.tokens.map((_, place) => {
+      if (byChange) return this.mostInfluential(place)?.change ?? 0;
+      const shown = own ? own.at.get(place) : this.strongest(place);
+      return shown ? this.size(shown) * Math.sign(shown.activation) : 0;
+    });
+    // Of a change in loss, 1 nat has the full colour.
+    const largest = byChange || this.known("share") ? 1 : Math.max(...sizes.map(Math.abs), 0);
     [...this.text.children].forEach((span, place) => {
       const shaded = shade(sizes[place], largest);
       span.className = [shaded?.class, place === this.place ? "peak" : ""].filter(Boolean).join(" ");
       span.style.cssText = shaded?.style ?? "";
     });
     const scale = this.known("share") ? ", as a share of its largest activation in the data of its page" : "";
-    this.legend.textContent = own
+    const colours = own
       ? `Coloured by the activation of latent ${this.latent}${scale}.`
-      : `Each token is coloured by its strongest latent${scale}. Choose a token by a click or by ← and →, and a latent by its square.`;
+      : byChange
+        ? "Each token is coloured by the largest change of the next token's loss that the ablation of one latent makes: orange if the loss rises, blue if it falls, with the full colour from 1 nat."
+        : `Each token is coloured by its strongest latent${scale}.`;
+    this.legend.textContent = `${colours} A click or ← and → choose a token; the square of a latent colours the prompt by this latent.`;
     this.here.replaceChildren(...this.hereParts());
     this.all.replaceChildren(...this.allParts());
   }

@@ -203,7 +203,7 @@ const ticks = (low, high, log) => {
   if (log) {
     const step = Math.max(1, Math.ceil((high - low) / 6));
     for (let power = Math.ceil((low - 1) / step) * step; power <= high; power += step)
-      for (const factor of high - low < 2 ? [1, 2, 5] : [1]) found.push(factor * 10 ** power);
+      for (const factor of high - low < 2.5 ? [1, 2, 5] : [1]) found.push(factor * 10 ** power);
     return found.filter(tick => Math.log10(tick) >= low && Math.log10(tick) <= high);
   }
   const size = 10 ** Math.floor(Math.log10((high - low) / 5));
