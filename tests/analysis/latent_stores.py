@@ -105,7 +105,7 @@ def explain(store: LatentStore, *latents: int, weights: str | None = None) -> No
         )
         for each in latents
     ]
-    (folder / EXPLANATIONS).write_text("".join(map(explanation_line, found)))
+    (folder / EXPLANATIONS).write_text("".join(f"{explanation_line(each)}\n" for each in found))
 
 
 def _meta(**facts: object) -> Meta:
