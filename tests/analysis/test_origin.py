@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from fsae.tracking.tags import DIRTY_TAG
 TRAINED = {"task": "train", "seed": 3, "trainer.samples": 4096, "dataset.name": "texts", "source": "activations"}
 
 
-def described(run: Path, outputs: Path, params: dict[str, object], **tags: str) -> Path:
+def described(run: Path, outputs: Path, params: Mapping[str, object], **tags: str) -> Path:
     run.mkdir(parents=True)
     shared = {"uri": "null", "outputs": outputs, "experiment": "fsae", "run_name": run.name}
     describe_run(run, **shared, params=params, tags=tags)  # type: ignore[arg-type]
