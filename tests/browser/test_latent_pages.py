@@ -180,6 +180,17 @@ def test_a_drag_over_the_scatter_filters_by_both_numbers(address: str, page: Pag
     assert maximum["low"] < maximum["high"]
 
 
+def test_an_axis_has_round_numbers_over_any_range(address: str, page: Page):
+    page.open(address)
+    for low, high, log, wanted in (
+        (-5, -1, True, [1e-5, 1e-4, 1e-3, 1e-2, 0.1]),
+        (0.6, 2.6, True, [5, 10, 20, 50, 100, 200]),
+        (0.65, 1.15, True, [6, 8, 10, 12, 14]),
+        (0, 1, False, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+    ):
+        assert page.ask(f"ticks({low}, {high}, {str(log).lower()})") == pytest.approx(wanted)
+
+
 def test_an_address_opens_a_latent_and_keys_walk_through_the_table(address: str, page: Page, store: LatentStore):
     page.open(f"{address}#latent=5")
     assert page.ask("document.querySelector('h2').textContent").endswith("latent 5 word 5 of 5")

@@ -89,11 +89,10 @@ def test_every_member_of_a_population_has_pages(runs: dict[str, Path]):
         assert len(fsae.load(runs["several"], member=member).latents) == fsae.load(runs["several"], member=0).d_sae
 
 
-def test_the_jobs_of_a_sweep_are_not_measured_unless_the_command_names_it():
+def test_the_jobs_of_a_sweep_are_not_measured():
     evaluations = {name: CHOICES[name]() for name in ("vectors", "latents")}
     assert list(chosen(evaluations, frozenset())) == ["vectors", "latents"]
     assert list(chosen(evaluations, frozenset(), in_sweep=True)) == ["vectors"]
-    assert list(chosen(evaluations, frozenset(), named=frozenset(evaluations), in_sweep=True)) == ["vectors", "latents"]
 
 
 def test_a_new_pass_replaces_the_store(runs: dict[str, Path], tmp_path: Path):

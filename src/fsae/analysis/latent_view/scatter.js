@@ -197,14 +197,15 @@ class Scatter {
 }
 
 // A few round numbers between two limits. On a logarithmic axis the limits are powers of ten: over a short stretch of it
-// 1, 2 and 5 times each power are round.
+// 1, 2 and 5 times each power are round, and over less than a decade equal steps.
 const ticks = (low, high, log) => {
   const found = [];
   if (log) {
     const step = Math.max(1, Math.ceil((high - low) / 6));
     for (let power = Math.ceil((low - 1) / step) * step; power <= high; power += step)
       for (const factor of high - low < 2.5 ? [1, 2, 5] : [1]) found.push(factor * 10 ** power);
-    return found.filter(tick => Math.log10(tick) >= low && Math.log10(tick) <= high);
+    const within = found.filter(tick => Math.log10(tick) >= low && Math.log10(tick) <= high);
+    return within.length < 3 ? ticks(10 ** low, 10 ** high, false) : within;
   }
   const size = 10 ** Math.floor(Math.log10((high - low) / 5));
   const step = [1, 2, 5, 10].map(each => each * size).find(each => (high - low) / each <= 6);
