@@ -22,6 +22,7 @@ from pathlib import Path
 
 from benchmarks.machine import machine_name
 from fsae.analysis.latent_pages import PageSizes, write_latent_pages
+from fsae.analysis.origin import Origin
 from fsae.ranges import COUNT, argument
 from tests.analysis.latent_stores import write_text_store
 from tests.browser.conftest import QUIET, find_program
@@ -56,7 +57,7 @@ def main() -> None:
 def measure(folder: Path, latents: int, steps: int, program: str) -> None:
     store = write_text_store(folder / "latents", latents, CONTEXTS, VOCABULARY)
     begin = time.perf_counter()
-    page = write_latent_pages(store, store.folder, f"{latents} latents", {})
+    page = write_latent_pages(store, store.folder, Origin(f"{latents} latents"))
     seconds = time.perf_counter() - begin
     data = [file.stat().st_size for file in page.parent.glob("pages-*/*.js")]
     size = (page.stat().st_size + sum(data)) / latents

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from fsae.outputs.explanations import EXPLANATIONS, Explanation, Scores, explanation_line, explanations_folder
 from fsae.outputs.latent_store import SAMPLED, TOP, LatentStore, Meta, latent_rows, write_latent_store
 
 BINS = 96
@@ -87,11 +88,32 @@ def write_samples_store(folder: Path, picture: bool = True, d_sae: int = 40, sam
     return LatentStore(folder)
 
 
+def explain(store: LatentStore, *latents: int, weights: str | None = None) -> None:
+    """Let a language model have explained latents of a store."""
+    folder = explanations_folder(store.folder)
+    folder.mkdir(exist_ok=True)
+    score = Scores(balanced_accuracy=0.75, precision=1, recall=0.5, f1=0.7, positives=2, negatives=2, unreadable=0)
+    found = [
+        Explanation(
+            latent=each,
+            explanation=f"on at <b>{each}</b>",
+            model="<i>judge</i>",
+            prompts="",
+            settings="",
+            weights=weights or store.meta.weights,
+            detection=score,
+        )
+        for each in latents
+    ]
+    (folder / EXPLANATIONS).write_text("".join(f"{explanation_line(each)}\n" for each in found))
+
+
 def _meta(**facts: object) -> Meta:
     aggregates = {"alive_share": 0.9, "mean_token_purity": 0.61, "ngram_f1_median": 0.34, "missing": None}
     control = {"alive_share": 1.0, "mean_token_purity": 0.12, "ngram_f1_median": 0.05, "missing": None}
+    meanings = {"mean_token_purity": "mean share of <b>the top codes</b>"}
     shared = {"architecture": "topk", "top": 24, "per_bin": 4, "bin_edges": EDGES, "fsae": "0.2.0"}
-    return Meta(**shared, aggregates=aggregates, control=control, control_latents=256, **facts)  # type: ignore[arg-type]
+    return Meta(**shared, aggregates=aggregates, meanings=meanings, control=control, control_latents=256, **facts)  # type: ignore[arg-type]
 
 
 def _bin_of(values: np.ndarray) -> np.ndarray:

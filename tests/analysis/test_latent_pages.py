@@ -1,3 +1,5 @@
+import base64
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -6,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import fsae
 from fsae.analysis.latent_pages import (
     PageSizes,
     PromptView,
@@ -13,12 +16,13 @@ from fsae.analysis.latent_pages import (
     write_latent_pages,
     write_prompt_page,
 )
+from fsae.analysis.origin import Origin
 from fsae.outputs.latent_store import LATENT_COLUMNS, SAMPLED, TOP, LatentStore
-from tests.analysis.latent_stores import HOSTILE, LABEL, write_samples_store, write_text_store
+from tests.analysis.latent_stores import HOSTILE, LABEL, explain, write_samples_store, write_text_store
 from tests.analysis.test_packed_arrays import from_few_bytes, unpack
 
 TITLE = "run <b>1</b> & more"
-PROVENANCE = {"run": "outputs/<i>2026</i>", "seed": "0"}
+ORIGIN = Origin(TITLE, {"run": "outputs/<i>2026</i>", "seed": "0"}, "outputs/runs/1")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +32,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> LatentStore:
 
 @pytest.fixture(scope="module")
 def page(store: LatentStore) -> Path:
-    return write_latent_pages(store, store.folder, TITLE, PROVENANCE)
+    return write_latent_pages(store, store.folder, ORIGIN)
 
 
 def data_of(page: Path) -> Path:
@@ -105,7 +109,7 @@ def test_the_hits_of_a_range_are_those_of_its_latents(store: LatentStore):
 
 
 def test_lists_are_cut_to_their_length_and_null_is_empty(store: LatentStore, tmp_path: Path):
-    page = write_latent_pages(store, tmp_path / "pages", TITLE, {}, PageSizes(listed=4, latents_per_shard=300))
+    page = write_latent_pages(store, tmp_path / "pages", Origin(TITLE), PageSizes(listed=4, latents_per_shard=300))
     shard = script(page, "first-shard-0000")
     assert set(shard["cofiring.lengths"].tolist()) == {0, 4}
     assert shard["cofiring.lengths"][7] == 0
@@ -154,7 +158,7 @@ def test_a_latent_takes_at_most_four_kilobytes(tmp_path: Path):
     """Ten million tokens of 50,000 kinds, with the entropy of English: almost no text is shared between windows."""
     latents = 1024
     store = write_text_store(tmp_path / "latents", d_sae=latents, contexts=80_000, vocabulary=50_000)
-    data = data_of(write_latent_pages(store, store.folder, TITLE, PROVENANCE))
+    data = data_of(write_latent_pages(store, store.folder, ORIGIN))
     sizes = {file.name: file.stat().st_size for file in data.iterdir()}
     # The texts of the tokens are the same for any number of latents.
     tokens = sizes.pop("first-tokens.js")
@@ -163,33 +167,33 @@ def test_a_latent_takes_at_most_four_kilobytes(tmp_path: Path):
 
 def test_pages_are_replaced_and_the_store_stays(store: LatentStore, tmp_path: Path):
     folder = tmp_path / "pages"
-    page = write_latent_pages(store, folder, "one", {}, PageSizes(top=3))
+    page = write_latent_pages(store, folder, Origin("one"), PageSizes(top=3))
     earlier = data_of(page)
     for name in ("meta.json", "pages-of-mine"):
         (folder / name).write_text("{}")
-    write_latent_pages(store, folder, "two", {}, PageSizes(top=4))
+    write_latent_pages(store, folder, Origin("two"), PageSizes(top=4))
     assert data_of(page) != earlier
     assert "<title>two" in page.read_text()
     assert {path.name for path in folder.iterdir()} == {"index.html", data_of(page).name, "meta.json", "pages-of-mine"}
     # The same pages again give the same files.
     before = {file.name: file.read_bytes() for file in data_of(page).iterdir()}
-    write_latent_pages(store, folder, "two", {}, PageSizes(top=4))
+    write_latent_pages(store, folder, Origin("two"), PageSizes(top=4))
     assert {file.name: file.read_bytes() for file in data_of(page).iterdir()} == before
 
 
 def test_earlier_pages_outlive_a_failure(tmp_path: Path):
     store = write_text_store(tmp_path / "latents", d_sae=20)
-    page = write_latent_pages(store, store.folder, "one", {})
+    page = write_latent_pages(store, store.folder, Origin("one"))
     files = {file: file.read_bytes() for file in page.parent.rglob("*.[hj]*")}
     (store.folder / "hits.parquet").write_bytes(b"no table")
     with pytest.raises(ValueError, match="damaged"):
-        write_latent_pages(LatentStore(store.folder), store.folder, "two", {})
+        write_latent_pages(LatentStore(store.folder), store.folder, Origin("two"))
     assert {file: file.read_bytes() for file in page.parent.rglob("*.[hj]*")} == files
 
 
 def test_samples_are_kept_in_255_steps(tmp_path: Path):
     store = write_samples_store(tmp_path / "latents")
-    page = write_latent_pages(store, store.folder, "digits", {}, PageSizes(latents_per_shard=40))
+    page = write_latent_pages(store, store.folder, Origin("digits"), PageSizes(latents_per_shard=40))
     shard = script(page, "first-shard-0000")
     assert shard["tops"].tolist() == [0 if i % 10 == 7 else 6 for i in range(40)]
     hits = store.hits(0)
@@ -204,7 +208,7 @@ def test_samples_are_kept_in_255_steps(tmp_path: Path):
 
 def test_the_table_has_the_top_sample_of_every_latent(tmp_path: Path):
     store = write_samples_store(tmp_path / "latents")
-    index = script(write_latent_pages(store, store.folder, "digits", {}), "first-index")
+    index = script(write_latent_pages(store, store.folder, Origin("digits")), "first-index")
     steps = index["steps"].reshape(40, 48).astype(float) / 255
     found = index["low"][:, None] + steps * (index["high"] - index["low"])[:, None]
     for latent in range(40):
@@ -219,7 +223,7 @@ def test_the_table_has_the_top_sample_of_every_latent(tmp_path: Path):
 def test_a_comparison_has_both_dictionaries_and_their_pairs(store: LatentStore, tmp_path: Path):
     other = write_text_store(tmp_path / "other", d_sae=20, weights="other")
     matched = pd.DataFrame({"first": [5, 6], "second": [19, None], "cosine": [0.5, np.nan]})
-    page = write_comparison_pages(store, other, matched, tmp_path / "pages", ("A", "<B>"), PROVENANCE)
+    page = write_comparison_pages(store, other, matched, tmp_path / "pages", (Origin("A"), Origin("<B>")))
     pairs = script(page, "pairs")
     assert (pairs["first"].tolist(), pairs["second"].tolist()) == ([5, 6], [19, -1])
     np.testing.assert_array_equal(pairs["cosine"], [np.float32(0.5), np.nan])
@@ -227,16 +231,54 @@ def test_a_comparison_has_both_dictionaries_and_their_pairs(store: LatentStore, 
     assert "A and &lt;B&gt;" in page.read_text()
 
 
+def test_explanations_and_their_scores_are_columns(tmp_path: Path):
+    store = write_text_store(tmp_path / "latents", d_sae=20)
+    # Explanations of other weights are none of this dictionary.
+    explain(store, 3, weights="others")
+    page = write_latent_pages(store, store.folder, ORIGIN)
+    assert "explanation" not in script(page, "first-index")
+    explain(store, 3, 5)
+    earlier = data_of(page)
+    page = write_latent_pages(store, store.folder, ORIGIN)
+    assert data_of(page) != earlier
+    index = script(page, "first-index")
+    assert [index["explanation"][latent] for latent in (3, 4, 5)] == ["on at <b>3</b>", "", "on at <b>5</b>"]
+    assert index["explained_by"][5] == "<i>judge</i>"
+    np.testing.assert_array_equal(index["detection"][3:6], [0.75, np.nan, 0.75])
+    assert np.isnan(index["fuzzing"]).all()
+    assert "with or without the latent on" in page.read_text()
+
+
+def test_the_policy_permits_the_page_s_own_script_and_no_other(page: Path, store: LatentStore, tmp_path: Path):
+    prompt = write_prompt_page(tmp_path, PromptView(["a"], [[]]), ORIGIN, store)
+    for file in (page, prompt):
+        text = file.read_text()
+        own = text.rpartition("<script>")[2].partition("</script>")[0]
+        digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
+        policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
+        assert policy
+        scripts = re.search(r"script-src ([^;]*)", policy[1])
+        assert scripts
+        assert scripts[1].split()[-1] == f"'sha256-{digest}'"
+        assert "unsafe" not in scripts[1]
+        assert "default-src 'none'" in policy[1]
+
+
+def test_no_script_makes_elements_of_text():
+    for file in (Path(fsae.__file__).parent / "analysis" / "latent_view").glob("*.js"):
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", file.read_text()), file
+
+
 def test_a_pair_of_a_latent_that_is_missing_is_refused(store: LatentStore, tmp_path: Path):
     other = write_text_store(tmp_path / "other", d_sae=20)
     matched = pd.DataFrame({"first": [0], "second": [20], "cosine": [0.5]})
     with pytest.raises(ValueError, match="latent 20, and the dictionary has the latents 0 to 19"):
-        write_comparison_pages(store, other, matched, tmp_path / "pages", ("A", "B"), {})
+        write_comparison_pages(store, other, matched, tmp_path / "pages", (Origin("A"), Origin("B")))
 
 
 def test_a_prompt_page_escapes_its_texts(tmp_path: Path):
     prompt = PromptView(["a", "</script><b>"], [[(3, 0.5, None)], [(3, 1.5, -0.25)]], [1.0, None], {3: "<i>label</i>"})
-    page = write_prompt_page(tmp_path / "new", prompt, TITLE, PROVENANCE)
+    page = write_prompt_page(tmp_path / "new", prompt, ORIGIN)
     text = page.read_text()
     assert page == tmp_path / "new" / "prompt.html"
     assert text.count("</script>") == text.count("<script") == 2

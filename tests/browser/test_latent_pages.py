@@ -1,21 +1,25 @@
 """The pages of latents in a browser, as files: by keys and pointer, on a phone, by day and by night, offline."""
 
 import json
+import shlex
 import statistics
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+import fsae
 from benchmarks.latent_pages import times_of
 from fsae.analysis.latent_pages import PromptView, write_comparison_pages, write_latent_pages, write_prompt_page
-from fsae.outputs.latent_store import LatentStore
-from tests.analysis.latent_stores import HOSTILE, write_samples_store, write_text_store
+from fsae.analysis.origin import Origin
+from fsae.outputs.latent_store import LATENT_COLUMNS, LatentStore
+from tests.analysis.latent_stores import HOSTILE, explain, write_samples_store, write_text_store
 from tests.browser.conftest import QUIET
 from tests.browser.page import Page
 
@@ -65,7 +69,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> LatentStore:
 @pytest.fixture(scope="module")
 def address(store: LatentStore) -> str:
     title = "run <b>1</b><script>document.title = 'owned'</script>"
-    return write_latent_pages(store, store.folder, title, {"<i>run</i>": "<b>outputs</b>"}).as_uri()
+    origin = Origin(title, {"<i>run</i>": "<b>outputs</b>"}, "outputs/runs/it's <b>1</b>")
+    return write_latent_pages(store, store.folder, origin).as_uri()
 
 
 @pytest.fixture
@@ -175,6 +180,17 @@ def test_a_drag_over_the_scatter_filters_by_both_numbers(address: str, page: Pag
     assert maximum["low"] < maximum["high"]
 
 
+def test_an_axis_has_round_numbers_over_any_range(address: str, page: Page):
+    page.open(address)
+    for low, high, log, wanted in (
+        (-5, -1, True, [1e-5, 1e-4, 1e-3, 1e-2, 0.1]),
+        (0.6, 2.6, True, [5, 10, 20, 50, 100, 200]),
+        (0.65, 1.15, True, [6, 8, 10, 12, 14]),
+        (0, 1, False, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+    ):
+        assert page.ask(f"ticks({low}, {high}, {str(log).lower()})") == pytest.approx(wanted)
+
+
 def test_an_address_opens_a_latent_and_keys_walk_through_the_table(address: str, page: Page, store: LatentStore):
     page.open(f"{address}#latent=5")
     assert page.ask("document.querySelector('h2').textContent").endswith("latent 5 word 5 of 5")
@@ -182,7 +198,10 @@ def test_an_address_opens_a_latent_and_keys_walk_through_the_table(address: str,
     page.wait(f"{SHOWN} === '6'")
     page.key("ArrowRight")
     page.wait(f"{SHOWN} === '7'")
-    assert "on nowhere" in page.ask("document.querySelector('.contexts, .box').textContent")
+    shown = page.ask("document.querySelector('.contexts').textContent")
+    assert f"on for none of the {store.meta.positions} tokens" in shown
+    assert "python -m fsae.latents 'outputs/runs/it'\\''s <b>1</b>' --tokens" in shown
+    assert "break lines" not in shown
     page.key("k")
     page.wait(f"{SHOWN} === '6'")
     assert page.ask("location.hash") == "#latent=6"
@@ -280,7 +299,7 @@ def test_a_latent_has_its_lists(address: str, page: Page, store: LatentStore):
     )
     assert list(boxes) == [
         "Contexts", "Activations", "Tokens at the peak", "Logit effects", "n-gram predictor", "Neighbours",
-        "Active together with",
+        "Active together with", "Use it",
     ]  # fmt: skip
     assert page.ask("document.querySelectorAll('.histogram .reach').length") == 12
     first = row["decoder_neighbours"][0]
@@ -337,6 +356,123 @@ def test_aggregates_stand_next_to_their_control(address: str, page: Page):
     assert "256 random directions" in page.ask("document.querySelector('.aggregates').textContent")
 
 
+def test_every_number_has_a_meaning_for_pointer_keys_and_touch(address: str, page: Page, store: LatentStore):
+    page.open(address)
+    purity = "mean share of <b>the top codes</b>"
+    titles = page.ask("[...document.querySelectorAll('.aggregates tbody th')].map(each => each.title)")
+    assert titles[1] == purity
+    heads = page.ask("[...document.querySelectorAll('#rows thead button')].every(each => each.title)")
+    assert heads
+    page.key("m")
+    shown = page.ask("document.querySelector('dialog[open]').textContent")
+    for meaning in (purity, *(column.meaning for column in LATENT_COLUMNS.values())):
+        assert meaning in shown
+    assert page.ask(CONTRAST)[0] >= 4.5
+    page.key("Escape")
+    page.pointer("#terms")
+    assert page.ask("document.querySelector('dialog[open]').id") == "glossary"
+    page.open(f"{address}#latent=4")
+    facts = page.ask("[...document.querySelectorAll('.facts div')].map(each => [each.textContent, each.title])")
+    assert all(title for _, title in facts)
+    assert [f"on for{store.table['count'].tolist()[4]} of {store.meta.positions} tokens",
+            LATENT_COLUMNS["count"].meaning] in facts  # fmt: skip
+
+
+def test_the_page_copies_code_and_a_link(address: str, page: Page):
+    # What the clipboard gets; the page must not need it.
+    page.run_first(
+        "window.copied = [];"
+        "Object.defineProperty(navigator, 'clipboard', {value: {writeText: async text => window.copied.push(text)}})"
+    )
+    page.open(f"{address}#latent=4")
+    page.key("c")
+    page.wait("window.copied.length === 1")
+    code = page.ask("window.copied[0]")
+    loaded, edited = [], []
+
+    class Model:
+        def generate(self, prompt: str, tokens: int, seed: int) -> str:
+            return prompt
+
+    class Block:
+        def __enter__(self) -> Model:
+            return Model()
+
+        def __exit__(self, *error: object) -> None: ...
+
+    def load(path: str) -> SimpleNamespace:
+        loaded.append(path)
+        return SimpleNamespace(intervene=lambda *edits: edited.extend(edits) or Block())
+
+    stand_in = SimpleNamespace(load=load, Ablate=fsae.Ablate)
+    exec(code.replace("import fsae\n", ""), {"fsae": stand_in, "print": lambda text: None})
+    assert (loaded, edited) == (["outputs/runs/it's <b>1</b>"], [fsae.Ablate(4)])
+    assert "Copied: the code." in page.ask("document.getElementById('status').textContent")
+    page.key("j")
+    page.wait(f"{SHOWN} === '5'")
+    page.key("l")
+    page.wait("window.copied.length === 2")
+    assert page.ask("window.copied[1]") == f"{address}#latent=5"
+    steer = page.ask("[...document.querySelectorAll('.usage pre')].at(-1).textContent")
+    assert shlex.split(steer) == ["python", "-m", "fsae.steer", "outputs/runs/it's <b>1</b>", "5", "--prompt", "The"]
+
+
+def test_without_a_clipboard_the_page_copies_in_the_older_way(address: str, page: Page):
+    page.run_first(
+        "Object.defineProperty(navigator, 'clipboard', {value: undefined});"
+        "document.execCommand = () => { window.copied = document.activeElement.value; return window.allowed; };"
+    )
+    page.open(f"{address}#latent=4")
+    page.ask("window.allowed = true")
+    page.pointer(".latent button[title*='(c)']")
+    page.wait("document.getElementById('status').textContent === 'Copied: the code.'")
+    assert page.ask("window.copied").startswith("import fsae")
+    page.ask("window.allowed = false")
+    page.key("c")
+    page.wait("document.getElementById('status').textContent.includes('does not let the page copy')")
+
+
+def test_a_script_within_the_page_does_not_run(address: str, page: Page):
+    page.open(address)
+    page.ask("document.body.append(Object.assign(document.createElement('script'), {text: 'window.owned = 1'}))")
+    page.ask("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.owned = 1\">')")
+    page.wait("true")
+    assert page.ask("window.owned") is None
+    # The browser reports what the page's policy refused.
+    assert page.errors
+    assert all("Content Security Policy" in error for error in page.errors)
+    page.errors.clear()
+
+
+def test_a_table_without_rows_says_why(address: str, page: Page):
+    page.open(f"{address}#search=nothing has this&sort=-max")
+    nothing = "document.querySelector('#rows .nothing')"
+    assert "No latent fits the search and all filters." in page.ask(f"{nothing}.textContent")
+    page.ask(f"{nothing}.querySelector('button').click()")
+    assert page.ask(COUNTED) == "300 latents"
+    assert page.ask("location.hash") == "#sort=-max"
+    page.open(f"{address}#starred=1")
+    assert "You have starred no latent" in page.ask(f"{nothing}.textContent")
+
+
+def test_j_and_k_walk_through_the_rows(address: str, page: Page):
+    page.open(address)
+    for key, latent in (("j", 0), ("j", 1), ("ArrowDown", 2), ("k", 1)):
+        page.key(key)
+        assert page.ask("document.activeElement.textContent") == str(latent)
+
+
+def test_samples_of_a_bin_come_from_the_strongest_down(address: str, page: Page):
+    page.open(f"{address}#latent=4")
+    groups = page.ask(
+        "[...document.querySelectorAll('.hits')].map(group => [...group.querySelectorAll('.value')]"
+        ".map(each => Number(each.textContent)))"
+    )
+    assert len(groups) == 13
+    for values in groups:
+        assert values == sorted(values, reverse=True)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("where", ["", "#latent=1", "#latent=7"])
 @pytest.mark.parametrize("width", [390, 1280])
@@ -364,14 +500,14 @@ def test_the_reader_may_choose_the_appearance(address: str, page: Page):
 def test_digits_are_pictures_and_other_samples_curves(tmp_path: Path, page: Page):
     for picture in (True, False):
         store = write_samples_store(tmp_path / str(picture), picture)
-        page.open(write_latent_pages(store, store.folder, "samples", {}).as_uri())
+        page.open(write_latent_pages(store, store.folder, Origin("samples")).as_uri())
         # Every latent that is on has its top sample in the table.
         assert page.ask(f"{ROWS}.slice(0, 10).map(row => row.querySelectorAll('.sample').length)") == [1] * 7 + [
             0,
             1,
             1,
         ]
-        page.open(write_latent_pages(store, store.folder, "samples", {}).as_uri() + "#latent=0")
+        page.open(write_latent_pages(store, store.folder, Origin("samples")).as_uri() + "#latent=0")
         assert page.ask("document.querySelectorAll('.hit').length") == 12
         hits = store.hits(0).to_dict("list")
         assert page.ask("document.querySelector('.hit figcaption').textContent") == f"{hits['value'][0]:.4g}"
@@ -388,12 +524,26 @@ def test_digits_are_pictures_and_other_samples_curves(tmp_path: Path, page: Page
         else:
             assert page.ask("document.querySelector('.curve polyline').getAttribute('points').split(' ').length") == 48
         assert page.ask("document.querySelector('.contexts h3').textContent") == "Samples"
+        low, high = (f"{each:.3g}" for each in np.quantile(list(store.samples.values()), [0.001, 0.999]))
+        scale = f"black is {low} or less, white is {high} or more" if picture else f"upwards from {low} to {high}"
+        assert scale in page.ask("document.querySelector('.contexts h4').textContent")
+        assert "W_dec[0]" in page.ask("pythonCode(pages.dictionaries[0], 0)")
+
+
+def test_every_row_has_the_height_that_the_table_counts_on(address: str, tmp_path: Path, page: Page):
+    curves = write_samples_store(tmp_path / "curves", picture=False)
+    pictures = write_samples_store(tmp_path / "pictures")
+    urls = [write_latent_pages(each, each.folder, Origin("samples")).as_uri() for each in (curves, pictures)]
+    for url in (address, *urls):
+        page.open(url)
+        assert page.ask(f"{ROWS}.every(row => row.getBoundingClientRect().height === ROW)")
 
 
 def test_two_dictionaries_stand_side_by_side(store: LatentStore, tmp_path: Path, page: Page):
     other = write_text_store(tmp_path / "other", d_sae=50, seed=3, weights="other")
     matched = pd.DataFrame({"first": [5, 6, 9], "second": [49, None, 8], "cosine": [0.5, np.nan, 0.75]})
-    address = write_comparison_pages(store, other, matched, tmp_path / "pages", ("A", "<B>"), {}).as_uri()
+    origins = Origin("A", path="outputs/runs/A"), Origin("<B>")
+    address = write_comparison_pages(store, other, matched, tmp_path / "pages", origins).as_uri()
     page.open(address)
     assert page.ask(COUNTED) == "3 pairs"
     assert values(page, "latent 2") == ["49", "", "8"]
@@ -423,24 +573,34 @@ def test_a_prompt_shows_activations_and_losses(store: LatentStore, address: str,
         [[], [(3, 1.5, 0.25), (5, -2.0, None)], [(3, 3.0, -0.125)], []],
         [2.0, 3.0, 1.0, None],
         {3: "word <3>"},
+        {3: 6.0},
     )
-    page.open(write_prompt_page(store.folder, prompt, "run <b>1</b>", {"prompt": "typed <i>"}).as_uri())
+    page.open(write_prompt_page(store.folder, prompt, Origin("run <b>1</b>", {"run": "typed <i>"}), store).as_uri())
     assert page.ask("document.querySelector('.prompt').textContent") == "<bos>The <b>cat</b>↵\n"
     rows = (
         "[...document.querySelector('.box').querySelectorAll('tbody tr')].map("
-        "row => [...row.children].slice(0, 3).map(each => each.textContent))"
+        "row => [...row.children].map(each => each.textContent.trim()))"
     )
-    assert page.ask(rows) == [["5 ", "-2", ""], ["3 word <3>", "1.5", "+0.25"]]
+    assert page.ask(rows) == [["3 word <3>", "25 %", "1.5", "+0.25"], ["5", "", "-2", ""]]
     page.pointer(".prompt span:nth-child(3)")
-    assert page.ask(rows) == [["3 word <3>", "3", "-0.125"]]
+    assert page.ask(rows) == [["3 word <3>", "50 %", "3", "-0.125"]]
+    page.key("ArrowRight")
+    assert "training left this position out" in page.ask("document.querySelector('.box').textContent")
+    page.key("ArrowLeft")
+    every = "[...document.querySelectorAll('.box')[1].querySelectorAll('tbody tr')].map(row => row.textContent.trim())"
+    assert page.ask(every) == ["3 word <3>50 %3+0.252", "5 -21"]
     page.pointer("button[aria-pressed]")
     page.pointer(".prompt span:nth-child(2)", click=False)
     hover = page.ask("document.getElementById('hover').textContent")
     assert "latent 3: activation 1.5" in hover
+    assert "25 % of its largest" in hover
     assert "loss if ablated: +0.25" in hover
     assert page.ask(
         "[...document.querySelectorAll('.prompt span')].map(each => each.style.getPropertyValue('--a'))"
-    ) == ["", "54%", "100%", ""]
+    ) == ["", "31%", "54%", ""]
+    footer = page.ask("document.querySelector('footer').textContent")
+    for fact in ("typed <i>", "tiny/model", "a <i>data</i> set, held out part", "50800 tokens"):
+        assert fact in footer
     for width, scheme in ((390, "dark"), (1280, "light")):
         page.resize(width, 844, phone=width == 390)
         page.scheme(scheme)
@@ -448,6 +608,30 @@ def test_a_prompt_shows_activations_and_losses(store: LatentStore, address: str,
         assert page.ask(CONTRAST)[0] >= 4.5
     page.pointer(".linked a")
     page.wait(f"{SHOWN} === '3'")
+
+
+def test_a_prompt_is_coloured_by_the_change_of_the_loss_until_a_latent_is_chosen(tmp_path: Path, page: Page):
+    found = [[(3, 9.0, 0.5), (5, 1.0, -0.25)], [(5, 2.0, -2.0)], []]
+    page.open(write_prompt_page(tmp_path, PromptView(["a", "b", "c"], found, [1.0, 1.0, None]), Origin("run")).as_uri())
+    spans = "[...document.querySelectorAll('.prompt span')].map(each => "
+    assert page.ask(f"{spans}[each.className.split(' ')[0], each.style.getPropertyValue('--a')])") == [
+        ["on", "54%"], ["on", "100%"], ["", ""]
+    ]  # fmt: skip
+    assert page.ask(f"{spans}each.classList.contains('below'))") == [False, True, False]
+    assert "from 1 nat" in page.ask("document.querySelector('main').textContent")
+
+
+def test_explanations_are_in_the_table_and_on_the_page_of_the_latent(tmp_path: Path, page: Page):
+    store = write_text_store(tmp_path / "latents", d_sae=20)
+    explain(store, 3, 5)
+    address = write_latent_pages(store, store.folder, Origin("run")).as_uri()
+    page.open(f"{address}#sort=-detection")
+    assert values(page, "explanation")[:3] == ["on at <b>3</b>", "on at <b>5</b>", ""]
+    assert values(page, "detection")[:3] == ["0.75", "0.75", ""]
+    page.open(f"{address}#latent=5")
+    shown = page.ask("document.querySelector('.explanation').textContent")
+    assert shown == "on at <b>5</b>detection0.75explained by<i>judge</i>"
+    assert page.ask("document.querySelector('.usage')") is None
 
 
 def test_a_static_host_serves_the_same_pages(store: LatentStore, address: str, program: str, tmp_path: Path):
@@ -465,14 +649,14 @@ def test_the_table_and_the_next_latent_appear_in_time(program: str, tmp_path: Pa
     """`python -m benchmarks.latent_pages` measures 16,384 and 131,072 latents."""
     latents = 4096
     store = write_text_store(tmp_path / "latents", latents, contexts=8000, vocabulary=20_000)
-    url = write_latent_pages(store, store.folder, "run", {}).as_uri()
+    url = write_latent_pages(store, store.folder, Origin("run")).as_uri()
     times = times_of(url, latents, 9, tmp_path, program)
     assert statistics.median(times["first table"]) < 2000
     assert statistics.median(times["next"]) < 100
 
 
 def test_missing_data_are_named(store: LatentStore, tmp_path: Path, program: str):
-    written = write_latent_pages(store, tmp_path / "pages", "run", {})
+    written = write_latent_pages(store, tmp_path / "pages", Origin("run"))
     (folder,) = written.parent.glob("pages-*")
     (folder / "first-shard-0001.js").unlink()
     with Page(program, tmp_path / "profile", *QUIET) as page:
@@ -490,7 +674,7 @@ def test_a_store_without_a_control_reports_that(tmp_path: Path, page: Page):
     meta = json.loads(path.read_text()) | {"control": {}, "control_latents": 0}
     path.write_text(json.dumps(meta))
     store = LatentStore(store.folder)
-    page.open(write_latent_pages(store, store.folder, "run", {}).as_uri())
+    page.open(write_latent_pages(store, store.folder, Origin("run")).as_uri())
     shown = page.ask("document.querySelector('.aggregates').textContent")
     assert "There is no control" in shown
     assert page.ask("document.querySelectorAll('.aggregates thead th').length") == 2

@@ -4,11 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 import fsae
+from fsae.analysis.origin import Origin
 from fsae.commands.latents import main
 from fsae.evaluation.choices import CHOICES
 from fsae.evaluation.suite import chosen
@@ -47,6 +49,8 @@ def test_a_run_on_text_has_a_store_pages_and_numbers(runs: dict[str, Path]):
     assert list(dictionary.latent_store.hits(3)) == list(HIT_COLUMNS)
     assert len(table) == 64 == meta.d_sae
     assert (meta.kind, meta.model, meta.site, meta.part) == ("text", "tiny", "resid_mid.1", "held_out")
+    assert meta.dataset == "python_source"
+    assert list(meta.meanings) == list(meta.aggregates)
     assert meta.contexts * meta.context == meta.positions + sum(meta.excluded.values())
     assert sum(table["count"]) == pytest.approx(sum(table["density"]) * meta.positions)
     results = json.loads((runs["text"] / "results.json").read_text())
@@ -56,6 +60,18 @@ def test_a_run_on_text_has_a_store_pages_and_numbers(runs: dict[str, Path]):
     assert meta.control_latents == 256
     assert any(trigger is not None for trigger in table["trigger"])
     assert not (runs["text"] / "latents.unfinished").exists()
+
+
+def test_the_pages_name_the_run_and_the_way_to_open_it(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
+    page = (runs["text"] / "latents" / "index.html").read_text()
+    commit = json.loads((runs["text"] / "tracking.json").read_text())["tags"]["mlflow.source.git.commit"]
+    for fact in ("32768 samples of python_source, with seed 0", f"commit {commit}", "python_source, held-out part"):
+        assert fact in page
+    monkeypatch.chdir(runs["text"].parents[2])
+    for run, member in ((runs["text"], None), (runs["several"], 1)):
+        origin = Origin.of(run, member)
+        assert json.dumps(origin.path) in (run / "latents" / str(member or "") / "index.html").read_text()
+        assert fsae.load(origin.path).latent_store.folder == run / "latents" / str(member or "")
 
 
 def test_pictures_have_pages_of_samples(runs: dict[str, Path]):
@@ -73,11 +89,10 @@ def test_every_member_of_a_population_has_pages(runs: dict[str, Path]):
         assert len(fsae.load(runs["several"], member=member).latents) == fsae.load(runs["several"], member=0).d_sae
 
 
-def test_the_jobs_of_a_sweep_are_not_measured_unless_the_command_names_it():
+def test_the_jobs_of_a_sweep_are_not_measured():
     evaluations = {name: CHOICES[name]() for name in ("vectors", "latents")}
     assert list(chosen(evaluations, frozenset())) == ["vectors", "latents"]
     assert list(chosen(evaluations, frozenset(), in_sweep=True)) == ["vectors"]
-    assert list(chosen(evaluations, frozenset(), named=True, in_sweep=True)) == ["vectors", "latents"]
 
 
 def test_a_new_pass_replaces_the_store(runs: dict[str, Path], tmp_path: Path):
@@ -104,6 +119,9 @@ def test_the_loss_change_of_a_prompts_latent_is_that_of_an_ablation(runs: dict[s
     (row,) = model.token_ids(["def factorial(n):"])
     assert "".join(view.tokens) == "def factorial(n):"
     assert view.latents[0] == []
+    largest = np.abs(dictionary.latents["max"].to_numpy(float, na_value=0))
+    shown = {latent for found in view.latents for latent, _, _ in found if largest[latent] > 0}
+    assert view.largest == {latent: pytest.approx(largest[latent]) for latent in shown}
     checked = 0
     for position, found in enumerate(view.latents[:-1]):
         plain = F.cross_entropy(model.logits_of(row[: position + 1])[-1:], row[position + 1 : position + 2])
@@ -127,6 +145,8 @@ def test_a_prompt_and_a_comparison_get_pages_of_their_own(runs: dict[str, Path],
     prompt = Path(capsys.readouterr().out.split("prompt:", 1)[1].strip())
     assert prompt.parent == run / "latents"
     assert "<b>torch" not in prompt.read_text()
+    for fact in ("resid_mid.1", "32768 samples of python_source, with seed 0"):
+        assert fact in prompt.read_text()
     assert main([str(run), str(run)]) == 0
     comparison = Path(capsys.readouterr().out.split("comparison:", 1)[1].strip())
     assert comparison.is_file()

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import fsae
-from fsae.analysis.latent_page_data import explanation_texts
+from fsae.analysis.latent_page_data import explanations_of
 from fsae.commands.latents import main
 from fsae.latents.explanations import Cost, Explained
 from fsae.outputs.explanations import explanations_folder, read_explanations
@@ -184,9 +184,9 @@ def test_the_command_explains_latents_and_puts_the_explanations_on_the_pages(
     assert "3 of 3 latents explained" in out
     assert f"latents:     {run / 'latents' / 'index.html'}" in out
     store = LatentStore(run / "latents")
-    texts = explanation_texts(store)
-    assert len(texts) == 3
-    assert all(text.startswith("the number ") and "detection 0." in text for text in texts.values())
+    found = explanations_of(store)
+    assert len(found) == 3
+    assert all((each.explanation or "").startswith("the number ") and each.detection for each in found.values())
     assert {path.name for path in (run / "latents").glob("pages-*")} != before
     assert main([str(run), "--explain", server.url]) == 2
     assert "--explain URL needs --model NAME" in capsys.readouterr().err

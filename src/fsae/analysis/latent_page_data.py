@@ -22,6 +22,18 @@ _READ_AT_ONCE = 1024
 _LIST_BITS = 9
 # A part of these lists would be wrong.
 _WHOLE_LISTS = ("histogram", "trigger")
+# Columns of explanations, and what they mean.
+EXPLANATION_COLUMNS = {
+    "explanation": "sentence by a language model about when the latent is on",
+    "explained_by": "the language model that wrote the explanation and judged it",
+    "detection": "share of excerpts that the explanation lets the language model judge correctly, with or without the "
+    "latent on (balanced accuracy; 0.5 by chance)",
+    "control_detection": "the same with the explanation of another latent",
+    "fuzzing": "share of excerpts in which the explanation lets the language model judge correctly whether the marked "
+    "tokens are those that the latent is on at (balanced accuracy; 0.5 by chance)",
+    "control_fuzzing": "the same with the explanation of another latent",
+}
+SCORES = ("detection", "control_detection", "fuzzing", "control_fuzzing")
 # Numbers of all latents' top samples that the table may load.
 _MOST_IN_TABLE = 2**22
 
@@ -92,10 +104,7 @@ def scripts(store: LatentStore, sizes: PageSizes) -> Iterator[tuple[str, str]]:
             own = hits.loc[hits["latent"].between(first, first + len(rows) - 1)]
             found = _texts(own, store, numbers, sizes) if store.meta.kind == "text" else _samples(own, store)
             yield f"shard-{first // step:04d}", pack(_list_arrays(rows, sizes) | _hits(own, first, len(rows)) | found)
-    explained = explanation_texts(store)
-    # Without any, the page has no place for them.
-    texts = {"explanation": [explained.get(latent, "") for latent in range(len(table))]} if explained else {}
-    yield "index", pack(_index(table, sizes) | _top_samples(store, tops) | texts)
+    yield "index", pack(_index(table, sizes) | _top_samples(store, tops) | _explanations(store))
 
 
 def _index(table: pd.DataFrame, sizes: PageSizes) -> dict[str, np.ndarray | list[str]]:
@@ -114,27 +123,30 @@ def _index(table: pd.DataFrame, sizes: PageSizes) -> dict[str, np.ndarray | list
     return arrays | pack_lists("top_tokens", tokens, np.uint32)
 
 
-def explanation_texts(store: LatentStore) -> dict[int, str]:
-    """Return the explanation of each latent that has one, with its scores and those of the control."""
-    found = read_explanations(store.folder, store.meta.weights)
-    return {latent: _with_scores(each) for latent, each in found.items() if each.explanation}
+def _explanations(store: LatentStore) -> dict[str, np.ndarray | list[str]]:
+    """Return the explanation of each latent, the model that wrote it, and its scores; nothing if no latent has one."""
+    found = {latent: each for latent, each in explanations_of(store).items() if each.explanation}
+    if not found:
+        return {}
+    latents = range(store.meta.d_sae)
+    texts = {
+        "explanation": [found[latent].explanation or "" if latent in found else "" for latent in latents],
+        "explained_by": [found[latent].model if latent in found else "" for latent in latents],
+    }
+    scores = {
+        name: np.array([_accuracy(getattr(found.get(latent), name, None)) for latent in latents], np.float32)
+        for name in SCORES
+    }
+    return texts | scores
 
 
-def _with_scores(found: Explanation) -> str:
-    scores = [
-        f"{name} {own.balanced_accuracy:.2f}{_of_control(control)}"
-        for name, own, control in (
-            ("detection", found.detection, found.control_detection),
-            ("fuzzing", found.fuzzing, found.control_fuzzing),
-        )
-        if own is not None and own.balanced_accuracy is not None
-    ]
-    return f"{found.explanation} ({', '.join([*scores, found.model])})"
+def explanations_of(store: LatentStore) -> dict[int, Explanation]:
+    """Return the explanations of a store's latents, by latent."""
+    return read_explanations(store.folder, store.meta.weights)
 
 
-def _of_control(control: Scores | None) -> str:
-    known = control is not None and control.balanced_accuracy is not None
-    return f", control {control.balanced_accuracy:.2f}" if known and control is not None else ""
+def _accuracy(scores: Scores | None) -> float:
+    return np.nan if scores is None or scores.balanced_accuracy is None else scores.balanced_accuracy
 
 
 def _list_arrays(rows: pd.DataFrame, sizes: PageSizes) -> dict[str, np.ndarray]:

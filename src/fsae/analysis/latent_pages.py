@@ -12,6 +12,7 @@ A page that is opened as a file may load scripts, and nothing else. So all data 
 packed arrays (`fsae.analysis.packed_arrays`).
 """
 
+import base64
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,15 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from fsae.analysis.latent_page_data import DEFAULT_SIZES, PageSizes, columns, explanation_texts, scripts
+from fsae.analysis.latent_page_data import (
+    DEFAULT_SIZES,
+    EXPLANATION_COLUMNS,
+    PageSizes,
+    columns,
+    explanations_of,
+    scripts,
+)
+from fsae.analysis.origin import Origin
 from fsae.analysis.packed_arrays import pack
 from fsae.files import replacing
 from fsae.outputs.latent_store import LATENT_COLUMNS, LatentStore
@@ -32,9 +41,26 @@ PAGE, PROMPT_PAGE = "index.html", "prompt.html"
 _FOLDER = Path(__file__).with_name("latent_view")
 
 
+# The parts of each page's script.
+_SCRIPTS = {
+    PAGE: (
+        *("text", "appearance", "data", "notes", "columns", "table", "scatter", "overview"),
+        *("charts", "contexts", "usage", "latent", "pages"),
+    ),
+    PROMPT_PAGE: ("text", "appearance", "prompt"),
+}
+
+
 def _file(name: str) -> Markup:
     """Return a file of the templates' folder, to be part of a page as it is."""
     return Markup((_FOLDER / name).read_text(encoding="utf-8"))
+
+
+def _script(page: str) -> dict[str, Markup]:
+    """Return a page's script and its digest, by which the page's policy permits it and no other one."""
+    script = "\n".join(['"use strict";', *(_file(f"{name}.js") for name in _SCRIPTS[page])])
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {"script": Markup(script), "script_digest": Markup(digest)}
 
 
 _TEMPLATES = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -54,24 +80,23 @@ class PromptView:
             if the latent is ablated at this token, in nats; None if it was not measured.
         losses: per token, the loss of the next token in nats; None at the last one. Empty if not measured.
         labels: labels of latents, by latent.
+        largest: the largest activations of latents in the data of a latent store, by latent. Empty without a store.
     """
 
     tokens: Sequence[str]
     latents: Sequence[Sequence[tuple[int, float, float | None]]]
     losses: Sequence[float | None] = ()
     labels: Mapping[int, str] = field(default_factory=dict)
+    largest: Mapping[int, float] = field(default_factory=dict)
 
 
-def write_latent_pages(
-    store: LatentStore, folder: Path, title: str, provenance: Mapping[str, str], sizes: PageSizes = DEFAULT_SIZES
-) -> Path:
+def write_latent_pages(store: LatentStore, folder: Path, origin: Origin, sizes: PageSizes = DEFAULT_SIZES) -> Path:
     """Write the pages of a store; earlier pages in the folder are replaced in one step.
 
     Args:
         store: with the latents.
         folder: of the pages; the store's own is the usual one.
-        title: the dictionary's name.
-        provenance: facts about the origin of the dictionary that the store does not have, by name.
+        origin: of the dictionary.
         sizes: of the content.
 
     Returns:
@@ -81,7 +106,7 @@ def write_latent_pages(
         ValueError: the store is damaged.
         OSError: no space is left; earlier pages are untouched.
     """
-    return _write(folder, title, [(title, store)], provenance, None, sizes)
+    return _write(folder, [(origin, store)], None, sizes)
 
 
 def write_comparison_pages(
@@ -89,8 +114,7 @@ def write_comparison_pages(
     second: LatentStore,
     matched: pd.DataFrame,
     folder: Path,
-    titles: tuple[str, str],
-    provenance: Mapping[str, str],
+    origins: tuple[Origin, Origin],
     sizes: PageSizes = DEFAULT_SIZES,
 ) -> Path:
     """Write pages that show two dictionaries side by side, a row for each pair of matched latents.
@@ -100,8 +124,7 @@ def write_comparison_pages(
         second: another store.
         matched: pairs of latents: columns `first`, `second` (null if a latent has no match) and `cosine`.
         folder: of the pages; earlier pages in it are replaced in one step.
-        titles: the names of both dictionaries.
-        provenance: facts about the comparison, by name.
+        origins: of both dictionaries.
         sizes: of the content.
 
     Returns:
@@ -119,15 +142,14 @@ def write_comparison_pages(
                 f"{store.folder}: the pairs name latent {outside[0]}, and the dictionary has the latents 0 "
                 f"to {store.meta.d_sae - 1}; match the latents of these two stores again"
             )
-    title = f"{titles[0]} and {titles[1]}"
-    return _write(folder, title, list(zip(titles, (first, second), strict=True)), provenance, matched, sizes)
+    return _write(folder, list(zip(origins, (first, second), strict=True)), matched, sizes)
 
 
 def write_prompt_page(
     folder: Path,
     prompt: PromptView,
-    title: str,
-    provenance: Mapping[str, str],
+    origin: Origin,
+    store: LatentStore | None = None,
     name: str = PROMPT_PAGE,
     latents: str = PAGE,
 ) -> Path:
@@ -136,8 +158,8 @@ def write_prompt_page(
     Args:
         folder: of the page.
         prompt: the tokens and their latents.
-        title: the dictionary's name.
-        provenance: facts about the origin of the numbers, by name.
+        origin: of the dictionary.
+        store: of the latents, whose facts the page shows; None if there is none.
         name: of the file; an earlier one is replaced.
         latents: the address of the latents' page, relative to the folder.
 
@@ -154,12 +176,14 @@ def write_prompt_page(
         "latents": [[list(found) for found in token] for token in prompt.latents],
         "losses": list(prompt.losses),
         "labels": {str(latent): label for latent, label in prompt.labels.items()},
+        "largest": {str(latent): largest for latent, largest in prompt.largest.items()},
         "pages": latents,
     }
     page = _TEMPLATES.get_template("prompt.html.jinja").render(
-        title=title,
-        provenance={"": provenance},
+        title=origin.title,
+        provenance=[(origin.title, {**origin.facts, **(_facts(store) if store else {})})],
         content=content,
+        **_script(PROMPT_PAGE),
     )
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / name) as unfinished:
@@ -169,9 +193,7 @@ def write_prompt_page(
 
 def _write(
     folder: Path,
-    title: str,
-    stores: Sequence[tuple[str, LatentStore]],
-    provenance: Mapping[str, str],
+    stores: Sequence[tuple[Origin, LatentStore]],
     matched: pd.DataFrame | None,
     sizes: PageSizes,
 ) -> Path:
@@ -187,20 +209,28 @@ def _write(
         if data.exists():
             shutil.rmtree(data)
     dictionaries = [
-        {"title": name, "side": side, "meta": asdict(store.meta)}
-        for side, (name, store) in zip(_SIDES, stores, strict=False)
+        {"title": origin.title, "path": origin.path, "side": side, "meta": asdict(store.meta)}
+        for side, (origin, store) in zip(_SIDES, stores, strict=False)
     ]
+    title = " and ".join(origin.title for origin, _ in stores)
+    meanings = {name: column.meaning for name, column in LATENT_COLUMNS.items()}
+    if any(explanations_of(store) for _, store in stores):
+        meanings |= EXPLANATION_COLUMNS
     page = _TEMPLATES.get_template("index.html.jinja").render(
         title=title,
-        provenance={**({"": provenance} if provenance else {}), **{name: _facts(store) for name, store in stores}},
+        # Two dictionaries may have one name.
+        provenance=[(origin.title, {**origin.facts, **_facts(store)}) for origin, store in stores],
+        meanings=meanings,
+        aggregates={name: meaning for _, store in stores for name, meaning in store.meta.meanings.items()},
         content={
             "title": title,
             "dictionaries": dictionaries,
             "columns": columns(),
-            "meanings": {name: column.meaning for name, column in LATENT_COLUMNS.items()},
+            "meanings": meanings,
             "latents_per_shard": sizes.latents_per_shard,
             "data": data.name,
         },
+        **_script(PAGE),
     )
     with replacing(folder / PAGE) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
@@ -215,14 +245,14 @@ def _write_script(folder: Path, name: str, packed: str) -> None:
     (folder / f"{name}.js").write_text(f'fsaeLatents("{name}","{packed}")\n', encoding="ascii")
 
 
-def _digest(stores: Sequence[tuple[str, LatentStore]], matched: pd.DataFrame | None, sizes: PageSizes) -> str:
+def _digest(stores: Sequence[tuple[Origin, LatentStore]], matched: pd.DataFrame | None, sizes: PageSizes) -> str:
     digest = hashlib.sha256(repr(sizes).encode())
     for _, store in stores:
         for file in sorted(store.folder.glob("*.*")):
             if file.suffix in (".parquet", ".json", ".npy", ".npz"):
                 with file.open("rb") as opened:
                     digest.update(hashlib.file_digest(opened, "sha256").digest())
-        digest.update(repr(sorted(explanation_texts(store).items())).encode())
+        digest.update(repr(sorted(explanations_of(store).items())).encode())
     if matched is not None:
         digest.update(matched.to_csv().encode())
     return digest.hexdigest()[:8]
@@ -236,7 +266,7 @@ def _facts(store: LatentStore) -> dict[str, str]:
     facts = {
         "model": meta.model,
         "site": meta.site,
-        "data": " ".join(filter(None, [meta.dataset, meta.part])),
+        "data": f"{meta.dataset}, {meta.part.replace('_', '-')} part" if meta.dataset and meta.part else meta.dataset,
         "read": f"{meta.contexts} contexts of {meta.context} tokens" if text else f"{meta.contexts} samples",
         "counted": f"{meta.positions} {'tokens' if text else 'samples'}",
         "left out": left_out or "nothing",
@@ -248,7 +278,7 @@ def _facts(store: LatentStore) -> dict[str, str]:
         f"{meta.seed}; the pages may show fewer",
         "written by": f"fsae {meta.fsae}, format {meta.version} of the store",
     }
-    return {name: str(fact) for name, fact in facts.items() if fact}
+    return {name: fact for name, fact in facts.items() if fact}
 
 
 def _pairs(matched: pd.DataFrame) -> str:

@@ -149,6 +149,7 @@ def _site(folder: Path, overrides: Sequence[str]) -> list[str]:
 
 def _prompt_page(run: Path, text: str, member: int | None) -> Path:
     from fsae.analysis.latent_pages import write_prompt_page
+    from fsae.analysis.origin import Origin
     from fsae.surface.prompt import view_prompt
 
     dictionary, settings, store = _opened(run, member)
@@ -158,11 +159,12 @@ def _prompt_page(run: Path, text: str, member: int | None) -> Path:
 
     view = view_prompt(dictionary, text, LanguageModel(settings.model), store)
     name = f"prompt-{blake2b(text.encode(), digest_size=4).hexdigest()}.html"
-    return write_prompt_page(store.folder, view, run.name, {"run": run.name}, name)
+    return write_prompt_page(store.folder, view, Origin.of(run, member), store, name)
 
 
 def _explained(run: Path, options: argparse.Namespace) -> Path:
     from fsae.analysis.latent_pages import PAGE, write_latent_pages
+    from fsae.analysis.origin import Origin
     from fsae.surface.explanations import explain
 
     limits = {"answer_tokens": options.explain_tokens, "timeout": options.explain_timeout}
@@ -177,21 +179,22 @@ def _explained(run: Path, options: argparse.Namespace) -> Path:
         **{name: value for name, value in limits.items() if value is not None},
     )
     _, _, store = _opened(run, options.member)
-    return (
-        store.folder / PAGE if options.dry_run else write_latent_pages(store, store.folder, run.name, {"run": run.name})
-    )
+    if options.dry_run:
+        return store.folder / PAGE
+    return write_latent_pages(store, store.folder, Origin.of(run, options.member))
 
 
 def _comparison(first: Path, second: Path, member: int | None) -> Path:
     from fsae.analysis.latent_pages import write_comparison_pages
+    from fsae.analysis.origin import Origin
     from fsae.latents.matches import matched_latents
 
     one, _, first_store = _opened(first, member)
     other, _, second_store = _opened(second, member)
     matched = matched_latents(one.W_dec, other.W_dec)
     folder = first_store.folder / f"beside-{second.name}"
-    titles = (first.name, second.name)
-    return write_comparison_pages(first_store, second_store, matched, folder, titles, {"runs": " and ".join(titles)})
+    origins = Origin.of(first, member), Origin.of(second, member)
+    return write_comparison_pages(first_store, second_store, matched, folder, origins)
 
 
 def _opened(run: Path, member: int | None) -> "tuple[Dictionary, RunSettings, LatentStore]":

@@ -195,10 +195,10 @@ class Latents(Evaluation, group="eval.latents"):
             controlled.append(meta.control)
             several = len(run.autoencoders) > 1
             name = f"latents/{member}" if several else "latents"
-            title = f"{run.folder.name if run.folder else 'latents'}{f', member {member}' if several else ''}"
+            place = None if run.folder is None else (run.folder, member if several else None)
             # What was surveyed is needed until the last folder is written.
             close = slices.close if member == len(run.autoencoders) - 1 else None
-            folders[name] = partial(_write, own, contexts, meta, close, title)
+            folders[name] = partial(_write, own, contexts, meta, close, place)
         common = set.intersection(*(set(each) for each in numbers))
         of_each = [{name: each[name] for name in each if name in common} for each in numbers]
         return Measured(of_each, content={"latents_control": controlled}, folders=folders)
@@ -223,6 +223,7 @@ class Latents(Evaluation, group="eval.latents"):
             seed=self.seed,
             model=None if text is None else text.model.name,
             site=None if text is None else str(text.site),
+            dataset=None if subject.source.text is None else subject.source.text.dataset,
             part=None if text is None else self.text.name,
             picture=None if picture is None else list(picture),
             fsae=version("fsae"),
@@ -247,11 +248,18 @@ def _first_vectors(contexts: Contexts) -> Float[Tensor, "vectors d_in"]:
 
 
 def _write(
-    found: Findings, contexts: Contexts, meta: Meta, close: Callable[[], None] | None, title: str, folder: Path
+    found: Findings,
+    contexts: Contexts,
+    meta: Meta,
+    close: Callable[[], None] | None,
+    place: tuple[Path, int | None] | None,
+    folder: Path,
 ) -> None:
+    """Write the store and its pages; `place` is the run's folder and the member, if there is a run."""
     from fsae.analysis.latent_pages import write_latent_pages
+    from fsae.analysis.origin import Origin
 
     write_findings(found, contexts, meta, folder)
     if close is not None:
         close()
-    write_latent_pages(LatentStore(folder), folder, title, {"run": title})
+    write_latent_pages(LatentStore(folder), folder, Origin("latents") if place is None else Origin.of(*place))

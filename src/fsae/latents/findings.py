@@ -15,7 +15,7 @@ from jaxtyping import Int
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.latents.contexts import Contexts, SampleContexts, TextContexts
-from fsae.latents.labels import aggregated, aggregates, classes, labels, text_columns
+from fsae.latents.labels import MEANINGS, aggregated, aggregates, classes, labels, text_columns
 from fsae.latents.survey import Survey
 from fsae.latents.tables import cofiring_columns, hit_table, tally_columns
 from fsae.latents.triggers import shortest_triggers
@@ -226,7 +226,7 @@ def write_findings(found: Findings, contexts: Contexts, meta: Meta, folder: Path
 
 def with_control(meta: Meta, own: Findings, control: Findings | None) -> Meta:
     """Return the facts with the numbers of a dictionary and those of its control, if it has one."""
-    meta = replace(meta, aggregates=dict(own.numbers))
+    meta = replace(meta, aggregates=dict(own.numbers), meanings={name: str(MEANINGS[name]) for name in own.numbers})
     if control is None:
         return meta
     return replace(meta, control=dict(control.numbers), control_latents=len(control.latents))

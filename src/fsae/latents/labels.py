@@ -253,11 +253,11 @@ def labels(
 
 
 MEANINGS: dict[str, Meaning] = {
-    "dead_share": Meaning("latents that are on for no sample, of all", better=Better.less),
-    "dense_share": Meaning("dense latents, of those alive", better=Better.less),
-    "single_token_share": Meaning("single-token latents, of those alive"),
-    "ngram_share": Meaning("n-gram latents, of those alive"),
-    "output_like_share": Meaning("output-like latents, of those alive"),
+    "dead_share": Meaning("share of latents that are on for no sample", better=Better.less),
+    "dense_share": Meaning("share of dense latents among those that are on at all", better=Better.less),
+    "single_token_share": Meaning("share of single-token latents among those that are on at all"),
+    "ngram_share": Meaning("share of n-gram latents among those that are on at all"),
+    "output_like_share": Meaning("share of output-like latents among those that are on at all"),
     "token_purity": Meaning("mean share of the top codes on the commonest peak token"),
     "effective_tokens": Meaning("mean of 2^entropy of the peak tokens, their effective number"),
     "next_token_purity": Meaning("mean token purity of the token after the peak", shown=Shown.files),

@@ -61,7 +61,12 @@ LATENT_COLUMNS = {
     "histogram": Column(
         pa.list_(pa.int64()), "samples per activation bin of the absolute code; `meta.bin_edges` are the bins' limits"
     ),
-    "class": Column(pa.string(), "dead, dense, single-token, n-gram, output-like or other"),
+    "class": Column(
+        pa.string(),
+        "the first that fits: dead (on for no sample), dense (density above 0.1), single-token (token purity of 0.9 or "
+        "more, and the token alone predicts the codes), n-gram (F1 of 0.7 or more), output-like (heavy-tailed effects "
+        "on logits, on other tokens than its own), other",
+    ),
     "label": Column(pa.string(), "a few words made of the facts below"),
     "token_purity": Column(pa.float32(), "share of the top contexts' activation on their commonest peak token"),
     "token_entropy": Column(pa.float32(), "entropy of the peak tokens of the top contexts, in bits"),
@@ -138,6 +143,7 @@ class Meta:
         version: of the store's format.
         fsae: version of the program.
         aggregates: numbers of the dictionary as a whole.
+        meanings: what these numbers mean.
         control: the same numbers of random directions of equal density.
         control_latents: how many random directions.
     """
@@ -165,6 +171,7 @@ class Meta:
     version: int = VERSION
     fsae: str = ""
     aggregates: dict[str, float | None] = field(default_factory=dict)
+    meanings: dict[str, str] = field(default_factory=dict)
     control: dict[str, float | None] = field(default_factory=dict)
     control_latents: int = 0
 

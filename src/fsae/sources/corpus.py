@@ -31,6 +31,11 @@ class Corpus:
         self._model_settings, self._dataset = model_settings, dataset
         self.labelled = dataset.label_column is not None
 
+    @property
+    def name(self) -> str:
+        """The name of the data set."""
+        return self._dataset.name
+
     @cached_property
     def model(self) -> TransformerLensModel:
         """The language model, opened on first use."""

@@ -34,7 +34,7 @@ def view_prompt(
         dictionary: of a language model's activations.
         text: the prompt; it begins with a BOS if the text of the dictionary's training did.
         model: the language model of the dictionary.
-        store: of the latents' labels, if there is one.
+        store: of the latents' labels and largest activations, if there is one.
         latents: the most latents per token.
         entries_at_once: logits in memory at once.
 
@@ -65,6 +65,7 @@ def view_prompt(
         latents=found,
         losses=[*losses[:-1].tolist(), None],
         labels=_labels(store, latent),
+        largest=_largest(store, latent),
     )
 
 
@@ -129,3 +130,11 @@ def _labels(store: LatentStore | None, latents: Tensor) -> dict[int, str]:
         return {}
     labels = store.table["label"].tolist()
     return {each: labels[each] for each in sorted(set(latents.tolist())) if isinstance(labels[each], str)}
+
+
+def _largest(store: LatentStore | None, latents: Tensor) -> dict[int, float]:
+    if store is None:
+        return {}
+    largest = store.table["max"].tolist()
+    # A latent of the prompt may have been off in all data of the store.
+    return {each: abs(largest[each]) for each in sorted(set(latents.tolist())) if largest[each]}

@@ -10,6 +10,8 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+DIRTY_TAG = "fsae.git_dirty"
+
 
 def run_tags(overrides: Sequence[str]) -> dict[str, str]:
     """Return the tags of a run that this process starts with these overrides; unknown values are omitted."""
@@ -45,7 +47,7 @@ def git_tags() -> dict[str, str]:
         return {}
     changes = _git(repository, "status", "--porcelain")
     # MLflow shows its own tag as the run's source version.
-    return {"mlflow.source.git.commit": commit, "fsae.git_dirty": str(bool(changes)).lower()}
+    return {"mlflow.source.git.commit": commit, DIRTY_TAG: str(bool(changes)).lower()}
 
 
 def scheduler_tags(environment: Mapping[str, str]) -> dict[str, str]:

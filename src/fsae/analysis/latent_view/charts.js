@@ -1,10 +1,11 @@
 // Small pictures of one latent: the histogram of its codes, and samples that are not text.
 
 // Bars of the samples per activation bin. Their height is logarithmic: strong activations are rare.
-const histogram = (counts, edges, picked) => {
+const histogram = (counts, edges, {kind, positions}) => {
   const first = counts.findIndex(count => count),
     last = counts.findLastIndex(count => count);
-  if (first < 0) return el("p", {class: "soft"}, "The latent is on for no sample.");
+  const noun = kind === "text" ? "tokens" : "samples";
+  if (first < 0) return el("p", {class: "soft"}, `The latent is on for none of the ${positions} ${noun}.`);
   const shown = [...counts.slice(first, last + 1)],
     most = Math.log10(Math.max(...shown) + 1),
     width = 100 / shown.length;
@@ -14,7 +15,7 @@ const histogram = (counts, edges, picked) => {
     const bar = drawn("rect", {x: i * width + width * 0.08, y: 100 - height, width: width * 0.84, height});
     const hit = drawn("rect", {x: i * width, y: 0, width, height: 100, class: "reach"});
     const text = `${readable(edges[at], 3)} to ${readable(edges[at + 1], 3)}: ${count}`;
-    hit.addEventListener("pointerenter", () => hover.show(hit, [`absolute code ${text} samples`]));
+    hit.addEventListener("pointerenter", () => hover.show(hit, [`absolute code ${text} ${noun}`]));
     hit.addEventListener("pointerleave", () => hover.hide());
     return [bar, hit];
   });
@@ -25,9 +26,9 @@ const histogram = (counts, edges, picked) => {
   );
   picture.setAttribute(
     "aria-label",
-    `Histogram of the absolute code from ${readable(edges[first], 3)} to ${readable(edges[last + 1], 3)}`,
+    `Histogram of the absolute code: from ${readable(edges[first], 3)} up, bins of half an octave with ${shown.join(", ")} ${noun}`,
   );
-  const middle = Math.round((first + last + 1) / 2);
+  const marked = new Set([first, Math.round((first + last + 1) / 2), last + 1]);
   return el(
     "div",
     {},
@@ -35,9 +36,13 @@ const histogram = (counts, edges, picked) => {
     el(
       "div",
       {class: "axis soft"},
-      [first, middle, last + 1].map(edge => el("span", {}, readable(edges[edge], 3))),
+      [...marked].map(edge => el("span", {}, readable(edges[edge], 3))),
     ),
-    el("p", {class: "soft small"}, "Samples per activation bin; both axes are logarithmic."),
+    el(
+      "p",
+      {class: "soft small"},
+      `${noun[0].toUpperCase()}${noun.slice(1)} per activation bin, at most ${Math.max(...shown)}; both axes are logarithmic.`,
+    ),
   );
 };
 

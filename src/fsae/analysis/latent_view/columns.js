@@ -38,7 +38,23 @@ const latentColumns = (dictionary, notes) => {
   }
   const rest = columns.filter(column => column !== latent && column !== label);
   // What a latent is about stands next to its number.
-  return [latent, label, ...(dictionary.texts.size ? [topTokenColumn(dictionary)] : []), ...rest];
+  const tokens = dictionary.texts.size ? [topTokenColumn(dictionary)] : [];
+  return [latent, label, ...explanationColumns(dictionary), ...tokens, ...rest];
+};
+
+// Explanations by a language model and their scores, if there are any.
+const explanationColumns = ({index}) => {
+  if (!index.explanation) return [];
+  const scores = ["detection", "control_detection", "fuzzing", "control_fuzzing"].filter(name => known(index[name]));
+  return ["explanation", ...scores].map(name => ({
+    name,
+    kind: name === "explanation" ? "text" : "number",
+    values: index[name],
+    shown: name === "explanation" || name === "detection",
+    title: name.replaceAll("_", " "),
+    meaning: meaning(name),
+    wide: name === "explanation",
+  }));
 };
 
 const topSample = ({index, meta}, row) =>

@@ -19,21 +19,45 @@ class Contexts {
       "div",
       {class: "heading"},
       el("h3", {}, this.isText ? "Contexts" : "Samples"),
-      this.isText ? this.views() : null,
+      this.isText && top.length + samples.length ? this.views() : null,
     );
     if (!top.length && !samples.length) {
-      this.element.replaceChildren(
-        heading,
-        el("p", {class: "soft"}, `The latent is on nowhere in the data: it has no ${noun}.`),
-      );
+      this.element.replaceChildren(heading, this.nothing(noun));
       return;
     }
-    const bins = Map.groupBy(samples, hit => hit.bin);
+    const bins = new Map();
+    for (const hit of samples) bins.set(hit.bin, [...(bins.get(hit.bin) ?? []), hit]);
+    for (const hits of bins.values()) hits.sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
     this.element.replaceChildren(
       heading,
-      this.group(`Top ${noun}`, this.isText ? "one hit per context" : "", top),
+      this.group(`Top ${noun}`, this.isText ? "one hit per context" : this.scale(), top),
+      bins.size ? el("p", {class: "soft small"}, "Samples of each activation bin, drawn at random:") : "",
       ...[...bins].map(([bin, hits]) => this.group(...this.limits(bin), hits)),
     );
+  }
+
+  nothing(noun) {
+    const {meta, path} = this.dictionary,
+      more = `python -m fsae.latents ${inShell(path || "RUN")} --tokens ${20 * meta.positions}`;
+    return el(
+      "div",
+      {class: "soft"},
+      el(
+        "p",
+        {},
+        `The latent is on for none of the ${meta.positions} ${this.isText ? "tokens" : "samples"} that were read, so it has no ${noun}.`,
+      ),
+      this.isText ? el("p", {}, "More text may have some: ", el("code", {}, more)) : null,
+    );
+  }
+
+  // What the pictures or curves of samples show.
+  scale() {
+    const {meta, index} = this.dictionary,
+      [low, high] = [...index.scale].map(value => readable(value, 3));
+    return meta.picture
+      ? `black is ${low} or less, white is ${high} or more`
+      : `a sample's numbers in their order, upwards from ${low} to ${high}`;
   }
 
   // The limits of an activation bin, alone and of the maximum, and how many of the latent's activations it has.
@@ -126,6 +150,7 @@ class Contexts {
         class: "text",
         dir: "auto",
         tabindex: 0,
+        role: "group",
         "aria-label": `context ${hit.context}, ${readable(hit.value)} at the peak; left and right read each token's activation`,
       },
       spans,

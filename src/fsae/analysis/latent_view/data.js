@@ -159,8 +159,8 @@ const fromSteps = ({steps, low, high}, number) => {
 
 // One dictionary: the numbers of all latents at once, and the lists and hits of a latent when they are wanted.
 class Dictionary {
-  constructor({title, side, meta}, content) {
-    Object.assign(this, {title, side, meta, folder: content.data, perShard: content.latents_per_shard});
+  constructor({title, path, side, meta}, content) {
+    Object.assign(this, {title, path, side, meta, folder: content.data, perShard: content.latents_per_shard});
     this.shards = new Map();
   }
 

@@ -42,10 +42,13 @@ class LatentPanel {
       counts: this.list("histogram"),
       max: this.value("max"),
     });
-    const side = [this.histogram(), this.tokens(), this.logits(), this.predictor(), this.neighbours(), this.cofiring()];
+    const side = [
+      ...[this.histogram(), this.tokens(), this.logits(), this.predictor()],
+      ...[this.neighbours(), this.cofiring()],
+    ];
     this.element.replaceChildren(
       this.header(),
-      el("div", {class: "columns"}, this.contexts.element, el("div", {class: "side"}, side.filter(Boolean))),
+      el("div", {class: "columns"}, this.contexts.element, el("div", {class: "side"}, side.filter(Boolean)), this.usage()),
     );
   }
 
@@ -56,7 +59,17 @@ class LatentPanel {
   // By a language model; few latents have one.
   explanation() {
     const text = this.dictionary.index.explanation?.[this.latent];
-    return text ? el("p", {class: "explanation"}, el("span", {class: "soft"}, "explanation "), el("bdi", {}, plain(text))) : null;
+    if (!text) return null;
+    const score = name => {
+      const [own, control] = [name, `control_${name}`].map(each => readable(this.value(each), 3));
+      return own && [name, name, control ? `${own} (${control} with another latent's explanation)` : own];
+    };
+    return el(
+      "div",
+      {class: "explanation"},
+      el("p", {title: meaning("explanation")}, el("bdi", {}, plain(text))),
+      this.named(...["detection", "fuzzing"].map(score).filter(Boolean), ["explained by", "explained_by"]),
+    );
   }
 
   header() {
@@ -79,11 +92,37 @@ class LatentPanel {
     return el(
       "header",
       {},
-      el("h2", {}, this.star, `latent ${this.latent} `, label ? el("bdi", {class: "label"}, plain(label)) : null),
+      el(
+        "div",
+        {class: "heading"},
+        el("h2", {}, this.star, `latent ${this.latent} `, label ? el("bdi", {class: "label"}, plain(label)) : null),
+        el(
+          "div",
+          {class: "controls"},
+          this.dictionary.path ? copyButton("copy code that uses the latent (c)", "code", () => this.code()) : null,
+          copyButton("copy a link to the latent (l)", "link", () => this.linkHere()),
+        ),
+      ),
       this.explanation(),
       this.facts(),
       this.note,
     );
+  }
+
+  code() {
+    return pythonCode(this.dictionary, this.latent);
+  }
+
+  linkHere() {
+    return location.href.replace(/#.*/, "") + this.address(this.latent);
+  }
+
+  copyCode() {
+    if (this.dictionary.path) copy(this.code(), "code");
+  }
+
+  copyLink() {
+    copy(this.linkHere(), "link");
   }
 
   toggleStar() {
@@ -114,23 +153,24 @@ class LatentPanel {
   }
 
   facts() {
-    const density = this.value("density");
+    const density = this.value("density"),
+      {positions, kind} = this.dictionary.meta;
     const rarity =
       density > 0 ? `${readable(density, 3)} (one in ${readable(Math.round(1 / density), 3)})` : readable(density);
     return this.named(
       ["class", "class"],
       ["density", "density", rarity],
-      ["on", "count"],
-      ["max", "max"],
+      ["on for", "count", `${this.value("count")} of ${positions} ${kind === "text" ? "tokens" : "samples"}`],
+      ["largest activation", "max"],
       ["mean if on", "mean"],
       ["std if on", "std"],
       ["decoder norm", "decoder_norm"],
-      ["encoder · decoder", "encoder_decoder_cosine"],
+      ["cosine of encoder and decoder", "encoder_decoder_cosine"],
     );
   }
 
   histogram() {
-    return box("Activations", null, histogram(this.list("histogram"), this.dictionary.meta.bin_edges));
+    return box("Activations", null, histogram(this.list("histogram"), this.dictionary.meta.bin_edges, this.dictionary.meta));
   }
 
   tokens() {
@@ -258,6 +298,19 @@ class LatentPanel {
       ["Jaccard", "cofiring_jaccard"],
     ];
     return rows.length ? box("Active together with", null, numberTable(heads, rows)) : null;
+  }
+
+  usage() {
+    const {dictionary, latent} = this;
+    if (!dictionary.path) return null;
+    const found = box(
+      "Use it",
+      el("span", {class: "soft small"}, "in the folder that has the outputs folder"),
+      el("pre", {}, this.code()),
+      dictionary.meta.kind === "text" ? el("pre", {}, steerCommand(dictionary, latent)) : null,
+    );
+    found.classList.add("usage");
+    return found;
   }
 }
 

@@ -7,7 +7,7 @@ class Overview {
   // `address(row)` is that of a row's page; `isStarred(row)` says whether the reader starred it.
   constructor(dictionaries, selection, {noun, address, isStarred, axes}) {
     Object.assign(this, {dictionaries, selection, noun, isStarred});
-    this.table = new Table(selection, {address, changed: () => this.changed()});
+    this.table = new Table(selection, {address, changed: () => this.changed(), nothing: () => this.nothing()});
     this.scatter = new Scatter(selection, {address, ...axes, zoomed: ranges => this.filter(ranges)});
     this.counted = el("p", {class: "soft", role: "status"});
     this.chips = el("div", {class: "chips"});
@@ -52,7 +52,17 @@ class Overview {
     this.classBoxes = new Map(
       classes.map(name => [name, this.checkbox(checked => selection.classes[checked ? "add" : "delete"](name), name)]),
     );
-    const shown = [...this.classBoxes].map(([name, box]) => el("label", {class: "switch"}, box, plain(name)));
+    const values = selection.byName.get("class")?.values ?? [];
+    const shown = [...this.classBoxes].map(([name, box]) =>
+      el(
+        "label",
+        {class: "switch", title: meaning("class")},
+        box,
+        plain(name),
+        " ",
+        el("span", {class: "soft"}, values.filter(value => value === name).length),
+      ),
+    );
     return el(
       "div",
       {class: "controls filters"},
@@ -162,7 +172,7 @@ class Overview {
       el(
         "tr",
         {},
-        el("th", {scope: "row"}, plain(name.replaceAll("_", " "))),
+        el("th", {scope: "row", title: meta.meanings[name]}, plain(name.replaceAll("_", " "))),
         Object.values(columns).map(numbers => el("td", {class: "number"}, readable(numbers[name]))),
       ),
     );
@@ -174,6 +184,23 @@ class Overview {
       el("thead", {}, el("tr", {}, el("th", {scope: "col"}, "number"), heads)),
       el("tbody", {}, rows),
     );
+  }
+
+  // In place of rows, if none fits.
+  nothing() {
+    const {selection} = this,
+      alone = !selection.search && !selection.ranges.length && !selection.classes.size;
+    const show = () => {
+      const {sort} = selection;
+      selection.reset();
+      selection.sort = sort;
+      this.changed();
+    };
+    const why =
+      selection.starred && alone
+        ? `You have starred no ${this.noun}; press s on the page of a ${this.noun} to star it.`
+        : `No ${this.noun} fits the search and all filters.`;
+    return [why, " ", el("button", {onclick: show}, `show all ${this.noun}s`)];
   }
 
   // After the reader changed something: the address follows, and the page the selection.

@@ -106,14 +106,17 @@ class Pages {
       if (text !== undefined) await this.importNotes(text);
     });
     // Another tab may star a latent.
-    addEventListener("storage", () => this.notes.forEach(notes => notes.read()));
+    addEventListener("storage", () => {
+      this.notes.forEach(notes => notes.read());
+      if (this.overview.element.isConnected) this.overview.fill();
+    });
   }
 
   async importNotes(text) {
     try {
       const count = importNotes(this.notes, text);
       await this.route();
-      say(`Notes imported: ${count}.`);
+      say(`Notes imported: ${count}.`, 8000);
     } catch (error) {
       say(error instanceof SyntaxError ? "The file is no JSON file of notes." : error.message);
     }
@@ -199,7 +202,7 @@ class Pages {
 
   step(step) {
     const row = this.row == null ? null : this.rowAt(step);
-    if (row == null) return say(step > 0 ? "This is the last one." : "This is the first one.");
+    if (row == null) return say(step > 0 ? "This is the last one." : "This is the first one.", 3000);
     location.hash = this.address(row);
   }
 
@@ -233,7 +236,7 @@ class Pages {
 
   tableKeys() {
     const first = () => this.overview.table.focus(0);
-    return {"/": () => this.overview.searchBox.focus(), "?": showKeys, j: first, ArrowDown: first};
+    return {"/": () => this.overview.searchBox.focus(), "?": showKeys, m: showTerms, j: first, ArrowDown: first};
   }
 
   latentKeys() {
@@ -247,6 +250,9 @@ class Pages {
       t: back,
       Escape: back,
       "?": showKeys,
+      m: showTerms,
+      c: () => panels[0]?.copyCode(),
+      l: () => panels[0]?.copyLink(),
       s: () => panels[0]?.toggleStar(),
       n: () => panels[0]?.note.focus(),
       w: () => panels.forEach(panel => panel.nextView()),
@@ -259,9 +265,11 @@ class Pages {
 }
 
 const showKeys = () => document.getElementById("help").showModal();
+const showTerms = () => document.getElementById("glossary").showModal();
 
 appearance.start();
 document.getElementById("keys").addEventListener("click", showKeys);
+document.getElementById("terms").addEventListener("click", showTerms);
 const pages = new Pages();
 pages.start().catch(error => {
   document.getElementById("view").replaceChildren(el("p", {class: "worse"}, error.message));

@@ -69,6 +69,8 @@ class Scatter {
       low = (Number.isFinite(low) ? low : 0) - 0.5;
       high = low + 1;
     }
+    // No point lies on the frame.
+    [low, high] = [low - 0.03 * (high - low), high + 0.03 * (high - low)];
     const place = value => ((scaled(value) - low) / (high - low)) * length;
     const value = place => {
       const at = low + (place / length) * (high - low);
@@ -126,7 +128,9 @@ class Scatter {
         if (isIn[row] === shown) pen.fillRect(this.across[row] - size / 2, this.up[row] - size / 2, size, size);
     }
     this.isIn = isIn;
-    this.picture = pen.getImageData(0, 0, this.canvas.width, this.canvas.height);
+    // A copy by drawing: browsers that protect against fingerprints falsify the pixels that a script reads.
+    this.picture = el("canvas", {width: this.canvas.width, height: this.canvas.height});
+    this.picture.getContext("2d").drawImage(this.canvas, 0, 0);
   }
 
   nearest([x, y], reach = 14) {
@@ -154,8 +158,9 @@ class Scatter {
   mark(row) {
     if (!this.picture) return null;
     const pen = this.canvas.getContext("2d");
-    pen.putImageData(this.picture, 0, 0);
     pen.globalAlpha = 1;
+    pen.clearRect(0, 0, this.canvas.clientWidth, this.canvas.clientHeight);
+    pen.drawImage(this.picture, 0, 0, this.canvas.clientWidth, this.canvas.clientHeight);
     pen.strokeStyle = getComputedStyle(this.canvas).getPropertyValue("--text");
     if (row != null) {
       pen.beginPath();
@@ -192,14 +197,15 @@ class Scatter {
 }
 
 // A few round numbers between two limits. On a logarithmic axis the limits are powers of ten: over a short stretch of it
-// 1, 2 and 5 times each power are round.
+// 1, 2 and 5 times each power are round, and over less than a decade equal steps.
 const ticks = (low, high, log) => {
   const found = [];
   if (log) {
     const step = Math.max(1, Math.ceil((high - low) / 6));
     for (let power = Math.ceil((low - 1) / step) * step; power <= high; power += step)
-      for (const factor of high - low < 2 ? [1, 2, 5] : [1]) found.push(factor * 10 ** power);
-    return found.filter(tick => Math.log10(tick) >= low && Math.log10(tick) <= high);
+      for (const factor of high - low < 2.5 ? [1, 2, 5] : [1]) found.push(factor * 10 ** power);
+    const within = found.filter(tick => Math.log10(tick) >= low && Math.log10(tick) <= high);
+    return within.length < 3 ? ticks(10 ** low, 10 ** high, false) : within;
   }
   const size = 10 ** Math.floor(Math.log10((high - low) / 5));
   const step = [1, 2, 5, 10].map(each => each * size).find(each => (high - low) / each <= 6);

@@ -85,9 +85,10 @@ class Selection {
 const ROW = 32;
 
 class Table {
-  // `open(row)` gives a row's address; `changed()` is called when the reader sorts.
-  constructor(selection, {address, changed}) {
-    Object.assign(this, {selection, address, changed});
+  // `address(row)` is that of a row's page; `changed()` is called when the reader sorts; `nothing()` is shown if there is
+  // no row.
+  constructor(selection, {address, changed, nothing}) {
+    Object.assign(this, {selection, address, changed, nothing});
     this.body = el("tbody");
     this.head = el("tr");
     this.grid = el("table", {class: "latents"}, el("thead", {}, this.head), this.body);
@@ -161,6 +162,7 @@ class Table {
       : null;
     const columns = this.columns(),
       rows = [];
+    if (!order.length) rows.push(el("tr", {class: "nothing"}, el("td", {colspan: columns.length}, this.nothing())));
     for (let place = first; place < end; place++) rows.push(this.row(order[place], place, columns));
     // Two empty rows stand for all that are above and below the screen.
     const space = height =>
@@ -202,7 +204,7 @@ class Table {
 
   // Arrows walk through the rows, as Tab would only through those that are drawn.
   move(event) {
-    const step = {ArrowDown: 1, ArrowUp: -1, PageDown: 12, PageUp: -12, Home: -Infinity, End: Infinity}[event.key];
+    const step = {ArrowDown: 1, j: 1, ArrowUp: -1, k: -1, PageDown: 12, PageUp: -12, Home: -Infinity, End: Infinity}[event.key];
     const place = Number(event.target.closest("tr")?.dataset.place);
     if (!step || Number.isNaN(place) || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();

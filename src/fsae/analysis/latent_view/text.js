@@ -60,6 +60,9 @@ const alone = text => {
   return el("bdi", {class: "token"}, sign(begin), inner.slice(begin, inner.length - end), sign(end));
 };
 
-const say = text => {
-  document.getElementById("status").textContent = text;
+// Shows a message, for good or for so many milliseconds.
+const say = (text, during) => {
+  const status = document.getElementById("status");
+  status.textContent = text;
+  if (during) setTimeout(() => status.textContent === text && say(""), during);
 };
