@@ -184,8 +184,6 @@ def _write(
                 _write_script(unfinished, f"{side}-{name}", content)
         if matched is not None:
             _write_script(unfinished, "pairs", _pairs(matched))
-        if data.exists():
-            shutil.rmtree(data)
     dictionaries = [
         {"title": name, "side": side, "meta": asdict(store.meta)}
         for side, (name, store) in zip(_SIDES, stores, strict=False)
