@@ -115,6 +115,11 @@ class ActivationSource(Source):
         return self._shards.site
 
     @property
+    def dataset(self) -> str:
+        """The name of the data set."""
+        return self.harvester.corpus.dataset_name
+
+    @property
     def open_model(self) -> Callable[[], TransformerLensModel]:
         """Opens the language model again, in another process."""
         return self.harvester.corpus.open_model

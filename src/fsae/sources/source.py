@@ -46,6 +46,11 @@ class HeldOutText(Protocol):
         ...
 
     @property
+    def dataset(self) -> str:
+        """The name of the data set."""
+        ...
+
+    @property
     def open_model(self) -> "Callable[[], TransformerLensModel]":
         """Opens the language model again, in another process."""
         ...
