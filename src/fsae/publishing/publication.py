@@ -79,7 +79,10 @@ def publication_of(
     first = next(iter(dictionaries.values()))
     settings = first.settings
     if settings is None:
-        raise ValueError(f"{run} has no config.yaml, so it is no run, and a card cannot be made of it")
+        raise ValueError(
+            f"{run} is not the folder of a run that trained a dictionary, and a card is made of a training; name such "
+            "a run"
+        )
     folder = folder or _default_folder(first.site)
     _check_folder(folder)
     found: dict[str, Path | bytes] = {}
