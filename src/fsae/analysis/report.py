@@ -29,9 +29,8 @@ from fsae.analysis.comparison import (
 )
 from fsae.analysis.design import SIZE, SPARSITY, THETA, Design, comparable, design_of, named
 from fsae.analysis.job_table import JobTable, job_table
-from fsae.analysis.latent_pages import PAGE as LATENT_PAGE
 from fsae.analysis.metrics import in_tables, meanings_of
-from fsae.analysis.numbers import numbers_in_order, readable, shown
+from fsae.analysis.numbers import readable, shown
 from fsae.analysis.runs import HISTOGRAM
 from fsae.analysis.sweep_plots import (
     AXIS_LABELS,
@@ -142,9 +141,7 @@ def write_report(runs: pd.DataFrame, folder: Path) -> Path:
 
 def _latent_pages(run: Path, report: Path) -> Iterator[str]:
     """Yield the addresses of a run's pages of latents, one for each member, relative to the report's folder."""
-    latents = RunFolder(run).latents
-    pages = [*latents.glob(LATENT_PAGE), *latents.glob(f"*/{LATENT_PAGE}")]
-    for page in sorted(pages, key=lambda page: numbers_in_order(str(page))):
+    for page in RunFolder(run).latent_pages:
         yield quote(Path(os.path.relpath(page, report.resolve())).as_posix())
 
 

@@ -365,8 +365,7 @@ class MlflowUpload:
 
     def _summary(self, status: RunStatus | None) -> str:
         lines = [f"Folder: `{self.folder.path.absolute()}`"]
-        if (page := self.folder.latents / "index.html").exists():
-            lines.append(f"Latents: `{page.absolute()}`")
+        lines += [f"Latents: `{page.absolute()}`" for page in self.folder.latent_pages]
         if status and status.failure:
             lines.append(f"**{status.state.value}**: {status.failure.kind}: {status.failure.message[:1000]}")
         if self.folder.results.exists():
