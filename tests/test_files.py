@@ -63,6 +63,14 @@ def test_a_folder_replaces_an_earlier_one(tmp_path: Path):
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["store", "store/third"]
 
 
+def test_a_kill_between_two_renames_loses_no_folder(tmp_path: Path):
+    of_content(tmp_path / "store", "first")
+    (tmp_path / "store").rename(tmp_path / ".store.earlier")
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "store"):
+        raise ZeroDivisionError
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["store", "store/first"]
+
+
 def test_a_folder_that_cannot_be_flushed_or_moved_leaves_the_earlier_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

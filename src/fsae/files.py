@@ -30,6 +30,10 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """
     own = f".{os.getpid()}-{time.monotonic_ns()}" if shared else ""
     unfinished = path.with_name(f"{path.name}{own}{UNFINISHED}")
+    earlier = _earlier(path)
+    if earlier.is_dir() and not path.exists():
+        # A process was killed between the two renames.
+        earlier.rename(path)
     if unfinished.is_dir():
         # A killed process left it.
         shutil.rmtree(unfinished)
@@ -47,9 +51,14 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
             unfinished.unlink(missing_ok=True)
 
 
+def _earlier(path: Path) -> Path:
+    """Return the name that a folder has while another one takes its place."""
+    return path.with_name(f".{path.name}.earlier")
+
+
 def _replace_folder(path: Path, new: Path) -> None:
     """Put a folder in the place of another one, which stays if that fails."""
-    earlier = path.with_name(f".{path.name}.earlier")
+    earlier = _earlier(path)
     # A killed process may have left one.
     shutil.rmtree(earlier, ignore_errors=True)
     path.rename(earlier)

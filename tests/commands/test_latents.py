@@ -168,6 +168,15 @@ def test_a_dictionary_in_saelens_format_gets_a_run_of_its_own(runs: dict[str, Pa
     assert loaded.largest_activations.max() == pytest.approx(imported["max"].max())
     with loaded.intervene(Add(int(imported["count"].to_numpy().argmax()), 1.0)) as model:
         assert model.name == "tiny"
+    # The site is known from the run, if the dictionary's own file does not name it.
+    shutil.copytree(run, tmp_path / "nameless")
+    fsae.save(loaded.autoencoder, tmp_path / "plain")
+    config = tmp_path / "nameless" / "config.yaml"
+    config.write_text(config.read_text().replace(str(runs["text"] / "sae"), str(tmp_path / "plain")))
+    nameless = fsae.load(tmp_path / "nameless")
+    assert nameless.provenance.hook_name is None
+    assert str(nameless.site) == "resid_mid.1"
+    assert nameless.latent_store.meta.weights == loaded.latent_store.meta.weights
     # Its latents can be looked at again in its own folder.
     again = ended(begun("fsae.latents", str(run), "--tokens", "3_000", outputs=tmp_path))
     assert again.returncode == 0, again.stdout

@@ -160,7 +160,11 @@ class Dictionary:
             ValueError: SAELens' name of the hook is no site of fsae.
         """
         hook = self.provenance.hook_name
-        return None if hook is None else Site.of_hook(hook)
+        if hook is not None:
+            return Site.of_hook(hook)
+        # A dictionary of another program may not name it, and was evaluated at one.
+        reading = self._reading
+        return None if reading is None or reading.model is None else reading.site
 
     @cached_property
     def language_model(self) -> LanguageModel | None:
