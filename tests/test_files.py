@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fsae.files import digest_of, replacing, share_as_folder, write_json
+from fsae.files import digest_of, replacing, share_as_folder, whole_files, write_json
 
 
 def test_a_failed_write_leaves_only_the_old_file(tmp_path: Path):
@@ -91,6 +91,15 @@ def test_a_folder_that_cannot_be_flushed_or_moved_leaves_the_earlier_one(
             with pytest.raises(OSError, match="No space left"):
                 of_content(tmp_path / "store", "second")
         assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["store", "store/first"]
+
+
+def test_whole_files_are_those_that_no_killed_process_left_unfinished(tmp_path: Path):
+    folder = tmp_path / "named.partial"
+    for name in ("a/whole", "a/half.partial", "b.partial/half"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("")
+    assert whole_files(folder) == [folder / "a" / "whole"]
+    assert whole_files(tmp_path / "nowhere") == []
 
 
 def test_two_processes_write_one_shared_file_under_names_of_their_own(tmp_path: Path):

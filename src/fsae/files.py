@@ -78,6 +78,12 @@ def flush(path: Path) -> None:
                 os.fsync(opened.fileno())
 
 
+def whole_files(folder: Path) -> list[Path]:
+    """Return the files in a folder and below, without those that a killed process left unfinished."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [file for file in files if not any(part.endswith(UNFINISHED) for part in file.relative_to(folder).parts)]
+
+
 def share_as_folder(path: Path) -> None:
     """Give a file the read and write permissions of its folder: safetensors makes files for their owner only."""
     path.chmod(path.parent.stat().st_mode & 0o666)

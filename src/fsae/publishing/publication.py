@@ -8,6 +8,7 @@ import yaml
 
 import fsae
 from fsae.export.saelens import CONFIG
+from fsae.files import whole_files
 from fsae.language_models.sites import Site
 from fsae.outputs.results import read_results
 from fsae.outputs.run_folder import RunFolder
@@ -89,7 +90,7 @@ def publication_of(
     for place, dictionary in dictionaries.items():
         assert dictionary.folder is not None
         inner = folder if len(dictionaries) == 1 else f"{folder}/{place}"
-        found |= {f"{inner}/{path.name}": path for path in sorted(dictionary.folder.iterdir())}
+        found |= {f"{inner}/{path.name}": path for path in whole_files(dictionary.folder)}
     card = f"{folder}/{CARD}" if as_part else CARD
     pictures = {name: caption for name, caption in _PICTURES.items() if (files.plots / name).is_file()}
     found |= {f"{folder}/{name}": files.plots / name for name in pictures}
@@ -138,7 +139,8 @@ def _pages(files: RunFolder, member: int | None) -> dict[str, Path]:
     folder = files.latents if member is None else files.latents / str(member)
     # A population has a folder per member.
     found = sorted(
-        path for pattern in _PAGE_FILES for root in (pattern, f"[0-9]*/{pattern}") for path in folder.glob(root)
+        {path for pattern in _PAGE_FILES for root in (pattern, f"[0-9]*/{pattern}") for path in folder.glob(root)}
+        & {*whole_files(folder)}
     )
     if not found:
         raise ValueError(
