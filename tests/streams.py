@@ -120,6 +120,7 @@ def packed(texts: Sequence[str], repeat: bool, labels: Sequence[Any] | None = No
 class ListedCorpus:
     """The listed texts for training, the same ones in another order as the held-out part, and a table as the model."""
 
+    dataset_name = "listed"
     prepends_bos = False
     held_out_positions = Corpus.held_out_positions
     held_out_rows = Corpus.held_out_rows

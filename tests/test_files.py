@@ -1,9 +1,11 @@
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from fsae.files import digest_of, replacing, share_as_folder, write_json
+from fsae.files import digest_of, replacing, share_as_folder, whole_files, write_json
 
 
 def test_a_failed_write_leaves_only_the_old_file(tmp_path: Path):
@@ -45,6 +47,59 @@ def test_an_error_leaves_no_folder(tmp_path: Path):
     with pytest.raises(ZeroDivisionError):
         write()
     assert not list(tmp_path.iterdir())
+
+
+def of_content(folder: Path, content: str) -> None:
+    with replacing(folder) as unfinished:
+        unfinished.mkdir()
+        (unfinished / content).write_text("")
+
+
+def test_a_folder_replaces_an_earlier_one(tmp_path: Path):
+    # A killed process left the folder that it replaced.
+    (tmp_path / ".store.earlier" / "inner").mkdir(parents=True)
+    for content in ("first", "second", "third"):
+        of_content(tmp_path / "store", content)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["store", "store/third"]
+
+
+def test_a_kill_between_two_renames_loses_no_folder(tmp_path: Path):
+    of_content(tmp_path / "store", "first")
+    (tmp_path / "store").rename(tmp_path / ".store.earlier")
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "store"):
+        raise ZeroDivisionError
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["store", "store/first"]
+
+
+def test_a_folder_that_cannot_be_flushed_or_moved_leaves_the_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    of_content(tmp_path / "store", "first")
+    rename = Path.rename
+
+    def refused(path: Path, target: Path) -> Path:
+        if path.name.endswith(".partial"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(path, target)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for owner, name, function in ((Path, "rename", refused), (os, "fsync", full)):
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, function)
+            with pytest.raises(OSError, match="No space left"):
+                of_content(tmp_path / "store", "second")
+        assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["store", "store/first"]
+
+
+def test_whole_files_are_those_that_no_killed_process_left_unfinished(tmp_path: Path):
+    folder = tmp_path / "named.partial"
+    for name in ("a/whole", "a/half.partial", "b.partial/half"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("")
+    assert whole_files(folder) == [folder / "a" / "whole"]
+    assert whole_files(tmp_path / "nowhere") == []
 
 
 def test_two_processes_write_one_shared_file_under_names_of_their_own(tmp_path: Path):

@@ -18,30 +18,56 @@ UNFINISHED = ".partial"
 def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """Yield a temporary path next to `path`; at the end of the block, flush its contents and rename it to `path`.
 
-    A reader, or a process that starts after a kill, finds the old file or the whole new one. A folder can be written in
-    the same way if `path` does not exist by the end of the block.
+    A reader, or a process that starts after a kill, finds the old file or the whole new one. The same is true of a
+    folder, except that a kill between two renames leaves none: no folder with files can be replaced in one step.
 
     Args:
         path: the file or folder to write.
         shared: several processes may write it at the same time, each under its own temporary name.
 
     Raises:
-        OSError: the disk is full or the folder is not writable; the old file is untouched.
+        OSError: the disk is full or the folder is not writable; the old file or folder is untouched.
     """
     own = f".{os.getpid()}-{time.monotonic_ns()}" if shared else ""
     unfinished = path.with_name(f"{path.name}{own}{UNFINISHED}")
+    earlier = _earlier(path)
+    if earlier.is_dir() and not path.exists():
+        # A process was killed between the two renames.
+        earlier.rename(path)
     if unfinished.is_dir():
         # A killed process left it.
         shutil.rmtree(unfinished)
     try:
         yield unfinished
         flush(unfinished)
-        unfinished.replace(path)
+        if unfinished.is_dir() and path.is_dir():
+            _replace_folder(path, unfinished)
+        else:
+            unfinished.replace(path)
     finally:
         if unfinished.is_dir():
             shutil.rmtree(unfinished, ignore_errors=True)
         else:
             unfinished.unlink(missing_ok=True)
+
+
+def _earlier(path: Path) -> Path:
+    """Return the name that a folder has while another one takes its place."""
+    return path.with_name(f".{path.name}.earlier")
+
+
+def _replace_folder(path: Path, new: Path) -> None:
+    """Put a folder in the place of another one, which stays if that fails."""
+    earlier = _earlier(path)
+    # A killed process may have left one.
+    shutil.rmtree(earlier, ignore_errors=True)
+    path.rename(earlier)
+    try:
+        new.rename(path)
+    except OSError:
+        earlier.rename(path)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def flush(path: Path) -> None:
@@ -50,6 +76,12 @@ def flush(path: Path) -> None:
         if file.is_file():
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
+
+
+def whole_files(folder: Path) -> list[Path]:
+    """Return the files in a folder and below, without those that a killed process left unfinished."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [file for file in files if not any(part.endswith(UNFINISHED) for part in file.relative_to(folder).parts)]
 
 
 def share_as_folder(path: Path) -> None:

@@ -14,8 +14,9 @@ from fsae.analysis.origin import Origin
 from fsae.commands.latents import main
 from fsae.evaluation.choices import CHOICES
 from fsae.evaluation.suite import chosen
-from fsae.language_models.interventions import Ablate
+from fsae.language_models.interventions import Ablate, Add
 from fsae.outputs.latent_store import HIT_COLUMNS, LATENT_COLUMNS, LatentStore
+from fsae.outputs.run_folder import RunFolder
 from fsae.surface.prompt import view_prompt
 from tests.processes import begun, ended, finished
 
@@ -93,15 +94,20 @@ def test_the_jobs_of_a_sweep_are_not_measured():
     evaluations = {name: CHOICES[name]() for name in ("vectors", "latents")}
     assert list(chosen(evaluations, frozenset())) == ["vectors", "latents"]
     assert list(chosen(evaluations, frozenset(), in_sweep=True)) == ["vectors"]
+    # `checked` leaves `in_sweep` out if the command names some.
+    assert list(chosen(evaluations, frozenset(), named=frozenset({"latents"}))) == ["vectors", "latents"]
 
 
 def test_a_new_pass_replaces_the_store(runs: dict[str, Path], tmp_path: Path):
     run = tmp_path / "copy"
     shutil.copytree(runs["text"], run)
+    (run / "latents.views").mkdir(exist_ok=True)
+    (run / "latents.views" / "prompt.html").write_text("kept")
     before = fsae.load(run).latent_store.meta
     given = ("--tokens", "12_000", "--train-text", "eval.latents.top=5")
     done = ended(begun("fsae.latents", str(run), *given, outputs=tmp_path))
     assert done.returncode == 0, done.stdout
+    assert (run / "latents.views" / "prompt.html").read_text() == "kept"
     after = fsae.load(run).latent_store
     assert (after.meta.part, after.meta.top) == ("train", 5)
     assert after.meta.contexts * after.meta.context >= 12_000 > before.contexts * before.context
@@ -143,13 +149,28 @@ def test_a_prompt_and_a_comparison_get_pages_of_their_own(runs: dict[str, Path],
     run = runs["text"]
     assert main([str(run), "--prompt", "import <b>torch</b>"]) == 0
     prompt = Path(capsys.readouterr().out.split("prompt:", 1)[1].strip())
-    assert prompt.parent == run / "latents"
+    assert prompt.parent == run / "latents.views"
     assert "<b>torch" not in prompt.read_text()
     for fact in ("resid_mid.1", "32768 samples of python_source, with seed 0"):
         assert fact in prompt.read_text()
+    assert (prompt.parent / "../latents/index.html").is_file()
+    assert '"pages": "../latents/index.html"' in prompt.read_text()
     assert main([str(run), str(run)]) == 0
     comparison = Path(capsys.readouterr().out.split("comparison:", 1)[1].strip())
-    assert comparison.is_file()
+    assert comparison == run / "latents.views" / f"beside-{run.name}" / "index.html"
+    # They are no pages of the run.
+    assert RunFolder(run).latent_pages == [run / "latents" / "index.html"]
+
+
+def test_members_of_a_population_are_compared(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]):
+    run = str(runs["several"])
+    assert main([run, run, "--member", "0", "--member", "1"]) == 0
+    comparison = Path(capsys.readouterr().out.split("comparison:", 1)[1].strip())
+    assert comparison.parent == runs["several"] / "latents" / "0.views" / f"beside-{runs['several'].name}-1"
+    assert "member 1" in comparison.read_text()
+    assert RunFolder(runs["several"]).latent_pages == [
+        runs["several"] / "latents" / str(member) / "index.html" for member in range(2)
+    ]
 
 
 def test_a_dictionary_in_saelens_format_gets_a_run_of_its_own(runs: dict[str, Path], tmp_path: Path):
@@ -160,6 +181,29 @@ def test_a_dictionary_in_saelens_format_gets_a_run_of_its_own(runs: dict[str, Pa
     assert imported["count"].tolist() == own["count"].tolist()
     assert imported["max"].tolist() == pytest.approx(own["max"].tolist(), rel=1e-5, nan_ok=True)
     assert main([str(run), "--prompt", "def f(x): pass"]) == 0
+    # The run that made the store stands for the dictionary, in Python too.
+    loaded = fsae.load(run)
+    assert loaded.latents.equals(imported)
+    assert loaded.folder == (runs["text"] / "sae").resolve()
+    assert loaded.settings is None
+    assert loaded.largest_activations.max() == pytest.approx(imported["max"].max())
+    with loaded.intervene(Add(int(imported["count"].to_numpy().argmax()), 1.0)) as model:
+        assert model.name == "tiny"
+    # The site is known from the run, if the dictionary's own file does not name it.
+    shutil.copytree(run, tmp_path / "nameless")
+    fsae.save(loaded.autoencoder, tmp_path / "plain")
+    config = tmp_path / "nameless" / "config.yaml"
+    config.write_text(config.read_text().replace(str(runs["text"] / "sae"), str(tmp_path / "plain")))
+    nameless = fsae.load(tmp_path / "nameless")
+    assert nameless.provenance.hook_name is None
+    assert str(nameless.site) == "resid_mid.1"
+    assert nameless.latent_store.meta.weights == loaded.latent_store.meta.weights
+    # Its latents can be looked at again in its own folder.
+    again = ended(begun("fsae.latents", str(run), "--tokens", "3_000", outputs=tmp_path))
+    assert again.returncode == 0, again.stdout
+    assert "changed since" not in again.stdout
+    assert fsae.load(run).latent_store.meta.contexts < LatentStore(runs["text"] / "latents").meta.contexts
+    assert f"latents:     {run / 'latents' / 'index.html'}" in again.stdout
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -172,6 +216,10 @@ def test_bad_input_is_refused_in_one_line(runs: dict[str, Path], tmp_path: Path,
     assert "name one folder" in refusal(capsys, "eval.latents.top=3")
     assert "did not read a language model" in refusal(capsys, str(runs["digits"]), "--prompt", "a text")
     assert "needs two" in refusal(capsys, str(runs["text"]), "--prompt", "a")
+    assert "needs two" in refusal(capsys, str(runs["text"]), "--prompt", "")
+    assert "--member is given 2 times for 1 folders" in refusal(
+        capsys, str(runs["text"]), "--member", "0", "--member=1"
+    )
     assert "cannot be matched" in refusal(capsys, str(runs["text"]), str(runs["digits"]))
     assert "look at its latents first" in refusal(capsys, str(runs["text"] / "sae"), "--prompt", "a text")
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.language_models.forward_pass import ForwardPass
 from fsae.language_models.interventions import Ablate, Add, Clamp, Edit, Intervention, Scale
+from fsae.language_models.left_out import LeftOut
 from fsae.language_models.settings import DType, ModelSettings, Package
 from fsae.language_models.sites import Site, SiteName
 from fsae.language_models.transformer_lens import TransformerLensModel, open_language_model
@@ -157,7 +158,10 @@ def test_padding_is_not_edited_and_not_counted():
     assert changed(Add(2, 1.0), of=of) == real.tolist()
     last = [[place == 6 for place in range(7)], [place == 4 for place in range(7)]]
     assert changed(Add(2, 1.0, scope="last"), of=of) == last
-    assert changed(Add(2, 1.0), of=of, skipped=1) == [[False] * 4 + [True] * 3, [False] + [True] * 4 + [False] * 2]
+    assert changed(Add(2, 1.0), of=of, left_out=LeftOut(positions=1)) == [
+        [False] * 4 + [True] * 3,
+        [False] + [True] * 4 + [False] * 2,
+    ]
 
 
 def test_a_marker_in_the_padding_is_no_marker():
@@ -171,16 +175,16 @@ def test_tokens_that_training_left_out_are_not_edited():
     tokens = rows()
     tokens[0, 6] = 0
     of = ForwardPass.over(tokens)
-    assert changed(Add(2, 1.0), of=of, left_out={0}) == [[True] * 6 + [False], [True] * 7]
+    assert changed(Add(2, 1.0), of=of, left_out=LeftOut(frozenset({0}))) == [[True] * 6 + [False], [True] * 7]
     # The last one is the last that counts.
-    last = changed(Add(2, 1.0, scope="last"), of=of, left_out={0})
+    last = changed(Add(2, 1.0, scope="last"), of=of, left_out=LeftOut(frozenset({0})))
     assert last == [[place == 5 for place in range(7)], [place == 6 for place in range(7)]]
 
 
 def test_massive_activations_are_not_edited():
     norms = vectors().norm(dim=2)
     limit = float(norms.median())
-    assert changed(Add(2, 1.0), norm_limit=limit) == (norms <= limit).tolist()
+    assert changed(Add(2, 1.0), left_out=LeftOut(norm_limit=limit)) == (norms <= limit).tolist()
 
 
 def test_an_edit_decays_over_the_positions_of_its_scope():
@@ -200,7 +204,8 @@ def test_a_pass_with_a_cache_edits_as_the_whole_pass_does(scope: Any, after: int
     tokens[0, 2] = tokens[1, 5] = 250
     whole = ForwardPass.over(tokens, prompt=4)
     autoencoder = autoencoder_of("standard", dtype=torch.float64)
-    intervention = intervention_of(autoencoder, Add(2, 1.0, scope=scope, after=after, decay=0.9), skipped=1)
+    edit = Add(2, 1.0, scope=scope, after=after, decay=0.9)
+    intervention = intervention_of(autoencoder, edit, left_out=LeftOut(positions=1))
     parts = [ForwardPass.over(tokens[:, :4])]
     for place in range(4, 7):
         parts.append(parts[-1].followed_by(tokens[:, place], cached=True))

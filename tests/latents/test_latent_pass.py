@@ -1,12 +1,15 @@
 """The pass on the tiny language model: workers, kills and resumes give the same bytes, and values can be repeated."""
 
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 
@@ -143,3 +146,24 @@ def test_samples_are_contexts_of_their_own():
     for latent, context in zip(top["latent"], top["context"], strict=True):
         assert codes[context, latent] == codes[:, latent].max()
     assert math.isfinite(sum(hits["value"]))
+
+
+def test_an_error_of_a_worker_is_the_error_of_the_pass(contexts: TextContexts, tmp_path: Path):
+    lost = partial(int, "no such model")
+    broken = TextContexts(contexts.rows, contexts.model, SITE, 4, None, lost, part_positions=128)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="no such model"):
+        surveyed(broken, tmp_path, workers=2)
+
+
+def test_workers_end_with_a_killed_parent():
+    """Otherwise they would write to the files of the same command, given again."""
+    parent = subprocess.Popen([sys.executable, "-m", "tests.latents.slow_pass"], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "read\n"
+    # One of the children is multiprocessing's tracker, which ends by itself.
+    children = psutil.Process(parent.pid).children()
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert len(children) >= 2
+    assert not alive

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fsae.latents.contexts import SampleContexts
-from fsae.latents.findings import Findings, findings
+from fsae.latents.findings import LatentFindings, findings
 from fsae.latents.footprint import Footprint, footprint, slices_needed
 from fsae.latents.hits import HitSizes
 from fsae.latents.latent_pass import Sizes
@@ -30,7 +30,7 @@ def dictionaries():
     return [build(name, d_in=WIDTH, seed=0, dtype=torch.float32).eval() for name in ("topk", "standard")]
 
 
-def found(contexts: SampleContexts, dictionaries, count: int, folder: Path) -> tuple[list[Findings], Slices]:
+def found(contexts: SampleContexts, dictionaries, count: int, folder: Path) -> tuple[list[LatentFindings], Slices]:
     slices = Slices(dictionaries, SIZES, count, folder, "key")
     survey_slices(contexts, [slices], lambda: None)
     of_each = [
@@ -41,7 +41,7 @@ def found(contexts: SampleContexts, dictionaries, count: int, folder: Path) -> t
 
 
 @pytest.fixture(scope="module")
-def whole(contexts, dictionaries, tmp_path_factory) -> list[Findings]:
+def whole(contexts, dictionaries, tmp_path_factory) -> list[LatentFindings]:
     return found(contexts, dictionaries, 1, tmp_path_factory.mktemp("whole"))[0]
 
 

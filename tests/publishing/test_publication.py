@@ -81,7 +81,7 @@ def test_what_cannot_be_published_is_explained(runs: dict[str, Path], tmp_path: 
     with pytest.raises(ValueError, match="found no folder"):
         publication_of(tmp_path / "nowhere", "me/sae")
     fsae.save(fsae.load(runs["text"]), tmp_path / "alone")
-    with pytest.raises(ValueError, match=r"has no config\.yaml, so it is no run"):
+    with pytest.raises(ValueError, match="not the folder of a run that trained"):
         publication_of(tmp_path / "alone", "me/sae")
     run = tmp_path / "failed"
     shutil.copytree(runs["text"], run, ignore=shutil.ignore_patterns("sae"))

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from mlflow import MlflowClient
@@ -195,6 +196,32 @@ def test_files_that_a_killed_process_left_unfinished_are_not_uploaded(
     names = {each.path for each in client.list_artifacts(runs(sqlite_uri)[0].info.run_id, "plots")}
     assert "plots/whole.png" in names
     assert "plots/half.png.partial" not in names
+
+
+@pytest.mark.parametrize(("megabytes", "arrives"), [(0.01, True), (0.002, False)])
+def test_pages_of_latents_arrive_as_one_archive_up_to_a_size(
+    megabytes: float, arrives: bool, sqlite_uri: str, run_folder: Path, describe: Describe, tmp_path: Path
+) -> None:
+    for member in range(2):
+        pages = run_folder / "latents" / str(member)
+        (pages / "pages-1").mkdir(parents=True)
+        (pages / "index.html").write_text("page")
+        (pages / "pages-1" / "first-index.js").write_bytes(bytes(1500))
+        (pages / "pages-2.partial").mkdir()
+        (pages / "pages-2.partial" / "half.js").write_text("half")
+    mark(run_folder, RunState.finished)
+    assert MlflowUpload(run_folder, sqlite_uri, describe(sqlite_uri, latents_mb=megabytes)).close()
+    (run,) = runs(sqlite_uri)
+    archives = list((tmp_path / "outputs" / "mlartifacts").rglob("latents.zip"))
+    assert len(archives) == arrives
+    for archive in archives:
+        with ZipFile(archive) as opened:
+            files = [
+                f"latents/{member}/{name}" for member in range(2) for name in ("index.html", "pages-1/first-index.js")
+            ]
+            assert sorted(opened.namelist()) == files
+    # The note names the pages of every member.
+    assert run.data.tags["mlflow.note.content"].count("index.html") == 2
 
 
 @pytest.mark.parametrize("late", ["before", "between", "after", "reading on"])

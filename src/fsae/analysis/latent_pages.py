@@ -206,8 +206,6 @@ def _write(
                 _write_script(unfinished, f"{side}-{name}", content)
         if matched is not None:
             _write_script(unfinished, "pairs", _pairs(matched))
-        if data.exists():
-            shutil.rmtree(data)
     dictionaries = [
         {"title": origin.title, "path": origin.path, "side": side, "meta": asdict(store.meta)}
         for side, (origin, store) in zip(_SIDES, stores, strict=False)

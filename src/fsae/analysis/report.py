@@ -29,9 +29,8 @@ from fsae.analysis.comparison import (
 )
 from fsae.analysis.design import SIZE, SPARSITY, THETA, Design, comparable, design_of, named
 from fsae.analysis.job_table import JobTable, job_table
-from fsae.analysis.latent_pages import PAGE as LATENT_PAGE
 from fsae.analysis.metrics import Beside, beside, in_tables, meanings_of
-from fsae.analysis.numbers import numbers_in_order, readable, shown
+from fsae.analysis.numbers import readable, shown
 from fsae.analysis.runs import HISTOGRAM
 from fsae.analysis.sweep_plots import (
     AXIS_LABELS,
@@ -146,9 +145,7 @@ def write_report(runs: pd.DataFrame, folder: Path) -> Path:
 
 def _latent_pages(run: Path, report: Path) -> Iterator[str]:
     """Yield the addresses of a run's pages of latents, one for each member, relative to the report's folder."""
-    latents = RunFolder(run).latents
-    pages = [*latents.glob(LATENT_PAGE), *latents.glob(f"*/{LATENT_PAGE}")]
-    for page in sorted(pages, key=lambda page: numbers_in_order(str(page))):
+    for page in RunFolder(run).latent_pages:
         yield quote(Path(os.path.relpath(page, report.resolve())).as_posix())
 
 
@@ -353,7 +350,7 @@ def _plot_fronts(design: Design, meanings: Mapping[str, Meaning], palette: Palet
             if sum(len(curve.l0) for seeds in here for curve in seeds.values()) < 2:
                 continue
             file = folder / f"front_{_file_name(metric)}_{number}.png"
-            cells = design.cells[design.cells["condition"].map(str) == condition]
+            cells = design.cells.loc[design.cells["condition"].map(str) == condition]
             controls = beside(cells, metric, meanings).controls
             plot_front(curves, condition, _label(metric, meanings), palette, file, controls)
             yield Picture(file, condition)

@@ -101,7 +101,8 @@ def plot_front(
             _draw_mean(axis, list(seeds.values()), colour, palette.line(treatment))
         markers = dict(zip(controls or {}, _CONTROL_MARKERS, strict=False))
         for name, marker in markers.items():
-            axis.plot(*(controls or {})[name], marker, color="#777777", **(_points(number) | {"mew": 1}))
+            l0_of_control, values = (controls or {})[name]
+            axis.scatter(l0_of_control, values, marker=marker, color="#777777", linewidths=1)
         log_x(axis, l0.min(), l0.max())
         axis.set_xlabel(AXIS_LABELS["eval/l0"])
         axis.set_ylabel(fill(label, 60))

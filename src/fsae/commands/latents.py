@@ -5,19 +5,14 @@ import sys
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fsae.configuration.overrides import quoted
 from fsae.console import console
 from fsae.export.saelens import CONFIG, read_provenance
 from fsae.language_models.sites import Site
-from fsae.outputs.latent_store import META, LatentStore
+from fsae.outputs.latent_store import META, views_folder
 from fsae.outputs.run_folder import RunFolder
 from fsae.ranges import COUNT, POSITIVE, argument
-
-if TYPE_CHECKING:
-    from fsae.configuration.schema import RunSettings
-    from fsae.surface.dictionary import Dictionary
 
 
 @console()
@@ -30,8 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m fsae.latents",
         description="Find what every latent means in one pass over text, and write pages that open without a server.",
-        epilog="Further arguments are overrides, such as eval.latents.top=50 for a run, or model=gpt2 dataset=text "
-        "dataset.path=FOLDER for a dictionary in SAELens' format.",
+        epilog="Further arguments are overrides, such as eval.latents.top=50 for a run, or model=gpt2 "
+        "dataset=text_files dataset.path=FOLDER for a dictionary in SAELens' format.",
     )
     parser.add_argument(
         "what", nargs="+", metavar="RUN|DICTIONARY|OVERRIDE", help="one folder, or two to compare; overrides"
@@ -42,7 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--workers", type=argument(int, COUNT), metavar="N", help="processes that read text (default: 1)"
     )
     parser.add_argument("--prompt", metavar="TEXT", help="show which latents are on at each token of a text of yours")
-    parser.add_argument("--member", type=int, metavar="N", help="member of a population, for --prompt or a comparison")
+    parser.add_argument(
+        "--member",
+        type=int,
+        action="append",
+        metavar="N",
+        help="member of a population, for --prompt, --explain or a comparison; twice, for each of two populations",
+    )
     parser.add_argument(
         "--explain", metavar="URL", help="explain latents by the model of an OpenAI-compatible endpoint"
     )
@@ -67,12 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     overrides = [each for each in options.what if "=" in each and not Path(each).exists()]
     folders = [Path(each).absolute() for each in options.what if each not in overrides]
     try:
-        if len(folders) not in (1, 2) or (len(folders) == 2 and options.prompt):
+        with_prompt, with_explain = options.prompt is not None, options.explain is not None
+        if len(folders) not in (1, 2) or (len(folders) == 2 and with_prompt):
             raise ValueError("name one folder of a run or of a dictionary, or two runs to compare them")
-        if bool(options.explain) != bool(options.model) or (options.explain and (options.prompt or len(folders) > 1)):
+        if with_explain != (options.model is not None) or (with_explain and (with_prompt or len(folders) > 1)):
             raise ValueError("--explain URL needs --model NAME and one run, without --prompt")
+        members = _members(folders, options.member or [])
         overrides += _sizes(options)
-        if len(folders) == 1 and not options.prompt and not options.explain:
+        if len(folders) == 1 and not with_prompt and not with_explain:
             _survey(folders[0], overrides, options.config_dir)
             return 0
         for folder in folders:
@@ -80,16 +83,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # There may have been a pass.
             if overrides or not _has_store(folder):
                 _survey(folder, overrides, options.config_dir)
-        if options.explain:
-            print(f"latents:     {_explained(folders[0], options)}")
-        elif options.prompt:
-            print(f"prompt:      {_prompt_page(folders[0], options.prompt, options.member)}")
+        if with_explain:
+            print(f"latents:     {_explained(folders[0], members[0], options)}")
+        elif with_prompt:
+            print(f"prompt:      {_prompt_page(folders[0], members[0], options.prompt)}")
         else:
-            print(f"comparison:  {_comparison(folders[0], folders[1], options.member)}")
+            print(f"comparison:  {_comparison(folders, members)}")
     except (ValueError, OSError) as error:
         print(f"fsae.latents: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _members(folders: Sequence[Path], given: Sequence[int]) -> list[int | None]:
+    """Return the member that is meant in each folder.
+
+    Raises:
+        ValueError: more members are given than folders.
+    """
+    if len(given) > len(folders):
+        raise ValueError(f"--member is given {len(given)} times for {len(folders)} folders; give it once per folder")
+    if len(given) == len(folders) or not given:
+        return [*given, *[None] * (len(folders) - len(given))]
+    # One for two folders, of which one may be no population.
+    several = [RunFolder(folder).sae.joinpath("0").is_dir() for folder in folders]
+    return [given[0] if own or not any(several) else None for own in several]
 
 
 def _sizes(options: argparse.Namespace) -> list[str]:
@@ -111,8 +129,7 @@ def _check_run(folder: Path) -> None:
 
 
 def _has_store(folder: Path) -> bool:
-    latents = RunFolder(folder).latents
-    return (latents / META).is_file() or any(latents.glob(f"*/{META}"))
+    return any((each / META).is_file() for each in RunFolder(folder).latent_stores)
 
 
 def _survey(folder: Path, overrides: Sequence[str], config_dir: str | None) -> None:
@@ -133,7 +150,7 @@ def _survey(folder: Path, overrides: Sequence[str], config_dir: str | None) -> N
     except SystemExit as ended:
         if ended.code not in (None, 0):
             raise
-    for page in sorted(RunFolder(folder).latents.glob("**/index.html")):
+    for page in RunFolder(folder).latent_pages:
         print(f"latents:     {page}")
     return None
 
@@ -147,24 +164,25 @@ def _site(folder: Path, overrides: Sequence[str]) -> list[str]:
     return [f"site={site.name.value}", f"site.layer={site.layer}"]
 
 
-def _prompt_page(run: Path, text: str, member: int | None) -> Path:
-    from fsae.analysis.latent_pages import write_prompt_page
+def _prompt_page(run: Path, member: int | None, text: str) -> Path:
+    from fsae.analysis.latent_pages import PAGE, write_prompt_page
     from fsae.analysis.origin import Origin
+    from fsae.surface.dictionary import load
     from fsae.surface.prompt import view_prompt
 
-    dictionary, settings, store = _opened(run, member)
-    if settings.model is None:
+    dictionary = load(run, member)
+    if dictionary.language_model is None:
         raise ValueError(f"{run} did not read a language model, so its latents cannot read a text")
-    from fsae.surface.language_model import LanguageModel
+    store = dictionary.latent_store
+    view = view_prompt(dictionary, text, dictionary.language_model, store)
+    folder, name = views_folder(store.folder), f"prompt-{blake2b(text.encode(), digest_size=4).hexdigest()}.html"
+    return write_prompt_page(folder, view, Origin.of(run, member), store, name, f"../{store.folder.name}/{PAGE}")
 
-    view = view_prompt(dictionary, text, LanguageModel(settings.model), store)
-    name = f"prompt-{blake2b(text.encode(), digest_size=4).hexdigest()}.html"
-    return write_prompt_page(store.folder, view, Origin.of(run, member), store, name)
 
-
-def _explained(run: Path, options: argparse.Namespace) -> Path:
+def _explained(run: Path, member: int | None, options: argparse.Namespace) -> Path:
     from fsae.analysis.latent_pages import PAGE, write_latent_pages
     from fsae.analysis.origin import Origin
+    from fsae.surface.dictionary import load
     from fsae.surface.explanations import explain
 
     limits = {"answer_tokens": options.explain_tokens, "timeout": options.explain_timeout}
@@ -172,39 +190,27 @@ def _explained(run: Path, options: argparse.Namespace) -> Path:
         run,
         options.explain,
         options.model,
-        member=options.member,
+        member=member,
         latents=options.explain_latents,
         prompts=options.prompts,
         dry_run=options.dry_run,
         **{name: value for name, value in limits.items() if value is not None},
     )
-    _, _, store = _opened(run, options.member)
+    store = load(run, member).latent_store
     if options.dry_run:
         return store.folder / PAGE
-    return write_latent_pages(store, store.folder, Origin.of(run, options.member))
+    return write_latent_pages(store, store.folder, Origin.of(run, member))
 
 
-def _comparison(first: Path, second: Path, member: int | None) -> Path:
+def _comparison(runs: Sequence[Path], members: Sequence[int | None]) -> Path:
     from fsae.analysis.latent_pages import write_comparison_pages
     from fsae.analysis.origin import Origin
     from fsae.latents.matches import matched_latents
-
-    one, _, first_store = _opened(first, member)
-    other, _, second_store = _opened(second, member)
-    matched = matched_latents(one.W_dec, other.W_dec)
-    folder = first_store.folder / f"beside-{second.name}"
-    origins = Origin.of(first, member), Origin.of(second, member)
-    return write_comparison_pages(first_store, second_store, matched, folder, origins)
-
-
-def _opened(run: Path, member: int | None) -> "tuple[Dictionary, RunSettings, LatentStore]":
-    """Return a run's dictionary, its settings and its latents."""
-    from fsae.configuration.recorded import recorded_settings
-    from fsae.configuration.schema import Task
     from fsae.surface.dictionary import load
 
-    settings = recorded_settings(run)
-    if settings.task is Task.eval:
-        return load(settings.existing(), member), settings, LatentStore(RunFolder(run).latents)
-    dictionary = load(run, member)
-    return dictionary, settings, dictionary.latent_store
+    one, other = (load(run, member) for run, member in zip(runs, members, strict=True))
+    matched = matched_latents(one.W_dec, other.W_dec)
+    name = f"beside-{runs[1].name}" + ("" if members[1] is None else f"-{members[1]}")
+    folder = views_folder(one.latent_store.folder) / name
+    first, second = (Origin.of(run, member) for run, member in zip(runs, members, strict=True))
+    return write_comparison_pages(one.latent_store, other.latent_store, matched, folder, (first, second))

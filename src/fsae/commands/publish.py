@@ -125,12 +125,14 @@ def _export(options: argparse.Namespace, publication: Publication | None) -> Non
 
 
 def _source_set(options: argparse.Namespace, dictionary: Dictionary, publication: Publication | None) -> SourceSet:
-    site, name = dictionary.site, dictionary.provenance.model_name
-    if site is None or name is None:
+    site, name = dictionary.site, options.model or dictionary.provenance.model_name
+    if site is None:
         raise ValueError(
             f"{options.run} was not trained on a language model's activations, and these layouts show text; only "
             "--repo publishes it"
         )
+    if name is None:
+        raise ValueError(f"{options.run} does not name its language model; give Neuronpedia's id of it, with --model")
     return SourceSet(
         model=options.model or name.rstrip("/").rpartition("/")[2].lower(),
         name=options.set or set_name(options.run.resolve().name),
@@ -138,7 +140,7 @@ def _source_set(options: argparse.Namespace, dictionary: Dictionary, publication
         creator=options.creator,
         description=options.description,
         url=options.url,
-        dataset=dictionary.provenance.dataset_path or "",
+        dataset=dictionary.latent_store.meta.dataset or "",
         hub_repo=options.repo,
         hub_folder=None if publication is None else publication.folder,
     )

@@ -72,7 +72,7 @@ def accept(config: DictConfig, folder: Path, overrides: Sequence[str]) -> tuple[
         if again:
             config = with_evaluations_of(config, folder, overrides)
         settings = checked(config, overrides, in_sweep=is_job(folder) and not again, trained=again)
-        if again:
+        if again and settings.sae.path is None:
             settings = _as_trained(settings, folder)
     except (ValueError, OmegaConfBaseException) as error:
         record_refusal(error, Path(config.paths.outputs), folder)

@@ -20,7 +20,7 @@ def check(settings: RunSettings) -> None:
     if settings.task is Task.eval:
         if settings.sae.path is None:
             raise ValueError("task=eval evaluates an existing autoencoder: name its folder with sae.path=FOLDER")
-    elif settings.sae.path is not None:
+    elif settings.sae.path is not None and settings.task is not Task.reevaluate:
         raise ValueError("sae.path is only read by task=eval; add task=eval, or leave sae.path out")
     reconstruction = settings.loss.get("reconstruction")
     if reconstruction is None or reconstruction.weight == 0:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from fsae.configuration.schema import RunSettings, Task
+from fsae.configuration.schema import RunSettings
 from fsae.export.saelens import CONFIG, Provenance, read_provenance
 from fsae.language_models.identity import published_as
 from fsae.language_models.settings import ModelSettings
@@ -17,14 +17,14 @@ log = logging.getLogger(__name__)
 
 
 def apply_provenance(settings: RunSettings) -> RunSettings:
-    """Fill settings that are null from the provenance of the autoencoder at `sae.path`; change nothing in other tasks.
+    """Fill settings that are null from the provenance of the autoencoder at `sae.path`; change nothing without one.
 
     Settings from the command line or a YAML file take precedence, with a warning if the provenance differs.
 
     Raises:
         ValueError: there is no autoencoder, it was made for another site, or its provenance cannot be applied.
     """
-    if settings.task is not Task.eval:
+    if settings.sae.path is None:
         return settings
     folder = settings.existing()
     provenance = read_provenance(folder)

@@ -33,6 +33,17 @@ def recorded_settings(folder: Path) -> RunSettings:
         return settings_of(OmegaConf.create(groups | {"task": Task[written["task"]]}))
 
 
+def evaluated_dictionary(folder: Path) -> Path | None:
+    """Return the folder of the dictionary that a run of task=eval evaluated; None for a run that trained its own.
+
+    Raises:
+        ValueError: the settings are damaged.
+    """
+    written = _written(folder)
+    path = OmegaConf.select(written, "sae.path")
+    return Path(str(path)).expanduser() if written.get("task") == Task.eval.name and path is not None else None
+
+
 def recorded_evaluations(folder: Path) -> list[str]:
     """Return the names of the evaluations that a run lists and has been measured by.
 

@@ -21,7 +21,7 @@ from fsae.files import digest_of
 from fsae.latents.bins import EDGES
 from fsae.latents.contexts import Contexts, SampleContexts, TextContexts
 from fsae.latents.control import control_of
-from fsae.latents.findings import Findings, findings, weights_digest, with_control, write_findings
+from fsae.latents.findings import LatentFindings, findings, weights_digest, with_control, write_findings
 from fsae.latents.footprint import Footprint, footprint, slices_needed
 from fsae.latents.hits import HitSizes
 from fsae.latents.labels import MEANINGS
@@ -170,10 +170,12 @@ class Latents(Evaluation, group="eval.latents"):
             digest = blake2b(tokens.numpy().tobytes(), digest_size=8).hexdigest()
             data |= {"tokens": digest, "site": str(contexts.site), "limit": contexts.norm_limit}
         sizes = [self.top, self.per_bin, self.bins, self.window, self.cofiring, self.seed]
-        return digest_of({"data": data, "sizes": sizes, "weights": [weights_digest(each) for each in dictionaries]})
+        weights = [weights_digest(each) for each in dictionaries]
+        # Another version may keep something else.
+        return digest_of({"data": data, "sizes": sizes, "weights": weights, "version": version("fsae")})
 
     def _measured(self, contexts: Contexts, slices: Slices, run: Examined, subject: Subject) -> Measured:
-        found: dict[Autoencoder, Findings] = {}
+        found: dict[Autoencoder, LatentFindings] = {}
         for number, autoencoder in enumerate(slices.autoencoders):
             triggers = self.triggers if autoencoder in run.autoencoders else 0
             found[autoencoder] = findings(
@@ -203,7 +205,7 @@ class Latents(Evaluation, group="eval.latents"):
         of_each = [{name: each[name] for name in each if name in common} for each in numbers]
         return Measured(of_each, content={"latents_control": controlled}, folders=folders)
 
-    def _meta(self, contexts: Contexts, autoencoder: Autoencoder, found: Findings, subject: Subject) -> Meta:
+    def _meta(self, contexts: Contexts, autoencoder: Autoencoder, found: LatentFindings, subject: Subject) -> Meta:
         by_text = contexts.count * contexts.length - found.samples - found.left_out
         text = contexts if isinstance(contexts, TextContexts) else None
         picture = subject.source.picture
@@ -248,7 +250,7 @@ def _first_vectors(contexts: Contexts) -> Float[Tensor, "vectors d_in"]:
 
 
 def _write(
-    found: Findings,
+    found: LatentFindings,
     contexts: Contexts,
     meta: Meta,
     close: Callable[[], None] | None,

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.choices import CHOICES
 from fsae.autoencoders.settings import AutoencoderSettings, count_in
-from fsae.files import flush, replacing, share_as_folder
+from fsae.files import replacing, share_as_folder
 from fsae.plugins import with_outside
 
 log = logging.getLogger(__name__)
@@ -132,7 +131,6 @@ def save_saelens(
             **asdict(provenance),
         },
     }
-    earlier = folder.with_name(f".{folder.name}.earlier")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with replacing(folder) as unfinished:
@@ -143,13 +141,6 @@ def save_saelens(
                 _write_density(unfinished / SPARSITY, density)
             for path in unfinished.iterdir():
                 share_as_folder(path)
-            # The new folder is flushed before the earlier one is removed: no folder with files can be replaced in one
-            # step.
-            flush(unfinished)
-            if folder.exists():
-                shutil.rmtree(earlier, ignore_errors=True)
-                folder.rename(earlier)
-        shutil.rmtree(earlier, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise OSError(
             f"cannot write the autoencoder to {folder}: {error}; free space there, or choose another folder"

@@ -11,7 +11,7 @@ from the autoencoder alone, without hooks and without gradient.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, Self, get_args
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.language_models.forward_pass import ForwardPass
+from fsae.language_models.left_out import LeftOut
 from fsae.language_models.sites import Site
 from fsae.language_models.transformer_lens import Replacement
 from fsae.ranges import Ranged, between
@@ -31,6 +32,7 @@ Unit = Literal["largest", "absolute"]
 
 _LATENT = between(least=0, most=10**9, meaning="the index of a latent")
 _STRENGTH = between(least=-1e6, most=1e6)
+_NOTHING = LeftOut()
 
 
 @dataclass(frozen=True)
@@ -166,10 +168,7 @@ class Intervention:
         site: the site whose activations it reads.
         edits: with `after` as the id of a token.
         largest: the largest activation of each latent that an edit in its unit names.
-        left_out: ids of tokens at which nothing is edited.
-        skipped: how many positions at the beginning of each row are not edited.
-        norm_limit: activations of a greater norm are not edited, because the dictionary's training left them out; None
-            for no limit.
+        left_out: positions that are not edited, because the dictionary's training left them out.
 
     Raises:
         ValueError: a latent does not exist, or its largest activation is missing or zero.
@@ -182,19 +181,16 @@ class Intervention:
         edits: Sequence[Edit],
         *,
         largest: Mapping[int, float],
-        left_out: Set[int] = frozenset(),
-        skipped: int = 0,
-        norm_limit: float | None = None,
+        left_out: LeftOut = _NOTHING,
     ):
         assert not autoencoder.training
         assert not any(isinstance(edit.after, str) for edit in edits)
         for edit in edits:
             _check_latent(edit, autoencoder.d_sae, largest)
         self.site = site
-        self._autoencoder, self._edits, self._norm_limit, self._skipped = autoencoder, edits, norm_limit, skipped
+        self._autoencoder, self._edits, self._left_out = autoencoder, edits, left_out
         self._largest = [largest[edit.latent] if edit.relative else 1.0 for edit in edits]
         self._latents = sorted({edit.latent for edit in edits})
-        self._left_out = torch.tensor(sorted(left_out), dtype=torch.long)
 
     def within(self, forward_pass: ForwardPass) -> Replacement:
         """Return the replacement of the site's activations in a forward pass."""
@@ -211,9 +207,7 @@ class Intervention:
             x: the activations at the positions that the pass computes.
         """
         shares = self.shares(forward_pass).to(x.device)
-        touched = shares.any(0)
-        if self._norm_limit is not None:
-            touched &= x.float().norm(dim=2) <= self._norm_limit
+        touched = shares.any(0) & self._left_out.within(x)
         vectors = x[touched]
         if len(vectors) == 0:
             return x
@@ -226,7 +220,7 @@ class Intervention:
     def shares(self, forward_pass: ForwardPass) -> Float[Tensor, "edit row computed"]:
         """Return each edit's share at the positions that a pass computes: 0 outside its scope, less by its decay."""
         tokens, real = forward_pass.tokens, forward_pass.real
-        counted = real & ~torch.isin(tokens, self._left_out.to(tokens.device)) & (real.cumsum(1) > self._skipped)
+        counted = self._left_out.counted(tokens, real)
         shares = torch.zeros(len(self._edits), *tokens.shape, device=tokens.device)
         for share, edit in zip(shares, self._edits, strict=True):
             scope = _within(edit.scope, forward_pass.prompt, counted)

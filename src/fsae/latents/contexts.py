@@ -42,11 +42,13 @@ class Contexts(ABC):
         count: contexts.
         length: positions of each.
         part_positions: positions of a part. Sums are made part by part, so this number decides their last bits.
+        unit: name of the positions.
     """
 
     count: int
     length: int
     part_positions: int
+    unit: str
 
     @property
     def per_part(self) -> int:
@@ -57,6 +59,10 @@ class Contexts(ABC):
     def parts(self) -> int:
         """Return the number of parts."""
         return -(-self.count // self.per_part)
+
+    def positions_of(self, part: int) -> int:
+        """Return the positions of a part."""
+        return (min(self.count, (part + 1) * self.per_part) - part * self.per_part) * self.length
 
     @property
     @abstractmethod
@@ -90,6 +96,8 @@ class TextContexts(Contexts):
         open_model: opens the language model again.
         part_positions: positions of a part.
     """
+
+    unit = "tokens"
 
     def __init__(
         self,
@@ -173,6 +181,7 @@ class SampleContexts(Contexts):
     """
 
     length = 1
+    unit = "samples"
 
     def __init__(
         self, vectors: Float[Tensor, "samples d_in"], at_once: int = 2048, part_positions: int = PART_POSITIONS

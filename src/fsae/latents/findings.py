@@ -31,8 +31,8 @@ _LATENTS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, eq=False)
-class Findings:
-    """Findings on the latents of one dictionary.
+class LatentFindings:
+    """LatentFindings on the latents of one dictionary.
 
     Attributes:
         latents: a row per latent; see `LATENT_COLUMNS`.
@@ -60,7 +60,7 @@ def findings(
     triggers: int = 0,
     heartbeat: Callable[[], None] = lambda: None,
     latents_at_once: int = _LATENTS_AT_ONCE,
-) -> Findings:
+) -> LatentFindings:
     """Return the findings on a dictionary whose surveys are complete.
 
     Args:
@@ -107,7 +107,7 @@ def findings(
         latents = latents.set_column(latents.column_names.index(name), name, column)
     hits_again = partial(_hits, surveys, latents_at_once)
     strings = dict(sorted(strings.items()))
-    return Findings(latents, hits_again, aggregates(pd.concat(numbers)), strings, samples, left_out)
+    return LatentFindings(latents, hits_again, aggregates(pd.concat(numbers)), strings, samples, left_out)
 
 
 def _ranges(count: int, at_once: int) -> Iterator[tuple[int, int]]:
@@ -207,7 +207,7 @@ def weights_digest(autoencoder: Autoencoder) -> str:
     return digest.hexdigest()
 
 
-def write_findings(found: Findings, contexts: Contexts, meta: Meta, folder: Path) -> None:
+def write_findings(found: LatentFindings, contexts: Contexts, meta: Meta, folder: Path) -> None:
     """Replace a latent store by the findings.
 
     Raises:
@@ -224,7 +224,7 @@ def write_findings(found: Findings, contexts: Contexts, meta: Meta, folder: Path
         write_latent_store(folder, found.latents, found.hits(), meta, sample_ids=ids, samples=samples)
 
 
-def with_control(meta: Meta, own: Findings, control: Findings | None) -> Meta:
+def with_control(meta: Meta, own: LatentFindings, control: LatentFindings | None) -> Meta:
     """Return the facts with the numbers of a dictionary and those of its control, if it has one."""
     meta = replace(meta, aggregates=dict(own.numbers), meanings={name: str(MEANINGS[name]) for name in own.numbers})
     if control is None:

@@ -77,7 +77,8 @@ def run_pass(contexts: Contexts, runs: Sequence[Surveyed], heartbeat: Callable[[
     if done:
         log.info("%d of %d parts of the pass are there already", done, contexts.parts)
     positions = contexts.count * contexts.length
-    progress = Progress("looking at latents", positions, done=done * contexts.per_part * contexts.length)
+    read = sum(contexts.positions_of(part) for part in range(contexts.parts) if part not in parts)
+    progress = Progress("looking at latents", positions, contexts.unit, read)
     alike = all(run.lacks(part) for run in runs for part in parts)
     kept = [run.unfinished for run in runs if run.unfinished is not None]
     if min(workers, len(parts)) > 1 and alike and len(kept) == len(runs):
@@ -95,8 +96,8 @@ def _read(
 ) -> None:
     """Read a part in this process, and keep the surveys."""
 
-    def beat() -> None:
-        progress.advance(contexts.at_once * contexts.length)
+    def beat(positions: int) -> None:
+        progress.advance(positions)
         heartbeat()
 
     autoencoders = [each for run in runs for each in run.autoencoders]

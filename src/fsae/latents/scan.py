@@ -19,7 +19,7 @@ def scan(
     reads: Iterable[Read],
     autoencoders: Sequence[Autoencoder],
     surveys: Sequence[Survey],
-    heartbeat: Callable[[], None] = lambda: None,
+    heartbeat: Callable[[int], None] = lambda positions: None,
     vectors_at_once: int = VECTORS_AT_ONCE,
 ) -> None:
     """Add the codes of a part of the data to the survey of every dictionary.
@@ -31,7 +31,7 @@ def scan(
         reads: its vectors.
         autoencoders: in evaluation mode and in raw units.
         surveys: of each.
-        heartbeat: called after each read; may raise to stop.
+        heartbeat: called after each read with the number of its positions; may raise to stop.
         vectors_at_once: vectors that are encoded together, at least.
     """
     assert not any(each.training for each in autoencoders)
@@ -42,13 +42,15 @@ def scan(
 
 
 def joined(
-    reads: Iterable[Read], vectors: int = VECTORS_AT_ONCE, heartbeat: Callable[[], None] = lambda: None
+    reads: Iterable[Read],
+    vectors: int = VECTORS_AT_ONCE,
+    heartbeat: Callable[[int], None] = lambda positions: None,
 ) -> Iterator[Read]:
     """Yield reads that have so many vectors together, at least."""
     waiting: list[Read] = []
     for read in reads:
         waiting.append(read)
-        heartbeat()
+        heartbeat(read.places.keep.numel())
         if sum(len(each.vectors) for each in waiting) >= vectors:
             yield _one(waiting)
             waiting = []

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
+from multiprocessing.queues import SimpleQueue
 from typing import Any
 
 import torch
@@ -51,12 +52,14 @@ def work(shares: Sequence[Share], heartbeat: Callable[[], None], show: Callable[
         show: called with the number of positions that the workers have read since the last call.
 
     Raises:
-        RuntimeError: a worker ended early; its complete parts are kept.
+        Exception: of a worker.
+        RuntimeError: a worker ended early. In both cases its complete parts are kept.
     """
     context = multiprocessing.get_context("spawn")
     read = [context.Value("q", 0) for _ in shares]
+    errors = context.SimpleQueue()
     workers = [
-        context.Process(target=_read_parts, args=(share, counter), name=share.name, daemon=True)
+        context.Process(target=_read_parts, args=(share, counter, errors), name=share.name, daemon=True)
         for share, counter in zip(shares, read, strict=True)
     ]
     shown = 0
@@ -69,8 +72,8 @@ def work(shares: Sequence[Share], heartbeat: Callable[[], None], show: Callable[
             total = sum(counter.value for counter in read)
             show(total - shown)
             shown = total
-            _check(workers)
-        _check(workers)
+            _check(workers, errors)
+        _check(workers, errors)
     finally:
         for worker in workers:
             if worker.is_alive():
@@ -78,7 +81,9 @@ def work(shares: Sequence[Share], heartbeat: Callable[[], None], show: Callable[
             worker.join()
 
 
-def _check(workers: Sequence[BaseProcess]) -> None:
+def _check(workers: Sequence[BaseProcess], errors: "SimpleQueue[Exception]") -> None:
+    if not errors.empty():
+        raise errors.get()
     for worker in workers:
         if worker.exitcode not in (None, 0):
             raise RuntimeError(
@@ -87,14 +92,26 @@ def _check(workers: Sequence[BaseProcess]) -> None:
             )
 
 
-def _read_parts(share: Share, read: Any) -> None:
+def _read_parts(share: Share, read: Any, errors: "SimpleQueue[Exception]") -> None:
     # A signal to the group is for the parent, which then ends the workers.
     os.setpgid(0, 0)
+    try:
+        _read_all(share, read)
+    except (OSError, ValueError) as error:
+        # These are for people; of others the traceback is printed.
+        errors.put(error)
+
+
+def _read_all(share: Share, read: Any) -> None:
+    parent = os.getppid()
     torch.set_num_threads(share.threads)
     contexts = share.open_contexts()
 
-    def beat() -> None:
-        read.value += contexts.at_once * contexts.length
+    def beat(positions: int) -> None:
+        read.value += positions
+        if os.getppid() != parent:
+            # The parent was killed, and another process may be at the same files.
+            os._exit(1)
 
     autoencoders = [each for own in share.dictionaries for each in own]
     surveys = [each for own in share.surveys for each in own]

@@ -6,10 +6,12 @@ tokens.npy        (contexts, context) token ids of all text that was read; only 
 strings.json      token id to the text that it stands for, of every id that the store names
 samples.npz       `ids` and `vectors` of the samples that hits name; only for vectors of other sources
 meta.json         the version, the data, the counts and the sizes; `Meta`
+
+A store is replaced as a whole when it is made again. Pages that a command adds, of prompts and of comparisons, are
+therefore next to it (`views_folder`).
 """
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -39,6 +41,11 @@ _HITS_PER_GROUP = 2048
 # The group of the top contexts in hits.parquet; other groups are activation bins.
 TOP = "top"
 SAMPLED = "sample"
+
+
+def views_folder(latents: Path) -> Path:
+    """Return the folder of the pages of prompts and comparisons that belong to the latent store in `latents`."""
+    return latents.with_name(f"{latents.name}.views")
 
 
 @dataclass(frozen=True)
@@ -202,7 +209,6 @@ def write_latent_store(
     Raises:
         OSError: no space is left; an earlier store is untouched.
     """
-    earlier = folder.with_name(f"{folder.name}.earlier")
     with replacing(folder) as unfinished:
         unfinished.mkdir(parents=True)
         pq.write_table(latents, unfinished / LATENTS, row_group_size=_LATENTS_PER_GROUP, compression="zstd")
@@ -214,10 +220,6 @@ def write_latent_store(
         if samples is not None:
             np.savez(unfinished / SAMPLES, ids=np.asarray(sample_ids), vectors=samples)
         (unfinished / META).write_text(json.dumps(asdict(meta), indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
-            folder.replace(earlier)
-    if earlier.exists():
-        shutil.rmtree(earlier)
 
 
 def latent_rows(table: pd.DataFrame) -> pa.Table:

@@ -68,6 +68,17 @@ class RunFolder:
         return self.path / "latents"
 
     @property
+    def latent_stores(self) -> list[Path]:
+        """The folders in `latents` that hold findings: itself, or one for each member of a population, in order."""
+        members = [path for path in self.latents.glob("[0-9]*") if path.name.isdecimal() and path.is_dir()]
+        return sorted(members, key=lambda path: int(path.name)) or [self.latents]
+
+    @property
+    def latent_pages(self) -> list[Path]:
+        """The pages that are to be opened: one, or one for each member of a population; none if there are none."""
+        return [page for folder in self.latent_stores if (page := folder / "index.html").is_file()]
+
+    @property
     def plots(self) -> Path:
         """Pictures drawn at the run's end."""
         return self.path / "plots"

@@ -12,11 +12,10 @@ from fsae.configuration.resolvers import choice_names
 from fsae.configuration.schema import RunSettings
 from fsae.credentials import concealed
 from fsae.export.saelens import Provenance
-from fsae.language_models.hub import hub_endpoint, is_hub_name
+from fsae.language_models.hub import hub_endpoint
 from fsae.language_models.identity import hub_name
 from fsae.naming import last_part
 from fsae.outputs.results import MEASURED, Better, Shown, in_order, meanings_in
-from fsae.sources.documents import DatasetFormat
 from fsae.surface.dictionary import Dictionary
 
 _TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True)
@@ -90,7 +89,7 @@ def _metadata(facts: CardFacts) -> str:
         library_name="saelens" if known else "fsae",
         license=facts.licence,
         base_model=None if settings.model is None else hub_name(settings.model),
-        datasets=_hub_dataset(settings),
+        datasets=None if settings.dataset is None else settings.dataset.hub_name,
         tags=["fsae", "sparse-autoencoder", "mechanistic-interpretability", _trained_as(settings)],
     ).to_yaml()
 
@@ -114,13 +113,6 @@ def _without_folders(group: Any) -> Any:
         if isinstance(value, str) and value.startswith(("/", "~/", "./", "../"))
     }
     return {**group, **paths}
-
-
-def _hub_dataset(settings: RunSettings) -> str | None:
-    dataset = settings.dataset
-    if dataset is None or dataset.path is None or dataset.format is not DatasetFormat.hub:
-        return None
-    return dataset.path if is_hub_name(dataset.path) and not Path(dataset.path).exists() else None
 
 
 def _summary(facts: CardFacts) -> str:
@@ -148,7 +140,7 @@ def _data(settings: RunSettings, provenance: Provenance) -> dict[str, Any]:
         "language model": hub_name(settings.model) or settings.model.name,
         "difference from that model": provenance.model_note,
         "site": f"`{provenance.hook_name}`",
-        "text": _hub_dataset(settings) or settings.dataset.name,
+        "text": settings.dataset.hub_name or settings.dataset.name,
         "tokens per row": provenance.context_size,
         "first token of a row": "the model's first token" if provenance.prepend_bos else "that of the text",
         "left out": ", ".join(name for name, holds in left_out.items() if holds) or "nothing",

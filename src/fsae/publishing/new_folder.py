@@ -1,6 +1,5 @@
 """A folder that is written as a whole, and replaces an earlier one of the same kind."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,11 +22,6 @@ def new_folder(folder: Path, mark: str) -> Iterator[Path]:
     if folder.exists() and not (folder / mark).is_file():
         raise ValueError(f"{folder} exists and is no such export (it has no {mark}); name another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    earlier = folder.with_name(f".{folder.name}.earlier")
     with replacing(folder) as unfinished:
         unfinished.mkdir()
         yield unfinished
-        if folder.exists():
-            shutil.rmtree(earlier, ignore_errors=True)
-            folder.rename(earlier)
-    shutil.rmtree(earlier, ignore_errors=True)

@@ -8,6 +8,7 @@ import yaml
 
 import fsae
 from fsae.export.saelens import CONFIG
+from fsae.files import whole_files
 from fsae.language_models.sites import Site
 from fsae.outputs.results import read_results
 from fsae.outputs.run_folder import RunFolder
@@ -79,14 +80,17 @@ def publication_of(
     first = next(iter(dictionaries.values()))
     settings = first.settings
     if settings is None:
-        raise ValueError(f"{run} has no config.yaml, so it is no run, and a card cannot be made of it")
+        raise ValueError(
+            f"{run} is not the folder of a run that trained a dictionary, and a card is made of a training; name such "
+            "a run"
+        )
     folder = folder or _default_folder(first.site)
     _check_folder(folder)
     found: dict[str, Path | bytes] = {}
     for place, dictionary in dictionaries.items():
         assert dictionary.folder is not None
         inner = folder if len(dictionaries) == 1 else f"{folder}/{place}"
-        found |= {f"{inner}/{path.name}": path for path in sorted(dictionary.folder.iterdir())}
+        found |= {f"{inner}/{path.name}": path for path in whole_files(dictionary.folder)}
     card = f"{folder}/{CARD}" if as_part else CARD
     pictures = {name: caption for name, caption in _PICTURES.items() if (files.plots / name).is_file()}
     found |= {f"{folder}/{name}": files.plots / name for name in pictures}
@@ -135,7 +139,8 @@ def _pages(files: RunFolder, member: int | None) -> dict[str, Path]:
     folder = files.latents if member is None else files.latents / str(member)
     # A population has a folder per member.
     found = sorted(
-        path for pattern in _PAGE_FILES for root in (pattern, f"[0-9]*/{pattern}") for path in folder.glob(root)
+        {path for pattern in _PAGE_FILES for root in (pattern, f"[0-9]*/{pattern}") for path in folder.glob(root)}
+        & {*whole_files(folder)}
     )
     if not found:
         raise ValueError(

@@ -8,9 +8,11 @@ from typing import Any
 
 from filelock import Timeout
 
+from fsae.configuration.recorded import evaluated_dictionary
 from fsae.files import write_json
 from fsae.outputs.metric_log import read_metrics
 from fsae.outputs.results import merged, read_results
+from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import RunState, read_status
 from fsae.runs.run import Run
 from fsae.tracking.mlflow_upload import read_description
@@ -29,7 +31,8 @@ class FinishedRun(Run):
 
     @property
     def exported(self) -> Path:
-        return self.folder.sae
+        # A run of task=eval has none of its own.
+        return self.folder.sae if self.settings.sae.path is None else self.settings.existing()
 
     @property
     def best(self) -> int:
@@ -49,7 +52,9 @@ class FinishedRun(Run):
             self._lock.release()
             busy = f"another process works in {path}; wait for it"
             raise (ValueError(busy) if isinstance(error, Timeout) else error) from None
-        if read_description(path).tags.get("fsae.data") != self.checkpoints.data_digest:
+        # A run of task=eval resumes nothing, so it has no digest of its data.
+        of_data = self.settings.sae.path is None
+        if of_data and read_description(path).tags.get("fsae.data") != self.checkpoints.data_digest:
             log.warning("the files behind the model or the data set of %s changed since it was trained", path)
 
     def begin(self, uploader: Uploader | None) -> None:
@@ -93,8 +98,10 @@ def check_finished(folder: Path) -> None:
             f"the run in {folder} is {status.state.value}, and only a finished one can be evaluated again; give its "
             "command again, or finish its sweep with fsae.resume"
         )
-    if not (folder / "sae").is_dir():
-        raise ValueError(f"{folder} has no sae/: there is no exported autoencoder to evaluate")
+    evaluated = evaluated_dictionary(folder)
+    if not (evaluated or RunFolder(folder).sae).is_dir():
+        where = f"{evaluated} is gone" if evaluated else f"{folder} has no sae/"
+        raise ValueError(f"{where}: there is no exported autoencoder to evaluate")
     if read_description(folder).params.get("source") == "vectors":
         raise ValueError(
             f"the run in {folder} was trained by fsae.train in Python: its vectors were in that process' memory. "

@@ -96,7 +96,7 @@ def finish(run: Run, found: Findings | None) -> None:
     if found is not None:
         print(f"\n{results_table(found.numbers, found.meanings)}")
     print(f"\nrun folder:  {run.folder.path}")
-    for page in sorted(run.folder.latents.glob("**/index.html")):
+    for page in run.folder.latent_pages:
         print(f"latents:     {page}")
     if run.settings.tracking.mlflow:
         print(f"MLflow UI:   {ui_command(run.tracking_uri)}")

@@ -117,7 +117,7 @@ class ActivationSource(Source):
     @property
     def dataset(self) -> str:
         """The name of the data set."""
-        return self.harvester.corpus.name
+        return self.harvester.corpus.dataset_name
 
     @property
     def open_model(self) -> Callable[[], TransformerLensModel]:

@@ -24,17 +24,14 @@ class Corpus:
         dataset: the documents, and how they become rows of tokens.
 
     Attributes:
+        dataset_name: of the data set, on the hub if it is there.
         labelled: whether documents have labels.
     """
 
     def __init__(self, model_settings: ModelSettings, dataset: DatasetSettings):
         self._model_settings, self._dataset = model_settings, dataset
+        self.dataset_name = dataset.hub_name or dataset.name
         self.labelled = dataset.label_column is not None
-
-    @property
-    def name(self) -> str:
-        """The name of the data set."""
-        return self._dataset.name
 
     @cached_property
     def model(self) -> TransformerLensModel:

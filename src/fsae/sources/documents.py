@@ -164,6 +164,13 @@ class DatasetSettings(Ranged, group="dataset"):
         return "-".join([last_part(self.path), *(word(part) for part in parts if part)])
 
     @property
+    def hub_name(self) -> str | None:
+        """The data set's name on the hub; None if it is elsewhere."""
+        if self.path is None or self.format is not DatasetFormat.hub:
+            return None
+        return self.path if is_hub_name(self.path) and not Path(self.path).exists() else None
+
+    @property
     def tokens_per_row(self) -> int:
         """`context`, or the default if it is null."""
         return _TOKENS_PER_ROW if self.context is None else self.context

@@ -15,13 +15,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
-from fsae.configuration.existing import with_its_norm_limit
-from fsae.configuration.recorded import recorded_settings
+from fsae.configuration.existing import apply_provenance, with_its_norm_limit
+from fsae.configuration.recorded import evaluated_dictionary, recorded_settings
 from fsae.configuration.resolvers import choice_names
-from fsae.configuration.schema import RunSettings
+from fsae.configuration.schema import RunSettings, Task
 from fsae.evaluation.vectors import Vectors
 from fsae.export.saelens import CONFIG, Provenance, load_saelens, read_density, read_provenance, save_saelens
 from fsae.language_models.interventions import Edit, Intervention
+from fsae.language_models.left_out import LeftOut
 from fsae.language_models.sites import Site
 from fsae.latents.findings import weights_digest
 from fsae.outputs.latent_store import META, LatentStore
@@ -55,6 +56,7 @@ class Dictionary:
         provenance: what it was trained on, in SAELens' words.
         density: (d_sae,) share of held-out samples on which each latent is on.
         folder: the folder in SAELens' format that it was read from.
+        run: the run that trained it, or that evaluated it and has findings on its latents.
 
     Attributes:
         autoencoder: the module itself, for everything that this class does not offer.
@@ -73,6 +75,7 @@ class Dictionary:
         provenance: Provenance | None = None,
         density: Float[Tensor, " d_sae"] | None = None,
         folder: Path | None = None,
+        run: Path | None = None,
     ):
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.results = dict(results or {})
@@ -80,7 +83,7 @@ class Dictionary:
         self.density = density
         self.folder = folder
         self._settings = settings
-        self._run = None if folder is None else _run_of(folder)
+        self._run = run
 
     @property
     def d_in(self) -> int:
@@ -129,13 +132,19 @@ class Dictionary:
 
     @cached_property
     def settings(self) -> RunSettings | None:
-        """Return the settings of the run that trained it; None for a folder in SAELens' format that belongs to no run.
+        """Return the settings of the run that trained it; None if none of fsae did, or if it is unknown.
 
         Raises:
             ValueError: another version of fsae wrote settings that this version lacks.
         """
+        reading = self._reading
+        return None if reading is None or reading.task is Task.eval else reading
+
+    @cached_property
+    def _reading(self) -> RunSettings | None:
+        """The settings by which vectors were read for it: of the run that trained it or evaluated it."""
         if self._settings is None and self._run is not None:
-            return recorded_settings(self._run)
+            return apply_provenance(recorded_settings(self._run))
         return self._settings
 
     @cached_property
@@ -151,16 +160,20 @@ class Dictionary:
             ValueError: SAELens' name of the hook is no site of fsae.
         """
         hook = self.provenance.hook_name
-        return None if hook is None else Site.of_hook(hook)
+        if hook is not None:
+            return Site.of_hook(hook)
+        # A dictionary of another program may not name it, and was evaluated at one.
+        reading = self._reading
+        return None if reading is None or reading.model is None else reading.site
 
     @cached_property
     def language_model(self) -> LanguageModel | None:
-        """Return the language model whose activations it was trained on, opened at the first use; None if it has none.
+        """Return the language model whose activations it reads, opened at the first use; None if it has none.
 
         Raises:
             ValueError: the model cannot be opened (`fsae.language_model` has the reasons).
         """
-        settings = self.settings
+        settings = self._reading
         if settings is not None:
             return None if settings.model is None else LanguageModel(settings.model)
         if self.provenance.model_name is None:
@@ -204,8 +217,10 @@ class Dictionary:
         if self._run is None or self.folder is None:
             return None
         run = RunFolder(self._run)
+        if not self.folder.is_relative_to(run.sae):
+            return run.latents
         # latents/ for sae/, and latents/0 for sae/0 of a population.
-        return run.latents / self.folder.resolve().relative_to(run.sae)
+        return run.latents / self.folder.relative_to(run.sae)
 
     @cached_property
     def largest_activations(self) -> Float[Tensor, " d_sae"]:
@@ -220,7 +235,7 @@ class Dictionary:
         if self._latents_folder is not None and (self._latents_folder / META).is_file():
             largest = np.nan_to_num(self.latents["max"].to_numpy())
             return torch.tensor(largest, dtype=self.dtype, device=self.device)
-        settings = self.settings
+        settings = self._reading
         if settings is None or settings.model is None or self.folder is None:
             raise ValueError(
                 f"{self!r}: the largest activations of its latents are unknown, because it belongs to no run on a "
@@ -296,8 +311,6 @@ class Dictionary:
             [_with_token(edit, model) for edit in edits],
             largest=largest,
             left_out=self.left_out(model),
-            skipped=(self.provenance.seqpos_slice or [0])[0] or 0,
-            norm_limit=self.provenance.max_activation_norm,
         )
         with model.intervened(intervention):
             yield model
@@ -356,12 +369,16 @@ class Dictionary:
         )
         return f"Dictionary({self.architecture}, d_in={self.d_in}, d_sae={self.d_sae}{of})"
 
-    def left_out(self, model: LanguageModel) -> frozenset[int]:
-        """Return the ids of tokens whose activations training left out."""
+    def left_out(self, model: LanguageModel) -> LeftOut:
+        """Return the positions that training left out of text in the tokens of a model."""
         excluded = self.provenance.exclude_special_tokens
-        if isinstance(excluded, list):
-            return frozenset(excluded)
-        return frozenset(special_tokens(model.model)) if excluded else frozenset()
+        if not isinstance(excluded, list):
+            excluded = special_tokens(model.model) if excluded else []
+        return LeftOut(
+            tokens=frozenset(excluded),
+            positions=(self.provenance.seqpos_slice or [0])[0] or 0,
+            norm_limit=self.provenance.max_activation_norm,
+        )
 
     def _rows(self, given: Tensor, width: int, what: str, name: str) -> Float[Tensor, "rows width"]:
         if given.dim() < 1 or given.shape[-1] != width or not given.is_floating_point():
@@ -377,7 +394,8 @@ def load(path: str | Path, member: int | None = None) -> Dictionary:
 
     Args:
         path: a run's folder (`RUN`), one member of a population (`RUN/sae/0`), or a folder with cfg.json and
-            sae_weights.safetensors, as sae_lens and `fsae.save` write it.
+            sae_weights.safetensors, as sae_lens and `fsae.save` write it. The folder of a run that evaluated such a
+            dictionary (`task=eval`, `python -m fsae.latents DICTIONARY`) gives the dictionary with the run's findings.
         member: which member of a population's run, counted from 0; None for a run that trained one dictionary.
 
     Returns:
@@ -386,14 +404,17 @@ def load(path: str | Path, member: int | None = None) -> Dictionary:
     Raises:
         ValueError: no such folder, no dictionary in it, a population without `member`, or damaged files.
     """
-    folder = _exported(Path(path).expanduser(), member)
-    run = _run_of(folder)
+    path = Path(path).expanduser()
+    evaluated = _evaluated(path)
+    folder = _exported(evaluated or path, member).resolve()
+    run = path.resolve() if evaluated else _run_of(folder)
     return Dictionary(
         load_saelens(folder),
         results=read_results(RunFolder(run).results) if run is not None else None,
         provenance=read_provenance(folder),
         density=read_density(folder),
         folder=folder,
+        run=run,
     )
 
 
@@ -465,10 +486,17 @@ def _found(path: Path) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "an empty folder"
 
 
+def _evaluated(path: Path) -> Path | None:
+    """Return the dictionary that the run in a folder evaluated; None if it trained its own, or if there is no run."""
+    run = RunFolder(path)
+    holds_dictionary = (path / CONFIG).is_file() or run.sae.is_dir()
+    return evaluated_dictionary(path) if run.config.is_file() and not holds_dictionary else None
+
+
 def _run_of(folder: Path) -> Path | None:
     """Return the run that exported a dictionary there, RUN for RUN/sae and RUN/sae/0; None if none did."""
-    above = folder.resolve().parents
-    for run, sae in ((above[0], folder.resolve()), (above[1], above[0])) if len(above) > 1 else ():
+    above = folder.parents
+    for run, sae in ((above[0], folder), (above[1], above[0])) if len(above) > 1 else ():
         if sae.name == RunFolder(run).sae.name and RunFolder(run).config.is_file():
             return run
     return None

@@ -8,7 +8,6 @@ from torch import Tensor
 from fsae.analysis.latent_pages import PromptView
 from fsae.language_models.sites import Site
 from fsae.outputs.latent_store import LatentStore
-from fsae.sources.massive import within
 from fsae.surface.dictionary import Dictionary
 from fsae.surface.language_model import LanguageModel
 
@@ -49,7 +48,9 @@ def view_prompt(
         raise ValueError(f"the prompt {text!r} has {len(row)} tokens; it needs two, so that one can be predicted")
     activations = model.model.activations(row[None], [site])[site][0]
     codes = dictionary.encode(activations.float())
-    codes[~_counted(dictionary, model, row, activations)] = 0
+    left_out = dictionary.left_out(model)
+    (counted,) = left_out.counted(row[None], torch.ones_like(row[None], dtype=torch.bool))
+    codes[~(counted & left_out.within(activations).cpu()).to(codes.device)] = 0
     strongest = codes.abs().topk(min(latents, dictionary.d_sae), dim=1)
     position, place = strongest.values.nonzero(as_tuple=True)
     latent = strongest.indices[position, place]
@@ -67,17 +68,6 @@ def view_prompt(
         labels=_labels(store, latent),
         largest=_largest(store, latent),
     )
-
-
-def _counted(dictionary: Dictionary, model: LanguageModel, row: Tensor, activations: Tensor) -> Tensor:
-    """Return the positions that would count in training."""
-    left_out = torch.tensor(sorted(dictionary.left_out(model)), dtype=torch.long)
-    counted = ~torch.isin(row, left_out)
-    counted[: (dictionary.provenance.seqpos_slice or [0])[0] or 0] = False
-    limit = dictionary.provenance.max_activation_norm
-    if limit is not None:
-        counted &= within(activations, limit).cpu()
-    return counted.to(dictionary.device)
 
 
 def _losses(logits: Float[Tensor, "position d_vocab"], row: Int[Tensor, " position"]) -> Float[Tensor, " position"]:

@@ -27,7 +27,7 @@ from filelock import FileLock
 
 from fsae.credentials import concealed, without_password
 from fsae.errors import first_line
-from fsae.files import UNFINISHED, write_json
+from fsae.files import whole_files, write_json
 from fsae.outputs.metric_log import MetricRecord, read_metrics
 from fsae.outputs.results import MEASURED, in_order, meanings_in, read_results
 from fsae.outputs.run_folder import RunFolder
@@ -222,11 +222,10 @@ class MlflowUpload:
                 client.log_artifact(run_id, str(file))
                 self._arrived()
         for directory in (folder.plots, folder.sae, folder.evaluations):
-            if directory.exists():
-                for file in sorted(path for path in directory.rglob("*") if _is_whole(path)):
-                    below = file.parent.relative_to(folder.path).as_posix()
-                    client.log_artifact(run_id, str(file), artifact_path=below)
-                    self._arrived()
+            for file in whole_files(directory):
+                below = file.parent.relative_to(folder.path).as_posix()
+                client.log_artifact(run_id, str(file), artifact_path=below)
+                self._arrived()
         self._upload_latents(client, run_id)
         client.set_tag(run_id, DELIVERED_TAG, delivered)
         return True
@@ -234,7 +233,7 @@ class MlflowUpload:
     def _upload_latents(self, client: "MlflowClient", run_id: str) -> None:
         """Upload the pages of latents as one archive: their scripts do not load from MLflow's view of a file."""
         folder = self.folder.latents
-        files = sorted(path for path in folder.rglob("*") if _is_whole(path)) if folder.exists() else []
+        files = whole_files(folder)
         size = sum(path.stat().st_size for path in files) / 1e6
         if not files:
             return
@@ -365,8 +364,7 @@ class MlflowUpload:
 
     def _summary(self, status: RunStatus | None) -> str:
         lines = [f"Folder: `{self.folder.path.absolute()}`"]
-        if (page := self.folder.latents / "index.html").exists():
-            lines.append(f"Latents: `{page.absolute()}`")
+        lines += [f"Latents: `{page.absolute()}`" for page in self.folder.latent_pages]
         if status and status.failure:
             lines.append(f"**{status.state.value}**: {status.failure.kind}: {status.failure.message[:1000]}")
         if self.folder.results.exists():
@@ -380,11 +378,6 @@ class MlflowUpload:
             ]
             lines.append("\n".join(["| held out | | |", "| --- | --- | --- |", *rows]))
         return "\n\n".join(lines)[:TAG_LENGTH]
-
-
-def _is_whole(path: Path) -> bool:
-    """Return whether a path is a file, and not one that a killed process left unfinished."""
-    return path.is_file() and path.suffix != UNFINISHED
 
 
 class DeletedExperimentError(ValueError):
