@@ -34,7 +34,7 @@ def in_tables(meanings: Mapping[str, Meaning]) -> list[str]:
 
 
 @dataclass(frozen=True, eq=False)
-class Beside:
+class Accompaniment:
     """Noise and controls of a number, which say how much a difference means.
 
     Attributes:
@@ -46,7 +46,7 @@ class Beside:
     controls: dict[str, Float[np.ndarray, "2 runs"]] = field(default_factory=dict)
 
 
-def beside(cells: pd.DataFrame, metric: str, meanings: Mapping[str, Meaning]) -> Beside:
+def accompaniment(cells: pd.DataFrame, metric: str, meanings: Mapping[str, Meaning]) -> Accompaniment:
     """Return the noise and the controls of a number, from the runs that have them.
 
     Args:
@@ -64,4 +64,4 @@ def beside(cells: pd.DataFrame, metric: str, meanings: Mapping[str, Meaning]) ->
             found = cells[["eval/l0", name]].astype(float).dropna().to_numpy().T
             if found.size:
                 controls[meaning.text.removeprefix(f"{own} of ")] = found
-    return Beside(float(np.sqrt((values**2).mean())) if values.size else None, controls)
+    return Accompaniment(float(np.sqrt((values**2).mean())) if values.size else None, controls)

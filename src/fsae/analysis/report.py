@@ -29,7 +29,7 @@ from fsae.analysis.comparison import (
 )
 from fsae.analysis.design import SIZE, SPARSITY, THETA, Design, comparable, design_of, named
 from fsae.analysis.job_table import JobTable, job_table
-from fsae.analysis.metrics import Beside, beside, in_tables, meanings_of
+from fsae.analysis.metrics import Accompaniment, accompaniment, in_tables, meanings_of
 from fsae.analysis.numbers import readable, shown
 from fsae.analysis.runs import HISTOGRAM
 from fsae.analysis.sweep_plots import (
@@ -119,8 +119,8 @@ def write_report(runs: pd.DataFrame, folder: Path) -> Path:
         in_short=list(_in_short(comparisons, meanings)) if compared else [],
         caveats=[*_caveats(runs, table), *_cautions(runs, usable, design)],
         comparisons=list(_by_metric(comparisons, meanings)) if compared else [],
-        beside={
-            _label(metric, meanings): _beside(beside(design.cells, metric, meanings))
+        accompaniments={
+            _label(metric, meanings): _sentences(accompaniment(design.cells, metric, meanings))
             for metric in dict.fromkeys(each.metric for each in comparisons)
         },
         comparison_absent="" if compared else _comparison_absent(design, comparisons),
@@ -162,7 +162,7 @@ def _label(metric: str, meanings: Mapping[str, Meaning]) -> str:
     return AXIS_LABELS.get(metric) or f"{meanings[metric]} ({metric.removeprefix('eval/')})"
 
 
-def _beside(found: Beside) -> str:
+def _sentences(found: Accompaniment) -> str:
     """Return a sentence each on the noise and the controls of a number; "" without any."""
     sentences = []
     if found.noise is not None:
@@ -340,7 +340,7 @@ def _plot_differences(comparisons: Sequence[Comparison], palette: Palette, folde
 
 def _plot_fronts(design: Design, meanings: Mapping[str, Meaning], palette: Palette, folder: Path) -> Iterator[Picture]:
     """Draw the main numbers, and every number of tables that has a control."""
-    controlled = [metric for metric in in_tables(meanings) if beside(design.cells, metric, meanings).controls]
+    controlled = [metric for metric in in_tables(meanings) if accompaniment(design.cells, metric, meanings).controls]
     for metric in dict.fromkeys([*FRONTS, *controlled]):
         if metric not in design.cells:
             continue
@@ -351,7 +351,7 @@ def _plot_fronts(design: Design, meanings: Mapping[str, Meaning], palette: Palet
                 continue
             file = folder / f"front_{_file_name(metric)}_{number}.png"
             cells = design.cells.loc[design.cells["condition"].map(str) == condition]
-            controls = beside(cells, metric, meanings).controls
+            controls = accompaniment(cells, metric, meanings).controls
             plot_front(curves, condition, _label(metric, meanings), palette, file, controls)
             yield Picture(file, condition)
 

@@ -168,7 +168,7 @@ class Code(Evaluation, group="eval.code"):
                 path=self.path,
                 data_dir=self.data_dir,
                 text_column=self.column,
-                **({"held_out": _NEXT_TO_NONE} if named else {}),
+                held_out=_NEXT_TO_NONE if named else DatasetSettings.held_out,
             )
             documents = open_documents(dataset, Part.train if named else Part.held_out)
         except ValueError as error:
