@@ -15,7 +15,7 @@ from fsae.evaluation.evaluation import Evaluation, Measured
 from fsae.evaluation.subject import Examined, Subject
 from fsae.export.saelens import load_saelens, read_density
 from fsae.matching import assignment, unit_rows
-from fsae.outputs.results import Better, Meaning, Shown
+from fsae.outputs.results import Better, Meaning, Shown, accompanied
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.sweep_folder import Job, JobState, read_sweep
 from fsae.seeds import generator_for
@@ -89,13 +89,15 @@ class Stability(Evaluation, group="eval.stability"):
 
     in_sweeps: ClassVar[bool] = False
     meanings: ClassVar[dict[str, Meaning]] = {
-        "stability_mcc": Meaning("|cosine| of latents matched with other seeds' latents", better=Better.more),
+        **accompanied(
+            "stability_mcc",
+            Meaning("|cosine| of latents matched with other seeds' latents", better=Better.more),
+            {"random": "random directions"},
+        ),
         "stability_found_share": Meaning("share of live latents that every seed found", better=Better.more),
         "stability_mcc_signed": Meaning(
             "cosine of latents matched by signed cosines", better=Better.more, shown=Shown.files
         ),
-        "stability_mcc_noise": Meaning("deviation of stability_mcc over other seeds", shown=Shown.files),
-        "stability_mcc_control": Meaning("stability_mcc of random directions", shown=Shown.files),
         "stability_alone_share": Meaning(
             "share of live latents that no other seed found", better=Better.less, shown=Shown.files
         ),
@@ -130,7 +132,7 @@ def _measured(run: Examined, siblings: Sequence[Path], heartbeat: Callable[[], N
                 "stability_found_share": (live == 1 + len(others)).double().mean().item(),
                 "stability_mcc_signed": sum(each.signed) / len(each.signed),
                 "stability_mcc_noise": means.std().item() if len(means) > 1 else float("nan"),
-                "stability_mcc_control": random_cosine(len(live), int(others[0][1].sum()), autoencoder.d_in),
+                "stability_mcc_random": random_cosine(len(live), int(others[0][1].sum()), autoencoder.d_in),
                 "stability_alone_share": (live == 1).double().mean().item(),
                 "stability_seeds": 1.0 + len(others),
             }
