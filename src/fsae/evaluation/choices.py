@@ -3,6 +3,7 @@
 from fsae.evaluation.absorption import Absorption
 from fsae.evaluation.agreement import Agreement
 from fsae.evaluation.code import Code
+from fsae.evaluation.amortisation import Amortisation
 from fsae.evaluation.decoder_projection import DecoderProjection
 from fsae.evaluation.evaluation import Evaluation
 from fsae.evaluation.geometry import Geometry
@@ -23,4 +24,5 @@ CHOICES: dict[str, type[Evaluation]] = {
     "code": Code,
     "stability": Stability,
     "decoder_projection": DecoderProjection,
+    "amortisation": Amortisation,
 }
