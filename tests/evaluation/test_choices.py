@@ -16,7 +16,7 @@ from tests.composition import composed
 from tests.evaluation.meanings import MEANINGS
 
 # Held-out samples of evaluations whose cost per sample is too large for the suite's size.
-OWN = {"amortisation": 1024}
+OWN = {"amortisation": 1024, "mdl": 8192}
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from fsae.evaluation.decoder_projection import DecoderProjection
 from fsae.evaluation.evaluation import Evaluation
 from fsae.evaluation.geometry import Geometry
 from fsae.evaluation.latents import Latents
+from fsae.evaluation.mdl import Mdl
 from fsae.evaluation.splice import Splice
 from fsae.evaluation.stability import Stability
 from fsae.evaluation.truth import Truth
@@ -25,4 +26,5 @@ CHOICES: dict[str, type[Evaluation]] = {
     "stability": Stability,
     "decoder_projection": DecoderProjection,
     "amortisation": Amortisation,
+    "mdl": Mdl,
 }
