@@ -61,7 +61,7 @@ class Amortisation(Evaluation, group="eval.amortisation"):
         ),
         "amortisation_values": Meaning("the gap's part that is wrong values", better=Better.less, shown=Shown.files),
         "amortisation_mcc": Meaning("correlation of optimised codes and true ones", better=Better.more),
-        "amortisation_mcc_gap": Meaning("amortisation_mcc minus that of the encoder's codes", better=Better.less),
+        "amortisation_mcc_gap": Meaning("amortisation_mcc minus that of the encoder's codes"),
         "amortisation_coding": Meaning("fvu of sparse coding", better=Better.less, shown=Shown.files),
         "amortisation_coding_mcc": Meaning(
             "correlation of sparse coding's codes and true ones", better=Better.more, shown=Shown.files
