@@ -2,8 +2,8 @@
 
 from fsae.evaluation.absorption import Absorption
 from fsae.evaluation.agreement import Agreement
-from fsae.evaluation.code import Code
 from fsae.evaluation.amortisation import Amortisation
+from fsae.evaluation.code import Code
 from fsae.evaluation.decoder_projection import DecoderProjection
 from fsae.evaluation.evaluation import Evaluation
 from fsae.evaluation.geometry import Geometry
