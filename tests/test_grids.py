@@ -24,6 +24,11 @@ JOBS = {
     "fisher/grid_repaired_topk": 480,
     # 4 sparsities x 2 weights x 5 seeds
     "fisher/grid_repaired_small": 40,
+    # 5 dictionaries x 3 k x 3 seeds
+    "controls/dictionaries": 45,
+    "controls/dictionaries_small": 15,
+    # 3 models x 3 seeds
+    "controls/language_models_small": 9,
     # 2 weights x 5 seeds
     "mfr/synthetic_small": 10,
     "mfr/smollm2_small": 10,

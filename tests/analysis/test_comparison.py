@@ -54,6 +54,11 @@ def test_a_curve_is_interpolated_over_the_logarithm_of_l0():
     assert curve.at(np.array([10.0, 100.0, 1000.0])) == pytest.approx([1.0, 2.0, 3.0])
 
 
+@pytest.mark.parametrize(("values", "lowest"), [([3, 1, 2], 8), ([1, 2, 3], None), ([3, 2, 1], None)])
+def test_a_curve_has_a_lowest_point_if_it_is_at_no_end(values: list[float], lowest: float | None):
+    assert Curve(np.array([4.0, 8.0, 16.0]), np.array(values)).lowest == lowest
+
+
 @pytest.mark.parametrize("l0", [9.9, 1001.0])
 def test_a_curve_refuses_extrapolation(l0: float):
     with pytest.raises(AssertionError, match="no extrapolation"):

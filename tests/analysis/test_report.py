@@ -255,6 +255,17 @@ def test_each_condition_has_a_picture_of_bits_with_a_line_per_trainer(tmp_path: 
         assert sorted(text.get_text() for text in axis.texts) == ["128, rank 15", "128, rank 15", "64", "64"]
 
 
+@pytest.mark.usefixtures("_undrawn")
+def test_the_lowest_projection_of_each_curve_is_named(tmp_path: Path):
+    for seed, lowest in ((0, 1), (1, 2), (2, 3)):
+        for place in range(4):
+            results = results_of("gated", 0, 1, seed, effect=0, noise=0) | {"eval/l0": 2.0**place}
+            results |= {"eval/decoder_projection": 1.0 + abs(place - lowest)}
+            write_run(tmp_path / f"{seed}-{place}", settings_of("gated", 0, place + 1.0, seed), results)
+    # Two curves are lowest at l0 2 and 4, and one at its end.
+    assert "lowest at l0 (gated, θ = 0: 2-4, 1 curve lowest at an end)" in page_on(tmp_path).sections["fronts"]
+
+
 @pytest.mark.parametrize(
     ("key", "values", "labels"),
     [

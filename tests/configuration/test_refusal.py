@@ -32,7 +32,7 @@ def refusal(*overrides: str, own: Path | None = None) -> str:
         ),
         (
             "experiment=mine",
-            "experiment=mine: there is no such choice\nexperiment has: fisher/as_released, fisher/grid_as_released, ",
+            "experiment=mine: there is no such choice\nexperiment has: controls/dictionaries, ",
         ),
         ("hydra/launcher=mine", "hydra/launcher=mine: there is no such choice\nhydra/launcher has: basic"),
         # Keys.

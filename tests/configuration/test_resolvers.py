@@ -82,6 +82,13 @@ def test_a_given_name_replaces_the_default():
     assert run_folder("name=mine").name != run_folder("name=mine", "seed=1").name
 
 
+def test_a_control_is_in_the_folders_name():
+    assert run_folder("model=tiny", "trainer.frozen=decoder").name.startswith(
+        "tiny-resid_mid.3-gated-fisher-frozen_decoder-"
+    )
+    assert run_folder("model=tiny", "model.weights=random").name.startswith("tiny-random_weights-resid_mid.3-gated-")
+
+
 def test_names_of_models_and_data_sets_follow_from_their_settings(tmp_path: Path):
     mine = ["model=custom", f"model.path={tmp_path}/it", "dataset=text_files", f"dataset.path={tmp_path}/texts"]
     flat = flat_settings(composed(*mine))

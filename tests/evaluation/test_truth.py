@@ -22,7 +22,8 @@ def test_by_hand():
     features = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
     # Feature 0 is there twice and large enough to be seen; feature 1 three times, once too weak (0.3 < 0.5).
     coefficients = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0.1, 0], [0, 1, 0]], dtype=torch.float64)
-    (truth,) = evaluate_truth([autoencoder], features, [Codes(part) for part in coefficients.split(2)])
+    batches = [Codes(part) for part in coefficients.split(2)]
+    (truth,) = evaluate_truth([autoencoder], features, batches, lambda codes: codes.decode(features))
     assert truth.scalars == pytest.approx(
         {
             # The best one-to-one assignment of three latents and two features.

@@ -12,6 +12,7 @@ from fsae.language_models.settings import ModelSettings, Package
         ({"path": ""}, "model.path is not set"),
         ({"path": "gpt2", "package": Package.tiny}, r"set exactly one \(found 'gpt2'"),
         ({"package": Package.tiny, "revision": "main"}, "a packaged model has none"),
+        ({"package": Package.tiny, "weights_seed": 1}, "model.weights_seed is 1, but published weights have no seed"),
         ({"package": Package.tiny, "batch_size": 0}, "model.batch_size is 0"),
     ],
 )

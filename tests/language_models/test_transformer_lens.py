@@ -312,6 +312,27 @@ def test_random_weights_are_always_the_same(tiny):
     assert all(buffer.dtype is torch.float32 for buffer in frequencies)
 
 
+def test_permuted_weights_have_the_rows_of_the_published_ones_in_another_order(tiny):
+    def opened(seed: int):
+        return open_language_model(
+            ModelSettings(package=Package.tiny, weights=Weights.permuted, weights_seed=seed, dtype=DType.float32)
+        )
+
+    tokens = torch.arange(8).view(2, 4)
+    permuted = opened(0)
+    logits = permuted.logits(tokens)
+    assert torch.equal(opened(0).logits(tokens), logits)
+    assert (opened(1).logits(tokens) - logits).abs().max() > 0.01
+    assert (logits - tiny.logits(tokens)).abs().max() > 0.01
+    published = dict(tiny._bridge.named_parameters())
+    moved = 0
+    for name, weight in permuted._bridge.named_parameters():
+        rows, known = (sorted(map(tuple, each.view(len(each), -1).tolist())) for each in (weight, published[name]))
+        assert rows == known, name
+        moved += not torch.equal(weight, published[name])
+    assert moved >= 4 * 7
+
+
 @pytest.mark.parametrize("name", SiteName)
 def test_check_site_refuses_a_layer_beyond_the_model(tiny, name):
     with pytest.raises(ValueError, match=r"site.layer is 4, but model tiny has 4 layers, 0 to 3"):

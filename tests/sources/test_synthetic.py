@@ -1,6 +1,7 @@
 """Synthetic features: their statistics, and a stream that depends on a seed and a counter alone."""
 
 import math
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from fsae.sources.synthetic.grouped import GroupedFeaturesSettings
 from fsae.sources.synthetic.hierarchical import HierarchicalFeaturesSettings
-from fsae.sources.synthetic.source import SyntheticSettings, SyntheticSource
+from fsae.sources.synthetic.source import SyntheticSettings, SyntheticSource, spread_out
 from fsae.sources.synthetic.sparse_sources import SparseSourcesSettings
 from tests.sources.positions import check_goes_on
 
@@ -139,6 +140,28 @@ def test_the_default_size_has_the_benchmarks_statistics():
     assert codes.firing_counts.sum() / 500 == pytest.approx(34, rel=0.1)
     # Most of them are of the trees' 128 x (1 + 4 + 16 + 64).
     assert codes.firing_counts[:10_880].sum() > 0.55 * codes.firing_counts.sum()
+
+
+def test_spread_features_have_the_least_sum_of_squared_cosines_and_few_ones_are_orthogonal():
+    drawn = torch.randn(64, 16, generator=generator())
+    spread = spread_out(drawn)
+    torch.testing.assert_close(spread.norm(dim=1), torch.ones(64))
+    # The sum over all pairs, a feature and itself included, is n^2 / d for a tight frame, and least there.
+    assert (spread @ spread.T).square().sum() == pytest.approx(64**2 / 16, rel=1e-4)
+    assert torch.nn.functional.cosine_similarity(spread, drawn).min() > 0.8
+    few = spread_out(drawn[:8])
+    torch.testing.assert_close(few @ few.T, torch.eye(8))
+
+
+def test_a_constant_is_added_to_every_sample():
+    settings = HierarchicalFeaturesSettings(d_in=8, features=6, roots=2, branching=2, depth=1, rank=1, constant=0.5)
+    source, without = (each.source(torch.device("cpu")) for each in (settings, replace(settings, constant=0.0)))
+    constant = next(source.held_out(4, 4)).inputs - next(without.held_out(4, 4)).inputs
+    assert constant.norm(dim=1).tolist() == pytest.approx([0.5] * 4, abs=1e-5)
+    torch.testing.assert_close(constant, constant[:1].expand(4, 8))
+    torch.testing.assert_close(
+        torch.cat([source.vectors(codes) for codes in source.held_out_codes(4)]), next(source.held_out(4, 4)).inputs
+    )
 
 
 def test_common_factors_correlate_features():

@@ -126,6 +126,12 @@ class Curve:
         assert l0.max() < self.l0[-1] * (1 + 1e-9), "there is no extrapolation"
         return np.interp(np.log(l0), np.log(self.l0), self.values)
 
+    @property
+    def lowest(self) -> float | None:
+        """The l0 of the least value; None if it is at an end of the curve, so that the minimum may be outside."""
+        place = int(self.values.argmin())
+        return float(self.l0[place]) if 0 < place < len(self.l0) - 1 else None
+
 
 # condition, architecture, treatment -> replicate -> curve
 Curves = dict[tuple[str, str, str], dict[str, Curve]]

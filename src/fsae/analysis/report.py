@@ -22,6 +22,7 @@ from fsae.analysis.comparison import (
     MIN_PAIRS,
     MIN_SPARSITIES,
     Comparison,
+    Curves,
     compare,
     curves_of,
     in_step,
@@ -45,7 +46,9 @@ from fsae.outputs.results import LARGE_TAIL, Meaning
 from fsae.outputs.run_folder import RunFolder
 from fsae.wording import counted
 
-FRONTS = ("eval/fvu", "eval/ce_recovered_zero")
+# A number whose least value over l0 is the finding.
+PROJECTION = "eval/decoder_projection"
+FRONTS = ("eval/fvu", "eval/ce_recovered_zero", PROJECTION)
 THETA_CURVES = ("eval/fvu", "eval/l0", "eval/code_correlation_excess")
 PAGE = "report.html"
 # A caveat names at most so many jobs.
@@ -353,7 +356,21 @@ def _plot_fronts(design: Design, meanings: Mapping[str, Meaning], palette: Palet
             cells = design.cells.loc[design.cells["condition"].map(str) == condition]
             controls = accompaniment(cells, metric, meanings).controls
             plot_front(curves, condition, _label(metric, meanings), palette, file, controls)
-            yield Picture(file, condition)
+            yield Picture(file, f"{condition}{_lowest(curves, condition) if metric == PROJECTION else ''}")
+
+
+def _lowest(curves: Curves, condition: str) -> str:
+    """Return the l0 at which the curves of a condition are lowest, by architecture and treatment."""
+    found = []
+    for (where, arch, treatment), seeds in curves.items():
+        places = [each.lowest for each in seeds.values() if len(each.l0) > 2]
+        if where != condition or not places:
+            continue
+        inner = [place for place in places if place is not None]
+        said = "-".join(dict.fromkeys(readable(place, 3) for place in (min(inner), max(inner)))) if inner else ""
+        ends = f"{counted(len(places) - len(inner), 'curve')} lowest at an end" if len(inner) < len(places) else ""
+        found.append(f"{arch}, {treatment}: {', '.join(filter(None, [said, ends]))}")
+    return f"; lowest at l0 ({'; '.join(found)})" if found else ""
 
 
 def _plot_description_lengths(

@@ -51,6 +51,7 @@ AXIS_LABELS = {
     "eval/l0": "active latents per vector (l0)",
     "eval/dead_share": "share of dead latents",
     "eval/code_correlation_excess": "code correlation beyond chance",
+    "eval/decoder_projection": "n-th largest projection onto decoder rows",
     "eval/decoder_max_cosine": "cosine to the nearest other latent",
 }
 

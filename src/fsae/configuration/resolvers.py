@@ -108,7 +108,9 @@ def _run_folder(*, _root_: DictConfig) -> str:
     else:
         arch = _root_.hydra.runtime.choices.arch.replace("/", "_")
         penalty = "no_penalty" if deciding["loss.penalty"] == "none" else deciding["loss.penalty"]
-        name = _root_.name or f"{vectors}-{arch}-{penalty}"
+        frozen = deciding.get("trainer.frozen", "none")
+        control = "" if frozen == "none" else f"-frozen_{frozen}"
+        name = _root_.name or f"{vectors}-{arch}-{penalty}{control}"
     runs = Path(_root_.paths.runs)
     folder, number = f"{name}-{digest}", 1
     while _finished(runs / folder):

@@ -2,11 +2,15 @@
 
 from fsae.evaluation.absorption import Absorption
 from fsae.evaluation.agreement import Agreement
+from fsae.evaluation.amortisation import Amortisation
 from fsae.evaluation.code import Code
+from fsae.evaluation.decoder_projection import DecoderProjection
 from fsae.evaluation.evaluation import Evaluation
 from fsae.evaluation.geometry import Geometry
 from fsae.evaluation.latents import Latents
+from fsae.evaluation.mdl import Mdl
 from fsae.evaluation.splice import Splice
+from fsae.evaluation.stability import Stability
 from fsae.evaluation.truth import Truth
 from fsae.evaluation.vectors import Vectors
 
@@ -19,4 +23,8 @@ CHOICES: dict[str, type[Evaluation]] = {
     "latents": Latents,
     "absorption": Absorption,
     "code": Code,
+    "stability": Stability,
+    "decoder_projection": DecoderProjection,
+    "amortisation": Amortisation,
+    "mdl": Mdl,
 }

@@ -1,6 +1,6 @@
 """`truth`: scores of autoencoders against known features."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -73,14 +73,18 @@ class _Detection:
 
 @torch.no_grad()
 def evaluate_truth(
-    autoencoders: Sequence[Autoencoder], features: Float[Tensor, "true d_in"], samples: Iterable[Codes]
+    autoencoders: Sequence[Autoencoder],
+    features: Float[Tensor, "true d_in"],
+    samples: Iterable[Codes],
+    vectors: Callable[[Codes], Float[Tensor, "some d_in"]],
 ) -> list[TruthScores]:
     """Return each autoencoder's scores on held-out samples.
 
     Args:
         autoencoders: in eval mode and in raw units.
         features: directions, of any length.
-        samples: coefficients (batch, true) of the samples, which are coefficients @ features.
+        samples: coefficients (batch, true) of the samples.
+        vectors: makes samples of coefficients.
     """
     batches = list(samples)
     occurrences = sum(codes.firing_counts for codes in batches)
@@ -91,7 +95,7 @@ def evaluate_truth(
     detections = [_Detection(each, truth, occurring) for each in autoencoders]
     for codes in batches:
         present = (codes.dense() != 0).to(device)
-        x = codes.decode(features).to(autoencoders[0].W_dec)
+        x = vectors(codes).to(autoencoders[0].W_dec)
         for detection in detections:
             detection.add(x, present)
     true_l0 = sum(int(codes.firing_counts.sum()) for codes in batches) / sum(codes.shape[0] for codes in batches)
@@ -140,6 +144,6 @@ class Truth(Evaluation, group="eval.truth"):
         truth = subject.source.truth
         assert truth is not None
         samples = subject.beating(truth.held_out_codes(self.samples))
-        scores = evaluate_truth(subject.autoencoders, truth.features, samples)
+        scores = evaluate_truth(subject.autoencoders, truth.features, samples, truth.vectors)
         subject.keep(scores)
         return [Measured([each.scalars for each in own]) for own in subject.by_run(scores)]

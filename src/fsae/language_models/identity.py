@@ -10,7 +10,7 @@ from fsae.language_models.settings import ModelSettings, Weights
 
 def model_identity(settings: ModelSettings) -> dict[str, str]:
     """Return what distinguishes these weights from all others: a package's version, a hub commit, or a digest of a
-    folder's listing; whether the weights are random; and the tokenizer, if it is another model's.
+    folder's listing; whether the weights are a control's, and their seed; and the tokenizer, if it is another model's.
 
     Raises:
         ValueError: package not installed, no such folder, hub unreachable and nothing cached, no access.
@@ -21,7 +21,7 @@ def model_identity(settings: ModelSettings) -> dict[str, str]:
         assert settings.path is not None
         origin = _origin(settings.path, settings.revision, "model.path")
     if settings.weights is not Weights.pretrained:
-        origin["weights"] = settings.weights.name
+        origin |= {"weights": settings.weights.name, "weights_seed": str(settings.weights_seed)}
     if settings.tokenizer is not None:
         origin |= {
             f"tokenizer_{key}": value for key, value in _origin(settings.tokenizer, None, "model.tokenizer").items()
@@ -53,7 +53,7 @@ def published_as(settings: ModelSettings) -> tuple[str, str | None]:
         name = settings.path
     else:
         packaged = PACKAGED[settings.package]
-        name = packaged.hub_name or settings.name
+        name = packaged.hub_name or settings.package.name
         if packaged.quantisation is not None:
             notes.append(
                 f"weights quantised to {packaged.quantisation} and expanded again ({packaged.distribution} "
@@ -62,7 +62,9 @@ def published_as(settings: ModelSettings) -> tuple[str, str | None]:
     if settings.revision is not None:
         notes.append(f"revision {settings.revision}")
     if settings.weights is Weights.random:
-        notes.append("random weights, freshly initialised")
+        notes.append(f"random weights, freshly initialised (seed {settings.weights_seed})")
+    if settings.weights is Weights.permuted:
+        notes.append(f"rows of every weight matrix permuted (seed {settings.weights_seed})")
     if settings.tokenizer is not None:
         notes.append(f"tokenizer of {settings.tokenizer}")
     return name, "; ".join(notes) or None

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from fsae.naming import last_part
-from fsae.ranges import Ranged, between
+from fsae.ranges import SEED, Ranged, between
 
 
 class Package(Enum):
@@ -26,11 +26,16 @@ class DType(Enum):
 
 
 class Weights(Enum):
-    """The origin of the weights. `random` initialises the model as before its training, as a control: structure in its
-    activations comes from the architecture and the text, and was not learned."""
+    """The origin of the weights: the published ones, or those of a control.
+
+    `random` initialises the model as before its training (arXiv 2501.17727): structure in its activations comes from
+    the architecture and the text, and was not learned. `permuted` shuffles the rows of each of the published matrices,
+    so that every matrix keeps its entries, and matrices no longer fit each other.
+    """
 
     pretrained = "pretrained"
     random = "random"
+    permuted = "permuted"
 
 
 class Device(Enum):
@@ -50,7 +55,8 @@ class ModelSettings(Ranged, group="model"):
         revision: branch, tag or commit of a hub model; null is the default branch.
         package: a packaged model, which needs no hub.
         tokenizer: another model's tokenizer, as a folder or a hub name; null for the model's own.
-        weights: the published weights, or random ones.
+        weights: the published weights, or those of a control.
+        weights_seed: of the random weights, or of the permutations.
         batch_size: sequences per forward pass; null for as many as fit the device.
 
     Raises:
@@ -62,6 +68,7 @@ class ModelSettings(Ranged, group="model"):
     package: Package | None = None
     tokenizer: str | None = None
     weights: Weights = Weights.pretrained
+    weights_seed: int = field(default=0, metadata=SEED)
     dtype: DType = DType.auto
     device: Device = Device.auto
     batch_size: int | None = field(default=None, metadata=between(least=1, most=10**9, meaning="a number of sequences"))
@@ -81,11 +88,18 @@ class ModelSettings(Ranged, group="model"):
             )
         if self.revision is not None and self.path is None:
             raise ValueError(f"model.revision is {self.revision!r}, but a packaged model has none; leave it null")
+        if self.weights is Weights.pretrained and self.weights_seed != 0:
+            raise ValueError(
+                f"model.weights_seed is {self.weights_seed}, but published weights have no seed; leave it out, or set "
+                "model.weights=random or model.weights=permuted"
+            )
 
     @property
     def name(self) -> str:
-        """The model's name in run names and tables: its package, or the last part of its path."""
+        """The model's name in run names and tables: its package or the last part of its path, and which weights it has
+        if they are those of a control."""
+        control = "" if self.weights is Weights.pretrained else f"-{self.weights.name}_weights"
         if self.package is not None:
-            return self.package.name
+            return f"{self.package.name}{control}"
         assert self.path is not None
-        return last_part(self.path)
+        return f"{last_part(self.path)}{control}"

@@ -25,6 +25,7 @@ from fsae.language_models.settings import ModelSettings, Weights
 from fsae.language_models.shape import Shape
 from fsae.language_models.sites import Site, SiteName
 from fsae.language_models.unembedding import Unembedding
+from fsae.seeds import generator_for
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -622,15 +623,15 @@ def _bridge(
         ),
         torch.random.fork_rng(devices=[]),
     ):
-        torch.manual_seed(0)  # for random weights
+        torch.manual_seed(settings.weights_seed)  # for random weights
         bridge = TransformerBridge.boot_transformers(
             source,
             device=device.type,
             dtype=dtype,
             revision=settings.revision,
             tokenizer=tokenizer,
-            load_weights=settings.weights is Weights.pretrained,
-            model_class=_WholeModels(get_hf_model_class_for_architecture(architecture)),
+            load_weights=settings.weights is not Weights.random,
+            model_class=_WholeModels(get_hf_model_class_for_architecture(architecture), settings),
         )
     if settings.weights is Weights.random:
         # TransformerLens does this itself only if it loads weights.
@@ -643,10 +644,11 @@ def _bridge(
 
 
 class _WholeModels:
-    """One of transformers' model classes, restricted to models without code of their own and with all weights."""
+    """One of transformers' model classes, restricted to models without code of their own and with all weights; if the
+    settings say so, their rows are permuted."""
 
-    def __init__(self, opener: Any):
-        self._opener = opener
+    def __init__(self, opener: Any, settings: ModelSettings):
+        self._opener, self._settings = opener, settings
 
     def from_config(self, config: Any, **arguments: Any) -> Any:
         return self._opener.from_config(config, **{**arguments, "trust_remote_code": False})
@@ -667,7 +669,19 @@ class _WholeModels:
         if missing:
             more = f" and {len(missing) - 3} more" if missing[3:] else ""
             raise ValueError(f"the weights lack {', '.join(missing[:3])}{more}")
+        if self._settings.weights is Weights.permuted:
+            # Before the Bridge copies parts of them.
+            _permute_rows(model, self._settings.weights_seed)
         return model
+
+
+@torch.no_grad()
+def _permute_rows(model: torch.nn.Module, seed: int) -> None:
+    """Permute the rows of every matrix, each in its own order; a matrix that two parts share stays shared."""
+    for name, weight in model.named_parameters():
+        if weight.dim() >= 2:
+            order = torch.randperm(weight.shape[-2], generator=generator_for(seed, "rows", name))
+            weight.copy_(weight.index_select(-2, order.to(weight.device)))
 
 
 @contextmanager

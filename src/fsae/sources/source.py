@@ -110,6 +110,10 @@ class KnownFeatures(Protocol):
         """Yield the coefficients, (some, features), of the samples of `held_out`."""
         ...
 
+    def vectors(self, codes: Codes) -> Float[Tensor, "some d_in"]:
+        """Return the samples with these coefficients."""
+        ...
+
 
 class FillableStore(Protocol):
     """An activation store that can be filled without training."""

@@ -10,7 +10,9 @@ from fsae.autoencoders.record import ForwardRecord
 from fsae.autoencoders.settings import DecoderNorm
 from fsae.losses.objective import Losses, Objective
 from fsae.losses.term import Moment
+from fsae.matching import unit_rows
 from fsae.seeds import generator_for
+from fsae.training.frozen import Frozen, freeze, keep_in_cone
 from fsae.training.fused_adam import FusedAdam
 from fsae.training.learner import Learner
 from fsae.training.measures import batch_measures
@@ -42,6 +44,10 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
         self, autoencoder: SparseAutoencoder, objective: Objective, settings: AdamSettings, scale: float, seed: int
     ):
         super().__init__(autoencoder, objective, settings, scale)
+        freeze(autoencoder, settings.frozen)
+        # The axes of the cones in which decoder rows stay.
+        soft = settings.frozen is Frozen.soft_decoder
+        self._axes = unit_rows(autoencoder.W_dec.detach()) if soft else None
         # It shares the weights. Sparse batches are not compiled: the number of codes differs between them.
         self._dense_forward = torch.compile(autoencoder) if settings.compile else autoencoder
         device = autoencoder.W_dec.device
@@ -62,7 +68,8 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
     def backward(self, x: Tensor, step: int, targets: Tensor | None = None) -> ForwardRecord:
         """Compute the gradients of the objective on a batch."""
         record, losses = self.forward(x, step, targets)
-        losses.total.backward()
+        if self.settings.frozen is not Frozen.all:
+            losses.total.backward()
         return record
 
     def forward(self, x: Tensor, step: int, targets: Tensor | None) -> tuple[ForwardRecord, Losses]:
@@ -82,7 +89,9 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
     def update(self, step: int) -> None:
         """Apply one update of the optimiser."""
         settings, autoencoder = self.settings, self.autoencoder
-        unit_norm = autoencoder.settings.decoder_norm is DecoderNorm.unit
+        if settings.frozen is Frozen.all:
+            return
+        unit_norm = autoencoder.settings.decoder_norm is DecoderNorm.unit and not settings.frozen.fixes_decoder
         if unit_norm:
             autoencoder.project_decoder_gradient()
         if settings.clip_norm is not None:
@@ -91,6 +100,8 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
             group["lr"] = settings.lr_at(step)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
+        if self._axes is not None:
+            keep_in_cone(autoencoder.W_dec, self._axes)
         if unit_norm:
             autoencoder.normalise_decoder()
 
@@ -162,6 +173,7 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
             "fired": self._fired,
             "samples": self._samples,
             "sparse": self.sparse,
+            "axes": self._axes,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -171,3 +183,5 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
         self.resampled, self.reinitialised = state["resampled"], state["reinitialised"]
         self.sparse = state["sparse"]
         self._fired, self._samples = state["fired"].to(self._fired.device), state["samples"]
+        if self._axes is not None:
+            self._axes = state["axes"].to(self._fired.device)

@@ -9,6 +9,7 @@ from fsae.couplings.mutual import Directions
 from fsae.losses.objective import Objective
 from fsae.losses.term import LossTerm
 from fsae.ranges import COUNT, COUNT_OR_NONE, SHARE, WEIGHT
+from fsae.training.frozen import Frozen
 from fsae.training.population import PopulationSettings
 from fsae.training.room import RoomCheck, check_equations, check_moments
 from fsae.training.settings import AdamSettings
@@ -99,6 +100,11 @@ class PamSettings(AdamSettings):
     def check(self, arch: AutoencoderSettings, loss: Mapping[str, LossTerm], population: PopulationSettings) -> None:
         super().check(arch, loss, population)
         sparse = cast(SparseAutoencoderSettings, arch)
+        if self.frozen not in (Frozen.none, Frozen.encoder):
+            raise ValueError(
+                f"trainer.frozen is {self.frozen.name}, but trainer=pam solves for the decoder; set "
+                "trainer.frozen=encoder, or choose trainer=adam"
+            )
         if sparse.tied:
             raise ValueError(
                 "trainer=pam solves for the decoder alone, and arch.encoder_init=tied makes it the transpose of the "

@@ -8,10 +8,12 @@ from enum import Enum
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from fsae.autoencoders.fitted import FittedAutoencoder, FittedSettings
-from fsae.autoencoders.settings import AutoencoderSettings
+from fsae.autoencoders.settings import AutoencoderSettings, SparseAutoencoderSettings
+from fsae.couplings.mutual import Directions
 from fsae.losses.objective import Objective
 from fsae.losses.term import LossTerm
 from fsae.ranges import COUNT, DECAY, INNER_SHARE, POSITIVE, SHARE, WEIGHT, Ranged, between
+from fsae.training.frozen import Frozen
 from fsae.training.population import PopulationSettings
 from fsae.training.resample import Scope
 from fsae.training.room import RoomCheck, check_moments, check_second_moments
@@ -169,6 +171,7 @@ class AdamSettings(TrainerSettings):
             no effect if codes are sparse from the start.
         resample_every: vectors after which dead latents are resampled, or null for never. In the last fifth of training
             they are not, because they would have no time to learn.
+        frozen: the weights that stay at their random start, for a control; `none` trains all of them.
     """
 
     updates_per_batch: int = field(default=1, metadata=COUNT)
@@ -182,6 +185,7 @@ class AdamSettings(TrainerSettings):
     precision: Precision = Precision.fp32
     compile: bool = False
     resample_every: int | None = field(default=None, metadata=COUNT)
+    frozen: Frozen = Frozen.none
 
     room_checks: ClassVar[tuple[RoomCheck, ...]] = (check_moments,)
     # True if gradients train the decoder, too.
@@ -218,9 +222,33 @@ class AdamSettings(TrainerSettings):
                     f"hold what the gate needs of them: latents would all switch on. Set loss.{key}.detach_decoder="
                     "false, or arch.decoder_norm=unit"
                 )
+        if self.frozen is not Frozen.none:
+            self._check_frozen(cast(SparseAutoencoderSettings, arch), population)
         if self.compile and shutil.which("g++") is None:
             raise ValueError(
                 "trainer.compile lets torch.compile generate C++, and there is no g++; install it, or leave it out"
+            )
+
+    def _check_frozen(self, arch: SparseAutoencoderSettings, population: PopulationSettings) -> None:
+        """Raise ValueError if something would change, or share, the weights that are frozen."""
+        frozen = f"trainer.frozen is {self.frozen.name}"
+        if arch.tied and self.frozen is not Frozen.all:
+            raise ValueError(
+                f"{frozen}, and arch.encoder_init=tied makes the encoder the transpose of the decoder, so neither can "
+                "stay alone; set arch.encoder_init=transpose, or trainer.frozen=all"
+            )
+        if self.resample_every is not None:
+            raise ValueError(f"{frozen}, and resampling would replace weights; set trainer.resample_every=null")
+        if population.reinitialise.scope is not Scope.none:
+            raise ValueError(
+                f"{frozen}, and re-initialisation would replace weights; set population.reinitialise.scope=none"
+            )
+        pulls_encoder = population.mutual.directions is Directions.encoder
+        fixed = self.frozen.fixes_encoder if pulls_encoder else self.frozen.fixes_decoder
+        if population.mutual.weight > 0 and fixed:
+            raise ValueError(
+                f"{frozen}, and the mutual term pulls on what is frozen; set population.mutual.weight=0, or choose "
+                "other population.mutual.directions"
             )
 
     def build_learner(self, autoencoder: "Autoencoder", objective: Objective, scale: float, seed: int) -> "Learner":

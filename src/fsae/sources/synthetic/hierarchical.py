@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fsae.matching import unit_rows
 from fsae.ranges import COUNT, INNER_SHARE, between
 from fsae.seeds import generator_for
-from fsae.sources.synthetic.source import FeatureModel, SyntheticSettings, unit_vectors
+from fsae.sources.synthetic.source import FeatureModel, SyntheticSettings, spread_out, unit_vectors
 from fsae.sparse.codes import Codes
 from fsae.sparse.pattern import Pattern
 
@@ -23,8 +24,7 @@ class HierarchicalFeaturesSettings(SyntheticSettings):
     are set so that each feature fires at its base rate if the parent's rate permits; for most features of the trees
     the realised rate is below half the base rate. Coefficients are rectified normals with means that fall from 5 to 4
     and standard deviations |N(0.5, 0.5^2)|; a child's coefficient is multiplied by the ratio of its parent's
-    coefficient to the parent's mean. Features are unit vectors. The benchmark also makes features more orthogonal than
-    chance and adds a constant; this source does neither.
+    coefficient to the parent's mean. Features are unit vectors.
 
     Attributes:
         roots, branching, depth: shape of the hierarchy: the number of trees, the children per feature above the lowest
@@ -32,6 +32,9 @@ class HierarchicalFeaturesSettings(SyntheticSettings):
         zipf, p_min, p_max: shape and ends of the base rates.
         rank: common factors of the Gaussian variables.
         factor: standard deviation of a variable's loading on each factor; its own part has standard deviation 1.
+        spread: make the features as orthogonal as possible: their squared cosines get the least possible sum. The
+            benchmark takes 100 gradient steps towards that minimum.
+        constant: length of a vector of random direction that is added to every sample.
     """
 
     d_in: int = field(default=768, metadata=between(least=1, most=2**20))
@@ -44,6 +47,8 @@ class HierarchicalFeaturesSettings(SyntheticSettings):
     p_max: float = field(default=0.4, metadata=INNER_SHARE)
     rank: int = field(default=25, metadata=between(least=0, most=10**6))
     factor: float = field(default=0.1, metadata=between(least=0, most=10**6))
+    spread: bool = False
+    constant: float = field(default=0.0, metadata=between(least=0, most=10**6))
 
     def __post_init__(self):
         super().__post_init__()
@@ -63,7 +68,10 @@ class HierarchicalFeaturesSettings(SyntheticSettings):
 class _HierarchicalFeatures(FeatureModel):
     def __init__(self, settings: HierarchicalFeaturesSettings):
         self._settings = settings
-        self.features = unit_vectors(settings)
+        self.features = spread_out(unit_vectors(settings)) if settings.spread else unit_vectors(settings)
+        if settings.constant > 0:
+            direction = torch.randn(1, settings.d_in, generator=generator_for(settings.seed, "constant"))
+            self.constant = settings.constant * unit_rows(direction)[0]
         count = settings.features
         generator = generator_for(settings.seed, "hierarchy")
         self._loadings = settings.factor * torch.randn(count, settings.rank, generator=generator)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fsae.devices import any_device
+from fsae.matching import unit_rows
 from fsae.ranges import between
 from fsae.seeds import generator_for
 from fsae.sources.source import Batch, Request, Source, SourceSettings, in_batches
@@ -28,9 +29,11 @@ class FeatureModel(ABC):
 
     Attributes:
         features: (features, d_in) directions.
+        constant: (d_in,) is added to every sample; None for nothing.
     """
 
     features: Float[Tensor, "features d_in"]
+    constant: Float[Tensor, " d_in"] | None = None
 
     @abstractmethod
     def draw(self, count: int, generator: torch.Generator) -> Codes:
@@ -118,7 +121,9 @@ class SyntheticSource(Source):
 
     def vectors(self, codes: Codes) -> Float[Tensor, "batch d_in"]:
         """Return the samples with these coefficients."""
-        return codes.decode(self._model.features).to(self.device)
+        vectors = codes.decode(self._model.features)
+        constant = self._model.constant
+        return (vectors if constant is None else vectors + constant).to(self.device)
 
     def state_dict(self) -> dict[str, Any]:
         return {"batch": self._batch}
@@ -127,7 +132,20 @@ class SyntheticSource(Source):
         self._batch = state["batch"]
 
 
-def unit_vectors(settings: SyntheticSettings) -> Tensor:
+def unit_vectors(settings: SyntheticSettings) -> Float[Tensor, "features d_in"]:
+    """Draw directions, uniformly and independently."""
     generator = generator_for(settings.seed, "features")
-    vectors = torch.randn(settings.features, settings.d_in, generator=generator)
-    return vectors / vectors.norm(dim=1, keepdim=True)
+    return unit_rows(torch.randn(settings.features, settings.d_in, generator=generator))
+
+
+def spread_out(vectors: Float[Tensor, "features d_in"], rounds: int = 20) -> Float[Tensor, "features d_in"]:
+    """Return unit vectors near the given ones whose squared cosines have the least sum.
+
+    That sum is least for a tight frame, whose second moments are the same in all directions: each round makes them the
+    same, and then the lengths 1. If there are no more vectors than dimensions the vectors become orthogonal.
+    """
+    vectors = vectors.double()
+    for _ in range(rounds):
+        left, _, right = torch.linalg.svd(vectors, full_matrices=False)
+        vectors = unit_rows(left @ right)
+    return vectors.float()

@@ -1,0 +1,189 @@
+"""`stability`: the latents that a sweep's jobs find again if only the seed differs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.evaluation.agreement import SAME
+from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.subject import Examined, Subject
+from fsae.export.saelens import load_saelens, read_density
+from fsae.matching import assignment, unit_rows
+from fsae.outputs.results import Better, Meaning, Shown, accompanied
+from fsae.outputs.run_folder import RunFolder
+from fsae.outputs.sweep_folder import Job, JobState, read_sweep
+from fsae.seeds import generator_for
+
+# Overrides that repeat a job with other random numbers.
+SEEDS = frozenset({"seed", "source.seed"})
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The latents of one dictionary that dictionaries of other seeds have, too.
+
+    Attributes:
+        absolute: for each other dictionary, the mean absolute cosine of matched latents.
+        signed: the same with signs, and the matching of largest signed cosines.
+        found_by: (d_sae,) in how many dictionaries, its own included, each latent is found; 0 for a dead latent.
+    """
+
+    absolute: list[float]
+    signed: list[float]
+    found_by: Int[Tensor, " d_sae"]
+
+
+@torch.no_grad()
+def compare_seeds(
+    W_dec: Float[Tensor, "d_sae d_in"],
+    alive: Bool[Tensor, " d_sae"],
+    others: Sequence[tuple[Float[Tensor, "other d_in"], Bool[Tensor, " other"]]],
+    heartbeat: Callable[[], None] = lambda: None,
+) -> Found:
+    """Match the live latents of a dictionary one to one with those of each other dictionary.
+
+    Args:
+        W_dec: the dictionary's decoder.
+        alive: the latents that fire; the decoder rows of others carry no information about the data.
+        others: decoder and live latents of each other dictionary.
+        heartbeat: called before each matching; may raise to stop.
+    """
+    rows, found_by = unit_rows(W_dec[alive].float()), alive.long()
+    own = alive.nonzero().squeeze(1)
+    absolute, signed = list[float](), list[float]()
+    for other, fires in others:
+        heartbeat()
+        cosines = rows @ unit_rows(other[fires].float()).T
+        signed.append(cosines[assignment(cosines)].mean().item())
+        pairs = assignment(cosines.abs())
+        alike = cosines.abs()[pairs]
+        absolute.append(alike.mean().item())
+        found_by[own[pairs[0]]] += alike > SAME
+    return Found(absolute, signed, found_by)
+
+
+@torch.no_grad()
+def random_cosine(latents: int, others: int, d_in: int) -> float:
+    """Return the mean absolute cosine of matched latents for random directions: the value of chance."""
+    generator = generator_for("stability", latents, others, d_in)
+    rows, columns = (unit_rows(torch.randn(count, d_in, generator=generator)) for count in (latents, others))
+    cosines = (rows @ columns.T).abs()
+    return cosines[assignment(cosines)].mean().item()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stability(Evaluation, group="eval.stability"):
+    """The agreement of a sweep's jobs that differ in their seed alone (PW-MCC, Song et al. 2025, arXiv 2505.20254).
+
+    Decoder rows of two dictionaries are matched one to one (Hungarian), dead latents left out, and the cosines of the
+    min(n, m) pairs are averaged. A job's numbers are means over the other seeds, so their mean over a sweep's seeds is
+    the mean over all pairs. The reference matches and averages signed cosines; SAELens takes absolute ones.
+    A latent is found by another seed if its partner's absolute cosine is above 0.7 (arXiv 2501.16615).
+    """
+
+    in_sweeps: ClassVar[bool] = False
+    meanings: ClassVar[dict[str, Meaning]] = {
+        **accompanied(
+            "stability_mcc",
+            Meaning("|cosine| of latents matched with other seeds' latents", better=Better.more),
+            {"random": "random directions"},
+        ),
+        "stability_found_share": Meaning("share of live latents that every seed found", better=Better.more),
+        "stability_mcc_signed": Meaning(
+            "cosine of latents matched by signed cosines", better=Better.more, shown=Shown.files
+        ),
+        "stability_alone_share": Meaning(
+            "share of live latents that no other seed found", better=Better.less, shown=Shown.files
+        ),
+        "stability_seeds": Meaning("dictionaries that were compared, with its own", shown=Shown.files),
+    }
+
+    def measure(self, subject: Subject) -> list[Measured]:
+        """Return each run's agreement with the finished jobs of its sweep that differ in their seed alone.
+
+        Raises:
+            ValueError: a run is no job of a sweep, no other seed of it is finished, or densities are missing.
+        """
+        # All of them, before any is matched.
+        siblings = [_siblings(run) for run in subject.runs]
+        return [_measured(run, each, subject.heartbeat) for run, each in zip(subject.runs, siblings, strict=True)]
+
+
+def _measured(run: Examined, siblings: Sequence[Path], heartbeat: Callable[[], None]) -> Measured:
+    assert run.folder is not None
+    found, numbers = list[Found](), list[dict[str, float]]()
+    members = len(run.autoencoders)
+    for number, autoencoder in enumerate(run.autoencoders):
+        alive = _alive(_exported(run.folder, number, members))
+        others = [_decoder(_exported(folder, number, members)) for folder in siblings]
+        each = compare_seeds(autoencoder.W_dec.cpu(), alive, others, heartbeat)
+        found.append(each)
+        live = each.found_by[each.found_by > 0]
+        means = torch.tensor(each.absolute, dtype=torch.float64)
+        numbers.append(
+            {
+                "stability_mcc": means.mean().item(),
+                "stability_found_share": (live == 1 + len(others)).double().mean().item(),
+                "stability_mcc_signed": sum(each.signed) / len(each.signed),
+                "stability_mcc_noise": means.std().item() if len(means) > 1 else float("nan"),
+                "stability_mcc_random": random_cosine(len(live), int(others[0][1].sum()), autoencoder.d_in),
+                "stability_alone_share": (live == 1).double().mean().item(),
+                "stability_seeds": 1.0 + len(others),
+            }
+        )
+    counts = [torch.bincount(each.found_by, minlength=2 + len(siblings)).tolist() for each in found]
+    return Measured(
+        numbers,
+        content={"latents_by_seeds": counts[0] if members == 1 else counts},
+        files={"stability.json": {"found_by": [each.found_by.tolist() for each in found]}},
+    )
+
+
+def _siblings(run: Examined) -> list[Path]:
+    """Return the folders of the finished jobs of the run's sweep that differ from it in their seed alone."""
+    folder = run.folder
+    remedy = "name a finished sweep over seeds, as in python -m fsae.evaluate SWEEP 'eval=[stability]'"
+    if folder is None or not (folder.parent / "sweep.json").exists():
+        raise ValueError(
+            f"eval.stability compares the seeds of a sweep, and {folder or 'this'} is no job of one; {remedy}"
+        )
+    jobs = read_sweep(folder.parent).all_jobs()
+    own = next(job for job in jobs if job.folder.resolve() == folder.resolve())
+    others = [job for job in jobs if job is not own and _without_seeds(job) == _without_seeds(own)]
+    finished = [job.folder for job in others if job.state() is JobState.finished]
+    if not finished:
+        raise ValueError(
+            f"eval.stability: of the sweep in {folder.parent}, no finished job differs from {folder.name} in its seed "
+            f"alone; {remedy}"
+        )
+    return finished
+
+
+def _without_seeds(job: Job) -> list[str]:
+    return sorted(each for each in job.overrides if each.partition("=")[0].lstrip("+") not in SEEDS)
+
+
+def _exported(folder: Path, number: int, members: int) -> Path:
+    exported = RunFolder(folder).sae
+    return exported if members == 1 else exported / str(number)
+
+
+def _decoder(exported: Path) -> tuple[Tensor, Tensor]:
+    autoencoder: Autoencoder = load_saelens(exported)
+    return autoencoder.W_dec.detach(), _alive(exported)
+
+
+def _alive(exported: Path) -> Bool[Tensor, " d_sae"]:
+    density = read_density(exported)
+    if density is None:
+        raise ValueError(
+            f"{exported} has no densities, so dead latents are unknown; evaluate the run by vectors first, as in "
+            f"python -m fsae.evaluate {exported.parent} 'eval=[vectors]'"
+        )
+    return density > 0
