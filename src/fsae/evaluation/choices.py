@@ -2,6 +2,7 @@
 
 from fsae.evaluation.absorption import Absorption
 from fsae.evaluation.agreement import Agreement
+from fsae.evaluation.circuits import Circuits
 from fsae.evaluation.code import Code
 from fsae.evaluation.evaluation import Evaluation
 from fsae.evaluation.geometry import Geometry
@@ -19,4 +20,5 @@ CHOICES: dict[str, type[Evaluation]] = {
     "latents": Latents,
     "absorption": Absorption,
     "code": Code,
+    "circuits": Circuits,
 }
