@@ -2,10 +2,12 @@
 
 from fsae.evaluation.absorption import Absorption
 from fsae.evaluation.agreement import Agreement
+from fsae.evaluation.attention import AttentionHeads
 from fsae.evaluation.circuits import Circuits
 from fsae.evaluation.code import Code
 from fsae.evaluation.evaluation import Evaluation
 from fsae.evaluation.geometry import Geometry
+from fsae.evaluation.influence import Influence
 from fsae.evaluation.latents import Latents
 from fsae.evaluation.splice import Splice
 from fsae.evaluation.truth import Truth
@@ -21,4 +23,6 @@ CHOICES: dict[str, type[Evaluation]] = {
     "absorption": Absorption,
     "code": Code,
     "circuits": Circuits,
+    "influence": Influence,
+    "attention": AttentionHeads,
 }

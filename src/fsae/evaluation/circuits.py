@@ -34,7 +34,7 @@ from fsae.evaluation.evaluation import Evaluation, Measured
 from fsae.evaluation.subject import Examined, Subject
 from fsae.files import digest_of, replacing
 from fsae.latents.findings import weights_digest
-from fsae.outputs.results import Better, Meaning, Shown
+from fsae.outputs.results import Better, Meaning, Shown, accompanied
 from fsae.progress import Progress
 from fsae.ranges import COUNT, COUNT_OR_NONE, SEED, between
 from fsae.seeds import generator_for
@@ -108,22 +108,21 @@ class Circuits(Evaluation, group="eval.circuits"):
     in_sweeps: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset({"language_model"})
     meanings: ClassVar[dict[str, Meaning]] = {
-        "faithfulness": Meaning("share of a task that its circuit does, 1 for all", better=Better.more),
-        "faithfulness_noise": Meaning("its standard deviation over seeds", shown=Shown.files),
-        "faithfulness_random": Meaning("faithfulness of random circuits of equal size", shown=Shown.files),
+        **accompanied(
+            "faithfulness",
+            Meaning("share of a task that its circuit does, 1 for all", better=Better.more),
+            {"random": "random circuits"},
+        ),
         "faithfulness_latents": Meaning(
             "faithfulness of as many latents, without errors", better=Better.more, shown=Shown.files
         ),
-        "completeness": Meaning("share of a task that is done without its circuit", better=Better.less),
-        "completeness_noise": Meaning("its standard deviation over seeds", shown=Shown.files),
-        "circuit_error_share": Meaning(
-            "share of all effects that errors have", better=Better.less, shown=Shown.files
-        ),
+        **accompanied("completeness", Meaning("share of a task done without its circuit", better=Better.less)),
+        "circuit_error_share": Meaning("share of all effects that errors have", better=Better.less, shown=Shown.files),
         "circuit_outcome": Meaning("what ablation of all nodes costs", unit="logits", shown=Shown.files),
         "circuit_accuracy": Meaning("share of the tasks' prompts that the model answers right", shown=Shown.files),
-        "circuit_pairs": Meaning("pairs of prompts per task that the model answers right", shown=Shown.files),
+        "circuit_pairs": Meaning("pairs per task that the model answers right", shown=Shown.files),
         "circuit_sites": Meaning("sites that the circuits are over", shown=Shown.files),
-    }  # fmt: skip
+    }
 
     def measure(self, subject: Subject) -> list[Measured]:
         """Return the numbers of each run's circuits, and the folder with their graphs."""
@@ -261,7 +260,7 @@ class Circuits(Evaluation, group="eval.circuits"):
         settings = {name: value for name, value in asdict(self).items() if name != "others"}
         weights = [[[str(each.site), weights_digest(each.autoencoder)] for each in own] for own in members]
         asks = {name: [astuple(pair) for pair in each] for name, each in pairs.items()}
-        model = [text.model.name, text.prepends_bos]
+        model = text.origin | {"bos": text.prepends_bos}
         return digest_of({"settings": settings, "weights": weights, "model": model, "pairs": asks})
 
 

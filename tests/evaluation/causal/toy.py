@@ -126,7 +126,23 @@ def pairs(count: int = 8) -> Asked:
     return Asked(Contrasts(clean, *answers), Contrasts(patch, *answers), 0)
 
 
-def subject(*runs: Examined, site: Site = LATE, model: LinearModel | None = None) -> Subject:
-    """A subject whose language model is the linear one."""
-    text = SimpleNamespace(model=model or LinearModel(), site=site, rows_at_once=4, prepends_bos=False)
+def rows_of(rows: tuple[Tensor, Tensor], count: int) -> tuple[Tensor, Tensor]:
+    """The first rows that have so many tokens together, and the mask of positions that count."""
+    tokens, keep = rows
+    some = slice(-(-count // tokens.shape[1]))
+    return tokens[some], keep[some]
+
+
+def subject(
+    *runs: Examined,
+    site: Site = LATE,
+    model: LinearModel | None = None,
+    tokens: Tensor | None = None,
+    keep: Tensor | None = None,
+) -> Subject:
+    """A subject whose language model is the linear one, with held-out rows of tokens."""
+    tokens = pairs(64).clean.tokens if tokens is None else tokens
+    text_rows = tokens, torch.ones_like(tokens, dtype=torch.bool) if keep is None else keep
+    text = SimpleNamespace(model=model or LinearModel(), site=site, rows_at_once=4, prepends_bos=False, origin={},
+        norm_limit=None, held_out_rows=lambda count: rows_of(text_rows, count))  # fmt: skip
     return Subject(runs, cast(Any, SimpleNamespace(text=text)))

@@ -70,6 +70,15 @@ class Reader:
             self.passed(len(part))
         return torch.cat(found)
 
+    def likeliest(self, tokens: Int[Tensor, "row position"]) -> Int[Tensor, " row"]:
+        """Return the token that the model finds most probable after each prompt."""
+        found = []
+        for part in tokens.split(self.rows_at_once):
+            self.heartbeat()
+            found.append(self.model.logits(part)[:, -1].argmax(1).cpu())
+            self.passed(len(part))
+        return torch.cat(found)
+
     def activations(self, prompts: Prompts, sites: Sequence[Site]) -> dict[Site, Float[Tensor, "row position d"]]:
         """Return the activations at each site."""
         found: dict[Site, list[Tensor]] = {site: [] for site in sites}
