@@ -3,16 +3,22 @@
 import json
 import logging
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fsae.evaluation.circuits import FOLDER, Circuits
 from fsae.evaluation.evaluation import Measured
 from fsae.evaluation.subject import Examined
 from fsae.export.saelens import Provenance, save_saelens
+from fsae.language_models.settings import Package
+from fsae.language_models.sites import Site, SiteName
+from tests.architectures import build
 from tests.evaluation.causal.toy import EARLY, LATE, D, LinearModel, axes, subject
+from tests.language_models.conftest import opened
 
 OTHERS = ("near", "old")
 
@@ -163,3 +169,40 @@ def test_a_task_that_cannot_be_measured_is_left_out(task: str, caplog: pytest.Lo
     assert "circuits are found for the other tasks alone: pronoun: no answer is one token" in caplog.text
     (member,) = found.content["circuits"]
     assert list(member["tasks"]) == [task]
+
+
+def test_circuits_of_a_transformer(tmp_path: Path):
+    """The tiny model on pairs whose answers are its own, over two sites, one of which has a skip connection."""
+    model = opened(Package.tiny)
+    letters = [chr(code) for code in range(ord("A"), ord("z")) if chr(code).isalpha()]
+    ids = torch.tensor([model.tokenise([letter])[0][0] for letter in letters])
+    lines = []
+    for first, second in pairwise(letters):
+        prompts = [f"ab {first}", f"ab {second}"]
+        best = model.logits(torch.tensor(model.tokenise(prompts)))[:, -1][:, ids].argmax(1)
+        one, other = (letters[number] for number in best)
+        lines.append(
+            json.dumps({
+                "clean_prefix": prompts[0], "patch_prefix": prompts[1], "clean_answer": one, "patch_answer": other,
+            })
+        )  # fmt: skip
+    (tmp_path / "letters.json").write_text("\n".join(lines))
+    early, late = (Site(name=name, layer=1) for name in (SiteName.resid_mid, SiteName.resid_post))
+    width = model.width(early)
+    save_saelens(build("topk", width, 40), tmp_path / "early" / "sae", Provenance(hook_name=early.hook_name))
+    of_late = subject(Examined([build("gated", width, 40).eval()], folder=tmp_path / "late"), site=late, model=model)
+    several = circuits(
+        str(tmp_path / "letters.json"), others=[str(tmp_path / "early")], pairs=12, size=30, sizes=[10**6], seeds=1
+    )
+    (found,) = several.measure(of_late)
+    (member,) = found.content["circuits"]
+    (of_task,) = member["tasks"].values()
+    assert member["sites"] == [str(early), str(late)]
+    # All nodes with an effect do the task, up to those whose effect is zero to first order.
+    assert of_task["curve"][-1]["faithfulness"] == pytest.approx(1, abs=0.1)
+    assert found.numbers[0]["faithfulness"] > found.numbers[0]["faithfulness_random"]
+    found.folders[FOLDER](tmp_path / FOLDER)
+    graph = json.loads((tmp_path / FOLDER / "letters.json").read_text())
+    # The two sites of one block have layers of their own; edges go from the first to the second, and on to the outcome.
+    layers = {node["node_id"]: int(node["layer"]) for node in graph["nodes"]}
+    assert {layers[link["target"]] - layers[link["source"]] for link in graph["links"]} == {1}

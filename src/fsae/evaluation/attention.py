@@ -23,7 +23,6 @@ from fsae.seeds import generator_for
 from fsae.sources.massive import within
 from fsae.sources.source import HeldOutText
 
-_SITES = (SiteName.attn_z, SiteName.attn_out)
 # The largest error of the sum, as a share of the pre-activations, that rounding explains.
 _TOLERANCE = 1e-3
 _RANDOM = {"random": "random directions"}
@@ -117,7 +116,7 @@ class AttentionHeads(Evaluation, group="eval.attention"):
     seed: int = field(default=0, metadata=SEED)
 
     in_sweeps: ClassVar[bool] = False
-    needs: ClassVar[frozenset[str]] = frozenset({"language_model"})
+    needs: ClassVar[frozenset[str]] = frozenset({"language_model", "attention"})
     meanings: ClassVar[dict[str, Meaning]] = {
         **accompanied("dfa_head_share", Meaning("share of a latent that its strongest head has"), _RANDOM),
         **accompanied(
@@ -138,7 +137,7 @@ class AttentionHeads(Evaluation, group="eval.attention"):
         """
         text = subject.source.text
         assert text is not None
-        if text.site.name not in _SITES:
+        if not text.site.of_attention:
             raise ValueError(
                 f"eval.attention is for dictionaries of an attention layer (site=attn_z or site=attn_out), and this "
                 f"one is at {text.site}; leave attention out of eval"

@@ -48,8 +48,9 @@ _KEPT = "measured.json"
 _LEAST_PAIRS = 4
 # Candidates per pair that is wanted: some are answered wrongly.
 _CANDIDATES = 1.5
-# Tokens that a pass over a row of text takes, at least: prompts are short.
-_LEAST_TOKENS = 512
+# Tokens of a pass, and codes that it makes: prompts are short, and their codes are dense.
+_TOKENS_AT_ONCE = 1024
+_CODES_AT_ONCE = 2**25
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +149,7 @@ class Circuits(Evaluation, group="eval.circuits"):
             if posed is None:
                 failed.append(f"{name}: no answer is one token of the model")
                 continue
-            reader = Reader(text.model, _rows_at_once(text, posed), heartbeat)
+            reader = Reader(text.model, _rows_at_once(posed), heartbeat)
             right = [reader.outcomes(posed.clean) > 0, reader.outcomes(posed.patch) < 0]
             survived = (right[0] & right[1]).nonzero().squeeze(1).cpu()
             accuracy = torch.cat(right).double().mean().item()
@@ -283,7 +284,7 @@ class _OfTask:
         prompts = self.count * settings.seeds * (9 + settings.steps * len(dictionaries))
         prompts += self.count * (4 * len(settings.sizes) + 1)
         self.progress = Progress(label, prompts, "prompts")
-        self.reader = Reader(text.model, _rows_at_once(text, task.pairs), heartbeat, self.progress.advance)
+        self.reader = Reader(text.model, _rows_at_once(task.pairs, dictionaries), heartbeat, self.progress.advance)
 
     def measured(self) -> tuple[dict[str, float] | None, dict[str, Any], Graph | None]:
         """Return the task's numbers (None if the sites do not matter for it), its content, and its graph."""
@@ -382,8 +383,9 @@ def _error_share(ranked: Effects) -> float:
     return errors / max(1e-30, sum(each.abs().sum().item() for each in ranked.values()))
 
 
-def _rows_at_once(text: HeldOutText, pairs: Asked) -> int:
-    return max(1, max(text.rows_at_once * 16, _LEAST_TOKENS) // pairs.clean.tokens.shape[1])
+def _rows_at_once(pairs: Asked, dictionaries: Sequence[Placed] = ()) -> int:
+    widest = max((each.autoencoder.d_sae for each in dictionaries), default=1)
+    return max(1, min(_TOKENS_AT_ONCE, _CODES_AT_ONCE // widest) // pairs.clean.tokens.shape[1])
 
 
 def _file_name(task: str) -> str:

@@ -22,8 +22,9 @@ from fsae.seeds import generator_for
 from fsae.sources.massive import within
 from fsae.sources.source import HeldOutText
 
-# Tokens of a pass, about.
+# Tokens of a pass, and codes that it makes, which are dense.
 _TOKENS_AT_ONCE = 2048
+_CODES_AT_ONCE = 2**25
 # The orders in which latents are masked, and what the names of their numbers end with.
 _ORDERS = {"influential": "", "active": "_active", "random": "_random", "least": "_least"}
 _CONTROLS = {
@@ -34,7 +35,7 @@ _CONTROLS = {
 
 
 class _Read(NamedTuple):
-    """What the language model makes of some prompts, read once for all dictionaries.
+    """Prompts as the language model reads them, once for all dictionaries.
 
     Attributes:
         prompts: with the token that the model finds most probable after each.
@@ -108,7 +109,9 @@ class Influence(Evaluation, group="eval.influence"):
             of_one = count * (self.steps + 1 + len(_ORDERS) * len(self.shares)) + ablated
             total = self.seeds * (2 * count + len(subject.autoencoders) * of_one)
             progress = Progress("masking latents", total, "prompts")
-            reader = Reader(text.model, max(1, _TOKENS_AT_ONCE // self.length), subject.heartbeat, progress.advance)
+            widest = max(each.d_sae for each in subject.autoencoders)
+            rows_at_once = max(1, min(_TOKENS_AT_ONCE, _CODES_AT_ONCE // widest) // self.length)
+            reader = Reader(text.model, rows_at_once, subject.heartbeat, progress.advance)
             read = self._read(text, reader, tokens, keep, count)
             found = [self._of_one(Placed(text.site, each), reader, read) for each in subject.autoencoders]
             progress.close()

@@ -55,6 +55,11 @@ class Site(Ranged, group="site"):
         return f"blocks.{self.layer}.{hook}"
 
     @property
+    def of_attention(self) -> bool:
+        """Return whether the vectors are what a layer's attention computes, alone."""
+        return self.name in (SiteName.attn_z, SiteName.attn_out)
+
+    @property
     def place(self) -> tuple[int, int]:
         """The place of the site in a forward pass: sites that are reached later have a greater one."""
         return self.layer, _ORDER.index(self.name)

@@ -136,7 +136,7 @@ def rows_of(rows: tuple[Tensor, Tensor], count: int) -> tuple[Tensor, Tensor]:
 def subject(
     *runs: Examined,
     site: Site = LATE,
-    model: LinearModel | None = None,
+    model: Any = None,
     tokens: Tensor | None = None,
     keep: Tensor | None = None,
 ) -> Subject:

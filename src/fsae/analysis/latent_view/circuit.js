@@ -117,6 +117,11 @@ class Circuit {
     this.draw();
   }
 
+  button(node) {
+    const pressed = String(node.node_id === this.chosen);
+    return el("button", {"aria-pressed": pressed, onclick: () => this.choose(node.node_id)}, plain(node.clerp));
+  }
+
   table() {
     const heading = ["node", "token", "effect", "edges in", "edges out"];
     const count = (end, id) => this.graph.links.filter(edge => edge[end] === id).length;
@@ -126,7 +131,7 @@ class Circuit {
         el(
           "tr",
           {},
-          el("td", {}, el("button", {"aria-pressed": String(node.node_id === this.chosen), onclick: () => this.choose(node.node_id)}, plain(node.clerp))),
+          el("td", {}, el("div", {}, this.button(node))),
           el("td", {}, alone(this.graph.metadata.prompt_tokens[node.ctx_idx]), ` ${node.ctx_idx}`),
           el("td", {class: "number"}, signed(node.influence)),
           el("td", {class: "number"}, String(count("target", node.node_id))),
