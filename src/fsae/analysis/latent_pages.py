@@ -12,7 +12,6 @@ A page that is opened as a file may load scripts, and nothing else. So all data 
 packed arrays (`fsae.analysis.packed_arrays`).
 """
 
-import base64
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -21,8 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader
-from markupsafe import Markup
 
 from fsae.analysis.latent_page_data import (
     DEFAULT_SIZES,
@@ -34,13 +31,11 @@ from fsae.analysis.latent_page_data import (
 )
 from fsae.analysis.origin import Origin
 from fsae.analysis.packed_arrays import pack
+from fsae.analysis.page_templates import TEMPLATES, script_of
 from fsae.files import replacing
 from fsae.outputs.latent_store import LATENT_COLUMNS, LatentStore
 
 PAGE, PROMPT_PAGE = "index.html", "prompt.html"
-_FOLDER = Path(__file__).with_name("latent_view")
-
-
 # The parts of each page's script.
 _SCRIPTS = {
     PAGE: (
@@ -49,24 +44,6 @@ _SCRIPTS = {
     ),
     PROMPT_PAGE: ("text", "appearance", "prompt"),
 }
-
-
-def _file(name: str) -> Markup:
-    """Return a file of the templates' folder, to be part of a page as it is."""
-    return Markup((_FOLDER / name).read_text(encoding="utf-8"))
-
-
-def _script(page: str) -> dict[str, Markup]:
-    """Return a page's script and its digest, by which the page's policy permits it and no other one."""
-    script = "\n".join(['"use strict";', *(_file(f"{name}.js") for name in _SCRIPTS[page])])
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return {"script": Markup(script), "script_digest": Markup(digest)}
-
-
-_TEMPLATES = Environment(loader=FileSystemLoader(_FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-_TEMPLATES.globals["file"] = _file
-# The order of the columns is the order in the table.
-_TEMPLATES.policies["json.dumps_kwargs"] = {"sort_keys": False}
 _SIDES = ("first", "second")
 
 
@@ -179,11 +156,11 @@ def write_prompt_page(
         "largest": {str(latent): largest for latent, largest in prompt.largest.items()},
         "pages": latents,
     }
-    page = _TEMPLATES.get_template("prompt.html.jinja").render(
+    page = TEMPLATES.get_template("prompt.html.jinja").render(
         title=origin.title,
         provenance=[(origin.title, {**origin.facts, **(_facts(store) if store else {})})],
         content=content,
-        **_script(PROMPT_PAGE),
+        **script_of(_SCRIPTS[PROMPT_PAGE]),
     )
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / name) as unfinished:
@@ -214,7 +191,7 @@ def _write(
     meanings = {name: column.meaning for name, column in LATENT_COLUMNS.items()}
     if any(explanations_of(store) for _, store in stores):
         meanings |= EXPLANATION_COLUMNS
-    page = _TEMPLATES.get_template("index.html.jinja").render(
+    page = TEMPLATES.get_template("index.html.jinja").render(
         title=title,
         # Two dictionaries may have one name.
         provenance=[(origin.title, {**origin.facts, **_facts(store)}) for origin, store in stores],
@@ -228,7 +205,7 @@ def _write(
             "latents_per_shard": sizes.latents_per_shard,
             "data": data.name,
         },
-        **_script(PAGE),
+        **script_of(_SCRIPTS[PAGE]),
     )
     with replacing(folder / PAGE) as unfinished:
         unfinished.write_text(page, encoding="utf-8")

@@ -3,10 +3,13 @@
 from fsae.evaluation.absorption import Absorption
 from fsae.evaluation.agreement import Agreement
 from fsae.evaluation.amortisation import Amortisation
+from fsae.evaluation.attention import AttentionHeads
+from fsae.evaluation.circuits import Circuits
 from fsae.evaluation.code import Code
 from fsae.evaluation.decoder_projection import DecoderProjection
 from fsae.evaluation.evaluation import Evaluation
 from fsae.evaluation.geometry import Geometry
+from fsae.evaluation.influence import Influence
 from fsae.evaluation.latents import Latents
 from fsae.evaluation.mdl import Mdl
 from fsae.evaluation.splice import Splice
@@ -27,4 +30,7 @@ CHOICES: dict[str, type[Evaluation]] = {
     "decoder_projection": DecoderProjection,
     "amortisation": Amortisation,
     "mdl": Mdl,
+    "circuits": Circuits,
+    "influence": Influence,
+    "attention": AttentionHeads,
 }

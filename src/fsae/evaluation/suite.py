@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 # The need of evaluations that compare a population's members.
 MEMBERS = "members"
+# The need of evaluations of what attention computes.
+ATTENTION = "attention"
 # Names in `results.json` and `evaluations/<name>.json` that no evaluation's content may have.
 RESERVED = frozenset({"meanings", "notes", "evaluated", "settings", "numbers", "members"})
 PREFIXES = (MEASURED, "data/")
@@ -37,6 +39,7 @@ UNMET = {
         "the source's features are not known", "use a synthetic source, as in source=grouped_features"
     ),
     MEMBERS: ("the run trains one autoencoder", "set population.size to 2 or more"),
+    ATTENTION: ("the site is not the output of attention", "use site=attn_z or site=attn_out"),
 }  # fmt: skip
 
 

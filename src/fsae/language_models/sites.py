@@ -24,6 +24,15 @@ _BRIDGE_HOOKS = {
     SiteName.resid_post: "hook_out",
     SiteName.attn_z: "attn.o.hook_in",
 }
+# The sites of a block in the order in which a forward pass reaches them.
+_ORDER = [
+    SiteName.resid_pre,
+    SiteName.attn_z,
+    SiteName.attn_out,
+    SiteName.resid_mid,
+    SiteName.mlp_out,
+    SiteName.resid_post,
+]
 # These hooks lie before the norm that some families (Gemma 2, OLMo 2) apply after a sublayer; our sites lie after it.
 _BEFORE_NORM = {"mlp.hook_out": SiteName.mlp_out, "attn.hook_out": SiteName.attn_out}
 
@@ -44,6 +53,16 @@ class Site(Ranged, group="site"):
         """TransformerLens' name of the hook, as SAELens stores it in `hook_name`."""
         hook = "attn.hook_z" if self.name is SiteName.attn_z else f"hook_{self.name.value}"
         return f"blocks.{self.layer}.{hook}"
+
+    @property
+    def of_attention(self) -> bool:
+        """Return whether the vectors are what a layer's attention computes, alone."""
+        return self.name in (SiteName.attn_z, SiteName.attn_out)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The place of the site in a forward pass: sites that are reached later have a greater one."""
+        return self.layer, _ORDER.index(self.name)
 
     @classmethod
     def of_hook(cls, hook_name: str) -> "Site":

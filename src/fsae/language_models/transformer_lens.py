@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fsae.devices import device_of, dtype_of
+from fsae.language_models.attention import Attention
 from fsae.language_models.chat import tokenised_chat
 from fsae.language_models.forward_pass import ForwardPass
 from fsae.language_models.hub import RepoKind, local_model_folder, offline, require_repo
@@ -52,16 +53,6 @@ Replacement = tuple[Site, Callable[[Float[Tensor, "sequence position d"]], Tenso
 
 # A hook's name and a function of the activations; the name may be a filter, as TransformerLens types it.
 _Hook = tuple[str | Callable, Callable]
-
-# The sites of a block in the order in which a forward pass reaches them.
-_ORDER = [
-    SiteName.resid_pre,
-    SiteName.attn_z,
-    SiteName.attn_out,
-    SiteName.resid_mid,
-    SiteName.mlp_out,
-    SiteName.resid_post,
-]
 
 
 class _EverySiteRead(Exception):  # noqa: N818 - nothing went wrong
@@ -295,6 +286,78 @@ class TransformerLensModel:
         """
         return self._logits(tokens, self._hooks(replacements))
 
+    def differentiable_logits(
+        self, tokens: Int[Tensor, "sequence position"], *replacements: Replacement
+    ) -> Float[Tensor, "sequence position d_vocab"]:
+        """Return what `logits` returns, with a gradient to the tensors that the replacements return.
+
+        Raises:
+            ValueError: the model lacks a site.
+        """
+        hooks = self._hooks(replacements)
+        with self._one_pass, torch.enable_grad():
+            return self._bridge.run_with_hooks(tokens.to(self.device), fwd_hooks=hooks, use_cache=False)
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Run the model in float32 within the block; afterwards it has its own weights again, bit for bit.
+
+        Gradients, and the small differences that one latent makes to a logit, are lost in bfloat16's three digits.
+        """
+        tensors = [*self._bridge.parameters(), *self._bridge.buffers()]
+        shorter = [(each, each.data) for each in tensors if each.dtype in (torch.bfloat16, torch.float16)]
+        dtype = self.dtype
+        try:
+            for tensor, data in shorter:
+                tensor.data = data.float()
+            self.dtype = torch.float32 if shorter else dtype
+            yield
+        finally:
+            for tensor, data in shorter:
+                tensor.data = data
+            self.dtype = dtype
+
+    def attention(self, tokens: Int[Tensor, "sequence position"], layer: int) -> Attention:
+        """Return the attention of a layer: its patterns, and the values of each head.
+
+        Heads that share values, as in grouped-query attention, each have a copy of them.
+
+        Raises:
+            ValueError: the model lacks the layer, does not show its patterns or values, or its heads' outputs are not
+                its values weighted by its patterns.
+        """
+        site = Site(name=SiteName.attn_z, layer=layer)
+        self.check_site(site)
+        pattern_hook, value_hook = (f"blocks.{layer}.attn.hook_{name}" for name in ("pattern", "v"))
+        read: dict[str, Tensor] = {}
+
+        def keep(activations: Tensor, hook) -> None:
+            read[hook.name] = activations
+
+        def keep_values(activations: Tensor, hook) -> None:
+            read[value_hook] = activations
+
+        hooks: list[_Hook] = [(pattern_hook, keep)] * (pattern_hook in self._bridge.hook_dict)
+        hooks += [(value_hook, keep_values)] * (value_hook in self._bridge.hook_dict)
+        z = self._read(tokens.to(self.device), [site], hooks)[site]
+        missing = {pattern_hook, value_hook} - read.keys()
+        if missing:
+            raise ValueError(
+                f"model {self.name} does not show its attention at layer {layer} ({', '.join(sorted(missing))} has no "
+                "activations), so no contribution can be assigned to a head and a position; choose another model"
+            )
+        pattern = read[pattern_hook].clone()
+        heads = pattern.shape[1]
+        d_head = z.shape[2] // heads
+        values = read[value_hook].flatten(2).unflatten(2, (-1, d_head)).clone()
+        found = Attention(pattern, values.repeat_interleave(heads // values.shape[2], dim=2))
+        if _differ(found.outputs().flatten(2), z):
+            raise ValueError(
+                f"at layer {layer} of model {self.name} the heads' outputs are not the values weighted by the "
+                "attention pattern, so no contribution can be assigned to a head and a position; choose another model"
+            )
+        return found
+
     def next_logits(
         self, forward_pass: ForwardPass, cache: Any, *replacements: Replacement
     ) -> tuple[Float[Tensor, "sequence d_vocab"], Any]:
@@ -502,6 +565,8 @@ def open_language_model(settings: ModelSettings) -> TransformerLensModel:
         tokenizer = _tokenizer(tokens_from, tokens_revision, settings)
         bridge = _bridge(source, architecture, tokenizer, settings, device, dtype)
     bridge.eval()
+    # The weights are fixed: gradients reach activations alone.
+    bridge.requires_grad_(False)
     return TransformerLensModel(bridge, tokenizer, settings.name)
 
 
@@ -765,7 +830,7 @@ def _replacing(replacements: Sequence[Replacement]) -> list[_Hook]:
 
     In the order of the pass: one at resid_mid also changes the block's end, which a later one at resid_post must see.
     """
-    ordered = sorted(replacements, key=lambda each: (each[0].layer, _ORDER.index(each[0].name)))
+    ordered = sorted(replacements, key=lambda each: each[0].place)
     return [hook for site, function in ordered for hook in _replacement(site, function)]
 
 

@@ -1,0 +1,1 @@
+"""Shared parts of causal evaluations: prompts, gradients at sites, effects of latents, circuits."""
