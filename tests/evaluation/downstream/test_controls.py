@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fsae.evaluation.downstream.controls import bag_of_tokens, bag_of_words, difference_of_means, random_directions
+from fsae.evaluation.downstream.controls import bag_of_tokens, bag_of_words, random_directions
 from fsae.evaluation.downstream.text_activations import TextActivations
 from fsae.evaluation.downstream.text_codes import token_codes
 from tests.architectures import build
@@ -23,10 +23,6 @@ def test_random_directions_are_on_as_often_as_latents():
     # The control has quantiles of the densities of the latents that are alive.
     assert random.mean() == pytest.approx(own[own > 0].mean(), rel=0.1)
     assert not torch.equal(control.W_enc, random_directions(autoencoder, codes, texts, seed=4).W_enc)
-
-
-def test_difference_of_means():
-    assert difference_of_means(np.array([[1.0, 0], [3, 0], [0, 4]]), np.array([1, 1, 0])).tolist() == [2, -4]
 
 
 def test_bag_of_tokens_counts_each_text():

@@ -55,16 +55,18 @@ def test_one_class_against_the_rest():
 
 
 def settings(folder: Path, **changes: Any) -> DatasetSettings:
-    given = {"text_column": "code", "label_column": "is_bad", "held_out": 1e-9} | changes
+    given = {"text_column": "code", "label_column": "is_bad"} | changes
     return DatasetSettings(format=DatasetFormat.json, path=str(folder), **given)
 
 
 def test_files_are_read_by_their_columns(tmp_path: Path):
-    rows = [{"code": f"x = {number}", "is_bad": number % 2 == 0} for number in range(10)]
+    rows = [{"code": f"x = {number}", "is_bad": number % 2 == 0, "kind": number % 3} for number in range(10)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     found = read_labelled(settings(tmp_path), "eval.probing")
     assert (found.counts, found.classes) == ([5, 5], ["False", "True"])
     assert found.texts[3] == "x = 3"
-    assert len(read_labelled(settings(tmp_path), "eval.probing", most=4)) == 4
+    assert read_labelled(settings(tmp_path), "eval.probing", per_class=2).texts == ["x = 0", "x = 1", "x = 2", "x = 3"]
+    few = read_labelled(settings(tmp_path, label_column="kind"), "eval.probing", classes=[0, 2], per_class=1)
+    assert (few.texts, few.classes) == (["x = 0", "x = 2"], ["0", "2"])
     with pytest.raises(ValueError, match=r"no column 'label'.*set eval\.probing\.label_column"):
         read_labelled(settings(tmp_path, label_column="label"), "eval.probing")

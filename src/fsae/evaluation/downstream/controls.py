@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.evaluation.downstream.text_activations import TextActivations
@@ -41,13 +40,6 @@ def random_directions(
         vectors = vectors[torch.randperm(len(vectors), generator=generator_for(seed, "calibration"))[:_CALIBRATED_ON]]
     vectors = vectors.to(autoencoder.W_dec)
     return control_of(densities, vectors, autoencoder.d_in, count or autoencoder.d_sae, seed)
-
-
-def difference_of_means(
-    vectors: Float[np.ndarray, "rows d_in"], labels: Int[np.ndarray, " rows"]
-) -> Float[np.ndarray, " d_in"]:
-    """Return the mean vector of class 1 minus that of class 0; a product with it is the score of class 1."""
-    return vectors[labels == 1].mean(0) - vectors[labels == 0].mean(0)
 
 
 def bag_of_tokens(activations: TextActivations) -> "csr_array":

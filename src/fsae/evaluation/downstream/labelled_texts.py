@@ -1,14 +1,14 @@
 """Labelled texts: the data of a probe, from packages, files or the hub."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from fsae.sources.documents import DatasetSettings, open_documents
+from fsae.sources.documents import DatasetSettings, Document, open_documents
 from fsae.sources.shard import Part
 
 
@@ -103,23 +103,41 @@ def labelled(name: str, pairs: Iterable[tuple[str, Any]]) -> LabelledTexts:
     return LabelledTexts(name, texts, np.array([number[each] for each in labels]), [str(each) for each in classes])
 
 
-def read_labelled(settings: DatasetSettings, key: str, most: int | None = None) -> LabelledTexts:
-    """Return the labelled texts of a data set of files or of the hub, all of them as one.
+def read_labelled(
+    settings: DatasetSettings, key: str, classes: Sequence[Any] | None = None, per_class: int | None = None
+) -> LabelledTexts:
+    """Return the labelled texts of a data set of files or of the hub, of both its parts.
 
     Args:
-        settings: the data set; `text_column` and `label_column` name its columns. With a tiny `held_out` all
-            documents are in the part that is read.
+        settings: the data set; `text_column` and `label_column` name its columns.
         key: the group of settings that messages name, such as "eval.probing".
-        most: documents that are read at most; None for all.
+        classes: the labels that are kept; None for all.
+        per_class: texts of each label that are kept, the first ones; None for all. If `classes` are given, nothing
+            more is read as soon as each has so many.
 
     Raises:
         ValueError: the data set cannot be read or has no such columns; there is no text, or all labels are equal.
     """
     assert settings.label_column is not None
+    # A run's data set is split, and an evaluation's own one is not. Hardly any document is in so small a part.
+    whole = replace(settings, held_out=1e-15)
     try:
-        documents = open_documents(settings, Part.train)
-        pairs = [(str(each.content), each.label) for each in islice(documents, most)]
+        kept = list(_kept(open_documents(whole, Part.train), classes, per_class))
     except ValueError as error:
         # The data set is the evaluation's own; it is not the one that `dataset` names.
         raise ValueError(str(error).replace("dataset.", f"{key}.")) from error
-    return labelled(settings.name, pairs)
+    return labelled(settings.name, kept)
+
+
+def _kept(
+    documents: Iterable[Document], classes: Sequence[Any] | None, per_class: int | None
+) -> Iterator[tuple[str, Any]]:
+    counts: Counter[Any] = Counter()
+    for each in documents:
+        if classes is not None and each.label not in classes:
+            continue
+        counts[each.label] += 1
+        if per_class is None or counts[each.label] <= per_class:
+            yield str(each.content), each.label
+        if classes is not None and per_class is not None and all(counts[label] >= per_class for label in classes):
+            return

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -61,6 +62,15 @@ class Probe:
     def accuracy(self, columns: "Columns", labels: Int[np.ndarray, " rows"]) -> float:
         """Return the share of rows whose class is predicted right."""
         return float(((self.scores(columns) > 0) == (labels == 1)).mean())
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Let products of matrices take one core, for many small probes: several cores would wait for each other."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 def auc(scores: Float[np.ndarray, " rows"], labels: Int[np.ndarray, " rows"]) -> float:
