@@ -6,6 +6,7 @@ from fsae.evaluation.code import Code
 from fsae.evaluation.evaluation import Evaluation
 from fsae.evaluation.geometry import Geometry
 from fsae.evaluation.latents import Latents
+from fsae.evaluation.ood import Ood
 from fsae.evaluation.probing import Probing
 from fsae.evaluation.splice import Splice
 from fsae.evaluation.truth import Truth
@@ -21,4 +22,5 @@ CHOICES: dict[str, type[Evaluation]] = {
     "absorption": Absorption,
     "code": Code,
     "probing": Probing,
+    "ood": Ood,
 }

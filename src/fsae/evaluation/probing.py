@@ -24,7 +24,6 @@ from fsae.evaluation.subject import Subject
 from fsae.outputs.results import Better, Meaning, Shown, accompanied
 from fsae.progress import Progress, working
 from fsae.ranges import COUNT, INNER_SHARE, SEED, between
-from fsae.seeds import seed_of
 from fsae.sources.documents import DatasetFormat, DatasetSettings
 
 if TYPE_CHECKING:
@@ -214,10 +213,8 @@ class Probing(Evaluation, group="eval.probing"):
         return found
 
     def _sets(self) -> Iterator[LabelledTexts]:
-        """Yield the data sets, each with as many texts of every class and no text twice."""
-        for each in self._found():
-            of_class = (self.train + self.test + 1) // 2
-            yield each.distinct().balanced(of_class * len(each.classes), seed_of(self.seed, each.name) % 2**32)
+        """Return the data sets, each with as many texts of every class and no text twice."""
+        return (each.sample(self.train + self.test, self.seed) for each in self._found())
 
     def _found(self) -> Iterator[LabelledTexts]:
         if self.data is ProbingData.packaged:

@@ -27,8 +27,8 @@ def test_random_directions_are_on_as_often_as_latents():
 
 def test_bag_of_tokens_counts_each_text():
     texts = some_texts(5)
-    assert bag_of_tokens(texts).toarray().tolist() == [[1, 1, 0], [1, 1, 1]]
+    assert bag_of_tokens(texts).tolist() == [[1, 1, 0], [1, 1, 1]]
 
 
 def test_bag_of_words_has_marks_and_letters():
-    assert bag_of_words(["A b!", "b b"]).toarray().tolist() == [[1, 1, 1], [0, 0, 2]]
+    assert bag_of_words(["A b!", "b b"]).tolist() == [[1, 1, 1], [0, 0, 2]]

@@ -48,10 +48,11 @@ def test_classes_are_balanced_at_random():
     assert many.balanced(12, seed=2).texts != found.texts
 
 
-def test_one_class_against_the_rest():
-    three = LabelledTexts("x", list("abc"), np.array([0, 2, 1]), ("r", "s", "t"))
-    found = three.one_against_rest(2)
-    assert (found.name, found.labels.tolist(), found.classes) == ("x: t", [0, 1, 0], ("not t", "t"))
+def test_a_sample_has_distinct_texts_of_each_class():
+    found = texts([0, 0, 0, 1, 1, 1], ["a", "a", "b", "c", "d", "b"]).sample(3, seed=0)
+    assert sorted(found.texts) == ["a", "c"] or sorted(found.texts) == ["a", "d"]
+    three = LabelledTexts("x", list("abcdef"), np.array([0, 1, 2] * 2), ("r", "s", "t"))
+    assert three.sample(4, seed=0).counts == [2, 2, 2]
 
 
 def settings(folder: Path, **changes: Any) -> DatasetSettings:

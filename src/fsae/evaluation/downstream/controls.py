@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.evaluation.downstream.text_activations import TextActivations
@@ -42,29 +43,26 @@ def random_directions(
     return control_of(densities, vectors, autoencoder.d_in, count or autoencoder.d_sae, seed)
 
 
-def bag_of_tokens(activations: TextActivations) -> "csr_array":
-    """Return how many times each token is among those that were read of a text, (texts, distinct tokens).
+def bag_of_tokens(activations: TextActivations) -> Float[np.ndarray, "texts tokens"]:
+    """Return how many times each token is among those that were read of a text.
 
     With `Positions.last` this is the identity of the last token as a one-hot vector.
     """
-    from scipy.sparse import csr_array
-
-    _, columns = np.unique(activations.ids.numpy(), return_inverse=True)
-    entries = np.ones(len(columns), dtype=np.float32)
-    shape = (len(activations), int(columns.max(initial=-1)) + 1)
-    return csr_array((entries, (activations.texts.numpy(), columns)), shape=shape)
+    distinct, columns = np.unique(activations.ids.numpy(), return_inverse=True)
+    counts = np.zeros((len(activations), len(distinct)))
+    np.add.at(counts, (activations.texts.numpy(), columns), 1)
+    return counts
 
 
-def bag_of_words(texts: Sequence[str], most: int = 5000) -> "csr_array":
-    """Return how many times each word is in a text, (texts, words); no language model is needed.
+def bag_of_words(texts: Sequence[str], most: int = 2000) -> Float[np.ndarray, "texts words"]:
+    """Return how many times each word is in a text; no language model is needed.
 
     Args:
         texts: the texts.
         most: words at most; the most frequent ones.
     """
-    from scipy.sparse import csr_array
     from sklearn.feature_extraction.text import CountVectorizer
 
     # Names and code have words of one letter, and a text may have no letter at all.
-    counter = CountVectorizer(token_pattern=r"\w+|[^\w\s]", max_features=most)
-    return csr_array(counter.fit_transform(texts), dtype=np.float32)
+    counts = CountVectorizer(token_pattern=r"\w+|[^\w\s]", max_features=most).fit_transform(texts)
+    return np.asarray(counts.toarray(), dtype=np.float64)

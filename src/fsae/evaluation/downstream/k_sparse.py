@@ -69,24 +69,31 @@ class KSparse:
             return auc(probe.scores(columns), labels)
         return probe.accuracy(columns, labels)
 
-    def of_latents(self, columns: "Columns", labels: Int[np.ndarray, " rows"], split: Split) -> list[float]:
-        """Return the score for each k.
+    def probes(self, columns: "Columns", labels: Int[np.ndarray, " rows"]) -> list[tuple[Int[np.ndarray, " k"], Probe]]:
+        """Return for each k the columns that are read and the probe of them.
 
-        Columns are chosen and probes are fitted on the training rows only. If there are fewer than k columns, the
-        probe reads all of them.
+        If there are fewer than k columns, the probe reads all of them.
+
+        Args:
+            columns: (rows, columns) of the training rows.
+            labels: of the training rows.
+        """
+        order = self.chosen(columns, labels, max(self.counts))
+        dense = _dense(columns[:, order])
+        return [(order[:k], self.fitted(dense[:, :k], labels)) for k in self.counts]
+
+    def of_latents(self, columns: "Columns", labels: Int[np.ndarray, " rows"], split: Split) -> list[float]:
+        """Return the score for each k; columns are chosen and probes are fitted on the training rows only.
 
         Args:
             columns: (rows, columns).
             labels: of the rows.
             split: of the rows.
         """
-        train = columns[split.train]
-        order = self.chosen(train, split.labels, max(self.counts))
-        fitted_on, tested_on = _dense(train[:, order]), _dense(columns[split.test][:, order])
-        probes = (self.fitted(fitted_on[:, :k], split.labels) for k in self.counts)
+        tested = columns[split.test]
         return [
-            self.score(probe, tested_on[:, :k], labels[split.test])
-            for k, probe in zip(self.counts, probes, strict=True)
+            self.score(probe, _dense(tested[:, chosen]), labels[split.test])
+            for chosen, probe in self.probes(columns[split.train], split.labels)
         ]
 
     def of_all(
@@ -109,9 +116,9 @@ def difference_probe(vectors: Float[np.ndarray, "rows d_in"], labels: Int[np.nda
     return Probe(weights, bias, 1.0, auc(vectors @ weights, labels))
 
 
-# A probe of all dimensions at the site, and one of tokens or words, which are many more than the rows.
+# A probe of all dimensions at the site, and one of tokens or words.
 residual_probe = partial(best_probe, fit=Fit.l2)
-words_probe = partial(fit_probe, fit=Fit.l2_lbfgs)
+words_probe = partial(fit_probe, fit=Fit.l2)
 
 
 def _dense(columns: "Columns") -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from fsae.seeds import seed_of
 from fsae.sources.documents import DatasetSettings, Document, open_documents
 from fsae.sources.shard import Part
 
@@ -57,12 +58,14 @@ class LabelledTexts:
         ]
         return self.of(np.sort(np.concatenate(rows)))
 
-    def one_against_rest(self, label: int) -> "LabelledTexts":
-        """Return the same texts with two classes: one of them, and all others."""
-        name = self.classes[label]
-        return LabelledTexts(
-            f"{self.name}: {name}", self.texts, (self.labels == label).astype(np.int64), (f"not {name}", name)
-        )
+    def sample(self, count: int, seed: int) -> "LabelledTexts":
+        """Return at least `count` texts of two classes, no text twice and as many of each class, if there are so many.
+
+        A data set of more classes has as many texts of each. Evaluations with equal seeds get the same texts, whose
+        activations are then read once.
+        """
+        of_class = (count + 1) // 2
+        return self.distinct().balanced(of_class * len(self.classes), seed_of(seed, self.name) % 2**32)
 
     @property
     def counts(self) -> list[int]:

@@ -53,13 +53,13 @@ def split(labels: Int[np.ndarray, " rows"], train: int, test: int, seed: int, sh
     there = min(len(rows) / own for rows, own in zip(classes, shares, strict=True))
     scale = min(1.0, there / (train + test))
     parts: list[list[np.ndarray]] = [[], []]
-    for label, (rows, own) in enumerate(zip(classes, shares, strict=True)):
+    for rows, own in zip(classes, shares, strict=True):
         counts = [int(own * scale * size + 0.5) for size in (train, test)]
         counts[1] = min(counts[1], len(rows) - counts[0])
         if min(counts) < 1:
             raise ValueError(
-                f"class {label} has {len(rows)} rows, too few for {train} training and {test} test rows of which "
-                f"{own:.0%} are of it"
+                f"the classes have {len(classes[0])} and {len(classes[1])} rows, too few for {train} training "
+                f"and {test} test rows with a share of {share:g} of the second class"
             )
         parts[0].append(rows[: counts[0]])
         parts[1].append(rows[counts[0] : sum(counts)])
