@@ -31,15 +31,14 @@ if TYPE_CHECKING:
 
 # The numbers of latents of a probe; the best latent by itself is a row of its own.
 COUNTS = (5, 20)
-_LATENT = "latent"
-_ROWS = {_LATENT: "the best latent", **{f"k{k}": f"{k} latents" for k in COUNTS}}
+_ROWS = ("latent", *(f"k{k}" for k in COUNTS))
 _OF_K = {"random": "random directions", "neurons": "dimensions at the site"}
 _OF_ALL = {
     "residual": "all dimensions at the site",
     "difference": "the difference of means",
     "words": "a bag of words",
 }
-_FAMILIES = {"shifted": "shifted texts", "answerable": "answerability"}
+_FAMILIES = ("shifted", "answerable")
 # What is averaged over the domains.
 _PLACES = {"": "other domains", "_in": "the probe's own domain", "_worst": "the worst other domain"}
 
@@ -65,11 +64,11 @@ _Scorer = Callable[["Columns"], np.ndarray]
 
 def _meanings() -> dict[str, Meaning]:
     found: dict[str, Meaning] = {}
-    for family, question in _FAMILIES.items():
+    for family in _FAMILIES:
         for place, where in _PLACES.items():
-            for row, subject in _ROWS.items():
+            for row in _ROWS:
                 shown = Shown.table if (place, row) == ("", "k20") else Shown.files
-                meaning = Meaning(f"{question}: area under ROC in {where}, {subject}", better=Better.more, shown=shown)
+                meaning = Meaning(f"area under ROC in {where}", better=Better.more, shown=shown)
                 controls = _OF_K | (_OF_ALL if row == "k20" else {})
                 found |= accompanied(f"ood_{family}{place}_{row}", meaning, controls)
     return found
@@ -95,7 +94,7 @@ class Ood(Evaluation, group="eval.ood"):
         domains: domains of answerability; empty for all four.
         train, test: rows of a domain; a shifted version has 300.
         fit: regularisation and solver of probes on latents.
-        tokens: tokens of a text that are read, the last ones.
+        text_tokens: tokens of a text that are read, the last ones.
         repeats: splits into training and test rows; the noise is over them.
         seed: of the templates, the rows, the splits and the control.
     """
@@ -105,7 +104,7 @@ class Ood(Evaluation, group="eval.ood"):
     train: int = field(default=256, metadata=between(least=4, most=10**9))
     test: int = field(default=200, metadata=between(least=2, most=10**9))
     fit: Fit = Fit.l1
-    tokens: int = field(default=64, metadata=COUNT)
+    text_tokens: int = field(default=64, metadata=COUNT)
     repeats: int = field(default=3, metadata=between(least=1, most=1000))
     seed: int = field(default=0, metadata=SEED)
 
@@ -130,7 +129,7 @@ class Ood(Evaluation, group="eval.ood"):
         text = subject.source.text
         assert text is not None
         families = [*self._shifted(), self._answerable()]
-        reading = Reading(positions=Positions.last, tokens=self.tokens, from_end=True)
+        reading = Reading(positions=Positions.last, tokens=self.text_tokens, from_end=True)
         read = [
             [text_activations(text, each.texts, reading, f"reading {each.name}", subject.heartbeat) for each in own]
             for own in (family.domains for family in families)

@@ -107,7 +107,7 @@ class Probing(Evaluation, group="eval.probing"):
         imbalanced: shares of class 1 that are measured in addition.
         mislabelled: shares of wrong labels among training rows that are measured in addition.
         fit: regularisation and solver of protocol=sae_probes.
-        tokens: tokens of a text that are read: the last ones for protocol=sae_probes, otherwise the first ones.
+        text_tokens: tokens of a text that are read: the last ones for protocol=sae_probes, otherwise the first ones.
         repeats: splits into training and test rows; the noise is over them.
         seed: of the rows, the splits and the control.
     """
@@ -125,7 +125,7 @@ class Probing(Evaluation, group="eval.probing"):
     imbalanced: list[float] = field(default_factory=list, metadata=INNER_SHARE)
     mislabelled: list[float] = field(default_factory=list, metadata=between(least=0, below=0.5, meaning="a share"))
     fit: Fit = Fit.l1
-    tokens: int = field(default=64, metadata=COUNT)
+    text_tokens: int = field(default=64, metadata=COUNT)
     repeats: int = field(default=3, metadata=between(least=1, most=1000))
     seed: int = field(default=0, metadata=SEED)
 
@@ -174,7 +174,7 @@ class Probing(Evaluation, group="eval.probing"):
         except ValueError as error:
             raise ValueError(f"{error}; leave it out of eval.probing.sets") from error
         last = self.protocol is Protocol.sae_probes
-        reading = Reading(positions=Positions.last if last else Positions.all, tokens=self.tokens, from_end=last)
+        reading = Reading(positions=Positions.last if last else Positions.all, tokens=self.text_tokens, from_end=last)
         read = [text_activations(text, each.texts, reading, f"reading {each.name}", subject.heartbeat) for each in sets]
         with working("setting thresholds of random directions"):
             pairs = self._with_controls(subject, joined(read))
