@@ -29,14 +29,15 @@ from fsae.sources.documents import DatasetFormat, DatasetSettings
 if TYPE_CHECKING:
     from fsae.evaluation.downstream.probe import Columns
 
-# Data sets of sae-probes that are measured by default: short texts, and questions of many kinds.
+# Data sets of sae-probes that are measured by default: short texts and questions of many kinds, most of which a small
+# language model answers better than chance at an early layer.
 CHOSEN = (
     "5_hist_fig_ismale", "6_hist_fig_isamerican", "7_hist_fig_ispolitician", "21_headline_istrump",
-    "26_headline_isfrontpage", "36_sciq_tf", "54_cs_tf", "65_high-school", "73_control-group", "87_glue_cola",
-    "92_glue_sst2", "96_spam_is", "105_click_bait", "106_hate_hate", "110_aimade_humangpt3",
-    "114_nyc_borough_Manhattan", "122_us_timezone_Los_Angeles", "124_world_country_United_States",
-    "126_art_type_book", "133_context_type_Causality", "139_news_class_Politics", "149_twt_emotion_happiness",
-    "156_athlete_sport_baseball", "159_code_Python",
+    "23_headline_ischina", "26_headline_isfrontpage", "65_high-school", "70_prime-factors", "73_control-group",
+    "92_glue_sst2", "96_spam_is", "105_click_bait", "110_aimade_humangpt3", "122_us_timezone_Los_Angeles",
+    "124_world_country_United_States", "125_world_country_Italy", "126_art_type_book", "128_art_type_movie",
+    "133_context_type_Causality", "134_context_type_Belief_states", "139_news_class_Politics",
+    "149_twt_emotion_happiness", "156_athlete_sport_baseball", "159_code_Python",
 )  # fmt: skip
 # The values of k that have numbers of their own, and the one that stands for all in other settings.
 NAMED = (1, 2, 5, 16, 128)

@@ -56,7 +56,7 @@ def test_a_sample_has_distinct_texts_of_each_class():
 
 
 def settings(folder: Path, **changes: Any) -> DatasetSettings:
-    given = {"text_column": "code", "label_column": "is_bad"} | changes
+    given: dict[str, Any] = {"text_column": "code", "label_column": "is_bad"} | changes
     return DatasetSettings(format=DatasetFormat.json, path=str(folder), **given)
 
 
