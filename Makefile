@@ -34,12 +34,19 @@ test: setup  ## the test suite
 PEERS := .venv-peers .venv-sae-bench .venv-dictionary-learning .venv-sparsify .venv-sae-dashboard
 
 .venv-peers/.installed: tests/peers/requirements.txt
-.venv-sae-bench/.installed: tests/peers/sae_bench.txt
 .venv-dictionary-learning/.installed: benchmarks/peers/dictionary_learning.txt
 .venv-sparsify/.installed: benchmarks/peers/sparsify.txt
 .venv-sae-dashboard/.installed: benchmarks/peers/sae_dashboard.txt
 
-$(PEERS:=/.installed):
+# Of SAEBench only the probes are run, and they need none of its own requirements, among which is a torchvision.
+.venv-sae-bench/.installed: tests/peers/sae_bench.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet -c $< torch
+	$(@D)/bin/python -m pip install --quiet -r $<
+	$(@D)/bin/python -m pip install --quiet --no-deps sae-bench==0.6.0
+	@touch $@
+
+$(patsubst %,%/.installed,$(filter-out .venv-sae-bench,$(PEERS))):
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet -c $< torch
 	$(@D)/bin/python -m pip install --quiet -r $<

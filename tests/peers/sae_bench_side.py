@@ -27,7 +27,7 @@ def probes(inputs: str, out: str) -> None:
 
     data = load_file(inputs)
     train, labels, test, test_labels = (data[name] for name in ("train", "train_labels", "test", "test_labels"))
-    scaled = mean_act_normalization(train.double())
+    scaled = mean_act_normalization(train)
     found: dict[str, Any] = {
         "normalised": (scaled[labels == 1].mean(0) - scaled[labels == 0].mean(0)).tolist(),
         "order": get_sorted_indices(train, labels.numpy(), mean_act_normalization).tolist(),

@@ -26,7 +26,7 @@ def some_codes(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     labels = generator.permutation(np.arange(rows) % 2)
     codes = np.maximum(generator.normal(size=(rows, 80)) - 0.5, 0)
     codes[:, :12] += (generator.random((rows, 12)) < 0.3) * labels[:, None] * generator.random((rows, 12))
-    return (codes * np.logspace(-1, 1, 80)).astype(np.float32), labels
+    return codes * np.logspace(-1, 1, 80), labels
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +41,13 @@ def compared(sae_bench, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[
 
 def test_latents_come_in_the_order_of_sae_probes(compared):
     given, found = compared
-    scores = normalised_mean_differences(given["train"].astype(np.float64), given["train_labels"])
+    scores = normalised_mean_differences(given["train"], given["train_labels"])
     assert largest(scores, 20).tolist() == found["order"][:20]
 
 
 def test_a_latents_size_is_that_of_sae_probes(compared):
     given, found = compared
-    train, labels = given["train"].astype(np.float64), given["train_labels"]
+    train, labels = given["train"], given["train_labels"]
     np.testing.assert_allclose(normalised_mean_differences(train, labels), found["normalised"], atol=1e-6)
 
 
