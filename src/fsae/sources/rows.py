@@ -1,5 +1,6 @@
-"""Rows of local files: text, JSON and Parquet, read one by one, from a position that can be saved."""
+"""Rows of local files: text, JSON, Parquet and CSV, read one by one, from a position that can be saved."""
 
+import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -79,6 +80,19 @@ def parquet_columns(file: str) -> list[str]:
     """
     with _naming(file, "parquet"), closing(_parquet(file)) as parquet:
         return parquet.schema_arrow.names
+
+
+def csv_rows(file: Path) -> Iterator[dict[str, str]]:
+    """Yield the rows of a CSV file, which may be compressed; its ending determines how.
+
+    Raises:
+        ValueError: the file is damaged, or no CSV file.
+    """
+    import pyarrow
+
+    with _naming(str(file), "csv"), pyarrow.input_stream(str(file), compression="detect") as stream:
+        text = io.TextIOWrapper(io.BytesIO(stream.read()), encoding="utf-8", newline="")
+        yield from csv.DictReader(text)
 
 
 @contextmanager

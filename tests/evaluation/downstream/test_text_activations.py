@@ -4,7 +4,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from fsae.evaluation.downstream.text_activations import Positions, Reading, TextActivations, text_activations
+from fsae.evaluation.downstream.text_activations import Positions, Reading, TextActivations, joined, text_activations
 from tests.evaluation.downstream.texts import BOS, D_IN, Text
 
 TEXTS = ["abc", "a longer text", "zz", "abc"]
@@ -105,3 +105,11 @@ def test_massive_activations_are_left_out():
 def test_a_text_without_a_token_is_named():
     with pytest.raises(ValueError, match="text 1 of 2 has no token"):
         read(Text(), ["abc", ""])
+
+
+def test_readings_are_joined():
+    text = Text()
+    found = joined([read(text, TEXTS[:2]), read(text, TEXTS[2:])])
+    expected = read(text)
+    for name in ("vectors", "ids", "places", "starts"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))

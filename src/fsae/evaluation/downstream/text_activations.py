@@ -90,6 +90,17 @@ class TextActivations:
         return replace(self, vectors=self.vectors[kept], ids=self.ids[kept], places=self.places[kept], starts=starts)
 
 
+def joined(parts: Sequence[TextActivations]) -> TextActivations:
+    """Return the texts of several readings as one."""
+    counts = torch.cat([part.starts.diff() for part in parts])
+    return TextActivations(
+        torch.cat([part.vectors for part in parts]),
+        torch.cat([part.ids for part in parts]),
+        torch.cat([part.places for part in parts]),
+        torch.cat([torch.zeros(1, dtype=counts.dtype), counts.cumsum(0)]),
+    )
+
+
 def text_activations(
     text: HeldOutText,
     texts: Sequence[str],

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.evaluation.downstream.text_activations import TextActivations
@@ -86,3 +87,11 @@ def pooled(codes: "csr_array", activations: TextActivations, pooling: Pooling) -
     greatest = np.maximum.reduceat(entries.data[order], begins) if len(distinct) else entries.data[:0]
     place = distinct // latents, distinct % latents
     return csr_array((np.maximum(greatest, 0), place), shape=(len(activations), latents))
+
+
+def mean_vectors(activations: TextActivations) -> Float[np.ndarray, "texts d_in"]:
+    """Return the mean activation of every text's tokens; a text without a token has zeros."""
+    counts = activations.starts.diff()
+    sums = torch.zeros(len(activations), activations.vectors.shape[1])
+    sums.index_add_(0, activations.texts, activations.vectors.float())
+    return (sums / counts.clamp(min=1).unsqueeze(1)).numpy()
