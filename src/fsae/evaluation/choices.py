@@ -6,6 +6,7 @@ from fsae.evaluation.code import Code
 from fsae.evaluation.evaluation import Evaluation
 from fsae.evaluation.geometry import Geometry
 from fsae.evaluation.latents import Latents
+from fsae.evaluation.ravel import Ravel
 from fsae.evaluation.splice import Splice
 from fsae.evaluation.truth import Truth
 from fsae.evaluation.vectors import Vectors
@@ -19,4 +20,5 @@ CHOICES: dict[str, type[Evaluation]] = {
     "latents": Latents,
     "absorption": Absorption,
     "code": Code,
+    "ravel": Ravel,
 }

@@ -294,6 +294,18 @@ class TransformerLensModel:
         """
         return self._logits(tokens, self._hooks(replacements))
 
+    def differentiable_logits(
+        self, tokens: Int[Tensor, "sequence position"], *replacements: Replacement
+    ) -> Float[Tensor, "sequence position d_vocab"]:
+        """Return what `logits` returns, with a gradient to the tensors that the replacements return.
+
+        Raises:
+            ValueError: the model lacks a site.
+        """
+        hooks = self._hooks(replacements)
+        with self._one_pass, torch.enable_grad():
+            return self._bridge.run_with_hooks(tokens.to(self.device), fwd_hooks=hooks, use_cache=False)
+
     def next_logits(
         self, forward_pass: ForwardPass, cache: Any, *replacements: Replacement
     ) -> tuple[Float[Tensor, "sequence d_vocab"], Any]:
@@ -501,6 +513,8 @@ def open_language_model(settings: ModelSettings) -> TransformerLensModel:
         tokenizer = _tokenizer(tokens_from, tokens_revision, settings)
         bridge = _bridge(source, architecture, tokenizer, settings, device, dtype)
     bridge.eval()
+    # The weights are fixed: gradients reach activations alone.
+    bridge.requires_grad_(False)
     return TransformerLensModel(bridge, tokenizer, settings.name)
 
 
