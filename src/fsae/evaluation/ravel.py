@@ -276,9 +276,8 @@ class Ravel(Evaluation, group="eval.ravel"):
             mask = learned_mask(text, chosen, held, task.train, schedule, beat)
             gates = mask.to(held.rows)
             swaps = held.swap(gates), held.swap(gates, keeps_error=True), held.swap(torch.zeros_like(gates))
-            found.append(
-                _Scores(*(self._score(text, chosen, task, swap, subject.heartbeat) for swap in swaps), int(mask.sum()))
-            )
+            scores = [self._score(text, chosen, task, swap, subject.heartbeat) for swap in swaps]
+            found.append(_Scores(*scores, latents=int(mask.sum())))
         return found
 
     def _controlled(
