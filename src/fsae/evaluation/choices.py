@@ -14,6 +14,7 @@ from fsae.evaluation.latents import Latents
 from fsae.evaluation.mdl import Mdl
 from fsae.evaluation.ood import Ood
 from fsae.evaluation.probing import Probing
+from fsae.evaluation.ravel import Ravel
 from fsae.evaluation.splice import Splice
 from fsae.evaluation.stability import Stability
 from fsae.evaluation.truth import Truth
@@ -37,4 +38,5 @@ CHOICES: dict[str, type[Evaluation]] = {
     "attention": AttentionHeads,
     "probing": Probing,
     "ood": Ood,
+    "ravel": Ravel,
 }

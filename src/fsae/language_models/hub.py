@@ -117,6 +117,25 @@ def resolved_revision(repo: str, *, revision: str | None, kind: RepoKind) -> str
     return config_json.parent.name
 
 
+def dataset_file(repo: str, filename: str, *, revision: str | None, setting: str) -> Path:
+    """Return a file of a hub data set, downloaded unless the cache has it.
+
+    Args:
+        setting: the setting that names the repository.
+
+    Raises:
+        ValueError: as `require_repo`, or the data set has no such file.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    require_repo(repo, revision=revision, kind=RepoKind.dataset, setting=setting)
+    try:
+        return Path(hf_hub_download(repo, filename, repo_type=RepoKind.dataset.value, revision=revision))
+    except EntryNotFoundError:
+        raise ValueError(f"{setting}: the data set {repo} has no file {filename}; name another data set") from None
+
+
 def is_offline() -> bool:
     """Return whether Hugging Face's libraries are set not to use the network."""
     from huggingface_hub import constants

@@ -1,0 +1,218 @@
+"""Interchange of latents: one entity's codes put in the place of another's, through a binary mask that is learned."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.evaluation.downstream.entity_prompts import KnownPrompts, at_places, rows_of, with_places
+from fsae.sources.source import HeldOutText
+
+# Vectors that are encoded at once.
+_AT_ONCE = 2048
+# The temperature of the mask's gates at the first and at the last step.
+_TEMPERATURES = (1.0, 1e-4)
+
+# What is put at the entity, for the numbers of base prompts and of source prompts.
+Swap = Callable[[Int[Tensor, " pair"], Int[Tensor, " pair"]], Float[Tensor, "pair d_in"]]
+
+
+class Pair(NamedTuple):
+    """A base prompt, and a source prompt about another entity.
+
+    Attributes:
+        base, source: numbers of known prompts.
+        target: the token that is right after the interchange.
+    """
+
+    base: int
+    source: int
+    target: int
+
+
+class Pairs(NamedTuple):
+    """Pairs of one attribute.
+
+    Attributes:
+        cause: the base asks for the attribute, and the source's value is right.
+        isolation: the base asks for another attribute, and its own value is right.
+    """
+
+    cause: list[Pair]
+    isolation: list[Pair]
+
+
+class Schedule(NamedTuple):
+    """The steps in which a mask is learned.
+
+    Attributes:
+        steps: their number.
+        pairs: of each step, half of them of each kind.
+        lr: Adam's learning rate.
+    """
+
+    steps: int
+    pairs: int
+    lr: float
+
+
+class Held:
+    """The codes of a dictionary on the entities of known prompts.
+
+    Latents that are on at no entity are left out: an interchange of them changes nothing.
+
+    Args:
+        autoencoder: in evaluation mode and in raw units.
+        vectors: at the entities of the known prompts.
+
+    Attributes:
+        densities: (d_sae,) share of the prompts on which each latent is on.
+        codes: (prompts, latents) of the latents that are on at some entity.
+        rows: their rows of the decoder.
+        decoded: (prompts, d_in) reconstructions.
+        vectors: (prompts, d_in) the activations themselves.
+    """
+
+    @torch.no_grad()
+    def __init__(self, autoencoder: Autoencoder, vectors: Float[Tensor, "prompts d_in"]):
+        assert not autoencoder.training
+        dtype, device = autoencoder.W_dec.dtype, autoencoder.W_dec.device
+        self.vectors = vectors.to(device, dtype)
+        encoded = [autoencoder.encode(some, sparse=True).codes for some in self.vectors.split(_AT_ONCE)]
+        self.decoded = torch.cat([autoencoder.decode(each) for each in encoded])
+        on = torch.stack([(each.dense() != 0).sum(0) for each in encoded]).sum(0)
+        self.densities: Float[np.ndarray, " d_sae"] = (on / len(vectors)).cpu().numpy()
+        alive = on.nonzero().squeeze(1)
+        self.codes = torch.cat([each.of_latents(alive) for each in encoded])
+        self.rows = autoencoder.W_dec.detach()[alive]
+
+    def swap(self, gates: Float[Tensor, " latents"], keeps_error: bool = False) -> Swap:
+        """Return the interchange (1 - gate) * base's code + gate * source's code, decoded.
+
+        Args:
+            gates: of the latents of `codes`.
+            keeps_error: whether the part of the base's activation that the dictionary does not hold is added.
+        """
+        # Decoders are affine, so the change of the codes is decoded alone.
+        begin = self.vectors if keeps_error else self.decoded
+
+        def swapped(base: Tensor, source: Tensor) -> Tensor:
+            return begin[base] + ((self.codes[source] - self.codes[base]) * gates) @ self.rows
+
+        return swapped
+
+
+def pairs_of(
+    known: KnownPrompts,
+    entities: set[str],
+    attribute: str,
+    count: int,
+    draw: random.Random,
+) -> Pairs:
+    """Return pairs of an attribute, as many of each kind as asked for, both of whose entities are among `entities`.
+
+    A source prompt asks for the attribute. In a cause pair the first tokens of the two values of the attribute differ,
+    in an isolation pair those of the attribute that the base asks for: no pair can be right by accident. There are none
+    of a kind if no two entities differ.
+    """
+    prompts = known.prompts
+    inside = [number for number, each in enumerate(prompts) if each.entity in entities]
+    first = {(each.entity, each.attribute): each.answer[0] for each in prompts}
+    sources = [number for number in inside if prompts[number].attribute == attribute]
+    others = sorted({prompts[number].attribute for number in inside} - {attribute})
+    of_others = {name: [number for number in inside if prompts[number].attribute == name] for name in others}
+
+    def differing(base: int) -> list[int]:
+        asked, own = prompts[base].attribute, prompts[base].answer[0]
+        return [each for each in sources if first.get((prompts[each].entity, asked), own) != own]
+
+    def some(bases: Sequence[int], count: int, of_source: bool) -> list[Pair]:
+        candidates = {base: found for base in bases if (found := differing(base))}
+        found = []
+        for base in draw.choices(list(candidates), k=count) if candidates else ():
+            source = draw.choice(candidates[base])
+            found.append(Pair(base, source, prompts[source if of_source else base].answer[0]))
+        return found
+
+    isolation = [
+        pair
+        for number, name in enumerate(others)
+        for pair in some(of_others[name], count // len(others) + (number < count % len(others)), of_source=False)
+    ]
+    draw.shuffle(isolation)
+    return Pairs(some(sources, count, of_source=True), isolation)
+
+
+def learned_mask(
+    text: HeldOutText,
+    known: KnownPrompts,
+    held: Held,
+    pairs: Pairs,
+    schedule: Schedule,
+    heartbeat: Callable[[], None],
+) -> Bool[Tensor, " latents"]:
+    """Return the mask of the latents of `held` that an attribute's interchange swaps (MDBM of SAEBench).
+
+    A gate is sigmoid(logit / temperature); logits begin at zero, and the temperature falls from 1 to 1e-4. Each step
+    lowers the cross-entropy of the targets of cause and isolation pairs together. A latent belongs to the mask if its
+    logit is positive in the end.
+    """
+    logits = torch.zeros(len(held.rows), device=held.rows.device, requires_grad=True)
+    optimiser = torch.optim.Adam([logits], schedule.lr)
+    half = max(1, schedule.pairs // 2)
+    begin, end = _TEMPERATURES
+    for step in range(schedule.steps):
+        temperature = begin * (end / begin) ** (step / max(1, schedule.steps - 1))
+        places = range(step * half, (step + 1) * half)
+        batch = [kind[place % len(kind)] for kind in pairs for place in places]
+        with torch.enable_grad():
+            swap = held.swap(torch.sigmoid(logits / temperature))
+            said = _said(text, known, batch, swap, text.model.differentiable_logits)
+            targets = torch.tensor([each.target for each in batch], device=said.device)
+            loss = F.cross_entropy(said.float(), targets)
+        (logits.grad,) = torch.autograd.grad(loss, [logits])
+        optimiser.step()
+        heartbeat()
+    return logits.detach() > 0
+
+
+def share_right(
+    text: HeldOutText,
+    known: KnownPrompts,
+    pairs: Sequence[Pair],
+    swap: Swap,
+    at_once: int,
+    heartbeat: Callable[[], None],
+) -> float:
+    """Return the share of pairs whose target is the likeliest token after the interchange."""
+    right = 0
+    for some in _portions(pairs, at_once):
+        said = _said(text, known, some, swap, text.model.logits).argmax(1).tolist()
+        right += sum(one == each.target for one, each in zip(said, some, strict=True))
+        heartbeat()
+    return right / len(pairs)
+
+
+def _said(
+    text: HeldOutText,
+    known: KnownPrompts,
+    pairs: Sequence[Pair],
+    swap: Swap,
+    run: Callable[..., Float[Tensor, "row position d_vocab"]],
+) -> Float[Tensor, "row d_vocab"]:
+    """Return the logits after each base prompt, with the interchange at its entity."""
+    rows = rows_of([known.prompts[each.base] for each in pairs], text.model.separator_id)
+    base, source = (torch.tensor([getattr(each, name) for each in pairs]) for name in ("base", "source"))
+    logits = run(rows.tokens, (text.site, lambda x: with_places(x, rows, swap(base, source))))
+    return at_places(logits, rows._replace(places=rows.ends))
+
+
+def _portions(pairs: Sequence[Pair], at_once: int) -> Iterator[Sequence[Pair]]:
+    for begin in range(0, len(pairs), at_once):
+        yield pairs[begin : begin + at_once]

@@ -1,0 +1,353 @@
+"""`ravel`: whether some latents hold one attribute of an entity and not the others."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+
+from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.evaluation.downstream.entities import Entities, packaged_entities, ravel_entities
+from fsae.evaluation.downstream.entity_prompts import KnownPrompts, known, prompts_about
+from fsae.evaluation.downstream.interchange import (
+    Held,
+    Pairs,
+    Schedule,
+    Swap,
+    learned_mask,
+    pairs_of,
+    share_right,
+)
+from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.subject import Subject
+from fsae.latents.control import control_of
+from fsae.outputs.results import Better, Meaning, Shown, accompanied
+from fsae.progress import Progress
+from fsae.ranges import COUNT, SEED, between
+from fsae.seeds import seed_of
+from fsae.sources.source import HeldOutText
+
+_CONTROLS = {
+    "random": "random directions",
+    "swap": "whole vectors swapped",
+    "none": "nothing swapped",
+}
+# Pairs of one forward pass.
+_PAIRS_AT_ONCE = 64
+
+
+class Score(NamedTuple):
+    """Scores of one attribute.
+
+    Attributes:
+        cause: share of cause pairs that are answered with the source's value.
+        isolation: share of isolation pairs that are answered with the base's own value.
+    """
+
+    cause: float
+    isolation: float
+
+    @property
+    def disentanglement(self) -> float:
+        return (self.cause + self.isolation) / 2
+
+
+class _Task(NamedTuple):
+    """An attribute in one division of the entities.
+
+    Attributes:
+        attribute: its name.
+        split: number of the division.
+        train, test: pairs of the entities of each part.
+    """
+
+    attribute: str
+    split: int
+    train: Pairs
+    test: Pairs
+
+
+class _Scores(NamedTuple):
+    """Scores of a dictionary on one task.
+
+    Attributes:
+        score: with the learned mask.
+        with_error: the same, and the base's error is kept.
+        none: with an empty mask.
+        latents: of the learned mask.
+    """
+
+    score: Score
+    with_error: Score
+    none: Score
+    latents: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ravel(Evaluation, group="eval.ravel"):
+    """Disentanglement of an entity's attributes (RAVEL, Huang et al., arXiv 2402.17700), as SAEBench scores it.
+
+    The language model answers questions about an entity's attributes; only prompts that it completes rightly count. In
+    an interchange, the entity's last token gets (1 - g) * base's codes + g * source's codes, decoded without the error.
+    g is a binary mask over latents, learned per attribute by gradients through the rest of the model (MDBM). Cause is
+    the share of pairs that ask for the attribute and are then answered with the source's value; isolation is the share
+    of pairs that ask for another attribute and keep the base's value. Disentanglement is the mean of the two, and all
+    are means over attributes.
+
+    Differences from SAEBench: an answer after an interchange is its first token, not six tokens (a prompt counts only
+    if greedy generation gives the whole value); pairs of different values have different first tokens, in isolation
+    pairs, too; test pairs are of entities that the mask has not seen; fewer steps with a larger learning rate; one kind
+    of entity at a time; several divisions of the entities give the noise.
+
+    Attributes:
+        entity: the kind of entity: country or city, or another one of RAVEL's files.
+        path: a folder with RAVEL's files, or a data set of them on the hub, as adamkarvonen/ravel_prompts; null for the
+            packaged countries and cities.
+        revision: of the data set on the hub.
+        entities, templates: that are asked, at most; the templates are per attribute.
+        least: entities of an attribute, at least, that the model knows.
+        train_share: share of the entities whose pairs the mask is learned on.
+        steps, batch, lr: of learning a mask.
+        pairs: test pairs of each attribute and kind.
+        splits: divisions of the entities; their standard deviation is the noise.
+        seed: of entities, templates, divisions and pairs.
+    """
+
+    entity: str = "country"
+    path: str | None = None
+    revision: str | None = None
+    entities: int = field(default=100, metadata=between(least=4, most=1_000_000))
+    templates: int = field(default=3, metadata=COUNT)
+    least: int = field(default=12, metadata=between(least=4, most=1_000_000))
+    train_share: float = field(default=0.7, metadata=between(above=0, below=1))
+    steps: int = field(default=20, metadata=COUNT)
+    batch: int = field(default=24, metadata=between(least=2, most=100_000))
+    lr: float = field(default=0.05, metadata=between(above=0, most=100))
+    pairs: int = field(default=48, metadata=COUNT)
+    splits: int = field(default=2, metadata=between(least=1, most=100))
+    seed: int = field(default=0, metadata=SEED)
+
+    needs: ClassVar[frozenset[str]] = frozenset({"language_model"})
+    in_sweeps: ClassVar[bool] = False
+    meanings: ClassVar[dict[str, Meaning]] = {
+        **accompanied(
+            "ravel_disentanglement", Meaning("mean of ravel's cause and isolation", better=Better.more), _CONTROLS
+        ),
+        **accompanied(
+            "ravel_cause",
+            Meaning("interchanges that change an attribute", better=Better.more, shown=Shown.files),
+            _CONTROLS,
+        ),
+        **accompanied(
+            "ravel_isolation",
+            Meaning("interchanges that keep other attributes", better=Better.more, shown=Shown.files),
+            _CONTROLS,
+        ),
+        **accompanied(
+            "ravel_with_error",
+            Meaning("disentanglement with the error kept", better=Better.more, shown=Shown.files),
+        ),
+        "ravel_latents": Meaning("latents in the mask of an attribute", shown=Shown.files),
+        "ravel_entities": Meaning("entities that the model knows", shown=Shown.files),
+        "ravel_known": Meaning("share of prompts that the model knows", shown=Shown.files),
+    }
+
+    def measure(self, subject: Subject) -> list[Measured]:
+        """Return every autoencoder's scores, and those of each attribute.
+
+        Raises:
+            ValueError: the data cannot be read, the site cannot be replaced, or the model knows too few answers.
+        """
+        text = subject.source.text
+        assert text is not None
+        entities = self._entities()
+        text.model.check_splice(text.site)
+        asked = known(text, prompts_about(text.model, entities, text.prepends_bos), subject.heartbeat)
+        chosen = self._chosen(asked)
+        tasks = self._tasks(chosen)
+        dictionaries = len(subject.autoencoders)
+        # The control is measured in the first division.
+        masks = dictionaries * (len(tasks) + len([task for task in tasks if not task.split]))
+        progress = Progress("learning masks of latents", masks * self.steps, "steps")
+        swapped = [self._score(text, chosen, task, _whole(chosen), subject.heartbeat) for task in tasks]
+        measured = []
+        for autoencoder in subject.autoencoders:
+            held = Held(autoencoder, chosen.vectors)
+            own = self._scores(text, chosen, held, tasks, progress, subject)
+            controlled = self._controlled(text, chosen, held, autoencoder, tasks, progress, subject)
+            numbers = _numbers(tasks, own, controlled, swapped)
+            numbers["ravel_entities"] = float(len({each.entity for each in asked.prompts}))
+            numbers["ravel_known"] = len(asked.prompts) / asked.asked
+            measured.append((numbers, _by_attribute(tasks, own, swapped, asked)))
+        progress.close()
+        return [
+            Measured([numbers for numbers, _ in own], content={"ravel_attributes": [each for _, each in own]})
+            for own in subject.by_run(measured)
+        ]
+
+    def _entities(self) -> Entities:
+        """Return the entities and templates that are asked."""
+        if self.path is None:
+            found = packaged_entities(self.entity)
+        else:
+            found = ravel_entities(self.path, self.entity, self.revision)
+        draw = random.Random(seed_of(self.seed, "ravel's prompts"))
+        names = sorted(found.values)
+        kept = names if len(names) <= self.entities else draw.sample(names, self.entities)
+        return Entities(
+            {name: found.values[name] for name in kept},
+            {
+                attribute: draw.sample(list(all_of_them), min(self.templates, len(all_of_them)))
+                for attribute, all_of_them in found.templates.items()
+            },
+        )
+
+    def _chosen(self, asked: KnownPrompts) -> KnownPrompts:
+        """Return the known prompts of the attributes that have enough entities.
+
+        Raises:
+            ValueError: these are fewer than two.
+        """
+        of_attribute = Counter(attribute for _, attribute in {(each.entity, each.attribute) for each in asked.prompts})
+        enough = {attribute for attribute, count in of_attribute.items() if count >= self.least}
+        if len(enough) < 2:
+            counts = ", ".join(f"{name} {count}" for name, count in sorted(of_attribute.items())) or "none"
+            raise ValueError(
+                f"eval.ravel: the model completes {len(asked.prompts)} of {asked.asked} prompts rightly (entities per "
+                f"attribute: {counts}), and two attributes with {self.least} entities are needed; choose a larger "
+                "model, raise eval.ravel.entities, or lower eval.ravel.least"
+            )
+        numbers = [number for number, each in enumerate(asked.prompts) if each.attribute in enough]
+        return KnownPrompts([asked.prompts[number] for number in numbers], asked.vectors[numbers], asked.asked)
+
+    def _tasks(self, chosen: KnownPrompts) -> list[_Task]:
+        """Return each attribute in each division of the entities.
+
+        Raises:
+            ValueError: the entities of a part of a division have the same values.
+        """
+        tasks = []
+        names = sorted({each.entity for each in chosen.prompts})
+        counts = self.steps * max(1, self.batch // 2), self.pairs
+        for split in range(self.splits):
+            draw = random.Random(seed_of(self.seed, "ravel", split))
+            order = draw.sample(names, len(names))
+            begin = round(self.train_share * len(names))
+            parts = set(order[:begin]), set(order[begin:])
+            for attribute in sorted({each.attribute for each in chosen.prompts}):
+                train, test = (
+                    pairs_of(chosen, part, attribute, count, draw) for part, count in zip(parts, counts, strict=True)
+                )
+                if not all((*train, *test)):
+                    raise ValueError(
+                        f"eval.ravel: the entities of a part of a division have no two values of {attribute}, or of "
+                        f"the other attributes ({len(names)} entities are known); raise eval.ravel.entities, or change "
+                        "eval.ravel.train_share"
+                    )
+                tasks.append(_Task(attribute, split, train, test))
+        return tasks
+
+    def _score(
+        self, text: HeldOutText, chosen: KnownPrompts, task: _Task, swap: Swap, heartbeat: Callable[[], None]
+    ) -> Score:
+        return Score(*(share_right(text, chosen, pairs, swap, _PAIRS_AT_ONCE, heartbeat) for pairs in task.test))
+
+    def _scores(
+        self,
+        text: HeldOutText,
+        chosen: KnownPrompts,
+        held: Held,
+        tasks: Sequence[_Task],
+        progress: Progress,
+        subject: Subject,
+    ) -> list[_Scores]:
+        """Return the scores on each task, with a mask that is learned on its training pairs."""
+
+        def beat() -> None:
+            progress.advance(1)
+            subject.heartbeat()
+
+        found = []
+        for task in tasks:
+            schedule = Schedule(self.steps, self.batch, self.lr)
+            mask = learned_mask(text, chosen, held, task.train, schedule, beat)
+            gates = mask.to(held.rows)
+            swaps = held.swap(gates), held.swap(gates, keeps_error=True), held.swap(torch.zeros_like(gates))
+            scores = [self._score(text, chosen, task, swap, subject.heartbeat) for swap in swaps]
+            found.append(_Scores(*scores, latents=int(mask.sum())))
+        return found
+
+    def _controlled(
+        self,
+        text: HeldOutText,
+        chosen: KnownPrompts,
+        held: Held,
+        autoencoder: Autoencoder,
+        tasks: Sequence[_Task],
+        progress: Progress,
+        subject: Subject,
+    ) -> list[_Scores]:
+        """Return the scores of random directions of equal density in the first division; none if no latent is on."""
+        if not held.densities.any():
+            return []
+        control = control_of(held.densities, chosen.vectors, autoencoder.d_in, autoencoder.d_sae, self.seed)
+        first = [task for task in tasks if not task.split]
+        return self._scores(text, chosen, Held(control, chosen.vectors), first, progress, subject)
+
+
+def _whole(chosen: KnownPrompts) -> Swap:
+    """Return the interchange of whole activations."""
+    return lambda base, source: chosen.vectors[source]
+
+
+def _numbers(
+    tasks: Sequence[_Task], own: Sequence[_Scores], controlled: Sequence[_Scores], swapped: Sequence[Score]
+) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name in ("disentanglement", "cause", "isolation"):
+        of_tasks = [getattr(each.score, name) for each in own]
+        found |= _with_noise(f"ravel_{name}", tasks, of_tasks)
+        if controlled:
+            found[f"ravel_{name}_random"] = _mean([getattr(each.score, name) for each in controlled])
+        found[f"ravel_{name}_swap"] = _mean([getattr(each, name) for each in swapped])
+        found[f"ravel_{name}_none"] = _mean([getattr(each.none, name) for each in own])
+    found |= _with_noise("ravel_with_error", tasks, [each.with_error.disentanglement for each in own])
+    found["ravel_latents"] = _mean([each.latents for each in own])
+    return found
+
+
+def _with_noise(name: str, tasks: Sequence[_Task], of_tasks: Sequence[float]) -> dict[str, float]:
+    """Return the mean over divisions of the means over attributes, and the standard deviation over divisions."""
+    of_splits = [
+        _mean([value for task, value in zip(tasks, of_tasks, strict=True) if task.split == split])
+        for split in sorted({task.split for task in tasks})
+    ]
+    noise = float(np.std(of_splits, ddof=1)) if len(of_splits) > 1 else 0.0
+    return {name: _mean(of_splits), f"{name}_noise": noise}
+
+
+def _by_attribute(
+    tasks: Sequence[_Task], own: Sequence[_Scores], swapped: Sequence[Score], asked: KnownPrompts
+) -> dict[str, dict[str, float | int]]:
+    """Return the numbers of each attribute, by its name."""
+    found: dict[str, dict[str, float | int]] = {}
+    for attribute in dict.fromkeys(each.attribute for each in asked.prompts):
+        prompts = [each for each in asked.prompts if each.attribute == attribute]
+        found[attribute] = {"prompts": len(prompts), "entities": len({each.entity for each in prompts})}
+        numbers = [number for number, task in enumerate(tasks) if task.attribute == attribute]
+        if numbers:
+            found[attribute] |= {
+                "cause": _mean([own[number].score.cause for number in numbers]),
+                "isolation": _mean([own[number].score.isolation for number in numbers]),
+                "cause_swap": _mean([swapped[number].cause for number in numbers]),
+                "isolation_swap": _mean([swapped[number].isolation for number in numbers]),
+                "latents": _mean([own[number].latents for number in numbers]),
+            }
+    return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))

@@ -1,0 +1,85 @@
+import random
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+from fsae.evaluation.downstream.entities import ravel_entities
+from fsae.evaluation.downstream.entity_prompts import KnownPrompts, known, prompts_about
+from fsae.evaluation.downstream.interchange import Held, Pair, Schedule, learned_mask, pairs_of, share_right
+from fsae.sparse.codes import Codes
+from tests.evaluation.downstream.knowing import ATTRIBUTES, D_IN, OWN, VALUES, apart, knowing_text, write_entities
+
+SCHEDULE = Schedule(steps=30, pairs=16, lr=0.1)
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> KnownPrompts:
+    text = knowing_text()
+    entities = ravel_entities(write_entities(Path(tmp_path_factory.mktemp("entities"))), "word")
+    found = known(text, prompts_about(cast(Any, text.model), entities, True), lambda: None)
+    assert len(found.prompts) == found.asked == 4 * len(OWN)
+    return found
+
+
+def test_an_interchange_decodes_the_mixture_of_codes(asked: KnownPrompts):
+    autoencoder = apart()
+    with torch.no_grad():
+        autoencoder.b_dec.copy_(torch.arange(D_IN) / 10)
+    held = Held(autoencoder, asked.vectors)
+    base, source = torch.tensor([0, 1, 2]), torch.tensor([9, 30, 55])
+    gates = torch.rand(len(held.rows), generator=torch.Generator().manual_seed(0))
+    codes = (1 - gates) * held.codes[base] + gates * held.codes[source]
+    with torch.no_grad():
+        decoded = autoencoder.decode(Codes(codes))
+        error = asked.vectors[base] - autoencoder(asked.vectors[base]).reconstruction
+    torch.testing.assert_close(held.swap(gates)(base, source), decoded)
+    torch.testing.assert_close(held.swap(gates, keeps_error=True)(base, source), decoded + error)
+    assert held.densities.sum() == pytest.approx(2)
+
+
+def test_pairs_cannot_be_right_by_accident(asked: KnownPrompts):
+    entities = set(list(OWN)[:12])
+    found = pairs_of(asked, entities, "size", 20, random.Random(0))
+    assert len(found.cause) == len(found.isolation) == 20
+    for kind, asks in zip(found, ("size", "colour"), strict=True):
+        for pair in kind:
+            base, source = asked.prompts[pair.base], asked.prompts[pair.source]
+            assert {base.entity, source.entity} <= entities
+            assert (base.attribute, source.attribute) == (asks, "size")
+            number = ATTRIBUTES.index(asks)
+            assert OWN[base.entity][number] != OWN[source.entity][number]
+            assert pair.target == (source if kind is found.cause else base).answer[0]
+
+
+def test_entities_of_one_value_make_no_pairs(asked: KnownPrompts):
+    one_size = {word for word, (_, size) in OWN.items() if size == 0}
+    assert pairs_of(asked, one_size, "size", 5, random.Random(0)).cause == []
+
+
+def test_the_mask_has_the_latents_of_the_attribute(asked: KnownPrompts):
+    text, held = knowing_text(), Held(apart(), asked.vectors)
+    beats: list[int] = []
+    for number, attribute in enumerate(ATTRIBUTES):
+        pairs = pairs_of(asked, set(OWN), attribute, 200, random.Random(0))
+        mask = learned_mask(text, asked, held, pairs, SCHEDULE, lambda: beats.append(1))
+        assert mask.tolist() == [latent // VALUES == number for latent in range(D_IN)]
+    assert len(beats) == 2 * SCHEDULE.steps
+
+
+def test_the_share_of_right_answers_is_counted(asked: KnownPrompts):
+    text = knowing_text()
+    # The first word asks for a colour; the vector of another word is put in its place.
+    other = next(number for number, each in enumerate(asked.prompts) if OWN[each.entity][0] == 1)
+    target = asked.prompts[other].answer[0]
+    base = next(
+        number
+        for number, each in enumerate(asked.prompts)
+        if each.attribute == "colour" and each.answer[0] != asked.prompts[other].answer[0]
+    )
+    pairs = [Pair(base, other, target), Pair(base, other, asked.prompts[base].answer[0]), Pair(other, other, target)]
+    assert asked.prompts[other].attribute == "colour"
+    swapped = share_right(text, asked, pairs, lambda base, source: asked.vectors[source], 2, lambda: None)
+    kept = share_right(text, asked, pairs, lambda base, source: asked.vectors[base], 2, lambda: None)
+    assert (swapped, kept) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
