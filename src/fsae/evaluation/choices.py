@@ -3,6 +3,7 @@
 from fsae.evaluation.absorption import Absorption
 from fsae.evaluation.agreement import Agreement
 from fsae.evaluation.code import Code
+from fsae.evaluation.concepts import Concepts
 from fsae.evaluation.evaluation import Evaluation
 from fsae.evaluation.geometry import Geometry
 from fsae.evaluation.latents import Latents
@@ -19,4 +20,5 @@ CHOICES: dict[str, type[Evaluation]] = {
     "latents": Latents,
     "absorption": Absorption,
     "code": Code,
+    "concepts": Concepts,
 }
