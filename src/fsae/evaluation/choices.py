@@ -7,6 +7,7 @@ from fsae.evaluation.attention import AttentionHeads
 from fsae.evaluation.circuits import Circuits
 from fsae.evaluation.code import Code
 from fsae.evaluation.decoder_projection import DecoderProjection
+from fsae.evaluation.concepts import Concepts
 from fsae.evaluation.evaluation import Evaluation
 from fsae.evaluation.geometry import Geometry
 from fsae.evaluation.influence import Influence
@@ -39,4 +40,5 @@ CHOICES: dict[str, type[Evaluation]] = {
     "probing": Probing,
     "ood": Ood,
     "ravel": Ravel,
+    "concepts": Concepts,
 }

@@ -298,7 +298,6 @@ class TransformerLensModel:
         with self._one_pass, torch.enable_grad():
             return self._bridge.run_with_hooks(tokens.to(self.device), fwd_hooks=hooks, use_cache=False)
 
-<<<<<<< HEAD
     @contextmanager
     def in_float32(self) -> Iterator[None]:
         """Run the model in float32 within the block; afterwards it has its own weights again, bit for bit.
@@ -359,8 +358,6 @@ class TransformerLensModel:
             )
         return found
 
-=======
->>>>>>> 0b94a6226067a0c0bc2813d10f2c55529c19e970
     def next_logits(
         self, forward_pass: ForwardPass, cache: Any, *replacements: Replacement
     ) -> tuple[Float[Tensor, "sequence d_vocab"], Any]:

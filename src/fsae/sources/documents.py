@@ -355,7 +355,7 @@ class Documents(Iterator[Document]):
         )
 
 
-class _HubRows:
+class _HubRows(Iterator[Row]):
     """Rows of a data set that `datasets` reads."""
 
     def __init__(self, dataset: "IterableDataset", whereabouts: str):
@@ -408,6 +408,26 @@ def open_documents(settings: DatasetSettings, part: Part) -> Documents:
                     raise ValueError(f"{missing_column(settings, wanted, columns)} ({file})")
     reads = settings.format.value if settings.format in (DatasetFormat.json, DatasetFormat.parquet) else "text"
     return Documents(FileRows(files, reads, [*named, _USUAL_MASK]), settings, part)
+
+
+def open_rows(settings: DatasetSettings, columns: Sequence[str]) -> Iterator[Row]:
+    """Yield all rows of a data set with the values of several columns, of any type.
+
+    Raises:
+        ValueError: it cannot be opened, files are damaged, or a row lacks one of the columns.
+    """
+    if settings.format is DatasetFormat.hub:
+        rows: Iterator[Row] = _HubRows(_open_hub(settings), _whereabouts(settings))
+    else:
+        rows = FileRows(dataset_files(settings), settings.format.value, columns)
+    for row in rows:
+        for wanted in columns:
+            if wanted not in row.values:
+                raise ValueError(
+                    f"data set {settings.name} has no column {wanted!r} ({row.where}); it has "
+                    f"{', '.join(row.columns) or 'none'}"
+                )
+        yield row
 
 
 def _columns_of(settings: DatasetSettings, file: str) -> list[str]:
