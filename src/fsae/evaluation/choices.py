@@ -6,8 +6,8 @@ from fsae.evaluation.amortisation import Amortisation
 from fsae.evaluation.attention import AttentionHeads
 from fsae.evaluation.circuits import Circuits
 from fsae.evaluation.code import Code
-from fsae.evaluation.decoder_projection import DecoderProjection
 from fsae.evaluation.concepts import Concepts
+from fsae.evaluation.decoder_projection import DecoderProjection
 from fsae.evaluation.evaluation import Evaluation
 from fsae.evaluation.geometry import Geometry
 from fsae.evaluation.influence import Influence
