@@ -114,8 +114,8 @@ class Circuits(Evaluation, group="eval.circuits"):
             Meaning("share of a task that its circuit does, 1 for all", better=Better.more),
             {"random": "random circuits"},
         ),
-        "faithfulness_latents": Meaning(
-            "faithfulness of as many latents, without errors", better=Better.more, shown=Shown.files
+        **accompanied(
+            "faithfulness_latents", Meaning("faithfulness of as many latents, without errors", better=Better.more)
         ),
         **accompanied("completeness", Meaning("share of a task done without its circuit", better=Better.less)),
         "circuit_error_share": Meaning("share of all effects that errors have", better=Better.less, shown=Shown.files),
@@ -329,7 +329,9 @@ class _OfTask:
         return numbers, content | {"numbers": numbers}, graph
 
     def _splits(self, seed: int) -> tuple[Asked, Asked, Asked]:
-        order = torch.randperm(len(self.task.pairs.clean), generator=generator_for(seed, "circuits", self.task.name))
+        order = torch.randperm(
+            len(self.task.pairs.clean), generator=generator_for(seed, "circuits", _file_name(self.task.name))
+        )
         find, mean, judge = (self.task.pairs.of(rows) for rows in order[: 3 * self.count].split(self.count))
         return find, mean, judge
 
@@ -340,7 +342,7 @@ class _OfTask:
         circuits = {}
         for size in sizes:
             circuit = strongest(ranked, size)
-            drawn = at_random(ranked, size, generator_for(seed, "random circuit", size, self.task.name))
+            drawn = at_random(ranked, size, generator_for(seed, "random circuit", size, _file_name(self.task.name)))
             only_latents = strongest(ranked, size, "removed")
             of_size = (circuit, drawn, only_latents, complement(circuit))
             circuits |= {(size, name): each for name, each in zip(_CURVES, of_size, strict=True)}
@@ -389,6 +391,7 @@ def _rows_at_once(pairs: Asked, dictionaries: Sequence[Placed] = ()) -> int:
 
 
 def _file_name(task: str) -> str:
+    """Return a task's name, or that of its file without the folder: draws do not depend on where a file is."""
     return Path(task).stem
 
 

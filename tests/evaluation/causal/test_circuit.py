@@ -13,10 +13,15 @@ from fsae.evaluation.causal.circuit import (
     means,
     strongest,
 )
+from fsae.evaluation.causal.passes import Reader
 from fsae.evaluation.causal.placed import Placed
-from fsae.language_models.sites import Site
+from fsae.evaluation.causal.prompts import Contrasts
+from fsae.language_models.settings import Package
+from fsae.language_models.sites import Site, SiteName
 from fsae.seeds import generator_for
+from tests.architectures import build
 from tests.evaluation.causal.toy import EARLY, LATE, D, halved, pairs, placed, reader
+from tests.language_models.conftest import opened
 
 PAIRS = pairs()
 
@@ -136,3 +141,19 @@ def test_circuits_have_the_same_outcomes_alone_and_together():
     alone = torch.cat([of_task.outcomes([each]) for each in circuits])
     torch.testing.assert_close(of_task.outcomes(circuits), alone)
     assert len(alone.unique()) > 3
+
+
+@pytest.mark.parametrize("name", SiteName)
+def test_every_node_of_a_transformer_s_site_has_faithfulness_1(name: SiteName):
+    """At resid_mid too, whose activations a skip connection carries past the MLP."""
+    model, site = opened(Package.tiny), Site(name=name, layer=1)
+    tokens = torch.randint(1, 200, (6, 5), generator=torch.Generator().manual_seed(0))
+    answers = torch.full((6,), 7), torch.full((6,), 9)
+    reads = Reader(model, 4)
+    dictionaries = [Placed(site, build("gated", model.width(site), 40).eval())]
+    prompts = Contrasts(tokens, *answers)
+    of_tokens = Judge(reads, dictionaries, prompts, means(reads, dictionaries, prompts.of([0, 2, 4])))
+    shapes = {site: torch.zeros(5, 41)}
+    whole, empty = of_tokens.outcomes([everything(shapes, True), everything(shapes, False)])
+    torch.testing.assert_close(whole, reads.outcomes(prompts), rtol=1e-4, atol=1e-5)
+    assert (empty - whole).abs().max() > 1e-3
