@@ -143,7 +143,7 @@ def test_two_dictionaries_at_one_site_are_refused(task: str, run: Path):
 def test_a_dictionary_of_another_width_is_refused(task: str, tmp_path: Path):
     save_saelens(axes(3).float(), tmp_path / "sae", Provenance(hook_name=EARLY.hook_name))
     with pytest.raises(ValueError, match=r"reads vectors of width 3, and resid_post\.0 of model linear has width 4"):
-        circuits(task, others=[str(tmp_path)]).measure(subject(Examined([axes().float()], folder=tmp_path / "x")))
+        circuits(task, others=[str(tmp_path)]).measure(subject(Examined([axes().float()])))
 
 
 def test_a_model_without_single_tokens_is_refused_before_any_pass():

@@ -183,7 +183,7 @@ class Circuits(Evaluation, group="eval.circuits"):
     ) -> Measured:
         members = self._dictionaries(run, text)
         key = self._key(members, text, pairs)
-        folders = [] if run.folder is None else [run.folder, *self._neighbours(run.folder)]
+        folders = [*([] if run.folder is None else [run.folder]), *self._neighbours(run.folder)]
         if (kept := _kept(folders, key)) is not None:
             folder, written = kept
             log.info("the circuits are those in %s", folder)
@@ -216,8 +216,11 @@ class Circuits(Evaluation, group="eval.circuits"):
         writer = partial(_write, graphs, {"key": key, "numbers": numbers, "content": found}, run.folder)
         return Measured(numbers, content=found, folders={FOLDER: writer})
 
-    def _neighbours(self, folder: Path) -> list[Path]:
-        return [Path(each).absolute() for each in self.others] or same_but_for_site(folder)
+    def _neighbours(self, folder: Path | None) -> list[Path]:
+        """Return the folders of the dictionaries that join those of a run."""
+        if self.others or folder is None:
+            return [Path(each).absolute() for each in self.others]
+        return same_but_for_site(folder)
 
     def _dictionaries(self, run: Examined, text: HeldOutText) -> list[list[Placed]]:
         """Return the dictionaries of each member's circuit, in the order of a forward pass.
@@ -225,8 +228,7 @@ class Circuits(Evaluation, group="eval.circuits"):
         Raises:
             ValueError: two are at one site, one does not fit its site, or their populations differ in size.
         """
-        folders = [] if run.folder is None else self._neighbours(run.folder)
-        neighbours = [read_neighbour(folder) for folder in folders]
+        neighbours = [read_neighbour(folder) for folder in self._neighbours(run.folder)]
         at = {text.site: "the run itself"}
         for each in neighbours:
             if each.site in at:
