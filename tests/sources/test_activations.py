@@ -203,7 +203,7 @@ def test_each_shard_is_harvested_once_if_memory_holds_all():
     assert model.passes == passes
 
 
-def test_a_closed_source_stops_harvesting():
+def test_a_closed_source_stops_harvesting(monkeypatch: pytest.MonkeyPatch):
     model, begun, stopped = TableModel(), threading.Event(), threading.Event()
 
     def heartbeat() -> None:
@@ -212,7 +212,7 @@ def test_a_closed_source_stops_harvesting():
 
     with activation_source(model=model, heartbeat=heartbeat, tokens=4000, shard_tokens=2000) as source:
         stop = source.harvester.stop
-        source.harvester.stop = lambda: (stop(), stopped.set())
+        monkeypatch.setattr(source.harvester, "stop", lambda: (stop(), stopped.set()))
         source._fetch(0, beside=0)
         begun.wait()
     assert model.passes <= 2

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
@@ -10,7 +12,7 @@ FIRST = np.arange(8) < 4
 TYPES = csr_array(np.array([[1], [1], [0], [0], [1], [1], [0], [0]], float))
 
 
-def codes(*columns: list[float]) -> csr_array:
+def codes(*columns: Sequence[float]) -> csr_array:
     return csr_array(np.array(columns, np.float32).T)
 
 
