@@ -38,6 +38,9 @@ JOBS = {
     "splines/pam_mnist_small": 5,
     "splines/sgd_smollm2_small": 5,
     "splines/pam_smollm2_small": 5,
+    # seeds; each command adds its architecture and sparsities
+    "synth_sae_bench/full": 3,
+    "synth_sae_bench/small": 2,
     # 4 architectures x 4 sizes x 5 seeds
     "splines/toy": 80,
 }
