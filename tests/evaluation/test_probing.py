@@ -121,6 +121,11 @@ def test_a_data_set_without_its_column_or_file_is_refused(changes: dict[str, Any
         measured(settings(Path(changes.pop("path", tmp_path / "texts.jsonl")), **changes), random_latents())
 
 
+def test_a_set_of_code_that_is_not_known_is_refused():
+    with pytest.raises(ValueError, match="sets has 'rust'; the sets of code are python_or_c"):
+        measured(Probing(data=ProbingData.code, sets=["rust"]), random_latents())
+
+
 def test_equal_labels_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="all 200 labels are 1"):
         measured(settings(write(tmp_path, label=1)), random_latents())
@@ -130,7 +135,7 @@ def test_equal_labels_are_refused(tmp_path: Path):
     ("changes", "message"),
     [
         ({"data": ProbingData.files}, "data=files needs a path"),
-        ({"path": "x"}, "data=packaged has none"),
+        ({"path": "x"}, "data=packaged and data=code have none"),
         ({"k": []}, "k is empty"),
         ({"scarce": [512]}, "scarce has 512, more than eval.probing.train=256"),
         ({"scarce": [8], "k": [1]}, "scarce is measured with 16 latents"),

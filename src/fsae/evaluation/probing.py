@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.evaluation.downstream.code_texts import CODE_TEXTS
 from fsae.evaluation.downstream.controls import bag_of_tokens, bag_of_words, random_directions
 from fsae.evaluation.downstream.hub_texts import HUB_TEXTS, hub_texts
 from fsae.evaluation.downstream.k_sparse import KSparse, Protocol, difference_probe, residual_probe, words_probe
@@ -63,11 +64,14 @@ class ProbingData(Enum):
     Attributes:
         packaged: those of the package sae-probes, of which some are measured by default.
         hub: SAEBench's, and Devign, by name on the hub.
+        code: source code of this machine: Python or C by default, and by name Python or Java, and C functions with and
+            without a defect.
         files: one data set of your own, in JSON or Parquet files.
     """
 
     packaged = "packaged"
     hub = "hub"
+    code = "code"
     files = "files"
 
 
@@ -139,7 +143,7 @@ class Probing(Evaluation, group="eval.probing"):
         if (self.data is ProbingData.files) != (self.path is not None) and self.data is not ProbingData.hub:
             raise ValueError(
                 f"eval.probing.path is {self.path!r} with eval.probing.data={self.data.name}; data=files needs a path, "
-                "and data=packaged has none"
+                "and data=packaged and data=code have none"
             )
         if not self.k:
             raise ValueError("eval.probing.k is empty; name a number of latents, as in eval.probing.k=[1,16]")
@@ -220,6 +224,11 @@ class Probing(Evaluation, group="eval.probing"):
     def _found(self) -> Iterator[LabelledTexts]:
         if self.data is ProbingData.packaged:
             yield from map(packaged_texts, packaged_names() if self.sets == ["all"] else self.sets or CHOSEN)
+        elif self.data is ProbingData.code:
+            for name in CODE_TEXTS if self.sets == ["all"] else self.sets or ["python_or_c"]:
+                if name not in CODE_TEXTS:
+                    raise ValueError(f"eval.probing.sets has {name!r}; the sets of code are {', '.join(CODE_TEXTS)}")
+                yield CODE_TEXTS[name]()
         elif self.data is ProbingData.hub:
             # More than are needed, because a text may occur twice.
             for name in HUB_TEXTS if self.sets in ([], ["all"]) else self.sets:
