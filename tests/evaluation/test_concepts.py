@@ -93,8 +93,8 @@ def test_a_planted_latent_detects_its_concept_and_is_not_misled(found):
     assert without["concepts_auroc"] == pytest.approx(0.5, abs=0.15)
     assert without["concepts_auroc_probe"] == numbers["concepts_auroc_probe"]
     assert numbers["concepts_count"] == 2
-    of_judge = {name for name in Concepts.meanings if name.startswith("concepts_judge")}
-    assert numbers.keys() == Concepts.meanings.keys() - of_judge
+    asked_for = {name for name in Concepts.meanings if name.startswith("concepts_judge") or name.endswith("_reft")}
+    assert numbers.keys() == Concepts.meanings.keys() - asked_for
 
 
 def test_a_planted_latent_steers_towards_its_concept(found):
@@ -105,6 +105,15 @@ def test_a_planted_latent_steers_towards_its_concept(found):
     assert numbers["concepts_detector"] > 0.8
     texts = concepts["birds"]["steering"]["latent"]["texts"]
     assert all(set(text.split()) & set(OWN["birds"]) for text in texts)
+
+
+def test_a_trained_direction_is_measured_next_to_the_others(folder: Path, found):
+    (numbers,), (concepts,) = measured(settings(folder, reft_epochs=1), dictionary())
+    trained = {name for name in Concepts.meanings if name.endswith("_reft")} - {"concepts_judge_reft"}
+    assert numbers.keys() == found[0][0].keys() | trained
+    assert {name: numbers[name] for name in found[0][0]} == found[0][0]
+    assert concepts["birds"]["auroc"].keys() >= {"latent", "reft", "random"}
+    assert concepts["birds"]["steering"].keys() == {"latent", "reft", "random", "diffmean"}
 
 
 def test_steering_may_be_left_out(folder: Path):
@@ -131,7 +140,7 @@ def test_a_judge_rates_the_texts_that_were_scored_and_may_fail_later(folder: Pat
         (numbers,), _ = measured(evaluation, dictionary())
         # Two concepts, three kinds of vectors, six prompts, three questions each; equal texts are asked about once.
         assert 2 < len(server.bodies) <= 1 + 2 * 3 * 6 * 3
-    assert numbers.keys() == Concepts.meanings.keys()
+    assert numbers.keys() == Concepts.meanings.keys() - {name for name in Concepts.meanings if name.endswith("_reft")}
     assert [numbers[f"concepts_judge{each}"] for each in ("", "_random", "_diffmean")] == [2, 2, 2]
     asked = []
     with ChatServer(lambda body: (asked.append(1), "2")[1] if not asked else (403, {}, "enough")) as server:

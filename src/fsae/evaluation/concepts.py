@@ -22,6 +22,7 @@ from fsae.evaluation.downstream.concept_detectors import (
     word_detector,
 )
 from fsae.evaluation.downstream.concept_judge import Judge, Judged
+from fsae.evaluation.downstream.concept_reft import reft_direction
 from fsae.evaluation.downstream.concept_steering import Outcome, Push, Quality, Steered, Steering, outcome
 from fsae.evaluation.downstream.concept_texts import ConceptTexts, axbench, packaged_topics
 from fsae.evaluation.downstream.text_activations import Reading, TextActivations, text_activations
@@ -44,6 +45,8 @@ log = logging.getLogger(__name__)
 # Detectors that are fitted to the labels, and word counts.
 _DIRECTIONS = ("diffmean", "probe", "pca", "lat")
 _WORDS = "words"
+# The direction that is trained through the model, if it is asked for.
+_REFT = "reft"
 _CONTROLS = {
     "random": "random directions of equal density",
     "diffmean": "the difference of means",
@@ -51,8 +54,9 @@ _CONTROLS = {
     "pca": "the first principal component",
     "lat": "LAT",
     _WORDS: "a bag of words",
+    _REFT: "ReFT-r1",
 }
-_STEERING_CONTROLS = {"random": "a random direction", "diffmean": "the difference of means"}
+_STEERING_CONTROLS = {"random": "a random direction", "diffmean": "the difference of means", _REFT: "ReFT-r1"}
 # Held-out texts of a concept, and as many others, whose log-probabilities under steering are compared.
 _LIKELY = 4
 # The file of the judge's answers in the run's folder.
@@ -105,6 +109,8 @@ class Concepts(Evaluation, group="eval.concepts"):
         strengths: among which each half of the prompts chooses, as multiples of the activations' mean norm.
         prompts: beginnings of texts.
         generated: tokens of a steered text, at most.
+        reft_epochs: passes over a concept's texts in which ReFT-r1 is trained, as in AxBench 3; it is measured in the
+            first division alone. 0 for none: it takes about a minute per concept on two cores.
         judge, judge_model: address of an endpoint in OpenAI's format, and the model that rates steered texts there;
             null for no judge. The key is read from $FSAE_EXPLAIN_KEY.
         splits: divisions of the texts into halves for training and for testing; their standard deviation is the noise.
@@ -124,6 +130,7 @@ class Concepts(Evaluation, group="eval.concepts"):
     )
     prompts: list[str] = field(default_factory=lambda: list(_PROMPTS))
     generated: int = field(default=24, metadata=between(least=4, most=100_000))
+    reft_epochs: int = field(default=0, metadata=between(least=0, most=10_000))
     judge: str | None = None
     judge_model: str | None = None
     splits: int = field(default=3, metadata=between(least=1, most=100))
@@ -196,7 +203,7 @@ class Concepts(Evaluation, group="eval.concepts"):
         """
         text = subject.source.text
         assert text is not None
-        if self.steered:
+        if self.steered or self.reft_epochs:
             text.model.check_splice(text.site)
         data = self._data()
         with TemporaryDirectory() as elsewhere:
@@ -217,6 +224,11 @@ class Concepts(Evaluation, group="eval.concepts"):
             subject.heartbeat()
 
         shared = self._fitted(data, read, trains, beat)
+        trained = self._trained(text, data, trains[0], subject) if self.reft_epochs else []
+        if trained:
+            scores = text_scores(read, torch.stack(trained, dim=1).numpy())
+            parts = [_Parts.of(data, concept, trains[0]) for concept in range(len(trained))]
+            shared[_REFT] = [[each.detected(own) for each, own in zip(parts, scores.T, strict=True)]]
         found, steering = [], []
         for autoencoder in subject.autoencoders:
             codes = token_codes(autoencoder, read, subject.heartbeat)
@@ -231,7 +243,7 @@ class Concepts(Evaluation, group="eval.concepts"):
             found.append((_numbers(own), _of_concepts(data.names, own)))
         progress.close()
         if self.steered:
-            steered = self._steered(text, data, read, trains[0], steering, judge, subject)
+            steered = self._steered(text, data, read, trains[0], steering, trained, judge, subject)
             found = [(a | numbers, _merged(b, more)) for (a, b), (numbers, more) in zip(found, steered, strict=True)]
         return [
             Measured([numbers for numbers, _ in own], content={"concepts": [each for _, each in own]})
@@ -290,6 +302,20 @@ class Concepts(Evaluation, group="eval.concepts"):
                 beat()
         return found
 
+    def _trained(
+        self, text: HeldOutText, data: ConceptTexts, train: Bool[np.ndarray, " texts"], subject: Subject
+    ) -> list[Float[Tensor, " d_in"]]:
+        """Return the direction of each concept that ReFT-r1 trains on its positives."""
+        progress, found = Progress("training ReFT-r1", len(data.names), "concepts"), []
+        for concept in range(len(data.names)):
+            parts = _Parts.of(data, concept, train)
+            texts = [data.texts[number] for number in np.flatnonzero(parts.train & parts.positive)]
+            seed = seed_of(self.seed, concept)
+            found.append(reft_direction(text, texts, self.length, self.reft_epochs, seed, subject.heartbeat))
+            progress.advance(1)
+        progress.close()
+        return found
+
     def _latents(
         self,
         codes: "csr_array",
@@ -318,6 +344,7 @@ class Concepts(Evaluation, group="eval.concepts"):
         read: TextActivations,
         train: Bool[np.ndarray, " texts"],
         of_latents: Sequence[Sequence[Float[Tensor, " d_in"]]],
+        trained: Sequence[Float[Tensor, " d_in"]],
         judge: Judge | None,
         subject: Subject,
     ) -> list[tuple[dict[str, float], dict[str, Any]]]:
@@ -331,6 +358,8 @@ class Concepts(Evaluation, group="eval.concepts"):
             "diffmean": [torch.from_numpy(each).float() for each in fitted],
             "random": [torch.randn(len(each), generator=draw) for each in fitted],
         }
+        if trained:
+            shared[_REFT] = list(trained[: len(concepts)])
         length = float(read.vectors.norm(dim=1).mean())
         steering = Steering(text, self.prompts, self.generated, self.seed, subject.heartbeat)
         progress = Progress("steering", len(concepts) * (len(shared) + len(of_latents)), "directions")

@@ -1,6 +1,7 @@
 """A language model for evaluations whose tokens are words, some of which belong to concepts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -58,6 +59,15 @@ class WordModel:
         logits = x @ self.unembedding
         logits[..., :2] = -30.0
         return logits
+
+    differentiable_logits = logits
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        yield
+
+    def width(self, site: Site) -> int:
+        return D_IN
 
     def next_logits(self, forward_pass: ForwardPass, cache: Any, *replacements: Replacement) -> tuple[Tensor, Any]:
         return self.logits(forward_pass.tokens, *replacements)[:, -1], None
