@@ -1,4 +1,3 @@
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -6,44 +5,14 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.standard import StandardSettings
 from fsae.evaluation.concepts import Concepts
 from fsae.evaluation.subject import Examined, Subject
-from fsae.language_models.sites import Site
 from tests.evaluation.downstream.texts import Text
-
-# Each concept has four words of its own and a dimension of the activations; other words have none.
-CONCEPTS = ("birds", "ships")
-OWN = {"birds": ["owl", "crow", "swan", "finch"], "ships": ["brig", "yacht", "ferry", "canoe"]}
-OTHERS = [f"word{i}" for i in range(24)]
-WORDS = ["<s>", "<end>", *OWN["birds"], *OWN["ships"], *OTHERS]
-D_IN = 6
-
-
-class WordModel:
-    """A model whose tokens are words, and whose activations depend on their own token alone."""
-
-    name = "words"
-    context_limit = 64
-    bos_token_id = 0
-    separator_id = 1
-    special_ids = frozenset({0, 1})
-
-    def __init__(self):
-        self.table = 0.2 * torch.randn(len(WORDS), D_IN, generator=torch.Generator().manual_seed(0))
-        self.table[:, :2] = 0
-        for dimension, concept in enumerate(CONCEPTS):
-            for word in OWN[concept]:
-                self.table[WORDS.index(word), dimension] = 2.0
-
-    def tokenise(self, texts: Sequence[str]) -> list[list[int]]:
-        return [[WORDS.index(word) for word in text.split()] for text in texts]
-
-    def activations(self, tokens: Tensor, sites: Sequence[Site]) -> dict[Site, Tensor]:
-        return dict.fromkeys(sites, self.table[tokens])
+from tests.evaluation.downstream.words import CONCEPTS, D_IN, OTHERS, OWN, WordModel
+from tests.latents.chat_server import ChatServer
 
 
 def texts_of(draw: torch.Generator) -> list[tuple[str, str, str, str, int]]:
@@ -57,7 +26,7 @@ def texts_of(draw: torch.Generator) -> list[tuple[str, str, str, str, int]]:
     rows = []
     for number, concept in enumerate(CONCEPTS):
         other = CONCEPTS[1 - number]
-        for i in range(16):
+        for i in range(48):
             rows.append(("", text(OWN[concept][i % 4]), concept, "positive", number))
             rows.append(("", text(), concept, "negative", number))
         rows += [("", text(OWN[other][i]), concept, "hard negative", number) for i in range(4)]
@@ -90,7 +59,8 @@ def dictionary(knows: bool = True) -> Autoencoder:
 
 
 def settings(folder: Path, **changes: Any) -> Concepts:
-    return Concepts(**{"path": str(folder), "splits": 2, **changes})
+    own = {"path": str(folder), "splits": 2, "steered": 2, "strengths": [1.0, 2.0, 4.0], "generated": 10}
+    return Concepts(**{**own, "prompts": [f"{word} {OTHERS[0]}" for word in OTHERS[:6]], **changes})
 
 
 def measured(evaluation: Concepts, *autoencoders: Autoencoder) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
@@ -106,8 +76,14 @@ def measured(evaluation: Concepts, *autoencoders: Autoencoder) -> tuple[list[dic
     return [dict(each.numbers[0]) for each in found], [each.content["concepts"][0] for each in found]
 
 
-def test_a_planted_latent_detects_its_concept_and_is_not_misled(folder: Path):
-    (numbers, without), (concepts, _) = measured(settings(folder), dictionary(), dictionary(knows=False))
+@pytest.fixture(scope="module")
+def found(folder: Path) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
+    """Numbers of a dictionary that knows the concepts, and of one that does not."""
+    return measured(settings(folder), dictionary(), dictionary(knows=False))
+
+
+def test_a_planted_latent_detects_its_concept_and_is_not_misled(found):
+    (numbers, without), (concepts, _) = found
     assert numbers["concepts_auroc"] == 1
     assert numbers["concepts_auroc_noise"] == 0
     assert numbers["concepts_hard"] == 1
@@ -117,7 +93,61 @@ def test_a_planted_latent_detects_its_concept_and_is_not_misled(folder: Path):
     assert without["concepts_auroc"] == pytest.approx(0.5, abs=0.15)
     assert without["concepts_auroc_probe"] == numbers["concepts_auroc_probe"]
     assert numbers["concepts_count"] == 2
-    assert numbers.keys() == Concepts.meanings.keys()
+    asked_for = {name for name in Concepts.meanings if name.startswith("concepts_judge") or name.endswith("_reft")}
+    assert numbers.keys() == Concepts.meanings.keys() - asked_for
+
+
+def test_a_planted_latent_steers_towards_its_concept(found):
+    (numbers, without), (concepts, _) = found
+    assert numbers["concepts_steering_concept"] > 0.8
+    assert numbers["concepts_steering"] > max(without["concepts_steering"], numbers["concepts_steering_random"])
+    assert numbers["concepts_likelihood"] > 0.03 > without["concepts_likelihood"]
+    assert numbers["concepts_detector"] > 0.8
+    texts = concepts["birds"]["steering"]["latent"]["texts"]
+    assert all(set(text.split()) & set(OWN["birds"]) for text in texts)
+
+
+def test_a_trained_direction_is_measured_next_to_the_others(folder: Path, found):
+    (numbers,), (concepts,) = measured(settings(folder, reft_epochs=1), dictionary())
+    trained = {name for name in Concepts.meanings if name.endswith("_reft")} - {"concepts_judge_reft"}
+    assert numbers.keys() == found[0][0].keys() | trained
+    assert {name: numbers[name] for name in found[0][0]} == found[0][0]
+    assert concepts["birds"]["auroc"].keys() >= {"latent", "reft", "random"}
+    assert concepts["birds"]["steering"].keys() == {"latent", "reft", "random", "diffmean"}
+
+
+def test_steering_may_be_left_out(folder: Path):
+    (numbers,), _ = measured(settings(folder, steered=0), dictionary())
+    assert not any("steering" in name for name in numbers)
+
+
+def test_settings_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="set both, or none"):
+        Concepts(judge="http://127.0.0.1:1/v1")
+    with pytest.raises(ValueError, match=r"has 1 prompts and 4 strengths; steering needs two prompts"):
+        Concepts(prompts=["Once"])
+
+
+def test_a_judge_that_is_down_is_refused_before_the_model_runs(folder: Path):
+    evaluation = settings(folder, judge="http://127.0.0.1:9/v1", judge_model="judge")
+    with pytest.raises(ValueError, match="cannot be reached"):
+        measured(evaluation, dictionary())
+
+
+def test_a_judge_rates_the_texts_that_were_scored_and_may_fail_later(folder: Path):
+    with ChatServer(lambda body: "2") as server:
+        evaluation = settings(folder, judge=server.url, judge_model="judge")
+        (numbers,), _ = measured(evaluation, dictionary())
+        # Two concepts, three kinds of vectors, six prompts, three questions each; equal texts are asked about once.
+        assert 2 < len(server.bodies) <= 1 + 2 * 3 * 6 * 3
+    assert numbers.keys() == Concepts.meanings.keys() - {name for name in Concepts.meanings if name.endswith("_reft")}
+    assert [numbers[f"concepts_judge{each}"] for each in ("", "_random", "_diffmean")] == [2, 2, 2]
+    asked = []
+    with ChatServer(lambda body: (asked.append(1), "2")[1] if not asked else (403, {}, "enough")) as server:
+        (numbers,), _ = measured(settings(folder, judge=server.url, judge_model="judge"), dictionary())
+    # What was measured without the judge stays.
+    assert "concepts_judge" not in numbers
+    assert numbers["concepts_auroc"] == 1
 
 
 def test_too_few_texts_are_refused_before_the_model_runs(folder: Path, tmp_path: Path):
