@@ -144,6 +144,29 @@ def test_prune_removes_the_chosen_stores(arguments: list[str], left: list[str], 
     assert names(outputs) == left
 
 
+@pytest.mark.parametrize(
+    ("arguments", "left"),
+    [
+        (["texts"], {"new", "old", "texts"}),
+        (["--all"], {"texts"}),
+        (["texts", "--unused-days", "30"], {"new", "old", "texts", "recent"}),
+        (["new"], {"old", "texts", "recent", "earlier"}),
+    ],
+)
+def test_activations_of_evaluations_texts_are_listed_and_pruned(
+    arguments: list[str], left: set[str], outputs: Path, capfd: pytest.CaptureFixture[str]
+):
+    texts = outputs / "texts"
+    texts.mkdir()
+    for name in ("recent", "earlier"):
+        (texts / f"{name}.safetensors").write_bytes(bytes(2_000_000))
+    os.utime(texts / "earlier.safetensors", (0, 0))
+    assert main(["list"]) == 0
+    assert "   0.004 " in capfd.readouterr().out.splitlines()[-2]
+    assert main(["prune", *arguments]) == 0
+    assert {*names(outputs), *(path.stem for path in texts.iterdir())} == left
+
+
 def test_prune_does_not_remove_a_store_in_use(outputs: Path, capfd: pytest.CaptureFixture[str]):
     using = ActivationStore(outputs / "old")
     assert main(["prune", "--all"]) == 1

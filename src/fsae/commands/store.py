@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fsae.console import console
+from fsae.evaluation.downstream.text_activations import TEXTS
 from fsae.ranges import argument, between
 from fsae.sources.activation_store import (
     ActivationStore,
@@ -53,21 +54,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{options.folder} cannot be read: {error.strerror}", file=sys.stderr)
         return 2
     names = getattr(options, "names", [])
-    unknown = [name for name in names if name not in folders]
+    texts = options.folder / TEXTS
+    kept = sorted(texts.glob("*.safetensors"))
+    unknown = [name for name in names if name not in folders and not (name == TEXTS and kept)]
     if unknown:
         print(f"there is no store {unknown[0]} in {options.folder}", file=sys.stderr)
         return 2
     if options.command == "list":
-        return _list(options.folder, list(folders.values()))
+        return _list(options.folder, list(folders.values()), kept)
     if options.command == "verify":
-        return _verify([folders[name] for name in names] or list(folders.values()))
+        return _verify([folders[name] for name in names if name in folders] or list(folders.values()))
     if not names and not options.all and options.unused_days is None:
         parser.error("prune removes named stores, all with --all, or unused ones with --unused-days: give one of these")
-    chosen = [folders[name] for name in names] or list(folders.values())
-    return _prune([each for each in chosen if _is_unused(each, options.unused_days)])
+    chosen = [folders[name] for name in names if name in folders] if names else list(folders.values())
+    status = _prune([each for each in chosen if _is_unused(last_used(each), options.unused_days)])
+    if not names or TEXTS in names:
+        _prune_texts([each for each in kept if _is_unused(each.stat().st_mtime, options.unused_days)])
+    return status
 
 
-def _list(where: Path, folders: list[Path]) -> int:
+def _list(where: Path, folders: list[Path], texts: list[Path]) -> int:
     print(f"{'GB':>8}  {'train':>12}  {'held out':>12}  {'last used':<16}  store in {where}")
     for folder in folders:
         try:
@@ -78,7 +84,11 @@ def _list(where: Path, folders: list[Path]) -> int:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(last_used(folder)))
         state = "  (in use)" if in_use(folder) else ""
         print(f"{folder_bytes(folder) / 1e9:8.3f}  {train:>12}  {held_out:>12}  {used:<16}  {folder.name}{state}")
-    print(f"{sum(map(folder_bytes, folders)) / 1e9:8.3f}  in all")
+    of_texts = sum(path.stat().st_size for path in texts)
+    if texts:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(max(path.stat().st_mtime for path in texts)))
+        print(f"{of_texts / 1e9:8.3f}  {'':>12}  {'':>12}  {used:<16}  {TEXTS} (of evaluations)")
+    print(f"{(sum(map(folder_bytes, folders)) + of_texts) / 1e9:8.3f}  in all")
     return 0
 
 
@@ -128,8 +138,17 @@ def _prune(folders: list[Path]) -> int:
     return exit_status
 
 
-def _is_unused(folder: Path, days: float | None) -> bool:
-    return days is None or time.time() - last_used(folder) > days * _DAY
+def _prune_texts(files: list[Path]) -> None:
+    """Remove activations of evaluations' texts. One that reads a file meanwhile keeps it open."""
+    size = sum(path.stat().st_size for path in files)
+    for path in files:
+        path.unlink(missing_ok=True)
+    if files:
+        print(f"{TEXTS}: {size / 1e9:.3g} GB removed")
+
+
+def _is_unused(used: float, days: float | None) -> bool:
+    return days is None or time.time() - used > days * _DAY
 
 
 def _vectors(store: ActivationStore, part: Part) -> int:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # The folder of kept texts, among the activation stores.
-_FOLDER = "texts"
+TEXTS = "texts"
 # Tokens of one forward pass, about.
 _TOKENS_AT_ONCE = 2048
 
@@ -132,7 +132,7 @@ def text_activations(
         "count": len(texts),
         **{name: value.name if isinstance(value, Enum) else value for name, value in asdict(reading).items()},
     }
-    path = None if text.kept_in is None else text.kept_in.folder / _FOLDER / f"{digest_of(content)}.safetensors"
+    path = None if text.kept_in is None else text.kept_in.folder / TEXTS / f"{digest_of(content)}.safetensors"
     found = None if path is None else _read(path)
     if found is None:
         found = _activations(text, texts, reading, label, heartbeat)
@@ -218,6 +218,8 @@ def _read(path: Path) -> TextActivations | None:
     if not path.exists():
         return None
     try:
+        # The time shows `fsae.store` when it was last used.
+        path.touch()
         with safe_open(path, "pt") as opened:
             return TextActivations(**{name: opened.get_tensor(name) for name in ("vectors", "ids", "places", "starts")})
     except (SafetensorError, OSError) as error:
