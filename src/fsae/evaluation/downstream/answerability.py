@@ -120,4 +120,4 @@ def answerability(domain: str, count: int, seed: int) -> LabelledTexts:
 
 
 def _one(generator: np.random.Generator, words: Sequence[str]) -> str:
-    return words[generator.integers(len(words))]
+    return words[int(generator.integers(len(words)))]

@@ -1,7 +1,7 @@
 """Controls: columns that a dictionary's codes are compared with, which owe nothing to its training."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -64,5 +64,5 @@ def bag_of_words(texts: Sequence[str], most: int = 2000) -> Float[np.ndarray, "t
     from sklearn.feature_extraction.text import CountVectorizer
 
     # Names and code have words of one letter, and a text may have no letter at all.
-    counts = CountVectorizer(token_pattern=r"\w+|[^\w\s]", max_features=most).fit_transform(texts)
+    counts: Any = CountVectorizer(token_pattern=r"\w+|[^\w\s]", max_features=most).fit_transform(texts)
     return np.asarray(counts.toarray(), dtype=np.float64)
