@@ -56,16 +56,16 @@ class Score(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """An attribute in one division of the entities.
+    """An attribute with one drawing of pairs.
 
     Attributes:
         attribute: its name.
-        split: number of the division.
-        train, test: pairs of the entities of each part.
+        seed: number of the drawing.
+        train, test: pairs to learn a mask on, and to test it on.
     """
 
     attribute: str
-    split: int
+    seed: int
     train: Pairs
     test: Pairs
 
@@ -99,8 +99,8 @@ class Ravel(Evaluation, group="eval.ravel"):
 
     Differences from SAEBench: an answer after an interchange is its first token, not six tokens (a prompt counts only
     if greedy generation gives the whole value); pairs of different values have different first tokens, in isolation
-    pairs, too; test pairs are of entities that the mask has not seen; fewer steps with a larger learning rate; one kind
-    of entity at a time; several divisions of the entities give the noise.
+    pairs, too; fewer steps with a larger learning rate; one kind of entity at a time; several drawings of pairs give
+    the noise.
 
     Attributes:
         entity: the kind of entity: country or city, or another one of RAVEL's files.
@@ -109,11 +109,10 @@ class Ravel(Evaluation, group="eval.ravel"):
         revision: of the data set on the hub.
         entities, templates: that are asked, at most; the templates are per attribute.
         least: entities of an attribute, at least, that the model knows.
-        train_share: share of the entities whose pairs the mask is learned on.
         steps, batch, lr: of learning a mask.
         pairs: test pairs of each attribute and kind.
-        splits: divisions of the entities; their standard deviation is the noise.
-        seed: of entities, templates, divisions and pairs.
+        seeds: drawings of pairs; their standard deviation is the noise.
+        seed: of entities, templates and pairs.
     """
 
     entity: str = "country"
@@ -122,12 +121,11 @@ class Ravel(Evaluation, group="eval.ravel"):
     entities: int = field(default=100, metadata=between(least=4, most=1_000_000))
     templates: int = field(default=3, metadata=COUNT)
     least: int = field(default=12, metadata=between(least=4, most=1_000_000))
-    train_share: float = field(default=0.7, metadata=between(above=0, below=1))
     steps: int = field(default=20, metadata=COUNT)
     batch: int = field(default=24, metadata=between(least=2, most=100_000))
     lr: float = field(default=0.05, metadata=between(above=0, most=100))
     pairs: int = field(default=48, metadata=COUNT)
-    splits: int = field(default=2, metadata=between(least=1, most=100))
+    seeds: int = field(default=2, metadata=between(least=1, most=100))
     seed: int = field(default=0, metadata=SEED)
 
     needs: ClassVar[frozenset[str]] = frozenset({"language_model"})
@@ -169,8 +167,8 @@ class Ravel(Evaluation, group="eval.ravel"):
         chosen = self._chosen(asked)
         tasks = self._tasks(chosen)
         dictionaries = len(subject.autoencoders)
-        # The control is measured in the first division.
-        masks = dictionaries * (len(tasks) + len([task for task in tasks if not task.split]))
+        # The control is measured with the first drawing.
+        masks = dictionaries * (len(tasks) + len([task for task in tasks if not task.seed]))
         progress = Progress("learning masks of latents", masks * self.steps, "steps")
         swapped = [self._score(text, chosen, task, _whole(chosen), subject.heartbeat) for task in tasks]
         measured = []
@@ -224,30 +222,23 @@ class Ravel(Evaluation, group="eval.ravel"):
         return KnownPrompts([asked.prompts[number] for number in numbers], asked.vectors[numbers], asked.asked)
 
     def _tasks(self, chosen: KnownPrompts) -> list[_Task]:
-        """Return each attribute in each division of the entities.
+        """Return each attribute with each drawing of pairs.
 
         Raises:
-            ValueError: the entities of a part of a division have the same values.
+            ValueError: the known entities have too few different values.
         """
         tasks = []
-        names = sorted({each.entity for each in chosen.prompts})
-        counts = self.steps * max(1, self.batch // 2), self.pairs
-        for split in range(self.splits):
-            draw = random.Random(seed_of(self.seed, "ravel", split))
-            order = draw.sample(names, len(names))
-            begin = round(self.train_share * len(names))
-            parts = set(order[:begin]), set(order[begin:])
+        for seed in range(self.seeds):
+            draw = random.Random(seed_of(self.seed, "ravel", seed))
             for attribute in sorted({each.attribute for each in chosen.prompts}):
-                train, test = (
-                    pairs_of(chosen, part, attribute, count, draw) for part, count in zip(parts, counts, strict=True)
-                )
+                train, test = pairs_of(chosen, attribute, self.steps * max(1, self.batch // 2), self.pairs, draw)
                 if not all((*train, *test)):
                     raise ValueError(
-                        f"eval.ravel: the entities of a part of a division have no two values of {attribute}, or of "
-                        f"the other attributes ({len(names)} entities are known); raise eval.ravel.entities, or change "
-                        "eval.ravel.train_share"
+                        f"eval.ravel: the {len({each.entity for each in chosen.prompts})} known entities have no two "
+                        f"values of {attribute}, or of the other attributes; raise eval.ravel.entities, or choose "
+                        "other data"
                     )
-                tasks.append(_Task(attribute, split, train, test))
+                tasks.append(_Task(attribute, seed, train, test))
         return tasks
 
     def _score(
@@ -290,11 +281,11 @@ class Ravel(Evaluation, group="eval.ravel"):
         progress: Progress,
         subject: Subject,
     ) -> list[_Scores]:
-        """Return the scores of random directions of equal density in the first division; none if no latent is on."""
+        """Return the scores of random directions of equal density with the first drawing; none if no latent is on."""
         if not held.densities.any():
             return []
         control = control_of(held.densities, chosen.vectors, autoencoder.d_in, autoencoder.d_sae, self.seed)
-        first = [task for task in tasks if not task.split]
+        first = [task for task in tasks if not task.seed]
         return self._scores(text, chosen, Held(control, chosen.vectors), first, progress, subject)
 
 
@@ -320,13 +311,13 @@ def _numbers(
 
 
 def _with_noise(name: str, tasks: Sequence[_Task], of_tasks: Sequence[float]) -> dict[str, float]:
-    """Return the mean over divisions of the means over attributes, and the standard deviation over divisions."""
-    of_splits = [
-        _mean([value for task, value in zip(tasks, of_tasks, strict=True) if task.split == split])
-        for split in sorted({task.split for task in tasks})
+    """Return the mean over drawings of the means over attributes, and the standard deviation over drawings."""
+    of_seeds = [
+        _mean([value for task, value in zip(tasks, of_tasks, strict=True) if task.seed == seed])
+        for seed in sorted({task.seed for task in tasks})
     ]
-    noise = float(np.std(of_splits, ddof=1)) if len(of_splits) > 1 else 0.0
-    return {name: _mean(of_splits), f"{name}_noise": noise}
+    noise = float(np.std(of_seeds, ddof=1)) if len(of_seeds) > 1 else 0.0
+    return {name: _mean(of_seeds), f"{name}_noise": noise}
 
 
 def _by_attribute(

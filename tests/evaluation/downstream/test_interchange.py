@@ -40,29 +40,33 @@ def test_an_interchange_decodes_the_mixture_of_codes(asked: KnownPrompts):
 
 
 def test_pairs_cannot_be_right_by_accident(asked: KnownPrompts):
-    entities = set(list(OWN)[:12])
-    found = pairs_of(asked, entities, "size", 20, random.Random(0))
-    assert len(found.cause) == len(found.isolation) == 20
-    for kind, asks in zip(found, ("size", "colour"), strict=True):
-        for pair in kind:
+    train, test = pairs_of(asked, "size", 300, 20, random.Random(0))
+    assert len(test.cause) == len(test.isolation) == 20
+    for kind, asks in (("cause", "size"), ("isolation", "colour")):
+        learned, tested = (getattr(each, kind) for each in (train, test))
+        assert not set(learned) & set(tested)
+        assert 200 < len(learned) <= 300
+        for pair in (*learned, *tested):
             base, source = asked.prompts[pair.base], asked.prompts[pair.source]
-            assert {base.entity, source.entity} <= entities
             assert (base.attribute, source.attribute) == (asks, "size")
             number = ATTRIBUTES.index(asks)
             assert OWN[base.entity][number] != OWN[source.entity][number]
-            assert pair.target == (source if kind is found.cause else base).answer[0]
+            assert pair.target == (source if kind == "cause" else base).answer[0]
 
 
 def test_entities_of_one_value_make_no_pairs(asked: KnownPrompts):
-    one_size = {word for word, (_, size) in OWN.items() if size == 0}
-    assert pairs_of(asked, one_size, "size", 5, random.Random(0)).cause == []
+    one_size = [number for number, each in enumerate(asked.prompts) if OWN[each.entity][1] == 0]
+    few = KnownPrompts([asked.prompts[number] for number in one_size], asked.vectors[one_size], asked.asked)
+    train, test = pairs_of(few, "size", 20, 5, random.Random(0))
+    assert train.cause == test.cause == []
+    assert len(test.isolation) == 5
 
 
 def test_the_mask_has_the_latents_of_the_attribute(asked: KnownPrompts):
     text, held = knowing_text(), Held(apart(), asked.vectors)
     beats: list[int] = []
     for number, attribute in enumerate(ATTRIBUTES):
-        pairs = pairs_of(asked, set(OWN), attribute, 200, random.Random(0))
+        pairs, _ = pairs_of(asked, attribute, 200, 0, random.Random(0))
         mask = learned_mask(text, asked, held, pairs, SCHEDULE, lambda: beats.append(1))
         assert mask.tolist() == [latent // VALUES == number for latent in range(D_IN)]
     assert len(beats) == 2 * SCHEDULE.steps

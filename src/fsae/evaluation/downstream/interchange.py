@@ -108,45 +108,42 @@ class Held:
         return swapped
 
 
-def pairs_of(
-    known: KnownPrompts,
-    entities: set[str],
-    attribute: str,
-    count: int,
-    draw: random.Random,
-) -> Pairs:
-    """Return pairs of an attribute, as many of each kind as asked for, both of whose entities are among `entities`.
+def pairs_of(known: KnownPrompts, attribute: str, train: int, test: int, draw: random.Random) -> tuple[Pairs, Pairs]:
+    """Return pairs of an attribute to learn a mask on, and others to test it on; as many of each kind, at most.
 
     A source prompt asks for the attribute. In a cause pair the first tokens of the two values of the attribute differ,
     in an isolation pair those of the attribute that the base asks for: no pair can be right by accident. There are none
-    of a kind if no two entities differ.
+    of a kind if no two entities differ. No pair is in both parts, but an entity may be.
     """
     prompts = known.prompts
-    inside = [number for number, each in enumerate(prompts) if each.entity in entities]
     first = {(each.entity, each.attribute): each.answer[0] for each in prompts}
-    sources = [number for number in inside if prompts[number].attribute == attribute]
-    others = sorted({prompts[number].attribute for number in inside} - {attribute})
-    of_others = {name: [number for number in inside if prompts[number].attribute == name] for name in others}
+    of_attribute: dict[str, list[int]] = {}
+    for number, each in enumerate(prompts):
+        of_attribute.setdefault(each.attribute, []).append(number)
+    sources = of_attribute.pop(attribute)
 
     def differing(base: int) -> list[int]:
         asked, own = prompts[base].attribute, prompts[base].answer[0]
         return [each for each in sources if first.get((prompts[each].entity, asked), own) != own]
 
-    def some(bases: Sequence[int], count: int, of_source: bool) -> list[Pair]:
+    def drawn(bases: Sequence[int], train: int, test: int, of_source: bool) -> tuple[list[Pair], list[Pair]]:
         candidates = {base: found for base in bases if (found := differing(base))}
-        found = []
-        for base in draw.choices(list(candidates), k=count) if candidates else ():
+        pairs = []
+        for base in draw.choices(list(candidates), k=train + test) if candidates else ():
             source = draw.choice(candidates[base])
-            found.append(Pair(base, source, prompts[source if of_source else base].answer[0]))
-        return found
+            pairs.append(Pair(base, source, prompts[source if of_source else base].answer[0]))
+        kept = set(pairs[:test])
+        return [pair for pair in pairs[test:] if pair not in kept], pairs[:test]
 
-    isolation = [
-        pair
-        for number, name in enumerate(others)
-        for pair in some(of_others[name], count // len(others) + (number < count % len(others)), of_source=False)
-    ]
-    draw.shuffle(isolation)
-    return Pairs(some(sources, count, of_source=True), isolation)
+    isolation: tuple[list[Pair], list[Pair]] = [], []
+    for number, name in enumerate(sorted(of_attribute)):
+        # The other attributes have equal shares.
+        shares = ((count + number) // len(of_attribute) for count in (train, test))
+        for part, pairs in zip(isolation, drawn(of_attribute[name], *shares, of_source=False), strict=True):
+            part += pairs
+    draw.shuffle(isolation[0])
+    cause = drawn(sources, train, test, of_source=True)
+    return Pairs(cause[0], isolation[0]), Pairs(cause[1], isolation[1])
 
 
 def learned_mask(
