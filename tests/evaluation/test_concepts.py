@@ -116,6 +116,17 @@ def test_a_trained_direction_is_measured_next_to_the_others(folder: Path, found)
     assert concepts["birds"]["steering"].keys() == {"latent", "reft", "random", "diffmean"}
 
 
+def test_concepts_without_hard_negatives_are_left_out_of_their_number(folder: Path, tmp_path: Path, found):
+    rows = pyarrow.parquet.read_table(folder / "all.parquet").to_pylist()
+    for left_out, has_number in ((["ships"], True), (list(CONCEPTS), False)):
+        kept = [row for row in rows if row["category"] != "hard negative" or row["output_concept"] not in left_out]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(kept), tmp_path / "some.parquet")
+        (numbers,), _ = measured(settings(tmp_path, steered=0), dictionary())
+        assert ("concepts_hard" in numbers) == has_number
+        assert numbers["concepts_auroc"] == 1
+    assert numbers.keys() < found[0][0].keys()
+
+
 def test_steering_may_be_left_out(folder: Path):
     (numbers,), _ = measured(settings(folder, steered=0), dictionary())
     assert not any("steering" in name for name in numbers)

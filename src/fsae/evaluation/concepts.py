@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,17 +13,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fsae.evaluation.downstream.concept_detectors import (
-    Scores,
-    accuracy_at,
-    auroc,
+    Detected,
+    Parts,
     best_latent,
     directions,
+    recogniser,
     text_scores,
     word_detector,
 )
 from fsae.evaluation.downstream.concept_judge import Judge, Judged
 from fsae.evaluation.downstream.concept_reft import reft_direction
-from fsae.evaluation.downstream.concept_steering import Outcome, Push, Quality, Steered, Steering, outcome
+from fsae.evaluation.downstream.concept_steering import Effect, Push, Steering, outcome, steering_numbers
 from fsae.evaluation.downstream.concept_texts import ConceptTexts, axbench, packaged_topics
 from fsae.evaluation.downstream.text_activations import Reading, TextActivations, text_activations
 from fsae.evaluation.downstream.text_codes import Pooling, pooled, token_codes
@@ -57,6 +57,8 @@ _CONTROLS = {
     _REFT: "ReFT-r1",
 }
 _STEERING_CONTROLS = {"random": "a random direction", "diffmean": "the difference of means", _REFT: "ReFT-r1"}
+# Positives and negatives that a concept needs: half of them train, half of them test.
+_LEAST = 8
 # Held-out texts of a concept, and as many others, whose log-probabilities under steering are compared.
 _LIKELY = 4
 # The file of the judge's answers in the run's folder.
@@ -227,7 +229,7 @@ class Concepts(Evaluation, group="eval.concepts"):
         trained = self._trained(text, data, trains[0], subject) if self.reft_epochs else []
         if trained:
             scores = text_scores(read, torch.stack(trained, dim=1).numpy())
-            parts = [_Parts.of(data, concept, trains[0]) for concept in range(len(trained))]
+            parts = [Parts.of(data, concept, trains[0]) for concept in range(len(trained))]
             shared[_REFT] = [[each.detected(own) for each, own in zip(parts, scores.T, strict=True)]]
         found, steering = [], []
         for autoencoder in subject.autoencoders:
@@ -285,14 +287,14 @@ class Concepts(Evaluation, group="eval.concepts"):
         read: TextActivations,
         trains: Sequence[Bool[np.ndarray, " texts"]],
         beat: Callable[[], None],
-    ) -> dict[str, list[list["_Detected"]]]:
+    ) -> dict[str, list[list[Detected]]]:
         """Return how well the fitted detectors do in each split and concept, by name."""
-        found: dict[str, list[list[_Detected]]] = {name: [] for name in (*_DIRECTIONS, _WORDS)}
+        found: dict[str, list[list[Detected]]] = {name: [] for name in (*_DIRECTIONS, _WORDS)}
         for split, train in enumerate(trains):
             for each in found.values():
                 each.append([])
             for concept in range(len(data.names)):
-                parts = _Parts.of(data, concept, train)
+                parts = Parts.of(data, concept, train)
                 fitted = directions(read, parts.train, parts.positive, seed_of(self.seed, split, concept))
                 scores = text_scores(read, np.stack([fitted[name] for name in _DIRECTIONS], axis=1))
                 texts = [data.texts[number] for number in np.flatnonzero(parts.train)]
@@ -308,7 +310,7 @@ class Concepts(Evaluation, group="eval.concepts"):
         """Return the direction of each concept that ReFT-r1 trains on its positives."""
         progress, found = Progress("training ReFT-r1", len(data.names), "concepts"), []
         for concept in range(len(data.names)):
-            parts = _Parts.of(data, concept, train)
+            parts = Parts.of(data, concept, train)
             texts = [data.texts[number] for number in np.flatnonzero(parts.train & parts.positive)]
             seed = seed_of(self.seed, concept)
             found.append(reft_direction(text, texts, self.length, self.reft_epochs, seed, subject.heartbeat))
@@ -323,14 +325,14 @@ class Concepts(Evaluation, group="eval.concepts"):
         read: TextActivations,
         trains: Sequence[Bool[np.ndarray, " texts"]],
         beat: Callable[[], None],
-    ) -> list[list["_Detected"]]:
+    ) -> list[list[Detected]]:
         """Return how well the best latent does in each split and concept."""
         of_texts = pooled(codes, read, Pooling.max)
         found = []
         for train in trains:
             own = []
             for concept in range(len(data.names)):
-                parts = _Parts.of(data, concept, train)
+                parts = Parts.of(data, concept, train)
                 latent = best_latent(of_texts, parts.train, parts.positive)
                 own.append(parts.detected(of_texts[:, [latent]].toarray()[:, 0])._replace(latent=latent))
                 beat()
@@ -350,8 +352,8 @@ class Concepts(Evaluation, group="eval.concepts"):
     ) -> list[tuple[dict[str, float], dict[str, Any]]]:
         """Return the numbers of steering by each autoencoder's latents, and those of each concept."""
         concepts = range(min(self.steered, len(data.names)))
-        detectors, areas = zip(*(_recogniser(data, concept, train) for concept in concepts), strict=True)
-        parts = [_Parts.of(data, concept, train) for concept in concepts]
+        detectors, areas = zip(*(recogniser(data, concept, train) for concept in concepts), strict=True)
+        parts = [Parts.of(data, concept, train) for concept in concepts]
         fitted = [directions(read, each.train, each.positive, self.seed)["diffmean"] for each in parts]
         draw = generator_for(self.seed, "random steering")
         shared = {
@@ -364,7 +366,7 @@ class Concepts(Evaluation, group="eval.concepts"):
         steering = Steering(text, self.prompts, self.generated, self.seed, subject.heartbeat)
         progress = Progress("steering", len(concepts) * (len(shared) + len(of_latents)), "directions")
 
-        def scored(along: Sequence[Float[Tensor, " d_in"]]) -> list[_Effect]:
+        def scored(along: Sequence[Float[Tensor, " d_in"]]) -> list[Effect]:
             effects = []
             for push in _pushes(along, length):
                 steered = steering.steered(push, self.strengths)
@@ -377,7 +379,7 @@ class Concepts(Evaluation, group="eval.concepts"):
                     steering.likelihood(push, self.strengths[strength], *held_out)
                     for strength in sorted(set(found.strengths))
                 ]
-                effects.append(_Effect(steered, found, float(np.mean(rises))))
+                effects.append(Effect(steered, found, float(np.mean(rises))))
                 progress.advance(1)
             return effects
 
@@ -387,14 +389,14 @@ class Concepts(Evaluation, group="eval.concepts"):
             own = {"latent": scored(along), **controls}
             numbers = {"concepts_detector": float(np.mean(areas))}
             for name, effects in own.items():
-                numbers |= _steering_numbers(effects, "" if name == "latent" else f"_{name}")
+                numbers |= steering_numbers(effects, "" if name == "latent" else f"_{name}")
             if judge is not None:
                 numbers |= self._judged(judge, data.names, own)
             found.append((numbers, self._steering_of_concepts(data.names, own)))
         progress.close()
         return found
 
-    def _judged(self, judge: Judge, names: Sequence[str], own: Mapping[str, Sequence["_Effect"]]) -> dict[str, float]:
+    def _judged(self, judge: Judge, names: Sequence[str], own: Mapping[str, Sequence[Effect]]) -> dict[str, float]:
         """Return the mean ratings; nothing if the judge fails."""
         found = {}
         for name, effects in own.items():
@@ -414,7 +416,7 @@ class Concepts(Evaluation, group="eval.concepts"):
         return found
 
     def _steering_of_concepts(
-        self, names: Sequence[str], own: Mapping[str, Sequence["_Effect"]]
+        self, names: Sequence[str], own: Mapping[str, Sequence[Effect]]
     ) -> dict[str, dict[str, Any]]:
         """Return by concept and kind of vector: score, the strengths that were chosen, and a text at each."""
         return {
@@ -437,57 +439,17 @@ class Concepts(Evaluation, group="eval.concepts"):
         }
 
 
-# Positives and negatives that a concept needs: half of them train, half of them test.
-_LEAST = 8
-
-
-class _Detected(NamedTuple):
-    """The detection of a concept in the test texts.
-
-    Attributes:
-        auroc: with hard negatives among the negatives.
-        hard: mean of the accuracies on positives and on hard negatives; NaN without any.
-        latent: the number of the latent that detects; -1 for another detector.
-    """
-
-    auroc: float
-    hard: float
-    latent: int = -1
-
-
-class _Parts(NamedTuple):
-    """The texts of a concept: those that train a detector, those that test it, and which are positive."""
-
-    train: Bool[np.ndarray, " texts"]
-    test: Bool[np.ndarray, " texts"]
-    hard: Bool[np.ndarray, " texts"]
-    positive: Bool[np.ndarray, " texts"]
-
-    @classmethod
-    def of(cls, data: ConceptTexts, concept: int, train: Bool[np.ndarray, " texts"]) -> "_Parts":
-        """Return the parts of a concept."""
-        positive, hard = data.positive[:, concept], data.hard[:, concept]
-        known = positive | data.negative[:, concept]
-        return cls(known & train, (known & ~train) | hard, hard, positive)
-
-    def detected(self, scores: Float[np.ndarray, " texts"]) -> _Detected:
-        """Return how well scores detect the concept."""
-        area = auroc(scores[self.test][:, None], self.positive[self.test])[0]
-        hard = float("nan")
-        if self.hard.any():
-            among = self.hard | (self.test & self.positive)
-            hard = accuracy_at(scores, self.train, self.positive, among)
-        return _Detected(float(area), hard)
-
-
-def _numbers(own: Mapping[str, Sequence[Sequence[_Detected]]]) -> dict[str, float]:
+def _numbers(own: Mapping[str, Sequence[Sequence[Detected]]]) -> dict[str, float]:
     """Return means over splits and concepts, and the latents' standard deviations over splits."""
     found = {"concepts_count": float(len(own["latent"][0]))}
     for name, detected in own.items():
         for number in ("auroc", "hard"):
-            of_splits = np.array([np.mean([getattr(each, number) for each in split]) for split in detected])
-            if np.isnan(of_splits).any():
+            values = np.array([[getattr(each, number) for each in split] for split in detected])
+            # A concept without a hard negative has no such accuracy.
+            values = values[:, ~np.isnan(values).any(0)]
+            if not values.size:
                 continue
+            of_splits = values.mean(1)
             if name == "latent":
                 found[f"concepts_{number}"] = float(of_splits.mean())
                 found[f"concepts_{number}_noise"] = float(of_splits.std(ddof=1)) if len(of_splits) > 1 else 0.0
@@ -496,7 +458,7 @@ def _numbers(own: Mapping[str, Sequence[Sequence[_Detected]]]) -> dict[str, floa
     return found
 
 
-def _of_concepts(names: Sequence[str], own: Mapping[str, Sequence[Sequence[_Detected]]]) -> dict[str, Any]:
+def _of_concepts(names: Sequence[str], own: Mapping[str, Sequence[Sequence[Detected]]]) -> dict[str, Any]:
     """Return the numbers of each concept, by its name: means over splits, and the latent of the first one."""
     return {
         name: {
@@ -507,41 +469,9 @@ def _of_concepts(names: Sequence[str], own: Mapping[str, Sequence[Sequence[_Dete
     }
 
 
-class _Effect(NamedTuple):
-    """The effect of a push: its texts, their scores, and the rise of the concept's own texts in nats per token."""
-
-    steered: Steered
-    outcome: Outcome
-    rise: float
-
-
-def _steering_numbers(effects: Sequence[_Effect], suffix: str) -> dict[str, float]:
-    """Return means over concepts and halves."""
-    scores = np.array([[half.score for half in each.outcome.halves] for each in effects]).mean(0)
-    found = {f"concepts_steering{suffix}": float(scores.mean())}
-    if not suffix:
-        found["concepts_steering_noise"] = float(scores.std(ddof=1))
-    for part in Quality._fields:
-        values = [getattr(half, part) for each in effects for half in each.outcome.halves]
-        found[f"concepts_steering_{part}{suffix}"] = float(np.mean(values))
-    return found | {f"concepts_likelihood{suffix}": float(np.mean([each.rise for each in effects]))}
-
-
 def _pushes(directions: Sequence[Float[Tensor, " d_in"]], length: float) -> list[Push]:
     """Return vectors of one length, one per concept."""
     return [Push(concept, length * each / each.norm().clamp(min=1e-12)) for concept, each in enumerate(directions)]
-
-
-def _recogniser(data: ConceptTexts, concept: int, train: Bool[np.ndarray, " texts"]) -> tuple[Scores, float]:
-    """Return a detector of words that learns from no text that a vector learns from, and its AUROC on those."""
-    parts = _Parts.of(data, concept, train)
-    others = np.flatnonzero((parts.test & parts.positive) | (data.negative[:, concept] & ~train))
-    texts = [data.texts[number] for number in others] + [text for text, _ in data.spare]
-    positive = np.concatenate([parts.positive[others], [of == concept for _, of in data.spare]]).astype(bool)
-    detector = word_detector(texts, positive)
-    seen = np.flatnonzero(parts.train)
-    scores = detector([data.texts[number] for number in seen])
-    return detector, float(auroc(scores[:, None], parts.positive[seen])[0])
 
 
 def _merged(of_concepts: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ def steering(**changes: Any) -> Steering:
     text.model = cast(Any, WordModel())
     for name, value in changes.items():
         setattr(text, name, value)
-    return Steering(text, [OTHERS[0], f"{OTHERS[1]} {OTHERS[2]}"], 8, 0, lambda: None)
+    return Steering(cast(Any, text), [OTHERS[0], f"{OTHERS[1]} {OTHERS[2]}"], 8, 0, lambda: None)
 
 
 def pushed(dimension: int, by: float) -> Push:

@@ -1,12 +1,13 @@
 """Detectors of concepts: directions in activations, latents and word counts, and how well they separate texts."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
+from fsae.evaluation.downstream.concept_texts import ConceptTexts
 from fsae.evaluation.downstream.text_activations import TextActivations
 from fsae.seeds import generator_for
 
@@ -19,6 +20,45 @@ _AT_ONCE = 2048
 _PROBE_STEPS, _PROBE_DECAY, _PROBE_NEGATIVES = 30, 1e-3, 2
 
 Scores = Callable[[Sequence[str]], Float[np.ndarray, " texts"]]
+
+
+class Detected(NamedTuple):
+    """The detection of a concept in the test texts.
+
+    Attributes:
+        auroc: with hard negatives among the negatives.
+        hard: mean of the accuracies on positives and on hard negatives; NaN without any.
+        latent: the number of the latent that detects; -1 for another detector.
+    """
+
+    auroc: float
+    hard: float
+    latent: int = -1
+
+
+class Parts(NamedTuple):
+    """The texts of a concept: those that train a detector, those that test it, and which are positive."""
+
+    train: Bool[np.ndarray, " texts"]
+    test: Bool[np.ndarray, " texts"]
+    hard: Bool[np.ndarray, " texts"]
+    positive: Bool[np.ndarray, " texts"]
+
+    @classmethod
+    def of(cls, data: ConceptTexts, concept: int, train: Bool[np.ndarray, " texts"]) -> "Parts":
+        """Return the parts of a concept."""
+        positive, hard = data.positive[:, concept], data.hard[:, concept]
+        known = positive | data.negative[:, concept]
+        return cls(known & train, (known & ~train) | hard, hard, positive)
+
+    def detected(self, scores: Float[np.ndarray, " texts"]) -> Detected:
+        """Return how well scores detect the concept."""
+        area = auroc(scores[self.test][:, None], self.positive[self.test])[0]
+        hard = float("nan")
+        if self.hard.any():
+            among = self.hard | (self.test & self.positive)
+            hard = accuracy_at(scores, self.train, self.positive, among)
+        return Detected(float(area), hard)
 
 
 def directions(
@@ -142,6 +182,18 @@ def word_detector(texts: Sequence[str], positive: Bool[np.ndarray, " texts"]) ->
         return np.asarray(fitted.decision_function(words.transform(others)))
 
     return scores
+
+
+def recogniser(data: ConceptTexts, concept: int, train: Bool[np.ndarray, " texts"]) -> tuple[Scores, float]:
+    """Return a detector of words that learns from no text that a vector learns from, and its AUROC on those."""
+    parts = Parts.of(data, concept, train)
+    others = np.flatnonzero((parts.test & parts.positive) | (data.negative[:, concept] & ~train))
+    texts = [data.texts[number] for number in others] + [text for text, _ in data.spare]
+    positive = np.concatenate([parts.positive[others], [of == concept for _, of in data.spare]]).astype(bool)
+    detector = word_detector(texts, positive)
+    seen = np.flatnonzero(parts.train)
+    scores = detector([data.texts[number] for number in seen])
+    return detector, float(auroc(scores[:, None], parts.positive[seen])[0])
 
 
 def _unit(vector: Float[np.ndarray, " d_in"]) -> Float[np.ndarray, " d_in"]:

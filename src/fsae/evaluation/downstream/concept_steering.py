@@ -112,6 +112,26 @@ def outcome(steered: Steered, plain: Sequence[str], detector: Scores) -> Outcome
     return found
 
 
+class Effect(NamedTuple):
+    """The effect of a push: its texts, their scores, and the rise of the concept's own texts in nats per token."""
+
+    steered: Steered
+    outcome: Outcome
+    rise: float
+
+
+def steering_numbers(effects: Sequence[Effect], suffix: str) -> dict[str, float]:
+    """Return means over concepts and halves."""
+    scores = np.array([[half.score for half in each.outcome.halves] for each in effects]).mean(0)
+    found = {f"concepts_steering{suffix}": float(scores.mean())}
+    if not suffix:
+        found["concepts_steering_noise"] = float(scores.std(ddof=1))
+    for part in Quality._fields:
+        values = [getattr(half, part) for each in effects for half in each.outcome.halves]
+        found[f"concepts_steering_{part}{suffix}"] = float(np.mean(values))
+    return found | {f"concepts_likelihood{suffix}": float(np.mean([each.rise for each in effects]))}
+
+
 @dataclass(eq=False)
 class Steering:
     """A language model that is steered at a site; its plain texts are generated at the start.
