@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from fsae.evaluation.downstream.latent_scores import largest, mean_differences, normalised_mean_differences
 from fsae.evaluation.downstream.probe import Fit, Probe, auc, best_probe, fit_probe
@@ -108,12 +108,12 @@ class KSparse:
         return [self.score(probe, columns[split.test], labels[split.test])]
 
 
-def difference_probe(vectors: Float[np.ndarray, "rows d_in"], labels: Int[np.ndarray, " rows"]) -> Probe:
+def difference_probe(columns: "Columns", labels: Int[np.ndarray, " rows"]) -> Probe:
     """Return the probe along the difference of means, with its threshold half way between them."""
-    first, second = (vectors[labels == label].mean(0) for label in (0, 1))
+    first, second = (np.asarray(columns[labels == label].mean(0)).ravel() for label in (0, 1))
     weights = second - first
     bias = -float(weights @ (first + second)) / 2
-    return Probe(weights, bias, 1.0, auc(vectors @ weights, labels))
+    return Probe(weights, bias, 1.0, auc(np.asarray(columns @ weights).ravel(), labels))
 
 
 # A probe of all dimensions at the site, and one of tokens or words.
