@@ -99,8 +99,8 @@ class Ravel(Evaluation, group="eval.ravel"):
 
     Differences from SAEBench: an answer after an interchange is its first token, not six tokens (a prompt counts only
     if greedy generation gives the whole value); pairs of different values have different first tokens, in isolation
-    pairs, too; fewer steps with a larger learning rate; one kind of entity at a time; several drawings of pairs give
-    the noise.
+    pairs, too; fewer steps with a larger learning rate and a higher last temperature; one kind of entity at a time;
+    several drawings of pairs give the noise.
 
     Attributes:
         entity: the kind of entity: country or city, or another one of RAVEL's files.
@@ -121,9 +121,9 @@ class Ravel(Evaluation, group="eval.ravel"):
     entities: int = field(default=100, metadata=between(least=4, most=1_000_000))
     templates: int = field(default=3, metadata=COUNT)
     least: int = field(default=12, metadata=between(least=4, most=1_000_000))
-    steps: int = field(default=20, metadata=COUNT)
+    steps: int = field(default=32, metadata=COUNT)
     batch: int = field(default=24, metadata=between(least=2, most=100_000))
-    lr: float = field(default=0.05, metadata=between(above=0, most=100))
+    lr: float = field(default=0.1, metadata=between(above=0, most=100))
     pairs: int = field(default=48, metadata=COUNT)
     seeds: int = field(default=2, metadata=between(least=1, most=100))
     seed: int = field(default=0, metadata=SEED)

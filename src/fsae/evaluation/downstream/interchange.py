@@ -16,8 +16,9 @@ from fsae.sources.source import HeldOutText
 
 # Vectors that are encoded at once.
 _AT_ONCE = 2048
-# The temperature of the mask's gates at the first and at the last step.
-_TEMPERATURES = (1.0, 1e-4)
+# The temperature of the mask's gates at the first and at the last step. SAEBench ends at 1e-4; a gate no longer learns
+# once its logit is several temperatures, which in few steps is too soon.
+_TEMPERATURES = (1.0, 1e-2)
 
 # What is put at the entity, for the numbers of base prompts and of source prompts.
 Swap = Callable[[Int[Tensor, " pair"], Int[Tensor, " pair"]], Float[Tensor, "pair d_in"]]
@@ -103,7 +104,7 @@ class Held:
         begin = self.vectors if keeps_error else self.decoded
 
         def swapped(base: Tensor, source: Tensor) -> Tensor:
-            return begin[base] + ((self.codes[source] - self.codes[base]) * gates) @ self.rows
+            return begin[base] + ((self.codes[source] - self.codes[base]) * gates.to(self.rows)) @ self.rows
 
         return swapped
 
@@ -156,7 +157,7 @@ def learned_mask(
 ) -> Bool[Tensor, " latents"]:
     """Return the mask of the latents of `held` that an attribute's interchange swaps (MDBM of SAEBench).
 
-    A gate is sigmoid(logit / temperature); logits begin at zero, and the temperature falls from 1 to 1e-4. Each step
+    A gate is sigmoid(logit / temperature); logits begin at zero, and the temperature falls from 1 to 1e-2. Each step
     lowers the cross-entropy of the targets of cause and isolation pairs together. A latent belongs to the mask if its
     logit is positive in the end.
     """
