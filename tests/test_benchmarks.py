@@ -31,7 +31,10 @@ from benchmarks.peers.process import Process, StoppedError
 from benchmarks.peers.table import cells, draw, markdown, slope
 
 # These modules run in the peers' own Python.
-NOT_OURS = {f"benchmarks.peers.{peer}_steps" for peer in PEERS} | {"benchmarks.sae_lens_training"}
+NOT_OURS = {f"benchmarks.peers.{peer}_steps" for peer in PEERS} | {
+    "benchmarks.sae_lens_training",
+    "benchmarks.sae_dashboard_runner",
+}
 JOB = Job.of_fsae(Path(), d_in=8, d_sae=16, k=2, batch=32, lr=1e-3, device="cpu", threads=1)
 # Replaces a peer's Python, and ends in its second timed step.
 MORTAL = """#!/bin/sh

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-# Ends of the names of files that are code, or texts that code writes.
-CODE = ("py", "jinja", "js", "css", "typed")
+# Ends of the names of files that are code, texts that code writes, and a table that it reads.
+CODE = ("py", "jinja", "js", "css", "csv", "typed")
 
 
 @pytest.fixture(scope="module")

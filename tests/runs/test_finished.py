@@ -93,10 +93,12 @@ def numbers_of(found: dict[str, Any]) -> dict[str, float]:
 def contents(folder: Path) -> dict[str, bytes]:
     """Return every file of a run that an evaluation must not change."""
     grows = {"results.json", "metrics.jsonl", "run.log", "run.lock"}
+    # A page of latents names the run's folder, and these runs are copies.
+    placed = {"index.html"}
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in grows
+        if path.is_file() and path.name not in grows | placed
     }
 
 
