@@ -26,9 +26,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 run: setup  ## train, evaluate, log and export the default Fisher SAE (ARGS="arch=topk ..." overrides)
 	$(BIN)/python -m fsae.run $(ARGS)
 
-# Two processes. Their threads must not spin while they wait, because that takes the cores from the other process.
+# Two processes. Their threads must not spin while they wait, because that takes the cores from the other process. Files keep
+# their order: otherwise those of few tests come last, and these are the slowest ones.
 test: setup  ## the test suite
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/peers --ignore=tests/browser --ignore=tests/cluster --ignore=tests/explain --ignore=tests/outside
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/peers --ignore=tests/browser --ignore=tests/cluster --ignore=tests/explain --ignore=tests/outside
 
 # The peers are installed in environments of their own, never in .venv.
 PEERS := .venv-peers .venv-sae-bench .venv-dictionary-learning .venv-sparsify .venv-sae-dashboard
