@@ -63,6 +63,7 @@ class _Text:
         self._rows, self.model, self.site = rows, model, site
         self.norm_limit = None
         self.rows_at_once = 8
+        self.dataset = "text"
         self.open_model = partial(open_language_model, _SETTINGS)
 
     def rows(self, part: Part, count: int, heartbeat: Callable[[], None] = lambda: None) -> TextRows:
