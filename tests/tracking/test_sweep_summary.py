@@ -3,6 +3,7 @@
 import sqlite3
 import threading
 from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import pytest
 
@@ -61,6 +62,26 @@ def test_many_jobs_find_the_database_ready(tmp_path: Path):
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_a_tag_that_another_process_makes_at_the_same_time_is_changed(tmp_path: Path):
+    from mlflow.exceptions import MlflowException
+
+    class Racing:
+        """A client whose first tag is refused, as by a database in which another process has just made it."""
+
+        tags: ClassVar[list[str]] = []
+
+        def set_experiment_tag(self, experiment: str, key: str, value: str) -> None:
+            self.tags.append(value)
+            if len(self.tags) == 1:
+                raise MlflowException("UNIQUE constraint failed")
+
+    run = sweep_run(f"sqlite:///{tmp_path / 'new.db'}", tmp_path)
+    run._experiment_id = "1"
+    run._choose_columns(cast(Any, Racing()))
+    assert len(Racing.tags) == 2
+    assert Racing.tags[0] == Racing.tags[1]
 
 
 def test_a_locked_database_is_reported_in_time(sqlite_uri: str, tmp_path: Path):

@@ -83,6 +83,8 @@ class SweepRun:
 
     def _choose_columns(self, client: MlflowClient) -> None:
         """Store the view of the jobs' table in the experiment: the varied settings, then the main numbers."""
+        from mlflow.exceptions import MlflowException
+
         columns = [f"params.`{key}`" for key in self._varied]
         columns += [f"metrics.`eval/{name}`" for name in COLUMNS]
         view = {
@@ -95,7 +97,11 @@ class SweepRun:
             "columnWidths": dict.fromkeys(columns, COLUMN_WIDTH),
         }
         name = f"mlflow.sharedViewState.{shared_view_key(self._sweep)}"
-        client.set_experiment_tag(self._experiment_id, name, json.dumps(view))
+        try:
+            client.set_experiment_tag(self._experiment_id, name, json.dumps(view))
+        except MlflowException:
+            # A database refuses two processes that make the tag at the same time; now it is there to be changed.
+            client.set_experiment_tag(self._experiment_id, name, json.dumps(view))
 
     def deliver(self, folders: Sequence[Path]) -> None:
         """Send what MLflow lacks of the jobs in these folders, such as the end of a killed job."""
