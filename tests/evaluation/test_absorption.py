@@ -8,9 +8,8 @@ from torch import Tensor
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.standard import StandardSettings
 from fsae.evaluation.absorption import Absorption
-from fsae.evaluation.subject import Examined, Subject
 from fsae.language_models.sites import Site
-from tests.evaluation.downstream.texts import Text
+from tests.evaluation.downstream.texts import Text, subject_on
 
 # Words of five letters, 60 words each; the vector of a word is its letter's direction and one of its own.
 LETTERS, EACH = 5, 60
@@ -72,13 +71,7 @@ def measured(
 ) -> list[dict[str, float]]:
     text = Text()
     text.model = cast(Any, SpellingModel(spells))
-
-    class Source:
-        unit = "tokens"
-
-    source = Source()
-    cast(Any, source).text = text
-    subject = Subject([Examined([each]) for each in autoencoders], cast(Any, source))
+    subject = subject_on(text, autoencoders)
     return [dict(found.numbers[0]) for found in settings.measure(subject)]
 
 

@@ -9,10 +9,9 @@ from torch import Tensor
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.standard import StandardSettings
 from fsae.evaluation.code import Code
-from fsae.evaluation.subject import Examined, Subject
 from fsae.language_models.sites import Site
 from fsae.sources.documents import DatasetFormat
-from tests.evaluation.downstream.texts import BOS, Text
+from tests.evaluation.downstream.texts import BOS, Text, subject_on
 
 D_IN = 8
 VOCABULARY = 256
@@ -91,13 +90,7 @@ def detector() -> Autoencoder:
 def measured(evaluation: Code, *autoencoders: Autoencoder) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
     text = Text()
     text.model = cast(Any, StringModel())
-
-    class Source:
-        unit = "tokens"
-
-    source = Source()
-    cast(Any, source).text = text
-    found = evaluation.measure(Subject([Examined([each]) for each in autoencoders], cast(Any, source)))
+    found = evaluation.measure(subject_on(text, autoencoders))
     return [dict(each.numbers[0]) for each in found], [each.content["code_types"][0] for each in found]
 
 

@@ -9,8 +9,7 @@ import torch
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.standard import StandardSettings
 from fsae.evaluation.concepts import Concepts
-from fsae.evaluation.subject import Examined, Subject
-from tests.evaluation.downstream.texts import Text
+from tests.evaluation.downstream.texts import Text, subject_on
 from tests.evaluation.downstream.words import CONCEPTS, D_IN, OTHERS, OWN, WordModel
 from tests.latents.chat_server import ChatServer
 
@@ -66,13 +65,7 @@ def settings(folder: Path, **changes: Any) -> Concepts:
 def measured(evaluation: Concepts, *autoencoders: Autoencoder) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
     text = Text()
     text.model = cast(Any, WordModel())
-
-    class Source:
-        unit = "tokens"
-
-    source = Source()
-    cast(Any, source).text = text
-    found = evaluation.measure(Subject([Examined([each]) for each in autoencoders], cast(Any, source)))
+    found = evaluation.measure(subject_on(text, autoencoders))
     return [dict(each.numbers[0]) for each in found], [each.content["concepts"][0] for each in found]
 
 

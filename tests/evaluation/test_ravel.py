@@ -1,13 +1,13 @@
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.evaluation.evaluation import Measured
 from fsae.evaluation.ravel import Ravel, Score
-from fsae.evaluation.subject import Examined, Subject
 from tests.evaluation.downstream.knowing import ATTRIBUTES, OWN, VALUES, apart, knowing_text, together, write_entities
+from tests.evaluation.downstream.texts import subject_on
 
 
 def settings(folder: Path, **changes: Any) -> Ravel:
@@ -16,12 +16,7 @@ def settings(folder: Path, **changes: Any) -> Ravel:
 
 
 def measured(ravel: Ravel, *autoencoders: Autoencoder, knows: bool = True) -> list[Measured]:
-    class Source:
-        unit = "tokens"
-        text = knowing_text(knows)
-
-    subject = Subject([Examined([each]) for each in autoencoders], cast(Any, Source()))
-    return ravel.measure(subject)
+    return ravel.measure(subject_on(knowing_text(knows), autoencoders))
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Dictionaries of known use for evaluations that probe texts, whose last character decides their label."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,9 +9,8 @@ from torch import Tensor
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.standard import StandardSettings
 from fsae.evaluation.evaluation import Evaluation, Measured
-from fsae.evaluation.subject import Examined, Subject
 from fsae.language_models.sites import Site
-from tests.evaluation.downstream.texts import CharacterModel, Text
+from tests.evaluation.downstream.texts import CharacterModel, Text, subject_on
 
 D_IN = 32
 # Characters of the two classes.
@@ -56,9 +55,4 @@ def random_latents() -> Autoencoder:
 
 
 def measured(evaluation: Evaluation, *autoencoders: Autoencoder, text: Text | None = None) -> list[Measured]:
-    class Source:
-        unit = "tokens"
-
-    source = Source()
-    cast(Any, source).text = some_text() if text is None else text
-    return evaluation.measure(Subject([Examined([each]) for each in autoencoders], cast(Any, source)))
+    return evaluation.measure(subject_on(some_text() if text is None else text, autoencoders))

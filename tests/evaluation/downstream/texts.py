@@ -3,13 +3,16 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.evaluation.subject import Examined, Subject
 from fsae.language_models.sites import Site, SiteName
 from fsae.sources.room import Room
+from fsae.sources.source import HeldOutText
 
 SITE = Site(name=SiteName.resid_post, layer=2)
 D_IN = 6
@@ -60,3 +63,17 @@ class Text:
     @property
     def open_model(self) -> Callable[[], CharacterModel]:
         return CharacterModel
+
+
+class _TextSource:
+    """A source that has nothing but its text."""
+
+    unit = "tokens"
+
+    def __init__(self, text: Text | HeldOutText):
+        self.text = text
+
+
+def subject_on(text: Text | HeldOutText, autoencoders: Sequence[Autoencoder]) -> Subject:
+    """Return runs of one autoencoder each, on a source that has nothing but its text."""
+    return Subject([Examined([each]) for each in autoencoders], cast(Any, _TextSource(text)))
