@@ -35,7 +35,7 @@ from fsae.language_models.sites import Site, SiteName
 from fsae.language_models.transformer_lens import open_language_model
 from fsae.latents.contexts import Contexts, TextContexts
 from fsae.latents.control import control_of
-from fsae.latents.footprint import footprint
+from fsae.latents.footprint import Footprint, footprint
 from fsae.latents.hits import HitSizes
 from fsae.latents.latent_pass import Sizes
 from fsae.latents.sampling import hash_of
@@ -152,7 +152,8 @@ def main() -> None:
     print(f"{options.tokens:,} tokens, {dictionary.d_sae:,} latents, l0 {l0:.0f}")
     measured, said = _memory(text.contexts(_MEMORY_TOKENS), dictionary, evaluation, codes)
     print(
-        f"memory of the pass beyond reading and encoding: {measured / 1e6:.0f} MB; the formula says {said / 1e6:.0f} MB"
+        f"memory of the pass beyond reading and encoding: {measured / 1e6:.0f} MB; by the formula "
+        f"{said.kept / 1e6:.0f} MB are kept, and {said.most / 1e6:.0f} MB taken while a block is surveyed"
     )
     if options.repeats:
         _compare(evaluation, text, dictionary, options.repeats)
@@ -226,14 +227,14 @@ def _codes(contexts: Contexts, dictionary: Autoencoder) -> Codes:
     return dictionary.encode(read.vectors.to(dictionary.W_dec), sparse=True).codes
 
 
-def _memory(contexts: Contexts, dictionary: Autoencoder, evaluation: Latents, codes: Codes) -> tuple[int, int]:
-    """Return the memory of a pass beyond that of reading and encoding, and what the formula says."""
+def _memory(contexts: Contexts, dictionary: Autoencoder, evaluation: Latents, codes: Codes) -> tuple[int, Footprint]:
+    """Return the memory of a pass beyond that of reading and encoding, and its footprint by the formula."""
     hits = HitSizes(evaluation.top, evaluation.per_bin, evaluation.bins, evaluation.window)
     sizes = Sizes(hits, evaluation.cofiring, seed=0)
     # The first one also fills what the language model keeps.
     *_, (_, plain) = [_timed(lambda: _encode(contexts, dictionary)) for _ in range(2)]
     _, peak = _timed(lambda: survey_slices(contexts, [Slices([dictionary], sizes, 1)], lambda: None))
-    return peak - plain, footprint(sizes, codes, contexts.count * contexts.length, contexts.parts).whole
+    return peak - plain, footprint(sizes, codes, contexts.count * contexts.length, contexts.parts)
 
 
 if __name__ == "__main__":

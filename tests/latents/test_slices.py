@@ -99,12 +99,12 @@ def test_the_footprint_of_co_firing_sets_is_near_the_number_that_is_kept():
     (survey,) = slices.surveys(0)
     codes = own.encode(vectors[:2048], sparse=True).codes
     l0 = float(codes.firing_counts.sum()) / 2048
-    said = footprint(SIZES, codes, samples=4096, parts=1, at_once=0).shared / (24 + 8 * l0)
+    said = footprint(SIZES, codes, samples=4096, parts=1, at_once=0).sets / (24 + 8 * l0)
     assert said == pytest.approx(survey.cofiring.samples, rel=0.2)
 
 
 def test_slices_are_as_many_as_memory_asks_for():
-    one = Footprint(latents=1000, per_latent=10, shared=500)
+    one = Footprint(latents=1000, per_latent=10, sets=300, block=200)
     assert slices_needed([one], 10_500) == 1
     assert slices_needed([one], 10_499) == 2
     assert slices_needed([one, one], 11_000) == 3

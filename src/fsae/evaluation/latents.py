@@ -148,15 +148,18 @@ class Latents(Evaluation, group="eval.latents"):
             ValueError: memory is too small.
         """
         room = 0.75 * free_bytes(device) if self.memory_gb is None else self.memory_gb * 1e9
-        whole = sum(each.whole for each in footprints)
+        most = sum(each.most for each in footprints)
         needed = slices_needed(footprints, room)
         if not needed or (needed > 1 and not has_folders):
             raise ValueError(
-                f"what is kept of all latents takes {whole / 1e9:.2f} GB of memory, and {room / 1e9:.2f} GB may be "
+                f"what is kept of all latents takes {most / 1e9:.2f} GB of memory, and {room / 1e9:.2f} GB may be "
                 "used; lower eval.latents.top, eval.latents.per_bin or eval.latents.window, or set a greater "
                 "eval.latents.memory_gb"
             )
-        log.info("what is kept of all latents takes %.2f GB of memory", whole / 1e9)
+        log.info(
+            "the findings about all latents take %.2f GB of memory, and up to %.2f GB while a block is surveyed",
+            sum(each.kept for each in footprints) / 1e9, most / 1e9,
+        )  # fmt: skip
         if needed > 1:
             log.info(
                 "%.2f GB may be used: the data are read %d times, each time for some of the latents", room / 1e9, needed

@@ -21,22 +21,30 @@ _SAMPLE_BYTES, _MEMBER_BYTES = 24, 8
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that a survey takes at most.
+    """Bytes that a survey takes.
 
     Attributes:
         latents: of the dictionary.
         per_latent: bytes for each latent that is looked at.
-        shared: bytes whatever the number of latents that are looked at.
+        sets: bytes of the co-firing sets, whatever the number of latents that are looked at.
+        block: bytes that the codes of a block take while they are surveyed. They are freed before the next block is
+            read, so they come from the memory that reading has freed, as far as it reaches.
     """
 
     latents: int
     per_latent: int
-    shared: int
+    sets: int
+    block: int
 
     @property
-    def whole(self) -> int:
-        """Return the bytes of a survey of all latents."""
-        return self.latents * self.per_latent + self.shared
+    def kept(self) -> int:
+        """Return the bytes that a survey of all latents holds from its start to its end."""
+        return self.latents * self.per_latent + self.sets
+
+    @property
+    def most(self) -> int:
+        """Return the bytes that a survey of all latents takes at most."""
+        return self.kept + self.block
 
 
 def footprint(sizes: Sizes, codes: Codes, samples: int, parts: int, at_once: int = VECTORS_AT_ONCE) -> Footprint:
@@ -68,14 +76,14 @@ def footprint(sizes: Sizes, codes: Codes, samples: int, parts: int, at_once: int
         on = codes.values != 0
         greatest.scatter_reduce_(0, codes.pattern.rows[on], limits[codes.pattern.columns[on]], "amax")
     sets = samples * float(greatest.mean()) if batch else 0.0
-    shared = sets * (_SAMPLE_BYTES + _MEMBER_BYTES * l0) + min(at_once, samples) * l0 * _ENTRY_BYTES
-    return Footprint(d_sae, per_latent, int(shared))
+    block = min(at_once, samples) * l0 * _ENTRY_BYTES
+    return Footprint(d_sae, per_latent, int(sets * (_SAMPLE_BYTES + _MEMBER_BYTES * l0)), int(block))
 
 
 def slices_needed(footprints: Sequence[Footprint], memory: float) -> int:
     """Return how many slices every dictionary's latents need, if the surveys of one slice of each are in memory at a
     time and take at most `memory` bytes; 0 if no number is enough."""
-    room = memory - sum(each.shared for each in footprints)
+    room = memory - sum(each.sets + each.block for each in footprints)
     latents = sum(each.latents * each.per_latent for each in footprints)
     # A slice may have one latent more than another one.
     room -= sum(each.per_latent for each in footprints) if room < latents else 0
