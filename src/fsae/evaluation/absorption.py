@@ -15,6 +15,7 @@ from fsae.evaluation.downstream.letter_probes import LetterProbes, absorbed, let
 from fsae.evaluation.downstream.text_activations import Positions, Reading, TextActivations, text_activations
 from fsae.evaluation.downstream.text_codes import token_codes
 from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Subject
 from fsae.latents.control import control_of
 from fsae.outputs.results import Better, Meaning, Shown, accompanied
@@ -201,11 +202,9 @@ class Absorption(Evaluation, group="eval.absorption"):
 
 
 def _means(scores: Sequence[Sequence[Absorbed]], suffix: str) -> dict[str, float]:
-    """Return means over letters and splits, and their standard deviations over splits."""
+    """Return means over letters and splits, and the noise over splits."""
     found = {}
     for name, of in (("absorption", "fraction"), ("absorption_full", "full"), ("absorption_splits", "splits")):
         of_split = [np.mean([getattr(each, of) for each in split]) for split in scores]
-        found[f"{name}{suffix}"] = float(np.mean(of_split))
-        if not suffix:
-            found[f"{name}_noise"] = float(np.std(of_split, ddof=1 if len(of_split) > 1 else 0))
+        found |= {f"{name}{suffix}": float(np.mean(of_split))} if suffix else mean_and_noise(name, of_split)
     return found

@@ -17,6 +17,7 @@ from fsae.evaluation.downstream.syntax import Language, Passage, passages
 from fsae.evaluation.downstream.text_activations import Reading, TextActivations, text_activations
 from fsae.evaluation.downstream.text_codes import token_codes
 from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Subject
 from fsae.latents.control import control_of
 from fsae.outputs.results import Better, Meaning, Shown, accompanied
@@ -338,10 +339,10 @@ def _numbers(
     own: _Detected, control: _Detected | None, by_token: Float[np.ndarray, "splits types"]
 ) -> dict[str, float]:
     found = {
-        **_with_noise("code_f1", own.f1.mean(1)),
+        **mean_and_noise("code_f1", own.f1.mean(1)),
         "code_f1_token": float(by_token.mean()),
-        **_with_noise("code_beyond_token", (own.f1 - by_token).mean(1)),
-        **_with_noise("code_coverage", (own.f1 >= _DETECTED).mean(1)),
+        **mean_and_noise("code_beyond_token", (own.f1 - by_token).mean(1)),
+        **mean_and_noise("code_coverage", (own.f1 >= _DETECTED).mean(1)),
         "code_coverage_token": float((by_token >= _DETECTED).mean()),
         "code_purity": own.purity,
         "code_node_types": float(own.f1.shape[1]),
@@ -354,11 +355,6 @@ def _numbers(
             "code_purity_random": control.purity,
         }
     return found
-
-
-def _with_noise(name: str, of_splits: Float[np.ndarray, " splits"]) -> dict[str, float]:
-    noise = float(of_splits.std(ddof=1)) if len(of_splits) > 1 else 0.0
-    return {name: float(of_splits.mean()), f"{name}_noise": noise}
 
 
 def _recovered(costs: Mapping[str, _Cost]) -> dict[str, float]:

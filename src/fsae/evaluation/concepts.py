@@ -28,6 +28,7 @@ from fsae.evaluation.downstream.concept_texts import ConceptTexts, axbench, pack
 from fsae.evaluation.downstream.text_activations import Reading, TextActivations, text_activations
 from fsae.evaluation.downstream.text_codes import Pooling, pooled, token_codes
 from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Subject
 from fsae.latents.control import control_of
 from fsae.outputs.results import Better, Meaning, Shown, accompanied
@@ -440,7 +441,7 @@ class Concepts(Evaluation, group="eval.concepts"):
 
 
 def _numbers(own: Mapping[str, Sequence[Sequence[Detected]]]) -> dict[str, float]:
-    """Return means over splits and concepts, and the latents' standard deviations over splits."""
+    """Return means over splits and concepts, and the noise of the latents' over splits."""
     found = {"concepts_count": float(len(own["latent"][0]))}
     for name, detected in own.items():
         for number in ("auroc", "hard"):
@@ -451,8 +452,7 @@ def _numbers(own: Mapping[str, Sequence[Sequence[Detected]]]) -> dict[str, float
                 continue
             of_splits = values.mean(1)
             if name == "latent":
-                found[f"concepts_{number}"] = float(of_splits.mean())
-                found[f"concepts_{number}_noise"] = float(of_splits.std(ddof=1)) if len(of_splits) > 1 else 0.0
+                found |= mean_and_noise(f"concepts_{number}", of_splits)
             else:
                 found[f"concepts_{number}_{name}"] = float(of_splits.mean())
     return found

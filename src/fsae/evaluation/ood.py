@@ -20,6 +20,7 @@ from fsae.evaluation.downstream.splits import Split, split
 from fsae.evaluation.downstream.text_activations import Positions, Reading, TextActivations, joined, text_activations
 from fsae.evaluation.downstream.text_codes import mean_vectors, token_codes
 from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Subject
 from fsae.outputs.results import Better, Meaning, Shown, accompanied
 from fsae.progress import Progress, working
@@ -249,10 +250,9 @@ def _numbers(families: Sequence[_Family], found: Sequence[dict[str, np.ndarray]]
                 # Over the families: the mean, or the worst one.
                 over = np.min if place == "_worst" else np.mean
                 per_repeat = over([each[place] for each in places], axis=0)
-                numbers[f"ood_{name}{place}_{row}"] = float(per_repeat.mean())
-                if row in _ROWS and len(per_repeat) > 1:
-                    numbers[f"ood_{name}{place}_{row}_noise"] = float(per_repeat.std(ddof=1))
-    return numbers
+                numbers |= mean_and_noise(f"ood_{name}{place}_{row}", per_repeat)
+    # The noise of controls has no meaning of its own.
+    return {name: value for name, value in numbers.items() if name in Ood.meanings}
 
 
 def _places(family: _Family, areas: Float[np.ndarray, "repeats sources targets"]) -> dict[str, np.ndarray]:
