@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fsae.evaluation.downstream.answerability import DOMAINS, answerability
-from fsae.evaluation.downstream.controls import bag_of_words, random_directions
+from fsae.evaluation.downstream.controls import bag_of_words, densities_in, random_directions
 from fsae.evaluation.downstream.k_sparse import KSparse, difference_probe, residual_probe, words_probe
 from fsae.evaluation.downstream.labelled_texts import LabelledTexts
 from fsae.evaluation.downstream.latent_scores import aucs
@@ -140,8 +140,8 @@ class Ood(Evaluation, group="eval.ood"):
             dictionaries = []
             for each in subject.autoencoders:
                 codes = token_codes(each, everything, subject.heartbeat)
-                control = [random_directions(each, codes, everything, self.seed)] if codes.nnz else []
-                dictionaries.append([each, *control])
+                control = random_directions(each, densities_in(codes), everything.vectors, self.seed)
+                dictionaries.append([each] if control is None else [each, control])
         found: list[list[dict[str, np.ndarray]]] = [[] for _ in dictionaries]
         progress = Progress("probing other domains", len(families) * (1 + sum(map(len, dictionaries))), "domains")
         with one_core():

@@ -10,7 +10,7 @@ import numpy as np
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.evaluation.downstream.code_texts import CODE_TEXTS
-from fsae.evaluation.downstream.controls import bag_of_tokens, bag_of_words, random_directions
+from fsae.evaluation.downstream.controls import bag_of_tokens, bag_of_words, densities_in, random_directions
 from fsae.evaluation.downstream.hub_texts import HUB_TEXTS, hub_texts
 from fsae.evaluation.downstream.k_sparse import KSparse, Protocol, difference_probe, residual_probe, words_probe
 from fsae.evaluation.downstream.labelled_texts import LabelledTexts, read_labelled
@@ -251,7 +251,8 @@ class Probing(Evaluation, group="eval.probing"):
         found = []
         for each in subject.autoencoders:
             codes = token_codes(each, texts, subject.heartbeat)
-            found.append([each, *([random_directions(each, codes, texts, self.seed)] if codes.nnz else [])])
+            control = random_directions(each, densities_in(codes), texts.vectors, self.seed)
+            found.append([each] if control is None else [each, control])
             subject.heartbeat()
         return found
 

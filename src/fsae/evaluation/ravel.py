@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.evaluation.downstream.controls import random_directions
 from fsae.evaluation.downstream.entities import Entities, packaged_entities, ravel_entities
 from fsae.evaluation.downstream.entity_prompts import KnownPrompts, known, prompts_about
 from fsae.evaluation.downstream.interchange import (
@@ -24,7 +25,6 @@ from fsae.evaluation.downstream.interchange import (
 from fsae.evaluation.evaluation import Evaluation, Measured
 from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Subject
-from fsae.latents.control import control_of
 from fsae.outputs.results import Better, Meaning, Shown, accompanied
 from fsae.progress import Progress
 from fsae.ranges import COUNT, SEED, between
@@ -283,9 +283,9 @@ class Ravel(Evaluation, group="eval.ravel"):
         subject: Subject,
     ) -> list[_Scores]:
         """Return the scores of random directions of equal density with the first drawing; none if no latent is on."""
-        if not held.densities.any():
+        control = random_directions(autoencoder, held.densities, chosen.vectors, self.seed)
+        if control is None:
             return []
-        control = control_of(held.densities, chosen.vectors, autoencoder.d_in, autoencoder.d_sae, self.seed)
         first = [task for task in tasks if not task.seed]
         return self._scores(text, chosen, Held(control, chosen.vectors), first, progress, subject)
 
