@@ -10,13 +10,14 @@ import torch
 from jaxtyping import Float
 
 from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.evaluation.downstream.controls import densities_in, random_directions
 from fsae.evaluation.downstream.first_letters import prompts_of, words_of
 from fsae.evaluation.downstream.letter_probes import LetterProbes, absorbed, letter_probes, main_latents, sparse_weights
 from fsae.evaluation.downstream.text_activations import Positions, Reading, TextActivations, text_activations
 from fsae.evaluation.downstream.text_codes import token_codes
 from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Subject
-from fsae.latents.control import control_of
 from fsae.outputs.results import Better, Meaning, Shown, accompanied
 from fsae.progress import Progress
 from fsae.ranges import SEED, between
@@ -154,10 +155,9 @@ class Absorption(Evaluation, group="eval.absorption"):
             subject.heartbeat()
 
         codes = token_codes(autoencoder, read, subject.heartbeat)
-        densities = np.bincount(codes.indices, minlength=autoencoder.d_sae) / len(read.vectors)
         found = _means(self._scores(autoencoder, codes, read, letters, probes, beat), "")
-        if densities.any():
-            control = control_of(densities, read.vectors, autoencoder.d_in, autoencoder.d_sae, self.seed)
+        control = random_directions(autoencoder, densities_in(codes), read.vectors, self.seed)
+        if control is not None:
             controlled = token_codes(control, read, subject.heartbeat)
             found |= _means(self._scores(control, controlled, read, letters, probes, beat), "_random")
         used = [each.f1 > self.min_probe_f1 for each in probes]
@@ -201,11 +201,9 @@ class Absorption(Evaluation, group="eval.absorption"):
 
 
 def _means(scores: Sequence[Sequence[Absorbed]], suffix: str) -> dict[str, float]:
-    """Return means over letters and splits, and their standard deviations over splits."""
+    """Return means over letters and splits, and the noise over splits."""
     found = {}
     for name, of in (("absorption", "fraction"), ("absorption_full", "full"), ("absorption_splits", "splits")):
-        of_split = [np.mean([getattr(each, of) for each in split]) for split in scores]
-        found[f"{name}{suffix}"] = float(np.mean(of_split))
-        if not suffix:
-            found[f"{name}_noise"] = float(np.std(of_split, ddof=1 if len(of_split) > 1 else 0))
+        of_split = [float(np.mean([getattr(each, of) for each in split])) for split in scores]
+        found |= {f"{name}{suffix}": float(np.mean(of_split))} if suffix else mean_and_noise(name, of_split)
     return found

@@ -11,8 +11,8 @@ from torch import Tensor
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.record import AffineMap
 from fsae.evaluation.causal.direct_attribution import HeadMap, contributions, encoder_of, pairs_at_once
-from fsae.evaluation.causal.noise import mean_and_noise
 from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Subject
 from fsae.language_models.attention import Attention
 from fsae.language_models.sites import Site, SiteName

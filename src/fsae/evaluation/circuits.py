@@ -26,11 +26,11 @@ from fsae.evaluation.causal.circuit import (
 from fsae.evaluation.causal.edges import Node, edges
 from fsae.evaluation.causal.graph import Graph
 from fsae.evaluation.causal.neighbours import read_neighbour, same_but_for_site
-from fsae.evaluation.causal.noise import mean_and_noise
 from fsae.evaluation.causal.passes import Reader
 from fsae.evaluation.causal.placed import Placed
 from fsae.evaluation.causal.tasks import Asked, Pair, asked, pairs_of
 from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Examined, Subject
 from fsae.files import digest_of, replacing
 from fsae.latents.findings import weights_digest

@@ -12,13 +12,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.evaluation.downstream.controls import densities_in, random_directions
 from fsae.evaluation.downstream.node_types import best_latents, of_identity, purities
 from fsae.evaluation.downstream.syntax import Language, Passage, passages
 from fsae.evaluation.downstream.text_activations import Reading, TextActivations, text_activations
 from fsae.evaluation.downstream.text_codes import token_codes
 from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Subject
-from fsae.latents.control import control_of
 from fsae.outputs.results import Better, Meaning, Shown, accompanied
 from fsae.progress import Progress
 from fsae.ranges import COUNT, SEED, between
@@ -139,13 +140,14 @@ class Code(Evaluation, group="eval.code"):
         by_token = np.array([of_identity(ids, tokens.types, half) for half in halves])
         found = []
         for autoencoder in subject.autoencoders:
-            own = self._detection(autoencoder, tokens, halves, subject)
+            codes = token_codes(autoencoder, tokens.read, subject.heartbeat)
+            own = self._detection(codes, tokens, halves)
             progress.advance(1)
+            control = random_directions(autoencoder, densities_in(codes), tokens.read.vectors, self.seed)
             controlled = None
-            if own.densities.any():
-                count = autoencoder.d_sae
-                control = control_of(own.densities, tokens.read.vectors, autoencoder.d_in, count, self.seed)
-                controlled = self._detection(control, tokens, halves, subject)
+            if control is not None:
+                codes = token_codes(control, tokens.read, subject.heartbeat)
+                controlled = self._detection(codes, tokens, halves)
             progress.advance(1)
             found.append((own, controlled))
         progress.close()
@@ -245,14 +247,11 @@ class Code(Evaluation, group="eval.code"):
         return np.isin(files, distinct[order[: len(distinct) // 2]])
 
     def _detection(
-        self, autoencoder: Autoencoder, tokens: _Tokens, halves: Sequence[Bool[np.ndarray, " tokens"]], subject: Subject
+        self, codes: "csr_array", tokens: _Tokens, halves: Sequence[Bool[np.ndarray, " tokens"]]
     ) -> "_Detected":
-        codes = token_codes(autoencoder, tokens.read, subject.heartbeat)
-        densities = np.bincount(codes.indices, minlength=autoencoder.d_sae) / len(tokens.read.vectors)
         found = [best_latents(codes, tokens.types, half) for half in halves]
         purity = purities(codes, tokens.leaves, self.least)
         return _Detected(
-            densities,
             found[0].latents,
             np.array([each.f1 for each in found]),
             float(purity.mean()) if len(purity) else float("nan"),
@@ -295,13 +294,11 @@ class _Detected(NamedTuple):
     """The detection of types by a dictionary.
 
     Attributes:
-        densities: (d_sae,) share of the tokens on which each latent is on.
         latents: the best latent of each type, by the first division.
         f1: of each division and type.
         purity: mean over latents.
     """
 
-    densities: Float[np.ndarray, " d_sae"]
     latents: Int[np.ndarray, " types"]
     f1: Float[np.ndarray, "splits types"]
     purity: float
@@ -338,10 +335,10 @@ def _numbers(
     own: _Detected, control: _Detected | None, by_token: Float[np.ndarray, "splits types"]
 ) -> dict[str, float]:
     found = {
-        **_with_noise("code_f1", own.f1.mean(1)),
+        **mean_and_noise("code_f1", own.f1.mean(1)),
         "code_f1_token": float(by_token.mean()),
-        **_with_noise("code_beyond_token", (own.f1 - by_token).mean(1)),
-        **_with_noise("code_coverage", (own.f1 >= _DETECTED).mean(1)),
+        **mean_and_noise("code_beyond_token", (own.f1 - by_token).mean(1)),
+        **mean_and_noise("code_coverage", (own.f1 >= _DETECTED).mean(1)),
         "code_coverage_token": float((by_token >= _DETECTED).mean()),
         "code_purity": own.purity,
         "code_node_types": float(own.f1.shape[1]),
@@ -354,11 +351,6 @@ def _numbers(
             "code_purity_random": control.purity,
         }
     return found
-
-
-def _with_noise(name: str, of_splits: Float[np.ndarray, " splits"]) -> dict[str, float]:
-    noise = float(of_splits.std(ddof=1)) if len(of_splits) > 1 else 0.0
-    return {name: float(of_splits.mean()), f"{name}_noise": noise}
 
 
 def _recovered(costs: Mapping[str, _Cost]) -> dict[str, float]:

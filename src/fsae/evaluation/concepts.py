@@ -25,11 +25,12 @@ from fsae.evaluation.downstream.concept_judge import Judge, Judged
 from fsae.evaluation.downstream.concept_reft import reft_direction
 from fsae.evaluation.downstream.concept_steering import Effect, Push, Steering, outcome, steering_numbers
 from fsae.evaluation.downstream.concept_texts import ConceptTexts, axbench, packaged_topics
+from fsae.evaluation.downstream.controls import densities_in, random_directions
 from fsae.evaluation.downstream.text_activations import Reading, TextActivations, text_activations
 from fsae.evaluation.downstream.text_codes import Pooling, pooled, token_codes
 from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Subject
-from fsae.latents.control import control_of
 from fsae.outputs.results import Better, Meaning, Shown, accompanied
 from fsae.progress import Progress
 from fsae.ranges import COUNT_OR_NONE, SEED, between
@@ -237,9 +238,8 @@ class Concepts(Evaluation, group="eval.concepts"):
             own = {"latent": self._latents(codes, data, read, trains, beat), **shared}
             rows = autoencoder.W_dec.detach().float().cpu()
             steering.append([rows[each.latent] for each in own["latent"][0][: self.steered]])
-            densities = np.bincount(codes.indices, minlength=autoencoder.d_sae) / len(read.vectors)
-            if densities.any():
-                control = control_of(densities, read.vectors, autoencoder.d_in, autoencoder.d_sae, self.seed)
+            control = random_directions(autoencoder, densities_in(codes), read.vectors, self.seed)
+            if control is not None:
                 codes = token_codes(control, read, subject.heartbeat)
                 own["random"] = self._latents(codes, data, read, trains, beat)
             found.append((_numbers(own), _of_concepts(data.names, own)))
@@ -440,7 +440,7 @@ class Concepts(Evaluation, group="eval.concepts"):
 
 
 def _numbers(own: Mapping[str, Sequence[Sequence[Detected]]]) -> dict[str, float]:
-    """Return means over splits and concepts, and the latents' standard deviations over splits."""
+    """Return means over splits and concepts, and the noise of the latents' over splits."""
     found = {"concepts_count": float(len(own["latent"][0]))}
     for name, detected in own.items():
         for number in ("auroc", "hard"):
@@ -451,8 +451,7 @@ def _numbers(own: Mapping[str, Sequence[Sequence[Detected]]]) -> dict[str, float
                 continue
             of_splits = values.mean(1)
             if name == "latent":
-                found[f"concepts_{number}"] = float(of_splits.mean())
-                found[f"concepts_{number}_noise"] = float(of_splits.std(ddof=1)) if len(of_splits) > 1 else 0.0
+                found |= mean_and_noise(f"concepts_{number}", of_splits)
             else:
                 found[f"concepts_{number}_{name}"] = float(of_splits.mean())
     return found

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fsae.evaluation.causal.noise import mean_and_noise
 from fsae.evaluation.causal.passes import Reader
 from fsae.evaluation.causal.placed import Placed, State
 from fsae.evaluation.causal.prompts import Predictions
 from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Subject
 from fsae.outputs.results import Better, Meaning, Shown, accompanied
 from fsae.progress import Progress

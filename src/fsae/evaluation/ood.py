@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fsae.evaluation.downstream.answerability import DOMAINS, answerability
-from fsae.evaluation.downstream.controls import bag_of_words, random_directions
+from fsae.evaluation.downstream.controls import bag_of_words, densities_in, random_directions
 from fsae.evaluation.downstream.k_sparse import KSparse, difference_probe, residual_probe, words_probe
 from fsae.evaluation.downstream.labelled_texts import LabelledTexts
 from fsae.evaluation.downstream.latent_scores import aucs
@@ -20,6 +20,7 @@ from fsae.evaluation.downstream.splits import Split, split
 from fsae.evaluation.downstream.text_activations import Positions, Reading, TextActivations, joined, text_activations
 from fsae.evaluation.downstream.text_codes import mean_vectors, token_codes
 from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Subject
 from fsae.outputs.results import Better, Meaning, Shown, accompanied
 from fsae.progress import Progress, working
@@ -139,8 +140,8 @@ class Ood(Evaluation, group="eval.ood"):
             dictionaries = []
             for each in subject.autoencoders:
                 codes = token_codes(each, everything, subject.heartbeat)
-                control = [random_directions(each, codes, everything, self.seed)] if codes.nnz else []
-                dictionaries.append([each, *control])
+                control = random_directions(each, densities_in(codes), everything.vectors, self.seed)
+                dictionaries.append([each] if control is None else [each, control])
         found: list[list[dict[str, np.ndarray]]] = [[] for _ in dictionaries]
         progress = Progress("probing other domains", len(families) * (1 + sum(map(len, dictionaries))), "domains")
         with one_core():
@@ -249,10 +250,9 @@ def _numbers(families: Sequence[_Family], found: Sequence[dict[str, np.ndarray]]
                 # Over the families: the mean, or the worst one.
                 over = np.min if place == "_worst" else np.mean
                 per_repeat = over([each[place] for each in places], axis=0)
-                numbers[f"ood_{name}{place}_{row}"] = float(per_repeat.mean())
-                if row in _ROWS and len(per_repeat) > 1:
-                    numbers[f"ood_{name}{place}_{row}_noise"] = float(per_repeat.std(ddof=1))
-    return numbers
+                numbers |= mean_and_noise(f"ood_{name}{place}_{row}", per_repeat)
+    # The noise of controls has no meaning of its own.
+    return {name: value for name, value in numbers.items() if name in Ood.meanings}
 
 
 def _places(family: _Family, areas: Float[np.ndarray, "repeats sources targets"]) -> dict[str, np.ndarray]:

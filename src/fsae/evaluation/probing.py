@@ -10,7 +10,7 @@ import numpy as np
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.evaluation.downstream.code_texts import CODE_TEXTS
-from fsae.evaluation.downstream.controls import bag_of_tokens, bag_of_words, random_directions
+from fsae.evaluation.downstream.controls import bag_of_tokens, bag_of_words, densities_in, random_directions
 from fsae.evaluation.downstream.hub_texts import HUB_TEXTS, hub_texts
 from fsae.evaluation.downstream.k_sparse import KSparse, Protocol, difference_probe, residual_probe, words_probe
 from fsae.evaluation.downstream.labelled_texts import LabelledTexts, read_labelled
@@ -21,6 +21,7 @@ from fsae.evaluation.downstream.splits import Split
 from fsae.evaluation.downstream.text_activations import Positions, Reading, TextActivations, joined, text_activations
 from fsae.evaluation.downstream.text_codes import Pooling, mean_vectors, pooled, token_codes
 from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Subject
 from fsae.outputs.results import Better, Meaning, Shown, accompanied
 from fsae.progress import Progress, working
@@ -250,7 +251,8 @@ class Probing(Evaluation, group="eval.probing"):
         found = []
         for each in subject.autoencoders:
             codes = token_codes(each, texts, subject.heartbeat)
-            found.append([each, *([random_directions(each, codes, texts, self.seed)] if codes.nnz else [])])
+            control = random_directions(each, densities_in(codes), texts.vectors, self.seed)
+            found.append([each] if control is None else [each, control])
             subject.heartbeat()
         return found
 
@@ -293,9 +295,7 @@ class Probing(Evaluation, group="eval.probing"):
             for case in dict.fromkeys(each for each, _ in difficulties):
                 own = scores[[place for place, (each, _) in enumerate(difficulties) if each is case]].mean(0)
                 for name, per_repeat in zip(self._names(case, columns), own.T, strict=True):
-                    numbers[name] = float(per_repeat.mean())
-                    if not columns and self.repeats > 1:
-                        numbers[f"{name}_noise"] = float(per_repeat.std(ddof=1))
+                    numbers |= mean_and_noise(name, per_repeat)
         return {name: value for name, value in numbers.items() if name in self.meanings}
 
     def _names(self, case: Case, columns: str) -> list[str]:

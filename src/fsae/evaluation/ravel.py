@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.evaluation.downstream.controls import random_directions
 from fsae.evaluation.downstream.entities import Entities, packaged_entities, ravel_entities
 from fsae.evaluation.downstream.entity_prompts import KnownPrompts, known, prompts_about
 from fsae.evaluation.downstream.interchange import (
@@ -22,8 +23,8 @@ from fsae.evaluation.downstream.interchange import (
     share_right,
 )
 from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Subject
-from fsae.latents.control import control_of
 from fsae.outputs.results import Better, Meaning, Shown, accompanied
 from fsae.progress import Progress
 from fsae.ranges import COUNT, SEED, between
@@ -282,9 +283,9 @@ class Ravel(Evaluation, group="eval.ravel"):
         subject: Subject,
     ) -> list[_Scores]:
         """Return the scores of random directions of equal density with the first drawing; none if no latent is on."""
-        if not held.densities.any():
+        control = random_directions(autoencoder, held.densities, chosen.vectors, self.seed)
+        if control is None:
             return []
-        control = control_of(held.densities, chosen.vectors, autoencoder.d_in, autoencoder.d_sae, self.seed)
         first = [task for task in tasks if not task.seed]
         return self._scores(text, chosen, Held(control, chosen.vectors), first, progress, subject)
 
@@ -300,24 +301,23 @@ def _numbers(
     found: dict[str, float] = {}
     for name in ("disentanglement", "cause", "isolation"):
         of_tasks = [getattr(each.score, name) for each in own]
-        found |= _with_noise(f"ravel_{name}", tasks, of_tasks)
+        found |= _over_drawings(f"ravel_{name}", tasks, of_tasks)
         if controlled:
             found[f"ravel_{name}_random"] = _mean([getattr(each.score, name) for each in controlled])
         found[f"ravel_{name}_swap"] = _mean([getattr(each, name) for each in swapped])
         found[f"ravel_{name}_none"] = _mean([getattr(each.none, name) for each in own])
-    found |= _with_noise("ravel_with_error", tasks, [each.with_error.disentanglement for each in own])
+    found |= _over_drawings("ravel_with_error", tasks, [each.with_error.disentanglement for each in own])
     found["ravel_latents"] = _mean([each.latents for each in own])
     return found
 
 
-def _with_noise(name: str, tasks: Sequence[_Task], of_tasks: Sequence[float]) -> dict[str, float]:
-    """Return the mean over drawings of the means over attributes, and the standard deviation over drawings."""
+def _over_drawings(name: str, tasks: Sequence[_Task], of_tasks: Sequence[float]) -> dict[str, float]:
+    """Return the mean over drawings of the means over attributes, and its noise over drawings."""
     of_seeds = [
         _mean([value for task, value in zip(tasks, of_tasks, strict=True) if task.seed == seed])
         for seed in sorted({task.seed for task in tasks})
     ]
-    noise = float(np.std(of_seeds, ddof=1)) if len(of_seeds) > 1 else 0.0
-    return {name: _mean(of_seeds), f"{name}_noise": noise}
+    return mean_and_noise(name, of_seeds)
 
 
 def _by_attribute(

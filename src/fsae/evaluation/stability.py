@@ -12,6 +12,7 @@ from torch import Tensor
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.evaluation.agreement import SAME
 from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Examined, Subject
 from fsae.export.saelens import load_saelens, read_density
 from fsae.matching import assignment, unit_rows
@@ -125,13 +126,11 @@ def _measured(run: Examined, siblings: Sequence[Path], heartbeat: Callable[[], N
         each = compare_seeds(autoencoder.W_dec.cpu(), alive, others, heartbeat)
         found.append(each)
         live = each.found_by[each.found_by > 0]
-        means = torch.tensor(each.absolute, dtype=torch.float64)
         numbers.append(
             {
-                "stability_mcc": means.mean().item(),
+                **mean_and_noise("stability_mcc", each.absolute),
                 "stability_found_share": (live == 1 + len(others)).double().mean().item(),
                 "stability_mcc_signed": sum(each.signed) / len(each.signed),
-                "stability_mcc_noise": means.std().item() if len(means) > 1 else float("nan"),
                 "stability_mcc_random": random_cosine(len(live), int(others[0][1].sum()), autoencoder.d_in),
                 "stability_alone_share": (live == 1).double().mean().item(),
                 "stability_seeds": 1.0 + len(others),

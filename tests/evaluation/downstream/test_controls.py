@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fsae.evaluation.downstream.controls import bag_of_tokens, bag_of_words, random_directions
+from fsae.evaluation.downstream.controls import bag_of_tokens, bag_of_words, densities_in, random_directions
 from fsae.evaluation.downstream.text_activations import TextActivations
 from fsae.evaluation.downstream.text_codes import token_codes
 from tests.architectures import build
@@ -17,12 +17,22 @@ def some_texts(tokens: int = 1000) -> TextActivations:
 def test_random_directions_are_on_as_often_as_latents():
     autoencoder, texts = build("standard", D_IN, 12, dtype=torch.float32).eval(), some_texts()
     codes = token_codes(autoencoder, texts)
-    control = random_directions(autoencoder, codes, texts, seed=3)
+    own = densities_in(codes)
+    assert own.tolist() == (codes.toarray() != 0).mean(0).tolist()
+    control = random_directions(autoencoder, own, texts.vectors, seed=3)
+    assert control is not None
     assert control.d_sae == 12
-    own, random = (np.bincount(each.indices, minlength=12) / 1000 for each in (codes, token_codes(control, texts)))
+    random = densities_in(token_codes(control, texts))
     # The control has quantiles of the densities of the latents that are alive.
     assert random.mean() == pytest.approx(own[own > 0].mean(), rel=0.1)
-    assert not torch.equal(control.W_enc, random_directions(autoencoder, codes, texts, seed=4).W_enc)
+    other = random_directions(autoencoder, own, texts.vectors, seed=4)
+    assert other is not None
+    assert not torch.equal(control.W_enc, other.W_enc)
+
+
+def test_a_dead_dictionary_has_no_control():
+    autoencoder, texts = build("standard", D_IN, 12, dtype=torch.float32).eval(), some_texts()
+    assert random_directions(autoencoder, np.zeros(12), texts.vectors, seed=3) is None
 
 
 def test_bag_of_tokens_counts_each_text():

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fsae.evaluation.downstream.concept_detectors import Scores, auroc
+from fsae.evaluation.noise import mean_and_noise
 from fsae.language_models.forward_pass import ForwardPass
 from fsae.language_models.generation import Sampling, generate
 from fsae.language_models.transformer_lens import Replacement
@@ -123,9 +124,9 @@ class Effect(NamedTuple):
 def steering_numbers(effects: Sequence[Effect], suffix: str) -> dict[str, float]:
     """Return means over concepts and halves."""
     scores = np.array([[half.score for half in each.outcome.halves] for each in effects]).mean(0)
-    found = {f"concepts_steering{suffix}": float(scores.mean())}
-    if not suffix:
-        found["concepts_steering_noise"] = float(scores.std(ddof=1))
+    found = (
+        {f"concepts_steering{suffix}": float(scores.mean())} if suffix else mean_and_noise("concepts_steering", scores)
+    )
     for part in Quality._fields:
         values = [getattr(half, part) for each in effects for half in each.outcome.halves]
         found[f"concepts_steering_{part}{suffix}"] = float(np.mean(values))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.evaluation.downstream.text_activations import TextActivations
@@ -19,28 +20,30 @@ if TYPE_CHECKING:
 _CALIBRATED_ON = 4096
 
 
+def densities_in(codes: "csr_array") -> Float[np.ndarray, " d_sae"]:
+    """Return the share of the rows of codes in which each latent is on."""
+    assert codes.shape is not None
+    return np.bincount(codes.indices, minlength=codes.shape[1]) / codes.shape[0]
+
+
 def random_directions(
-    autoencoder: Autoencoder, codes: "csr_array", activations: TextActivations, seed: int, count: int | None = None
-) -> Autoencoder:
-    """Return a dictionary of random directions, each on as often as a latent of a dictionary is on these texts.
+    autoencoder: Autoencoder, densities: Float[np.ndarray, " d_sae"], vectors: Float[Tensor, "vectors d_in"], seed: int
+) -> Autoencoder | None:
+    """Return as many random directions as a dictionary has latents, each on as often as one of them.
+
+    None if no latent is on: there is nothing to equal.
 
     Args:
         autoencoder: the dictionary.
-        codes: of every token of the texts.
-        activations: the texts.
-        seed: of the directions.
-        count: directions; None for as many as the dictionary has latents.
-
-    Raises:
-        ValueError: no latent is on in any text.
+        densities: of its latents in the vectors.
+        vectors: activations at the site. Thresholds are set at 4096 of them, at most.
+        seed: of the directions and of the choice of vectors.
     """
-    assert codes.shape is not None
-    densities = np.bincount(codes.indices, minlength=codes.shape[1]) / codes.shape[0]
-    vectors = activations.vectors
+    if not densities.any():
+        return None
     if len(vectors) > _CALIBRATED_ON:
         vectors = vectors[torch.randperm(len(vectors), generator=generator_for(seed, "calibration"))[:_CALIBRATED_ON]]
-    vectors = vectors.to(autoencoder.W_dec)
-    return control_of(densities, vectors, autoencoder.d_in, count or autoencoder.d_sae, seed)
+    return control_of(densities, vectors.to(autoencoder.W_dec), autoencoder.d_in, autoencoder.d_sae, seed)
 
 
 def bag_of_tokens(activations: TextActivations) -> Float[np.ndarray, "texts tokens"]:
