@@ -1,3 +1,4 @@
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -92,6 +93,16 @@ def test_latents_of_words_that_hold_the_letter_absorb_it():
     assert 0.05 < absorbing["absorption"] < 0.2
     assert plain["absorption"] == 0
     assert measured(dictionary(absorbs=True))[0] == absorbing
+
+
+def test_a_dead_dictionary_has_no_score_and_the_others_keep_theirs():
+    dead = dictionary(absorbs=False)
+    with torch.no_grad():
+        dead.get_parameter("b_enc").fill_(-100)
+    plain, none = measured(dictionary(absorbs=False), dead)
+    assert plain["absorption"] == 0
+    assert math.isnan(none["absorption"])
+    assert "absorption_random" not in none
 
 
 def test_a_model_that_cannot_spell_is_refused():

@@ -229,3 +229,16 @@ def _needing(need: str) -> Evaluation:
         meanings: ClassVar[dict[str, Meaning]] = {}
 
     return Needing()
+
+
+def test_a_number_that_one_member_lacks_has_no_mean():
+    @dataclass(frozen=True, kw_only=True)
+    class Controlled(Members):
+        meanings: ClassVar[dict[str, Meaning]] = {"a": Meaning("of all"), "b": Meaning("of the first")}
+
+        def measure(self, subject: Subject) -> list[Measured]:
+            return [Measured([{"a": 1.0, "b": 5.0}, {"a": 3.0}])]
+
+    (found,) = measure(subject(2), {"controlled": Controlled()})
+    assert found.numbers == {"a": 2.0}
+    assert found.of_each == {"0/a": 1.0, "0/b": 5.0, "1/a": 3.0}

@@ -176,7 +176,7 @@ class Absorption(Evaluation, group="eval.absorption"):
         probes: Sequence[LetterProbes],
         beat: Callable[[], None],
     ) -> list[list[Absorbed]]:
-        """Return the scores of the letters of each split."""
+        """Return the scores of the letters of each split; NaN if no latent is on in any word."""
         alive = np.flatnonzero(np.bincount(codes.indices, minlength=autoencoder.d_sae))
         rows = autoencoder.W_dec.detach().float().cpu().numpy()[alive]
         norms = np.linalg.norm(rows, axis=1)
@@ -189,6 +189,9 @@ class Absorption(Evaluation, group="eval.absorption"):
             own = []
             for letter in np.flatnonzero(each.f1 > self.min_probe_f1):
                 ranked = np.argsort(-weights[letter], kind="stable")[: self.max_k]
+                if not len(alive):
+                    own.append(Absorbed(np.nan, np.nan, 0))
+                    continue
                 main = main_latents(folded, letters == letter, each, ranked, self.f1_jump)
                 chosen = each.test[each.found[letter]]
                 direction = each.directions[letter]

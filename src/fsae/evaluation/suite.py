@@ -245,9 +245,11 @@ def _check_names(evaluations: Mapping[str, Evaluation]) -> None:
 
 
 def _means(numbers: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the means of the numbers that every member has: a dead one, for instance, has no control."""
     if not numbers:
         return {}
-    return {name: sum(each[name] for each in numbers) / len(numbers) for name in numbers[0]}
+    shared = [name for name in numbers[0] if all(name in each for each in numbers)]
+    return {name: sum(each[name] for each in numbers) / len(numbers) for name in shared}
 
 
 def _draw(picture: Path, draw: Callable[[Path], None]) -> None:

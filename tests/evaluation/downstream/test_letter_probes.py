@@ -46,6 +46,11 @@ def test_a_latent_of_a_small_cosine_absorbs_nothing():
     assert (fraction[0], full[0]) == (0, True)
 
 
+def test_a_single_latent_has_nothing_to_absorb_it():
+    fraction, full = absorbed(np.array([[0.0], [1.0]]), np.array([1.0]), np.array([4.0, 4.0]), MAIN)
+    assert (fraction.tolist(), full.tolist()) == ([0, 0], [False, False])
+
+
 def test_f1_by_hand():
     detected, true = np.array([True, True, False, False]), np.array([True, False, True, False])
     assert f1_of(detected, true) == 0.5

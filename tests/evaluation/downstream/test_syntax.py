@@ -70,6 +70,14 @@ def test_a_leaf_over_several_passages_is_in_each():
     assert [each and each[0] for each in types(found[1], "two")] == ["string_content"]
 
 
+def test_the_text_of_a_string_around_an_escape_sequence_has_the_types_of_the_string():
+    (passage,) = passages(['x = "one\\ntwo"\n'], Language.python, 1000)
+    found = types(passage, "one", "\\n", "two")
+    assert [each and each[0] for each in found] == ["string_content", "escape_sequence", "string_content"]
+    assert found[2] is not None
+    assert found[2][1] == {"assignment", "expression_statement", "string", "string_content"}
+
+
 @pytest.mark.parametrize(
     ("language", "source", "word", "kind"),
     [

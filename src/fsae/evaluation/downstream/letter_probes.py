@@ -142,6 +142,8 @@ def absorbed(
 ) -> tuple[Float[np.ndarray, " words"], Bool[np.ndarray, " words"]]:
     """Return the fraction absorbed in each word, and whether it is absorbed in full, as SAEBench defines both.
 
+    Nothing is absorbed if there is no latent besides the main ones.
+
     Args:
         codes: of a dictionary with rows of length 1, in words that the letter's probe detects.
         cosines: of the probe's direction and each row.
@@ -151,6 +153,8 @@ def absorbed(
     projections = codes * cosines
     by_main = projections[:, main].sum(1)
     others = np.setdiff1d(np.arange(codes.shape[1]), main)
+    if not len(others):
+        return np.zeros(len(codes)), np.zeros(len(codes), bool)
     candidates = np.where(cosines[others] >= _COSINE, projections[:, others].clip(min=0), 0)
     absorbing = -np.partition(-candidates, min(_ABSORBERS, candidates.shape[1]) - 1, axis=1)[:, :_ABSORBERS]
     by_others = absorbing.sum(1)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from tree_sitter import Node, Parser
@@ -82,19 +82,18 @@ def passages(files: Iterable[str], language: Language, characters: int) -> Itera
         tree = parser.parse(encoded)
         if tree.root_node.has_error:
             continue
-        leaves = list(_leaves(tree.root_node))
+        leaves = list(_leaves(tree.root_node, encoded))
         place_of = _characters(encoded)
         begin, first = 0, 0
         for end in _ends(encoded, characters):
             own = []
-            while first < len(leaves) and leaves[first][0].start_byte < end:
-                leaf, around = leaves[first]
-                if leaf.end_byte > end:
+            while first < len(leaves) and leaves[first].begin < end:
+                if leaves[first].end > end:
                     break
-                own.append((leaf, around))
+                own.append(leaves[first])
                 first += 1
             # A leaf over several passages, such as a long string, is in each of them.
-            if first < len(leaves) and leaves[first][0].start_byte < end:
+            if first < len(leaves) and leaves[first].begin < end:
                 own.append(leaves[first])
             offset = place_of[begin]
             yield Passage(
@@ -102,28 +101,53 @@ def passages(files: Iterable[str], language: Language, characters: int) -> Itera
                 encoded[begin:end].decode("utf-8"),
                 [
                     (
-                        place_of[max(leaf.start_byte, begin)] - offset,
-                        place_of[min(leaf.end_byte, end)] - offset,
-                        around[-1],
-                        frozenset(around),
+                        place_of[max(leaf.begin, begin)] - offset,
+                        place_of[min(leaf.end, end)] - offset,
+                        leaf.around[-1],
+                        frozenset(leaf.around),
                     )
-                    for leaf, around in own
-                    if around
+                    for leaf in own
+                    if leaf.around
                 ],
             )
             begin = end
 
 
-def _leaves(node: "Node") -> Iterator[tuple["Node", tuple[str, ...]]]:
-    """Yield the leaves of a tree in order, with the types of the named nodes around them, the root's left out."""
-    stack: list[tuple[Node, tuple[str, ...]]] = [(child, ()) for child in reversed(node.children)]
+class _Leaf(NamedTuple):
+    """Bytes from `begin` to `end` that no node inside them has, and the types of the named nodes around them."""
+
+    begin: int
+    end: int
+    around: tuple[str, ...]
+
+
+def _leaves(root: "Node", encoded: bytes) -> Iterator[_Leaf]:
+    """Yield the leaves of a tree in order, with the types of the named nodes around them, the root's left out.
+
+    Text between a node's children is a leaf, too: of a string with an escape sequence only that is a node.
+    """
+    # A node to divide, or a leaf.
+    stack: list[tuple[Node, tuple[str, ...]] | _Leaf] = [(root, ())]
     while stack:
-        each, around = stack.pop()
-        inner = (*around, each.type) if each.is_named else around
-        if each.child_count:
-            stack.extend((child, inner) for child in reversed(each.children))
-        elif each.end_byte > each.start_byte:
-            yield each, inner
+        top = stack.pop()
+        if isinstance(top, _Leaf):
+            yield top
+            continue
+        node, around = top
+        if not node.children:
+            if node.end_byte > node.start_byte:
+                yield _Leaf(node.start_byte, node.end_byte, around)
+            continue
+        inside: list[tuple[Node, tuple[str, ...]] | _Leaf] = []
+        place = node.start_byte
+        for child in node.children:
+            if encoded[place : child.start_byte].strip():
+                inside.append(_Leaf(place, child.start_byte, around))
+            inside.append((child, (*around, child.type) if child.is_named else around))
+            place = child.end_byte
+        if encoded[place : node.end_byte].strip():
+            inside.append(_Leaf(place, node.end_byte, around))
+        stack.extend(reversed(inside))
 
 
 def _ends(encoded: bytes, characters: int) -> Iterator[int]:
