@@ -1,5 +1,7 @@
 """The objective's sum, schedule and log, and every term alike on dense and sparse codes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -99,7 +101,8 @@ def evaluate(
     terms: dict[str, LossTerm], progress: float = 1.0, measure_all: bool = False
 ) -> tuple[Losses, SparseAutoencoder]:
     autoencoder = build("standard")
-    return Objective(terms)(autoencoder(samples(9)), NO_DEAD, progress, measure_all), autoencoder
+    moment = replace(NO_DEAD, step=round(64 * progress), steps=64)
+    return Objective(terms)(autoencoder(samples(9)), moment, measure_all), autoencoder
 
 
 def test_sum_of_weighted_terms():
@@ -169,8 +172,8 @@ def test_losses_are_in_float32_whatever_the_autocast(arch: str):
     terms = terms_of(arch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         record = autoencoder(x)
-        inside = Objective(terms)(record, SOME_DEAD, 1.0, True)
-    outside = Objective(terms)(record, SOME_DEAD, 1.0, True)
+        inside = Objective(terms)(record, SOME_DEAD, True)
+    outside = Objective(terms)(record, SOME_DEAD, True)
     assert inside.total.dtype == torch.float32
     for name, part in outside.parts.items():
         assert torch.equal(inside.parts[name], part), name

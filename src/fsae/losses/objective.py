@@ -33,20 +33,19 @@ class Objective:
     def __init__(self, terms: dict[str, LossTerm]):
         self.terms = terms
 
-    def __call__(self, record: ForwardRecord, moment: Moment, progress: float, measure_all: bool) -> Losses:
+    def __call__(self, record: ForwardRecord, moment: Moment, measure_all: bool) -> Losses:
         """Evaluate the terms.
 
         Args:
             record: forward record of one batch.
             moment: what terms need to know beyond it.
-            progress: share of the training that is done, 0 to 1.
             measure_all: also evaluate terms whose weight is 0 now, to log them.
         """
         total = record.reconstruction.new_zeros(())
         parts: dict[str, Tensor] = {}
         device = record.inputs.device.type
         for name, term in self.terms.items():
-            weight = term.weight_at(progress)
+            weight = term.weight_at(moment.progress)
             if weight == 0 and not measure_all:
                 continue
             differentiated = weight != 0 and torch.is_grad_enabled()

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from fsae.autoencoders.record import ForwardRecord
@@ -24,9 +25,21 @@ class Moment:
 
     Attributes:
         dead_latents: (dead,) indices of latents that have not fired for long; empty if none.
+        step: number of the step, from 0.
+        steps: number of steps of the training.
+        generator: of the random numbers that a term draws, on the CPU. A checkpoint has its state, so that a resumed
+            run draws the same numbers.
     """
 
     dead_latents: Tensor
+    step: int = 0
+    steps: int = 1
+    generator: torch.Generator = field(default_factory=torch.Generator)
+
+    @property
+    def progress(self) -> float:
+        """The share of the training that is done, 0 to 1."""
+        return self.step / self.steps
 
 
 @dataclass(frozen=True, kw_only=True)

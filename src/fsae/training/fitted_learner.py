@@ -10,7 +10,6 @@ from torch import Tensor
 from fsae.autoencoders.fitted import FittedAutoencoder
 from fsae.autoencoders.record import ForwardRecord
 from fsae.losses.objective import Objective
-from fsae.losses.term import Moment
 from fsae.training.learner import Learner
 from fsae.training.measures import batch_measures
 from fsae.training.resample import Reinitialisation
@@ -36,7 +35,7 @@ class FittedLearner(Learner[FittedAutoencoder, FitSettings]):
         objective: is measured only; the learner minimises the squared error.
         settings: the length of the fit.
         scale: the factor by which raw activations were multiplied.
-        seed: of the first centres, and of centres that are placed at a new sample.
+        seed: of the first centres, of centres that are placed at a new sample, and of other random numbers.
     """
 
     remedy = "check the source for vectors that are not finite or extremely large"
@@ -47,7 +46,7 @@ class FittedLearner(Learner[FittedAutoencoder, FitSettings]):
         # Slow to import.
         from sklearn.cluster import MiniBatchKMeans
 
-        super().__init__(autoencoder, objective, settings, scale)
+        super().__init__(autoencoder, objective, settings, scale, seed)
         self._kmeans = MiniBatchKMeans(autoencoder.cells, random_state=seed % 2**32, compute_labels=False)
         self._centre_steps = settings.steps
         if autoencoder.rank > 0:
@@ -60,8 +59,7 @@ class FittedLearner(Learner[FittedAutoencoder, FitSettings]):
         """Fit the batch, then measure it and return its record."""
         self._fit((x if targets is None else targets).cpu().double(), step)
         record = self.autoencoder(x, sparse=True, targets=targets)
-        progress, measure_all = step / self.settings.steps, self.settings.logs_after(step)
-        losses = self.objective(record, Moment(self.dead.indices), progress, measure_all)
+        losses = self.objective(record, self.moment(step), measure_all=self.settings.logs_after(step))
         self._remember(losses.parts | batch_measures(record, self.scale))
         return record
 

@@ -9,9 +9,7 @@ from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.record import ForwardRecord
 from fsae.autoencoders.settings import DecoderNorm
 from fsae.losses.objective import Losses, Objective
-from fsae.losses.term import Moment
 from fsae.matching import unit_rows
-from fsae.seeds import generator_for
 from fsae.training.frozen import Frozen, freeze, keep_in_cone
 from fsae.training.fused_adam import FusedAdam
 from fsae.training.learner import Learner
@@ -43,7 +41,7 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
     def __init__(
         self, autoencoder: SparseAutoencoder, objective: Objective, settings: AdamSettings, scale: float, seed: int
     ):
-        super().__init__(autoencoder, objective, settings, scale)
+        super().__init__(autoencoder, objective, settings, scale, seed)
         freeze(autoencoder, settings.frozen)
         # The axes of the cones in which decoder rows stay.
         soft = settings.frozen is Frozen.soft_decoder
@@ -57,8 +55,6 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
             betas=(settings.beta1, settings.beta2),
             weight_decay=settings.weight_decay,
         )
-        # Not the generator of the first weights: resampled weights would equal them.
-        self.generator = generator_for(seed, "training")
         self.resampled = 0
         # How often each latent was on since its rate was last compared, and in how many samples.
         self._fired, self._samples = torch.zeros(autoencoder.d_sae, dtype=torch.long, device=device), 0
@@ -78,7 +74,7 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
         with self.precision(x):
             record = (autoencoder if self.sparse else self._dense_forward)(x, self.sparse, targets)
         last_of_interval = settings.logs_after(step)
-        losses = self.objective(record, Moment(self.dead.indices), step / settings.steps, measure_all=last_of_interval)
+        losses = self.objective(record, self.moment(step), measure_all=last_of_interval)
         self._remember(losses.parts)
         return record, losses
 
@@ -167,7 +163,6 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {
             "optimiser": self.optimiser.state_dict(),
-            "generator": self.generator.get_state(),
             "resampled": self.resampled,
             "reinitialised": self.reinitialised,
             "fired": self._fired,
@@ -179,7 +174,6 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.optimiser.load_state_dict(state["optimiser"])
-        self.generator.set_state(state["generator"])
         self.resampled, self.reinitialised = state["resampled"], state["reinitialised"]
         self.sparse = state["sparse"]
         self._fired, self._samples = state["fired"].to(self._fired.device), state["samples"]

@@ -9,6 +9,8 @@ from torch import Tensor
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.record import ForwardRecord
 from fsae.losses.objective import Objective
+from fsae.losses.term import Moment
+from fsae.seeds import generator_for
 from fsae.training.dead_latents import DeadLatents
 from fsae.training.resample import Reinitialisation
 from fsae.training.settings import TrainerSettings
@@ -25,16 +27,20 @@ class Learner(ABC, Generic[Trained, Trainer]):
         objective: the sum of terms.
         settings: of the training.
         scale: the factor by which raw activations were multiplied.
+        seed: of the random numbers that training draws.
 
     Attributes:
+        generator: of these random numbers, on the CPU.
         reinitialised: the number of latents that `reinitialise` has resampled.
     """
 
     # The advice in the message about numbers that are not finite.
     remedy: ClassVar[str]
 
-    def __init__(self, autoencoder: Trained, objective: Objective, settings: Trainer, scale: float):
+    def __init__(self, autoencoder: Trained, objective: Objective, settings: Trainer, scale: float, seed: int):
         self.autoencoder, self.objective, self.settings, self.scale = autoencoder, objective, settings, scale
+        # Not the generator of the first weights: resampled weights would equal them.
+        self.generator = generator_for(seed, "training")
         self.dead = DeadLatents(autoencoder.d_sae, settings.dead_after).to(autoencoder.W_dec.device)
         self.reinitialised = 0
         self._sums: dict[str, Tensor] = {}
@@ -72,6 +78,10 @@ class Learner(ABC, Generic[Trained, Trainer]):
     def reinitialise(self, record: ForwardRecord, step: int, when: Reinitialisation) -> int:
         """Resample the latents that are off their target, if due; return the number of these latents."""
 
+    def moment(self, step: int) -> Moment:
+        """Return what the terms of a step's losses need in addition to the record."""
+        return Moment(self.dead.indices, step, self.settings.steps, self.generator)
+
     def read_interval(self) -> dict[str, float]:
         """Return means over the steps since the last call, and refresh the dead latents; waits for the device, once."""
         names = list(self._sums)
@@ -106,6 +116,7 @@ class Learner(ABC, Generic[Trained, Trainer]):
             "dead_indices": self.dead.indices,
             "sums": self._sums,
             "counts": self._counts,
+            "generator": self.generator.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -115,3 +126,4 @@ class Learner(ABC, Generic[Trained, Trainer]):
         self.dead.indices = state["dead_indices"].to(device)
         self._sums = {name: total.to(device) for name, total in state["sums"].items()}
         self._counts = dict(state["counts"])
+        self.generator.set_state(state["generator"])
