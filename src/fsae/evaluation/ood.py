@@ -12,19 +12,19 @@ from jaxtyping import Float
 from fsae.evaluation.downstream.answerability import DOMAINS, answerability
 from fsae.evaluation.downstream.controls import bag_of_words, densities_in, random_directions
 from fsae.evaluation.downstream.k_sparse import KSparse, difference_probe, residual_probe, words_probe
+from fsae.evaluation.downstream.labelled_evaluation import LabelledEvaluation
 from fsae.evaluation.downstream.labelled_texts import LabelledTexts
 from fsae.evaluation.downstream.latent_scores import aucs
 from fsae.evaluation.downstream.packaged_texts import packaged_texts, shifted_names, shifted_texts
-from fsae.evaluation.downstream.probe import Fit, Probe, auc, one_core
+from fsae.evaluation.downstream.probe import Probe, auc, one_core
 from fsae.evaluation.downstream.splits import Split, split
 from fsae.evaluation.downstream.text_activations import Positions, Reading, TextActivations, joined, text_activations
 from fsae.evaluation.downstream.text_codes import mean_vectors, token_codes
-from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.evaluation import Measured
 from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Subject
 from fsae.outputs.results import Better, Meaning, Shown, accompanied
 from fsae.progress import Progress, working
-from fsae.ranges import COUNT, SEED, between
 from fsae.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _meanings() -> dict[str, Meaning]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ood(Evaluation, group="eval.ood"):
+class Ood(LabelledEvaluation, group="eval.ood"):
     """Probes of latents out of their domain (Kantamneni et al. 2025, arXiv 2502.16681; Heindrich et al. 2025,
     arXiv 2502.19964).
 
@@ -94,20 +94,11 @@ class Ood(Evaluation, group="eval.ood"):
         shifted: data sets of sae-probes with a shifted version; empty for all eight.
         domains: domains of answerability; empty for all four.
         train, test: rows of a domain; a shifted version has 300.
-        fit: regularisation and solver of probes on latents.
-        text_tokens: tokens of a text that are read, the last ones.
-        repeats: splits into training and test rows; the noise is over them.
         seed: of the templates, the rows, the splits and the control.
     """
 
     shifted: list[str] = field(default_factory=list)
     domains: list[str] = field(default_factory=list)
-    train: int = field(default=256, metadata=between(least=4, most=10**9))
-    test: int = field(default=200, metadata=between(least=2, most=10**9))
-    fit: Fit = Fit.l1
-    text_tokens: int = field(default=64, metadata=COUNT)
-    repeats: int = field(default=3, metadata=between(least=1, most=1000))
-    seed: int = field(default=0, metadata=SEED)
 
     needs: ClassVar[frozenset[str]] = frozenset({"language_model"})
     in_sweeps: ClassVar[bool] = False

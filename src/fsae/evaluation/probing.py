@@ -13,19 +13,20 @@ from fsae.evaluation.downstream.code_texts import CODE_TEXTS
 from fsae.evaluation.downstream.controls import bag_of_tokens, bag_of_words, densities_in, random_directions
 from fsae.evaluation.downstream.hub_texts import HUB_TEXTS, hub_texts
 from fsae.evaluation.downstream.k_sparse import KSparse, Protocol, difference_probe, residual_probe, words_probe
+from fsae.evaluation.downstream.labelled_evaluation import LabelledEvaluation
 from fsae.evaluation.downstream.labelled_texts import LabelledTexts, read_labelled
 from fsae.evaluation.downstream.packaged_texts import packaged_names, packaged_texts
-from fsae.evaluation.downstream.probe import Fit, Probe, one_core
+from fsae.evaluation.downstream.probe import Probe, one_core
 from fsae.evaluation.downstream.questions import NORMAL, Case, Difficulty, Question, questions_about
 from fsae.evaluation.downstream.splits import Split
 from fsae.evaluation.downstream.text_activations import Positions, Reading, TextActivations, joined, text_activations
 from fsae.evaluation.downstream.text_codes import Pooling, mean_vectors, pooled, token_codes
-from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.evaluation import Measured
 from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Subject
 from fsae.outputs.results import Better, Meaning, Shown, accompanied
 from fsae.progress import Progress, working
-from fsae.ranges import COUNT, INNER_SHARE, SEED, between
+from fsae.ranges import INNER_SHARE, between
 from fsae.sources.documents import DatasetFormat, DatasetSettings
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def _meanings() -> dict[str, Meaning]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probing(Evaluation, group="eval.probing"):
+class Probing(LabelledEvaluation, group="eval.probing"):
     """k-sparse probing (Gurnee et al. 2023; Kantamneni et al. 2025, arXiv 2502.16681; SAEBench, arXiv 2503.09532).
 
     For each question about texts the k latents whose codes differ most between the classes are chosen on training
@@ -108,14 +109,11 @@ class Probing(Evaluation, group="eval.probing"):
         text_column, label_column: the columns of data=files.
         protocol: how a text becomes a vector, latents are chosen and probes are scored.
         k: numbers of latents.
-        train, test: rows of a question, half of them of each class; fewer if a data set has fewer.
         scarce: numbers of training rows that are measured in addition.
         imbalanced: shares of class 1 that are measured in addition.
         mislabelled: shares of wrong labels among training rows that are measured in addition.
         fit: regularisation and solver of protocol=sae_probes.
         text_tokens: tokens of a text that are read: the last ones for protocol=sae_probes, otherwise the first ones.
-        repeats: splits into training and test rows; the noise is over them.
-        seed: of the rows, the splits and the control.
     """
 
     data: ProbingData = ProbingData.packaged
@@ -125,15 +123,9 @@ class Probing(Evaluation, group="eval.probing"):
     label_column: str = "label"
     protocol: Protocol = Protocol.sae_probes
     k: list[int] = field(default_factory=lambda: list(NAMED), metadata=between(least=1, most=10**6))
-    train: int = field(default=256, metadata=between(least=4, most=10**9))
-    test: int = field(default=200, metadata=between(least=2, most=10**9))
     scarce: list[int] = field(default_factory=list, metadata=between(least=2, most=10**9))
     imbalanced: list[float] = field(default_factory=list, metadata=INNER_SHARE)
     mislabelled: list[float] = field(default_factory=list, metadata=between(least=0, below=0.5, meaning="a share"))
-    fit: Fit = Fit.l1
-    text_tokens: int = field(default=64, metadata=COUNT)
-    repeats: int = field(default=3, metadata=between(least=1, most=1000))
-    seed: int = field(default=0, metadata=SEED)
 
     needs: ClassVar[frozenset[str]] = frozenset({"language_model"})
     in_sweeps: ClassVar[bool] = False
