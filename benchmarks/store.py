@@ -26,6 +26,7 @@ from fsae.sources.activations import ActivationSource
 from fsae.sources.corpus import Corpus
 from fsae.sources.documents import DatasetFormat, DatasetSettings
 from fsae.sources.harvest import Harvester
+from fsae.sources.passes import Passes
 from fsae.sources.shard import Extent, Part, Shard
 from fsae.sources.shard_reader import ShardReader
 
@@ -103,8 +104,9 @@ def read_both(folder: Path, shard: Shard, shards: int, turn: int) -> tuple[float
         tokens = shards * len(shard)
         extent = Extent(tokens={Part.train: tokens, Part.held_out: 0}, shard_tokens=len(shard))
         store, width = ActivationStore(folder), shard.activations.shape[1]
+        model = ModelSettings(package=Package.tiny)
         # All shards are in the store, so that the corpus is never opened.
-        corpus = Corpus(ModelSettings(package=Package.tiny), DatasetSettings(format=DatasetFormat.python_source))
+        corpus = Corpus(model, DatasetSettings(format=DatasetFormat.python_source))
         harvester = Harvester(corpus, len(shard), lambda: None)
         shards_read = ShardReader(harvester, SITE, {SITE: store}, extent, room=None)
         with ActivationSource(
@@ -113,7 +115,7 @@ def read_both(folder: Path, shard: Shard, shards: int, turn: int) -> tuple[float
             seed=0,
             training_tokens=tokens,
             device=torch.device("cpu"),
-            passes={},
+            passes=Passes.of(model, context=128),
             max_norm_multiple=None,
         ) as source:
             batches = source.batches(BATCH)

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from fsae.language_models.chat import UnwritableChat
+from fsae.language_models.settings import ModelSettings, Package
 from fsae.language_models.sites import Site, SiteName
 from fsae.sources.activation_store import ActivationStore
 from fsae.sources.activations import ActivationSource
 from fsae.sources.corpus import Corpus
 from fsae.sources.documents import Document, Documents
 from fsae.sources.harvest import Harvester
+from fsae.sources.passes import Passes
 from fsae.sources.room import Room
 from fsae.sources.shard import Extent, Part
 from fsae.sources.shard_reader import ShardReader
@@ -21,7 +23,7 @@ from fsae.sources.tokens import PackedTokens
 
 SITE = Site(name=SiteName.resid_post, layer=0)
 OTHER_SITE = Site(name=SiteName.mlp_out, layer=1)
-PASSES = {"dtype": "float32", "rows": 4}
+PASSES = Passes(model=ModelSettings(package=Package.tiny), dtype="float32", rows=4)
 D_IN = 6
 CONTEXT = 8
 WORDS = ("a", "stream", "of", "words", "that", "no", "two", "rows", "share")

@@ -101,7 +101,12 @@ def test_a_position_is_two_counters():
     source = activation_source()
     take(source, PER_EPOCH + 1)
     limit = 10 * source.first_vectors().norm(dim=1).median()
-    assert source.state_dict() == {"epoch": 1, "batch": 1, "passes": PASSES, "norm_limit": pytest.approx(float(limit))}
+    assert source.state_dict() == {
+        "epoch": 1,
+        "batch": 1,
+        "passes": PASSES.numerics,
+        "norm_limit": pytest.approx(float(limit)),
+    }
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -400,7 +405,7 @@ def test_settings_that_determine_the_content_have_a_store_of_their_own(tmp_path:
 
 def test_a_position_with_other_forward_passes_is_refused():
     source = activation_source()
-    state = source.state_dict() | {"passes": PASSES | {"dtype": "bfloat16"}}
+    state = source.state_dict() | {"passes": PASSES.numerics | {"dtype": "bfloat16"}}
     with pytest.raises(
         ValueError, match=r"in bfloat16, 4 rows per pass; here they would be harvested in float32.*model\.batch_size=4"
     ):

@@ -14,6 +14,7 @@ from fsae.language_models.transformer_lens import TransformerLensModel
 from fsae.seeds import generator_for
 from fsae.sources.harvest import Harvester
 from fsae.sources.massive import norm_limit, within
+from fsae.sources.passes import Passes
 from fsae.sources.room import Room
 from fsae.sources.shard import Part
 from fsae.sources.shard_reader import ShardReader
@@ -47,16 +48,12 @@ class ActivationSource(Source):
         seed: decides the order.
         training_tokens: vectors that training will take; shards that training does not reach are not fetched.
         device: where batches will be.
-        passes: dtype and rows of the language model's forward passes, which the device decides and the vectors depend
-            on. A position in a stream with other passes is refused.
+        passes: the language model's forward passes. A position in a stream with another dtype or other rows is refused.
         max_norm_multiple: a vector is massive, and left out, if its norm is more than this many times the median norm;
             None for no limit.
         max_norm: the limit itself, instead of a multiple.
-        origin: returns what decides activations besides text and site.
-        kept_in: the folder of all activations, in which those of an evaluation's own texts are kept; None for nowhere.
 
     Attributes:
-        kept_in: as given.
         waited: seconds in which training waited for the next shard.
         held_out_found: held-out vectors in the last pass over them, including the massive ones.
         massive_share: share of these that were massive and left out.
@@ -73,14 +70,11 @@ class ActivationSource(Source):
         seed: int,
         training_tokens: int,
         device: torch.device,
-        passes: dict[str, Any],
+        passes: Passes,
         max_norm_multiple: float | None,
         max_norm: float | None = None,
-        origin: Callable[[], dict[str, Any]] = dict,
-        kept_in: Room | None = None,
     ):
         self.d_in, self.device, self._passes = d_in, device, passes
-        self._origin, self.kept_in = origin, kept_in
         self._max_norm_multiple = max_norm_multiple
         self._norm_limit = max_norm
         self.text = self.store = self
@@ -127,7 +121,7 @@ class ActivationSource(Source):
     @property
     def rows_at_once(self) -> int:
         """Rows per forward pass of the language model."""
-        return self._passes["rows"]
+        return self._passes.rows
 
     @property
     def prepends_bos(self) -> bool:
@@ -137,7 +131,12 @@ class ActivationSource(Source):
     @property
     def origin(self) -> dict[str, Any]:
         """Everything besides text and site that decides activations: the model's identity and its dtype."""
-        return self._origin() | {"dtype": self._passes["dtype"]}
+        return self._passes.origin
+
+    @property
+    def kept_in(self) -> Room | None:
+        """The folder of all activations, where those of an evaluation's own texts are kept, too; None for none."""
+        return self._passes.kept_in
 
     @property
     def harvester(self) -> Harvester:
@@ -162,7 +161,12 @@ class ActivationSource(Source):
         self._norm_limit = norm_limit(first_vectors, self._max_norm_multiple)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self._epoch, "batch": self._batch, "passes": self._passes, "norm_limit": self._norm_limit}
+        return {
+            "epoch": self._epoch,
+            "batch": self._batch,
+            "passes": self._passes.numerics,
+            "norm_limit": self._norm_limit,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a position.
@@ -170,8 +174,9 @@ class ActivationSource(Source):
         Raises:
             ValueError: the position is in a stream whose vectors were harvested with another dtype or number of rows.
         """
-        if state["passes"] != self._passes:
-            was, now = ("{dtype}, {rows} rows per pass".format(**each) for each in (state["passes"], self._passes))
+        passes = self._passes.numerics
+        if state["passes"] != passes:
+            was, now = ("{dtype}, {rows} rows per pass".format(**each) for each in (state["passes"], passes))
             raise ValueError(
                 f"the run began on activations harvested in {was}; here they would be harvested in {now}: resume it on "
                 "a device of the same kind, or begin again with model.dtype={dtype} model.batch_size={rows}".format(

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 
-from fsae.devices import device_of, dtype_of, rows_at_once
+from fsae.devices import device_of, dtype_of
 from fsae.files import digest_of
 from fsae.language_models.identity import model_identity
 from fsae.language_models.settings import ModelSettings
@@ -21,6 +21,7 @@ from fsae.sources.activations import SHARDS_IN_MEMORY, ActivationSource
 from fsae.sources.corpus import Corpus
 from fsae.sources.documents import DatasetSettings, dataset_identity, open_documents
 from fsae.sources.harvest import Harvester, require_memory
+from fsae.sources.passes import Passes
 from fsae.sources.room import Room
 from fsae.sources.shard import Extent, Part
 from fsae.sources.shard_reader import ShardReader
@@ -221,17 +222,16 @@ def _extent(settings: ActivationSourceSettings, request: Request) -> Extent:
 
 def _source(settings: ActivationSourceSettings, request: Request, reader: ShardReader, d_in: int) -> ActivationSource:
     model, _, dataset = request.text()
+    kept_in = None if settings.cache is Cache.none else Room(folder=request.stores, limit_gb=settings.cache_gb)
     return ActivationSource(
         reader,
         d_in=d_in,
         seed=settings.seed,
         training_tokens=request.training_samples,
         device=device_of(model),
-        passes=_passes(model, dataset),
+        passes=Passes.of(model, dataset.tokens_per_row, kept_in),
         max_norm_multiple=settings.max_norm_multiple,
         max_norm=settings.max_norm,
-        origin=lambda: {"model": model_identity(model)},
-        kept_in=None if settings.cache is Cache.none else Room(folder=request.stores, limit_gb=settings.cache_gb),
     )
 
 
@@ -261,16 +261,9 @@ def _content(model: ModelSettings, dataset: DatasetSettings, shard_tokens: int) 
     text["context"] = dataset.tokens_per_row
     return {
         "model": model_identity(model),
-        **_passes(model, dataset),
+        **Passes.of(model, dataset.tokens_per_row).numerics,
         "dataset": text | dataset_identity(dataset),
         "shard_tokens": shard_tokens,
-    }
-
-
-def _passes(model: ModelSettings, dataset: DatasetSettings) -> dict[str, Any]:
-    return {
-        "dtype": str(dtype_of(model)).removeprefix("torch."),
-        "rows": rows_at_once(model, dataset.tokens_per_row),
     }
 
 
