@@ -147,24 +147,24 @@ def test_prune_removes_the_chosen_stores(arguments: list[str], left: list[str], 
 @pytest.mark.parametrize(
     ("arguments", "left"),
     [
-        (["texts"], {"new", "old", "texts"}),
-        (["--all"], {"texts"}),
-        (["texts", "--unused-days", "30"], {"new", "old", "texts", "recent"}),
-        (["new"], {"old", "texts", "recent", "earlier"}),
+        (["evaluations"], {"new", "old", "evaluations"}),
+        (["--all"], {"evaluations"}),
+        (["evaluations", "--unused-days", "30"], {"new", "old", "evaluations", "recent"}),
+        (["new"], {"old", "evaluations", "recent", "earlier"}),
     ],
 )
-def test_activations_of_evaluations_texts_are_listed_and_pruned(
+def test_kept_findings_of_evaluations_are_listed_and_pruned(
     arguments: list[str], left: set[str], outputs: Path, capfd: pytest.CaptureFixture[str]
 ):
-    texts = outputs / "texts"
-    texts.mkdir()
+    kept = outputs / "evaluations"
+    kept.mkdir()
     for name in ("recent", "earlier"):
-        (texts / f"{name}.safetensors").write_bytes(bytes(2_000_000))
-    os.utime(texts / "earlier.safetensors", (0, 0))
+        (kept / f"{name}.safetensors").write_bytes(bytes(2_000_000))
+    os.utime(kept / "earlier.safetensors", (0, 0))
     assert main(["list"]) == 0
     assert "   0.004 " in capfd.readouterr().out.splitlines()[-2]
     assert main(["prune", *arguments]) == 0
-    assert {*names(outputs), *(path.stem for path in texts.iterdir())} == left
+    assert {*names(outputs), *(path.stem for path in kept.iterdir())} == left
 
 
 def test_prune_does_not_remove_a_store_in_use(outputs: Path, capfd: pytest.CaptureFixture[str]):

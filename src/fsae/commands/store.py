@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fsae.console import console
-from fsae.evaluation.downstream.text_activations import TEXTS
+from fsae.evaluation.kept import FOLDER
 from fsae.ranges import argument, between
 from fsae.sources.activation_store import (
     ActivationStore,
@@ -54,9 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{options.folder} cannot be read: {error.strerror}", file=sys.stderr)
         return 2
     names = getattr(options, "names", [])
-    texts = options.folder / TEXTS
-    kept = sorted(texts.glob("*.safetensors"))
-    unknown = [name for name in names if name not in folders and not (name == TEXTS and kept)]
+    kept = sorted((options.folder / FOLDER).glob("*.safetensors"))
+    unknown = [name for name in names if name not in folders and not (name == FOLDER and kept)]
     if unknown:
         print(f"there is no store {unknown[0]} in {options.folder}", file=sys.stderr)
         return 2
@@ -68,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("prune removes named stores, all with --all, or unused ones with --unused-days: give one of these")
     chosen = [folders[name] for name in names if name in folders] if names else list(folders.values())
     status = _prune([each for each in chosen if _is_unused(last_used(each), options.unused_days)])
-    if not names or TEXTS in names:
-        _prune_texts([each for each in kept if _is_unused(each.stat().st_mtime, options.unused_days)])
+    if not names or FOLDER in names:
+        _prune_kept([each for each in kept if _is_unused(each.stat().st_mtime, options.unused_days)])
     return status
 
 
@@ -87,7 +86,7 @@ def _list(where: Path, folders: list[Path], texts: list[Path]) -> int:
     of_texts = sum(path.stat().st_size for path in texts)
     if texts:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(max(path.stat().st_mtime for path in texts)))
-        print(f"{of_texts / 1e9:8.3f}  {'':>12}  {'':>12}  {used:<16}  {TEXTS} (of evaluations)")
+        print(f"{of_texts / 1e9:8.3f}  {'':>12}  {'':>12}  {used:<16}  {FOLDER} (texts and baselines)")
     print(f"{(sum(map(folder_bytes, folders)) + of_texts) / 1e9:8.3f}  in all")
     return 0
 
@@ -138,13 +137,13 @@ def _prune(folders: list[Path]) -> int:
     return exit_status
 
 
-def _prune_texts(files: list[Path]) -> None:
-    """Remove activations of evaluations' texts. One that reads a file meanwhile keeps it open."""
+def _prune_kept(files: list[Path]) -> None:
+    """Remove kept findings of evaluations. One that reads a file meanwhile keeps it open."""
     size = sum(path.stat().st_size for path in files)
     for path in files:
         path.unlink(missing_ok=True)
     if files:
-        print(f"{TEXTS}: {size / 1e9:.3g} GB removed")
+        print(f"{FOLDER}: {size / 1e9:.3g} GB removed")
 
 
 def _is_unused(used: float, days: float | None) -> bool:

@@ -77,17 +77,17 @@ def test_other_texts_models_and_readings_are_kept_apart(tmp_path: Path, change: 
 
 def test_a_damaged_file_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     found = read(Text(tmp_path))
-    (file,) = (tmp_path / "texts").iterdir()
+    (file,) = (tmp_path / "evaluations").iterdir()
     file.write_bytes(file.read_bytes()[:100])
     assert torch.equal(read(Text(tmp_path)).vectors, found.vectors)
-    assert "read by the language model again" in caplog.text
+    assert "it is computed again" in caplog.text
     again = Text(tmp_path)
     read(again)
     assert again.model.tokens_read == 0
 
 
 def test_a_folder_without_room_loses_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    (tmp_path / "texts").write_text("in the way")
+    (tmp_path / "evaluations").write_text("in the way")
     assert read(Text(tmp_path)).vectors.shape == (21, D_IN)
     assert "not kept" in caplog.text
 

@@ -1,31 +1,21 @@
 """Activations at a site of texts that an evaluation chooses, read once for all dictionaries and kept on disk."""
 
-import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum
-from hashlib import blake2b
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from fsae.files import digest_of, replacing, share_as_folder
+from fsae.evaluation.kept import digest_of_texts, kept
 from fsae.progress import Progress
-from fsae.sources.room import Room
 from fsae.sources.source import HeldOutText
 
 if TYPE_CHECKING:
     from fsae.language_models.transformer_lens import TransformerLensModel
 
-log = logging.getLogger(__name__)
-
-# The folder of kept texts, among the activation stores.
-TEXTS = "texts"
 # Tokens of one forward pass, about.
 _TOKENS_AT_ONCE = 2048
 
@@ -125,19 +115,17 @@ def text_activations(
     Raises:
         ValueError: a text has no token.
     """
-    content = text.origin | {
-        "site": str(text.site),
-        "bos": text.prepends_bos,
-        "texts": _digest(texts),
+    content = {
+        "texts": digest_of_texts(texts),
         "count": len(texts),
         **{name: value.name if isinstance(value, Enum) else value for name, value in asdict(reading).items()},
     }
-    path = None if text.kept_in is None else text.kept_in.folder / TEXTS / f"{digest_of(content)}.safetensors"
-    found = None if path is None else _read(path)
-    if found is None:
-        found = _activations(text, texts, reading, label, heartbeat)
-        if path is not None and text.kept_in is not None:
-            _keep(found, path, text.kept_in, content)
+
+    def compute() -> dict[str, Tensor]:
+        read = _activations(text, texts, reading, label, heartbeat)
+        return {each.name: getattr(read, each.name) for each in fields(read)}
+
+    found = TextActivations(**kept(text, content, compute))
     limit = text.norm_limit
     if limit is None or reading.positions is Positions.last:
         return found
@@ -202,38 +190,3 @@ def _activations(
     if reading.positions is Positions.last:
         return found
     return found.of_tokens(~torch.isin(ids, torch.tensor(sorted(model.special_ids))))
-
-
-def _digest(texts: Sequence[str]) -> str:
-    digest = blake2b(digest_size=16)
-    for each in texts:
-        encoded = each.encode("utf-8", "surrogatepass")
-        digest.update(len(encoded).to_bytes(8, "little"))
-        digest.update(encoded)
-    return digest.hexdigest()
-
-
-def _read(path: Path) -> TextActivations | None:
-    """Return what is kept; None if nothing is, or if the file is damaged."""
-    if not path.exists():
-        return None
-    try:
-        # The time shows `fsae.store` when it was last used.
-        path.touch()
-        with safe_open(path, "pt") as opened:
-            return TextActivations(**{name: opened.get_tensor(name) for name in ("vectors", "ids", "places", "starts")})
-    except (SafetensorError, OSError) as error:
-        log.warning("%s cannot be read (%s); its texts are read by the language model again", path, error)
-        return None
-
-
-def _keep(found: TextActivations, path: Path, room: Room, content: dict[str, Any]) -> None:
-    """Write activations, if there is room."""
-    tensors = {name: getattr(found, name).contiguous() for name in ("vectors", "ids", "places", "starts")}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with room.taken(sum(tensor.nbytes for tensor in tensors.values())), replacing(path, shared=True) as unfinished:
-            save_file(tensors, unfinished, metadata={"content": repr(content)})
-            share_as_folder(unfinished)
-    except (OSError, SafetensorError) as error:
-        log.warning("activations of texts are not kept: %s", error)
