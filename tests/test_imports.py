@@ -85,7 +85,7 @@ HOMES = {
     "pandas": {"analysis.", "latents.", "outputs.latent_store"},
     "jinja2": {"analysis.", "latents.prompts", "publishing.model_card"},
     "safetensors": {
-        "evaluation.downstream.text_activations",
+        "evaluation.kept",
         "export.",
         "latents.unfinished",
         "language_models.transformer_lens",

@@ -1,5 +1,6 @@
 """`eval.influence` on a linear language model whose latents are known."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from fsae.evaluation.evaluation import Measured
 from fsae.evaluation.influence import Influence
 from fsae.evaluation.subject import Examined
+from fsae.sources.room import Room
 from tests.evaluation.causal.toy import EARLY, LinearModel, axes, halved, pairs, subject
 
 ROWS = pairs(64).clean.tokens
@@ -96,3 +98,17 @@ def test_too_little_text_is_refused():
     runs = subject(Examined([axes()]), tokens=ROWS[:3])
     with pytest.raises(ValueError, match=r"has 3 rows of 3 tokens, and eval\.influence needs 4 rows of at least 2"):
         Influence(**SMALL).measure(runs)
+
+
+def test_a_further_dictionary_shares_the_passes_that_replace_nothing(tmp_path: Path):
+    kept_in = Room(folder=tmp_path, limit_gb=None)
+    passes, numbers = [], []
+    for room in (None, kept_in, kept_in):
+        model = LinearModel()
+        runs = subject(Examined([halved()]), site=EARLY, model=model, tokens=ROWS, kept_in=room)
+        (found,) = Influence(**SMALL).measure(runs)
+        passes.append(model.passes)
+        numbers.append(found.numbers)
+    assert numbers[0] == numbers[1] == numbers[2]
+    # Per seed: the likeliest tokens, their gradients and their probabilities, each in one pass.
+    assert passes[0] == passes[1] == passes[2] + 3 * SMALL["seeds"]

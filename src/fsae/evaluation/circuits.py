@@ -30,6 +30,7 @@ from fsae.evaluation.causal.passes import Reader
 from fsae.evaluation.causal.placed import Placed
 from fsae.evaluation.causal.tasks import Asked, Pair, asked, pairs_of
 from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.kept import keeper
 from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Examined, Subject
 from fsae.files import digest_of, replacing
@@ -149,7 +150,7 @@ class Circuits(Evaluation, group="eval.circuits"):
             if posed is None:
                 failed.append(f"{name}: no answer is one token of the model")
                 continue
-            reader = Reader(text.model, _rows_at_once(posed), heartbeat)
+            reader = Reader(text.model, _rows_at_once(posed), heartbeat, keeper=keeper(text))
             right = [reader.outcomes(posed.clean) > 0, reader.outcomes(posed.patch) < 0]
             survived = (right[0] & right[1]).nonzero().squeeze(1).cpu()
             accuracy = torch.cat(right).double().mean().item()
@@ -286,7 +287,8 @@ class _OfTask:
         prompts = self.count * settings.seeds * (9 + settings.steps * len(dictionaries))
         prompts += self.count * (4 * len(settings.sizes) + 1)
         self.progress = Progress(label, prompts, "prompts")
-        self.reader = Reader(text.model, _rows_at_once(task.pairs, dictionaries), heartbeat, self.progress.advance)
+        rows = _rows_at_once(task.pairs, dictionaries)
+        self.reader = Reader(text.model, rows, heartbeat, self.progress.advance, keeper(text))
 
     def measured(self) -> tuple[dict[str, float] | None, dict[str, Any], Graph | None]:
         """Return the task's numbers (None if the sites do not matter for it), its content, and its graph."""

@@ -13,6 +13,7 @@ from fsae.evaluation.causal.passes import Reader
 from fsae.evaluation.causal.placed import Placed, State
 from fsae.evaluation.causal.prompts import Predictions
 from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.kept import keeper
 from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Subject
 from fsae.outputs.results import Better, Meaning, Shown, accompanied
@@ -111,7 +112,7 @@ class Influence(Evaluation, group="eval.influence"):
             progress = Progress("masking latents", total, "prompts")
             widest = max(each.d_sae for each in subject.autoencoders)
             rows_at_once = max(1, min(_TOKENS_AT_ONCE, _CODES_AT_ONCE // widest) // self.length)
-            reader = Reader(text.model, rows_at_once, subject.heartbeat, progress.advance)
+            reader = Reader(text.model, rows_at_once, subject.heartbeat, progress.advance, keeper(text))
             read = self._read(text, reader, tokens, keep, count)
             found = [self._of_one(Placed(text.site, each), reader, read) for each in subject.autoencoders]
             progress.close()

@@ -16,6 +16,7 @@ from fsae.evaluation.causal.prompts import Contrasts
 from fsae.evaluation.causal.tasks import Asked
 from fsae.evaluation.subject import Examined, Subject
 from fsae.language_models.sites import Site, SiteName
+from fsae.sources.room import Room
 
 D, VOCABULARY = 4, 6
 EARLY, LATE = (Site(name=SiteName.resid_post, layer=layer) for layer in (0, 1))
@@ -41,6 +42,7 @@ class LinearModel:
     """
 
     name = "linear"
+    device = torch.device("cpu")
     bos_token_id = None
 
     def __init__(self) -> None:
@@ -139,10 +141,11 @@ def subject(
     model: Any = None,
     tokens: Tensor | None = None,
     keep: Tensor | None = None,
+    kept_in: Room | None = None,
 ) -> Subject:
     """A subject whose language model is the linear one, with held-out rows of tokens."""
     tokens = pairs(64).clean.tokens if tokens is None else tokens
     text_rows = tokens, torch.ones_like(tokens, dtype=torch.bool) if keep is None else keep
     text = SimpleNamespace(model=model or LinearModel(), site=site, rows_at_once=4, prepends_bos=False, origin={},
-        norm_limit=None, held_out_rows=lambda count: rows_of(text_rows, count))  # fmt: skip
+        norm_limit=None, kept_in=kept_in, held_out_rows=lambda count: rows_of(text_rows, count))  # fmt: skip
     return Subject(runs, cast(Any, SimpleNamespace(text=text)))

@@ -1,7 +1,7 @@
 """Forward and backward passes over prompts: outcomes with replaced activations, and gradients at sites."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fsae.evaluation.causal.prompts import Prompts
+from fsae.evaluation.kept import Keeper, computed, digest_of_tensor
 from fsae.language_models.sites import Site
 
 Function = Callable[[Float[Tensor, "row position d"]], Tensor]
@@ -16,6 +17,11 @@ Function = Callable[[Float[Tensor, "row position d"]], Tensor]
 
 class CausalModel(Protocol):
     """The language model that causal evaluations need."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device on which it runs."""
+        ...
 
     def logits(
         self, tokens: Int[Tensor, "row position"], *replacements: tuple[Site, Function]
@@ -45,22 +51,36 @@ class Reader:
         rows_at_once: prompts per pass.
         heartbeat: called before each pass; may raise to stop.
         passed: called after each pass with the number of its prompts.
+        keeper: keeps what passes find that replace nothing: they are the same for all dictionaries.
     """
 
     model: CausalModel
     rows_at_once: int
     heartbeat: Callable[[], None] = lambda: None
     passed: Callable[[int], None] = lambda prompts: None
+    keeper: Keeper = computed
 
     def outcomes(
-        self, prompts: Prompts, replaced: Callable[[slice], Mapping[Site, Function]] = lambda rows: {}
+        self, prompts: Prompts, replaced: Callable[[slice], Mapping[Site, Function]] | None = None
     ) -> Float[Tensor, " row"]:
         """Return each prompt's outcome.
 
         Args:
             prompts: the prompts.
-            replaced: what replaces activations in the pass over some of the prompts.
+            replaced: what replaces activations in the pass over some of the prompts; None for nothing.
         """
+        if replaced is not None:
+            return self._outcomes(prompts, replaced)
+        return self._kept(
+            f"outcome of {type(prompts).__name__}",
+            _tensors(prompts),
+            (),
+            lambda: {"": self._outcomes(prompts, lambda rows: {})},
+        )[""]
+
+    def _outcomes(
+        self, prompts: Prompts, replaced: Callable[[slice], Mapping[Site, Function]]
+    ) -> Float[Tensor, " row"]:
         found = []
         for rows, part in prompts.parts(self.rows_at_once):
             self.heartbeat()
@@ -72,6 +92,9 @@ class Reader:
 
     def likeliest(self, tokens: Int[Tensor, "row position"]) -> Int[Tensor, " row"]:
         """Return the token that the model finds most probable after each prompt."""
+        return self._kept("likeliest", {"tokens": tokens}, (), lambda: {"": self._likeliest(tokens)})[""].cpu()
+
+    def _likeliest(self, tokens: Int[Tensor, "row position"]) -> Int[Tensor, " row"]:
         found = []
         for part in tokens.split(self.rows_at_once):
             self.heartbeat()
@@ -81,13 +104,17 @@ class Reader:
 
     def activations(self, prompts: Prompts, sites: Sequence[Site]) -> dict[Site, Float[Tensor, "row position d"]]:
         """Return the activations at each site."""
+        found = self._kept("activations", {"tokens": prompts.tokens}, sites, lambda: self._activations(prompts, sites))
+        return {site: found[str(site)] for site in sites}
+
+    def _activations(self, prompts: Prompts, sites: Sequence[Site]) -> dict[str, Float[Tensor, "row position d"]]:
         found: dict[Site, list[Tensor]] = {site: [] for site in sites}
         for _, part in prompts.parts(self.rows_at_once):
             self.heartbeat()
             for site, x in self.model.activations(part.tokens, sites).items():
                 found[site].append(x.clone())
             self.passed(len(part))
-        return {site: torch.cat(parts) for site, parts in found.items()}
+        return {str(site): torch.cat(parts) for site, parts in found.items()}
 
     def gradients(
         self,
@@ -104,6 +131,19 @@ class Reader:
             sites: the sites.
             inputs: activations that replace the model's own at a site; at other sites they stay.
         """
+        if inputs is not None:
+            return self._gradients(prompts, sites, inputs)
+
+        def compute() -> dict[str, Tensor]:
+            at, gradients = self._gradients(prompts, sites, {})
+            return {f"at {site}": at[site] for site in sites} | {f"of {site}": gradients[site] for site in sites}
+
+        found = self._kept(f"gradient of {type(prompts).__name__}", _tensors(prompts), sites, compute)
+        return {site: found[f"at {site}"] for site in sites}, {site: found[f"of {site}"] for site in sites}
+
+    def _gradients(
+        self, prompts: Prompts, sites: Sequence[Site], inputs: Mapping[Site, Float[Tensor, "row position d"]]
+    ) -> tuple[dict[Site, Float[Tensor, "row position d"]], dict[Site, Float[Tensor, "row position d"]]]:
         at: dict[Site, list[Tensor]] = {site: [] for site in sites}
         gradients: dict[Site, list[Tensor]] = {site: [] for site in sites}
         for rows, part in prompts.parts(self.rows_at_once):
@@ -113,7 +153,7 @@ class Reader:
             def kept(site: Site, read: dict[Site, Tensor] = read, rows: slice = rows) -> Function:
                 def keep(x: Tensor) -> Tensor:
                     assert torch.is_grad_enabled()
-                    own = x if inputs is None or site not in inputs else inputs[site][rows].to(x)
+                    own = x if site not in inputs else inputs[site][rows].to(x)
                     # The first site's activations depend on nothing that has a gradient.
                     read[site] = own if own.requires_grad else own.detach().requires_grad_()
                     return read[site]
@@ -133,6 +173,33 @@ class Reader:
             {site: torch.cat(parts) for site, parts in gradients.items()},
         )
 
+    def _kept(
+        self,
+        what: str,
+        prompts: Mapping[str, Tensor],
+        sites: Sequence[Site],
+        compute: Callable[[], Mapping[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        """Return what passes that replace nothing find, on the model's device."""
+        content = {
+            "passes": what,
+            "sites": [str(site) for site in sites],
+            "prompts": {name: digest_of_tensor(each) for name, each in prompts.items()},
+            # The last bits depend on the rows of a pass.
+            "rows_at_once": self.rows_at_once,
+        }
+        is_read = True
+
+        def reading() -> Mapping[str, Tensor]:
+            nonlocal is_read
+            is_read = False
+            return compute()
+
+        found = self.keeper(content, reading)
+        if is_read:
+            self.passed(len(prompts["tokens"]))
+        return {name: tensor.to(self.model.device) for name, tensor in found.items()}
+
     def integrated_gradient(
         self,
         prompts: Prompts,
@@ -151,3 +218,7 @@ class Reader:
             x = begin + (step + 0.5) / steps * (end - begin)
             total += self.gradients(prompts, [site], {site: x})[1][site]
         return total / steps
+
+
+def _tensors(prompts: Prompts) -> dict[str, Tensor]:
+    return {each.name: getattr(prompts, each.name) for each in fields(prompts)}
