@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.step import add_shape, inputs, shape_of, wait
 from fsae.autoencoders.autoencoder import SparseAutoencoder
+from fsae.autoencoders.layout import Scaling
 from fsae.autoencoders.topk import TopKSettings
 from fsae.couplings.mutual import Mutual, MutualCoupling
 from fsae.losses.auxiliary import AuxK
@@ -89,7 +90,9 @@ class Variant:
         self._coupling = MutualCoupling(kind.mutual, seed=0) if kind.mutual.weight > 0 else None
         source = SparseSourcesSettings().source(x.device)
         checkpoints = Checkpoints(folder, {}, {})
-        self._run = Training(members, self._coupling, Reinitialisation(), source, 1.0, settings, Unheard(), checkpoints)
+        self._run = Training(
+            members, self._coupling, Reinitialisation(), source, Scaling.of(1.0), settings, Unheard(), checkpoints
+        )
         if not kind.side_by_side:
             # A run always chooses the crew for its number of members.
             self._run._threads = Threads()

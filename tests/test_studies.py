@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fsae.autoencoders.layout import Ends
 from fsae.configuration.checks import check
 from fsae.configuration.schema import RunSettings, settings_of
 from fsae.sources.mnist import MNISTSettings
@@ -96,7 +97,7 @@ def test_every_arm_can_be_run(script: Path, tmp_path: Path, monkeypatch: pytest.
             check(settings)
             if isinstance(settings.source, MNISTSettings):
                 # The width is known only after the files are read.
-                settings.check_width(784)
+                settings.check_ends(Ends.of(784))
     assert len(folders) > 5
 
 

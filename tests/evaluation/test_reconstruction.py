@@ -30,7 +30,7 @@ def test_by_hand_over_two_batches_of_different_size():
     # Squared errors 16, 1 and 9.
     assert numbers["mse"] == pytest.approx(26 / 3)
     # The mean is (3, 2); squared deviations are 0 + 4, 9 + 0 and 9 + 4.
-    assert metric.mean_input.tolist() == pytest.approx([3, 2])
+    assert metric.mean_target.tolist() == pytest.approx([3, 2])
     assert numbers["fvu"] == pytest.approx(26 / 26)
     # Norms 5, 2, 6 and of reconstructions 3, 1, sqrt(45).
     assert numbers["l2_ratio"] == pytest.approx((3 / 5 + 1 / 2 + 45**0.5 / 6) / 3)

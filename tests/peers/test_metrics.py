@@ -86,7 +86,7 @@ def our_evaluation(
             record = loaded(vectors)
         reconstruction.update(record)
         sparsity.update(record)
-    (spliced,) = evaluate_splice(model, site, [loaded], tokens, keep, reconstruction.mean_input, rows_at_once=5)
+    (spliced,) = evaluate_splice(model, site, [loaded], tokens, keep, reconstruction.mean_target, rows_at_once=5)
     frequency = {"density": sparsity.density.tolist()}
     return {**reconstruction.compute(), **sparsity.compute(), **spliced, **frequency}
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fsae.autoencoders.layout import Scaling
 from fsae.losses.fisher import Fisher
 from fsae.losses.objective import Objective
 from fsae.losses.reconstruction import SquaredError
@@ -28,6 +29,7 @@ from tests.streams import D_IN, activation_source
 
 D_SAE = 24
 SCALE = 0.8
+SCALING = Scaling.of(SCALE)
 BATCH = 16
 STEPS = 27
 
@@ -140,7 +142,7 @@ def training_run(
         assert isinstance(settings, AdamSettings)
         trained = member(arch, settings)
     run = LoneRun(
-        [trained], None, Reinitialisation(), source or activation_source(), SCALE, settings, tracker, checkpoints
+        [trained], None, Reinitialisation(), source or activation_source(), SCALING, settings, tracker, checkpoints
     )
     run.interruption, run.stop_at = Interruption(), stop_at
     if state is not None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fsae.autoencoders.layout import Layout, Scaling
 from fsae.losses.fisher import Fisher
 from fsae.losses.reconstruction import SquaredError
 from fsae.outputs.metric_log import read_metrics
@@ -160,7 +161,7 @@ def pack_of_all(folder: Path, source: Source, **lengths: int) -> list[LoneRun]:
     for i, arch in enumerate(MEMBERS):
         settings = adam(lr=0.005 * (i + 1), samples=BATCH * lengths.get(arch, STEPS))
         run = training_run(arch, folder / arch, settings, source=source)
-        run.scale = SCALE if i % 2 else 1.0
+        run.scaling = Scaling.of(SCALE if i % 2 else 1.0)
         runs.append(run)
     return runs
 
@@ -287,7 +288,8 @@ def test_train_releases_a_run_that_has_ended(tmp_path: Path):
 class Rising:
     """Vectors of ones until a step, then of a number whose square is beyond float32."""
 
-    d_in, unit = 6, "samples"
+    d_in, unit, device = 6, "samples", torch.device("cpu")
+    input_layout = target_layout = Layout.of(6)
 
     def __init__(self, until: int):
         self.until, self.given = until, 0

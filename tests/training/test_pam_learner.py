@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fsae.autoencoders.batch_topk import BatchTopK
+from fsae.autoencoders.layout import Scaling
 from fsae.autoencoders.settings import DecoderNorm
 from fsae.couplings.mutual import Directions, Mutual, MutualCoupling
 from fsae.losses.fisher import Fisher
@@ -306,7 +307,7 @@ def test_coupling_adds_nothing_to_encoders_that_stay():
     members = [pam_member("topk", settings, seed=seed) for seed in (1, 2)]
     coupling, seen = MutualCoupling(Mutual(weight=0.1, directions=Directions.encoder), seed=0), []
     nothing = cast(Any, None)
-    run = Training(members, coupling, Reinitialisation(), nothing, 1.0, settings, nothing, nothing)
+    run = Training(members, coupling, Reinitialisation(), nothing, Scaling.of(1.0), settings, nothing, nothing)
     for step, x in enumerate(batches(settings.round)):
         run.take(x, None)
         seen.append((step, coupling.state_dict()["count"]))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fsae.autoencoders.autoencoder import SparseAutoencoder
+from fsae.autoencoders.layout import Ends, Layout
 from fsae.losses.objective import Objective
 from fsae.matching import unit_rows
 from fsae.training.dead_latents import DeadLatents
@@ -207,3 +208,24 @@ def test_rates_are_compared_at_intervals_and_not_near_the_end():
 def test_refuses_settings_out_of_range(name: str, value: Any):
     with pytest.raises(ValueError, match=rf"population\.reinitialise\.{name} is {value:g}"):
         Reinitialisation(**{name: value})
+
+
+@each_architecture
+def test_resample_between_layouts_reads_inputs_and_writes_targets(arch: str):
+    ends = Ends(input=Layout.of(5, "mlp_in.0"), target=Layout.of(4, "mlp_out.0"), skip=True)
+    autoencoder = settings_of(arch, d_sae=13).build(ends, torch.Generator().manual_seed(0))
+    optimiser = torch.optim.Adam(autoencoder.parameters())
+    x, y = (samples(20, width, dtype=torch.float32) for width in (5, 4))
+    record = autoencoder(x, targets=y)
+    dead = DeadLatents(13, after=5)
+    dead.samples_since_fired[3] = 7
+    assert resample(autoencoder, optimiser, dead, record, torch.Generator().manual_seed(0)) == 1
+    read = torch.cosine_similarity(autoencoder.W_enc.T[[3]], x)
+    written = torch.cosine_similarity(autoencoder.W_dec[[3]], y)
+    assert read.max().item() == pytest.approx(1)
+    assert written.argmax() == read.argmax()
+    assert written.max().item() == pytest.approx(1)
+    which = torch.zeros(13, dtype=torch.bool)
+    which[5] = True
+    reinitialise(autoencoder, optimiser, dead, which, x, torch.Generator(), y)
+    assert dead.samples_since_fired[5] == 0

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fsae.autoencoders.layout import Ends
 from fsae.autoencoders.record import DecidingMap, SAELensForm
 from fsae.autoencoders.topk import KSettings, TopK
 
@@ -16,8 +17,8 @@ class AbsTopKSettings(KSettings):
 
     saelens_names: ClassVar[tuple[str, ...]] = ("abstopk",)
 
-    def build(self, d_in: int, generator: torch.Generator) -> "AbsTopK":
-        return AbsTopK(d_in, self, generator)
+    def build(self, ends: Ends | int, generator: torch.Generator) -> "AbsTopK":
+        return AbsTopK(ends, self, generator)
 
 
 class AbsTopK(TopK):

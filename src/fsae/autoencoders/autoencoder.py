@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from fsae.autoencoders.initialisation import geometric_median, levels, thinned
+from fsae.autoencoders.layout import Ends, Factor, PartNorm
 from fsae.autoencoders.record import DecidingMap, Encoding, ForwardRecord, SAELensForm
 from fsae.autoencoders.settings import (
     AutoencoderSettings,
@@ -26,8 +27,11 @@ from fsae.sparse.pattern import Pattern
 class Autoencoder(nn.Module, ABC):
     """A map x -> codes -> codes @ W_dec + b_dec, trained by gradients or fitted without.
 
-    W_enc is (d_in, d_sae) and W_dec (d_sae, d_in). W_enc lies transposed in memory, because the sparse products read
+    W_enc is (d_in, d_sae) and W_dec (d_sae, d_out). W_enc lies transposed in memory, because the sparse products read
     and write whole rows of one latent in both matrices.
+
+    Attributes:
+        ends: the layouts of what it reads and of what it writes.
     """
 
     W_enc: Tensor
@@ -44,9 +48,10 @@ class Autoencoder(nn.Module, ABC):
     code_attributes: ClassVar[tuple[str, ...]] = ("encode",)
     stated: ClassVar[tuple[tuple[str, ...], ...]] = (("change_unit",), ("to_saelens",))
 
-    def __init__(self, d_in: int, d_sae: int):
+    def __init__(self, ends: Ends | int, d_sae: int):
         super().__init__()
-        self.d_in, self.d_sae = d_in, d_sae
+        self.ends = Ends.of(ends)
+        self.d_in, self.d_out, self.d_sae = self.ends.input.width, self.ends.target.width, d_sae
 
     @property
     @abstractmethod
@@ -73,14 +78,16 @@ class Autoencoder(nn.Module, ABC):
         """Compute the codes of x; if `sparse`, only the entries that may be non-zero, with the same values."""
 
     def forward(
-        self, x: Float[Tensor, "batch d_in"], sparse: bool = False, targets: Float[Tensor, "batch d_in"] | None = None
+        self, x: Float[Tensor, "batch d_in"], sparse: bool = False, targets: Float[Tensor, "batch d_out"] | None = None
     ) -> ForwardRecord:
-        encoding = self.encode(x, sparse)
+        encoding, linear = self.encode(x, sparse), self.linear_path(x)
+        decoded = self.decode(encoding.codes)
         return ForwardRecord(
             inputs=x,
             pre_activations=encoding.pre_activations,
             codes=encoding.codes,
-            reconstruction=self.decode(encoding.codes),
+            reconstruction=decoded if linear is None else decoded + linear,
+            linear=linear,
             W_dec=self.W_dec,
             b_dec=self.b_dec,
             code_weights=self.code_weights,
@@ -88,9 +95,13 @@ class Autoencoder(nn.Module, ABC):
             **encoding.extra,
         )
 
-    def decode(self, codes: Codes) -> Float[Tensor, "batch d_in"]:
+    def decode(self, codes: Codes) -> Float[Tensor, "batch d_out"]:
         """Compute codes @ W_dec + b_dec."""
         return codes.decode(self.W_dec) + self.b_dec
+
+    def linear_path(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_out"] | None:
+        """Compute what is added to the decoded codes by a linear path from the input; None if there is no such path."""
+        return None
 
     def encoder_product(
         self,
@@ -105,20 +116,39 @@ class Autoencoder(nn.Module, ABC):
         """Return x, minus b_dec if the settings say so."""
         return x if self.centre is None else x - self.centre
 
-    def initialise(self, vectors: Callable[[], Float[Tensor, "vectors d_in"]], scale: float) -> None:
+    def written_direction(self, wanted: Float[Tensor, "batch d_out"]) -> Float[Tensor, "batch d_out"]:
+        """Return what a latent would have to write for targets: all of them that b_dec does not write already.
+
+        If b_dec is no point from which an autoencoder's inputs are seen, they are taken whole, as its encoder does.
+        """
+        return wanted if self.ends.same and self.centre is None else wanted - self.b_dec
+
+    def initialise(
+        self,
+        vectors: Callable[[], Float[Tensor, "vectors d_in"]],
+        scale: Factor,
+        targets: Callable[[], Float[Tensor, "vectors d_out"]] | None = None,
+        target_scale: Factor = 1.0,
+    ) -> None:
         """Adapt fresh weights to data, if the architecture does so before the first step.
 
         Args:
             vectors: returns raw vectors of the training part.
             scale: the factor by which training multiplies them.
+            targets: returns their raw targets; None if the vectors are their own targets.
+            target_scale: the factor by which training multiplies the targets, if there are any.
         """
 
     @abstractmethod
-    def change_unit(self, scale: float) -> None:
-        """Change the weights in place, from inputs that are multiplied by `scale` to inputs that are not.
+    def change_unit(self, scale: Factor, target_scale: Factor) -> None:
+        """Change the weights in place, from scaled inputs and targets to raw ones.
 
-        Afterwards the autoencoder maps x to what it made of scale * x before, divided by `scale`. The same latents are
-        on, and code_i * |W_dec_i| is the length of latent i's contribution in the new unit.
+        Afterwards the autoencoder maps x to what it made of scale * x before, divided by `target_scale`. The same
+        latents are on, and code_i * |W_dec_i| is the length of latent i's contribution in the new unit.
+
+        Args:
+            scale: the factor of the inputs, or one per dimension.
+            target_scale: the factor of the targets; equal to `scale` if both ends have the same layout.
         """
 
     @abstractmethod
@@ -165,7 +195,7 @@ class Autoencoder(nn.Module, ABC):
 
     def latent_axis(self, name: str) -> int | None:
         """Return the axis of a parameter along which latents are counted; None if the parameter has no such axis."""
-        return {"W_enc": 1, "b_dec": None}.get(name, 0)
+        return {"W_enc": 1, "b_dec": None, "W_skip": None, "W_skip_read": None, "W_skip_write": None}.get(name, 0)
 
     def _apply(self, fn, recurse=True):
         before = {name: getattr(self, name).data for name in self.float32_names}
@@ -189,17 +219,25 @@ class SparseAutoencoder(Autoencoder):
     # independently of the others, and may have a unit of its own.
     latents_compete: ClassVar[bool]
 
-    def __init__(self, d_in: int, settings: SparseAutoencoderSettings, generator: torch.Generator):
-        super().__init__(d_in, settings.width(d_in))
+    def __init__(self, ends: Ends | int, settings: SparseAutoencoderSettings, generator: torch.Generator):
+        ends = Ends.of(ends)
+        super().__init__(ends, settings.width(ends.input.width))
         self.settings = settings
-        rows = torch.randn(self.d_sae, d_in, generator=generator)
+        rows = _first_rows(self.d_sae, ends, generator)
         rows *= settings.init_norm / rows.norm(dim=1, keepdim=True)
         self.W_dec = nn.Parameter(rows)
-        if settings.encoder_init is EncoderInit.random:
-            self.W_enc = nn.Parameter((torch.randn(self.d_sae, d_in, generator=generator) / d_in**0.5).T)
+        # Between two spaces the decoder's transpose is no encoder.
+        if settings.encoder_init is EncoderInit.random or (not ends.same and not settings.tied):
+            self.W_enc = nn.Parameter((torch.randn(self.d_sae, self.d_in, generator=generator) / self.d_in**0.5).T)
         elif settings.encoder_init is EncoderInit.transpose:
             self.W_enc = nn.Parameter(rows.clone().T)
-        self.b_dec = nn.Parameter(torch.zeros(d_in))
+        self.b_dec = nn.Parameter(torch.zeros(self.d_out))
+        if ends.skip and ends.skip_rank is None:
+            self.W_skip = nn.Parameter(torch.zeros(self.d_out, self.d_in))
+        elif ends.skip_rank is not None:
+            read = torch.randn(ends.skip_rank, self.d_in, generator=generator) / self.d_in**0.5
+            self.W_skip_read = nn.Parameter(read)
+            self.W_skip_write = nn.Parameter(torch.zeros(self.d_out, len(read)))
 
     def __getattr__(self, name: str) -> Tensor | nn.Module:
         # Python looks here only for names that are no plain attributes.
@@ -219,44 +257,68 @@ class SparseAutoencoder(Autoencoder):
 
     @property
     def centre(self) -> Float[Tensor, " d_in"] | None:
-        return self.b_dec if self.settings.apply_b_dec_to_input else None
+        return self.b_dec if self.ends.same and self.settings.apply_b_dec_to_input else None
 
     @property
     def code_weights(self) -> Float[Tensor, " d_sae"] | None:
+        if len(self.ends.target.parts) > 1 and self.ends.part_norm is PartNorm.sum:
+            return self.part_norms().sum(1)
         return self.W_dec.norm(dim=1) if self.settings.decoder_norm is DecoderNorm.free else None
+
+    def part_norms(self) -> Float[Tensor, "d_sae parts"]:
+        """Compute the norm of each part of the decoder's rows."""
+        return torch.stack([part.norm(dim=1) for part in self.ends.target.split(self.W_dec)], dim=1)
+
+    def linear_path(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_out"] | None:
+        if not self.ends.skip:
+            return None
+        if self.ends.skip_rank is None:
+            return x @ self.W_skip.T
+        return x @ self.W_skip_read.T @ self.W_skip_write.T
 
     @torch.no_grad()
     def initialise(
         self,
         vectors: Callable[[], Float[Tensor, "vectors d_in"]],
-        scale: float,
-        centre: Float[Tensor, " d_in"] | None = None,
+        scale: Factor,
+        targets: Callable[[], Float[Tensor, "vectors d_out"]] | None = None,
+        target_scale: Factor = 1.0,
+        centre: Float[Tensor, " d_out"] | None = None,
     ) -> None:
         """Set the biases according to `arch.b_dec_init` and `arch.init_density`.
+
+        Between two layouts b_dec is no point of the inputs. The encoder's biases then start as if the inputs' own
+        centre were subtracted: without this, the latents that point to it would be on for every sample.
 
         Args:
             vectors: returns raw vectors of the training part.
             scale: the factor by which training multiplies them.
+            targets: returns their raw targets; None if the vectors are their own targets.
+            target_scale: the factor by which training multiplies the targets, if there are any.
             centre: replaces the result of `arch.b_dec_init`.
         """
         sample, settings = thinned(vectors()).float() * scale, self.settings
+        find_centre = {BiasInit.mean: lambda x: x.mean(0), BiasInit.geometric_median: geometric_median}.get(
+            settings.b_dec_init
+        )
         if centre is not None:
             self.b_dec.copy_(centre)
-        elif settings.b_dec_init is BiasInit.mean:
-            self.b_dec.copy_(sample.mean(0))
-        elif settings.b_dec_init is BiasInit.geometric_median:
-            self.b_dec.copy_(geometric_median(sample))
+        elif find_centre is not None:
+            wanted = sample if targets is None else thinned(targets()).float() * target_scale
+            self.b_dec.copy_(find_centre(wanted))
+        if not self.ends.same and find_centre is not None:
+            self.raise_pre_activations(-find_centre(sample) @ self.W_enc)
         if settings.bias_density is not None:
             for latents, products in levels(self.encoder_input(sample), self.W_enc, settings.bias_density):
                 self.switch_on_above(latents, products)
 
     @torch.no_grad()
-    def set_decoder(self, W_dec: Float[Tensor, "d_sae d_in"], b_dec: Float[Tensor, " d_in"]) -> None:
+    def set_decoder(self, W_dec: Float[Tensor, "d_sae d_out"], b_dec: Float[Tensor, " d_out"]) -> None:
         """Replace the decoder; every input keeps its codes.
 
         If b_dec is subtracted from the input, the encoder's biases compensate for its change.
         """
-        if self.settings.apply_b_dec_to_input:
+        if self.centre is not None:
             self.raise_pre_activations((b_dec.to(self.b_dec) - self.b_dec) @ self.W_enc)
         self.W_dec.copy_(W_dec)
         self.b_dec.copy_(b_dec)
@@ -272,21 +334,32 @@ class SparseAutoencoder(Autoencoder):
         self.get_parameter("b_enc")[latents] = -products
 
     @torch.no_grad()
-    def change_unit(self, scale: float) -> None:
+    def change_unit(self, scale: Factor, target_scale: Factor) -> None:
         """See `Autoencoder.change_unit`; tied weights become untied.
 
         If each latent is switched on independently, the decoder's rows become unit vectors, so that a code alone is the
         length of its contribution. If latents compete, only a factor common to all keeps the winners: every code is
-        divided by `scale` and the rows stay as they were, unit vectors under `decoder_norm: unit`.
+        divided by one factor and the rows stay as they were, unit vectors under `decoder_norm: unit`, if the targets
+        have a single factor.
         """
         self.untie()
-        # With x' = scale * x, the code's unit may be chosen per latent: unit_i = norm_i / scale turns c'_i into
-        # c_i = unit_i * c'_i. Encoder columns then carry scale * unit_i = norm_i, decoder rows 1 / norm_i.
+        # With x' = scale * x and y' = target_scale * y, the code's unit may be chosen per latent: c_i = unit_i * c'_i.
+        # Encoder columns then carry scale * unit_i and decoder rows 1 / (target_scale * unit_i). With one factor s for
+        # all, unit_i = norm_i / s leaves norm_i and 1 / norm_i; s is taken from the targets if there are several.
+        common = float(target_scale[0]) if isinstance(target_scale, Tensor) else target_scale
+        self.W_dec.div_(target_scale / common)
         norm = self.W_dec.new_ones(self.d_sae) if self.latents_compete else _row_norms(self.W_dec)
+        relative = scale / common
         self.W_enc.mul_(norm)
+        self.W_enc.mul_(relative[:, None] if isinstance(relative, Tensor) else relative)
         self.W_dec.div_(norm[:, None])
-        self.b_dec.div_(scale)
-        self.multiply_pre_activations(norm / scale)
+        self.b_dec.div_(target_scale)
+        for name, parameter in self.named_parameters():
+            if name in ("W_skip", "W_skip_read"):
+                parameter.mul_(scale)
+            if name in ("W_skip", "W_skip_write"):
+                parameter.div_(target_scale[:, None] if isinstance(target_scale, Tensor) else target_scale)
+        self.multiply_pre_activations(norm / common)
 
     def multiply_pre_activations(self, unit: Float[Tensor, " d_sae"]) -> None:
         """Multiply everything that is added to, or compared with, pre-activations; the caller changes W_enc.
@@ -301,7 +374,7 @@ class SparseAutoencoder(Autoencoder):
         latents: Int[Tensor, " latents"],
         alive: Bool[Tensor, " d_sae"],
         read: Float[Tensor, "latents d_in"],
-        written: Float[Tensor, "latents d_in"],
+        written: Float[Tensor, "latents d_out"],
     ) -> None:
         """Give latents new weights (Bricken et al. 2023, appendix "Neuron Resampling").
 
@@ -346,7 +419,15 @@ class SparseAutoencoder(Autoencoder):
         grad.addcmul_((grad * self.W_dec).sum(dim=1, keepdim=True), self.W_dec, value=-1.0)
 
 
-def _row_norms(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, " d_sae"]:
+def _first_rows(d_sae: int, ends: Ends, generator: torch.Generator) -> Float[Tensor, "d_sae d_out"]:
+    """Draw decoder rows of any norm; parts of equal width share one draw, as crosscoders start."""
+    widths = ends.target.widths
+    if len(set(widths)) > 1:
+        return torch.randn(d_sae, ends.target.width, generator=generator)
+    return torch.randn(d_sae, widths[0], generator=generator).repeat(1, len(widths))
+
+
+def _row_norms(W_dec: Float[Tensor, "d_sae d_out"]) -> Float[Tensor, " d_sae"]:
     """Return the norms of the rows, 1 for a row of zeros: that latent contributes nothing at any length."""
     norms = W_dec.norm(dim=1)
     return torch.where(norms > 0, norms, 1.0)

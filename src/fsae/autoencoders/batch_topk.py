@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fsae.autoencoders.autoencoder import SparseAutoencoder
+from fsae.autoencoders.layout import Ends
 from fsae.autoencoders.record import AffineMap, Encoding, ForwardRecord, SAELensForm
 from fsae.autoencoders.topk import KSettings
 from fsae.ranges import DECAY
@@ -26,8 +27,8 @@ class BatchTopKSettings(KSettings):
 
     fixed_k: ClassVar[bool] = False
 
-    def build(self, d_in: int, generator: torch.Generator) -> "BatchTopK":
-        return BatchTopK(d_in, self, generator)
+    def build(self, ends: Ends | int, generator: torch.Generator) -> "BatchTopK":
+        return BatchTopK(ends, self, generator)
 
 
 class BatchTopK(SparseAutoencoder):
@@ -44,8 +45,8 @@ class BatchTopK(SparseAutoencoder):
     threshold: Tensor
     float32_names: ClassVar[tuple[str, ...]] = ("threshold",)
 
-    def __init__(self, d_in: int, settings: BatchTopKSettings, generator: torch.Generator):
-        super().__init__(d_in, settings, generator)
+    def __init__(self, ends: Ends | int, settings: BatchTopKSettings, generator: torch.Generator):
+        super().__init__(ends, settings, generator)
         self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
         self.register_buffer("threshold", torch.tensor(-1.0))
         # The smallest code that the last batch let through. The search in the next batch starts a little below it.

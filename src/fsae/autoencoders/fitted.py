@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.autoencoders.layout import Ends
 from fsae.autoencoders.settings import AutoencoderSettings
 
 
@@ -52,7 +53,7 @@ class FittedSettings(AutoencoderSettings):
         """Return the number of principal components of each cell."""
 
     @abstractmethod
-    def build(self, d_in: int, generator: torch.Generator) -> FittedAutoencoder:
+    def build(self, ends: Ends | int, generator: torch.Generator) -> FittedAutoencoder:
         """Build an autoencoder that is zero everywhere; nothing is drawn from `generator`."""
 
     def check_width(self, d_in: int) -> None:
@@ -61,6 +62,14 @@ class FittedSettings(AutoencoderSettings):
             raise ValueError(
                 f"{self.components_key} asks for {self.components(d_in)} principal components, but vectors of width "
                 f"{d_in} have {d_in}; set it to {d_in} or less"
+            )
+
+    def check_ends(self, ends: Ends) -> None:
+        super().check_ends(ends)
+        if not ends.plain:
+            raise ValueError(
+                f"arch {self.name} is fitted to vectors of one site, and has no weights between two; choose an "
+                "architecture that gradients train, such as topk, or layout=autoencoder"
             )
 
     def first_density(self, d_in: int) -> float:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fsae.autoencoders.autoencoder import SparseAutoencoder
+from fsae.autoencoders.layout import Ends
 from fsae.autoencoders.record import AffineMap, Encoding, SAELensForm
 from fsae.autoencoders.settings import RectifiedSettings
 from fsae.sparse.pattern import Pattern
@@ -20,8 +21,8 @@ class GatedSettings(RectifiedSettings):
     saelens_names: ClassVar[tuple[str, ...]] = ("gated",)
     saelens_vectors: ClassVar[tuple[str, ...]] = ("b_gate", "b_mag", "r_mag")
 
-    def build(self, d_in: int, generator: torch.Generator) -> "Gated":
-        return Gated(d_in, self, generator)
+    def build(self, ends: Ends | int, generator: torch.Generator) -> "Gated":
+        return Gated(ends, self, generator)
 
 
 class Gated(SparseAutoencoder):
@@ -37,8 +38,8 @@ class Gated(SparseAutoencoder):
 
     latents_compete = False
 
-    def __init__(self, d_in: int, settings: GatedSettings, generator: torch.Generator):
-        super().__init__(d_in, settings, generator)
+    def __init__(self, ends: Ends | int, settings: GatedSettings, generator: torch.Generator):
+        super().__init__(ends, settings, generator)
         self.b_gate = nn.Parameter(torch.zeros(self.d_sae))
         self.b_mag = nn.Parameter(torch.zeros(self.d_sae))
         self.r_mag = nn.Parameter(torch.zeros(self.d_sae))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fsae.autoencoders.autoencoder import SparseAutoencoder
+from fsae.autoencoders.layout import Ends
 from fsae.autoencoders.record import AffineMap, Encoding, SAELensForm
 from fsae.autoencoders.settings import RectifiedSettings
 from fsae.autoencoders.straight_through import jump_relu, step
@@ -31,8 +32,8 @@ class JumpReLUSettings(RectifiedSettings):
     saelens_names: ClassVar[tuple[str, ...]] = ("jumprelu",)
     saelens_vectors: ClassVar[tuple[str, ...]] = ("b_enc", "threshold")
 
-    def build(self, d_in: int, generator: torch.Generator) -> "JumpReLU":
-        return JumpReLU(d_in, self, generator)
+    def build(self, ends: Ends | int, generator: torch.Generator) -> "JumpReLU":
+        return JumpReLU(ends, self, generator)
 
 
 class JumpReLU(SparseAutoencoder):
@@ -48,8 +49,8 @@ class JumpReLU(SparseAutoencoder):
     latents_compete = False
     float32_names: ClassVar[tuple[str, ...]] = ("log_threshold",)
 
-    def __init__(self, d_in: int, settings: JumpReLUSettings, generator: torch.Generator):
-        super().__init__(d_in, settings, generator)
+    def __init__(self, ends: Ends | int, settings: JumpReLUSettings, generator: torch.Generator):
+        super().__init__(ends, settings, generator)
         self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
         self.log_threshold = nn.Parameter(torch.full((self.d_sae,), math.log(settings.init_threshold)))
 

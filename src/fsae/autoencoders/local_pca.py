@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fsae.autoencoders.fitted import FittedAutoencoder, FittedSettings
+from fsae.autoencoders.layout import Ends, Factor
 from fsae.autoencoders.record import AffineMap, DecidingMap, Encoding, SAELensForm
 from fsae.autoencoders.settings import count_in
 from fsae.ranges import between
@@ -32,8 +33,8 @@ class KMeansSettings(FittedSettings):
     def components(self, d_in: int) -> int:
         return 0
 
-    def build(self, d_in: int, generator: torch.Generator) -> "LocalPCA":
-        return LocalPCA(d_in, self)
+    def build(self, ends: Ends | int, generator: torch.Generator) -> "LocalPCA":
+        return LocalPCA(ends, self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +75,8 @@ class LocalPCASettings(FittedSettings):
             raise ValueError(f"d_sae is {d_sae}, no multiple of 1 + rank ({1 + rank})")
         return cls(d_sae=d_sae, rank=rank)
 
-    def build(self, d_in: int, generator: torch.Generator) -> "LocalPCA":
-        return LocalPCA(d_in, self)
+    def build(self, ends: Ends | int, generator: torch.Generator) -> "LocalPCA":
+        return LocalPCA(ends, self)
 
 
 class LocalPCA(FittedAutoencoder):
@@ -87,8 +88,9 @@ class LocalPCA(FittedAutoencoder):
     centre, the decoder the point that stands for the cell. `b_dec` is zero.
     """
 
-    def __init__(self, d_in: int, settings: KMeansSettings | LocalPCASettings):
-        super().__init__(d_in, settings.width(d_in))
+    def __init__(self, ends: Ends | int, settings: KMeansSettings | LocalPCASettings):
+        d_in = Ends.of(ends).input.width
+        super().__init__(ends, settings.width(d_in))
         self.settings = settings
         self.cells, self.rank = settings.cells(d_in), settings.components(d_in)
         self.W_dec = nn.Parameter(torch.zeros(self.d_sae, d_in))
@@ -149,7 +151,7 @@ class LocalPCA(FittedAutoencoder):
         return Encoding(codes if sparse else Codes(codes.dense()), AffineMap(x, self.W_enc, self.b_enc))
 
     @torch.no_grad()
-    def change_unit(self, scale: float) -> None:
+    def change_unit(self, scale: Factor, target_scale: Factor) -> None:
         """See `Autoencoder.change_unit`; the code of a centre stays 1."""
         self.set_weights(self.centres / scale, self.components, self.means / scale)
 

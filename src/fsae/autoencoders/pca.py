@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fsae.autoencoders.abs_topk import AbsTopK, AbsTopKSettings
 from fsae.autoencoders.fitted import FittedAutoencoder, FittedSettings
+from fsae.autoencoders.layout import Ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,17 +24,18 @@ class PCASettings(FittedSettings):
     def components(self, d_in: int) -> int:
         return self.width(d_in)
 
-    def build(self, d_in: int, generator: torch.Generator) -> "PCA":
-        return PCA(d_in, self.width(d_in))
+    def build(self, ends: Ends | int, generator: torch.Generator) -> "PCA":
+        ends = Ends.of(ends)
+        return PCA(ends, self.width(ends.input.width))
 
 
 class PCA(AbsTopK, FittedAutoencoder):
     """An AbsTopK autoencoder whose latents are all on: x_hat = m + V V' (x - m). It has one cell."""
 
-    def __init__(self, d_in: int, rank: int):
-        super().__init__(d_in, AbsTopKSettings(k=rank, d_sae=rank), torch.Generator())
+    def __init__(self, ends: Ends | int, rank: int):
+        super().__init__(ends, AbsTopKSettings(k=rank, d_sae=rank), torch.Generator())
         self.cells, self.rank = 1, rank
-        self.set_weights(torch.zeros(1, d_in))
+        self.set_weights(torch.zeros(1, self.d_in))
 
     @torch.no_grad()
     def set_weights(

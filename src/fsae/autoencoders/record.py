@@ -54,37 +54,44 @@ class ForwardRecord:
         inputs: (batch, d_in) the encoder's inputs, as given.
         pre_activations: (batch, d_sae) as an affine map of the inputs. For gated: the magnitude path.
         codes: (batch, d_sae).
-        reconstruction: (batch, d_in).
-        W_dec: (d_sae, d_in).
-        b_dec: (d_in,).
+        reconstruction: (batch, d_out).
+        W_dec: (d_sae, d_out).
+        b_dec: (d_out,).
         code_weights: (d_sae,) the weight of each code in a sparsity term: decoder norms under `free`, None (all one)
             under `unit`.
         gate: gated only: the rectified gate pre-activations, which carry the sparsity loss and the auxiliary path.
         active: jumprelu only: 1 where a code is on, with the straight-through gradient to the thresholds.
         selection_score: maps pre-activations to the score by which latents are selected; None if the score is the
             pre-activation itself.
-        targets: (batch, d_in) what the reconstruction should be; None for the inputs themselves.
+        targets: (batch, d_out) what the reconstruction should be; None for the inputs themselves.
+        linear: (batch, d_out) the part of the reconstruction that a linear path from the inputs adds; None without one.
     """
 
     inputs: Float[Tensor, "batch d_in"]
     pre_activations: AffineMap
     codes: Codes
-    reconstruction: Float[Tensor, "batch d_in"]
-    W_dec: Float[Tensor, "d_sae d_in"]
-    b_dec: Float[Tensor, " d_in"]
+    reconstruction: Float[Tensor, "batch d_out"]
+    W_dec: Float[Tensor, "d_sae d_out"]
+    b_dec: Float[Tensor, " d_out"]
     code_weights: Float[Tensor, " d_sae"] | None = None
     gate: Codes | None = None
     active: Codes | None = None
     selection_score: Callable[[Tensor], Tensor] | None = None
-    targets: Float[Tensor, "batch d_in"] | None = None
+    targets: Float[Tensor, "batch d_out"] | None = None
+    linear: Float[Tensor, "batch d_out"] | None = None
 
     @property
-    def wanted(self) -> Float[Tensor, "batch d_in"]:
+    def wanted(self) -> Float[Tensor, "batch d_out"]:
         """The vectors that the reconstruction is compared with: the targets, or the inputs if there are no targets."""
         return self.inputs if self.targets is None else self.targets
 
     @property
-    def error(self) -> Float[Tensor, "batch d_in"]:
+    def wanted_of_codes(self) -> Float[Tensor, "batch d_out"]:
+        """The vectors that codes @ W_dec + b_dec should be: what the linear path, if any, leaves of `wanted`."""
+        return self.wanted if self.linear is None else self.wanted - self.linear.detach()
+
+    @property
+    def error(self) -> Float[Tensor, "batch d_out"]:
         """The difference wanted - reconstruction."""
         return self.wanted - self.reconstruction
 
@@ -129,7 +136,8 @@ class SAELensForm:
 
     Attributes:
         architecture: the format's name for it.
-        tensors: by the format's names: W_enc (d_in, d_sae), W_dec (d_sae, d_in), b_dec (d_in,), others (d_sae,).
+        tensors: by the format's names: W_enc (d_in, d_sae), W_dec (d_sae, d_out), b_dec (d_out,), W_skip (d_out, d_in),
+            others (d_sae,).
         config: keys of `cfg.json` that only this architecture has.
         trained_as: the format's name for the trained architecture, if it differs from `architecture`.
         known: SAELens itself has this architecture and can open the folder.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 
+from fsae.autoencoders.layout import Ends
 from fsae.ranges import INNER_SHARE, Ranged, between
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class EncoderInit(Enum):
     """The start of the encoder.
 
     `transpose` starts it as the transpose of the decoder, `random` draws it independently, and `tied` keeps it the
-    transpose of the decoder in training: one parameter, trained through both.
+    transpose of the decoder in training: one parameter, trained through both. If the input and the target have
+    different layouts, `transpose` draws it independently too, and `tied` is refused.
     """
 
     transpose = "transpose"
@@ -107,13 +109,24 @@ class AutoencoderSettings(Ranged, ABC, group="arch"):
     def check_width(self, d_in: int) -> None:
         """Raise ValueError if a setting is impossible for inputs of width d_in."""
 
+    def check_ends(self, ends: Ends) -> None:
+        """Raise ValueError if a setting is impossible for inputs and targets of these layouts."""
+        # Raises if there would be no latent.
+        self.width(ends.input.width)
+        self.check_width(ends.input.width)
+
     def first_density(self, d_in: int) -> float:
         """Return the share of codes that are on before the first step; one half if it is not known."""
         return 0.5
 
     @abstractmethod
-    def build(self, d_in: int, generator: torch.Generator) -> "Autoencoder":
-        """Build an autoencoder with fresh weights, drawn from `generator`."""
+    def build(self, ends: Ends | int, generator: torch.Generator) -> "Autoencoder":
+        """Build an autoencoder with fresh weights, drawn from `generator`.
+
+        Args:
+            ends: the layouts of its inputs and targets; a number is the width of both.
+            generator: of the weights.
+        """
 
     @classmethod
     @abstractmethod
@@ -135,7 +148,7 @@ class SparseAutoencoderSettings(AutoencoderSettings):
     """Settings of every autoencoder that gradient steps train.
 
     Attributes:
-        apply_b_dec_to_input: subtract b_dec from the input before encoding.
+        apply_b_dec_to_input: subtract b_dec from the input before encoding, if the input has the target's layout.
         decoder_norm: the constraint on the norms of the decoder's rows.
         encoder_init: how W_enc starts, and whether it stays the decoder's transpose.
         init_norm: norm of the decoder's rows at the start (1 under `decoder_norm: unit`).
@@ -170,8 +183,16 @@ class SparseAutoencoderSettings(AutoencoderSettings):
         """The share of the first vectors on which each latent's bias should switch it on; None leaves the biases."""
         return None
 
+    def check_ends(self, ends: Ends) -> None:
+        super().check_ends(ends)
+        if self.tied and not ends.same:
+            raise ValueError(
+                "arch.encoder_init is tied, but the dictionary reads other vectors than it writes, so the decoder's "
+                "transpose is no encoder; set arch.encoder_init=random, or layout=autoencoder"
+            )
+
     @abstractmethod
-    def build(self, d_in: int, generator: torch.Generator) -> "SparseAutoencoder":
+    def build(self, ends: Ends | int, generator: torch.Generator) -> "SparseAutoencoder":
         """Build an autoencoder with fresh weights, drawn from `generator`."""
 
     @classmethod

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fsae.autoencoders.autoencoder import SparseAutoencoder
+from fsae.autoencoders.layout import Ends
 from fsae.autoencoders.record import AffineMap, Encoding, SAELensForm
 from fsae.autoencoders.settings import RectifiedSettings
 from fsae.sparse.pattern import Pattern
@@ -18,8 +19,8 @@ class StandardSettings(RectifiedSettings):
 
     saelens_names: ClassVar[tuple[str, ...]] = ("standard",)
 
-    def build(self, d_in: int, generator: torch.Generator) -> "Standard":
-        return Standard(d_in, self, generator)
+    def build(self, ends: Ends | int, generator: torch.Generator) -> "Standard":
+        return Standard(ends, self, generator)
 
 
 class Standard(SparseAutoencoder):
@@ -27,8 +28,8 @@ class Standard(SparseAutoencoder):
 
     latents_compete = False
 
-    def __init__(self, d_in: int, settings: StandardSettings, generator: torch.Generator):
-        super().__init__(d_in, settings, generator)
+    def __init__(self, ends: Ends | int, settings: StandardSettings, generator: torch.Generator):
+        super().__init__(ends, settings, generator)
         self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
 
     def encode(self, x: Tensor, sparse: bool = False) -> Encoding:

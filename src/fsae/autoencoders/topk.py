@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fsae.autoencoders.autoencoder import SparseAutoencoder
+from fsae.autoencoders.layout import Ends
 from fsae.autoencoders.record import AffineMap, DecidingMap, Encoding, SAELensForm
 from fsae.autoencoders.settings import SparseAutoencoderSettings, count_in
 from fsae.ranges import COUNT
@@ -67,8 +68,8 @@ class TopKSettings(KSettings):
 
     saelens_names: ClassVar[tuple[str, ...]] = ("topk",)
 
-    def build(self, d_in: int, generator: torch.Generator) -> "TopK":
-        return TopK(d_in, self, generator)
+    def build(self, ends: Ends | int, generator: torch.Generator) -> "TopK":
+        return TopK(ends, self, generator)
 
 
 class TopK(SparseAutoencoder):
@@ -78,8 +79,8 @@ class TopK(SparseAutoencoder):
     latents_compete = True
     code_attributes = ("encode", "score", "activation")
 
-    def __init__(self, d_in: int, settings: KSettings, generator: torch.Generator):
-        super().__init__(d_in, settings, generator)
+    def __init__(self, ends: Ends | int, settings: KSettings, generator: torch.Generator):
+        super().__init__(ends, settings, generator)
         self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
 
     def encode(self, x: Tensor, sparse: bool = False) -> Encoding:

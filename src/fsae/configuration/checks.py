@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fsae.autoencoders.layout import Ends
 from fsae.configuration.schema import RunSettings, Task
 from fsae.export.saelens import read_provenance
 from fsae.language_models.shape import shape_of
@@ -74,7 +75,7 @@ def _check_activations(settings: RunSettings) -> None:
         shape.check_site(site, model.name)
         for other in settings.source.other_sites():
             shape.check_site(other, model.name)
-        settings.check_width(shape.width(site))
+        settings.check_ends(Ends.of(shape.width(site)))
     dataset = settings.dataset
     predicting = [name for name, each in settings.eval.items() if "language_model" in each.needs]
     if predicting and dataset.skip_positions >= dataset.tokens_per_row - 1:
@@ -90,4 +91,4 @@ def _check_other_source(settings: RunSettings) -> None:
         if getattr(settings, name) is not None:
             raise ValueError(f"{name} is chosen, but this source has nothing to do with a language model; leave it out")
     if (d_in := settings.source.width()) is not None:
-        settings.check_width(d_in)
+        settings.check_ends(Ends.of(d_in))

@@ -17,6 +17,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 
 from fsae.autoencoders.choices import CHOICES as ARCHITECTURES
+from fsae.autoencoders.layout import Ends
 from fsae.autoencoders.settings import AutoencoderSettings
 from fsae.configuration.conf_folder import choices_of
 from fsae.configuration.values import lenient_node
@@ -135,12 +136,10 @@ class RunSettings(Ranged):
         """Return what a sweeper may minimise; None for a task that nothing is searched by."""
         return self.search.value(results) if self.task in (Task.train, Task.eval) else None
 
-    def check_width(self, d_in: int) -> None:
-        """Raise ValueError if the architecture or the trainer is impossible for vectors of this width."""
-        # Raises if there would be no latent.
-        self.arch.width(d_in)
-        self.arch.check_width(d_in)
-        self.trainer.check_width(self.arch, d_in)
+    def check_ends(self, ends: Ends) -> None:
+        """Raise ValueError if the architecture or the trainer is impossible between these ends."""
+        self.arch.check_ends(ends)
+        self.trainer.check_width(self.arch, ends.input.width)
 
 
 def _check_name(name: str) -> None:

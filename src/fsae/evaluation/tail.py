@@ -31,5 +31,5 @@ class TailMetric:
         """Return the share, by the mean and the variance of the same vectors in `ReconstructionMetric`."""
         assert self._largest is not None
         tail = self._largest[: max(1, reconstruction.samples // ONE_IN)].double()
-        deviation = (tail - reconstruction.mean_input.to(tail.device)).square().sum()
+        deviation = (tail - reconstruction.mean_target.to(tail.device)).square().sum()
         return {"top_variance_share": (deviation / reconstruction.squared_deviation.to(tail.device)).item()}

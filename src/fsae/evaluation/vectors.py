@@ -17,7 +17,7 @@ from fsae.evaluation.description_length import DescriptionLengthMetric
 from fsae.evaluation.evaluation import Evaluation, Measured
 from fsae.evaluation.finiteness import check_finite
 from fsae.evaluation.fisher import FisherMetric
-from fsae.evaluation.reconstruction import ReconstructionMetric
+from fsae.evaluation.reconstruction import PartsMetric, ReconstructionMetric
 from fsae.evaluation.sparsity import SparsityMetric, density_histogram
 from fsae.evaluation.subject import Subject
 from fsae.evaluation.tail import TailMetric
@@ -41,13 +41,15 @@ class VectorEvaluation:
         scalars: every metric by name, in raw activation units.
         samples: number of held-out vectors.
         density: (d_sae,) share of them that each latent is on for; times `samples` it is a count.
-        mean_activation: (d_in,) mean of the vectors, their replacement in mean ablation.
+        mean_activation: (d_out,) mean of the targets, their replacement in mean ablation.
+        parts: the metrics of each part of the targets, by its name; empty if there is one part.
     """
 
     scalars: dict[str, float]
     samples: int
     density: Float[Tensor, " d_sae"]
-    mean_activation: Float[Tensor, " d_in"]
+    mean_activation: Float[Tensor, " d_out"]
+    parts: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -73,6 +75,8 @@ def evaluate_vectors(
     samples, tail = 0, TailMetric()
     for index, batch in enumerate(batches):
         check_finite(batch.inputs, f"batch {index} of the held-out vectors")
+        if batch.targets is not batch.inputs:
+            check_finite(batch.targets, f"batch {index} of the held-out targets")
         samples += len(batch.inputs)
         tail.update(batch.targets)
         for each in sums:
@@ -89,10 +93,13 @@ class _Sums:
         assert not autoencoder.training
         device = autoencoder.W_dec.device
         self._autoencoder, self._sparse = autoencoder, sparse
-        self._reconstruction = ReconstructionMetric(autoencoder.d_in, device)
+        ends = autoencoder.ends
+        self._reconstruction = ReconstructionMetric(autoencoder.d_out, device, denoises=ends.same)
+        # After the metric of the joined vectors, whose numbers it replaces if there are several parts.
+        self._parts = PartsMetric(ends, device)
         self._sparsity = SparsityMetric(autoencoder.d_sae, device)
         length = DescriptionLengthMetric(autoencoder, self._reconstruction)
-        self._metrics = (self._reconstruction, self._sparsity, length, FisherMetric(fisher, device))
+        self._metrics = (self._reconstruction, self._parts, self._sparsity, length, FisherMetric(fisher, device))
 
     def add(self, batch: Batch) -> None:
         autoencoder = self._autoencoder
@@ -110,7 +117,8 @@ class _Sums:
         scalars = {name: value for metric in self._metrics for name, value in metric.compute().items()}
         scalars |= tail.compute(reconstruction)
         scalars["decoder_max_cosine"] = decoder_max_cosine(self._autoencoder.W_dec)
-        return VectorEvaluation(scalars, reconstruction.samples, self._sparsity.density, reconstruction.mean_input)
+        mean, parts = reconstruction.mean_target, self._parts.of_each()
+        return VectorEvaluation(scalars, reconstruction.samples, self._sparsity.density, mean, parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +188,9 @@ class Vectors(Evaluation, group="eval.vectors"):
             histogram = _histogram(densities)
             dead = sum(each["dead_share"] for each in numbers) / len(numbers)
             pictures = {"firing.png": _firing(histogram, dead)}
-            content = {"density_histogram": histogram}
+            content: dict[str, Any] = {"density_histogram": histogram}
+            if own[0].parts:
+                content["parts"] = [each.parts for each in own]
             measured.append(Measured(numbers, shared, content, pictures=pictures, densities=densities))
         return measured
 

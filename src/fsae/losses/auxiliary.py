@@ -34,7 +34,7 @@ class GateReconstruction(LossTerm):
         if self.detach_decoder:
             W_dec, b_dec = W_dec.detach(), b_dec.detach()
         through_gate = record.gate.decode(W_dec) + b_dec
-        return TermValue((record.wanted - through_gate).square().sum(1).mean())
+        return TermValue((record.wanted_of_codes - through_gate).square().sum(1).mean())
 
 
 @dataclass(frozen=True, kw_only=True)

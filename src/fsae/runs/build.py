@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.autoencoders.layout import Ends, Scaling
 from fsae.autoencoders.settings import AutoencoderSettings
 from fsae.configuration.schema import RunSettings, Task
 from fsae.couplings.mutual import MutualCoupling
@@ -59,13 +60,13 @@ def check_memory(fresh: Sequence[RunSettings], source: Source) -> None:
         for check in settings.trainer.room_checks:
             needing.setdefault(check, []).extend([settings.arch] * settings.population.size)
     for check, archs in needing.items():
-        check(archs, source.d_in, source.device)
+        check(archs, _ends(source), source.device)
 
 
 def training_of(
     settings: RunSettings,
     source: Source,
-    scale_by: Callable[[Scale], float],
+    scaling_by: Callable[[Scale], Scaling],
     state: dict[str, Any] | None,
     tracker: MetricSink,
     checkpoints: Checkpoints | None,
@@ -75,7 +76,7 @@ def training_of(
     Args:
         settings: the run's settings.
         source: the source of the vectors.
-        scale_by: measures the factor by which training multiplies the vectors.
+        scaling_by: measures the factors by which training multiplies the vectors.
         state: the checkpoint's state from which training continues; None at the beginning.
         tracker: logs the measures.
         checkpoints: stores the states; None if no state is kept.
@@ -83,25 +84,29 @@ def training_of(
     Raises:
         ValueError: the settings do not fit vectors of this width, or all vectors are zero.
     """
-    settings.check_width(source.d_in)
-    autoencoders = [_fresh(settings, number, source) for number in range(settings.population.size)]
+    ends = _ends(source)
+    settings.check_ends(ends)
+    autoencoders = [_fresh(settings, number, ends, source.device) for number in range(settings.population.size)]
     autoencoder = autoencoders[0]
     # An autoencoder that cannot be folded and exported cannot be measured: refused before the source makes a vector.
     autoencoder.check_algebra()
-    scale = scale_by(settings.trainer.activation_scale) if state is None else state["scale"]
+    scaling = scaling_by(settings.trainer.activation_scale) if state is None else Scaling.from_state(state["scale"])
+    scale = ends.input.spread(scaling.input, source.device)
+    target_scale = ends.target.spread(scaling.target, source.device)
     if state is None:
+        targets = None if ends.same else source.first_targets
         for each in autoencoders:
-            each.initialise(source.first_vectors, scale)
+            each.initialise(source.first_vectors, scale, targets, target_scale)
     members = [
         settings.trainer.build_learner(
-            each, Objective(with_fisher_measured(settings.loss)), scale, _seed(settings, number)
+            each, Objective(with_fisher_measured(settings.loss)), target_scale, _seed(settings, number)
         )
         for number, each in enumerate(autoencoders)
     ]
     log.info(
-        "%s%s: d_in %d, d_sae %d, at %s; inputs are scaled by %.4g",
+        "%s%s: d_in %d, d_sae %d, at %s; inputs are scaled by %s",
         f"{len(members)} x " if len(members) > 1 else "", type(autoencoder).__name__,
-        autoencoder.d_in, autoencoder.d_sae, _described(settings), scale,
+        autoencoder.d_in, autoencoder.d_sae, _described(settings), scaling,
     )  # fmt: skip
     population = settings.population
     training = Training(
@@ -109,7 +114,7 @@ def training_of(
         MutualCoupling(population.mutual, settings.seed) if population.mutual.weight > 0 else None,
         population.reinitialise,
         source,
-        scale,
+        scaling,
         settings.trainer,
         tracker,
         checkpoints,
@@ -125,14 +130,18 @@ def _seed(settings: RunSettings, number: int) -> int:
     return settings.seed if number == 0 else seed_of(settings.seed, number)
 
 
-def _fresh(settings: RunSettings, number: int, source: Source) -> Autoencoder:
+def _fresh(settings: RunSettings, number: int, ends: Ends, device: torch.device) -> Autoencoder:
     generator = torch.Generator().manual_seed(_seed(settings, number))
-    return settings.arch.build(source.d_in, generator).to(source.device)
+    return settings.arch.build(ends, generator).to(device)
+
+
+def _ends(source: Source) -> Ends:
+    return Ends(input=source.input_layout, target=source.target_layout)
 
 
 def trained_of(training: Training, settings: RunSettings) -> Examined:
     """Return the autoencoders of a finished training, in raw units."""
-    autoencoders = [fold(member.autoencoder, training.scale) for member in training.members]
+    autoencoders = [fold(member.autoencoder, training.scaling) for member in training.members]
     samples = training.step * settings.trainer.batch_size
     return Examined(autoencoders, training.best, fisher_of(settings.loss.values()), samples)
 
@@ -152,12 +161,19 @@ def existing_of(
     Raises:
         ValueError: they read vectors of another width than the source's.
     """
-    if autoencoders[0].d_in != source.d_in:
-        raise ValueError(
-            f"the autoencoder in {folder} reads vectors of width {autoencoders[0].d_in}, but {_described(settings)} "
-            f"has width {source.d_in}; choose the vectors that it was made for"
-        )
+    of_source = source.input_layout.widths, source.target_layout.widths
+    own = autoencoders[0].ends.input.widths, autoencoders[0].ends.target.widths
+    for verb, found, wanted in zip(("reads", "writes"), own, of_source, strict=True):
+        if found != wanted:
+            raise ValueError(
+                f"the autoencoder in {folder} {verb} vectors of width {_shown(found)}, but {_described(settings)} "
+                f"has width {_shown(wanted)}; choose the vectors that it was made for"
+            )
     return Examined([each.to(source.device) for each in autoencoders], best, fisher_of(settings.loss.values()))
+
+
+def _shown(widths: Sequence[int]) -> str:
+    return " + ".join(map(str, widths))
 
 
 def _described(settings: RunSettings) -> str:

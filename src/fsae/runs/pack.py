@@ -26,7 +26,7 @@ from fsae.sources.source import Source
 from fsae.tracking.uploader import Uploader
 from fsae.training.interruption import Interrupted, Interruption
 from fsae.training.loop import Training, train
-from fsae.training.scaling import scale_of
+from fsae.training.scaling import scaling_of
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ def _harvest(runs: Sequence[Run], source: Source) -> None:
 def _trained(runs: Sequence[Run], source: Source, interruption: Interruption) -> dict[Run, Examined]:
     """Train all the runs on the source's stream; a run that fails ends and is not returned."""
     began = time.monotonic()
-    scale = cache(lambda kind: scale_of(source.first_vectors(), kind))
+    scaling = cache(lambda kind: scaling_of(source, kind))
     trainings: dict[Training, Run] = {}
     made: dict[Run, Examined] = {}
     with freed_memory_kept():
@@ -184,7 +184,7 @@ def _trained(runs: Sequence[Run], source: Source, interruption: Interruption) ->
             check_memory([run.settings for run in runs if run.state is None], source)
             for run in runs:
                 with run.alone():
-                    trainings[training_of(run.settings, source, scale, run.state, run.tracker, run.checkpoints)] = run
+                    trainings[training_of(run.settings, source, scaling, run.state, run.tracker, run.checkpoints)] = run
                     run.state = None
         # `pop` releases the finished training, and with it the optimiser's moments.
         for training, error in train(list(trainings), source, interruption):

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from fsae.autoencoders.layout import Layout
 from fsae.language_models.settings import ModelSettings
 from fsae.language_models.sites import Site
 from fsae.ranges import SEED, Ranged
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
-    """Inputs and their targets; for an autoencoder both are the same tensor."""
+    """Inputs and their targets; for an autoencoder both are the same tensor, unless its inputs are noisy."""
 
     inputs: Float[Tensor, "batch d_in"]
     targets: Float[Tensor, "batch d_out"]
@@ -127,7 +128,7 @@ class Source(ABC):
     """A resumable stream of shuffled training vectors, and a held-out part.
 
     Attributes:
-        d_in: width of the vectors.
+        d_in: width of the inputs.
         unit: the plural noun for vectors on axes and in progress ("tokens", "samples").
         device: where batches are.
         text: held-out text with its language model, if vectors are activations of one.
@@ -151,9 +152,23 @@ class Source(ABC):
     picture: tuple[int, int] | None = None
     tail_remedy: str = ""
 
+    @property
+    def input_layout(self) -> Layout:
+        """The parts of its inputs."""
+        return Layout.of(self.d_in)
+
+    @property
+    def target_layout(self) -> Layout:
+        """The parts of its targets; the inputs' own layout if a dictionary reconstructs what it reads."""
+        return self.input_layout
+
+    def first_targets(self) -> Float[Tensor, "vectors d_out"]:
+        """Return the raw targets of `first_vectors`."""
+        return self.first_vectors()
+
     @abstractmethod
     def first_vectors(self) -> Float[Tensor, "vectors d_in"]:
-        """Return the first raw vectors of the training part, from which scale and centre are measured."""
+        """Return the first raw inputs of the training part, from which scale and centre are measured."""
 
     @abstractmethod
     def batches(self, batch_size: int) -> Iterator[Batch]:

@@ -33,7 +33,7 @@ from fsae.surface.dictionary import Dictionary
 from fsae.training.checkpoints import Checkpoints
 from fsae.training.interruption import Interrupted, Interruption
 from fsae.training.loop import train as train_all
-from fsae.training.scaling import scale_of
+from fsae.training.scaling import scaling_of
 from fsae.training.settings import TrainerSettings
 
 
@@ -206,11 +206,11 @@ def _trained(
     checkpoints: Checkpoints | None,
     interruption: Interruption,
 ) -> Examined:
-    scale = cache(lambda kind: scale_of(source.first_vectors(), kind))
+    scaling = cache(lambda kind: scaling_of(source, kind))
     with bars(), freed_memory_kept():
         if state is None:
             check_memory([settings], source)
-        training = training_of(settings, source, scale, state, tracker, checkpoints)
+        training = training_of(settings, source, scaling, state, tracker, checkpoints)
         for _, error in train_all([training], source, interruption):
             if error is not None:
                 raise error

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fsae.autoencoders.fitted import FittedAutoencoder
+from fsae.autoencoders.layout import Factor
 from fsae.autoencoders.record import ForwardRecord
 from fsae.losses.objective import Objective
 from fsae.training.learner import Learner
@@ -34,14 +35,14 @@ class FittedLearner(Learner[FittedAutoencoder, FitSettings]):
         autoencoder: all weights are zero at the beginning.
         objective: is measured only; the learner minimises the squared error.
         settings: the length of the fit.
-        scale: the factor by which raw activations were multiplied.
+        scale: the factor by which raw targets were multiplied, or one per dimension.
         seed: of the first centres, of centres that are placed at a new sample, and of other random numbers.
     """
 
     remedy = "check the source for vectors that are not finite or extremely large"
 
     def __init__(
-        self, autoencoder: FittedAutoencoder, objective: Objective, settings: FitSettings, scale: float, seed: int
+        self, autoencoder: FittedAutoencoder, objective: Objective, settings: FitSettings, scale: Factor, seed: int
     ):
         # Slow to import.
         from sklearn.cluster import MiniBatchKMeans

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import SparseAutoencoder
+from fsae.autoencoders.layout import Factor
 from fsae.autoencoders.record import ForwardRecord
 from fsae.autoencoders.settings import DecoderNorm
 from fsae.losses.objective import Losses, Objective
@@ -32,14 +33,14 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
         autoencoder: with weights in scaled units.
         objective: the sum of terms to minimise.
         settings: of the training.
-        scale: the factor by which raw activations were multiplied.
+        scale: the factor by which raw targets were multiplied, or one per dimension.
         seed: of the random numbers that training draws.
     """
 
     remedy = "lower trainer.lr, raise trainer.warm_up or set trainer.clip_norm"
 
     def __init__(
-        self, autoencoder: SparseAutoencoder, objective: Objective, settings: AdamSettings, scale: float, seed: int
+        self, autoencoder: SparseAutoencoder, objective: Objective, settings: AdamSettings, scale: Factor, seed: int
     ):
         super().__init__(autoencoder, objective, settings, scale, seed)
         freeze(autoencoder, settings.frozen)
@@ -124,7 +125,8 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
         self._fired, self._samples = torch.zeros_like(self._fired), 0
         count = int(which.sum())
         if count > 0:
-            reinitialise(self.autoencoder, self.optimiser, self.dead, which, record.inputs, self.generator)
+            targets = None if self.autoencoder.ends.same else record.targets
+            reinitialise(self.autoencoder, self.optimiser, self.dead, which, record.inputs, self.generator, targets)
             self.reinitialised += count
         return count
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.autoencoders.layout import Factor
 from fsae.autoencoders.record import ForwardRecord
 from fsae.losses.objective import Objective
 from fsae.losses.term import Moment
@@ -26,7 +27,7 @@ class Learner(ABC, Generic[Trained, Trainer]):
         autoencoder: with weights in scaled units.
         objective: the sum of terms.
         settings: of the training.
-        scale: the factor by which raw activations were multiplied.
+        scale: the factor by which raw targets were multiplied, or one per dimension.
         seed: of the random numbers that training draws.
 
     Attributes:
@@ -37,7 +38,7 @@ class Learner(ABC, Generic[Trained, Trainer]):
     # The advice in the message about numbers that are not finite.
     remedy: ClassVar[str]
 
-    def __init__(self, autoencoder: Trained, objective: Objective, settings: Trainer, scale: float, seed: int):
+    def __init__(self, autoencoder: Trained, objective: Objective, settings: Trainer, scale: Factor, seed: int):
         self.autoencoder, self.objective, self.settings, self.scale = autoencoder, objective, settings, scale
         # Not the generator of the first weights: resampled weights would equal them.
         self.generator = generator_for(seed, "training")
@@ -52,7 +53,7 @@ class Learner(ABC, Generic[Trained, Trainer]):
         Args:
             x: (batch, d_in) scaled inputs.
             step: counts from 0.
-            targets: (batch, d_in) scaled targets of the reconstruction; None for the inputs themselves.
+            targets: (batch, d_out) scaled targets of the reconstruction; None for the inputs themselves.
         """
         record = self.backward(x, step, targets)
         self.update(step)

@@ -3,12 +3,14 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fsae.autoencoders.layout import Factor, Scaling
 from fsae.autoencoders.record import ForwardRecord
 from fsae.couplings.mutual import MutualCoupling
 from fsae.outputs.metric_log import MetricSink
@@ -39,7 +41,7 @@ class Training:
         coupling: the term that pulls them toward each other, or None.
         reinitialisation: when their latents are resampled.
         source: of the batches; its position is part of the state.
-        scale: the factor by which raw vectors are multiplied.
+        scaling: the factors by which raw inputs and targets are multiplied.
         settings: of the trainer.
         tracker: takes the logged measures.
         checkpoints: takes the state; None if no state is kept.
@@ -58,14 +60,14 @@ class Training:
         coupling: MutualCoupling | None,
         reinitialisation: Reinitialisation,
         source: Source,
-        scale: float,
+        scaling: Scaling,
         settings: TrainerSettings,
         tracker: MetricSink,
         checkpoints: Checkpoints | None,
         worth_a_thread: int = WORTH_A_THREAD,
     ):
         self.members, self.coupling, self.reinitialisation = members, coupling, reinitialisation
-        self.source, self.scale, self.settings = source, scale, settings
+        self.source, self.scaling, self.settings = source, scaling, settings
         self.tracker, self.checkpoints = tracker, checkpoints
         self.step = 0
         self.position: dict[str, Any] | None = None
@@ -84,7 +86,7 @@ class Training:
         """True if all steps are taken."""
         return self.step >= self.settings.steps
 
-    def take(self, x: Float[Tensor, "batch d_in"], targets: Float[Tensor, "batch d_in"] | None) -> None:
+    def take(self, x: Float[Tensor, "batch d_in"], targets: Float[Tensor, "batch d_out"] | None) -> None:
         """Take one step with every member, on scaled inputs and targets (None for the inputs themselves).
 
         Waits for nothing, unless members are matched or latents resampled.
@@ -167,7 +169,7 @@ class Training:
         self.checkpoints.save(
             {
                 "step": self.step,
-                "scale": self.scale,
+                "scale": self.scaling.state(),
                 "members": [member.state_dict() for member in self.members],
                 "coupling": self.coupling.state_dict() if self.coupling is not None else None,
                 "fvu_of_each": self.fvu_of_each,
@@ -234,6 +236,14 @@ def train(trainings: Iterable[Training], source: Source, interruption: Interrupt
     most = max(training.settings.steps for training in going)
     progress = Progress("training", most * size, source.unit, done=step * size)
     batches = source.batches(size)
+
+    @cache
+    def factors(scaling: Scaling) -> tuple[Factor, Factor]:
+        return (
+            source.input_layout.spread(scaling.input, source.device),
+            source.target_layout.spread(scaling.target, source.device),
+        )
+
     try:
         while going:
             try:
@@ -244,8 +254,8 @@ def train(trainings: Iterable[Training], source: Source, interruption: Interrupt
                     _each([training for training in going if training.step == step > 0], Training.save)
                 raise
             here = [training for training in going if training.step == step]
-            scaled = {scale: _scaled(batch, scale) for scale in {training.scale for training in here}}
-            failed = _each(here, lambda training, scaled: training.take(*scaled[training.scale]), scaled)
+            scaled = {each: _scaled(batch, *factors(each)) for each in {training.scaling for training in here}}
+            failed = _each(here, lambda training, scaled: training.take(*scaled[training.scaling]), scaled)
             step += 1
             progress.advance(size)
             stop, rate = interruption.signal_name is not None, progress.rate()
@@ -263,10 +273,10 @@ def train(trainings: Iterable[Training], source: Source, interruption: Interrupt
         progress.close()
 
 
-def _scaled(batch: Batch, scale: float) -> tuple[Tensor, Tensor | None]:
+def _scaled(batch: Batch, scale: Factor, target_scale: Factor) -> tuple[Tensor, Tensor | None]:
     """Return scaled inputs and targets (None for the inputs themselves)."""
     inputs = batch.inputs.float() * scale
-    return inputs, None if batch.targets is batch.inputs else batch.targets.float() * scale
+    return inputs, None if batch.targets is batch.inputs else batch.targets.float() * target_scale
 
 
 def _each(trainings: Iterable[Training], action: Callable[..., None], *given: Any) -> dict[Training, Exception]:

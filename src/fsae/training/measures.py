@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fsae.autoencoders.layout import Factor
 from fsae.autoencoders.record import ForwardRecord
 
 # Every measure that training logs as train/<name>, and its meaning. Measures are means over the steps since the last
@@ -35,7 +36,7 @@ MEANINGS = {
 
 
 @torch.no_grad()
-def batch_measures(record: ForwardRecord, scale: float) -> dict[str, Tensor]:
+def batch_measures(record: ForwardRecord, scale: Factor) -> dict[str, Tensor]:
     """Return scalars of one training batch in raw activation units, by the names of the held-out metrics.
 
     l0: active latents per sample. l1: sum_i |f_i| |W_dec_i|. mse: squared error summed over dimensions.
@@ -43,18 +44,24 @@ def batch_measures(record: ForwardRecord, scale: float) -> dict[str, Tensor]:
     explained_variance: 1 - fvu.
 
     Args:
-        scale: the factor by which raw activations were multiplied.
+        scale: the factor by which raw targets were multiplied, or one per dimension.
     """
     codes, x, x_hat = record.codes, record.wanted, record.reconstruction
     sizes = codes.map(torch.abs)
-    l1 = sizes.values.sum() if record.code_weights is None else sizes.column_sums() @ record.code_weights
     error = record.error.square().sum()
     batch = x.shape[0]
+    if isinstance(scale, Tensor):
+        # No factor is common to all dimensions, so both are measured in raw units.
+        l1 = sizes.column_sums() @ (record.W_dec / scale).norm(dim=1) / batch
+        mse = (record.error / scale).square().sum() / batch
+    else:
+        l1 = sizes.values.sum() if record.code_weights is None else sizes.column_sums() @ record.code_weights
+        l1, mse = l1 / (batch * scale), error / (batch * scale**2)
     fvu = error / (x - x.mean(0)).square().sum().clamp_min(1e-12)
     return {
         "l0": codes.firing_counts.sum() / batch,
-        "l1": l1 / (batch * scale),
-        "mse": error / (batch * scale**2),
+        "l1": l1,
+        "mse": mse,
         "l2_ratio": (x_hat.norm(dim=1) / x.norm(dim=1).clamp_min(1e-12)).mean(),
         "fvu": fvu,
         "explained_variance": 1 - fvu,

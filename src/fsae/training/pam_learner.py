@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import SparseAutoencoder
+from fsae.autoencoders.layout import Factor
 from fsae.autoencoders.record import ForwardRecord
 from fsae.losses.objective import Objective
 from fsae.sparse.codes import Codes
@@ -27,7 +28,7 @@ class PamLearner(GradientLearner):
     settings: PamSettings
 
     def __init__(
-        self, autoencoder: SparseAutoencoder, objective: Objective, settings: PamSettings, scale: float, seed: int
+        self, autoencoder: SparseAutoencoder, objective: Objective, settings: PamSettings, scale: Factor, seed: int
     ):
         super().__init__(autoencoder, objective, settings, scale, seed)
         autoencoder.W_dec.requires_grad_(False)
@@ -55,7 +56,7 @@ class PamLearner(GradientLearner):
             ValueError: the decoder's equations have no single solution.
         """
         if self.settings.gathers_at(step):
-            self._gathered.add(self._codes(record), record.wanted)
+            self._gathered.add(self._codes(record), record.wanted_of_codes)
         if self.settings.solves_after(step):
             self._solve()
         resampled = self.resampled

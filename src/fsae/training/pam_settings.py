@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, cast
 
+from fsae.autoencoders.layout import Factor
 from fsae.autoencoders.settings import AutoencoderSettings, SparseAutoencoderSettings
 from fsae.couplings.mutual import Directions
 from fsae.losses.objective import Objective
@@ -128,7 +129,7 @@ class PamSettings(AdamSettings):
                 "population.mutual.directions=encoder"
             )
 
-    def build_learner(self, autoencoder: "Autoencoder", objective: Objective, scale: float, seed: int) -> "Learner":
+    def build_learner(self, autoencoder: "Autoencoder", objective: Objective, scale: Factor, seed: int) -> "Learner":
         from fsae.training.pam_learner import PamLearner
 
         return PamLearner(cast("SparseAutoencoder", autoencoder), objective, self, scale, seed)

@@ -99,8 +99,11 @@ def resample(
     chosen = chosen.to(record.inputs.device)
     # The decoder writes the targets, which differ from the inputs if these are noisy.
     read, written = (
-        torch.nn.functional.normalize(autoencoder.encoder_input(vectors[chosen]), dim=1, eps=1e-8)
-        for vectors in (record.inputs, record.wanted)
+        torch.nn.functional.normalize(vectors, dim=1, eps=1e-8)
+        for vectors in (
+            autoencoder.encoder_input(record.inputs[chosen]),
+            autoencoder.written_direction(record.wanted_of_codes[chosen]),
+        )
     )
     autoencoder.resample(dead.indices, alive, read, written)
     _forget(autoencoder, optimiser, dead, dead.indices)
@@ -115,6 +118,7 @@ def reinitialise(
     which: Bool[Tensor, " d_sae"],
     vectors: Float[Tensor, "vectors d_in"],
     generator: torch.Generator,
+    targets: Float[Tensor, "vectors d_out"] | None = None,
 ) -> None:
     """Give latents fresh weights, as at the start of training; if `which` names all latents, everything becomes fresh.
 
@@ -122,12 +126,18 @@ def reinitialise(
         which: latents.
         vectors: scaled, to set biases by.
         generator: of the new weights.
+        targets: scaled, of the vectors; None if they are their own.
     """
-    fresh = autoencoder.settings.build(autoencoder.d_in, generator).to(autoencoder.W_dec)
+    fresh = autoencoder.settings.build(autoencoder.ends, generator).to(autoencoder.W_dec)
     latents = which.nonzero().squeeze(1)
     whole = len(latents) == autoencoder.d_sae
     # If b_dec stays, the biases of single latents must go with it.
-    fresh.initialise(lambda: vectors, scale=1.0, centre=None if whole else autoencoder.b_dec)
+    fresh.initialise(
+        lambda: vectors,
+        scale=1.0,
+        targets=None if targets is None else lambda: targets,
+        centre=None if whole else autoencoder.b_dec,
+    )
     if whole:
         autoencoder.load_state_dict(fresh.state_dict())
         for state in optimiser.state.values():

@@ -1,10 +1,13 @@
-"""The factor between raw activations and the inputs of an autoencoder in training."""
+"""The factors between raw activations and the inputs and targets of an autoencoder in training."""
 
 from enum import Enum
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from fsae.autoencoders.layout import Layout, Scaling
+from fsae.sources.source import Source
 
 
 class Scale(Enum):
@@ -13,6 +16,22 @@ class Scale(Enum):
 
     sqrt_d = "sqrt_d"
     none = "none"
+
+
+def scaling_of(source: Source, kind: Scale) -> Scaling:
+    """Return the factor of each part of the source's inputs and targets, measured on its first training vectors.
+
+    Raises:
+        ValueError: all vectors of a part are zero.
+    """
+    inputs = _factors(source.first_vectors(), source.input_layout, kind)
+    if source.target_layout == source.input_layout:
+        return Scaling(inputs, inputs)
+    return Scaling(inputs, _factors(source.first_targets(), source.target_layout, kind))
+
+
+def _factors(vectors: Float[Tensor, "vectors d"], layout: Layout, kind: Scale) -> tuple[float, ...]:
+    return tuple(scale_of(part, kind) for part in layout.split(vectors))
 
 
 def scale_of(vectors: Float[Tensor, "vectors d_in"], kind: Scale, rows_at_once: int = 65_536) -> float:

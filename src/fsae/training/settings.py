@@ -8,6 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from fsae.autoencoders.fitted import FittedAutoencoder, FittedSettings
+from fsae.autoencoders.layout import Factor
 from fsae.autoencoders.settings import AutoencoderSettings, SparseAutoencoderSettings
 from fsae.couplings.mutual import Directions
 from fsae.losses.objective import Objective
@@ -93,13 +94,13 @@ class TrainerSettings(Ranged, ABC, group="trainer"):
         """Raise ValueError if this trainer cannot train such an autoencoder on vectors of width d_in."""
 
     @abstractmethod
-    def build_learner(self, autoencoder: "Autoencoder", objective: Objective, scale: float, seed: int) -> "Learner":
+    def build_learner(self, autoencoder: "Autoencoder", objective: Objective, scale: Factor, seed: int) -> "Learner":
         """Build the learner of one autoencoder.
 
         Args:
             autoencoder: of an architecture that passed `check`, with weights in scaled units.
             objective: the sum of terms that training minimises.
-            scale: the factor by which training multiplies raw vectors.
+            scale: the factor by which training multiplies raw targets, or one per dimension.
             seed: of the random numbers that training draws.
         """
 
@@ -148,7 +149,7 @@ class FitSettings(TrainerSettings):
                 "or lower trainer.batch_size"
             )
 
-    def build_learner(self, autoencoder: "Autoencoder", objective: Objective, scale: float, seed: int) -> "Learner":
+    def build_learner(self, autoencoder: "Autoencoder", objective: Objective, scale: Factor, seed: int) -> "Learner":
         from fsae.training.fitted_learner import FittedLearner
 
         return FittedLearner(cast(FittedAutoencoder, autoencoder), objective, self, scale, seed)
@@ -251,7 +252,7 @@ class AdamSettings(TrainerSettings):
                 "other population.mutual.directions"
             )
 
-    def build_learner(self, autoencoder: "Autoencoder", objective: Objective, scale: float, seed: int) -> "Learner":
+    def build_learner(self, autoencoder: "Autoencoder", objective: Objective, scale: Factor, seed: int) -> "Learner":
         from fsae.training.gradient_learner import GradientLearner
 
         return GradientLearner(cast("SparseAutoencoder", autoencoder), objective, self, scale, seed)
