@@ -10,6 +10,7 @@ from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.settings import DecoderNorm
 from fsae.losses.auxiliary import AuxK, GateReconstruction
 from fsae.losses.fisher import Fisher, FisherEstimator, FisherForm
+from fsae.losses.matryoshka import LevelAuxK, Matryoshka, Reduction, SampledMatryoshka
 from fsae.losses.objective import Losses, Objective, check_terms
 from fsae.losses.reconstruction import SquaredError
 from fsae.losses.sparsity import L1, StepL0, TanhL0, TargetL0
@@ -26,7 +27,11 @@ from tests.architectures import (
 )
 
 NO_DEAD = Moment(dead_latents=torch.tensor([], dtype=torch.int64))
-SOME_DEAD = Moment(dead_latents=torch.tensor([1, 4, 8, 12]))
+
+
+def some_dead() -> Moment:
+    """Return a moment of which every one draws the same numbers."""
+    return Moment(dead_latents=torch.tensor([1, 4, 8, 12]), generator=torch.Generator().manual_seed(0))
 
 
 def terms_of(arch: str) -> dict[str, LossTerm]:
@@ -35,6 +40,14 @@ def terms_of(arch: str) -> dict[str, LossTerm]:
     for form in FisherForm:
         for estimator in FisherEstimator:
             terms[f"fisher {form.name} {estimator.name}"] = Fisher(form=form, estimator=estimator)
+    widths = [1, 5, 0.7]
+    terms |= {
+        "matryoshka": Matryoshka(widths=widths),
+        "matryoshka detached": Matryoshka(widths=widths, detach=True, level_weights=[1.0, 0.5, 0.0, 2.0]),
+        "matryoshka with b_dec": Matryoshka(widths=widths, reduction=Reduction.mean_with_b_dec),
+        "sampled matryoshka": SampledMatryoshka(levels=4),
+        "level aux_k": LevelAuxK(widths=widths, k=2),
+    }
     special = {
         "gate_reconstruction": GateReconstruction(),
         "step": StepL0(),
@@ -51,8 +64,8 @@ each_term_of_each_architecture = pytest.mark.parametrize(("arch", "name"), CASES
 def compare(autoencoder: SparseAutoencoder, x: Tensor, term: LossTerm, tolerance: float) -> Tensor:
     """Check that value and all gradients agree on both paths, and return the value."""
     dense, sparse = autoencoder, twin(autoencoder)
-    wanted = term.measure(dense(x), SOME_DEAD).value
-    got = term.measure(sparse(x, sparse=True), SOME_DEAD).value
+    wanted = term.measure(dense(x), some_dead()).value
+    got = term.measure(sparse(x, sparse=True), some_dead()).value
     assert relative_error(got, wanted) < tolerance
     of_dense, of_sparse = gradients(wanted, dense), gradients(got, sparse)
     for name, grad in of_dense.items():
@@ -92,7 +105,7 @@ def test_sparse_is_dense_for_one_sample(arch: str):
     for name, term in terms_of(arch).items():
         if isinstance(term, Fisher) and term.estimator is FisherEstimator.unbiased:
             with pytest.raises(ValueError, match="at least two samples"):
-                term.measure(build(arch)(samples(1)), SOME_DEAD)
+                term.measure(build(arch)(samples(1)), some_dead())
         else:
             assert torch.isfinite(compare(build(arch), samples(1), term, 1e-10)), name
 
@@ -172,8 +185,8 @@ def test_losses_are_in_float32_whatever_the_autocast(arch: str):
     terms = terms_of(arch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         record = autoencoder(x)
-        inside = Objective(terms)(record, SOME_DEAD, True)
-    outside = Objective(terms)(record, SOME_DEAD, True)
+        inside = Objective(terms)(record, some_dead(), True)
+    outside = Objective(terms)(record, some_dead(), True)
     assert inside.total.dtype == torch.float32
     for name, part in outside.parts.items():
         assert torch.equal(inside.parts[name], part), name

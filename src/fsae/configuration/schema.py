@@ -135,12 +135,19 @@ class RunSettings(Ranged):
         """Return what a sweeper may minimise; None for a task that nothing is searched by."""
         return self.search.value(results) if self.task in (Task.train, Task.eval) else None
 
+    def matryoshka_widths(self, d_sae: int) -> list[int] | None:
+        """Return the widths of the prefixes of the latents that training reconstructs from; None if there are none."""
+        widths = [term.prefix_widths(d_sae) for term in self.loss.values() if term.weight > 0]
+        return next(filter(None, widths), None)
+
     def check_width(self, d_in: int) -> None:
-        """Raise ValueError if the architecture or the trainer is impossible for vectors of this width."""
+        """Raise ValueError if the architecture, the trainer or a loss term is impossible for vectors of this width."""
         # Raises if there would be no latent.
         self.arch.width(d_in)
         self.arch.check_width(d_in)
         self.trainer.check_width(self.arch, d_in)
+        for name, term in self.loss.items():
+            term.check_width(name, self.arch.width(d_in))
 
 
 def _check_name(name: str) -> None:

@@ -21,6 +21,7 @@ from fsae.configuration.schema import RunSettings, Task
 from fsae.console import bars
 from fsae.evaluation.subject import Examined, Subject
 from fsae.evaluation.suite import Findings, measure
+from fsae.export.saelens import Provenance
 from fsae.losses.term import LossTerm
 from fsae.memory import freed_memory_kept
 from fsae.outputs.metric_log import MetricSink
@@ -225,7 +226,10 @@ def _measured(settings: RunSettings, source: Source, examined: Examined, interru
 
 def _dictionary(settings: RunSettings, examined: Examined, found: Findings) -> Dictionary:
     (autoencoder,), (density,) = examined.autoencoders, found.densities
-    return Dictionary(autoencoder, settings=settings, results=found.results(), density=density.float())
+    provenance = Provenance(matryoshka_widths=settings.matryoshka_widths(autoencoder.d_sae))
+    return Dictionary(
+        autoencoder, settings=settings, provenance=provenance, results=found.results(), density=density.float()
+    )
 
 
 @contextmanager
