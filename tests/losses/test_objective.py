@@ -13,7 +13,7 @@ from fsae.losses.fisher import Fisher, FisherEstimator, FisherForm
 from fsae.losses.matryoshka import LevelAuxK, Matryoshka, Reduction, SampledMatryoshka
 from fsae.losses.objective import Losses, Objective, check_terms
 from fsae.losses.reconstruction import SquaredError
-from fsae.losses.sparsity import L1, StepL0, TanhL0, TargetL0
+from fsae.losses.sparsity import L1, StepL0, TanhL0, TargetForm, TargetL0
 from fsae.losses.term import LossTerm, Moment
 from tests.architectures import (
     ARCHITECTURES,
@@ -52,6 +52,7 @@ def terms_of(arch: str) -> dict[str, LossTerm]:
         "gate_reconstruction": GateReconstruction(),
         "step": StepL0(),
         "target": TargetL0(target=2.0),
+        "target per sample": TargetL0(target=2.0, form=TargetForm.sample),
     }
     provided = settings_of(arch).provides
     return terms | {name: term for name, term in special.items() if term.needs <= provided}
@@ -98,6 +99,12 @@ def test_sparse_is_dense_if_no_latent_is_active(arch: str, name: str):
                 parameter.zero_()
         x[:] = autoencoder.b_dec  # encoder inputs of exactly 0
     compare(autoencoder, x, terms_of(arch)[name], 1e-10)
+
+
+@pytest.mark.parametrize("name", ["step", "target per sample", "fisher post batch"])
+def test_sparse_is_dense_if_estimates_reach_the_input(name: str):
+    for term in (terms_of("jumprelu")[name], SquaredError()):
+        compare(build("jumprelu", ste_to_input=True), samples(9), term, 1e-10)
 
 
 @each_architecture
