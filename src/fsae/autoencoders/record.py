@@ -63,6 +63,7 @@ class ForwardRecord:
         active: jumprelu only: 1 where a code is on, with the straight-through gradient to the thresholds.
         selection_score: maps pre-activations to the score by which latents are selected; None if the score is the
             pre-activation itself.
+        W_enc: (d_in, d_sae) the encoder's weights; None if the record was made without an autoencoder.
         targets: (batch, d_in) what the reconstruction should be; None for the inputs themselves.
     """
 
@@ -76,6 +77,7 @@ class ForwardRecord:
     gate: Codes | None = None
     active: Codes | None = None
     selection_score: Callable[[Tensor], Tensor] | None = None
+    W_enc: Float[Tensor, "d_in d_sae"] | None = None
     targets: Float[Tensor, "batch d_in"] | None = None
 
     @property

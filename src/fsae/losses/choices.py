@@ -1,11 +1,13 @@
 """The table of loss terms: the name of each, for `conf/loss` and `conf/penalty`, and its settings."""
 
 from fsae.losses.auxiliary import AuxK, GateReconstruction
-from fsae.losses.fisher import Fisher, NoPenalty
+from fsae.losses.decorrelation import Decorrelation
+from fsae.losses.fisher import Fisher, NoPenalty, RandomSign
 from fsae.losses.matryoshka import LevelAuxK, Matryoshka, SampledMatryoshka
 from fsae.losses.reconstruction import SquaredError
 from fsae.losses.sparsity import L1, StepL0, TanhL0, TargetL0
 from fsae.losses.term import LossTerm
+from fsae.losses.weights import Orthogonality, WeightNorm
 
 CHOICES: dict[str, type[LossTerm]] = {
     "squared_error": SquaredError,
@@ -20,4 +22,8 @@ CHOICES: dict[str, type[LossTerm]] = {
     "level_aux_k": LevelAuxK,
     "fisher": Fisher,
     "none": NoPenalty,
+    "random_sign": RandomSign,
+    "decorrelation": Decorrelation,
+    "orthogonal": Orthogonality,
+    "weight_norm": WeightNorm,
 }

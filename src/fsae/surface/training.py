@@ -64,7 +64,8 @@ def train(
         vectors: raw vectors of shape (n, d_in), or an iterable of such tensors, which is joined in memory.
         arch: a choice of `arch=`, such as "topk" or "released/gated", or a settings object.
         loss: a choice of `loss=`, or all terms by name; None takes the loss of the architecture.
-        penalty: a choice of `penalty=`, "fisher" or "none"; None takes the command's default. It fills `loss.penalty`.
+        penalty: a choice of `penalty=`, such as "fisher" or "none"; None takes the command's default. It fills
+            `loss.penalty`.
         trainer: a choice of `trainer=` ("adam", "fit", "pam"), or a settings object; None takes the architecture's.
         samples: training vectors in all, counting repetitions; None takes the trainer's, one million.
         batch_size: vectors per step; None takes the trainer's.
