@@ -35,6 +35,7 @@ PARTNERS = {
     "loss/jumprelu": ["arch=jumprelu"],
     "loss/jumprelu_tanh": ["arch=jumprelu"],
     "loss/jumprelu_target_l0": ["arch=jumprelu"],
+    "loss/jumprelu_target_l0_per_sample": ["arch=jumprelu"],
     "loss/topk": ["arch=topk"],
     "trainer/fit": ["arch=kmeans"],
     "loss/released/standard": ["arch=released/standard"],

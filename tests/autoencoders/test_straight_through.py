@@ -1,5 +1,7 @@
 """The kernel estimates against their formulas, entry by entry."""
 
+from functools import partial
+
 import torch
 
 from fsae.autoencoders.straight_through import jump_relu, step
@@ -36,6 +38,16 @@ def test_step():
     torch.testing.assert_close(value, torch.tensor([0.0, 0, 0, 1, 1], dtype=torch.float64))
     assert grad_pre is None
     # -1 / bandwidth = -2.5 times upstream, inside the kernel only.
+    torch.testing.assert_close(grad_threshold, torch.tensor([0, -5.0, -7.5, -10.0, 0], dtype=torch.float64))
+
+
+def test_estimates_reach_the_input_if_asked_for():
+    _, grad_pre, grad_threshold = both_gradients(partial(jump_relu, to_input=True))
+    # The true gradient, and 1.25 times upstream inside the kernel.
+    torch.testing.assert_close(grad_pre, torch.tensor([0, 2.5, 3.75, 4 + 5.0, 5], dtype=torch.float64))
+    torch.testing.assert_close(grad_threshold, torch.tensor([0, -2.5, -3.75, -5.0, 0], dtype=torch.float64))
+    _, grad_pre, grad_threshold = both_gradients(partial(step, to_input=True))
+    torch.testing.assert_close(grad_pre, -grad_threshold)
     torch.testing.assert_close(grad_threshold, torch.tensor([0, -5.0, -7.5, -10.0, 0], dtype=torch.float64))
 
 

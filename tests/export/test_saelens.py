@@ -340,6 +340,7 @@ def test_older_layouts_say_what_they_were_trained_on(tmp_path, changes):
         ({"exclude_special_tokens": "yes"}, "exclude_special_tokens is 'yes'; it must be true, false, a list"),
         ({"exclude_special_tokens": [1.5]}, "exclude_special_tokens is"),
         ({"chat_roles": "assistant"}, "chat_roles is 'assistant'; it must be a list of roles"),
+        ({"matryoshka_widths": "all"}, "matryoshka_widths is 'all'; it must be a list of whole numbers"),
         ({"seqpos_slice": 5}, "seqpos_slice is 5; it must be a list of start, stop and step"),
         ({"seqpos_slice": ["a"]}, "seqpos_slice is"),
         ({"metadata": {"prepend_bos": False}}, "prepend_bos is True, but metadata.prepend_bos is False"),
@@ -435,6 +436,7 @@ def test_the_whole_provenance_is_read_back(tmp_path):
         max_activation_norm=9.5,
         prefix="Listen: ",
         chat_roles=["assistant"],
+        matryoshka_widths=[4, 32],
     )
     # No field is None, so the test fails if a field is not read.
     assert None not in asdict(whole).values()

@@ -1,6 +1,7 @@
 """The penalty's closed forms against its definition: gradients by autograd, the full matrix, double loops."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from fsae.losses.fisher import (
     FisherEstimator,
     FisherForm,
     NoPenalty,
+    RandomSign,
     fisher_of,
     fisher_sums,
     with_fisher_measured,
@@ -111,6 +113,49 @@ def test_value_and_gradients_are_the_definition(
     got, wanted = gradients(found.value, measuring), gradients(off_diagonal, autoencoder)
     for name in wanted:
         assert relative_error(got[name], wanted[name]) < 1e-10, name
+
+
+@pytest.mark.parametrize("batch", [5, 9])
+@pytest.mark.parametrize("arch", ["topk", "gated", "jumprelu"])
+@each_form
+@each_estimator
+@each_path
+def test_random_signs_are_the_definition(
+    arch: str, form: FisherForm, estimator: FisherEstimator, sparse: bool, batch: int
+):
+    autoencoder, measuring, x = build(arch), build(arch), samples(batch)
+    signs = 2.0 * torch.randint(2, (13,), generator=torch.Generator().manual_seed(5)) - 1
+    assert 3 < int((signs > 0).sum()) < 10
+    g = per_sample_gradients(autoencoder, x, arch, form)
+    # With each product of two latents' gradients multiplied by both signs, F_ij^2 is the sum over b and c of
+    # (g_bi g_ci) (g_bj g_cj) with the sign s_i s_j.
+    pairs = torch.einsum("bi,ci,bj,cj->bcij", g, g, g, g) * signs[:, None] * signs
+    pairs = pairs * (1 - torch.eye(13, dtype=g.dtype))
+    if estimator is FisherEstimator.batch:
+        wanted = pairs.sum() / batch**2
+    else:
+        different = 1 - torch.eye(batch, dtype=g.dtype)
+        wanted = (pairs * different[:, :, None, None]).sum() / (batch * (batch - 1))
+    moment = replace(NO_DEAD, generator=torch.Generator().manual_seed(5))
+    found = RandomSign(form=form, estimator=estimator).measure(measuring(x, sparse), moment)
+    off_diagonal, diagonal = definition(g, estimator)
+    whole = float((off_diagonal.abs() + diagonal.abs()).detach())
+    torch.testing.assert_close(found.value, wanted, rtol=1e-10, atol=1e-12 * whole)
+    torch.testing.assert_close(found.beside["fisher"], off_diagonal.detach(), rtol=1e-10, atol=1e-12 * whole)
+    got = gradients(found.value, measuring)
+    for name, grad in gradients(wanted, autoencoder).items():
+        assert relative_error(got[name], grad) < 1e-9, name
+
+
+def test_random_signs_are_drawn_for_each_batch_and_have_no_direction_on_average():
+    record = build("topk")(samples(9))
+    term, moment = RandomSign(estimator=FisherEstimator.batch), replace(NO_DEAD, generator=torch.Generator())
+    values = torch.stack([term.measure(record, moment).value.detach() for _ in range(200)])
+    size = Fisher(estimator=FisherEstimator.batch).measure(record, moment).value.detach()
+    assert values.unique().numel() > 100
+    assert float(values.abs().max()) <= float(size)
+    # The mean's standard error is about a fourteenth of one value's spread.
+    assert abs(float(values.mean())) < 4 * float(values.std()) / 200**0.5
 
 
 @each_path

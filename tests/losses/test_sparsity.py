@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 
+from fsae.autoencoders.record import AffineMap, ForwardRecord
 from fsae.autoencoders.settings import DecoderNorm
-from fsae.losses.sparsity import L1, StepL0, TanhL0, TargetL0
+from fsae.losses.sparsity import L1, StepL0, TanhL0, TargetForm, TargetL0
 from fsae.losses.term import Moment, TermValue
+from fsae.sparse.codes import Codes
 from tests.architectures import ARCHITECTURES, build, each_architecture, gradients, samples, with_weights
 
 NO_DEAD = Moment(dead_latents=torch.tensor([], dtype=torch.int64))
@@ -79,6 +81,43 @@ def test_step_and_target_by_hand(sparse: bool):
     # (1.5 / 4 - 1)^2 = .625^2
     assert number(found) == pytest.approx(0.390625)
     assert float(found.beside["sparsity_l0"]) == 1.5
+
+
+def counting(*counts: int) -> ForwardRecord:
+    """A record in which the samples have these numbers of active latents."""
+    active = (torch.arange(20) < torch.tensor(counts)[:, None]).double()
+    zeros = active.new_zeros(len(counts), 2)
+    return ForwardRecord(
+        inputs=zeros,
+        pre_activations=AffineMap(zeros, zeros.new_zeros(2, 20), zeros.new_zeros(20)),
+        codes=Codes(active),
+        reconstruction=zeros,
+        W_dec=zeros.new_zeros(20, 2),
+        b_dec=zeros.new_zeros(2),
+        active=Codes(active),
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "per_sample", "of_batch"),
+    [([12], 0.8, 0.04), ([8, 12], 0.8, 0)],  # 2/10 (12 - 10)^2 and (12/10 - 1)^2; the mean of 8 and 12 is on target
+)
+def test_target_of_samples_and_of_the_batch_by_hand(counts: list[int], per_sample: float, of_batch: float):
+    record = counting(*counts)
+    found = TargetL0(target=10, form=TargetForm.sample).measure(record, NO_DEAD)
+    assert number(found) == pytest.approx(per_sample)
+    assert float(found.beside["sparsity_l0"]) == 10 + 2 * (len(counts) == 1)
+    assert number(TargetL0(target=10, form=TargetForm.batch).measure(record, NO_DEAD)) == pytest.approx(of_batch)
+
+
+@each_path
+def test_target_per_sample_moves_thresholds_by_the_samples_own_distance(sparse: bool):
+    # l0 is 2 and 1. Within the kernel of 0.4: 1 of .9 in the first sample, .5 of .4 in the second, which is on target
+    # and so does not pull. d = 2 (2/1) (l0 - 1) * -threshold / bandwidth / batch.
+    autoencoder = with_weights("jumprelu", JUMP)
+    term = TargetL0(target=1.0, form=TargetForm.sample)
+    found = gradients(term.measure(autoencoder(X, sparse=sparse), NO_DEAD).value, autoencoder)["log_threshold"]
+    torch.testing.assert_close(found, torch.tensor([-4 * 0.9 / 0.4 / 2, 0], dtype=torch.float64))
 
 
 @each_path

@@ -33,9 +33,18 @@ def test_products_by_hand():
     assert codes.columns(torch.tensor([10.0, 20.0, 30.0])).tolist() == [10, 30, 20]
 
 
+def test_blocks_by_hand():
+    codes = Codes(
+        torch.tensor([2.0, -1.0, 3.0]), Pattern.of_mask(torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 0]]).bool())
+    )
+    W = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    # 2 [1 2] from latent 0, 3 [3 4] from latent 1; -1 [5 6] is beyond the last end.
+    assert codes.decode_blocks(W, [1, 2]).tolist() == [[[2, 4], [0, 0], [0, 0]], [[0, 0], [0, 0], [9, 12]]]
+
+
 @each_case
 @pytest.mark.parametrize(
-    "product", ["decode", "sample", "squared_gram_norm", "column_sums", "row_sums", "columns", "map"]
+    "product", ["decode", "decode_blocks", "sample", "squared_gram_norm", "column_sums", "row_sums", "columns", "map"]
 )
 def test_sparse_products_and_gradients_are_the_dense_ones(case: str, product: str):
     sparse = sparse_codes(mask_with(case))
@@ -53,6 +62,8 @@ def test_sparse_products_and_gradients_are_the_dense_ones(case: str, product: st
         match product:
             case "decode":
                 return codes.decode(W)
+            case "decode_blocks":
+                return codes.decode_blocks(W, [1, 1, WIDTH // 2, WIDTH - 1])
             case "sample":
                 sampled = codes.sample(X, W)
                 return sampled.with_values(sampled.values * codes.values).dense()

@@ -145,6 +145,18 @@ def test_pam_can_be_chosen():
     assert dictionary.results["eval/fvu"] < 1
 
 
+def test_an_export_names_the_widths_of_a_matryoshka_loss(tmp_path: Path):
+    trained = fsae.train(
+        sparse_features(), "batch_topk", loss="matryoshka", d_sae=32, k=4, samples=400, batch_size=200,
+        folder=tmp_path / "run",
+    )  # fmt: skip
+    # 1/32, 3/32, 7/32 and 15/32 of 32 latents, and all.
+    assert trained.provenance.matryoshka_widths == [1, 3, 7, 15, 32]
+    assert fsae.load(tmp_path / "run").provenance.matryoshka_widths == [1, 3, 7, 15, 32]
+    config = json.loads((tmp_path / "run" / "sae" / "cfg.json").read_text())
+    assert (config["architecture"], config["metadata"]["matryoshka_widths"]) == ("jumprelu", [1, 3, 7, 15, 32])
+
+
 def test_a_folder_is_a_run_s(tmp_path: Path):
     folder = tmp_path / "run"
     trained = fsae.train(sparse_features(), "topk", d_sae=32, k=4, folder=folder, **SHORT)

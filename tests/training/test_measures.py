@@ -5,6 +5,7 @@ import torch
 
 from fsae.autoencoders.settings import DecoderNorm
 from fsae.couplings.mutual import Mutual, MutualCoupling
+from fsae.losses.matryoshka import Matryoshka
 from fsae.losses.sparsity import TargetL0
 from fsae.outputs.metric_log import read_metrics
 from fsae.outputs.run_folder import RunFolder
@@ -56,6 +57,7 @@ def measured(run: LoneRun, folder: Path) -> set[str]:
     own = {f"{term}{end}": f"TERM{end}" for term in terms("topk") | terms("jumprelu") for end in ("", "_weighted")}
     own |= {f"{each}/{name}": "MEMBER/loss" for each in range(2) for name in ("loss", "fvu", "l0", "dead_share")}
     own |= {f"{run.source.unit}_per_second": "UNIT_per_second"}
+    own |= {f"level_{number}": "level_NUMBER" for number in range(2)}
     names = {name.removeprefix("train/") for name in logged}
     return {name if name in MEANINGS else own.get(name, name) for name in names}
 
@@ -67,10 +69,12 @@ def test_every_measure_that_training_logs_has_a_meaning(tmp_path: Path):
     population.reinitialisation = Reinitialisation(scope=Scope.latents, every=4, until=0.8)
     pam_member = member("topk", pam(), decoder_norm=DecoderNorm.free)
     target = member("jumprelu", adam(), loss={**terms("jumprelu"), "sparsity": TargetL0(target=4.0)})
+    nested = member("topk", adam(), loss={**terms("topk"), "reconstruction": Matryoshka(widths=[0.5])})
     runs = {
         "population": population,
         "pam": training_run("topk", tmp_path / "pam", pam(), trained=pam_member),
         "target": training_run("jumprelu", tmp_path / "target", trained=target),
+        "nested": training_run("topk", tmp_path / "nested", trained=nested),
     }
     found = set[str]().union(*(measured(run, tmp_path / name) for name, run in runs.items()))
     assert found == MEANINGS.keys()

@@ -91,6 +91,7 @@ class Autoencoder(nn.Module, ABC):
             W_dec=self.W_dec,
             b_dec=self.b_dec,
             code_weights=self.code_weights,
+            W_enc=self.W_enc,
             targets=targets,
             **encoding.extra,
         )

@@ -23,10 +23,13 @@ class JumpReLUSettings(RectifiedSettings):
     Attributes:
         init_threshold: all thresholds at the start, in units of the scaled activations.
         bandwidth: width of the kernel that estimates the gradient of the thresholds, in the same units.
+        ste_to_input: let this estimate reach pre-activations, too, as in Anthropic's January 2025 update. A term
+            that counts active latents then trains encoder weights next to thresholds.
     """
 
     init_threshold: float = field(default=0.1, metadata=between(above=0, most=10**6))
     bandwidth: float = field(default=0.1, metadata=between(above=0, most=10**6))
+    ste_to_input: bool = False
 
     provides: ClassVar[frozenset[str]] = frozenset({"active"})
     saelens_names: ClassVar[tuple[str, ...]] = ("jumprelu",)
@@ -65,9 +68,9 @@ class JumpReLU(SparseAutoencoder):
         threshold = raw.columns(self.threshold)
         if raw.pattern is None:
             threshold = threshold.expand_as(pre)
-        bandwidth = self.settings.bandwidth
-        codes = raw.with_values(jump_relu(pre, threshold, bandwidth))
-        active = raw.with_values(step(pre, threshold, bandwidth))
+        bandwidth, to_input = self.settings.bandwidth, self.settings.ste_to_input
+        codes = raw.with_values(jump_relu(pre, threshold, bandwidth, to_input))
+        active = raw.with_values(step(pre, threshold, bandwidth, to_input))
         return Encoding(codes, AffineMap(x, self.W_enc, self.b_enc, centre=self.centre), {"active": active})
 
     def _select(self, products: Tensor) -> Pattern:

@@ -63,6 +63,7 @@ class ForwardRecord:
         active: jumprelu only: 1 where a code is on, with the straight-through gradient to the thresholds.
         selection_score: maps pre-activations to the score by which latents are selected; None if the score is the
             pre-activation itself.
+        W_enc: (d_in, d_sae) the encoder's weights; None if the record was made without an autoencoder.
         targets: (batch, d_out) what the reconstruction should be; None for the inputs themselves.
         linear: (batch, d_out) the part of the reconstruction that a linear path from the inputs adds; None without one.
     """
@@ -77,6 +78,7 @@ class ForwardRecord:
     gate: Codes | None = None
     active: Codes | None = None
     selection_score: Callable[[Tensor], Tensor] | None = None
+    W_enc: Float[Tensor, "d_in d_sae"] | None = None
     targets: Float[Tensor, "batch d_out"] | None = None
     linear: Float[Tensor, "batch d_out"] | None = None
 
@@ -84,6 +86,11 @@ class ForwardRecord:
     def wanted(self) -> Float[Tensor, "batch d_out"]:
         """The vectors that the reconstruction is compared with: the targets, or the inputs if there are no targets."""
         return self.inputs if self.targets is None else self.targets
+
+    @property
+    def base(self) -> Float[Tensor, "..."]:
+        """The reconstruction without any latent: b_dec, (d_out,), or with a linear path (batch, d_out)."""
+        return self.b_dec if self.linear is None else self.b_dec + self.linear
 
     @property
     def wanted_of_codes(self) -> Float[Tensor, "batch d_out"]:

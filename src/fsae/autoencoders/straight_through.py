@@ -11,40 +11,46 @@ def _window(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
 
 class _JumpReLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, pre, threshold, bandwidth):
+    def forward(ctx, pre, threshold, bandwidth, to_input):
         ctx.save_for_backward(pre, threshold)
-        ctx.bandwidth = bandwidth
+        ctx.bandwidth, ctx.to_input = bandwidth, to_input
         return pre * (pre > threshold)
 
     @staticmethod
     def backward(ctx, *grads):
         pre, threshold = ctx.saved_tensors
         (grad,) = grads
-        grad_threshold = -(threshold / ctx.bandwidth) * _window(pre, threshold, ctx.bandwidth) * grad
-        return grad * (pre > threshold), grad_threshold, None
+        through_step = threshold / ctx.bandwidth * _window(pre, threshold, ctx.bandwidth) * grad
+        grad_pre = grad * (pre > threshold)
+        return grad_pre + through_step if ctx.to_input else grad_pre, -through_step, None, None
 
 
 class _Step(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, pre, threshold, bandwidth):
+    def forward(ctx, pre, threshold, bandwidth, to_input):
         ctx.save_for_backward(pre, threshold)
-        ctx.bandwidth = bandwidth
+        ctx.bandwidth, ctx.to_input = bandwidth, to_input
         return (pre > threshold).to(pre.dtype)
 
     @staticmethod
     def backward(ctx, *grads):
         pre, threshold = ctx.saved_tensors
-        return None, -_window(pre, threshold, ctx.bandwidth) / ctx.bandwidth * grads[0], None
+        through_step = _window(pre, threshold, ctx.bandwidth) / ctx.bandwidth * grads[0]
+        return through_step if ctx.to_input else None, -through_step, None, None
 
 
-def jump_relu(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+def jump_relu(pre: Tensor, threshold: Tensor, bandwidth: float, to_input: bool = False) -> Tensor:
     """Return `pre` if it exceeds its threshold, else 0. Same shapes in and out.
 
-    The gradient in `pre` is the true one; the one in `threshold` is a kernel estimate over `bandwidth` (eq. 11).
+    The gradient in `pre` is the true one; the one in `threshold` is a kernel estimate over `bandwidth` (eq. 11). If
+    `to_input`, the estimate's opposite is added to the gradient in `pre` (Anthropic, January 2025 update).
     """
-    return _JumpReLU.apply(pre, threshold, bandwidth)  # pyright: ignore[reportReturnType]
+    return _JumpReLU.apply(pre, threshold, bandwidth, to_input)  # pyright: ignore[reportReturnType]
 
 
-def step(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
-    """1 where pre exceeds its threshold, else 0. The only gradient is the kernel estimate in `threshold` (eq. 12)."""
-    return _Step.apply(pre, threshold, bandwidth)  # pyright: ignore[reportReturnType]
+def step(pre: Tensor, threshold: Tensor, bandwidth: float, to_input: bool = False) -> Tensor:
+    """Return 1 if `pre` exceeds its threshold, else 0.
+
+    The only gradient is the kernel estimate in `threshold` (eq. 12), and if `to_input` its opposite in `pre`.
+    """
+    return _Step.apply(pre, threshold, bandwidth, to_input)  # pyright: ignore[reportReturnType]

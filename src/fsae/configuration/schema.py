@@ -136,10 +136,17 @@ class RunSettings(Ranged):
         """Return what a sweeper may minimise; None for a task that nothing is searched by."""
         return self.search.value(results) if self.task in (Task.train, Task.eval) else None
 
+    def matryoshka_widths(self, d_sae: int) -> list[int] | None:
+        """Return the widths of the prefixes of the latents that training reconstructs from; None if there are none."""
+        widths = [term.prefix_widths(d_sae) for term in self.loss.values() if term.weight > 0]
+        return next(filter(None, widths), None)
+
     def check_ends(self, ends: Ends) -> None:
-        """Raise ValueError if the architecture or the trainer is impossible between these ends."""
+        """Raise ValueError if the architecture, the trainer or a loss term is impossible between these ends."""
         self.arch.check_ends(ends)
         self.trainer.check_width(self.arch, ends.input.width)
+        for name, term in self.loss.items():
+            term.check_width(name, self.arch.width(ends.input.width))
 
 
 def _check_name(name: str) -> None:

@@ -50,7 +50,8 @@ LEAST_DENSITY = 1e-10
 class Provenance:
     """The origin of the vectors that an autoencoder was trained on; None if an attribute does not apply.
 
-    The names are SAELens' own, except for `model_note`, `max_activation_norm`, `prefix` and `chat_roles`.
+    The names are SAELens' own, except for `model_note`, `max_activation_norm`, `prefix` and `chat_roles`. So is that of
+    `matryoshka_widths`, which SAELens has among the settings of a training.
 
     Attributes:
         model_name: the language model, as TransformerLens and SAELens open it.
@@ -65,6 +66,7 @@ class Provenance:
         max_activation_norm: activations of a greater norm were left out.
         prefix: text that every row began with, and whose positions did not count.
         chat_roles: roles of a chat whose words counted.
+        matryoshka_widths: numbers of first latents that were trained to reconstruct the vectors on their own.
     """
 
     model_name: str | None = None
@@ -78,6 +80,7 @@ class Provenance:
     max_activation_norm: float | None = None
     prefix: str | None = None
     chat_roles: list[str] | None = None
+    matryoshka_widths: list[int] | None = None
 
 
 def save_saelens(
@@ -294,6 +297,9 @@ def read_provenance(folder: Path) -> Provenance:
     roles = known.get("chat_roles")
     if roles is not None and not _is_list_of(roles, str):
         raise ValueError(f"{path}: chat_roles is {roles!r}; it must be a list of roles, or null")
+    widths = known.get("matryoshka_widths")
+    if widths is not None and not _is_list_of(widths, int):
+        raise ValueError(f"{path}: matryoshka_widths is {widths!r}; it must be a list of whole numbers, or null")
     return Provenance(
         model_name=read("model_name", str, "the name of a model"),
         model_note=read("model_note", str, "a text"),
@@ -306,6 +312,7 @@ def read_provenance(folder: Path) -> Provenance:
         max_activation_norm=norm,
         prefix=read("prefix", str, "a text"),
         chat_roles=roles,
+        matryoshka_widths=widths,
     )
 
 

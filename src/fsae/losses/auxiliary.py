@@ -3,6 +3,10 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
 from fsae.autoencoders.record import ForwardRecord
 from fsae.losses.term import LossTerm, Moment, TermValue
 from fsae.ranges import COUNT, WEIGHT
@@ -55,13 +59,39 @@ class AuxK(LossTerm):
         dead = moment.dead_latents
         if dead.numel() == 0:
             return TermValue(record.inputs.new_zeros(()))
-        wanted = self.k if self.k is not None else max(1, record.inputs.shape[1] // 2)
-        k = min(wanted, dead.numel())
+        wanted = self.number(record)
         pre = record.pre_activations.at(dead)
-        scores = pre if record.selection_score is None else record.selection_score(pre)
-        places = scores.topk(k, dim=1, sorted=False).indices
-        # Not rectified: a latent whose pre-activations are all negative would never get a gradient again.
-        pattern = Pattern.of_indices(dead[places], len(record.W_dec))
-        codes = Codes(pre.gather(1, places).flatten(), pattern)
-        error = record.error.detach() - codes.decode(record.W_dec)
-        return TermValue(error.square().sum(1).mean() * min(dead.numel() / wanted, 1.0))
+        error = explained(record, record.error.detach(), dead, pre, min(wanted, dead.numel()))
+        return TermValue(error * min(dead.numel() / wanted, 1.0))
+
+    def number(self, record: ForwardRecord) -> int:
+        """Return the number of dead latents per sample that should explain the residual."""
+        return self.k if self.k is not None else max(1, record.inputs.shape[1] // 2)
+
+
+def explained(
+    record: ForwardRecord,
+    residual: Float[Tensor, "batch d_in"],
+    latents: Int[Tensor, " latents"],
+    pre: Float[Tensor, "batch latents"],
+    k: int,
+    eligible: Bool[Tensor, " latents"] | None = None,
+) -> Float[Tensor, ""]:
+    """Return the squared error with which the k strongest of some latents explain each sample's residual.
+
+    Args:
+        residual: without gradient.
+        latents: their indices.
+        pre: their pre-activations.
+        eligible: those that may explain it; None for all.
+    """
+    scores = pre if record.selection_score is None else record.selection_score(pre)
+    if eligible is not None:
+        scores = scores.masked_fill(~eligible, -torch.inf)
+    places = scores.topk(k, dim=1, sorted=False).indices
+    # Not rectified: a latent whose pre-activations are all negative would never get a gradient again.
+    values = pre.gather(1, places)
+    if eligible is not None:
+        values = values * eligible[places]
+    codes = Codes(values.flatten(), Pattern.of_indices(latents[places], len(record.W_dec)))
+    return (residual - codes.decode(record.W_dec)).square().sum(1).mean()

@@ -1,19 +1,29 @@
 """The table of loss terms: the name of each, for `conf/loss` and `conf/penalty`, and its settings."""
 
 from fsae.losses.auxiliary import AuxK, GateReconstruction
-from fsae.losses.fisher import Fisher, NoPenalty
+from fsae.losses.decorrelation import Decorrelation
+from fsae.losses.fisher import Fisher, NoPenalty, RandomSign
+from fsae.losses.matryoshka import LevelAuxK, Matryoshka, SampledMatryoshka
 from fsae.losses.reconstruction import SquaredError
 from fsae.losses.sparsity import L1, StepL0, TanhL0, TargetL0
 from fsae.losses.term import LossTerm
+from fsae.losses.weights import Orthogonality, WeightNorm
 
 CHOICES: dict[str, type[LossTerm]] = {
     "squared_error": SquaredError,
+    "matryoshka": Matryoshka,
+    "sampled_matryoshka": SampledMatryoshka,
     "l1": L1,
     "step_l0": StepL0,
     "tanh_l0": TanhL0,
     "target_l0": TargetL0,
     "gate_reconstruction": GateReconstruction,
     "aux_k": AuxK,
+    "level_aux_k": LevelAuxK,
     "fisher": Fisher,
     "none": NoPenalty,
+    "random_sign": RandomSign,
+    "decorrelation": Decorrelation,
+    "orthogonal": Orthogonality,
+    "weight_norm": WeightNorm,
 }

@@ -12,7 +12,7 @@ uses (d_in + 1)^2 matrices, and the cheaper method is chosen.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import NamedTuple
 
@@ -97,6 +97,43 @@ class Fisher(LossTerm):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RandomSign(Fisher):
+    """The Fisher penalty with a random sign for each pair of latents: sum_{i != j} s_i s_j F_ij^2.
+
+    The signs s_i = 1 or -1 are drawn for each batch, so that signs of pairs are zero on average and uncorrelated. The
+    penalty has the terms of the Fisher penalty, each with a gradient of the same size, and no direction: half of the
+    pairs are pulled together. It is the control for what a force of this form and size changes by itself. The sums are
+    logged as by the Fisher penalty, and measured without signs.
+
+    Attributes:
+        form, estimator: as in the Fisher penalty.
+    """
+
+    def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
+        signs = torch.randint(2, (len(record.W_dec),), generator=moment.generator)
+        positive = signs.to(record.W_dec, non_blocking=True)
+        sums = fisher_sums(record, self.form, self.estimator)
+        # Pairs of one sign, twice, minus all pairs.
+        of_one_sign = [
+            fisher_sums(_of_latents(record, chosen), self.form, self.estimator).off_diagonal
+            for chosen in (positive, 1 - positive)
+        ]
+        value = 2 * (of_one_sign[0] + of_one_sign[1]) - sums.off_diagonal
+        return TermValue(value, {"fisher": sums.off_diagonal.detach(), "fisher_ratio": sums.ratio.detach()})
+
+
+def _of_latents(record: ForwardRecord, chosen: Float[Tensor, " d_sae"]) -> ForwardRecord:
+    """Return the record with zeros for the latents that are not chosen, in all that the Fisher sums read."""
+    pre, codes = record.pre_activations, record.codes
+    scale = chosen if pre.scale is None else pre.scale * chosen
+    return replace(
+        record,
+        codes=codes.with_values(codes.values * codes.columns(chosen)),
+        pre_activations=replace(pre, bias=pre.bias * chosen, scale=scale),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class NoPenalty(Fisher):
     """No penalty: the Fisher sums are measured, and nothing is added to the objective.
 
@@ -136,10 +173,7 @@ def fisher_sums(record: ForwardRecord, form: FisherForm, estimator: FisherEstima
     Raises:
         ValueError: the unbiased estimator of a batch of one sample.
     """
-    if estimator is FisherEstimator.unbiased and record.inputs.shape[0] < 2:
-        raise ValueError(
-            "the Fisher sums' unbiased estimator needs at least two samples per batch; raise trainer.batch_size"
-        )
+    _check_size(record.codes, estimator)
     match form:
         case FisherForm.pre:
             moments = _affine_moments(record.pre_activations)
@@ -150,6 +184,13 @@ def fisher_sums(record: ForwardRecord, form: FisherForm, estimator: FisherEstima
         case FisherForm.reconstruction:
             moments = _moments(_reconstruction_gradient(record))
     return moments.sums(estimator)
+
+
+def _check_size(codes: Codes, estimator: FisherEstimator) -> None:
+    if estimator is FisherEstimator.unbiased and codes.shape[0] < 2:
+        raise ValueError(
+            "the unbiased estimator of pairs of samples needs at least two samples per batch; raise trainer.batch_size"
+        )
 
 
 class _Moments(NamedTuple):
@@ -256,11 +297,7 @@ class _LowRankMoments(torch.autograd.Function):
 def _normalised_moments(codes: Codes) -> _Moments:
     """Return moments of g = (2f - mean) / (|2f - mean| + 1e-8), with columns over the batch.
 
-    With S = 2f / norm and m = mean / norm the centred Gram matrix is SS' + a1' + 1a', a = m'm / 2 - Sm: centring costs
-    a correction of rank two, S stays as sparse as the codes, and the squared norm is
-
-        |SS'|^2 + 4 a'SS'1 + 2B a'a + 2 (a'1)^2.
-
+    With S = 2f / norm and m = mean / norm, S stays as sparse as the codes (`_centred_moments`).
     Columns without a zero are centred in place: they are not sparse, and if they hardly vary, the correction would be a
     difference of huge numbers. A column that varies by no more than rounding is constant: its g is 0, and no gradient
     passes through it.
@@ -279,23 +316,55 @@ def _normalised_moments(codes: Codes) -> _Moments:
     centre = torch.where(absent == 0, mean, 0.0)
     deviation = (doubled.values - doubled.columns(centre)) * doubled.columns(varies)
     scaled = doubled.with_values(deviation / doubled.columns(norms))
-    m = (mean - centre) / norms
+    return _centred_moments(scaled, (mean - centre) / norms, absent)
+
+
+def covariance_sums(codes: Codes, estimator: FisherEstimator) -> FisherSums:
+    """Return the two sums over the covariance matrix of one batch's codes, differentiable in them.
+
+    Raises:
+        ValueError: the unbiased estimator of a batch of one sample.
+    """
+    _check_size(codes, estimator)
+    codes = codes.map(_wide)
+    batch = codes.shape[0]
+    if codes.pattern is None:
+        return _moments(Codes(codes.values - codes.values.mean(0))).sums(estimator)
+    mean = codes.column_sums() / batch
+    absent = batch - codes.map(torch.ones_like).column_sums()
+    centre = torch.where(absent == 0, mean, 0.0)
+    shifted = codes.with_values(codes.values - codes.columns(centre))
+    return _centred_moments(shifted, mean - centre, absent).sums(estimator)
+
+
+def _centred_moments(codes: Codes, m: Float[Tensor, " d_sae"], absent: Float[Tensor, " d_sae"]) -> _Moments:
+    """Return moments of g = codes - m, from sparse codes S and the mean m of each column.
+
+    The Gram matrix is SS' + a1' + 1a', a = m'm / 2 - Sm: centring costs a correction of rank two, and the squared norm
+    is
+
+        |SS'|^2 + 4 a'SS'1 + 2B a'a + 2 (a'1)^2.
+
+    Args:
+        absent: number of samples in which a latent has no entry.
+    """
+    batch = codes.shape[0]
 
     def over_entries(power: int) -> Tensor:
         """Return sum_b (s_bi - m_i)^power per column, over entries and absent zeros together."""
-        there = scaled.with_values((scaled.values - scaled.columns(m)) ** power).column_sums()
+        there = codes.with_values((codes.values - codes.columns(m)) ** power).column_sums()
         return there + absent * (-m) ** power
 
     def times(vector: Float[Tensor, " d_sae"]) -> Float[Tensor, " batch"]:
-        return scaled.with_values(scaled.values * scaled.columns(vector)).row_sums()
+        return codes.with_values(codes.values * codes.columns(vector)).row_sums()
 
     a = m.square().sum() / 2 - times(m)
-    gram_sums = times(scaled.column_sums())
+    gram_sums = times(codes.column_sums())
     return _Moments(
         batch,
-        squared_gram_norm(scaled) + 4 * (a @ gram_sums) + 2 * batch * a.square().sum() + 2 * a.sum().square(),
+        squared_gram_norm(codes) + 4 * (a @ gram_sums) + 2 * batch * a.square().sum() + 2 * a.sum().square(),
         over_entries(2).square().sum(),
-        lambda: ((scaled.map(torch.square).row_sums() + 2 * a).square().sum(), over_entries(4).sum()),
+        lambda: ((codes.map(torch.square).row_sums() + 2 * a).square().sum(), over_entries(4).sum()),
     )
 
 

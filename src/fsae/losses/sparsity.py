@@ -1,6 +1,7 @@
 """Pressure toward few active latents."""
 
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import ClassVar
 
 import torch
@@ -31,22 +32,40 @@ class StepL0(LossTerm):
         return TermValue(record.active.values.sum() / record.active.shape[0])
 
 
+class TargetForm(Enum):
+    """The distance of l0 from its target.
+
+    batch: (l0 / target - 1)^2 of the batch's mean l0 (arXiv 2407.14435, appendix F).
+    sample: 2 / target times (l0 - target)^2 of each sample, averaged over the batch, so that the spread of l0 over
+        samples counts, too: Gemma Scope 2, and `quadratic` in SAELens.
+    """
+
+    batch = "batch"
+    sample = "sample"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TargetL0(LossTerm):
-    """(l0 / target - 1)^2, which settles at a chosen sparsity (arXiv 2407.14435, appendix F).
+    """The squared distance of l0 from a target, at which training settles.
 
     Attributes:
-        target: wanted mean number of active latents.
+        target: wanted number of active latents per sample.
+        form: of the mean l0, or of each sample's.
     """
 
     target: float = field(default=64.0, metadata=POSITIVE)
+    form: TargetForm = TargetForm.batch
 
     needs: ClassVar[frozenset[str]] = frozenset({"active"})
 
     def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
         assert record.active is not None
         l0 = record.active.values.sum() / record.active.shape[0]
-        return TermValue((l0 / self.target - 1).square(), {"sparsity_l0": l0.detach()})
+        if self.form is TargetForm.batch:
+            value = (l0 / self.target - 1).square()
+        else:
+            value = 2 / self.target * (record.active.row_sums() - self.target).square().mean()
+        return TermValue(value, {"sparsity_l0": l0.detach()})
 
 
 @dataclass(frozen=True, kw_only=True)

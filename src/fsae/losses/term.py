@@ -79,6 +79,14 @@ class LossTerm(Weighted, group="loss"):
         """True if the term reads the decoder and passes it no gradient, by a setting `detach_decoder`."""
         return False
 
+    def check_width(self, name: str, d_sae: int) -> None:
+        """Raise ValueError if a setting is impossible for this number of latents; `name` is the term's in the loss."""
+
+    def prefix_widths(self, d_sae: int) -> list[int] | None:
+        """Return the widths of the prefixes of the latents that the term trains to reconstruct, the whole width among
+        them; None if it does not."""
+        return None
+
     @abstractmethod
     def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
         """Return the term's raw value for one batch, before its weight."""

@@ -63,6 +63,8 @@ def export(run: Run, examined: Examined, text: HeldOutText | None) -> None:
     folder = run.folder
     with working("exporting"):
         provenance = Provenance() if text is None else _provenance(run.settings, text, folder)
+        widths = run.settings.matryoshka_widths(examined.autoencoders[0].d_sae)
+        provenance = replace(provenance, matryoshka_widths=widths)
         for autoencoder, exported in zip(examined.autoencoders, _exports(folder, examined), strict=True):
             save_saelens(autoencoder, exported, provenance)
         plot_training(folder.metrics, folder.plots / "training.png")

@@ -1,7 +1,7 @@
 """Codes of a batch, dense or sparse, and differentiable products with them."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -93,6 +93,24 @@ class Codes:
         if self.pattern is None:
             return self.values @ W_dec
         return _Decode.apply(self.values, W_dec, self.pattern)  # pyright: ignore[reportReturnType]
+
+    def decode_blocks(
+        self, W_dec: Float[Tensor, "d_sae d_in"], ends: Sequence[int]
+    ) -> Float[Tensor, "blocks batch d_in"]:
+        """Return codes @ W_dec of blocks of latents; all of them together cost as much as `decode`.
+
+        Args:
+            ends: the latent at which each block ends and the next one begins, so that latents from the last end on
+                are in no block.
+        """
+        batch, width = self.shape
+        if self.pattern is None:
+            sizes = [end - begin for begin, end in zip([0, *ends], [*ends, width], strict=True)]
+            blocks = zip(self.values.split(sizes, dim=1), W_dec.split(sizes), strict=True)
+            return torch.stack([codes @ rows for codes, rows in blocks][: len(ends)])
+        order, pattern = self.pattern.by_blocks(ends)
+        codes = Codes(self.values.index_select(0, order), pattern)
+        return codes.decode(W_dec).view(-1, batch, W_dec.shape[1])[: len(ends)]
 
     def sample(self, X: Float[Tensor, "batch d_in"], W_dec: Float[Tensor, "d_sae d_in"]) -> "Codes":
         """Return X @ W_dec.T at the entries at which these codes may be non-zero (at all entries, if dense)."""

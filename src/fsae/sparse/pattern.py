@@ -112,6 +112,28 @@ class Pattern:
         columns, order = torch.sort(self.columns.int(), stable=True)
         return order, Pattern.of_places(columns.long(), self.rows.index_select(0, order), (self.width, self.batch))
 
+    def by_blocks(self, ends: Sequence[int]) -> tuple[Int[Tensor, " kept"], "Pattern"]:
+        """Return entries in the order of blocks of columns, and their pattern, in which each block has rows of its own.
+
+        Row block * batch + row of this pattern has the entries of the row in the block. On a GPU one more block has the
+        columns from the last end on, because leaving them out would wait for the device.
+
+        Args:
+            ends: the column at which each block ends and the next one begins.
+        """
+        columns, rows = self.columns, self.rows
+        blocks = torch.bucketize(columns, torch.tensor(ends).to(columns.device, non_blocking=True), right=True)
+        count, kept = len(ends), None
+        if columns.is_cuda:
+            count += 1
+        else:
+            kept = _true_places(blocks < count)
+            blocks = blocks.index_select(0, kept)
+        blocks, order = torch.sort(blocks.int(), stable=True)
+        order = order if kept is None else kept.index_select(0, order)
+        rows = blocks.long() * self.batch + rows.index_select(0, order)
+        return order, Pattern.of_places(rows, columns.index_select(0, order), (count * self.batch, self.width))
+
     def decode(self, values: Float[Tensor, " entries"], W: Float[Tensor, "d_sae d"]) -> Float[Tensor, "batch d"]:
         """Return the product of the matrix with these values and W, without gradients."""
         return sum_rows(W, self.columns, self.offsets, values)

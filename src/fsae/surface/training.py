@@ -21,6 +21,7 @@ from fsae.configuration.schema import RunSettings, Task
 from fsae.console import bars
 from fsae.evaluation.subject import Examined, Subject
 from fsae.evaluation.suite import Findings, measure
+from fsae.export.saelens import Provenance
 from fsae.losses.term import LossTerm
 from fsae.memory import freed_memory_kept
 from fsae.outputs.metric_log import MetricSink
@@ -63,7 +64,8 @@ def train(
         vectors: raw vectors of shape (n, d_in), or an iterable of such tensors, which is joined in memory.
         arch: a choice of `arch=`, such as "topk" or "released/gated", or a settings object.
         loss: a choice of `loss=`, or all terms by name; None takes the loss of the architecture.
-        penalty: a choice of `penalty=`, "fisher" or "none"; None takes the command's default. It fills `loss.penalty`.
+        penalty: a choice of `penalty=`, such as "fisher" or "none"; None takes the command's default. It fills
+            `loss.penalty`.
         trainer: a choice of `trainer=` ("adam", "fit", "pam"), or a settings object; None takes the architecture's.
         samples: training vectors in all, counting repetitions; None takes the trainer's, one million.
         batch_size: vectors per step; None takes the trainer's.
@@ -225,7 +227,10 @@ def _measured(settings: RunSettings, source: Source, examined: Examined, interru
 
 def _dictionary(settings: RunSettings, examined: Examined, found: Findings) -> Dictionary:
     (autoencoder,), (density,) = examined.autoencoders, found.densities
-    return Dictionary(autoencoder, settings=settings, results=found.results(), density=density.float())
+    provenance = Provenance(matryoshka_widths=settings.matryoshka_widths(autoencoder.d_sae))
+    return Dictionary(
+        autoencoder, settings=settings, provenance=provenance, results=found.results(), density=density.float()
+    )
 
 
 @contextmanager

@@ -8,13 +8,15 @@ from fsae.autoencoders.record import ForwardRecord
 
 # Every measure that training logs as train/<name>, and its meaning. Measures are means over the steps since the last
 # logging, unless the meaning is another; over the members, if there are several. TERM stands for the name of a loss
-# term, MEMBER for the number of a population's member, and UNIT for the plural noun of the source's vectors.
+# term, NUMBER for that of a level, MEMBER for the number of a population's member, and UNIT for the plural noun of the
+# source's vectors.
 MEANINGS = {
     "loss": "the objective, the sum of all weighted terms",
     "TERM": "the loss term of this name (reconstruction, sparsity, auxiliary, penalty), before its weight",
     "TERM_weighted": "the loss term multiplied by its weight",
     "fisher": "off-diagonal squares of the Fisher matrix of a batch, summed, in scaled units",
     "fisher_ratio": "off-diagonal over diagonal squares of the Fisher matrix",
+    "level_NUMBER": "squared error of a Matryoshka loss's level, the narrowest first, in scaled units",
     "sparsity_l0": "l0 that a loss with a target l0 compares with its target (loss=jumprelu_target_l0)",
     "fvu": "squared error over the variance of the batch",
     "explained_variance": "1 - fvu",

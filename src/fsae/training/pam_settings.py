@@ -118,10 +118,15 @@ class PamSettings(AdamSettings):
             )
         weights = [term.weight for term in loss.values() if term.minimised_by_least_squares]
         if weights != [1.0]:
+            found = (
+                f"loss.reconstruction.weight is {weights[0]}; set it to 1, and choose the weights of the other terms "
+                "relative to it"
+                if weights
+                else "no term of the loss is the squared error; choose another loss, such as loss=squared_error"
+            )
             raise ValueError(
                 "trainer=pam solves for the decoder of least squared error, and the encoder must be trained on the "
-                f"same, but loss.reconstruction.weight is {weights[0] if weights else 'missing'}; set it to 1, and "
-                "choose the weights of the other terms relative to it"
+                f"same, but {found}"
             )
         if population.mutual.weight > 0 and population.mutual.directions is Directions.decoder:
             raise ValueError(

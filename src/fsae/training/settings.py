@@ -122,7 +122,7 @@ class FitSettings(TrainerSettings):
         if not arch.fitted:
             raise ValueError(f"arch {arch.name} is trained by gradients: choose trainer=adam")
         for key, term in loss.items():
-            if key != "reconstruction" and term.weight > 0:
+            if term.weight > 0 and not term.minimised_by_least_squares:
                 raise ValueError(
                     f"loss.{key}.weight is {term.weight}, but arch {arch.name} is fitted to the squared error alone; "
                     "set it to 0"
