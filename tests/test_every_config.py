@@ -23,6 +23,7 @@ PARTNERS = {
     "dataset/text_files": ["dataset.path=/some/*.txt"],
     "dataset/json_files": ["dataset.path=/some/*.jsonl"],
     "dataset/parquet_files": ["dataset.path=/some/*.parquet"],
+    "eval/autointerp": ["eval.autointerp.url=http://127.0.0.1:8000/v1", "eval.autointerp.model=some"],
     "model/custom": ["model.path=someone/something"],
     # Refused otherwise where this machine has the model, and so knows its shape.
     "model/tinystories_21m": ["site.layer=0"],

@@ -17,6 +17,8 @@ from tests.evaluation.meanings import MEANINGS
 
 # Held-out samples of evaluations whose cost per sample is too large for the suite's size.
 OWN = {"amortisation": 1024, "mdl": 8192}
+# What an evaluation cannot do without.
+PARTNERS = {"autointerp": ("eval.autointerp.url=http://127.0.0.1:8000/v1", "eval.autointerp.model=some")}
 
 
 @pytest.fixture(autouse=True)
@@ -28,15 +30,15 @@ def test_every_evaluation_has_a_yaml_file_of_its_name():
     assert {path.stem for path in (conf_folder() / "eval").glob("*.yaml")} == CHOICES.keys() | {SUITE}
 
 
-def test_the_suite_has_every_evaluation_that_runs_alone():
+def test_the_suite_has_every_evaluation_that_runs_alone_and_without_a_judge():
     settings = settings_of(composed(f"eval=[{SUITE}]"))
-    assert settings.eval.keys() == CHOICES.keys() - {"agreement", "geometry", "stability"}
+    assert settings.eval.keys() == CHOICES.keys() - {"agreement", "geometry", "stability", "autointerp"}
 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_chosen_evaluation_takes_the_sizes_of_the_suite(name: str):
     sizes = ("suite.samples=1500", "suite.tokens=70", "suite.latents=71")
-    settings = settings_of(composed(f"eval=[{name}]", "suite=quick", *sizes))
+    settings = settings_of(composed(f"eval=[{name}]", "suite=quick", *sizes, *PARTNERS.get(name, ())))
     (evaluation,) = settings.eval.values()
     assert isinstance(evaluation, CHOICES[name])
     assert evaluation.held_out in (0, OWN.get(name, 1500))

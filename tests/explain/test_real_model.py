@@ -11,20 +11,22 @@ import pytest
 from fsae.latents.explanations import Explained
 from fsae.outputs.explanations import explanations_folder, read_explanations
 from fsae.outputs.latent_store import LatentStore
+from fsae.outputs.results import read_results
 from fsae.surface.explanations import explain
 from tests.explain.conftest import ModelServer
-from tests.processes import finished
+from tests.processes import begun, ended, finished
 
 SIZES: dict[str, Any] = {"shown": 4, "scored": 3, "per_request": 3, "answer_tokens": 30, "width": 24}
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    outputs = tmp_path_factory.mktemp("outputs")
     words = ["debug=tiny", "arch=topk", "arch.d_sae=40", "arch.k=4", "trainer.samples=4096", "site.layer=2"]
     words += ["source.tokens=4096", "source.shard_tokens=4096", "eval=[vectors,latents]", "eval.latents.tokens=20000"]
-    done = finished(*words, "eval.latents.control=0", "name=explained", outputs=tmp_path)
+    done = finished(*words, "eval.latents.control=0", "name=explained", outputs=outputs)
     assert done.returncode == 0, done.stdout
-    return next((tmp_path / "runs").glob("explained-*"))
+    return next((outputs / "runs").glob("explained-*"))
 
 
 def test_a_small_model_explains_and_judges_latents(run: Path, model_server: ModelServer):
@@ -60,3 +62,17 @@ def test_a_small_model_explains_and_judges_latents(run: Path, model_server: Mode
     store = LatentStore(run / "latents")
     assert len(read_explanations(store.folder, store.meta.weights)) == 2
     assert len((explanations_folder(store.folder) / "answers.jsonl").read_text().splitlines()) <= 18
+
+
+def test_a_run_is_evaluated_by_a_small_model(run: Path, model_server: ModelServer):
+    sizes = {"latents": 2, **SIZES, "url": model_server.url, "model": model_server.model}
+    settings = [f"eval.autointerp.{name}={value}" for name, value in sizes.items()]
+    done = ended(begun("fsae.evaluate", str(run), "eval=[autointerp]", *settings, outputs=run.parent.parent))
+    assert done.returncode == 0, done.stdout
+    # Per latent an explanation, and for it and the control 2 requests of each test and one list.
+    assert f"2 latents to explain: at most {2 * (1 + 2 * 5)} requests" in done.stdout
+    results = read_results(run / "results.json")
+    assert results["eval/autointerp_latents"] == 2
+    assert 0 <= results["eval/autointerp_detection_raw"] <= 1
+    assert results["eval/autointerp_unreadable"] < 0.7
+    assert (run / "autointerp.json").is_file()

@@ -14,11 +14,12 @@ from fsae.latents.endpoint import Endpoint, EndpointError, RequestSettings
 from fsae.latents.excerpts import ExcerptSizes
 from fsae.latents.explanations import Explained, Explainer, explained_numbers
 from fsae.latents.prompts import TEMPLATE, Prompts
+from fsae.latents.selection import SelectionSizes
 from fsae.outputs.explanations import Explanation, Scores, read_explanations, read_summary
 from fsae.outputs.latent_store import LatentStore
 from tests.analysis.latent_stores import write_samples_store
 from tests.latents.chat_server import ChatServer
-from tests.latents.word_store import LATENTS, codes_of, seeing, write_word_store
+from tests.latents.word_store import LATENTS, codes_of, is_selection, seeing, write_word_store
 
 ALIVE = list(range(LATENTS - 1))
 SIZES = ExcerptSizes(shown=8, scored=10, width=16)
@@ -46,8 +47,9 @@ def test_a_model_that_sees_the_pattern_beats_the_control(store: LatentStore):
     for each in found.explanations:
         for own, control in ((each.detection, each.control_detection), (each.fuzzing, each.control_fuzzing)):
             assert own == Scores(
-                balanced_accuracy=1.0, precision=1.0, recall=1.0, f1=1.0, positives=10, negatives=10, unreadable=0
-            )
+                balanced_accuracy=1.0, precision=1.0, recall=1.0, f1=1.0, positives=10, negatives=10, unreadable=0,
+                accuracy=1.0,
+            )  # fmt: skip
             # The other word occurs in few of the positives and in some of the hard negatives.
             assert control is not None
             assert control.balanced_accuracy is not None
@@ -302,3 +304,26 @@ def test_means_are_over_the_latents_that_have_a_number():
     assert numbers["detection_above_control"] == pytest.approx((0.4 + 0.1) / 2)
     assert numbers["fuzzing"] is None
     assert numbers["unreadable"] == pytest.approx(2 / 8)
+
+
+def test_the_selection_is_asked_with_both_explanations_and_paid_for_once(tmp_path: Path):
+    """One in 400 words is a latent's own: one in 20 random excerpts has it by chance."""
+    store = write_word_store(tmp_path / "latents", words=400)
+    with ChatServer(seeing) as server:
+        own = explainer(store, server, selection=SelectionSizes())
+        cost = own.cost(ALIVE)
+        found = own.explain(ALIVE, lambda: codes_of)
+        assert len(server.bodies) == cost.requests
+        assert sum(map(is_selection, server.bodies)) == 2 * len(ALIVE)
+        assert explainer(store, server, selection=SelectionSizes()).cost(ALIVE).requests == 0
+    for each in found.explanations:
+        kinds = [example["kind"] for example in each.judged if example["test"] == "selection"]
+        assert [kinds.count(kind) for kind in ("top", "sample")] == [2, 2]
+        assert kinds.count("random") + kinds.count("firing") == 10
+        assert each.selection is not None
+        assert each.control_selection is not None
+        # A judge that sees the word is wrong only in random excerpts that have it.
+        assert each.selection.accuracy == pytest.approx(1 - kinds.count("firing") / 14)
+        assert each.selection.accuracy is not None
+        assert each.control_selection.accuracy is not None
+        assert each.selection.accuracy > each.control_selection.accuracy

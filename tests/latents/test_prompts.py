@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fsae.latents.prompts import TEMPLATE, Prompts, Shown, explanation_in, judgements_in, shown
+from fsae.latents.prompts import TEMPLATE, Prompts, Shown, explanation_in, judgements_in, selected_in, shown
 
 CAT = shown(["The", " cat", " sat", "\n"], [False, True, True, False], [10, 4])
 
@@ -26,7 +26,7 @@ def test_the_own_template_shows_excerpts_and_strengths():
     assert messages[-1]["content"] == f"1. {line}\n2. {line}"
 
 
-@pytest.mark.parametrize(("macro", "text"), [("detect", CAT.plain), ("fuzz", CAT.marked)])
+@pytest.mark.parametrize(("macro", "text"), [("detect", CAT.plain), ("fuzz", CAT.marked), ("select", CAT.plain)])
 def test_the_own_template_asks_for_judgements(macro: str, text: str):
     messages = getattr(Prompts(), macro)("cats", [CAT])
     assert [each["role"] for each in messages] == ["system", "user", "assistant", "user"]
@@ -126,3 +126,39 @@ def test_an_explanation_is_found_in_an_answer(answer: str, explanation: str | No
 )
 def test_judgements_are_found_in_an_answer(answer: str, judgements: list[int | None]):
     assert judgements_in(answer, 3) == judgements
+
+
+@pytest.mark.parametrize(
+    ("answer", "selected"),
+    [
+        ("2, 4", [0, 1, 0, 1]),
+        ("4,2.", [0, 1, 0, 1]),
+        ("Excerpts: 1, 2 and 4", [1, 1, 0, 1]),
+        ("1\n3\n", [1, 0, 1, 0]),
+        ("[1, 3]", [1, 0, 1, 0]),
+        ("The pattern is rare.\n3", [0, 0, 1, 0]),
+        ("None.", [0] * 4),
+        ("<think>1, 2</think> **none**", [0] * 4),
+        ("none, 2", [None] * 4),
+        ("2, 5", [None] * 4),
+        ("0", [None] * 4),
+        ("1: yes\n2: no\n3: no\n4: no", [None] * 4),
+        ("All of them.", [None] * 4),
+        ("", [None] * 4),
+    ],
+)
+def test_the_numbers_of_excerpts_are_found_in_an_answer(answer: str, selected: list[int | None]):
+    assert selected_in(answer, 4) == selected
+
+
+def test_the_selection_in_the_own_template_can_be_read():
+    assert selected_in(Prompts().select("cats", [CAT])[2]["content"], 4) == [0, 1, 0, 1]
+
+
+def test_a_template_may_lack_the_macro_of_the_selection_until_it_is_asked(tmp_path: Path):
+    own = tmp_path / "own.jinja"
+    own.write_text(TEMPLATE.read_text().replace("macro select(", "macro reject("))
+    prompts = Prompts(own)
+    assert prompts.detect("cats", [CAT])
+    with pytest.raises(ValueError, match=r"own\.jinja has no macro 'select'; a template of prompts has the macros of"):
+        prompts.select("cats", [CAT])

@@ -67,6 +67,7 @@ def test_scores_are_those_of_their_definitions():
         positives=4,
         negatives=6,
         unreadable=2,
+        accuracy=7 / 10,
     )
 
 
@@ -77,5 +78,5 @@ def test_a_constant_judge_is_at_chance(answer: int):
 
 def test_what_the_examples_do_not_determine_is_unknown():
     assert scores_of([(True, 0), (False, None)]) == Scores(
-        balanced_accuracy=None, precision=None, recall=0.0, f1=0.0, positives=1, negatives=0, unreadable=1
+        balanced_accuracy=None, precision=None, recall=0.0, f1=0.0, positives=1, negatives=0, unreadable=1, accuracy=0.0
     )

@@ -4,6 +4,7 @@ from fsae.evaluation.absorption import Absorption
 from fsae.evaluation.agreement import Agreement
 from fsae.evaluation.amortisation import Amortisation
 from fsae.evaluation.attention import AttentionHeads
+from fsae.evaluation.autointerp import Autointerp
 from fsae.evaluation.circuits import Circuits
 from fsae.evaluation.code import Code
 from fsae.evaluation.concepts import Concepts
@@ -41,4 +42,5 @@ CHOICES: dict[str, type[Evaluation]] = {
     "ood": Ood,
     "ravel": Ravel,
     "concepts": Concepts,
+    "autointerp": Autointerp,
 }

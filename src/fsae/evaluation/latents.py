@@ -107,9 +107,11 @@ class Latents(Evaluation, group="eval.latents"):
         ]
         survey_slices(contexts, runs, subject.heartbeat, self.workers)
         with working("labelling latents"):
-            return [
+            found = [
                 self._measured(contexts, slices, run, subject) for slices, run in zip(runs, subject.runs, strict=True)
             ]
+        subject.keep([store for _, stores in found for store in stores])
+        return [measured for measured, _ in found]
 
     def _contexts(self, subject: Subject) -> Contexts:
         text = subject.source.text
@@ -177,7 +179,9 @@ class Latents(Evaluation, group="eval.latents"):
         # Another version may keep something else.
         return digest_of({"data": data, "sizes": sizes, "weights": weights, "version": version("fsae")})
 
-    def _measured(self, contexts: Contexts, slices: Slices, run: Examined, subject: Subject) -> Measured:
+    def _measured(
+        self, contexts: Contexts, slices: Slices, run: Examined, subject: Subject
+    ) -> tuple[Measured, list["NewStore"]]:
         found: dict[Autoencoder, LatentFindings] = {}
         for number, autoencoder in enumerate(slices.autoencoders):
             triggers = self.triggers if autoencoder in run.autoencoders else 0
@@ -191,7 +195,7 @@ class Latents(Evaluation, group="eval.latents"):
                 subject.heartbeat,
             )
         controls = dict(zip(slices.autoencoders, slices.autoencoders[1:], strict=False))
-        numbers, controlled, folders = [], [], {}
+        numbers, controlled, folders, stores = [], [], {}, []
         for member, autoencoder in enumerate(run.autoencoders):
             own, control = found[autoencoder], controls.get(autoencoder)
             of_control = None if control is None or control in run.autoencoders else found[control]
@@ -199,14 +203,14 @@ class Latents(Evaluation, group="eval.latents"):
             numbers.append({name: value for name, value in own.numbers.items() if name in self.meanings})
             controlled.append(meta.control)
             several = len(run.autoencoders) > 1
-            name = f"latents/{member}" if several else "latents"
             place = None if run.folder is None else (run.folder, member if several else None)
             # What was surveyed is needed until the last folder is written.
             close = slices.close if member == len(run.autoencoders) - 1 else None
-            folders[name] = partial(_write, own, contexts, meta, close, place)
+            stores.append(NewStore(own, contexts, meta))
+            folders[store_name(run, member)] = partial(_write, stores[-1], close, place)
         common = set.intersection(*(set(each) for each in numbers))
         of_each = [{name: each[name] for name in each if name in common} for each in numbers]
-        return Measured(of_each, content={"latents_control": controlled}, folders=folders)
+        return Measured(of_each, content={"latents_control": controlled}, folders=folders), stores
 
     def _meta(self, contexts: Contexts, autoencoder: Autoencoder, found: LatentFindings, subject: Subject) -> Meta:
         by_text = contexts.count * contexts.length - found.samples - found.left_out
@@ -236,6 +240,28 @@ class Latents(Evaluation, group="eval.latents"):
         )
 
 
+@dataclass(frozen=True, eq=False)
+class NewStore:
+    """The latent store of one autoencoder before it is written, for evaluations that read it."""
+
+    found: LatentFindings
+    contexts: Contexts
+    meta: Meta
+
+    def write(self, folder: Path) -> None:
+        """Replace the store in a folder.
+
+        Raises:
+            OSError: no space is left; an earlier store is untouched.
+        """
+        write_findings(self.found, self.contexts, self.meta, folder)
+
+
+def store_name(run: Examined, member: int) -> str:
+    """Return the folder of a member's latent store in the run's folder."""
+    return f"latents/{member}" if len(run.autoencoders) > 1 else "latents"
+
+
 @torch.no_grad()
 def _codes(autoencoder: Autoencoder, vectors: Float[Tensor, "vectors d_in"]) -> Codes:
     return autoencoder.encode(vectors.to(autoencoder.W_dec), sparse=True).codes
@@ -253,18 +279,13 @@ def _first_vectors(contexts: Contexts) -> Float[Tensor, "vectors d_in"]:
 
 
 def _write(
-    found: LatentFindings,
-    contexts: Contexts,
-    meta: Meta,
-    close: Callable[[], None] | None,
-    place: tuple[Path, int | None] | None,
-    folder: Path,
+    store: NewStore, close: Callable[[], None] | None, place: tuple[Path, int | None] | None, folder: Path
 ) -> None:
     """Write the store and its pages; `place` is the run's folder and the member, if there is a run."""
     from fsae.analysis.latent_pages import write_latent_pages
     from fsae.analysis.origin import Origin
 
-    write_findings(found, contexts, meta, folder)
+    store.write(folder)
     if close is not None:
         close()
     write_latent_pages(LatentStore(folder), folder, Origin("latents") if place is None else Origin.of(*place))

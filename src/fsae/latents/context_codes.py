@@ -11,6 +11,7 @@ from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.language_models.sites import Site
 from fsae.latents.excerpts import Excerpt
 from fsae.latents.triggers import ReadableModel
+from fsae.progress import Progress
 
 
 def context_codes(
@@ -19,6 +20,7 @@ def context_codes(
     autoencoder: Autoencoder,
     tokens: Int[np.ndarray, "contexts context"],
     rows_at_once: int = 16,
+    heartbeat: Callable[[], None] = lambda: None,
 ) -> Callable[[Sequence[tuple[int, Excerpt]]], list[Float[np.ndarray, " tokens"]]]:
     """Return a function that returns the absolute codes of a latent at the tokens of an excerpt, for each pair of both.
 
@@ -30,6 +32,7 @@ def context_codes(
         autoencoder: in evaluation mode and in raw units.
         tokens: all text of the store.
         rows_at_once: rows per forward pass.
+        heartbeat: called after each forward pass; may raise to stop.
     """
     assert not autoencoder.training
 
@@ -40,6 +43,7 @@ def context_codes(
             places[excerpt.context].append(number)
         contexts = sorted(places)
         found: dict[int, np.ndarray] = {}
+        progress = Progress("reading excerpts", len(contexts), "contexts")
         for begin in range(0, len(contexts), rows_at_once):
             some = contexts[begin : begin + rows_at_once]
             rows = torch.from_numpy(np.asarray(tokens[some], np.int64))
@@ -49,6 +53,9 @@ def context_codes(
                     latent, excerpt = pairs[number]
                     own = codes[excerpt.begin : excerpt.begin + len(excerpt.tokens), latent]
                     found[number] = own.abs().float().cpu().numpy()
+            progress.advance(len(some))
+            heartbeat()
+        progress.close()
         return [found[number] for number in range(len(pairs))]
 
     return codes_of

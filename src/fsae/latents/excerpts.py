@@ -106,9 +106,9 @@ def positives_of(store: LatentStore, latent: int, sizes: ExcerptSizes) -> Positi
     """
     random = np.random.default_rng((sizes.seed, latent))
     hits = store.hits(latent)
-    shown = _distinct(_excerpts(store, hits.query("rank % 2 == 0"), sizes, random))
+    shown = distinct(excerpts_of(store, hits.query("rank % 2 == 0"), sizes.width, random))
     shown = _spread(shown, sizes.shown)
-    scored = _distinct(_excerpts(store, hits.query("rank % 2 == 1"), sizes, random), shown)
+    scored = distinct(excerpts_of(store, hits.query("rank % 2 == 1"), sizes.width, random), shown)
     return Positives(shown, _spread(scored, sizes.scored))
 
 
@@ -144,8 +144,8 @@ class Negatives:
             nearest = table["decoder_neighbours"].iloc[latent]
             near = [] if nearest is None else self._hits_of(nearest.tolist(), NEIGHBOUR, random)
             used = [*own.shown, *own.scored]
-            near = _distinct(_shuffled(near, random), used)[:most]
-            far = _distinct(_shuffled(anywhere, random), [*used, *near])[:most]
+            near = distinct(_shuffled(near, random), used)[:most]
+            far = distinct(_shuffled(anywhere, random), [*used, *near])[:most]
             candidates += [(latent, each) for each in (*near, *far)]
         off: dict[int, list[Excerpt]] = {latent: [] for latent in latents}
         for (latent, excerpt), codes in zip(candidates, self._codes(candidates), strict=True):
@@ -157,33 +157,48 @@ class Negatives:
         """Return hits of random latents: the candidates for the random negatives of all latents."""
         random = np.random.default_rng(self._sizes.seed)
         drawn = random.choice(alive, min(_RANDOM_LATENTS, len(alive)), replace=False)
-        hits = _distinct(_shuffled(self._hits_of(drawn.tolist(), RANDOM, random), random))
+        hits = distinct(_shuffled(self._hits_of(drawn.tolist(), RANDOM, random), random))
         return hits[: _POOL * self._sizes.scored]
 
     def _hits_of(self, latents: Iterable[int], kind: str, random: np.random.Generator) -> list[Excerpt]:
         hits = [self._store.hits(latent) for latent in latents]
-        return [each for own in hits for each in _excerpts(self._store, own, self._sizes, random, kind)]
+        return [each for own in hits for each in excerpts_of(self._store, own, self._sizes.width, random, kind)]
 
 
-def _excerpts(
-    store: LatentStore, hits: pd.DataFrame, sizes: ExcerptSizes, random: np.random.Generator, kind: str | None = None
+def excerpts_of(
+    store: LatentStore,
+    hits: pd.DataFrame,
+    width: int,
+    random: np.random.Generator | None = None,
+    kind: str | None = None,
 ) -> list[Excerpt]:
-    """Return an excerpt per hit, the strongest first."""
+    """Return an excerpt per hit, the strongest first.
+
+    Args:
+        store: with the text.
+        hits: of the store.
+        width: tokens per excerpt.
+        random: draws the place of the peak in its excerpt; None for the middle.
+        kind: of the excerpts; None for the hits' groups.
+    """
     hits = hits.iloc[np.argsort(-np.abs(hits["value"].to_numpy()), kind="stable")]
     found = []
     names = ("group", "context", "position", "begin", "values")
     for group, context, position, first, values in zip(*(hits[name].tolist() for name in names), strict=True):
         end = first + len(values)
-        least, most = max(first, position - sizes.width + 1), min(position, end - sizes.width)
-        begin = int(random.integers(least, most + 1)) if least <= most else first
-        end = min(end, begin + sizes.width)
+        least, most = max(first, position - width + 1), min(position, end - width)
+        begin = first
+        if least <= most:
+            middle = min(max(position - width // 2, least), most)
+            begin = middle if random is None else int(random.integers(least, most + 1))
+        end = min(end, begin + width)
         tokens = tuple(store.tokens[context, begin:end].tolist())
         codes = np.abs(np.asarray(values, np.float32)[begin - first : end - first])
         found.append(Excerpt(kind or group, context, position, begin, tokens, codes))
     return found
 
 
-def _distinct(excerpts: Iterable[Excerpt], others: Iterable[Excerpt] = ()) -> list[Excerpt]:
+def distinct(excerpts: Iterable[Excerpt], others: Iterable[Excerpt] = ()) -> list[Excerpt]:
     """Return the excerpts, each context and each text once, without those of `others`."""
     contexts = {each.context for each in others}
     texts = {each.tokens for each in others}

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,14 @@ from fsae.latents.prompts import Messages, Prompts, Shown, explanation_in, shown
 from fsae.latents.scoring import (
     DETECTION,
     FUZZING,
+    SELECTION,
     TESTS,
     Question,
     judged_example,
     questions_of,
     scores_of,
 )
+from fsae.latents.selection import FIRING, SelectionSizes, random_excerpts, selected_positives, selection_of
 from fsae.outputs.explanations import (
     ANSWERS,
     EXPLANATIONS,
@@ -75,6 +77,9 @@ class Cost:
     requests: int
     prompt_tokens: int
     answer_tokens: int
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
     def __str__(self) -> str:
         before = f" ({self.finished:,} are explained already)" if self.finished else ""
@@ -134,6 +139,8 @@ class Explainer:
         prompts: the questions.
         sizes: of the excerpts.
         requests: their sizes.
+        selection: sizes of SAEBench's test; None if it is not asked.
+        heartbeat: called after each answer; may raise to stop.
 
     Raises:
         ValueError: the store is not of text.
@@ -144,6 +151,8 @@ class Explainer:
     prompts: Prompts
     sizes: ExcerptSizes = field(default_factory=ExcerptSizes)
     requests: RequestSettings = field(default_factory=RequestSettings)
+    selection: SelectionSizes | None = None
+    heartbeat: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         if self.store.meta.kind != "text":
@@ -162,21 +171,23 @@ class Explainer:
         meta = self.store.meta
         data = [meta.contexts, meta.context, meta.positions, meta.window, meta.top, meta.per_bin, meta.seed]
         of_requests = [self.requests.per_request, self.requests.answer_tokens]
-        return digest_of({"sizes": asdict(self.sizes), "requests": of_requests, "data": data})
+        more = {} if self.selection is None else {"selection": asdict(self.selection)}
+        return digest_of({"sizes": asdict(self.sizes), "requests": of_requests, "data": data} | more)
 
-    def chosen(self, latents: int | Sequence[int]) -> list[int]:
+    def chosen(self, latents: int | Sequence[int], active: int = 1) -> list[int]:
         """Return the latents to explain, each with enough excerpts.
 
         Args:
             latents: their indices; or a number of them, for a random sample of the latents that have enough. A larger
                 number adds to the sample of a smaller one.
+            active: samples on which a latent of the random sample is on, at least.
 
         Raises:
             ValueError: there is no such latent, or none has enough excerpts.
         """
         if isinstance(latents, int):
             table = self.store.table
-            alive = table["latent"].to_numpy()[table["count"].to_numpy() > 0]
+            alive = table["latent"].to_numpy()[table["count"].to_numpy() >= active]
             candidates, most = np.random.default_rng(self.sizes.seed).permutation(alive).tolist(), latents
         else:
             candidates, most = list(dict.fromkeys(latents)), len(latents)
@@ -208,7 +219,7 @@ class Explainer:
                 requests, generated = requests + 1, generated + _EXPLANATION_TOKENS
                 characters += _length(question)
             # The negatives are unknown so far; they are as long as the positives, and as many.
-            judged = self._questions(latent, own.scored, own.scored)
+            judged = self._questions(latent, own, own.scored, self._random(latent, own))
             requests, generated = requests + sides * len(judged), generated + sides * len(judged) * _JUDGEMENT_TOKENS
             characters += sides * sum(_length(each.messages(self.prompts, "x" * _EXPLANATION)) for each in judged)
         return Cost(len(left), len(latents) - len(left), requests, math.ceil(characters / _CHARACTERS), generated)
@@ -234,9 +245,15 @@ class Explainer:
             finished = {latent: before[latent] for latent in latents if latent in before}
             if left:
                 positives = [self._positives(latent) for latent in left]
-                negatives = Negatives(self.store, self.sizes, codes()).of(left, positives)
+                codes_of = codes()
+                negatives = Negatives(self.store, self.sizes, codes_of).of(left, positives)
+                rest = self._random_of(left, positives, codes_of)
+                questions = {
+                    latent: self._questions(latent, own, off, random)
+                    for latent, own, off, random in zip(left, positives, negatives, rest, strict=True)
+                }
                 try:
-                    for each in self._explained(left, positives, negatives, finished, answers):
+                    for each in self._explained(left, positives, questions, finished, answers):
                         append_line(self.folder / EXPLANATIONS, explanation_line(each))
                         finished[each.latent] = each
                 except EndpointError as error:
@@ -260,7 +277,7 @@ class Explainer:
         self,
         latents: Sequence[int],
         positives: Sequence[Positives],
-        negatives: Sequence[Sequence[Excerpt]],
+        all_questions: dict[int, list[Question]],
         finished: dict[int, Explanation],
         answers: Answers,
     ) -> Iterator[Explanation]:
@@ -269,9 +286,8 @@ class Explainer:
         known = {latent: each.explanation for latent, each in finished.items()} | texts
         partners = _partners([latent for latent, text in known.items() if text], self.sizes.seed)
         shown_of, questions, jobs = dict(zip(latents, positives, strict=True)), {}, []
-        for latent, own, off in zip(latents, positives, negatives, strict=True):
-            text = texts[latent]
-            questions[latent] = self._questions(latent, own.scored, off) if text else []
+        for latent, text in texts.items():
+            questions[latent] = all_questions[latent] if text else []
             sides = {OWN: text, CONTROL: known[partners[latent]] if latent in partners else None}
             jobs += [
                 ((latent, side, number), question.messages(self.prompts, explanation))
@@ -292,6 +308,7 @@ class Explainer:
         with closing(Progress("judging explanations", len(jobs), "requests")) as progress:
             for (latent, side, number), answer in answers.all(jobs, self.requests.at_once):
                 progress.advance(1)
+                self.heartbeat()
                 judgements = judged[latent][side, number] = questions[latent][number].judgements(answer)
                 tried, readable = tried + 1, readable or any(each is not None for each in judgements)
                 if not readable and tried == min(_TRIED, len(jobs)):
@@ -315,6 +332,7 @@ class Explainer:
             for latent, answer in answers.all(questions, self.requests.at_once):
                 texts[latent] = explanation_in(answer)
                 progress.advance(1)
+                self.heartbeat()
         if not any(texts.values()):
             raise EndpointError(
                 f"none of {len(texts)} answers of model {self.endpoint.model} has an explanation; if it thinks before "
@@ -354,9 +372,11 @@ class Explainer:
             **self._identity(),
             detection=scores(OWN, DETECTION),
             fuzzing=scores(OWN, FUZZING),
+            selection=scores(OWN, SELECTION),
             control_of=partner,
             control_detection=scores(CONTROL, DETECTION),
             control_fuzzing=scores(CONTROL, FUZZING),
+            control_selection=scores(CONTROL, SELECTION),
             shown=[each.context for each in positives.shown],
             judged=[
                 judged_example(test, each, judgement(OWN, number, place), judgement(CONTROL, number, place))
@@ -382,8 +402,33 @@ class Explainer:
         strengths = [max(1, math.ceil(10 * code / largest - 1e-6)) for code in excerpt.codes[marked].tolist()]
         return shown(self._strings(excerpt.tokens), marked.tolist(), strengths)
 
-    def _questions(self, latent: int, positives: Sequence[Excerpt], negatives: Sequence[Excerpt]) -> list[Question]:
-        return questions_of(latent, positives, negatives, self.sizes, self._strings, self.requests.per_request)
+    def _questions(
+        self, latent: int, own: Positives, negatives: Sequence[Excerpt], random: Sequence[Excerpt]
+    ) -> list[Question]:
+        found = questions_of(latent, own.scored, negatives, self.sizes, self._strings, self.requests.per_request)
+        if selected := self._selected(latent, own):
+            found.append(selection_of(latent, selected, random, self._strings, self.sizes.seed))
+        return found
+
+    def _selected(self, latent: int, own: Positives) -> list[Excerpt]:
+        """Return the positives of SAEBench's test; none if it is not asked, or if the latent has too few."""
+        if self.selection is None:
+            return []
+        return selected_positives(self.store, latent, own, self.selection, self.sizes.seed)
+
+    def _random(self, latent: int, own: Positives) -> list[Excerpt]:
+        """Return the negatives of SAEBench's test."""
+        selected = self._selected(latent, own)
+        if self.selection is None or not selected:
+            return []
+        return random_excerpts(self.store, latent, own, selected, self.selection, self.sizes.seed)
+
+    def _random_of(self, latents: Sequence[int], positives: Sequence[Positives], codes: Codes) -> list[list[Excerpt]]:
+        """Return the negatives of SAEBench's test for each latent, marked if the latent is on in them."""
+        found = [self._random(latent, own) for latent, own in zip(latents, positives, strict=True)]
+        pairs = [(latent, each) for latent, own in zip(latents, found, strict=True) for each in own]
+        is_on = iter([bool(each.any()) for each in codes(pairs)])
+        return [[replace(each, kind=FIRING) if next(is_on) else each for each in own] for own in found]
 
     def _strings(self, tokens: Sequence[int]) -> list[str]:
         return [self.store.strings[token] for token in tokens]
@@ -438,12 +483,7 @@ def explained_numbers(explanations: Sequence[Explanation]) -> dict[str, float | 
         add(f"control_{test}", [control for _, control in pairs if control is not None])
         both = [own - control for own, control in pairs if own is not None and control is not None]
         add(f"{test}_above_control", both)
-    scores = [
-        found
-        for each in explanations
-        for found in (each.detection, each.fuzzing, each.control_detection, each.control_fuzzing)
-        if found is not None
-    ]
+    scores = [found for each in explanations for found in each.all_scores]
     judged = sum(each.positives + each.negatives + each.unreadable for each in scores)
     numbers["unreadable"] = sum(each.unreadable for each in scores) / judged if judged else None
     return numbers

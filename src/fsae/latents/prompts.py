@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import groupby
@@ -17,11 +17,13 @@ from fsae.errors import first_line
 TEMPLATE = Path(__file__).with_name("prompts.jinja")
 # The text around marked tokens.
 _BEGIN, _END = "<<", ">>"
-_EXPLAIN, _DETECT, _FUZZ = "explain", "detect", "fuzz"
+_EXPLAIN, _DETECT, _FUZZ, _SELECT = "explain", "detect", "fuzz", "select"
 _ROLE = re.compile(r"^### (system|user|assistant)[ \t]*$", re.MULTILINE)
 _LIST = re.compile(r"\[\s*[01](?:\s*,\s*[01])*\s*\]")
 # A number and a judgement, such as "2: yes", "2. **No**" and "(2) 1".
 _LINE = re.compile(r"^[\s*(#-]*(\d+)[\s*.):-]+(yes|no|1|0)\b", re.MULTILINE | re.IGNORECASE)
+# The words and numbers of a list.
+_NUMBER = re.compile(r"\w+")
 # Text in which some models think before they answer.
 _THOUGHT = re.compile(r"^.*</think(?:ing)?>", re.DOTALL)
 _PREFIX = re.compile(r"^.*\bexplanation\W*:", re.DOTALL | re.IGNORECASE)
@@ -69,7 +71,8 @@ class Prompts:
 
     Args:
         path: a file of jinja2 with the macros `explain(excerpts)`, `detect(explanation, excerpts)` and
-            `fuzz(explanation, excerpts)`; None for fsae's own.
+            `fuzz(explanation, excerpts)`, and for `eval=[autointerp]` also `select(explanation, excerpts)`; None for
+            fsae's own.
 
     Attributes:
         digest: eight hexadecimal digits that identify the template.
@@ -92,11 +95,8 @@ class Prompts:
             self._module = environment.from_string(source).module
         except TemplateError as error:
             raise self._broken(error) from None
-        missing = [name for name in (_EXPLAIN, _DETECT, _FUZZ) if not callable(getattr(self._module, name, None))]
-        if missing:
-            raise ValueError(
-                f"{self._path} has no macro {missing[0]!r}; a template of prompts has the macros of {TEMPLATE}"
-            )
+        for name in (_EXPLAIN, _DETECT, _FUZZ):
+            self._macro(name)
 
     def explain(self, excerpts: Sequence[Shown]) -> Messages:
         """Return the question for an explanation."""
@@ -110,9 +110,20 @@ class Prompts:
         """Return the question whose marks an explanation fits."""
         return self._messages(_FUZZ, explanation, excerpts)
 
+    def select(self, explanation: str, excerpts: Sequence[Shown]) -> Messages:
+        """Return the question for the numbers of the excerpts that an explanation fits."""
+        return self._messages(_SELECT, explanation, excerpts)
+
+    def _macro(self, name: str) -> Callable[..., object]:
+        found = getattr(self._module, name, None)
+        if not callable(found):
+            raise ValueError(f"{self._path} has no macro {name!r}; a template of prompts has the macros of {TEMPLATE}")
+        return found
+
     def _messages(self, macro: str, *arguments: object) -> Messages:
+        call = self._macro(macro)
         try:
-            text = str(getattr(self._module, macro)(*arguments))
+            text = str(call(*arguments))
         except (TemplateError, TypeError) as error:
             raise self._broken(error, macro) from None
         # Text, role, text, role, text, ...
@@ -152,6 +163,23 @@ def judgements_in(answer: str, count: int) -> list[int | None]:
             return list(each)
     lines = {int(number): int(word.lower() in ("yes", "1")) for number, word in _LINE.findall(text)}
     return [lines.get(number) for number in range(1, count + 1)]
+
+
+def selected_in(answer: str, count: int) -> list[int | None]:
+    """Return 1 for each of `count` excerpts whose number is in a model's answer and 0 for the others; None for all if
+    the answer is no list of such numbers.
+
+    An answer is a list of numbers, or "none". If there is more, the last line counts.
+    """
+    lines = [line for line in _THOUGHT.sub("", answer).splitlines() if line.strip()]
+    for text in (",".join(lines), lines[-1] if lines else ""):
+        parts = _NUMBER.findall(text.rpartition(":")[2])
+        numbers = {int(part) for part in parts if part.isdecimal()}
+        rest = [part for part in parts if not part.isdecimal() and part.lower() != "and"]
+        is_none = [part.lower() for part in rest] == ["none"] and not numbers
+        if is_none or (numbers and not rest and numbers <= set(range(1, count + 1))):
+            return [int(number in numbers) for number in range(1, count + 1)]
+    return [None] * count
 
 
 def _quoted(text: str) -> str:

@@ -2,7 +2,8 @@
 
 Detection asks in which excerpts the explanation's pattern occurs: excerpts in which the latent is on, and others in
 which it is off. Fuzzing asks whether the right tokens are marked: the same excerpts with marks on the strong tokens,
-and with as many marks on other tokens (Paulo et al. 2024, arXiv 2410.13928).
+and with as many marks on other tokens (Paulo et al. 2024, arXiv 2410.13928). Selection is SAEBench's test
+(`fsae.latents.selection`): one list of excerpts, of which those that fit are to be named.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from fsae.latents.excerpts import Excerpt, ExcerptSizes
-from fsae.latents.prompts import Messages, Prompts, Shown, judgements_in, shown
+from fsae.latents.prompts import Messages, Prompts, Shown, judgements_in, selected_in, shown
 from fsae.outputs.explanations import Scores
 
-DETECTION, FUZZING = "detection", "fuzzing"
+DETECTION, FUZZING, SELECTION = "detection", "fuzzing", "selection"
+# Those of every explanation; selection is asked on request.
 TESTS = (DETECTION, FUZZING)
 # Kinds of examples of fuzzing.
 RIGHT, WRONG = "right", "wrong"
@@ -43,7 +45,7 @@ class Question:
     """Examples that one request asks for.
 
     Attributes:
-        test: `DETECTION` or `FUZZING`.
+        test: `DETECTION`, `FUZZING` or `SELECTION`.
         examples: in the order of the request.
     """
 
@@ -52,12 +54,13 @@ class Question:
 
     def messages(self, prompts: Prompts, explanation: str) -> Messages:
         """Return the request for an explanation."""
-        ask = prompts.detect if self.test == DETECTION else prompts.fuzz
+        ask = {DETECTION: prompts.detect, FUZZING: prompts.fuzz, SELECTION: prompts.select}[self.test]
         return ask(explanation, [each.shown for each in self.examples])
 
     def judgements(self, answer: str) -> list[int | None]:
         """Return the answer's judgement of each example; None for those that it has no readable one of."""
-        return judgements_in(answer, len(self.examples))
+        read = selected_in if self.test == SELECTION else judgements_in
+        return read(answer, len(self.examples))
 
 
 def questions_of(
@@ -132,6 +135,7 @@ def scores_of(judged: Sequence[tuple[bool, int | None]]) -> Scores:
         positives=hit + miss,
         negatives=rejection + alarm,
         unreadable=len(judged) - len(readable),
+        accuracy=_ratio(hit + rejection, len(readable)),
     )
 
 

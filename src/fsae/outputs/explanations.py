@@ -30,6 +30,7 @@ class Scores:
         positives: positive examples with a readable answer.
         negatives: negative examples with a readable answer.
         unreadable: examples without a readable answer; the numbers leave them out.
+        accuracy: share of the examples that were judged correctly.
     """
 
     balanced_accuracy: float | None
@@ -39,6 +40,8 @@ class Scores:
     positives: int
     negatives: int
     unreadable: int
+    # Lines of earlier versions lack it.
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +57,11 @@ class Explanation:
         weights: digest of the dictionary, as in the latent store's `meta.json`.
         detection: scores of judging plain excerpts; None without explanation or without examples.
         fuzzing: scores of judging marked tokens.
+        selection: scores of naming those of a list of excerpts that fit; None if that was not asked.
         control_of: the latent whose explanation the control judged; None without control.
         control_detection: scores of that explanation on the same excerpts.
         control_fuzzing: scores of that explanation on the same marked tokens.
+        control_selection: scores of that explanation on the same list.
         shown: rows of the store's tokens that the explanation was made from.
         judged: a mapping per example: `test`, `kind`, `context` (row of the store's tokens), `position`, and the
             answers `own` and `control` (1, 0, or None if it was unreadable).
@@ -70,14 +75,21 @@ class Explanation:
     weights: str
     detection: Scores | None = None
     fuzzing: Scores | None = None
+    selection: Scores | None = None
     control_of: int | None = None
     control_detection: Scores | None = None
     control_fuzzing: Scores | None = None
+    control_selection: Scores | None = None
     shown: list[int] = field(default_factory=list)
     judged: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def all_scores(self) -> list[Scores]:
+        """Return the scores of all tests that were asked, the control's included."""
+        return [found for name in _SCORES if (found := getattr(self, name)) is not None]
 
-_SCORES = ("detection", "fuzzing", "control_detection", "control_fuzzing")
+
+_SCORES = ("detection", "fuzzing", "selection", "control_detection", "control_fuzzing", "control_selection")
 
 
 def explanations_folder(latents: Path) -> Path:
