@@ -30,7 +30,7 @@ def test_every_evaluation_has_a_yaml_file_of_its_name():
 
 def test_the_suite_has_every_evaluation_that_runs_alone():
     settings = settings_of(composed(f"eval=[{SUITE}]"))
-    assert settings.eval.keys() == CHOICES.keys() - {"agreement", "geometry", "stability"}
+    assert settings.eval.keys() == CHOICES.keys() - {"agreement", "geometry", "stability", "scr", "tpp"}
 
 
 @pytest.mark.parametrize("name", CHOICES)
