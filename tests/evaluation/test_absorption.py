@@ -95,7 +95,7 @@ def test_latents_of_words_that_hold_the_letter_absorb_it():
     assert measured(dictionary(absorbs=True))[0] == absorbing
 
 
-def test_a_dead_dictionary_has_no_score_and_the_others_keep_theirs():
+def test_a_dead_dictionary_has_no_score_and_others_keep_their_own():
     dead = dictionary(absorbs=False)
     with torch.no_grad():
         dead.get_parameter("b_enc").fill_(-100)

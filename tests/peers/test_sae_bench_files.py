@@ -13,7 +13,8 @@ from tests.publishing.evaluated_run import SAE, SPLICE, VECTORS, write_run
 pytestmark = pytest.mark.peers
 
 KINDS = (
-    "core", "sparse_probing", "sparse_probing_sae_probes", "absorption_first_letter", "ravel", "autointerp", "scr", "tpp",
+    "core", "sparse_probing", "sparse_probing_sae_probes", "absorption_first_letter", "ravel", "autointerp",
+    "scr", "tpp",
 )  # fmt: skip
 
 
