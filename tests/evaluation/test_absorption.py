@@ -1,5 +1,6 @@
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -8,7 +9,9 @@ from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.standard import StandardSettings
+from fsae.evaluation import absorption
 from fsae.evaluation.absorption import Absorption
+from fsae.evaluation.downstream.letter_probes import letter_probes
 from fsae.language_models.sites import Site
 from tests.evaluation.downstream.texts import Text, subject_on
 
@@ -68,9 +71,9 @@ def dictionary(absorbs: bool) -> Autoencoder:
 
 
 def measured(
-    *autoencoders: Autoencoder, settings: Absorption = SETTINGS, spells: bool = True
+    *autoencoders: Autoencoder, settings: Absorption = SETTINGS, spells: bool = True, kept_in: Path | None = None
 ) -> list[dict[str, float]]:
-    text = Text()
+    text = Text(kept_in)
     text.model = cast(Any, SpellingModel(spells))
     subject = subject_on(text, autoencoders)
     return [dict(found.numbers[0]) for found in settings.measure(subject)]
@@ -108,3 +111,12 @@ def test_a_dead_dictionary_has_no_score_and_others_keep_their_own():
 def test_a_model_that_cannot_spell_is_refused():
     with pytest.raises(ValueError, match="do not distinguish first letters"):
         measured(dictionary(absorbs=False), spells=False)
+
+
+def test_a_further_dictionary_shares_the_letters_probes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fitted: list[int] = []
+    monkeypatch.setattr(absorption, "letter_probes", lambda *data: fitted.append(1) or letter_probes(*data))
+    found = [measured(dictionary(absorbs=True), kept_in=kept_in) for kept_in in (None, tmp_path, tmp_path)]
+    assert found[0] == found[1] == found[2]
+    # Without a folder, and with an empty one.
+    assert len(fitted) == 2 * SETTINGS.splits

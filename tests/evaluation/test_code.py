@@ -87,8 +87,10 @@ def detector() -> Autoencoder:
     return autoencoder
 
 
-def measured(evaluation: Code, *autoencoders: Autoencoder) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
-    text = Text()
+def measured(
+    evaluation: Code, *autoencoders: Autoencoder, kept_in: Path | None = None
+) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
+    text = Text(kept_in)
     text.model = cast(Any, StringModel())
     found = evaluation.measure(subject_on(text, autoencoders))
     return [dict(each.numbers[0]) for each in found], [each.content["code_types"][0] for each in found]
@@ -124,3 +126,17 @@ def test_files_that_are_not_there_or_do_not_parse_are_refused(folder: Path, tmp_
 def test_too_few_nodes_are_refused(folder: Path):
     with pytest.raises(ValueError, match=r"no type of syntax node is at 100000 tokens"):
         measured(settings(folder, least=100_000), detector())
+
+
+def test_a_further_dictionary_shares_the_losses_without_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    read, logits = list[int](), StringModel.logits
+    monkeypatch.setattr(StringModel, "logits", lambda model, *arguments: read.append(1) or logits(model, *arguments))
+    evaluation, passes = settings(folder, spliced=3, splits=1), []
+    for kept_in in (None, tmp_path, tmp_path):
+        read.clear()
+        found = measured(evaluation, detector(), kept_in=kept_in)
+        passes.append((len(read), found))
+    assert passes[0][1] == passes[1][1] == passes[2][1]
+    assert [count for count, _ in passes] == [9, 9, 3]

@@ -8,7 +8,10 @@ import torch
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.standard import StandardSettings
+from fsae.evaluation import concepts
 from fsae.evaluation.concepts import Concepts
+from fsae.evaluation.downstream.concept_detectors import directions
+from fsae.evaluation.downstream.concept_steering import Steering
 from tests.evaluation.downstream.texts import Text, subject_on
 from tests.evaluation.downstream.words import CONCEPTS, D_IN, OTHERS, OWN, WordModel
 from tests.latents.chat_server import ChatServer
@@ -62,8 +65,10 @@ def settings(folder: Path, **changes: Any) -> Concepts:
     return Concepts(**{**own, "prompts": [f"{word} {OTHERS[0]}" for word in OTHERS[:6]], **changes})
 
 
-def measured(evaluation: Concepts, *autoencoders: Autoencoder) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
-    text = Text()
+def measured(
+    evaluation: Concepts, *autoencoders: Autoencoder, kept_in: Path | None = None
+) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
+    text = Text(kept_in)
     text.model = cast(Any, WordModel())
     found = evaluation.measure(subject_on(text, autoencoders))
     return [dict(each.numbers[0]) for each in found], [each.content["concepts"][0] for each in found]
@@ -161,3 +166,26 @@ def test_too_few_texts_are_refused_before_the_model_runs(folder: Path, tmp_path:
         measured(settings(tmp_path), dictionary())
     with pytest.raises(ValueError, match=r"eval\.concepts: eval\.concepts\.path: .*matches no parquet file|no file"):
         measured(settings(tmp_path / "none"), dictionary())
+
+
+def test_a_further_dictionary_shares_what_owes_nothing_to_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fitted, generated, generate = list[int](), list[int](), Steering._generated
+    monkeypatch.setattr(concepts, "directions", lambda *data: fitted.append(1) or directions(*data))
+    monkeypatch.setattr(
+        Steering, "_generated", lambda steering, rows, shifts: generated.append(1) or generate(steering, rows, shifts)
+    )
+    own = settings(folder, splits=1, steered=1, strengths=[2.0], generated=4)
+    found = [measured(own, dictionary(), kept_in=kept_in) for kept_in in (None, tmp_path)]
+    # The plain texts, and those of two controls and of the latent.
+    assert len(generated) == 2 * (1 + 2 + 1)
+    assert found[1] == found[0]
+    before = len(fitted)
+    assert measured(own, dictionary(), kept_in=tmp_path) == found[0]
+    # Directions for the steering of one concept are fitted; those of the two detectors are kept.
+    assert before == 2 * (2 + 1)
+    assert len(fitted) == before + 1
+    assert len(generated) == 8
+    measured(own, dictionary(knows=False), kept_in=tmp_path)
+    assert len(generated) == 9

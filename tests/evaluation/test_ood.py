@@ -1,4 +1,5 @@
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from fsae.evaluation.downstream.answerability import DOMAINS
 from fsae.evaluation.downstream.labelled_texts import LabelledTexts
 from fsae.evaluation.evaluation import Measured
 from fsae.evaluation.ood import Ood
-from tests.evaluation.downstream.labels import CLASSES, known_latents, measured, random_latents
+from tests.evaluation.downstream.labels import CLASSES, known_latents, measured, random_latents, some_text
 
 SETTINGS = Ood(train=130, test=50, repeats=2)
 
@@ -76,3 +77,17 @@ def test_domains_that_cannot_be_compared_are_refused(changes: dict[str, Any], me
 def test_a_data_set_without_a_shifted_version_is_refused():
     with pytest.raises(ValueError, match="no shifted version of '96_spam_is'"):
         measured(Ood(shifted=["96_spam_is"]), random_latents())
+
+
+def test_a_further_dictionary_shares_the_areas_that_owe_nothing_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fitted: list[int] = []
+    monkeypatch.setattr(ood, "residual_probe", lambda *data: fitted.append(1) or ood.difference_probe(*data))
+    monkeypatch.setattr(ood, "shifted_names", list)
+    monkeypatch.setattr(ood, "answerability", lambda domain, count, seed: some_texts(domain))
+    settings = Ood(train=130, test=50, repeats=1, domains=list(DOMAINS)[:2])
+    texts = [some_text(None), *(some_text(tmp_path) for _ in range(2))]
+    found = [measured(settings, random_latents(), text=text)[0] for text in texts]
+    assert found[0].numbers == found[1].numbers == found[2].numbers
+    assert found[0].content == found[2].content
+    # Two sources, without a folder and with an empty one.
+    assert len(fitted) == 4

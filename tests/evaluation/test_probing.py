@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -6,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fsae.evaluation.downstream.k_sparse import Protocol
+from fsae.evaluation import probing
+from fsae.evaluation.downstream.k_sparse import Protocol, residual_probe
 from fsae.evaluation.downstream.packaged_texts import DOUBTFUL, packaged_names
 from fsae.evaluation.evaluation import Measured
 from fsae.evaluation.probing import CHOSEN, NAMED, Probing, ProbingData
@@ -153,3 +155,18 @@ def test_the_chosen_data_sets_are_in_the_package():
     assert set(CHOSEN) <= set(packaged_names())
     assert not set(CHOSEN) & set(DOUBTFUL)
     assert set(NAMED) == set(Probing().k)
+
+
+def test_a_further_dictionary_shares_the_scores_that_owe_nothing_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fitted: list[int] = []
+    monkeypatch.setattr(probing, "residual_probe", lambda *data: fitted.append(1) or residual_probe(*data))
+    data = settings(write(tmp_path), repeats=1)
+    texts = [some_text(None), *(some_text(tmp_path / "kept") for _ in range(2))]
+    found = [measured(data, random_latents(), text=text)[0] for text in texts]
+    assert found[0].numbers == found[1].numbers == found[2].numbers
+    assert list(found[0].numbers[0]) == list(found[2].numbers[0])
+    assert found[0].content == found[2].content
+    # One question and one split, without a folder and with an empty one.
+    assert len(fitted) == 2
+    measured(replace(data, seed=1), random_latents(), text=texts[2])
+    assert len(fitted) == 3

@@ -6,7 +6,16 @@ import pytest
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.evaluation.evaluation import Measured
 from fsae.evaluation.ravel import Ravel, Score
-from tests.evaluation.downstream.knowing import ATTRIBUTES, OWN, VALUES, apart, knowing_text, together, write_entities
+from tests.evaluation.downstream.knowing import (
+    ATTRIBUTES,
+    OWN,
+    VALUES,
+    KnowingModel,
+    apart,
+    knowing_text,
+    together,
+    write_entities,
+)
 from tests.evaluation.downstream.texts import subject_on
 
 
@@ -15,8 +24,10 @@ def settings(folder: Path, **changes: Any) -> Ravel:
     return Ravel(**{**chosen, **changes})
 
 
-def measured(ravel: Ravel, *autoencoders: Autoencoder, knows: bool = True) -> list[Measured]:
-    return ravel.measure(subject_on(knowing_text(knows), autoencoders))
+def measured(
+    ravel: Ravel, *autoencoders: Autoencoder, knows: bool = True, kept_in: Path | None = None
+) -> list[Measured]:
+    return ravel.measure(subject_on(knowing_text(knows, kept_in), autoencoders))
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +96,21 @@ def test_entities_and_templates_are_drawn_from_the_seed(tmp_path: Path):
     assert {len(each) for each in found.templates.values()} == {1}
     assert found == few._entities()
     assert found.values.keys() != settings(tmp_path, entities=10, seed=4)._entities().values.keys()
+
+
+def test_a_further_dictionary_shares_the_questions_and_the_whole_interchanges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    asked, logits = list[int](), KnowingModel.logits
+    monkeypatch.setattr(KnowingModel, "logits", lambda *given, **at: asked.append(1) or logits(*given, **at))
+    few, passes = settings(tmp_path, steps=1, seeds=1), []
+    for kept_in in (None, tmp_path / "kept", tmp_path / "kept"):
+        asked.clear()
+        (found,) = measured(few, apart(), kept_in=kept_in)
+        passes.append((len(asked), found.numbers, found.content))
+    assert passes[0] == passes[1]
+    assert passes[0][1:] == passes[2][1:]
+    # Two attributes, each with cause and isolation: one pass of whole vectors, three of the mask and three of the
+    # control's.
+    assert passes[2][0] == 2 * 2 * 6
+    assert passes[0][0] > 2 * 2 * 7

@@ -37,6 +37,24 @@ def test_a_gradient_is_the_change_of_the_logits_per_change_of_the_activations(
     assert ((up - down) / 2).sum().item() == pytest.approx((gradient * step).sum().item(), rel=0.02, abs=1e-4)
 
 
+def test_logits_at_one_position_of_each_row_are_those_of_all_positions(tiny: TransformerLensModel):
+    site, at, leaves = Site(name=SiteName.resid_mid, layer=1), torch.tensor([5, 3]), list[Tensor]()
+
+    def cut(x: Tensor) -> Tensor:
+        leaves.append(x.detach().requires_grad_())
+        return leaves[-1]
+
+    everywhere = tiny.differentiable_logits(TOKENS, (site, cut))[torch.arange(2), at][:, None]
+    there = tiny.differentiable_logits(TOKENS, (site, cut), at=at)
+    assert there.shape == (2, 1, tiny.d_vocab)
+    torch.testing.assert_close(there, everywhere)
+    torch.testing.assert_close(tiny.logits(TOKENS, at=at), everywhere)
+    gradients = [
+        torch.autograd.grad(each[..., 7].sum(), x)[0] for each, x in zip((everywhere, there), leaves, strict=True)
+    ]
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
 def test_the_gradient_at_an_earlier_site_includes_paths_through_a_later_one(tiny: TransformerLensModel):
     early, late = Site(name=SiteName.resid_post, layer=0), Site(name=SiteName.resid_mid, layer=2)
     read: dict[Site, Tensor] = {}

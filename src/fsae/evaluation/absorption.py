@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from fsae.evaluation.downstream.letter_probes import LetterProbes, absorbed, let
 from fsae.evaluation.downstream.text_activations import Positions, Reading, TextActivations, text_activations
 from fsae.evaluation.downstream.text_codes import token_codes
 from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.kept import Tensors, digest_of_tensor, digest_of_texts, keeper
 from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Subject
 from fsae.outputs.results import Better, Meaning, Shown, accompanied
@@ -116,9 +118,17 @@ class Absorption(Evaluation, group="eval.absorption"):
         letters = np.array([word.letter for word, kept in zip(words, whole, strict=True) if kept])
         vectors = read.vectors.float().numpy()
         progress = Progress("probing first letters", self.splits * (1 + 2 * len(subject.autoencoders)), "steps")
+        keep = keeper(text)
+        shared = {
+            "probes": "eval.absorption",
+            "prompts": digest_of_texts(prompts),
+            "letters": digest_of_tensor(torch.from_numpy(letters)),
+        }
         probes = []
         for split in range(self.splits):
-            probes.append(self._probes(vectors, letters, split))
+            content = shared | {"split": split, "test_share": self.test_share, "seed": self.seed}
+            kept = keep(content, partial(self._probes, vectors, letters, split))
+            probes.append(LetterProbes(**{name: tensor.numpy() for name, tensor in kept.items()}))
             progress.advance(1)
             subject.heartbeat()
         self._check(probes)
@@ -135,11 +145,12 @@ class Absorption(Evaluation, group="eval.absorption"):
                 "eval.absorption.min_probe_f1"
             )
 
-    def _probes(self, vectors: Float[np.ndarray, "words d_in"], letters: np.ndarray, split: int) -> LetterProbes:
+    def _probes(self, vectors: Float[np.ndarray, "words d_in"], letters: np.ndarray, split: int) -> Tensors:
         order = torch.randperm(len(letters), generator=generator_for(self.seed, "absorption", split)).numpy()
         test_count = max(1, round(self.test_share * len(letters)))
         test, train = np.sort(order[:test_count]), np.sort(order[test_count:])
-        return letter_probes(vectors, letters, train, test)
+        found = letter_probes(vectors, letters, train, test)
+        return {name: torch.from_numpy(each) for name, each in found._asdict().items()}
 
     def _numbers(
         self,

@@ -18,8 +18,10 @@ from fsae.evaluation.downstream.syntax import Language, Passage, passages
 from fsae.evaluation.downstream.text_activations import Reading, TextActivations, text_activations
 from fsae.evaluation.downstream.text_codes import token_codes
 from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.kept import Tensors, digest_of_texts, keeper
 from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Subject
+from fsae.language_models.transformer_lens import Replacement
 from fsae.outputs.results import Better, Meaning, Shown, accompanied
 from fsae.progress import Progress
 from fsae.ranges import COUNT, SEED, between
@@ -265,23 +267,34 @@ class Code(Evaluation, group="eval.code"):
         bos = [model.bos_token_id] if text.prepends_bos else []
         words = [passage.text for passage in chosen]
         spans, rows = model.spans(words), model.tokenise(words)
+        ids = [torch.tensor([[*bos, *row[:_TOKENS]]], dtype=torch.long) for row in rows]
         sums = [defaultdict[str, _Cost](_Cost) for _ in subject.autoencoders]
+
+        def losses(row: Int[Tensor, "1 position"], *replacements: Replacement) -> Float[Tensor, " position"]:
+            logits = model.logits(row, *replacements)[0, :-1].float()
+            return torch.nn.functional.cross_entropy(logits, row[0, 1:].to(logits.device), reduction="none").cpu()
+
+        def without_dictionary() -> Tensors:
+            found: Tensors = {}
+            progress = Progress("running the language model on code", len(ids), "passages")
+            for number, row in enumerate(ids):
+                found[f"base {number}"] = losses(row)
+                found[f"zeros {number}"] = losses(row, (site, torch.zeros_like))
+                progress.advance(1)
+                subject.heartbeat()
+            progress.close()
+            return found
+
+        plain = keeper(text)({"losses": "eval.code", "rows": digest_of_texts(map(str, rows))}, without_dictionary)
         progress = Progress("running the language model on code with reconstructions", len(chosen), "passages")
-        for passage, own_spans, ids in zip(chosen, spans, rows, strict=True):
+        for number, (passage, own_spans, row) in enumerate(zip(chosen, spans, ids, strict=True)):
             types = passage.types(own_spans)[:_TOKENS]
-            row = torch.tensor([[*bos, *ids[:_TOKENS]]], dtype=torch.long)
-            targets = row[0, 1:].to(model.device)
             leaves = [None if each is None else each[0] for each in types][0 if bos else 1 :]
-
-            def losses(*replacements, row: Tensor = row, targets: Tensor = targets) -> list[float]:
-                logits = model.logits(row, *replacements)[0, :-1].float()
-                return torch.nn.functional.cross_entropy(logits, targets, reduction="none").tolist()
-
-            base, zeros = losses(), losses((site, torch.zeros_like))
+            base, zeros = (plain[f"{name} {number}"].tolist() for name in ("base", "zeros"))
             for total, autoencoder in zip(sums, subject.autoencoders, strict=True):
                 # A BOS keeps its own activation, as training leaves it out.
-                spliced = losses((site, lambda x, each=autoencoder: _reconstructed(each, x, len(bos))))
-                for leaf, *own in zip(leaves, base, spliced, zeros, strict=True):
+                spliced = losses(row, (site, lambda x, each=autoencoder: _reconstructed(each, x, len(bos))))
+                for leaf, *own in zip(leaves, base, spliced.tolist(), zeros, strict=True):
                     if leaf is not None:
                         total[leaf].add(*own)
             progress.advance(1)

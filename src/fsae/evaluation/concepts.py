@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -29,6 +30,7 @@ from fsae.evaluation.downstream.controls import densities_in, random_directions
 from fsae.evaluation.downstream.text_activations import Reading, TextActivations, text_activations
 from fsae.evaluation.downstream.text_codes import Pooling, pooled, token_codes
 from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.kept import keeper
 from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Subject
 from fsae.outputs.results import Better, Meaning, Shown, accompanied
@@ -226,7 +228,13 @@ class Concepts(Evaluation, group="eval.concepts"):
             progress.advance(1)
             subject.heartbeat()
 
-        shared = self._fitted(data, read, trains, beat)
+        content = {"detectors": "eval.concepts", "texts": data.digest, "length": self.length, "seed": self.seed}
+        compute = partial(self._fitted, data, read, trains, subject.heartbeat)
+        kept = keeper(text)(content | {"splits": self.splits}, compute)
+        progress.advance(self.splits * len(data.names))
+        shared = {
+            name: [[Detected(*each) for each in split] for split in scores.tolist()] for name, scores in kept.items()
+        }
         trained = self._trained(text, data, trains[0], subject) if self.reft_epochs else []
         if trained:
             scores = text_scores(read, torch.stack(trained, dim=1).numpy())
@@ -286,9 +294,9 @@ class Concepts(Evaluation, group="eval.concepts"):
         data: ConceptTexts,
         read: TextActivations,
         trains: Sequence[Bool[np.ndarray, " texts"]],
-        beat: Callable[[], None],
-    ) -> dict[str, list[list[Detected]]]:
-        """Return how well the fitted detectors do in each split and concept, by name."""
+        heartbeat: Callable[[], None],
+    ) -> dict[str, Float[Tensor, "splits concepts 2"]]:
+        """Return how well the fitted detectors do in each split and concept (auroc and hard), by name."""
         found: dict[str, list[list[Detected]]] = {name: [] for name in (*_DIRECTIONS, _WORDS)}
         for split, train in enumerate(trains):
             for each in found.values():
@@ -301,8 +309,11 @@ class Concepts(Evaluation, group="eval.concepts"):
                 words = word_detector(texts, parts.positive[parts.train])(data.texts)
                 for name, own in zip(found, [*scores.T, words], strict=True):
                     found[name][-1].append(parts.detected(own))
-                beat()
-        return found
+                heartbeat()
+        return {
+            name: torch.tensor([[(each.auroc, each.hard) for each in split] for split in splits], dtype=torch.float64)
+            for name, splits in found.items()
+        }
 
     def _trained(
         self, text: HeldOutText, data: ConceptTexts, train: Bool[np.ndarray, " texts"], subject: Subject
@@ -363,7 +374,7 @@ class Concepts(Evaluation, group="eval.concepts"):
         if trained:
             shared[_REFT] = list(trained[: len(concepts)])
         length = float(read.vectors.norm(dim=1).mean())
-        steering = Steering(text, self.prompts, self.generated, self.seed, subject.heartbeat)
+        steering = Steering(text, self.prompts, self.generated, self.seed, subject.heartbeat, keeper(text))
         progress = Progress("steering", len(concepts) * (len(shared) + len(of_latents)), "directions")
 
         def scored(along: Sequence[Float[Tensor, " d_in"]]) -> list[Effect]:

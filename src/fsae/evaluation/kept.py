@@ -70,7 +70,7 @@ def kept(text: HeldOutText, content: Mapping[str, Any], compute: Callable[[], Ma
             room.taken(sum(tensor.nbytes for tensor in found.values())),
             replacing(path, shared=True) as unfinished,
         ):
-            save_file(found, unfinished, metadata={"content": written})
+            save_file(found, unfinished, metadata={"content": written, "names": json.dumps(list(found))})
             share_as_folder(unfinished)
     except (OSError, SafetensorError) as error:
         log.warning("%s of an evaluation are not kept: %s", ", ".join(found), error)
@@ -103,9 +103,11 @@ def _read(path: Path, written: str) -> Tensors | None:
         # The time shows `fsae.store` when it was last used.
         path.touch()
         with safe_open(path, "pt") as opened:
-            if opened.metadata()["content"] != written:
+            described = opened.metadata()
+            if described["content"] != written:
                 return None
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+            # In their order, so that files that are made of them are the same, too.
+            return {name: opened.get_tensor(name) for name in json.loads(described["names"])}
     except (SafetensorError, OSError) as error:
         log.warning("%s cannot be read (%s); it is computed again", path, error)
         return None

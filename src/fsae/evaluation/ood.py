@@ -1,13 +1,15 @@
 """`ood`: whether probes of latents hold in data of another kind than they were fitted to."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from fsae.evaluation.downstream.answerability import DOMAINS, answerability
 from fsae.evaluation.downstream.controls import bag_of_words, densities_in, random_directions
@@ -21,6 +23,7 @@ from fsae.evaluation.downstream.splits import Split, split
 from fsae.evaluation.downstream.text_activations import Positions, Reading, TextActivations, joined, text_activations
 from fsae.evaluation.downstream.text_codes import mean_vectors, token_codes
 from fsae.evaluation.evaluation import Measured
+from fsae.evaluation.kept import keeper
 from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Subject
 from fsae.outputs.results import Better, Meaning, Shown, accompanied
@@ -120,6 +123,7 @@ class Ood(LabelledEvaluation, group="eval.ood"):
         """
         text = subject.source.text
         assert text is not None
+        keep = keeper(text)
         families = [*self._shifted(), self._answerable()]
         reading = Reading(positions=Positions.last, tokens=self.text_tokens, from_end=True)
         read = [
@@ -137,7 +141,14 @@ class Ood(LabelledEvaluation, group="eval.ood"):
         progress = Progress("probing other domains", len(families) * (1 + sum(map(len, dictionaries))), "domains")
         with one_core():
             for family, activations in zip(families, read, strict=True):
-                of_site = self._of_site(family, activations)
+                content = {
+                    "areas": "eval.ood",
+                    "domains": [each.digest for each in family.domains],
+                    "sources": list(family.sources),
+                    **{name: getattr(self, name) for name in ("train", "test", "text_tokens", "repeats", "seed")},
+                    "fit": self.fit.name,
+                }
+                of_site = _as_arrays(keep(content, partial(self._of_site, family, activations)))
                 progress.advance(1)
                 for own, pair in zip(found, dictionaries, strict=True):
                     matrices = dict(of_site)
@@ -164,7 +175,7 @@ class Ood(LabelledEvaluation, group="eval.ood"):
         domains = [answerability(each, self.train + self.test, self.seed) for each in self.domains or DOMAINS]
         return _Family("answerable", domains, range(len(domains)))
 
-    def _of_site(self, family: _Family, activations: Sequence[TextActivations]) -> dict[str, np.ndarray]:
+    def _of_site(self, family: _Family, activations: Sequence[TextActivations]) -> dict[str, Tensor]:
         """Return the areas of rows that owe nothing to a dictionary, (repeats, sources, targets)."""
         vectors = [mean_vectors(each).astype(np.float64) for each in activations]
         lengths = np.cumsum([0, *map(len, family.domains)])
@@ -177,7 +188,7 @@ class Ood(LabelledEvaluation, group="eval.ood"):
             ("k20_words", words, words_probe),
         ):
             found[name] = self._areas(family, columns, partial(_scorer_of_all, fitted=fitted))[0]
-        return found
+        return {name: torch.from_numpy(np.ascontiguousarray(areas)) for name, areas in found.items()}
 
     def _of_latents(self, family: _Family, columns: Sequence["Columns"], suffix: str) -> dict[str, np.ndarray]:
         areas = self._areas(family, columns, self._scorers)
@@ -217,6 +228,10 @@ class Ood(LabelledEvaluation, group="eval.ood"):
             return split(texts.labels, train, test, seed_of(self.seed, repeat, texts.name) % 2**32)
         except ValueError as error:
             raise ValueError(f"eval.ood: data set {texts.name}: {error}") from error
+
+
+def _as_arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: each.numpy() for name, each in tensors.items()}
 
 
 def _scored(chosen: np.ndarray, probe: Probe, columns: "Columns") -> np.ndarray:

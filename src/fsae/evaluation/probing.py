@@ -1,12 +1,14 @@
 """`probing`: how well a few latents predict the labels of texts."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.evaluation.downstream.code_texts import CODE_TEXTS
@@ -22,6 +24,7 @@ from fsae.evaluation.downstream.splits import Split
 from fsae.evaluation.downstream.text_activations import Positions, Reading, TextActivations, joined, text_activations
 from fsae.evaluation.downstream.text_codes import Pooling, mean_vectors, pooled, token_codes
 from fsae.evaluation.evaluation import Measured
+from fsae.evaluation.kept import keeper
 from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Subject
 from fsae.outputs.results import Better, Meaning, Shown, accompanied
@@ -193,13 +196,14 @@ class Probing(LabelledEvaluation, group="eval.probing"):
     ) -> list[list[_Scores]]:
         """Return the scores of each dictionary for each question."""
         progress = Progress("probing", sum(map(len, questions)) * (1 + 2 * len(pairs)), "probes")
+        assert subject.source.text is not None
+        keep = keeper(subject.source.text)
         found: list[list[_Scores]] = [[] for _ in pairs]
         for texts, activations, own in zip(sets, read, questions, strict=True):
-            of_site = []
-            for columns in self._of_site(texts, activations, own):
-                of_site.append(columns)
-                progress.advance(1)
-                subject.heartbeat()
+            content = {"scores": "eval.probing", "texts": texts.digest, **self._of_probes()}
+            compute = partial(self._of_site, texts, activations, own, subject.heartbeat)
+            of_site = _as_scores(keep(content, compute), len(own))
+            progress.advance(len(own))
             for scores, pair in zip(found, pairs, strict=True):
                 codes = [self._codes(each, activations) for each in pair]
                 for question, shared in zip(own, of_site, strict=True):
@@ -256,10 +260,20 @@ class Probing(LabelledEvaluation, group="eval.probing"):
         codes = token_codes(dictionary, activations)
         return codes if self.protocol is Protocol.sae_probes else pooled(codes, activations, Pooling.mean)
 
+    def _of_probes(self) -> dict[str, Any]:
+        """Return the settings on which scores of given texts depend, as JSON."""
+        names = {each.name for each in fields(self)} - {"data", "sets", "path", "text_column", "label_column"}
+        values = {name: getattr(self, name) for name in sorted(names)}
+        return {name: each.name if isinstance(each, Enum) else each for name, each in values.items()}
+
     def _of_site(
-        self, texts: LabelledTexts, activations: TextActivations, questions: Sequence[Question]
-    ) -> Iterator[_Scores]:
-        """Yield for each question the scores that owe nothing to a dictionary."""
+        self,
+        texts: LabelledTexts,
+        activations: TextActivations,
+        questions: Sequence[Question],
+        heartbeat: Callable[[], None],
+    ) -> dict[str, Tensor]:
+        """Return for each question the scores that owe nothing to a dictionary, by its number and their name."""
         vectors = mean_vectors(activations).astype(np.float64)
         tokens, words, of_all = bag_of_tokens(activations), bag_of_words(texts.texts), self._probing.of_all
         probes: dict[str, tuple[Columns, Callable[[Columns, np.ndarray], Probe]]] = {
@@ -268,11 +282,14 @@ class Probing(LabelledEvaluation, group="eval.probing"):
             "token": (tokens, words_probe),
             "words": (words, words_probe),
         }
-        for question in questions:
+        found: dict[str, Tensor] = {}
+        for number, question in enumerate(questions):
             scores = {"neurons": self._of_latents(vectors, question)}
             for name, (columns, fitted) in probes.items():
                 scores[name] = _per_split(columns, question, partial(of_all, fitted=fitted))
-            yield scores
+            found |= {f"{number} {name}": torch.from_numpy(each) for name, each in scores.items()}
+            heartbeat()
+        return found
 
     def _of_latents(self, columns: "Columns", question: Question) -> np.ndarray:
         return _per_split(columns, question, self._probing.of_latents)
@@ -318,3 +335,11 @@ def _per_split(
     """Return (difficulties, repeats, k)."""
     own = columns[question.rows]
     return np.array([[score(own, question.labels, each) for each in splits] for splits in question.splits.values()])
+
+
+def _as_scores(tensors: Mapping[str, Tensor], questions: int) -> list[_Scores]:
+    found: list[_Scores] = [{} for _ in range(questions)]
+    for key, tensor in tensors.items():
+        number, _, name = key.partition(" ")
+        found[int(number)][name] = tensor.numpy()
+    return found

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
@@ -23,6 +23,7 @@ from fsae.evaluation.downstream.interchange import (
     share_right,
 )
 from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.kept import Tensors, digest_of_texts, keeper
 from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Subject
 from fsae.outputs.results import Better, Meaning, Shown, accompanied
@@ -164,14 +165,17 @@ class Ravel(Evaluation, group="eval.ravel"):
         assert text is not None
         entities = self._entities()
         text.model.check_splice(text.site)
-        asked = known(text, prompts_about(text.model, entities, text.prepends_bos), subject.heartbeat)
+        keep = keeper(text)
+        asked = known(text, prompts_about(text.model, entities, text.prepends_bos), subject.heartbeat, keep)
         chosen = self._chosen(asked)
         tasks = self._tasks(chosen)
         dictionaries = len(subject.autoencoders)
         # The control is measured with the first drawing.
         masks = dictionaries * (len(tasks) + len([task for task in tasks if not task.seed]))
         progress = Progress("learning masks of latents", masks * self.steps, "steps")
-        swapped = [self._score(text, chosen, task, _whole(chosen), subject.heartbeat) for task in tasks]
+        content = {"swapped": _digest_of(chosen.prompts), "pairs": _digest_of(task.test for task in tasks)}
+        kept = keep(content, lambda: self._swapped(text, chosen, tasks, subject.heartbeat))
+        swapped = [Score(*each) for each in kept["scores"].tolist()]
         measured = []
         for autoencoder in subject.autoencoders:
             held = Held(autoencoder, chosen.vectors)
@@ -247,6 +251,13 @@ class Ravel(Evaluation, group="eval.ravel"):
     ) -> Score:
         return Score(*(share_right(text, chosen, pairs, swap, _PAIRS_AT_ONCE, heartbeat) for pairs in task.test))
 
+    def _swapped(
+        self, text: HeldOutText, chosen: KnownPrompts, tasks: Sequence[_Task], heartbeat: Callable[[], None]
+    ) -> Tensors:
+        """Return the scores of whole activations swapped, (tasks, 2)."""
+        scores = [self._score(text, chosen, task, _whole(chosen), heartbeat) for task in tasks]
+        return {"scores": torch.tensor(scores, dtype=torch.float64)}
+
     def _scores(
         self,
         text: HeldOutText,
@@ -288,6 +299,10 @@ class Ravel(Evaluation, group="eval.ravel"):
             return []
         first = [task for task in tasks if not task.seed]
         return self._scores(text, chosen, Held(control, chosen.vectors), first, progress, subject)
+
+
+def _digest_of(parts: Iterable[object]) -> str:
+    return digest_of_texts(map(repr, parts))
 
 
 def _whole(chosen: KnownPrompts) -> Swap:

@@ -80,12 +80,17 @@ class LinearModel:
         return found
 
     @torch.no_grad()
-    def logits(self, tokens: Tensor, *replacements: tuple[Site, Function]) -> Tensor:
-        return self._run(tokens, replacements)[None]
+    def logits(self, tokens: Tensor, *replacements: tuple[Site, Function], at: Tensor | None = None) -> Tensor:
+        return self._at(self._run(tokens, replacements)[None], at)
 
     @torch.enable_grad()
-    def differentiable_logits(self, tokens: Tensor, *replacements: tuple[Site, Function]) -> Tensor:
-        return self._run(tokens, replacements)[None]
+    def differentiable_logits(
+        self, tokens: Tensor, *replacements: tuple[Site, Function], at: Tensor | None = None
+    ) -> Tensor:
+        return self._at(self._run(tokens, replacements)[None], at)
+
+    def _at(self, logits: Tensor, at: Tensor | None) -> Tensor:
+        return logits if at is None else logits[torch.arange(len(logits)), at][:, None]
 
     @torch.no_grad()
     def activations(self, tokens: Tensor, sites: Sequence[Site]) -> dict[Site, Tensor]:

@@ -53,19 +53,20 @@ class KnowingModel:
     def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
         return [[each.span() for each in re.finditer(r"\S+", text)] for text in texts]
 
-    def differentiable_logits(self, tokens: Tensor, *replacements: Any) -> Tensor:
+    def differentiable_logits(self, tokens: Tensor, *replacements: Any, at: Tensor | None = None) -> Tensor:
         x = self.table[tokens]
         for _, function in replacements:
             x = function(x)
-        return (x.cumsum(1) * self.asked[tokens]) @ self.read_out
+        logits = (x.cumsum(1) * self.asked[tokens]) @ self.read_out
+        return logits if at is None else logits[torch.arange(len(logits)), at][:, None]
 
     @torch.no_grad()
-    def logits(self, tokens: Tensor, *replacements: Any) -> Tensor:
-        return self.differentiable_logits(tokens, *replacements)
+    def logits(self, tokens: Tensor, *replacements: Any, at: Tensor | None = None) -> Tensor:
+        return self.differentiable_logits(tokens, *replacements, at=at)
 
 
-def knowing_text(knows: bool = True) -> HeldOutText:
-    text = Text()
+def knowing_text(knows: bool = True, kept_in: Path | None = None) -> HeldOutText:
+    text = Text(kept_in)
     text.model = cast(Any, KnowingModel(knows))
     return cast(Any, text)
 

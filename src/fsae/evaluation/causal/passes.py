@@ -24,13 +24,22 @@ class CausalModel(Protocol):
         ...
 
     def logits(
-        self, tokens: Int[Tensor, "row position"], *replacements: tuple[Site, Function]
+        self,
+        tokens: Int[Tensor, "row position"],
+        *replacements: tuple[Site, Function],
+        at: Int[Tensor, " row"] | None = None,
     ) -> Float[Tensor, "row position d_vocab"]:
-        """Return the logits of one forward pass, with the activations at sites replaced by a function of them."""
+        """Return the logits of one forward pass, with the activations at sites replaced by a function of them.
+
+        With `at` only one position of each row has logits.
+        """
         ...
 
     def differentiable_logits(
-        self, tokens: Int[Tensor, "row position"], *replacements: tuple[Site, Function]
+        self,
+        tokens: Int[Tensor, "row position"],
+        *replacements: tuple[Site, Function],
+        at: Int[Tensor, " row"] | None = None,
     ) -> Float[Tensor, "row position d_vocab"]:
         """Return what `logits` returns, with a gradient to the tensors that the replacements return."""
         ...
@@ -84,7 +93,7 @@ class Reader:
         found = []
         for rows, part in prompts.parts(self.rows_at_once):
             self.heartbeat()
-            outcome = part.outcome(self.model.logits(part.tokens, *replaced(rows).items()))
+            outcome = part.outcome(self.model.logits(part.tokens, *replaced(rows).items(), at=_last(part.tokens)))
             # Cloned outside inference mode.
             found.append(outcome.float().clone())
             self.passed(len(part))
@@ -98,7 +107,7 @@ class Reader:
         found = []
         for part in tokens.split(self.rows_at_once):
             self.heartbeat()
-            found.append(self.model.logits(part)[:, -1].argmax(1).cpu())
+            found.append(self.model.logits(part, at=_last(part))[:, -1].argmax(1).cpu())
             self.passed(len(part))
         return torch.cat(found)
 
@@ -160,7 +169,9 @@ class Reader:
 
                 return keep
 
-            logits = self.model.differentiable_logits(part.tokens, *((site, kept(site)) for site in sites))
+            logits = self.model.differentiable_logits(
+                part.tokens, *((site, kept(site)) for site in sites), at=_last(part.tokens)
+            )
             with torch.enable_grad():
                 outcome = part.outcome(logits).sum()
             found = torch.autograd.grad(outcome, [read[site] for site in sites])
@@ -218,6 +229,11 @@ class Reader:
             x = begin + (step + 0.5) / steps * (end - begin)
             total += self.gradients(prompts, [site], {site: x})[1][site]
         return total / steps
+
+
+def _last(tokens: Int[Tensor, "row position"]) -> Int[Tensor, " row"]:
+    """Return the last position of each row, on which alone outcomes depend."""
+    return torch.full((len(tokens),), tokens.shape[1] - 1)
 
 
 def _tensors(prompts: Prompts) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
 """Steering towards concepts: text that a language model generates with a vector added at a site, and its scores."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fsae.evaluation.downstream.concept_detectors import Scores, auroc
+from fsae.evaluation.kept import Keeper, Tensors, computed, digest_of_tensor, digest_of_texts
 from fsae.evaluation.noise import mean_and_noise
 from fsae.language_models.forward_pass import ForwardPass
 from fsae.language_models.generation import Sampling, generate
@@ -146,6 +147,7 @@ class Steering:
         tokens: that are generated, at most.
         seed: of the draws.
         heartbeat: called after each batch; may raise to stop.
+        keeper: keeps texts and their scores: those of vectors that owe nothing to a dictionary are the same for all.
         plain: texts without steering, several of each prompt.
 
     Raises:
@@ -157,20 +159,41 @@ class Steering:
     tokens: int
     seed: int
     heartbeat: Callable[[], None]
+    keeper: Keeper = computed
     plain: list[str] = field(init=False)
 
     def __post_init__(self):
         bos = self.text.model.bos_token_id
         self._bos = [bos] if self.text.prepends_bos and bos is not None else []
         self._rows: list[list[int]] = [[*self._bos, *ids] for ids in self.text.model.tokenise(self.prompts)]
-        count = len(self._rows)
-        generated = self._generated(self._rows * _PLAIN, None)
+        found = self._kept({"plain": _PLAIN}, self._plain)
+        generated = _rows_of(found)
         self.plain = [self.text.model.text(ids) for ids in generated]
-        self._own = generated[:count]
-        self._own_losses = self.losses(self._rows, self._own)
+        self._own = generated[: len(self._rows)]
+        self._own_losses = found["losses"].numpy()
+
+    def _kept(self, content: Mapping[str, Any], compute: Callable[[], Mapping[str, Tensor]]) -> Tensors:
+        shared = {"steering": digest_of_texts(self.prompts), "tokens": self.tokens, "seed": self.seed}
+        return self.keeper(shared | dict(content), compute)
+
+    def _plain(self) -> Tensors:
+        generated = self._generated(self._rows * _PLAIN, None)
+        losses = self.losses(self._rows, generated[: len(self._rows)])
+        return _as_tensors(generated) | {"losses": torch.from_numpy(losses)}
 
     def steered(self, push: Push, strengths: Sequence[float]) -> Steered:
         """Return the texts of a push at each strength."""
+        content = {"push": digest_of_tensor(push.vector), "strengths": list(strengths)}
+        found = self._kept(content, lambda: self._steered(push, strengths))
+        texts = [self.text.model.text(ids) for ids in _rows_of(found)]
+        count = len(self._rows)
+        return Steered(
+            [texts[begin : begin + count] for begin in range(0, len(texts), count)],
+            found["fluency"].numpy(),
+            found["answer"].numpy(),
+        )
+
+    def _steered(self, push: Push, strengths: Sequence[float]) -> Tensors:
         count = len(self._rows)
         rows, own = self._rows * len(strengths), self._own * len(strengths)
         shifts = torch.stack([strength * push.vector for strength in strengths for _ in range(count)])
@@ -179,22 +202,29 @@ class Steering:
         kept = np.array([len(ids) > 0 for ids in generated]) * (1 - np.array([repetition(ids) for ids in generated]))
         lost = self.losses(rows, own, shifts) - np.tile(self._own_losses, len(strengths))
         shape = len(strengths), count
-        texts = [self.text.model.text(ids) for ids in generated]
-        return Steered(
-            [texts[begin : begin + count] for begin in range(0, len(texts), count)],
-            (np.exp(-rises.clip(0)) * kept).reshape(shape),
-            np.exp(-lost.clip(0)).reshape(shape),
-        )
+        return _as_tensors(generated) | {
+            "fluency": torch.from_numpy((np.exp(-rises.clip(0)) * kept).reshape(shape)),
+            "answer": torch.from_numpy(np.exp(-lost.clip(0)).reshape(shape)),
+        }
 
     def likelihood(self, push: Push, strength: float, texts: Sequence[str], others: Sequence[str]) -> float:
         """Return the rise by steering of the mean log-probability of texts, minus that of other texts, in nats per
         token."""
+        content = {
+            "push": digest_of_tensor(push.vector),
+            "strength": strength,
+            "texts": [digest_of_texts(each) for each in (texts, others)],
+        }
+        found = self._kept(content, lambda: {"rise": self._rise(push, strength, texts, others)})
+        return float(found["rise"])
+
+    def _rise(self, push: Push, strength: float, texts: Sequence[str], others: Sequence[str]) -> Tensor:
         ids = [[*self._bos, *row[: self.tokens + 1]] for row in self.text.model.tokenise([*texts, *others])]
         first = len(self._bos) + 1
         rows, rest = [row[:first] for row in ids], [row[first:] for row in ids]
         shifts = (strength * push.vector).expand(len(rows), -1)
         rise = self.losses(rows, rest) - self.losses(rows, rest, shifts)
-        return float(rise[: len(texts)].mean() - rise[len(texts) :].mean())
+        return torch.tensor(rise[: len(texts)].mean() - rise[len(texts) :].mean(), dtype=torch.float64)
 
     @torch.no_grad()
     def losses(
@@ -252,6 +282,15 @@ class Steering:
             return x + changed[:, :, None] * shifts.to(x)[:, None]
 
         return self.text.site, shifted
+
+
+def _as_tensors(rows: Sequence[Sequence[int]]) -> Tensors:
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
+    return {"ids": torch.tensor([each for row in rows for each in row], dtype=torch.long), "lengths": lengths}
+
+
+def _rows_of(tensors: Tensors) -> list[list[int]]:
+    return [row.tolist() for row in tensors["ids"].split(tensors["lengths"].tolist())]
 
 
 def repetition(ids: Sequence[int], ngram: int = _NGRAM) -> float:

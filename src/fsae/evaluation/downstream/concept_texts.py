@@ -9,8 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Bool
 
+from fsae.evaluation.kept import digest_of_tensor, digest_of_texts
 from fsae.sources.documents import DatasetSettings, open_rows
 
 # The package of summaries of English Wikipedia articles, and its file.
@@ -44,6 +46,12 @@ class ConceptTexts:
     negative: Bool[np.ndarray, "texts concepts"]
     hard: Bool[np.ndarray, "texts concepts"]
     spare: list[tuple[str, int]]
+
+    @property
+    def digest(self) -> str:
+        """Return what distinguishes these texts and what they are to the concepts from others."""
+        masks = [digest_of_tensor(torch.from_numpy(each)) for each in (self.positive, self.negative, self.hard)]
+        return digest_of_texts([*self.names, *masks, str(self.spare), *self.texts])
 
     def check(self, least: int) -> None:
         """Check that each concept has positives and negatives.

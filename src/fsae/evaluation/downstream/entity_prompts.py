@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fsae.evaluation.downstream.entities import ENTITY, Entities
+from fsae.evaluation.kept import Keeper, Tensors, computed, digest_of_texts
 from fsae.progress import Progress
 from fsae.sources.massive import within
 from fsae.sources.source import HeldOutText
@@ -95,21 +96,35 @@ def prompts_about(model: "TransformerLensModel", entities: Entities, with_bos: b
 
 
 def known(
-    text: HeldOutText, prompts: Sequence[Prompt], heartbeat: Callable[[], None], at_once: int = _TOKENS_AT_ONCE
+    text: HeldOutText,
+    prompts: Sequence[Prompt],
+    heartbeat: Callable[[], None],
+    keep: Keeper = computed,
+    at_once: int = _TOKENS_AT_ONCE,
 ) -> KnownPrompts:
     """Return the prompts that the language model completes with the whole value, token by token, if it is greedy.
 
     An entity's token that is the first of its row, or whose activation is massive (`source.max_norm_multiple`), is
     left out: the first token's activation is an attention sink in many models.
     """
+    found = keep(
+        {"asked": digest_of_texts(map(repr, prompts)), "tokens": at_once},
+        lambda: _asked(text, prompts, heartbeat, at_once),
+    )
+    return KnownPrompts([prompts[number] for number in found["numbers"].tolist()], found["vectors"], len(prompts))
+
+
+def _asked(text: HeldOutText, prompts: Sequence[Prompt], heartbeat: Callable[[], None], at_once: int) -> Tensors:
+    """Return the numbers of the known prompts, and the activations at their entities."""
     model, site = text.model, text.site
-    fitting = [each for each in prompts if each.place and len(each.ids) + len(each.answer) <= model.context_limit]
-    order = sorted(range(len(fitting)), key=lambda number: len(fitting[number].ids) + len(fitting[number].answer))
+    lengths = [len(each.ids) + len(each.answer) for each in prompts]
+    fitting = [number for number, each in enumerate(prompts) if each.place and lengths[number] <= model.context_limit]
+    order = sorted(fitting, key=lengths.__getitem__)
     progress = Progress("asking the language model about entities", len(order), "prompts")
     right: list[int] = []
     vectors: list[Tensor] = []
-    for some in _portions(order, [len(each.ids) + len(each.answer) for each in fitting], at_once):
-        batch = [fitting[number] for number in some]
+    for some in _portions(order, lengths, at_once):
+        batch = [prompts[number] for number in some]
         rows = rows_of(batch, model.separator_id, answers=True)
         read: list[Tensor] = []
 
@@ -128,9 +143,10 @@ def known(
         progress.advance(len(batch))
         heartbeat()
     progress.close()
-    return KnownPrompts(
-        [fitting[number] for number in right], torch.cat(vectors) if vectors else torch.zeros(0, 0), len(prompts)
-    )
+    return {
+        "numbers": torch.tensor(right, dtype=torch.long),
+        "vectors": torch.cat(vectors) if vectors else torch.zeros(0, 0),
+    }
 
 
 def rows_of(prompts: Sequence[Prompt], padding: int, answers: bool = False) -> Rows:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
-from fsae.evaluation.downstream.entity_prompts import KnownPrompts, at_places, rows_of, with_places
+from fsae.evaluation.downstream.entity_prompts import KnownPrompts, rows_of, with_places
 from fsae.sources.source import HeldOutText
 
 # Vectors that are encoded at once.
@@ -207,8 +207,7 @@ def _said(
     """Return the logits after each base prompt, with the interchange at its entity."""
     rows = rows_of([known.prompts[each.base] for each in pairs], text.model.separator_id)
     base, source = (torch.tensor([getattr(each, name) for each in pairs]) for name in ("base", "source"))
-    logits = run(rows.tokens, (text.site, lambda x: with_places(x, rows, swap(base, source))))
-    return at_places(logits, rows._replace(places=rows.ends))
+    return run(rows.tokens, (text.site, lambda x: with_places(x, rows, swap(base, source))), at=rows.ends)[:, 0]
 
 
 def _portions(pairs: Sequence[Pair], at_once: int) -> Iterator[Sequence[Pair]]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from fsae.evaluation.kept import digest_of_texts
 from fsae.seeds import seed_of
 from fsae.sources.documents import DatasetSettings, Document, open_documents
 from fsae.sources.shard import Part
@@ -66,6 +67,11 @@ class LabelledTexts:
         """
         of_class = (count + 1) // 2
         return self.distinct().balanced(of_class * len(self.classes), seed_of(seed, self.name) % 2**32)
+
+    @property
+    def digest(self) -> str:
+        """Return what distinguishes these texts and labels from others; draws depend on the name, too."""
+        return digest_of_texts([self.name, *self.classes, str(self.labels.tolist()), *self.texts])
 
     @property
     def counts(self) -> list[int]:
