@@ -85,7 +85,8 @@ class Circuits(Evaluation, group="eval.circuits"):
 
     Attributes:
         tasks: "simple", "nounpp" and "within_rc" (the agreement of a verb with its subject: next to it, across a
-            phrase, within a clause), "pronoun", or files with an object per line as in feature-circuits.
+            phrase, within a clause), "pronoun", "indirect_object" (the name that is not repeated), "bracket" (the one
+            that closes a list in Python), or files with an object per line as in feature-circuits.
         pairs: of prompts in each split.
         size: nodes of the circuit that the numbers are about.
         sizes: further sizes, whose faithfulness is in the file of the evaluation.

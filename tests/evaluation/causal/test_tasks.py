@@ -22,7 +22,7 @@ def test_a_task_has_different_pairs_that_follow_from_its_seed(task: str):
         # The prompts differ in one word, and the answers differ.
         assert sum(one != other for one, other in zip(clean, patch, strict=True)) == 1
         assert pair.clean_answer != pair.patch_answer
-        assert pair.clean_answer.startswith(" ")
+        assert pair.clean_answer in "])" or pair.clean_answer.startswith(" ")
 
 
 @pytest.mark.parametrize(("task", "place"), [("simple", 1), ("nounpp", 1), ("within_rc", -1)])
@@ -35,6 +35,27 @@ def test_the_answer_agrees_with_the_noun_that_differs(task: str, place: int):
             assert (answer.strip() in plural) == is_plural
             numbers.add(is_plural)
     assert numbers == {True, False}
+
+
+def test_the_indirect_object_is_the_name_that_is_not_repeated():
+    places = set()
+    for pair in pairs_of("indirect_object", 40, 0):
+        for prefix, answer in ((pair.clean_prefix, pair.clean_answer), (pair.patch_prefix, pair.patch_answer)):
+            names = [word for word in prefix.split()[1:] if word[0].isupper()]
+            assert len(names) == 3
+            assert [names.count(name) for name in (answer.strip(), names[-1])] == [1, 2]
+            places.add(names.index(answer.strip()))
+    assert places == {0, 1}
+
+
+def test_a_bracket_is_closed_by_its_own_kind():
+    kinds = set()
+    for pair in pairs_of("bracket", 40, 0):
+        for prefix, answer in ((pair.clean_prefix, pair.clean_answer), (pair.patch_prefix, pair.patch_answer)):
+            (opened,) = set(prefix) & set("[(")
+            assert answer == {"[": "]", "(": ")"}[opened]
+            kinds.add(opened)
+    assert kinds == {"[", "("}
 
 
 def test_a_file_has_an_object_per_line(tmp_path: Path):

@@ -37,14 +37,19 @@ void state (void)
 def test_functions_of_compiler_tests_have_the_label_and_do_not_show_it(tmp_path: Path):
     archive = tmp_path / "gcc.tar.xz"
     with tarfile.open(archive, "w:xz") as opened:
-        for name in ("gcc-12/gcc/testsuite/gcc.dg/analyzer/leak.c", "gcc-12/gcc/testsuite/gcc.dg/other.c"):
-            data = TESTS.encode()
+        names = ("analyzer/leak-1.c", "analyzer/leak-12a.c", "analyzer/double-free.c", "Wfree-2.c", "other.c")
+        for number, name in enumerate(f"gcc-12/gcc/testsuite/gcc.dg/{each}" for each in names):
+            # The first file has all functions, and each other one has a function of its own.
+            data = (TESTS if number == 0 else f"int g{number} (void)\n{{\n  return {number};\n}}\n").encode()
             member = tarfile.TarInfo(name)
             member.size = len(data)
             opened.addfile(member, io.BytesIO(data))
     found = c_defects(archive)
-    assert (found.counts, found.classes) == ([2, 1], ["clean", "defect"])
+    assert (found.counts, found.classes) == ([5, 1], ["clean", "defect"])
     assert found.texts[1].startswith("void\nf (void *p)\n{\n  free (p);")
+    # leak-1 and leak-12a are one series, and other.c is no test of memory.
+    assert found.groups is not None
+    assert found.groups.tolist() == [2, 2, 2, 2, 1, 0]
     assert found.texts[2] == "static int f (int x)\n{\n\n  return x ? f (x - 1) : 0;\n}"
     assert not [text for text in found.texts if "warn" in text or "/*" in text or "__analyzer" in text]
 

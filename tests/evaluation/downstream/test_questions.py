@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -30,6 +32,17 @@ def test_each_of_several_classes_is_asked_for_against_the_others():
     of = texts.labels[found[1].rows]
     assert np.bincount(of).tolist() == [6, 12, 6]
     assert (found[1].labels == (of == 1)).all()
+
+
+def test_texts_of_one_file_are_on_one_side_in_every_difficulty():
+    texts = replace(some_texts(2, of_each=60), groups=np.arange(120) % 20)
+    difficulties = [NORMAL, (Case.scarce, 4), (Case.imbalanced, 0.25), (Case.mislabelled, 0.2)]
+    (found,) = questions_about(texts.sample(100, 0), 40, 20, difficulties, repeats=3, seed=0)
+    groups = texts.sample(100, 0).groups
+    assert groups is not None
+    for each in (split for splits in found.splits.values() for split in splits):
+        assert not set(groups[each.train]) & set(groups[each.test])
+    assert len(found.splits[NORMAL][0].train) > 30
 
 
 def test_a_data_set_with_too_few_texts_is_named():

@@ -77,6 +77,11 @@ _HER = (
     "Betty", "Sandra", "Margaret", "Emily", "Michelle", "Carol", "Amanda", "Anna", "Rachel", "Laura", "Emma",
     "Alice", "Jane",
 )  # fmt: skip
+_PLACES = ("park", "store", "school", "office", "garden", "kitchen", "library", "church")
+_GIVEN = ("book", "letter", "ball", "card", "key", "box", "cup", "picture")
+_LISTS = ("names", "values", "items", "words", "lines", "parts", "keys", "rows", "files", "paths", "users", "nodes")
+_ELEMENTS = ("x", "y", "i", "n", "a", "b", "s", "t")
+_OPENING, _CLOSING = ("[", "("), ("]", ")")
 
 
 def _agreeing(prompt: Callable[[str], str], number: int, verbs: tuple[str, str], noun: str) -> Pair:
@@ -109,11 +114,27 @@ def _pronoun(draw: random.Random) -> Pair:
     return Pair(names[gender], names[1 - gender], pronouns[gender], pronouns[1 - gender])
 
 
+def _indirect_object(draw: random.Random) -> Pair:
+    names = draw.sample(_HIS + _HER, 2)
+    place, gift, giver = draw.choice(_PLACES), draw.choice(_GIVEN), draw.randrange(2)
+    prompts = [f"When {' and '.join(names)} came to the {place}, {name} gave a {gift} to" for name in names]
+    answers = [f" {names[1]}", f" {names[0]}"]
+    return Pair(prompts[giver], prompts[1 - giver], answers[giver], answers[1 - giver])
+
+
+def _bracket(draw: random.Random) -> Pair:
+    kind, name, elements = draw.randrange(2), draw.choice(_LISTS), ", ".join(draw.sample(_ELEMENTS, 3))
+    prompts = [f"{name} = {bracket}{elements}" for bracket in _OPENING]
+    return Pair(prompts[kind], prompts[1 - kind], _CLOSING[kind], _CLOSING[1 - kind])
+
+
 TASKS: dict[str, Callable[[random.Random], Pair]] = {
     "simple": _simple,
     "nounpp": _across_a_phrase,
     "within_rc": _within_a_clause,
     "pronoun": _pronoun,
+    "indirect_object": _indirect_object,
+    "bracket": _bracket,
 }
 # The most draws for each pair that is wanted: small tasks repeat themselves.
 _DRAWS = 20

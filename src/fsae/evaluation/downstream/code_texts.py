@@ -4,8 +4,11 @@ import re
 import sysconfig
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from zipfile import ZipFile
+
+import numpy as np
 
 from fsae.evaluation.downstream.labelled_texts import LabelledTexts, labelled
 from fsae.sources.files import standard_library
@@ -22,6 +25,8 @@ _TESTS = re.compile(
 )
 # In GNU's style a function's braces are in the first column.
 _FUNCTION = re.compile(r"^[A-Za-z_][^;{}#]*?\b(\w+) ?\([^;{}]*\)\s*^\{.*?^\}", re.MULTILINE | re.DOTALL)
+# The number of a file in its series, as in malloc-1 and Warray-bounds-23a.
+_NUMBER = re.compile(r"-?\d+[a-z]?$")
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 
 
@@ -63,7 +68,8 @@ def c_defects(archive: Path | None = None) -> LabelledTexts:
 
     They are short and made for a compiler, and no project's code as Devign's are. Comments, which hold the expected
     warnings, are removed, and a function's name, which may give the answer, is `f`. Tests of the analyzer's own state
-    are left out.
+    are left out. The files of a series, such as malloc-1.c and malloc-2.c, are a group: their functions share names, by
+    which a probe would know the file.
 
     Args:
         archive: the sources of GCC; None for those of the package gcc-12-source, or of another version.
@@ -72,11 +78,12 @@ def c_defects(archive: Path | None = None) -> LabelledTexts:
         ValueError: there are no sources of GCC.
     """
     found = archive or _first(*_GCC, "gcc-12-source", "c_defects")
-    pairs = []
+    pairs, series = [], []
     with tarfile.open(found) as opened:
         for member in opened:
             if not _TESTS.search(f"/{member.name}") or (stream := opened.extractfile(member)) is None:
                 continue
+            own = _NUMBER.sub("", Path(member.name).stem)
             for function in _FUNCTION.finditer(stream.read().decode(errors="replace")):
                 text = function[0]
                 if "__analyzer_" in text or "xfail" in text:
@@ -84,7 +91,8 @@ def c_defects(archive: Path | None = None) -> LabelledTexts:
                 has_defect = "dg-warning" in text
                 text = re.sub(rf"\b{function[1]}\b", "f", _COMMENT.sub("", text))
                 pairs.append((re.sub(r"[ \t]+\n", "\n", text), "defect" if has_defect else "clean"))
-    return labelled("c_defects", pairs)
+                series.append(own)
+    return replace(labelled("c_defects", pairs), groups=np.unique(series, return_inverse=True)[1])
 
 
 CODE_TEXTS: dict[str, Callable[[], LabelledTexts]] = {

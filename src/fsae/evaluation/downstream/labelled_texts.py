@@ -23,19 +23,23 @@ class LabelledTexts:
         texts: the texts.
         labels: the number of each text's class.
         classes: the names of the classes in their order. Of two classes the second is the positive one.
+        groups: the number of each text's group, such as the file that it is from; None if texts are not related. No
+            group has texts among training rows and among test rows.
     """
 
     name: str
     texts: Sequence[str]
     labels: Int[np.ndarray, " texts"]
     classes: Sequence[str]
+    groups: Int[np.ndarray, " texts"] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def of(self, rows: Int[np.ndarray, " kept"]) -> "LabelledTexts":
         """Return some of the texts, in this order."""
-        return replace(self, texts=[self.texts[row] for row in rows], labels=self.labels[rows])
+        groups = None if self.groups is None else self.groups[rows]
+        return replace(self, texts=[self.texts[row] for row in rows], labels=self.labels[rows], groups=groups)
 
     def distinct(self) -> "LabelledTexts":
         """Return each text once, and none that has two different labels.

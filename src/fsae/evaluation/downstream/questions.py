@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 import numpy as np
 from jaxtyping import Int
 
 from fsae.evaluation.downstream.labelled_texts import LabelledTexts
-from fsae.evaluation.downstream.splits import Split, split
+from fsae.evaluation.downstream.splits import Split, split, split_by_group
 from fsae.seeds import seed_of
 
 
@@ -73,12 +74,13 @@ def questions_about(
         if len(texts.classes) > 2:
             name, rows = f"{texts.name}: {texts.classes[label]}", _against_others(texts, label, seed)
         labels = (texts.labels[rows] == label).astype(np.int64)
+        groups = None if texts.groups is None else texts.groups[rows]
         splits: dict[Difficulty, list[Split]] = {each: [] for each in difficulties}
         try:
             for repeat in range(repeats):
                 own = seed_of(seed, repeat, name) % 2**32
                 for each, kept in splits.items():
-                    kept.append(_split(labels, train, test, each, own))
+                    kept.append(_split(labels, groups, train, test, each, own))
         except ValueError as error:
             raise ValueError(f"data set {name}: {error}") from error
         found.append(Question(name, rows, labels, splits))
@@ -94,11 +96,14 @@ def _against_others(texts: LabelledTexts, label: int, seed: int) -> Int[np.ndarr
     return np.concatenate([own, *rest])
 
 
-def _split(labels: np.ndarray, train: int, test: int, difficulty: Difficulty, seed: int) -> Split:
+def _split(
+    labels: np.ndarray, groups: np.ndarray | None, train: int, test: int, difficulty: Difficulty, seed: int
+) -> Split:
     case, value = difficulty
+    draw = split if groups is None else partial(split_by_group, groups=groups)
     if case is Case.imbalanced:
-        return split(labels, train, test, seed, value)
-    normal = split(labels, train, test, seed)
+        return draw(labels, train=train, test=test, seed=seed, share=value)
+    normal = draw(labels, train=train, test=test, seed=seed)
     if case is Case.scarce:
         return normal.first(int(value))
     return normal.mislabelled(value, seed) if case is Case.mislabelled else normal

@@ -1,4 +1,4 @@
-"""Splits of labelled rows into training and test rows, drawn at random within each class."""
+"""Splits of labelled rows into training and test rows, drawn at random within each class, or by groups of rows."""
 
 from dataclasses import dataclass, replace
 
@@ -64,4 +64,50 @@ def split(labels: Int[np.ndarray, " rows"], train: int, test: int, seed: int, sh
         parts[0].append(rows[: counts[0]])
         parts[1].append(rows[counts[0] : sum(counts)])
     fitted, tested = (generator.permutation(np.concatenate(each)) for each in parts)
+    return Split(fitted, tested, labels[fitted])
+
+
+def split_by_group(
+    labels: Int[np.ndarray, " rows"],
+    groups: Int[np.ndarray, " rows"],
+    train: int,
+    test: int,
+    seed: int,
+    share: float = 0.5,
+) -> Split:
+    """Return a split like that of `split`, in which no group has rows in both parts.
+
+    Groups are drawn at random for the test rows until they have as large a part of all rows as is wanted.
+
+    Args:
+        labels: 0 or 1.
+        groups: the group of each row.
+        train, test: rows. If a class has too few rows in a part, both parts are smaller in proportion.
+        seed: of the draw.
+        share: of class 1.
+
+    Raises:
+        ValueError: a class has no row in a part.
+    """
+    generator = np.random.default_rng(seed)
+    names, sizes = np.unique(groups, return_counts=True)
+    order = generator.permutation(len(names))
+    before = sizes[order].cumsum() - sizes[order]
+    is_tested = np.isin(groups, names[order[before < len(labels) * test / (train + test)]])
+    shares = (1 - share, share)
+    pools = [
+        [generator.permutation(np.flatnonzero((is_tested == tested) & (labels == label))) for label in (0, 1)]
+        for tested in (False, True)
+    ]
+    wanted = [[own * size for own in shares] for size in (train, test)]
+    scale = min([1.0, *(len(pools[part][label]) / wanted[part][label] for part in (0, 1) for label in (0, 1))])
+    counts = [[int(scale * each + 0.5) for each in part] for part in wanted]
+    if min(map(min, counts)) < 1:
+        raise ValueError(
+            f"the {len(names)} groups of its texts cannot be divided so that training and test rows have both classes"
+        )
+    fitted, tested = (
+        generator.permutation(np.concatenate([rows[:count] for rows, count in zip(*part, strict=True)]))
+        for part in zip(pools, counts, strict=True)
+    )
     return Split(fitted, tested, labels[fitted])
