@@ -263,13 +263,14 @@ class Code(Evaluation, group="eval.code"):
         model, site = text.model, text.site
         model.check_splice(site)
         bos = [model.bos_token_id] if text.prepends_bos else []
+        most = min(_TOKENS, model.context_limit - len(bos))
         words = [passage.text for passage in chosen]
         spans, rows = model.spans(words), model.tokenise(words)
         sums = [defaultdict[str, _Cost](_Cost) for _ in subject.autoencoders]
         progress = Progress("running the language model on code with reconstructions", len(chosen), "passages")
         for passage, own_spans, ids in zip(chosen, spans, rows, strict=True):
-            types = passage.types(own_spans)[:_TOKENS]
-            row = torch.tensor([[*bos, *ids[:_TOKENS]]], dtype=torch.long)
+            types = passage.types(own_spans)[:most]
+            row = torch.tensor([[*bos, *ids[:most]]], dtype=torch.long)
             targets = row[0, 1:].to(model.device)
             leaves = [None if each is None else each[0] for each in types][0 if bos else 1 :]
 
