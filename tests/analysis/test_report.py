@@ -125,8 +125,8 @@ def test_the_verdict_states_the_true_difference(page: Page):
 
 def test_a_number_without_a_place_of_its_own_is_compared_by_its_meaning(page: Page):
     metrics = [row[0] for row in page.rows["matched"] if len(row) == 2]
-    assert metrics[0] == "fraction of variance unexplained (fvu)"
-    assert metrics[5:] == ["share of latents on for more than 10 % of samples (dense_share)"]
+    assert metrics[0] == "fraction of variance unexplained (fvu)\N{NO-BREAK SPACE}↓"
+    assert metrics[5:] == ["share of latents on for more than 10 % of samples (dense_share)\N{NO-BREAK SPACE}↓"]
     # It is the same in every run.
     assert [row[1] for row in page.rows["matched"] if len(row) == 7][-1] == "the same in all 5 pairs"
 

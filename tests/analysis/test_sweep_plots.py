@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from fsae.analysis.comparison import Comparison, Curve
+from fsae.analysis.metrics import Accompaniment
 from fsae.analysis.sweep_plots import Palette, plot_description_length, plot_differences, plot_front, plot_theta
 
 BITS, FVU = "eval/description_length", "eval/fvu"
@@ -74,8 +75,8 @@ def test_all_text_can_be_read_on_a_phone(tmp_path: Path, figures: list[Figure]):
         ("", "gated", name): {"seed=0": Curve(np.array([8.0, 16.0]), np.array([0.2, 0.1]))} for name in treatments
     }
     palette = Palette(["gated"], treatments)
-    controls = {"random directions": np.array([[8.0, 16.0], [0.9, 0.8]])}
-    plot_front(curves, "", "fraction of variance unexplained", palette, tmp_path / "front.png", controls)
+    beside = Accompaniment(0.01, {"random directions": np.array([[8.0, 16.0], [0.9, 0.8]])})
+    plot_front(curves, "", "fraction of variance unexplained", palette, tmp_path / "front.png", beside)
     differences = {"seed=0": -0.1, "seed=1": 0.2}
     compared = Comparison(
         condition=f"model={LONG}", arch="gated", treatment=treatments[1], metric=FVU, differences=differences
@@ -91,6 +92,28 @@ def test_all_text_can_be_read_on_a_phone(tmp_path: Path, figures: list[Figure]):
         names = [text.get_window_extent() for text in figure.findobj(Text) if "form=" in text.get_text()]
         assert names
         assert [box for box in names if box.x0 < 0 or box.x1 > figure.bbox.width] == []
+
+
+def test_a_front_has_room_for_points_noise_and_controls_and_not_for_the_whole_band(
+    tmp_path: Path, figures: list[Figure]
+):
+    l0 = np.array([2.0, 4.0, 8.0])
+    # Three of four seeds are equal in the middle: the interval of the mean is thousands wide.
+    middle = (0.5, 0.5, 0.500001, 0.52)
+    seeds = {f"seed={number}": Curve(l0, np.array([0.4, each, 0.6])) for number, each in enumerate(middle)}
+    label = "the share of a long name with many words that would not fit along the axis (long_name)\N{NO-BREAK SPACE}↑"
+    beside = Accompaniment(0.05, {"random directions": np.array([l0, [0.2, 0.25, 0.3]])})
+    plot_front({("", "topk", "θ = 0"): seeds}, "", label, Palette(["topk"], ["θ = 0"]), tmp_path / "front.png", beside)
+    (axis,) = figures[0].axes
+    low, high = axis.get_ylim()
+    assert 0.1 < low < 0.2
+    assert 0.65 < high < 0.75
+    box = axis.yaxis.label.get_window_extent()
+    assert box.y0 >= 0
+    assert box.y1 <= figures[0].bbox.height
+    (legend,) = figures[0].legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert {"noise of the evaluation", "random directions"} < set(names)
 
 
 def test_every_architecture_has_a_colour_of_its_own():

@@ -205,3 +205,8 @@ def test_circuits_of_a_transformer(tmp_path: Path):
     # The two sites of one block have layers of their own; edges go from the first to the second, and on to the outcome.
     layers = {node["node_id"]: int(node["layer"]) for node in graph["nodes"]}
     assert {layers[link["target"]] - layers[link["source"]] for link in graph["links"]} == {1}
+
+
+def test_no_task_is_refused():
+    with pytest.raises(ValueError, match="tasks is empty; name a task, as in"):
+        Circuits(tasks=[])

@@ -42,7 +42,7 @@ from fsae.analysis.sweep_plots import (
     plot_front,
     plot_theta,
 )
-from fsae.outputs.results import LARGE_TAIL, Meaning
+from fsae.outputs.results import LARGE_TAIL, Better, Meaning
 from fsae.outputs.run_folder import RunFolder
 from fsae.wording import counted
 
@@ -51,6 +51,8 @@ PROJECTION = "eval/decoder_projection"
 FRONTS = ("eval/fvu", "eval/ce_recovered_zero", PROJECTION)
 THETA_CURVES = ("eval/fvu", "eval/l0", "eval/code_correlation_excess")
 PAGE = "report.html"
+# Behind a number's name; as in the table of jobs.
+_ARROWS = {Better.more: "\N{NO-BREAK SPACE}↑", Better.less: "\N{NO-BREAK SPACE}↓", Better.neither: ""}
 # A caveat names at most so many jobs.
 NAMED_AT_MOST = 4
 _TEMPLATES = Environment(
@@ -162,7 +164,10 @@ def _title(runs: pd.DataFrame) -> str:
 
 
 def _label(metric: str, meanings: Mapping[str, Meaning]) -> str:
-    return AXIS_LABELS.get(metric) or f"{meanings[metric]} ({metric.removeprefix('eval/')})"
+    """Return what a metric is, with an arrow to its better direction."""
+    label = AXIS_LABELS.get(metric) or f"{meanings[metric]} ({metric.removeprefix('eval/')})"
+    better = meanings[metric].better if metric in meanings else Better.neither
+    return f"{label}{_ARROWS[better]}"
 
 
 def _sentences(found: Accompaniment) -> str:
@@ -354,9 +359,10 @@ def _plot_fronts(design: Design, meanings: Mapping[str, Meaning], palette: Palet
                 continue
             file = folder / f"front_{_file_name(metric)}_{number}.png"
             cells = design.cells.loc[design.cells["condition"].map(str) == condition]
-            controls = accompaniment(cells, metric, meanings).controls
-            plot_front(curves, condition, _label(metric, meanings), palette, file, controls)
-            yield Picture(file, f"{condition}{_lowest(curves, condition) if metric == PROJECTION else ''}")
+            beside = accompaniment(cells, metric, meanings)
+            plot_front(curves, condition, _label(metric, meanings), palette, file, beside)
+            lowest = _lowest(curves, condition) if metric == PROJECTION else ""
+            yield Picture(file, "; ".join(filter(None, [condition, lowest])))
 
 
 def _lowest(curves: Curves, condition: str) -> str:
@@ -370,7 +376,7 @@ def _lowest(curves: Curves, condition: str) -> str:
         said = "-".join(dict.fromkeys(readable(place, 3) for place in (min(inner), max(inner)))) if inner else ""
         ends = f"{counted(len(places) - len(inner), 'curve')} lowest at an end" if len(inner) < len(places) else ""
         found.append(f"{arch}, {treatment}: {', '.join(filter(None, [said, ends]))}")
-    return f"; lowest at l0 ({'; '.join(found)})" if found else ""
+    return f"lowest at l0 ({'; '.join(found)})" if found else ""
 
 
 def _plot_description_lengths(

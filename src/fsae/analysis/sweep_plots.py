@@ -33,6 +33,7 @@ from fsae.analysis.comparison import (
     shared_range,
 )
 from fsae.analysis.figures import COLOURS, LINE_STYLES, MARKERS, figure, log_x, log_y
+from fsae.analysis.metrics import Accompaniment
 from fsae.analysis.numbers import numbers_in_order, shown
 
 # In inches. A phone's screen is as many pixels wide as the picture is points wide.
@@ -42,9 +43,10 @@ VIRIDIS = mpl.colormaps["viridis"]
 # Positions at which a point's label may begin or end, in points from it, nearest first.
 _PLACES = [(across, up) for far in (4, 9, 18, 28) for across in (4, -4) for up in (far, -far)]
 
-# An axis's label for a metric.
-# Markers of the controls in a picture.
+# Markers of the controls in a picture, and the grey of controls and noise.
 _CONTROL_MARKERS = ("x", "+", "1", "2", "3", "4", "|", "_")
+_GREY = "#777777"
+# An axis's label for a metric.
 AXIS_LABELS = {
     "eval/fvu": "fraction of variance unexplained (fvu)",
     "eval/ce_recovered_zero": "cross-entropy recovered",
@@ -82,31 +84,42 @@ def plot_front(
     label: str,
     palette: Palette,
     picture: Path,
-    controls: Mapping[str, Float[np.ndarray, "2 runs"]] | None = None,
+    beside: Accompaniment | None = None,
 ) -> None:
     """Draw a metric against l0 in one condition: a point per run, a line for the seeds' mean, and a band; in grey, the
-    same of each control.
+    evaluation's own noise as a bar at each point, and the points of each control.
 
     The band is the 95 % bootstrap interval of the mean at each l0 with four seeds or more, else the range of the seeds;
-    it and the line cover the range of l0 that every seed has.
+    it and the line cover the range of l0 that every seed has. The axis has room for everything but the band: with four
+    seeds an interval can be many times as wide as the runs differ.
     """
+    beside = beside or Accompaniment()
     here = {(arch, name): seeds for (where, arch, name), seeds in curves.items() if where == condition}
     l0 = np.concatenate([curve.l0 for seeds in here.values() for curve in seeds.values()])
     number = len(l0)
-    with figure(picture, WIDTH, 4.4) as drawn:
+    # A taller picture for a longer legend.
+    with figure(picture, WIDTH, 4.4 + 0.18 * len(beside.controls)) as drawn:
         axis = drawn.subplots()
         for (arch, treatment), seeds in here.items():
             colour = palette.colour(arch)
             for curve in seeds.values():
+                if beside.noise is not None:
+                    for end in (-beside.noise, beside.noise):
+                        axis.plot(curve.l0, curve.values + end, "_", color=_GREY, markersize=4)
+                    axis.vlines(curve.l0, curve.values - beside.noise, curve.values + beside.noise, _GREY, lw=0.8)
                 axis.plot(curve.l0, curve.values, palette.marker(treatment), color=colour, **_points(number))
             _draw_mean(axis, list(seeds.values()), colour, palette.line(treatment))
-        markers = dict(zip(controls or {}, _CONTROL_MARKERS, strict=False))
+        markers: dict[str, str] = dict(zip(beside.controls, _CONTROL_MARKERS, strict=False))
         for name, marker in markers.items():
-            l0_of_control, values = (controls or {})[name]
-            axis.scatter(l0_of_control, values, marker=marker, color="#777777", linewidths=1)
+            axis.plot(*beside.controls[name], ls="", marker=marker, color=_GREY, markersize=6, mew=1)
         log_x(axis, l0.min(), l0.max())
+        shown_values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axis.lines])
+        room = 0.06 * (np.ptp(shown_values) or 1.0)
+        axis.set_ylim(shown_values.min() - room, shown_values.max() + room)
         axis.set_xlabel(AXIS_LABELS["eval/l0"])
-        axis.set_ylabel(fill(label, 60))
+        axis.set_ylabel(fill(label, 34))
+        if beside.noise is not None:
+            markers["noise of the evaluation"] = "$I$"
         _add_legend(drawn, palette, {arch for arch, _ in here}, {treatment for _, treatment in here}, markers)
 
 
@@ -290,7 +303,9 @@ def _add_legend(
         if name in treatments and len(treatments) > 1
     ]
     styles += [
-        Line2D([], [], ls="", marker=marker, label=_in_legend(name), **grey) for name, marker in controls.items()
+        # A letter is filled, and the other markers are lines.
+        Line2D([], [], ls="", marker=marker, mew=0 if "$" in marker else 1, label=_in_legend(name), **grey)
+        for name, marker in controls.items()
     ]
     # matplotlib fills a legend column by column; this puts colours in its upper rows and styles below.
     columns = min(_legend_columns([*archs, *treatments, *controls]), max(len(colours), len(styles)))

@@ -28,7 +28,7 @@ from fsae.evaluation.causal.graph import Graph
 from fsae.evaluation.causal.neighbours import read_neighbour, same_but_for_site
 from fsae.evaluation.causal.passes import Reader
 from fsae.evaluation.causal.placed import Placed
-from fsae.evaluation.causal.tasks import Asked, Pair, asked, pairs_of
+from fsae.evaluation.causal.tasks import TASKS, Asked, Pair, asked, pairs_of
 from fsae.evaluation.evaluation import Evaluation, Measured
 from fsae.evaluation.kept import keeper
 from fsae.evaluation.noise import mean_and_noise
@@ -126,6 +126,13 @@ class Circuits(Evaluation, group="eval.circuits"):
         "circuit_pairs": Meaning("pairs per task that the model answers right", shown=Shown.files),
         "circuit_sites": Meaning("sites that the circuits are over", shown=Shown.files),
     }
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.tasks:
+            raise ValueError(
+                f"eval.circuits.tasks is empty; name a task, as in eval.circuits.tasks=[{next(iter(TASKS))}]"
+            )
 
     def measure(self, subject: Subject) -> list[Measured]:
         """Return the numbers of each run's circuits, and the folder with their graphs."""

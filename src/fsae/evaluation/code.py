@@ -265,9 +265,10 @@ class Code(Evaluation, group="eval.code"):
         model, site = text.model, text.site
         model.check_splice(site)
         bos = [model.bos_token_id] if text.prepends_bos else []
+        most = min(_TOKENS, model.context_limit - len(bos))
         words = [passage.text for passage in chosen]
         spans, rows = model.spans(words), model.tokenise(words)
-        ids = [torch.tensor([[*bos, *row[:_TOKENS]]], dtype=torch.long) for row in rows]
+        ids = [torch.tensor([[*bos, *row[:most]]], dtype=torch.long) for row in rows]
         sums = [defaultdict[str, _Cost](_Cost) for _ in subject.autoencoders]
 
         def losses(row: Int[Tensor, "1 position"], *replacements: Replacement) -> Float[Tensor, " position"]:
@@ -288,7 +289,7 @@ class Code(Evaluation, group="eval.code"):
         plain = keeper(text)({"losses": "eval.code", "rows": digest_of_texts(map(str, rows))}, without_dictionary)
         progress = Progress("running the language model on code with reconstructions", len(chosen), "passages")
         for number, (passage, own_spans, row) in enumerate(zip(chosen, spans, ids, strict=True)):
-            types = passage.types(own_spans)[:_TOKENS]
+            types = passage.types(own_spans)[:most]
             leaves = [None if each is None else each[0] for each in types][0 if bos else 1 :]
             base, zeros = (plain[f"{name} {number}"].tolist() for name in ("base", "zeros"))
             for total, autoencoder in zip(sums, subject.autoencoders, strict=True):

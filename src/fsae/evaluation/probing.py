@@ -173,7 +173,9 @@ class Probing(LabelledEvaluation, group="eval.probing"):
                 questions_about(each, self.train, self.test, difficulties, self.repeats, self.seed) for each in sets
             ]
         except ValueError as error:
-            raise ValueError(f"{error}; leave it out of eval.probing.sets") from error
+            raise ValueError(
+                f"{error}; leave the data set out, or give it more different texts of each class"
+            ) from error
         last = self.protocol is Protocol.sae_probes
         reading = Reading(positions=Positions.last if last else Positions.all, tokens=self.text_tokens, from_end=last)
         read = [text_activations(text, each.texts, reading, f"reading {each.name}", subject.heartbeat) for each in sets]

@@ -19,6 +19,7 @@ from fsae.matching import assignment, unit_rows
 from fsae.outputs.results import Better, Meaning, Shown, accompanied
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.sweep_folder import Job, JobState, read_sweep
+from fsae.progress import Progress
 from fsae.seeds import generator_for
 
 # Overrides that repeat a job with other random numbers.
@@ -53,18 +54,18 @@ def compare_seeds(
         W_dec: the dictionary's decoder.
         alive: the latents that fire; the decoder rows of others carry no information about the data.
         others: decoder and live latents of each other dictionary.
-        heartbeat: called before each matching; may raise to stop.
+        heartbeat: called after each other dictionary; may raise to stop.
     """
     rows, found_by = unit_rows(W_dec[alive].float()), alive.long()
     own = alive.nonzero().squeeze(1)
     absolute, signed = list[float](), list[float]()
     for other, fires in others:
-        heartbeat()
         cosines = rows @ unit_rows(other[fires].float()).T
         signed.append(cosines[assignment(cosines)].mean().item())
         pairs = assignment(cosines.abs())
         alike = cosines.abs()[pairs]
         absolute.append(alike.mean().item())
+        heartbeat()
         found_by[own[pairs[0]]] += alike > SAME
     return Found(absolute, signed, found_by)
 
@@ -113,7 +114,16 @@ class Stability(Evaluation, group="eval.stability"):
         """
         # All of them, before any is matched.
         siblings = [_siblings(run) for run in subject.runs]
-        return [_measured(run, each, subject.heartbeat) for run, each in zip(subject.runs, siblings, strict=True)]
+        pairs = sum(len(run.autoencoders) * len(each) for run, each in zip(subject.runs, siblings, strict=True))
+        progress = Progress("matching latents with those of other seeds", pairs, "pairs")
+
+        def beat() -> None:
+            progress.advance(1)
+            subject.heartbeat()
+
+        found = [_measured(run, each, beat) for run, each in zip(subject.runs, siblings, strict=True)]
+        progress.close()
+        return found
 
 
 def _measured(run: Examined, siblings: Sequence[Path], heartbeat: Callable[[], None]) -> Measured:

@@ -96,6 +96,8 @@ def require_repo(repo: str, *, revision: str | None, kind: RepoKind, setting: st
         "(model.path=/a/folder)"
         if kind is RepoKind.model
         else "or use text on this machine (dataset=python_source) or a copy in the hub's layout (dataset.path=/folder)"
+        if setting == "dataset.path"
+        else f"or use a copy ({setting}=/folder)"
     )
     raise ValueError(f"{setting}: {repo} {kept} and {hub_endpoint()} cannot be asked ({refusal}); {remedy}, {instead}")
 

@@ -7,7 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fsae.evaluation.downstream.concept_texts import axbench, hardest, packaged_topics
+from fsae.evaluation.downstream.concept_texts import ConceptTexts, axbench, hardest, packaged_topics
 from fsae.sources.documents import DatasetFormat, DatasetSettings
 
 ROWS = [
@@ -51,6 +51,16 @@ def test_fewer_concepts_may_be_asked_for(tmp_path: Path):
     assert data.names == ["songs"]
     assert sorted(data.texts) == ["Count.\n1 2", "Sing.\nla"]
     with pytest.raises(ValueError, match=r"concept 'songs' has 1 positive texts, and 8 are needed"):
+        data.check(8)
+
+
+def test_negatives_that_are_all_hard_are_refused_with_their_remedy():
+    of_first = np.array([[True, False], [False, True]]).repeat(8, axis=0)
+    none = np.zeros_like(of_first)
+    data = ConceptTexts(["a", "b"], ["text"] * 16, of_first, none, ~of_first, [])
+    with pytest.raises(
+        ValueError, match=r"concept 'a' has 0 negative texts.*fewer hard negatives with eval.concepts.hard"
+    ):
         data.check(8)
 
 

@@ -30,6 +30,15 @@ def test_random_directions_are_on_as_often_as_latents():
     assert not torch.equal(control.W_enc, other.W_enc)
 
 
+def test_random_directions_have_the_l0_of_a_dictionary_whose_latents_are_mostly_dead():
+    autoencoder, texts = build("standard", D_IN, 12, dtype=torch.float32).eval(), some_texts()
+    own = np.zeros(12)
+    own[:3] = 0.1, 0.2, 0.3
+    control = random_directions(autoencoder, own, texts.vectors, seed=3)
+    assert control is not None
+    assert densities_in(token_codes(control, texts)).sum() == pytest.approx(0.6, rel=0.02)
+
+
 def test_a_dead_dictionary_has_no_control():
     autoencoder, texts = build("standard", D_IN, 12, dtype=torch.float32).eval(), some_texts()
     assert random_directions(autoencoder, np.zeros(12), texts.vectors, seed=3) is None

@@ -64,9 +64,13 @@ class ConceptTexts:
         for kind, mask in (("positive", self.positive), ("negative", self.negative)):
             for name, count in zip(self.names, mask.sum(0), strict=True):
                 if count < least:
+                    remedy = {
+                        "positive": "ask for fewer concepts with eval.concepts.concepts",
+                        "negative": "ask for fewer hard negatives with eval.concepts.hard, which are no negatives",
+                    }
                     raise ValueError(
                         f"eval.concepts: concept {name!r} has {count} {kind} texts, and {least} are needed; add texts, "
-                        "or ask for fewer concepts with eval.concepts.concepts"
+                        f"or {remedy[kind]}"
                     )
 
 

@@ -29,9 +29,10 @@ def densities_in(codes: "csr_array") -> Float[np.ndarray, " d_sae"]:
 def random_directions(
     autoencoder: Autoencoder, densities: Float[np.ndarray, " d_sae"], vectors: Float[Tensor, "vectors d_in"], seed: int
 ) -> Autoencoder | None:
-    """Return as many random directions as a dictionary has latents, each on as often as one of them.
+    """Return as many random directions as a dictionary has live latents, each on as often as one of them.
 
-    None if no latent is on: there is nothing to equal.
+    So the directions have the dictionary's l0 and as many candidates to choose from. None if no latent is on: there is
+    nothing to equal.
 
     Args:
         autoencoder: the dictionary.
@@ -39,11 +40,12 @@ def random_directions(
         vectors: activations at the site. Thresholds are set at 4096 of them, at most.
         seed: of the directions and of the choice of vectors.
     """
-    if not densities.any():
+    live = int((densities > 0).sum())
+    if not live:
         return None
     if len(vectors) > _CALIBRATED_ON:
         vectors = vectors[torch.randperm(len(vectors), generator=generator_for(seed, "calibration"))[:_CALIBRATED_ON]]
-    return control_of(densities, vectors.to(autoencoder.W_dec), autoencoder.d_in, autoencoder.d_sae, seed)
+    return control_of(densities, vectors.to(autoencoder.W_dec), autoencoder.d_in, live, seed)
 
 
 def bag_of_tokens(activations: TextActivations) -> Float[np.ndarray, "texts tokens"]:

@@ -58,8 +58,8 @@ def split(labels: Int[np.ndarray, " rows"], train: int, test: int, seed: int, sh
         counts[1] = min(counts[1], len(rows) - counts[0])
         if min(counts) < 1:
             raise ValueError(
-                f"the classes have {len(classes[0])} and {len(classes[1])} rows, too few for {train} training "
-                f"and {test} test rows with a share of {share:g} of the second class"
+                f"the classes have {len(classes[0])} and {len(classes[1])} rows, too few for training and test rows of "
+                f"both with a share of {share:g} of the second class"
             )
         parts[0].append(rows[: counts[0]])
         parts[1].append(rows[counts[0] : sum(counts)])
