@@ -14,7 +14,7 @@ from fsae.losses.fisher import Fisher, FisherEstimator, FisherForm, RandomSign
 from fsae.losses.matryoshka import LevelAuxK, Matryoshka, Reduction, SampledMatryoshka
 from fsae.losses.objective import Losses, Objective, check_terms
 from fsae.losses.reconstruction import SquaredError
-from fsae.losses.sparsity import L1, StepL0, TanhL0, TargetForm, TargetL0
+from fsae.losses.sparsity import L1, AnnealedLp, DenseLatents, StepL0, TanhL0, TargetForm, TargetL0
 from fsae.losses.term import LossTerm, Moment
 from fsae.losses.weights import Orthogonality, WeightNorm
 from tests.architectures import (
@@ -33,7 +33,7 @@ NO_DEAD = Moment(dead_latents=torch.tensor([], dtype=torch.int64))
 
 def some_dead() -> Moment:
     """Return a moment of which every one draws the same numbers."""
-    return Moment(dead_latents=torch.tensor([1, 4, 8, 12]), generator=torch.Generator().manual_seed(0))
+    return Moment(torch.tensor([1, 4, 8, 12]), step=5, steps=8, generator=torch.Generator().manual_seed(0))
 
 
 def terms_of(arch: str) -> dict[str, LossTerm]:
@@ -49,6 +49,9 @@ def terms_of(arch: str) -> dict[str, LossTerm]:
         "matryoshka with b_dec": Matryoshka(widths=widths, reduction=Reduction.mean_with_b_dec),
         "sampled matryoshka": SampledMatryoshka(levels=4),
         "level aux_k": LevelAuxK(widths=widths, k=2),
+        "annealed l_p": AnnealedLp(begin=0.0, stages=4),
+        "annealed l_p with root": AnnealedLp(begin=0.0, stages=4, root=True),
+        "dense latents": DenseLatents(limit=0.05),
         "decorrelation": Decorrelation(),
         "random sign": RandomSign(),
         "orthogonal": Orthogonality(chunk=5),
@@ -178,6 +181,15 @@ def test_warm_up_is_linear_in_progress():
     torch.testing.assert_close(parts["sparsity_weighted"], 4 * parts["sparsity"])
     assert "sparsity" not in evaluate(terms, progress=0.0)[0].parts
     assert evaluate(terms, progress=0.0, measure_all=True)[0].parts["sparsity"] > 0
+
+
+def test_decay_is_linear_in_progress():
+    term = L1(weight=8.0, decay=0.25)
+    assert [term.weight_at(progress) for progress in (0.0, 0.75, 0.8125, 0.875, 1.0)] == [8, 8, 6, 4, 0]
+    both = L1(weight=8.0, warm_up=0.5, decay=0.5)
+    assert [both.weight_at(progress) for progress in (0.0, 0.25, 0.5, 0.75, 1.0)] == [0, 4, 8, 4, 0]
+    with pytest.raises(ValueError, match=r"loss\.warm_up \+ loss\.decay is 1\.1"):
+        L1(warm_up=0.5, decay=0.6)
 
 
 @pytest.mark.parametrize("warm_up", [-0.1, 1.1])

@@ -7,10 +7,11 @@ import torch
 
 from fsae.autoencoders.record import AffineMap, ForwardRecord
 from fsae.autoencoders.settings import DecoderNorm
-from fsae.losses.sparsity import L1, StepL0, TanhL0, TargetForm, TargetL0
-from fsae.losses.term import Moment, TermValue
+from fsae.losses.sparsity import L1, AnnealedLp, DenseLatents, StepL0, TanhL0, TargetForm, TargetL0
+from fsae.losses.term import LossTerm, Moment, TermValue
 from fsae.sparse.codes import Codes
 from tests.architectures import ARCHITECTURES, build, each_architecture, gradients, samples, with_weights
+from tests.training.runs import adam, differences, member, saved, terms, training_run
 
 NO_DEAD = Moment(dead_latents=torch.tensor([], dtype=torch.int64))
 each_path = pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
@@ -58,6 +59,82 @@ def test_tanh_by_hand(sparse: bool):
     assert number(measured(TanhL0(scale=2.0), "standard", sparse, decoder_norm=DecoderNorm.free)) == pytest.approx(
         wanted
     )
+
+
+def annealed(codes: list[float], step: int, term: AnnealedLp, memory: dict) -> float:
+    """The term of one sample with these codes, in a training of four steps."""
+    weights = {"W_enc": torch.eye(len(codes)).tolist(), "W_dec": torch.eye(len(codes)).tolist()}
+    record = with_weights("standard", weights)(torch.tensor([codes], dtype=torch.float64))
+    moment = Moment(NO_DEAD.dead_latents, step=step, steps=4, memory=memory)
+    return float(term.measure(record, moment).value.detach())
+
+
+def test_annealed_norms_by_hand():
+    # p = .5 from the start, because there is no earlier value: 2 + 1, and its square.
+    for root, wanted in ((False, 3), (True, 9)):
+        term = AnnealedLp(end=0.5, begin=0.0, stages=2, root=root)
+        assert annealed([4.0, 1.0, 0.0], 2, term, {}) == pytest.approx(wanted)
+        assert annealed([4.0, 1.0, 0.0], 0, term, {}) == pytest.approx(5)
+
+
+def test_an_annealed_norm_keeps_its_value_if_p_falls():
+    term, memory = AnnealedLp(end=0.5, begin=0.0, stages=2), {}
+    assert [annealed([4.0, 1.0, 0.0], step, term, memory) for step in (0, 1)] == pytest.approx([5, 5])
+    # The factor is 5 / 3 from the half of training on.
+    assert annealed([4.0, 1.0, 0.0], 2, term, memory) == pytest.approx(5)
+    assert float(memory["factor"]) == pytest.approx(5 / 3)
+    assert annealed([9.0, 0.0, 0.0], 3, term, memory) == pytest.approx(5 / 3 * 3)
+
+
+def test_the_factor_is_a_ratio_of_means_over_the_last_batches():
+    term, memory = AnnealedLp(end=0.5, begin=0.5, stages=2, recent=2), {}
+    # p is 1 in steps 0 to 2: the first half, and half of the rest. The last two sum to 9 + 4, their roots to 3 + 2.
+    for step, code in enumerate((100.0, 9.0, 4.0)):
+        assert annealed([code], step, term, memory) == code
+    assert annealed([1.0], 3, term, memory) == pytest.approx(13 / 5)
+
+
+def test_every_value_of_p_is_reached():
+    term = AnnealedLp(end=0.2, begin=0.1, stages=10)
+    exponents = [1 - 0.8 * i / 9 for i in range(10)]
+    record = build("standard")(samples(3))
+    found, memory = [], {}
+    for step in range(1000):
+        moment = Moment(NO_DEAD.dead_latents, step=step, steps=1000, memory=memory)
+        found.append(float(term.measure(record, moment).beside["sparsity_p"]))
+    assert list(dict.fromkeys(found)) == pytest.approx(exponents)
+    # Nothing falls before a tenth, and each value has a tenth of the rest; shares are rounded.
+    assert found.count(1.0) in (190, 191)
+    assert found.count(found[-1]) in (89, 90)
+
+
+@pytest.mark.parametrize("recent", [1, 3])
+def test_training_with_an_annealed_norm_resumes_bit_for_bit(tmp_path, recent: int):
+    sparsity = AnnealedLp(weight=0.1, begin=0.2, stages=5, recent=recent)
+    loss: dict[str, LossTerm] = {**terms("standard"), "sparsity": sparsity}
+
+    def run(folder: str, stop_at: int | None = None):
+        return training_run("standard", tmp_path / folder, stop_at=stop_at, trained=member("standard", adam(), loss))
+
+    run("whole").train()
+    with pytest.raises(BaseException, match="SIGTERM"):
+        run("stopped", stop_at=11).train()
+    run("stopped").train()
+    assert differences(saved(tmp_path / "whole"), saved(tmp_path / "stopped")) == []
+    (state,) = saved(tmp_path / "whole")["members"]
+    assert state["objective"]["sparsity"]["stage"] == 4
+
+
+@each_path
+def test_dense_latents_by_hand(sparse: bool):
+    # Codes [1 2] and [0 .5]: densities .5 and 1, means .5 and 1.25. With the limit .25 the excesses are 1 and 3.
+    term = DenseLatents(limit=0.25)
+    assert number(measured(term, "standard", sparse)) == pytest.approx(0.5 + 3 * 1.25)
+    # Decoder norms 5 and 2.
+    found = measured(term, "standard", sparse, decoder_norm=DecoderNorm.free)
+    assert number(found) == pytest.approx(5 * 0.5 + 2 * 3 * 1.25)
+    # The density may be at the limit.
+    assert number(measured(DenseLatents(limit=0.5), "standard", sparse)) == pytest.approx(1.25)
 
 
 @each_path

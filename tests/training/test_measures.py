@@ -6,7 +6,7 @@ import torch
 from fsae.autoencoders.settings import DecoderNorm
 from fsae.couplings.mutual import Mutual, MutualCoupling
 from fsae.losses.matryoshka import Matryoshka
-from fsae.losses.sparsity import TargetL0
+from fsae.losses.sparsity import AnnealedLp, TargetL0
 from fsae.outputs.metric_log import read_metrics
 from fsae.outputs.run_folder import RunFolder
 from fsae.training.learner import Learner
@@ -69,11 +69,13 @@ def test_every_measure_that_training_logs_has_a_meaning(tmp_path: Path):
     population.reinitialisation = Reinitialisation(scope=Scope.latents, every=4, until=0.8)
     pam_member = member("topk", pam(), decoder_norm=DecoderNorm.free)
     target = member("jumprelu", adam(), loss={**terms("jumprelu"), "sparsity": TargetL0(target=4.0)})
+    annealed = member("standard", adam(), loss={**terms("standard"), "sparsity": AnnealedLp()})
     nested = member("topk", adam(), loss={**terms("topk"), "reconstruction": Matryoshka(widths=[0.5])})
     runs = {
         "population": population,
         "pam": training_run("topk", tmp_path / "pam", pam(), trained=pam_member),
         "target": training_run("jumprelu", tmp_path / "target", trained=target),
+        "annealed": training_run("standard", tmp_path / "annealed", trained=annealed),
         "nested": training_run("topk", tmp_path / "nested", trained=nested),
     }
     found = set[str]().union(*(measured(run, tmp_path / name) for name, run in runs.items()))

@@ -239,6 +239,8 @@ class SparseAutoencoder(Autoencoder):
             read = torch.randn(ends.skip_rank, self.d_in, generator=generator) / self.d_in**0.5
             self.W_skip_read = nn.Parameter(read)
             self.W_skip_write = nn.Parameter(torch.zeros(self.d_out, len(read)))
+        if settings.align_encoder:
+            self.align_encoder()
 
     def __getattr__(self, name: str) -> Tensor | nn.Module:
         # Python looks here only for names that are no plain attributes.
@@ -411,6 +413,18 @@ class SparseAutoencoder(Autoencoder):
     def normalise_decoder(self) -> None:
         """Give every decoder row unit norm, as `decoder_norm: unit` requires after each step."""
         self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8))
+
+    @torch.no_grad()
+    def align_encoder(self) -> None:
+        """Move each encoder column to the nearest one whose product with its decoder row is 1, as
+        `arch.align_encoder` requires after each step.
+
+        w becomes w + (1 - w.d) d / |d|^2. The other map without a hyper-parameter, w / (w.d), is not used: it has no
+        bound if w is nearly orthogonal to d, and it turns w around if the product is negative.
+        """
+        rows = self.W_dec
+        missing = 1 - (self.W_enc.T * rows).sum(1)
+        self.W_enc.T.addcmul_((missing / rows.square().sum(1).clamp_min(1e-16))[:, None], rows)
 
     @torch.no_grad()
     def project_decoder_gradient(self) -> None:

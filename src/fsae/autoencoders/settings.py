@@ -153,6 +153,8 @@ class SparseAutoencoderSettings(AutoencoderSettings):
         encoder_init: how W_enc starts, and whether it stays the decoder's transpose.
         init_norm: norm of the decoder's rows at the start (1 under `decoder_norm: unit`).
         b_dec_init: the start of b_dec.
+        align_encoder: keep the product of each latent's encoder column and decoder row at 1, so that the encoder reads
+            the latent's own contribution at its true size (aligned training, arXiv 2605.18629).
     """
 
     apply_b_dec_to_input: bool = True
@@ -160,6 +162,7 @@ class SparseAutoencoderSettings(AutoencoderSettings):
     encoder_init: EncoderInit = EncoderInit.transpose
     init_norm: float = field(default=1.0, metadata=between(above=0, most=10**6))
     b_dec_init: BiasInit = BiasInit.geometric_median
+    align_encoder: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -167,6 +170,11 @@ class SparseAutoencoderSettings(AutoencoderSettings):
             raise ValueError(
                 f"arch.init_norm is {self.init_norm} but arch.decoder_norm is unit, which makes it 1 after one step; "
                 "set arch.decoder_norm=free"
+            )
+        if self.align_encoder and self.tied:
+            raise ValueError(
+                "arch.align_encoder moves the encoder alone, and arch.encoder_init=tied makes it the transpose of the "
+                "decoder; set arch.encoder_init=transpose, or arch.align_encoder=false"
             )
 
     @property
@@ -189,6 +197,11 @@ class SparseAutoencoderSettings(AutoencoderSettings):
             raise ValueError(
                 "arch.encoder_init is tied, but the dictionary reads other vectors than it writes, so the decoder's "
                 "transpose is no encoder; set arch.encoder_init=random, or layout=autoencoder"
+            )
+        if self.align_encoder and not ends.same:
+            raise ValueError(
+                "arch.align_encoder multiplies each latent's encoder column with its decoder row, but the dictionary reads "
+                "other vectors than it writes; set arch.align_encoder=false, or layout=autoencoder"
             )
 
     @abstractmethod

@@ -5,7 +5,7 @@ from fsae.losses.decorrelation import Decorrelation
 from fsae.losses.fisher import Fisher, NoPenalty, RandomSign
 from fsae.losses.matryoshka import LevelAuxK, Matryoshka, SampledMatryoshka
 from fsae.losses.reconstruction import SquaredError
-from fsae.losses.sparsity import L1, StepL0, TanhL0, TargetL0
+from fsae.losses.sparsity import L1, AnnealedLp, DenseLatents, StepL0, TanhL0, TargetL0
 from fsae.losses.term import LossTerm
 from fsae.losses.weights import Orthogonality, WeightNorm
 
@@ -14,6 +14,8 @@ CHOICES: dict[str, type[LossTerm]] = {
     "matryoshka": Matryoshka,
     "sampled_matryoshka": SampledMatryoshka,
     "l1": L1,
+    "annealed_lp": AnnealedLp,
+    "dense_latents": DenseLatents,
     "step_l0": StepL0,
     "tanh_l0": TanhL0,
     "target_l0": TargetL0,

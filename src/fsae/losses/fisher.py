@@ -138,14 +138,14 @@ class NoPenalty(Fisher):
     """No penalty: the Fisher sums are measured, and nothing is added to the objective.
 
     Attributes:
-        weight, warm_up: always 0.
+        weight, warm_up, decay: always 0.
     """
 
     weight: float = field(default=0.0, metadata=WEIGHT)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("weight", "warm_up"):
+        for name in ("weight", "warm_up", "decay"):
             if (value := getattr(self, name)) != 0:
                 raise ValueError(
                     f"loss.penalty.{name} is {value:g}, and has no effect with penalty=none; choose penalty=fisher, or "

@@ -1,6 +1,7 @@
 """The objective: a sum of named terms over a forward record."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ class Objective:
 
     def __init__(self, terms: dict[str, LossTerm]):
         self.terms = terms
+        self._memories: dict[str, dict[str, Any]] = {name: {} for name in terms}
 
     def __call__(self, record: ForwardRecord, moment: Moment, measure_all: bool) -> Losses:
         """Evaluate the terms.
@@ -51,12 +53,21 @@ class Objective:
             differentiated = weight != 0 and torch.is_grad_enabled()
             # Autocast ends where the losses begin: they are sums over thousands of entries, in float32.
             with torch.set_grad_enabled(differentiated), torch.autocast(device, enabled=False):
-                measured = term.measure(record, moment)
+                measured = term.measure(record, replace(moment, memory=self._memories[name]))
             if weight != 0:
                 total = total + weight * measured.value
             value = measured.value.detach()
             parts |= {name: value, f"{name}_weighted": weight * value, **measured.beside}
         return Losses(total, parts | {"loss": total.detach()})
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._memories
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        for name, memory in state.items():
+            self._memories[name] = {
+                key: value.to(device) if isinstance(value, Tensor) else value for key, value in memory.items()
+            }
 
 
 def check_terms(terms: dict[str, LossTerm], arch: AutoencoderSettings) -> None:

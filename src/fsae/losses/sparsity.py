@@ -5,11 +5,15 @@ from enum import Enum
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from fsae.autoencoders.record import ForwardRecord
 from fsae.losses.term import LossTerm, Moment, TermValue
-from fsae.ranges import POSITIVE
+from fsae.ranges import COUNT, INNER_SHARE, POSITIVE, between
 from fsae.sparse.codes import Codes
+
+# Below this size a power below 1 would have too steep a gradient.
+_SMALLEST = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,83 @@ class TargetL0(LossTerm):
         else:
             value = 2 / self.target * (record.active.row_sums() - self.target).square().mean()
         return TermValue(value, {"sparsity_l0": l0.detach()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnealedLp(LossTerm):
+    """sum_i s_i^p averaged over the batch, with sizes s_i = f_i |W_dec_i| and p that falls from 1 (P-anneal, arXiv
+    2408.00113); for gated, of the rectified gate.
+
+    p falls in equal steps. At each step the term is multiplied by the ratio of its old value to its new one, both
+    averaged over the last batches before, so that the pressure stays the same. Sizes below 1e-3 count linearly, so that
+    the gradient is finite.
+
+    Attributes:
+        end: the last p.
+        begin: share of training after which p falls; each value then has an equal part of the rest.
+        stages: number of values of p, 1 among them.
+        recent: batches over which values are averaged.
+        root: (sum_i s_i^p)^(1/p) instead of the sum.
+    """
+
+    end: float = field(default=0.2, metadata=between(above=0, most=1))
+    begin: float = field(default=0.1, metadata=between(least=0, below=1, meaning="a share"))
+    stages: int = field(default=10, metadata=between(least=2, most=10_000))
+    recent: int = field(default=10, metadata=COUNT)
+    root: bool = False
+
+    def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
+        sizes, memory = _sizes(record), moment.memory
+        stage = self._stage(moment.progress)
+        if stage != memory.setdefault("stage", stage):
+            before, after = memory["values"].mean(0)
+            memory["factor"] = memory["factor"] * torch.where(after > 0, before / after, 1.0)
+            memory["stage"] = stage
+            del memory["values"]
+        value, p = self._norm(sizes, stage), self._p(stage)
+        factor = memory.setdefault("factor", torch.ones_like(value.detach()))
+        coming = max(stage + 1, self._stage((moment.step + 1) / moment.steps))
+        if coming < self.stages:
+            with torch.no_grad():
+                both = torch.stack([value, self._norm(sizes, coming)]).unsqueeze(0)
+            known = memory.get("values", both[:0])
+            memory["values"] = torch.cat([known, both])[-self.recent :]
+        return TermValue(factor * value, {"sparsity_p": factor.new_tensor(p)})
+
+    def _stage(self, progress: float) -> int:
+        """Return the number of the present value of p."""
+        share = (progress - self.begin) / (1 - self.begin)
+        return min(max(int(share * self.stages), 0), self.stages - 1)
+
+    def _p(self, stage: int) -> float:
+        return 1 - (1 - self.end) * stage / (self.stages - 1)
+
+    def _norm(self, sizes: Codes, stage: int) -> Tensor:
+        p = self._p(stage)
+        powers = sizes.map(lambda s: torch.where(s >= _SMALLEST, s.clamp_min(_SMALLEST) ** p, s * _SMALLEST ** (p - 1)))
+        return (powers.row_sums() ** (1 / p)).mean() if self.root else powers.values.sum() / sizes.shape[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseLatents(LossTerm):
+    """sum_i max(0, density_i / limit - 1) mean_b f_bi |W_dec_i|: an L1 norm of the latents that are too dense alone.
+
+    The density is that of the batch, without gradient. Gemma Scope 2 has a penalty against dense latents whose formula
+    is not published; this one is of fsae's own making.
+
+    Attributes:
+        limit: the density up to which a latent is not penalised.
+    """
+
+    limit: float = field(default=0.1, metadata=INNER_SHARE)
+
+    def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
+        codes = record.codes.map(torch.abs)
+        means = codes.column_sums() / codes.shape[0]
+        if record.code_weights is not None:
+            means = means * record.code_weights
+        excess = (record.codes.firing_counts / (codes.shape[0] * self.limit) - 1).clamp_min(0)
+        return TermValue(excess.to(means.dtype) @ means)
 
 
 @dataclass(frozen=True, kw_only=True)

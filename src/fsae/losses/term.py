@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,12 +29,14 @@ class Moment:
         steps: number of steps of the training.
         generator: of the random numbers that a term draws, on the CPU. A checkpoint has its state, so that a resumed
             run draws the same numbers.
+        memory: numbers and tensors that the term keeps from step to step, by name. A checkpoint has it.
     """
 
     dead_latents: Tensor
     step: int = 0
     steps: int = 1
     generator: torch.Generator = field(default_factory=torch.Generator)
+    memory: dict[str, Any] = field(default_factory=dict)
 
     @property
     def progress(self) -> float:
@@ -44,19 +46,31 @@ class Moment:
 
 @dataclass(frozen=True, kw_only=True)
 class Weighted(Ranged, ABC):
-    """Something that counts by a weight, which may rise at the beginning of training.
+    """Something that counts by a weight, which may rise at the beginning of training and fall at its end.
 
     Attributes:
         weight: factor in the objective.
         warm_up: share of training over which the weight rises linearly from 0.
+        decay: share of training, at its end, over which the weight falls linearly to 0.
     """
 
     weight: float = field(metadata=WEIGHT)
     warm_up: float = field(default=0.0, metadata=SHARE)
+    decay: float = field(default=0.0, metadata=SHARE)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warm_up + self.decay > 1:
+            raise ValueError(
+                f"{self._group}.warm_up + {self._group}.decay is {self.warm_up + self.decay:g}; together they must not "
+                "exceed 1"
+            )
 
     def weight_at(self, progress: float) -> float:
         """Return the weight after a share `progress` (0 to 1) of the training."""
-        return self.weight * min(1.0, progress / self.warm_up) if self.warm_up > 0 else self.weight
+        rising = min(1.0, progress / self.warm_up) if self.warm_up > 0 else 1.0
+        falling = min(1.0, (1 - progress) / self.decay) if self.decay > 0 else 1.0
+        return self.weight * rising * falling
 
 
 @dataclass(frozen=True, kw_only=True)

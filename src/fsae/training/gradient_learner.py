@@ -101,6 +101,8 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
             keep_in_cone(autoencoder.W_dec, self._axes)
         if unit_norm:
             autoencoder.normalise_decoder()
+        if autoencoder.settings.align_encoder:
+            autoencoder.align_encoder()
 
     def finish(self, record: ForwardRecord, step: int) -> None:
         """Count a batch after its last update, and resample dead latents if due."""

@@ -118,6 +118,7 @@ class Learner(ABC, Generic[Trained, Trainer]):
             "sums": self._sums,
             "counts": self._counts,
             "generator": self.generator.get_state(),
+            "objective": self.objective.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -128,3 +129,4 @@ class Learner(ABC, Generic[Trained, Trainer]):
         self._sums = {name: total.to(device) for name, total in state["sums"].items()}
         self._counts = dict(state["counts"])
         self.generator.set_state(state["generator"])
+        self.objective.load_state_dict(state["objective"], device)

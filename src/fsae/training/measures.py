@@ -17,6 +17,7 @@ MEANINGS = {
     "fisher": "off-diagonal squares of the Fisher matrix of a batch, summed, in scaled units",
     "fisher_ratio": "off-diagonal over diagonal squares of the Fisher matrix",
     "level_NUMBER": "squared error of a Matryoshka loss's level, the narrowest first, in scaled units",
+    "sparsity_p": "the exponent p of the codes' sizes (loss=p_anneal)",
     "sparsity_l0": "l0 that a loss with a target l0 compares with its target (loss=jumprelu_target_l0)",
     "fvu": "squared error over the variance of the batch",
     "explained_variance": "1 - fvu",

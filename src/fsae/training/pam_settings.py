@@ -111,6 +111,11 @@ class PamSettings(AdamSettings):
                 "trainer=pam solves for the decoder alone, and arch.encoder_init=tied makes it the transpose of the "
                 "encoder; choose another arch.encoder_init"
             )
+        if sparse.align_encoder:
+            raise ValueError(
+                "trainer=pam solves for the decoder after the encoder's steps, so arch.align_encoder would not hold; "
+                "set arch.align_encoder=false"
+            )
         if not sparse.frees_decoder_norms:
             raise ValueError(
                 "arch.decoder_norm is unit, but trainer=pam solves for decoder rows of any norm; set "

@@ -233,6 +233,8 @@ class AdamSettings(TrainerSettings):
     def _check_frozen(self, arch: SparseAutoencoderSettings, population: PopulationSettings) -> None:
         """Raise ValueError if something would change, or share, the weights that are frozen."""
         frozen = f"trainer.frozen is {self.frozen.name}"
+        if arch.align_encoder and self.frozen.fixes_encoder:
+            raise ValueError(f"{frozen}, and arch.align_encoder moves the encoder; set arch.align_encoder=false")
         if arch.tied and self.frozen is not Frozen.all:
             raise ValueError(
                 f"{frozen}, and arch.encoder_init=tied makes the encoder the transpose of the decoder, so neither can "
