@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.batch_topk import BatchTopK
-from fsae.export.saelens import Provenance, load_saelens, read_provenance, save_saelens
+from fsae.export.provenance import Provenance
+from fsae.export.saelens import load_saelens, read_provenance, save_saelens
 from tests.architectures import (
     ARCHITECTURES,
     FITTED,
@@ -240,10 +241,17 @@ def test_wrong_tensors(tmp_path, changes, message):
     [
         ({"architecture": "temporal"}, r"'temporal' is not known; known are standard, gated, jumprelu, topk, abstopk"),
         ({"activation_fn_str": "tanh-relu"}, r"activation function 'tanh-relu' is not known"),
-        ({"normalize_activations": "layer_norm"}, r"normalize_activations is 'layer_norm'.*not supported"),
+        (
+            {"normalize_activations": "covariance_whitening"},
+            r"'covariance_whitening', which is not known; known are none",
+        ),
+        ({"normalize_activations": "constant_scalar_rescale"}, r"add it as 'activation_normalization_factor'"),
+        (
+            {"normalize_activations": "expected_average_only_in", "norm_scaling_factor": -1},
+            r"norm_scaling_factor is -1; it must be a positive number",
+        ),
         ({"normalize_activations": "expected_average_only_in"}, r"the factor is not in the file"),
         ({"reshape_activations": "hook_q"}, r"reshape_activations is 'hook_q'"),
-        ({"finetuning_scaling_factor": True}, r"finetuning_scaling_factor is set"),
         ({"d_sae": ...}, r"d_sae is None; it must be a positive whole number"),
         ({"d_in": 6}, r"W_enc is \(5, 13\), by cfg.json it should be \(6, 13\)"),
         ({"architecture": "topk"}, r"k is None"),
@@ -330,8 +338,8 @@ def test_older_layouts_say_what_they_were_trained_on(tmp_path, changes):
         ({"hook_name": "blocks.3.hook_resid_post", "hook_layer": 2}, "but hook_layer is 2"),
         ({"hook_point": "blocks.3.hook_resid_post", "hook_point_layer": 13}, "but hook_layer is 13"),
         ({"hook_point": "blocks.3.hook_mlp_out", "hook_name": "blocks.3.hook_resid_post"}, "but hook_name is"),
-        ({"hook_name": "blocks.1.attn.hook_z", "hook_head_index": 2}, "hook_head_index is 2.*one attention head alone"),
-        ({"hook_point": "blocks.1.attn.hook_z", "hook_point_head_index": 0}, "hook_head_index is 0"),
+        ({"hook_name": "blocks.1.hook_mlp_out", "hook_head_index": 2}, "hook_head_index is 2, .* no single attention"),
+        ({"hook_name": "blocks.1.attn.hook_z", "hook_head_index": "2"}, "hook_head_index is '2'; it must be the index"),
         ({"hook_name": "blocks.1.ln2.hook_normalized", "hook_name_out": "blocks.1.hook_mlp_out"}, "a transcoder"),
         ({"context_size": "64"}, "context_size is '64'; it must be a positive whole number, or null"),
         ({"context_size": 0}, "context_size is 0"),
@@ -430,6 +438,8 @@ def test_an_architecture_that_is_not_known_is_refused(tmp_path):
 def test_the_whole_provenance_is_read_back(tmp_path):
     whole = replace(
         PROVENANCE,
+        hook_name="blocks.1.attn.hook_z",
+        hook_head_index=2,
         model_note="in 4 bits",
         exclude_special_tokens=[1, 2],
         seqpos_slice=[1, None],

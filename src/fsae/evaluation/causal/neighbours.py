@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fsae.autoencoders.autoencoder import Autoencoder
-from fsae.export.saelens import load_members, read_provenance
+from fsae.export.dictionary_files import load_members, read_provenance
 from fsae.language_models.sites import Site
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.sweep_folder import JobState, is_job, read_sweep
