@@ -426,6 +426,75 @@ def test_a_threshold_of_zero_leaves_the_relu(tmp_path):
     assert relative_error(codes, torch.relu((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"])) < 1e-5
 
 
+def outputs(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    x = samples(50, dtype=torch.float32)
+    with torch.no_grad():
+        record = load_saelens(folder)(x)
+    return record.codes.dense(), record.reconstruction
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"normalize_activations": "expected_average_only_in", "norm_scaling_factor": 0.4},
+        {"normalize_activations": True, "norm_scaling_factor": 0.4},
+        {"normalize_activations": "constant_scalar_rescale", "activation_normalization_factor": 0.4},
+    ],
+)
+def test_a_factor_of_all_activations_is_folded(tmp_path, changes):
+    folder = written(tmp_path, "jumprelu")
+    x = samples(50, dtype=torch.float32)
+    with torch.no_grad():
+        expected = load_saelens(folder)(0.4 * x)
+    change_config(folder, **changes)
+    codes, reconstruction = outputs(folder)
+    assert relative_error(codes, expected.codes.dense()) < 1e-5
+    assert relative_error(reconstruction, expected.reconstruction / 0.4) < 1e-5
+
+
+def test_the_factor_of_a_training_checkpoint_is_in_a_file_of_its_own(tmp_path):
+    folder = written(tmp_path)
+    change_config(folder, normalize_activations="expected_average_only_in", norm_scaling_factor=0.4)
+    expected = outputs(folder)
+    change_config(folder, norm_scaling_factor=...)
+    (folder / "activation_scaler.json").write_text('{"scaling_factor": 0.4, "has_whitening": false}')
+    assert all(map(torch.equal, outputs(folder), expected))
+
+
+@pytest.mark.parametrize("name", ["batchtopk", "matryoshka_batchtopk"])
+@pytest.mark.parametrize("by_norm", [False, True])
+def test_a_training_checkpoint_of_batchtopk_has_one_threshold(tmp_path, name, by_norm):
+    folder = written(tmp_path)
+    change_config(folder, architecture=name, k=3, rescale_acts_by_decoder_norm=by_norm)
+    change_weights(folder, topk_threshold=torch.tensor(0.7, dtype=torch.float64))
+    w = load_file(folder / "sae_weights.safetensors")
+    norms = w["W_dec"].norm(dim=1) if by_norm else torch.ones(13)
+    pre = ((samples(50, dtype=torch.float32) - w["b_dec"]) @ w["W_enc"] + w["b_enc"]) * norms
+    expected = pre * (pre > 0.7)
+    codes, reconstruction = outputs(folder)
+    assert relative_error(codes, expected) < 1e-5
+    assert relative_error(reconstruction, (expected / norms) @ w["W_dec"] + w["b_dec"]) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["scaling_factor", "finetuning_scaling_factor"])
+def test_factors_of_latents_from_fine_tuning_multiply_the_decoder(tmp_path, name):
+    folder = written(tmp_path)
+    codes, _ = outputs(folder)
+    w, factors = load_file(folder / "sae_weights.safetensors"), torch.linspace(0.5, 2, 13)
+    change_config(folder, finetuning_scaling_factor=True)
+    change_weights(folder, **{name: factors})
+    found, reconstruction = outputs(folder)
+    assert torch.equal(found, codes)
+    assert relative_error(reconstruction, (codes * factors) @ w["W_dec"] + w["b_dec"]) < 1e-5
+
+
+def test_a_flag_of_fine_tuning_without_factors_changes_nothing(tmp_path):
+    folder = written(tmp_path)
+    expected = outputs(folder)
+    change_config(folder, finetuning_scaling_factor=True)
+    assert all(map(torch.equal, outputs(folder), expected))
+
+
 def test_an_architecture_that_is_not_known_is_refused(tmp_path):
     autoencoder = SquaredSettings(d_sae=13).build(5, torch.Generator())
     with pytest.raises(

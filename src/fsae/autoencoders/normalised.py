@@ -51,6 +51,10 @@ class Normalised(Autoencoder):
         return self.inner.settings_type
 
     @property
+    def centre(self) -> Float[Tensor, " d_in"] | None:
+        return self.inner.centre
+
+    @property
     def deciding(self) -> slice:
         return self.inner.deciding
 

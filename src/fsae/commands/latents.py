@@ -157,11 +157,10 @@ def _survey(folder: Path, overrides: Sequence[str], config_dir: str | None) -> N
 
 def _site(folder: Path, overrides: Sequence[str]) -> list[str]:
     """Return the overrides that choose the site of a dictionary, if its folder names one and the user names none."""
-    hook = read_provenance(folder).hook_name
-    if hook is None or any(each.startswith("site") for each in overrides):
+    provenance = read_provenance(folder)
+    if provenance.hook_name is None or any(each.startswith("site") for each in overrides):
         return []
-    site = Site.of_hook(hook)
-    return [f"site={site.name.value}", f"site.layer={site.layer}"]
+    return Site.of_hook(provenance.hook_name, provenance.hook_head_index).overrides
 
 
 def _prompt_page(run: Path, member: int | None, text: str) -> Path:

@@ -82,13 +82,14 @@ def _check_site(site: Site, provenance: Provenance, folder: Path) -> None:
         )
         return
     try:
-        made_for = Site.of_hook(provenance.hook_name)
+        made_for = Site.of_hook(provenance.hook_name, provenance.hook_head_index)
     except ValueError as error:
         raise ValueError(f"{_described(folder)}: {error}") from None
     if made_for != site:
+        of_head = "" if made_for.head is None else f", head {made_for.head} alone"
         raise ValueError(
-            f"the autoencoder in {folder} was made for {provenance.hook_name}, but site {site} is {site.hook_name}; "
-            f"set site={made_for.name.value} site.layer={made_for.layer}"
+            f"the autoencoder in {folder} was made for {provenance.hook_name}{of_head}, but site {site} is "
+            f"{site.hook_name}; set {' '.join(made_for.overrides)}"
         )
 
 

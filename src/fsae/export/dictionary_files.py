@@ -25,10 +25,11 @@ def stored_at(path: Path) -> Stored:
             return release.read(path)
     if (path / CONFIG).is_file() or not path.exists():
         return SAELENS.read(path)
-    inside = sorted(each for each in path.iterdir() if any(release.holds(each) for release in RELEASES))
+    within = sorted(path.iterdir()) if path.is_dir() else []
+    inside = [each for each in within if any(release.holds(each) for release in RELEASES)]
     if inside:
         raise ValueError(f"{path} holds {len(inside)} dictionaries; name one of them, such as {inside[0]}")
-    names = [path.name] if path.is_file() else sorted(each.name for each in path.iterdir())
+    names = [each.name for each in within] or [path.name] * path.is_file()
     found = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "an empty folder"
     layouts = "; ".join(f"{release.name} ({release.files})" for release in RELEASES)
     raise ValueError(f"{path}: expected a dictionary, found {found}; the layouts that are read are {layouts}")

@@ -127,6 +127,7 @@ def _provenance(settings: RunSettings, text: HeldOutText, folder: RunFolder) -> 
         model_name=model_name,
         model_note=model_note,
         hook_name=site.hook_name,
+        hook_head_index=site.head,
         context_size=dataset.tokens_per_row,
         prepend_bos=text.prepends_bos,
         dataset_path=dataset.path or dataset.name,

@@ -116,6 +116,7 @@ def _read(file: Path) -> Stored:
 STATE_DICT_FILE = Release(
     "OpenAI, Qwen Scope, Goodfire, DeepSeek-R1",
     "one file .pt or .pth",
-    lambda path: path.is_file() and path.suffix in _ENDINGS,
+    # dictionary_learning's ae.pt means nothing without the settings next to it.
+    lambda path: path.is_file() and path.suffix in _ENDINGS and path.name != "ae.pt",
     _read,
 )
