@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fsae.export.saelens import Provenance
+    from fsae.export.provenance import Provenance
     from fsae.language_models.interventions import Ablate, Add, Clamp, Scale
     from fsae.surface.collection import collect
     from fsae.surface.dictionary import Dictionary, load, save
@@ -55,7 +55,7 @@ _HOMES = {
     "Dictionary": "fsae.surface.dictionary",
     "LanguageModel": "fsae.surface.language_model",
     "Numbers": "fsae.surface.evaluation",
-    "Provenance": "fsae.export.saelens",
+    "Provenance": "fsae.export.provenance",
     "Scale": "fsae.language_models.interventions",
     "Steered": "fsae.surface.steering",
     "Steering": "fsae.surface.steering",

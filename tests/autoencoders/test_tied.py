@@ -9,7 +9,8 @@ from fsae.autoencoders.batch_topk import BatchTopK
 from fsae.autoencoders.settings import DecoderNorm, EncoderInit
 from fsae.couplings.mutual import Directions, Mutual, MutualCoupling
 from fsae.export.folding import fold
-from fsae.export.saelens import Provenance, load_saelens, save_saelens
+from fsae.export.provenance import Provenance
+from fsae.export.saelens import load_saelens, save_saelens
 from fsae.losses.fisher import Fisher
 from fsae.losses.term import Moment
 from fsae.training.dead_latents import DeadLatents

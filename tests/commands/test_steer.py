@@ -10,7 +10,8 @@ import torch
 import fsae
 from fsae.commands.steer import main
 from fsae.export.folding import fold
-from fsae.export.saelens import Provenance, save_saelens
+from fsae.export.provenance import Provenance
+from fsae.export.saelens import save_saelens
 from tests.architectures import build
 
 

@@ -10,7 +10,8 @@ import torch
 
 from fsae.configuration.existing import _compare_model, apply_provenance
 from fsae.configuration.schema import RunSettings, settings_of
-from fsae.export.saelens import Provenance, save_saelens
+from fsae.export.provenance import Provenance
+from fsae.export.saelens import save_saelens
 from fsae.language_models.settings import ModelSettings, Package
 from fsae.sources.documents import DatasetSettings
 from fsae.sources.open_activations import ActivationSourceSettings

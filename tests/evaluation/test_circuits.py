@@ -13,7 +13,8 @@ import torch
 from fsae.evaluation.circuits import FOLDER, Circuits
 from fsae.evaluation.evaluation import Measured
 from fsae.evaluation.subject import Examined
-from fsae.export.saelens import Provenance, save_saelens
+from fsae.export.provenance import Provenance
+from fsae.export.saelens import save_saelens
 from fsae.language_models.settings import Package
 from fsae.language_models.sites import Site, SiteName
 from tests.architectures import build

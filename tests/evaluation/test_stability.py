@@ -9,7 +9,8 @@ from torch import Tensor
 from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.evaluation.stability import Stability, compare_seeds, random_cosine
 from fsae.evaluation.subject import Examined, Subject
-from fsae.export.saelens import Provenance, load_saelens, save_density, save_saelens
+from fsae.export.provenance import Provenance
+from fsae.export.saelens import load_saelens, save_density, save_saelens
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import RunState, mark
 from fsae.outputs.sweep_folder import Sweep

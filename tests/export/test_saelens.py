@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.batch_topk import BatchTopK
-from fsae.export.saelens import Provenance, load_saelens, read_provenance, save_saelens
+from fsae.export.provenance import Provenance
+from fsae.export.saelens import load_saelens, read_provenance, save_saelens
 from tests.architectures import (
     ARCHITECTURES,
     FITTED,
@@ -240,10 +241,17 @@ def test_wrong_tensors(tmp_path, changes, message):
     [
         ({"architecture": "temporal"}, r"'temporal' is not known; known are standard, gated, jumprelu, topk, abstopk"),
         ({"activation_fn_str": "tanh-relu"}, r"activation function 'tanh-relu' is not known"),
-        ({"normalize_activations": "layer_norm"}, r"normalize_activations is 'layer_norm'.*not supported"),
+        (
+            {"normalize_activations": "covariance_whitening"},
+            r"'covariance_whitening', which is not known; known are none",
+        ),
+        ({"normalize_activations": "constant_scalar_rescale"}, r"add it as 'activation_normalization_factor'"),
+        (
+            {"normalize_activations": "expected_average_only_in", "norm_scaling_factor": -1},
+            r"norm_scaling_factor is -1; it must be a positive number",
+        ),
         ({"normalize_activations": "expected_average_only_in"}, r"the factor is not in the file"),
         ({"reshape_activations": "hook_q"}, r"reshape_activations is 'hook_q'"),
-        ({"finetuning_scaling_factor": True}, r"finetuning_scaling_factor is set"),
         ({"d_sae": ...}, r"d_sae is None; it must be a positive whole number"),
         ({"d_in": 6}, r"W_enc is \(5, 13\), by cfg.json it should be \(6, 13\)"),
         ({"architecture": "topk"}, r"k is None"),
@@ -330,8 +338,8 @@ def test_older_layouts_say_what_they_were_trained_on(tmp_path, changes):
         ({"hook_name": "blocks.3.hook_resid_post", "hook_layer": 2}, "but hook_layer is 2"),
         ({"hook_point": "blocks.3.hook_resid_post", "hook_point_layer": 13}, "but hook_layer is 13"),
         ({"hook_point": "blocks.3.hook_mlp_out", "hook_name": "blocks.3.hook_resid_post"}, "but hook_name is"),
-        ({"hook_name": "blocks.1.attn.hook_z", "hook_head_index": 2}, "hook_head_index is 2.*one attention head alone"),
-        ({"hook_point": "blocks.1.attn.hook_z", "hook_point_head_index": 0}, "hook_head_index is 0"),
+        ({"hook_name": "blocks.1.hook_mlp_out", "hook_head_index": 2}, "hook_head_index is 2, .* no single attention"),
+        ({"hook_name": "blocks.1.attn.hook_z", "hook_head_index": "2"}, "hook_head_index is '2'; it must be the index"),
         ({"hook_name": "blocks.1.ln2.hook_normalized", "hook_name_out": "blocks.1.hook_mlp_out"}, "a transcoder"),
         ({"context_size": "64"}, "context_size is '64'; it must be a positive whole number, or null"),
         ({"context_size": 0}, "context_size is 0"),
@@ -418,6 +426,75 @@ def test_a_threshold_of_zero_leaves_the_relu(tmp_path):
     assert relative_error(codes, torch.relu((x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"])) < 1e-5
 
 
+def outputs(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    x = samples(50, dtype=torch.float32)
+    with torch.no_grad():
+        record = load_saelens(folder)(x)
+    return record.codes.dense(), record.reconstruction
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"normalize_activations": "expected_average_only_in", "norm_scaling_factor": 0.4},
+        {"normalize_activations": True, "norm_scaling_factor": 0.4},
+        {"normalize_activations": "constant_scalar_rescale", "activation_normalization_factor": 0.4},
+    ],
+)
+def test_a_factor_of_all_activations_is_folded(tmp_path, changes):
+    folder = written(tmp_path, "jumprelu")
+    x = samples(50, dtype=torch.float32)
+    with torch.no_grad():
+        expected = load_saelens(folder)(0.4 * x)
+    change_config(folder, **changes)
+    codes, reconstruction = outputs(folder)
+    assert relative_error(codes, expected.codes.dense()) < 1e-5
+    assert relative_error(reconstruction, expected.reconstruction / 0.4) < 1e-5
+
+
+def test_the_factor_of_a_training_checkpoint_is_in_a_file_of_its_own(tmp_path):
+    folder = written(tmp_path)
+    change_config(folder, normalize_activations="expected_average_only_in", norm_scaling_factor=0.4)
+    expected = outputs(folder)
+    change_config(folder, norm_scaling_factor=...)
+    (folder / "activation_scaler.json").write_text('{"scaling_factor": 0.4, "has_whitening": false}')
+    assert all(map(torch.equal, outputs(folder), expected))
+
+
+@pytest.mark.parametrize("name", ["batchtopk", "matryoshka_batchtopk"])
+@pytest.mark.parametrize("by_norm", [False, True])
+def test_a_training_checkpoint_of_batchtopk_has_one_threshold(tmp_path, name, by_norm):
+    folder = written(tmp_path)
+    change_config(folder, architecture=name, k=3, rescale_acts_by_decoder_norm=by_norm)
+    change_weights(folder, topk_threshold=torch.tensor(0.7, dtype=torch.float64))
+    w = load_file(folder / "sae_weights.safetensors")
+    norms = w["W_dec"].norm(dim=1) if by_norm else torch.ones(13)
+    pre = ((samples(50, dtype=torch.float32) - w["b_dec"]) @ w["W_enc"] + w["b_enc"]) * norms
+    expected = pre * (pre > 0.7)
+    codes, reconstruction = outputs(folder)
+    assert relative_error(codes, expected) < 1e-5
+    assert relative_error(reconstruction, (expected / norms) @ w["W_dec"] + w["b_dec"]) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["scaling_factor", "finetuning_scaling_factor"])
+def test_factors_of_latents_from_fine_tuning_multiply_the_decoder(tmp_path, name):
+    folder = written(tmp_path)
+    codes, _ = outputs(folder)
+    w, factors = load_file(folder / "sae_weights.safetensors"), torch.linspace(0.5, 2, 13)
+    change_config(folder, finetuning_scaling_factor=True)
+    change_weights(folder, **{name: factors})
+    found, reconstruction = outputs(folder)
+    assert torch.equal(found, codes)
+    assert relative_error(reconstruction, (codes * factors) @ w["W_dec"] + w["b_dec"]) < 1e-5
+
+
+def test_a_flag_of_fine_tuning_without_factors_changes_nothing(tmp_path):
+    folder = written(tmp_path)
+    expected = outputs(folder)
+    change_config(folder, finetuning_scaling_factor=True)
+    assert all(map(torch.equal, outputs(folder), expected))
+
+
 def test_an_architecture_that_is_not_known_is_refused(tmp_path):
     autoencoder = SquaredSettings(d_sae=13).build(5, torch.Generator())
     with pytest.raises(
@@ -430,6 +507,8 @@ def test_an_architecture_that_is_not_known_is_refused(tmp_path):
 def test_the_whole_provenance_is_read_back(tmp_path):
     whole = replace(
         PROVENANCE,
+        hook_name="blocks.1.attn.hook_z",
+        hook_head_index=2,
         model_note="in 4 bits",
         exclude_special_tokens=[1, 2],
         seqpos_slice=[1, None],

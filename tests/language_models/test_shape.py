@@ -28,12 +28,12 @@ def test_the_table_of_packaged_shapes_matches_the_models(package):
     [
         pytest.param(
             {"model_type": "gpt2", "n_layer": 12, "n_embd": 768, "n_head": 12},
-            Shape(num_layers=12, d_model=768, d_heads=768),
+            Shape(num_layers=12, d_model=768, d_heads=768, heads=12),
             id="gpt2",
         ),
         pytest.param(
             {"model_type": "gpt_neo", "num_layers": 1, "hidden_size": 1024, "num_heads": 16},
-            Shape(num_layers=1, d_model=1024, d_heads=1024),
+            Shape(num_layers=1, d_model=1024, d_heads=1024, heads=16),
             id="gpt_neo",
         ),
         pytest.param(
@@ -44,17 +44,17 @@ def test_the_table_of_packaged_shapes_matches_the_models(package):
                 "num_attention_heads": 8,
                 "use_parallel_residual": True,
             },
-            Shape(num_layers=6, d_model=512, d_heads=512, parallel=True),
+            Shape(num_layers=6, d_model=512, d_heads=512, heads=8, parallel=True),
             id="pythia",
         ),
         pytest.param(
             {"num_hidden_layers": 26, "hidden_size": 2304, "num_attention_heads": 8, "head_dim": 256},
-            Shape(num_layers=26, d_model=2304, d_heads=2048),
+            Shape(num_layers=26, d_model=2304, d_heads=2048, heads=8),
             id="gemma2",
         ),
         pytest.param(
             {"text_config": {"num_hidden_layers": 34, "hidden_size": 2560, "num_attention_heads": 8, "head_dim": 256}},
-            Shape(num_layers=34, d_model=2560, d_heads=2048),
+            Shape(num_layers=34, d_model=2560, d_heads=2048, heads=8),
             id="with_images",
         ),
         pytest.param({"model_type": "something_else"}, None, id="unknown"),
@@ -71,7 +71,8 @@ def test_shape_of_returns_none_for_a_hub_model_never_downloaded(tmp_path, monkey
 
 
 def test_widths():
-    shape = Shape(num_layers=1, d_model=640, d_heads=1024)
+    shape = Shape(num_layers=1, d_model=640, d_heads=1024, heads=4)
+    assert shape.width(Site(name=SiteName.attn_z, layer=0, head=3)) == 256
     widths = {name: shape.width(Site(name=name, layer=0)) for name in SiteName}
     assert widths.pop(SiteName.attn_z) == 1024
     assert set(widths.values()) == {640}
@@ -84,6 +85,13 @@ def test_check_site_refuses_missing_sites():
         parallel.check_site(Site(name=SiteName.resid_pre, layer=2), "it")
     with pytest.raises(ValueError, match=r"site.name is resid_mid, but in model it .* mlp_out"):
         parallel.check_site(Site(name=SiteName.resid_mid, layer=0), "it")
+
+
+def test_check_site_refuses_a_head_beyond_the_last():
+    shape = Shape(num_layers=2, d_model=8, d_heads=8, heads=4)
+    shape.check_site(Site(name=SiteName.attn_z, layer=1, head=3), "it")
+    with pytest.raises(ValueError, match=r"site.head is 4, but the blocks of model it have 4 attention heads, 0 to 3"):
+        shape.check_site(Site(name=SiteName.attn_z, layer=1, head=4), "it")
 
 
 def test_shape_of_refuses_folders_without_a_model(tmp_path):

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from fsae.autoencoders.batch_topk import BatchTopK
 from fsae.autoencoders.settings import DecoderNorm
 from fsae.export.folding import fold
-from fsae.export.saelens import Provenance, load_saelens, save_saelens
+from fsae.export.provenance import Provenance
+from fsae.export.saelens import load_saelens, save_saelens
 from tests.architectures import ARCHITECTURES, build, relative_error, samples
 
 pytestmark = pytest.mark.peers

@@ -14,7 +14,8 @@ from fsae.evaluation.reconstruction import ReconstructionMetric
 from fsae.evaluation.sparsity import SparsityMetric
 from fsae.evaluation.splice import evaluate_splice
 from fsae.export.folding import fold
-from fsae.export.saelens import Provenance, load_saelens, save_saelens
+from fsae.export.provenance import Provenance
+from fsae.export.saelens import load_saelens, save_saelens
 from fsae.language_models.settings import DType, ModelSettings
 from fsae.language_models.sites import Site, SiteName
 from fsae.language_models.tiny import D_MODEL, write_folder

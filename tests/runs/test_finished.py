@@ -19,7 +19,7 @@ from fsae.configuration.schema import RunSettings
 from fsae.evaluation.geometry import Geometry
 from fsae.evaluation.suite import Findings
 from fsae.evaluation.vectors import Vectors
-from fsae.export.saelens import load_members
+from fsae.export.dictionary_files import load_members
 from fsae.outputs.metric_log import read_metrics
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import RunState, mark

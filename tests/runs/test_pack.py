@@ -24,7 +24,8 @@ from fsae.configuration.schema import RunSettings, settings_of
 from fsae.evaluation.evaluation import Evaluation
 from fsae.evaluation.splice import Splice
 from fsae.evaluation.vectors import Vectors
-from fsae.export.saelens import Provenance, save_saelens
+from fsae.export.provenance import Provenance
+from fsae.export.saelens import save_saelens
 from fsae.language_models import transformer_lens as transformer_lens_model
 from fsae.language_models.packaged import packaged_folder
 from fsae.language_models.settings import Package

@@ -10,7 +10,7 @@ import torch
 
 import fsae
 from fsae.export.folding import fold
-from fsae.export.saelens import Provenance
+from fsae.export.provenance import Provenance
 from fsae.language_models.sites import Site, SiteName
 from fsae.latents.findings import weights_digest
 from fsae.outputs.latent_store import Meta, latent_rows, write_latent_store

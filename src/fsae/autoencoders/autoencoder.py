@@ -104,6 +104,13 @@ class Autoencoder(nn.Module, ABC):
         """Compute what is added to the decoded codes by a linear path from the input; None if there is no such path."""
         return None
 
+    def check_decodes_alone(self) -> None:
+        """Raise ValueError if a sample's codes alone do not determine its reconstruction."""
+
+    def sample_scale(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch 1"] | None:
+        """Return the factor by which each sample's codes @ W_dec enters its reconstruction; None for 1."""
+        return None
+
     def encoder_product(
         self,
         x: Float[Tensor, "batch d_in"],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fsae.configuration.overrides import quoted
 from fsae.console import console
-from fsae.export.saelens import CONFIG, read_provenance
+from fsae.export.dictionary_files import is_dictionary, read_provenance
 from fsae.language_models.sites import Site
 from fsae.outputs.latent_store import META, views_folder
 from fsae.outputs.run_folder import RunFolder
@@ -121,9 +121,9 @@ def _sizes(options: argparse.Namespace) -> list[str]:
 
 
 def _check_run(folder: Path) -> None:
-    if (folder / CONFIG).is_file():
+    if is_dictionary(folder):
         raise ValueError(
-            f"{folder} is a dictionary in SAELens' format; look at its latents first, with python -m fsae.latents "
+            f"{folder} is a dictionary; look at its latents first, with python -m fsae.latents "
             f"{folder} model=... dataset=..., and name the run's folder that this prints"
         )
 
@@ -134,10 +134,10 @@ def _has_store(folder: Path) -> bool:
 
 def _survey(folder: Path, overrides: Sequence[str], config_dir: str | None) -> None:
     """Survey the latents of a run in its folder, or those of a dictionary in SAELens' format in a new run."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; name the folder of a run, or of a dictionary in SAELens' format")
+    if not folder.exists():
+        raise ValueError(f"{folder}: no such folder; name the folder of a run or of a dictionary")
     directories = [] if config_dir is None else [f"--config-dir={config_dir}"]
-    if (folder / CONFIG).is_file():
+    if is_dictionary(folder):
         own = ["task=eval", f"sae.path={quoted(folder)}", "eval=[latents]", *_site(folder, overrides)]
         sys.argv = ["fsae.run", *directories, *own, *overrides]
         from fsae.commands.run import main as run
@@ -157,11 +157,10 @@ def _survey(folder: Path, overrides: Sequence[str], config_dir: str | None) -> N
 
 def _site(folder: Path, overrides: Sequence[str]) -> list[str]:
     """Return the overrides that choose the site of a dictionary, if its folder names one and the user names none."""
-    hook = read_provenance(folder).hook_name
-    if hook is None or any(each.startswith("site") for each in overrides):
+    provenance = read_provenance(folder)
+    if provenance.hook_name is None or any(each.startswith("site") for each in overrides):
         return []
-    site = Site.of_hook(hook)
-    return [f"site={site.name.value}", f"site.layer={site.layer}"]
+    return Site.of_hook(provenance.hook_name, provenance.hook_head_index).overrides
 
 
 def _prompt_page(run: Path, member: int | None, text: str) -> Path:
@@ -170,7 +169,7 @@ def _prompt_page(run: Path, member: int | None, text: str) -> Path:
     from fsae.surface.dictionary import load
     from fsae.surface.prompt import view_prompt
 
-    dictionary = load(run, member)
+    dictionary = load(run, member=member)
     if dictionary.language_model is None:
         raise ValueError(f"{run} did not read a language model, so its latents cannot read a text")
     store = dictionary.latent_store
@@ -196,7 +195,7 @@ def _explained(run: Path, member: int | None, options: argparse.Namespace) -> Pa
         dry_run=options.dry_run,
         **{name: value for name, value in limits.items() if value is not None},
     )
-    store = load(run, member).latent_store
+    store = load(run, member=member).latent_store
     if options.dry_run:
         return store.folder / PAGE
     return write_latent_pages(store, store.folder, Origin.of(run, member))
@@ -208,7 +207,7 @@ def _comparison(runs: Sequence[Path], members: Sequence[int | None]) -> Path:
     from fsae.latents.matches import matched_latents
     from fsae.surface.dictionary import load
 
-    one, other = (load(run, member) for run, member in zip(runs, members, strict=True))
+    one, other = (load(run, member=member) for run, member in zip(runs, members, strict=True))
     matched = matched_latents(one.W_dec, other.W_dec)
     name = f"beside-{runs[1].name}" + ("" if members[1] is None else f"-{members[1]}")
     folder = views_folder(one.latent_store.folder) / name

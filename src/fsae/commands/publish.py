@@ -116,7 +116,7 @@ def _show(publication: Publication) -> None:
 
 
 def _export(options: argparse.Namespace, publication: Publication | None) -> None:
-    dictionary = load(options.run, options.member)
+    dictionary = load(options.run, member=options.member)
     source = _source_set(options, dictionary, publication)
     store, weights = dictionary.latent_store, dictionary.W_dec.numpy()
     if options.saedashboard is not None:

@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         steering = steer(
-            load(options.run, options.member),
+            load(options.run, member=options.member),
             _edit(options),
             options.prompt,
             strengths=options.strengths,

@@ -17,7 +17,7 @@ from fsae.configuration.resolvers import absolute_paths, flat_settings
 from fsae.configuration.schema import RunSettings, Task, settings_of
 from fsae.credentials import SETTING, holds_secret, keep, refuse_secret, without_passwords
 from fsae.evaluation.suite import ATTENTION, MEMBERS, chosen
-from fsae.export.saelens import read_provenance
+from fsae.export.dictionary_files import read_provenance
 from fsae.outputs.sweep_folder import is_job
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fsae.autoencoders.layout import Ends
 from fsae.configuration.schema import RunSettings, Task
-from fsae.export.saelens import read_provenance
+from fsae.export.dictionary_files import read_provenance
 from fsae.language_models.shape import shape_of
 from fsae.losses.fisher import FisherEstimator, fisher_of
 from fsae.losses.objective import check_terms

@@ -6,7 +6,9 @@ from functools import cache
 from pathlib import Path
 
 from fsae.configuration.schema import RunSettings
-from fsae.export.saelens import CONFIG, Provenance, read_provenance
+from fsae.export.dictionary_files import read_provenance
+from fsae.export.provenance import Provenance
+from fsae.export.saelens import CONFIG
 from fsae.language_models.identity import published_as
 from fsae.language_models.settings import ModelSettings
 from fsae.language_models.sites import Site
@@ -31,7 +33,7 @@ def apply_provenance(settings: RunSettings) -> RunSettings:
     if settings.model is None:
         if provenance.hook_name is not None:
             raise ValueError(
-                f"by {folder / CONFIG} it was made for {provenance.hook_name} of a language model, and this source "
+                f"by {_described(folder)} it was made for {provenance.hook_name} of a language model, and this source "
                 "has none; use source=activations"
             )
         return settings
@@ -54,12 +56,17 @@ def with_its_norm_limit(source: SourceSettings, provenance: Provenance, folder: 
     if other is not None:
         _log_once(
             logging.WARNING,
-            f"source.max_norm is {other}, but by {folder / CONFIG} its training left out activations beyond a norm of "
-            f"{limit:.6g}",
+            f"source.max_norm is {other}, but by {_described(folder)} its training left out activations beyond a norm "
+            f"of {limit:.6g}",
         )
     elif limited is not source:
-        _log_once(logging.INFO, f"source.max_norm is {limit:.6g}, from {folder / CONFIG}")
+        _log_once(logging.INFO, f"source.max_norm is {limit:.6g}, from {_described(folder)}")
     return limited
+
+
+def _described(folder: Path) -> Path:
+    """Return the file or folder that says what a dictionary was trained on, for messages."""
+    return folder / CONFIG if (folder / CONFIG).is_file() else folder
 
 
 @cache
@@ -70,16 +77,19 @@ def _log_once(level: int, message: str) -> None:
 
 def _check_site(site: Site, provenance: Provenance, folder: Path) -> None:
     if provenance.hook_name is None:
-        _log_once(logging.WARNING, f"{folder / CONFIG} does not name the site; the autoencoder is evaluated at {site}")
+        _log_once(
+            logging.WARNING, f"{_described(folder)} does not name the site; the autoencoder is evaluated at {site}"
+        )
         return
     try:
-        made_for = Site.of_hook(provenance.hook_name)
+        made_for = Site.of_hook(provenance.hook_name, provenance.hook_head_index)
     except ValueError as error:
-        raise ValueError(f"{folder / CONFIG}: {error}") from None
+        raise ValueError(f"{_described(folder)}: {error}") from None
     if made_for != site:
+        of_head = "" if made_for.head is None else f", head {made_for.head} alone"
         raise ValueError(
-            f"the autoencoder in {folder} was made for {provenance.hook_name}, but site {site} is {site.hook_name}; "
-            f"set site={made_for.name.value} site.layer={made_for.layer}"
+            f"the autoencoder in {folder} was made for {provenance.hook_name}{of_head}, but site {site} is "
+            f"{site.hook_name}; set {' '.join(made_for.overrides)}"
         )
 
 
@@ -93,20 +103,20 @@ def _compare_model(model: ModelSettings, provenance: Provenance, folder: Path) -
     if provenance.model_name.casefold() not in known:
         _log_once(
             logging.WARNING,
-            f"by {folder / CONFIG} it was made for the model {provenance.model_name}, and it is evaluated on {name}: "
-            "unless these are two names of one model its numbers mean little",
+            f"by {_described(folder)} it was made for the model {provenance.model_name}, and it is evaluated on "
+            f"{name}: unless these are two names of one model its numbers mean little",
         )
     elif provenance.model_note != note:
         _log_once(
             logging.WARNING,
-            f"by {folder / CONFIG} it was made for {provenance.model_name} "
+            f"by {_described(folder)} it was made for {provenance.model_name} "
             f"({provenance.model_note or 'as published'}), and it is evaluated on other weights of it "
             f"({note or 'as published'})",
         )
 
 
 def _with_its_rows(dataset: DatasetSettings, provenance: Provenance, folder: Path) -> DatasetSettings:
-    path = folder / CONFIG
+    path = _described(folder)
     # Token ids of a data set are used unchanged, as in sae_lens: a BOS in them depends on who tokenised them.
     prepend_bos = provenance.prepend_bos if dataset.tokens_column is None else None
     wishes = {"context": provenance.context_size, "prepend_bos": prepend_bos, "prefix": provenance.prefix}

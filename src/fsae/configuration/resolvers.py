@@ -97,7 +97,9 @@ def _run_folder(*, _root_: DictConfig) -> str:
     digest = digest_of(deciding)
     # Taken from the flat text: a YAML file without its schema is refused later, with a better message.
     if {"model.name", "site.name", "site.layer"} <= deciding.keys():
-        vectors = f"{deciding['model.name']}-{deciding['site.name']}.{deciding['site.layer']}"
+        head = deciding.get("site.head", "null")
+        site = [deciding["site.name"], deciding["site.layer"], *([] if head == "null" else [head])]
+        vectors = f"{deciding['model.name']}-{'.'.join(site)}"
     else:
         vectors = _root_.hydra.runtime.choices.source
     if deciding["task"] == "eval":

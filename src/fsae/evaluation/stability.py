@@ -14,7 +14,8 @@ from fsae.evaluation.agreement import SAME
 from fsae.evaluation.evaluation import Evaluation, Measured
 from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Examined, Subject
-from fsae.export.saelens import load_saelens, read_density
+from fsae.export.dictionary_files import load_autoencoder
+from fsae.export.saelens import read_density
 from fsae.matching import assignment, unit_rows
 from fsae.outputs.results import Better, Meaning, Shown, accompanied
 from fsae.outputs.run_folder import RunFolder
@@ -184,7 +185,7 @@ def _exported(folder: Path, number: int, members: int) -> Path:
 
 
 def _decoder(exported: Path) -> tuple[Tensor, Tensor]:
-    autoencoder: Autoencoder = load_saelens(exported)
+    autoencoder: Autoencoder = load_autoencoder(exported)
     return autoencoder.W_dec.detach(), _alive(exported)
 
 

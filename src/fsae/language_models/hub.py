@@ -9,6 +9,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TypeVar
 
+from fsae.errors import first_line
+
 Answer = TypeVar("Answer")
 
 # The time limit of one request after connecting, and of the whole check with name resolution.
@@ -138,6 +140,58 @@ def dataset_file(repo: str, filename: str, *, revision: str | None, setting: str
         raise ValueError(f"{setting}: the data set {repo} has no file {filename}; name another data set") from None
 
 
+# The kinds of files that a dictionary is made of; a repository may hold others, and code is never needed.
+_DICTIONARY_FILES = (".json", ".yaml", ".safetensors", ".npz", ".pt", ".pth")
+# Files of settings that all dictionaries of a folder share.
+_SETTINGS_ABOVE = ("config.json", "config.yaml")
+
+
+def downloaded_part(repo: str, part: str, *, revision: str | None = None, caller: str) -> Path:
+    """Return the local copy of a dictionary's folder or file in a hub repository, downloaded unless the cache has it.
+
+    Settings in the folders above come along: some projects keep the language model's name there.
+
+    Args:
+        part: the folder or file; "." for the repository itself.
+        caller: what asks, for messages.
+
+    Raises:
+        ValueError: the hub cannot be asked and the cache lacks it, the repository is gated or private without access,
+            or there is no such repository, revision or part.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    parts = [each for each in part.split("/") if each != "."]
+    if ".." in parts or part.startswith("/"):
+        raise ValueError(f"{caller}: {part!r} is no folder or file within a repository; leave out .. and the first /")
+    inner = "/".join(parts)
+    patterns = [f"{inner}/*{ending}".lstrip("/") for ending in _DICTIONARY_FILES]
+    patterns += [inner] if inner.endswith(_DICTIONARY_FILES) else []
+    patterns += ["/".join([*parts[:depth], name]) for depth in range(len(parts)) for name in _SETTINGS_ABOVE]
+    folders: list[Path] = []
+
+    def exists() -> None:
+        HfApi().model_info(repo, revision=revision, timeout=REQUEST_SECONDS)
+
+    def download() -> None:
+        cached = refusal is not None
+        folders.append(
+            Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=cached))
+        )
+
+    refusal = "HF_HUB_OFFLINE is set" if is_offline() else _ask(repo, revision, RepoKind.model, caller, exists)
+    failure = _answer(repo, revision, RepoKind.model, caller, download)
+    if failure is not None:
+        raise ValueError(
+            f"{caller}: {repo} is not in the local cache and {hub_endpoint()} cannot be asked ({refusal or failure}); "
+            "check the network, the proxy or HF_ENDPOINT, or give a folder on this machine"
+        )
+    found = folders[0] / inner
+    if not found.exists():
+        raise ValueError(f"{caller}: {repo} has no {part}; {hub_endpoint()}/{repo}/tree/main lists its folders")
+    return found
+
+
 def is_offline() -> bool:
     """Return whether Hugging Face's libraries are set not to use the network."""
     from huggingface_hub import constants
@@ -161,14 +215,20 @@ def offline() -> Iterator[None]:
         setattr(constants, "HF_HUB_OFFLINE", before)  # noqa: B010
 
 
-def _ask(repo: str, revision: str | None, kind: RepoKind, setting: str) -> str | None:
-    """Return None if the repository can be read, or the reason if the hub gives no answer.
+def _ask(
+    repo: str, revision: str | None, kind: RepoKind, setting: str, question: Callable[[], None] | None = None
+) -> str | None:
+    """Return None if the repository can be read, or the reason if the hub gives no answer in time.
+
+    Args:
+        question: asks the hub; by default for a file that shows whether the repository can be read.
 
     Raises:
-        ValueError: the hub refuses access or knows no such repository.
+        ValueError: the hub says that there is no such repository, or that we may not read it.
     """
+    question = question or (lambda: _ask_for_a_file(repo, revision, kind))
     try:
-        return in_time(lambda: _request(repo, revision, kind, setting))
+        return in_time(lambda: _answer(repo, revision, kind, setting, question))
     except TimeoutError as error:
         return str(error)
 
@@ -204,29 +264,43 @@ def in_time(question: Callable[[], Answer], seconds: float | None = None) -> Ans
     return answers[0]
 
 
-def _request(repo: str, revision: str | None, kind: RepoKind, setting: str) -> str | None:
+def _ask_for_a_file(repo: str, revision: str | None, kind: RepoKind) -> None:
     from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
 
     def head(filename: str):
         url = hf_hub_url(repo, filename, repo_type=kind.value, revision=revision)
         get_hf_file_metadata(url, timeout=REQUEST_SECONDS)
 
+    if kind is RepoKind.model:
+        head("config.json")
+        return
+    info = HfApi().dataset_info(repo, revision=revision, timeout=REQUEST_SECONDS)
+    # Anyone may list a gated data set; only reading one of its files shows whether we may.
+    data = [file.rfilename for file in info.siblings or [] if not file.rfilename.startswith(("README", "."))]
+    if info.gated and data:
+        head(data[0])
+
+
+def _answer(repo: str, revision: str | None, kind: RepoKind, setting: str, question: Callable[[], None]) -> str | None:
+    """Ask; return None if there is an answer, or the reason if there is none.
+
+    Raises:
+        ValueError: the answer is a refusal.
+    """
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
     page = f"{hub_endpoint()}/{'datasets/' if kind is RepoKind.dataset else ''}{repo}"
     try:
-        if kind is RepoKind.model:
-            head("config.json")
-        else:
-            info = HfApi().dataset_info(repo, revision=revision, timeout=REQUEST_SECONDS)
-            # Anyone may list a gated data set; only reading one of its files shows whether we may.
-            data = [file.rfilename for file in info.siblings or [] if not file.rfilename.startswith(("README", "."))]
-            if info.gated and data:
-                head(data[0])
+        question()
+    except LocalEntryNotFoundError as error:
+        # It is an EntryNotFoundError, too.
+        return first_line(error)
     except GatedRepoError:
         raise ValueError(
             f"{setting}: {repo} is gated; accept its terms at {page} and set HF_TOKEN (or run `hf auth login`) "

@@ -233,7 +233,7 @@ class Intervention:
     def _change(
         self, x: Float[Tensor, "vectors d_in"], shares: Float[Tensor, "edit vectors"]
     ) -> Float[Tensor, "vectors d_in"]:
-        """Return (edited codes - codes) @ W_dec."""
+        """Return (edited codes - codes) @ W_dec, in the unit of each sample."""
         W_dec = self._autoencoder.W_dec
         latents = torch.tensor(self._latents, dtype=torch.long, device=W_dec.device)
         codes = self._autoencoder.encode(x.to(W_dec), sparse=True).codes.of_latents(latents)
@@ -241,7 +241,9 @@ class Intervention:
         for edit, largest, share in zip(self._edits, self._largest, shares.to(W_dec), strict=True):
             column = edited[:, self._latents.index(edit.latent)]
             column += share * (edit.edited(column, largest) - column)
-        return (edited - codes) @ W_dec[latents]
+        change = (edited - codes) @ W_dec[latents]
+        scale = self._autoencoder.sample_scale(x.to(W_dec))
+        return change if scale is None else change * scale
 
 
 def _within(

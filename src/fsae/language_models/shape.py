@@ -18,17 +18,24 @@ class Shape:
         num_layers: number of blocks.
         d_model: width of the residual stream.
         d_heads: total width of all attention heads.
+        heads: number of attention heads of a block; None if it is not known yet.
         parallel: attention and MLP read the same stream, so there is no resid_mid between them.
     """
 
     num_layers: int
     d_model: int
     d_heads: int
+    heads: int | None = None
     parallel: bool = False
 
     def width(self, site: Site) -> int:
         """Return the number of dimensions of the activations at a site."""
-        return self.d_heads if site.name is SiteName.attn_z else self.d_model
+        if site.name is not SiteName.attn_z:
+            return self.d_model
+        if site.head is None:
+            return self.d_heads
+        assert self.heads is not None, "a model's shape names its heads"
+        return self.d_heads // self.heads
 
     def check_site(self, site: Site, model: str) -> None:
         """Check that the model has the site.
@@ -41,6 +48,11 @@ class Shape:
                 f"site.layer is {site.layer}, but model {model} has {self.num_layers} layers, "
                 f"0 to {self.num_layers - 1}; choose one of them"
             )
+        if site.head is not None and self.heads is not None and site.head >= self.heads:
+            raise ValueError(
+                f"site.head is {site.head}, but the blocks of model {model} have {self.heads} attention heads, 0 to "
+                f"{self.heads - 1}; choose one of them"
+            )
         if self.parallel and site.name is SiteName.resid_mid:
             others = [name.value for name in SiteName if name is not SiteName.resid_mid]
             raise ValueError(
@@ -50,9 +62,9 @@ class Shape:
 
 
 _PACKAGED = {
-    Package.smollm2_135m_instruct_q4_1: Shape(num_layers=30, d_model=576, d_heads=576),
-    Package.gemma3_270m_q4_k_m: Shape(num_layers=18, d_model=640, d_heads=1024),
-    Package.tiny: Shape(num_layers=4, d_model=32, d_heads=32),
+    Package.smollm2_135m_instruct_q4_1: Shape(num_layers=30, d_model=576, d_heads=576, heads=9),
+    Package.gemma3_270m_q4_k_m: Shape(num_layers=18, d_model=640, d_heads=1024, heads=4),
+    Package.tiny: Shape(num_layers=4, d_model=32, d_heads=32, heads=4),
 }
 
 # Families whose heads divide the model's width among them; `head_dim` is seldom in their config.json.
@@ -120,7 +132,7 @@ def _read(config_json: Path) -> Shape | None:
     # GPT-NeoX (Pythia) is parallel unless its config denies it; its config may or may not contain the flag.
     parallel = bool(config.get("use_parallel_residual", config.get("model_type") == "gpt_neox"))
     d_heads = d_model if head_dim is None else heads * head_dim
-    return Shape(num_layers=num_layers, d_model=d_model, d_heads=d_heads, parallel=parallel)
+    return Shape(num_layers=num_layers, d_model=d_model, d_heads=d_heads, heads=heads, parallel=parallel)
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Sites: the places of a transformer block where activations are read and replaced."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from fsae.ranges import Ranged, between
@@ -43,10 +43,28 @@ class Site(Ranged, group="site"):
 
     Attributes:
         layer: the block, counted from 0.
+        head: of attn_z only: the attention head whose outputs alone are meant, counted from 0; null for all heads.
+
+    Raises:
+        ValueError: a number out of range, or a head at a site that has none.
     """
 
     name: SiteName
     layer: int = field(metadata=between(least=0, most=10_000, meaning="a block, counted from 0"))
+    head: int | None = field(default=None, metadata=between(least=0, most=10_000, meaning="a head, counted from 0"))
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.head is not None and self.name is not SiteName.attn_z:
+            raise ValueError(
+                f"site.head is {self.head}, but only attn_z has heads, and site.name is {self.name.value}; leave "
+                "site.head out, or set site=attn_z"
+            )
+
+    @property
+    def of_all_heads(self) -> "Site":
+        """Return the site of all heads together, for the site of one head."""
+        return replace(self, head=None)
 
     @property
     def hook_name(self) -> str:
@@ -55,9 +73,15 @@ class Site(Ranged, group="site"):
         return f"blocks.{self.layer}.{hook}"
 
     @property
+    def overrides(self) -> list[str]:
+        """Return the overrides of a command line that choose the site."""
+        of_head = [] if self.head is None else [f"site.head={self.head}"]
+        return [f"site={self.name.value}", f"site.layer={self.layer}", *of_head]
+
+    @property
     def of_attention(self) -> bool:
-        """Return whether the vectors are what a layer's attention computes, alone."""
-        return self.name in (SiteName.attn_z, SiteName.attn_out)
+        """Return whether the vectors are what all heads of a layer's attention compute, alone."""
+        return self.head is None and self.name in (SiteName.attn_z, SiteName.attn_out)
 
     @property
     def place(self) -> tuple[int, int]:
@@ -65,8 +89,8 @@ class Site(Ranged, group="site"):
         return self.layer, _ORDER.index(self.name)
 
     @classmethod
-    def of_hook(cls, hook_name: str) -> "Site":
-        """Return the site with this hook, by TransformerLens' older names or its Bridge's.
+    def of_hook(cls, hook_name: str, head: int | None = None) -> "Site":
+        """Return the site with this hook, by TransformerLens' older names or its Bridge's, and of this head alone.
 
         Raises:
             ValueError: no site has this hook, or only some families' sites do.
@@ -75,7 +99,7 @@ class Site(Ranged, group="site"):
             for name in SiteName:
                 site = cls(name=name, layer=int(found[1]))
                 if hook_name == site.hook_name or found[2] == _BRIDGE_HOOKS.get(name):
-                    return site
+                    return replace(site, head=head)
             if (name := _BEFORE_NORM.get(found[2])) is not None:
                 meant = cls(name=name, layer=int(found[1]))
                 raise ValueError(
@@ -89,7 +113,7 @@ class Site(Ranged, group="site"):
         )
 
     def __str__(self) -> str:
-        return f"{self.name.value}.{self.layer}"
+        return f"{self.name.value}.{self.layer}" + ("" if self.head is None else f".{self.head}")
 
     @classmethod
     def parse(cls, text: str) -> "Site":
@@ -98,9 +122,11 @@ class Site(Ranged, group="site"):
         Raises:
             ValueError: there is no such site.
         """
-        name, _, layer = text.partition(".")
-        if name not in SiteName.__members__ or not layer.isdecimal():
+        found = re.fullmatch(r"(\w+)\.([0-9]+)(?:\.([0-9]+))?", text)
+        if found is None or found[1] not in SiteName.__members__:
             raise ValueError(
-                f"{text!r} is no site; write a name and a layer, like mlp_out.5: {', '.join(SiteName.__members__)}"
+                f"{text!r} is no site; write a name and a layer, like mlp_out.5, and for one head of attn_z the head, "
+                f"like attn_z.5.2: {', '.join(SiteName.__members__)}"
             )
-        return cls(name=SiteName(name), layer=int(layer))
+        head = None if found[3] is None else int(found[3])
+        return cls(name=SiteName(found[1]), layer=int(found[2]), head=head)

@@ -82,6 +82,7 @@ class TransformerLensModel:
             num_layers=config.n_layers,
             d_model=config.d_model,
             d_heads=config.n_heads * config.d_head,
+            heads=config.n_heads,
             parallel=bool(config.parallel_attn_mlp),
         )
         self.d_vocab: int = config.d_vocab
@@ -120,7 +121,14 @@ class TransformerLensModel:
     def width(self, site: Site) -> int:
         """Return the number of dimensions of the activations at a site, as observed."""
         self.check_site(site)
+        if site.head is not None:
+            return self._widths[site.of_all_heads] // self._heads
         return self._widths[site]
+
+    @property
+    def _heads(self) -> int:
+        assert self.shape.heads is not None
+        return self.shape.heads
 
     def check_site(self, site: Site) -> None:
         """Check that the model has the site, and that the site holds what its name means.
@@ -131,6 +139,10 @@ class TransformerLensModel:
         if site in self._checked:
             return
         self.shape.check_site(site, self.name)
+        if site.head is not None:
+            self.check_site(site.of_all_heads)
+            self._checked.add(site)
+            return
         reason = self._unsound.get(site)
         if site not in self._widths:
             reason = f"a forward pass does not reach {site.hook_name}"
@@ -161,8 +173,8 @@ class TransformerLensModel:
                 reason = f"a sum carries it past the MLP, and {site} + {mlp} is not {end}"
         try:
             plain = self._logits(self._probe, [])
-            same = self._logits(self._probe, _replacing([(site, lambda activations: activations)]))
-            without = self._logits(self._probe, _replacing([(site, torch.zeros_like)]))
+            same = self._logits(self._probe, self._replacing([(site, lambda activations: activations)]))
+            without = self._logits(self._probe, self._replacing([(site, torch.zeros_like)]))
             if reason is None and _differ(same, plain):
                 reason = "the logits change when its activations are replaced by themselves"
             elif reason is None and torch.equal(without, plain):
@@ -436,6 +448,9 @@ class TransformerLensModel:
         self.check_site(site)
         if site.name is not SiteName.attn_z:
             return torch.eye(self.shape.d_model, device=self.device)
+        if site.head is not None:
+            matrix = self.into_stream(site.of_all_heads)
+            return None if matrix is None else matrix.unflatten(0, (self._heads, -1))[site.head]
         block = self._bridge.blocks[site.layer]
         project, norm = _module(block.attn, "o"), _module(block, "ln1_post")
         attn_out = Site(name=SiteName.attn_out, layer=site.layer)
@@ -481,11 +496,20 @@ class TransformerLensModel:
     def _hooks(self, replacements: Sequence[Replacement], at: Int[Tensor, " sequence"] | None = None) -> list[_Hook]:
         for site, _ in replacements:
             self.check_site(site)
-        hooks = _replacing(replacements)
+        hooks = self._replacing(replacements)
         if at is None:
             return hooks
         rows, places = torch.arange(len(at), device=self.device), at.to(self.device)
         return [*hooks, ("unembed.hook_in", lambda hidden, hook: hidden[rows, places][:, None])]
+
+    def _replacing(self, replacements: Sequence[Replacement]) -> list[_Hook]:
+        """Return the hooks of one forward pass that replaces activations.
+
+        In the order of the pass: one at resid_mid also changes the block's end, which a later one at resid_post must
+        see.
+        """
+        ordered = sorted(replacements, key=lambda each: each[0].place)
+        return [hook for site, function in ordered for hook in _replacement(site, function, self._heads)]
 
     def _survey(self) -> tuple[dict[Site, int], dict[Site, str]]:
         """Return the widths of all sites of the model, and the sites that do not hold what their names mean."""
@@ -534,7 +558,7 @@ class TransformerLensModel:
 
         def reader(site: Site):
             def keep(activations: Tensor, hook):
-                read[site] = activations.flatten(2)
+                read[site] = _at(site, activations.flatten(2), self._heads)
                 if len(read) == len(set(sites)):
                     raise _EverySiteRead
 
@@ -841,18 +865,18 @@ def _end_ids(bridge: "TransformerBridge", tokenizer: "PreTrainedTokenizerBase") 
     return [token_id for token_id in ids if isinstance(token_id, int)]
 
 
-def _replacing(replacements: Sequence[Replacement]) -> list[_Hook]:
-    """Return the hooks of one forward pass that replaces activations.
-
-    In the order of the pass: one at resid_mid also changes the block's end, which a later one at resid_post must see.
-    """
-    ordered = sorted(replacements, key=lambda each: each[0].place)
-    return [hook for site, function in ordered for hook in _replacement(site, function)]
+def _at(site: Site, activations: Float[Tensor, "row position all"], heads: int) -> Float[Tensor, "row position d"]:
+    """Return the activations of a site: those at its hook, or the part of one of the heads."""
+    return activations if site.head is None else activations.unflatten(2, (heads, -1))[:, :, site.head]
 
 
-def _replacement(site: Site, function: Callable[[Tensor], Tensor]) -> list[_Hook]:
+def _replacement(site: Site, function: Callable[[Tensor], Tensor], heads: int) -> list[_Hook]:
     def edited(activations: Tensor) -> Tensor:
-        return function(activations.flatten(2)).to(activations.dtype).reshape(activations.shape)
+        if site.head is None:
+            return function(activations.flatten(2)).to(activations.dtype).reshape(activations.shape)
+        every_head = activations.flatten(2).clone()
+        _at(site, every_head, heads).copy_(function(_at(site, activations.flatten(2), heads)))
+        return every_head.reshape(activations.shape)
 
     if site.name is not SiteName.resid_mid:
         return [(site.hook_name, lambda activations, hook: edited(activations))]

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader
 from fsae.configuration.resolvers import choice_names
 from fsae.configuration.schema import RunSettings
 from fsae.credentials import concealed
-from fsae.export.saelens import Provenance
+from fsae.export.provenance import Provenance
 from fsae.language_models.hub import hub_endpoint
 from fsae.language_models.identity import hub_name
 from fsae.naming import last_part

@@ -120,8 +120,8 @@ def _dictionaries(run: Path, member: int | None) -> dict[int, Dictionary]:
     """Return the run's dictionaries, by number."""
     members = sorted(int(path.parent.name) for path in RunFolder(run).sae.glob(f"[0-9]*/{CONFIG}"))
     if member is None and members:
-        return {each: load(run, each) for each in members}
-    return {0: load(run, member)}
+        return {each: load(run, member=each) for each in members}
+    return {0: load(run, member=member)}
 
 
 def _default_folder(site: Site | None) -> str:

@@ -11,7 +11,8 @@ from fsae.analysis.run_plots import plot_training
 from fsae.configuration.schema import RunSettings, Task
 from fsae.evaluation.subject import Examined, Subject
 from fsae.evaluation.suite import Findings, measure
-from fsae.export.saelens import Provenance, save_density, save_saelens
+from fsae.export.provenance import Provenance
+from fsae.export.saelens import save_density, save_saelens
 from fsae.language_models.identity import published_as
 from fsae.outputs.results import results_table
 from fsae.outputs.run_folder import RunFolder
@@ -126,6 +127,7 @@ def _provenance(settings: RunSettings, text: HeldOutText, folder: RunFolder) -> 
         model_name=model_name,
         model_note=model_note,
         hook_name=site.hook_name,
+        hook_head_index=site.head,
         context_size=dataset.tokens_per_row,
         prepend_bos=text.prepends_bos,
         dataset_path=dataset.path or dataset.name,

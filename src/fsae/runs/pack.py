@@ -13,7 +13,7 @@ from fsae.configuration.origin import Origin
 from fsae.configuration.refusal import record_refusal, report_error
 from fsae.configuration.schema import RunSettings, Task
 from fsae.evaluation.subject import Examined
-from fsae.export.saelens import load_members
+from fsae.export.dictionary_files import load_members
 from fsae.memory import freed_memory_kept
 from fsae.outputs.run_log import run_name_prefixes
 from fsae.progress import working

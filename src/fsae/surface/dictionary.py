@@ -1,6 +1,5 @@
 """A trained dictionary: its weights, its codes, and the record of its training."""
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,10 @@ from fsae.configuration.recorded import evaluated_dictionary, recorded_settings
 from fsae.configuration.resolvers import choice_names
 from fsae.configuration.schema import RunSettings, Task
 from fsae.evaluation.vectors import Vectors
-from fsae.export.saelens import CONFIG, Provenance, load_saelens, read_density, read_provenance, save_saelens
+from fsae.export.dictionary_files import is_dictionary, load_autoencoder, read_provenance, stored_at
+from fsae.export.provenance import Provenance
+from fsae.export.saelens import CONFIG, read_density, save_saelens
+from fsae.language_models.hub import downloaded_part, is_hub_name
 from fsae.language_models.interventions import Edit, Intervention
 from fsae.language_models.left_out import LeftOut
 from fsae.language_models.sites import Site
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_HUB_EXAMPLE = 'fsae.load("google/gemma-scope-2b-pt-res", "layer_12/width_16k/average_l0_82")'
+
 # Held-out vectors that are encoded at a time.
 _BATCH = 1024
 
@@ -55,7 +59,7 @@ class Dictionary:
         results: numbers of the run's evaluation, by the names of results.json.
         provenance: what it was trained on, in SAELens' words.
         density: (d_sae,) share of held-out samples on which each latent is on.
-        folder: the folder in SAELens' format that it was read from.
+        folder: the folder or file that it was read from.
         run: the run that trained it, or that evaluated it and has findings on its latents.
 
     Attributes:
@@ -149,8 +153,11 @@ class Dictionary:
 
     @cached_property
     def cfg(self) -> dict[str, Any]:
-        """Return the content of the folder's cfg.json, SAELens' settings; empty if it was read from no folder."""
-        return {} if self.folder is None else json.loads((self.folder / CONFIG).read_text(encoding="utf-8"))
+        """Return the words of SAELens' cfg.json: what the files say, or what they mean in another project's layout.
+
+        It is empty if the dictionary was read from no files.
+        """
+        return {} if self.folder is None else stored_at(self.folder).config
 
     @property
     def site(self) -> Site | None:
@@ -161,7 +168,7 @@ class Dictionary:
         """
         hook = self.provenance.hook_name
         if hook is not None:
-            return Site.of_hook(hook)
+            return Site.of_hook(hook, self.provenance.hook_head_index)
         # A dictionary of another program may not name it, and was evaluated at one.
         reading = self._reading
         return None if reading is None or reading.model is None else reading.site
@@ -205,7 +212,7 @@ class Dictionary:
         if self._latents_folder is None or self.folder is None:
             raise ValueError(f"{self!r}: it belongs to no run, so there is no folder with findings on its latents")
         store = LatentStore(self._latents_folder)
-        if store.meta.weights != weights_digest(load_saelens(self.folder)):
+        if store.meta.weights != weights_digest(load_autoencoder(self.folder)):
             raise ValueError(
                 f"{store.folder} is of another dictionary than the one in {self.folder}; make it again with "
                 f"python -m fsae.latents {self._run}"
@@ -338,7 +345,8 @@ class Dictionary:
             codes: any number of axes before the last one.
 
         Raises:
-            ValueError: the last axis is not d_sae long, or the numbers are not floating-point.
+            ValueError: the last axis is not d_sae long, the numbers are not floating-point, or the dictionary
+                normalises each sample, so that codes alone have no vector; call the dictionary with the samples then.
         """
         flat = self._rows(codes, self.d_sae, "decode: codes", "d_sae")
         return self.autoencoder.decode(Codes(flat)).view(*codes.shape[:-1], self.d_in)
@@ -349,7 +357,8 @@ class Dictionary:
         Raises:
             ValueError: as `encode` does.
         """
-        return self.decode(self.encode(x)).to(x)
+        flat = self._rows(x, self.d_in, "the dictionary: x", "d_in")
+        return self.autoencoder(flat).reconstruction.view(x.shape).to(x)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Dictionary":
         """Move the weights to a device, cast them to a type, and return this dictionary.
@@ -389,27 +398,35 @@ class Dictionary:
         return given.to(self.device, self.dtype).reshape(-1, width)
 
 
-def load(path: str | Path, member: int | None = None) -> Dictionary:
-    """Load a dictionary from a run's folder or from a folder in SAELens' format.
+def load(path: str | Path, part: str | None = None, *, member: int | None = None) -> Dictionary:
+    """Load a dictionary from a run's folder, from files of SAELens or of another project, or from the hub.
+
+        fsae.load("outputs/runs/RUN")
+        fsae.load("google/gemma-scope-2b-pt-res", "layer_12/width_16k/average_l0_82")
 
     Args:
-        path: a run's folder (`RUN`), one member of a population (`RUN/sae/0`), or a folder with cfg.json and
-            sae_weights.safetensors, as sae_lens and `fsae.save` write it. The folder of a run that evaluated such a
-            dictionary (`task=eval`, `python -m fsae.latents DICTIONARY`) gives the dictionary with the run's findings.
+        path: a run's folder (`RUN`), one member of a population (`RUN/sae/0`), or the folder or file of a dictionary
+            in one of the layouts that the documentation lists: SAELens' own, which `fsae.save` writes, Gemma Scope's,
+            and others. The folder of a run that evaluated such a dictionary (`task=eval`, `python -m fsae.latents
+            DICTIONARY`) gives the dictionary with the run's findings. With `part`, it may be a repository of the hub.
+        part: the dictionary's folder or file within `path`; "." for a repository that holds one dictionary.
         member: which member of a population's run, counted from 0; None for a run that trained one dictionary.
 
     Returns:
         The dictionary in raw units, on the CPU, in float32.
 
     Raises:
-        ValueError: no such folder, no dictionary in it, a population without `member`, or damaged files.
+        ValueError: no such folder, no dictionary in it, a population without `member`, damaged files, or the hub does
+            not give them.
     """
-    path = Path(path).expanduser()
+    path = _located(str(path), part)
     evaluated = _evaluated(path)
-    folder = _exported(evaluated or path, member).resolve()
+    folder = _exported(evaluated or path, member)
+    # A file of the hub's cache is a link to a file without its name.
+    folder = folder.resolve() if folder.is_dir() else folder.absolute()
     run = path.resolve() if evaluated else _run_of(folder)
     return Dictionary(
-        load_saelens(folder),
+        load_autoencoder(folder),
         results=read_results(RunFolder(run).results) if run is not None else None,
         provenance=read_provenance(folder),
         density=read_density(folder),
@@ -455,12 +472,23 @@ def _with_token(edit: Edit, model: LanguageModel) -> Edit:
     return replace(edit, after=model.token_id(edit.after, f"{type(edit).__name__}.after"))
 
 
+def _located(path: str, part: str | None) -> Path:
+    """Return the folder or file that is meant, downloaded if it is the hub's."""
+    local = Path(path).expanduser()
+    if part is not None and not local.exists() and is_hub_name(path):
+        return downloaded_part(path, part, caller="fsae.load")
+    return local if part is None else local / part
+
+
 def _exported(path: Path, member: int | None) -> Path:
-    """Return the folder in SAELens' format that is meant."""
-    if not path.is_dir():
-        raise ValueError(f"{path}: expected the folder of a run or of a dictionary, found no folder")
-    sae = path if (path / CONFIG).is_file() else RunFolder(path).sae
-    if (sae / CONFIG).is_file():
+    """Return the folder or file of the dictionary that is meant."""
+    if not path.exists():
+        raise ValueError(
+            f"{path}: expected the folder of a run or of a dictionary, found no folder; a dictionary on the hub needs "
+            f"its folder there as well, as in {_HUB_EXAMPLE}"
+        )
+    sae = path if path.is_file() or is_dictionary(path) else RunFolder(path).sae
+    if is_dictionary(sae) or path.is_file():
         if member is not None:
             raise ValueError(f"{path}: member is {member}, but it holds one dictionary; leave member out")
         return sae
@@ -469,7 +497,15 @@ def _exported(path: Path, member: int | None) -> Path:
         int(each.parent.name): each.parent for each in [*sae.glob(f"*/{CONFIG}"), *path.glob(f"[0-9]*/{CONFIG}")]
     }
     if not members:
-        raise ValueError(f"{path}: expected a dictionary ({CONFIG} here or in sae/), found {_found(path)}")
+        status = read_status(path)
+        if status is None and any(path.iterdir()):
+            # Its message names the layouts that are read.
+            stored_at(path)
+        found = "an empty folder" if status is None else f"a run in the state {status.state.value!r}"
+        raise ValueError(
+            f"{path}: expected a dictionary ({CONFIG} here or in sae/), found {found}; a training that has finished "
+            "holds one"
+        )
     if member not in members:
         raise ValueError(
             f"{path}: it holds the {len(members)} members {min(members)} to {max(members)} of a population, and member "
@@ -478,18 +514,10 @@ def _exported(path: Path, member: int | None) -> Path:
     return members[member]
 
 
-def _found(path: Path) -> str:
-    status = read_status(path)
-    if status is not None:
-        return f"a run in the state {status.state.value!r}; a training that has finished holds one"
-    names = sorted(each.name for each in path.iterdir())
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "an empty folder"
-
-
 def _evaluated(path: Path) -> Path | None:
     """Return the dictionary that the run in a folder evaluated; None if it trained its own, or if there is no run."""
     run = RunFolder(path)
-    holds_dictionary = (path / CONFIG).is_file() or run.sae.is_dir()
+    holds_dictionary = is_dictionary(path) or run.sae.is_dir()
     return evaluated_dictionary(path) if run.config.is_file() and not holds_dictionary else None
 
 

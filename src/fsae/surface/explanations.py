@@ -68,7 +68,7 @@ def explain(
         raise ValueError(f"latents is {latents}; it must be at least 1")
     sizes = ExcerptSizes(shown=shown, scored=scored, width=width, seed=seed)
     requests = RequestSettings(per_request=per_request, answer_tokens=answer_tokens, at_once=at_once, timeout=timeout)
-    dictionary = load(run, member)
+    dictionary = load(run, member=member)
     store = dictionary.latent_store
     template = Prompts(None if prompts is None else Path(prompts).expanduser())
     endpoint = Endpoint(url, model, timeout=requests.timeout)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fsae.evaluation.causal.neighbours import read_neighbour, same_but_for_site
-from fsae.export.saelens import Provenance, save_saelens
+from fsae.export.provenance import Provenance
+from fsae.export.saelens import save_saelens
 from fsae.outputs.status import RunState, mark
 from fsae.outputs.sweep_folder import Sweep
 from tests.evaluation.causal.toy import LATE, axes

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fsae.autoencoders.autoencoder import Autoencoder
-from fsae.export.saelens import load_members, read_provenance
+from fsae.export.dictionary_files import load_members, read_provenance
 from fsae.language_models.sites import Site
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.sweep_folder import JobState, is_job, read_sweep
 
 log = logging.getLogger(__name__)
 
-_SITE_KEYS = frozenset({"site", "site.name", "site.layer"})
+_SITE_KEYS = frozenset({"site", "site.name", "site.layer", "site.head"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +63,10 @@ def read_neighbour(folder: Path) -> Neighbour:
     """
     exported = RunFolder(folder).sae if RunFolder(folder).sae.is_dir() else folder
     autoencoders = load_members(exported)
-    hook_name = read_provenance(exported if len(autoencoders) == 1 else exported / "0").hook_name
-    if hook_name is None:
+    provenance = read_provenance(exported if len(autoencoders) == 1 else exported / "0")
+    if provenance.hook_name is None:
         raise ValueError(
             f"the autoencoder in {exported} names no site (hook_name), so it cannot join a circuit; choose one that "
             "was trained on a language model"
         )
-    return Neighbour(folder, Site.of_hook(hook_name), autoencoders)
+    return Neighbour(folder, Site.of_hook(provenance.hook_name, provenance.hook_head_index), autoencoders)

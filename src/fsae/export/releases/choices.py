@@ -1,0 +1,30 @@
+"""The table of releases, in the order in which a path is compared with them."""
+
+from fsae.export.releases.circuit_tracer import CIRCUIT_TRACER
+from fsae.export.releases.dictionary_learning import DICTIONARY_LEARNING
+from fsae.export.releases.gemma_scope import GEMMA_SCOPE
+from fsae.export.releases.gemma_scope_2 import GEMMA_SCOPE_2
+from fsae.export.releases.openmoss import LLAMA_SCOPE, OPENMOSS
+from fsae.export.releases.release import Release
+from fsae.export.releases.sparsify import SPARSIFY
+from fsae.export.releases.state_dict_file import STATE_DICT_FILE
+from fsae.export.saelens import CONFIG, WEIGHTS, read_saelens
+
+SAELENS = Release(
+    "SAELens",
+    f"{CONFIG} and {WEIGHTS}",
+    lambda path: all((path / name).is_file() for name in (CONFIG, WEIGHTS)),
+    read_saelens,
+)
+
+RELEASES: tuple[Release, ...] = (
+    SAELENS,
+    GEMMA_SCOPE,
+    GEMMA_SCOPE_2,
+    LLAMA_SCOPE,
+    OPENMOSS,
+    SPARSIFY,
+    DICTIONARY_LEARNING,
+    CIRCUIT_TRACER,
+    STATE_DICT_FILE,
+)

@@ -1,0 +1,69 @@
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+from fsae.export.dictionary_files import load_autoencoder, read_provenance
+from tests.export.releases.weights import D_IN, D_SAE, K, check, largest, weights
+
+CONFIG = {"activation": "topk", "k": K, "expansion_factor": 32, "num_latents": D_SAE, "d_in": D_IN}
+
+
+def write(folder: Path, **changes) -> Path:
+    folder.mkdir(parents=True)
+    w = weights()
+    tensors = {"encoder.weight": w["W_enc"].T, "encoder.bias": w["b_enc"], "W_dec": w["W_dec"], "b_dec": w["b_dec"]}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "sae.safetensors")
+    (folder / "cfg.json").write_text(json.dumps(CONFIG | changes))
+    return folder
+
+
+def test_it_computes_what_sparsify_does(tmp_path):
+    w = weights()
+
+    def forward(x):
+        codes = largest((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"])
+        return codes, codes @ w["W_dec"] + w["b_dec"]
+
+    check(write(tmp_path / "layers.5"), forward)
+
+
+@pytest.mark.parametrize(
+    ("name", "hook"),
+    [
+        ("layers.5", "blocks.5.hook_resid_post"),
+        ("gpt_neox.layers.11", "blocks.11.hook_resid_post"),
+        ("transformer.h.0", "blocks.0.hook_resid_post"),
+        ("h.3.mlp", "blocks.3.hook_mlp_out"),
+        ("layers.7.attention", "blocks.7.hook_attn_out"),
+        ("embed_tokens", None),
+    ],
+)
+def test_the_site_is_the_name_of_the_folder(tmp_path, name, hook):
+    folder = write(tmp_path / name)
+    assert read_provenance(folder).hook_name == hook
+
+
+def test_the_language_model_is_in_the_config_above(tmp_path):
+    folder = write(tmp_path / "layers.5")
+    (tmp_path / "config.json").write_text(json.dumps({"model": "EleutherAI/pythia-70m", "ctx_len": 64, "dataset": "d"}))
+    said = read_provenance(folder)
+    assert (said.model_name, said.context_size, said.dataset_path) == ("EleutherAI/pythia-70m", 64, "d")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"activation": "groupmax"}, "asks for activation 'groupmax', which is not supported"),
+        ({"signed": True}, "asks for signed"),
+        ({"transcode": True}, "transcoder"),
+        ({"skip_connection": True}, "skip_transcoder"),
+        ({"k": None}, "k is None"),
+        ({"d_in": 7}, r"W_enc is \(6, 20\), by cfg.json it should be \(7, 20\)"),
+    ],
+)
+def test_settings_that_cannot_be_honoured(tmp_path, changes, message):
+    folder = write(tmp_path / "layers.5", **changes)
+    with pytest.raises(ValueError, match=message):
+        load_autoencoder(folder)
