@@ -204,11 +204,11 @@ def load_saelens(folder: Path) -> Autoencoder:
     architecture, kind = _architecture(config, folder)
     d_in, d_sae = (_size(config, key, folder) for key in ("d_in", "d_sae"))
     _refuse_unhonoured(config, folder)
-    tensors = _read_weights(folder, _shapes(kind, d_in, d_sae))
     try:
         settings = kind.from_saelens(architecture, config, d_sae)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG}: {error}") from None
+    tensors = _read_weights(folder, settings.saelens_shapes(d_in))
     autoencoder = settings.build(d_in, torch.Generator()).eval()
     if config.get("rescale_acts_by_decoder_norm"):
         norms = tensors["W_dec"].norm(dim=1)
@@ -440,11 +440,6 @@ def _refuse_unhonoured(config: dict[str, Any], folder: Path) -> None:
         raise ValueError(f"{folder / CONFIG}: dtype is {dtype!r}; known are {', '.join(_DTYPES)}")
 
 
-def _shapes(kind: type[AutoencoderSettings], d_in: int, d_sae: int) -> dict[str, tuple[int, ...]]:
-    per_latent = dict.fromkeys(kind.saelens_vectors, (d_sae,))
-    return {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,), **per_latent}
-
-
 def _read_weights(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     path = folder / WEIGHTS
     try:
@@ -480,6 +475,6 @@ def _read_weights(folder: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str,
                 f"{_LARGEST_WEIGHT:.0e}); save or download it again"
             )
     for name in ("W_enc", "W_dec"):
-        if not weights[name].any():
+        if name in weights and not weights[name].any():
             raise ValueError(f"{path}: {name} is all zero, so it explains nothing; save or download it again")
     return weights
