@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.optimize import nnls
 from torch import Tensor
 
 from fsae.autoencoders.abs_topk import AbsTopKSettings
@@ -17,6 +18,7 @@ from fsae.autoencoders.gated import GatedSettings
 from fsae.autoencoders.jumprelu import JumpReLUSettings
 from fsae.autoencoders.local_pca import KMeansSettings, LocalPCASettings
 from fsae.autoencoders.pca import PCASettings
+from fsae.autoencoders.pursuit import MatchingPursuitSettings, OMPSettings, PursuitSettings
 from fsae.autoencoders.record import Encoding
 from fsae.autoencoders.settings import SparseAutoencoderSettings
 from fsae.autoencoders.standard import Standard, StandardSettings
@@ -51,6 +53,46 @@ def _jumped(h: Tensor, chosen: Tensor, autoencoder: SparseAutoencoder) -> Tensor
     return h * chosen - fixed / width * kernel * (threshold - fixed)
 
 
+def _matched(x: Tensor, autoencoder: SparseAutoencoder) -> Tensor:
+    """Codes of matching pursuit, step by step and sample by sample."""
+    settings, W = autoencoder.settings, autoencoder.W_dec
+    assert isinstance(settings, MatchingPursuitSettings)
+    codes = []
+    for residual in x - autoencoder.b_dec:
+        found = torch.zeros(len(W), dtype=x.dtype)
+        for _ in range(settings.k):
+            j = int((W @ residual).argmax())
+            value = torch.relu(W[j] @ residual)
+            known = bool(found[j] != 0)
+            found = found + value * torch.nn.functional.one_hot(torch.tensor(j), len(W))
+            residual = residual - value * W[j]
+            if value == 0 or (known and settings.stop_on_duplicate_support):
+                break
+            if residual.norm() < settings.residual_threshold:
+                break
+        codes.append(found)
+    return torch.stack(codes)
+
+
+def _orthogonally_matched(x: Tensor, autoencoder: SparseAutoencoder) -> Tensor:
+    """Codes of orthogonal matching pursuit, by SciPy's non-negative least squares."""
+    settings, W = autoencoder.settings, autoencoder.W_dec.detach()
+    assert isinstance(settings, PursuitSettings)
+    codes = torch.zeros(len(x), len(W), dtype=x.dtype)
+    for sample, u in enumerate((x - autoencoder.b_dec).detach()):
+        taken, residual = list[int](), u
+        for _ in range(settings.k):
+            scores = W @ residual
+            scores[taken] = -torch.inf
+            if float(scores.max()) <= 1e-12 or (taken and residual.norm() < settings.residual_threshold):
+                break
+            taken.append(int(scores.argmax()))
+            codes[sample, taken] = torch.from_numpy(nnls(W[taken].T.numpy(), u.numpy())[0])
+            residual = u - codes[sample] @ W
+    # The gradient of codes is zero, which autograd asks for.
+    return codes + 0 * autoencoder.W_dec.sum()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """All that the tests know of an architecture that gradients train: one row of the table.
@@ -72,6 +114,10 @@ class Architecture:
         bias: the bias that decides which latents are on.
         silent: parameters that no gradient of the codes reaches.
         thresholds: parameters whose gradient is an estimate, no derivative.
+        codes: of x and the autoencoder, if there are no pre-activations; then `selected` and `activation` have no
+            meaning.
+        fixed: settings that can have one value only.
+        given_codes: whether codes have no gradient.
     """
 
     settings: type[SparseAutoencoderSettings]
@@ -80,14 +126,20 @@ class Architecture:
     saelens: tuple[str, tuple[str, ...]]
     pre_activations: Callable[[Tensor, dict[str, Tensor]], Tensor] = lambda products, p: products + p["b_enc"]
     gate: Callable[[Tensor, dict[str, Tensor]], Tensor] | None = None
-    selected: Callable[[Tensor, Tensor, SparseAutoencoder], Tensor]
+    selected: Callable[[Tensor, Tensor, SparseAutoencoder], Tensor] = lambda h, gate, _: h != 0
     activation: Callable[[Tensor, Tensor, SparseAutoencoder], Tensor] = _rectified
     competes: bool = False
     signed: bool = False
     bias: str = "b_enc"
     silent: frozenset[str] = frozenset()
     thresholds: frozenset[str] = frozenset()
+    codes: Callable[[Tensor, SparseAutoencoder], Tensor] | None = None
+    fixed: frozenset[str] = frozenset()
+    given_codes: bool = False
 
+
+# What is explained is x - b_dec, by unit rows that are the encoder, too.
+_OF_PURSUIT = frozenset({"apply_b_dec_to_input", "decoder_norm", "encoder_init"})
 
 ARCHITECTURES: dict[str, Architecture] = {
     "standard": Architecture(
@@ -142,6 +194,25 @@ ARCHITECTURES: dict[str, Architecture] = {
         competes=True,
         signed=True,
     ),
+    "matching_pursuit": Architecture(
+        settings=MatchingPursuitSettings,
+        changes={"k": 3},
+        loss={},
+        saelens=("matching_pursuit", ()),
+        codes=_matched,
+        fixed=_OF_PURSUIT,
+        competes=True,
+    ),
+    "omp": Architecture(
+        settings=OMPSettings,
+        changes={"k": 3},
+        loss={},
+        saelens=("omp", ()),
+        codes=_orthogonally_matched,
+        given_codes=True,
+        fixed=_OF_PURSUIT,
+        competes=True,
+    ),
 }
 
 
@@ -166,6 +237,19 @@ FITTED: dict[str, FittedSettings] = {
 }
 
 each_architecture = pytest.mark.parametrize("arch", list(ARCHITECTURES))
+# Those that have the optional field of the record.
+each_with_pre_activations = pytest.mark.parametrize(
+    "arch", [arch for arch, row in ARCHITECTURES.items() if "pre_activations" in row.settings.provides]
+)
+
+each_with_gradients_of_codes = pytest.mark.parametrize(
+    "arch", [arch for arch, row in ARCHITECTURES.items() if not row.given_codes]
+)
+
+
+def each_with(*settings: str) -> pytest.MarkDecorator:
+    """Return the architectures in which all of these settings may have any value."""
+    return pytest.mark.parametrize("arch", [arch for arch, row in ARCHITECTURES.items() if not row.fixed & {*settings}])
 
 
 def settings_of(arch: str, **changes: Any) -> SparseAutoencoderSettings:

@@ -9,7 +9,17 @@ from fsae.autoencoders.settings import AutoencoderSettings, DecoderNorm, Encoder
 from fsae.losses.reconstruction import SquaredError
 from fsae.losses.sparsity import L1, TanhL0
 from fsae.losses.term import Moment
-from tests.architectures import ARCHITECTURES, build, each_architecture, gradients, samples, settings_of, with_weights
+from tests.architectures import (
+    ARCHITECTURES,
+    build,
+    each_architecture,
+    each_with,
+    each_with_gradients_of_codes,
+    gradients,
+    samples,
+    settings_of,
+    with_weights,
+)
 
 NO_DEAD = Moment(dead_latents=torch.tensor([], dtype=torch.int64))
 
@@ -35,7 +45,7 @@ def test_width_from_expansion_or_given():
     assert settings_of("standard", expansion=2.5, d_sae=7).width(4) == 7
 
 
-@each_architecture
+@each_with("encoder_init")
 def test_starting_weights(arch: str):
     autoencoder = fresh(settings_of(arch, d_sae=13))
     torch.testing.assert_close(autoencoder.W_dec.norm(dim=1), torch.ones(13))
@@ -105,7 +115,7 @@ def test_affine_map_at_some_latents():
     torch.testing.assert_close(affine.at(chosen), affine.dense()[:, chosen], rtol=1e-14, atol=1e-14)
 
 
-@each_architecture
+@each_with("apply_b_dec_to_input")
 def test_decoder_not_subtracted_from_the_input(arch: str):
     autoencoder, x = build(arch, apply_b_dec_to_input=False), samples(6)
     shifted = build(arch, apply_b_dec_to_input=True)
@@ -129,7 +139,7 @@ def test_normalise_decoder(arch: str):
     torch.testing.assert_close(cosine[alive], torch.ones(12, dtype=torch.float64), rtol=1e-12, atol=0)
 
 
-@each_architecture
+@each_with_gradients_of_codes
 def test_projected_decoder_gradient_keeps_norms_to_first_order(arch: str):
     autoencoder = build(arch)
     autoencoder.normalise_decoder()
@@ -155,7 +165,7 @@ def test_projected_decoder_gradient_by_hand():
     torch.testing.assert_close(autoencoder.W_dec.grad, torch.tensor([[-0.32, 0.24], [3, 0]], dtype=torch.float64))
 
 
-@each_architecture
+@each_with("decoder_norm")
 def test_code_weights_are_decoder_norms_under_free_only(arch: str):
     x = samples(6)
     assert build(arch)(x).code_weights is None
@@ -195,7 +205,7 @@ def test_under_free_sparsity_pulls_on_decoder_norms():
     assert not gradients(L1().measure(fixed(samples(8)), NO_DEAD).value, fixed)["W_dec"].any()
 
 
-@each_architecture
+@each_with("encoder_init")
 @pytest.mark.parametrize("centred", [True, False])
 def test_another_decoder_leaves_every_code_as_it_was(arch: str, centred: bool):
     autoencoder, x = build(arch, apply_b_dec_to_input=centred).eval(), samples(40)

@@ -19,7 +19,7 @@ from fsae.training.resample import reinitialise, resample
 from tests.architectures import (
     ARCHITECTURES,
     build,
-    each_architecture,
+    each_with,
     gradients,
     relative_error,
     samples,
@@ -39,7 +39,7 @@ def pair(arch: str, **changes):
     return tied, untied
 
 
-@each_architecture
+@each_with("encoder_init")
 def test_the_encoder_is_the_decoder_s_transpose_and_no_parameter(arch: str):
     tied = settings_of(arch, d_sae=13, encoder_init=EncoderInit.tied).build(5, torch.Generator().manual_seed(0))
     untied = settings_of(arch, d_sae=13).build(5, torch.Generator().manual_seed(0))
@@ -54,7 +54,7 @@ def test_the_encoder_is_the_decoder_s_transpose_and_no_parameter(arch: str):
     assert torch.equal(tied.bfloat16().W_enc.T, tied.W_dec)
 
 
-@each_architecture
+@each_with("encoder_init")
 @pytest.mark.parametrize("sparse", [True, False])
 @pytest.mark.parametrize("decoder_norm", list(DecoderNorm))
 def test_its_gradient_is_that_of_both(arch: str, sparse: bool, decoder_norm: DecoderNorm):
@@ -73,7 +73,7 @@ def test_its_gradient_is_that_of_both(arch: str, sparse: bool, decoder_norm: Dec
         assert relative_error(found[name], wanted[name]) < 1e-10, name
 
 
-@each_architecture
+@each_with("encoder_init")
 def test_biases_are_set_by_the_first_vectors(arch: str):
     rectified = {} if ARCHITECTURES[arch].competes else {"init_density": 0.2}
     tied, untied = (
@@ -86,7 +86,7 @@ def test_biases_are_set_by_the_first_vectors(arch: str):
         assert torch.equal(parameter, untied.get_parameter(name)), name
 
 
-@each_architecture
+@each_with("encoder_init")
 def test_folding_unties_weights_and_keeps_the_reconstruction(arch: str):
     tied = build(arch, encoder_init=EncoderInit.tied, decoder_norm=DecoderNorm.free).eval()
     if isinstance(tied, BatchTopK):
@@ -98,7 +98,7 @@ def test_folding_unties_weights_and_keeps_the_reconstruction(arch: str):
     assert relative_error(folded(x).reconstruction, tied(x * 0.37).reconstruction / 0.37) < 1e-12
 
 
-@each_architecture
+@each_with("encoder_init")
 @pytest.mark.parametrize("folded", [True, False])
 def test_a_tied_autoencoder_is_exported_as_an_ordinary_one(arch: str, folded: bool, tmp_path: Path):
     tied = build(arch, encoder_init=EncoderInit.tied, dtype=torch.float32).eval()
@@ -111,7 +111,7 @@ def test_a_tied_autoencoder_is_exported_as_an_ordinary_one(arch: str, folded: bo
         assert relative_error(load_saelens(tmp_path / "sae")(x).reconstruction, tied(x).reconstruction) < 1e-6
 
 
-@each_architecture
+@each_with("encoder_init")
 def test_resampling_sets_both_sides_of_tied_weights(arch: str):
     tied = build(arch, d_sae=13, encoder_init=EncoderInit.tied, dtype=torch.float32)
     optimiser = torch.optim.Adam(tied.parameters(), lr=1e-3)
@@ -150,7 +150,7 @@ def test_the_mutual_term_pulls_on_the_one_matrix():
         torch.testing.assert_close(one, other)
 
 
-@each_architecture
+@each_with("encoder_init")
 @pytest.mark.parametrize("decoder_norm", list(DecoderNorm))
 def test_a_stopped_and_resumed_training_is_the_uninterrupted_one_bit_for_bit(arch, decoder_norm, tmp_path: Path):
     def train(folder: Path, stop_at: int | None = None) -> None:

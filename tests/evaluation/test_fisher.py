@@ -9,7 +9,7 @@ from fsae.autoencoders.record import ForwardRecord
 from fsae.evaluation.fisher import FisherMetric
 from fsae.losses.fisher import Fisher, FisherEstimator, FisherForm, fisher_sums
 from fsae.sparse.codes import Codes
-from tests.architectures import build, each_architecture, samples
+from tests.architectures import ARCHITECTURES, build, each_architecture, samples
 from tests.evaluation.records import CPU, record_of
 
 each_path = pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
@@ -55,6 +55,10 @@ def test_by_hand(sparse):
 @pytest.mark.parametrize("estimator", list(FisherEstimator), ids=lambda estimator: estimator.name)
 def test_means_over_full_batches(arch, sparse, form, estimator):
     autoencoder = build(arch, dtype=torch.float32).eval()
+    if not Fisher(form=form).fields_read <= autoencoder.settings.provides:
+        return
+    if ARCHITECTURES[arch].given_codes and form is FisherForm.reconstruction:
+        return  # the residual is orthogonal to all rows that are on
     with torch.no_grad():
         records = [autoencoder(x, sparse) for x in samples(35, dtype=torch.float32).split(10)]
     assert len(records[-1].inputs) == 5

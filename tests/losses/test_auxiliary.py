@@ -5,7 +5,14 @@ import torch
 
 from fsae.losses.auxiliary import AuxK, GateReconstruction
 from fsae.losses.term import Moment
-from tests.architectures import build, each_architecture, gradients, samples, with_weights
+from tests.architectures import (
+    build,
+    each_with,
+    each_with_pre_activations,
+    gradients,
+    samples,
+    with_weights,
+)
 
 each_path = pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
 NO_DEAD = Moment(dead_latents=torch.tensor([], dtype=torch.int64))
@@ -82,7 +89,7 @@ def test_aux_k_by_hand(sparse: bool):
     assert value(4, [1]) == pytest.approx(9 / 4)
 
 
-@each_architecture
+@each_with_pre_activations
 @each_path
 def test_aux_k_without_dead_latents_is_zero(arch: str, sparse: bool):
     autoencoder = build(arch)
@@ -91,7 +98,7 @@ def test_aux_k_without_dead_latents_is_zero(arch: str, sparse: bool):
     assert not value.requires_grad
 
 
-@each_architecture
+@each_with("apply_b_dec_to_input")
 @each_path
 @pytest.mark.parametrize("k", [None, 2, 4, 100])
 def test_aux_k_reaches_dead_latents_only(arch: str, sparse: bool, k: int | None):

@@ -4,7 +4,7 @@ import torch
 
 from fsae.losses.reconstruction import SquaredError
 from fsae.losses.term import Moment
-from tests.architectures import build, each_architecture, gradients, samples, with_weights
+from tests.architectures import build, each_with, gradients, samples, with_weights
 
 NO_DEAD = Moment(dead_latents=torch.tensor([], dtype=torch.int64))
 
@@ -16,7 +16,7 @@ def test_by_hand():
     assert float(SquaredError().measure(record, NO_DEAD).value.detach()) == 13
 
 
-@each_architecture
+@each_with("apply_b_dec_to_input")
 def test_decoder_gradients_in_closed_form(arch: str):
     autoencoder = build(arch, apply_b_dec_to_input=False)
     x = samples(7)

@@ -12,7 +12,16 @@ from fsae.matching import unit_rows
 from fsae.training.dead_latents import DeadLatents
 from fsae.training.gradient_learner import GradientLearner
 from fsae.training.resample import Reinitialisation, Scope, reinitialise, resample
-from tests.architectures import ARCHITECTURES, build, each_architecture, samples, settings_of, twin
+from tests.architectures import (
+    ARCHITECTURES,
+    build,
+    each_architecture,
+    each_with,
+    each_with_pre_activations,
+    samples,
+    settings_of,
+    twin,
+)
 from tests.streams import D_IN
 from tests.training.runs import SCALE, adam, terms
 
@@ -48,7 +57,8 @@ def with_dead(arch: str):
     for _ in range(3):
         # The pre-activations reach what the codes do not.
         record = autoencoder(x)
-        pre = record.pre_activations.dense()
+        affine = record.pre_activations
+        pre = record.codes.dense() if affine is None else affine.dense()
         extra = sum(parameter.sum() for parameter in autoencoder.parameters())
         ((x - record.reconstruction).square().sum() + pre.square().sum() + extra).backward()
         optimiser.step()
@@ -88,7 +98,7 @@ def test_resample_changes_dead_latents_only(arch: str):
     assert dead.indices.numel() == 0
 
 
-@each_architecture
+@each_with_pre_activations
 def test_a_resampled_latent_points_at_an_input(arch: str):
     autoencoder, optimiser, dead, record = with_dead(arch)
     encoder_norm = autoencoder.W_enc.norm(dim=0)[ALIVE].mean()
@@ -210,7 +220,7 @@ def test_refuses_settings_out_of_range(name: str, value: Any):
         Reinitialisation(**{name: value})
 
 
-@each_architecture
+@each_with("apply_b_dec_to_input")
 def test_resample_between_layouts_reads_inputs_and_writes_targets(arch: str):
     ends = Ends(input=Layout.of(5, "mlp_in.0"), target=Layout.of(4, "mlp_out.0"), skip=True)
     autoencoder = settings_of(arch, d_sae=13).build(ends, torch.Generator().manual_seed(0))

@@ -6,6 +6,7 @@ from fsae.autoencoders.gated import GatedSettings
 from fsae.autoencoders.jumprelu import JumpReLUSettings
 from fsae.autoencoders.local_pca import KMeansSettings, LocalPCASettings
 from fsae.autoencoders.pca import PCASettings
+from fsae.autoencoders.pursuit import MatchingPursuitSettings, OMPSettings
 from fsae.autoencoders.settings import AutoencoderSettings
 from fsae.autoencoders.standard import StandardSettings
 from fsae.autoencoders.topk import TopKSettings
@@ -17,6 +18,8 @@ CHOICES: dict[str, type[AutoencoderSettings]] = {
     "topk": TopKSettings,
     "batch_topk": BatchTopKSettings,
     "abs_topk": AbsTopKSettings,
+    "matching_pursuit": MatchingPursuitSettings,
+    "omp": OMPSettings,
     "kmeans": KMeansSettings,
     "local_pca": LocalPCASettings,
     "pca": PCASettings,

@@ -17,7 +17,7 @@ from fsae.sparse.pattern import Pattern
 class GatedSettings(RectifiedSettings):
     """Settings of the gated autoencoder."""
 
-    provides: ClassVar[frozenset[str]] = frozenset({"gate"})
+    provides: ClassVar[frozenset[str]] = frozenset({"pre_activations", "gate"})
     saelens_names: ClassVar[tuple[str, ...]] = ("gated",)
     saelens_vectors: ClassVar[tuple[str, ...]] = ("b_gate", "b_mag", "r_mag")
 

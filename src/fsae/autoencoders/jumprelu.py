@@ -31,7 +31,7 @@ class JumpReLUSettings(RectifiedSettings):
     bandwidth: float = field(default=0.1, metadata=between(above=0, most=10**6))
     ste_to_input: bool = False
 
-    provides: ClassVar[frozenset[str]] = frozenset({"active"})
+    provides: ClassVar[frozenset[str]] = frozenset({"pre_activations", "active"})
     saelens_names: ClassVar[tuple[str, ...]] = ("jumprelu",)
     saelens_vectors: ClassVar[tuple[str, ...]] = ("b_enc", "threshold")
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.autoencoders.layout import Factor
 from fsae.autoencoders.record import Encoding, ForwardRecord, SAELensForm
 from fsae.autoencoders.settings import AutoencoderSettings
 from fsae.sparse.codes import Codes
@@ -105,7 +106,7 @@ class Normalised(Autoencoder):
             return shift, (x - shift).std(-1, keepdim=True)
         return 0.0, x.norm(dim=-1, keepdim=True) / self.d_in**0.5
 
-    def change_unit(self, scale: float) -> None:
+    def change_unit(self, scale: Factor, target_scale: Factor) -> None:
         """Change nothing: a sample in another unit has the same codes, and its reconstruction has its own unit."""
 
     def to_saelens(self) -> SAELensForm:

@@ -52,7 +52,8 @@ class ForwardRecord:
 
     Attributes:
         inputs: (batch, d_in) the encoder's inputs, as given.
-        pre_activations: (batch, d_sae) as an affine map of the inputs. For gated: the magnitude path.
+        pre_activations: (batch, d_sae) as an affine map of the inputs, or of what the encoder makes of them. For gated:
+            the magnitude path. None if codes do not come from pre-activations.
         codes: (batch, d_sae).
         reconstruction: (batch, d_out).
         W_dec: (d_sae, d_out).
@@ -69,7 +70,7 @@ class ForwardRecord:
     """
 
     inputs: Float[Tensor, "batch d_in"]
-    pre_activations: AffineMap
+    pre_activations: AffineMap | None
     codes: Codes
     reconstruction: Float[Tensor, "batch d_out"]
     W_dec: Float[Tensor, "d_sae d_out"]
@@ -112,7 +113,7 @@ class Encoding:
     """
 
     codes: Codes
-    pre_activations: AffineMap
+    pre_activations: AffineMap | None
     extra: dict[str, Any] = field(default_factory=dict)
 
 

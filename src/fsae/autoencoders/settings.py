@@ -28,6 +28,30 @@ def count_in(config: Mapping[str, Any], key: str) -> int:
     return count
 
 
+def number_in(config: Mapping[str, Any], key: str, default: float) -> float:
+    """Return a number from `cfg.json`, or `default` if it is missing.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    number = config.get(key, default)
+    if not isinstance(number, int | float) or isinstance(number, bool):
+        raise ValueError(f"{key} is {number!r}; it must be a number")
+    return float(number)
+
+
+def flag_in(config: Mapping[str, Any], key: str, default: bool) -> bool:
+    """Return a flag from `cfg.json`, or `default` if it is missing.
+
+    Raises:
+        ValueError: it is no flag.
+    """
+    flag = config.get(key, default)
+    if not isinstance(flag, bool):
+        raise ValueError(f"{key} is {flag!r}; it must be true or false")
+    return flag
+
+
 class DecoderNorm(Enum):
     """The constraint on the norms of the decoder's rows.
 
@@ -73,7 +97,9 @@ class AutoencoderSettings(Ranged, ABC, group="arch"):
     d_sae: int | None = field(default=None, metadata=between(least=1, most=2**28, meaning="a number of latents"))
 
     # Fields of the forward record beyond the common ones. A loss term names the fields that it needs.
-    provides: ClassVar[frozenset[str]] = frozenset()
+    provides: ClassVar[frozenset[str]] = frozenset({"pre_activations"})
+    # Whether pre-activations are an affine map of the inputs.
+    affine_encoder: ClassVar[bool] = True
     # Whether every sample has the same number of codes, so that their positions are known without counting.
     fixed_k: ClassVar[bool] = False
     # Whether the settings say how many latents are on per sample, at least on average.
@@ -127,6 +153,12 @@ class AutoencoderSettings(Ranged, ABC, group="arch"):
             ends: the layouts of its inputs and targets; a number is the width of both.
             generator: of the weights.
         """
+
+    def saelens_shapes(self, d_in: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of its tensors in SAELens' format, by name."""
+        d_sae = self.width(d_in)
+        per_latent = dict.fromkeys(self.saelens_vectors, (d_sae,))
+        return {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,), **per_latent}
 
     @classmethod
     @abstractmethod
@@ -200,8 +232,8 @@ class SparseAutoencoderSettings(AutoencoderSettings):
             )
         if self.align_encoder and not ends.same:
             raise ValueError(
-                "arch.align_encoder multiplies each latent's encoder column with its decoder row, but the dictionary reads "
-                "other vectors than it writes; set arch.align_encoder=false, or layout=autoencoder"
+                "arch.align_encoder multiplies each latent's encoder column with its decoder row, but the dictionary "
+                "reads other vectors than it writes; set arch.align_encoder=false, or layout=autoencoder"
             )
 
     @abstractmethod

@@ -226,7 +226,8 @@ def _add(
     """Add what heads and positions contribute to the latents that are on in some rows."""
     places = rows.counted.nonzero()
     record = autoencoder.encode(rows.x[rows.counted].to(autoencoder.W_dec))
-    codes = record.codes.dense()
+    affine, codes = record.pre_activations, record.codes.dense()
+    assert affine is not None
     pair, latents = codes.nonzero(as_tuple=True)
     for part in torch.arange(len(pair)).split(pairs_at_once(rows.attention)):
         some, of_latents = pair[part], latents[part]
@@ -234,8 +235,7 @@ def _add(
         where = (rows.part[row], of_latents, position)
         found = contributions(rows.attention, heads, encoder, row, position, of_latents)
         sums.add(*where, found.by_source)
-        pre = (record.pre_activations.centred[some] * record.pre_activations.weight.T[of_latents]).sum(1)
-        pre = pre + record.pre_activations.bias[of_latents]
+        pre = (affine.centred[some] * affine.weight.T[of_latents]).sum(1) + affine.bias[of_latents]
         summed = found.by_source.sum((1, 2)) + found.constant
         sums.error += (summed - pre.to(summed)).abs().sum().item()
         sums.size += pre.abs().sum().item()

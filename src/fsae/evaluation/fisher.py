@@ -81,11 +81,13 @@ def _in_float64(record: ForwardRecord) -> ForwardRecord:
     of 1e4 and more are common.
     """
     pre = record.pre_activations
+    if pre is not None:
+        pre = AffineMap(pre.centred.double(), pre.weight.double(), pre.bias.double())
     return replace(
         record,
         inputs=record.inputs.double(),
         targets=record.wanted.double(),
-        pre_activations=AffineMap(pre.centred.double(), pre.weight.double(), pre.bias.double()),
+        pre_activations=pre,
         codes=record.codes.map(Tensor.double),
         reconstruction=record.reconstruction.double(),
         W_dec=record.W_dec.double(),

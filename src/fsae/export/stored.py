@@ -73,16 +73,16 @@ class Stored:
             tensors["threshold"] = threshold.expand(len(tensors["b_enc"])) if "b_enc" in tensors else threshold
         per_latent = self._factor_per_latent(tensors)
         d_in, d_sae = self._size(config, "d_in", tensors, "b_dec"), self._size(config, "d_sae", tensors, "W_dec")
-        weights = self._checked(tensors, _shapes(kind, d_in, d_sae))
         try:
             settings = kind.from_saelens(architecture, config, d_sae)
         except ValueError as error:
             raise ValueError(f"{said}: {error}") from None
+        weights = self._checked(tensors, settings.saelens_shapes(d_in))
         if config.get("rescale_acts_by_decoder_norm"):
             fold_decoder_norms(weights)
         if per_latent is not None:
             weights["W_dec"] = weights["W_dec"] * per_latent.float()[:, None]
-        if factor != 1:
+        if factor != 1 and "W_enc" in weights:
             weights["W_enc"] = weights["W_enc"] * factor
             weights["W_dec"], weights["b_dec"] = weights["W_dec"] / factor, weights["b_dec"] / factor
         autoencoder = settings.build(d_in, torch.Generator()).eval()
@@ -90,6 +90,8 @@ class Stored:
             autoencoder.load_saelens(weights)
         except ValueError as error:
             raise ValueError(f"{self.weights}: {error}") from None
+        if factor != 1 and "W_enc" not in weights:
+            autoencoder.change_unit(factor, factor)
         return autoencoder if norm is None else Normalised(autoencoder, norm).eval()
 
     def provenance(self) -> Provenance:
@@ -223,7 +225,7 @@ class Stored:
                     f"{_LARGEST_WEIGHT:.0e}); save or download it again"
                 )
         for name in ("W_enc", "W_dec"):
-            if not weights[name].any():
+            if name in weights and not weights[name].any():
                 raise ValueError(f"{path}: {name} is all zero, so it explains nothing; save or download it again")
         return weights
 
@@ -240,8 +242,3 @@ def fold_decoder_norms(weights: dict[str, Tensor], biases: Sequence[str] = ("b_e
         weights[name] = weights[name] * norms
     # A row of zeros stays one, whatever it is divided by.
     weights["W_dec"] = weights["W_dec"] / torch.where(norms > 0, norms, 1.0)[:, None]
-
-
-def _shapes(kind: type[AutoencoderSettings], d_in: int, d_sae: int) -> dict[str, tuple[int, ...]]:
-    per_latent = dict.fromkeys(kind.saelens_vectors, (d_sae,))
-    return {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,), **per_latent}

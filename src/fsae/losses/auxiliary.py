@@ -55,11 +55,14 @@ class AuxK(LossTerm):
     weight: float = field(default=1 / 32, metadata=WEIGHT)
     k: int | None = field(default=None, metadata=COUNT)
 
+    needs: ClassVar[frozenset[str]] = frozenset({"pre_activations"})
+
     def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
         dead = moment.dead_latents
         if dead.numel() == 0:
             return TermValue(record.inputs.new_zeros(()))
         wanted = self.number(record)
+        assert record.pre_activations is not None
         pre = record.pre_activations.at(dead)
         error = explained(record, record.error.detach(), dead, pre, min(wanted, dead.numel()))
         return TermValue(error * min(dead.numel() / wanted, 1.0))

@@ -91,6 +91,10 @@ class Fisher(LossTerm):
     form: FisherForm = FisherForm.correlation
     estimator: FisherEstimator = FisherEstimator.unbiased
 
+    @property
+    def fields_read(self) -> frozenset[str]:
+        return self.needs | ({"pre_activations"} if self.form is FisherForm.pre else set())
+
     def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
         sums = fisher_sums(record, self.form, self.estimator)
         return TermValue(sums.off_diagonal, {"fisher": sums.off_diagonal.detach(), "fisher_ratio": sums.ratio.detach()})
@@ -125,11 +129,13 @@ class RandomSign(Fisher):
 def _of_latents(record: ForwardRecord, chosen: Float[Tensor, " d_sae"]) -> ForwardRecord:
     """Return the record with zeros for the latents that are not chosen, in all that the Fisher sums read."""
     pre, codes = record.pre_activations, record.codes
-    scale = chosen if pre.scale is None else pre.scale * chosen
+    if pre is not None:
+        scale = chosen if pre.scale is None else pre.scale * chosen
+        pre = replace(pre, bias=pre.bias * chosen, scale=scale)
     return replace(
         record,
         codes=codes.with_values(codes.values * codes.columns(chosen)),
-        pre_activations=replace(pre, bias=pre.bias * chosen, scale=scale),
+        pre_activations=pre,
     )
 
 
@@ -176,6 +182,7 @@ def fisher_sums(record: ForwardRecord, form: FisherForm, estimator: FisherEstima
     _check_size(record.codes, estimator)
     match form:
         case FisherForm.pre:
+            assert record.pre_activations is not None
             moments = _affine_moments(record.pre_activations)
         case FisherForm.post:
             moments = _moments(record.codes.map(lambda f: 2 * f))

@@ -165,6 +165,7 @@ class LevelAuxK(AuxK):
         widths = [*counted_widths(self.widths, d_sae), d_sae]
         with torch.no_grad():
             residuals = record.wanted - (record.codes.decode_blocks(record.W_dec, widths).cumsum(0) + record.base)
+        assert record.pre_activations is not None
         pre = record.pre_activations.at(dead)
         value = record.inputs.new_zeros(())
         for residual, (begin, end) in zip(residuals, pairwise([0, *widths]), strict=True):

@@ -73,7 +73,7 @@ class Objective:
 def check_terms(terms: dict[str, LossTerm], arch: AutoencoderSettings) -> None:
     """Raise ValueError where a term reads something that the architecture's record does not hold."""
     for name, term in terms.items():
-        missing = term.needs - arch.provides
+        missing = term.fields_read - arch.provides
         if missing:
             raise ValueError(
                 f"loss.{name} ({type(term).__name__}) needs a forward record with {', '.join(sorted(missing))}, which "

@@ -89,6 +89,11 @@ class LossTerm(Weighted, group="loss"):
     minimised_by_least_squares: ClassVar[bool] = False
 
     @property
+    def fields_read(self) -> frozenset[str]:
+        """The optional fields of the forward record that the term reads with its present settings."""
+        return self.needs
+
+    @property
     def detaches_decoder(self) -> bool:
         """True if the term reads the decoder and passes it no gradient, by a setting `detach_decoder`."""
         return False

@@ -28,8 +28,19 @@ class HeadMap:
 
 
 def encoder_of(autoencoder: Autoencoder) -> AffineMap:
-    """Return the affine map from inputs to pre-activations."""
-    return autoencoder.encode(torch.zeros(1, autoencoder.d_in).to(autoencoder.W_dec)).pre_activations
+    """Return the affine map from inputs to pre-activations.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not autoencoder.settings_type.affine_encoder:
+        raise ValueError(
+            f"the pre-activations of {type(autoencoder).__name__} are no affine map of its inputs, so heads contribute "
+            "no parts of them; leave attention out of eval"
+        )
+    encoder = autoencoder.encode(torch.zeros(1, autoencoder.d_in).to(autoencoder.W_dec)).pre_activations
+    assert encoder is not None
+    return encoder
 
 
 @dataclass(frozen=True, eq=False)
