@@ -7,7 +7,7 @@ from fsae.autoencoders.settings import DecoderNorm, EncoderInit
 from fsae.autoencoders.standard import StandardSettings
 from fsae.training.frozen import Frozen
 from fsae.training.population import PopulationSettings
-from tests.architectures import build, each_architecture, settings_of, with_weights
+from tests.architectures import build, each_with, settings_of, with_weights
 from tests.training.runs import adam, member, pam, terms, training_run
 
 
@@ -33,7 +33,7 @@ def test_it_is_the_nearest_aligned_encoder():
     torch.testing.assert_close(change, along)
 
 
-@each_architecture
+@each_with("decoder_norm", "encoder_init")
 @pytest.mark.parametrize("norm", list(DecoderNorm))
 def test_an_encoder_is_aligned_from_the_start_to_the_export(arch: str, norm: DecoderNorm, tmp_path):
     changes = {"decoder_norm": norm, "align_encoder": True, "encoder_init": EncoderInit.random}

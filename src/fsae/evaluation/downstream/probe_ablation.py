@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 
 from fsae.autoencoders.autoencoder import Autoencoder
-from fsae.evaluation.downstream.controls import random_directions
+from fsae.evaluation.downstream.controls import densities_in, random_directions
 from fsae.evaluation.downstream.latent_scores import mean_differences
 from fsae.evaluation.downstream.probe import Probe, auc, one_core
 from fsae.evaluation.downstream.text_activations import Reading, TextActivations, text_activations
@@ -219,8 +219,8 @@ def ablated_scores(
         for own, autoencoder in zip(found, subject.autoencoders, strict=True):
             codes = token_codes(autoencoder, activations, subject.heartbeat)
             columns = {"": decoded(autoencoder, activations, vectors, codes)}
-            if codes.nnz:
-                control = random_directions(autoencoder, codes, activations, seed)
+            control = random_directions(autoencoder, densities_in(codes), activations.vectors, seed)
+            if control is not None:
                 columns["random"] = decoded(control, activations, vectors, token_codes(control, activations))
             for name, each in columns.items():
                 scores = []
