@@ -116,8 +116,11 @@ class Scaling:
     target: tuple[float, ...]
 
     @classmethod
-    def of(cls, factor: float, ends: Ends | None = None) -> Self:
-        """Return one factor for every part of these ends, by default of an autoencoder."""
+    def of(cls, factor: float | Self, ends: Ends | None = None) -> Self:
+        """Return one factor for every part of these ends, by default of an autoencoder; factors of parts stay."""
+        if isinstance(factor, cls):
+            return factor
+        assert isinstance(factor, int | float)
         parts = (1, 1) if ends is None else (len(ends.input.parts), len(ends.target.parts))
         return cls((factor,) * parts[0], (factor,) * parts[1])
 

@@ -86,7 +86,7 @@ class Pursuit(SparseAutoencoder):
 
         Args:
             u: the vectors to explain.
-            waits: look after each step whether any sample goes on, which waits for the device.
+            waits: whether to check after each step if any sample continues, which waits for the device.
         """
 
     def encode(self, x: Tensor, sparse: bool = False) -> Encoding:

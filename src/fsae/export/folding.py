@@ -27,7 +27,7 @@ def fold(autoencoder: Folded, scale: float | Scaling) -> Folded:
         ValueError: the architecture does not define how its codes change with the unit.
     """
     ends = autoencoder.ends
-    scaling = scale if isinstance(scale, Scaling) else Scaling.of(scale, ends)
+    scaling = Scaling.of(scale, ends)
     assert all(0 < factor < math.inf for factor in scaling.input + scaling.target)
     autoencoder.check_algebra()
     folded = copy.deepcopy(autoencoder).eval()
