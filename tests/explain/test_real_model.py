@@ -3,6 +3,7 @@
 The model has 135 million parameters: it follows the form of the answers and explains little, as the control shows.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +66,15 @@ def test_a_small_model_explains_and_judges_latents(run: Path, model_server: Mode
 
 
 def test_a_run_is_evaluated_by_a_small_model(run: Path, model_server: ModelServer):
-    sizes = {"latents": 2, **SIZES, "url": model_server.url, "model": model_server.model}
+    # Per latent an explanation, and for it and the control a request of each test.
+    sizes = {**SIZES, "scored": 2, "per_request": 4, "latents": 2, "url": model_server.url, "model": model_server.model}
     settings = [f"eval.autointerp.{name}={value}" for name, value in sizes.items()]
     done = ended(begun("fsae.evaluate", str(run), "eval=[autointerp]", *settings, outputs=run.parent.parent))
     assert done.returncode == 0, done.stdout
     assert "2 latents to explain: at most " in done.stdout
     results = read_results(run / "results.json")
     assert results["eval/autointerp_latents"] == 2
-    assert 0 <= results["eval/autointerp_detection_raw"] <= 1
-    assert results["eval/autointerp_unreadable"] < 0.7
-    assert (run / "autointerp.json").is_file()
+    # It does not follow the form of every question.
+    assert results["eval/autointerp_unreadable"] < 1
+    (latents,) = json.loads((run / "autointerp.json").read_text())
+    assert all(each["explanation"] for each in latents)
