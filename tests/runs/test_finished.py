@@ -212,6 +212,22 @@ def test_an_evaluation_that_is_killed_leaves_the_run_whole_and_can_be_repeated(
     assert [record.metrics.get("eval/regions") for record in read_metrics(RunFolder(run).metrics)][-1] is not None
 
 
+def test_what_was_measured_before_a_kill_stays(run: Path, monkeypatch: pytest.MonkeyPatch):
+    class Killed(BaseException):
+        """Ends the process at once, as SIGKILL does."""
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    before = results(run)
+    monkeypatch.setattr(Geometry, "measure", killed)
+    with pytest.raises(Killed):
+        evaluate(run, given=("eval=[vectors,geometry]", "eval.vectors.samples=300"))
+    after = results(run)
+    assert after["eval/fvu"] != before["eval/fvu"]
+    assert json.loads((run / "evaluations" / "vectors.json").read_text())["numbers"]["fvu"] == after["eval/fvu"]
+
+
 def test_an_evaluation_that_fails_leaves_the_run_finished(run: Path, monkeypatch: pytest.MonkeyPatch):
     before, files = results(run), contents(run)
     monkeypatch.setattr(Findings, "results", lambda _: 1 / 0)

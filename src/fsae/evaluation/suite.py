@@ -163,15 +163,33 @@ class Findings:
             write_json(folder.evaluations / f"{name}.json", _described(self.evaluations[name], each))
 
 
-def measure(subject: Subject, evaluations: Mapping[str, Evaluation]) -> list[Findings]:
+def measure(
+    subject: Subject,
+    evaluations: Mapping[str, Evaluation],
+    keep: Callable[[list[Findings]], None] = lambda findings: None,
+) -> list[Findings]:
     """Measure the subject's runs by every evaluation, in their order, and return the findings on each run.
 
     An evaluation that needs members skips a run without any. One that cannot measure is refused, and so are those that
     need it; the others continue.
 
+    Args:
+        subject: the runs.
+        evaluations: by name.
+        keep: called after each evaluation with its findings on each run, so that a kill in a later one loses nothing.
+
     Raises:
         ValueError: an evaluation has a number without a meaning, or content of a reserved name.
     """
+    wanted = held_out_samples(evaluations)
+
+    def of_runs(
+        those: Mapping[str, Evaluation], measured: Sequence[Mapping[str, Measured]], refused: Mapping[str, str]
+    ) -> list[Findings]:
+        found_samples = subject.found_samples
+        supplies = [subject.source.supply(run.samples or None, found_samples, wanted) for run in subject.runs]
+        return [Findings(those, own, supply, refused) for own, supply in zip(measured, supplies, strict=True)]
+
     found: list[dict[str, Measured]] = [{} for _ in subject.runs]
     refused: dict[str, str] = {}
     for name, evaluation in evaluations.items():
@@ -202,11 +220,8 @@ def measure(subject: Subject, evaluations: Mapping[str, Evaluation]) -> list[Fin
                     f"eval.{name} has content named {reserved[0]}, which results.json has for fsae's own; rename it"
                 )
             own[name] = each
-    wanted = held_out_samples(evaluations)
-    return [
-        Findings(evaluations, own, subject.source.supply(run.samples or None, subject.found_samples, wanted), refused)
-        for run, own in zip(subject.runs, found, strict=True)
-    ]
+        keep(of_runs({name: evaluation}, [{name: own[name]} if name in own else {} for own in found], {}))
+    return of_runs(evaluations, found, refused)
 
 
 def _ordered(evaluations: Mapping[str, Evaluation]) -> list[str]:

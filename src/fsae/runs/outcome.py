@@ -2,7 +2,7 @@
 and printed."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,10 +51,23 @@ def conclude(made: Mapping[Run, Examined], source: Source, heartbeat: Callable[[
     if not made:
         return
     subject = Subject([replace(each, folder=run.folder.path) for run, each in made.items()], source, heartbeat)
-    findings = measure(subject, next(iter(made)).settings.eval)
+    settings = next(iter(made)).settings
+    # The results of a finished run are complete already, and may grow.
+    grows = settings.task is Task.reevaluate
+
+    def keep(findings: Sequence[Findings]) -> None:
+        for run, found in zip(made, findings, strict=True):
+            if grows and not run.over:
+                with run.alone():
+                    found.write(run.folder)
+                    run.write_results(found.results())
+
+    findings = measure(subject, settings.eval, keep)
     for (run, examined), found in zip(made.items(), findings, strict=True):
+        if run.over:
+            continue
         with run.alone():
-            record(run, examined, found)
+            record(run, examined, found, written=grows)
             found.check()
             finish(run, found)
 
@@ -71,13 +84,21 @@ def export(run: Run, examined: Examined, text: HeldOutText | None) -> None:
         plot_training(folder.metrics, folder.plots / "training.png")
 
 
-def record(run: Run, examined: Examined, found: Findings) -> None:
-    """Write and log the findings on a run, and warn of shortages and of a useless autoencoder."""
-    with working("drawing"):
-        if examined.samples and found.densities:
-            for exported, density in zip(_exports(run.folder, examined), found.densities, strict=True):
-                save_density(exported, density)
-        found.write(run.folder)
+def record(run: Run, examined: Examined, found: Findings, written: bool = False) -> None:
+    """Write and log the findings on a run, and warn of shortages and of a useless autoencoder.
+
+    Args:
+        run: the run.
+        examined: its autoencoders.
+        found: the findings.
+        written: whether the files of its evaluations are written already.
+    """
+    if not written:
+        with working("drawing"):
+            if examined.samples and found.densities:
+                for exported, density in zip(_exports(run.folder, examined), found.densities, strict=True):
+                    save_density(exported, density)
+            found.write(run.folder)
     _warn_of_failure(found.numbers, run.settings.task)
     for sentence in found.supply.shortages():
         log.warning("%s", sentence)
