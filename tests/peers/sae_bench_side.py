@@ -170,7 +170,7 @@ def of_sae_probes(sae: Sae, root: Path) -> dict[str, Any]:
     """Return areas under ROC: a list over k in the normal setting, and with few rows the mean over seeds at k=16."""
     from sae_probes.run_sae_evals import run_sae_eval
 
-    def run(name: str, setting: str, **more: Any) -> list[float]:
+    def run(name: str, setting: Any, **more: Any) -> list[float]:
         results = root / f"results {name} {setting} {more.get('seed', '')}"
         run_sae_eval(
             sae, name, HOOK, "l1", setting, MODEL, root / "cache", device="cpu", results_path=results, **more
