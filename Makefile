@@ -39,7 +39,7 @@ PEERS := .venv-peers .venv-sae-bench .venv-dictionary-learning .venv-sparsify .v
 .venv-sparsify/.installed: benchmarks/peers/sparsify.txt
 .venv-sae-dashboard/.installed: benchmarks/peers/sae_dashboard.txt
 
-# Of SAEBench only the probes are run, and they need none of its own requirements, among which is a torchvision.
+# What is run of SAEBench needs few of its own requirements, among which is a torchvision.
 .venv-sae-bench/.installed: tests/peers/sae_bench.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet -c $< torch

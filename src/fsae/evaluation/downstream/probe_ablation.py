@@ -15,6 +15,7 @@ from fsae.evaluation.downstream.latent_scores import mean_differences
 from fsae.evaluation.downstream.probe import Probe, auc, one_core
 from fsae.evaluation.downstream.text_activations import Reading, TextActivations, text_activations
 from fsae.evaluation.downstream.text_codes import Pooling, mean_vectors, pooled, token_codes
+from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Subject
 from fsae.outputs.results import Meaning, Shown, accompanied
 from fsae.progress import Progress
@@ -268,9 +269,7 @@ def ablation_numbers(key: str, counts: Sequence[int], found: Mapping[str, Scores
             if count not in NAMED:
                 continue
             name = f"{key}_n{count}"
-            numbers[f"{name}_{control}" if control else name] = float(own.mean())
-            if not control and len(own) > 1:
-                numbers[f"{name}_noise"] = float(own.std(ddof=1))
+            numbers |= {f"{name}_{control}": float(own.mean())} if control else mean_and_noise(name, own)
     return numbers
 
 
