@@ -42,7 +42,7 @@ def test_an_encoder_is_aligned_from_the_start_to_the_export(arch: str, norm: Dec
     torch.testing.assert_close(products(fresh), torch.ones(24))
     training_run(arch, tmp_path / "run", trained=trained).train()
     torch.testing.assert_close(products(trained.autoencoder), torch.ones(24))
-    trained.autoencoder.change_unit(0.3)
+    trained.autoencoder.change_unit(0.3, 0.3)
     torch.testing.assert_close(products(trained.autoencoder), torch.ones(24))
 
 
