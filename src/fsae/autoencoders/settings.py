@@ -232,8 +232,8 @@ class SparseAutoencoderSettings(AutoencoderSettings):
             )
         if self.align_encoder and not ends.same:
             raise ValueError(
-                "arch.align_encoder multiplies each latent's encoder column with its decoder row, but the dictionary "
-                "reads other vectors than it writes; set arch.align_encoder=false, or layout=autoencoder"
+                "arch.align_encoder compares a latent's encoder column with its decoder row, but the dictionary reads "
+                "other vectors than it writes; set arch.align_encoder=false, or layout=autoencoder"
             )
 
     @abstractmethod
