@@ -46,6 +46,7 @@ class PursuitSettings(KSettings):
 
     provides: ClassVar[frozenset[str]] = frozenset()
     affine_encoder: ClassVar[bool] = False
+    reads_decoder: ClassVar[bool] = True
     fixed_k: ClassVar[bool] = False
 
     def __post_init__(self):
