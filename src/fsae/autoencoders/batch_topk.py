@@ -83,7 +83,7 @@ class BatchTopK(SparseAutoencoder):
         """Return which pre-activations are let through."""
         if not self.training:
             return pre > self.threshold_of(number).clamp_min(0)
-        smallest = _smallest_of_largest(pre.flatten(), self.settings.k * batch).clamp_min(0)
+        smallest = _smallest_of_largest(pre.flatten(), self.settings.k_of(self) * batch).clamp_min(0)
         self._smallest[number] = smallest
         # All ties with the smallest code are let through, even beyond k x batch.
         return (pre >= smallest) & (pre > 0)
@@ -96,7 +96,7 @@ class BatchTopK(SparseAutoencoder):
         floors = [None, self.threshold.new_zeros(())]
         last = self._smallest.get(number)
         for floor in floors if last is None else [0.9 * last, *floors]:
-            search = _Search(self.b_enc, self.settings.k, floor)
+            search = _Search(self.b_enc, self.settings.k_of(self), floor)
             raw = self.encoder_product(x, search.select, search.narrow)
             if search.complete:
                 return raw

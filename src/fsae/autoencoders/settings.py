@@ -147,6 +147,10 @@ class AutoencoderSettings(Ranged, ABC, group="arch"):
         """Return the share of codes that are on before the first step; one half if it is not known."""
         return 0.5
 
+    def density(self, d_in: int) -> float:
+        """Return the share of codes that should be on; one half if the settings do not say it."""
+        return self.first_density(d_in)
+
     @abstractmethod
     def build(self, ends: Ends | int, generator: torch.Generator) -> "Autoencoder":
         """Build an autoencoder with fresh weights, drawn from `generator`.
