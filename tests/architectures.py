@@ -16,7 +16,10 @@ from fsae.autoencoders.batch_topk import BatchTopKSettings
 from fsae.autoencoders.fitted import FittedAutoencoder, FittedSettings
 from fsae.autoencoders.gated import GatedSettings
 from fsae.autoencoders.jumprelu import JumpReLUSettings
+from fsae.autoencoders.layout import Ends
+from fsae.autoencoders.lista import ListaSettings
 from fsae.autoencoders.local_pca import KMeansSettings, LocalPCASettings
+from fsae.autoencoders.mlp_encoder import MLPEncoderSettings
 from fsae.autoencoders.pca import PCASettings
 from fsae.autoencoders.pursuit import MatchingPursuitSettings, OMPSettings, PursuitSettings
 from fsae.autoencoders.record import Encoding
@@ -93,6 +96,25 @@ def _orthogonally_matched(x: Tensor, autoencoder: SparseAutoencoder) -> Tensor:
     return codes + 0 * autoencoder.W_dec.sum()
 
 
+def _refined_by_the_error(x: Tensor, autoencoder: SparseAutoencoder) -> Tensor:
+    """The input that the last selection of LISTA's one refinement reads."""
+    assert isinstance(autoencoder.settings, ListaSettings)
+    u = x - autoencoder.b_dec if autoencoder.settings.apply_b_dec_to_input else x
+    h = u @ autoencoder.W_enc + autoencoder.get_parameter("b_enc")
+    chosen = _k_largest(h.detach().view(1, -1), _k_of(autoencoder) * len(h)).view_as(h)
+    return x + autoencoder.settings.eta * (u - (torch.relu(h) * chosen) @ autoencoder.W_dec)
+
+
+def _refined_by_a_layer(x: Tensor, autoencoder: SparseAutoencoder) -> Tensor:
+    W_hidden, b_hidden, W_back = (autoencoder.get_parameter(name) for name in ("W_hidden", "b_hidden", "W_back"))
+    u = x - autoencoder.b_dec if autoencoder.settings.apply_b_dec_to_input else x
+    return x + torch.relu(u @ W_hidden + b_hidden) @ W_back
+
+
+def _k_largest_of_batch(h: Tensor, gate: Tensor, autoencoder: SparseAutoencoder) -> Tensor:
+    return _k_largest(h.view(1, -1), _k_of(autoencoder) * len(h)).view_as(h)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """All that the tests know of an architecture that gradients train: one row of the table.
@@ -114,10 +136,13 @@ class Architecture:
         bias: the bias that decides which latents are on.
         silent: parameters that no gradient of the codes reaches.
         thresholds: parameters whose gradient is an estimate, no derivative.
+        refined: what the encoder makes of x before the product with W_enc, of x and the autoencoder.
         codes: of x and the autoencoder, if there are no pre-activations; then `selected` and `activation` have no
             meaning.
-        fixed: settings that can have one value only.
+        fixed: settings that can have one value only; W_dec if codes depend on it, target if it must be the input.
         given_codes: whether codes have no gradient.
+        rounds: whether dense and sparse products round the codes differently.
+        shapes: of further tensors in SAELens' format, for d_in 5.
     """
 
     settings: type[SparseAutoencoderSettings]
@@ -133,13 +158,16 @@ class Architecture:
     bias: str = "b_enc"
     silent: frozenset[str] = frozenset()
     thresholds: frozenset[str] = frozenset()
+    refined: Callable[[Tensor, SparseAutoencoder], Tensor] = lambda x, _: x
     codes: Callable[[Tensor, SparseAutoencoder], Tensor] | None = None
     fixed: frozenset[str] = frozenset()
     given_codes: bool = False
+    rounds: bool = False
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 # What is explained is x - b_dec, by unit rows that are the encoder, too.
-_OF_PURSUIT = frozenset({"apply_b_dec_to_input", "decoder_norm", "encoder_init"})
+_OF_PURSUIT = frozenset({"W_dec", "target", "apply_b_dec_to_input", "decoder_norm", "encoder_init"})
 
 ARCHITECTURES: dict[str, Architecture] = {
     "standard": Architecture(
@@ -181,7 +209,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         changes={"k": 3},
         loss={"auxiliary": AuxK(k=2)},
         saelens=("jumprelu", ("b_enc", "threshold")),
-        selected=lambda h, gate, autoencoder: _k_largest(h.view(1, -1), _k_of(autoencoder) * len(h)).view_as(h),
+        selected=_k_largest_of_batch,
         competes=True,
     ),
     "abs_topk": Architecture(
@@ -193,6 +221,28 @@ ARCHITECTURES: dict[str, Architecture] = {
         activation=lambda h, chosen, _: h * chosen,
         competes=True,
         signed=True,
+    ),
+    "lista": Architecture(
+        settings=ListaSettings,
+        changes={"k": 3},
+        loss={"auxiliary": AuxK(k=2)},
+        saelens=("lista", ("b_enc", "threshold")),
+        refined=_refined_by_the_error,
+        selected=_k_largest_of_batch,
+        fixed=frozenset({"W_dec", "target"}),
+        competes=True,
+        rounds=True,
+        shapes={"early_thresholds": (1,)},
+    ),
+    "mlp_encoder": Architecture(
+        settings=MLPEncoderSettings,
+        changes={"k": 3, "hidden_expansion": 1.4},
+        loss={"auxiliary": AuxK(k=2)},
+        saelens=("mlp_encoder", ("b_enc", "threshold")),
+        refined=_refined_by_a_layer,
+        selected=_k_largest_of_batch,
+        competes=True,
+        shapes={"W_hidden": (5, 7), "b_hidden": (7,), "W_back": (7, 5)},
     ),
     "matching_pursuit": Architecture(
         settings=MatchingPursuitSettings,
@@ -225,8 +275,8 @@ class Squared(Standard):
 
 
 class SquaredSettings(StandardSettings):
-    def build(self, d_in: int, generator: torch.Generator) -> Squared:
-        return Squared(d_in, self, generator)
+    def build(self, ends: Ends | int, generator: torch.Generator) -> Squared:
+        return Squared(ends, self, generator)
 
 
 # Those that are fitted without gradients.
@@ -245,6 +295,8 @@ each_with_pre_activations = pytest.mark.parametrize(
 each_with_gradients_of_codes = pytest.mark.parametrize(
     "arch", [arch for arch, row in ARCHITECTURES.items() if not row.given_codes]
 )
+
+each_with_equal_paths = pytest.mark.parametrize("arch", [arch for arch, row in ARCHITECTURES.items() if not row.rounds])
 
 
 def each_with(*settings: str) -> pytest.MarkDecorator:

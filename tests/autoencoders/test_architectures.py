@@ -22,6 +22,7 @@ from tests.architectures import (
     build,
     each_architecture,
     each_with,
+    each_with_equal_paths,
     entries,
     gradients,
     relative_error,
@@ -175,7 +176,9 @@ def test_sparse_forward_is_the_dense_one(arch: str, case: str, apply_b_dec_to_in
     assert sparse.codes.pattern is not None
     assert sparse.codes.shape == dense.codes.shape == (len(x), 13)
     # The codes come from the same product: equal to the last bit, so both paths choose alike at ties.
-    assert torch.equal(sparse.codes.dense(), dense.codes.dense())
+    if not ARCHITECTURES[arch].rounds:
+        assert torch.equal(sparse.codes.dense(), dense.codes.dense())
+    torch.testing.assert_close(sparse.codes.dense(), dense.codes.dense(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(sparse.reconstruction, dense.reconstruction, rtol=1e-12, atol=1e-12)
     for optional in ("gate", "active"):
         one, other = getattr(sparse, optional), getattr(dense, optional)
@@ -191,7 +194,7 @@ def test_sparse_forward_is_the_dense_one(arch: str, case: str, apply_b_dec_to_in
     else:
         assert dense.codes.dense().any()
     for one, other in zip(with_sparse.buffers(), with_dense.buffers(), strict=True):
-        assert torch.equal(one, other)
+        torch.testing.assert_close(one, other, rtol=1e-12 if ARCHITECTURES[arch].rounds else 0, atol=0)
     # A direction that weighs every output differently.
     weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(4), dtype=x.dtype)
     got = gradients((sparse.reconstruction * weights).sum(), with_sparse)
@@ -210,7 +213,7 @@ def test_gradients_of_ordinary_batches_reach_every_parameter(arch: str):
     assert silent == ARCHITECTURES[arch].silent
 
 
-@each_architecture
+@each_with_equal_paths
 @pytest.mark.parametrize("seed", range(20))
 def test_pattern_covers_every_code(arch: str, seed: int):
     generator = torch.Generator().manual_seed(seed)
@@ -264,7 +267,7 @@ def test_samples_encoded_some_at_a_time_are_the_dense_ones(arch: str, rows: int)
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
-@each_architecture
+@each_with_equal_paths
 def test_sparse_is_dense_in_float32(arch: str):
     autoencoder = build(arch, 16, 64, dtype=torch.float32)
     x = samples(50, 16, dtype=torch.float32)
@@ -413,7 +416,7 @@ def test_batch_topk_keeps_only_positive_values():
 def test_batch_topk_finds_the_same_from_any_floor(smallest: float | None, dtype: torch.dtype):
     # 0.9 is too low to leave anything out, 9e8 leaves everything out and has it looked for again.
     wanted, autoencoder = batch_topk(k=5).to(dtype), batch_topk(k=5).to(dtype)
-    autoencoder._smallest = None if smallest is None else torch.tensor(smallest)
+    autoencoder._smallest = {} if smallest is None else {0: torch.tensor(smallest)}
     x = samples(10, 16, dtype=dtype)
     assert torch.equal(autoencoder(x, sparse=True).codes.dense(), wanted(x).codes.dense())
     assert torch.equal(autoencoder.threshold, wanted.threshold)

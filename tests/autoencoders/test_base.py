@@ -205,7 +205,7 @@ def test_under_free_sparsity_pulls_on_decoder_norms():
     assert not gradients(L1().measure(fixed(samples(8)), NO_DEAD).value, fixed)["W_dec"].any()
 
 
-@each_with("encoder_init")
+@each_with("W_dec")
 @pytest.mark.parametrize("centred", [True, False])
 def test_another_decoder_leaves_every_code_as_it_was(arch: str, centred: bool):
     autoencoder, x = build(arch, apply_b_dec_to_input=centred).eval(), samples(40)

@@ -38,7 +38,7 @@ def output(autoencoder: SparseAutoencoder, x: Tensor) -> Tensor:
 
 
 @each_ends
-@each_with("apply_b_dec_to_input")
+@each_with("target")
 def test_weights_have_the_widths_of_their_ends(arch: str, ends: Ends):
     autoencoder = moved(arch, ends)
     d_in, d_out = ends.input.width, ends.target.width
@@ -48,7 +48,7 @@ def test_weights_have_the_widths_of_their_ends(arch: str, ends: Ends):
 
 
 @each_ends
-@each_with("apply_b_dec_to_input")
+@each_with("target")
 def test_sparse_and_dense_codes_agree(arch: str, ends: Ends):
     autoencoder = moved(arch, ends).eval()
     dense, sparse = autoencoder(samples(7)), autoencoder(samples(7), sparse=True)
@@ -57,7 +57,7 @@ def test_sparse_and_dense_codes_agree(arch: str, ends: Ends):
 
 
 @each_ends
-@each_with("apply_b_dec_to_input")
+@each_with("target")
 def test_folding_takes_each_part_by_its_own_factor(arch: str, ends: Ends):
     # The biases decide what is on, so the codes of the folded one must be on for the same inputs.
     autoencoder = moved(arch, ends).eval()
@@ -78,7 +78,7 @@ def test_folding_takes_each_part_by_its_own_factor(arch: str, ends: Ends):
         torch.testing.assert_close(folded.W_dec.norm(dim=1), torch.ones(13, dtype=torch.float64))
 
 
-@each_with("apply_b_dec_to_input")
+@each_with("target")
 def test_crosscoder_of_one_part_is_an_autoencoder(arch: str):
     one = Layout.of(5, "resid_mid.3")
     a, b = (
@@ -94,7 +94,7 @@ def test_crosscoder_of_one_part_is_an_autoencoder(arch: str):
     assert all(torch.equal(p, q) for p, q in zip(fold(a, 0.3).parameters(), fold(b, 0.3).parameters(), strict=True))
 
 
-@each_with("apply_b_dec_to_input")
+@each_with("target")
 def test_transcoder_to_its_own_input_is_an_autoencoder_without_a_centre(arch: str):
     plain = moved(arch, Ends.of(5), apply_b_dec_to_input=False, encoder_init=EncoderInit.random)
     between = moved(arch, Ends(input=Layout.of(5, "a"), target=Layout.of(5, "b")))
@@ -102,7 +102,7 @@ def test_transcoder_to_its_own_input_is_an_autoencoder_without_a_centre(arch: st
     assert torch.equal(output(plain, x), output(between, x))
 
 
-@each_with("apply_b_dec_to_input")
+@each_with("target")
 @pytest.mark.parametrize("ends", [SKIP, LOW_RANK], ids=["skip", "low_rank"])
 def test_skip_path_of_zero_changes_nothing(arch: str, ends: Ends):
     def fresh(ends: Ends) -> SparseAutoencoder:

@@ -106,11 +106,11 @@ def test_names_and_shapes_are_saelens_own(tmp_path, arch):
     if "encoder_init" in ARCHITECTURES[arch].fixed:
         del common["W_enc"]
     word, per_latent = ARCHITECTURES[arch].saelens
-    assert shapes == common | dict.fromkeys(per_latent, (13,))
+    assert shapes == common | dict.fromkeys(per_latent, (13,)) | ARCHITECTURES[arch].shapes
     config = json.loads((folder / "cfg.json").read_text())
     assert (config["architecture"], config["d_in"], config["d_sae"]) == (word, 5, 13)
     assert config["normalize_activations"] == "none"
-    assert config.get("k") == (3 if word in ("topk", "abstopk", "omp") else None)
+    assert config.get("k") == (None if word in ("standard", "gated", "jumprelu", "matching_pursuit") else 3)
     assert config["metadata"]["hook_name"] == "blocks.1.hook_resid_mid"
 
 

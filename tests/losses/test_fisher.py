@@ -58,13 +58,16 @@ each_path = pytest.mark.parametrize("sparse", [False, True], ids=["dense", "spar
 # --- The definition, written from the parameters without anything of the package's forward pass. ---------------------
 
 
-def pre_activations(autoencoder: SparseAutoencoder, x: Tensor, arch: str) -> tuple[Tensor, Tensor]:
+def pre_activations(autoencoder: SparseAutoencoder, x: Tensor, arch: str, given: bool = False) -> tuple[Tensor, Tensor]:
     """(batch, d_sae) pre-activations, and those of the gate (the same ones if there is none)."""
     row, p = ARCHITECTURES[arch], dict[str, Tensor](autoencoder.named_parameters())
     if row.codes is not None:
         # Without pre-activations the gradients are those in the codes.
         codes = row.codes(x, autoencoder)
         return codes, codes
+    refined = row.refined(x, autoencoder)
+    # A term of the pre-activations trains their map alone.
+    x = refined.detach() if given else refined
     inputs = x - p["b_dec"] if autoencoder.settings.apply_b_dec_to_input else x
     h = row.pre_activations(inputs @ p["W_enc"], p)
     return h, h if row.gate is None else row.gate(inputs @ p["W_enc"], p)
@@ -72,7 +75,7 @@ def pre_activations(autoencoder: SparseAutoencoder, x: Tensor, arch: str) -> tup
 
 def per_sample_gradients(autoencoder: SparseAutoencoder, x: Tensor, arch: str, form: FisherForm) -> Tensor:
     """(batch, d_sae) the g_b, differentiable in every parameter."""
-    h, gate = pre_activations(autoencoder, x, arch)
+    h, gate = pre_activations(autoencoder, x, arch, given=form is FisherForm.pre)
     row = ARCHITECTURES[arch]
     chosen = row.selected(h.detach(), gate.detach(), autoencoder)
     if form is FisherForm.pre:
@@ -213,8 +216,12 @@ def test_every_parameter_that_should_gets_gradient(arch: str, apply_b_dec_to_inp
         found = gradients(Fisher(form=form).measure(autoencoder(samples(9)), NO_DEAD).value, autoencoder)
         silent = {name for name, grad in found.items() if not grad.any()}
         wanted = set(ARCHITECTURES[arch].silent)
-        if form is not FisherForm.reconstruction:
-            wanted |= {"W_dec"} if apply_b_dec_to_input else {"W_dec", "b_dec"}
+        if form is FisherForm.pre:
+            wanted |= {"W_dec"} | ({"W_hidden", "b_hidden", "W_back"} & found.keys())
+        elif form is not FisherForm.reconstruction and "W_dec" not in ARCHITECTURES[arch].fixed:
+            wanted |= {"W_dec"}
+        if form is not FisherForm.reconstruction and not apply_b_dec_to_input:
+            wanted |= {"b_dec"}
         if form is FisherForm.pre:
             wanted |= ARCHITECTURES[arch].thresholds
         assert silent == wanted, form

@@ -238,7 +238,8 @@ def test_fisher_of_a_bfloat16_model_is_summed_in_float32(arch: str, form: Fisher
     if form is FisherForm.post:
         exact = Fisher(form=form).measure(twin(autoencoder).double()(x.double()), NO_DEAD).value
         # The codes themselves are rounded to 8 bits.
-        assert float(got.detach()) == pytest.approx(float(exact.detach()), rel=0.05)
+        tolerance = 0.15 if ARCHITECTURES[arch].rounds else 0.05
+        assert float(got.detach()) == pytest.approx(float(exact.detach()), rel=tolerance)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ def test_by_hand():
     assert float(SquaredError().measure(record, NO_DEAD).value.detach()) == 13
 
 
-@each_with("apply_b_dec_to_input")
+@each_with("apply_b_dec_to_input", "W_dec")
 def test_decoder_gradients_in_closed_form(arch: str):
     autoencoder = build(arch, apply_b_dec_to_input=False)
     x = samples(7)

@@ -294,7 +294,8 @@ def test_products_in_bfloat16_train_to_the_same_quality(arch: str):
         quality[precision] = (float(error), float((record.codes.values != 0).sum()) / len(held_out))
     (fvu, l0), (fvu_bf16, l0_bf16) = quality[Precision.fp32], quality[Precision.bf16]
     assert fvu < 0.5
-    assert fvu_bf16 == pytest.approx(fvu, rel=0.03)
+    # An encoder of several products chooses among more rounded ones.
+    assert fvu_bf16 == pytest.approx(fvu, rel=0.03 if settings_of(arch).affine_encoder else 0.06)
     assert l0_bf16 == pytest.approx(l0, rel=0.03)
 
 

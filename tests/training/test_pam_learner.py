@@ -102,7 +102,7 @@ def test_the_last_solution_is_that_of_the_end():
     torch.testing.assert_close(trained.autoencoder.b_dec, b_dec.float())
 
 
-@each_with("decoder_norm")
+@each_with("decoder_norm", "W_dec")
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize("sparse", [True, False])
 def test_batch_by_batch_the_decoder_is_the_best_for_the_codes_that_its_encoder_now_gives(arch, centred, sparse):
@@ -121,7 +121,7 @@ def test_batch_by_batch_the_decoder_is_the_best_for_the_codes_that_its_encoder_n
     assert max(float(each.abs().max()) for each in gradients) < 1e-4
 
 
-@each_with("decoder_norm")
+@each_with("decoder_norm", "W_dec")
 def test_in_full_the_decoder_is_the_best_for_all_batches_of_the_second_pass(arch: str):
     settings = pam(alpha=1e-3, mu=0.0, nu=0.0, beta=0.0, resample_every=None, **MODES["in full"])
     trained = pam_member(arch, settings)
@@ -139,7 +139,7 @@ def test_in_full_the_decoder_is_the_best_for_all_batches_of_the_second_pass(arch
     assert trained.read_interval()["condition"] == pytest.approx(solution.condition(), rel=1e-2)
 
 
-@each_with("decoder_norm")
+@each_with("decoder_norm", "W_dec")
 @pytest.mark.parametrize("sparse", [True, False])
 def test_the_published_ridge_determines_more_latents_than_samples(arch: str, sparse: bool):
     # 16 samples for 24 latents, of which six never fire, without a cost to move: as splines/pam_mnist has it.
@@ -211,7 +211,7 @@ def test_codes_are_decoded_to_targets():
     torch.testing.assert_close(trained.autoencoder.b_dec, wanted.b_dec.float(), rtol=1e-3, atol=1e-3)
 
 
-@each_with("decoder_norm")
+@each_with("decoder_norm", "W_dec")
 @each_mode
 def test_a_stopped_and_resumed_training_is_the_uninterrupted_one_bit_for_bit(arch: str, mode: str, tmp_path: Path):
     settings = pam(**MODES[mode])
@@ -235,7 +235,7 @@ def test_a_stopped_and_resumed_training_is_the_uninterrupted_one_bit_for_bit(arc
     assert all(condition >= 1 for condition in conditions)
 
 
-@each_with("decoder_norm")
+@each_with("decoder_norm", "W_dec")
 @each_mode
 def test_it_learns(arch: str, mode: str):
     # Batches of 16 determine 24 rows only where these are held.
@@ -249,7 +249,7 @@ def test_it_learns(arch: str, mode: str):
     assert after < 0.6 * before
 
 
-@each_with("decoder_norm")
+@each_with("decoder_norm", "W_dec")
 def test_sparse_products_train_to_the_same_weights_as_dense_ones(arch: str):
     trained = {}
     for sparse in (False, True):
@@ -360,7 +360,7 @@ def test_latents_are_reinitialised_between_rounds_only():
     assert began == [True, True, False] * 4
 
 
-@each_with("decoder_norm")
+@each_with("decoder_norm", "W_dec")
 def test_pam_trains_in_bfloat16_products(arch: str):
     settings = pam(precision=Precision.bf16, lr=1e-3, resample_every=None, mu=0.0, **MODES["in full"])
     trained = pam_member(arch, settings)

@@ -226,6 +226,9 @@ class SparseAutoencoder(Autoencoder):
     # Whether latents compete for a limited number of places per sample or per batch. If not, each latent is switched on
     # independently of the others, and may have a unit of its own.
     latents_compete: ClassVar[bool]
+    # The share of training that is done, which settings with a schedule read in training. The learner sets it before
+    # each forward pass, so it is no part of the state.
+    progress: float = 0.0
 
     def __init__(self, ends: Ends | int, settings: SparseAutoencoderSettings, generator: torch.Generator):
         ends = Ends.of(ends)

@@ -1,9 +1,11 @@
 """The BatchTopK autoencoder (Bussmann et al. 2024, arXiv 2412.06410)."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from fsae.autoencoders.autoencoder import SparseAutoencoder
@@ -49,8 +51,9 @@ class BatchTopK(SparseAutoencoder):
         super().__init__(ends, settings, generator)
         self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
         self.register_buffer("threshold", torch.tensor(-1.0))
-        # The smallest code that the last batch let through. The search in the next batch starts a little below it.
-        self._smallest: Tensor | None = None
+        # The smallest code that each selection of the last batch let through. The search in the next batch starts a
+        # little below it.
+        self._smallest: dict[int, Tensor] = {}
 
     def forward(self, x: Tensor, sparse: bool = False, targets: Tensor | None = None) -> ForwardRecord:
         record = super().forward(x, sparse, targets)
@@ -60,35 +63,46 @@ class BatchTopK(SparseAutoencoder):
         return record
 
     def encode(self, x: Tensor, sparse: bool = False) -> Encoding:
-        raw = self._sparse_product(x) if sparse else self.encoder_product(x)
-        pre = raw.values + raw.columns(self.b_enc)
-        codes = raw.with_values(torch.relu(pre) * self._mask(pre.detach(), x.shape[0]))
-        return Encoding(codes, AffineMap(x, self.W_enc, self.b_enc, centre=self.centre))
+        return self.select(x, sparse)
 
-    def _mask(self, pre: Tensor, batch: int) -> Tensor:
+    def select(self, x: Tensor, sparse: bool, number: int = 0) -> Encoding:
+        """Return the codes that one selection makes of x; an encoder may make several, each with its threshold."""
+        raw = self._sparse_product(x, number) if sparse else self.encoder_product(x)
+        pre = raw.values + raw.columns(self.b_enc)
+        codes = raw.with_values(torch.relu(pre) * self._mask(pre.detach(), x.shape[0], number))
+        # What an encoder makes of its input before this map is given: terms of pre-activations train the map alone, and
+        # AuxK cannot pull on living latents.
+        return Encoding(codes, AffineMap(x.detach(), self.W_enc, self.b_enc, centre=self.centre))
+
+    def threshold_of(self, number: int) -> Float[Tensor, ""]:
+        """Return the threshold of a selection; the one that makes the codes has the number 0."""
+        assert number == 0
+        return self.threshold
+
+    def _mask(self, pre: Tensor, batch: int, number: int) -> Tensor:
         """Return which pre-activations are let through."""
         if not self.training:
-            return pre > self.threshold.clamp_min(0)
-        smallest = _smallest_of_largest(pre.flatten(), self.settings.k * batch).clamp_min(0)
-        self._smallest = smallest
+            return pre > self.threshold_of(number).clamp_min(0)
+        smallest = _smallest_of_largest(pre.flatten(), self.settings.k_of(self) * batch).clamp_min(0)
+        self._smallest[number] = smallest
         # All ties with the smallest code are let through, even beyond k x batch.
         return (pre >= smallest) & (pre > 0)
 
-    def _sparse_product(self, x: Tensor) -> Codes:
+    def _sparse_product(self, x: Tensor, number: int) -> Codes:
         if not self.training:
-            return self.encoder_product(x, self._above_threshold)
+            return self.encoder_product(x, partial(self._above, self.threshold_of(number).clamp_min(0)))
         # To select among all entries would cost a CPU twice the encoder's product. Nearly all entries are far below the
         # smallest code, which changes little from batch to batch.
         floors = [None, self.threshold.new_zeros(())]
-        for floor in floors if self._smallest is None else [0.9 * self._smallest, *floors]:
-            search = _Search(self.b_enc, self.settings.k, floor)
+        last = self._smallest.get(number)
+        for floor in floors if last is None else [0.9 * last, *floors]:
+            search = _Search(self.b_enc, self.settings.k_of(self), floor)
             raw = self.encoder_product(x, search.select, search.narrow)
             if search.complete:
                 return raw
         raise AssertionError("nothing is kept below zero")
 
-    def _above_threshold(self, products: Tensor) -> Pattern:
-        threshold = self.threshold.clamp_min(0)
+    def _above(self, threshold: Tensor, products: Tensor) -> Pattern:
         return Pattern.above(products, threshold - self.b_enc, threshold + self.b_enc.abs())
 
     def multiply_pre_activations(self, unit: Tensor) -> None:
@@ -102,11 +116,12 @@ class BatchTopK(SparseAutoencoder):
 
     @torch.no_grad()
     def _average(self) -> None:
-        assert self._smallest is not None
         decay = self.settings.threshold_decay
-        smallest = self._smallest.to(self.threshold.dtype)
-        averaged = decay * self.threshold + (1 - decay) * smallest
-        self.threshold.copy_(torch.where(self.threshold < 0, smallest, averaged))
+        for number, found in self._smallest.items():
+            threshold = self.threshold_of(number)
+            smallest = found.to(threshold.dtype)
+            averaged = decay * threshold + (1 - decay) * smallest
+            threshold.copy_(torch.where(threshold < 0, smallest, averaged))
 
 
 class _Search:

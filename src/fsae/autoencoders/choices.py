@@ -4,7 +4,9 @@ from fsae.autoencoders.abs_topk import AbsTopKSettings
 from fsae.autoencoders.batch_topk import BatchTopKSettings
 from fsae.autoencoders.gated import GatedSettings
 from fsae.autoencoders.jumprelu import JumpReLUSettings
+from fsae.autoencoders.lista import ListaSettings
 from fsae.autoencoders.local_pca import KMeansSettings, LocalPCASettings
+from fsae.autoencoders.mlp_encoder import MLPEncoderSettings
 from fsae.autoencoders.pca import PCASettings
 from fsae.autoencoders.pursuit import MatchingPursuitSettings, OMPSettings
 from fsae.autoencoders.settings import AutoencoderSettings
@@ -18,6 +20,8 @@ CHOICES: dict[str, type[AutoencoderSettings]] = {
     "topk": TopKSettings,
     "batch_topk": BatchTopKSettings,
     "abs_topk": AbsTopKSettings,
+    "lista": ListaSettings,
+    "mlp_encoder": MLPEncoderSettings,
     "matching_pursuit": MatchingPursuitSettings,
     "omp": OMPSettings,
     "kmeans": KMeansSettings,

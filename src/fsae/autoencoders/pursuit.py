@@ -46,6 +46,7 @@ class PursuitSettings(KSettings):
 
     provides: ClassVar[frozenset[str]] = frozenset()
     affine_encoder: ClassVar[bool] = False
+    reads_decoder: ClassVar[bool] = True
     fixed_k: ClassVar[bool] = False
 
     def __post_init__(self):
@@ -169,10 +170,11 @@ class MatchingPursuit(Pursuit):
 
     def _match_some(self, u: Tensor, W: Tensor, gram: Tensor | None, waits: bool) -> tuple[Tensor, Tensor, Tensor]:
         settings, residual, scores = cast(MatchingPursuitSettings, self.settings), u.clone(), u @ W.T
-        steps = torch.arange(settings.k, device=u.device).expand(len(u), -1)
+        k = settings.k_of(self)
+        steps = torch.arange(k, device=u.device).expand(len(u), -1)
         latents, values, first = torch.zeros_like(steps), u.new_zeros(steps.shape), steps.clone()
         done = torch.zeros(len(u), dtype=torch.bool, device=u.device)
-        for step in range(settings.k):
+        for step in range(k):
             taken = scores.argmax(1)
             rows = W.index_select(0, taken)
             code = torch.linalg.vecdot(residual, rows).relu().masked_fill(done, 0)
@@ -188,7 +190,7 @@ class MatchingPursuit(Pursuit):
                 done |= known
             if settings.residual_threshold > 0:
                 done |= residual.norm(dim=1) < settings.residual_threshold
-            if step + 1 == settings.k or (waits and done.all()):
+            if step + 1 == k or (waits and done.all()):
                 break
             if gram is None:
                 torch.mm(residual, W.T, out=scores)
@@ -305,7 +307,7 @@ class OMP(Pursuit):
         return torch.cat(latents), torch.cat(values)
 
     def _pursue(self, u: Tensor, waits: bool) -> tuple[Tensor, Tensor]:
-        settings, k, given = self.settings, self.settings.k, u.dtype
+        settings, k, given = self.settings, self.settings.k_of(self), u.dtype
         # Equations are not solved in shorter types.
         u, W = (each.to(torch.promote_types(given, torch.float32)) for each in (u, self.W_dec))
         latents = torch.zeros(len(u), k, dtype=torch.long, device=u.device)

@@ -100,6 +100,8 @@ class AutoencoderSettings(Ranged, ABC, group="arch"):
     provides: ClassVar[frozenset[str]] = frozenset({"pre_activations"})
     # Whether pre-activations are an affine map of the inputs.
     affine_encoder: ClassVar[bool] = True
+    # Whether codes depend on the decoder by more than `encoder_init: tied`.
+    reads_decoder: ClassVar[bool] = False
     # Whether every sample has the same number of codes, so that their positions are known without counting.
     fixed_k: ClassVar[bool] = False
     # Whether the settings say how many latents are on per sample, at least on average.
@@ -144,6 +146,10 @@ class AutoencoderSettings(Ranged, ABC, group="arch"):
     def first_density(self, d_in: int) -> float:
         """Return the share of codes that are on before the first step; one half if it is not known."""
         return 0.5
+
+    def density(self, d_in: int) -> float:
+        """Return the share of codes that should be on; one half if the settings do not say it."""
+        return self.first_density(d_in)
 
     @abstractmethod
     def build(self, ends: Ends | int, generator: torch.Generator) -> "Autoencoder":

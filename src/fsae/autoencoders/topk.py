@@ -11,7 +11,7 @@ from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.layout import Ends
 from fsae.autoencoders.record import AffineMap, DecidingMap, Encoding, SAELensForm
 from fsae.autoencoders.settings import SparseAutoencoderSettings, count_in
-from fsae.ranges import COUNT
+from fsae.ranges import COUNT, SOME_SHARE
 from fsae.sparse.codes import Codes
 from fsae.sparse.pattern import Pattern
 
@@ -33,22 +33,41 @@ class KSettings(SparseAutoencoderSettings):
 
     Attributes:
         k: active latents per sample.
+        k_start: active latents per sample in the first step of training, from which their number goes to `k` in a
+            straight line; null for `k` from the start.
+        k_until: share of training after which it is `k`.
     """
 
     k: int = field(default=64, metadata=COUNT)
+    k_start: int | None = field(default=None, metadata=COUNT)
+    k_until: float = field(default=0.1, metadata=SOME_SHARE)
 
     fixed_k: ClassVar[bool] = True
     has_k: ClassVar[bool] = True
 
     def check_width(self, d_in: int) -> None:
-        if self.k > self.width(d_in):
-            raise ValueError(
-                f"arch.k is {self.k}, more than the {self.width(d_in)} latents of the autoencoder; lower arch.k, or "
-                "raise arch.d_sae (or arch.expansion)"
-            )
+        for name, k in (("k", self.k), ("k_start", self.k_start or self.k)):
+            if k > self.width(d_in):
+                raise ValueError(
+                    f"arch.{name} is {k}, more than the {self.width(d_in)} latents of the autoencoder; lower "
+                    f"arch.{name}, or raise arch.d_sae (or arch.expansion)"
+                )
 
     def first_density(self, d_in: int) -> float:
+        return self.k_at(0.0) / self.width(d_in)
+
+    def density(self, d_in: int) -> float:
         return self.k / self.width(d_in)
+
+    def k_at(self, progress: float) -> int:
+        """Return the active latents per sample after a share `progress` (0 to 1) of the training."""
+        if self.k_start is None:
+            return self.k
+        return round(self.k_start + (self.k - self.k_start) * min(1.0, progress / self.k_until))
+
+    def k_of(self, autoencoder: SparseAutoencoder) -> int:
+        """Return the active latents per sample of an autoencoder now: `k`, unless it is in training."""
+        return self.k_at(autoencoder.progress) if autoencoder.training else self.k
 
     @classmethod
     def from_saelens(cls, architecture: str, config: Mapping[str, Any], d_sae: int) -> Self:
@@ -103,7 +122,7 @@ class TopK(SparseAutoencoder):
         return torch.relu(pre)
 
     def _indices(self, pre: Tensor) -> Tensor:
-        return _largest(self.score(pre), self.settings.k)
+        return _largest(self.score(pre), self.settings.k_of(self))
 
     def _select(self, products: Tensor) -> Pattern:
         return Pattern.of_indices(self._indices(products + self.b_enc.to(products.dtype)), self.d_sae)

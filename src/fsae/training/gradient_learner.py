@@ -72,6 +72,7 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
     def forward(self, x: Tensor, step: int, targets: Tensor | None) -> tuple[ForwardRecord, Losses]:
         """Compute the forward record and the losses of a batch."""
         settings, autoencoder = self.settings, self.autoencoder
+        autoencoder.progress = step / settings.steps
         with self.precision(x):
             record = (autoencoder if self.sparse else self._dense_forward)(x, self.sparse, targets)
         last_of_interval = settings.logs_after(step)
@@ -122,7 +123,7 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
         self._samples += record.codes.shape[0]
         if not self._looks_after(step, when):
             return 0
-        target = when.target_rate or self.autoencoder.settings.first_density(self.autoencoder.d_in)
+        target = when.target_rate or self.autoencoder.settings.density(self.autoencoder.d_in)
         which = when.off_target(self._fired, self._samples, target)
         self._fired, self._samples = torch.zeros_like(self._fired), 0
         count = int(which.sum())

@@ -116,6 +116,11 @@ class PamSettings(AdamSettings):
                 "trainer=pam solves for the decoder after the encoder's steps, so arch.align_encoder would not hold; "
                 "set arch.align_encoder=false"
             )
+        if sparse.reads_decoder:
+            raise ValueError(
+                f"trainer=pam solves for the decoder at fixed codes, and the codes of arch {sparse.name} depend on the "
+                "decoder; choose another arch"
+            )
         if not sparse.frees_decoder_norms:
             raise ValueError(
                 "arch.decoder_norm is unit, but trainer=pam solves for decoder rows of any norm; set "
