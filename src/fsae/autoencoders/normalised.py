@@ -40,7 +40,7 @@ class Normalised(Autoencoder):
     """
 
     def __init__(self, inner: Autoencoder, norm: InputNorm):
-        super().__init__(inner.d_in, inner.d_sae)
+        super().__init__(inner.ends, inner.d_sae)
         self.inner, self.norm = inner, norm
 
     def __getattr__(self, name: str) -> Any:
@@ -64,28 +64,16 @@ class Normalised(Autoencoder):
         return self.inner.code_weights
 
     def encode(self, x: Float[Tensor, "batch d_in"], sparse: bool = False) -> Encoding:
-        shift, scale = self._statistics(x)
-        divisor = scale + _EPSILON if self.norm is InputNorm.layer_norm else scale
-        return self.inner.encode((x - shift) / divisor, sparse)
+        return self.inner.encode(self._normalised(x), sparse)
 
     def forward(
-        self, x: Float[Tensor, "batch d_in"], sparse: bool = False, targets: Float[Tensor, "batch d_in"] | None = None
+        self, x: Float[Tensor, "batch d_in"], sparse: bool = False, targets: Float[Tensor, "batch d_out"] | None = None
     ) -> ForwardRecord:
-        encoding = self.encode(x, sparse)
         shift, scale = self._statistics(x)
-        return ForwardRecord(
-            inputs=x,
-            pre_activations=encoding.pre_activations,
-            codes=encoding.codes,
-            reconstruction=self.inner.decode(encoding.codes) * scale + shift,
-            W_dec=self.W_dec,
-            b_dec=self.b_dec,
-            code_weights=self.code_weights,
-            targets=targets,
-            **encoding.extra,
-        )
+        record = self.inner(self._normalised(x), sparse)
+        return replace(record, inputs=x, targets=targets, reconstruction=record.reconstruction * scale + shift)
 
-    def decode(self, codes: Codes) -> Float[Tensor, "batch d_in"]:
+    def decode(self, codes: Codes) -> Float[Tensor, "batch d_out"]:
         """Raise ValueError: the samples of the codes would be needed."""
         self.check_decodes_alone()
         raise AssertionError("never reached")
@@ -98,6 +86,10 @@ class Normalised(Autoencoder):
 
     def sample_scale(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch 1"]:
         return self._statistics(x)[1]
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        shift, scale = self._statistics(x)
+        return (x - shift) / (scale + _EPSILON if self.norm is InputNorm.layer_norm else scale)
 
     def _statistics(self, x: Tensor) -> tuple[Tensor | float, Tensor]:
         """Return what is subtracted from each sample, and the factor that undoes the division of the rest."""
