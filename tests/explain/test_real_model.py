@@ -3,7 +3,6 @@
 The model has 135 million parameters: it follows the form of the answers and explains little, as the control shows.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +11,20 @@ import pytest
 from fsae.latents.explanations import Explained
 from fsae.outputs.explanations import explanations_folder, read_explanations
 from fsae.outputs.latent_store import LatentStore
-from fsae.outputs.results import read_results
 from fsae.surface.explanations import explain
 from tests.explain.conftest import ModelServer
-from tests.processes import begun, ended, finished
+from tests.processes import finished
 
 SIZES: dict[str, Any] = {"shown": 4, "scored": 3, "per_request": 3, "answer_tokens": 30, "width": 24}
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    outputs = tmp_path_factory.mktemp("outputs")
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
     words = ["debug=tiny", "arch=topk", "arch.d_sae=40", "arch.k=4", "trainer.samples=4096", "site.layer=2"]
     words += ["source.tokens=4096", "source.shard_tokens=4096", "eval=[vectors,latents]", "eval.latents.tokens=20000"]
-    done = finished(*words, "eval.latents.control=0", "name=explained", outputs=outputs)
+    done = finished(*words, "eval.latents.control=0", "name=explained", outputs=tmp_path)
     assert done.returncode == 0, done.stdout
-    return next((outputs / "runs").glob("explained-*"))
+    return next((tmp_path / "runs").glob("explained-*"))
 
 
 def test_a_small_model_explains_and_judges_latents(run: Path, model_server: ModelServer):
@@ -63,18 +60,3 @@ def test_a_small_model_explains_and_judges_latents(run: Path, model_server: Mode
     store = LatentStore(run / "latents")
     assert len(read_explanations(store.folder, store.meta.weights)) == 2
     assert len((explanations_folder(store.folder) / "answers.jsonl").read_text().splitlines()) <= 18
-
-
-def test_a_run_is_evaluated_by_a_small_model(run: Path, model_server: ModelServer):
-    # Per latent an explanation, and for it and the control a request of each test.
-    sizes = {**SIZES, "scored": 2, "per_request": 4, "latents": 2, "url": model_server.url, "model": model_server.model}
-    settings = [f"eval.autointerp.{name}={value}" for name, value in sizes.items()]
-    done = ended(begun("fsae.evaluate", str(run), "eval=[autointerp]", *settings, outputs=run.parent.parent))
-    assert done.returncode == 0, done.stdout
-    assert "2 latents to explain: at most " in done.stdout
-    results = read_results(run / "results.json")
-    assert results["eval/autointerp_latents"] == 2
-    # It does not follow the form of every question.
-    assert results["eval/autointerp_unreadable"] < 1
-    (latents,) = json.loads((run / "autointerp.json").read_text())
-    assert all(each["explanation"] for each in latents)
