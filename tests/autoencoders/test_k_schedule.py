@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from fsae.autoencoders.topk import TopKSettings
 from fsae.training.interruption import Interrupted
-from tests.architectures import samples, settings_of
+from tests.architectures import samples
 from tests.streams import D_IN
 from tests.training.runs import STEPS, adam, differences, logged, member, saved, training_run
 
@@ -14,11 +15,11 @@ each_scheduled = pytest.mark.parametrize("arch", ["topk", "batch_topk", "abs_top
 
 
 def test_from_8_to_2_in_3_steps():
-    settings = settings_of("topk", k=2, k_start=8, k_until=0.75)
+    settings = TopKSettings(k=2, k_start=8, k_until=0.75)
     assert [settings.k_at(step / 4) for step in range(5)] == [8, 6, 4, 2, 2]
-    assert settings_of("topk", k=2).k_at(0.0) == 2
+    assert TopKSettings(k=2).k_at(0.0) == 2
     # It may rise, too.
-    assert [settings_of("topk", k=6, k_start=2, k_until=0.5).k_at(step / 4) for step in range(3)] == [2, 4, 6]
+    assert [TopKSettings(k=6, k_start=2, k_until=0.5).k_at(step / 4) for step in range(3)] == [2, 4, 6]
 
 
 @each_scheduled
@@ -40,7 +41,7 @@ def test_training_follows_it_and_evaluation_does_not(arch: str, sparse: bool):
 
 
 @each_scheduled
-def test_a_stopped_training_goes_on_with_the_same_k(arch: str, tmp_path: Path):
+def test_a_stopped_training_resumes_with_the_same_k(arch: str, tmp_path: Path):
     def train(folder: Path, stop_at: int | None = None) -> None:
         trained = member(arch, adam(), k_start=12, k_until=0.6)
         training_run(arch, folder, stop_at=stop_at, trained=trained).train()
@@ -55,7 +56,7 @@ def test_a_stopped_training_goes_on_with_the_same_k(arch: str, tmp_path: Path):
 
 
 def test_products_are_chosen_by_the_first_k_and_rates_compared_with_the_last():
-    settings = settings_of("topk", d_sae=20, k=2, k_start=8)
+    settings = TopKSettings(d_sae=20, k=2, k_start=8)
     assert (settings.first_density(5), settings.density(5)) == (0.4, 0.1)
     with pytest.raises(ValueError, match=r"arch\.k_start is 21, more than the 20 latents"):
-        settings_of("topk", d_sae=20, k=2, k_start=21).check_width(5)
+        TopKSettings(d_sae=20, k=2, k_start=21).check_width(5)

@@ -93,7 +93,7 @@ def test_a_failed_composition_is_reported_once_and_recorded(
     ("arguments", "message"),
     [
         (["trainer.lr=-1"], "trainer.lr is -1; it must be above 0"),
-        (["+site.foo=1"], "site.foo: there is no such setting; site has: layer, name"),
+        (["+site.foo=1"], "site.foo: there is no such setting; site has: head, layer, name"),
         (["model=tiny", "site.layer=4"], "site.layer is 4, but model tiny has 4 layers, 0 to 3"),
         (["arch=topk", "arch.d_sae=32"], "arch.k is 64, more than the 32 latents of the autoencoder"),
         (["loss=jumprelu", "arch=standard"], "loss.sparsity (StepL0) needs a forward record with active"),

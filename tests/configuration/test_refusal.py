@@ -36,7 +36,10 @@ def refusal(*overrides: str, own: Path | None = None) -> str:
         ),
         ("hydra/launcher=mine", "hydra/launcher=mine: there is no such choice\nhydra/launcher has: basic"),
         # Keys.
-        ("site.layr=1", "site.layr: there is no such setting; did you mean site.layer?\nsite (Site) has: layer, name"),
+        (
+            "site.layr=1",
+            "site.layr: there is no such setting; did you mean site.layer?\nsite (Site) has: head, layer, name",
+        ),
         (
             "trainer.learning_rate=1",
             "trainer.learning_rate: there is no such setting\ntrainer (AdamSettings) has: acti",

@@ -65,8 +65,11 @@ def test_every_schema_is_a_frozen_dataclass_by_keyword(schema: str):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("+site.foo=1", r"site\.foo: there is no such setting; site has: layer, name"),
-        ("+loss.penalty.foo=1", r"loss\.penalty\.foo: there is no such setting; loss\.penalty has: estimator, form"),
+        ("+site.foo=1", r"site\.foo: there is no such setting; site has: head, layer, name"),
+        (
+            "+loss.penalty.foo=1",
+            r"loss\.penalty\.foo: there is no such setting; loss\.penalty has: decay, estimator, form",
+        ),
         ("+sead=1", r"sead: there is no such setting; the root has: arch, "),
         ("+model.name=gpt2", r"model\.name: there is no such setting; .* as in model=gpt2"),
         ("+dataset.name=c4", r"dataset\.name: there is no such setting; .* as in dataset=tinystories"),
