@@ -9,7 +9,16 @@ from fsae.evaluation.downstream.entities import ravel_entities
 from fsae.evaluation.downstream.entity_prompts import KnownPrompts, known, prompts_about
 from fsae.evaluation.downstream.interchange import Held, Pair, Schedule, learned_mask, pairs_of, share_right
 from fsae.sparse.codes import Codes
-from tests.evaluation.downstream.knowing import ATTRIBUTES, D_IN, OWN, VALUES, apart, knowing_text, write_entities
+from tests.evaluation.downstream.knowing import (
+    ATTRIBUTES,
+    D_IN,
+    OWN,
+    VALUES,
+    apart,
+    knowing_text,
+    together,
+    write_entities,
+)
 
 SCHEDULE = Schedule(steps=30, pairs=16, lr=0.1)
 
@@ -70,6 +79,26 @@ def test_the_mask_has_the_latents_of_the_attribute(asked: KnownPrompts):
         mask = learned_mask(text, asked, held, pairs, SCHEDULE, lambda: beats.append(1))
         assert mask.tolist() == [latent // VALUES == number for latent in range(D_IN)]
     assert len(beats) == 2 * SCHEDULE.steps
+
+
+def test_portions_of_one_length_pad_less_and_teach_the_same(asked: KnownPrompts, monkeypatch: pytest.MonkeyPatch):
+    text, held, read = knowing_text(), Held(together(), asked.vectors), list[int]()
+    model = cast(Any, text.model)
+    logits = model.differentiable_logits
+    monkeypatch.setattr(
+        model,
+        "differentiable_logits",
+        lambda tokens, *rest, **at: read.append(tokens.numel()) or logits(tokens, *rest, **at),
+    )
+    pairs, _ = pairs_of(asked, "size", 100, 5, random.Random(0))
+    masks, padded = [], []
+    for portions in (1, 2):
+        read.clear()
+        masks.append(learned_mask(text, asked, held, pairs, SCHEDULE, lambda: None, portions))
+        padded.append(sum(read))
+    assert torch.equal(*masks)
+    assert 0 < masks[0].sum() < len(masks[0])
+    assert padded[1] < padded[0]
 
 
 def test_the_share_of_right_answers_is_counted(asked: KnownPrompts):

@@ -16,6 +16,8 @@ from fsae.sources.source import HeldOutText
 
 # Vectors that are encoded at once.
 _AT_ONCE = 2048
+# Forward passes of one step, each over prompts of about one length.
+_PORTIONS = 2
 # The temperature of the mask's gates at the first and at the last step. SAEBench ends at 1e-4; a gate no longer learns
 # once its logit is several temperatures, which in few steps is too soon.
 _TEMPERATURES = (1.0, 1e-2)
@@ -154,6 +156,7 @@ def learned_mask(
     pairs: Pairs,
     schedule: Schedule,
     heartbeat: Callable[[], None],
+    portions: int = _PORTIONS,
 ) -> Bool[Tensor, " latents"]:
     """Return the mask of the latents of `held` that an attribute's interchange swaps (MDBM of SAEBench).
 
@@ -169,12 +172,14 @@ def learned_mask(
         temperature = begin * (end / begin) ** (step / max(1, schedule.steps - 1))
         places = range(step * half, (step + 1) * half)
         batch = [kind[place % len(kind)] for kind in pairs for place in places]
-        with torch.enable_grad():
-            swap = held.swap(torch.sigmoid(logits / temperature))
-            said = _said(text, known, batch, swap, text.model.differentiable_logits)
-            targets = torch.tensor([each.target for each in batch], device=said.device)
-            loss = F.cross_entropy(said.float(), targets)
-        (logits.grad,) = torch.autograd.grad(loss, [logits])
+        logits.grad = torch.zeros_like(logits)
+        for some in _alike(known, batch, -(-len(batch) // portions)):
+            with torch.enable_grad():
+                swap = held.swap(torch.sigmoid(logits / temperature))
+                said = _said(text, known, some, swap, text.model.differentiable_logits)
+                targets = torch.tensor([each.target for each in some], device=said.device)
+                loss = F.cross_entropy(said.float(), targets, reduction="sum") / len(batch)
+            logits.grad += torch.autograd.grad(loss, [logits])[0]
         optimiser.step()
         heartbeat()
     return logits.detach() > 0
@@ -190,7 +195,7 @@ def share_right(
 ) -> float:
     """Return the share of pairs whose target is the likeliest token after the interchange."""
     right = 0
-    for some in _portions(pairs, at_once):
+    for some in _alike(known, pairs, at_once):
         said = _said(text, known, some, swap, text.model.logits).argmax(1).tolist()
         right += sum(one == each.target for one, each in zip(said, some, strict=True))
         heartbeat()
@@ -210,6 +215,8 @@ def _said(
     return run(rows.tokens, (text.site, lambda x: with_places(x, rows, swap(base, source))), at=rows.ends)[:, 0]
 
 
-def _portions(pairs: Sequence[Pair], at_once: int) -> Iterator[Sequence[Pair]]:
-    for begin in range(0, len(pairs), at_once):
-        yield pairs[begin : begin + at_once]
+def _alike(known: KnownPrompts, pairs: Sequence[Pair], at_once: int) -> Iterator[Sequence[Pair]]:
+    """Yield portions of pairs whose base prompts are of about one length, so that there is little padding."""
+    ordered = sorted(pairs, key=lambda pair: len(known.prompts[pair.base].ids))
+    for begin in range(0, len(ordered), at_once):
+        yield ordered[begin : begin + at_once]
