@@ -41,13 +41,13 @@ class Orthogonality(LossTerm):
     negative, so that opposite rows would be penalised if no other row is nearer; here it counts 0.
 
     Attributes:
-        chunk: the most rows of a chunk, so that K = ceil(d_sae / chunk).
+        chunk: the most rows of a chunk, so that K = ceil(d_sae / chunk). The paper has 8192, which takes twice as long.
         every: steps between measurements. Those steps count this many times, and the others 0, so the mean over steps
             is the same for any number.
     """
 
     weight: float = field(default=0.25, metadata=WEIGHT)
-    chunk: int = field(default=8192, metadata=between(least=2, most=2**28, meaning="a number of latents"))
+    chunk: int = field(default=4096, metadata=between(least=2, most=2**28, meaning="a number of latents"))
     every: int = field(default=5, metadata=COUNT)
 
     def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
