@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fsae.autoencoders.topk import TopKSettings
 from fsae.training.interruption import Interrupted
 from tests.architectures import samples, settings_of
 from tests.streams import D_IN
@@ -14,11 +15,11 @@ each_scheduled = pytest.mark.parametrize("arch", ["topk", "batch_topk", "abs_top
 
 
 def test_from_8_to_2_in_3_steps():
-    settings = settings_of("topk", k=2, k_start=8, k_until=0.75)
+    settings = TopKSettings(k=2, k_start=8, k_until=0.75)
     assert [settings.k_at(step / 4) for step in range(5)] == [8, 6, 4, 2, 2]
-    assert settings_of("topk", k=2).k_at(0.0) == 2
+    assert TopKSettings(k=2).k_at(0.0) == 2
     # It may rise, too.
-    assert [settings_of("topk", k=6, k_start=2, k_until=0.5).k_at(step / 4) for step in range(3)] == [2, 4, 6]
+    assert [TopKSettings(k=6, k_start=2, k_until=0.5).k_at(step / 4) for step in range(3)] == [2, 4, 6]
 
 
 @each_scheduled
