@@ -15,6 +15,7 @@ from fsae.autoencoders.autoencoder import Autoencoder, SparseAutoencoder
 from fsae.autoencoders.batch_topk import BatchTopKSettings
 from fsae.autoencoders.fitted import FittedAutoencoder, FittedSettings
 from fsae.autoencoders.gated import GatedSettings
+from fsae.autoencoders.group_topk import GroupTopKSettings
 from fsae.autoencoders.jumprelu import JumpReLUSettings
 from fsae.autoencoders.layout import Ends
 from fsae.autoencoders.lista import ListaSettings
@@ -115,6 +116,13 @@ def _k_largest_of_batch(h: Tensor, gate: Tensor, autoencoder: SparseAutoencoder)
     return _k_largest(h.view(1, -1), _k_of(autoencoder) * len(h)).view_as(h)
 
 
+def _groups_of_largest_norm(h: Tensor, gate: Tensor, autoencoder: SparseAutoencoder) -> Tensor:
+    settings = autoencoder.settings
+    assert isinstance(settings, GroupTopKSettings)
+    norms = h.unflatten(1, (-1, settings.rank)).square().sum(2)
+    return _k_largest(norms, settings.k // settings.rank).repeat_interleave(settings.rank, dim=1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """All that the tests know of an architecture that gradients train: one row of the table.
@@ -139,7 +147,8 @@ class Architecture:
         refined: what the encoder makes of x before the product with W_enc, of x and the autoencoder.
         codes: of x and the autoencoder, if there are no pre-activations; then `selected` and `activation` have no
             meaning.
-        fixed: settings that can have one value only; W_dec if codes depend on it, target if it must be the input.
+        fixed: settings that can have one value only; W_dec if codes depend on it,
+            target if it must be the input, encoder_norm if training fixes the norms of W_enc's columns.
         given_codes: whether codes have no gradient.
         rounds: whether dense and sparse products round the codes differently.
         shapes: of further tensors in SAELens' format, for d_in 5.
@@ -221,6 +230,18 @@ ARCHITECTURES: dict[str, Architecture] = {
         activation=lambda h, chosen, _: h * chosen,
         competes=True,
         signed=True,
+    ),
+    # Groups of one: the widths of these tests have no common factor.
+    "group_topk": Architecture(
+        settings=GroupTopKSettings,
+        changes={"k": 3, "rank": 1},
+        loss={"auxiliary": AuxK(k=2)},
+        saelens=("group_topk", ("b_enc",)),
+        selected=_groups_of_largest_norm,
+        activation=lambda h, chosen, _: h * chosen,
+        competes=True,
+        signed=True,
+        fixed=frozenset({"encoder_norm"}),
     ),
     "lista": Architecture(
         settings=ListaSettings,

@@ -535,7 +535,7 @@ def test_the_largest_by_groups_are_the_largest(width: int, k: int, dtype: torch.
     scores[0] = 1.0
     scores[1, ::16] = 9.0
     scores[2, :7] = torch.tensor([0.0, -0.0, math.inf, -math.inf, 0.0, -0.0, math.inf])
-    indices = topk_module._largest(scores, k)
+    indices = topk_module.largest(scores, k)
     assert all(len(row.unique()) == k for row in indices)
     assert torch.equal(scores.gather(1, indices).sort(1).values, scores.topk(k, dim=1).values.flip(1))
 
@@ -547,7 +547,7 @@ def test_nan_is_among_the_largest_values(width: int, sign: float, dtype: torch.d
     scores = samples(20, width, dtype=dtype)
     scores[:, 40] = math.inf
     scores[:, 77] = torch.tensor(math.nan, dtype=dtype).copysign(torch.tensor(sign, dtype=dtype))
-    chosen = topk_module._largest(scores, 2)
+    chosen = topk_module.largest(scores, 2)
     assert chosen.sort(1).values.tolist() == [[40, 77]] * 20
 
 

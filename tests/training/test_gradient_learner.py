@@ -29,7 +29,7 @@ def batches(count: int, seed: int = 5) -> list[Tensor]:
     return [torch.randn(BATCH, D_IN, generator=generator) for _ in range(count)]
 
 
-@each_architecture
+@each_with("encoder_norm")
 def test_sparse_products_train_to_the_same_weights_as_dense_ones(arch: str):
     trained: dict[bool, GradientLearner] = {}
     for sparse in (False, True):
@@ -221,7 +221,7 @@ def stepped_once(arch: str, x: Tensor) -> dict[str, Tensor]:
     return trained.state_dict()["autoencoder"]
 
 
-@each_with("encoder_init")
+@each_with("encoder_init", "encoder_norm")
 def test_resampling_brings_latents_back(arch: str):
     """A quarter of the latents begins dead (most do, where k is chosen by magnitude)."""
     dead_shares = []

@@ -33,7 +33,7 @@ class AbsTopK(TopK):
         return pre
 
     def deciding_map(self) -> DecidingMap:
-        return replace(super().deciding_map(), rectified=False, signed=True)
+        return replace(self.affine_scores(), rectified=False, signed=True)
 
     def to_saelens(self) -> SAELensForm:
         return replace(super().to_saelens(), architecture="abstopk")

@@ -3,6 +3,7 @@
 from fsae.autoencoders.abs_topk import AbsTopKSettings
 from fsae.autoencoders.batch_topk import BatchTopKSettings
 from fsae.autoencoders.gated import GatedSettings
+from fsae.autoencoders.group_topk import GroupMaxSettings, GroupTopKSettings
 from fsae.autoencoders.jumprelu import JumpReLUSettings
 from fsae.autoencoders.lista import ListaSettings
 from fsae.autoencoders.local_pca import KMeansSettings, LocalPCASettings
@@ -20,6 +21,8 @@ CHOICES: dict[str, type[AutoencoderSettings]] = {
     "topk": TopKSettings,
     "batch_topk": BatchTopKSettings,
     "abs_topk": AbsTopKSettings,
+    "group_topk": GroupTopKSettings,
+    "groupmax": GroupMaxSettings,
     "lista": ListaSettings,
     "mlp_encoder": MLPEncoderSettings,
     "matching_pursuit": MatchingPursuitSettings,

@@ -96,7 +96,7 @@ class TopK(SparseAutoencoder):
 
     settings: KSettings
     latents_compete = True
-    code_attributes = ("encode", "score", "activation")
+    code_attributes = ("encode", "score", "activation", "indices")
 
     def __init__(self, ends: Ends | int, settings: KSettings, generator: torch.Generator):
         super().__init__(ends, settings, generator)
@@ -109,7 +109,7 @@ class TopK(SparseAutoencoder):
             codes = raw.with_values(self.activation(raw.values + raw.columns(self.b_enc)))
         else:
             pre = self.encoder_product(x).values + self.b_enc
-            chosen = torch.zeros_like(pre, dtype=torch.bool).scatter_(1, self._indices(pre.detach()), True)
+            chosen = torch.zeros_like(pre, dtype=torch.bool).scatter_(1, self.indices(pre.detach()), True)
             codes = Codes(self.activation(pre) * chosen)
         return Encoding(codes, pre_activations, {"selection_score": self.score})
 
@@ -121,14 +121,19 @@ class TopK(SparseAutoencoder):
         """Turn selected pre-activations into codes."""
         return torch.relu(pre)
 
-    def _indices(self, pre: Tensor) -> Tensor:
-        return _largest(self.score(pre), self.settings.k_of(self))
+    def indices(self, pre: Tensor) -> Tensor:
+        """Return the (batch, k) latents that pre-activations select, in no order."""
+        return largest(self.score(pre), self.settings.k_of(self))
 
     def _select(self, products: Tensor) -> Pattern:
-        return Pattern.of_indices(self._indices(products + self.b_enc.to(products.dtype)), self.d_sae)
+        return Pattern.of_indices(self.indices(products + self.b_enc.to(products.dtype)), self.d_sae)
+
+    def deciding_map(self) -> DecidingMap | None:
+        return self.affine_scores()
 
     @torch.no_grad()
-    def deciding_map(self) -> DecidingMap:
+    def affine_scores(self) -> DecidingMap:
+        """Return the pre-activations as the functions whose k largest values decide."""
         columns, biases = self.W_enc.T.double(), self.b_enc.double()
         if self.centre is not None:
             biases = biases - columns @ self.b_dec.double()
@@ -139,7 +144,7 @@ class TopK(SparseAutoencoder):
         return SAELensForm("topk", self.saelens_tensors("b_enc"), config)
 
 
-def _largest(scores: Tensor, k: int) -> Tensor:
+def largest(scores: Tensor, k: int) -> Tensor:
     """Return the (batch, k) indices of the k largest entries of each row, in no order.
 
     They lie in the k groups of entries with the largest maxima. Only the search for these maxima reads all entries.

@@ -4,6 +4,7 @@ from fsae.losses.auxiliary import AuxK, GateReconstruction
 from fsae.losses.decorrelation import Decorrelation
 from fsae.losses.fisher import Fisher, NoPenalty, RandomSign
 from fsae.losses.matryoshka import LevelAuxK, Matryoshka, SampledMatryoshka
+from fsae.losses.nuclear_norm import NuclearNorm
 from fsae.losses.reconstruction import SquaredError
 from fsae.losses.sparsity import L1, AnnealedLp, DenseLatents, StepL0, TanhL0, TargetL0
 from fsae.losses.term import LossTerm
@@ -28,4 +29,5 @@ CHOICES: dict[str, type[LossTerm]] = {
     "decorrelation": Decorrelation,
     "orthogonal": Orthogonality,
     "weight_norm": WeightNorm,
+    "nuclear_norm": NuclearNorm,
 }
