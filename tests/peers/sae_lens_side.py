@@ -50,6 +50,8 @@ def make(inputs: str, out: str) -> None:
         "topk": {"k": 4},
         "topk_by_contribution": {"architecture": "topk", "k": 4, "rescale_acts_by_decoder_norm": True},
         "abstopk": {"k": 4},
+        "topk_layer_norm": {"architecture": "topk", "k": 4, "normalize_activations": "layer_norm"},
+        "jumprelu_norm_rescale": {"architecture": "jumprelu", "normalize_activations": "constant_norm_rescale"},
     }
     for kind, config in inference.items():
         sae = SAE.from_dict({"architecture": kind, **size, **config})

@@ -36,6 +36,8 @@ THEIRS = {
     "topk": "topk",
     "topk_by_contribution": "topk",
     "abstopk": "abs_topk",
+    "topk_layer_norm": "topk",
+    "jumprelu_norm_rescale": "jumprelu",
     "trained_topk": "topk",
     "trained_batchtopk": "jumprelu",
     "trained_matryoshka_batchtopk": "jumprelu",
@@ -107,7 +109,7 @@ def made(sae_lens, inputs, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("kind", THEIRS)
 def test_fsae_opens_an_sae_of_sae_lens(made, inputs, kind):
     autoencoder = load_saelens(made / kind)
-    assert type(autoencoder.settings) is ARCHITECTURES[THEIRS[kind]].settings
+    assert autoencoder.settings_type is ARCHITECTURES[THEIRS[kind]].settings
     expected = load_file(made / f"{kind}.safetensors")
     with torch.no_grad():
         record = autoencoder(load_file(inputs)["x"])

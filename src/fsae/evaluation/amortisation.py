@@ -99,6 +99,7 @@ class Amortisation(Evaluation, group="eval.amortisation"):
     ) -> tuple[dict[str, float], dict[str, Any]]:
         targets = torch.cat([wanted for _, wanted in pairs])
         spread = (targets - targets.mean(0)).square().sum(1).mean()
+        autoencoder.check_decodes_alone()
         W_dec, b_dec = autoencoder.W_dec.detach(), autoencoder.b_dec.detach()
         encoded = [autoencoder(x, True).codes.dense() for x, _ in pairs]
         active = [(codes != 0).sum(1) for codes in encoded]

@@ -119,6 +119,7 @@ class RoundedCodes:
     """
 
     def __init__(self, autoencoder: Autoencoder, inputs: Sequence[Tensor], targets: Sequence[Tensor]):
+        autoencoder.check_decodes_alone()
         self._W_dec, self._b_dec = autoencoder.W_dec.detach(), autoencoder.b_dec.detach()
         self._norms, self._deciding = self._W_dec.norm(dim=1), autoencoder.deciding
         patterns, values = [], []

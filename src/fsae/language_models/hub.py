@@ -171,13 +171,11 @@ def downloaded_part(repo: str, part: str, *, revision: str | None = None, caller
     folders: list[Path] = []
 
     def exists() -> None:
-        HfApi().model_info(repo, revision=revision, timeout=REQUEST_SECONDS)
+        HfApi(endpoint=hub_endpoint()).model_info(repo, revision=revision, timeout=REQUEST_SECONDS)
 
     def download() -> None:
-        cached = refusal is not None
-        folders.append(
-            Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=cached))
-        )
+        wanted = {"revision": revision, "allow_patterns": patterns, "local_files_only": refusal is not None}
+        folders.append(Path(snapshot_download(repo, endpoint=hub_endpoint(), **wanted)))
 
     refusal = "HF_HUB_OFFLINE is set" if is_offline() else _ask(repo, revision, RepoKind.model, caller, exists)
     failure = _answer(repo, revision, RepoKind.model, caller, download)

@@ -63,7 +63,7 @@ CLASSES: dict[str, tuple[dict[str, Any], Any]] = {
         thresholded,
     ),
     "MatryoshkaBatchTopKSAE": (
-        PLAIN | {"k": torch.tensor(K), "threshold": ONE, "group_sizes": torch.tensor([8, 12])},
+        PLAIN | {"k": torch.tensor(K), "threshold": ONE, "group_sizes": torch.tensor([24, 40])},
         thresholded,
     ),
     "JumpReluAutoEncoder": (PLAIN | {"threshold": W["threshold"]}, jumped),
@@ -102,8 +102,8 @@ def test_unknown_classes_are_refused(tmp_path):
     ("changes", "message"),
     [
         ({"bias": None}, r"ae.pt has no tensor bias; it holds decoder.weight, encoder.bias, encoder.weight"),
-        ({"encoder.weight": W["W_enc"]}, r"W_enc is \(20, 6\), by config.json it should be \(6, 20\)"),
-        ({"encoder.weight": W["b_enc"]}, r"encoder.weight is \(20,\); it must be a matrix"),
+        ({"encoder.weight": W["W_enc"]}, r"W_enc is \(64, 32\), by config.json it should be \(32, 64\)"),
+        ({"encoder.weight": W["b_enc"]}, r"encoder.weight is \(64,\); it must be a matrix"),
         ({"more": ONE}, r"ae.pt holds more, which this kind"),
     ],
 )

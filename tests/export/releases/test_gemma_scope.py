@@ -73,9 +73,9 @@ def test_a_transcoder_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"W_enc": weights()["W_enc"].T.numpy()}, r"W_enc is \(20, 6\), by average_l0_82 it should be \(6, 20\)"),
+        ({"W_enc": weights()["W_enc"].T.numpy()}, r"W_enc is \(64, 32\), by average_l0_82 it should be \(32, 64\)"),
         ({"threshold": None}, r"params.npz has no tensor threshold; it holds W_dec, W_enc, b_dec, b_enc"),
-        ({"b_enc": np.array([1.0] * 19 + [np.nan])}, r"1 of 20 numbers of b_enc are not finite"),
+        ({"b_enc": np.array([1.0] * 63 + [np.nan])}, r"1 of 64 numbers of b_enc are not finite"),
         ({"more": np.zeros(2)}, r"holds more, which this kind of dictionary has no use for"),
         ({"b_dec": np.array([{"a": 1}], dtype=object)}, r"holds more than numbers"),
     ],

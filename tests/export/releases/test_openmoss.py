@@ -74,7 +74,7 @@ def test_the_model_is_read_from_the_path(tmp_path):
         ({"dataset_average_activation_norm": {"in": 0, "out": 4.0}}, "of in is 0; it must be a positive number"),
         ({"jump_relu_threshold": None}, "jump_relu_threshold is None"),
         ({"d_model": "6"}, "d_model is '6'"),
-        ({"d_model": 7}, r"W_enc is \(6, 20\), by hyperparams.json it should be \(7, 20\)"),
+        ({"d_model": 7}, r"W_enc is \(32, 64\), by hyperparams.json it should be \(7, 64\)"),
     ],
 )
 def test_settings_that_cannot_be_honoured(tmp_path, changes, message):

@@ -60,7 +60,7 @@ def test_the_language_model_is_in_the_config_above(tmp_path):
         ({"transcode": True}, "transcoder"),
         ({"skip_connection": True}, "skip_transcoder"),
         ({"k": None}, "k is None"),
-        ({"d_in": 7}, r"W_enc is \(6, 20\), by cfg.json it should be \(7, 20\)"),
+        ({"d_in": 7}, r"W_enc is \(32, 64\), by cfg.json it should be \(7, 64\)"),
     ],
 )
 def test_settings_that_cannot_be_honoured(tmp_path, changes, message):

@@ -9,7 +9,7 @@ from torch import Tensor
 from fsae.export.dictionary_files import load_autoencoder
 from tests.architectures import relative_error
 
-D_IN, D_SAE, K = 6, 20, 3
+D_IN, D_SAE, K = 32, 64, 4
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 
