@@ -9,9 +9,11 @@ from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.standard import StandardSettings
 from fsae.evaluation.splice import ENTRIES_AT_ONCE, evaluate_splice
 from fsae.language_models.sites import Site, SiteName
+from fsae.sources.layout import Sites
 from tests.architectures import ARCHITECTURES, build, each_architecture
 
 SITE = Site(name=SiteName.resid_post, layer=2)
+SITES = Sites((SITE,), (SITE,))
 VOCABULARY, D_IN, ROWS, CONTEXT = 11, 5, 7, 6
 
 
@@ -78,7 +80,7 @@ def evaluated(
     keep = torch.ones_like(tokens, dtype=torch.bool) if keep is None else keep
     mean = model.activations(tokens)[keep].mean(0)
     (numbers,) = evaluate_splice(
-        model, SITE, [autoencoder], tokens, keep, mean, rows_at_once, entries_at_once=entries_at_once
+        model, SITES, [autoencoder], tokens, keep, mean, rows_at_once, entries_at_once=entries_at_once
     )
     return numbers
 
@@ -127,7 +129,7 @@ def test_by_hand():
         doubling.W_enc.fill_(1)
         doubling.W_dec.fill_(2)
     tokens = torch.tensor([[0, 1, 1, 0]])
-    (numbers,) = evaluate_splice(TwoTokens(), SITE, [doubling], tokens, tokens >= 0, torch.tensor([3.0]), 1)
+    (numbers,) = evaluate_splice(TwoTokens(), SITES, [doubling], tokens, tokens >= 0, torch.tensor([3.0]), 1)
     assert numbers["ce_base"] == pytest.approx(math.log(2))
     # Next tokens 1, 1, 0 at probabilities 3/4, 3/4, 1/4.
     assert numbers["ce_spliced"] == pytest.approx((2 * math.log(4 / 3) + math.log(4)) / 3)
@@ -148,7 +150,7 @@ def test_portions_change_nothing(rows_at_once, entries_at_once):
 
 def test_one_forward_pass_a_variant():
     model, tokens = OneLayerModel(), some_tokens()
-    evaluate_splice(model, SITE, [identity()], tokens, tokens >= 0, torch.zeros(D_IN), rows_at_once=4)
+    evaluate_splice(model, SITES, [identity()], tokens, tokens >= 0, torch.zeros(D_IN), rows_at_once=4)
     assert model.rows_seen == [4] * 4 + [3] * 4
 
 
@@ -156,9 +158,9 @@ def test_several_share_the_passes_that_are_the_same_and_get_what_each_gets_alone
     model, tokens, keep = OneLayerModel(), some_tokens(), some_kept()
     autoencoders = [build(arch, D_IN).eval() for arch in ARCHITECTURES]
     mean = torch.full((D_IN,), 0.2, dtype=torch.float64)
-    together = evaluate_splice(model, SITE, autoencoders, tokens, keep, mean, rows_at_once=ROWS)
+    together = evaluate_splice(model, SITES, autoencoders, tokens, keep, mean, rows_at_once=ROWS)
     assert model.rows_seen == [ROWS] * (len(autoencoders) + 3)
-    alone = [evaluate_splice(model, SITE, [each], tokens, keep, mean, rows_at_once=ROWS) for each in autoencoders]
+    alone = [evaluate_splice(model, SITES, [each], tokens, keep, mean, rows_at_once=ROWS) for each in autoencoders]
     assert together == [numbers for (numbers,) in alone]
     assert len({numbers["ce_spliced"] for numbers in together}) > 1
 
@@ -192,7 +194,7 @@ def test_positions_left_out_keep_the_models_own_activations():
 
     keep = some_kept()
     mean = torch.full((D_IN,), 0.5, dtype=torch.float64)
-    evaluate_splice(Recording(), SITE, [constant(mean + 1)], tokens, keep, mean, rows_at_once=ROWS)
+    evaluate_splice(Recording(), SITES, [constant(mean + 1)], tokens, keep, mean, rows_at_once=ROWS)
     assert len(seen) == 3
     for (x, replaced), value in zip(seen, (mean + 1, torch.zeros(D_IN), mean), strict=True):
         assert torch.equal(replaced[~keep], x[~keep])
@@ -201,7 +203,7 @@ def test_positions_left_out_keep_the_models_own_activations():
 
 def test_a_model_in_half_precision_is_summed_in_single():
     model, tokens = OneLayerModel(dtype=torch.bfloat16), some_tokens()
-    (numbers,) = evaluate_splice(model, SITE, [identity().float()], tokens, tokens >= 0, torch.zeros(D_IN), 2)
+    (numbers,) = evaluate_splice(model, SITES, [identity().float()], tokens, tokens >= 0, torch.zeros(D_IN), 2)
     of_next = model.logits(tokens).float().log_softmax(2)[:, :-1].gather(2, tokens[:, 1:].unsqueeze(2))
     assert numbers["ce_base"] == pytest.approx(-of_next.mean().item(), rel=1e-6)
     # bfloat16 values pass through the float32 autoencoder unchanged.
@@ -220,7 +222,7 @@ def test_activations_that_are_no_numbers_are_refused():
     model, tokens = OneLayerModel(), some_tokens()
     model.embedding[tokens[0, 2]] = math.nan
     with pytest.raises(ValueError, match=r"activations at resid_post\.2 .* not finite"):
-        evaluate_splice(model, SITE, [identity()], tokens, tokens >= 0, torch.zeros(D_IN), 2)
+        evaluate_splice(model, SITES, [identity()], tokens, tokens >= 0, torch.zeros(D_IN), 2)
 
 
 def test_a_norm_limit_is_a_mask_of_the_long_vectors():
@@ -233,9 +235,9 @@ def test_a_norm_limit_is_a_mask_of_the_long_vectors():
     mean = model.activations(tokens)[short].mean(0)
     autoencoder = build("gated").eval()
     limit = 10 * float(model.activations(tokens)[keep].norm(dim=1).median())
-    (limited,) = evaluate_splice(model, SITE, [autoencoder], tokens, keep, mean, 3, norm_limit=limit)
-    (masked,) = evaluate_splice(model, SITE, [autoencoder], tokens, short, mean, 3)
-    (everything,) = evaluate_splice(model, SITE, [autoencoder], tokens, keep, mean, 3)
+    (limited,) = evaluate_splice(model, SITES, [autoencoder], tokens, keep, mean, 3, norm_limits=[limit])
+    (masked,) = evaluate_splice(model, SITES, [autoencoder], tokens, short, mean, 3)
+    (everything,) = evaluate_splice(model, SITES, [autoencoder], tokens, keep, mean, 3)
     assert limited == masked
     assert limited != everything
 
@@ -244,7 +246,7 @@ def test_a_limit_that_nothing_exceeds_changes_nothing():
     model, tokens, keep = OneLayerModel(), some_tokens(), some_kept()
     mean = model.activations(tokens)[keep].mean(0)
     without, with_one = (
-        evaluate_splice(model, SITE, [identity()], tokens, keep, mean, 3, norm_limit=limit) for limit in (None, 1e6)
+        evaluate_splice(model, SITES, [identity()], tokens, keep, mean, 3, norm_limits=[limit]) for limit in (None, 1e6)
     )
     assert without == with_one
 
@@ -252,4 +254,4 @@ def test_a_limit_that_nothing_exceeds_changes_nothing():
 def test_a_limit_that_leaves_nothing_is_refused():
     model, tokens, keep = OneLayerModel(), some_tokens(), some_kept()
     with pytest.raises(ValueError, match=r"none of the .* held-out tokens"):
-        evaluate_splice(model, SITE, [identity()], tokens, keep, torch.zeros(D_IN), 3, norm_limit=1e-9)
+        evaluate_splice(model, SITES, [identity()], tokens, keep, torch.zeros(D_IN), 3, norm_limits=[1e-9])
