@@ -48,7 +48,7 @@ def checked(
     provided = settings.source.provides | ({MEMBERS} if several else set())
     if settings.layout.plain:
         provided |= {ONE_SITE}
-    if not settings.layout.layers:
+    if len(settings.layout.layers) < 2:
         provided |= {ONE_INPUT}
     if settings.site is not None and settings.site.of_attention:
         provided |= {ATTENTION}

@@ -169,7 +169,7 @@ class TransformerLensModel:
         if not {out, pre} <= self.sites.keys():
             return f"{out} and {pre} are needed to check it"
         plain = self._read(self._probe, [pre, out])
-        zeros = self._read(self._probe, [pre, out], _replacing([(site, torch.zeros_like)]))
+        zeros = self._read(self._probe, [pre, out], self._replacing([(site, torch.zeros_like)]))
         if _differ(zeros[pre], plain[pre]):
             return f"{pre} depends on it"
         if _differ(zeros[out], zeros[out][:1, :1].expand_as(zeros[out])):

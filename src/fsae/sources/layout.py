@@ -1,7 +1,7 @@
 """The layout of a run: the sites that make the input of its dictionaries, and those that make the target."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from fsae.autoencoders.layout import Ends, Layout, PartNorm
@@ -63,6 +63,11 @@ class LayoutSettings(Ranged, group="layout"):
             raise ValueError(
                 "layout.target is one place and layout.layers are several; a crosscoder has layout.target=null"
             )
+        if self.skip and self.target is None:
+            raise ValueError(
+                "layout.skip adds a path from the input to another target, and layout.target is null; choose "
+                "layout=skip_transcoder"
+            )
         if len(set(self.layers)) < len(self.layers):
             raise ValueError(f"layout.layers names a layer twice: {self.layers}; leave the second one out")
 
@@ -78,7 +83,7 @@ class LayoutSettings(Ranged, group="layout"):
             ValueError: the target is the input, or lies before it in a forward pass.
         """
         if self.layers:
-            several = tuple(Site(name=site.name, layer=layer) for layer in self.layers)
+            several = tuple(replace(site, layer=layer) for layer in self.layers)
             return Sites(several, several)
         if self.target is None:
             return Sites((site,), (site,))

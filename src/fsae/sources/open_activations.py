@@ -123,6 +123,10 @@ class ActivationSourceSettings(SourceSettings):
             return replace(self, max_norm=limit), None
         return self, None if self.max_norm == limit else str(self.max_norm)
 
+    def with_norm_limits(self, limits: list[float]) -> Self:
+        unset = not self.max_norms and self.max_norm is None and self.max_norm_multiple is not None
+        return replace(self, max_norms=limits) if unset else self
+
     def open(self, request: Request, heartbeat: Callable[[], None]) -> ActivationSource:
         # A harvest that may not keep its activations has nothing to do.
         return open_activations(replace(self, cache=Cache.disk) if request.harvest else self, request, heartbeat)

@@ -297,6 +297,10 @@ class SourceSettings(Ranged, ABC, group="source"):
         limit if it differs."""
         return self, None
 
+    def with_norm_limits(self, limits: list[float]) -> Self:
+        """Return the settings with limits for the norms at several sites, unless they have limits."""
+        return self
+
     def identity(self) -> dict[str, str]:
         """Return what distinguishes the files that the source reads; empty if it reads none."""
         return {}
