@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from fsae.autoencoders.layout import Ends
 from fsae.export.saelens import Provenance, load_saelens, read_provenance, save_saelens
-from tests.architectures import ARCHITECTURES, each_architecture, samples
-from tests.autoencoders.test_layout import BETWEEN, each_ends, moved
+from tests.architectures import ARCHITECTURES, samples
+from tests.autoencoders.test_layout import BETWEEN, each_between, each_ends, moved
 
 # SAELens' names of its dictionaries between two sites.
 NAMES = {"standard": "", "jumprelu": "jumprelu_", "batch_topk": "jumprelu_"}
@@ -18,7 +18,7 @@ SITES = Provenance(hook_name="blocks.5.mlp.hook_in", hook_name_out="blocks.5.hoo
 
 
 @each_ends
-@each_architecture
+@each_between
 def test_loaded_dictionary_computes_the_same(arch: str, ends: Ends, tmp_path: Path):
     autoencoder = moved(arch, ends).float().eval()
     save_saelens(autoencoder, tmp_path / "sae", SITES)
@@ -31,7 +31,7 @@ def test_loaded_dictionary_computes_the_same(arch: str, ends: Ends, tmp_path: Pa
 
 
 @each_ends
-@each_architecture
+@each_between
 def test_only_what_saelens_decodes_alike_has_a_name_of_saelens(
     arch: str, ends: Ends, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
