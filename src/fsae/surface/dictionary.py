@@ -178,6 +178,16 @@ class Dictionary:
         reading = self._reading
         return None if reading is None or reading.model is None else reading.site
 
+    @property
+    def written_site(self) -> Site | None:
+        """Return the site that it writes: another than `site` for a transcoder; None if it is of no language model.
+
+        Raises:
+            ValueError: SAELens' name of the hook is no site of fsae.
+        """
+        hook = self.provenance.hook_name_out
+        return self.site if hook is None else Site.of_hook(hook)
+
     @cached_property
     def language_model(self) -> LanguageModel | None:
         """Return the language model whose activations it reads, opened at the first use; None if it has none.
