@@ -26,8 +26,8 @@ def view_prompt(
     """Return the strongest latents at each token of a text, each with the effect of its ablation.
 
     A latent is ablated at one token by a forward pass of its own: its code times its decoder row is subtracted from the
-    activation that the dictionary writes, so that everything else that it does not explain stays. Tokens that training left out have
-    no latents.
+    activation that the dictionary writes, so that everything else that it does not explain stays. Tokens that training
+    left out have no latents.
 
     Args:
         dictionary: of a language model's activations.
