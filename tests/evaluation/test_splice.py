@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.autoencoders.layout import Ends, Layout
 from fsae.autoencoders.standard import StandardSettings
-from fsae.evaluation.splice import ENTRIES_AT_ONCE, evaluate_splice
+from fsae.evaluation.splice import ENTRIES_AT_ONCE, evaluate_parts, evaluate_splice
 from fsae.language_models.sites import Site, SiteName
 from fsae.sources.layout import Sites
 from tests.architectures import ARCHITECTURES, build, each_architecture
@@ -258,3 +259,60 @@ def test_a_limit_that_leaves_nothing_is_refused():
     model, tokens, keep = OneLayerModel(), some_tokens(), some_kept()
     with pytest.raises(ValueError, match=r"none of the .* held-out tokens"):
         evaluate_splice(model, SITES, [identity()], tokens, keep, torch.zeros(D_IN), 3, norm_limits=[1e-9])
+
+
+A, B = Site(name=SiteName.mlp_in, layer=2), Site(name=SiteName.mlp_out, layer=2)
+
+
+class TwoSiteModel(OneLayerModel):
+    """Logits of activations at A and of B = A @ through."""
+
+    through = torch.linspace(-1, 1, D_IN * D_IN, dtype=torch.float64).view(D_IN, D_IN)
+
+    def logits(self, tokens: Tensor, *replacements: tuple[Site, Callable[[Tensor], Tensor]]) -> Tensor:
+        at = dict(replacements)
+        x = at.get(A, lambda x: x)(self.activations(tokens))
+        return (x + at.get(B, lambda x: x)(x @ self.through)) @ self.unembedding
+
+
+def between_sites(written: Tensor, ends: Ends) -> Autoencoder:
+    """Reconstructs x @ written."""
+    autoencoder = StandardSettings(d_sae=2 * D_IN).build(ends, torch.Generator()).double().eval()
+    rows = torch.cat([torch.eye(D_IN, dtype=torch.float64), -torch.eye(D_IN, dtype=torch.float64)])
+    with torch.no_grad():
+        autoencoder.W_enc.copy_(torch.nn.functional.pad(rows, (0, ends.input.width - D_IN)).T)
+        autoencoder.W_dec.copy_(rows @ written)
+    return autoencoder
+
+
+def test_a_transcoder_reads_one_site_and_is_spliced_at_the_other():
+    model, tokens, keep = TwoSiteModel(), some_tokens(), some_kept()
+    ends = Ends(input=Layout.of(D_IN, "mlp_in.2"), target=Layout.of(D_IN, "mlp_out.2"))
+    mean = (model.activations(tokens) @ model.through)[keep].mean(0)
+    exact, doubled = (between_sites(factor * model.through, ends) for factor in (1, 2))
+    right, wrong = evaluate_splice(model, Sites((A,), (B,)), [exact, doubled], tokens, keep, mean, 3)
+    assert right["kl"] == pytest.approx(0, abs=1e-9)
+    assert right["ce_spliced"] == pytest.approx(right["ce_base"])
+    # By hand: the output is doubled at the kept positions, and the input stays.
+    x = model.activations(tokens)
+    y = x @ model.through
+    log_p = ((x + torch.where(keep.unsqueeze(2), 2 * y, y)) @ model.unembedding).log_softmax(2)
+    of_next = log_p[:, :-1].gather(2, tokens[:, 1:].unsqueeze(2)).squeeze(2)
+    assert wrong["ce_spliced"] == pytest.approx(-of_next[keep[:, :-1]].mean().item(), rel=1e-4)
+
+
+def test_a_crosscoder_is_spliced_at_one_site_at_a_time():
+    model, tokens, keep = TwoSiteModel(), some_tokens(), some_kept()
+    both = Layout((("mlp_in.2", D_IN), ("mlp_out.2", D_IN)))
+    # It reconstructs A, and half of B.
+    written = torch.cat([torch.eye(D_IN, dtype=torch.float64), model.through / 2], dim=1)
+    crosscoder = between_sites(written, Ends(input=both, target=both))
+    x = model.activations(tokens)
+    mean = torch.cat([x, x @ model.through], dim=2)[keep].mean(0)
+    arguments = model, Sites((A, B), (A, B)), [crosscoder], tokens, keep, mean, 3
+    (parts,) = evaluate_parts(*arguments)
+    assert parts[0]["ce_spliced"] == pytest.approx(parts[0]["ce_base"])
+    assert parts[1]["kl"] > 1e-3
+    assert parts[0]["ce_zero"] != parts[1]["ce_zero"]
+    (means,) = evaluate_splice(*arguments)
+    assert means["kl"] == pytest.approx((parts[0]["kl"] + parts[1]["kl"]) / 2)
