@@ -43,6 +43,7 @@ from fsae.latents.scan import joined
 from fsae.latents.slices import Slices, survey_slices
 from fsae.sources.corpus import Corpus
 from fsae.sources.documents import DatasetFormat, DatasetSettings
+from fsae.sources.layout import Sites
 from fsae.sources.shard import Part
 from fsae.sources.source import Source
 from fsae.sources.tokens import TextRows
@@ -61,6 +62,7 @@ class _Text:
 
     def __init__(self, rows: TextRows, model: Any, site: Site):
         self._rows, self.model, self.site = rows, model, site
+        self.sites = Sites((site,), (site,))
         self.norm_limit = None
         self.rows_at_once = 8
         self.dataset = "text"

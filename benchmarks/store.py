@@ -26,6 +26,7 @@ from fsae.sources.activations import ActivationSource
 from fsae.sources.corpus import Corpus
 from fsae.sources.documents import DatasetFormat, DatasetSettings
 from fsae.sources.harvest import Harvester
+from fsae.sources.layout import Sites, layout_of
 from fsae.sources.passes import Passes
 from fsae.sources.shard import Extent, Part, Shard
 from fsae.sources.shard_reader import ShardReader
@@ -108,10 +109,12 @@ def read_both(folder: Path, shard: Shard, shards: int, turn: int) -> tuple[float
         # All shards are in the store, so that the corpus is never opened.
         corpus = Corpus(model, DatasetSettings(format=DatasetFormat.python_source))
         harvester = Harvester(corpus, len(shard), lambda: None)
-        shards_read = ShardReader(harvester, SITE, {SITE: store}, extent, room=None)
+        shards_read = ShardReader(harvester, [SITE], {SITE: store}, extent, room=None)
         with ActivationSource(
             shards_read,
-            d_in=width,
+            sites=Sites((SITE,), (SITE,)),
+            input_layout=layout_of([SITE], [width]),
+            target_layout=layout_of([SITE], [width]),
             seed=0,
             training_tokens=tokens,
             device=torch.device("cpu"),

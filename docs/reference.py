@@ -26,6 +26,8 @@ CONF = REPOSITORY / "conf"
 GROUPS = {
     "model": "The language model whose activations are read.",
     "site": "The place in the model at which activations are read. `site.layer` is the layer.",
+    "layout": "The sites that a dictionary reads, and those that it writes. See "
+    "[Dictionaries between sites](../../layouts.md).",
     "dataset": "The text that the language model reads. See [Data sets](../../datasets.md).",
     "source": "The stream of vectors to train on: activations, or vectors that need no language model. See "
     "[Activations](../../activations.md) and [Populations](../../populations.md).",

@@ -15,6 +15,7 @@ from fsae.sources.activations import ActivationSource
 from fsae.sources.corpus import Corpus
 from fsae.sources.documents import Document, Documents
 from fsae.sources.harvest import Harvester
+from fsae.sources.layout import Sites, layout_of
 from fsae.sources.passes import Passes
 from fsae.sources.room import Room
 from fsae.sources.shard import Extent, Part
@@ -152,15 +153,16 @@ def listed_shards(
     model: TableModel | None = None,
     heartbeat: Callable[[], None] = lambda: None,
     sites: Sequence[Site] = (SITE,),
+    read: int = 1,
     limit_gb: float | None = None,
     required: bool = True,
     **texts: Any,
 ) -> ShardReader:
-    """Shards of the listed texts, kept in stores below `folder` if there is one."""
+    """Shards of the listed texts at the first `read` sites, kept in stores below `folder` if there is one."""
     corpus = ListedCorpus(model or TableModel(), **texts)
     return ShardReader(
         Harvester(cast(Corpus, corpus), shard_tokens, heartbeat),
-        sites[0],
+        sites[:read],
         {site: ActivationStore(folder / str(site), {"site": str(site)}) for site in sites} if folder else {},
         Extent(tokens={Part.train: tokens, Part.held_out: held_out_tokens}, shard_tokens=shard_tokens),
         Room(folder=folder or Path(), limit_gb=limit_gb, required=required),
@@ -174,16 +176,22 @@ def activation_source(
     training_tokens: int = 10_000,
     max_norm_multiple: float | None = 10.0,
     max_norm: float | None = None,
+    read: Sites | None = None,
     **shards: Any,
 ) -> ActivationSource:
     """A fresh source at its beginning; two with the same arguments give the same vectors."""
+    read = read or Sites((SITE,), (SITE,))
+    others = {} if read.plain else {"sites": read.all, "read": len(read.all)}
+    inputs, targets = (layout_of(sites, [D_IN] * len(sites)) for sites in read)
     return ActivationSource(
-        listed_shards(folder, **shards),
-        d_in=D_IN,
+        listed_shards(folder, **others, **shards),
+        sites=read,
+        input_layout=inputs,
+        target_layout=targets,
         seed=seed,
         training_tokens=training_tokens,
         device=torch.device("cpu"),
         passes=PASSES,
         max_norm_multiple=max_norm_multiple,
-        max_norm=max_norm,
+        max_norms=None if max_norm is None else [max_norm],
     )

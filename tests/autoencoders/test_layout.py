@@ -10,7 +10,7 @@ from fsae.autoencoders.settings import BiasInit, DecoderNorm, EncoderInit
 from fsae.export.folding import fold
 from fsae.losses.sparsity import L1
 from fsae.losses.term import Moment
-from tests.architectures import FITTED, each_with, samples, settings_of
+from tests.architectures import ARCHITECTURES, FITTED, each_with, samples, settings_of
 
 BETWEEN = Ends(input=Layout.of(5, "mlp_in.0"), target=Layout.of(4, "mlp_out.0"))
 SKIP = Ends(input=BETWEEN.input, target=BETWEEN.target, skip=True)
@@ -18,6 +18,17 @@ LOW_RANK = Ends(input=BETWEEN.input, target=BETWEEN.target, skip=True, skip_rank
 LAYERS = Layout((("resid_mid.0", 3), ("resid_mid.1", 2)))
 CROSSCODER = Ends(input=LAYERS, target=LAYERS)
 
+
+def _is_between_layouts(arch: str) -> bool:
+    try:
+        settings_of(arch, d_sae=13).check_ends(BETWEEN)
+    except ValueError:
+        return False
+    return True
+
+
+# The others need one site at both ends, and refuse.
+each_between = pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if _is_between_layouts(arch)])
 each_ends = pytest.mark.parametrize(
     "ends", [BETWEEN, SKIP, LOW_RANK, CROSSCODER], ids=["transcoder", "skip", "low_rank", "crosscoder"]
 )

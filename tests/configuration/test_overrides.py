@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from fsae.configuration.overrides import check_choices, check_jobs, options_first, with_one_config_dir
+from fsae.configuration.overrides import check_choices, check_jobs, options_first, with_layers, with_one_config_dir
 from tests.composition import composed_with_hydra
 
 
@@ -108,3 +108,8 @@ def test_check_jobs_refuses_too_many_jobs_before_creating_them(overrides: list[s
 
 def test_the_limit_of_jobs_is_a_setting():
     assert composed_with_hydra().hydra.callbacks.sweep.max_jobs == 10_000
+
+
+def test_a_list_of_layers_is_of_the_layout():
+    words = ["layout=crosscoder", "site.layer=[3,6,9]", "site.layer=3", "-m"]
+    assert with_layers(words) == ["layout=crosscoder", "layout.layers=[3,6,9]", "site.layer=3", "-m"]

@@ -6,12 +6,15 @@ import torch
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.autoencoders.layout import Ends, Layout
 from fsae.autoencoders.standard import StandardSettings
-from fsae.evaluation.splice import ENTRIES_AT_ONCE, evaluate_splice
+from fsae.evaluation.splice import ENTRIES_AT_ONCE, evaluate_parts, evaluate_splice
 from fsae.language_models.sites import Site, SiteName
+from fsae.sources.layout import Sites
 from tests.architectures import ARCHITECTURES, build, each_architecture
 
 SITE = Site(name=SiteName.resid_post, layer=2)
+SITES = Sites((SITE,), (SITE,))
 VOCABULARY, D_IN, ROWS, CONTEXT = 11, 5, 7, 6
 
 
@@ -78,7 +81,7 @@ def evaluated(
     keep = torch.ones_like(tokens, dtype=torch.bool) if keep is None else keep
     mean = model.activations(tokens)[keep].mean(0)
     (numbers,) = evaluate_splice(
-        model, SITE, [autoencoder], tokens, keep, mean, rows_at_once, entries_at_once=entries_at_once
+        model, SITES, [autoencoder], tokens, keep, mean, rows_at_once, entries_at_once=entries_at_once
     )
     return numbers
 
@@ -127,7 +130,7 @@ def test_by_hand():
         doubling.W_enc.fill_(1)
         doubling.W_dec.fill_(2)
     tokens = torch.tensor([[0, 1, 1, 0]])
-    (numbers,) = evaluate_splice(TwoTokens(), SITE, [doubling], tokens, tokens >= 0, torch.tensor([3.0]), 1)
+    (numbers,) = evaluate_splice(TwoTokens(), SITES, [doubling], tokens, tokens >= 0, torch.tensor([3.0]), 1)
     assert numbers["ce_base"] == pytest.approx(math.log(2))
     # Next tokens 1, 1, 0 at probabilities 3/4, 3/4, 1/4.
     assert numbers["ce_spliced"] == pytest.approx((2 * math.log(4 / 3) + math.log(4)) / 3)
@@ -148,7 +151,7 @@ def test_portions_change_nothing(rows_at_once, entries_at_once):
 
 def test_one_forward_pass_a_variant():
     model, tokens = OneLayerModel(), some_tokens()
-    evaluate_splice(model, SITE, [identity()], tokens, tokens >= 0, torch.zeros(D_IN), rows_at_once=4)
+    evaluate_splice(model, SITES, [identity()], tokens, tokens >= 0, torch.zeros(D_IN), rows_at_once=4)
     assert model.rows_seen == [4] * 4 + [3] * 4
 
 
@@ -156,9 +159,9 @@ def test_several_share_the_passes_that_are_the_same_and_get_what_each_gets_alone
     model, tokens, keep = OneLayerModel(), some_tokens(), some_kept()
     autoencoders = [build(arch, D_IN).eval() for arch in ARCHITECTURES]
     mean = torch.full((D_IN,), 0.2, dtype=torch.float64)
-    together = evaluate_splice(model, SITE, autoencoders, tokens, keep, mean, rows_at_once=ROWS)
+    together = evaluate_splice(model, SITES, autoencoders, tokens, keep, mean, rows_at_once=ROWS)
     assert model.rows_seen == [ROWS] * (len(autoencoders) + 3)
-    alone = [evaluate_splice(model, SITE, [each], tokens, keep, mean, rows_at_once=ROWS) for each in autoencoders]
+    alone = [evaluate_splice(model, SITES, [each], tokens, keep, mean, rows_at_once=ROWS) for each in autoencoders]
     assert together == [numbers for (numbers,) in alone]
     assert len({numbers["ce_spliced"] for numbers in together}) > 1
 
@@ -192,16 +195,18 @@ def test_positions_left_out_keep_the_models_own_activations():
 
     keep = some_kept()
     mean = torch.full((D_IN,), 0.5, dtype=torch.float64)
-    evaluate_splice(Recording(), SITE, [constant(mean + 1)], tokens, keep, mean, rows_at_once=ROWS)
-    assert len(seen) == 3
-    for (x, replaced), value in zip(seen, (mean + 1, torch.zeros(D_IN), mean), strict=True):
+    evaluate_splice(Recording(), SITES, [constant(mean + 1)], tokens, keep, mean, rows_at_once=ROWS)
+    # The first pass only looks.
+    assert torch.equal(*seen[0])
+    assert len(seen) == 4
+    for (x, replaced), value in zip(seen[1:], (mean + 1, torch.zeros(D_IN), mean), strict=True):
         assert torch.equal(replaced[~keep], x[~keep])
         assert torch.equal(replaced[keep], value.double().expand_as(replaced[keep]))
 
 
 def test_a_model_in_half_precision_is_summed_in_single():
     model, tokens = OneLayerModel(dtype=torch.bfloat16), some_tokens()
-    (numbers,) = evaluate_splice(model, SITE, [identity().float()], tokens, tokens >= 0, torch.zeros(D_IN), 2)
+    (numbers,) = evaluate_splice(model, SITES, [identity().float()], tokens, tokens >= 0, torch.zeros(D_IN), 2)
     of_next = model.logits(tokens).float().log_softmax(2)[:, :-1].gather(2, tokens[:, 1:].unsqueeze(2))
     assert numbers["ce_base"] == pytest.approx(-of_next.mean().item(), rel=1e-6)
     # bfloat16 values pass through the float32 autoencoder unchanged.
@@ -220,7 +225,7 @@ def test_activations_that_are_no_numbers_are_refused():
     model, tokens = OneLayerModel(), some_tokens()
     model.embedding[tokens[0, 2]] = math.nan
     with pytest.raises(ValueError, match=r"activations at resid_post\.2 .* not finite"):
-        evaluate_splice(model, SITE, [identity()], tokens, tokens >= 0, torch.zeros(D_IN), 2)
+        evaluate_splice(model, SITES, [identity()], tokens, tokens >= 0, torch.zeros(D_IN), 2)
 
 
 def test_a_norm_limit_is_a_mask_of_the_long_vectors():
@@ -233,9 +238,9 @@ def test_a_norm_limit_is_a_mask_of_the_long_vectors():
     mean = model.activations(tokens)[short].mean(0)
     autoencoder = build("gated").eval()
     limit = 10 * float(model.activations(tokens)[keep].norm(dim=1).median())
-    (limited,) = evaluate_splice(model, SITE, [autoencoder], tokens, keep, mean, 3, norm_limit=limit)
-    (masked,) = evaluate_splice(model, SITE, [autoencoder], tokens, short, mean, 3)
-    (everything,) = evaluate_splice(model, SITE, [autoencoder], tokens, keep, mean, 3)
+    (limited,) = evaluate_splice(model, SITES, [autoencoder], tokens, keep, mean, 3, norm_limits=[limit])
+    (masked,) = evaluate_splice(model, SITES, [autoencoder], tokens, short, mean, 3)
+    (everything,) = evaluate_splice(model, SITES, [autoencoder], tokens, keep, mean, 3)
     assert limited == masked
     assert limited != everything
 
@@ -244,7 +249,8 @@ def test_a_limit_that_nothing_exceeds_changes_nothing():
     model, tokens, keep = OneLayerModel(), some_tokens(), some_kept()
     mean = model.activations(tokens)[keep].mean(0)
     without, with_one = (
-        evaluate_splice(model, SITE, [identity()], tokens, keep, mean, 3, norm_limit=limit) for limit in (None, 1e6)
+        evaluate_splice(model, SITES, [identity()], tokens, keep, mean, 3, norm_limits=limits)
+        for limits in (None, [1e6])
     )
     assert without == with_one
 
@@ -252,4 +258,61 @@ def test_a_limit_that_nothing_exceeds_changes_nothing():
 def test_a_limit_that_leaves_nothing_is_refused():
     model, tokens, keep = OneLayerModel(), some_tokens(), some_kept()
     with pytest.raises(ValueError, match=r"none of the .* held-out tokens"):
-        evaluate_splice(model, SITE, [identity()], tokens, keep, torch.zeros(D_IN), 3, norm_limit=1e-9)
+        evaluate_splice(model, SITES, [identity()], tokens, keep, torch.zeros(D_IN), 3, norm_limits=[1e-9])
+
+
+A, B = Site(name=SiteName.mlp_in, layer=2), Site(name=SiteName.mlp_out, layer=2)
+
+
+class TwoSiteModel(OneLayerModel):
+    """Logits of activations at A and of B = A @ through."""
+
+    through = torch.linspace(-1, 1, D_IN * D_IN, dtype=torch.float64).view(D_IN, D_IN)
+
+    def logits(self, tokens: Tensor, *replacements: tuple[Site, Callable[[Tensor], Tensor]]) -> Tensor:
+        at = dict(replacements)
+        x = at.get(A, lambda x: x)(self.activations(tokens))
+        return (x + at.get(B, lambda x: x)(x @ self.through)) @ self.unembedding
+
+
+def between_sites(written: Tensor, ends: Ends) -> Autoencoder:
+    """Reconstructs x @ written."""
+    autoencoder = StandardSettings(d_sae=2 * D_IN).build(ends, torch.Generator()).double().eval()
+    rows = torch.cat([torch.eye(D_IN, dtype=torch.float64), -torch.eye(D_IN, dtype=torch.float64)])
+    with torch.no_grad():
+        autoencoder.W_enc.copy_(torch.nn.functional.pad(rows, (0, ends.input.width - D_IN)).T)
+        autoencoder.W_dec.copy_(rows @ written)
+    return autoencoder
+
+
+def test_a_transcoder_reads_one_site_and_is_spliced_at_the_other():
+    model, tokens, keep = TwoSiteModel(), some_tokens(), some_kept()
+    ends = Ends(input=Layout.of(D_IN, "mlp_in.2"), target=Layout.of(D_IN, "mlp_out.2"))
+    mean = (model.activations(tokens) @ model.through)[keep].mean(0)
+    exact, doubled = (between_sites(factor * model.through, ends) for factor in (1, 2))
+    right, wrong = evaluate_splice(model, Sites((A,), (B,)), [exact, doubled], tokens, keep, mean, 3)
+    assert right["kl"] == pytest.approx(0, abs=1e-9)
+    assert right["ce_spliced"] == pytest.approx(right["ce_base"])
+    # By hand: the output is doubled at the kept positions, and the input stays.
+    x = model.activations(tokens)
+    y = x @ model.through
+    log_p = ((x + torch.where(keep.unsqueeze(2), 2 * y, y)) @ model.unembedding).log_softmax(2)
+    of_next = log_p[:, :-1].gather(2, tokens[:, 1:].unsqueeze(2)).squeeze(2)
+    assert wrong["ce_spliced"] == pytest.approx(-of_next[keep[:, :-1]].mean().item(), rel=1e-4)
+
+
+def test_a_crosscoder_is_spliced_at_one_site_at_a_time():
+    model, tokens, keep = TwoSiteModel(), some_tokens(), some_kept()
+    both = Layout((("mlp_in.2", D_IN), ("mlp_out.2", D_IN)))
+    # It reconstructs A, and half of B.
+    written = torch.cat([torch.eye(D_IN, dtype=torch.float64), model.through / 2], dim=1)
+    crosscoder = between_sites(written, Ends(input=both, target=both))
+    x = model.activations(tokens)
+    mean = torch.cat([x, x @ model.through], dim=2)[keep].mean(0)
+    arguments = model, Sites((A, B), (A, B)), [crosscoder], tokens, keep, mean, 3
+    (parts,) = evaluate_parts(*arguments)
+    assert parts[0]["ce_spliced"] == pytest.approx(parts[0]["ce_base"])
+    assert parts[1]["kl"] > 1e-3
+    assert parts[0]["ce_zero"] != parts[1]["ce_zero"]
+    (means,) = evaluate_splice(*arguments)
+    assert means["kl"] == pytest.approx((parts[0]["kl"] + parts[1]["kl"]) / 2)

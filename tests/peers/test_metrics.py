@@ -20,6 +20,7 @@ from fsae.language_models.settings import DType, ModelSettings
 from fsae.language_models.sites import Site, SiteName
 from fsae.language_models.tiny import D_MODEL, write_folder
 from fsae.language_models.transformer_lens import TransformerLensModel, open_language_model
+from fsae.sources.layout import Sites
 from tests.architectures import build
 
 pytestmark = pytest.mark.peers
@@ -87,7 +88,9 @@ def our_evaluation(
             record = loaded(vectors)
         reconstruction.update(record)
         sparsity.update(record)
-    (spliced,) = evaluate_splice(model, site, [loaded], tokens, keep, reconstruction.mean_target, rows_at_once=5)
+    (spliced,) = evaluate_splice(
+        model, Sites((site,), (site,)), [loaded], tokens, keep, reconstruction.mean_target, rows_at_once=5
+    )
     frequency = {"density": sparsity.density.tolist()}
     return {**reconstruction.compute(), **sparsity.compute(), **spliced, **frequency}
 

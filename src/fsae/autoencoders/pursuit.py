@@ -127,8 +127,8 @@ class MatchingPursuitSettings(PursuitSettings):
     def build(self, ends: Ends | int, generator: torch.Generator) -> "MatchingPursuit":
         return MatchingPursuit(ends, self, generator)
 
-    def saelens_shapes(self, d_in: int) -> dict[str, tuple[int, ...]]:
-        return _shapes_of_pursuit(super().saelens_shapes(d_in))
+    def saelens_shapes(self, ends: Ends | int) -> dict[str, tuple[int, ...]]:
+        return _shapes_of_pursuit(super().saelens_shapes(ends))
 
     @classmethod
     def from_saelens(cls, architecture: str, config: Mapping[str, Any], d_sae: int) -> Self:
@@ -278,8 +278,8 @@ class OMPSettings(PursuitSettings):
     def build(self, ends: Ends | int, generator: torch.Generator) -> "OMP":
         return OMP(ends, self, generator)
 
-    def saelens_shapes(self, d_in: int) -> dict[str, tuple[int, ...]]:
-        return _shapes_of_pursuit(super().saelens_shapes(d_in))
+    def saelens_shapes(self, ends: Ends | int) -> dict[str, tuple[int, ...]]:
+        return _shapes_of_pursuit(super().saelens_shapes(ends))
 
     @classmethod
     def from_saelens(cls, architecture: str, config: Mapping[str, Any], d_sae: int) -> Self:

@@ -160,11 +160,14 @@ class AutoencoderSettings(Ranged, ABC, group="arch"):
             generator: of the weights.
         """
 
-    def saelens_shapes(self, d_in: int) -> dict[str, tuple[int, ...]]:
+    def saelens_shapes(self, ends: Ends | int) -> dict[str, tuple[int, ...]]:
         """Return the shapes of its tensors in SAELens' format, by name."""
+        ends = Ends.of(ends)
+        d_in, d_out = ends.input.width, ends.target.width
         d_sae = self.width(d_in)
         per_latent = dict.fromkeys(self.saelens_vectors, (d_sae,))
-        return {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,), **per_latent}
+        skip = {"W_skip": (d_out, d_in)} if ends.skip else {}
+        return {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_out), "b_dec": (d_out,), **skip, **per_latent}
 
     @classmethod
     @abstractmethod

@@ -9,6 +9,7 @@ from fsae.language_models.shape import shape_of
 from fsae.losses.fisher import FisherEstimator, fisher_of
 from fsae.losses.objective import check_terms
 from fsae.sources.documents import DatasetFormat, dataset_files
+from fsae.sources.layout import layout_of
 from fsae.tracking.server import resolve_uri
 from fsae.training.resample import Scope
 
@@ -72,10 +73,11 @@ def _check_activations(settings: RunSettings) -> None:
         raise ValueError("source=activations harvests from a language model: choose model, site and dataset")
     shape = shape_of(model)
     if shape is not None:
-        shape.check_site(site, model.name)
-        for other in settings.source.other_sites():
-            shape.check_site(other, model.name)
-        settings.check_ends(Ends.of(shape.width(site)))
+        sites = settings.layout.sites(site)
+        for each in (*sites.all, *settings.source.other_sites()):
+            shape.check_site(each, model.name)
+        inputs, targets = (layout_of(each, [shape.width(at) for at in each]) for each in sites)
+        settings.check_ends(settings.layout.ends(inputs, targets))
     dataset = settings.dataset
     predicting = [name for name, each in settings.eval.items() if "language_model" in each.needs]
     if predicting and dataset.skip_positions >= dataset.tokens_per_row - 1:
@@ -90,5 +92,7 @@ def _check_other_source(settings: RunSettings) -> None:
     for name in ("model", "site", "dataset"):
         if getattr(settings, name) is not None:
             raise ValueError(f"{name} is chosen, but this source has nothing to do with a language model; leave it out")
+    if not settings.layout.plain:
+        raise ValueError("layout is between sites of a language model, which this source has none of; leave it out")
     if (d_in := settings.source.width()) is not None:
         settings.check_ends(Ends.of(d_in))

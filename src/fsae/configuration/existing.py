@@ -13,6 +13,7 @@ from fsae.language_models.identity import published_as
 from fsae.language_models.settings import ModelSettings
 from fsae.language_models.sites import Site
 from fsae.sources.documents import DatasetSettings
+from fsae.sources.layout import Sites
 from fsae.sources.source import SourceSettings
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def apply_provenance(settings: RunSettings) -> RunSettings:
             )
         return settings
     model, site, dataset = settings.place()
-    _check_site(site, provenance, folder)
+    _check_sites(settings.layout.sites(site), provenance, folder)
     _compare_model(model, provenance, folder)
     return replace(
         settings,
@@ -49,6 +50,8 @@ def apply_provenance(settings: RunSettings) -> RunSettings:
 
 def with_its_norm_limit(source: SourceSettings, provenance: Provenance, folder: Path) -> SourceSettings:
     """Return the source with the norm limit of the autoencoder's training, beyond which activations were left out."""
+    if provenance.max_activation_norms is not None:
+        return source.with_norm_limits(provenance.max_activation_norms)
     limit = provenance.max_activation_norm
     if limit is None:
         return source
@@ -75,7 +78,8 @@ def _log_once(level: int, message: str) -> None:
     log.log(level, message)
 
 
-def _check_site(site: Site, provenance: Provenance, folder: Path) -> None:
+def _check_sites(sites: Sites, provenance: Provenance, folder: Path) -> None:
+    site = sites.input[0]
     if provenance.hook_name is None:
         _log_once(
             logging.WARNING, f"{_described(folder)} does not name the site; the autoencoder is evaluated at {site}"
@@ -83,8 +87,15 @@ def _check_site(site: Site, provenance: Provenance, folder: Path) -> None:
         return
     try:
         made_for = Site.of_hook(provenance.hook_name, provenance.hook_head_index)
+        read = tuple(map(Site.of_hook, provenance.hook_names or [])) or (made_for,)
+        written = (Site.of_hook(provenance.hook_name_out),) if provenance.hook_name_out else read
     except ValueError as error:
         raise ValueError(f"{_described(folder)}: {error}") from None
+    if sites != (read, written) and (not sites.plain or read != written or len(read) > 1):
+        raise ValueError(
+            f"the dictionary in {folder} is for {Sites(read, written)}, but the settings are for {sites}; choose its "
+            "layout and its site, as in layout=transcoder site.layer=5"
+        )
     if made_for != site:
         of_head = "" if made_for.head is None else f", head {made_for.head} alone"
         raise ValueError(

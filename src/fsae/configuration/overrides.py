@@ -35,6 +35,11 @@ def options_first(arguments: Sequence[str]) -> list[str]:
     return [*options, *overrides]
 
 
+def with_layers(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with a list of layers, as in `site.layer=[3,6,9]`, as the layers of the layout."""
+    return [re.sub(r"^site\.layer=(?=\[)", "layout.layers=", argument) for argument in arguments]
+
+
 def with_one_config_dir(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with the first `--config-dir` alone, and the others in `hydra.searchpath`.
 

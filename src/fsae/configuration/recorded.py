@@ -29,7 +29,7 @@ def recorded_settings(folder: Path) -> RunSettings:
     """
     written = _written(folder)
     with _known(folder):
-        groups = _typed_groups(folder, written, [each.name for each in fields(RunSettings)])
+        groups = _typed_groups(folder, written, [each.name for each in fields(RunSettings) if each.name in written])
         return settings_of(OmegaConf.create(groups | {"task": Task[written["task"]]}))
 
 

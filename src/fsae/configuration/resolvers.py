@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from enum import Enum
 from functools import cache
@@ -97,9 +98,7 @@ def _run_folder(*, _root_: DictConfig) -> str:
     digest = digest_of(deciding)
     # Taken from the flat text: a YAML file without its schema is refused later, with a better message.
     if {"model.name", "site.name", "site.layer"} <= deciding.keys():
-        head = deciding.get("site.head", "null")
-        site = [deciding["site.name"], deciding["site.layer"], *([] if head == "null" else [head])]
-        vectors = f"{deciding['model.name']}-{'.'.join(site)}"
+        vectors = f"{deciding['model.name']}-{_sites(deciding)}"
     else:
         vectors = _root_.hydra.runtime.choices.source
     if deciding["task"] == "eval":
@@ -119,6 +118,16 @@ def _run_folder(*, _root_: DictConfig) -> str:
         number += 1
         folder = f"{name}-{digest}-{number}"
     return folder
+
+
+def _sites(deciding: Mapping[str, str]) -> str:
+    """Return the sites of a run as a part of its name: resid_mid.3, mlp_in.3-mlp_out, resid_mid.3_6_9."""
+    layers = json.loads(deciding.get("layout.layers", "[]")) or [deciding["site.layer"]]
+    head = deciding.get("site.head", "null")
+    read = f"{deciding['site.name']}.{'_'.join(map(str, layers))}{'' if head == 'null' else f'.{head}'}"
+    target = deciding.get("layout.target", "null")
+    written = "" if target == "null" else f"-{target}"
+    return f"{read}{written}{'-skip' if deciding.get('layout.skip') == 'true' else ''}"
 
 
 def _finished(folder: Path) -> bool:

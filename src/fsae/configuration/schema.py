@@ -6,6 +6,7 @@ under `schema/...`, from which the YAML files take them, so that unknown keys an
 
 import re
 from collections.abc import Mapping
+from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from enum import Enum
 from functools import cache
@@ -33,6 +34,7 @@ from fsae.plugins import check_groups, with_outside
 from fsae.ranges import SEED, Ranged, check_number, is_nullable, range_of
 from fsae.sources.choices import CHOICES as SOURCES
 from fsae.sources.documents import DatasetSettings
+from fsae.sources.layout import LayoutSettings, Sites
 from fsae.sources.source import SourceSettings
 from fsae.tracking.tracker import TrackingSettings
 from fsae.training.choices import CHOICES as TRAINERS
@@ -93,6 +95,7 @@ class RunSettings(Ranged):
         name: the run's name, in its folder's name and in MLflow; null for a name made from the settings.
         seed: seed of the weights, the data's order and every other draw.
         model, site, dataset: origin of a language model's activations; None for another source.
+        layout: which sites the dictionaries read and write.
         suite: sizes that the evaluations share.
         eval: the evaluations, by name.
     """
@@ -103,6 +106,7 @@ class RunSettings(Ranged):
     paths: PathsSettings
     model: ModelSettings | None
     site: Site | None
+    layout: LayoutSettings = field(default_factory=LayoutSettings)
     dataset: DatasetSettings | None
     source: SourceSettings
     arch: AutoencoderSettings
@@ -126,6 +130,11 @@ class RunSettings(Ranged):
         assert self.site is not None
         assert self.dataset is not None
         return self.model, self.site, self.dataset
+
+    @property
+    def sites(self) -> Sites | None:
+        """The sites that the dictionaries read and write; None without a language model."""
+        return None if self.site is None else self.layout.sites(self.site)
 
     def existing(self) -> Path:
         """Return the folder of the autoencoder that task=eval evaluates."""
@@ -173,6 +182,7 @@ SINGLE: dict[str, type] = {
     "paths": PathsSettings,
     "model": ModelSettings,
     "site": Site,
+    "layout": LayoutSettings,
     "dataset": DatasetSettings,
     "population": PopulationSettings,
     "suite": SuiteSettings,
@@ -272,6 +282,9 @@ def settings_of(config: DictConfig) -> RunSettings:
     _check_ranges(config, RunSettings, "")
     values: dict[str, Any] = {}
     for f in fields(RunSettings):
+        if f.name not in config and f.default_factory is not NO_DEFAULT:
+            # A run of an earlier version, which had no such group.
+            continue
         node = config[f.name]
         values[f.name] = OmegaConf.to_object(node) if OmegaConf.is_config(node) else node
     for f in fields(RunSettings):

@@ -85,7 +85,7 @@ class Absorption(Evaluation, group="eval.absorption"):
     min_probe_f1: float = field(default=0.6, metadata=between(least=0, most=1))
     seed: int = field(default=0, metadata=SEED)
 
-    needs: ClassVar[frozenset[str]] = frozenset({"language_model"})
+    needs: ClassVar[frozenset[str]] = frozenset({"language_model", "one_site"})
     in_sweeps: ClassVar[bool] = False
     meanings: ClassVar[dict[str, Meaning]] = {
         **accompanied("absorption", Meaning("absorbed share of first letters", better=Better.less), _RANDOM),

@@ -50,6 +50,7 @@ class Amortisation(Evaluation, group="eval.amortisation"):
     coding_rounds: int = field(default=0, metadata=COUNT_OR_NONE)
     seed: int = field(default=0, metadata=COUNT_OR_NONE)
 
+    needs: ClassVar[frozenset[str]] = frozenset({"one_site"})
     in_sweeps: ClassVar[bool] = False
     meanings: ClassVar[dict[str, Meaning]] = {
         **accompanied("amortisation_gap", Meaning("fvu that the encoder adds to its decoder's", better=Better.less)),

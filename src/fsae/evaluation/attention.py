@@ -116,7 +116,7 @@ class AttentionHeads(Evaluation, group="eval.attention"):
     seed: int = field(default=0, metadata=SEED)
 
     in_sweeps: ClassVar[bool] = False
-    needs: ClassVar[frozenset[str]] = frozenset({"language_model", "attention"})
+    needs: ClassVar[frozenset[str]] = frozenset({"language_model", "attention", "one_site"})
     meanings: ClassVar[dict[str, Meaning]] = {
         **accompanied("dfa_head_share", Meaning("share of a latent that its strongest head has"), _RANDOM),
         **accompanied(

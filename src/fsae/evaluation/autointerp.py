@@ -126,7 +126,7 @@ class Autointerp(Evaluation, group="eval.autointerp"):
     prompts: str | None = None
     seed: int = field(default=0, metadata=SEED)
 
-    needs: ClassVar[frozenset[str]] = frozenset({"language_model"})
+    needs: ClassVar[frozenset[str]] = frozenset({"language_model", "one_input"})
     reads: ClassVar[frozenset[str]] = frozenset({"latents"})
     in_sweeps: ClassVar[bool] = False
     meanings: ClassVar[dict[str, Meaning]] = _meanings()

@@ -109,7 +109,7 @@ class Circuits(Evaluation, group="eval.circuits"):
     others: list[str] = field(default_factory=list)
 
     in_sweeps: ClassVar[bool] = False
-    needs: ClassVar[frozenset[str]] = frozenset({"language_model"})
+    needs: ClassVar[frozenset[str]] = frozenset({"language_model", "one_site"})
     meanings: ClassVar[dict[str, Meaning]] = {
         **accompanied(
             "faithfulness",

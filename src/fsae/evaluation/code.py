@@ -102,7 +102,7 @@ class Code(Evaluation, group="eval.code"):
     least: int = field(default=50, metadata=COUNT)
     seed: int = field(default=0, metadata=SEED)
 
-    needs: ClassVar[frozenset[str]] = frozenset({"language_model"})
+    needs: ClassVar[frozenset[str]] = frozenset({"language_model", "one_site"})
     in_sweeps: ClassVar[bool] = False
     meanings: ClassVar[dict[str, Meaning]] = {
         **accompanied("code_f1", Meaning("best latent's F1 per type of syntax node", better=Better.more), _CONTROLS),

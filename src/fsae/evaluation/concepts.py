@@ -141,7 +141,7 @@ class Concepts(Evaluation, group="eval.concepts"):
     splits: int = field(default=3, metadata=between(least=1, most=100))
     seed: int = field(default=0, metadata=SEED)
 
-    needs: ClassVar[frozenset[str]] = frozenset({"language_model"})
+    needs: ClassVar[frozenset[str]] = frozenset({"language_model", "one_site"})
     in_sweeps: ClassVar[bool] = False
     meanings: ClassVar[dict[str, Meaning]] = {
         **accompanied("concepts_auroc", Meaning("AUROC of the best latent per concept", better=Better.more), _CONTROLS),

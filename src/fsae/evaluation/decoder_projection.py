@@ -38,6 +38,7 @@ class DecoderProjection(Evaluation, group="eval.decoder_projection"):
     batch_size: int = field(default=2048, metadata=COUNT)
     share: float = field(default=0.375, metadata=between(above=0, below=0.5))
 
+    needs: ClassVar[frozenset[str]] = frozenset({"one_site"})
     in_sweeps: ClassVar[bool] = False
     meanings: ClassVar[dict[str, Meaning]] = {
         "decoder_projection": Meaning("n-th largest projection onto decoder rows"),

@@ -88,7 +88,7 @@ class Influence(Evaluation, group="eval.influence"):
     seed: int = field(default=0, metadata=SEED)
 
     in_sweeps: ClassVar[bool] = False
-    needs: ClassVar[frozenset[str]] = frozenset({"language_model"})
+    needs: ClassVar[frozenset[str]] = frozenset({"language_model", "one_site"})
     meanings: ClassVar[dict[str, Meaning]] = {
         **accompanied("influence_drop", Meaning("probability lost by masking influential latents"), _CONTROLS),
         **accompanied("attribution_rank", Meaning("rank correlation of attribution and ablation", better=Better.more)),

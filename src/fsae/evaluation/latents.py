@@ -77,6 +77,7 @@ class Latents(Evaluation, group="eval.latents"):
     workers: int = field(default=1, metadata=between(least=1, most=1000))
     memory_gb: float | None = field(default=None, metadata=POSITIVE)
 
+    needs: ClassVar[frozenset[str]] = frozenset({"one_input"})
     in_sweeps: ClassVar[bool] = False
     # `vectors` reports the other numbers, over more samples.
     meanings: ClassVar[dict[str, Meaning]] = {
@@ -130,7 +131,10 @@ class Latents(Evaluation, group="eval.latents"):
                 f"none of the {rows.tokens.numel()} tokens that eval.latents reads counts: all are special or skipped; "
                 "raise eval.latents.tokens, or see dataset.skip_positions and dataset.exclude_tokens"
             )
-        return TextContexts(rows, text.model, text.site, text.rows_at_once, text.norm_limit, text.open_model)
+        (written,) = text.sites.target
+        return TextContexts(
+            rows, text.model, text.site, text.rows_at_once, text.norm_limit, text.open_model, written=written
+        )
 
     @property
     def _sizes(self) -> Sizes:

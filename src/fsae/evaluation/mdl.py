@@ -47,6 +47,7 @@ class Mdl(Evaluation, group="eval.mdl"):
     batch_size: int = field(default=2048, metadata=COUNT)
     tolerance: float = field(default=0.05, metadata=between(above=0, most=1))
 
+    needs: ClassVar[frozenset[str]] = frozenset({"one_site"})
     in_sweeps: ClassVar[bool] = False
     meanings: ClassVar[dict[str, Meaning]] = {
         **accompanied(

@@ -130,7 +130,7 @@ class Ravel(Evaluation, group="eval.ravel"):
     seeds: int = field(default=2, metadata=between(least=1, most=100))
     seed: int = field(default=0, metadata=SEED)
 
-    needs: ClassVar[frozenset[str]] = frozenset({"language_model"})
+    needs: ClassVar[frozenset[str]] = frozenset({"language_model", "one_site"})
     in_sweeps: ClassVar[bool] = False
     meanings: ClassVar[dict[str, Meaning]] = {
         **accompanied(

@@ -95,7 +95,7 @@ class Scr(Evaluation, group="eval.scr"):
     repeats: int = field(default=3, metadata=between(least=1, most=1000))
     seed: int = field(default=0, metadata=SEED)
 
-    needs: ClassVar[frozenset[str]] = frozenset({"language_model"})
+    needs: ClassVar[frozenset[str]] = frozenset({"language_model", "one_site"})
     in_sweeps: ClassVar[bool] = False
     meanings: ClassVar[dict[str, Meaning]] = ablation_meanings("scr")
 

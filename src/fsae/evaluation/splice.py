@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from fsae.language_models.sites import Site
 from fsae.outputs.results import Better, Meaning, Shown
 from fsae.progress import working
 from fsae.ranges import COUNT
+from fsae.sources.layout import Sites
 from fsae.sources.massive import within
 
 # Entries of log-softmax in memory at a time, in float32: all logits of a batch may be several gigabytes.
@@ -38,22 +39,24 @@ class SpliceableModel(Protocol):
 
 
 @torch.no_grad()
-def evaluate_splice(
+def evaluate_parts(
     model: SpliceableModel,
-    site: Site,
+    sites: Sites,
     autoencoders: Sequence[Autoencoder],
     tokens: Int[Tensor, "row position"],
     keep: Bool[Tensor, "row position"],
-    mean_activation: Float[Tensor, " d_in"],
+    mean_activation: Float[Tensor, " d_out"],
     rows_at_once: int,
     heartbeat: Callable[[], None] = lambda: None,
-    norm_limit: float | None = None,
+    norm_limits: Sequence[float] | None = None,
     entries_at_once: int = ENTRIES_AT_ONCE,
-) -> list[dict[str, float]]:
-    """Return each autoencoder's cross-entropy and divergence with replaced activations, in nats per token.
+) -> list[list[dict[str, float]]]:
+    """Return each autoencoder's numbers with activations replaced at each site that it writes, in nats per token.
 
-    Only kept positions are replaced and counted: in every variant the model keeps its own activations elsewhere.
-    sae_lens ablates at all positions, which is the same if every position is kept. Every sum runs over all tokens.
+    Activations are encoded where the autoencoder reads and replaced where it writes; if it writes at several sites, at
+    one of them at a time. Only kept positions are replaced and counted: in every variant the model keeps its own
+    activations elsewhere. sae_lens ablates at all positions, which is the same if every position is kept. Every sum
+    runs over all tokens.
 
     ce_base: mean of -log p(next token) over kept positions that have a next token.
     ce_spliced: the same with the reconstruction at the kept positions.
@@ -64,66 +67,96 @@ def evaluate_splice(
     kl: mean over kept positions of KL(p_base || p_spliced).
 
     Args:
-        model: runs one forward pass for each autoencoder, and three more.
-        site: the site that the autoencoder was trained at.
-        autoencoders: in eval mode and in raw units.
+        model: runs, for each part of the target, one forward pass for each autoencoder and two more, and one pass.
+        sites: the sites that the autoencoders read and write.
+        autoencoders: in eval mode and in raw units, with one layout.
         tokens: held-out rows.
         keep: positions that count for the autoencoder, as in training.
-        mean_activation: mean at the site over held-out vectors.
+        mean_activation: mean of the target over held-out vectors.
         rows_at_once: rows per forward pass; two sets of their logits are held at a time.
         heartbeat: called before each set of rows; may raise to stop.
-        norm_limit: vectors of a greater norm are neither replaced nor counted, as in training.
+        norm_limits: of each site; positions with a vector of a greater norm are neither replaced nor counted, as in
+            training.
         entries_at_once: entries of log-softmax in memory at a time.
 
     Raises:
-        ValueError: no kept position has a next token, or activations at the site are not finite.
+        ValueError: no kept position has a next token, or activations at a site are not finite.
     """
     if not keep[:, :-1].any():
         raise _nothing_to_predict(tokens)
     assert not any(autoencoder.training for autoencoder in autoencoders)
     device = autoencoders[0].W_dec.device
     keep, tokens = keep.to(device), tokens.to(device)
-    shared = {name: torch.zeros((), dtype=torch.float64, device=device) for name in ("base", "zero", "mean")}
-    spliced = torch.zeros(len(autoencoders), dtype=torch.float64, device=device)
+    layout = autoencoders[0].ends.target
+    means = layout.split(mean_activation)
+    base_sum = torch.zeros((), dtype=torch.float64, device=device)
+    # For each part: zeros, the mean, and every autoencoder.
+    ablated = {name: base_sum.new_zeros(len(means), 1) for name in ("zero", "mean")}
+    spliced = base_sum.new_zeros(len(means), len(autoencoders))
     divergence = torch.zeros_like(spliced)
     predictions = torch.zeros((), dtype=torch.long, device=device)
     counted = torch.zeros_like(predictions)
-    ablations = {"zero": torch.zeros_like, "mean": lambda x: mean_activation.to(x).expand_as(x)}
 
     for begin in range(0, tokens.shape[0], rows_at_once):
         heartbeat()
         rows = slice(begin, begin + rows_at_once)
         row_tokens, row_keep = tokens[rows], keep[rows]
-        if norm_limit is None:
-            base = model.logits(row_tokens)
-        else:
-            base, short = _base_and_short(model, site, row_tokens, norm_limit)
-            row_keep = row_keep & short.to(row_keep.device)
+        base, read = _base_and_activations(model, sites.all, row_tokens)
+        if norm_limits is not None:
+            for site, limit in zip(sites.all, norm_limits, strict=True):
+                row_keep = row_keep & within(read[site].flatten(0, 1), limit).view(row_keep.shape).to(device)
         predictions += row_keep[:, :-1].sum()
         counted += row_keep.sum()
-        shared["base"] += _cross_entropy(base, row_tokens, row_keep, entries_at_once)
+        base_sum += _cross_entropy(base, row_tokens, row_keep, entries_at_once)
+        x = torch.cat([_kept(read[site], row_keep, site) for site in sites.input], dim=1)
         for i, autoencoder in enumerate(autoencoders):
-            logits = model.logits(row_tokens, (site, _at(row_keep, partial(_reconstruct, autoencoder, site))))
-            spliced[i] += _cross_entropy(logits, row_tokens, row_keep, entries_at_once)
-            divergence[i] += _divergence(base, logits, row_keep, entries_at_once)
-            del logits
+            written = autoencoder(x.to(autoencoder.W_dec), sparse=True).reconstruction
+            for part, (site, vectors) in enumerate(zip(sites.target, layout.split(written), strict=True)):
+                logits = model.logits(row_tokens, (site, _with(row_keep, vectors)))
+                spliced[part, i] += _cross_entropy(logits, row_tokens, row_keep, entries_at_once)
+                divergence[part, i] += _divergence(base, logits, row_keep, entries_at_once)
+                del logits
         del base
-        for name, ablation in ablations.items():
-            logits = model.logits(row_tokens, (site, _at(row_keep, ablation)))
-            shared[name] += _cross_entropy(logits, row_tokens, row_keep, entries_at_once)
-            del logits
+        for part, (site, mean) in enumerate(zip(sites.target, means, strict=True)):
+            for name, vector in (("zero", torch.zeros_like(mean)), ("mean", mean)):
+                logits = model.logits(row_tokens, (site, _with(row_keep, vector)))
+                ablated[name][part] += _cross_entropy(logits, row_tokens, row_keep, entries_at_once)
+                del logits
 
     if not predictions:
         raise _nothing_to_predict(tokens)
-    ce = {name: total / predictions for name, total in {**shared, "spliced": spliced}.items()}
+    ce = {name: total / predictions for name, total in {"base": base_sum, **ablated, "spliced": spliced}.items()}
     numbers = {
         "ce_recovered_zero": (ce["zero"] - ce["spliced"]) / (ce["zero"] - ce["base"]),
         "ce_recovered_mean": (ce["mean"] - ce["spliced"]) / (ce["mean"] - ce["base"]),
         "kl": divergence / counted,
         **{f"ce_{name}": value for name, value in ce.items()},
     }
-    columns = [value.expand_as(spliced).tolist() for value in numbers.values()]
-    return [dict(zip(numbers, row, strict=True)) for row in zip(*columns, strict=True)]
+    tables = {name: value.expand_as(spliced).tolist() for name, value in numbers.items()}
+    return [
+        [{name: table[part][i] for name, table in tables.items()} for part in range(len(means))]
+        for i in range(len(autoencoders))
+    ]
+
+
+def evaluate_splice(
+    model: SpliceableModel,
+    sites: Sites,
+    autoencoders: Sequence[Autoencoder],
+    tokens: Int[Tensor, "row position"],
+    keep: Bool[Tensor, "row position"],
+    mean_activation: Float[Tensor, " d_out"],
+    rows_at_once: int,
+    **more: Any,
+) -> list[dict[str, float]]:
+    """Return each autoencoder's numbers, as means over the sites that it writes; see `evaluate_parts`."""
+    found = evaluate_parts(model, sites, autoencoders, tokens, keep, mean_activation, rows_at_once, **more)
+    return [mean_of(parts) for parts in found]
+
+
+def mean_of(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the mean of each number over parts."""
+    return {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
 
 
 def _nothing_to_predict(tokens: Tensor) -> ValueError:
@@ -133,35 +166,36 @@ def _nothing_to_predict(tokens: Tensor) -> ValueError:
     )
 
 
-def _base_and_short(
-    model: SpliceableModel, site: Site, tokens: Int[Tensor, "row position"], norm_limit: float
-) -> tuple[Float[Tensor, "row position vocabulary"], Bool[Tensor, "row position"]]:
-    """Return the model's own logits, and the positions whose norm at the site is within the limit."""
-    short: list[Tensor] = []
+def _base_and_activations(
+    model: SpliceableModel, sites: Sequence[Site], tokens: Int[Tensor, "row position"]
+) -> tuple[Float[Tensor, "row position vocabulary"], dict[Site, Float[Tensor, "row position d"]]]:
+    """Return the model's own logits, and the activations at some sites in the same pass."""
+    read: dict[Site, Tensor] = {}
 
-    def look(activations: Tensor) -> Tensor:
-        short.append(within(activations.flatten(0, 1), norm_limit).view(activations.shape[:2]))
+    def look(activations: Tensor, site: Site) -> Tensor:
+        read[site] = activations
         return activations
 
-    logits = model.logits(tokens, (site, look))
-    return logits, short[0]
+    logits = model.logits(tokens, *((site, partial(look, site=site)) for site in sites))
+    return logits, read
 
 
-def _at(keep: Bool[Tensor, "row position"], function: Callable[[Tensor], Tensor]) -> Replacement:
-    """Apply `function` to the vectors at the kept positions and leave the others as they are."""
+def _kept(activations: Float[Tensor, "row position d"], keep: Bool[Tensor, "row position"], site: Site) -> Tensor:
+    # The clone leaves inference mode.
+    kept = activations[keep.to(activations.device)].clone()
+    check_finite(kept, f"activations at {site} of the rows that the reconstruction is spliced into")
+    return kept
+
+
+def _with(keep: Bool[Tensor, "row position"], vectors: Float[Tensor, "*kept d"]) -> Replacement:
+    """Put vectors, or one for all, into the kept positions and leave the others as they are."""
 
     def replacement(activations: Tensor) -> Tensor:
-        kept = keep.to(activations.device)
         replaced = activations.clone()
-        replaced[kept] = function(activations[kept]).to(activations)
+        replaced[keep.to(activations.device)] = vectors.to(activations)
         return replaced
 
     return replacement
-
-
-def _reconstruct(autoencoder: Autoencoder, site: Site, x: Float[Tensor, "vectors d_in"]) -> Tensor:
-    check_finite(x, f"activations at {site} of the rows that the reconstruction is spliced into")
-    return autoencoder(x.to(autoencoder.W_dec), sparse=True).reconstruction
 
 
 def _cross_entropy(logits: Tensor, tokens: Tensor, keep: Tensor, entries_at_once: int) -> Tensor:
@@ -193,7 +227,7 @@ def _portions(keep: Tensor, logits: Float[Tensor, "places vocabulary"], entries_
 
 @dataclass(frozen=True, kw_only=True)
 class Splice(Evaluation, group="eval.splice"):
-    """Cross-entropy of the language model with the reconstruction at the site.
+    """Cross-entropy of the language model with the reconstruction where the dictionary writes.
 
     Attributes:
         tokens: held-out tokens on which the language model runs.
@@ -230,15 +264,22 @@ class Splice(Evaluation, group="eval.splice"):
         assert vectors is not None
         with working("running the language model with the reconstruction in place of its activations"):
             tokens, keep = text.held_out_rows(self.tokens)
-            spliced = evaluate_splice(
+            spliced = evaluate_parts(
                 text.model,
-                text.site,
+                text.sites,
                 subject.autoencoders,
                 tokens,
                 keep,
                 vectors[0].mean_activation,
                 text.rows_at_once,
                 subject.heartbeat,
-                text.norm_limit,
+                text.norm_limits,
             )
-        return [Measured(own) for own in subject.by_run(spliced)]
+        measured = []
+        for own in subject.by_run(spliced):
+            content = {}
+            if len(text.sites.target) > 1:
+                names = [str(site) for site in text.sites.target]
+                content["spliced_parts"] = [dict(zip(names, parts, strict=True)) for parts in own]
+            measured.append(Measured([mean_of(parts) for parts in own], content=content))
+        return measured

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 MEMBERS = "members"
 # The need of evaluations of what attention computes.
 ATTENTION = "attention"
+# The needs of evaluations that encode the vectors of one site, and of those that also write there.
+ONE_INPUT = "one_input"
+ONE_SITE = "one_site"
 # Names in `results.json` and `evaluations/<name>.json` that no evaluation's content may have.
 RESERVED = frozenset({"meanings", "notes", "evaluated", "settings", "numbers", "members"})
 PREFIXES = (MEASURED, "data/")
@@ -39,6 +42,8 @@ UNMET = {
         "the source's features are not known", "use a synthetic source, as in source=grouped_features"
     ),
     MEMBERS: ("the run trains one autoencoder", "set population.size to 2 or more"),
+    ONE_INPUT: ("the dictionary reads several sites", "choose layout=autoencoder or layout=transcoder"),
+    ONE_SITE: ("the dictionary does not read and write one site", "choose layout=autoencoder"),
     ATTENTION: ("the site is not the output of attention", "use site=attn_z or site=attn_out"),
 }  # fmt: skip
 

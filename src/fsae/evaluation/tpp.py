@@ -84,7 +84,7 @@ class Tpp(Evaluation, group="eval.tpp"):
     repeats: int = field(default=3, metadata=between(least=1, most=1000))
     seed: int = field(default=0, metadata=SEED)
 
-    needs: ClassVar[frozenset[str]] = frozenset({"language_model"})
+    needs: ClassVar[frozenset[str]] = frozenset({"language_model", "one_site"})
     in_sweeps: ClassVar[bool] = False
     meanings: ClassVar[dict[str, Meaning]] = ablation_meanings("tpp")
 

@@ -16,7 +16,9 @@ class Provenance:
     Attributes:
         model_name: the language model, as TransformerLens and SAELens open it.
         model_note: the difference of its weights from those under that name, such as a quantisation or a revision.
-        hook_name: TransformerLens' name of the site.
+        hook_name: TransformerLens' name of the site that it reads; of the first one if there are several.
+        hook_name_out: of the site that it writes; None if it is the same one.
+        hook_names: of all sites of a crosscoder, in their order.
         hook_head_index: the attention head whose vectors they are, counted from 0; None for all heads together.
         context_size: tokens per sequence.
         prepend_bos: whether every sequence began with the model's first token.
@@ -25,6 +27,7 @@ class Provenance:
             tokenizer's special tokens were.
         seqpos_slice: start, and optionally stop and step, of the positions of a sequence that counted.
         max_activation_norm: activations of a greater norm were left out.
+        max_activation_norms: such norms at all sites of a dictionary between several, inputs first.
         prefix: text that every row began with, and whose positions did not count.
         chat_roles: roles of a chat whose words counted.
         matryoshka_widths: numbers of first latents that were trained to reconstruct the vectors on their own.
@@ -33,6 +36,8 @@ class Provenance:
     model_name: str | None = None
     model_note: str | None = None
     hook_name: str | None = None
+    hook_name_out: str | None = None
+    hook_names: list[str] | None = None
     hook_head_index: int | None = None
     context_size: int | None = None
     prepend_bos: bool | None = None
@@ -40,6 +45,7 @@ class Provenance:
     exclude_special_tokens: list[int] | bool | None = None
     seqpos_slice: list[int | None] | None = None
     max_activation_norm: float | None = None
+    max_activation_norms: list[float] | None = None
     prefix: str | None = None
     chat_roles: list[str] | None = None
     matryoshka_widths: list[int] | None = None
@@ -69,8 +75,8 @@ def provenance_of(config: dict[str, Any], path: Path) -> Provenance:
         path: the file that says so, for messages.
 
     Raises:
-        ValueError: it contradicts itself, or names training vectors that fsae does not support: those of two sites, or
-            of a language model that was opened in another way.
+        ValueError: it contradicts itself, or names training vectors that fsae does not support: those of a
+            language model that was opened in another way.
     """
     known = _flat(config, path)
 
@@ -90,12 +96,13 @@ def provenance_of(config: dict[str, Any], path: Path) -> Provenance:
             f"{path}: hook_head_index is {head}, but hook_name is {hook_name!r}, which is of no single attention head; "
             "correct the wrong one"
         )
-    for name in ("hook_name_out", "hook_point_out"):
-        if known.get(name) not in (None, hook_name):
-            raise ValueError(
-                f"{path}: {name} is {known[name]!r}, another site than it reads ({hook_name!r}): it is a transcoder, "
-                "which is not supported"
-            )
+    hook_out = read("hook_name_out", str, "the name of a site") or read("hook_point_out", str, "the name of a site")
+    hooks = known.get("hook_names")
+    if hooks is not None and not _is_list_of(hooks, str):
+        raise ValueError(f"{path}: hook_names is {hooks!r}; it must be a list of sites' names, or null")
+    norms = known.get("max_activation_norms")
+    if norms is not None and not (_is_list_of(norms, int | float) and all(0 < each < math.inf for each in norms)):
+        raise ValueError(f"{path}: max_activation_norms is {norms!r}; it must be a list of positive numbers, or null")
     context_size = read("context_size", int, "a positive whole number")
     if context_size is not None and context_size < 1:
         raise ValueError(f"{path}: context_size is {context_size}; it must be a positive whole number, or null")
@@ -120,6 +127,8 @@ def provenance_of(config: dict[str, Any], path: Path) -> Provenance:
         model_name=read("model_name", str, "the name of a model"),
         model_note=read("model_note", str, "a text"),
         hook_name=hook_name,
+        hook_name_out=None if hook_out == hook_name else hook_out,
+        hook_names=hooks,
         hook_head_index=head,
         context_size=context_size,
         prepend_bos=read("prepend_bos", bool, "true or false"),
@@ -127,6 +136,7 @@ def provenance_of(config: dict[str, Any], path: Path) -> Provenance:
         exclude_special_tokens=special,
         seqpos_slice=positions,
         max_activation_norm=norm,
+        max_activation_norms=norms,
         prefix=read("prefix", str, "a text"),
         chat_roles=roles,
         matryoshka_widths=widths,

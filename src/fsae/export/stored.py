@@ -11,8 +11,10 @@ from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.choices import CHOICES
+from fsae.autoencoders.layout import Ends
 from fsae.autoencoders.normalised import InputNorm, Normalised
 from fsae.autoencoders.settings import AutoencoderSettings, count_in
+from fsae.export.between import split_name
 from fsae.export.provenance import Provenance, provenance_of
 from fsae.plugins import with_outside
 
@@ -59,33 +61,46 @@ class Stored:
             ValueError: a file is damaged, a tensor is missing, superfluous or of the wrong shape, the architecture is
                 unknown, or the config asks for something that fsae does not support.
         """
-        config, said = dict(self.config), self.described
+        (config, between), said = split_name(self.config), self.described
         # A training checkpoint of SAELens.
         of_batch = config.get("architecture") in _BATCH_ARCHITECTURES
         if of_batch:
             config["architecture"] = "jumprelu"
         architecture, kind = self._architecture(config)
         factor, norm = self._normalisation(config)
+        if norm is not None and between is not None:
+            raise ValueError(
+                f"{said}: normalize_activations is {norm.name!r}, which is not supported for a dictionary that writes "
+                "another site than it reads, or several"
+            )
         self._refuse_unhonoured(config)
         tensors = self.tensors()
         if of_batch and "topk_threshold" in tensors:
             threshold = tensors.pop("topk_threshold")
             tensors["threshold"] = threshold.expand(len(tensors["b_enc"])) if "b_enc" in tensors else threshold
         per_latent = self._factor_per_latent(tensors)
-        d_in, d_sae = self._size(config, "d_in", tensors, "b_dec"), self._size(config, "d_sae", tensors, "W_dec")
+        d_in, d_sae = self._size(config, "d_in", tensors, "W_enc"), self._size(config, "d_sae", tensors, "W_dec")
         try:
             settings = kind.from_saelens(architecture, config, d_sae)
+            if between is None:
+                ends = Ends.of(d_in)
+            else:
+                ends = between.ends(d_in, self._size(dict(self.config), "d_out", tensors, "b_dec"))
         except ValueError as error:
             raise ValueError(f"{said}: {error}") from None
-        weights = self._checked(tensors, settings.saelens_shapes(d_in))
+        weights = self._checked(tensors, settings.saelens_shapes(ends))
         if config.get("rescale_acts_by_decoder_norm"):
             fold_decoder_norms(weights)
         if per_latent is not None:
             weights["W_dec"] = weights["W_dec"] * per_latent.float()[:, None]
         if factor != 1 and "W_enc" in weights:
             weights["W_enc"] = weights["W_enc"] * factor
-            weights["W_dec"], weights["b_dec"] = weights["W_dec"] / factor, weights["b_dec"] / factor
-        autoencoder = settings.build(d_in, torch.Generator()).eval()
+            if ends.same:
+                weights["W_dec"], weights["b_dec"] = weights["W_dec"] / factor, weights["b_dec"] / factor
+            elif ends.skip:
+                # SAELens does not undo the factor at another site.
+                weights["W_skip"] = weights["W_skip"] * factor
+        autoencoder = settings.build(ends, torch.Generator()).eval()
         try:
             autoencoder.load_saelens(weights)
         except ValueError as error:

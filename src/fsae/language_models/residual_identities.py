@@ -27,7 +27,12 @@ def unsound_sites(read: Mapping[Site, Float[Tensor, "sequence position d"]], num
     """
     unsound: dict[Site, str] = {}
     for layer in range(num_layers):
-        pre, mid, post, mlp, attn, _ = (Site(name=name, layer=layer) for name in SiteName)
+        pre, mid, post, mlp, attn = (
+            Site(name=name, layer=layer)
+            for name in (
+                SiteName.resid_pre, SiteName.resid_mid, SiteName.resid_post, SiteName.mlp_out, SiteName.attn_out
+            )
+        )  # fmt: skip
         after = Site(name=SiteName.resid_pre, layer=layer + 1)
         if is_not_sum(read, after, post):
             reason = f"{post} is not {after}, the stream that the next block reads"

@@ -16,6 +16,7 @@ class SiteName(Enum):
     mlp_out = "mlp_out"
     attn_out = "attn_out"
     attn_z = "attn_z"
+    mlp_in = "mlp_in"
 
 
 # The Bridge's names of a block's hooks, for sites that are the same in every family.
@@ -30,9 +31,12 @@ _ORDER = [
     SiteName.attn_z,
     SiteName.attn_out,
     SiteName.resid_mid,
+    SiteName.mlp_in,
     SiteName.mlp_out,
     SiteName.resid_post,
 ]
+# Hooks whose name is not hook_ and the site's own.
+_HOOKS = {SiteName.attn_z: "attn.hook_z", SiteName.mlp_in: "mlp.hook_in"}
 # These hooks lie before the norm that some families (Gemma 2, OLMo 2) apply after a sublayer; our sites lie after it.
 _BEFORE_NORM = {"mlp.hook_out": SiteName.mlp_out, "attn.hook_out": SiteName.attn_out}
 
@@ -69,8 +73,7 @@ class Site(Ranged, group="site"):
     @property
     def hook_name(self) -> str:
         """TransformerLens' name of the hook, as SAELens stores it in `hook_name`."""
-        hook = "attn.hook_z" if self.name is SiteName.attn_z else f"hook_{self.name.value}"
-        return f"blocks.{self.layer}.{hook}"
+        return f"blocks.{self.layer}.{_HOOKS.get(self.name, f'hook_{self.name.value}')}"
 
     @property
     def overrides(self) -> list[str]:

@@ -148,6 +148,8 @@ class TransformerLensModel:
             reason = f"a forward pass does not reach {site.hook_name}"
             if self._failure is not None:
                 reason = f"the forward pass fails before it ({self._failure}); model.dtype=float32 may help"
+        elif reason is None and site.name is SiteName.mlp_in:
+            reason = self._unsound_mlp_input(site)
         if reason is not None:
             layer = [Site(name=name, layer=site.layer) for name in SiteName if name is not site.name]
             sound = [each.name.value for each in layer if each in self._widths and each not in self._unsound]
@@ -156,6 +158,23 @@ class TransformerLensModel:
                 f"{site.layer}: {', '.join(sound) or 'none'}; choose one of them with site=..."
             )
         self._checked.add(site)
+
+    def _unsound_mlp_input(self, site: Site) -> str | None:
+        """Return why a site is not all that an MLP reads; None if it is.
+
+        With zeros there, the MLP must write the same vector at every position, and the stream before it must not
+        change.
+        """
+        out, pre = (Site(name=name, layer=site.layer) for name in (SiteName.mlp_out, SiteName.resid_pre))
+        if not {out, pre} <= self.sites.keys():
+            return f"{out} and {pre} are needed to check it"
+        plain = self._read(self._probe, [pre, out])
+        zeros = self._read(self._probe, [pre, out], self._replacing([(site, torch.zeros_like)]))
+        if _differ(zeros[pre], plain[pre]):
+            return f"{pre} depends on it"
+        if _differ(zeros[out], zeros[out][:1, :1].expand_as(zeros[out])):
+            return f"{out} depends on other activations too"
+        return None if _differ(zeros[out], plain[out]) else f"{out} does not depend on it"
 
     def check_splice(self, site: Site) -> None:
         """Check that a replacement at a site takes effect: the activations themselves change no logits, zeros do.
@@ -438,7 +457,8 @@ class TransformerLensModel:
     def into_stream(self, site: Site) -> Float[Tensor, "d d_model"] | None:
         """Return the matrix by which a vector at a site is added to the residual stream; None if no matrix does this.
 
-        It is the identity at sites of the stream itself and at the outputs of attention and MLP. attn_z goes through
+        It is the identity at sites of the stream itself and at the outputs of attention and MLP. What an MLP reads is
+        not added to the stream. attn_z goes through
         its layer's W_O, and in Gemma 2 and others through the weight of a norm after it. The stream's own norm at that
         place divides the result by a root mean square, which differs from sample to sample and is left out.
 
@@ -446,6 +466,8 @@ class TransformerLensModel:
             ValueError: the model lacks the site.
         """
         self.check_site(site)
+        if site.name is SiteName.mlp_in:
+            return None
         if site.name is not SiteName.attn_z:
             return torch.eye(self.shape.d_model, device=self.device)
         if site.head is not None:

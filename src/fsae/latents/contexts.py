@@ -95,6 +95,7 @@ class TextContexts(Contexts):
         norm_limit: vectors of a greater norm are left out, as in training; None for no limit.
         open_model: opens the language model again.
         part_positions: positions of a part.
+        written: the site at which decoder rows are added; None for `site`.
     """
 
     unit = "tokens"
@@ -108,8 +109,9 @@ class TextContexts(Contexts):
         norm_limit: float | None,
         open_model: Callable[[], "TransformerLensModel"],
         part_positions: int = PART_POSITIONS,
+        written: Site | None = None,
     ):
-        self.part_positions = part_positions
+        self.part_positions, self.written = part_positions, written or site
         self.rows, self.model, self.site, self._open_model = rows, model, site, open_model
         self.norm_limit, self._at_once = norm_limit, at_once
         self.count, self.length = rows.tokens.shape

@@ -188,7 +188,7 @@ def _logit_columns(
     contexts: TextContexts, autoencoder: Autoencoder
 ) -> tuple[dict[str, Any], Int[np.ndarray, "d_sae top"]] | None:
     """Return the columns of logit effects and the top tokens; None if no matrix leads from the site to the logits."""
-    stream = contexts.model.into_stream(contexts.site)
+    stream = contexts.model.into_stream(contexts.written)
     if stream is None:
         return None
     try:

@@ -37,6 +37,7 @@ def request_of(settings: RunSettings) -> Request:
     return Request(
         model=settings.model,
         site=settings.site,
+        layout=settings.layout,
         dataset=settings.dataset,
         training_samples=settings.trainer.samples if settings.task in (Task.train, Task.harvest) else 0,
         held_out_samples=held_out_samples(settings.eval),
@@ -60,7 +61,7 @@ def check_memory(fresh: Sequence[RunSettings], source: Source) -> None:
         for check in settings.trainer.room_checks:
             needing.setdefault(check, []).extend([settings.arch] * settings.population.size)
     for check, archs in needing.items():
-        check(archs, _ends(source), source.device)
+        check(archs, _ends(fresh[0], source), source.device)
 
 
 def training_of(
@@ -84,7 +85,7 @@ def training_of(
     Raises:
         ValueError: the settings do not fit vectors of this width, or all vectors are zero.
     """
-    ends = _ends(source)
+    ends = _ends(settings, source)
     settings.check_ends(ends)
     autoencoders = [_fresh(settings, number, ends, source.device) for number in range(settings.population.size)]
     autoencoder = autoencoders[0]
@@ -135,8 +136,8 @@ def _fresh(settings: RunSettings, number: int, ends: Ends, device: torch.device)
     return settings.arch.build(ends, generator).to(device)
 
 
-def _ends(source: Source) -> Ends:
-    return Ends(input=source.input_layout, target=source.target_layout)
+def _ends(settings: RunSettings, source: Source) -> Ends:
+    return settings.layout.ends(source.input_layout, source.target_layout)
 
 
 def trained_of(training: Training, settings: RunSettings) -> Examined:
@@ -180,4 +181,4 @@ def _described(settings: RunSettings) -> str:
     """Return a description of the origin of the vectors."""
     if settings.model is None:
         return "the source"
-    return f"{settings.site} of {settings.model.name} in {str(dtype_of(settings.model)).removeprefix('torch.')}"
+    return f"{settings.sites} of {settings.model.name} in {str(dtype_of(settings.model)).removeprefix('torch.')}"

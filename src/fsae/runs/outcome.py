@@ -134,6 +134,7 @@ def _exports(folder: RunFolder, examined: Examined) -> list[Path]:
 
 def _provenance(settings: RunSettings, text: HeldOutText, folder: RunFolder) -> Provenance:
     model, site, dataset = settings.place()
+    sites = settings.layout.sites(site)
     special: bool | list[int] = dataset.exclude_special_tokens
     if dataset.exclude_tokens:
         own = special_tokens(text.model) if dataset.exclude_special_tokens else []
@@ -147,7 +148,9 @@ def _provenance(settings: RunSettings, text: HeldOutText, folder: RunFolder) -> 
     return Provenance(
         model_name=model_name,
         model_note=model_note,
-        hook_name=site.hook_name,
+        hook_name=sites.input[0].hook_name,
+        hook_name_out=None if sites.input == sites.target else sites.target[0].hook_name,
+        hook_names=[each.hook_name for each in sites.input] if len(sites.input) > 1 else None,
         hook_head_index=site.head,
         context_size=dataset.tokens_per_row,
         prepend_bos=text.prepends_bos,
@@ -155,6 +158,7 @@ def _provenance(settings: RunSettings, text: HeldOutText, folder: RunFolder) -> 
         exclude_special_tokens=special,
         seqpos_slice=[dataset.skip_positions, None] if dataset.skip_positions else None,
         max_activation_norm=text.norm_limit,
+        max_activation_norms=None if sites.plain else text.norm_limits,
         prefix=dataset.prefix,
         chat_roles=dataset.chat_roles,
     )

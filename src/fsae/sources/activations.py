@@ -9,10 +9,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from fsae.autoencoders.layout import Layout
 from fsae.language_models.sites import Site
 from fsae.language_models.transformer_lens import TransformerLensModel
 from fsae.seeds import generator_for
 from fsae.sources.harvest import Harvester
+from fsae.sources.layout import Sites
 from fsae.sources.massive import norm_limit, within
 from fsae.sources.passes import Passes
 from fsae.sources.room import Room
@@ -34,7 +36,7 @@ class _Fetched(NamedTuple):
 
 
 class ActivationSource(Source):
-    """Shuffled activations of a language model at one site.
+    """Shuffled activations of a language model at the sites of a layout; rows are aligned between them.
 
     The first epoch takes the shards in their order, so that training can begin while later shards are harvested; later
     epochs take them in an order drawn from (seed, epoch). Each visit permutes the vectors of a shard by (seed, epoch,
@@ -43,15 +45,16 @@ class ActivationSource(Source):
     the number of vectors per shard does not depend on how many are massive.
 
     Args:
-        shards: the reader of both parts' shards.
-        d_in: width of the vectors.
+        shards: the reader of both parts' shards, at the sites of the inputs and then of the targets.
+        sites: the sites of the inputs and of the targets.
+        input_layout, target_layout: their widths.
         seed: decides the order.
         training_tokens: vectors that training will take; shards that training does not reach are not fetched.
         device: where batches will be.
         passes: the language model's forward passes. A position in a stream with another dtype or other rows is refused.
-        max_norm_multiple: a vector is massive, and left out, if its norm is more than this many times the median norm;
-            None for no limit.
-        max_norm: the limit itself, instead of a multiple.
+        max_norm_multiple: a vector is massive if its norm is more than this many times the median norm at its site, and
+            a row is left out if it is massive at any site; None for no limit.
+        max_norms: the limits themselves, of each site, instead of a multiple.
 
     Attributes:
         waited: seconds in which training waited for the next shard.
@@ -66,17 +69,22 @@ class ActivationSource(Source):
         self,
         shards: ShardReader,
         *,
-        d_in: int,
+        sites: Sites,
+        input_layout: Layout,
+        target_layout: Layout,
         seed: int,
         training_tokens: int,
         device: torch.device,
         passes: Passes,
         max_norm_multiple: float | None,
-        max_norm: float | None = None,
+        max_norms: list[float] | None = None,
     ):
-        self.d_in, self.device, self._passes = d_in, device, passes
+        self.sites, self._input, self._target = sites, input_layout, target_layout
+        self.d_in, self.device, self._passes = input_layout.width, device, passes
+        # The parts of a shard's rows.
+        self._joined = input_layout if self._reconstructs_inputs else Layout(input_layout.parts + target_layout.parts)
         self._max_norm_multiple = max_norm_multiple
-        self._norm_limit = max_norm
+        self._norm_limits = max_norms
         self.text = self.store = self
         self.held_out_found = 0
         self.massive_share = 0.0
@@ -105,8 +113,20 @@ class ActivationSource(Source):
 
     @property
     def site(self) -> Site:
-        """The site whose activations are the vectors."""
-        return self._shards.site
+        """The site whose activations are the inputs; the first one if there are several."""
+        return self.sites.input[0]
+
+    @property
+    def input_layout(self) -> Layout:
+        return self._input
+
+    @property
+    def target_layout(self) -> Layout:
+        return self._target
+
+    @property
+    def _reconstructs_inputs(self) -> bool:
+        return self._input == self._target
 
     @property
     def dataset(self) -> str:
@@ -145,27 +165,45 @@ class ActivationSource(Source):
 
     @property
     def norm_limit(self) -> float | None:
-        """The norm above which a vector is massive, by the median of the first shard; None for no limit.
+        """The norm above which a vector at `site` is massive; None for no limit."""
+        return None if self.norm_limits is None else self.norm_limits[0]
 
-        A run has one limit: training, evaluation and splice leave out the same vectors.
+    @property
+    def norm_limits(self) -> list[float] | None:
+        """The norms above which vectors are massive, by the medians of the first shard; None for no limits.
+
+        A run has one limit for each site: training, evaluation and splice leave out the same rows.
         """
-        if self._max_norm_multiple is not None and self._norm_limit is None:
+        if self._max_norm_multiple is not None and self._norm_limits is None:
             if self._extent.tokens[Part.train]:
                 self._vectors(0)
             else:
-                self._find_limit(self._shards.shard(Part.held_out, 0).activations)
-        return self._norm_limit
+                self._find_limits(self._shards.shard(Part.held_out, 0).activations)
+        return self._norm_limits
 
-    def _find_limit(self, first_vectors: Tensor) -> None:
-        assert self._max_norm_multiple is not None
-        self._norm_limit = norm_limit(first_vectors, self._max_norm_multiple)
+    def _find_limits(self, first_rows: Tensor) -> None:
+        multiple = self._max_norm_multiple
+        assert multiple is not None
+        self._norm_limits = [norm_limit(part, multiple) for part in self._joined.split(first_rows)]
+
+    def _short(self, rows: Float[Tensor, "rows d"]) -> Bool[Tensor, " rows"]:
+        """Return which rows are massive at no site."""
+        assert self._norm_limits is not None
+        parts = zip(self._joined.split(rows), self._norm_limits, strict=True)
+        return torch.stack([within(part, limit) for part, limit in parts]).all(0)
+
+    def _batch_of(self, rows: Float[Tensor, "batch d"]) -> Batch:
+        if self._reconstructs_inputs:
+            return Batch(rows, rows)
+        return Batch(*rows.split([self._input.width, self._target.width], dim=1))
 
     def state_dict(self) -> dict[str, Any]:
+        limits = self._norm_limits
         return {
             "epoch": self._epoch,
             "batch": self._batch,
             "passes": self._passes.numerics,
-            "norm_limit": self._norm_limit,
+            "norm_limit": limits[0] if limits is not None and len(limits) == 1 else limits,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -184,11 +222,18 @@ class ActivationSource(Source):
                 )
             )
         self._epoch, self._batch = state["epoch"], state["batch"]
-        self._norm_limit = state["norm_limit"]
+        limit = state["norm_limit"]
+        self._norm_limits = [limit] if isinstance(limit, float) else limit
 
     def first_vectors(self) -> Float[Tensor, "vectors d_in"]:
+        return self._first().inputs
+
+    def first_targets(self) -> Float[Tensor, "vectors d_out"]:
+        return self._first().targets
+
+    def _first(self) -> Batch:
         vectors, kept = self._vectors(0)
-        return vectors if kept is None else vectors[kept]
+        return self._batch_of(vectors if kept is None else vectors[kept])
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         # Vectors that fill no batch are left out at an epoch's end, and joined with the next shard's at a shard's end.
@@ -226,13 +271,12 @@ class ActivationSource(Source):
                         self._batch += 1
                         batch = parts[0] if len(parts) == 1 else torch.cat(parts)
                         parts = []
-                        yield Batch(batch, batch)
+                        yield self._batch_of(batch)
             self._epoch, self._batch = self._epoch + 1, 0
 
     def held_out(self, count: int, batch_size: int) -> Iterator[Batch]:
         for batch in in_batches(self._held_out(count), batch_size):
-            vectors = batch.to(self.device)
-            yield Batch(vectors, vectors)
+            yield self._batch_of(batch.to(self.device))
 
     def distinct(self, taken: int) -> int:
         """Return the number of distinct vectors among the first `taken` training vectors."""
@@ -258,12 +302,12 @@ class ActivationSource(Source):
 
     def _held_out(self, count: int) -> Iterator[Float[Tensor, "part d_in"]]:
         assert count <= self._extent.tokens[Part.held_out]
-        limit, seen, left_out = self.norm_limit, 0, 0
+        limits, seen, left_out = self.norm_limits, 0, 0
         for number in range(self._extent.shards(Part.held_out)):
             vectors = self._shards.shard(Part.held_out, number).activations[:count]
             count -= len(vectors)
             seen += len(vectors)
-            kept = vectors if limit is None else vectors[within(vectors, limit)]
+            kept = vectors if limits is None else vectors[self._short(vectors)]
             left_out += len(vectors) - len(kept)
             yield kept
             if len(vectors) < self._extent.count(Part.held_out, number):
@@ -326,22 +370,26 @@ class ActivationSource(Source):
 
     def _load(self, number: int) -> _Fetched:
         vectors = self._shards.shard(Part.train, number).activations.to(self.device)
-        if self._norm_limit is None and self._max_norm_multiple is not None:
-            # The first shard is read first, and a saved position has the limit of its stream.
+        if self._norm_limits is None and self._max_norm_multiple is not None:
+            # The first shard is read first, and a saved position has the limits of its stream.
             assert number == 0
-            self._find_limit(vectors)
-        if self._norm_limit is None:
+            self._find_limits(vectors)
+        if self._norm_limits is None:
             return _Fetched(vectors, None)
-        kept = within(vectors, self._norm_limit)
+        kept = self._short(vectors)
         if kept.all():
             return _Fetched(vectors, None)
         if not kept.any():
             raise ValueError(
-                f"every activation of shard {number} has a norm above {self._norm_limit:.4g} (source.max_norm, or "
+                f"every activation of shard {number} has a norm above {_shown(self._norm_limits)} (source.max_norm, or "
                 "source.max_norm_multiple times the median of the first shard): one limit does not suit this text; set "
                 "both to null"
             )
         return _Fetched(vectors, kept.nonzero().squeeze(1))
+
+
+def _shown(limits: list[float]) -> str:
+    return ", ".join(f"{limit:.4g}" for limit in limits)
 
 
 def _permutation(size: int, *drawn_from: int) -> Int[Tensor, " size"]:

@@ -21,6 +21,7 @@ from fsae.sources.activations import SHARDS_IN_MEMORY, ActivationSource
 from fsae.sources.corpus import Corpus
 from fsae.sources.documents import DatasetSettings, dataset_identity, open_documents
 from fsae.sources.harvest import Harvester, require_memory
+from fsae.sources.layout import layout_of
 from fsae.sources.passes import Passes
 from fsae.sources.room import Room
 from fsae.sources.shard import Extent, Part
@@ -65,6 +66,7 @@ class ActivationSourceSettings(SourceSettings):
             evaluation, and the splice leaves them as they are. Null keeps them. The store holds them either way.
         max_norm: the limit itself, instead of a multiple. Null for the limit by the multiple; in evaluation, for the
             limit in the autoencoder's cfg.json (`max_activation_norm`).
+        max_norms: in place of `max_norm`, the limits at the sites of a layout of several, inputs first; empty for none.
 
     Raises:
         ValueError: a number out of range, a site that does not read "name.layer", other sites without a cache.
@@ -79,6 +81,7 @@ class ActivationSourceSettings(SourceSettings):
         default=10.0, metadata=between(above=1, most=10**9, meaning="a multiple of the median norm")
     )
     max_norm: float | None = field(default=None, metadata=between(above=0, most=1e12))
+    max_norms: list[float] = field(default_factory=list, metadata=between(above=0, most=1e12))
 
     provides: ClassVar[frozenset[str]] = frozenset({"language_model", "store"})
 
@@ -120,6 +123,10 @@ class ActivationSourceSettings(SourceSettings):
             return replace(self, max_norm=limit), None
         return self, None if self.max_norm == limit else str(self.max_norm)
 
+    def with_norm_limits(self, limits: list[float]) -> Self:
+        unset = not self.max_norms and self.max_norm is None and self.max_norm_multiple is not None
+        return replace(self, max_norms=limits) if unset else self
+
     def open(self, request: Request, heartbeat: Callable[[], None]) -> ActivationSource:
         # A harvest that may not keep its activations has nothing to do.
         return open_activations(replace(self, cache=Cache.disk) if request.harvest else self, request, heartbeat)
@@ -128,8 +135,17 @@ class ActivationSourceSettings(SourceSettings):
         model, site, dataset = request.text()
         tokens = self.distinct_tokens(request.training_samples)
         # Settings with lists as text, because lists cannot be part of a key.
-        limit = self.max_norm_multiple, self.max_norm
-        return model, site, repr(dataset), tokens, self.shard_tokens, self.seed, limit, tuple(self.also)
+        limit = self.max_norm_multiple, self.max_norm, tuple(self.max_norms)
+        return (
+            model,
+            request.layout.sites(site),
+            repr(dataset),
+            tokens,
+            self.shard_tokens,
+            self.seed,
+            limit,
+            tuple(self.also),
+        )
 
 
 def open_activations(
@@ -149,7 +165,8 @@ def open_activations(
         OSError: source.cache is disk and there is no room.
     """
     model, site, dataset = request.text()
-    sites = [site, *settings.other_sites()]
+    read = request.sites()
+    sites = list(dict.fromkeys([*read.all, *settings.other_sites()]))
     extent = _extent(settings, request)
     stores = {} if settings.cache is Cache.none else _stores(settings, request, sites)
     if not stores or any(next(store.missing(extent), None) for store in stores.values()):
@@ -158,20 +175,20 @@ def open_activations(
     shards = _ShardSize(shape_of(model) or corpus.model.shape, dtype_of(model), corpus.labelled)
     missing = sum(store.missing_bytes(extent, partial(shards.bytes, at)) for at, store in stores.items())
     room = _room_for(missing, settings, request) if stores else None
-    reader = ShardReader(Harvester(corpus, settings.shard_tokens, heartbeat), site, stores, extent, room)
+    reader = ShardReader(Harvester(corpus, settings.shard_tokens, heartbeat), read.all, stores, extent, room)
     if stores and missing == 0:
-        _log_store(stores[site], extent)
+        _log_store([stores[each] for each in read.all], extent)
         held_out = reader.held_out_count() or 0
-        source = _source(settings, request, reader, shards.shape.width(site))
+        source = _source(settings, request, reader, shards.shape.width)
         distinct = source.distinct(request.training_samples)
     else:
-        shards.require_memory(site, extent, max(1, len(stores)))
-        _check_sites(corpus, sites, spliced=request.spliced)
+        shards.require_memory(site, extent, max(len(read.all), len(stores)))
+        _check_sites(corpus, sites, read.target if request.spliced else ())
         held_out = _held_out_positions(reader.harvester, extent, dataset)
         if room is None and request.training_samples:
-            _log_memory(extent, partial(shards.bytes, site), request.training_samples)
+            _log_memory(extent, partial(shards.bytes_of, read.all), request.training_samples)
         # The width as the model was read: a config.json may leave out the width of heads.
-        source = _source(settings, request, reader, corpus.model.width(site))
+        source = _source(settings, request, reader, corpus.model.width)
         distinct = None
     supply = Supply(
         held_out=min(held_out, request.held_out_samples),
@@ -202,6 +219,10 @@ class _ShardSize:
         """Return how many bytes a shard of so many vectors takes on disk."""
         return shard_bytes(count, self.shape.width(site), self.dtype, self.labelled)
 
+    def bytes_of(self, sites: Sequence[Site], count: int) -> int:
+        """Return how many bytes the shards of several sites take on disk."""
+        return sum(self.bytes(site, count) for site in sites)
+
     def require_memory(self, site: Site, extent: Extent, sites: int) -> None:
         """Raise ValueError if memory cannot hold the largest shard of each site."""
         largest = min(extent.shard_tokens, max(extent.tokens.values()))
@@ -220,19 +241,39 @@ def _extent(settings: ActivationSourceSettings, request: Request) -> Extent:
     )
 
 
-def _source(settings: ActivationSourceSettings, request: Request, reader: ShardReader, d_in: int) -> ActivationSource:
+def _source(
+    settings: ActivationSourceSettings, request: Request, reader: ShardReader, width: Callable[[Site], int]
+) -> ActivationSource:
     model, _, dataset = request.text()
     kept_in = None if settings.cache is Cache.none else Room(folder=request.stores, limit_gb=settings.cache_gb)
+    sites = request.sites()
+    inputs, targets = (layout_of(each, [width(site) for site in each]) for each in sites)
     return ActivationSource(
         reader,
-        d_in=d_in,
+        sites=sites,
+        input_layout=inputs,
+        target_layout=targets,
         seed=settings.seed,
         training_tokens=request.training_samples,
         device=device_of(model),
         passes=Passes.of(model, dataset.tokens_per_row, kept_in),
         max_norm_multiple=settings.max_norm_multiple,
-        max_norm=settings.max_norm,
+        max_norms=_limits(settings, len(sites.all)),
     )
+
+
+def _limits(settings: ActivationSourceSettings, sites: int) -> list[float] | None:
+    """Return the given limit of each site's norms; None if there are none.
+
+    Raises:
+        ValueError: there is not one for each.
+    """
+    given = settings.max_norms or ([] if settings.max_norm is None else [settings.max_norm])
+    if given and len(given) != sites:
+        raise ValueError(
+            f"source.max_norms has {len(given)} limits, but the layout has {sites} sites; give one for each, or null"
+        )
+    return given or None
 
 
 def _stores(settings: ActivationSourceSettings, request: Request, sites: Sequence[Site]) -> dict[Site, ActivationStore]:
@@ -273,12 +314,12 @@ def _check_documents(dataset: DatasetSettings, extent: Extent) -> None:
         next(open_documents(dataset, part))
 
 
-def _check_sites(corpus: Corpus, sites: Sequence[Site], *, spliced: bool) -> None:
+def _check_sites(corpus: Corpus, sites: Sequence[Site], spliced: Sequence[Site]) -> None:
     """Raise ValueError, before hours of training, if the language model cannot be read or spliced at the sites."""
     for site in sites:
         corpus.model.check_site(site)
-    if spliced:
-        corpus.model.check_splice(sites[0])
+    for site in spliced:
+        corpus.model.check_splice(site)
 
 
 def _held_out_positions(harvester: Harvester, extent: Extent, dataset: DatasetSettings) -> int:
@@ -329,10 +370,12 @@ def _room_for(missing: int, settings: ActivationSourceSettings, request: Request
     return room
 
 
-def _log_store(store: ActivationStore, extent: Extent) -> None:
+def _log_store(stores: Sequence[ActivationStore], extent: Extent) -> None:
     log.info(
         "activations from the store, nothing harvested: %s to train on and %s held out, %.3g GB in %s",
-        f"{extent.tokens[Part.train]:,}", f"{extent.tokens[Part.held_out]:,}", store.bytes() / 1e9, store.folder,
+        f"{extent.tokens[Part.train]:,}", f"{extent.tokens[Part.held_out]:,}",
+        sum(each.bytes() for each in stores) / 1e9,
+        ", ".join(str(each.folder) for each in stores),
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Shards: the unit in which activations are harvested, stored and read."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
@@ -38,7 +39,7 @@ class Extent:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Shard:
-    """Activations at one site, with the place of each vector in the text.
+    """Activations at one site, or at several side by side, with the place of each vector in the text.
 
     Training and evaluation read the activations alone. The other columns are kept for the latents' contexts and
     labels: no reader needs them yet, and a store that lacked them would have to be harvested again.
@@ -57,6 +58,14 @@ class Shard:
 
     def __len__(self) -> int:
         return len(self.activations)
+
+    @classmethod
+    def joined(cls, shards: Sequence["Shard"]) -> "Shard":
+        """Return shards of one text at several sites as one, with their activations side by side."""
+        if len(shards) == 1:
+            return shards[0]
+        assert all(torch.equal(each.tokens, shards[0].tokens) for each in shards)
+        return replace(shards[0], activations=torch.cat([each.activations for each in shards], dim=1))
 
     def beginning(self, part: Part, number: int, count: int) -> "Shard":
         """Return shard `number` of a part reduced to its first `count` vectors in the text."""

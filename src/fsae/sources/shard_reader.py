@@ -19,14 +19,15 @@ _SECONDS_BETWEEN_LOOKS = 0.1
 
 
 class ShardReader:
-    """Reader of one site's shards; it has missing shards harvested, and writes them to the store if it has room.
+    """Reader of the shards of one site, or of several that are read together.
 
+    It has missing shards harvested, and writes them to the store if it has room.
     Several processes may do so at the same time on one store: each missing shard is harvested by the process that gets
     its lock. A process that waits for a shard harvests a later one meanwhile.
 
     Args:
         harvester: runs the language model.
-        site: the site whose shards are read.
+        sites: the sites whose shards are read, side by side.
         stores: of this site, and of others to fill from the same forward passes; empty to keep nothing on disk.
         extent: the number of shards and their sizes.
         room: the room for missing shards on disk; None to harvest them into memory.
@@ -36,11 +37,18 @@ class ShardReader:
     """
 
     def __init__(
-        self, harvester: Harvester, site: Site, stores: dict[Site, ActivationStore], extent: Extent, room: Room | None
+        self,
+        harvester: Harvester,
+        sites: Sequence[Site],
+        stores: dict[Site, ActivationStore],
+        extent: Extent,
+        room: Room | None,
     ):
-        assert not stores or site in stores
-        self.harvester, self.site, self.extent = harvester, site, extent
-        self._stores, self._store, self._room = stores, stores.get(site), room if stores else None
+        assert not stores or stores.keys() >= set(sites)
+        self.harvester, self.sites, self.extent = harvester, list(sites), extent
+        self._stores, self._room = stores, room if stores else None
+        # What a shard's text is, every site's store knows.
+        self._store = stores.get(self.sites[0])
         self.made = 0
 
     @property
@@ -57,12 +65,21 @@ class ShardReader:
             ValueError: activations that are not finite, or no memory for them.
             OSError: no room for a shard that must be written.
         """
-        while self._store is not None and self._await(self._store, part, number):
+        stored = [self._stored(self._stores[site], part, number) for site in self.sites if site in self._stores]
+        whole = [shard for shard in stored if shard is not None]
+        if len(whole) < len(self.sites):
+            harvested = self._harvest(part, number, self.sites).shards
+            whole = [harvested[site] for site in self.sites]
+        return Shard.joined(whole)
+
+    def _stored(self, store: ActivationStore, part: Part, number: int) -> Shard | None:
+        """Return one site's shard from its store, once it exists; None if it has to be harvested into memory."""
+        while self._await(store, part, number):
             try:
-                return self._store.read(part, number).beginning(part, number, self.extent.count(part, number))
+                return store.read(part, number).beginning(part, number, self.extent.count(part, number))
             except DamagedShard:
-                self._discard_damaged(self._store, part, number)
-        return self._harvest(part, number, [self.site]).shards[self.site]
+                self._discard_damaged(store, part, number)
+        return None
 
     def fill(self) -> None:
         """Put every shard of every site into its store, together with the other processes that do the same.
@@ -135,7 +152,7 @@ class ShardReader:
                 if store.holds(part, number, self.extent.count(part, number)):
                     return True
                 later = range(number + 1, self.extent.shards(part))
-                if not any(self._make(part, another, [self.site], room) for another in later):
+                if not any(self._make(part, another, self.sites, room) for another in later):
                     waiting.a_moment(part, number)
             except OSError as error:
                 if not is_full(error):
@@ -234,7 +251,7 @@ class _Waiting:
             self._logged = time.monotonic()
             log.info(
                 "waiting for the process that harvests %s: %s shard %d of %d",
-                self._reader.site, part.value, number + 1, self._reader.extent.shards(part),
+                " + ".join(map(str, self._reader.sites)), part.value, number + 1, self._reader.extent.shards(part),
             )  # fmt: skip
         time.sleep(_SECONDS_BETWEEN_LOOKS)
         self._reader.harvester.beat()

@@ -16,6 +16,7 @@ from fsae.language_models.settings import ModelSettings
 from fsae.language_models.sites import Site
 from fsae.ranges import SEED, Ranged
 from fsae.sources.documents import DatasetSettings
+from fsae.sources.layout import LayoutSettings, Sites
 from fsae.sources.room import Room
 from fsae.sources.shard import Part
 from fsae.sources.supply import Supply
@@ -43,7 +44,12 @@ class HeldOutText(Protocol):
 
     @property
     def site(self) -> Site:
-        """The site whose activations are the source's vectors."""
+        """The site whose activations are the source's inputs; the first one if there are several."""
+        ...
+
+    @property
+    def sites(self) -> Sites:
+        """The sites of the inputs and of the targets."""
         ...
 
     @property
@@ -63,7 +69,12 @@ class HeldOutText(Protocol):
 
     @property
     def norm_limit(self) -> float | None:
-        """The norm above which an activation is left out of training and evaluation; None for no limit."""
+        """The norm above which an activation at `site` is left out of training and evaluation; None for no limit."""
+        ...
+
+    @property
+    def norm_limits(self) -> list[float] | None:
+        """The limits at all sites, inputs first: a row is left out if it is beyond one; None for no limits."""
         ...
 
     @property
@@ -207,6 +218,7 @@ class Request:
 
     Attributes:
         model, site, dataset: the origin of a language model's activations; None if the source has no language model.
+        layout: which sites make the inputs and the targets.
         training_samples: how many samples training takes; 0 if there is no training.
         held_out_samples: how many samples the evaluation takes.
         stores: the folder of all activation stores.
@@ -216,6 +228,7 @@ class Request:
 
     model: ModelSettings | None = None
     site: Site | None = None
+    layout: LayoutSettings = field(default_factory=LayoutSettings)
     dataset: DatasetSettings | None = None
     training_samples: int
     held_out_samples: int
@@ -229,6 +242,11 @@ class Request:
         assert self.site is not None
         assert self.dataset is not None
         return self.model, self.site, self.dataset
+
+    def sites(self) -> Sites:
+        """Return the sites of the inputs and of the targets."""
+        assert self.site is not None
+        return self.layout.sites(self.site)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,6 +296,10 @@ class SourceSettings(Ranged, ABC, group="source"):
         """Return the settings with a limit for the norm of activations, unless they have a limit; also return their own
         limit if it differs."""
         return self, None
+
+    def with_norm_limits(self, limits: list[float]) -> Self:
+        """Return the settings with limits for the norms at several sites, unless they have limits."""
+        return self
 
     def identity(self) -> dict[str, str]:
         """Return what distinguishes the files that the source reads; empty if it reads none."""

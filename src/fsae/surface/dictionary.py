@@ -95,6 +95,11 @@ class Dictionary:
         return self.autoencoder.d_in
 
     @property
+    def d_out(self) -> int:
+        """Return the width of the vectors that it writes; a transcoder's may differ from `d_in`."""
+        return self.autoencoder.d_out
+
+    @property
     def d_sae(self) -> int:
         """Return the number of latents."""
         return self.autoencoder.d_sae
@@ -172,6 +177,16 @@ class Dictionary:
         # A dictionary of another program may not name it, and was evaluated at one.
         reading = self._reading
         return None if reading is None or reading.model is None else reading.site
+
+    @property
+    def written_site(self) -> Site | None:
+        """Return the site that it writes: another than `site` for a transcoder; None if it is of no language model.
+
+        Raises:
+            ValueError: SAELens' name of the hook is no site of fsae.
+        """
+        hook = self.provenance.hook_name_out
+        return self.site if hook is None else Site.of_hook(hook)
 
     @cached_property
     def language_model(self) -> LanguageModel | None:
@@ -300,6 +315,11 @@ class Dictionary:
                 f"{self!r}: it was not trained on a language model's activations (it has no {missing}), so there is "
                 "nothing to intervene in; load the run of a dictionary that was"
             )
+        if not self.autoencoder.ends.plain:
+            raise ValueError(
+                f"{self!r} reads other sites than it writes, or several, and edits act where one site is read and "
+                "written; use a dictionary with layout=autoencoder"
+            )
         width = model.model.width(site)
         if width != self.d_in:
             raise ValueError(
@@ -338,8 +358,10 @@ class Dictionary:
         flat = self._rows(x, self.d_in, "encode: x", "d_in")
         return self.autoencoder.encode(flat).codes.dense().view(*x.shape[:-1], self.d_sae)
 
-    def decode(self, codes: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
+    def decode(self, codes: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_out"]:
         """Return the vectors that codes stand for, `codes @ W_dec + b_dec`, in the vectors' unit.
+
+        A skip transcoder adds a linear path from its input, which codes do not determine: call the dictionary for it.
 
         Args:
             codes: any number of axes before the last one.
@@ -349,16 +371,18 @@ class Dictionary:
                 normalises each sample, so that codes alone have no vector; call the dictionary with the samples then.
         """
         flat = self._rows(codes, self.d_sae, "decode: codes", "d_sae")
-        return self.autoencoder.decode(Codes(flat)).view(*codes.shape[:-1], self.d_in)
+        return self.autoencoder.decode(Codes(flat)).view(*codes.shape[:-1], self.d_out)
 
-    def __call__(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        """Return the reconstruction of raw vectors, in their own type and on their device, so that it can replace them.
+    def __call__(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
+        """Return the reconstruction for raw vectors, in their own type and on their device.
+
+        It can replace the vectors, or, of a transcoder, those at the site that it writes.
 
         Raises:
             ValueError: as `encode` does.
         """
         flat = self._rows(x, self.d_in, "the dictionary: x", "d_in")
-        return self.autoencoder(flat).reconstruction.view(x.shape).to(x)
+        return self.autoencoder(flat).reconstruction.view(*x.shape[:-1], self.d_out).to(x)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Dictionary":
         """Move the weights to a device, cast them to a type, and return this dictionary.

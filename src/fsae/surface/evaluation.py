@@ -55,6 +55,11 @@ def evaluate(
     """
     check_number(samples, _SIZE, "samples", nullable=True)
     check_number(batch_size, _SIZE, "batch_size", nullable=False)
+    if isinstance(vectors, Iterable) and not dictionary.autoencoder.ends.same:
+        raise ValueError(
+            f"{dictionary!r} reconstructs other vectors than it reads, so vectors alone are not enough; evaluate its "
+            "run with python -m fsae.evaluate, or give a source, which has targets"
+        )
     batches = _of_width(dictionary.d_in, _batches(vectors, samples, batch_size))
     terms = dictionary.settings.loss.values() if dictionary.settings is not None else ()
     (evaluated,) = evaluate_vectors([dictionary.autoencoder], batches, [fisher_of(terms)])

@@ -26,8 +26,8 @@ def view_prompt(
     """Return the strongest latents at each token of a text, each with the effect of its ablation.
 
     A latent is ablated at one token by a forward pass of its own: its code times its decoder row is subtracted from the
-    activation there, so that everything else the dictionary does not explain stays. Tokens that training left out have
-    no latents.
+    activation that the dictionary writes, so that everything else that it does not explain stays. Tokens that training
+    left out have no latents.
 
     Args:
         dictionary: of a language model's activations.
@@ -38,11 +38,14 @@ def view_prompt(
         entries_at_once: logits in memory at once.
 
     Raises:
-        ValueError: the dictionary does not name its site, or the text has less than two tokens or too many.
+        ValueError: the dictionary does not name its site, or reads several, or the text has less than two tokens or too
+            many.
     """
-    site = dictionary.site
-    if site is None:
+    site, written = dictionary.site, dictionary.written_site
+    if site is None or written is None:
         raise ValueError(f"{dictionary!r} does not name the site of its vectors, so it cannot read a text")
+    if len(dictionary.autoencoder.ends.input.parts) > 1:
+        raise ValueError(f"{dictionary!r} reads several sites, and pages of prompts are of dictionaries that read one")
     (row,) = model.token_ids([text], dictionary.provenance.prepend_bos)
     if len(row) < 2:
         raise ValueError(f"the prompt {text!r} has {len(row)} tokens; it needs two, so that one can be predicted")
@@ -56,7 +59,7 @@ def view_prompt(
     latent = strongest.indices[position, place]
     code = codes[position, latent]
     losses = _losses(model.model.logits(row[None])[0], row)
-    changes = _changes(dictionary, model, site, row, position, latent, code, entries_at_once)
+    changes = _changes(dictionary, model, written, row, position, latent, code, entries_at_once)
     found: list[list[tuple[int, float, float | None]]] = [[] for _ in row]
     for where, *numbers, change in zip(*(each.tolist() for each in (position, latent, code, changes)), strict=True):
         # The last token has no next one.

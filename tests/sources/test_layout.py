@@ -1,0 +1,120 @@
+"""Streams of several sites, and the settings that choose them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fsae.autoencoders.layout import PartNorm
+from fsae.language_models.sites import Site, SiteName
+from fsae.sources.layout import LayoutSettings, Sites
+from fsae.sources.source import Batch
+from tests.sources.test_massive import sinking_model
+from tests.streams import D_IN, SITE, activation_source
+
+# Its vectors are twice as long as those of SITE.
+OTHER = Site(name=SiteName.mlp_out, layer=9)
+BETWEEN, BOTH = Sites((SITE,), (OTHER,)), Sites((SITE, OTHER), (SITE, OTHER))
+
+
+def first(read: Sites, count: int, folder: Path | None = None) -> list[Batch]:
+    with activation_source(folder, read=read) as source:
+        batches = source.batches(8)
+        return [next(batches) for _ in range(count)]
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["memory", "store"])
+def test_rows_of_input_and_target_belong_together(stored: bool, tmp_path: Path):
+    # 20 batches go beyond the first epoch.
+    found = first(BETWEEN, 20, tmp_path if stored else None)
+    plain = first(Sites((SITE,), (SITE,)), 20)
+    for batch, alone in zip(found, plain, strict=True):
+        assert torch.equal(batch.inputs, alone.inputs)
+        assert torch.equal(batch.targets, 2 * batch.inputs)
+
+
+def test_parts_of_a_crosscoder_are_side_by_side():
+    for batch in first(BOTH, 3):
+        assert batch.targets is batch.inputs
+        assert torch.equal(batch.inputs[:, D_IN:], 2 * batch.inputs[:, :D_IN])
+
+
+def test_held_out_vectors_are_pairs():
+    with activation_source(read=BETWEEN) as source:
+        (batch,) = source.held_out(40, 1000)
+    assert batch.inputs.shape == (40, D_IN)
+    assert torch.equal(batch.targets, 2 * batch.inputs)
+
+
+def test_first_vectors_are_pairs():
+    with activation_source(read=BETWEEN) as source:
+        assert torch.equal(source.first_targets(), 2 * source.first_vectors())
+
+
+def test_position_resumes_with_the_next_pair():
+    whole = first(BETWEEN, 14)
+    with activation_source(read=BETWEEN) as source:
+        batches = source.batches(8)
+        for _ in range(9):
+            next(batches)
+        state = source.state_dict()
+    with activation_source(read=BETWEEN) as source:
+        source.load_state_dict(state)
+        batch = next(source.batches(8))
+    assert torch.equal(batch.inputs, whole[9].inputs)
+    assert torch.equal(batch.targets, whole[9].targets)
+
+
+def test_row_that_is_massive_at_one_site_is_left_out_at_both():
+    with (
+        activation_source(model=sinking_model(), read=BETWEEN) as limited,
+        activation_source(model=sinking_model(), max_norm_multiple=None, read=BETWEEN) as everything,
+    ):
+        kept, found = limited.first_vectors(), everything.first_vectors()
+        assert 0 < len(kept) < len(found)
+        assert torch.equal(limited.first_targets(), 2 * kept)
+        limits = limited.norm_limits
+    assert limits is not None
+    assert limits[1] == pytest.approx(2 * limits[0])
+    with activation_source(model=sinking_model(), read=BETWEEN) as source:
+        source._norm_limits = [limits[0] * 1e6, limits[1]]
+        assert torch.equal(source.first_vectors(), kept)
+
+
+def test_settings_name_the_sites_of_every_layout():
+    site = Site(name=SiteName.mlp_in, layer=5)
+    assert LayoutSettings().sites(site) == Sites((site,), (site,))
+    transcoder = LayoutSettings(target=SiteName.mlp_out)
+    assert str(transcoder.sites(site)) == "mlp_in.5 -> mlp_out.5"
+    crosscoder = LayoutSettings(layers=[3, 6])
+    assert str(crosscoder.sites(site)) == "mlp_in.3 + mlp_in.6"
+    assert [each.plain for each in (LayoutSettings(), transcoder, crosscoder)] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"skip": True}, "layout.target is null"),
+        ({"target": SiteName.mlp_out, "skip_rank": 4}, "layout.skip is false"),
+        ({"target": SiteName.mlp_out, "layers": [1, 2]}, "layout.target=null"),
+        ({"layers": [1, 2, 1]}, "names a layer twice"),
+        ({"layers": [-1]}, "layout.layers"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_settings_that_contradict_each_other_are_refused(settings: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        LayoutSettings(**settings)
+
+
+@pytest.mark.parametrize("target", [SiteName.resid_pre, SiteName.mlp_in], ids=["earlier", "same"])
+def test_targets_that_a_pass_reaches_before_the_input_are_refused(target: SiteName):
+    with pytest.raises(ValueError, match=r"does not reach after mlp_in\.5"):
+        LayoutSettings(target=target).sites(Site(name=SiteName.mlp_in, layer=5))
+
+
+def test_joint_norm_is_a_choice():
+    with activation_source(read=BOTH) as source:
+        ends = LayoutSettings(layers=[1, 2], part_norm=PartNorm.joint).ends(source.input_layout, source.target_layout)
+    assert ends.part_norm is PartNorm.joint
+    assert ends.same
