@@ -83,7 +83,7 @@ class Influence(Evaluation, group="eval.influence"):
     shares: list[float] = field(default_factory=lambda: [0.02, 0.05, 0.1, 0.3], metadata=SOME_SHARE)
     latents: int = field(default=50, metadata=between(least=3, most=100_000))
     ablations: int = field(default=2, metadata=COUNT)
-    steps: int = field(default=5, metadata=COUNT)
+    steps: int = field(default=16, metadata=COUNT)
     seeds: int = field(default=3, metadata=between(least=1, most=100))
     seed: int = field(default=0, metadata=SEED)
 
