@@ -20,7 +20,7 @@ KINDS = (
 
 @pytest.fixture(scope="module")
 def read(sae_bench, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What SAEBench makes of the files of two runs."""
+    """Return the content of the files of two runs as SAEBench reads them."""
     folder: Path = tmp_path_factory.mktemp("files")
     for protocol in Protocol:
         # In both runs all other evaluations are the same.
