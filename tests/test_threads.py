@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fsae.autoencoders.layout import Scaling
 from fsae.couplings.mutual import Mutual, MutualCoupling
 from fsae.outputs.run_folder import RunFolder
 from fsae.threads import Threads
@@ -110,7 +111,7 @@ def population(folder: Path, coupled: bool, stop_at: int | None = None, worth_a_
         MutualCoupling(Mutual(weight=0.1), seed=0) if coupled else None,
         Reinitialisation(scope=Scope.latents, every=4, until=0.8),
         source,
-        SCALE,
+        Scaling.of(SCALE),
         settings,
         Tracker(folder, None, state["metrics_position"] if state else 0),
         checkpoints,

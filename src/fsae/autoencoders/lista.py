@@ -43,9 +43,9 @@ class ListaSettings(BatchTopKSettings):
     def build(self, ends: Ends | int, generator: torch.Generator) -> "Lista":
         return Lista(ends, self, generator)
 
-    def saelens_shapes(self, d_in: int) -> dict[str, tuple[int, ...]]:
+    def saelens_shapes(self, ends: Ends | int) -> dict[str, tuple[int, ...]]:
         early = {"early_thresholds": (self.refinements,)} if self.refinements > 0 else {}
-        return super().saelens_shapes(d_in) | early
+        return super().saelens_shapes(ends) | early
 
     @classmethod
     def from_saelens(cls, architecture: str, config: Mapping[str, Any], d_sae: int) -> Self:

@@ -36,10 +36,11 @@ class MLPEncoderSettings(BatchTopKSettings):
     def build(self, ends: Ends | int, generator: torch.Generator) -> "MLPEncoder":
         return MLPEncoder(ends, self, generator)
 
-    def saelens_shapes(self, d_in: int) -> dict[str, tuple[int, ...]]:
+    def saelens_shapes(self, ends: Ends | int) -> dict[str, tuple[int, ...]]:
+        d_in = Ends.of(ends).input.width
         hidden = self.hidden(d_in)
         layer = {"W_hidden": (d_in, hidden), "b_hidden": (hidden,), "W_back": (hidden, d_in)}
-        return super().saelens_shapes(d_in) | layer
+        return super().saelens_shapes(ends) | layer
 
     @classmethod
     def from_saelens(cls, architecture: str, config: Mapping[str, Any], d_sae: int) -> Self:

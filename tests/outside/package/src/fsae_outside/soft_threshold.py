@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fsae.autoencoders.autoencoder import SparseAutoencoder
+from fsae.autoencoders.layout import Ends
 from fsae.autoencoders.record import AffineMap, Encoding, SAELensForm
 from fsae.autoencoders.settings import RectifiedSettings
 from fsae.ranges import between
@@ -28,8 +29,8 @@ class SoftThresholdSettings(RectifiedSettings):
     saelens_names: ClassVar[tuple[str, ...]] = ("soft_threshold",)
     saelens_vectors: ClassVar[tuple[str, ...]] = ("b_enc", "threshold")
 
-    def build(self, d_in: int, generator: torch.Generator) -> "SoftThreshold":
-        return SoftThreshold(d_in, self, generator)
+    def build(self, ends: Ends | int, generator: torch.Generator) -> "SoftThreshold":
+        return SoftThreshold(ends, self, generator)
 
     @classmethod
     def from_saelens(cls, architecture: str, config: Mapping[str, Any], d_sae: int) -> Self:
@@ -41,8 +42,8 @@ class SoftThreshold(SparseAutoencoder):
 
     latents_compete = False
 
-    def __init__(self, d_in: int, settings: SoftThresholdSettings, generator: torch.Generator):
-        super().__init__(d_in, settings, generator)
+    def __init__(self, ends: Ends | int, settings: SoftThresholdSettings, generator: torch.Generator):
+        super().__init__(ends, settings, generator)
         self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
         self.threshold = nn.Parameter(torch.full((self.d_sae,), settings.first_threshold))
 
