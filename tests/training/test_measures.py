@@ -6,6 +6,7 @@ import torch
 from fsae.autoencoders.settings import DecoderNorm
 from fsae.couplings.mutual import Mutual, MutualCoupling
 from fsae.losses.matryoshka import Matryoshka
+from fsae.losses.nuclear_norm import NuclearNorm
 from fsae.losses.sparsity import AnnealedLp, TargetL0
 from fsae.outputs.metric_log import read_metrics
 from fsae.outputs.run_folder import RunFolder
@@ -71,12 +72,14 @@ def test_every_measure_that_training_logs_has_a_meaning(tmp_path: Path):
     target = member("jumprelu", adam(), loss={**terms("jumprelu"), "sparsity": TargetL0(target=4.0)})
     annealed = member("standard", adam(), loss={**terms("standard"), "sparsity": AnnealedLp()})
     nested = member("topk", adam(), loss={**terms("topk"), "reconstruction": Matryoshka(widths=[0.5])})
+    grouped = member("group_topk", adam(), loss={**terms("group_topk"), "dimension": NuclearNorm(weight=0.1)})
     runs = {
         "population": population,
         "pam": training_run("topk", tmp_path / "pam", pam(), trained=pam_member),
         "target": training_run("jumprelu", tmp_path / "target", trained=target),
         "annealed": training_run("standard", tmp_path / "annealed", trained=annealed),
         "nested": training_run("topk", tmp_path / "nested", trained=nested),
+        "grouped": training_run("group_topk", tmp_path / "grouped", trained=grouped),
     }
     found = set[str]().union(*(measured(run, tmp_path / name) for name, run in runs.items()))
     assert found == MEANINGS.keys()

@@ -17,7 +17,7 @@ _RIDGE = 1e-6
 class NuclearNorm(LossTerm):
     """The sum of the singular values of a group's decoder rows, averaged over the groups (SASA, arXiv 2606.06333).
 
-    Its gradient is the polar factor of the rows. `stable_rank` is logged beside it: the mean of
+    Its gradient is the polar factor of the rows. `stable_rank` is logged in addition: the mean of
     sum sigma^2 / max sigma^2, between 1 and the rank of a group.
     """
 

@@ -18,6 +18,7 @@ MEANINGS = {
     "fisher_ratio": "off-diagonal over diagonal squares of the Fisher matrix",
     "level_NUMBER": "squared error of a Matryoshka loss's level, the narrowest first, in scaled units",
     "sparsity_p": "the exponent p of the codes' sizes (loss=p_anneal)",
+    "stable_rank": "dimension of a group's subspace, from 1 to arch.rank (loss=group_topk_nuclear)",
     "sparsity_l0": "l0 that a loss with a target l0 compares with its target (loss=jumprelu_target_l0)",
     "fvu": "squared error over the variance of the batch",
     "explained_variance": "1 - fvu",
