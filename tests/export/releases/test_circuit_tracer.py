@@ -4,7 +4,7 @@ import pytest
 from safetensors.torch import save_file
 
 from fsae.export.dictionary_files import load_autoencoder
-from tests.export.releases.weights import weights
+from tests.export.releases.weights import check, weights
 
 
 def write(folder: Path, text: str = "model_kind: transcoder_set\nmodel_name: google/gemma-2-2b\n") -> Path:
@@ -16,9 +16,14 @@ def write(folder: Path, text: str = "model_kind: transcoder_set\nmodel_name: goo
     return folder / "layer_5.safetensors"
 
 
-def test_a_transcoder_is_refused_until_it_can_be_run(tmp_path):
-    with pytest.raises(ValueError, match="transcoder"):
-        load_autoencoder(write(tmp_path))
+def test_it_computes_what_circuit_tracer_does(tmp_path):
+    w = weights()
+
+    def forward(x):
+        codes = (x @ w["W_enc"] + w["b_enc"]).relu()
+        return codes, codes @ w["W_dec"] + w["b_dec"]
+
+    check(write(tmp_path), forward)
 
 
 def test_a_cross_layer_transcoder_is_refused(tmp_path):

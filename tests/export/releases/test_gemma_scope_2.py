@@ -58,11 +58,6 @@ def test_without_a_config_the_path_names_the_site(tmp_path):
     [
         ({"architecture": "topk"}, "architecture is 'topk'"),
         ({"hf_hook_point_in": "model.layers.1.mlp.gate"}, "no place that is known"),
-        (
-            {"hf_hook_point_in": "model.layers.1.pre_feedforward_layernorm.output",
-             "hf_hook_point_out": "model.layers.1.post_feedforward_layernorm.output"},
-            "transcoder",
-        ),
     ],
 )  # fmt: skip
 def test_other_kinds_are_refused(tmp_path, changes, message):

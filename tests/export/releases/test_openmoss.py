@@ -157,10 +157,9 @@ def test_the_names_of_linear_layers_are_read(tmp_path):
     assert read_provenance(folder).hook_name == "blocks.3.hook_resid_post"
 
 
-def test_a_transcoder_is_refused(tmp_path):
+def test_another_site_of_the_target_is_read(tmp_path):
     folder = llama_scope(tmp_path / "a", hook_point_out="blocks.16.hook_resid_post")
-    with pytest.raises(ValueError, match="transcoder"):
-        read_provenance(folder)
+    assert read_provenance(folder).hook_name_out == "blocks.16.hook_resid_post"
 
 
 def test_a_crosscoder_is_refused(tmp_path):

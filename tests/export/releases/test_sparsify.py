@@ -29,6 +29,16 @@ def test_it_computes_what_sparsify_does(tmp_path):
     check(write(tmp_path / "layers.5"), forward)
 
 
+def test_a_transcoder_subtracts_no_bias_from_its_input(tmp_path):
+    w = weights()
+
+    def forward(x):
+        codes = largest(x @ w["W_enc"] + w["b_enc"])
+        return codes, codes @ w["W_dec"] + w["b_dec"]
+
+    check(write(tmp_path / "layers.5.mlp", transcode=True), forward)
+
+
 @pytest.mark.parametrize(
     ("name", "hook"),
     [
@@ -57,8 +67,7 @@ def test_the_language_model_is_in_the_config_above(tmp_path):
     [
         ({"activation": "groupmax"}, "asks for activation 'groupmax', which is not supported"),
         ({"signed": True}, "asks for signed"),
-        ({"transcode": True}, "transcoder"),
-        ({"skip_connection": True}, "skip_transcoder"),
+        ({"skip_connection": True}, "has no tensor W_skip"),
         ({"k": None}, "k is None"),
         ({"d_in": 7}, r"W_enc is \(32, 64\), by cfg.json it should be \(7, 64\)"),
     ],
