@@ -55,7 +55,8 @@ def measured(run: LoneRun, folder: Path) -> set[str]:
     """Return the names of all measures that a training logs, as the table of meanings writes them."""
     run.train()
     logged = [name for record in read_metrics(RunFolder(folder).metrics) for name in record.metrics]
-    own = {f"{term}{end}": f"TERM{end}" for term in terms("topk") | terms("jumprelu") for end in ("", "_weighted")}
+    names = [*terms("topk"), *terms("jumprelu"), "dimension"]
+    own = {f"{term}{end}": f"TERM{end}" for term in names for end in ("", "_weighted")}
     own |= {f"{each}/{name}": "MEMBER/loss" for each in range(2) for name in ("loss", "fvu", "l0", "dead_share")}
     own |= {f"{run.source.unit}_per_second": "UNIT_per_second"}
     own |= {f"level_{number}": "level_NUMBER" for number in range(2)}
