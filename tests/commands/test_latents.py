@@ -92,10 +92,11 @@ def test_every_member_of_a_population_has_pages(runs: dict[str, Path]):
 
 def test_the_jobs_of_a_sweep_are_not_measured():
     evaluations = {name: CHOICES[name]() for name in ("vectors", "latents")}
-    assert list(chosen(evaluations, frozenset())) == ["vectors", "latents"]
-    assert list(chosen(evaluations, frozenset(), in_sweep=True)) == ["vectors"]
+    provided = frozenset({"one_input"})
+    assert list(chosen(evaluations, provided)) == ["vectors", "latents"]
+    assert list(chosen(evaluations, provided, in_sweep=True)) == ["vectors"]
     # `checked` leaves `in_sweep` out if the command names some.
-    assert list(chosen(evaluations, frozenset(), named=frozenset({"latents"}))) == ["vectors", "latents"]
+    assert list(chosen(evaluations, provided, named=frozenset({"latents"}))) == ["vectors", "latents"]
 
 
 def test_a_new_pass_replaces_the_store(runs: dict[str, Path], tmp_path: Path):

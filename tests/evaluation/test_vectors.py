@@ -14,6 +14,12 @@ from fsae.sources.source import Batch
 from tests.architectures import ARCHITECTURES, build, each_architecture, samples
 
 
+def forms_of(arch: str) -> list[FisherForm]:
+    """Return the forms of the Fisher penalty that an architecture's record has the fields for."""
+    provided = ARCHITECTURES[arch].settings.provides
+    return [form for form in FisherForm if form is not FisherForm.pre or "pre_activations" in provided]
+
+
 def evaluated(
     autoencoder: Autoencoder, batches: Iterable[Tensor], fisher: Fisher | None = None, sparse: bool = True
 ) -> VectorEvaluation:
@@ -62,8 +68,10 @@ def test_against_the_whole_set_at_once(arch):
         assert numbers[name] == pytest.approx(value.item(), rel=1e-9), name
 
 
-@each_architecture
-@pytest.mark.parametrize("form", list(FisherForm), ids=lambda form: form.name)
+@pytest.mark.parametrize(
+    ("arch", "form"),
+    [pytest.param(arch, form, id=f"{form.name}-{arch}") for arch in ARCHITECTURES for form in forms_of(arch)],
+)
 def test_sparse_and_dense_agree(arch, form):
     # At most 3 of 100 latents are on if the architecture limits them; the others fall back to dense codes.
     autoencoder = build(arch, d_sae=100).eval()
@@ -72,6 +80,9 @@ def test_sparse_and_dense_agree(arch, form):
     batches = samples(60).split(20)
     dense = evaluated(autoencoder, batches, Fisher(form=form), sparse=False).scalars
     sparse = evaluated(autoencoder, batches, Fisher(form=form)).scalars
+    if (arch, form) == ("omp", FisherForm.reconstruction):
+        # The error is orthogonal to the latents that are on, so the penalty is rounding alone, and so is its ratio.
+        del dense["fisher_ratio"], sparse["fisher_ratio"]
     assert sparse == pytest.approx(dense, rel=1e-8, abs=1e-12)
 
 
@@ -86,7 +97,9 @@ def test_codes_with_many_entries_are_made_dense(k, asked):
 
 def test_several_get_what_each_gets_alone():
     autoencoders = [build(arch).eval() for arch in ARCHITECTURES]
-    fishers = [Fisher(form=form) for form in (*FisherForm, *FisherForm)][: len(autoencoders)]
+    # Every form in turn, of those that the architecture has.
+    forms = [forms_of(arch) for arch in ARCHITECTURES]
+    fishers = [Fisher(form=each[number % len(each)]) for number, each in enumerate(forms)]
     together = evaluate_vectors(autoencoders, reproduced(samples(60).split(20)), fishers)
     for each, autoencoder, fisher in zip(together, autoencoders, fishers, strict=True):
         alone = evaluated(autoencoder, samples(60).split(20), fisher)

@@ -55,7 +55,8 @@ def test_a_stream_that_differs_from_the_next_blocks_input_is_named():
 def test_a_stream_normalised_after_each_sum_keeps_its_other_sites():
     read = stream()
     for layer in range(2):
-        pre, mid, post, mlp, attn, _ = (Site(name=name, layer=layer) for name in SiteName)
+        names = ("resid_pre", "resid_mid", "resid_post", "mlp_out", "attn_out")
+        pre, mid, post, mlp, attn = (Site(name=SiteName(name), layer=layer) for name in names)
         read[mid] = torch.nn.functional.layer_norm(read[pre] + read[attn], (16,))
         read[post] = torch.nn.functional.layer_norm(read[mid] + read[mlp], (16,))
         if layer == 0:

@@ -13,7 +13,7 @@ import fsae
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.export.folding import fold
 from fsae.export.saelens import save_saelens
-from tests.architectures import FITTED, build, each_architecture
+from tests.architectures import FITTED, build, each_architecture, each_with_gradients_of_codes
 from tests.processes import finished
 from tests.surface.vectors import sparse_features
 
@@ -191,7 +191,7 @@ def test_codes_times_decoder_plus_bias_is_the_reconstruction(arch: str):
     assert not codes.requires_grad
 
 
-@each_architecture
+@each_with_gradients_of_codes
 def test_gradients_flow_to_inputs_that_ask_for_them(arch: str):
     """Against differences of the loss along one direction, at a point where the same latents stay on."""
     dictionary = dictionary_of(arch).to(dtype=torch.float64)
