@@ -276,9 +276,7 @@ def _codes(subject: Subject, autoencoder: Autoencoder, store: LatentStore) -> Co
 
 
 def _pages(subject: Subject) -> list[dict[str, Callable[[Path], None]]]:
-    """Return for each run the writers of the pages that show the explanations; `latents` writes those of new stores."""
-    if subject.found(NewStore):
-        return [{} for _ in subject.runs]
+    """Return for each run the writers of the pages, which then show the explanations."""
     return [
         {
             store_name(run, member): partial(_write_pages, run.folder, member if len(run.autoencoders) > 1 else None)

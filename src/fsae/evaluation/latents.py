@@ -244,21 +244,24 @@ class Latents(Evaluation, group="eval.latents"):
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class NewStore:
-    """The latent store of one autoencoder before it is written, for evaluations that read it."""
+    """The latent store of one autoencoder, for evaluations that read it; it is written to one folder, once."""
 
     found: LatentFindings
     contexts: Contexts
     meta: Meta
+    _written: bool = False
 
     def write(self, folder: Path) -> None:
-        """Replace the store in a folder.
+        """Replace the store in a folder, unless that was done already: then the surveys may be gone.
 
         Raises:
             OSError: no space is left; an earlier store is untouched.
         """
-        write_findings(self.found, self.contexts, self.meta, folder)
+        if not self._written:
+            write_findings(self.found, self.contexts, self.meta, folder)
+            self._written = True
 
 
 def store_name(run: Examined, member: int) -> str:
