@@ -119,7 +119,7 @@ def plot_front(
         axis.set_xlabel(AXIS_LABELS["eval/l0"])
         axis.set_ylabel(fill(label, 34))
         if beside.noise is not None:
-            markers["noise of the evaluation"] = "$I$"
+            markers["noise of the evaluation"] = "|"
         _add_legend(drawn, palette, {arch for arch, _ in here}, {treatment for _, treatment in here}, markers)
 
 
@@ -303,9 +303,7 @@ def _add_legend(
         if name in treatments and len(treatments) > 1
     ]
     styles += [
-        # A letter is filled, and the other markers are lines.
-        Line2D([], [], ls="", marker=marker, mew=0 if "$" in marker else 1, label=_in_legend(name), **grey)
-        for name, marker in controls.items()
+        Line2D([], [], ls="", marker=marker, mew=1, label=_in_legend(name), **grey) for name, marker in controls.items()
     ]
     # matplotlib fills a legend column by column; this puts colours in its upper rows and styles below.
     columns = min(_legend_columns([*archs, *treatments, *controls]), max(len(colours), len(styles)))
