@@ -102,7 +102,7 @@ def test_a_sweep_s_report_compares_the_numbers_of_an_evaluation_from_outside(ins
     (report,) = tmp_path.glob("sweeps/*/*/report/report.html")
     _, matched = report.read_text().split("At matched l0: penalty minus baseline")
     heading = "<h3>Largest distance of a vector from its reconstruction (largest_error)"
-    assert matched.index("(fvu) ↓</h3>") < matched.index(heading)
+    assert matched.index("(fvu)\N{NO-BREAK SPACE}↓</h3>") < matched.index(heading)
     _, compared = matched.split(heading)
     assert "soft_threshold, θ = 1e-6" in compared
     assert "too few seeds to say: 1 of at least 4" in compared
