@@ -98,11 +98,13 @@ class JoblibLauncher(WorkerLauncher):
                 break
             pool = pool or ProcessPoolExecutor(max_workers=1)
             log.info("\t#%d : %s", number, " ".join(filter_overrides(overrides)))
-            job: Future[JobReturn] = pool.submit(_run, self.worker, os.getpid(), list(overrides), number)
             try:
+                job: Future[JobReturn] = pool.submit(_run, self.worker, os.getpid(), list(overrides), number)
                 returns[number] = job.result()
             except BrokenProcessPool as error:
-                pool.shutdown()
+                # Such a pool ends by itself, and closes the pipe that `shutdown` writes to at any moment.
+                with suppress(OSError):
+                    pool.shutdown()
                 pool = None
                 returns[number] = self.worker.lost(overrides, number, _reason(error))
             except BaseException as error:
