@@ -65,9 +65,8 @@ def test_a_second_dictionary_needs_no_language_model(folder, tmp_path):
     assert not [name for name in first[0].numbers[0] if name.endswith("_noise")]
 
 
-def test_scores_by_hand():
-    # Texts of the quadrants (1, 1), (1, 0), (0, 1), (0, 0). The biased probe adds the first attribute and
-    # twice the second one. Latent 0 is the first attribute, and latent 1 the second one.
+def quadrants() -> tuple[DecodedTexts, dict[str, ProbedRows]]:
+    """Texts of the quadrants (1, 1), (1, 0), (0, 1), (0, 0); latent 0 is the first attribute, latent 1 the second."""
     attributes = np.array([(1, 1), (1, 0), (0, 1), (0, 0)])
     vectors = attributes.astype(float)
     texts = DecodedTexts(vectors, csr_array(vectors), np.eye(2))
@@ -76,6 +75,12 @@ def test_scores_by_hand():
         name: ProbedRows(every, every, attributes[:, place], attributes[:, place])
         for name, place in (("first", 0), ("second", 1), ("biased", 0))
     }
+    return texts, rows
+
+
+def test_scores_by_hand():
+    # The biased probe adds the first attribute and twice the second one.
+    texts, rows = quadrants()
     probes = {
         "first": Probe(np.array([1.0, 0.1]), -0.5, 1.0, 1.0),
         "second": Probe(np.array([0.1, 1.0]), -0.5, 1.0, 1.0),
@@ -91,14 +96,7 @@ def test_scores_by_hand():
 
 
 def test_the_direction_in_which_the_biased_probe_is_worse_counts():
-    attributes = np.array([(1, 1), (1, 0), (0, 1), (0, 0)])
-    vectors = attributes.astype(float)
-    texts = DecodedTexts(vectors, csr_array(vectors), np.eye(2))
-    every = np.arange(4)
-    rows = {
-        name: ProbedRows(every, every, attributes[:, place], attributes[:, place])
-        for name, place in (("first", 0), ("second", 1), ("biased", 0))
-    }
+    texts, rows = quadrants()
     # The biased probe reads the second attribute alone: it is right about it, and half right about the first one.
     probes = {
         "first": Probe(np.array([1.0, 0.0]), -0.5, 1.0, 1.0),

@@ -1,12 +1,13 @@
 """`scr`: whether ablating the latents of an unwanted attribute repairs a probe that relied on it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
 import numpy as np
 
+from fsae.evaluation.downstream.ablation_evaluation import AblationEvaluation
 from fsae.evaluation.downstream.paired_texts import (
     HUB_PAIRS,
     PACKAGED_PAIRS,
@@ -18,22 +19,16 @@ from fsae.evaluation.downstream.paired_texts import (
 )
 from fsae.evaluation.downstream.probe import Probe
 from fsae.evaluation.downstream.probe_ablation import (
-    NAMED,
     DecodedTexts,
     ProbedRows,
     Task,
-    ablated_scores,
     ablation_meanings,
-    ablation_numbers,
-    by_task,
     check_counts,
     strongest,
 )
-from fsae.evaluation.downstream.text_activations import Reading
-from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.evaluation import Measured
 from fsae.evaluation.subject import Subject
 from fsae.outputs.results import Meaning
-from fsae.ranges import COUNT, SEED, between
 from fsae.seeds import seed_of
 
 # A smaller difference between the clean and the biased probe leaves nothing to repair, and the score is 0.
@@ -56,7 +51,7 @@ _SETS = {ScrData.packaged: PACKAGED_PAIRS, ScrData.hub: tuple(HUB_PAIRS)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scr(Evaluation, group="eval.scr"):
+class Scr(AblationEvaluation, group="eval.scr"):
     """Spurious correlation removal (Karvonen et al., SAEBench, arXiv 2503.09532). Do not rank dictionaries by it.
 
     A biased probe is trained on texts in which two attributes agree: all nurses are women, all professors men. The n
@@ -86,30 +81,14 @@ class Scr(Evaluation, group="eval.scr"):
     """
 
     data: ScrData = ScrData.packaged
-    sets: list[str] = field(default_factory=list)
-    path: str | None = None
-    n: list[int] = field(default_factory=lambda: list(NAMED), metadata=between(least=1, most=10**6))
-    train: int = field(default=400, metadata=between(least=4, most=10**7))
-    test: int = field(default=200, metadata=between(least=4, most=10**7))
-    text_tokens: int = field(default=48, metadata=COUNT)
-    repeats: int = field(default=3, metadata=between(least=1, most=1000))
-    seed: int = field(default=0, metadata=SEED)
 
     needs: ClassVar[frozenset[str]] = frozenset({"language_model", "one_site"})
     in_sweeps: ClassVar[bool] = False
     meanings: ClassVar[dict[str, Meaning]] = ablation_meanings("scr")
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not self.n:
-            raise ValueError("eval.scr.n is empty; name a number of latents, as in eval.scr.n=[10,20]")
-        if unknown := sorted(set(self.sets) - set(_SETS[self.data])):
-            raise ValueError(
-                f"eval.scr.sets has {unknown[0]!r}; with eval.scr.data={self.data.name} the sets are "
-                f"{', '.join(_SETS[self.data])}"
-            )
-        if self.path is not None and self.data is not ScrData.hub:
-            raise ValueError(f"eval.scr.path is {self.path!r}, which is for eval.scr.data=hub; set it to null")
+    @property
+    def known_sets(self) -> Sequence[str]:
+        return _SETS[self.data]
 
     def measure(self, subject: Subject) -> list[Measured]:
         """Return every autoencoder's scores: means over pairs, and the noise over repeats.
@@ -122,10 +101,7 @@ class Scr(Evaluation, group="eval.scr"):
             tasks = [self._task(each.sample(self._counts, self.seed)) for each in self._pairs()]
         except ValueError as error:
             raise ValueError(f"eval.scr: {error}") from error
-        found = ablated_scores(subject, tasks, self._score, Reading(tokens=self.text_tokens), self.seed)
-        numbers = subject.by_run([ablation_numbers("scr", self.n, each) for each in found])
-        pairs = subject.by_run([by_task(tasks, self.n, each) for each in found])
-        return [Measured(own, content={"scr_pairs": of_pairs}) for own, of_pairs in zip(numbers, pairs, strict=True)]
+        return self.measured(subject, tasks, self._score, "scr", "scr_pairs")
 
     @property
     def _counts(self) -> dict[Quadrant, int]:
@@ -134,7 +110,7 @@ class Scr(Evaluation, group="eval.scr"):
         return {quadrant: one * (2 if quadrant[0] == quadrant[1] else 1) for quadrant in QUADRANTS}
 
     def _pairs(self) -> list[PairedTexts]:
-        names = self.sets or _SETS[self.data]
+        names = self.chosen_sets
         if self.data is ScrData.packaged:
             return [packaged_pairs(name) for name in names]
         # More than are needed, because a text may occur twice.

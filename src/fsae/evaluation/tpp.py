@@ -7,27 +7,23 @@ from typing import ClassVar
 
 import numpy as np
 
+from fsae.evaluation.downstream.ablation_evaluation import AblationEvaluation
 from fsae.evaluation.downstream.hub_texts import hub_texts
 from fsae.evaluation.downstream.labelled_texts import LabelledTexts
 from fsae.evaluation.downstream.packaged_texts import packaged_classes
 from fsae.evaluation.downstream.probe import Probe
 from fsae.evaluation.downstream.probe_ablation import (
-    NAMED,
     DecodedTexts,
     ProbedRows,
     Task,
-    ablated_scores,
     ablation_meanings,
-    ablation_numbers,
-    by_task,
     check_counts,
     strongest,
 )
-from fsae.evaluation.downstream.text_activations import Reading
-from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.evaluation import Measured
 from fsae.evaluation.subject import Subject
 from fsae.outputs.results import Meaning
-from fsae.ranges import COUNT, SEED, between
+from fsae.ranges import between
 from fsae.seeds import seed_of
 
 
@@ -47,7 +43,7 @@ _SETS = {TppData.packaged: ("97_news_class", "101_disease_class"), TppData.hub: 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tpp(Evaluation, group="eval.tpp"):
+class Tpp(AblationEvaluation, group="eval.tpp"):
     """Targeted probe perturbation (Karvonen et al., SAEBench, arXiv 2503.09532). Do not rank dictionaries by it.
 
     A linear probe per class is trained on mean activations of texts. A latent's effect on a class's probe is the
@@ -75,30 +71,15 @@ class Tpp(Evaluation, group="eval.tpp"):
     """
 
     data: TppData = TppData.packaged
-    sets: list[str] = field(default_factory=list)
-    path: str | None = None
-    n: list[int] = field(default_factory=lambda: list(NAMED), metadata=between(least=1, most=10**6))
-    train: int = field(default=400, metadata=between(least=4, most=10**7))
     test: int = field(default=200, metadata=between(least=2, most=10**7))
-    text_tokens: int = field(default=48, metadata=COUNT)
-    repeats: int = field(default=3, metadata=between(least=1, most=1000))
-    seed: int = field(default=0, metadata=SEED)
 
     needs: ClassVar[frozenset[str]] = frozenset({"language_model", "one_site"})
     in_sweeps: ClassVar[bool] = False
     meanings: ClassVar[dict[str, Meaning]] = ablation_meanings("tpp")
 
-    def __post_init__(self):
-        super().__post_init__()
-        if not self.n:
-            raise ValueError("eval.tpp.n is empty; name a number of latents, as in eval.tpp.n=[10,20]")
-        if unknown := sorted(set(self.sets) - set(_SETS[self.data])):
-            raise ValueError(
-                f"eval.tpp.sets has {unknown[0]!r}; with eval.tpp.data={self.data.name} the sets are "
-                f"{', '.join(_SETS[self.data])}"
-            )
-        if self.path is not None and self.data is not TppData.hub:
-            raise ValueError(f"eval.tpp.path is {self.path!r}, which is for eval.tpp.data=hub; set it to null")
+    @property
+    def known_sets(self) -> Sequence[str]:
+        return _SETS[self.data]
 
     def measure(self, subject: Subject) -> list[Measured]:
         """Return every autoencoder's scores: means over data sets, and the noise over repeats.
@@ -108,10 +89,7 @@ class Tpp(Evaluation, group="eval.tpp"):
         """
         check_counts("tpp", self.n, subject)
         tasks = [self._task(each) for each in self._sets()]
-        found = ablated_scores(subject, tasks, self._score, Reading(tokens=self.text_tokens), self.seed)
-        numbers = subject.by_run([ablation_numbers("tpp", self.n, each) for each in found])
-        sets = subject.by_run([by_task(tasks, self.n, each) for each in found])
-        return [Measured(own, content={"tpp_sets": of_sets}) for own, of_sets in zip(numbers, sets, strict=True)]
+        return self.measured(subject, tasks, self._score, "tpp", "tpp_sets")
 
     @property
     def _per_class(self) -> int:
@@ -119,7 +97,7 @@ class Tpp(Evaluation, group="eval.tpp"):
 
     def _sets(self) -> Iterator[LabelledTexts]:
         """Return the data sets with as many texts of each class, and no text twice."""
-        for name in self.sets or _SETS[self.data]:
+        for name in self.chosen_sets:
             if self.data is TppData.packaged:
                 texts = packaged_classes(name)
             else:
