@@ -1,0 +1,38 @@
+#!/bin/sh
+# All arms of the study. An arm that has begun is resumed.
+#
+#     sh experiments/dictionaries/run.sh [FOLDER]          outputs/dictionaries by default
+set -e
+out=${1:-outputs/dictionaries}
+. "$(dirname "$0")/../arm.sh"
+
+# Recipes on the residual stream of SmolLM2, each at an l0 of 24 and 64, with five seeds.
+smollm2="experiment=dictionaries/smollm2_small"
+arm smollm2/batch_topk $smollm2
+arm smollm2/matryoshka $smollm2 loss=matryoshka
+arm smollm2/ortsae $smollm2 penalty=orthogonal
+arm smollm2/weight_norm $smollm2 penalty=weight_norm
+arm smollm2/fisher $smollm2 penalty=fisher
+arm smollm2/lista $smollm2 arch=lista
+arm smollm2/matching_pursuit $smollm2 arch=matching_pursuit
+# k has no meaning for JumpReLU, and the sweep's list of k is replaced by one of targets.
+arm smollm2/jumprelu $smollm2 arch=jumprelu loss=jumprelu_target_l0_per_sample '~hydra.sweeper.params.arch.k' \
+    loss.sparsity.target=24,64
+arm smollm2/controls $smollm2 trainer.frozen=decoder,all
+
+# The same recipes on known features; an l0 of 8.3 has as many features as there are.
+synthetic="experiment=synth_sae_bench/small seed=1,2,3,4,5"
+arm synthetic/batch_topk $synthetic arch.k=8,6
+arm synthetic/matryoshka $synthetic arch.k=8,6 loss=matryoshka
+arm synthetic/ortsae $synthetic arch.k=8,6 penalty=orthogonal
+arm synthetic/weight_norm $synthetic arch.k=8,6 penalty=weight_norm
+arm synthetic/fisher $synthetic arch.k=8,6 penalty=fisher
+arm synthetic/lista $synthetic arch.k=8,6 arch=lista
+arm synthetic/matching_pursuit $synthetic arch.k=8,6 arch=matching_pursuit
+arm synthetic/jumprelu $synthetic arch=jumprelu loss=jumprelu_target_l0_per_sample loss.sparsity.target=8,6
+arm synthetic/controls $synthetic arch.k=8 trainer.frozen=decoder,all
+
+# Between sites: what the MLP of layer 3 computes, and an autoencoder of its output.
+arm mlp/autoencoder $smollm2 site=mlp_out
+arm mlp/transcoder $smollm2 layout=transcoder
+arm mlp/skip_transcoder $smollm2 layout=skip_transcoder
