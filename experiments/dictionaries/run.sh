@@ -8,17 +8,15 @@ out=${1:-outputs/dictionaries}
 
 # Recipes on the residual stream of SmolLM2, each at an l0 of 24 and 64, with five seeds.
 smollm2="experiment=dictionaries/smollm2_small"
-arm smollm2/batch_topk $smollm2
-arm smollm2/matryoshka $smollm2 loss=matryoshka
-arm smollm2/ortsae $smollm2 penalty=orthogonal
-arm smollm2/weight_norm $smollm2 penalty=weight_norm
-arm smollm2/fisher $smollm2 penalty=fisher
-arm smollm2/lista $smollm2 arch=lista
-arm smollm2/matching_pursuit $smollm2 arch=matching_pursuit
-# k has no meaning for JumpReLU, and the sweep's list of k is replaced by one of targets.
-arm smollm2/jumprelu $smollm2 arch=jumprelu loss=jumprelu_target_l0_per_sample '~hydra.sweeper.params.arch.k' \
-    loss.sparsity.target=24,64
-arm smollm2/controls $smollm2 trainer.frozen=decoder,all
+arm smollm2/batch_topk $smollm2 arch.k=24,64
+arm smollm2/matryoshka $smollm2 arch.k=24,64 loss=matryoshka
+arm smollm2/ortsae $smollm2 arch.k=24,64 penalty=orthogonal
+arm smollm2/weight_norm $smollm2 arch.k=24,64 penalty=weight_norm
+arm smollm2/fisher $smollm2 arch.k=24,64 penalty=fisher
+arm smollm2/lista $smollm2 arch.k=24,64 arch=lista
+arm smollm2/matching_pursuit $smollm2 arch.k=24,64 arch=matching_pursuit
+arm smollm2/jumprelu $smollm2 arch=jumprelu loss=jumprelu_target_l0_per_sample loss.sparsity.target=24,64
+arm smollm2/controls $smollm2 arch.k=24,64 trainer.frozen=decoder,all
 
 # The same recipes on known features; an l0 of 8.3 has as many features as there are.
 synthetic="experiment=synth_sae_bench/small seed=1,2,3,4,5"
@@ -33,6 +31,6 @@ arm synthetic/jumprelu $synthetic arch=jumprelu loss=jumprelu_target_l0_per_samp
 arm synthetic/controls $synthetic arch.k=8 trainer.frozen=decoder,all
 
 # Between sites: what the MLP of layer 3 computes, and an autoencoder of its output.
-arm mlp/autoencoder $smollm2 site=mlp_out
-arm mlp/transcoder $smollm2 layout=transcoder
-arm mlp/skip_transcoder $smollm2 layout=skip_transcoder
+arm mlp/autoencoder $smollm2 arch.k=24,64 site=mlp_out
+arm mlp/transcoder $smollm2 arch.k=24,64 layout=transcoder
+arm mlp/skip_transcoder $smollm2 arch.k=24,64 layout=skip_transcoder
