@@ -1,11 +1,13 @@
 """Autoencoders whose input and target differ or have several parts."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import SparseAutoencoder
-from fsae.autoencoders.layout import Ends, Layout, PartNorm, Scaling
+from fsae.autoencoders.layout import Block, Ends, Layout, PartNorm, Scaling, exclusive_blocks
 from fsae.autoencoders.settings import BiasInit, DecoderNorm, EncoderInit
 from fsae.export.folding import fold
 from fsae.losses.sparsity import L1
@@ -29,9 +31,17 @@ def _is_between_layouts(arch: str) -> bool:
 
 # The others need one site at both ends, and refuse.
 each_between = pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if _is_between_layouts(arch)])
-each_ends = pytest.mark.parametrize(
-    "ends", [BETWEEN, SKIP, LOW_RANK, CROSSCODER], ids=["transcoder", "skip", "low_rank", "crosscoder"]
-)
+# Blocks that fit 13 latents.
+OWN = Block(6 / 13, (0,), (0,)), Block(7 / 13, (1,), (1,))
+OUT = Layout((("mlp_out.0", 1), ("mlp_out.1", 3)))
+PER_LAYER = Ends(input=LAYERS, target=OUT, skip=True, part_norm=PartNorm.joint, blocks=OWN)
+CROSS_LAYER = Ends(input=LAYERS, target=OUT, blocks=(replace(OWN[0], writes=(0, 1)), OWN[1]))
+PARTITIONED = Ends(input=LAYERS, target=LAYERS, blocks=exclusive_blocks(2, 0.2))
+ENDS = {
+    "transcoder": BETWEEN, "skip_transcoder": SKIP, "low_rank": LOW_RANK, "crosscoder": CROSSCODER,
+    "per_layer_transcoder": PER_LAYER, "cross_layer_transcoder": CROSS_LAYER, "partitioned": PARTITIONED,
+}  # fmt: skip
+each_ends = pytest.mark.parametrize("ends", list(ENDS.values()), ids=list(ENDS))
 
 
 def moved(arch: str, ends: Ends, **changes) -> SparseAutoencoder:
@@ -41,6 +51,7 @@ def moved(arch: str, ends: Ends, **changes) -> SparseAutoencoder:
     with torch.no_grad():
         for parameter in autoencoder.parameters():
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    autoencoder.mask_weights()
     return autoencoder
 
 

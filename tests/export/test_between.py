@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from fsae.autoencoders.layout import Ends
 from fsae.export.saelens import Provenance, load_saelens, read_provenance, save_saelens
 from tests.architectures import ARCHITECTURES, samples
-from tests.autoencoders.test_layout import BETWEEN, each_between, each_ends, moved
+from tests.autoencoders.test_layout import BETWEEN, ENDS, PER_LAYER, each_between, each_ends, moved
 
 # SAELens' names of its dictionaries between two sites.
 NAMES = {"standard": "", "jumprelu": "jumprelu_", "batch_topk": "jumprelu_"}
@@ -27,6 +27,7 @@ def test_loaded_dictionary_computes_the_same(arch: str, ends: Ends, tmp_path: Pa
     torch.testing.assert_close(loaded(x).codes.dense(), autoencoder(x).codes.dense())
     assert loaded.ends.same == ends.same
     assert loaded.ends.target.widths == ends.target.widths
+    assert loaded.ends.blocks == ends.blocks or loaded.ends.latents(13) == ends.latents(13)
     assert loaded.centre is None or ends.same
 
 
@@ -37,9 +38,10 @@ def test_only_what_saelens_decodes_alike_has_a_name_of_saelens(
 ):
     save_saelens(moved(arch, ends).float().eval(), tmp_path / "sae", SITES)
     config = json.loads((tmp_path / "sae" / "cfg.json").read_text())
-    kind = "crosscoder" if ends.same else "skip_transcoder" if ends.skip else "transcoder"
+    (kind,) = {name for name, each in ENDS.items() if each == ends}
+    kind = {"partitioned": "crosscoder", "low_rank": "skip_transcoder"}.get(kind, kind)
     own = ARCHITECTURES[arch].saelens[0]
-    if kind != "crosscoder" and arch in NAMES:
+    if kind in ("transcoder", "skip_transcoder") and arch in NAMES:
         assert config["architecture"] == f"{NAMES[arch]}{kind}"
         assert config["apply_b_dec_to_input"] is False
         assert not caplog.records
@@ -67,4 +69,19 @@ def test_parts_that_do_not_add_up_are_refused(parts: object, tmp_path: Path):
     config |= {"architecture": "topk_crosscoder", "d_out": 5, "parts": parts}
     (folder / "cfg.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"cfg\.json: parts (is|has)"):
+        load_saelens(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"latents": 5}, {"latents": 0}, {"reads": []}, {"reads": [2]}, {"writes": [-1]}, {"writes": "b"}],
+    ids=str,
+)
+def test_blocks_that_do_not_fit_are_refused(change: dict, tmp_path: Path):
+    folder = tmp_path / "sae"
+    save_saelens(moved("topk", PER_LAYER).float().eval(), folder, Provenance())
+    config = json.loads((folder / "cfg.json").read_text())
+    config["blocks"][0] |= change
+    (folder / "cfg.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"cfg\.json: blocks is"):
         load_saelens(folder)

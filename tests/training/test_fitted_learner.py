@@ -10,6 +10,7 @@ from sklearn import decomposition
 from sklearn.cluster import KMeans
 
 from fsae.autoencoders.fitted import FittedSettings
+from fsae.autoencoders.layout import Ends
 from fsae.autoencoders.local_pca import KMeansSettings, LocalPCA, LocalPCASettings
 from fsae.autoencoders.pca import PCASettings
 from fsae.losses.objective import Objective
@@ -193,12 +194,12 @@ def test_components_are_sought_after_the_centres():
 
 def test_a_batch_too_small_for_the_centres_is_refused():
     with pytest.raises(ValueError, match=r"trainer.batch_size is 16, but the first batch must supply 17 centres"):
-        fit().check_width(KMeansSettings(d_sae=17), 40)
+        fit().check_ends(KMeansSettings(d_sae=17), Ends.of(40))
     with pytest.raises(ValueError, match=r"is a single batch; centres and components need one each"):
-        fit(1).check_width(LocalPCASettings(d_sae=2, rank=1), 40)
+        fit(1).check_ends(LocalPCASettings(d_sae=2, rank=1), Ends.of(40))
     with pytest.raises(ValueError, match=r"lower arch.d_sae, or raise arch.rank, for fewer cells"):
-        fit().check_width(LocalPCASettings(d_sae=34, rank=1), 40)
-    fit(1).check_width(KMeansSettings(d_sae=16), 40)
+        fit().check_ends(LocalPCASettings(d_sae=34, rank=1), Ends.of(40))
+    fit(1).check_ends(KMeansSettings(d_sae=16), Ends.of(40))
 
 
 def test_its_state_is_of_plain_numbers_and_tensors():

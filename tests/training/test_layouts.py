@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from fsae.autoencoders.layout import Ends, Layout, Scaling
+from fsae.language_models.sites import Site, SiteName
 from fsae.losses.objective import Objective
-from fsae.sources.layout import LayoutSettings, Sites
+from fsae.sources.layout import Latents, LayoutSettings, Sites
 from fsae.training.gradient_learner import GradientLearner
 from fsae.training.interruption import Interrupted
 from fsae.training.measures import batch_measures
@@ -17,9 +18,15 @@ from tests.sources.test_layout import BETWEEN, BOTH
 from tests.streams import activation_source
 from tests.training.runs import D_SAE, LoneRun, adam, differences, saved, terms, training_run
 
+ACROSS = Sites(BOTH.input, (Site(name=SiteName.mlp_out, layer=3), Site(name=SiteName.resid_post, layer=9)))
 LAYOUTS = {
     "skip transcoder": (BETWEEN, LayoutSettings(skip=True, skip_rank=2, target=BETWEEN.target[0].name)),
     "crosscoder": (BOTH, LayoutSettings(layers=[3, 9])),
+    "partitioned crosscoder": (BOTH, LayoutSettings(layers=[3, 9], exclusive=0.1)),
+    "cross-layer transcoder": (
+        ACROSS,
+        LayoutSettings(layers=[3, 9], target=SiteName.mlp_out, latents=Latents.cross_layer, skip=True),
+    ),
 }
 each_layout = pytest.mark.parametrize(("sites", "settings"), list(LAYOUTS.values()), ids=list(LAYOUTS))
 

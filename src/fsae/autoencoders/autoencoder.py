@@ -1,7 +1,7 @@
 """Autoencoders: weights, one forward record, the algebra of the weights, and one class for training and inference."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -22,6 +22,7 @@ from fsae.autoencoders.settings import (
 from fsae.sparse.codes import Codes
 from fsae.sparse.encoder_product import ENTRIES_AT_ONCE, encoder_product
 from fsae.sparse.pattern import Pattern
+from fsae.sparse.regions import Region, decode_within
 
 
 class Autoencoder(nn.Module, ABC):
@@ -52,6 +53,7 @@ class Autoencoder(nn.Module, ABC):
         super().__init__()
         self.ends = Ends.of(ends)
         self.d_in, self.d_out, self.d_sae = self.ends.input.width, self.ends.target.width, d_sae
+        self._read, self._written = self.ends.read(d_sae), self.ends.written(d_sae)
 
     @property
     @abstractmethod
@@ -98,7 +100,8 @@ class Autoencoder(nn.Module, ABC):
 
     def decode(self, codes: Codes) -> Float[Tensor, "batch d_out"]:
         """Compute codes @ W_dec + b_dec."""
-        return codes.decode(self.W_dec) + self.b_dec
+        decoded = decode_within(codes, self.W_dec, self._written) if self._written else codes.decode(self.W_dec)
+        return decoded + self.b_dec
 
     def linear_path(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_out"] | None:
         """Compute what is added to the decoded codes by a linear path from the input; None if there is no such path."""
@@ -118,7 +121,7 @@ class Autoencoder(nn.Module, ABC):
         narrow: Callable[[Pattern, Tensor], Tensor] | None = None,
     ) -> Codes:
         """Compute encoder_input(x) @ W_enc, everywhere or at selected entries; see `encoder_product`."""
-        return encoder_product(x, self.centre, self.W_enc, select, narrow, self.product_entries)
+        return encoder_product(x, self.centre, self.W_enc, select, narrow, self.product_entries, self._read)
 
     def encoder_input(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """Return x, minus b_dec if the settings say so."""
@@ -235,11 +238,16 @@ class SparseAutoencoder(Autoencoder):
         super().__init__(ends, settings.width(ends.input.width))
         self.settings = settings
         rows = _first_rows(self.d_sae, ends, generator)
+        for region in ends.unwritten(self.d_sae):
+            rows[region] = 0.0
         rows *= settings.init_norm / rows.norm(dim=1, keepdim=True)
         self.W_dec = nn.Parameter(rows)
         # Between two spaces the decoder's transpose is no encoder.
         if settings.encoder_init is EncoderInit.random or (not ends.same and not settings.tied):
-            self.W_enc = nn.Parameter((torch.randn(self.d_sae, self.d_in, generator=generator) / self.d_in**0.5).T)
+            columns = torch.randn(self.d_sae, self.d_in, generator=generator) / self.d_in**0.5
+            for latents, dimensions in self._read:
+                columns[latents] *= (self.d_in / (dimensions.stop - dimensions.start)) ** 0.5
+            self.W_enc = nn.Parameter(columns.T)
         elif settings.encoder_init is EncoderInit.transpose:
             self.W_enc = nn.Parameter(rows.clone().T)
         self.b_dec = nn.Parameter(torch.zeros(self.d_out))
@@ -249,6 +257,7 @@ class SparseAutoencoder(Autoencoder):
             read = torch.randn(ends.skip_rank, self.d_in, generator=generator) / self.d_in**0.5
             self.W_skip_read = nn.Parameter(read)
             self.W_skip_write = nn.Parameter(torch.zeros(self.d_out, len(read)))
+        self.mask_weights()
         if settings.align_encoder:
             self.align_encoder()
 
@@ -404,6 +413,7 @@ class SparseAutoencoder(Autoencoder):
         encoder_norm = self.W_enc.norm(dim=0)[alive].mean() if alive.any() else torch.ones(())
         decoder_norm = self.W_dec.norm(dim=1)[alive].mean() if alive.any() else torch.ones(())
         share = 1.0 if self.latents_compete else 0.2
+        read, written = _within(read, latents, self._read), _within(written, latents, self._written)
         for name, parameter in self.named_parameters():
             if name == "W_dec":
                 parameter[latents] = written * decoder_norm
@@ -418,6 +428,29 @@ class SparseAutoencoder(Autoencoder):
         for name, parameter in self.named_parameters():
             if (axis := self.latent_axis(name)) is not None:
                 parameter.index_copy_(axis, latents, other.get_parameter(name).index_select(axis, latents))
+
+    @torch.no_grad()
+    def mask_weights(self) -> None:
+        """Set weights between latents and parts that they do not read or write to zero, as after each step."""
+        for name, region in self._masked():
+            self.get_parameter(name)[region] = 0.0
+
+    @torch.no_grad()
+    def mask_gradients(self) -> None:
+        """Set the gradients of these weights to zero, so that no norm of gradients and no moment knows them."""
+        for name, region in self._masked():
+            gradient = self.get_parameter(name).grad
+            if gradient is not None:
+                gradient[region] = 0.0
+
+    def _masked(self) -> Iterator[tuple[str, tuple[slice, slice]]]:
+        """Yield the names of weights, and where they are zero."""
+        ends = self.ends
+        yield from (("W_dec", region) for region in ends.unwritten(self.d_sae))
+        if not self.settings.tied:
+            yield from (("W_enc", (dimensions, latents)) for latents, dimensions in ends.unread(self.d_sae))
+        if ends.skip:
+            yield from (("W_skip", region) for region in ends.unlinked())
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:
@@ -450,6 +483,19 @@ def _first_rows(d_sae: int, ends: Ends, generator: torch.Generator) -> Float[Ten
     if len(set(widths)) > 1:
         return torch.randn(d_sae, ends.target.width, generator=generator)
     return torch.randn(d_sae, widths[0], generator=generator).repeat(1, len(widths))
+
+
+def _within(
+    vectors: Float[Tensor, "latents d"], latents: Int[Tensor, " latents"], regions: Sequence[Region]
+) -> Float[Tensor, "latents d"]:
+    """Return the unit vectors with the parts of vectors that their latents reach; without regions, the vectors."""
+    if not regions:
+        return vectors
+    reached = torch.zeros_like(vectors)
+    for block, dimensions in regions:
+        own = (latents >= block.start) & (latents < block.stop)
+        reached[:, dimensions] += vectors[:, dimensions] * own[:, None]
+    return nn.functional.normalize(reached, dim=1, eps=1e-8)
 
 
 def _row_norms(W_dec: Float[Tensor, "d_sae d_out"]) -> Float[Tensor, " d_sae"]:

@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import accumulate, pairwise
 from typing import Any, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from fsae.sparse.regions import Region
 
 # A factor of a vector's dimensions: one for all, or a row of one for each.
 Factor = float | Float[Tensor, " d"]
@@ -54,6 +57,11 @@ class Layout:
         """The names of the parts."""
         return [name for name, _ in self.parts]
 
+    @property
+    def slices(self) -> list[slice]:
+        """The dimensions of each part."""
+        return [slice(*bounds) for bounds in pairwise(accumulate(self.widths, initial=0))]
+
     def split(self, vectors: Float[Tensor, "*batch d"]) -> tuple[Tensor, ...]:
         """Return views of the parts of vectors."""
         return vectors.split(self.widths, dim=-1)
@@ -67,6 +75,43 @@ class Layout:
         return torch.cat(rows).to(device)
 
 
+@dataclass(frozen=True)
+class Block:
+    """Latents that lie side by side and read and write some of the parts only.
+
+    Attributes:
+        share: their share of all latents. Blocks of equal share have equally many.
+        reads: numbers of the input's parts that they read, which lie side by side.
+        writes: numbers of the target's parts that they write, which lie side by side.
+    """
+
+    share: float
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+
+    def __post_init__(self):
+        for parts in (self.reads, self.writes):
+            assert parts == tuple(range(parts[0], parts[-1] + 1))
+
+
+def blocks_per_layer(layers: int) -> tuple[Block, ...]:
+    """Return a block per part, whose latents read and write this part alone."""
+    return tuple(Block(1 / layers, (layer,), (layer,)) for layer in range(layers))
+
+
+def blocks_across_layers(layers: int) -> tuple[Block, ...]:
+    """Return a block per part, whose latents read this part, and write it and all later ones."""
+    return tuple(Block(1 / layers, (layer,), tuple(range(layer, layers))) for layer in range(layers))
+
+
+def exclusive_blocks(parts: int, share: float) -> tuple[Block, ...]:
+    """Return a block of this share per part, whose latents read and write it alone, and a block of all other latents,
+    which read and write all parts."""
+    own = tuple(Block(share, (part,), (part,)) for part in range(parts))
+    every = tuple(range(parts))
+    return (*own, Block(1 - parts * share, every, every))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ends:
     """The two ends of a dictionary: what it reads and what it should write.
@@ -77,6 +122,9 @@ class Ends:
         skip: whether a linear path from the input is added to the reconstruction.
         skip_rank: the rank of that path; None for any.
         part_norm: the norm of decoder rows if the target has several parts.
+        blocks: of latents that read and write some of the parts only, in the order of the latents; empty if every
+            latent reads and writes all parts. With blocks the linear path leads from each part of the input to the part
+            of the target with the same number.
     """
 
     input: Layout
@@ -84,6 +132,7 @@ class Ends:
     skip: bool = False
     skip_rank: int | None = None
     part_norm: PartNorm = PartNorm.sum
+    blocks: tuple[Block, ...] = ()
 
     @classmethod
     def of(cls, widths: "Ends | int") -> "Ends":
@@ -101,6 +150,60 @@ class Ends:
     def plain(self) -> bool:
         """True if there is one part, the same at both ends: an autoencoder."""
         return self.same and len(self.input.parts) == 1 and not self.skip
+
+    def latents(self, d_sae: int) -> list[slice]:
+        """Return the latents of each block.
+
+        Raises:
+            ValueError: this number of latents cannot be divided into the blocks.
+        """
+        if not self.blocks:
+            return []
+        counts = [round(block.share * d_sae) for block in self.blocks[:-1]]
+        counts.append(d_sae - sum(counts))
+        sizes = {(block.share, count) for block, count in zip(self.blocks, counts, strict=True)}
+        if min(counts) < 1 or len(sizes) > len({share for share, _ in sizes}):
+            shares = ", ".join(f"{block.share:.3g}" for block in self.blocks)
+            raise ValueError(
+                f"the dictionary has {d_sae} latents, which cannot be divided into blocks of the shares {shares}; set "
+                f"arch.d_sae to a multiple of {len(self.blocks)}, or raise it"
+            )
+        return [slice(*bounds) for bounds in pairwise(accumulate(counts, initial=0))]
+
+    def read(self, d_sae: int) -> list[Region]:
+        """Return the dimensions of the input that the latents of each block read; empty without blocks."""
+        return self._reached(self.input, [block.reads for block in self.blocks], d_sae)
+
+    def written(self, d_sae: int) -> list[Region]:
+        """Return the dimensions of the target that the latents of each block write; empty without blocks."""
+        return self._reached(self.target, [block.writes for block in self.blocks], d_sae)
+
+    def unread(self, d_sae: int) -> list[Region]:
+        """Return where W_enc.T is zero."""
+        return self._missed(self.input, [block.reads for block in self.blocks], d_sae)
+
+    def unwritten(self, d_sae: int) -> list[Region]:
+        """Return where W_dec is zero."""
+        return self._missed(self.target, [block.writes for block in self.blocks], d_sae)
+
+    def unlinked(self) -> list[tuple[slice, slice]]:
+        """Return where the matrix of the linear path, (d_out, d_in), is zero."""
+        if not self.blocks:
+            return []
+        rows, columns = self.target.slices, self.input.slices
+        return [(row, column) for i, row in enumerate(rows) for j, column in enumerate(columns) if i != j]
+
+    def _reached(self, layout: Layout, parts: list[tuple[int, ...]], d_sae: int) -> list[Region]:
+        reached = [slice(layout.slices[own[0]].start, layout.slices[own[-1]].stop) for own in parts]
+        return [Region(*each) for each in zip(self.latents(d_sae), reached, strict=True)]
+
+    def _missed(self, layout: Layout, parts: list[tuple[int, ...]], d_sae: int) -> list[Region]:
+        return [
+            Region(latents, dimensions)
+            for latents, own in zip(self.latents(d_sae), parts, strict=True)
+            for part, dimensions in enumerate(layout.slices)
+            if part not in own
+        ]
 
 
 @dataclass(frozen=True)

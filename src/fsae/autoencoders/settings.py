@@ -139,8 +139,8 @@ class AutoencoderSettings(Ranged, ABC, group="arch"):
 
     def check_ends(self, ends: Ends) -> None:
         """Raise ValueError if a setting is impossible for inputs and targets of these layouts."""
-        # Raises if there would be no latent.
-        self.width(ends.input.width)
+        # Raises if there would be no latent, or none of a block.
+        ends.latents(self.width(ends.input.width))
         self.check_width(ends.input.width)
 
     def first_density(self, d_in: int) -> float:
@@ -234,6 +234,12 @@ class SparseAutoencoderSettings(AutoencoderSettings):
 
     def check_ends(self, ends: Ends) -> None:
         super().check_ends(ends)
+        if ends.blocks and not self.affine_encoder:
+            raise ValueError(
+                f"arch {self.name} encodes what it has made of all parts together, so no latent reads some parts only; "
+                "choose another arch, or a layout whose latents read all parts (layout.latents=shared "
+                "layout.exclusive=0)"
+            )
         if self.tied and not ends.same:
             raise ValueError(
                 "arch.encoder_init is tied, but the dictionary reads other vectors than it writes, so the decoder's "

@@ -88,7 +88,8 @@ def _check_sites(sites: Sites, provenance: Provenance, folder: Path) -> None:
     try:
         made_for = Site.of_hook(provenance.hook_name, provenance.hook_head_index)
         read = tuple(map(Site.of_hook, provenance.hook_names or [])) or (made_for,)
-        written = (Site.of_hook(provenance.hook_name_out),) if provenance.hook_name_out else read
+        hooks_out = provenance.hook_names_out or ([provenance.hook_name_out] if provenance.hook_name_out else [])
+        written = tuple(map(Site.of_hook, hooks_out)) or read
     except ValueError as error:
         raise ValueError(f"{_described(folder)}: {error}") from None
     if sites != (read, written) and (not sites.plain or read != written or len(read) > 1):

@@ -127,7 +127,9 @@ def _sites(deciding: Mapping[str, str]) -> str:
     read = f"{deciding['site.name']}.{'_'.join(map(str, layers))}{'' if head == 'null' else f'.{head}'}"
     target = deciding.get("layout.target", "null")
     written = "" if target == "null" else f"-{target}"
-    return f"{read}{written}{'-skip' if deciding.get('layout.skip') == 'true' else ''}"
+    latents = deciding.get("layout.latents", "shared")
+    of_layers = "" if latents == "shared" else f"-{latents}"
+    return f"{read}{written}{of_layers}{'-skip' if deciding.get('layout.skip') == 'true' else ''}"
 
 
 def _finished(folder: Path) -> bool:

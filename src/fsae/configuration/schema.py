@@ -153,9 +153,15 @@ class RunSettings(Ranged):
     def check_ends(self, ends: Ends) -> None:
         """Raise ValueError if the architecture, the trainer or a loss term is impossible between these ends."""
         self.arch.check_ends(ends)
-        self.trainer.check_width(self.arch, ends.input.width)
+        self.trainer.check_ends(self.arch, ends)
+        d_sae = self.arch.width(ends.input.width)
         for name, term in self.loss.items():
-            term.check_width(name, self.arch.width(ends.input.width))
+            term.check_width(name, d_sae)
+            if ends.blocks and term.prefix_widths(d_sae) is not None:
+                raise ValueError(
+                    f"loss.{name} reconstructs from the first latents alone, and these are latents of the first part; "
+                    "choose another loss, or a layout whose latents read all parts"
+                )
 
 
 def _check_name(name: str) -> None:

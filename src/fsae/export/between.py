@@ -13,10 +13,16 @@ import torch
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
-from fsae.autoencoders.layout import Ends, Layout, PartNorm
+from fsae.autoencoders.layout import Block, Ends, Layout, PartNorm
 from fsae.autoencoders.record import SAELensForm
 
 _TRANSCODER, _SKIP, _CROSSCODER = "transcoder", "skip_transcoder", "crosscoder"
+_PER_LAYER, _CROSS_LAYER = "per_layer_transcoder", "cross_layer_transcoder"
+# Those whose layouts are described in words; a name that ends in another one comes first.
+_OF_PARTS = (_PER_LAYER, _CROSS_LAYER, _CROSSCODER)
+_KINDS = (*_OF_PARTS, _SKIP, _TRANSCODER)
+# The keys of cfg.json that describe ends.
+_WORDS = ("d_out", "parts", "target_parts", "part_norm", "blocks", "skip")
 # SAELens' architectures that it has between two sites.
 _IN_SAELENS = ("standard", "jumprelu")
 
@@ -26,16 +32,31 @@ def between(form: SAELensForm, autoencoder: Autoencoder) -> SAELensForm:
     ends = autoencoder.ends
     if ends.plain:
         return form
-    kind = (_SKIP if ends.skip else _TRANSCODER) if not ends.same else _CROSSCODER
+    kind = _kind_of(ends)
     # SAELens' name for ReLU codes is that of the kind alone.
-    name = kind if kind != _CROSSCODER and form.architecture == "standard" else f"{form.architecture}_{kind}"
+    name = kind if kind not in _OF_PARTS and form.architecture == "standard" else f"{form.architecture}_{kind}"
     tensors, config = dict(form.tensors), {**form.config, "d_out": autoencoder.d_out}
     if ends.skip:
         tensors["W_skip"] = _skip_matrix(autoencoder)
-    if kind == _CROSSCODER:
+    if kind in _OF_PARTS:
         config |= {"parts": [list(part) for part in ends.input.parts], "part_norm": ends.part_norm.value}
-    known = form.known and kind != _CROSSCODER and form.architecture in _IN_SAELENS
+        if not ends.same:
+            config |= {"target_parts": [list(part) for part in ends.target.parts], "skip": ends.skip}
+        if ends.blocks:
+            config["blocks"] = [
+                {"latents": latents.stop - latents.start, "reads": list(block.reads), "writes": list(block.writes)}
+                for block, latents in zip(ends.blocks, ends.latents(autoencoder.d_sae), strict=True)
+            ]
+    known = form.known and kind not in _OF_PARTS and form.architecture in _IN_SAELENS
     return replace(form, architecture=name, tensors=tensors, config=config, known=known)
+
+
+def _kind_of(ends: Ends) -> str:
+    if ends.same:
+        return _CROSSCODER
+    if not ends.blocks:
+        return _SKIP if ends.skip else _TRANSCODER
+    return _PER_LAYER if all(len(block.writes) == 1 for block in ends.blocks) else _CROSS_LAYER
 
 
 @dataclass(frozen=True)
@@ -43,55 +64,84 @@ class Kind:
     """A kind of dictionary between sites, as its architecture's name ends.
 
     Attributes:
-        skip: whether it has a linear path.
-        parts: names and widths of a crosscoder's parts; None for a transcoder.
-        part_norm: the norm of a crosscoder's decoder rows.
+        name: this ending.
+        words: what `cfg.json` says of its ends.
     """
 
-    skip: bool = False
-    parts: Any = None
-    part_norm: Any = PartNorm.sum.value
+    name: str
+    words: Mapping[str, Any]
 
-    @property
-    def two_sites(self) -> bool:
-        """True if it writes another site than it reads."""
-        return self.parts is None
-
-    def ends(self, d_in: int, d_out: int) -> Ends:
-        """Return the ends of these widths.
+    def ends(self, d_in: int, d_out: int, d_sae: int) -> Ends:
+        """Return the ends of these widths and this number of latents.
 
         Raises:
-            ValueError: a crosscoder's parts are not described, or do not add up to them.
+            ValueError: parts or blocks are not described, or do not add up to them.
         """
-        if self.parts is None:
-            return Ends(input=Layout.of(d_in, "input"), target=Layout.of(d_out, "target"), skip=self.skip)
+        if self.name not in _OF_PARTS:
+            return Ends(input=Layout.of(d_in, "input"), target=Layout.of(d_out, "target"), skip=self.name == _SKIP)
+        layout = self._layout("parts", d_in)
+        target = layout if self.name == _CROSSCODER else self._layout("target_parts", d_out)
+        if target.width != d_out:
+            raise ValueError(f"parts has {target.width} dimensions together, but d_out is {d_out}")
         try:
-            layout = Layout(tuple((str(part), int(width)) for part, width in self.parts))
-            norm = PartNorm(self.part_norm)
+            norm = PartNorm(self.words.get("part_norm", PartNorm.sum.value))
+        except ValueError:
+            raise ValueError(f"part_norm is {self.words['part_norm']!r}; it must be sum or joint") from None
+        return Ends(
+            input=layout,
+            target=target,
+            skip=self.words.get("skip") is True,
+            part_norm=norm,
+            blocks=self._blocks(len(layout.parts), len(target.parts), d_sae),
+        )
+
+    def _layout(self, key: str, width: int) -> Layout:
+        said = self.words.get(key)
+        try:
+            layout = Layout(tuple((str(part), int(each)) for part, each in said or ()))
         except (TypeError, ValueError):
+            raise ValueError(f"{key} is {said!r}; it must list names and widths") from None
+        if layout.width != width:
+            raise ValueError(f"{key} has {layout.width} dimensions together, but the vectors have {width}")
+        return layout
+
+    def _blocks(self, inputs: int, targets: int, d_sae: int) -> tuple[Block, ...]:
+        said = self.words.get("blocks") or []
+
+        def parts(block: dict[str, Any], key: str, count: int) -> tuple[int, ...]:
+            found = [int(part) for part in block[key]]
+            if not found or found != list(range(found[0], found[-1] + 1)) or found[0] < 0 or found[-1] >= count:
+                raise ValueError
+            return tuple(found)
+
+        try:
+            counts = [int(block["latents"]) for block in said]
+            if said and (sum(counts) != d_sae or min(counts) < 1):
+                raise ValueError
+            return tuple(
+                Block(count / d_sae, parts(block, "reads", inputs), parts(block, "writes", targets))
+                for block, count in zip(said, counts, strict=True)
+            )
+        except (TypeError, ValueError, KeyError):
             raise ValueError(
-                f"parts is {self.parts!r}; it must list names and widths, and part_norm be sum or joint"
+                f"blocks is {said!r}; it must list numbers of latents that are {d_sae} together, and the parts that "
+                "they read and write, which lie side by side"
             ) from None
-        if not layout.width == d_in == d_out:
-            raise ValueError(f"parts has {layout.width} dimensions together, but d_in is {d_in} and d_out {d_out}")
-        return Ends(input=layout, target=layout, part_norm=norm)
 
 
 def split_name(config: Mapping[str, Any]) -> tuple[dict[str, Any], Kind | None]:
     """Return the config with the architecture of the codes alone, and the kind; None for an autoencoder of one site."""
     name = config.get("architecture", "standard")
-    kind = next((each for each in (_SKIP, _TRANSCODER, _CROSSCODER) if str(name).endswith(each)), None)
+    kind = next((each for each in _KINDS if str(name).endswith(each)), None)
     if kind is None:
         return dict(config), None
     of_codes = str(name).removesuffix(kind).rstrip("_") or "standard"
-    plain = {key: value for key, value in config.items() if key not in ("d_out", "parts", "part_norm")}
+    plain = {key: value for key, value in config.items() if key not in _WORDS}
     # b_dec is no point of the inputs; SAELens refuses the contrary.
     if kind != _CROSSCODER:
         plain["apply_b_dec_to_input"] = False
     plain["architecture"] = of_codes
-    if kind != _CROSSCODER:
-        return plain, Kind(skip=kind == _SKIP)
-    return plain, Kind(parts=config.get("parts") or (), part_norm=config.get("part_norm", PartNorm.sum.value))
+    return plain, Kind(kind, {key: config[key] for key in _WORDS if key in config})
 
 
 @torch.no_grad()

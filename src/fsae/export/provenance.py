@@ -17,8 +17,9 @@ class Provenance:
         model_name: the language model, as TransformerLens and SAELens open it.
         model_note: the difference of its weights from those under that name, such as a quantisation or a revision.
         hook_name: TransformerLens' name of the site that it reads; of the first one if there are several.
-        hook_name_out: of the site that it writes; None if it is the same one.
-        hook_names: of all sites of a crosscoder, in their order.
+        hook_name_out: of the site that it writes, the first one if there are several; None if it is the same one.
+        hook_names: of all sites that it reads, if there are several, in their order.
+        hook_names_out: of all sites that it writes, if there are several others.
         hook_head_index: the attention head whose vectors they are, counted from 0; None for all heads together.
         context_size: tokens per sequence.
         prepend_bos: whether every sequence began with the model's first token.
@@ -38,6 +39,7 @@ class Provenance:
     hook_name: str | None = None
     hook_name_out: str | None = None
     hook_names: list[str] | None = None
+    hook_names_out: list[str] | None = None
     hook_head_index: int | None = None
     context_size: int | None = None
     prepend_bos: bool | None = None
@@ -97,9 +99,10 @@ def provenance_of(config: dict[str, Any], path: Path) -> Provenance:
             "correct the wrong one"
         )
     hook_out = read("hook_name_out", str, "the name of a site") or read("hook_point_out", str, "the name of a site")
-    hooks = known.get("hook_names")
-    if hooks is not None and not _is_list_of(hooks, str):
-        raise ValueError(f"{path}: hook_names is {hooks!r}; it must be a list of sites' names, or null")
+    hooks, hooks_out = known.get("hook_names"), known.get("hook_names_out")
+    for name, names in (("hook_names", hooks), ("hook_names_out", hooks_out)):
+        if names is not None and not _is_list_of(names, str):
+            raise ValueError(f"{path}: {name} is {names!r}; it must be a list of sites' names, or null")
     norms = known.get("max_activation_norms")
     if norms is not None and not (_is_list_of(norms, int | float) and all(0 < each < math.inf for each in norms)):
         raise ValueError(f"{path}: max_activation_norms is {norms!r}; it must be a list of positive numbers, or null")
@@ -129,6 +132,7 @@ def provenance_of(config: dict[str, Any], path: Path) -> Provenance:
         hook_name=hook_name,
         hook_name_out=None if hook_out == hook_name else hook_out,
         hook_names=hooks,
+        hook_names_out=hooks_out,
         hook_head_index=head,
         context_size=context_size,
         prepend_bos=read("prepend_bos", bool, "true or false"),

@@ -85,7 +85,7 @@ class Stored:
             if between is None:
                 ends = Ends.of(d_in)
             else:
-                ends = between.ends(d_in, self._size(dict(self.config), "d_out", tensors, "b_dec"))
+                ends = between.ends(d_in, self._size(dict(self.config), "d_out", tensors, "b_dec"), d_sae)
         except ValueError as error:
             raise ValueError(f"{said}: {error}") from None
         weights = self._checked(tensors, settings.saelens_shapes(ends))

@@ -151,6 +151,9 @@ def _provenance(settings: RunSettings, text: HeldOutText, folder: RunFolder) -> 
         hook_name=sites.input[0].hook_name,
         hook_name_out=None if sites.input == sites.target else sites.target[0].hook_name,
         hook_names=[each.hook_name for each in sites.input] if len(sites.input) > 1 else None,
+        hook_names_out=[each.hook_name for each in sites.target]
+        if sites.input != sites.target and len(sites.target) > 1
+        else None,
         hook_head_index=site.head,
         context_size=dataset.tokens_per_row,
         prepend_bos=text.prepends_bos,

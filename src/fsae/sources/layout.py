@@ -2,9 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import NamedTuple
 
-from fsae.autoencoders.layout import Ends, Layout, PartNorm
+from fsae.autoencoders.layout import (
+    Block,
+    Ends,
+    Layout,
+    PartNorm,
+    blocks_across_layers,
+    blocks_per_layer,
+    exclusive_blocks,
+)
 from fsae.language_models.sites import Site, SiteName
 from fsae.ranges import Ranged, between
 
@@ -35,22 +44,40 @@ class Sites(NamedTuple):
         return read if self.input == self.target else f"{read} -> {written}"
 
 
+class Latents(Enum):
+    """The parts that a latent reads and writes, if the dictionary has several layers.
+
+    `shared` latents read and write all of them, as in a crosscoder. The others are divided equally over the layers:
+    with `per_layer` a latent reads and writes its own layer, and with `cross_layer` it reads its own layer, and writes
+    this one and all later ones.
+    """
+
+    shared = "shared"
+    per_layer = "per_layer"
+    cross_layer = "cross_layer"
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayoutSettings(Ranged, group="layout"):
     """Settings of what a dictionary reads and what it writes.
 
     Attributes:
-        target: the place of the vectors that it reconstructs, at the layer of `site`; null for what it reads.
-        layers: the layers at whose `site.name` a crosscoder reads and writes; empty for the one of `site.layer`.
-        skip: add a linear path from the input to the reconstruction.
+        target: the place of the vectors that it reconstructs, at the layers of the input; null for what it reads.
+        layers: the layers at whose `site.name` a dictionary of several layers reads; empty for the one of `site.layer`.
+        latents: which layers each latent reads and writes.
+        exclusive: share of the latents of a crosscoder that read and write the first part alone, and so for each part;
+            the others read and write all parts (DFC, arXiv 2602.11729).
+        skip: add a linear path from the input to the reconstruction; with latents of layers, within each layer.
         skip_rank: the rank of this path; null for any.
-        part_norm: the norm of the decoder rows of a crosscoder, which weighs codes in the sparsity terms.
+        part_norm: the norm of decoder rows of several parts, which weighs codes in the sparsity terms.
     """
 
     target: SiteName | None = None
     layers: list[int] = field(
         default_factory=list, metadata=between(least=0, most=10_000, meaning="a block, counted from 0")
     )
+    latents: Latents = Latents.shared
+    exclusive: float = field(default=0.0, metadata=between(least=0, below=1, meaning="a share of the latents"))
     skip: bool = False
     skip_rank: int | None = field(default=None, metadata=between(least=1, most=2**20, meaning="a rank"))
     part_norm: PartNorm = PartNorm.sum
@@ -59,10 +86,13 @@ class LayoutSettings(Ranged, group="layout"):
         super().__post_init__()
         if self.skip_rank is not None and not self.skip:
             raise ValueError("layout.skip_rank is set, but layout.skip is false; choose layout=skip_transcoder")
-        if self.target is not None and self.layers:
+        if self.target is not None and self.layers and self.latents is Latents.shared:
             raise ValueError(
-                "layout.target is one place and layout.layers are several; a crosscoder has layout.target=null"
+                "layout.target is one place and layout.layers are several; a crosscoder has layout.target=null, and "
+                "transcoders of several layers are layout=per_layer_transcoder or layout=cross_layer_transcoder"
             )
+        if self.latents is not Latents.shared:
+            self._check_latents_of_layers()
         if self.skip and self.target is None:
             raise ValueError(
                 "layout.skip adds a path from the input to another target, and layout.target is null; choose "
@@ -70,6 +100,20 @@ class LayoutSettings(Ranged, group="layout"):
             )
         if len(set(self.layers)) < len(self.layers):
             raise ValueError(f"layout.layers names a layer twice: {self.layers}; leave the second one out")
+
+    def _check_latents_of_layers(self) -> None:
+        latents = f"layout.latents is {self.latents.value}"
+        if self.exclusive > 0:
+            raise ValueError(
+                f"{latents}, so every latent has a layer, and layout.exclusive is {self.exclusive:g}; leave it out, or "
+                "choose layout=crosscoder"
+            )
+        if self.skip_rank is not None:
+            raise ValueError(
+                f"{latents}, and a linear path of low rank would join the layers; set layout.skip_rank=null"
+            )
+        if self.layers != sorted(self.layers):
+            raise ValueError(f"{latents}, and layout.layers are {self.layers}; name them in their order")
 
     @property
     def plain(self) -> bool:
@@ -82,28 +126,43 @@ class LayoutSettings(Ranged, group="layout"):
         Raises:
             ValueError: the target is the input, or lies before it in a forward pass.
         """
-        if self.layers:
-            several = tuple(replace(site, layer=layer) for layer in self.layers)
-            return Sites(several, several)
+        read = tuple(replace(site, layer=layer) for layer in self.layers) or (site,)
         if self.target is None:
-            return Sites((site,), (site,))
-        target = Site(name=self.target, layer=site.layer)
-        if target.place <= site.place:
+            return Sites(read, read)
+        written = tuple(Site(name=self.target, layer=each.layer) for each in read)
+        if written[0].place <= read[0].place:
             raise ValueError(
-                f"layout.target is {self.target.value}, which a forward pass does not reach after {site}; choose a "
+                f"layout.target is {self.target.value}, which a forward pass does not reach after {read[0]}; choose a "
                 "later place, or another site, as in site=mlp_in layout.target=mlp_out"
             )
-        return Sites((site,), (target,))
+        return Sites(read, written)
 
     def ends(self, input_layout: Layout, target_layout: Layout) -> Ends:
-        """Return the ends of a dictionary between these layouts."""
+        """Return the ends of a dictionary between these layouts.
+
+        Raises:
+            ValueError: `exclusive` leaves no latent for all parts, or there is one part only.
+        """
         return Ends(
             input=input_layout,
             target=target_layout,
             skip=self.skip,
             skip_rank=self.skip_rank,
             part_norm=self.part_norm,
+            blocks=self._blocks(len(input_layout.parts)),
         )
+
+    def _blocks(self, parts: int) -> tuple[Block, ...]:
+        if self.exclusive > 0:
+            if parts == 1 or parts * self.exclusive >= 1:
+                raise ValueError(
+                    f"layout.exclusive is {self.exclusive:g}, and the dictionary has {parts} part{'s' * (parts > 1)}; "
+                    "choose layout=crosscoder with several parts, and a share that leaves latents for all of them"
+                )
+            return exclusive_blocks(parts, self.exclusive)
+        if parts == 1 or self.latents is Latents.shared:
+            return ()
+        return blocks_per_layer(parts) if self.latents is Latents.per_layer else blocks_across_layers(parts)
 
 
 def layout_of(sites: Sequence[Site], widths: Sequence[int]) -> Layout:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -111,6 +112,31 @@ class Codes:
         order, pattern = self.pattern.by_blocks(ends)
         codes = Codes(self.values.index_select(0, order), pattern)
         return codes.decode(W_dec).view(-1, batch, W_dec.shape[1])[: len(ends)]
+
+    def blocks(self, ends: Sequence[int]) -> list[tuple[Any, "Codes"]]:
+        """Return the codes of each block of latents, and the place of its values among all values.
+
+        On a GPU it waits for the device if codes are sparse.
+
+        Args:
+            ends: the latent at which each block ends and the next one begins; the last one is d_sae.
+        """
+        begins = [0, *ends[:-1]]
+        if self.pattern is None:
+            latents = [slice(*bounds) for bounds in zip(begins, ends, strict=True)]
+            return [((slice(None), each), Codes(self.values[:, each])) for each in latents]
+        batch, blocks = self.shape[0], []
+        order, by_blocks = self.pattern.by_blocks(ends)
+        for number, entries in enumerate(by_blocks.slices(batch)):
+            if number == len(ends):
+                # On a GPU: the empty block of the latents from the last end on.
+                break
+            places = order[entries]
+            offsets = by_blocks.offsets[number * batch : (number + 1) * batch + 1] - entries.start
+            begin, end = begins[number], ends[number]
+            pattern = Pattern(by_blocks.columns[entries] - begin, offsets, end - begin)
+            blocks.append((places, Codes(self.values.index_select(0, places), pattern)))
+        return blocks
 
     def sample(self, X: Float[Tensor, "batch d_in"], W_dec: Float[Tensor, "d_sae d_in"]) -> "Codes":
         """Return X @ W_dec.T at the entries at which these codes may be non-zero (at all entries, if dense)."""

@@ -1,7 +1,7 @@
 """The encoder's product, the only one over batch x width: kept as a whole, or only where codes may be non-zero."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,6 +10,7 @@ from torch import Tensor
 from fsae.sparse.codes import Codes
 from fsae.sparse.pattern import Pattern
 from fsae.sparse.products import first_order
+from fsae.sparse.regions import Region, gradient_within, product_within
 
 # The most entries of the encoder's product in memory at a time: fewer are slower, and more are no faster.
 ENTRIES_AT_ONCE = 2**24
@@ -22,6 +23,7 @@ def encoder_product(
     select: Callable[[Float[Tensor, "rows d_sae"]], Pattern] | None = None,
     narrow: Callable[[Pattern, Float[Tensor, " entries"]], Bool[Tensor, " entries"]] | None = None,
     entries_at_once: int = ENTRIES_AT_ONCE,
+    regions: Sequence[Region] = (),
 ) -> Codes:
     """Return (x - centre) @ W_enc, dense or only at selected entries.
 
@@ -32,15 +34,16 @@ def encoder_product(
         select: maps the dense product of some samples to the pattern to keep; None keeps all entries.
         narrow: maps the selected entries of all samples to a mask of those to keep; None keeps all of them.
         entries_at_once: entries of the product in memory at a time, on a CPU and with `select`.
+        regions: outside which W_enc.T is zero; empty if it has no such zeros.
     """
     with torch.no_grad():
         inputs = x if centre is None else x - centre
         if select is None:
             # Detached, so that autocast does not cache this copy of the weights, which has no gradient.
-            pattern, known = None, inputs @ W_enc.detach()
+            pattern, known = None, _product(inputs, W_enc.detach(), regions)
         else:
-            pattern, known = _encode_sparsely(inputs, W_enc, select, narrow, entries_at_once)
-    values = _Encode.apply(x, centre, W_enc.T, inputs, pattern, known)
+            pattern, known = _encode_sparsely(inputs, W_enc, select, narrow, entries_at_once, regions)
+    values = _Encode.apply(x, centre, W_enc.T, inputs, pattern, known, regions)
     return Codes(values, pattern)  # pyright: ignore[reportArgumentType]
 
 
@@ -50,6 +53,7 @@ def _encode_sparsely(
     select: Callable[[Tensor], Pattern],
     narrow: Callable[[Pattern, Tensor], Tensor] | None,
     entries_at_once: int,
+    regions: Sequence[Region],
 ) -> tuple[Pattern, Float[Tensor, " entries"]]:
     """Return the selected entries of inputs @ W_enc; on a CPU the whole product is never in memory."""
     device, width = inputs.device.type, W_enc.shape[1]
@@ -58,7 +62,7 @@ def _encode_sparsely(
     W = W_enc.to(dtype)
     patterns, found = [], []
     for some in inputs.to(dtype).split(_rows_at_once(inputs, width, entries_at_once)):
-        products = some @ W
+        products = _product(some, W, regions)
         patterns.append(select(products))
         if exact or narrow is not None:
             found.append(products.reshape(-1)[patterns[-1].rows * width + patterns[-1].columns])
@@ -71,6 +75,10 @@ def _encode_sparsely(
         found = [values[kept]]
     # A product in bfloat16 only selects the entries: the codes are computed again.
     return pattern, torch.cat(found) if exact else pattern.sample(inputs, W_enc.T)
+
+
+def _product(inputs: Tensor, W_enc: Tensor, regions: Sequence[Region]) -> Float[Tensor, "batch d_sae"]:
+    return product_within(inputs, W_enc.T, regions) if regions else inputs @ W_enc
 
 
 def _rows_at_once(inputs: Tensor, width: int, entries_at_once: int) -> int:
@@ -89,9 +97,9 @@ class _Encode(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, centre, W, inputs, pattern, known):
+    def forward(ctx, x, centre, W, inputs, pattern, known, regions):
         ctx.save_for_backward(inputs, W)
-        ctx.pattern = pattern
+        ctx.pattern, ctx.regions = pattern, regions
         return known
 
     @staticmethod
@@ -102,5 +110,9 @@ class _Encode(torch.autograd.Function):
         needs_x, needs_centre, needs_W, *_ = ctx.needs_input_grad
         grad_x = codes.decode(W.to(grads[0].dtype)).to(inputs.dtype) if needs_x else None
         grad_centre = -(codes.column_sums().to(W.dtype) @ W) if needs_centre else None
-        grad_W = codes.transposed_product(inputs.to(grads[0].dtype)).to(W.dtype) if needs_W else None
-        return grad_x, grad_centre, grad_W, None, None, None
+        grad_W = None
+        if needs_W:
+            X = inputs.to(grads[0].dtype)
+            product = gradient_within(codes, X, ctx.regions) if ctx.regions else codes.transposed_product(X)
+            grad_W = product.to(W.dtype)
+        return grad_x, grad_centre, grad_W, None, None, None, None

@@ -89,6 +89,7 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
         settings, autoencoder = self.settings, self.autoencoder
         if settings.frozen is Frozen.all:
             return
+        autoencoder.mask_gradients()
         unit_norm = autoencoder.settings.decoder_norm is DecoderNorm.unit and not settings.frozen.fixes_decoder
         if unit_norm:
             autoencoder.project_decoder_gradient()
@@ -98,6 +99,7 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
             group["lr"] = settings.lr_at(step)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
+        autoencoder.mask_weights()
         if self._axes is not None:
             keep_in_cone(autoencoder.W_dec, self._axes)
         if unit_norm:

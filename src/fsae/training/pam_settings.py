@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from fsae.autoencoders.layout import Factor
+from fsae.autoencoders.layout import Ends, Factor
 from fsae.autoencoders.settings import AutoencoderSettings, SparseAutoencoderSettings
 from fsae.couplings.mutual import Directions
 from fsae.losses.objective import Objective
@@ -142,6 +142,13 @@ class PamSettings(AdamSettings):
             raise ValueError(
                 "population.mutual pulls on decoders, which trainer=pam solves for without it; set "
                 "population.mutual.directions=encoder"
+            )
+
+    def check_ends(self, arch: AutoencoderSettings, ends: Ends) -> None:
+        if ends.blocks:
+            raise ValueError(
+                "trainer=pam solves for a decoder whose latents write all parts, and in this layout some write some "
+                "parts only; choose trainer=adam"
             )
 
     def build_learner(self, autoencoder: "Autoencoder", objective: Objective, scale: Factor, seed: int) -> "Learner":

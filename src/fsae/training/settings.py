@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from fsae.autoencoders.fitted import FittedAutoencoder, FittedSettings
-from fsae.autoencoders.layout import Factor
+from fsae.autoencoders.layout import Ends, Factor
 from fsae.autoencoders.settings import AutoencoderSettings, SparseAutoencoderSettings
 from fsae.couplings.mutual import Directions
 from fsae.losses.objective import Objective
@@ -90,8 +90,8 @@ class TrainerSettings(Ranged, ABC, group="trainer"):
     def check(self, arch: AutoencoderSettings, loss: Mapping[str, LossTerm], population: PopulationSettings) -> None:
         """Raise ValueError if this trainer cannot train such autoencoders."""
 
-    def check_width(self, arch: AutoencoderSettings, d_in: int) -> None:
-        """Raise ValueError if this trainer cannot train such an autoencoder on vectors of width d_in."""
+    def check_ends(self, arch: AutoencoderSettings, ends: Ends) -> None:
+        """Raise ValueError if this trainer cannot train such an autoencoder between these ends."""
 
     @abstractmethod
     def build_learner(self, autoencoder: "Autoencoder", objective: Objective, scale: Factor, seed: int) -> "Learner":
@@ -133,9 +133,9 @@ class FitSettings(TrainerSettings):
                 "effect; set population.mutual.weight=0 and population.reinitialise.scope=none"
             )
 
-    def check_width(self, arch: AutoencoderSettings, d_in: int) -> None:
+    def check_ends(self, arch: AutoencoderSettings, ends: Ends) -> None:
         """Raise ValueError if a batch has no sample for each first centre, or no step is left for components."""
-        fitted = cast(FittedSettings, arch)
+        fitted, d_in = cast(FittedSettings, arch), ends.input.width
         cells, components = fitted.cells(d_in), fitted.components(d_in)
         if self.batch_size < cells:
             fewer = "lower arch.d_sae, or raise arch.rank" if components > 0 else "lower arch.d_sae"
