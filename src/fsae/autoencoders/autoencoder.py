@@ -95,6 +95,7 @@ class Autoencoder(nn.Module, ABC):
             code_weights=self.code_weights,
             W_enc=self.W_enc,
             targets=targets,
+            block_ends=tuple(latents.stop for latents, _ in self._read) or None,
             **encoding.extra,
         )
 

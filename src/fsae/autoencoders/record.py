@@ -62,6 +62,8 @@ class ForwardRecord:
             under `unit`.
         gate: gated only: the rectified gate pre-activations, which carry the sparsity loss and the auxiliary path.
         active: jumprelu only: 1 where a code is on, with the straight-through gradient to the thresholds.
+        block_ends: the latent at which each block of latents ends that read and write some parts only; None without
+            blocks.
         group_rank: group_topk only: latents of a group; they lie side by side.
         selection_score: maps pre-activations to the score by which latents are selected; None if the score is the
             pre-activation itself.
@@ -80,6 +82,7 @@ class ForwardRecord:
     gate: Codes | None = None
     active: Codes | None = None
     selection_score: Callable[[Tensor], Tensor] | None = None
+    block_ends: tuple[int, ...] | None = None
     group_rank: int | None = None
     W_enc: Float[Tensor, "d_in d_sae"] | None = None
     targets: Float[Tensor, "batch d_out"] | None = None

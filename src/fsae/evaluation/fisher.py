@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fsae.autoencoders.record import AffineMap, ForwardRecord
-from fsae.losses.fisher import Fisher, FisherEstimator, FisherForm, FisherSums, fisher_sums
+from fsae.losses.fisher import Fisher, FisherEstimator, FisherForm, FisherScope, FisherSums, fisher_sums
 
 
 class FisherMetric:
@@ -14,7 +14,8 @@ class FisherMetric:
 
     The first batch sets B. Batches of another size, such as the partial one at the end of a data set, are left out.
 
-    fisher: sum_{i != j} F_ij^2 under the run's form and estimator, in the units of the autoencoder that is evaluated.
+    fisher: sum_{i != j} F_ij^2 under the run's form, estimator and scope, in the units of the autoencoder that is
+        evaluated.
     fisher_ratio: the mean of that sum over the mean of sum_i F_ii^2; free of the activations' unit.
     fisher_batch: B, without which the batch estimator's values cannot be compared.
     code_correlation: mean_{i != j} r_ij^2 over pairs of latents whose codes vary in the batch, r_ij their correlation
@@ -24,7 +25,7 @@ class FisherMetric:
 
     def __init__(self, fisher: Fisher, device: torch.device):
         zero = torch.zeros((), dtype=torch.float64, device=device)
-        self._form, self._estimator = fisher.form, fisher.estimator
+        self._fisher = fisher
         self._batch: int | None = None
         self._batches = 0
         self._off_diagonal = zero.clone()
@@ -47,11 +48,12 @@ class FisherMetric:
         if batch != self._batch:
             return
         record = _in_float64(record)
-        sums = fisher_sums(record, self._form, self._estimator)
+        sums = self._fisher.sums(record)
         self._off_diagonal += sums.off_diagonal
         self._diagonal += sums.diagonal
-        if (self._form, self._estimator) != (FisherForm.correlation, FisherEstimator.batch):
-            sums = fisher_sums(record, FisherForm.correlation, FisherEstimator.batch)
+        of_pairs = FisherForm.correlation, FisherEstimator.batch, FisherScope.all
+        if (self._fisher.form, self._fisher.estimator, self._fisher.scope) != of_pairs:
+            sums = fisher_sums(record, *of_pairs)
         self._correlation += _mean_squared_correlation(sums, batch)
         self._batches += 1
 

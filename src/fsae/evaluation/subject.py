@@ -20,7 +20,7 @@ class Examined:
     Attributes:
         autoencoders: in eval mode and in raw units: one, or the members of a population.
         best: the member with the least unexplained variance at the end of training.
-        fisher: the form and the estimator of the run's Fisher sums.
+        fisher: the form, the estimator and the scope of the run's Fisher sums.
         samples: samples that they were trained on in this run; 0 if they were only read.
         folder: of the run, where a long evaluation keeps what is done; None if the run has none.
     """
@@ -57,7 +57,7 @@ class Subject:
 
     @property
     def fishers(self) -> list[Fisher]:
-        """Return the form and the estimator of the Fisher sums for each autoencoder."""
+        """Return the form, the estimator and the scope of the Fisher sums for each autoencoder."""
         return [run.fisher for run in self.runs for _ in run.autoencoders]
 
     def by_run(self, items: Sequence[Item]) -> list[list[Item]]:

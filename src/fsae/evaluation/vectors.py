@@ -64,7 +64,7 @@ def evaluate_vectors(
     Args:
         autoencoders: in eval mode and in raw units, that is with the activation scale folded into the weights.
         batches: raw vectors; all of one size except for a smaller last one.
-        fishers: for each autoencoder, the form and the estimator of its `fisher` and `fisher_ratio`.
+        fishers: for each autoencoder, the form, the estimator and the scope of its `fisher` and `fisher_ratio`.
         sparse: keep only the entries of the codes that may be non-zero, unless a batch has so many that dense codes are
             cheaper. The numbers are the same.
 

@@ -11,9 +11,10 @@ and K is cheap if the g_b are as sparse as the codes. If g is dense but low-rank
 uses (d_in + 1)^2 matrices, and the cheaper method is chosen.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -65,6 +66,21 @@ class FisherEstimator(Enum):
     unbiased = "unbiased"
 
 
+class FisherScope(Enum):
+    """The pairs of latents in the off-diagonal sum.
+
+    all: every pair.
+    block: the pairs within each block of latents, such as those of a layer of a cross-layer transcoder; every pair if
+        the dictionary has no blocks.
+    outside_groups: the pairs of latents of different groups, for `group_topk`: those of one group span a subspace
+        together, and their codes should depend on each other.
+    """
+
+    all = "all"
+    block = "block"
+    outside_groups = "outside_groups"
+
+
 class FisherSums(NamedTuple):
     """sum_{i != j} F_ij^2 and sum_i F_ii^2, both scalars under one estimator."""
 
@@ -86,17 +102,24 @@ class Fisher(LossTerm):
     Attributes:
         form: the Fisher matrix.
         estimator: the batch's own value, or the population's without bias.
+        scope: the pairs of latents that are summed.
     """
 
     form: FisherForm = FisherForm.correlation
     estimator: FisherEstimator = FisherEstimator.unbiased
+    scope: FisherScope = FisherScope.all
 
     @property
     def fields_read(self) -> frozenset[str]:
-        return self.needs | ({"pre_activations"} if self.form is FisherForm.pre else set())
+        of_form = {"pre_activations"} if self.form is FisherForm.pre else set()
+        return self.needs | of_form | ({"group_rank"} if self.scope is FisherScope.outside_groups else set())
+
+    def sums(self, record: ForwardRecord) -> FisherSums:
+        """Return the sums over the Fisher matrix of one batch; see `fisher_sums`."""
+        return fisher_sums(record, self.form, self.estimator, self.scope)
 
     def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
-        sums = fisher_sums(record, self.form, self.estimator)
+        sums = self.sums(record)
         return TermValue(sums.off_diagonal, {"fisher": sums.off_diagonal.detach(), "fisher_ratio": sums.ratio.detach()})
 
 
@@ -110,18 +133,15 @@ class RandomSign(Fisher):
     logged as by the Fisher penalty, and measured without signs.
 
     Attributes:
-        form, estimator: as in the Fisher penalty.
+        form, estimator, scope: as in the Fisher penalty.
     """
 
     def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
         signs = torch.randint(2, (len(record.W_dec),), generator=moment.generator)
         positive = signs.to(record.W_dec, non_blocking=True)
-        sums = fisher_sums(record, self.form, self.estimator)
+        sums = self.sums(record)
         # Pairs of one sign, twice, minus all pairs.
-        of_one_sign = [
-            fisher_sums(_of_latents(record, chosen), self.form, self.estimator).off_diagonal
-            for chosen in (positive, 1 - positive)
-        ]
+        of_one_sign = [self.sums(_of_latents(record, chosen)).off_diagonal for chosen in (positive, 1 - positive)]
         value = 2 * (of_one_sign[0] + of_one_sign[1]) - sums.off_diagonal
         return TermValue(value, {"fisher": sums.off_diagonal.detach(), "fisher_ratio": sums.ratio.detach()})
 
@@ -173,24 +193,47 @@ def with_fisher_measured(terms: Mapping[str, LossTerm]) -> dict[str, LossTerm]:
     return {**terms, "fisher": measuring}
 
 
-def fisher_sums(record: ForwardRecord, form: FisherForm, estimator: FisherEstimator) -> FisherSums:
+def fisher_sums(
+    record: ForwardRecord, form: FisherForm, estimator: FisherEstimator, scope: FisherScope = FisherScope.all
+) -> FisherSums:
     """Return the two sums over the Fisher matrix of one batch, differentiable in all that the record depends on.
 
     Raises:
         ValueError: the unbiased estimator of a batch of one sample.
     """
     _check_size(record.codes, estimator)
+    ends = record.block_ends if scope is FisherScope.block else None
     match form:
         case FisherForm.pre:
             assert record.pre_activations is not None
-            moments = _affine_moments(record.pre_activations)
+            each = [_affine_moments(pre) for pre in _maps_of(record.pre_activations, ends)]
         case FisherForm.post:
-            moments = _moments(record.codes.map(lambda f: 2 * f))
+            each = [_moments(codes.map(lambda f: 2 * f)) for codes in _codes_of(record.codes, ends)]
         case FisherForm.correlation:
-            moments = _normalised_moments(record.codes)
+            each = [_normalised_moments(codes) for codes in _codes_of(record.codes, ends)]
         case FisherForm.reconstruction:
-            moments = _moments(_reconstruction_gradient(record))
-    return moments.sums(estimator)
+            each = [_moments(g) for g in _codes_of(_reconstruction_gradient(record), ends)]
+    found = [moments.sums(estimator) for moments in each]
+    sums = found[0] if len(found) == 1 else FisherSums(*(torch.stack(part).sum() for part in zip(*found, strict=True)))
+    if scope is not FisherScope.outside_groups:
+        return sums
+    within = _group_moments(record, form).sums(estimator)
+    return FisherSums(sums.off_diagonal - within.off_diagonal, sums.diagonal)
+
+
+def _codes_of(codes: Codes, ends: Sequence[int] | None) -> list[Codes]:
+    """Return the codes of each block, or all in one."""
+    return [codes] if ends is None else [block for _, block in codes.blocks(ends)]
+
+
+def _maps_of(pre: AffineMap, ends: Sequence[int] | None) -> list[AffineMap]:
+    """Return the affine map to the latents of each block, or to all in one."""
+    if ends is None:
+        return [pre]
+    sizes = [end - begin for begin, end in pairwise([0, *ends])]
+    scales = [None] * len(sizes) if pre.scale is None else pre.scale.split(sizes)
+    parts = zip(pre.directions.split(sizes, dim=1), pre.bias.split(sizes), scales, strict=True)
+    return [replace(pre, directions=directions, bias=bias, scale=scale) for directions, bias, scale in parts]
 
 
 def _check_size(codes: Codes, estimator: FisherEstimator) -> None:
@@ -222,6 +265,48 @@ class _Moments(NamedTuple):
         of_gram, of_column = self.within()
         diagonal = (self.column - of_column) / pairs
         return FisherSums((self.gram - of_gram) / pairs - diagonal, diagonal)
+
+
+def _group_moments(record: ForwardRecord, form: FisherForm) -> _Moments:
+    """Return moments of the pairs of latents within groups: the sums of the groups' own."""
+    assert record.group_rank is not None
+    codes, mean = record.codes, None
+    match form:
+        case FisherForm.pre:
+            assert record.pre_activations is not None
+            codes = Codes(2 * record.pre_activations.dense())
+        case FisherForm.post:
+            codes = codes.map(lambda f: 2 * f)
+        case FisherForm.correlation:
+            codes, mean, _ = _normalised(codes)
+        case FisherForm.reconstruction:
+            codes = _reconstruction_gradient(record)
+    codes, batch = codes.map(_wide), codes.shape[0]
+    mean = codes.values.new_zeros(codes.shape[1]) if mean is None else mean
+    gram = _group_grams(codes, mean, record.group_rank)
+
+    def within() -> tuple[Tensor, Tensor]:
+        # (g - mean)^2 is mean^2 where there is no code.
+        squares = (codes.values - codes.columns(mean)).square() - codes.columns(mean.square())
+        of_squares = _group_grams(codes.with_values(squares), -mean.square(), codes.shape[1] // len(gram))
+        return of_squares.sum(), of_squares.diagonal(dim1=1, dim2=2).sum()
+
+    return _Moments(batch, gram.square().sum(), gram.diagonal(dim1=1, dim2=2).square().sum(), within)
+
+
+def _group_grams(codes: Codes, mean: Float[Tensor, " d_sae"], rank: int) -> Float[Tensor, "groups rank rank"]:
+    """Return sum_b g_b g_b' of each group of latents, for g = codes - mean; a sparse pattern has whole groups."""
+    groups = codes.shape[1] // rank
+    if codes.pattern is None:
+        each = codes.values.view(-1, groups, rank).transpose(0, 1)
+        products = each.transpose(1, 2) @ each
+    else:
+        each = codes.values.view(-1, rank)
+        which = codes.pattern.columns[::rank] // rank
+        products = each.new_zeros(groups, rank, rank).index_add(0, which, each[:, :, None] * each[:, None, :])
+    m, total = (vector.view(groups, rank) for vector in (mean, codes.column_sums()))
+    mixed = m[:, :, None] * total[:, None, :]
+    return products - mixed - mixed.transpose(1, 2) + codes.shape[0] * m[:, :, None] * m[:, None, :]
 
 
 def _moments(g: Codes) -> _Moments:
@@ -302,7 +387,14 @@ class _LowRankMoments(torch.autograd.Function):
 
 
 def _normalised_moments(codes: Codes) -> _Moments:
-    """Return moments of g = (2f - mean) / (|2f - mean| + 1e-8), with columns over the batch.
+    scaled, mean, absent = _normalised(codes)
+    return _moments(scaled) if scaled.pattern is None else _centred_moments(scaled, mean, absent)
+
+
+def _normalised(codes: Codes) -> tuple[Codes, Float[Tensor, " d_sae"], Float[Tensor, " d_sae"]]:
+    """Return S, m and the number of samples without an entry of each latent, with S - m = g.
+
+    g = (2f - mean) / (|2f - mean| + 1e-8), with columns over the batch.
 
     With S = 2f / norm and m = mean / norm, S stays as sparse as the codes (`_centred_moments`).
     Columns without a zero are centred in place: they are not sparse, and if they hardly vary, the correction would be a
@@ -313,7 +405,8 @@ def _normalised_moments(codes: Codes) -> _Moments:
     doubled = codes.map(lambda f: 2 * _wide(f))
     if codes.pattern is None:
         centred = (doubled.values - doubled.values.mean(0)) * _varies(doubled)
-        return _moments(Codes(centred / _column_norms(centred.square().sum(0))))
+        none = centred.new_zeros(centred.shape[1])
+        return Codes(centred / _column_norms(centred.square().sum(0))), none, none
     mean = doubled.column_sums() / batch
     # sum_b (f - mean)^2, from the stored entries and the zeros that are not stored.
     absent = batch - doubled.map(torch.ones_like).column_sums()
@@ -323,7 +416,7 @@ def _normalised_moments(codes: Codes) -> _Moments:
     centre = torch.where(absent == 0, mean, 0.0)
     deviation = (doubled.values - doubled.columns(centre)) * doubled.columns(varies)
     scaled = doubled.with_values(deviation / doubled.columns(norms))
-    return _centred_moments(scaled, (mean - centre) / norms, absent)
+    return scaled, (mean - centre) / norms, absent
 
 
 def covariance_sums(codes: Codes, estimator: FisherEstimator) -> FisherSums:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -121,21 +122,21 @@ class Codes:
         Args:
             ends: the latent at which each block ends and the next one begins; the last one is d_sae.
         """
-        begins = [0, *ends[:-1]]
+        begins, sizes = [0, *ends[:-1]], [end - begin for begin, end in pairwise([0, *ends])]
         if self.pattern is None:
-            latents = [slice(*bounds) for bounds in zip(begins, ends, strict=True)]
-            return [((slice(None), each), Codes(self.values[:, each])) for each in latents]
+            # Split, and not sliced: the gradient of each slice would be as large as all values.
+            parts = zip(begins, ends, self.values.split(sizes, dim=1), strict=True)
+            return [((slice(None), slice(begin, end)), Codes(values)) for begin, end, values in parts]
         batch, blocks = self.shape[0], []
         order, by_blocks = self.pattern.by_blocks(ends)
-        for number, entries in enumerate(by_blocks.slices(batch)):
-            if number == len(ends):
-                # On a GPU: the empty block of the latents from the last end on.
-                break
-            places = order[entries]
-            offsets = by_blocks.offsets[number * batch : (number + 1) * batch + 1] - entries.start
-            begin, end = begins[number], ends[number]
-            pattern = Pattern(by_blocks.columns[entries] - begin, offsets, end - begin)
-            blocks.append((places, Codes(self.values.index_select(0, places), pattern)))
+        # On a GPU one more block is empty: that of the latents from the last end on.
+        entries = list(by_blocks.slices(batch))[: len(ends)]
+        counts = [each.stop - each.start for each in entries]
+        parts = self.values.index_select(0, order).split(counts)
+        for number, (each, values) in enumerate(zip(entries, parts, strict=True)):
+            offsets = by_blocks.offsets[number * batch : (number + 1) * batch + 1] - each.start
+            pattern = Pattern(by_blocks.columns[each] - begins[number], offsets, sizes[number])
+            blocks.append((order[each], Codes(values, pattern)))
         return blocks
 
     def sample(self, X: Float[Tensor, "batch d_in"], W_dec: Float[Tensor, "d_sae d_in"]) -> "Codes":
