@@ -37,7 +37,7 @@ def check(fisher: Fisher, dictionary: SparseAutoencoder, sparse: bool, regions: 
     within = [definition(g[:, region], fisher.estimator)[0] for region in regions]
     total, diagonal = definition(g, fisher.estimator)
     expected = total - sum(within) if outside else sum(within)
-    assert float(expected) not in (0.0, float(total))
+    assert expected.item() not in (0.0, total.item())
     torch.testing.assert_close(value.value, expected)
     torch.testing.assert_close(value.beside["fisher_ratio"], (expected / diagonal).detach())
     weights = [parameter for parameter in dictionary.parameters() if parameter.requires_grad]
