@@ -325,6 +325,7 @@ def test_gate_gets_no_gradient_through_the_codes(term: LossTerm):
 
 @pytest.mark.parametrize("term", [L1(), TanhL0(), GateReconstruction()], ids=repr)
 def test_gate_learns_by_sparsity_and_auxiliary_alone(term: LossTerm):
+    """Other libraries' bug: a detached path, from which the gate and the encoder learn nothing."""
     found = parts(term, "gated")
     assert found["b_gate"].any()
     assert found["W_enc"].any()

@@ -134,6 +134,7 @@ def test_skip_path_of_zero_changes_nothing(arch: str, ends: Ends):
 
 
 def test_skip_transcoder_by_hand():
+    """Other libraries' bug: W_skip transposed, which no shape shows if both widths are equal."""
     # f = 2, its row (1, 1), b_dec (0, 1), and x W_skip' = (1 + 2, 2); the transposed matrix would give (3, 6).
     ends = Ends(input=Layout.of(2, "a"), target=Layout.of(2, "b"), skip=True)
     autoencoder = settings_of("standard", d_sae=1).build(ends, torch.Generator()).double()

@@ -37,6 +37,7 @@ def trained(arch: str, **changes) -> SparseAutoencoder:
 def test_folded_takes_raw_activations_and_gives_the_same_reconstruction(
     arch, decoder_norm, apply_b_dec_to_input, sparse
 ):
+    """Other libraries' bug: thresholds that are not rescaled with the biases, so that other latents are on."""
     autoencoder = trained(arch, decoder_norm=decoder_norm, apply_b_dec_to_input=apply_b_dec_to_input)
     x = samples(200)
     with torch.no_grad():

@@ -45,6 +45,7 @@ def test_gate_reconstruction_trains_the_decoder_if_set(sparse: bool):
 @each_path
 @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
 def test_gate_reconstruction_cannot_pull_the_decoder(sparse: bool, apply_b_dec_to_input: bool):
+    """Other libraries' bug: an undetached path, by which the auxiliary reconstruction trains the decoder."""
     autoencoder = build("gated", apply_b_dec_to_input=apply_b_dec_to_input)
     x = samples(7)
     value = GateReconstruction().measure(autoencoder(x, sparse=sparse), NO_DEAD).value
@@ -102,6 +103,9 @@ def test_aux_k_without_dead_latents_is_zero(arch: str, sparse: bool):
 @each_path
 @pytest.mark.parametrize("k", [None, 2, 4, 100])
 def test_aux_k_reaches_dead_latents_only(arch: str, sparse: bool, k: int | None):
+    """Other libraries' bug: an AuxK that reaches nothing. If it takes the codes of dead latents, which are zero,
+    instead of their pre-activations, no gradient reaches their encoder columns. If it does not detach the residual, it
+    moves live latents."""
     autoencoder = build(arch, apply_b_dec_to_input=False)
     value = AuxK(k=k).measure(autoencoder(samples(7), sparse=sparse), Moment(dead_latents=DEAD)).value
     found = gradients(value, autoencoder)
@@ -116,6 +120,23 @@ def test_aux_k_reaches_dead_latents_only(arch: str, sparse: bool, k: int | None)
     for name in found.keys() - {"W_enc", "W_dec", "b_dec"}:
         others = found[name] if autoencoder.latent_axis(name) is None else found[name][living]
         assert not others.any(), name
+
+
+@each_with_pre_activations
+@each_path
+def test_aux_k_is_its_definition(arch: str, sparse: bool):
+    """Other libraries' bug: a doubled b_dec. If dead latents are decoded like a reconstruction, b_dec, which the
+    residual lacks already, is added a second time."""
+    autoencoder = build(arch)
+    record = autoencoder(samples(7), sparse=sparse)
+    assert record.b_dec.any()
+    value = AuxK(k=2).measure(record, Moment(dead_latents=DEAD)).value
+    assert record.pre_activations is not None
+    pre = record.pre_activations.dense()[:, DEAD]
+    scores = pre if record.selection_score is None else record.selection_score(pre)
+    chosen = scores >= scores.sort(dim=1, descending=True).values[:, 1:2]
+    wanted = record.inputs - record.reconstruction - (pre * chosen) @ record.W_dec[DEAD]
+    torch.testing.assert_close(value, wanted.square().sum(1).mean(), rtol=1e-10, atol=1e-12)
 
 
 @each_path

@@ -74,6 +74,7 @@ def of_latents(name: str, tensor: torch.Tensor, latents: list[int]) -> torch.Ten
 
 @each_architecture
 def test_resample_changes_dead_latents_only(arch: str):
+    """Other libraries' bug: resampling into a copy, which changes neither the weights nor the moments in use."""
     autoencoder, optimiser, dead, record = with_dead(arch)
     before = twin(autoencoder)
     moments = {
