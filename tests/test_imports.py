@@ -94,7 +94,7 @@ HOMES = {
     "xxhash": {"sources.activation_store"},
     "tqdm": {"console"},
     "scipy": {"evaluation.", "matching", "latents.cofiring", "training.least_squares"},
-    "sklearn": {"evaluation.", "training.fitted_learner", "sources.mnist"},
+    "sklearn": {"autoencoders.initialisation", "evaluation.", "training.fitted_learner", "sources.mnist"},
     "mne": {"sources.eeg"},
     "triton": {"sparse.triton_products"},
     "psutil": {"sweeps.joblib_launcher", "outputs.status", "memory"},

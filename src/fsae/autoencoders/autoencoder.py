@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from fsae.autoencoders.initialisation import geometric_median, levels, thinned
+from fsae.autoencoders.initialisation import FirstVectors, first_decoder, geometric_median, levels
 from fsae.autoencoders.layout import Ends, Factor, PartNorm
 from fsae.autoencoders.record import DecidingMap, Encoding, ForwardRecord, SAELensForm
 from fsae.autoencoders.settings import (
@@ -19,6 +19,7 @@ from fsae.autoencoders.settings import (
     EncoderInit,
     SparseAutoencoderSettings,
 )
+from fsae.autoencoders.warm_start import take_over
 from fsae.sparse.codes import Codes
 from fsae.sparse.encoder_product import ENTRIES_AT_ONCE, encoder_product
 from fsae.sparse.pattern import Pattern
@@ -141,6 +142,8 @@ class Autoencoder(nn.Module, ABC):
         scale: Factor,
         targets: Callable[[], Float[Tensor, "vectors d_out"]] | None = None,
         target_scale: Factor = 1.0,
+        seed: int | None = None,
+        known: "Autoencoder | None" = None,
     ) -> None:
         """Adapt fresh weights to data, if the architecture does so before the first step.
 
@@ -149,6 +152,9 @@ class Autoencoder(nn.Module, ABC):
             scale: the factor by which training multiplies them.
             targets: returns their raw targets; None if the vectors are their own targets.
             target_scale: the factor by which training multiplies the targets, if there are any.
+            seed: of a decoder that starts from data; None leaves the decoder as it was drawn.
+            known: a dictionary for raw vectors that passed `check_start`, from which the weights start; its unit
+                changes.
         """
 
     @abstractmethod
@@ -306,9 +312,11 @@ class SparseAutoencoder(Autoencoder):
         scale: Factor,
         targets: Callable[[], Float[Tensor, "vectors d_out"]] | None = None,
         target_scale: Factor = 1.0,
+        seed: int | None = None,
+        known: Autoencoder | None = None,
         centre: Float[Tensor, " d_out"] | None = None,
     ) -> None:
-        """Set the biases according to `arch.b_dec_init` and `arch.init_density`.
+        """Set b_dec, the decoder and the encoder's biases by `b_dec_init`, `decoder_init` and `init_density` of `arch`.
 
         Between two layouts b_dec is no point of the inputs. The encoder's biases then start as if the inputs' own
         centre were subtracted: without this, the latents that point to it would be on for every sample.
@@ -318,22 +326,51 @@ class SparseAutoencoder(Autoencoder):
             scale: the factor by which training multiplies them.
             targets: returns their raw targets; None if the vectors are their own targets.
             target_scale: the factor by which training multiplies the targets, if there are any.
+            seed: of a decoder that starts from data; None leaves the decoder as it was drawn.
+            known: a dictionary for raw vectors whose first latents replace the new ones; its unit changes.
             centre: replaces the result of `arch.b_dec_init`.
+
+        Raises:
+            ValueError: too few vectors for the decoder, or a dictionary with rows of a norm that may not be.
         """
-        sample, settings = thinned(vectors()).float() * scale, self.settings
+        first, settings = FirstVectors(vectors, scale, targets, target_scale), self.settings
+        sample = first.inputs()
+        if known is not None:
+            known.to(self.W_dec).change_unit(1 / scale, 1 / target_scale)
+            centre = known.b_dec
         find_centre = {BiasInit.mean: lambda x: x.mean(0), BiasInit.geometric_median: geometric_median}.get(
             settings.b_dec_init
         )
         if centre is not None:
             self.b_dec.copy_(centre)
         elif find_centre is not None:
-            wanted = sample if targets is None else thinned(targets()).float() * target_scale
-            self.b_dec.copy_(find_centre(wanted))
+            self.b_dec.copy_(find_centre(first.targets()))
+        if seed is not None:
+            self._start_decoder(first, seed)
         if not self.ends.same and find_centre is not None:
             self.raise_pre_activations(-find_centre(sample) @ self.W_enc)
         if settings.bias_density is not None:
             for latents, products in levels(self.encoder_input(sample), self.W_enc, settings.bias_density):
                 self.switch_on_above(latents, products)
+        if known is not None:
+            take_over(self, known)
+
+    def _start_decoder(self, first: FirstVectors, seed: int) -> None:
+        """Set the decoder by `arch.decoder_init`, and an encoder that starts with it."""
+        settings = self.settings
+        found = first_decoder(settings, first, self.W_dec, self.b_dec, seed)
+        if found is None:
+            return
+        unit = torch.nn.functional.normalize(found.rows, dim=1, eps=1e-8)
+        self.W_dec.copy_(settings.init_norm * unit)
+        if settings.encoder_init is EncoderInit.transpose and self.ends.same and unit.any():
+            self.W_enc.copy_(self.W_dec.T)
+        if settings.encoder_init is EncoderInit.transpose and found.read is not None:
+            norms = self.W_enc.norm(dim=0)
+            read = norms * torch.nn.functional.normalize(found.read, dim=0, eps=1e-8)
+            self.W_enc.copy_(torch.where(read.any(0), read, self.W_enc))
+        if settings.align_encoder:
+            self.align_encoder()
 
     @torch.no_grad()
     def set_decoder(self, W_dec: Float[Tensor, "d_sae d_out"], b_dec: Float[Tensor, " d_out"]) -> None:
@@ -424,8 +461,8 @@ class SparseAutoencoder(Autoencoder):
                 parameter.index_fill_(axis, latents, 0.0)
 
     @torch.no_grad()
-    def copy_latents(self, other: "SparseAutoencoder", latents: Int[Tensor, " latents"]) -> None:
-        """Take over the weights of some latents from another autoencoder of the same kind and size."""
+    def copy_latents(self, other: Autoencoder, latents: Int[Tensor, " latents"]) -> None:
+        """Take over the weights of some latents from another autoencoder of the same kind that has them."""
         for name, parameter in self.named_parameters():
             if (axis := self.latent_axis(name)) is not None:
                 parameter.index_copy_(axis, latents, other.get_parameter(name).index_select(axis, latents))

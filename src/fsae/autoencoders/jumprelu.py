@@ -7,13 +7,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fsae.autoencoders.autoencoder import SparseAutoencoder
+from fsae.autoencoders.autoencoder import Autoencoder, SparseAutoencoder
 from fsae.autoencoders.layout import Ends
 from fsae.autoencoders.record import AffineMap, Encoding, SAELensForm
 from fsae.autoencoders.settings import RectifiedSettings
 from fsae.autoencoders.straight_through import jump_relu, step
 from fsae.ranges import between
 from fsae.sparse.pattern import Pattern
+
+_LEAST_LOG_THRESHOLD = math.log(1e-6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,12 @@ class JumpReLU(SparseAutoencoder):
         log_threshold = self.log_threshold[alive].mean() if alive.any() else self.log_threshold.mean()
         super().resample(latents, alive, read, written)
         self.log_threshold[latents] = log_threshold
+
+    @torch.no_grad()
+    def copy_latents(self, other: Autoencoder, latents: Tensor) -> None:
+        super().copy_latents(other, latents)
+        # The logarithm of a threshold of 0, which a file may have, cannot be trained.
+        self.log_threshold.clamp_min_(_LEAST_LOG_THRESHOLD)
 
     def to_saelens(self) -> SAELensForm:
         return SAELensForm("jumprelu", self.saelens_tensors("b_enc") | {"threshold": self.threshold})

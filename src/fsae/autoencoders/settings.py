@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 
 from fsae.autoencoders.layout import Ends
-from fsae.ranges import INNER_SHARE, Ranged, between
+from fsae.ranges import INNER_SHARE, SEED, Ranged, between
 
 if TYPE_CHECKING:
     from fsae.autoencoders.autoencoder import Autoencoder, SparseAutoencoder
@@ -61,6 +61,23 @@ class DecoderNorm(Enum):
 
     unit = "unit"
     free = "free"
+
+
+class DecoderInit(Enum):
+    """The start of the decoder's rows, which get the norm `init_norm`.
+
+    random: independent directions.
+    kmeans: directions from b_dec to the centroids of the first targets. Between two layouts the encoder's columns start
+        as the directions of the inputs of the same clusters, unless `encoder_init` is `random`.
+    active_subspace: random directions in the space of the leading principal components of the first targets
+        (arXiv 2508.16929).
+    zeros: rows of zeros, so that the first reconstruction is b_dec. The encoder starts as with `random`.
+    """
+
+    random = "random"
+    kmeans = "kmeans"
+    active_subspace = "active_subspace"
+    zeros = "zeros"
 
 
 class EncoderInit(Enum):
@@ -143,6 +160,16 @@ class AutoencoderSettings(Ranged, ABC, group="arch"):
         ends.latents(self.width(ends.input.width))
         self.check_width(ends.input.width)
 
+    @property
+    def known_dictionary(self) -> str | None:
+        """The path of a dictionary from which the weights start; None for none."""
+        return None
+
+    @property
+    def same_start(self) -> str | None:
+        """The setting by which all seeds start from the same decoder; None if each has its own."""
+        return None
+
     def first_density(self, d_in: int) -> float:
         """Return the share of codes that are on before the first step; one half if it is not known."""
         return 0.5
@@ -192,6 +219,12 @@ class SparseAutoencoderSettings(AutoencoderSettings):
         apply_b_dec_to_input: subtract b_dec from the input before encoding, if the input has the target's layout.
         decoder_norm: the constraint on the norms of the decoder's rows.
         encoder_init: how W_enc starts, and whether it stays the decoder's transpose.
+        decoder_init: how W_dec starts.
+        active_rank: principal components of `decoder_init: active_subspace`; null for half of the targets' width.
+        kmeans_seed: of `decoder_init: kmeans`. Runs that share it, on the same vectors, start from the same decoder
+            whatever their `seed` is (arXiv 2606.02061); null to draw it from the run's seed.
+        warm_start: a run's folder, or the folder or file of a dictionary. Its first latents replace as many of the new
+            ones, in the unit of this training, and b_dec is taken from it; other latents start as without it.
         init_norm: norm of the decoder's rows at the start (1 under `decoder_norm: unit`).
         b_dec_init: the start of b_dec.
         align_encoder: keep the product of each latent's encoder column and decoder row at 1, so that the encoder reads
@@ -201,6 +234,10 @@ class SparseAutoencoderSettings(AutoencoderSettings):
     apply_b_dec_to_input: bool = True
     decoder_norm: DecoderNorm = DecoderNorm.unit
     encoder_init: EncoderInit = EncoderInit.transpose
+    decoder_init: DecoderInit = DecoderInit.random
+    active_rank: int | None = field(default=None, metadata=between(least=1, most=2**28, meaning="a rank"))
+    kmeans_seed: int | None = field(default=0, metadata=SEED)
+    warm_start: str | None = None
     init_norm: float = field(default=1.0, metadata=between(above=0, most=10**6))
     b_dec_init: BiasInit = BiasInit.geometric_median
     align_encoder: bool = False
@@ -212,11 +249,41 @@ class SparseAutoencoderSettings(AutoencoderSettings):
                 f"arch.init_norm is {self.init_norm} but arch.decoder_norm is unit, which makes it 1 after one step; "
                 "set arch.decoder_norm=free"
             )
+        if self.active_rank is not None and self.decoder_init is not DecoderInit.active_subspace:
+            raise ValueError(
+                f"arch.active_rank is {self.active_rank}, but arch.decoder_init is {self.decoder_init.name}; set "
+                "arch.decoder_init=active_subspace, or leave arch.active_rank out"
+            )
+        if self.decoder_init is DecoderInit.zeros:
+            self._check_zeros()
         if self.align_encoder and self.tied:
             raise ValueError(
                 "arch.align_encoder moves the encoder alone, and arch.encoder_init=tied makes it the transpose of the "
                 "decoder; set arch.encoder_init=transpose, or arch.align_encoder=false"
             )
+
+    def _check_zeros(self) -> None:
+        """Raise ValueError if a setting does not work with decoder rows of zeros."""
+        for is_set, key, instead in (
+            (self.decoder_norm is DecoderNorm.unit, "arch.decoder_norm=unit", "arch.decoder_norm=free"),
+            (self.tied, "arch.encoder_init=tied", "arch.encoder_init=transpose"),
+            (self.align_encoder, "arch.align_encoder=true", "arch.align_encoder=false"),
+        ):
+            if is_set:
+                raise ValueError(
+                    f"arch.decoder_init is zeros, and rows of zeros have no direction, which {key} needs; set {instead}"
+                )
+
+    @property
+    def known_dictionary(self) -> str | None:
+        return self.warm_start
+
+    @property
+    def same_start(self) -> str | None:
+        if self.warm_start is not None:
+            return "arch.warm_start"
+        by_clusters = self.decoder_init is DecoderInit.kmeans and self.kmeans_seed is not None
+        return "arch.kmeans_seed" if by_clusters else None
 
     @property
     def tied(self) -> bool:
@@ -239,6 +306,11 @@ class SparseAutoencoderSettings(AutoencoderSettings):
                 f"arch {self.name} encodes what it has made of all parts together, so no latent reads some parts only; "
                 "choose another arch, or a layout whose latents read all parts (layout.latents=shared "
                 "layout.exclusive=0)"
+            )
+        if self.active_rank is not None and self.active_rank > ends.target.width:
+            raise ValueError(
+                f"arch.active_rank is {self.active_rank}, but vectors of width {ends.target.width} have as many "
+                "principal components; lower it, or leave it out"
             )
         if self.tied and not ends.same:
             raise ValueError(

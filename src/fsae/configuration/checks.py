@@ -4,10 +4,11 @@ from pathlib import Path
 
 from fsae.autoencoders.layout import Ends
 from fsae.configuration.schema import RunSettings, Task
-from fsae.export.dictionary_files import read_provenance
+from fsae.export.dictionary_files import read_provenance, stored_at
 from fsae.language_models.shape import shape_of
 from fsae.losses.fisher import FisherEstimator, fisher_of
 from fsae.losses.objective import check_terms
+from fsae.outputs.run_folder import exported_in
 from fsae.sources.documents import DatasetFormat, dataset_files
 from fsae.sources.layout import layout_of
 from fsae.tracking.server import resolve_uri
@@ -39,6 +40,11 @@ def check(settings: RunSettings) -> None:
             f"it{f', or set loss.{named}.estimator=batch' if named else ''}"
         )
     settings.trainer.check(settings.arch, settings.loss, settings.population)
+    if settings.population.size > 1 and settings.arch.same_start is not None:
+        raise ValueError(
+            f"population.size is {settings.population.size}, and {settings.arch.same_start} would give all members the "
+            f"same decoder at the start; set {settings.arch.same_start}=null"
+        )
     if settings.task is Task.harvest:
         settings.source.check_harvest()
     if "language_model" in settings.source.provides:
@@ -60,6 +66,8 @@ def check_files(settings: RunSettings) -> None:
     """Raise ValueError if a file or folder that the settings name does not exist on this machine."""
     if settings.sae.path is not None:
         read_provenance(Path(settings.sae.path).expanduser())
+    if settings.arch.known_dictionary is not None and settings.task is Task.train:
+        stored_at(exported_in(Path(settings.arch.known_dictionary).expanduser()))
     if settings.dataset is not None and settings.dataset.format not in (DatasetFormat.hub, DatasetFormat.python_source):
         dataset_files(settings.dataset)
     path = getattr(settings.source, "path", None)

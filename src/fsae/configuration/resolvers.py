@@ -77,7 +77,7 @@ def absolute_paths(config: DictConfig) -> dict[str, str]:
     A hub name is not changed, unless there is a folder of that name here, which would then be read.
     """
     found: dict[str, str] = {}
-    for key in ("model.path", "model.tokenizer", "dataset.path", "source.path", "sae.path"):
+    for key in ("model.path", "model.tokenizer", "dataset.path", "source.path", "sae.path", "arch.warm_start"):
         path = OmegaConf.select(config, key, throw_on_missing=False)
         if isinstance(path, str) and path and (not is_hub_name(path) or Path(path).exists()):
             found[key] = os.path.abspath(Path(path).expanduser())  # noqa: PTH100 - links stay links

@@ -4,6 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+def exported_in(path: Path) -> Path:
+    """Return the folder of the autoencoder that a run exported; the path itself if it is no run's folder."""
+    sae = RunFolder(path).sae
+    return sae if sae.is_dir() else path
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The names in a run's folder, the same for every run and every launcher."""

@@ -12,16 +12,20 @@ import torch
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.layout import Ends, Scaling
 from fsae.autoencoders.settings import AutoencoderSettings
+from fsae.autoencoders.warm_start import check_start
 from fsae.configuration.schema import RunSettings, Task
 from fsae.couplings.mutual import MutualCoupling
 from fsae.devices import dtype_of
 from fsae.evaluation.subject import Examined
 from fsae.evaluation.suite import held_out_samples
+from fsae.export.dictionary_files import load_autoencoder, stored_at
 from fsae.export.folding import fold
 from fsae.losses.fisher import fisher_of, with_fisher_measured
 from fsae.losses.objective import Objective
 from fsae.outputs.metric_log import MetricSink
+from fsae.outputs.run_folder import exported_in
 from fsae.seeds import seed_of
+from fsae.sources.activation_store import checksum_of
 from fsae.sources.source import Request, Source
 from fsae.training.checkpoints import Checkpoints
 from fsae.training.loop import Training
@@ -83,7 +87,8 @@ def training_of(
         checkpoints: stores the states; None if no state is kept.
 
     Raises:
-        ValueError: the settings do not fit vectors of this width, or all vectors are zero.
+        ValueError: the settings do not fit vectors of this width, all vectors are zero, or the dictionary of
+            `arch.warm_start` is no start for these weights.
     """
     ends = _ends(settings, source)
     settings.check_ends(ends)
@@ -91,13 +96,14 @@ def training_of(
     autoencoder = autoencoders[0]
     # An autoencoder that cannot be folded and exported cannot be measured: refused before the source makes a vector.
     autoencoder.check_algebra()
+    known = _known(settings.arch, autoencoder) if state is None else None
     scaling = scaling_by(settings.trainer.activation_scale) if state is None else Scaling.from_state(state["scale"])
     scale = ends.input.spread(scaling.input, source.device)
     target_scale = ends.target.spread(scaling.target, source.device)
     if state is None:
         targets = None if ends.same else source.first_targets
-        for each in autoencoders:
-            each.initialise(source.first_vectors, scale, targets, target_scale)
+        for number, each in enumerate(autoencoders):
+            each.initialise(source.first_vectors, scale, targets, target_scale, _seed(settings, number), known)
     members = [
         settings.trainer.build_learner(
             each, Objective(with_fisher_measured(settings.loss)), target_scale, _seed(settings, number)
@@ -134,6 +140,29 @@ def _seed(settings: RunSettings, number: int) -> int:
 def _fresh(settings: RunSettings, number: int, ends: Ends, device: torch.device) -> Autoencoder:
     generator = torch.Generator().manual_seed(_seed(settings, number))
     return settings.arch.build(ends, generator).to(device)
+
+
+def _known(arch: AutoencoderSettings, fresh: Autoencoder) -> Autoencoder | None:
+    """Return the dictionary from which the weights start, for raw vectors; None if they start without one."""
+    if arch.known_dictionary is None:
+        return None
+    path = exported_in(Path(arch.known_dictionary).expanduser())
+    known = load_autoencoder(path)
+    try:
+        check_start(fresh, known)
+    except ValueError as error:
+        raise ValueError(f"arch.warm_start is {path}: {error}") from None
+    return known
+
+
+def start_identity(arch: AutoencoderSettings) -> dict[str, str]:
+    """Return what distinguishes the dictionary from which weights start from others at its path, by a name for
+    messages; nothing if they start without one."""
+    if arch.known_dictionary is None:
+        return {}
+    path = exported_in(Path(arch.known_dictionary).expanduser())
+    # A finished run is evaluated without it.
+    return {"the weights of arch.warm_start": checksum_of(stored_at(path).weights) if path.exists() else "missing"}
 
 
 def _ends(settings: RunSettings, source: Source) -> Ends:

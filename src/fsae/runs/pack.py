@@ -17,7 +17,15 @@ from fsae.export.dictionary_files import load_members
 from fsae.memory import freed_memory_kept
 from fsae.outputs.run_log import run_name_prefixes
 from fsae.progress import working
-from fsae.runs.build import check_memory, existing_of, open_source, request_of, trained_of, training_of
+from fsae.runs.build import (
+    check_memory,
+    existing_of,
+    open_source,
+    request_of,
+    start_identity,
+    trained_of,
+    training_of,
+)
 from fsae.runs.finished import FinishedRun
 from fsae.runs.outcome import Outcome, conclude, finish
 from fsae.runs.run import Run, going
@@ -74,7 +82,7 @@ def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
     except ValueError as missing:
         return [_refused(each, origin, missing) for each, origin in jobs]
     kind = FinishedRun if settings.task is Task.reevaluate else Run
-    runs = [kind(each, origin, data) for each, origin in jobs]
+    runs = [kind(each, origin, data | start_identity(each.arch)) for each, origin in jobs]
     assert all(pack_key(run.settings) == pack_key(settings) for run in runs)
     with run_name_prefixes() if len(runs) > 1 else nullcontext(), Interruption() as interruption:
         for run in runs:

@@ -25,7 +25,7 @@ from fsae.export.saelens import Provenance
 from fsae.losses.term import LossTerm
 from fsae.memory import freed_memory_kept
 from fsae.outputs.metric_log import MetricSink
-from fsae.runs.build import check_memory, trained_of, training_of
+from fsae.runs.build import check_memory, start_identity, trained_of, training_of
 from fsae.runs.outcome import export, record
 from fsae.runs.run import Run
 from fsae.sources.source import Source
@@ -94,7 +94,8 @@ def train(
     if folder is None:
         examined = _trained(settled, source, None, _Unrecorded(), None, Interruption())
         return _dictionary(settled, examined, _measured(settled, source, examined, Interruption()))
-    return _recorded(settled, source, Path(folder).expanduser(), overrides, {"the vectors": digest(joined)})
+    data = {"the vectors": digest(joined)} | start_identity(settled.arch)
+    return _recorded(settled, source, Path(folder).expanduser(), overrides, data)
 
 
 def _settings(

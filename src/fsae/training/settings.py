@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 from fsae.autoencoders.fitted import FittedAutoencoder, FittedSettings
 from fsae.autoencoders.layout import Ends, Factor
-from fsae.autoencoders.settings import AutoencoderSettings, SparseAutoencoderSettings
+from fsae.autoencoders.settings import AutoencoderSettings, DecoderInit, SparseAutoencoderSettings
 from fsae.couplings.mutual import Directions
 from fsae.losses.objective import Objective
 from fsae.losses.term import LossTerm
@@ -235,6 +235,10 @@ class AdamSettings(TrainerSettings):
         frozen = f"trainer.frozen is {self.frozen.name}"
         if arch.align_encoder and self.frozen.fixes_encoder:
             raise ValueError(f"{frozen}, and arch.align_encoder moves the encoder; set arch.align_encoder=false")
+        if arch.decoder_init is DecoderInit.zeros and self.frozen is not Frozen.encoder:
+            raise ValueError(
+                f"{frozen}, and arch.decoder_init=zeros leaves no rows to keep; set arch.decoder_init=random"
+            )
         if arch.tied and self.frozen is not Frozen.all:
             raise ValueError(
                 f"{frozen}, and arch.encoder_init=tied makes the encoder the transpose of the decoder, so neither can "

@@ -1,0 +1,75 @@
+"""A warm start: the weights of a trained dictionary as the first ones of another, which may be wider or narrower."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from fsae.autoencoders.settings import DecoderNorm, SparseAutoencoderSettings
+
+if TYPE_CHECKING:
+    from fsae.autoencoders.autoencoder import Autoencoder, SparseAutoencoder
+
+# Unit rows may have been stored in bfloat16.
+_ROUNDING = 1e-2
+
+
+def check_start(fresh: "Autoencoder", known: "Autoencoder") -> None:
+    """Raise ValueError if the weights of a fresh autoencoder cannot start from a trained one.
+
+    Widths of latents may differ. What one of both lacks is allowed if it has no part in the codes of a latent: a linear
+    path or a hidden layer then starts as it was drawn, and thresholds are left out.
+    """
+    known.check_decodes_alone()
+    for verb, own, other in (
+        ("reads", fresh.ends.input, known.ends.input),
+        ("writes", fresh.ends.target, known.ends.target),
+    ):
+        if own.widths != other.widths:
+            raise ValueError(
+                f"it {verb} vectors of width {_shown(other.widths)}, and this run's have width {_shown(own.widths)}; "
+                "choose a dictionary for vectors of the same layout"
+            )
+    ours, theirs = dict(fresh.named_parameters()), dict(known.named_parameters())
+    lacking = [name for name in ours if fresh.latent_axis(name) is not None and name not in theirs]
+    superfluous = [name for name in theirs if known.latent_axis(name) is None and name not in ours]
+    resized = [
+        name
+        for name in ours.keys() & theirs.keys()
+        if fresh.latent_axis(name) is None and ours[name].shape != theirs[name].shape
+    ]
+    sparse = issubclass(known.settings_type, SparseAutoencoderSettings)
+    if not sparse or lacking or superfluous or resized or ("W_enc" in theirs) != ("W_enc" in ours):
+        different = ", ".join(dict.fromkeys([*lacking, *superfluous, *resized])) or "its encoder"
+        raise ValueError(
+            f"it is a {type(known).__name__}, and this run's {type(fresh).__name__} differs in {different}; choose a "
+            "dictionary of the same arch, encoder and linear path"
+        )
+
+
+@torch.no_grad()
+def take_over(fresh: "SparseAutoencoder", known: "Autoencoder") -> None:
+    """Replace the first latents by those of a dictionary that passed `check_start`, and the weights that they share.
+
+    Args:
+        fresh: its weights change.
+        known: in the unit of training.
+
+    Raises:
+        ValueError: its rows are no unit vectors, as `decoder_norm: unit` requires.
+    """
+    norms = known.W_dec.norm(dim=1)
+    if fresh.settings.decoder_norm is DecoderNorm.unit and (norms - 1).abs().max() > _ROUNDING:
+        raise ValueError(
+            f"arch.warm_start has decoder rows with norms from {norms.min():.3g} to {norms.max():.3g}, which "
+            "arch.decoder_norm=unit would change, and its codes with them; set arch.decoder_norm=free"
+        )
+    theirs = dict(known.named_parameters())
+    for name, parameter in fresh.named_parameters():
+        if fresh.latent_axis(name) is None and name in theirs:
+            parameter.copy_(theirs[name])
+    count = min(fresh.d_sae, known.d_sae)
+    fresh.copy_latents(known, torch.arange(count, device=norms.device))
+
+
+def _shown(widths: list[int]) -> str:
+    return " + ".join(map(str, widths))

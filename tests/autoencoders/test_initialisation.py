@@ -1,0 +1,168 @@
+"""Weights that start from data."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from fsae.autoencoders.autoencoder import SparseAutoencoder
+from fsae.autoencoders.initialisation import centroids, principal_components
+from fsae.autoencoders.layout import Ends, Layout
+from fsae.autoencoders.settings import BiasInit, DecoderInit, DecoderNorm, EncoderInit
+from tests.architectures import ARCHITECTURES, each_architecture, each_with, samples, settings_of
+
+TWO = Layout((("a", 5), ("b", 5)))
+BETWEEN = Ends(input=Layout.of(5, "a"), target=Layout.of(4, "b"))
+CROSSCODER = Ends(input=TWO, target=TWO)
+
+
+def clustered(d: int = 5, clusters: int = 13, seed: int = 1) -> tuple[Tensor, Tensor]:
+    """Forty samples of each cluster in a random order, and the means of the clusters."""
+    centres = 5 * samples(clusters, d, seed=seed, dtype=torch.float32)
+    x = centres.repeat(40, 1) + 0.01 * samples(40 * clusters, d, seed=seed + 1, dtype=torch.float32)
+    # The same order for every seed, so that two draws are pairs.
+    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))], x.view(40, clusters, d).mean(0)
+
+
+def directions(means: Tensor) -> Tensor:
+    """Unit vectors from the mean of clusters of equal size to each."""
+    return torch.nn.functional.normalize(means - means.mean(0), dim=1)
+
+
+def started(
+    arch: str, ends: Ends | int, x: Tensor, y: Tensor | None = None, run_seed: int = 0, weights: int = 0, **changes
+) -> SparseAutoencoder:
+    generator = torch.Generator().manual_seed(weights)
+    autoencoder = settings_of(arch, d_sae=13, **changes).build(ends, generator)
+    autoencoder.initialise(lambda: x, 0.5, None if y is None else lambda: y, 2.0, seed=run_seed)
+    return autoencoder
+
+
+def test_active_subspace_by_hand():
+    # All variance is along u = (.6, .8), and a row with the coefficients (.3) is .3 u = (.18, .24).
+    x = torch.tensor([-2.0, 1.0, 4.0])[:, None] * torch.tensor([0.6, 0.8]) + torch.tensor([3.0, 1.0])
+    (u,) = principal_components(x, 1).T
+    u = u * u.sign()
+    torch.testing.assert_close(u, torch.tensor([0.6, 0.8]))
+    torch.testing.assert_close(0.3 * u, torch.tensor([0.18, 0.24]))
+
+
+@each_architecture
+def test_active_subspace_holds_all_rows_and_their_directions_differ(arch: str):
+    basis = torch.linalg.qr(samples(5, 2, seed=9, dtype=torch.float32)).Q
+    x = samples(300, 2, dtype=torch.float32) @ basis.T + 3
+    autoencoder = started(arch, 5, x, decoder_init=DecoderInit.active_subspace, active_rank=2)
+    rows = autoencoder.W_dec
+    torch.testing.assert_close(rows @ basis @ basis.T, rows, rtol=0, atol=1e-5)
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(13))
+    assert torch.equal(autoencoder.W_enc.T, rows)
+    assert torch.linalg.matrix_rank(rows) == 2
+
+
+def test_centroids_are_those_of_separate_clusters():
+    x, means = clustered(clusters=6)
+    torch.testing.assert_close(torch.cdist(means, centroids(x, 6, seed=0)).amin(1), torch.zeros(6), rtol=0, atol=0.01)
+
+
+@each_architecture
+def test_rows_point_from_the_bias_to_centroids(arch: str):
+    x, means = clustered()
+    autoencoder = started(arch, 5, x, decoder_init=DecoderInit.kmeans, b_dec_init=BiasInit.mean)
+    # Two rows may have begun in one cluster, and then one of them in between two others.
+    assert ((directions(means) @ autoencoder.W_dec.T).amax(1) > 0.999).sum() >= 10
+    torch.testing.assert_close(autoencoder.W_dec.norm(dim=1), torch.ones(13))
+    if "encoder_init" not in ARCHITECTURES[arch].fixed:
+        assert torch.equal(autoencoder.W_enc.T, autoencoder.W_dec)
+
+
+def test_seed_of_kmeans_alone_decides_the_rows():
+    x = samples(400, dtype=torch.float32)
+    rows = [
+        started("topk", 5, x, None, decoder_init=DecoderInit.kmeans, **each).W_dec
+        for each in (
+            {"weights": 0, "run_seed": 0},
+            {"weights": 1, "run_seed": 1},
+            {"kmeans_seed": 1},
+            {"kmeans_seed": None, "run_seed": 5},
+            {"kmeans_seed": None, "run_seed": 6},
+        )
+    ]
+    assert torch.equal(rows[0], rows[1])
+    assert not any(torch.equal(a, b) for a, b in pairwise(rows[1:]))
+
+
+@each_with("target")
+def test_clusters_of_targets_give_columns_of_their_inputs(arch: str):
+    # Each target belongs to one input: the encoder's column is what its cluster reads.
+    (x, read), (y, written) = clustered(5, seed=3), clustered(4, seed=5)
+    autoencoder = started(arch, BETWEEN, x, y, decoder_init=DecoderInit.kmeans, b_dec_init=BiasInit.mean)
+    cosines, which = (directions(written) @ autoencoder.W_dec.T).max(1)
+    pure = cosines > 0.9999
+    assert pure.sum() >= 8
+    columns = torch.nn.functional.normalize(autoencoder.W_enc.T[which], dim=1)
+    assert (columns * directions(read)).sum(1)[pure].min() > 0.999
+    drawn = started(arch, BETWEEN, x, y, decoder_init=DecoderInit.kmeans, encoder_init=EncoderInit.random)
+    assert torch.equal(drawn.W_enc, settings_of(arch, d_sae=13).build(BETWEEN, torch.Generator().manual_seed(0)).W_enc)
+
+
+@each_with("target")
+def test_crosscoder_starts_with_centroids_of_joined_parts(arch: str):
+    x, means = clustered(10)
+    autoencoder = started(arch, CROSSCODER, x, decoder_init=DecoderInit.kmeans, b_dec_init=BiasInit.mean)
+    assert ((directions(means) @ autoencoder.W_dec.T).amax(1) > 0.999).sum() >= 10
+
+
+@each_with("decoder_norm", "encoder_init")
+@pytest.mark.parametrize("ends", [Ends.of(5), BETWEEN, CROSSCODER], ids=["autoencoder", "transcoder", "crosscoder"])
+def test_zero_decoder_explains_nothing_at_first(arch: str, ends: Ends):
+    if not ends.plain and "target" in ARCHITECTURES[arch].fixed:
+        return
+    x = samples(200, ends.input.width, dtype=torch.float32) + 2
+    y = samples(200, ends.target.width, seed=2, dtype=torch.float32) - 3
+    changes = {"decoder_init": DecoderInit.zeros, "b_dec_init": BiasInit.mean, "decoder_norm": DecoderNorm.free}
+    autoencoder = started(arch, ends, x, None if ends.same else y, **changes)
+    record = autoencoder(0.5 * x, targets=None if ends.same else 2 * y)
+    residual, variance = record.error.square().sum(), (record.wanted - record.wanted.mean(0)).square().sum()
+    torch.testing.assert_close(residual, variance)
+    assert record.codes.dense().any()
+    residual.backward()
+    assert autoencoder.W_dec.grad is not None
+    assert autoencoder.W_dec.grad.any() or ARCHITECTURES[arch].given_codes
+
+
+def test_latents_that_are_drawn_again_ignore_the_decoders_start():
+    settings = settings_of("topk", d_sae=13, decoder_init=DecoderInit.kmeans)
+    autoencoder = settings.build(5, torch.Generator().manual_seed(0))
+    drawn = autoencoder.W_dec.clone()
+    # Fewer vectors than latents.
+    autoencoder.initialise(lambda: samples(4, dtype=torch.float32), 1.0)
+    assert torch.equal(autoencoder.W_dec, drawn)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"active_rank": 2}, r"arch\.active_rank is 2.*decoder_init=active_subspace"),
+        ({"decoder_init": DecoderInit.zeros}, r"arch\.decoder_norm=unit.*set arch\.decoder_norm=free"),
+        (
+            {"decoder_init": DecoderInit.zeros, "decoder_norm": DecoderNorm.free, "encoder_init": EncoderInit.tied},
+            r"encoder_init=tied",
+        ),
+        (
+            {"decoder_init": DecoderInit.zeros, "decoder_norm": DecoderNorm.free, "align_encoder": True},
+            r"align_encoder=true",
+        ),
+    ],
+)
+def test_settings_that_cannot_hold(changes: dict, says: str):
+    with pytest.raises(ValueError, match=says):
+        settings_of("topk", **changes)
+
+
+def test_too_few_vectors_or_dimensions_are_refused():
+    with pytest.raises(ValueError, match=r"each of 13 latents, and there are 9.*source\.shard_tokens"):
+        started("topk", 5, samples(9, dtype=torch.float32), decoder_init=DecoderInit.kmeans)
+    many = settings_of("topk", decoder_init=DecoderInit.active_subspace, active_rank=5)
+    with pytest.raises(ValueError, match=r"active_rank is 5, but vectors of width 4"):
+        many.check_ends(BETWEEN)

@@ -1,0 +1,121 @@
+"""Dictionaries whose weights start from those of another."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fsae.autoencoders.autoencoder import Autoencoder, SparseAutoencoder
+from fsae.autoencoders.layout import Ends, Layout, Scaling
+from fsae.autoencoders.settings import DecoderNorm
+from fsae.autoencoders.warm_start import check_start
+from fsae.export.folding import fold
+from fsae.export.provenance import Provenance
+from fsae.export.saelens import load_saelens, save_saelens
+from tests.architectures import ARCHITECTURES, FITTED, each_architecture, fitted, samples, settings_of
+
+TWO = Layout((("a", 5), ("b", 5)))
+ENDS = {
+    "autoencoder": Ends.of(5),
+    "skip transcoder": Ends(input=Layout.of(5, "a"), target=Layout.of(4, "b"), skip=True),
+    "crosscoder": Ends(input=TWO, target=TWO),
+}
+SCALES = {
+    "autoencoder": Scaling((0.4,), (0.4,)),
+    "skip transcoder": Scaling((0.4,), (2.5,)),
+    "crosscoder": Scaling((0.4, 2.5), (0.4, 2.5)),
+}
+
+
+def trained(arch: str, ends: Ends, d_sae: int = 13, **changes) -> SparseAutoencoder:
+    """One whose every parameter has moved, with rows as training leaves them."""
+    generator = torch.Generator().manual_seed(3)
+    autoencoder = settings_of(arch, d_sae=d_sae, **changes).build(ends, generator)
+    with torch.no_grad():
+        for parameter in autoencoder.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    autoencoder.normalise_decoder()
+    return autoencoder
+
+
+def stored(autoencoder: Autoencoder, scaling: Scaling, folder: Path) -> Autoencoder:
+    save_saelens(fold(autoencoder, scaling), folder, Provenance())
+    return load_saelens(folder)
+
+
+def started(arch: str, ends: Ends, scaling: Scaling, known: Autoencoder | None, d_sae: int = 13) -> SparseAutoencoder:
+    fresh = settings_of(arch, d_sae=d_sae).build(ends, torch.Generator().manual_seed(5))
+    x, y = samples(90, ends.input.width, dtype=torch.float32), samples(90, ends.target.width, 7, torch.float32)
+    scale, target_scale = (
+        layout.spread(factors, torch.device("cpu"))
+        for layout, factors in ((ends.input, scaling.input), (ends.target, scaling.target))
+    )
+    if known is not None:
+        check_start(fresh, known)
+    fresh.initialise(lambda: x, scale, None if ends.same else lambda: y, target_scale, seed=0, known=known)
+    return fresh
+
+
+@each_architecture
+@pytest.mark.parametrize("layout", list(ENDS))
+def test_start_from_an_equal_dictionary_is_that_dictionary_in_training(arch: str, layout: str, tmp_path: Path):
+    ends, scaling = ENDS[layout], SCALES[layout]
+    if layout != "autoencoder" and "target" in ARCHITECTURES[arch].fixed:
+        return
+    before = trained(arch, ends)
+    again = started(arch, ends, scaling, stored(before, scaling, tmp_path / "sae"))
+    x = samples(30, ends.input.width, seed=9, dtype=torch.float32)
+    a, b = before(x), again(x)
+    torch.testing.assert_close(b.codes.dense(), a.codes.dense(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(b.reconstruction, a.reconstruction, rtol=1e-4, atol=1e-4)
+
+
+@each_architecture
+@pytest.mark.parametrize("width", [4, 20])
+def test_first_latents_are_the_known_ones_and_others_start_as_usual(arch: str, width: int, tmp_path: Path):
+    ends, scaling = ENDS["autoencoder"], SCALES["autoencoder"]
+    before = trained(arch, ends)
+    fresh = started(arch, ends, scaling, stored(before, scaling, tmp_path / "sae"), d_sae=width)
+    usual = started(arch, ends, scaling, None, d_sae=width)
+    count = min(width, 13)
+    torch.testing.assert_close(fresh.W_dec[:count], before.W_dec[:count])
+    torch.testing.assert_close(fresh.W_enc[:, :count], before.W_enc[:, :count])
+    torch.testing.assert_close(fresh.b_dec, before.b_dec)
+    assert torch.equal(fresh.W_dec[count:], usual.W_dec[count:])
+    assert torch.equal(fresh.W_enc[:, count:], usual.W_enc[:, count:])
+
+
+def test_batch_topk_starts_from_its_own_export_without_the_threshold(tmp_path: Path):
+    known = stored(trained("batch_topk", Ends.of(5)), Scaling.of(1.0), tmp_path / "sae")
+    assert type(known).__name__ == "JumpReLU"
+    assert started("batch_topk", Ends.of(5), Scaling.of(1.0), known).threshold == -1
+
+
+def test_threshold_of_zero_can_be_trained_on(tmp_path: Path):
+    before = trained("jumprelu", Ends.of(5))
+    with torch.no_grad():
+        before.get_parameter("log_threshold").fill_(-torch.inf)
+    fresh = started("jumprelu", Ends.of(5), Scaling.of(1.0), stored(before, Scaling.of(1.0), tmp_path / "sae"))
+    assert torch.isfinite(fresh.get_parameter("log_threshold")).all()
+
+
+def test_start_that_does_not_fit_is_refused(tmp_path: Path):
+    fresh = settings_of("topk", d_sae=13).build(Ends.of(5), torch.Generator())
+    known = stored(trained("topk", Ends.of(4)), Scaling.of(1.0), tmp_path / "narrow")
+    with pytest.raises(ValueError, match=r"reads vectors of width 4, and this run's have width 5"):
+        check_start(fresh, known)
+    for arch, differs in (("gated", "b_enc"), ("matching_pursuit", "b_enc"), ("mlp_encoder", "W_hidden")):
+        with pytest.raises(ValueError, match=rf"this run's TopK differs in .*{differs}.*of the same arch"):
+            check_start(fresh, stored(trained(arch, Ends.of(5)), Scaling.of(1.0), tmp_path / arch))
+    with pytest.raises(ValueError, match=r"it is a LocalPCA"):
+        check_start(fresh, fitted(next(iter(FITTED))))
+
+
+def test_rows_of_other_norms_are_refused_if_rows_are_unit_vectors(tmp_path: Path):
+    # If latents compete, the export leaves norms as they are.
+    before = trained("topk", Ends.of(5), decoder_norm=DecoderNorm.free)
+    with torch.no_grad():
+        before.W_dec.mul_(3)
+    known = stored(before, Scaling.of(1.0), tmp_path / "sae")
+    with pytest.raises(ValueError, match=r"norms from 3 to 3.*decoder_norm=free"):
+        started("topk", Ends.of(5), Scaling.of(1.0), known)
