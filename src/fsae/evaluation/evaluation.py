@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """The findings of an evaluation on one run.
+    """The findings of an evaluation on one run; a run with empty ones is left out.
 
     Attributes:
         numbers: by name, for each of the run's autoencoders in their order. A population's results have the means
@@ -41,6 +41,11 @@ class Measured:
     pictures: dict[str, Callable[[Path], None]] = field(default_factory=dict)
     folders: dict[str, Callable[[Path], None]] = field(default_factory=dict)
     densities: Sequence[Float[Tensor, " d_sae"]] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Return whether nothing was found."""
+        return not any(getattr(self, each.name) for each in fields(self))
 
 
 @dataclass(frozen=True, kw_only=True)

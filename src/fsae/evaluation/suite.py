@@ -175,8 +175,8 @@ def measure(
 ) -> list[Findings]:
     """Measure the subject's runs by every evaluation, in their order, and return the findings on each run.
 
-    An evaluation that needs members skips a run without any. One that cannot measure is refused, and so are those that
-    need it; the others continue.
+    A run is left out by an evaluation that needs members, if it has none, and by one that finds nothing on it. An
+    evaluation that cannot measure is refused, and so are those that need it; the others continue.
 
     Args:
         subject: the runs.
@@ -211,7 +211,7 @@ def measure(
             log.error("eval.%s cannot be measured: %s", name, error)
             continue
         for own, each, counts in zip(found, measured, is_measured, strict=True):
-            if not counts:
+            if not counts or each.empty:
                 continue
             unknown = {*each.shared, *_means(each.numbers)} - evaluation.meanings.keys()
             if unknown:
