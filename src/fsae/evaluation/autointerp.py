@@ -129,6 +129,8 @@ class Autointerp(Evaluation, group="eval.autointerp"):
     needs: ClassVar[frozenset[str]] = frozenset({"language_model", "one_input"})
     reads: ClassVar[frozenset[str]] = frozenset({"latents"})
     in_sweeps: ClassVar[bool] = False
+    # The answers are kept, and the latent store may be another one.
+    repeatable: ClassVar[bool] = False
     meanings: ClassVar[dict[str, Meaning]] = _meanings()
 
     def __post_init__(self):

@@ -60,12 +60,17 @@ class Evaluation(Ranged, ABC, group="eval"):
     reads: evaluations whose findings it reads if they are chosen; they are measured first.
     meanings: the meaning of each number, by the number's name.
     in_sweeps: whether the jobs of a sweep are measured by it if only a YAML file lists it, and not the command line.
+    repeatable: whether its settings, the dictionary, the source and the code decide its numbers, so that a finished run
+        that has them is not measured again.
+    in_folder: whether an evaluation that reads it finds its findings in the run's folder.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     reads: ClassVar[frozenset[str]] = frozenset()
     meanings: ClassVar[dict[str, Meaning]] = {}
     in_sweeps: ClassVar[bool] = True
+    repeatable: ClassVar[bool] = True
+    in_folder: ClassVar[bool] = False
 
     @property
     def held_out(self) -> int:

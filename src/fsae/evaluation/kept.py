@@ -129,10 +129,9 @@ def _read(path: Path, written: str) -> Tensors | None:
 
 
 @cache
-def versions() -> dict[str, str]:
-    """Return the versions of packages, and a digest of the code of all evaluations."""
+def versions(folder: Path = Path(__file__).parent) -> dict[str, str]:
+    """Return the versions of packages, and a digest of the code in a folder; by default that of all evaluations."""
     code = sha256()
-    folder = Path(__file__).parent
     for path in sorted(folder.rglob("*.py")):
         code.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     return {"code": code.hexdigest()[:16]} | {name: version(name) for name in _PACKAGES}

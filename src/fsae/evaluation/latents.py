@@ -79,6 +79,7 @@ class Latents(Evaluation, group="eval.latents"):
 
     needs: ClassVar[frozenset[str]] = frozenset({"one_input"})
     in_sweeps: ClassVar[bool] = False
+    in_folder: ClassVar[bool] = True
     # `vectors` reports the other numbers, over more samples.
     meanings: ClassVar[dict[str, Meaning]] = {
         name: meaning for name, meaning in MEANINGS.items() if name not in Vectors.meanings

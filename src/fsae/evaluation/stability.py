@@ -151,6 +151,8 @@ class Stability(Evaluation, group="eval.stability"):
     """
 
     in_sweeps: ClassVar[bool] = False
+    # Another seed may have finished since.
+    repeatable: ClassVar[bool] = False
     meanings: ClassVar[dict[str, Meaning]] = {
         **accompanied(
             "stability_mcc",
