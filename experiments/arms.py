@@ -6,14 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from fsae.analysis.design import REPLICATES, comparable, design_of
 from fsae.analysis.numbers import shown
 from fsae.analysis.runs import collect_folders
-
-# Fewer seeds have no interval.
-MIN_SEEDS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,15 +63,3 @@ def arms_of(runs: pd.DataFrame, needed: Collection[str], metrics: Collection[str
     texts = [tuple(row) for row in runs[settings].map(shown).astype(str).to_numpy()]
     groups = {values: runs.loc[[each == values for each in texts]] for values in dict.fromkeys(texts)}
     return [Arm(dict(zip(settings, values, strict=True)), of_arm) for values, of_arm in groups.items()]
-
-
-def interval_of(values: np.ndarray) -> tuple[float, float] | None:
-    """Return the 95 % interval of the values' mean by Student's t; None for fewer than three values.
-
-    A bootstrap of five values has next to nothing to draw from if some of them are nearly equal: its intervals then
-    reach several times as far to one side.
-    """
-    if len(values) < MIN_SEEDS:
-        return None
-    reach = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean() - reach), float(values.mean() + reach)

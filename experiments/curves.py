@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.arms import Arm, interval_of, read_arms
+from experiments.arms import Arm, read_arms
 from fsae.analysis.figures import COLOURS, LINE_STYLES, MARKERS, figure, log_x
+from fsae.analysis.intervals import interval_of
 
 SECONDS = "seconds"
 

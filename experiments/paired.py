@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.arms import Arm, interval_of, read_arms
+from experiments.arms import Arm, read_arms
 from fsae.analysis.figures import COLOURS, figure
+from fsae.analysis.intervals import interval_of
 from fsae.analysis.numbers import shown
 
 

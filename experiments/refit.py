@@ -17,7 +17,8 @@ from jaxtyping import Float
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from experiments.arms import interval_of, read_arms
+from experiments.arms import read_arms
+from fsae.analysis.intervals import interval_of
 from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.evaluation.vectors import evaluate_vectors
 from fsae.export.saelens import load_saelens

@@ -93,7 +93,7 @@ HOMES = {
     },
     "xxhash": {"sources.activation_store"},
     "tqdm": {"console"},
-    "scipy": {"evaluation.", "matching", "latents.cofiring", "training.least_squares"},
+    "scipy": {"analysis.intervals", "evaluation.", "matching", "latents.cofiring", "training.least_squares"},
     "sklearn": {"autoencoders.initialisation", "evaluation.", "training.fitted_learner", "sources.mnist"},
     "mne": {"sources.eeg"},
     "triton": {"sparse.triton_products"},

@@ -160,7 +160,7 @@ def test_an_earlier_report_is_replaced(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "section", "message"),
     [
-        ({"seeds": [0]}, "matched", "too few seeds to say: 1 of at least 4"),
+        ({"seeds": [0]}, "matched", "too few seeds to say: 1 of at least 3"),
         ({"weights": [1.0, 2.0, 4.0]}, "matched", "Nothing is compared at matched l0: fewer than four sparsities (3)."),
         ({"thetas": [0.01]}, "matched", "there is no baseline: no run has penalty=none or loss.penalty.weight=0"),
         ({"thetas": [0.0]}, "matched", "no run has a penalty: all have penalty=none or loss.penalty.weight=0"),

@@ -94,20 +94,18 @@ def test_all_text_can_be_read_on_a_phone(tmp_path: Path, figures: list[Figure]):
         assert [box for box in names if box.x0 < 0 or box.x1 > figure.bbox.width] == []
 
 
-def test_a_front_has_room_for_points_noise_and_controls_and_not_for_the_whole_band(
-    tmp_path: Path, figures: list[Figure]
-):
+def test_a_front_has_room_for_points_noise_controls_and_the_band(tmp_path: Path, figures: list[Figure]):
     l0 = np.array([2.0, 4.0, 8.0])
-    # Three of four seeds are equal in the middle: the interval of the mean is thousands wide.
-    middle = (0.5, 0.5, 0.500001, 0.52)
-    seeds = {f"seed={number}": Curve(l0, np.array([0.4, each, 0.6])) for number, each in enumerate(middle)}
+    # The mean of the last is 0.63, and its standard error 0.03: the band ends 3.18 of these above.
+    last = (0.6, 0.6, 0.6, 0.72)
+    seeds = {f"seed={number}": Curve(l0, np.array([0.4, 0.5, each])) for number, each in enumerate(last)}
     label = "the share of a long name with many words that would not fit along the axis (long_name)\N{NO-BREAK SPACE}↑"
-    beside = Accompaniment(0.05, {"random directions": np.array([l0, [0.2, 0.25, 0.3]])})
+    beside = Accompaniment(0.005, {"random directions": np.array([l0, [0.2, 0.25, 0.3]])})
     plot_front({("", "topk", "θ = 0"): seeds}, "", label, Palette(["topk"], ["θ = 0"]), tmp_path / "front.png", beside)
     (axis,) = figures[0].axes
     low, high = axis.get_ylim()
     assert 0.1 < low < 0.2
-    assert 0.65 < high < 0.75
+    assert 0.725 < high < 0.775
     box = axis.yaxis.label.get_window_extent()
     assert box.y0 >= 0
     assert box.y1 <= figures[0].bbox.height

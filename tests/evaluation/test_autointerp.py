@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from fsae.analysis import latent_pages
+from fsae.analysis.latent_pages import write_latent_pages
 from fsae.autoencoders.standard import StandardSettings
+from fsae.configuration.accept import accept
 from fsae.evaluation.autointerp import Autointerp, numbers_of
 from fsae.evaluation.suite import chosen
 from fsae.latents.endpoint import Endpoint
@@ -20,8 +23,11 @@ from fsae.latents.explanations import Explainer
 from fsae.latents.prompts import Prompts
 from fsae.latents.scoring import scores_of
 from fsae.latents.selection import SelectionSizes, selected_positives
-from fsae.outputs.explanations import Explanation, Scores
+from fsae.outputs.explanations import Explanation, Scores, read_explanations
+from fsae.outputs.latent_store import LatentStore
 from fsae.outputs.results import read_results
+from fsae.runs.pack import run_pack
+from tests.composition import composed
 from tests.evaluation.downstream.texts import D_IN, Text, subject_on
 from tests.latents.chat_server import ChatServer
 from tests.latents.word_store import LATENTS, codes_of, is_selection, seeing, write_word_store
@@ -228,3 +234,23 @@ def test_a_judge_that_goes_away_stops_no_other_evaluation_and_nothing_is_asked_t
     assert -1 < results["eval/autointerp_detection"] < 1
     (latents,) = json.loads((run / "autointerp.json").read_text())
     assert [set(each) >= {"latent", "explanation", "saebench", "detection_shuffled"} for each in latents] == [True] * 3
+
+
+def test_a_run_that_makes_its_latent_store_writes_the_pages_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The pages are written after the latents were explained, and show the explanations."""
+    written = []
+
+    def counting(store: LatentStore, folder: Path, *rest: Any) -> Path:
+        written.append(len(read_explanations(folder, store.meta.weights)))
+        return write_latent_pages(store, folder, *rest)
+
+    monkeypatch.setattr(latent_pages, "write_latent_pages", counting)
+    with ChatServer(guessing) as server:
+        settings = ["debug=tiny", "arch=topk", "arch.d_sae=40", "arch.k=4", "trainer.samples=1024", "tracking=none"]
+        settings += ["source.tokens=2048", "source.shard_tokens=2048", "eval=[vectors,latents,autointerp]"]
+        settings += ["eval.latents.tokens=4000", "eval.latents.control=0", "eval.latents.triggers=0"]
+        settings += [f"eval.autointerp.url={server.url}", "eval.autointerp.model=small", "eval.autointerp.latents=2"]
+        config = composed(*settings, f"paths.outputs={tmp_path}")
+        (outcome,) = run_pack([accept(config, tmp_path / "run", settings)])
+    assert outcome.error is None, outcome.error
+    assert written == [2]

@@ -62,7 +62,7 @@ def test_other_findings_are_kept_apart(tmp_path: Path, change: dict[str, Any]):
 def test_findings_of_other_code_are_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     compute = Computation()
     found(tmp_path, compute)
-    monkeypatch.setattr(module, "_versions", lambda: {"code": "changed"})
+    monkeypatch.setattr(module, "versions", lambda: {"code": "changed"})
     found(tmp_path, compute)
     assert compute.times == 2
 

@@ -1,5 +1,6 @@
 """Latents that other seeds find again: by hand, planted, at random, and over the folders of a sweep."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import SparseAutoencoder
-from fsae.evaluation.stability import Stability, compare_seeds, random_cosine
+from fsae.evaluation import stability
+from fsae.evaluation.stability import Decoder, Stability, compare_seeds, random_cosine
 from fsae.evaluation.subject import Examined, Subject
+from fsae.evaluation.suite import measure
 from fsae.export.provenance import Provenance
 from fsae.export.saelens import load_saelens, save_density, save_saelens
 from fsae.outputs.run_folder import RunFolder
@@ -30,7 +33,7 @@ def test_by_hand():
     # The third latent of both is dead. Rows 0 and 1 of the other are at cosines 0.6 and -0.8, and 0.8 and 0.6.
     other = torch.tensor([[0.6, -0.8], [8.0, 6.0], [1.0, 1.0]])
     alive = torch.tensor([True, True, False])
-    found = compare_seeds(mine, alive, [(other, alive), (mine, alive)])
+    found = compare_seeds(Decoder(mine, alive), [Decoder(other, alive), Decoder(mine, alive)])
     # Cosines are [[0.6, 0.8], [-0.8, 0.6]]: 0.6 and 0.6 match with signs, 0.8 and |-0.8| without.
     assert found.signed == pytest.approx([0.6, 1.0])
     assert found.absolute == pytest.approx([0.8, 1.0])
@@ -42,7 +45,7 @@ def test_a_planted_copy_is_found_whole_and_random_directions_by_chance():
     alive = torch.ones(40, dtype=torch.bool)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
     drawn = torch.randn(40, 16, generator=torch.Generator().manual_seed(2))
-    found = compare_seeds(rows, alive, [(-3 * rows[order], alive), (drawn, alive)])
+    found = compare_seeds(Decoder(rows, alive), [Decoder(-3 * rows[order], alive), Decoder(drawn, alive)])
     assert found.absolute[0] == pytest.approx(1, abs=1e-6)
     assert found.signed[0] < 0.6
     assert found.absolute[1] == pytest.approx(random_cosine(40, 40, 16), abs=0.03)
@@ -50,7 +53,7 @@ def test_a_planted_copy_is_found_whole_and_random_directions_by_chance():
 
 def test_more_latents_than_the_other_has_are_matched_as_far_as_they_go():
     mine = torch.eye(3)
-    found = compare_seeds(mine, EVERY, [(mine, torch.tensor([False, True, False]))])
+    found = compare_seeds(Decoder(mine, EVERY), [Decoder(mine, torch.tensor([False, True, False]))])
     assert found.absolute == [1.0]
     assert found.found_by.tolist() == [1, 2, 1]
 
@@ -106,7 +109,43 @@ def test_jobs_are_compared_with_the_jobs_that_differ_in_their_seed(sweep: Path):
     assert fourth.content == {"latents_by_seeds": [1, 1, 0]}
 
 
-def test_a_run_without_other_seeds_is_refused(sweep: Path, tmp_path: Path):
+def test_each_pair_is_matched_once_whatever_its_order(sweep: Path, monkeypatch: pytest.MonkeyPatch):
+    pairs = []
+
+    def matched(first: Decoder, second: Decoder) -> stability.Match:
+        pairs.append((first, second))
+        return stability_matched(first, second)
+
+    stability_matched = stability.matched
+    monkeypatch.setattr(stability, "matched", matched)
+    shutil.rmtree(sweep / "stability", ignore_errors=True)
+    folders = [sweep / name for name in ("0", "1", "2")]
+    found = [measured.files for measured in Stability().measure(subject(*folders))]
+    # The first and the third dictionary are equal.
+    assert len(pairs) == 2
+    assert [measured.files for measured in Stability().measure(subject(*folders))] == found
+    assert len(pairs) == 2
+    shutil.rmtree(sweep / "stability")
+    apart = [Stability().measure(subject(folder))[0].files for folder in reversed(folders)]
+    assert apart[::-1] == found
+    assert len(pairs) == 4
+
+
+def test_a_run_without_other_seeds_is_left_out_while_others_are_measured(
+    sweep: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    save_saelens(writing(torch.eye(2), 1), alone / "sae", Provenance())
+    runs = subject(alone, sweep / "0")
+    findings = measure(runs, {"stability": Stability()})
+    assert [sorted(each.measured) for each in findings] == [[], ["stability"]]
+    assert findings[1].numbers["stability_seeds"] == 3
+    assert "stability is measured for the other runs alone" in caplog.text
+    assert f"{alone} is no job of one" in caplog.text
+
+
+def test_runs_without_other_seeds_are_refused(sweep: Path, tmp_path: Path):
     alone = tmp_path / "alone"
     alone.mkdir()
     save_saelens(writing(torch.eye(2), 1), alone / "sae", Provenance())

@@ -105,7 +105,7 @@ def test_a_sweep_s_report_compares_the_numbers_of_an_evaluation_from_outside(ins
     assert matched.index("(fvu)\N{NO-BREAK SPACE}↓</h3>") < matched.index(heading)
     _, compared = matched.split(heading)
     assert "soft_threshold, θ = 1e-6" in compared
-    assert "too few seeds to say: 1 of at least 4" in compared
+    assert "too few seeds to say: 1 of at least 3" in compared
 
 
 @pytest.mark.packaged

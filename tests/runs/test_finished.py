@@ -1,6 +1,7 @@
 """Finished runs that are evaluated again in their own folders."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from filelock import FileLock
 from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 
 import fsae
 from fsae.configuration.accept import accept
@@ -17,12 +19,15 @@ from fsae.configuration.origin import Origin
 from fsae.configuration.recorded import recorded_outputs
 from fsae.configuration.schema import RunSettings
 from fsae.evaluation.geometry import Geometry
+from fsae.evaluation.splice import Splice
+from fsae.evaluation.subject import Subject
 from fsae.evaluation.suite import Findings
 from fsae.evaluation.vectors import Vectors
 from fsae.export.dictionary_files import load_members
 from fsae.outputs.metric_log import read_metrics
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import RunState, mark
+from fsae.runs import finished as finished_runs
 from fsae.runs.finished import check_finished
 from fsae.runs.pack import run_pack
 from fsae.sources.synthetic.grouped import GroupedFeaturesSettings
@@ -52,6 +57,8 @@ RUNS = {
     "population": (*LANGUAGE, "arch=topk", "arch.k=8", "population.size=3"),
     "truth": (*SYNTHETIC, "arch=topk", "arch.k=4", "arch.d_sae=24", "population.size=2"),
 }
+# An evaluation of a finished run says when it counts.
+_KEY = re.compile(rb',\n *"key": "[0-9a-f]{8}"(?=\n}\n?$)')
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -96,7 +103,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     # A page of latents names the run's folder, and these runs are copies.
     placed = {"index.html"}
     return {
-        str(path.relative_to(folder)): path.read_bytes()
+        str(path.relative_to(folder)): _KEY.sub(b"", path.read_bytes())
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in grows | placed
     }
@@ -226,6 +233,90 @@ def test_what_was_measured_before_a_kill_stays(run: Path, monkeypatch: pytest.Mo
     after = results(run)
     assert after["eval/fvu"] != before["eval/fvu"]
     assert json.loads((run / "evaluations" / "vectors.json").read_text())["numbers"]["fvu"] == after["eval/fvu"]
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of evaluations that were measured, in their order."""
+    names: list[str] = []
+    for name, kind in (("vectors", Vectors), ("splice", Splice), ("geometry", Geometry)):
+
+        def counted(self: Any, subject: Subject, name: str = name, measure: Any = kind.measure) -> Any:
+            names.append(name)
+            return measure(self, subject)
+
+        monkeypatch.setattr(kind, "measure", counted)
+    return names
+
+
+GIVEN = ("eval=[vectors,splice,geometry]", "eval.geometry.samples=100")
+
+
+def measured_again(run: Path, measured: list[str], *more: str) -> list[str]:
+    measured.clear()
+    assert evaluate(run, given=(*GIVEN, *more)) == [None]
+    return list(measured)
+
+
+def test_what_was_measured_already_is_left_alone(
+    run: Path, measured: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    caplog.set_level("INFO")
+    # Training has measured it, too, but its files have no key.
+    assert measured_again(run, measured) == ["vectors", "splice", "geometry"]
+    before, logged = results(run), [record.metrics for record in read_metrics(RunFolder(run).metrics)]
+    assert "left alone" not in caplog.text
+    assert measured_again(run, measured) == []
+    geometry = run / "evaluations" / "geometry.json"
+    assert f"geometry is measured already ({geometry}), left alone; delete the file to measure it again" in caplog.text
+    after = results(run)
+    assert before.pop("evaluated") != after.pop("evaluated")
+    assert after == before
+    *_, last = read_metrics(RunFolder(run).metrics)
+    assert last.metrics.items() <= logged[-1].items()
+    assert {"eval/fvu", "eval/ce_base", "eval/regions"} <= last.metrics.keys()
+
+    geometry.unlink()
+    assert measured_again(run, measured) == ["geometry"]
+    # One that needs another's findings in memory brings it along.
+    (run / "evaluations" / "splice.json").unlink()
+    assert measured_again(run, measured) == ["vectors", "splice"]
+    assert measured_again(run, measured, "eval.geometry.samples=120") == ["geometry"]
+    assert measured_again(run, measured, "eval.geometry.samples=120") == []
+    monkeypatch.setattr(finished_runs, "versions", lambda folder: {"code": "changed"})
+    assert measured_again(run, measured, "eval.geometry.samples=120") == ["vectors", "splice", "geometry"]
+    weights = run / "sae" / "sae_weights.safetensors"
+    save_file({name: 1.01 * tensor for name, tensor in load_file(weights).items()}, weights)
+    assert measured_again(run, measured, "eval.geometry.samples=120") == ["vectors", "splice", "geometry"]
+    assert results(run)["eval/fvu"] != after["eval/fvu"]
+
+
+@pytest.mark.parametrize("run", ["population"], indirect=True)
+def test_the_same_command_after_a_kill_measures_the_rest(
+    run: Path, measured: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    given = ("eval=[vectors,splice,geometry]", "eval.geometry.samples=100", "eval.vectors.samples=300")
+
+    class Killed(BaseException):
+        """Ends the process at once, as SIGKILL does."""
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Geometry, "measure", killed)
+        with pytest.raises(Killed):
+            evaluate(run, given=given)
+    numbers = results(run)
+    assert measured == ["vectors", "splice"]
+    assert evaluate(run, given=given) == [None]
+    assert measured == ["vectors", "splice", "geometry"]
+    after = results(run)
+    changed = [name for name in numbers if name not in ("evaluated", "meanings") and after[name] != numbers[name]]
+    assert changed == []
+    assert {"eval/regions", "eval/1/fvu"} <= after.keys()
+    *_, last = read_metrics(RunFolder(run).metrics)
+    assert last.metrics["eval/1/fvu"] == after["eval/1/fvu"]
 
 
 def test_an_evaluation_that_fails_leaves_the_run_finished(run: Path, monkeypatch: pytest.MonkeyPatch):

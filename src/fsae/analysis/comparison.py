@@ -3,14 +3,13 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from itertools import combinations_with_replacement
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
 from fsae.analysis.design import Design
+from fsae.analysis.intervals import MIN_SEEDS, interval_of
 from fsae.analysis.metrics import in_tables
 from fsae.analysis.numbers import numbers_in_order
 from fsae.outputs.results import Better, Meaning
@@ -26,14 +25,9 @@ COMPARED_FIRST = (
 
 # Per curve of a seed: fewer points leave too much between them unknown.
 MIN_SPARSITIES = 4
-# With three pairs the bootstrap has so few resamples that no 95 % interval is finite.
-MIN_PAIRS = 4
 # Number of points at which two curves are compared, evenly spaced in the logarithm of l0.
 GRID = 65
 ALL_ARCHITECTURES = "all"
-
-_ENUMERATED = 8
-_RESAMPLES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +40,7 @@ class Comparison:
         l0: lower and upper end of the range of l0 that every curve covers; None if nothing was compared.
         baseline: the metric without the penalty, over the same range; NaN if nothing was compared.
         differences: treatment minus baseline by seed, each the mean over log l0 within the range.
-        interval: 95 % bootstrap interval of their mean; None with fewer than four differences, or with so few different
-            ones that it has no end.
+        interval: 95 % interval of their mean; None with fewer than three differences.
         obstacle: the reason why nothing was compared, or an empty text.
         better: which way the metric is better.
     """
@@ -93,9 +86,7 @@ class Comparison:
             return f"not comparable: {self.obstacle}"
         if self.interval is None:
             agreement = _agreement(list(self.differences.values()))
-            if n < MIN_PAIRS:
-                return f"too few seeds to say: {n} of at least {MIN_PAIRS}{agreement}"
-            return f"too few different values to say ({n} seeds){agreement}"
+            return f"too few seeds to say: {n} of at least {MIN_SEEDS}{agreement}"
         if self.interval == (0.0, 0.0):
             return f"the same in all {n} pairs"
         low, high = self.interval
@@ -210,42 +201,6 @@ def log_grid(low: float, high: float) -> Float[np.ndarray, " grid"]:
     return np.exp(np.linspace(math.log(low), math.log(high), GRID))
 
 
-def bootstrap_interval(values: Float[np.ndarray, "seeds ..."]) -> Float[np.ndarray, "2 ..."]:
-    """Return 95 % intervals of the mean of each column, by the bootstrap of its t statistic.
-
-    With a handful of values the usual percentile interval covers the mean far too seldom (80 % of the time for five
-    values); the interval of the t statistic keeps its level from four values on. Up to eight values all resamples are
-    enumerated.
-
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), 12.5.
-
-    Args:
-        values: at least four rows; whole rows are resampled.
-    """
-    n = values.shape[0]
-    assert n >= MIN_PAIRS
-    columns = values.reshape(n, -1).astype(float)
-    counts, weights = _resamples(n)
-    mean = columns.mean(0)
-    centred = columns - mean
-    error = np.sqrt(centred.var(0, ddof=1) / n)
-    # For every resample: the error of its mean, in its own standard errors.
-    off = counts @ centred / n
-    spread = np.sqrt(np.maximum(counts @ centred**2 / n - off**2, 0.0) / (n - 1))
-    tiny = 1e-9 * error
-    t = np.where(spread > tiny, off / np.where(spread > tiny, spread, 1.0), np.where(off > 0, np.inf, -np.inf))
-    # A resample whose mean has no error has t = 0, whatever its spread.
-    t = np.where(np.abs(off) <= tiny, 0.0, t)
-    order = np.argsort(t, axis=0)
-    cumulated = np.cumsum(weights[order], axis=0)
-    ends = []
-    for share in (0.975, 0.025):
-        place = (cumulated < share - 1e-12).sum(0)
-        quantile = np.take_along_axis(np.take_along_axis(t, order, 0), place[None], 0)[0]
-        ends.append(np.where(error > 0, mean - quantile * error, mean))
-    return np.array(ends).reshape(2, *values.shape[1:])
-
-
 def in_step(*values: float) -> list[str]:
     """Format numbers with the decimals that show two digits of the largest and make all of them look different."""
     # Adding zero removes the sign of a negative zero.
@@ -255,17 +210,6 @@ def in_step(*values: float) -> list[str]:
     while decimals < 7 and len({f"{value:.{decimals}f}" for value in values}) < len(set(values)):
         decimals += 1
     return [f"{value:.{decimals}f}" if decimals < 7 else f"{value:.1e}" for value in values]
-
-
-@lru_cache
-def _resamples(n: int) -> tuple[Float[np.ndarray, "resamples n"], Float[np.ndarray, " resamples"]]:
-    """Return how often each of n values is drawn in each resample, and the resample's probability."""
-    if n > _ENUMERATED:
-        counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES)
-        return counts.astype(float), np.full(_RESAMPLES, 1 / _RESAMPLES)
-    counts = np.array([np.bincount(drawn, minlength=n) for drawn in combinations_with_replacement(range(n), n)])
-    factorial = np.array([math.factorial(k) for k in range(n + 1)], dtype=float)
-    return counts.astype(float), factorial[n] / factorial[counts].prod(1) / n**n
 
 
 def _compare_one(asked: Comparison, curves: Curves, design: Design) -> Comparison:
@@ -292,7 +236,7 @@ def _compare_one(asked: Comparison, curves: Curves, design: Design) -> Compariso
         l0=shared,
         baseline=float(np.mean([without for _, without in means.values()])),
         differences=differences,
-        interval=_interval(differences),
+        interval=interval_of(np.array(list(differences.values()))),
     )
 
 
@@ -313,17 +257,9 @@ def _mean_over(parts: Sequence[Comparison]) -> Comparison:
         better=parts[0].better,
         baseline=float(np.mean([part.baseline for part in parts])) if seeds else math.nan,
         differences=differences,
-        interval=_interval(differences),
+        interval=interval_of(np.array(list(differences.values()))),
         obstacle="" if seeds else "no seed is in all of them",
     )
-
-
-def _interval(differences: dict[str, float]) -> tuple[float, float] | None:
-    if len(differences) < MIN_PAIRS:
-        return None
-    low, high = map(float, bootstrap_interval(np.array(list(differences.values()))))
-    # If many differences are equal, many resamples have no spread, and a quantile of t may be infinite.
-    return (low, high) if math.isfinite(high - low) else None
 
 
 def _agreement(differences: Sequence[float]) -> str:

@@ -19,7 +19,6 @@ from jinja2 import Environment, FileSystemLoader
 from fsae.analysis.comparison import (
     ALL_ARCHITECTURES,
     COMPARED_FIRST,
-    MIN_PAIRS,
     MIN_SPARSITIES,
     Comparison,
     Curves,
@@ -29,6 +28,7 @@ from fsae.analysis.comparison import (
     treatments,
 )
 from fsae.analysis.design import SIZE, SPARSITY, THETA, Design, comparable, design_of, named
+from fsae.analysis.intervals import MIN_SEEDS
 from fsae.analysis.job_table import JobTable, job_table
 from fsae.analysis.metrics import Accompaniment, accompaniment, in_tables, meanings_of
 from fsae.analysis.numbers import readable, shown
@@ -130,7 +130,7 @@ def write_report(runs: pd.DataFrame, folder: Path) -> Path:
         },
         comparison_absent="" if compared else _comparison_absent(design, comparisons),
         intervals=sum(each.interval is not None for each in comparisons),
-        limits={"pairs": MIN_PAIRS, "sparsities": MIN_SPARSITIES},
+        limits={"seeds": MIN_SEEDS, "sparsities": MIN_SPARSITIES},
         differences=list(_plot_differences(comparisons, palette, pictures)),
         fronts=[
             *_plot_fronts(design, meanings, palette, pictures),

@@ -24,15 +24,14 @@ from matplotlib.transforms import Bbox, BboxBase
 
 from fsae.analysis.comparison import (
     ALL_ARCHITECTURES,
-    MIN_PAIRS,
     Comparison,
     Curve,
     Curves,
-    bootstrap_interval,
     log_grid,
     shared_range,
 )
 from fsae.analysis.figures import COLOURS, LINE_STYLES, MARKERS, figure, log_x, log_y
+from fsae.analysis.intervals import MIN_SEEDS, mean_interval
 from fsae.analysis.metrics import Accompaniment
 from fsae.analysis.numbers import numbers_in_order, shown
 
@@ -89,9 +88,8 @@ def plot_front(
     """Draw a metric against l0 in one condition: a point per run, a line for the seeds' mean, and a band; in grey, the
     evaluation's own noise as a bar at each point, and the points of each control.
 
-    The band is the 95 % bootstrap interval of the mean at each l0 with four seeds or more, else the range of the seeds;
-    it and the line cover the range of l0 that every seed has. The axis has room for everything but the band: with four
-    seeds an interval can be many times as wide as the runs differ.
+    The band is the 95 % interval of the mean at each l0 with three seeds or more, else the range of the seeds; it and
+    the line cover the range of l0 that every seed has.
     """
     beside = beside or Accompaniment()
     here = {(arch, name): seeds for (where, arch, name), seeds in curves.items() if where == condition}
@@ -113,9 +111,7 @@ def plot_front(
         for name, marker in markers.items():
             axis.plot(*beside.controls[name], ls="", marker=marker, color=_GREY, markersize=6, mew=1)
         log_x(axis, l0.min(), l0.max())
-        shown_values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axis.lines])
-        room = 0.06 * (np.ptp(shown_values) or 1.0)
-        axis.set_ylim(shown_values.min() - room, shown_values.max() + room)
+        axis.margins(y=0.06)
         axis.set_xlabel(AXIS_LABELS["eval/l0"])
         axis.set_ylabel(fill(label, 34))
         if beside.noise is not None:
@@ -281,8 +277,8 @@ def band(
         return None
     l0 = log_grid(*shared)
     values = np.array([curve.at(l0) for curve in curves])
-    enough = len(curves) >= MIN_PAIRS
-    return l0, values.mean(0), bootstrap_interval(values) if enough else np.array([values.min(0), values.max(0)])
+    enough = len(curves) >= MIN_SEEDS
+    return l0, values.mean(0), mean_interval(values) if enough else np.array([values.min(0), values.max(0)])
 
 
 def _add_legend(

@@ -129,6 +129,8 @@ class Autointerp(Evaluation, group="eval.autointerp"):
     needs: ClassVar[frozenset[str]] = frozenset({"language_model", "one_input"})
     reads: ClassVar[frozenset[str]] = frozenset({"latents"})
     in_sweeps: ClassVar[bool] = False
+    # The answers are kept, and the latent store may be another one.
+    repeatable: ClassVar[bool] = False
     meanings: ClassVar[dict[str, Meaning]] = _meanings()
 
     def __post_init__(self):
@@ -276,15 +278,21 @@ def _codes(subject: Subject, autoencoder: Autoencoder, store: LatentStore) -> Co
 
 
 def _pages(subject: Subject) -> list[dict[str, Callable[[Path], None]]]:
-    """Return for each run the writers of the pages, which then show the explanations."""
-    return [
-        {
-            store_name(run, member): partial(_write_pages, run.folder, member if len(run.autoencoders) > 1 else None)
-            for member in range(len(run.autoencoders))
-            if run.folder is not None
-        }
-        for run in subject.runs
-    ]
+    """Return for each run the writers of pages that do not show the explanations yet; those still to come will."""
+    new = iter(subject.found(NewStore) or [])
+    found: list[dict[str, Callable[[Path], None]]] = []
+    for run in subject.runs:
+        assert run.folder is not None
+        several = len(run.autoencoders) > 1
+        stores = [next(new, None) for _ in run.autoencoders]
+        found.append(
+            {
+                store_name(run, member): partial(_write_pages, run.folder, member if several else None)
+                for member, store in enumerate(stores)
+                if store is None or store.has_pages
+            }
+        )
+    return found
 
 
 def _write_pages(run: Path, member: int | None, folder: Path) -> None:

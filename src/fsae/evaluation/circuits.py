@@ -109,6 +109,8 @@ class Circuits(Evaluation, group="eval.circuits"):
     others: list[str] = field(default_factory=list)
 
     in_sweeps: ClassVar[bool] = False
+    # It keeps its circuits itself, under the identities of the other sites' dictionaries, too.
+    repeatable: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset({"language_model", "one_site"})
     meanings: ClassVar[dict[str, Meaning]] = {
         **accompanied(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """The findings of an evaluation on one run.
+    """The findings of an evaluation on one run; a run with empty ones is left out.
 
     Attributes:
         numbers: by name, for each of the run's autoencoders in their order. A population's results have the means
@@ -42,6 +42,11 @@ class Measured:
     folders: dict[str, Callable[[Path], None]] = field(default_factory=dict)
     densities: Sequence[Float[Tensor, " d_sae"]] = ()
 
+    @property
+    def empty(self) -> bool:
+        """Return whether nothing was found."""
+        return not any(getattr(self, each.name) for each in fields(self))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Ranged, ABC, group="eval"):
@@ -55,12 +60,17 @@ class Evaluation(Ranged, ABC, group="eval"):
     reads: evaluations whose findings it reads if they are chosen; they are measured first.
     meanings: the meaning of each number, by the number's name.
     in_sweeps: whether the jobs of a sweep are measured by it if only a YAML file lists it, and not the command line.
+    repeatable: whether its settings, the dictionary, the source and the code decide its numbers, so that a finished run
+        that has them is not measured again.
+    in_folder: whether an evaluation that reads it finds its findings in the run's folder.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     reads: ClassVar[frozenset[str]] = frozenset()
     meanings: ClassVar[dict[str, Meaning]] = {}
     in_sweeps: ClassVar[bool] = True
+    repeatable: ClassVar[bool] = True
+    in_folder: ClassVar[bool] = False
 
     @property
     def held_out(self) -> int:

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from hashlib import blake2b, sha256
 from importlib.metadata import version
@@ -37,7 +38,7 @@ def keeper(text: HeldOutText) -> Keeper:
     """
 
     def found(content: Mapping[str, Any], compute: Callable[[], Mapping[str, Tensor]]) -> Tensors:
-        return kept(text, {"norm_limit": text.norm_limit, "versions": _versions()} | dict(content), compute)
+        return kept(text, {"norm_limit": text.norm_limit, "versions": versions()} | dict(content), compute)
 
     return found
 
@@ -59,17 +60,31 @@ def kept(text: HeldOutText, content: Mapping[str, Any], compute: Callable[[], Ma
     if room is None:
         return dict(compute())
     whole = text.origin | {"site": str(text.site), "bos": text.prepends_bos} | dict(content)
-    written = json.dumps(whole, sort_keys=True)
-    path = room.folder / FOLDER / f"{digest_of(whole)}.safetensors"
+    return kept_in(room.folder / FOLDER, whole, compute, room.taken)
+
+
+def kept_in(
+    folder: Path,
+    content: Mapping[str, Any],
+    compute: Callable[[], Mapping[str, Tensor]],
+    taken: Callable[[int], AbstractContextManager[None]] = lambda needed: nullcontext(),
+) -> Tensors:
+    """Return the tensors of a computation from a file in this folder, or compute them and write the file.
+
+    Args:
+        folder: of the files.
+        content: everything that the tensors depend on, as JSON.
+        compute: the computation.
+        taken: makes room for that many bytes while the file is written.
+    """
+    written = json.dumps(content, sort_keys=True)
+    path = folder / f"{digest_of(dict(content))}.safetensors"
     if (found := _read(path, written)) is not None:
         return found
     found = {name: tensor.detach().cpu().contiguous() for name, tensor in compute().items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            room.taken(sum(tensor.nbytes for tensor in found.values())),
-            replacing(path, shared=True) as unfinished,
-        ):
+        with taken(sum(tensor.nbytes for tensor in found.values())), replacing(path, shared=True) as unfinished:
             save_file(found, unfinished, metadata={"content": written, "names": json.dumps(list(found))})
             share_as_folder(unfinished)
     except (OSError, SafetensorError) as error:
@@ -114,10 +129,9 @@ def _read(path: Path, written: str) -> Tensors | None:
 
 
 @cache
-def _versions() -> dict[str, str]:
-    """Return the versions of packages, and a digest of the code of all evaluations."""
+def versions(folder: Path = Path(__file__).parent) -> dict[str, str]:
+    """Return the versions of packages, and a digest of the code in a folder; by default that of all evaluations."""
     code = sha256()
-    folder = Path(__file__).parent
     for path in sorted(folder.rglob("*.py")):
         code.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     return {"code": code.hexdigest()[:16]} | {name: version(name) for name in _PACKAGES}

@@ -79,6 +79,7 @@ class Latents(Evaluation, group="eval.latents"):
 
     needs: ClassVar[frozenset[str]] = frozenset({"one_input"})
     in_sweeps: ClassVar[bool] = False
+    in_folder: ClassVar[bool] = True
     # `vectors` reports the other numbers, over more samples.
     meanings: ClassVar[dict[str, Meaning]] = {
         name: meaning for name, meaning in MEANINGS.items() if name not in Vectors.meanings
@@ -246,11 +247,17 @@ class Latents(Evaluation, group="eval.latents"):
 
 @dataclass(eq=False)
 class NewStore:
-    """The latent store of one autoencoder, for evaluations that read it; it is written to one folder, once."""
+    """The latent store of one autoencoder, for evaluations that read it; it is written to one folder, once.
+
+    Attributes:
+        found, contexts, meta: its content.
+        has_pages: whether its pages are written; until then they are still to come.
+    """
 
     found: LatentFindings
     contexts: Contexts
     meta: Meta
+    has_pages: bool = False
     _written: bool = False
 
     def write(self, folder: Path) -> None:
@@ -296,3 +303,4 @@ def _write(
     if close is not None:
         close()
     write_latent_pages(LatentStore(folder), folder, Origin("latents") if place is None else Origin.of(*place))
+    store.has_pages = True

@@ -1,9 +1,11 @@
 """`stability`: the latents that a sweep's jobs find again if only the seed differs."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,6 +14,7 @@ from torch import Tensor
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.evaluation.agreement import SAME
 from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.kept import digest_of_tensor, kept_in, versions
 from fsae.evaluation.noise import mean_and_noise
 from fsae.evaluation.subject import Examined, Subject
 from fsae.export.dictionary_files import load_autoencoder
@@ -23,8 +26,43 @@ from fsae.outputs.sweep_folder import Job, JobState, read_sweep
 from fsae.progress import Progress
 from fsae.seeds import generator_for
 
+log = logging.getLogger(__name__)
+
+# The folder of matched pairs in the sweep's folder.
+FOLDER = "stability"
 # Overrides that repeat a job with other random numbers.
 SEEDS = frozenset({"seed", "source.seed"})
+_REMEDY = "name a finished sweep over seeds, as in python -m fsae.evaluate SWEEP 'eval=[stability]'"
+
+
+class Decoder(NamedTuple):
+    """The decoder of a dictionary.
+
+    Attributes:
+        rows: (d_sae, d_in).
+        alive: the latents that fire; the decoder rows of others carry no information about the data.
+    """
+
+    rows: Float[Tensor, "d_sae d_in"]
+    alive: Bool[Tensor, " d_sae"]
+
+
+class Match(NamedTuple):
+    """The latents of two decoders, matched one to one.
+
+    Attributes:
+        absolute: mean absolute cosine of the pairs.
+        signed: the same with signs, and the matching of largest signed cosines.
+        alike: (2, pairs) the latents of each decoder that are the same up to sign.
+    """
+
+    absolute: float
+    signed: float
+    alike: Int[Tensor, "2 pairs"]
+
+
+# Matches the latents of the first decoder with those of the second one.
+Matcher = Callable[[Decoder, Decoder], Match]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,32 +81,54 @@ class Found:
 
 
 @torch.no_grad()
+def matched(first: Decoder, second: Decoder) -> Match:
+    """Match the live latents of two decoders."""
+    alive = [each.alive.nonzero().squeeze(1) for each in (first, second)]
+    cosines = unit_rows(first.rows[first.alive].float()) @ unit_rows(second.rows[second.alive].float()).T
+    signed = cosines[assignment(cosines)].mean().item()
+    pairs = assignment(cosines.abs())
+    alike = cosines.abs()[pairs]
+    same = [own[place][alike > SAME] for own, place in zip(alive, pairs, strict=True)]
+    return Match(alike.mean().item(), signed, torch.stack(same))
+
+
+def matched_once(folder: Path, first: Decoder, second: Decoder) -> Match:
+    """Match the live latents of two decoders, or read the match from this folder; the order does not matter."""
+    digests = [digest_of_tensor(each.rows.float()) + digest_of_tensor(each.alive) for each in (first, second)]
+    if turned := digests[0] > digests[1]:
+        first, second = second, first
+
+    def compute() -> dict[str, Tensor]:
+        found = matched(first, second)
+        cosines = torch.tensor([found.absolute, found.signed], dtype=torch.float64)
+        return {"cosines": cosines, "alike": found.alike}
+
+    kept = kept_in(folder, {"decoders": sorted(digests), "versions": versions()}, compute)
+    absolute, signed = kept["cosines"].tolist()
+    return Match(absolute, signed, kept["alike"].flip(0) if turned else kept["alike"])
+
+
 def compare_seeds(
-    W_dec: Float[Tensor, "d_sae d_in"],
-    alive: Bool[Tensor, " d_sae"],
-    others: Sequence[tuple[Float[Tensor, "other d_in"], Bool[Tensor, " other"]]],
+    own: Decoder,
+    others: Sequence[Decoder],
     heartbeat: Callable[[], None] = lambda: None,
+    match: Matcher = matched,
 ) -> Found:
-    """Match the live latents of a dictionary one to one with those of each other dictionary.
+    """Match the live latents of a dictionary with those of each other dictionary.
 
     Args:
-        W_dec: the dictionary's decoder.
-        alive: the latents that fire; the decoder rows of others carry no information about the data.
-        others: decoder and live latents of each other dictionary.
+        own: the dictionary's decoder.
+        others: those of the other dictionaries.
         heartbeat: called after each other dictionary; may raise to stop.
+        match: matches two of them.
     """
-    rows, found_by = unit_rows(W_dec[alive].float()), alive.long()
-    own = alive.nonzero().squeeze(1)
-    absolute, signed = list[float](), list[float]()
-    for other, fires in others:
-        cosines = rows @ unit_rows(other[fires].float()).T
-        signed.append(cosines[assignment(cosines)].mean().item())
-        pairs = assignment(cosines.abs())
-        alike = cosines.abs()[pairs]
-        absolute.append(alike.mean().item())
+    found_by = own.alive.long()
+    matches = list[Match]()
+    for other in others:
+        matches.append(match(own, other))
         heartbeat()
-        found_by[own[pairs[0]]] += alike > SAME
-    return Found(absolute, signed, found_by)
+        found_by[matches[-1].alike[0]] += 1
+    return Found([each.absolute for each in matches], [each.signed for each in matches], found_by)
 
 
 @torch.no_grad()
@@ -91,6 +151,8 @@ class Stability(Evaluation, group="eval.stability"):
     """
 
     in_sweeps: ClassVar[bool] = False
+    # Another seed may have finished since.
+    repeatable: ClassVar[bool] = False
     meanings: ClassVar[dict[str, Meaning]] = {
         **accompanied(
             "stability_mcc",
@@ -110,11 +172,17 @@ class Stability(Evaluation, group="eval.stability"):
     def measure(self, subject: Subject) -> list[Measured]:
         """Return each run's agreement with the finished jobs of its sweep that differ in their seed alone.
 
+        A run without such jobs is left out.
+
         Raises:
-            ValueError: a run is no job of a sweep, no other seed of it is finished, or densities are missing.
+            ValueError: no run has such jobs, or densities are missing.
         """
         # All of them, before any is matched.
-        siblings = [_siblings(run) for run in subject.runs]
+        siblings, reasons = zip(*map(_siblings, subject.runs), strict=True)
+        if not any(siblings):
+            raise ValueError(f"eval.stability: {reasons[0]}; {_REMEDY}")
+        for reason in filter(None, reasons):
+            log.warning("stability is measured for the other runs alone: %s", reason)
         pairs = sum(len(run.autoencoders) * len(each) for run, each in zip(subject.runs, siblings, strict=True))
         progress = Progress("matching latents with those of other seeds", pairs, "pairs")
 
@@ -128,13 +196,16 @@ class Stability(Evaluation, group="eval.stability"):
 
 
 def _measured(run: Examined, siblings: Sequence[Path], heartbeat: Callable[[], None]) -> Measured:
+    if not siblings:
+        return Measured()
     assert run.folder is not None
+    match = partial(matched_once, run.folder.parent / FOLDER)
     found, numbers = list[Found](), list[dict[str, float]]()
     members = len(run.autoencoders)
     for number, autoencoder in enumerate(run.autoencoders):
         alive = _alive(_exported(run.folder, number, members))
         others = [_decoder(_exported(folder, number, members)) for folder in siblings]
-        each = compare_seeds(autoencoder.W_dec.cpu(), alive, others, heartbeat)
+        each = compare_seeds(Decoder(autoencoder.W_dec.detach().cpu(), alive), others, heartbeat, match)
         found.append(each)
         live = each.found_by[each.found_by > 0]
         numbers.append(
@@ -142,7 +213,7 @@ def _measured(run: Examined, siblings: Sequence[Path], heartbeat: Callable[[], N
                 **mean_and_noise("stability_mcc", each.absolute),
                 "stability_found_share": (live == 1 + len(others)).double().mean().item(),
                 "stability_mcc_signed": sum(each.signed) / len(each.signed),
-                "stability_mcc_random": random_cosine(len(live), int(others[0][1].sum()), autoencoder.d_in),
+                "stability_mcc_random": random_cosine(len(live), int(others[0].alive.sum()), autoencoder.d_in),
                 "stability_alone_share": (live == 1).double().mean().item(),
                 "stability_seeds": 1.0 + len(others),
             }
@@ -155,24 +226,18 @@ def _measured(run: Examined, siblings: Sequence[Path], heartbeat: Callable[[], N
     )
 
 
-def _siblings(run: Examined) -> list[Path]:
-    """Return the folders of the finished jobs of the run's sweep that differ from it in their seed alone."""
+def _siblings(run: Examined) -> tuple[list[Path], str]:
+    """Return the folders of the finished jobs of the run's sweep that differ from it in their seed alone, or the reason
+    why there are none."""
     folder = run.folder
-    remedy = "name a finished sweep over seeds, as in python -m fsae.evaluate SWEEP 'eval=[stability]'"
     if folder is None or not (folder.parent / "sweep.json").exists():
-        raise ValueError(
-            f"eval.stability compares the seeds of a sweep, and {folder or 'this'} is no job of one; {remedy}"
-        )
+        return [], f"it compares the seeds of a sweep, and {folder or 'this'} is no job of one"
     jobs = read_sweep(folder.parent).all_jobs()
     own = next(job for job in jobs if job.folder.resolve() == folder.resolve())
     others = [job for job in jobs if job is not own and _without_seeds(job) == _without_seeds(own)]
     finished = [job.folder for job in others if job.state() is JobState.finished]
-    if not finished:
-        raise ValueError(
-            f"eval.stability: of the sweep in {folder.parent}, no finished job differs from {folder.name} in its seed "
-            f"alone; {remedy}"
-        )
-    return finished
+    alone = f"of the sweep in {folder.parent}, no finished job differs from {folder.name} in its seed alone"
+    return finished, "" if finished else alone
 
 
 def _without_seeds(job: Job) -> list[str]:
@@ -184,9 +249,9 @@ def _exported(folder: Path, number: int, members: int) -> Path:
     return exported if members == 1 else exported / str(number)
 
 
-def _decoder(exported: Path) -> tuple[Tensor, Tensor]:
+def _decoder(exported: Path) -> Decoder:
     autoencoder: Autoencoder = load_autoencoder(exported)
-    return autoencoder.W_dec.detach(), _alive(exported)
+    return Decoder(autoencoder.W_dec.detach(), _alive(exported))
 
 
 def _alive(exported: Path) -> Bool[Tensor, " d_sae"]:

@@ -23,6 +23,8 @@ class Examined:
         fisher: the form, the estimator and the scope of the run's Fisher sums.
         samples: samples that they were trained on in this run; 0 if they were only read.
         folder: of the run, where a long evaluation keeps what is done; None if the run has none.
+        identity: digest of all that decides its numbers besides an evaluation's settings, so that an evaluation that
+            its folder has is left alone; None to measure in any case.
     """
 
     autoencoders: Sequence[Autoencoder]
@@ -30,6 +32,7 @@ class Examined:
     fisher: Fisher = field(default_factory=Fisher)
     samples: int = 0
     folder: Path | None = None
+    identity: str | None = None
 
 
 class Subject:

@@ -1,5 +1,6 @@
 """A suite of evaluations: the choice of those that can be measured, their order, and their files."""
 
+import json
 import logging
 import math
 import shutil
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from fsae.evaluation.choices import CHOICES
 from fsae.evaluation.evaluation import Evaluation, Measured
-from fsae.evaluation.subject import Subject
-from fsae.files import replacing, write_json
+from fsae.evaluation.subject import Examined, Subject
+from fsae.files import digest_of, replacing, write_json
+from fsae.language_models.identity import listing_digest
 from fsae.outputs.results import MEASURED, Meaning, flat_results
 from fsae.outputs.run_folder import RunFolder
 from fsae.plugins import with_outside
@@ -33,7 +35,7 @@ ATTENTION = "attention"
 ONE_INPUT = "one_input"
 ONE_SITE = "one_site"
 # Names in `results.json` and `evaluations/<name>.json` that no evaluation's content may have.
-RESERVED = frozenset({"meanings", "notes", "evaluated", "settings", "numbers", "members"})
+RESERVED = frozenset({"meanings", "notes", "evaluated", "settings", "numbers", "members", "key"})
 PREFIXES = (MEASURED, "data/")
 # The reason why a need is not met, and the remedy for a run that is not trained yet.
 UNMET = {
@@ -97,12 +99,14 @@ class Findings:
         measured: the findings, by name of the evaluation.
         supply: the samples that the run was trained on and measured on.
         refused: by name of the evaluation, the reason for which it could not measure.
+        identity: of the run, as in `Examined`.
     """
 
     evaluations: Mapping[str, Evaluation]
     measured: Mapping[str, Measured]
     supply: Supply
     refused: Mapping[str, str] = field(default_factory=dict)
+    identity: str | None = None
 
     def check(self) -> None:
         """Raise ValueError with the reasons of the evaluations that could not measure."""
@@ -165,7 +169,8 @@ class Findings:
                 write(folder.path / inner)
             for picture, draw in each.pictures.items():
                 _draw(folder.plots / picture, draw)
-            write_json(folder.evaluations / f"{name}.json", _described(self.evaluations[name], each))
+            key = {} if self.identity is None else {"key": key_of(self.evaluations[name], self.identity)}
+            write_json(folder.evaluations / f"{name}.json", _described(self.evaluations[name], each) | key)
 
 
 def measure(
@@ -175,8 +180,9 @@ def measure(
 ) -> list[Findings]:
     """Measure the subject's runs by every evaluation, in their order, and return the findings on each run.
 
-    An evaluation that needs members skips a run without any. One that cannot measure is refused, and so are those that
-    need it; the others continue.
+    A run is left out by an evaluation that needs members, if it has none, and by one that finds nothing on it. An
+    evaluation that cannot measure is refused, and so are those that need it; the others continue. One that was measured
+    already is left alone, if the folders of all runs have it: with the run's identity and the same settings.
 
     Args:
         subject: the runs.
@@ -187,19 +193,32 @@ def measure(
         ValueError: an evaluation has a number without a meaning, or content of a reserved name.
     """
     wanted = held_out_samples(evaluations)
+    found: list[dict[str, Measured]] = [{} for _ in subject.runs]
+    refused: dict[str, str] = {}
+    earlier = _measured_already(subject, evaluations)
 
     def of_runs(
         those: Mapping[str, Evaluation], measured: Sequence[Mapping[str, Measured]], refused: Mapping[str, str]
     ) -> list[Findings]:
         found_samples = subject.found_samples
-        supplies = [subject.source.supply(run.samples or None, found_samples, wanted) for run in subject.runs]
-        return [Findings(those, own, supply, refused) for own, supply in zip(measured, supplies, strict=True)]
+        supplies = [
+            # They are counted by `vectors`.
+            Supply() if "vectors" in earlier else subject.source.supply(run.samples or None, found_samples, wanted)
+            for run in subject.runs
+        ]
+        return [
+            Findings(those, own, supply, refused, run.identity)
+            for run, own, supply in zip(subject.runs, measured, supplies, strict=True)
+        ]
 
-    found: list[dict[str, Measured]] = [{} for _ in subject.runs]
-    refused: dict[str, str] = {}
     for name, evaluation in evaluations.items():
-        is_measured = [MEMBERS not in evaluation.needs or len(run.autoencoders) > 1 for run in subject.runs]
+        is_measured = _concerns(evaluation, subject.runs)
         if not any(is_measured):
+            continue
+        if name in earlier:
+            for own, each, counts in zip(found, earlier[name], is_measured, strict=True):
+                if counts:
+                    own[name] = each
             continue
         if needed := sorted(evaluation.needs & refused.keys()):
             refused[name] = f"eval.{name} needs {needed[0]}, which was not measured"
@@ -211,7 +230,7 @@ def measure(
             log.error("eval.%s cannot be measured: %s", name, error)
             continue
         for own, each, counts in zip(found, measured, is_measured, strict=True):
-            if not counts:
+            if not counts or each.empty:
                 continue
             unknown = {*each.shared, *_means(each.numbers)} - evaluation.meanings.keys()
             if unknown:
@@ -227,6 +246,70 @@ def measure(
             own[name] = each
         keep(of_runs({name: evaluation}, [{name: own[name]} if name in own else {} for own in found], {}))
     return of_runs(evaluations, found, refused)
+
+
+def key_of(evaluation: Evaluation, identity: str) -> str:
+    """Return a digest of what decides the numbers of an evaluation of a run: its settings, the files that its setting
+    `path` names, and the run's identity."""
+    named, files = getattr(evaluation, "path", None), ""
+    if named is not None:
+        path = Path(named).expanduser()
+        files = listing_digest(path.parent, [each for each in (path, *path.rglob("*")) if each.is_file()])
+    return digest_of({"settings": _as_json(asdict(evaluation)), "files": files, "of": identity})
+
+
+def _measured_already(subject: Subject, evaluations: Mapping[str, Evaluation]) -> dict[str, list[Measured]]:
+    """Return the findings on each run of the evaluations that need not be measured again, and log which these are.
+
+    An evaluation that another one reads is measured with it, unless it left what is read in the folder.
+    """
+    found: dict[str, list[Measured]] = {}
+    read: set[str] = set()
+    for name, evaluation in reversed(list(evaluations.items())):
+        files = [
+            RunFolder(run.folder).evaluations / f"{name}.json" if run.folder and counts else None
+            for run, counts in zip(subject.runs, _concerns(evaluation, subject.runs), strict=True)
+        ]
+        earlier = [
+            _read(file, key_of(evaluation, run.identity)) if file and run.identity else None
+            for run, file in zip(subject.runs, files, strict=True)
+        ]
+        whole = all(each is not None for each, file in zip(earlier, files, strict=True) if file)
+        own = evaluation.repeatable and type(evaluation).__module__.startswith("fsae.")
+        if any(files) and whole and own and name not in read:
+            found[name] = [each or Measured() for each in earlier]
+            log.info(
+                "%s is measured already (%s), left alone; delete the file to measure it again",
+                name, ", ".join(str(file) for file in files if file),
+            )  # fmt: skip
+        else:
+            in_memory = {each for each in evaluation.reads & evaluations.keys() if not evaluations[each].in_folder}
+            read |= evaluation.needs | in_memory
+    return found
+
+
+def _concerns(evaluation: Evaluation, runs: Sequence[Examined]) -> list[bool]:
+    """Return for each run whether the evaluation measures it."""
+    return [MEMBERS not in evaluation.needs or len(run.autoencoders) > 1 for run in runs]
+
+
+def _read(path: Path, key: str) -> Measured | None:
+    """Return the numbers and the content in a file of an evaluation; None if it is not of this key."""
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if written.get("key") != key:
+        return None
+
+    def finite(numbers: Mapping[str, float | None]) -> dict[str, float]:
+        # The results have the others already, with a note of what they are.
+        return {name: value for name, value in numbers.items() if value is not None}
+
+    numbers, members = finite(written["numbers"]), [finite(each) for each in written.get("members", ())]
+    content = {name: each for name, each in written.items() if name not in RESERVED}
+    shared = {name: value for name, value in numbers.items() if name not in _means(members)} if members else {}
+    return Measured(members or [numbers], shared=shared, content=content)
 
 
 def _ordered(evaluations: Mapping[str, Evaluation]) -> list[str]:

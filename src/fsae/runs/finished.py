@@ -3,13 +3,16 @@
 import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
 
+import fsae
 from fsae.configuration.recorded import evaluated_dictionary
-from fsae.files import write_json
+from fsae.evaluation.kept import versions
+from fsae.files import digest_of, write_json
 from fsae.outputs.metric_log import read_metrics
 from fsae.outputs.results import merged, read_results
 from fsae.outputs.run_folder import RunFolder
@@ -37,6 +40,21 @@ class FinishedRun(Run):
     @property
     def best(self) -> int:
         return int(read_results(self.folder.results).get("eval/best_member") or 0)
+
+    @property
+    def identity(self) -> str:
+        files = {
+            path.relative_to(self.exported).as_posix(): sha256(path.read_bytes()).hexdigest()
+            for path in sorted(self.exported.rglob("*"))
+            if path.is_file()
+        }
+        settings = {
+            name: value
+            for name, value in self.origin.deciding.items()
+            if not name.startswith(("eval.", "suite.")) and name != "eval"
+        }
+        code = versions(Path(fsae.__file__).parent)
+        return digest_of({"files": files, "settings": settings, "data": self.checkpoints.data_digest, "code": code})
 
     def claim(self) -> None:
         """Take the folder.

@@ -50,7 +50,8 @@ def conclude(made: Mapping[Run, Examined], source: Source, heartbeat: Callable[[
     made = {run: examined for run, examined in made.items() if not run.over}
     if not made:
         return
-    subject = Subject([replace(each, folder=run.folder.path) for run, each in made.items()], source, heartbeat)
+    examined = [replace(each, folder=run.folder.path, identity=run.identity) for run, each in made.items()]
+    subject = Subject(examined, source, heartbeat)
     settings = next(iter(made)).settings
     # The results of a finished run are complete already, and may grow.
     grows = settings.task is Task.reevaluate
@@ -59,8 +60,9 @@ def conclude(made: Mapping[Run, Examined], source: Source, heartbeat: Callable[[
         for run, found in zip(made, findings, strict=True):
             if grows and not run.over:
                 with run.alone():
-                    found.write(run.folder)
+                    # Last the file for which an evaluation is left alone next time.
                     run.write_results(found.results())
+                    found.write(run.folder)
 
     findings = measure(subject, settings.eval, keep)
     for (run, examined), found in zip(made.items(), findings, strict=True):

@@ -74,6 +74,12 @@ class Run:
         return 0
 
     @property
+    def identity(self) -> str | None:
+        """Return a digest of all that decides the numbers of its evaluations besides their settings; None to measure in
+        any case."""
+        return None
+
+    @property
     def tracking_uri(self) -> str:
         """Return the address of MLflow's data."""
         return resolve_uri(self.settings.tracking.uri, Path(self.settings.paths.outputs))
