@@ -109,7 +109,7 @@ def read_both(folder: Path, shard: Shard, shards: int, turn: int) -> tuple[float
         # All shards are in the store, so that the corpus is never opened.
         corpus = Corpus(model, DatasetSettings(format=DatasetFormat.python_source))
         harvester = Harvester(corpus, len(shard), lambda: None)
-        shards_read = ShardReader(harvester, [SITE], {SITE: store}, extent, room=None)
+        shards_read = ShardReader(harvester, [[SITE]], {SITE: store}, extent, room=None)
         with ActivationSource(
             shards_read,
             sites=Sites((SITE,), (SITE,)),

@@ -154,15 +154,17 @@ def listed_shards(
     heartbeat: Callable[[], None] = lambda: None,
     sites: Sequence[Site] = (SITE,),
     read: int = 1,
+    streams: Sequence[Sequence[Site]] | None = None,
     limit_gb: float | None = None,
     required: bool = True,
     **texts: Any,
 ) -> ShardReader:
-    """Shards of the listed texts at the first `read` sites, kept in stores below `folder` if there is one."""
+    """Shards of the listed texts at the first `read` sites, or of several streams, kept in stores below `folder` if
+    there is one."""
     corpus = ListedCorpus(model or TableModel(), **texts)
     return ShardReader(
         Harvester(cast(Corpus, corpus), shard_tokens, heartbeat),
-        sites[:read],
+        streams or [sites[:read]],
         {site: ActivationStore(folder / str(site), {"site": str(site)}) for site in sites} if folder else {},
         Extent(tokens={Part.train: tokens, Part.held_out: held_out_tokens}, shard_tokens=shard_tokens),
         Room(folder=folder or Path(), limit_gb=limit_gb, required=required),
@@ -177,14 +179,18 @@ def activation_source(
     max_norm_multiple: float | None = 10.0,
     max_norm: float | None = None,
     read: Sites | None = None,
+    reader: ShardReader | None = None,
     **shards: Any,
 ) -> ActivationSource:
-    """A fresh source at its beginning; two with the same arguments give the same vectors."""
+    """A fresh source at its beginning; two with the same arguments give the same vectors.
+
+    It has a reader of its own, unless it shares one with other streams.
+    """
     read = read or Sites((SITE,), (SITE,))
     others = {} if read.plain else {"sites": read.all, "read": len(read.all)}
     inputs, targets = (layout_of(sites, [D_IN] * len(sites)) for sites in read)
     return ActivationSource(
-        listed_shards(folder, **others, **shards),
+        reader or listed_shards(folder, **others, **shards),
         sites=read,
         input_layout=inputs,
         target_layout=targets,

@@ -2,9 +2,10 @@
 
 import json
 import logging
+import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +30,7 @@ from fsae.export.saelens import save_saelens
 from fsae.language_models import transformer_lens as transformer_lens_model
 from fsae.language_models.packaged import packaged_folder
 from fsae.language_models.settings import Package
+from fsae.language_models.sites import Site
 from fsae.outputs.metric_log import read_metrics
 from fsae.outputs.run_log import run_log
 from fsae.outputs.status import RunState, read_status
@@ -36,12 +38,15 @@ from fsae.runs import pack as run_module
 from fsae.runs.pack import pack_key, run_experiment, run_pack
 from fsae.sources import corpus
 from fsae.sources.eeg import EEGSettings
+from fsae.sources.harvest import Harvested, Harvester
 from fsae.sources.identity import data_identity
 from fsae.sources.in_memory import InMemorySource
 from fsae.sources.mnist import MNISTSettings
+from fsae.sources.shard import Part
 from fsae.tracking.mlflow_upload import read_description
 from fsae.training.gradient_learner import GradientLearner
 from fsae.training.interruption import Interrupted
+from fsae.training.loop import Training
 from fsae.training.settings import AdamSettings
 from tests.architectures import SquaredSettings, build
 from tests.composition import composed
@@ -98,10 +103,10 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def job(outputs: Path, name: str, *overrides: str) -> tuple[RunSettings, Origin]:
-    config: DictConfig = composed(*SHORT, *overrides)
+def job(outputs: Path, name: str, *overrides: str, short: Sequence[str] = SHORT) -> tuple[RunSettings, Origin]:
+    config: DictConfig = composed(*short, *overrides)
     OmegaConf.update(config, "paths.outputs", str(outputs))
-    return accept(config, outputs / name, [*SHORT, *overrides])
+    return accept(config, outputs / name, [*short, *overrides])
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -174,6 +179,65 @@ def test_each_run_of_a_pack_is_what_it_is_alone_whatever_becomes_of_the_others(
         assert status.state is RunState.finished
 
 
+SITES = {
+    "transcoder": ["layout=transcoder", "site.layer=2", "arch=topk", "arch.k=8"],
+    "crosscoder": ["layout=crosscoder", "layout.layers=[0,3]", "arch=topk", "arch.k=8", "arch.d_sae=64"],
+    "plain": ["site.layer=2", "site=mlp_out", "arch=gated", "trainer.samples=2048"],
+}
+
+
+@pytest.mark.parametrize("cache", ["disk", "none"])
+def test_runs_at_several_sites_share_one_harvest_and_are_what_they_are_alone(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    harvests: list[tuple[Part, int, list[Site]]] = []
+    harvest = Harvester.harvest
+
+    def noted(self: Harvester, part: Part, number: int, count: int, sites: Sequence[Site], known: Any) -> Harvested:
+        harvests.append((part, number, list(sites)))
+        return harvest(self, part, number, count, sites, known)
+
+    def jobs(outputs: Path) -> dict[str, tuple[RunSettings, Origin]]:
+        short = [each for each in SHORT if not each.startswith("eval.")]
+        own = ["trainer.samples=4096", f"source.cache={cache}", "eval=[vectors]"]
+        return {name: job(outputs, name, *own, *overrides, short=short) for name, overrides in SITES.items()}
+
+    for alone in jobs(tmp_path / "alone").values():
+        run_experiment(*alone)
+    monkeypatch.setattr(Harvester, "harvest", noted)
+    with monkeypatch.context() as patched:
+        # One run cannot go on after its first steps, which is no concern of the others.
+        patched.setattr(Training, "take", failing(Training.take, "crosscoder"))
+        outcomes = run_pack(list(jobs(tmp_path / "pack").values()))
+    assert ["crosscoder" if each.error else "" for each in outcomes] == ["", "crosscoder", ""]
+    # Two shards of training vectors, each harvested once for four sites.
+    trained = [(number, len(sites)) for part, number, sites in harvests if part is Part.train]
+    assert trained == [(0, 4), (1, 4)]
+    assert len([part for part, _, _ in harvests if part is Part.held_out]) == (1 if cache == "disk" else 2)
+    outcomes = run_pack(list(jobs(tmp_path / "pack").values()))
+    assert [each.error for each in outcomes] == [None] * 3
+    for name in SITES:
+        assert_same(tmp_path / "pack" / name, tmp_path / "alone" / name)
+
+
+def failing(take: Callable[..., None], name: str) -> Callable[..., None]:
+    def taken(self: Training, *arguments: Any) -> None:
+        if self.step == 3 and self.checkpoints is not None and name in str(self.checkpoints.path):
+            raise ValueError("it fails")
+        take(self, *arguments)
+
+    return taken
+
+
+def test_shards_of_all_sites_must_have_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # One site takes 2 x 1,500 vectors of 32 floats: 384 kB, and four sites take four times as much.
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=1e6))
+    jobs = [job(tmp_path, str(layer), *JOBS["topk"], f"site.layer={layer}") for layer in range(4)]
+    outcomes = run_pack(jobs)
+    refused = r"shards of 4 streams .* lower source\.shard_tokens to at most 7\d\d, or hydra\.launcher\.max_jobs"
+    assert all(re.search(refused, str(each.error)) for each in outcomes)
+
+
 @pytest.mark.parametrize("evaluation", [Vectors, Splice])
 def test_a_signal_in_the_evaluation_stops_it_and_nothing_is_trained_twice(
     evaluation: type[Evaluation], alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -210,7 +274,7 @@ def test_stopped_before_it_had_a_state_it_stays_the_same_run_and_after_an_error_
 
         with monkeypatch.context() as patched:
             if ending is not None:
-                patched.setattr(run_module, "open_source", opened)
+                patched.setattr(run_module, "open_sources", opened)
                 with pytest.raises(type(ending)):
                     run_experiment(*job(tmp_path, "topk", *JOBS["topk"]))
             else:
@@ -312,7 +376,9 @@ def test_what_did_not_count_in_training_does_not_count_in_evaluating_it(tmp_path
         ("source.seed=5", False),
         ("source.tokens=1024", False),
         ("trainer.batch_size=128", False),
-        ("site.layer=2", False),
+        ("site.layer=2", True),
+        ("layout=transcoder", True),
+        ("dataset.context=64", False),
         ("suite.samples=300", False),
         ("task=eval", False),
     ],

@@ -10,7 +10,7 @@ from fsae.language_models.sites import Site, SiteName
 from fsae.sources.layout import LayoutSettings, Sites
 from fsae.sources.source import Batch
 from tests.sources.test_massive import sinking_model
-from tests.streams import D_IN, SITE, activation_source
+from tests.streams import D_IN, SITE, TableModel, activation_source, listed_shards
 
 # Its vectors are twice as long as those of SITE.
 OTHER = Site(name=SiteName.mlp_out, layer=9)
@@ -79,6 +79,47 @@ def test_row_that_is_massive_at_one_site_is_left_out_at_both():
     with activation_source(model=sinking_model(), read=BETWEEN) as source:
         source._norm_limits = [limits[0] * 1e6, limits[1]]
         assert torch.equal(source.first_vectors(), kept)
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["memory", "store"])
+def test_streams_at_several_sites_share_each_forward_pass(stored: bool, tmp_path: Path):
+    alone = TableModel()
+    # Four shards, so that every epoch but the first comes back to shards that are no longer in memory.
+    with activation_source(tmp_path / "alone" if stored else None, model=alone, tokens=160) as source:
+        batches = source.batches(8)
+        plain, passes = [next(batches).inputs for _ in range(45)], alone.passes
+        held_out = torch.cat([batch.inputs for batch in source.held_out(60, 25)])
+    model, streams = TableModel(), [Sites((SITE,), (SITE,)), BETWEEN, BOTH]
+    reader = listed_shards(
+        tmp_path / "together" if stored else None,
+        model=model, tokens=160, sites=[SITE, OTHER], streams=[sites.all for sites in streams],
+    )  # fmt: skip
+    sources = [activation_source(reader=reader, read=sites) for sites in streams]
+    every = [source.batches(8) for source in sources]
+    for wanted in plain:
+        first, second, third = (next(batches) for batches in every)
+        for found in (first.inputs, second.inputs, second.targets / 2, third.inputs[:, :D_IN]):
+            assert torch.equal(found, wanted)
+    assert model.passes == passes
+    for source, factor in zip(sources, (1, 2, 1), strict=True):
+        found = torch.cat([batch.targets[:, :D_IN] for batch in source.held_out(60, 25)])
+        assert torch.equal(found, factor * held_out)
+    assert not reader._in_memory
+    for source in sources:
+        source.__exit__()
+
+
+def test_stream_that_lags_behind_has_its_shards_harvested_again():
+    streams = [Sites((SITE,), (SITE,)), Sites((OTHER,), (OTHER,))]
+    reader = listed_shards(tokens=160, sites=[SITE, OTHER], streams=[sites.all for sites in streams])
+    ahead, behind = (activation_source(reader=reader, read=sites) for sites in streams)
+    with ahead, behind:
+        leading = ahead.batches(8)
+        first = [next(leading).inputs for _ in range(20)]
+        assert len(reader._in_memory) == 2
+        lagging = behind.batches(8)
+        for wanted in first:
+            assert torch.equal(next(lagging).inputs, 2 * wanted)
 
 
 def test_settings_name_the_sites_of_every_layout():

@@ -3,10 +3,15 @@
 import json
 import signal
 from pathlib import Path
+from typing import cast
 
 import pytest
+from hydra.core.utils import JobReturn
 
-from fsae.sweeps.packed_launcher import PackedLauncher
+from fsae.configuration.origin import Origin
+from fsae.configuration.schema import settings_of
+from fsae.sweeps.packed_launcher import PackedLauncher, _Job
+from tests.composition import composed
 from tests.processes import begun, ended, wait_until
 from tests.sweeps.sweeps import LONG, assert_equal_runs, is_training, states_in
 
@@ -20,10 +25,12 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def swept(outputs: Path) -> tuple[Path, str, int]:
-    """A sweep's folder, output and exit status: two k and two seeds, and two faulty jobs."""
+    """A sweep's folder, output and exit status: two k and two layers, and two faulty jobs."""
     folder = outputs / "sweeps" / "whole"
     done = ended(
-        begun("fsae.run", "-m", *PACKED, "arch.k=8,12,99", "seed=1,2", f"hydra.sweep.dir={folder}", outputs=outputs)
+        begun(
+            "fsae.run", "-m", *PACKED, "arch.k=8,12,99", "site.layer=1,2", f"hydra.sweep.dir={folder}", outputs=outputs
+        )
     )
     return folder, done.stdout, done.returncode
 
@@ -43,7 +50,9 @@ def test_faulty_jobs_are_refused_and_the_others_form_one_pack(swept: tuple[Path,
 
 def test_resume_finishes_a_stopped_and_killed_sweep_with_the_same_numbers(swept: tuple[Path, str, int], outputs: Path):
     folder = outputs / "sweeps" / "disturbed"
-    process = begun("fsae.run", "-m", *PACKED, "arch.k=8,12", "seed=1,2", f"hydra.sweep.dir={folder}", outputs=outputs)
+    process = begun(
+        "fsae.run", "-m", *PACKED, "arch.k=8,12", "site.layer=1,2", f"hydra.sweep.dir={folder}", outputs=outputs
+    )
     wait_until(lambda: is_training(folder / "3"), process)
     process.send_signal(signal.SIGTERM)
     done = ended(process)
@@ -73,6 +82,23 @@ def test_packs_separated_by_seeds_are_reported(outputs: Path):
     assert done.returncode == 0, done.stdout
     assert "2 jobs in packs of 1, 1" in done.stdout
     assert "packs could be as few as 1 if source.seed did not differ" in done.stdout
+
+
+def test_a_pack_of_limited_size_has_few_streams():
+    jobs = [
+        _Job(
+            cast(JobReturn, None),
+            settings_of(composed("debug=tiny", f"seed={seed}", f"site.layer={layer}", "source.seed=0")),
+            cast(Origin, None),
+        )
+        for seed in (1, 2)
+        for layer in (3, 1)
+    ]
+    packs = PackedLauncher(max_jobs=2)._packs(jobs)
+    assert [[(job.settings.site.layer, job.settings.seed) for job in pack if job.settings.site] for pack in packs] == [
+        [(3, 1), (3, 2)],
+        [(1, 1), (1, 2)],
+    ]
 
 
 def test_an_empty_pack_is_refused():

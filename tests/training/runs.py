@@ -119,7 +119,7 @@ def train_pack(
 
     source.batches = batches
     try:
-        return list(train(runs, source, interruption))
+        return list(train(runs, interruption))
     finally:
         source.batches = whole_stream
 

@@ -2,6 +2,7 @@ import gc
 import math
 import weakref
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import cast
 
@@ -245,6 +246,48 @@ def test_a_signal_saves_every_run_of_a_pack(folders: tuple[Path, Path]):
     assert_each_as_alone(pack, alone)
 
 
+def pack_of_streams(folder: Path) -> list[LoneRun]:
+    """Two runs on one stream, and one on a stream of another order."""
+    sources = activation_source(), activation_source(seed=5)
+    return [
+        training_run(arch, folder / arch, source=source)
+        for arch, source in (("topk", sources[0]), ("gated", sources[0]), ("jumprelu", sources[1]))
+    ]
+
+
+def test_streams_of_a_pack_are_saved_wherever_a_harvest_is_interrupted(folders: tuple[Path, Path]):
+    pack, alone = folders
+    for number in range(3):
+        # Each from the beginning of its stream.
+        pack_of_streams(alone)[number].train()
+
+    def interrupted(source: Source, at: int) -> None:
+        whole = source.batches
+
+        def batches(batch_size: int) -> Iterator[Batch]:
+            # The signal comes while the next batch is harvested: its position is still the one before.
+            yield from islice(whole(batch_size), at)
+            raise Interrupted("SIGTERM", saved=True)
+
+        source.batches = batches
+
+    # The second stream is interrupted after the first one has taken its step, at a step that is logged; then the first.
+    runs = pack_of_streams(pack)
+    interrupted(runs[2].source, at=4)
+    with pytest.raises(Interrupted):
+        list(train(runs, Interruption()))
+    assert [saved(pack / run)["step"] for run in ("topk", "gated", "jumprelu")] == [5, 5, 4]
+    runs = pack_of_streams(pack)
+    interrupted(runs[0].source, at=3)
+    with pytest.raises(Interrupted):
+        list(train(runs, Interruption()))
+    assert [saved(pack / run)["step"] for run in ("topk", "gated", "jumprelu")] == [8, 8, 8]
+    assert [error for _, error in train(pack_of_streams(pack), Interruption())] == [None] * 3
+    for arch in ("topk", "gated", "jumprelu"):
+        assert not differences(saved(pack / arch), saved(alone / arch)), arch
+        assert logged(pack / arch) == logged(alone / arch), arch
+
+
 def test_a_run_that_fails_leaves_the_others_alone(folders: tuple[Path, Path]):
     pack, alone = folders
     source = activation_source()
@@ -276,7 +319,7 @@ def test_train_releases_a_run_that_has_ended(tmp_path: Path):
     source = activation_source()
     runs = [training_run("topk", tmp_path / str(n), adam(samples=BATCH * n), source=source) for n in (2, 9)]
     short = weakref.ref(runs[0].members[0])
-    ending = train(runs, source, Interruption())
+    ending = train(runs, Interruption())
     assert next(ending).training is runs[0]
     runs.clear()
     ((_, error),) = ending

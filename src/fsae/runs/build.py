@@ -1,8 +1,8 @@
 """The parts of a run, built from its settings: the source, the training, and the trained autoencoders."""
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,21 +51,31 @@ def request_of(settings: RunSettings) -> Request:
     )
 
 
-def open_source(settings: Sequence[RunSettings], heartbeat: Callable[[], None]) -> AbstractContextManager[Source]:
-    """Return the source that runs with these settings share, to be entered."""
-    requests = [request_of(each) for each in settings]
-    most = max(request.training_samples for request in requests)
-    return settings[0].source.open(replace(requests[0], training_samples=most), heartbeat)
+@contextmanager
+def open_sources(settings: Sequence[RunSettings], heartbeat: Callable[[], None]) -> Iterator[list[Source]]:
+    """Yield the opened source of each run of a pack; runs on one stream have the same one."""
+    streams: dict[Hashable, Request] = {}
+    keys: list[Hashable] = []
+    for each in settings:
+        request = request_of(each)
+        keys.append(key := each.source.stream_key(request))
+        known = streams.setdefault(key, request)
+        most = max(known.training_samples, request.training_samples)
+        streams[key] = replace(known, training_samples=most)
+    with settings[0].source.open_together(list(streams.values()), heartbeat) as opened:
+        sources = dict(zip(streams, opened, strict=True))
+        yield [sources[key] for key in keys]
 
 
-def check_memory(fresh: Sequence[RunSettings], source: Source) -> None:
+def check_memory(fresh: Sequence[tuple[RunSettings, Source]]) -> None:
     """Raise ValueError if memory is too small to train the new runs together; resumed runs already hold their share."""
-    needing: dict[RoomCheck, list[AutoencoderSettings]] = {}
-    for settings in fresh:
+    needing: dict[RoomCheck, list[tuple[AutoencoderSettings, Ends]]] = {}
+    for settings, source in fresh:
         for check in settings.trainer.room_checks:
-            needing.setdefault(check, []).extend([settings.arch] * settings.population.size)
-    for check, archs in needing.items():
-        check(archs, _ends(fresh[0], source), source.device)
+            wanted = settings.arch, _ends(settings, source)
+            needing.setdefault(check, []).extend([wanted] * settings.population.size)
+    for check, wanted in needing.items():
+        check(wanted, fresh[0][1].device)
 
 
 def training_of(

@@ -34,22 +34,26 @@ class Outcome:
     error: BaseException | None
 
 
-def conclude(made: Mapping[Run, Examined], source: Source, heartbeat: Callable[[], None]) -> None:
-    """Export what runs have trained, measure all runs at once, and finish each with its own numbers.
+def conclude(made: Mapping[Run, Examined], sources: Mapping[Run, Source], heartbeat: Callable[[], None]) -> None:
+    """Export what runs have trained, measure the runs of each source at once, and finish each with its own numbers.
 
     Args:
         made: the autoencoders that each run trained or read.
-        source: the source of the vectors.
+        sources: the source of each run's vectors.
         heartbeat: may raise to stop the measuring.
     """
     # A trained autoencoder exists from here on, even if an evaluation fails.
     for run, examined in made.items():
         if examined.samples:
             with run.alone():
-                export(run, examined, source.text)
-    made = {run: examined for run, examined in made.items() if not run.over}
-    if not made:
-        return
+                export(run, examined, sources[run].text)
+    for source in dict.fromkeys(sources.values()):
+        there = {run: each for run, each in made.items() if sources[run] is source and not run.over}
+        if there:
+            _measure(there, source, heartbeat)
+
+
+def _measure(made: Mapping[Run, Examined], source: Source, heartbeat: Callable[[], None]) -> None:
     examined = [replace(each, folder=run.folder.path, identity=run.identity) for run, each in made.items()]
     subject = Subject(examined, source, heartbeat)
     settings = next(iter(made)).settings

@@ -1,10 +1,10 @@
-"""Packs: one or several runs on one stream of vectors, from settings to results."""
+"""Packs: one or several runs on the same text, whose streams share one harvest, from settings to results."""
 
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from fsae.progress import working
 from fsae.runs.build import (
     check_memory,
     existing_of,
-    open_source,
+    open_sources,
     request_of,
     start_identity,
     trained_of,
@@ -57,14 +57,19 @@ def run_experiment(settings: RunSettings, origin: Origin) -> dict[str, Any]:
 
 
 def pack_key(settings: RunSettings) -> tuple[object, ...]:
-    """Return the settings that the runs of a pack share, so that they read the same batches and held-out text."""
+    """Return the settings that the runs of a pack share, so that they can read the same shards and held-out text."""
     # The text of `eval` keeps the order of the evaluations, which affects rounding.
     common = settings.task, repr(settings.eval), settings.tracking, settings.paths
-    return settings.source.stream_key(request_of(settings)), settings.trainer.batch_size, *common
+    return settings.source.pack_key(request_of(settings)), settings.trainer.batch_size, *common
+
+
+def stream_key(settings: RunSettings) -> object:
+    """Return the settings that runs of a pack share if they are on one stream, and see the same batches."""
+    return settings.source.stream_key(request_of(settings))
 
 
 def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
-    """Run several jobs on one stream of vectors, one language model and one MLflow process.
+    """Run several jobs on one language model with one harvest and one MLflow process; those at one site on one stream.
 
     Each run has its own folder, and the same numbers as a run of its own. An error in one run does not end the others.
 
@@ -152,27 +157,28 @@ def _work(runs: Sequence[Run], interruption: Interruption) -> None:
     began = time.monotonic()
     with ExitStack() as stack:
         with interruption.at_once():
-            source = stack.enter_context(open_source([run.settings for run in runs], interruption.check))
+            opened = stack.enter_context(open_sources([run.settings for run in runs], interruption.check))
+        sources = dict(zip(runs, opened, strict=True))
         if task is Task.harvest:
-            _harvest(runs, source)
+            _harvest(runs, opened[0])
             return
-        opened = time.monotonic()
-        made = _trained(runs, source, interruption) if task is Task.train else _existing(loaded, source)
+        began_training = time.monotonic()
+        made = _trained(sources, interruption) if task is Task.train else _existing(loaded, sources)
         done = time.monotonic()
-        waited = source.costs().get("waiting", 0.0)
-        if made:
-            conclude(made, source, interruption.check)
+        waited = _costs(sources).get("waiting", 0.0)
+        conclude(made, sources, interruption.check)
         _log_shares(
             {
-                "opening the source": opened - began,
+                "opening the source": began_training - began,
                 "waiting for it": waited,
-                "training": done - opened - waited,
+                "training": done - began_training - waited,
                 "evaluating": time.monotonic() - done,
             }
         )
 
 
 def _harvest(runs: Sequence[Run], source: Source) -> None:
+    """Fill the stores of all sites, which any source of the pack does."""
     assert source.store is not None
     results = source.store.fill_store()
     for run in runs:
@@ -181,30 +187,39 @@ def _harvest(runs: Sequence[Run], source: Source) -> None:
             finish(run, None)
 
 
-def _trained(runs: Sequence[Run], source: Source, interruption: Interruption) -> dict[Run, Examined]:
-    """Train all the runs on the source's stream; a run that fails ends and is not returned."""
+def _trained(sources: Mapping[Run, Source], interruption: Interruption) -> dict[Run, Examined]:
+    """Train each run on its source's stream; a run that fails ends and is not returned."""
     began = time.monotonic()
-    scaling = cache(lambda kind: scaling_of(source, kind))
+    scaling = cache(scaling_of)
     trainings: dict[Training, Run] = {}
     made: dict[Run, Examined] = {}
     with freed_memory_kept():
         with interruption.at_once():
-            check_memory([run.settings for run in runs if run.state is None], source)
-            for run in runs:
+            check_memory([(run.settings, source) for run, source in sources.items() if run.state is None])
+            for run, source in sources.items():
                 with run.alone():
-                    trainings[training_of(run.settings, source, scaling, run.state, run.tracker, run.checkpoints)] = run
+                    measured = partial(scaling, source)
+                    trainings[training_of(run.settings, source, measured, run.state, run.tracker, run.checkpoints)] = (
+                        run
+                    )
                     run.state = None
         # `pop` releases the finished training, and with it the optimiser's moments.
-        for training, error in train(list(trainings), source, interruption):
+        for training, error in train(list(trainings), interruption):
             run = trainings.pop(training)
             if error is not None:
                 run.end(error)
                 continue
             with run.alone():
                 made[run] = trained_of(training, run.settings)
-    costs = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in source.costs().items())
-    log.info("trained in %.0f s%s", time.monotonic() - began, f"; the source so far: {costs}" if costs else "")
+    costs = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in _costs(sources).items())
+    log.info("trained in %.0f s%s", time.monotonic() - began, f"; the sources so far: {costs}" if costs else "")
     return made
+
+
+def _costs(sources: Mapping[Run, Source]) -> dict[str, float]:
+    """Return the seconds that the sources of a pack spent: each waits for itself, and they share all other work."""
+    each = [source.costs() for source in dict.fromkeys(sources.values())]
+    return each[0] | {"waiting": sum(costs["waiting"] for costs in each)} if each[0] else {}
 
 
 def _loaded(runs: Sequence[Run]) -> dict[Run, list[Autoencoder]]:
@@ -216,12 +231,12 @@ def _loaded(runs: Sequence[Run]) -> dict[Run, list[Autoencoder]]:
     return loaded
 
 
-def _existing(loaded: Mapping[Run, Sequence[Autoencoder]], source: Source) -> dict[Run, Examined]:
-    """Return the runs whose autoencoders read vectors of the source's width; the other runs end."""
+def _existing(loaded: Mapping[Run, Sequence[Autoencoder]], sources: Mapping[Run, Source]) -> dict[Run, Examined]:
+    """Return the runs whose autoencoders read vectors of their source's width; the other runs end."""
     made: dict[Run, Examined] = {}
     for run, autoencoders in loaded.items():
         with run.alone():
-            made[run] = existing_of(autoencoders, run.exported, run.best, run.settings, source)
+            made[run] = existing_of(autoencoders, run.exported, run.best, run.settings, sources[run])
     return made
 
 

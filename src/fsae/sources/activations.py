@@ -45,7 +45,7 @@ class ActivationSource(Source):
     the number of vectors per shard does not depend on how many are massive.
 
     Args:
-        shards: the reader of both parts' shards, at the sites of the inputs and then of the targets.
+        shards: the reader of both parts' shards; other streams may share it.
         sites: the sites of the inputs and of the targets.
         input_layout, target_layout: their widths.
         seed: decides the order.
@@ -178,7 +178,7 @@ class ActivationSource(Source):
             if self._extent.tokens[Part.train]:
                 self._vectors(0)
             else:
-                self._find_limits(self._shards.shard(Part.held_out, 0).activations)
+                self._find_limits(self._read(Part.held_out, 0))
         return self._norm_limits
 
     def _find_limits(self, first_rows: Tensor) -> None:
@@ -304,7 +304,7 @@ class ActivationSource(Source):
         assert count <= self._extent.tokens[Part.held_out]
         limits, seen, left_out = self.norm_limits, 0, 0
         for number in range(self._extent.shards(Part.held_out)):
-            vectors = self._shards.shard(Part.held_out, number).activations[:count]
+            vectors = self._read(Part.held_out, number)[:count]
             count -= len(vectors)
             seen += len(vectors)
             kept = vectors if limits is None else vectors[self._short(vectors)]
@@ -368,8 +368,12 @@ class ActivationSource(Source):
                 del self._fetched[others[0]]
             self._fetched[number] = self._background.submit(self._load, number)
 
+    def _read(self, part: Part, number: int) -> Float[Tensor, "vectors d"]:
+        """Return the activations of a shard at the sites of the inputs, and then of the targets."""
+        return self._shards.shard(part, number, self.sites.all).activations
+
     def _load(self, number: int) -> _Fetched:
-        vectors = self._shards.shard(Part.train, number).activations.to(self.device)
+        vectors = self._read(Part.train, number).to(self.device)
         if self._norm_limits is None and self._max_norm_multiple is not None:
             # The first shard is read first, and a saved position has the limits of its stream.
             assert number == 0

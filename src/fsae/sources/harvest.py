@@ -19,6 +19,7 @@ from fsae.sources.corpus import Corpus
 from fsae.sources.shard import Part, Shard, order_in_shard
 from fsae.sources.shard_text import ShardText, TextPosition
 from fsae.sources.tokens import Block
+from fsae.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +108,7 @@ class Harvester:
         shard_text = self._texts[part]
         text = shard_text.move_to(number, known)
         model = self.corpus.model
-        for site in sites:
-            require_memory(count, model.width(site), model.dtype, len(sites))
+        require_memory(count, [model.width(site) for site in sites], model.dtype)
         place_of = torch.argsort(order_in_shard(part, number, count))
         activations = {site: torch.empty(count, model.width(site), dtype=model.dtype) for site in sites}
         facts = torch.empty(3, count, dtype=torch.long)
@@ -185,12 +185,12 @@ class Harvester:
         return vectors
 
 
-def require_memory(count: int, d_in: int, dtype: torch.dtype, sites: int) -> None:
-    """Raise ValueError if memory cannot hold one shard of `count` vectors of each site."""
-    vector = sites * d_in * dtype.itemsize
+def require_memory(count: int, widths: Sequence[int], dtype: torch.dtype) -> None:
+    """Raise ValueError if memory cannot hold one shard of `count` vectors of each site, given the sites' widths."""
+    vector = sum(widths) * dtype.itemsize
     require_free(
         vector * count,
         CPU,
-        f"shards of {count:,} vectors (source.shard_tokens) at {sites} site{'s' * (sites > 1)}",
+        f"shards of {count:,} vectors (source.shard_tokens) at {counted(len(widths), 'site')}",
         f"lower source.shard_tokens to at most {int(0.8 * free_bytes() / vector)}",
     )

@@ -1,7 +1,8 @@
 """Settings of a language model's activations, and the function that opens them as a stream."""
 
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from functools import partial
@@ -15,19 +16,21 @@ from fsae.language_models.identity import model_identity
 from fsae.language_models.settings import ModelSettings
 from fsae.language_models.shape import Shape, shape_of
 from fsae.language_models.sites import Site
+from fsae.memory import free_bytes, require_free
 from fsae.ranges import COUNT, POSITIVE, between
 from fsae.sources.activation_store import ActivationStore, shard_bytes
 from fsae.sources.activations import SHARDS_IN_MEMORY, ActivationSource
 from fsae.sources.corpus import Corpus
 from fsae.sources.documents import DatasetSettings, dataset_identity, open_documents
 from fsae.sources.harvest import Harvester, require_memory
-from fsae.sources.layout import layout_of
+from fsae.sources.layout import Sites, layout_of
 from fsae.sources.passes import Passes
 from fsae.sources.room import Room
 from fsae.sources.shard import Extent, Part
 from fsae.sources.shard_reader import ShardReader
 from fsae.sources.source import Request, SourceSettings
 from fsae.sources.supply import Supply
+from fsae.wording import counted
 
 log = logging.getLogger(__name__)
 
@@ -128,45 +131,51 @@ class ActivationSourceSettings(SourceSettings):
         return replace(self, max_norms=limits) if unset else self
 
     def open(self, request: Request, heartbeat: Callable[[], None]) -> ActivationSource:
-        # A harvest that may not keep its activations has nothing to do.
-        return open_activations(replace(self, cache=Cache.disk) if request.harvest else self, request, heartbeat)
+        (source,) = open_activations(self, [request], heartbeat)
+        return source
+
+    @contextmanager
+    def open_together(
+        self, requests: Sequence[Request], heartbeat: Callable[[], None]
+    ) -> Iterator[Sequence[ActivationSource]]:
+        with ExitStack() as stack:
+            yield [stack.enter_context(source) for source in open_activations(self, requests, heartbeat)]
 
     def stream_key(self, request: Request) -> Hashable:
-        model, site, dataset = request.text()
+        return request.sites(), self.pack_key(request)
+
+    def pack_key(self, request: Request) -> Hashable:
+        model, _, dataset = request.text()
         tokens = self.distinct_tokens(request.training_samples)
         # Settings with lists as text, because lists cannot be part of a key.
         limit = self.max_norm_multiple, self.max_norm, tuple(self.max_norms)
-        return (
-            model,
-            request.layout.sites(site),
-            repr(dataset),
-            tokens,
-            self.shard_tokens,
-            self.seed,
-            limit,
-            tuple(self.also),
-        )
+        return model, repr(dataset), tokens, self.shard_tokens, self.seed, limit, tuple(self.also)
 
 
 def open_activations(
-    settings: ActivationSourceSettings, request: Request, heartbeat: Callable[[], None]
-) -> ActivationSource:
-    """Open the activations that the settings describe, and log their origin and their size.
+    settings: ActivationSourceSettings, requests: Sequence[Request], heartbeat: Callable[[], None]
+) -> list[ActivationSource]:
+    """Open the activations of one or several streams, and log their origin and their size.
 
-    The language model is opened only if something has to be harvested.
+    Streams share each forward pass, and the language model is opened only if something has to be harvested.
 
     Args:
         settings: of the activations.
-        request: of the run.
+        requests: one for each stream; they differ in their sites, and in how much of the stream training takes.
         heartbeat: called after each forward pass; may raise to stop.
 
     Raises:
-        ValueError: a model, data set or site that does not exist, a store of another format.
+        ValueError: a model, data set or site that does not exist, a store of another format, no memory for the shards.
         OSError: source.cache is disk and there is no room.
     """
-    model, site, dataset = request.text()
-    read = request.sites()
-    sites = list(dict.fromkeys([*read.all, *settings.other_sites()]))
+    request = max(requests, key=lambda each: each.training_samples)
+    if request.harvest:
+        # A harvest that may not keep its activations has nothing to do.
+        settings = replace(settings, cache=Cache.disk)
+    model, _, dataset = request.text()
+    streams = [each.sites() for each in requests]
+    read = list(dict.fromkeys(site for each in streams for site in each.all))
+    sites = list(dict.fromkeys([*read, *settings.other_sites()]))
     extent = _extent(settings, request)
     stores = {} if settings.cache is Cache.none else _stores(settings, request, sites)
     if not stores or any(next(store.missing(extent), None) for store in stores.values()):
@@ -175,30 +184,35 @@ def open_activations(
     shards = _ShardSize(shape_of(model) or corpus.model.shape, dtype_of(model), corpus.labelled)
     missing = sum(store.missing_bytes(extent, partial(shards.bytes, at)) for at, store in stores.items())
     room = _room_for(missing, settings, request) if stores else None
-    reader = ShardReader(Harvester(corpus, settings.shard_tokens, heartbeat), read.all, stores, extent, room)
-    if stores and missing == 0:
-        _log_store([stores[each] for each in read.all], extent)
+    harvester = Harvester(corpus, settings.shard_tokens, heartbeat)
+    reader = ShardReader(harvester, [each.all for each in streams], stores, extent, room)
+    stored = bool(stores) and missing == 0
+    if not stored:
+        shards.require_memory(sites if stores else read, extent)
+    if request.training_samples:
+        shards.require_memory_of_training(streams, extent, device_of(model))
+    if stored:
+        _log_store([stores[each] for each in read], extent)
         held_out = reader.held_out_count() or 0
-        source = _source(settings, request, reader, shards.shape.width)
-        distinct = source.distinct(request.training_samples)
     else:
-        shards.require_memory(site, extent, max(len(read.all), len(stores)))
-        _check_sites(corpus, sites, read.target if request.spliced else ())
-        held_out = _held_out_positions(reader.harvester, extent, dataset)
+        spliced = dict.fromkeys(site for each in streams for site in each.target) if request.spliced else {}
+        _check_sites(corpus, sites, list(spliced))
+        held_out = _held_out_positions(harvester, extent, dataset)
         if room is None and request.training_samples:
-            _log_memory(extent, partial(shards.bytes_of, read.all), request.training_samples)
-        # The width as the model was read: a config.json may leave out the width of heads.
-        source = _source(settings, request, reader, corpus.model.width)
-        distinct = None
+            held = [site for each in streams for site in each.all]
+            _log_memory(extent, partial(shards.bytes_of, held), request.training_samples)
+    # The width as the model was read, if it was: a config.json may leave out the width of heads.
+    width = shards.shape.width if stored else corpus.model.width
+    sources = [_source(settings, each, reader, width) for each in requests]
     supply = Supply(
         held_out=min(held_out, request.held_out_samples),
         held_out_wanted=request.held_out_samples,
-        distinct=distinct,
-        wanted=source.wanted(request.training_samples),
+        distinct=sources[0].distinct(request.training_samples) if stored else None,
+        wanted=sources[0].wanted(request.training_samples),
     )
     for sentence in supply.shortages():
         log.warning("%s", sentence)
-    return source
+    return sources
 
 
 @dataclass(frozen=True)
@@ -223,10 +237,22 @@ class _ShardSize:
         """Return how many bytes the shards of several sites take on disk."""
         return sum(self.bytes(site, count) for site in sites)
 
-    def require_memory(self, site: Site, extent: Extent, sites: int) -> None:
+    def require_memory(self, sites: Sequence[Site], extent: Extent) -> None:
         """Raise ValueError if memory cannot hold the largest shard of each site."""
         largest = min(extent.shard_tokens, max(extent.tokens.values()))
-        require_memory(largest, self.shape.width(site), self.dtype, sites)
+        require_memory(largest, [self.shape.width(site) for site in sites], self.dtype)
+
+    def require_memory_of_training(self, streams: Sequence[Sites], extent: Extent, device: torch.device) -> None:
+        """Raise ValueError if a device cannot hold the shards that streams train on at a time."""
+        vector = self.dtype.itemsize * sum(self.shape.width(site) for sites in streams for site in sites.all)
+        count, shards = extent.count(Part.train, 0), min(extent.shards(Part.train), SHARDS_IN_MEMORY)
+        require_free(
+            shards * count * vector,
+            device,
+            f"the training shards of {counted(len(streams), 'stream')} ({shards} x {count:,} vectors each)",
+            f"lower source.shard_tokens to at most {int(0.8 * free_bytes(device) / (shards * vector))}"
+            + ", or hydra.launcher.max_jobs, for fewer sites at a time" * (len(streams) > 1),
+        )
 
 
 def _extent(settings: ActivationSourceSettings, request: Request) -> Extent:

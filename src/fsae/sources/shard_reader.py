@@ -1,8 +1,10 @@
 """The shards of a stream, from the store if it has them, otherwise from the language model."""
 
 import logging
+import threading
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 from fsae.language_models.sites import Site
@@ -16,19 +18,22 @@ from fsae.sources.shard_text import TextPosition
 log = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_LOOKS = 0.1
+# Harvests of which a shard is kept in memory for other streams. Streams that step in turn are at most one shard apart.
+_HARVESTS_IN_MEMORY = 2
 
 
 class ShardReader:
-    """Reader of the shards of one site, or of several that are read together.
+    """Reader of the shards of one stream, or of several streams at different sites that share each forward pass.
 
-    It has missing shards harvested, and writes them to the store if it has room.
+    It has missing shards harvested, and writes them to the store if it has room. Without room, a training shard is
+    kept in memory until every stream that reads its site has taken it.
     Several processes may do so at the same time on one store: each missing shard is harvested by the process that gets
     its lock. A process that waits for a shard harvests a later one meanwhile.
 
     Args:
         harvester: runs the language model.
-        sites: the sites whose shards are read, side by side.
-        stores: of this site, and of others to fill from the same forward passes; empty to keep nothing on disk.
+        streams: the sites of each stream, whose shards are read side by side.
+        stores: of these sites, and of others to fill from the same forward passes; empty to keep nothing on disk.
         extent: the number of shards and their sizes.
         room: the room for missing shards on disk; None to harvest them into memory.
 
@@ -39,16 +44,20 @@ class ShardReader:
     def __init__(
         self,
         harvester: Harvester,
-        sites: Sequence[Site],
+        streams: Sequence[Sequence[Site]],
         stores: dict[Site, ActivationStore],
         extent: Extent,
         room: Room | None,
     ):
-        assert not stores or stores.keys() >= set(sites)
-        self.harvester, self.sites, self.extent = harvester, list(sites), extent
+        self.harvester, self.streams, self.extent = harvester, [tuple(sites) for sites in streams], extent
+        self._readers = Counter(site for sites in self.streams for site in sites)
+        assert not stores or stores.keys() >= self._readers.keys()
         self._stores, self._room = stores, room if stores else None
+        self._in_memory: dict[tuple[Part, int], _Kept] = {}
+        # Each stream fetches shards in a thread of its own, and there is one language model.
+        self._one_at_a_time = threading.Lock()
         # What a shard's text is, every site's store knows.
-        self._store = stores.get(self.sites[0])
+        self._store = stores.get(self.streams[0][0])
         self.made = 0
 
     @property
@@ -58,23 +67,47 @@ class ShardReader:
             return self._store.manifest.prepends_bos
         return self.harvester.corpus.prepends_bos
 
-    def shard(self, part: Part, number: int) -> Shard:
-        """Return one shard, once it exists.
+    def shard(self, part: Part, number: int, sites: Sequence[Site] | None = None) -> Shard:
+        """Return one shard of a stream, once it exists.
+
+        Args:
+            part, number: the shard.
+            sites: of the stream; None if there is one stream.
 
         Raises:
             ValueError: activations that are not finite, or no memory for them.
             OSError: no room for a shard that must be written.
         """
-        stored = [self._stored(self._stores[site], part, number) for site in self.sites if site in self._stores]
-        whole = [shard for shard in stored if shard is not None]
-        if len(whole) < len(self.sites):
-            harvested = self._harvest(part, number, self.sites).shards
-            whole = [harvested[site] for site in self.sites]
-        return Shard.joined(whole)
+        if sites is None:
+            (sites,) = self.streams
+        with self._one_at_a_time:
+            found = {site: self._stored(site, part, number) for site in sites if site in self._stores}
+            stored = {site: shard for site, shard in found.items() if shard is not None}
+            missing = [site for site in sites if site not in stored]
+            harvested = self._from_memory(part, number, missing) if missing else {}
+            return Shard.joined([stored[site] if site in stored else harvested[site] for site in sites])
 
-    def _stored(self, store: ActivationStore, part: Part, number: int) -> Shard | None:
+    def _from_memory(self, part: Part, number: int, sites: Sequence[Site]) -> Mapping[Site, Shard]:
+        """Return shards that no store has, for one stream."""
+        if part is Part.held_out:
+            # Streams are evaluated one after the other, with all held-out shards between their visits of this one.
+            return self._harvest(part, number, sites).shards
+        kept = self._in_memory.get((part, number))
+        if kept is None or not kept.has(sites):
+            wanted = [site for site in self._readers if site in sites or not self._holds(site, part, number)]
+            kept = _Kept(self._harvest(part, number, wanted).shards, self._readers)
+            self._in_memory[part, number] = kept
+        taken = kept.take(sites)
+        self._in_memory = dict([each for each in self._in_memory.items() if each[1].shards][-_HARVESTS_IN_MEMORY:])
+        return taken
+
+    def _holds(self, site: Site, part: Part, number: int) -> bool:
+        return site in self._stores and self._stores[site].holds(part, number, self.extent.count(part, number))
+
+    def _stored(self, site: Site, part: Part, number: int) -> Shard | None:
         """Return one site's shard from its store, once it exists; None if it has to be harvested into memory."""
-        while self._await(store, part, number):
+        store = self._stores[site]
+        while self._await(site, part, number):
             try:
                 return store.read(part, number).beginning(part, number, self.extent.count(part, number))
             except DamagedShard:
@@ -89,7 +122,7 @@ class ShardReader:
             OSError: no room.
         """
         assert self._room is not None
-        waiting = _Waiting(self)
+        waiting = _Waiting(self, list(self._stores))
         try:
             while wanted := [place for store in self._stores.values() for place in store.missing(self.extent)]:
                 if not any(self._make(part, number, list(self._stores), self._room) for part, number in wanted):
@@ -141,18 +174,18 @@ class ShardReader:
         for store in self._stores.values():
             store.close()
 
-    def _await(self, store: ActivationStore, part: Part, number: int) -> bool:
-        """Return True once the store holds a shard; False if the shard has to be harvested into memory."""
-        waiting = _Waiting(self)
+    def _await(self, site: Site, part: Part, number: int) -> bool:
+        """Return True once a site's store holds a shard; False if the shard has to be harvested into memory."""
+        waiting = _Waiting(self, [site])
         while (room := self._room) is not None:
             try:
                 # For the other sites too, if this site has the shard already.
                 if self._make(part, number, list(self._stores), room):
                     continue
-                if store.holds(part, number, self.extent.count(part, number)):
+                if self._holds(site, part, number):
                     return True
                 later = range(number + 1, self.extent.shards(part))
-                if not any(self._make(part, another, self.sites, room) for another in later):
+                if not any(self._make(part, another, list(self._readers), room) for another in later):
                     waiting.a_moment(part, number)
             except OSError as error:
                 if not is_full(error):
@@ -161,7 +194,7 @@ class ShardReader:
                     raise self._without_room(error, room) from error
                 log.warning("%s; activations are harvested into memory from here on", error.strerror)
                 self._room = None
-        return store.holds(part, number, self.extent.count(part, number))
+        return self._holds(site, part, number)
 
     @staticmethod
     def _without_room(error: OSError, room: Room) -> OSError:
@@ -240,18 +273,38 @@ class ShardReader:
                     store.discard(part, number)
 
 
+class _Kept:
+    """Shards of one harvest, each until all streams that read its site have taken it.
+
+    Attributes:
+        shards: by site; those that some stream has not taken yet.
+    """
+
+    def __init__(self, shards: Mapping[Site, Shard], readers: Mapping[Site, int]):
+        self.shards, self._readers = dict(shards), Counter({site: readers[site] for site in shards})
+
+    def has(self, sites: Sequence[Site]) -> bool:
+        return self.shards.keys() >= set(sites)
+
+    def take(self, sites: Sequence[Site]) -> dict[Site, Shard]:
+        taken = {site: self.shards[site] for site in sites}
+        self._readers.subtract(sites)
+        self.shards = {site: shard for site, shard in self.shards.items() if self._readers[site] > 0}
+        return taken
+
+
 class _Waiting:
     """Waiting for a shard of another process, in short sleeps, with a log line now and then."""
 
-    def __init__(self, reader: ShardReader):
-        self._reader, self._logged = reader, float("-inf")
+    def __init__(self, reader: ShardReader, sites: Sequence[Site]):
+        self._reader, self._sites, self._logged = reader, sites, float("-inf")
 
     def a_moment(self, part: Part, number: int) -> None:
         if time.monotonic() - self._logged >= SECONDS_BETWEEN_LINES:
             self._logged = time.monotonic()
             log.info(
                 "waiting for the process that harvests %s: %s shard %d of %d",
-                " + ".join(map(str, self._reader.sites)), part.value, number + 1, self._reader.extent.shards(part),
+                " + ".join(map(str, self._sites)), part.value, number + 1, self._reader.extent.shards(part),
             )  # fmt: skip
         time.sleep(_SECONDS_BETWEEN_LOOKS)
         self._reader.harvester.beat()

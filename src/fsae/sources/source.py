@@ -1,8 +1,8 @@
 """A source of training vectors: the only interface between vectors and training or evaluation."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
@@ -277,6 +277,17 @@ class SourceSettings(Ranged, ABC, group="source"):
             OSError: the disk has no room for what must be kept.
         """
 
+    @contextmanager
+    def open_together(self, requests: Sequence[Request], heartbeat: Callable[[], None]) -> "Iterator[Sequence[Source]]":
+        """Yield the opened sources of a pack: one for each request, which has a `stream_key` of its own.
+
+        Args, Raises: see `open`.
+        """
+        # Streams that share work are a matter of sources that say so by their `pack_key`.
+        (request,) = requests
+        with self.open(request, heartbeat) as source:
+            yield [source]
+
     def width(self) -> int | None:
         """Return the width of the vectors if it is known before the source is opened."""
         return None
@@ -308,6 +319,10 @@ class SourceSettings(Ranged, ABC, group="source"):
     def stream_key(self, request: Request) -> Hashable:
         """Return what the requests of two runs must have in common for both to read one opened source."""
         return self
+
+    def pack_key(self, request: Request) -> Hashable:
+        """Return what they must have in common for both to be in one pack, whose sources are opened together."""
+        return self.stream_key(request)
 
 
 def in_batches(parts: Iterable[Float[Tensor, "part d_in"]], size: int) -> Iterator[Float[Tensor, "batch d_in"]]:

@@ -212,9 +212,9 @@ def _trained(
     scaling = cache(lambda kind: scaling_of(source, kind))
     with bars(), freed_memory_kept():
         if state is None:
-            check_memory([settings], source)
+            check_memory([(settings, source)])
         training = training_of(settings, source, scaling, state, tracker, checkpoints)
-        for _, error in train_all([training], source, interruption):
+        for _, error in train_all([training], interruption):
             if error is not None:
                 raise error
     return trained_of(training, settings)

@@ -1,4 +1,4 @@
-"""`launcher=packed`: jobs that read the same stream of vectors, all at once in this process."""
+"""`launcher=packed`: jobs that read the same text, all at once in this process."""
 
 import gc
 import logging
@@ -34,7 +34,8 @@ class PackedSettings:
 
     Attributes:
         max_jobs: jobs at a time. Each autoencoder of each job holds its weights, their gradients and two moments: 32
-            bytes x d_in x d_sae, and briefly twice that when it resumes from a checkpoint.
+            bytes x d_in x d_sae, and briefly twice that when it resumes from a checkpoint. Each site of a pack has two
+            shards in memory.
     """
 
     _target_: str = "hydra_plugins.fsae.PackedLauncher"
@@ -53,8 +54,8 @@ class _Job:
 class PackedLauncher(WorkerLauncher):
     """A launcher of jobs in packs, one pack after the other: a whole pack shares what is read, harvested and measured.
 
-    Jobs fit into one pack if they see the same batches, that is, if they have the same model, site, data set, source
-    and batch size.
+    Jobs fit into one pack if they have the same model, data set, source and batch size. Those at one site see the same
+    batches, and those at different sites have activations of the same forward passes.
 
     Args:
         max_jobs: see `PackedSettings`.
@@ -98,7 +99,7 @@ class PackedLauncher(WorkerLauncher):
 
     def _packs(self, jobs: Sequence[_Job]) -> list[list[_Job]]:
         """Return the jobs in packs, ordered by each pack's first job."""
-        from fsae.runs.pack import pack_key
+        from fsae.runs.pack import pack_key, stream_key
 
         groups: list[tuple[object, list[_Job]]] = []
         for job in jobs:
@@ -108,8 +109,13 @@ class PackedLauncher(WorkerLauncher):
                 groups.append((key, [job]))
             else:
                 group.append(job)
-        size = self.max_jobs
-        return [group[begin : begin + size] for _, group in groups for begin in range(0, len(group), size)]
+        packs, size = [], self.max_jobs
+        for _, group in groups:
+            # Jobs on one stream are side by side, so that packs of a limited size have as few streams as possible.
+            keys = [stream_key(job.settings) for job in group]
+            ordered = sorted(range(len(group)), key=lambda place, keys=keys: keys.index(keys[place]))
+            packs += [[group[place] for place in ordered[begin : begin + size]] for begin in range(0, len(group), size)]
+        return packs
 
     def _log_packs(self, packs: Sequence[Sequence[_Job]], jobs: Sequence[_Job]) -> None:
         log.info("%s in packs of %s", counted(len(jobs), "job"), ", ".join(str(len(pack)) for pack in packs))

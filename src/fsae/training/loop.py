@@ -206,15 +206,15 @@ class Ended(NamedTuple):
     error: Exception | None
 
 
-def train(trainings: Iterable[Training], source: Source, interruption: Interruption) -> Iterator[Ended]:
-    """Feed all trainings from one stream, in which each batch is drawn and scaled once; yield each training as it ends.
+def train(trainings: Iterable[Training], interruption: Interruption) -> Iterator[Ended]:
+    """Feed all trainings from their sources, and yield each training as it ends.
 
-    The stream starts at the position of the training with the fewest steps. Every other training takes its first batch
-    when the stream reaches its position: the number of steps alone decides the next batch.
+    Each batch of a source is drawn and scaled once, for all its trainings. Its stream starts at the position of the one
+    with the fewest steps. Every other training takes its first batch when the stream reaches its position: the number
+    of steps alone decides the next batch. Several streams advance in turn, so that they can share each harvest.
 
     Args:
-        trainings: trainings of one batch size on this source; each has its own number of steps.
-        source: the source of raw vectors.
+        trainings: trainings of one batch size; each has its own number of steps.
         interruption: notes signals.
 
     Raises:
@@ -230,47 +230,93 @@ def train(trainings: Iterable[Training], source: Source, interruption: Interrupt
     if not going:
         return
     (size,) = {training.settings.batch_size for training in going}
-    step, position = min(((training.step, training.position) for training in going), key=lambda place: place[0])
-    if position is not None:
-        source.load_state_dict(position)
     most = max(training.settings.steps for training in going)
-    progress = Progress("training", most * size, source.unit, done=step * size)
-    batches = source.batches(size)
-
-    @cache
-    def factors(scaling: Scaling) -> tuple[Factor, Factor]:
-        return (
-            source.input_layout.spread(scaling.input, source.device),
-            source.target_layout.spread(scaling.target, source.device),
-        )
-
+    sources = dict.fromkeys(training.source for training in going)
+    streams = [_Stream([each for each in going if each.source is source]) for source in sources]
+    step = min(stream.step for stream in streams)
+    progress = Progress("training", most * size, streams[0].source.unit, done=step * size)
+    del going
     try:
-        while going:
-            try:
-                batch = next(batches)
-            except Interrupted:
-                # The signal came in a harvest: the state is that of the step before.
-                with interruption.saving():
-                    _each([training for training in going if training.step == step > 0], Training.save)
-                raise
-            here = [training for training in going if training.step == step]
-            scaled = {each: _scaled(batch, *factors(each)) for each in {training.scaling for training in here}}
-            failed = _each(here, lambda training, scaled: training.take(*scaled[training.scaling]), scaled)
+        while streams:
+            taken: list[Training] = []
+            failed: dict[Training, Exception] = {}
+            for stream in streams:
+                if stream.step > step:
+                    # Its trainings resume later than those of the other streams.
+                    continue
+                try:
+                    batch = next(stream.batches)
+                except Interrupted:
+                    # The signal came in a harvest: the states are those after the last batch of each stream.
+                    waiting = [each for behind in streams if behind.step == step > 0 for each in behind.here]
+                    with interruption.saving():
+                        _each([each for each in taken if each not in failed], Training.settle, progress.rate(), True)
+                        _each(waiting, Training.save)
+                    raise
+                here = stream.here
+                scaled = stream.scaled(batch, here)
+                failed |= _each(here, lambda training, scaled: training.take(*scaled[training.scaling]), scaled)
+                stream.step += 1
+                taken += here
             step += 1
             progress.advance(size)
             stop, rate = interruption.signal_name is not None, progress.rate()
             with interruption.saving():
-                failed |= _each([training for training in here if training not in failed], Training.settle, rate, stop)
-            _show(progress, going, rate / size)
-            for training in here:
+                failed |= _each([each for each in taken if each not in failed], Training.settle, rate, stop)
+            _show(progress, [each for stream in streams for each in stream.trainings], rate / size)
+            for training in taken:
                 if training in failed or training.trained:
-                    going.remove(training)
+                    for stream in streams:
+                        stream.release(training)
                     yield Ended(training, failed.get(training))
+            streams = [stream for stream in streams if stream.trainings]
             if stop:
                 log.info("saved the state at step %d", step)
                 interruption.check()
     finally:
         progress.close()
+
+
+class _Stream:
+    """The batches of one source, from the position of the training with the fewest steps.
+
+    Args:
+        trainings: on the source.
+
+    Attributes:
+        source: of the batches.
+        batches: those that come next.
+        trainings: those that have not ended.
+        step: steps that the batches so far are for.
+    """
+
+    def __init__(self, trainings: Sequence[Training]):
+        first = min(trainings, key=lambda training: training.step)
+        self.source, self.trainings, self.step = first.source, list(trainings), first.step
+        if first.position is not None:
+            self.source.load_state_dict(first.position)
+        self.batches = self.source.batches(first.settings.batch_size)
+        self._factors = cache(self._spread)
+
+    @property
+    def here(self) -> list[Training]:
+        """The trainings whose next batch is the next one."""
+        return [training for training in self.trainings if training.step == self.step]
+
+    def release(self, training: Training) -> None:
+        """Forget a training that has ended."""
+        self.trainings = [each for each in self.trainings if each is not training]
+
+    def scaled(self, batch: Batch, trainings: Sequence[Training]) -> dict[Scaling, tuple[Tensor, Tensor | None]]:
+        """Return the batch in the units of each training."""
+        return {each: _scaled(batch, *self._factors(each)) for each in {training.scaling for training in trainings}}
+
+    def _spread(self, scaling: Scaling) -> tuple[Factor, Factor]:
+        source = self.source
+        return (
+            source.input_layout.spread(scaling.input, source.device),
+            source.target_layout.spread(scaling.target, source.device),
+        )
 
 
 def _scaled(batch: Batch, scale: Factor, target_scale: Factor) -> tuple[Tensor, Tensor | None]:
