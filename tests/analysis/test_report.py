@@ -12,6 +12,7 @@ from matplotlib.text import Text
 
 from fsae.analysis.report import write_report
 from fsae.analysis.runs import collect_folders
+from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import Failure, RunState
 from tests.analysis.run_folders import results_of, settings_of, write_run, write_sweep
 from tests.work import calls
@@ -191,6 +192,17 @@ def test_a_single_run_has_a_report(tmp_path: Path):
     assert [row[0] for row in page.rows["runs"] if row] == ["r"]
     # A single run is compared with nothing.
     assert set(page.sections) == {"head", "runs", "density", "settings", "after"}
+
+
+@pytest.mark.usefixtures("_undrawn")
+def test_a_run_of_a_crosscoder_shows_its_relative_norms(tmp_path: Path):
+    write_run(tmp_path / "r", settings_of("gated", 1, 1, 0), results_of("gated", 1, 1, 0, effect=0, noise=0))
+    plots = RunFolder(tmp_path / "r").plots
+    plots.mkdir(exist_ok=True)
+    (plots / "relative_norms.png").write_bytes(b"drawn")
+    page = page_on(tmp_path / "r")
+    assert " r " in f"{page.sections['relative-norms']} "
+    assert "data:image/png;base64,ZHJhd24=" in page.loaded
 
 
 def test_a_run_links_to_the_pages_of_its_latents(tmp_path: Path):

@@ -139,6 +139,7 @@ def write_report(runs: pd.DataFrame, folder: Path) -> Path:
         front_remark=_front_remark(design),
         thetas=list(_plot_thetas(design, palette, pictures)),
         densities=list(_plot_densities(usable, design, pictures)),
+        relative_norms=list(_relative_norms(table)),
         failures=list(_failures(runs, usable)),
         in_step=in_step,
         penalties=list(dict.fromkeys(each.treatment for each in comparisons)),
@@ -152,6 +153,13 @@ def _latent_pages(run: Path, report: Path) -> Iterator[str]:
     """Yield the addresses of a run's pages of latents, one for each member, relative to the report's folder."""
     for page in RunFolder(run).latent_pages:
         yield quote(Path(os.path.relpath(page, report.resolve())).as_posix())
+
+
+def _relative_norms(table: JobTable) -> Iterator[Picture]:
+    """Yield the pictures of crosscoders' relative norms, which `eval=[crosscoder]` drew in the folders of the runs."""
+    for row in table.rows:
+        if row.folder and (file := RunFolder(Path(row.folder)).plots / "relative_norms.png").exists():
+            yield Picture(file, row.job)
 
 
 def _title(runs: pd.DataFrame) -> str:

@@ -60,6 +60,26 @@ def plot_density(histogram: Mapping[str, Sequence[float]], dead_share: float, pi
         axis.set_title(f"{sum(histogram['latents']):,.0f} latents are active; {100 * dead_share:.1f} % never are")
 
 
+def plot_relative_norms(histograms: Mapping[str, Sequence[int]], picture: Path) -> None:
+    """Draw the histogram of latents' relative norms at each part; of two parts, at the second alone.
+
+    Args:
+        histograms: latents in bins between 0 and 1, by part.
+        picture: the PNG to write.
+    """
+    # The first part's relative norms are 1 minus the second's.
+    shown = dict(list(histograms.items())[1:]) if len(histograms) == 2 else histograms
+    with figure(picture, 7, 4) as drawn:
+        axis = drawn.subplots()
+        for number, (name, latents) in enumerate(shown.items()):
+            edges = np.linspace(0, 1, len(latents) + 1)
+            axis.stairs(latents, edges, fill=len(shown) == 1, color=COLOURS[number % len(COLOURS)], label=name)
+        axis.set_xlim(0, 1)
+        axis.set_xlabel("relative norm of the decoder row's part: 0 elsewhere alone, 0.5 shared, 1 here alone")
+        axis.set_ylabel("live latents")
+        axis.legend()
+
+
 def plot_sharing(sharing: Mapping[str, Sequence[Sequence[float]]], picture: Path) -> None:
     """Draw how many of a population's members have each active latent; if the truth is known, also the cosine of each
     latent to the nearest true feature against the cosine to its closest partner in another member.

@@ -16,7 +16,7 @@ from fsae.configuration.refusal import record_refusal
 from fsae.configuration.resolvers import absolute_paths, flat_settings
 from fsae.configuration.schema import RunSettings, Task, settings_of
 from fsae.credentials import SETTING, holds_secret, keep, refuse_secret, without_passwords
-from fsae.evaluation.suite import ATTENTION, MEMBERS, ONE_INPUT, ONE_SITE, chosen
+from fsae.evaluation.suite import ATTENTION, MEMBERS, ONE_INPUT, ONE_SITE, SEVERAL_PARTS, chosen
 from fsae.export.dictionary_files import read_provenance
 from fsae.outputs.sweep_folder import is_job
 
@@ -48,8 +48,7 @@ def checked(
     provided = settings.source.provides | ({MEMBERS} if several else set())
     if settings.layout.plain:
         provided |= {ONE_SITE}
-    if len(settings.layout.layers) < 2:
-        provided |= {ONE_INPUT}
+    provided |= {SEVERAL_PARTS if settings.layout.several else ONE_INPUT}
     if settings.site is not None and settings.site.of_attention:
         provided |= {ATTENTION}
     settings = replace(settings, eval=chosen(settings.eval, provided, named, in_sweep and not named, trained))

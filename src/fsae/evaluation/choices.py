@@ -8,6 +8,7 @@ from fsae.evaluation.autointerp import Autointerp
 from fsae.evaluation.circuits import Circuits
 from fsae.evaluation.code import Code
 from fsae.evaluation.concepts import Concepts
+from fsae.evaluation.crosscoder import Crosscoder
 from fsae.evaluation.decoder_projection import DecoderProjection
 from fsae.evaluation.evaluation import Evaluation
 from fsae.evaluation.geometry import Geometry
@@ -29,6 +30,7 @@ CHOICES: dict[str, type[Evaluation]] = {
     "splice": Splice,
     "truth": Truth,
     "agreement": Agreement,
+    "crosscoder": Crosscoder,
     "geometry": Geometry,
     "latents": Latents,
     "absorption": Absorption,

@@ -32,6 +32,7 @@ class Measured:
         folders: by folder name in the run's folder, the function of the path that replaces the folder.
         densities: for each of the run's autoencoders, (d_sae,) share of held-out samples on which each latent is on;
             empty if the evaluation measures none.
+        meanings: of the numbers whose names depend on the run, such as those of each part of a crosscoder.
     """
 
     numbers: Sequence[dict[str, float]] = ()
@@ -41,6 +42,7 @@ class Measured:
     pictures: dict[str, Callable[[Path], None]] = field(default_factory=dict)
     folders: dict[str, Callable[[Path], None]] = field(default_factory=dict)
     densities: Sequence[Float[Tensor, " d_sae"]] = ()
+    meanings: dict[str, Meaning] = field(default_factory=dict)
 
     @property
     def empty(self) -> bool:

@@ -118,13 +118,17 @@ class PartsMetric:
             part.add(x, x_hat)
 
     def of_each(self) -> dict[str, dict[str, float]]:
-        """Return each part's numbers, by its name; empty if there is one part."""
-        return {name: part.compute() for name, part in zip(self._layout.names, self._parts, strict=False)}
+        """Return each part's numbers, by its name; empty if there is one part.
+
+        spread: root mean square distance of its targets from their mean.
+        """
+        named = zip(self._layout.names, self._parts, strict=False)
+        return {name: part.compute() | {"spread": part.spread.item()} for name, part in named}
 
     def compute(self) -> dict[str, float]:
         """Return the means over the parts, in place of the numbers of the joined vectors.
 
         The part with the largest activations would decide the latter alone. mse is a sum, over parts too.
         """
-        each = list(self.of_each().values())
+        each = [part.compute() for part in self._parts]
         return {name: sum(part[name] for part in each) / len(each) for name in each[0] if name != "mse"} if each else {}

@@ -13,6 +13,7 @@ from torch import Tensor
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.evaluation.evaluation import Evaluation, Measured
 from fsae.evaluation.finiteness import check_finite
+from fsae.evaluation.parts import meanings_of_parts, of_parts
 from fsae.evaluation.subject import Subject
 from fsae.evaluation.vectors import VectorEvaluation
 from fsae.language_models.sites import Site
@@ -276,10 +277,18 @@ class Splice(Evaluation, group="eval.splice"):
                 text.norm_limits,
             )
         measured = []
+        name, sites = "ce_recovered_zero", text.sites.target
         for own in subject.by_run(spliced):
-            content = {}
-            if len(text.sites.target) > 1:
-                names = [str(site) for site in text.sites.target]
-                content["spliced_parts"] = [dict(zip(names, parts, strict=True)) for parts in own]
-            measured.append(Measured([mean_of(parts) for parts in own], content=content))
+            numbers = [mean_of(parts) for parts in own]
+            if len(sites) == 1:
+                measured.append(Measured(numbers))
+                continue
+            named = [dict(zip(map(str, sites), parts, strict=True)) for parts in own]
+            measured.append(
+                Measured(
+                    [mean | of_parts(name, parts) for mean, parts in zip(numbers, named, strict=True)],
+                    content={"spliced_parts": named},
+                    meanings=meanings_of_parts(name, self.meanings[name], map(str, sites)),
+                )
+            )
         return measured

@@ -34,6 +34,8 @@ ATTENTION = "attention"
 # The needs of evaluations that encode the vectors of one site, and of those that also write there.
 ONE_INPUT = "one_input"
 ONE_SITE = "one_site"
+# The need of evaluations that compare the parts of a dictionary.
+SEVERAL_PARTS = "several_parts"
 # Names in `results.json` and `evaluations/<name>.json` that no evaluation's content may have.
 RESERVED = frozenset({"meanings", "notes", "evaluated", "settings", "numbers", "members", "key"})
 PREFIXES = (MEASURED, "data/")
@@ -46,6 +48,7 @@ UNMET = {
     MEMBERS: ("the run trains one autoencoder", "set population.size to 2 or more"),
     ONE_INPUT: ("the dictionary reads several sites", "choose layout=autoencoder or layout=transcoder"),
     ONE_SITE: ("the dictionary does not read and write one site", "choose layout=autoencoder"),
+    SEVERAL_PARTS: ("the dictionary writes at one site", "choose layout=crosscoder"),
     ATTENTION: ("the site is not the output of attention", "use site=attn_z or site=attn_out"),
 }  # fmt: skip
 
@@ -116,7 +119,10 @@ class Findings:
     @cached_property
     def meanings(self) -> dict[str, Meaning]:
         """Return the meaning of each number, in the order of the suite."""
-        all_of_them = {name: says for each in self.evaluations.values() for name, says in each.meanings.items()}
+        own = {name: each.meanings for name, each in self.measured.items()}
+        all_of_them: dict[str, Meaning] = {}
+        for name, each in self.evaluations.items():
+            all_of_them |= each.meanings | own.get(name, {})
         return {name: says for name, says in all_of_them.items() if name in self.numbers}
 
     @cached_property
@@ -232,7 +238,7 @@ def measure(
         for own, each, counts in zip(found, measured, is_measured, strict=True):
             if not counts or each.empty:
                 continue
-            unknown = {*each.shared, *_means(each.numbers)} - evaluation.meanings.keys()
+            unknown = {*each.shared, *_means(each.numbers)} - evaluation.meanings.keys() - each.meanings.keys()
             if unknown:
                 numbers = ", ".join(sorted(unknown))
                 raise ValueError(
@@ -372,7 +378,7 @@ def _described(evaluation: Evaluation, measured: Measured) -> dict[str, Any]:
         "numbers": _finite(_means(measured.numbers) | measured.shared),
         **({"members": members} if len(members) > 1 else {}),
         **measured.content,
-        "meanings": {name: meaning.as_json() for name, meaning in evaluation.meanings.items()},
+        "meanings": {name: meaning.as_json() for name, meaning in (evaluation.meanings | measured.meanings).items()},
     }
 
 

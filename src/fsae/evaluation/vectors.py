@@ -17,6 +17,7 @@ from fsae.evaluation.description_length import DescriptionLengthMetric
 from fsae.evaluation.evaluation import Evaluation, Measured
 from fsae.evaluation.finiteness import check_finite
 from fsae.evaluation.fisher import FisherMetric
+from fsae.evaluation.parts import meanings_of_parts, of_parts
 from fsae.evaluation.reconstruction import PartsMetric, ReconstructionMetric
 from fsae.evaluation.sparsity import SparsityMetric, density_histogram
 from fsae.evaluation.subject import Subject
@@ -191,7 +192,12 @@ class Vectors(Evaluation, group="eval.vectors"):
             content: dict[str, Any] = {"density_histogram": histogram}
             if own[0].parts:
                 content["parts"] = [each.parts for each in own]
-            measured.append(Measured(numbers, shared, content, pictures=pictures, densities=densities))
+            parts = [each.parts for each in own]
+            numbers = [each | of_parts("fvu", own_parts) for each, own_parts in zip(numbers, parts, strict=True)]
+            meanings = meanings_of_parts("fvu", self.meanings["fvu"], parts[0])
+            measured.append(
+                Measured(numbers, shared, content, pictures=pictures, densities=densities, meanings=meanings)
+            )
         return measured
 
 

@@ -118,7 +118,12 @@ class LayoutSettings(Ranged, group="layout"):
     @property
     def plain(self) -> bool:
         """True if the dictionary is an autoencoder of one site."""
-        return self.target is None and len(self.layers) < 2 and not self.skip
+        return self.target is None and not self.several and not self.skip
+
+    @property
+    def several(self) -> bool:
+        """True if the dictionary reads and writes several parts."""
+        return len(self.layers) > 1
 
     def sites(self, site: Site) -> Sites:
         """Return the sites that a run at `site` reads and writes.
