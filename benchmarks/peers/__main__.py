@@ -72,7 +72,7 @@ def main() -> None:
                 for row in compare(base, peer, architecture, dense, vectors, options.repeats, clock):
                     rows.append(row)
                     print(" | ".join(cells(row, [])), flush=True)
-                write()
+                    write()
         if options.widths:
             grown |= growth(base, options.widths, options.repeats, clock)
             write()
