@@ -4,8 +4,6 @@
     python -m benchmarks.step --d-sae 4096 --batch 1024 --repeats 3
     python -m benchmarks.step --precision bf16    # steps and the encoder's product in bfloat16
     python -m benchmarks.step --against v0.1      # steps of an earlier commit and of the working tree, nothing else
-    python -m benchmarks.step --losses            # steps with other losses and penalties, nothing else
-    python -m benchmarks.step --losses --cpu-time # in the process's own time, for a machine that is busy
 
 It first prints the machine's speed for a square product and for the encoder's. Then it prints three tables; a row's
 variants are interleaved in one process, so that a drift of the machine affects all alike: whole steps per architecture,
@@ -38,18 +36,16 @@ from fsae.autoencoders.abs_topk import AbsTopKSettings
 from fsae.autoencoders.batch_topk import BatchTopKSettings
 from fsae.autoencoders.gated import GatedSettings
 from fsae.autoencoders.jumprelu import JumpReLUSettings
+from fsae.autoencoders.layout import Ends
 from fsae.autoencoders.settings import SparseAutoencoderSettings
 from fsae.autoencoders.standard import StandardSettings
 from fsae.autoencoders.topk import TopKSettings
 from fsae.losses.auxiliary import AuxK, GateReconstruction
-from fsae.losses.decorrelation import Decorrelation
-from fsae.losses.fisher import Fisher, FisherEstimator, FisherForm, RandomSign, fisher_sums
-from fsae.losses.matryoshka import Matryoshka, SampledMatryoshka
+from fsae.losses.fisher import Fisher, FisherEstimator, FisherForm, fisher_sums
 from fsae.losses.objective import Objective
 from fsae.losses.reconstruction import SquaredError
-from fsae.losses.sparsity import L1, AnnealedLp, DenseLatents, StepL0, TargetForm, TargetL0
+from fsae.losses.sparsity import L1, StepL0
 from fsae.losses.term import LossTerm
-from fsae.losses.weights import Orthogonality, WeightNorm
 from fsae.memory import freed_memory_kept
 from fsae.ranges import COUNT, argument
 from fsae.training.gradient_learner import GradientLearner
@@ -60,8 +56,6 @@ DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 SQUARE = 4096
 # Turns of operations that take milliseconds.
 SHORT_REPEATS = 10
-# Steps that are timed together in the table of losses: OrtSAE's penalty is measured in every fifth.
-STEPS_AT_ONCE = 5
 # Steps of a process before one of its steps is timed.
 WARM_UP = 3
 
@@ -83,27 +77,6 @@ def architectures(d_sae: int, k: int) -> dict[str, tuple[SparseAutoencoderSettin
     }
 
 
-def other_losses() -> dict[str, tuple[str, dict[str, LossTerm]]]:
-    """Return an architecture for each further loss or penalty, and the terms that it adds or replaces."""
-    return {
-        "matryoshka, 4 levels": ("batch_topk", {"reconstruction": Matryoshka(widths=[1 / 16, 1 / 8, 1 / 4])}),
-        "matryoshka, detached": (
-            "batch_topk",
-            {"reconstruction": Matryoshka(widths=[1 / 16, 1 / 8, 1 / 4], detach=True)},
-        ),
-        "matryoshka, 10 drawn levels": ("batch_topk", {"reconstruction": SampledMatryoshka(levels=10)}),
-        "orthogonal, every 5th step": ("batch_topk", {"penalty": Orthogonality(every=STEPS_AT_ONCE)}),
-        "orthogonal, every step": ("batch_topk", {"penalty": Orthogonality(every=1)}),
-        "weight_norm": ("batch_topk", {"penalty": WeightNorm()}),
-        "fisher": ("topk", {"penalty": Fisher(weight=1e-12)}),
-        "random_sign": ("topk", {"penalty": RandomSign(weight=1e-12)}),
-        "decorrelation": ("topk", {"penalty": Decorrelation(weight=1e-12)}),
-        "p_anneal": ("standard", {"sparsity": AnnealedLp(begin=0.0)}),
-        "target l0 per sample": ("jumprelu", {"sparsity": TargetL0(form=TargetForm.sample)}),
-        "dense latents": ("jumprelu", {"density": DenseLatents()}),
-    }
-
-
 def stepper(
     settings: SparseAutoencoderSettings,
     terms: dict[str, LossTerm],
@@ -111,10 +84,12 @@ def stepper(
     sparse: bool,
     precision: Precision = Precision.fp32,
     compiled: bool = False,
+    ends: Ends | None = None,
+    targets: Tensor | None = None,
 ) -> Callable[[], object]:
-    """Return a function that makes one whole optimiser step on x."""
-    autoencoder = settings.build(x.shape[1], torch.Generator().manual_seed(0)).to(x.device)
-    autoencoder.initialise(lambda: x, scale=1.0)
+    """Return a function that makes one whole optimiser step on x; without `ends`, one of an autoencoder."""
+    autoencoder = settings.build(ends or x.shape[1], torch.Generator().manual_seed(0)).to(x.device)
+    autoencoder.initialise(lambda: x, scale=1.0, targets=None if targets is None else lambda: targets)
     # A learning rate too small to change any weight keeps the density constant during the measurement.
     trainer = AdamSettings(
         samples=10**9, batch_size=len(x), lr=1e-12, log_every=10**6, precision=precision, compile=compiled
@@ -122,7 +97,7 @@ def stepper(
     member = GradientLearner(autoencoder, Objective(terms), trainer, scale=1.0, seed=0)
     member.sparse = sparse
     steps = iter(range(10**6))
-    return lambda: member.step(x, next(steps))
+    return lambda: member.step(x, next(steps), targets)
 
 
 def medians(
@@ -221,26 +196,6 @@ def steps_against(ref: str, architectures: Sequence[str], options: argparse.Name
             print(f"{architecture:<12}{old:>9.4f}s{new:>9.4f}s{new / old:>13.3f}", flush=True)
 
 
-def print_losses(options: argparse.Namespace, x: Tensor, precision: Precision) -> None:
-    """Print how long steps with other losses and penalties take, relative to steps without them."""
-    usual, clock = architectures(options.d_sae, options.k), time.process_time if options.cpu_time else time.perf_counter
-    print(f"{'whole steps':<30}{'without':>10}{'with':>10}{'with/without':>14}")
-    for name, (architecture, terms) in other_losses().items():
-        settings, known = usual[architecture]
-        steps = {
-            "without": stepper(settings, known, x, True, precision),
-            "with": stepper(settings, known | terms, x, True, precision),
-        }
-
-        def several(step: Callable[[], object]) -> None:
-            for _ in range(STEPS_AT_ONCE):
-                step()
-
-        t = medians({each: partial(several, step) for each, step in steps.items()}, options.repeats, clock)
-        without, with_it = t["without"] / STEPS_AT_ONCE, t["with"] / STEPS_AT_ONCE
-        print(f"{name:<30}{without:>9.3f}s{with_it:>9.3f}s{with_it / without:>14.2f}", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_shape(parser)
@@ -250,20 +205,12 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also dense steps with trainer.compile")
     parser.add_argument("--no-fisher", action="store_true", help="omit the tables of the Fisher term")
     parser.add_argument("--against", metavar="REF", help="compare whole steps with this commit's, and nothing else")
-    parser.add_argument("--losses", action="store_true", help="only steps with other losses and penalties")
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="with --losses: the process's own time instead of the clock's"
-    )
     args = parser.parse_args()
     if args.against:
         print(f"{shape_of(args)}, {args.precision}; medians of {args.repeats} turns\n")
         steps_against(args.against, args.arch or ARCHITECTURES, args)
         return
     x, precision = inputs(args.batch, args.d_in), Precision(args.precision)
-    if args.losses:
-        print(f"{shape_of(args)}, {precision.value}; medians of {args.repeats} turns of {STEPS_AT_ONCE} steps\n")
-        print_losses(args, x, precision)
-        return
     weights = torch.randn(args.d_sae, args.d_in, device=x.device).T
     square = torch.randn(SQUARE, SQUARE, device=x.device)
     encoder = {each: (x.to(dtype), weights.to(dtype)) for each, dtype in DTYPES.items()}

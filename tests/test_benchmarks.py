@@ -1,5 +1,6 @@
 import json
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -9,15 +10,16 @@ import pytest
 import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import benchmarks
-from benchmarks import same_numbers
+from benchmarks import ratios, same_numbers
 from benchmarks.peers import comparison
 from benchmarks.peers.comparison import (
     ARCHITECTURES,
     OURS,
     PEERS,
+    RECIPES,
     RECTIFIED,
     Measured,
     Row,
@@ -29,6 +31,8 @@ from benchmarks.peers.fsae_steps import write_weights
 from benchmarks.peers.job import Job
 from benchmarks.peers.process import Process, StoppedError
 from benchmarks.peers.table import cells, draw, markdown, slope
+from benchmarks.peers.worker import Worker
+from fsae.training.settings import Precision
 
 # These modules run in the peers' own Python.
 NOT_OURS = {f"benchmarks.peers.{peer}_steps" for peer in PEERS} | {
@@ -62,6 +66,11 @@ def row(
 
     ours = {mode: measured("fsae", mode, {"error": 9.0, "l0": 2.0}, 0.5) for mode in OURS}
     return Row(measured(peer, mode, {"error": error, "l0": l0}, 2.0), ours)
+
+
+def other_start(made: Row) -> Row:
+    """Return the row with another error before the first step."""
+    return replace(made, theirs=replace(made.theirs, before={"error": 10.01, "l0": 2.0}))
 
 
 @pytest.fixture
@@ -99,7 +108,7 @@ def test_the_page_and_the_picture_have_every_mode(device: str, tmp_path: Path, m
     drawn: list[Figure] = []
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda figure, *to, **how: [drawn.append(figure), save(figure, *to, **how)])
-    starts = [(name, False) for name in ARCHITECTURES] + [(name, True) for name in RECTIFIED]
+    starts = [(name, False) for name in (*ARCHITECTURES, *RECIPES)] + [(name, True) for name in RECTIFIED]
     rows = [
         row(peer, mode, architecture, dense)
         for architecture, dense in starts
@@ -117,6 +126,37 @@ def test_the_page_and_the_picture_have_every_mode(device: str, tmp_path: Path, m
     assert len({to_hex(patch.get_facecolor()) for patch in patches}) == len(ways)
 
 
+def test_a_recipe_is_compared_with_the_peers_that_have_it():
+    for recipe, peers in RECIPES.items():
+        assert [peer for peer in PEERS if modes_of(peer, recipe, "cpu", dense=False)] == list(peers)
+
+
+@pytest.mark.parametrize(("recipe", "peer"), [(recipe, peer) for recipe, peers in RECIPES.items() for peer in peers])
+def test_steps_of_a_recipe_lower_the_error_that_it_is_compared_by(recipe: str, peer: str, job: Job):
+    job = replace(job, architecture=recipe, rules=peer, density=job.k / job.d_sae, sparsity=0.01, lr=1e-2)
+    job = replace(job, threads=torch.get_num_threads())
+    write_weights(job, write_vectors(job))
+    worker = Worker(job)
+    before = worker.measure()
+    for _ in range(20):
+        worker.step()
+    after = worker.measure()
+    assert after["error"] < 0.98 * before["error"]
+    if recipe != "p_anneal":
+        assert 0 < after["l0"] <= 1.2 * job.k
+    if job.transcodes:
+        y = load_file(job.held_out)["y"]
+        assert after["error"] / after["fvu"] == pytest.approx((y - y.mean(0)).square().sum().item() / len(y), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ratios.changes(8))
+def test_every_change_of_a_step_is_timed(name: str):
+    options = Namespace(d_in=8, d_sae=64, batch=16, k=2, repeats=1)
+    change = ratios.changes(8)[name]
+    clock = iter(range(100)).__next__
+    assert ratios.seconds(change, options, Precision.fp32, clock) == (1 / change.steps, 1 / change.steps)
+
+
 @pytest.mark.parametrize(
     ("made", "figures"),
     [
@@ -124,6 +164,7 @@ def test_the_page_and_the_picture_have_every_mode(device: str, tmp_path: Path, m
         (row("sae_lens", "fp32", error=9.2), "its error differs by 0.2 of what these changed, its l0 by 0,"),
         (row("sae_lens", "fp32", l0=2.5), "its error differs by 0 of what these changed, its l0 by 0.25,"),
         (row("sae_lens", "fp32", error=float("nan")), "its error differs by nan"),
+        (other_start(row("sae_lens", "fp32")), "at the start its error or l0 differs by 0.001"),
     ],
 )
 def test_a_peer_with_other_results_has_no_ratio(made: Row, figures: str, tmp_path: Path):

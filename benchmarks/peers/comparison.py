@@ -10,17 +10,27 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.peers.environment import CannotInstallError, python_of
-from benchmarks.peers.fsae_steps import write_weights
+from benchmarks.peers.fsae_steps import targets_of, write_weights
 from benchmarks.peers.job import Job
 from benchmarks.peers.process import Process, StoppedError
 
 ARCHITECTURES = ("standard", "gated", "jumprelu", "topk", "batch_topk")
+# Other losses, layouts and encoders, and the peers that have them.
+RECIPES = {
+    "matryoshka": ("sae_lens", "dictionary_learning"),
+    "p_anneal": ("dictionary_learning",),
+    "transcoder": ("sparsify",),
+    "skip_transcoder": ("sparsify",),
+    "matching_pursuit": ("sae_lens",),
+}
 RECTIFIED = ("standard", "gated", "jumprelu")
 PEERS = ("sae_lens", "dictionary_learning", "sparsify")
 OURS: tuple[str, ...] = ("fp32", "bf16")
 # Steps after which all must have the same error; they are also the warm-up.
 CHECKED_STEPS = 3
 BATCHES = 4
+# The same before the first step, relative to fsae's. With bfloat16, rounding decides which codes are chosen.
+START, START_BF16 = 1e-4, 0.02
 # The difference from fsae up to which a peer counts as computing the same: in its error, this share of the change in
 # the checked steps; in its l0, this share of fsae's.
 BOUND = 0.02
@@ -28,6 +38,7 @@ BOUND = 0.02
 # are chosen, and Adam's first steps are as long for a gradient of rounding errors as for any other: 0.010 was measured
 # at 768 -> 12,288, 0.11 (gated) at 256 -> 2,048. The same peer in fp32 is the strict check.
 BOUND_BF16 = 0.3
+FVU = "its loss is the fvu, so its gradients are smaller and Adam's epsilon weighs more"
 # Differences by design between a peer's training and fsae's under its rules, and the bound for them: about three times
 # the difference that was measured at 768 -> 12,288.
 NOTES = {
@@ -37,7 +48,11 @@ NOTES = {
         "threshold",
         0.025,
     ),
-    ("sparsify", "topk"): ("its loss is the fvu, so its gradients are smaller and Adam's epsilon weighs more", BOUND),
+    ("sae_lens", "matching_pursuit"): (
+        "its rows are kept at norm 1 here, as fsae's are; by itself it lets them change",
+        BOUND,
+    ),
+    **{("sparsify", name): (FVU, BOUND) for name in ("topk", "transcoder", "skip_transcoder")},
 }
 
 
@@ -101,9 +116,12 @@ class Row:
         """The reason if the peer's times cannot be compared with fsae's."""
         if self.theirs.failure:
             return self.theirs.failure
+        start = max(abs(self.theirs.before[name] / self.counterpart.before[name] - 1) for name in ("error", "l0"))
+        # NaN is in no bound.
+        if not start <= (START_BF16 if self.precision == "bf16" else START):
+            return f"computes something else: at the start its error or l0 differs by {start:.2g}"
         _, bound = self.known
         l0 = abs(self.theirs.after["l0"] / self.counterpart.after["l0"] - 1)
-        # NaN is in no bound.
         if self.difference <= bound and l0 <= bound:
             return None
         return (
@@ -113,23 +131,30 @@ class Row:
 
 
 def write_vectors(job: Job) -> torch.Tensor:
-    """Write Gaussian vectors for training and for measuring, and return others for the starting weights.
+    """Write Gaussian vectors and a transcoder's targets for training and for measuring, and return others for the
+    starting weights.
 
     At the start one of the latter is exactly at each latent's limit: in training, rounding alone would decide whether
     the latent is active.
     """
     generator = torch.Generator().manual_seed(1)
-    save_file({"x": torch.randn(BATCHES * job.batch, job.d_in, generator=generator)}, Path(job.vectors))
-    save_file({"x": torch.randn(job.batch, job.d_in, generator=generator)}, Path(job.held_out))
+    for count, path in ((BATCHES * job.batch, job.vectors), (job.batch, job.held_out)):
+        x = torch.randn(count, job.d_in, generator=generator)
+        save_file({"x": x, "y": targets_of(x)}, Path(path))
     return torch.randn(BATCHES * job.batch, job.d_in, generator=generator)
 
 
 def modes_of(peer: str, architecture: str, device: str, dense: bool) -> list[str]:
     """Return the ways in which a peer computes, the default first; for dense steps only the faster one."""
     on_gpu = device != "cpu"
+    if peer not in RECIPES.get(architecture, PEERS):
+        return []
+    if architecture == "matching_pursuit":
+        # fsae has no step of it in bfloat16.
+        return ["fp32"]
     if peer == "sparsify":
         # On a GPU it turns autocast on by itself.
-        return ["bf16" if on_gpu else "fp32"] if architecture == "topk" else []
+        return ["bf16" if on_gpu else "fp32"] if architecture in ("topk", *RECIPES) else []
     if peer == "dictionary_learning":
         return [] if dense else ["fp32", "bf16"] if on_gpu else ["fp32"]
     if dense:
@@ -137,7 +162,9 @@ def modes_of(peer: str, architecture: str, device: str, dense: bool) -> list[str
     return ["fp32", "bf16", *(["sparse"] if architecture == "topk" else []), *(["compiled"] if on_gpu else [])]
 
 
-def compare(base: Job, peer: str, architecture: str, dense: bool, vectors: torch.Tensor, repeats: int) -> list[Row]:
+def compare(
+    base: Job, peer: str, architecture: str, dense: bool, vectors: torch.Tensor, repeats: int, clock: str = "time"
+) -> list[Row]:
     """Compare fsae in both precisions with a peer in all its modes; no rows if the peer lacks the architecture.
 
     Args:
@@ -147,6 +174,7 @@ def compare(base: Job, peer: str, architecture: str, dense: bool, vectors: torch
         dense: whether biases start at zero, with half of the codes active.
         vectors: for the starting weights; training uses others.
         repeats: timed steps of each.
+        clock: `time`, or `cpu_time` for the time that each process computes.
     """
     modes = modes_of(peer, architecture, base.device, dense)
     if not modes:
@@ -156,12 +184,12 @@ def compare(base: Job, peer: str, architecture: str, dense: bool, vectors: torch
     write_weights(common, vectors)
     jobs = [replace(common, library="fsae", mode=mode) for mode in OURS]
     jobs += [replace(common, library=peer, mode=mode) for mode in modes]
-    measured = in_turns(jobs, repeats)
+    measured = in_turns(jobs, repeats, clock)
     ours = dict(zip(OURS, measured, strict=False))
     return [Row(theirs, ours) for theirs in measured[len(OURS) :]]
 
 
-def in_turns(jobs: Sequence[Job], repeats: int) -> list[Measured]:
+def in_turns(jobs: Sequence[Job], repeats: int, clock: str = "time") -> list[Measured]:
     """Start all, check them, then time one step of each in turn, forward and backward.
 
     They run one after another if the tensors that they keep between steps would fill half of a GPU's memory.
@@ -171,14 +199,14 @@ def in_turns(jobs: Sequence[Job], repeats: int) -> list[Measured]:
     kept = sum(2 * 4 * 4 * job.d_in * job.d_sae for job in jobs)
     at_once = len(jobs) if jobs[0].device == "cpu" or 2 * kept < torch.cuda.mem_get_info()[0] else 1
     for first in range(0, len(jobs), at_once):
-        _measure(all_measured[first : first + at_once], repeats)
+        _measure(all_measured[first : first + at_once], repeats, clock)
     for measured in all_measured:
         if measured.failure and measured.job.library == "fsae":
             raise SystemExit(measured.failure)
     return all_measured
 
 
-def _measure(all_measured: Sequence[Measured], repeats: int) -> None:
+def _measure(all_measured: Sequence[Measured], repeats: int, clock: str) -> None:
     with ExitStack() as stack:
         running: list[tuple[Measured, Process]] = []
         for measured in all_measured:
@@ -193,7 +221,7 @@ def _measure(all_measured: Sequence[Measured], repeats: int) -> None:
         for turn in range(repeats):
             for measured, process in running[:: 1 if turn % 2 == 0 else -1]:
                 with _stopping(measured):
-                    measured.seconds.append(process.time())
+                    measured.seconds.append(process.time(clock))
         for measured, process in running:
             with _stopping(measured):
                 measured.memory = process.memory()
@@ -208,7 +236,7 @@ def _stopping(measured: Measured) -> Iterator[None]:
         measured.failure = str(error)
 
 
-def growth(base: Job, widths: Sequence[int], repeats: int) -> dict[str, dict[int, float]]:
+def growth(base: Job, widths: Sequence[int], repeats: int, clock: str = "time") -> dict[str, dict[int, float]]:
     """Return the median seconds of fsae's topk step by precision and d_sae."""
     jobs = []
     for d_sae in widths:
@@ -217,6 +245,6 @@ def growth(base: Job, widths: Sequence[int], repeats: int) -> dict[str, dict[int
         write_weights(job, torch.zeros(1, base.d_in))
         jobs += [replace(job, mode=mode) for mode in OURS]
     seconds: dict[str, dict[int, float]] = {mode: {} for mode in OURS}
-    for measured in in_turns(jobs, repeats):
+    for measured in in_turns(jobs, repeats, clock):
         seconds[measured.job.mode][measured.job.d_sae] = measured.median
     return seconds

@@ -3,6 +3,7 @@
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
 import sys
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -16,9 +17,11 @@ from dictionary_learning.trainers import (  # noqa: E402
     BatchTopKTrainer,
     GatedSAETrainer,
     JumpReluTrainer,
+    PAnnealTrainer,
     StandardTrainer,
     TopKTrainer,
 )
+from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchTopKTrainer  # noqa: E402
 
 DISTRIBUTION = "dictionary-learning"
 # fsae's name of each parameter by dictionary_learning's; its linear layers hold the transposes.
@@ -29,6 +32,8 @@ PARAMETERS = {
     "jumprelu": {name: name for name in ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")},
     "topk": LINEAR | {"encoder.bias": "b_enc", "b_dec": "b_dec"},
     "batch_topk": LINEAR | {"encoder.bias": "b_enc", "b_dec": "b_dec"},
+    "matryoshka": {name: name for name in ("W_enc", "W_dec", "b_enc", "b_dec")},
+    "p_anneal": LINEAR | {"encoder.bias": "b_enc", "bias": "b_dec"},
 }
 
 
@@ -61,6 +66,18 @@ class Training:
                 self.trainer = TopKTrainer(**common, k=job.k)
             case "batch_topk":
                 self.trainer = BatchTopKTrainer(**common, k=job.k)
+            case "matryoshka":
+                shares = [(end - begin) / job.d_sae for begin, end in pairwise((0, *job.widths))]
+                self.trainer = MatryoshkaBatchTopKTrainer(**common, k=job.k, group_fractions=shares)
+            case "p_anneal":
+                self.trainer = PAnnealTrainer(
+                    **penalised,
+                    initial_sparsity_penalty=job.sparsity,
+                    sparsity_function="Lp^p",
+                    # From its second step on it also measures the next p.
+                    anneal_start=1,
+                    p_end=0.2,
+                )
         if job.architecture == "jumprelu":
             weights = weights | {"threshold": weights["log_threshold"].exp()}
         with torch.no_grad():
@@ -68,13 +85,14 @@ class Training:
                 value = weights[PARAMETERS[job.architecture][name]]
                 parameter.copy_(value.T if name in LINEAR else value)
 
-    def step(self, x: Tensor, number: int) -> None:
+    def step(self, x: Tensor, y: Tensor, number: int) -> None:
         # Numbers count from 1: at 0 the trainer would set the decoder's bias itself.
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.job.mode == "bf16"):
             self.trainer.update(number, x)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         autoencoder = self.trainer.ae
-        in_training = {"use_threshold": False} if self.job.architecture == "batch_topk" else {}
+        chooses_in_batch = self.job.architecture in ("batch_topk", "matryoshka")
+        in_training = {"use_threshold": False} if chooses_in_batch else {}
         codes = autoencoder.encode(x, **in_training)
         return autoencoder.decode(codes), (codes != 0).sum()

@@ -13,13 +13,16 @@ from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.batch_topk import BatchTopKSettings
 from fsae.autoencoders.gated import GatedSettings
 from fsae.autoencoders.jumprelu import JumpReLUSettings
+from fsae.autoencoders.layout import Ends, Layout
+from fsae.autoencoders.pursuit import MatchingPursuitSettings
 from fsae.autoencoders.settings import DecoderNorm, SparseAutoencoderSettings
 from fsae.autoencoders.standard import StandardSettings
 from fsae.autoencoders.topk import TopKSettings
 from fsae.losses.auxiliary import AuxK, GateReconstruction
+from fsae.losses.matryoshka import Matryoshka, Reduction
 from fsae.losses.objective import Objective
 from fsae.losses.reconstruction import SquaredError
-from fsae.losses.sparsity import L1, StepL0, TargetL0
+from fsae.losses.sparsity import L1, AnnealedLp, StepL0, TargetL0
 from fsae.losses.term import LossTerm
 from fsae.memory import freed_memory_kept
 from fsae.training.gradient_learner import GradientLearner
@@ -41,15 +44,19 @@ class Rules:
 def rules_of(peer: str, architecture: str) -> Rules:
     """Return the rules of a peer for an architecture."""
     if peer == "sae_lens":
-        return Rules(decoder_norm=DecoderNorm.free, clip_norm=1.0)
+        # Pursuit keeps unit rows.
+        norm = DecoderNorm.unit if architecture == "matching_pursuit" else DecoderNorm.free
+        return Rules(decoder_norm=norm, clip_norm=1.0)
     if peer == "sparsify":
-        return Rules()
+        return Rules(decoder_norm=DecoderNorm.unit if architecture == "topk" else DecoderNorm.free)
     return {
         "standard": Rules(),
         "gated": Rules(beta1=0.0),
         "jumprelu": Rules(beta1=0.0, clip_norm=1.0, apply_b_dec_to_input=False),
         "topk": Rules(clip_norm=1.0),
         "batch_topk": Rules(clip_norm=1.0),
+        "matryoshka": Rules(clip_norm=1.0),
+        "p_anneal": Rules(),
     }[architecture]
 
 
@@ -74,19 +81,46 @@ def settings_of(job: Job) -> tuple[SparseAutoencoderSettings, dict[str, LossTerm
             sparsity = TargetL0(weight=job.sparsity, target=job.k) if target else StepL0(weight=job.sparsity)
             settings = JumpReLUSettings(**common, init_density=job.density, bandwidth=job.bandwidth)
             return settings, terms | {"sparsity": sparsity}
-        case "topk":
+        case "topk" | "transcoder" | "skip_transcoder":
             return TopKSettings(**common, k=job.k), terms | {"auxiliary": AuxK()}
         case "batch_topk":
             return BatchTopKSettings(**common, k=job.k), terms | {"auxiliary": AuxK()}
+        case "matryoshka":
+            inner: list[float] = list(job.widths[:-1])
+            levels = Matryoshka(widths=inner)
+            if job.rules == "dictionary_learning":
+                weights = [1 / len(job.widths)] * len(job.widths)
+                levels = Matryoshka(widths=inner, reduction=Reduction.mean, level_weights=weights)
+            return BatchTopKSettings(**common, k=job.k), {"reconstruction": levels, "auxiliary": AuxK()}
+        case "p_anneal":
+            sparsity = AnnealedLp(weight=job.sparsity, begin=0.0, end=0.2)
+            return StandardSettings(**common, init_density=job.density), terms | {"sparsity": sparsity}
+        case "matching_pursuit":
+            return MatchingPursuitSettings(**common, k=job.k), terms
         case _:
             raise ValueError(f"{job.architecture} is none of the architectures that are compared")
+
+
+def ends_of(job: Job) -> Ends:
+    """Return the layout of what is trained."""
+    if not job.transcodes:
+        return Ends.of(job.d_in)
+    read, written = (Layout.of(job.d_in, name) for name in ("mlp_in", "mlp_out"))
+    return Ends(input=read, target=written, skip=job.architecture == "skip_transcoder")
+
+
+def targets_of(x: Tensor) -> Tensor:
+    """Return what a transcoder should make of vectors: the outputs of a random layer."""
+    weights = torch.randn(x.shape[1], x.shape[1], generator=torch.Generator().manual_seed(2))
+    return torch.relu(x @ weights.to(x.device) / x.shape[1] ** 0.5)
 
 
 def write_weights(job: Job, vectors: Tensor) -> None:
     """Write fresh weights to the file that the job reads."""
     settings, _ = settings_of(job)
-    autoencoder = settings.build(job.d_in, torch.Generator().manual_seed(0))
-    autoencoder.initialise(lambda: vectors, scale=1.0)
+    autoencoder = settings.build(ends_of(job), torch.Generator().manual_seed(0))
+    targets = (lambda: targets_of(vectors)) if job.transcodes else None
+    autoencoder.initialise(lambda: vectors, scale=1.0, targets=targets)
     save_file({name: value.contiguous() for name, value in autoencoder.state_dict().items()}, Path(job.weights))
 
 
@@ -98,7 +132,7 @@ class Training:
         self._memory = ExitStack()
         self._memory.enter_context(freed_memory_kept())
         settings, terms = settings_of(job)
-        autoencoder = settings.build(job.d_in, torch.Generator().manual_seed(0)).to(job.device)
+        autoencoder = settings.build(ends_of(job), torch.Generator().manual_seed(0)).to(job.device)
         autoencoder.load_state_dict(weights)
         self.autoencoder: SparseAutoencoder = autoencoder
         rules = rules_of(job.rules, job.architecture)
@@ -115,8 +149,8 @@ class Training:
         )
         self.member = GradientLearner(autoencoder, Objective(terms), trainer, scale=1.0, seed=0)
 
-    def step(self, x: Tensor, number: int) -> None:
-        self.member.step(x, number - 1)
+    def step(self, x: Tensor, y: Tensor, number: int) -> None:
+        self.member.step(x, number - 1, None if self.autoencoder.ends.same else y)
         # As the training loop does, to update the list of dead latents and the choice of products.
         if self.member.settings.logs_after(number - 1):
             self.member.read_interval()

@@ -12,7 +12,8 @@ class Job:
         library: the library; the module `<library>_steps` trains with it.
         mode: how that library computes: fp32, bf16 (autocast for the peers) and its other modes.
         rules: the peer whose objective and optimiser settings fsae follows; each peer has only its own.
-        architecture: standard, gated, jumprelu, topk or batch_topk.
+        architecture: standard, gated, jumprelu, topk or batch_topk, or one of these under the name of another loss or
+            layout.
         d_in, d_sae, k, batch: shapes; k is also the target of objectives that have one.
         density: share of active codes at the start; None for biases of zero, with about half of the codes active.
             For architectures that choose k latents it is k / d_sae in any case.
@@ -23,8 +24,9 @@ class Job:
         device: the device.
         threads: threads per process.
         weights: file with the starting weights, by fsae's names.
-        vectors: file whose `x` (vectors, d_in) is trained on, batch after batch, repeatedly.
-        held_out: file whose `x` the autoencoder is measured on.
+        vectors: file whose `x` (vectors, d_in) is trained on, batch after batch, repeatedly; `y` are a transcoder's
+            targets.
+        held_out: file whose `x`, and `y`, the autoencoder is measured on.
     """
 
     library: str
@@ -45,6 +47,16 @@ class Job:
     weights: str
     vectors: str
     held_out: str
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The widths of the levels of a Matryoshka loss."""
+        return self.d_sae // 16, self.d_sae // 8, self.d_sae // 4, self.d_sae
+
+    @property
+    def transcodes(self) -> bool:
+        """True if `y` in the files is what the vectors `x` should become, instead of x."""
+        return self.architecture in ("transcoder", "skip_transcoder")
 
     @classmethod
     def of_fsae(

@@ -71,9 +71,9 @@ class Process:
         """Make the next step."""
         self._ask("step")
 
-    def time(self) -> float:
-        """Make the next step and return its seconds."""
-        return self._ask("time")
+    def time(self, clock: str = "time") -> float:
+        """Make the next step and return its seconds, or with `cpu_time` those that the process itself computed."""
+        return self._ask(clock)
 
     def measure(self) -> dict[str, float]:
         """Return `error`, `fvu` and `l0` on the held-out vectors."""

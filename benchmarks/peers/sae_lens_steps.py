@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.peers.job import Job
 
 DISTRIBUTION = "sae-lens"
-NAMES = {"batch_topk": "batchtopk"}
+NAMES = {"batch_topk": "batchtopk", "matryoshka": "matryoshka_batchtopk"}
 
 
 def settings_of(job: Job) -> dict:
@@ -21,13 +21,17 @@ def settings_of(job: Job) -> dict:
             return {"l1_coefficient": job.sparsity}
         case "jumprelu":
             return {"l0_coefficient": job.sparsity, "jumprelu_bandwidth": job.bandwidth}
+        case "matching_pursuit":
+            return {"max_iterations": job.k}
         case _:
+            levels = {"matryoshka_widths": list(job.widths)} if job.architecture == "matryoshka" else {}
             # Codes are chosen by their values, as in the paper; SAELens' default weighs them by decoder norms.
             return {
                 "k": job.k,
                 "rescale_acts_by_decoder_norm": False,
                 "use_sparse_activations": job.mode == "sparse",
                 "aux_loss_coefficient": 1 / 32,
+                **levels,
             }
 
 
@@ -57,12 +61,24 @@ class Training:
             dead_feature_window=job.dead_after,
         )
         self.trainer = SAETrainer(config, self.sae, data_provider=iter(()))
+        self.keeps_rows = job.architecture == "matching_pursuit"
+        if self.keeps_rows:
+            self.sae.W_dec.register_post_accumulate_grad_hook(_remove_growth)
 
-    def step(self, x: Tensor, number: int) -> None:
+    def step(self, x: Tensor, y: Tensor, number: int) -> None:
         self.trainer.step(x)
         self.trainer.n_training_steps += 1
+        if self.keeps_rows:
+            with torch.no_grad():
+                self.sae.W_dec /= self.sae.W_dec.norm(dim=1, keepdim=True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         codes = self.sae.encode(x)
         values = codes.coalesce().values() if codes.is_sparse else codes
         return self.sae.decode(codes), (values != 0).sum()
+
+
+def _remove_growth(rows: Tensor) -> None:
+    """Remove the part of the gradient that would only change the norms of rows."""
+    assert rows.grad is not None
+    rows.grad -= (rows.grad * rows).sum(1, keepdim=True) * rows

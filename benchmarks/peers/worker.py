@@ -4,6 +4,7 @@ It runs with the Python of that library, in which fsae is not installed.
 
 step       make one optimiser step on the next batch
 time       the same: its seconds
+cpu_time   the same: the seconds that the process itself computed
 measure    squared error (mean over vectors), fvu and l0 on the held-out vectors
 memory     peak memory of training in bytes, minus the memory in use before the autoencoder was built
 """
@@ -13,6 +14,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,8 +33,8 @@ MEASURED_AT_ONCE = 1024
 class Training(Protocol):
     """A library's training of a job from starting weights."""
 
-    def step(self, x: Tensor, number: int) -> None:
-        """Make one optimiser step on a batch; the number counts from 1."""
+    def step(self, x: Tensor, y: Tensor, number: int) -> None:
+        """Make one optimiser step on a batch whose reconstruction should be y; the number counts from 1."""
         ...
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,48 +49,49 @@ class Worker:
         torch.set_num_threads(job.threads)
         library = importlib.import_module(f"benchmarks.peers.{job.library}_steps")
         self.job, self.steps = job, 0
-        self.vectors = load_file(job.vectors)["x"]
-        self.held_out = load_file(job.held_out)["x"]
+        self.vectors, self.held_out = (_pairs(load_file(path), job) for path in (job.vectors, job.held_out))
         # Pages of a mapped file count as the process's memory once they are read: read them before training.
-        for tensor in (self.vectors, self.held_out):
+        for tensor in (*self.vectors, *self.held_out):
             tensor.sum()
         self.before = memory(job.device, "VmRSS")
         self.versions = {job.library: version(library.DISTRIBUTION), "torch": torch.__version__}
         self.training: Training = library.Training(job, load_file(job.weights, device=job.device))
 
     def step(self) -> None:
-        self._step(self._next_batch())
+        self._step(*self._next_batch())
 
-    def time(self) -> float:
+    def time(self, clock: Callable[[], float] = time.perf_counter) -> float:
         if self.job.device != "cpu":
             # Memory was released after the last command; the timed step must find it allocated, as in training.
             self.step()
-        x = self._next_batch()
+        x, y = self._next_batch()
         self._wait()
-        began = time.perf_counter()
-        self._step(x)
+        began = clock()
+        self._step(x, y)
         self._wait()
-        return time.perf_counter() - began
+        return clock() - began
 
-    def _next_batch(self) -> Tensor:
-        batches = len(self.vectors) // self.job.batch
-        begin = self.steps % batches * self.job.batch
-        return self.vectors[begin : begin + self.job.batch].to(self.job.device)
+    def _next_batch(self) -> tuple[Tensor, Tensor]:
+        x, y = self.vectors
+        begin = self.steps % (len(x) // self.job.batch) * self.job.batch
+        batch = slice(begin, begin + self.job.batch)
+        return x[batch].to(self.job.device), y[batch].to(self.job.device)
 
-    def _step(self, x: Tensor) -> None:
+    def _step(self, x: Tensor, y: Tensor) -> None:
         self.steps += 1
-        self.training.step(x, self.steps)
+        self.training.step(x, y, self.steps)
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
         squared = active = 0.0
+        inputs, targets = self.held_out
         # Small parts, so that training has the peak of the memory.
-        for x in self.held_out.split(MEASURED_AT_ONCE):
+        for x, y in zip(inputs.split(MEASURED_AT_ONCE), targets.split(MEASURED_AT_ONCE), strict=True):
             reconstruction, codes_on = self.training.forward(x.to(self.job.device))
-            squared += (reconstruction.float().cpu() - x).double().square().sum().item()
+            squared += (reconstruction.float().cpu() - y).double().square().sum().item()
             active += codes_on.item()
-        variance = (self.held_out - self.held_out.mean(0)).double().square().sum().item()
-        count = len(self.held_out)
+        variance = (targets - targets.mean(0)).double().square().sum().item()
+        count = len(targets)
         return {"error": squared / count, "fvu": squared / variance, "l0": active / count}
 
     def memory(self) -> int:
@@ -96,6 +100,11 @@ class Worker:
     def _wait(self) -> None:
         if self.job.device != "cpu":
             torch.cuda.synchronize()
+
+
+def _pairs(tensors: dict[str, Tensor], job: Job) -> tuple[Tensor, Tensor]:
+    """Return vectors and what their reconstructions should be."""
+    return tensors["x"], tensors["y" if job.transcodes else "x"]
 
 
 def memory(device: str, field: str) -> int:
@@ -116,7 +125,13 @@ def main() -> None:
 
     worker = Worker(Job(**json.loads(sys.argv[1])))
     answer(worker.versions)
-    commands = {"step": worker.step, "time": worker.time, "measure": worker.measure, "memory": worker.memory}
+    commands = {
+        "step": worker.step,
+        "time": worker.time,
+        "cpu_time": partial(worker.time, time.process_time),
+        "measure": worker.measure,
+        "memory": worker.memory,
+    }
     for line in sys.stdin:
         result = commands[line.strip()]()
         if worker.job.device != "cpu":
