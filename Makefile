@@ -32,9 +32,10 @@ test: setup  ## the test suite
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/peers --ignore=tests/browser --ignore=tests/cluster --ignore=tests/explain --ignore=tests/outside
 
 # The peers are installed in environments of their own, never in .venv.
-PEERS := .venv-peers .venv-sae-bench .venv-dictionary-learning .venv-sparsify .venv-sae-dashboard
+PEERS := .venv-peers .venv-sae-bench .venv-circuit-tracer .venv-dictionary-learning .venv-sparsify .venv-sae-dashboard
 
 .venv-peers/.installed: tests/peers/requirements.txt
+.venv-circuit-tracer/.installed: tests/peers/circuit_tracer.txt
 .venv-dictionary-learning/.installed: benchmarks/peers/dictionary_learning.txt
 .venv-sparsify/.installed: benchmarks/peers/sparsify.txt
 .venv-sae-dashboard/.installed: benchmarks/peers/sae_dashboard.txt
@@ -53,7 +54,7 @@ $(patsubst %,%/.installed,$(filter-out .venv-sae-bench,$(PEERS))):
 	$(@D)/bin/python -m pip install --quiet -r $<
 	@touch $@
 
-test-peers: setup .venv-peers/.installed .venv-sae-bench/.installed  ## agreement with sae_lens, sae-probes and SAEBench, in their own environments
+test-peers: setup .venv-peers/.installed .venv-sae-bench/.installed .venv-circuit-tracer/.installed  ## agreement with sae_lens, sae-probes, SAEBench and circuit-tracer, in their own environments
 	FSAE_REQUIRE_PEERS=1 $(BIN)/python -m pytest tests/peers
 
 test-browser: setup  ## the report and MLflow's compare view, in headless Chromium

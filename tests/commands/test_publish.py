@@ -12,9 +12,13 @@ from huggingface_hub import snapshot_download
 
 import fsae
 from fsae.commands.publish import main
+from fsae.export.saelens import save_saelens
 from fsae.outputs.latent_store import LatentStore
+from fsae.outputs.sweep_folder import Sweep
+from tests.export.releases.test_crosscoder_learning import ORIGIN, crosscoder
 from tests.language_models.fake_hub import WritableHub
 from tests.publishing.evaluated_run import write_run
+from tests.publishing.test_circuit_tracer import saved
 
 HOOK = "blocks.1.hook_resid_mid"
 Runs = dict[str, Path]
@@ -156,3 +160,40 @@ def test_numbers_are_written_in_saebench_s_files(runs: Runs, tmp_path: Path, cap
     sae = json.loads(path.read_text())["sae_cfg_dict"]
     assert (sae["architecture"], sae["d_sae"], sae["training_tokens"]) == ("topk", 48, 4096)
     assert (sae["hook_name"], sae["hook_layer"]) == (HOOK, 1)
+
+
+def test_transcoders_of_all_layers_are_written_for_circuit_tracer(runs: Runs, tmp_path: Path, capfd: Captured):
+    sweep = tmp_path / "sweep"
+    layers = [saved(sweep / str(layer), layer) for layer in (0, 1)]
+    Sweep(
+        folder=sweep, tag="", started="", command=[], working_directory="", outputs="", config_dirs=[],
+        hydra_overrides=[], constant=[], varied=["site.layer"], jobs=[["site.layer=0"], ["site.layer=1"]],
+    ).write()  # fmt: skip
+    out = tmp_path / "out"
+    for named in ([sweep], layers):
+        assert main([*map(str, named), "--circuit-tracer", str(out)]) == 0
+        assert capfd.readouterr().out == f"circuit-tracer:      {out} (2 layers)\n"
+    assert {path.name for path in out.iterdir()} == {"config.yaml", "layer_0.safetensors", "layer_1.safetensors"}
+    with pytest.raises(SystemExit):
+        main([*map(str, layers), "--circuit-tracer", str(out), "--saebench", str(out)])
+    assert "only --circuit-tracer takes several runs" in capfd.readouterr().err
+    # A run's settings name the language model, and with it the number of its layers.
+    run = shutil.copytree(runs["text"], tmp_path / "run", ignore=shutil.ignore_patterns("sae"))
+    saved(run / "sae", 0)
+    assert main([str(run), "--circuit-tracer", str(out)]) == 2
+    assert "no transcoder of layer 1, 2, 3, and circuit-tracer needs one for each of the 4" in capfd.readouterr().err
+
+
+def test_a_crosscoder_is_written_for_crosscoder_learning(tmp_path: Path, capfd: Captured):
+    run, out = tmp_path / "sae", tmp_path / "out"
+    density = torch.full((13,), 0.25)
+    save_saelens(crosscoder("batch_topk"), run, ORIGIN, density)
+    for _ in range(2):
+        assert main([str(run), "--crosscoder-learning", str(out)]) == 0
+        assert capfd.readouterr().out == f"crosscoder_learning: {out} (BatchTopKCrossCoder)\n"
+    # 13 latents that are on for a quarter of the samples.
+    assert json.loads((out / "config.json").read_text())["k"] == 3
+    assert fsae.load(out).provenance == ORIGIN
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o644}
+    assert main([str(run), "--crosscoder-learning", str(run)]) == 2
+    assert f"{run} exists and is no such export" in capfd.readouterr().err

@@ -3,7 +3,9 @@ import torch
 
 from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.batch_topk import BatchTopK
+from fsae.autoencoders.layout import Ends, Layout, Scaling
 from fsae.autoencoders.settings import DecoderNorm
+from fsae.autoencoders.standard import StandardSettings
 from fsae.export.folding import fold
 from tests.architectures import (
     ARCHITECTURES,
@@ -143,3 +145,27 @@ def test_codes_without_a_unit_of_their_own_are_refused():
         ValueError, match=r"Squared computes codes in its own way, but does not define change_unit or latents_compete"
     ):
         fold(autoencoder, SCALE)
+
+
+def test_the_threshold_of_batch_topk_is_folded_by_hand():
+    # Scaled by 2, inputs of 0.25 to 0.4 become 0.5 to 0.8, and codes above 0.6 are on: those of raw inputs above 0.3.
+    autoencoder = with_weights("batch_topk", {"W_enc": [[1.0]], "W_dec": [[1.0]]}, k=1, apply_b_dec_to_input=False)
+    assert isinstance(autoencoder, BatchTopK)
+    autoencoder.threshold.fill_(0.6)
+    folded = fold(autoencoder.eval(), 2.0)
+    assert folded.threshold.item() == pytest.approx(0.3)
+    codes = folded(torch.tensor([[0.25], [0.29], [0.31], [0.4]], dtype=torch.float64)).codes.dense()
+    assert codes.flatten().tolist() == pytest.approx([0, 0, 0.31, 0.4])
+
+
+def test_the_linear_path_is_folded_by_both_scales_by_hand():
+    # Inputs are multiplied by 2 and targets by 5: 1.5 becomes 3, the path makes 3 * 10 = 30 of it, which is 6 raw.
+    ends = Ends(input=Layout.of(1, "mlp_in.0"), target=Layout.of(1, "mlp_out.0"), skip=True)
+    autoencoder = StandardSettings(d_sae=1).build(ends, torch.Generator()).double().eval()
+    with torch.no_grad():
+        for parameter in autoencoder.parameters():
+            parameter.zero_()
+        autoencoder.W_skip.fill_(10)
+    folded = fold(autoencoder, Scaling((2.0,), (5.0,)))
+    assert folded.W_skip.item() == pytest.approx(4)
+    assert folded(torch.tensor([[1.5]], dtype=torch.float64)).reconstruction.item() == pytest.approx(6)

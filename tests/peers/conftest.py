@@ -27,6 +27,12 @@ def sae_bench() -> Callable[..., None]:
     return _runner("FSAE_SAE_BENCH_PYTHON", ".venv-sae-bench", HERE / "sae_bench_side.py")
 
 
+@pytest.fixture(scope="session")
+def circuit_tracer() -> Callable[..., None]:
+    """Run `circuit_tracer_side.py` with circuit-tracer's Python; FSAE_CIRCUIT_TRACER_PYTHON names another one."""
+    return _runner("FSAE_CIRCUIT_TRACER_PYTHON", ".venv-circuit-tracer", HERE / "circuit_tracer_side.py")
+
+
 def _runner(variable: str, environment: str, script: Path) -> Callable[..., None]:
     """Return a function that runs a script; FSAE_REQUIRE_PEERS makes the absence of its Python a failure."""
     python = Path(os.environ.get(variable, ROOT / environment / "bin" / "python"))

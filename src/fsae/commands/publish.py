@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fsae.console import console
+from fsae.publishing.circuit_tracer import write_circuit_tracer
+from fsae.publishing.crosscoder_learning import write_crosscoder
 from fsae.publishing.hub_repository import push
 from fsae.publishing.neuronpedia import write_neuronpedia
 from fsae.publishing.neuronpedia_upload import write_upload
@@ -22,10 +24,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Publish what the command line asks for; returns 0, 1 if the hub gives no answer, 2 for bad input."""
     parser = command_line()
     options = parser.parse_args(arguments)
+    options.run = options.runs[0]
     exports = (options.neuronpedia, options.neuronpedia_upload, options.saedashboard)
-    folders = (*exports, options.saebench)
+    of_one_run = (*exports, options.saebench, options.crosscoder_learning)
+    folders = (*of_one_run, options.circuit_tracer)
     if options.repo is None and not any(folders):
-        parser.error("name a target: --repo, --neuronpedia, --neuronpedia-upload, --saedashboard or --saebench")
+        parser.error(
+            "name a target: --repo, --neuronpedia, --neuronpedia-upload, --saedashboard, --saebench, --circuit-tracer "
+            "or --crosscoder-learning"
+        )
+    if len(options.runs) > 1 and (options.repo is not None or any(of_one_run)):
+        parser.error("only --circuit-tracer takes several runs; name one")
     if options.dry_run and any(folders):
         parser.error("--dry-run is for --repo alone; the other targets are folders of this machine")
     try:
@@ -48,6 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _export(options, publication)
         if options.saebench is not None:
             _export_numbers(options)
+        if options.circuit_tracer is not None:
+            layers = write_circuit_tracer(options.runs, options.circuit_tracer, options.member)
+            print(f"circuit-tracer:      {options.circuit_tracer} ({layers} layers)")
+        if options.crosscoder_learning is not None:
+            kind = write_crosscoder(options.run, options.crosscoder_learning, options.member)
+            print(f"crosscoder_learning: {options.crosscoder_learning} ({kind})")
         if publication is not None:
             address = push(
                 publication.repo,
@@ -69,10 +84,16 @@ def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fsae.publish",
         description="Publish a finished run: push its dictionary and a model card to a repository on the Hugging Face "
-        "hub, or write the facts about its latents in the layouts of Neuronpedia and SAEDashboard, or its numbers in "
-        "SAEBench's.",
+        "hub, or write the facts about its latents in the layouts of Neuronpedia and SAEDashboard, its numbers in "
+        "SAEBench's, or its weights in those of circuit-tracer and crosscoder_learning.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="folder of a finished run; for --circuit-tracer a sweep over layers, or the runs of all layers",
+    )
     parser.add_argument("--member", type=int, metavar="N", help="member of a population (default: all, with --repo)")
     hub = parser.add_argument_group("Hugging Face hub")
     hub.add_argument("--repo", metavar="OWNER/NAME", help="push to this model repository; it is made if needed")
@@ -104,6 +125,16 @@ def command_line() -> argparse.ArgumentParser:
     )
     numbers = parser.add_argument_group("numbers in other layouts")
     numbers.add_argument("--saebench", type=Path, metavar="FOLDER", help="write SAEBench's JSON files below it")
+    weights = parser.add_argument_group("weights in other layouts")
+    weights.add_argument(
+        "--circuit-tracer", type=Path, metavar="FOLDER", help="write circuit-tracer's transcoders of all layers into it"
+    )
+    weights.add_argument(
+        "--crosscoder-learning",
+        type=Path,
+        metavar="FOLDER",
+        help="write a crosscoder into it as crosscoder_learning does",
+    )
     return parser
 
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from fsae.export.between import between
 from fsae.export.config_files import read_json
 from fsae.export.provenance import Provenance
 from fsae.export.stored import Stored
-from fsae.export.tensor_files import read_safetensors
+from fsae.export.tensor_files import plain, read_safetensors
 from fsae.files import replacing, share_as_folder
 
 log = logging.getLogger(__name__)
@@ -93,7 +92,7 @@ def save_saelens(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with replacing(folder) as unfinished:
             unfinished.mkdir()
-            save_file(_plain(form.tensors), unfinished / WEIGHTS)
+            save_file(plain(form.tensors), unfinished / WEIGHTS)
             (unfinished / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             if density is not None:
                 _write_density(unfinished / SPARSITY, density)
@@ -121,15 +120,7 @@ def save_density(folder: Path, density: Float[Tensor, " d_sae"]) -> None:
 
 
 def _write_density(path: Path, density: Float[Tensor, " d_sae"]) -> None:
-    save_file(_plain({"sparsity": torch.log10(density + LEAST_DENSITY)}), path)
-
-
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors as safetensors takes them: contiguous (W_enc is held transposed) and without shared memory."""
-    return {
-        name: tensor.detach().to("cpu", torch.float32).clone(memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
+    save_file(plain({"sparsity": torch.log10(density + LEAST_DENSITY)}), path)
 
 
 def read_saelens(folder: Path) -> Stored:

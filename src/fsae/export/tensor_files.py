@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -22,6 +22,19 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is truncated or damaged ({error}); {_AGAIN}") from error
+
+
+def names_in(path: Path) -> set[str]:
+    """Return the names of the tensors in a safetensors file, without reading these.
+
+    Raises:
+        ValueError: the file is truncated or damaged.
+    """
+    try:
+        with safe_open(path, "pt") as tensors:
+            return set(tensors.keys())
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}); {_AGAIN}") from error
 
@@ -91,3 +104,11 @@ def renamed(
             raise ValueError(f"{path}: {names[name]} is {tuple(found[name].shape)}; it must be a matrix")
         found[name] = found[name].T
     return found
+
+
+def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors as safetensors writes them: contiguous, without shared memory, on the CPU and in float32."""
+    return {
+        name: tensor.detach().to("cpu", torch.float32).clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }

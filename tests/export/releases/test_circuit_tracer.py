@@ -1,9 +1,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
-from fsae.export.dictionary_files import load_autoencoder
+from fsae.export.dictionary_files import load_autoencoder, read_provenance
+from fsae.export.releases.circuit_tracer import transcoder_tensors
 from tests.export.releases.weights import check, weights
 
 
@@ -42,3 +44,27 @@ def test_a_truncated_file(tmp_path):
     file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(ValueError, match=r"layer_5.safetensors is truncated or damaged"):
         load_autoencoder(file)
+
+
+def test_w_skip_is_applied_as_its_rows_by_hand(tmp_path):
+    # f = relu(1 * 1 + 2 * .5) = 2, and 2 (1, 1) + (0, 1) + W_skip x with rows (1, 1), (0, 1); transposed it is (3, 6).
+    tensors = {
+        "W_enc": torch.tensor([[1.0, 0.5]]),
+        "b_enc": torch.zeros(1),
+        "W_dec": torch.ones(1, 2),
+        "b_dec": torch.tensor([0.0, 1.0]),
+        "W_skip": torch.tensor([[1.0, 1.0], [0.0, 1.0]]),
+    }
+    save_file(tensors, tmp_path / "layer_0.safetensors")
+    transcoder = load_autoencoder(tmp_path / "layer_0.safetensors")
+    assert transcoder(torch.tensor([[1.0, 2.0]])).reconstruction.tolist() == [[5, 5]]
+    written = transcoder_tensors(transcoder, tmp_path)
+    assert all(torch.equal(tensor, written[name]) for name, tensor in tensors.items())
+
+
+def test_without_a_config_the_site_is_open(tmp_path):
+    file = write(tmp_path)
+    assert read_provenance(file).hook_name is None
+    (tmp_path / "config.yaml").write_text("feature_input_hook: mlp.hook_in\nfeature_output_hook: hook_mlp_out\n")
+    found = read_provenance(file)
+    assert (found.hook_name, found.hook_name_out) == ("blocks.5.mlp.hook_in", "blocks.5.hook_mlp_out")

@@ -5,7 +5,7 @@ import pytest
 from safetensors.torch import save_file
 
 from fsae.export.dictionary_files import load_autoencoder, read_provenance
-from tests.export.releases.weights import check, weights
+from tests.export.releases.weights import D_IN, check, drawn, weights
 
 CONFIG = {
     "architecture": "jump_relu",
@@ -45,6 +45,23 @@ def test_it_computes_what_gemma_scope_2_defines(tmp_path):
 def test_the_site_is_read_from_its_config(tmp_path, module, hook):
     said = read_provenance(write(tmp_path / "a", CONFIG | {"hf_hook_point_in": module}))
     assert (said.model_name, said.hook_name) == ("google/gemma-3-1b-pt", hook)
+
+
+def test_an_affine_path_is_stored_with_the_rows_of_the_input(tmp_path):
+    skip = drawn(D_IN, D_IN, seed=11)
+    ends = {
+        "hf_hook_point_in": "model.layers.5.pre_feedforward_layernorm.output",
+        "hf_hook_point_out": "model.layers.5.post_feedforward_layernorm.output",
+    }
+
+    def with_path(x):
+        codes, reconstruction = forward(x)
+        return codes, reconstruction + x @ skip
+
+    folder = write(tmp_path / "a", CONFIG | ends | {"affine_connection": True}, affine_skip_connection=skip)
+    check(folder, with_path)
+    said = read_provenance(folder)
+    assert (said.hook_name, said.hook_name_out) == ("blocks.5.mlp.hook_in", "blocks.5.hook_mlp_out")
 
 
 def test_without_a_config_the_path_names_the_site(tmp_path):

@@ -2,10 +2,10 @@ import json
 from pathlib import Path
 
 import pytest
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from fsae.export.dictionary_files import load_autoencoder, read_provenance
-from tests.export.releases.weights import D_IN, D_SAE, K, check, largest, weights
+from tests.export.releases.weights import D_IN, D_SAE, K, check, drawn, largest, weights
 
 CONFIG = {"activation": "topk", "k": K, "expansion_factor": 32, "num_latents": D_SAE, "d_in": D_IN}
 
@@ -36,7 +36,23 @@ def test_a_transcoder_subtracts_no_bias_from_its_input(tmp_path):
         codes = largest(x @ w["W_enc"] + w["b_enc"])
         return codes, codes @ w["W_dec"] + w["b_dec"]
 
-    check(write(tmp_path / "layers.5.mlp", transcode=True), forward)
+    folder = write(tmp_path / "layers.5.mlp", transcode=True)
+    check(folder, forward)
+    said = read_provenance(folder)
+    # An MLP's module reads what its norm gives.
+    assert (said.hook_name, said.hook_name_out) == ("blocks.5.mlp.hook_in", "blocks.5.hook_mlp_out")
+
+
+def test_the_rows_of_w_skip_are_those_of_the_output(tmp_path):
+    w, skip = weights(), drawn(D_IN, D_IN, seed=11)
+
+    def forward(x):
+        codes = largest(x @ w["W_enc"] + w["b_enc"])
+        return codes, codes @ w["W_dec"] + w["b_dec"] + x @ skip.T
+
+    folder = write(tmp_path / "layers.5.mlp", transcode=True, skip_connection=True)
+    save_file(load_file(folder / "sae.safetensors") | {"W_skip": skip}, folder / "sae.safetensors")
+    check(folder, forward)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """The table of releases, in the order in which a path is compared with them."""
 
 from fsae.export.releases.circuit_tracer import CIRCUIT_TRACER
+from fsae.export.releases.crosscoder_learning import CROSSCODER_LEARNING
 from fsae.export.releases.dictionary_learning import DICTIONARY_LEARNING
 from fsae.export.releases.gemma_scope import GEMMA_SCOPE
 from fsae.export.releases.gemma_scope_2 import GEMMA_SCOPE_2
+from fsae.export.releases.model_diff import MODEL_DIFF
 from fsae.export.releases.openmoss import LLAMA_SCOPE, OPENMOSS
 from fsae.export.releases.release import Release
 from fsae.export.releases.sparsify import SPARSIFY
@@ -25,6 +27,8 @@ RELEASES: tuple[Release, ...] = (
     OPENMOSS,
     SPARSIFY,
     DICTIONARY_LEARNING,
+    CROSSCODER_LEARNING,
+    MODEL_DIFF,
     CIRCUIT_TRACER,
     STATE_DICT_FILE,
 )

@@ -20,7 +20,7 @@ _HOOKS = {
     "output": "hook_resid_post",
     "self_attn.o_proj.input": "attn.hook_z",
     "post_feedforward_layernorm.output": "hook_mlp_out",
-    "pre_feedforward_layernorm.output": "hook_mlp_in",
+    "pre_feedforward_layernorm.output": "mlp.hook_in",
 }
 # Parts of a path, if there is no config.json.
 _FOLDERS = {"resid_post": "hook_resid_post", "attn_out": "attn.hook_z", "mlp_out": "hook_mlp_out"}

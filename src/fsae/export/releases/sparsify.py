@@ -50,7 +50,7 @@ def read_sparsify(folder: Path) -> Stored:
     if transcoder or skip:
         config["architecture"] = "topk_skip_transcoder" if skip else "topk_transcoder"
         if hook is not None and hook.endswith("hook_mlp_out"):
-            config |= {"hook_name": hook.replace("hook_mlp_out", "hook_mlp_in"), "hook_name_out": hook}
+            config |= {"hook_name": hook.replace("hook_mlp_out", "mlp.hook_in"), "hook_name_out": hook}
     run = folder.parent / "config.json"
     if run.is_file():
         training = read_json(run)
