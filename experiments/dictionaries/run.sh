@@ -16,7 +16,13 @@ arm smollm2/fisher $smollm2 arch.k=24,64 penalty=fisher
 arm smollm2/lista $smollm2 arch.k=24,64 arch=lista
 arm smollm2/matching_pursuit $smollm2 arch.k=24,64 arch=matching_pursuit
 arm smollm2/jumprelu $smollm2 arch=jumprelu loss=jumprelu_target_l0_per_sample loss.sparsity.target=24,64
-arm smollm2/controls $smollm2 arch.k=24,64 trainer.frozen=decoder,all
+arm smollm2/random_decoder $smollm2 arch.k=24,64 trainer.frozen=decoder
+arm smollm2/random $smollm2 arch.k=24,64 trainer.frozen=all
+
+# Between sites: what the MLP of layer 3 computes, and an autoencoder of its output.
+arm mlp/autoencoder $smollm2 arch.k=24,64 site=mlp_out
+arm mlp/transcoder $smollm2 arch.k=24,64 layout=transcoder
+arm mlp/skip_transcoder $smollm2 arch.k=24,64 layout=skip_transcoder
 
 # The same recipes on known features; an l0 of 8.3 has as many features as there are.
 synthetic="experiment=synth_sae_bench/small seed=1,2,3,4,5"
@@ -28,9 +34,5 @@ arm synthetic/fisher $synthetic arch.k=8,6 penalty=fisher
 arm synthetic/lista $synthetic arch.k=8,6 arch=lista
 arm synthetic/matching_pursuit $synthetic arch.k=8,6 arch=matching_pursuit
 arm synthetic/jumprelu $synthetic arch=jumprelu loss=jumprelu_target_l0_per_sample loss.sparsity.target=8,6
-arm synthetic/controls $synthetic arch.k=8 trainer.frozen=decoder,all
-
-# Between sites: what the MLP of layer 3 computes, and an autoencoder of its output.
-arm mlp/autoencoder $smollm2 arch.k=24,64 site=mlp_out
-arm mlp/transcoder $smollm2 arch.k=24,64 layout=transcoder
-arm mlp/skip_transcoder $smollm2 arch.k=24,64 layout=skip_transcoder
+arm synthetic/random_decoder $synthetic arch.k=8,6 trainer.frozen=decoder
+arm synthetic/random $synthetic arch.k=8,6 trainer.frozen=all
