@@ -36,3 +36,7 @@ arm synthetic/matching_pursuit $synthetic arch.k=8,6 arch=matching_pursuit
 arm synthetic/jumprelu $synthetic arch=jumprelu loss=jumprelu_target_l0_per_sample loss.sparsity.target=8,6
 arm synthetic/random_decoder $synthetic arch.k=8,6 trainer.frozen=decoder
 arm synthetic/random $synthetic arch.k=8,6 trainer.frozen=all
+
+# What the latents of SmolLM2's residual stream are worth: probes on eight of the questions, to save time.
+python -m fsae.evaluate "$out"/smollm2/* launcher=packed 'eval=[absorption,code,probing,mdl,stability]' 'eval.probing.k=[1,16]' \
+    'eval.probing.sets=[7_hist_fig_ispolitician,21_headline_istrump,73_control-group,96_spam_is,105_click_bait,125_world_country_Italy,139_news_class_Politics,159_code_Python]'

@@ -1,0 +1,16 @@
+#!/bin/sh
+# Prints every figure of the study with its interval, from the runs of run.sh.
+#
+#     sh experiments/dictionaries/tables.sh [FOLDER] > experiments/dictionaries/tables.md
+set -e
+out=${1:-outputs/dictionaries}
+. "$(dirname "$0")/../table.sh"
+
+echo "# Recipes for dictionaries: all figures"
+vectors="fvu ce_recovered_zero dead_share code_correlation_excess decoder_max_cosine"
+worth="probing_auc_k1 probing_auc_k16 absorption code_f1 mdl_bits stability_mcc"
+table "Residual stream of SmolLM2-135M-Instruct (Q4_1), layer 3: reconstruction" recipes "$out/smollm2" \
+    --against batch_topk --metrics $vectors
+table "The same: what the latents are worth" recipes "$out/smollm2" --against batch_topk --metrics $worth
+table "MLP of layer 3" recipes "$out/mlp" --against transcoder --metrics $vectors
+table "Known features" recipes "$out/synthetic" --against batch_topk --metrics fvu f1 mcc uniqueness dead_share
