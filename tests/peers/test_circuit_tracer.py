@@ -1,6 +1,7 @@
 """circuit-tracer's own loader opens exported transcoders, and its graph of a prompt is made with them."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,13 @@ import fsae
 from fsae.language_models.packaged import packaged_folder
 from fsae.language_models.settings import Package
 from fsae.publishing.circuit_tracer import write_circuit_tracer
+from fsae.surface.language_model import Activations
 from tests.architectures import relative_error
 from tests.processes import finished
 
 pytestmark = pytest.mark.peers
 
-TEXT = "the cat sat on"
+LAYERS, TEXT = 4, "the cat sat on"
 SMALL = (
     "debug=tiny", "model=custom", "model.dtype=float32", "arch=batch_topk", "arch.d_sae=48", "arch.k=4",
     "trainer.samples=8192", "source.tokens=4096", "source.shard_tokens=4096", "eval=[vectors]",
@@ -37,55 +39,84 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def layers(circuit_tracer, model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[fsae.Dictionary], dict]:
-    """The dictionaries of a sweep over all layers, and what circuit-tracer makes of their export."""
-    folder = tmp_path_factory.mktemp("layers")
-    words = ["-m", *SMALL, f"model.path={model}", "layout=skip_transcoder", "site.layer=range(0,4)", "launcher=packed"]
-    done = finished(*words, f"hydra.sweep.dir={folder}/sweep", outputs=folder)
+@dataclass(frozen=True)
+class Traced:
+    """Dictionaries of all layers, and what circuit-tracer makes of their export.
+
+    Attributes:
+        dictionaries: one per layer, or a cross-layer transcoder.
+        found: vectors, codes and reconstructions, layers first, and the graph.
+    """
+
+    dictionaries: list[fsae.Dictionary]
+    found: dict[str, Tensor]
+
+    def codes(self) -> Tensor:
+        """Return the dictionaries' own codes of circuit-tracer's vectors, layers first."""
+        if len(self.dictionaries) > 1:
+            pairs = zip(self.dictionaries, self.found["read"], strict=True)
+            return torch.stack([each.encode(read) for each, read in pairs])
+        (only,) = self.dictionaries
+        return torch.stack(only.encode(torch.cat(list(self.found["read"]), 1)).chunk(LAYERS, 1))
+
+    def reconstructions(self) -> Tensor:
+        """Return the dictionaries' own reconstructions of these vectors."""
+        if len(self.dictionaries) > 1:
+            pairs = zip(self.dictionaries, self.found["read"], strict=True)
+            return torch.stack([each(read) for each, read in pairs])
+        (only,) = self.dictionaries
+        return torch.stack(only(torch.cat(list(self.found["read"]), 1)).chunk(LAYERS, 1))
+
+
+@pytest.fixture(scope="module", params=["skip_transcoder", "cross_layer_transcoder"])
+def traced(request, circuit_tracer, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Traced:
+    folder = tmp_path_factory.mktemp(request.param)
+    words = [*SMALL, f"model.path={model}", f"layout={request.param}"]
+    if request.param == "skip_transcoder":
+        words += ["-m", f"site.layer=range(0,{LAYERS})", "launcher=packed", f"hydra.sweep.dir={folder}/sweep"]
+        trained, runs = folder / "sweep", [folder / "sweep" / str(layer) for layer in range(LAYERS)]
+    else:
+        words += [f"site.layer={list(range(LAYERS))}".replace(" ", ""), "arch.d_sae=192", "arch.k=16"]
+        words += [f"hydra.run.dir={folder}/run"]
+        trained, runs = folder / "run", [folder / "run"]
+    done = finished(*words, outputs=folder)
     assert done.returncode == 0, done.stdout
-    assert write_circuit_tracer([folder / "sweep"], folder / "set") == 4
-    dictionaries = [fsae.load(folder / "sweep" / str(layer)) for layer in range(4)]
-    return dictionaries, _theirs(circuit_tracer, dictionaries[0], folder / "set", model)
+    assert write_circuit_tracer([trained], folder / "export") == LAYERS
+    dictionaries = [fsae.load(run) for run in runs]
+    save_file({"tokens": _activations(dictionaries[0], "mlp_in.0").tokens}, folder / "tokens")
+    circuit_tracer(folder / "export", model, folder / "tokens", folder / "out")
+    return Traced(dictionaries, load_file(folder / "out"))
 
 
-def _theirs(circuit_tracer, dictionary: fsae.Dictionary, exported: Path, model: Path) -> dict[str, Tensor]:
+def _activations(dictionary: fsae.Dictionary, site: str) -> Activations:
     assert dictionary.language_model is not None
-    tokens = dictionary.language_model.activations(TEXT, "mlp_in.0", special_tokens=True, prepend_bos=True).tokens
-    save_file({"tokens": tokens}, exported.with_suffix(".tokens"))
-    circuit_tracer(exported, model, exported.with_suffix(".tokens"), exported.with_suffix(".out"))
-    return load_file(exported.with_suffix(".out"))
+    return dictionary.language_model.activations(TEXT, site, special_tokens=True, prepend_bos=True)
 
 
-def test_it_reads_and_replaces_the_same_vectors(layers: tuple[list[fsae.Dictionary], dict]):
-    dictionaries, theirs = layers
-    for layer, dictionary in enumerate(dictionaries):
-        assert dictionary.language_model is not None
-        for site, found in ((dictionary.site, "read"), (dictionary.written_site, "written")):
-            assert site is not None
-            own = dictionary.language_model.activations(TEXT, site, special_tokens=True, prepend_bos=True).vectors
-            assert relative_error(theirs[found][layer], own) < 1e-5
+def test_it_reads_and_replaces_the_same_vectors(traced: Traced):
+    for layer in range(LAYERS):
+        for site, found in (("mlp_in", traced.found["read"]), ("mlp_out", traced.found["written"])):
+            own = _activations(traced.dictionaries[0], f"{site}.{layer}").vectors
+            assert relative_error(found[layer], own) < 1e-5
     # Without the norm's weight the vectors would be others.
-    assert not torch.allclose(theirs["read"][0].square().mean(1), torch.ones(len(theirs["read"][0])), atol=0.05)
+    assert not torch.allclose(traced.found["read"].square().mean(2), torch.ones(()), atol=0.05)
 
 
-def test_its_codes_and_reconstructions_are_those_of_the_runs(layers: tuple[list[fsae.Dictionary], dict]):
-    dictionaries, theirs = layers
-    for layer, dictionary in enumerate(dictionaries):
-        read = theirs["read"][layer]
-        assert relative_error(theirs["codes"][layer], dictionary.encode(read)) < 1e-5
-        assert relative_error(theirs["reconstruction"][layer], dictionary(read)) < 1e-5
+def test_its_codes_and_reconstructions_are_those_of_the_runs(traced: Traced):
+    assert relative_error(traced.found["codes"], traced.codes()) < 1e-5
+    assert relative_error(traced.found["reconstruction"], traced.reconstructions()) < 1e-5
 
 
-def test_its_graph_has_the_codes_of_the_prompt(layers: tuple[list[fsae.Dictionary], dict]):
-    _, theirs = layers
-    codes = theirs["codes"].clone()
+def test_its_graph_has_the_codes_of_the_prompt(traced: Traced):
+    found = traced.found
+    codes = found["codes"].clone()
     # circuit-tracer leaves the first token out.
     codes[:, 0] = 0
-    assert torch.equal(theirs["active"], codes.nonzero())
-    assert len(theirs["active"]) > 20
-    assert relative_error(theirs["values"], codes[codes != 0]) < 1e-5
-    assert theirs["edges"].isfinite().all()
-    # The last rows are those of the logits, the first ones those of latents.
-    assert theirs["edges"][-len(theirs["logits"]) :, : len(theirs["active"])].any()
-    assert theirs["edges"][: len(theirs["active"]), : len(theirs["active"])].any()
+    assert torch.equal(found["active"], codes.nonzero())
+    assert len(found["active"]) > 20
+    assert relative_error(found["values"], codes[codes != 0]) < 1e-5
+    assert found["edges"].isfinite().all()
+    # The first rows and columns are those of latents, the last ones those of logits.
+    latents, logits = len(found["active"]), len(found["logits"])
+    assert found["edges"][-logits:, :latents].any()
+    assert found["edges"][:latents, :latents].any()

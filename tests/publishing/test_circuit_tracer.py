@@ -9,12 +9,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from fsae.autoencoders.layout import Ends, Layout
+from fsae.autoencoders.autoencoder import SparseAutoencoder
+from fsae.autoencoders.batch_topk import BatchTopK
+from fsae.autoencoders.layout import Ends, Layout, PartNorm, blocks_across_layers, blocks_per_layer
 from fsae.export.dictionary_files import load_autoencoder, read_provenance
 from fsae.export.provenance import Provenance
 from fsae.export.saelens import save_saelens
 from fsae.publishing.circuit_tracer import write_circuit_tracer
-from tests.architectures import relative_error, samples
+from tests.architectures import relative_error, samples, settings_of
 from tests.autoencoders.test_layout import moved
 
 TRANSCODER = Ends(input=Layout.of(5, "mlp_in.0"), target=Layout.of(5, "mlp_out.0"))
@@ -27,7 +29,7 @@ def saved(folder: Path, layer: int, arch: str = "jumprelu", ends: Ends = TRANSCO
     hooks: dict[str, Any] = {name: f"blocks.{layer}.{hook}" for name, hook in names.items()}
     autoencoder = moved(arch, ends).float().eval()
     with torch.no_grad():
-        autoencoder.b_dec += layer
+        autoencoder.b_dec.add_(layer)
     save_saelens(autoencoder, folder, Provenance(model_name="tiny", **hooks))
     return folder
 
@@ -71,6 +73,72 @@ def test_an_earlier_export_is_replaced_and_nothing_else(tmp_path: Path):
         write_circuit_tracer([first], first)
 
 
+LAYERS, WIDTH, OF_LAYER = 3, 5, 4
+READ = Layout(tuple((f"mlp_in.{layer}", WIDTH) for layer in range(LAYERS)))
+WRITTEN = Layout(tuple((f"mlp_out.{layer}", WIDTH) for layer in range(LAYERS)))
+PER_LAYER = Ends(input=READ, target=WRITTEN, blocks=blocks_per_layer(LAYERS), part_norm=PartNorm.joint)
+CROSS_LAYER = replace(PER_LAYER, blocks=blocks_across_layers(LAYERS))
+
+
+def of_layers(arch: str, ends: Ends, folder: Path) -> SparseAutoencoder:
+    """Return a transcoder of several layers, which is saved in a folder."""
+    generator = torch.Generator().manual_seed(0)
+    autoencoder = settings_of(arch, d_sae=LAYERS * OF_LAYER).build(ends, generator).eval()
+    with torch.no_grad():
+        for parameter in autoencoder.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    autoencoder.mask_weights()
+    if isinstance(autoencoder, BatchTopK):
+        autoencoder.threshold.fill_(0.5)
+    hooks = [[f"blocks.{layer}.{hook}" for layer in range(LAYERS)] for hook in ("mlp.hook_in", "hook_mlp_out")]
+    names = Provenance(
+        model_name="tiny",
+        hook_name=hooks[0][0],
+        hook_name_out=hooks[1][0],
+        hook_names=hooks[0],
+        hook_names_out=hooks[1],
+    )
+    save_saelens(autoencoder, folder, names)
+    return autoencoder
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_transcoders_of_layers_side_by_side_are_the_set_of_these(tmp_path: Path, skip: bool):
+    autoencoder = of_layers("batch_topk", replace(PER_LAYER, skip=skip), tmp_path / "sae")
+    assert write_circuit_tracer([tmp_path / "sae"], tmp_path / "set") == LAYERS
+    x = samples(60, LAYERS * WIDTH, dtype=torch.float32)
+    wanted = autoencoder(x)
+    read = [load_autoencoder(tmp_path / "set" / f"layer_{layer}.safetensors") for layer in range(LAYERS)]
+    found = [each(own) for each, own in zip(read, READ.split(x), strict=True)]
+    assert relative_error(torch.cat([each.reconstruction for each in found], 1), wanted.reconstruction) < 1e-6
+    assert relative_error(torch.cat([each.codes.dense() for each in found], 1), wanted.codes.dense()) < 1e-6
+
+
+@pytest.mark.parametrize("arch", ["standard", "jumprelu", "batch_topk"])
+def test_a_cross_layer_transcoder_is_written_by_layers_and_read_back(tmp_path: Path, arch: str):
+    autoencoder = of_layers(arch, CROSS_LAYER, tmp_path / "sae")
+    assert write_circuit_tracer([tmp_path / "sae"], tmp_path / "clt") == LAYERS
+    assert yaml.safe_load((tmp_path / "clt" / "config.yaml").read_text())["model_kind"] == "cross_layer_transcoder"
+    jumps = {"threshold_1": (OF_LAYER,)} if arch != "standard" else {}
+    files = {
+        "W_enc_1": {"W_enc_1": (OF_LAYER, WIDTH), "b_enc_1": (OF_LAYER,), "b_dec_1": (WIDTH,), **jumps},
+        "W_dec_1": {"W_dec_1": (OF_LAYER, 2, WIDTH)},
+    }
+    for name, shapes in files.items():
+        tensors = load_file(tmp_path / "clt" / f"{name}.safetensors")
+        assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == shapes
+    loaded, x = load_autoencoder(tmp_path / "clt"), samples(60, LAYERS * WIDTH, dtype=torch.float32)
+    assert relative_error(loaded(x).reconstruction, autoencoder(x).reconstruction) < 1e-6
+    assert relative_error(loaded(x).codes.dense(), autoencoder(x).codes.dense()) < 1e-6
+    assert loaded.ends.latents(12) == CROSS_LAYER.latents(12)
+    assert read_provenance(tmp_path / "clt") == read_provenance(tmp_path / "sae")
+
+
+def test_a_linear_path_across_layers_is_refused(tmp_path: Path):
+    of_layers("standard", replace(CROSS_LAYER, skip=True), tmp_path / "sae")
+    assert "has a linear path, and circuit-tracer's files of cross-layer" in refused(tmp_path, tmp_path / "sae")
+
+
 def refused(tmp_path: Path, *folders: Path) -> str:
     with pytest.raises(ValueError) as raised:
         write_circuit_tracer(folders, tmp_path / "set")
@@ -107,4 +175,4 @@ def test_layers_that_do_not_make_a_set_are_refused(tmp_path: Path):
     assert "are both of layer 0" in refused(tmp_path, zero, saved(tmp_path / "again", 0))
     assert "differ in their linear path;" in refused(tmp_path, zero, saved(tmp_path / "skip", 1, ends=SKIP))
     other = saved(tmp_path / "other", 1, hook_name="hook_resid_mid")
-    assert "differ in their language model or sites;" in refused(tmp_path, zero, other)
+    assert "differ in their language model, sites or layout;" in refused(tmp_path, zero, other)

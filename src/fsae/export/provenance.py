@@ -52,6 +52,16 @@ class Provenance:
     chat_roles: list[str] | None = None
     matryoshka_widths: list[int] | None = None
 
+    @property
+    def hooks_in(self) -> list[str]:
+        """The names of the sites that it reads, one or several; none if they are unknown."""
+        return self.hook_names or [name for name in (self.hook_name,) if name is not None]
+
+    @property
+    def hooks_out(self) -> list[str]:
+        """The names of the sites that it writes."""
+        return self.hook_names_out or ([self.hook_name_out] if self.hook_name_out is not None else self.hooks_in)
+
 
 # Arguments of opening a language model that do not change its activations.
 _HARMLESS_OPENING = {

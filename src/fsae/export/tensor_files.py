@@ -1,14 +1,15 @@
 """Files of tensors from outside, safetensors, npz and torch's own, which are read without running code in them."""
 
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 _AGAIN = "save or download it again"
@@ -32,9 +33,28 @@ def names_in(path: Path) -> set[str]:
     Raises:
         ValueError: the file is truncated or damaged.
     """
+    with _opened(path) as tensors:
+        return set(tensors.keys())
+
+
+def shape_in(path: Path, name: str, dimensions: int) -> list[int]:
+    """Return the shape of a tensor in a safetensors file, without reading it.
+
+    Raises:
+        ValueError: the file is truncated or damaged, or has no such tensor with this number of dimensions.
+    """
+    with _opened(path) as tensors:
+        shape = tensors.get_slice(name).get_shape() if name in tensors.keys() else None  # noqa: SIM118
+    if shape is None or len(shape) != dimensions:
+        raise ValueError(f"{path} has no tensor {name} of {dimensions} dimensions; {_AGAIN}")
+    return shape
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, "pt") as tensors:
-            return set(tensors.keys())
+            yield tensors
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}); {_AGAIN}") from error
 
@@ -112,3 +132,15 @@ def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name: tensor.detach().to("cpu", torch.float32).clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
+
+
+def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write contiguous tensors that share no memory into a safetensors file.
+
+    Raises:
+        OSError: no space is left, or the file cannot be written.
+    """
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}; free space there") from error

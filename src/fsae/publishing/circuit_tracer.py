@@ -1,7 +1,9 @@
-"""circuit-tracer's folder of per-layer transcoders, which its attribution graphs are made with.
+"""circuit-tracer's folders, which its attribution graphs are made with.
 
 config.yaml              the language model, and the hooks of a block that transcoders read and write
 layer_{i}.safetensors    the transcoder of each layer
+
+A cross-layer transcoder has `W_enc_{i}.safetensors` and `W_dec_{i}.safetensors` per layer instead.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,9 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import save_file
 
-from fsae.export.releases.circuit_tracer import CONFIG, TRANSCODERS, layer_file, transcoder_tensors
+from fsae.export.releases.circuit_tracer import (
+    CONFIG,
+    CROSS_LAYER,
+    TRANSCODERS,
+    crosses_layers,
+    encoder_file,
+    files_of,
+    layer_file,
+)
+from fsae.export.tensor_files import write_safetensors
 from fsae.files import share_as_folder
 from fsae.language_models.shape import shape_of
 from fsae.language_models.sites import Site, SiteName
@@ -25,10 +35,11 @@ _INPUTS = (SiteName.mlp_in, SiteName.resid_mid, SiteName.resid_pre)
 
 
 def write_circuit_tracer(folders: Iterable[Path], folder: Path, member: int | None = None) -> int:
-    """Write a folder of transcoders, one for each layer of a language model.
+    """Write a folder with transcoders of all layers of a language model.
 
     Args:
-        folders: of runs, each of which trained a transcoder of one layer, or of sweeps over layers.
+        folders: of runs whose transcoders are of different layers, or of sweeps over layers; or of one run with a
+            cross-layer transcoder.
         folder: the new folder; an earlier export there is replaced.
         member: of populations.
 
@@ -40,20 +51,26 @@ def write_circuit_tracer(folders: Iterable[Path], folder: Path, member: int | No
             do not fit together, or something else is in the folder.
         OSError: no space is left; an earlier export is untouched.
     """
+    runs = list(_runs(folders))
+    if not runs:
+        raise ValueError("the sweep has no run yet; finish it with fsae.resume")
+    crossing = crosses_layers(load(runs[0], member=member).autoencoder.ends)
     found: dict[int, _Transcoder] = {}
-    with new_folder(folder, layer_file(0)) as unfinished:
-        for run in _runs(folders):
+    with new_folder(folder, encoder_file(0) if crossing else layer_file(0)) as unfinished:
+        for run in runs:
             dictionary = load(run, member=member)
             each = _transcoder(run, dictionary)
-            if each.layer in found:
-                raise ValueError(
-                    f"{found[each.layer].run} and {run} are both of layer {each.layer}, and circuit-tracer takes one "
-                    "transcoder per layer; name the runs of one choice instead of their sweep"
-                )
             _check_alike(next(iter(found.values()), each), each)
-            found[each.layer] = each
-            save_file(transcoder_tensors(dictionary.autoencoder, run), unfinished / layer_file(each.layer))
-        _check_layers(found)
+            for layer in each.layers:
+                if layer in found:
+                    raise ValueError(
+                        f"{found[layer].run} and {run} are both of layer {layer}, and circuit-tracer takes one "
+                        "transcoder per layer; name the runs of one choice instead of their sweep"
+                    )
+                found[layer] = each
+            for name, tensors in files_of(dictionary.autoencoder, each.layers, run).items():
+                write_safetensors(tensors, unfinished / name)
+        _check_layers(found, crossing)
         config = found[0].config | {"scan": folder.resolve().name}
         (unfinished / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         for path in unfinished.iterdir():
@@ -67,16 +84,16 @@ class _Transcoder:
 
     Attributes:
         run: the folder of its run.
-        layer: whose MLP it stands for.
-        d_sae: its latents.
+        layers: whose MLPs it stands for.
+        d_layer: its latents per layer.
         skip: whether it has a linear path.
         num_layers: of the language model; None if that is unknown.
         config: the content of config.yaml, without a name.
     """
 
     run: Path
-    layer: int
-    d_sae: int
+    layers: list[int]
+    d_layer: int
     skip: bool
     num_layers: int | None
     config: dict[str, Any]
@@ -92,33 +109,40 @@ def _runs(folders: Iterable[Path]) -> Iterator[Path]:
 
 
 def _transcoder(run: Path, dictionary: Dictionary) -> _Transcoder:
-    read, written = dictionary.site, dictionary.written_site
-    if read is None or written is None or not _of_an_mlp(read, written):
-        sites = "no language model" if read is None else f"{read}" if read == written else f"{read} -> {written}"
+    settings, provenance, ends = dictionary.settings, dictionary.provenance, dictionary.autoencoder.ends
+    read = [Site.of_hook(name) for name in provenance.hooks_in]
+    written = [Site.of_hook(name) for name in provenance.hooks_out]
+    layers = [site.layer for site in read]
+    if not read or read == written or layers != [site.layer for site in written] or not _of_mlps(read, written):
+        sites = " + ".join(map(str, read)) or "no language model"
         raise ValueError(
-            f"{run} has a dictionary of {sites}, and circuit-tracer takes those that write mlp_out of a layer and read "
-            f"{', '.join(name.value for name in _INPUTS)} of the same layer; train with layout=transcoder"
+            f"{run} has a dictionary of {sites}{'' if read == written else f' -> {written[0]}'}, and circuit-tracer "
+            f"takes those that write mlp_out of a layer and read {', '.join(name.value for name in _INPUTS)} of the "
+            "same layer; train with layout=transcoder"
         )
-    settings, provenance = dictionary.settings, dictionary.provenance
     shape = None if settings is None or settings.model is None else shape_of(settings.model)
     named = {"model_name": provenance.model_name, "model_note": provenance.model_note}
     return _Transcoder(
         run=run,
-        layer=read.layer,
-        d_sae=dictionary.d_sae,
-        skip=dictionary.autoencoder.ends.skip,
+        layers=layers,
+        d_layer=dictionary.d_sae // len(layers),
+        skip=ends.skip,
         num_layers=None if shape is None else shape.num_layers,
         config={
-            "model_kind": TRANSCODERS,
+            "model_kind": CROSS_LAYER if crosses_layers(ends) else TRANSCODERS,
             **{key: value for key, value in named.items() if value is not None},
-            "feature_input_hook": _hook_in_block(read),
-            "feature_output_hook": _hook_in_block(written),
+            "feature_input_hook": _hook_in_block(read[0]),
+            "feature_output_hook": _hook_in_block(written[0]),
         },
     )
 
 
-def _of_an_mlp(read: Site, written: Site) -> bool:
-    return read.name in _INPUTS and written.name is SiteName.mlp_out and read.layer == written.layer
+def _of_mlps(read: list[Site], written: list[Site]) -> bool:
+    return (
+        read[0].name in _INPUTS
+        and all(site.name is read[0].name for site in read)
+        and all(site.name is SiteName.mlp_out for site in written)
+    )
 
 
 def _hook_in_block(site: Site) -> str:
@@ -132,8 +156,8 @@ def _hook_in_block(site: Site) -> str:
 
 def _check_alike(first: _Transcoder, other: _Transcoder) -> None:
     same = {
-        "language model or sites": first.config == other.config,
-        "number of latents": first.d_sae == other.d_sae,
+        "language model, sites or layout": first.config == other.config,
+        "number of latents": first.d_layer == other.d_layer,
         "linear path": first.skip == other.skip,
     }
     if differing := [name for name, equal in same.items() if not equal]:
@@ -143,12 +167,16 @@ def _check_alike(first: _Transcoder, other: _Transcoder) -> None:
         )
 
 
-def _check_layers(found: dict[int, _Transcoder]) -> None:
-    if not found:
-        raise ValueError("the sweep has no run yet; finish it with fsae.resume")
+def _check_layers(found: dict[int, _Transcoder], crossing: bool) -> None:
     needed = next(iter(found.values())).num_layers or max(found) + 1
     if missing := sorted(set(range(needed)) - set(found)):
+        every = ",".join(map(str, range(needed)))
+        command = (
+            f"layout=cross_layer_transcoder site.layer=[{every}]"
+            if crossing
+            else f"-m layout=transcoder 'site.layer=range(0,{needed})'"
+        )
         raise ValueError(
             f"there is no transcoder of layer {', '.join(map(str, missing))}, and circuit-tracer needs one for each of "
-            f"the {needed} layers; train them, as in -m layout=transcoder site.layer='range(0,{needed})'"
+            f"the {needed} layers; train them, as in {command}"
         )

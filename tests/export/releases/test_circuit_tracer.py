@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from fsae.export.dictionary_files import load_autoencoder, read_provenance
-from fsae.export.releases.circuit_tracer import transcoder_tensors
+from fsae.export.releases.circuit_tracer import files_of
 from tests.export.releases.weights import check, weights
 
 
@@ -28,9 +28,41 @@ def test_it_computes_what_circuit_tracer_does(tmp_path):
     check(write(tmp_path), forward)
 
 
-def test_a_cross_layer_transcoder_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="model_kind is 'cross_layer_transcoder'"):
+def test_a_config_of_other_files_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="model_kind is 'cross_layer_transcoder', but the files next to it are those"):
         load_autoencoder(write(tmp_path, "model_kind: cross_layer_transcoder\n"))
+
+
+def write_cross_layer(folder: Path, **changes: torch.Tensor) -> Path:
+    """The example of two layers of one latent and one dimension."""
+    tensors = {
+        "W_enc_0": {"W_enc_0": torch.ones(1, 1), "b_enc_0": torch.zeros(1), "b_dec_0": torch.zeros(1)},
+        "W_enc_1": {"W_enc_1": torch.ones(1, 1), "b_enc_1": torch.zeros(1), "b_dec_1": torch.zeros(1)},
+        "W_dec_0": {"W_dec_0": torch.tensor([[[1.0], [0.5]]])},
+        "W_dec_1": {"W_dec_1": torch.tensor([[[2.0]]])},
+    }
+    for name, own in tensors.items():
+        save_file({each: changes.get(each, tensor) for each, tensor in own.items()}, folder / f"{name}.safetensors")
+    return folder
+
+
+def test_a_cross_layer_transcoder_writes_later_layers_by_hand(tmp_path):
+    # Codes (2, 3): the first layer gets 2 * 1, the second one 2 * .5 + 3 * 2.
+    record = load_autoencoder(write_cross_layer(tmp_path))(torch.tensor([[2.0, 3.0]]))
+    assert record.codes.dense().tolist() == [[2, 3]]
+    assert record.reconstruction.tolist() == [[2, 7]]
+
+
+def test_a_cross_layer_transcoder_with_other_shapes_or_files_is_refused(tmp_path):
+    write_cross_layer(tmp_path, W_dec_0=torch.ones(1, 1, 1))
+    with pytest.raises(ValueError, match=r"W_dec_0 is \(1, 1, 1\), by W_enc_0.safetensors it should be \(1, 2, 1\)"):
+        load_autoencoder(tmp_path)
+    (tmp_path / "W_dec_0.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"has no W_dec_0.safetensors"):
+        load_autoencoder(tmp_path)
+    write_cross_layer(tmp_path, W_enc_0=torch.ones(3))
+    with pytest.raises(ValueError, match=r"has no tensor W_enc_0 of 2 dimensions"):
+        load_autoencoder(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1", "!!python/object/apply:os.system [ls]"])
@@ -58,7 +90,7 @@ def test_w_skip_is_applied_as_its_rows_by_hand(tmp_path):
     save_file(tensors, tmp_path / "layer_0.safetensors")
     transcoder = load_autoencoder(tmp_path / "layer_0.safetensors")
     assert transcoder(torch.tensor([[1.0, 2.0]])).reconstruction.tolist() == [[5, 5]]
-    written = transcoder_tensors(transcoder, tmp_path)
+    written = files_of(transcoder, [0], tmp_path)["layer_0.safetensors"]
     assert all(torch.equal(tensor, written[name]) for name, tensor in tensors.items())
 
 

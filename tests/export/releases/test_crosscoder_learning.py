@@ -171,8 +171,8 @@ UNEQUAL = Layout((("resid_mid.0", 5), ("resid_mid.1", 3)))
     ("arch", "ends", "message"),
     [
         ("topk", CROSSCODER, "has a topk_crosscoder, and crosscoder_learning computes codes by ReLU or by a threshold"),
-        ("standard", Ends.of(5), "is no crosscoder"),
-        ("standard", BETWEEN, "is no crosscoder"),
+        ("standard", Ends.of(5), "which is no crosscoder"),
+        ("standard", BETWEEN, "which is no crosscoder"),
         ("standard", Ends(input=UNEQUAL, target=UNEQUAL), "has sites of the widths 5, 3"),
     ],
 )
@@ -181,7 +181,7 @@ def test_what_the_layout_cannot_hold_is_refused(tmp_path: Path, arch: str, ends:
         save(crosscoder(arch, ends), tmp_path / "crosscoder")
 
 
-def test_thresholds_of_0_beside_others_are_refused(tmp_path: Path):
+def test_thresholds_of_0_and_others_are_refused(tmp_path: Path):
     autoencoder = crosscoder("jumprelu")
     autoencoder.get_parameter("log_threshold").data[2] = -torch.inf
     with pytest.raises(ValueError, match="thresholds of 0 and others"):

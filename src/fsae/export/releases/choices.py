@@ -1,6 +1,6 @@
 """The table of releases, in the order in which a path is compared with them."""
 
-from fsae.export.releases.circuit_tracer import CIRCUIT_TRACER
+from fsae.export.releases.circuit_tracer import CIRCUIT_TRACER, CROSS_LAYER_TRANSCODER
 from fsae.export.releases.crosscoder_learning import CROSSCODER_LEARNING
 from fsae.export.releases.dictionary_learning import DICTIONARY_LEARNING
 from fsae.export.releases.gemma_scope import GEMMA_SCOPE
@@ -30,5 +30,6 @@ RELEASES: tuple[Release, ...] = (
     CROSSCODER_LEARNING,
     MODEL_DIFF,
     CIRCUIT_TRACER,
+    CROSS_LAYER_TRANSCODER,
     STATE_DICT_FILE,
 )

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
@@ -24,7 +23,7 @@ from fsae.export.config_files import read_json
 from fsae.export.provenance import Provenance
 from fsae.export.releases.release import Release
 from fsae.export.stored import Stored
-from fsae.export.tensor_files import names_in, plain, read_safetensors, renamed
+from fsae.export.tensor_files import names_in, plain, read_safetensors, renamed, write_safetensors
 
 _CONFIG, _FILE = "config.json", "model.safetensors"
 # The origin of the vectors, which the layout has no place for. crosscoder_learning does not read it.
@@ -59,7 +58,7 @@ def save_crosscoder(autoencoder: Autoencoder, folder: Path, provenance: Provenan
         autoencoder: a crosscoder for raw activations.
         folder: an empty one.
         provenance: the origin of its vectors.
-        k: the mean number of active latents, which crosscoder_learning uses if it is told to ignore the threshold.
+        k: the mean number of active latents, which crosscoder_learning uses if it is called without its threshold.
         source: where it is from, for messages.
 
     Returns:
@@ -71,8 +70,8 @@ def save_crosscoder(autoencoder: Autoencoder, folder: Path, provenance: Provenan
     ends = autoencoder.ends
     form = between(autoencoder.to_saelens(), autoencoder)
     config, kind = split_name({"architecture": form.architecture})
-    if kind is None or kind.two_sites:
-        raise ValueError(f"{source} is no crosscoder but a dictionary of one site; train with layout=crosscoder")
+    if not ends.same or kind is None:
+        raise ValueError(f"{source} has a {form.architecture}, which is no crosscoder; train with layout=crosscoder")
     if config["architecture"] not in ("standard", "jumprelu"):
         raise ValueError(
             f"{source} has a {form.architecture}, and crosscoder_learning computes codes by ReLU or by a threshold "
@@ -119,7 +118,7 @@ def save_crosscoder(autoencoder: Autoencoder, folder: Path, provenance: Provenan
         written["threshold"] = tensors["threshold"]
         if k is not None:
             written["k"], known["k"] = torch.tensor(k, dtype=torch.int32), k
-    save_file(written, folder / _FILE, metadata={"format": "pt"})
+    write_safetensors(written, folder / _FILE)
     (folder / _CONFIG).write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
     (folder / PROVENANCE).write_text(json.dumps(asdict(provenance), indent=2) + "\n", encoding="utf-8")
     return "CrossCoder" if threshold is None else "BatchTopKCrossCoder"
