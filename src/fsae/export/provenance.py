@@ -52,6 +52,11 @@ class Provenance:
     chat_roles: list[str] | None = None
     matryoshka_widths: list[int] | None = None
 
+    @property
+    def writes_elsewhere(self) -> bool:
+        """True if it writes other sites than it reads."""
+        return self.hook_name_out is not None or self.hook_names_out is not None
+
 
 # Arguments of opening a language model that do not change its activations.
 _HARMLESS_OPENING = {
