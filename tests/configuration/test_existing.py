@@ -91,12 +91,16 @@ def test_token_ids_of_a_data_set_are_not_changed(tmp_path: Path):
         # TransformerBridge's name of the same hook.
         ({"hook_name": "blocks.3.hook_out"}, "set site=resid_post site.layer=3"),
         (
-            {"hook_name": "blocks.3.ln2.hook_normalized"},
+            {"hook_name": "blocks.3.ln2.hook_scale"},
             r"no site has the hook .*; the sites are resid_pre \(blocks.0.hook_resid_pre\), resid_mid ",
         ),
         # In Gemma 2 a norm lies between these hooks and hook_mlp_out and hook_attn_out, so the vectors differ.
         ({"hook_name": "blocks.1.mlp.hook_out"}, "before the norm .* write 'blocks.1.hook_mlp_out' instead"),
         ({"hook_name": "blocks.1.attn.hook_out"}, "before the norm .* write 'blocks.1.hook_attn_out' instead"),
+        (
+            {"hook_name": "blocks.1.hook_mlp_in"},
+            r"copy of the stream .* resid_mid.1 .* write 'blocks.1.hook_resid_mid'",
+        ),
         ({"hook_name": "hook_embed"}, "no site has the hook 'hook_embed'"),
         ({"seqpos_slice": [0, 64]}, "seqpos_slice is .* the first 64 positions alone; set dataset.context=64"),
         ({"seqpos_slice": [0, None, 2]}, "a step other than 1"),

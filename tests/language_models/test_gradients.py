@@ -105,6 +105,9 @@ def test_attention_of_a_layer_beyond_the_model_is_refused(tiny: TransformerLensM
 
 def test_sites_have_the_order_of_a_forward_pass():
     sites = [Site(name=name, layer=layer) for layer in (1, 0) for name in SiteName]
-    names = ["resid_pre", "attn_z", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post"]
+    names = [
+        "resid_pre", "attn_normalized", "attn_in", "attn_z", "attn_out", "resid_mid", "mlp_normalized", "mlp_in",
+        "mlp_out", "resid_post",
+    ]  # fmt: skip
     ordered = sorted(sites, key=lambda site: site.place)
     assert [str(site) for site in ordered] == [f"{name}.{layer}" for layer in (0, 1) for name in names]

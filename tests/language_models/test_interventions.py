@@ -280,7 +280,7 @@ def test_all_sites_are_edited_together_in_the_order_of_the_pass(tiny: Transforme
         return site, replacement
 
     tiny.logits(tokens, *map(watched, reversed(SITES)))
-    order = ["resid_pre", "attn_z", "attn_out", "resid_mid", "mlp_in", "mlp_out", "resid_post"]
+    order = [name.value for name in sorted(SiteName, key=lambda name: Site(name=name, layer=1).place)]
     assert [site.name.value for site in seen] == order
     # What arrives at the block's end has the change of its middle.
     middle, end = (Site(name=name, layer=1) for name in (SiteName.resid_mid, SiteName.resid_post))

@@ -134,6 +134,17 @@ def test_one_pass_reads_several_sites(model, tokens):
         assert torch.equal(together[site], model.activations(tokens, [site])[site])
 
 
+@pytest.mark.parametrize(("name", "norm"), [(SiteName.mlp_normalized, "ln2"), (SiteName.attn_normalized, "ln1")])
+def test_weight_of_a_norm_makes_what_a_sublayer_reads(model, tokens, name, norm):
+    site = Site(name=name, layer=LAYER)
+    assert site.weighted is not None
+    read = model.activations(tokens, [site, site.weighted])
+    normalised, whole = (read[each].flatten(0, 1) for each in (site, site.weighted))
+    weight, _ = model._observed_norm(getattr(model._bridge.blocks[LAYER], norm).original_component)
+    # Differences leave out a bias.
+    torch.testing.assert_close((normalised[1:] - normalised[0]) * weight, whole[1:] - whole[0], rtol=1e-2, atol=1e-3)
+
+
 def test_the_parts_of_the_stream_add_up(model, tokens):
     read = {site.name: x for site, x in model.activations(tokens, sites_of(model)).items()}
     end = read[SiteName.resid_pre] + read[SiteName.attn_out] + read[SiteName.mlp_out]

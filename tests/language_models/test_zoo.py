@@ -16,10 +16,23 @@ from tests.language_models.zoo import D_MODEL, DECODERS, NUM_LAYERS, write_decod
 
 # Models that normalise the stream after each sum have no resid_mid, and GPT's has no resid_post either.
 MISSING = {"opt_postnorm": {"resid_mid"}, "openai_gpt": {"resid_mid", "resid_post"}}
+# Models whose attention and MLP share a norm, or whose norm before the MLP is no module of the block.
+WITHOUT_MLP_NORM = {
+    "gptj", "codegen", "falcon", "opt", "phi", "cohere", "cohere2", "stablelm_parallel",
+}  # fmt: skip
+# Models that normalise what a sublayer writes, and not what it reads.
+WITHOUT_NORMS = {"openai_gpt", "opt_postnorm", "olmo2", "olmo3", "exaone4"}
+# TransformerLens cannot replace what this norm without a weight makes.
+ONLY_READ = {"olmo"}
 # TransformerLens cannot compute the logits of these models, so no site can be replaced.
 WITHOUT_LOGITS = {"opt_postnorm"}
 # GPT's positions count the padding.
 WITHOUT_PADDING = {"openai_gpt"}
+
+
+def sites_at(layer: int) -> list[Site]:
+    """Every site of a block, and one head."""
+    return [*(Site(name=name, layer=layer) for name in SiteName), Site(name=SiteName.attn_z, layer=layer, head=1)]
 
 
 @pytest.mark.parametrize("family", DECODERS)
@@ -29,9 +42,11 @@ def test_every_site_is_sound_or_refused(family: str, tmp_path: Path):
     settings = ModelSettings(path=str(write_decoder(family, tmp_path)), dtype=DType.float32)
     model = open_language_model(settings)
     missing = MISSING.get(family, set()) | ({"resid_mid"} if model.shape.parallel else set())
+    missing |= {"mlp_normalized"} if family in WITHOUT_MLP_NORM | WITHOUT_NORMS else set()
+    missing |= {"attn_normalized"} if family in WITHOUT_NORMS else set()
     tokens = torch.tensor([[5, 17, 200, 3, 66, 17]])
     for layer in range(NUM_LAYERS):
-        for site in (Site(name=name, layer=layer) for name in SiteName):
+        for site in sites_at(layer):
             if site.name.value in missing:
                 with pytest.raises(ValueError, match=r"resid_pre, .*mlp_out, attn_out, attn_z"):
                     model.check_site(site)
@@ -40,7 +55,7 @@ def test_every_site_is_sound_or_refused(family: str, tmp_path: Path):
             early = shape_of(settings)
             assert read.shape[-1] == model.width(site)
             assert early is None or early.width(site) == model.width(site)
-            if family in WITHOUT_LOGITS:
+            if family in WITHOUT_LOGITS or (family in ONLY_READ and site.weighted):
                 with pytest.raises(ValueError, match=r"can be read but not replaced .* set eval=\[vectors\]"):
                     model.check_splice(site)
             else:

@@ -46,7 +46,6 @@ from fsae.sources.shard import Part
 from fsae.tracking.mlflow_upload import read_description
 from fsae.training.gradient_learner import GradientLearner
 from fsae.training.interruption import Interrupted
-from fsae.training.loop import Training
 from fsae.training.settings import AdamSettings
 from tests.architectures import SquaredSettings, build
 from tests.composition import composed
@@ -186,47 +185,41 @@ SITES = {
 }
 
 
+def jobs_at_sites(outputs: Path, cache: str) -> list[tuple[RunSettings, Origin]]:
+    short = [each for each in SHORT if not each.startswith("eval.")]
+    own = ["trainer.samples=4096", f"source.cache={cache}", "eval=[vectors]"]
+    return [job(outputs, name, *own, *overrides, short=short) for name, overrides in SITES.items()]
+
+
+@pytest.fixture(scope="module")
+def alone_at_sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    outputs = tmp_path_factory.mktemp("alone")
+    for alone in jobs_at_sites(outputs, "disk"):
+        run_experiment(*alone)
+    return outputs
+
+
 @pytest.mark.parametrize("cache", ["disk", "none"])
 def test_runs_at_several_sites_share_one_harvest_and_are_what_they_are_alone(
-    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: str, alone_at_sites: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    harvests: list[tuple[Part, int, list[Site]]] = []
+    harvests: list[tuple[Part, int, int]] = []
     harvest = Harvester.harvest
 
     def noted(self: Harvester, part: Part, number: int, count: int, sites: Sequence[Site], known: Any) -> Harvested:
-        harvests.append((part, number, list(sites)))
+        harvests.append((part, number, len(sites)))
         return harvest(self, part, number, count, sites, known)
 
-    def jobs(outputs: Path) -> dict[str, tuple[RunSettings, Origin]]:
-        short = [each for each in SHORT if not each.startswith("eval.")]
-        own = ["trainer.samples=4096", f"source.cache={cache}", "eval=[vectors]"]
-        return {name: job(outputs, name, *own, *overrides, short=short) for name, overrides in SITES.items()}
-
-    for alone in jobs(tmp_path / "alone").values():
-        run_experiment(*alone)
     monkeypatch.setattr(Harvester, "harvest", noted)
-    with monkeypatch.context() as patched:
-        # One run cannot go on after its first steps, which is no concern of the others.
-        patched.setattr(Training, "take", failing(Training.take, "crosscoder"))
-        outcomes = run_pack(list(jobs(tmp_path / "pack").values()))
-    assert ["crosscoder" if each.error else "" for each in outcomes] == ["", "crosscoder", ""]
-    # Two shards of training vectors, each harvested once for four sites.
-    trained = [(number, len(sites)) for part, number, sites in harvests if part is Part.train]
-    assert trained == [(0, 4), (1, 4)]
-    assert len([part for part, _, _ in harvests if part is Part.held_out]) == (1 if cache == "disk" else 2)
-    outcomes = run_pack(list(jobs(tmp_path / "pack").values()))
+    outcomes = run_pack(jobs_at_sites(tmp_path, cache))
     assert [each.error for each in outcomes] == [None] * 3
+    # Two shards of training vectors, each harvested once for four sites.
+    assert [each for each in harvests if each[0] is Part.train] == [(Part.train, 0, 4), (Part.train, 1, 4)]
+    # Held-out vectors are read site by site, so they are harvested together only if they are kept.
+    held_out = [sites for part, _, sites in harvests if part is Part.held_out]
+    assert held_out == ([4] if cache == "disk" else [2, 2, 1])
     for name in SITES:
-        assert_same(tmp_path / "pack" / name, tmp_path / "alone" / name)
-
-
-def failing(take: Callable[..., None], name: str) -> Callable[..., None]:
-    def taken(self: Training, *arguments: Any) -> None:
-        if self.step == 3 and self.checkpoints is not None and name in str(self.checkpoints.path):
-            raise ValueError("it fails")
-        take(self, *arguments)
-
-    return taken
+        assert_same(tmp_path / name, alone_at_sites / name)
 
 
 def test_shards_of_all_sites_must_have_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

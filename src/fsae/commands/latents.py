@@ -160,7 +160,7 @@ def _site(folder: Path, overrides: Sequence[str]) -> list[str]:
     provenance = read_provenance(folder)
     if provenance.hook_name is None or any(each.startswith("site") for each in overrides):
         return []
-    return Site.of_hook(provenance.hook_name, provenance.hook_head_index).overrides
+    return Site.of_hook(provenance.hook_name, provenance.hook_head_index, provenance.writes_elsewhere).overrides
 
 
 def _prompt_page(run: Path, member: int | None, text: str) -> Path:

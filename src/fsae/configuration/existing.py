@@ -86,8 +86,9 @@ def _check_sites(sites: Sites, provenance: Provenance, folder: Path) -> None:
         )
         return
     try:
-        made_for = Site.of_hook(provenance.hook_name, provenance.hook_head_index)
-        read = tuple(map(Site.of_hook, provenance.hook_names or [])) or (made_for,)
+        made_for = Site.of_hook(provenance.hook_name, provenance.hook_head_index, provenance.writes_elsewhere)
+        read = tuple(Site.of_hook(hook, None, provenance.writes_elsewhere) for hook in provenance.hook_names or [])
+        read = read or (made_for,)
         hooks_out = provenance.hook_names_out or ([provenance.hook_name_out] if provenance.hook_name_out else [])
         written = tuple(map(Site.of_hook, hooks_out)) or read
     except ValueError as error:

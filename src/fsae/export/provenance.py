@@ -62,6 +62,11 @@ class Provenance:
         """The names of the sites that it writes."""
         return self.hook_names_out or ([self.hook_name_out] if self.hook_name_out is not None else self.hooks_in)
 
+    @property
+    def writes_elsewhere(self) -> bool:
+        """True if it writes other sites than it reads."""
+        return self.hook_name_out is not None or self.hook_names_out is not None
+
 
 # Arguments of opening a language model that do not change its activations.
 _HARMLESS_OPENING = {

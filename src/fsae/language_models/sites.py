@@ -17,6 +17,9 @@ class SiteName(Enum):
     attn_out = "attn_out"
     attn_z = "attn_z"
     mlp_in = "mlp_in"
+    attn_in = "attn_in"
+    mlp_normalized = "mlp_normalized"
+    attn_normalized = "attn_normalized"
 
 
 # The Bridge's names of a block's hooks, for sites that are the same in every family.
@@ -28,15 +31,31 @@ _BRIDGE_HOOKS = {
 # The sites of a block in the order in which a forward pass reaches them.
 _ORDER = [
     SiteName.resid_pre,
+    SiteName.attn_normalized,
+    SiteName.attn_in,
     SiteName.attn_z,
     SiteName.attn_out,
     SiteName.resid_mid,
+    SiteName.mlp_normalized,
     SiteName.mlp_in,
     SiteName.mlp_out,
     SiteName.resid_post,
 ]
 # Hooks whose name is not hook_ and the site's own.
-_HOOKS = {SiteName.attn_z: "attn.hook_z", SiteName.mlp_in: "mlp.hook_in"}
+_HOOKS = {
+    SiteName.attn_z: "attn.hook_z",
+    SiteName.mlp_in: "mlp.hook_in",
+    SiteName.attn_in: "attn.hook_in",
+    SiteName.mlp_normalized: "ln2.hook_normalized",
+    SiteName.attn_normalized: "ln1.hook_normalized",
+}
+# What a sublayer reads, and what it writes.
+_WRITTEN = {SiteName.mlp_in: SiteName.mlp_out, SiteName.attn_in: SiteName.attn_out}
+# What a norm makes of the stream before its weight and its bias, and after them.
+_WEIGHTED = {SiteName.mlp_normalized: SiteName.mlp_in, SiteName.attn_normalized: SiteName.attn_in}
+# Copies of the stream that a sublayer alone reads, before its norm: they have the vectors of these sites, but what
+# replaces them does not reach the stream.
+_COPIES = {"hook_mlp_in": SiteName.resid_mid, "hook_attn_in": SiteName.resid_pre}
 # These hooks lie before the norm that some families (Gemma 2, OLMo 2) apply after a sublayer; our sites lie after it.
 _BEFORE_NORM = {"mlp.hook_out": SiteName.mlp_out, "attn.hook_out": SiteName.attn_out}
 
@@ -87,13 +106,28 @@ class Site(Ranged, group="site"):
         return self.head is None and self.name in (SiteName.attn_z, SiteName.attn_out)
 
     @property
+    def written(self) -> "Site | None":
+        """Return what attention or the MLP writes from its input, if this is the input of one."""
+        return replace(self, name=_WRITTEN[self.name]) if self.name in _WRITTEN else None
+
+    @property
+    def weighted(self) -> "Site | None":
+        """Return what a norm's weight and bias make of these vectors, if they are normalised ones."""
+        return replace(self, name=_WEIGHTED[self.name]) if self.name in _WEIGHTED else None
+
+    @property
     def place(self) -> tuple[int, int]:
         """The place of the site in a forward pass: sites that are reached later have a greater one."""
         return self.layer, _ORDER.index(self.name)
 
     @classmethod
-    def of_hook(cls, hook_name: str, head: int | None = None) -> "Site":
+    def of_hook(cls, hook_name: str, head: int | None = None, only_read: bool = False) -> "Site":
         """Return the site with this hook, by TransformerLens' older names or its Bridge's, and of this head alone.
+
+        Args:
+            hook_name: the hook's name.
+            head: of attn_z; None for all.
+            only_read: whether nothing is replaced at the site, so that any site with the same vectors will do.
 
         Raises:
             ValueError: no site has this hook, or only some families' sites do.
@@ -103,6 +137,15 @@ class Site(Ranged, group="site"):
                 site = cls(name=name, layer=int(found[1]))
                 if hook_name == site.hook_name or found[2] == _BRIDGE_HOOKS.get(name):
                     return replace(site, head=head)
+            if (name := _COPIES.get(found[2])) is not None:
+                copied = cls(name=name, layer=int(found[1]))
+                if only_read:
+                    return copied
+                raise ValueError(
+                    f"the hook {hook_name!r} is a copy of the stream that one sublayer reads; {copied} has the same "
+                    f"vectors, but its edits reach the whole stream: if that is meant, write {copied.hook_name!r} "
+                    "instead"
+                )
             if (name := _BEFORE_NORM.get(found[2])) is not None:
                 meant = cls(name=name, layer=int(found[1]))
                 raise ValueError(

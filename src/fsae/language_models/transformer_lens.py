@@ -148,8 +148,10 @@ class TransformerLensModel:
             reason = f"a forward pass does not reach {site.hook_name}"
             if self._failure is not None:
                 reason = f"the forward pass fails before it ({self._failure}); model.dtype=float32 may help"
-        elif reason is None and site.name is SiteName.mlp_in:
-            reason = self._unsound_mlp_input(site)
+        elif reason is None and site.written is not None:
+            reason = self._unsound_input(site, site.written)
+        elif reason is None and site.weighted is not None:
+            reason = self._unsound_norm(site, site.weighted)
         if reason is not None:
             layer = [Site(name=name, layer=site.layer) for name in SiteName if name is not site.name]
             sound = [each.name.value for each in layer if each in self._widths and each not in self._unsound]
@@ -159,22 +161,40 @@ class TransformerLensModel:
             )
         self._checked.add(site)
 
-    def _unsound_mlp_input(self, site: Site) -> str | None:
-        """Return why a site is not all that an MLP reads; None if it is.
+    def _unsound_input(self, site: Site, out: Site) -> str | None:
+        """Return why a site is not all that attention or an MLP reads; None if it is.
 
-        With zeros there, the MLP must write the same vector at every position, and the stream before it must not
-        change.
+        With zeros there, it must write the same vectors whatever the text is, and the stream before it must not change.
         """
-        out, pre = (Site(name=name, layer=site.layer) for name in (SiteName.mlp_out, SiteName.resid_pre))
+        pre = Site(name=SiteName.resid_pre, layer=site.layer)
         if not {out, pre} <= self.sites.keys():
             return f"{out} and {pre} are needed to check it"
         plain = self._read(self._probe, [pre, out])
-        zeros = self._read(self._probe, [pre, out], self._replacing([(site, torch.zeros_like)]))
+        without = self._replacing([(site, torch.zeros_like)])
+        zeros, other = (self._read(text, [pre, out], without) for text in (self._probe, self._probe.flip(1)))
         if _differ(zeros[pre], plain[pre]):
             return f"{pre} depends on it"
-        if _differ(zeros[out], zeros[out][:1, :1].expand_as(zeros[out])):
+        if _differ(zeros[out], other[out]):
             return f"{out} depends on other activations too"
         return None if _differ(zeros[out], plain[out]) else f"{out} does not depend on it"
+
+    def _unsound_norm(self, site: Site, weighted: Site) -> str | None:
+        """Return why a site is not what a norm makes of the stream before its weight; None if it is.
+
+        Its vectors must have mean squares of 1, but for the norm's epsilon. A weight and a bias for each dimension must
+        make of them what the sublayer reads.
+        """
+        if weighted not in self._widths:
+            return f"{weighted} is needed to check it"
+        read = self._read(self._probe, [site, weighted])
+        normalised, whole = (read[each].double().flatten(0, 1) for each in (site, weighted))
+        squares = normalised.square().mean(1)
+        if normalised.shape != whole.shape or squares.min() < 0.9 or squares.max() > 1.01:
+            return "its vectors are not normalised"
+        centred, mean = normalised - normalised.mean(0), whole.mean(0)
+        weight = (centred * (whole - mean)).sum(0) / centred.square().sum(0).clamp(min=1e-30)
+        fitted = (mean + weight * centred).to(read[weighted].dtype)
+        return f"no weight and bias make {weighted} of it" if _differ(fitted, whole.to(fitted)) else None
 
     def check_splice(self, site: Site) -> None:
         """Check that a replacement at a site takes effect: the activations themselves change no logits, zeros do.
@@ -302,7 +322,7 @@ class TransformerLensModel:
             self.check_site(site)
         read = self._read(tokens.to(self.device), sites, self._hooks(replacements))
         # Cloned outside inference mode, so that training may use the result in an autograd graph.
-        return {site: read[site].clone() for site in sites}
+        return {site: read[site].to(self.dtype, copy=True) for site in sites}
 
     def logits(
         self,
@@ -457,16 +477,16 @@ class TransformerLensModel:
     def into_stream(self, site: Site) -> Float[Tensor, "d d_model"] | None:
         """Return the matrix by which a vector at a site is added to the residual stream; None if no matrix does this.
 
-        It is the identity at sites of the stream itself and at the outputs of attention and MLP. What an MLP reads is
-        not added to the stream. attn_z goes through
-        its layer's W_O, and in Gemma 2 and others through the weight of a norm after it. The stream's own norm at that
-        place divides the result by a root mean square, which differs from sample to sample and is left out.
+        It is the identity at sites of the stream itself and at the outputs of attention and MLP. What these read is not
+        added to the stream. attn_z goes through its layer's W_O, and in Gemma 2 and others through the weight of a norm
+        after it. The stream's own norm at that place divides the result by a root mean square, which differs from
+        sample to sample and is left out.
 
         Raises:
             ValueError: the model lacks the site.
         """
         self.check_site(site)
-        if site.name is SiteName.mlp_in:
+        if site.written is not None or site.weighted is not None:
             return None
         if site.name is not SiteName.attn_z:
             return torch.eye(self.shape.d_model, device=self.device)

@@ -173,7 +173,7 @@ class Dictionary:
         """
         hook = self.provenance.hook_name
         if hook is not None:
-            return Site.of_hook(hook, self.provenance.hook_head_index)
+            return Site.of_hook(hook, self.provenance.hook_head_index, self.provenance.writes_elsewhere)
         # A dictionary of another program may not name it, and was evaluated at one.
         reading = self._reading
         return None if reading is None or reading.model is None else reading.site
