@@ -41,7 +41,8 @@ def check(settings: RunSettings) -> None:
             f"it{f', or set loss.{named}.estimator=batch' if named else ''}"
         )
     settings.trainer.check(settings.arch, settings.loss, settings.population)
-    if settings.population.size > 1 and settings.arch.same_start is not None:
+    alike = settings.population.size > 1 and not settings.layout.pair
+    if alike and settings.arch.same_start is not None:
         raise ValueError(
             f"population.size is {settings.population.size}, and {settings.arch.same_start} would give all members the "
             f"same decoder at the start; set {settings.arch.same_start}=null"

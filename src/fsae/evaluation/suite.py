@@ -341,8 +341,9 @@ def _together(found: Sequence[Measured]) -> Measured:
             for name, value in getattr(each, attribute).items()
         }
 
+    numbers = [{**(each.numbers[0] if each.numbers else {}), **each.shared} for each in found]
     return Measured(
-        numbers=[{**(each.numbers[0] if each.numbers else {}), **each.shared} for each in found],
+        numbers=numbers if any(numbers) else [],
         content=numbered("content"),
         files=numbered("files"),
         pictures=numbered("pictures"),

@@ -82,7 +82,8 @@ class ActivationSource(Source):
     ):
         self.sites, self._input, self._target = sites, input_layout, target_layout
         self.d_in, self.device, self._passes = input_layout.width, device, passes
-        # The parts of a shard's rows.
+        # The sites and the parts of a shard's rows.
+        self._read_at = sites.all
         self._joined = input_layout if self._reconstructs_inputs else Layout(input_layout.parts + target_layout.parts)
         # What one end of the stream has of the rows, and which of the limits are its own.
         self._columns, self._places = slice(None), slice(None)
@@ -389,7 +390,7 @@ class ActivationSource(Source):
 
     def _read(self, part: Part, number: int) -> Float[Tensor, "vectors d"]:
         """Return the activations of a shard at the sites of the inputs, and then of the targets."""
-        return self._shards.shard(part, number, self.sites.all).activations
+        return self._shards.shard(part, number, self._read_at).activations
 
     def _load(self, number: int) -> _Fetched:
         vectors = self._read(Part.train, number).to(self.device)
