@@ -36,6 +36,7 @@ PARTNERS = {
     "population/mfr/base": ["arch=topk"],
     "trainer/pam": ["arch.decoder_norm=free"],
     "population/mfr/synthetic": ["arch=topk"],
+    "population/jacobian_pair": ["layout=jacobian_pair"],
     "loss/standard": ["arch=standard"],
     "loss/jumprelu": ["arch=jumprelu"],
     "loss/jumprelu_tanh": ["arch=jumprelu"],

@@ -141,7 +141,7 @@ def test_the_mutual_term_pulls_on_the_one_matrix():
     members = [build("topk", encoder_init=EncoderInit.tied, seed=seed) for seed in range(2)]
     pulls = []
     for directions in Directions:
-        MutualCoupling(Mutual(weight=1.0, directions=directions), seed=0).backward(members, 0, 1.0)
+        MutualCoupling(Mutual(weight=1.0, directions=directions), seed=0).backward(members, [], 0, 1.0)
         pulls.append([each.W_dec.grad for each in members])
         for each in members:
             each.W_dec.grad = None

@@ -41,7 +41,7 @@ def defined(A: Tensor, B: Tensor, matching: Matching) -> Tensor:
 def test_gradient_and_value_are_the_definition(matching: Matching, which: Directions):
     autoencoders = members()
     coupling = MutualCoupling(Mutual(weight=0.7, matching=matching, directions=which), seed=0)
-    coupling.backward(autoencoders, 0, 1.0)
+    coupling.backward(autoencoders, [], 0, 1.0)
     rows = [directions(each, which) for each in autoencoders]
     values = [defined(a, b, matching) for a, b in combinations(rows, 2)]
     value = 1 - torch.stack(values).mean()
@@ -62,7 +62,7 @@ def test_following_the_gradient_makes_members_alike(arch: str):
     coupling = MutualCoupling(Mutual(weight=1.0), seed=0)
     before = mmcs(autoencoders[0].W_dec, autoencoders[1].W_dec, Matching.hungarian)
     for step in range(200):
-        coupling.backward(autoencoders, step, 1.0)
+        coupling.backward(autoencoders, [], step, 1.0)
         for each in autoencoders:
             with torch.no_grad():
                 each.W_dec.sub_(each.W_dec.grad, alpha=0.5)  # pyright: ignore[reportArgumentType]
@@ -73,7 +73,7 @@ def test_following_the_gradient_makes_members_alike(arch: str):
 def test_weight_zero_matches_no_members_if_nothing_is_measured():
     autoencoders = members()
     coupling = MutualCoupling(Mutual(), seed=0)
-    coupling.backward(autoencoders, 0, 1.0)
+    coupling.backward(autoencoders, [], 0, 1.0)
     assert coupling.state_dict()["pairs"] is None
 
 
@@ -82,19 +82,19 @@ def test_weights_that_are_not_finite_are_reported():
     with torch.no_grad():
         autoencoders[0].W_dec[0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"became infinite or NaN; lower trainer\.lr"):
-        MutualCoupling(Mutual(weight=1.0), seed=0).backward(autoencoders, 0, 1.0)
+        MutualCoupling(Mutual(weight=1.0), seed=0).backward(autoencoders, [], 0, 1.0)
 
 
 def test_partners_stay_between_matchings():
     autoencoders = members(size=2)
     coupling = MutualCoupling(Mutual(weight=1.0, match_every=3), seed=0)
-    coupling.backward(autoencoders, 0, 1.0)
+    coupling.backward(autoencoders, [], 0, 1.0)
     (first,) = [coupling.state_dict()["pairs"]]
     with torch.no_grad():
         autoencoders[1].W_dec.copy_(autoencoders[1].W_dec.flip(0))
-    coupling.backward(autoencoders, 1, 1.0)
+    coupling.backward(autoencoders, [], 1, 1.0)
     assert coupling.state_dict()["pairs"] is first
-    coupling.backward(autoencoders, 3, 1.0)
+    coupling.backward(autoencoders, [], 3, 1.0)
     assert not torch.equal(coupling.state_dict()["pairs"][1], first[1])
 
 
@@ -104,7 +104,7 @@ def test_shuffled_partners_are_drawn_once_and_partners_of_one_are_each_others():
     found = []
     for step in range(2):
         for coupling in (own, shuffled):
-            coupling.backward(autoencoders, step, 1.0)
+            coupling.backward(autoencoders, [], step, 1.0)
         with torch.no_grad():
             autoencoders[1].W_dec.copy_(autoencoders[1].W_dec.flip(0))
         found.append(torch.stack(shuffled.state_dict()["pairs"][:2]))
@@ -122,9 +122,9 @@ def test_shuffled_partners_are_drawn_once_and_partners_of_one_are_each_others():
 
 def test_a_step_without_weight_matches_nothing_and_has_no_value():
     coupling = MutualCoupling(Mutual(weight=1.0, warm_up=0.5), seed=0)
-    coupling.backward(members(), 0, 0.0)
+    coupling.backward(members(), [], 0, 0.0)
     assert coupling.read_interval().keys() == {"matching_seconds"}
-    coupling.backward(members(), 1, 0.25)
+    coupling.backward(members(), [], 1, 0.25)
     found = coupling.read_interval()
     assert found["mutual_weighted"] == pytest.approx(0.5 * found["mutual"])
 
@@ -132,14 +132,14 @@ def test_a_step_without_weight_matches_nothing_and_has_no_value():
 def test_continues_from_a_state():
     autoencoders, others = members(), members()
     coupling = MutualCoupling(Mutual(weight=1.0, match_every=5, shuffled=True), seed=0)
-    coupling.backward(autoencoders, 0, 1.0)
+    coupling.backward(autoencoders, [], 0, 1.0)
     resumed = MutualCoupling(Mutual(weight=1.0, match_every=5, shuffled=True), seed=0)
     resumed.load_state_dict(coupling.state_dict())
     for each in autoencoders:
         each.W_dec.grad = None
     for step in (1, 5):
-        coupling.backward(autoencoders, step, 1.0)
-        resumed.backward(others, step, 1.0)
+        coupling.backward(autoencoders, [], step, 1.0)
+        resumed.backward(others, [], step, 1.0)
     for one, other in zip(autoencoders, others, strict=True):
         torch.testing.assert_close(one.W_dec.grad, other.W_dec.grad, rtol=0, atol=0)
     assert coupling.read_interval()["mutual"] == resumed.read_interval()["mutual"]

@@ -15,6 +15,7 @@ from fsae.training.measures import MEANINGS, batch_measures
 from fsae.training.resample import Reinitialisation, Scope
 from tests.architectures import build, each_architecture, samples, with_weights
 from tests.training.runs import LoneRun, adam, member, pam, terms, training_run
+from tests.training.test_pair import coupling, pair
 
 # Identity both ways: codes are the positive inputs.
 WEIGHTS = {"W_enc": [[1.0, 0.0], [0.0, 1.0]], "W_dec": [[1.0, 0.0], [0.0, 2.0]]}
@@ -81,6 +82,7 @@ def test_every_measure_that_training_logs_has_a_meaning(tmp_path: Path):
         "annealed": training_run("standard", tmp_path / "annealed", trained=annealed),
         "nested": training_run("topk", tmp_path / "nested", trained=nested),
         "grouped": training_run("group_topk", tmp_path / "grouped", trained=grouped),
+        "pair": pair(tmp_path / "pair", coupling()),
     }
     found = set[str]().union(*(measured(run, tmp_path / name) for name, run in runs.items()))
     assert found == MEANINGS.keys()

@@ -206,6 +206,13 @@ class Ends:
         ]
 
 
+class End(Enum):
+    """One end of a stream of inputs and targets, which a member of a pair reads and reconstructs."""
+
+    input = "input"
+    target = "target"
+
+
 @dataclass(frozen=True)
 class Scaling:
     """The factors by which training multiplies raw vectors, one for each part.
@@ -226,6 +233,13 @@ class Scaling:
         assert isinstance(factor, int | float)
         parts = (1, 1) if ends is None else (len(ends.input.parts), len(ends.target.parts))
         return cls((factor,) * parts[0], (factor,) * parts[1])
+
+    def at(self, end: End | None) -> Self:
+        """Return the factors of an autoencoder of one end; those of both ends for None."""
+        if end is None:
+            return self
+        factors = self.input if end is End.input else self.target
+        return type(self)(factors, factors)
 
     @classmethod
     def from_state(cls, state: Any) -> Self:

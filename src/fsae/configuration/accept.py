@@ -16,7 +16,7 @@ from fsae.configuration.refusal import record_refusal
 from fsae.configuration.resolvers import absolute_paths, flat_settings
 from fsae.configuration.schema import RunSettings, Task, settings_of
 from fsae.credentials import SETTING, holds_secret, keep, refuse_secret, without_passwords
-from fsae.evaluation.suite import ATTENTION, MEMBERS, ONE_INPUT, ONE_SITE, SEVERAL_PARTS, chosen
+from fsae.evaluation.suite import ATTENTION, MEMBERS, ONE_INPUT, ONE_SITE, PAIR, SEVERAL_PARTS, chosen
 from fsae.export.dictionary_files import read_provenance
 from fsae.outputs.sweep_folder import is_job
 
@@ -45,7 +45,11 @@ def checked(
     named = named_evaluations(overrides)
     # Runs of one pack have the same evaluations; those of populations are measured of each run that has members.
     several = settings.population.size > 1 or not named - {SUITE}
-    provided = settings.source.provides | ({MEMBERS} if several else set())
+    provided = settings.source.provides
+    if settings.layout.pair:
+        provided |= {PAIR}
+    elif several:
+        provided |= {MEMBERS}
     if settings.layout.plain:
         provided |= {ONE_SITE}
     provided |= {SEVERAL_PARTS if settings.layout.several else ONE_INPUT}
@@ -88,6 +92,10 @@ def accept(config: DictConfig, folder: Path, overrides: Sequence[str]) -> tuple[
 def _as_trained(settings: RunSettings, folder: Path) -> RunSettings:
     """Return the settings with the norm above which the folder's finished run left out activations in training."""
     sae = folder / "sae"
+    if settings.layout.pair:
+        limits = [read_provenance(sae / str(number)).max_activation_norm for number in range(settings.population.size)]
+        own = [limit for limit in limits if limit is not None]
+        return replace(settings, source=settings.source.with_norm_limits(own)) if own else settings
     exported = sae / "0" if (sae / "0").is_dir() else sae
     return replace(settings, source=with_its_norm_limit(settings.source, read_provenance(exported), exported))
 

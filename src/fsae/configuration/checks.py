@@ -4,6 +4,7 @@ from pathlib import Path
 
 from fsae.autoencoders.layout import Ends
 from fsae.configuration.schema import RunSettings, Task
+from fsae.couplings.jacobian import check_pair
 from fsae.export.dictionary_files import read_provenance, stored_at
 from fsae.language_models.shape import shape_of
 from fsae.losses.fisher import FisherEstimator, fisher_of
@@ -40,11 +41,13 @@ def check(settings: RunSettings) -> None:
             f"it{f', or set loss.{named}.estimator=batch' if named else ''}"
         )
     settings.trainer.check(settings.arch, settings.loss, settings.population)
-    if settings.population.size > 1 and settings.arch.same_start is not None:
+    alike = settings.population.size > 1 and not settings.layout.pair
+    if alike and settings.arch.same_start is not None:
         raise ValueError(
             f"population.size is {settings.population.size}, and {settings.arch.same_start} would give all members the "
             f"same decoder at the start; set {settings.arch.same_start}=null"
         )
+    _check_pair(settings)
     if settings.task is Task.harvest:
         settings.source.check_harvest()
     if "language_model" in settings.source.provides:
@@ -75,6 +78,30 @@ def check_files(settings: RunSettings) -> None:
         raise ValueError(f"source.path: there is no file or folder {path} (seen from {Path.cwd()}); correct the path")
 
 
+def _check_pair(settings: RunSettings) -> None:
+    population = settings.population
+    if not settings.layout.pair:
+        if population.jacobian.weight > 0:
+            raise ValueError(
+                "population.jacobian is between two autoencoders around an MLP; choose layout=jacobian_pair, or set "
+                "population.jacobian.weight=0"
+            )
+        return
+    if settings.task is Task.eval:
+        raise ValueError(
+            "task=eval evaluates one autoencoder, and the layout is a pair; name one of them, as in "
+            "sae.path=RUN/sae/0 site=mlp_in, or evaluate its run again with python -m fsae.evaluate RUN"
+        )
+    if population.size != 2:
+        raise ValueError(f"population.size is {population.size}, and a pair has two members; set population.size=2")
+    if population.mutual.weight > 0:
+        raise ValueError(
+            "population.mutual pulls together directions of one space, and the members of a pair are of two; set "
+            "population.mutual.weight=0"
+        )
+    check_pair(settings.arch)
+
+
 def _check_activations(settings: RunSettings) -> None:
     model, site = settings.model, settings.site
     if model is None or site is None or settings.dataset is None:
@@ -85,7 +112,8 @@ def _check_activations(settings: RunSettings) -> None:
         for each in (*sites.all, *settings.source.other_sites()):
             shape.check_site(each, model.name)
         inputs, targets = (layout_of(each, [shape.width(at) for at in each]) for each in sites)
-        settings.check_ends(settings.layout.ends(inputs, targets))
+        for end in settings.layout.read_by:
+            settings.check_ends(settings.layout.ends(inputs, targets, end))
     dataset = settings.dataset
     predicting = [name for name, each in settings.eval.items() if "language_model" in each.needs]
     if predicting and dataset.skip_positions >= dataset.tokens_per_row - 1:

@@ -129,7 +129,8 @@ def _sites(deciding: Mapping[str, str]) -> str:
     written = "" if target == "null" else f"-{target}"
     latents = deciding.get("layout.latents", "shared")
     of_layers = "" if latents == "shared" else f"-{latents}"
-    return f"{read}{written}{of_layers}{'-skip' if deciding.get('layout.skip') == 'true' else ''}"
+    kind = "".join(f"-{flag}" for flag in ("pair", "skip") if deciding.get(f"layout.{flag}") == "true")
+    return f"{read}{written}{of_layers}{kind}"
 
 
 def _finished(folder: Path) -> bool:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.autoencoders.record import ForwardRecord
+from fsae.couplings.coupling import Coupling
 from fsae.losses.term import Weighted
 from fsae.matching import Matching, partners, unit_rows
 from fsae.ranges import COUNT, WEIGHT
@@ -58,7 +60,7 @@ def unit_directions(autoencoders: Sequence, directions: Directions) -> list[Tens
     return [unit_rows(each.W_dec if directions is Directions.decoder else each.W_enc.T) for each in autoencoders]
 
 
-class MutualCoupling:
+class MutualCoupling(Coupling):
     """The mutual term of a population.
 
     All directions of all members are rows of one table. A pair of partners is an entry of a symmetric sparse matrix S
@@ -83,13 +85,10 @@ class MutualCoupling:
         self._pairs: list[Tensor] | None = None
         self._matrix: Codes | None = None
 
-    def backward(self, autoencoders: Sequence[Autoencoder], step: int, progress: float) -> None:
+    def backward(
+        self, autoencoders: Sequence[Autoencoder], records: Sequence[ForwardRecord], step: int, progress: float
+    ) -> None:
         """Add the weighted term's gradient to the autoencoders' own. Waits for the device in steps with a matching.
-
-        Args:
-            autoencoders: the members.
-            step: counts from 0.
-            progress: share of the training that is done, 0 to 1.
 
         Raises:
             ValueError: weights that are not finite cannot be matched.

@@ -283,11 +283,10 @@ def _pages(subject: Subject) -> list[dict[str, Callable[[Path], None]]]:
     found: list[dict[str, Callable[[Path], None]]] = []
     for run in subject.runs:
         assert run.folder is not None
-        several = len(run.autoencoders) > 1
         stores = [next(new, None) for _ in run.autoencoders]
         found.append(
             {
-                store_name(run, member): partial(_write_pages, run.folder, member if several else None)
+                store_name(run, member): partial(_write_pages, run.folder, run.member(member))
                 for member, store in enumerate(stores)
                 if store is None or store.has_pages
             }

@@ -13,6 +13,7 @@ from fsae.evaluation.decoder_projection import DecoderProjection
 from fsae.evaluation.evaluation import Evaluation
 from fsae.evaluation.geometry import Geometry
 from fsae.evaluation.influence import Influence
+from fsae.evaluation.jacobian import Jacobian
 from fsae.evaluation.latents import Latents
 from fsae.evaluation.mdl import Mdl
 from fsae.evaluation.ood import Ood
@@ -31,6 +32,7 @@ CHOICES: dict[str, type[Evaluation]] = {
     "truth": Truth,
     "agreement": Agreement,
     "crosscoder": Crosscoder,
+    "jacobian": Jacobian,
     "geometry": Geometry,
     "latents": Latents,
     "absorption": Absorption,

@@ -207,8 +207,7 @@ class Latents(Evaluation, group="eval.latents"):
             meta = with_control(self._meta(contexts, autoencoder, own, subject), own, of_control)
             numbers.append({name: value for name, value in own.numbers.items() if name in self.meanings})
             controlled.append(meta.control)
-            several = len(run.autoencoders) > 1
-            place = None if run.folder is None else (run.folder, member if several else None)
+            place = None if run.folder is None else (run.folder, run.member(member))
             # What was surveyed is needed until the last folder is written.
             close = slices.close if member == len(run.autoencoders) - 1 else None
             stores.append(NewStore(own, contexts, meta))
@@ -273,7 +272,8 @@ class NewStore:
 
 def store_name(run: Examined, member: int) -> str:
     """Return the folder of a member's latent store in the run's folder."""
-    return f"latents/{member}" if len(run.autoencoders) > 1 else "latents"
+    number = run.member(member)
+    return "latents" if number is None else f"latents/{number}"
 
 
 @torch.no_grad()

@@ -203,8 +203,8 @@ def _measured(run: Examined, siblings: Sequence[Path], heartbeat: Callable[[], N
     found, numbers = list[Found](), list[dict[str, float]]()
     members = len(run.autoencoders)
     for number, autoencoder in enumerate(run.autoencoders):
-        alive = _alive(_exported(run.folder, number, members))
-        others = [_decoder(_exported(folder, number, members)) for folder in siblings]
+        alive = _alive(_exported(run.folder, run.member(number)))
+        others = [_decoder(_exported(folder, run.member(number))) for folder in siblings]
         each = compare_seeds(Decoder(autoencoder.W_dec.detach().cpu(), alive), others, heartbeat, match)
         found.append(each)
         live = each.found_by[each.found_by > 0]
@@ -244,9 +244,9 @@ def _without_seeds(job: Job) -> list[str]:
     return sorted(each for each in job.overrides if each.partition("=")[0].lstrip("+") not in SEEDS)
 
 
-def _exported(folder: Path, number: int, members: int) -> Path:
+def _exported(folder: Path, member: int | None) -> Path:
     exported = RunFolder(folder).sae
-    return exported if members == 1 else exported / str(number)
+    return exported if member is None else exported / str(member)
 
 
 def _decoder(exported: Path) -> Decoder:

@@ -1,11 +1,13 @@
 """The subject of evaluations: the autoencoders of one or several runs, and the source of their vectors."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.autoencoders.layout import End
 from fsae.losses.fisher import Fisher
 from fsae.progress import Progress
 from fsae.sources.source import Batch, Source
@@ -25,6 +27,7 @@ class Examined:
         folder: of the run, where a long evaluation keeps what is done; None if the run has none.
         identity: digest of all that decides its numbers besides an evaluation's settings, so that an evaluation that
             its folder has is left alone; None to measure in any case.
+        number: of the only autoencoder here in a run that has several; None if they are all of the run's.
     """
 
     autoencoders: Sequence[Autoencoder]
@@ -33,6 +36,13 @@ class Examined:
     samples: int = 0
     folder: Path | None = None
     identity: str | None = None
+    number: int | None = None
+
+    def member(self, place: int) -> int | None:
+        """Return the number in the run of the autoencoder at a place; None if it is the run's only one."""
+        if self.number is not None:
+            return self.number
+        return place if len(self.autoencoders) > 1 else None
 
 
 class Subject:
@@ -42,16 +52,38 @@ class Subject:
         runs: each run's autoencoders.
         source: the source of the vectors that they read.
         heartbeat: called between batches; may raise to stop the measuring.
+        read_by: the end of the source that each autoencoder of a pair reconstructs; a single None if all are between
+            both ends.
 
     Attributes:
         found_samples: held-out vectors that the largest pass over them read, including vectors left out for their norm;
             None before the first pass.
     """
 
-    def __init__(self, runs: Sequence[Examined], source: Source, heartbeat: Callable[[], None] = lambda: None):
-        self.runs, self.source, self.heartbeat = runs, source, heartbeat
+    def __init__(
+        self,
+        runs: Sequence[Examined],
+        source: Source,
+        heartbeat: Callable[[], None] = lambda: None,
+        read_by: Sequence[End | None] = (None,),
+    ):
+        self.runs, self.source, self.heartbeat, self._read_by = runs, source, heartbeat, read_by
         self.found_samples: int | None = None
         self._found: dict[type, list] = {}
+
+    @cached_property
+    def ends(self) -> list["Subject"]:
+        """Return a subject for each end of the source, if runs are pairs of autoencoders; otherwise this one alone."""
+        return [
+            self
+            if end is None
+            else Subject(
+                [replace(run, autoencoders=[run.autoencoders[number]], best=0, number=number) for run in self.runs],
+                self.source.at(end),
+                self.heartbeat,
+            )
+            for number, end in enumerate(self._read_by)
+        ]
 
     @property
     def autoencoders(self) -> list[Autoencoder]:

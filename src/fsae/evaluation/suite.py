@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 # The need of evaluations that compare a population's members.
 MEMBERS = "members"
+# The need of evaluations of the two autoencoders of a pair together; all others measure each of them by itself.
+PAIR = "pair"
 # The need of evaluations of what attention computes.
 ATTENTION = "attention"
 # The needs of evaluations that encode the vectors of one site, and of those that also write there.
@@ -46,6 +48,7 @@ UNMET = {
         "the source's features are not known", "use a synthetic source, as in source=grouped_features"
     ),
     MEMBERS: ("the run trains one autoencoder", "set population.size to 2 or more"),
+    PAIR: ("the run is no pair of autoencoders", "choose layout=jacobian_pair"),
     ONE_INPUT: ("the dictionary reads several sites", "choose layout=autoencoder or layout=transcoder"),
     ONE_SITE: ("the dictionary does not read and write one site", "choose layout=autoencoder"),
     SEVERAL_PARTS: ("the dictionary writes at one site", "choose layout=crosscoder"),
@@ -206,7 +209,7 @@ def measure(
     def of_runs(
         those: Mapping[str, Evaluation], measured: Sequence[Mapping[str, Measured]], refused: Mapping[str, str]
     ) -> list[Findings]:
-        found_samples = subject.found_samples
+        found_samples = max((each.found_samples or 0 for each in subject.ends), default=0) or None
         supplies = [
             # They are counted by `vectors`.
             Supply() if "vectors" in earlier else subject.source.supply(run.samples or None, found_samples, wanted)
@@ -230,7 +233,7 @@ def measure(
             refused[name] = f"eval.{name} needs {needed[0]}, which was not measured"
             continue
         try:
-            measured = evaluation.measure(subject)
+            measured = _measured(evaluation, subject)
         except ValueError as error:
             refused[name] = str(error)
             log.error("eval.%s cannot be measured: %s", name, error)
@@ -316,6 +319,38 @@ def _read(path: Path, key: str) -> Measured | None:
     content = {name: each for name, each in written.items() if name not in RESERVED}
     shared = {name: value for name, value in numbers.items() if name not in _means(members)} if members else {}
     return Measured(members or [numbers], shared=shared, content=content)
+
+
+def _measured(evaluation: Evaluation, subject: Subject) -> list[Measured]:
+    """Return the findings on each run; those on a pair's autoencoders are measured one by one, each at its own site."""
+    if PAIR in evaluation.needs or len(subject.ends) == 1:
+        return evaluation.measure(subject)
+    return [_together(each) for each in zip(*map(evaluation.measure, subject.ends), strict=True)]
+
+
+def _together(found: Sequence[Measured]) -> Measured:
+    """Return the findings on single autoencoders as those on the members of one run.
+
+    Content, files and pictures have the member's number in their names, as in "firing.0.png".
+    """
+
+    def numbered(attribute: str) -> dict[str, Any]:
+        return {
+            f"{Path(name).stem}.{number}{Path(name).suffix}": value
+            for number, each in enumerate(found)
+            for name, value in getattr(each, attribute).items()
+        }
+
+    numbers = [{**(each.numbers[0] if each.numbers else {}), **each.shared} for each in found]
+    return Measured(
+        numbers=numbers if any(numbers) else [],
+        content=numbered("content"),
+        files=numbered("files"),
+        pictures=numbered("pictures"),
+        folders={name: write for each in found for name, write in each.folders.items()},
+        densities=[density for each in found for density in each.densities],
+        meanings={name: meaning for each in found for name, meaning in each.meanings.items()},
+    )
 
 
 def _ordered(evaluations: Mapping[str, Evaluation]) -> list[str]:

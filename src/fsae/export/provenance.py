@@ -10,8 +10,8 @@ from typing import Any
 class Provenance:
     """The origin of the vectors that an autoencoder was trained on; None if an attribute does not apply.
 
-    The names are SAELens' own, except for `model_note`, `max_activation_norm`, `prefix` and `chat_roles`. So is that of
-    `matryoshka_widths`, which SAELens has among the settings of a training.
+    The names are SAELens' own, except for `model_note`, `max_activation_norm`, `prefix`, `chat_roles` and
+    `pair_hook_names`. So is that of `matryoshka_widths`, which SAELens has among the settings of a training.
 
     Attributes:
         model_name: the language model, as TransformerLens and SAELens open it.
@@ -32,6 +32,8 @@ class Provenance:
         prefix: text that every row began with, and whose positions did not count.
         chat_roles: roles of a chat whose words counted.
         matryoshka_widths: numbers of first latents that were trained to reconstruct the vectors on their own.
+        pair_hook_names: the sites of the two autoencoders of a Jacobian pair, in the order of their folders `0` and
+            `1`.
     """
 
     model_name: str | None = None
@@ -51,6 +53,7 @@ class Provenance:
     prefix: str | None = None
     chat_roles: list[str] | None = None
     matryoshka_widths: list[int] | None = None
+    pair_hook_names: list[str] | None = None
 
     @property
     def hooks_in(self) -> list[str]:
@@ -115,7 +118,8 @@ def provenance_of(config: dict[str, Any], path: Path) -> Provenance:
         )
     hook_out = read("hook_name_out", str, "the name of a site") or read("hook_point_out", str, "the name of a site")
     hooks, hooks_out = known.get("hook_names"), known.get("hook_names_out")
-    for name, names in (("hook_names", hooks), ("hook_names_out", hooks_out)):
+    pair = known.get("pair_hook_names")
+    for name, names in (("hook_names", hooks), ("hook_names_out", hooks_out), ("pair_hook_names", pair)):
         if names is not None and not _is_list_of(names, str):
             raise ValueError(f"{path}: {name} is {names!r}; it must be a list of sites' names, or null")
     norms = known.get("max_activation_norms")
@@ -159,6 +163,7 @@ def provenance_of(config: dict[str, Any], path: Path) -> Provenance:
         prefix=read("prefix", str, "a text"),
         chat_roles=roles,
         matryoshka_widths=widths,
+        pair_hook_names=pair,
     )
 
 

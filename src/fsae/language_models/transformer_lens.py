@@ -19,6 +19,7 @@ from fsae.language_models.attention import Attention
 from fsae.language_models.chat import tokenised_chat
 from fsae.language_models.forward_pass import ForwardPass
 from fsae.language_models.hub import RepoKind, local_model_folder, offline, require_repo
+from fsae.language_models.mlp import MLP, Affine
 from fsae.language_models.packaged import packaged_folder
 from fsae.language_models.residual_identities import is_not_sum, unsound_sites
 from fsae.language_models.safe_opening import nothing_started
@@ -474,6 +475,36 @@ class TransformerLensModel:
         weight, centred = self._observed_norm(norm)
         return Unembedding(W_U, weight, centred, scale)
 
+    def mlp(self, layer: int) -> MLP:
+        """Return the MLP of a layer, in float32.
+
+        Raises:
+            ValueError: the model lacks the layer, or its MLP is not activation(x W_in) W_out, with or without a gate,
+                or another layer follows it.
+        """
+        read, written = (Site(name=name, layer=layer) for name in (SiteName.mlp_in, SiteName.mlp_out))
+        for site in (read, written):
+            self.check_site(site)
+        part = self._bridge.blocks[layer].mlp
+        seen = self._read(self._probe.to(self.device), [read, written])
+        try:
+            gate = _module(part, "gate")
+            found = MLP(
+                into=_affine(_module(part, "in")),
+                out=_affine(_module(part, "out")),
+                activation=_activation(self._bridge.original_model),
+                gate=None if gate is None else _affine(gate),
+            )
+            differs = _differ(found(seen[read].float()), seen[written])
+        except (RuntimeError, TypeError, KeyError, AttributeError, StopIteration):
+            found, differs = None, True
+        if found is None or differs:
+            raise ValueError(
+                f"what the MLP of layer {layer} of model {self.name} writes is not activation(x W_in) W_out, with or "
+                "without a gate, so its Jacobian is not known; choose another model, such as gpt2 or Llama"
+            )
+        return found
+
     def into_stream(self, site: Site) -> Float[Tensor, "d d_model"] | None:
         """Return the matrix by which a vector at a site is added to the residual stream; None if no matrix does this.
 
@@ -844,6 +875,24 @@ def _as_value_error(what: str, remedy: str) -> Iterator[None]:
 def _module(owner: Any, name: str) -> torch.nn.Module | None:
     """Return the module that a part of the Bridge wraps, without the Bridge's hooks; None if there is none."""
     return getattr(getattr(owner, name, None), "original_component", None)
+
+
+def _affine(module: Any) -> Affine:
+    """Return an affine layer, in float32; GPT-2 keeps matrices the other way round."""
+    from transformers.pytorch_utils import Conv1D
+
+    W = module.weight.detach().float()
+    W = W if isinstance(module, Conv1D) else W.T
+    bias = getattr(module, "bias", None)
+    return Affine(W.contiguous(), W.new_zeros(W.shape[1]) if bias is None else bias.detach().float())
+
+
+def _activation(model: Any) -> Callable[[Tensor], Tensor]:
+    """Return the function between the two layers of a model's MLPs, by its config.json."""
+    from transformers.activations import ACT2FN
+
+    names = ("hidden_activation", "hidden_act", "activation_function", "act_fn")
+    return ACT2FN[next(name for each in names if (name := getattr(model.config, each, None)))]
 
 
 def _one_line(error: Exception) -> str:

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from fsae.autoencoders.autoencoder import Autoencoder
-from fsae.autoencoders.layout import Ends, Scaling
+from fsae.autoencoders.layout import End, Ends, Scaling
 from fsae.autoencoders.settings import AutoencoderSettings
 from fsae.autoencoders.warm_start import check_start
 from fsae.configuration.schema import RunSettings, Task
+from fsae.couplings.coupling import Coupling
+from fsae.couplings.jacobian import JacobianCoupling
 from fsae.couplings.mutual import MutualCoupling
 from fsae.devices import dtype_of
 from fsae.evaluation.subject import Examined
@@ -72,8 +74,8 @@ def check_memory(fresh: Sequence[tuple[RunSettings, Source]]) -> None:
     needing: dict[RoomCheck, list[tuple[AutoencoderSettings, Ends]]] = {}
     for settings, source in fresh:
         for check in settings.trainer.room_checks:
-            wanted = settings.arch, _ends(settings, source)
-            needing.setdefault(check, []).extend([wanted] * settings.population.size)
+            wanted = [(settings.arch, ends) for ends in _ends(settings, source)]
+            needing.setdefault(check, []).extend(wanted)
     for check, wanted in needing.items():
         check(wanted, fresh[0][1].device)
 
@@ -100,41 +102,41 @@ def training_of(
         ValueError: the settings do not fit vectors of this width, all vectors are zero, or the dictionary of
             `arch.warm_start` is no start for these weights.
     """
-    ends = _ends(settings, source)
-    settings.check_ends(ends)
-    autoencoders = [_fresh(settings, number, ends, source.device) for number in range(settings.population.size)]
+    of_members = _ends(settings, source)
+    for ends in of_members:
+        settings.check_ends(ends)
+    autoencoders = [_fresh(settings, number, ends, source.device) for number, ends in enumerate(of_members)]
     autoencoder = autoencoders[0]
     # An autoencoder that cannot be folded and exported cannot be measured: refused before the source makes a vector.
     autoencoder.check_algebra()
     known = _known(settings.arch, autoencoder) if state is None else None
     scaling = scaling_by(settings.trainer.activation_scale) if state is None else Scaling.from_state(state["scale"])
-    scale = ends.input.spread(scaling.input, source.device)
-    target_scale = ends.target.spread(scaling.target, source.device)
-    if state is None:
-        targets = None if ends.same else source.first_targets
-        for number, each in enumerate(autoencoders):
-            each.initialise(source.first_vectors, scale, targets, target_scale, _seed(settings, number), known)
-    members = [
-        settings.trainer.build_learner(
-            each, Objective(with_fisher_measured(settings.loss)), target_scale, _seed(settings, number)
-        )
-        for number, each in enumerate(autoencoders)
-    ]
+    members = []
+    for number, (each, end) in enumerate(zip(autoencoders, _read_by(settings), strict=True)):
+        own, seed = scaling.at(end), _seed(settings, number)
+        target_scale = each.ends.target.spread(own.target, source.device)
+        if state is None:
+            vectors = source.first_targets if end is End.target else source.first_vectors
+            targets = None if each.ends.same else source.first_targets
+            scale = each.ends.input.spread(own.input, source.device)
+            each.initialise(vectors, scale, targets, target_scale, seed, known)
+        objective = Objective(with_fisher_measured(settings.loss))
+        members.append(settings.trainer.build_learner(each, objective, target_scale, seed))
     log.info(
         "%s%s: d_in %d, d_sae %d, at %s; inputs are scaled by %s",
         f"{len(members)} x " if len(members) > 1 else "", type(autoencoder).__name__,
         autoencoder.d_in, autoencoder.d_sae, _described(settings), scaling,
     )  # fmt: skip
-    population = settings.population
     training = Training(
         members,
-        MutualCoupling(population.mutual, settings.seed) if population.mutual.weight > 0 else None,
-        population.reinitialise,
+        _coupling(settings, source, scaling),
+        settings.population.reinitialise,
         source,
         scaling,
         settings.trainer,
         tracker,
         checkpoints,
+        settings.layout.read_by,
     )
     if state is not None:
         training.load(state)
@@ -175,13 +177,39 @@ def start_identity(arch: AutoencoderSettings) -> dict[str, str]:
     return {"the weights of arch.warm_start": checksum_of(stored_at(path).weights) if path.exists() else "missing"}
 
 
-def _ends(settings: RunSettings, source: Source) -> Ends:
-    return settings.layout.ends(source.input_layout, source.target_layout)
+def _read_by(settings: RunSettings) -> list[End | None]:
+    """Return the end that each member reconstructs; None for a member between both ends."""
+    return [*settings.layout.read_by] * (settings.population.size // len(settings.layout.read_by))
+
+
+def _ends(settings: RunSettings, source: Source) -> list[Ends]:
+    """Return the ends of each member."""
+    both = source.input_layout, source.target_layout
+    return [settings.layout.ends(*both, end) for end in _read_by(settings)]
+
+
+def _coupling(settings: RunSettings, source: Source, scaling: Scaling) -> Coupling | None:
+    """Return the term between the members; None without one.
+
+    Raises:
+        ValueError: the Jacobian of the language model's MLP is not known.
+    """
+    mutual, jacobian = settings.population.mutual, settings.population.jacobian
+    if mutual.weight > 0:
+        return MutualCoupling(mutual, settings.seed)
+    if jacobian.weight == 0:
+        return None
+    assert source.text is not None
+    mlp = source.text.model.mlp(source.text.site.layer).to(source.device)
+    return JacobianCoupling(jacobian, mlp, scaling.input[0], scaling.target[0])
 
 
 def trained_of(training: Training, settings: RunSettings) -> Examined:
     """Return the autoencoders of a finished training, in raw units."""
-    autoencoders = [fold(member.autoencoder, training.scaling) for member in training.members]
+    autoencoders = [
+        fold(member.autoencoder, training.scaling.at(end))
+        for member, end in zip(training.members, _read_by(settings), strict=True)
+    ]
     samples = training.step * settings.trainer.batch_size
     return Examined(autoencoders, training.best, fisher_of(settings.loss.values()), samples)
 
@@ -201,7 +229,8 @@ def existing_of(
     Raises:
         ValueError: they read vectors of another width than the source's.
     """
-    of_source = source.input_layout.widths, source.target_layout.widths
+    wanted = settings.layout.ends(source.input_layout, source.target_layout, settings.layout.read_by[0])
+    of_source = wanted.input.widths, wanted.target.widths
     own = autoencoders[0].ends.input.widths, autoencoders[0].ends.target.widths
     for verb, found, wanted in zip(("reads", "writes"), own, of_source, strict=True):
         if found != wanted:

@@ -19,7 +19,7 @@ from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.sweep_folder import is_job
 from fsae.progress import working
 from fsae.runs.run import Run
-from fsae.sources.source import HeldOutText, Source
+from fsae.sources.source import Source
 from fsae.sources.tokens import special_tokens
 from fsae.tracking.server import ui_command
 
@@ -46,7 +46,7 @@ def conclude(made: Mapping[Run, Examined], sources: Mapping[Run, Source], heartb
     for run, examined in made.items():
         if examined.samples:
             with run.alone():
-                export(run, examined, sources[run].text)
+                export(run, examined, sources[run])
     for source in dict.fromkeys(sources.values()):
         there = {run: each for run, each in made.items() if sources[run] is source and not run.over}
         if there:
@@ -55,8 +55,9 @@ def conclude(made: Mapping[Run, Examined], sources: Mapping[Run, Source], heartb
 
 def _measure(made: Mapping[Run, Examined], source: Source, heartbeat: Callable[[], None]) -> None:
     examined = [replace(each, folder=run.folder.path, identity=run.identity) for run, each in made.items()]
-    subject = Subject(examined, source, heartbeat)
     settings = next(iter(made)).settings
+    # Runs on one stream are all pairs, or none is.
+    subject = Subject(examined, source, heartbeat, settings.layout.read_by)
     # The results of a finished run are complete already, and may grow.
     grows = settings.task is Task.reevaluate
 
@@ -78,15 +79,21 @@ def _measure(made: Mapping[Run, Examined], source: Source, heartbeat: Callable[[
             finish(run, found)
 
 
-def export(run: Run, examined: Examined, text: HeldOutText | None) -> None:
+def export(run: Run, examined: Examined, source: Source) -> None:
     """Write the autoencoders that a run has trained, and draw its training."""
     folder = run.folder
     with working("exporting"):
-        provenance = Provenance() if text is None else _provenance(run.settings, text, folder)
         widths = run.settings.matryoshka_widths(examined.autoencoders[0].d_sae)
-        provenance = replace(provenance, matryoshka_widths=widths)
-        for autoencoder, exported in zip(examined.autoencoders, _exports(folder, examined), strict=True):
-            save_saelens(autoencoder, exported, provenance)
+        read_by = run.settings.layout.read_by
+        of_ends = [_provenance(run.settings, source if end is None else source.at(end), folder) for end in read_by]
+        if len(of_ends) > 1:
+            hooks = [each.hook_name for each in of_ends if each.hook_name is not None]
+            of_ends = [replace(each, pair_hook_names=hooks) for each in of_ends]
+        for number, (autoencoder, exported) in enumerate(
+            zip(examined.autoencoders, _exports(folder, examined), strict=True)
+        ):
+            provenance = of_ends[number % len(of_ends)]
+            save_saelens(autoencoder, exported, replace(provenance, matryoshka_widths=widths))
         plot_training(folder.metrics, folder.plots / "training.png")
 
 
@@ -138,9 +145,12 @@ def _exports(folder: RunFolder, examined: Examined) -> list[Path]:
     return [folder.sae] if count == 1 else [folder.sae / str(number) for number in range(count)]
 
 
-def _provenance(settings: RunSettings, text: HeldOutText, folder: RunFolder) -> Provenance:
+def _provenance(settings: RunSettings, source: Source, folder: RunFolder) -> Provenance:
+    text = source.text
+    if text is None:
+        return Provenance()
     model, site, dataset = settings.place()
-    sites = settings.layout.sites(site)
+    sites = text.sites
     special: bool | list[int] = dataset.exclude_special_tokens
     if dataset.exclude_tokens:
         own = special_tokens(text.model) if dataset.exclude_special_tokens else []

@@ -3,13 +3,14 @@
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fsae.autoencoders.layout import Layout
+from fsae.autoencoders.layout import End, Layout
 from fsae.language_models.sites import Site
 from fsae.language_models.transformer_lens import TransformerLensModel
 from fsae.seeds import generator_for
@@ -81,8 +82,11 @@ class ActivationSource(Source):
     ):
         self.sites, self._input, self._target = sites, input_layout, target_layout
         self.d_in, self.device, self._passes = input_layout.width, device, passes
-        # The parts of a shard's rows.
+        # The sites and the parts of a shard's rows.
+        self._read_at = sites.all
         self._joined = input_layout if self._reconstructs_inputs else Layout(input_layout.parts + target_layout.parts)
+        # What one end of the stream has of the rows, and which of the limits are its own.
+        self._columns, self._places = slice(None), slice(None)
         self._max_norm_multiple = max_norm_multiple
         self._norm_limits = max_norms
         self.text = self.store = self
@@ -123,6 +127,21 @@ class ActivationSource(Source):
     @property
     def target_layout(self) -> Layout:
         return self._target
+
+    def at(self, end: End) -> "ActivationSource":
+        if self._reconstructs_inputs:
+            return self
+        # It shares the shards. Rows that are massive at either end stay left out.
+        one, first = copy(self), end is End.input
+        one.text = one.store = one
+        one.sites = self.sites.at(end)
+        one._input = one._target = self._input if first else self._target
+        one.d_in = one._input.width
+        one._columns, one._places = (
+            slice(boundary) if first else slice(boundary, None)
+            for boundary in (self._input.width, len(self._input.parts))
+        )
+        return one
 
     @property
     def _reconstructs_inputs(self) -> bool:
@@ -179,7 +198,7 @@ class ActivationSource(Source):
                 self._vectors(0)
             else:
                 self._find_limits(self._read(Part.held_out, 0))
-        return self._norm_limits
+        return None if self._norm_limits is None else self._norm_limits[self._places]
 
     def _find_limits(self, first_rows: Tensor) -> None:
         multiple = self._max_norm_multiple
@@ -193,6 +212,7 @@ class ActivationSource(Source):
         return torch.stack([within(part, limit) for part, limit in parts]).all(0)
 
     def _batch_of(self, rows: Float[Tensor, "batch d"]) -> Batch:
+        rows = rows[:, self._columns]
         if self._reconstructs_inputs:
             return Batch(rows, rows)
         return Batch(*rows.split([self._input.width, self._target.width], dim=1))
@@ -370,7 +390,7 @@ class ActivationSource(Source):
 
     def _read(self, part: Part, number: int) -> Float[Tensor, "vectors d"]:
         """Return the activations of a shard at the sites of the inputs, and then of the targets."""
-        return self._shards.shard(part, number, self.sites.all).activations
+        return self._shards.shard(part, number, self._read_at).activations
 
     def _load(self, number: int) -> _Fetched:
         vectors = self._read(Part.train, number).to(self.device)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from fsae.autoencoders.layout import (
     Block,
+    End,
     Ends,
     Layout,
     PartNorm,
@@ -28,6 +29,11 @@ class Sites(NamedTuple):
 
     input: tuple[Site, ...]
     target: tuple[Site, ...]
+
+    def at(self, end: End) -> "Sites":
+        """Return the sites of an autoencoder of one end."""
+        sites = self.input if end is End.input else self.target
+        return Sites(sites, sites)
 
     @property
     def all(self) -> tuple[Site, ...]:
@@ -67,6 +73,8 @@ class LayoutSettings(Ranged, group="layout"):
         latents: which layers each latent reads and writes.
         exclusive: share of the latents of a crosscoder that read and write the first part alone, and so for each part;
             the others read and write all parts (DFC, arXiv 2602.11729).
+        pair: train one autoencoder of the input and one of the target, the two members of a population, instead of a
+            dictionary between them.
         skip: add a linear path from the input to the reconstruction; with latents of layers, within each layer.
         skip_rank: the rank of this path; null for any.
         part_norm: the norm of decoder rows of several parts, which weighs codes in the sparsity terms.
@@ -78,6 +86,7 @@ class LayoutSettings(Ranged, group="layout"):
     )
     latents: Latents = Latents.shared
     exclusive: float = field(default=0.0, metadata=between(least=0, below=1, meaning="a share of the latents"))
+    pair: bool = False
     skip: bool = False
     skip_rank: int | None = field(default=None, metadata=between(least=1, most=2**20, meaning="a rank"))
     part_norm: PartNorm = PartNorm.sum
@@ -97,6 +106,11 @@ class LayoutSettings(Ranged, group="layout"):
             raise ValueError(
                 "layout.skip adds a path from the input to another target, and layout.target is null; choose "
                 "layout=skip_transcoder"
+            )
+        if self.pair and (self.target is not SiteName.mlp_out or self.skip):
+            raise ValueError(
+                "layout.pair is for two autoencoders around an MLP, with layout.target=mlp_out and without a skip "
+                "path; choose layout=jacobian_pair"
             )
         if len(set(self.layers)) < len(self.layers):
             raise ValueError(f"layout.layers names a layer twice: {self.layers}; leave the second one out")
@@ -134,6 +148,8 @@ class LayoutSettings(Ranged, group="layout"):
         read = tuple(replace(site, layer=layer) for layer in self.layers) or (site,)
         if self.target is None:
             return Sites(read, read)
+        if self.pair and site.name is not SiteName.mlp_in:
+            raise ValueError(f"layout.pair is for two autoencoders around an MLP, and site is {site}; set site=mlp_in")
         written = tuple(Site(name=self.target, layer=each.layer) for each in read)
         if written[0].place <= read[0].place:
             raise ValueError(
@@ -142,12 +158,20 @@ class LayoutSettings(Ranged, group="layout"):
             )
         return Sites(read, written)
 
-    def ends(self, input_layout: Layout, target_layout: Layout) -> Ends:
-        """Return the ends of a dictionary between these layouts.
+    @property
+    def read_by(self) -> tuple[End | None, ...]:
+        """The end that each member of a pair reconstructs; a single None if members are between both ends."""
+        return (End.input, End.target) if self.pair else (None,)
+
+    def ends(self, input_layout: Layout, target_layout: Layout, end: End | None = None) -> Ends:
+        """Return the ends of a dictionary between these layouts, or of the autoencoder of one end of a pair.
 
         Raises:
             ValueError: `exclusive` leaves no latent for all parts, or there is one part only.
         """
+        if end is not None:
+            own = input_layout if end is End.input else target_layout
+            return Ends(input=own, target=own)
         return Ends(
             input=input_layout,
             target=target_layout,

@@ -142,7 +142,7 @@ class ActivationSourceSettings(SourceSettings):
             yield [stack.enter_context(source) for source in open_activations(self, requests, heartbeat)]
 
     def stream_key(self, request: Request) -> Hashable:
-        return request.sites(), self.pack_key(request)
+        return request.sites(), request.layout.pair, self.pack_key(request)
 
     def pack_key(self, request: Request) -> Hashable:
         model, _, dataset = request.text()

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fsae.autoencoders.layout import Layout
+from fsae.autoencoders.layout import End, Layout
 from fsae.language_models.settings import ModelSettings
 from fsae.language_models.sites import Site
 from fsae.ranges import SEED, Ranged
@@ -172,6 +172,11 @@ class Source(ABC):
     def target_layout(self) -> Layout:
         """The parts of its targets; the inputs' own layout if a dictionary reconstructs what it reads."""
         return self.input_layout
+
+    def at(self, end: End) -> "Source":
+        """Return one end of the stream as a source of its own, whose inputs are its targets; its rows are the same."""
+        assert self.target_layout == self.input_layout, f"{type(self).__name__} does not divide its rows"
+        return self
 
     def first_targets(self) -> Float[Tensor, "vectors d_out"]:
         """Return the raw targets of `first_vectors`."""

@@ -188,7 +188,7 @@ def _recorded(
         run.begin(None)
         with _listening() as interruption:
             examined = _trained(settings, source, run.state, run.tracker, run.checkpoints, interruption)
-            export(run, examined, source.text)
+            export(run, examined, source)
             found = _measured(settings, source, examined, interruption)
         record(run, examined, found)
     except BaseException as error:

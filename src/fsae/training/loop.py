@@ -4,15 +4,16 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fsae.autoencoders.layout import Factor, Scaling
+from fsae.autoencoders.layout import End, Factor, Scaling
 from fsae.autoencoders.record import ForwardRecord
-from fsae.couplings.mutual import MutualCoupling
+from fsae.couplings.coupling import Coupling
 from fsae.outputs.metric_log import MetricSink
 from fsae.progress import Progress
 from fsae.sources.source import Batch, Source
@@ -38,13 +39,15 @@ class Training:
 
     Args:
         members: autoencoders in training; an ordinary run has one.
-        coupling: the term that pulls them toward each other, or None.
+        coupling: the term between them, or None.
         reinitialisation: when their latents are resampled.
         source: of the batches; its position is part of the state.
         scaling: the factors by which raw inputs and targets are multiplied.
         settings: of the trainer.
         tracker: takes the logged measures.
         checkpoints: takes the state; None if no state is kept.
+        read_by: the end of the stream that each member of a pair reconstructs; a single None if all members are between
+            both ends.
         worth_a_thread: multiplications of a step's encoder product from which members step in threads.
 
     Attributes:
@@ -57,18 +60,19 @@ class Training:
     def __init__(
         self,
         members: Sequence[Learner],
-        coupling: MutualCoupling | None,
+        coupling: Coupling | None,
         reinitialisation: Reinitialisation,
         source: Source,
         scaling: Scaling,
         settings: TrainerSettings,
         tracker: MetricSink,
         checkpoints: Checkpoints | None,
+        read_by: Sequence[End | None] = (None,),
         worth_a_thread: int = WORTH_A_THREAD,
     ):
         self.members, self.coupling, self.reinitialisation = members, coupling, reinitialisation
         self.source, self.scaling, self.settings = source, scaling, settings
-        self.tracker, self.checkpoints = tracker, checkpoints
+        self.tracker, self.checkpoints, self.read_by = tracker, checkpoints, read_by
         self.step = 0
         self.position: dict[str, Any] | None = None
         self.means: dict[str, float] = {}
@@ -99,19 +103,18 @@ class Training:
             member.finish(record, self.step)
             return reinitialise(member, record)
 
+        ends = zip(self.members, cycle(self.read_by), strict=False)
+        seen = [(member, *_at(end, x, targets)) for member, end in ends]
         if self.coupling is None:
             # In one call, so that each record is freed at once.
-            counts = self._threads.map(
-                lambda member: reinitialise(member, member.step(x, self.step, targets)), self.members
-            )
+            counts = self._threads.map(lambda one: reinitialise(one[0], one[0].step(one[1], self.step, one[2])), seen)
         else:
             records: list[ForwardRecord] = []
             for _ in range(self.settings.updates_at(self.step)):
-                records = self._threads.map(lambda member: member.backward(x, self.step, targets), self.members)
+                records = self._threads.map(lambda one: one[0].backward(one[1], self.step, one[2]), seen)
                 if self.settings.has_gradients_at(self.step):
-                    self.coupling.backward(
-                        [member.autoencoder for member in self.members], self.step, self.step / self.settings.steps
-                    )
+                    autoencoders = [member.autoencoder for member in self.members]
+                    self.coupling.backward(autoencoders, records, self.step, self.step / self.settings.steps)
                 self._threads.map(lambda member: member.update(self.step), self.members)
             counts = self._threads.map(lambda both: finish(*both), list(zip(self.members, records, strict=True)))
             if any(counts):
@@ -323,6 +326,13 @@ def _scaled(batch: Batch, scale: Factor, target_scale: Factor) -> tuple[Tensor, 
     """Return scaled inputs and targets (None for the inputs themselves)."""
     inputs = batch.inputs.float() * scale
     return inputs, None if batch.targets is batch.inputs else batch.targets.float() * target_scale
+
+
+def _at(end: End | None, inputs: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return what a member reads and its targets; None for what it reads itself."""
+    if end is None or targets is None:
+        return inputs, targets
+    return inputs if end is End.input else targets, None
 
 
 def _each(trainings: Iterable[Training], action: Callable[..., None], *given: Any) -> dict[Training, Exception]:

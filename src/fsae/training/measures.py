@@ -33,6 +33,8 @@ MEANINGS = {
     "condition": "condition number of the system that trainer=pam solves for the decoder",
     "mutual": "1 - MMCS, the mean over all pairs of members",
     "mutual_weighted": "the mutual term multiplied by its weight",
+    "jacobian": "mean size of the Jacobian's elements between active latents of a pair, in scaled units",
+    "jacobian_weighted": "the Jacobian term multiplied by its weight",
     "matching_seconds": "seconds of matching latents between members since the last logging",
     "UNIT_per_second": "samples of training per second; UNIT is tokens for text, else samples",
     "MEMBER/loss": "the objective of one member; MEMBER/fvu, MEMBER/l0 and MEMBER/dead_share in the same way",

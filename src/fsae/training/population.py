@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from fsae.couplings.jacobian import JacobianSparsity
 from fsae.couplings.mutual import Mutual
 from fsae.ranges import Ranged, between
 from fsae.training.resample import Reinitialisation
@@ -9,16 +10,18 @@ from fsae.training.resample import Reinitialisation
 
 @dataclass(frozen=True, kw_only=True)
 class PopulationSettings(Ranged, group="population"):
-    """Settings of a population: its size, its mutual term, and re-initialisation.
+    """Settings of a population: its size, the terms between its members, and re-initialisation.
 
     Attributes:
         size: number of autoencoders; they differ in the seed of their weights.
         mutual: the term that pulls their directions toward each other.
+        jacobian: the term of a pair of autoencoders around an MLP (`layout=jacobian_pair`).
         reinitialise: when latents of an autoencoder, or all of them, are resampled.
     """
 
     size: int = field(default=1, metadata=between(least=1, most=10_000, meaning="a number of autoencoders"))
     mutual: Mutual = field(default_factory=Mutual)
+    jacobian: JacobianSparsity = field(default_factory=JacobianSparsity)
     reinitialise: Reinitialisation = field(default_factory=Reinitialisation)
 
     def __post_init__(self):
