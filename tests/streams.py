@@ -180,6 +180,7 @@ def activation_source(
     max_norm: float | None = None,
     read: Sites | None = None,
     reader: ShardReader | None = None,
+    partners: bool = False,
     **shards: Any,
 ) -> ActivationSource:
     """A fresh source at its beginning; two with the same arguments give the same vectors.
@@ -200,4 +201,5 @@ def activation_source(
         passes=PASSES,
         max_norm_multiple=max_norm_multiple,
         max_norms=None if max_norm is None else [max_norm],
+        partners=partners,
     )

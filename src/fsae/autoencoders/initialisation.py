@@ -15,9 +15,10 @@ from fsae.seeds import generator_for
 SAMPLE = 8192
 LATENTS_AT_ONCE = 1024
 ITERATIONS = 50
-# Vectors per centroid of k-means, and per step.
+# Vectors per centroid of k-means, vectors per step, and rounds in which the first centroids are drawn.
 PER_CENTROID = 16
 CLUSTERED_AT_ONCE = 4096
+ROUNDS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +142,7 @@ def centroids(vectors: Float[Tensor, "vectors d"], count: int, seed: int) -> Flo
         ValueError: there are fewer vectors than centroids.
     """
     # Slow to import.
-    from sklearn.cluster import MiniBatchKMeans, kmeans_plusplus
+    from sklearn.cluster import MiniBatchKMeans
 
     if len(vectors) < count:
         raise ValueError(
@@ -150,16 +151,31 @@ def centroids(vectors: Float[Tensor, "vectors d"], count: int, seed: int) -> Flo
         )
     # The first step needs a vector for each centroid.
     batches = vectors.cpu().tensor_split(max(1, len(vectors) // max(CLUSTERED_AT_ONCE, count)))
-    # With more trials per centroid this step would take longer than all others.
-    spread, _ = kmeans_plusplus(
-        _thinned(vectors, 3 * count).cpu().numpy(), count, random_state=seed % 2**32, n_local_trials=1
-    )
-    kmeans = MiniBatchKMeans(count, init=spread, n_init=1, random_state=seed % 2**32, compute_labels=False)
+    first = spread_out(_thinned(vectors, 3 * count), count, torch.Generator().manual_seed(seed)).cpu().numpy()
+    kmeans = MiniBatchKMeans(count, init=first, n_init=1, random_state=seed % 2**32, compute_labels=False)
     for ratio in (kmeans.reassignment_ratio, 0.0):
         kmeans.reassignment_ratio = ratio
         for batch in batches:
             kmeans.partial_fit(batch.numpy())
     return torch.from_numpy(kmeans.cluster_centers_).to(vectors)
+
+
+def spread_out(vectors: Float[Tensor, "vectors d"], count: int, generator: torch.Generator) -> Float[Tensor, "count d"]:
+    """Draw vectors that are far apart, as k-means|| does (Bahmani et al. 2012).
+
+    In each of a few rounds, probabilities are proportional to the squared distances from the vectors of earlier rounds.
+    scikit-learn's k-means++ takes one vector per round, and minutes for some thousand.
+    """
+    squares = vectors.new_ones(len(vectors))
+    drawn: list[Tensor] = []
+    for number, some in enumerate(torch.arange(count).tensor_split(min(count, ROUNDS))):
+        weights = squares.double().cpu()
+        # Copies of one vector may be all that is left.
+        rows = torch.multinomial(weights.clamp_min(1e-12 * weights.mean() + 1e-30), len(some), generator=generator)
+        drawn.append(vectors[rows.to(vectors.device)])
+        near = torch.cat([torch.cdist(part, drawn[-1]).amin(1) for part in vectors.split(CLUSTERED_AT_ONCE)]).square()
+        squares = near if number == 0 else torch.minimum(squares, near)
+    return torch.cat(drawn)
 
 
 def nearest(vectors: Float[Tensor, "vectors d"], centres: Float[Tensor, "count d"]) -> Int[Tensor, " vectors"]:

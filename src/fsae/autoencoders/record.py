@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fsae.sparse.codes import Codes
@@ -47,6 +47,19 @@ class AffineMap:
 
 
 @dataclass(frozen=True, eq=False)
+class PartnerCodes:
+    """Codes of the sample before each one of a batch.
+
+    Attributes:
+        codes: (batch, d_sae), without meaning if there is no partner.
+        there: (batch,) which samples have a partner.
+    """
+
+    codes: Codes
+    there: Bool[Tensor, " batch"]
+
+
+@dataclass(frozen=True, eq=False)
 class ForwardRecord:
     """The results of one forward pass. Losses and metrics read it and need no branch per architecture.
 
@@ -70,6 +83,7 @@ class ForwardRecord:
         W_enc: (d_in, d_sae) the encoder's weights; None if the record was made without an autoencoder.
         targets: (batch, d_out) what the reconstruction should be; None for the inputs themselves.
         linear: (batch, d_out) the part of the reconstruction that a linear path from the inputs adds; None without one.
+        partners: codes of the samples before these in their order, if a term compares them.
     """
 
     inputs: Float[Tensor, "batch d_in"]
@@ -87,6 +101,7 @@ class ForwardRecord:
     W_enc: Float[Tensor, "d_in d_sae"] | None = None
     targets: Float[Tensor, "batch d_out"] | None = None
     linear: Float[Tensor, "batch d_out"] | None = None
+    partners: PartnerCodes | None = None
 
     @property
     def wanted(self) -> Float[Tensor, "batch d_out"]:

@@ -33,6 +33,12 @@ def check(settings: RunSettings) -> None:
             f"loss.reconstruction {what}, and without it nothing ties codes to their inputs; give it a positive weight"
         )
     check_terms(settings.loss, settings.arch)
+    for name, term in settings.loss.items():
+        if missing := term.needs_of_source - settings.source.provides:
+            raise ValueError(
+                f"loss.{name} ({type(term).__name__}) needs a source with {', '.join(sorted(missing))}, which this one "
+                "does not have; use source=activations, or another loss"
+            )
     fisher = fisher_of(settings.loss.values())
     if settings.trainer.batch_size < 2 and fisher.estimator is FisherEstimator.unbiased:
         named = next((name for name, term in settings.loss.items() if term is fisher), None)

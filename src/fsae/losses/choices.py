@@ -7,6 +7,7 @@ from fsae.losses.matryoshka import LevelAuxK, Matryoshka, SampledMatryoshka
 from fsae.losses.nuclear_norm import NuclearNorm
 from fsae.losses.reconstruction import SquaredError
 from fsae.losses.sparsity import L1, AnnealedLp, DenseLatents, StepL0, TanhL0, TargetL0
+from fsae.losses.temporal import TemporalContrast
 from fsae.losses.term import LossTerm
 from fsae.losses.weights import Orthogonality, WeightNorm
 
@@ -30,4 +31,5 @@ CHOICES: dict[str, type[LossTerm]] = {
     "orthogonal": Orthogonality,
     "weight_norm": WeightNorm,
     "nuclear_norm": NuclearNorm,
+    "temporal_contrast": TemporalContrast,
 }

@@ -21,7 +21,7 @@ from fsae.losses.term import LossTerm, Moment, TermValue
 from fsae.ranges import COUNT, WEIGHT, between
 
 # A share below 1 of the latents, or a number of latents.
-_WIDTH = between(above=0, most=2**28, meaning="a share of the latents or a number of latents")
+WIDTH = between(above=0, most=2**28, meaning="a share of the latents or a number of latents")
 
 
 class Reduction(Enum):
@@ -82,7 +82,7 @@ class Matryoshka(Levels):
         level_weights: one weight per level, the whole width's last; null for 1 each.
     """
 
-    widths: list[float] = field(default_factory=lambda: [1 / 32, 3 / 32, 7 / 32, 15 / 32], metadata=_WIDTH)
+    widths: list[float] = field(default_factory=lambda: [1 / 32, 3 / 32, 7 / 32, 15 / 32], metadata=WIDTH)
     level_weights: list[float] | None = field(default=None, metadata=WEIGHT)
 
     def __post_init__(self) -> None:
@@ -152,7 +152,7 @@ class LevelAuxK(AuxK):
         k: dead latents per sample and level; null for half the input's width.
     """
 
-    widths: list[float] = field(default_factory=list, metadata=_WIDTH)
+    widths: list[float] = field(default_factory=list, metadata=WIDTH)
 
     def check_width(self, name: str, d_sae: int) -> None:
         check_widths(self.widths, name, d_sae)

@@ -60,6 +60,11 @@ class Objective:
             parts |= {name: value, f"{name}_weighted": weight * value, **measured.beside}
         return Losses(total, parts | {"loss": total.detach()})
 
+    @property
+    def compares_partners(self) -> bool:
+        """True if a term compares each sample with its partner."""
+        return any("partners" in term.needs_of_source for term in self.terms.values())
+
     def state_dict(self) -> dict[str, Any]:
         return self._memories
 

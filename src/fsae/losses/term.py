@@ -85,6 +85,8 @@ class LossTerm(Weighted, group="loss"):
 
     # Optional fields of the forward record that the term reads; architectures declare which they provide.
     needs: ClassVar[frozenset[str]] = frozenset()
+    # What the term needs of the source; see `SourceSettings.provides`.
+    needs_of_source: ClassVar[frozenset[str]] = frozenset()
     # True if the decoder of least squares minimises the term.
     minimised_by_least_squares: ClassVar[bool] = False
 

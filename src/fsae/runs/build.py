@@ -49,6 +49,7 @@ def request_of(settings: RunSettings) -> Request:
         held_out_samples=held_out_samples(settings.eval),
         stores=Path(settings.paths.activations),
         harvest=harvest,
+        partners=any("partners" in term.needs_of_source for term in settings.loss.values()),
         spliced=not harvest and any("language_model" in each.needs for each in settings.eval.values()),
     )
 
@@ -63,7 +64,8 @@ def open_sources(settings: Sequence[RunSettings], heartbeat: Callable[[], None])
         keys.append(key := each.source.stream_key(request))
         known = streams.setdefault(key, request)
         most = max(known.training_samples, request.training_samples)
-        streams[key] = replace(known, training_samples=most)
+        partners = known.partners or request.partners
+        streams[key] = replace(known, training_samples=most, partners=partners)
     with settings[0].source.open_together(list(streams.values()), heartbeat) as opened:
         sources = dict(zip(streams, opened, strict=True))
         yield [sources[key] for key in keys]

@@ -1,7 +1,7 @@
 """Activations of a language model at one site as a stream of shuffled batches."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from fsae.sources.passes import Passes
 from fsae.sources.room import Room
 from fsae.sources.shard import Part
 from fsae.sources.shard_reader import ShardReader
-from fsae.sources.source import Batch, Source, in_batches
+from fsae.sources.source import Batch, Partners, Source, in_batches
 from fsae.sources.supply import Supply
 from fsae.sources.tokens import TextRows
 
@@ -30,10 +30,18 @@ SHARDS_IN_MEMORY = 2
 
 
 class _Fetched(NamedTuple):
-    """Shard in memory, with the rows of its vectors that are not massive; None if no vector is massive."""
+    """Shard in memory.
+
+    Attributes:
+        vectors: all of its vectors.
+        kept: the rows of those that are not massive; None if no vector is massive.
+        previous: for each row the one before it in the text, -1 if there is none or it is massive; None if no term asks
+            for partners.
+    """
 
     vectors: Float[Tensor, "vectors d_in"]
     kept: Int[Tensor, " kept"] | None
+    previous: Int[Tensor, " vectors"] | None
 
 
 class ActivationSource(Source):
@@ -56,6 +64,7 @@ class ActivationSource(Source):
         max_norm_multiple: a vector is massive if its norm is more than this many times the median norm at its site, and
             a row is left out if it is massive at any site; None for no limit.
         max_norms: the limits themselves, of each site, instead of a multiple.
+        partners: whether training batches have the partners of their samples.
 
     Attributes:
         waited: seconds in which training waited for the next shard.
@@ -79,6 +88,7 @@ class ActivationSource(Source):
         passes: Passes,
         max_norm_multiple: float | None,
         max_norms: list[float] | None = None,
+        partners: bool = False,
     ):
         self.sites, self._input, self._target = sites, input_layout, target_layout
         self.d_in, self.device, self._passes = input_layout.width, device, passes
@@ -89,6 +99,7 @@ class ActivationSource(Source):
         self._columns, self._places = slice(None), slice(None)
         self._max_norm_multiple = max_norm_multiple
         self._norm_limits = max_norms
+        self._partners = partners
         self.text = self.store = self
         self.held_out_found = 0
         self.massive_share = 0.0
@@ -215,7 +226,8 @@ class ActivationSource(Source):
         rows = rows[:, self._columns]
         if self._reconstructs_inputs:
             return Batch(rows, rows)
-        return Batch(*rows.split([self._input.width, self._target.width], dim=1))
+        inputs, targets = rows.split([self._input.width, self._target.width], dim=1)
+        return Batch(inputs, targets)
 
     def state_dict(self) -> dict[str, Any]:
         limits = self._norm_limits
@@ -252,7 +264,7 @@ class ActivationSource(Source):
         return self._first().targets
 
     def _first(self) -> Batch:
-        vectors, kept = self._vectors(0)
+        vectors, kept, _ = self._vectors(0)
         return self._batch_of(vectors if kept is None else vectors[kept])
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
@@ -266,32 +278,32 @@ class ActivationSource(Source):
         # Training takes whole batches.
         taken = self._training_tokens // batch_size * batch_size
         while True:
-            row, parts = self._batch * batch_size, []
+            row, parts = self._batch * batch_size, list[Batch]()
             visits = list(self._visits(self._epoch))
             following = [*visits[1:], (*next(self._visits(self._epoch + 1))[:1], size)]
             for (number, begin), (next_number, next_begin) in zip(visits, following, strict=True):
                 end = min(size, begin + self._extent.count(Part.train, number))
                 if row >= end:
                     continue
-                vectors, kept = self._vectors(number)
+                shard = self._vectors(number)
                 if self._epoch * size + next_begin < taken:
                     self._fetch(next_number, beside=number)
                 # The whole order at once: a copy per batch would make the host wait for the device.
                 order = _permutation(self._extent.count(Part.train, number), self._seed, self._epoch, number)
-                order = order.to(vectors.device)
-                if kept is not None:
-                    order = kept[order % len(kept)]
+                order = order.to(shard.vectors.device)
+                if shard.kept is not None:
+                    order = shard.kept[order % len(shard.kept)]
                 while row < end:
-                    missing = batch_size - sum(map(len, parts))
+                    missing = batch_size - sum(len(part.inputs) for part in parts)
                     places = order[row - begin : min(row + missing, end) - begin]
-                    parts.append(vectors.index_select(0, places))
+                    parts.append(self._part(shard, places))
                     row += len(places)
                     if len(places) == missing:
                         # Counted before the yield, so that a state saved meanwhile names the next batch.
                         self._batch += 1
-                        batch = parts[0] if len(parts) == 1 else torch.cat(parts)
+                        batch = parts[0] if len(parts) == 1 else _joined(parts)
                         parts = []
-                        yield self._batch_of(batch)
+                        yield batch
             self._epoch, self._batch = self._epoch + 1, 0
 
     def held_out(self, count: int, batch_size: int) -> Iterator[Batch]:
@@ -366,6 +378,15 @@ class ActivationSource(Source):
             "harvest/seconds": self.harvester.seconds,
         }
 
+    def _part(self, shard: _Fetched, places: Int[Tensor, " part"]) -> Batch:
+        """Return a batch of some rows of a shard."""
+        batch = self._batch_of(shard.vectors.index_select(0, places))
+        if shard.previous is None:
+            return batch
+        before = shard.previous.index_select(0, places)
+        inputs = shard.vectors.index_select(0, before.clamp_min(0))[:, : self._input.width]
+        return batch._replace(partners=Partners(inputs, before >= 0))
+
     def _visits(self, epoch: int) -> Iterator[tuple[int, int]]:
         """Yield the shards in the order of an epoch, each with its first row in that order."""
         shards, begin = self._extent.shards(Part.train), 0
@@ -393,23 +414,39 @@ class ActivationSource(Source):
         return self._shards.shard(part, number, self._read_at).activations
 
     def _load(self, number: int) -> _Fetched:
-        vectors = self._read(Part.train, number).to(self.device)
+        shard = self._shards.shard(Part.train, number, self.sites.all)
+        vectors = shard.activations.to(self.device)
+        previous = shard.previous(Part.train, number).to(self.device) if self._partners else None
         if self._norm_limits is None and self._max_norm_multiple is not None:
             # The first shard is read first, and a saved position has the limits of its stream.
             assert number == 0
             self._find_limits(vectors)
         if self._norm_limits is None:
-            return _Fetched(vectors, None)
+            return _Fetched(vectors, None, previous)
         kept = self._short(vectors)
         if kept.all():
-            return _Fetched(vectors, None)
+            return _Fetched(vectors, None, previous)
         if not kept.any():
             raise ValueError(
                 f"every activation of shard {number} has a norm above {_shown(self._norm_limits)} (source.max_norm, or "
                 "source.max_norm_multiple times the median of the first shard): one limit does not suit this text; set "
                 "both to null"
             )
-        return _Fetched(vectors, kept.nonzero().squeeze(1))
+        if previous is not None:
+            previous = torch.where(kept[previous], previous, -1)
+        return _Fetched(vectors, kept.nonzero().squeeze(1), previous)
+
+
+def _joined(parts: Sequence[Batch]) -> Batch:
+    """Return parts of a batch as one."""
+    inputs = torch.cat([part.inputs for part in parts])
+    same = parts[0].targets is parts[0].inputs
+    partners = [part.partners for part in parts if part.partners is not None]
+    return Batch(
+        inputs,
+        inputs if same else torch.cat([part.targets for part in parts]),
+        Partners(*map(torch.cat, zip(*partners, strict=True))) if partners else None,
+    )
 
 
 def _shown(limits: list[float]) -> str:

@@ -79,7 +79,7 @@ class InMemorySource(Source):
     def held_out(self, count: int, batch_size: int) -> Iterator[Batch]:
         # All vectors at once, so that the noise does not depend on the batch size.
         whole = self._made_of(self._held_out, "held-out noise")
-        inputs, targets = (each[:count].split(batch_size) for each in whole)
+        inputs, targets = (each[:count].split(batch_size) for each in (whole.inputs, whole.targets))
         yield from map(Batch, inputs, inputs if whole.targets is whole.inputs else targets)
 
     def supply(self, trained: int | None, held_out: int | None, held_out_wanted: int) -> Supply:

@@ -86,7 +86,7 @@ class ActivationSourceSettings(SourceSettings):
     max_norm: float | None = field(default=None, metadata=between(above=0, most=1e12))
     max_norms: list[float] = field(default_factory=list, metadata=between(above=0, most=1e12))
 
-    provides: ClassVar[frozenset[str]] = frozenset({"language_model", "store"})
+    provides: ClassVar[frozenset[str]] = frozenset({"language_model", "store", "partners"})
 
     def __post_init__(self):
         super().__post_init__()
@@ -285,6 +285,7 @@ def _source(
         passes=Passes.of(model, dataset.tokens_per_row, kept_in),
         max_norm_multiple=settings.max_norm_multiple,
         max_norms=_limits(settings, len(sites.all)),
+        partners=request.partners,
     )
 
 

@@ -41,8 +41,9 @@ class Extent:
 class Shard:
     """Activations at one site, or at several side by side, with the place of each vector in the text.
 
-    Training and evaluation read the activations alone. The other columns are kept for the latents' contexts and
-    labels: no reader needs them yet, and a store that lacked them would have to be harvested again.
+    Training and evaluation read the activations, and a term that compares neighbours in the text reads the documents.
+    The other columns are kept for the latents' contexts and labels: no reader needs them yet, and a store that lacked
+    them would have to be harvested again.
 
     Attributes:
         activations: raw, in the language model's dtype.
@@ -66,6 +67,18 @@ class Shard:
             return shards[0]
         assert all(torch.equal(each.tokens, shards[0].tokens) for each in shards)
         return replace(shards[0], activations=torch.cat([each.activations for each in shards], dim=1))
+
+    def previous(self, part: Part, number: int) -> Int[Tensor, " vectors"]:
+        """Return, for each row of shard `number` of a part, the row of the vector before it in its document.
+
+        It is the nearest earlier vector that the shard holds: positions that do not count are skipped. -1 for the first
+        vector of a document in the shard.
+        """
+        rows = torch.argsort(order_in_shard(part, number, len(self)))
+        same = self.documents[rows[1:]] == self.documents[rows[:-1]]
+        previous = torch.full_like(rows, -1)
+        previous[rows[1:]] = torch.where(same, rows[:-1], -1)
+        return previous
 
     def beginning(self, part: Part, number: int, count: int) -> "Shard":
         """Return shard `number` of a part reduced to its first `count` vectors in the text."""

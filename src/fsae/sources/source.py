@@ -27,11 +27,28 @@ if TYPE_CHECKING:
     from fsae.language_models.transformer_lens import TransformerLensModel
 
 
+class Partners(NamedTuple):
+    """The sample before each one: of a text, that of the token before it in the same document.
+
+    Attributes:
+        inputs: of the partners; any vector if there is none.
+        there: which samples have a partner.
+    """
+
+    inputs: Float[Tensor, "batch d_in"]
+    there: Bool[Tensor, " batch"]
+
+
 class Batch(NamedTuple):
-    """Inputs and their targets; for an autoencoder both are the same tensor, unless its inputs are noisy."""
+    """Inputs and their targets; for an autoencoder both are the same tensor, unless its inputs are noisy.
+
+    Attributes:
+        partners: of the samples, if they were asked for.
+    """
 
     inputs: Float[Tensor, "batch d_in"]
     targets: Float[Tensor, "batch d_out"]
+    partners: Partners | None = None
 
 
 class HeldOutText(Protocol):
@@ -229,6 +246,7 @@ class Request:
         stores: the folder of all activation stores.
         harvest: whether the run only fills the store.
         spliced: whether the evaluation puts reconstructions back into the language model.
+        partners: whether training batches have the partners of their samples.
     """
 
     model: ModelSettings | None = None
@@ -240,6 +258,7 @@ class Request:
     stores: Path
     harvest: bool = False
     spliced: bool = False
+    partners: bool = False
 
     def text(self) -> tuple[ModelSettings, Site, DatasetSettings]:
         """Return model, site and data set of a source that reads a language model."""
@@ -261,8 +280,9 @@ class SourceSettings(Ranged, ABC, group="source"):
     Attributes:
         seed: decides the order of the vectors in training, and everything else that the source draws. Runs that share
             it, and the other settings of the stream, see the same batches.
-        provides: what evaluations and tasks may need of a source, a class attribute: "language_model" (activations of
-            one, with held-out text), "known_features" (a ground truth), "store" (an activation store).
+        provides: what evaluations, loss terms and tasks may need of a source, a class attribute: "language_model"
+            (activations of one, with held-out text), "known_features" (a ground truth), "store" (an activation store),
+            "partners" (samples have an order).
     """
 
     seed: int = field(default=0, metadata=SEED)

@@ -56,6 +56,20 @@ class Codes:
         codes[self.pattern.rows[named], columns[named]] = self.values[named]
         return codes
 
+    def first(self, width: int) -> "Codes":
+        """Return the codes of the first latents alone."""
+        if self.pattern is None:
+            return Codes(self.values[:, :width])
+        columns, offsets = self.pattern.columns, self.pattern.offsets
+        inside = columns < width
+        if columns.is_cuda:
+            # To leave entries out would wait for the device.
+            pattern = Pattern(columns.clamp_max(width - 1), offsets, width, self.pattern.per_row)
+            return Codes(self.values * inside, pattern)
+        places = inside.nonzero().squeeze(1)
+        before = torch.nn.functional.pad(inside.cumsum(0), (1, 0))
+        return Codes(self.values.index_select(0, places), Pattern(columns[places], before[offsets], width))
+
     def map(self, function: Callable[[Tensor], Tensor]) -> "Codes":
         """Apply an elementwise function that keeps zero at zero."""
         return Codes(function(self.values), self.pattern)

@@ -11,6 +11,7 @@ from fsae.autoencoders.fitted import FittedAutoencoder
 from fsae.autoencoders.layout import Factor
 from fsae.autoencoders.record import ForwardRecord
 from fsae.losses.objective import Objective
+from fsae.sources.source import Partners
 from fsae.training.learner import Learner
 from fsae.training.measures import batch_measures
 from fsae.training.resample import Reinitialisation
@@ -56,10 +57,12 @@ class FittedLearner(Learner[FittedAutoencoder, FitSettings]):
         self._moments: Float[Tensor, "cells d_in_plus_1 d_in_plus_1"] | None = None
 
     @torch.no_grad()
-    def backward(self, x: Tensor, step: int, targets: Tensor | None = None) -> ForwardRecord:
+    def backward(
+        self, x: Tensor, step: int, targets: Tensor | None = None, partners: Partners | None = None
+    ) -> ForwardRecord:
         """Fit the batch, then measure it and return its record."""
         self._fit((x if targets is None else targets).cpu().double(), step)
-        record = self.autoencoder(x, sparse=True, targets=targets)
+        record = self.with_partners(self.autoencoder(x, sparse=True, targets=targets), partners, sparse=True)
         losses = self.objective(record, self.moment(step), measure_all=self.settings.logs_after(step))
         self._remember(losses.parts | batch_measures(record, self.scale))
         return record

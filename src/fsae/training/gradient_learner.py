@@ -11,6 +11,7 @@ from fsae.autoencoders.record import ForwardRecord
 from fsae.autoencoders.settings import DecoderNorm
 from fsae.losses.objective import Losses, Objective
 from fsae.matching import unit_rows
+from fsae.sources.source import Partners
 from fsae.training.frozen import Frozen, freeze, keep_in_cone
 from fsae.training.fused_adam import FusedAdam
 from fsae.training.learner import Learner
@@ -62,19 +63,24 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
         self.sparse = False
         self._choose_products(autoencoder.settings.first_density(autoencoder.d_in))
 
-    def backward(self, x: Tensor, step: int, targets: Tensor | None = None) -> ForwardRecord:
+    def backward(
+        self, x: Tensor, step: int, targets: Tensor | None = None, partners: Partners | None = None
+    ) -> ForwardRecord:
         """Compute the gradients of the objective on a batch."""
-        record, losses = self.forward(x, step, targets)
+        record, losses = self.forward(x, step, targets, partners)
         if self.settings.frozen is not Frozen.all:
             losses.total.backward()
         return record
 
-    def forward(self, x: Tensor, step: int, targets: Tensor | None) -> tuple[ForwardRecord, Losses]:
+    def forward(
+        self, x: Tensor, step: int, targets: Tensor | None, partners: Partners | None = None
+    ) -> tuple[ForwardRecord, Losses]:
         """Compute the forward record and the losses of a batch."""
         settings, autoencoder = self.settings, self.autoencoder
         autoencoder.progress = step / settings.steps
         with self.precision(x):
             record = (autoencoder if self.sparse else self._dense_forward)(x, self.sparse, targets)
+            record = self.with_partners(record, partners, self.sparse)
         last_of_interval = settings.logs_after(step)
         losses = self.objective(record, self.moment(step), measure_all=last_of_interval)
         self._remember(losses.parts)

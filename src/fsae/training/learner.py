@@ -1,6 +1,7 @@
 """The interface between the training loop and one autoencoder in training."""
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -8,10 +9,11 @@ from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.layout import Factor
-from fsae.autoencoders.record import ForwardRecord
+from fsae.autoencoders.record import ForwardRecord, PartnerCodes
 from fsae.losses.objective import Objective
 from fsae.losses.term import Moment
 from fsae.seeds import generator_for
+from fsae.sources.source import Partners
 from fsae.training.dead_latents import DeadLatents
 from fsae.training.resample import Reinitialisation
 from fsae.training.settings import TrainerSettings
@@ -47,24 +49,29 @@ class Learner(ABC, Generic[Trained, Trainer]):
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
-    def step(self, x: Tensor, step: int, targets: Tensor | None = None) -> ForwardRecord:
+    def step(
+        self, x: Tensor, step: int, targets: Tensor | None = None, partners: Partners | None = None
+    ) -> ForwardRecord:
         """Train on one batch and return its last forward record. Waits for nothing.
 
         Args:
             x: (batch, d_in) scaled inputs.
             step: counts from 0.
             targets: (batch, d_out) scaled targets of the reconstruction; None for the inputs themselves.
+            partners: scaled, of the inputs; needed only if a term compares them.
         """
-        record = self.backward(x, step, targets)
+        record = self.backward(x, step, targets, partners)
         self.update(step)
         for _ in range(1, self.settings.updates_at(step)):
-            record = self.backward(x, step, targets)
+            record = self.backward(x, step, targets, partners)
             self.update(step)
         self.finish(record, step)
         return record
 
     @abstractmethod
-    def backward(self, x: Tensor, step: int, targets: Tensor | None = None) -> ForwardRecord:
+    def backward(
+        self, x: Tensor, step: int, targets: Tensor | None = None, partners: Partners | None = None
+    ) -> ForwardRecord:
         """Compute on a batch all that `update` needs, such as gradients; a coupling may add to these."""
 
     @abstractmethod
@@ -78,6 +85,15 @@ class Learner(ABC, Generic[Trained, Trainer]):
     @abstractmethod
     def reinitialise(self, record: ForwardRecord, step: int, when: Reinitialisation) -> int:
         """Resample the latents that are off their target, if due; return the number of these latents."""
+
+    def with_partners(self, record: ForwardRecord, partners: Partners | None, sparse: bool) -> ForwardRecord:
+        """Return the record with the codes of the partners, if a term compares them."""
+        if not self.objective.compares_partners:
+            return record
+        assert partners is not None
+        # Not by `forward`: a threshold that follows the batches is that of the samples themselves.
+        codes = self.autoencoder.encode(partners.inputs, sparse).codes
+        return replace(record, partners=PartnerCodes(codes, partners.there))
 
     def moment(self, step: int) -> Moment:
         """Return what the terms of a step's losses need in addition to the record."""

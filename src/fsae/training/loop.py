@@ -16,7 +16,7 @@ from fsae.autoencoders.record import ForwardRecord
 from fsae.couplings.coupling import Coupling
 from fsae.outputs.metric_log import MetricSink
 from fsae.progress import Progress
-from fsae.sources.source import Batch, Source
+from fsae.sources.source import Batch, Partners, Source
 from fsae.threads import Threads
 from fsae.training.checkpoints import Checkpoints
 from fsae.training.interruption import Interrupted, Interruption
@@ -90,8 +90,13 @@ class Training:
         """True if all steps are taken."""
         return self.step >= self.settings.steps
 
-    def take(self, x: Float[Tensor, "batch d_in"], targets: Float[Tensor, "batch d_out"] | None) -> None:
-        """Take one step with every member, on scaled inputs and targets (None for the inputs themselves).
+    def take(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        targets: Float[Tensor, "batch d_out"] | None,
+        partners: Partners | None = None,
+    ) -> None:
+        """Take one step with every member, on scaled inputs, targets (None for the inputs themselves) and partners.
 
         Waits for nothing, unless members are matched or latents resampled.
         """
@@ -107,11 +112,13 @@ class Training:
         seen = [(member, *_at(end, x, targets)) for member, end in ends]
         if self.coupling is None:
             # In one call, so that each record is freed at once.
-            counts = self._threads.map(lambda one: reinitialise(one[0], one[0].step(one[1], self.step, one[2])), seen)
+            counts = self._threads.map(
+                lambda one: reinitialise(one[0], one[0].step(one[1], self.step, one[2], partners)), seen
+            )
         else:
             records: list[ForwardRecord] = []
             for _ in range(self.settings.updates_at(self.step)):
-                records = self._threads.map(lambda one: one[0].backward(one[1], self.step, one[2]), seen)
+                records = self._threads.map(lambda one: one[0].backward(one[1], self.step, one[2], partners), seen)
                 if self.settings.has_gradients_at(self.step):
                     autoencoders = [member.autoencoder for member in self.members]
                     self.coupling.backward(autoencoders, records, self.step, self.step / self.settings.steps)
@@ -310,7 +317,9 @@ class _Stream:
         """Forget a training that has ended."""
         self.trainings = [each for each in self.trainings if each is not training]
 
-    def scaled(self, batch: Batch, trainings: Sequence[Training]) -> dict[Scaling, tuple[Tensor, Tensor | None]]:
+    def scaled(
+        self, batch: Batch, trainings: Sequence[Training]
+    ) -> dict[Scaling, tuple[Tensor, Tensor | None, Partners | None]]:
         """Return the batch in the units of each training."""
         return {each: _scaled(batch, *self._factors(each)) for each in {training.scaling for training in trainings}}
 
@@ -322,10 +331,14 @@ class _Stream:
         )
 
 
-def _scaled(batch: Batch, scale: Factor, target_scale: Factor) -> tuple[Tensor, Tensor | None]:
-    """Return scaled inputs and targets (None for the inputs themselves)."""
-    inputs = batch.inputs.float() * scale
-    return inputs, None if batch.targets is batch.inputs else batch.targets.float() * target_scale
+def _scaled(batch: Batch, scale: Factor, target_scale: Factor) -> tuple[Tensor, Tensor | None, Partners | None]:
+    """Return scaled inputs, targets (None for the inputs themselves) and partners."""
+    inputs, partners = batch.inputs.float() * scale, batch.partners
+    return (
+        inputs,
+        None if batch.targets is batch.inputs else batch.targets.float() * target_scale,
+        None if partners is None else Partners(partners.inputs.float() * scale, partners.there),
+    )
 
 
 def _at(end: End | None, inputs: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -11,6 +11,7 @@ from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.layout import Factor
 from fsae.autoencoders.record import ForwardRecord
 from fsae.losses.objective import Objective
+from fsae.sources.source import Partners
 from fsae.sparse.codes import Codes
 from fsae.training.gradient_learner import GradientLearner
 from fsae.training.least_squares import LeastSquares
@@ -37,11 +38,13 @@ class PamLearner(GradientLearner):
         # The encoder at the start of the round.
         self._began: dict[str, Tensor] = {}
 
-    def backward(self, x: Tensor, step: int, targets: Tensor | None = None) -> ForwardRecord:
+    def backward(
+        self, x: Tensor, step: int, targets: Tensor | None = None, partners: Partners | None = None
+    ) -> ForwardRecord:
         if not self.settings.has_gradients_at(step):
             with torch.no_grad():
-                return self.forward(x, step, targets)[0]
-        record = super().backward(x, step, targets)
+                return self.forward(x, step, targets, partners)[0]
+        record = super().backward(x, step, targets, partners)
         self._add_costs_to_move()
         return record
 
