@@ -18,7 +18,7 @@ from fsae.evaluation.downstream.interchange import (
     Pairs,
     Schedule,
     Swap,
-    learned_mask,
+    learned_masks,
     pairs_of,
     share_right,
 )
@@ -178,9 +178,9 @@ class Ravel(Evaluation, group="eval.ravel"):
         swapped = [Score(*each) for each in kept["scores"].tolist()]
         measured = []
         for autoencoder in subject.autoencoders:
-            held = Held(autoencoder, chosen.vectors)
-            own = self._scores(text, chosen, held, tasks, progress, subject)
-            controlled = self._controlled(text, chosen, held, autoencoder, tasks, progress, subject)
+            held = self._held(autoencoder, chosen, tasks)
+            scores = self._scores(text, chosen, held, progress, subject)
+            own, controlled = scores[: len(tasks)], scores[len(tasks) :]
             numbers = _numbers(tasks, own, controlled, swapped)
             numbers["ravel_entities"] = float(len({each.entity for each in asked.prompts}))
             numbers["ravel_known"] = len(asked.prompts) / asked.asked
@@ -258,47 +258,38 @@ class Ravel(Evaluation, group="eval.ravel"):
         scores = [self._score(text, chosen, task, _whole(chosen), heartbeat) for task in tasks]
         return {"scores": torch.tensor(scores, dtype=torch.float64)}
 
+    def _held(self, autoencoder: Autoencoder, chosen: KnownPrompts, tasks: Sequence[_Task]) -> list[tuple[Held, _Task]]:
+        """Return the dictionary with each task, and random directions of equal density with those of the first drawing;
+        without the latter if no latent is on."""
+        held = Held(autoencoder, chosen.vectors)
+        control = random_directions(autoencoder, held.densities, chosen.vectors, self.seed)
+        first = [] if control is None else [task for task in tasks if not task.seed]
+        controlled = Held(control, chosen.vectors) if control is not None else held
+        return [*((held, task) for task in tasks), *((controlled, task) for task in first)]
+
     def _scores(
         self,
         text: HeldOutText,
         chosen: KnownPrompts,
-        held: Held,
-        tasks: Sequence[_Task],
+        held: Sequence[tuple[Held, _Task]],
         progress: Progress,
         subject: Subject,
     ) -> list[_Scores]:
-        """Return the scores on each task, with a mask that is learned on its training pairs."""
+        """Return the scores of each dictionary on its task, with a mask that is learned on its training pairs."""
 
         def beat() -> None:
-            progress.advance(1)
+            progress.advance(len(held))
             subject.heartbeat()
 
+        schedule = Schedule(self.steps, self.batch, self.lr)
+        masks = learned_masks(text, chosen, [(each, task.train) for each, task in held], schedule, beat)
         found = []
-        for task in tasks:
-            schedule = Schedule(self.steps, self.batch, self.lr)
-            mask = learned_mask(text, chosen, held, task.train, schedule, beat)
-            gates = mask.to(held.rows)
-            swaps = held.swap(gates), held.swap(gates, keeps_error=True), held.swap(torch.zeros_like(gates))
+        for (each, task), mask in zip(held, masks, strict=True):
+            gates = mask.to(each.rows)
+            swaps = each.swap(gates), each.swap(gates, keeps_error=True), each.swap(torch.zeros_like(gates))
             scores = [self._score(text, chosen, task, swap, subject.heartbeat) for swap in swaps]
             found.append(_Scores(*scores, latents=int(mask.sum())))
         return found
-
-    def _controlled(
-        self,
-        text: HeldOutText,
-        chosen: KnownPrompts,
-        held: Held,
-        autoencoder: Autoencoder,
-        tasks: Sequence[_Task],
-        progress: Progress,
-        subject: Subject,
-    ) -> list[_Scores]:
-        """Return the scores of random directions of equal density with the first drawing; none if no latent is on."""
-        control = random_directions(autoencoder, held.densities, chosen.vectors, self.seed)
-        if control is None:
-            return []
-        first = [task for task in tasks if not task.seed]
-        return self._scores(text, chosen, Held(control, chosen.vectors), first, progress, subject)
 
 
 def _digest_of(parts: Iterable[object]) -> str:

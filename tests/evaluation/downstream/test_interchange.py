@@ -7,7 +7,7 @@ import torch
 
 from fsae.evaluation.downstream.entities import ravel_entities
 from fsae.evaluation.downstream.entity_prompts import KnownPrompts, known, prompts_about
-from fsae.evaluation.downstream.interchange import Held, Pair, Schedule, learned_mask, pairs_of, share_right
+from fsae.evaluation.downstream.interchange import Held, Pair, Schedule, learned_masks, pairs_of, share_right
 from fsae.sparse.codes import Codes
 from tests.evaluation.downstream.knowing import (
     ATTRIBUTES,
@@ -71,34 +71,48 @@ def test_entities_of_one_value_make_no_pairs(asked: KnownPrompts):
     assert len(test.isolation) == 5
 
 
-def test_the_mask_has_the_latents_of_the_attribute(asked: KnownPrompts):
+def test_the_masks_have_the_latents_of_their_attributes(asked: KnownPrompts):
     text, held = knowing_text(), Held(apart(), asked.vectors)
     beats: list[int] = []
-    for number, attribute in enumerate(ATTRIBUTES):
-        pairs, _ = pairs_of(asked, attribute, 200, 0, random.Random(0))
-        mask = learned_mask(text, asked, held, pairs, SCHEDULE, lambda: beats.append(1))
+    tasks = [(held, pairs_of(asked, attribute, 200, 0, random.Random(0))[0]) for attribute in ATTRIBUTES]
+    masks = learned_masks(text, asked, tasks, SCHEDULE, lambda: beats.append(1))
+    for number, mask in enumerate(masks):
         assert mask.tolist() == [latent // VALUES == number for latent in range(D_IN)]
-    assert len(beats) == 2 * SCHEDULE.steps
+    assert len(beats) == SCHEDULE.steps
 
 
-def test_portions_of_one_length_pad_less_and_teach_the_same(asked: KnownPrompts, monkeypatch: pytest.MonkeyPatch):
-    text, held, read = knowing_text(), Held(together(), asked.vectors), list[int]()
+def test_masks_are_the_same_whatever_is_learned_with_them_and_in_passes_of_any_size(
+    asked: KnownPrompts, monkeypatch: pytest.MonkeyPatch
+):
+    text, read = knowing_text(), list[tuple[int, int]]()
     model = cast(Any, text.model)
     logits = model.differentiable_logits
-    monkeypatch.setattr(
-        model,
-        "differentiable_logits",
-        lambda tokens, *rest, **at: read.append(tokens.numel()) or logits(tokens, *rest, **at),
-    )
-    pairs, _ = pairs_of(asked, "size", 100, 5, random.Random(0))
-    masks, padded = [], []
-    for portions in (1, 2):
+
+    def counted(tokens: torch.Tensor, *rest: Any, **at: Any) -> torch.Tensor:
+        read.append((len(tokens), tokens.numel()))
+        return logits(tokens, *rest, **at)
+
+    monkeypatch.setattr(model, "differentiable_logits", counted)
+    tasks = [
+        (Held(autoencoder, asked.vectors), pairs_of(asked, attribute, 100, 5, random.Random(0))[0])
+        for autoencoder in (together(), apart())
+        for attribute in ATTRIBUTES
+    ]
+    masks, passes = [], []
+    for at_once in (10**6, 60):
         read.clear()
-        masks.append(learned_mask(text, asked, held, pairs, SCHEDULE, lambda: None, portions))
-        padded.append(sum(read))
-    assert torch.equal(*masks)
-    assert 0 < masks[0].sum() < len(masks[0])
-    assert padded[1] < padded[0]
+        masks.append(learned_masks(text, asked, tasks, SCHEDULE, lambda: None, at_once))
+        passes.append((len(read) / SCHEDULE.steps, sum(tokens for _, tokens in read)))
+        assert sum(rows for rows, _ in read) == SCHEDULE.steps * SCHEDULE.pairs * len(tasks)
+    masks.append([learned_masks(text, asked, [task], SCHEDULE, lambda: None)[0] for task in tasks])
+    for one, other, alone in zip(*masks, strict=True):
+        assert torch.equal(one, other)
+        assert torch.equal(one, alone)
+        assert 0 < one.sum() < len(one)
+    # All masks of a step are in one pass; smaller passes have prompts of about one length and pad less.
+    assert passes[0][0] == 1
+    assert passes[1][0] > 4
+    assert passes[1][1] < passes[0][1]
 
 
 def test_the_share_of_right_answers_is_counted(asked: KnownPrompts):

@@ -123,7 +123,7 @@ def _asked(text: HeldOutText, prompts: Sequence[Prompt], heartbeat: Callable[[],
     progress = Progress("asking the language model about entities", len(order), "prompts")
     right: list[int] = []
     vectors: list[Tensor] = []
-    for some in _portions(order, lengths, at_once):
+    for some in portions(order, lengths, at_once):
         batch = [prompts[number] for number in some]
         rows = rows_of(batch, model.separator_id, answers=True)
         read: list[Tensor] = []
@@ -182,7 +182,7 @@ def _says(said: Int[Tensor, " position"], prompt: Prompt) -> Bool[Tensor, ""]:
     return (said[end : end + len(prompt.answer)] == torch.tensor(prompt.answer)).all()
 
 
-def _portions(order: Sequence[int], lengths: Sequence[int], at_once: int) -> Iterator[list[int]]:
+def portions(order: Sequence[int], lengths: Sequence[int], at_once: int) -> Iterator[list[int]]:
     """Yield numbers in their order, in portions whose padded rows have about so many tokens."""
     some: list[int] = []
     for number in order:

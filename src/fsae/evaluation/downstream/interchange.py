@@ -1,7 +1,7 @@
 """Interchange of latents: one entity's codes put in the place of another's, through a binary mask that is learned."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,13 +11,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
-from fsae.evaluation.downstream.entity_prompts import KnownPrompts, rows_of, with_places
+from fsae.evaluation.downstream.entity_prompts import KnownPrompts, portions, rows_of, with_places
 from fsae.sources.source import HeldOutText
 
 # Vectors that are encoded at once.
 _AT_ONCE = 2048
-# Forward passes of one step, each over prompts of about one length.
-_PORTIONS = 2
+# Tokens of one forward pass with gradients, about; a pass of fewer takes longer per token.
+_TOKENS_AT_ONCE = 512
 # The temperature of the mask's gates at the first and at the last step. SAEBench ends at 1e-4; a gate no longer learns
 # once its logit is several temperatures, which in few steps is too soon.
 _TEMPERATURES = (1.0, 1e-2)
@@ -149,40 +149,63 @@ def pairs_of(known: KnownPrompts, attribute: str, train: int, test: int, draw: r
     return Pairs(cause[0], isolation[0]), Pairs(cause[1], isolation[1])
 
 
-def learned_mask(
+def learned_masks(
     text: HeldOutText,
     known: KnownPrompts,
-    held: Held,
-    pairs: Pairs,
+    tasks: Sequence[tuple[Held, Pairs]],
     schedule: Schedule,
     heartbeat: Callable[[], None],
-    portions: int = _PORTIONS,
-) -> Bool[Tensor, " latents"]:
-    """Return the mask of the latents of `held` that an attribute's interchange swaps (MDBM of SAEBench).
+    at_once: int = _TOKENS_AT_ONCE,
+) -> list[Bool[Tensor, " latents"]]:
+    """Return for each task the mask of the latents of its dictionary that an attribute's interchange swaps (MDBM of
+    SAEBench).
 
     A gate is sigmoid(logit / temperature); logits begin at zero, and the temperature falls from 1 to 1e-2. Each step
     lowers the cross-entropy of the targets of cause and isolation pairs together. A latent belongs to the mask if its
-    logit is positive in the end.
+    logit is positive in the end. The masks are learned at the same time, so that the passes are large; none depends on
+    the others.
+
+    Args:
+        text: the language model.
+        known: the prompts.
+        tasks: a dictionary's codes, and the pairs of an attribute, for each mask.
+        schedule: of all of them.
+        heartbeat: called after each step; may raise to stop.
+        at_once: tokens of a pass, about.
     """
-    logits = torch.zeros(len(held.rows), device=held.rows.device, requires_grad=True)
-    optimiser = torch.optim.Adam([logits], schedule.lr)
+    logits = [torch.zeros(len(held.rows), device=held.rows.device, requires_grad=True) for held, _ in tasks]
+    optimiser = torch.optim.Adam(logits, schedule.lr)
     half = max(1, schedule.pairs // 2)
     begin, end = _TEMPERATURES
     for step in range(schedule.steps):
         temperature = begin * (end / begin) ** (step / max(1, schedule.steps - 1))
         places = range(step * half, (step + 1) * half)
-        batch = [kind[place % len(kind)] for kind in pairs for place in places]
-        logits.grad = torch.zeros_like(logits)
-        for some in _alike(known, batch, -(-len(batch) // portions)):
+        batch = [
+            (task, kind[place % len(kind)])
+            for task, (_, pairs) in enumerate(tasks)
+            for kind in pairs
+            for place in places
+        ]
+        grads = [torch.zeros_like(each) for each in logits]
+        lengths = [len(known.prompts[pair.base].ids) for _, pair in batch]
+        for numbers in portions(sorted(range(len(batch)), key=lengths.__getitem__), lengths, at_once):
+            of_task: dict[int, list[Pair]] = {}
+            for task, pair in (batch[number] for number in numbers):
+                of_task.setdefault(task, []).append(pair)
             with torch.enable_grad():
-                swap = held.swap(torch.sigmoid(logits / temperature))
-                said = _said(text, known, some, swap, text.model.differentiable_logits)
+                swaps = {task: tasks[task][0].swap(torch.sigmoid(logits[task] / temperature)) for task in of_task}
+                vectors = torch.cat([_swapped(swaps[task], pairs) for task, pairs in of_task.items()])
+                some = [pair for pairs in of_task.values() for pair in pairs]
+                said = _said(text, known, some, vectors, text.model.differentiable_logits)
                 targets = torch.tensor([each.target for each in some], device=said.device)
-                loss = F.cross_entropy(said.float(), targets, reduction="sum") / len(batch)
-            logits.grad += torch.autograd.grad(loss, [logits])[0]
+                loss = F.cross_entropy(said.float(), targets, reduction="sum") / (2 * half)
+            for task, grad in zip(of_task, torch.autograd.grad(loss, [logits[task] for task in of_task]), strict=True):
+                grads[task] += grad
+        for each, grad in zip(logits, grads, strict=True):
+            each.grad = grad
         optimiser.step()
         heartbeat()
-    return logits.detach() > 0
+    return [each.detach() > 0 for each in logits]
 
 
 def share_right(
@@ -195,28 +218,27 @@ def share_right(
 ) -> float:
     """Return the share of pairs whose target is the likeliest token after the interchange."""
     right = 0
-    for some in _alike(known, pairs, at_once):
-        said = _said(text, known, some, swap, text.model.logits).argmax(1).tolist()
+    ordered = sorted(pairs, key=lambda pair: len(known.prompts[pair.base].ids))
+    for begin in range(0, len(ordered), at_once):
+        some = ordered[begin : begin + at_once]
+        said = _said(text, known, some, _swapped(swap, some), text.model.logits).argmax(1).tolist()
         right += sum(one == each.target for one, each in zip(said, some, strict=True))
         heartbeat()
     return right / len(pairs)
+
+
+def _swapped(swap: Swap, pairs: Sequence[Pair]) -> Float[Tensor, "pair d_in"]:
+    """Return what is put at the entity of each pair's base."""
+    return swap(*(torch.tensor([getattr(each, name) for each in pairs]) for name in ("base", "source")))
 
 
 def _said(
     text: HeldOutText,
     known: KnownPrompts,
     pairs: Sequence[Pair],
-    swap: Swap,
+    vectors: Float[Tensor, "pair d_in"],
     run: Callable[..., Float[Tensor, "row position d_vocab"]],
 ) -> Float[Tensor, "row d_vocab"]:
-    """Return the logits after each base prompt, with the interchange at its entity."""
+    """Return the logits after each base prompt, with a vector in the place of the activation at its entity."""
     rows = rows_of([known.prompts[each.base] for each in pairs], text.model.separator_id)
-    base, source = (torch.tensor([getattr(each, name) for each in pairs]) for name in ("base", "source"))
-    return run(rows.tokens, (text.site, lambda x: with_places(x, rows, swap(base, source))), at=rows.ends)[:, 0]
-
-
-def _alike(known: KnownPrompts, pairs: Sequence[Pair], at_once: int) -> Iterator[Sequence[Pair]]:
-    """Yield portions of pairs whose base prompts are of about one length, so that there is little padding."""
-    ordered = sorted(pairs, key=lambda pair: len(known.prompts[pair.base].ids))
-    for begin in range(0, len(ordered), at_once):
-        yield ordered[begin : begin + at_once]
+    return run(rows.tokens, (text.site, lambda x: with_places(x, rows, vectors)), at=rows.ends)[:, 0]
