@@ -63,7 +63,7 @@ class _Text:
     def __init__(self, rows: TextRows, model: Any, site: Site):
         self._rows, self.model, self.site = rows, model, site
         self.sites = Sites((site,), (site,))
-        self.norm_limit = None
+        self.norm_limits = None
         self.rows_at_once = 8
         self.dataset = "text"
         self.open_model = partial(open_language_model, _SETTINGS)
@@ -75,7 +75,7 @@ class _Text:
         """Return the text, or about so many tokens of it."""
         end = None if tokens is None else max(1, tokens // self._rows.tokens.shape[1])
         rows = TextRows(*(each[:end] for each in (self._rows.tokens, self._rows.keep, self._rows.documents)))
-        return TextContexts(rows, self.model, self.site, self.rows_at_once, None, self.open_model)
+        return TextContexts(rows, self.model, self.sites, self.rows_at_once, None, self.open_model)
 
 
 class _SourceOf(Source):

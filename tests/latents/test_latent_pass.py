@@ -14,19 +14,23 @@ import pytest
 import torch
 
 from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.autoencoders.layout import Ends, blocks_across_layers
 from fsae.language_models.settings import ModelSettings, Package
 from fsae.language_models.sites import Site, SiteName
 from fsae.language_models.transformer_lens import TransformerLensModel, open_language_model
 from fsae.latents.contexts import SampleContexts, TextContexts
+from fsae.latents.findings import findings
 from fsae.latents.hits import HitSizes
 from fsae.latents.latent_pass import Sizes, Surveyed, run_pass
 from fsae.latents.survey import Survey
 from fsae.latents.tables import hit_table, tally_columns
 from fsae.latents.unfinished import Unfinished
+from fsae.sources.layout import Sites, layout_of
 from fsae.sources.tokens import TextRows
-from tests.architectures import ARCHITECTURES, build
+from tests.architectures import ARCHITECTURES, build, settings_of
 
 SITE = Site(name=SiteName.resid_post, layer=1)
+SITES = Sites((SITE,), (SITE,))
 SIZES = Sizes(HitSizes(top=4, per_bin=2, bins=8, window=5), cofiring=8, seed=1)
 SETTINGS = ModelSettings(package=Package.tiny)
 
@@ -44,7 +48,7 @@ def contexts(model: TransformerLensModel) -> TextContexts:
     keep = torch.ones_like(tokens, dtype=torch.bool)
     keep[:, 0] = False
     rows = TextRows(tokens, keep, torch.zeros_like(tokens))
-    return TextContexts(rows, model, SITE, 4, None, partial(open_language_model, SETTINGS), part_positions=128)
+    return TextContexts(rows, model, SITES, 4, None, partial(open_language_model, SETTINGS), part_positions=128)
 
 
 def dictionary(contexts: TextContexts, name: str = "topk") -> Autoencoder:
@@ -150,7 +154,7 @@ def test_samples_are_contexts_of_their_own():
 
 def test_an_error_of_a_worker_is_the_error_of_the_pass(contexts: TextContexts, tmp_path: Path):
     lost = partial(int, "no such model")
-    broken = TextContexts(contexts.rows, contexts.model, SITE, 4, None, lost, part_positions=128)  # pyright: ignore[reportArgumentType]
+    broken = TextContexts(contexts.rows, contexts.model, SITES, 4, None, lost, part_positions=128)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="no such model"):
         surveyed(broken, tmp_path, workers=2)
 
@@ -167,3 +171,38 @@ def test_workers_end_with_a_killed_parent():
     _, alive = psutil.wait_procs(children, timeout=60)
     assert len(children) >= 2
     assert not alive
+
+
+def test_latents_of_layers_are_read_at_their_own_sites_and_their_effects_add_up(contexts: TextContexts):
+    model, rows = contexts.model, contexts.rows
+    read, written = (
+        tuple(Site(name=name, layer=layer) for layer in (0, 1)) for name in (SiteName.mlp_in, SiteName.mlp_out)
+    )
+    limit = float(model.activations(rows.tokens, read)[read[1]].float().norm(dim=2).median())
+    reopen = partial(open_language_model, SETTINGS)
+    layers = TextContexts(rows, model, Sites(read, written), 4, [1e9, limit], reopen)
+    found, width = layers.read(0, 4), model.width(read[0])
+    activations = model.activations(rows.tokens[:4], read)
+    short = rows.keep[:4] & (activations[read[1]].float().norm(dim=2) <= limit)
+    assert 0 < found.left_out == int(rows.keep[:4].sum() - short.sum())
+    assert torch.equal(found.vectors, torch.cat([activations[site][short] for site in read], dim=1))
+    ends = Ends(
+        input=layout_of(read, [width, width]), target=layout_of(written, [width, width]),
+        blocks=blocks_across_layers(2),
+    )  # fmt: skip
+    transcoder = settings_of("standard", d_sae=6).build(ends, torch.Generator().manual_seed(0)).eval()
+    run = Surveyed([transcoder], [SIZES.survey(transcoder)], None)
+    run_pass(layers, [run], lambda: None)
+    vectors = torch.cat([each.vectors.float() for part in range(layers.parts) for each in layers.blocks(part)])
+    counts = transcoder.encode(vectors).codes.firing_counts.numpy()
+    own = findings(layers, transcoder, lambda: iter(run.surveys), counts, 2, triggers=3)
+    table = own.latents.to_pandas()
+    row = transcoder.W_dec.detach()[:1]
+    effects = model.unembedding().effects((row[:, :width] + row[:, width:]) / row.norm())
+    assert table["logit_top"][0].tolist() == effects.topk(10).indices[0].tolist()
+    # A latent of the second layer does not depend on the first one.
+    alone = vectors.clone()
+    alone[:, :width] = 0
+    codes = [transcoder.encode(each).codes.dense()[:, 3:] for each in (vectors, alone)]
+    assert torch.equal(*codes)
+    assert own.samples == len(vectors)

@@ -52,7 +52,7 @@ def hits() -> pd.DataFrame:
 
 def found(reader: Reader, **settings) -> dict:
     arguments = {"opening": [BOS], "rows_at_once": 3} | settings
-    return shortest_triggers(reader, SITE, identity(), hits(), TOKENS, [0, 1, 2, 3, 7], **arguments)
+    return shortest_triggers(reader, [SITE], identity(), hits(), TOKENS, [0, 1, 2, 3, 7], **arguments)
 
 
 def test_the_shortest_text_with_half_of_the_code_is_found():
@@ -78,13 +78,13 @@ def test_every_row_begins_with_the_opening():
 def test_massive_vectors_and_early_positions_do_not_count():
     # Without an opening, the first position is a sink: it passes for any latent unless it is left out.
     assert found(Reader(), opening=[])[1] == [3]
-    assert found(Reader(), opening=[], norm_limit=10.0)[1] == [2, 3]
+    assert found(Reader(), opening=[], norm_limits=[10.0])[1] == [2, 3]
     assert found(Reader(), opening=[], first_position=1)[0] == [2, 3]
 
 
 def test_a_peak_within_the_opening_has_no_trigger():
     early = hits_of([hit(0, 0, [1], begin=0)])
-    assert shortest_triggers(Reader(), SITE, identity(), early, TOKENS, [0], opening=[BOS]) == {0: None}
+    assert shortest_triggers(Reader(), [SITE], identity(), early, TOKENS, [0], opening=[BOS]) == {0: None}
 
 
 def test_a_heartbeat_may_stop_the_search():

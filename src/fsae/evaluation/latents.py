@@ -32,6 +32,7 @@ from fsae.outputs.latent_store import LatentStore, Meta
 from fsae.outputs.results import Meaning
 from fsae.progress import working
 from fsae.ranges import COUNT, POSITIVE, SEED, between
+from fsae.sources.layout import Sites
 from fsae.sources.shard import Part
 from fsae.sparse.codes import Codes
 
@@ -77,7 +78,6 @@ class Latents(Evaluation, group="eval.latents"):
     workers: int = field(default=1, metadata=between(least=1, most=1000))
     memory_gb: float | None = field(default=None, metadata=POSITIVE)
 
-    needs: ClassVar[frozenset[str]] = frozenset({"one_input"})
     in_sweeps: ClassVar[bool] = False
     in_folder: ClassVar[bool] = True
     # `vectors` reports the other numbers, over more samples.
@@ -132,10 +132,9 @@ class Latents(Evaluation, group="eval.latents"):
                 f"none of the {rows.tokens.numel()} tokens that eval.latents reads counts: all are special or skipped; "
                 "raise eval.latents.tokens, or see dataset.skip_positions and dataset.exclude_tokens"
             )
-        (written,) = text.sites.target
-        return TextContexts(
-            rows, text.model, text.site, text.rows_at_once, text.norm_limit, text.open_model, written=written
-        )
+        # Those of the inputs come first.
+        limits = None if text.norm_limits is None else text.norm_limits[: len(text.sites.input)]
+        return TextContexts(rows, text.model, text.sites, text.rows_at_once, limits, text.open_model)
 
     @property
     def _sizes(self) -> Sizes:
@@ -178,7 +177,7 @@ class Latents(Evaluation, group="eval.latents"):
         if isinstance(contexts, TextContexts):
             tokens = contexts.rows.tokens
             digest = blake2b(tokens.numpy().tobytes(), digest_size=8).hexdigest()
-            data |= {"tokens": digest, "site": str(contexts.site), "limit": contexts.norm_limit}
+            data |= {"tokens": digest, "site": _named(contexts.sites), "limits": contexts.norm_limits}
         sizes = [self.top, self.per_bin, self.bins, self.window, self.cofiring, self.seed]
         weights = [weights_digest(each) for each in dictionaries]
         # Another version may keep something else.
@@ -235,7 +234,7 @@ class Latents(Evaluation, group="eval.latents"):
             bin_edges=EDGES,
             seed=self.seed,
             model=None if text is None else text.model.name,
-            site=None if text is None else str(text.site),
+            site=None if text is None else _named(text.sites),
             dataset=None if subject.source.text is None else subject.source.text.dataset,
             part=None if text is None else self.text.name,
             picture=None if picture is None else list(picture),
@@ -274,6 +273,11 @@ def store_name(run: Examined, member: int) -> str:
     """Return the folder of a member's latent store in the run's folder."""
     number = run.member(member)
     return "latents" if number is None else f"latents/{number}"
+
+
+def _named(sites: Sites) -> str:
+    """Return the names of the sites that are read."""
+    return " + ".join(map(str, sites.input))
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Contexts: the rows of text, or the single samples, in which a pass looks for latents."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fsae.language_models.sites import Site
 from fsae.latents.block import Places
-from fsae.sources.massive import within
+from fsae.sources.layout import Sites
+from fsae.sources.massive import within_all
 from fsae.sources.tokens import TextRows
 
 if TYPE_CHECKING:
@@ -85,17 +85,17 @@ class Contexts(ABC):
 
 
 class TextContexts(Contexts):
-    """Rows of text, and the language model whose activations at one site are the vectors.
+    """Rows of text, and the language model whose activations, side by side, are the vectors.
 
     Args:
         rows: the text.
         model: the language model.
-        site: the site.
+        sites: the sites of the vectors, and those of what dictionaries write.
         at_once: rows per forward pass.
-        norm_limit: vectors of a greater norm are left out, as in training; None for no limit.
+        norm_limits: of each site that is read; positions with a vector of a greater norm are left out, as in training.
+            None for no limits.
         open_model: opens the language model again.
         part_positions: positions of a part.
-        written: the site at which decoder rows are added; None for `site`.
     """
 
     unit = "tokens"
@@ -104,16 +104,15 @@ class TextContexts(Contexts):
         self,
         rows: TextRows,
         model: "TransformerLensModel",
-        site: Site,
+        sites: Sites,
         at_once: int,
-        norm_limit: float | None,
+        norm_limits: Sequence[float] | None,
         open_model: Callable[[], "TransformerLensModel"],
         part_positions: int = PART_POSITIONS,
-        written: Site | None = None,
     ):
-        self.part_positions, self.written = part_positions, written or site
-        self.rows, self.model, self.site, self._open_model = rows, model, site, open_model
-        self.norm_limit, self._at_once = norm_limit, at_once
+        self.part_positions = part_positions
+        self.rows, self.model, self.sites, self._open_model = rows, model, sites, open_model
+        self.norm_limits, self._at_once = norm_limits, at_once
         self.count, self.length = rows.tokens.shape
 
     @property
@@ -132,9 +131,8 @@ class TextContexts(Contexts):
         return self.rows.tokens[0, : int(same.long().cumprod(0).sum())].tolist()
 
     def reopened(self) -> Callable[[], Contexts]:
-        return partial(
-            _text_contexts, self.rows, self._open_model, self.site, self._at_once, self.norm_limit, self.part_positions
-        )
+        read = self.sites, self._at_once, self.norm_limits
+        return partial(_text_contexts, self.rows, self._open_model, *read, self.part_positions)
 
     def read(self, begin: int, end: int) -> Read:
         """Return the vectors of some rows, from one forward pass.
@@ -142,18 +140,20 @@ class TextContexts(Contexts):
         Raises:
             ValueError: activations are not finite.
         """
-        tokens, keep = self.rows.tokens[begin:end], self.rows.keep[begin:end]
-        everywhere = self.model.activations(tokens, [self.site])[self.site]
-        keep = keep.to(everywhere.device)
-        vectors = everywhere[keep]
-        if not torch.isfinite(vectors).all():
-            raise ValueError(
-                f"activations at {self.site} are not finite in rows {begin} to {end - 1}; float16 overflows in many "
-                "models, try model.dtype=bfloat16 or float32"
-            )
-        left_out = 0
-        if self.norm_limit is not None:
-            short = within(vectors, self.norm_limit)
+        # A copy: what is left out for its norm is left out of this read.
+        tokens, keep = self.rows.tokens[begin:end], self.rows.keep[begin:end].clone()
+        everywhere = self.model.activations(tokens, self.sites.input)
+        keep = keep.to(everywhere[self.sites.input[0]].device)
+        parts = [everywhere[site][keep] for site in self.sites.input]
+        for site, part in zip(self.sites.input, parts, strict=True):
+            if not torch.isfinite(part).all():
+                raise ValueError(
+                    f"activations at {site} are not finite in rows {begin} to {end - 1}; float16 overflows in many "
+                    "models, try model.dtype=bfloat16 or float32"
+                )
+        vectors, left_out = torch.cat(parts, dim=1), 0
+        if self.norm_limits is not None:
+            short = within_all(parts, self.norm_limits)
             left_out = int((~short).sum())
             if left_out:
                 keep[keep.clone()] = short
@@ -165,12 +165,12 @@ class TextContexts(Contexts):
 def _text_contexts(
     rows: TextRows,
     open_model: Callable[[], "TransformerLensModel"],
-    site: Site,
+    sites: Sites,
     at_once: int,
-    norm_limit: float | None,
+    norm_limits: Sequence[float] | None,
     part_positions: int,
 ) -> TextContexts:
-    return TextContexts(rows, open_model(), site, at_once, norm_limit, open_model, part_positions)
+    return TextContexts(rows, open_model(), sites, at_once, norm_limits, open_model, part_positions)
 
 
 class SampleContexts(Contexts):

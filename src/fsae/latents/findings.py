@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import torch
 from jaxtyping import Int
 
 from fsae.autoencoders.autoencoder import Autoencoder
@@ -172,14 +173,14 @@ def _triggers(
 ) -> dict[int, list[int] | None]:
     return shortest_triggers(
         contexts.model,
-        contexts.site,
+        contexts.sites.input,
         autoencoder,
         peaks,
         contexts.rows.tokens.numpy(),
         latents,
         opening=contexts.opening,
         first_position=contexts.first_position,
-        norm_limit=contexts.norm_limit,
+        norm_limits=contexts.norm_limits,
         heartbeat=heartbeat,
     )
 
@@ -187,9 +188,16 @@ def _triggers(
 def _logit_columns(
     contexts: TextContexts, autoencoder: Autoencoder
 ) -> tuple[dict[str, Any], Int[np.ndarray, "d_sae top"]] | None:
-    """Return the columns of logit effects and the top tokens; None if no matrix leads from the site to the logits."""
-    stream = contexts.model.into_stream(contexts.written)
-    if stream is None:
+    """Return the columns of logit effects and the top tokens; None if no matrix leads from a site to the logits.
+
+    The effects of all sites that a latent writes add up.
+    """
+    matrices = [contexts.model.into_stream(site) for site in contexts.sites.target]
+    if any(matrix is None for matrix in matrices):
+        return None
+    stream = torch.cat([matrix for matrix in matrices if matrix is not None])
+    if len(stream) != autoencoder.d_out:
+        # A control writes where it reads, and the widths differ.
         return None
     try:
         unembedding = contexts.model.unembedding()

@@ -12,7 +12,7 @@ from torch import Tensor
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.language_models.sites import Site
 from fsae.outputs.latent_store import TOP
-from fsae.sources.massive import within
+from fsae.sources.massive import within_all
 
 # Share of the top code that a trigger has to reach (Foote et al. 2023).
 SHARE = 0.5
@@ -31,7 +31,7 @@ class ReadableModel(Protocol):
 @torch.no_grad()
 def shortest_triggers(
     model: ReadableModel,
-    site: Site,
+    sites: Sequence[Site],
     autoencoder: Autoencoder,
     hits: pd.DataFrame,
     tokens: Int[np.ndarray, "contexts context"],
@@ -39,7 +39,7 @@ def shortest_triggers(
     *,
     opening: Sequence[int] = (),
     first_position: int = 0,
-    norm_limit: float | None = None,
+    norm_limits: Sequence[float] | None = None,
     rows_at_once: int = 32,
     share: float = SHARE,
     heartbeat: Callable[[], None] = lambda: None,
@@ -53,14 +53,14 @@ def shortest_triggers(
 
     Args:
         model: reads rows of several lengths, filled up on the right, where a decoder of text does not look.
-        site: of the latents' input.
+        sites: of the latents' input.
         autoencoder: in evaluation mode and in raw units; its codes follow the rule of inference.
         hits: of the latent store.
         tokens: all text that was read.
         latents: those to measure.
         opening: tokens at the beginning of every row that was read, such as BOS; not part of a trigger.
         first_position: positions before it did not count when the store was made, and no peak is put there.
-        norm_limit: vectors of a greater norm do not count.
+        norm_limits: of each site; a position with a vector of a greater norm does not count.
         rows_at_once: rows per forward pass.
         share: of the top code.
         heartbeat: called before each forward pass; may raise to stop.
@@ -88,7 +88,7 @@ def shortest_triggers(
         for start in range(0, len(tried), rows_at_once):
             heartbeat()
             some = tried[start : start + rows_at_once]
-            codes = _codes_at_end(model, site, autoencoder, some, opening, norm_limit)
+            codes = _codes_at_end(model, sites, autoencoder, some, opening, norm_limits)
             for (latent, text), code in zip(some, codes, strict=True):
                 # The shortest one comes first.
                 if found[latent] is None and code >= wanted[latent]:
@@ -100,20 +100,21 @@ def shortest_triggers(
 
 def _codes_at_end(
     model: ReadableModel,
-    site: Site,
+    sites: Sequence[Site],
     autoencoder: Autoencoder,
     texts: Sequence[tuple[int, list[int]]],
     opening: Sequence[int],
-    norm_limit: float | None,
+    norm_limits: Sequence[float] | None,
 ) -> list[float]:
     """Return the absolute code of each latent at the end of its text; 0 if the vector there is massive."""
     length = max(len(text) for _, text in texts)
     rows = torch.tensor([[*opening, *text, *text[-1:] * (length - len(text))] for _, text in texts])
     ends = torch.tensor([len(opening) + len(text) - 1 for _, text in texts])
-    activations = model.activations(rows, [site])[site]
-    vectors = activations[torch.arange(len(texts)), ends.to(activations.device)]
+    everywhere = model.activations(rows, sites)
+    parts = [everywhere[site][torch.arange(len(texts)), ends.to(everywhere[site].device)] for site in sites]
+    vectors = torch.cat(parts, dim=1)
     codes = autoencoder.encode(vectors.to(autoencoder.W_dec)).codes.dense()
     codes = codes[torch.arange(len(texts)), torch.tensor([latent for latent, _ in texts])].abs()
-    if norm_limit is not None:
-        codes = codes.where(within(vectors, norm_limit).to(codes.device), 0.0)
+    if norm_limits is not None:
+        codes = codes.where(within_all(parts, norm_limits).to(codes.device), 0.0)
     return codes.tolist()

@@ -22,13 +22,15 @@ ENTRIES = 2**22
 def weight_columns(W_enc: Float[Tensor, "d_in d_sae"], W_dec: Float[Tensor, "d_sae d_in"]) -> dict[str, Any]:
     """Return the columns of the latent store that follow from the dictionary's weights.
 
-    Decoder and encoder neighbours with their cosines, the decoder's norms, and the cosines of encoder and decoder. A
-    latent whose row or column is zero has no direction, and nulls.
+    Decoder and encoder neighbours with their cosines, the decoder's norms, and the cosines of encoder and decoder, if
+    both have the same width. A latent whose row or column is zero has no direction, and nulls.
     """
     columns: dict[str, Any] = {}
     for name, rows in (("decoder", W_dec), ("encoder", W_enc.T)):
         columns[f"{name}_neighbours"], columns[f"{name}_cosines"] = neighbours(rows)
     columns["decoder_norm"] = W_dec.float().norm(dim=1).cpu().numpy()
+    if W_enc.shape[0] != W_dec.shape[1]:
+        return columns
     products = torch.linalg.vecdot(W_enc.T.float(), W_dec.float())
     cosines = products / (W_enc.float().norm(dim=0) * W_dec.float().norm(dim=1))
     columns["encoder_decoder_cosine"] = cosines.cpu().numpy()

@@ -16,7 +16,7 @@ from fsae.language_models.transformer_lens import TransformerLensModel
 from fsae.seeds import generator_for
 from fsae.sources.harvest import Harvester
 from fsae.sources.layout import Sites
-from fsae.sources.massive import norm_limit, within
+from fsae.sources.massive import norm_limit, within_all
 from fsae.sources.passes import Passes
 from fsae.sources.room import Room
 from fsae.sources.shard import Part
@@ -219,8 +219,7 @@ class ActivationSource(Source):
     def _short(self, rows: Float[Tensor, "rows d"]) -> Bool[Tensor, " rows"]:
         """Return which rows are massive at no site."""
         assert self._norm_limits is not None
-        parts = zip(self._joined.split(rows), self._norm_limits, strict=True)
-        return torch.stack([within(part, limit) for part, limit in parts]).all(0)
+        return within_all(self._joined.split(rows), self._norm_limits)
 
     def _batch_of(self, rows: Float[Tensor, "batch d"]) -> Batch:
         rows = rows[:, self._columns]

@@ -4,6 +4,8 @@ A handful of tokens, mostly attention sinks, can hold most of a site's variance.
 would then measure the reconstruction of these few vectors only (Sun et al., 2024, arXiv 2402.17762).
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -24,3 +26,8 @@ def norm_limit(vectors: Float[Tensor, "vectors d_in"], multiple: float) -> float
 def within(vectors: Float[Tensor, "vectors d_in"], limit: float) -> Bool[Tensor, " vectors"]:
     """Return which vectors are not massive."""
     return norms_of(vectors) <= limit
+
+
+def within_all(parts: Sequence[Float[Tensor, "vectors d"]], limits: Sequence[float]) -> Bool[Tensor, " vectors"]:
+    """Return which rows of vectors at several sites are massive at none of them."""
+    return torch.stack([within(part, limit) for part, limit in zip(parts, limits, strict=True)]).all(0)
