@@ -1,6 +1,5 @@
 """Every choice of every group composes, becomes settings and passes the checks, as far as it can without a download."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -9,8 +8,7 @@ import pytest
 
 from fsae.configuration.checks import check
 from fsae.configuration.conf_folder import conf_folder
-from fsae.configuration.schema import schemas, settings_of
-from fsae.losses.term import LossTerm
+from fsae.configuration.schema import RunSettings, schemas, settings_of
 from tests.composition import composed
 from tests.work import calls
 
@@ -63,15 +61,16 @@ def _outputs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 @cache
-def terms_of(loss: str) -> Mapping[str, LossTerm]:
-    """Return the terms of a loss, with an architecture that it fits."""
-    return settings_of(composed(f"loss={loss}", *PARTNERS.get(f"loss/{loss}", []))).loss
+def settings_with(choice: str) -> RunSettings:
+    """Return the settings of a run with this choice, and with what it cannot do without."""
+    group, _, name = choice.partition("/")
+    return settings_of(composed(f"{group}={name}", *PARTNERS.get(choice, [])))
 
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_it_composes_and_passes_the_checks(choice: str):
     group, _, name = choice.partition("/")
-    settings = settings_of(composed(f"{group}={name}", *PARTNERS.get(choice, [])))
+    settings = settings_with(choice)
     check(settings)
     # What needs no path is called in runs and tables what the command line calls it.
     if group in ("model", "dataset", "site") and getattr(getattr(settings, group), "path", None) is None:
@@ -82,18 +81,19 @@ def test_it_composes_and_passes_the_checks(choice: str):
 @pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice.startswith("arch/")])
 def test_an_architecture_fits_the_loss_that_it_brings_and_refuses_others_by_name(choice: str):
     arch = choice.partition("/")[2]
-    own, fits, refused = settings_of(composed(f"arch={arch}")), [], {}
-    for loss in [choice.partition("/")[2] for choice in CHOICES if choice.startswith("loss/")]:
+    own, fits, refused = settings_with(choice), [], {}
+    for loss in [choice for choice in CHOICES if choice.startswith("loss/")]:
         # The penalty is a choice of its own, which an architecture may bring.
-        terms = {**terms_of(loss), "penalty": own.loss["penalty"]}
+        terms = {**settings_with(loss).loss, "penalty": own.loss["penalty"]}
         try:
             check(replace(own, loss=terms))
             fits.append(loss)
         except ValueError as error:
             refused[loss] = str(error)
-    assert all(message.startswith("loss.") and f"arch {_class_name(arch)} " in message for message in refused.values())
+    name = type(own.arch).__name__.removesuffix("Settings")
+    assert all(message.startswith("loss.") and f"arch {name} " in message for message in refused.values())
     check(own)
-    assert "squared_error" in fits
+    assert "loss/squared_error" in fits
     # Fitting minimises the squared error alone.
     assert not (arch in FITTED and own.loss["penalty"].weight)
 
@@ -115,7 +115,3 @@ def test_every_schema_is_used_by_a_choice():
 def test_a_config_is_composed_and_checked_with_little_work():
     # A million calls take about a second.
     assert calls(lambda: check(settings_of(composed()))) < 1_000_000
-
-
-def _class_name(arch: str) -> str:
-    return type(settings_of(composed(f"arch={arch}")).arch).__name__.removesuffix("Settings")
