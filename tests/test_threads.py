@@ -115,7 +115,7 @@ def population(folder: Path, coupled: bool, stop_at: int | None = None, worth_a_
         settings,
         Tracker(folder, None, state["metrics_position"] if state else 0),
         checkpoints,
-        worth_a_thread,
+        worth_a_thread=worth_a_thread,
     )
     run.interruption, run.stop_at = Interruption(), stop_at
     if state is not None:

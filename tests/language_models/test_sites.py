@@ -1,4 +1,4 @@
-"""Names of sites, ours and those of other libraries."""
+"""Names of sites in fsae and in other libraries."""
 
 import pytest
 

@@ -8,7 +8,7 @@ from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.record import ForwardRecord
 from fsae.losses.fisher import Fisher, FisherEstimator, FisherForm, FisherScope, RandomSign
 from fsae.losses.objective import check_terms
-from fsae.losses.term import Moment
+from fsae.losses.term import LossTerm, Moment
 from tests.architectures import samples, settings_of
 from tests.autoencoders.test_blocks import CROSS_LAYER, PARTITIONED, built
 from tests.losses.test_fisher import definition, each_estimator, each_form, each_path
@@ -36,7 +36,8 @@ def check(fisher: Fisher, dictionary: SparseAutoencoder, sparse: bool, regions: 
     g = per_sample_gradients(record, fisher.form)
     within = [definition(g[:, region], fisher.estimator)[0] for region in regions]
     total, diagonal = definition(g, fisher.estimator)
-    expected = total - sum(within) if outside else sum(within)
+    inside = torch.stack(within).sum()
+    expected = total - inside if outside else inside
     assert expected.item() not in (0.0, total.item())
     torch.testing.assert_close(value.value, expected)
     torch.testing.assert_close(value.beside["fisher_ratio"], (expected / diagonal).detach())
@@ -96,7 +97,7 @@ def test_random_signs_have_the_scope_of_the_penalty():
 
 
 def test_group_scope_is_refused_without_groups():
-    term = {"penalty": Fisher(scope=FisherScope.outside_groups)}
+    term: dict[str, LossTerm] = {"penalty": Fisher(scope=FisherScope.outside_groups)}
     check_terms(term, settings_of("group_topk"))
     with pytest.raises(ValueError, match="group_rank"):
         check_terms(term, settings_of("topk"))

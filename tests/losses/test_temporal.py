@@ -82,5 +82,5 @@ def test_width_that_names_no_latents_is_refused(width: float):
         TemporalContrast(width=width).check_width("contrast", 13)
 
 
-def test_equal_codes_are_told_apart_by_chance_alone():
+def test_equal_codes_are_distinguished_by_chance_alone():
     assert value(torch.ones(8, 4), torch.ones(8, 4)) == pytest.approx(math.log(8))

@@ -301,7 +301,8 @@ def opened(
         held_out_samples=held_out_tokens,
         stores=folder,
     )
-    return open_activations(settings, request, lambda: None)
+    (source,) = open_activations(settings, [request], lambda: None)
+    return source
 
 
 def test_a_real_model_is_harvested_once_and_the_log_reports_it(tmp_path: Path, caplog: pytest.LogCaptureFixture):

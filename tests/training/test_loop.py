@@ -14,7 +14,7 @@ from fsae.autoencoders.layout import Layout, Scaling
 from fsae.losses.fisher import Fisher
 from fsae.losses.reconstruction import SquaredError
 from fsae.outputs.metric_log import read_metrics
-from fsae.sources.source import Batch, Source
+from fsae.sources.source import Batch, Partners, Source
 from fsae.training.interruption import Interrupted, Interruption
 from fsae.training.loop import train
 from tests.architectures import each_architecture
@@ -297,7 +297,7 @@ def test_a_run_that_fails_leaves_the_others_alone(folders: tuple[Path, Path]):
     def full(state: object) -> None:
         raise OSError("no space left")
 
-    def broken(x: Tensor, targets: Tensor | None) -> None:
+    def broken(x: Tensor, targets: Tensor | None, partners: Partners | None) -> None:
         raise TypeError("nobody expects this")
 
     runs[1].checkpoints.save = full

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -152,7 +153,9 @@ def centroids(vectors: Float[Tensor, "vectors d"], count: int, seed: int) -> Flo
     # The first step needs a vector for each centroid.
     batches = vectors.cpu().tensor_split(max(1, len(vectors) // max(CLUSTERED_AT_ONCE, count)))
     first = spread_out(_thinned(vectors, 3 * count), count, torch.Generator().manual_seed(seed)).cpu().numpy()
-    kmeans = MiniBatchKMeans(count, init=first, n_init=1, random_state=seed % 2**32, compute_labels=False)
+    # The stubs name the types of the defaults alone.
+    given: dict[str, Any] = {"init": first, "n_init": 1}
+    kmeans = MiniBatchKMeans(count, **given, random_state=seed % 2**32, compute_labels=False)
     for ratio in (kmeans.reassignment_ratio, 0.0):
         kmeans.reassignment_ratio = ratio
         for batch in batches:

@@ -286,7 +286,7 @@ def _group_moments(record: ForwardRecord, form: FisherForm) -> _Moments:
     gram = _group_grams(codes, mean, record.group_rank)
 
     def within() -> tuple[Tensor, Tensor]:
-        # (g - mean)^2 is mean^2 where there is no code.
+        # (g - mean)^2 is mean^2 at an entry without a code.
         squares = (codes.values - codes.columns(mean)).square() - codes.columns(mean.square())
         of_squares = _group_grams(codes.with_values(squares), -mean.square(), codes.shape[1] // len(gram))
         return of_squares.sum(), of_squares.diagonal(dim1=1, dim2=2).sum()

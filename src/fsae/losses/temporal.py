@@ -15,7 +15,7 @@ from fsae.ranges import WEIGHT
 
 @dataclass(frozen=True, kw_only=True)
 class TemporalContrast(LossTerm):
-    """How poorly the codes of the first latents show which partner belongs to which sample (T-SAE, arXiv 2511.05541).
+    """Cross-entropy of finding each sample's partner by the codes of the first latents (T-SAE, arXiv 2511.05541).
 
     The partner of a token is the one before it in its document. With codes z of the samples and z' of their partners,
     -log softmax_c(z_b . z'_c) at c = b is averaged over the samples b, and the same of partners over samples; the value

@@ -34,16 +34,17 @@ def their_forward(folder: Path, x: Tensor) -> tuple[Tensor, Tensor]:
     config, tensors = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
     encoder, rows = tensors["encoder.weight"], tensors["decoder.weight"]
     sites = x.unflatten(1, (len(encoder), -1))
-    if "activation_mean" in tensors and not tensors["activation_mean"].isnan().any():
-        mean, scale = tensors["activation_mean"], tensors["activation_global_scale"][:, None]
-        sites = (sites - mean) * scale
+    normalised = "activation_mean" in tensors and not tensors["activation_mean"].isnan().any()
+    mean = tensors["activation_mean"] if normalised else torch.zeros(())
+    scale = tensors["activation_global_scale"][:, None] if normalised else torch.ones(())
+    sites = (sites - mean) * scale
     codes = (sum(sites[:, s] @ encoder[s] for s in range(len(encoder))) + tensors["encoder.bias"]).relu()
     if "threshold" in tensors:
         total, joint = rows.norm(dim=2).sum(0), rows.transpose(0, 1).flatten(1).norm(dim=1)
         norms = {"CROSSCODER": total, "SAE": joint, "MIXED": joint + 0.1 * total, "NONE": torch.ones_like(total)}
         codes = codes * (codes * norms[config["code_normalization"]] > tensors["threshold"])
     found = torch.stack([codes @ rows[s] + tensors["decoder.bias"][s] for s in range(len(rows))], dim=1)
-    if "activation_mean" in tensors and not tensors["activation_mean"].isnan().any():
+    if normalised:
         found = found / (scale + 1e-8) + mean
     return codes, found.flatten(1)
 
