@@ -297,7 +297,7 @@ def test_a_run_that_fails_leaves_the_others_alone(folders: tuple[Path, Path]):
     def full(state: object) -> None:
         raise OSError("no space left")
 
-    def broken(x: Tensor, targets: Tensor | None, partners: Partners | None) -> None:
+    def broken(x: Tensor, targets: Tensor | None, partners: Partners | None = None) -> None:
         raise TypeError("nobody expects this")
 
     runs[1].checkpoints.save = full

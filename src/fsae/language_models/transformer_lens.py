@@ -182,8 +182,8 @@ class TransformerLensModel:
     def _unsound_norm(self, site: Site, weighted: Site) -> str | None:
         """Return why a site is not what a norm makes of the stream before its weight; None if it is.
 
-        Its vectors must have mean squares of 1, except for the norm's epsilon. A weight and a bias for each dimension must
-        make of them what the sublayer reads.
+        Its vectors must have mean squares of 1, except for the norm's epsilon. A weight and a bias for each dimension
+        must make of them what the sublayer reads.
         """
         if weighted not in self._widths:
             return f"{weighted} is needed to check it"
