@@ -73,6 +73,7 @@ from tests.composition import composed
             ["trainer=pam", "arch.decoder_norm=free", "population.size=2", "population.mutual.weight=0.1"],
             r"set population\.mutual\.directions=encoder",
         ),
+        (["model=tiny", "layout=jacobian_pair", "arch=topk", "loss=tsae"], r"loss\.contrast .* member of the pair"),
     ],
 )
 def test_what_cannot_be_run_together_is_refused_by_name(overrides: list[str], message: str):

@@ -105,6 +105,12 @@ def _check_pair(settings: RunSettings) -> None:
             "population.mutual pulls together directions of one space, and the members of a pair are of two; set "
             "population.mutual.weight=0"
         )
+    compared = [name for name, term in settings.loss.items() if "partners" in term.needs_of_source]
+    if compared:
+        raise ValueError(
+            f"loss.{compared[0]} compares samples with partners, which a stream has at its input, and one member of the "
+            "pair reads the target; choose another loss"
+        )
     check_pair(settings.arch)
 
 
