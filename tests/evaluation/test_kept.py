@@ -3,6 +3,8 @@ from typing import Any, cast
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fsae.evaluation import kept as module
@@ -72,6 +74,19 @@ def test_a_file_of_other_content_is_not_taken(tmp_path: Path, monkeypatch: pytes
     compute = Computation()
     found(tmp_path, compute)
     found(tmp_path, compute, {"what": "other probes"})
+    assert compute.times == 2
+
+
+@pytest.mark.parametrize("missing", ["names", "content"])
+def test_a_file_of_an_earlier_version_is_computed_again(tmp_path: Path, missing: str):
+    compute = Computation()
+    found(tmp_path, compute)
+    (path,) = (tmp_path / "evaluations").iterdir()
+    with safe_open(path, "pt") as opened:
+        described = {name: value for name, value in opened.metadata().items() if name != missing}
+        tensors = {name: opened.get_tensor(name) for name in FOUND}
+    save_file(tensors, path, metadata=described)
+    assert found(tmp_path, compute).keys() == FOUND.keys()
     assert compute.times == 2
 
 

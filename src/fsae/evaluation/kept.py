@@ -118,8 +118,9 @@ def _read(path: Path, written: str) -> Tensors | None:
         # The time shows `fsae.store` when it was last used.
         path.touch()
         with safe_open(path, "pt") as opened:
-            described = opened.metadata()
-            if described["content"] != written:
+            described = opened.metadata() or {}
+            # Files of an earlier version have no names.
+            if described.get("content") != written or "names" not in described:
                 return None
             # In their order, so that files that are made of them are the same, too.
             return {name: opened.get_tensor(name) for name in json.loads(described["names"])}
