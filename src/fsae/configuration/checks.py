@@ -108,8 +108,8 @@ def _check_pair(settings: RunSettings) -> None:
     compared = [name for name, term in settings.loss.items() if "partners" in term.needs_of_source]
     if compared:
         raise ValueError(
-            f"loss.{compared[0]} compares samples with partners, which a stream has at its input, and one member of the "
-            "pair reads the target; choose another loss"
+            f"loss.{compared[0]} compares samples with partners, which a stream has at its input, and one member of "
+            "the pair reads the target; choose another loss"
         )
     check_pair(settings.arch)
 
