@@ -16,7 +16,8 @@ from fsae.autoencoders.layout import (
     blocks_per_layer,
     exclusive_blocks,
 )
-from fsae.autoencoders.settings import DecoderNorm, EncoderInit
+from fsae.autoencoders.settings import DecoderInit, DecoderNorm, EncoderInit
+from fsae.autoencoders.warm_start import check_start
 from fsae.losses.objective import Objective
 from fsae.sources.layout import LayoutSettings
 from fsae.training.gradient_learner import GradientLearner
@@ -210,3 +211,22 @@ def test_resampled_latents_read_and_write_their_own_parts():
     torch.testing.assert_close(dictionary.W_dec[latents].norm(dim=1), torch.ones(3, dtype=torch.float64))
     own = torch.nn.functional.normalize(read[1, 3:6], dim=0)
     torch.testing.assert_close(torch.nn.functional.normalize(dictionary.W_enc[3:6, 7], dim=0), own)
+
+
+@each_ends
+@pytest.mark.parametrize("init", [DecoderInit.kmeans, DecoderInit.active_subspace], ids=lambda init: init.name)
+def test_decoders_from_data_begin_within_the_blocks(init: DecoderInit, ends: Ends):
+    dictionary = built("topk", ends, decoder_init=init).float()
+    x, y = samples(60, 9, dtype=torch.float32), samples(60, 6, seed=2, dtype=torch.float32)
+    dictionary.initialise(lambda: x, 1.0, None if ends.same else lambda: y, seed=0)
+    assert not any(entries.any() for entries in outside(dictionary, [dictionary.W_enc, dictionary.W_dec]))
+    torch.testing.assert_close(dictionary.W_dec.norm(dim=1), torch.ones(15))
+    assert bool((dictionary.W_enc.norm(dim=0) > 0).all())
+
+
+def test_warm_starts_from_latents_of_other_parts_are_refused():
+    across = built("topk", CROSS_LAYER)
+    check_start(across, built("topk", CROSS_LAYER))
+    for other in (built("topk", PER_LAYER), built("topk", CROSS_LAYER, 30)):
+        with pytest.raises(ValueError, match="different parts"):
+            check_start(across, other)

@@ -361,13 +361,15 @@ class SparseAutoencoder(Autoencoder):
         found = first_decoder(settings, first, self.W_dec, self.b_dec, seed)
         if found is None:
             return
-        unit = torch.nn.functional.normalize(found.rows, dim=1, eps=1e-8)
+        latents = torch.arange(self.d_sae, device=found.rows.device)
+        unit = torch.nn.functional.normalize(_within(found.rows, latents, self._written), dim=1, eps=1e-8)
         self.W_dec.copy_(settings.init_norm * unit)
         if settings.encoder_init is EncoderInit.transpose and self.ends.same and unit.any():
             self.W_enc.copy_(self.W_dec.T)
         if settings.encoder_init is EncoderInit.transpose and found.read is not None:
             norms = self.W_enc.norm(dim=0)
-            read = norms * torch.nn.functional.normalize(found.read, dim=0, eps=1e-8)
+            directions = _within(found.read.T, latents, self._read).T
+            read = norms * torch.nn.functional.normalize(directions, dim=0, eps=1e-8)
             self.W_enc.copy_(torch.where(read.any(0), read, self.W_enc))
         if settings.align_encoder:
             self.align_encoder()
@@ -526,7 +528,7 @@ def _first_rows(d_sae: int, ends: Ends, generator: torch.Generator) -> Float[Ten
 def _within(
     vectors: Float[Tensor, "latents d"], latents: Int[Tensor, " latents"], regions: Sequence[Region]
 ) -> Float[Tensor, "latents d"]:
-    """Return the unit vectors with the parts of vectors that their latents reach; without regions, the vectors."""
+    """Return unit vectors of the parts of vectors that their latents reach; without regions, the vectors."""
     if not regions:
         return vectors
     reached = torch.zeros_like(vectors)

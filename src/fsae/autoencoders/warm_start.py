@@ -29,6 +29,15 @@ def check_start(fresh: "Autoencoder", known: "Autoencoder") -> None:
                 f"it {verb} vectors of width {_shown(other.widths)}, and this run's have width {_shown(own.widths)}; "
                 "choose a dictionary for vectors of the same layout"
             )
+    own_ends, other_ends = fresh.ends, known.ends
+    if (own_ends.unread(fresh.d_sae), own_ends.unwritten(fresh.d_sae)) != (
+        other_ends.unread(known.d_sae),
+        other_ends.unwritten(known.d_sae),
+    ):
+        raise ValueError(
+            "its latents and those of this run read or write different parts; choose a dictionary of the same layout "
+            "and arch.d_sae"
+        )
     ours, theirs = dict(fresh.named_parameters()), dict(known.named_parameters())
     lacking = [name for name in ours if fresh.latent_axis(name) is not None and name not in theirs]
     superfluous = [name for name in theirs if known.latent_axis(name) is None and name not in ours]

@@ -221,7 +221,7 @@ def fisher_sums(
     return FisherSums(sums.off_diagonal - within.off_diagonal, sums.diagonal)
 
 
-def _codes_of(codes: Codes, ends: Sequence[int] | None) -> list[Codes]:
+def _codes_of(codes: Codes, ends: tuple[int, ...] | None) -> list[Codes]:
     """Return the codes of each block, or all in one."""
     return [codes] if ends is None else [block for _, block in codes.blocks(ends)]
 

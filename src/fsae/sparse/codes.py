@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -128,7 +127,7 @@ class Codes:
         codes = Codes(self.values.index_select(0, order), pattern)
         return codes.decode(W_dec).view(-1, batch, W_dec.shape[1])[: len(ends)]
 
-    def blocks(self, ends: Sequence[int]) -> list[tuple[Any, "Codes"]]:
+    def blocks(self, ends: tuple[int, ...]) -> list[tuple[Any, "Codes"]]:
         """Return the codes of each block of latents, and the place of its values among all values.
 
         On a GPU it waits for the device if codes are sparse.
@@ -136,22 +135,15 @@ class Codes:
         Args:
             ends: the latent at which each block ends and the next one begins; the last one is d_sae.
         """
-        begins, sizes = [0, *ends[:-1]], [end - begin for begin, end in pairwise([0, *ends])]
         if self.pattern is None:
+            begins = [0, *ends[:-1]]
             # Split, and not sliced: the gradient of each slice would be as large as all values.
-            parts = zip(begins, ends, self.values.split(sizes, dim=1), strict=True)
-            return [((slice(None), slice(begin, end)), Codes(values)) for begin, end, values in parts]
-        batch, blocks = self.shape[0], []
-        order, by_blocks = self.pattern.by_blocks(ends)
-        # On a GPU one more block is empty: that of the latents from the last end on.
-        entries = list(by_blocks.slices(batch))[: len(ends)]
-        counts = [each.stop - each.start for each in entries]
-        parts = self.values.index_select(0, order).split(counts)
-        for number, (each, values) in enumerate(zip(entries, parts, strict=True)):
-            offsets = by_blocks.offsets[number * batch : (number + 1) * batch + 1] - each.start
-            pattern = Pattern(by_blocks.columns[each] - begins[number], offsets, sizes[number])
-            blocks.append((order[each], Codes(values, pattern)))
-        return blocks
+            parts = self.values.split([end - begin for begin, end in zip(begins, ends, strict=True)], dim=1)
+            latents = [(slice(None), slice(begin, end)) for begin, end in zip(begins, ends, strict=True)]
+            return list(zip(latents, map(Codes, parts), strict=True))
+        order, blocks = self.pattern.divided(ends)
+        values = self.values.index_select(0, order).split([entries.stop - entries.start for entries, _ in blocks])
+        return [(order[entries], Codes(own, pattern)) for (entries, pattern), own in zip(blocks, values, strict=True)]
 
     def sample(self, X: Float[Tensor, "batch d_in"], W_dec: Float[Tensor, "d_sae d_in"]) -> "Codes":
         """Return X @ W_dec.T at the entries at which these codes may be non-zero (at all entries, if dense)."""

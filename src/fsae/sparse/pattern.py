@@ -43,6 +43,7 @@ class Pattern:
         self.offsets = offsets
         self.width = width
         self.per_row = per_row
+        self._divided: dict[tuple[int, ...], tuple[Tensor, list[tuple[slice, Pattern]]]] = {}
 
     @classmethod
     def of_mask(cls, mask: Bool[Tensor, "batch d_sae"]) -> "Pattern":
@@ -133,6 +134,25 @@ class Pattern:
         order = order if kept is None else kept.index_select(0, order)
         rows = blocks.long() * self.batch + rows.index_select(0, order)
         return order, Pattern.of_places(rows, columns.index_select(0, order), (count * self.batch, self.width))
+
+    def divided(self, ends: tuple[int, ...]) -> tuple[Int[Tensor, " entries"], list[tuple[slice, "Pattern"]]]:
+        """Return entries in the order of blocks of columns, and each block's entries in this order with their pattern.
+
+        It is computed once: the passes of a step ask several times. On a GPU it waits for the device.
+
+        Args:
+            ends: the column at which each block ends and the next one begins; the last one is the width.
+        """
+        if ends not in self._divided:
+            order, stacked = self.by_blocks(ends)
+            blocks = []
+            # On a GPU one more block is empty: that of the columns from the last end on.
+            for number, entries in enumerate([*stacked.slices(self.batch)][: len(ends)]):
+                offsets = stacked.offsets[number * self.batch : (number + 1) * self.batch + 1] - entries.start
+                begin = ends[number - 1] if number else 0
+                blocks.append((entries, Pattern(stacked.columns[entries] - begin, offsets, ends[number] - begin)))
+            self._divided[ends] = order, blocks
+        return self._divided[ends]
 
     def decode(self, values: Float[Tensor, " entries"], W: Float[Tensor, "d_sae d"]) -> Float[Tensor, "batch d"]:
         """Return the product of the matrix with these values and W, without gradients."""

@@ -77,5 +77,5 @@ class _Decode(torch.autograd.Function):
         return grad_values, grad_W, None, None
 
 
-def _ends(regions: Sequence[Region]) -> list[int]:
-    return [latents.stop for latents, _ in regions]
+def _ends(regions: Sequence[Region]) -> tuple[int, ...]:
+    return tuple(latents.stop for latents, _ in regions)
