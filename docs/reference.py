@@ -52,7 +52,7 @@ COMMANDS = {
     "evaluate": "Evaluate finished runs again, without training.",
     "latents": "Look at the latents of a run, at those of a prompt, or at two dictionaries side by side.",
     "steer": "Steer a language model by one latent, and print plain and steered text side by side.",
-    "publish": "Publish a finished run on the Hugging Face hub, or in the layouts of Neuronpedia and SAEDashboard.",
+    "publish": "Publish a finished run on the Hugging Face hub, or in the layouts of other projects.",
     "resume": "Launch the unfinished jobs of a sweep again.",
     "report": "Compare runs on one HTML page.",
     "store": "List, verify and prune the stored activations.",

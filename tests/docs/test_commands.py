@@ -45,5 +45,5 @@ def test_a_command_of_the_documentation_passes_the_checks(command: str, monkeypa
 @pytest.mark.parametrize("command", commands("publish"))
 def test_a_publishing_command_of_the_documentation_is_understood(command: str):
     options = command_line().parse_args(shlex.split(command))
-    wanted = (options.repo, options.neuronpedia, options.neuronpedia_upload, options.saedashboard, options.saebench)
-    assert any(wanted)
+    targets = ("repo", "neuronpedia", "neuronpedia_upload", "saedashboard", "saebench", "circuit_tracer")
+    assert any(getattr(options, target) for target in (*targets, "crosscoder_learning"))

@@ -3,17 +3,22 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
 
 import fsae
+from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.export.folding import fold
 from fsae.publishing.model_card import CardFacts, model_card
 from fsae.publishing.publication import publication_of
 from tests.architectures import build
+from tests.autoencoders.test_layout import SKIP, moved
 
 HOOK = "blocks.1.hook_resid_mid"
 
@@ -70,17 +75,33 @@ def test_a_hub_model_is_the_base_model(runs: dict[str, Path], tmp_path: Path):
     assert (data["base_model"], data["datasets"]) == ("owner/model", "owner/texts")
 
 
-def test_the_card_names_the_architecture_as_it_was_trained(runs: dict[str, Path]):
-    """SAELens' format has no batch_topk, for instance."""
-    run = fsae.load(runs["text"])
-    assert run.settings is not None
-    written = fsae.Dictionary(fold(build("jumprelu", 32, dtype=torch.float32), 0.5), provenance=run.provenance)
-    text = model_card(
+def card_of(autoencoder: SparseAutoencoder, run: Path, **names: Any) -> str:
+    """Return the card of a dictionary, with the settings of a run."""
+    loaded = fsae.load(run)
+    assert loaded.settings is not None
+    written = fsae.Dictionary(autoencoder, provenance=replace(loaded.provenance, **names))
+    return model_card(
         CardFacts(
-            repo="me/sae", folder="sae", dictionaries=[written], settings=run.settings, written_settings={},
+            repo="me/sae", folder="sae", dictionaries=[written], settings=loaded.settings, written_settings={},
             results={}, licence=None, pictures={}, pages=None, version="1.2",
         )
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("arch", "known"), [("jumprelu", True), ("topk", False)], ids=["in_saelens", "not_in_saelens"])
+def test_the_card_of_a_transcoder_names_both_sites_and_who_opens_it(runs: dict[str, Path], arch: str, known: bool):
+    names = {"hook_name": "blocks.1.mlp.hook_in", "hook_name_out": "blocks.1.hook_mlp_out"}
+    text = card_of(moved(arch, SKIP).float(), runs["text"], **names)
+    assert "A skip transcoder (`topk`, 13 latents) of mlp_in.1 -> mlp_out.1 of tiny" in text
+    assert "| site | `blocks.1.mlp.hook_in` |\n| written site | `blocks.1.hook_mlp_out` |" in text
+    assert "- skip-transcoder" in text
+    assert ("SAE.from_pretrained(" in text) == known
+    assert ("fsae alone opens it" in text) != known
+
+
+def test_the_card_names_the_architecture_as_it_was_trained(runs: dict[str, Path]):
+    """SAELens' format has no batch_topk, for instance."""
+    text = card_of(fold(build("jumprelu", 32, dtype=torch.float32), 0.5), runs["text"])
     assert "| architecture | `topk`, written as `jumprelu` |" in text
     assert "A sparse autoencoder (`topk`, " in text
     assert text.endswith("Made with fsae 1.2.")

@@ -2,12 +2,14 @@
 
 import gzip
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fsae.language_models.sites import Site
 from fsae.outputs.latent_store import LatentStore
 from fsae.publishing.neuronpedia import write_neuronpedia
 from fsae.publishing.sae_dashboard import write_sae_dashboard
@@ -92,6 +94,14 @@ def test_a_feature_has_its_vector_and_neighbours(folder: Path):
     )  # fmt: skip
     assert (first["topkCosSimIndices"], first["vector"], first["hasVector"]) == ([2], [0, -1, 0, 0], True)
     assert (dead["maxActApprox"], dead["frac_nonzero"], dead["pos_str"]) == (0, 0, [])
+
+
+def test_the_vectors_of_a_transcoder_are_of_the_site_that_it_writes(
+    store: LatentStore, source: SourceSet, tmp_path: Path
+):
+    between = replace(source, written=Site.parse("mlp_out.1"))
+    folder = write_neuronpedia(store, W_DEC, between, tmp_path, CREATED, labels=False)
+    assert lines(folder / "features" / "batch-0.jsonl.gz")[0]["hookName"] == "blocks.1.hook_mlp_out"
 
 
 def test_ids_have_the_databases_length_and_belong_to_one_row(folder: Path):

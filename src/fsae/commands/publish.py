@@ -188,6 +188,7 @@ def _source_set(options: argparse.Namespace, dictionary: Dictionary, publication
         model=options.model or name.rstrip("/").rpartition("/")[2].lower(),
         name=options.set or set_name(options.run.resolve().name),
         site=site,
+        written=dictionary.written_site,
         creator=options.creator,
         description=options.description,
         url=options.url,

@@ -27,9 +27,9 @@ _WORDS = ("d_out", "parts", "target_parts", "part_norm", "blocks", "skip")
 _IN_SAELENS = ("standard", "jumprelu")
 
 
-def between(form: SAELensForm, autoencoder: Autoencoder) -> SAELensForm:
-    """Return the form of a dictionary with its layouts; that of an autoencoder of one site as it is."""
-    ends = autoencoder.ends
+def saelens_form(autoencoder: Autoencoder) -> SAELensForm:
+    """Return a dictionary as SAELens' format holds it, with its layouts."""
+    form, ends = autoencoder.to_saelens(), autoencoder.ends
     if ends.plain:
         return form
     kind = _kind_of(ends)
@@ -127,6 +127,11 @@ class Kind:
                 f"blocks is {said!r}; it must list numbers of latents that are {d_sae} together, and the parts that "
                 "they read and write, which lie side by side"
             ) from None
+
+
+def kind_of(autoencoder: Autoencoder) -> str:
+    """Return the kind of a dictionary in words, such as "skip transcoder"."""
+    return "sparse autoencoder" if autoencoder.ends.plain else _kind_of(autoencoder.ends).replace("_", " ")
 
 
 def split_name(config: Mapping[str, Any]) -> tuple[dict[str, Any], Kind | None]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.settings import count_in
-from fsae.export.between import between
+from fsae.export.between import saelens_form
 from fsae.export.config_files import read_json
 from fsae.export.provenance import Provenance
 from fsae.export.stored import Stored
@@ -62,7 +62,7 @@ def save_saelens(
         OSError: the disk is full or the folder cannot be written; an earlier folder is untouched.
     """
     autoencoder.check_algebra()
-    form = between(autoencoder.to_saelens(), autoencoder)
+    form = saelens_form(autoencoder)
     if not form.known:
         log.warning(
             "SAELens has no architecture %s: %s is in its layout, but only fsae opens it (fsae.load, task=eval)",

@@ -11,11 +11,14 @@ from jinja2 import Environment, FileSystemLoader
 from fsae.configuration.resolvers import choice_names
 from fsae.configuration.schema import RunSettings
 from fsae.credentials import concealed
+from fsae.export.between import kind_of, saelens_form
 from fsae.export.provenance import Provenance
 from fsae.language_models.hub import hub_endpoint
 from fsae.language_models.identity import hub_name
+from fsae.language_models.sites import Site
 from fsae.naming import last_part
 from fsae.outputs.results import MEASURED, Better, Shown, in_order, meanings_in
+from fsae.sources.layout import Sites
 from fsae.surface.dictionary import Dictionary
 
 _TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True)
@@ -67,7 +70,7 @@ def model_card(facts: CardFacts) -> str:
         members=len(facts.dictionaries),
         d_in=first.d_in,
         d_sae=first.d_sae,
-        in_sae_lens=first.autoencoder.to_saelens().known,
+        in_sae_lens=saelens_form(first.autoencoder).known,
         data=_data(facts.settings, first.provenance),
         training=_training(facts.settings, first),
         pictures=facts.pictures,
@@ -83,14 +86,14 @@ def model_card(facts: CardFacts) -> str:
 def _metadata(facts: CardFacts) -> str:
     from huggingface_hub import ModelCardData
 
-    settings, first = facts.settings, facts.dictionaries[0]
-    known = first.autoencoder.to_saelens().known
+    settings, autoencoder = facts.settings, facts.dictionaries[0].autoencoder
+    known, kind = saelens_form(autoencoder).known, kind_of(autoencoder).replace(" ", "-")
     return ModelCardData(
         library_name="saelens" if known else "fsae",
         license=facts.licence,
         base_model=None if settings.model is None else hub_name(settings.model),
         datasets=None if settings.dataset is None else settings.dataset.hub_name,
-        tags=["fsae", "sparse-autoencoder", "mechanistic-interpretability", _trained_as(settings)],
+        tags=["fsae", kind, "mechanistic-interpretability", _trained_as(settings)],
     ).to_yaml()
 
 
@@ -117,12 +120,15 @@ def _without_folders(group: Any) -> Any:
 
 def _summary(facts: CardFacts) -> str:
     first, count = facts.dictionaries[0], len(facts.dictionaries)
-    what = f"{count} sparse autoencoders" if count > 1 else "A sparse autoencoder"
-    of = (
-        f"the source `{_source(facts.settings)}`"
-        if first.site is None
-        else f"{first.site.name.value} of layer {first.site.layer} of {first.provenance.model_name}"
-    )
+    kind = kind_of(first.autoencoder)
+    what = f"{count} {kind}s" if count > 1 else f"A {kind}"
+    if first.site is None:
+        of = f"the source `{_source(facts.settings)}`"
+    elif first.autoencoder.ends.plain:
+        of = f"{first.site.name.value} of layer {first.site.layer} of {first.provenance.model_name}"
+    else:
+        hooks = (first.provenance.hooks_in, first.provenance.hooks_out)
+        of = f"{Sites(*(tuple(map(Site.of_hook, names)) for names in hooks))} of {first.provenance.model_name}"
     return f"{what} (`{_trained_as(facts.settings)}`, {first.d_sae:,} latents) of {of}, trained with fsae."
 
 
@@ -139,7 +145,8 @@ def _data(settings: RunSettings, provenance: Provenance) -> dict[str, Any]:
     found = {
         "language model": hub_name(settings.model) or settings.model.name,
         "difference from that model": provenance.model_note,
-        "site": f"`{provenance.hook_name}`",
+        "site": _code(provenance.hooks_in),
+        "written site": "" if provenance.hooks_out == provenance.hooks_in else _code(provenance.hooks_out),
         "text": settings.dataset.hub_name or settings.dataset.name,
         "tokens per row": provenance.context_size,
         "first token of a row": "the model's first token" if provenance.prepend_bos else "that of the text",
@@ -148,6 +155,10 @@ def _data(settings: RunSettings, provenance: Provenance) -> dict[str, Any]:
         "roles of a chat": ", ".join(provenance.chat_roles or []),
     }
     return {name: value for name, value in found.items() if value}
+
+
+def _code(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _training(settings: RunSettings, dictionary: Dictionary) -> dict[str, Any]:

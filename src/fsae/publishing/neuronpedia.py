@@ -211,7 +211,7 @@ class _Rows:
             "vector": facts.direction,
             "vectorLabel": None,
             "vectorDefaultSteerStrength": facts.largest,
-            "hookName": source.site.hook_name,
+            "hookName": (source.written or source.site).hook_name,
             "topkCosSimIndices": facts.neighbours,
             "topkCosSimValues": facts.neighbour_cosines,
             "neuron_alignment_indices": facts.neurons,

@@ -23,6 +23,7 @@ class SourceSet:
         model: Neuronpedia's id of the language model, such as "gpt2-small".
         name: of the set; lower-case letters, digits and single hyphens.
         site: where the vectors are read.
+        written: where decoder rows are directions, if it is another site.
         creator: the name shown as the author.
         creator_id: the account in Neuronpedia's database; the environment's DEFAULT_CREATOR_ID, or Neuronpedia's own.
         description: one line.
@@ -38,6 +39,7 @@ class SourceSet:
     model: str
     name: str
     site: Site
+    written: Site | None = None
     creator: str = ""
     creator_id: str = field(default_factory=_creator_id)
     description: str = ""

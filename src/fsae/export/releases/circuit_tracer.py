@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.layout import Ends, PartNorm
-from fsae.export.between import between, split_name
+from fsae.export.between import saelens_form, split_name
 from fsae.export.config_files import read_yaml
 from fsae.export.releases.release import Release
 from fsae.export.stored import Stored
@@ -61,7 +61,7 @@ def files_of(autoencoder: Autoencoder, layers: list[int], source: Path) -> dict[
         ValueError: its codes are those of no ReLU and of no thresholds, or it is of another kind.
     """
     ends = autoencoder.ends
-    form = between(autoencoder.to_saelens(), autoencoder)
+    form = saelens_form(autoencoder)
     of_codes = split_name({"architecture": form.architecture})[0]["architecture"]
     if ends.same or of_codes not in ("standard", "jumprelu"):
         raise ValueError(

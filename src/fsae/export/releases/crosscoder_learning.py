@@ -18,7 +18,7 @@ from torch import Tensor
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.layout import PartNorm
 from fsae.autoencoders.settings import count_in
-from fsae.export.between import between, split_name
+from fsae.export.between import saelens_form, split_name
 from fsae.export.config_files import read_json
 from fsae.export.provenance import Provenance
 from fsae.export.releases.release import Release
@@ -68,7 +68,7 @@ def save_crosscoder(autoencoder: Autoencoder, folder: Path, provenance: Provenan
         ValueError: its codes are those of no ReLU and of no thresholds, or its sites differ in width.
     """
     ends = autoencoder.ends
-    form = between(autoencoder.to_saelens(), autoencoder)
+    form = saelens_form(autoencoder)
     config, kind = split_name({"architecture": form.architecture})
     if not ends.same or kind is None:
         raise ValueError(f"{source} has a {form.architecture}, which is no crosscoder; train with layout=crosscoder")
