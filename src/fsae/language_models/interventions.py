@@ -198,7 +198,7 @@ class Intervention:
         self._latents = sorted({edit.latent for edit in edits})
 
     def within(self, forward_pass: ForwardPass) -> list[Replacement]:
-        """Return the replacements of a forward pass: one that reads, if that is at another site, and one that writes."""
+        """Return the replacements of a forward pass: one that reads, if another site is read, and one that writes."""
         if self.written == self.site:
             return [(self.site, partial(self.edited, forward_pass))]
         changes: list[_Change] = []
