@@ -332,7 +332,7 @@ def settings_of(arch: str, **changes: Any) -> SparseAutoencoderSettings:
 
 
 def build(
-    arch: str, d_in: int = 5, d_sae: int = 13, seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any
+    arch: str, d_in: int | Ends = 5, d_sae: int = 13, seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any
 ) -> SparseAutoencoder:
     """An autoencoder whose every parameter was moved away from its special starting value."""
     generator = torch.Generator().manual_seed(seed)

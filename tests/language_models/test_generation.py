@@ -24,7 +24,9 @@ def intervention_of(tiny: TransformerLensModel, *edits: Edit, site: Site = SITES
 def generated(tiny: TransformerLensModel, *interventions: Intervention, prompts=PROMPTS, **how: Any) -> list[list[int]]:
     cached = how.pop("cached", True)
     sampling = Sampling(**{"tokens": 12, **how})
-    return generate(tiny, prompts, sampling, lambda of: [each.within(of) for each in interventions], cached=cached)
+    return generate(
+        tiny, prompts, sampling, lambda of: [made for each in interventions for made in each.within(of)], cached=cached
+    )
 
 
 def test_text_is_that_of_the_model_s_own_logits(tiny: TransformerLensModel):
@@ -141,7 +143,7 @@ def test_nothing_remains_after_a_step_that_fails(tiny: TransformerLensModel):
     def replacements(of: ForwardPass):
         steps.append(of)
         late = (Site(name=SiteName.resid_post, layer=3), lambda x: 1 / 0)
-        return [working.within(of), *([late] if len(steps) == 3 else [])]
+        return [*working.within(of), *([late] if len(steps) == 3 else [])]
 
     with pytest.raises(ZeroDivisionError):
         generate(tiny, PROMPTS, Sampling(tokens=12), replacements)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.autoencoders.layout import Ends, Layout
 from fsae.language_models.forward_pass import ForwardPass
 from fsae.language_models.interventions import Ablate, Add, Clamp, Edit, Intervention, Scale
 from fsae.language_models.left_out import LeftOut
@@ -19,7 +20,8 @@ from fsae.sparse.codes import Codes
 from tests.architectures import ARCHITECTURES, FITTED, build, fitted
 
 D_IN, D_SAE = 5, 13
-SITES = [Site(name=name, layer=1) for name in SiteName]
+# Those at which activations can be replaced.
+SITES = [site for site in (Site(name=name, layer=1) for name in SiteName) if site.weighted is None]
 NOTHING: list[list[Edit]] = [[], [Scale(2, by=1.0)], [Add(2, 0.0)], [Scale(0, by=1.0), Add(1, 0.0, unit="absolute")]]
 # Edits of a latent, and what they make of its codes if its largest activation is 2.
 CHANGES: dict[str, tuple[Callable[..., Edit], Callable[[Tensor], Tensor]]] = {
@@ -230,7 +232,7 @@ def test_an_edit_of_nothing_changes_no_bit_of_the_logits(
     model: TransformerLensModel, site: Site, edits: list[Edit], tokens: Tensor
 ):
     intervention = intervention_of(autoencoder_of("topk", model.width(site)), *edits, site=site)
-    edited = model.logits(tokens, intervention.within(ForwardPass.over(tokens)))
+    edited = model.logits(tokens, *intervention.within(ForwardPass.over(tokens)))
     assert torch.equal(edited, model.logits(tokens))
 
 
@@ -245,7 +247,7 @@ def test_an_edit_changes_the_logits_from_its_position_on(
     latent, marker = int(codes[0, 4].argmax()), int(tokens[0, 3])
     assert marker not in tokens[0, :3].tolist()
     intervention = intervention_of(autoencoder, CHANGES[kind][0](latent, after=marker), site=site)
-    plain, edited = tiny.logits(tokens), tiny.logits(tokens, intervention.within(ForwardPass.over(tokens)))
+    plain, edited = tiny.logits(tokens), tiny.logits(tokens, *intervention.within(ForwardPass.over(tokens)))
     assert torch.equal(edited[0, :4], plain[0, :4])
     assert (edited[0, 4:] - plain[0, 4:]).abs().amax(1).min() > 1e-4
 
@@ -261,7 +263,7 @@ def test_an_edit_equals_the_replacement_by_hand(tiny: TransformerLensModel, site
         codes[:, 5], codes[:, 0] = 3.0, 0.0
         return (autoencoder.decode(Codes(codes)) + (x.flatten(0, 1) - record.reconstruction)).view_as(x)
 
-    edited = tiny.logits(tokens, intervention.within(ForwardPass.over(tokens)))
+    edited = tiny.logits(tokens, *intervention.within(ForwardPass.over(tokens)))
     torch.testing.assert_close(edited, tiny.logits(tokens, (site, by_hand)), rtol=1e-3, atol=1e-3)
 
 
@@ -280,8 +282,7 @@ def test_all_sites_are_edited_together_in_the_order_of_the_pass(tiny: Transforme
         return site, replacement
 
     tiny.logits(tokens, *map(watched, reversed(SITES)))
-    order = [name.value for name in sorted(SiteName, key=lambda name: Site(name=name, layer=1).place)]
-    assert [site.name.value for site in seen] == order
+    assert list(seen) == sorted(SITES, key=lambda site: site.place)
     # What arrives at the block's end has the change of its middle.
     middle, end = (Site(name=name, layer=1) for name in (SiteName.resid_mid, SiteName.resid_post))
     mlp = Site(name=SiteName.mlp_out, layer=1)
@@ -289,12 +290,41 @@ def test_all_sites_are_edited_together_in_the_order_of_the_pass(tiny: Transforme
     torch.testing.assert_close(seen[end], stream, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("read", [SiteName.mlp_in, SiteName.resid_mid, SiteName.mlp_normalized])
+def test_edit_of_a_transcoder_changes_the_site_that_it_writes(
+    tiny: TransformerLensModel, read: SiteName, tokens: Tensor
+):
+    site, written, end = (Site(name=name, layer=1) for name in (read, SiteName.mlp_out, SiteName.resid_post))
+    d_in, d_out = tiny.width(site), tiny.width(written)
+    ends = Ends(input=Layout.of(d_in, str(site)), target=Layout.of(d_out, str(written)))
+    transcoder = build("standard", ends, D_SAE, dtype=torch.float32).eval()
+    of = ForwardPass.over(tokens)
+    plain = tiny.activations(tokens, [site, written, end])
+
+    nothing = intervention_of(transcoder, Scale(2, by=1.0), site=site, written=written).within(of)
+    assert torch.equal(tiny.logits(tokens, *nothing), tiny.logits(tokens))
+
+    edits = intervention_of(transcoder, Add(2, 1.0), site=site, written=written).within(of)
+    edited = tiny.activations(tokens, [site, written, end], *edits)
+    assert torch.equal(edited[site], plain[site])
+    # The largest activation is 2, so the code grows by 2 at every position.
+    change = 2 * transcoder.W_dec[2]
+    torch.testing.assert_close(edited[written], plain[written] + change, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(edited[end], plain[end] + change, rtol=1e-5, atol=1e-5)
+
+    ablated = intervention_of(transcoder, Ablate(2), site=site, written=written).within(of)
+    codes = transcoder.encode(plain[site].flatten(0, 1)).codes.dense()[:, 2].unflatten(0, tokens.shape)
+    assert (codes > 0).any()
+    found = tiny.activations(tokens, [written], *ablated)[written]
+    torch.testing.assert_close(found, plain[written] - codes[..., None] * transcoder.W_dec[2], rtol=1e-5, atol=1e-5)
+
+
 @each_site
 def test_edited_activations_are_read_at_the_site_and_after_it(tiny: TransformerLensModel, site: Site, tokens: Tensor):
     intervention = intervention_of(autoencoder_of("standard", tiny.width(site)), Add(2, 1.0), site=site)
     end = Site(name=SiteName.resid_post, layer=3)
     plain = tiny.activations(tokens, [site, end])
-    read = tiny.activations(tokens, [site, end], intervention.within(ForwardPass.over(tokens)))
+    read = tiny.activations(tokens, [site, end], *intervention.within(ForwardPass.over(tokens)))
     assert torch.equal(read[site], intervention.edited(ForwardPass.over(tokens), plain[site]))
     assert not torch.equal(read[end], plain[end])
 
@@ -312,7 +342,7 @@ def test_nothing_remains_after_a_pass_that_fails(tiny: TransformerLensModel, sit
     working = intervention_of(autoencoder_of("standard", tiny.width(site)), Add(2, 1.0), site=site)
     late = Site(name=SiteName.resid_post, layer=3)
     with pytest.raises(Stop):
-        tiny.logits(tokens, working.within(ForwardPass.over(tokens)), (late, fail))
+        tiny.logits(tokens, *working.within(ForwardPass.over(tokens)), (late, fail))
     assert torch.equal(tiny.logits(tokens), plain)
     hooks = tiny._bridge.hook_dict.values()
     assert not any(hook.fwd_hooks for hook in hooks)

@@ -22,8 +22,6 @@ WITHOUT_MLP_NORM = {
 }  # fmt: skip
 # Models that normalise what a sublayer writes, and not what it reads.
 WITHOUT_NORMS = {"openai_gpt", "opt_postnorm", "olmo2", "olmo3", "exaone4"}
-# TransformerLens cannot replace what this norm without a weight makes.
-ONLY_READ = {"olmo"}
 # TransformerLens cannot compute the logits of these models, so no site can be replaced.
 WITHOUT_LOGITS = {"opt_postnorm"}
 # GPT's positions count the padding.
@@ -55,7 +53,7 @@ def test_every_site_is_sound_or_refused(family: str, tmp_path: Path):
             early = shape_of(settings)
             assert read.shape[-1] == model.width(site)
             assert early is None or early.width(site) == model.width(site)
-            if family in WITHOUT_LOGITS or (family in ONLY_READ and site.weighted):
+            if family in WITHOUT_LOGITS or site.weighted is not None:
                 with pytest.raises(ValueError, match=r"can be read but not replaced .* set eval=\[vectors\]"):
                     model.check_splice(site)
             else:
@@ -81,9 +79,9 @@ def test_edited_text_is_the_same_with_a_cache_and_with_padding(
     autoencoder = build("topk", D_MODEL, 13, dtype=torch.float32).eval()
     edited = Intervention(autoencoder, site, [Add(3, 2.0, decay=0.9)], largest={3: 2.0})
     prompts, sampling = [[5, 17, 200, 3, 66], [40, 41], [9, 8, 7, 6, 5, 4, 3]], Sampling(tokens=8, temperature=0)
-    together = generate(model, prompts, sampling, lambda of: [edited.within(of)])
+    together = generate(model, prompts, sampling, edited.within)
     assert together != generate(model, prompts, sampling)
-    assert together == generate(model, prompts, sampling, lambda of: [edited.within(of)], cached=False)
-    alone = [generate(model, [prompt], sampling, lambda of: [edited.within(of)])[0] for prompt in prompts]
+    assert together == generate(model, prompts, sampling, edited.within, cached=False)
+    alone = [generate(model, [prompt], sampling, edited.within)[0] for prompt in prompts]
     assert together == alone
     assert model.accepts_padding == (family not in WITHOUT_PADDING)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fsae
+from fsae.autoencoders.layout import Ends, Layout
 from fsae.export.folding import fold
 from fsae.export.provenance import Provenance
 from fsae.language_models.sites import Site, SiteName
@@ -45,7 +46,51 @@ def dictionary_at(name: SiteName, model: fsae.LanguageModel, **provenance: Any) 
     )
 
 
-@pytest.mark.parametrize("name", SiteName)
+NORMALISED = (SiteName.mlp_normalized, SiteName.attn_normalized)
+each_edited = pytest.mark.parametrize("name", [name for name in SiteName if name not in NORMALISED])
+
+
+@pytest.mark.parametrize("name", NORMALISED)
+def test_vectors_of_a_norm_are_only_read(name: SiteName, model: fsae.LanguageModel):
+    with (
+        pytest.raises(ValueError, match=r"can be read but not replaced \(replace \w+_in.1 instead"),
+        dictionary_at(name, model).intervene(fsae.Ablate(3), language_model=model),
+    ):
+        pass
+
+
+def test_a_transcoder_is_edited_and_steers_where_it_writes(model: fsae.LanguageModel):
+    read, written = (Site(name=name, layer=1) for name in (SiteName.mlp_normalized, SiteName.mlp_out))
+    ends = Ends(input=Layout.of(model.sites[str(read)]), target=Layout.of(model.sites[str(written)], "written"))
+    transcoder = fsae.Dictionary(
+        build("topk", ends, D_SAE, dtype=torch.float32),
+        provenance=Provenance(hook_name=read.hook_name, hook_name_out=written.hook_name),
+    )
+    plain = model.activations(TEXT, str(written)).vectors
+    with transcoder.intervene(fsae.Add(3, 2.0, unit="absolute"), language_model=model) as edited:
+        change = edited.activations(TEXT, str(written)).vectors - plain
+    torch.testing.assert_close(change, 2 * transcoder.W_dec[3].expand_as(change), rtol=1e-3, atol=1e-4)
+    assert torch.equal(model.activations(TEXT, str(written)).vectors, plain)
+    steered = fsae.steer(transcoder, 3, TEXT, strengths=[4.0], tokens=4, largest={3: 2.0}, language_model=model)
+    # The targets are the tokens whose logits the latent's row raises most.
+    assert steered.steered[0].target_effect > 0
+
+
+def test_a_crosscoder_is_not_edited(model: fsae.LanguageModel):
+    both = Layout((("resid_post.0", 32), ("resid_post.1", 32)))
+    hooks = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
+    crosscoder = fsae.Dictionary(
+        build("topk", Ends(input=both, target=both), D_SAE, dtype=torch.float32),
+        provenance=Provenance(hook_name=hooks[0], hook_names=hooks),
+    )
+    with (
+        pytest.raises(ValueError, match="reads or writes several sites"),
+        crosscoder.intervene(fsae.Ablate(3), language_model=model),
+    ):
+        pass
+
+
+@each_edited
 def test_the_model_is_edited_within_the_block_and_plain_after_it(name: SiteName, model: fsae.LanguageModel):
     dictionary = dictionary_at(name, model)
     plain, text = model.logits(TEXT), model.generate(TEXT, 10)
@@ -59,7 +104,7 @@ def test_the_model_is_edited_within_the_block_and_plain_after_it(name: SiteName,
     assert not torch.equal(model.activations(TEXT, "resid_post.3").vectors, end)
 
 
-@pytest.mark.parametrize("name", SiteName)
+@each_edited
 def test_a_block_without_edits_changes_no_bit(name: SiteName, model: fsae.LanguageModel):
     plain = model.logits(TEXT)
     with dictionary_at(name, model).intervene(language_model=model):

@@ -8,6 +8,9 @@ where codes and error belong to the activations that arrive at the site, whateve
 so this is x + (edited codes - codes) @ W_dec, which is how it is computed: the error is never rounded, an edit that
 changes no code changes no bit of x, and no edit is cancelled by an error that was computed after it. The codes come
 from the autoencoder alone, without hooks and without gradient.
+
+A transcoder encodes x at one site and writes y at a later one. Its edits replace y by y + (edited codes - codes) @
+W_dec, with the codes of the x of the same forward pass; x stays as it is, and so does the linear path.
 """
 
 from abc import ABC, abstractmethod
@@ -161,7 +164,7 @@ def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 class Intervention:
-    """Edits of a dictionary's latents at its site. Edits of one latent act one after the other.
+    """Edits of a dictionary's latents. Edits of one latent act one after the other.
 
     Args:
         autoencoder: in raw units and in evaluation mode.
@@ -169,6 +172,7 @@ class Intervention:
         edits: with `after` as the id of a token.
         largest: the largest activation of each latent that an edit in its unit names.
         left_out: positions that are not edited, because the dictionary's training left them out.
+        written: the site whose activations it writes, later in a forward pass; None for the one that it reads.
 
     Raises:
         ValueError: a latent does not exist, or its largest activation is missing or zero.
@@ -182,40 +186,48 @@ class Intervention:
         *,
         largest: Mapping[int, float],
         left_out: LeftOut = _NOTHING,
+        written: Site | None = None,
     ):
         assert not autoencoder.training
         assert not any(isinstance(edit.after, str) for edit in edits)
         for edit in edits:
             _check_latent(edit, autoencoder.d_sae, largest)
-        self.site = site
+        self.site, self.written = site, written or site
         self._autoencoder, self._edits, self._left_out = autoencoder, edits, left_out
         self._largest = [largest[edit.latent] if edit.relative else 1.0 for edit in edits]
         self._latents = sorted({edit.latent for edit in edits})
 
-    def within(self, forward_pass: ForwardPass) -> Replacement:
-        """Return the replacement of the site's activations in a forward pass."""
-        return self.site, partial(self.edited, forward_pass)
+    def within(self, forward_pass: ForwardPass) -> list[Replacement]:
+        """Return the replacements of a forward pass: one that reads, if another site is read, and one that writes."""
+        if self.written == self.site:
+            return [(self.site, partial(self.edited, forward_pass))]
+        changes: list[_Change] = []
 
-    @torch.no_grad()
+        def read(x: Float[Tensor, "row computed d_in"]) -> None:
+            changes.append(self._change_at(forward_pass, x))
+
+        def write(y: Float[Tensor, "row computed d_out"]) -> Float[Tensor, "row computed d_out"]:
+            return changes.pop().of(y)
+
+        return [(self.site, read), (self.written, write)]
+
     def edited(
         self, forward_pass: ForwardPass, x: Float[Tensor, "row computed d_in"]
     ) -> Float[Tensor, "row computed d_in"]:
-        """Return the activations with the latents edited, in their type.
+        """Return activations that are both read and written with the latents edited, in their type.
 
         Args:
             forward_pass: the pass in which they arise.
             x: the activations at the positions that the pass computes.
         """
+        return self._change_at(forward_pass, x).of(x)
+
+    @torch.no_grad()
+    def _change_at(self, forward_pass: ForwardPass, x: Float[Tensor, "row computed d_in"]) -> "_Change":
+        """Return what the edits of the codes of `x` change, and where."""
         shares = self.shares(forward_pass).to(x.device)
         touched = shares.any(0) & self._left_out.within(x)
-        vectors = x[touched]
-        if len(vectors) == 0:
-            return x
-        change = self._change(vectors, shares[:, touched]).to(x.device)
-        replaced = x.clone()
-        # Adding zero would change the sign of a negative zero.
-        replaced[touched] = torch.where(change == 0, vectors, (vectors + change).to(x.dtype))
-        return replaced
+        return _Change(touched, self._change(x[touched], shares[:, touched]))
 
     def shares(self, forward_pass: ForwardPass) -> Float[Tensor, "edit row computed"]:
         """Return each edit's share at the positions that a pass computes: 0 outside its scope, less by its decay."""
@@ -232,7 +244,7 @@ class Intervention:
 
     def _change(
         self, x: Float[Tensor, "vectors d_in"], shares: Float[Tensor, "edit vectors"]
-    ) -> Float[Tensor, "vectors d_in"]:
+    ) -> Float[Tensor, "vectors d_out"]:
         """Return (edited codes - codes) @ W_dec, in the unit of each sample."""
         W_dec = self._autoencoder.W_dec
         latents = torch.tensor(self._latents, dtype=torch.long, device=W_dec.device)
@@ -244,6 +256,28 @@ class Intervention:
         change = (edited - codes) @ W_dec[latents]
         scale = self._autoencoder.sample_scale(x.to(W_dec))
         return change if scale is None else change * scale
+
+
+@dataclass(frozen=True, eq=False)
+class _Change:
+    """Change of some of the activations of a forward pass.
+
+    Attributes:
+        touched: positions, of those that the pass computes.
+        added: to the activations there.
+    """
+
+    touched: Bool[Tensor, "row computed"]
+    added: Float[Tensor, "touched d"]
+
+    def of(self, y: Float[Tensor, "row computed d"]) -> Float[Tensor, "row computed d"]:
+        """Return changed activations, in their type."""
+        if len(self.added) == 0:
+            return y
+        vectors, replaced, added = y[self.touched], y.clone(), self.added.to(y.device)
+        # Adding zero would change the sign of a negative zero.
+        replaced[self.touched] = torch.where(added == 0, vectors, (vectors + added).to(y.dtype))
+        return replaced
 
 
 def _within(

@@ -49,8 +49,8 @@ _NO_DECODERS = {
 # Tokens of the forward passes that check a model and its sites.
 _CHECK_TOKENS = 8
 
-# A site, and a function of the activations there whose result replaces them.
-Replacement = tuple[Site, Callable[[Float[Tensor, "sequence position d"]], Tensor]]
+# A site, and a function of the activations there whose result replaces them; None leaves them as they are.
+Replacement = tuple[Site, Callable[[Float[Tensor, "sequence position d"]], Tensor | None]]
 
 # A hook's name and a function of the activations; the name may be a filter, as TransformerLens types it.
 _Hook = tuple[str | Callable, Callable]
@@ -206,27 +206,34 @@ class TransformerLensModel:
         if site in self._replaceable:
             return
         self.check_site(site)
-        reason = None
-        if site.name is SiteName.resid_mid:
-            end, mlp = (Site(name=name, layer=site.layer) for name in (SiteName.resid_post, SiteName.mlp_out))
-            if is_not_sum(self._read_all(self._probe), end, site, mlp):
-                reason = f"a sum carries it past the MLP, and {site} + {mlp} is not {end}"
-        try:
-            plain = self._logits(self._probe, [])
-            same = self._logits(self._probe, self._replacing([(site, lambda activations: activations)]))
-            without = self._logits(self._probe, self._replacing([(site, torch.zeros_like)]))
-            if reason is None and _differ(same, plain):
-                reason = "the logits change when its activations are replaced by themselves"
-            elif reason is None and torch.equal(without, plain):
-                reason = "the logits do not change when its activations are replaced by zeros"
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-            reason = f"TransformerLens fails to compute logits: {_one_line(error)}"
+        reason = self._unreplaceable(site)
         if reason is not None:
             raise ValueError(
                 f"site {site} of model {self.name} can be read but not replaced ({reason}); set "
                 "eval=[vectors], or choose another site or model"
             )
         self._replaceable.add(site)
+
+    def _unreplaceable(self, site: Site) -> str | None:
+        """Return why a replacement at a site does not take effect; None if it does."""
+        if site.weighted is not None:
+            # TransformerLens would compute the norm in another way, which changes last bits everywhere.
+            return f"replace {site.weighted} instead, which the norm's weight makes of it"
+        if site.name is SiteName.resid_mid:
+            end, mlp = (Site(name=name, layer=site.layer) for name in (SiteName.resid_post, SiteName.mlp_out))
+            if is_not_sum(self._read_all(self._probe), end, site, mlp):
+                return f"a sum carries it past the MLP, and {site} + {mlp} is not {end}"
+        try:
+            plain = self._logits(self._probe, [])
+            same = self._logits(self._probe, self._replacing([(site, lambda activations: activations)]))
+            without = self._logits(self._probe, self._replacing([(site, torch.zeros_like)]))
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+            return f"TransformerLens fails to compute logits: {_one_line(error)}"
+        if _differ(same, plain):
+            return "the logits change when its activations are replaced by themselves"
+        if torch.equal(without, plain):
+            return "the logits do not change when its activations are replaced by zeros"
+        return None
 
     @cached_property
     def accepts_padding(self) -> bool:
@@ -961,12 +968,14 @@ def _at(site: Site, activations: Float[Tensor, "row position all"], heads: int) 
     return activations if site.head is None else activations.unflatten(2, (heads, -1))[:, :, site.head]
 
 
-def _replacement(site: Site, function: Callable[[Tensor], Tensor], heads: int) -> list[_Hook]:
-    def edited(activations: Tensor) -> Tensor:
-        if site.head is None:
-            return function(activations.flatten(2)).to(activations.dtype).reshape(activations.shape)
-        every_head = activations.flatten(2).clone()
-        _at(site, every_head, heads).copy_(function(_at(site, activations.flatten(2), heads)))
+def _replacement(site: Site, function: Callable[[Tensor], Tensor | None], heads: int) -> list[_Hook]:
+    def edited(activations: Tensor) -> Tensor | None:
+        flat = activations.flatten(2)
+        new = function(_at(site, flat, heads))
+        if new is None or site.head is None:
+            return None if new is None else new.to(activations.dtype).reshape(activations.shape)
+        every_head = flat.clone()
+        _at(site, every_head, heads).copy_(new)
         return every_head.reshape(activations.shape)
 
     if site.name is not SiteName.resid_mid:
@@ -974,15 +983,16 @@ def _replacement(site: Site, function: Callable[[Tensor], Tensor], heads: int) -
 
     # The Bridge's resid_mid is only the MLP's input: the block's skip connection keeps the unedited stream. The same
     # change is therefore added to the block's output, where that connection ends.
-    changes: list[Tensor] = []
+    changes: list[Tensor | None] = []
 
-    def edit_what_the_mlp_reads(activations: Tensor, hook) -> Tensor:
+    def edit_what_the_mlp_reads(activations: Tensor, hook) -> Tensor | None:
         new = edited(activations)
-        changes.append(new - activations)
+        changes.append(None if new is None else new - activations)
         return new
 
-    def edit_the_skip_connection(activations: Tensor, hook) -> Tensor:
-        return activations + changes.pop()
+    def edit_the_skip_connection(activations: Tensor, hook) -> Tensor | None:
+        change = changes.pop()
+        return None if change is None else activations + change
 
     block_end = Site(name=SiteName.resid_post, layer=site.layer)
     return [(site.hook_name, edit_what_the_mlp_reads), (block_end.hook_name, edit_the_skip_connection)]

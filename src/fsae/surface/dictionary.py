@@ -289,7 +289,8 @@ class Dictionary:
                 print(model.generate("The cat sat on"))
 
         The activations at the dictionary's site become decode(edited codes) + error, with the error of the
-        reconstruction that the plain codes give; see `fsae.language_models.interventions`. Positions that the
+        reconstruction that the plain codes give; see `fsae.language_models.interventions`. Those of a transcoder change
+        at the site that it writes. Positions that the
         dictionary's training left out (special tokens, massive activations) are not edited. Blocks may be nested, also
         those of dictionaries at other sites; of two at one site, the inner one encodes what the outer one has edited.
 
@@ -308,24 +309,26 @@ class Dictionary:
                 model's site cannot be edited.
         """
         model = language_model or self.language_model
-        site = self.site
-        if model is None or site is None:
+        site, written = self.site, self.written_site
+        if model is None or site is None or written is None:
             missing = "language model" if model is None else "site"
             raise ValueError(
                 f"{self!r}: it was not trained on a language model's activations (it has no {missing}), so there is "
                 "nothing to intervene in; load the run of a dictionary that was"
             )
-        if not self.autoencoder.ends.plain:
+        ends = self.autoencoder.ends
+        if len(ends.input.parts) > 1 or len(ends.target.parts) > 1:
             raise ValueError(
-                f"{self!r} reads other sites than it writes, or several, and edits act where one site is read and "
-                "written; use a dictionary with layout=autoencoder"
+                f"{self!r} reads or writes several sites, and edits act at one; use a dictionary with "
+                "layout=autoencoder or layout=transcoder"
             )
-        width = model.model.width(site)
-        if width != self.d_in:
-            raise ValueError(
-                f"{self!r} reads vectors of width {self.d_in}, and {site} of model {model.name} has width {width}; "
-                "give the language model that it was trained on"
-            )
+        for verb, place, own in (("reads", site, self.d_in), ("writes", written, self.d_out)):
+            width = model.model.width(place)
+            if width != own:
+                raise ValueError(
+                    f"{self!r} {verb} vectors of width {own}, and {place} of model {model.name} has width {width}; "
+                    "give the language model that it was trained on"
+                )
         relative = [edit.latent for edit in edits if edit.relative and edit.latent < self.d_sae]
         if isinstance(largest, Tensor):
             largest = dict(enumerate(largest.tolist()))
@@ -338,6 +341,7 @@ class Dictionary:
             [_with_token(edit, model) for edit in edits],
             largest=largest,
             left_out=self.left_out(model),
+            written=written,
         )
         with model.intervened(intervention):
             yield model

@@ -265,7 +265,8 @@ class LanguageModel:
         Raises:
             ValueError: the model lacks the site, or nothing can be replaced there.
         """
-        self.model.check_splice(intervention.site)
+        self.model.check_site(intervention.site)
+        self.model.check_splice(intervention.written)
         self._interventions.append(intervention)
         try:
             yield
@@ -273,7 +274,7 @@ class LanguageModel:
             self._interventions.remove(intervention)
 
     def _replacements(self, forward_pass: ForwardPass) -> list[Replacement]:
-        return [intervention.within(forward_pass) for intervention in self._interventions]
+        return [each for intervention in self._interventions for each in intervention.within(forward_pass)]
 
     def __repr__(self) -> str:
         return f"LanguageModel({self.name}, {self.model.shape.num_layers} layers, {self.model.dtype})"

@@ -217,7 +217,7 @@ def _target_ids(dictionary: Dictionary, latent: int, targets: Sequence[str | int
     """Return the ids of the targets."""
     if targets:
         return [model.token_id(each, "a target") for each in targets]
-    site = dictionary.site
+    site = dictionary.written_site
     assert site is not None
     into_stream = model.model.into_stream(site)
     if into_stream is None:

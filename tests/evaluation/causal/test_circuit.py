@@ -143,7 +143,7 @@ def test_circuits_have_the_same_outcomes_alone_and_together():
     assert len(alone.unique()) > 3
 
 
-@pytest.mark.parametrize("name", SiteName)
+@pytest.mark.parametrize("name", [name for name in SiteName if not name.value.endswith("_normalized")])
 def test_every_node_of_a_transformer_s_site_has_faithfulness_1(name: SiteName):
     """At resid_mid too, whose activations a skip connection carries past the MLP."""
     model, site = opened(Package.tiny), Site(name=name, layer=1)
