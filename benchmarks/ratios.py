@@ -13,16 +13,23 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, cast
+
+import torch
 
 from benchmarks.peers.fsae_steps import targets_of
-from benchmarks.step import add_shape, architectures, inputs, medians, shape_of, stepper
-from fsae.autoencoders.layout import Ends, Layout
+from benchmarks.step import add_shape, architectures, inputs, learner, medians, shape_of, stepper
+from fsae.autoencoders.layout import End, Ends, Layout, Scaling
+from fsae.couplings.jacobian import JacobianCoupling, JacobianSparsity
+from fsae.language_models.mlp import MLP, Affine
 from fsae.losses.decorrelation import Decorrelation
 from fsae.losses.fisher import Fisher, RandomSign
 from fsae.losses.matryoshka import Matryoshka, SampledMatryoshka
 from fsae.losses.sparsity import AnnealedLp, DenseLatents, TargetForm, TargetL0
 from fsae.losses.term import LossTerm
 from fsae.losses.weights import Orthogonality, WeightNorm
+from fsae.training.loop import Training
+from fsae.training.resample import Reinitialisation
 from fsae.training.settings import Precision
 
 
@@ -45,6 +52,21 @@ class Change:
     at_most: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class JacobianPair(Change):
+    """The steps of two autoencoders around an MLP with the Jacobian term, relative to those without it.
+
+    Attributes:
+        d_mlp: hidden units of the MLP as a multiple of its width.
+        gated: whether the MLP has a gate.
+        samples: see `JacobianSparsity`.
+    """
+
+    d_mlp: float = 4.0
+    gated: bool = False
+    samples: int = 64
+
+
 def changes(d_in: int) -> dict[str, Change]:
     """Return all changes that are measured, for sites of width d_in."""
     fourths = [1 / 16, 1 / 8, 1 / 4]
@@ -56,6 +78,9 @@ def changes(d_in: int) -> dict[str, Change]:
         "skip transcoder": Change(architecture="topk", ends=Ends(input=read, target=written, skip=True), at_most=1.15),
         "crosscoder, 3 parts": Change(architecture="topk", ends=crosscoder, at_most=1.1),
         "crosscoder, 3 parts, L1": Change(architecture="standard", ends=crosscoder, at_most=1.1),
+        "jacobian pair, plain MLP": JacobianPair(architecture="topk", at_most=1.5),
+        "jacobian pair, gated MLP": JacobianPair(architecture="topk", d_mlp=8 / 3, gated=True, at_most=1.5),
+        "jacobian pair, 512 samples": JacobianPair(architecture="topk", samples=512),
         "matryoshka, 4 levels": Change(
             architecture="batch_topk", terms={"reconstruction": Matryoshka(widths=fourths)}, at_most=1.4
         ),
@@ -83,6 +108,8 @@ def seconds(
     change: Change, options: argparse.Namespace, precision: Precision, clock: Callable[[], float]
 ) -> tuple[float, float]:
     """Return the seconds of the usual step and of the changed one."""
+    if isinstance(change, JacobianPair):
+        return pair_seconds(change, options, precision, clock)
     settings, terms = architectures(options.d_sae, options.k)[change.architecture]
     ends = change.ends or Ends.of(options.d_in)
     x = inputs(options.batch, ends.input.width)
@@ -105,6 +132,34 @@ def seconds(
 
     t = medians({name: partial(several, step) for name, step in steps.items()}, options.repeats, clock)
     return t["usual"] / change.steps, t["changed"] / change.steps
+
+
+def pair_seconds(
+    change: JacobianPair, options: argparse.Namespace, precision: Precision, clock: Callable[[], float]
+) -> tuple[float, float]:
+    """Return the seconds of a pair's steps without the Jacobian term and with it."""
+    settings, terms = architectures(options.d_sae, options.k)[change.architecture]
+    x = inputs(options.batch, options.d_in)
+    y, generator = targets_of(x), torch.Generator().manual_seed(2)
+
+    def affine(d_in: int, d_out: int) -> Affine:
+        return Affine((torch.randn(d_in, d_out, generator=generator) / d_in**0.5).to(x), x.new_zeros(d_out))
+
+    hidden = round(change.d_mlp * options.d_in)
+    into, gate, out = affine(options.d_in, hidden), affine(options.d_in, hidden), affine(hidden, options.d_in)
+    mlp = MLP(into=into, out=out, activation=torch.nn.functional.silu, gate=gate if change.gated else None)
+    term = JacobianCoupling(JacobianSparsity(weight=1e-12, samples=change.samples), mlp, 1.0, 1.0)
+    # A step reads no source, logs nothing and keeps no state.
+    nothing, steps = cast(Any, None), {}
+    for name, coupling in (("usual", None), ("changed", term)):
+        members = [learner(settings, terms, each, True, precision) for each in (x, y)]
+        training = Training(
+            members, coupling, Reinitialisation(), nothing, Scaling.of(1.0), members[0].settings, nothing, nothing,
+            (End.input, End.target),
+        )  # fmt: skip
+        steps[name] = partial(training.take, x, y)
+    t = medians(steps, options.repeats, clock)
+    return t["usual"], t["changed"]
 
 
 def main() -> None:

@@ -88,6 +88,22 @@ def stepper(
     targets: Tensor | None = None,
 ) -> Callable[[], object]:
     """Return a function that makes one whole optimiser step on x; without `ends`, one of an autoencoder."""
+    member = learner(settings, terms, x, sparse, precision, compiled, ends, targets)
+    steps = iter(range(10**6))
+    return lambda: member.step(x, next(steps), targets)
+
+
+def learner(
+    settings: SparseAutoencoderSettings,
+    terms: dict[str, LossTerm],
+    x: Tensor,
+    sparse: bool,
+    precision: Precision = Precision.fp32,
+    compiled: bool = False,
+    ends: Ends | None = None,
+    targets: Tensor | None = None,
+) -> GradientLearner:
+    """Return an autoencoder in training that begins with x."""
     autoencoder = settings.build(ends or x.shape[1], torch.Generator().manual_seed(0)).to(x.device)
     autoencoder.initialise(lambda: x, scale=1.0, targets=None if targets is None else lambda: targets)
     # A learning rate too small to change any weight keeps the density constant during the measurement.
@@ -96,8 +112,7 @@ def stepper(
     )
     member = GradientLearner(autoencoder, Objective(terms), trainer, scale=1.0, seed=0)
     member.sparse = sparse
-    steps = iter(range(10**6))
-    return lambda: member.step(x, next(steps), targets)
+    return member
 
 
 def medians(

@@ -111,8 +111,8 @@ def metrics_page() -> str:
         "# Metrics\n\nA run measures these on held-out data, in raw units. They are in `results.json`, MLflow and "
         "the report. A metric is absent if it does not apply to the run. ↑ marks metrics of which more is better, ↓ "
         "those of which less is better; the others have no better direction.\n\n"
-        "Every run has `eval=[vectors,splice,truth,agreement,latents]` by default, and measures those that its source "
-        "and its population allow. `python -m fsae.evaluate` adds others to a finished run.\n"
+        "Every run has `eval=[vectors,splice,truth,agreement,crosscoder,jacobian,latents]` by default, and measures "
+        "those that its source and its population allow. `python -m fsae.evaluate` adds others to a finished run.\n"
     ]
     for name, evaluation in CHOICES.items():
         rows = "".join(

@@ -25,6 +25,7 @@ from fsae.autoencoders.pca import PCASettings
 from fsae.autoencoders.pursuit import MatchingPursuitSettings, OMPSettings, PursuitSettings
 from fsae.autoencoders.record import Encoding
 from fsae.autoencoders.settings import SparseAutoencoderSettings
+from fsae.autoencoders.signed_gated import SignedGatedSettings
 from fsae.autoencoders.standard import Standard, StandardSettings
 from fsae.autoencoders.topk import KSettings, TopKSettings
 from fsae.losses.auxiliary import AuxK, GateReconstruction
@@ -194,6 +195,18 @@ ARCHITECTURES: dict[str, Architecture] = {
         selected=lambda h, gate, _: gate > 0,
         bias="b_gate",
         silent=frozenset({"b_gate"}),
+    ),
+    "signed_gated": Architecture(
+        settings=SignedGatedSettings,
+        loss={"sparsity": L1(weight=0.3, warm_up=0.5), "auxiliary": GateReconstruction()},
+        saelens=("signed_gated", ("b_gate", "b_gate_negative", "b_mag", "r_mag")),
+        pre_activations=lambda products, p: products * p["r_mag"].exp() + p["b_mag"],
+        gate=lambda products, p: torch.relu(products + p["b_gate"]) - torch.relu(p["b_gate_negative"] - products),
+        selected=lambda h, gate, _: gate != 0,
+        activation=lambda h, chosen, _: h * chosen,
+        signed=True,
+        bias="b_gate",
+        silent=frozenset({"b_gate", "b_gate_negative"}),
     ),
     # A wide kernel, so that a few dozen entries suffice for some to fall into it.
     "jumprelu": Architecture(

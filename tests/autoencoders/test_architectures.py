@@ -80,6 +80,23 @@ def test_gated_by_hand(sparse: bool):
 
 
 @each_path
+def test_signed_gated_by_hand(sparse: bool):
+    # Products (.5 -.5 .1) and thresholds of .2 on either side: the third is between them.
+    weights = {"W_enc": [[0.5, -0.5, 0.1]], "W_dec": [[1.0], [2.0], [4.0]]}
+    weights |= {"b_gate": [-0.2] * 3, "b_gate_negative": [-0.2] * 3}
+    autoencoder = with_weights("signed_gated", weights)
+    record = autoencoder(torch.ones(1, 1, dtype=torch.float64), sparse=sparse)
+    torch.testing.assert_close(record.codes.dense(), torch.tensor([[0.5, -0.5, 0]], dtype=torch.float64))
+    assert record.gate is not None
+    torch.testing.assert_close(record.gate.dense(), torch.tensor([[0.3, -0.3, 0]], dtype=torch.float64))
+    # The other sign changes both, at thresholds of its own.
+    with torch.no_grad():
+        autoencoder.get_parameter("b_gate_negative").fill_(-0.6)
+    record = autoencoder(-torch.ones(1, 1, dtype=torch.float64), sparse=sparse)
+    torch.testing.assert_close(record.codes.dense(), torch.tensor([[0, 0.5, 0]], dtype=torch.float64))
+
+
+@each_path
 def test_jumprelu_by_hand(sparse: bool):
     autoencoder = with_weights("jumprelu", WEIGHTS | {"log_threshold": [0.0, math.log(0.5), 0.0]})
     # Thresholds [1 .5 1] against [1 2.5 2]: latent 0 equals its threshold and is off.
@@ -315,8 +332,9 @@ def parts(term: LossTerm, arch: str, **changes) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("term", [SquaredError(), *(Fisher(form=form) for form in FisherForm)], ids=repr)
-def test_gate_gets_no_gradient_through_the_codes(term: LossTerm):
-    found = parts(term, "gated")
+@pytest.mark.parametrize("arch", ["gated", "signed_gated"])
+def test_gate_gets_no_gradient_through_the_codes(arch: str, term: LossTerm):
+    found = parts(term, arch)
     assert not found["b_gate"].any()
     assert found["b_mag"].any()
     assert found["r_mag"].any()
@@ -324,9 +342,10 @@ def test_gate_gets_no_gradient_through_the_codes(term: LossTerm):
 
 
 @pytest.mark.parametrize("term", [L1(), TanhL0(), GateReconstruction()], ids=repr)
-def test_gate_learns_by_sparsity_and_auxiliary_alone(term: LossTerm):
+@pytest.mark.parametrize("arch", ["gated", "signed_gated"])
+def test_gate_learns_by_sparsity_and_auxiliary_alone(arch: str, term: LossTerm):
     """Other libraries' bug: a detached path, from which the gate and the encoder learn nothing."""
-    found = parts(term, "gated")
+    found = parts(term, arch)
     assert found["b_gate"].any()
     assert found["W_enc"].any()
     assert not found["b_mag"].any()

@@ -11,12 +11,14 @@ from fsae.autoencoders.mlp_encoder import MLPEncoderSettings
 from fsae.autoencoders.pca import PCASettings
 from fsae.autoencoders.pursuit import MatchingPursuitSettings, OMPSettings
 from fsae.autoencoders.settings import AutoencoderSettings
+from fsae.autoencoders.signed_gated import SignedGatedSettings
 from fsae.autoencoders.standard import StandardSettings
 from fsae.autoencoders.topk import TopKSettings
 
 CHOICES: dict[str, type[AutoencoderSettings]] = {
     "standard": StandardSettings,
     "gated": GatedSettings,
+    "signed_gated": SignedGatedSettings,
     "jumprelu": JumpReLUSettings,
     "topk": TopKSettings,
     "batch_topk": BatchTopKSettings,

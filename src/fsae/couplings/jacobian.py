@@ -174,7 +174,11 @@ def _k_of(autoencoder: Autoencoder) -> int:
 
 
 def _needed(rows: Float[Tensor, "d_sae d"], latents: Int[Tensor, "batch k"]) -> tuple[Tensor, Int[Tensor, "batch k"]]:
-    """Return the rows of some samples' latents, or all rows if they are fewer, and the latents' places in them."""
+    """Return rows, among them those of some samples' latents, and the latents' places in these."""
+    if not rows.is_cuda:
+        named, places = latents.unique(return_inverse=True)
+        return rows.index_select(0, named), places
+    # Finding each latent once would wait for the device.
     if latents.numel() >= len(rows):
         return rows, latents
     return rows.index_select(0, latents.flatten()), torch.arange(latents.numel(), device=rows.device).view_as(latents)
