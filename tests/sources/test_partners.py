@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fsae.configuration.checks import check
+from fsae.configuration.composition import composed_settings
 from fsae.sources.shard import Part
 from fsae.sources.source import Batch
 from tests.sources.test_layout import BETWEEN, BOTH
@@ -86,6 +88,12 @@ def test_massive_vectors_are_no_partners():
             assert partner in everything[vector]
             assert torch.tensor(partner).norm() <= 2 * largest
     assert without > 0
+
+
+def test_source_without_an_order_is_refused():
+    words = ["source=sparse_sources", "tracking=none", "arch=batch_topk", "arch.d_sae=64", "loss=tsae"]
+    with pytest.raises(ValueError, match=r"loss\.contrast .*needs a source with partners.*source=activations"):
+        check(composed_settings(words, {}))
 
 
 def test_partners_have_the_layout_of_inputs():

@@ -1,5 +1,6 @@
 """Trainings that start from another run's dictionary."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,16 @@ def test_start_that_does_not_fit_names_the_dictionary(vectors: torch.Tensor, fir
         fsae.train(vectors, "gated", warm_start=str(first), **SHORT)
 
 
-def test_members_of_a_population_need_starts_of_their_own(first: Path):
+def test_run_of_other_members_is_refused(vectors: torch.Tensor, first: Path, tmp_path: Path):
+    for number in ("0", "1"):
+        shutil.copytree(first / "sae", tmp_path / "sae" / number)
+    assert len(set(next(iter(start_identity(TopKSettings(warm_start=str(tmp_path))).values())).split())) == 1
+    with pytest.raises(ValueError, match=r"with 2 where this run trains 1; name .*sae/0"):
+        fsae.train(vectors, "topk", k=3, d_sae=32, warm_start=str(tmp_path), **SHORT)
+
+
+def test_members_of_a_population_need_starts_of_their_own():
     words = ["source=sparse_sources", "tracking=none", "arch=topk", "population.size=2", "arch.d_sae=64"]
-    for word, key in ((f"arch.warm_start={first}", "warm_start"), ("arch.decoder_init=kmeans", "kmeans_seed")):
-        with pytest.raises(ValueError, match=rf"population\.size is 2.*set arch\.{key}=null"):
-            check(composed_settings([*words, word], {}))
+    with pytest.raises(ValueError, match=r"population\.size is 2.*set arch\.kmeans_seed=null"):
+        check(composed_settings([*words, "arch.decoder_init=kmeans"], {}))
     check(composed_settings([*words, "arch.decoder_init=kmeans", "arch.kmeans_seed=null"], {}))

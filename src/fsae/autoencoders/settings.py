@@ -224,7 +224,8 @@ class SparseAutoencoderSettings(AutoencoderSettings):
         kmeans_seed: of `decoder_init: kmeans`. Runs that share it, on the same vectors, start from the same decoder
             whatever their `seed` is (arXiv 2606.02061); null to draw it from the run's seed.
         warm_start: a run's folder, or the folder or file of a dictionary. Its first latents replace as many of the new
-            ones, in the unit of this training, and b_dec is taken from it; other latents start as without it.
+            ones, in the unit of this training, and b_dec is taken from it; other latents start as without it. Each
+            member of a population starts from its own dictionary of a run of as many.
         init_norm: norm of the decoder's rows at the start (1 under `decoder_norm: unit`).
         b_dec_init: the start of b_dec.
         align_encoder: keep the product of each latent's encoder column and decoder row at 1, so that the encoder reads
@@ -280,8 +281,6 @@ class SparseAutoencoderSettings(AutoencoderSettings):
 
     @property
     def same_start(self) -> str | None:
-        if self.warm_start is not None:
-            return "arch.warm_start"
         by_clusters = self.decoder_init is DecoderInit.kmeans and self.kmeans_seed is not None
         return "arch.kmeans_seed" if by_clusters else None
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from fsae.autoencoders.layout import Ends
 from fsae.configuration.schema import RunSettings, Task
 from fsae.couplings.jacobian import check_pair
-from fsae.export.dictionary_files import read_provenance, stored_at
+from fsae.export.dictionary_files import members_at, read_provenance, stored_at
 from fsae.language_models.shape import shape_of
 from fsae.losses.fisher import FisherEstimator, fisher_of
 from fsae.losses.objective import check_terms
@@ -76,7 +76,8 @@ def check_files(settings: RunSettings) -> None:
     if settings.sae.path is not None:
         read_provenance(Path(settings.sae.path).expanduser())
     if settings.arch.known_dictionary is not None and settings.task is Task.train:
-        stored_at(exported_in(Path(settings.arch.known_dictionary).expanduser()))
+        for each in members_at(exported_in(Path(settings.arch.known_dictionary).expanduser())):
+            stored_at(each)
     if settings.dataset is not None and settings.dataset.format not in (DatasetFormat.hub, DatasetFormat.python_source):
         dataset_files(settings.dataset)
     path = getattr(settings.source, "path", None)

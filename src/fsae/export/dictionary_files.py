@@ -44,16 +44,21 @@ def load_autoencoder(path: Path) -> Autoencoder:
     return stored_at(path).autoencoder()
 
 
+def members_at(path: Path) -> list[Path]:
+    """Return the path of a dictionary, or a population's folders `0`, `1`, ... in it."""
+    if is_dictionary(path) or not (path / "0").is_dir():
+        return [path]
+    numbers = sorted(int(each.name) for each in path.iterdir() if each.name.isdecimal())
+    return [path / str(number) for number in numbers]
+
+
 def load_members(path: Path) -> list[Autoencoder]:
     """Return the autoencoder at a path, or a population's members in folders `0`, `1`, ... of it.
 
     Raises:
         ValueError: as `load_autoencoder`.
     """
-    if is_dictionary(path) or not (path / "0").is_dir():
-        return [load_autoencoder(path)]
-    numbers = sorted(int(each.name) for each in path.iterdir() if each.name.isdecimal())
-    return [load_autoencoder(path / str(number)) for number in numbers]
+    return [load_autoencoder(each) for each in members_at(path)]
 
 
 def read_provenance(path: Path) -> Provenance:

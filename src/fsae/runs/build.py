@@ -20,7 +20,7 @@ from fsae.couplings.mutual import MutualCoupling
 from fsae.devices import dtype_of
 from fsae.evaluation.subject import Examined
 from fsae.evaluation.suite import held_out_samples
-from fsae.export.dictionary_files import load_autoencoder, stored_at
+from fsae.export.dictionary_files import load_members, members_at, stored_at
 from fsae.export.folding import fold
 from fsae.losses.fisher import fisher_of, with_fisher_measured
 from fsae.losses.objective import Objective
@@ -111,7 +111,7 @@ def training_of(
     autoencoder = autoencoders[0]
     # An autoencoder that cannot be folded and exported cannot be measured: refused before the source makes a vector.
     autoencoder.check_algebra()
-    known = _known(settings.arch, autoencoder) if state is None else None
+    known = _known(settings.arch, autoencoders) if state is None else [None] * len(autoencoders)
     scaling = scaling_by(settings.trainer.activation_scale) if state is None else Scaling.from_state(state["scale"])
     members = []
     for number, (each, end) in enumerate(zip(autoencoders, _read_by(settings), strict=True)):
@@ -121,7 +121,7 @@ def training_of(
             vectors = source.first_targets if end is End.target else source.first_vectors
             targets = None if each.ends.same else source.first_targets
             scale = each.ends.input.spread(own.input, source.device)
-            each.initialise(vectors, scale, targets, target_scale, seed, known)
+            each.initialise(vectors, scale, targets, target_scale, seed, known[number])
         objective = Objective(with_fisher_measured(settings.loss))
         members.append(settings.trainer.build_learner(each, objective, target_scale, seed))
     log.info(
@@ -156,16 +156,22 @@ def _fresh(settings: RunSettings, number: int, ends: Ends, device: torch.device)
     return settings.arch.build(ends, generator).to(device)
 
 
-def _known(arch: AutoencoderSettings, fresh: Autoencoder) -> Autoencoder | None:
-    """Return the dictionary from which the weights start, for raw vectors; None if they start without one."""
+def _known(arch: AutoencoderSettings, fresh: Sequence[Autoencoder]) -> Sequence[Autoencoder | None]:
+    """Return the dictionary from which each member's weights start, for raw vectors; None for a start without one."""
     if arch.known_dictionary is None:
-        return None
+        return [None] * len(fresh)
     path = exported_in(Path(arch.known_dictionary).expanduser())
-    known = load_autoencoder(path)
-    try:
-        check_start(fresh, known)
-    except ValueError as error:
-        raise ValueError(f"arch.warm_start is {path}: {error}") from None
+    known = load_members(path)
+    if len(known) != len(fresh):
+        raise ValueError(
+            f"arch.warm_start is {path}, with {len(known)} where this run trains {len(fresh)}; name a run of as many "
+            f"members, or one member, such as {path / '0'}"
+        )
+    for each, start in zip(fresh, known, strict=True):
+        try:
+            check_start(each, start)
+        except ValueError as error:
+            raise ValueError(f"arch.warm_start is {path}: {error}") from None
     return known
 
 
@@ -176,7 +182,8 @@ def start_identity(arch: AutoencoderSettings) -> dict[str, str]:
         return {}
     path = exported_in(Path(arch.known_dictionary).expanduser())
     # A finished run is evaluated without it.
-    return {"the weights of arch.warm_start": checksum_of(stored_at(path).weights) if path.exists() else "missing"}
+    weights = [stored_at(each).weights for each in members_at(path)] if path.exists() else []
+    return {"the weights of arch.warm_start": " ".join(map(checksum_of, weights))}
 
 
 def _read_by(settings: RunSettings) -> list[End | None]:
