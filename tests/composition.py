@@ -18,10 +18,7 @@ SEARCH_PATH = "hydra.searchpath=[file://{}]"
 
 def composed(*overrides: str, own: Path | None = None) -> DictConfig:
     """The config that a run gets; `own` is a folder of further YAML files."""
-    config = composed_with_hydra(*overrides, own=own)
-    with open_dict(config):
-        del config["hydra"]
-    return config
+    return without_hydra(composed_with_hydra(*overrides, own=own))
 
 
 def composed_with_hydra(*overrides: str, own: Path | None = None) -> DictConfig:
@@ -29,6 +26,13 @@ def composed_with_hydra(*overrides: str, own: Path | None = None) -> DictConfig:
     search = [SEARCH_PATH.format(own)] if own else []
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         return compose("config", overrides=[*search, *overrides], return_hydra_config=True)
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """Remove Hydra's own settings from a config, and return it."""
+    with open_dict(config):
+        del config["hydra"]
+    return config
 
 
 def run_folder(*overrides: str) -> Path:
