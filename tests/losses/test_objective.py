@@ -17,6 +17,7 @@ from fsae.losses.reconstruction import SquaredError
 from fsae.losses.sparsity import L1, AnnealedLp, DenseLatents, StepL0, TanhL0, TargetForm, TargetL0
 from fsae.losses.term import LossTerm, Moment
 from fsae.losses.weights import Orthogonality, WeightNorm
+from fsae.sparse.codes import Codes
 from tests.architectures import (
     ARCHITECTURES,
     build,
@@ -72,12 +73,15 @@ CASES = [(arch, name) for arch in ARCHITECTURES for name in terms_of(arch)]
 each_term_of_each_architecture = pytest.mark.parametrize(("arch", "name"), CASES, ids=[f"{a}-{n}" for a, n in CASES])
 
 
-def compare(autoencoder: SparseAutoencoder, x: Tensor, term: LossTerm, tolerance: float) -> Tensor:
-    """Check that value and all gradients agree on both paths, and return the value."""
+def compare(autoencoder: SparseAutoencoder, x: Tensor, term: LossTerm, tolerance: float, larger: float = 1.0) -> Tensor:
+    """Check that value and all gradients agree on both paths, and return the value.
+
+    A value may be the difference of sums that are `larger` times as large, which are then the ones to agree.
+    """
     dense, sparse = autoencoder, twin(autoencoder)
     wanted = term.measure(dense(x), some_dead()).value
     got = term.measure(sparse(x, sparse=True), some_dead()).value
-    assert relative_error(got, wanted) < tolerance
+    assert relative_error(got, wanted) < tolerance * larger
     of_dense, of_sparse = gradients(wanted, dense), gradients(got, sparse)
     for name, grad in of_dense.items():
         assert torch.isfinite(grad).all(), name
@@ -98,10 +102,16 @@ def test_sparse_is_dense(arch: str, name: str, norm: DecoderNorm):
 
 @each_term_of_each_architecture
 def test_sparse_is_dense_in_float32(arch: str, name: str):
-    # With random signs, the value is a small difference of large sums.
-    tolerance = 1e-3 if name == "random sign" else 1e-4
-    x = samples(40, 16, dtype=torch.float32)
-    compare(build(arch, 16, 64, dtype=torch.float32), x, terms_of(arch)[name], tolerance)
+    # A value that is the difference of sums has the rounding errors of the sums.
+    tolerance = {"random sign": 2e-4, "decorrelation": 3e-5}.get(name, 1e-5)
+    x, terms = samples(40, 16, dtype=torch.float32), terms_of(arch)
+    autoencoder = build(arch, 16, 64, dtype=torch.float32)
+    # An unbiased estimate is the batch's value minus what few samples add to it: up to 98 % of it for pursuit.
+    both = [
+        terms[each].measure(autoencoder(x), some_dead()).value for each in (name.replace("unbiased", "batch"), name)
+    ]
+    larger = (both[0].abs() / both[1].abs().clamp_min(1e-3)).clamp_min(1.0).item()
+    compare(autoencoder, x, terms[name], tolerance, larger)
 
 
 @each_term_of_each_architecture
@@ -235,11 +245,14 @@ def test_fisher_of_a_bfloat16_model_is_summed_in_float32(arch: str, form: Fisher
     assert got.dtype == torch.float32
     got.backward()
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in autoencoder.parameters())
-    if form is FisherForm.post:
-        exact = Fisher(form=form).measure(twin(autoencoder).double()(x.double()), NO_DEAD).value
-        # The codes themselves are rounded to 8 bits.
-        tolerance = 0.15 if ARCHITECTURES[arch].rounds else 0.05
-        assert float(got.detach()) == pytest.approx(float(exact.detach()), rel=tolerance)
+    if form in (FisherForm.post, FisherForm.correlation):
+        # The sums of the same codes: those of float64 would be others, because rounding changes which are selected.
+        record = autoencoder(x, sparse=sparse)
+        codes = Codes(record.codes.values.double(), record.codes.pattern)
+        exact = Fisher(form=form).measure(replace(record, codes=codes), NO_DEAD).value
+        assert exact.dtype == torch.float64
+        # A correlation is unbiased by a difference of sums; see above.
+        assert got.item() == pytest.approx(exact.item(), rel=1e-5 if form is FisherForm.post else 1e-4)
 
 
 @pytest.mark.parametrize(

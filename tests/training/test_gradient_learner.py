@@ -294,8 +294,9 @@ def test_products_in_bfloat16_train_to_the_same_quality(arch: str):
         quality[precision] = (float(error), float((record.codes.values != 0).sum()) / len(held_out))
     (fvu, l0), (fvu_bf16, l0_bf16) = quality[Precision.fp32], quality[Precision.bf16]
     assert fvu < 0.5
-    # An encoder of several products chooses among more rounded ones.
-    assert fvu_bf16 == pytest.approx(fvu, rel=0.03 if settings_of(arch).affine_encoder else 0.06)
+    # It may be better by chance, as lista's is here by 5 %: early in training, rounding selects other latents. Over
+    # seeds, mlp_encoder's fvu varies by 15 %, and in bfloat16 it is 1.4 % larger on average.
+    assert fvu_bf16 < fvu * (1.04 if arch == "mlp_encoder" else 1.02)
     assert l0_bf16 == pytest.approx(l0, rel=0.03)
 
 
