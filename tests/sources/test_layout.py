@@ -11,7 +11,7 @@ from fsae.language_models.settings import DType, ModelSettings, Package, Weights
 from fsae.language_models.sites import Site, SiteName
 from fsae.sources.activations import ActivationSource
 from fsae.sources.layout import LayoutSettings, Sites
-from fsae.sources.open_activations import ActivationSourceSettings, open_activations
+from fsae.sources.open_activations import ActivationSourceSettings
 from fsae.sources.source import Batch, Request
 from tests.sources.test_activations import DATASET, MODEL, WHERE, take
 from tests.sources.test_massive import sinking_model
@@ -163,7 +163,7 @@ def two_models(folder: Path, model: ModelSettings, layout: LayoutSettings) -> Ac
         held_out_samples=100,
         stores=folder,
     )
-    return open_activations(ActivationSourceSettings(tokens=600, shard_tokens=256), request, lambda: None)
+    return ActivationSourceSettings(tokens=600, shard_tokens=256).open(request, lambda: None)
 
 
 def test_rows_of_two_models_are_of_the_same_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
