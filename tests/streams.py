@@ -128,6 +128,8 @@ class ListedCorpus:
     held_out_positions = Corpus.held_out_positions
     held_out_rows = Corpus.held_out_rows
     rows = Corpus.rows
+    activations = Corpus.activations
+    width = Corpus.width
 
     def __init__(
         self,
@@ -139,6 +141,9 @@ class ListedCorpus:
         self.model, self._labels = model, labels
         self._texts = {Part.train: train, Part.held_out: held_out}
         self.labelled = labels is not None
+
+    def model_at(self, site: Site) -> TableModel:
+        return self.model
 
     def text(self, part: Part) -> PackedTokens:
         return packed(self._texts[part], repeat=part is Part.train, labels=self._labels)

@@ -145,13 +145,13 @@ def test_unknown_provenance_is_reported_in_a_warning(
     ],
 )
 def test_an_autoencoder_made_for_another_model_is_reported(made_for: Provenance, warning: str | None, caplog):
-    _compare_model(ModelSettings(path="google/gemma-2b"), made_for, Path("sae"))
+    _compare_model(ModelSettings(path="google/gemma-2b"), made_for.model_name, made_for.model_note, Path("sae"))
     assert (warning in caplog.text) if warning else not caplog.records
 
 
 def test_an_autoencoder_made_for_unquantised_weights_is_reported(caplog):
-    made_for = Provenance(model_name="HuggingFaceTB/SmolLM2-135M-Instruct")
-    _compare_model(ModelSettings(package=Package.smollm2_135m_instruct_q4_1), made_for, Path("sae"))
+    model = ModelSettings(package=Package.smollm2_135m_instruct_q4_1)
+    _compare_model(model, "HuggingFaceTB/SmolLM2-135M-Instruct", None, Path("sae"))
     assert "(as published), and it is evaluated on other weights of it (weights quantised to Q4_1" in caplog.text
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from fsae.configuration.overrides import check_choices, check_jobs, options_first, with_layers, with_one_config_dir
+from fsae.configuration.overrides import check_choices, check_jobs, options_first, with_lists, with_one_config_dir
 from tests.composition import composed_with_hydra
 
 
@@ -112,4 +112,17 @@ def test_the_limit_of_jobs_is_a_setting():
 
 def test_a_list_of_layers_is_of_the_layout():
     words = ["layout=crosscoder", "site.layer=[3,6,9]", "site.layer=3", "-m"]
-    assert with_layers(words) == ["layout=crosscoder", "layout.layers=[3,6,9]", "site.layer=3", "-m"]
+    assert with_lists(words) == ["layout=crosscoder", "layout.layers=[3,6,9]", "site.layer=3", "-m"]
+
+
+def test_a_list_of_two_models_is_of_the_layout():
+    pair = ["model=gpt2", "+model@layout.model=custom"]
+    assert with_lists(["model=[gpt2,custom]", "seed=1"]) == [*pair, "layout.layers=[]", "seed=1"]
+    assert with_lists(["site.layer=[3,6]", "model=[gpt2, custom]"]) == ["layout.layers=[3,6]", *pair]
+
+
+@pytest.mark.parametrize("value", ["[gpt2]", "[gpt2,custom,tiny]", "[gpt2,custom],[gpt2,tiny]"])
+def test_other_lists_of_models_are_refused(value: str):
+    assert with_lists([f"model={value}"]) == [f"model={value}"]
+    with pytest.raises(ValueError, match=r"over two models.*\+model@layout\.model=custom"):
+        check_choices([f"model={value}"])

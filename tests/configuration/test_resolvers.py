@@ -95,6 +95,9 @@ def test_names_of_models_and_data_sets_follow_from_their_settings(tmp_path: Path
     assert (flat["model.name"], flat["dataset.name"]) == ("it", "texts")
     assert run_folder(*mine).name.startswith("it-resid_mid.3-gated-")
     assert flat_settings(composed("model=tiny"))["model.name"] == "tiny"
+    both = ("layout=crosscoder", "model=tiny", "+model@layout.model=custom", f"layout.model.path={tmp_path}/it")
+    assert flat_settings(composed(*both))["layout.model.path"] == f"{tmp_path}/it"
+    assert run_folder(*both).name.startswith("tiny_it-resid_mid.3_6_9-gated-")
     # Settings that will be refused have no name.
     assert "model.name" not in flat_settings(composed("model=tiny", "model.path=gpt2"))
 

@@ -11,7 +11,7 @@ from docs.assemble import page_paths
 from docs.reference import REPOSITORY
 from fsae.commands.publish import command_line
 from fsae.configuration.checks import check
-from fsae.configuration.overrides import with_layers
+from fsae.configuration.overrides import with_lists
 from fsae.configuration.schema import settings_of
 from tests.composition import composed
 
@@ -33,7 +33,7 @@ def commands(name: str = "run") -> list[str]:
 def test_a_command_of_the_documentation_passes_the_checks(command: str, monkeypatch: pytest.MonkeyPatch, tmp_path):
     monkeypatch.setenv("FSAE_OUTPUTS", str(tmp_path))
     words = [word for word in shlex.split(command) if word != "-m" and not word.startswith(_ELSEWHERE)]
-    words = with_layers(words)
+    words = with_lists(words)
     overrides = OverridesParser.create().parse_overrides(words)
     chosen = [
         f"{each.get_key_element()}={next(each.sweep_string_iterator())}" if each.is_sweep_override() else word

@@ -9,7 +9,8 @@ from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.layout import Ends, Layout
 from fsae.autoencoders.standard import StandardSettings
 from fsae.evaluation.splice import ENTRIES_AT_ONCE, evaluate_parts, evaluate_splice
-from fsae.language_models.sites import Site, SiteName
+from fsae.language_models.settings import ModelSettings, Package
+from fsae.language_models.sites import OtherModelSite, Site, SiteName
 from fsae.sources.layout import Sites
 from tests.architectures import ARCHITECTURES, build, each_architecture
 
@@ -299,6 +300,24 @@ def test_a_transcoder_reads_one_site_and_is_spliced_at_the_other():
     log_p = ((x + torch.where(keep.unsqueeze(2), 2 * y, y)) @ model.unembedding).log_softmax(2)
     of_next = log_p[:, :-1].gather(2, tokens[:, 1:].unsqueeze(2)).squeeze(2)
     assert wrong["ce_spliced"] == pytest.approx(-of_next[keep[:, :-1]].mean().item(), rel=1e-4)
+
+
+def test_each_model_is_spliced_at_its_own_site():
+    one, two, tokens, keep = TwoSiteModel(), TwoSiteModel(), some_tokens(), some_kept()
+    two.unembedding = -one.unembedding
+    elsewhere = OtherModelSite(name=A.name, layer=A.layer, model=ModelSettings(package=Package.tiny))
+    # It reconstructs the first model's activations, and half of the second one's.
+    unit = torch.eye(D_IN, dtype=torch.float64)
+    both, single = Layout((("one", D_IN), ("two", D_IN))), Layout.of(D_IN, "one")
+    crosscoder = between_sites(torch.cat([unit, unit / 2], dim=1), Ends(input=both, target=both))
+    mean = one.activations(tokens)[keep].mean(0)
+    arguments = tokens, keep, torch.cat([mean, mean]), 3
+    sites = Sites((A, elsewhere), (A, elsewhere))
+    (found,) = evaluate_parts(one, sites, [crosscoder], *arguments, model_at=lambda site: one if site == A else two)
+    for part, model, factor in ((0, one, 1.0), (1, two, 0.5)):
+        alone = between_sites(factor * unit, Ends(input=single, target=single))
+        (numbers,) = evaluate_splice(model, Sites((A,), (A,)), [alone], tokens, keep, mean, 3)
+        assert found[part] == pytest.approx(numbers)
 
 
 def test_a_crosscoder_is_spliced_at_one_site_at_a_time():

@@ -1,17 +1,23 @@
 """Streams of several sites, and the settings that choose them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from fsae.autoencoders.layout import PartNorm
+from fsae.language_models.settings import DType, ModelSettings, Package, Weights
 from fsae.language_models.sites import Site, SiteName
+from fsae.sources.activations import ActivationSource
 from fsae.sources.layout import LayoutSettings, Sites
-from fsae.sources.source import Batch
+from fsae.sources.open_activations import ActivationSourceSettings
+from fsae.sources.source import Batch, Request
+from tests.sources.test_activations import DATASET, MODEL, WHERE, take
 from tests.sources.test_massive import sinking_model
 from tests.streams import D_IN, SITE, TableModel, activation_source, listed_shards
 
+OTHER_MODEL = ModelSettings(package=Package.tiny, weights=Weights.random)
 # Its vectors are twice as long as those of SITE.
 OTHER = Site(name=SiteName.mlp_out, layer=9)
 BETWEEN, BOTH = Sites((SITE,), (OTHER,)), Sites((SITE, OTHER), (SITE, OTHER))
@@ -132,12 +138,69 @@ def test_settings_name_the_sites_of_every_layout():
     assert [each.plain for each in (LayoutSettings(), transcoder, crosscoder)] == [True, False, False]
 
 
+def test_sites_of_two_models():
+    site = Site(name=SiteName.mlp_in, layer=5)
+    pair = LayoutSettings(model=OTHER_MODEL)
+    assert str(pair.sites(site)) == "mlp_in.5 + mlp_in.5_of_tiny-random_weights"
+    assert (pair.plain, pair.several) == (False, True)
+    own, other = pair.sites(site).input
+    # Both run as the run's own model does.
+    run = replace(MODEL, dtype=DType.bfloat16, batch_size=3)
+    assert own.model_in(run) == run
+    assert other.model_in(run) == replace(OTHER_MODEL, dtype=DType.bfloat16, batch_size=3)
+    assert (own.within, other.within) == (site, site)
+    four = LayoutSettings(model=OTHER_MODEL, layers=[3, 6]).sites(site)
+    assert [each.layer for each in four.input] == [3, 6, 3, 6]
+
+
+def two_models(folder: Path, model: ModelSettings, layout: LayoutSettings) -> ActivationSource:
+    request = Request(
+        model=model,
+        site=WHERE,
+        layout=layout,
+        dataset=DATASET,
+        training_samples=600,
+        held_out_samples=100,
+        stores=folder,
+    )
+    return ActivationSourceSettings(tokens=600, shard_tokens=256).open(request, lambda: None)
+
+
+def test_rows_of_two_models_are_of_the_same_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pair, alone = LayoutSettings(model=OTHER_MODEL), LayoutSettings()
+    with two_models(tmp_path, MODEL, pair) as source:
+        source.fill_store()
+        first_time = take(source, 30)
+        assert [width for _, width in source.input_layout.parts] == [32, 32]
+        own, other = source.sites.input
+        assert source.model_at(own) is source.model is not source.model_at(other)
+    # The first model's store is that of runs on it alone. The other one's is not, because its text has the first one's
+    # tokens.
+    assert len(list(tmp_path.iterdir())) == 2
+    for model, part in ((MODEL, 0), (OTHER_MODEL, 1)):
+        with two_models(tmp_path, model, alone) as source:
+            found = [rows.split(32, dim=1)[part] for rows in first_time]
+            assert all(torch.equal(*each) for each in zip(found, take(source, 30), strict=True))
+    assert len(list(tmp_path.iterdir())) == 3
+    monkeypatch.setattr("fsae.sources.corpus.open_language_model", lambda settings: pytest.fail("it was opened"))
+    with two_models(tmp_path, MODEL, pair) as source:
+        assert all(torch.equal(*each) for each in zip(take(source, 30), first_time, strict=True))
+
+
+def test_two_models_with_different_tokens_are_refused_before_they_are_opened(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("fsae.sources.corpus.open_language_model", lambda settings: pytest.fail("it was opened"))
+    smollm = LayoutSettings(model=ModelSettings(package=Package.smollm2_135m_instruct_q4_1))
+    with pytest.raises(ValueError, match=r"tiny and smollm2.* read different tokens: '!' is 1 in tiny and 17 in"):
+        two_models(tmp_path, MODEL, smollm)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"skip": True}, "layout.target is null"),
         ({"target": SiteName.mlp_out, "skip_rank": 4}, "layout.skip is false"),
         ({"target": SiteName.mlp_out, "layers": [1, 2]}, "layout.target=null"),
+        ({"target": SiteName.mlp_out, "model": OTHER_MODEL}, "layout=crosscoder"),
         ({"layers": [1, 2, 1]}, "names a layer twice"),
         ({"layers": [-1]}, "layout.layers"),
     ],

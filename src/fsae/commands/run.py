@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from fsae.configuration.accept import accept
 from fsae.configuration.conf_folder import conf_folder
 from fsae.configuration.folders import outputs_folder_of
-from fsae.configuration.overrides import check_choices, options_first, with_layers, with_one_config_dir
+from fsae.configuration.overrides import check_choices, options_first, with_lists, with_one_config_dir
 from fsae.configuration.refusal import MENDABLE, included_itself, refuse, report_error, was_reported
 from fsae.configuration.resolvers import register_resolvers
 from fsae.configuration.schema import Task, register_schemas
@@ -87,7 +87,7 @@ def main() -> None:
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     # Makes Hydra raise instead of print, so that its errors are reported and recorded like all others.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv[1:] = with_layers(options_first(sys.argv[1:]))
+    sys.argv[1:] = with_lists(options_first(sys.argv[1:]))
     try:
         sys.argv[1:] = with_one_config_dir(sys.argv[1:])
         register_schemas()

@@ -52,7 +52,10 @@ def checked(
         provided |= {MEMBERS}
     if settings.layout.plain:
         provided |= {ONE_SITE}
-    provided |= {SEVERAL_PARTS if settings.layout.several else ONE_INPUT}
+    if not settings.layout.several:
+        provided |= {ONE_INPUT}
+    elif settings.layout.target is None:
+        provided |= {SEVERAL_PARTS}
     if settings.site is not None and settings.site.of_attention:
         provided |= {ATTENTION}
     settings = replace(settings, eval=chosen(settings.eval, provided, named, in_sweep and not named, trained))

@@ -1,11 +1,14 @@
 """Checks between groups of settings, before anything heavy is imported or loaded."""
 
+from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 
 from fsae.autoencoders.layout import Ends
 from fsae.configuration.schema import RunSettings, Task
 from fsae.couplings.jacobian import check_pair
 from fsae.export.dictionary_files import members_at, read_provenance, stored_at
+from fsae.language_models.settings import Device, DType, ModelSettings
 from fsae.language_models.shape import shape_of
 from fsae.losses.fisher import FisherEstimator, fisher_of
 from fsae.losses.objective import check_terms
@@ -119,12 +122,16 @@ def _check_activations(settings: RunSettings) -> None:
     model, site = settings.model, settings.site
     if model is None or site is None or settings.dataset is None:
         raise ValueError("source=activations harvests from a language model: choose model, site and dataset")
-    shape = shape_of(model)
-    if shape is not None:
-        sites = settings.layout.sites(site)
-        for each in (*sites.all, *settings.source.other_sites()):
-            shape.check_site(each, model.name)
-        inputs, targets = (layout_of(each, [shape.width(at) for at in each]) for each in sites)
+    if settings.layout.model is not None:
+        _check_other_model(model, settings.layout.model)
+    sites = settings.layout.sites(site)
+    shapes = {each: shape_of(each.model_in(model)) for each in (*sites.all, *settings.source.other_sites())}
+    for each, shape in shapes.items():
+        if shape is not None:
+            shape.check_site(each, each.model_in(model).name)
+    widths = {each: shape.width(each) for each, shape in shapes.items() if shape is not None}
+    if len(widths) == len(shapes):
+        inputs, targets = (layout_of(each, [widths[at] for at in each]) for each in sites)
         for end in settings.layout.read_by:
             settings.check_ends(settings.layout.ends(inputs, targets, end))
     dataset = settings.dataset
@@ -134,6 +141,24 @@ def _check_activations(settings: RunSettings) -> None:
             f"eval.{predicting[0]} needs next tokens, but dataset.skip_positions={dataset.skip_positions} keeps only "
             f"the last of {dataset.tokens_per_row} positions of a row, which has none; leave {predicting[0]} out of "
             "eval, as in eval=[vectors]"
+        )
+
+
+def _check_other_model(model: ModelSettings, other: ModelSettings) -> None:
+    """Raise ValueError if a crosscoder of these models would not compare their weights alone."""
+    undecided = {"dtype": DType.auto, "device": Device.auto, "batch_size": None}
+    for name, default in undecided.items():
+        own, others = (getattr(each, name) for each in (model, other))
+        if others not in (own, default):
+            own, others, default = (each.name if isinstance(each, Enum) else each for each in (own, others, default))
+            raise ValueError(
+                f"layout.model.{name} is {others}, and model.{name}={own} decides for both models; set layout.model."
+                f"{name}={'null' if default is None else default}"
+            )
+    if replace(other, **{name: getattr(model, name) for name in undecided}) == model:
+        raise ValueError(
+            f"layout.model and model are both {model.name} with the same weights, and a crosscoder compares different "
+            "ones; choose another model, or set layout.model.revision or layout.model.weights"
         )
 
 

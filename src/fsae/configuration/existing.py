@@ -1,6 +1,7 @@
 """Provenance of an existing autoencoder: applied to the settings that evaluate it, or refused."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -39,8 +40,10 @@ def apply_provenance(settings: RunSettings) -> RunSettings:
             )
         return settings
     model, site, dataset = settings.place()
-    _check_sites(settings.layout.sites(site), provenance, folder)
-    _compare_model(model, provenance, folder)
+    sites = settings.layout.sites(site)
+    _check_sites(sites, provenance, folder)
+    for each, name, note in zip(sites.input, *_models_of(provenance, len(sites.input)), strict=True):
+        _compare_model(each.model_in(model), name, note, folder)
     return replace(
         settings,
         dataset=_with_its_rows(dataset, provenance, folder),
@@ -93,7 +96,8 @@ def _check_sites(sites: Sites, provenance: Provenance, folder: Path) -> None:
         written = tuple(map(Site.of_hook, hooks_out)) or read
     except ValueError as error:
         raise ValueError(f"{_described(folder)}: {error}") from None
-    if sites != (read, written) and (not sites.plain or read != written or len(read) > 1):
+    own = tuple(tuple(each.within for each in end) for end in sites)
+    if own != (read, written) and (not sites.plain or read != written or len(read) > 1):
         raise ValueError(
             f"the dictionary in {folder} is for {Sites(read, written)}, but the settings are for {sites}; choose its "
             "layout and its site, as in layout=transcoder site.layer=5"
@@ -106,25 +110,30 @@ def _check_sites(sites: Sites, provenance: Provenance, folder: Path) -> None:
         )
 
 
-def _compare_model(model: ModelSettings, provenance: Provenance, folder: Path) -> None:
+def _models_of(provenance: Provenance, sites: int) -> tuple[Sequence[str | None], Sequence[str | None]]:
+    """Return the name and the note of the model of each site that a dictionary reads."""
+    names, notes = provenance.model_names, provenance.model_notes
+    return names or [provenance.model_name] * sites, notes or [provenance.model_note] * sites
+
+
+def _compare_model(model: ModelSettings, made_for: str | None, made_for_note: str | None, folder: Path) -> None:
     """Warn if the autoencoder was made for another model, or for other weights of the same model."""
-    if provenance.model_name is None:
+    if made_for is None:
         return
     name, note = published_as(model)
     # SAELens' releases omit the owner, and write some names in small letters.
     known = {each.casefold() for each in (name, name.rpartition("/")[2], model.name)}
-    if provenance.model_name.casefold() not in known:
+    if made_for.casefold() not in known:
         _log_once(
             logging.WARNING,
-            f"by {_described(folder)} it was made for the model {provenance.model_name}, and it is evaluated on "
+            f"by {_described(folder)} it was made for the model {made_for}, and it is evaluated on "
             f"{name}: unless these are two names of one model its numbers mean little",
         )
-    elif provenance.model_note != note:
+    elif made_for_note != note:
         _log_once(
             logging.WARNING,
-            f"by {_described(folder)} it was made for {provenance.model_name} "
-            f"({provenance.model_note or 'as published'}), and it is evaluated on other weights of it "
-            f"({note or 'as published'})",
+            f"by {_described(folder)} it was made for {made_for} ({made_for_note or 'as published'}), and it is "
+            f"evaluated on other weights of it ({note or 'as published'})",
         )
 
 

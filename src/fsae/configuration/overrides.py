@@ -35,9 +35,22 @@ def options_first(arguments: Sequence[str]) -> list[str]:
     return [*options, *overrides]
 
 
-def with_layers(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with a list of layers, as in `site.layer=[3,6,9]`, as the layers of the layout."""
-    return [re.sub(r"^site\.layer=(?=\[)", "layout.layers=", argument) for argument in arguments]
+def with_lists(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with lists of layers and of models, as in `site.layer=[3,6,9]`, as settings of the layout.
+
+    A list of two models alone is of the one layer of `site.layer`.
+    """
+    of_layers = [re.sub(r"^site\.layer=(?=\[)", "layout.layers=", argument) for argument in arguments]
+    found = list[str]()
+    for argument in of_layers:
+        models = re.fullmatch(r"model=\[ *([^][,]+?) *, *([^][,]+?) *\]", argument)
+        if models is None:
+            found.append(argument)
+            continue
+        found += [f"model={models[1]}", f"+model@layout.model={models[2]}"]
+        if not any(each.startswith("layout.layers=") for each in of_layers):
+            found.append("layout.layers=[]")
+    return found
 
 
 def with_one_config_dir(arguments: Sequence[str]) -> list[str]:
@@ -111,6 +124,11 @@ def check_choices(arguments: Sequence[str]) -> None:
             raise ValueError(f"{argument}: a choice of {key.lstrip('+')} has no +; leave it out")
         if argument.startswith(("-", "~")) or key not in groups:
             continue
+        if key == "model" and "[" in argument:
+            raise ValueError(
+                f"{argument}: a crosscoder is over two models, as in model=[gpt2,custom]; a sweep over the second one "
+                "is model=gpt2 +model@layout.model=custom,pythia70m layout.layers=[]"
+            )
         try:
             override = OverridesParser.create().parse_override(argument)
         except HydraException:

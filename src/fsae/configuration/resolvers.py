@@ -77,7 +77,8 @@ def absolute_paths(config: DictConfig) -> dict[str, str]:
     A hub name is not changed, unless there is a folder of that name here, which would then be read.
     """
     found: dict[str, str] = {}
-    for key in ("model.path", "model.tokenizer", "dataset.path", "source.path", "sae.path", "arch.warm_start"):
+    of_model = ("model.path", "model.tokenizer", "layout.model.path", "layout.model.tokenizer")
+    for key in (*of_model, "dataset.path", "source.path", "sae.path", "arch.warm_start"):
         path = OmegaConf.select(config, key, throw_on_missing=False)
         if isinstance(path, str) and path and (not is_hub_name(path) or Path(path).exists()):
             found[key] = os.path.abspath(Path(path).expanduser())  # noqa: PTH100 - links stay links
@@ -98,7 +99,8 @@ def _run_folder(*, _root_: DictConfig) -> str:
     digest = digest_of(deciding)
     # Taken from the flat text: a YAML file without its schema is refused later, with a better message.
     if {"model.name", "site.name", "site.layer"} <= deciding.keys():
-        vectors = f"{deciding['model.name']}-{_sites(deciding)}"
+        models = [deciding[key] for key in ("model.name", "layout.model.name") if key in deciding]
+        vectors = f"{'_'.join(models)}-{_sites(deciding)}"
     else:
         vectors = _root_.hydra.runtime.choices.source
     if deciding["task"] == "eval":

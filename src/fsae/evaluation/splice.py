@@ -51,13 +51,14 @@ def evaluate_parts(
     heartbeat: Callable[[], None] = lambda: None,
     norm_limits: Sequence[float] | None = None,
     entries_at_once: int = ENTRIES_AT_ONCE,
+    model_at: Callable[[Site], SpliceableModel] | None = None,
 ) -> list[list[dict[str, float]]]:
     """Return each autoencoder's numbers with activations replaced at each site that it writes, in nats per token.
 
     Activations are encoded where the autoencoder reads and replaced where it writes; if it writes at several sites, at
-    one of them at a time. Only kept positions are replaced and counted: in every variant the model keeps its own
-    activations elsewhere. sae_lens ablates at all positions, which is the same if every position is kept. Every sum
-    runs over all tokens.
+    one of them at a time, each in its own model. Only kept positions are replaced and counted: in every variant a model
+    keeps its own activations elsewhere. sae_lens ablates at all positions, which is the same if every position is kept.
+    Every sum runs over all tokens.
 
     ce_base: mean of -log p(next token) over kept positions that have a next token.
     ce_spliced: the same with the reconstruction at the kept positions.
@@ -74,11 +75,12 @@ def evaluate_parts(
         tokens: held-out rows.
         keep: positions that count for the autoencoder, as in training.
         mean_activation: mean of the target over held-out vectors.
-        rows_at_once: rows per forward pass; two sets of their logits are held at a time.
+        rows_at_once: rows per forward pass; their logits are held once for each model and once more.
         heartbeat: called before each set of rows; may raise to stop.
         norm_limits: of each site; positions with a vector of a greater norm are neither replaced nor counted, as in
             training.
         entries_at_once: entries of log-softmax in memory at a time.
+        model_at: returns the model that a site is of, if there are several; None for `model`.
 
     Raises:
         ValueError: no kept position has a next token, or activations at a site are not finite.
@@ -88,12 +90,18 @@ def evaluate_parts(
     assert not any(autoencoder.training for autoencoder in autoencoders)
     device = autoencoders[0].W_dec.device
     keep, tokens = keep.to(device), tokens.to(device)
+    models = [model if model_at is None else model_at(site) for site in sites.all]
+    # Of each site, the number of the first site that is of the same model.
+    number_of = {
+        site: next(i for i, each in enumerate(models) if each is own)
+        for site, own in zip(sites.all, models, strict=True)
+    }
     layout = autoencoders[0].ends.target
     means = layout.split(mean_activation)
-    base_sum = torch.zeros((), dtype=torch.float64, device=device)
     # For each part: zeros, the mean, and every autoencoder.
-    ablated = {name: base_sum.new_zeros(len(means), 1) for name in ("zero", "mean")}
-    spliced = base_sum.new_zeros(len(means), len(autoencoders))
+    ablated = {name: torch.zeros(len(means), 1, dtype=torch.float64, device=device) for name in ("zero", "mean")}
+    base_sums = ablated["zero"].new_zeros(len(models))
+    spliced = base_sums.new_zeros(len(means), len(autoencoders))
     divergence = torch.zeros_like(spliced)
     predictions = torch.zeros((), dtype=torch.long, device=device)
     counted = torch.zeros_like(predictions)
@@ -102,30 +110,37 @@ def evaluate_parts(
         heartbeat()
         rows = slice(begin, begin + rows_at_once)
         row_tokens, row_keep = tokens[rows], keep[rows]
-        base, read = _base_and_activations(model, sites.all, row_tokens)
+        bases, read = dict[int, Tensor](), dict[Site, Tensor]()
+        for number in dict.fromkeys(number_of.values()):
+            own = [site for site in sites.all if number_of[site] == number]
+            bases[number], found = _base_and_activations(models[number], own, row_tokens)
+            read |= found
         if norm_limits is not None:
             for site, limit in zip(sites.all, norm_limits, strict=True):
                 row_keep = row_keep & within(read[site].flatten(0, 1), limit).view(row_keep.shape).to(device)
         predictions += row_keep[:, :-1].sum()
         counted += row_keep.sum()
-        base_sum += _cross_entropy(base, row_tokens, row_keep, entries_at_once)
+        for number in bases:
+            base_sums[number] += _cross_entropy(bases[number], row_tokens, row_keep, entries_at_once)
         x = torch.cat([_kept(read[site], row_keep, site) for site in sites.input], dim=1)
         for i, autoencoder in enumerate(autoencoders):
             written = autoencoder(x.to(autoencoder.W_dec), sparse=True).reconstruction
             for part, (site, vectors) in enumerate(zip(sites.target, layout.split(written), strict=True)):
-                logits = model.logits(row_tokens, (site, _with(row_keep, vectors)))
+                number = number_of[site]
+                logits = models[number].logits(row_tokens, (site.within, _with(row_keep, vectors)))
                 spliced[part, i] += _cross_entropy(logits, row_tokens, row_keep, entries_at_once)
-                divergence[part, i] += _divergence(base, logits, row_keep, entries_at_once)
+                divergence[part, i] += _divergence(bases[number], logits, row_keep, entries_at_once)
                 del logits
-        del base
+        bases.clear()
         for part, (site, mean) in enumerate(zip(sites.target, means, strict=True)):
             for name, vector in (("zero", torch.zeros_like(mean)), ("mean", mean)):
-                logits = model.logits(row_tokens, (site, _with(row_keep, vector)))
+                logits = models[number_of[site]].logits(row_tokens, (site.within, _with(row_keep, vector)))
                 ablated[name][part] += _cross_entropy(logits, row_tokens, row_keep, entries_at_once)
                 del logits
 
     if not predictions:
         raise _nothing_to_predict(tokens)
+    base_sum = base_sums[[number_of[site] for site in sites.target]].unsqueeze(1)
     ce = {name: total / predictions for name, total in {"base": base_sum, **ablated, "spliced": spliced}.items()}
     numbers = {
         "ce_recovered_zero": (ce["zero"] - ce["spliced"]) / (ce["zero"] - ce["base"]),
@@ -177,7 +192,7 @@ def _base_and_activations(
         read[site] = activations
         return activations
 
-    logits = model.logits(tokens, *((site, partial(look, site=site)) for site in sites))
+    logits = model.logits(tokens, *((site.within, partial(look, site=site)) for site in sites))
     return logits, read
 
 
@@ -275,6 +290,7 @@ class Splice(Evaluation, group="eval.splice"):
                 text.rows_at_once,
                 subject.heartbeat,
                 text.norm_limits,
+                model_at=text.model_at,
             )
         measured = []
         name, sites = "ce_recovered_zero", text.sites.target

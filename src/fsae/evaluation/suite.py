@@ -51,7 +51,7 @@ UNMET = {
     PAIR: ("the run is no pair of autoencoders", "choose layout=jacobian_pair"),
     ONE_INPUT: ("the dictionary reads several sites", "choose layout=autoencoder or layout=transcoder"),
     ONE_SITE: ("the dictionary does not read and write one site", "choose layout=autoencoder"),
-    SEVERAL_PARTS: ("the dictionary writes at one site", "choose layout=crosscoder"),
+    SEVERAL_PARTS: ("the dictionary is no crosscoder", "choose layout=crosscoder"),
     ATTENTION: ("the site is not the output of attention", "use site=attn_z or site=attn_out"),
 }  # fmt: skip
 

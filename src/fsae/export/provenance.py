@@ -20,6 +20,8 @@ class Provenance:
         hook_name_out: of the site that it writes, the first one if there are several; None if it is the same one.
         hook_names: of all sites that it reads, if there are several, in their order.
         hook_names_out: of all sites that it writes, if there are several others.
+        model_names: of a crosscoder over two models, the model that each of `hook_names` is of.
+        model_notes: how the weights of each of these models differ from that name.
         hook_head_index: the attention head whose vectors they are, counted from 0; None for all heads together.
         context_size: tokens per sequence.
         prepend_bos: whether every sequence began with the model's first token.
@@ -42,6 +44,8 @@ class Provenance:
     hook_name_out: str | None = None
     hook_names: list[str] | None = None
     hook_names_out: list[str] | None = None
+    model_names: list[str] | None = None
+    model_notes: list[str | None] | None = None
     hook_head_index: int | None = None
     context_size: int | None = None
     prepend_bos: bool | None = None
@@ -122,6 +126,10 @@ def provenance_of(config: dict[str, Any], path: Path) -> Provenance:
     for name, names in (("hook_names", hooks), ("hook_names_out", hooks_out), ("pair_hook_names", pair)):
         if names is not None and not _is_list_of(names, str):
             raise ValueError(f"{path}: {name} is {names!r}; it must be a list of sites' names, or null")
+    models, notes = known.get("model_names"), known.get("model_notes")
+    for name, found, kind in (("model_names", models, str), ("model_notes", notes, str | None)):
+        if found is not None and not (_is_list_of(found, kind) and len(found) == len(hooks or [])):
+            raise ValueError(f"{path}: {name} is {found!r}; it must be a list with one for each of hook_names, or null")
     norms = known.get("max_activation_norms")
     if norms is not None and not (_is_list_of(norms, int | float) and all(0 < each < math.inf for each in norms)):
         raise ValueError(f"{path}: max_activation_norms is {norms!r}; it must be a list of positive numbers, or null")
@@ -152,6 +160,8 @@ def provenance_of(config: dict[str, Any], path: Path) -> Provenance:
         hook_name_out=None if hook_out == hook_name else hook_out,
         hook_names=hooks,
         hook_names_out=hooks_out,
+        model_names=models,
+        model_notes=notes,
         hook_head_index=head,
         context_size=context_size,
         prepend_bos=read("prepend_bos", bool, "true or false"),

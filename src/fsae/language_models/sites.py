@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
+from fsae.language_models.settings import ModelSettings
 from fsae.ranges import Ranged, between
 
 
@@ -88,6 +89,15 @@ class Site(Ranged, group="site"):
     def of_all_heads(self) -> "Site":
         """Return the site of all heads together, for the site of one head."""
         return replace(self, head=None)
+
+    @property
+    def within(self) -> "Site":
+        """Return the site as its own model knows it."""
+        return self
+
+    def model_in(self, run: ModelSettings) -> ModelSettings:
+        """Return the settings of the model that the site is of, in a run whose own model is `run`."""
+        return run
 
     @property
     def hook_name(self) -> str:
@@ -176,3 +186,26 @@ class Site(Ranged, group="site"):
             )
         head = None if found[3] is None else int(found[3])
         return cls(name=SiteName(found[1]), layer=int(found[2]), head=head)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherModelSite(Site, group="site"):
+    """A site of another language model than the run's own one.
+
+    Both models run in the same way: on one device, in one type, over as many rows at a time.
+
+    Attributes:
+        model: its settings.
+    """
+
+    model: ModelSettings
+
+    @property
+    def within(self) -> Site:
+        return Site(name=self.name, layer=self.layer, head=self.head)
+
+    def model_in(self, run: ModelSettings) -> ModelSettings:
+        return replace(self.model, dtype=run.dtype, device=run.device, batch_size=run.batch_size)
+
+    def __str__(self) -> str:
+        return f"{self.within}_of_{self.model.name}"

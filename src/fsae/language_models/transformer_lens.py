@@ -666,15 +666,9 @@ def open_language_model(settings: ModelSettings) -> TransformerLensModel:
             for.
     """
     device, dtype = device_of(settings), dtype_of(settings)
-    if settings.package is not None:
-        source, hub_answers = str(packaged_folder(settings.package)), True
-    else:
-        assert settings.path is not None
-        source, hub_answers = _located(settings.path, settings.revision, "model.path")
-    tokens_from, tokens_revision = source, settings.revision
-    if settings.tokenizer is not None:
-        tokens_from, tokenizer_answers = _located(settings.tokenizer, None, "model.tokenizer")
-        tokens_revision, hub_answers = None, hub_answers and tokenizer_answers
+    source, hub_answers = _weights_location(settings)
+    tokens_from, tokens_revision, tokenizer_answers = _tokenizer_location(settings, source, hub_answers)
+    hub_answers = hub_answers and tokenizer_answers
 
     from fsae.language_models.quiet import quiet_transformers
 
@@ -688,6 +682,49 @@ def open_language_model(settings: ModelSettings) -> TransformerLensModel:
     # The weights are fixed: gradients reach activations alone.
     bridge.requires_grad_(False)
     return TransformerLensModel(bridge, tokenizer, settings.name)
+
+
+def check_same_tokens(settings: ModelSettings, other: ModelSettings) -> None:
+    """Check that two models read the same token ids for the same text; their weights are not loaded.
+
+    The text is read by the first model's tokenizer, so the other one may have more tokens.
+
+    Raises:
+        ValueError: a token of the first model has another id in the other one, or none.
+    """
+    from fsae.language_models.quiet import quiet_transformers
+
+    vocabularies = []
+    for each in (settings, other):
+        source, hub_answers = _weights_location(each)
+        tokens_from, revision, tokenizer_answers = _tokenizer_location(each, source, hub_answers)
+        with quiet_transformers(), nullcontext() if tokenizer_answers else offline(), nothing_started():
+            vocabularies.append(_tokenizer(tokens_from, revision, each).get_vocab())
+    first, second = vocabularies
+    for token, token_id in sorted(first.items(), key=lambda item: item[1]):
+        if second.get(token) != token_id:
+            has = f"{second[token]} in {other.name}" if token in second else f"missing in {other.name}"
+            raise ValueError(
+                f"layout.model: {settings.name} and {other.name} read different tokens: {token!r} is {token_id} in "
+                f"{settings.name} and {has}; choose two models with one tokenizer, such as a base model and one that "
+                "was fine-tuned from it, and name the one with more tokens second"
+            )
+
+
+def _weights_location(settings: ModelSettings) -> tuple[str, bool]:
+    """Return what transformers opens, and whether it may ask the hub."""
+    if settings.package is not None:
+        return str(packaged_folder(settings.package)), True
+    assert settings.path is not None
+    return _located(settings.path, settings.revision, "model.path")
+
+
+def _tokenizer_location(settings: ModelSettings, source: str, hub_answers: bool) -> tuple[str, str | None, bool]:
+    """Return what transformers opens the tokenizer from, its revision, and whether it may ask the hub."""
+    if settings.tokenizer is None:
+        return source, settings.revision, hub_answers
+    tokens_from, hub_answers = _located(settings.tokenizer, None, "model.tokenizer")
+    return tokens_from, None, hub_answers
 
 
 def _located(path: str, revision: str | None, setting: str) -> tuple[str, bool]:

@@ -161,6 +161,7 @@ def _provenance(settings: RunSettings, source: Source, folder: RunFolder) -> Pro
             folder.sae,
         )
     model_name, model_note = published_as(model)
+    of_parts = [published_as(each.model_in(model)) for each in sites.input] if settings.layout.model else []
     return Provenance(
         model_name=model_name,
         model_note=model_note,
@@ -170,6 +171,8 @@ def _provenance(settings: RunSettings, source: Source, folder: RunFolder) -> Pro
         hook_names_out=[each.hook_name for each in sites.target]
         if sites.input != sites.target and len(sites.target) > 1
         else None,
+        model_names=[name for name, _ in of_parts] or None,
+        model_notes=[note for _, note in of_parts] or None,
         hook_head_index=site.head,
         context_size=dataset.tokens_per_row,
         prepend_bos=text.prepends_bos,

@@ -126,6 +126,10 @@ class ActivationSource(Source):
         """The language model, opened on first use."""
         return self.harvester.corpus.model
 
+    def model_at(self, site: Site) -> TransformerLensModel:
+        """Return the language model that a site is of: `model`, or the other one of a crosscoder over two models."""
+        return self.harvester.corpus.model_at(site)
+
     @property
     def site(self) -> Site:
         """The site whose activations are the inputs; the first one if there are several."""

@@ -1,14 +1,15 @@
 """A corpus: a language model and the text that it reads, each opened on first use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fsae.devices import rows_at_once
 from fsae.language_models.settings import ModelSettings
+from fsae.language_models.sites import Site
 from fsae.language_models.transformer_lens import TransformerLensModel, open_language_model
 from fsae.progress import working
 from fsae.sources.documents import DatasetSettings, open_documents
@@ -30,6 +31,7 @@ class Corpus:
 
     def __init__(self, model_settings: ModelSettings, dataset: DatasetSettings):
         self._model_settings, self._dataset = model_settings, dataset
+        self._others: dict[ModelSettings, TransformerLensModel] = {}
         self.dataset_name = dataset.hub_name or dataset.name
         self.labelled = dataset.label_column is not None
 
@@ -38,6 +40,31 @@ class Corpus:
         """The language model, opened on first use."""
         with working("opening the language model"):
             return open_language_model(self._model_settings)
+
+    def model_at(self, site: Site) -> TransformerLensModel:
+        """Return the language model that a site is of, opened on first use."""
+        settings = site.model_in(self._model_settings)
+        if settings == self._model_settings:
+            return self.model
+        if settings not in self._others:
+            with working("opening the other language model"):
+                self._others[settings] = open_language_model(settings)
+        return self._others[settings]
+
+    def width(self, site: Site) -> int:
+        """Return the number of dimensions of the activations at a site."""
+        return self.model_at(site).width(site.within)
+
+    def activations(
+        self, tokens: Int[Tensor, "row context"], sites: Sequence[Site]
+    ) -> dict[Site, Float[Tensor, "row context d"]]:
+        """Return the activations at each site, from one forward pass of each model that has one of the sites."""
+        found: dict[Site, Tensor] = {}
+        for model in dict.fromkeys(self.model_at(site) for site in sites):
+            own = {site.within: site for site in sites if self.model_at(site) is model}
+            read = model.activations(tokens.to(model.device), list(own))
+            found |= {own[within]: vectors for within, vectors in read.items()}
+        return found
 
     @property
     def open_model(self) -> Callable[[], TransformerLensModel]:

@@ -107,10 +107,11 @@ class Harvester:
         """
         shard_text = self._texts[part]
         text = shard_text.move_to(number, known)
-        model = self.corpus.model
-        require_memory(count, [model.width(site) for site in sites], model.dtype)
+        dtype = self.corpus.model.dtype
+        widths = {site: self.corpus.width(site) for site in sites}
+        require_memory(count, list(widths.values()), dtype)
         place_of = torch.argsort(order_in_shard(part, number, count))
-        activations = {site: torch.empty(count, model.width(site), dtype=model.dtype) for site in sites}
+        activations = {site: torch.empty(count, widths[site], dtype=dtype) for site in sites}
         facts = torch.empty(3, count, dtype=torch.long)
         filled = distinct = 0
         progress = Progress(f"harvesting {', '.join(map(str, sites))}, {part.value} shard {number}", count)
@@ -169,9 +170,8 @@ class Harvester:
                 yield block
 
     def _activations(self, block: Block, sites: Sequence[Site]) -> dict[Site, Tensor]:
-        model = self.corpus.model
-        everywhere = model.activations(block.tokens.to(model.device), sites)
-        keep = block.keep.to(model.device)
+        everywhere = self.corpus.activations(block.tokens, sites)
+        keep = block.keep.to(self.corpus.model.device)
         vectors = {site: everywhere[site][keep] for site in sites}
         for site in sites:
             if not torch.isfinite(vectors[site]).all():

@@ -15,7 +15,8 @@ from fsae.autoencoders.layout import (
     blocks_per_layer,
     exclusive_blocks,
 )
-from fsae.language_models.sites import Site, SiteName
+from fsae.language_models.settings import ModelSettings
+from fsae.language_models.sites import OtherModelSite, Site, SiteName
 from fsae.ranges import Ranged, between
 
 
@@ -70,6 +71,8 @@ class LayoutSettings(Ranged, group="layout"):
     Attributes:
         target: the place of the vectors that it reconstructs, at the layers of the input; null for what it reads.
         layers: the layers at whose `site.name` a dictionary of several layers reads; empty for the one of `site.layer`.
+        model: another language model with the same tokens, whose activations at the same sites a crosscoder reads and
+            writes, too; null for none.
         latents: which layers each latent reads and writes.
         exclusive: share of the latents of a crosscoder that read and write the first part alone, and so for each part;
             the others read and write all parts (DFC, arXiv 2602.11729).
@@ -84,6 +87,7 @@ class LayoutSettings(Ranged, group="layout"):
     layers: list[int] = field(
         default_factory=list, metadata=between(least=0, most=10_000, meaning="a block, counted from 0")
     )
+    model: ModelSettings | None = None
     latents: Latents = Latents.shared
     exclusive: float = field(default=0.0, metadata=between(least=0, below=1, meaning="a share of the latents"))
     pair: bool = False
@@ -102,6 +106,8 @@ class LayoutSettings(Ranged, group="layout"):
             )
         if self.latents is not Latents.shared:
             self._check_latents_of_layers()
+        if self.model is not None and (self.target is not None or self.latents is not Latents.shared):
+            raise ValueError("layout.model is the second model of a crosscoder; choose layout=crosscoder")
         if self.skip and self.target is None:
             raise ValueError(
                 "layout.skip adds a path from the input to another target, and layout.target is null; choose "
@@ -136,8 +142,8 @@ class LayoutSettings(Ranged, group="layout"):
 
     @property
     def several(self) -> bool:
-        """True if the dictionary reads and writes several parts."""
-        return len(self.layers) > 1
+        """True if the dictionary reads several parts."""
+        return len(self.layers) > 1 or self.model is not None
 
     def sites(self, site: Site) -> Sites:
         """Return the sites that a run at `site` reads and writes.
@@ -146,6 +152,10 @@ class LayoutSettings(Ranged, group="layout"):
             ValueError: the target is the input, or lies before it in a forward pass.
         """
         read = tuple(replace(site, layer=layer) for layer in self.layers) or (site,)
+        if (model := self.model) is not None:
+            read += tuple(
+                OtherModelSite(name=each.name, layer=each.layer, head=each.head, model=model) for each in read
+            )
         if self.target is None:
             return Sites(read, read)
         if self.pair and site.name is not SiteName.mlp_in:

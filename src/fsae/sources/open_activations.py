@@ -1,7 +1,7 @@
 """Settings of a language model's activations, and the function that opens them as a stream."""
 
 import logging
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
@@ -16,6 +16,7 @@ from fsae.language_models.identity import model_identity
 from fsae.language_models.settings import ModelSettings
 from fsae.language_models.shape import Shape, shape_of
 from fsae.language_models.sites import Site
+from fsae.language_models.transformer_lens import check_same_tokens
 from fsae.memory import free_bytes, require_free
 from fsae.ranges import COUNT, POSITIVE, between
 from fsae.sources.activation_store import ActivationStore, shard_bytes
@@ -165,7 +166,8 @@ def open_activations(
         heartbeat: called after each forward pass; may raise to stop.
 
     Raises:
-        ValueError: a model, data set or site that does not exist, a store of another format, no memory for the shards.
+        ValueError: a model, data set or site that does not exist, two models with different tokens, a store of another
+            format, no memory for the shards.
         OSError: source.cache is disk and there is no room.
     """
     request = max(requests, key=lambda each: each.training_samples)
@@ -180,8 +182,11 @@ def open_activations(
     stores = {} if settings.cache is Cache.none else _stores(settings, request, sites)
     if not stores or any(next(store.missing(extent), None) for store in stores.values()):
         _check_documents(dataset, extent)
+        for other in dict.fromkeys(each.model_in(model) for each in sites):
+            if other != model:
+                check_same_tokens(model, other)
     corpus = Corpus(model, dataset)
-    shards = _ShardSize(shape_of(model) or corpus.model.shape, dtype_of(model), corpus.labelled)
+    shards = _ShardSize(_shapes(corpus, model, sites), dtype_of(model), corpus.labelled)
     missing = sum(store.missing_bytes(extent, partial(shards.bytes, at)) for at, store in stores.items())
     room = _room_for(missing, settings, request) if stores else None
     harvester = Harvester(corpus, settings.shard_tokens, heartbeat)
@@ -202,7 +207,7 @@ def open_activations(
             held = [site for each in streams for site in each.all]
             _log_memory(extent, partial(shards.bytes_of, held), request.training_samples)
     # The width as the model was read, if it was: a config.json may leave out the width of heads.
-    width = shards.shape.width if stored else corpus.model.width
+    width = shards.width if stored else corpus.width
     sources = [_source(settings, each, reader, width) for each in requests]
     supply = Supply(
         held_out=min(held_out, request.held_out_samples),
@@ -220,18 +225,22 @@ class _ShardSize:
     """The memory that a shard takes, on disk and while it is harvested.
 
     Attributes:
-        shape: of the language model.
+        shapes: of the language model that each site is of.
         dtype: of the activations.
         labelled: whether each vector has a label.
     """
 
-    shape: Shape
+    shapes: Mapping[Site, Shape]
     dtype: torch.dtype
     labelled: bool
 
+    def width(self, site: Site) -> int:
+        """Return the number of dimensions of the activations at a site."""
+        return self.shapes[site].width(site)
+
     def bytes(self, site: Site, count: int) -> int:
         """Return how many bytes a shard of so many vectors takes on disk."""
-        return shard_bytes(count, self.shape.width(site), self.dtype, self.labelled)
+        return shard_bytes(count, self.width(site), self.dtype, self.labelled)
 
     def bytes_of(self, sites: Sequence[Site], count: int) -> int:
         """Return how many bytes the shards of several sites take on disk."""
@@ -240,11 +249,11 @@ class _ShardSize:
     def require_memory(self, sites: Sequence[Site], extent: Extent) -> None:
         """Raise ValueError if memory cannot hold the largest shard of each site."""
         largest = min(extent.shard_tokens, max(extent.tokens.values()))
-        require_memory(largest, [self.shape.width(site) for site in sites], self.dtype)
+        require_memory(largest, [self.width(site) for site in sites], self.dtype)
 
     def require_memory_of_training(self, streams: Sequence[Sites], extent: Extent, device: torch.device) -> None:
         """Raise ValueError if a device cannot hold the shards that streams train on at a time."""
-        vector = self.dtype.itemsize * sum(self.shape.width(site) for sites in streams for site in sites.all)
+        vector = self.dtype.itemsize * sum(self.width(site) for sites in streams for site in sites.all)
         count, shards = extent.count(Part.train, 0), min(extent.shards(Part.train), SHARDS_IN_MEMORY)
         require_free(
             shards * count * vector,
@@ -253,6 +262,11 @@ class _ShardSize:
             f"lower source.shard_tokens to at most {int(0.8 * free_bytes(device) / (shards * vector))}"
             + ", or hydra.launcher.max_jobs, for fewer sites at a time" * (len(streams) > 1),
         )
+
+
+def _shapes(corpus: Corpus, model: ModelSettings, sites: Sequence[Site]) -> dict[Site, Shape]:
+    """Return the shape of the model that each site is of; a model of unknown shape is opened."""
+    return {site: shape_of(site.model_in(model)) or corpus.model_at(site).shape for site in sites}
 
 
 def _extent(settings: ActivationSourceSettings, request: Request) -> Extent:
@@ -309,8 +323,10 @@ def _stores(settings: ActivationSourceSettings, request: Request, sites: Sequenc
     shared = _content(model, dataset, settings.shard_tokens)
     stores = {}
     for site in dict.fromkeys(sites):
-        content = shared | {"site": str(site)}
-        name = f"{model.name}-{site}-{dataset.name}-{digest_of(content)}"
+        content, own = shared | {"site": str(site.within)}, site.model_in(model)
+        if own != model:
+            content |= {"model": model_identity(own), "tokens_of": shared["model"]}
+        name = f"{own.name}-{site.within}-{dataset.name}-{digest_of(content)}"
         stores[site] = ActivationStore(request.stores / name, content)
     return stores
 
@@ -344,9 +360,9 @@ def _check_documents(dataset: DatasetSettings, extent: Extent) -> None:
 def _check_sites(corpus: Corpus, sites: Sequence[Site], spliced: Sequence[Site]) -> None:
     """Raise ValueError, before hours of training, if the language model cannot be read or spliced at the sites."""
     for site in sites:
-        corpus.model.check_site(site)
+        corpus.model_at(site).check_site(site.within)
     for site in spliced:
-        corpus.model.check_splice(site)
+        corpus.model_at(site).check_splice(site.within)
 
 
 def _held_out_positions(harvester: Harvester, extent: Extent, dataset: DatasetSettings) -> int:

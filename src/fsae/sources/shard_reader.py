@@ -225,13 +225,13 @@ class ShardReader:
             if not set(leading) & set(ours):
                 return False
             corpus = self.harvester.corpus
-            model = corpus.model
-            sizes = {site: shard_bytes(count, model.width(site), model.dtype, corpus.labelled) for site in ours}
+            dtype, widths = corpus.model.dtype, {site: corpus.width(site) for site in ours}
+            sizes = {site: shard_bytes(count, widths[site], dtype, corpus.labelled) for site in ours}
             # Checked before the work, and again on writing: other processes may take the room meanwhile.
             room.require(sum(sizes.values()))
             for site in ours:
                 # Once its folder exists, the store is protected from being pruned.
-                self._stores[site].create(d_in=model.width(site), prepends_bos=corpus.prepends_bos)
+                self._stores[site].create(d_in=widths[site], prepends_bos=corpus.prepends_bos)
             harvested = self._harvest(part, number, ours)
             names = sum(len(name.encode()) + 8 for name in harvested.label_names)
             for site in ours:

@@ -59,6 +59,10 @@ class HeldOutText(Protocol):
         """The language model, opened on first use."""
         ...
 
+    def model_at(self, site: Site) -> "TransformerLensModel":
+        """Return the language model that a site is of: `model`, or the other one of a crosscoder over two models."""
+        ...
+
     @property
     def site(self) -> Site:
         """The site whose activations are the source's inputs; the first one if there are several."""
