@@ -55,7 +55,8 @@ class WordModel:
     def logits(self, tokens: Tensor, *replacements: Replacement) -> Tensor:
         x = self.table[tokens]
         for _, function in replacements:
-            x = function(x)
+            replaced = function(x)
+            x = x if replaced is None else replaced
         logits = x @ self.unembedding
         logits[..., :2] = -30.0
         return logits
