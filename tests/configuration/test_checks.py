@@ -33,6 +33,29 @@ from tests.composition import composed
             r"loss\.sparsity \(StepL0\) needs .* active, which arch Standard does not",
         ),
         (["arch=standard", "loss=gated"], r"loss\.auxiliary \(GateReconstruction\) needs .* gate, which arch Standard"),
+        (
+            ["model=tiny", "layout=per_layer_transcoder", "layout.layers=[1,2]", "arch=batch_topk", "loss=matryoshka"],
+            r"loss\.\w+ reconstructs from the first latents alone, and these are latents of the first part",
+        ),
+        (
+            [
+                "model=tiny",
+                "layout=cross_layer_transcoder",
+                "layout.layers=[1,2]",
+                "arch=topk",
+                "arch.decoder_norm=free",
+                "trainer=pam",
+            ],
+            r"trainer=pam solves for a decoder whose latents write all parts",
+        ),
+        (
+            ["model=tiny", "layout=per_layer_transcoder", "layout.layers=[1,2,3]", "arch=topk", "arch.d_sae=100"],
+            r"100 latents, which cannot be divided into blocks .* arch\.d_sae to a multiple of 3",
+        ),
+        (
+            ["model=tiny", "layout=crosscoder", "layout.layers=[1,2]", "layout.exclusive=0.5"],
+            r"layout\.exclusive is 0\.5, and the dictionary has 2 parts; .* leaves latents for all",
+        ),
         (["source.tokens=100"], r"trainer\.batch_size is \d+, more than source\.tokens \(100\)"),
         (
             ["model=custom", "model.path=/no/such/folder"],

@@ -10,7 +10,7 @@ from fsae.autoencoders.layout import PartNorm
 from fsae.language_models.settings import DType, ModelSettings, Package, Weights
 from fsae.language_models.sites import Site, SiteName
 from fsae.sources.activations import ActivationSource
-from fsae.sources.layout import LayoutSettings, Sites
+from fsae.sources.layout import Latents, LayoutSettings, Sites
 from fsae.sources.open_activations import ActivationSourceSettings
 from fsae.sources.source import Batch, Request
 from tests.sources.test_activations import DATASET, MODEL, WHERE, take
@@ -135,6 +135,8 @@ def test_settings_name_the_sites_of_every_layout():
     assert str(transcoder.sites(site)) == "mlp_in.5 -> mlp_out.5"
     crosscoder = LayoutSettings(layers=[3, 6])
     assert str(crosscoder.sites(site)) == "mlp_in.3 + mlp_in.6"
+    layers = LayoutSettings(target=SiteName.mlp_out, layers=[3, 6], latents=Latents.cross_layer)
+    assert str(layers.sites(site)) == "mlp_in.3 + mlp_in.6 -> mlp_out.3 + mlp_out.6"
     assert [each.plain for each in (LayoutSettings(), transcoder, crosscoder)] == [True, False, False]
 
 
@@ -203,6 +205,12 @@ def test_two_models_with_different_tokens_are_refused_before_they_are_opened(tmp
         ({"target": SiteName.mlp_out, "model": OTHER_MODEL}, "layout=crosscoder"),
         ({"layers": [1, 2, 1]}, "names a layer twice"),
         ({"layers": [-1]}, "layout.layers"),
+        ({"layers": [2, 1], "latents": Latents.cross_layer}, "name them in their order"),
+        ({"layers": [1, 2], "latents": Latents.per_layer, "exclusive": 0.1}, "choose layout=crosscoder"),
+        (
+            {"layers": [1], "latents": Latents.per_layer, "target": SiteName.mlp_out, "skip": True, "skip_rank": 2},
+            "would join the layers",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
