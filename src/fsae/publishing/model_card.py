@@ -128,7 +128,8 @@ def _summary(facts: CardFacts) -> str:
         of = f"{first.site.name.value} of layer {first.site.layer} of {first.provenance.model_name}"
     else:
         hooks = (first.provenance.hooks_in, first.provenance.hooks_out)
-        of = f"{Sites(*(tuple(map(Site.of_hook, names)) for names in hooks))} of {first.provenance.model_name}"
+        models = " and ".join(first.provenance.model_names or [str(first.provenance.model_name)])
+        of = f"{Sites(*(tuple(map(Site.of_hook, names)) for names in hooks))} of {models}"
     return f"{what} (`{_trained_as(facts.settings)}`, {first.d_sae:,} latents) of {of}, trained with fsae."
 
 
