@@ -16,7 +16,7 @@ from tests.composition import composed
 from tests.evaluation.meanings import MEANINGS
 
 # Held-out samples of evaluations whose cost per sample is too large for the suite's size.
-OWN = {"amortisation": 1024, "mdl": 8192}
+OWN = {"amortisation": 1024, "mdl": 8192, "jacobian": 70}
 # What an evaluation cannot do without.
 PARTNERS = {"autointerp": ("eval.autointerp.url=http://127.0.0.1:8000/v1", "eval.autointerp.model=some")}
 
@@ -32,7 +32,7 @@ def test_every_evaluation_has_a_yaml_file_of_its_name():
 
 def test_the_suite_has_every_evaluation_that_runs_alone_and_without_a_judge():
     settings = settings_of(composed(f"eval=[{SUITE}]"))
-    others = {"agreement", "geometry", "stability", "autointerp", "scr", "tpp"}
+    others = {"agreement", "geometry", "stability", "jacobian", "autointerp", "scr", "tpp"}
     assert settings.eval.keys() == CHOICES.keys() - others
 
 
