@@ -30,6 +30,12 @@ def results(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text())
 
 
+def forget(sweep: Path) -> None:
+    """Let every evaluation of a sweep's jobs be measured again."""
+    for file in sweep.glob("*/evaluations/*.json"):
+        file.unlink()
+
+
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An outputs folder with a finished sweep of three jobs, all of them in MLflow, and one whose last job failed."""
@@ -49,6 +55,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("launcher", ["local", "joblib", "packed"])
 def test_a_sweep_is_evaluated_through_any_launcher(launcher: str, outputs: Path):
     sweep = outputs / SWEEP
+    forget(sweep)
     before = [results(sweep / str(job)) for job in range(3)]
     given = ("eval=[vectors,geometry]", "eval.geometry.samples=100", f"launcher={launcher}")
     done = ended(begun("fsae.evaluate", str(sweep), *given, outputs=outputs))
@@ -140,6 +147,7 @@ def test_a_run_that_is_named_twice_is_evaluated_once(outputs: Path, monkeypatch:
 
 def test_a_killed_evaluation_is_started_again(outputs: Path):
     run = outputs / SWEEP / "1"
+    forget(outputs / SWEEP)
     before = results(run)
     given = ("fsae.evaluate", str(run), "eval=[vectors,geometry]", "eval.geometry.samples=4000")
     evaluations = (run / "run.log").read_text().count("evaluating")
@@ -158,6 +166,7 @@ def test_a_killed_evaluation_is_started_again(outputs: Path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_the_evaluation_of_a_sweep(launcher: str, number: signal.Signals, outputs: Path):
     sweep = outputs / SWEEP
+    forget(sweep)
     logs = [sweep / str(job) / "run.log" for job in range(3)]
     lengths = [len(log.read_text()) for log in logs]
     before = [results(sweep / str(job)) for job in range(3)]

@@ -287,9 +287,10 @@ def _measured_already(subject: Subject, evaluations: Mapping[str, Evaluation]) -
         own = evaluation.repeatable and type(evaluation).__module__.startswith("fsae.")
         if any(files) and whole and own and name not in read:
             found[name] = [each or Measured() for each in earlier]
+            there = [file for file in files if file]
             log.info(
                 "%s is measured already (%s), left alone; delete the file to measure it again",
-                name, ", ".join(str(file) for file in files if file),
+                name, there[0] if len(there) == 1 else f"{there[0]} and {len(there) - 1} more",
             )  # fmt: skip
         else:
             in_memory = {each for each in evaluation.reads & evaluations.keys() if not evaluations[each].in_folder}
