@@ -54,8 +54,8 @@ class ShardReader:
         assert not stores or stores.keys() >= self._readers.keys()
         self._stores, self._room = stores, room if stores else None
         self._in_memory: dict[tuple[Part, int], _Kept] = {}
-        # Each stream fetches shards in a thread of its own, and there is one language model.
-        self._one_at_a_time = threading.Lock()
+        # Each stream fetches shards in a thread of its own, and a part's text has one position.
+        self._one_at_a_time = {part: threading.Lock() for part in Part}
         # What a shard's text is, every site's store knows.
         self._store = stores.get(self.streams[0][0])
         self.made = 0
@@ -80,7 +80,7 @@ class ShardReader:
         """
         if sites is None:
             (sites,) = self.streams
-        with self._one_at_a_time:
+        with self._one_at_a_time[part]:
             found = {site: self._stored(site, part, number) for site in sites if site in self._stores}
             stored = {site: shard for site, shard in found.items() if shard is not None}
             missing = [site for site in sites if site not in stored]
