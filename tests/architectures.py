@@ -198,6 +198,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "signed_gated": Architecture(
         settings=SignedGatedSettings,
+        changes={"init_threshold": 0.9},
         loss={"sparsity": L1(weight=0.3, warm_up=0.5), "auxiliary": GateReconstruction()},
         saelens=("signed_gated", ("b_gate", "b_gate_negative", "b_mag", "r_mag")),
         pre_activations=lambda products, p: products * p["r_mag"].exp() + p["b_mag"],

@@ -551,7 +551,8 @@ def test_sparse_codes_are_never_spread_over_the_width(arch: str, form: FisherFor
     batch, width = 400, 16_384
     autoencoder = build(arch, 2, width, dtype=torch.float32)
     with torch.no_grad():
-        autoencoder.get_parameter(ARCHITECTURES[arch].bias).sub_(4)
+        for name in {ARCHITECTURES[arch].bias, *ARCHITECTURES[arch].silent}:
+            autoencoder.get_parameter(name).sub_(4)
     record = autoencoder(samples(batch, 2, dtype=torch.float32), sparse=True)
     assert 0 < record.codes.values.numel() < batch * width // 50
 

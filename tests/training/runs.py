@@ -78,11 +78,14 @@ def member(
     row = ARCHITECTURES[arch]
     autoencoder = settings_of(arch, d_sae=d_sae, **changes).build(D_IN, torch.Generator().manual_seed(seed))
     with torch.no_grad():
+        # If magnitudes decide, a low bias would put latents first, so they get small weights instead, as they do if
+        # there is no bias. A gate may have a bias for each sign.
+        low = {row.bias, *(row.silent if row.gate is not None else ())} & dict(autoencoder.named_parameters()).keys()
+        by_weights = not low or (row.signed and row.gate is None)
         for name, parameter in autoencoder.named_parameters():
-            # If magnitudes decide, a low bias would put latents first, so they get small weights instead.
-            if name == "W_enc" and row.signed:
+            if name == "W_enc" and by_weights:
                 parameter[:, : d_sae // 4] *= 1e-3
-            elif name == row.bias and not row.signed:
+            elif name in low and not by_weights:
                 parameter[: d_sae // 4] = -20.0
     objective = Objective(loss if loss is not None else terms(arch))
     made = settings.build_learner(autoencoder, objective, SCALE, seed=3)

@@ -1,6 +1,6 @@
 """The gated autoencoder with a two-sided gate and signed codes (SA-GSAE, arXiv 2605.28149)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -10,12 +10,20 @@ from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.layout import Ends
 from fsae.autoencoders.record import AffineMap, Encoding, SAELensForm
 from fsae.autoencoders.settings import RectifiedSettings
+from fsae.ranges import between
 from fsae.sparse.pattern import Pattern, lowered
 
 
 @dataclass(frozen=True, kw_only=True)
 class SignedGatedSettings(RectifiedSettings):
-    """Settings of the gated autoencoder with signed codes; half of `init_density` is of either sign."""
+    """Settings of the gated autoencoder with signed codes; half of `init_density` is of either sign.
+
+    Attributes:
+        init_threshold: both thresholds at the start, in units of the scaled activations, unless `init_density` sets
+            them. At zero every latent would be on, with one sign or the other.
+    """
+
+    init_threshold: float = field(default=0.1, metadata=between(above=0, most=10**6))
 
     provides: ClassVar[frozenset[str]] = frozenset({"pre_activations", "gate"})
     saelens_names: ClassVar[tuple[str, ...]] = ("signed_gated",)
@@ -24,10 +32,6 @@ class SignedGatedSettings(RectifiedSettings):
     @property
     def bias_density(self) -> float | None:
         return None if self.init_density is None else self.init_density / 2
-
-    def first_density(self, d_in: int) -> float:
-        # Thresholds of zero leave every latent on, with one sign or the other.
-        return 1.0 if self.init_density is None else self.init_density
 
     def build(self, ends: Ends | int, generator: torch.Generator) -> "SignedGated":
         return SignedGated(ends, self, generator)
@@ -51,8 +55,8 @@ class SignedGated(SparseAutoencoder):
 
     def __init__(self, ends: Ends | int, settings: SignedGatedSettings, generator: torch.Generator):
         super().__init__(ends, settings, generator)
-        self.b_gate = nn.Parameter(torch.zeros(self.d_sae))
-        self.b_gate_negative = nn.Parameter(torch.zeros(self.d_sae))
+        self.b_gate = nn.Parameter(torch.full((self.d_sae,), -settings.init_threshold))
+        self.b_gate_negative = nn.Parameter(torch.full((self.d_sae,), -settings.init_threshold))
         self.b_mag = nn.Parameter(torch.zeros(self.d_sae))
         self.r_mag = nn.Parameter(torch.zeros(self.d_sae))
 

@@ -417,7 +417,7 @@ class ActivationSource(Source):
         return self._shards.shard(part, number, self._read_at).activations
 
     def _load(self, number: int) -> _Fetched:
-        shard = self._shards.shard(Part.train, number, self.sites.all)
+        shard = self._shards.shard(Part.train, number, self._read_at)
         vectors = shard.activations.to(self.device)
         previous = shard.previous(Part.train, number).to(self.device) if self._partners else None
         if self._norm_limits is None and self._max_norm_multiple is not None:
