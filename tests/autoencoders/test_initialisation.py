@@ -1,5 +1,6 @@
 """Weights that start from data."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.initialisation import centroids, principal_components
-from fsae.autoencoders.layout import Ends, Layout
+from fsae.autoencoders.layout import Ends, Layout, blocks_across_layers
 from fsae.autoencoders.settings import BiasInit, DecoderInit, DecoderNorm, EncoderInit
 from tests.architectures import ARCHITECTURES, each_architecture, each_with, samples, settings_of
 
@@ -129,6 +130,38 @@ def test_zero_decoder_explains_nothing_at_first(arch: str, ends: Ends):
     residual.backward()
     assert autoencoder.W_dec.grad is not None
     assert autoencoder.W_dec.grad.any() or ARCHITECTURES[arch].given_codes
+
+
+@each_with("target")
+def test_rows_are_what_the_mlp_writes_along_the_columns(arch: str):
+    # The MLP squares; units are halves of the inputs' and doubles of the targets'.
+    weights = samples(5, 4, seed=8, dtype=torch.float32)
+    x = samples(200, dtype=torch.float32) + 1
+    y = x.square() @ weights
+    autoencoder = settings_of(
+        arch, d_sae=13, decoder_init=DecoderInit.mlp, decoder_norm=DecoderNorm.free, init_norm=0.5
+    )
+    autoencoder = autoencoder.build(BETWEEN, torch.Generator().manual_seed(0))
+    autoencoder.initialise(lambda: x, 0.5, lambda: y, 2.0, seed=0, mlp=lambda raw: raw.square() @ weights)
+    distance = (x - x.mean(0)).square().sum(1).mean().sqrt()
+    moved = x.mean(0) + distance * torch.nn.functional.normalize(autoencoder.W_enc.T, dim=1)
+    written = moved.square() @ weights
+    wanted = 0.5 * torch.nn.functional.normalize(written - written.mean(0), dim=1)
+    torch.testing.assert_close(autoencoder.W_dec, wanted, rtol=1e-4, atol=1e-5)
+
+
+@each_with("target", "decoder_norm")
+@pytest.mark.parametrize("start", [DecoderInit.kmeans, DecoderInit.active_subspace])
+def test_latents_of_layers_start_within_their_layers(arch: str, start: DecoderInit):
+    ends = replace(CROSSCODER, blocks=blocks_across_layers(2))
+    x = samples(300, 10, dtype=torch.float32)
+    autoencoder = settings_of(arch, d_sae=14, decoder_init=start).build(ends, torch.Generator().manual_seed(0))
+    autoencoder.initialise(lambda: x, 0.5, seed=0)
+    for region in ends.unwritten(14):
+        assert not autoencoder.W_dec[region].any()
+    for latents, dimensions in ends.unread(14):
+        assert not autoencoder.W_enc[dimensions, latents].any()
+    torch.testing.assert_close(autoencoder.W_dec.norm(dim=1), torch.ones(14))
 
 
 def test_latents_that_are_drawn_again_ignore_the_decoders_start():

@@ -96,6 +96,7 @@ from tests.composition import composed
             ["trainer=pam", "arch.decoder_norm=free", "population.size=2", "population.mutual.weight=0.1"],
             r"set population\.mutual\.directions=encoder",
         ),
+        (["model=tiny", "arch=topk", "arch.decoder_init=mlp"], r"decoder_init=mlp starts .* choose layout=transcoder"),
         (["model=tiny", "layout=jacobian_pair", "arch=topk", "loss=tsae"], r"loss\.contrast .* member of the pair"),
     ],
 )

@@ -144,6 +144,7 @@ class Autoencoder(nn.Module, ABC):
         target_scale: Factor = 1.0,
         seed: int | None = None,
         known: "Autoencoder | None" = None,
+        mlp: Callable[[Float[Tensor, "batch d_in"]], Float[Tensor, "batch d_out"]] | None = None,
     ) -> None:
         """Adapt fresh weights to data, if the architecture does so before the first step.
 
@@ -155,6 +156,7 @@ class Autoencoder(nn.Module, ABC):
             seed: of a decoder that starts from data; None leaves the decoder as it was drawn.
             known: a dictionary for raw vectors that passed `check_start`, from which the weights start; its unit
                 changes.
+            mlp: the MLP that makes raw targets of raw inputs, if the weights start from it.
         """
 
     @abstractmethod
@@ -314,6 +316,7 @@ class SparseAutoencoder(Autoencoder):
         target_scale: Factor = 1.0,
         seed: int | None = None,
         known: Autoencoder | None = None,
+        mlp: Callable[[Float[Tensor, "batch d_in"]], Float[Tensor, "batch d_out"]] | None = None,
         centre: Float[Tensor, " d_out"] | None = None,
     ) -> None:
         """Set b_dec, the decoder and the encoder's biases by `b_dec_init`, `decoder_init` and `init_density` of `arch`.
@@ -328,12 +331,13 @@ class SparseAutoencoder(Autoencoder):
             target_scale: the factor by which training multiplies the targets, if there are any.
             seed: of a decoder that starts from data; None leaves the decoder as it was drawn.
             known: a dictionary for raw vectors whose first latents replace the new ones; its unit changes.
+            mlp: the MLP that makes raw targets of raw inputs, if the decoder starts from it.
             centre: replaces the result of `arch.b_dec_init`.
 
         Raises:
             ValueError: too few vectors for the decoder, or a dictionary with rows of a norm that may not be.
         """
-        first, settings = FirstVectors(vectors, scale, targets, target_scale), self.settings
+        first, settings = FirstVectors(vectors, scale, targets, target_scale, mlp), self.settings
         sample = first.inputs()
         if known is not None:
             known.to(self.W_dec).change_unit(1 / scale, 1 / target_scale)
@@ -358,7 +362,7 @@ class SparseAutoencoder(Autoencoder):
     def _start_decoder(self, first: FirstVectors, seed: int) -> None:
         """Set the decoder by `arch.decoder_init`, and an encoder that starts with it."""
         settings = self.settings
-        found = first_decoder(settings, first, self.W_dec, self.b_dec, seed)
+        found = first_decoder(settings, first, self.W_enc, self.W_dec, self.b_dec, seed)
         if found is None:
             return
         latents = torch.arange(self.d_sae, device=found.rows.device)
@@ -371,6 +375,7 @@ class SparseAutoencoder(Autoencoder):
             directions = _within(found.read.T, latents, self._read).T
             read = norms * torch.nn.functional.normalize(directions, dim=0, eps=1e-8)
             self.W_enc.copy_(torch.where(read.any(0), read, self.W_enc))
+        self.mask_weights()
         if settings.align_encoder:
             self.align_encoder()
 

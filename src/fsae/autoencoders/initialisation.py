@@ -31,12 +31,14 @@ class FirstVectors:
         scale: the factor by which training multiplies them.
         raw_targets: returns their raw targets; None if the inputs are their own targets.
         target_scale: the factor by which training multiplies the targets, if there are any.
+        mlp: the MLP that makes raw targets of raw inputs, if there is one.
     """
 
     raw: Callable[[], Float[Tensor, "vectors d_in"]]
     scale: Factor
     raw_targets: Callable[[], Float[Tensor, "vectors d_out"]] | None
     target_scale: Factor
+    mlp: Callable[[Float[Tensor, "batch d_in"]], Float[Tensor, "batch d_out"]] | None = None
 
     def inputs(self, count: int = SAMPLE) -> Float[Tensor, "some d_in"]:
         """Return evenly spaced inputs, at least `count` if there are as many; the default is what statistics need."""
@@ -47,6 +49,20 @@ class FirstVectors:
         if self.raw_targets is None:
             return self.inputs(count)
         return _thinned(self.raw_targets(), count).float() * self.target_scale
+
+    def written_along(self, W_enc: Float[Tensor, "d_in d_sae"]) -> Float[Tensor, "d_sae d_out"]:
+        """Return what the MLP writes if its input moves from the mean along each column, minus the mean of these.
+
+        The input moves by the root of the mean squared distance of inputs from their mean.
+        """
+        assert self.mlp is not None
+        inputs = self.inputs()
+        mean = inputs.mean(0)
+        distance = (inputs - mean).square().sum(1).mean().sqrt()
+        moved = mean + distance * torch.nn.functional.normalize(W_enc.T, dim=1)
+        parts = [self.mlp(part / self.scale).float() * self.target_scale for part in moved.split(LATENTS_AT_ONCE)]
+        written = torch.cat(parts)
+        return written - written.mean(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,13 +80,14 @@ class FirstDecoder:
 
 
 def first_decoder(
-    settings: SparseAutoencoderSettings, first: FirstVectors, W_dec: Tensor, b_dec: Tensor, seed: int
+    settings: SparseAutoencoderSettings, first: FirstVectors, W_enc: Tensor, W_dec: Tensor, b_dec: Tensor, seed: int
 ) -> FirstDecoder | None:
     """Return the decoder that `arch.decoder_init` asks for; None for the one that was drawn.
 
     Args:
         settings: of the architecture.
         first: the first vectors.
+        W_enc: (d_in, d_sae) the encoder that was drawn.
         W_dec: (d_sae, d_out) the decoder that was drawn.
         b_dec: (d_out,) its start.
         seed: of what is drawn.
@@ -88,6 +105,8 @@ def first_decoder(
             rank = settings.active_rank or max(1, d_out // 2)
             coefficients = torch.randn(d_sae, rank, generator=generator_for(seed, "decoder")).to(W_dec)
             return FirstDecoder(coefficients @ principal_components(first.targets(), rank).T)
+        case DecoderInit.mlp:
+            return FirstDecoder(first.written_along(W_enc))
         case DecoderInit.kmeans:
             count = max(SAMPLE, PER_CENTROID * d_sae)
             targets = first.targets(count)

@@ -71,12 +71,15 @@ class DecoderInit(Enum):
         as the directions of the inputs of the same clusters, unless `encoder_init` is `random`.
     active_subspace: random directions in the space of the leading principal components of the first targets
         (arXiv 2508.16929).
+    mlp: for a transcoder of an MLP, directions of what the MLP writes if its input moves from the mean along the
+        encoder's column, by as much as inputs do.
     zeros: rows of zeros, so that the first reconstruction is b_dec. The encoder starts as with `random`.
     """
 
     random = "random"
     kmeans = "kmeans"
     active_subspace = "active_subspace"
+    mlp = "mlp"
     zeros = "zeros"
 
 
@@ -164,6 +167,11 @@ class AutoencoderSettings(Ranged, ABC, group="arch"):
     def known_dictionary(self) -> str | None:
         """The path of a dictionary from which the weights start; None for none."""
         return None
+
+    @property
+    def starts_from_mlp(self) -> bool:
+        """True if the weights start from the MLP between the inputs and the targets."""
+        return False
 
     @property
     def same_start(self) -> str | None:
@@ -278,6 +286,10 @@ class SparseAutoencoderSettings(AutoencoderSettings):
     @property
     def known_dictionary(self) -> str | None:
         return self.warm_start
+
+    @property
+    def starts_from_mlp(self) -> bool:
+        return self.decoder_init is DecoderInit.mlp
 
     @property
     def same_start(self) -> str | None:

@@ -78,6 +78,7 @@ def take_over(fresh: "SparseAutoencoder", known: "Autoencoder") -> None:
             parameter.copy_(theirs[name])
     count = min(fresh.d_sae, known.d_sae)
     fresh.copy_latents(known, torch.arange(count, device=norms.device))
+    fresh.mask_weights()
 
 
 def _shown(widths: list[int]) -> str:

@@ -57,6 +57,11 @@ def check(settings: RunSettings) -> None:
             f"same decoder at the start; set {settings.arch.same_start}=null"
         )
     _check_pair(settings)
+    if settings.arch.starts_from_mlp and (settings.site is None or not settings.layout.around_mlp(settings.site)):
+        raise ValueError(
+            "arch.decoder_init=mlp starts a transcoder from the MLP between its sites; choose layout=transcoder, or "
+            "another arch.decoder_init"
+        )
     if settings.task is Task.harvest:
         settings.source.check_harvest()
     if "language_model" in settings.source.provides:

@@ -22,6 +22,7 @@ from fsae.evaluation.subject import Examined
 from fsae.evaluation.suite import held_out_samples
 from fsae.export.dictionary_files import load_members, members_at, stored_at
 from fsae.export.folding import fold
+from fsae.language_models.mlp import MLP
 from fsae.losses.fisher import fisher_of, with_fisher_measured
 from fsae.losses.objective import Objective
 from fsae.outputs.metric_log import MetricSink
@@ -121,7 +122,8 @@ def training_of(
             vectors = source.first_targets if end is End.target else source.first_vectors
             targets = None if each.ends.same else source.first_targets
             scale = each.ends.input.spread(own.input, source.device)
-            each.initialise(vectors, scale, targets, target_scale, seed, known[number])
+            mlp = _mlp(source) if settings.arch.starts_from_mlp else None
+            each.initialise(vectors, scale, targets, target_scale, seed, known[number], mlp)
         objective = Objective(with_fisher_measured(settings.loss))
         members.append(settings.trainer.build_learner(each, objective, target_scale, seed))
     log.info(
@@ -208,9 +210,17 @@ def _coupling(settings: RunSettings, source: Source, scaling: Scaling) -> Coupli
         return MutualCoupling(mutual, settings.seed)
     if jacobian.weight == 0:
         return None
+    return JacobianCoupling(jacobian, _mlp(source), scaling.input[0], scaling.target[0])
+
+
+def _mlp(source: Source) -> MLP:
+    """Return the MLP between the source's inputs and targets.
+
+    Raises:
+        ValueError: the language model's MLP is not known.
+    """
     assert source.text is not None
-    mlp = source.text.model.mlp(source.text.site.layer).to(source.device)
-    return JacobianCoupling(jacobian, mlp, scaling.input[0], scaling.target[0])
+    return source.text.model.mlp(source.text.site.layer).to(source.device)
 
 
 def trained_of(training: Training, settings: RunSettings) -> Examined:

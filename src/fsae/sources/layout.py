@@ -168,6 +168,11 @@ class LayoutSettings(Ranged, group="layout"):
             )
         return Sites(read, written)
 
+    def around_mlp(self, site: Site) -> bool:
+        """Return whether a run at `site` maps what one MLP reads to what it writes."""
+        whole = not self.pair and not self.several
+        return whole and site.name is SiteName.mlp_in and self.target is SiteName.mlp_out
+
     @property
     def read_by(self) -> tuple[End | None, ...]:
         """The end that each member of a pair reconstructs; a single None if members are between both ends."""
