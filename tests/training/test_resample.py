@@ -141,6 +141,16 @@ def test_resample_changes_nothing_without_dead_latents(arch: str):
     assert all(torch.equal(a, b) for a, b in zip(autoencoder.parameters(), before.parameters(), strict=True))
 
 
+def test_resampled_latents_of_either_sign_are_not_on_for_every_sample():
+    autoencoder, optimiser, dead, record = with_dead("signed_gated")
+    biases = [autoencoder.get_parameter(name) for name in ("b_gate", "b_gate_negative")]
+    means = [bias[ALIVE].mean() for bias in biases]
+    resample(autoencoder, optimiser, dead, record, torch.Generator().manual_seed(0))
+    for bias, mean in zip(biases, means, strict=True):
+        torch.testing.assert_close(bias[DEAD], mean.expand(3))
+    assert not autoencoder(record.inputs).codes.dense()[:, DEAD].all(0).any()
+
+
 @each_architecture
 def test_resample_handles_all_latents_dead(arch: str):
     autoencoder, optimiser, dead, record = with_dead(arch)
@@ -227,13 +237,19 @@ def test_resample_between_layouts_reads_inputs_and_writes_targets(arch: str):
     autoencoder = settings_of(arch, d_sae=13).build(ends, torch.Generator().manual_seed(0))
     optimiser = torch.optim.Adam(autoencoder.parameters())
     x, y = (samples(20, width, dtype=torch.float32) for width in (5, 4))
+    # All inputs point the same way.
+    x = x + 30
     record = autoencoder(x, targets=y)
     dead = DeadLatents(13, after=5)
     dead.samples_since_fired[3] = 7
     assert resample(autoencoder, optimiser, dead, record, torch.Generator().manual_seed(0)) == 1
-    read = torch.cosine_similarity(autoencoder.W_enc.T[[3]], x)
+    read = torch.cosine_similarity(autoencoder.W_enc.T[[3]], x - x.mean(0))
     written = torch.cosine_similarity(autoencoder.W_dec[[3]], y)
-    assert read.max().item() == pytest.approx(1)
+    pre = autoencoder.encode(x).pre_activations
+    if pre is not None:
+        # A latent that read the inputs themselves would be on for all of them.
+        torch.testing.assert_close(pre.dense()[:, 3].mean(), torch.tensor(0.0), rtol=0, atol=1e-3)
+    assert read.max().item() == pytest.approx(1, abs=1e-5)
     assert written.argmax() == read.argmax()
     assert written.max().item() == pytest.approx(1)
     which = torch.zeros(13, dtype=torch.bool)

@@ -85,6 +85,17 @@ class SignedGated(SparseAutoencoder):
         for bias in (self.b_gate, self.b_gate_negative, self.b_mag):
             bias.mul_(unit)
 
+    @torch.no_grad()
+    def resample(self, latents: Tensor, alive: Tensor, read: Tensor, written: Tensor) -> None:
+        """See `SparseAutoencoder.resample`; biases of the gate become the means of the live latents' biases.
+
+        With zeros the latents would be on for every sample, with one sign or the other.
+        """
+        known = alive if alive.any() else torch.ones_like(alive)
+        means = [bias[known].mean() for bias in (self.b_gate, self.b_gate_negative)]
+        super().resample(latents, alive, read, written)
+        self.b_gate[latents], self.b_gate_negative[latents] = means
+
     def _select(self, products: Tensor) -> Pattern:
         above, below = (
             lowered(-bias, products.dtype).to(products.dtype) for bias in (self.b_gate, self.b_gate_negative)

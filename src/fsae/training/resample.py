@@ -83,7 +83,7 @@ def resample(
 
     Each dead latent takes a sample of the batch, drawn with probability proportional to its squared loss. Its decoder
     row gets the direction of the sample's target, its encoder column the direction of the sample; see
-    `SparseAutoencoder.resample`.
+    `SparseAutoencoder.resample`. Between two layouts the encoder reads differences from the mean of the batch.
 
     Returns:
         The number of resampled latents.
@@ -97,15 +97,22 @@ def resample(
     losses = record.error.square().sum(1)
     chosen = torch.multinomial(losses.square().cpu() + 1e-12, count, replacement=True, generator=generator)
     chosen = chosen.to(record.inputs.device)
+    # Between two layouts b_dec is no point of the inputs: with biases of zero, latents that point to their mean would
+    # be on for every sample.
+    mean = None if autoencoder.ends.same else record.inputs.mean(0)
+    inputs = record.inputs[chosen]
     # The decoder writes the targets, which differ from the inputs if these are noisy.
     read, written = (
         torch.nn.functional.normalize(vectors, dim=1, eps=1e-8)
         for vectors in (
-            autoencoder.encoder_input(record.inputs[chosen]),
+            autoencoder.encoder_input(inputs) if mean is None else inputs - mean,
             autoencoder.written_direction(record.wanted_of_codes[chosen]),
         )
     )
     autoencoder.resample(dead.indices, alive, read, written)
+    if mean is not None:
+        products = (mean @ autoencoder.W_enc).index_select(0, dead.indices)
+        autoencoder.raise_pre_activations(torch.zeros_like(autoencoder.W_enc[0]).index_add(0, dead.indices, -products))
     _forget(autoencoder, optimiser, dead, dead.indices)
     return count
 
