@@ -31,6 +31,12 @@ def directions(means: Tensor) -> Tensor:
     return torch.nn.functional.normalize(means - means.mean(0), dim=1)
 
 
+def are_parallel(vectors: Tensor, others: Tensor) -> bool:
+    """Return whether each vector is another one times one positive factor that all share."""
+    factor = vectors.norm() / others.norm()
+    return torch.allclose(vectors, factor * others, rtol=0, atol=1e-5)
+
+
 def started(
     arch: str, ends: Ends | int, x: Tensor, y: Tensor | None = None, run_seed: int = 0, weights: int = 0, **changes
 ) -> SparseAutoencoder:
@@ -57,7 +63,7 @@ def test_active_subspace_holds_all_rows_and_their_directions_differ(arch: str):
     rows = autoencoder.W_dec
     torch.testing.assert_close(rows @ basis @ basis.T, rows, rtol=0, atol=1e-5)
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(13))
-    assert torch.equal(autoencoder.W_enc.T, rows)
+    assert are_parallel(autoencoder.W_enc.T, rows)
     assert torch.linalg.matrix_rank(rows) == 2
 
 
@@ -74,7 +80,21 @@ def test_rows_point_from_the_bias_to_centroids(arch: str):
     assert ((directions(means) @ autoencoder.W_dec.T).amax(1) > 0.999).sum() >= 10
     torch.testing.assert_close(autoencoder.W_dec.norm(dim=1), torch.ones(13))
     if "encoder_init" not in ARCHITECTURES[arch].fixed:
-        assert torch.equal(autoencoder.W_enc.T, autoencoder.W_dec)
+        assert are_parallel(autoencoder.W_enc.T, autoencoder.W_dec)
+
+
+@each_architecture
+@pytest.mark.parametrize("start", [DecoderInit.kmeans, DecoderInit.active_subspace])
+def test_first_reconstructions_of_rows_that_are_alike_are_not_too_long(arch: str, start: DecoderInit):
+    if not ARCHITECTURES[arch].settings.affine_encoder:
+        return
+    # Clusters on one line through the mean: the rows of all of them add up for each sample.
+    x = torch.randn(600, 1, generator=torch.Generator().manual_seed(3)) * torch.tensor([3.0, 4, 0, 0, 0])
+    x += 0.1 * samples(600, dtype=torch.float32)
+    autoencoder = started(arch, 5, x, decoder_init=start, b_dec_init=BiasInit.mean)
+    scaled = 0.5 * x
+    reconstruction = autoencoder.decode(autoencoder.encode(scaled).codes)
+    assert (scaled - reconstruction).square().sum() <= 1.01 * (scaled - scaled.mean(0)).square().sum()
 
 
 def test_seed_of_kmeans_alone_decides_the_rows():
@@ -104,7 +124,8 @@ def test_clusters_of_targets_give_columns_of_their_inputs(arch: str):
     columns = torch.nn.functional.normalize(autoencoder.W_enc.T[which], dim=1)
     assert (columns * directions(read)).sum(1)[pure].min() > 0.999
     drawn = started(arch, BETWEEN, x, y, decoder_init=DecoderInit.kmeans, encoder_init=EncoderInit.random)
-    assert torch.equal(drawn.W_enc, settings_of(arch, d_sae=13).build(BETWEEN, torch.Generator().manual_seed(0)).W_enc)
+    fresh = settings_of(arch, d_sae=13).build(BETWEEN, torch.Generator().manual_seed(0))
+    assert are_parallel(drawn.W_enc.T, fresh.W_enc.T)
 
 
 @each_with("target")

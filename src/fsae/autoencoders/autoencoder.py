@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from fsae.autoencoders.initialisation import FirstVectors, first_decoder, geometric_median, levels
+from fsae.autoencoders.initialisation import SCALED_BY, FirstVectors, first_decoder, geometric_median, levels
 from fsae.autoencoders.layout import Ends, Factor, PartNorm
 from fsae.autoencoders.record import DecidingMap, Encoding, ForwardRecord, SAELensForm
 from fsae.autoencoders.settings import (
@@ -356,8 +356,26 @@ class SparseAutoencoder(Autoencoder):
         if settings.bias_density is not None:
             for latents, products in levels(self.encoder_input(sample), self.W_enc, settings.bias_density):
                 self.switch_on_above(latents, products)
+        if seed is not None and settings.decoder_init.from_data:
+            self._shrink_codes(first)
         if known is not None:
             take_over(self, known)
+
+    def _shrink_codes(self, first: FirstVectors) -> None:
+        """Divide all codes by one number if the first reconstructions are too long.
+
+        Rows that start from data are alike, so those that are on together add up to several times the target.
+        """
+        settings = self.settings
+        if settings.tied or settings.align_encoder or not settings.affine_encoder:
+            return
+        decoded = self.encode(first.inputs(SCALED_BY)[:SCALED_BY], sparse=True).codes.decode(self.W_dec)
+        wanted = first.targets(SCALED_BY)[:SCALED_BY] - self.b_dec
+        # The factor of least squares.
+        factor = (decoded * wanted).sum() / decoded.square().sum().clamp_min(1e-30)
+        if 0 < factor < 1:
+            self.W_enc.mul_(factor)
+            self.multiply_pre_activations(factor.expand(self.d_sae))
 
     def _start_decoder(self, first: FirstVectors, seed: int) -> None:
         """Set the decoder by `arch.decoder_init`, and an encoder that starts with it."""

@@ -15,6 +15,8 @@ from fsae.seeds import generator_for
 # Statistics of this many vectors are as good as those of all, and take about a second.
 SAMPLE = 8192
 LATENTS_AT_ONCE = 1024
+# Vectors whose reconstructions decide the size of the first codes.
+SCALED_BY = 1024
 ITERATIONS = 50
 # Vectors per centroid of k-means, vectors per step, and rounds in which the first centroids are drawn.
 PER_CENTROID = 16

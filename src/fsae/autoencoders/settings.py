@@ -66,6 +66,9 @@ class DecoderNorm(Enum):
 class DecoderInit(Enum):
     """The start of the decoder's rows, which get the norm `init_norm`.
 
+    Rows that start from data are alike, and many that are on together would overshoot: an affine encoder then starts
+    with columns that are shorter by one factor, so that the first reconstructions have the length of least squares.
+
     random: independent directions.
     kmeans: directions from b_dec to the centroids of the first targets. Between two layouts the encoder's columns start
         as the directions of the inputs of the same clusters, unless `encoder_init` is `random`.
@@ -81,6 +84,11 @@ class DecoderInit(Enum):
     active_subspace = "active_subspace"
     mlp = "mlp"
     zeros = "zeros"
+
+    @property
+    def from_data(self) -> bool:
+        """True if the rows depend on the first vectors."""
+        return self in (DecoderInit.kmeans, DecoderInit.active_subspace, DecoderInit.mlp)
 
 
 class EncoderInit(Enum):
