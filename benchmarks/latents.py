@@ -19,7 +19,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from fsae.evaluation.latents import Latents
 from fsae.evaluation.subject import Examined, Subject
 from fsae.language_models.settings import ModelSettings, Package
 from fsae.language_models.sites import Site, SiteName
-from fsae.language_models.transformer_lens import open_language_model
+from fsae.language_models.transformer_lens import TransformerLensModel, open_language_model
 from fsae.latents.contexts import Contexts, TextContexts
 from fsae.latents.control import control_of
 from fsae.latents.footprint import Footprint, footprint
@@ -66,7 +65,7 @@ class _Text:
         self.norm_limits = None
         self.rows_at_once = 8
         self.dataset = "text"
-        self.open_model = partial(open_language_model, _SETTINGS)
+        self.reopen_models = _reopened
 
     def rows(self, part: Part, count: int, heartbeat: Callable[[], None] = lambda: None) -> TextRows:
         return self._rows
@@ -75,7 +74,15 @@ class _Text:
         """Return the text, or about so many tokens of it."""
         end = None if tokens is None else max(1, tokens // self._rows.tokens.shape[1])
         rows = TextRows(*(each[:end] for each in (self._rows.tokens, self._rows.keep, self._rows.documents)))
-        return TextContexts(rows, self.model, self.sites, self.rows_at_once, None, self.open_model)
+        return TextContexts(rows, self.model_at, self.sites, self.rows_at_once, None, self.reopen_models)
+
+    def model_at(self, site: Site) -> Any:
+        return self.model
+
+
+def _reopened() -> Callable[[Site], TransformerLensModel]:
+    again = open_language_model(_SETTINGS)
+    return lambda site: again
 
 
 class _SourceOf(Source):

@@ -197,3 +197,6 @@ def test_a_crosscoder_is_written_for_crosscoder_learning(tmp_path: Path, capfd: 
     assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o644}
     assert main([str(run), "--crosscoder-learning", str(run)]) == 2
     assert f"{run} exists and is no such export" in capfd.readouterr().err
+    # Its directions are of several sites.
+    assert main([str(run), "--neuronpedia", str(tmp_path / "neuronpedia")]) == 2
+    assert f"{run} writes 2 sites, and in these layouts a latent has one direction" in capfd.readouterr().err

@@ -3,7 +3,8 @@
 import math
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +16,8 @@ import torch
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.autoencoders.layout import Ends, blocks_across_layers
-from fsae.language_models.settings import ModelSettings, Package
-from fsae.language_models.sites import Site, SiteName
+from fsae.language_models.settings import ModelSettings, Package, Weights
+from fsae.language_models.sites import OtherModelSite, Site, SiteName
 from fsae.language_models.transformer_lens import TransformerLensModel, open_language_model
 from fsae.latents.contexts import SampleContexts, TextContexts
 from fsae.latents.findings import findings
@@ -40,6 +41,11 @@ def model() -> TransformerLensModel:
     return open_language_model(SETTINGS)
 
 
+def reopened() -> Callable[[Site], TransformerLensModel]:
+    again = open_language_model(SETTINGS)
+    return lambda site: again
+
+
 @pytest.fixture(scope="module")
 def contexts(model: TransformerLensModel) -> TextContexts:
     """Three parts of 8 rows."""
@@ -48,7 +54,7 @@ def contexts(model: TransformerLensModel) -> TextContexts:
     keep = torch.ones_like(tokens, dtype=torch.bool)
     keep[:, 0] = False
     rows = TextRows(tokens, keep, torch.zeros_like(tokens))
-    return TextContexts(rows, model, SITES, 4, None, partial(open_language_model, SETTINGS), part_positions=128)
+    return TextContexts(rows, lambda site: model, SITES, 4, None, reopened, part_positions=128)
 
 
 def dictionary(contexts: TextContexts, name: str = "topk") -> Autoencoder:
@@ -154,7 +160,7 @@ def test_samples_are_contexts_of_their_own():
 
 def test_an_error_of_a_worker_is_the_error_of_the_pass(contexts: TextContexts, tmp_path: Path):
     lost = partial(int, "no such model")
-    broken = TextContexts(contexts.rows, contexts.model, SITES, 4, None, lost, part_positions=128)  # pyright: ignore[reportArgumentType]
+    broken = TextContexts(contexts.rows, contexts.model_at, SITES, 4, None, lost, part_positions=128)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="no such model"):
         surveyed(broken, tmp_path, workers=2)
 
@@ -179,8 +185,7 @@ def test_latents_of_layers_are_read_at_their_own_sites_and_their_effects_add_up(
         tuple(Site(name=name, layer=layer) for layer in (0, 1)) for name in (SiteName.mlp_in, SiteName.mlp_out)
     )
     limit = float(model.activations(rows.tokens, read)[read[1]].float().norm(dim=2).median())
-    reopen = partial(open_language_model, SETTINGS)
-    layers = TextContexts(rows, model, Sites(read, written), 4, [1e9, limit], reopen)
+    layers = TextContexts(rows, contexts.model_at, Sites(read, written), 4, [1e9, limit], reopened)
     found, width = layers.read(0, 4), model.width(read[0])
     activations = model.activations(rows.tokens[:4], read)
     short = rows.keep[:4] & (activations[read[1]].float().norm(dim=2) <= limit)
@@ -206,3 +211,23 @@ def test_latents_of_layers_are_read_at_their_own_sites_and_their_effects_add_up(
     codes = [transcoder.encode(each).codes.dense()[:, 3:] for each in (vectors, alone)]
     assert torch.equal(*codes)
     assert own.samples == len(vectors)
+
+
+def test_latents_of_two_models_read_each_in_its_own_model(contexts: TextContexts):
+    """Their effects on logits are those of the first model's part."""
+    model, rows, settings = contexts.model, contexts.rows, replace(SETTINGS, weights=Weights.random)
+    there, other = OtherModelSite(name=SITE.name, layer=SITE.layer, model=settings), open_language_model(settings)
+    sites, models = (SITE, there), {SITE: model, there: other}
+    both = TextContexts(rows, models.__getitem__, Sites(sites, sites), 4, None, reopened)
+    width, own = model.width(SITE), rows.keep[:4]
+    parts = [each.activations(rows.tokens[:4], [SITE])[SITE][own] for each in (model, other)]
+    assert torch.equal(both.read(0, 4).vectors, torch.cat(parts, dim=1))
+    ends = Ends.of(2 * width)
+    crosscoder = settings_of("standard", d_sae=6).build(ends, torch.Generator().manual_seed(0)).eval()
+    run = Surveyed([crosscoder], [SIZES.survey(crosscoder)], None)
+    run_pass(both, [run], lambda: None)
+    counts = np.ones(6, dtype=np.int64)
+    table = findings(both, crosscoder, lambda: iter(run.surveys), counts, 2, triggers=3).latents.to_pandas()
+    row = crosscoder.W_dec.detach()[:1]
+    effects = model.unembedding().effects(row[:, :width] / row.norm())
+    assert table["logit_top"][0].tolist() == effects.topk(10).indices[0].tolist()

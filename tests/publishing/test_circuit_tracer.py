@@ -139,6 +139,15 @@ def test_a_linear_path_across_layers_is_refused(tmp_path: Path):
     assert "has a linear path, and circuit-tracer's files of cross-layer" in refused(tmp_path, tmp_path / "sae")
 
 
+def test_two_cross_layer_transcoders_are_refused(tmp_path: Path):
+    """Latents of the first would write its own layers alone, under the name of those that write all later ones."""
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        of_layers("standard", CROSS_LAYER, folder)
+    message = refused(tmp_path, *folders)
+    assert "has a cross-layer transcoder, and 2 runs are named" in message
+
+
 def refused(tmp_path: Path, *folders: Path) -> str:
     with pytest.raises(ValueError) as raised:
         write_circuit_tracer(folders, tmp_path / "set")

@@ -75,14 +75,16 @@ def test_a_hub_model_is_the_base_model(runs: dict[str, Path], tmp_path: Path):
     assert (data["base_model"], data["datasets"]) == ("owner/model", "owner/texts")
 
 
-def card_of(autoencoder: SparseAutoencoder, run: Path, **names: Any) -> str:
-    """Return the card of a dictionary, with the settings of a run."""
+def card_of(autoencoder: SparseAutoencoder, run: Path, *members: dict[str, Any], **names: Any) -> str:
+    """Return the card of a dictionary, or of one per member's names, with the settings of a run."""
     loaded = fsae.load(run)
     assert loaded.settings is not None
-    written = fsae.Dictionary(autoencoder, provenance=replace(loaded.provenance, **names))
+    written = [
+        fsae.Dictionary(autoencoder, provenance=replace(loaded.provenance, **each)) for each in members or (names,)
+    ]
     return model_card(
         CardFacts(
-            repo="me/sae", folder="sae", dictionaries=[written], settings=loaded.settings, written_settings={},
+            repo="me/sae", folder="sae", dictionaries=written, settings=loaded.settings, written_settings={},
             results={}, licence=None, pictures={}, pages=None, version="1.2",
         )
     )  # fmt: skip
@@ -97,6 +99,13 @@ def test_the_card_of_a_transcoder_names_both_sites_and_who_opens_it(runs: dict[s
     assert "- skip-transcoder" in text
     assert ("SAE.from_pretrained(" in text) == known
     assert ("fsae alone opens it" in text) != known
+
+
+def test_the_card_of_a_pair_names_the_site_of_each(runs: dict[str, Path]):
+    members = [{"hook_name": "blocks.1.mlp.hook_in"}, {"hook_name": "blocks.1.hook_mlp_out"}]
+    text = card_of(build("topk", 32, dtype=torch.float32), runs["text"], *members)
+    assert "latents) of mlp_in of layer 1 and mlp_out of layer 1 of tiny" in text
+    assert "| site | `blocks.1.mlp.hook_in`, `blocks.1.hook_mlp_out` |" in text
 
 
 def test_the_card_names_the_architecture_as_it_was_trained(runs: dict[str, Path]):

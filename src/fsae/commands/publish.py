@@ -177,6 +177,11 @@ def _export_numbers(options: argparse.Namespace) -> None:
 
 def _source_set(options: argparse.Namespace, dictionary: Dictionary, publication: Publication | None) -> SourceSet:
     site, name = dictionary.site, options.model or dictionary.provenance.model_name
+    if len(dictionary.provenance.hooks_out) > 1:
+        raise ValueError(
+            f"{options.run} writes {len(dictionary.provenance.hooks_out)} sites, and in these layouts a latent has one "
+            "direction at one site; --repo publishes it, and --circuit-tracer or --crosscoder-learning may"
+        )
     if site is None:
         raise ValueError(
             f"{options.run} was not trained on a language model's activations, and these layouts show text; only "

@@ -107,6 +107,6 @@ class Jacobian(Evaluation, group="eval.jacobian"):
         assert text is not None
         mlp = text.model.mlp(text.site.layer).to(subject.source.device)
         batches = list(subject.held_out(self.samples, self.samples, "measuring the Jacobian"))
-        x, y = (torch.cat(each).float() for each in zip(*batches, strict=True))
+        x, y = (torch.cat(each).float() for each in zip(*((one.inputs, one.targets) for one in batches), strict=True))
         pairs = [(run.autoencoders[0], run.autoencoders[1]) for run in subject.runs]
         return [Measured(shared=evaluate_jacobian(first, second, mlp, x, y)) for first, second in pairs]

@@ -134,7 +134,7 @@ class Latents(Evaluation, group="eval.latents"):
             )
         # Those of the inputs come first.
         limits = None if text.norm_limits is None else text.norm_limits[: len(text.sites.input)]
-        return TextContexts(rows, text.model, text.sites, text.rows_at_once, limits, text.open_model)
+        return TextContexts(rows, text.model_at, text.sites, text.rows_at_once, limits, text.reopen_models)
 
     @property
     def _sizes(self) -> Sizes:

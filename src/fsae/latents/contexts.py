@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from fsae.language_models.activations import activations_at
+from fsae.language_models.sites import Site
 from fsae.latents.block import Places
 from fsae.sources.layout import Sites
 from fsae.sources.massive import within_all
@@ -89,12 +91,12 @@ class TextContexts(Contexts):
 
     Args:
         rows: the text.
-        model: the language model.
+        model_at: returns the language model of a site; that of the first site has the text's tokens.
         sites: the sites of the vectors, and those of what dictionaries write.
         at_once: rows per forward pass.
         norm_limits: of each site that is read; positions with a vector of a greater norm are left out, as in training.
             None for no limits.
-        open_model: opens the language model again.
+        reopen_models: returns `model_at` of language models that are opened again.
         part_positions: positions of a part.
     """
 
@@ -103,15 +105,16 @@ class TextContexts(Contexts):
     def __init__(
         self,
         rows: TextRows,
-        model: "TransformerLensModel",
+        model_at: Callable[[Site], "TransformerLensModel"],
         sites: Sites,
         at_once: int,
         norm_limits: Sequence[float] | None,
-        open_model: Callable[[], "TransformerLensModel"],
+        reopen_models: Callable[[], Callable[[Site], "TransformerLensModel"]],
         part_positions: int = PART_POSITIONS,
     ):
         self.part_positions = part_positions
-        self.rows, self.model, self.sites, self._open_model = rows, model, sites, open_model
+        self.rows, self.sites, self.model_at, self._reopen_models = rows, sites, model_at, reopen_models
+        self.model = model_at(sites.input[0])
         self.norm_limits, self._at_once = norm_limits, at_once
         self.count, self.length = rows.tokens.shape
 
@@ -132,17 +135,33 @@ class TextContexts(Contexts):
 
     def reopened(self) -> Callable[[], Contexts]:
         read = self.sites, self._at_once, self.norm_limits
-        return partial(_text_contexts, self.rows, self._open_model, *read, self.part_positions)
+        return partial(_text_contexts, self.rows, self._reopen_models, *read, self.part_positions)
+
+    def activations(
+        self, tokens: Int[Tensor, "row context"], sites: Sequence[Site]
+    ) -> dict[Site, Float[Tensor, "row context d"]]:
+        """Return the activations at each site, from one forward pass of each model."""
+        return activations_at(self.model_at, tokens, sites)
+
+    def into_stream(self, site: Site) -> Float[Tensor, "d d_model"] | None:
+        """Return the matrix by which a vector at a site is added to the stream of `model`; None if no matrix does this.
+
+        The matrix of a site of another model is zero.
+        """
+        matrix, model = self.model.into_stream(site.within), self.model_at(site)
+        if matrix is None or model is self.model:
+            return matrix
+        return matrix.new_zeros(model.width(site.within), matrix.shape[1])
 
     def read(self, begin: int, end: int) -> Read:
-        """Return the vectors of some rows, from one forward pass.
+        """Return the vectors of some rows, from one forward pass of each model.
 
         Raises:
             ValueError: activations are not finite.
         """
         # A copy: what is left out for its norm is left out of this read.
         tokens, keep = self.rows.tokens[begin:end], self.rows.keep[begin:end].clone()
-        everywhere = self.model.activations(tokens, self.sites.input)
+        everywhere = self.activations(tokens, self.sites.input)
         keep = keep.to(everywhere[self.sites.input[0]].device)
         parts = [everywhere[site][keep] for site in self.sites.input]
         for site, part in zip(self.sites.input, parts, strict=True):
@@ -164,13 +183,13 @@ class TextContexts(Contexts):
 
 def _text_contexts(
     rows: TextRows,
-    open_model: Callable[[], "TransformerLensModel"],
+    reopen_models: Callable[[], Callable[[Site], "TransformerLensModel"]],
     sites: Sites,
     at_once: int,
     norm_limits: Sequence[float] | None,
     part_positions: int,
 ) -> TextContexts:
-    return TextContexts(rows, open_model(), sites, at_once, norm_limits, open_model, part_positions)
+    return TextContexts(rows, reopen_models(), sites, at_once, norm_limits, reopen_models, part_positions)
 
 
 class SampleContexts(Contexts):

@@ -172,7 +172,7 @@ def _triggers(
     heartbeat: Callable[[], None],
 ) -> dict[int, list[int] | None]:
     return shortest_triggers(
-        contexts.model,
+        contexts,
         contexts.sites.input,
         autoencoder,
         peaks,
@@ -190,9 +190,10 @@ def _logit_columns(
 ) -> tuple[dict[str, Any], Int[np.ndarray, "d_sae top"]] | None:
     """Return the columns of logit effects and the top tokens; None if no matrix leads from a site to the logits.
 
-    The effects of all sites that a latent writes add up.
+    The effects of all sites that a latent writes add up. Those of a second language model add nothing: it has logits of
+    its own.
     """
-    matrices = [contexts.model.into_stream(site) for site in contexts.sites.target]
+    matrices = [contexts.into_stream(site) for site in contexts.sites.target]
     if any(matrix is None for matrix in matrices):
         return None
     stream = torch.cat([matrix for matrix in matrices if matrix is not None])

@@ -55,6 +55,11 @@ def write_circuit_tracer(folders: Iterable[Path], folder: Path, member: int | No
     if not runs:
         raise ValueError("the sweep has no run yet; finish it with fsae.resume")
     crossing = crosses_layers(load(runs[0], member=member).autoencoder.ends)
+    if crossing and len(runs) > 1:
+        raise ValueError(
+            f"{runs[0]} has a cross-layer transcoder, and {len(runs)} runs are named; its latents write all later "
+            "layers, so one run must have all layers: name it alone"
+        )
     found: dict[int, _Transcoder] = {}
     with new_folder(folder, encoder_file(0) if crossing else layer_file(0)) as unfinished:
         for run in runs:

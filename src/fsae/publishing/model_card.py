@@ -1,6 +1,6 @@
 """A model card: the README of a repository on the Hugging Face hub, made from a run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def model_card(facts: CardFacts) -> str:
         d_in=first.d_in,
         d_sae=first.d_sae,
         in_sae_lens=saelens_form(first.autoencoder).known,
-        data=_data(facts.settings, first.provenance),
+        data=_data(facts.settings, [each.provenance for each in facts.dictionaries]),
         training=_training(facts.settings, first),
         pictures=facts.pictures,
         numbers=_numbers(facts.results),
@@ -125,7 +125,10 @@ def _summary(facts: CardFacts) -> str:
     if first.site is None:
         of = f"the source `{_source(facts.settings)}`"
     elif first.autoencoder.ends.plain:
-        of = f"{first.site.name.value} of layer {first.site.layer} of {first.provenance.model_name}"
+        # The members of a pair have sites of their own.
+        sites = dict.fromkeys(each.site for each in facts.dictionaries if each.site is not None)
+        places = " and ".join(f"{site.name.value} of layer {site.layer}" for site in sites)
+        of = f"{places} of {first.provenance.model_name}"
     else:
         hooks = (first.provenance.hooks_in, first.provenance.hooks_out)
         models = " and ".join(first.provenance.model_names or [str(first.provenance.model_name)])
@@ -133,11 +136,12 @@ def _summary(facts: CardFacts) -> str:
     return f"{what} (`{_trained_as(facts.settings)}`, {first.d_sae:,} latents) of {of}, trained with fsae."
 
 
-def _data(settings: RunSettings, provenance: Provenance) -> dict[str, Any]:
+def _data(settings: RunSettings, members: Sequence[Provenance]) -> dict[str, Any]:
     """Return the facts about the vectors, by name; a path of the machine is its last part alone."""
     if settings.model is None or settings.dataset is None:
         return {"source": f"`{_source(settings)}`"}
-    skipped = settings.dataset.skip_positions
+    provenance, skipped, other = members[0], settings.dataset.skip_positions, settings.layout.model
+    sites = dict.fromkeys(site for each in members for site in each.hooks_in)
     left_out = {
         "special tokens": provenance.exclude_special_tokens,
         "the first position of a row" if skipped == 1 else f"the first {skipped} positions of a row": skipped,
@@ -146,7 +150,9 @@ def _data(settings: RunSettings, provenance: Provenance) -> dict[str, Any]:
     found = {
         "language model": hub_name(settings.model) or settings.model.name,
         "difference from that model": provenance.model_note,
-        "site": _code(provenance.hooks_in),
+        "second language model": "" if other is None else hub_name(other) or other.name,
+        "difference from the second model": (provenance.model_notes or [None])[-1],
+        "site": _code(sites),
         "written site": "" if provenance.hooks_out == provenance.hooks_in else _code(provenance.hooks_out),
         "text": settings.dataset.hub_name or settings.dataset.name,
         "tokens per row": provenance.context_size,
@@ -158,7 +164,7 @@ def _data(settings: RunSettings, provenance: Provenance) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value}
 
 
-def _code(names: Sequence[str]) -> str:
+def _code(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 

@@ -168,9 +168,9 @@ class ActivationSource(Source):
         return self.harvester.corpus.dataset_name
 
     @property
-    def open_model(self) -> Callable[[], TransformerLensModel]:
-        """Opens the language model again, in another process."""
-        return self.harvester.corpus.open_model
+    def reopen_models(self) -> Callable[[], Callable[[Site], TransformerLensModel]]:
+        """Returns `model_at` of language models that are opened again, in another process."""
+        return self.harvester.corpus.reopen_models
 
     @property
     def rows_at_once(self) -> int:

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fsae.devices import rows_at_once
+from fsae.language_models.activations import activations_at
 from fsae.language_models.settings import ModelSettings
 from fsae.language_models.sites import Site
 from fsae.language_models.transformer_lens import TransformerLensModel, open_language_model
@@ -59,17 +60,12 @@ class Corpus:
         self, tokens: Int[Tensor, "row context"], sites: Sequence[Site]
     ) -> dict[Site, Float[Tensor, "row context d"]]:
         """Return the activations at each site, from one forward pass of each model that has one of the sites."""
-        found: dict[Site, Tensor] = {}
-        for model in dict.fromkeys(self.model_at(site) for site in sites):
-            own = {site.within: site for site in sites if self.model_at(site) is model}
-            read = model.activations(tokens.to(model.device), list(own))
-            found |= {own[within]: vectors for within, vectors in read.items()}
-        return found
+        return activations_at(self.model_at, tokens, sites)
 
     @property
-    def open_model(self) -> Callable[[], TransformerLensModel]:
-        """Opens the language model again, in another process."""
-        return partial(open_language_model, self._model_settings)
+    def reopen_models(self) -> Callable[[], Callable[[Site], TransformerLensModel]]:
+        """Returns `model_at` of language models that are opened again, in another process."""
+        return partial(_models_again, self._model_settings, self._dataset)
 
     @cached_property
     def prepends_bos(self) -> bool:
@@ -143,3 +139,7 @@ class Corpus:
         tokens, keep, documents = (torch.cat(column) for column in columns)
         rows = -(-count // tokens.shape[1])
         return TextRows(tokens[:rows], keep[:rows], documents[:rows])
+
+
+def _models_again(model: ModelSettings, dataset: DatasetSettings) -> Callable[[Site], TransformerLensModel]:
+    return Corpus(model, dataset).model_at

@@ -79,8 +79,8 @@ class HeldOutText(Protocol):
         ...
 
     @property
-    def open_model(self) -> "Callable[[], TransformerLensModel]":
-        """Opens the language model again, in another process."""
+    def reopen_models(self) -> "Callable[[], Callable[[Site], TransformerLensModel]]":
+        """Returns `model_at` of language models that are opened again, in another process."""
         ...
 
     @property

@@ -60,9 +60,12 @@ class Text:
     def kept_in(self) -> Room | None:
         return None if self.folder is None else Room(folder=self.folder, limit_gb=None)
 
+    def model_at(self, site: Site) -> CharacterModel:
+        return self.model
+
     @property
-    def open_model(self) -> Callable[[], CharacterModel]:
-        return CharacterModel
+    def reopen_models(self) -> Callable[[], Callable[[Site], CharacterModel]]:
+        return lambda: lambda site: CharacterModel()
 
 
 class _TextSource:
