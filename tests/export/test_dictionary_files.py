@@ -7,9 +7,11 @@ from fsae.export.releases.choices import RELEASES
 from fsae.export.saelens import save_saelens
 from tests.architectures import build
 from tests.export.releases import test_circuit_tracer as circuit_tracer
+from tests.export.releases import test_crosscoder_learning as crosscoder_learning
 from tests.export.releases import test_dictionary_learning as dictionary_learning
 from tests.export.releases import test_gemma_scope as gemma_scope
 from tests.export.releases import test_gemma_scope_2 as gemma_scope_2
+from tests.export.releases import test_model_diff as model_diff
 from tests.export.releases import test_openmoss as openmoss
 from tests.export.releases import test_sparsify as sparsify
 from tests.export.releases import test_state_dict_file as state_dict_file
@@ -24,6 +26,9 @@ WRITERS = {
     "sparsify": sparsify.write,
     "dictionary_learning": lambda folder: dictionary_learning.write(folder, "AutoEncoder"),
     "circuit-tracer": lambda folder: circuit_tracer.write(folder),
+    "circuit-tracer, cross-layer": lambda folder: circuit_tracer.write_cross_layer(folder),
+    "crosscoder_learning": lambda folder: crosscoder_learning.write(folder, "CROSSCODER", {}),
+    "crosscoder-model-diff-replication": model_diff.write,
     "OpenAI, Qwen Scope, Goodfire, DeepSeek-R1": lambda folder: state_dict_file.write(
         folder / "5.pt", state_dict_file.OPENAI
     ),

@@ -35,6 +35,7 @@ def test_a_config_of_other_files_is_refused(tmp_path):
 
 def write_cross_layer(folder: Path, **changes: torch.Tensor) -> Path:
     """The example of two layers of one latent and one dimension."""
+    folder.mkdir(exist_ok=True)
     tensors = {
         "W_enc_0": {"W_enc_0": torch.ones(1, 1), "b_enc_0": torch.zeros(1), "b_dec_0": torch.zeros(1)},
         "W_enc_1": {"W_enc_1": torch.ones(1, 1), "b_enc_1": torch.zeros(1), "b_dec_1": torch.zeros(1)},

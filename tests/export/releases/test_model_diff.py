@@ -20,6 +20,7 @@ W = {
 
 
 def write(folder: Path, **changes: Any) -> Path:
+    folder.mkdir(exist_ok=True)
     config = {"d_in": D_MODEL, "dict_size": D_SAE, "model_name": "gemma-2-2b", "hook_point": "blocks.14.hook_resid_pre"}
     (folder / "cfg.json").write_text(json.dumps(config | {"seq_len": 1024, "norm_scaling_factors": FACTORS} | changes))
     torch.save(W, folder / "cc_weights.pt")

@@ -116,7 +116,7 @@ def _read(file: Path) -> Stored:
 STATE_DICT_FILE = Release(
     "OpenAI, Qwen Scope, Goodfire, DeepSeek-R1",
     "one file .pt or .pth",
-    # dictionary_learning's ae.pt means nothing without the settings next to it.
-    lambda path: path.is_file() and path.suffix in _ENDINGS and path.name != "ae.pt",
+    # These mean nothing without the settings next to them.
+    lambda path: path.is_file() and path.suffix in _ENDINGS and path.name not in ("ae.pt", "cc_weights.pt"),
     _read,
 )
