@@ -15,7 +15,8 @@ arm smollm2/weight_norm $smollm2 arch.k=24,64 penalty=weight_norm
 arm smollm2/fisher $smollm2 arch.k=24,64 penalty=fisher
 arm smollm2/lista $smollm2 arch.k=24,64 arch=lista
 arm smollm2/matching_pursuit $smollm2 arch.k=24,64 arch=matching_pursuit
-arm smollm2/jumprelu $smollm2 arch=jumprelu loss=jumprelu_target_l0_per_sample loss.sparsity.target=24,64
+# Thresholds alone move too slowly to reach a target in 290 steps.
+arm smollm2/jumprelu $smollm2 arch=jumprelu arch.ste_to_input=true loss=jumprelu_target_l0_per_sample loss.sparsity.target=24,64
 arm smollm2/random_decoder $smollm2 arch.k=24,64 trainer.frozen=decoder
 arm smollm2/random $smollm2 arch.k=24,64 trainer.frozen=all
 
@@ -33,7 +34,7 @@ arm synthetic/weight_norm $synthetic arch.k=8,6 penalty=weight_norm
 arm synthetic/fisher $synthetic arch.k=8,6 penalty=fisher
 arm synthetic/lista $synthetic arch.k=8,6 arch=lista
 arm synthetic/matching_pursuit $synthetic arch.k=8,6 arch=matching_pursuit
-arm synthetic/jumprelu $synthetic arch=jumprelu loss=jumprelu_target_l0_per_sample loss.sparsity.target=8,6
+arm synthetic/jumprelu $synthetic arch=jumprelu arch.ste_to_input=true loss=jumprelu_target_l0_per_sample loss.sparsity.target=8,6
 arm synthetic/random_decoder $synthetic arch.k=8,6 trainer.frozen=decoder
 arm synthetic/random $synthetic arch.k=8,6 trainer.frozen=all
 
