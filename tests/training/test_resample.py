@@ -147,7 +147,7 @@ def test_resampled_latents_of_either_sign_are_not_on_for_every_sample():
     means = [bias[ALIVE].mean() for bias in biases]
     resample(autoencoder, optimiser, dead, record, torch.Generator().manual_seed(0))
     for bias, mean in zip(biases, means, strict=True):
-        torch.testing.assert_close(bias[DEAD], mean.expand(3))
+        torch.testing.assert_close(bias[DEAD], 0.2 * mean.expand(3))
     assert not autoencoder(record.inputs).codes.dense()[:, DEAD].all(0).any()
 
 

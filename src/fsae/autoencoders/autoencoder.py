@@ -25,6 +25,9 @@ from fsae.sparse.encoder_product import ENTRIES_AT_ONCE, encoder_product
 from fsae.sparse.pattern import Pattern
 from fsae.sparse.regions import Region, decode_within
 
+# The norm of a resampled latent's encoder column, as a share of the live latents' mean norm.
+RESAMPLED_SHARE = 0.2
+
 
 class Autoencoder(nn.Module, ABC):
     """A map x -> codes -> codes @ W_dec + b_dec, trained by gradients or fitted without.
@@ -475,7 +478,7 @@ class SparseAutoencoder(Autoencoder):
         """
         encoder_norm = self.W_enc.norm(dim=0)[alive].mean() if alive.any() else torch.ones(())
         decoder_norm = self.W_dec.norm(dim=1)[alive].mean() if alive.any() else torch.ones(())
-        share = 1.0 if self.latents_compete else 0.2
+        share = 1.0 if self.latents_compete else RESAMPLED_SHARE
         read, written = _within(read, latents, self._read), _within(written, latents, self._written)
         for name, parameter in self.named_parameters():
             if name == "W_dec":

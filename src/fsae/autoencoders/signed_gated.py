@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from fsae.autoencoders.autoencoder import SparseAutoencoder
+from fsae.autoencoders.autoencoder import RESAMPLED_SHARE, SparseAutoencoder
 from fsae.autoencoders.layout import Ends
 from fsae.autoencoders.record import AffineMap, Encoding, SAELensForm
 from fsae.autoencoders.settings import RectifiedSettings
@@ -87,14 +87,14 @@ class SignedGated(SparseAutoencoder):
 
     @torch.no_grad()
     def resample(self, latents: Tensor, alive: Tensor, read: Tensor, written: Tensor) -> None:
-        """See `SparseAutoencoder.resample`; biases of the gate become the means of the live latents' biases.
+        """See `SparseAutoencoder.resample`; biases of the gate become a fifth of their means, as the columns do.
 
         With zeros the latents would be on for every sample, with one sign or the other.
         """
         known = alive if alive.any() else torch.ones_like(alive)
         means = [bias[known].mean() for bias in (self.b_gate, self.b_gate_negative)]
         super().resample(latents, alive, read, written)
-        self.b_gate[latents], self.b_gate_negative[latents] = means
+        self.b_gate[latents], self.b_gate_negative[latents] = (RESAMPLED_SHARE * mean for mean in means)
 
     def _select(self, products: Tensor) -> Pattern:
         above, below = (
