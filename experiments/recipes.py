@@ -4,9 +4,9 @@
 
 A recipe is a sweep over seeds and sparsities, and its folder's name is its name. Each seed's numbers are interpolated
 over log l0, as in the report, and averaged over the range of l0 that the recipe shares with the baseline. The command
-prints the recipe's mean in that range and the mean difference from the baseline's same seeds with its 95 % interval by
-Student's t. A recipe whose l0 is elsewhere is printed with its own means and no difference. Recipes without a finished
-run are left out.
+prints the recipe's mean in that range, and in brackets the 95 % interval, by Student's t, of its mean difference from
+the baseline's same seeds. A recipe whose l0 is elsewhere is printed with its own means and no difference. Recipes
+without a finished run are left out.
 """
 
 import argparse
@@ -30,10 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--metrics", nargs="+", default=["fvu"], metavar="METRIC")
     options = parser.parse_args(arguments)
     sweeps = {each.parent.name: each.parent for each in sorted(options.folder.glob("*/sweep.json"))}
-    if options.against not in sweeps:
-        raise SystemExit(f"{options.folder} has no sweep {options.against}; it has: {', '.join(sweeps) or 'none'}")
     runs = {name: comparable(collect_folders([sweep])) for name, sweep in sweeps.items()}
     finished = {name: each for name, each in runs.items() if "eval/l0" in each}
+    if options.against not in finished:
+        raise SystemExit(
+            f"{options.folder} has no finished run of {options.against}; it has: {', '.join(finished) or 'none'}"
+        )
     print(table(finished, options.against, options.metrics))
 
 

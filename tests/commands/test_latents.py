@@ -11,14 +11,17 @@ import torch.nn.functional as F
 
 import fsae
 from fsae.analysis.origin import Origin
-from fsae.commands.latents import main
+from fsae.commands.latents import main, place_of
 from fsae.evaluation.choices import CHOICES
 from fsae.evaluation.suite import chosen
+from fsae.export.saelens import save_saelens
 from fsae.language_models.interventions import Ablate, Add
 from fsae.outputs.latent_store import HIT_COLUMNS, LATENT_COLUMNS, LatentStore
 from fsae.outputs.run_folder import RunFolder
 from fsae.surface.prompt import view_prompt
+from tests.export.releases.test_crosscoder_learning import ORIGIN, crosscoder
 from tests.processes import begun, ended, finished
+from tests.publishing.test_circuit_tracer import CROSS_LAYER, of_layers, saved
 
 RUNS = {
     "text": ["debug=tiny", "arch=batch_topk", "arch.d_sae=64", "arch.k=4", "eval=[vectors,latents]"],
@@ -172,6 +175,18 @@ def test_members_of_a_population_are_compared(runs: dict[str, Path], capsys: pyt
     assert RunFolder(runs["several"]).latent_pages == [
         runs["several"] / "latents" / str(member) / "index.html" for member in range(2)
     ]
+
+
+def test_the_place_of_a_dictionary_between_sites_follows_from_its_files(tmp_path: Path):
+    transcoder, clt, crossing = saved(tmp_path / "one", 1), tmp_path / "several", tmp_path / "crosscoder"
+    of_layers("jumprelu", CROSS_LAYER, clt)
+    save_saelens(crosscoder("jumprelu"), crossing, ORIGIN)
+    assert place_of(transcoder, []) == ["site=mlp_in", "site.layer=1", "layout=transcoder", "layout.target=mlp_out"]
+    several = ["layout=cross_layer_transcoder", "layout.layers=[0,1,2]", "layout.target=mlp_out"]
+    assert place_of(clt, []) == ["site=mlp_in", "site.layer=0", *several]
+    assert place_of(clt, ["site.layer=0"]) == several
+    assert place_of(crossing, ["site.layer=0"]) == ["layout=crosscoder", "layout.layers=[0,1]"]
+    assert place_of(transcoder, ["layout=transcoder"]) == ["site=mlp_in", "site.layer=1"]
 
 
 def test_a_dictionary_in_saelens_format_gets_a_run_of_its_own(runs: dict[str, Path], tmp_path: Path):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from fsae.configuration.overrides import quoted
 from fsae.console import console
-from fsae.export.dictionary_files import is_dictionary, read_provenance
+from fsae.export.between import split_name
+from fsae.export.dictionary_files import is_dictionary, read_provenance, stored_at
 from fsae.language_models.sites import Site
 from fsae.outputs.latent_store import META, views_folder
 from fsae.outputs.run_folder import RunFolder
@@ -138,7 +139,7 @@ def _survey(folder: Path, overrides: Sequence[str], config_dir: str | None) -> N
         raise ValueError(f"{folder}: no such folder; name the folder of a run or of a dictionary")
     directories = [] if config_dir is None else [f"--config-dir={config_dir}"]
     if is_dictionary(folder):
-        own = ["task=eval", f"sae.path={quoted(folder)}", "eval=[latents]", *_site(folder, overrides)]
+        own = ["task=eval", f"sae.path={quoted(folder)}", "eval=[latents]", *place_of(folder, overrides)]
         sys.argv = ["fsae.run", *directories, *own, *overrides]
         from fsae.commands.run import main as run
 
@@ -155,12 +156,26 @@ def _survey(folder: Path, overrides: Sequence[str], config_dir: str | None) -> N
     return None
 
 
-def _site(folder: Path, overrides: Sequence[str]) -> list[str]:
-    """Return the overrides that choose the site of a dictionary, if its folder names one and the user names none."""
+def place_of(folder: Path, overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that choose the site and the layout of a dictionary, if its folder names them.
+
+    A group that the user chooses is left to the user.
+    """
     provenance = read_provenance(folder)
-    if provenance.hook_name is None or any(each.startswith("site") for each in overrides):
+    elsewhere = provenance.writes_elsewhere
+    read = [Site.of_hook(hook, provenance.hook_head_index, elsewhere) for hook in provenance.hooks_in]
+    if not read:
         return []
-    return Site.of_hook(provenance.hook_name, provenance.hook_head_index, provenance.writes_elsewhere).overrides
+    found = [] if any(each.startswith("site") for each in overrides) else read[0].overrides
+    _, kind = split_name(stored_at(folder).config)
+    if kind is None or any(each.startswith("layout") for each in overrides):
+        return found
+    found.append(f"layout={kind.name}")
+    if len(read) > 1:
+        found.append(f"layout.layers=[{','.join(str(site.layer) for site in read)}]")
+    if elsewhere:
+        found.append(f"layout.target={Site.of_hook(provenance.hooks_out[0]).name.value}")
+    return found
 
 
 def _prompt_page(run: Path, member: int | None, text: str) -> Path:

@@ -97,6 +97,12 @@ class LayoutSettings(Ranged, group="layout"):
 
     def __post_init__(self):
         super().__post_init__()
+        divided = self.several or self.exclusive > 0
+        if self.pair and (self.target is not SiteName.mlp_out or self.skip or divided):
+            raise ValueError(
+                "layout.pair is for two autoencoders around one MLP, with layout.target=mlp_out, one layer, and "
+                "without a skip path or exclusive latents; choose layout=jacobian_pair site.layer=5"
+            )
         if self.skip_rank is not None and not self.skip:
             raise ValueError("layout.skip_rank is set, but layout.skip is false; choose layout=skip_transcoder")
         if self.target is not None and self.layers and self.latents is Latents.shared:
@@ -112,11 +118,6 @@ class LayoutSettings(Ranged, group="layout"):
             raise ValueError(
                 "layout.skip adds a path from the input to another target, and layout.target is null; choose "
                 "layout=skip_transcoder"
-            )
-        if self.pair and (self.target is not SiteName.mlp_out or self.skip):
-            raise ValueError(
-                "layout.pair is for two autoencoders around an MLP, with layout.target=mlp_out and without a skip "
-                "path; choose layout=jacobian_pair"
             )
         if len(set(self.layers)) < len(self.layers):
             raise ValueError(f"layout.layers names a layer twice: {self.layers}; leave the second one out")
