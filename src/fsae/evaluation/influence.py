@@ -78,10 +78,10 @@ class Influence(Evaluation, group="eval.influence"):
         seed: of the first.
     """
 
-    prompts: int = field(default=8, metadata=between(least=2, most=100_000))
+    prompts: int = field(default=6, metadata=between(least=2, most=100_000))
     length: int = field(default=24, metadata=between(least=2, most=100_000))
     shares: list[float] = field(default_factory=lambda: [0.02, 0.05, 0.1, 0.3], metadata=SOME_SHARE)
-    latents: int = field(default=50, metadata=between(least=3, most=100_000))
+    latents: int = field(default=40, metadata=between(least=3, most=100_000))
     ablations: int = field(default=2, metadata=COUNT)
     steps: int = field(default=16, metadata=COUNT)
     seeds: int = field(default=3, metadata=between(least=1, most=100))
