@@ -225,7 +225,7 @@ def test_jobs_of_a_sweep_that_are_not_finished_are_named_and_left_out(
     sweep = outputs / SWEEP
     mark(sweep / "2", RunState.failed)
     try:
-        evaluate_command(monkeypatch, str(sweep))
+        evaluate_command(monkeypatch, str(sweep), "eval=[vectors]")
     finally:
         mark(sweep / "2", RunState.finished)
     assert f"not evaluated: the run in {sweep / '2'} is failed" in capsys.readouterr().err

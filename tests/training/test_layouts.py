@@ -1,5 +1,6 @@
 """Trainings between sites: resumed bit for bit, with a factor for each part."""
 
+import statistics
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,8 @@ def test_training_lowers_the_error(sites: Sites, settings: LayoutSettings, tmp_p
 
     learner.finish = keep
     training.train()
-    assert first[-1] < 0.7 * first[0]
+    # Errors of single batches: a resampling raises the error of the next ones.
+    assert statistics.median(first[-5:]) < 0.7 * first[0]
 
 
 def test_each_part_has_a_factor_of_its_own():
