@@ -135,7 +135,7 @@ def test_crosscoder_starts_with_centroids_of_joined_parts(arch: str):
     assert ((directions(means) @ autoencoder.W_dec.T).amax(1) > 0.999).sum() >= 10
 
 
-@each_with("decoder_norm", "encoder_init")
+@each_with("decoder_norm", "encoder_init", "decoder_init")
 @pytest.mark.parametrize("ends", [Ends.of(5), BETWEEN, CROSSCODER], ids=["autoencoder", "transcoder", "crosscoder"])
 def test_zero_decoder_explains_nothing_at_first(arch: str, ends: Ends):
     if not ends.plain and "target" in ARCHITECTURES[arch].fixed:
