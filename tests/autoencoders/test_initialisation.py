@@ -207,6 +207,11 @@ def test_latents_that_are_drawn_again_ignore_the_decoders_start():
             {"decoder_init": DecoderInit.zeros, "decoder_norm": DecoderNorm.free, "align_encoder": True},
             r"align_encoder=true",
         ),
+        (
+            {"decoder_init": DecoderInit.zeros, "decoder_norm": DecoderNorm.free, "archetype_distance": 1.0},
+            r"which arch\.archetype_distance needs; set arch\.archetype_distance=null",
+        ),
+        ({"archetype_distance": 1.0}, r"archetype_distance is 1, .*set arch\.decoder_norm=free"),
     ],
 )
 def test_settings_that_cannot_hold(changes: dict, says: str):
