@@ -28,9 +28,12 @@ class ListaSettings(BatchTopKSettings):
     eta: float = field(default=0.3, metadata=POSITIVE)
 
     affine_encoder: ClassVar[bool] = False
-    reads_decoder: ClassVar[bool] = True
     saelens_names: ClassVar[tuple[str, ...]] = ("lista",)
     saelens_vectors: ClassVar[tuple[str, ...]] = ("b_enc", "threshold")
+
+    @property
+    def reads_decoder(self) -> bool:
+        return True
 
     def check_ends(self, ends: Ends) -> None:
         super().check_ends(ends)
