@@ -1,6 +1,6 @@
 """The LISTA encoder: codes that are refined by the error of their reconstruction."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self, cast
 
@@ -82,6 +82,11 @@ class Lista(BatchTopK):
             codes = self.select(refined, sparse, number).codes
             refined = refined + settings.eta * (u - codes.decode(self.W_dec))
         return self.select(refined, sparse)
+
+    @property
+    def stages(self) -> list[Callable[[Tensor, bool], Encoding]]:
+        # From a first reconstruction that is many times too long, the others would go astray.
+        return [self.select, self.encode]
 
     def threshold_of(self, number: int) -> Float[Tensor, ""]:
         return self.threshold if number == 0 else self.early_thresholds[number - 1]

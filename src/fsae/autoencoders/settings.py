@@ -66,8 +66,9 @@ class DecoderNorm(Enum):
 class DecoderInit(Enum):
     """The start of the decoder's rows, which get the norm `init_norm`.
 
-    Rows that start from data are alike, and many that are on together would overshoot: an affine encoder then starts
-    with columns that are shorter by one factor, so that the first reconstructions have the length of least squares.
+    Rows that start from data are alike, and many that are on together would overshoot: an encoder with weights of its
+    own then starts with columns that are shorter by one factor, so that the first reconstructions have the length of
+    least squares.
 
     random: independent directions.
     kmeans: directions from b_dec to the centroids of the first targets. Between two layouts the encoder's columns start
