@@ -145,7 +145,7 @@ def test_crosscoder_starts_with_centroids_of_joined_parts(arch: str):
     assert ((directions(means) @ autoencoder.W_dec.T).amax(1) > 0.999).sum() >= 10
 
 
-@each_with("decoder_norm", "encoder_init")
+@each_with("decoder_norm", "encoder_init", "decoder_init")
 @pytest.mark.parametrize("ends", [Ends.of(5), BETWEEN, CROSSCODER], ids=["autoencoder", "transcoder", "crosscoder"])
 def test_zero_decoder_explains_nothing_at_first(arch: str, ends: Ends):
     if not ends.plain and "target" in ARCHITECTURES[arch].fixed:
@@ -217,6 +217,11 @@ def test_latents_that_are_drawn_again_ignore_the_decoders_start():
             {"decoder_init": DecoderInit.zeros, "decoder_norm": DecoderNorm.free, "align_encoder": True},
             r"align_encoder=true",
         ),
+        (
+            {"decoder_init": DecoderInit.zeros, "decoder_norm": DecoderNorm.free, "archetype_distance": 1.0},
+            r"which arch\.archetype_distance needs; set arch\.archetype_distance=null",
+        ),
+        ({"archetype_distance": 1.0}, r"archetype_distance is 1, .*set arch\.decoder_norm=free"),
     ],
 )
 def test_settings_that_cannot_hold(changes: dict, says: str):

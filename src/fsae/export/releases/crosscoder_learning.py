@@ -23,7 +23,7 @@ from fsae.export.config_files import read_json
 from fsae.export.provenance import Provenance
 from fsae.export.releases.release import Release
 from fsae.export.stored import Stored
-from fsae.export.tensor_files import names_in, plain, read_safetensors, renamed, write_safetensors
+from fsae.export.tensor_files import check_shapes, names_in, plain, read_safetensors, renamed, write_safetensors
 
 _CONFIG, _FILE = "config.json", "model.safetensors"
 # The origin of the vectors, which the layout has no place for. crosscoder_learning does not read it.
@@ -176,11 +176,7 @@ def read_crosscoder_learning(folder: Path) -> Stored:
         stored = read_safetensors(weights)
         names = _NAMES | ({"threshold": "threshold"} if jumps else {})
         found = {key: tensor.float() for key, tensor in renamed(stored, names, weights, ignored=_BUFFERS).items()}
-        for key, shape in shapes.items():
-            if found[key].shape != shape:
-                raise ValueError(
-                    f"{weights}: {names[key]} is {tuple(found[key].shape)}, by {path.name} it should be {shape}"
-                )
+        check_shapes(found, shapes, names, weights, path.name)
         if jumps:
             # Rows without a length write nothing, whatever their codes are.
             norms = _norms(found["W_dec"], norm, known)
