@@ -14,11 +14,10 @@ import fsae
 from fsae.commands.publish import main
 from fsae.export.saelens import save_saelens
 from fsae.outputs.latent_store import LatentStore
-from fsae.outputs.sweep_folder import Sweep
 from tests.export.releases.test_crosscoder_learning import ORIGIN, crosscoder
 from tests.language_models.fake_hub import WritableHub
 from tests.publishing.evaluated_run import write_run
-from tests.publishing.test_circuit_tracer import saved
+from tests.publishing.test_circuit_tracer import saved, sweep_of
 
 HOOK = "blocks.1.hook_resid_mid"
 Runs = dict[str, Path]
@@ -163,12 +162,8 @@ def test_numbers_are_written_in_saebench_s_files(runs: Runs, tmp_path: Path, cap
 
 
 def test_transcoders_of_all_layers_are_written_for_circuit_tracer(runs: Runs, tmp_path: Path, capfd: Captured):
-    sweep = tmp_path / "sweep"
+    sweep = sweep_of(tmp_path / "sweep", 2)
     layers = [saved(sweep / str(layer), layer) for layer in (0, 1)]
-    Sweep(
-        folder=sweep, tag="", started="", command=[], working_directory="", outputs="", config_dirs=[],
-        hydra_overrides=[], constant=[], varied=["site.layer"], jobs=[["site.layer=0"], ["site.layer=1"]],
-    ).write()  # fmt: skip
     out = tmp_path / "out"
     for named in ([sweep], layers):
         assert main([*map(str, named), "--circuit-tracer", str(out)]) == 0

@@ -21,6 +21,7 @@ WRITERS = {
     "SAELens": lambda folder: save_saelens(build("topk", dtype=torch.float32), folder, Provenance()),
     "Gemma Scope": lambda folder: gemma_scope.write(folder, "."),
     "Gemma Scope 2": gemma_scope_2.write,
+    "Gemma Scope 2, several layers": gemma_scope_2.write_layers,
     "Llama Scope": openmoss.llama_scope,
     "OpenMOSS": openmoss.openmoss,
     "sparsify": sparsify.write,

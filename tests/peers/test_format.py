@@ -20,7 +20,7 @@ D_IN = 12
 SCALE = 0.4
 
 # Architectures that SAELens does not have.
-UNKNOWN = {"group_topk", "lista", "mlp_encoder", "omp", "signed_gated"}
+UNKNOWN = {"group_topk", "lista", "mlp_encoder", "omp", "signed_gated", "top_afa"}
 # Architecture, settings and hook of each export.
 OURS = {
     **{arch: (arch, {}, "hook_resid_mid") for arch in ARCHITECTURES if arch not in UNKNOWN},

@@ -15,6 +15,8 @@ from fsae.autoencoders.layout import Ends, Layout, PartNorm, blocks_across_layer
 from fsae.export.dictionary_files import load_autoencoder, read_provenance
 from fsae.export.provenance import Provenance
 from fsae.export.saelens import save_saelens
+from fsae.outputs.status import RunState, mark
+from fsae.outputs.sweep_folder import Sweep
 from fsae.publishing.circuit_tracer import write_circuit_tracer
 from tests.architectures import relative_error, samples, settings_of
 from tests.autoencoders.test_layout import moved
@@ -176,6 +178,32 @@ def test_other_sites_are_refused(tmp_path: Path, hook: str | None, hook_out: str
     save_saelens(moved("standard", TRANSCODER).float().eval(), tmp_path / "sae", origin)
     message = refused(tmp_path, tmp_path / "sae")
     assert f"has a dictionary of {sites}, and circuit-tracer takes those that write mlp_out" in message
+
+
+def sweep_of(folder: Path, layers: int) -> Path:
+    """Return a sweep's folder, whose jobs are of these layers and have not started."""
+    folder.mkdir()
+    jobs = [[f"site.layer={layer}"] for layer in range(layers)]
+    Sweep(
+        folder=folder, tag="", started="", command=[], working_directory="", outputs="", config_dirs=[],
+        hydra_overrides=[], constant=[], varied=["site.layer"], jobs=jobs,
+    ).write()  # fmt: skip
+    return folder
+
+
+def test_a_sweep_that_is_not_finished_names_the_layers_that_are_missing(tmp_path: Path):
+    sweep = sweep_of(tmp_path / "sweep", 5)
+    for layer in (0, 3):
+        saved(sweep / str(layer) / "sae", layer)
+    for layer, state in ((1, RunState.failed), (4, RunState.interrupted)):
+        (sweep / str(layer)).mkdir()
+        mark(sweep / str(layer), state)
+    message = refused(tmp_path, sweep)
+    assert "no dictionary of site.layer=1 (failed); site.layer=2 (not started); site.layer=4 (interrupted)" in message
+    assert f"finish the sweep with python -m fsae.resume {sweep}, and publish it again" in message
+    for layer in (1, 2, 4):
+        saved(sweep / str(layer) / "sae", layer)
+    assert write_circuit_tracer([sweep], tmp_path / "set") == 5
 
 
 def test_layers_that_do_not_make_a_set_are_refused(tmp_path: Path):

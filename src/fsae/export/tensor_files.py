@@ -126,6 +126,30 @@ def renamed(
     return found
 
 
+def check_shapes(
+    tensors: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    names: Mapping[str, str],
+    path: Path,
+    said: str,
+) -> None:
+    """Check the shapes of renamed tensors.
+
+    Args:
+        tensors: by their new names; those that `shapes` does not name may have any shape.
+        shapes: by the new names.
+        names: the file's name of each tensor, by its new name.
+        path: the file of the tensors, for messages.
+        said: the name of the file that says which shapes they should have, for messages.
+
+    Raises:
+        ValueError: a tensor has another shape.
+    """
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape:
+            raise ValueError(f"{path}: {names[name]} is {tuple(tensors[name].shape)}, by {said} it should be {shape}")
+
+
 def plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors as safetensors writes them: contiguous, without shared memory, on the CPU and in float32."""
     return {

@@ -6,13 +6,14 @@ layer_{i}.safetensors    the transcoder of each layer
 A cross-layer transcoder has `W_enc_{i}.safetensors` and `W_dec_{i}.safetensors` per layer instead.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from fsae.export.dictionary_files import is_dictionary
 from fsae.export.releases.circuit_tracer import (
     CONFIG,
     CROSS_LAYER,
@@ -26,7 +27,8 @@ from fsae.export.tensor_files import write_safetensors
 from fsae.files import share_as_folder
 from fsae.language_models.shape import shape_of
 from fsae.language_models.sites import Site, SiteName
-from fsae.outputs.sweep_folder import read_sweep
+from fsae.outputs.run_folder import RunFolder
+from fsae.outputs.sweep_folder import JobState, read_sweep
 from fsae.publishing.new_folder import new_folder
 from fsae.surface.dictionary import Dictionary, load
 
@@ -51,9 +53,7 @@ def write_circuit_tracer(folders: Iterable[Path], folder: Path, member: int | No
             do not fit together, or something else is in the folder.
         OSError: no space is left; an earlier export is untouched.
     """
-    runs = list(_runs(folders))
-    if not runs:
-        raise ValueError("the sweep has no run yet; finish it with fsae.resume")
+    runs = [run for folder in folders for run in _runs(folder)]
     crossing = crosses_layers(load(runs[0], member=member).autoencoder.ends)
     if crossing and len(runs) > 1:
         raise ValueError(
@@ -104,13 +104,27 @@ class _Transcoder:
     config: dict[str, Any]
 
 
-def _runs(folders: Iterable[Path]) -> Iterator[Path]:
-    """Yield the runs in these folders; those of a sweep are all of its jobs."""
-    for folder in folders:
-        if (folder / "sweep.json").exists():
-            yield from (job.folder for job in read_sweep(folder).all_jobs())
-        else:
-            yield folder
+def _runs(folder: Path) -> list[Path]:
+    """Return the folders of a sweep's jobs, or the folder itself, if it is none of a sweep.
+
+    Raises:
+        ValueError: a job of the sweep has no dictionary, or there is no job.
+    """
+    if not (folder / "sweep.json").exists():
+        return [folder]
+    jobs = read_sweep(folder).all_jobs()
+    missing: dict[JobState, list[str]] = {}
+    for job in jobs:
+        if not is_dictionary(job.folder) and not RunFolder(job.folder).sae.is_dir():
+            missing.setdefault(job.state(), []).append(job.name or job.folder.name)
+    if missing or not jobs:
+        listed = "; ".join(f"{', '.join(names)} ({state.value})" for state, names in missing.items())
+        wait = "wait for the active ones, " if any(state.is_active for state in missing) else ""
+        raise ValueError(
+            f"{folder} has no dictionary of {listed or 'any job'}, and circuit-tracer needs one for each layer; {wait}"
+            f"finish the sweep with python -m fsae.resume {folder}, and publish it again"
+        )
+    return [job.folder for job in jobs]
 
 
 def _transcoder(run: Path, dictionary: Dictionary) -> _Transcoder:

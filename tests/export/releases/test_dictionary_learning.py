@@ -84,6 +84,11 @@ def test_it_computes_what_the_class_does(tmp_path, name):
     check(write(tmp_path / "trainer_0", name), CLASSES[name][1])
 
 
+def test_a_threshold_before_the_first_estimate_lets_every_code_pass(tmp_path):
+    state = CLASSES["BatchTopKSAE"][0] | {"threshold": torch.tensor(-1.0)}
+    check(write(tmp_path / "a", "BatchTopKSAE", state), lambda x: decoded((centred(x) + W["b_enc"]).relu()))
+
+
 def test_model_and_site_are_read_from_its_config(tmp_path):
     said = read_provenance(write(tmp_path / "trainer_0", "AutoEncoder"))
     assert (said.model_name, said.hook_name) == ("EleutherAI/pythia-160m-deduped", "blocks.8.hook_resid_post")

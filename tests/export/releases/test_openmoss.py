@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from fsae.export.dictionary_files import load_autoencoder, read_provenance
-from tests.export.releases.weights import D_IN, D_SAE, K, check, largest, weights
+from tests.architectures import relative_error
+from tests.export.releases.weights import D_IN, D_SAE, K, check, drawn, largest, weights
 
 HYPERPARAMETERS = {
     "act_fn": "jumprelu",
@@ -162,6 +163,200 @@ def test_another_site_of_the_target_is_read(tmp_path):
     assert read_provenance(folder).hook_name_out == "blocks.16.hook_resid_post"
 
 
-def test_a_crosscoder_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="sae_type is 'crosscoder', which is not supported; known are sae"):
-        load_autoencoder(openmoss(tmp_path / "a", sae_type="crosscoder"))
+@pytest.mark.parametrize("kind", ["molt", "lorsa"])
+def test_other_kinds_are_refused(tmp_path, kind):
+    with pytest.raises(ValueError, match=f"sae_type is '{kind}', which is not supported; known are sae, crosscoder"):
+        load_autoencoder(openmoss(tmp_path / "a", sae_type=kind))
+
+
+HOOKS = ["blocks.3.hook_resid_post", "blocks.5.hook_resid_post", "blocks.7.hook_resid_post"]
+NORMS = (4.0, 7.0, 11.0)
+LATENTS = 2 * D_IN
+
+
+def crosscoder(folder: Path, sites: int = 3, tensors: dict[str, torch.Tensor] | None = None, **changes) -> Path:
+    config = NEW | {"sae_type": "crosscoder", "hook_points": HOOKS[:sites], "expansion_factor": 2.0} | changes
+    del config["hook_point_in"], config["hook_point_out"]
+    stored = {
+        "W_E": drawn(sites, D_IN, LATENTS),
+        "b_E": drawn(sites, LATENTS, by=0.2),
+        "W_D": drawn(sites, LATENTS, D_IN, seed=1),
+        "b_D": drawn(sites, D_IN, seed=2),
+    }
+    if config["act_fn"] == "jumprelu":
+        stored["activation_function.log_jumprelu_threshold"] = drawn(LATENTS, seed=3).abs().log()
+    for hook, norm in zip(HOOKS[:sites], NORMS, strict=False):
+        stored[f"dataset_average_activation_norm.{hook}"] = torch.tensor(norm)
+    folder.mkdir(parents=True)
+    save_file(stored if tensors is None else tensors, folder / "sae_weights.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def their_crosscoder(folder: Path, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes (batch, sites, latents) and reconstruction by OpenMOSS' definition, site by site."""
+    config, stored = json.loads((folder / "config.json").read_text()), load_file(folder / "sae_weights.safetensors")
+    scaled = config["norm_activation"] == "dataset-wise"
+    scales = [math.sqrt(D_IN) / norm if scaled else 1.0 for norm in NORMS[: len(stored["W_E"])]]
+    vectors = x.split(D_IN, dim=1)
+    pre = sum(v * s @ W + b for v, s, W, b in zip(vectors, scales, stored["W_E"], stored["b_E"], strict=True))
+    codes, found = [], []
+    for rows, bias, s in zip(stored["W_D"], stored["b_D"], scales, strict=True):
+        norms = rows.norm(dim=1)
+        gated = (pre * norms).relu()
+        if config["act_fn"] == "jumprelu":
+            gated = gated * (gated > stored["activation_function.log_jumprelu_threshold"].exp())
+        if config["act_fn"] == "topk":
+            gated = largest(pre * norms)
+        codes.append(gated / norms)
+        found.append((codes[-1] @ rows + bias) / s)
+    return torch.stack(codes, dim=1), torch.cat(found, dim=1)
+
+
+@pytest.mark.parametrize("norm", ["inference", "dataset-wise"])
+@pytest.mark.parametrize("sites", [1, 3])
+@pytest.mark.parametrize("act_fn", ["relu", "jumprelu"])
+def test_a_crosscoder_has_a_gate_per_site(tmp_path, act_fn, sites, norm):
+    folder, x = crosscoder(tmp_path / "a", sites, act_fn=act_fn, norm_activation=norm), drawn(60, sites * D_IN, by=2.0)
+    theirs, reconstruction = their_crosscoder(folder, x)
+    autoencoder = load_autoencoder(folder)
+    record = autoencoder(x)
+    assert relative_error(record.reconstruction, reconstruction) < 1e-5
+    codes = record.codes.dense()
+    assert relative_error(codes, theirs[:, 0] if act_fn == "relu" else theirs.flatten(1)) < 1e-5
+    assert 0 < (codes != 0).float().mean() < 1
+    assert autoencoder.ends.input.widths == [D_IN] * sites
+    assert read_provenance(folder).hooks_in == HOOKS[:sites]
+
+
+def test_a_latent_may_be_on_at_one_site_alone_by_hand(tmp_path):
+    # Pre-activation 2; rows of the norms 2 and 1, and a threshold of 3: 2 * 2 > 3, and 2 * 1 is not.
+    tensors = {
+        "W_E": torch.tensor([[[1.0]], [[1.0]]]),
+        "b_E": torch.tensor([[0.5], [-0.5]]),
+        "W_D": torch.tensor([[[-2.0]], [[1.0]]]),
+        "b_D": torch.tensor([[0.0], [7.0]]),
+        "activation_function.log_jumprelu_threshold": torch.tensor([3.0]).log(),
+    }
+    folder = crosscoder(tmp_path / "a", 2, tensors, d_model=1, expansion_factor=1)
+    record = load_autoencoder(folder)(torch.tensor([[5.0, -3.0]]))
+    assert record.codes.dense().tolist() == [[2, 0]]
+    assert record.reconstruction.tolist() == [[-4, 7]]
+
+
+def test_topk_of_one_site_is_read_and_of_several_refused(tmp_path):
+    folder, x = crosscoder(tmp_path / "one", 1, act_fn="topk", top_k=K), drawn(60, D_IN, by=2.0)
+    assert relative_error(load_autoencoder(folder)(x).reconstruction, their_crosscoder(folder, x)[1]) < 1e-5
+    with pytest.raises(ValueError, match="act_fn is 'topk' for 3 hook_points, and each of them selects latents of its"):
+        load_autoencoder(crosscoder(tmp_path / "three", act_fn="topk", top_k=K))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hook_points": None}, "hook_points is None; it must list the names of sites"),
+        ({"hook_points": HOOKS[:2]}, r"W_E is \(3, 32, 64\), by config.json it should be \(2, 32, 64\)"),
+        ({"act_fn": "batchtopk"}, "act_fn is 'batchtopk', which is not supported"),
+        ({"norm_activation": "token-wise"}, "normalize_activations is 'constant_norm_rescale', which is not supported"),
+        ({"sparsity_include_decoder_norm": False}, "sparsity_include_decoder_norm is False; it is true for every"),
+    ],
+)
+def test_a_crosscoder_of_other_settings_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_autoencoder(crosscoder(tmp_path / "a", **changes))
+
+
+OF_LAYER, LAYERS = 2 * D_IN, 3
+READ = [f"blocks.{layer}.ln2.hook_normalized" for layer in range(LAYERS)]
+WRITTEN = [f"blocks.{layer}.hook_mlp_out" for layer in range(LAYERS)]
+
+
+def cross_layer(folder: Path, tensors: dict[str, torch.Tensor] | None = None, **changes) -> Path:
+    config = NEW | {"sae_type": "clt", "hook_points_in": READ, "hook_points_out": WRITTEN, "expansion_factor": 2}
+    config |= changes
+    del config["hook_point_in"], config["hook_point_out"]
+    stored = {"W_E": drawn(LAYERS, D_IN, OF_LAYER), "b_E": drawn(LAYERS, OF_LAYER, by=0.2)}
+    for layer in range(LAYERS):
+        stored |= {f"W_D.{layer}": drawn(layer + 1, OF_LAYER, D_IN), f"b_D.{layer}": drawn(D_IN, seed=layer)}
+    if config["act_fn"] == "jumprelu":
+        stored["activation_function.log_jumprelu_threshold"] = (8 * drawn(LAYERS, OF_LAYER, seed=3).abs()).log()
+    for number, hook in enumerate(READ + WRITTEN):
+        stored[f"dataset_average_activation_norm.{hook}"] = torch.tensor(4.0 + number)
+    folder.mkdir(parents=True)
+    save_file(stored if tensors is None else tensors, folder / "sae_weights.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def their_cross_layer(folder: Path, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes (batch, layers * latents), the norms of their rows, and reconstruction by OpenMOSS' definition."""
+    config, stored = json.loads((folder / "config.json").read_text()), load_file(folder / "sae_weights.safetensors")
+    scaled = config["norm_activation"] == "dataset-wise"
+    scale = {
+        hook: math.sqrt(D_IN) / stored[f"dataset_average_activation_norm.{hook}"].item() if scaled else 1.0
+        for hook in READ + WRITTEN
+    }
+    squares = torch.zeros(LAYERS, OF_LAYER)
+    for layer in range(LAYERS):
+        squares[: layer + 1] += stored[f"W_D.{layer}"].square().sum(2)
+    norms = squares.sqrt() if config["sparsity_include_decoder_norm"] else torch.ones(LAYERS, OF_LAYER)
+    vectors = [v * scale[hook] for v, hook in zip(x.split(D_IN, dim=1), READ, strict=True)]
+    pre = torch.stack([v @ W for v, W in zip(vectors, stored["W_E"], strict=True)], dim=1) + stored["b_E"]
+    gated = (pre * norms).relu()
+    if config["act_fn"] == "jumprelu":
+        gated = gated * (gated > stored["activation_function.log_jumprelu_threshold"].exp())
+    if config["act_fn"] == "layertopk":
+        gated = largest((pre * norms).flatten(1)).view_as(gated)
+    codes = gated / norms
+    found = []
+    for layer, hook in enumerate(WRITTEN):
+        rows = stored[f"W_D.{layer}"]
+        written = sum(codes[:, source] @ rows[source] for source in range(layer + 1)) + stored[f"b_D.{layer}"]
+        found.append(written / scale[hook])
+    return codes.flatten(1), norms.flatten(), torch.cat(found, dim=1)
+
+
+@pytest.mark.parametrize("by_norm", [True, False])
+@pytest.mark.parametrize("norm", ["inference", "dataset-wise"])
+@pytest.mark.parametrize("act_fn", ["relu", "jumprelu", "layertopk"])
+def test_a_cross_layer_transcoder_has_a_gate_per_latent(tmp_path, act_fn, norm, by_norm):
+    changes = {"act_fn": act_fn, "norm_activation": norm, "sparsity_include_decoder_norm": by_norm, "top_k": K}
+    folder, x = cross_layer(tmp_path / "a", **changes), drawn(60, LAYERS * D_IN, by=2.0)
+    codes, norms, reconstruction = their_cross_layer(folder, x)
+    record = load_autoencoder(folder)(x)
+    assert 0 < (codes != 0).float().mean() < 1
+    assert relative_error(record.reconstruction, reconstruction) < 1e-5
+    # What is selected by its length has this as its code.
+    assert relative_error(record.codes.dense(), codes * norms if act_fn == "layertopk" else codes) < 1e-5
+    said = read_provenance(folder)
+    assert (said.hooks_in, said.hooks_out) == (READ, WRITTEN)
+
+
+def test_a_cross_layer_transcoder_writes_later_layers_by_hand(tmp_path):
+    # Codes (2, 3): the first layer gets 2 * 1, the second one 2 * .5 + 3 * 2.
+    tensors = {
+        "W_E": torch.ones(2, 1, 1),
+        "b_E": torch.zeros(2, 1),
+        "W_D.0": torch.tensor([[[1.0]]]),
+        "W_D.1": torch.tensor([[[0.5]], [[2.0]]]),
+        "b_D.0": torch.zeros(1),
+        "b_D.1": torch.zeros(1),
+    }
+    sites = {"hook_points_in": READ[:2], "hook_points_out": WRITTEN[:2]}
+    folder = cross_layer(tmp_path / "a", tensors, act_fn="relu", d_model=1, expansion_factor=1, **sites)
+    record = load_autoencoder(folder)(torch.tensor([[2.0, 3.0]]))
+    assert record.codes.dense().tolist() == [[2, 3]]
+    assert record.reconstruction.tolist() == [[2, 7]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"act_fn": "topk"}, "act_fn is 'topk' for 3 layers, and each of them selects latents of its own"),
+        ({"hook_points_out": WRITTEN[:2]}, "hook_points_in names 3 sites, and hook_points_out 2"),
+        ({"expansion_factor": 1}, r"W_E is \(3, 32, 64\), by config.json it should be \(3, 32, 32\)"),
+    ],
+)
+def test_a_cross_layer_transcoder_of_other_settings_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_autoencoder(cross_layer(tmp_path / "a", **{"top_k": K, **changes}))

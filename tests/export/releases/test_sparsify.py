@@ -29,6 +29,17 @@ def test_it_computes_what_sparsify_does(tmp_path):
     check(write(tmp_path / "layers.5"), forward)
 
 
+def test_groupmax_has_one_latent_on_per_group(tmp_path):
+    w = weights()
+
+    def forward(x):
+        groups = ((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"]).relu().unflatten(1, (K, -1))
+        codes = (groups * (groups == groups.amax(2, keepdim=True))).flatten(1)
+        return codes, codes @ w["W_dec"] + w["b_dec"]
+
+    check(write(tmp_path / "layers.5", activation="groupmax"), forward)
+
+
 def test_a_transcoder_subtracts_no_bias_from_its_input(tmp_path):
     w = weights()
 
@@ -53,6 +64,21 @@ def test_the_rows_of_w_skip_are_those_of_the_output(tmp_path):
     folder = write(tmp_path / "layers.5.mlp", transcode=True, skip_connection=True)
     save_file(load_file(folder / "sae.safetensors") | {"W_skip": skip}, folder / "sae.safetensors")
     check(folder, forward)
+
+
+@pytest.mark.parametrize(("said", "hook"), [({}, "mlp.hook_in"), ({"transcode": False}, "hook_mlp_out")])
+def test_a_linear_path_without_a_transcoder_subtracts_the_bias(tmp_path, said, hook):
+    """sparsify reads its first skip transcoders so, whose files do not say `transcode`."""
+    w, skip = weights(), drawn(D_IN, D_IN, seed=11)
+
+    def forward(x):
+        codes = largest((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"])
+        return codes, codes @ w["W_dec"] + w["b_dec"] + x @ skip.T
+
+    folder = write(tmp_path / "layers.5.mlp", skip_connection=True, **said)
+    save_file(load_file(folder / "sae.safetensors") | {"W_skip": skip}, folder / "sae.safetensors")
+    check(folder, forward)
+    assert read_provenance(folder).hook_name == f"blocks.5.{hook}"
 
 
 @pytest.mark.parametrize(
@@ -81,7 +107,7 @@ def test_the_language_model_is_in_the_config_above(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"activation": "groupmax"}, "asks for activation 'groupmax', which is not supported"),
+        ({"activation": "relu"}, "asks for activation 'relu', which is not supported; known are topk, groupmax"),
         ({"signed": True}, "asks for signed"),
         ({"skip_connection": True}, "has no tensor W_skip"),
         ({"k": None}, "k is None"),

@@ -4,7 +4,7 @@ from fsae.export.releases.circuit_tracer import CIRCUIT_TRACER, CROSS_LAYER_TRAN
 from fsae.export.releases.crosscoder_learning import CROSSCODER_LEARNING
 from fsae.export.releases.dictionary_learning import DICTIONARY_LEARNING
 from fsae.export.releases.gemma_scope import GEMMA_SCOPE
-from fsae.export.releases.gemma_scope_2 import GEMMA_SCOPE_2
+from fsae.export.releases.gemma_scope_2 import GEMMA_SCOPE_2, GEMMA_SCOPE_2_LAYERS
 from fsae.export.releases.model_diff import MODEL_DIFF
 from fsae.export.releases.openmoss import LLAMA_SCOPE, OPENMOSS
 from fsae.export.releases.release import Release
@@ -23,6 +23,7 @@ RELEASES: tuple[Release, ...] = (
     SAELENS,
     GEMMA_SCOPE,
     GEMMA_SCOPE_2,
+    GEMMA_SCOPE_2_LAYERS,
     LLAMA_SCOPE,
     OPENMOSS,
     SPARSIFY,

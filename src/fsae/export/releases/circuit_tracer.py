@@ -18,7 +18,7 @@ from fsae.export.between import saelens_form, split_name
 from fsae.export.config_files import read_yaml
 from fsae.export.releases.release import Release
 from fsae.export.stored import Stored
-from fsae.export.tensor_files import names_in, plain, read_safetensors, renamed, shape_in
+from fsae.export.tensor_files import check_shapes, names_in, plain, read_safetensors, renamed, shape_in
 
 CONFIG = "config.yaml"
 # Its `model_kind`.
@@ -188,12 +188,9 @@ def _shaped(file: Path, shapes: Mapping[str, tuple[int, ...]], layer: int) -> di
     """Return the tensors of a file of a layer, by their names without the layer."""
     if not file.is_file():
         raise ValueError(f"{file.parent} has no {file.name}; download it again")
-    found = renamed(read_safetensors(file), {name: f"{name}_{layer}" for name in shapes}, file)
-    for name, shape in shapes.items():
-        if found[name].shape != shape:
-            raise ValueError(
-                f"{file}: {name}_{layer} is {tuple(found[name].shape)}, by {encoder_file(0)} it should be {shape}"
-            )
+    names = {name: f"{name}_{layer}" for name in shapes}
+    found = renamed(read_safetensors(file), names, file)
+    check_shapes(found, shapes, names, file, encoder_file(0))
     return found
 
 

@@ -67,7 +67,8 @@ def read_dictionary_learning(folder: Path) -> Stored:
         transposed = ("W_enc", "W_dec") if names["W_enc"] == "encoder.weight" else ()
         found = renamed(read_state_dict(weights), names, weights, transposed, ignored=_BUFFERS)
         if "threshold" in found:
-            found["threshold"] = found["threshold"].expand(len(found["b_enc"]))
+            # It is -1 before the first estimate, and codes of ReLU are all above that.
+            found["threshold"] = found["threshold"].clamp_min(0).expand(len(found["b_enc"]))
         if name in _BY_NORM:
             for each, tensor in found.items():
                 found[each] = tensor.to(torch.float32)

@@ -11,7 +11,7 @@ from fsae.autoencoders.settings import count_in
 from fsae.export.config_files import read_json
 from fsae.export.releases.release import Release
 from fsae.export.stored import Stored
-from fsae.export.tensor_files import read_state_dict, renamed
+from fsae.export.tensor_files import check_shapes, read_state_dict, renamed
 
 _CONFIG, _FILE = "cfg.json", "cc_weights.pt"
 _NAMES = {name: name for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
@@ -55,9 +55,7 @@ def read_model_diff(folder: Path) -> Stored:
 
     def tensors() -> dict[str, Tensor]:
         found = {key: tensor.float() for key, tensor in renamed(read_state_dict(weights), _NAMES, weights).items()}
-        for key, shape in shapes.items():
-            if found[key].shape != shape:
-                raise ValueError(f"{weights}: {key} is {tuple(found[key].shape)}, by {path.name} it should be {shape}")
+        check_shapes(found, shapes, _NAMES, weights, path.name)
         scale = torch.tensor(factors)[:, None]
         return {
             "W_enc": (found["W_enc"] * scale[:, :, None]).flatten(0, 1),

@@ -15,6 +15,7 @@ _CONFIG, _FILE = "cfg.json", "sae.safetensors"
 # W_dec lies in rows, although the encoder is stored as a linear layer.
 _NAMES = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "W_dec", "b_dec": "b_dec"}
 
+_ACTIVATIONS = ("topk", "groupmax")
 # The end of a hookpoint's name, and TransformerLens' name of the place.
 _HOOKS = {
     "": "hook_resid_post",
@@ -34,23 +35,25 @@ def read_sparsify(folder: Path) -> Stored:
     path, weights = folder / _CONFIG, folder / _FILE
     known = read_json(path)
     activation = known.get("activation", "topk")
-    if activation != "topk" or known.get("signed"):
+    if activation not in _ACTIVATIONS or known.get("signed"):
         asked = "signed" if known.get("signed") else f"activation {activation!r}"
-        raise ValueError(f"{path} asks for {asked}, which is not supported; only activation 'topk' is")
-    transcoder, skip = bool(known.get("transcode")), bool(known.get("skip_connection"))
+        raise ValueError(f"{path} asks for {asked}, which is not supported; known are {', '.join(_ACTIVATIONS)}")
+    skip = bool(known.get("skip_connection"))
+    # Its first skip transcoders do not say that they are any, and it reads them as autoencoders of their inputs.
+    transcoder, centred = bool(known.get("transcode", skip)), not known.get("transcode")
     config: dict[str, Any] = {
-        "architecture": "topk",
+        "architecture": activation,
         "d_in": known.get("d_in"),
         "k": known.get("k"),
-        "apply_b_dec_to_input": not transcoder,
+        "apply_b_dec_to_input": centred,
     }
     hook = _hook(folder.name)
     if hook is not None:
         config["hook_name"] = hook
     if transcoder or skip:
-        config["architecture"] = "topk_skip_transcoder" if skip else "topk_transcoder"
-        if hook is not None and hook.endswith("hook_mlp_out"):
-            config |= {"hook_name": hook.replace("hook_mlp_out", "mlp.hook_in"), "hook_name_out": hook}
+        config["architecture"] = f"{activation}_{'skip_' if skip else ''}transcoder"
+    if transcoder and hook is not None and hook.endswith("hook_mlp_out"):
+        config |= {"hook_name": hook.replace("hook_mlp_out", "mlp.hook_in"), "hook_name_out": hook}
     run = folder.parent / "config.json"
     if run.is_file():
         training = read_json(run)
@@ -59,7 +62,12 @@ def read_sparsify(folder: Path) -> Stored:
 
     def tensors() -> dict[str, Tensor]:
         names = _NAMES | ({"W_skip": "W_skip"} if skip else {})
-        return renamed(read_safetensors(weights), names, weights, transposed=("W_enc",))
+        found = renamed(read_safetensors(weights), names, weights, transposed=("W_enc",))
+        if skip and centred:
+            # A dictionary with a linear path subtracts no b_dec here.
+            found = {name: tensor.float() for name, tensor in found.items()}
+            found["b_enc"] = found["b_enc"] - found["b_dec"] @ found["W_enc"]
+        return found
 
     return Stored(config, path, weights, tensors)
 
