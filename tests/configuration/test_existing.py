@@ -121,6 +121,12 @@ def test_an_autoencoder_of_a_language_model_needs_a_language_model(tmp_path: Pat
         apply_provenance(settings)
 
 
+def test_an_autoencoder_of_two_models_needs_both(tmp_path: Path):
+    settings = settings_for(tmp_path, hook_names=[SITE, SITE], model_names=["tiny", "other"])
+    with pytest.raises(ValueError, match=r"choose its two models, tiny and other, as in 'model=\[gpt2,custom\]'"):
+        apply_provenance(settings)
+
+
 @pytest.mark.parametrize(
     ("provenance", "message"),
     [({"hook_name": None}, "does not name the site"), ({"model_name": "gpt2-small"}, "for the model gpt2-small")],

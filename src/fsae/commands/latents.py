@@ -168,11 +168,15 @@ def place_of(folder: Path, overrides: Sequence[str]) -> list[str]:
         return []
     found = [] if any(each.startswith("site") for each in overrides) else read[0].overrides
     _, kind = split_name(stored_at(folder).config)
-    if kind is None or any(each.startswith("layout") for each in overrides):
+    if kind is None or any(each.startswith("layout=") for each in overrides):
         return found
     found.append(f"layout={kind.name}")
-    if len(read) > 1:
-        found.append(f"layout.layers=[{','.join(str(site.layer) for site in read)}]")
+    # A crosscoder of two models has each layer twice, and the user names the models.
+    layers = list(dict.fromkeys(site.layer for site in read))
+    if len(layers) > 1:
+        found.append(f"layout.layers=[{','.join(map(str, layers))}]")
+    elif len(read) > 1:
+        found.append("layout.layers=[]")
     if elsewhere:
         found.append(f"layout.target={Site.of_hook(provenance.hooks_out[0]).name.value}")
     return found

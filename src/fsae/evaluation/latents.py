@@ -133,9 +133,7 @@ class Latents(Evaluation, group="eval.latents"):
                 f"none of the {rows.tokens.numel()} tokens that eval.latents reads counts: all are special or skipped; "
                 "raise eval.latents.tokens, or see dataset.skip_positions and dataset.exclude_tokens"
             )
-        # Those of the inputs come first.
-        limits = None if text.norm_limits is None else text.norm_limits[: len(text.sites.input)]
-        return TextContexts(rows, text.model_at, text.sites, text.rows_at_once, limits, text.reopen_models)
+        return TextContexts(rows, text.model_at, text.sites, text.rows_at_once, text.input_limits, text.reopen_models)
 
     @property
     def _sizes(self) -> Sizes:
