@@ -12,6 +12,7 @@ from torch import Tensor
 import fsae
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.export.folding import fold
+from fsae.export.provenance import Provenance
 from fsae.export.saelens import save_saelens
 from tests.architectures import FITTED, build, each_architecture, each_with_gradients_of_codes
 from tests.processes import finished
@@ -55,6 +56,27 @@ def test_a_run_is_loaded_with_all_that_is_known_of_it(runs: dict[str, Path]):
     assert dictionary.density is not None
     assert dictionary.density.sum().item() == pytest.approx(dictionary.results["eval/l0"], rel=1e-4)
     assert repr(dictionary) == "Dictionary(topk, d_in=32, d_sae=64, blocks.1.hook_resid_mid of tiny)"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ({"hook_name": "a.3", "model_name": "tiny"}, "a.3 of tiny"),
+        ({"hook_name": "a.3", "hook_name_out": "b.3", "model_name": "tiny"}, "a.3 -> b.3 of tiny"),
+        ({"hook_names": ["a.3", "a.6"], "model_name": "tiny"}, "a.3 + a.6 of tiny"),
+        (
+            {"hook_names": ["a.3", "a.6"], "hook_names_out": ["b.3", "b.6"], "model_name": "tiny"},
+            "a.3 + a.6 -> b.3 + b.6 of tiny",
+        ),
+        (
+            {"hook_names": ["a.3", "a.3"], "model_name": "base", "model_names": ["base", "chat"]},
+            "a.3 of base + a.3 of chat",
+        ),
+    ],
+)
+def test_a_dictionary_names_all_of_its_sites(said: dict[str, Any], shown: str):
+    dictionary = fsae.Dictionary(autoencoder_of("topk"), provenance=Provenance(**said))
+    assert repr(dictionary).endswith(f", {shown})")
 
 
 def test_the_run_is_known_from_its_sae_folder_too(runs: dict[str, Path]):

@@ -66,8 +66,9 @@ class DecoderNorm(Enum):
 class DecoderInit(Enum):
     """The start of the decoder's rows, which get the norm `init_norm`.
 
-    Rows that start from data are alike, and many that are on together would overshoot: an affine encoder then starts
-    with columns that are shorter by one factor, so that the first reconstructions have the length of least squares.
+    Rows that start from data are alike, and many that are on together would overshoot: an encoder with weights of its
+    own then starts with columns that are shorter by one factor, so that the first reconstructions have the length of
+    least squares.
 
     random: independent directions.
     kmeans: directions from b_dec to the centroids of the first targets. Between two layouts the encoder's columns start
@@ -128,8 +129,6 @@ class AutoencoderSettings(Ranged, ABC, group="arch"):
     provides: ClassVar[frozenset[str]] = frozenset({"pre_activations"})
     # Whether pre-activations are an affine map of the inputs.
     affine_encoder: ClassVar[bool] = True
-    # Whether codes depend on the decoder by more than `encoder_init: tied`.
-    reads_decoder: ClassVar[bool] = False
     # Whether every sample has the same number of codes, so that their positions are known without counting.
     fixed_k: ClassVar[bool] = False
     # Whether the settings say how many latents are on per sample, at least on average.
@@ -144,6 +143,11 @@ class AutoencoderSettings(Ranged, ABC, group="arch"):
     def name(self) -> str:
         """The architecture's name in messages."""
         return type(self).__name__.removesuffix("Settings")
+
+    @property
+    def reads_decoder(self) -> bool:
+        """True if codes depend on the decoder by more than `encoder_init: tied`."""
+        return False
 
     @property
     def frees_decoder_norms(self) -> bool:

@@ -21,7 +21,6 @@ class TopAFASettings(SparseAutoencoderSettings):
     """Settings of the top-AFA autoencoder: each sample has a number of active latents of its own, and no setting has
     a part in it."""
 
-    reads_decoder: ClassVar[bool] = True
     saelens_names: ClassVar[tuple[str, ...]] = ("top_afa",)
 
     def __post_init__(self):
@@ -31,6 +30,10 @@ class TopAFASettings(SparseAutoencoderSettings):
                 "arch.decoder_init is zeros, and arch TopAFA chooses latents by the lengths of what they write, so "
                 "none would ever be on; choose another arch.decoder_init"
             )
+
+    @property
+    def reads_decoder(self) -> bool:
+        return True
 
     def check_ends(self, ends: Ends) -> None:
         super().check_ends(ends)

@@ -399,11 +399,7 @@ class Dictionary:
         return self
 
     def __repr__(self) -> str:
-        of = (
-            ""
-            if self.provenance.hook_name is None
-            else f", {self.provenance.hook_name} of {self.provenance.model_name}"
-        )
+        of = f", {self.provenance.places}" if self.provenance.hooks_in else ""
         return f"Dictionary({self.architecture}, d_in={self.d_in}, d_sae={self.d_sae}{of})"
 
     def left_out(self, model: LanguageModel) -> LeftOut:

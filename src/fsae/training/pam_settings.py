@@ -124,7 +124,7 @@ class PamSettings(AdamSettings):
         if sparse.reads_decoder:
             raise ValueError(
                 f"trainer=pam solves for the decoder at fixed codes, and the codes of arch {sparse.name} depend on the "
-                "decoder; choose another arch"
+                "decoder; choose another arch, or arch.score=plain if its scores are weighted"
             )
         if not sparse.frees_decoder_norms:
             raise ValueError(
