@@ -164,7 +164,9 @@ def evaluations_table() -> str:
 
     def said(evaluation: type[Evaluation], layout: LayoutSettings) -> str:
         needed = evaluation.needs & ends
-        if not needed <= layout.provides or (layout.pair and MEMBERS in evaluation.needs):
+        # Known features are of sources without sites.
+        of_others = {MEMBERS if layout.pair else "", "" if layout.plain else "known_features"}
+        if not needed <= layout.provides or evaluation.needs & of_others:
             return ""
         return "each" if layout.pair and PAIR not in needed else "yes"
 

@@ -78,6 +78,7 @@ def test_the_evaluations_of_layouts_on_the_page_are_those_that_their_needs_allow
     assert found["`circuits`"] == ["yes", "", "", ""]
     assert found["`crosscoder`"] == ["", "", "yes", ""]
     assert found["`jacobian`"] == ["", "", "", "yes"]
+    assert found["`truth`"] == ["yes", "", "", ""]
     assert found["`agreement`"] == ["yes", "yes", "yes", ""]
     assert evaluations_table() in page_text("docs/layouts.md")
 
