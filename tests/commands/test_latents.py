@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +187,10 @@ def test_the_place_of_a_dictionary_between_sites_follows_from_its_files(tmp_path
     assert place_of(clt, []) == ["site=mlp_in", "site.layer=0", *several]
     assert place_of(clt, ["site.layer=0"]) == several
     assert place_of(crossing, ["site.layer=0"]) == ["layout=crosscoder", "layout.layers=[0,1]"]
+    two_models = replace(ORIGIN, hook_names=[ORIGIN.hooks_in[0]] * 2, model_names=["tiny", "other"])
+    save_saelens(crosscoder("jumprelu"), tmp_path / "models", two_models)
+    of_one_layer = ["site=resid_mid", "site.layer=0", "layout=crosscoder", "layout.layers=[]"]
+    assert place_of(tmp_path / "models", ["layout.model.path=other"]) == of_one_layer
     assert place_of(transcoder, ["layout=transcoder"]) == ["site=mlp_in", "site.layer=1"]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 import fsae
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.export.folding import fold
+from fsae.export.provenance import Provenance
 from fsae.export.saelens import save_saelens
 from tests.architectures import FITTED, build, each_architecture, each_with_gradients_of_codes
 from tests.processes import finished
@@ -55,6 +56,16 @@ def test_a_run_is_loaded_with_all_that_is_known_of_it(runs: dict[str, Path]):
     assert dictionary.density is not None
     assert dictionary.density.sum().item() == pytest.approx(dictionary.results["eval/l0"], rel=1e-4)
     assert repr(dictionary) == "Dictionary(topk, d_in=32, d_sae=64, blocks.1.hook_resid_mid of tiny)"
+
+
+def test_a_dictionary_of_several_sites_and_models_is_shown_with_them():
+    def shown(**origin: Any) -> str:
+        return repr(fsae.Dictionary(build("topk"), provenance=Provenance(**origin)))
+
+    hooks = [f"blocks.{layer}.mlp.hook_in" for layer in range(3)]
+    layers = shown(hook_name=hooks[0], hook_names=hooks, hook_name_out="blocks.0.hook_mlp_out", model_name="tiny")
+    assert layers.endswith(", blocks.0.mlp.hook_in and 2 more -> blocks.0.hook_mlp_out of tiny)")
+    assert shown(hook_name="a", hook_names=["a", "a"], model_names=["one", "two"]).endswith(", a of one and two)")
 
 
 def test_the_run_is_known_from_its_sae_folder_too(runs: dict[str, Path]):

@@ -168,11 +168,13 @@ def place_of(folder: Path, overrides: Sequence[str]) -> list[str]:
         return []
     found = [] if any(each.startswith("site") for each in overrides) else read[0].overrides
     _, kind = split_name(stored_at(folder).config)
-    if kind is None or any(each.startswith("layout") for each in overrides):
+    if kind is None or any(each.startswith("layout=") for each in overrides):
         return found
     found.append(f"layout={kind.name}")
     if len(read) > 1:
-        found.append(f"layout.layers=[{','.join(str(site.layer) for site in read)}]")
+        # A second language model's layers are those of the first one.
+        layers = list(dict.fromkeys(str(site.layer) for site in read))
+        found.append(f"layout.layers=[{','.join(layers if len(layers) > 1 else [])}]")
     if elsewhere:
         found.append(f"layout.target={Site.of_hook(provenance.hooks_out[0]).name.value}")
     return found

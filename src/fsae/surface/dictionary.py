@@ -399,11 +399,11 @@ class Dictionary:
         return self
 
     def __repr__(self) -> str:
-        of = (
-            ""
-            if self.provenance.hook_name is None
-            else f", {self.provenance.hook_name} of {self.provenance.model_name}"
-        )
+        said, of = self.provenance, ""
+        if said.hooks_in:
+            ends = [said.hooks_in, said.hooks_out] if said.writes_elsewhere else [said.hooks_in]
+            models = dict.fromkeys(said.model_names or [said.model_name])
+            of = f", {' -> '.join(map(_listed, ends))} of {' and '.join(map(str, models))}"
         return f"Dictionary({self.architecture}, d_in={self.d_in}, d_sae={self.d_sae}{of})"
 
     def left_out(self, model: LanguageModel) -> LeftOut:
@@ -491,6 +491,12 @@ def save(
         save_saelens(dictionary.autoencoder, folder, provenance or dictionary.provenance, dictionary.density)
     else:
         save_saelens(dictionary, folder, provenance or Provenance())
+
+
+def _listed(hooks: list[str]) -> str:
+    """Return the first of several names, and how many there are besides it."""
+    others = len(set(hooks)) - 1
+    return hooks[0] + (f" and {others} more" if others else "")
 
 
 def _with_token(edit: Edit, model: LanguageModel) -> Edit:
