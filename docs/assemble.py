@@ -14,7 +14,12 @@ from functools import partial
 from pathlib import Path
 
 from docs.reference import REPOSITORY, generated_pages, undocumented
+from fsae.evaluation.choices import CHOICES
+from fsae.evaluation.evaluation import Evaluation
+from fsae.evaluation.suite import MEMBERS, PAIR
+from fsae.language_models.sites import SiteName
 from fsae.outputs.latent_store import HIT_COLUMNS, LATENT_COLUMNS, Column
+from fsae.sources.layout import LayoutSettings
 
 ASSEMBLED = REPOSITORY / "build" / "docs"
 
@@ -25,6 +30,14 @@ _FILES = {
     "CHANGELOG.md": "changelog.md",
     "LICENSE": "LICENSE.txt",
     "CITATION.cff": "CITATION.cff",
+}
+
+# A layout of each kind that evaluations distinguish.
+_LAYOUTS = {
+    "autoencoder": LayoutSettings(),
+    "transcoders, CLT": LayoutSettings(target=SiteName.mlp_out),
+    "crosscoders": LayoutSettings(layers=[0, 1]),
+    "Jacobian pair": LayoutSettings(target=SiteName.mlp_out, pair=True),
 }
 
 # A comment in the language of the code block, so that no formatter takes the line for code.
@@ -145,6 +158,23 @@ def homes_table() -> str:
     return f"| package | imported in |\n|---|---|\n{rows}"
 
 
+def evaluations_table() -> str:
+    """Return which evaluations measure the dictionaries of each layout as a table."""
+    ends = frozenset[str]().union(*(layout.provides for layout in _LAYOUTS.values()))
+
+    def said(evaluation: type[Evaluation], layout: LayoutSettings) -> str:
+        needed = evaluation.needs & ends
+        if not needed <= layout.provides or (layout.pair and MEMBERS in evaluation.needs):
+            return ""
+        return "each" if layout.pair and PAIR not in needed else "yes"
+
+    rows = [
+        f"| `{name}` | {' | '.join(said(evaluation, layout) for layout in _LAYOUTS.values())} |"
+        for name, evaluation in CHOICES.items()
+    ]
+    return "\n".join([f"| `eval=` | {' | '.join(_LAYOUTS)} |", "|---" * (1 + len(_LAYOUTS)) + "|", *rows])
+
+
 def notebook_text(path: Path) -> str:
     """Return a notebook's cells and printed outputs as Markdown."""
     parts = []
@@ -164,6 +194,7 @@ _TABLES = {
     "<!-- homes -->": homes_table,
     "<!-- latent columns -->": partial(columns_table, LATENT_COLUMNS),
     "<!-- hit columns -->": partial(columns_table, HIT_COLUMNS),
+    "<!-- evaluations of layouts -->": evaluations_table,
 }
 
 if __name__ == "__main__":

@@ -27,8 +27,10 @@ from fsae.autoencoders.record import Encoding
 from fsae.autoencoders.settings import SparseAutoencoderSettings
 from fsae.autoencoders.signed_gated import SignedGatedSettings
 from fsae.autoencoders.standard import Standard, StandardSettings
+from fsae.autoencoders.top_afa import TopAFASettings
 from fsae.autoencoders.topk import KSettings, TopKSettings
 from fsae.losses.auxiliary import AuxK, GateReconstruction
+from fsae.losses.code_norm import CodeNorm
 from fsae.losses.sparsity import L1, StepL0
 from fsae.losses.term import LossTerm
 from fsae.sparse.codes import Codes
@@ -113,15 +115,25 @@ def _refined_by_a_layer(x: Tensor, autoencoder: SparseAutoencoder) -> Tensor:
     return x + torch.relu(u @ W_hidden + b_hidden) @ W_back
 
 
-def _k_largest_of_batch(h: Tensor, gate: Tensor, autoencoder: SparseAutoencoder) -> Tensor:
+def _k_largest_of_batch(h: Tensor, gate: Tensor, autoencoder: SparseAutoencoder, x: Tensor) -> Tensor:
     return _k_largest(h.view(1, -1), _k_of(autoencoder) * len(h)).view_as(h)
 
 
-def _groups_of_largest_norm(h: Tensor, gate: Tensor, autoencoder: SparseAutoencoder) -> Tensor:
+def _groups_of_largest_norm(h: Tensor, gate: Tensor, autoencoder: SparseAutoencoder, x: Tensor) -> Tensor:
     settings = autoencoder.settings
     assert isinstance(settings, GroupTopKSettings)
     norms = h.unflatten(1, (-1, settings.rank)).square().sum(2)
     return _k_largest(norms, settings.k // settings.rank).repeat_interleave(settings.rank, dim=1)
+
+
+def _longest_up_to_the_norm(h: Tensor, gate: Tensor, autoencoder: SparseAutoencoder, x: Tensor) -> Tensor:
+    """As many of the longest latents as come nearest to the norm of x - b_dec, sample by sample."""
+    lengths, chosen = torch.relu(h) * autoencoder.W_dec.detach().norm(dim=1), torch.zeros_like(h, dtype=torch.bool)
+    for sample, wanted in enumerate((x - autoencoder.b_dec).detach().norm(dim=1)):
+        order = lengths[sample].argsort(descending=True)
+        distances = [(lengths[sample, order[:k]].norm() - wanted).abs() for k in range(1, len(order) + 1)]
+        chosen[sample, order[: 1 + distances.index(min(distances))]] = True
+    return chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +149,7 @@ class Architecture:
         saelens: its name in SAELens' format, and its tensors of shape (d_sae,) there.
         pre_activations: of (x - b_dec) W_enc and the parameters; if there is a gate, of the magnitude path.
         gate: the gate path, of the same arguments; None for the pre-activations.
-        selected: (batch, d_sae) bool, of pre-activations, gate and autoencoder: which latents may be on, before
+        selected: (batch, d_sae) bool, of pre-activations, gate, autoencoder and x: which latents may be on, before
             rectifying. No gradient goes through it.
         activation: codes of pre-activations, the selected ones and the autoencoder.
         competes: whether latents compete for places.
@@ -148,10 +160,13 @@ class Architecture:
         refined: what the encoder makes of x before the product with W_enc, of x and the autoencoder.
         codes: of x and the autoencoder, if there are no pre-activations; then `selected` and `activation` have no
             meaning.
-        fixed: settings that can have one value only; W_dec if codes depend on it,
+        fixed: settings that can have one value only; decoder_init if it cannot be zeros, W_dec if codes depend on it,
+            b_dec if they depend on it whatever the encoder reads,
             target if it must be the input, encoder_norm if training fixes the norms of W_enc's columns.
         given_codes: whether codes have no gradient.
+        through_decoder: whether codes have a gradient in W_dec.
         rounds: whether dense and sparse products round the codes differently.
+        encoder_factor: of the encoder's weights in these tests, so that more than a few latents are on.
         shapes: of further tensors in SAELens' format, for d_in 5.
     """
 
@@ -161,7 +176,7 @@ class Architecture:
     saelens: tuple[str, tuple[str, ...]]
     pre_activations: Callable[[Tensor, dict[str, Tensor]], Tensor] = lambda products, p: products + p["b_enc"]
     gate: Callable[[Tensor, dict[str, Tensor]], Tensor] | None = None
-    selected: Callable[[Tensor, Tensor, SparseAutoencoder], Tensor] = lambda h, gate, _: h != 0
+    selected: Callable[[Tensor, Tensor, SparseAutoencoder, Tensor], Tensor] = lambda h, gate, _, x: h != 0
     activation: Callable[[Tensor, Tensor, SparseAutoencoder], Tensor] = _rectified
     competes: bool = False
     signed: bool = False
@@ -172,7 +187,9 @@ class Architecture:
     codes: Callable[[Tensor, SparseAutoencoder], Tensor] | None = None
     fixed: frozenset[str] = frozenset()
     given_codes: bool = False
+    through_decoder: bool = False
     rounds: bool = False
+    encoder_factor: float = 1.0
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
@@ -184,7 +201,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         settings=StandardSettings,
         loss={"sparsity": L1(weight=0.3, warm_up=0.5)},
         saelens=("standard", ("b_enc",)),
-        selected=lambda h, gate, _: torch.ones_like(h, dtype=torch.bool),
+        selected=lambda h, gate, _, x: torch.ones_like(h, dtype=torch.bool),
     ),
     "gated": Architecture(
         settings=GatedSettings,
@@ -192,7 +209,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         saelens=("gated", ("b_gate", "b_mag", "r_mag")),
         pre_activations=lambda products, p: products * p["r_mag"].exp() + p["b_mag"],
         gate=lambda products, p: products + p["b_gate"],
-        selected=lambda h, gate, _: gate > 0,
+        selected=lambda h, gate, _, x: gate > 0,
         bias="b_gate",
         silent=frozenset({"b_gate"}),
     ),
@@ -203,7 +220,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         saelens=("signed_gated", ("b_gate", "b_gate_negative", "b_mag", "r_mag")),
         pre_activations=lambda products, p: products * p["r_mag"].exp() + p["b_mag"],
         gate=lambda products, p: torch.relu(products + p["b_gate"]) - torch.relu(p["b_gate_negative"] - products),
-        selected=lambda h, gate, _: gate != 0,
+        selected=lambda h, gate, _, x: gate != 0,
         activation=lambda h, chosen, _: h * chosen,
         signed=True,
         bias="b_gate",
@@ -215,7 +232,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         changes={"init_threshold": 0.3, "bandwidth": 0.4},
         loss={"sparsity": StepL0(weight=0.1, warm_up=0.5)},
         saelens=("jumprelu", ("b_enc", "threshold")),
-        selected=lambda h, gate, autoencoder: h > autoencoder.get_parameter("log_threshold").detach().exp(),
+        selected=lambda h, gate, autoencoder, x: h > autoencoder.get_parameter("log_threshold").detach().exp(),
         activation=_jumped,
         thresholds=frozenset({"log_threshold"}),
     ),
@@ -224,7 +241,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         changes={"k": 3},
         loss={"auxiliary": AuxK(k=2)},
         saelens=("topk", ("b_enc",)),
-        selected=lambda h, gate, autoencoder: _k_largest(h, _k_of(autoencoder)),
+        selected=lambda h, gate, autoencoder, x: _k_largest(h, _k_of(autoencoder)),
         competes=True,
     ),
     "batch_topk": Architecture(
@@ -240,7 +257,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         changes={"k": 3},
         loss={"auxiliary": AuxK(k=2)},
         saelens=("abstopk", ("b_enc",)),
-        selected=lambda h, gate, autoencoder: _k_largest(h.abs(), _k_of(autoencoder)),
+        selected=lambda h, gate, autoencoder, x: _k_largest(h.abs(), _k_of(autoencoder)),
         activation=lambda h, chosen, _: h * chosen,
         competes=True,
         signed=True,
@@ -257,6 +274,15 @@ ARCHITECTURES: dict[str, Architecture] = {
         signed=True,
         fixed=frozenset({"encoder_norm"}),
     ),
+    "top_afa": Architecture(
+        settings=TopAFASettings,
+        loss={"auxiliary": AuxK(k=2), "norm": CodeNorm(weight=0.5)},
+        saelens=("top_afa", ("b_enc",)),
+        selected=_longest_up_to_the_norm,
+        encoder_factor=0.5,
+        fixed=frozenset({"W_dec", "b_dec", "target", "decoder_init"}),
+        competes=True,
+    ),
     "lista": Architecture(
         settings=ListaSettings,
         changes={"k": 3},
@@ -265,6 +291,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         refined=_refined_by_the_error,
         selected=_k_largest_of_batch,
         fixed=frozenset({"W_dec", "target"}),
+        through_decoder=True,
         competes=True,
         rounds=True,
         shapes={"early_thresholds": (1,)},
@@ -286,6 +313,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         saelens=("matching_pursuit", ()),
         codes=_matched,
         fixed=_OF_PURSUIT,
+        through_decoder=True,
         competes=True,
     ),
     "omp": Architecture(
@@ -354,6 +382,8 @@ def build(
     with torch.no_grad():
         for parameter in autoencoder.parameters():
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype)
+        if ARCHITECTURES[arch].encoder_factor != 1:
+            autoencoder.W_enc.mul_(ARCHITECTURES[arch].encoder_factor)
     return autoencoder
 
 

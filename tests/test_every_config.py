@@ -42,6 +42,7 @@ PARTNERS = {
     "loss/jumprelu_target_l0_per_sample": ["arch=jumprelu"],
     "loss/topk": ["arch=topk"],
     "loss/group_topk_nuclear": ["arch=group_topk"],
+    "loss/code_norm": ["arch=top_afa"],
     "loss/p_anneal": ["arch=standard"],
     "loss/jumprelu_density": ["arch=jumprelu"],
     "trainer/fit": ["arch=kmeans"],

@@ -33,6 +33,9 @@ arm mlp/autoencoder $smollm2 arch.k=24,64 site=mlp_out
 arm mlp/transcoder $smollm2 arch.k=24,64 layout=transcoder
 arm mlp/skip_transcoder $smollm2 arch.k=24,64 layout=skip_transcoder
 
+# A Jacobian pair around that MLP, and the same two autoencoders without the term.
+arm pair $smollm2 layout=jacobian_pair arch=topk arch.k=32 population.jacobian.weight=0,512
+
 # On known features; an l0 of 8.3 has as many features as there are.
 recipes synthetic 8,6 experiment=synth_sae_bench/small seed=1,2,3,4,5
 

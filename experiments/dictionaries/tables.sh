@@ -13,4 +13,6 @@ table "Residual stream of SmolLM2-135M-Instruct (Q4_1), layer 3: reconstruction"
     --against batch_topk --metrics $vectors
 table "The same: what the latents are worth" recipes "$out/smollm2" --against batch_topk --metrics $worth
 table "MLP of layer 3" recipes "$out/mlp" --against transcoder --metrics $vectors
+table "Jacobian pair around the MLP of layer 3" paired "$out/pair" --against population.jacobian.weight=0 \
+    --metrics 0/fvu 1/fvu jacobian_above_005 jacobian_above_01 jacobian_above_015 jacobian_above_02 jacobian_mean
 table "Known features" recipes "$out/synthetic" --against batch_topk --metrics fvu f1 mcc uniqueness dead_share

@@ -30,8 +30,12 @@ def write_text_store(
     vocabulary: int = 2000,
     seed: int = 0,
     weights: str = "0123abcd",
+    of_parts: list[str] | None = None,
 ) -> LatentStore:
-    """Write a store of text; every tenth latent is dead, and latent 1 has a hostile label."""
+    """Write a store of text; every tenth latent is dead, and latent 1 has a hostile label.
+
+    With names of parts it is of a crosscoder: latent i writes the first part with the relative norm i / d_sae.
+    """
     random = np.random.default_rng(seed)
     context = 128
     # With 50,000 tokens the entropy is 9.9 bits; English text in tokens of GPT-2's size has about 9.7.
@@ -48,8 +52,11 @@ def write_text_store(
     parts = np.array_split(alive, len(alive) // LATENTS_AT_ONCE + 1)
     hits = pd.concat([_hits(random, part, maximum, tokens) for part in parts], ignore_index=True)
     table = _table(random, d_sae, dead, maximum, vocabulary, tokens, strings)
+    if of_parts is not None:
+        shares = np.arange(d_sae, dtype=np.float32) / d_sae
+        table["relative_norms"] = list(np.stack([shares, *[1 - shares] * (len(of_parts) - 1)], axis=1))
     meta = _meta(
-        kind="text", d_sae=d_sae, weights=weights, contexts=contexts, context=context, window=WINDOW,
+        kind="text", d_sae=d_sae, weights=weights, parts=of_parts, contexts=contexts, context=context, window=WINDOW,
         excluded={"first position": contexts, "massive": 3}, positions=contexts * 127, seed=seed, model="tiny/model",
         site="resid_post.3", dataset="a <i>data</i> set", part="held out", dtype="float32",
     )  # fmt: skip

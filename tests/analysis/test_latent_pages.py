@@ -1,5 +1,6 @@
 import base64
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,28 @@ def test_lists_are_cut_to_their_length_and_null_is_empty(store: LatentStore, tmp
     # Neither the histogram nor the trigger means anything without its end.
     assert shard["histogram.lengths"].tolist() == [96] * 300
     assert shard["trigger.lengths"][:3].tolist() == [3, 0, 0]
+
+
+def test_the_table_has_the_relative_norm_of_each_part(tmp_path: Path):
+    store = write_text_store(tmp_path / "latents", d_sae=20, of_parts=["resid_mid.3", "<b>resid_mid.6</b>"])
+    page = write_latent_pages(store, store.folder, ORIGIN)
+    index = script(page, "first-index")
+    assert index["relative_norm_0"][:3].tolist() == pytest.approx([0, 0.05, 0.1])
+    assert index["relative_norm_1"][:3].tolist() == pytest.approx([1, 0.95, 0.9])
+    assert "relative_norm_2" not in index
+    assert "relative_norms" not in script(page, "first-shard-0000")
+    assert "<b>resid" not in page.read_text()
+
+
+def test_a_store_of_an_earlier_version_has_pages_without_parts(tmp_path: Path):
+    store = write_text_store(tmp_path / "latents", d_sae=20)
+    path = store.folder / "latents.parquet"
+    pd.read_parquet(path).drop(columns="relative_norms").to_parquet(path)
+    meta = json.loads((store.folder / "meta.json").read_text())
+    del meta["parts"]
+    (store.folder / "meta.json").write_text(json.dumps(meta))
+    index = script(write_latent_pages(LatentStore(store.folder), store.folder, ORIGIN), "first-index")
+    assert not any(name.startswith("relative_norm") for name in index)
 
 
 def test_every_text_is_shown_as_text(page: Path):

@@ -115,7 +115,7 @@ def test_affine_map_at_some_latents():
     torch.testing.assert_close(affine.at(chosen), affine.dense()[:, chosen], rtol=1e-14, atol=1e-14)
 
 
-@each_with("apply_b_dec_to_input")
+@each_with("apply_b_dec_to_input", "b_dec")
 def test_decoder_not_subtracted_from_the_input(arch: str):
     autoencoder, x = build(arch, apply_b_dec_to_input=False), samples(6)
     shifted = build(arch, apply_b_dec_to_input=True)

@@ -195,9 +195,14 @@ def test_architectures_that_mix_parts_are_refused(arch: str):
 
 
 def test_numbers_of_latents_that_cannot_be_divided_are_refused():
-    for ends, d_sae in ((PER_LAYER, 16), (PARTITIONED, 2)):
-        with pytest.raises(ValueError, match=r"cannot be divided into blocks.*arch\.d_sae"):
+    for ends, d_sae, advice in (
+        (PER_LAYER, 16, "a multiple of 3"),
+        # A fifth of two latents is none, and of five one.
+        (PARTITIONED, 2, "at least 5"),
+    ):
+        with pytest.raises(ValueError, match=rf"cannot be divided into blocks.*set arch\.d_sae to {advice}$"):
             settings_of("standard", d_sae=d_sae).check_ends(ends)
+    settings_of("standard", d_sae=5).check_ends(PARTITIONED)
     assert [each.stop for each in PER_LAYER.latents(15)] == [5, 10, 15]
     assert PARTITIONED.latents(16) == [slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 16)]
 

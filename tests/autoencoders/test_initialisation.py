@@ -86,7 +86,7 @@ def test_rows_point_from_the_bias_to_centroids(arch: str):
 @each_architecture
 @pytest.mark.parametrize("start", [DecoderInit.kmeans, DecoderInit.active_subspace])
 def test_first_reconstructions_of_rows_that_are_alike_are_not_too_long(arch: str, start: DecoderInit):
-    if not ARCHITECTURES[arch].settings.affine_encoder:
+    if "encoder_init" in ARCHITECTURES[arch].fixed:
         return
     # Clusters on one line through the mean: the rows of all of them add up for each sample.
     x = torch.randn(600, 1, generator=torch.Generator().manual_seed(3)) * torch.tensor([3.0, 4, 0, 0, 0])
@@ -95,6 +95,16 @@ def test_first_reconstructions_of_rows_that_are_alike_are_not_too_long(arch: str
     scaled = 0.5 * x
     reconstruction = autoencoder.decode(autoencoder.encode(scaled).codes)
     assert (scaled - reconstruction).square().sum() <= 1.01 * (scaled - scaled.mean(0)).square().sum()
+
+
+@pytest.mark.parametrize("refinements", [0, 1, 3])
+def test_refined_codes_start_with_the_length_of_least_squares(refinements: int):
+    x = torch.randn(600, 1, generator=torch.Generator().manual_seed(3)) * torch.tensor([3.0, 4, 0, 0, 0])
+    x += 0.1 * samples(600, dtype=torch.float32)
+    changes = {"k": 6, "refinements": refinements, "decoder_init": DecoderInit.kmeans, "b_dec_init": BiasInit.mean}
+    record = started("lista", 5, x, **changes)(0.5 * x)
+    fvu = record.error.square().sum() / (0.5 * x - 0.5 * x.mean(0)).square().sum()
+    assert fvu < 0.5
 
 
 def test_seed_of_kmeans_alone_decides_the_rows():
@@ -135,7 +145,7 @@ def test_crosscoder_starts_with_centroids_of_joined_parts(arch: str):
     assert ((directions(means) @ autoencoder.W_dec.T).amax(1) > 0.999).sum() >= 10
 
 
-@each_with("decoder_norm", "encoder_init")
+@each_with("decoder_norm", "encoder_init", "decoder_init")
 @pytest.mark.parametrize("ends", [Ends.of(5), BETWEEN, CROSSCODER], ids=["autoencoder", "transcoder", "crosscoder"])
 def test_zero_decoder_explains_nothing_at_first(arch: str, ends: Ends):
     if not ends.plain and "target" in ARCHITECTURES[arch].fixed:
@@ -207,6 +217,11 @@ def test_latents_that_are_drawn_again_ignore_the_decoders_start():
             {"decoder_init": DecoderInit.zeros, "decoder_norm": DecoderNorm.free, "align_encoder": True},
             r"align_encoder=true",
         ),
+        (
+            {"decoder_init": DecoderInit.zeros, "decoder_norm": DecoderNorm.free, "archetype_distance": 1.0},
+            r"which arch\.archetype_distance needs; set arch\.archetype_distance=null",
+        ),
+        ({"archetype_distance": 1.0}, r"archetype_distance is 1, .*set arch\.decoder_norm=free"),
     ],
 )
 def test_settings_that_cannot_hold(changes: dict, says: str):

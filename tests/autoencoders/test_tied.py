@@ -122,7 +122,7 @@ def test_resampling_sets_both_sides_of_tied_weights(arch: str):
     dead.samples_since_fired[[2, 5]] = 100
     others = [latent for latent in range(13) if latent not in (2, 5)]
     before = tied.W_dec.detach().clone()
-    assert resample(tied, optimiser, dead, tied(x), torch.Generator().manual_seed(0)) == 2
+    assert len(resample(tied, optimiser, dead, tied(x), torch.Generator().manual_seed(0))) == 2
     inputs = torch.nn.functional.normalize(tied.encoder_input(x), dim=1)
     rows = torch.nn.functional.normalize(tied.W_dec[[2, 5]], dim=1)
     torch.testing.assert_close((rows @ inputs.T).max(1).values, torch.ones(2))

@@ -8,7 +8,7 @@ import torch
 from fsae.autoencoders.autoencoder import Autoencoder, SparseAutoencoder
 from fsae.autoencoders.layout import Ends, Layout, Scaling
 from fsae.autoencoders.settings import DecoderNorm
-from fsae.autoencoders.warm_start import check_start
+from fsae.autoencoders.warm_start import check_start, take_over
 from fsae.export.folding import fold
 from fsae.export.provenance import Provenance
 from fsae.export.saelens import load_saelens, save_saelens
@@ -119,3 +119,29 @@ def test_rows_of_other_norms_are_refused_if_rows_are_unit_vectors(tmp_path: Path
     known = stored(before, Scaling.of(1.0), tmp_path / "sae")
     with pytest.raises(ValueError, match=r"norms from 3 to 3.*decoder_norm=free"):
         started("topk", Ends.of(5), Scaling.of(1.0), known)
+
+
+@each_architecture
+def test_latents_without_a_direction_start_as_usual_if_rows_are_unit_vectors(arch: str, tmp_path: Path):
+    ends, scaling = ENDS["autoencoder"], SCALES["autoencoder"]
+    before = trained(arch, ends)
+    with torch.no_grad():
+        before.W_dec[[2, 7]] = 0.0
+    fresh = started(arch, ends, scaling, stored(before, scaling, tmp_path / "sae"))
+    usual = started(arch, ends, scaling, None)
+    torch.testing.assert_close(fresh.W_dec.norm(dim=1), torch.ones(13))
+    assert torch.equal(fresh.W_dec[[2, 7]], usual.W_dec[[2, 7]])
+    assert torch.equal(fresh.W_enc[:, [2, 7]], usual.W_enc[:, [2, 7]])
+    others = [latent for latent in range(13) if latent not in (2, 7)]
+    torch.testing.assert_close(fresh.W_dec[others], before.W_dec[others])
+
+
+def test_latents_without_a_direction_are_kept_if_rows_are_free(tmp_path: Path):
+    before = trained("topk", Ends.of(5), decoder_norm=DecoderNorm.free)
+    with torch.no_grad():
+        before.W_dec[2] = 0.0
+    known = stored(before, Scaling.of(1.0), tmp_path / "sae")
+    fresh = settings_of("topk", d_sae=13, decoder_norm=DecoderNorm.free).build(Ends.of(5), torch.Generator())
+    take_over(fresh, known)
+    assert not fresh.W_dec[2].any()
+    torch.testing.assert_close(fresh.W_enc, before.W_enc)

@@ -539,6 +539,27 @@ def test_every_row_has_the_height_that_the_table_counts_on(address: str, tmp_pat
         assert page.ask(f"{ROWS}.every(row => row.getBoundingClientRect().height === ROW)")
 
 
+def test_a_crosscoder_shows_where_its_latents_write(address: str, tmp_path: Path, page: Page):
+    store = write_text_store(tmp_path / "latents", d_sae=20, of_parts=["resid_mid.3", "<b>resid_mid.6</b>"])
+    parts = write_latent_pages(store, store.folder, Origin("crosscoder")).as_uri()
+    page.open(parts)
+    assert values(page, "norm resid_mid.3")[:3] == ["0", "0.05", "0.1"]
+    assert values(page, "norm <b>resid_mid.6</b>")[:3] == ["1", "0.95", "0.9"]
+    heads = "[...document.querySelectorAll('#rows thead button')]"
+    page.ask(f"{heads}.find(each => each.textContent === 'norm resid_mid.3').click()")
+    assert page.ask(LATENTS)[:3] == [19, 18, 17]
+    page.open(f"{parts}#latent=5")
+    rows = "[...document.querySelectorAll('.side section')].find(each => each.textContent.startsWith('Decoder row'))"
+    assert page.ask(f"[...{rows}.querySelectorAll('td')].map(each => each.textContent)") == [
+        "resid_mid.3", "0.25", "<b>resid_mid.6</b>", "0.75"
+    ]  # fmt: skip
+    # A dictionary of one part has neither.
+    page.open(address)
+    assert not any("norm" in each for each in page.ask(f"{heads}.map(each => each.textContent)"))
+    page.open(f"{address}#latent=5")
+    assert "Decoder row" not in page.ask("document.querySelector('.side').textContent")
+
+
 def test_two_dictionaries_stand_side_by_side(store: LatentStore, tmp_path: Path, page: Page):
     other = write_text_store(tmp_path / "other", d_sae=50, seed=3, weights="other")
     matched = pd.DataFrame({"first": [5, 6, 9], "second": [49, None, 8], "cosine": [0.5, np.nan, 0.75]})

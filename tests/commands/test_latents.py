@@ -187,11 +187,13 @@ def test_the_place_of_a_dictionary_between_sites_follows_from_its_files(tmp_path
     assert place_of(clt, []) == ["site=mlp_in", "site.layer=0", *several]
     assert place_of(clt, ["site.layer=0"]) == several
     assert place_of(crossing, ["site.layer=0"]) == ["layout=crosscoder", "layout.layers=[0,1]"]
-    two_models = replace(ORIGIN, hook_names=[ORIGIN.hooks_in[0]] * 2, model_names=["tiny", "other"])
-    save_saelens(crosscoder("jumprelu"), tmp_path / "models", two_models)
-    of_one_layer = ["site=resid_mid", "site.layer=0", "layout=crosscoder", "layout.layers=[]"]
-    assert place_of(tmp_path / "models", ["layout.model.path=other"]) == of_one_layer
     assert place_of(transcoder, ["layout=transcoder"]) == ["site=mlp_in", "site.layer=1"]
+    # A crosscoder of two models has each site twice; the user names the models.
+    hook = "blocks.1.hook_resid_mid"
+    two = replace(ORIGIN, hook_name=hook, hook_names=[hook, hook], model_names=["one", "other"])
+    save_saelens(crosscoder("jumprelu"), tmp_path / "models", two)
+    wanted = ["site=resid_mid", "site.layer=1", "layout=crosscoder", "layout.layers=[]"]
+    assert place_of(tmp_path / "models", ["model=[one,other]", "layout.model.weights=random"]) == wanted
 
 
 def test_a_dictionary_in_saelens_format_gets_a_run_of_its_own(runs: dict[str, Path], tmp_path: Path):

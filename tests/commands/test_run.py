@@ -94,7 +94,7 @@ def test_a_failed_composition_is_reported_once_and_recorded(
     [
         (["trainer.lr=-1"], "trainer.lr is -1; it must be above 0"),
         (["+site.foo=1"], "site.foo: there is no such setting; site has: head, layer, name"),
-        (["model=tiny", "site.layer=4"], "site.layer is 4, but model tiny has 4 layers, 0 to 3"),
+        (["model=tiny", "site.layer=4"], "layer 4 is named, but model tiny has 4 layers, 0 to 3"),
         (["arch=topk", "arch.d_sae=32"], "arch.k is 64, more than the 32 latents of the autoencoder"),
         (["loss=jumprelu", "arch=standard"], "loss.sparsity (StepL0) needs a forward record with active"),
         (["task=eval"], "task=eval evaluates an existing autoencoder: name its folder with sae.path=FOLDER"),
@@ -127,7 +127,10 @@ def test_a_refusal_is_reported_once_and_recorded_in_the_outputs_folder(
 def test_a_sweep_without_a_runnable_job_is_reported_once_and_recorded(command, tmp_path: Path):
     ended = command("-m", "model=tiny", "site.layer=4", "seed=1,2", "arch=gated,topk")
     assert ended.exit_status == 1
-    assert ended.output == "fsae: site.layer is 4, but model tiny has 4 layers, 0 to 3; choose one of them\n"
+    assert ended.output == (
+        "fsae: layer 4 is named, but model tiny has 4 layers, 0 to 3; choose one of them by site.layer, or several by "
+        "layout.layers\n"
+    )
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["status.json"]
 
 

@@ -113,19 +113,17 @@ def test_provenance_that_cannot_be_applied_is_refused(tmp_path: Path, provenance
         dataset_for(tmp_path, **provenance)
 
 
-def test_a_crosscoder_of_two_models_asks_for_both(tmp_path: Path):
-    said = {"hook_names": [SITE, SITE], "model_names": ["tiny", "tiny"], "model_notes": [None, "random weights"]}
-    with pytest.raises(
-        ValueError, match=r"but the settings are for resid_mid.1; it is of tiny and tiny \(random weights\)"
-    ):
-        apply_provenance(settings_for(tmp_path, **said))
-
-
 def test_an_autoencoder_of_a_language_model_needs_a_language_model(tmp_path: Path):
     save_saelens(build("standard"), tmp_path / "sae", Provenance(hook_name=SITE))
     other = ("source=grouped_features", "~model", "~site", "~dataset")
     settings = settings_of(composed(*other, "task=eval", f"sae.path={tmp_path / 'sae'}"))
     with pytest.raises(ValueError, match="this source has none; use source=activations"):
+        apply_provenance(settings)
+
+
+def test_an_autoencoder_of_two_models_needs_both(tmp_path: Path):
+    settings = settings_for(tmp_path, hook_names=[SITE, SITE], model_names=["tiny", "other"])
+    with pytest.raises(ValueError, match=r"choose its two models, tiny and other, as in 'model=\[gpt2,custom\]'"):
         apply_provenance(settings)
 
 

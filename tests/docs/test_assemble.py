@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from docs import reference
-from docs.assemble import included, layers_table, left_out, notebook_text, page_links, page_paths, page_text
+from docs.assemble import (
+    evaluations_table,
+    included,
+    layers_table,
+    left_out,
+    notebook_text,
+    page_links,
+    page_paths,
+    page_text,
+)
 from docs.reference import REPOSITORY, generated_pages
 from tests.test_imports import LAYERS
 
@@ -60,6 +69,17 @@ def test_the_import_law_on_the_page_is_the_tests_own():
     rows = layers_table().splitlines()[2:]
     assert len(rows) == len(LAYERS)
     assert rows[3] == f"| 3 | {', '.join(f'`{name}`' for name in sorted(LAYERS[3]))} |"
+
+
+def test_the_evaluations_of_layouts_on_the_page_are_those_that_their_needs_allow():
+    rows = {row.split("|")[1].strip(): row.split("|")[2:-1] for row in evaluations_table().splitlines()[2:]}
+    found = {name: [each.strip() for each in row] for name, row in rows.items()}
+    assert found["`vectors`"] == ["yes", "yes", "yes", "each"]
+    assert found["`circuits`"] == ["yes", "", "", ""]
+    assert found["`crosscoder`"] == ["", "", "yes", ""]
+    assert found["`jacobian`"] == ["", "", "", "yes"]
+    assert found["`agreement`"] == ["yes", "yes", "yes", ""]
+    assert evaluations_table() in page_text("docs/layouts.md")
 
 
 def test_a_notebook_becomes_its_cells_and_what_they_printed(tmp_path: Path):

@@ -9,21 +9,13 @@ from torch import Tensor
 
 from fsae.autoencoders.layout import Ends, Layout
 from fsae.autoencoders.settings import DecoderNorm
-from fsae.evaluation.crosscoder import LatentScaling, PartsOfLatents, measure_parts, ratios, relative_norms
+from fsae.evaluation.crosscoder import LatentScaling, PartsOfLatents, measure_parts, ratios
 from fsae.evaluation.vectors import evaluate_vectors
 from fsae.losses.fisher import Fisher
 from fsae.sources.source import Batch
 from fsae.sparse.codes import Codes
 from fsae.sparse.pattern import Pattern
 from tests.architectures import settings_of
-
-
-def test_relative_norms_by_hand():
-    # (1 + (4 - 3) / 4) / 2 = 0.625; the second latent has one part alone, and the third one none.
-    found = relative_norms(torch.tensor([[3.0, 4.0], [0.0, 1.0], [0.0, 0.0]]))
-    assert found.tolist() == [[0.375, 0.625], [0.0, 1.0], [0.5, 0.5]]
-    # Of three parts, each is compared with the longest other one: (1 + (1 - 0.5) / 1) / 2 = 0.75.
-    assert relative_norms(torch.tensor([[0.5, 1.0, 0.1]])).tolist() == [[0.25, 0.75, pytest.approx(0.05)]]
 
 
 def _sparse(codes: Tensor) -> Codes:

@@ -110,7 +110,7 @@ def test_names_and_shapes_are_saelens_own(tmp_path, arch):
     config = json.loads((folder / "cfg.json").read_text())
     assert (config["architecture"], config["d_in"], config["d_sae"]) == (word, 5, 13)
     assert config["normalize_activations"] == "none"
-    without_k = ("standard", "gated", "jumprelu", "matching_pursuit", "signed_gated")
+    without_k = ("standard", "gated", "jumprelu", "matching_pursuit", "signed_gated", "top_afa")
     assert config.get("k") == (None if word in without_k else 3)
     assert config["metadata"]["hook_name"] == "blocks.1.hook_resid_mid"
 

@@ -81,7 +81,7 @@ def test_widths():
 def test_check_site_refuses_missing_sites():
     parallel = Shape(num_layers=2, d_model=8, d_heads=8, parallel=True)
     parallel.check_site(Site(name=SiteName.resid_pre, layer=1), "it")
-    with pytest.raises(ValueError, match=r"site.layer is 2, but model it has 2 layers, 0 to 1"):
+    with pytest.raises(ValueError, match=r"layer 2 is named, but model it has 2 layers, 0 to 1"):
         parallel.check_site(Site(name=SiteName.resid_pre, layer=2), "it")
     with pytest.raises(ValueError, match=r"site.name is resid_mid, but in model it .* mlp_out"):
         parallel.check_site(Site(name=SiteName.resid_mid, layer=0), "it")

@@ -351,7 +351,7 @@ def test_permuted_weights_have_the_rows_of_the_published_ones_in_another_order(t
 
 @pytest.mark.parametrize("name", SiteName)
 def test_check_site_refuses_a_layer_beyond_the_model(tiny, name):
-    with pytest.raises(ValueError, match=r"site.layer is 4, but model tiny has 4 layers, 0 to 3"):
+    with pytest.raises(ValueError, match=r"layer 4 is named, but model tiny has 4 layers, 0 to 3"):
         tiny.check_site(Site(name=name, layer=4))
     with pytest.raises(ValueError, match="has 4 layers"):
         tiny.activations(torch.zeros(1, 2, dtype=torch.long), [Site(name=name, layer=4)])

@@ -1,6 +1,7 @@
 """Codes in contexts: those of the whole row, at the excerpt's tokens."""
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from fsae.latents.context_codes import context_codes
 from fsae.latents.excerpts import Excerpt
 from tests.architectures import build
 
-SITE = Site(name=SiteName.resid_post, layer=0)
+SITE, OTHER = (Site(name=SiteName.resid_post, layer=layer) for layer in (0, 1))
 D_IN, D_SAE = 8, 24
 
 
@@ -25,15 +26,15 @@ class Reader:
     def activations(self, tokens: Tensor, sites: Sequence[Site]) -> dict[Site, Tensor]:
         self.rows += len(tokens)
         vectors = torch.randn(50, D_IN, generator=torch.Generator().manual_seed(0))[tokens]
-        return {site: vectors.cumsum(1) for site in sites}
+        return {site: (1 + site.layer) * vectors.cumsum(1) for site in sites}
 
 
-@pytest.mark.parametrize("rows_at_once", [1, 2, 16])
-def test_codes_are_those_of_the_whole_row(rows_at_once: int):
-    autoencoder = build("topk", D_IN, D_SAE, dtype=torch.float32).eval()
+@pytest.mark.parametrize(("rows_at_once", "sites"), [(1, [SITE]), (2, [SITE]), (16, [SITE]), (2, [SITE, OTHER])])
+def test_codes_are_those_of_the_whole_row(rows_at_once: int, sites: list[Site]):
+    autoencoder = build("topk", D_IN * len(sites), D_SAE, dtype=torch.float32).eval()
     tokens = np.random.default_rng(0).integers(0, 50, (5, 20)).astype(np.uint16)
     reader = Reader()
-    codes_of = context_codes(reader, SITE, autoencoder, tokens, rows_at_once)
+    codes_of = context_codes(cast(Any, lambda site: reader), sites, autoencoder, tokens, rows_at_once)
     pairs = [
         (latent, Excerpt("top", context, begin, begin, tuple(tokens[context, begin : begin + 6]), np.zeros(6)))
         for context, begin in [(4, 0), (1, 14), (4, 9), (0, 2)]
@@ -41,7 +42,8 @@ def test_codes_are_those_of_the_whole_row(rows_at_once: int):
     ]
     found = codes_of(pairs)
     assert reader.rows == 3
-    vectors = Reader().activations(torch.from_numpy(tokens.astype(np.int64)), [SITE])[SITE]
+    read = Reader().activations(torch.from_numpy(tokens.astype(np.int64)), sites)
+    vectors = torch.cat([read[site] for site in sites], dim=-1)
     with torch.no_grad():
         whole = autoencoder.encode(vectors.flatten(0, 1)).codes.dense().view(5, 20, D_SAE).abs()
     for (latent, excerpt), own in zip(pairs, found, strict=True):

@@ -222,12 +222,18 @@ def test_latents_of_two_models_read_each_in_its_own_model(contexts: TextContexts
     width, own = model.width(SITE), rows.keep[:4]
     parts = [each.activations(rows.tokens[:4], [SITE])[SITE][own] for each in (model, other)]
     assert torch.equal(both.read(0, 4).vectors, torch.cat(parts, dim=1))
-    ends = Ends.of(2 * width)
+    layout = layout_of(sites, [width, width])
+    ends = Ends(input=layout, target=layout)
     crosscoder = settings_of("standard", d_sae=6).build(ends, torch.Generator().manual_seed(0)).eval()
+    with torch.no_grad():
+        crosscoder.W_dec[:, width:] *= 3
     run = Surveyed([crosscoder], [SIZES.survey(crosscoder)], None)
     run_pass(both, [run], lambda: None)
     counts = np.ones(6, dtype=np.int64)
-    table = findings(both, crosscoder, lambda: iter(run.surveys), counts, 2, triggers=3).latents.to_pandas()
+    found = findings(both, crosscoder, lambda: iter(run.surveys), counts, 2, triggers=3, spreads=[0.5, 3.0])
+    table = found.latents.to_pandas()
+    # Parts begin with equal rows. The second one is 3 times as long, in 6 times the unit: (1 + 1 / 2) / 2.
+    np.testing.assert_allclose(np.stack(table["relative_norms"]), [[0.75, 0.25]] * 6, rtol=1e-5)
     row = crosscoder.W_dec.detach()[:1]
     effects = model.unembedding().effects(row[:, :width] / row.norm())
     assert table["logit_top"][0].tolist() == effects.topk(10).indices[0].tolist()

@@ -4,8 +4,17 @@ import numpy as np
 import pytest
 import torch
 
+from fsae.autoencoders.layout import Layout
 from fsae.language_models.unembedding import Unembedding
-from fsae.latents.weights import INPUT_LOGITS, LOGITS, logit_columns, neighbours, weight_columns
+from fsae.latents.weights import (
+    INPUT_LOGITS,
+    LOGITS,
+    logit_columns,
+    neighbours,
+    part_columns,
+    relative_norms,
+    weight_columns,
+)
 
 
 def unembedding(d_model: int = 6, d_vocab: int = 50, **settings) -> Unembedding:
@@ -58,6 +67,21 @@ def test_norms_and_the_cosine_of_encoder_and_decoder():
     columns = weight_columns(W_enc, W_dec)
     np.testing.assert_allclose(columns["decoder_norm"], [5, 2])
     np.testing.assert_allclose(columns["encoder_decoder_cosine"], [0.6, 0])
+
+
+def test_relative_norms_by_hand():
+    # (1 + (4 - 3) / 4) / 2 = 0.625; the second latent has one part alone, and the third one none.
+    found = relative_norms(torch.tensor([[3.0, 4.0], [0.0, 1.0], [0.0, 0.0]]))
+    assert found.tolist() == [[0.375, 0.625], [0.0, 1.0], [0.5, 0.5]]
+    # Of three parts, each is compared with the longest other one: (1 + (1 - 0.5) / 1) / 2 = 0.75.
+    assert relative_norms(torch.tensor([[0.5, 1.0, 0.1]])).tolist() == [[0.25, 0.75, pytest.approx(0.05)]]
+
+
+def test_norms_of_parts_are_in_units_of_their_spreads():
+    # Norms (5, 2) are (2.5, 2) in units of 2 and 1: (1 + 0.5 / 2.5) / 2 = 0.6.
+    layout = Layout((("a", 2), ("b", 1)))
+    found = part_columns(torch.tensor([[3.0, 4.0, 2.0], [0.0, 0.0, 7.0]]), layout, [2.0, 1.0])
+    np.testing.assert_allclose(np.stack(found["relative_norms"]), [[0.6, 0.4], [0, 1]], atol=1e-6)
 
 
 @pytest.mark.parametrize("centred", [False, True])

@@ -77,7 +77,7 @@ def per_sample_gradients(autoencoder: SparseAutoencoder, x: Tensor, arch: str, f
     """(batch, d_sae) the g_b, differentiable in every parameter."""
     h, gate = pre_activations(autoencoder, x, arch, given=form is FisherForm.pre)
     row = ARCHITECTURES[arch]
-    chosen = row.selected(h.detach(), gate.detach(), autoencoder)
+    chosen = row.selected(h.detach(), gate.detach(), autoencoder, x)
     if form is FisherForm.pre:
         return torch.autograd.grad(h.square().sum(), h, create_graph=True)[0]
     if form is FisherForm.reconstruction:
@@ -218,7 +218,7 @@ def test_every_parameter_that_should_gets_gradient(arch: str, apply_b_dec_to_inp
         wanted = set(ARCHITECTURES[arch].silent)
         if form is FisherForm.pre:
             wanted |= {"W_dec"} | ({"W_hidden", "b_hidden", "W_back"} & found.keys())
-        elif form is not FisherForm.reconstruction and "W_dec" not in ARCHITECTURES[arch].fixed:
+        elif form is not FisherForm.reconstruction and not ARCHITECTURES[arch].through_decoder:
             wanted |= {"W_dec"}
         if form is not FisherForm.reconstruction and not apply_b_dec_to_input:
             wanted |= {"b_dec"}

@@ -9,6 +9,7 @@ from torch import Tensor
 from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.settings import DecoderNorm
 from fsae.losses.auxiliary import AuxK, GateReconstruction
+from fsae.losses.code_norm import CodeNorm
 from fsae.losses.decorrelation import Decorrelation
 from fsae.losses.fisher import Fisher, FisherEstimator, FisherForm, RandomSign
 from fsae.losses.matryoshka import LevelAuxK, Matryoshka, Reduction, SampledMatryoshka
@@ -58,6 +59,7 @@ def terms_of(arch: str) -> dict[str, LossTerm]:
         "random sign": RandomSign(),
         "orthogonal": Orthogonality(chunk=5),
         "weight norm": WeightNorm(),
+        "code norm": CodeNorm(),
     }
     special = {
         "gate_reconstruction": GateReconstruction(),

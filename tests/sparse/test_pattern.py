@@ -23,6 +23,12 @@ def test_pattern_of_mask_by_hand():
     assert (transposed.batch, transposed.width) == (3, 3)
 
 
+def test_values_are_padded_by_hand():
+    pattern = Pattern.of_mask(torch.tensor([[0, 1, 1], [0, 0, 0], [1, 0, 1]]).bool())
+    assert pattern.padded(torch.tensor([1.0, 2.0, 3.0, 4.0])).tolist() == [[1, 2], [0, 0], [3, 4]]
+    assert Pattern.of_mask(torch.zeros(2, 3, dtype=torch.bool)).padded(torch.zeros(0)).tolist() == [[0], [0]]
+
+
 def test_rows_from_offsets_are_those_of_the_mask():
     for case in CASES:
         pattern = Pattern.of_mask(mask_with(case))

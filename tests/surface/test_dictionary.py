@@ -58,14 +58,25 @@ def test_a_run_is_loaded_with_all_that_is_known_of_it(runs: dict[str, Path]):
     assert repr(dictionary) == "Dictionary(topk, d_in=32, d_sae=64, blocks.1.hook_resid_mid of tiny)"
 
 
-def test_a_dictionary_of_several_sites_and_models_is_shown_with_them():
-    def shown(**origin: Any) -> str:
-        return repr(fsae.Dictionary(build("topk"), provenance=Provenance(**origin)))
-
-    hooks = [f"blocks.{layer}.mlp.hook_in" for layer in range(3)]
-    layers = shown(hook_name=hooks[0], hook_names=hooks, hook_name_out="blocks.0.hook_mlp_out", model_name="tiny")
-    assert layers.endswith(", blocks.0.mlp.hook_in and 2 more -> blocks.0.hook_mlp_out of tiny)")
-    assert shown(hook_name="a", hook_names=["a", "a"], model_names=["one", "two"]).endswith(", a of one and two)")
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ({"hook_name": "a.3", "model_name": "tiny"}, "a.3 of tiny"),
+        ({"hook_name": "a.3", "hook_name_out": "b.3", "model_name": "tiny"}, "a.3 -> b.3 of tiny"),
+        ({"hook_names": ["a.3", "a.6"], "model_name": "tiny"}, "a.3 + a.6 of tiny"),
+        (
+            {"hook_names": ["a.3", "a.6"], "hook_names_out": ["b.3", "b.6"], "model_name": "tiny"},
+            "a.3 + a.6 -> b.3 + b.6 of tiny",
+        ),
+        (
+            {"hook_names": ["a.3", "a.3"], "model_name": "base", "model_names": ["base", "chat"]},
+            "a.3 of base + a.3 of chat",
+        ),
+    ],
+)
+def test_a_dictionary_names_all_of_its_sites(said: dict[str, Any], shown: str):
+    dictionary = fsae.Dictionary(autoencoder_of("topk"), provenance=Provenance(**said))
+    assert repr(dictionary).endswith(f", {shown})")
 
 
 def test_the_run_is_known_from_its_sae_folder_too(runs: dict[str, Path]):

@@ -17,8 +17,8 @@ from tests.architectures import ARCHITECTURES, each_architecture, each_with, set
 from tests.streams import D_IN
 from tests.training.runs import BATCH, D_SAE, SCALE, STEPS, adam, differences, member, terms
 
-# If latents compete, k decides how many are on.
-PLANTED = {arch: {"k": 8} for arch, row in ARCHITECTURES.items() if row.competes}
+# If latents compete, k decides how many are on, if there is one.
+PLANTED = {arch: {"k": 8} if row.settings.has_k else {} for arch, row in ARCHITECTURES.items() if row.competes}
 
 # Enough for AuxK to have something to say.
 DEAD = torch.arange(4)

@@ -2,11 +2,14 @@
 
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from fsae.autoencoders.layout import Ends, Layout, Scaling
+from fsae.autoencoders.selection import CompetitionScope, Score
+from fsae.autoencoders.settings import DecoderNorm
 from fsae.language_models.sites import Site, SiteName
 from fsae.losses.objective import Objective
 from fsae.sources.layout import Latents, LayoutSettings, Sites
@@ -32,10 +35,12 @@ LAYOUTS = {
 each_layout = pytest.mark.parametrize(("sites", "settings"), list(LAYOUTS.values()), ids=list(LAYOUTS))
 
 
-def run(arch: str, folder: Path, sites: Sites, settings: LayoutSettings, stop_at: int | None = None) -> LoneRun:
+def run(
+    arch: str, folder: Path, sites: Sites, settings: LayoutSettings, stop_at: int | None = None, **changes: Any
+) -> LoneRun:
     source = activation_source(read=sites)
     ends, scaling = settings.ends(source.input_layout, source.target_layout), scaling_of(source, Scale.sqrt_d)
-    autoencoder = settings_of(arch, d_sae=D_SAE).build(ends, torch.Generator().manual_seed(1))
+    autoencoder = settings_of(arch, d_sae=D_SAE, **changes).build(ends, torch.Generator().manual_seed(1))
     scale, target_scale = (
         layout.spread(factors, torch.device("cpu"))
         for layout, factors in ((ends.input, scaling.input), (ends.target, scaling.target))
@@ -58,6 +63,23 @@ def test_stopped_and_resumed_training_is_the_uninterrupted_one(
         with pytest.raises(Interrupted):
             run(arch, folder, sites, settings, stop_at=step).train()
     run(arch, folder, sites, settings).train()
+    assert not differences(saved(folder), saved(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    ("layout", "changes"),
+    [
+        ("crosscoder", {"score": Score.weighted, "decoder_norm": DecoderNorm.free}),
+        ("cross-layer transcoder", {"scope": CompetitionScope.block, "k": 4}),
+    ],
+)
+def test_selections_resume_with_the_same_thresholds(layout: str, changes: dict[str, Any], tmp_path: Path):
+    sites, settings = LAYOUTS[layout]
+    run("batch_topk", tmp_path / "whole", sites, settings, **changes).train()
+    folder = tmp_path / "stopped"
+    with pytest.raises(Interrupted):
+        run("batch_topk", folder, sites, settings, stop_at=5, **changes).train()
+    run("batch_topk", folder, sites, settings, **changes).train()
     assert not differences(saved(folder), saved(tmp_path / "whole"))
 
 

@@ -82,7 +82,7 @@ def test_resample_changes_dead_latents_only(arch: str):
         for name, parameter in autoencoder.named_parameters()
     }
     generator = torch.Generator().manual_seed(0)
-    assert resample(autoencoder, optimiser, dead, record, generator) == len(DEAD)
+    assert resample(autoencoder, optimiser, dead, record, generator).tolist() == DEAD
     for name, parameter in autoencoder.named_parameters():
         old = before.get_parameter(name)
         if autoencoder.latent_axis(name) is None:
@@ -136,7 +136,7 @@ def test_resample_changes_nothing_without_dead_latents(arch: str):
     before = twin(autoencoder)
     generator = torch.Generator().manual_seed(0)
     draws = generator.get_state()
-    assert resample(autoencoder, optimiser, dead, record, generator) == 0
+    assert resample(autoencoder, optimiser, dead, record, generator).tolist() == []
     assert torch.equal(generator.get_state(), draws)
     assert all(torch.equal(a, b) for a, b in zip(autoencoder.parameters(), before.parameters(), strict=True))
 
@@ -155,7 +155,7 @@ def test_resampled_latents_of_either_sign_are_not_on_for_every_sample():
 def test_resample_handles_all_latents_dead(arch: str):
     autoencoder, optimiser, dead, record = with_dead(arch)
     dead.samples_since_fired.fill_(100)
-    assert resample(autoencoder, optimiser, dead, record, torch.Generator().manual_seed(0)) == D_SAE
+    assert len(resample(autoencoder, optimiser, dead, record, torch.Generator().manual_seed(0))) == D_SAE
     assert all(parameter.isfinite().all() for parameter in autoencoder.parameters())
     assert torch.allclose(autoencoder.W_dec.norm(dim=1), torch.ones(D_SAE), atol=1e-5)
 
@@ -242,7 +242,7 @@ def test_resample_between_layouts_reads_inputs_and_writes_targets(arch: str):
     record = autoencoder(x, targets=y)
     dead = DeadLatents(13, after=5)
     dead.samples_since_fired[3] = 7
-    assert resample(autoencoder, optimiser, dead, record, torch.Generator().manual_seed(0)) == 1
+    assert resample(autoencoder, optimiser, dead, record, torch.Generator().manual_seed(0)).tolist() == [3]
     read = torch.cosine_similarity(autoencoder.W_enc.T[[3]], x - x.mean(0))
     written = torch.cosine_similarity(autoencoder.W_dec[[3]], y)
     pre = autoencoder.encode(x).pre_activations

@@ -22,6 +22,8 @@ _READ_AT_ONCE = 1024
 _LIST_BITS = 9
 # A part of these lists would be wrong.
 _WHOLE_LISTS = ("histogram", "trigger")
+# A list with one number for each part, which are columns of the table.
+_OF_PARTS = "relative_norms"
 # Columns of explanations, and what they mean.
 EXPLANATION_COLUMNS = {
     "explanation": "sentence by a language model about when the latent is on",
@@ -74,11 +76,11 @@ def columns() -> dict[str, str]:
 
 
 def _lists() -> dict[str, bool]:
-    """Return the columns that hold lists, and whether of whole numbers."""
+    """Return the columns that hold lists of a latent's page, and whether of whole numbers."""
     return {
         name: "int" in str(column.type)
         for name, column in LATENT_COLUMNS.items()
-        if str(column.type).startswith("list")
+        if str(column.type).startswith("list") and name != _OF_PARTS
     }
 
 
@@ -104,7 +106,7 @@ def scripts(store: LatentStore, sizes: PageSizes) -> Iterator[tuple[str, str]]:
             own = hits.loc[hits["latent"].between(first, first + len(rows) - 1)]
             found = _texts(own, store, numbers, sizes) if store.meta.kind == "text" else _samples(own, store)
             yield f"shard-{first // step:04d}", pack(_list_arrays(rows, sizes) | _hits(own, first, len(rows)) | found)
-    yield "index", pack(_index(table, sizes) | _top_samples(store, tops) | _explanations(store))
+    yield "index", pack(_index(table, sizes) | _part_norms(store) | _top_samples(store, tops) | _explanations(store))
 
 
 def _index(table: pd.DataFrame, sizes: PageSizes) -> dict[str, np.ndarray | list[str]]:
@@ -121,6 +123,14 @@ def _index(table: pd.DataFrame, sizes: PageSizes) -> dict[str, np.ndarray | list
             arrays[name] = table[name].to_numpy(np.float32, na_value=np.nan)
     tokens = [() if each is None else each[: sizes.top_tokens] for each in table["top_tokens"]]
     return arrays | pack_lists("top_tokens", tokens, np.uint32)
+
+
+def _part_norms(store: LatentStore) -> dict[str, np.ndarray]:
+    """Return the relative norms of all latents at each part, by its number; nothing if there are no parts."""
+    if store.meta.parts is None:
+        return {}
+    norms = np.stack(store.table[_OF_PARTS].to_list()).astype(np.float32)
+    return {f"relative_norm_{number}": norms[:, number] for number in range(len(store.meta.parts))}
 
 
 def _explanations(store: LatentStore) -> dict[str, np.ndarray | list[str]]:

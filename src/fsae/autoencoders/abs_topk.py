@@ -8,11 +8,12 @@ from torch import Tensor
 
 from fsae.autoencoders.layout import Ends
 from fsae.autoencoders.record import DecidingMap, SAELensForm
-from fsae.autoencoders.topk import KSettings, TopK
+from fsae.autoencoders.selection import SelectionSettings
+from fsae.autoencoders.topk import TopK
 
 
 @dataclass(frozen=True, kw_only=True)
-class AbsTopKSettings(KSettings):
+class AbsTopKSettings(SelectionSettings):
     """Settings of the AbsTopK autoencoder: the k pre-activations of largest magnitude of each sample are on."""
 
     saelens_names: ClassVar[tuple[str, ...]] = ("abstopk",)
@@ -32,8 +33,9 @@ class AbsTopK(TopK):
     def activation(self, pre: Tensor) -> Tensor:
         return pre
 
-    def deciding_map(self) -> DecidingMap:
-        return replace(self.affine_scores(), rectified=False, signed=True)
+    def deciding_map(self) -> DecidingMap | None:
+        found = super().deciding_map()
+        return None if found is None else replace(found, rectified=False, signed=True)
 
     def to_saelens(self) -> SAELensForm:
         return replace(super().to_saelens(), architecture="abstopk")

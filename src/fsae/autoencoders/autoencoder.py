@@ -370,15 +370,21 @@ class SparseAutoencoder(Autoencoder):
         Rows that start from data are alike, so those that are on together add up to several times the target.
         """
         settings = self.settings
-        if settings.tied or settings.align_encoder or not settings.affine_encoder:
+        if settings.tied or settings.align_encoder:
             return
-        decoded = self.encode(first.inputs(SCALED_BY)[:SCALED_BY], sparse=True).codes.decode(self.W_dec)
-        wanted = first.targets(SCALED_BY)[:SCALED_BY] - self.b_dec
-        # The factor of least squares.
-        factor = (decoded * wanted).sum() / decoded.square().sum().clamp_min(1e-30)
-        if 0 < factor < 1:
-            self.W_enc.mul_(factor)
-            self.multiply_pre_activations(factor.expand(self.d_sae))
+        inputs, wanted = first.inputs(SCALED_BY)[:SCALED_BY], first.targets(SCALED_BY)[:SCALED_BY] - self.b_dec
+        for encode in self.stages:
+            decoded = encode(inputs, True).codes.decode(self.W_dec)
+            # The factor of least squares.
+            factor = (decoded * wanted).sum() / decoded.square().sum().clamp_min(1e-30)
+            if 0 < factor < 1:
+                self.W_enc.mul_(factor)
+                self.multiply_pre_activations(factor.expand(self.d_sae))
+
+    @property
+    def stages(self) -> list[Callable[[Tensor, bool], Encoding]]:
+        """The encoders by whose codes a start from data is scaled, one after the other."""
+        return [self.encode]
 
     def _start_decoder(self, first: FirstVectors, seed: int) -> None:
         """Set the decoder by `arch.decoder_init`, and an encoder that starts with it."""

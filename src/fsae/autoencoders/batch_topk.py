@@ -8,21 +8,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.layout import Ends
 from fsae.autoencoders.record import AffineMap, Encoding, ForwardRecord, SAELensForm
-from fsae.autoencoders.topk import KSettings
+from fsae.autoencoders.selection import Competing, Competition, SelectionSettings
 from fsae.ranges import DECAY
 from fsae.sparse.codes import Codes
 from fsae.sparse.pattern import Pattern, lowered
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchTopKSettings(KSettings):
+class BatchTopKSettings(SelectionSettings):
     """Settings of the BatchTopK autoencoder: k latents per sample are on, on average over the batch.
 
     Attributes:
-        threshold_decay: weight of the past in the moving average of the smallest active code.
+        threshold_decay: weight of the past in the moving average of the smallest score that is let through.
     """
 
     threshold_decay: float = field(default=0.99, metadata=DECAY)
@@ -33,13 +32,13 @@ class BatchTopKSettings(KSettings):
         return BatchTopK(ends, self, generator)
 
 
-class BatchTopK(SparseAutoencoder):
-    """An autoencoder with codes = relu(pre) at the k x batch largest entries of the batch in training, and at the
-    entries above `threshold` in evaluation mode. SAELens' format holds it as jumprelu, with one threshold.
+class BatchTopK(Competing):
+    """An autoencoder with codes = relu(pre) at the k x batch largest scores of the batch in training, and at those
+    above `threshold` in evaluation mode. SAELens' format holds it as jumprelu, with a threshold for each latent.
 
     Attributes:
-        threshold: the smallest code that a batch lets through, as a moving average over the batches of training;
-            negative before the first batch.
+        threshold: the smallest score that a batch lets through, as a moving average over the batches of training;
+            negative before the first batch. If latents compete within blocks, (blocks,), one of each.
     """
 
     settings: BatchTopKSettings
@@ -50,8 +49,9 @@ class BatchTopK(SparseAutoencoder):
     def __init__(self, ends: Ends | int, settings: BatchTopKSettings, generator: torch.Generator):
         super().__init__(ends, settings, generator)
         self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
-        self.register_buffer("threshold", torch.tensor(-1.0))
-        # The smallest code that each selection of the last batch let through. The search in the next batch starts a
+        groups = len(self.competition.groups)
+        self.register_buffer("threshold", torch.full(() if groups == 1 else (groups,), -1.0))
+        # The smallest score that each selection of the last batch let through. The search in the next batch starts a
         # little below it.
         self._smallest: dict[int, Tensor] = {}
 
@@ -69,34 +69,41 @@ class BatchTopK(SparseAutoencoder):
         """Return the codes that one selection makes of x; an encoder may make several, each with its threshold."""
         raw = self._sparse_product(x, number) if sparse else self.encoder_product(x)
         pre = raw.values + raw.columns(self.b_enc)
-        codes = raw.with_values(torch.relu(pre) * self._mask(pre.detach(), x.shape[0], number))
+        codes = raw.with_values(torch.relu(pre) * self._mask(raw.with_values(pre.detach()), number))
         # What an encoder makes of its input before this map is given: terms of pre-activations train the map alone, and
         # AuxK cannot pull on living latents.
-        return Encoding(codes, AffineMap(x.detach(), self.W_enc, self.b_enc, centre=self.centre))
+        pre_activations = AffineMap(x.detach(), self.W_enc, self.b_enc, centre=self.centre)
+        return Encoding(codes, pre_activations, {"selection_score": self.scores})
 
-    def threshold_of(self, number: int) -> Float[Tensor, ""]:
+    def threshold_of(self, number: int) -> Float[Tensor, "*groups"]:
         """Return the threshold of a selection; the one that makes the codes has the number 0."""
         assert number == 0
         return self.threshold
 
-    def _mask(self, pre: Tensor, batch: int, number: int) -> Tensor:
+    def _mask(self, pre: Codes, number: int) -> Tensor:
         """Return which pre-activations are let through."""
+        competition, latents = self.competition, None if pre.pattern is None else pre.pattern.columns
+        scores = competition.scores(pre.values, latents)
         if not self.training:
-            return pre > self.threshold_of(number).clamp_min(0)
-        smallest = _smallest_of_largest(pre.flatten(), self.settings.k_of(self) * batch).clamp_min(0)
+            return scores > competition.limits(self.threshold_of(number).clamp_min(0), latents)
+        smallest = competition.smallest(scores, latents, pre.shape[0]).clamp_min(0)
         self._smallest[number] = smallest
-        # All ties with the smallest code are let through, even beyond k x batch.
-        return (pre >= smallest) & (pre > 0)
+        # All ties with the smallest score are let through, even beyond k x batch.
+        return (scores >= competition.limits(smallest, latents)) & (scores > 0)
 
     def _sparse_product(self, x: Tensor, number: int) -> Codes:
+        competition = self.competition
         if not self.training:
-            return self.encoder_product(x, partial(self._above, self.threshold_of(number).clamp_min(0)))
-        # To select among all entries would cost a CPU twice the encoder's product. Nearly all entries are far below the
-        # smallest code, which changes little from batch to batch.
-        floors = [None, self.threshold.new_zeros(())]
+            threshold = competition.per_latent(self.threshold_of(number).clamp_min(0))
+            if competition.weights is not None:
+                threshold = threshold / competition.weights.clamp_min(torch.finfo(threshold.dtype).tiny)
+            return self.encoder_product(x, partial(self._above, threshold))
+        # To select among all entries would cost a CPU twice the encoder's product. Nearly all scores are far below the
+        # smallest one, which changes little from batch to batch.
+        floors = [None, torch.zeros_like(self.threshold)]
         last = self._smallest.get(number)
         for floor in floors if last is None else [0.9 * last, *floors]:
-            search = _Search(self.b_enc, self.settings.k_of(self), floor)
+            search = _Search(self.b_enc, competition, floor)
             raw = self.encoder_product(x, search.select, search.narrow)
             if search.complete:
                 return raw
@@ -110,7 +117,7 @@ class BatchTopK(SparseAutoencoder):
         self.threshold.mul_(unit[0])
 
     def to_saelens(self) -> SAELensForm:
-        threshold = self.threshold.clamp_min(0).expand(self.d_sae)
+        threshold = self.competition.per_latent(self.threshold.clamp_min(0)).expand(self.d_sae)
         tensors = self.saelens_tensors("b_enc") | {"threshold": threshold}
         return SAELensForm("jumprelu", tensors, trained_as="batchtopk")
 
@@ -125,46 +132,41 @@ class BatchTopK(SparseAutoencoder):
 
 
 class _Search:
-    """A search for the k x batch largest pre-activations among those above a floor.
+    """A search for the k x batch largest scores among those above a floor.
 
     Args:
         b_enc: (d_sae,) the encoder's bias, which turns products into pre-activations.
-        k: number of latents per sample, on average.
-        floor: the smallest pre-activation that is looked at; None takes it from each group of samples itself.
+        competition: the latents that compete.
+        floor: the smallest score of each group of latents that is looked at; None takes it from each group of samples
+            itself.
 
     Attributes:
         complete: whether no entry below a floor can be among the largest.
     """
 
-    def __init__(self, b_enc: Tensor, k: int, floor: Tensor | None):
-        self._b_enc, self._k, self._floor = b_enc, k, floor
+    def __init__(self, b_enc: Tensor, competition: Competition, floor: Tensor | None):
+        self._b_enc, self._competition, self._floor = b_enc, competition, floor
         self._floors: list[Tensor] = []
         self.complete = False
 
     def select(self, products: Tensor) -> Pattern:
         """Return the entries of a group of samples that are above the floor."""
-        pre = products + self._b_enc.to(products.dtype)
+        scores = self._competition.scores(products + self._b_enc.to(products.dtype))
         floor = self._floor
         if floor is None:
-            floor = _smallest_of_largest(pre.flatten(), min(4 * self._k * len(pre), pre.numel())).clamp_min(0)
-        floor = floor.to(pre.dtype)
+            floor = self._competition.smallest(scores, None, 4 * len(scores)).clamp_min(0)
+        floor = floor.to(scores.dtype)
         self._floors.append(floor)
-        return Pattern.of_mask(pre > floor)
+        return Pattern.of_mask(scores > self._competition.limits(floor, None))
 
     def narrow(self, pattern: Pattern, values: Tensor) -> Tensor:
         """Return which entries, computed exactly, may be among the largest of the batch: a few more than those."""
-        pre = values + self._b_enc.to(values.dtype)[pattern.columns]
-        smallest = lowered(_smallest_of_largest(pre, self._k * pattern.batch), values.dtype)
-        floor = torch.stack(self._floors).max()
-        self.complete = bool((smallest > floor) | (floor == 0))
-        return pre >= smallest
-
-
-def _smallest_of_largest(entries: Tensor, total: int) -> Tensor:
-    """Return the smallest of the `total` largest entries; 0 if there are fewer."""
-    if entries.numel() < total:
-        return entries.new_zeros(())
-    if entries.is_cuda:
-        # On a GPU, kthvalue would leave a whole batch to a single block of threads.
-        return entries.topk(total, sorted=False).values.min()
-    return entries.kthvalue(entries.numel() - total + 1).values
+        latents, weights = pattern.columns, self._competition.weights
+        scores = self._competition.scores(values + self._b_enc.to(values.dtype)[latents], latents)
+        smallest = self._competition.smallest(scores, latents, pattern.batch)
+        # The products' rounding errors are multiplied by the weights.
+        size = None if weights is None else torch.maximum(smallest.abs(), weights.amax())
+        smallest = lowered(smallest, values.dtype, size)
+        floor = torch.stack(self._floors).amax(0)
+        self.complete = bool(((smallest > floor) | (floor == 0)).all())
+        return scores >= self._competition.limits(smallest, latents)

@@ -13,6 +13,7 @@ from fsae.autoencoders.pursuit import MatchingPursuitSettings, OMPSettings
 from fsae.autoencoders.settings import AutoencoderSettings
 from fsae.autoencoders.signed_gated import SignedGatedSettings
 from fsae.autoencoders.standard import StandardSettings
+from fsae.autoencoders.top_afa import TopAFASettings
 from fsae.autoencoders.topk import TopKSettings
 
 CHOICES: dict[str, type[AutoencoderSettings]] = {
@@ -24,6 +25,7 @@ CHOICES: dict[str, type[AutoencoderSettings]] = {
     "abs_topk": AbsTopKSettings,
     "group_topk": GroupTopKSettings,
     "groupmax": GroupMaxSettings,
+    "top_afa": TopAFASettings,
     "signed_gated": SignedGatedSettings,
     "lista": ListaSettings,
     "mlp_encoder": MLPEncoderSettings,

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from fsae.autoencoders.layout import Ends
 from fsae.autoencoders.record import Encoding, SAELensForm
+from fsae.autoencoders.selection import KSettings
 from fsae.autoencoders.settings import count_in
-from fsae.autoencoders.topk import KSettings, TopK, largest
+from fsae.autoencoders.topk import TopK, largest
 from fsae.ranges import COUNT
 
 

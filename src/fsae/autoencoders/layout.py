@@ -1,5 +1,6 @@
 """Layouts: the named parts of a vector, and the two ends of a dictionary, its input and its target."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -162,11 +163,14 @@ class Ends:
         counts = [round(block.share * d_sae) for block in self.blocks[:-1]]
         counts.append(d_sae - sum(counts))
         sizes = {(block.share, count) for block, count in zip(self.blocks, counts, strict=True)}
-        if min(counts) < 1 or len(sizes) > len({share for share, _ in sizes}):
+        unequal = len(sizes) > len({share for share, _ in sizes})
+        if min(counts) < 1 or unequal:
             shares = ", ".join(f"{block.share:.3g}" for block in self.blocks)
+            least = math.ceil(1 / min(block.share for block in self.blocks))
+            wanted = f"a multiple of {len(self.blocks)}" if unequal else f"at least {least}"
             raise ValueError(
                 f"the dictionary has {d_sae} latents, which cannot be divided into blocks of the shares {shares}; set "
-                f"arch.d_sae to a multiple of {len(self.blocks)}, or raise it"
+                f"arch.d_sae to {wanted}"
             )
         return [slice(*bounds) for bounds in pairwise(accumulate(counts, initial=0))]
 

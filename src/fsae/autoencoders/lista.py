@@ -1,6 +1,6 @@
 """The LISTA encoder: codes that are refined by the error of their reconstruction."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self, cast
 
@@ -28,9 +28,12 @@ class ListaSettings(BatchTopKSettings):
     eta: float = field(default=0.3, metadata=POSITIVE)
 
     affine_encoder: ClassVar[bool] = False
-    reads_decoder: ClassVar[bool] = True
     saelens_names: ClassVar[tuple[str, ...]] = ("lista",)
     saelens_vectors: ClassVar[tuple[str, ...]] = ("b_enc", "threshold")
+
+    @property
+    def reads_decoder(self) -> bool:
+        return True
 
     def check_ends(self, ends: Ends) -> None:
         super().check_ends(ends)
@@ -79,6 +82,11 @@ class Lista(BatchTopK):
             codes = self.select(refined, sparse, number).codes
             refined = refined + settings.eta * (u - codes.decode(self.W_dec))
         return self.select(refined, sparse)
+
+    @property
+    def stages(self) -> list[Callable[[Tensor, bool], Encoding]]:
+        # From a first reconstruction that is many times too long, the others would go astray.
+        return [self.select, self.encode]
 
     def threshold_of(self, number: int) -> Float[Tensor, ""]:
         return self.threshold if number == 0 else self.early_thresholds[number - 1]

@@ -12,8 +12,8 @@ from torch import Tensor
 from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.layout import Ends, Factor
 from fsae.autoencoders.record import Encoding, SAELensForm
+from fsae.autoencoders.selection import KSettings
 from fsae.autoencoders.settings import EncoderInit, count_in, flag_in, number_in
-from fsae.autoencoders.topk import KSettings
 from fsae.ranges import between
 from fsae.sparse.codes import Codes
 from fsae.sparse.pattern import Pattern
@@ -46,7 +46,6 @@ class PursuitSettings(KSettings):
 
     provides: ClassVar[frozenset[str]] = frozenset()
     affine_encoder: ClassVar[bool] = False
-    reads_decoder: ClassVar[bool] = True
     fixed_k: ClassVar[bool] = False
 
     def __post_init__(self):
@@ -61,6 +60,10 @@ class PursuitSettings(KSettings):
                     f"arch.{name} is {value}, but arch {self.name} explains x - b_dec by unit rows of the decoder, "
                     f"which is its encoder, too; leave arch.{name} at {wanted}"
                 )
+
+    @property
+    def reads_decoder(self) -> bool:
+        return True
 
     def check_ends(self, ends: Ends) -> None:
         super().check_ends(ends)

@@ -78,8 +78,8 @@ class ForwardRecord:
         block_ends: the latent at which each block of latents ends that read and write some parts only; None without
             blocks.
         group_rank: group_topk only: latents of a group; they lie side by side.
-        selection_score: maps pre-activations to the score by which latents are selected; None if the score is the
-            pre-activation itself.
+        selection_score: maps pre-activations of the named latents to the scores by which latents are selected; None if
+            the score is the pre-activation itself.
         W_enc: (d_in, d_sae) the encoder's weights; None if the record was made without an autoencoder.
         targets: (batch, d_out) what the reconstruction should be; None for the inputs themselves.
         linear: (batch, d_out) the part of the reconstruction that a linear path from the inputs adds; None without one.
@@ -95,7 +95,7 @@ class ForwardRecord:
     code_weights: Float[Tensor, " d_sae"] | None = None
     gate: Codes | None = None
     active: Codes | None = None
-    selection_score: Callable[[Tensor], Tensor] | None = None
+    selection_score: Callable[[Tensor, Tensor], Tensor] | None = None
     block_ends: tuple[int, ...] | None = None
     group_rank: int | None = None
     W_enc: Float[Tensor, "d_in d_sae"] | None = None

@@ -66,8 +66,9 @@ class DecoderNorm(Enum):
 class DecoderInit(Enum):
     """The start of the decoder's rows, which get the norm `init_norm`.
 
-    Rows that start from data are alike, and many that are on together would overshoot: an affine encoder then starts
-    with columns that are shorter by one factor, so that the first reconstructions have the length of least squares.
+    Rows that start from data are alike, and many that are on together would overshoot: an encoder with weights of its
+    own then starts with columns that are shorter by one factor, so that the first reconstructions have the length of
+    least squares.
 
     random: independent directions.
     kmeans: directions from b_dec to the centroids of the first targets. Between two layouts the encoder's columns start
@@ -128,8 +129,6 @@ class AutoencoderSettings(Ranged, ABC, group="arch"):
     provides: ClassVar[frozenset[str]] = frozenset({"pre_activations"})
     # Whether pre-activations are an affine map of the inputs.
     affine_encoder: ClassVar[bool] = True
-    # Whether codes depend on the decoder by more than `encoder_init: tied`.
-    reads_decoder: ClassVar[bool] = False
     # Whether every sample has the same number of codes, so that their positions are known without counting.
     fixed_k: ClassVar[bool] = False
     # Whether the settings say how many latents are on per sample, at least on average.
@@ -144,6 +143,11 @@ class AutoencoderSettings(Ranged, ABC, group="arch"):
     def name(self) -> str:
         """The architecture's name in messages."""
         return type(self).__name__.removesuffix("Settings")
+
+    @property
+    def reads_decoder(self) -> bool:
+        """True if codes depend on the decoder by more than `encoder_init: tied`."""
+        return False
 
     @property
     def frees_decoder_norms(self) -> bool:
@@ -246,6 +250,9 @@ class SparseAutoencoderSettings(AutoencoderSettings):
         b_dec_init: the start of b_dec.
         align_encoder: keep the product of each latent's encoder column and decoder row at 1, so that the encoder reads
             the latent's own contribution at its true size (aligned training, arXiv 2605.18629).
+        archetype_distance: keep each decoder row within this distance of a convex combination of the rows from which
+            the decoder starts, up to one factor of all rows, which is learned (RA-SAE, arXiv 2502.12892, where it is 1
+            and the decoder starts from k-means); null for any rows.
     """
 
     apply_b_dec_to_input: bool = True
@@ -258,6 +265,7 @@ class SparseAutoencoderSettings(AutoencoderSettings):
     init_norm: float = field(default=1.0, metadata=between(above=0, most=10**6))
     b_dec_init: BiasInit = BiasInit.geometric_median
     align_encoder: bool = False
+    archetype_distance: float | None = field(default=None, metadata=between(least=0, most=10**6))
 
     def __post_init__(self):
         super().__post_init__()
@@ -273,6 +281,11 @@ class SparseAutoencoderSettings(AutoencoderSettings):
             )
         if self.decoder_init is DecoderInit.zeros:
             self._check_zeros()
+        if self.archetype_distance is not None and self.decoder_norm is DecoderNorm.unit:
+            raise ValueError(
+                f"arch.archetype_distance is {self.archetype_distance:g}, and convex combinations are no unit vectors, "
+                "as arch.decoder_norm=unit requires; set arch.decoder_norm=free"
+            )
         if self.align_encoder and self.tied:
             raise ValueError(
                 "arch.align_encoder moves the encoder alone, and arch.encoder_init=tied makes it the transpose of the "
@@ -285,6 +298,7 @@ class SparseAutoencoderSettings(AutoencoderSettings):
             (self.decoder_norm is DecoderNorm.unit, "arch.decoder_norm=unit", "arch.decoder_norm=free"),
             (self.tied, "arch.encoder_init=tied", "arch.encoder_init=transpose"),
             (self.align_encoder, "arch.align_encoder=true", "arch.align_encoder=false"),
+            (self.archetype_distance is not None, "arch.archetype_distance", "arch.archetype_distance=null"),
         ):
             if is_set:
                 raise ValueError(

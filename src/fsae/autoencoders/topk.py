@@ -1,17 +1,14 @@
 """The TopK autoencoder (Gao et al. 2024, arXiv 2406.04093)."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.layout import Ends
 from fsae.autoencoders.record import AffineMap, DecidingMap, Encoding, SAELensForm
-from fsae.autoencoders.settings import SparseAutoencoderSettings, count_in
-from fsae.ranges import COUNT, SOME_SHARE
+from fsae.autoencoders.selection import Competing, CompetitionScope, KSettings, SelectionSettings
 from fsae.sparse.codes import Codes
 from fsae.sparse.pattern import Pattern
 
@@ -28,61 +25,7 @@ _WHOLE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class KSettings(SparseAutoencoderSettings):
-    """Settings of the architectures with a fixed number of active latents.
-
-    Attributes:
-        k: active latents per sample.
-        k_start: active latents per sample in the first step of training, from which their number goes to `k` in a
-            straight line; null for `k` from the start.
-        k_until: share of training after which it is `k`.
-    """
-
-    k: int = field(default=64, metadata=COUNT)
-    k_start: int | None = field(default=None, metadata=COUNT)
-    k_until: float = field(default=0.1, metadata=SOME_SHARE)
-
-    fixed_k: ClassVar[bool] = True
-    has_k: ClassVar[bool] = True
-
-    def check_width(self, d_in: int) -> None:
-        for name, k in (("k", self.k), ("k_start", self.k_start or self.k)):
-            if k > self.width(d_in):
-                raise ValueError(
-                    f"arch.{name} is {k}, more than the {self.width(d_in)} latents of the autoencoder; lower "
-                    f"arch.{name}, or raise arch.d_sae (or arch.expansion)"
-                )
-
-    def first_density(self, d_in: int) -> float:
-        return self.k_at(0.0) / self.width(d_in)
-
-    def density(self, d_in: int) -> float:
-        return self.k / self.width(d_in)
-
-    def k_at(self, progress: float) -> int:
-        """Return the active latents per sample after a share `progress` (0 to 1) of the training."""
-        if self.k_start is None:
-            return self.k
-        return round(self.k_start + (self.k - self.k_start) * min(1.0, progress / self.k_until))
-
-    def k_of(self, autoencoder: SparseAutoencoder) -> int:
-        """Return the active latents per sample of an autoencoder now: `k`, unless it is in training."""
-        return self.k_at(autoencoder.progress) if autoencoder.training else self.k
-
-    @classmethod
-    def from_saelens(cls, architecture: str, config: Mapping[str, Any], d_sae: int) -> Self:
-        # Before sae_lens 6 k stood among the arguments of the activation function.
-        of_function = (config.get("activation_fn_kwargs") or {}).get("k")
-        k = config.get("k", of_function)
-        if of_function not in (None, k):
-            raise ValueError(f"k is {k!r}, but in activation_fn_kwargs {of_function!r}")
-        if (k := count_in({"k": k}, "k")) > d_sae:
-            raise ValueError(f"k is {k}, more than the {d_sae} latents of the autoencoder")
-        return replace(super().from_saelens(architecture, config, d_sae), k=k)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TopKSettings(KSettings):
+class TopKSettings(SelectionSettings):
     """Settings of the TopK autoencoder: the k largest pre-activations of each sample are on."""
 
     saelens_names: ClassVar[tuple[str, ...]] = ("topk",)
@@ -91,8 +34,8 @@ class TopKSettings(KSettings):
         return TopK(ends, self, generator)
 
 
-class TopK(SparseAutoencoder):
-    """An autoencoder with codes = relu(pre) at the k largest entries of pre = (x - b_dec) W_enc + b_enc, else 0."""
+class TopK(Competing):
+    """An autoencoder with codes = relu(pre) at the k largest scores of pre = (x - b_dec) W_enc + b_enc, else 0."""
 
     settings: KSettings
     latents_compete = True
@@ -111,11 +54,7 @@ class TopK(SparseAutoencoder):
             pre = self.encoder_product(x).values + self.b_enc
             chosen = torch.zeros_like(pre, dtype=torch.bool).scatter_(1, self.indices(pre.detach()), True)
             codes = Codes(self.activation(pre) * chosen)
-        return Encoding(codes, pre_activations, {"selection_score": self.score})
-
-    def score(self, pre: Tensor) -> Tensor:
-        """Return the scores whose k largest select the latents."""
-        return pre
+        return Encoding(codes, pre_activations, {"selection_score": self.scores})
 
     def activation(self, pre: Tensor) -> Tensor:
         """Turn selected pre-activations into codes."""
@@ -123,24 +62,30 @@ class TopK(SparseAutoencoder):
 
     def indices(self, pre: Tensor) -> Tensor:
         """Return the (batch, k) latents that pre-activations select, in no order."""
-        return largest(self.score(pre), self.settings.k_of(self))
+        scores, groups = self.scores(pre), self.competition.groups
+        return torch.cat([largest(scores[:, own], places) + own.start for own, places in groups], dim=1)
 
     def _select(self, products: Tensor) -> Pattern:
         return Pattern.of_indices(self.indices(products + self.b_enc.to(products.dtype)), self.d_sae)
 
-    def deciding_map(self) -> DecidingMap | None:
-        return self.affine_scores()
-
     @torch.no_grad()
-    def affine_scores(self) -> DecidingMap:
-        """Return the pre-activations as the functions whose k largest values decide."""
+    def deciding_map(self) -> DecidingMap | None:
+        competition = self.competition
+        # The regions of latents that compete in groups are no cells of one power diagram.
+        if len(competition.groups) > 1:
+            return None
         columns, biases = self.W_enc.T.double(), self.b_enc.double()
         if self.centre is not None:
             biases = biases - columns @ self.b_dec.double()
+        if competition.weights is not None:
+            weights = competition.weights.double()
+            columns, biases = columns * weights[:, None], biases * weights
         return DecidingMap(columns, biases, self.settings.k, rectified=True)
 
     def to_saelens(self) -> SAELensForm:
         config = {"k": self.settings.k, "rescale_acts_by_decoder_norm": False}
+        if len(self.competition.groups) > 1:
+            config["scope"] = CompetitionScope.block.value
         return SAELensForm("topk", self.saelens_tensors("b_enc"), config)
 
 

@@ -59,25 +59,29 @@ def check_start(fresh: "Autoencoder", known: "Autoencoder") -> None:
 def take_over(fresh: "SparseAutoencoder", known: "Autoencoder") -> None:
     """Replace the first latents by those of a dictionary that passed `check_start`, and the weights that they share.
 
+    Under `decoder_norm: unit` a latent whose row is zero is left out: it has no direction, and a fresh one stays.
+
     Args:
         fresh: its weights change.
         known: in the unit of training.
 
     Raises:
-        ValueError: its rows are no unit vectors, as `decoder_norm: unit` requires.
+        ValueError: its other rows are no unit vectors, as `decoder_norm: unit` requires.
     """
+    latents = torch.arange(min(fresh.d_sae, known.d_sae), device=known.W_dec.device)
     norms = known.W_dec.norm(dim=1)
-    if fresh.settings.decoder_norm is DecoderNorm.unit and (norms - 1).abs().max() > _ROUNDING:
-        raise ValueError(
-            f"arch.warm_start has decoder rows with norms from {norms.min():.3g} to {norms.max():.3g}, which "
-            "arch.decoder_norm=unit would change, and its codes with them; set arch.decoder_norm=free"
-        )
+    if fresh.settings.decoder_norm is DecoderNorm.unit:
+        latents, norms = latents[norms[latents] > 0], norms[norms > 0]
+        if ((norms - 1).abs() > _ROUNDING).any():
+            raise ValueError(
+                f"arch.warm_start has decoder rows with norms from {norms.min():.3g} to {norms.max():.3g}, which "
+                "arch.decoder_norm=unit would change, and its codes with them; set arch.decoder_norm=free"
+            )
     theirs = dict(known.named_parameters())
     for name, parameter in fresh.named_parameters():
         if fresh.latent_axis(name) is None and name in theirs:
             parameter.copy_(theirs[name])
-    count = min(fresh.d_sae, known.d_sae)
-    fresh.copy_latents(known, torch.arange(count, device=norms.device))
+    fresh.copy_latents(known, latents)
     fresh.mask_weights()
 
 

@@ -171,10 +171,12 @@ def place_of(folder: Path, overrides: Sequence[str]) -> list[str]:
     if kind is None or any(each.startswith("layout=") for each in overrides):
         return found
     found.append(f"layout={kind.name}")
-    if len(read) > 1:
-        # A second language model's layers are those of the first one.
-        layers = list(dict.fromkeys(str(site.layer) for site in read))
-        found.append(f"layout.layers=[{','.join(layers if len(layers) > 1 else [])}]")
+    # A crosscoder of two models has each layer twice, and the user names the models.
+    layers = list(dict.fromkeys(site.layer for site in read))
+    if len(layers) > 1:
+        found.append(f"layout.layers=[{','.join(map(str, layers))}]")
+    elif len(read) > 1:
+        found.append("layout.layers=[]")
     if elsewhere:
         found.append(f"layout.target={Site.of_hook(provenance.hooks_out[0]).name.value}")
     return found

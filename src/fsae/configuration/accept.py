@@ -16,7 +16,7 @@ from fsae.configuration.refusal import record_refusal
 from fsae.configuration.resolvers import absolute_paths, flat_settings
 from fsae.configuration.schema import RunSettings, Task, settings_of
 from fsae.credentials import SETTING, holds_secret, keep, refuse_secret, without_passwords
-from fsae.evaluation.suite import ATTENTION, MEMBERS, ONE_INPUT, ONE_SITE, PAIR, SEVERAL_PARTS, chosen
+from fsae.evaluation.suite import ATTENTION, MEMBERS, chosen
 from fsae.export.dictionary_files import read_provenance
 from fsae.outputs.sweep_folder import is_job
 
@@ -45,17 +45,9 @@ def checked(
     named = named_evaluations(overrides)
     # Runs of one pack have the same evaluations; those of populations are measured of each run that has members.
     several = settings.population.size > 1 or not named - {SUITE}
-    provided = settings.source.provides
-    if settings.layout.pair:
-        provided |= {PAIR}
-    elif several:
+    provided = settings.source.provides | settings.layout.provides
+    if several and not settings.layout.pair:
         provided |= {MEMBERS}
-    if settings.layout.plain:
-        provided |= {ONE_SITE}
-    if not settings.layout.several:
-        provided |= {ONE_INPUT}
-    elif settings.layout.target is None:
-        provided |= {SEVERAL_PARTS}
     if settings.site is not None and settings.site.of_attention:
         provided |= {ATTENTION}
     settings = replace(settings, eval=chosen(settings.eval, provided, named, in_sweep and not named, trained))

@@ -98,15 +98,12 @@ def _check_sites(sites: Sites, provenance: Provenance, folder: Path) -> None:
         raise ValueError(f"{_described(folder)}: {error}") from None
     own = tuple(tuple(each.within for each in end) for end in sites)
     if own != (read, written) and (not sites.plain or read != written or len(read) > 1):
-        remedy = "choose its layout and its site, as in layout=transcoder site.layer=5"
-        if provenance.model_names is not None:
-            both = dict.fromkeys(zip(*_models_of(provenance, len(read)), strict=True))
-            listed = " and ".join(f"{name} ({note})" if note else str(name) for name, note in both)
-            remedy = (
-                f"it is of {listed}: name both, as in layout=crosscoder 'model=[gpt2,custom]' layout.model.path=FOLDER"
-            )
+        choice, models = "its layout and its site, as in layout=transcoder site.layer=5", provenance.model_names
+        if models is not None:
+            choice = f"its two models, {models[0]} and {models[-1]}, as in 'model=[gpt2,custom]'"
         raise ValueError(
-            f"the dictionary in {folder} is for {Sites(read, written)}, but the settings are for {sites}; {remedy}"
+            f"the dictionary in {folder} is for {Sites(read, written)}, but the settings are for {sites}; choose "
+            f"{choice}"
         )
     if made_for != site:
         of_head = "" if made_for.head is None else f", head {made_for.head} alone"

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder, SparseAutoencoder
 from fsae.autoencoders.record import ForwardRecord
+from fsae.autoencoders.selection import KSettings
 from fsae.autoencoders.settings import AutoencoderSettings
-from fsae.autoencoders.topk import KSettings
 from fsae.couplings.coupling import Coupling
 from fsae.language_models.mlp import MLP
 from fsae.losses.term import Weighted

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.parts import equal_parts, left_to_codes
 from fsae.evaluation.subject import Subject
 from fsae.matching import assignment, unit_rows
 from fsae.outputs.results import Better, Meaning, Shown, accompanied
@@ -50,7 +51,6 @@ class Amortisation(Evaluation, group="eval.amortisation"):
     coding_rounds: int = field(default=0, metadata=COUNT_OR_NONE)
     seed: int = field(default=0, metadata=COUNT_OR_NONE)
 
-    needs: ClassVar[frozenset[str]] = frozenset({"one_site"})
     in_sweeps: ClassVar[bool] = False
     meanings: ClassVar[dict[str, Meaning]] = {
         **accompanied("amortisation_gap", Meaning("fvu that the encoder adds to its decoder's", better=Better.less)),
@@ -99,13 +99,14 @@ class Amortisation(Evaluation, group="eval.amortisation"):
         subject: Subject,
     ) -> tuple[dict[str, float], dict[str, Any]]:
         targets = torch.cat([wanted for _, wanted in pairs])
-        spread = (targets - targets.mean(0)).square().sum(1).mean()
+        unit = equal_parts(autoencoder.ends.target, targets)
+        spread = ((targets - targets.mean(0)) * unit).square().sum(1).mean()
         autoencoder.check_decodes_alone()
-        W_dec, b_dec = autoencoder.W_dec.detach(), autoencoder.b_dec.detach()
+        W_dec, b_dec = autoencoder.W_dec.detach() * unit, autoencoder.b_dec.detach() * unit
         encoded = [autoencoder(x, True).codes.dense() for x, _ in pairs]
         active = [(codes != 0).sum(1) for codes in encoded]
         signed = any(bool((codes < 0).any()) for codes in encoded)
-        wanted = [each - b_dec for _, each in pairs]
+        wanted = [left_to_codes(autoencoder, *pair) * unit - b_dec for pair in pairs]
 
         def searched(W: Tensor, starts: Sequence[Tensor], keep: bool = False) -> tuple[list[Tensor], Tensor]:
             """Return the codes, and the error of each sample after each step, as a share of the spread."""
@@ -142,7 +143,9 @@ class Amortisation(Evaluation, group="eval.amortisation"):
             numbers |= {"amortisation_mcc": mcc, "amortisation_mcc_gap": mcc - of_encoder}
         if self.coding_rounds > 0:
             k = max(1, round(torch.cat(active).double().mean().item()))
-            coded = self._coded(subject.source.first_vectors().to(W_dec) - b_dec, W_dec, k, subject.heartbeat)
+            first = subject.source.first_vectors().to(W_dec), subject.source.first_targets().to(W_dec)
+            vectors = left_to_codes(autoencoder, *first) * unit - b_dec
+            coded = self._coded(vectors, W_dec, k, subject.heartbeat)
             codes, coding = searched(coded, empty)
             numbers["amortisation_coding"] = coding[-1].mean().item()
             # Each round searches for codes in a batch of so many samples, and then moves the dictionary.

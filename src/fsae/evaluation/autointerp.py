@@ -126,7 +126,7 @@ class Autointerp(Evaluation, group="eval.autointerp"):
     prompts: str | None = None
     seed: int = field(default=0, metadata=SEED)
 
-    needs: ClassVar[frozenset[str]] = frozenset({"language_model", "one_input"})
+    needs: ClassVar[frozenset[str]] = frozenset({"language_model"})
     reads: ClassVar[frozenset[str]] = frozenset({"latents"})
     in_sweeps: ClassVar[bool] = False
     # The answers are kept, and the latent store may be another one.
@@ -273,7 +273,7 @@ def _codes(subject: Subject, autoencoder: Autoencoder, store: LatentStore) -> Co
     text = subject.source.text
     assert text is not None
     return context_codes(
-        text.model, text.site, autoencoder, store.tokens, text.rows_at_once, heartbeat=subject.heartbeat
+        text.model_at, text.sites.input, autoencoder, store.tokens, text.rows_at_once, heartbeat=subject.heartbeat
     )
 
 

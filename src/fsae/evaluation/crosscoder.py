@@ -17,6 +17,7 @@ from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.evaluation.evaluation import Evaluation, Measured
 from fsae.evaluation.subject import Subject
 from fsae.evaluation.vectors import VectorEvaluation
+from fsae.latents.weights import relative_norms
 from fsae.outputs.results import Meaning, Shown
 from fsae.ranges import COUNT, between
 from fsae.sources.source import Batch
@@ -28,18 +29,6 @@ _ONE_PART, _SHARED = 0.9, (0.4, 0.6)
 # It is of one part by latent scaling if both ratios are below these limits (Minder et al. 2025, arXiv 2504.02922).
 _NU_RECONSTRUCTION, _NU_ERROR = 0.5, 0.2
 _BINS = 20
-
-
-def relative_norms(norms: Float[Tensor, "d_sae parts"]) -> Float[Tensor, "d_sae parts"]:
-    """Return (1 + (own - other) / largest) / 2 for each part, with the largest norm of another part as `other`.
-
-    1 means that a latent writes to this part alone, and 0.5 that another part has the same norm. For two parts these
-    are the relative norms of the literature, one part's being 1 minus the other's.
-    """
-    largest, second = norms.topk(2, dim=1).values.unbind(1)
-    is_largest = F.one_hot(norms.argmax(1), norms.shape[1]).bool()
-    other = torch.where(is_largest, second.unsqueeze(1), largest.unsqueeze(1))
-    return (1 + (norms - other) / largest.unsqueeze(1).clamp_min(torch.finfo(norms.dtype).tiny)) / 2
 
 
 class LatentScaling:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.parts import equal_parts, left_to_codes
 from fsae.evaluation.subject import Subject
 from fsae.matching import unit_rows
 from fsae.outputs.results import Meaning
@@ -38,7 +39,6 @@ class DecoderProjection(Evaluation, group="eval.decoder_projection"):
     batch_size: int = field(default=2048, metadata=COUNT)
     share: float = field(default=0.375, metadata=between(above=0, below=0.5))
 
-    needs: ClassVar[frozenset[str]] = frozenset({"one_site"})
     in_sweeps: ClassVar[bool] = False
     meanings: ClassVar[dict[str, Meaning]] = {
         "decoder_projection": Meaning("n-th largest projection onto decoder rows"),
@@ -54,7 +54,9 @@ class DecoderProjection(Evaluation, group="eval.decoder_projection"):
         for batch in subject.held_out(self.samples, self.batch_size, "projecting"):
             batches += 1
             for number, autoencoder in enumerate(subject.autoencoders):
-                sums[number] += nth_projection(autoencoder, batch.inputs, self.share)
+                inputs, targets = (each.to(autoencoder.W_dec) for each in (batch.inputs, batch.targets))
+                explained = left_to_codes(autoencoder, inputs, targets)
+                sums[number] += nth_projection(autoencoder, explained, self.share)
         return [Measured([{"decoder_projection": total / batches} for total in own]) for own in subject.by_run(sums)]
 
 
@@ -66,8 +68,9 @@ def nth_projection(
 
     Only the projections onto `latents_at_once` rows are in memory at a time; they are computed twice.
     """
-    directions = unit_rows(autoencoder.W_dec.float())
-    centred = x.to(directions) - autoencoder.b_dec.float()
+    unit = equal_parts(autoencoder.ends.target, x)
+    directions = unit_rows(autoencoder.W_dec.float() * unit)
+    centred = (x.to(directions) - autoencoder.b_dec.float()) * unit
 
     def projections() -> Iterator[Tensor]:
         for rows in directions.split(latents_at_once):

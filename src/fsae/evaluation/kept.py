@@ -38,7 +38,7 @@ def keeper(text: HeldOutText) -> Keeper:
     """
 
     def found(content: Mapping[str, Any], compute: Callable[[], Mapping[str, Tensor]]) -> Tensors:
-        return kept(text, {"norm_limit": text.norm_limit, "versions": versions()} | dict(content), compute)
+        return kept(text, {"norm_limits": text.input_limits, "versions": versions()} | dict(content), compute)
 
     return found
 
@@ -52,14 +52,15 @@ def kept(text: HeldOutText, content: Mapping[str, Any], compute: Callable[[], Ma
     """Return the tensors of a computation from disk if they are kept there; otherwise compute them and keep them.
 
     Args:
-        text: the language model, the site, and the folder.
-        content: what the tensors depend on besides model and site, as JSON.
+        text: the language model, the sites, and the folder.
+        content: what the tensors depend on besides models and sites, as JSON.
         compute: the computation.
     """
     room = text.kept_in
     if room is None:
         return dict(compute())
-    whole = text.origin | {"site": str(text.site), "bos": text.prepends_bos} | dict(content)
+    site = " + ".join(map(str, text.sites.input))
+    whole = text.origin | {"site": site, "bos": text.prepends_bos} | dict(content)
     return kept_in(room.folder / FOLDER, whole, compute, room.taken)
 
 

@@ -110,7 +110,8 @@ class Latents(Evaluation, group="eval.latents"):
         survey_slices(contexts, runs, subject.heartbeat, self.workers)
         with working("labelling latents"):
             found = [
-                self._measured(contexts, slices, run, subject) for slices, run in zip(runs, subject.runs, strict=True)
+                self._measured(contexts, vectors, slices, run, subject)
+                for slices, run in zip(runs, subject.runs, strict=True)
             ]
         subject.keep([store for _, stores in found for store in stores])
         return [measured for measured, _ in found]
@@ -132,9 +133,7 @@ class Latents(Evaluation, group="eval.latents"):
                 f"none of the {rows.tokens.numel()} tokens that eval.latents reads counts: all are special or skipped; "
                 "raise eval.latents.tokens, or see dataset.skip_positions and dataset.exclude_tokens"
             )
-        # Those of the inputs come first.
-        limits = None if text.norm_limits is None else text.norm_limits[: len(text.sites.input)]
-        return TextContexts(rows, text.model_at, text.sites, text.rows_at_once, limits, text.reopen_models)
+        return TextContexts(rows, text.model_at, text.sites, text.rows_at_once, text.input_limits, text.reopen_models)
 
     @property
     def _sizes(self) -> Sizes:
@@ -184,7 +183,7 @@ class Latents(Evaluation, group="eval.latents"):
         return digest_of({"data": data, "sizes": sizes, "weights": weights, "version": version("fsae")})
 
     def _measured(
-        self, contexts: Contexts, slices: Slices, run: Examined, subject: Subject
+        self, contexts: Contexts, vectors: Tensor, slices: Slices, run: Examined, subject: Subject
     ) -> tuple[Measured, list["NewStore"]]:
         found: dict[Autoencoder, LatentFindings] = {}
         for number, autoencoder in enumerate(slices.autoencoders):
@@ -197,6 +196,7 @@ class Latents(Evaluation, group="eval.latents"):
                 self.partners,
                 triggers,
                 subject.heartbeat,
+                spreads=_spreads(vectors, autoencoder),
             )
         controls = dict(zip(slices.autoencoders, slices.autoencoders[1:], strict=False))
         numbers, controlled, folders, stores = [], [], {}, []
@@ -238,6 +238,7 @@ class Latents(Evaluation, group="eval.latents"):
             dataset=None if subject.source.text is None else subject.source.text.dataset,
             part=None if text is None else self.text.name,
             picture=None if picture is None else list(picture),
+            parts=autoencoder.ends.target.names if _has_parts(autoencoder) else None,
             fsae=version("fsae"),
             dtype=None if text is None else str(text.model.dtype).removeprefix("torch."),
         )
@@ -294,6 +295,19 @@ def _first_vectors(contexts: Contexts) -> Float[Tensor, "vectors d_in"]:
         if found >= _CALIBRATED_ON:
             break
     return torch.cat(vectors)
+
+
+def _has_parts(autoencoder: Autoencoder) -> bool:
+    """Return whether the dictionary reads and writes the same parts, and several of them."""
+    return autoencoder.ends.same and len(autoencoder.ends.target.parts) > 1
+
+
+def _spreads(vectors: Float[Tensor, "vectors d_in"], autoencoder: Autoencoder) -> list[float] | None:
+    """Return the root mean square distance of each part's vectors from their mean; None without several parts."""
+    if not _has_parts(autoencoder):
+        return None
+    parts = autoencoder.ends.target.split(vectors.float())
+    return [(part - part.mean(0)).square().sum(1).mean().sqrt().item() for part in parts]
 
 
 def _write(

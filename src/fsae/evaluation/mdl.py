@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
 from fsae.evaluation.evaluation import Evaluation, Measured
+from fsae.evaluation.parts import equal_parts, left_to_codes
 from fsae.evaluation.subject import Subject
 from fsae.outputs.results import Better, Meaning, Shown, accompanied
 from fsae.ranges import COUNT, between
@@ -47,7 +48,6 @@ class Mdl(Evaluation, group="eval.mdl"):
     batch_size: int = field(default=2048, metadata=COUNT)
     tolerance: float = field(default=0.05, metadata=between(above=0, most=1))
 
-    needs: ClassVar[frozenset[str]] = frozenset({"one_site"})
     in_sweeps: ClassVar[bool] = False
     meanings: ClassVar[dict[str, Meaning]] = {
         **accompanied(
@@ -116,12 +116,16 @@ class RoundedCodes:
 
     Attributes:
         values: the codes that are not zero.
-        targets: (samples, d) the vectors that reconstructions are compared with.
+        targets: (samples, d) the vectors that reconstructions are compared with; if they have several parts, each with
+            a variance of 1.
     """
 
     def __init__(self, autoencoder: Autoencoder, inputs: Sequence[Tensor], targets: Sequence[Tensor]):
         autoencoder.check_decodes_alone()
-        self._W_dec, self._b_dec = autoencoder.W_dec.detach(), autoencoder.b_dec.detach()
+        self.targets = torch.cat(list(targets))
+        unit = equal_parts(autoencoder.ends.target, self.targets)
+        self.targets = self.targets * unit
+        self._W_dec, self._b_dec = autoencoder.W_dec.detach() * unit, autoencoder.b_dec.detach() * unit
         self._norms, self._deciding = self._W_dec.norm(dim=1), autoencoder.deciding
         patterns, values = [], []
         for x in inputs:
@@ -129,12 +133,13 @@ class RoundedCodes:
             patterns.append(Pattern.of_mask(codes != 0))
             values.append(codes[codes != 0])
         self._pattern, self.values = Pattern.stacked(patterns), torch.cat(values)
-        self.targets = torch.cat(list(targets))
+        pairs = zip(inputs, targets, strict=True)
+        self._explained = torch.cat([left_to_codes(autoencoder, *pair) for pair in pairs]) * unit
         self._spread = (self.targets - self.targets.mean(0)).square().sum(1).mean().sqrt().item()
 
     def fvu(self, values: Float[Tensor, " entries"]) -> float:
         """Return the fvu of codes with these values in place of their own."""
-        error = self.targets - (Codes(values, self._pattern).decode(self._W_dec) + self._b_dec)
+        error = self._explained - (Codes(values, self._pattern).decode(self._W_dec) + self._b_dec)
         return error.square().sum(1).mean().item() / self._spread**2
 
     def in_bins(self, bins: int) -> tuple[Float[Tensor, " entries"], Int[Tensor, " entries"]]:

@@ -103,7 +103,7 @@ class Ood(LabelledEvaluation, group="eval.ood"):
     shifted: list[str] = field(default_factory=list)
     domains: list[str] = field(default_factory=list)
 
-    needs: ClassVar[frozenset[str]] = frozenset({"language_model", "one_site"})
+    needs: ClassVar[frozenset[str]] = frozenset({"language_model"})
     in_sweeps: ClassVar[bool] = False
     meanings: ClassVar[dict[str, Meaning]] = _meanings()
 

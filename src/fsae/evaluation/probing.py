@@ -130,7 +130,7 @@ class Probing(LabelledEvaluation, group="eval.probing"):
     imbalanced: list[float] = field(default_factory=list, metadata=INNER_SHARE)
     mislabelled: list[float] = field(default_factory=list, metadata=between(least=0, below=0.5, meaning="a share"))
 
-    needs: ClassVar[frozenset[str]] = frozenset({"language_model", "one_input"})
+    needs: ClassVar[frozenset[str]] = frozenset({"language_model"})
     in_sweeps: ClassVar[bool] = False
     meanings: ClassVar[dict[str, Meaning]] = _meanings()
 

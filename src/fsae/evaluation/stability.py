@@ -213,7 +213,7 @@ def _measured(run: Examined, siblings: Sequence[Path], heartbeat: Callable[[], N
                 **mean_and_noise("stability_mcc", each.absolute),
                 "stability_found_share": (live == 1 + len(others)).double().mean().item(),
                 "stability_mcc_signed": sum(each.signed) / len(each.signed),
-                "stability_mcc_random": random_cosine(len(live), int(others[0].alive.sum()), autoencoder.d_in),
+                "stability_mcc_random": random_cosine(len(live), int(others[0].alive.sum()), autoencoder.d_out),
                 "stability_alone_share": (live == 1).double().mean().item(),
                 "stability_seeds": 1.0 + len(others),
             }

@@ -33,8 +33,7 @@ MEMBERS = "members"
 PAIR = "pair"
 # The need of evaluations of what attention computes.
 ATTENTION = "attention"
-# The needs of evaluations that encode the vectors of one site, and of those that also write there.
-ONE_INPUT = "one_input"
+# The need of evaluations that put what they make of a site's vectors back there.
 ONE_SITE = "one_site"
 # The need of evaluations that compare the parts of a dictionary.
 SEVERAL_PARTS = "several_parts"
@@ -49,7 +48,6 @@ UNMET = {
     ),
     MEMBERS: ("the run trains one autoencoder", "set population.size to 2 or more"),
     PAIR: ("the run is no pair of autoencoders", "choose layout=jacobian_pair"),
-    ONE_INPUT: ("the dictionary reads several sites", "choose layout=autoencoder or layout=transcoder"),
     ONE_SITE: ("the dictionary does not read and write one site", "choose layout=autoencoder"),
     SEVERAL_PARTS: ("the dictionary is no crosscoder", "choose layout=crosscoder"),
     ATTENTION: ("the site is not the output of attention", "use site=attn_z or site=attn_out"),

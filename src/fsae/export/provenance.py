@@ -70,6 +70,15 @@ class Provenance:
         return self.hook_names_out or ([self.hook_name_out] if self.hook_name_out is not None else self.hooks_in)
 
     @property
+    def places(self) -> str:
+        """The sites that it reads and writes, in words, with their language models."""
+        models = self.model_names or [self.model_name]
+        if len(set(models)) > 1:
+            return " + ".join(f"{hook} of {model}" for hook, model in zip(self.hooks_in, models, strict=True))
+        read, written = (" + ".join(hooks) for hooks in (self.hooks_in, self.hooks_out))
+        return f"{read} -> {written} of {models[0]}" if self.writes_elsewhere else f"{read} of {models[0]}"
+
+    @property
     def writes_elsewhere(self) -> bool:
         """True if it writes other sites than it reads."""
         return self.hook_name_out is not None or self.hook_names_out is not None

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -28,3 +29,17 @@ def activations_at(
         read = model.activations(tokens, list(own))
         found |= {own[within]: vectors for within, vectors in read.items()}
     return found
+
+
+def joined_at(
+    model_at: Callable[[Site], "TransformerLensModel"], tokens: Int[Tensor, "row context"], sites: Sequence[Site]
+) -> Float[Tensor, "row context d"]:
+    """Return the activations at the sites side by side, as a dictionary of these sites reads them.
+
+    Args:
+        model_at: returns the model of a site.
+        tokens: the rows.
+        sites: the sites, in the order of the dictionary's parts.
+    """
+    read = activations_at(model_at, tokens, sites)
+    return torch.cat([read[site] for site in sites], dim=-1)

@@ -45,8 +45,8 @@ class Shape:
         """
         if site.layer >= self.num_layers:
             raise ValueError(
-                f"site.layer is {site.layer}, but model {model} has {self.num_layers} layers, "
-                f"0 to {self.num_layers - 1}; choose one of them"
+                f"layer {site.layer} is named, but model {model} has {self.num_layers} layers, 0 to "
+                f"{self.num_layers - 1}; choose one of them by site.layer, or several by layout.layers"
             )
         if site.head is not None and self.heads is not None and site.head >= self.heads:
             raise ValueError(

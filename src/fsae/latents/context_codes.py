@@ -2,21 +2,25 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 
 from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.language_models.activations import joined_at
 from fsae.language_models.sites import Site
 from fsae.latents.excerpts import Excerpt
-from fsae.latents.triggers import ReadableModel
 from fsae.progress import Progress
+
+if TYPE_CHECKING:
+    from fsae.language_models.transformer_lens import TransformerLensModel
 
 
 def context_codes(
-    model: ReadableModel,
-    site: Site,
+    model_at: Callable[[Site], "TransformerLensModel"],
+    sites: Sequence[Site],
     autoencoder: Autoencoder,
     tokens: Int[np.ndarray, "contexts context"],
     rows_at_once: int = 16,
@@ -27,8 +31,8 @@ def context_codes(
     Every context is read as a whole, as in the pass that made the store, and once for all of its excerpts.
 
     Args:
-        model: reads the rows.
-        site: of the latents' input.
+        model_at: returns the language model of a site.
+        sites: of the latents' input.
         autoencoder: in evaluation mode and in raw units.
         tokens: all text of the store.
         rows_at_once: rows per forward pass.
@@ -47,7 +51,7 @@ def context_codes(
         for begin in range(0, len(contexts), rows_at_once):
             some = contexts[begin : begin + rows_at_once]
             rows = torch.from_numpy(np.asarray(tokens[some], np.int64))
-            for context, vectors in zip(some, model.activations(rows, [site])[site], strict=True):
+            for context, vectors in zip(some, joined_at(model_at, rows, sites), strict=True):
                 codes = autoencoder.encode(vectors.to(autoencoder.W_dec)).codes.dense()
                 for number in places[context]:
                     latent, excerpt = pairs[number]

@@ -20,7 +20,7 @@ from fsae.latents.labels import MEANINGS, aggregated, aggregates, classes, label
 from fsae.latents.survey import Survey
 from fsae.latents.tables import cofiring_columns, hit_table, tally_columns
 from fsae.latents.triggers import shortest_triggers
-from fsae.latents.weights import logit_columns, weight_columns
+from fsae.latents.weights import logit_columns, part_columns, weight_columns
 from fsae.outputs.latent_store import LATENT_COLUMNS, TOP, Meta, latent_rows, write_latent_store
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,7 @@ def findings(
     triggers: int = 0,
     heartbeat: Callable[[], None] = lambda: None,
     latents_at_once: int = _LATENTS_AT_ONCE,
+    spreads: Sequence[float] | None = None,
 ) -> LatentFindings:
     """Return the findings on a dictionary whose surveys are complete.
 
@@ -73,8 +74,10 @@ def findings(
         triggers: latents whose shortest trigger is searched for: of those that are on, evenly spaced ones.
         heartbeat: called between forward passes; may raise to stop.
         latents_at_once: latents whose hits are in a table at a time.
+        spreads: root mean square distance from their mean of the vectors of each part that the dictionary writes; None
+            to leave out the norms of decoder rows at parts.
     """
-    of_weights, input_tokens = _of_weights(contexts, autoencoder)
+    of_weights, input_tokens = _of_weights(contexts, autoencoder, spreads)
     alive = count.nonzero()[0]
     chosen = alive[np.unique(np.linspace(0, len(alive) - 1, min(triggers, len(alive))).round().astype(int))]
     text = contexts if isinstance(contexts, TextContexts) else None
@@ -124,9 +127,13 @@ def _hits(surveys: Callable[[], Iterator[Survey]], latents_at_once: int) -> Iter
         del survey
 
 
-def _of_weights(contexts: Contexts, autoencoder: Autoencoder) -> tuple[pa.Table, Int[np.ndarray, "d_sae top"] | None]:
+def _of_weights(
+    contexts: Contexts, autoencoder: Autoencoder, spreads: Sequence[float] | None
+) -> tuple[pa.Table, Int[np.ndarray, "d_sae top"] | None]:
     """Return the columns that follow from the weights, and the top tokens if there are effects on logits."""
     columns, input_tokens = weight_columns(autoencoder.W_enc, autoencoder.W_dec), None
+    if spreads is not None:
+        columns |= part_columns(autoencoder.W_dec, autoencoder.ends.target, spreads)
     if isinstance(contexts, TextContexts) and (effects := _logit_columns(contexts, autoencoder)) is not None:
         columns |= effects[0]
         input_tokens = effects[1]

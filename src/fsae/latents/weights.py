@@ -1,13 +1,15 @@
 """Facts about latents that the weights alone give: neighbours, and effects on a language model's logits."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fsae.autoencoders.layout import Layout
 from fsae.language_models.unembedding import Unembedding
 
 NEIGHBOURS = 10
@@ -35,6 +37,34 @@ def weight_columns(W_enc: Float[Tensor, "d_in d_sae"], W_dec: Float[Tensor, "d_s
     cosines = products / (W_enc.float().norm(dim=0) * W_dec.float().norm(dim=1))
     columns["encoder_decoder_cosine"] = cosines.cpu().numpy()
     return columns
+
+
+@torch.no_grad()
+def part_columns(
+    W_dec: Float[Tensor, "d_sae d_out"], layout: Layout, spreads: Sequence[float]
+) -> dict[str, list[Float[np.ndarray, " parts"]]]:
+    """Return the column of relative norms of the decoder rows' parts.
+
+    Args:
+        W_dec: any type; norms are in float32.
+        layout: of what the rows write, of several parts.
+        spreads: root mean square distance of each part's vectors from their mean. Norms are in these units, so that no
+            part counts for more because its vectors are longer.
+    """
+    norms = [part.norm(dim=1) / spread for part, spread in zip(layout.split(W_dec.float()), spreads, strict=True)]
+    return {"relative_norms": list(relative_norms(torch.stack(norms, dim=1)).cpu().numpy())}
+
+
+def relative_norms(norms: Float[Tensor, "d_sae parts"]) -> Float[Tensor, "d_sae parts"]:
+    """Return (1 + (own - other) / largest) / 2 for each part, with the largest norm of another part as `other`.
+
+    1 means that a latent writes to this part alone, and 0.5 that another part has the same norm. For two parts these
+    are the relative norms of the literature, one part's being 1 minus the other's.
+    """
+    largest, second = norms.topk(2, dim=1).values.unbind(1)
+    is_largest = F.one_hot(norms.argmax(1), norms.shape[1]).bool()
+    other = torch.where(is_largest, second.unsqueeze(1), largest.unsqueeze(1))
+    return (1 + (norms - other) / largest.unsqueeze(1).clamp_min(torch.finfo(norms.dtype).tiny)) / 2
 
 
 @torch.no_grad()

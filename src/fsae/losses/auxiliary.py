@@ -88,7 +88,7 @@ def explained(
         pre: their pre-activations.
         eligible: those that may explain it; None for all.
     """
-    scores = pre if record.selection_score is None else record.selection_score(pre)
+    scores = pre if record.selection_score is None else record.selection_score(pre, latents)
     if eligible is not None:
         scores = scores.masked_fill(~eligible, -torch.inf)
     places = scores.topk(k, dim=1, sorted=False).indices

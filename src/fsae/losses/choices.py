@@ -1,6 +1,7 @@
 """The table of loss terms: the name of each, for `conf/loss` and `conf/penalty`, and its settings."""
 
 from fsae.losses.auxiliary import AuxK, GateReconstruction
+from fsae.losses.code_norm import CodeNorm
 from fsae.losses.decorrelation import Decorrelation
 from fsae.losses.fisher import Fisher, NoPenalty, RandomSign
 from fsae.losses.matryoshka import LevelAuxK, Matryoshka, SampledMatryoshka
@@ -31,5 +32,6 @@ CHOICES: dict[str, type[LossTerm]] = {
     "orthogonal": Orthogonality,
     "weight_norm": WeightNorm,
     "nuclear_norm": NuclearNorm,
+    "code_norm": CodeNorm,
     "temporal_contrast": TemporalContrast,
 }

@@ -108,6 +108,12 @@ LATENT_COLUMNS = {
     "cofiring_jaccard": Column(_FLOATS, "samples with both on / samples with either on"),
     "decoder_norm": Column(pa.float32(), "length of the decoder row"),
     "encoder_decoder_cosine": Column(pa.float32(), "cosine of encoder column and decoder row"),
+    "relative_norms": Column(
+        _FLOATS,
+        "of each part of a crosscoder's decoder row, (1 + (own norm - longest other) / longest) / 2, in units of the "
+        "vectors' spread at each part: 1 if it writes this part alone, 0.5 if another part has the same norm; null for "
+        "other dictionaries",
+    ),
 }
 
 HIT_COLUMNS = {
@@ -146,6 +152,7 @@ class Meta:
         unit: the unit of codes.
         model, site, dataset, part: the origin of the vectors; null without a language model.
         picture: height and width, if samples are pictures.
+        parts: names of the parts that `relative_norms` are of; null if there are no such norms.
         dtype: type in which the vectors were made.
         version: of the store's format.
         fsae: version of the program.
@@ -174,6 +181,7 @@ class Meta:
     dataset: str | None = None
     part: str | None = None
     picture: list[int] | None = None
+    parts: list[str] | None = None
     dtype: str | None = None
     version: int = VERSION
     fsae: str = ""

@@ -29,7 +29,7 @@ from fsae.runs.build import (
 from fsae.runs.finished import FinishedRun
 from fsae.runs.outcome import Outcome, conclude, finish
 from fsae.runs.run import Run, going
-from fsae.sources.identity import data_identity
+from fsae.sources.identity import data_identity, other_model_identity
 from fsae.sources.source import Source
 from fsae.tracking.uploader import Uploader
 from fsae.training.interruption import Interrupted, Interruption
@@ -84,10 +84,15 @@ def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
         # Missing data are refused like wrong settings, before any run takes its folder.
         of_data = settings.task in (Task.train, Task.reevaluate)
         data = data_identity(settings.model, settings.dataset, settings.source) if of_data else {}
+        # Runs of one pack may have other second models.
+        others = {each.layout.model: other_model_identity(each.layout.model) for each, _ in jobs} if of_data else {}
     except ValueError as missing:
         return [_refused(each, origin, missing) for each, origin in jobs]
     kind = FinishedRun if settings.task is Task.reevaluate else Run
-    runs = [kind(each, origin, data | start_identity(each.arch)) for each, origin in jobs]
+    runs = [
+        kind(each, origin, data | others.get(each.layout.model, {}) | start_identity(each.arch))
+        for each, origin in jobs
+    ]
     assert all(pack_key(run.settings) == pack_key(settings) for run in runs)
     with run_name_prefixes() if len(runs) > 1 else nullcontext(), Interruption() as interruption:
         for run in runs:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fsae.autoencoders.layout import End, Layout
+from fsae.language_models.identity import model_identity
 from fsae.language_models.sites import Site
 from fsae.language_models.transformer_lens import TransformerLensModel
 from fsae.seeds import generator_for
@@ -184,8 +185,11 @@ class ActivationSource(Source):
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Everything besides text and site that decides activations: the model's identity and its dtype."""
-        return self._passes.origin
+        """Everything besides text and sites that decides activations: the models' identities and their dtype."""
+        own = self._passes.model
+        models = {str(site): site.model_in(own) for site in self.sites.input}
+        others = {site: model_identity(model) for site, model in models.items() if model != own}
+        return self._passes.origin | ({"others": others} if others else {})
 
     @property
     def kept_in(self) -> Room | None:
@@ -214,6 +218,12 @@ class ActivationSource(Source):
             else:
                 self._find_limits(self._read(Part.held_out, 0))
         return None if self._norm_limits is None else self._norm_limits[self._places]
+
+    @property
+    def input_limits(self) -> list[float] | None:
+        """The norms above which vectors at the sites of the inputs are massive; None for no limits."""
+        limits = self.norm_limits
+        return None if limits is None else limits[: len(self.sites.input)]
 
     def _find_limits(self, first_rows: Tensor) -> None:
         multiple = self._max_norm_multiple

@@ -30,3 +30,14 @@ def data_identity(
         identities["the text of dataset"] = dataset_identity(dataset)
     identities["the files of source"] = source.identity()
     return {what: json.dumps(each, sort_keys=True) for what, each in identities.items() if each}
+
+
+def other_model_identity(model: ModelSettings | None) -> dict[str, str]:
+    """Return what distinguishes the second model of a crosscoder, by a name for messages; nothing without one.
+
+    Raises:
+        ValueError: it does not exist.
+    """
+    if model is None:
+        return {}
+    return {"the weights of layout.model": json.dumps(model_identity(model), sort_keys=True)}

@@ -146,6 +146,15 @@ class LayoutSettings(Ranged, group="layout"):
         """True if the dictionary reads several parts."""
         return len(self.layers) > 1 or self.model is not None
 
+    @property
+    def provides(self) -> frozenset[str]:
+        """Return the needs of evaluations that these dictionaries meet: "one_site", "several_parts" or "pair"."""
+        if self.pair:
+            return frozenset({"pair"})
+        if self.plain:
+            return frozenset({"one_site"})
+        return frozenset({"several_parts"} if self.several and self.target is None else ())
+
     def sites(self, site: Site) -> Sites:
         """Return the sites that a run at `site` reads and writes.
 

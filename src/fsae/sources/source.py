@@ -99,13 +99,23 @@ class HeldOutText(Protocol):
         ...
 
     @property
+    def input_limits(self) -> list[float] | None:
+        """The limits at the sites of the inputs; None for no limits."""
+        ...
+
+    @property
+    def input_layout(self) -> Layout:
+        """The parts of the inputs."""
+        ...
+
+    @property
     def prepends_bos(self) -> bool:
         """True if each row begins with a BOS."""
         ...
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Everything besides text and site that decides activations: the model's identity and its dtype."""
+        """Everything besides text and sites that decides activations: the models' identities and their dtype."""
         ...
 
     @property

@@ -154,6 +154,14 @@ class Pattern:
             self._divided[ends] = order, blocks
         return self._divided[ends]
 
+    def padded(self, values: Float[Tensor, " entries"]) -> Float[Tensor, "batch most"]:
+        """Return the values of each row side by side, and zeros behind them. Waits for the device, to read the most
+        entries of a row."""
+        most = max(1, int(self.offsets.diff().max())) if self.batch else 1
+        places = torch.arange(len(values), device=values.device) - self.offsets[:-1].index_select(0, self.rows)
+        flat = values.new_zeros(self.batch * most)
+        return flat.index_copy(0, self.rows * most + places, values).view(self.batch, most)
+
     def decode(self, values: Float[Tensor, " entries"], W: Float[Tensor, "d_sae d"]) -> Float[Tensor, "batch d"]:
         """Return the product of the matrix with these values and W, without gradients."""
         return sum_rows(W, self.columns, self.offsets, values)

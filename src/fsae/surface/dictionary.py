@@ -32,6 +32,7 @@ from fsae.outputs.results import read_results
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import read_status
 from fsae.runs.build import request_of
+from fsae.sources.layout import LayoutSettings, Sites
 from fsae.sources.tokens import special_tokens
 from fsae.sparse.codes import Codes
 from fsae.surface.language_model import LanguageModel, language_model
@@ -166,7 +167,8 @@ class Dictionary:
 
     @property
     def site(self) -> Site | None:
-        """Return the site in the language model at which its vectors are read; None if they are of no language model.
+        """Return the site in the language model at which its vectors are read, the first one if there are several; None
+        if they are of no language model.
 
         Raises:
             ValueError: SAELens' name of the hook is no site of fsae.
@@ -187,6 +189,25 @@ class Dictionary:
         """
         hook = self.provenance.hook_name_out
         return self.site if hook is None else Site.of_hook(hook)
+
+    @property
+    def sites(self) -> Sites | None:
+        """Return all sites that it reads and that it writes, in their order; None if it is of no language model.
+
+        Raises:
+            ValueError: SAELens' name of a hook is no site of fsae, or it is of two models and of no run, whose settings
+                say how the second one is opened.
+        """
+        said, reading = self.provenance, self._reading
+        if said.model_names is not None and reading is None:
+            raise ValueError(
+                f"{self!r} is of two language models, and only a run's settings say how both are opened; load its run, "
+                "or the run that `python -m fsae.latents` makes of it"
+            )
+        if said.model_names is not None or not said.hooks_in:
+            return None if reading is None else reading.sites
+        read = tuple(Site.of_hook(hook, said.hook_head_index, said.writes_elsewhere) for hook in said.hooks_in)
+        return Sites(read, tuple(map(Site.of_hook, said.hooks_out)) if said.writes_elsewhere else read)
 
     @cached_property
     def language_model(self) -> LanguageModel | None:
@@ -267,6 +288,9 @@ class Dictionary:
         request = request_of(settings)
         samples = request.held_out_samples or Vectors().samples
         request = replace(request, training_samples=0, held_out_samples=samples, spliced=False)
+        if self.provenance.pair_hook_names is not None:
+            # Each autoencoder of a pair has one of the run's sites.
+            request = replace(request, site=self.site, layout=LayoutSettings())
         source = with_its_norm_limit(settings.source, self.provenance, self.folder)
         largest = torch.zeros(self.d_sae, dtype=self.dtype, device=self.device)
         with source.open(request, lambda: None) as opened:
@@ -399,11 +423,7 @@ class Dictionary:
         return self
 
     def __repr__(self) -> str:
-        said, of = self.provenance, ""
-        if said.hooks_in:
-            ends = [said.hooks_in, said.hooks_out] if said.writes_elsewhere else [said.hooks_in]
-            models = dict.fromkeys(said.model_names or [said.model_name])
-            of = f", {' -> '.join(map(_listed, ends))} of {' and '.join(map(str, models))}"
+        of = f", {self.provenance.places}" if self.provenance.hooks_in else ""
         return f"Dictionary({self.architecture}, d_in={self.d_in}, d_sae={self.d_sae}{of})"
 
     def left_out(self, model: LanguageModel) -> LeftOut:
@@ -491,12 +511,6 @@ def save(
         save_saelens(dictionary.autoencoder, folder, provenance or dictionary.provenance, dictionary.density)
     else:
         save_saelens(dictionary, folder, provenance or Provenance())
-
-
-def _listed(hooks: list[str]) -> str:
-    """Return the first of several names, and how many there are besides it."""
-    others = len(set(hooks)) - 1
-    return hooks[0] + (f" and {others} more" if others else "")
 
 
 def _with_token(edit: Edit, model: LanguageModel) -> Edit:

@@ -92,8 +92,8 @@ def _codes(dictionary: Dictionary) -> Codes:
     Raises:
         ValueError: the language model cannot be opened.
     """
-    model, site = dictionary.language_model, dictionary.site
+    model, sites = dictionary.language_model, dictionary.sites
     # The store has text, so a language model has read it.
     assert model is not None
-    assert site is not None
-    return context_codes(model.model, site, dictionary.autoencoder, dictionary.latent_store.tokens)
+    assert sites is not None
+    return context_codes(model.model_at, sites.input, dictionary.autoencoder, dictionary.latent_store.tokens)

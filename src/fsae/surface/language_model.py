@@ -60,10 +60,24 @@ class LanguageModel:
         self.settings, self.name = settings, settings.name
         self.model: TransformerLensModel = open_language_model(settings)
         self._interventions: list[Intervention] = []
+        self._others: dict[ModelSettings, TransformerLensModel] = {}
 
     @cached_property
     def sites(self) -> dict[str, int]:
         return {str(site): width for site, width in self.model.sites.items()}
+
+    def model_at(self, site: Site) -> TransformerLensModel:
+        """Return the model that a site is of: `model`, or the other one of a crosscoder, opened on first use.
+
+        Raises:
+            ValueError: the other model cannot be opened.
+        """
+        settings = site.model_in(self.settings)
+        if settings == self.settings:
+            return self.model
+        if settings not in self._others:
+            self._others[settings] = open_language_model(settings)
+        return self._others[settings]
 
     def activations(
         self,

@@ -1,13 +1,17 @@
 """A prompt seen by a dictionary: which latents are on at every token, and what they do to the next token's loss."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fsae.analysis.latent_pages import PromptView
+from fsae.language_models.activations import joined_at
 from fsae.language_models.sites import Site
 from fsae.outputs.latent_store import LatentStore
+from fsae.sources.massive import within_all
 from fsae.surface.dictionary import Dictionary
 from fsae.surface.language_model import LanguageModel
 
@@ -26,7 +30,8 @@ def view_prompt(
     """Return the strongest latents at each token of a text, each with the effect of its ablation.
 
     A latent is ablated at one token by a forward pass of its own: its code times its decoder row is subtracted from the
-    activation that the dictionary writes, so that everything else that it does not explain stays. Tokens that training
+    activation that the dictionary writes, so that everything else that it does not explain stays. It is not measured of
+    a dictionary that writes several sites, because a change at one of them reaches the later ones. Tokens that training
     left out have no latents.
 
     Args:
@@ -38,30 +43,29 @@ def view_prompt(
         entries_at_once: logits in memory at once.
 
     Raises:
-        ValueError: the dictionary does not name its site, or reads several, or the text has less than two tokens or too
-            many.
+        ValueError: the dictionary does not name its sites, or the text has less than two tokens or too many.
     """
-    site, written = dictionary.site, dictionary.written_site
-    if site is None or written is None:
+    sites = dictionary.sites
+    if sites is None:
         raise ValueError(f"{dictionary!r} does not name the site of its vectors, so it cannot read a text")
-    if len(dictionary.autoencoder.ends.input.parts) > 1:
-        raise ValueError(f"{dictionary!r} reads several sites, and pages of prompts are of dictionaries that read one")
     (row,) = model.token_ids([text], dictionary.provenance.prepend_bos)
     if len(row) < 2:
         raise ValueError(f"the prompt {text!r} has {len(row)} tokens; it needs two, so that one can be predicted")
-    activations = model.model.activations(row[None], [site])[site][0]
+    activations = joined_at(model.model_at, row[None], sites.input)[0]
     codes = dictionary.encode(activations.float())
-    left_out = dictionary.left_out(model)
-    (counted,) = left_out.counted(row[None], torch.ones_like(row[None], dtype=torch.bool))
-    codes[~(counted & left_out.within(activations).cpu()).to(codes.device)] = 0
+    (counted,) = dictionary.left_out(model).counted(row[None], torch.ones_like(row[None], dtype=torch.bool))
+    codes[~(counted & _within(dictionary, activations).cpu()).to(codes.device)] = 0
     strongest = codes.abs().topk(min(latents, dictionary.d_sae), dim=1)
     position, place = strongest.values.nonzero(as_tuple=True)
     latent = strongest.indices[position, place]
     code = codes[position, latent]
     losses = _losses(model.model.logits(row[None])[0], row)
-    changes = _changes(dictionary, model, written, row, position, latent, code, entries_at_once)
+    changes: Sequence[float | None] = [None] * len(code)
+    if len(sites.target) == 1:
+        changes = _changes(dictionary, model, sites.target[0], row, position, latent, code, entries_at_once).tolist()
     found: list[list[tuple[int, float, float | None]]] = [[] for _ in row]
-    for where, *numbers, change in zip(*(each.tolist() for each in (position, latent, code, changes)), strict=True):
+    numbered = (each.tolist() for each in (position, latent, code))
+    for where, *numbers, change in zip(*numbered, changes, strict=True):
         # The last token has no next one.
         found[where].append((int(numbers[0]), numbers[1], change if where < len(row) - 1 else None))
     return PromptView(
@@ -71,6 +75,17 @@ def view_prompt(
         labels=_labels(store, latent),
         largest=_largest(store, latent),
     )
+
+
+def _within(dictionary: Dictionary, activations: Float[Tensor, "position d_in"]) -> Bool[Tensor, " position"]:
+    """Return at which positions no vector is massive at any site that the dictionary reads."""
+    said = dictionary.provenance
+    parts = dictionary.autoencoder.ends.input.split(activations)
+    limits = said.max_activation_norms or [said.max_activation_norm] * len(parts)
+    limited = [(part, limit) for part, limit in zip(parts, limits, strict=False) if limit is not None]
+    if not limited:
+        return torch.ones(len(activations), dtype=torch.bool, device=activations.device)
+    return within_all(*zip(*limited, strict=True))
 
 
 def _losses(logits: Float[Tensor, "position d_vocab"], row: Int[Tensor, " position"]) -> Float[Tensor, " position"]:

@@ -12,11 +12,12 @@ from fsae.autoencoders.settings import DecoderNorm
 from fsae.losses.objective import Losses, Objective
 from fsae.matching import unit_rows
 from fsae.sources.source import Partners
+from fsae.training.archetypes import Archetypes
 from fsae.training.frozen import Frozen, freeze, keep_in_cone
 from fsae.training.fused_adam import FusedAdam
 from fsae.training.learner import Learner
 from fsae.training.measures import batch_measures
-from fsae.training.resample import Reinitialisation, Scope, reinitialise, resample
+from fsae.training.resample import Reinitialisation, Scope, forget_moments, reinitialise, resample
 from fsae.training.settings import AdamSettings, Precision
 
 # Share of codes at which a step with sparse products takes as long as one with dense products, on a CPU
@@ -48,11 +49,15 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
         # The axes of the cones in which decoder rows stay.
         soft = settings.frozen is Frozen.soft_decoder
         self._axes = unit_rows(autoencoder.W_dec.detach()) if soft else None
+        distance = autoencoder.settings.archetype_distance
+        self._archetypes = None if distance is None else Archetypes(autoencoder.W_dec, distance)
         # It shares the weights. Sparse batches are not compiled: the number of codes differs between them.
         self._dense_forward = torch.compile(autoencoder) if settings.compile else autoencoder
         device = autoencoder.W_dec.device
+        # Without a gradient, which the archetypes take over, W_dec is not moved by the optimiser.
+        self._trained = [*autoencoder.parameters(), *(self._archetypes.parameters() if self._archetypes else ())]
         self.optimiser = FusedAdam(
-            autoencoder.parameters(),
+            self._trained,
             lr=settings.lr,
             betas=(settings.beta1, settings.beta2),
             weight_decay=settings.weight_decay,
@@ -99,12 +104,16 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
         unit_norm = autoencoder.settings.decoder_norm is DecoderNorm.unit and not settings.frozen.fixes_decoder
         if unit_norm:
             autoencoder.project_decoder_gradient()
+        if self._archetypes is not None:
+            self._archetypes.take_gradient(autoencoder.W_dec)
         if settings.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(autoencoder.parameters(), settings.clip_norm, foreach=True)
+            torch.nn.utils.clip_grad_norm_(self._trained, settings.clip_norm, foreach=True)
         for group in self.optimiser.param_groups:
             group["lr"] = settings.lr_at(step)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
+        if self._archetypes is not None:
+            self._archetypes.constrain(autoencoder.W_dec)
         autoencoder.mask_weights()
         if self._axes is not None:
             keep_in_cone(autoencoder.W_dec, self._axes)
@@ -118,7 +127,9 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
         self.dead.update(record.codes)
         self._remember(batch_measures(record, self.scale))
         if self._resamples_after(step):
-            self.resampled += resample(self.autoencoder, self.optimiser, self.dead, record, self.generator)
+            latents = resample(self.autoencoder, self.optimiser, self.dead, record, self.generator)
+            self._place(latents)
+            self.resampled += len(latents)
 
     def reinitialise(self, record: ForwardRecord, step: int, when: Reinitialisation) -> int:
         """Count a batch and, if due, resample the latents that are off the target; return the number of these latents.
@@ -138,8 +149,18 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
         if count > 0:
             targets = None if self.autoencoder.ends.same else record.targets
             reinitialise(self.autoencoder, self.optimiser, self.dead, which, record.inputs, self.generator, targets)
+            self._place(which.nonzero().squeeze(1))
             self.reinitialised += count
         return count
+
+    def _place(self, latents: Tensor) -> None:
+        """Bring the new decoder rows of latents to where they may be."""
+        if self._archetypes is None:
+            return
+        self._archetypes.place(latents, self.autoencoder.W_dec)
+        self.autoencoder.mask_weights()
+        for part in (self._archetypes.mixture, self._archetypes.offset):
+            forget_moments(self.optimiser, part, 0, latents)
 
     def read_interval(self) -> dict[str, float]:
         """Return means over the steps since the last call; waits for the device, once.
@@ -182,6 +203,7 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
             "samples": self._samples,
             "sparse": self.sparse,
             "axes": self._axes,
+            "archetypes": None if self._archetypes is None else self._archetypes.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -192,3 +214,5 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
         self._fired, self._samples = state["fired"].to(self._fired.device), state["samples"]
         if self._axes is not None:
             self._axes = state["axes"].to(self._fired.device)
+        if self._archetypes is not None:
+            self._archetypes.load_state_dict(state["archetypes"])

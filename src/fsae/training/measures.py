@@ -12,7 +12,7 @@ from fsae.autoencoders.record import ForwardRecord
 # source's vectors.
 MEANINGS = {
     "loss": "the objective, the sum of all weighted terms",
-    "TERM": "the loss term of this name (reconstruction, sparsity, auxiliary, dimension, penalty), before its weight",
+    "TERM": "the loss term of this name (reconstruction, sparsity, auxiliary, norm, penalty, ...), before its weight",
     "TERM_weighted": "the loss term multiplied by its weight",
     "fisher": "off-diagonal squares of the Fisher matrix of a batch, summed, in scaled units",
     "fisher_ratio": "off-diagonal over diagonal squares of the Fisher matrix",

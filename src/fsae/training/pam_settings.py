@@ -116,10 +116,15 @@ class PamSettings(AdamSettings):
                 "trainer=pam solves for the decoder after the encoder's steps, so arch.align_encoder would not hold; "
                 "set arch.align_encoder=false"
             )
+        if sparse.archetype_distance is not None:
+            raise ValueError(
+                "trainer=pam solves for decoder rows of any kind, so arch.archetype_distance would not hold; set "
+                "arch.archetype_distance=null"
+            )
         if sparse.reads_decoder:
             raise ValueError(
                 f"trainer=pam solves for the decoder at fixed codes, and the codes of arch {sparse.name} depend on the "
-                "decoder; choose another arch"
+                "decoder; choose another arch, or arch.score=plain if its scores are weighted"
             )
         if not sparse.frees_decoder_norms:
             raise ValueError(

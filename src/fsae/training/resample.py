@@ -5,7 +5,7 @@ from enum import Enum
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.record import ForwardRecord
@@ -78,7 +78,7 @@ def resample(
     dead: DeadLatents,
     record: ForwardRecord,
     generator: torch.Generator,
-) -> int:
+) -> Int[Tensor, " latents"]:
     """Point dead latents at the samples with the worst reconstruction (Bricken et al. 2023, "Neuron Resampling").
 
     Each dead latent takes a sample of the batch, drawn with probability proportional to its squared loss. Its decoder
@@ -86,16 +86,16 @@ def resample(
     `SparseAutoencoder.resample`. Between two layouts the encoder reads differences from the mean of the batch.
 
     Returns:
-        The number of resampled latents.
+        The resampled latents.
     """
     dead.refresh()
-    count = dead.indices.numel()
-    if count == 0:
-        return 0
-    alive = torch.ones(autoencoder.d_sae, dtype=torch.bool, device=dead.indices.device)
-    alive[dead.indices] = False
+    latents = dead.indices
+    if len(latents) == 0:
+        return latents
+    alive = torch.ones(autoencoder.d_sae, dtype=torch.bool, device=latents.device)
+    alive[latents] = False
     losses = record.error.square().sum(1)
-    chosen = torch.multinomial(losses.square().cpu() + 1e-12, count, replacement=True, generator=generator)
+    chosen = torch.multinomial(losses.square().cpu() + 1e-12, len(latents), replacement=True, generator=generator)
     chosen = chosen.to(record.inputs.device)
     # Between two layouts b_dec is no point of the inputs: with biases of zero, latents that point to their mean would
     # be on for every sample.
@@ -109,12 +109,12 @@ def resample(
             autoencoder.written_direction(record.wanted_of_codes[chosen]),
         )
     )
-    autoencoder.resample(dead.indices, alive, read, written)
+    autoencoder.resample(latents, alive, read, written)
     if mean is not None:
-        products = (mean @ autoencoder.W_enc).index_select(0, dead.indices)
-        autoencoder.raise_pre_activations(torch.zeros_like(autoencoder.W_enc[0]).index_add(0, dead.indices, -products))
-    _forget(autoencoder, optimiser, dead, dead.indices)
-    return count
+        products = (mean @ autoencoder.W_enc).index_select(0, latents)
+        autoencoder.raise_pre_activations(torch.zeros_like(autoencoder.W_enc[0]).index_add(0, latents, -products))
+    _forget(autoencoder, optimiser, dead, latents)
+    return latents
 
 
 @torch.no_grad()
@@ -163,11 +163,17 @@ def _forget(
 ) -> None:
     """Set the moments and the dead counters of resampled latents to zero."""
     for name, parameter in autoencoder.named_parameters():
-        if (axis := autoencoder.latent_axis(name)) is None:
-            continue
-        for moment in ("exp_avg", "exp_avg_sq"):
-            state = optimiser.state[parameter].get(moment)
-            if state is not None:
-                state.index_fill_(axis, latents, 0.0)
+        if (axis := autoencoder.latent_axis(name)) is not None:
+            forget_moments(optimiser, parameter, axis, latents)
     dead.samples_since_fired[latents] = 0
     dead.refresh()
+
+
+def forget_moments(
+    optimiser: torch.optim.Optimizer, parameter: nn.Parameter, axis: int, latents: Int[Tensor, " latents"]
+) -> None:
+    """Set the moments of latents to zero, which a parameter has along an axis."""
+    for moment in ("exp_avg", "exp_avg_sq"):
+        state = optimiser.state[parameter].get(moment)
+        if state is not None:
+            state.index_fill_(axis, latents, 0.0)

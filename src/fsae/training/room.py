@@ -7,7 +7,7 @@ import torch
 
 from fsae.autoencoders.fitted import FittedSettings
 from fsae.autoencoders.layout import Ends
-from fsae.autoencoders.settings import AutoencoderSettings
+from fsae.autoencoders.settings import AutoencoderSettings, SparseAutoencoderSettings
 from fsae.memory import FEWER_AUTOENCODERS, require_free
 from fsae.wording import counted
 
@@ -27,7 +27,9 @@ def check_moments(wanted: Wanted, device: torch.device) -> None:
 
     def weights(arch: AutoencoderSettings, ends: Ends) -> int:
         d_in, d_out = ends.input.width, ends.target.width
-        return (d_in + d_out) * arch.width(d_in) + ends.skip * d_in * d_out
+        d_sae = arch.width(d_in)
+        mixed = cast(SparseAutoencoderSettings, arch).archetype_distance is not None
+        return (d_in + d_out) * d_sae + ends.skip * d_in * d_out + mixed * d_sae * (d_sae + d_out)
 
     require_free(
         # Each has a gradient and two moments.

@@ -239,6 +239,11 @@ class AdamSettings(TrainerSettings):
             raise ValueError(
                 f"{frozen}, and arch.decoder_init=zeros leaves no rows to keep; set arch.decoder_init=random"
             )
+        if arch.archetype_distance is not None and self.frozen is not Frozen.encoder:
+            raise ValueError(
+                f"{frozen}, and arch.archetype_distance lets decoder rows move among all of their first ones; set "
+                "arch.archetype_distance=null"
+            )
         if arch.tied and self.frozen is not Frozen.all:
             raise ValueError(
                 f"{frozen}, and arch.encoder_init=tied makes the encoder the transpose of the decoder, so neither can "

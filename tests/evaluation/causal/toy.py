@@ -16,6 +16,7 @@ from fsae.evaluation.causal.prompts import Contrasts
 from fsae.evaluation.causal.tasks import Asked
 from fsae.evaluation.subject import Examined, Subject
 from fsae.language_models.sites import Site, SiteName
+from fsae.sources.layout import Sites
 from fsae.sources.room import Room
 
 D, VOCABULARY = 4, 6
@@ -151,6 +152,7 @@ def subject(
     """A subject whose language model is the linear one, with held-out rows of tokens."""
     tokens = pairs(64).clean.tokens if tokens is None else tokens
     text_rows = tokens, torch.ones_like(tokens, dtype=torch.bool) if keep is None else keep
-    text = SimpleNamespace(model=model or LinearModel(), site=site, rows_at_once=4, prepends_bos=False, origin={},
-        norm_limit=None, kept_in=kept_in, held_out_rows=lambda count: rows_of(text_rows, count))  # fmt: skip
+    text = SimpleNamespace(model=model or LinearModel(), site=site, sites=Sites((site,), (site,)), rows_at_once=4,
+        prepends_bos=False, origin={}, norm_limit=None, input_limits=None, kept_in=kept_in,
+        held_out_rows=lambda count: rows_of(text_rows, count))  # fmt: skip
     return Subject(runs, cast(Any, SimpleNamespace(text=text)))

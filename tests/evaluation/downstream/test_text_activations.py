@@ -1,11 +1,17 @@
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
 
+from fsae.autoencoders.layout import Layout
 from fsae.evaluation.downstream.text_activations import Positions, Reading, TextActivations, joined, text_activations
-from tests.evaluation.downstream.texts import BOS, D_IN, Text
+from fsae.language_models.sites import Site, SiteName
+from fsae.sources.layout import Sites
+from tests.evaluation.downstream.texts import BOS, D_IN, SITE, CharacterModel, Text
+
+OTHER = Site(name=SiteName.resid_post, layer=4)
 
 TEXTS = ["abc", "a longer text", "zz", "abc"]
 
@@ -100,6 +106,42 @@ def test_massive_activations_are_left_out():
     assert torch.equal(found.vectors, everything.vectors[norms <= limit])
     assert 0 < len(found.vectors) < 21
     assert torch.equal(found.texts, everything.texts[norms <= limit])
+
+
+class Twice(CharacterModel):
+    """Vectors at one site are twice those at the other."""
+
+    def activations(self, tokens: torch.Tensor, sites: Sequence[Site]) -> dict[Site, torch.Tensor]:
+        vectors = super().activations(tokens, [SITE])[SITE]
+        return {site: vectors if site == SITE else 2 * vectors for site in sites}
+
+
+class OfTwoSites(Text):
+    limits: list[float] | None = None
+
+    @property
+    def sites(self) -> Sites:
+        return Sites((SITE, OTHER), (SITE, OTHER))
+
+    @property
+    def input_layout(self) -> Layout:
+        return Layout(((str(SITE), D_IN), (str(OTHER), D_IN)))
+
+    @property
+    def input_limits(self) -> list[float] | None:
+        return self.limits
+
+
+def test_sites_are_read_side_by_side_and_a_token_is_massive_if_it_is_so_at_one(tmp_path: Path):
+    plain = read(Text(tmp_path))
+    both = OfTwoSites(tmp_path, model=Twice())
+    found = read(both)
+    torch.testing.assert_close(found.vectors, torch.cat([plain.vectors, 2 * plain.vectors], dim=1))
+    norms = plain.vectors.norm(dim=1)
+    limit = float(norms.sort().values[-4])
+    # Beyond the limit at the second site alone.
+    both.limits = [10 * limit, 2 * limit]
+    assert torch.equal(read(both).vectors, found.vectors[norms <= limit])
 
 
 def test_a_text_without_a_token_is_named():

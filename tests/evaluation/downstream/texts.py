@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.autoencoders.layout import Layout
 from fsae.evaluation.subject import Examined, Subject
 from fsae.language_models.sites import Site, SiteName
+from fsae.sources.layout import Sites
 from fsae.sources.room import Room
 from fsae.sources.source import HeldOutText
 
@@ -55,6 +57,18 @@ class Text:
     norm_limit: float | None = None
     origin: dict[str, Any] = field(default_factory=lambda: {"model": "characters", "dtype": "float32"})
     rows_at_once: int = 4
+
+    @property
+    def sites(self) -> Sites:
+        return Sites((self.site,), (self.site,))
+
+    @property
+    def input_limits(self) -> list[float] | None:
+        return None if self.norm_limit is None else [self.norm_limit]
+
+    @property
+    def input_layout(self) -> Layout:
+        return Layout.of(self.model.table.shape[1])
 
     @property
     def kept_in(self) -> Room | None:

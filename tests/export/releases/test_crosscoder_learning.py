@@ -9,10 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fsae.autoencoders.autoencoder import SparseAutoencoder
+from fsae.autoencoders.autoencoder import Autoencoder, SparseAutoencoder
 from fsae.autoencoders.batch_topk import BatchTopK
-from fsae.autoencoders.layout import Ends, Layout, PartNorm
+from fsae.autoencoders.layout import Ends, Layout, PartNorm, Scaling
+from fsae.autoencoders.selection import Score
+from fsae.autoencoders.settings import DecoderNorm
 from fsae.export.dictionary_files import load_autoencoder, read_provenance
+from fsae.export.folding import fold
 from fsae.export.provenance import Provenance
 from fsae.export.releases.crosscoder_learning import CodeNormalization, save_crosscoder
 from tests.architectures import relative_error, samples
@@ -110,7 +113,7 @@ def crosscoder(arch: str, ends: Ends = CROSSCODER, **changes: Any) -> SparseAuto
     return autoencoder
 
 
-def save(autoencoder: SparseAutoencoder, folder: Path, k: int | None = None) -> str:
+def save(autoencoder: Autoencoder, folder: Path, k: int | None = None) -> str:
     folder.mkdir()
     return save_crosscoder(autoencoder, folder, ORIGIN, k, folder)
 
@@ -163,6 +166,39 @@ def test_the_norm_of_relu_codes_is_that_of_training(tmp_path: Path, part_norm: P
     save(crosscoder("standard", ends), tmp_path / "crosscoder")
     assert json.loads((tmp_path / "crosscoder/config.json").read_text())["code_normalization"] == name
     assert load_autoencoder(tmp_path / "crosscoder").ends.part_norm is part_norm
+
+
+@pytest.mark.parametrize(("part_norm", "name"), [(PartNorm.sum, "CROSSCODER"), (PartNorm.joint, "SAE")])
+def test_weighted_scores_are_written_with_their_norm_and_threshold(tmp_path: Path, part_norm: PartNorm, name: str):
+    # One scale for both sites: 0.5 is the threshold of scores in units of 2, so 0.25 in raw units.
+    ends = Ends(input=LAYOUT, target=LAYOUT, part_norm=part_norm)
+    selected = crosscoder("batch_topk", ends, score=Score.weighted, decoder_norm=DecoderNorm.free)
+    x = vectors()
+    folder = tmp_path / "crosscoder"
+    assert save(fold(selected, 2.0), folder) == "BatchTopKCrossCoder"
+    assert json.loads((folder / "config.json").read_text())["code_normalization"] == name
+    assert load_file(folder / "model.safetensors")["threshold"].item() == pytest.approx(0.25)
+    wanted, (codes, reconstruction) = selected(2 * x), their_forward(folder, x)
+    assert torch.equal(codes != 0, wanted.codes.dense() != 0)
+    assert relative_error(reconstruction, wanted.reconstruction / 2) < 1e-5
+    loaded = load_autoencoder(folder)
+    assert loaded.ends.part_norm is part_norm
+    assert torch.equal(loaded(x).codes.dense() != 0, codes != 0)
+    # What was read is written again alike.
+    loaded_again = tmp_path / "again"
+    save(loaded, loaded_again)
+    assert (loaded_again / "config.json").read_text() == (folder / "config.json").read_text()
+
+
+def test_scales_of_sites_leave_the_same_latents_on_without_a_norm(tmp_path: Path):
+    selected = crosscoder("batch_topk", score=Score.weighted, decoder_norm=DecoderNorm.free)
+    x, folder = vectors(), tmp_path / "crosscoder"
+    scale = LAYOUT.spread((0.5, 3.0), torch.device("cpu"))
+    save(fold(selected, Scaling((0.5, 3.0), (0.5, 3.0))), folder)
+    assert json.loads((folder / "config.json").read_text())["code_normalization"] == "NONE"
+    wanted, (codes, reconstruction) = selected(x * scale), their_forward(folder, x)
+    assert torch.equal(codes != 0, wanted.codes.dense() != 0)
+    assert relative_error(reconstruction, wanted.reconstruction / scale) < 1e-5
 
 
 UNEQUAL = Layout((("resid_mid.0", 5), ("resid_mid.1", 3)))

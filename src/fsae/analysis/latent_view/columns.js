@@ -39,8 +39,19 @@ const latentColumns = (dictionary, notes) => {
   const rest = columns.filter(column => column !== latent && column !== label);
   // What a latent is about stands next to its number.
   const tokens = dictionary.texts.size ? [topTokenColumn(dictionary)] : [];
-  return [latent, label, ...explanationColumns(dictionary), ...tokens, ...rest];
+  return [latent, label, ...explanationColumns(dictionary), ...tokens, ...partColumns(dictionary), ...rest];
 };
+
+// The relative norm of each part of a crosscoder's decoder rows.
+const partColumns = ({index, meta}) =>
+  (meta.parts ?? []).map((part, i) => ({
+    name: `relative_norm_${i}`,
+    kind: "number",
+    values: index[`relative_norm_${i}`],
+    shown: true,
+    title: `norm ${part}`,
+    meaning: `${part}: ${meaning("relative_norms")}`,
+  }));
 
 // Explanations by a language model and their scores, if there are any.
 const explanationColumns = ({index}) => {

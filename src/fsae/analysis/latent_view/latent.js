@@ -43,7 +43,7 @@ class LatentPanel {
       max: this.value("max"),
     });
     const side = [
-      ...[this.histogram(), this.tokens(), this.logits(), this.predictor()],
+      ...[this.histogram(), this.parts(), this.tokens(), this.logits(), this.predictor()],
       ...[this.neighbours(), this.cofiring()],
     ];
     this.element.replaceChildren(
@@ -171,6 +171,15 @@ class LatentPanel {
 
   histogram() {
     return box("Activations", null, histogram(this.list("histogram"), this.dictionary.meta.bin_edges, this.dictionary.meta));
+  }
+
+  // Where a crosscoder's latent writes.
+  parts() {
+    const {parts} = this.dictionary.meta;
+    if (!parts) return null;
+    const rows = parts.map((part, i) => [plain(part), readable(this.value(`relative_norm_${i}`), 3)]);
+    const heads = ["part", "relative norm"].map(title => [title, "relative_norms"]);
+    return box("Decoder row", null, numberTable(heads, rows));
   }
 
   tokens() {

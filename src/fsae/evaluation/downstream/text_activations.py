@@ -1,4 +1,4 @@
-"""Activations at a site of texts that an evaluation chooses, read once for all dictionaries and kept on disk."""
+"""Activations of texts that an evaluation chooses, read once for all dictionaries at some sites and kept on disk."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -10,7 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fsae.evaluation.kept import digest_of_texts, kept
+from fsae.language_models.activations import joined_at
 from fsae.progress import Progress
+from fsae.sources.massive import within_all
 from fsae.sources.source import HeldOutText
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class TextActivations:
-    """Raw activations of texts at a site, text by text.
+    """Raw activations of texts, text by text; those at several sites are side by side.
 
     Attributes:
         vectors: (tokens, d_in) in the model's type, on the CPU.
@@ -98,15 +100,15 @@ def text_activations(
     label: str,
     heartbeat: Callable[[], None] = lambda: None,
 ) -> TextActivations:
-    """Return the activations of texts at the source's site.
+    """Return the activations of texts at the sites of the source's inputs.
 
     Each text is read alone, and begins as the rows of training do: with a BOS if they have one. Activations are kept
-    next to the activation stores, under the identity of the model, the site, the texts and the reading. So other
-    dictionaries at the site, and the same command after a kill, need no language model for them. Massive activations
+    next to the activation stores, under the identity of the models, the sites, the texts and the reading. So other
+    dictionaries at these sites, and the same command after a kill, need no language model for them. Massive activations
     (`source.max_norm_multiple`) are left out of `Positions.all`, as they are of training.
 
     Args:
-        text: the source's language model and site.
+        text: the source's language model and sites.
         texts: the texts.
         reading: which tokens are read.
         label: the progress line.
@@ -126,10 +128,10 @@ def text_activations(
         return {each.name: getattr(read, each.name) for each in fields(read)}
 
     found = TextActivations(**kept(text, content, compute))
-    limit = text.norm_limit
-    if limit is None or reading.positions is Positions.last:
+    limits = text.input_limits
+    if limits is None or reading.positions is Positions.last:
         return found
-    return found.of_tokens(found.vectors.float().norm(dim=1) <= limit)
+    return found.of_tokens(within_all(text.input_layout.split(found.vectors), limits))
 
 
 def token_ids(model: "TransformerLensModel", texts: Sequence[str], reading: Reading) -> list[list[int]]:
@@ -151,7 +153,7 @@ def _activations(
 ) -> TextActivations:
     model = text.model
     bos = [] if not text.prepends_bos else [model.bos_token_id]
-    room_for_text = model.context_limit - len(bos)
+    room_for_text = min(text.model_at(site).context_limit for site in text.sites.input) - len(bos)
     rows = token_ids(model, texts, replace(reading, tokens=min(reading.tokens, room_for_text)))
     starts = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0)
     if reading.positions is Positions.last:
@@ -172,7 +174,7 @@ def _activations(
         padded = torch.full((len(some), len(bos) + width), model.separator_id)
         for place, number in enumerate(some):
             padded[place, : len(bos) + len(rows[number])] = torch.tensor([*bos, *rows[number]])
-        read = model.activations(padded, [text.site])[text.site].cpu()
+        read = joined_at(text.model_at, padded, text.sites.input).cpu()
         if vectors is None:
             vectors = torch.zeros(len(ids), read.shape[-1], dtype=read.dtype)
         for place, number in enumerate(some):

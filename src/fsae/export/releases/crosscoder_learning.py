@@ -34,6 +34,8 @@ _MEAN, _STD, _SCALE, _TARGET = "activation_mean", "activation_std", "activation_
 _BUFFERS = ("code_normalization_id", "k", _MEAN, _STD, _SCALE, _TARGET)
 # What it adds to variances and scales.
 _EPSILON = 1e-8
+# Differences between thresholds that are one, relative to it.
+_ROUNDING = 1e-5
 # The weights of the two norms in a mixed one, if config.json does not name them.
 _MIXED = {"sae": 1.0, "cc": 0.1}
 
@@ -51,8 +53,9 @@ class CodeNormalization(Enum):
 def save_crosscoder(autoencoder: Autoencoder, folder: Path, provenance: Provenance, k: int | None, source: Path) -> str:
     """Write a crosscoder into a folder.
 
-    Thresholds that differ between latents become one by a change of the codes' unit: each latent's code is divided by
-    its threshold, and its decoder row multiplied.
+    Its threshold is one for all latents, of codes times norms of decoder rows. If thresholds times norms are not equal,
+    the threshold is one of plain codes, in another unit: each latent's code is divided by its threshold, and its
+    decoder row multiplied.
 
     Args:
         autoencoder: a crosscoder for raw activations.
@@ -87,9 +90,11 @@ def save_crosscoder(autoencoder: Autoencoder, folder: Path, provenance: Provenan
     if autoencoder.centre is not None:
         tensors["b_enc"] = tensors["b_enc"] - tensors["b_dec"] @ tensors["W_enc"]
     threshold = tensors.pop("threshold", None)
-    if threshold is None:
-        norm = CodeNormalization.CROSSCODER if ends.part_norm is PartNorm.sum else CodeNormalization.SAE
-    else:
+    norm = CodeNormalization.CROSSCODER if ends.part_norm is PartNorm.sum else CodeNormalization.SAE
+    rows = tensors["W_dec"].unflatten(1, (sites, d_site)).transpose(0, 1)
+    if threshold is not None and _equal(scores := threshold * _norms(rows, norm, {})):
+        tensors["threshold"] = scores.mean()
+    elif threshold is not None:
         norm = CodeNormalization.NONE
         tensors["threshold"] = threshold.max()
         if (threshold == 0).any() and tensors["threshold"] > 0:
@@ -185,6 +190,11 @@ def read_crosscoder_learning(folder: Path) -> Stored:
         }
 
     return Stored(config, path, weights, tensors)
+
+
+def _equal(scores: Tensor) -> bool:
+    """Return whether positive scores are equal up to the rounding of weights."""
+    return bool(scores.min() > 0) and bool(scores.max() - scores.min() <= _ROUNDING * scores.max())
 
 
 def _norms(rows: Tensor, kind: CodeNormalization, known: Mapping[str, Any]) -> Tensor:

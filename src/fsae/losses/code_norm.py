@@ -1,0 +1,29 @@
+"""The norm of a sample's codes, which should be that of the sample."""
+
+from dataclasses import dataclass, field
+
+from fsae.autoencoders.record import ForwardRecord
+from fsae.losses.term import LossTerm, Moment, TermValue
+from fsae.ranges import WEIGHT
+
+# Below this squared norm there is no gradient, because that of a square root has no bound.
+_SMALLEST = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeNorm(LossTerm):
+    """(|f| - |x|)^2 averaged over the batch, with |f|^2 = sum_i (f_i |W_dec_i|)^2 (AFA loss, arXiv 2503.24277).
+
+    Directions that are nearly orthogonal reconstruct a vector of the norm of their codes. As in the authors' code, x is
+    not centred, although their encoder chooses latents by the norm of x - b_dec; their rows are unit vectors. Published
+    weights, from 1/128 to 1/16, apply to an error that is averaged over dimensions. Times 768, their width, for an
+    error that is summed over dimensions, they go from 6 to 48.
+    """
+
+    weight: float = field(default=24.0, metadata=WEIGHT)
+
+    def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
+        codes, weights = record.codes, record.code_weights
+        lengths = codes.values if weights is None else codes.values * codes.columns(weights)
+        norms = codes.with_values(lengths.square()).row_sums().clamp_min(_SMALLEST).sqrt()
+        return TermValue((norms - record.wanted.norm(dim=1)).square().mean())
