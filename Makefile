@@ -54,7 +54,7 @@ $(patsubst %,%/.installed,$(filter-out .venv-sae-bench,$(PEERS))):
 	$(@D)/bin/python -m pip install --quiet -r $<
 	@touch $@
 
-test-peers: setup .venv-peers/.installed .venv-sae-bench/.installed .venv-circuit-tracer/.installed  ## agreement with sae_lens, sae-probes, SAEBench and circuit-tracer, in their own environments
+test-peers: setup $(patsubst %,%/.installed,.venv-peers .venv-sae-bench .venv-circuit-tracer .venv-dictionary-learning .venv-sparsify)  ## agreement with sae_lens, sae-probes, SAEBench, circuit-tracer, dictionary_learning and sparsify, in their own environments
 	FSAE_REQUIRE_PEERS=1 $(BIN)/python -m pytest tests/peers
 
 test-browser: setup  ## the report and MLflow's compare view, in headless Chromium

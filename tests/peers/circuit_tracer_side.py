@@ -39,10 +39,14 @@ def local_model(folder: Path, scratch: Path, transcoders):
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
     tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
     (scratch / "tokenizer_config.json").write_text(json.dumps(tokenizer))
-    # TransformerLens opens the models of its own list alone.
+    # TransformerLens opens the models of its own list alone, and others of Llama's architecture get the base 10,000 of
+    # rotary positions.
     loading_from_pretrained.OFFICIAL_MODEL_NAMES.append(str(scratch))
+    convert, base = loading_from_pretrained.convert_hf_model_config, {"rotary_base": config["rope_theta"]}
+    loading_from_pretrained.convert_hf_model_config = lambda name, **options: convert(name, **options) | base
+    # TransformerLens makes a mask of n_ctx rows and columns for each layer.
     return ReplacementModel.from_pretrained_and_transcoders(
-        str(scratch), transcoders, device=torch.device("cpu"), dtype=torch.float32
+        str(scratch), transcoders, device=torch.device("cpu"), dtype=torch.float32, n_ctx=256
     )
 
 
@@ -58,7 +62,7 @@ def main(folder: Path, model_folder: Path, tokens_file: Path, out: Path) -> None
         written = torch.stack([cache[f"blocks.{layer}.{writes}"][0] for layer in layers])
         codes = transcoders.encode(read)
         reconstruction = transcoders.decode(codes, read)
-    graph = attribute(tokens, model, max_n_logits=3, batch_size=64)
+    graph = attribute(tokens, model, max_n_logits=3, batch_size=64, max_feature_nodes=128)
     found = {
         "read": read,
         "written": written,
@@ -66,6 +70,7 @@ def main(folder: Path, model_folder: Path, tokens_file: Path, out: Path) -> None
         "reconstruction": reconstruction,
         "edges": graph.adjacency_matrix,
         "active": graph.active_features,
+        "selected": graph.selected_features,
         "values": graph.activation_values,
         "logits": graph.logit_probabilities,
     }

@@ -33,6 +33,17 @@ def circuit_tracer() -> Callable[..., None]:
     return _runner("FSAE_CIRCUIT_TRACER_PYTHON", ".venv-circuit-tracer", HERE / "circuit_tracer_side.py")
 
 
+@pytest.fixture(scope="session")
+def releases() -> Callable[..., None]:
+    """Run `release_side.py` for a library with its own Python; FSAE_SPARSIFY_PYTHON and so on name other ones."""
+
+    def run(library: str, *arguments: str | Path) -> None:
+        environment = f".venv-{library.replace('_', '-')}"
+        _runner(f"FSAE_{library.upper()}_PYTHON", environment, HERE / "release_side.py")(library, *arguments)
+
+    return run
+
+
 def _runner(variable: str, environment: str, script: Path) -> Callable[..., None]:
     """Return a function that runs a script; FSAE_REQUIRE_PEERS makes the absence of its Python a failure."""
     python = Path(os.environ.get(variable, ROOT / environment / "bin" / "python"))

@@ -17,7 +17,7 @@ from sae_lens.evals import get_downstream_reconstruction_metrics, get_sparsity_a
 from sae_lens.training.activation_scaler import ActivationScaler
 from safetensors.torch import load_file, save_file
 
-D_SAE = 40
+D_SAE, D_OUT = 40, 7
 
 
 def reconstruct(inputs: str, out: str, *folders: str) -> None:
@@ -34,7 +34,8 @@ def reconstruct(inputs: str, out: str, *folders: str) -> None:
 @torch.no_grad()
 def write_outputs(sae, x, stem: Path) -> None:
     codes = sae.encode(x)
-    reconstruction = sae.decode(codes).reshape(len(x), -1)
+    # A skip transcoder's decoder alone leaves the linear path out.
+    reconstruction = sae(x).reshape(len(x), -1)
     save_file({"codes": codes, "reconstruction": reconstruction}, stem.with_suffix(".safetensors"))
 
 
@@ -52,6 +53,11 @@ def make(inputs: str, out: str) -> None:
         "abstopk": {"k": 4},
         "topk_layer_norm": {"architecture": "topk", "k": 4, "normalize_activations": "layer_norm"},
         "jumprelu_norm_rescale": {"architecture": "jumprelu", "normalize_activations": "constant_norm_rescale"},
+        "matching_pursuit": {},
+        "transcoder": {"d_out": D_OUT, "apply_b_dec_to_input": False},
+        "skip_transcoder": {"d_out": D_OUT, "apply_b_dec_to_input": False},
+        "jumprelu_transcoder": {"d_out": D_OUT, "apply_b_dec_to_input": False},
+        "jumprelu_skip_transcoder": {"d_out": D_OUT, "apply_b_dec_to_input": False},
     }
     for kind, config in inference.items():
         sae = SAE.from_dict({"architecture": kind, **size, **config})

@@ -19,17 +19,22 @@ from tests.processes import finished
 
 pytestmark = pytest.mark.peers
 
-LAYERS, TEXT = 4, "the cat sat on"
+TEXT = "the cat sat on"
 SMALL = (
-    "debug=tiny", "model=custom", "model.dtype=float32", "arch=batch_topk", "arch.d_sae=48", "arch.k=4",
-    "trainer.samples=8192", "source.tokens=4096", "source.shard_tokens=4096", "eval=[vectors]",
+    "debug=tiny", "model.dtype=float32", "arch=batch_topk", "trainer.samples=8192", "source.tokens=4096",
+    "source.shard_tokens=4096", "eval=[vectors]",
 )  # fmt: skip
+# The layout and the language model of each set of transcoders.
+SETS = [
+    ("skip_transcoder", Package.tiny),
+    ("cross_layer_transcoder", Package.tiny),
+    ("per_layer_transcoder", Package.smollm2_135m_instruct_q4_1),
+]
+LAYERS = {Package.tiny: 4, Package.smollm2_135m_instruct_q4_1: 30}
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the tiny language model with norms whose weights are not 1."""
-    folder = tmp_path_factory.mktemp("model") / "tiny"
+def tiny(folder: Path) -> Path:
+    """Return the folder of the tiny language model with norms whose weights are not 1."""
     shutil.copytree(packaged_folder(Package.tiny), folder)
     tensors, generator = load_file(folder / "model.safetensors"), torch.Generator().manual_seed(0)
     for name, tensor in tensors.items():
@@ -44,7 +49,7 @@ class Traced:
     """Dictionaries of all layers, and what circuit-tracer makes of their export.
 
     Attributes:
-        dictionaries: one per layer, or a cross-layer transcoder.
+        dictionaries: one per layer, or one of all layers.
         found: vectors, codes and reconstructions, layers first, and the graph.
     """
 
@@ -57,7 +62,7 @@ class Traced:
             pairs = zip(self.dictionaries, self.found["read"], strict=True)
             return torch.stack([each.encode(read) for each, read in pairs])
         (only,) = self.dictionaries
-        return torch.stack(only.encode(torch.cat(list(self.found["read"]), 1)).chunk(LAYERS, 1))
+        return torch.stack(only.encode(torch.cat(list(self.found["read"]), 1)).chunk(len(self.found["read"]), 1))
 
     def reconstructions(self) -> Tensor:
         """Return the dictionaries' own reconstructions of these vectors."""
@@ -65,23 +70,27 @@ class Traced:
             pairs = zip(self.dictionaries, self.found["read"], strict=True)
             return torch.stack([each(read) for each, read in pairs])
         (only,) = self.dictionaries
-        return torch.stack(only(torch.cat(list(self.found["read"]), 1)).chunk(LAYERS, 1))
+        return torch.stack(only(torch.cat(list(self.found["read"]), 1)).chunk(len(self.found["read"]), 1))
 
 
-@pytest.fixture(scope="module", params=["skip_transcoder", "cross_layer_transcoder"])
-def traced(request, circuit_tracer, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Traced:
-    folder = tmp_path_factory.mktemp(request.param)
-    words = [*SMALL, f"model.path={model}", f"layout={request.param}"]
-    if request.param == "skip_transcoder":
-        words += ["-m", f"site.layer=range(0,{LAYERS})", "launcher=packed", f"hydra.sweep.dir={folder}/sweep"]
-        trained, runs = folder / "sweep", [folder / "sweep" / str(layer) for layer in range(LAYERS)]
-    else:
-        words += [f"site.layer={list(range(LAYERS))}".replace(" ", ""), "arch.d_sae=192", "arch.k=16"]
-        words += [f"hydra.run.dir={folder}/run"]
+@pytest.fixture(scope="module", params=SETS, ids=[f"{layout}-{package.name}" for layout, package in SETS])
+def traced(request, circuit_tracer, tmp_path_factory: pytest.TempPathFactory) -> Traced:
+    layout, package = request.param
+    layers, folder = LAYERS[package], tmp_path_factory.mktemp(layout)
+    model = tiny(folder / "tiny") if package is Package.tiny else packaged_folder(package)
+    words = [*SMALL, "model=custom", f"model.path={model}", f"layout={layout}", "arch.d_sae=48", "arch.k=4"]
+    if package is not Package.tiny:
+        words += ["trainer.samples=2048", "source.tokens=2048", "eval.vectors.samples=1024"]
+    if layout != "skip_transcoder":
+        words += [f"site.layer={list(range(layers))}".replace(" ", ""), f"arch.d_sae={48 * layers}"]
+        words += [f"arch.k={4 * layers}", f"hydra.run.dir={folder}/run"]
         trained, runs = folder / "run", [folder / "run"]
+    else:
+        words += ["-m", f"site.layer=range(0,{layers})", "launcher=packed", f"hydra.sweep.dir={folder}/sweep"]
+        trained, runs = folder / "sweep", [folder / "sweep" / str(layer) for layer in range(layers)]
     done = finished(*words, outputs=folder)
     assert done.returncode == 0, done.stdout
-    assert write_circuit_tracer([trained], folder / "export") == LAYERS
+    assert write_circuit_tracer([trained], folder / "export") == layers
     dictionaries = [fsae.load(run) for run in runs]
     save_file({"tokens": _activations(dictionaries[0], "mlp_in.0").tokens}, folder / "tokens")
     circuit_tracer(folder / "export", model, folder / "tokens", folder / "out")
@@ -94,7 +103,7 @@ def _activations(dictionary: fsae.Dictionary, site: str) -> Activations:
 
 
 def test_it_reads_and_replaces_the_same_vectors(traced: Traced):
-    for layer in range(LAYERS):
+    for layer in range(len(traced.found["read"])):
         for site, found in (("mlp_in", traced.found["read"]), ("mlp_out", traced.found["written"])):
             own = _activations(traced.dictionaries[0], f"{site}.{layer}").vectors
             assert relative_error(found[layer], own) < 1e-5
@@ -116,7 +125,8 @@ def test_its_graph_has_the_codes_of_the_prompt(traced: Traced):
     assert len(found["active"]) > 20
     assert relative_error(found["values"], codes[codes != 0]) < 1e-5
     assert found["edges"].isfinite().all()
-    # The first rows and columns are those of latents, the last ones those of logits.
-    latents, logits = len(found["active"]), len(found["logits"])
+    # The first rows and columns are those of the latents that matter most, the last ones those of logits.
+    latents, logits = len(found["selected"]), len(found["logits"])
+    assert latents == min(len(found["active"]), 128)
     assert found["edges"][-logits:, :latents].any()
     assert found["edges"][:latents, :latents].any()
