@@ -28,6 +28,10 @@ recipes() {
 smollm2="experiment=dictionaries/smollm2_small"
 recipes smollm2 24,64 $smollm2
 
+# Top-AFA has the l0 that its inputs ask for, so BatchTopK is given l0 around it.
+arm top_afa/top_afa $smollm2 arch=top_afa
+arm top_afa/batch_topk $smollm2 arch.k=110,140
+
 # Between sites: what the MLP of layer 3 computes, and an autoencoder of its output.
 arm mlp/autoencoder $smollm2 arch.k=24,64 site=mlp_out
 arm mlp/transcoder $smollm2 arch.k=24,64 layout=transcoder

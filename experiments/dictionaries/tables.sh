@@ -12,6 +12,7 @@ worth="probing_auc_k1 probing_auc_k16 absorption code_f1 mdl_bits stability_mcc"
 table "Residual stream of SmolLM2-135M-Instruct (Q4_1), layer 3: reconstruction" recipes "$out/smollm2" \
     --against batch_topk --metrics $vectors
 table "The same: what the latents are worth" recipes "$out/smollm2" --against batch_topk --metrics $worth
+table "Top-AFA and BatchTopK at its l0" recipes "$out/top_afa" --against batch_topk --metrics $vectors
 table "MLP of layer 3" recipes "$out/mlp" --against transcoder --metrics $vectors
 table "Jacobian pair around the MLP of layer 3" paired "$out/pair" --against population.jacobian.weight=0 \
     --metrics 0/fvu 1/fvu jacobian_above_005 jacobian_above_01 jacobian_above_015 jacobian_above_02 jacobian_mean

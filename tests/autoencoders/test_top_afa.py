@@ -14,6 +14,15 @@ from tests.architectures import ARCHITECTURES, build, samples, settings_of, with
 each_path = pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
 
 
+def test_codes_of_a_start_from_data_are_not_shortened():
+    # Shorter codes would be more of them: with the factor of least squares the fvu is above 1.
+    x = torch.randn(400, 8, generator=torch.Generator().manual_seed(0)).relu() @ torch.eye(8, 64)
+    settings = settings_of("top_afa", d_sae=64, decoder_init=DecoderInit.kmeans)
+    autoencoder = settings.build(64, torch.Generator().manual_seed(0))
+    autoencoder.initialise(lambda: x, scale=1.0)
+    torch.testing.assert_close(autoencoder.W_enc.norm(dim=0), torch.ones(64))
+
+
 def codes_of(norm: float, sparse: bool, rows: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> Tensor:
     """Return the codes of an input of this norm whose pre-activations are 4, 3 and 0.5, and one of -9."""
     x = torch.tensor([[norm, 0.0]], dtype=torch.float64)

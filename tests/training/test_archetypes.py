@@ -13,8 +13,6 @@ from fsae.autoencoders.layout import Ends, Layout, blocks_across_layers
 from fsae.autoencoders.settings import DecoderNorm
 from fsae.export.folding import fold
 from fsae.export.saelens import Provenance, load_saelens, save_saelens
-from fsae.losses.objective import Objective
-from fsae.losses.reconstruction import SquaredError
 from fsae.training.archetypes import Archetypes
 from fsae.training.frozen import Frozen
 from fsae.training.gradient_learner import GradientLearner
@@ -158,21 +156,18 @@ def test_resampled_latents_keep_to_the_constraint_and_forget_their_moments(how: 
     assert torch.equal(parts.mixture[new].amax(1), torch.ones(int(new.sum())))
     assert not torch.equal(trained.autoencoder.W_dec[new], before[new])
     check_constraint(trained)
+    if how == "autoencoder":
+        assert torch.equal(parts.points, trained.autoencoder.W_dec)
+        assert float(parts.log_scale.detach()) == 0
+        assert not trained.optimiser.state[parts.log_scale]["exp_avg"].any()
 
 
-def test_latents_of_layers_write_their_layers_alone():
+def test_blocks_of_latents_are_refused():
     two = Layout((("a", 2), ("b", 3)))
     ends = Ends(input=two, target=two, blocks=blocks_across_layers(2))
     settings = settings_of("topk", d_sae=14, decoder_norm=DecoderNorm.free, archetype_distance=DISTANCE)
-    autoencoder = settings.build(ends, torch.Generator().manual_seed(0))
-    trained = GradientLearner(autoencoder, Objective({"reconstruction": SquaredError()}), adam(), 1.0, seed=0)
-    before = autoencoder.W_dec.detach().clone()
-    for step in range(16):
-        trained.step(samples(BATCH, 5, seed=step, dtype=torch.float32), step)
-    assert trained.resampled > 0
-    # The first two dimensions of the later layer's latents.
-    assert not autoencoder.W_dec[7:, :2].any()
-    assert (autoencoder.W_dec[:7] != before[:7]).all()
+    with pytest.raises(ValueError, match="mixes rows of all latents"):
+        settings.check_ends(ends)
 
 
 def test_export_is_that_of_the_plain_architecture(tmp_path: Path):

@@ -340,6 +340,12 @@ class SparseAutoencoderSettings(AutoencoderSettings):
                 "choose another arch, or a layout whose latents read all parts (layout.latents=shared "
                 "layout.exclusive=0)"
             )
+        if ends.blocks and self.archetype_distance is not None:
+            raise ValueError(
+                f"arch.archetype_distance is {self.archetype_distance:g}, which mixes rows of all latents, but the "
+                "layout lets latents write some parts only; set arch.archetype_distance=null, or choose a layout whose "
+                "latents write all parts (layout.latents=shared layout.exclusive=0)"
+            )
         if self.active_rank is not None and self.active_rank > ends.target.width:
             raise ValueError(
                 f"arch.active_rank is {self.active_rank}, but vectors of width {ends.target.width} have as many "

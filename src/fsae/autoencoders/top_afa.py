@@ -108,6 +108,11 @@ class TopAFA(SparseAutoencoder):
     def _row_norms(self, dtype: torch.dtype) -> Float[Tensor, " d_sae"]:
         return self.W_dec.detach().to(dtype).norm(dim=1)
 
+    @property
+    def stages(self) -> list[Callable[[Tensor, bool], Encoding]]:
+        # Shorter codes would be more of them, because the sample's norm decides how many there are.
+        return []
+
     def to_saelens(self) -> SAELensForm:
         return SAELensForm("top_afa", self.saelens_tensors("b_enc"), known=False)
 

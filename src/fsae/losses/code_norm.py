@@ -12,18 +12,22 @@ _SMALLEST = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class CodeNorm(LossTerm):
-    """(|f| - |x|)^2 averaged over the batch, with |f|^2 = sum_i (f_i |W_dec_i|)^2 (AFA loss, arXiv 2503.24277).
+    """(|f| - |x - b_dec|)^2 averaged over the batch, with |f|^2 = sum_i (f_i |W_dec_i|)^2 (AFA loss, arXiv 2503.24277).
 
-    Directions that are nearly orthogonal reconstruct a vector of the norm of their codes. As in the authors' code, x is
-    not centred, although their encoder chooses latents by the norm of x - b_dec; their rows are unit vectors. Published
-    weights, from 1/128 to 1/16, apply to an error that is averaged over dimensions. Times 768, their width, for an
-    error that is summed over dimensions, they go from 6 to 48.
+    Directions that are nearly orthogonal reconstruct a vector of the norm of their codes. The authors' code does not
+    centre x here, but it does in the choice of latents; both are the same only if b_dec is small. Here b_dec starts
+    from the data. With codes of the norm of x one latent reaches the norm of x - b_dec, and no other one is chosen.
+    Published weights, from 1/128 to 1/16, apply to an error that is averaged over dimensions. Times 768, their width,
+    for an error that is summed over dimensions, they go from 6 to 48.
     """
 
     weight: float = field(default=24.0, metadata=WEIGHT)
 
     def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
-        codes, weights = record.codes, record.code_weights
-        lengths = codes.values if weights is None else codes.values * codes.columns(weights)
+        codes = record.codes
+        # Without weights the rows are unit vectors. Weights of rows of several parts may be sums of norms.
+        unit = record.code_weights is None
+        lengths = codes.values if unit else codes.values * codes.columns(record.W_dec.norm(dim=1))
         norms = codes.with_values(lengths.square()).row_sums().clamp_min(_SMALLEST).sqrt()
-        return TermValue((norms - record.wanted.norm(dim=1)).square().mean())
+        wanted = (record.wanted - record.base.detach()).norm(dim=1)
+        return TermValue((norms - wanted).square().mean())

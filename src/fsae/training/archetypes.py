@@ -30,10 +30,19 @@ class Archetypes(nn.Module):
     def __init__(self, W_dec: Float[Tensor, "d_sae d_out"], distance: float):
         super().__init__()
         self._distance = distance
-        self.register_buffer("points", W_dec.detach().clone())
-        self.mixture = nn.Parameter(torch.eye(len(W_dec)).to(self.points))
-        self.offset = nn.Parameter(torch.zeros_like(self.points))
-        self.log_scale = nn.Parameter(self.points.new_zeros(()))
+        self.register_buffer("points", torch.empty_like(W_dec))
+        self.mixture = nn.Parameter(self.points.new_empty(len(W_dec), len(W_dec)))
+        self.offset = nn.Parameter(torch.empty_like(self.points))
+        self.log_scale = nn.Parameter(self.points.new_empty(()))
+        self.begin(W_dec)
+
+    @torch.no_grad()
+    def begin(self, W_dec: Float[Tensor, "d_sae d_out"]) -> None:
+        """Let the decoder's present rows be the archetypes."""
+        self.points.copy_(W_dec)
+        self.mixture.zero_().fill_diagonal_(1.0)
+        self.offset.zero_()
+        self.log_scale.zero_()
 
     @torch.no_grad()
     def take_gradient(self, W_dec: nn.Parameter) -> None:

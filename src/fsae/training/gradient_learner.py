@@ -154,11 +154,15 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
         return count
 
     def _place(self, latents: Tensor) -> None:
-        """Bring the new decoder rows of latents to where they may be."""
+        """Bring the new decoder rows of latents to where they may be; if all are new, they are the archetypes."""
         if self._archetypes is None:
             return
-        self._archetypes.place(latents, self.autoencoder.W_dec)
-        self.autoencoder.mask_weights()
+        if len(latents) == self.autoencoder.d_sae:
+            self._archetypes.begin(self.autoencoder.W_dec)
+            for moment in ("exp_avg", "exp_avg_sq"):
+                self.optimiser.state[self._archetypes.log_scale][moment].zero_()
+        else:
+            self._archetypes.place(latents, self.autoencoder.W_dec)
         for part in (self._archetypes.mixture, self._archetypes.offset):
             forget_moments(self.optimiser, part, 0, latents)
 
