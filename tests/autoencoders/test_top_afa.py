@@ -19,7 +19,7 @@ def test_codes_of_a_start_from_data_are_not_shortened():
     x = torch.randn(400, 8, generator=torch.Generator().manual_seed(0)).relu() @ torch.eye(8, 64)
     settings = settings_of("top_afa", d_sae=64, decoder_init=DecoderInit.kmeans)
     autoencoder = settings.build(64, torch.Generator().manual_seed(0))
-    autoencoder.initialise(lambda: x, scale=1.0)
+    autoencoder.initialise(lambda: x, scale=1.0, seed=0)
     torch.testing.assert_close(autoencoder.W_enc.norm(dim=0), torch.ones(64))
 
 
