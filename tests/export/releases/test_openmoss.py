@@ -307,6 +307,8 @@ def their_cross_layer(folder: Path, x: torch.Tensor) -> tuple[torch.Tensor, torc
         gated = gated * (gated > stored["activation_function.log_jumprelu_threshold"].exp())
     if config["act_fn"] == "layertopk":
         gated = largest((pre * norms).flatten(1)).view_as(gated)
+    if config["act_fn"] == "topk":
+        gated = torch.stack([largest(scores) for scores in (pre * norms).unbind(1)], dim=1)
     codes = gated / norms
     found = []
     for layer, hook in enumerate(WRITTEN):
@@ -318,7 +320,7 @@ def their_cross_layer(folder: Path, x: torch.Tensor) -> tuple[torch.Tensor, torc
 
 @pytest.mark.parametrize("by_norm", [True, False])
 @pytest.mark.parametrize("norm", ["inference", "dataset-wise"])
-@pytest.mark.parametrize("act_fn", ["relu", "jumprelu", "layertopk"])
+@pytest.mark.parametrize("act_fn", ["relu", "jumprelu", "topk", "layertopk"])
 def test_a_cross_layer_transcoder_has_a_gate_per_latent(tmp_path, act_fn, norm, by_norm):
     changes = {"act_fn": act_fn, "norm_activation": norm, "sparsity_include_decoder_norm": by_norm, "top_k": K}
     folder, x = cross_layer(tmp_path / "a", **changes), drawn(60, LAYERS * D_IN, by=2.0)
@@ -327,7 +329,7 @@ def test_a_cross_layer_transcoder_has_a_gate_per_latent(tmp_path, act_fn, norm, 
     assert 0 < (codes != 0).float().mean() < 1
     assert relative_error(record.reconstruction, reconstruction) < 1e-5
     # What is selected by its length has this as its code.
-    assert relative_error(record.codes.dense(), codes * norms if act_fn == "layertopk" else codes) < 1e-5
+    assert relative_error(record.codes.dense(), codes * norms if "topk" in act_fn else codes) < 1e-5
     said = read_provenance(folder)
     assert (said.hooks_in, said.hooks_out) == (READ, WRITTEN)
 
@@ -352,7 +354,6 @@ def test_a_cross_layer_transcoder_writes_later_layers_by_hand(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"act_fn": "topk"}, "act_fn is 'topk' for 3 layers, and each of them selects latents of its own"),
         ({"hook_points_out": WRITTEN[:2]}, "hook_points_in names 3 sites, and hook_points_out 2"),
         ({"expansion_factor": 1}, r"W_E is \(3, 32, 64\), by config.json it should be \(3, 32, 32\)"),
     ],

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fsae.autoencoders.layout import PartNorm
+from fsae.autoencoders.selection import CompetitionScope
 from fsae.export.config_files import read_json
 from fsae.export.releases.release import Release, in_path
 from fsae.export.stored import Stored
@@ -34,7 +35,7 @@ _PLAIN = {"W_enc": "W_E", "b_enc": "b_E", "W_dec": "W_D", "b_dec": "b_D"}
 _LOG_THRESHOLD = "log_jumprelu_threshold"
 _MEAN_NORM = "dataset_average_activation_norm"
 
-# `layertopk` selects from the latents of all layers together.
+# `topk` selects from the latents of each layer or site, `layertopk` from those of all layers together.
 _ARCHITECTURES = {"relu": "standard", "jumprelu": "jumprelu", "topk": "topk", "layertopk": "topk"}
 # The normalisation by one factor.
 _DATASET = "dataset-wise"
@@ -148,6 +149,11 @@ def _crosscoder(settings: "_Settings", weights: Path) -> Stored:
     return Stored(config, settings.path, weights, tensors)
 
 
+def _selecting_each(config: Mapping[str, Any], ends: int) -> dict[str, Any]:
+    """Return SAELens' words for `topk` where each layer or site selects k of its own latents."""
+    return {"k": ends * config["k"], "scope": CompetitionScope.block.value}
+
+
 def _cross_layer(settings: "_Settings", weights: Path) -> Stored:
     """Return the cross-layer transcoder in a file of weights; `W_D.2` is what latents of layers 0 to 2 write to 2."""
     read, written = (settings.hooks(f"hook_points_{end}") for end in ("in", "out"))
@@ -155,11 +161,8 @@ def _cross_layer(settings: "_Settings", weights: Path) -> Stored:
     if len(written) != layers:
         raise ValueError(f"{settings.path}: hook_points_in names {layers} sites, and hook_points_out {len(written)}")
     config = settings.config()
-    if settings.known.get("act_fn") == "topk" and layers > 1:
-        raise ValueError(
-            f"{settings.path}: act_fn is 'topk' for {layers} layers, and each of them selects latents of its own; "
-            "cross-layer transcoders are read with act_fn 'relu', 'jumprelu' or 'layertopk'"
-        )
+    if settings.known.get("act_fn") == "topk":
+        config |= _selecting_each(config, layers)
     config |= {
         "architecture": f"{config['architecture']}_cross_layer_transcoder",
         "rescale_acts_by_decoder_norm": False,
