@@ -89,8 +89,8 @@ def read_openmoss(folder: Path) -> Stored:
 def _crosscoder(settings: "_Settings", weights: Path) -> Stored:
     """Return the crosscoder in a file of weights.
 
-    Gates of ReLU are the same at all sites, whatever the norms are. Those of thresholds are not, so each latent becomes
-    one latent per site, which reads all sites and writes this one.
+    Gates of ReLU are the same at all sites, whatever the norms are. Those of thresholds and of selection are not, so
+    each latent becomes one latent per site, which reads all sites and writes this one.
     """
     hooks, d_model, of_site = settings.hooks("hook_points"), settings.count("d_model"), settings.d_sae()
     sites, config = len(hooks), settings.config()
@@ -98,19 +98,17 @@ def _crosscoder(settings: "_Settings", weights: Path) -> Stored:
         "W_enc": (sites, d_model, of_site), "b_enc": (sites, of_site),
         "W_dec": (sites, of_site, d_model), "b_dec": (sites, d_model),
     }  # fmt: skip
-    gated = config["architecture"] == "jumprelu"
+    selecting = config["architecture"] == "topk"
+    gated = selecting or config["architecture"] == "jumprelu"
     if settings.known.get("sparsity_include_decoder_norm") is not True:
         raise ValueError(
             f"{settings.path}: sparsity_include_decoder_norm is "
             f"{settings.known.get('sparsity_include_decoder_norm')!r}; it is true for every crosscoder of OpenMOSS"
         )
     config["hook_name"] = hooks[0]
+    if selecting:
+        config["rescale_acts_by_decoder_norm"] = False
     if sites > 1:
-        if config["architecture"] == "topk":
-            raise ValueError(
-                f"{settings.path}: act_fn is 'topk' for {sites} hook_points, and each of them selects latents of its "
-                "own; crosscoders of several sites are read with act_fn 'relu' or 'jumprelu'"
-            )
         config |= {
             "architecture": f"{config['architecture']}_crosscoder",
             "d_in": sites * d_model,
@@ -122,6 +120,8 @@ def _crosscoder(settings: "_Settings", weights: Path) -> Stored:
         if gated:
             every = list(range(sites))
             config["blocks"] = [{"latents": of_site, "reads": every, "writes": [site]} for site in every]
+        if selecting:
+            config |= _selecting_each(config, sites)
 
     def tensors() -> dict[str, Tensor]:
         read, norms = settings.read(weights)
@@ -137,13 +137,20 @@ def _crosscoder(settings: "_Settings", weights: Path) -> Stored:
         if not gated:
             return found | {"W_dec": rows.transpose(0, 1).flatten(1)}
         lengths = read["W_dec"].norm(dim=2)
-        return {
-            "W_enc": found["W_enc"].repeat(1, sites),
-            "b_enc": found["b_enc"].repeat(sites),
+        # A row without a length writes nothing, whatever its code is.
+        unit = torch.where(lengths > 0, lengths, 1.0)
+        W_enc, b_enc = found["W_enc"].repeat(1, sites), found["b_enc"].repeat(sites)
+        of_latents = {}
+        if selecting:
+            # Latents are selected by codes, so these are in the unit of rows of length 1 in OpenMOSS' scale.
+            W_enc, b_enc, rows = W_enc * lengths.flatten(), b_enc * lengths.flatten(), rows / unit[:, :, None]
+        else:
+            of_latents["threshold"] = (read["threshold"] / unit).flatten()
+        return of_latents | {
+            "W_enc": W_enc,
+            "b_enc": b_enc,
             "b_dec": found["b_dec"],
             "W_dec": torch.block_diag(*rows),
-            # A row without a length writes nothing, whatever its code is.
-            "threshold": (read["threshold"] / torch.where(lengths > 0, lengths, 1.0)).flatten(),
         }
 
     return Stored(config, settings.path, weights, tensors)
