@@ -169,6 +169,11 @@ def test_other_kinds_are_refused(tmp_path, kind):
         load_autoencoder(openmoss(tmp_path / "a", sae_type=kind))
 
 
+def test_a_damaged_kind_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"sae_type is \['clt'\], which is not supported; known are sae, crosscoder"):
+        load_autoencoder(openmoss(tmp_path / "a", sae_type=["clt"]))
+
+
 HOOKS = ["blocks.3.hook_resid_post", "blocks.5.hook_resid_post", "blocks.7.hook_resid_post"]
 NORMS = (4.0, 7.0, 11.0)
 LATENTS = 2 * D_IN
@@ -268,6 +273,7 @@ def test_each_site_selects_latents_of_its_own_by_hand(tmp_path):
         ({"hook_points": None}, "hook_points is None; it must list the names of sites"),
         ({"hook_points": HOOKS[:2]}, r"W_E is \(3, 32, 64\), by config.json it should be \(2, 32, 64\)"),
         ({"act_fn": "batchtopk"}, "act_fn is 'batchtopk', which is not supported"),
+        ({"act_fn": "layertopk", "top_k": K}, "act_fn is 'layertopk', which OpenMOSS has for cross-layer transcoders"),
         ({"norm_activation": "token-wise"}, "normalize_activations is 'constant_norm_rescale', which is not supported"),
         ({"sparsity_include_decoder_norm": False}, "sparsity_include_decoder_norm is False; it is true for every"),
     ],
@@ -343,6 +349,11 @@ def test_a_cross_layer_transcoder_has_a_gate_per_latent(tmp_path, act_fn, norm, 
     assert relative_error(record.codes.dense(), codes * norms if "topk" in act_fn else codes) < 1e-5
     said = read_provenance(folder)
     assert (said.hooks_in, said.hooks_out) == (READ, WRITTEN)
+
+
+def test_a_cross_layer_transcoder_has_biases_whatever_its_config_says(tmp_path):
+    folder, x = cross_layer(tmp_path / "a", use_decoder_bias=False), drawn(60, LAYERS * D_IN, by=2.0)
+    assert relative_error(load_autoencoder(folder)(x).reconstruction, their_cross_layer(folder, x)[2]) < 1e-5
 
 
 def test_a_cross_layer_transcoder_writes_later_layers_by_hand(tmp_path):

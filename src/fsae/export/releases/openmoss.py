@@ -75,7 +75,8 @@ def read_openmoss(folder: Path) -> Stored:
     path, weights = folder / _CONFIG, folder / _FILE
     settings = _Settings(read_json(path), path)
     kind = settings.known.get("sae_type")
-    if kind in _OF_SITES:
+    # A damaged file may have a list here, which is no key.
+    if kind in list(_OF_SITES):
         return _OF_SITES[kind](settings, weights)
     config, known = settings.config(), settings.known
 
@@ -94,6 +95,11 @@ def _crosscoder(settings: "_Settings", weights: Path) -> Stored:
     """
     hooks, d_model, of_site = settings.hooks("hook_points"), settings.count("d_model"), settings.d_sae()
     sites, config = len(hooks), settings.config()
+    if settings.known.get("act_fn") == "layertopk":
+        raise ValueError(
+            f"{settings.path}: act_fn is 'layertopk', which OpenMOSS has for cross-layer transcoders alone; "
+            "crosscoders are read with act_fn 'relu', 'jumprelu' or 'topk'"
+        )
     shapes = {
         "W_enc": (sites, d_model, of_site), "b_enc": (sites, of_site),
         "W_dec": (sites, of_site, d_model), "b_dec": (sites, d_model),
@@ -313,7 +319,8 @@ class _Settings:
         stored = [name for name in found if name.startswith(f"{_MEAN_NORM}.")]
         norms = {name.removeprefix(f"{_MEAN_NORM}."): found.pop(name).item() for name in stored}
         names, transposed = (names, ()) if "W_E" in found else (_LINEAR, ("W_enc", "W_dec"))
-        if known.get("use_decoder_bias") is False:
+        # Cross-layer transcoders have biases, whatever the setting says.
+        if known.get("use_decoder_bias") is False and "b_dec" in names:
             found[names["b_dec"]] = torch.zeros(self.count("d_model"))
         if _ARCHITECTURES[known.get("act_fn", "relu")] == "jumprelu":
             theirs = f"activation_function.{_LOG_THRESHOLD}"
