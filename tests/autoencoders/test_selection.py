@@ -1,5 +1,6 @@
 """Selection: by weighted scores, within blocks, and what folding and files make of them."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -12,6 +13,7 @@ from fsae.autoencoders.batch_topk import BatchTopK
 from fsae.autoencoders.layout import Ends, Layout, PartNorm, Scaling, blocks_per_layer, exclusive_blocks
 from fsae.autoencoders.selection import Competing, CompetitionScope, Score, SelectionSettings
 from fsae.autoencoders.settings import DecoderInit, DecoderNorm
+from fsae.autoencoders.topk import TopKSettings
 from fsae.export.folding import fold
 from fsae.export.provenance import Provenance
 from fsae.export.saelens import load_saelens, save_saelens
@@ -275,6 +277,12 @@ def test_places_that_blocks_cannot_share_are_refused():
     settings_of("topk", d_sae=15, k=6, **BLOCK).check_ends(PER_LAYER)
     # One block has all places.
     settings_of("topk", d_sae=15, k=4, **BLOCK).check_ends(CROSSCODER)
+
+
+@pytest.mark.parametrize("scope", ["layer", ["block"], {}])
+def test_a_damaged_scope_of_a_file_is_refused(scope: object):
+    with pytest.raises(ValueError, match=f"scope is {re.escape(repr(scope))}; it must be all or block"):
+        TopKSettings.from_saelens("topk", {"k": 2, "scope": scope}, 13)
 
 
 def test_a_schedule_of_k_leaves_each_block_a_place():

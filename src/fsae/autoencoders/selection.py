@@ -149,7 +149,8 @@ class SelectionSettings(KSettings):
     @classmethod
     def from_saelens(cls, architecture: str, config: Mapping[str, Any], d_sae: int) -> Self:
         scope = config.get("scope", CompetitionScope.all.value)
-        if scope not in CompetitionScope.__members__:
+        # A damaged file may have a list here, which is no key.
+        if scope not in list(CompetitionScope.__members__):
             raise ValueError(f"scope is {scope!r}; it must be {' or '.join(CompetitionScope.__members__)}")
         return replace(super().from_saelens(architecture, config, d_sae), scope=CompetitionScope[scope])
 

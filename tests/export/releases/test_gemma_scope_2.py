@@ -1,12 +1,16 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fsae.autoencoders.layout import blocks_across_layers
+from fsae.autoencoders.warm_start import check_start
 from fsae.export.dictionary_files import load_autoencoder, read_provenance
-from tests.architectures import relative_error
+from fsae.export.releases.circuit_tracer import files_of
+from tests.architectures import relative_error, settings_of
 from tests.export.releases.weights import D_IN, check, drawn, weights
 
 CONFIG = {
@@ -104,11 +108,9 @@ CLT = CROSSCODER | {
 def write_layers(folder: Path, config: dict = CLT, layers: int = LAYERS) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for layer in range(layers):
-        w_dec = drawn(OF_LAYER, layers, WIDTH, seed=layer)
-        w_dec[:, :layer] = 0
         tensors = {
             "w_enc": drawn(WIDTH, OF_LAYER, seed=layer),
-            "w_dec": w_dec,
+            "w_dec": drawn(OF_LAYER, layers, WIDTH, seed=layer),
             "b_enc": drawn(OF_LAYER, seed=layer, by=0.2),
             "b_dec": drawn(WIDTH, seed=layer),
             "threshold": drawn(OF_LAYER, seed=layer + 9).abs(),
@@ -121,7 +123,7 @@ def write_layers(folder: Path, config: dict = CLT, layers: int = LAYERS) -> Path
 
 
 def their_layers(folder: Path, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes and reconstruction by the release's definition, layer by layer."""
+    """Codes and reconstruction by the release's definition, layer by layer; `w_dec` of earlier layers has no part."""
     of_layers = [load_file(folder / f"params_layer_{layer}.safetensors") for layer in range(LAYERS)]
     vectors, codes = x.split(WIDTH, dim=1), []
     for own, v in zip(of_layers, vectors, strict=True):
@@ -129,7 +131,8 @@ def their_layers(folder: Path, x: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
         codes.append(pre.relu() * (pre > own["threshold"]))
     found = []
     for layer, (own, v) in enumerate(zip(of_layers, vectors, strict=True)):
-        written = sum(f @ each["w_dec"][:, layer] for f, each in zip(codes, of_layers, strict=True)) + own["b_dec"]
+        earlier = zip(codes[: layer + 1], of_layers, strict=False)
+        written = sum(f @ each["w_dec"][:, layer] for f, each in earlier) + own["b_dec"]
         found.append(written + v @ own["affine_skip_connection"] if "affine_skip_connection" in own else written)
     return torch.cat(codes, dim=1), torch.cat(found, dim=1)
 
@@ -142,6 +145,17 @@ def test_dictionaries_of_several_layers_compute_what_gemma_scope_2_defines(tmp_p
     assert (codes != 0).any()
     assert relative_error(record.codes.dense(), codes) < 1e-5
     assert relative_error(record.reconstruction, reconstruction) < 1e-5
+
+
+def test_a_cross_layer_transcoder_is_one_of_circuit_tracer_and_of_training(tmp_path):
+    clt, x = load_autoencoder(write_layers(tmp_path / "a")), drawn(60, LAYERS * WIDTH, by=2.0)
+    (tmp_path / "b").mkdir()
+    for name, tensors in files_of(clt, list(range(LAYERS)), tmp_path).items():
+        save_file(tensors, tmp_path / "b" / name)
+    again = load_autoencoder(tmp_path / "b")
+    torch.testing.assert_close(again(x).reconstruction, clt(x).reconstruction, rtol=1e-6, atol=1e-6)
+    ends = replace(clt.ends, blocks=blocks_across_layers(LAYERS))
+    check_start(settings_of("jumprelu", d_sae=LAYERS * OF_LAYER).build(ends, torch.Generator()), clt)
 
 
 def test_the_layers_are_read_from_their_config(tmp_path):

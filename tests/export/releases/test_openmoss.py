@@ -169,6 +169,11 @@ def test_other_kinds_are_refused(tmp_path, kind):
         load_autoencoder(openmoss(tmp_path / "a", sae_type=kind))
 
 
+def test_a_damaged_kind_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"sae_type is \['clt'\], which is not supported; known are sae, crosscoder"):
+        load_autoencoder(openmoss(tmp_path / "a", sae_type=["clt"]))
+
+
 HOOKS = ["blocks.3.hook_resid_post", "blocks.5.hook_resid_post", "blocks.7.hook_resid_post"]
 NORMS = (4.0, 7.0, 11.0)
 LATENTS = 2 * D_IN
@@ -215,14 +220,18 @@ def their_crosscoder(folder: Path, x: torch.Tensor) -> tuple[torch.Tensor, torch
 
 @pytest.mark.parametrize("norm", ["inference", "dataset-wise"])
 @pytest.mark.parametrize("sites", [1, 3])
-@pytest.mark.parametrize("act_fn", ["relu", "jumprelu"])
+@pytest.mark.parametrize("act_fn", ["relu", "jumprelu", "topk"])
 def test_a_crosscoder_has_a_gate_per_site(tmp_path, act_fn, sites, norm):
-    folder, x = crosscoder(tmp_path / "a", sites, act_fn=act_fn, norm_activation=norm), drawn(60, sites * D_IN, by=2.0)
+    folder = crosscoder(tmp_path / "a", sites, act_fn=act_fn, norm_activation=norm, top_k=K)
+    x = drawn(60, sites * D_IN, by=2.0)
     theirs, reconstruction = their_crosscoder(folder, x)
     autoencoder = load_autoencoder(folder)
     record = autoencoder(x)
     assert relative_error(record.reconstruction, reconstruction) < 1e-5
     codes = record.codes.dense()
+    if act_fn == "topk":
+        # What is selected by its length has this as its code.
+        theirs = theirs * load_file(folder / "sae_weights.safetensors")["W_D"].norm(dim=2)
     assert relative_error(codes, theirs[:, 0] if act_fn == "relu" else theirs.flatten(1)) < 1e-5
     assert 0 < (codes != 0).float().mean() < 1
     assert autoencoder.ends.input.widths == [D_IN] * sites
@@ -244,11 +253,18 @@ def test_a_latent_may_be_on_at_one_site_alone_by_hand(tmp_path):
     assert record.reconstruction.tolist() == [[-4, 7]]
 
 
-def test_topk_of_one_site_is_read_and_of_several_refused(tmp_path):
-    folder, x = crosscoder(tmp_path / "one", 1, act_fn="topk", top_k=K), drawn(60, D_IN, by=2.0)
-    assert relative_error(load_autoencoder(folder)(x).reconstruction, their_crosscoder(folder, x)[1]) < 1e-5
-    with pytest.raises(ValueError, match="act_fn is 'topk' for 3 hook_points, and each of them selects latents of its"):
-        load_autoencoder(crosscoder(tmp_path / "three", act_fn="topk", top_k=K))
+def test_each_site_selects_latents_of_its_own_by_hand(tmp_path):
+    # Pre-activations (2, 3). Rows of the norms (2, 1) at the first site: 4 wins over 3. At the second (1, 1): 3 over 2.
+    tensors = {
+        "W_E": torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]),
+        "b_E": torch.zeros(2, 2),
+        "W_D": torch.tensor([[[-2.0], [1.0]], [[1.0], [-1.0]]]),
+        "b_D": torch.tensor([[0.0], [7.0]]),
+    }
+    folder = crosscoder(tmp_path / "a", 2, tensors, act_fn="topk", top_k=1, d_model=1, expansion_factor=2)
+    record = load_autoencoder(folder)(torch.tensor([[2.0, 3.0]]))
+    assert record.codes.dense().tolist() == [[4, 0, 0, 3]]
+    assert record.reconstruction.tolist() == [[-4, 4]]
 
 
 @pytest.mark.parametrize(
@@ -257,6 +273,7 @@ def test_topk_of_one_site_is_read_and_of_several_refused(tmp_path):
         ({"hook_points": None}, "hook_points is None; it must list the names of sites"),
         ({"hook_points": HOOKS[:2]}, r"W_E is \(3, 32, 64\), by config.json it should be \(2, 32, 64\)"),
         ({"act_fn": "batchtopk"}, "act_fn is 'batchtopk', which is not supported"),
+        ({"act_fn": "layertopk", "top_k": K}, "act_fn is 'layertopk', which OpenMOSS has for cross-layer transcoders"),
         ({"norm_activation": "token-wise"}, "normalize_activations is 'constant_norm_rescale', which is not supported"),
         ({"sparsity_include_decoder_norm": False}, "sparsity_include_decoder_norm is False; it is true for every"),
     ],
@@ -307,6 +324,8 @@ def their_cross_layer(folder: Path, x: torch.Tensor) -> tuple[torch.Tensor, torc
         gated = gated * (gated > stored["activation_function.log_jumprelu_threshold"].exp())
     if config["act_fn"] == "layertopk":
         gated = largest((pre * norms).flatten(1)).view_as(gated)
+    if config["act_fn"] == "topk":
+        gated = torch.stack([largest(scores) for scores in (pre * norms).unbind(1)], dim=1)
     codes = gated / norms
     found = []
     for layer, hook in enumerate(WRITTEN):
@@ -318,7 +337,7 @@ def their_cross_layer(folder: Path, x: torch.Tensor) -> tuple[torch.Tensor, torc
 
 @pytest.mark.parametrize("by_norm", [True, False])
 @pytest.mark.parametrize("norm", ["inference", "dataset-wise"])
-@pytest.mark.parametrize("act_fn", ["relu", "jumprelu", "layertopk"])
+@pytest.mark.parametrize("act_fn", ["relu", "jumprelu", "topk", "layertopk"])
 def test_a_cross_layer_transcoder_has_a_gate_per_latent(tmp_path, act_fn, norm, by_norm):
     changes = {"act_fn": act_fn, "norm_activation": norm, "sparsity_include_decoder_norm": by_norm, "top_k": K}
     folder, x = cross_layer(tmp_path / "a", **changes), drawn(60, LAYERS * D_IN, by=2.0)
@@ -327,9 +346,14 @@ def test_a_cross_layer_transcoder_has_a_gate_per_latent(tmp_path, act_fn, norm, 
     assert 0 < (codes != 0).float().mean() < 1
     assert relative_error(record.reconstruction, reconstruction) < 1e-5
     # What is selected by its length has this as its code.
-    assert relative_error(record.codes.dense(), codes * norms if act_fn == "layertopk" else codes) < 1e-5
+    assert relative_error(record.codes.dense(), codes * norms if "topk" in act_fn else codes) < 1e-5
     said = read_provenance(folder)
     assert (said.hooks_in, said.hooks_out) == (READ, WRITTEN)
+
+
+def test_a_cross_layer_transcoder_has_biases_whatever_its_config_says(tmp_path):
+    folder, x = cross_layer(tmp_path / "a", use_decoder_bias=False), drawn(60, LAYERS * D_IN, by=2.0)
+    assert relative_error(load_autoencoder(folder)(x).reconstruction, their_cross_layer(folder, x)[2]) < 1e-5
 
 
 def test_a_cross_layer_transcoder_writes_later_layers_by_hand(tmp_path):
@@ -352,7 +376,6 @@ def test_a_cross_layer_transcoder_writes_later_layers_by_hand(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"act_fn": "topk"}, "act_fn is 'topk' for 3 layers, and each of them selects latents of its own"),
         ({"hook_points_out": WRITTEN[:2]}, "hook_points_in names 3 sites, and hook_points_out 2"),
         ({"expansion_factor": 1}, r"W_E is \(3, 32, 64\), by config.json it should be \(3, 32, 32\)"),
     ],

@@ -2,7 +2,7 @@
 
 Cross-layer transcoders (`clt/width_262k_l0_big`) and crosscoders (`crosscoder/layer_5_9_12_15_width_1m_l0_big`) have
 `params_layer_0.safetensors` and so on, one for the latents that read a layer. Crosscoders are weakly causal: a latent
-reads one of the layers.
+reads one of the layers, and writes this and later ones.
 """
 
 import re
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fsae.autoencoders.layout import PartNorm
 from fsae.export.config_files import read_json
@@ -81,8 +82,9 @@ def read_gemma_scope_2_layers(folder: Path) -> Stored:
         "d_out": count * width,
         "d_sae": count * d_layer,
         "parts": [[hook, width] for hook in read],
-        # The weights to earlier layers are in the files, too. They are read, so that nothing is assumed of them.
-        "blocks": [{"latents": d_layer, "reads": [layer], "writes": list(range(count))} for layer in range(count)],
+        "blocks": [
+            {"latents": d_layer, "reads": [layer], "writes": list(range(layer, count))} for layer in range(count)
+        ],
         "apply_b_dec_to_input": False,
         "prepend_bos": True,
         "context_size": 1024,
@@ -113,7 +115,9 @@ def read_gemma_scope_2_layers(folder: Path) -> Stored:
             of_layers.append({name: tensor.float() for name, tensor in own.items()})
         found = {name: torch.cat([own[name] for own in of_layers]) for name in ("b_enc", "b_dec", "threshold")}
         found["W_enc"] = torch.block_diag(*(own["W_enc"] for own in of_layers))
-        found["W_dec"] = torch.cat([own["W_dec"].flatten(1) for own in of_layers])
+        # The files have numbers for earlier layers, too, which are no weights: circuit-tracer leaves them out.
+        later = (own["W_dec"][:, layer:].flatten(1) for layer, own in enumerate(of_layers))
+        found["W_dec"] = torch.cat([pad(rows, (count * width - rows.shape[1], 0)) for rows in later])
         if "W_skip" in shapes:
             # Stored as (d_in, d_out).
             found["W_skip"] = torch.block_diag(*(own["W_skip"].T for own in of_layers))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fsae.autoencoders.layout import PartNorm
+from fsae.autoencoders.selection import CompetitionScope
 from fsae.export.config_files import read_json
 from fsae.export.releases.release import Release, in_path
 from fsae.export.stored import Stored
@@ -34,7 +35,7 @@ _PLAIN = {"W_enc": "W_E", "b_enc": "b_E", "W_dec": "W_D", "b_dec": "b_D"}
 _LOG_THRESHOLD = "log_jumprelu_threshold"
 _MEAN_NORM = "dataset_average_activation_norm"
 
-# `layertopk` selects from the latents of all layers together.
+# `topk` selects from the latents of each layer or site, `layertopk` from those of all layers together.
 _ARCHITECTURES = {"relu": "standard", "jumprelu": "jumprelu", "topk": "topk", "layertopk": "topk"}
 # The normalisation by one factor.
 _DATASET = "dataset-wise"
@@ -74,7 +75,8 @@ def read_openmoss(folder: Path) -> Stored:
     path, weights = folder / _CONFIG, folder / _FILE
     settings = _Settings(read_json(path), path)
     kind = settings.known.get("sae_type")
-    if kind in _OF_SITES:
+    # A damaged file may have a list here, which is no key.
+    if kind in list(_OF_SITES):
         return _OF_SITES[kind](settings, weights)
     config, known = settings.config(), settings.known
 
@@ -88,28 +90,31 @@ def read_openmoss(folder: Path) -> Stored:
 def _crosscoder(settings: "_Settings", weights: Path) -> Stored:
     """Return the crosscoder in a file of weights.
 
-    Gates of ReLU are the same at all sites, whatever the norms are. Those of thresholds are not, so each latent becomes
-    one latent per site, which reads all sites and writes this one.
+    Gates of ReLU are the same at all sites, whatever the norms are. Those of thresholds and of selection are not, so
+    each latent becomes one latent per site, which reads all sites and writes this one.
     """
     hooks, d_model, of_site = settings.hooks("hook_points"), settings.count("d_model"), settings.d_sae()
     sites, config = len(hooks), settings.config()
+    if settings.known.get("act_fn") == "layertopk":
+        raise ValueError(
+            f"{settings.path}: act_fn is 'layertopk', which OpenMOSS has for cross-layer transcoders alone; "
+            "crosscoders are read with act_fn 'relu', 'jumprelu' or 'topk'"
+        )
     shapes = {
         "W_enc": (sites, d_model, of_site), "b_enc": (sites, of_site),
         "W_dec": (sites, of_site, d_model), "b_dec": (sites, d_model),
     }  # fmt: skip
-    gated = config["architecture"] == "jumprelu"
+    selecting = config["architecture"] == "topk"
+    gated = selecting or config["architecture"] == "jumprelu"
     if settings.known.get("sparsity_include_decoder_norm") is not True:
         raise ValueError(
             f"{settings.path}: sparsity_include_decoder_norm is "
             f"{settings.known.get('sparsity_include_decoder_norm')!r}; it is true for every crosscoder of OpenMOSS"
         )
     config["hook_name"] = hooks[0]
+    if selecting:
+        config["rescale_acts_by_decoder_norm"] = False
     if sites > 1:
-        if config["architecture"] == "topk":
-            raise ValueError(
-                f"{settings.path}: act_fn is 'topk' for {sites} hook_points, and each of them selects latents of its "
-                "own; crosscoders of several sites are read with act_fn 'relu' or 'jumprelu'"
-            )
         config |= {
             "architecture": f"{config['architecture']}_crosscoder",
             "d_in": sites * d_model,
@@ -121,6 +126,8 @@ def _crosscoder(settings: "_Settings", weights: Path) -> Stored:
         if gated:
             every = list(range(sites))
             config["blocks"] = [{"latents": of_site, "reads": every, "writes": [site]} for site in every]
+        if selecting:
+            config |= _selecting_each(config, sites)
 
     def tensors() -> dict[str, Tensor]:
         read, norms = settings.read(weights)
@@ -136,16 +143,28 @@ def _crosscoder(settings: "_Settings", weights: Path) -> Stored:
         if not gated:
             return found | {"W_dec": rows.transpose(0, 1).flatten(1)}
         lengths = read["W_dec"].norm(dim=2)
-        return {
-            "W_enc": found["W_enc"].repeat(1, sites),
-            "b_enc": found["b_enc"].repeat(sites),
+        # A row without a length writes nothing, whatever its code is.
+        unit = torch.where(lengths > 0, lengths, 1.0)
+        W_enc, b_enc = found["W_enc"].repeat(1, sites), found["b_enc"].repeat(sites)
+        of_latents = {}
+        if selecting:
+            # Latents are selected by codes, so these are in the unit of rows of length 1 in OpenMOSS' scale.
+            W_enc, b_enc, rows = W_enc * lengths.flatten(), b_enc * lengths.flatten(), rows / unit[:, :, None]
+        else:
+            of_latents["threshold"] = (read["threshold"] / unit).flatten()
+        return of_latents | {
+            "W_enc": W_enc,
+            "b_enc": b_enc,
             "b_dec": found["b_dec"],
             "W_dec": torch.block_diag(*rows),
-            # A row without a length writes nothing, whatever its code is.
-            "threshold": (read["threshold"] / torch.where(lengths > 0, lengths, 1.0)).flatten(),
         }
 
     return Stored(config, settings.path, weights, tensors)
+
+
+def _selecting_each(config: Mapping[str, Any], ends: int) -> dict[str, Any]:
+    """Return SAELens' words for `topk` where each layer or site selects k of its own latents."""
+    return {"k": ends * config["k"], "scope": CompetitionScope.block.value}
 
 
 def _cross_layer(settings: "_Settings", weights: Path) -> Stored:
@@ -155,11 +174,8 @@ def _cross_layer(settings: "_Settings", weights: Path) -> Stored:
     if len(written) != layers:
         raise ValueError(f"{settings.path}: hook_points_in names {layers} sites, and hook_points_out {len(written)}")
     config = settings.config()
-    if settings.known.get("act_fn") == "topk" and layers > 1:
-        raise ValueError(
-            f"{settings.path}: act_fn is 'topk' for {layers} layers, and each of them selects latents of its own; "
-            "cross-layer transcoders are read with act_fn 'relu', 'jumprelu' or 'layertopk'"
-        )
+    if settings.known.get("act_fn") == "topk":
+        config |= _selecting_each(config, layers)
     config |= {
         "architecture": f"{config['architecture']}_cross_layer_transcoder",
         "rescale_acts_by_decoder_norm": False,
@@ -303,7 +319,8 @@ class _Settings:
         stored = [name for name in found if name.startswith(f"{_MEAN_NORM}.")]
         norms = {name.removeprefix(f"{_MEAN_NORM}."): found.pop(name).item() for name in stored}
         names, transposed = (names, ()) if "W_E" in found else (_LINEAR, ("W_enc", "W_dec"))
-        if known.get("use_decoder_bias") is False:
+        # Cross-layer transcoders have biases, whatever the setting says.
+        if known.get("use_decoder_bias") is False and "b_dec" in names:
             found[names["b_dec"]] = torch.zeros(self.count("d_model"))
         if _ARCHITECTURES[known.get("act_fn", "relu")] == "jumprelu":
             theirs = f"activation_function.{_LOG_THRESHOLD}"
