@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from fsae.autoencoders.layout import Ends, Layout, blocks_per_layer
 from fsae.evaluation.amortisation import Amortisation, code_correlation, search
 from fsae.evaluation.subject import Examined, Subject
 from fsae.matching import unit_rows
 from fsae.sources.in_memory import InMemorySource
 from fsae.sources.synthetic.sparse_sources import SparseSourcesSettings
-from tests.architectures import with_weights
+from tests.architectures import settings_of, with_weights
 
 CPU = torch.device("cpu")
 
@@ -74,6 +75,22 @@ def test_the_gap_is_zero_for_a_right_encoder_and_the_whole_error_for_wrong_value
     confused = measured(x, torch.eye(4)[[1, 0, 3, 2]], [0.0] * 4, torch.eye(4), steps=60)
     assert confused["amortisation_values"] < 0.6 * confused["amortisation_gap"]
     assert confused["amortisation_fvu"] < 0.01
+
+
+def test_controls_write_what_the_latents_write():
+    # One latent is on and writes one part of two, so the smaller part is left: squares of 1, 4, 4 and 1. Both parts
+    # have a variance of 1.25, so the fvu is 2.5 / (1.25 + 1.25).
+    parts = Layout((("a", 1), ("b", 1)))
+    ends = Ends(input=parts, target=parts, blocks=blocks_per_layer(2))
+    autoencoder = settings_of("topk", d_sae=16, k=1).build(ends, torch.Generator().manual_seed(0)).eval()
+    x = torch.tensor([[1.0, 4.0], [2.0, 3.0], [3.0, 2.0], [4.0, 1.0]])
+    subject = Subject([Examined([autoencoder])], InMemorySource(x, x, 0, CPU))
+    evaluation = Amortisation(samples=4, batch_size=4, steps=10, coding_rounds=5)
+    (found,) = evaluation.measure(subject)
+    assert found.numbers[0]["amortisation_fvu_random"] == pytest.approx(1)
+    assert found.numbers[0]["amortisation_coding"] == pytest.approx(1)
+    rows = evaluation.coded(x, ends.may_write(16).float(), 1)
+    assert ((rows != 0).sum(1) == 1).all()
 
 
 def test_optimised_codes_and_sparse_coding_are_nearer_to_known_features_than_an_encoder_is():

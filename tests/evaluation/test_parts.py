@@ -2,11 +2,16 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from fsae.autoencoders.layout import Ends, Layout
-from fsae.evaluation.decoder_projection import nth_projection
-from fsae.evaluation.mdl import RoundedCodes
+from fsae.evaluation.amortisation import Amortisation
+from fsae.evaluation.decoder_projection import DecoderProjection
+from fsae.evaluation.evaluation import Evaluation
+from fsae.evaluation.mdl import Mdl, RoundedCodes
 from fsae.evaluation.parts import equal_parts, left_to_codes
+from fsae.evaluation.subject import Examined, Subject
+from fsae.sources.in_memory import InMemorySource
 from tests.architectures import settings_of
 
 # The first part is one dimension, the second one two.
@@ -48,8 +53,24 @@ def test_the_linear_path_costs_no_code():
     assert codes.values.tolist() == [1, 3]
 
 
-def test_projections_are_of_parts_that_count_equally():
-    # In units of 1 and 5 the sample is (2, 1.2, 1.6), and the rows' directions are (1, 0, 0) and (0, 0, 1).
+def reading(x: Tensor) -> Subject:
     autoencoder = writing(Ends(input=TWO, target=TWO), [[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]], [[3.0, 0, 0], [0, 0, 7.0]])
-    # The second of 2, 1.6, 0 and 0 with n = 1 of 2 latents for two samples.
-    assert nth_projection(autoencoder, X, 0.49) == pytest.approx(1.6)
+    return Subject([Examined([autoencoder])], InMemorySource(x, x, 0, x.device))
+
+
+# The sample is (2, 1.2, 1.6) in units of all batches, 1 and 5, and the rows' directions are (1, 0, 0) and (0, 0, 1). Of
+# 2, 1.6, 0 and 0 the second counts, as n = 1 of 2 latents for two samples; of 0 and 0, and of 2 and 1.6, the first.
+@pytest.mark.parametrize(("batch_size", "expected"), [(2, 1.6), (1, (0 + 2) / 2)])
+def test_projections_are_of_parts_that_count_equally(batch_size: int, expected: float):
+    (measured,) = DecoderProjection(samples=2, batch_size=batch_size, share=0.49).measure(reading(X))
+    assert measured.numbers == [{"decoder_projection": pytest.approx(expected)}]
+
+
+@pytest.mark.parametrize(
+    "evaluation", [Amortisation(), DecoderProjection(), Mdl()], ids=lambda each: type(each).__name__
+)
+def test_a_part_without_variance_is_refused_in_a_sentence(evaluation: Evaluation):
+    constant = torch.tensor([[0.0, 0.1, 0.2], [2.0, 0.1, 0.2]])
+    for x, part in ((constant, "b"), (X[:1], "a")):
+        with pytest.raises(ValueError, match=f"targets at {part} have no variance in {len(x)} held-out samples"):
+            evaluation.measure(reading(x))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import SparseAutoencoder
+from fsae.autoencoders.layout import Ends, Layout, blocks_per_layer
 from fsae.evaluation import stability
 from fsae.evaluation.stability import Decoder, Stability, compare_seeds, random_cosine
 from fsae.evaluation.subject import Examined, Subject
@@ -48,7 +49,16 @@ def test_a_planted_copy_is_found_whole_and_random_directions_by_chance():
     found = compare_seeds(Decoder(rows, alive), [Decoder(-3 * rows[order], alive), Decoder(drawn, alive)])
     assert found.absolute[0] == pytest.approx(1, abs=1e-6)
     assert found.signed[0] < 0.6
-    assert found.absolute[1] == pytest.approx(random_cosine(40, 40, 16), abs=0.03)
+    assert found.absolute[1] == pytest.approx(random_cosine(alive, alive, Ends.of(16)), abs=0.03)
+
+
+def test_chance_is_that_of_rows_in_their_own_parts():
+    # Each latent writes one part of one dimension, so the cosines are 1 within a part and 0 between parts.
+    parts = Layout((("a", 1), ("b", 1)))
+    ends = Ends(input=parts, target=parts, blocks=blocks_per_layer(2))
+    first_of_both, both_of_first = torch.tensor([True, False, True, False]), torch.tensor([True, True, False, False])
+    assert random_cosine(first_of_both, first_of_both, ends) == pytest.approx(1)
+    assert random_cosine(first_of_both, both_of_first, ends) == pytest.approx(0.5)
 
 
 def test_more_latents_than_the_other_has_are_matched_as_far_as_they_go():

@@ -18,6 +18,7 @@ from fsae.commands.publish import main as publish
 from fsae.configuration.accept import accept
 from fsae.configuration.origin import Origin
 from fsae.configuration.schema import RunSettings, Task
+from fsae.language_models.packaged import packaged_folder
 from fsae.language_models.settings import ModelSettings, Package
 from fsae.outputs.run_folder import RunFolder
 from fsae.runs.pack import run_pack
@@ -125,6 +126,22 @@ def test_a_run_of_two_models_continues_with_the_same_second_one_alone(
     monkeypatch.setattr("fsae.runs.pack.other_model_identity", lambda model: other_model_identity(pretrained))
     (outcome,) = run_pack([job(tmp_path, text, "two models")])
     assert "the weights of layout.model" in str(outcome.error)
+
+
+def test_only_the_jobs_of_a_second_model_that_is_not_there_are_refused(text: Path, tmp_path: Path):
+    model = tmp_path / "model"
+    shutil.copytree(packaged_folder(Package.tiny), model)
+    second = ("+model@layout.model=custom", f"layout.model.path={model}", *MEASURED)
+    jobs = [job(tmp_path, text, "two models", *second), job(tmp_path, text, "autoencoder")]
+    # The folder existed when the settings were checked.
+    shutil.rmtree(model)
+    refused, done = run_pack(jobs)
+    assert str(refused.error).startswith(f"layout.model.path: '{model}' is no folder on this machine")
+    assert not (tmp_path / "two models").exists()
+    assert done.error is None
+    assert done.results
+    with pytest.raises(ValueError, match=r"^layout\.model\.path: "):
+        job(tmp_path, text, "two models", *second)
 
 
 def members(run: Path) -> list[fsae.Dictionary]:

@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 from typing import Any, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fsae.sparse.regions import Region
@@ -189,6 +189,13 @@ class Ends:
     def unwritten(self, d_sae: int) -> list[Region]:
         """Return where W_dec is zero."""
         return self._missed(self.target, [block.writes for block in self.blocks], d_sae)
+
+    def may_write(self, d_sae: int) -> Bool[Tensor, "d_sae d_out"]:
+        """Return where W_dec may have entries other than zero: everywhere without blocks."""
+        mask = torch.ones(d_sae, self.target.width, dtype=torch.bool)
+        for region in self.unwritten(d_sae):
+            mask[region] = False
+        return mask
 
     def unlinked(self) -> list[tuple[slice, slice]]:
         """Return where the matrix of the linear path, (d_out, d_in), is zero."""

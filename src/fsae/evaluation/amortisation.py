@@ -35,7 +35,8 @@ class Amortisation(Evaluation, group="eval.amortisation"):
     also compared with the true coefficients: the mean absolute correlation of one-to-one matched latents and features.
 
     Sparse coding has no encoder at all: dictionary and codes are learned by turns, from random directions, and its
-    codes on the held-out samples are searched for in the same way, with the l0 of the autoencoder.
+    codes on the held-out samples are searched for in the same way, with the l0 of the autoencoder. If latents write
+    some parts only, so do the random directions and the rows of sparse coding.
 
     Attributes:
         samples: held-out samples.
@@ -119,9 +120,9 @@ class Amortisation(Evaluation, group="eval.amortisation"):
 
         optimised, errors = searched(W_dec, encoded)
         _, values = searched(W_dec, encoded, keep=True)
-        directions = torch.randn(W_dec.shape, generator=generator_for(self.seed, "random")).to(W_dec)
+        mask = autoencoder.ends.may_write(autoencoder.d_sae).to(W_dec)
         empty = [torch.zeros_like(codes) for codes in encoded]
-        _, random = searched(unit_rows(directions), empty)
+        _, random = searched(_random_rows(mask, generator_for(self.seed, "random")), empty)
         gaps = torch.stack([each.mean() for each in (errors[0] - errors[-1]).split(self.batch_size)])
         numbers = {
             "amortisation_gap": (errors[0] - errors[-1]).mean().item(),
@@ -145,7 +146,7 @@ class Amortisation(Evaluation, group="eval.amortisation"):
             k = max(1, round(torch.cat(active).double().mean().item()))
             first = subject.source.first_vectors().to(W_dec), subject.source.first_targets().to(W_dec)
             vectors = left_to_codes(autoencoder, *first) * unit - b_dec
-            coded = self._coded(vectors, W_dec, k, subject.heartbeat)
+            coded = self.coded(vectors, mask, k, subject.heartbeat)
             codes, coding = searched(coded, empty)
             numbers["amortisation_coding"] = coding[-1].mean().item()
             # Each round searches for codes in a batch of so many samples, and then moves the dictionary.
@@ -156,19 +157,37 @@ class Amortisation(Evaluation, group="eval.amortisation"):
                 numbers["amortisation_coding_mcc"] = code_correlation(torch.cat(codes), known)
         return numbers, curve
 
-    def _coded(self, vectors: Tensor, like: Tensor, k: int, heartbeat: Callable[[], None]) -> Float[Tensor, "d_sae d"]:
-        """Learn a dictionary of unit rows by sparse coding (Olshausen and Field 1996)."""
+    def coded(
+        self,
+        vectors: Float[Tensor, "vectors d"],
+        mask: Float[Tensor, "d_sae d"],
+        k: int,
+        heartbeat: Callable[[], None] = lambda: None,
+    ) -> Float[Tensor, "d_sae d"]:
+        """Learn a dictionary of unit rows by sparse coding (Olshausen and Field 1996).
+
+        Args:
+            vectors: the samples, minus the bias.
+            mask: 1 where rows may have entries other than zero, and 0 elsewhere.
+            k: the most latents that may be on in each sample.
+            heartbeat: called before each step of a search; may raise to stop.
+        """
         generator = generator_for(self.seed, "coding")
-        W = unit_rows(torch.randn(like.shape, generator=generator).to(like))
+        W = _random_rows(mask, generator)
         counts = torch.full((self.batch_size,), k, device=W.device)
         for _ in range(self.coding_rounds):
             x = vectors[torch.randint(len(vectors), (self.batch_size,), generator=generator).to(vectors.device)]
             codes, _ = search(x, W, torch.zeros(len(x), len(W)).to(W), counts, _CODING_STEPS, False, False, heartbeat)
-            gradient = codes.T @ (x - codes @ W)
+            gradient = codes.T @ (x - codes @ W) * mask
             # The step of least error along the gradient.
             moved = codes @ gradient
             W = unit_rows(W + (gradient.square().sum() / moved.square().sum().clamp_min(1e-30)) * gradient)
         return W
+
+
+def _random_rows(mask: Float[Tensor, "d_sae d"], generator: torch.Generator) -> Float[Tensor, "d_sae d"]:
+    """Return random directions within the mask."""
+    return unit_rows(torch.randn(mask.shape, generator=generator).to(mask) * mask)
 
 
 @torch.no_grad()

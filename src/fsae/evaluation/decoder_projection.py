@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.autoencoders.layout import Factor
 from fsae.evaluation.evaluation import Evaluation, Measured
 from fsae.evaluation.parts import equal_parts, left_to_codes
 from fsae.evaluation.subject import Subject
@@ -50,25 +51,32 @@ class DecoderProjection(Evaluation, group="eval.decoder_projection"):
 
     def measure(self, subject: Subject) -> list[Measured]:
         """Return the number of each autoencoder, on the same samples."""
-        sums, batches = [0.0] * len(subject.autoencoders), 0
-        for batch in subject.held_out(self.samples, self.batch_size, "projecting"):
-            batches += 1
-            for number, autoencoder in enumerate(subject.autoencoders):
-                inputs, targets = (each.to(autoencoder.W_dec) for each in (batch.inputs, batch.targets))
-                explained = left_to_codes(autoencoder, inputs, targets)
-                sums[number] += nth_projection(autoencoder, explained, self.share)
-        return [Measured([{"decoder_projection": total / batches} for total in own]) for own in subject.by_run(sums)]
+        batches = list(subject.held_out(self.samples, self.batch_size, "projecting"))
+        found = []
+        for autoencoder in subject.autoencoders:
+            pairs = [(each.inputs.to(autoencoder.W_dec), each.targets.to(autoencoder.W_dec)) for each in batches]
+            unit = equal_parts(autoencoder.ends.target, torch.cat([targets for _, targets in pairs]))
+            total = 0.0
+            for pair in pairs:
+                subject.heartbeat()
+                total += nth_projection(autoencoder, left_to_codes(autoencoder, *pair), self.share, unit)
+            found.append({"decoder_projection": total / len(pairs)})
+        return [Measured(own) for own in subject.by_run(found)]
 
 
 @torch.no_grad()
 def nth_projection(
-    autoencoder: Autoencoder, x: Float[Tensor, "batch d_in"], share: float, latents_at_once: int = 1024
+    autoencoder: Autoencoder,
+    x: Float[Tensor, "batch d_out"],
+    share: float,
+    unit: Factor = 1.0,
+    latents_at_once: int = 1024,
 ) -> float:
     """Return the n-th largest projection of samples onto decoder rows, n = share x batch x d_sae (at least 1).
 
-    Only the projections onto `latents_at_once` rows are in memory at a time; they are computed twice.
+    Samples and rows are multiplied by `unit`. Only the projections onto `latents_at_once` rows are in memory at a time;
+    they are computed twice.
     """
-    unit = equal_parts(autoencoder.ends.target, x)
     directions = unit_rows(autoencoder.W_dec.float() * unit)
     centred = (x.to(directions) - autoencoder.b_dec.float()) * unit
 

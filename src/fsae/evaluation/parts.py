@@ -25,9 +25,18 @@ def equal_parts(layout: Layout, targets: Float[Tensor, "samples d_out"]) -> Fact
     """Return the factors of the dimensions by which every part of targets has a variance of 1; 1 if there is one part.
 
     In this unit the fvu of all parts together is the mean of each part's own.
+
+    Raises:
+        ValueError: a part has no variance.
     """
     if len(layout.parts) == 1:
         return 1.0
+    for name, part in zip(layout.names, layout.split(targets), strict=True):
+        if (part == part[0]).all():
+            raise ValueError(
+                f"the targets at {name} have no variance in {len(targets)} held-out samples, so this part cannot count "
+                "as much as others; raise `samples` of the evaluation, or leave it out of eval"
+            )
     variances = [(part - part.mean(0)).square().sum(1).mean().item() for part in layout.split(targets)]
     return layout.spread([variance**-0.5 for variance in variances], targets.device, targets.dtype)
 

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import Autoencoder
+from fsae.autoencoders.layout import Ends
 from fsae.evaluation.agreement import SAME
 from fsae.evaluation.evaluation import Evaluation, Measured
 from fsae.evaluation.kept import digest_of_tensor, kept_in, versions
@@ -132,10 +133,16 @@ def compare_seeds(
 
 
 @torch.no_grad()
-def random_cosine(latents: int, others: int, d_in: int) -> float:
-    """Return the mean absolute cosine of matched latents for random directions: the value of chance."""
-    generator = generator_for("stability", latents, others, d_in)
-    rows, columns = (unit_rows(torch.randn(count, d_in, generator=generator)) for count in (latents, others))
+def random_cosine(own: Bool[Tensor, " d_sae"], other: Bool[Tensor, " d_sae"], ends: Ends) -> float:
+    """Return the mean absolute cosine of matched latents for random directions: the value of chance.
+
+    Args:
+        own, other: the live latents of the two dictionaries.
+        ends: of both; a random row writes the same parts as the latent's own row.
+    """
+    generator = generator_for("stability", int(own.sum()), int(other.sum()), ends.target.width)
+    masks = (ends.may_write(len(alive))[alive] for alive in (own, other))
+    rows, columns = (unit_rows(torch.randn(mask.shape, generator=generator) * mask) for mask in masks)
     cosines = (rows @ columns.T).abs()
     return cosines[assignment(cosines)].mean().item()
 
@@ -213,7 +220,7 @@ def _measured(run: Examined, siblings: Sequence[Path], heartbeat: Callable[[], N
                 **mean_and_noise("stability_mcc", each.absolute),
                 "stability_found_share": (live == 1 + len(others)).double().mean().item(),
                 "stability_mcc_signed": sum(each.signed) / len(each.signed),
-                "stability_mcc_random": random_cosine(len(live), int(others[0].alive.sum()), autoencoder.d_out),
+                "stability_mcc_random": random_cosine(alive, others[0].alive, autoencoder.ends),
                 "stability_alone_share": (live == 1).double().mean().item(),
                 "stability_seeds": 1.0 + len(others),
             }

@@ -23,20 +23,15 @@ from fsae.language_models.identity import listing_digest
 from fsae.outputs.results import MEASURED, Meaning, flat_results
 from fsae.outputs.run_folder import RunFolder
 from fsae.plugins import with_outside
+from fsae.sources.layout import ONE_SITE, PAIR, SEVERAL_PARTS
 from fsae.sources.supply import Supply
 
 log = logging.getLogger(__name__)
 
 # The need of evaluations that compare a population's members.
 MEMBERS = "members"
-# The need of evaluations of the two autoencoders of a pair together; all others measure each of them by itself.
-PAIR = "pair"
 # The need of evaluations of what attention computes.
 ATTENTION = "attention"
-# The need of evaluations that put what they make of a site's vectors back there.
-ONE_SITE = "one_site"
-# The need of evaluations that compare the parts of a dictionary.
-SEVERAL_PARTS = "several_parts"
 # Names in `results.json` and `evaluations/<name>.json` that no evaluation's content may have.
 RESERVED = frozenset({"meanings", "notes", "evaluated", "settings", "numbers", "members", "key"})
 PREFIXES = (MEASURED, "data/")

@@ -43,16 +43,17 @@ def local_model_folder(path: str, setting: str = "model.path") -> Path | None:
     An existing folder takes precedence over a hub repository of the same name, as in transformers.
 
     Args:
-        setting: the setting that holds the path; a tokenizer's folder (`model.tokenizer`) need not hold a model.
+        setting: the setting that holds the path, such as `layout.model.path`; a tokenizer's folder (`model.tokenizer`)
+            need not hold a model.
 
     Raises:
         ValueError: `path` is neither a folder nor a hub name, or the folder holds no model.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
-        if setting == "model.path" and not (folder / "config.json").is_file():
+        if setting.endswith("model.path") and not (folder / "config.json").is_file():
             raise ValueError(
-                f"model.path: the folder {folder} holds no config.json, so it is not a model in Hugging Face's layout; "
+                f"{setting}: the folder {folder} holds no config.json, so it is not a model in Hugging Face's layout; "
                 "give a folder that `save_pretrained` wrote, or a hub name"
             )
         return folder
@@ -104,13 +105,13 @@ def require_repo(repo: str, *, revision: str | None, kind: RepoKind, setting: st
     raise ValueError(f"{setting}: {repo} {kept} and {hub_endpoint()} cannot be asked ({refusal}); {remedy}, {instead}")
 
 
-def resolved_revision(repo: str, *, revision: str | None, kind: RepoKind) -> str:
+def resolved_revision(repo: str, *, revision: str | None, kind: RepoKind, setting: str | None = None) -> str:
     """Return the commit that a name and revision resolve to: the hub's current one, or offline the cached one.
 
     Raises:
         ValueError: as `require_repo`.
     """
-    if require_repo(repo, revision=revision, kind=kind):
+    if require_repo(repo, revision=revision, kind=kind, setting=setting):
         from huggingface_hub import HfApi
 
         found = HfApi().repo_info(repo, revision=revision, repo_type=kind.value, timeout=REQUEST_SECONDS).sha

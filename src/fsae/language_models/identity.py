@@ -8,23 +8,27 @@ from fsae.language_models.packaged import PACKAGED, package_version
 from fsae.language_models.settings import ModelSettings, Weights
 
 
-def model_identity(settings: ModelSettings) -> dict[str, str]:
+def model_identity(settings: ModelSettings, group: str = "model") -> dict[str, str]:
     """Return what distinguishes these weights from all others: a package's version, a hub commit, or a digest of a
     folder's listing; whether the weights are a control's, and their seed; and the tokenizer, if it is another model's.
+
+    Args:
+        settings: of the model.
+        group: the group of these settings, which messages name: "model" or "layout.model".
 
     Raises:
         ValueError: package not installed, no such folder, hub unreachable and nothing cached, no access.
     """
     if settings.package is not None:
-        origin = {"package": settings.package.name, "version": package_version(settings.package)}
+        origin = {"package": settings.package.name, "version": package_version(settings.package, group)}
     else:
         assert settings.path is not None
-        origin = _origin(settings.path, settings.revision, "model.path")
+        origin = _origin(settings.path, settings.revision, f"{group}.path")
     if settings.weights is not Weights.pretrained:
         origin |= {"weights": settings.weights.name, "weights_seed": str(settings.weights_seed)}
     if settings.tokenizer is not None:
         origin |= {
-            f"tokenizer_{key}": value for key, value in _origin(settings.tokenizer, None, "model.tokenizer").items()
+            f"tokenizer_{key}": value for key, value in _origin(settings.tokenizer, None, f"{group}.tokenizer").items()
         }
     return origin
 
@@ -33,7 +37,7 @@ def _origin(path: str, revision: str | None, setting: str) -> dict[str, str]:
     folder = local_model_folder(path, setting)
     if folder is not None:
         return folder_identity(folder)
-    return {"hub": path, "revision": resolved_revision(path, revision=revision, kind=RepoKind.model)}
+    return {"hub": path, "revision": resolved_revision(path, revision=revision, kind=RepoKind.model, setting=setting)}
 
 
 def folder_identity(folder: Path) -> dict[str, str]:

@@ -57,8 +57,8 @@ def packaged_folder(package: Package) -> Path:
     return folder
 
 
-def package_version(package: Package) -> str:
-    """Return the version of a packaged model's weights.
+def package_version(package: Package, group: str = "model") -> str:
+    """Return the version of a packaged model's weights; messages name the group of its settings.
 
     Raises:
         ValueError: the package is not installed.
@@ -71,7 +71,7 @@ def package_version(package: Package) -> str:
         return importlib.metadata.version(model.distribution)
     except importlib.metadata.PackageNotFoundError:
         raise ValueError(
-            f"model.package is {package.name}, but its package is not installed; run `{model.install}`"
+            f"{group}.package is {package.name}, but its package is not installed; run `{model.install}`"
         ) from None
 
 

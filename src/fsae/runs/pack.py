@@ -14,6 +14,7 @@ from fsae.configuration.refusal import record_refusal, report_error
 from fsae.configuration.schema import RunSettings, Task
 from fsae.evaluation.subject import Examined
 from fsae.export.dictionary_files import load_members
+from fsae.language_models.settings import ModelSettings
 from fsae.memory import freed_memory_kept
 from fsae.outputs.run_log import run_name_prefixes
 from fsae.progress import working
@@ -84,15 +85,43 @@ def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
         # Missing data are refused like wrong settings, before any run takes its folder.
         of_data = settings.task in (Task.train, Task.reevaluate)
         data = data_identity(settings.model, settings.dataset, settings.source) if of_data else {}
-        # Runs of one pack may have other second models.
-        others = {each.layout.model: other_model_identity(each.layout.model) for each, _ in jobs} if of_data else {}
     except ValueError as missing:
         return [_refused(each, origin, missing) for each, origin in jobs]
+    # Runs of one pack may have other second models.
+    others, missing = _other_models([each for each, _ in jobs]) if of_data else ({}, {})
+    refused = {
+        place: _refused(each, origin, missing[each.layout.model])
+        for place, (each, origin) in enumerate(jobs)
+        if each.layout.model in missing
+    }
     kind = FinishedRun if settings.task is Task.reevaluate else Run
-    runs = [
-        kind(each, origin, data | others.get(each.layout.model, {}) | start_identity(each.arch))
-        for each, origin in jobs
-    ]
+    runs = {
+        place: kind(each, origin, data | others.get(each.layout.model, {}) | start_identity(each.arch))
+        for place, (each, origin) in enumerate(jobs)
+        if place not in refused
+    }
+    if runs:
+        _run(list(runs.values()))
+    ended = refused | {place: Outcome(run.results, run.error) for place, run in runs.items()}
+    return [ended[place] for place in range(len(jobs))]
+
+
+def _other_models(
+    jobs: Sequence[RunSettings],
+) -> tuple[dict[ModelSettings | None, dict[str, str]], dict[ModelSettings | None, ValueError]]:
+    """Return the identities of the jobs' second models, and the errors of those that do not exist."""
+    identities, missing = {}, {}
+    for model in dict.fromkeys(each.layout.model for each in jobs):
+        try:
+            identities[model] = other_model_identity(model)
+        except ValueError as error:
+            missing[model] = error
+    return identities, missing
+
+
+def _run(runs: Sequence[Run]) -> None:
+    """Train or load the autoencoders of runs, and measure them; each run has its results or its error then."""
+    settings = runs[0].settings
     assert all(pack_key(run.settings) == pack_key(settings) for run in runs)
     with run_name_prefixes() if len(runs) > 1 else nullcontext(), Interruption() as interruption:
         for run in runs:
@@ -116,7 +145,6 @@ def run_pack(jobs: Sequence[tuple[RunSettings, Origin]]) -> list[Outcome]:
                     run.end(error)
                 if not isinstance(error, Exception):
                     raise
-    return [Outcome(run.results, run.error) for run in runs]
 
 
 def _claim(run: Run) -> None:

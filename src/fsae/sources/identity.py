@@ -40,4 +40,4 @@ def other_model_identity(model: ModelSettings | None) -> dict[str, str]:
     """
     if model is None:
         return {}
-    return {"the weights of layout.model": json.dumps(model_identity(model), sort_keys=True)}
+    return {"the weights of layout.model": json.dumps(model_identity(model, "layout.model"), sort_keys=True)}

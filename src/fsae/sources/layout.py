@@ -19,6 +19,13 @@ from fsae.language_models.settings import ModelSettings
 from fsae.language_models.sites import OtherModelSite, Site, SiteName
 from fsae.ranges import Ranged, between
 
+# The need of evaluations of the two autoencoders of a pair together; all others measure each of them by itself.
+PAIR = "pair"
+# The need of evaluations that put what they make of a site's vectors back there.
+ONE_SITE = "one_site"
+# The need of evaluations that compare the parts of a dictionary.
+SEVERAL_PARTS = "several_parts"
+
 
 class Sites(NamedTuple):
     """The sites of a dictionary's input and target, each in its order.
@@ -148,12 +155,12 @@ class LayoutSettings(Ranged, group="layout"):
 
     @property
     def provides(self) -> frozenset[str]:
-        """Return the needs of evaluations that these dictionaries meet: "one_site", "several_parts" or "pair"."""
+        """The needs of evaluations that these dictionaries meet."""
         if self.pair:
-            return frozenset({"pair"})
+            return frozenset({PAIR})
         if self.plain:
-            return frozenset({"one_site"})
-        return frozenset({"several_parts"} if self.several and self.target is None else ())
+            return frozenset({ONE_SITE})
+        return frozenset({SEVERAL_PARTS} if self.several and self.target is None else ())
 
     def sites(self, site: Site) -> Sites:
         """Return the sites that a run at `site` reads and writes.
