@@ -22,8 +22,8 @@ from tests.composition import composed
         ),
         (["task=eval"], r"name its folder with sae\.path=FOLDER"),
         (["sae.path=/some/where"], r"sae\.path is only read by task=eval"),
-        (["site.layer=30"], r"site\.layer is 30, but model smollm2_135m_instruct_q4_1 has 30 layers, 0 to 29"),
-        (["model=tiny", "site.layer=4"], r"site\.layer is 4, but model tiny has 4 layers"),
+        (["site.layer=30"], r"layer 30 is named, but model smollm2_135m_instruct_q4_1 has 30 layers, 0 to 29"),
+        (["model=tiny", "site.layer=4"], r"layer 4 is named, but model tiny has 4 layers"),
         # 32 wide: 8 times as many latents are 256.
         (["model=tiny", "arch=topk", "arch.k=257"], r"arch\.k is 257, more than the 256 latents"),
         (["arch=batch_topk", "arch.d_sae=63"], r"arch\.k is 64, more than the 63 latents"),
