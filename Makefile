@@ -65,7 +65,7 @@ $(VENV)/.cluster: $(VENV)/.installed
 	@touch $@
 
 # As root on a Debian machine this installs the missing daemons; they run on loopback and are stopped afterwards.
-test-cluster: setup $(VENV)/.cluster  ## sweeps on joblib, a real Slurm and Ray, MLflow on a real PostgreSQL
+test-cluster: setup $(VENV)/.cluster  ## sweeps and their evaluation on processes, a real Slurm and Ray, MLflow on a real PostgreSQL
 	FSAE_REQUIRE_CLUSTER=1 $(BIN)/python -m pytest --timeout=900 tests/cluster
 
 test-outside: setup  ## a package of a user's own, built and installed into a scratch environment

@@ -361,7 +361,7 @@ def test_repeated_harvests_cause_a_warning(tmp_path: Path, caplog: pytest.LogCap
 
 
 def test_a_site_the_model_does_not_have_is_refused_before_anything_is_written(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"site\.layer is 9, but model tiny has 4 layers"):
+    with pytest.raises(ValueError, match="layer 9 is named, but model tiny has 4 layers"):
         opened(tmp_path, also=["mlp_out.9"])
     assert not list(tmp_path.glob("*/*.safetensors"))
 
