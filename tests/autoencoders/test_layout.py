@@ -44,10 +44,10 @@ ENDS = {
 each_ends = pytest.mark.parametrize("ends", list(ENDS.values()), ids=list(ENDS))
 
 
-def moved(arch: str, ends: Ends, **changes) -> SparseAutoencoder:
+def moved(arch: str, ends: Ends, d_sae: int = 13, **changes) -> SparseAutoencoder:
     """An autoencoder between these ends, in float64, whose every parameter was moved away from its start."""
     generator = torch.Generator().manual_seed(0)
-    autoencoder = settings_of(arch, d_sae=13, **changes).build(ends, generator).double()
+    autoencoder = settings_of(arch, d_sae=d_sae, **changes).build(ends, generator).double()
     with torch.no_grad():
         for parameter in autoencoder.parameters():
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)

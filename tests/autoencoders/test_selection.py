@@ -194,7 +194,7 @@ BLOCK = {"scope": CompetitionScope.block}
 def layers_together_and_alone(arch: str, **changes) -> tuple[SparseAutoencoder, list[SparseAutoencoder]]:
     """A dictionary of three layers with 2 places each, and transcoders of these layers with the same weights."""
     ends = Ends(input=Layout.of(3, "in"), target=Layout.of(2, "out"))
-    together = moved_15(arch, PER_LAYER, k=6, **BLOCK, **changes)
+    together = loud_first(arch, PER_LAYER, k=6, **BLOCK, **changes)
     alone = []
     for (latents, read), (_, written) in zip(PER_LAYER.read(15), PER_LAYER.written(15), strict=True):
         own = settings_of(arch, d_sae=5, k=2, **changes).build(ends, torch.Generator()).double()
@@ -207,15 +207,11 @@ def layers_together_and_alone(arch: str, **changes) -> tuple[SparseAutoencoder, 
     return together, alone
 
 
-def moved_15(arch: str, ends: Ends, **changes) -> SparseAutoencoder:
-    generator = torch.Generator().manual_seed(0)
-    autoencoder = settings_of(arch, d_sae=15, **changes).build(ends, generator).double()
+def loud_first(arch: str, ends: Ends, **changes) -> SparseAutoencoder:
+    """Like `moved`, with 15 latents, of which those of the first layer would take the places of the others."""
+    autoencoder = moved(arch, ends, d_sae=15, **changes)
     with torch.no_grad():
-        for parameter in autoencoder.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        # The first layer is much louder, so that it would take the places of the others.
         autoencoder.get_parameter("b_enc")[:5] += 3.0
-    autoencoder.mask_weights()
     return autoencoder
 
 
@@ -237,7 +233,7 @@ def test_layers_with_places_of_their_own_are_separate_transcoders(arch: str, cha
     if isinstance(together, BatchTopK):
         assert together.threshold.tolist() == [cast(BatchTopK, each).threshold.item() for each in alone]
     # If all layers compete, the loud one takes more than 2 places of each sample.
-    competing = moved_15(arch, PER_LAYER, k=6, **changes)
+    competing = loud_first(arch, PER_LAYER, k=6, **changes)
     assert (competing(samples(16, 9), sparse).codes.dense()[:, :5] != 0).sum() > 2 * 16
 
 
@@ -264,7 +260,7 @@ def test_partitions_have_the_share_of_places_that_they_have_of_latents():
     # 3 of 15 latents are of each of two parts: a fifth of 10 places.
     layout = Layout((("a", 3), ("b", 3)))
     ends = Ends(input=layout, target=layout, blocks=exclusive_blocks(2, 0.2))
-    dictionary = moved_15("topk", ends, k=10, **BLOCK)
+    dictionary = loud_first("topk", ends, k=10, **BLOCK)
     on = (dictionary(samples(9, 6)).codes.dense() != 0).split([3, 3, 9], dim=1)
     assert [int(each.sum(1).max()) for each in on] == [2, 2, 6]
 
@@ -286,7 +282,7 @@ def test_a_damaged_scope_of_a_file_is_refused(scope: object):
 
 
 def test_a_schedule_of_k_leaves_each_block_a_place():
-    dictionary = moved_15("topk", PER_LAYER, k=6, k_start=1, k_until=1.0, **BLOCK).train()
+    dictionary = loud_first("topk", PER_LAYER, k=6, k_start=1, k_until=1.0, **BLOCK).train()
     found = []
     for progress in (0.0, 0.5, 1.0):
         dictionary.progress = progress
