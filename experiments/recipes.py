@@ -2,11 +2,11 @@
 
     python -m experiments.recipes outputs/dictionaries/smollm2 --against batch_topk --metrics fvu ce_recovered_zero
 
-A recipe is a sweep over seeds and sparsities, and its folder's name is its name. Each seed's numbers are interpolated
-over log l0, as in the report, and averaged over the range of l0 that the recipe shares with the baseline. The command
-prints the recipe's mean in that range, and in brackets the 95 % interval, by Student's t, of its mean difference from
-the baseline's same seeds. A recipe whose l0 is elsewhere is printed with its own means and no difference. Recipes
-without a finished run are left out.
+A recipe is a sweep over seeds, and its folder's name is its name. The baseline is a sweep over seeds and sparsities.
+Each run of a recipe is compared with the baseline of its own seed at the run's own l0, interpolated over log l0. The
+command prints the recipe's mean, and in brackets the 95 % interval of its mean difference, by Student's t over seeds.
+The baseline's own numbers are those at the median l0 of these runs. A recipe with an l0 outside the baseline's is
+printed without a difference. Recipes without a finished run are left out.
 """
 
 import argparse
@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
-from fsae.analysis.comparison import Curve, in_step, log_grid, shared_range
+from fsae.analysis.comparison import Curve, in_step
 from fsae.analysis.design import comparable
 from fsae.analysis.intervals import interval_of
 from fsae.analysis.numbers import readable, shown
@@ -41,12 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def table(runs: Mapping[str, pd.DataFrame], against: str, metrics: Sequence[str]) -> str:
     """Return the table in Markdown, the baseline first."""
-    names = [against, *(name for name in runs if name != against)]
+    baseline, recipes = runs[against], {name: own for name, own in runs.items() if name != against}
+    compared = [own["eval/l0"] for own in recipes.values() if reaches(baseline, own)]
+    middle = float(pd.concat(compared).median()) if compared else None
     lines = [["recipe", "l0", *metrics], ["---"] * (len(metrics) + 2)]
-    for name in names:
-        l0 = runs[name]["eval/l0"]
-        cells = [_cell(runs[name], runs[against], metric, name == against) for metric in metrics]
-        lines.append([name, f"{l0.min():.1f} to {l0.max():.1f}", *cells])
+    place = _range(baseline) if middle is None else f"{_range(baseline)}, here at {middle:.1f}"
+    lines.append([against, place, *(_baseline_cell(curves_by_seed(baseline, metric), middle) for metric in metrics)])
+    for name, own in recipes.items():
+        cells = [_cell(curves_by_seed(own, metric), curves_by_seed(baseline, metric)) for metric in metrics]
+        lines.append([name, _range(own), *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -62,31 +66,47 @@ def curves_by_seed(runs: pd.DataFrame, metric: str) -> dict[str, Curve]:
     }
 
 
-def differences(recipe: Mapping[str, Curve], baseline: Mapping[str, Curve]) -> tuple[float, np.ndarray] | None:
-    """Return the recipe's mean over the shared range of l0, and each seed's difference from the baseline; None if no
-    range is shared by all seeds of both."""
-    seeds = [seed for seed in recipe if seed in baseline]
-    shared = shared_range(curves[seed] for seed in seeds for curves in (recipe, baseline)) if seeds else None
-    if shared is None:
+def reaches(baseline: pd.DataFrame, recipe: pd.DataFrame) -> bool:
+    """Return whether every l0 of the recipe is within that of the baseline's runs of the same seed."""
+    ranges = baseline.groupby("seed")["eval/l0"].agg(["min", "max"])
+    own = recipe.join(ranges, on="seed")
+    return bool(((own["min"] <= own["eval/l0"]) & (own["eval/l0"] <= own["max"])).all())
+
+
+def differences(recipe: Mapping[str, Curve], baseline: Mapping[str, Curve]) -> Float[np.ndarray, " seeds"] | None:
+    """Return each seed's mean difference from the baseline at the l0 of the recipe's runs; None if the baseline lacks
+    a seed, or does not reach one of these l0."""
+    if not recipe or not all(seed in baseline and _covers(baseline[seed], curve.l0) for seed, curve in recipe.items()):
         return None
-    grid = log_grid(*shared)
-    own, other = (np.array([curves[seed].at(grid).mean() for seed in seeds]) for curves in (recipe, baseline))
-    return float(own.mean()), own - other
+    return np.array([(curve.values - baseline[seed].at(curve.l0)).mean() for seed, curve in recipe.items()])
 
 
-def _cell(runs: pd.DataFrame, baseline: pd.DataFrame, metric: str, is_baseline: bool) -> str:
-    curves = curves_by_seed(runs, metric)
-    if not curves:
-        return "-"
-    found = None if is_baseline else differences(curves, curves_by_seed(baseline, metric))
-    if found is None:
-        return readable(float(np.mean([curve.values.mean() for curve in curves.values()])), 3)
-    mean, values = found
-    interval = interval_of(values)
+def _covers(curve: Curve, l0: Float[np.ndarray, " points"]) -> bool:
+    return bool(curve.l0[0] <= l0.min() and l0.max() <= curve.l0[-1])
+
+
+def _range(runs: pd.DataFrame) -> str:
+    return f"{runs['eval/l0'].min():.1f} to {runs['eval/l0'].max():.1f}"
+
+
+def _baseline_cell(curves: Mapping[str, Curve], l0: float | None) -> str:
+    if l0 is None:
+        return _mean(curves)
+    place = np.array([l0])
+    return _mean({seed: Curve(place, curve.at(place)) for seed, curve in curves.items() if _covers(curve, place)})
+
+
+def _mean(curves: Mapping[str, Curve]) -> str:
+    return readable(float(np.mean([curve.values.mean() for curve in curves.values()])), 3) if curves else "-"
+
+
+def _cell(curves: Mapping[str, Curve], baseline: Mapping[str, Curve]) -> str:
+    found = differences(curves, baseline)
+    interval = None if found is None else interval_of(found)
     if interval is None:
-        return readable(mean, 3)
+        return _mean(curves)
     low, high = in_step(*interval)
-    return f"{readable(mean, 3)} ({low} to {high})"
+    return f"{_mean(curves)} ({low} to {high})"
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ set -e
 out=${1:-outputs/dictionaries}
 . "$(dirname "$0")/../arm.sh"
 
-# `recipes NAME L0 OVERRIDES...` runs every recipe at these l0, in folders below that name.
+# `recipes NAME L0 AROUND OVERRIDES...` runs every recipe at this l0, and the baseline at several l0 around it, in folders
+# below that name.
 recipes() {
     name=$1
     l0=$2
-    shift 2
-    arm "$name/batch_topk" "$@" "arch.k=$l0"
+    around=$3
+    shift 3
+    arm "$name/batch_topk" "$@" "arch.k=$around"
     arm "$name/matryoshka" "$@" "arch.k=$l0" loss=matryoshka
     arm "$name/ortsae" "$@" "arch.k=$l0" penalty=orthogonal
     arm "$name/weight_norm" "$@" "arch.k=$l0" penalty=weight_norm
@@ -19,14 +21,16 @@ recipes() {
     arm "$name/lista" "$@" "arch.k=$l0" arch=lista
     arm "$name/matching_pursuit" "$@" "arch.k=$l0" arch=matching_pursuit
     # Thresholds alone move too slowly to reach a target in a short training.
-    arm "$name/jumprelu" "$@" arch=jumprelu arch.ste_to_input=true loss=jumprelu_target_l0_per_sample "loss.sparsity.target=$l0"
+    jumprelu="arch=jumprelu arch.ste_to_input=true loss=jumprelu_target_l0_per_sample loss.sparsity.target=$l0"
+    arm "$name/jumprelu" "$@" $jumprelu
+    arm "$name/jumprelu_aux_k" "$@" $jumprelu +/schema/loss@loss.auxiliary=aux_k loss.auxiliary.weight=0.03125
     arm "$name/random_decoder" "$@" "arch.k=$l0" trainer.frozen=decoder
     arm "$name/random" "$@" "arch.k=$l0" trainer.frozen=all
 }
 
 # On the residual stream of SmolLM2, with five seeds.
 smollm2="experiment=dictionaries/smollm2_small"
-recipes smollm2 24,64 $smollm2
+recipes smollm2 40 32,40,56 $smollm2
 
 # Top-AFA has the l0 that its inputs ask for, so BatchTopK is given l0 around it.
 arm top_afa/top_afa $smollm2 arch=top_afa
@@ -41,7 +45,7 @@ arm mlp/skip_transcoder $smollm2 arch.k=24,64 layout=skip_transcoder
 arm pair $smollm2 layout=jacobian_pair arch=topk arch.k=32 population.jacobian.weight=0,512
 
 # On known features; an l0 of 8.3 has as many features as there are.
-recipes synthetic 8,6 experiment=synth_sae_bench/small seed=1,2,3,4,5
+recipes synthetic 7 6,7,9 experiment=synth_sae_bench/small seed=1,2,3,4,5
 
 # What the latents of SmolLM2's residual stream are worth: probes on eight of the questions, to save time.
 python -m fsae.evaluate "$out"/smollm2/* launcher=packed 'eval=[absorption,code,probing,mdl,stability]' 'eval.probing.k=[1,16]' \
