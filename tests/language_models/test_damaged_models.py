@@ -234,7 +234,7 @@ def test_the_settings_of_a_second_model_are_named_as_its_own(damage: Callable[[P
 
 
 def test_the_tokenizer_of_a_second_model_is_named_as_its_own(folder: Path):
-    missing = {"tokenizer": "/no/where/at/all"}
+    missing: dict[str, Any] = {"tokenizer": "/no/where/at/all"}
     assert refusal(folder, OtherModelSettings, **missing).startswith("layout.model.tokenizer: '/no/where/at/all' is no")
     with pytest.raises(ValueError, match=r"^layout\.model\.tokenizer: "):
         model_identity(OtherModelSettings(path=str(folder), **missing))
