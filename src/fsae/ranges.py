@@ -127,12 +127,16 @@ class Ranged:
         if group is not None:
             cls._group = group
 
+    @classmethod
+    def setting(cls, name: str) -> str:
+        """Return the name by which a command sets one of these settings, for messages."""
+        return f"{cls._group}.{name}" if cls._group else name
+
     def __post_init__(self) -> None:
         for each in fields(self):  # pyright: ignore[reportArgumentType]
             allowed = range_of(each.metadata)
             if allowed is not None:
-                key = f"{self._group}.{each.name}" if self._group else each.name
-                check_number(getattr(self, each.name), allowed, key, is_nullable(each.type))
+                check_number(getattr(self, each.name), allowed, self.setting(each.name), is_nullable(each.type))
 
 
 def is_nullable(annotation: object) -> bool:

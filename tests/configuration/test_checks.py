@@ -6,6 +6,8 @@ from fsae.configuration.checks import check
 from fsae.configuration.schema import settings_of
 from tests.composition import composed
 
+CROSSCODER = ("layout=crosscoder", "layout.layers=[]")
+
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
@@ -60,6 +62,30 @@ from tests.composition import composed
         (
             ["model=custom", "model.path=/no/such/folder"],
             r"model\.path: '/no/such/folder' is no folder on this machine",
+        ),
+        (
+            ["model=tiny", "+model@layout.model=custom", "layout.model.path=/no/such/folder", *CROSSCODER],
+            r"^layout\.model\.path: '/no/such/folder' is no folder on this machine",
+        ),
+        (
+            ["model=tiny", "+model@layout.model=tiny", "layout.model.path=gpt2", *CROSSCODER],
+            r"^layout\.model\.path and layout\.model\.package: set exactly one \(found 'gpt2'",
+        ),
+        (
+            ["model=tiny", "+model@layout.model=custom", "layout.model.path=null", *CROSSCODER],
+            r"^layout\.model\.path is not set; add layout\.model\.path=FOLDER_OR_HUB_NAME",
+        ),
+        (
+            ["model=tiny", "+model@layout.model=tiny", "layout.model.revision=main", *CROSSCODER],
+            r"^layout\.model\.revision is 'main', but a packaged model has none",
+        ),
+        (
+            ["model=tiny", "+model@layout.model=tiny", "layout.model.weights_seed=1", *CROSSCODER],
+            r"^layout\.model\.weights_seed is 1, .* set layout\.model\.weights=random or layout\.model\.weights=",
+        ),
+        (
+            ["model=gpt2", "model.dtype=float32", "+model@layout.model=tiny", "site.layer=9", *CROSSCODER],
+            r"^layer 9 is named, but model tiny \(layout\.model\) has 4 layers",
         ),
         (["arch=topk", "trainer=fit"], r"arch TopK is trained by gradients: choose trainer=adam"),
         (["arch=kmeans", "trainer=adam"], r"arch KMeans has no gradients: choose trainer=fit"),

@@ -1,6 +1,7 @@
 """Models that cannot be used are refused in one message, which names the file or key and the remedy."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from fsae.language_models.identity import model_identity
-from fsae.language_models.settings import DType, ModelSettings
+from fsae.language_models.settings import DType, ModelSettings, OtherModelSettings
 from fsae.language_models.shape import shape_of
 from fsae.language_models.sites import Site, SiteName
 from fsae.language_models.transformer_lens import open_language_model
@@ -34,10 +35,11 @@ def settings(folder: Path, **changes: Any) -> ModelSettings:
     return ModelSettings(path=str(folder), dtype=DType.float32, **changes)
 
 
-def refusal(folder: Path) -> str:
+def refusal(folder: Path, kind: type[ModelSettings] = ModelSettings, **changes: Any) -> str:
     def open_as_a_run_does() -> None:
-        shape_of(settings(folder))
-        open_language_model(settings(folder))
+        opened = kind(path=str(folder), dtype=DType.float32, **changes)
+        shape_of(opened)
+        open_language_model(opened)
 
     with pytest.raises(ValueError) as caught:
         open_as_a_run_does()
@@ -202,3 +204,37 @@ def test_a_model_without_a_tokenizer_needs_another_models_tokenizer(folder: Path
 def test_the_error_names_the_key_of_a_missing_tokenizer(folder: Path):
     with pytest.raises(ValueError, match=r"model\.tokenizer: '/no/where/at/all' is no folder on this machine"):
         open_language_model(settings(folder, tokenizer="/no/where/at/all"))
+
+
+def _without_a_tokenizer(folder: Path) -> None:
+    for path in folder.glob("token*"):
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "config.json").unlink(),
+        lambda folder: (folder / "config.json").write_text("[1, 2]"),
+        lambda folder: configure(folder, hidden_size="32"),
+        lambda folder: configure(folder, model_type="nothing"),
+        lambda folder: configure(folder, vocab_size="many"),
+        lambda folder: configure(folder, max_position_embeddings=0),
+        lambda folder: (folder / "tokenizer.json").write_text("{"),
+        _without_a_tokenizer,
+        _cut_short,
+    ],
+)
+def test_the_settings_of_a_second_model_are_named_as_its_own(damage: Callable[[Path], object], folder: Path):
+    damage(folder)
+    own = refusal(folder)
+    renamed = re.sub(r"model\.(path|tokenizer)", r"layout.model.\1", own).replace("model it", "model it (layout.model)")
+    assert renamed != own
+    assert refusal(folder, OtherModelSettings) == renamed
+
+
+def test_the_tokenizer_of_a_second_model_is_named_as_its_own(folder: Path):
+    missing: dict[str, Any] = {"tokenizer": "/no/where/at/all"}
+    assert refusal(folder, OtherModelSettings, **missing).startswith("layout.model.tokenizer: '/no/where/at/all' is no")
+    with pytest.raises(ValueError, match=r"^layout\.model\.tokenizer: "):
+        model_identity(OtherModelSettings(path=str(folder), **missing))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fsae.language_models.hub import is_hub_name, local_model_folder
+from fsae.language_models.hub import RepoKind, is_hub_name, local_model_folder, require_repo
 from fsae.language_models.packaged import packaged_folder
 from fsae.language_models.settings import Package
 from tests.language_models.fake_hub import COMMIT, fake_hub
@@ -183,6 +183,13 @@ def test_a_partly_cached_model_fails_at_once(cached_gpt2, closed_port):
     output, errors = run(OPEN_GPT2, home=cached_gpt2, endpoint=closed_port)
     assert output.splitlines() == ["3"]
     assert "ValueError: model.path: gpt2 could not be opened" in errors
+
+
+@pytest.mark.parametrize("setting", ["layout.model.path", "model.tokenizer"])
+def test_the_setting_that_a_copy_would_have_is_named(monkeypatch, setting):
+    monkeypatch.setattr("fsae.language_models.hub.is_offline", lambda: True)
+    with pytest.raises(ValueError, match=rf"^{setting}: nobody/it is .* or use a copy \({setting}=/folder\)$"):
+        require_repo("nobody/it", revision=None, kind=RepoKind.model, setting=setting)
 
 
 def test_a_folder_takes_precedence_over_a_hub_name(tmp_path, monkeypatch):

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from fsae.language_models import packaged as packaged
 from fsae.language_models.packaged import PACKAGED, PackagedModel, packaged_folder
-from fsae.language_models.settings import Package
+from fsae.language_models.settings import OtherModelSettings, Package
+from fsae.language_models.transformer_lens import open_language_model
 
 
 @pytest.fixture
@@ -92,8 +93,10 @@ def test_the_error_names_a_missing_package(package, command, monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(packaged.importlib.metadata, "version", missing)
-    with pytest.raises(ValueError, match=f"model.package is {package.name}, .* run `{command}"):
+    with pytest.raises(ValueError, match=f"^model.package is {package.name}, .* run `{command}"):
         packaged_folder(package)
+    with pytest.raises(ValueError, match=f"^layout.model.package is {package.name}, .* run `{command}"):
+        open_language_model(OtherModelSettings(package=package))
 
 
 @pytest.mark.packaged

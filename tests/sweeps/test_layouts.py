@@ -36,10 +36,24 @@ def test_a_sweep_over_crosscoders_of_two_models_is_stopped_resumed_and_reported(
     assert (next((tmp_path / "runs").glob("eval-imported-*")) / "latents" / "index.html").is_file()
 
 
+# Layouts of a user, each a packaged one with a change.
+TRANSCODER = "# @package _global_\ndefaults: [{}, _self_]\nlayout: {}\n"
+OWN_LAYOUTS = {
+    "per_layer": TRANSCODER.format("per_layer_transcoder", "{layers: [0, 3]}"),
+    "cross_layer": TRANSCODER.format("cross_layer_transcoder", "{layers: [0, 3]}"),
+    "low_rank": TRANSCODER.format("skip_transcoder", "{skip_rank: 4}"),
+    "partitioned": "defaults: [crosscoder, _self_]\nlayers: [0, 3]\nexclusive: 0.25\n",
+}
+
+
 def test_layouts_are_the_jobs_of_one_pack(tmp_path: Path):
     folder = tmp_path / "sweeps" / "here"
-    words = ("-m", *SHORT, *SMALL, "arch=topk", "layout=transcoder,skip_transcoder,jacobian_pair")
+    (tmp_path / "conf" / "layout").mkdir(parents=True)
+    for name, text in OWN_LAYOUTS.items():
+        (tmp_path / "conf" / "layout" / f"{name}.yaml").write_text(text)
+    names = ",".join(["transcoder", "skip_transcoder", "jacobian_pair", *OWN_LAYOUTS])
+    words = ("-m", *SHORT, *SMALL, "arch=topk", f"layout={names}", f"--config-dir={tmp_path / 'conf'}")
     swept = finished(*words, f"hydra.sweep.dir={folder}", outputs=tmp_path)
     assert swept.returncode == 0, swept.stdout
-    assert "3 jobs in packs of 3" in swept.stdout
-    assert states_in(folder) == dict.fromkeys("012", "finished")
+    assert "7 jobs in packs of 7" in swept.stdout
+    assert states_in(folder) == dict.fromkeys("0123456", "finished")

@@ -8,7 +8,6 @@ from fsae.autoencoders.layout import Ends
 from fsae.configuration.schema import RunSettings, Task
 from fsae.couplings.jacobian import check_pair
 from fsae.export.dictionary_files import members_at, read_provenance, stored_at
-from fsae.language_models.hub import local_model_folder
 from fsae.language_models.settings import Device, DType, ModelSettings
 from fsae.language_models.shape import shape_of
 from fsae.losses.fisher import FisherEstimator, fisher_of
@@ -134,7 +133,7 @@ def _check_activations(settings: RunSettings) -> None:
     shapes = {each: shape_of(each.model_in(model)) for each in (*sites.all, *settings.source.other_sites())}
     for each, shape in shapes.items():
         if shape is not None:
-            shape.check_site(each, each.model_in(model).name)
+            shape.check_site(each, each.model_in(model).described)
     widths = {each: shape.width(each) for each, shape in shapes.items() if shape is not None}
     if len(widths) == len(shapes):
         inputs, targets = (layout_of(each, [widths[at] for at in each]) for each in sites)
@@ -152,8 +151,6 @@ def _check_activations(settings: RunSettings) -> None:
 
 def _check_other_model(model: ModelSettings, other: ModelSettings) -> None:
     """Raise ValueError if there is no other model, or a crosscoder of both would not compare their weights alone."""
-    if other.path is not None:
-        local_model_folder(other.path, "layout.model.path")
     undecided = {"dtype": DType.auto, "device": Device.auto, "batch_size": None}
     for name, default in undecided.items():
         own, others = (getattr(each, name) for each in (model, other))

@@ -26,7 +26,7 @@ from fsae.evaluation.choices import CHOICES as EVALUATIONS
 from fsae.evaluation.evaluation import Evaluation
 from fsae.evaluation.search_objective import SearchObjective
 from fsae.evaluation.suite_settings import SuiteSettings
-from fsae.language_models.settings import ModelSettings
+from fsae.language_models.settings import ModelSettings, OtherModelSettings
 from fsae.language_models.sites import Site
 from fsae.losses.choices import CHOICES as LOSSES
 from fsae.losses.term import LossTerm
@@ -286,6 +286,9 @@ def settings_of(config: DictConfig) -> RunSettings:
         raise ValueError(f"{missing[0]} is not set; add {missing[0]}=... to the command")
     _refuse_unknown(config, {f.name for f in fields(RunSettings)}, "")
     _check_ranges(config, RunSettings, "")
+    if (other := OmegaConf.select(config, "layout.model")) is not None:
+        # A second model has the schema of the first one: its own class is for refusals, which name its settings.
+        OtherModelSettings(**cast(dict[str, Any], OmegaConf.to_container(other, resolve=True)))
     values: dict[str, Any] = {}
     for f in fields(RunSettings):
         if f.name not in config and f.default_factory is not NO_DEFAULT:

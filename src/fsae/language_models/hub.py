@@ -97,7 +97,7 @@ def require_repo(repo: str, *, revision: str | None, kind: RepoKind, setting: st
     instead = (
         "or use a model that needs no hub (model=smollm2_135m_instruct_q4_1, model=gemma3_270m_q4_k_m) or a folder "
         "(model.path=/a/folder)"
-        if kind is RepoKind.model
+        if setting == "model.path"
         else "or use text on this machine (dataset=python_source) or a copy in the hub's layout (dataset.path=/folder)"
         if setting == "dataset.path"
         else f"or use a copy ({setting}=/folder)"

@@ -8,28 +8,24 @@ from fsae.language_models.packaged import PACKAGED, package_version
 from fsae.language_models.settings import ModelSettings, Weights
 
 
-def model_identity(settings: ModelSettings, group: str = "model") -> dict[str, str]:
+def model_identity(settings: ModelSettings) -> dict[str, str]:
     """Return what distinguishes these weights from all others: a package's version, a hub commit, or a digest of a
     folder's listing; whether the weights are a control's, and their seed; and the tokenizer, if it is another model's.
-
-    Args:
-        settings: of the model.
-        group: the group of these settings, which messages name: "model" or "layout.model".
 
     Raises:
         ValueError: package not installed, no such folder, hub unreachable and nothing cached, no access.
     """
     if settings.package is not None:
-        origin = {"package": settings.package.name, "version": package_version(settings.package, group)}
+        version = package_version(settings.package, settings.setting("package"))
+        origin = {"package": settings.package.name, "version": version}
     else:
         assert settings.path is not None
-        origin = _origin(settings.path, settings.revision, f"{group}.path")
+        origin = _origin(settings.path, settings.revision, settings.setting("path"))
     if settings.weights is not Weights.pretrained:
         origin |= {"weights": settings.weights.name, "weights_seed": str(settings.weights_seed)}
     if settings.tokenizer is not None:
-        origin |= {
-            f"tokenizer_{key}": value for key, value in _origin(settings.tokenizer, None, f"{group}.tokenizer").items()
-        }
+        of_tokenizer = _origin(settings.tokenizer, None, settings.setting("tokenizer"))
+        origin |= {f"tokenizer_{key}": value for key, value in of_tokenizer.items()}
     return origin
 
 
@@ -61,7 +57,7 @@ def published_as(settings: ModelSettings) -> tuple[str, str | None]:
         if packaged.quantisation is not None:
             notes.append(
                 f"weights quantised to {packaged.quantisation} and expanded again ({packaged.distribution} "
-                f"{package_version(settings.package)})"
+                f"{package_version(settings.package, settings.setting('package'))})"
             )
     if settings.revision is not None:
         notes.append(f"revision {settings.revision}")

@@ -35,16 +35,16 @@ class PackagedModel:
     quantisation: str | None = None
 
 
-def packaged_folder(package: Package) -> Path:
+def packaged_folder(package: Package, setting: str = "model.package") -> Path:
     """Return the folder of a packaged model, written on first use ($FSAE_CACHE or ~/.cache/fsae, below `models`).
 
-    If several processes start together, one of them writes it.
+    If several processes start together, one of them writes it. Messages name the setting.
 
     Raises:
         ValueError: the package is not installed.
     """
     model = PACKAGED[package]
-    version = package_version(package)
+    version = package_version(package, setting)
     cache = Path(os.environ.get("FSAE_CACHE") or "~/.cache/fsae").expanduser() / "models"
     folder = cache / f"{package.name}-{version}"
     # The folder gets its name by a rename, so an existing folder is complete.
@@ -57,8 +57,8 @@ def packaged_folder(package: Package) -> Path:
     return folder
 
 
-def package_version(package: Package, group: str = "model") -> str:
-    """Return the version of a packaged model's weights; messages name the group of its settings.
+def package_version(package: Package, setting: str = "model.package") -> str:
+    """Return the version of a packaged model's weights; messages name the setting.
 
     Raises:
         ValueError: the package is not installed.
@@ -71,7 +71,7 @@ def package_version(package: Package, group: str = "model") -> str:
         return importlib.metadata.version(model.distribution)
     except importlib.metadata.PackageNotFoundError:
         raise ValueError(
-            f"{group}.package is {package.name}, but its package is not installed; run `{model.install}`"
+            f"{setting} is {package.name}, but its package is not installed; run `{model.install}`"
         ) from None
 
 

@@ -1,7 +1,8 @@
 """Settings of a language model: where its weights come from, and how it runs."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
+from typing import Self
 
 from fsae.naming import last_part
 from fsae.ranges import SEED, Ranged, between
@@ -76,22 +77,24 @@ class ModelSettings(Ranged, group="model"):
     def __post_init__(self):
         super().__post_init__()
         packages = ", ".join(package.name for package in Package)
+        path, weights = self.setting("path"), self.setting("weights")
         if not self.path and self.package is None:
             raise ValueError(
-                "model.path is not set; add model.path=FOLDER_OR_HUB_NAME, or choose a model that needs none: "
-                f"model={packages.replace(', ', ', model=')}"
+                f"{path} is not set; add {path}=FOLDER_OR_HUB_NAME, or choose a model that needs none: {packages}"
             )
         if self.path is not None and self.package is not None:
             raise ValueError(
-                f"model.path and model.package: set exactly one (found {self.path!r} and {self.package.name}); a "
-                f"package is one of {packages}; set the other one to null"
+                f"{path} and {self.setting('package')}: set exactly one (found {self.path!r} and {self.package.name}); "
+                f"a package is one of {packages}; set the other one to null"
             )
         if self.revision is not None and self.path is None:
-            raise ValueError(f"model.revision is {self.revision!r}, but a packaged model has none; leave it null")
+            raise ValueError(
+                f"{self.setting('revision')} is {self.revision!r}, but a packaged model has none; leave it null"
+            )
         if self.weights is Weights.pretrained and self.weights_seed != 0:
             raise ValueError(
-                f"model.weights_seed is {self.weights_seed}, but published weights have no seed; leave it out, or set "
-                "model.weights=random or model.weights=permuted"
+                f"{self.setting('weights_seed')} is {self.weights_seed}, but published weights have no seed; leave it "
+                f"out, or set {weights}=random or {weights}=permuted"
             )
 
     @property
@@ -103,3 +106,22 @@ class ModelSettings(Ranged, group="model"):
             return f"{self.package.name}{control}"
         assert self.path is not None
         return f"{last_part(self.path)}{control}"
+
+    @property
+    def described(self) -> str:
+        """The model's name in messages."""
+        return self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherModelSettings(ModelSettings, group="layout.model"):
+    """The second model of a crosscoder: the same settings, which messages name as those of `layout.model`."""
+
+    @classmethod
+    def of(cls, settings: ModelSettings) -> Self:
+        """Return the settings of a model as those of the second one."""
+        return cls(**{each.name: getattr(settings, each.name) for each in fields(settings)})
+
+    @property
+    def described(self) -> str:
+        return f"{self.name} (layout.model)"

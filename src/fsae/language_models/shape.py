@@ -86,18 +86,19 @@ def shape_of(settings: ModelSettings) -> Shape | None:
     if settings.package is not None:
         return _PACKAGED[settings.package]
     assert settings.path is not None
-    folder = local_model_folder(settings.path)
+    setting = settings.setting("path")
+    folder = local_model_folder(settings.path, setting)
     if folder is not None:
-        return _read(folder / "config.json")
+        return _read(folder / "config.json", setting)
     config_json = cached_file(settings.path, "config.json", revision=settings.revision)
-    return None if config_json is None else _read(config_json)
+    return None if config_json is None else _read(config_json, setting)
 
 
-def _read(config_json: Path) -> Shape | None:
-    config = _object(config_json)
+def _read(config_json: Path, setting: str) -> Shape | None:
+    config = _object(config_json, setting)
     if config.get("is_encoder_decoder") is True:
         raise ValueError(
-            f"model.path: {config_json.parent} is a {config.get('model_type')}, whose decoder reads an encoder's "
+            f"{setting}: {config_json.parent} is a {config.get('model_type')}, whose decoder reads an encoder's "
             "output; choose a model that predicts the next token of text alone, such as gpt2"
         )
     # Models that also take images keep the settings of their text part one level down.
@@ -112,7 +113,7 @@ def _read(config_json: Path) -> Shape | None:
             if value is not None:
                 if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                     raise ValueError(
-                        f"model.path: {config_json}: {key} is {value!r}; it must be a whole number above 0: correct "
+                        f"{setting}: {config_json}: {key} is {value!r}; it must be a whole number above 0: correct "
                         "it, or save or download the model again"
                     )
                 return value
@@ -135,7 +136,7 @@ def _read(config_json: Path) -> Shape | None:
     return Shape(num_layers=num_layers, d_model=d_model, d_heads=d_heads, heads=heads, parallel=parallel)
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _object(path: Path, setting: str) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
@@ -145,7 +146,7 @@ def _object(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"model.path: {path} is damaged ({error}); {remedy}") from None
+        raise ValueError(f"{setting}: {path} is damaged ({error}); {remedy}") from None
     if not isinstance(found, dict):
-        raise ValueError(f"model.path: {path} holds a {type(found).__name__}, but must hold settings by name; {remedy}")
+        raise ValueError(f"{setting}: {path} holds a {type(found).__name__}, but must hold settings by name; {remedy}")
     return found

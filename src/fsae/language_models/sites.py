@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from fsae.language_models.settings import ModelSettings
+from fsae.language_models.settings import ModelSettings, OtherModelSettings
 from fsae.ranges import Ranged, between
 
 
@@ -205,7 +205,8 @@ class OtherModelSite(Site, group="site"):
         return Site(name=self.name, layer=self.layer, head=self.head)
 
     def model_in(self, run: ModelSettings) -> ModelSettings:
-        return replace(self.model, dtype=run.dtype, device=run.device, batch_size=run.batch_size)
+        other = OtherModelSettings.of(self.model)
+        return replace(other, dtype=run.dtype, device=run.device, batch_size=run.batch_size)
 
     def __str__(self) -> str:
         return f"{self.within}_of_{self.model.name}"

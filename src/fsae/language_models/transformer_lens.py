@@ -64,7 +64,7 @@ class TransformerLensModel:
     """A causal language model: text to token ids, token ids to activations at sites, logits with a site replaced.
 
     Attributes:
-        name: its name in run names and tables.
+        name: its name in tables and messages.
         shape: layers and widths.
         d_vocab: number of token ids.
         context_limit: the longest sequence that it accepts.
@@ -76,9 +76,9 @@ class TransformerLensModel:
         end_ids: ids at which generated text ends.
     """
 
-    def __init__(self, bridge: "TransformerBridge", tokenizer: "PreTrainedTokenizerBase", name: str):
+    def __init__(self, bridge: "TransformerBridge", tokenizer: "PreTrainedTokenizerBase", settings: ModelSettings):
         config = bridge.cfg
-        self.name = name
+        self.name = settings.described
         self.shape = Shape(
             num_layers=config.n_layers,
             d_model=config.d_model,
@@ -89,19 +89,19 @@ class TransformerLensModel:
         self.d_vocab: int = config.d_vocab
         self.context_limit: int = config.n_ctx
         if self.context_limit < 1:
-            raise ValueError(f"model {name}: by its config.json it takes {self.context_limit} tokens; correct it")
+            raise ValueError(f"model {self.name}: by its config.json it takes {self.context_limit} tokens; correct it")
         weight = next(bridge.parameters())
         self.device, self.dtype = weight.device, weight.dtype
         self.bos_token_id = tokenizer.bos_token_id if isinstance(tokenizer.bos_token_id, int) else None
         self.bos_id = _bos_id(tokenizer)
-        self.separator_id = _separator_id(tokenizer, name)
+        self.separator_id = _separator_id(tokenizer, self.name)
         self.special_ids = frozenset(tokenizer.all_special_ids) | {
             token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
         }
         self.end_ids = frozenset({self.separator_id, *_end_ids(bridge, tokenizer)})
         self._bridge = bridge
         self._tokenizer = tokenizer
-        self._knows_all_ids = _check_vocabulary(tokenizer, self.d_vocab, name)
+        self._knows_all_ids = _check_vocabulary(tokenizer, self.d_vocab, settings)
         # A source may harvest in the background; two simultaneous passes would run each other's hooks.
         self._one_pass = threading.Lock()
         self._probe = _probe(self.d_vocab, min(_CHECK_TOKENS, self.context_limit), self.special_ids)
@@ -675,13 +675,13 @@ def open_language_model(settings: ModelSettings) -> TransformerLensModel:
     # Not within `offline`: some libraries check only at import whether they may use the network.
     _import_text_only()
     with quiet_transformers(), nullcontext() if hub_answers else offline(), nothing_started():
-        architecture = _architecture(source, settings.revision)
+        architecture = _architecture(source, settings)
         tokenizer = _tokenizer(tokens_from, tokens_revision, settings)
         bridge = _bridge(source, architecture, tokenizer, settings, device, dtype)
     bridge.eval()
     # The weights are fixed: gradients reach activations alone.
     bridge.requires_grad_(False)
-    return TransformerLensModel(bridge, tokenizer, settings.name)
+    return TransformerLensModel(bridge, tokenizer, settings)
 
 
 def check_same_tokens(settings: ModelSettings, other: ModelSettings) -> None:
@@ -703,27 +703,27 @@ def check_same_tokens(settings: ModelSettings, other: ModelSettings) -> None:
     first, second = vocabularies
     for token, token_id in sorted(first.items(), key=lambda item: item[1]):
         if second.get(token) != token_id:
-            has = f"{second[token]} in {other.name}" if token in second else f"missing in {other.name}"
+            has = f"{second[token]} in {other.described}" if token in second else f"missing in {other.described}"
             raise ValueError(
-                f"layout.model: {settings.name} and {other.name} read different tokens: {token!r} is {token_id} in "
-                f"{settings.name} and {has}; choose two models with one tokenizer, such as a base model and one that "
-                "was fine-tuned from it, and name the one with more tokens second"
+                f"{settings.described} and {other.described} read different tokens: {token!r} is {token_id} in "
+                f"{settings.described} and {has}; choose two models with one tokenizer, such as a base model and one "
+                "that was fine-tuned from it, and name the one with more tokens second"
             )
 
 
 def _weights_location(settings: ModelSettings) -> tuple[str, bool]:
     """Return what transformers opens, and whether it may ask the hub."""
     if settings.package is not None:
-        return str(packaged_folder(settings.package)), True
+        return str(packaged_folder(settings.package, settings.setting("package"))), True
     assert settings.path is not None
-    return _located(settings.path, settings.revision, "model.path")
+    return _located(settings.path, settings.revision, settings.setting("path"))
 
 
 def _tokenizer_location(settings: ModelSettings, source: str, hub_answers: bool) -> tuple[str, str | None, bool]:
     """Return what transformers opens the tokenizer from, its revision, and whether it may ask the hub."""
     if settings.tokenizer is None:
         return source, settings.revision, hub_answers
-    tokens_from, hub_answers = _located(settings.tokenizer, None, "model.tokenizer")
+    tokens_from, hub_answers = _located(settings.tokenizer, None, settings.setting("tokenizer"))
     return tokens_from, None, hub_answers
 
 
@@ -756,7 +756,7 @@ def _import_text_only() -> None:
         setattr(owner, name, replacement)
 
 
-def _architecture(source: str, revision: str | None) -> str:
+def _architecture(source: str, settings: ModelSettings) -> str:
     """Return the architecture that a model's config.json names.
 
     Raises:
@@ -768,7 +768,7 @@ def _architecture(source: str, revision: str | None) -> str:
     from transformer_lens.utilities.architectures import classify_model_config
     from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
-    where = f"model.path: {source}"
+    where, revision = f"{settings.setting('path')}: {source}", settings.revision
     with _as_value_error(f"{where}: its config.json cannot be read", "save or download it again"):
         plain, _ = PretrainedConfig.get_config_dict(source, revision=revision)
     kind = plain.get("model_type")
@@ -811,8 +811,8 @@ def _tokenizer(source: str, revision: str | None, settings: ModelSettings) -> "P
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer
 
-    setting = "model.path" if settings.tokenizer is None else "model.tokenizer"
-    another = "name another model's tokenizer with model.tokenizer=FOLDER_OR_HUB_NAME"
+    setting = settings.setting("path" if settings.tokenizer is None else "tokenizer")
+    another = f"name another model's tokenizer with {settings.setting('tokenizer')}=FOLDER_OR_HUB_NAME"
     if Path(source).is_dir() and not any(_TOKENIZER_FILE.search(file.name) for file in Path(source).iterdir()):
         raise ValueError(f"{setting}: {source} holds no tokenizer (tokenizer.json); {another}")
     # The error that transformers raises for a damaged file does not name the file.
@@ -840,7 +840,7 @@ def _bridge(
 
     with (
         _as_value_error(
-            f"model.path: {source} could not be opened as a language model",
+            f"{settings.setting('path')}: {source} could not be opened as a language model",
             "check config.json and the weights in the same folder, or download the model again",
         ),
         torch.random.fork_rng(devices=[]),
@@ -956,7 +956,7 @@ def _differ(a: Tensor, b: Tensor) -> bool:
     return bool((a - b)[finite].double().norm() > tolerance * b[finite].double().norm())
 
 
-def _check_vocabulary(tokenizer: "PreTrainedTokenizerBase", d_vocab: int, name: str) -> bool:
+def _check_vocabulary(tokenizer: "PreTrainedTokenizerBase", d_vocab: int, settings: ModelSettings) -> bool:
     """Return whether all of a tokenizer's ids are in the model's vocabulary; a few added tokens may not be (Gemma 3).
 
     Raises:
@@ -966,9 +966,9 @@ def _check_vocabulary(tokenizer: "PreTrainedTokenizerBase", d_vocab: int, name: 
     ordinary = [token for token, token_id in beyond.items() if token_id not in tokenizer.added_tokens_decoder]
     if ordinary:
         raise ValueError(
-            f"model.path: {name} has {d_vocab} token ids, but its tokenizer has {len(tokenizer)} tokens "
-            f"({ordinary[0]!r} is {beyond[ordinary[0]]}): they do not belong together; name the model's own "
-            "tokenizer with model.tokenizer=FOLDER_OR_HUB_NAME"
+            f"{settings.setting('path')}: {settings.name} has {d_vocab} token ids, but its tokenizer has "
+            f"{len(tokenizer)} tokens ({ordinary[0]!r} is {beyond[ordinary[0]]}): they do not belong together; name "
+            f"the model's own tokenizer with {settings.setting('tokenizer')}=FOLDER_OR_HUB_NAME"
         )
     return not beyond
 

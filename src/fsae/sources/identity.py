@@ -3,7 +3,7 @@
 import json
 
 from fsae.language_models.identity import model_identity
-from fsae.language_models.settings import ModelSettings
+from fsae.language_models.settings import ModelSettings, OtherModelSettings
 from fsae.sources.documents import DatasetSettings, dataset_identity
 from fsae.sources.source import SourceSettings
 
@@ -40,4 +40,5 @@ def other_model_identity(model: ModelSettings | None) -> dict[str, str]:
     """
     if model is None:
         return {}
-    return {"the weights of layout.model": json.dumps(model_identity(model, "layout.model"), sort_keys=True)}
+    identity = model_identity(OtherModelSettings.of(model))
+    return {"the weights of layout.model": json.dumps(identity, sort_keys=True)}

@@ -163,6 +163,12 @@ def test_another_site_of_the_target_is_read(tmp_path):
     assert read_provenance(folder).hook_name_out == "blocks.16.hook_resid_post"
 
 
+@pytest.mark.parametrize("write", [openmoss, llama_scope])
+def test_layertopk_is_refused_where_there_are_no_layers(tmp_path, write):
+    with pytest.raises(ValueError, match="act_fn is 'layertopk', which OpenMOSS has for cross-layer transcoders alone"):
+        load_autoencoder(write(tmp_path / "a", act_fn="layertopk", top_k=K))
+
+
 @pytest.mark.parametrize("kind", ["molt", "lorsa"])
 def test_other_kinds_are_refused(tmp_path, kind):
     with pytest.raises(ValueError, match=f"sae_type is '{kind}', which is not supported; known are sae, crosscoder"):

@@ -95,11 +95,6 @@ def _crosscoder(settings: "_Settings", weights: Path) -> Stored:
     """
     hooks, d_model, of_site = settings.hooks("hook_points"), settings.count("d_model"), settings.d_sae()
     sites, config = len(hooks), settings.config()
-    if settings.known.get("act_fn") == "layertopk":
-        raise ValueError(
-            f"{settings.path}: act_fn is 'layertopk', which OpenMOSS has for cross-layer transcoders alone; "
-            "crosscoders are read with act_fn 'relu', 'jumprelu' or 'topk'"
-        )
     shapes = {
         "W_enc": (sites, d_model, of_site), "b_enc": (sites, of_site),
         "W_dec": (sites, of_site, d_model), "b_dec": (sites, d_model),
@@ -263,6 +258,11 @@ class _Settings:
                     f"{self.path}: {key} is {known[key]!r}, which is not supported; known are "
                     f"{', '.join(map(str, values))}"
                 )
+        if known.get("act_fn") == "layertopk" and known.get("sae_type") != "clt":
+            raise ValueError(
+                f"{self.path}: act_fn is 'layertopk', which OpenMOSS has for cross-layer transcoders alone (sae_type "
+                "'clt'); others are read with act_fn 'relu', 'jumprelu' or 'topk'"
+            )
         hook_in, hook_out = known.get("hook_point_in"), known.get("hook_point_out")
         config: dict[str, Any] = {
             "architecture": _ARCHITECTURES[known.get("act_fn", "relu")],
