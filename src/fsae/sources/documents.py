@@ -521,7 +521,7 @@ def dataset_files(settings: DatasetSettings) -> list[str]:
         ValueError: no file exists or matches, a link leads nowhere, permissions forbid reading a file or folder.
     """
     if settings.format is DatasetFormat.python_source:
-        return standard_library()
+        return list(standard_library())
     assert settings.path is not None
     endings = {DatasetFormat.json: (".json", ".jsonl", ".json.gz", ".jsonl.gz"), DatasetFormat.parquet: (".parquet",)}
     return files_at(settings.path, endings.get(settings.format, ()), settings.format.value)

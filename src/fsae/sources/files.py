@@ -5,6 +5,7 @@ import logging
 import os
 import sysconfig
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -72,11 +73,16 @@ def files_below(folder: Path) -> Iterator[Path]:
         yield from (Path(where) / name for name in sorted(names) if not name.startswith("."))
 
 
-def standard_library() -> list[str]:
+@cache
+def standard_library() -> tuple[str, ...]:
     """Return the files of the running Python's standard library, sorted, without tests and installed packages."""
-    root = Path(sysconfig.get_path("stdlib"))
     left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-    return sorted(str(path) for path in root.rglob("*.py") if not left_out & set(path.relative_to(root).parts))
+    found = []
+    for where, folders, names in os.walk(sysconfig.get_path("stdlib")):
+        # Not even searched: installed packages may be many times as large.
+        folders[:] = [name for name in folders if name not in left_out]
+        found += [str(Path(where) / name) for name in names if name.endswith(".py")]
+    return tuple(sorted(found))
 
 
 def _is_readable_file(path: Path) -> bool:
