@@ -7,8 +7,8 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra._internal import defaults_list
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -50,9 +50,10 @@ def _modified(source: ConfigSource, config_path: str) -> int:
     return file.stat().st_mtime_ns if file.exists() else 0
 
 
-# Thousands of tests compose a config.
-_parse_once(FileConfigSource, _modified)
-_parse_once(ImportlibResourcesConfigSource, lambda source, config_path: 0)
+# Thousands of tests compose a config. Hydra finds the sources of files and of packages while it looks for plugins.
+Plugins.instance()
+_parse_once(SourcesRegistry.instance().resolve("file"), _modified)
+_parse_once(SourcesRegistry.instance().resolve("pkg"), lambda source, config_path: 0)
 _resolve_only_interpolations()
 
 # A folder of YAML files that a user's `--config-dir` names is put on the search path in this way.
