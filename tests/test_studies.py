@@ -53,7 +53,7 @@ def swept(value: str) -> list[str]:
 
 
 def jobs(overrides: list[str]) -> Iterator[RunSettings]:
-    """Yield settings in which each value of each list of a sweep occurs: the first values, the second ones, and so on."""
+    """Yield settings with the first values of all lists of a sweep, with the second ones, and so on."""
     given = dict(each.split("=", 1) for each in overrides)
     config = composed_with_hydra(*(f"{key}={swept(value)[0]}" for key, value in given.items()))
     drop_overridden_lists(config)
