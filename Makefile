@@ -32,7 +32,7 @@ PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 test: setup  ## the test suite
-	$(PYTEST) $(TWO) $(patsubst %,--ignore=tests/%,peers browser cluster explain outside tracking/processes)
+	$(PYTEST) $(TWO) -m 'not packaged' $(patsubst %,--ignore=tests/%,peers browser cluster explain outside tracking/processes)
 
 # The peers are installed in environments of their own, never in .venv. Most of their modules are never imported, so pip
 # compiles none.
@@ -77,7 +77,9 @@ test-cluster: setup $(VENV)/.cluster  ## sweeps and their evaluation on processe
 test-outside: setup  ## a package of a user's own, built and installed into a scratch environment
 	$(PYTEST) tests/outside
 
-test-explain: setup  ## explanations by a small model that `transformers serve` serves
+# The folders in which tests are marked `packaged`.
+test-explain: setup  ## the language models that packages carry, and explanations by one that `transformers serve` serves
+	$(PYTEST) --timeout=900 -m packaged tests/language_models tests/surface tests/evaluation/downstream
 	FSAE_REQUIRE_SERVER=1 $(PYTEST) --timeout=900 tests/explain
 
 lint: setup  ## ruff
