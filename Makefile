@@ -28,11 +28,12 @@ run: setup  ## train, evaluate, log and export the default Fisher SAE (ARGS="arc
 
 # Threads must not spin while they wait, because that takes the cores from other processes.
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
-# Two processes. Files keep their order: otherwise those of few tests come last, and these are the slowest ones.
-TWO := -n 2 --dist loadfile --no-loadscope-reorder
+# Two processes with one thread each. Files keep their order: otherwise those of few tests come last, and these are the
+# slowest ones.
+IN_TWO := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: setup  ## the test suite
-	$(PYTEST) $(TWO) -m 'not packaged' $(patsubst %,--ignore=tests/%,peers browser cluster explain outside tracking/processes)
+	$(IN_TWO) -m 'not packaged' $(patsubst %,--ignore=tests/%,peers browser cluster explain outside tracking/processes)
 
 # The peers are installed in environments of their own, never in .venv. Most of their modules are never imported, so pip
 # compiles none.
@@ -72,7 +73,7 @@ $(VENV)/.cluster: $(VENV)/.installed
 
 # As root on a Debian machine this installs the missing daemons; they run on loopback and are stopped afterwards.
 test-cluster: setup $(VENV)/.cluster  ## sweeps and their evaluation on processes, a real Slurm and Ray, outages of real MLflow servers
-	FSAE_REQUIRE_CLUSTER=1 $(PYTEST) $(TWO) --timeout=900 tests/cluster tests/tracking/processes
+	FSAE_REQUIRE_CLUSTER=1 $(IN_TWO) --timeout=900 tests/cluster tests/tracking/processes
 
 test-outside: setup  ## a package of a user's own, built and installed into a scratch environment
 	$(PYTEST) tests/outside
