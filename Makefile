@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: help setup run test lint types format test-peers test-browser test-cluster test-explain test-outside bench docs tutorial ui clean
+.PHONY: help setup run test lint types format peers test-peers test-browser test-cluster test-explain test-outside bench docs tutorial ui clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -26,12 +26,17 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 run: setup  ## train, evaluate, log and export the default Fisher SAE (ARGS="arch=topk ..." overrides)
 	$(BIN)/python -m fsae.run $(ARGS)
 
-# Two processes. Their threads must not spin while they wait, because that takes the cores from the other process. Files keep
-# their order: otherwise those of few tests come last, and these are the slowest ones.
-test: setup  ## the test suite
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=tests/peers --ignore=tests/browser --ignore=tests/cluster --ignore=tests/explain --ignore=tests/outside
+# Threads must not spin while they wait, because that takes the cores from other processes.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
+# Two processes with one thread each. Files keep their order: otherwise those of few tests come last, and these are the
+# slowest ones.
+IN_TWO := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# The peers are installed in environments of their own, never in .venv.
+test: setup  ## the test suite
+	$(IN_TWO) -m 'not packaged' $(patsubst %,--ignore=tests/%,peers browser cluster explain outside tracking/processes)
+
+# The peers are installed in environments of their own, never in .venv. Most of their modules are never imported, so pip
+# compiles none.
 PEERS := .venv-peers .venv-sae-bench .venv-circuit-tracer .venv-dictionary-learning .venv-sparsify .venv-sae-dashboard
 
 .venv-peers/.installed: tests/peers/requirements.txt
@@ -43,36 +48,40 @@ PEERS := .venv-peers .venv-sae-bench .venv-circuit-tracer .venv-dictionary-learn
 # What is run of SAEBench needs few of its own requirements, among which is a torchvision.
 .venv-sae-bench/.installed: tests/peers/sae_bench.txt
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet -c $< torch
-	$(@D)/bin/python -m pip install --quiet -r $<
-	$(@D)/bin/python -m pip install --quiet --no-deps sae-bench==0.6.0
+	$(@D)/bin/python -m pip install --quiet --no-compile -c $< torch
+	$(@D)/bin/python -m pip install --quiet --no-compile -r $<
+	$(@D)/bin/python -m pip install --quiet --no-compile --no-deps sae-bench==0.6.0
 	@touch $@
 
 $(patsubst %,%/.installed,$(filter-out .venv-sae-bench,$(PEERS))):
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet -c $< torch
-	$(@D)/bin/python -m pip install --quiet -r $<
+	$(@D)/bin/python -m pip install --quiet --no-compile -c $< torch
+	$(@D)/bin/python -m pip install --quiet --no-compile -r $<
 	@touch $@
 
-test-peers: setup $(patsubst %,%/.installed,.venv-peers .venv-sae-bench .venv-circuit-tracer .venv-dictionary-learning .venv-sparsify)  ## agreement with sae_lens, sae-probes, SAEBench, circuit-tracer, dictionary_learning and sparsify, in their own environments
-	FSAE_REQUIRE_PEERS=1 $(BIN)/python -m pytest tests/peers
+peers: $(patsubst %,%/.installed,$(filter-out .venv-sae-dashboard,$(PEERS)))  ## make the environments of test-peers
+
+test-peers: setup peers  ## agreement with sae_lens, sae-probes, SAEBench, circuit-tracer, dictionary_learning and sparsify, in their own environments
+	FSAE_REQUIRE_PEERS=1 $(PYTEST) tests/peers
 
 test-browser: setup  ## the report and MLflow's compare view, in headless Chromium
-	FSAE_REQUIRE_BROWSER=1 $(BIN)/python -m pytest tests/browser
+	FSAE_REQUIRE_BROWSER=1 $(PYTEST) tests/browser
 
 $(VENV)/.cluster: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[ray,postgres]'
 	@touch $@
 
 # As root on a Debian machine this installs the missing daemons; they run on loopback and are stopped afterwards.
-test-cluster: setup $(VENV)/.cluster  ## sweeps and their evaluation on processes, a real Slurm and Ray, MLflow on a real PostgreSQL
-	FSAE_REQUIRE_CLUSTER=1 $(BIN)/python -m pytest --timeout=900 tests/cluster
+test-cluster: setup $(VENV)/.cluster  ## sweeps and their evaluation on processes, a real Slurm and Ray, outages of real MLflow servers
+	FSAE_REQUIRE_CLUSTER=1 $(IN_TWO) --timeout=900 tests/cluster tests/tracking/processes
 
 test-outside: setup  ## a package of a user's own, built and installed into a scratch environment
-	$(BIN)/python -m pytest tests/outside
+	$(PYTEST) tests/outside
 
-test-explain: setup  ## explanations by a small model that `transformers serve` serves
-	FSAE_REQUIRE_SERVER=1 $(BIN)/python -m pytest --timeout=900 tests/explain
+# The folders in which tests are marked `packaged`.
+test-explain: setup  ## the language models that packages carry, and explanations by one that `transformers serve` serves
+	$(PYTEST) --timeout=900 -m packaged tests/language_models tests/surface tests/evaluation/downstream
+	FSAE_REQUIRE_SERVER=1 $(PYTEST) --timeout=900 tests/explain
 
 lint: setup  ## ruff
 	$(BIN)/ruff check .

@@ -53,7 +53,7 @@ def swept(value: str) -> list[str]:
 
 
 def jobs(overrides: list[str]) -> Iterator[RunSettings]:
-    """Yield the settings for each value of each list of a sweep, with the first values of the other lists."""
+    """Yield settings with the first values of all lists of a sweep, with the second ones, and so on."""
     given = dict(each.split("=", 1) for each in overrides)
     config = composed_with_hydra(*(f"{key}={swept(value)[0]}" for key, value in given.items()))
     drop_overridden_lists(config)
@@ -61,15 +61,12 @@ def jobs(overrides: list[str]) -> Iterator[RunSettings]:
     if config.hydra.mode is not None and config.hydra.mode.name == "MULTIRUN":
         lists = {key: str(values) for key, values in (config.hydra.sweeper.params or {}).items()} | given
     values = {key: swept(value) for key, value in lists.items()}
-    first = {key: some[0] for key, some in values.items()}
-    changes = [{key: value} for key, some in values.items() if key != "seed" for value in some[1:]]
+    places = max(len(some) for key, some in values.items() if key != "seed")
     if lists is given:
         # Composing takes most of the time of these tests.
         yield settings_of(without_hydra(config))
-    else:
-        changes.insert(0, {})
-    for change in changes:
-        yield settings_of(composed(*(f"{key}={value}" for key, value in (first | change).items())))
+    for place in range(1 if lists is given else 0, places):
+        yield settings_of(composed(*(f"{key}={some[min(place, len(some) - 1)]}" for key, some in values.items())))
 
 
 @pytest.mark.parametrize(

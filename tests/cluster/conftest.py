@@ -5,11 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from filelock import FileLock
 
 HERE = Path(__file__).parent
 
@@ -23,17 +25,27 @@ def lacking(reason: str) -> NoReturn:
 
 def installed(package: str, command: str) -> None:
     """Check for a command of a Debian package, and install it if it is required and this is root."""
-    if shutil.which(command):
-        return
-    if os.geteuid() != 0 or shutil.which("apt-get") is None or os.environ.get("FSAE_REQUIRE_CLUSTER") != "1":
-        lacking(f"there is no {command} (Debian's {package})")
-    subprocess.run(["apt-get", "update", "-qq"], check=True)
-    subprocess.run(
-        ["apt-get", "install", "-y", "-qq", "--no-install-recommends", package],
-        check=True,
-        env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
-        stdout=subprocess.DEVNULL,
-    )
+    # Two processes of tests must not install at the same time.
+    with FileLock(Path(tempfile.gettempdir()) / "fsae-apt.lock"):
+        if shutil.which(command):
+            return
+        if os.geteuid() != 0 or shutil.which("apt-get") is None or os.environ.get("FSAE_REQUIRE_CLUSTER") != "1":
+            lacking(f"there is no {command} (Debian's {package})")
+        subprocess.run(["apt-get", "update", "-qq"], check=True)
+        subprocess.run(
+            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", package],
+            check=True,
+            env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
+            stdout=subprocess.DEVNULL,
+        )
+
+
+def open_to_all(folder: Path) -> None:
+    """Let every user reach a folder of pytest's, which are below the one for temporary files."""
+    root = Path(tempfile.gettempdir())
+    for parent in folder.parents:
+        if root in parent.parents:
+            parent.chmod(0o755)
 
 
 @pytest.fixture(scope="session")
@@ -46,8 +58,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     installed("munge", "munged")
     folder = tmp_path_factory.mktemp("slurm", numbered=False)
     # munged refuses a socket in a folder that others cannot reach.
-    for parent in (folder.parent, folder.parent.parent):
-        parent.chmod(0o755)
+    open_to_all(folder)
     environment = {"FSAE_SLURM_FOLDER": str(folder), "SLURM_CONF": str(folder / "slurm.conf")}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
@@ -82,8 +93,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         installed("postgresql", "pg_ctlcluster")
         binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     folder = tmp_path_factory.mktemp("postgres", numbered=False)
-    for parent in (folder.parent, folder.parent.parent):
-        parent.chmod(0o755)
+    open_to_all(folder)
     shutil.chown(folder, "postgres", "postgres")
 
     def as_postgres(program: str, *arguments: str) -> None:

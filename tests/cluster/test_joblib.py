@@ -7,14 +7,14 @@ import psutil
 import pytest
 
 from fsae.sweeps.joblib_launcher import JoblibLauncher
-from tests.processes import Command, begun, ended, wait_until
-from tests.sweeps.sweeps import (
+from tests.cluster.sweeps import (
     LONG,
     assert_a_killed_worker_takes_down_its_own_job_only,
     is_training,
     states_in,
     status_of,
 )
+from tests.processes import Command, begun, ended, wait_until
 
 
 def swept(folder: Path, *overrides: str) -> Command:

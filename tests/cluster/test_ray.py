@@ -4,8 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.cluster.sweeps import LONG, assert_a_killed_worker_takes_down_its_own_job_only
 from tests.processes import environment
-from tests.sweeps.sweeps import LONG, assert_a_killed_worker_takes_down_its_own_job_only
 
 
 def test_a_killed_worker_ends_its_own_job_only(in_namespace: list[str], tmp_path: Path):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.sweeps import SHORT, assert_equal_runs, is_training, states_in, status_of
 from tests.processes import begun, ended, wait_until
-from tests.sweeps.sweeps import SHORT, assert_equal_runs, is_training, states_in, status_of
 
 SLURM = ("launcher=slurm", "hydra.launcher.timeout_min=20", "hydra.launcher.cpus_per_task=1")
 

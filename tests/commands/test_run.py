@@ -152,6 +152,27 @@ def test_a_sweep_with_an_unknown_choice_is_reported_once_and_recorded(
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["status.json"]
 
 
+def test_a_second_sweep_in_a_folder_is_refused(command, tmp_path: Path):
+    sweep = tmp_path / "outputs" / "sweeps" / "first" / "sweep.json"
+    sweep.parent.mkdir(parents=True)
+    sweep.write_text("{}")
+    ended = command("-m", *TINY_FOLDER, "seed=1,2", f"hydra.sweep.dir={sweep.parent}")
+    assert ended.exit_status == 1
+    assert ended.output.startswith(f"fsae: {sweep.parent} already holds a sweep: finish it with")
+    assert ended.output.count("\n") == 1
+    assert [path.name for path in sweep.parent.iterdir()] == ["sweep.json"]
+    assert sweep.read_text() == "{}"
+
+
+def test_a_sweep_with_other_job_folders_is_refused(command, tmp_path: Path):
+    folder = tmp_path / "outputs" / "sweeps" / "named"
+    given = ("hydra.sweep.subdir=${hydra.job.override_dirname}", f"hydra.sweep.dir={folder}")
+    ended = command("-m", *TINY_FOLDER, "seed=1,2", *given)
+    assert ended.exit_status == 1
+    assert ended.output == "fsae: hydra.sweep.subdir cannot be changed: a sweep finds its jobs by their numbers\n"
+    assert not folder.exists()
+
+
 LONG_NAME = "n" * 300
 
 

@@ -1,6 +1,5 @@
 import os
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -81,23 +80,6 @@ def test_ui_command_opens_the_server_or_database() -> None:
         run_link("http://host:1/", "2", "abc") == "http://host:1/#/experiments/2/runs/abc?workflowType=machine_learning"
     )
     assert run_link("sqlite:////a.db", "2", "abc").startswith("http://127.0.0.1:5000/#/experiments/2/")
-
-
-def test_four_processes_may_create_one_database_at_once(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/deep/mlflow.db"
-    program = (
-        f"import sys; from fsae.tracking.server import open_client\nopen_client({uri!r}).create_experiment(sys.argv[1])"
-    )
-    processes = [
-        subprocess.Popen([sys.executable, "-c", program, f"experiment {n}"], stderr=subprocess.PIPE, text=True)
-        for n in range(4)
-    ]
-    output = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4, output
-    names = {experiment.name for experiment in open_client(uri).search_experiments()}
-    assert names == {"Default", *(f"experiment {n}" for n in range(4))}
-    # No half-made database, and no ./mlruns in the working directory.
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "mlflow.db", "mlflow.db.lock"]
 
 
 def test_a_database_is_created_in_a_folder_of_any_name_and_by_the_umask(tmp_path: Path) -> None:

@@ -1,57 +1,16 @@
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
 from fsae.commands.sync import main
 from fsae.outputs.metric_log import MetricLog
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import RunState, mark
-from fsae.tracking.mlflow_upload import RunDescription
 from fsae.tracking.server import python_command
-from fsae.tracking.uploader import Uploader
-from tests.tracking.mlflow_server import Server
-from tests.tracking.trackers import tracking
-
-Describe = Callable[..., RunDescription]
-
-
-def steps(uri: str, name: str) -> list[int]:
-    client = MlflowClient(uri)
-    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    return [metric.step for metric in client.get_metric_history(run.info.run_id, name)]
-
-
-def test_sync_uploads_a_run_once_its_server_is_reachable(
-    server: Server, run_folder: Path, describe: Describe, capfd: pytest.CaptureFixture[str]
-) -> None:
-    describe(server.uri)
-    mark(run_folder, RunState.running)
-    with Uploader(server.uri, 5.0) as uploader, tracking(run_folder, uploader) as tracker:
-        for step in range(1500):
-            tracker.log({"train/l0": 64.0 + step, "train/mse": 0.5}, step=step)
-        mark(run_folder, RunState.finished)
-
-    assert main([str(run_folder)]) == 1
-    printed = capfd.readouterr()
-    assert printed.out == ""
-    assert printed.err.startswith(f"{run_folder}: MLflow ({server.uri}) does not accept it: ")
-    assert "The folder keeps 3,000 values; try again later" in printed.err
-
-    server.start()
-    server.wait_until_up()
-    assert main([str(run_folder)]) == 0
-    assert f"{run_folder}: 3,000 values sent, its end and artifacts sent: {server.uri}/#/" in capfd.readouterr().out
-    assert steps(server.uri, "train/l0") == list(range(1500))
-
-    assert main([str(run_folder)]) == 0
-    printed = capfd.readouterr().out
-    assert "every value was already stored, its end and artifacts were already stored" in printed
-    assert f"compare: {server.uri}\n" in printed
-    assert steps(server.uri, "train/l0") == list(range(1500))
+from tests.tracking.mlflow_runs import steps
+from tests.tracking.trackers import Describe
 
 
 def test_sync_uploads_the_other_folders_if_one_is_wrong(

@@ -1,5 +1,6 @@
 import copy
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -262,6 +263,7 @@ def test_the_mean_of_a_term_that_is_measured_rarely_is_over_its_own_steps():
     assert means["fisher"] == single[4] != single[3]
 
 
+@cache
 def planted(count: int, width: int = 64, features: int = 128, seed: int = 3) -> list[Tensor]:
     """Batches of 256 samples in 64 dimensions, each a sum of about four of 128 unit directions."""
     generator = torch.Generator().manual_seed(seed)

@@ -33,7 +33,9 @@ MODES: dict[str, dict[str, Any]] = {
     "both": {"encoder_batches": 2, "decoder_batches": 2, "memory": 1.0},
     "streaming, cut short": {"encoder_batches": 4, "memory": 0.9, "samples": STEPS * BATCH},
 }
-each_mode = pytest.mark.parametrize("mode", list(MODES))
+# Every architecture in one mode, and one architecture in every mode.
+PAIRS = [*((arch, "both") for arch in each_with("decoder_norm", "W_dec").args[1]), *(("topk", mode) for mode in MODES)]
+each_pair = pytest.mark.parametrize(("arch", "mode"), dict.fromkeys(PAIRS))
 
 
 def pam_member(arch: str, settings: PamSettings, **changes: Any) -> PamLearner:
@@ -211,8 +213,7 @@ def test_codes_are_decoded_to_targets():
     torch.testing.assert_close(trained.autoencoder.b_dec, wanted.b_dec.float(), rtol=1e-3, atol=1e-3)
 
 
-@each_with("decoder_norm", "W_dec")
-@each_mode
+@each_pair
 def test_a_stopped_and_resumed_training_is_the_uninterrupted_one_bit_for_bit(arch: str, mode: str, tmp_path: Path):
     settings = pam(**MODES[mode])
 
@@ -235,8 +236,7 @@ def test_a_stopped_and_resumed_training_is_the_uninterrupted_one_bit_for_bit(arc
     assert all(condition >= 1 for condition in conditions)
 
 
-@each_with("decoder_norm", "W_dec")
-@each_mode
+@each_pair
 def test_it_learns(arch: str, mode: str):
     # Batches of 16 determine 24 rows only where these are held.
     settings = pam(**{"samples": 56 * BATCH} | MODES[mode], mu=0.3, resample_every=None)

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from tests.processes import environment
 from tests.test_credentials import HUB_TOKEN, PASSWORD, TOKEN, TYPED, assert_no_secret_shown
 from tests.tracking.mlflow_server import Server
-from tests.tracking.password_server import PasswordServer
+from tests.tracking.processes.password_server import PasswordServer
 
 # A run of about a second after its imports, since it needs no language model.
 SHORT = (

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fsae.outputs.sweep_folder import JobState, Sweep, lock, read_sweep
+from tests.cluster.sweeps import LONG, SHORT, assert_equal_runs, is_training, states_in
 from tests.processes import begun, ended, wait_until
-from tests.sweeps.sweeps import LONG, SHORT, assert_equal_runs, is_training, states_in
 
 
 @pytest.fixture(scope="module")
@@ -86,27 +86,6 @@ def test_the_sweeps_runs_share_a_tag_in_mlflow(swept: tuple[Path, str, int], out
     held = {artifact.path for artifact in client.list_artifacts(summary.info.run_id, "report")}
     assert "report/report.html" in held
     assert f"#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning&searchFilter=" in output
-
-
-def test_a_second_sweep_in_a_folder_is_refused(swept: tuple[Path, str, int], outputs: Path):
-    folder, _, _ = swept
-    before = (folder / "sweep.json").read_bytes()
-    done = ended(begun("fsae.run", "-m", *SHORT, "seed=1,2", f"hydra.sweep.dir={folder}", outputs=outputs))
-    assert done.returncode == 1
-    assert done.stdout.count(f"{folder} already holds a sweep: finish it with") == 1
-    assert "Traceback" not in done.stdout
-    assert (folder / "sweep.json").read_bytes() == before
-
-
-def test_a_sweep_with_other_job_folders_is_refused(outputs: Path):
-    folder = outputs / "sweeps" / "named"
-    done = ended(
-        begun("fsae.run", "-m", *SHORT, "seed=1,2", "hydra.sweep.subdir=${hydra.job.override_dirname}",
-              f"hydra.sweep.dir={folder}", outputs=outputs)
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert done.stdout == "fsae: hydra.sweep.subdir cannot be changed: a sweep finds its jobs by their numbers\n"
-    assert not (folder / "sweep.json").exists()
 
 
 def test_a_sweep_that_another_process_launches_is_refused(swept: tuple[Path, str, int], outputs: Path):

@@ -3,8 +3,8 @@
 import signal
 from pathlib import Path
 
+from tests.cluster.sweeps import SHORT, is_training, states_in
 from tests.processes import begun, ended, finished, start, wait_until
-from tests.sweeps.sweeps import SHORT, is_training, states_in
 
 TWO_MODELS = ("layout=crosscoder", "model=[tiny,tiny]", "layout.model.weights=random")
 SMALL = ("arch.d_sae=64", "arch.k=8", "source.seed=0", "launcher=packed")
