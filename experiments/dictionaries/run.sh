@@ -23,7 +23,7 @@ recipes() {
     # Thresholds alone move too slowly to reach a target in a short training.
     jumprelu="arch=jumprelu arch.ste_to_input=true loss=jumprelu_target_l0_per_sample loss.sparsity.target=$l0"
     arm "$name/jumprelu" "$@" $jumprelu
-    arm "$name/jumprelu_aux_k" "$@" $jumprelu +/schema/loss@loss.auxiliary=aux_k loss.auxiliary.weight=0.03125
+    arm "$name/jumprelu_aux_k" "$@" $jumprelu +schema/loss@loss.auxiliary=aux_k loss.auxiliary.weight=0.03125
     arm "$name/random_decoder" "$@" "arch.k=$l0" trainer.frozen=decoder
     arm "$name/random" "$@" "arch.k=$l0" trainer.frozen=all
 }
