@@ -194,7 +194,7 @@ def checked(job: Job) -> Measured:
     return Measured(job, before=before, after=worker.measure(), seconds=[1.0])
 
 
-def test_the_check_of_matching_pursuit_in_float64_tells_rounding_from_another_algorithm(
+def test_the_check_in_float64_accepts_another_order_of_sums_and_refuses_another_algorithm(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ):
     job = replace(job, architecture="matching_pursuit", rules="sae_lens", d_in=16, d_sae=64, k=6, mode="fp64")

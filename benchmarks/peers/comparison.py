@@ -92,10 +92,7 @@ class Measured:
 class Row:
     """A peer in one mode compared with fsae under the peer's rules, from the same weights.
 
-    Attributes:
-        theirs: the peer's measurements.
-        ours: fsae's by precision.
-        exact: the same steps in float64, not timed, where float32 is no strict check.
+    `exact` has the same steps in float64, not timed, if the check of those in float32 is not strict.
     """
 
     theirs: Measured
