@@ -8,12 +8,22 @@ if there is one. Each row shows the time of a sparse step relative to a dense on
 
 from collections.abc import Callable
 
+from torch import Tensor
+
 from benchmarks.machine import machine
-from benchmarks.step import architectures, inputs, medians, stepper
+from benchmarks.step import architectures, inputs, learner, medians, stepper
 from fsae.training.settings import Precision
 
 SHAPES = ((576, 1024, 1024), (768, 6144, 2048))
 DENSITIES = (0.03, 0.06, 0.1, 0.15, 0.2, 0.3)
+
+
+def step(
+    architecture: str, d_sae: int, density: float, x: Tensor, sparse: bool, precision: Precision
+) -> Callable[[], object]:
+    """Return a function that makes one step at this share of active codes."""
+    settings, terms = architectures(d_sae, round(density * d_sae))[architecture]
+    return stepper(learner(settings, terms, x, sparse, precision), x)
 
 
 def main() -> None:
@@ -24,11 +34,8 @@ def main() -> None:
         x = inputs(batch, d_in)
         for name in ("standard", "gated", "jumprelu"):
             for precision in Precision:
-                steps: dict[str, Callable[[], object]] = {
-                    str(density): stepper(*architectures(d_sae, round(density * d_sae))[name], x, True, precision)
-                    for density in DENSITIES
-                }
-                steps["dense"] = stepper(*architectures(d_sae, round(0.1 * d_sae))[name], x, False, precision)
+                steps = {str(density): step(name, d_sae, density, x, True, precision) for density in DENSITIES}
+                steps["dense"] = step(name, d_sae, 0.1, x, False, precision)
                 t = medians(steps, repeats=3)
                 row = "".join(f"{t[str(density)] / t['dense']:>7.2f}" for density in DENSITIES)
                 print(f"{f'{name}, {precision.value}, {d_in} -> {d_sae}, batch {batch}':<44}{row}", flush=True)

@@ -113,17 +113,11 @@ def seconds(
     settings, terms = architectures(options.d_sae, options.k)[change.architecture]
     ends = change.ends or Ends.of(options.d_in)
     x = inputs(options.batch, ends.input.width)
+    targets = None if ends.same else targets_of(x)
+    changed = learner(settings, terms | change.terms, x, True, precision, ends=ends, targets=targets)
     steps = {
-        "usual": stepper(settings, terms, x, True, precision),
-        "changed": stepper(
-            settings,
-            terms | change.terms,
-            x,
-            True,
-            precision,
-            ends=ends,
-            targets=None if ends.same else targets_of(x),
-        ),
+        "usual": stepper(learner(settings, terms, x, True, precision), x),
+        "changed": stepper(changed, x, targets),
     }
 
     def several(step: Callable[[], object]) -> None:

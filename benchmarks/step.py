@@ -77,22 +77,6 @@ def architectures(d_sae: int, k: int) -> dict[str, tuple[SparseAutoencoderSettin
     }
 
 
-def stepper(
-    settings: SparseAutoencoderSettings,
-    terms: dict[str, LossTerm],
-    x: Tensor,
-    sparse: bool,
-    precision: Precision = Precision.fp32,
-    compiled: bool = False,
-    ends: Ends | None = None,
-    targets: Tensor | None = None,
-) -> Callable[[], object]:
-    """Return a function that makes one whole optimiser step on x; without `ends`, one of an autoencoder."""
-    member = learner(settings, terms, x, sparse, precision, compiled, ends, targets)
-    steps = iter(range(10**6))
-    return lambda: member.step(x, next(steps), targets)
-
-
 def learner(
     settings: SparseAutoencoderSettings,
     terms: dict[str, LossTerm],
@@ -103,7 +87,7 @@ def learner(
     ends: Ends | None = None,
     targets: Tensor | None = None,
 ) -> GradientLearner:
-    """Return an autoencoder in training that begins with x."""
+    """Return an autoencoder in training that begins with x; without `ends` both of its ends are those of x."""
     autoencoder = settings.build(ends or x.shape[1], torch.Generator().manual_seed(0)).to(x.device)
     autoencoder.initialise(lambda: x, scale=1.0, targets=None if targets is None else lambda: targets)
     # A learning rate too small to change any weight keeps the density constant during the measurement.
@@ -113,6 +97,12 @@ def learner(
     member = GradientLearner(autoencoder, Objective(terms), trainer, scale=1.0, seed=0)
     member.sparse = sparse
     return member
+
+
+def stepper(member: GradientLearner, x: Tensor, targets: Tensor | None = None) -> Callable[[], object]:
+    """Return a function that makes one whole optimiser step on x."""
+    steps = iter(range(10**6))
+    return lambda: member.step(x, next(steps), targets)
 
 
 def medians(
@@ -241,12 +231,12 @@ def main() -> None:
     for name, (settings, terms) in chosen.items():
         variants = {
             "encoder": partial(torch.mm, *encoder[precision]),
-            "sparse": stepper(settings, terms, x, True, precision),
+            "sparse": stepper(learner(settings, terms, x, True, precision), x),
         }
         if not args.no_dense:
-            variants["dense"] = stepper(settings, terms, x, False, precision)
+            variants["dense"] = stepper(learner(settings, terms, x, False, precision), x)
         if args.compile:
-            variants["compiled"] = stepper(settings, terms, x, False, precision, compiled=True)
+            variants["compiled"] = stepper(learner(settings, terms, x, False, precision, compiled=True), x)
         t = medians(variants, args.repeats)
         dense, compiled = (t.get(kind, float("nan")) for kind in ("dense", "compiled"))
         print(
@@ -258,13 +248,9 @@ def main() -> None:
     print(f"\n{'with Fisher':<30}{'without':>10}{'with':>10}{'with/without':>14}")
     name, (settings, terms) = next(iter(chosen.items())) if args.arch else ("topk", chosen["topk"])
     for form in FisherForm:
-        t = medians(
-            {
-                "without": stepper(settings, terms, x, True, precision),
-                "with": stepper(settings, terms | {"fisher": Fisher(form=form, weight=1e-12)}, x, True, precision),
-            },
-            args.repeats,
-        )
+        losses = {"without": terms, "with": terms | {"fisher": Fisher(form=form, weight=1e-12)}}
+        members = {name: learner(settings, loss, x, True, precision) for name, loss in losses.items()}
+        t = medians({name: stepper(member, x) for name, member in members.items()}, args.repeats)
         print(f"{name + ', ' + form.value:<30}{t['without']:>9.3f}s{t['with']:>9.3f}s{t['with'] / t['without']:>14.2f}")
     print(f"\n{'Fisher term alone':<30}{'built':>10}{'fsae':>10}{'built/fsae':>14}")
     for batch in sorted({min(100, args.batch), args.batch}):

@@ -17,6 +17,7 @@ from benchmarks import ratios, same_numbers
 from benchmarks.peers import comparison
 from benchmarks.peers.comparison import (
     ARCHITECTURES,
+    CHECKED_STEPS,
     OURS,
     PEERS,
     RECIPES,
@@ -30,8 +31,10 @@ from benchmarks.peers.comparison import (
 from benchmarks.peers.fsae_steps import write_weights
 from benchmarks.peers.job import Job
 from benchmarks.peers.process import Process, StoppedError
-from benchmarks.peers.table import cells, draw, markdown, slope
+from benchmarks.peers.table import HEADINGS, cells, draw, markdown, slope
 from benchmarks.peers.worker import Worker
+from fsae.autoencoders import pursuit
+from fsae.autoencoders.pursuit import MatchingPursuit
 from fsae.training.settings import Precision
 
 # These modules run in the peers' own Python.
@@ -161,7 +164,7 @@ def test_every_change_of_a_step_is_timed(name: str):
     ("made", "figures"),
     [
         # A fiftieth of the whole error.
-        (row("sae_lens", "fp32", error=9.2), "its error differs by 0.2 of what these changed, its l0 by 0,"),
+        (row("sae_lens", "fp32", error=9.2), "in fp32 its error differs by 0.2 of what these changed, its l0 by 0,"),
         (row("sae_lens", "fp32", l0=2.5), "its error differs by 0 of what these changed, its l0 by 0.25,"),
         (row("sae_lens", "fp32", error=float("nan")), "its error differs by nan"),
         (other_start(row("sae_lens", "fp32")), "at the start its error or l0 differs by 0.001"),
@@ -180,6 +183,54 @@ def test_bounds_are_wider_for_known_differences():
     assert row("sae_lens", "fp32", "jumprelu", error=9.023).failure is None
     assert row("sae_lens", "bf16", error=9.1).failure is None
     assert row("sae_lens", "bf16", error=9.4).failure is not None
+
+
+def checked(job: Job) -> Measured:
+    """Return the measurements of the checked steps in this process."""
+    worker = Worker(replace(job, threads=torch.get_num_threads()))
+    before = worker.measure()
+    for _ in range(CHECKED_STEPS):
+        worker.step()
+    return Measured(job, before=before, after=worker.measure(), seconds=[1.0])
+
+
+def test_the_check_in_float64_accepts_another_order_of_sums_and_refuses_another_algorithm(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+):
+    job = replace(job, architecture="matching_pursuit", rules="sae_lens", d_in=16, d_sae=64, k=6, mode="fp64")
+    write_weights(job, write_vectors(job))
+    ours = {"fp64": checked(job)}
+
+    def reason(changed: Job) -> str | None:
+        theirs = checked(changed)
+        return Row(replace(theirs, job=replace(job, library="sae_lens")), ours).failure
+
+    with monkeypatch.context() as patch:
+        # The same sums in another order.
+        assert job.d_sae < (job.k - 1) * job.batch
+        patch.setattr(MatchingPursuit, "gram_entries", 0)
+        assert reason(job) is None
+    assert "at the start its error or l0 differs" in str(reason(replace(job, k=5)))
+
+    def without_the_residuals(W, latents, values, grad, residual, q, of_rows):
+        """Gradients as if every step began with the same vector."""
+        of_rows.copy_(grad.unsqueeze(2) * residual.unsqueeze(1))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pursuit, "_back", without_the_residuals)
+        assert "after 3 steps in fp64 its error differs" in str(reason(job))
+
+
+def test_a_peer_that_is_checked_in_float64_may_round_otherwise_but_not_compute_otherwise():
+    timed = row("sae_lens", "fp32", "matching_pursuit", error=9.14)
+    assert timed.failure is not None
+    exact = row("sae_lens", "fp64", "matching_pursuit", error=9.00001)
+    made = replace(timed, exact=replace(exact, ours={"fp64": exact.ours["fp32"]}))
+    assert made.failure is None
+    assert cells(made, [])[HEADINGS.index("differs by")] == "1e-05"
+    other = row("sae_lens", "fp64", "matching_pursuit", error=9.001)
+    made = replace(timed, exact=replace(other, ours={"fp64": other.ours["fp32"]}))
+    assert "in fp64 its error differs by 0.001 of" in str(made.failure)
 
 
 def test_a_peer_that_stops_in_a_timed_step_fails_its_row(mortal: Path, job: Job, monkeypatch: pytest.MonkeyPatch):

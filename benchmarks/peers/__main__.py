@@ -8,8 +8,9 @@
     OMP_NUM_THREADS=1 python -m benchmarks.peers --cpu-time                     # for a machine that is busy
 
 Every library runs in its own environment, which is made if it is missing. First all are checked to compute the same: a
-peer whose error or l0 after a few steps differs from fsae's has a note in the table and no times. The page and the plot
-are written to --out after every comparison.
+peer whose error or l0 after a few steps differs from fsae's has a note in the table and no times. Steps of matching
+pursuit are checked in float64 and then timed in float32. The page and the plot are written to --out after every
+comparison.
 """
 
 import argparse

@@ -132,7 +132,7 @@ class Training:
         self._memory = ExitStack()
         self._memory.enter_context(freed_memory_kept())
         settings, terms = settings_of(job)
-        autoencoder = settings.build(ends_of(job), torch.Generator().manual_seed(0)).to(job.device)
+        autoencoder = settings.build(ends_of(job), torch.Generator().manual_seed(0)).to(job.device, job.dtype)
         autoencoder.load_state_dict(weights)
         self.autoencoder: SparseAutoencoder = autoencoder
         rules = rules_of(job.rules, job.architecture)
@@ -144,7 +144,7 @@ class Training:
             warm_up=0.0,
             decay=0.0,
             clip_norm=rules.clip_norm,
-            precision=Precision[job.mode],
+            precision=Precision.bf16 if job.mode == "bf16" else Precision.fp32,
             dead_after=job.dead_after * job.batch,
         )
         self.member = GradientLearner(autoencoder, Objective(terms), trainer, scale=1.0, seed=0)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -10,7 +12,7 @@ class Job:
 
     Attributes:
         library: the library; the module `<library>_steps` trains with it.
-        mode: how that library computes: fp32, bf16 (autocast for the peers) and its other modes.
+        mode: how that library computes: fp32, fp64, bf16 (autocast for the peers) and its other modes.
         rules: the peer whose objective and optimiser settings fsae follows; each peer has only its own.
         architecture: standard, gated, jumprelu, topk or batch_topk, or one of these under the name of another loss or
             layout.
@@ -52,6 +54,11 @@ class Job:
     def widths(self) -> tuple[int, ...]:
         """The widths of the levels of a Matryoshka loss."""
         return self.d_sae // 16, self.d_sae // 8, self.d_sae // 4, self.d_sae
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of weights and vectors."""
+        return torch.float64 if self.mode == "fp64" else torch.float32
 
     @property
     def transcodes(self) -> bool:

@@ -36,11 +36,12 @@ def settings_of(job: Job) -> dict:
 
 
 class Training:
-    """Steps of `SAETrainer`; modes: fp32, bf16 (its autocast), sparse (topk's sparse activations), compiled."""
+    """Steps of `SAETrainer`; modes: fp32, fp64, bf16 (its autocast), sparse (topk's sparse activations), compiled."""
 
     def __init__(self, job: Job, weights: dict[str, Tensor]):
         architecture = NAMES.get(job.architecture, job.architecture)
         shapes = {"d_in": job.d_in, "d_sae": job.d_sae, "device": job.device}
+        shapes["dtype"] = str(job.dtype).removeprefix("torch.")
         self.sae = TrainingSAE.from_dict({"architecture": architecture, **shapes, **settings_of(job)})
         weights = dict(weights)
         if job.architecture == "jumprelu":

@@ -43,7 +43,7 @@ def cells(row: Row, notes: list[str]) -> list[str]:
         *head,
         f"{theirs.median:.3g}", f"{fp32.median:.3g}", f"{bf16.median:.3g}",
         f"{theirs.median / fp32.median:.1f}x", f"{theirs.median / bf16.median:.1f}x",
-        f"{theirs.before['error']:.5g} → {theirs.after['error']:.5g}", f"{row.difference:.0e}",
+        f"{theirs.before['error']:.5g} → {theirs.after['error']:.5g}", f"{(row.exact or row).difference:.0e}",
         f"{row.counterpart.after['l0']:.0f}",
         f"{theirs.memory / 1e6:.0f}", f"{fp32.memory / 1e6:.0f}", f"{bf16.memory / 1e6:.0f}",
     ]  # fmt: skip

@@ -49,13 +49,13 @@ class Worker:
         torch.set_num_threads(job.threads)
         library = importlib.import_module(f"benchmarks.peers.{job.library}_steps")
         self.job, self.steps = job, 0
-        self.vectors, self.held_out = (_pairs(load_file(path), job) for path in (job.vectors, job.held_out))
+        self.vectors, self.held_out = (_pairs(_read(path, job), job) for path in (job.vectors, job.held_out))
         # Pages of a mapped file count as the process's memory once they are read: read them before training.
         for tensor in (*self.vectors, *self.held_out):
             tensor.sum()
         self.before = memory(job.device, "VmRSS")
         self.versions = {job.library: version(library.DISTRIBUTION), "torch": torch.__version__}
-        self.training: Training = library.Training(job, load_file(job.weights, device=job.device))
+        self.training: Training = library.Training(job, _read(job.weights, job, job.device))
 
     def step(self) -> None:
         self._step(*self._next_batch())
@@ -88,7 +88,7 @@ class Worker:
         # Small parts, so that training has the peak of the memory.
         for x, y in zip(inputs.split(MEASURED_AT_ONCE), targets.split(MEASURED_AT_ONCE), strict=True):
             reconstruction, codes_on = self.training.forward(x.to(self.job.device))
-            squared += (reconstruction.float().cpu() - y).double().square().sum().item()
+            squared += (reconstruction.cpu().to(y) - y).double().square().sum().item()
             active += codes_on.item()
         variance = (targets - targets.mean(0)).double().square().sum().item()
         count = len(targets)
@@ -100,6 +100,11 @@ class Worker:
     def _wait(self) -> None:
         if self.job.device != "cpu":
             torch.cuda.synchronize()
+
+
+def _read(path: str, job: Job, device: str = "cpu") -> dict[str, Tensor]:
+    """Return a file's tensors in the job's type."""
+    return {name: tensor.to(job.dtype) for name, tensor in load_file(path, device=device).items()}
 
 
 def _pairs(tensors: dict[str, Tensor], job: Job) -> tuple[Tensor, Tensor]:
