@@ -30,10 +30,12 @@ run: setup  ## train, evaluate, log and export the default Fisher SAE (ARGS="arc
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 # Two processes with one thread each. Files keep their order: otherwise those of few tests come last, and these are the
 # slowest ones.
-IN_TWO := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+IN_TWO := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
+# What has a target of its own.
+ELSEWHERE := $(patsubst %,--ignore=tests/%,peers browser cluster explain outside tracking/processes)
 
-test: setup  ## the test suite
-	$(IN_TWO) -m 'not packaged' $(patsubst %,--ignore=tests/%,peers browser cluster explain outside tracking/processes)
+test: setup  ## the test suite; real language models, servers and clusters have targets of their own
+	$(IN_TWO) -m 'not packaged' $(ELSEWHERE)
 
 # The peers are installed in environments of their own, never in .venv. Most of their modules are never imported, so pip
 # compiles none.
@@ -78,9 +80,8 @@ test-cluster: setup $(VENV)/.cluster  ## sweeps and their evaluation on processe
 test-outside: setup  ## a package of a user's own, built and installed into a scratch environment
 	$(PYTEST) tests/outside
 
-# The folders in which tests are marked `packaged`.
 test-explain: setup  ## the language models that packages carry, and explanations by one that `transformers serve` serves
-	$(PYTEST) --timeout=900 -m packaged tests/language_models tests/surface tests/evaluation/downstream
+	$(PYTEST) --timeout=900 -m packaged $(ELSEWHERE)
 	FSAE_REQUIRE_SERVER=1 $(PYTEST) --timeout=900 tests/explain
 
 lint: setup  ## ruff

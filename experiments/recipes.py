@@ -93,7 +93,9 @@ def _baseline_cell(curves: Mapping[str, Curve], l0: float | None) -> str:
     if l0 is None:
         return _mean(curves)
     place = np.array([l0])
-    return _mean({seed: Curve(place, curve.at(place)) for seed, curve in curves.items() if _covers(curve, place)})
+    if not all(_covers(curve, place) for curve in curves.values()):
+        return "-"
+    return _mean({seed: Curve(place, curve.at(place)) for seed, curve in curves.items()})
 
 
 def _mean(curves: Mapping[str, Curve]) -> str:

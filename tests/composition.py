@@ -20,12 +20,12 @@ register_schemas()
 register_resolvers()
 
 
-def _parse_once(source: type[ConfigSource], changed_at: Callable[[ConfigSource, str], int]) -> None:
+def _parse_once(source: type[ConfigSource], changed_at: Callable[[ConfigSource, str], object]) -> None:
     """Let one of Hydra's sources of YAML files parse a file again only if it has changed, and not for each config."""
     load, parsed = source.load_config, {}
 
     def load_config(self: ConfigSource, config_path: str) -> ConfigResult:
-        key = self.path, config_path, changed_at(self, config_path)
+        key = self.provider, self.path, config_path, changed_at(self, config_path)
         if key not in parsed:
             parsed[key] = load(self, config_path)
         # Hydra takes the defaults list out of what it gets.
@@ -45,15 +45,15 @@ def _resolve_only_interpolations() -> None:
     defaults_list._create_interpolation_map = make_if_needed
 
 
-def _modified(source: ConfigSource, config_path: str) -> int:
+def _modified(source: ConfigSource, config_path: str) -> object:
     file = Path(source.path, source._normalize_file_name(config_path))
-    return file.stat().st_mtime_ns if file.exists() else 0
+    return (file.stat().st_mtime_ns, file.stat().st_size) if file.exists() else None
 
 
 # Thousands of tests compose a config. Hydra finds the sources of files and of packages while it looks for plugins.
 Plugins.instance()
 _parse_once(SourcesRegistry.instance().resolve("file"), _modified)
-_parse_once(SourcesRegistry.instance().resolve("pkg"), lambda source, config_path: 0)
+_parse_once(SourcesRegistry.instance().resolve("pkg"), lambda source, config_path: None)
 _resolve_only_interpolations()
 
 # A folder of YAML files that a user's `--config-dir` names is put on the search path in this way.

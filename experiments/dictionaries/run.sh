@@ -37,9 +37,9 @@ arm top_afa/top_afa $smollm2 arch=top_afa
 arm top_afa/batch_topk $smollm2 arch.k=110,140
 
 # Between sites: what the MLP of layer 3 computes, and an autoencoder of its output.
-arm mlp/autoencoder $smollm2 arch.k=24,64 site=mlp_out
-arm mlp/transcoder $smollm2 arch.k=24,64 layout=transcoder
-arm mlp/skip_transcoder $smollm2 arch.k=24,64 layout=skip_transcoder
+arm mlp/transcoder $smollm2 arch.k=32,40,56 layout=transcoder
+arm mlp/skip_transcoder $smollm2 arch.k=40 layout=skip_transcoder
+arm mlp/autoencoder $smollm2 arch.k=40 site=mlp_out
 
 # A Jacobian pair around that MLP, and the same two autoencoders without the term.
 arm pair $smollm2 layout=jacobian_pair arch=topk arch.k=32 population.jacobian.weight=0,512
@@ -48,5 +48,5 @@ arm pair $smollm2 layout=jacobian_pair arch=topk arch.k=32 population.jacobian.w
 recipes synthetic 7 6,7,9 experiment=synth_sae_bench/small seed=1,2,3,4,5
 
 # What the latents of SmolLM2's residual stream are worth: probes on eight of the questions, to save time.
-python -m fsae.evaluate "$out"/smollm2/* launcher=packed 'eval=[absorption,code,probing,mdl,stability]' 'eval.probing.k=[1,16]' \
+python -m fsae.evaluate "$out"/smollm2/* launcher=packed 'eval=[absorption,code,probing,mdl,decoder_projection,stability]' 'eval.probing.k=[1,16]' \
     'eval.probing.sets=[7_hist_fig_ispolitician,21_headline_istrump,73_control-group,96_spam_is,105_click_bait,125_world_country_Italy,139_news_class_Politics,159_code_Python]'

@@ -8,7 +8,7 @@ out=${1:-outputs/dictionaries}
 
 echo "# Recipes for dictionaries: all figures"
 vectors="fvu ce_recovered_zero dead_share code_correlation_excess decoder_max_cosine"
-worth="probing_auc_k1 probing_auc_k16 absorption code_f1 mdl_bits stability_mcc"
+worth="probing_auc_k1 probing_auc_k16 absorption code_f1 code_beyond_token mdl_bits stability_mcc stability_found_share"
 table "Residual stream of SmolLM2-135M-Instruct (Q4_1), layer 3: reconstruction" recipes "$out/smollm2" \
     --against batch_topk --metrics $vectors
 table "The same: what the latents are worth" recipes "$out/smollm2" --against batch_topk --metrics $worth

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -40,27 +41,25 @@ def installed(package: str, command: str) -> None:
         )
 
 
-def open_to_all(folder: Path) -> None:
-    """Let every user reach a folder of pytest's, which are below the one for temporary files."""
-    root = Path(tempfile.gettempdir())
-    for parent in folder.parents:
-        if root in parent.parents:
-            parent.chmod(0o755)
+@contextmanager
+def open_folder(name: str) -> Iterator[Path]:
+    """Make a folder that every user can reach, unlike those of pytest's, and remove it afterwards."""
+    with tempfile.TemporaryDirectory(prefix=f"fsae-{name}-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def slurm() -> Iterator[dict[str, str]]:
     """A Slurm of one node with the partitions main, low and high; yields the environment of its clients."""
     if os.geteuid() != 0:
         lacking("starting a Slurm takes root")
     for package, command in (("slurmctld", "slurmctld"), ("slurmd", "slurmd"), ("slurm-client", "sbatch")):
         installed(package, command)
     installed("munge", "munged")
-    folder = tmp_path_factory.mktemp("slurm", numbered=False)
     # munged refuses a socket in a folder that others cannot reach.
-    open_to_all(folder)
-    environment = {"FSAE_SLURM_FOLDER": str(folder), "SLURM_CONF": str(folder / "slurm.conf")}
-    with pytest.MonkeyPatch.context() as patch:
+    with open_folder("slurm") as folder, pytest.MonkeyPatch.context() as patch:
+        environment = {"FSAE_SLURM_FOLDER": str(folder), "SLURM_CONF": str(folder / "slurm.conf")}
         for name, value in environment.items():
             patch.setenv(name, value)
         try:
@@ -82,7 +81,7 @@ def in_namespace() -> list[str]:
 
 
 @pytest.fixture
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """An empty database of a PostgreSQL that listens only on a socket file; yields its address."""
     if os.geteuid() != 0:
         lacking("running PostgreSQL as its own user takes root")
@@ -92,19 +91,18 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if not binaries:
         installed("postgresql", "pg_ctlcluster")
         binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    folder = tmp_path_factory.mktemp("postgres", numbered=False)
-    open_to_all(folder)
-    shutil.chown(folder, "postgres", "postgres")
+    with open_folder("postgres") as folder:
+        shutil.chown(folder, "postgres", "postgres")
 
-    def as_postgres(program: str, *arguments: str) -> None:
-        command = ["runuser", "-u", "postgres", "--", str(binaries[-1] / program), *arguments]
-        subprocess.run(command, check=True, stdout=sys.stderr, cwd=folder)
+        def as_postgres(program: str, *arguments: str) -> None:
+            command = ["runuser", "-u", "postgres", "--", str(binaries[-1] / program), *arguments]
+            subprocess.run(command, check=True, stdout=sys.stderr, cwd=folder)
 
-    as_postgres("initdb", "--pgdata=data", "--auth=trust", "--no-sync")
-    options = f"--options=-k {folder} -c listen_addresses="
-    as_postgres("pg_ctl", "start", "--wait", "--pgdata=data", "--log=log", options)
-    try:
-        as_postgres("createdb", f"--host={folder}", "mlflow")
-        yield f"postgresql+psycopg2://postgres@/mlflow?host={folder}"
-    finally:
-        as_postgres("pg_ctl", "stop", "--mode=immediate", "--pgdata=data")
+        as_postgres("initdb", "--pgdata=data", "--auth=trust", "--no-sync")
+        options = f"--options=-k {folder} -c listen_addresses="
+        as_postgres("pg_ctl", "start", "--wait", "--pgdata=data", "--log=log", options)
+        try:
+            as_postgres("createdb", f"--host={folder}", "mlflow")
+            yield f"postgresql+psycopg2://postgres@/mlflow?host={folder}"
+        finally:
+            as_postgres("pg_ctl", "stop", "--mode=immediate", "--pgdata=data")

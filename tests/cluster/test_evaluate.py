@@ -38,7 +38,7 @@ def forget(sweep: Path) -> None:
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An outputs folder with a finished sweep of three jobs."""
+    """An outputs folder with a finished sweep of three jobs, all of them in MLflow."""
     folder = tmp_path_factory.mktemp("outputs")
     for own in OWN:
         (folder / own / "eval").mkdir(parents=True)
@@ -47,8 +47,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "samples: 100\nbatch_size: 100\n"
         )
     sweep = ended(begun("fsae.run", *TINY, "-m", "seed=0,1,2", f"hydra.sweep.dir={folder / SWEEP}",
-                        "launcher=packed", "tracking=none", *(f"--config-dir={own}" for own in OWN),
-                        outputs=folder))  # fmt: skip
+                        "launcher=packed", *(f"--config-dir={own}" for own in OWN), outputs=folder))  # fmt: skip
     assert sweep.returncode == 0, sweep.stdout
     return folder
 
@@ -75,10 +74,8 @@ def test_a_sweep_is_evaluated_through_any_launcher(launcher: str, outputs: Path)
     assert not (outputs / "runs").exists()
 
 
-def test_new_numbers_reach_the_run_in_mlflow(tmp_path: Path):
-    outputs, run = tmp_path, tmp_path / "runs" / "one"
-    trained = ended(begun("fsae.run", *TINY, f"hydra.run.dir={run}", outputs=outputs))
-    assert trained.returncode == 0, trained.stdout
+def test_new_numbers_reach_the_run_in_mlflow(outputs: Path):
+    run = outputs / SWEEP / "0"
     for samples in (300, 400):
         done = ended(begun("fsae.evaluate", str(run), "eval=[vectors,truth]", f"eval.truth.samples={samples}",
                            f"eval.vectors.samples={samples}", outputs=outputs))  # fmt: skip

@@ -8,7 +8,7 @@ from fsae.language_models.settings import ModelSettings, Package
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "model.path is not set; add model.path=FOLDER_OR_HUB_NAME, or choose a model that needs none: .* tiny"),
+        ({}, "model.path is not set; add model.path=FOLDER_OR_HUB_NAME, or set model.package to one of .* tiny"),
         ({"path": ""}, "model.path is not set"),
         ({"path": "gpt2", "package": Package.tiny}, r"set exactly one \(found 'gpt2'"),
         ({"package": Package.tiny, "revision": "main"}, "a packaged model has none"),

@@ -1,11 +1,12 @@
 """Which files a folder, a file or a glob stands for."""
 
 import os
+import sysconfig
 from pathlib import Path
 
 import pytest
 
-from fsae.sources.files import files_at, files_below
+from fsae.sources.files import files_at, files_below, standard_library
 
 
 def names(path: Path | str, endings: tuple[str, ...] = ()) -> list[str]:
@@ -79,3 +80,11 @@ def test_hidden_files_are_left_out(tmp_path: Path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     assert names(tmp_path) == ["b.txt"]
+
+
+def test_the_standard_library_has_neither_tests_nor_installed_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("b.py", "a/a.py", "a/data.txt", "a/tests/test_a.py", "test/c.py", "site-packages/torch/d.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    assert standard_library() == [str(tmp_path / "a" / "a.py"), str(tmp_path / "b.py")]

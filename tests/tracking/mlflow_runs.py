@@ -1,6 +1,7 @@
 """The runs and values that MLflow has."""
 
 import sqlite3
+from contextlib import closing
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -26,12 +27,12 @@ def steps(uri: str, name: str) -> list[int]:
 
 def count(uri: str, name: str) -> int:
     """Return how many values of a metric an SQLite database has, in less time than MLflow's client takes."""
-    with sqlite3.connect(uri.removeprefix("sqlite:///")) as database:
+    with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as database:
         ((found,),) = database.execute("select count(*) from metrics where key = ?", [name])
     return found
 
 
 def states(uri: str) -> list[str]:
     """Return the states of the runs in an SQLite database, sorted."""
-    with sqlite3.connect(uri.removeprefix("sqlite:///")) as database:
+    with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as database:
         return sorted(state for (state,) in database.execute("select status from runs"))

@@ -9,7 +9,7 @@ from fsae.outputs.metric_log import MetricLog
 from fsae.outputs.run_folder import RunFolder
 from fsae.outputs.status import RunState, mark
 from fsae.tracking.server import python_command
-from tests.tracking.mlflow_runs import steps
+from tests.tracking.mlflow_runs import only_run
 from tests.tracking.trackers import Describe
 
 
@@ -42,7 +42,7 @@ def test_sync_uploads_to_another_database_by_option(
     # The artifacts go to that database's folder, not to the working directory.
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
     assert len(list((tmp_path / "outputs" / "mlartifacts").rglob("status.json"))) == 1
-    assert steps(sqlite_uri, "a") == [1]
+    assert only_run(sqlite_uri).data.metrics == {"a": 1.0}
 
 
 def test_sync_takes_a_password_from_the_environment_and_does_not_show_it(

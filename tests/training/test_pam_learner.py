@@ -33,8 +33,11 @@ MODES: dict[str, dict[str, Any]] = {
     "both": {"encoder_batches": 2, "decoder_batches": 2, "memory": 1.0},
     "streaming, cut short": {"encoder_batches": 4, "memory": 0.9, "samples": STEPS * BATCH},
 }
-# Every architecture in one mode, and one architecture in every mode.
-PAIRS = [*((arch, "both") for arch in each_with("decoder_norm", "W_dec").args[1]), *(("topk", mode) for mode in MODES)]
+# Every architecture in one mode, and two architectures in every mode.
+PAIRS = [
+    *((arch, "both") for arch in each_with("decoder_norm", "W_dec").args[1]),
+    *((arch, mode) for arch in ("topk", "jumprelu") for mode in MODES),
+]
 each_pair = pytest.mark.parametrize(("arch", "mode"), dict.fromkeys(PAIRS))
 
 

@@ -80,7 +80,8 @@ class ModelSettings(Ranged, group="model"):
         path, weights = self.setting("path"), self.setting("weights")
         if not self.path and self.package is None:
             raise ValueError(
-                f"{path} is not set; add {path}=FOLDER_OR_HUB_NAME, or choose a model that needs none: {packages}"
+                f"{path} is not set; add {path}=FOLDER_OR_HUB_NAME, or set "
+                f"{self.setting('package')} to one of {packages}"
             )
         if self.path is not None and self.package is not None:
             raise ValueError(
