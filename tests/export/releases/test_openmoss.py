@@ -164,7 +164,7 @@ def test_another_site_of_the_target_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("write", [openmoss, llama_scope])
-def test_layertopk_is_refused_where_there_are_no_layers(tmp_path, write):
+def test_layertopk_is_refused_without_layers(tmp_path, write):
     with pytest.raises(ValueError, match="act_fn is 'layertopk', which OpenMOSS has for cross-layer transcoders alone"):
         load_autoencoder(write(tmp_path / "a", act_fn="layertopk", top_k=K))
 
