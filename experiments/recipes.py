@@ -107,7 +107,7 @@ def _cell(curves: Mapping[str, Curve], baseline: Mapping[str, Curve]) -> str:
     interval = None if found is None else interval_of(found)
     if interval is None:
         return _mean(curves)
-    low, high = in_step(*interval)
+    low, high = (each if each.startswith("-") else f"+{each}" for each in in_step(*interval))
     return f"{_mean(curves)} ({low} to {high})"
 
 

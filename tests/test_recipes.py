@@ -28,7 +28,7 @@ def test_a_run_is_compared_with_the_baseline_of_its_seed_at_its_own_l0():
     assert head == "| recipe | l0 | fvu | probing |"
     assert first == "| plain | 20.1 to 60.3, here at 40.2 | 3.69 | - |"
     # 0.3 and 4.303 standard errors of 0.1 / sqrt(3)
-    assert second == "| weak | 40.1 to 40.3 | 3.99 (0.05 to 0.55) | - |"
+    assert second == "| weak | 40.1 to 40.3 | 3.99 (+0.05 to +0.55) | - |"
 
 
 @pytest.mark.parametrize("l0", [15.0, 60.2])

@@ -34,7 +34,7 @@ recipes smollm2 40 32,40,56 $smollm2
 
 # Top-AFA has the l0 that its inputs ask for, so BatchTopK is given l0 around it.
 arm top_afa/top_afa $smollm2 arch=top_afa
-arm top_afa/batch_topk $smollm2 arch.k=110,140
+arm top_afa/batch_topk $smollm2 arch.k=95,130,170
 
 # Between sites: what the MLP of layer 3 computes, and an autoencoder of its output.
 arm mlp/transcoder $smollm2 arch.k=32,40,56 layout=transcoder
