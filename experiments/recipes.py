@@ -43,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def table(runs: Mapping[str, pd.DataFrame], against: str, metrics: Sequence[str]) -> str:
     """Return the table in Markdown, the baseline first."""
     baseline, recipes = runs[against], {name: own for name, own in runs.items() if name != against}
-    compared = [own["eval/l0"] for own in recipes.values() if reaches(baseline, own)]
-    middle = float(pd.concat(compared).median()) if compared else None
+    compared = [own["eval/l0"].to_numpy(float) for own in recipes.values() if reaches(baseline, own)]
+    middle = float(np.median(np.concatenate(compared))) if compared else None
     lines = [["recipe", "l0", *metrics], ["---"] * (len(metrics) + 2)]
     place = _range(baseline) if middle is None else f"{_range(baseline)}, here at {middle:.1f}"
     lines.append([against, place, *(_baseline_cell(curves_by_seed(baseline, metric), middle) for metric in metrics)])

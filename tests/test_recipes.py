@@ -44,5 +44,5 @@ def test_no_difference_is_extrapolated(l0: float):
 def test_a_seed_without_a_baseline_has_no_difference():
     baseline = sweep([20.0, 60.0], 0.0)
     recipe = sweep([40.0], 0.3)
-    assert not reaches(baseline[baseline["seed"] > 1], recipe)
-    assert differences(curves_by_seed(recipe, "fvu"), curves_by_seed(baseline[baseline["seed"] > 1], "fvu")) is None
+    assert not reaches(baseline.loc[baseline["seed"] > 1], recipe)
+    assert differences(curves_by_seed(recipe, "fvu"), curves_by_seed(baseline.loc[baseline["seed"] > 1], "fvu")) is None
