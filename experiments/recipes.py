@@ -43,13 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def table(runs: Mapping[str, pd.DataFrame], against: str, metrics: Sequence[str]) -> str:
     """Return the table in Markdown, the baseline first."""
     baseline, recipes = runs[against], {name: own for name, own in runs.items() if name != against}
-    compared = [own["eval/l0"].to_numpy(float) for own in recipes.values() if reaches(baseline, own)]
+    compared = [own["eval/l0"].dropna().to_numpy(float) for own in recipes.values() if reaches(baseline, own)]
     middle = float(np.median(np.concatenate(compared))) if compared else None
     lines = [["recipe", "l0", *metrics], ["---"] * (len(metrics) + 2)]
     place = _range(baseline) if middle is None else f"{_range(baseline)}, here at {middle:.1f}"
-    lines.append([against, place, *(_baseline_cell(curves_by_seed(baseline, metric), middle) for metric in metrics)])
+    of_baseline = {metric: curves_by_seed(baseline, metric) for metric in metrics}
+    lines.append([against, place, *(_baseline_cell(curves, middle) for curves in of_baseline.values())])
     for name, own in recipes.items():
-        cells = [_cell(curves_by_seed(own, metric), curves_by_seed(baseline, metric)) for metric in metrics]
+        cells = [_cell(curves_by_seed(own, metric), curves) for metric, curves in of_baseline.items()]
         lines.append([name, _range(own), *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -68,17 +69,19 @@ def curves_by_seed(runs: pd.DataFrame, metric: str) -> dict[str, Curve]:
 
 def reaches(baseline: pd.DataFrame, recipe: pd.DataFrame) -> bool:
     """Return whether every l0 of the recipe is within that of the baseline's runs of the same seed."""
-    ranges = baseline.groupby("seed")["eval/l0"].agg(["min", "max"])
-    own = recipe.join(ranges, on="seed")
-    return bool(((own["min"] <= own["eval/l0"]) & (own["eval/l0"] <= own["max"])).all())
+    return _covers_all(curves_by_seed(baseline, "l0"), curves_by_seed(recipe, "l0"))
 
 
 def differences(recipe: Mapping[str, Curve], baseline: Mapping[str, Curve]) -> Float[np.ndarray, " seeds"] | None:
     """Return each seed's mean difference from the baseline at the l0 of the recipe's runs; None if the baseline lacks
     a seed, or does not reach one of these l0."""
-    if not recipe or not all(seed in baseline and _covers(baseline[seed], curve.l0) for seed, curve in recipe.items()):
+    if not recipe or not _covers_all(baseline, recipe):
         return None
     return np.array([(curve.values - baseline[seed].at(curve.l0)).mean() for seed, curve in recipe.items()])
+
+
+def _covers_all(baseline: Mapping[str, Curve], recipe: Mapping[str, Curve]) -> bool:
+    return all(seed in baseline and _covers(baseline[seed], curve.l0) for seed, curve in recipe.items())
 
 
 def _covers(curve: Curve, l0: Float[np.ndarray, " points"]) -> bool:
