@@ -18,6 +18,7 @@ from fsae.commands.publish import main as publish
 from fsae.configuration.accept import accept
 from fsae.configuration.origin import Origin
 from fsae.configuration.schema import RunSettings, Task
+from fsae.evaluation import ood
 from fsae.language_models.packaged import packaged_folder
 from fsae.language_models.settings import ModelSettings, Package
 from fsae.outputs.run_folder import RunFolder
@@ -26,7 +27,9 @@ from fsae.sources.identity import other_model_identity
 from fsae.training.gradient_learner import GradientLearner
 from fsae.training.interruption import Interrupted
 from tests.composition import composed
+from tests.evaluation.test_autointerp import guessing
 from tests.evaluation.test_probing import write as write_texts
+from tests.latents.chat_server import ChatServer
 from tests.runs.test_pack import SHORT, assert_same
 
 SMALL = (
@@ -204,13 +207,20 @@ def test_the_largest_activations_are_those_at_the_dictionary_s_own_sites(layout:
 @pytest.fixture(scope="module")
 def measured(runs: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """The numbers of the runs by every evaluation of codes, and of latents, which write pages."""
-    texts = write_texts(tmp_path_factory.mktemp("labelled"))
+    with ChatServer(guessing) as judge, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ood, "shifted_names", list)
+        return _measured(runs, write_texts(tmp_path_factory.mktemp("labelled")), judge.url)
+
+
+def _measured(runs: Path, texts: Path, judge: str) -> dict[str, dict[str, Any]]:
     words = [
-        "eval=[vectors,latents,mdl,amortisation,decoder_projection,probing]", "eval.latents.tokens=2000",
+        "eval=[vectors,latents,mdl,amortisation,decoder_projection,probing,ood,autointerp]", "eval.latents.tokens=2000",
         "eval.latents.triggers=0", "eval.latents.control=0", "eval.probing.data=files", f"eval.probing.path={texts}",
         "eval.probing.k=[1,16]", "eval.probing.train=130", "eval.probing.test=60", "eval.probing.repeats=1",
         "eval.amortisation.steps=2", "eval.amortisation.samples=512", "eval.amortisation.batch_size=256",
         "eval.mdl.samples=256", "eval.mdl.batch_size=128", "eval.decoder_projection.samples=256",
+        "eval.ood.domains=[arithmetic,order]", "eval.ood.train=130", "eval.ood.test=50", "eval.ood.repeats=1",
+        f"eval.autointerp.url={judge}", "eval.autointerp.model=small", "eval.autointerp.latents=2",
     ]  # fmt: skip
     jobs = []
     for layout in LAYOUTS:
@@ -229,6 +239,8 @@ def test_codes_are_measured_whatever_the_parts_and_the_linear_path(layout: str, 
     assert numbers["mdl_bits"] > 0
     assert 0 <= numbers["probing_auc_k1"] <= 1
     assert np.isfinite(numbers["decoder_projection"])
+    assert 0 <= numbers["ood_answerable_k20"] <= 1
+    assert numbers["autointerp_latents"] == 2
 
 
 @pytest.mark.parametrize("layout", [each for each in LAYOUTS if each != "autoencoder"])
