@@ -1,5 +1,7 @@
 """Devices: where a model or a source runs, in which dtype, and how many sequences at a time."""
 
+import logging
+
 import torch
 
 from fsae.language_models.settings import Device, DType, ModelSettings
@@ -9,6 +11,8 @@ from fsae.language_models.settings import Device, DType, ModelSettings
 _TOKENS_ON_CPU = 1024
 _BYTES_PER_TOKEN = 2**22
 _MOST_TOKENS = 2**15
+
+log = logging.getLogger(__name__)
 
 
 def any_device() -> torch.device:
@@ -34,6 +38,22 @@ def dtype_of(settings: ModelSettings) -> torch.dtype:
     if settings.dtype is not DType.auto:
         return getattr(torch, settings.dtype.value)
     return torch.bfloat16 if _multiplies_in_bfloat16(device_of(settings)) else torch.float32
+
+
+def warn_if_bfloat16_is_slow(setting: str, instead: str, device: torch.device) -> None:
+    """Log a warning if a device has to emulate products in bfloat16.
+
+    Args:
+        setting: the setting that asks for bfloat16, and its value.
+        instead: the same setting with a value that is fast.
+        device: computes the products.
+    """
+    if not _multiplies_in_bfloat16(device):
+        log.warning(
+            "%s, and this %s has no instructions for products in bfloat16, or none that PyTorch uses: they can take "
+            "forty times as long as in float32; try %s",
+            setting, "GPU" if device.type == "cuda" else "CPU", instead,
+        )  # fmt: skip
 
 
 def rows_at_once(settings: ModelSettings, context: int) -> int:

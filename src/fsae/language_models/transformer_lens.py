@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fsae.devices import device_of, dtype_of
+from fsae.devices import device_of, dtype_of, warn_if_bfloat16_is_slow
 from fsae.language_models.attention import Attention
 from fsae.language_models.chat import tokenised_chat
 from fsae.language_models.forward_pass import ForwardPass
@@ -666,6 +666,9 @@ def open_language_model(settings: ModelSettings) -> TransformerLensModel:
             for.
     """
     device, dtype = device_of(settings), dtype_of(settings)
+    if dtype is torch.bfloat16:
+        name = settings.setting("dtype")
+        warn_if_bfloat16_is_slow(f"{name} is bfloat16", f"{name}=float32", device)
     source, hub_answers = _weights_location(settings)
     tokens_from, tokens_revision, tokenizer_answers = _tokenizer_location(settings, source, hub_answers)
     hub_answers = hub_answers and tokenizer_answers

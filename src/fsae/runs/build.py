@@ -17,7 +17,7 @@ from fsae.configuration.schema import RunSettings, Task
 from fsae.couplings.coupling import Coupling
 from fsae.couplings.jacobian import JacobianCoupling
 from fsae.couplings.mutual import MutualCoupling
-from fsae.devices import dtype_of
+from fsae.devices import dtype_of, warn_if_bfloat16_is_slow
 from fsae.evaluation.subject import Examined
 from fsae.evaluation.suite import held_out_samples
 from fsae.export.dictionary_files import load_members, members_at, stored_at
@@ -34,6 +34,7 @@ from fsae.training.checkpoints import Checkpoints
 from fsae.training.loop import Training
 from fsae.training.room import RoomCheck
 from fsae.training.scaling import Scale
+from fsae.training.settings import AdamSettings, Precision
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,13 @@ def check_memory(fresh: Sequence[tuple[RunSettings, Source]]) -> None:
             needing.setdefault(check, []).extend(wanted)
     for check, wanted in needing.items():
         check(wanted, fresh[0][1].device)
+
+
+def warn_of_slow_products(fresh: Sequence[tuple[RunSettings, Source]]) -> None:
+    """Log a warning if one of the new runs computes its products in a type that is slow on this machine."""
+    trainers = [settings.trainer for settings, _ in fresh if isinstance(settings.trainer, AdamSettings)]
+    if any(each.precision is Precision.bf16 for each in trainers):
+        warn_if_bfloat16_is_slow("trainer.precision is bf16", "trainer.precision=fp32", fresh[0][1].device)
 
 
 def training_of(

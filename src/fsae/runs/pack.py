@@ -26,6 +26,7 @@ from fsae.runs.build import (
     start_identity,
     trained_of,
     training_of,
+    warn_of_slow_products,
 )
 from fsae.runs.finished import FinishedRun
 from fsae.runs.outcome import Outcome, conclude, finish
@@ -228,7 +229,9 @@ def _trained(sources: Mapping[Run, Source], interruption: Interruption) -> dict[
     made: dict[Run, Examined] = {}
     with freed_memory_kept():
         with interruption.at_once():
-            check_memory([(run.settings, source) for run, source in sources.items() if run.state is None])
+            fresh = [(run.settings, source) for run, source in sources.items() if run.state is None]
+            check_memory(fresh)
+            warn_of_slow_products(fresh)
             for run, source in sources.items():
                 with run.alone():
                     measured = partial(scaling, source)
