@@ -1,5 +1,7 @@
 """The error that an encoder adds: by hand, planted, and on known features."""
 
+import logging
+
 import pytest
 import torch
 from torch import Tensor
@@ -93,7 +95,9 @@ def test_controls_write_what_the_latents_write():
     assert ((rows != 0).sum(1) == 1).all()
 
 
-def test_optimised_codes_and_sparse_coding_are_nearer_to_known_features_than_an_encoder_is():
+def test_optimised_codes_and_sparse_coding_are_nearer_to_known_features_than_an_encoder_is(
+    caplog: pytest.LogCaptureFixture,
+):
     source = SparseSourcesSettings(d_in=12, features=16, active=2).source(CPU)
     features = source.features
     # The true dictionary with its transpose as encoder, and the threshold that leaves about two latents on.
@@ -103,7 +107,10 @@ def test_optimised_codes_and_sparse_coding_are_nearer_to_known_features_than_an_
         apply_b_dec_to_input=False,
     )
     subject = Subject([Examined([autoencoder.float().eval()])], source)
-    (found,) = Amortisation(samples=512, batch_size=128, steps=40, coding_rounds=60).measure(subject)
+    with caplog.at_level(logging.INFO):
+        (found,) = Amortisation(samples=512, batch_size=128, steps=40, coding_rounds=60).measure(subject)
+    # Four searches in each of four batches, and ten steps in each round.
+    assert "searching for codes: 1,240 of 1,240 steps (100 %)" in caplog.text
     (numbers,) = found.numbers
     assert numbers["amortisation_gap"] > 5 * numbers["amortisation_gap_noise"] > 0
     assert numbers["amortisation_mcc"] > 0.85

@@ -1,5 +1,6 @@
 """Bits of rounded codes: by hand, against a definition entry by entry, and for a code that needs no bits of values."""
 
+import logging
 import math
 from collections import Counter
 
@@ -77,9 +78,11 @@ def measured(x: Tensor, **settings: float) -> dict[str, float]:
     return numbers
 
 
-def test_codes_with_one_value_take_the_bits_of_their_places_alone():
+def test_codes_with_one_value_take_the_bits_of_their_places_alone(caplog: pytest.LogCaptureFixture):
     x = (torch.rand(256, 2, generator=torch.Generator().manual_seed(0)) < 0.3).float()
-    numbers = measured(x)
+    with caplog.at_level(logging.INFO):
+        numbers = measured(x)
+    assert "rounding codes: 1 of 1 dictionaries (100 %)" in caplog.text
     share = x.mean(0).tolist()
     exact = sum(entropy(round(256 * p), 256 - round(256 * p)) for p in share)
     assert numbers["mdl_bits"] == pytest.approx(exact, rel=1e-5)

@@ -14,8 +14,10 @@ from fsae.evaluation.parts import equal_parts, left_to_codes
 from fsae.evaluation.subject import Subject
 from fsae.matching import assignment, unit_rows
 from fsae.outputs.results import Better, Meaning, Shown, accompanied
+from fsae.progress import Progress
 from fsae.ranges import COUNT, COUNT_OR_NONE
 from fsae.seeds import generator_for
+from fsae.sources.source import Source
 
 # Dense products with the dictionary in one step of the search.
 PRODUCTS = 3
@@ -80,10 +82,21 @@ class Amortisation(Evaluation, group="eval.amortisation"):
         batches = list(subject.held_out(self.samples, self.batch_size, "reading"))
         true = subject.source.truth
         known = None if true is None else torch.cat([codes.dense() for codes in true.held_out_codes(self.samples)])
+        # Three searches in each batch, and if there is sparse coding a fourth one after its rounds.
+        of_one = 3 * len(batches) * self.steps
+        if self.coding_rounds > 0:
+            of_one += self.coding_rounds * _CODING_STEPS + len(batches) * self.steps
+        progress = Progress("searching for codes", len(subject.autoencoders) * of_one, "steps")
+
+        def beat() -> None:
+            subject.heartbeat()
+            progress.advance(1)
+
         found = []
         for autoencoder in subject.autoencoders:
             pairs = [(each.inputs.to(autoencoder.W_dec), each.targets.to(autoencoder.W_dec)) for each in batches]
-            found.append(self._measured(autoencoder, pairs, known, subject))
+            found.append(self._measured(autoencoder, pairs, known, subject.source, beat))
+        progress.close()
         return [
             Measured(
                 [numbers for numbers, _ in own],
@@ -97,7 +110,8 @@ class Amortisation(Evaluation, group="eval.amortisation"):
         autoencoder: Autoencoder,
         pairs: Sequence[tuple[Tensor, Tensor]],
         known: Tensor | None,
-        subject: Subject,
+        source: Source,
+        heartbeat: Callable[[], None],
     ) -> tuple[dict[str, float], dict[str, Any]]:
         targets = torch.cat([wanted for _, wanted in pairs])
         unit = equal_parts(autoencoder.ends.target, targets)
@@ -113,7 +127,7 @@ class Amortisation(Evaluation, group="eval.amortisation"):
             """Return the codes, and the error of each sample after each step, as a share of the spread."""
             codes, errors = [], []
             for x, start, k in zip(wanted, starts, active, strict=True):
-                each, error = search(x, W, start, k, self.steps, signed, keep, subject.heartbeat)
+                each, error = search(x, W, start, k, self.steps, signed, keep, heartbeat)
                 codes.append(each)
                 errors.append(error / spread)
             return codes, torch.cat(errors, dim=1)
@@ -144,9 +158,9 @@ class Amortisation(Evaluation, group="eval.amortisation"):
             numbers |= {"amortisation_mcc": mcc, "amortisation_mcc_gap": mcc - of_encoder}
         if self.coding_rounds > 0:
             k = max(1, round(torch.cat(active).double().mean().item()))
-            first = subject.source.first_vectors().to(W_dec), subject.source.first_targets().to(W_dec)
+            first = source.first_vectors().to(W_dec), source.first_targets().to(W_dec)
             vectors = left_to_codes(autoencoder, *first) * unit - b_dec
-            coded = self.coded(vectors, mask, k, subject.heartbeat)
+            coded = self.coded(vectors, mask, k, heartbeat)
             codes, coding = searched(coded, empty)
             numbers["amortisation_coding"] = coding[-1].mean().item()
             # Each round searches for codes in a batch of so many samples, and then moves the dictionary.

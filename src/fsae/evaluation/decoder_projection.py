@@ -51,9 +51,9 @@ class DecoderProjection(Evaluation, group="eval.decoder_projection"):
 
     def measure(self, subject: Subject) -> list[Measured]:
         """Return the number of each autoencoder, on the same samples."""
-        batches = list(subject.held_out(self.samples, self.batch_size, "projecting"))
+        batches = list(subject.held_out(self.samples, self.batch_size, "reading"))
         found = []
-        for autoencoder in subject.autoencoders:
+        for autoencoder in subject.each("projecting onto decoder rows"):
             pairs = [(each.inputs.to(autoencoder.W_dec), each.targets.to(autoencoder.W_dec)) for each in batches]
             unit = equal_parts(autoencoder.ends.target, torch.cat([targets for _, targets in pairs]))
             total = 0.0

@@ -69,8 +69,7 @@ class Mdl(Evaluation, group="eval.mdl"):
         """Return the bits of every autoencoder's codes, and the curve of bits and error over bins."""
         read = list(subject.held_out(self.samples, self.batch_size, "reading"))
         found = []
-        for autoencoder in subject.autoencoders:
-            subject.heartbeat()
+        for autoencoder in subject.each("rounding codes"):
             inputs = [batch.inputs.to(autoencoder.W_dec) for batch in read]
             targets = [batch.targets.to(autoencoder.W_dec) for batch in read]
             found.append(self.bits(RoundedCodes(autoencoder, inputs, targets)))

@@ -111,6 +111,14 @@ class Subject:
         found = self.source.held_out_found
         self.found_samples = max(self.found_samples or 0, count if found is None else found)
 
+    def each(self, label: str) -> Iterator[Autoencoder]:
+        """Yield every autoencoder with a heartbeat before it, and show the progress as `label`."""
+        progress = Progress(label, len(self.autoencoders), "dictionaries")
+        for autoencoder in self.beating(self.autoencoders):
+            yield autoencoder
+            progress.advance(1)
+        progress.close()
+
     def beating(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield the items, with a heartbeat after each has arrived."""
         for item in items:
