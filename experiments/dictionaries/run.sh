@@ -47,6 +47,11 @@ arm pair $smollm2 layout=jacobian_pair arch=topk arch.k=32 population.jacobian.w
 # On known features; an l0 of 8.3 has as many features as there are.
 recipes synthetic 7 6,7,9 experiment=synth_sae_bench/small seed=1,2,3,4,5
 
-# What the latents of SmolLM2's residual stream are worth: probes on eight of the questions, to save time.
-python -m fsae.evaluate "$out"/smollm2/* launcher=packed 'eval=[absorption,code,probing,mdl,decoder_projection,stability]' 'eval.probing.k=[1,16]' \
-    'eval.probing.sets=[7_hist_fig_ispolitician,21_headline_istrump,73_control-group,96_spam_is,105_click_bait,125_world_country_Italy,139_news_class_Politics,159_code_Python]'
+# What the latents of SmolLM2's residual stream are worth. To save time: probes on eight of the questions, two tasks for
+# circuits, one drawing of texts for influence, and no steering.
+python -m fsae.evaluate "$out"/smollm2/* launcher=packed \
+    'eval=[absorption,code,probing,mdl,decoder_projection,stability,amortisation,ood,concepts,circuits,influence]' \
+    'eval.probing.k=[1,16]' \
+    'eval.probing.sets=[7_hist_fig_ispolitician,21_headline_istrump,73_control-group,96_spam_is,105_click_bait,125_world_country_Italy,139_news_class_Politics,159_code_Python]' \
+    'eval.circuits.tasks=[nounpp,within_rc]' 'eval.circuits.sizes=[]' eval.circuits.seeds=1 \
+    eval.influence.prompts=4 eval.influence.steps=4 eval.influence.seeds=1 eval.concepts.steered=0
