@@ -9,7 +9,7 @@ out=${1:-outputs/dictionaries}
 echo "# Recipes for dictionaries: all figures"
 vectors="fvu ce_recovered_zero dead_share code_correlation_excess decoder_max_cosine"
 worth="probing_auc_k1 probing_auc_k16 absorption code_f1 code_beyond_token mdl_bits stability_mcc stability_found_share"
-further="faithfulness influence_drop attribution_rank concepts_auroc concepts_hard ood_shifted_k20 ood_answerable_k20
+further="faithfulness faithfulness_latents influence_drop attribution_rank concepts_auroc concepts_hard ood_shifted_k20 ood_answerable_k20
     amortisation_gap amortisation_fvu"
 table "Residual stream of SmolLM2-135M-Instruct (Q4_1), layer 3: reconstruction" recipes "$out/smollm2" \
     --against batch_topk --metrics $vectors
