@@ -34,7 +34,6 @@ from fsae.training.checkpoints import Checkpoints
 from fsae.training.loop import Training
 from fsae.training.room import RoomCheck
 from fsae.training.scaling import Scale
-from fsae.training.settings import AdamSettings, Precision
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +85,7 @@ def check_memory(fresh: Sequence[tuple[RunSettings, Source]]) -> None:
 
 def warn_of_slow_products(fresh: Sequence[tuple[RunSettings, Source]]) -> None:
     """Log a warning if one of the new runs computes its products in a type that is slow on this machine."""
-    trainers = [settings.trainer for settings, _ in fresh if isinstance(settings.trainer, AdamSettings)]
-    if any(each.precision is Precision.bf16 for each in trainers):
+    if any(settings.trainer.rounds_products for settings, _ in fresh):
         warn_if_bfloat16_is_slow("trainer.precision is bf16", "trainer.precision=fp32", fresh[0][1].device)
 
 

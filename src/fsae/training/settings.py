@@ -74,6 +74,11 @@ class TrainerSettings(Ranged, ABC, group="trainer"):
         """True if training uses torch.compile, which traces one function at a time."""
         return False
 
+    @property
+    def rounds_products(self) -> bool:
+        """True if training computes its products in bfloat16."""
+        return False
+
     def logs_after(self, step: int) -> bool:
         """Return whether a step, counted from 0, is the last of a logging interval."""
         return (step + 1) % self.log_every == 0 or step + 1 == self.steps
@@ -202,6 +207,10 @@ class AdamSettings(TrainerSettings):
     @property
     def compiles(self) -> bool:
         return self.compile
+
+    @property
+    def rounds_products(self) -> bool:
+        return self.precision is Precision.bf16
 
     def updates_at(self, step: int) -> int:
         return self.updates_per_batch
