@@ -281,7 +281,8 @@ def test_wrong_tensors(tmp_path, changes, message):
         ({"rescale_acts_by_decoder_norm": "yes"}, r"rescale_acts_by_decoder_norm is 'yes'"),
         ({"dtype": "int8"}, r"dtype is 'int8'; known are float32"),
         ({"dtype": 32}, r"dtype is 32"),
-        ({"d_out": 6}, r"d_out is 6, but d_in is 5: it is a transcoder"),
+        ({"d_out": 6}, r"d_out is 6, but d_in is 5, and .* one site; that of a transcoder is 'transcoder'"),
+        ({"hook_name_out": "blocks.0.hook_mlp_out"}, "it writes another site than it reads, and the architecture"),
         ({"architecture": "local_pca", "rank": 2}, r"d_sae is 13, no multiple of 1 \+ rank \(3\)"),
     ],
 )

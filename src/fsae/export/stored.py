@@ -74,6 +74,8 @@ class Stored:
                 "another site than it reads, or several"
             )
         self._refuse_unhonoured(config)
+        if between is None:
+            self._refuse_two_sites(config)
         tensors = self.tensors()
         if of_batch and "topk_threshold" in tensors:
             threshold = tensors.pop("topk_threshold")
@@ -174,17 +176,27 @@ class Stored:
         reshaping = config.get("reshape_activations", "none")
         if reshaping not in ("none", "hook_z"):
             raise ValueError(f"{path}: reshape_activations is {reshaping!r}; only 'none' and 'hook_z' are known")
-        if (d_out := config.get("d_out")) not in (None, config.get("d_in")):
-            raise ValueError(
-                f"{path}: d_out is {d_out!r}, but d_in is {config.get('d_in')}: it is a transcoder, which is not "
-                "supported"
-            )
         for key in ("apply_b_dec_to_input", "rescale_acts_by_decoder_norm"):
             if not isinstance(config.get(key, False), bool):
                 raise ValueError(f"{path}: {key} is {config[key]!r}; it must be true or false")
         dtype = config.get("dtype") or "float32"
         if not isinstance(dtype, str) or dtype.removeprefix("torch.") not in DTYPES:
             raise ValueError(f"{path}: dtype is {dtype!r}; known are {', '.join(DTYPES)}")
+
+    def _refuse_two_sites(self, config: dict[str, Any]) -> None:
+        """Raise ValueError if an architecture of one site has a target of another width, or at another site."""
+        d_in, d_out = config.get("d_in"), config.get("d_out")
+        if d_out not in (None, d_in):
+            said = f"d_out is {d_out!r}, but d_in is {d_in!r}"
+        elif self.provenance().writes_elsewhere:
+            said = "it writes another site than it reads"
+        else:
+            return
+        name = config.get("architecture", "standard")
+        raise ValueError(
+            f"{self.described}: {said}, and the architecture {name!r} is that of one site; that of a transcoder is "
+            f"{'transcoder' if name == 'standard' else f'{name}_transcoder'!r}"
+        )
 
     def _factor_per_latent(self, tensors: dict[str, Tensor]) -> Tensor | None:
         """Remove the factors that SAELens before version 6 fine-tuned from the tensors, and return them."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fsae.export.between import saelens_form
 from fsae.export.dictionary_files import load_autoencoder, read_provenance
 from tests.architectures import relative_error
 from tests.export.releases.weights import D_IN, D_SAE, K, check, drawn, largest, weights
@@ -158,9 +159,59 @@ def test_the_names_of_linear_layers_are_read(tmp_path):
     assert read_provenance(folder).hook_name == "blocks.3.hook_resid_post"
 
 
-def test_another_site_of_the_target_is_read(tmp_path):
-    folder = llama_scope(tmp_path / "a", hook_point_out="blocks.16.hook_resid_post")
-    assert read_provenance(folder).hook_name_out == "blocks.16.hook_resid_post"
+BETWEEN = {"hook_point_in": "blocks.15.ln2.hook_normalized", "hook_point_out": "blocks.15.hook_mlp_out"}
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_llama_scope_has_transcoders(tmp_path, centred):
+    w, to_input, to_target = weights(), math.sqrt(D_IN) / 4.0, math.sqrt(D_IN) / 9.0
+
+    def forward(x):
+        pre = (x * to_input - (w["b_dec"] if centred else 0)) @ w["W_enc"] + w["b_enc"]
+        codes = pre * (pre > 0.3 * to_input)
+        return codes, (codes @ w["W_dec"] + w["b_dec"]) / to_target
+
+    norms = {"in": 4.0, "out": 9.0}
+    changes = BETWEEN | {"dataset_average_activation_norm": norms, "apply_decoder_bias_to_pre_encoder": centred}
+    folder = llama_scope(tmp_path / "L15TC", **changes)
+    check(folder, forward)
+    said = read_provenance(folder)
+    assert (said.hook_name, said.hook_name_out) == (BETWEEN["hook_point_in"], BETWEEN["hook_point_out"])
+
+
+@pytest.mark.parametrize("act_fn", ["relu", "jumprelu", "topk"])
+@pytest.mark.parametrize("by_norm", [False, True])
+def test_openmoss_has_transcoders(tmp_path, act_fn, by_norm):
+    w, to_input, to_target = weights(), math.sqrt(D_IN) / 4.0, math.sqrt(D_IN) / 9.0
+    norms = dict(zip(BETWEEN.values(), (4.0, 9.0), strict=True))
+    changes = {
+        "act_fn": act_fn,
+        "top_k": K,
+        "norm_activation": "dataset-wise",
+        "sparsity_include_decoder_norm": by_norm,
+    }
+    folder = openmoss(tmp_path / "a", **BETWEEN, **changes, dataset_average_activation_norm=norms)
+
+    def forward(x):
+        pre = (x * to_input) @ w["W_enc"] + w["b_enc"]
+        lengths = w["W_dec"].norm(dim=1) if by_norm else torch.ones(D_SAE)
+        scores = pre * lengths
+        if act_fn == "topk":
+            codes = largest(scores) / lengths
+        else:
+            codes = pre * (scores > (w["threshold"] if act_fn == "jumprelu" else 0))
+        reconstruction = (codes @ w["W_dec"] + w["b_dec"]) / to_target
+        # Codes that are selected by their length have this unit, in that of the targets.
+        return codes * lengths / to_target if act_fn == "topk" and by_norm else codes, reconstruction
+
+    check(folder, forward)
+
+
+@pytest.mark.parametrize("write", [openmoss, llama_scope])
+def test_a_transcoder_is_written_as_one(tmp_path, write):
+    autoencoder = load_autoencoder(write(tmp_path / "a", **BETWEEN, norm_activation="inference"))
+    assert not autoencoder.ends.same
+    assert saelens_form(autoencoder).architecture == "jumprelu_transcoder"
 
 
 @pytest.mark.parametrize("write", [openmoss, llama_scope])

@@ -97,6 +97,20 @@ def test_the_site_is_the_name_of_the_folder(tmp_path, name, hook):
     assert read_provenance(folder).hook_name == hook
 
 
+@pytest.mark.parametrize(
+    ("name", "read", "written"),
+    [
+        ("layers.5", "blocks.5.hook_resid_pre", "blocks.5.hook_resid_post"),
+        ("transformer.h.3.mlp", "blocks.3.mlp.hook_in", "blocks.3.hook_mlp_out"),
+        ("layers.7.self_attn", "blocks.7.attn.hook_in", "blocks.7.hook_attn_out"),
+        ("embed_tokens", None, None),
+    ],
+)
+def test_a_transcoder_reads_what_the_module_reads(tmp_path, name, read, written):
+    said = read_provenance(write(tmp_path / name, transcode=True))
+    assert (said.hook_name, said.hook_name_out) == (read, written)
+
+
 def test_the_language_model_is_in_the_config_above(tmp_path):
     folder = write(tmp_path / "layers.5")
     (tmp_path / "config.json").write_text(json.dumps({"model": "EleutherAI/pythia-70m", "ctx_len": 64, "dataset": "d"}))

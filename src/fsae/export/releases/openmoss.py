@@ -57,7 +57,7 @@ def read_llama_scope(folder: Path) -> Stored:
         found = renamed(read_safetensors(weights), _LINEAR, weights, transposed=("W_enc", "W_dec"))
         norms = settings.known.get(_MEAN_NORM)
         scales = settings.scales(norms if isinstance(norms, dict) else {}, ("in", "out"))
-        if config["architecture"] == "jumprelu":
+        if settings.known.get("act_fn") == "jumprelu":
             # One number, in the unit of raw activations.
             threshold = settings.number("jump_relu_threshold") * scales[0]
             found["threshold"] = torch.full_like(found["b_enc"], threshold, dtype=torch.float32)
@@ -263,13 +263,12 @@ class _Settings:
                 f"{self.path}: act_fn is 'layertopk', which OpenMOSS has for cross-layer transcoders alone (sae_type "
                 "'clt'); others are read with act_fn 'relu', 'jumprelu' or 'topk'"
             )
-        hook_in, hook_out = known.get("hook_point_in"), known.get("hook_point_out")
         config: dict[str, Any] = {
             "architecture": _ARCHITECTURES[known.get("act_fn", "relu")],
             "d_in": self.count("d_model"),
-            "apply_b_dec_to_input": known.get("apply_decoder_bias_to_pre_encoder", False),
+            "apply_b_dec_to_input": self.centred,
             "model_name": known.get("model_name"),
-            "hook_name": hook_in,
+            "hook_name": known.get("hook_point_in"),
             "prepend_bos": True,
             "context_size": 1024,
         }
@@ -277,9 +276,25 @@ class _Settings:
             config["normalize_activations"] = "constant_norm_rescale"
         if config["architecture"] == "topk":
             config |= {"k": self.count("top_k"), "rescale_acts_by_decoder_norm": self.by_norm}
-        if hook_out not in (None, hook_in):
-            config["hook_name_out"] = hook_out
+        if self.transcodes:
+            config |= {
+                "architecture": f"{config['architecture']}_transcoder",
+                "apply_b_dec_to_input": False,
+                "hook_name_out": known["hook_point_out"],
+            }
         return config
+
+    @property
+    def transcodes(self) -> bool:
+        """True if a dictionary of one site for its inputs has another one for its targets."""
+        known = self.known
+        of_one = known.get("sae_type") not in list(_OF_SITES)
+        return of_one and known.get("hook_point_out") not in (None, known.get("hook_point_in"))
+
+    @property
+    def centred(self) -> bool:
+        """True if the decoder's bias is subtracted from the inputs."""
+        return bool(self.known.get("apply_decoder_bias_to_pre_encoder", False))
 
     @property
     def by_norm(self) -> bool:
@@ -351,6 +366,10 @@ class _Settings:
 
     def folded(self, tensors: dict[str, Tensor], scale_in: float, scale_out: float) -> dict[str, Tensor]:
         """Return the tensors for raw activations, and thresholds for plain pre-activations."""
+        if self.transcodes and self.centred:
+            # OpenMOSS subtracts the bias from the inputs of a transcoder, too.
+            W_enc, b_dec = tensors["W_enc"].float(), tensors["b_dec"].float()
+            tensors["b_enc"] = tensors["b_enc"].float() - b_dec @ W_enc
         if "threshold" in tensors and self.by_norm:
             norms = tensors["W_dec"].float().norm(dim=1)
             tensors["threshold"] = tensors["threshold"] / torch.where(norms > 0, norms, 1.0)

@@ -16,13 +16,14 @@ _CONFIG, _FILE = "cfg.json", "sae.safetensors"
 _NAMES = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "W_dec", "b_dec": "b_dec"}
 
 _ACTIVATIONS = ("topk", "groupmax")
-# The end of a hookpoint's name, and TransformerLens' name of the place.
+# By the end of a module's name: TransformerLens' names of what the module reads and writes.
+_ATTENTION = ("attn.hook_in", "hook_attn_out")
 _HOOKS = {
-    "": "hook_resid_post",
-    "mlp": "hook_mlp_out",
-    "attn": "hook_attn_out",
-    "self_attn": "hook_attn_out",
-    "attention": "hook_attn_out",
+    "": ("hook_resid_pre", "hook_resid_post"),
+    "mlp": ("mlp.hook_in", "hook_mlp_out"),
+    "attn": _ATTENTION,
+    "self_attn": _ATTENTION,
+    "attention": _ATTENTION,
 }
 
 
@@ -47,13 +48,12 @@ def read_sparsify(folder: Path) -> Stored:
         "k": known.get("k"),
         "apply_b_dec_to_input": centred,
     }
-    hook = _hook(folder.name)
-    if hook is not None:
-        config["hook_name"] = hook
     if transcoder or skip:
         config["architecture"] = f"{activation}_{'skip_' if skip else ''}transcoder"
-    if transcoder and hook is not None and hook.endswith("hook_mlp_out"):
-        config |= {"hook_name": hook.replace("hook_mlp_out", "mlp.hook_in"), "hook_name_out": hook}
+    hooks = _hooks(folder.name)
+    if hooks is not None:
+        read, written = hooks
+        config |= {"hook_name": read, "hook_name_out": written} if transcoder else {"hook_name": written}
     run = folder.parent / "config.json"
     if run.is_file():
         training = read_json(run)
@@ -72,12 +72,15 @@ def read_sparsify(folder: Path) -> Stored:
     return Stored(config, path, weights, tensors)
 
 
-def _hook(name: str) -> str | None:
-    """Return TransformerLens' name of a hookpoint, such as layers.5, transformer.h.5.mlp or gpt_neox.layers.5."""
+def _hooks(name: str) -> tuple[str, str] | None:
+    """Return TransformerLens' names of what a hookpoint's module reads and writes; a hookpoint is layers.5,
+    transformer.h.5.mlp or gpt_neox.layers.5, for instance."""
     found = re.fullmatch(r"(?:[\w.]+\.)?(?:layers|h|blocks)[._](\d+)(?:[._](\w+))?", name)
-    if found is None or (found[2] or "") not in _HOOKS:
+    ends = None if found is None else _HOOKS.get(found[2] or "")
+    if found is None or ends is None:
         return None
-    return f"blocks.{found[1]}.{_HOOKS[found[2] or '']}"
+    read, written = (f"blocks.{found[1]}.{end}" for end in ends)
+    return read, written
 
 
 SPARSIFY = Release(
