@@ -10,7 +10,7 @@ from torch import Tensor
 from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.initialisation import centroids, principal_components
 from fsae.autoencoders.layout import Ends, Layout, blocks_across_layers
-from fsae.autoencoders.settings import BiasInit, DecoderInit, DecoderNorm, EncoderInit
+from fsae.autoencoders.settings import BiasInit, DecoderInit, DecoderNorm, EncoderInit, RectifiedSettings
 from tests.architectures import ARCHITECTURES, each_architecture, each_with, samples, settings_of
 
 TWO = Layout((("a", 5), ("b", 5)))
@@ -37,11 +37,15 @@ def are_parallel(vectors: Tensor, others: Tensor) -> bool:
     return torch.allclose(vectors, factor * others, rtol=0, atol=1e-5)
 
 
+def _with_free_columns(arch: str) -> dict[str, DecoderNorm]:
+    return {"decoder_norm": DecoderNorm.free} if "encoder_norm" in ARCHITECTURES[arch].fixed else {}
+
+
 def started(
     arch: str, ends: Ends | int, x: Tensor, y: Tensor | None = None, run_seed: int = 0, weights: int = 0, **changes
 ) -> SparseAutoencoder:
     generator = torch.Generator().manual_seed(weights)
-    autoencoder = settings_of(arch, d_sae=13, **changes).build(ends, generator)
+    autoencoder = settings_of(arch, **{"d_sae": 13, **changes, **_with_free_columns(arch)}).build(ends, generator)
     autoencoder.initialise(lambda: x, 0.5, None if y is None else lambda: y, 2.0, seed=run_seed)
     return autoencoder
 
@@ -93,8 +97,31 @@ def test_first_reconstructions_of_rows_that_are_alike_are_not_too_long(arch: str
     x += 0.1 * samples(600, dtype=torch.float32)
     autoencoder = started(arch, 5, x, decoder_init=start, b_dec_init=BiasInit.mean)
     scaled = 0.5 * x
-    reconstruction = autoencoder.decode(autoencoder.encode(scaled).codes)
-    assert (scaled - reconstruction).square().sum() <= 1.01 * (scaled - scaled.mean(0)).square().sum()
+    for _ in range(2):
+        reconstruction = autoencoder.decode(autoencoder.encode(scaled).codes)
+        assert (scaled - reconstruction).square().sum() <= 1.01 * (scaled - scaled.mean(0)).square().sum()
+        # As after the first step.
+        if autoencoder.settings.decoder_norm is DecoderNorm.unit:
+            autoencoder.normalise_decoder()
+
+
+RECTIFIED = [arch for arch, row in ARCHITECTURES.items() if issubclass(row.settings, RectifiedSettings)]
+
+
+@pytest.mark.parametrize("arch", RECTIFIED)
+@pytest.mark.parametrize(
+    ("ends", "changes"), [(5, {}), (5, {"apply_b_dec_to_input": False}), (BETWEEN, {})], ids=["plain", "raw", "between"]
+)
+def test_latents_start_with_the_density_that_is_asked_for(arch: str, ends: Ends | int, changes: dict):
+    # The mean is far longer than the distances from it.
+    x = samples(2000, dtype=torch.float32) + 4
+    y = None if ends == 5 else x[:, :4]
+    autoencoder = started(arch, ends, x, y, init_density=0.1, **changes)
+    encoding = autoencoder.encode(0.5 * x)
+    # A gate may be open where the magnitude is negative.
+    deciding = encoding.extra.get("gate", encoding.codes)
+    shares = (deciding.dense() != 0).float().mean(0)
+    torch.testing.assert_close(shares, torch.full((13,), 0.1), rtol=0, atol=0.005)
 
 
 @pytest.mark.parametrize("refinements", [0, 1, 3])
@@ -186,7 +213,8 @@ def test_rows_are_what_the_mlp_writes_along_the_columns(arch: str):
 def test_latents_of_layers_start_within_their_layers(arch: str, start: DecoderInit):
     ends = replace(CROSSCODER, blocks=blocks_across_layers(2))
     x = samples(300, 10, dtype=torch.float32)
-    autoencoder = settings_of(arch, d_sae=14, decoder_init=start).build(ends, torch.Generator().manual_seed(0))
+    changes = {"d_sae": 14, "decoder_init": start, **_with_free_columns(arch)}
+    autoencoder = settings_of(arch, **changes).build(ends, torch.Generator().manual_seed(0))
     autoencoder.initialise(lambda: x, 0.5, seed=0)
     for region in ends.unwritten(14):
         assert not autoencoder.W_dec[region].any()
@@ -227,6 +255,12 @@ def test_latents_that_are_drawn_again_ignore_the_decoders_start():
 def test_settings_that_cannot_hold(changes: dict, says: str):
     with pytest.raises(ValueError, match=says):
         settings_of("topk", **changes)
+
+
+@pytest.mark.parametrize("start", [DecoderInit.kmeans, DecoderInit.active_subspace, DecoderInit.mlp])
+def test_columns_of_unit_norm_refuse_rows_that_are_alike(start: DecoderInit):
+    with pytest.raises(ValueError, match=rf"decoder_init is {start.name}.*decoder_norm=free"):
+        settings_of("group_topk", decoder_init=start)
 
 
 def test_too_few_vectors_or_dimensions_are_refused():

@@ -12,7 +12,7 @@ from fsae.autoencoders.warm_start import check_start, take_over
 from fsae.export.folding import fold
 from fsae.export.provenance import Provenance
 from fsae.export.saelens import load_saelens, save_saelens
-from tests.architectures import ARCHITECTURES, FITTED, each_architecture, fitted, samples, settings_of
+from tests.architectures import ARCHITECTURES, FITTED, each_architecture, each_with, fitted, samples, settings_of
 
 TWO = Layout((("a", 5), ("b", 5)))
 ENDS = {
@@ -119,6 +119,23 @@ def test_rows_of_other_norms_are_refused_if_rows_are_unit_vectors(tmp_path: Path
     known = stored(before, Scaling.of(1.0), tmp_path / "sae")
     with pytest.raises(ValueError, match=r"norms from 3 to 3.*decoder_norm=free"):
         started("topk", Ends.of(5), Scaling.of(1.0), known)
+
+
+def test_columns_of_other_norms_are_refused_if_columns_are_unit_vectors(tmp_path: Path):
+    before = trained("group_topk", Ends.of(5))
+    with torch.no_grad():
+        before.W_enc.mul_(3)
+    known = stored(before, Scaling.of(1.0), tmp_path / "sae")
+    with pytest.raises(ValueError, match=r"encoder columns with norms from 3 to 3.*decoder_norm=free"):
+        started("group_topk", Ends.of(5), Scaling.of(1.0), known)
+
+
+@each_with("encoder_init")
+def test_known_latents_are_aligned_from_the_start(arch: str, tmp_path: Path):
+    known = stored(trained(arch, Ends.of(5)), Scaling.of(1.0), tmp_path / "sae")
+    fresh = settings_of(arch, d_sae=13, align_encoder=True).build(5, torch.Generator())
+    fresh.initialise(lambda: samples(90, dtype=torch.float32), 1.0, known=known)
+    torch.testing.assert_close((fresh.W_enc.T * fresh.W_dec).sum(1), torch.ones(13))
 
 
 @each_architecture

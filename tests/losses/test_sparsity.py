@@ -94,6 +94,14 @@ def test_the_factor_is_a_ratio_of_means_over_the_last_batches():
     assert annealed([1.0], 3, term, memory) == pytest.approx(13 / 5)
 
 
+def test_an_annealed_norm_keeps_its_value_over_stages_in_which_it_was_not_measured():
+    term, memory = AnnealedLp(end=0.25, begin=0.0, stages=4), {}
+    # p is 1, and at the next measurement .5 or .25; what lies between was not measured.
+    for step in (0, 2, 3):
+        assert annealed([4.0, 1.0, 0.0], step, term, memory) == pytest.approx(5)
+    assert float(memory["factor"]) == pytest.approx(5 / (4**0.25 + 1))
+
+
 def test_every_value_of_p_is_reached():
     term = AnnealedLp(end=0.2, begin=0.1, stages=10)
     exponents = [1 - 0.8 * i / 9 for i in range(10)]

@@ -92,6 +92,14 @@ def test_orthogonality_counts_every_nth_step_n_times():
     assert values == pytest.approx([5 * each, 0, 0, 0, 0] * 2)
 
 
+@torch.no_grad()
+def test_orthogonality_that_is_only_measured_has_its_value_in_every_step():
+    record = build("standard")(samples(3))
+    values = [float(Orthogonality(every=5).measure(record, moment(step)).value) for step in range(10, 15)]
+    assert values == pytest.approx([float(Orthogonality(every=1).measure(record, moment(10)).value)] * 5)
+    assert values[0] > 0
+
+
 def test_chunks_are_drawn_for_each_measurement():
     record, at = build("standard", 4, 30)(samples(3, 4)), moment()
     term = Orthogonality(chunk=5, every=1)

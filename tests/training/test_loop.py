@@ -11,8 +11,12 @@ import torch
 from torch import Tensor
 
 from fsae.autoencoders.layout import Layout, Scaling
-from fsae.losses.fisher import Fisher
+from fsae.losses.decorrelation import Decorrelation
+from fsae.losses.fisher import Fisher, RandomSign
+from fsae.losses.matryoshka import SampledMatryoshka
 from fsae.losses.reconstruction import SquaredError
+from fsae.losses.term import LossTerm
+from fsae.losses.weights import Orthogonality
 from fsae.outputs.metric_log import read_metrics
 from fsae.sources.source import Batch, Partners, Source
 from fsae.training.interruption import Interrupted, Interruption
@@ -138,19 +142,31 @@ def test_logged_values_are_means_over_all_steps_of_their_interval(tmp_path: Path
         begin = end
 
 
-def test_a_penalty_of_weight_0_is_measured_at_every_logged_step(tmp_path: Path):
-    loss = {"reconstruction": SquaredError(), "fisher": Fisher(weight=0.0)}
-    settings = adam(resample_every=None)
+PENALTIES = [Fisher(weight=0.0), RandomSign(weight=0.0), Decorrelation(weight=0.0), Orthogonality(weight=0.0)]
+
+
+@pytest.mark.parametrize("penalty", PENALTIES, ids=lambda each: type(each).__name__)
+def test_a_penalty_of_weight_0_is_measured_at_every_logged_step(tmp_path: Path, penalty: LossTerm):
+    # Levels are drawn by the generator of training, from which resampling draws, too.
+    loss = {"reconstruction": SampledMatryoshka(levels=3), "penalty": penalty}
+    settings = adam()
     training_run("standard", tmp_path / "measured", settings, trained=member("standard", settings, loss)).train()
-    loss.pop("fisher")
+    loss.pop("penalty")
     training_run("standard", tmp_path / "without", settings, trained=member("standard", settings, loss)).train()
     for _, values in logged(tmp_path / "measured"):
-        assert values["train/fisher"] > 0
-        assert values["train/fisher_weighted"] == 0
-        assert values["train/fisher_ratio"] > 0
+        assert values["train/penalty"] != 0
+        assert values["train/penalty_weighted"] == 0
     # Measuring does not train.
     weights = [saved(tmp_path / name)["members"][0]["autoencoder"] for name in ("measured", "without")]
     assert not differences(*weights)
+
+
+def test_a_fisher_penalty_of_weight_0_has_its_ratio(tmp_path: Path):
+    loss = {"reconstruction": SquaredError(), "fisher": Fisher(weight=0.0)}
+    training_run("standard", tmp_path / "measured", trained=member("standard", adam(), loss)).train()
+    for _, values in logged(tmp_path / "measured"):
+        assert values["train/fisher"] > 0
+        assert values["train/fisher_ratio"] > 0
 
 
 MEMBERS = ("standard", "gated", "jumprelu", "topk", "batch_topk", "abs_topk")

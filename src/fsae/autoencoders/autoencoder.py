@@ -357,12 +357,13 @@ class SparseAutoencoder(Autoencoder):
         if not self.ends.same and find_centre is not None:
             self.raise_pre_activations(-find_centre(sample) @ self.W_enc)
         if settings.bias_density is not None:
-            for latents, products in levels(self.encoder_input(sample), self.W_enc, settings.bias_density):
-                self.switch_on_above(latents, products)
+            self.switch_on(self.encoder_input(sample), settings.bias_density)
         if seed is not None and settings.decoder_init.from_data:
             self._shrink_codes(first)
         if known is not None:
             take_over(self, known)
+            if settings.align_encoder:
+                self.align_encoder()
 
     def _shrink_codes(self, first: FirstVectors) -> None:
         """Divide all codes by one number if the first reconstructions are too long.
@@ -421,6 +422,16 @@ class SparseAutoencoder(Autoencoder):
     def raise_pre_activations(self, by: Float[Tensor, " d_sae"]) -> None:
         """Add a vector to the encoder's product with every input, by way of the biases."""
         self.get_parameter("b_enc").add_(by)
+
+    def switch_on(self, inputs: Float[Tensor, "vectors d_in"], density: float) -> None:
+        """Set the biases by which each latent is on for a share `density` of vectors.
+
+        Args:
+            inputs: the vectors, as `encoder_input` returns them.
+            density: the share.
+        """
+        for latents, products in levels(inputs, self.W_enc, density):
+            self.switch_on_above(latents, products)
 
     @torch.no_grad()
     def switch_on_above(self, latents: slice, products: Float[Tensor, " latents"]) -> None:
@@ -523,6 +534,11 @@ class SparseAutoencoder(Autoencoder):
             yield from (("W_enc", (dimensions, latents)) for latents, dimensions in ends.unread(self.d_sae))
         if ends.skip:
             yield from (("W_skip", region) for region in ends.unlinked())
+
+    @property
+    def has_unit_columns(self) -> bool:
+        """True if `normalise_decoder` gives the encoder's columns unit norm, too."""
+        return False
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:

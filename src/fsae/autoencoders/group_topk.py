@@ -30,6 +30,15 @@ class GroupTopKSettings(KSettings):
     provides: ClassVar[frozenset[str]] = frozenset({"pre_activations", "group_rank"})
     saelens_names: ClassVar[tuple[str, ...]] = ("group_topk",)
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.decoder_init.from_data and not (self.frees_decoder_norms or self.tied):
+            raise ValueError(
+                f"arch.decoder_init is {self.decoder_init.name}, whose rows are alike, and arch.decoder_norm=unit makes "
+                "the encoder's columns unit vectors, too, so that all codes together are far too long; set "
+                "arch.decoder_norm=free, or arch.decoder_init=random"
+            )
+
     def check_width(self, d_in: int) -> None:
         super().check_width(d_in)
         for name, count in (("k", self.k), ("k_start", self.k_start or self.k), ("d_sae", self.width(d_in))):
@@ -76,10 +85,14 @@ class GroupTopK(TopK):
     def deciding_map(self) -> None:
         """Return None: norms of groups are no affine functions of the input."""
 
+    @property
+    def has_unit_columns(self) -> bool:
+        return not (self.settings.tied or self.settings.frees_decoder_norms)
+
     @torch.no_grad()
     def normalise_decoder(self) -> None:
         super().normalise_decoder()
-        if not self.settings.tied and self.W_enc.requires_grad:
+        if self.has_unit_columns and self.W_enc.requires_grad:
             self.W_enc.div_(self.W_enc.norm(dim=0).clamp_min(1e-8))
 
     def to_saelens(self) -> SAELensForm:

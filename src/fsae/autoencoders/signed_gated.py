@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fsae.autoencoders.autoencoder import RESAMPLED_SHARE, SparseAutoencoder
+from fsae.autoencoders.initialisation import levels
 from fsae.autoencoders.layout import Ends
 from fsae.autoencoders.record import AffineMap, Encoding, SAELensForm
 from fsae.autoencoders.settings import RectifiedSettings
@@ -76,10 +77,14 @@ class SignedGated(SparseAutoencoder):
         self.b_mag.add_(by * self.r_mag.exp())
 
     @torch.no_grad()
-    def switch_on_above(self, latents: slice, products: Tensor) -> None:
-        # The inputs are centred, so the products of either sign are as large.
-        self.b_gate[latents] = -products.abs()
-        self.b_gate_negative[latents] = -products.abs()
+    def switch_on(self, inputs: Tensor, density: float) -> None:
+        """See `SparseAutoencoder.switch_on`; a share of `density` is on with either sign.
+
+        Inputs need not be centred, so that the products of one sign can be far larger.
+        """
+        for sign, bias in ((1, self.b_gate), (-1, self.b_gate_negative)):
+            for latents, products in levels(inputs, sign * self.W_enc, density):
+                bias[latents] = -products
 
     def multiply_pre_activations(self, unit: Tensor) -> None:
         for bias in (self.b_gate, self.b_gate_negative, self.b_mag):

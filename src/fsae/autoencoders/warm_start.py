@@ -66,7 +66,7 @@ def take_over(fresh: "SparseAutoencoder", known: "Autoencoder") -> None:
         known: in the unit of training.
 
     Raises:
-        ValueError: its other rows are no unit vectors, as `decoder_norm: unit` requires.
+        ValueError: its other rows, or its encoder's columns, have norms that `decoder_norm: unit` would change.
     """
     latents = torch.arange(min(fresh.d_sae, known.d_sae), device=known.W_dec.device)
     norms = known.W_dec.norm(dim=1)
@@ -78,6 +78,14 @@ def take_over(fresh: "SparseAutoencoder", known: "Autoencoder") -> None:
                 "arch.decoder_norm=unit would change, and its codes with them; set arch.decoder_norm=free"
             )
     theirs = dict(known.named_parameters())
+    if fresh.has_unit_columns:
+        columns = theirs["W_enc"].norm(dim=0)[latents]
+        if ((columns - 1).abs() > _ROUNDING).any():
+            raise ValueError(
+                f"arch.warm_start has encoder columns with norms from {columns.min():.3g} to {columns.max():.3g}, which "
+                f"arch.decoder_norm=unit would change in arch {fresh.settings.name}, and its codes with them; set "
+                "arch.decoder_norm=free"
+            )
     for name, parameter in fresh.named_parameters():
         if fresh.latent_axis(name) is None and name in theirs:
             parameter.copy_(theirs[name])

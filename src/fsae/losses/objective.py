@@ -51,9 +51,12 @@ class Objective:
             if weight == 0 and not measure_all:
                 continue
             differentiated = weight != 0 and torch.is_grad_enabled()
+            # What is only measured leaves the random numbers of training as they are.
+            generator = moment.generator if differentiated else torch.Generator().manual_seed(moment.step)
             # Autocast ends where the losses begin: they are sums over thousands of entries, in float32.
             with torch.set_grad_enabled(differentiated), torch.autocast(device, enabled=False):
-                measured = term.measure(record, replace(moment, memory=self._memories[name]))
+                known = replace(moment, memory=self._memories[name], generator=generator)
+                measured = term.measure(record, known)
             if weight != 0:
                 total = total + weight * measured.value
             value = measured.value.detach()

@@ -98,19 +98,23 @@ class AnnealedLp(LossTerm):
     def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
         sizes, memory = _sizes(record), moment.memory
         stage = self._stage(moment.progress)
+        value, p = self._norm(sizes, stage), self._p(stage)
         if stage != memory.setdefault("stage", stage):
-            before, after = memory["values"].mean(0)
+            if stage == memory.get("coming"):
+                before, after = memory["values"].mean(0)
+            else:
+                # Stages passed in which nothing was measured.
+                before, after = self._norm(sizes, memory["stage"]).detach(), value.detach()
             memory["factor"] = memory["factor"] * torch.where(after > 0, before / after, 1.0)
             memory["stage"] = stage
-            del memory["values"]
-        value, p = self._norm(sizes, stage), self._p(stage)
+            memory.pop("values", None)
         factor = memory.setdefault("factor", torch.ones_like(value.detach()))
         coming = max(stage + 1, self._stage((moment.step + 1) / moment.steps))
         if coming < self.stages:
             with torch.no_grad():
                 both = torch.stack([value, self._norm(sizes, coming)]).unsqueeze(0)
-            known = memory.get("values", both[:0])
-            memory["values"] = torch.cat([known, both])[-self.recent :]
+            known = memory["values"] if memory.get("coming") == coming and "values" in memory else both[:0]
+            memory["values"], memory["coming"] = torch.cat([known, both])[-self.recent :], coming
         return TermValue(factor * value, {"sparsity_p": factor.new_tensor(p)})
 
     def _stage(self, progress: float) -> int:

@@ -42,8 +42,8 @@ class Orthogonality(LossTerm):
 
     Attributes:
         chunk: the most rows of a chunk, so that K = ceil(d_sae / chunk). The paper has 8192, which takes twice as long.
-        every: steps between measurements. Those steps count this many times, and the others 0, so the mean over steps
-            is the same for any number.
+        every: steps between measurements in training. Those steps count this many times, and the others 0, so the mean
+            over steps is the same for any number.
     """
 
     weight: float = field(default=0.25, metadata=WEIGHT)
@@ -51,14 +51,16 @@ class Orthogonality(LossTerm):
     every: int = field(default=5, metadata=COUNT)
 
     def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
-        if moment.step % self.every:
+        # What is measured without training on it has no steps in between.
+        every = self.every if torch.is_grad_enabled() else 1
+        if moment.step % every:
             return TermValue(record.W_dec.new_zeros(()))
         order = torch.randperm(len(record.W_dec), generator=moment.generator)
         order = order.to(record.W_dec.device, non_blocking=True)
         rows = unit_rows(record.W_dec)
         chunks = order.tensor_split(math.ceil(len(order) / self.chunk))
         values = torch.stack([_squared_cosines(rows.index_select(0, chunk)).mean() for chunk in chunks])
-        return TermValue(self.every * values.mean())
+        return TermValue(every * values.mean())
 
 
 def _squared_cosines(rows: Float[Tensor, "rows d"]) -> Float[Tensor, " rows"]:
