@@ -60,6 +60,26 @@ def test_both_hooks_are_read_back(tmp_path: Path):
     assert (found.hook_name, found.hook_name_out) == (SITES.hook_name, SITES.hook_name_out)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"normalize_activations": "layer_norm"},
+        {"normalize_activations": "constant_norm_rescale"},
+        {"normalize_activations": "expected_average_only_in", "norm_scaling_factor": 0.4},
+        {"normalize_activations": "constant_scalar_rescale", "activation_normalization_factor": 0.4},
+    ],
+    ids=lambda said: said["normalize_activations"],
+)
+def test_normalised_inputs_are_refused(said: dict, tmp_path: Path):
+    save_saelens(moved("jumprelu", BETWEEN).float().eval(), tmp_path / "sae", SITES)
+    path = tmp_path / "sae" / "cfg.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | said))
+    with pytest.raises(
+        ValueError, match=rf"cfg\.json: normalize_activations is '{said['normalize_activations']}', which"
+    ):
+        load_saelens(tmp_path / "sae")
+
+
 @pytest.mark.parametrize("parts", [None, [["a", 3]], [["a"]], "ab"], ids=str)
 def test_parts_that_do_not_add_up_are_refused(parts: object, tmp_path: Path):
     folder = tmp_path / "sae"

@@ -42,7 +42,7 @@ class Stored:
         config: the words of SAELens' cfg.json; `d_in` and `d_sae` may be missing, and follow from the tensors then.
         described: the file or folder that says so, for messages.
         weights: the file of the tensors, for messages.
-        tensors: reads the tensors: `W_enc` (d_in, d_sae), `W_dec` (d_sae, d_in) and others by SAELens' names.
+        tensors: reads the tensors: `W_enc` (d_in, d_sae), `W_dec` (d_sae, d_out) and others by SAELens' names.
     """
 
     config: dict[str, Any]
@@ -68,10 +68,11 @@ class Stored:
             config["architecture"] = "jumprelu"
         architecture, kind = self._architecture(config)
         factor, norm = self._normalisation(config)
-        if norm is not None and between is not None:
+        if between is not None and (norm is not None or factor != 1):
+            # SAELens does not say whether the targets are normalised, too.
             raise ValueError(
-                f"{said}: normalize_activations is {norm.name!r}, which is not supported for a dictionary that writes "
-                "another site than it reads, or several"
+                f"{said}: normalize_activations is {config['normalize_activations']!r}, which is not supported for a "
+                "dictionary that writes another site than it reads, or several"
             )
         self._refuse_unhonoured(config)
         if between is None:
@@ -97,11 +98,7 @@ class Stored:
             weights["W_dec"] = weights["W_dec"] * per_latent.float()[:, None]
         if factor != 1 and "W_enc" in weights:
             weights["W_enc"] = weights["W_enc"] * factor
-            if ends.same:
-                weights["W_dec"], weights["b_dec"] = weights["W_dec"] / factor, weights["b_dec"] / factor
-            elif ends.skip:
-                # SAELens does not undo the factor at another site.
-                weights["W_skip"] = weights["W_skip"] * factor
+            weights["W_dec"], weights["b_dec"] = weights["W_dec"] / factor, weights["b_dec"] / factor
         autoencoder = settings.build(ends, torch.Generator()).eval()
         try:
             autoencoder.load_saelens(weights)
