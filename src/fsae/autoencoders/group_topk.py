@@ -34,8 +34,8 @@ class GroupTopKSettings(KSettings):
         super().__post_init__()
         if self.decoder_init.from_data and not (self.frees_decoder_norms or self.tied):
             raise ValueError(
-                f"arch.decoder_init is {self.decoder_init.name}, whose rows are alike, and arch.decoder_norm=unit makes "
-                "the encoder's columns unit vectors, too, so that all codes together are far too long; set "
+                f"arch.decoder_init is {self.decoder_init.name}, whose rows are alike; with arch.decoder_norm=unit "
+                "the encoder's columns are unit vectors, too, so that all codes together are far too long; set "
                 "arch.decoder_norm=free, or arch.decoder_init=random"
             )
 

@@ -82,9 +82,9 @@ def take_over(fresh: "SparseAutoencoder", known: "Autoencoder") -> None:
         columns = theirs["W_enc"].norm(dim=0)[latents]
         if ((columns - 1).abs() > _ROUNDING).any():
             raise ValueError(
-                f"arch.warm_start has encoder columns with norms from {columns.min():.3g} to {columns.max():.3g}, which "
-                f"arch.decoder_norm=unit would change in arch {fresh.settings.name}, and its codes with them; set "
-                "arch.decoder_norm=free"
+                f"arch.warm_start has encoder columns with norms from {columns.min():.3g} to {columns.max():.3g}, "
+                f"which arch.decoder_norm=unit would change in arch {fresh.settings.name}, and its codes with them; "
+                "set arch.decoder_norm=free"
             )
     for name, parameter in fresh.named_parameters():
         if fresh.latent_axis(name) is None and name in theirs:
