@@ -15,7 +15,7 @@ from fsae.autoencoders.autoencoder import Autoencoder, SparseAutoencoder
 from fsae.autoencoders.batch_topk import BatchTopKSettings
 from fsae.autoencoders.fitted import FittedAutoencoder, FittedSettings
 from fsae.autoencoders.gated import GatedSettings
-from fsae.autoencoders.group_topk import GroupTopKSettings
+from fsae.autoencoders.group_topk import GroupMaxSettings, GroupTopKSettings
 from fsae.autoencoders.jumprelu import JumpReLUSettings
 from fsae.autoencoders.layout import Ends
 from fsae.autoencoders.lista import ListaSettings
@@ -124,6 +124,11 @@ def _groups_of_largest_norm(h: Tensor, gate: Tensor, autoencoder: SparseAutoenco
     assert isinstance(settings, GroupTopKSettings)
     norms = h.unflatten(1, (-1, settings.rank)).square().sum(2)
     return _k_largest(norms, settings.k // settings.rank).repeat_interleave(settings.rank, dim=1)
+
+
+def _largest_of_each_group(h: Tensor, gate: Tensor, autoencoder: SparseAutoencoder, x: Tensor) -> Tensor:
+    groups = h.unflatten(1, (_k_of(autoencoder), -1))
+    return (groups == groups.amax(2, keepdim=True)).flatten(1)
 
 
 def _longest_up_to_the_norm(h: Tensor, gate: Tensor, autoencoder: SparseAutoencoder, x: Tensor) -> Tensor:
@@ -262,10 +267,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         competes=True,
         signed=True,
     ),
-    # Groups of one: the widths of these tests have no common factor.
     "group_topk": Architecture(
         settings=GroupTopKSettings,
-        changes={"k": 3, "rank": 1},
+        changes={"k": 4, "rank": 2},
         loss={"auxiliary": AuxK(k=2)},
         saelens=("group_topk", ("b_enc",)),
         selected=_groups_of_largest_norm,
@@ -273,6 +277,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         competes=True,
         signed=True,
         fixed=frozenset({"encoder_norm"}),
+    ),
+    "groupmax": Architecture(
+        settings=GroupMaxSettings,
+        changes={"k": 2},
+        loss={"auxiliary": AuxK(k=2)},
+        saelens=("groupmax", ("b_enc",)),
+        selected=_largest_of_each_group,
+        competes=True,
     ),
     "top_afa": Architecture(
         settings=TopAFASettings,
@@ -374,7 +386,7 @@ def settings_of(arch: str, **changes: Any) -> SparseAutoencoderSettings:
 
 
 def build(
-    arch: str, d_in: int | Ends = 5, d_sae: int = 13, seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any
+    arch: str, d_in: int | Ends = 5, d_sae: int = 14, seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any
 ) -> SparseAutoencoder:
     """An autoencoder whose every parameter was moved away from its special starting value."""
     generator = torch.Generator().manual_seed(seed)

@@ -191,7 +191,7 @@ def test_sparse_forward_is_the_dense_one(arch: str, case: str, apply_b_dec_to_in
     dense, sparse, with_dense, with_sparse = pair(autoencoder, x)
     assert dense.codes.pattern is None
     assert sparse.codes.pattern is not None
-    assert sparse.codes.shape == dense.codes.shape == (len(x), 13)
+    assert sparse.codes.shape == dense.codes.shape == (len(x), 14)
     # The codes come from the same product: equal to the last bit, so both paths choose alike at ties.
     if not ARCHITECTURES[arch].rounds:
         assert torch.equal(sparse.codes.dense(), dense.codes.dense())
@@ -236,6 +236,8 @@ def test_pattern_covers_every_code(arch: str, seed: int):
     generator = torch.Generator().manual_seed(seed)
     batch, d_in, d_sae = (int(torch.randint(low, 30, (1,), generator=generator)) for low in (1, 2, 4))
     dtype = (torch.float64, torch.float32, torch.bfloat16)[seed % 3]
+    # Groups have two latents, or are two.
+    d_sae += d_sae % 2
     autoencoder = build(arch, d_in, d_sae, seed=seed, dtype=dtype)
     x = samples(batch, d_in, seed=seed, dtype=dtype)
     dense, sparse, *_ = pair(autoencoder, x)
@@ -244,7 +246,7 @@ def test_pattern_covers_every_code(arch: str, seed: int):
     assert outside.count_nonzero() == 0
     assert torch.equal(sparse.codes.dense(), dense.codes.dense())
     if autoencoder.settings.fixed_k:
-        assert (held.sum(1) == 3).all()
+        assert (held.sum(1) == ARCHITECTURES[arch].changes["k"]).all()
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -30,9 +30,9 @@ def fresh(settings: AutoencoderSettings, d_in: int = 5, seed: int = 0) -> Autoen
 
 @each_architecture
 def test_public_shapes_and_memory_layout(arch: str):
-    autoencoder = fresh(settings_of(arch, d_sae=13))
-    assert autoencoder.W_enc.shape == (5, 13)
-    assert autoencoder.W_dec.shape == (13, 5)
+    autoencoder = fresh(settings_of(arch, d_sae=14))
+    assert autoencoder.W_enc.shape == (5, 14)
+    assert autoencoder.W_dec.shape == (14, 5)
     assert autoencoder.b_dec.shape == (5,)
     # One latent's weights lie together in both matrices.
     assert autoencoder.W_enc.stride() == (1, 5)
@@ -47,12 +47,12 @@ def test_width_from_expansion_or_given():
 
 @each_with("encoder_init")
 def test_starting_weights(arch: str):
-    autoencoder = fresh(settings_of(arch, d_sae=13))
-    torch.testing.assert_close(autoencoder.W_dec.norm(dim=1), torch.ones(13))
+    autoencoder = fresh(settings_of(arch, d_sae=14))
+    torch.testing.assert_close(autoencoder.W_dec.norm(dim=1), torch.ones(14))
     assert torch.equal(autoencoder.W_enc.T, autoencoder.W_dec)
     assert autoencoder.W_enc.data_ptr() != autoencoder.W_dec.data_ptr()
     assert not autoencoder.b_dec.any()
-    again, other = fresh(settings_of(arch, d_sae=13)), fresh(settings_of(arch, d_sae=13), seed=1)
+    again, other = fresh(settings_of(arch, d_sae=14)), fresh(settings_of(arch, d_sae=14), seed=1)
     assert torch.equal(autoencoder.W_dec, again.W_dec)
     assert not torch.equal(autoencoder.W_dec, other.W_dec)
 
@@ -65,9 +65,9 @@ def test_random_encoder_is_drawn_on_its_own():
 
 
 def test_init_norm_under_free():
-    autoencoder = fresh(settings_of("standard", d_sae=13, decoder_norm=DecoderNorm.free, init_norm=0.1))
-    torch.testing.assert_close(autoencoder.W_dec.norm(dim=1), torch.full((13,), 0.1))
-    torch.testing.assert_close(autoencoder.W_enc.norm(dim=0), torch.full((13,), 0.1))
+    autoencoder = fresh(settings_of("standard", d_sae=14, decoder_norm=DecoderNorm.free, init_norm=0.1))
+    torch.testing.assert_close(autoencoder.W_dec.norm(dim=1), torch.full((14,), 0.1))
+    torch.testing.assert_close(autoencoder.W_enc.norm(dim=0), torch.full((14,), 0.1))
 
 
 @pytest.mark.parametrize(
@@ -133,10 +133,10 @@ def test_normalise_decoder(arch: str):
     autoencoder.normalise_decoder()
     norms = autoencoder.W_dec.norm(dim=1)
     assert norms[3] == 0  # a zero row has no direction; it must not become NaN
-    alive = torch.arange(13) != 3
-    torch.testing.assert_close(norms[alive], torch.ones(12, dtype=torch.float64), rtol=1e-12, atol=0)
+    alive = torch.arange(14) != 3
+    torch.testing.assert_close(norms[alive], torch.ones(13, dtype=torch.float64), rtol=1e-12, atol=0)
     cosine = torch.cosine_similarity(autoencoder.W_dec, before, dim=1)
-    torch.testing.assert_close(cosine[alive], torch.ones(12, dtype=torch.float64), rtol=1e-12, atol=0)
+    torch.testing.assert_close(cosine[alive], torch.ones(13, dtype=torch.float64), rtol=1e-12, atol=0)
 
 
 @each_with_gradients_of_codes
@@ -191,7 +191,7 @@ def test_under_free_a_long_decoder_row_does_not_make_its_code_cheap(term):
     (free, x_hat), (free_stretched, x_hat_stretched) = price(1.0, DecoderNorm.free), price(3.0, DecoderNorm.free)
     torch.testing.assert_close(x_hat, x_hat_stretched)
     assert free_stretched == pytest.approx(free, rel=1e-12)
-    assert price(3.0, DecoderNorm.unit)[0] < 0.99 * price(1.0, DecoderNorm.unit)[0]
+    assert price(3.0, DecoderNorm.unit)[0] < 0.995 * price(1.0, DecoderNorm.unit)[0]
 
 
 def test_under_free_sparsity_pulls_on_decoder_norms():
@@ -209,7 +209,7 @@ def test_under_free_sparsity_pulls_on_decoder_norms():
 @pytest.mark.parametrize("centred", [True, False])
 def test_another_decoder_leaves_every_code_as_it_was(arch: str, centred: bool):
     autoencoder, x = build(arch, apply_b_dec_to_input=centred).eval(), samples(40)
-    W_dec, b_dec = samples(13, seed=8), samples(1, seed=9)[0]
+    W_dec, b_dec = samples(14, seed=8), samples(1, seed=9)[0]
     before = autoencoder(x)
     autoencoder.set_decoder(W_dec, b_dec)
     after = autoencoder(x)

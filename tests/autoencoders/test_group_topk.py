@@ -47,7 +47,7 @@ def test_groupmax_by_hand(sparse: bool):
 @each_path
 def test_groups_of_one_are_abs_topk(sparse: bool):
     x = samples(20)
-    grouped, single = build("group_topk", rank=1)(x, sparse), build("abs_topk")(x, sparse)
+    grouped, single = build("group_topk", k=3, rank=1)(x, sparse), build("abs_topk")(x, sparse)
     assert torch.equal(grouped.codes.dense(), single.codes.dense())
     assert torch.equal(grouped.reconstruction, single.reconstruction)
 

@@ -18,7 +18,7 @@ BETWEEN = Ends(input=Layout.of(5, "a"), target=Layout.of(4, "b"))
 CROSSCODER = Ends(input=TWO, target=TWO)
 
 
-def clustered(d: int = 5, clusters: int = 13, seed: int = 1) -> tuple[Tensor, Tensor]:
+def clustered(d: int = 5, clusters: int = 14, seed: int = 1) -> tuple[Tensor, Tensor]:
     """Forty samples of each cluster in a random order, and the means of the clusters."""
     centres = 5 * samples(clusters, d, seed=seed, dtype=torch.float32)
     x = centres.repeat(40, 1) + 0.01 * samples(40 * clusters, d, seed=seed + 1, dtype=torch.float32)
@@ -45,7 +45,7 @@ def started(
     arch: str, ends: Ends | int, x: Tensor, y: Tensor | None = None, run_seed: int = 0, weights: int = 0, **changes
 ) -> SparseAutoencoder:
     generator = torch.Generator().manual_seed(weights)
-    autoencoder = settings_of(arch, **{"d_sae": 13, **changes, **_with_free_columns(arch)}).build(ends, generator)
+    autoencoder = settings_of(arch, **{"d_sae": 14, **changes, **_with_free_columns(arch)}).build(ends, generator)
     autoencoder.initialise(lambda: x, 0.5, None if y is None else lambda: y, 2.0, seed=run_seed)
     return autoencoder
 
@@ -66,7 +66,7 @@ def test_active_subspace_holds_all_rows_and_their_directions_differ(arch: str):
     autoencoder = started(arch, 5, x, decoder_init=DecoderInit.active_subspace, active_rank=2)
     rows = autoencoder.W_dec
     torch.testing.assert_close(rows @ basis @ basis.T, rows, rtol=0, atol=1e-5)
-    torch.testing.assert_close(rows.norm(dim=1), torch.ones(13))
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(14))
     assert are_parallel(autoencoder.W_enc.T, rows)
     assert torch.linalg.matrix_rank(rows) == 2
 
@@ -82,7 +82,7 @@ def test_rows_point_from_the_bias_to_centroids(arch: str):
     autoencoder = started(arch, 5, x, decoder_init=DecoderInit.kmeans, b_dec_init=BiasInit.mean)
     # Two rows may have begun in one cluster, and then one of them in between two others.
     assert ((directions(means) @ autoencoder.W_dec.T).amax(1) > 0.999).sum() >= 10
-    torch.testing.assert_close(autoencoder.W_dec.norm(dim=1), torch.ones(13))
+    torch.testing.assert_close(autoencoder.W_dec.norm(dim=1), torch.ones(14))
     if "encoder_init" not in ARCHITECTURES[arch].fixed:
         assert are_parallel(autoencoder.W_enc.T, autoencoder.W_dec)
 
@@ -121,7 +121,7 @@ def test_latents_start_with_the_density_that_is_asked_for(arch: str, ends: Ends 
     # A gate may be open where the magnitude is negative.
     deciding = encoding.extra.get("gate", encoding.codes)
     shares = (deciding.dense() != 0).float().mean(0)
-    torch.testing.assert_close(shares, torch.full((13,), 0.1), rtol=0, atol=0.005)
+    torch.testing.assert_close(shares, torch.full((14,), 0.1), rtol=0, atol=0.005)
 
 
 @pytest.mark.parametrize("refinements", [0, 1, 3])
@@ -161,7 +161,7 @@ def test_clusters_of_targets_give_columns_of_their_inputs(arch: str):
     columns = torch.nn.functional.normalize(autoencoder.W_enc.T[which], dim=1)
     assert (columns * directions(read)).sum(1)[pure].min() > 0.999
     drawn = started(arch, BETWEEN, x, y, decoder_init=DecoderInit.kmeans, encoder_init=EncoderInit.random)
-    fresh = settings_of(arch, d_sae=13).build(BETWEEN, torch.Generator().manual_seed(0))
+    fresh = settings_of(arch, d_sae=14).build(BETWEEN, torch.Generator().manual_seed(0))
     assert are_parallel(drawn.W_enc.T, fresh.W_enc.T)
 
 
@@ -197,7 +197,7 @@ def test_rows_are_what_the_mlp_writes_along_the_columns(arch: str):
     x = samples(200, dtype=torch.float32) + 1
     y = x.square() @ weights
     autoencoder = settings_of(
-        arch, d_sae=13, decoder_init=DecoderInit.mlp, decoder_norm=DecoderNorm.free, init_norm=0.5
+        arch, d_sae=14, decoder_init=DecoderInit.mlp, decoder_norm=DecoderNorm.free, init_norm=0.5
     )
     autoencoder = autoencoder.build(BETWEEN, torch.Generator().manual_seed(0))
     autoencoder.initialise(lambda: x, 0.5, lambda: y, 2.0, seed=0, mlp=lambda raw: raw.square() @ weights)
@@ -224,7 +224,7 @@ def test_latents_of_layers_start_within_their_layers(arch: str, start: DecoderIn
 
 
 def test_latents_that_are_drawn_again_ignore_the_decoders_start():
-    settings = settings_of("topk", d_sae=13, decoder_init=DecoderInit.kmeans)
+    settings = settings_of("topk", d_sae=14, decoder_init=DecoderInit.kmeans)
     autoencoder = settings.build(5, torch.Generator().manual_seed(0))
     drawn = autoencoder.W_dec.clone()
     # Fewer vectors than latents.
@@ -264,7 +264,7 @@ def test_columns_of_unit_norm_refuse_rows_that_are_alike(start: DecoderInit):
 
 
 def test_too_few_vectors_or_dimensions_are_refused():
-    with pytest.raises(ValueError, match=r"each of 13 latents, and there are 9.*source\.shard_tokens"):
+    with pytest.raises(ValueError, match=r"each of 14 latents, and there are 9.*source\.shard_tokens"):
         started("topk", 5, samples(9, dtype=torch.float32), decoder_init=DecoderInit.kmeans)
     many = settings_of("topk", decoder_init=DecoderInit.active_subspace, active_rank=5)
     with pytest.raises(ValueError, match=r"active_rank is 5, but vectors of width 4"):

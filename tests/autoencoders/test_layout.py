@@ -23,7 +23,7 @@ CROSSCODER = Ends(input=LAYERS, target=LAYERS)
 
 def _is_between_layouts(arch: str) -> bool:
     try:
-        settings_of(arch, d_sae=13).check_ends(BETWEEN)
+        settings_of(arch, d_sae=14).check_ends(BETWEEN)
     except ValueError:
         return False
     return True
@@ -31,8 +31,8 @@ def _is_between_layouts(arch: str) -> bool:
 
 # The others need one site at both ends, and refuse.
 each_between = pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if _is_between_layouts(arch)])
-# Blocks that fit 13 latents.
-OWN = Block(6 / 13, (0,), (0,)), Block(7 / 13, (1,), (1,))
+# Blocks that fit 14 latents.
+OWN = Block(6 / 14, (0,), (0,)), Block(7 / 14, (1,), (1,))
 OUT = Layout((("mlp_out.0", 1), ("mlp_out.1", 3)))
 PER_LAYER = Ends(input=LAYERS, target=OUT, skip=True, part_norm=PartNorm.joint, blocks=OWN)
 CROSS_LAYER = Ends(input=LAYERS, target=OUT, blocks=(replace(OWN[0], writes=(0, 1)), OWN[1]))
@@ -44,7 +44,7 @@ ENDS = {
 each_ends = pytest.mark.parametrize("ends", list(ENDS.values()), ids=list(ENDS))
 
 
-def moved(arch: str, ends: Ends, d_sae: int = 13, **changes) -> SparseAutoencoder:
+def moved(arch: str, ends: Ends, d_sae: int = 14, **changes) -> SparseAutoencoder:
     """An autoencoder between these ends, in float64, whose every parameter was moved away from its start."""
     generator = torch.Generator().manual_seed(0)
     autoencoder = settings_of(arch, d_sae=d_sae, **changes).build(ends, generator).double()
@@ -64,8 +64,8 @@ def output(autoencoder: SparseAutoencoder, x: Tensor) -> Tensor:
 def test_weights_have_the_widths_of_their_ends(arch: str, ends: Ends):
     autoencoder = moved(arch, ends)
     d_in, d_out = ends.input.width, ends.target.width
-    assert autoencoder.W_enc.shape == (d_in, 13)
-    assert autoencoder.W_dec.shape == (13, d_out)
+    assert autoencoder.W_enc.shape == (d_in, 14)
+    assert autoencoder.W_dec.shape == (14, d_out)
     assert output(autoencoder, samples(7)).shape == (7, d_out)
 
 
@@ -97,14 +97,14 @@ def test_folding_takes_each_part_by_its_own_factor(arch: str, ends: Ends):
     assert torch.equal(is_on, was_on)
     assert was_on.any()
     if not autoencoder.latents_compete:
-        torch.testing.assert_close(folded.W_dec.norm(dim=1), torch.ones(13, dtype=torch.float64))
+        torch.testing.assert_close(folded.W_dec.norm(dim=1), torch.ones(14, dtype=torch.float64))
 
 
 @each_with("target")
 def test_crosscoder_of_one_part_is_an_autoencoder(arch: str):
     one = Layout.of(5, "resid_mid.3")
     a, b = (
-        settings_of(arch, d_sae=13).build(ends, torch.Generator().manual_seed(0))
+        settings_of(arch, d_sae=14).build(ends, torch.Generator().manual_seed(0))
         for ends in (5, Ends(input=one, target=one))
     )
     for autoencoder in (a, b):
@@ -128,7 +128,7 @@ def test_transcoder_to_its_own_input_is_an_autoencoder_without_a_centre(arch: st
 @pytest.mark.parametrize("ends", [SKIP, LOW_RANK], ids=["skip", "low_rank"])
 def test_skip_path_of_zero_changes_nothing(arch: str, ends: Ends):
     def fresh(ends: Ends) -> SparseAutoencoder:
-        return settings_of(arch, d_sae=13).build(ends, torch.Generator().manual_seed(0)).double()
+        return settings_of(arch, d_sae=14).build(ends, torch.Generator().manual_seed(0)).double()
 
     assert torch.equal(output(fresh(ends), samples(7)), output(fresh(BETWEEN), samples(7)))
 
@@ -151,7 +151,7 @@ def test_skip_transcoder_by_hand():
 
 @pytest.mark.parametrize("ends", [SKIP, LOW_RANK], ids=["skip", "low_rank"])
 def test_skip_path_learns_from_its_start(ends: Ends):
-    autoencoder = settings_of("topk", d_sae=13).build(ends, torch.Generator().manual_seed(0)).double()
+    autoencoder = settings_of("topk", d_sae=14).build(ends, torch.Generator().manual_seed(0)).double()
     record = autoencoder(samples(7), targets=samples(7, 4, seed=2))
     record.error.square().sum().backward()
     (written,) = [p for name, p in autoencoder.named_parameters() if name in ("W_skip", "W_skip_write")]
@@ -177,35 +177,35 @@ def test_code_weights_are_norms_of_parts(norm: PartNorm, weights: list[float]):
 
 
 def test_sum_of_part_norms_weighs_codes_of_unit_rows():
-    autoencoder = settings_of("standard", d_sae=13).build(CROSSCODER, torch.Generator().manual_seed(0))
+    autoencoder = settings_of("standard", d_sae=14).build(CROSSCODER, torch.Generator().manual_seed(0))
     assert autoencoder.code_weights is not None
     assert (autoencoder.code_weights > 1).all()
 
 
 def test_parts_of_equal_width_begin_with_one_draw():
     three = Layout(tuple((f"resid_mid.{layer}", 4) for layer in (3, 6, 9)))
-    rows = settings_of("topk", d_sae=13).build(Ends(input=three, target=three), torch.Generator()).W_dec
+    rows = settings_of("topk", d_sae=14).build(Ends(input=three, target=three), torch.Generator()).W_dec
     first, second, third = three.split(rows)
     assert torch.equal(first, second)
     assert torch.equal(first, third)
-    torch.testing.assert_close(rows.norm(dim=1), torch.ones(13))
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(14))
 
 
 def test_biases_between_layouts_begin_at_the_inputs_centre():
     x, y = samples(200, dtype=torch.float32) + 3, samples(200, 4, seed=2, dtype=torch.float32) - 1
-    autoencoder = settings_of("topk", d_sae=13, b_dec_init=BiasInit.mean).build(
+    autoencoder = settings_of("topk", d_sae=14, b_dec_init=BiasInit.mean).build(
         BETWEEN, torch.Generator().manual_seed(0)
     )
     autoencoder.initialise(lambda: x, 0.5, lambda: y, 2.0)
     torch.testing.assert_close(autoencoder.b_dec, 2 * y.mean(0))
     pre = autoencoder(0.5 * x).pre_activations.dense()
-    torch.testing.assert_close(pre.mean(0), torch.zeros(13), atol=1e-5, rtol=0)
+    torch.testing.assert_close(pre.mean(0), torch.zeros(14), atol=1e-5, rtol=0)
 
 
 def test_tied_weights_between_layouts_are_refused():
     with pytest.raises(ValueError, match=r"encoder_init is tied.*encoder_init=random"):
-        settings_of("topk", d_sae=13, encoder_init=EncoderInit.tied).check_ends(BETWEEN)
-    settings_of("topk", d_sae=13, encoder_init=EncoderInit.tied).check_ends(CROSSCODER)
+        settings_of("topk", d_sae=14, encoder_init=EncoderInit.tied).check_ends(BETWEEN)
+    settings_of("topk", d_sae=14, encoder_init=EncoderInit.tied).check_ends(CROSSCODER)
 
 
 @pytest.mark.parametrize("arch", FITTED)

@@ -30,8 +30,8 @@ def test_lista_by_hand(sparse: bool):
 @pytest.mark.parametrize(("arch", "change"), [("lista", {"refinements": 0}), ("mlp_encoder", {})])
 def test_without_refinement_it_is_the_base_bit_for_bit(arch: str, change: dict, sparse: bool):
     generators = [torch.Generator().manual_seed(0) for _ in range(2)]
-    base = settings_of("batch_topk", d_sae=13).build(5, generators[0])
-    refined = settings_of(arch, d_sae=13, **change).build(5, generators[1])
+    base = settings_of("batch_topk", d_sae=14).build(5, generators[0])
+    refined = settings_of(arch, d_sae=14, **change).build(5, generators[1])
     for x in samples(40, dtype=torch.float32).split(10):
         one, other = base(x, sparse), refined(x, sparse)
         assert torch.equal(one.codes.dense(), other.codes.dense())
@@ -71,6 +71,6 @@ def test_a_refinement_lowers_the_error_of_a_tied_encoder():
 def test_lista_reads_its_own_error():
     ends = Ends(input=Layout.of(5, "mlp_in.0"), target=Layout.of(5, "mlp_out.0"))
     with pytest.raises(ValueError, match=r"arch Lista reads the error .* set layout=autoencoder"):
-        settings_of("lista", d_sae=13).check_ends(ends)
+        settings_of("lista", d_sae=14).check_ends(ends)
     with pytest.raises(ValueError, match=r"codes of arch Lista depend on the decoder; choose another arch"):
         PamSettings().check(settings_of("lista"), ARCHITECTURES["lista"].loss, PopulationSettings())

@@ -81,7 +81,7 @@ def weighted(arch: str, ends: Ends = CROSSCODER, **changes) -> SparseAutoencoder
     """A dictionary whose decoder rows differ in their norms, so that both scores select other latents."""
     autoencoder = moved(arch, ends, **WEIGHTED, **changes)
     with torch.no_grad():
-        autoencoder.W_dec.mul_(torch.linspace(0.3, 3.0, 13, dtype=torch.float64)[:, None])
+        autoencoder.W_dec.mul_(torch.linspace(0.3, 3.0, 14, dtype=torch.float64)[:, None])
     if isinstance(autoencoder, BatchTopK):
         # The average of a few batches.
         for seed in range(5):
@@ -278,7 +278,7 @@ def test_places_that_blocks_cannot_share_are_refused():
 @pytest.mark.parametrize("scope", ["layer", ["block"], {}])
 def test_a_damaged_scope_of_a_file_is_refused(scope: object):
     with pytest.raises(ValueError, match=f"scope is {re.escape(repr(scope))}; it must be all or block"):
-        TopKSettings.from_saelens("topk", {"k": 2, "scope": scope}, 13)
+        TopKSettings.from_saelens("topk", {"k": 2, "scope": scope}, 14)
 
 
 def test_a_schedule_of_k_leaves_each_block_a_place():

@@ -41,12 +41,12 @@ def pair(arch: str, **changes):
 
 @each_with("encoder_init")
 def test_the_encoder_is_the_decoder_s_transpose_and_no_parameter(arch: str):
-    tied = settings_of(arch, d_sae=13, encoder_init=EncoderInit.tied).build(5, torch.Generator().manual_seed(0))
-    untied = settings_of(arch, d_sae=13).build(5, torch.Generator().manual_seed(0))
+    tied = settings_of(arch, d_sae=14, encoder_init=EncoderInit.tied).build(5, torch.Generator().manual_seed(0))
+    untied = settings_of(arch, d_sae=14).build(5, torch.Generator().manual_seed(0))
     names = {name for name, _ in tied.named_parameters()}
     assert names | {"W_enc"} == {name for name, _ in untied.named_parameters()}
     assert tied.W_enc.data_ptr() == tied.W_dec.data_ptr()
-    assert tied.W_enc.shape == (5, 13)
+    assert tied.W_enc.shape == (5, 14)
     assert tied.W_enc.stride() == (1, 5)
     # They begin alike.
     assert torch.equal(tied.W_enc, untied.W_enc)
@@ -77,7 +77,7 @@ def test_its_gradient_is_that_of_both(arch: str, sparse: bool, decoder_norm: Dec
 def test_biases_are_set_by_the_first_vectors(arch: str):
     rectified = {} if ARCHITECTURES[arch].competes else {"init_density": 0.2}
     tied, untied = (
-        settings_of(arch, d_sae=13, encoder_init=each, **rectified).build(5, torch.Generator().manual_seed(0))
+        settings_of(arch, d_sae=14, encoder_init=each, **rectified).build(5, torch.Generator().manual_seed(0))
         for each in (EncoderInit.tied, EncoderInit.transpose)
     )
     for autoencoder in (tied, untied):
@@ -113,14 +113,14 @@ def test_a_tied_autoencoder_is_exported_as_an_ordinary_one(arch: str, folded: bo
 
 @each_with("encoder_init")
 def test_resampling_sets_both_sides_of_tied_weights(arch: str):
-    tied = build(arch, d_sae=13, encoder_init=EncoderInit.tied, dtype=torch.float32)
+    tied = build(arch, d_sae=14, encoder_init=EncoderInit.tied, dtype=torch.float32)
     optimiser = torch.optim.Adam(tied.parameters(), lr=1e-3)
     x = samples(20, dtype=torch.float32)
     (tied(x).reconstruction.square().sum() + sum(each.sum() for each in tied.parameters())).backward()
     optimiser.step()
-    dead = DeadLatents(13, after=100)
+    dead = DeadLatents(14, after=100)
     dead.samples_since_fired[[2, 5]] = 100
-    others = [latent for latent in range(13) if latent not in (2, 5)]
+    others = [latent for latent in range(14) if latent not in (2, 5)]
     before = tied.W_dec.detach().clone()
     assert len(resample(tied, optimiser, dead, tied(x), torch.Generator().manual_seed(0))) == 2
     inputs = torch.nn.functional.normalize(tied.encoder_input(x), dim=1)
@@ -128,7 +128,7 @@ def test_resampling_sets_both_sides_of_tied_weights(arch: str):
     torch.testing.assert_close((rows @ inputs.T).max(1).values, torch.ones(2))
     assert torch.equal(tied.W_dec[others], before[others])
     drawn = tied.W_dec.detach().clone()
-    which = torch.zeros(13, dtype=torch.bool)
+    which = torch.zeros(14, dtype=torch.bool)
     which[7] = True
     reinitialise(tied, optimiser, dead, which, x, torch.Generator())
     assert not torch.equal(tied.W_dec[7], drawn[7])

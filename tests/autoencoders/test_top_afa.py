@@ -93,7 +93,7 @@ def test_the_number_that_is_looked_at_first_does_not_matter(count: int):
 )
 def test_several_sites_are_refused(ends: Ends):
     with pytest.raises(ValueError, match=r"arch TopAFA compares .* vectors of one site.*set layout=autoencoder"):
-        settings_of("top_afa", d_sae=13).check_ends(ends)
+        settings_of("top_afa", d_sae=14).check_ends(ends)
 
 
 @pytest.mark.parametrize("expansion", [4, 8, 16])

@@ -27,7 +27,7 @@ SCALES = {
 }
 
 
-def trained(arch: str, ends: Ends, d_sae: int = 13, **changes) -> SparseAutoencoder:
+def trained(arch: str, ends: Ends, d_sae: int = 14, **changes) -> SparseAutoencoder:
     """One whose every parameter has moved, with rows as training leaves them."""
     generator = torch.Generator().manual_seed(3)
     autoencoder = settings_of(arch, d_sae=d_sae, **changes).build(ends, generator)
@@ -43,7 +43,7 @@ def stored(autoencoder: Autoencoder, scaling: Scaling, folder: Path) -> Autoenco
     return load_saelens(folder)
 
 
-def started(arch: str, ends: Ends, scaling: Scaling, known: Autoencoder | None, d_sae: int = 13) -> SparseAutoencoder:
+def started(arch: str, ends: Ends, scaling: Scaling, known: Autoencoder | None, d_sae: int = 14) -> SparseAutoencoder:
     fresh = settings_of(arch, d_sae=d_sae).build(ends, torch.Generator().manual_seed(5))
     x, y = samples(90, ends.input.width, dtype=torch.float32), samples(90, ends.target.width, 7, torch.float32)
     scale, target_scale = (
@@ -77,7 +77,7 @@ def test_first_latents_are_the_known_ones_and_others_start_as_usual(arch: str, w
     before = trained(arch, ends)
     fresh = started(arch, ends, scaling, stored(before, scaling, tmp_path / "sae"), d_sae=width)
     usual = started(arch, ends, scaling, None, d_sae=width)
-    count = min(width, 13)
+    count = min(width, 14)
     torch.testing.assert_close(fresh.W_dec[:count], before.W_dec[:count])
     torch.testing.assert_close(fresh.W_enc[:, :count], before.W_enc[:, :count])
     torch.testing.assert_close(fresh.b_dec, before.b_dec)
@@ -100,7 +100,7 @@ def test_threshold_of_zero_can_be_trained_on(tmp_path: Path):
 
 
 def test_start_that_does_not_fit_is_refused(tmp_path: Path):
-    fresh = settings_of("topk", d_sae=13).build(Ends.of(5), torch.Generator())
+    fresh = settings_of("topk", d_sae=14).build(Ends.of(5), torch.Generator())
     known = stored(trained("topk", Ends.of(4)), Scaling.of(1.0), tmp_path / "narrow")
     with pytest.raises(ValueError, match=r"reads vectors of width 4, and this run's have width 5"):
         check_start(fresh, known)
@@ -133,9 +133,9 @@ def test_columns_of_other_norms_are_refused_if_columns_are_unit_vectors(tmp_path
 @each_with("encoder_init")
 def test_known_latents_are_aligned_from_the_start(arch: str, tmp_path: Path):
     known = stored(trained(arch, Ends.of(5)), Scaling.of(1.0), tmp_path / "sae")
-    fresh = settings_of(arch, d_sae=13, align_encoder=True).build(5, torch.Generator())
+    fresh = settings_of(arch, d_sae=14, align_encoder=True).build(5, torch.Generator())
     fresh.initialise(lambda: samples(90, dtype=torch.float32), 1.0, known=known)
-    torch.testing.assert_close((fresh.W_enc.T * fresh.W_dec).sum(1), torch.ones(13))
+    torch.testing.assert_close((fresh.W_enc.T * fresh.W_dec).sum(1), torch.ones(14))
 
 
 @each_architecture
@@ -146,10 +146,10 @@ def test_latents_without_a_direction_start_as_usual_if_rows_are_unit_vectors(arc
         before.W_dec[[2, 7]] = 0.0
     fresh = started(arch, ends, scaling, stored(before, scaling, tmp_path / "sae"))
     usual = started(arch, ends, scaling, None)
-    torch.testing.assert_close(fresh.W_dec.norm(dim=1), torch.ones(13))
+    torch.testing.assert_close(fresh.W_dec.norm(dim=1), torch.ones(14))
     assert torch.equal(fresh.W_dec[[2, 7]], usual.W_dec[[2, 7]])
     assert torch.equal(fresh.W_enc[:, [2, 7]], usual.W_enc[:, [2, 7]])
-    others = [latent for latent in range(13) if latent not in (2, 7)]
+    others = [latent for latent in range(14) if latent not in (2, 7)]
     torch.testing.assert_close(fresh.W_dec[others], before.W_dec[others])
 
 
@@ -158,7 +158,7 @@ def test_latents_without_a_direction_are_kept_if_rows_are_free(tmp_path: Path):
     with torch.no_grad():
         before.W_dec[2] = 0.0
     known = stored(before, Scaling.of(1.0), tmp_path / "sae")
-    fresh = settings_of("topk", d_sae=13, decoder_norm=DecoderNorm.free).build(Ends.of(5), torch.Generator())
+    fresh = settings_of("topk", d_sae=14, decoder_norm=DecoderNorm.free).build(Ends.of(5), torch.Generator())
     take_over(fresh, known)
     assert not fresh.W_dec[2].any()
     torch.testing.assert_close(fresh.W_enc, before.W_enc)

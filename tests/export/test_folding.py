@@ -140,7 +140,7 @@ def test_a_row_of_zeros_stays_one():
 
 def test_codes_without_a_unit_of_their_own_are_refused():
     # (s relu(x))^2 is not s relu(x)^2: folded as its parent it would be another autoencoder.
-    autoencoder = SquaredSettings(d_sae=13).build(5, torch.Generator())
+    autoencoder = SquaredSettings(d_sae=14).build(5, torch.Generator())
     with pytest.raises(
         ValueError, match=r"Squared computes codes in its own way, but does not define change_unit or latents_compete"
     ):

@@ -102,16 +102,16 @@ def test_fitted_architectures_are_read_back_and_a_warning_names_those_that_saele
 def test_names_and_shapes_are_saelens_own(tmp_path, arch):
     folder = written(tmp_path, arch)
     shapes = {name: tuple(tensor.shape) for name, tensor in load_file(folder / "sae_weights.safetensors").items()}
-    common = {"W_enc": (5, 13), "W_dec": (13, 5), "b_dec": (5,)}
+    common = {"W_enc": (5, 14), "W_dec": (14, 5), "b_dec": (5,)}
     if "encoder_init" in ARCHITECTURES[arch].fixed:
         del common["W_enc"]
     word, per_latent = ARCHITECTURES[arch].saelens
-    assert shapes == common | dict.fromkeys(per_latent, (13,)) | ARCHITECTURES[arch].shapes
+    assert shapes == common | dict.fromkeys(per_latent, (14,)) | ARCHITECTURES[arch].shapes
     config = json.loads((folder / "cfg.json").read_text())
-    assert (config["architecture"], config["d_in"], config["d_sae"]) == (word, 5, 13)
+    assert (config["architecture"], config["d_in"], config["d_sae"]) == (word, 5, 14)
     assert config["normalize_activations"] == "none"
     without_k = ("standard", "gated", "jumprelu", "matching_pursuit", "signed_gated", "top_afa")
-    assert config.get("k") == (None if word in without_k else 3)
+    assert config.get("k") == (None if word in without_k else ARCHITECTURES[arch].changes["k"])
     assert config["metadata"]["hook_name"] == "blocks.1.hook_resid_mid"
 
 
@@ -215,22 +215,22 @@ def test_a_damaged_config(tmp_path, text):
     ("changes", "message"),
     [
         ({"b_enc": None}, r"has no b_enc; it holds W_dec, W_enc, b_dec"),
-        ({"W_enc": torch.zeros(13, 5)}, r"W_enc is \(13, 5\), by cfg.json it should be \(5, 13\)"),
+        ({"W_enc": torch.zeros(14, 5)}, r"W_enc is \(14, 5\), by cfg.json it should be \(5, 14\)"),
         ({"W_skip": torch.zeros(5, 5)}, r"holds W_skip, which this architecture has no use for"),
-        ({"scaling_factor": torch.full((13,), 2.0)}, r"holds scaling_factor"),
-        ({"b_enc": torch.tensor([0.0] * 12 + [float("nan")])}, r"1 of 13 numbers of b_enc are not finite"),
+        ({"scaling_factor": torch.full((14,), 2.0)}, r"holds scaling_factor"),
+        ({"b_enc": torch.tensor([0.0] * 13 + [float("nan")])}, r"1 of 14 numbers of b_enc are not finite"),
         # The value overflows float32.
-        ({"W_dec": torch.full((13, 5), 1e300, dtype=torch.float64)}, r"65 of 65 numbers of W_dec are not finite"),
-        ({"W_enc": torch.full((5, 13), 1e37)}, r"W_enc goes up to 1e\+37, beyond any weight"),
-        ({"W_dec": torch.full((13, 5), -1e30)}, r"W_dec goes up to 1e\+30"),
-        ({"b_enc": torch.full((13,), 2e12)}, r"b_enc goes up to 2e\+12"),
-        ({"W_dec": torch.zeros(13, 5)}, r"W_dec is all zero, so it explains nothing"),
-        ({"W_enc": torch.zeros(5, 13)}, r"W_enc is all zero"),
-        ({"W_dec": torch.ones(13, 5, dtype=torch.int32)}, r"W_dec is of int32, which weights cannot be"),
-        ({"b_enc": torch.zeros(13).to(torch.float8_e4m3fn)}, r"b_enc is of float8_e4m3fn, which weights cannot be"),
-        ({"b_enc": torch.zeros(13, dtype=torch.bool)}, r"b_enc is of bool"),
-        ({"b_enc": torch.zeros(13, dtype=torch.complex64)}, r"b_enc is of complex64"),
-        ({"b_enc": torch.zeros(())}, r"b_enc is \(\), by cfg.json it should be \(13,\)"),
+        ({"W_dec": torch.full((14, 5), 1e300, dtype=torch.float64)}, r"70 of 70 numbers of W_dec are not finite"),
+        ({"W_enc": torch.full((5, 14), 1e37)}, r"W_enc goes up to 1e\+37, beyond any weight"),
+        ({"W_dec": torch.full((14, 5), -1e30)}, r"W_dec goes up to 1e\+30"),
+        ({"b_enc": torch.full((14,), 2e12)}, r"b_enc goes up to 2e\+12"),
+        ({"W_dec": torch.zeros(14, 5)}, r"W_dec is all zero, so it explains nothing"),
+        ({"W_enc": torch.zeros(5, 14)}, r"W_enc is all zero"),
+        ({"W_dec": torch.ones(14, 5, dtype=torch.int32)}, r"W_dec is of int32, which weights cannot be"),
+        ({"b_enc": torch.zeros(14).to(torch.float8_e4m3fn)}, r"b_enc is of float8_e4m3fn, which weights cannot be"),
+        ({"b_enc": torch.zeros(14, dtype=torch.bool)}, r"b_enc is of bool"),
+        ({"b_enc": torch.zeros(14, dtype=torch.complex64)}, r"b_enc is of complex64"),
+        ({"b_enc": torch.zeros(())}, r"b_enc is \(\), by cfg.json it should be \(14,\)"),
     ],
 )
 def test_wrong_tensors(tmp_path, changes, message):
@@ -257,16 +257,16 @@ def test_wrong_tensors(tmp_path, changes, message):
         ({"normalize_activations": "expected_average_only_in"}, r"the factor is not in the file"),
         ({"reshape_activations": "hook_q"}, r"reshape_activations is 'hook_q'"),
         ({"d_sae": ...}, r"d_sae is None; it must be a positive whole number"),
-        ({"d_in": 6}, r"W_enc is \(5, 13\), by cfg.json it should be \(6, 13\)"),
+        ({"d_in": 6}, r"W_enc is \(5, 14\), by cfg.json it should be \(6, 14\)"),
         ({"architecture": "topk"}, r"k is None"),
-        ({"architecture": "topk", "k": 14}, r"k is 14, more than the 13 latents"),
+        ({"architecture": "topk", "k": 15}, r"k is 15, more than the 14 latents"),
         # The values have the wrong type.
         ({"d_in": True}, r"d_in is True; it must be a positive whole number"),
         ({"d_in": 5.0}, r"d_in is 5\.0"),
         ({"d_in": float("inf")}, r"d_in is inf"),
         ({"d_in": "5"}, r"d_in is '5'"),
         ({"d_sae": -13}, r"d_sae is -13"),
-        ({"d_sae": [13]}, r"d_sae is \[13\]"),
+        ({"d_sae": [14]}, r"d_sae is \[14\]"),
         ({"architecture": ["standard"]}, r"architecture \['standard'\] is not known"),
         ({"architecture": None}, r"architecture None is not known"),
         ({"architecture": "topk", "k": True}, r"k is True"),
@@ -283,7 +283,7 @@ def test_wrong_tensors(tmp_path, changes, message):
         ({"dtype": 32}, r"dtype is 32"),
         ({"d_out": 6}, r"d_out is 6, but d_in is 5, and .* one site; that of a transcoder is 'transcoder'"),
         ({"hook_name_out": "blocks.0.hook_mlp_out"}, "it writes another site than it reads, and the architecture"),
-        ({"architecture": "local_pca", "rank": 2}, r"d_sae is 13, no multiple of 1 \+ rank \(3\)"),
+        ({"architecture": "local_pca", "rank": 2}, r"d_sae is 14, no multiple of 1 \+ rank \(3\)"),
     ],
 )
 def test_configs_that_cannot_be_honoured(tmp_path, changes, message):
@@ -296,14 +296,14 @@ def test_configs_that_cannot_be_honoured(tmp_path, changes, message):
 @pytest.mark.parametrize("threshold", [-0.2, -1.0])
 def test_negative_thresholds_are_refused(tmp_path, threshold):
     folder = written(tmp_path, "jumprelu")
-    change_weights(folder, threshold=torch.tensor([threshold] + [0.5] * 12))
-    with pytest.raises(ValueError, match="1 of 13 thresholds are negative"):
+    change_weights(folder, threshold=torch.tensor([threshold] + [0.5] * 13))
+    with pytest.raises(ValueError, match="1 of 14 thresholds are negative"):
         load_saelens(folder)
 
 
 def test_thresholds_beyond_any_pre_activation_are_refused(tmp_path):
     folder = written(tmp_path, "jumprelu")
-    change_weights(folder, threshold=torch.tensor([0.5] * 12 + [1e38]))
+    change_weights(folder, threshold=torch.tensor([0.5] * 13 + [1e38]))
     with pytest.raises(ValueError, match=r"threshold goes up to 1e\+38"):
         load_saelens(folder)
 
@@ -311,7 +311,7 @@ def test_thresholds_beyond_any_pre_activation_are_refused(tmp_path):
 def old_layout(folder: Path, **changes) -> Path:
     """cfg.json as SAELens wrote it before its version 6: all in one object, other names in the oldest."""
     folder = written(folder)
-    old = {"architecture": "standard", "d_in": 5, "d_sae": 13, "dtype": "torch.float32", "model_name": "gpt2-small"}
+    old = {"architecture": "standard", "d_in": 5, "d_sae": 14, "dtype": "torch.float32", "model_name": "gpt2-small"}
     old |= {"activation_fn_str": "relu", "activation_fn_kwargs": {}, "prepend_bos": True, "context_size": 64}
     (folder / "cfg.json").write_text(json.dumps(old | changes))
     return folder
@@ -422,7 +422,7 @@ def test_topk_that_chooses_by_contribution_is_folded(tmp_path):
 
 def test_a_threshold_of_zero_leaves_the_relu(tmp_path):
     folder = written(tmp_path, "jumprelu")
-    change_weights(folder, threshold=torch.zeros(13))
+    change_weights(folder, threshold=torch.zeros(14))
     weights = load_file(folder / "sae_weights.safetensors")
     x = samples(50, dtype=torch.float32)
     with torch.no_grad():
@@ -472,7 +472,7 @@ def test_a_training_checkpoint_of_batchtopk_has_one_threshold(tmp_path, name, by
     change_config(folder, architecture=name, k=3, rescale_acts_by_decoder_norm=by_norm)
     change_weights(folder, topk_threshold=torch.tensor(0.7, dtype=torch.float64))
     w = load_file(folder / "sae_weights.safetensors")
-    norms = w["W_dec"].norm(dim=1) if by_norm else torch.ones(13)
+    norms = w["W_dec"].norm(dim=1) if by_norm else torch.ones(14)
     pre = ((samples(50, dtype=torch.float32) - w["b_dec"]) @ w["W_enc"] + w["b_enc"]) * norms
     expected = pre * (pre > 0.7)
     codes, reconstruction = outputs(folder)
@@ -484,7 +484,7 @@ def test_a_training_checkpoint_of_batchtopk_has_one_threshold(tmp_path, name, by
 def test_factors_of_latents_from_fine_tuning_multiply_the_decoder(tmp_path, name):
     folder = written(tmp_path)
     codes, _ = outputs(folder)
-    w, factors = load_file(folder / "sae_weights.safetensors"), torch.linspace(0.5, 2, 13)
+    w, factors = load_file(folder / "sae_weights.safetensors"), torch.linspace(0.5, 2, 14)
     change_config(folder, finetuning_scaling_factor=True)
     change_weights(folder, **{name: factors})
     found, reconstruction = outputs(folder)
@@ -500,7 +500,7 @@ def test_a_flag_of_fine_tuning_without_factors_changes_nothing(tmp_path):
 
 
 def test_an_architecture_that_is_not_known_is_refused(tmp_path):
-    autoencoder = SquaredSettings(d_sae=13).build(5, torch.Generator())
+    autoencoder = SquaredSettings(d_sae=14).build(5, torch.Generator())
     with pytest.raises(
         ValueError, match=r"Squared computes codes in its own way, but does not define change_unit or latents_compete"
     ):

@@ -19,7 +19,7 @@ from fsae.language_models.transformer_lens import TransformerLensModel, open_lan
 from fsae.sparse.codes import Codes
 from tests.architectures import ARCHITECTURES, FITTED, build, fitted
 
-D_IN, D_SAE = 5, 13
+D_IN, D_SAE = 5, 14
 # Those at which activations can be replaced.
 SITES = [site for site in (Site(name=name, layer=1) for name in SiteName) if site.weighted is None]
 NOTHING: list[list[Edit]] = [[], [Scale(2, by=1.0)], [Add(2, 0.0)], [Scale(0, by=1.0), Add(1, 0.0, unit="absolute")]]
@@ -367,7 +367,7 @@ def test_an_edit_that_cannot_be_is_refused(make, message: str):
 @pytest.mark.parametrize(
     ("edit", "largest", "message"),
     [
-        (Ablate(13), {}, "Ablate.latent is 13; the dictionary has the latents 0 to 12"),
+        (Ablate(14), {}, "Ablate.latent is 14; the dictionary has the latents 0 to 13"),
         (Add(3, 1.0), {}, r"Add: the largest activation of latent 3 is unknown; give it with largest=\{3: ...\}"),
         (Clamp(3, 1.0), {3: 0.0}, "Clamp: latent 3 is active on none of the samples"),
     ],

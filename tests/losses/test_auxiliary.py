@@ -107,9 +107,9 @@ def test_aux_k_reaches_dead_latents_only(arch: str, sparse: bool, k: int | None)
     instead of their pre-activations, no gradient reaches their encoder columns. If it does not detach the residual, it
     moves live latents."""
     autoencoder = build(arch, apply_b_dec_to_input=False)
-    value = AuxK(k=k).measure(autoencoder(samples(7), sparse=sparse), Moment(dead_latents=DEAD)).value
+    value = AuxK(k=k).measure(autoencoder(samples(30), sparse=sparse), Moment(dead_latents=DEAD)).value
     found = gradients(value, autoencoder)
-    living = torch.ones(13, dtype=torch.bool)
+    living = torch.ones(14, dtype=torch.bool)
     living[DEAD] = False
     assert not found["W_dec"][living].any()
     assert not found["W_enc"][:, living].any()
@@ -149,7 +149,7 @@ def test_aux_k_reaches_b_dec_as_the_encoder_subtracts_it(sparse: bool):
 
 
 def test_aux_k_takes_half_the_width_by_default():
-    autoencoder = build("topk", 6, 13)
+    autoencoder = build("topk", 6, 14)
     record = autoencoder(samples(7, 6))
     moment = Moment(dead_latents=DEAD)
     torch.testing.assert_close(AuxK().measure(record, moment).value, AuxK(k=3).measure(record, moment).value)

@@ -117,7 +117,7 @@ def definition(g: Tensor, estimator: FisherEstimator) -> tuple[Tensor, Tensor]:
 # --- Equality in float64. --------------------------------------------------------------------------------------------
 
 
-# d_in 5 and d_sae 13: no more samples than inputs, between the two, and more samples than latents.
+# d_in 5 and d_sae 14: no more samples than inputs, between the two, and more samples than latents.
 @pytest.mark.parametrize("batch", [5, 9, 17])
 @each_form_of_each_architecture
 @each_estimator
@@ -152,13 +152,13 @@ def test_random_signs_are_the_definition(
     arch: str, form: FisherForm, estimator: FisherEstimator, sparse: bool, batch: int
 ):
     autoencoder, measuring, x = build(arch), build(arch), samples(batch)
-    signs = 2.0 * torch.randint(2, (13,), generator=torch.Generator().manual_seed(5)) - 1
+    signs = 2.0 * torch.randint(2, (14,), generator=torch.Generator().manual_seed(5)) - 1
     assert 3 < int((signs > 0).sum()) < 10
     g = per_sample_gradients(autoencoder, x, arch, form)
     # With each product of two latents' gradients multiplied by both signs, F_ij^2 is the sum over b and c of
     # (g_bi g_ci) (g_bj g_cj) with the sign s_i s_j.
     pairs = torch.einsum("bi,ci,bj,cj->bcij", g, g, g, g) * signs[:, None] * signs
-    pairs = pairs * (1 - torch.eye(13, dtype=g.dtype))
+    pairs = pairs * (1 - torch.eye(14, dtype=g.dtype))
     if estimator is FisherEstimator.batch:
         wanted = pairs.sum() / batch**2
     else:

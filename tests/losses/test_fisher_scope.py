@@ -82,7 +82,7 @@ def test_group_scope_leaves_the_pairs_of_each_group_out(form: FisherForm, estima
 
 
 def test_every_scope_is_that_of_all_codes_without_blocks():
-    dictionary = settings_of("topk", d_sae=13).build(5, torch.Generator().manual_seed(0))
+    dictionary = settings_of("topk", d_sae=14).build(5, torch.Generator().manual_seed(0))
     record = dictionary(samples(9, dtype=torch.float32), sparse=True)
     of_all, of_block = (Fisher(scope=scope).sums(record) for scope in (FisherScope.all, FisherScope.block))
     assert torch.equal(of_all.off_diagonal, of_block.off_diagonal)

@@ -69,7 +69,7 @@ def definition(autoencoder: SparseAutoencoder, x: Tensor, widths: Sequence[int])
 @each_path
 def test_value_and_gradients_are_the_definition(arch: str, sparse: bool):
     autoencoder, measuring, x = build(arch), build(arch), samples(9)
-    wanted = sum(definition(autoencoder, x, [1, 5, 9, 13]))
+    wanted = sum(definition(autoencoder, x, [1, 5, 9, 14]))
     assert isinstance(wanted, Tensor)
     value = Matryoshka(widths=[1, 5, 9]).measure(measuring(x, sparse), NO_DEAD).value
     torch.testing.assert_close(value, wanted, rtol=1e-12, atol=1e-12)
@@ -84,9 +84,9 @@ def test_detached_levels_train_the_latents_that_are_new_in_them(sparse: bool):
     term = Matryoshka(widths=[5, 9], detach=True)
     autoencoder = build("batch_topk", apply_b_dec_to_input=False)
     found = gradients(term.measure(autoencoder(x, sparse), NO_DEAD).value, autoencoder)
-    for level, (begin, end) in enumerate([(0, 5), (5, 9), (9, 13)]):
+    for level, (begin, end) in enumerate([(0, 5), (5, 9), (9, 14)]):
         alone = build("batch_topk", apply_b_dec_to_input=False)
-        wanted = gradients(definition(alone, x, [5, 9, 13])[level], alone)
+        wanted = gradients(definition(alone, x, [5, 9, 14])[level], alone)
         torch.testing.assert_close(found["W_dec"][begin:end], wanted["W_dec"][begin:end])
         torch.testing.assert_close(found["W_enc"][:, begin:end], wanted["W_enc"][:, begin:end])
         if level == 0:
@@ -108,7 +108,7 @@ def test_one_level_is_the_squared_error_bit_for_bit(sparse: bool):
 
 
 def test_all_levels_cost_one_decoder_product(monkeypatch: pytest.MonkeyPatch):
-    record = build("topk", 5, 13, k=6)(samples(20), sparse=True)
+    record = build("topk", 5, 14, k=6)(samples(20), sparse=True)
     patterns = []
     decode = Codes.decode
 
@@ -194,7 +194,7 @@ def test_level_aux_k_reaches_dead_latents_only(sparse: bool):
     autoencoder, dead = build("topk", apply_b_dec_to_input=False), torch.tensor([1, 4, 8, 12])
     value = LevelAuxK(widths=[5, 9], k=2).measure(autoencoder(samples(7), sparse), Moment(dead)).value
     found = gradients(value, autoencoder)
-    living = torch.ones(13, dtype=torch.bool)
+    living = torch.ones(14, dtype=torch.bool)
     living[dead] = False
     assert not found["W_dec"][living].any()
     assert not found["W_enc"][:, living].any()

@@ -76,10 +76,10 @@ def test_sparse_contrast_is_the_dense_one(arch: str):
         torch.testing.assert_close(sparse_gradients[name], gradient, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("width", [0.01, 1.5, 14])
+@pytest.mark.parametrize("width", [0.01, 1.5, 15])
 def test_width_that_names_no_latents_is_refused(width: float):
-    with pytest.raises(ValueError, match=r"loss\.contrast\.width is .* of the 13 latents"):
-        TemporalContrast(width=width).check_width("contrast", 13)
+    with pytest.raises(ValueError, match=r"loss\.contrast\.width is .* of the 14 latents"):
+        TemporalContrast(width=width).check_width("contrast", 14)
 
 
 def test_equal_codes_are_distinguished_by_chance_alone():

@@ -22,7 +22,7 @@ from tests.architectures import relative_error, samples
 from tests.autoencoders.test_layout import BETWEEN, moved
 from tests.export.releases.weights import drawn
 
-SITES, D_SITE, D_SAE = 2, 4, 13
+SITES, D_SITE, D_SAE = 2, 4, 14
 LAYOUT = Layout((("resid_mid.0", D_SITE), ("resid_mid.1", D_SITE)))
 CROSSCODER = Ends(input=LAYOUT, target=LAYOUT)
 ORIGIN = Provenance(model_name="tiny", hook_names=["blocks.0.hook_resid_mid", "blocks.1.hook_resid_mid"])
@@ -232,7 +232,7 @@ def test_thresholds_of_0_and_others_are_refused(tmp_path: Path):
         ({"code_normalization": "OTHER"}, "code_normalization is 'OTHER', which is not known"),
         ({"code_normalization": "DECOUPLED"}, "with codes of their own at each site"),
         ({"encoder_layers": [1]}, r"encoder_layers is \[1\], which is not supported"),
-        ({"dict_size": 5}, r"encoder.weight is \(2, 4, 13\), by config.json it should be \(2, 4, 5\)"),
+        ({"dict_size": 5}, r"encoder.weight is \(2, 4, 14\), by config.json it should be \(2, 4, 5\)"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, changes: dict[str, Any], message: str):
