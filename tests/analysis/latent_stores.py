@@ -1,5 +1,6 @@
 """Made-up latent stores: of text at any size, of pictures and of curves, with gaps, dead latents and markup."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 import pyarrow as pa
 
 from fsae.outputs.explanations import EXPLANATIONS, Explanation, Scores, explanation_line, explanations_folder
+from fsae.outputs.latent_scaling import LATENT_SCALING
 from fsae.outputs.latent_store import SAMPLED, TOP, LatentStore, Meta, latent_rows, write_latent_store
 
 BINS = 96
@@ -113,6 +115,22 @@ def explain(store: LatentStore, *latents: int, weights: str | None = None) -> No
         for each in latents
     ]
     (folder / EXPLANATIONS).write_text("".join(f"{explanation_line(each)}\n" for each in found))
+
+
+def scale(store: LatentStore) -> None:
+    """Let the evaluation `crosscoder` have measured a store of parts: latents with even numbers are of the first alone.
+
+    Latent 3 was never on.
+    """
+    numbers, parts = range(store.meta.d_sae), store.meta.parts or []
+    live = [latent != 3 for latent in numbers]
+    table: dict[str, list] = {"part": [parts[latent % 2] for latent in numbers], "live": live}
+    columns = ["nu_error", "nu_reconstruction"]
+    columns += [f"{name} {part}" for name in ("beta_error", "beta_reconstruction") for part in parts]
+    for place, name in enumerate(columns):
+        table[name] = [place + latent / 100 if on else None for latent, on in zip(numbers, live, strict=True)]
+    table["specific"] = [latent % 2 == 0 for latent in numbers]
+    (store.folder.parent / LATENT_SCALING).write_text(json.dumps([table]))
 
 
 def _meta(**facts: object) -> Meta:

@@ -19,7 +19,7 @@ from fsae.analysis.latent_pages import (
 )
 from fsae.analysis.origin import Origin
 from fsae.outputs.latent_store import LATENT_COLUMNS, SAMPLED, TOP, LatentStore
-from tests.analysis.latent_stores import HOSTILE, LABEL, explain, write_samples_store, write_text_store
+from tests.analysis.latent_stores import HOSTILE, LABEL, explain, scale, write_samples_store, write_text_store
 from tests.analysis.test_packed_arrays import from_few_bytes, unpack
 
 TITLE = "run <b>1</b> & more"
@@ -129,6 +129,26 @@ def test_the_table_has_the_relative_norm_of_each_part(tmp_path: Path):
     assert "relative_norm_2" not in index
     assert "relative_norms" not in script(page, "first-shard-0000")
     assert "<b>resid" not in page.read_text()
+
+
+def test_the_table_has_the_latent_scaling_of_its_run(tmp_path: Path):
+    parts = ["resid_mid.3", "<b>resid_mid.6</b>"]
+    store = write_text_store(tmp_path / "latents", d_sae=20, of_parts=parts)
+    before = data_of(write_latent_pages(store, store.folder, ORIGIN))
+    scale(store)
+    page = write_latent_pages(store, store.folder, ORIGIN)
+    assert data_of(page) != before
+    index = script(page, "first-index")
+    assert index["alone_at"][:4] == ["resid_mid.3", "", "resid_mid.3", ""]
+    assert index["nu_error"][:3].tolist() == pytest.approx([0, 0.01, 0.02])
+    assert index["nu_reconstruction"][:3].tolist() == pytest.approx([1, 1.01, 1.02])
+    assert index["beta_error_1"][:3].tolist() == pytest.approx([3, 3.01, 3.02])
+    assert index["beta_reconstruction_0"][:3].tolist() == pytest.approx([4, 4.01, 4.02])
+    assert np.isnan(index["nu_error"][3])
+    assert "latent scaling" in page.read_text()
+    # A table of another dictionary says nothing about this one.
+    other = write_text_store(tmp_path / "latents", d_sae=30, of_parts=parts)
+    assert "nu_error" not in script(write_latent_pages(other, other.folder, ORIGIN), "first-index")
 
 
 def test_a_store_of_an_earlier_version_has_pages_without_parts(tmp_path: Path):

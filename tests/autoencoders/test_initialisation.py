@@ -51,12 +51,15 @@ def started(
 
 
 def test_active_subspace_by_hand():
-    # All variance is along u = (.6, .8), and a row with the coefficients (.3) is .3 u = (.18, .24).
+    # All variance is along u = (.6, .8), so each row is u or its opposite.
     x = torch.tensor([-2.0, 1.0, 4.0])[:, None] * torch.tensor([0.6, 0.8]) + torch.tensor([3.0, 1.0])
     (u,) = principal_components(x, 1).T
     u = u * u.sign()
     torch.testing.assert_close(u, torch.tensor([0.6, 0.8]))
-    torch.testing.assert_close(0.3 * u, torch.tensor([0.18, 0.24]))
+    changes = {"decoder_init": DecoderInit.active_subspace, "active_rank": 1}
+    rows = settings_of("topk", d_sae=14, **changes).build(2, torch.Generator().manual_seed(0))
+    rows.initialise(lambda: x, 1.0, seed=0)
+    torch.testing.assert_close(rows.W_dec.abs(), torch.tensor([[0.6, 0.8]]).expand(14, 2))
 
 
 @each_architecture

@@ -19,7 +19,7 @@ from benchmarks.latent_pages import times_of
 from fsae.analysis.latent_pages import PromptView, write_comparison_pages, write_latent_pages, write_prompt_page
 from fsae.analysis.origin import Origin
 from fsae.outputs.latent_store import LATENT_COLUMNS, LatentStore
-from tests.analysis.latent_stores import HOSTILE, explain, write_samples_store, write_text_store
+from tests.analysis.latent_stores import HOSTILE, explain, scale, write_samples_store, write_text_store
 from tests.browser.conftest import QUIET
 from tests.browser.page import Page
 
@@ -553,6 +553,20 @@ def test_a_crosscoder_shows_where_its_latents_write(address: str, tmp_path: Path
     assert page.ask(f"[...{rows}.querySelectorAll('td')].map(each => each.textContent)") == [
         "resid_mid.3", "0.25", "<b>resid_mid.6</b>", "0.75"
     ]  # fmt: skip
+    # With the run's latent scaling.
+    scale(store)
+    page.open(write_latent_pages(store, store.folder, Origin("crosscoder")).as_uri())
+    assert values(page, "alone at")[:4] == ["resid_mid.3", "", "resid_mid.3", ""]
+    assert values(page, "nu error")[:3] == ["0", "0.01", "0.02"]
+    page.open(f"{parts}#latent=4")
+    assert page.ask(f"[...{rows}.querySelectorAll('td')].map(each => each.textContent)") == [
+        "resid_mid.3", "0.2", "2.04", "4.04", "<b>resid_mid.6</b>", "0.8", "3.04", "5.04"
+    ]  # fmt: skip
+    assert page.ask(f"[...{rows}.querySelectorAll('dd')].map(each => each.textContent)") == [
+        "resid_mid.3",
+        "0.04",
+        "1.04",
+    ]
     # A dictionary of one part has neither.
     page.open(address)
     assert not any("norm" in each for each in page.ask(f"{heads}.map(each => each.textContent)"))

@@ -105,6 +105,7 @@ def test_numbers_and_table_of_planted_latents(planted: PartsOfLatents):
     table = planted.table()
     assert {len(column) for column in table.values()} == {6}
     assert table["part"][1] == "b"
+    assert table["specific"] == [False, True, False, False, False, False]
     assert table["relative_norm b"] == [pytest.approx(0.5, abs=0.1), 1, 1, 1, 0, None]
 
 

@@ -7,6 +7,7 @@ shard-0000     lists and hits of some latents
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from jaxtyping import Float, Int
 
 from fsae.analysis.packed_arrays import in_few_bytes, pack, pack_lists, rounded, smallest
 from fsae.outputs.explanations import Explanation, Scores, read_explanations
+from fsae.outputs.latent_scaling import read_latent_scaling
 from fsae.outputs.latent_store import LATENT_COLUMNS, TOP, LatentStore
 
 # Latents whose hits are read from the store at a time.
@@ -34,6 +36,17 @@ EXPLANATION_COLUMNS = {
     "fuzzing": "share of excerpts in which the explanation lets the language model judge correctly whether the marked "
     "tokens are those that the latent is on at (balanced accuracy; 0.5 by chance)",
     "control_fuzzing": "the same with the explanation of another latent",
+}
+# Columns of a crosscoder's latent scaling, and what they mean; the factors are of each part.
+SCALING_COLUMNS = {
+    "alone_at": "part that the latent is of alone by latent scaling (nu_error below 0.2 and nu_reconstruction below "
+    "0.5); empty if it is of several",
+    "nu_error": "beta_error of another part over that of the latent's own: large if the other part has the direction "
+    "and the dictionary does not write it there",
+    "nu_reconstruction": "beta_reconstruction of another part over that of the latent's own: large if other latents "
+    "write the direction there",
+    "beta_error": "factor of the latent that fits the part's error and what the latent writes there, best",
+    "beta_reconstruction": "factor of the latent that fits what all latents write at the part, best",
 }
 SCORES = ("detection", "control_detection", "fuzzing", "control_fuzzing")
 # Numbers of all latents' top samples that the table may load.
@@ -106,7 +119,16 @@ def scripts(store: LatentStore, sizes: PageSizes) -> Iterator[tuple[str, str]]:
             own = hits.loc[hits["latent"].between(first, first + len(rows) - 1)]
             found = _texts(own, store, numbers, sizes) if store.meta.kind == "text" else _samples(own, store)
             yield f"shard-{first // step:04d}", pack(_list_arrays(rows, sizes) | _hits(own, first, len(rows)) | found)
-    yield "index", pack(_index(table, sizes) | _part_norms(store) | _top_samples(store, tops) | _explanations(store))
+    yield (
+        "index",
+        pack(
+            _index(table, sizes)
+            | _part_norms(store)
+            | _scaling(store)
+            | _top_samples(store, tops)
+            | _explanations(store)
+        ),
+    )
 
 
 def _index(table: pd.DataFrame, sizes: PageSizes) -> dict[str, np.ndarray | list[str]]:
@@ -131,6 +153,27 @@ def _part_norms(store: LatentStore) -> dict[str, np.ndarray]:
         return {}
     norms = np.stack(store.table[_OF_PARTS].to_list()).astype(np.float32)
     return {f"relative_norm_{number}": norms[:, number] for number in range(len(store.meta.parts))}
+
+
+def _scaling(store: LatentStore) -> dict[str, np.ndarray | list[str]]:
+    """Return each latent's factors of latent scaling and their ratios; nothing if its run has not measured them."""
+    table = scaling_of(store)
+    if table is None:
+        return {}
+    own = zip(table["part"], table["specific"], strict=True)
+    found: dict[str, np.ndarray | list[str]] = {"alone_at": [part if alone else "" for part, alone in own]}
+    for name in ("nu_error", "nu_reconstruction"):
+        found[name] = np.array(table[name], np.float32)
+    for number, part in enumerate(store.meta.parts or ()):
+        for name in ("beta_error", "beta_reconstruction"):
+            found[f"{name}_{number}"] = np.array(table[f"{name} {part}"], np.float32)
+    return found
+
+
+def scaling_of(store: LatentStore) -> dict[str, list[Any]] | None:
+    """Return the table of a crosscoder's latent scaling; None if its run has not measured it."""
+    table = None if store.meta.parts is None else read_latent_scaling(store.folder, store.meta.d_sae)
+    return table if table is not None and "specific" in table else None
 
 
 def _explanations(store: LatentStore) -> dict[str, np.ndarray | list[str]]:

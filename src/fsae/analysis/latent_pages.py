@@ -24,9 +24,11 @@ import pandas as pd
 from fsae.analysis.latent_page_data import (
     DEFAULT_SIZES,
     EXPLANATION_COLUMNS,
+    SCALING_COLUMNS,
     PageSizes,
     columns,
     explanations_of,
+    scaling_of,
     scripts,
 )
 from fsae.analysis.origin import Origin
@@ -191,6 +193,8 @@ def _write(
     meanings = {name: column.meaning for name, column in LATENT_COLUMNS.items()}
     if any(explanations_of(store) for _, store in stores):
         meanings |= EXPLANATION_COLUMNS
+    if any(scaling_of(store) for _, store in stores):
+        meanings |= SCALING_COLUMNS
     page = TEMPLATES.get_template("index.html.jinja").render(
         title=title,
         # Two dictionaries may have one name.
@@ -228,6 +232,7 @@ def _digest(stores: Sequence[tuple[Origin, LatentStore]], matched: pd.DataFrame 
                 with file.open("rb") as opened:
                     digest.update(hashlib.file_digest(opened, "sha256").digest())
         digest.update(repr(sorted(explanations_of(store).items())).encode())
+        digest.update(repr(scaling_of(store)).encode())
     if matched is not None:
         digest.update(matched.to_csv().encode())
     return digest.hexdigest()[:8]

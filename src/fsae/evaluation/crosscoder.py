@@ -18,6 +18,7 @@ from fsae.evaluation.evaluation import Evaluation, Measured
 from fsae.evaluation.subject import Subject
 from fsae.evaluation.vectors import VectorEvaluation
 from fsae.latents.weights import relative_norms
+from fsae.outputs.latent_scaling import LATENT_SCALING
 from fsae.outputs.results import Meaning, Shown
 from fsae.ranges import COUNT, between
 from fsae.sources.source import Batch
@@ -157,7 +158,9 @@ class PartsOfLatents:
             name: [_rounded(value) if is_on else None for value, is_on in zip(column.tolist(), live, strict=True)]
             for name, column in columns.items()
         }
-        return {"part": [self.names[number] for number in self.part.tolist()], "live": live, **facts}
+        part = [self.names[number] for number in self.part.tolist()]
+        found: dict[str, list[Any]] = {"part": part, "live": live, **facts}
+        return found if self.specific is None else found | {"specific": self.specific.tolist()}
 
 
 def _rounded(value: float) -> float | None:
@@ -267,7 +270,7 @@ class Crosscoder(Evaluation, group="eval.crosscoder"):
                 Measured(
                     [each.numbers() for each in own],
                     content={"crosscoder_parts": counts},
-                    files={"crosscoder.json": [each.table() for each in own]},
+                    files={LATENT_SCALING: [each.table() for each in own]},
                     pictures={"relative_norms.png": _picture(counts)},
                 )
             )

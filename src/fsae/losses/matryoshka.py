@@ -148,7 +148,7 @@ class LevelAuxK(AuxK):
     and each level counts in proportion to its dead latents, up to k. SAELens' `use_matryoshka_aux_loss`.
 
     Attributes:
-        widths: as in Matryoshka; of the same term of the loss.
+        widths: of the inner levels, as in `Matryoshka`.
         k: dead latents per sample and level; null for half the input's width.
     """
 

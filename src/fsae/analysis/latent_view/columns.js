@@ -42,16 +42,27 @@ const latentColumns = (dictionary, notes) => {
   return [latent, label, ...explanationColumns(dictionary), ...tokens, ...partColumns(dictionary), ...rest];
 };
 
-// The relative norm of each part of a crosscoder's decoder rows.
-const partColumns = ({index, meta}) =>
-  (meta.parts ?? []).map((part, i) => ({
+// The relative norm of each part of a crosscoder's decoder rows, and what latent scaling says about them.
+const partColumns = ({index, meta}) => [
+  ...(meta.parts ?? []).map((part, i) => ({
     name: `relative_norm_${i}`,
     kind: "number",
     values: index[`relative_norm_${i}`],
     shown: true,
     title: `norm ${part}`,
     meaning: `${part}: ${meaning("relative_norms")}`,
-  }));
+  })),
+  ...["alone_at", "nu_error", "nu_reconstruction"]
+    .filter(name => index[name])
+    .map(name => ({
+      name,
+      kind: name === "alone_at" ? "text" : "number",
+      values: index[name],
+      shown: true,
+      title: name.replaceAll("_", " "),
+      meaning: meaning(name),
+    })),
+];
 
 // Explanations by a language model and their scores, if there are any.
 const explanationColumns = ({index}) => {

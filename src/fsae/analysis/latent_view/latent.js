@@ -173,13 +173,23 @@ class LatentPanel {
     return box("Activations", null, histogram(this.list("histogram"), this.dictionary.meta.bin_edges, this.dictionary.meta));
   }
 
-  // Where a crosscoder's latent writes.
+  // Where a crosscoder's latent writes, and by how much it would have to be scaled to fit each part.
   parts() {
     const {parts} = this.dictionary.meta;
     if (!parts) return null;
-    const rows = parts.map((part, i) => [plain(part), readable(this.value(`relative_norm_${i}`), 3)]);
-    const heads = ["part", "relative norm"].map(title => [title, "relative_norms"]);
-    return box("Decoder row", null, numberTable(heads, rows));
+    const betas = this.dictionary.index.nu_error ? ["beta_error", "beta_reconstruction"] : [];
+    const rows = parts.map((part, i) => [
+      plain(part),
+      ...["relative_norm", ...betas].map(name => readable(this.value(`${name}_${i}`), 3)),
+    ]);
+    const heads = [
+      ...["part", "relative norm"].map(title => [title, "relative_norms"]),
+      ...betas.map(name => [name.replaceAll("_", " "), name]),
+    ];
+    const ratios = betas.length
+      ? this.named(["alone at", "alone_at"], ["nu error", "nu_error"], ["nu reconstruction", "nu_reconstruction"])
+      : null;
+    return box("Decoder row", null, numberTable(heads, rows), ratios);
   }
 
   tokens() {
