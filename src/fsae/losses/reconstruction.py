@@ -9,7 +9,7 @@ from fsae.losses.term import LossTerm, Moment, TermValue
 
 @dataclass(frozen=True, kw_only=True)
 class SquaredError(LossTerm):
-    """|x - x_hat|^2 summed over the input's dimensions, averaged over the batch, in scaled units."""
+    """|x - x_hat|^2 summed over the target's dimensions, averaged over the batch, in scaled units."""
 
     minimised_by_least_squares: ClassVar[bool] = True
 
