@@ -17,6 +17,9 @@ recipes() {
     arm "$name/matryoshka" "$@" "arch.k=$l0" loss=matryoshka
     arm "$name/ortsae" "$@" "arch.k=$l0" penalty=orthogonal
     arm "$name/weight_norm" "$@" "arch.k=$l0" penalty=weight_norm
+    # As published, with rows of any norm, and its control.
+    arm "$name/weight_regularised" "$@" "arch.k=$l0" loss=weight_regularised arch.decoder_norm=free
+    arm "$name/free_rows" "$@" "arch.k=$l0" arch.decoder_norm=free
     arm "$name/fisher" "$@" "arch.k=$l0" penalty=fisher
     arm "$name/lista" "$@" "arch.k=$l0" arch=lista
     arm "$name/matching_pursuit" "$@" "arch.k=$l0" arch=matching_pursuit

@@ -51,7 +51,7 @@ class Objective:
             if weight == 0 and not measure_all:
                 continue
             differentiated = weight != 0 and torch.is_grad_enabled()
-            # What is only measured leaves the random numbers of training as they are.
+            # What is only measured draws its own random numbers: measuring does not change the training.
             generator = moment.generator if differentiated else torch.Generator().manual_seed(moment.step)
             # Autocast ends where the losses begin: they are sums over thousands of entries, in float32.
             with torch.set_grad_enabled(differentiated), torch.autocast(device, enabled=False):
