@@ -48,7 +48,13 @@ arm mlp/autoencoder $smollm2 arch.k=40 site=mlp_out
 arm pair $smollm2 layout=jacobian_pair arch=topk arch.k=32 population.jacobian.weight=0,512
 
 # On known features; an l0 of 8.3 has as many features as there are.
-recipes synthetic 7 6,7,9 experiment=synth_sae_bench/small seed=1,2,3,4,5
+known="experiment=synth_sae_bench/small seed=1,2,3,4,5"
+recipes synthetic 7 6,7,9 $known
+
+# Does a recipe's gain remain if rows may have any norm?
+arm synthetic_free/batch_topk $known arch.decoder_norm=free arch.k=6,7,9
+arm synthetic_free/lista $known arch.decoder_norm=free arch.k=7 arch=lista
+arm synthetic_free/fisher $known arch.decoder_norm=free arch.k=7 penalty=fisher
 
 # What the latents of SmolLM2's residual stream are worth. To save time: probes on eight of the questions, two tasks for
 # circuits, one drawing of texts for influence, and no steering.

@@ -21,3 +21,5 @@ table "MLP of layer 3" recipes "$out/mlp" --against transcoder --metrics $vector
 table "Jacobian pair around the MLP of layer 3" paired "$out/pair" --against population.jacobian.weight=0 \
     --metrics 0/fvu 1/fvu jacobian_above_005 jacobian_above_01 jacobian_above_015 jacobian_above_02 jacobian_mean
 table "Known features" recipes "$out/synthetic" --against batch_topk --metrics fvu f1 mcc uniqueness dead_share
+table "Known features, rows of any norm" recipes "$out/synthetic_free" --against batch_topk \
+    --metrics fvu f1 mcc uniqueness dead_share

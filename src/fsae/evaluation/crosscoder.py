@@ -246,6 +246,7 @@ class Crosscoder(Evaluation, group="eval.crosscoder"):
     batch_size: int = field(default=2048, metadata=between(least=1, most=10**9, meaning="a number of samples"))
 
     needs: ClassVar[frozenset[str]] = frozenset({"several_parts", "vectors"})
+    in_folder: ClassVar[bool] = True
     meanings: ClassVar[dict[str, Meaning]] = {
         "crosscoder_single": Meaning("share of live latents with one long decoder part"),
         "crosscoder_specific": Meaning("share of live latents of one part by latent scaling"),

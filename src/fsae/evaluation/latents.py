@@ -78,6 +78,8 @@ class Latents(Evaluation, group="eval.latents"):
     workers: int = field(default=1, metadata=between(least=1, most=1000))
     memory_gb: float | None = field(default=None, metadata=POSITIVE)
 
+    # The pages show each latent's scaling.
+    reads: ClassVar[frozenset[str]] = frozenset({"crosscoder"})
     in_sweeps: ClassVar[bool] = False
     in_folder: ClassVar[bool] = True
     # `vectors` reports the other numbers, over more samples.
