@@ -177,19 +177,19 @@ class LatentPanel {
   parts() {
     const {parts} = this.dictionary.meta;
     if (!parts) return null;
-    const betas = this.dictionary.index.nu_error ? ["beta_error", "beta_reconstruction"] : [];
-    const rows = parts.map((part, i) => [
-      plain(part),
-      ...["relative_norm", ...betas].map(name => readable(this.value(`${name}_${i}`), 3)),
+    const scaled = Boolean(this.dictionary.index.nu_error);
+    const fact = (title, column, name) => [title, column, readable(this.value(name), 3)];
+    const facts = parts.flatMap((part, i) => [
+      el("p", {}, el("b", {}, plain(part))),
+      this.named(
+        fact("relative norm", "relative_norms", `relative_norm_${i}`),
+        ...(scaled ? ["error", "reconstruction"] : []).map(of => fact(`beta ${of}`, `beta_${of}`, `beta_${of}_${i}`)),
+      ),
     ]);
-    const heads = [
-      ...["part", "relative norm"].map(title => [title, "relative_norms"]),
-      ...betas.map(name => [name.replaceAll("_", " "), name]),
-    ];
-    const ratios = betas.length
-      ? this.named(["alone at", "alone_at"], ["nu error", "nu_error"], ["nu reconstruction", "nu_reconstruction"])
+    const ratios = scaled
+      ? this.named(["nu error", "nu_error"], ["nu reconstruction", "nu_reconstruction"], ["alone at", "alone_at"])
       : null;
-    return box("Decoder row", null, numberTable(heads, rows), ratios);
+    return box("Decoder row", null, ratios, facts);
   }
 
   tokens() {
