@@ -57,10 +57,11 @@ arm synthetic_free/lista $known arch.decoder_norm=free arch.k=7 arch=lista
 arm synthetic_free/fisher $known arch.decoder_norm=free arch.k=7 penalty=fisher
 
 # What the latents of SmolLM2's residual stream are worth. To save time: probes on eight of the questions, two tasks for
-# circuits, one drawing of texts for influence, and no steering.
+# circuits, one drawing of texts for influence, and masks of ravel that are learned in half the steps on half the pairs.
 python -m fsae.evaluate "$out"/smollm2/* launcher=packed \
-    'eval=[absorption,code,probing,mdl,decoder_projection,stability,amortisation,ood,concepts,circuits,influence]' \
+    'eval=[absorption,code,probing,mdl,decoder_projection,stability,amortisation,ood,concepts,circuits,influence,ravel]' \
     'eval.probing.k=[1,16]' \
     'eval.probing.sets=[7_hist_fig_ispolitician,21_headline_istrump,73_control-group,96_spam_is,105_click_bait,125_world_country_Italy,139_news_class_Politics,159_code_Python]' \
     'eval.circuits.tasks=[nounpp,within_rc]' 'eval.circuits.sizes=[]' eval.circuits.seeds=1 \
-    eval.influence.prompts=4 eval.influence.steps=4 eval.influence.seeds=1 eval.concepts.steered=0
+    eval.influence.prompts=4 eval.influence.steps=4 eval.influence.seeds=1 \
+    eval.ravel.seeds=1 eval.ravel.entities=60 eval.ravel.pairs=24 eval.ravel.steps=16 eval.ravel.batch=12 eval.ravel.lr=0.2
