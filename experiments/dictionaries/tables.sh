@@ -9,17 +9,17 @@ out=${1:-outputs/dictionaries}
 echo "# Recipes for dictionaries: all figures"
 vectors="fvu ce_recovered_zero dead_share code_correlation_excess decoder_max_cosine"
 worth="probing_auc_k1 probing_auc_k16 absorption code_f1 code_beyond_token mdl_bits stability_mcc stability_found_share"
-further="faithfulness faithfulness_latents influence_drop attribution_rank concepts_auroc concepts_hard ood_shifted_k20 ood_answerable_k20
+further="faithfulness faithfulness_latents influence_drop attribution_rank ood_shifted_k20 ood_answerable_k20
     amortisation_gap amortisation_fvu"
-edits="ravel_disentanglement ravel_cause ravel_isolation ravel_with_error ravel_disentanglement_random ravel_disentanglement_none
+edits="concepts_auroc concepts_hard ravel_disentanglement ravel_cause ravel_isolation ravel_with_error ravel_disentanglement_random ravel_disentanglement_none
     concepts_steering concepts_steering_concept concepts_steering_fluency concepts_steering_answer concepts_likelihood
     concepts_steering_random concepts_steering_diffmean"
 table "Residual stream of SmolLM2-135M-Instruct (Q4_1), layer 3: reconstruction" recipes "$out/smollm2" \
     --against batch_topk --metrics $vectors
 table "The same: what the latents are worth" recipes "$out/smollm2" --against batch_topk --metrics $worth
-table "The same: circuits, concepts, other domains, and what encoders miss" recipes "$out/smollm2" --against batch_topk \
+table "The same: circuits, other domains, and what encoders miss" recipes "$out/smollm2" --against batch_topk \
     --metrics $further
-table "The same: edits of attributes (ravel) and steering towards concepts" recipes "$out/smollm2" --against batch_topk \
+table "The same: concepts, edits of attributes (ravel), and steering towards concepts" recipes "$out/smollm2" --against batch_topk \
     --metrics $edits
 table "Top-AFA and BatchTopK at its l0" recipes "$out/top_afa" --against batch_topk --metrics $vectors
 table "MLP of layer 3" recipes "$out/mlp" --against transcoder --metrics $vectors
