@@ -44,10 +44,10 @@ def save_saelens(
 ) -> None:
     """Write an autoencoder for raw activations (see `fold`) so that `sae_lens.SAE.load_from_disk` opens it.
 
-    What SAELens opens has the same codes and reconstruction there: batch_topk is a `jumprelu` with its one threshold for
-    each latent, as SAELens saves its own; abs_topk is `abstopk`, which sae_lens 6.54 knows; PCA is an abs_topk whose
-    latents are all on. What SAELens has no architecture for is written alike under a name that it refuses, with a
-    warning; `load_saelens` opens it.
+    What SAELens opens has the same codes and reconstruction there: batch_topk is a `jumprelu` with its one threshold
+    for each latent, as SAELens saves its own; abs_topk is `abstopk`, which sae_lens 6.54 knows; PCA is an abs_topk
+    whose latents are all on. What SAELens has no architecture for is written alike under a name that it refuses, with
+    a warning; `load_saelens` opens it.
     Weights are written in float32. The folder is written under a temporary name and renamed: a crash leaves the earlier
     folder, the new one or none, but no partial one.
 
