@@ -1,11 +1,12 @@
-"""The effect of an average over the last steps' weights (EMA) on the error of a training.
+"""The effect of an exponential moving average of the weights (EMA) on the error of a training.
 
     python -m experiments.average experiment=dictionaries/smollm2_small arch.k=40
     python -m experiments.average --betas 0.9 0.99 --seeds 1 2 3 -- experiment=... trainer.decay=0
 
-After each step the average moves by 1 - beta of the way to the weights. For each beta the command prints fvu on
-held-out vectors of the last weights and of the average, whose decoder rows get norm 1 again, and the mean difference
-with its 95 % interval by Student's t over seeds.
+After each step the average moves by 1 - beta of the way to the weights and thresholds; the first steps count equally,
+so that nothing of the start remains. For the last weights and for each average, whose decoder rows get norm 1 again, the
+command prints fvu and l0 on held-out vectors, and the mean difference of fvu with its 95 % interval by Student's t over
+seeds.
 """
 
 import argparse
@@ -52,29 +53,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = [composed_settings([*options.overrides, "tracking=none", f"seed={seed}"], {}) for seed in options.seeds]
     with open_sources(runs, lambda: None) as sources:
         pairs = zip(runs, sources, strict=True)
-        found = np.array([errors(settings, source, options.betas) for settings, source in pairs])
-    print("| beta | seeds | last weights | average | difference |\n| --- | --- | --- | --- | --- |")
-    for place, beta in enumerate(options.betas, start=1):
-        ends = interval_of(found[:, place] - found[:, 0])
-        interval = "" if ends is None else f"{ends[0]:+.2g} to {ends[1]:+.2g}"
-        last, average = found[:, 0].mean(), found[:, place].mean()
-        print(f"| {beta:g} | {len(found)} | {last:.4g} | {average:.4g} | {interval} |")
+        # (seeds, last weights and averages, fvu and l0)
+        found = np.array([measured(settings, source, options.betas) for settings, source in pairs])
+    print("| weights | seeds | fvu | l0 | difference of fvu |\n| --- | --- | --- | --- | --- |")
+    for place, name in enumerate(["last", *(f"beta {beta:g}" for beta in options.betas)]):
+        (fvu, l0), differences = found[:, place].mean(0), found[:, place, 0] - found[:, 0, 0]
+        ends = interval_of(differences) if place else None
+        interval = "" if ends is None else f" ({ends[0]:+.2g} to {ends[1]:+.2g})"
+        difference = f"{differences.mean():+.2g}{interval}" if place else ""
+        print(f"| {name} | {len(found)} | {fvu:.4g} | {l0:.3g} | {difference} |")
 
 
-def errors(settings: RunSettings, source: Source, betas: Sequence[float]) -> list[float]:
-    """Return the fvu of a training's last weights, and of its averages."""
+def measured(settings: RunSettings, source: Source, betas: Sequence[float]) -> list[tuple[float, float]]:
+    """Return fvu and l0 of a training's last weights, and of its averages."""
     training = training_of(settings, source, lambda kind: scaling_of(source, kind), None, Unrecorded(), None)
     (member,) = training.members
     autoencoder, update = member.autoencoder, member.update
     assert isinstance(autoencoder, SparseAutoencoder)
-    averages = [[each.detach().clone() for each in autoencoder.parameters()] for _ in betas]
+    averages = [{name: each.clone() for name, each in autoencoder.state_dict().items()} for _ in betas]
 
     @torch.no_grad()
     def update_all(step: int) -> None:
         update(step)
         for average, beta in zip(averages, betas, strict=True):
-            for own, last in zip(average, autoencoder.parameters(), strict=True):
-                own.lerp_(last, 1 - beta)
+            for name, last in autoencoder.state_dict().items():
+                average[name].lerp_(last, max(1 - beta, 1 / (step + 1)))
 
     member.update = update_all
     ((_, error),) = train([training], Interruption())
@@ -83,19 +86,20 @@ def errors(settings: RunSettings, source: Source, betas: Sequence[float]) -> lis
     found = [autoencoder]
     for average in averages:
         averaged = deepcopy(autoencoder)
-        with torch.no_grad():
-            for own, last in zip(averaged.parameters(), average, strict=True):
-                own.copy_(last)
+        averaged.load_state_dict(average)
         if averaged.settings.decoder_norm is DecoderNorm.unit:
             averaged.normalise_decoder()
         found.append(averaged)
-    return [fvu(each, training.scaling, settings, source) for each in found]
+    return [error_of(each, training.scaling, settings, source) for each in found]
 
 
-def fvu(autoencoder: SparseAutoencoder, scaling: Scaling, settings: RunSettings, source: Source) -> float:
+def error_of(
+    autoencoder: SparseAutoencoder, scaling: Scaling, settings: RunSettings, source: Source
+) -> tuple[float, float]:
+    """Return fvu and l0 on held-out vectors."""
     batches = source.held_out(settings.suite.samples, settings.suite.batch_size)
-    (measured,) = evaluate_vectors([fold(autoencoder, scaling).eval()], batches, [Fisher()])
-    return measured.scalars["fvu"]
+    (vectors,) = evaluate_vectors([fold(autoencoder, scaling).eval()], batches, [Fisher()])
+    return vectors.scalars["fvu"], vectors.scalars["l0"]
 
 
 if __name__ == "__main__":

@@ -57,7 +57,8 @@ arm synthetic_free/lista $known arch.decoder_norm=free arch.k=7 arch=lista
 arm synthetic_free/fisher $known arch.decoder_norm=free arch.k=7 penalty=fisher
 
 # What the latents of SmolLM2's residual stream are worth. To save time: probes on eight of the questions, two tasks for
-# circuits, one drawing of texts for influence, and masks of ravel that are learned in half the steps on half the pairs.
+# circuits, one drawing of texts for influence, and for ravel one drawing of 60 countries whose masks are learned in half the
+# steps on half the pairs, at twice the rate.
 python -m fsae.evaluate "$out"/smollm2/* launcher=packed \
     'eval=[absorption,code,probing,mdl,decoder_projection,stability,amortisation,ood,concepts,circuits,influence,ravel]' \
     'eval.probing.k=[1,16]' \

@@ -182,16 +182,16 @@ def test_under_free_a_long_decoder_row_does_not_make_its_code_cheap(term):
     def price(stretch: float, norm: DecoderNorm) -> tuple[float, torch.Tensor]:
         autoencoder = build("standard", decoder_norm=norm)
         with torch.no_grad():
-            autoencoder.W_enc[:, 2] /= stretch
-            autoencoder.get_parameter("b_enc")[2] /= stretch
-            autoencoder.W_dec[2] *= stretch
+            autoencoder.W_enc[:, 1] /= stretch
+            autoencoder.get_parameter("b_enc")[1] /= stretch
+            autoencoder.W_dec[1] *= stretch
         record = autoencoder(samples(8))
         return float(term.measure(record, NO_DEAD).value.detach()), record.reconstruction
 
     (free, x_hat), (free_stretched, x_hat_stretched) = price(1.0, DecoderNorm.free), price(3.0, DecoderNorm.free)
     torch.testing.assert_close(x_hat, x_hat_stretched)
     assert free_stretched == pytest.approx(free, rel=1e-12)
-    assert price(3.0, DecoderNorm.unit)[0] < 0.995 * price(1.0, DecoderNorm.unit)[0]
+    assert price(3.0, DecoderNorm.unit)[0] < 0.99 * price(1.0, DecoderNorm.unit)[0]
 
 
 def test_under_free_sparsity_pulls_on_decoder_norms():

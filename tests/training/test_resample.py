@@ -196,14 +196,14 @@ def test_reinitialise_changes_the_named_latents_only(arch: str):
 
 def test_reinitialised_weights_differ_from_the_first_ones():
     def fresh() -> SparseAutoencoder:
-        return settings_of("topk", d_sae=D_SAE).build(D_IN, torch.Generator().manual_seed(7))
+        return settings_of("topk", d_sae=D_SAE).build(D_IN, torch.Generator().manual_seed(8))
 
-    member = GradientLearner(fresh(), Objective(terms("topk")), adam(), SCALE, seed=7)
+    member = GradientLearner(fresh(), Objective(terms("topk")), adam(), SCALE, seed=8)
     record = member.step(samples(20, D_IN, dtype=torch.float32), 0)
     always = Reinitialisation(scope=Scope.autoencoder, target_rate=1e-3)
     assert member.reinitialise(record, 0, always) == D_SAE
     cosines = unit_rows(member.autoencoder.W_dec) @ unit_rows(fresh().W_dec).T
-    assert cosines.diagonal().max() < 0.95
+    assert cosines.diagonal().max() < 0.9
 
 
 @each_architecture

@@ -40,7 +40,7 @@ EXPLANATION_COLUMNS = {
 # Columns of a crosscoder's latent scaling, and what they mean; the factors are of each part.
 SCALING_COLUMNS = {
     "alone_at": "part that the latent is of alone by latent scaling (nu_error below 0.2 and nu_reconstruction below "
-    "0.5); empty if it is of several",
+    "0.5); empty otherwise",
     "nu_error": "beta_error of another part over that of the latent's own: large if the other part has the direction "
     "and the dictionary does not write it there",
     "nu_reconstruction": "beta_reconstruction of another part over that of the latent's own: large if other latents "
