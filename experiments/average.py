@@ -4,9 +4,8 @@
     python -m experiments.average --betas 0.9 0.99 --seeds 1 2 3 -- experiment=... trainer.decay=0
 
 After each step the average moves by 1 - beta of the way to the weights and thresholds; the first steps count equally,
-so that nothing of the start remains. For the last weights and for each average, whose decoder rows get norm 1 again, the
-command prints fvu and l0 on held-out vectors, and the mean difference of fvu with its 95 % interval by Student's t over
-seeds.
+so that nothing of the start remains. The decoder rows of an average get norm 1 again. The command prints fvu and l0 on
+held-out vectors, and the mean difference of fvu with its 95 % interval by Student's t over seeds.
 """
 
 import argparse
