@@ -51,7 +51,7 @@ def test_a_negative_factor_is_refused(saved: Path, capfd: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["13", "--prompt", "a", "--unit", "absolute"], "Add.latent is 13; the dictionary has the latents 0 to 12"),
+        (["14", "--prompt", "a", "--unit", "absolute"], "Add.latent is 14; the dictionary has the latents 0 to 13"),
         (["4", "--prompt", "a"], "the largest activations of its latents are unknown"),
         (["4", "--prompt", "", "--unit", "absolute"], "prompt 0 has no token"),
         (["4", "--prompt", "a", "--decay", "0"], "Add.decay is 0"),

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import SparseAutoencoder
+from fsae.autoencoders.selection import KSettings
 from fsae.couplings.jacobian import JacobianCoupling, JacobianSparsity, check_pair
 from fsae.language_models.mlp import MLP, Affine
 from tests.architectures import build, samples, settings_of, with_weights
@@ -13,7 +14,7 @@ D_IN, D_MLP, K = 5, 7, 3
 INPUT_SCALE, TARGET_SCALE = 0.8, 2.5
 
 each_mlp = pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
-each_arch = pytest.mark.parametrize("arch", ["topk", "abs_topk", "group_topk"])
+each_arch = pytest.mark.parametrize("arch", ["topk", "abs_topk", "group_topk", "groupmax"])
 
 
 def small_mlp(gated: bool) -> MLP:
@@ -57,7 +58,8 @@ def defined(autoencoders: list[SparseAutoencoder], x: Tensor, mlp: MLP) -> Tenso
         jacobian = torch.func.jacrev(composed)(codes)
         assert isinstance(jacobian, Tensor)
         total = total + jacobian[:, codes != 0].abs().sum()
-    return total / (len(x) * K * K)
+    assert isinstance(first.settings, KSettings)
+    return total / (len(x) * first.settings.k**2)
 
 
 @each_mlp

@@ -57,11 +57,11 @@ def test_every_layer_is_written_and_read_back(tmp_path: Path, arch: str, ends: E
         assert read_provenance(path) == read_provenance(folder)
         shapes = {name: tuple(tensor.shape) for name, tensor in load_file(path).items()}
         assert shapes == {
-            "W_enc": (13, 5),
-            "W_dec": (13, 5),
-            "b_enc": (13,),
+            "W_enc": (14, 5),
+            "W_dec": (14, 5),
+            "b_enc": (14,),
             "b_dec": (5,),
-            **({"activation_function.threshold": (13,)} if arch != "standard" else {}),
+            **({"activation_function.threshold": (14,)} if arch != "standard" else {}),
             **({"W_skip": (5, 5)} if ends.skip else {}),
         }
 

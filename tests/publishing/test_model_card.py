@@ -94,7 +94,7 @@ def card_of(autoencoder: SparseAutoencoder, run: Path, *members: dict[str, Any],
 def test_the_card_of_a_transcoder_names_both_sites_and_who_opens_it(runs: dict[str, Path], arch: str, known: bool):
     names = {"hook_name": "blocks.1.mlp.hook_in", "hook_name_out": "blocks.1.hook_mlp_out"}
     text = card_of(moved(arch, SKIP).float(), runs["text"], **names)
-    assert "A skip transcoder (`topk`, 13 latents) of mlp_in.1 -> mlp_out.1 of tiny" in text
+    assert "A skip transcoder (`topk`, 14 latents) of mlp_in.1 -> mlp_out.1 of tiny" in text
     assert "| site | `blocks.1.mlp.hook_in` |\n| written site | `blocks.1.hook_mlp_out` |" in text
     assert "- skip-transcoder" in text
     assert ("SAE.from_pretrained(" in text) == known

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from fsae.autoencoders.layout import Scaling
-from fsae.autoencoders.settings import DecoderNorm
 from fsae.losses.fisher import Fisher
 from fsae.losses.objective import Objective
 from fsae.losses.reconstruction import SquaredError
@@ -77,9 +76,6 @@ def member(
 ) -> GradientLearner:
     """A member with fresh weights, a quarter of its latents dead; `changes` are the architecture's settings."""
     row = ARCHITECTURES[arch]
-    if "encoder_norm" in row.fixed:
-        # Under `unit` a step gives small columns their norm back.
-        changes = {"decoder_norm": DecoderNorm.free, **changes}
     autoencoder = settings_of(arch, d_sae=d_sae, **changes).build(D_IN, torch.Generator().manual_seed(seed))
     with torch.no_grad():
         # If magnitudes decide, a low bias would put latents first, so they get small weights instead, as they do if
