@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ STOPS = {
 @each_architecture
 def test_a_stopped_and_resumed_training_is_the_uninterrupted_one_bit_for_bit(arch: str, tmp_path: Path):
     # Unit columns are soon as long as all others, so that no latent stays dead.
-    free = {"decoder_norm": DecoderNorm.free} if "encoder_norm" in ARCHITECTURES[arch].fixed else {}
+    free: dict[str, Any] = {"decoder_norm": DecoderNorm.free} if "encoder_norm" in ARCHITECTURES[arch].fixed else {}
 
     def run(folder: Path, stop_at: int | None = None) -> LoneRun:
         return training_run(arch, folder, stop_at=stop_at, trained=member(arch, adam(), **free))
