@@ -25,7 +25,7 @@ TRANSCODER = Ends(input=Layout.of(D_IN, "mlp_in.0"), target=Layout.of(D_OUT, "ml
 SKIP = replace(TRANSCODER, skip=True)
 
 # Architectures that SAELens does not have.
-UNKNOWN = {"group_topk", "lista", "mlp_encoder", "omp", "signed_gated", "top_afa"}
+UNKNOWN = {"group_topk", "groupmax", "lista", "mlp_encoder", "omp", "signed_gated", "top_afa"}
 # Architecture, settings and hook of each export.
 OURS = {
     **{arch: (arch, {}, "hook_resid_mid") for arch in ARCHITECTURES if arch not in UNKNOWN},
