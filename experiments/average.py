@@ -9,7 +9,7 @@ held-out vectors, and the mean difference of fvu with its 95 % interval by Stude
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 
 import numpy as np
@@ -24,23 +24,13 @@ from fsae.configuration.schema import RunSettings
 from fsae.evaluation.vectors import evaluate_vectors
 from fsae.export.folding import fold
 from fsae.losses.fisher import Fisher
+from fsae.outputs.metric_log import Unrecorded
 from fsae.ranges import INNER_SHARE, SEED, argument
 from fsae.runs.build import open_sources, training_of
 from fsae.sources.source import Source
 from fsae.training.interruption import Interruption
 from fsae.training.loop import train
 from fsae.training.scaling import scaling_of
-
-
-class Unrecorded:
-    """A sink that keeps no values."""
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
-
-    def log_message(self, message: str) -> None: ...
-
-    def position(self) -> int:
-        return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -34,6 +34,17 @@ class MetricSink(Protocol):
         ...
 
 
+class Unrecorded:
+    """A sink for the numbers of a training that leaves no files."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+    def log_message(self, message: str) -> None: ...
+
+    def position(self) -> int:
+        return 0
+
+
 @dataclass(frozen=True)
 class MetricRecord:
     """One line: values logged at `step`, `time_ms` after 1970; `end` is the byte at which the next line starts."""

@@ -24,7 +24,7 @@ from fsae.evaluation.suite import Findings, measure
 from fsae.export.saelens import Provenance
 from fsae.losses.term import LossTerm
 from fsae.memory import freed_memory_kept
-from fsae.outputs.metric_log import MetricSink
+from fsae.outputs.metric_log import MetricSink, Unrecorded
 from fsae.runs.build import check_memory, start_identity, trained_of, training_of
 from fsae.runs.outcome import export, record
 from fsae.runs.run import Run
@@ -92,7 +92,7 @@ def train(
     source = of_vectors.stream(joined, _device(device))
     settled = _settings(of_vectors, arch, loss, penalty, trainer, seed, samples, batch_size, overrides, settings)
     if folder is None:
-        examined = _trained(settled, source, None, _Unrecorded(), None, Interruption())
+        examined = _trained(settled, source, None, Unrecorded(), None, Interruption())
         return _dictionary(settled, examined, _measured(settled, source, examined, Interruption()))
     data = {"the vectors": digest(joined)} | start_identity(settled.arch)
     return _recorded(settled, source, Path(folder).expanduser(), overrides, data)
@@ -243,14 +243,3 @@ def _listening() -> Iterator[Interruption]:
         return
     with interruption:
         yield interruption
-
-
-class _Unrecorded:
-    """A sink for the numbers of a training that leaves no files."""
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
-
-    def log_message(self, message: str) -> None: ...
-
-    def position(self) -> int:
-        return 0
