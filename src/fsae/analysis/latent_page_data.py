@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from fsae.analysis.packed_arrays import in_few_bytes, pack, pack_lists, rounded, smallest
 from fsae.outputs.explanations import Explanation, Scores, read_explanations
-from fsae.outputs.latent_scaling import read_latent_scaling
+from fsae.outputs.latent_scaling import NU_ERROR, NU_RECONSTRUCTION, read_latent_scaling
 from fsae.outputs.latent_store import LATENT_COLUMNS, TOP, LatentStore
 
 # Latents whose hits are read from the store at a time.
@@ -39,8 +39,8 @@ EXPLANATION_COLUMNS = {
 }
 # Columns of a crosscoder's latent scaling, and what they mean; the factors are of each part.
 SCALING_COLUMNS = {
-    "alone_at": "part that the latent is of alone by latent scaling (nu_error below 0.2 and nu_reconstruction below "
-    "0.5); empty otherwise",
+    "alone_at": f"part that the latent is of alone by latent scaling (nu_error below {NU_ERROR} and nu_reconstruction "
+    f"below {NU_RECONSTRUCTION}); empty otherwise",
     "nu_error": "beta_error of another part over that of the latent's own: large if the other part has the direction "
     "and the dictionary does not write it there",
     "nu_reconstruction": "beta_reconstruction of another part over that of the latent's own: large if other latents "

@@ -18,7 +18,7 @@ from fsae.evaluation.evaluation import Evaluation, Measured
 from fsae.evaluation.subject import Subject
 from fsae.evaluation.vectors import VectorEvaluation
 from fsae.latents.weights import relative_norms
-from fsae.outputs.latent_scaling import LATENT_SCALING
+from fsae.outputs.latent_scaling import LATENT_SCALING, NU_ERROR, NU_RECONSTRUCTION
 from fsae.outputs.results import Meaning, Shown
 from fsae.ranges import COUNT, between
 from fsae.sources.source import Batch
@@ -27,8 +27,6 @@ from fsae.sparse.codes import Codes
 # A latent is of one part by its norms if its relative norm there is above the first limit, and shared if all of its
 # relative norms lie between the others (Lindsey et al. 2024).
 _ONE_PART, _SHARED = 0.9, (0.4, 0.6)
-# It is of one part by latent scaling if both ratios are below these limits (Minder et al. 2025, arXiv 2504.02922).
-_NU_RECONSTRUCTION, _NU_ERROR = 0.5, 0.2
 _BINS = 20
 
 
@@ -110,8 +108,8 @@ class PartsOfLatents:
         """The live latents that are of one part by latent scaling."""
         if self.of_error is None or self.of_reconstruction is None:
             return None
-        by_error = ratios(self.of_error, self.part) < _NU_ERROR
-        return self.live & by_error & (ratios(self.of_reconstruction, self.part) < _NU_RECONSTRUCTION)
+        by_error = ratios(self.of_error, self.part) < NU_ERROR
+        return self.live & by_error & (ratios(self.of_reconstruction, self.part) < NU_RECONSTRUCTION)
 
     def numbers(self) -> dict[str, float]:
         """Return the numbers of the dictionary; parts of different widths have only those of norms."""

@@ -12,6 +12,9 @@ from fsae.outputs.run_folder import RunFolder
 
 LATENT_SCALING = "crosscoder.json"
 
+# A latent is of one part alone if both ratios are below these limits (Minder et al. 2025, arXiv 2504.02922).
+NU_RECONSTRUCTION, NU_ERROR = 0.5, 0.2
+
 
 def read_latent_scaling(latents: Path, d_sae: int) -> dict[str, list[Any]] | None:
     """Return the table of the autoencoder whose latent store is in `latents`; None if its run has none.
