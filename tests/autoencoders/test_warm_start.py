@@ -26,6 +26,9 @@ SCALES = {
     "crosscoder": Scaling((0.4, 2.5), (0.4, 2.5)),
 }
 
+# Refinements of LISTA depend on the centre by more than biases.
+UNREFINED = {"lista": {"refinements": 0}}
+
 
 def trained(arch: str, ends: Ends, d_sae: int = 14, **changes) -> SparseAutoencoder:
     """One whose every parameter has moved, with rows as training leaves them."""
@@ -43,8 +46,10 @@ def stored(autoencoder: Autoencoder, scaling: Scaling, folder: Path) -> Autoenco
     return load_saelens(folder)
 
 
-def started(arch: str, ends: Ends, scaling: Scaling, known: Autoencoder | None, d_sae: int = 14) -> SparseAutoencoder:
-    fresh = settings_of(arch, d_sae=d_sae).build(ends, torch.Generator().manual_seed(5))
+def started(
+    arch: str, ends: Ends, scaling: Scaling, known: Autoencoder | None, d_sae: int = 14, **changes
+) -> SparseAutoencoder:
+    fresh = settings_of(arch, d_sae=d_sae, **changes).build(ends, torch.Generator().manual_seed(5))
     x, y = samples(90, ends.input.width, dtype=torch.float32), samples(90, ends.target.width, 7, torch.float32)
     scale, target_scale = (
         layout.spread(factors, torch.device("cpu"))
@@ -56,6 +61,14 @@ def started(arch: str, ends: Ends, scaling: Scaling, known: Autoencoder | None, 
     return fresh
 
 
+def assert_equal_codes(fresh: SparseAutoencoder, before: SparseAutoencoder) -> None:
+    """Compare them on inputs whose mean is not zero."""
+    x = samples(30, before.d_in, seed=9, dtype=torch.float32) + 1
+    a, b = before(x), fresh(x)
+    torch.testing.assert_close(b.codes.dense(), a.codes.dense(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(b.reconstruction, a.reconstruction, rtol=1e-4, atol=1e-4)
+
+
 @each_architecture
 @pytest.mark.parametrize("layout", list(ENDS))
 def test_start_from_an_equal_dictionary_is_that_dictionary_in_training(arch: str, layout: str, tmp_path: Path):
@@ -64,10 +77,48 @@ def test_start_from_an_equal_dictionary_is_that_dictionary_in_training(arch: str
         return
     before = trained(arch, ends)
     again = started(arch, ends, scaling, stored(before, scaling, tmp_path / "sae"))
-    x = samples(30, ends.input.width, seed=9, dtype=torch.float32)
-    a, b = before(x), again(x)
-    torch.testing.assert_close(b.codes.dense(), a.codes.dense(), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(b.reconstruction, a.reconstruction, rtol=1e-4, atol=1e-4)
+    assert_equal_codes(again, before)
+
+
+@each_with("apply_b_dec_to_input")
+@pytest.mark.parametrize("layout", ["autoencoder", "crosscoder"])
+@pytest.mark.parametrize("centred", [True, False])
+def test_codes_do_not_depend_on_whether_training_subtracts_b_dec(arch: str, layout: str, centred: bool, tmp_path: Path):
+    ends, scaling = ENDS[layout], SCALES[layout]
+    if layout != "autoencoder" and "target" in ARCHITECTURES[arch].fixed:
+        return
+    before = trained(arch, ends, apply_b_dec_to_input=centred, **UNREFINED.get(arch, {}))
+    known = stored(before, scaling, tmp_path / "sae")
+    fresh = started(arch, ends, scaling, known, apply_b_dec_to_input=not centred, **UNREFINED.get(arch, {}))
+    assert_equal_codes(fresh, before)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_biases_of_other_latents_do_not_depend_on_b_dec_of_the_known_ones(centred: bool, tmp_path: Path):
+    before = trained("gated", Ends.of(5), apply_b_dec_to_input=centred)
+    known = stored(before, Scaling.of(0.4), tmp_path / "sae")
+    fresh = started("gated", Ends.of(5), Scaling.of(0.4), known, d_sae=20, apply_b_dec_to_input=not centred)
+    usual = started("gated", Ends.of(5), Scaling.of(0.4), None, d_sae=20, apply_b_dec_to_input=not centred)
+    for name in ("b_gate", "b_mag"):
+        assert torch.equal(fresh.get_parameter(name)[14:], usual.get_parameter(name)[14:])
+        assert not torch.allclose(fresh.get_parameter(name)[:14], before.get_parameter(name))
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_lista_keeps_the_setting_by_which_it_refines_codes(centred: bool, tmp_path: Path):
+    before = trained("lista", Ends.of(5), apply_b_dec_to_input=centred)
+    known = stored(before, Scaling.of(1.0), tmp_path / "sae")
+    with pytest.raises(ValueError, match=rf"set arch\.apply_b_dec_to_input={str(centred).lower()}"):
+        started("lista", Ends.of(5), Scaling.of(1.0), known, apply_b_dec_to_input=not centred)
+
+
+def test_start_of_a_transcoder_from_an_autoencoder_is_refused_and_the_reverse():
+    same = trained("topk", Ends.of(5))
+    other = trained("topk", Ends(input=Layout.of(5, "a"), target=Layout.of(5, "b")))
+    with pytest.raises(ValueError, match=r"it reconstructs what it reads, and this run's dictionary reads and writes"):
+        check_start(other, same)
+    with pytest.raises(ValueError, match=r"it reads and writes different sites, and this run's dictionary reconstr"):
+        check_start(same, other)
 
 
 @each_architecture
@@ -159,6 +210,7 @@ def test_latents_without_a_direction_are_kept_if_rows_are_free(tmp_path: Path):
         before.W_dec[2] = 0.0
     known = stored(before, Scaling.of(1.0), tmp_path / "sae")
     fresh = settings_of("topk", d_sae=14, decoder_norm=DecoderNorm.free).build(Ends.of(5), torch.Generator())
+    assert isinstance(known, SparseAutoencoder)
     take_over(fresh, known)
     assert not fresh.W_dec[2].any()
     torch.testing.assert_close(fresh.W_enc, before.W_enc)

@@ -338,11 +338,12 @@ class SparseAutoencoder(Autoencoder):
             centre: replaces the result of `arch.b_dec_init`.
 
         Raises:
-            ValueError: too few vectors for the decoder, or a dictionary with rows of a norm that may not be.
+            ValueError: too few vectors for the decoder, or a dictionary that `take_over` refuses.
         """
         first, settings = FirstVectors(vectors, scale, targets, target_scale, mlp), self.settings
         sample = first.inputs()
         if known is not None:
+            assert isinstance(known, SparseAutoencoder), "check_start refuses others"
             known.to(self.W_dec).change_unit(1 / scale, 1 / target_scale)
             centre = known.b_dec
         find_centre = {BiasInit.mean: lambda x: x.mean(0), BiasInit.geometric_median: geometric_median}.get(
@@ -414,9 +415,18 @@ class SparseAutoencoder(Autoencoder):
         If b_dec is subtracted from the input, the encoder's biases compensate for its change.
         """
         if self.centre is not None:
-            self.raise_pre_activations((b_dec.to(self.b_dec) - self.b_dec) @ self.W_enc)
+            self.move_inputs(b_dec.to(self.b_dec) - self.b_dec)
         self.W_dec.copy_(W_dec)
         self.b_dec.copy_(b_dec)
+
+    @torch.no_grad()
+    def move_inputs(self, by: Float[Tensor, " d_in"]) -> None:
+        """Add a vector to every input before encoding, by way of the biases.
+
+        Raises:
+            ValueError: biases cannot do this.
+        """
+        self.raise_pre_activations(by @ self.W_enc)
 
     @torch.no_grad()
     def raise_pre_activations(self, by: Float[Tensor, " d_sae"]) -> None:

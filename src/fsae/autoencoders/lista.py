@@ -91,6 +91,16 @@ class Lista(BatchTopK):
     def threshold_of(self, number: int) -> Float[Tensor, ""]:
         return self.threshold if number == 0 else self.early_thresholds[number - 1]
 
+    @torch.no_grad()
+    def move_inputs(self, by: Float[Tensor, " d_in"]) -> None:
+        if cast(ListaSettings, self.settings).refinements > 0:
+            raise ValueError(
+                "arch Lista refines codes by the difference of its input, minus b_dec or not, and its reconstruction, "
+                "and biases cannot make one of these differences of the other; set arch.apply_b_dec_to_input="
+                f"{str(self.centre is not None).lower()}, as the known dictionary has it"
+            )
+        super().move_inputs(by)
+
     def multiply_pre_activations(self, unit: Tensor) -> None:
         super().multiply_pre_activations(unit)
         self.early_thresholds.mul_(unit[0])

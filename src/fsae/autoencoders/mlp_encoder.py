@@ -72,10 +72,9 @@ class MLPEncoder(BatchTopK):
         return None if name in ("W_hidden", "b_hidden", "W_back") else super().latent_axis(name)
 
     @torch.no_grad()
-    def set_decoder(self, W_dec: Float[Tensor, "d_sae d_out"], b_dec: Float[Tensor, " d_out"]) -> None:
-        if self.centre is not None:
-            self.b_hidden.add_((b_dec.to(self.b_dec) - self.b_dec) @ self.W_hidden)
-        super().set_decoder(W_dec, b_dec)
+    def move_inputs(self, by: Float[Tensor, " d_in"]) -> None:
+        super().move_inputs(by)
+        self.b_hidden.add_(by @ self.W_hidden)
 
     @torch.no_grad()
     def change_unit(self, scale: Factor, target_scale: Factor) -> None:

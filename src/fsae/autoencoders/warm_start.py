@@ -30,6 +30,12 @@ def check_start(fresh: "Autoencoder", known: "Autoencoder") -> None:
                 "choose a dictionary for vectors of the same layout"
             )
     own_ends, other_ends = fresh.ends, known.ends
+    if own_ends.same != other_ends.same:
+        own, other = (
+            "reconstructs what it reads" if ends.same else "reads and writes different sites"
+            for ends in (own_ends, other_ends)
+        )
+        raise ValueError(f"it {other}, and this run's dictionary {own}; choose a dictionary of the same layout")
     if (own_ends.unread(fresh.d_sae), own_ends.unwritten(fresh.d_sae)) != (
         other_ends.unread(known.d_sae),
         other_ends.unwritten(known.d_sae),
@@ -56,18 +62,23 @@ def check_start(fresh: "Autoencoder", known: "Autoencoder") -> None:
 
 
 @torch.no_grad()
-def take_over(fresh: "SparseAutoencoder", known: "Autoencoder") -> None:
+def take_over(fresh: "SparseAutoencoder", known: "SparseAutoencoder") -> None:
     """Replace the first latents by those of a dictionary that passed `check_start`, and the weights that they share.
 
-    Under `decoder_norm: unit` a latent whose row is zero is left out: it has no direction, and a fresh one stays.
+    Every input keeps the codes of these latents: if one of both subtracts b_dec from the input and the other does not,
+    biases compensate for it. Under `decoder_norm: unit` a latent whose row is zero is left out: it has no direction,
+    and a fresh one stays.
 
     Args:
         fresh: its weights change.
-        known: in the unit of training.
+        known: in the unit of training; its weights change.
 
     Raises:
-        ValueError: its other rows, or its encoder's columns, have norms that `decoder_norm: unit` would change.
+        ValueError: its other rows, or its encoder's columns, have norms that `decoder_norm: unit` would change, or
+            biases cannot compensate for b_dec.
     """
+    if (fresh.centre is None) != (known.centre is None):
+        known.move_inputs(known.b_dec if known.centre is None else -known.b_dec)
     latents = torch.arange(min(fresh.d_sae, known.d_sae), device=known.W_dec.device)
     norms = known.W_dec.norm(dim=1)
     if fresh.settings.decoder_norm is DecoderNorm.unit:
