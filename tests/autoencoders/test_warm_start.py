@@ -1,5 +1,6 @@
 """Dictionaries whose weights start from those of another."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,32 @@ def test_first_latents_are_the_known_ones_and_others_start_as_usual(arch: str, w
     torch.testing.assert_close(fresh.b_dec, before.b_dec)
     assert torch.equal(fresh.W_dec[count:], usual.W_dec[count:])
     assert torch.equal(fresh.W_enc[:, count:], usual.W_enc[:, count:])
+
+
+@pytest.mark.parametrize("rank", [2, 4, 7])
+def test_linear_path_of_low_rank_starts_from_its_export(rank: int, tmp_path: Path):
+    ends, scaling = replace(ENDS["skip transcoder"], skip_rank=rank), SCALES["skip transcoder"]
+    before = trained("topk", ends)
+    fresh = started("topk", ends, scaling, stored(before, scaling, tmp_path / "sae"))
+    assert_equal_codes(fresh, before)
+    assert fresh.W_skip_read.norm(dim=1).min() > 0.1
+
+
+def test_linear_path_of_zeros_leaves_rows_that_learn(tmp_path: Path):
+    ends = replace(ENDS["skip transcoder"], skip_rank=2)
+    before = trained("topk", ends)
+    with torch.no_grad():
+        before.get_parameter("W_skip_write").zero_()
+    fresh = started("topk", ends, Scaling.of(1.0, ends), stored(before, Scaling.of(1.0, ends), tmp_path / "sae"))
+    assert_equal_codes(fresh, before)
+    assert fresh.W_skip_read.norm(dim=1).min() > 0.1
+
+
+def test_linear_path_of_a_higher_rank_is_refused(tmp_path: Path):
+    ends, scaling = ENDS["skip transcoder"], SCALES["skip transcoder"]
+    known = stored(trained("topk", ends), scaling, tmp_path / "sae")
+    with pytest.raises(ValueError, match=r"linear path of rank 4, and layout\.skip_rank is 2; set layout\.skip_rank=4"):
+        started("topk", replace(ends, skip_rank=2), scaling, known)
 
 
 def test_batch_topk_starts_from_its_own_export_without_the_threshold(tmp_path: Path):

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from fsae.autoencoders.settings import DecoderNorm, SparseAutoencoderSettings
 
@@ -47,6 +48,9 @@ def check_start(fresh: "Autoencoder", known: "Autoencoder") -> None:
     ours, theirs = dict(fresh.named_parameters()), dict(known.named_parameters())
     lacking = [name for name in ours if fresh.latent_axis(name) is not None and name not in theirs]
     superfluous = [name for name in theirs if known.latent_axis(name) is None and name not in ours]
+    if fresh.ends.skip_rank is not None and "W_skip" in superfluous:
+        # An export has the product of a path of low rank.
+        superfluous.remove("W_skip")
     resized = [
         name
         for name in ours.keys() & theirs.keys()
@@ -75,7 +79,7 @@ def take_over(fresh: "SparseAutoencoder", known: "SparseAutoencoder") -> None:
 
     Raises:
         ValueError: its other rows, or its encoder's columns, have norms that `decoder_norm: unit` would change, or
-            biases cannot compensate for b_dec.
+            biases cannot compensate for b_dec, or its linear path has a higher rank.
     """
     if (fresh.centre is None) != (known.centre is None):
         known.move_inputs(known.b_dec if known.centre is None else -known.b_dec)
@@ -100,8 +104,26 @@ def take_over(fresh: "SparseAutoencoder", known: "SparseAutoencoder") -> None:
     for name, parameter in fresh.named_parameters():
         if fresh.latent_axis(name) is None and name in theirs:
             parameter.copy_(theirs[name])
+    if fresh.ends.skip_rank is not None and "W_skip" in theirs:
+        _factorise(theirs["W_skip"], fresh.W_skip_read, fresh.W_skip_write)
     fresh.copy_latents(known, latents)
     fresh.mask_weights()
+
+
+def _factorise(path: Tensor, read: Tensor, write: Tensor) -> None:
+    """Set write @ read to a linear path, (d_out, d_in), whose rank the width of `read` allows."""
+    rank = len(read)
+    left, sizes, right = torch.linalg.svd(path.float(), full_matrices=False)
+    # The norm of the singular values from each one on.
+    rest = sizes.square().flip(0).cumsum(0).flip(0).sqrt()
+    if (needed := int((rest > _ROUNDING * rest[0]).sum())) > rank:
+        raise ValueError(
+            f"arch.warm_start has a linear path of rank {needed}, and layout.skip_rank is {rank}; set "
+            f"layout.skip_rank={needed} or more, or layout.skip_rank=null"
+        )
+    # Rows of unit norm are about as long as fresh ones, and stay in use if the path has a lower rank than they allow.
+    read[: len(sizes)] = right[:rank]
+    write[:, : len(sizes)] = (left * sizes)[:, :rank]
 
 
 def _shown(widths: list[int]) -> str:
