@@ -169,6 +169,15 @@ def test_batch_topk_starts_from_its_own_export_without_the_threshold(tmp_path: P
     assert started("batch_topk", Ends.of(5), Scaling.of(1.0), known).threshold == -1
 
 
+def test_batch_topk_of_free_rows_starts_with_the_winners_of_its_own_export(tmp_path: Path):
+    before = trained("batch_topk", Ends.of(5), decoder_norm=DecoderNorm.free)
+    with torch.no_grad():
+        before.W_dec.mul_(torch.linspace(0.5, 2, 14)[:, None])
+    known = stored(before, Scaling.of(0.4), tmp_path / "sae")
+    fresh = started("batch_topk", Ends.of(5), Scaling.of(0.4), known, decoder_norm=DecoderNorm.free)
+    assert_equal_codes(fresh, before)
+
+
 def test_threshold_of_zero_can_be_trained_on(tmp_path: Path):
     before = trained("jumprelu", Ends.of(5))
     with torch.no_grad():

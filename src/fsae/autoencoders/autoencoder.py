@@ -240,7 +240,7 @@ class SparseAutoencoder(Autoencoder):
 
     # Whether latents compete for a limited number of places per sample or per batch. If not, each latent is switched on
     # independently of the others, and may have a unit of its own.
-    latents_compete: ClassVar[bool]
+    latents_compete: bool
     # The share of training that is done, which settings with a schedule read in training. The learner sets it before
     # each forward pass, so it is no part of the state.
     progress: float = 0.0
@@ -344,6 +344,8 @@ class SparseAutoencoder(Autoencoder):
         sample = first.inputs()
         if known is not None:
             assert isinstance(known, SparseAutoencoder), "check_start refuses others"
+            # A batch_topk is stored as a jumprelu, and units of their own would let other latents win.
+            known.latents_compete = self.latents_compete
             known.to(self.W_dec).change_unit(1 / scale, 1 / target_scale)
             centre = known.b_dec
         find_centre = {BiasInit.mean: lambda x: x.mean(0), BiasInit.geometric_median: geometric_median}.get(
