@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from fsae.autoencoders.autoencoder import Autoencoder, SparseAutoencoder
 from fsae.autoencoders.layout import Ends, Layout, Scaling
-from fsae.autoencoders.settings import DecoderNorm
+from fsae.autoencoders.selection import Score, SelectionSettings
+from fsae.autoencoders.settings import DecoderNorm, EncoderInit
 from fsae.autoencoders.warm_start import check_start, take_over
 from fsae.export.folding import fold
 from fsae.export.provenance import Provenance
@@ -27,6 +29,13 @@ SCALES = {
     "crosscoder": Scaling((0.4, 2.5), (0.4, 2.5)),
 }
 
+# Architectures that gradients train and whose rows may have any norm, by each score that they have.
+OF_SCORES = [
+    (arch, {"score": score} if score else {})
+    for arch, row in ARCHITECTURES.items()
+    if "decoder_norm" not in row.fixed
+    for score in (list(Score) if issubclass(row.settings, SelectionSettings) else [None])
+]
 # Refinements of LISTA depend on the centre by more than biases.
 UNREFINED = {"lista": {"refinements": 0}}
 
@@ -137,6 +146,34 @@ def test_first_latents_are_the_known_ones_and_others_start_as_usual(arch: str, w
     assert torch.equal(fresh.W_enc[:, count:], usual.W_enc[:, count:])
 
 
+@pytest.mark.parametrize("layout", list(ENDS))
+@pytest.mark.parametrize("norm", list(DecoderNorm))
+@pytest.mark.parametrize("encoder_init", [EncoderInit.transpose, EncoderInit.tied])
+@pytest.mark.parametrize(("arch", "changes"), OF_SCORES)
+def test_export_starts_a_training_of_its_own_settings(
+    arch: str, changes: dict[str, Any], encoder_init: EncoderInit, norm: DecoderNorm, layout: str, tmp_path: Path
+):
+    ends, scaling, changes = (
+        ENDS[layout],
+        SCALES[layout],
+        changes | {"encoder_init": encoder_init, "decoder_norm": norm},
+    )
+    try:
+        settings_of(arch, d_sae=14, **changes).check_ends(ends)
+    except ValueError:
+        return
+    before = trained(arch, ends, **changes)
+    if norm is DecoderNorm.free:
+        with torch.no_grad():
+            before.W_dec.mul_(torch.linspace(0.5, 2, 14)[:, None])
+    fresh = started(arch, ends, scaling, stored(before, scaling, tmp_path / "sae"), **changes)
+    x = samples(30, before.d_in, seed=9, dtype=torch.float32) + 1
+    a, b = before(x), fresh(x)
+    lengths = (record.codes.dense() * record.W_dec.norm(dim=1) for record in (a, b))
+    torch.testing.assert_close(*lengths, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(b.reconstruction, a.reconstruction, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("rank", [2, 4, 7])
 def test_linear_path_of_low_rank_starts_from_its_export(rank: int, tmp_path: Path):
     ends, scaling = replace(ENDS["skip transcoder"], skip_rank=rank), SCALES["skip transcoder"]
@@ -206,6 +243,27 @@ def test_rows_of_other_norms_are_refused_if_rows_are_unit_vectors(tmp_path: Path
     known = stored(before, Scaling.of(1.0), tmp_path / "sae")
     with pytest.raises(ValueError, match=r"norms from 3 to 3.*decoder_norm=free"):
         started("topk", Ends.of(5), Scaling.of(1.0), known)
+
+
+def test_rows_of_other_norms_are_refused_if_their_weights_would_choose_other_latents(tmp_path: Path):
+    before = trained("batch_topk", Ends.of(5), decoder_norm=DecoderNorm.free)
+    with torch.no_grad():
+        before.W_dec.mul_(torch.linspace(1, 3, 14)[:, None])
+    for score, change in ((Score.plain, "free"), (Score.weighted, r"free arch\.score=plain")):
+        known = stored(before, Scaling.of(1.0), tmp_path / "sae")
+        with pytest.raises(ValueError, match=rf"norms from 1 to 3.*set arch\.decoder_norm={change}$"):
+            started("batch_topk", Ends.of(5), Scaling.of(1.0), known, score=score)
+
+
+def test_encoder_of_its_own_is_refused_if_the_encoder_is_tied(tmp_path: Path):
+    for arch in ("standard", "topk"):
+        known = stored(trained(arch, Ends.of(5)), Scaling.of(1.0), tmp_path / arch)
+        with pytest.raises(ValueError, match=r"not its decoder's transpose.*set arch\.encoder_init=transpose"):
+            started(arch, Ends.of(5), Scaling.of(1.0), known, encoder_init=EncoderInit.tied)
+    pursuit = settings_of("matching_pursuit", d_sae=14).build(5, torch.Generator())
+    known = stored(trained("topk", Ends.of(5), encoder_init=EncoderInit.tied), Scaling.of(1.0), tmp_path / "tied")
+    with pytest.raises(ValueError, match=r"it is a TopK, and this run's MatchingPursuit differs in b_enc"):
+        check_start(pursuit, known)
 
 
 def test_columns_of_other_norms_are_refused_if_columns_are_unit_vectors(tmp_path: Path):

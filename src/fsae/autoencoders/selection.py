@@ -58,11 +58,6 @@ class KSettings(SparseAutoencoderSettings):
     fixed_k: ClassVar[bool] = True
     has_k: ClassVar[bool] = True
 
-    @property
-    def weighs_scores(self) -> bool:
-        """True if latents compete by weighted pre-activations."""
-        return False
-
     def competitors(self, ends: Ends, d_sae: int) -> list[tuple[slice, float]]:
         """Return latents that compete with each other alone, and their share of the places."""
         return [(slice(0, d_sae), 1.0)]

@@ -328,6 +328,11 @@ class SparseAutoencoderSettings(AutoencoderSettings):
         return self.decoder_norm is DecoderNorm.free
 
     @property
+    def weighs_scores(self) -> bool:
+        """True if latents compete by weighted pre-activations."""
+        return False
+
+    @property
     def bias_density(self) -> float | None:
         """The share of the first vectors on which each latent's bias should switch it on; None leaves the biases."""
         return None

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fsae.autoencoders.layout import PartNorm
 from fsae.autoencoders.settings import DecoderNorm, SparseAutoencoderSettings
 
 if TYPE_CHECKING:
@@ -47,17 +48,17 @@ def check_start(fresh: "Autoencoder", known: "Autoencoder") -> None:
         )
     ours, theirs = dict(fresh.named_parameters()), dict(known.named_parameters())
     lacking = [name for name in ours if fresh.latent_axis(name) is not None and name not in theirs]
-    superfluous = [name for name in theirs if known.latent_axis(name) is None and name not in ours]
-    if fresh.ends.skip_rank is not None and "W_skip" in superfluous:
-        # An export has the product of a path of low rank.
-        superfluous.remove("W_skip")
+    # Thresholds are found again. `take_over` compares the encoder of a tied start with the decoder, in the unit of
+    # training, and factorises a path of low rank, of which an export has the product.
+    unused = {"log_threshold", "W_enc"} | ({"W_skip"} if fresh.ends.skip_rank is not None else set())
+    superfluous = [name for name in theirs if name not in ours and name not in unused]
     resized = [
         name
         for name in ours.keys() & theirs.keys()
         if fresh.latent_axis(name) is None and ours[name].shape != theirs[name].shape
     ]
     sparse = issubclass(known.settings_type, SparseAutoencoderSettings)
-    if not sparse or lacking or superfluous or resized or ("W_enc" in theirs) != ("W_enc" in ours):
+    if not sparse or lacking or superfluous or resized:
         different = ", ".join(dict.fromkeys([*lacking, *superfluous, *resized])) or "its encoder"
         raise ValueError(
             f"it is a {type(known).__name__}, and this run's {type(fresh).__name__} differs in {different}; choose a "
@@ -70,28 +71,38 @@ def take_over(fresh: "SparseAutoencoder", known: "SparseAutoencoder") -> None:
     """Replace the first latents by those of a dictionary that passed `check_start`, and the weights that they share.
 
     Every input keeps the codes of these latents: if one of both subtracts b_dec from the input and the other does not,
-    biases compensate for it. Under `decoder_norm: unit` a latent whose row is zero is left out: it has no direction,
-    and a fresh one stays.
+    biases compensate for it. Rows get the norms that training keeps, and codes the inverse factors, if the same latents
+    are on then. Under `decoder_norm: unit` a latent whose row is zero is left out: it has no direction, and a fresh one
+    stays.
 
     Args:
         fresh: its weights change.
         known: in the unit of training; its weights change.
 
     Raises:
-        ValueError: its other rows, or its encoder's columns, have norms that `decoder_norm: unit` would change, or
-            biases cannot compensate for b_dec, or its linear path has a higher rank.
+        ValueError: its other rows, or its encoder's columns, have norms that `decoder_norm: unit` would change; its
+            encoder is not its decoder's transpose, and the fresh one is tied; biases cannot compensate for b_dec; or
+            its linear path has a higher rank.
     """
     if (fresh.centre is None) != (known.centre is None):
         known.move_inputs(known.b_dec if known.centre is None else -known.b_dec)
     latents = torch.arange(min(fresh.d_sae, known.d_sae), device=known.W_dec.device)
-    norms = known.W_dec.norm(dim=1)
-    if fresh.settings.decoder_norm is DecoderNorm.unit:
-        latents, norms = latents[norms[latents] > 0], norms[norms > 0]
-        if ((norms - 1).abs() > _ROUNDING).any():
-            raise ValueError(
-                f"arch.warm_start has decoder rows with norms from {norms.min():.3g} to {norms.max():.3g}, which "
-                "arch.decoder_norm=unit would change, and its codes with them; set arch.decoder_norm=free"
-            )
+    settings = fresh.settings
+    if settings.decoder_norm is DecoderNorm.unit:
+        latents = latents[known.W_dec.any(dim=1)[latents]]
+    _choose_norms(fresh, known, latents)
+    norms = known.W_dec.norm(dim=1)[latents]
+    if settings.decoder_norm is DecoderNorm.unit and ((norms - 1).abs() > _ROUNDING).any():
+        raise ValueError(
+            f"arch.warm_start has decoder rows with norms from {norms.min():.3g} to {norms.max():.3g}, which "
+            "arch.decoder_norm=unit would change, and its codes with them; set arch.decoder_norm=free"
+            + (" arch.score=plain" if settings.weighs_scores else "")
+        )
+    if settings.tied and ((known.W_enc.T - known.W_dec).norm(dim=1)[latents] > _ROUNDING * norms).any():
+        raise ValueError(
+            "arch.warm_start has an encoder that is not its decoder's transpose, as arch.encoder_init=tied requires; "
+            "set arch.encoder_init=transpose"
+        )
     theirs = dict(known.named_parameters())
     if fresh.has_unit_columns:
         columns = theirs["W_enc"].norm(dim=0)[latents]
@@ -108,6 +119,28 @@ def take_over(fresh: "SparseAutoencoder", known: "SparseAutoencoder") -> None:
         _factorise(theirs["W_skip"], fresh.W_skip_read, fresh.W_skip_write)
     fresh.copy_latents(known, latents)
     fresh.mask_weights()
+
+
+def _choose_norms(fresh: "SparseAutoencoder", known: "SparseAutoencoder", latents: Tensor) -> None:
+    """Give rows the norms that training keeps, and codes the inverse factors, if the same latents are on then."""
+    settings, norms = fresh.settings, known.W_dec.norm(dim=1)
+    if settings.decoder_norm is DecoderNorm.unit:
+        wanted = torch.ones_like(norms)
+    elif settings.tied:
+        wanted = (norms * known.W_enc.norm(dim=0)).sqrt()
+    else:
+        return
+    if fresh.latents_compete:
+        # A weighted score does not depend on the code's unit. If the weights are 1, as in an export, the scores are the
+        # codes by which the known latents compete.
+        parts = fresh.ends.target.split(known.W_dec) if fresh.ends.part_norm is PartNorm.sum else [known.W_dec]
+        weights = torch.stack([part.norm(dim=1) for part in parts]).sum(0)[latents]
+        if not settings.weighs_scores or ((weights - 1).abs() > _ROUNDING).any():
+            return
+    factors = torch.where((norms > 0) & (wanted > 0), norms / wanted, 1.0)
+    known.W_enc.mul_(factors)
+    known.W_dec.div_(factors[:, None])
+    known.multiply_pre_activations(factors)
 
 
 def _factorise(path: Tensor, read: Tensor, write: Tensor) -> None:
