@@ -7,6 +7,7 @@ from fsae.configuration.schema import settings_of
 from tests.composition import composed
 
 CROSSCODER = ("layout=crosscoder", "layout.layers=[]")
+BLOCKS = ("model=tiny", "layout=per_layer_transcoder", "layout.layers=[1,2]", "arch=batch_topk")
 
 
 @pytest.mark.parametrize(
@@ -36,9 +37,23 @@ CROSSCODER = ("layout=crosscoder", "layout.layers=[]")
         ),
         (["arch=standard", "loss=gated"], r"loss\.auxiliary \(GateReconstruction\) needs .* gate, which arch Standard"),
         (
-            ["model=tiny", "layout=per_layer_transcoder", "layout.layers=[1,2]", "arch=batch_topk", "loss=matryoshka"],
-            r"loss\.\w+ reconstructs from the first latents alone, and these are latents of the first part",
+            [*BLOCKS, "loss=matryoshka"],
+            r"loss\.reconstruction reads the first latents alone, and these are latents of the first part",
         ),
+        ([*BLOCKS, "loss=matryoshka_sampled"], r"loss\.reconstruction reads the first latents alone"),
+        (
+            [
+                "model=tiny",
+                "layout=crosscoder",
+                "layout.layers=[1,2]",
+                "layout.exclusive=0.05",
+                "arch=batch_topk",
+                "loss=matryoshka_sampled",
+            ],
+            r"loss\.reconstruction reads the first latents alone",
+        ),
+        ([*BLOCKS, "+schema/loss@loss.contrast=temporal_contrast"], r"loss\.contrast reads the first latents alone"),
+        ([*BLOCKS, "+schema/loss@loss.levels=level_aux_k"], r"loss\.levels reads the first latents alone"),
         (
             [
                 "model=tiny",

@@ -157,9 +157,9 @@ class RunSettings(Ranged):
         d_sae = self.arch.width(ends.input.width)
         for name, term in self.loss.items():
             term.check_width(name, d_sae)
-            if ends.blocks and term.prefix_widths(d_sae) is not None:
+            if ends.blocks and term.reads_prefixes:
                 raise ValueError(
-                    f"loss.{name} reconstructs from the first latents alone, and these are latents of the first part; "
+                    f"loss.{name} reads the first latents alone, and these are latents of the first part; "
                     "choose another loss, or a layout whose latents read all parts"
                 )
 

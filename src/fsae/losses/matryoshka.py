@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -51,6 +52,8 @@ class Levels(LossTerm):
 
     reduction: Reduction = Reduction.sum
     detach: bool = False
+
+    reads_prefixes: ClassVar[bool] = True
 
     @abstractmethod
     def inner_widths(self, d_sae: int, moment: Moment) -> list[int]:
@@ -153,6 +156,8 @@ class LevelAuxK(AuxK):
     """
 
     widths: list[float] = field(default_factory=list, metadata=WIDTH)
+
+    reads_prefixes: ClassVar[bool] = True
 
     def check_width(self, name: str, d_sae: int) -> None:
         check_widths(self.widths, name, d_sae)

@@ -30,6 +30,7 @@ class TemporalContrast(LossTerm):
     width: float = field(default=0.2, metadata=WIDTH)
 
     needs_of_source: ClassVar[frozenset[str]] = frozenset({"partners"})
+    reads_prefixes: ClassVar[bool] = True
 
     def check_width(self, name: str, d_sae: int) -> None:
         (count,) = counted_widths([self.width], d_sae)

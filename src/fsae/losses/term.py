@@ -89,6 +89,8 @@ class LossTerm(Weighted, group="loss"):
     needs_of_source: ClassVar[frozenset[str]] = frozenset()
     # True if the decoder of least squares minimises the term.
     minimised_by_least_squares: ClassVar[bool] = False
+    # True if the term reads the first latents apart from the others. With blocks they are those of one part.
+    reads_prefixes: ClassVar[bool] = False
 
     @property
     def fields_read(self) -> frozenset[str]:
