@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fsae.autoencoders.autoencoder import SparseAutoencoder
+from fsae.autoencoders.layout import PartNorm
 from fsae.autoencoders.record import AffineMap, ForwardRecord
 from fsae.autoencoders.settings import DecoderNorm
 from fsae.losses.fisher import (
@@ -36,6 +37,7 @@ from tests.architectures import (
     samples,
     twin,
 )
+from tests.autoencoders.test_layout import CROSSCODER, moved
 
 NO_DEAD = Moment(dead_latents=torch.tensor([], dtype=torch.int64))
 each_form = pytest.mark.parametrize("form", list(FisherForm), ids=lambda form: form.name)
@@ -205,6 +207,24 @@ def test_rows_of_any_norm_are_no_way_out_of_the_penalty(sparse: bool):
         autoencoder.get_parameter("b_enc").mul_(c.squeeze(1))
     g = per_sample_gradients(autoencoder, x, "standard", FisherForm.reconstruction)
     torch.testing.assert_close(tuple(found), definition(g, FisherEstimator.batch), rtol=1e-10, atol=0)
+
+
+@each_path
+@each_estimator
+@pytest.mark.parametrize("part_norm", list(PartNorm))
+@pytest.mark.parametrize("norm", list(DecoderNorm))
+def test_rows_of_several_parts_are_taken_as_unit_vectors(
+    norm: DecoderNorm, part_norm: PartNorm, estimator: FisherEstimator, sparse: bool
+):
+    # Whatever norm of these rows weighs codes in a sparsity term.
+    autoencoder = moved("standard", replace(CROSSCODER, part_norm=part_norm), decoder_norm=norm)
+    if norm is DecoderNorm.unit:
+        autoencoder.normalise_decoder()
+    record = autoencoder(samples(9), sparse)
+    rows = autoencoder.W_dec / autoencoder.W_dec.norm(dim=1, keepdim=True)
+    g = (record.codes.dense() != 0) * ((record.reconstruction - record.wanted) @ rows.T)
+    found = fisher_sums(record, FisherForm.reconstruction, estimator)
+    torch.testing.assert_close(tuple(found), definition(g, estimator), rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])

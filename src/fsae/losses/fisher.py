@@ -329,8 +329,9 @@ def _reconstruction_gradient(record: ForwardRecord) -> Codes:
     on = (record.codes.values != 0).to(record.reconstruction.dtype)
     # With the opposite sign, which products of two gradients do not show.
     sampled = record.codes.sample(record.error, record.W_dec)
+    # Without weights the rows are unit vectors. Weights of rows of several parts may be sums of norms.
     if record.code_weights is not None:
-        on = on / record.codes.columns(record.code_weights.clamp_min(1e-8))
+        on = on / record.codes.columns(record.W_dec.norm(dim=1).clamp_min(1e-8))
     return sampled.with_values(sampled.values * on)
 
 
