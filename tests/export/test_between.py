@@ -80,7 +80,7 @@ def test_normalised_inputs_are_refused(said: dict, tmp_path: Path):
         load_saelens(tmp_path / "sae")
 
 
-@pytest.mark.parametrize("parts", [None, [["a", 3]], [["a"]], "ab"], ids=str)
+@pytest.mark.parametrize("parts", [None, [["a", 3]], [["a"]], "ab", [["a", 2], ["a", 3]]], ids=str)
 def test_parts_that_do_not_add_up_are_refused(parts: object, tmp_path: Path):
     folder = tmp_path / "sae"
     crosscoder = moved("topk", Ends.of(5)).float().eval()

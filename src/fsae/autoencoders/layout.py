@@ -33,10 +33,14 @@ class Layout:
     """The parts of a vector, side by side.
 
     Attributes:
-        parts: name and width of each; the name of a site, or "" for vectors of another origin.
+        parts: name and width of each; the name of a site, or "" for vectors of another origin. Names differ.
     """
 
     parts: tuple[tuple[str, int], ...]
+
+    def __post_init__(self):
+        # Numbers of parts are stored by their names.
+        assert len(set(self.names)) == len(self.parts), f"names of parts: {', '.join(self.names)}"
 
     @classmethod
     def of(cls, width: int, name: str = "") -> Self:

@@ -98,9 +98,12 @@ class Kind:
     def _layout(self, key: str, width: int) -> Layout:
         said = self.words.get(key)
         try:
-            layout = Layout(tuple((str(part), int(each)) for part, each in said or ()))
+            parts = tuple((str(part), int(each)) for part, each in said or ())
         except (TypeError, ValueError):
             raise ValueError(f"{key} is {said!r}; it must list names and widths") from None
+        if len({name for name, _ in parts}) < len(parts):
+            raise ValueError(f"{key} is {said!r}; each part must have a name of its own")
+        layout = Layout(parts)
         if layout.width != width:
             raise ValueError(f"{key} has {layout.width} dimensions together, but the vectors have {width}")
         return layout

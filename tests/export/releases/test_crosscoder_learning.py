@@ -14,6 +14,7 @@ from fsae.autoencoders.batch_topk import BatchTopK
 from fsae.autoencoders.layout import Ends, Layout, PartNorm, Scaling
 from fsae.autoencoders.selection import Score
 from fsae.autoencoders.settings import DecoderNorm
+from fsae.evaluation.reconstruction import PartsMetric
 from fsae.export.dictionary_files import load_autoencoder, read_provenance
 from fsae.export.folding import fold
 from fsae.export.provenance import Provenance
@@ -137,6 +138,19 @@ def test_what_is_written_computes_the_same_there_and_read_back(tmp_path: Path, a
     assert relative_error(loaded(x).reconstruction, wanted.reconstruction) < 1e-5
     assert loaded.ends.target.widths == [D_SITE] * SITES
     assert read_provenance(tmp_path / "crosscoder") == ORIGIN
+
+
+@pytest.mark.parametrize("second", ["tiny", "org/chat"])
+def test_parts_of_two_models_have_names_of_their_own(tmp_path: Path, second: str):
+    # Models with the same hooks, and even with the same name, if their weights differ.
+    hook, autoencoder, x = "blocks.1.hook_resid_mid", crosscoder("standard"), vectors()
+    origin = Provenance(hook_name=hook, hook_names=[hook, hook], model_names=["tiny", second])
+    save_crosscoder(autoencoder, tmp_path, origin, None, tmp_path)
+    loaded = load_autoencoder(tmp_path)
+    assert loaded.ends.target.names == [hook, f"{hook}_of_{second.removeprefix('org/')}"]
+    metric = PartsMetric(loaded.ends, x.device)
+    metric.update(loaded(x))
+    assert len(metric.of_each()) == SITES
 
 
 def test_names_and_shapes_are_crosscoder_learnings(tmp_path: Path):

@@ -20,7 +20,7 @@ from fsae.autoencoders.layout import PartNorm
 from fsae.autoencoders.settings import count_in
 from fsae.export.between import saelens_form, split_name
 from fsae.export.config_files import read_json
-from fsae.export.provenance import Provenance
+from fsae.export.provenance import Provenance, provenance_of
 from fsae.export.releases.release import Release
 from fsae.export.stored import Stored
 from fsae.export.tensor_files import check_shapes, names_in, plain, read_safetensors, renamed, write_safetensors
@@ -157,7 +157,7 @@ def read_crosscoder_learning(folder: Path) -> Stored:
             "sites share the codes"
         )
     origin = read_json(folder / PROVENANCE) if (folder / PROVENANCE).is_file() else {}
-    named = origin.get("hook_names") or [str(site) for site in range(sites)]
+    named = _names_of_parts(provenance_of(origin, folder / PROVENANCE)) or [str(site) for site in range(sites)]
     config = {
         "architecture": f"{'jumprelu' if jumps else 'standard'}_crosscoder",
         "d_in": sites * d_site,
@@ -190,6 +190,18 @@ def read_crosscoder_learning(folder: Path) -> Stored:
         }
 
     return Stored(config, path, weights, tensors)
+
+
+def _names_of_parts(origin: Provenance) -> list[str]:
+    """Return the hooks, those of a second model with its name, as fsae names the sites of two models; [] if unknown."""
+    hooks, models = origin.hook_names or [], origin.model_names
+    if models is None:
+        return hooks
+    # A hook that comes again is the second model's. Both models may have one name, and differ in their weights.
+    return [
+        f"{hook}_of_{Path(model).name}" if hook in hooks[:number] else hook
+        for number, (hook, model) in enumerate(zip(hooks, models, strict=True))
+    ]
 
 
 def _equal(scores: Tensor) -> bool:
