@@ -11,6 +11,7 @@ from fsae.export.saelens import Provenance, load_saelens, save_saelens
 from fsae.losses.nuclear_norm import NuclearNorm
 from fsae.losses.objective import check_terms
 from fsae.losses.term import Moment
+from fsae.training.frozen import Frozen
 from tests.architectures import build, samples, settings_of
 from tests.training.runs import adam, member
 
@@ -73,6 +74,17 @@ def test_columns_and_rows_stay_unit_vectors_in_training():
         trained.step(samples(16, trained.autoencoder.d_in, seed=step, dtype=torch.float32), step)
     for norms in (trained.autoencoder.W_dec.norm(dim=1), trained.autoencoder.W_enc.norm(dim=0)):
         torch.testing.assert_close(norms, torch.ones(24))
+
+
+@pytest.mark.parametrize("frozen", [Frozen.decoder, Frozen.soft_decoder])
+def test_columns_stay_unit_vectors_whatever_is_frozen_of_the_decoder(frozen: Frozen):
+    settings = adam(lr=0.1, resample_every=None, frozen=frozen)
+    trained = member("group_topk", settings, d_sae=24, rank=2, k=4)
+    before = trained.autoencoder.W_enc.detach().clone()
+    for step in range(3):
+        trained.step(samples(16, trained.autoencoder.d_in, seed=step, dtype=torch.float32), step)
+    assert not torch.equal(trained.autoencoder.W_enc, before)
+    torch.testing.assert_close(trained.autoencoder.W_enc.norm(dim=0), torch.ones(24))
 
 
 def test_groups_that_do_not_fit_are_refused():

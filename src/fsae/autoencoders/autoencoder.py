@@ -554,8 +554,9 @@ class SparseAutoencoder(Autoencoder):
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:
-        """Give every decoder row unit norm, as `decoder_norm: unit` requires after each step."""
-        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8))
+        """Give every decoder row unit norm, as `decoder_norm: unit` requires after each step; frozen weights stay."""
+        if self.W_dec.requires_grad:
+            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8))
 
     @torch.no_grad()
     def align_encoder(self) -> None:

@@ -101,8 +101,8 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
         if settings.frozen is Frozen.all:
             return
         autoencoder.mask_gradients()
-        unit_norm = autoencoder.settings.decoder_norm is DecoderNorm.unit and not settings.frozen.fixes_decoder
-        if unit_norm:
+        unit_norm = autoencoder.settings.decoder_norm is DecoderNorm.unit
+        if unit_norm and not settings.frozen.fixes_decoder:
             autoencoder.project_decoder_gradient()
         if self._archetypes is not None:
             self._archetypes.take_gradient(autoencoder.W_dec)
