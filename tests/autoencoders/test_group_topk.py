@@ -1,11 +1,14 @@
 """TopK of groups by hand, its special case, GroupMax, and the nuclear norm of groups."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.group_topk import GroupMaxSettings, GroupTopKSettings
+from fsae.autoencoders.layout import blocks_per_layer, exclusive_blocks
 from fsae.export.folding import fold
 from fsae.export.saelens import Provenance, load_saelens, save_saelens
 from fsae.losses.nuclear_norm import NuclearNorm
@@ -13,6 +16,7 @@ from fsae.losses.objective import check_terms
 from fsae.losses.term import Moment
 from fsae.training.frozen import Frozen
 from tests.architectures import build, samples, settings_of
+from tests.autoencoders.test_layout import CROSSCODER
 from tests.training.runs import adam, member
 
 each_path = pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
@@ -85,6 +89,26 @@ def test_columns_stay_unit_vectors_whatever_is_frozen_of_the_decoder(frozen: Fro
         trained.step(samples(16, trained.autoencoder.d_in, seed=step, dtype=torch.float32), step)
     assert not torch.equal(trained.autoencoder.W_enc, before)
     torch.testing.assert_close(trained.autoencoder.W_enc.norm(dim=0), torch.ones(24))
+
+
+def test_groups_that_would_lie_in_two_blocks_are_refused():
+    # A twentieth of 4608 latents are 230, which are no whole groups of 16; of 4800 they are 240.
+    exclusive = replace(CROSSCODER, blocks=exclusive_blocks(2, 0.05))
+    with pytest.raises(ValueError, match=r"into blocks of 230, 230, 4148, .*make arch\.d_sae a multiple of 320$"):
+        GroupTopKSettings(d_sae=4608, rank=16).check_ends(exclusive)
+    GroupTopKSettings(d_sae=15 * 320, rank=16).check_ends(exclusive)
+    # 4608 latents are 64 groups of 72.
+    with pytest.raises(ValueError, match=r"a group of 72 .*make arch\.k a multiple of 20, and arch\.d_sae a multiple"):
+        GroupMaxSettings(d_sae=4608, k=64).check_ends(exclusive)
+    GroupMaxSettings(d_sae=4800, k=60).check_ends(exclusive)
+    layers = replace(CROSSCODER, blocks=blocks_per_layer(2))
+    with pytest.raises(ValueError, match=r"into blocks of 6, 6, and a group of 4 .*arch\.d_sae a multiple of 8$"):
+        GroupTopKSettings(d_sae=12, k=4, rank=4).check_ends(layers)
+    GroupTopKSettings(d_sae=16, k=4, rank=4).check_ends(layers)
+    with pytest.raises(ValueError, match=r"make arch\.k a multiple of 2, and"):
+        GroupMaxSettings(d_sae=12, k=3).check_ends(layers)
+    for settings in (GroupTopKSettings(d_sae=12, k=4, rank=4), GroupMaxSettings(d_sae=12, k=3)):
+        settings.check_ends(CROSSCODER)
 
 
 def test_groups_that_do_not_fit_are_refused():

@@ -47,6 +47,11 @@ class GroupTopKSettings(KSettings):
                     f"arch.{name} is {count}, but latents come in groups of arch.rank={self.rank}; make it a multiple"
                 )
 
+    def check_ends(self, ends: Ends) -> None:
+        super().check_ends(ends)
+        advice = f"make arch.d_sae a multiple of {self.rank * ends.whole_shares}"
+        _check_blocks(ends, self.width(ends.input.width), self.rank, advice)
+
     def build(self, ends: Ends | int, generator: torch.Generator) -> "GroupTopK":
         return GroupTopK(ends, self, generator)
 
@@ -121,6 +126,12 @@ class GroupMaxSettings(KSettings):
                 "a multiple"
             )
 
+    def check_ends(self, ends: Ends) -> None:
+        super().check_ends(ends)
+        d_sae = self.width(ends.input.width)
+        advice = f"make arch.k a multiple of {ends.whole_shares}, and arch.d_sae a multiple of arch.k"
+        _check_blocks(ends, d_sae, d_sae // self.k, advice)
+
     def build(self, ends: Ends | int, generator: torch.Generator) -> "GroupMax":
         return GroupMax(ends, self, generator)
 
@@ -143,3 +154,13 @@ class GroupMax(TopK):
 
     def to_saelens(self) -> SAELensForm:
         return SAELensForm("groupmax", self.saelens_tensors("b_enc"), {"k": self.settings.k}, known=False)
+
+
+def _check_blocks(ends: Ends, d_sae: int, group: int, advice: str) -> None:
+    """Raise ValueError if a group of this many latents lies in two blocks."""
+    sizes = [latents.stop - latents.start for latents in ends.latents(d_sae)]
+    if any(size % group for size in sizes):
+        raise ValueError(
+            f"the layout divides {d_sae} latents into blocks of {', '.join(map(str, sizes))}, and a group of {group} "
+            f"would lie in two of them; {advice}"
+        )

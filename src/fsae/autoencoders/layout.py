@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from fractions import Fraction
 from itertools import accumulate, pairwise
 from typing import Any, Self
 
@@ -155,6 +156,12 @@ class Ends:
     def plain(self) -> bool:
         """True if there is one part, the same at both ends: an autoencoder."""
         return self.same and len(self.input.parts) == 1 and not self.skip
+
+    @property
+    def whole_shares(self) -> int:
+        """The least number of which the share of every block is a whole number; 1 without blocks."""
+        # A share such as 0.05 or 1 / 3 is no exact float.
+        return math.lcm(*(Fraction(block.share).limit_denominator(1000).denominator for block in self.blocks))
 
     def latents(self, d_sae: int) -> list[slice]:
         """Return the latents of each block.
