@@ -58,5 +58,7 @@ def test_a_stopped_training_resumes_with_the_same_k(arch: str, tmp_path: Path):
 def test_products_are_chosen_by_the_first_k_and_rates_compared_with_the_last():
     settings = TopKSettings(d_sae=20, k=2, k_start=8)
     assert (settings.first_density(5), settings.density(5)) == (0.4, 0.1)
+    with pytest.raises(ValueError, match=r"arch\.k_until is 0\.5, but without arch\.k_start .*; set arch\.k_start, or"):
+        TopKSettings(k_until=0.5)
     with pytest.raises(ValueError, match=r"arch\.k_start is 21, more than the 20 latents"):
         TopKSettings(d_sae=20, k=2, k_start=21).check_width(5)

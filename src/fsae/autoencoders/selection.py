@@ -58,6 +58,14 @@ class KSettings(SparseAutoencoderSettings):
     fixed_k: ClassVar[bool] = True
     has_k: ClassVar[bool] = True
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.k_start is None and self.k_until != type(self).k_until:
+            raise ValueError(
+                f"arch.k_until is {self.k_until:g}, but without arch.k_start all of training has arch.k active "
+                "latents; set arch.k_start, or leave arch.k_until out"
+            )
+
     def competitors(self, ends: Ends, d_sae: int) -> list[tuple[slice, float]]:
         """Return latents that compete with each other alone, and their share of the places."""
         return [(slice(0, d_sae), 1.0)]
