@@ -221,7 +221,7 @@ def test_widths_that_cannot_hold(widths: list[float], message: str):
 
 
 def test_settings_that_cannot_hold():
-    with pytest.raises(ValueError, match="has 1 weights, but there are 3 levels"):
+    with pytest.raises(ValueError, match=r"loss\.reconstruction\.level_weights has 1 weights, but there are 3"):
         Matryoshka(widths=[1, 2], level_weights=[1.0])
     with pytest.raises(ValueError, match=r"one of loss\.widths is 0"):
         Matryoshka(widths=[0])

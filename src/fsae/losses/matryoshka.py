@@ -92,8 +92,8 @@ class Matryoshka(Levels):
         super().__post_init__()
         if self.level_weights is not None and len(self.level_weights) != len(self.widths) + 1:
             raise ValueError(
-                f"loss.level_weights has {len(self.level_weights)} weights, but there are {len(self.widths) + 1} "
-                "levels, the whole width among them; give one weight per level"
+                f"loss.reconstruction.level_weights has {len(self.level_weights)} weights, but there are "
+                f"{len(self.widths) + 1} levels, the whole width among them; give one weight per level"
             )
 
     def check_width(self, name: str, d_sae: int) -> None:
