@@ -55,9 +55,12 @@ def test_a_stopped_training_resumes_with_the_same_k(arch: str, tmp_path: Path):
     assert logged(tmp_path / "stopped") == logged(tmp_path / "whole")
 
 
-def test_products_are_chosen_by_the_first_k_and_rates_compared_with_the_last():
-    settings = TopKSettings(d_sae=20, k=2, k_start=8)
-    assert (settings.first_density(5), settings.density(5)) == (0.4, 0.1)
+def test_density_falls_with_k():
+    settings = TopKSettings(d_sae=20, k=2, k_start=8, k_until=0.5)
+    assert [settings.density(5, progress) for progress in (0.0, 0.25, 0.5, 1.0)] == [0.4, 0.25, 0.1, 0.1]
+
+
+def test_impossible_schedules_are_refused():
     with pytest.raises(ValueError, match=r"arch\.k_until is 0\.5, but without arch\.k_start .*; set arch\.k_start, or"):
         TopKSettings(k_until=0.5)
     with pytest.raises(ValueError, match=r"arch\.k_start is 21, more than the 20 latents"):

@@ -97,13 +97,13 @@ def test_several_sites_are_refused(ends: Ends):
 
 
 @pytest.mark.parametrize("expansion", [4, 8, 16])
-def test_first_density_is_that_of_random_directions(expansion: int):
+def test_density_is_that_of_random_directions(expansion: int):
     settings = settings_of("top_afa", d_sae=128 * expansion)
     codes = settings.build(128, torch.Generator().manual_seed(0))(samples(100, 128, dtype=torch.float32)).codes
     density = float((codes.dense() != 0).double().mean())
-    assert 0.5 < density / settings.first_density(128) < 1.1
+    assert 0.5 < density / settings.density(128, 0.0) < 1.1
     # With fewer latents than dimensions half of them are on: all whose product is positive.
-    assert settings_of("top_afa", d_sae=20).first_density(128) == 0.5
+    assert settings_of("top_afa", d_sae=20).density(128, 0.0) == 0.5
 
 
 def test_rows_of_zeros_are_refused():

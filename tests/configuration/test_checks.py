@@ -19,6 +19,20 @@ BLOCKS = ("model=tiny", "layout=per_layer_transcoder", "layout.layers=[1,2]", "a
         ),
         (["~loss.reconstruction"], r"loss\.reconstruction is missing, and without it nothing ties codes"),
         (["loss.reconstruction.weight=0"], r"loss\.reconstruction has the weight 0"),
+        (["loss.reconstruction.warm_up=0.1"], r"loss\.reconstruction\.warm_up is 0\.1, .* at first; leave it at 0"),
+        (
+            ["arch=omp", "penalty=fisher"],
+            r"loss\.penalty \(Fisher\) trains .* no gradient in arch OMP; set penalty=none",
+        ),
+        (["arch=omp", "penalty=decorrelation"], r"loss\.penalty \(Decorrelation\) .* set penalty=none"),
+        (
+            ["arch=omp", "+schema/loss@loss.sparsity=l1"],
+            r"loss\.sparsity \(L1\) .* set loss\.sparsity\.weight=0, which measures it",
+        ),
+        (
+            ["trainer=pam", "arch.decoder_norm=free", "arch=topk", "penalty=orthogonal"],
+            r"loss\.penalty \(Orthogonality\) pulls on the decoder, .* set penalty=none",
+        ),
         (
             ["debug=tiny", "arch.expansion=1e-9"],
             r"arch\.expansion is 1e-09, which gives no latent for vectors",
@@ -157,6 +171,8 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch):
 def test_what_can_is_not():
     check(settings_of(composed("model=tiny", "site.layer=3", "arch=topk", "arch.k=256")))
     check(settings_of(composed("task=eval", "sae.path=/some/where")))
+    for penalty in (["penalty=none"], ["penalty=orthogonal"], ["penalty=fisher", "loss.penalty.form=reconstruction"]):
+        check(settings_of(composed("arch=omp", *penalty)))
 
 
 def test_a_model_that_was_never_downloaded_is_checked_later(monkeypatch: pytest.MonkeyPatch):

@@ -1,5 +1,6 @@
 """Resampling of dead latents, and re-initialisation by rates: deviations by hand, weights, moments, counters."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 
 from fsae.autoencoders.autoencoder import SparseAutoencoder
 from fsae.autoencoders.layout import Ends, Layout
+from fsae.autoencoders.topk import TopKSettings
 from fsae.losses.objective import Objective
 from fsae.matching import unit_rows
+from fsae.sparse.codes import Codes
 from fsae.training.dead_latents import DeadLatents
 from fsae.training.gradient_learner import GradientLearner
 from fsae.training.resample import Reinitialisation, Scope, reinitialise, resample
@@ -204,6 +207,21 @@ def test_reinitialised_weights_differ_from_the_first_ones():
     assert member.reinitialise(record, 0, always) == D_SAE
     cosines = unit_rows(member.autoencoder.W_dec) @ unit_rows(fresh().W_dec).T
     assert cosines.diagonal().max() < 0.9
+
+
+def test_rates_are_compared_with_the_k_of_their_steps():
+    """Of 14 latents that are on equally often, none is off the target while k falls from 8 to 1."""
+    settings = TopKSettings(d_sae=D_SAE, k=1, k_start=8, k_until=0.9)
+    autoencoder = settings.build(D_IN, torch.Generator().manual_seed(8))
+    learner = GradientLearner(autoencoder, Objective(terms("topk")), adam(batch_size=D_SAE), SCALE, seed=8)
+    found = []
+    for step in range(learner.settings.steps):
+        k = settings.k_at(step / learner.settings.steps)
+        # Sample b has the latents b, b + 1, ... b + k - 1.
+        codes = torch.stack([torch.eye(D_SAE).roll(shift, 1) for shift in range(k)]).sum(0)
+        record = replace(learner.forward(samples(D_SAE, D_IN, dtype=torch.float32), step, None)[0], codes=Codes(codes))
+        found.append(learner.reinitialise(record, step, Reinitialisation(scope=Scope.latents, every=2, threshold=1e-6)))
+    assert found == [0] * len(found)
 
 
 @each_architecture

@@ -72,7 +72,7 @@ class FittedSettings(AutoencoderSettings):
                 "architecture that gradients train, such as topk, or layout=autoencoder"
             )
 
-    def first_density(self, d_in: int) -> float:
+    def density(self, d_in: int, progress: float) -> float:
         return 1 / self.cells(d_in)
 
     @classmethod

@@ -277,6 +277,7 @@ class OMPSettings(PursuitSettings):
     """
 
     saelens_names: ClassVar[tuple[str, ...]] = ("omp",)
+    differentiable_codes: ClassVar[bool] = False
 
     def build(self, ends: Ends | int, generator: torch.Generator) -> "OMP":
         return OMP(ends, self, generator)

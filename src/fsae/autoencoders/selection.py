@@ -78,11 +78,8 @@ class KSettings(SparseAutoencoderSettings):
                     f"arch.{name}, or raise arch.d_sae (or arch.expansion)"
                 )
 
-    def first_density(self, d_in: int) -> float:
-        return self.k_at(0.0) / self.width(d_in)
-
-    def density(self, d_in: int) -> float:
-        return self.k / self.width(d_in)
+    def density(self, d_in: int, progress: float) -> float:
+        return self.k_at(progress) / self.width(d_in)
 
     def k_at(self, progress: float) -> int:
         """Return the active latents per sample after a share `progress` (0 to 1) of the training."""

@@ -135,6 +135,8 @@ class AutoencoderSettings(Ranged, ABC, group="arch"):
     has_k: ClassVar[bool] = False
     # Whether the weights are fitted without gradients (`trainer=fit`).
     fitted: ClassVar[bool] = False
+    # True if codes have a gradient in the weights.
+    differentiable_codes: ClassVar[bool] = True
     # Names under which SAELens' format holds this architecture, and its tensors of shape (d_sae,) there.
     saelens_names: ClassVar[tuple[str, ...]] = ()
     saelens_vectors: ClassVar[tuple[str, ...]] = ("b_enc",)
@@ -190,13 +192,12 @@ class AutoencoderSettings(Ranged, ABC, group="arch"):
         """The setting by which all seeds start from the same decoder; None if each has its own."""
         return None
 
-    def first_density(self, d_in: int) -> float:
-        """Return the share of codes that are on before the first step; one half if it is not known."""
-        return 0.5
+    def density(self, d_in: int, progress: float) -> float:
+        """Return the share of codes that are on after a share `progress` (0 to 1) of the training.
 
-    def density(self, d_in: int) -> float:
-        """Return the share of codes that should be on; one half if the settings do not say it."""
-        return self.first_density(d_in)
+        It is one half if the settings do not say it.
+        """
+        return 0.5
 
     @abstractmethod
     def build(self, ends: Ends | int, generator: torch.Generator) -> "Autoencoder":
@@ -396,5 +397,5 @@ class RectifiedSettings(SparseAutoencoderSettings):
     def bias_density(self) -> float | None:
         return self.init_density
 
-    def first_density(self, d_in: int) -> float:
-        return super().first_density(d_in) if self.init_density is None else self.init_density
+    def density(self, d_in: int, progress: float) -> float:
+        return super().density(d_in, progress) if self.init_density is None else self.init_density

@@ -43,7 +43,7 @@ class TopAFASettings(SparseAutoencoderSettings):
                 "be vectors of one site, in one unit; set layout=autoencoder, or choose another arch"
             )
 
-    def first_density(self, d_in: int) -> float:
+    def density(self, d_in: int, progress: float) -> float:
         # Products of scaled inputs with random directions are about normal. Of four times as many latents as there are
         # dimensions, the d_in / 4 longest have the norm of the input, and of more latents fewer.
         return min(0.5, d_in / (4 * self.width(d_in)))

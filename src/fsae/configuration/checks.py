@@ -35,6 +35,11 @@ def check(settings: RunSettings) -> None:
         raise ValueError(
             f"loss.reconstruction {what}, and without it nothing ties codes to their inputs; give it a positive weight"
         )
+    if reconstruction.warm_up > 0:
+        raise ValueError(
+            f"loss.reconstruction.warm_up is {reconstruction.warm_up:g}, so that nothing would tie codes to their "
+            "inputs at first; leave it at 0, and let other terms rise"
+        )
     check_terms(settings.loss, settings.arch)
     for name, term in settings.loss.items():
         if missing := term.needs_of_source - settings.source.provides:

@@ -1,6 +1,7 @@
 """The norm of a sample's codes, which should be that of the sample."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from fsae.autoencoders.record import ForwardRecord
 from fsae.losses.term import LossTerm, Moment, TermValue
@@ -22,6 +23,8 @@ class CodeNorm(LossTerm):
     """
 
     weight: float = field(default=24.0, metadata=WEIGHT)
+
+    of_codes: ClassVar[bool] = True
 
     def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
         codes = record.codes

@@ -1,6 +1,7 @@
 """The covariance of codes as a penalty."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fsae.autoencoders.record import ForwardRecord
 from fsae.losses.fisher import FisherEstimator, covariance_sums
@@ -21,6 +22,8 @@ class Decorrelation(LossTerm):
     """
 
     estimator: FisherEstimator = FisherEstimator.unbiased
+
+    of_codes: ClassVar[bool] = True
 
     def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
         return TermValue(covariance_sums(record.codes, self.estimator).off_diagonal)

@@ -114,6 +114,10 @@ class Fisher(LossTerm):
         of_form = {"pre_activations"} if self.form is FisherForm.pre else set()
         return self.needs | of_form | ({"group_rank"} if self.scope is FisherScope.outside_groups else set())
 
+    @property
+    def needs_code_gradient(self) -> bool:
+        return self.form is not FisherForm.reconstruction
+
     def sums(self, record: ForwardRecord) -> FisherSums:
         """Return the sums over the Fisher matrix of one batch; see `fisher_sums`."""
         return fisher_sums(record, self.form, self.estimator, self.scope)

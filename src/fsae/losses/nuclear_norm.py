@@ -24,6 +24,7 @@ class NuclearNorm(LossTerm):
     weight: float = field(default=100.0, metadata=WEIGHT)
 
     needs: ClassVar[frozenset[str]] = frozenset({"group_rank"})
+    of_decoder: ClassVar[bool] = True
 
     def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
         assert record.group_rank is not None

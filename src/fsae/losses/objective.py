@@ -79,11 +79,17 @@ class Objective:
 
 
 def check_terms(terms: dict[str, LossTerm], arch: AutoencoderSettings) -> None:
-    """Raise ValueError where a term reads something that the architecture's record does not hold."""
+    """Raise ValueError where a term reads what the architecture's record does not hold, or could change no weight."""
     for name, term in terms.items():
         missing = term.fields_read - arch.provides
         if missing:
             raise ValueError(
                 f"loss.{name} ({type(term).__name__}) needs a forward record with {', '.join(sorted(missing))}, which "
                 f"arch {type(arch).__name__.removesuffix('Settings')} does not have; choose another loss group or arch"
+            )
+        if term.weight > 0 and term.needs_code_gradient and not arch.differentiable_codes:
+            remedy = "penalty=none" if name == "penalty" else f"loss.{name}.weight=0, which measures it"
+            raise ValueError(
+                f"loss.{name} ({type(term).__name__}) trains weights through the codes, which have no gradient in arch "
+                f"{arch.name}; set {remedy}"
             )

@@ -20,6 +20,8 @@ _SMALLEST = 1e-3
 class L1(LossTerm):
     """sum_i f_i |W_dec_i| averaged over the batch; for gated, of the rectified gate (arXiv 2404.16014, eq. 8)."""
 
+    of_codes: ClassVar[bool] = True
+
     def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
         sizes = _sizes(record)
         return TermValue(sizes.values.sum() / sizes.shape[0])
@@ -30,6 +32,7 @@ class StepL0(LossTerm):
     """The number of active latents, with the straight-through gradient to thresholds (arXiv 2407.14435, eq. 9)."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"active"})
+    of_codes: ClassVar[bool] = True
 
     def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
         assert record.active is not None
@@ -61,6 +64,7 @@ class TargetL0(LossTerm):
     form: TargetForm = TargetForm.batch
 
     needs: ClassVar[frozenset[str]] = frozenset({"active"})
+    of_codes: ClassVar[bool] = True
 
     def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
         assert record.active is not None
@@ -94,6 +98,8 @@ class AnnealedLp(LossTerm):
     stages: int = field(default=10, metadata=between(least=2, most=10_000))
     recent: int = field(default=10, metadata=COUNT)
     root: bool = False
+
+    of_codes: ClassVar[bool] = True
 
     def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
         sizes, memory = _sizes(record), moment.memory
@@ -144,6 +150,8 @@ class DenseLatents(LossTerm):
 
     limit: float = field(default=0.1, metadata=INNER_SHARE)
 
+    of_codes: ClassVar[bool] = True
+
     def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
         codes = record.codes.map(torch.abs)
         means = codes.column_sums() / codes.shape[0]
@@ -163,6 +171,8 @@ class TanhL0(LossTerm):
     """
 
     scale: float = field(default=4.0, metadata=POSITIVE)
+
+    of_codes: ClassVar[bool] = True
 
     def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
         sizes = _sizes(record)

@@ -31,6 +31,7 @@ class TemporalContrast(LossTerm):
 
     needs_of_source: ClassVar[frozenset[str]] = frozenset({"partners"})
     reads_prefixes: ClassVar[bool] = True
+    of_codes: ClassVar[bool] = True
 
     def check_width(self, name: str, d_sae: int) -> None:
         (count,) = counted_widths([self.width], d_sae)

@@ -91,11 +91,20 @@ class LossTerm(Weighted, group="loss"):
     minimised_by_least_squares: ClassVar[bool] = False
     # True if the term reads the first latents apart from the others. With blocks they are those of one part.
     reads_prefixes: ClassVar[bool] = False
+    # True if the term reads codes, and of the weights their norms at most.
+    of_codes: ClassVar[bool] = False
+    # True if the decoder alone has a gradient of the term.
+    of_decoder: ClassVar[bool] = False
 
     @property
     def fields_read(self) -> frozenset[str]:
         """The optional fields of the forward record that the term reads with its present settings."""
         return self.needs
+
+    @property
+    def needs_code_gradient(self) -> bool:
+        """True if weights have a gradient of the term through the codes alone, if rows are unit vectors."""
+        return self.of_codes
 
     @property
     def detaches_decoder(self) -> bool:

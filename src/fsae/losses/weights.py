@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -49,6 +50,8 @@ class Orthogonality(LossTerm):
     weight: float = field(default=0.25, metadata=WEIGHT)
     chunk: int = field(default=4096, metadata=between(least=2, most=2**28, meaning="a number of latents"))
     every: int = field(default=5, metadata=COUNT)
+
+    of_decoder: ClassVar[bool] = True
 
     def measure(self, record: ForwardRecord, moment: Moment) -> TermValue:
         # What is measured without training on it has no steps in between.

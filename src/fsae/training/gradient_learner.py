@@ -1,5 +1,6 @@
 """Training by gradients: one autoencoder with its optimiser, dead latents and random generator."""
 
+from statistics import mean
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
         # How often each latent was on since its rate was last compared, and in how many samples.
         self._fired, self._samples = torch.zeros(autoencoder.d_sae, dtype=torch.long, device=device), 0
         self.sparse = False
-        self._choose_products(autoencoder.settings.first_density(autoencoder.d_in))
+        self._choose_products(autoencoder.settings.density(autoencoder.d_in, 0.0))
 
     def backward(
         self, x: Tensor, step: int, targets: Tensor | None = None, partners: Partners | None = None
@@ -142,7 +143,7 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
         self._samples += record.codes.shape[0]
         if not self._looks_after(step, when):
             return 0
-        target = when.target_rate or self.autoencoder.settings.density(self.autoencoder.d_in)
+        target = when.target_rate or self._mean_density(step)
         which = when.off_target(self._fired, self._samples, target)
         self._fired, self._samples = torch.zeros_like(self._fired), 0
         count = int(which.sum())
@@ -152,6 +153,12 @@ class GradientLearner(Learner[SparseAutoencoder, AdamSettings]):
             self._place(which.nonzero().squeeze(1))
             self.reinitialised += count
         return count
+
+    def _mean_density(self, step: int) -> float:
+        """Return the mean share of codes that should have been on since rates were last compared; k may fall."""
+        autoencoder, settings = self.autoencoder, self.settings
+        steps = range(step + 1 - self._samples // settings.batch_size, step + 1)
+        return mean(autoencoder.settings.density(autoencoder.d_in, at / settings.steps) for at in steps)
 
     def _place(self, latents: Tensor) -> None:
         """Bring the new decoder rows of latents to where they may be; if all are new, they are the archetypes."""

@@ -131,6 +131,12 @@ class PamSettings(AdamSettings):
                 "arch.decoder_norm is unit, but trainer=pam solves for decoder rows of any norm; set "
                 "arch.decoder_norm=free"
             )
+        for name, term in loss.items():
+            if term.of_decoder and term.weight > 0:
+                raise ValueError(
+                    f"loss.{name} ({type(term).__name__}) pulls on the decoder, which trainer=pam solves for without "
+                    f"it; set {'penalty=none' if name == 'penalty' else f'loss.{name}.weight=0'}"
+                )
         weights = [term.weight for term in loss.values() if term.minimised_by_least_squares]
         if weights != [1.0]:
             found = (

@@ -34,7 +34,8 @@ class Reinitialisation(Ranged, group="population.reinitialise"):
 
     Attributes:
         scope: the part that is resampled.
-        target_rate: of activation; null for k / d_sae, which only architectures with a k have.
+        target_rate: of activation; null for k / d_sae, which only architectures with a k have. Where k falls
+            (`arch.k_start`), it is the mean k of the compared steps.
         power: of the relative deviation.
         threshold: of the deviation, of one latent or of the mean over all.
         every: batches over which rates are measured, and after which they are compared with the target. A rate is only
