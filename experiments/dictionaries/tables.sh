@@ -9,8 +9,8 @@ out=${1:-outputs/dictionaries}
 echo "# Recipes for dictionaries: all figures"
 vectors="fvu ce_recovered_zero dead_share code_correlation_excess decoder_max_cosine"
 worth="probing_auc_k1 probing_auc_k16 absorption code_f1 code_beyond_token mdl_bits stability_mcc stability_found_share"
-further="faithfulness faithfulness_latents influence_drop attribution_rank ood_shifted_k20 ood_answerable_k20
-    amortisation_gap amortisation_fvu"
+further="faithfulness faithfulness_latents influence_drop influence_drop_active influence_drop_random attribution_rank
+    ood_shifted_k20 ood_answerable_k20 amortisation_gap amortisation_fvu"
 edits="concepts_auroc concepts_hard ravel_disentanglement ravel_cause ravel_isolation ravel_with_error ravel_disentanglement_random ravel_disentanglement_none
     concepts_steering concepts_steering_concept concepts_steering_fluency concepts_steering_answer concepts_likelihood
     concepts_steering_random concepts_steering_diffmean"
