@@ -22,7 +22,7 @@ BLOCKS = ("model=tiny", "layout=per_layer_transcoder", "layout.layers=[1,2]", "a
         (["loss.reconstruction.warm_up=0.1"], r"loss\.reconstruction\.warm_up is 0\.1, .* at first; leave it at 0"),
         (
             ["arch=omp", "penalty=fisher"],
-            r"loss\.penalty \(Fisher\) trains .* no gradient in arch OMP; set penalty=none",
+            r"loss\.penalty \(Fisher\) trains .* of arch OMP have no gradient; set penalty=none",
         ),
         (["arch=omp", "penalty=decorrelation"], r"loss\.penalty \(Decorrelation\) .* set penalty=none"),
         (

@@ -90,6 +90,6 @@ def check_terms(terms: dict[str, LossTerm], arch: AutoencoderSettings) -> None:
         if term.weight > 0 and term.needs_code_gradient and not arch.differentiable_codes:
             remedy = "penalty=none" if name == "penalty" else f"loss.{name}.weight=0, which measures it"
             raise ValueError(
-                f"loss.{name} ({type(term).__name__}) trains weights through the codes, which have no gradient in arch "
-                f"{arch.name}; set {remedy}"
+                f"loss.{name} ({type(term).__name__}) trains weights through the codes, and those of arch "
+                f"{arch.name} have no gradient; set {remedy}"
             )
