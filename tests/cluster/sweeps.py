@@ -47,7 +47,8 @@ def assert_a_killed_worker_takes_down_its_own_job_only(
 ) -> str:
     """Kill the worker of the first of three equal jobs, two at a time, and finish the sweep afterwards; returns its
     output. `launcher` is the launcher that finishes it, `reason` is why the job was lost."""
-    wait_until(lambda: is_training(folder / "0"), process)
+    # On a busy machine the first worker of Ray takes minutes to start.
+    wait_until(lambda: is_training(folder / "0"), process, seconds=400)
     os.kill(status_of(folder / "0")["pid"], signal.SIGKILL)
     swept = ended(process)
     assert swept.returncode == 1, swept.stdout
