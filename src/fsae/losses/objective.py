@@ -85,7 +85,7 @@ def check_terms(terms: dict[str, LossTerm], arch: AutoencoderSettings) -> None:
         if missing:
             raise ValueError(
                 f"loss.{name} ({type(term).__name__}) needs a forward record with {', '.join(sorted(missing))}, which "
-                f"arch {type(arch).__name__.removesuffix('Settings')} does not have; choose another loss group or arch"
+                f"arch {arch.name} does not have; choose another loss group or arch"
             )
         if term.weight > 0 and term.needs_code_gradient and not arch.differentiable_codes:
             remedy = "penalty=none" if name == "penalty" else f"loss.{name}.weight=0, which measures it"
